@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine: `make demo` serves the page, `make test` runs every test.
+# Python comes from $(PYTHON), packages go into $(VENV); delete that folder to start afresh.
+
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo "$$p" && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export GRADIO_ANALYTICS_ENABLED = False
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench install dev chromium clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+demo: install ## install what is needed and serve the page
+	$(BIN)/python app.py $(ARGS)
+
+test: dev chromium ## run every test (ARGS="-k name" narrows it)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+check: dev ## lint, format check, types and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow and not browser" $(ARGS)
+
+bench: dev ## measure speed and memory side by side with the alternatives
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.bench $(ARGS)
+
+install: $(VENV)/.runtime ## only install what serving and training need
+
+dev: $(VENV)/.dev ## only install what the tests need
+
+clean: ## delete the environment and caches in this folder
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed (3.11 is best): install it, or name one: make PYTHON=/path/to/python"; exit 1; }
+	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
+		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.runtime: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# The browser tests drive Debian's Chromium; without it they skip and say so.
+chromium:
+	@command -v chromium >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ]; then as_root=; elif sudo -n true 2>/dev/null; then as_root=sudo; else \
+		echo "No chromium and no right to install it: the browser tests will be skipped."; exit 0; fi; \
+	command -v apt-get >/dev/null || { echo "Install chromium to run the browser tests."; exit 0; }; \
+	echo "Installing chromium for the browser tests"; \
+	$$as_root apt-get -qq update && \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install chromium >/dev/null
