@@ -1,0 +1,159 @@
+"""Zero-init attention (arXiv 2303.16199, section 3.2) on transformers' attention registry.
+
+Knows tensors: queries, prompt keys and values, gates. Knows nothing of adapters, files or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "zero_init"
+
+
+@dataclass(frozen=True)
+class LayerPrompts:
+    """The adaption prompts of one insertion layer, ready for attention.
+
+    keys, values: [U, Hkv, K, head_dim], the frozen projections of U entries' prompts.
+    gates: [U, H], already `strength * act(g)`; an entry that has no prompts here has gate 0.
+    mask: [U, K], 0 where the prompt exists and -inf where an entry is shorter than K; None if all are full.
+    """
+
+    keys: Tensor
+    values: Tensor
+    gates: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PromptKV:
+    """What a forward pass needs of the adapters of its rows: U entries for each insertion layer by index.
+
+    Passed as an argument of the call and kept by its caller, never on a module. `rows` of the call
+    (`prompt_rows`, [B]) says which entry each row uses, -1 for none; without it a single entry serves all
+    rows, and U entries serve U rows in order.
+    """
+
+    layers: Mapping[int, LayerPrompts]
+    size: int = 1  # U
+
+    def scaled(self, strength: float) -> PromptKV:
+        """The same prompts with every gate multiplied by `strength`."""
+        if strength == 1.0:
+            return self
+        return PromptKV(
+            {i: LayerPrompts(p.keys, p.values, p.gates * strength, p.mask) for i, p in self.layers.items()},
+            self.size,
+        )
+
+    def detached(self) -> PromptKV:
+        """Without graph."""
+        return PromptKV(
+            {
+                i: LayerPrompts(p.keys.detach(), p.values.detach(), p.gates.detach(), p.mask)
+                for i, p in self.layers.items()
+            },
+            self.size,
+        )
+
+    @staticmethod
+    def stack(entries: Sequence[PromptKV]) -> PromptKV:
+        """One PromptKV with the entries of all, in order; prompt lengths and insertion layers may differ."""
+        if len(entries) == 1:
+            return entries[0]
+        layers = {}
+        for index in sorted({i for entry in entries for i in entry.layers}):
+            present = [entry.layers.get(index) for entry in entries]
+            like = next(p for p in present if p is not None)
+            length = max(p.keys.shape[2] for p in present if p is not None)
+            padded = [_pad(p, e.size, length, like) for p, e in zip(present, entries, strict=True)]
+            masks = [p.mask for p in padded]
+            layers[index] = LayerPrompts(
+                torch.cat([p.keys for p in padded]),
+                torch.cat([p.values for p in padded]),
+                torch.cat([p.gates for p in padded]),
+                torch.cat([m for m in masks if m is not None]),
+            )
+        return PromptKV(layers, sum(entry.size for entry in entries))
+
+
+def _pad(prompts: LayerPrompts | None, size: int, length: int, like: LayerPrompts) -> LayerPrompts:
+    """`prompts` lengthened to `length` behind a mask; all zeros with gate 0 where there are none."""
+    _, heads, _, head_dim = like.keys.shape
+    if prompts is None:
+        zeros = like.keys.new_zeros(size, heads, length, head_dim)
+        gates = like.gates.new_zeros(size, like.gates.shape[1])
+        return LayerPrompts(zeros, zeros, gates, like.keys.new_zeros(size, length))
+    missing = length - prompts.keys.shape[2]
+    mask = prompts.mask
+    if mask is None:
+        mask = prompts.keys.new_zeros(size, prompts.keys.shape[2])
+    return LayerPrompts(
+        F.pad(prompts.keys, (0, 0, 0, missing)),
+        F.pad(prompts.values, (0, 0, 0, missing)),
+        prompts.gates,
+        F.pad(mask, (0, missing), value=float("-inf")),
+    )
+
+
+def prompt_term(query: Tensor, prompts: LayerPrompts, rows: Tensor | None, scaling: float) -> Tensor:
+    """The gated second softmax: act(g) * softmax(q kp^T * scaling) vp, per head.
+
+    query: [B, H, T, head_dim], after RoPE. Returns [B, T, H, head_dim].
+    """
+    batch, heads, length, head_dim = query.shape
+    keys, values, gates, mask = prompts.keys, prompts.values, prompts.gates, prompts.mask
+    if rows is not None:
+        entry = rows.clamp(min=0)
+        gates = gates[entry] * (rows >= 0).unsqueeze(1).to(gates.dtype)
+        keys, values = keys[entry], values[entry]
+        mask = None if mask is None else mask[entry]
+    kv_heads = keys.shape[1]
+    # Grouped-query attention without repeating keys: the group's heads become further query positions.
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+    scores = torch.matmul(grouped, keys.transpose(2, 3)) * scaling  # [B, Hkv, G*T, K]
+    if mask is not None:
+        scores = scores + mask[:, None, None, :]
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+    out = torch.matmul(weights, values).reshape(batch, heads, length, head_dim)
+    return (out * gates[:, :, None, None]).transpose(1, 2)
+
+
+def zero_init_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    prompt_kv: PromptKV | None = None,
+    prompt_rows: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over the words plus the gated attention over the prompts of this call.
+
+    Two softmaxes, not one: equation 7 keeps the words' attention independent of the prompts, so that a zero
+    gate leaves the frozen base's output exactly as it was. query: [B, H, T, head_dim] after RoPE;
+    key, value: [B, Hkv, S, head_dim]. Returns ([B, T, H, head_dim], None), before o_proj.
+    """
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if prompt_kv is None:
+        return out, None
+    prompts = prompt_kv.layers.get(int(module.layer_idx))  # type: ignore[arg-type]
+    if prompts is None:
+        return out, None
+    return out + prompt_term(query, prompts, prompt_rows, kwargs["scaling"]), None
+
+
+def register() -> None:
+    """Make `attn_implementation="zero_init"` known to transformers; safe to call again."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, zero_init_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

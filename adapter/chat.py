@@ -1,0 +1,62 @@
+"""Conversations as token ids: the one place where messages become text, for training and for serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from adapter.errors import BadInput
+
+Role = Literal["system", "user", "assistant"]
+
+# The template of Stanford's Alpaca data, which the published LLaMA-Adapter V1 was trained with. It ends in
+# "### Response:" without a newline. A follow-up turn continues with another Instruction/Response pair.
+_ALPACA_HEAD = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "chat") -> list[int]:
+    """Token ids of a conversation up to where the answer begins.
+
+    `template` is `chat` (the base's own chat template), `alpaca`, or `raw` (the texts one after another).
+    Raises BadInput if there is nothing to answer or the base has no chat template.
+    """
+    if not messages or not any(m.text.strip() for m in messages):
+        raise BadInput("The message is empty. Type something first.")
+    if template == "raw":
+        return list(tokenizer("".join(m.text for m in messages)).input_ids)
+    if template == "alpaca":
+        return list(tokenizer(_alpaca(messages)).input_ids)
+    if not getattr(tokenizer, "chat_template", None):
+        raise BadInput("This base has no chat template. Use template 'alpaca' or 'raw' with it.")
+    turns = [{"role": m.role, "content": m.text} for m in messages]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def encode_answer(tokenizer: Any, answer: str) -> list[int]:
+    """Token ids of an answer and of the token that ends it: what a trained adapter learns to write."""
+    return [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+
+
+def _alpaca(messages: Sequence[Message]) -> str:
+    parts = [_ALPACA_HEAD]
+    for message in messages:
+        if message.role == "user":
+            parts.append(f"### Instruction:\n{message.text}\n\n")
+        elif message.role == "assistant":
+            parts.append(f"### Response:{message.text}\n\n")
+        else:
+            parts[0] = f"{message.text}\n\n"
+    return "".join(parts) + "### Response:"

@@ -1,0 +1,166 @@
+"""What an adapter is, as data: the frozen dataclasses behind `config.json`. Knows nothing of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapter.errors import LoadError
+
+FORMAT_VERSION = 1
+GATE_ACTIVATIONS = ("tanh", "identity")
+TEMPLATES = ("chat", "alpaca", "raw")
+PROJECTIONS = ("global", "label")
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class BaseFingerprint:
+    """Which frozen model an adapter was made for.
+
+    The sizes and `tokenizer` (a hash of the vocabulary) must match; `weights` (a hash of a sample of the
+    weights) only warns, because the same model comes in several precisions.
+    """
+
+    name: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tokenizer: str = ""
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        _at_least_one(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", int)}
+        )
+
+    def differences(self, base: BaseFingerprint) -> list[str]:
+        """What keeps an adapter with this fingerprint from running on `base`, in words; empty if nothing."""
+        found = []
+        for f in dataclasses.fields(self):
+            mine, theirs = getattr(self, f.name), getattr(base, f.name)
+            if f.name in ("name", "weights") or mine == theirs:
+                continue
+            if f.name == "tokenizer":
+                if mine and theirs:
+                    found.append("another tokenizer")
+            else:
+                found.append(f"{f.name} {mine} instead of {theirs}")
+        return found
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """How a picture becomes prompts: the frozen encoder and the trained projection behind it.
+
+    `projection` is `global` (multi-scale global features -> MLP -> one vector added to every prompt of all
+    insertion layers, equations 9 and 10 of arXiv 2303.16199) or `label` (the encoder's class posterior
+    spelled in the base's own token embeddings, and an MLP beside it: see `adapter/projection.py`).
+    """
+
+    encoder: str
+    projection: str = "global"
+    feature_size: int = 0  # width of the concatenated multi-scale features
+    hidden: int = 512  # of the MLP
+    num_classes: int = 0  # of the encoder's classifier; `label` only
+    num_concepts: int = 0  # further things with a name, told apart by the adapter; `label` only
+    num_kinds: int = 0  # common words over groups of classes; `label` only
+    name_length: int = 0  # tokens a name may take; `label` only
+
+    def __post_init__(self) -> None:
+        _one_of("vision.projection", self.projection, PROJECTIONS)
+        _at_least_one(feature_size=self.feature_size, hidden=self.hidden)
+        if self.projection == "label":
+            _at_least_one(
+                num_classes=self.num_classes, num_kinds=self.num_kinds, name_length=self.name_length
+            )
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Everything about an adapter but its weights; `config.json` holds exactly this."""
+
+    base: BaseFingerprint
+    prompt_length: int = 10
+    insertion_layers: int = 30  # the topmost L of the base's layers
+    gate_activation: str = "tanh"
+    prompt_norm: bool = False  # pass prompts through the layer's frozen input_layernorm before k_proj, v_proj
+    template: str = "chat"
+    description: str = ""
+    vision: VisionConfig | None = None
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def __post_init__(self) -> None:
+        _at_least_one(prompt_length=self.prompt_length, insertion_layers=self.insertion_layers)
+        _one_of("gate_activation", self.gate_activation, GATE_ACTIVATIONS)
+        _one_of("template", self.template, TEMPLATES)
+        if self.insertion_layers > self.base.num_hidden_layers:
+            raise ValueError(
+                f"insertion_layers must be at most the base's {self.base.num_hidden_layers}, "
+                f"got {self.insertion_layers}"
+            )
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"format_version {self.format_version} is not the {FORMAT_VERSION} that this program reads"
+            )
+
+    @property
+    def is_visual(self) -> bool:
+        return self.vision is not None
+
+    @property
+    def layers(self) -> range:
+        """Indices of the insertion layers, lowest first."""
+        total = self.base.num_hidden_layers
+        return range(total - self.insertion_layers, total)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> AdapterConfig:
+        """Read `config.json`. Raises LoadError that names `where` and the field at fault."""
+        try:
+            data = json.loads(text)
+            data["base"] = _build(BaseFingerprint, data.get("base"), "base")
+            if data.get("vision") is not None:
+                data["vision"] = _build(VisionConfig, data["vision"], "vision")
+            return _build(cls, data, "config.json")
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise LoadError(
+                f"{where}: config.json is not an adapter configuration ({error}). "
+                "Download or train the adapter again."
+            ) from error
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    """A dataclass from a JSON object; unknown and missing keys and wrong types are errors."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} must be an object, got {type(data).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise ValueError(f"{where} has unknown key {', '.join(unknown)}")
+    missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in data)
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    for name, value in data.items():
+        expected = {"int": int, "str": str, "bool": bool}.get(str(fields[name].type))
+        if expected is not None and type(value) is not expected:
+            raise ValueError(f"{where}.{name} must be {expected.__name__}, got {value!r}")
+    return cls(**data)

