@@ -1,0 +1,159 @@
+"""The command line: `python -m adapter list | show NAME | generate [options] PROMPT`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapter.chat import Message
+from adapter.checkpoint import load_adapter
+from adapter.embedded import BASE
+from adapter.engine import MAX_STRENGTH, Engine, GenerationEvent, GenerationRequest
+from adapter.errors import AdapterError
+from adapter.llama import QUANTIZATIONS, load_base
+from adapter.modules import Adapter
+from adapter.sampling import SamplingParams
+from adapter.store import SHIPPED, AdapterStore
+from adapter.vision import open_image
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Errors that a user can meet become one line on stderr."""
+    args = _parser().parse_args(arguments)
+    store = AdapterStore(*(args.adapters or ()), SHIPPED)
+    try:
+        args.command(args, store)
+    except AdapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m adapter", description="Adapters for a frozen LLaMA.")
+    parser.add_argument(
+        "--adapters", type=Path, action="append", metavar="DIR", help="another adapter folder"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="the adapters that are there")
+    listing.set_defaults(command=_list)
+    show = commands.add_parser("show", help="one adapter: parameters, size, base, gates")
+    show.add_argument("name")
+    show.set_defaults(command=_show)
+    generate = commands.add_parser("generate", help="answer one prompt", allow_abbrev=False)
+    generate.set_defaults(command=_generate)
+    generate.add_argument("prompt", nargs="?", metavar="PROMPT")
+    generate.add_argument("--prompt-ids", type=_ids, metavar="1,2,3", help="token ids instead of PROMPT")
+    generate.add_argument("--adapter", metavar="NAME", help="default: the frozen base")
+    generate.add_argument("--image", type=Path, metavar="FILE")
+    generate.add_argument("--strength", type=float, default=1.0, help=f"0 (the base) to {MAX_STRENGTH:g}")
+    defaults = SamplingParams()
+    generate.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
+    generate.add_argument("--top-p", type=float, default=defaults.top_p)
+    generate.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens)
+    generate.add_argument("--seed", type=int)
+    generate.add_argument("--raw", action="store_true", help="no chat template around PROMPT")
+    generate.add_argument("--json", action="store_true", help="one JSON object instead of a stream")
+    generate.add_argument("--logprobs", action="store_true", help="with --json: of each token")
+    generate.add_argument("--base", default=BASE, help="embedded name, Hugging Face id or folder")
+    generate.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
+    generate.add_argument("--device", default="auto")
+    return parser
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers like 1,2,3, got {text!r}") from None
+
+
+def _list(_: argparse.Namespace, store: AdapterStore) -> None:
+    for name in store.names():
+        try:
+            card = store.card(name)
+        except AdapterError as error:
+            print(f"{name:12} cannot be used: {error}")
+            continue
+        kind = "image" if card.is_visual else "text"
+        print(f"{name:12} {kind:6} {card.bytes / 2**20:5.1f} MB  {card.description}")
+
+
+def _show(args: argparse.Namespace, store: AdapterStore) -> None:
+    adapter = load_adapter(store.folder(args.name))
+    card = store.card(args.name)
+    config = adapter.config
+    print(f"{args.name}: {config.description}")
+    shape = f"hidden {config.base.hidden_size}, {config.base.num_hidden_layers} layers"
+    print(f"base         {config.base.name} ({shape})")
+    print(f"parameters   {adapter.num_parameters:,} in {card.bytes / 2**20:.1f} MB")
+    print(f"prompts      {config.prompt_length} in each of the topmost {config.insertion_layers} layers")
+    print(f"gates        {config.gate_activation}, one a head")
+    if config.vision is not None:
+        print(f"vision       {config.vision.encoder}, {config.vision.projection} projection")
+    print()
+    print(gate_table(adapter))
+
+
+def gate_table(adapter: Adapter) -> str:
+    """The activated gates: a row a layer, a column a head, in hundredths."""
+    gates = adapter.activated_gates() * 100
+    lines = ["act(g) x 100  " + "".join(f"{f'h{head}':>5}" for head in range(gates.shape[1]))]
+    for layer, row in zip(adapter.config.layers, gates.tolist(), strict=True):
+        lines.append(f"layer {layer:<8}" + "".join(f"{value:5.0f}" for value in row))
+    return "\n".join(lines)
+
+
+def _generate(args: argparse.Namespace, store: AdapterStore) -> None:
+    if (args.prompt is None) == (args.prompt_ids is None):
+        raise AdapterError("Give either PROMPT or --prompt-ids.")
+    request = GenerationRequest(
+        messages=() if args.prompt is None else (Message("user", args.prompt),),
+        adapter=args.adapter,
+        image=None if args.image is None else open_image(args.image),
+        strength=args.strength,
+        sampling=SamplingParams(args.temperature, args.top_p, args.max_new_tokens, args.seed),
+        raw=args.raw,
+        prompt_ids=args.prompt_ids,
+    )
+    if args.adapter is not None:
+        store.folder(args.adapter)  # an unknown name should not cost the loading of a base
+    base = load_base(args.base, args.quantization, args.device)
+    print(base.describe(), file=sys.stderr)
+    engine = Engine(base, store)
+    try:
+        events = []
+        for event in engine.stream(request):
+            events.append(event)
+            if not args.json:
+                print(event.text, end="", flush=True)
+        print(_as_json(events, args.logprobs) if args.json else "")
+    finally:
+        engine.close()
+
+
+def _as_json(events: list[GenerationEvent], logprobs: bool) -> str:
+    stats = events[-1].stats
+    assert stats is not None
+    answer: dict[str, object] = {
+        "text": "".join(event.text for event in events),
+        "token_ids": [event.token_id for event in events],
+        "finish_reason": events[-1].finish_reason,
+        "prompt_tokens": stats.prompt_tokens,
+        "new_tokens": stats.new_tokens,
+        "prefill_s": round(stats.prefill_s, 4),
+        "decode_s": round(stats.decode_s, 4),
+        "tokens_per_s": round(stats.tokens_per_s, 2),
+    }
+    if logprobs:
+        answer["logprobs"] = [event.logprob for event in events]
+    return json.dumps(answer, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
