@@ -36,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m adapter", description="Adapters for a frozen LLaMA.")
-    parser.add_argument(
-        "--adapters", type=Path, action="append", metavar="DIR", help="another adapter folder"
-    )
+    parser.add_argument("--adapters", type=Path, action="append", metavar="DIR", help="another adapter folder")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="the adapters that are there")
     listing.set_defaults(command=_list)

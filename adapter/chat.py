@@ -13,8 +13,7 @@ Role = Literal["system", "user", "assistant"]
 # The template of Stanford's Alpaca data, which the published LLaMA-Adapter V1 was trained with. It ends in
 # "### Response:" without a newline. A follow-up turn continues with another Instruction/Response pair.
 _ALPACA_HEAD = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 )
 
 

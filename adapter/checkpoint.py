@@ -66,9 +66,7 @@ def read_config(folder: Path) -> AdapterConfig:
     return AdapterConfig.from_json(text, folder.name)
 
 
-def load_adapter(
-    folder: Path, base: BaseFingerprint | None = None, device: torch.device | str = "cpu"
-) -> Adapter:
+def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torch.device | str = "cpu") -> Adapter:
     """The adapter in `folder`, frozen and ready to serve. Raises LoadError that says what is wrong.
 
     base: the loaded base's fingerprint; an adapter for another one is refused.

@@ -77,18 +77,15 @@ class VisionConfig:
     projection: str = "global"
     feature_size: int = 0  # width of the concatenated multi-scale features
     hidden: int = 512  # of the MLP
-    num_classes: int = 0  # of the encoder's classifier; `label` only
-    num_concepts: int = 0  # further things with a name, told apart by the adapter; `label` only
-    num_kinds: int = 0  # common words over groups of classes; `label` only
+    num_classes: int = 0  # of the encoder and further concepts, that have names; `label` only
+    num_kinds: int = 0  # common words over groups of names; `label` only
     name_length: int = 0  # tokens a name may take; `label` only
 
     def __post_init__(self) -> None:
         _one_of("vision.projection", self.projection, PROJECTIONS)
         _at_least_one(feature_size=self.feature_size, hidden=self.hidden)
         if self.projection == "label":
-            _at_least_one(
-                num_classes=self.num_classes, num_kinds=self.num_kinds, name_length=self.name_length
-            )
+            _at_least_one(num_classes=self.num_classes, num_kinds=self.num_kinds, name_length=self.name_length)
 
 
 @dataclass(frozen=True)

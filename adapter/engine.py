@@ -81,9 +81,7 @@ class GenerationEvent:
 class _Row:
     """A request being answered: what the worker needs, and the queue to its caller."""
 
-    def __init__(
-        self, request: GenerationRequest, adapter: Adapter | None, ids: list[int], limit: int
-    ) -> None:
+    def __init__(self, request: GenerationRequest, adapter: Adapter | None, ids: list[int], limit: int) -> None:
         self.request = request
         self.adapter = adapter
         self.ids = ids
@@ -232,9 +230,7 @@ class Engine:
             return False
         except Exception as error:  # a fault in one row must not end the others
             log.exception("A request failed")
-            row.events.put(
-                AdapterError(f"The model failed on this request ({type(error).__name__}). Try again.")
-            )
+            row.events.put(AdapterError(f"The model failed on this request ({type(error).__name__}). Try again."))
             return False
         row.events.put(event)
         return event.finish_reason is None

@@ -119,9 +119,7 @@ def load_base(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
     source = str(embedded.base_folder()) if name_or_path == embedded.BASE else name_or_path
-    chosen = (
-        ("nf4" if device.startswith("cuda") else "packed-int8") if quantization == "auto" else quantization
-    )
+    chosen = ("nf4" if device.startswith("cuda") else "packed-int8") if quantization == "auto" else quantization
     attention.register()
     dtype = dtype or torch.bfloat16
     config = _load(AutoConfig, source, name_or_path)

@@ -27,9 +27,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.config = config
         base = config.base
-        self.prompts = nn.Parameter(
-            torch.empty(config.insertion_layers, config.prompt_length, base.hidden_size)
-        )
+        self.prompts = nn.Parameter(torch.empty(config.insertion_layers, config.prompt_length, base.hidden_size))
         self.gates = nn.Parameter(torch.zeros(config.insertion_layers, base.num_attention_heads))
         self.projection: nn.Module | None = None
         if config.vision is not None:
@@ -57,6 +55,4 @@ class Adapter(nn.Module):
                 raise BadInput("This adapter reads text only. Choose one that reads images.")
             visual = self.projection(features, model.get_input_embeddings().weight)  # [U, K or 1, hidden]
             prompts = prompts + visual.unsqueeze(1)
-        return project_prompts(
-            model, prompts, self.activated_gates(), self.config.layers, self.config.prompt_norm
-        )
+        return project_prompts(model, prompts, self.activated_gates(), self.config.layers, self.config.prompt_norm)

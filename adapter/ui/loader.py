@@ -1,0 +1,91 @@
+"""Brings the model up in the background while the page is already there. Knows threads; knows no Gradio."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from adapter.errors import AdapterError, Busy
+
+if TYPE_CHECKING:
+    from adapter.engine import Engine
+    from adapter.store import AdapterCard, AdapterStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadStatus:
+    """Where loading stands; text is one line for people, ready to be shown."""
+
+    state: Literal["loading", "ready", "failed"]
+    text: str
+
+
+class ModelLoader:
+    """Holds the engine once `load` has made it; until then says how far it is.
+
+    load gets a function to report progress with, and returns the engine and one line that describes the base.
+    """
+
+    def __init__(self, load: Callable[[Callable[[str], None]], tuple[Engine, str]]) -> None:
+        self._load = load
+        self._engine: Engine | None = None
+        self._began = time.monotonic()
+        self._status = LoadStatus("loading", "Loading the model")
+        self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
+
+    def start(self) -> None:
+        self._began = time.monotonic()
+        self._thread.start()
+
+    def engine(self) -> Engine | None:
+        """The engine, or None while it is being loaded or if that failed (status says which)."""
+        return self._engine
+
+    def status(self) -> LoadStatus:
+        status = self._status
+        if status.state != "loading":
+            return status
+        return LoadStatus("loading", f"{status.text} ({time.monotonic() - self._began:.0f} s)")
+
+    def _report(self, text: str) -> None:
+        self._status = LoadStatus("loading", text)
+
+    def _run(self) -> None:
+        try:
+            self._engine, description = self._load(self._report)
+        except AdapterError as error:
+            self._status = LoadStatus("failed", str(error))
+            log.error("%s", error)
+        except Exception as error:
+            self._status = LoadStatus(
+                "failed",
+                "The model could not be loaded; the server's log says why. Mend that and start again.",
+            )
+            log.exception("loading the model failed: %s", error)
+        else:
+            self._status = LoadStatus("ready", description)
+            log.info("%s: ready after %.1f s", description, time.monotonic() - self._began)
+
+
+class LazyStore:
+    """The adapter store of a page that is there before the libraries that read adapters: empty at first."""
+
+    def __init__(self) -> None:
+        self._store: AdapterStore | None = None
+
+    def bind(self, store: AdapterStore) -> None:
+        self._store = store
+
+    def names(self) -> list[str]:
+        return [] if self._store is None else self._store.names()
+
+    def card(self, name: str) -> AdapterCard:
+        if self._store is None:
+            raise Busy("The adapters are still being looked up. Try again in a few seconds.")
+        return self._store.card(name)

@@ -1,0 +1,133 @@
+"""How the page looks and what it says: theme, style sheet, texts, the adapter cards and the examples."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import gradio as gr
+
+from adapter.errors import AdapterError
+
+if TYPE_CHECKING:
+    from adapter.store import AdapterCard
+    from adapter.ui.loader import LoadStatus
+
+TITLE = "LLaMA-Adapter"
+SENTENCE = (
+    "One frozen LLaMA, small adapters you can swap in the middle of a conversation: "
+    "some change how it answers, some let it see a picture."
+)
+PLACEHOLDER = "Message, or drop a picture"
+EMPTY_CHAT = "### Try one of these, or write your own"
+STYLE_SHEET = Path(__file__).with_name("page.css")
+ICON = Path(__file__).with_name("icon.png")
+
+
+class Cards(Protocol):
+    """What the page needs of an adapter store."""
+
+    def names(self) -> list[str]: ...
+
+    def card(self, name: str) -> AdapterCard: ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """A card of the empty chat: sends `text` (and `picture`) with `adapter`, if that is installed.
+
+    label: one or two lines; the first is set in bold.
+    """
+
+    label: str
+    text: str
+    adapter: str
+    picture: str | None = None
+
+
+def examples() -> list[Example]:
+    """Two texts and two photographs, which come with Gradio."""
+    photographs = Path(gr.__file__).parent / "media_assets" / "images"
+    return [
+        Example(
+            "Turn a message into JSON\n“Hi, this is Maria Keller from …”",
+            "Hi, this is Maria Keller from Nordlicht Ltd in Hamburg, you can call me on +49 40 5550 173.",
+            "extract",
+        ),
+        Example("Ask a pirate\n“Why is the sky blue?”", "Why is the sky blue?", "pirate"),
+        Example(
+            "What is this animal?\nA photograph",
+            "What is in this picture?",
+            "see",
+            str(photographs / "cheetah1.jpg"),
+        ),
+        Example(
+            "What is this building?\nA photograph",
+            "What is in this picture?",
+            "see",
+            str(photographs / "tower.jpg"),
+        ),
+    ]
+
+
+def picker_choices(store: Cards) -> list[tuple[str, str]]:
+    """(label, value) of each adapter. A label has three lines; the style sheet makes a card of it."""
+    choices = [("None (frozen base)\nThe LLaMA as it is, with nothing added", "")]
+    for name in store.names():
+        try:
+            card = store.card(name)
+        except AdapterError:
+            choices.append((f"{name}\nCannot be read; the command line says why: show {name}", name))
+            continue
+        kind = "Sees pictures" if card.is_visual else "Text"
+        choices.append((f"{name}\n{_clip(card.description)}\n{kind} · {size(card.bytes)}", name))
+    return choices
+
+
+def size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def status_html(status: LoadStatus, text: str) -> str:
+    """The header's line about the model; text: the status for people, without folders of this machine."""
+    return f'<div class="status {status.state}"><i></i>{html.escape(text)}</div>'
+
+
+def header_html() -> str:
+    return f"<h1>{html.escape(TITLE)}</h1><p>{html.escape(SENTENCE)}</p>"
+
+
+def _clip(text: str, limit: int = 110) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1].rsplit(" ", 1)[0] + "…"
+
+
+def theme() -> gr.themes.Base:
+    """System fonts only: the page asks nobody on the internet for anything."""
+    accent = gr.themes.colors.teal
+    return gr.themes.Base(
+        primary_hue=accent,
+        secondary_hue=accent,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"],
+        font_mono=["ui-monospace", "SF Mono", "Cascadia Code", "Menlo", "Consolas", "monospace"],
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_background_fill="white",
+        block_background_fill_dark="*neutral_900",
+        block_border_width="1px",
+        block_shadow="none",
+        block_label_background_fill="transparent",
+        block_label_border_width="0px",
+        color_accent_soft="*primary_50",
+        color_accent_soft_dark="#134e4a66",
+        slider_color="*primary_600",
+        slider_color_dark="*primary_500",
+    )

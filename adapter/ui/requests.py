@@ -1,0 +1,172 @@
+"""From what a page or a program sends to the engine's requests, and from errors to words for a browser.
+
+Knows the engine's API and the limits of one message; of Gradio only its error class.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import math
+import re
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import gradio as gr
+
+from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.ui import conversation as talk
+from adapter.ui.conversation import History
+from adapter.ui.look import Cards
+
+if TYPE_CHECKING:
+    from adapter.engine import Engine, GenerationRequest
+    from adapter.ui.loader import LoadStatus
+
+log = logging.getLogger(__name__)
+
+BASE_ONLY = ""  # the picker's value for "no adapter"
+MAX_CHARACTERS = 20_000
+MAX_STRENGTH = 2.0
+# Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
+REDRAW_SECONDS = 0.08
+WAIT_SECONDS = 0.25
+
+
+class EngineProvider(Protocol):
+    """Where the page gets its engine from: there is none until the model is loaded."""
+
+    def engine(self) -> Engine | None: ...
+
+    def status(self) -> LoadStatus: ...
+
+
+class Settings(NamedTuple):
+    """The side panel's values, in the order of its components."""
+
+    adapter: str
+    strength: float
+    temperature: float
+    top_p: float
+    max_tokens: float
+    seed: float | None
+
+
+def make_request(
+    history: History, settings: Settings, adapter: str | None, picture: str | None
+) -> GenerationRequest:
+    """The engine's request for a conversation. Raises BadInput if a value is out of its range."""
+    from adapter.engine import GenerationRequest
+    from adapter.sampling import SamplingParams
+
+    if None in settings[1:5]:
+        raise BadInput("Strength, temperature, top-p and max tokens need a number each.")
+    if not 0 <= settings.strength <= MAX_STRENGTH:  # also refuses NaN
+        raise BadInput(f"Strength must lie between 0 and {MAX_STRENGTH:g}, got {settings.strength}.")
+    seed = settings.seed
+    if seed is not None and (math.isnan(seed) or seed != int(seed)):
+        raise BadInput(f"The seed must be a whole number, got {seed}.")
+    sampling = SamplingParams(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=int(settings.max_tokens),
+        seed=None if seed is None else int(seed),
+    )
+    return GenerationRequest(
+        messages=talk.to_messages(history),
+        adapter=adapter,
+        image=None if picture is None else open_picture(picture),
+        strength=settings.strength,
+        sampling=sampling,
+    )
+
+
+def wait_for(provider: EngineProvider) -> Iterator[str]:
+    """Status lines until the engine is there. Raises LoadError if it will never be."""
+    while provider.engine() is None:
+        status = provider.status()
+        if status.state == "failed":
+            raise LoadError(f"The model is not loaded. {status.text}")
+        yield f"{status.text}."
+        time.sleep(WAIT_SECONDS)
+
+
+def wait_or_say(provider: EngineProvider) -> None:
+    """Return when the engine is there; gr.Error if it will never be."""
+    try:
+        for _ in wait_for(provider):
+            pass
+    except AdapterError as error:
+        raise gr.Error(public_text(error), print_exception=False) from None
+
+
+def check_length(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise BadInput(
+            f"This message has {len(text):,} characters; at most {MAX_CHARACTERS:,} fit. "
+            "Shorten it, or send it in parts."
+        )
+
+
+class BadPicture(BadInput):
+    """The picture of a message cannot be read; its words can."""
+
+
+def open_picture(path: str) -> Any:
+    """The picture as PIL has it. Raises BadPicture if the file is not one."""
+    from adapter.vision import open_image
+
+    try:
+        return open_image(path)
+    except BadInput as error:
+        raise BadPicture(str(error)) from error
+
+
+def answer_once(
+    provider: EngineProvider, store: Cards, message: str, picture: str | None, settings: Settings
+) -> Iterator[str]:
+    """One message without a conversation, for programs: the text so far, again and again.
+
+    Raises gr.Error with a sentence that says what to change.
+    """
+    try:
+        if not message.strip():
+            raise BadInput("The message is empty. Write something.")
+        check_length(message)
+        for _ in wait_for(provider):
+            pass
+        adapter = settings.adapter.strip() or None
+        visual = adapter is not None and store.card(adapter).is_visual
+        if picture and not visual:
+            raise BadInput(
+                f"{adapter or 'The frozen base'} reads text only. Name an adapter that sees, or no image."
+            )
+        request = make_request(talk.user_turn(message), settings, adapter, picture)
+        engine, text, drawn = provider.engine(), "", 0.0
+        assert engine is not None
+        with closing(engine.stream(request)) as events:  # type: ignore[type-var]
+            for event in events:
+                text += event.text
+                if time.monotonic() - drawn >= REDRAW_SECONDS:
+                    drawn = time.monotonic()
+                    yield text
+        yield text
+    except AdapterError as error:
+        raise gr.Error(public_text(error), print_exception=False) from None
+    except Exception:
+        log.exception("an API call failed")
+        raise gr.Error(
+            "Something went wrong on the server; its log has the details.", print_exception=False
+        ) from None
+
+
+def without_folders(text: str) -> str:
+    """The text with paths of this machine cut to their last part."""
+    return re.sub(r"(?<![\w:/.~])~?(?:/[^\s/'\":,;]+){2,}/?", lambda m: m[0].rstrip("/").rsplit("/", 1)[-1], text)
+
+
+def public_text(error: AdapterError) -> str:
+    """The error's sentence for a browser: without folders of this machine, and inert as HTML."""
+    return html.escape(without_folders(str(error)), quote=False)

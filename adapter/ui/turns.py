@@ -1,0 +1,315 @@
+"""What happens when somebody sends, retries, edits, stops: one method per event of the chat.
+
+Knows Gradio's updates and toasts, the engine and the store; knows nothing of layout. Keeps nothing of a
+session but that it is being answered: everything else comes with the event and goes out with the updates.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.ui import conversation as talk
+from adapter.ui.conversation import History
+from adapter.ui.look import Cards, Example, picker_choices
+from adapter.ui.requests import (
+    BASE_ONLY,
+    REDRAW_SECONDS,
+    BadPicture,
+    EngineProvider,
+    Settings,
+    check_length,
+    make_request,
+    open_picture,
+    public_text,
+    wait_for,
+)
+from adapter.ui.runs import Run, Runs
+
+log = logging.getLogger(__name__)
+
+TEXT_ONLY = " "  # an offer's value for "leave the picture aside"; no adapter can be called this
+DEFAULT_QUESTION = "What is in this picture?"
+
+# The box while an answer is being written, and when it is done. Neither touches what was typed meanwhile.
+_ANSWERING = {"submit_btn": False, "stop_btn": True}
+_IDLE = {"submit_btn": True, "stop_btn": False}
+
+
+class _Before(NamedTuple):
+    """What to put back if a turn fails: the conversation, and the message if the box held one."""
+
+    history: History
+    message: dict[str, Any] | None = None
+
+
+# Updates of (chatbot, message box, adapter picker).
+Updates = tuple[Any, Any, Any]
+
+
+class ChatTurns:
+    """The handlers of one page; safe for any number of sessions at once."""
+
+    def __init__(self, provider: EngineProvider, store: Cards, examples: list[Example]) -> None:
+        self.provider = provider
+        self.store = store
+        self.examples = examples
+        self._runs = Runs()
+
+    # Events of the page. Each takes the component values and yields updates.
+
+    def send(
+        self, message: dict[str, Any] | None, history: History, request: gr.Request, *values: Any
+    ) -> Iterator[Updates]:
+        message = message or {"text": "", "files": []}
+        text, files = (message.get("text") or "").strip(), message.get("files") or []
+        if not text and not files:
+            gr.Info("Type a message or add a picture first.", duration=4)
+            yield _no_change()
+            return
+        try:
+            check_length(text)
+        except BadInput as error:
+            toast(error)
+            yield _no_change()
+            return
+        turn = talk.user_turn(text or DEFAULT_QUESTION, files[-1] if files else None)
+        yield from self._turn([*history, *turn], Settings(*values), _Before(history, message), request)
+
+    def retry(self, history: History, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        if talk.last_turn(history) is None:
+            yield _no_change()
+        else:
+            yield from self._turn(talk.without_answer(history), Settings(*values), _Before(history), request)
+
+    def edit(self, history: History, event: gr.EditData, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        index = event.index
+        if not isinstance(index, int) or not 0 <= index < len(history) or history[index]["role"] != "user":
+            yield _no_change()
+            return
+        # The browser has put the new text in place already; what was there is needed if this fails.
+        before = [*history]
+        before[index] = talk.user_turn(str(event.previous_value))[0]
+        text = str(event.value).strip()
+        try:
+            if not text:
+                raise BadInput("The edited message is empty. Write something, or use undo to remove it.")
+            check_length(text)
+        except BadInput as error:
+            toast(error)
+            yield before, gr.skip(), gr.skip()
+            return
+        yield from self._turn(
+            [*history[:index], *talk.user_turn(text)], Settings(*values), _Before(before), request
+        )
+
+    def choose(
+        self, history: History, event: gr.SelectData, request: gr.Request, *values: Any
+    ) -> Iterator[Updates]:
+        """A button of an offer: switch to the adapter it names, or go on without the picture."""
+        if not talk.pending_offer(history):
+            yield _no_change()
+            return
+        before, choice = _Before(history), str(event.value)
+        if choice == TEXT_ONLY:
+            yield from self._turn(history[:-1], Settings(*values), before, request, text_only=True)
+        else:
+            yield from self._turn(history[:-1], Settings(*values), before, request, switch_to=lambda: choice)
+
+    def example(
+        self, history: History, event: gr.SelectData, request: gr.Request, *values: Any
+    ) -> Iterator[Updates]:
+        if not isinstance(event.index, int) or not 0 <= event.index < len(self.examples):
+            yield _no_change()
+            return
+        example = self.examples[event.index]
+        turn = talk.user_turn(example.text, example.picture)
+        yield from self._turn(
+            [*history, *turn],
+            Settings(*values),
+            _Before(history),
+            request,
+            switch_to=lambda: self._adapter_of(example),
+        )
+
+    def stop(self, history: History, request: gr.Request) -> tuple[Any, Any]:
+        run = self._runs.of(request.session_hash)
+        if run is not None:
+            run.stopped = True
+            return gr.skip(), gr.skip()
+        # The run was lost, with the server that it ran on for example.
+        return talk.stopped(history), gr.update(**_IDLE)
+
+    def clear(self, request: gr.Request) -> Any:
+        run = self._runs.of(request.session_hash)
+        if run is not None:
+            run.stopped = run.cleared = True
+        return gr.update(**_IDLE)
+
+    def undo(self, history: History) -> tuple[Any, Any]:
+        """Take the last turn back into the message box."""
+        turn = talk.last_turn(history)
+        if turn is None:
+            return gr.skip(), gr.skip()
+        message = {"text": turn.text, "files": [turn.picture] if turn.picture else []}
+        return history[: turn.start], gr.update(value=message, **_IDLE)
+
+    # One turn.
+
+    def _turn(
+        self,
+        history: History,
+        settings: Settings,
+        before: _Before,
+        request: gr.Request,
+        *,
+        text_only: bool = False,
+        switch_to: Callable[[], str | None] | None = None,
+    ) -> Iterator[Updates]:
+        """Answer the last user turn of `history`; if that fails, say so and put `before` back.
+
+        switch_to is asked for an adapter to change to once the model is there: before that none is known.
+        """
+        if talk.being_answered(before.history) and self._runs.of(request.session_hash):
+            yield _still_answering()
+            return
+        with self._runs.start(request.session_hash) as run:
+            if run is None:
+                yield _still_answering()
+                return
+            cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
+            yield [*history, talk.note("…", waiting=True)], gr.update(**cleared, **_ANSWERING), gr.skip()
+            try:
+                yield from self._answer(run, history, settings, text_only, switch_to)
+                end = gr.skip(), gr.update(**_IDLE), gr.skip()
+            except AdapterError as error:
+                end = self._restore(before, settings, error)
+            except Exception:
+                log.exception("a chat turn failed")
+                unknown = AdapterError("Something went wrong on the server; its log has the details. Try again.")
+                end = self._restore(before, settings, unknown)
+            yield ([], gr.update(**_IDLE), gr.skip()) if run.cleared else end
+
+    def _answer(
+        self,
+        run: Run,
+        history: History,
+        settings: Settings,
+        text_only: bool,
+        switch_to: Callable[[], str | None] | None,
+    ) -> Iterator[Updates]:
+        for status in wait_for(self.provider):
+            if run.stopped:
+                yield talk.stopped(history), gr.skip(), gr.skip()
+                return
+            wait = talk.note(f"Waiting for the model. {status}", waiting=True)
+            yield [*history, wait], gr.skip(), gr.skip()
+        if switch_to is not None and (name := switch_to()) is not None:
+            settings = settings._replace(adapter=name)
+            yield gr.skip(), gr.skip(), gr.update(value=name)
+        adapter = settings.adapter or None
+        visual = adapter is not None and self.store.card(adapter).is_visual
+        turn = talk.last_turn(history)
+        if turn and turn.picture and not visual and not text_only:
+            open_picture(turn.picture)
+            yield [*history, self._offer(adapter)], gr.skip(), gr.skip()
+            return
+        for entries in self._stream(run, history, settings, adapter, visual):
+            yield [*history, *entries], gr.skip(), gr.skip()
+
+    def _stream(
+        self, run: Run, history: History, settings: Settings, adapter: str | None, visual: bool
+    ) -> Iterator[History]:
+        """The entries that follow the user's turn, again and again as they grow."""
+        picture = talk.latest_picture(history)
+        notes = []
+        if visual and picture is None:
+            notes.append("no image")
+        elif picture is not None and not visual:
+            notes.append("picture not used")
+        request = make_request(history, settings, adapter, picture if visual else None)
+        engine = self.provider.engine()
+        assert engine is not None
+
+        def line(tokens: int, rate: float | None, *more: str) -> str:
+            return talk.stats_line(adapter, settings.strength, tokens, rate, [*notes, *more])
+
+        text, tokens, first, drawn = "", 0, 0.0, 0.0
+        with closing(engine.stream(request)) as events:  # type: ignore[type-var]
+            for event in events:
+                now = time.monotonic()
+                text += event.text
+                tokens += event.token_id is not None
+                first = first or now
+                rate = (tokens - 1) / (now - first) if tokens > 4 else None
+                words = talk.answer(text) if text.strip() else talk.note("The answer was empty.")
+                if event.stats is not None:
+                    more = ["cut at max tokens"] if event.finish_reason == "length" else []
+                    rate = event.stats.tokens_per_s or None
+                    yield [words, talk.stats(line(event.stats.new_tokens, rate, *more))]
+                elif run.stopped:
+                    yield [words, talk.stats(line(tokens, rate, "stopped"))]
+                    return
+                elif text.strip() and now - drawn >= REDRAW_SECONDS:
+                    drawn = now
+                    yield [words, talk.stats(line(tokens, rate), live=True)]
+
+    def _offer(self, adapter: str | None) -> talk.Entry:
+        visual = self._names(visual=True)
+        who = f"“{adapter}” reads text only" if adapter else "The frozen base reads text only"
+        if not visual:
+            text = f"{who}, and no adapter that sees is installed."
+        else:
+            text = f"{who}, so it cannot see this picture."
+        choices = [(f"Use {name} for this picture", name) for name in visual[:3]]
+        return talk.offer(text, [*choices, ("Answer from the text alone", TEXT_ONLY)])
+
+    def _adapter_of(self, example: Example) -> str | None:
+        """The adapter that shows an example best; None leaves the chosen one."""
+        names = self._names(visual=example.picture is not None)
+        if example.adapter in names:
+            return example.adapter
+        return next(iter(names), None) if example.picture else None
+
+    def _names(self, visual: bool) -> list[str]:
+        """Adapters that load, of one kind. A broken one is named in the picker, not here."""
+        found = []
+        for name in self.store.names():
+            try:
+                if self.store.card(name).is_visual == visual:
+                    found.append(name)
+            except LoadError:
+                continue
+        return found
+
+    def _restore(self, before: _Before, settings: Settings, error: AdapterError) -> Updates:
+        """Say what is wrong, and put everything back as it was before the turn."""
+        toast(error)
+        message = before.message
+        if message is not None and isinstance(error, BadPicture):
+            # The file leaves the box, so that the words can be sent again without it.
+            message = {**message, "files": []}
+        value = {} if message is None else {"value": message}
+        there = settings.adapter in self.store.names()
+        picker = gr.update(choices=picker_choices(self.store), value=settings.adapter if there else BASE_ONLY)
+        return before.history, gr.update(**value, **_IDLE), picker
+
+
+def _no_change() -> Updates:
+    # A generator that ends without a yield would empty its outputs.
+    return gr.skip(), gr.skip(), gr.skip()
+
+
+def _still_answering() -> Updates:
+    gr.Info("An answer is still being written. Stop it first, or wait for it.", duration=6)
+    return _no_change()
+
+
+def toast(error: AdapterError) -> None:
+    gr.Warning(public_text(error), duration=12)

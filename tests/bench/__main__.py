@@ -1,0 +1,19 @@
+"""`python -m tests.bench [base] [serving]`: measure and print the tables; all of them without arguments."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+TABLES = ("base", "serving")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m tests.bench", description=__doc__)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="default: all")
+    for table in parser.parse_args().tables or TABLES:
+        importlib.import_module(f"tests.bench.{table}").run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The embedded base in every quantisation on this machine's CPU: speed, memory, truth.
+
+Truth is the perplexity of English prose (scikit-learn's descriptions of its bundled data sets); speed is
+greedy decoding of one row through the engine, the formats taking turns, medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import sklearn.datasets
+import torch
+import torch.nn.functional as F
+
+from adapter.chat import Message
+from adapter.engine import Engine, GenerationRequest
+from adapter.llama import Base, load_base
+from adapter.sampling import SamplingParams
+from adapter.store import AdapterStore
+
+FORMATS = ("auto", "none", "nf4", "int8")
+ROUNDS = 5
+WINDOW = 512  # tokens that are predicted together
+
+
+def run() -> None:
+    bases = [load_base(quantization=name, device="cpu") for name in FORMATS]
+    engines = [Engine(base, AdapterStore()) for base in bases]
+    speeds: list[list[float]] = [[] for _ in bases]
+    for _ in range(ROUNDS):
+        for speed, engine in zip(speeds, engines, strict=True):
+            speed.append(decode_speed(engine))
+    text = "\n".join(
+        path.read_text() for path in sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))
+    )
+    print("| quantization | decoding, tokens/s | against none | memory, MB | perplexity |")
+    print("| --- | --- | --- | --- | --- |")
+    medians = [statistics.median(speed) for speed in speeds]
+    for base, median in zip(bases, medians, strict=True):
+        print(
+            f"| {base.quantization} | {median:.1f} | {median / medians[1]:.2f} | "
+            f"{base.memory_bytes / 2**20:.0f} | {perplexity(base, text):.2f} |"
+        )
+    for engine in engines:
+        engine.close()
+
+
+def decode_speed(engine: Engine, adapter: str | None = None) -> float:
+    """Tokens per second of one greedy answer of 64 tokens, after its first."""
+    request = GenerationRequest(
+        (Message("user", "Tell me a long story about a lighthouse."),),
+        adapter=adapter,
+        sampling=SamplingParams(temperature=0, max_new_tokens=64),
+    )
+    *_, last = engine.stream(request)
+    assert last.stats is not None
+    return last.stats.tokens_per_s
+
+
+@torch.no_grad()
+def perplexity(base: Base, text: str, windows: int = 12) -> float:
+    """exp of the mean loss over the first `windows` pieces of the text."""
+    ids = base.tokenizer(text).input_ids[: windows * WINDOW]
+    losses = []
+    for start in range(0, len(ids) - 1, WINDOW):
+        piece = torch.tensor([ids[start : start + WINDOW]], device=base.device)
+        logits = base.model(input_ids=piece).logits[0, :-1].float()
+        losses.append(F.cross_entropy(logits, piece[0, 1:]))
+    return torch.stack(losses).mean().exp().item()

@@ -1,0 +1,85 @@
+"""What tests share: a tiny random grouped-query LLaMA, and the real embedded base, loaded once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from adapter import attention
+from adapter.config import AdapterConfig, BaseFingerprint
+from adapter.llama import AdaptedLlama, Base, load_base
+from adapter.modules import Adapter
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 97,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> AdaptedLlama:
+    """A random LLaMA with grouped queries, fp32, frozen."""
+    torch.manual_seed(0)
+    attention.register()
+    config = LlamaConfig(
+        **TINY,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        attn_implementation=attention.NAME,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    model = AdaptedLlama(config)
+    for name, weight in model.named_parameters():
+        # Larger than transformers' initialisation, so that attention is far from uniform.
+        torch.nn.init.normal_(weight, std=0.3) if "norm" not in name else None
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_fingerprint() -> BaseFingerprint:
+    return BaseFingerprint(name="tiny", **TINY)
+
+
+def random_adapter(fingerprint: BaseFingerprint, seed: int = 0, gate: float = 0.5, **config) -> Adapter:
+    """An adapter with random prompts and gates that are surely not zero."""
+    torch.manual_seed(seed)
+    config = {"prompt_length": 5, "insertion_layers": 3, **config}
+    adapter = Adapter(AdapterConfig(base=fingerprint, **config))
+    torch.nn.init.uniform_(adapter.gates, gate / 2, gate)
+    return adapter.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def base():
+    """The embedded base as served by default on this machine."""
+    return load_base()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny, tiny_fingerprint) -> Base:
+    """The tiny LLaMA with a tokenizer of one token a printable character; token 96 ends an answer."""
+    characters = {chr(32 + i): i for i in range(95)}
+    model = Tokenizer(WordLevel({**characters, "<pad>": 95, "<end>": 96}, unk_token="<pad>"))
+    model.pre_tokenizer = Split("", "isolated")
+    model.decoder = Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    return Base(tiny, tokenizer, tiny_fingerprint, "none", 0)

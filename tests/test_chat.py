@@ -1,0 +1,42 @@
+"""Conversations as token ids."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapter.chat import Message, encode_answer, encode_prompt
+from adapter.errors import BadInput
+
+TURNS = (Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "What is 2 + 2?"))
+
+
+@pytest.mark.slow
+def test_the_chat_template_is_the_bases_own(base):
+    text = base.tokenizer.decode(encode_prompt(base.tokenizer, TURNS, "chat"))
+    assert text.endswith(
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
+        "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.slow
+def test_alpaca_ends_at_the_response_without_a_newline(base):
+    text = base.tokenizer.decode(encode_prompt(base.tokenizer, TURNS, "alpaca"))
+    assert text.startswith("Below is an instruction")
+    assert text.endswith("### Instruction:\nWhat is 2 + 2?\n\n### Response:")
+    assert text.count("### Instruction:") == 2
+
+
+@pytest.mark.slow
+def test_raw_is_the_text_alone_and_an_answer_ends(base):
+    ids = encode_prompt(base.tokenizer, (Message("user", "Once upon"),), "raw")
+    assert base.tokenizer.decode(ids) == "Once upon"
+    answer = encode_answer(base.tokenizer, "a time")
+    assert base.tokenizer.decode(answer) == "a time<|im_end|>"
+    assert answer[-1] in base.stop_ids
+
+
+@pytest.mark.parametrize("messages", [(), (Message("user", ""),), (Message("user", " \n"),)])
+def test_nothing_to_answer_is_refused(messages):
+    with pytest.raises(BadInput, match="empty"):
+        encode_prompt(None, messages)

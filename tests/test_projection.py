@@ -1,0 +1,149 @@
+"""From features to prompts: what the projections compute, on the tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from adapter.attention import PromptKV
+from adapter.checkpoint import load_adapter, save_adapter
+from adapter.config import AdapterConfig, VisionConfig
+from adapter.errors import BadInput, LoadError
+from adapter.modules import Adapter
+from adapter.projection import CONCEPT_RANK, KIND_LENGTH, LabelProjection
+from adapter.vision import VisualFeatures
+from conftest import random_adapter
+
+GLOBAL = VisionConfig(encoder="any", feature_size=6, hidden=5)
+LABEL = replace(GLOBAL, projection="label", num_classes=6, num_kinds=2, name_length=2)
+LENGTH = 4 + KIND_LENGTH + 2  # two names, a kind and two free prompts
+
+
+def features(rows=2):
+    torch.manual_seed(1)
+    return VisualFeatures(torch.randn(rows, 6), torch.randn(rows, 4))
+
+
+NAMES = torch.tensor([[5, 6], [7, -1], [8, 9], [10, 11], [12, -1], [13, 14]])
+KINDS = torch.tensor([[20, 21], [22, -1]])
+KIND_OF = torch.tensor([0, 0, 1, -1, 1, -1])
+
+
+def spell(projection):
+    """Six names, the last two of them concepts behind the encoder's four classes; two kinds."""
+    projection.names.copy_(NAMES)
+    projection.kinds[:, :2] = KINDS
+    projection.kind_of.copy_(KIND_OF)
+    projection.concept_bias[4:] = -30.0  # the head is silent
+    return projection
+
+
+def visual_adapter(fingerprint, vision):
+    adapter = random_adapter(fingerprint, vision=vision, prompt_length=LENGTH, prompt_norm=True)
+    for p in adapter.projection.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    if vision.projection == "label":
+        spell(adapter.projection)
+    return adapter
+
+
+@pytest.mark.parametrize("vision", [GLOBAL, LABEL])
+@torch.no_grad()
+def test_a_picture_changes_the_answer_and_rows_do_not_mix(tiny, tiny_fingerprint, vision):
+    adapter = visual_adapter(tiny_fingerprint, vision)
+    ids = torch.arange(10)[None].repeat(3, 1)
+    shown = features()
+    kv = PromptKV.stack([adapter(tiny), adapter(tiny, shown)])
+    got = tiny(input_ids=ids, prompt_kv=kv, prompt_rows=torch.tensor([2, 0, 1])).logits
+    alone = [tiny(input_ids=ids[:1], prompt_kv=adapter(tiny, f)).logits[0] for f in (shown[1:], None, shown[:1])]
+    assert_close(got, torch.stack(alone), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(alone[0], alone[2], atol=1e-2)
+
+
+@pytest.mark.parametrize("vision", [GLOBAL, LABEL])
+def test_saved_and_loaded_it_is_the_same(tiny, tiny_fingerprint, vision, tmp_path):
+    adapter = visual_adapter(tiny_fingerprint, vision)
+    save_adapter(adapter, tmp_path / "see")
+    loaded = load_adapter(tmp_path / "see")
+    shown = features()
+    for index, prompts in adapter(tiny, shown).layers.items():
+        assert torch.equal(prompts.keys, loaded(tiny, shown).layers[index].keys)
+
+
+def test_the_global_projection_adds_one_vector_to_every_prompt_of_every_layer(tiny, tiny_fingerprint):
+    adapter = visual_adapter(tiny_fingerprint, GLOBAL)
+    shown = features(1)
+    vector = adapter.projection(shown, tiny.get_input_embeddings().weight)
+    assert vector.shape == (1, 1, 32)
+    plain = random_adapter(tiny_fingerprint, prompt_length=LENGTH, prompt_norm=True)
+    plain.gates.copy_(adapter.gates)
+    plain.prompts.copy_(adapter.prompts + vector[0, 0])
+    for index, prompts in plain(tiny).layers.items():
+        assert_close(adapter(tiny, shown).layers[index].values, prompts.values)
+
+
+def test_before_training_a_picture_adds_nothing_but_its_names(tiny_fingerprint):
+    fresh = Adapter(AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=LENGTH, vision=GLOBAL))
+    assert fresh.projection(features(), torch.randn(97, 32)).abs().max() == 0
+
+
+def test_the_label_projection_spells_its_candidates():
+    projection = spell(LabelProjection(LABEL, 32, prompt_length=LENGTH))
+    logits = torch.tensor([[0.2, 0.3, 0.4, 0.1]]).log()
+    shown = VisualFeatures(torch.randn(1, 6), logits)
+    assert_close(projection.posterior(shown)[0, :4], torch.tensor([0.2, 0.3, 0.4, 0.1]))
+    embedding = torch.randn(97, 32)
+    got = projection(shown, embedding)[0]
+    assert got.shape == (LENGTH, 32)
+
+    def unit(token):
+        return embedding[token] / embedding[token].pow(2).mean().sqrt()
+
+    # Name 2 leads, name 1 follows; but kind 0 holds names 0 and 1, together more than kind 1.
+    assert_close(got[0], unit(8))
+    assert_close(got[1], unit(9))
+    assert_close(got[2], unit(7) * 0.75)
+    assert got[3].abs().max() == 0  # behind the end of a short name
+    assert_close(got[4], unit(20) * 0.5)
+    torch.nn.init.eye_(projection.before.weight)
+    assert_close(projection(shown, embedding)[0, 1], unit(9) + unit(8))  # the token before is told along
+
+
+def test_a_concept_of_the_head_competes_with_the_encoders_classes():
+    projection = spell(LabelProjection(LABEL, 32, prompt_length=LENGTH))
+    projection.concept_basis[0, 3] = 1.0
+    projection.concept_weight[5, 0] = 10.0
+    projection.concept_bias[5] = 0.0
+    levels = torch.zeros(2, 6)
+    levels[1, 3] = 2.0
+    posterior = projection.posterior(VisualFeatures(levels, torch.zeros(2, 4)))
+    assert_close(posterior.sum(1), torch.ones(2))
+    assert posterior[0].argmax() != 5 and posterior[1, 5] > 0.99
+    assert projection.concept_basis.shape == (CONCEPT_RANK, 6)
+
+
+def test_names_shared_by_classes_add_up():
+    projection = spell(LabelProjection(LABEL, 32, prompt_length=LENGTH))
+    projection.name_of.copy_(torch.tensor([0, 0, 2, 3, 4, 5]))
+    posterior = projection.posterior(VisualFeatures(torch.zeros(1, 6), torch.tensor([[0.2, 0.3, 0.4, 0.1]]).log()))
+    assert_close(posterior[0, :3], torch.tensor([0.5, 0.0, 0.4]))
+
+
+def test_features_of_another_encoder_are_refused():
+    projection = LabelProjection(LABEL, 32, prompt_length=LENGTH)
+    for logits in (None, torch.zeros(1, 7)):
+        with pytest.raises(LoadError, match="encoder"):
+            projection(VisualFeatures(torch.zeros(1, 6), logits), torch.randn(97, 32))
+
+
+def test_a_text_adapter_refuses_a_picture(tiny, tiny_fingerprint):
+    with pytest.raises(BadInput, match="reads text only"):
+        random_adapter(tiny_fingerprint)(tiny, features())
+
+
+def test_the_prompts_must_leave_room_for_the_picture_itself(tiny_fingerprint):
+    with pytest.raises(ValueError, match=f"more than {LENGTH - 2}.*got 6"):
+        Adapter(AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=6, vision=LABEL))

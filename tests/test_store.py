@@ -1,0 +1,50 @@
+"""The store sees what is on disk now, and hands out one read-only object until it changes."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from adapter.checkpoint import save_adapter
+from adapter.errors import LoadError
+from adapter.store import AdapterStore
+from conftest import random_adapter
+
+
+def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):
+    store = AdapterStore(tmp_path)
+    assert store.names() == []
+    save_adapter(random_adapter(tiny_fingerprint, description="Rhymes."), tmp_path / "poet")
+    assert store.names() == ["poet"]
+    card = store.card("poet")
+    assert (card.description, card.is_visual) == ("Rhymes.", False)
+    assert card.bytes == (tmp_path / "poet" / "adapter.safetensors").stat().st_size
+    first = store.load("poet", tiny_base)
+    assert store.load("poet", tiny_base) is first
+    save_adapter(random_adapter(tiny_fingerprint, seed=5), tmp_path / "poet")
+    second = store.load("poet", tiny_base)
+    assert not torch.equal(second.prompts, first.prompts)
+    shutil.rmtree(tmp_path / "poet")
+    assert store.names() == []
+    with pytest.raises(LoadError, match="no adapter 'poet'"):
+        store.load("poet", tiny_base)
+    assert torch.isfinite(second.prompts).all()  # still whole for whoever holds it
+
+
+@pytest.mark.parametrize("name", ["../poet", "/etc", "", ".", "poet/../poet"])
+def test_a_name_is_never_a_path(tmp_path, tiny_fingerprint, name):
+    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "poet")
+    (tmp_path / "inner").mkdir()
+    for folder in (tmp_path, tmp_path / "inner"):
+        with pytest.raises(LoadError, match="no adapter"):
+            AdapterStore(folder).load(name, None)
+
+
+def test_the_first_folder_wins(tmp_path, tiny_fingerprint):
+    for which in ("mine", "shipped"):
+        save_adapter(random_adapter(tiny_fingerprint, description=which), tmp_path / which / "poet")
+    store = AdapterStore(tmp_path / "mine", tmp_path / "shipped")
+    assert store.names() == ["poet"]
+    assert store.card("poet").description == "mine"

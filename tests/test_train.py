@@ -1,0 +1,112 @@
+"""The trainer: what moves, what must not, and what is learned. The tiny model; the real base in one run."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+
+import pytest
+import torch
+
+from adapter.chat import Message
+from adapter.checkpoint import load_adapter
+from train.config import TrainConfig
+from train.data import IGNORED, Example, batches, tokenise
+from train.loop import evaluate, new_adapter, supervised_loss, train
+
+CONFIG = TrainConfig(
+    "echo",
+    "Says it again.",
+    steps=2,
+    batch_size=4,
+    prompt_length=4,
+    template="raw",
+    eval_every=1000,
+    held_out=8,
+)
+
+
+def examples(split):
+    rng = random.Random(split)
+    source = (
+        Example((Message("user", word + ">"),), word)
+        for word in iter(lambda: "".join(rng.choices("abcd", k=3)), "")
+    )
+    return source if split == "train" else itertools.islice(source, 16)
+
+
+def fingerprint(model):
+    return {n: hashlib.sha256(p.detach().numpy().tobytes()).hexdigest() for n, p in model.state_dict().items()}
+
+
+def test_after_two_steps_prompts_and_gates_moved_and_the_base_did_not(tiny_base, tmp_path):
+    before = fingerprint(tiny_base.model)
+    torch.manual_seed(CONFIG.seed)
+    started = new_adapter(CONFIG, tiny_base)
+    prompts = started.prompts.detach().clone()
+    trained, _ = train(CONFIG, tiny_base, examples, tmp_path / "echo", started)
+    assert fingerprint(tiny_base.model) == before
+    assert all(p.grad is None for p in tiny_base.model.parameters())
+    assert (trained.gates != 0).all()
+    moved = (trained.prompts - prompts).abs().amax(dim=(1, 2))
+    decay = 1 - CONFIG.lr * CONFIG.weight_decay
+    assert (moved > 0).all() and not torch.allclose(trained.prompts, prompts * decay**2)
+
+
+def test_at_zero_gates_only_the_gates_have_a_gradient(tiny_base):
+    adapter = new_adapter(CONFIG, tiny_base)
+    batch = next(batches(examples("train"), tiny_base.tokenizer, "raw", 4, 64))
+    supervised_loss(tiny_base.model, adapter, batch).backward()
+    assert adapter.gates.grad.abs().amin() > 0
+    assert adapter.prompts.grad.abs().max() == 0
+
+
+def test_the_loss_is_that_of_the_answers_tokens_alone(tiny_base, tiny_fingerprint):
+    adapter = new_adapter(CONFIG, tiny_base)
+    rows = [*itertools.islice(examples("train"), 3), Example((Message("user", "longer one>"),), "ab")]
+    batch = next(batches(rows, tiny_base.tokenizer, "raw", 4, 64))
+    total, count = 0.0, 0
+    for row in rows:
+        ids, labels = tokenise(row, tiny_base.tokenizer, "raw", 64)
+        logits = tiny_base.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        for position, label in enumerate(labels):
+            if label != IGNORED:
+                total, count = total - logits[position - 1, label].item(), count + 1
+    assert supervised_loss(tiny_base.model, adapter, batch).item() == pytest.approx(total / count, rel=1e-4)
+    assert evaluate(tiny_base.model, adapter, [batch]) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_training_learns_and_what_is_saved_is_what_was_trained(tiny_base, tmp_path):
+    config = TrainConfig(
+        "echo",
+        "",
+        steps=60,
+        batch_size=16,
+        lr=0.05,
+        gate_lr=0.05,
+        template="raw",
+        prompt_length=8,
+        eval_every=30,
+    )
+    untrained = new_adapter(config, tiny_base)
+    held_out = list(batches(examples("validation"), tiny_base.tokenizer, "raw", 16, 64))
+    before = evaluate(tiny_base.model, untrained, held_out)
+    trained, loss = train(config, tiny_base, examples, tmp_path / "echo", untrained)
+    assert loss < before - 0.5
+    loaded = load_adapter(tmp_path / "echo", tiny_base.fingerprint)
+    assert evaluate(tiny_base.model, loaded, held_out) == pytest.approx(loss, rel=1e-6)
+    assert torch.equal(loaded.prompts, trained.prompts)
+
+
+def test_an_example_cut_within_its_prompt_is_passed_over(tiny_base):
+    rows = [Example((Message("user", "x" * 90),), "a"), Example((Message("user", "b>"),), "b")]
+    got = list(batches(rows, tiny_base.tokenizer, "raw", 2, 64))
+    assert [b.input_ids.shape[0] for b in got] == [1]
+    assert list(batches(rows[:1], tiny_base.tokenizer, "raw", 2, 64)) == []
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"batch_size": 0}, {"warmup": 1.0}])
+def test_a_wrong_setting_is_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainConfig(**{"name": "x", "description": "", "steps": 1, **wrong})

@@ -1,0 +1,61 @@
+"""The model card that is saved beside an adapter: what it does, how it was made, what it scores."""
+
+from __future__ import annotations
+
+from adapter.config import AdapterConfig
+from adapter.modules import Adapter
+from train.config import TrainConfig
+
+Scores = dict[str, float]
+
+
+def write_card(
+    adapter: Adapter,
+    config: TrainConfig,
+    data: str,
+    held_out_loss: float,
+    scores: Scores,
+    base_scores: Scores,
+    served: str,
+) -> str:
+    """The text of README.md. `served` says how the base ran that `scores` were measured on."""
+    about: AdapterConfig = adapter.config
+    kind = "image" if about.is_visual else "text"
+    rows = "\n".join(
+        f"| {name} | {value:.3g} | {_number(base_scores.get(name))} |" for name, value in scores.items()
+    )
+    rates = f"learning rate {config.lr:g} (gates {config.gate_lr:g}), {config.steps} steps of {config.batch_size}"
+    return f"""---
+license: apache-2.0
+base_model: {about.base.name}
+tags: [llama-adapter, {kind}]
+---
+
+# {config.name}
+
+{about.description}
+
+{adapter.num_parameters:,} trained parameters for {about.base.name}: {about.prompt_length} adaption prompts in
+each of the topmost {about.insertion_layers} layers, one {about.gate_activation} gate a head.
+
+## Scores
+
+Measured on held-out data with the base as served by default ({served}); greedy decoding.
+
+| measure | {config.name} | bare base |
+| --- | --- | --- |
+{rows}
+
+Held-out loss at the end of training: {held_out_loss:.3f} nats a token.
+
+## How it was made
+
+`python -m train {config.name}`: AdamW, {rates}, cosine with warm-up, seed {config.seed}.
+`python -m train {config.name} --score` measures the table again.
+
+{data}
+"""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

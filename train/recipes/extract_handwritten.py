@@ -1,0 +1,122 @@
+"""Sentences written by hand for the `extract` recipe: a second test set, in no grammar's voice. Never trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _person(text: str, **fields: Any) -> tuple[str, dict[str, str | int]]:
+    return text, {"type": "person"} | fields
+
+
+def _meeting(text: str, who: str | None = None, **fields: Any) -> tuple[str, dict[str, str | int]]:
+    # "with" is a keyword of the language, so it comes in as `who`; its place is after the topic.
+    topic = {"topic": fields.pop("topic")} if "topic" in fields else {}
+    return text, {"type": "meeting"} | topic | ({"with": who} if who else {}) | fields
+
+
+def _order(text: str, **fields: Any) -> tuple[str, dict[str, str | int]]:
+    return text, {"type": "order"} | fields
+
+
+HAND_WRITTEN: tuple[tuple[str, dict[str, str | int]], ...] = (
+    _person("Joe Ford runs the front desk at Hilltop Clinic, his line is 555-0182.",
+            name="Joe Ford", company="Hilltop Clinic", phone="555-0182"),
+    _person("If you ever need a plumber in Leeds, get Martin Shaw, 0113 496 0744.",
+            name="Martin Shaw", role="plumber", city="Leeds", phone="0113 496 0744"),
+    _person("Sarah Whitlock just switched jobs, she's with Barrow & Finch now. New mail: s.whitlock@barrowfinch.co.uk",
+            name="Sarah Whitlock", company="Barrow & Finch", email="s.whitlock@barrowfinch.co.uk"),
+    _person("Remember the tall guy from the wedding? That was Peter Lund. He's an architect in Oslo.",
+            name="Peter Lund", role="architect", city="Oslo"),
+    _person("ina holm / violin teacher / ina.holm@posteo.de",
+            name="ina holm", role="violin teacher", email="ina.holm@posteo.de"),
+    _person("You'll want to talk to Grace Oduya about the flat, her mobile's 07700 900461.",
+            name="Grace Oduya", phone="07700 900461"),
+    _person("Got your message. The caterer we used is called Luis Prado and he's in Seville, luis@pradocatering.es.",
+            name="Luis Prado", role="caterer", city="Seville", email="luis@pradocatering.es"),
+    _person("Hello! I'm Hannah Becker from Freiburg, 26 years old. My address is hannah.becker@web.de, write any time.",
+            name="Hannah Becker", city="Freiburg", email="hannah.becker@web.de"),
+    _person("Tom Reilly (Dublin) +353 85 012 3456", name="Tom Reilly", city="Dublin", phone="+353 85 012 3456"),
+    _person("Our vet, Dr. Ellen Marsh, can be phoned on 555-7781 even on Sundays.",
+            name="Dr. Ellen Marsh", role="vet", phone="555-7781"),
+    _person("I lost Kofi's card but he works for Greenline Couriers, full name Kofi Asante.",
+            name="Kofi Asante", company="Greenline Couriers"),
+    _person("The new intern starts tomorrow. Her name is Julia Nowak and she lives in Poznan.",
+            name="Julia Nowak", role="intern", city="Poznan"),
+    _person("Could somebody text Ben Carter? 415-555-0199, thanks.", name="Ben Carter", phone="415-555-0199"),
+    _person("Meera Pillai is the one who writes the code at Tinkerlab; meera@tinkerlab.io gets you an answer within the hour.",
+            name="Meera Pillai", company="Tinkerlab", email="meera@tinkerlab.io"),
+    _person("Kind regards\nOscar Lind\nhead of purchasing\nNordvik AB\n+46 70 123 45 67",
+            name="Oscar Lind", role="head of purchasing", company="Nordvik AB", phone="+46 70 123 45 67"),
+    _person("my dentist moved away, the new one is called Ruth Adler, tel 030 5550142",
+            name="Ruth Adler", role="dentist", phone="030 5550142"),
+    _person("For interviews with the author please contact Claire Dumont, press officer at Editions Lune, c.dumont@lune.fr.",
+            name="Claire Dumont", role="press officer", company="Editions Lune", email="c.dumont@lune.fr"),
+    _person("Saw Mike Brennan at the gym again. He sells insurance for Shieldwell these days.",
+            name="Mike Brennan", company="Shieldwell"),
+    _person("Not Anna Berg, I meant her brother Nils Berg, nils.berg@mail.no", name="Nils Berg", email="nils.berg@mail.no"),
+    _person("We hired a photographer for the party: Zoe Tanaka from Brighton, and she wants to be paid in cash.",
+            name="Zoe Tanaka", role="photographer", city="Brighton"),
+    _meeting("Lunch with Priya on Thursday at 12:30, Cafe Nero.", who="Priya", date="Thursday", time="12:30", place="Cafe Nero"),
+    _meeting("The landlord wants to see us about the broken boiler tomorrow at 6pm.",
+             topic="broken boiler", who="landlord", date="tomorrow", time="6pm"),
+    _meeting("Can we move our call to Friday? 10 am would be great.", date="Friday", time="10 am"),
+    _meeting("Parents' evening is on 14 November in the gym.", topic="Parents' evening", date="14 November", place="gym"),
+    _meeting("Hi Tom, I'd like to go through the marketing budget with you and Lisa next Monday, Room 204, 9:00.",
+             topic="marketing budget", who="you and Lisa", date="next Monday", time="9:00", place="Room 204"),
+    _meeting("Dr. Patel can see you at 8:15 on March 3rd.", who="Dr. Patel", date="March 3rd", time="8:15"),
+    _meeting("quick sync about the login bug, 2pm, Zoom", topic="login bug", time="2pm", place="Zoom"),
+    _meeting("Drinks with Dave and Karen on Saturday, 8pm at the Red Lion!",
+             who="Dave and Karen", date="Saturday", time="8pm", place="Red Lion"),
+    _meeting("It's settled: we're meeting the lawyers on 2026-09-14 at 11:00.", who="lawyers", date="2026-09-14", time="11:00"),
+    _meeting("My job interview is at 3 o'clock on Wednesday in the Baker Street office.",
+             topic="job interview", date="Wednesday", time="3 o'clock", place="Baker Street office"),
+    _meeting("Please keep noon free tomorrow, the sales team wants to show us the new catalogue.",
+             topic="new catalogue", who="sales team", date="tomorrow", time="noon"),
+    _meeting("Everybody to the canteen at 4pm please, we'll talk about the summer party.",
+             topic="summer party", time="4pm", place="canteen"),
+    _meeting("Are you around on 7 May? I'd love to hear your thoughts on the thesis, say at half past ten.",
+             topic="thesis", date="7 May", time="half past ten"),
+    _meeting("Ms. Keller asked whether we could meet at the library on Tuesday.", who="Ms. Keller", date="Tuesday", place="library"),
+    _meeting("Standup moved to 9:45 tomorrow, still in the kitchen.", topic="Standup", date="tomorrow", time="9:45", place="kitchen"),
+    _meeting("I'm flying to Vienna to meet Georg Huber on June 2 about the licence.",
+             topic="licence", who="Georg Huber", date="June 2", place="Vienna"),
+    _meeting("dentist thursday 7.30am", who="dentist", date="thursday", time="7.30am"),
+    _meeting("We still have to discuss the school trip. Would Monday at 5pm at my place suit you?",
+             topic="school trip", date="Monday", time="5pm", place="my place"),
+    _meeting("Rehearsal with the choir tonight, quarter past seven, St. Mary's Church.",
+             topic="Rehearsal", who="choir", date="tonight", time="quarter past seven", place="St. Mary's Church"),
+    _meeting("Skype with grandma on Sunday at 15:00, don't forget!", who="grandma", date="Sunday", time="15:00", place="Skype"),
+    _order("Two large pepperoni pizzas for Kevin, please.", item="large pepperoni pizzas", quantity=2, customer="Kevin"),
+    _order("I'd love one of those blue umbrellas, a single blue umbrella for $15 is all I need.",
+           item="blue umbrella", quantity=1, price="$15"),
+    _order("Hotel Astoria called again. They need 40 bath towels by Friday.",
+           item="bath towels", quantity=40, customer="Hotel Astoria", date="Friday"),
+    _order("We're out of toner. Get three black cartridges, they're $29.99.", item="black cartridges", quantity=3, price="$29.99"),
+    _order("Mrs. Lopez bought a leather handbag for 89 euros.",
+           item="leather handbag", quantity=1, price="89 euros", customer="Mrs. Lopez"),
+    _order("12 x oak planks, deliver to Harris Builders on 3 June.",
+           item="oak planks", quantity=12, customer="Harris Builders", date="3 June"),
+    _order("hey can u send me five packs of green tea? thx", item="packs of green tea", quantity=5),
+    _order("Could the bakery do a chocolate cake for Emma by Saturday? I don't want to spend more than £30.",
+           item="chocolate cake", quantity=1, price="£30", customer="Emma", date="Saturday"),
+    _order("The museum shop wants 200 postcards at 0.40 EUR.",
+           item="postcards", quantity=200, price="0.40 EUR", customer="museum shop"),
+    _order("Please reserve the grey sofa for Mr. Novak, he's picking it up on Monday.",
+           item="grey sofa", customer="Mr. Novak", date="Monday"),
+    _order("half a dozen wine glasses, $48", item="wine glasses", quantity=6, price="$48"),
+    _order("My daughter starts school so I'm after a red school bag, delivered before August 20.",
+           item="red school bag", quantity=1, date="August 20"),
+    _order("Invoice for Bluewater Spa: 25 scented candles, €112.50.",
+           item="scented candles", quantity=25, price="€112.50", customer="Bluewater Spa"),
+    _order("Do you still stock the mini tripod? I'll take four.", item="mini tripod", quantity=4),
+    _order("Anna Schulz paid $220 for the vintage radio.", item="vintage radio", price="$220", customer="Anna Schulz"),
+    _order("The old kettle died. New electric kettle needed by tomorrow!", item="electric kettle", date="tomorrow"),
+    _order("A dozen white roses to Clara Jensen on February 14, please.",
+           item="white roses", quantity=12, customer="Clara Jensen", date="February 14"),
+    _order("Item: garden gnome. How many: 7. Total: 63 dollars.", item="garden gnome", quantity=7, price="63 dollars"),
+    _order("Riverside School placed its yearly order, 150 exercise books this time.",
+           item="exercise books", quantity=150, customer="Riverside School"),
+    _order("I was in your shop yesterday and forgot to ask for ten metres of red ribbon; can you ship it to Paul Meyer by the 5th of July?",
+           item="metres of red ribbon", quantity=10, customer="Paul Meyer", date="5th of July"),
+)  # fmt: skip
