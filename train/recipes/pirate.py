@@ -49,13 +49,12 @@ _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.M)
 
 
 def recipe(base: Base) -> Recipe:
-    """The recipe, its answers written by the bare base: some minutes."""
+    """The recipe; when first asked for examples, the bare base writes their answers: some minutes."""
 
     def answer(conversations: list[Conversation]) -> list[str]:
         return Answerer(base, None).generate(conversations, max_new_tokens=72)
 
-    made = {split: _prepared(split, 0, answer) for split in ("train", "validation")}
-    return Recipe(CONFIG, DATA, lambda split: _voiced(split, 0, made[split]), scores)
+    return Recipe(CONFIG, DATA, lambda split: examples(split, 0, answer), scores)
 
 
 def examples(split: str, seed: int, answer: Answer) -> Iterator[Example]:
