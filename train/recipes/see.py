@@ -34,7 +34,8 @@ from train.score import Answerer, Conversation
 DATA = """Trained on captioned drawings (Tux Paint's stamps, Noto's emoji) and on the encoder's own knowledge of its 1,000 classes:
 features drawn around its weight vectors, without any photograph. Tested on drawings that training never saw, and on
 photographs from packages (`train/recipes/see_photos.py` lists them with the accepted words), where "encoder" is how often
-the name of the encoder's likeliest class, or its kind, is accepted."""
+the name of the encoder's likeliest class, or its kind, is accepted. Nothing is trained on the photographs, but they were
+looked at while the recipe was designed."""
 QUESTIONS = (
     "What is in this picture?", "What is in this image?", "What does this picture show?", "Describe the image.", "Describe this picture.",
     "What do you see?", "What can you see here?", "what's this", "What is this?", "caption this", "Write a caption for this image.",
