@@ -391,6 +391,15 @@ def test_picker_says_what_an_adapter_is() -> None:
     assert len(labels["poet"].splitlines()[1]) <= 110
 
 
+def test_examples_are_there_to_send() -> None:
+    shown = look.examples()
+    assert [example.picture is not None for example in shown] == [False, False, True, True]
+    assert all(Path(example.picture).is_file() for example in shown if example.picture)
+    page = page_with(Echo())
+    assert page._adapter_of(shown[2]) == "see"
+    assert page._adapter_of(shown[1]) is None  # "pirate" is not on this shelf: the chosen one stays
+
+
 # Loading.
 
 

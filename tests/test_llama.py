@@ -53,9 +53,9 @@ def test_auto_says_what_it_chose_and_what_it_takes(base):
 def test_the_packed_base_predicts_as_the_full_one_does(base):
     full = load_base(quantization="none", device="cpu")
     ids = torch.tensor([encode_prompt(base.tokenizer, PROMPT)])
-    one, other = (b.model(input_ids=ids).logits[0, -1].float().softmax(-1) for b in (base, full))
-    assert one.argmax() == other.argmax()
-    assert (one - other).abs().sum() / 2 < 0.05  # total variation
+    one, other = (b.model(input_ids=ids).logits[0].float().log_softmax(-1) for b in (base, full))
+    divergence = (other.exp() * (other - one)).sum(-1).mean()  # 0.01 nats here; 4 bits are 1.5 away
+    assert divergence < 0.03
 
 
 def test_the_packed_product_is_that_of_its_weights_and_has_a_gradient():
