@@ -56,7 +56,7 @@ def test_after_two_steps_prompts_and_gates_moved_and_the_base_did_not(tiny_base,
 
 def test_at_zero_gates_only_the_gates_have_a_gradient(tiny_base):
     adapter = new_adapter(CONFIG, tiny_base)
-    batch = next(batches(examples("train"), tiny_base.tokenizer, "raw", 4, 64))
+    batch = next(batches(examples("train"), tiny_base.tokenizer, "raw", 4, 64, random.Random(0)))
     supervised_loss(tiny_base.model, adapter, batch).backward()
     assert adapter.gates.grad.abs().amin() > 0
     assert adapter.prompts.grad.abs().max() == 0

@@ -24,6 +24,7 @@ PLACEHOLDER = "Message, or drop a picture"
 EMPTY_CHAT = "### Try one of these, or write your own"
 STYLE_SHEET = Path(__file__).with_name("page.css")
 ICON = Path(__file__).with_name("icon.png")
+DRAWING = Path(__file__).parents[2] / "assets" / "examples" / "traffic-light.png"
 
 
 class Cards(Protocol):
@@ -48,8 +49,9 @@ class Example:
 
 
 def examples() -> list[Example]:
-    """Two texts and two photographs, which come with Gradio."""
-    photographs = Path(gr.__file__).parent / "media_assets" / "images"
+    """Two texts, a photograph that comes with Gradio, and a drawing."""
+    photograph = Path(gr.__file__).parent / "media_assets" / "images" / "cheetah1.jpg"
+    question = "What is in this picture?"
     return [
         Example(
             "Turn a message into JSON\n“Hi, this is Maria Keller from …”",
@@ -57,18 +59,8 @@ def examples() -> list[Example]:
             "extract",
         ),
         Example("Ask a pirate\n“Why is the sky blue?”", "Why is the sky blue?", "pirate"),
-        Example(
-            "What is this animal?\nA photograph",
-            "What is in this picture?",
-            "see",
-            str(photographs / "cheetah1.jpg"),
-        ),
-        Example(
-            "What is this building?\nA photograph",
-            "What is in this picture?",
-            "see",
-            str(photographs / "tower.jpg"),
-        ),
+        Example("What is this animal?\nA photograph", question, "see", str(photograph)),
+        Example("And what is this?\nA drawing", question, "see", str(DRAWING)),
     ]
 
 
