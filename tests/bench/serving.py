@@ -16,7 +16,7 @@ from adapter.sampling import SamplingParams
 from adapter.store import AdapterStore
 from tests.bench.base import decode_speed
 
-ROUNDS = 11
+ROUNDS = 7
 
 
 def run() -> None:
