@@ -55,16 +55,6 @@ class PromptKV:
             self.size,
         )
 
-    def detached(self) -> PromptKV:
-        """Without graph."""
-        return PromptKV(
-            {
-                i: LayerPrompts(p.keys.detach(), p.values.detach(), p.gates.detach(), p.mask)
-                for i, p in self.layers.items()
-            },
-            self.size,
-        )
-
     @staticmethod
     def stack(entries: Sequence[PromptKV]) -> PromptKV:
         """One PromptKV with the entries of all, in order; prompt lengths and insertion layers may differ."""

@@ -195,8 +195,8 @@ class VisualEncoder:
 
         Raises LoadError for an encoder without one.
         """
-        layer = self._model.get_classifier()
-        if not isinstance(layer, torch.nn.Linear):
+        layer = self._classifier
+        if layer is None:
             raise LoadError(f"Encoder '{self.name}' has no linear classifier. Use projection 'global' with it.")
         return layer.weight.cpu(), layer.bias.cpu()
 
@@ -208,19 +208,7 @@ class VisualEncoder:
         final, stages = self._model.forward_intermediates(batch.to(self.device), indices=self._stages)
         pooled = self._model.forward_head(final, pre_logits=True)  # [B, last level]
         levels = torch.cat([*(s.flatten(2).mean(2) for s in stages), pooled], dim=1)
-        return VisualFeatures(levels, self.classify(pooled) if self._classifier is not None else None)
-
-    @property
-    def class_weights(self) -> Tensor:
-        """The classifier's weight vectors, [num_classes, width of the pooled features]."""
-        assert self._classifier is not None, f"{self.name} has no classifier"
-        return self._classifier.weight
-
-    @torch.no_grad()
-    def classify(self, pooled: Tensor) -> Tensor:
-        """Class logits of pooled features, [B, num_classes]."""
-        assert self._classifier is not None, f"{self.name} has no classifier"
-        return self._classifier(pooled)
+        return VisualFeatures(levels, self._classifier(pooled) if self._classifier is not None else None)
 
     def _fit(self, image: Image.Image) -> Image.Image:
         """The middle of the picture in the encoder's input size, as the encoder was tested."""

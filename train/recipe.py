@@ -21,7 +21,7 @@ class Recipe:
     """One adapter that can be trained by name.
 
     examples("train") is endless, examples("validation") is held out from it. scores(answerer) gives named
-    numbers measured on held-out data that is not validation's; `samples` are questions for the card.
+    numbers measured on held-out data that is not validation's.
     """
 
     config: TrainConfig
