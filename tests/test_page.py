@@ -24,6 +24,20 @@ QUIET += ["--disable-background-networking", "--disable-component-update"]
 PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"
 STATS = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
 ANSWER_MS = 120_000
+# The browser itself notes what happens: an answer can be shorter than the way to a question about it and back.
+WATCH = """() => {
+    window.began = false;
+    window.shown = [];
+    const look = () => {
+        window.began ||= Boolean(document.querySelector('#box .stop-button'));
+        const answer = [...document.querySelectorAll('#chat [data-testid="bot"]:not(:has(.aside))')].at(-1);
+        const text = answer?.innerText;
+        if (text && window.began && text !== window.shown.at(-1)) window.shown.push(text);
+    };
+    window.watch?.disconnect();
+    window.watch = new MutationObserver(look);
+    window.watch.observe(document.body, {childList: true, subtree: true, characterData: true, attributes: true});
+}"""
 
 
 class Visitor:
@@ -75,6 +89,13 @@ class Visitor:
         self.page.locator("#box .stop-button").wait_for(state="hidden", timeout=ANSWER_MS)
         self.page.locator("#box .submit-button").wait_for(timeout=ANSWER_MS)
         return self.answers()[-1]
+
+    def answering(self, act: Callable[[], None]) -> str:
+        """Do what starts an answer; wait for its beginning and its end, and return its text."""
+        self.page.evaluate(WATCH)
+        act()
+        self.page.wait_for_function("() => window.began", timeout=ANSWER_MS)
+        return self.settle()
 
     def ask(self, text: str) -> str:
         before = len(self.answers())
@@ -149,13 +170,8 @@ def visit(browser: Any, url: str) -> Iterator[Callable[..., Visitor]]:
 
 def test_text_answer_streams(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
-    visitor.type("Write one sentence about the sea.")
-    seen: list[str] = []
-    visitor.page.locator("#box .stop-button").wait_for()
-    while visitor.page.locator("#box .stop-button").is_visible():
-        seen += [text for text in visitor.answers()[-1:] if text not in seen]
-        visitor.page.wait_for_timeout(30)
-    final = visitor.settle()
+    final = visitor.answering(lambda: visitor.type("Write one sentence about the sea."))
+    seen = visitor.page.evaluate("() => window.shown")
     assert len(seen) >= 3 and final.startswith(seen[0].rstrip())
     assert STATS.match(visitor.stats()) and visitor.stats().startswith("frozen base")
 
@@ -164,14 +180,10 @@ def test_the_swap_changes_the_answer_in_mid_conversation(visit: Callable[..., Vi
     visitor = visit()
     plain = visitor.ask("Why is the sky blue?")
     visitor.pick("pirate")
-    visitor.button("Retry").click()
-    visitor.page.locator("#box .stop-button").wait_for()
-    assert visitor.settle() != plain
+    assert visitor.answering(visitor.button("Retry").click) != plain
     assert visitor.stats().startswith("pirate · strength 1 ·")
     visitor.set("Strength", 0)
-    visitor.button("Retry").click()
-    visitor.page.locator("#box .stop-button").wait_for()
-    assert visitor.settle() == plain  # strength 0 is the frozen base
+    assert visitor.answering(visitor.button("Retry").click) == plain  # strength 0 is the frozen base
     assert len(visitor.answers()) == 1
 
 
@@ -196,9 +208,7 @@ def test_edit_and_undo(visit: Callable[..., Visitor]) -> None:
     visitor.page.locator("#chat .user-row").last.hover()
     visitor.button("Edit").click()
     visitor.page.locator("#chat textarea.edit-textarea").fill("Say the word river.")
-    visitor.button("Submit").click()
-    visitor.page.locator("#box .stop-button").wait_for()
-    assert visitor.settle() != first
+    assert visitor.answering(visitor.button("Submit").click) != first
     assert len(visitor.answers()) == 1 and "river" in visitor.rows()[0]
     visitor.button("Undo").click()
     visitor.page.locator("#chat .example").first.wait_for()
@@ -226,9 +236,7 @@ def test_photograph_for_a_text_adapter_is_offered_to_the_other(visit: Callable[.
     visitor.page.locator("#chat .user-row").last.hover()
     visitor.button("Edit").click()
     visitor.page.locator("#chat textarea.edit-textarea").fill("Which animal is this?")
-    visitor.button("Submit").click()
-    visitor.page.locator("#box .stop-button").wait_for()
-    assert visitor.settle() and "no image" not in visitor.stats()
+    assert visitor.answering(visitor.button("Submit").click) and "no image" not in visitor.stats()
     assert visitor.page.locator("#chat .user-row img").count() == 1
 
 
