@@ -18,6 +18,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "zero_init"
 
+# Tokens up to which training on a CPU writes the scores out: 2.8 times faster than torch's fused attention at 128,
+# 1.3 at 512, slower at 1,024.
+_WRITTEN_OUT = 512
+
 
 @dataclass(frozen=True)
 class LayerPrompts:
@@ -95,27 +99,50 @@ def _pad(prompts: LayerPrompts | None, size: int, length: int, like: LayerPrompt
     )
 
 
-def prompt_term(query: Tensor, prompts: LayerPrompts, rows: Tensor | None, scaling: float) -> Tensor:
-    """The gated second softmax: act(g) * softmax(q kp^T * scaling) vp, per head.
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """softmax(q k^T * scaling + mask) v by whichever way is faster here: [B, N, Q, head_dim].
 
-    query: [B, H, T, head_dim], after RoPE. Returns [B, T, H, head_dim].
+    query: [B, N, Q, head_dim]; key, value: [B, N, S, head_dim]; mask: additive, broadcast to [B, N, Q, S].
     """
-    batch, heads, length, head_dim = query.shape
+    if query.device.type == "cpu" and (query.requires_grad or key.requires_grad):
+        # The backward pass of torch's fused attention is slow on a CPU: training writes the scores out.
+        scores = torch.matmul(query * scaling, key.transpose(2, 3))
+        return torch.matmul((scores if mask is None else scores + mask).softmax(-1), value)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+
+def add_prompt_term(
+    out: Tensor, query: Tensor, prompts: LayerPrompts, rows: Tensor | None, scaling: float
+) -> Tensor:
+    """`out` plus the gated second softmax: out + act(g) * softmax(q kp^T * scaling) vp, per head.
+
+    out: [B, T, H, head_dim], the attention over the words; query: [B, H, T, head_dim], after RoPE.
+    """
     keys, values, gates, mask = prompts.keys, prompts.values, prompts.gates, prompts.mask
     if rows is not None:
         entry = rows.clamp(min=0)
         gates = gates[entry] * (rows >= 0).unsqueeze(1).to(gates.dtype)
         keys, values = keys[entry], values[entry]
         mask = None if mask is None else mask[entry]
-    kv_heads = keys.shape[1]
-    # Grouped-query attention without repeating keys: the group's heads become further query positions.
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
-    scores = torch.matmul(grouped, keys.transpose(2, 3)) * scaling  # [B, Hkv, G*T, K]
-    if mask is not None:
-        scores = scores + mask[:, None, None, :]
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
-    out = torch.matmul(weights, values).reshape(batch, heads, length, head_dim)
-    return (out * gates[:, :, None, None]).transpose(1, 2)
+    if keys.shape[0] < query.shape[0]:  # one entry for all rows
+        keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
+    mask = None if mask is None else mask[:, None, None, :]
+    term = attend(_grouped(query, keys.shape[1]), keys, values, mask, scaling)
+    return torch.addcmul(out, term.reshape(query.shape).transpose(1, 2), gates[:, None, :, None])
+
+
+def _grouped(query: Tensor, kv_heads: int) -> Tensor:
+    """Grouped-query attention without repeating keys: the heads of a group become further query positions."""
+    batch, heads, length, head_dim = query.shape
+    return query.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+
+
+def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """The attention over the words alone, for training: [B, T, H, head_dim]."""
+    _, heads, length, _ = query.shape
+    future = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
+    future = future.repeat(heads // key.shape[1], 1)
+    return attend(_grouped(query, key.shape[1]), key, value, future, scaling).reshape(query.shape).transpose(1, 2)
 
 
 def zero_init_attention(
@@ -134,13 +161,16 @@ def zero_init_attention(
     gate leaves the frozen base's output exactly as it was. query: [B, H, T, head_dim] after RoPE;
     key, value: [B, Hkv, S, head_dim]. Returns ([B, T, H, head_dim], None), before o_proj.
     """
-    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if prompt_kv is None:
-        return out, None
-    prompts = prompt_kv.layers.get(int(module.layer_idx))  # type: ignore[arg-type]
+    scaling, length = kwargs["scaling"], query.shape[2]
+    whole = attention_mask is None and key.shape[2] == length <= _WRITTEN_OUT
+    if whole and query.requires_grad and query.device.type == "cpu":
+        out = _causal_attention(query, key, value, scaling)
+    else:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    prompts = None if prompt_kv is None else prompt_kv.layers.get(int(module.layer_idx))  # type: ignore[arg-type]
     if prompts is None:
         return out, None
-    return out + prompt_term(query, prompts, prompt_rows, kwargs["scaling"]), None
+    return add_prompt_term(out, query, prompts, prompt_rows, scaling), None
 
 
 def register() -> None:

@@ -83,13 +83,14 @@ class LabelProjection(nn.Module):
                 f"prompt_length must be more than {2 * length + KIND_LENGTH} for a label projection with names "
                 f"of {length} tokens, got {prompt_length}"
             )
-        self.register_buffer("name_of", torch.arange(classes))
-        self.register_buffer("names", torch.full((classes, length), -1))
-        self.register_buffer("kind_of", torch.full((classes,), -1))
-        self.register_buffer("kinds", torch.full((vision.num_kinds, KIND_LENGTH), -1))
-        self.register_buffer("concept_basis", torch.zeros(CONCEPT_RANK, vision.feature_size))
-        self.register_buffer("concept_weight", torch.zeros(classes, CONCEPT_RANK))
-        self.register_buffer("concept_bias", torch.zeros(classes))
+        # Half-size types: these tables are most of the file, and a posterior needs no more than fp16.
+        self.register_buffer("name_of", torch.arange(classes, dtype=torch.int32))
+        self.register_buffer("names", torch.full((classes, length), -1, dtype=torch.int32))
+        self.register_buffer("kind_of", torch.full((classes,), -1, dtype=torch.int32))
+        self.register_buffer("kinds", torch.full((vision.num_kinds, KIND_LENGTH), -1, dtype=torch.int32))
+        self.register_buffer("concept_basis", torch.zeros(CONCEPT_RANK, vision.feature_size, dtype=torch.float16))
+        self.register_buffer("concept_weight", torch.zeros(classes, CONCEPT_RANK, dtype=torch.float16))
+        self.register_buffer("concept_bias", torch.zeros(classes, dtype=torch.float16))
         self.norm = nn.LayerNorm(vision.feature_size)
         inputs = vision.feature_size + hidden_size + _CONFIDENCES
         self.mlp = _zero_mlp(inputs, vision.hidden, self.free * hidden_size)
@@ -108,7 +109,8 @@ class LabelProjection(nn.Module):
                 f"This adapter needs the classifier of the encoder in its config.json, of at most {classes} "
                 "classes. Use that encoder."
             )
-        concepts = F.linear(F.linear(features.levels, self.concept_basis), self.concept_weight, self.concept_bias)
+        codes = F.linear(features.levels.float(), self.concept_basis.float())
+        concepts = F.linear(codes, self.concept_weight.float(), self.concept_bias.float())
         # The classifier's own classes have no row in the head: there it only adds zero.
         joint = F.pad(logits.float(), (0, classes - logits.shape[1])) + concepts
         return joint.new_zeros(joint.shape).index_add(1, self.name_of, joint.softmax(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train.recipes import extract_asides as asides
 from train.recipes.extract_grammar import Phrasebook
 from train.recipes.extract_train_person import PERSON, SELF
 
@@ -109,6 +110,7 @@ MEETING = Phrasebook(
         "there will be cake.", "please confirm.", "no need to prepare anything.", "the room has {n} seats.",
         "not by phone this time.", "can't wait.", "it should not take long.", "it's important.", "we were {n} people last time.",
         "take the bus, line {n}.",
+        *asides.ANYWHERE, *asides.MEETING,
     ),
 )  # fmt: skip
 
@@ -207,6 +209,7 @@ ORDER = Phrasebook(
         "the last delivery was {n} days late.", "please call before you come.", "our office has {n} people.", "sorry for the rush.",
         "last time we paid more.", "I hope it is still in stock.", "not the cheap version.", "{other} told me about you.",
         "please pack it well.", "the door code is {n}7.", "it is for the kitchen.", "we love them.", "is there a discount?",
+        *asides.ANYWHERE, *asides.ORDER,
     ),
 )  # fmt: skip
 
@@ -216,11 +219,16 @@ OPENINGS = (
     "hi,", "hello,", "hi {other},", "dear {other},", "hey,", "hello {other}!", "hi there,", "good morning,", "good morning {other},",
     "dear all,", "dear team,", "just so you know:", "FYI:", "for your information:", "quick note:", "please note:", "by the way,",
     "oh, and", "ok,", "so,", "thanks for your mail.", "thank you for calling.", "hope you are well.", "hi {other}, how are you?",
+    "[well|listen|look],", "[good evening|good day][| {other}|, everybody],", "[hey|hi] {other full},", "[update|reminder|info|request]:",
+    "[welcome back|long time no see][, {other}|]!", "[it's me|me] again.", "[thanks|thank you] for [waiting|asking|the flowers|your help].",
+    "[on another note|as I said|as promised|in short],", "[here goes|listen to this|you asked for it]:", "[can you do me a favour|got a minute]?",
     "one more thing:", "sorry to bother you.", "I have news.", "as discussed:", "before I forget:", "hi {other}, thanks for your message.",
 )  # fmt: skip
 CLOSINGS = (
     "thanks!", "thank you.", "thanks a lot.", "best regards", "cheers", "bye!", "see you.", "many thanks in advance!", "ok?", "that's it.",
     "talk soon.", "have a nice day!", "let me know.", "best wishes", ":)",
+    "[thanks again|much appreciated|till then|yours], {other}", "[speak|write] [to you |]soon.", "[kind|warm] greetings",
+    "[hugs|love], {other}", "[enjoy|have] [your evening|the weekend|a good trip]!", "[sent from my phone|typed with one hand]", "[okay|deal]?",
 )  # fmt: skip
 INSTRUCTIONS = (
     "Extract: {text}", "Extract the data: {text}", "Turn this into JSON: {text}", "Make JSON out of this: {text}", "JSON: {text}",
@@ -228,6 +236,14 @@ INSTRUCTIONS = (
     "Please extract the details.\n\n{text}", "{text}\n\nExtract the fields.", "Structure this: {text}", "Text: {text}",
     'Extract the details from "{text}"', "Read this and return JSON: {text}", "Get the data from this text:\n\n{text}",
     "Here is a message:\n{text}\nAs JSON please.", "Can you turn this into an object? {text}", "parse: {text}", "to json: {text}",
+    "[Write|Produce|Return|Output] [a JSON object|one object|machine-readable data] for [this|the following|the text below]:[ |\n|\n\n]{text}",
+    "{text}[\n\n| ][Now as JSON.|As an object, please.|JSON only.|What does this say, in JSON?|Put that in a record.]",
+    "[I got|We received|Someone sent me] this [mail|message|text].[ |\n]{text}[ |\n][Which data does it hold?|Please file it.|Sort it for me.]",
+    "[Read|Analyse|Process|Take apart] the [message|mail|text|line] [carefully|below] [and answer in JSON|and list what it gives]: {text}",
+    "[Data entry|Task|Job|Input|Message]: {text}",
+    "[Who, what, when and where|Name, number and so on]: {text}",
+    "[Could you|Would you|Please] [file|sort|record|log|tabulate] [this|the following] [for me|for our system]: {text}",
+    "{text}\n[--|==|##]\n[extract|json|fields please|make it JSON]",
 )  # fmt: skip
 SEPARATORS = (", ", ", ", " / ", " - ", " | ", "; ", "\n", " ", ". ")
 BLOCK_TITLES = {

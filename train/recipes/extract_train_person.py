@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train.recipes import extract_asides as asides
 from train.recipes.extract_grammar import Phrasebook
 
 PERSON = Phrasebook(
@@ -54,7 +55,7 @@ PERSON = Phrasebook(
         "{he} is called {name}*.",
     ),
     fragments={
-        "role": (", {a role}", ", {role}", "[, who is|, who works as|, our] {a role}"),
+        "role": (", {a role}", ", {role}", ", [who is|who works as] {a role}", ", our {role}"),
         "company": (" from {company}", " of {company}", " ({company})", ", {role} at {company}", ", {company}",
                     ", who works [at|for] {company}", ", {a role} with {company}", ", now with {company}"),
         "city": (" from {city}", " in {city}", ", {city}", ", who lives in {city}", ", based in {city}"),
@@ -120,6 +121,7 @@ PERSON = Phrasebook(
         "please do not share this.", "{he} is a friend of {other full}.", "I forgot {his} birthday again.",
         "{he} is on holiday until {day}.", "we have known each other for {n} years.", "{he} prefers to be called {first}.",
         "that's all I know.", "{other} has the rest.", "not urgent.", "the talk was great.", "I will get in touch with {him} soon.",
+        *asides.ANYWHERE, *asides.PERSON,
     ),
 )  # fmt: skip
 
@@ -150,5 +152,6 @@ SELF = Phrasebook(
     distractors=(
         "{other} gave me your name.", "I saw your ad.", "we met at the fair.", "I have {n} years of experience.", "I'm looking forward to your answer.",
         "I will be away until {day}.", "I have a question about your offer.", "I'm new here.", "I speak a bit of French.", "please call me back.",
+        *asides.ANYWHERE, *asides.SELF,
     ),
 )  # fmt: skip

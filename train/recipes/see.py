@@ -76,8 +76,8 @@ def recipe(base: Base) -> Recipe:
     config = TrainConfig(
         name="see",
         description="Says what a picture shows: photographs of common things and drawings.",
-        steps=270,
-        batch_size=20,
+        steps=1000,
+        batch_size=24,
         lr=1.25e-3,
         gate_lr=5e-3,
         warmup=0.08,
@@ -85,8 +85,8 @@ def recipe(base: Base) -> Recipe:
         prompt_length=24,
         prompt_std=0.1,
         prompt_norm=True,
-        eval_every=90,
-        held_out=100,
+        eval_every=100,
+        held_out=120,
         vision=VisionConfig(
             encoder=ENCODER,
             projection="label",
