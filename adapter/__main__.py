@@ -11,10 +11,11 @@ from pathlib import Path
 from adapter.chat import Message
 from adapter.checkpoint import load_adapter
 from adapter.embedded import BASE
-from adapter.engine import MAX_STRENGTH, Engine, GenerationEvent, GenerationRequest
+from adapter.engine import Engine
 from adapter.errors import AdapterError
 from adapter.llama import QUANTIZATIONS, load_base
 from adapter.modules import Adapter
+from adapter.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import SHIPPED, AdapterStore
 from adapter.vision import open_image
@@ -48,6 +49,20 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", nargs="?", metavar="PROMPT")
     generate.add_argument("--prompt-ids", type=_ids, metavar="1,2,3", help="token ids instead of PROMPT")
     generate.add_argument("--adapter", metavar="NAME", help="default: the frozen base")
+    generate.add_argument(
+        "--mix",
+        type=_weighted,
+        action="append",
+        default=[],
+        metavar="NAME=STRENGTH",
+        help="add another adapter's terms",
+    )
+    generate.add_argument(
+        "--compare",
+        action="append",
+        metavar="NAME",
+        help="answer with it too ('base' for none); repeatable",
+    )
     generate.add_argument("--image", type=Path, metavar="FILE")
     generate.add_argument("--strength", type=float, default=1.0, help=f"0 (the base) to {MAX_STRENGTH:g}")
     defaults = SamplingParams()
@@ -55,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=float, default=defaults.top_p)
     generate.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens)
     generate.add_argument("--seed", type=int)
+    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before it")
     generate.add_argument("--raw", action="store_true", help="no chat template around PROMPT")
     generate.add_argument("--json", action="store_true", help="one JSON object instead of a stream")
     generate.add_argument("--logprobs", action="store_true", help="with --json: of each token")
@@ -69,6 +85,14 @@ def _ids(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers like 1,2,3, got {text!r}") from None
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    name, _, strength = text.partition("=")
+    try:
+        return name, float(strength)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=STRENGTH like pirate=0.6, got {text!r}") from None
 
 
 def _list(_: argparse.Namespace, store: AdapterStore) -> None:
@@ -118,39 +142,58 @@ def _generate(args: argparse.Namespace, store: AdapterStore) -> None:
         sampling=SamplingParams(args.temperature, args.top_p, args.max_new_tokens, args.seed),
         raw=args.raw,
         prompt_ids=args.prompt_ids,
+        mix=tuple(args.mix),
+        stop=tuple(args.stop),
     )
-    if args.adapter is not None:
-        store.folder(args.adapter)  # an unknown name should not cost the loading of a base
+    names = [args.adapter, *(None if name == "base" else name for name in args.compare or ())]
+    for name in (*names, *(name for name, _ in args.mix)):
+        if name is not None:
+            store.folder(name)  # an unknown name should not cost the loading of a base
     base = load_base(args.base, args.quantization, args.device)
     print(base.describe(), file=sys.stderr)
     engine = Engine(base, store)
     try:
+        if args.compare:
+            _print_compared(engine.compare(request, names), names, args)
+            return
         events = []
-        for event in engine.stream(request):
+        for event in engine.submit(request):
             events.append(event)
             if not args.json:
                 print(event.text, end="", flush=True)
-        print(_as_json(events, args.logprobs) if args.json else "")
+        print(json.dumps(_as_dict(events, args.logprobs), ensure_ascii=False) if args.json else "")
     finally:
         engine.close()
 
 
-def _as_json(events: list[GenerationEvent], logprobs: bool) -> str:
+def _print_compared(answers: list[Answer], names: list[str | None], args: argparse.Namespace) -> None:
+    """One answer under another, or one JSON object by name."""
+    found = {name or "base": list(answer) for name, answer in zip(names, answers, strict=True)}
+    if args.json:
+        print(json.dumps({n: _as_dict(e, args.logprobs) for n, e in found.items()}, ensure_ascii=False))
+        return
+    for name, events in found.items():
+        print(f"{name}:\n{''.join(event.text for event in events)}\n")
+
+
+def _as_dict(events: list[GenerationEvent], logprobs: bool) -> dict[str, object]:
     stats = events[-1].stats
     assert stats is not None
+    steps = [event for event in events if event.token_id is not None]
     answer: dict[str, object] = {
         "text": "".join(event.text for event in events),
-        "token_ids": [event.token_id for event in events],
+        "token_ids": [event.token_id for event in steps],
         "finish_reason": events[-1].finish_reason,
         "prompt_tokens": stats.prompt_tokens,
+        "cached_tokens": stats.cached_tokens,
         "new_tokens": stats.new_tokens,
         "prefill_s": round(stats.prefill_s, 4),
         "decode_s": round(stats.decode_s, 4),
         "tokens_per_s": round(stats.tokens_per_s, 2),
     }
     if logprobs:
-        answer["logprobs"] = [event.logprob for event in events]
-    return json.dumps(answer, ensure_ascii=False)
+        answer["logprobs"] = [event.logprob for event in steps]
+    return answer
 
 
 if __name__ == "__main__":

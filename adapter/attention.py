@@ -6,7 +6,7 @@ Knows tensors: queries, prompt keys and values, gates. Knows nothing of adapters
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,12 +42,12 @@ class LayerPrompts:
 class PromptKV:
     """What a forward pass needs of the adapters of its rows: U entries for each insertion layer by index.
 
-    Passed as an argument of the call and kept by its caller, never on a module. `rows` of the call
-    (`prompt_rows`, [B]) says which entry each row uses, -1 for none; without it a single entry serves all
-    rows, and U entries serve U rows in order.
+    A layer has one LayerPrompts for each adapter that is mixed: their gated terms add. Passed as an argument of
+    the call and kept by its caller, never on a module. `rows` of the call (`prompt_rows`, [B]) says which entry
+    each row uses, -1 for none; without it a single entry serves all rows, and U entries serve U rows in order.
     """
 
-    layers: Mapping[int, LayerPrompts]
+    layers: Mapping[int, tuple[LayerPrompts, ...]]
     size: int = 1  # U
 
     def scaled(self, strength: float) -> PromptKV:
@@ -55,29 +55,50 @@ class PromptKV:
         if strength == 1.0:
             return self
         return PromptKV(
-            {i: LayerPrompts(p.keys, p.values, p.gates * strength, p.mask) for i, p in self.layers.items()},
+            {i: tuple(replace(p, gates=p.gates * strength) for p in terms) for i, terms in self.layers.items()},
             self.size,
         )
 
     @staticmethod
-    def stack(entries: Sequence[PromptKV]) -> PromptKV:
-        """One PromptKV with the entries of all, in order; prompt lengths and insertion layers may differ."""
-        if len(entries) == 1:
+    def mixed(parts: Sequence[PromptKV]) -> PromptKV:
+        """One PromptKV whose gated terms are those of all parts together; the parts have the same size."""
+        if len(parts) == 1:
+            return parts[0]
+        layers: dict[int, tuple[LayerPrompts, ...]] = {}
+        for part in parts:
+            for index, terms in part.layers.items():
+                layers[index] = (*layers.get(index, ()), *terms)
+        return PromptKV(layers, parts[0].size)
+
+    @staticmethod
+    def stack(entries: Sequence[PromptKV], multiple: int = 1) -> PromptKV:
+        """One PromptKV with the entries of all, in order; prompt lengths, layers and numbers of terms may differ.
+
+        multiple: of which the common prompt length is to be one; the rest is masked.
+        """
+        if len(entries) == 1 and multiple == 1:
             return entries[0]
         layers = {}
         for index in sorted({i for entry in entries for i in entry.layers}):
-            present = [entry.layers.get(index) for entry in entries]
-            like = next(p for p in present if p is not None)
-            length = max(p.keys.shape[2] for p in present if p is not None)
-            padded = [_pad(p, e.size, length, like) for p, e in zip(present, entries, strict=True)]
-            masks = [p.mask for p in padded]
-            layers[index] = LayerPrompts(
-                torch.cat([p.keys for p in padded]),
-                torch.cat([p.values for p in padded]),
-                torch.cat([p.gates for p in padded]),
-                torch.cat([m for m in masks if m is not None]),
+            present = [entry.layers.get(index, ()) for entry in entries]
+            layers[index] = tuple(
+                _stacked([p[term] if term < len(p) else None for p in present], entries, multiple)
+                for term in range(max(map(len, present)))
             )
         return PromptKV(layers, sum(entry.size for entry in entries))
+
+
+def _stacked(prompts: Sequence[LayerPrompts | None], entries: Sequence[PromptKV], multiple: int) -> LayerPrompts:
+    like = next(p for p in prompts if p is not None)
+    length = max(p.keys.shape[2] for p in prompts if p is not None)
+    length = -(-length // multiple) * multiple
+    padded = [_pad(p, e.size, length, like) for p, e in zip(prompts, entries, strict=True)]
+    return LayerPrompts(
+        torch.cat([p.keys for p in padded]),
+        torch.cat([p.values for p in padded]),
+        torch.cat([p.gates for p in padded]),
+        torch.cat([p.mask for p in padded if p.mask is not None]),
+    )
 
 
 def _pad(prompts: LayerPrompts | None, size: int, length: int, like: LayerPrompts) -> LayerPrompts:
@@ -111,27 +132,29 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
-def add_prompt_term(
-    out: Tensor, query: Tensor, prompts: LayerPrompts, rows: Tensor | None, scaling: float
+def add_prompt_terms(
+    out: Tensor, query: Tensor, terms: Sequence[LayerPrompts], rows: Tensor | None, scaling: float
 ) -> Tensor:
-    """`out` plus the gated second softmax: out + act(g) * softmax(q kp^T * scaling) vp, per head.
+    """`out` plus the gated second softmax of each term: act(g) * softmax(q kp^T * scaling) vp, per head.
 
     out: [B, T, H, head_dim], the attention over the words; query: [B, H, T, head_dim], after RoPE.
     """
-    keys, values, gates, mask = prompts.keys, prompts.values, prompts.gates, prompts.mask
-    if rows is not None:
-        entry = rows.clamp(min=0)
-        gates = gates[entry] * (rows >= 0).unsqueeze(1).to(gates.dtype)
-        keys, values = keys[entry], values[entry]
-        mask = None if mask is None else mask[entry]
-    if keys.shape[0] < query.shape[0]:  # one entry for all rows
-        keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
-    mask = None if mask is None else mask[:, None, None, :]
-    term = attend(_grouped(query, keys.shape[1]), keys, values, mask, scaling)
-    return torch.addcmul(out, term.reshape(query.shape).transpose(1, 2), gates[:, None, :, None])
+    for prompts in terms:
+        keys, values, gates, mask = prompts.keys, prompts.values, prompts.gates, prompts.mask
+        if rows is not None:
+            entry = rows.clamp(min=0)
+            gates = gates[entry] * (rows >= 0).unsqueeze(1).to(gates.dtype)
+            keys, values = keys[entry], values[entry]
+            mask = None if mask is None else mask[entry]
+        if keys.shape[0] < query.shape[0]:  # one entry for all rows
+            keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
+        mask = None if mask is None else mask[:, None, None, :]
+        term = attend(grouped(query, keys.shape[1]), keys, values, mask, scaling)
+        out = torch.addcmul(out, term.reshape(query.shape).transpose(1, 2), gates[:, None, :, None])
+    return out
 
 
-def _grouped(query: Tensor, kv_heads: int) -> Tensor:
+def grouped(query: Tensor, kv_heads: int) -> Tensor:
     """Grouped-query attention without repeating keys: the heads of a group become further query positions."""
     batch, heads, length, head_dim = query.shape
     return query.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
@@ -142,7 +165,7 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float)
     _, heads, length, _ = query.shape
     future = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
     future = future.repeat(heads // key.shape[1], 1)
-    return attend(_grouped(query, key.shape[1]), key, value, future, scaling).reshape(query.shape).transpose(1, 2)
+    return attend(grouped(query, key.shape[1]), key, value, future, scaling).reshape(query.shape).transpose(1, 2)
 
 
 def zero_init_attention(
@@ -167,10 +190,8 @@ def zero_init_attention(
         out = _causal_attention(query, key, value, scaling)
     else:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    prompts = None if prompt_kv is None else prompt_kv.layers.get(int(module.layer_idx))  # type: ignore[arg-type]
-    if prompts is None:
-        return out, None
-    return add_prompt_term(out, query, prompts, prompt_rows, scaling), None
+    terms = () if prompt_kv is None else prompt_kv.layers.get(int(module.layer_idx), ())  # type: ignore[arg-type]
+    return add_prompt_terms(out, query, terms, prompt_rows, scaling), None
 
 
 def register() -> None:

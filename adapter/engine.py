@@ -1,115 +1,133 @@
-"""Generation for many callers over one base: GenerationRequest -> a stream of GenerationEvent.
+"""Generation for many callers over one base: GenerationRequest -> an Answer, the stream of its events.
 
-One worker thread owns the base. Rows that are being answered take turns token by token, each with its own
-cache, prompts and random source, so an answer never depends on who else is asking. Knows nothing of Gradio.
+One worker thread owns the base. Requests join and leave the batch between steps; a newcomer's prompt is read in
+chunks between the others' steps. An answer never depends on who else is asking. Knows nothing of Gradio.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from tokenizers.decoders import DecodeStream
-from transformers import DynamicCache
+from torch import Tensor
 
 from adapter.attention import PromptKV
-from adapter.chat import Message, encode_prompt
+from adapter.batch import DecodeBatch, PrefixPool, batched
+from adapter.chat import encode_prompt
 from adapter.errors import AdapterError, BadInput, Busy
+from adapter.forward import Forward, KeyValues
 from adapter.llama import Base
 from adapter.modules import Adapter
-from adapter.sampling import SamplingParams, choose
+from adapter.request import Answer, FinishReason, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
+from adapter.sampling import choose
 from adapter.store import AdapterStore
 from adapter.vision import VisualEncoder, VisualFeatures
+from adapter.waiting import FairQueue
 
 log = logging.getLogger(__name__)
 
-MAX_STRENGTH = 2.0
-MAX_REQUESTS = 64
-_CACHED_IMAGES = 32
+MAX_ROWS = 16  # answered at once
+MAX_REQUESTS = 64  # answered or waiting
+CHUNK = 128  # prompt tokens that are read between two steps of the others
+_CACHED_PROMPTS = 32
+_POOL_BYTES = 256 * 2**20
+_CLOSED = "The engine has been closed. Start the program again."
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One answer to give. `prompt_ids` replaces `messages`; `raw` skips the chat template."""
+class _Row:
+    """A request on its way: what the worker needs, and where its events go."""
 
-    messages: tuple[Message, ...] = ()
-    adapter: str | None = None
-    image: Image.Image | None = None
-    strength: float = 1.0
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    raw: bool = False
-    prompt_ids: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class GenerationStats:
-    """Counts and seconds of one answer. prefill_s runs from the request's turn to its first token."""
-
-    prompt_tokens: int
-    new_tokens: int
-    queue_s: float
-    prefill_s: float
-    decode_s: float
+    def __init__(
+        self, request: GenerationRequest, adapters: list[tuple[Adapter, float]], ids: list[int], limit: int
+    ) -> None:
+        self.request = request
+        self.adapters = adapters
+        self.ids = ids
+        self.prompt_tokens = len(ids)
+        self.limit = limit
+        self.prompts: PromptKV | None = None
+        self.key: Hashable = ()  # of what the prompts are made
+        self.cache: KeyValues | None = None  # while the prompt is being read
+        self.read = self.cached = 0
+        self.generator = request.sampling.generator()
+        self.text = _Text(request.stop)
+        self.mailbox = Mailbox()
+        self.cancelled = False
+        self.position: int | None = None
+        self.submitted = self.started = self.first = time.perf_counter()
 
     @property
-    def tokens_per_s(self) -> float:
-        """Decoding speed after the first token; 0 for an answer of one token."""
-        return (self.new_tokens - 1) / self.decode_s if self.new_tokens > 1 and self.decode_s > 0 else 0.0
+    def new_tokens(self) -> int:
+        return len(self.ids) - self.prompt_tokens
+
+    def stats(self) -> GenerationStats:
+        now = time.perf_counter()
+        first = self.first if self.new_tokens else now
+        return GenerationStats(
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+            queue_s=self.started - self.submitted,
+            prefill_s=first - self.started,
+            decode_s=now - first,
+            cached_tokens=self.cached,
+        )
 
 
-@dataclass(frozen=True)
-class GenerationEvent:
-    """One decoding step. `text` may be empty; the last event has finish_reason and stats."""
+class _Text:
+    """Tokens to text as it can be shown: whole characters, and nothing that may turn out to be a stop text."""
 
-    text: str = ""
-    token_id: int | None = None
-    logprob: float | None = None
-    finish_reason: str | None = None  # "stop" or "length"
-    stats: GenerationStats | None = None
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stops = stops
+        self._held = ""
+        self.stopped = False
 
+    def push(self, tokenizer: Any, token: int) -> str:
+        text = self._held + (self._stream.step(tokenizer, token) or "")
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        lengths = [n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        keep = len(text) - max(lengths, default=0)
+        self._held = text[keep:]
+        return text[:keep]
 
-class _Row:
-    """A request being answered: what the worker needs, and the queue to its caller."""
-
-    def __init__(self, request: GenerationRequest, adapter: Adapter | None, ids: list[int], limit: int) -> None:
-        self.request = request
-        self.adapter = adapter
-        self.ids = ids
-        self.limit = limit
-        self.events: queue.SimpleQueue[GenerationEvent | AdapterError] = queue.SimpleQueue()
-        self.cancelled = False
-        self.cache = DynamicCache()
-        self.prompts: PromptKV | None = None
-        self.generator = request.sampling.generator()
-        self.text = DecodeStream(skip_special_tokens=True)
-        self.new = 0
-        self.submitted = self.started = self.first = time.perf_counter()
+    def rest(self) -> str:
+        """What was held back, at the end of the answer."""
+        return self._held
 
 
 class _Recent:
-    """A small cache of the most recently used values."""
+    """A small cache of the most recently used values; two callers never make one value twice."""
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._lock = threading.Lock()
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        if key not in self._values:
-            self._values[key] = make()
-        self._values.move_to_end(key)
-        while len(self._values) > self._size:
-            self._values.popitem(last=False)
-        return self._values[key]
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = make()
+            self._values.move_to_end(key)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+            return self._values[key]
 
 
 class Engine:
@@ -118,64 +136,90 @@ class Engine:
     def __init__(self, base: Base, store: AdapterStore) -> None:
         self.base = base
         self.store = store
-        self._waiting: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
-        self._open = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # guards the next three
+        self._queue: FairQueue[_Row] = FairQueue()
+        self._open: set[_Row] = set()  # from submit to the last event
         self._closed = False
-        self._encoders: dict[str, VisualEncoder] = {}
-        self._features = _Recent(_CACHED_IMAGES)
-        self._prompts = _Recent(_CACHED_IMAGES)
+        self._reading: list[_Row] = []  # whose prompts are being read, in order of arrival
+        self._forward = Forward(base)
+        self._batch: DecodeBatch[_Row] = DecodeBatch(base, self._forward)
+        self._pool = PrefixPool(_POOL_BYTES)
+        self._encoders = _Recent(4)
+        self._features = _Recent(_CACHED_PROMPTS)
+        self._prompts = _Recent(_CACHED_PROMPTS)
+        # Pictures are encoded beside the worker, so that they do not hold up its steps.
+        self._encoding = ThreadPoolExecutor(1, "encoder")
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
 
-    def stream(self, request: GenerationRequest) -> Iterator[GenerationEvent]:
-        """Events of one answer as they come. Closing the iterator cancels the request.
+    def submit(self, request: GenerationRequest) -> Answer:
+        """Ask for one answer. Raises BadInput, LoadError or Busy for what can be known now.
 
-        Raises BadInput, LoadError or Busy at the call for what can be known then, else while iterating.
+        What is found out later is raised to the reader of the Answer.
         """
-        return self._events(self._admit(request))
+        row = self._checked(request)
+        with self._changed:
+            if self._closed:
+                raise Busy(_CLOSED)
+            if len(self._open) >= MAX_REQUESTS:
+                raise Busy(f"{MAX_REQUESTS} requests are waiting already. Try again in a minute.")
+            self._open.add(row)
+        if request.image is None:
+            self._prepare(row, b"")
+        else:
+            self._encoding.submit(self._prepare, row, _digest(request.image))
+        return Answer(row.mailbox, lambda: self._cancel(row))
+
+    stream = submit
+
+    def compare(self, request: GenerationRequest, adapters: Sequence[str | None]) -> list[Answer]:
+        """The same request through several adapters (None: the frozen base), as rows of one batch.
+
+        An image goes to those that see. Without a seed in the request all get the same one.
+        """
+        seed = request.sampling.seed
+        sampling = replace(request.sampling, seed=torch.seed() >> 1 if seed is None else seed)
+        requests = [replace(request, adapter=name, sampling=sampling) for name in adapters]
+        if request.image is not None:
+            requests = [r if self._sees(r) else replace(r, image=None) for r in requests]
+        return [self.submit(r) for r in requests]
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer; its last event says "cancelled"."""
+        answer.cancel()
 
     def close(self) -> None:
-        """Stop the worker; requests in flight end with Busy."""
-        with self._lock:
+        """Stop the worker; open requests end with Busy."""
+        with self._changed:
             self._closed = True
-        self._waiting.put(None)
+            self._changed.notify()
+        self._encoding.shutdown(cancel_futures=True)
         self._worker.join()
 
-    def encode_image(self, adapter: Adapter, image: Image.Image) -> VisualFeatures:
-        """Features of one picture by the adapter's encoder; remembered for the pictures seen last."""
-        assert adapter.config.vision is not None
-        name = adapter.config.vision.encoder
-        if name not in self._encoders:
-            self._encoders[name] = VisualEncoder(name, self.base.device)
-        return self._features.get((name, _digest(image)), lambda: self._encoders[name].encode([image]))
+    # In the caller's thread.
 
-    def _admit(self, request: GenerationRequest) -> _Row:
-        """Check a request in the caller's thread and hand it to the worker."""
-        if not 0 <= request.strength <= MAX_STRENGTH:
-            raise BadInput(f"Strength must lie between 0 and {MAX_STRENGTH:g}, got {request.strength}.")
-        adapter = None if request.adapter is None else self.store.load(request.adapter, self.base)
-        if request.image is not None and (adapter is None or not adapter.config.is_visual):
+    def _checked(self, request: GenerationRequest) -> _Row:
+        adapters = [(self.store.load(name, self.base), strength) for name, strength in request.parts]
+        if request.image is not None and not self._sees(request):
             which = f"Adapter '{request.adapter}'" if request.adapter else "The frozen base"
             raise BadInput(f"{which} reads text only. Choose an adapter that reads images.")
-        ids = self._prompt_ids(request, adapter)
+        ids = self._prompt_ids(request)
         room = self.base.context_length - len(ids)
         if room < 1:
             raise BadInput(
                 f"The conversation has {len(ids)} tokens and this base reads {self.base.context_length}. "
                 "Shorten the message or start a new conversation."
             )
-        row = _Row(request, adapter, ids, min(room, request.sampling.max_new_tokens))
-        with self._lock:
-            if self._closed:
-                raise Busy("The engine has been closed. Start the program again.")
-            if self._open >= MAX_REQUESTS:
-                raise Busy(f"{MAX_REQUESTS} requests are waiting already. Try again in a minute.")
-            self._open += 1
-        self._waiting.put(row)
-        return row
+        return _Row(request, adapters, ids, min(room, request.sampling.max_new_tokens))
 
-    def _prompt_ids(self, request: GenerationRequest, adapter: Adapter | None) -> list[int]:
+    def _named(self, request: GenerationRequest) -> list[Adapter]:
+        names = ([request.adapter] if request.adapter else []) + [name for name, _ in request.mix]
+        return [self.store.load(name, self.base) for name in names]
+
+    def _sees(self, request: GenerationRequest) -> bool:
+        return any(adapter.config.is_visual for adapter in self._named(request))
+
+    def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if request.prompt_ids is not None:
             vocabulary = self.base.fingerprint.vocab_size
             if not request.prompt_ids or not all(0 <= i < vocabulary for i in request.prompt_ids):
@@ -183,106 +227,186 @@ class Engine:
             return list(request.prompt_ids)
         if request.raw:
             template = "raw"
-        elif adapter is not None:
-            template = adapter.config.template
+        elif named := self._named(request):
+            template = named[0].config.template
         else:
             template = "chat" if self.base.tokenizer.chat_template else "alpaca"
         return encode_prompt(self.base.tokenizer, request.messages, template)
 
-    def _events(self, row: _Row) -> Iterator[GenerationEvent]:
-        try:
-            while True:
-                event = row.events.get()
-                if isinstance(event, AdapterError):
-                    raise event
-                yield event
-                if event.finish_reason is not None:
-                    return
-        finally:
-            row.cancelled = True
+    def _cancel(self, row: _Row) -> None:
+        row.cancelled = True
+        with self._changed:
+            waiting = self._queue.remove(row)
+            self._changed.notify()
+        if waiting:
+            self._end(row, GenerationEvent(finish_reason="cancelled", stats=row.stats()))
 
-    def _work(self) -> None:
-        """The worker: take in newcomers, give every open row one step, repeat."""
-        active: deque[_Row] = deque()
-        while True:
-            while not active or not self._waiting.empty():
-                newcomer = self._waiting.get()
-                if newcomer is None:
-                    for row in active:
-                        row.events.put(Busy("The engine has been closed. Start the program again."))
-                    return
-                active.append(newcomer)
-            row = active.popleft()
-            if self._step(row):
-                active.append(row)
-            else:
-                with self._lock:
-                    self._open -= 1
-
-    def _step(self, row: _Row) -> bool:
-        """One token for `row`; False when it is done, cancelled or failed."""
-        if row.cancelled:
-            return False
-        try:
-            event = self._next(row)
-        except AdapterError as error:
-            row.events.put(error)
-            return False
-        except Exception as error:  # a fault in one row must not end the others
-            log.exception("A request failed")
-            row.events.put(AdapterError(f"The model failed on this request ({type(error).__name__}). Try again."))
-            return False
-        row.events.put(event)
-        return event.finish_reason is None
+    # In the caller's thread, or the encoder's for a picture.
 
     @torch.inference_mode()
-    def _next(self, row: _Row) -> GenerationEvent:
-        if row.new == 0:
+    def _prepare(self, row: _Row, digest: bytes) -> None:
+        """Make the row's prompts, and let it wait for its turn."""
+        try:
+            parts, key = [], []
+            for adapter, strength in row.adapters:
+                seen = digest if adapter.config.is_visual else b""
+                parts.append(self._project(adapter, row.request.image if seen else None, seen).scaled(strength))
+                key.append((adapter, strength, seen))
+            row.prompts, row.key = batched([PromptKV.mixed(parts)]) if parts else None, tuple(key)
+        except Exception as error:
+            self._end(row, _for_caller(error))
+            return
+        with self._changed:
+            if row in self._open and not self._closed and not row.cancelled:
+                self._queue.put(row, row.request.client)
+                self._changed.notify()
+                return
+        self._end(row, GenerationEvent(finish_reason="cancelled", stats=row.stats()))
+
+    def _project(self, adapter: Adapter, image: Image.Image | None, digest: bytes) -> PromptKV:
+        """An adapter's prompt keys and values; kept for the (adapter, picture) pairs seen last."""
+        features = None if image is None else self._encode(adapter, image, digest)
+        return self._prompts.get((adapter, digest), lambda: adapter(self.base.model, features))
+
+    def _encode(self, adapter: Adapter, image: Image.Image, digest: bytes) -> VisualFeatures:
+        assert adapter.config.vision is not None
+        name = adapter.config.vision.encoder
+
+        def encode() -> VisualFeatures:
+            encoder = self._encoders.get(name, lambda: VisualEncoder(name, self.base.device))
+            return encoder.encode([image])
+
+        return self._features.get((name, digest), encode)
+
+    # In the worker's thread.
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closed or self._queue or self._reading or self._batch):
+                    self._changed.wait()
+                if self._closed:
+                    rows = list(self._open)
+                    break
+                self._take_in()
+            try:
+                self._turn()
+            except Exception as error:
+                self._start_anew(error)
+        for row in rows:
+            self._end(row, Busy(_CLOSED))
+
+    def _start_anew(self, error: Exception) -> None:
+        """Fail all that is in flight: after half a step nothing of it can be trusted."""
+        rows = [*self._reading, *self._batch.rows]
+        self._reading, self._batch = [], DecodeBatch(self.base, self._forward)
+        for row in rows:
+            self._end(row, _for_caller(error))
+
+    def _take_in(self) -> None:
+        """Begin with those whose turn it is, and tell the others how many are before them."""
+        while self._queue and len(self._reading) + len(self._batch) < MAX_ROWS:
+            row = self._queue.pop()
             row.started = time.perf_counter()
-            row.prompts = self._prompts_for(row)
-            step = row.ids
+            self._reading.append(row)
+        for position, row in enumerate(self._queue):
+            if row.position != position:
+                row.position = position
+                row.mailbox.put(GenerationEvent(position=position))
+
+    def _turn(self) -> None:
+        """One chunk of one prompt, and one token for every row of the batch."""
+        now = time.perf_counter()
+        for row in [*self._reading, *self._batch.rows]:
+            late = now - row.started > row.request.max_seconds
+            if late or row.cancelled:
+                reason: FinishReason = "cancelled" if row.cancelled else "time"
+                self._retire(row)
+                event = GenerationEvent(row.text.rest(), finish_reason=reason, stats=row.stats())
+                self._end(row, event)
+        if self._reading:
+            row = self._reading[0]
+            try:
+                self._read_chunk(row)
+            except Exception as error:
+                self._reading.remove(row)
+                self._end(row, _for_caller(error))
+        if self._batch:
+            rows = self._batch.rows
+            logits = self._batch.step([row.ids[-1] for row in rows])
+            for row, scores in zip(rows, logits, strict=True):
+                if not self._advance(row, scores):
+                    self._retire(row)
+
+    def _read_chunk(self, row: _Row) -> None:
+        """Read the next tokens of a prompt; after the last of them give the first token and join the batch."""
+        if row.cache is None:
+            row.cache = KeyValues(self.base, tokens=len(row.ids))
+            if (past := self._pool.find(row.key, row.ids)) is not None:
+                row.cache.put(0, past)
+                row.read = row.cached = past.shape[3]
+        chunk = row.ids[row.read : row.read + CHUNK]
+        logits = self._forward(row.cache, torch.tensor([chunk]), [row.read], row.prompts)
+        row.read += len(chunk)
+        if row.read < len(row.ids):
+            return
+        if self._advance(row, logits[0]):
+            self._batch.join(row, row.cache.row(0, row.read), row.prompts)
+            self._reading.remove(row)
+            row.cache = None
         else:
-            step = row.ids[-1:]
-        logits = self.base.model(
-            input_ids=torch.tensor([step], device=self.base.device),
-            cache=row.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            prompt_kv=row.prompts,
-        ).logits[0, -1]
+            self._retire(row)
+
+    def _advance(self, row: _Row, logits: Tensor) -> bool:
+        """Choose and send a row's next token; False if it was the last."""
         token, logprob = choose(logits, row.request.sampling, row.generator)
         row.ids.append(token)
-        row.new += 1
-        now = time.perf_counter()
-        if row.new == 1:
-            row.first = now
-        stopped = token in self.base.stop_ids
-        text = "" if stopped else row.text.step(self.base.tokenizer.backend_tokenizer, token) or ""
-        reason = "stop" if stopped else "length" if row.new >= row.limit else None
-        stats = None
-        if reason is not None:
-            stats = GenerationStats(
-                prompt_tokens=len(row.ids) - row.new,
-                new_tokens=row.new,
-                queue_s=row.started - row.submitted,
-                prefill_s=row.first - row.started,
-                decode_s=now - row.first,
-            )
-        return GenerationEvent(text, token, logprob, reason, stats)
+        if row.new_tokens == 1:
+            row.first = time.perf_counter()
+        reason: FinishReason | None = None
+        if token in self.base.stop_ids:
+            text, reason = row.text.rest(), "stop"
+        else:
+            text = row.text.push(self.base.tokenizer.backend_tokenizer, token)
+            if row.text.stopped:
+                reason = "stop"
+            elif row.new_tokens >= row.limit:
+                text, reason = text + row.text.rest(), "length"
+        event = GenerationEvent(text, token, logprob, reason, None if reason is None else row.stats())
+        if reason is None:
+            row.mailbox.put(event)
+        else:
+            self._end(row, event)
+        return reason is None
 
-    def _prompts_for(self, row: _Row) -> PromptKV | None:
-        """The row's prompt keys and values; kept for the (adapter, picture) pairs seen last."""
-        adapter, image, strength = row.adapter, row.request.image, row.request.strength
-        if adapter is None or strength == 0:
-            return None
+    def _retire(self, row: _Row) -> None:
+        """Take a row out; what it has read stays for the conversation's next turn."""
+        if row in self._reading:
+            self._reading.remove(row)
+            past = None if row.cache is None or not row.read else row.cache.row(0, row.read)
+            row.cache = None
+        else:
+            past = self._batch.leave(row)
+        if past is not None:
+            self._pool.put(row.key, row.ids[: past.shape[3]], past)
 
-        def project() -> tuple[Adapter, PromptKV]:
-            features = None if image is None else self.encode_image(adapter, image)
-            return adapter, adapter(self.base.model, features)
+    # In any thread.
 
-        # The adapter stays in the value, so its id cannot be taken by another object meanwhile.
-        key = (id(adapter), None if image is None else _digest(image))
-        return self._prompts.get(key, project)[1].scaled(strength)
+    def _end(self, row: _Row, last: GenerationEvent | AdapterError) -> None:
+        """Send a request's last event, once."""
+        with self._changed:
+            if row not in self._open:
+                return
+            self._open.remove(row)
+        row.mailbox.put(last)
+
+
+def _for_caller(error: Exception) -> AdapterError:
+    if isinstance(error, AdapterError):
+        return error
+    log.error("A request failed", exc_info=error)
+    return AdapterError(f"The model failed on this request ({type(error).__name__}). Try again.")
 
 
 def _digest(image: Image.Image) -> bytes:

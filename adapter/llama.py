@@ -211,5 +211,5 @@ def project_prompts(
         keys = layer.self_attn.k_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
         values = layer.self_attn.v_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
         gate = gates[i].to(model.dtype).expand(entries, -1)
-        projected[index] = LayerPrompts(keys, values, gate)
+        projected[index] = (LayerPrompts(keys, values, gate),)
     return PromptKV(projected, entries)

@@ -6,6 +6,8 @@ bitsandbytes' formats (README has the table). Knows layers; knows nothing of LLa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,10 +30,30 @@ class Int8Linear(nn.Module):
         self.register_buffer("scales", scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] <= _PACKED_ROWS and not x.requires_grad:
-            return torch._weight_int8pack_mm(rows, self.weight, self.scales).view(*x.shape[:-1], -1)
-        return F.linear(x, self.weight.to(x.dtype)) * self.scales.to(x.dtype)
+        return int8_product(x, self.weight, self.scales)
+
+
+def int8_product(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """`x W^T` for an Int8Linear's tensors. A row's result does not depend on the rows beside it."""
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.shape[0] <= _PACKED_ROWS and not x.requires_grad:
+        return torch._weight_int8pack_mm(rows, weight, scales).view(*x.shape[:-1], -1)
+    return F.linear(x, weight.to(x.dtype)) * scales.to(x.dtype)
+
+
+def fuse(linears: Sequence[Int8Linear]) -> tuple[Tensor, Tensor]:
+    """(weight, scales) of one product that does the work of several with a common input.
+
+    The given layers become views of it, so that nothing is held twice.
+    """
+    weight = torch.cat([linear.weight for linear in linears])
+    scales = torch.cat([linear.scales for linear in linears])
+    start = 0
+    for linear in linears:
+        end = start + linear.weight.shape[0]
+        linear.weight, linear.scales = weight[start:end], scales[start:end]
+        start = end
+    return weight, scales
 
 
 def quantize_linears(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from adapter.errors import BadInput
 
 MAX_NEW_TOKENS = 2048
+_LIKELIEST = 512  # nearly always enough, and ten times faster than to sort a vocabulary
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def choose(logits: Tensor, params: SamplingParams, generator: torch.Generator) -
     else:
         probabilities = torch.softmax(logits / params.temperature, dim=-1)
         # Keep the smallest set of likeliest tokens that reaches top_p; the likeliest always stays.
-        ordered, order = probabilities.sort(descending=True)
+        ordered, order = probabilities.topk(min(_LIKELIEST, probabilities.numel()))
+        if ordered.sum() < params.top_p:
+            ordered, order = probabilities.sort(descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= params.top_p, 0.0)
         token = int(order[torch.multinomial(ordered.cpu(), 1, generator=generator).to(order.device)])
     return token, float(logits[token] - logits.logsumexp(-1))

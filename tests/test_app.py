@@ -62,7 +62,7 @@ class Echo:
         self.closed = 0
         self.error = error
 
-    def stream(self, request: Any) -> Iterator[Any]:
+    def submit(self, request: Any) -> Iterator[Any]:
         self.requests.append(request)
         try:
             for index, text in enumerate(["you said: ", request.messages[-1].text, "!"]):

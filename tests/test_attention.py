@@ -176,5 +176,5 @@ def test_prompt_norm_uses_the_layers_own_norm(tiny, tiny_fingerprint):
     kv = adapter(tiny)
     layer = tiny.model.layers[1]
     want = layer.self_attn.k_proj(layer.input_layernorm(adapter.prompts[0])).view(5, 2, 8).transpose(0, 1)
-    assert_close(kv.layers[1].keys[0], want)
+    assert_close(kv.layers[1][0].keys[0], want)
     assert sorted(kv.layers) == [1, 2, 3]

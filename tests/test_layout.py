@@ -25,7 +25,11 @@ ADAPTER_ORDER = [
     "modules",
     "checkpoint",
     "store",
+    "forward",
     "sampling",
+    "request",
+    "waiting",
+    "batch",
     "engine",
     "__main__",
 ]

@@ -69,8 +69,8 @@ def test_saved_and_loaded_it_is_the_same(tiny, tiny_fingerprint, vision, tmp_pat
     save_adapter(adapter, tmp_path / "see")
     loaded = load_adapter(tmp_path / "see")
     shown = features()
-    for index, prompts in adapter(tiny, shown).layers.items():
-        assert torch.equal(prompts.keys, loaded(tiny, shown).layers[index].keys)
+    for index, (prompts,) in adapter(tiny, shown).layers.items():
+        assert torch.equal(prompts.keys, loaded(tiny, shown).layers[index][0].keys)
 
 
 def test_the_global_projection_adds_one_vector_to_every_prompt_of_every_layer(tiny, tiny_fingerprint):
@@ -81,8 +81,8 @@ def test_the_global_projection_adds_one_vector_to_every_prompt_of_every_layer(ti
     plain = random_adapter(tiny_fingerprint, prompt_length=LENGTH, prompt_norm=True)
     plain.gates.copy_(adapter.gates)
     plain.prompts.copy_(adapter.prompts + vector[0, 0])
-    for index, prompts in plain(tiny).layers.items():
-        assert_close(adapter(tiny, shown).layers[index].values, prompts.values)
+    for index, (prompts,) in plain(tiny).layers.items():
+        assert_close(adapter(tiny, shown).layers[index][0].values, prompts.values)
 
 
 def test_before_training_a_picture_adds_nothing_but_its_names(tiny_fingerprint):

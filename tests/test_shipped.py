@@ -10,7 +10,8 @@ import pytest
 
 from adapter.chat import Message
 from adapter.checkpoint import CARD, load_adapter
-from adapter.engine import Engine, GenerationRequest
+from adapter.engine import Engine
+from adapter.request import GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import SHIPPED, AdapterStore
 from adapter.vision import open_image
@@ -34,7 +35,7 @@ def answer(engine, text, adapter=None, image=None):
         image=None if image is None else open_image(PACKAGES / image),
         sampling=SamplingParams(temperature=0, max_new_tokens=64),
     )
-    return "".join(event.text for event in engine.stream(request))
+    return "".join(event.text for event in engine.submit(request))
 
 
 @pytest.mark.parametrize("name", ["extract", "pirate", "see"])

@@ -22,7 +22,8 @@ from adapter.ui.conversation import History
 from adapter.ui.look import Cards
 
 if TYPE_CHECKING:
-    from adapter.engine import Engine, GenerationRequest
+    from adapter.engine import Engine
+    from adapter.request import GenerationRequest
     from adapter.ui.loader import LoadStatus
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def make_request(
     history: History, settings: Settings, adapter: str | None, picture: str | None
 ) -> GenerationRequest:
     """The engine's request for a conversation. Raises BadInput if a value is out of its range."""
-    from adapter.engine import GenerationRequest
+    from adapter.request import GenerationRequest
     from adapter.sampling import SamplingParams
 
     if None in settings[1:5]:
@@ -146,7 +147,7 @@ def answer_once(
         request = make_request(talk.user_turn(message), settings, adapter, picture)
         engine, text, drawn = provider.engine(), "", 0.0
         assert engine is not None
-        with closing(engine.stream(request)) as events:  # type: ignore[type-var]
+        with closing(engine.submit(request)) as events:
             for event in events:
                 text += event.text
                 if time.monotonic() - drawn >= REDRAW_SECONDS:

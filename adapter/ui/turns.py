@@ -241,7 +241,7 @@ class ChatTurns:
             return talk.stats_line(adapter, settings.strength, tokens, rate, [*notes, *more])
 
         text, tokens, first, drawn = "", 0, 0.0, 0.0
-        with closing(engine.stream(request)) as events:  # type: ignore[type-var]
+        with closing(engine.submit(request)) as events:
             for event in events:
                 now = time.monotonic()
                 text += event.text

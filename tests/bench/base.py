@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from adapter.chat import Message
-from adapter.engine import Engine, GenerationRequest
+from adapter.engine import Engine
 from adapter.llama import Base, load_base
+from adapter.request import GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import AdapterStore
 
@@ -53,7 +54,7 @@ def decode_speed(engine: Engine, adapter: str | None = None) -> float:
         adapter=adapter,
         sampling=SamplingParams(temperature=0, max_new_tokens=64),
     )
-    *_, last = engine.stream(request)
+    *_, last = engine.submit(request)
     assert last.stats is not None
     return last.stats.tokens_per_s
 

@@ -10,8 +10,9 @@ import statistics
 import time
 
 from adapter.chat import Message
-from adapter.engine import Engine, GenerationRequest
+from adapter.engine import Engine
 from adapter.llama import load_base
+from adapter.request import GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import AdapterStore
 from tests.bench.base import decode_speed
@@ -48,7 +49,7 @@ def _first_token(engine: Engine, adapter: str | None) -> float:
     request = GenerationRequest(
         (Message("user", "Hello!"),), adapter=adapter, sampling=SamplingParams(max_new_tokens=1)
     )
-    list(engine.stream(request))
+    list(engine.submit(request))
     return time.perf_counter() - start
 
 
