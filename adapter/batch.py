@@ -10,12 +10,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from adapter.attention import PromptKV
 from adapter.forward import Forward, KeyValues
 from adapter.llama import Base
+
+CHUNK = 64  # prompt tokens that are read as one block
 
 # Prompts are masked up to a multiple of this: see adapter.forward.BLOCK.
 _PROMPT_MULTIPLE = 16
@@ -85,8 +86,7 @@ class DecodeBatch(Generic[R]):
         if self._stale:
             self._prompts = batched([member.prompts for member in self._members])
             self._stale = False
-        ids = torch.tensor(tokens)[:, None]
-        logits = self._forward(self._cache, ids, [m.length for m in self._members], self._prompts)
+        logits = self._forward(self._cache, tokens, [m.length for m in self._members], self._prompts)
         for member in self._members:
             member.length += 1
         return logits
@@ -95,36 +95,47 @@ class DecodeBatch(Generic[R]):
 class PrefixPool:
     """Pasts of rows that have ended, for conversations that go on; the least recently used leave first.
 
-    A past depends on the prompts that the tokens were read with: `key` names them, and only equal keys match.
+    A past depends on the prompts that the tokens were read with: `key` names them, and only equal keys match. Its
+    first tokens were read in whole chunks and the others one by one, which differs by rounding: so that an answer
+    is the same bits as from a cold start, only those are used that a cold start would read in the same way.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._bytes = 0
-        self._pasts: OrderedDict[tuple[Hashable, tuple[int, ...]], Tensor] = OrderedDict()
+        self.bytes = 0
+        self._pasts: OrderedDict[tuple[Hashable, tuple[int, ...]], tuple[Tensor, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._pasts)
 
-    def put(self, key: Hashable, ids: Sequence[int], past: Tensor) -> None:
-        """Keep the past of these tokens: [layers, 2, Hkv, len(ids), head_dim]."""
+    def put(self, key: Hashable, ids: Sequence[int], past: Tensor, whole: int) -> None:
+        """Keep the past of these tokens: [layers, 2, Hkv, len(ids), head_dim]; `whole` were read in chunks."""
         for other in [k for k in self._pasts if k[0] == key and tuple(ids[: len(k[1])]) == k[1]]:
-            self._bytes -= self._pasts.pop(other).nbytes  # the new one holds it too
-        self._pasts[key, tuple(ids)] = past
-        self._bytes += past.nbytes
-        while self._bytes > self._max_bytes:
-            self._bytes -= self._pasts.popitem(last=False)[1].nbytes
+            self._drop(other)  # the new one holds it too
+        self._pasts[key, tuple(ids)] = past, whole
+        self.bytes += past.nbytes
+        while self.bytes > self._max_bytes:
+            self._drop(next(iter(self._pasts)))
 
-    def find(self, key: Hashable, ids: Sequence[int]) -> Tensor | None:
-        """The past of the longest known beginning of `ids`, without its last token, which is to be read anew."""
+    def find(self, key: Hashable, ids: Sequence[int], whole: int) -> Tensor | None:
+        """The longest past that fits the beginning of `ids`, of which `whole` would be read in chunks.
+
+        The last token is always left to be read.
+        """
         best, length = None, 0
-        for known in self._pasts:
-            if known[0] == key and (common := _common(known[1], ids[:-1])) > length:
-                best, length = known, common
+        for known, (_, theirs) in self._pasts.items():
+            if known[0] == key:
+                usable = _common(known[1], ids[:-1])
+                usable = usable if theirs == whole else min(usable, theirs, whole)
+                usable = usable if usable >= whole else usable // CHUNK * CHUNK
+                best, length = (known, usable) if usable > length else (best, length)
         if best is None:
             return None
         self._pasts.move_to_end(best)
-        return self._pasts[best][:, :, :, :length]
+        return self._pasts[best][0][:, :, :, :length]
+
+    def _drop(self, known: tuple[Hashable, tuple[int, ...]]) -> None:
+        self.bytes -= self._pasts.pop(known)[0].nbytes
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

@@ -6,43 +6,37 @@ chunks between the others' steps. An answer never depends on who else is asking.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from PIL import Image
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from adapter.attention import PromptKV
-from adapter.batch import DecodeBatch, PrefixPool, batched
+from adapter.batch import CHUNK, DecodeBatch, PrefixPool
 from adapter.chat import encode_prompt
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.forward import Forward, KeyValues
 from adapter.llama import Base
 from adapter.modules import Adapter
+from adapter.prompts import PromptMaker, digest
 from adapter.request import Answer, FinishReason, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
 from adapter.sampling import choose
 from adapter.store import AdapterStore
-from adapter.vision import VisualEncoder, VisualFeatures
 from adapter.waiting import FairQueue
 
 log = logging.getLogger(__name__)
 
 MAX_ROWS = 16  # answered at once
 MAX_REQUESTS = 64  # answered or waiting
-CHUNK = 128  # prompt tokens that are read between two steps of the others
-_CACHED_PROMPTS = 32
 _POOL_BYTES = 256 * 2**20
 _CLOSED = "The engine has been closed. Start the program again."
-T = TypeVar("T")
 
 
 class _Row:
@@ -55,6 +49,7 @@ class _Row:
         self.adapters = adapters
         self.ids = ids
         self.prompt_tokens = len(ids)
+        self.whole = (len(ids) - 1) // CHUNK * CHUNK  # of the prompt, to be read in whole chunks
         self.limit = limit
         self.prompts: PromptKV | None = None
         self.key: Hashable = ()  # of what the prompts are made
@@ -109,27 +104,6 @@ class _Text:
         return self._held
 
 
-class _Recent:
-    """A small cache of the most recently used values; two callers never make one value twice."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._lock = threading.Lock()
-        self._values: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._values
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        with self._lock:
-            if key not in self._values:
-                self._values[key] = make()
-            self._values.move_to_end(key)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
-            return self._values[key]
-
-
 class Engine:
     """Answers requests on `base` with the adapters of `store`. Thread-safe."""
 
@@ -144,9 +118,7 @@ class Engine:
         self._forward = Forward(base)
         self._batch: DecodeBatch[_Row] = DecodeBatch(base, self._forward)
         self._pool = PrefixPool(_POOL_BYTES)
-        self._encoders = _Recent(4)
-        self._features = _Recent(_CACHED_PROMPTS)
-        self._prompts = _Recent(_CACHED_PROMPTS)
+        self._prompts = PromptMaker(base)
         # Pictures are encoded beside the worker, so that they do not hold up its steps.
         self._encoding = ThreadPoolExecutor(1, "encoder")
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -167,7 +139,7 @@ class Engine:
         if request.image is None:
             self._prepare(row, b"")
         else:
-            self._encoding.submit(self._prepare, row, _digest(request.image))
+            self._encoding.submit(self._prepare, row, digest(request.image))
         return Answer(row.mailbox, lambda: self._cancel(row))
 
     stream = submit
@@ -243,16 +215,10 @@ class Engine:
 
     # In the caller's thread, or the encoder's for a picture.
 
-    @torch.inference_mode()
     def _prepare(self, row: _Row, digest: bytes) -> None:
         """Make the row's prompts, and let it wait for its turn."""
         try:
-            parts, key = [], []
-            for adapter, strength in row.adapters:
-                seen = digest if adapter.config.is_visual else b""
-                parts.append(self._project(adapter, row.request.image if seen else None, seen).scaled(strength))
-                key.append((adapter, strength, seen))
-            row.prompts, row.key = batched([PromptKV.mixed(parts)]) if parts else None, tuple(key)
+            row.prompts, row.key = self._prompts.of(row.adapters, row.request.image, digest)
         except Exception as error:
             self._end(row, _for_caller(error))
             return
@@ -262,21 +228,6 @@ class Engine:
                 self._changed.notify()
                 return
         self._end(row, GenerationEvent(finish_reason="cancelled", stats=row.stats()))
-
-    def _project(self, adapter: Adapter, image: Image.Image | None, digest: bytes) -> PromptKV:
-        """An adapter's prompt keys and values; kept for the (adapter, picture) pairs seen last."""
-        features = None if image is None else self._encode(adapter, image, digest)
-        return self._prompts.get((adapter, digest), lambda: adapter(self.base.model, features))
-
-    def _encode(self, adapter: Adapter, image: Image.Image, digest: bytes) -> VisualFeatures:
-        assert adapter.config.vision is not None
-        name = adapter.config.vision.encoder
-
-        def encode() -> VisualFeatures:
-            encoder = self._encoders.get(name, lambda: VisualEncoder(name, self.base.device))
-            return encoder.encode([image])
-
-        return self._features.get((name, digest), encode)
 
     # In the worker's thread.
 
@@ -343,11 +294,12 @@ class Engine:
         """Read the next tokens of a prompt; after the last of them give the first token and join the batch."""
         if row.cache is None:
             row.cache = KeyValues(self.base, tokens=len(row.ids))
-            if (past := self._pool.find(row.key, row.ids)) is not None:
+            if (past := self._pool.find(row.key, row.ids, row.whole)) is not None:
                 row.cache.put(0, past)
                 row.read = row.cached = past.shape[3]
-        chunk = row.ids[row.read : row.read + CHUNK]
-        logits = self._forward(row.cache, torch.tensor([chunk]), [row.read], row.prompts)
+        chunk = row.ids[row.read : row.read // CHUNK * CHUNK + CHUNK]
+        whole = row.read < row.whole
+        logits = self._forward(row.cache, chunk, [row.read], row.prompts, whole)
         row.read += len(chunk)
         if row.read < len(row.ids):
             return
@@ -389,7 +341,8 @@ class Engine:
         else:
             past = self._batch.leave(row)
         if past is not None:
-            self._pool.put(row.key, row.ids[: past.shape[3]], past)
+            tokens = past.shape[3]
+            self._pool.put(row.key, row.ids[:tokens], past, min(row.whole, tokens))
 
     # In any thread.
 
@@ -407,7 +360,3 @@ def _for_caller(error: Exception) -> AdapterError:
         return error
     log.error("A request failed", exc_info=error)
     return AdapterError(f"The model failed on this request ({type(error).__name__}). Try again.")
-
-
-def _digest(image: Image.Image) -> bytes:
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()

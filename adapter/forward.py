@@ -7,7 +7,7 @@ tensors; knows nothing of requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adapter.attention import PromptKV, add_prompt_terms, attend, grouped
 from adapter.llama import AdaptedLlama, Base
-from adapter.quantize import Int8Linear, fuse, int8_product
+from adapter.quantize import Int8Linear, fuse, packed_product, unpacked_product
 
 # The past is read in whole blocks behind a mask. torch's attention then gives a row the same bits whatever longer
 # rows are beside it, which it does not when the length is no multiple of its vectors.
@@ -62,37 +62,33 @@ def _blocks(tokens: int) -> int:
 
 @dataclass
 class _Step:
-    """T new tokens for each of B rows: where they go and what they may look at."""
+    """N new tokens, one for each of N rows or all of one row: where they go and what they may look at."""
 
     cache: KeyValues
-    starts: Sequence[int]
-    positions: Tensor  # [B, T]
+    rows: int  # N or 1
+    starts: Sequence[int]  # [rows]
+    positions: Tensor  # [N]
     span: int
-    mask: Tensor  # [B, 1, T, span], additive
+    mask: Tensor  # [N, 1, 1, span], additive
 
     def write(self, layer: int, new: Tensor) -> None:
-        """new: [B, T, 2, Hkv, head_dim], keys and values."""
-        batch, length = self.positions.shape
-        if batch == 1:
+        """new: [N, 2, Hkv, head_dim], keys and values."""
+        data = self.cache.data[:, layer]
+        if self.rows == 1:
             start = self.starts[0]
-            self.cache.data[0, layer, :, :, start : start + length] = new[0].permute(1, 2, 0, 3)
+            data[0, :, :, start : start + len(new)] = new.permute(1, 2, 0, 3)
         else:
-            rows = torch.arange(batch, device=new.device)[:, None]
-            self.cache.data[:, layer][rows, :, :, self.positions] = new
+            data[torch.arange(self.rows, device=new.device), :, :, self.positions] = new
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values so far: [B, Hkv, span, head_dim]."""
-        past = self.cache.data[: len(self.starts), layer, :, :, : self.span]
+        """Keys and values so far: [rows, Hkv, span, head_dim]."""
+        past = self.cache.data[: self.rows, layer, :, :, : self.span]
         return past[:, 0], past[:, 1]
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """What transformers asks of a cache. key, value: [B, Hkv, T, head_dim]."""
-        self.write(layer, torch.stack([key, value]).permute(1, 3, 0, 2, 4))
+        """What transformers asks of a cache. key, value: [rows, Hkv, N / rows, head_dim]."""
+        self.write(layer, torch.stack([key, value]).permute(1, 3, 0, 2, 4).flatten(0, 1))
         return self.read(layer)
-
-
-# (new token ids [B, T], hidden before the head) -> [B, T, hidden_size]
-_Body = Callable[[Tensor, _Step, PromptKV | None], Tensor]
 
 
 class Forward:
@@ -100,34 +96,50 @@ class Forward:
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        self._body: _Body = _Lean(base.model) if _Lean.fits(base) else self._plain
+        self._lean = _Lean(base.model) if _Lean.fits(base) else None
 
     @torch.inference_mode()
-    def __call__(self, cache: KeyValues, ids: Tensor, starts: Sequence[int], prompts: PromptKV | None) -> Tensor:
-        """Logits after the last token of each row, [B, vocab_size] in fp32; the cache takes the new tokens in.
+    def __call__(
+        self,
+        cache: KeyValues,
+        ids: Sequence[int],
+        starts: Sequence[int],
+        prompts: PromptKV | None,
+        whole: bool = False,
+    ) -> Tensor:
+        """Read one new token for each of several rows, or several for one; the cache takes them in.
 
-        ids: [B, T]; starts: how many tokens of each row the cache holds; prompts: one entry a row, or None.
+        starts: how many tokens the cache holds of each row; prompts: one entry a row, or None. whole: read the
+        tokens of one row as one block, which is faster for many; without it, on the leaner way, each gives the
+        same bits as alone. Returns the logits after the last token of each row, [rows, vocab_size] in fp32.
         """
-        batch, length = ids.shape
         device = self._base.device
-        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
-        span = _blocks(max(starts) + length)
-        cache.reserve(batch, span)
-        hidden_from = torch.arange(span, device=device) > positions[:, None, :, None]
-        mask = torch.zeros(hidden_from.shape, dtype=cache.data.dtype, device=device)
-        mask.masked_fill_(hidden_from, float("-inf"))
-        hidden = self._body(ids.to(device), _Step(cache, starts, positions, span, mask), prompts)
-        return self._base.model.lm_head(hidden[:, -1]).float()
+        rows, count = len(starts), len(ids)
+        assert rows in (1, count)
+        positions = torch.tensor(starts, device=device)
+        if rows < count:
+            positions = positions + torch.arange(count, device=device)
+        span = _blocks(max(starts) + count // rows)
+        cache.reserve(rows, span)
+        later = torch.arange(span, device=device) > positions[:, None]
+        mask = torch.zeros(later.shape, dtype=cache.data.dtype, device=device)
+        mask = mask.masked_fill_(later, float("-inf"))[:, None, None]
+        step = _Step(cache, rows, starts, positions, span, mask)
+        new = torch.tensor(ids, device=device)
+        hidden = self._plain(new, step, prompts) if self._lean is None else self._lean(new, step, prompts, whole)
+        return self._base.model.lm_head(hidden[-rows:]).float()
 
     def _plain(self, ids: Tensor, step: _Step, prompts: PromptKV | None) -> Tensor:
+        # [N, 1] for rows of a batch, [1, N] for the tokens of one row.
+        mask = step.mask if step.rows == len(ids) else step.mask.transpose(0, 2)
         return self._base.model.model(
-            input_ids=ids,
-            position_ids=step.positions,
-            attention_mask=step.mask,
+            input_ids=ids.view(step.rows, -1),
+            position_ids=step.positions.view(step.rows, -1),
+            attention_mask=mask,
             cache=step,
             use_cache=True,
             prompt_kv=prompts,
-        ).last_hidden_state
+        ).last_hidden_state.flatten(0, 1)
 
 
 class _Layer:
@@ -162,28 +174,34 @@ class _Lean:
         linears = [m for m in layers.modules() if isinstance(m, (torch.nn.Linear, Int8Linear))]
         return all(isinstance(m, Int8Linear) for m in linears) and config.hidden_act == "silu"
 
-    def __call__(self, ids: Tensor, step: _Step, prompts: PromptKV | None) -> Tensor:
-        batch, length = ids.shape
+    def __call__(self, ids: Tensor, step: _Step, prompts: PromptKV | None, whole: bool) -> Tensor:
+        """[N] token ids -> [N, hidden_size], ready for the head."""
         heads, kv_heads, head_dim = self._heads, self._kv_heads, self._head_dim
-        hidden = self._model.model.embed_tokens(ids.flatten())  # [B * T, hidden_size]
-        cos, sin = self._model.model.rotary_emb(hidden, step.positions)  # [B, T, head_dim]
-        cos, sin = cos.unsqueeze(2), (sin * self._signs).unsqueeze(2)
-        # The heads of a group become further positions, each with the mask of its own.
-        mask = step.mask if length == 1 else step.mask.repeat(1, 1, heads // kv_heads, 1)
+        product = unpacked_product if whole else packed_product
+        hidden = self._model.model.embed_tokens(ids)
+        cos, sin = self._model.model.rotary_emb(hidden, step.positions[None])
+        cos, sin = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)  # [N, 1, head_dim]
+        mask = step.mask
+        if whole:
+            # As one block the heads of a group become further positions, each with the mask of its own.
+            mask = mask.transpose(0, 2).repeat(1, 1, heads // kv_heads, 1)
         for index, layer in enumerate(self._layers):
-            normed = layer.first_norm(hidden)
-            qkv = int8_product(normed, *layer.qkv).view(batch, length, heads + 2 * kv_heads, head_dim)
-            rotated = qkv[:, :, : heads + kv_heads]
+            qkv = product(layer.first_norm(hidden), *layer.qkv).view(-1, heads + 2 * kv_heads, head_dim)
+            rotated = qkv[:, : heads + kv_heads]
             half = rotated.roll(head_dim // 2, -1)
             rotated.mul_(cos).addcmul_(half, sin)
-            query = rotated[:, :, :heads].transpose(1, 2)
-            step.write(index, qkv[:, :, heads:].view(batch, length, 2, kv_heads, head_dim))
+            step.write(index, qkv[:, heads:].view(-1, 2, kv_heads, head_dim))
+            query = qkv[:, :heads].unsqueeze(2)  # [N, H, 1, head_dim]
+            if whole:
+                query = query.transpose(0, 2)
             keys, values = step.read(index)
+            if step.rows < len(query):  # tokens of one row, each on its own
+                keys, values = (t.expand(len(query), -1, -1, -1) for t in (keys, values))
             out = attend(grouped(query, kv_heads), keys, values, mask, self._scaling)
-            out = out.reshape(batch, heads, length, head_dim).transpose(1, 2)
+            out = out.reshape(query.shape).transpose(1, 2)
             if prompts is not None:
                 out = add_prompt_terms(out, query, prompts.layers.get(index, ()), None, self._scaling)
-            hidden = hidden + int8_product(out.reshape(batch * length, heads * head_dim), *layer.out)
-            gate, up = int8_product(layer.second_norm(hidden), *layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + int8_product(F.silu(gate) * up, *layer.down)
-        return self._model.model.norm(hidden).view(batch, length, -1)
+            hidden = hidden + product(out.reshape(-1, heads * head_dim), *layer.out)
+            gate, up = product(layer.second_norm(hidden), *layer.gate_up).chunk(2, dim=-1)
+            hidden = hidden + product(F.silu(gate) * up, *layer.down)
+        return self._model.model.norm(hidden)

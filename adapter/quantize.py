@@ -30,14 +30,19 @@ class Int8Linear(nn.Module):
         self.register_buffer("scales", scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        return int8_product(x, self.weight, self.scales)
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.shape[0] <= _PACKED_ROWS and not x.requires_grad:
+            return packed_product(rows, self.weight, self.scales).view(*x.shape[:-1], -1)
+        return unpacked_product(x, self.weight, self.scales)
 
 
-def int8_product(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-    """`x W^T` for an Int8Linear's tensors. A row's result does not depend on the rows beside it."""
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.shape[0] <= _PACKED_ROWS and not x.requires_grad:
-        return torch._weight_int8pack_mm(rows, weight, scales).view(*x.shape[:-1], -1)
+def packed_product(rows: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """`rows W^T`, [N, in] -> [N, out]. Each row's result is the same bits whatever rows are beside it."""
+    return torch._weight_int8pack_mm(rows, weight, scales)
+
+
+def unpacked_product(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """`x W^T` by way of a bfloat16 copy of W: for many rows, and for gradients."""
     return F.linear(x, weight.to(x.dtype)) * scales.to(x.dtype)
 
 

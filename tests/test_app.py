@@ -21,6 +21,7 @@ import pytest
 import app
 from adapter.chat import Message
 from adapter.errors import BadInput, Busy, LoadError
+from adapter.request import GenerationEvent, GenerationStats
 from adapter.ui import conversation as talk
 from adapter.ui import look, requests, runs
 from adapter.ui.loader import LazyStore, LoadStatus, ModelLoader
@@ -57,22 +58,44 @@ class Shelf:
 class Echo:
     """An engine that answers with what it was asked, three pieces at a time, and remembers the requests."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, waits: int = 0) -> None:
         self.requests: list[Any] = []
         self.closed = 0
         self.error = error
+        self.waits = waits
 
-    def submit(self, request: Any) -> Iterator[Any]:
+    def submit(self, request: Any) -> EchoAnswer:
         self.requests.append(request)
-        try:
-            for index, text in enumerate(["you said: ", request.messages[-1].text, "!"]):
-                if self.error and index == 1:
-                    raise self.error
-                last = index == 2
-                stats = SimpleNamespace(new_tokens=3, tokens_per_s=20.0) if last else None
-                yield SimpleNamespace(text=text, token_id=7, finish_reason="stop" if last else None, stats=stats)
-        finally:
-            self.closed += 1
+        return EchoAnswer(self, request)
+
+
+class EchoAnswer:
+    def __init__(self, engine: Echo, request: Any) -> None:
+        self.engine = engine
+        self.cancelled = False
+        self.events = self.script(request.messages[-1].text)
+
+    def script(self, asked: str) -> Iterator[GenerationEvent]:
+        for position in reversed(range(self.engine.waits)):
+            yield GenerationEvent(position=position)
+        for index, text in enumerate(["you said: ", asked, "!"]):
+            if self.engine.error and index == 1:
+                raise self.engine.error
+            stats = GenerationStats(5, index + 1, 0.0, 0.0, 0.1)
+            if self.cancelled:
+                yield GenerationEvent(finish_reason="cancelled", stats=stats)
+                return
+            last = index == 2
+            yield GenerationEvent(text, 7, -0.1, "stop" if last else None, stats if last else None)
+
+    def __iter__(self) -> Iterator[GenerationEvent]:
+        return self.events
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def close(self) -> None:
+        self.engine.closed += 1
 
 
 class Ready:
@@ -243,13 +266,20 @@ def test_stop_ends_the_run_with_what_is_there() -> None:
     next(chat for chat, _, _ in updates if "you said: " in texts(chat))
     assert page.stop([], ME) == (gr.skip(), gr.skip())
     rest = list(updates)
-    assert texts(last_history(rest))[:2] == ["hello", "you said: hello"]
+    assert texts(last_history(rest))[:2] == ["hello", "you said: "]
     assert "stopped" in texts(last_history(rest))[2] and rest[-1][1]["submit_btn"] is True
     assert engine.closed == 1
     # Without a run, its server having been started anew, the page is mended.
     lost = [*talk.user_turn("hi"), talk.answer("Hel"), talk.stats("x", live=True)]
     history, box = page.stop(lost, ME)
     assert not talk.being_answered(history) and box["submit_btn"] is True
+
+
+def test_who_waits_is_told_how_many_are_before(toasts: list[str]) -> None:
+    updates = list(page_with(Echo(waits=3)).send(asked("hello"), [], ME, *DEFAULTS))
+    said = [texts(chat)[-1] for chat, _, _ in updates if isinstance(chat, list)]
+    assert "2 before you" in said[1] and "1 before you" in said[2] and "You are next" in said[3]
+    assert texts(last_history(updates))[1] == "you said: hello!" and not toasts
 
 
 def test_clear_ends_the_run_and_nothing_comes_back() -> None:

@@ -238,24 +238,34 @@ def test_the_pool_is_bounded_and_keeps_what_was_used_last():
 
     pool = PrefixPool(32 * 100)
     for start in range(10):
-        pool.put("a", range(start * 100, start * 100 + 30), past(30))
-        assert pool.find("a", range(start * 100, start * 100 + 31)).shape[3] == 30
+        pool.put("a", range(start * 100, start * 100 + 30), past(30), 0)
+        assert pool.find("a", range(start * 100, start * 100 + 31), 0).shape[3] == 30
     assert len(pool) == 3
-    assert pool.find("a", range(0, 31)) is None
-    assert pool.find("b", range(900, 931)) is None
-    assert pool.find("a", [*range(900, 910), 7, 8]).shape[3] == 10
-    pool.put("a", range(900, 940), past(40))  # takes the place of the shorter one
-    assert len(pool) == 3 and pool.find("a", range(900, 950)).shape[3] == 40
-    assert pool.find("a", range(900, 920)).shape[3] == 19  # the last token is read anew
+    assert pool.find("a", range(0, 31), 0) is None
+    assert pool.find("b", range(900, 931), 0) is None
+    assert pool.find("a", [*range(900, 910), 7, 8], 0).shape[3] == 10
+    pool.put("a", range(900, 940), past(40), 0)  # takes the place of the shorter one
+    assert len(pool) == 3 and pool.find("a", range(900, 950), 0).shape[3] == 40
+    assert pool.find("a", range(900, 920), 0).shape[3] == 19  # the last token is read anew
+
+
+def test_the_pool_gives_only_what_a_cold_start_would_read_in_the_same_way():
+    pool = PrefixPool(10**9)
+    pool.put("a", range(200), torch.zeros(1, 2, 1, 200, 4), 128)
+    for length, whole, want in ((240, 128, 200), (260, 256, 128), (160, 128, 159), (110, 64, 64), (50, 0, None)):
+        found = pool.find("a", range(length), whole)
+        assert (found.shape[3] if found is not None else None) == want
+    assert pool.find("a", [*range(100), 999, *range(101, 200)], 128).shape[3] == 64  # up to a whole chunk
 
 
 def test_long_prompts_are_read_in_chunks_between_the_steps_of_others(engine, monkeypatch):
     monkeypatch.setattr("adapter.engine.CHUNK", 16)
+    monkeypatch.setattr("adapter.batch.CHUNK", 16)
     lengths = []
     real = engine._forward
 
     def counted(cache, ids, *rest):
-        lengths.append(ids.shape[1])
+        lengths.append(len(ids))
         return real(cache, ids, *rest)
 
     monkeypatch.setattr(engine, "_forward", counted)
@@ -265,6 +275,7 @@ def test_long_prompts_are_read_in_chunks_between_the_steps_of_others(engine, mon
     want = tokens(busy)
     assert max(lengths) == 16
     monkeypatch.setattr("adapter.engine.CHUNK", 128)
+    monkeypatch.setattr("adapter.batch.CHUNK", 128)
     with closing(Engine(engine.base, engine.store)) as whole:
         assert tokens(got) == tokens(
             answer(whole, messages=(), prompt_ids=tuple(i % 90 for i in range(100)), adapter="two")
@@ -335,10 +346,10 @@ def test_nothing_grows_over_500_requests(engine, monkeypatch):
             sampling=SamplingParams(temperature=0, max_new_tokens=2),
         )
         list(engine.submit(request))
-        sizes.append(engine._pool._bytes)
+        sizes.append(engine._pool.bytes)
     wait_until(lambda: not engine._open and not engine._batch and not engine._reading)
     assert max(sizes) <= 200_000
-    assert engine._pool._bytes == sum(past.nbytes for past in engine._pool._pasts.values())
+    assert engine._pool.bytes == sum(past.nbytes for past, _ in engine._pool._pasts.values())
     assert engine._batch._cache.data.shape[:1] == (1,)
     gc.collect()
     alive = sum(type(thing).__name__ in ("_Row", "Answer", "Mailbox", "KeyValues") for thing in gc.get_objects())
@@ -349,10 +360,10 @@ def test_a_fault_in_a_prompt_ends_that_request_only(engine, monkeypatch):
     real = engine._forward
     healthy = tokens(answer(engine))
 
-    def broken(cache, ids, starts, prompts):
+    def broken(cache, ids, starts, prompts, whole=False):
         if prompts is not None:
             raise RuntimeError("secret path /root/x")
-        return real(cache, ids, starts, prompts)
+        return real(cache, ids, starts, prompts, whole)
 
     monkeypatch.setattr(engine, "_forward", broken)
     with pytest.raises(AdapterError, match="RuntimeError") as caught:

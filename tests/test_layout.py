@@ -30,6 +30,7 @@ ADAPTER_ORDER = [
     "request",
     "waiting",
     "batch",
+    "prompts",
     "engine",
     "__main__",
 ]

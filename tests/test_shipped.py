@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sysconfig
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,58 @@ def test_see_names_what_a_photograph_shows(engine, image, words):
     said = answer(engine, "What is in this picture?", "see", image)
     assert any(word in said for word in words), said
     assert said.count(".") == 1 and said.endswith("."), said
+
+
+@pytest.fixture(scope="module")
+def mixed_requests():
+    """Sixteen answers: short and long prompts, all adapters, mixed ones, pictures, none."""
+    picture = open_image(PACKAGES / "skimage/data/coffee.png")
+    story = "The lighthouse keeper counts the ships that pass. " * 12
+    texts = (
+        "Hi!",
+        "Please save Maria Keller, maria.keller@gmail.com",
+        story + "What does he do?",
+        "What is the sun?",
+    )
+    return [
+        GenerationRequest(
+            (Message("user", texts[i % 4] if name != "see" else "What is in this picture?"),),
+            adapter=name,
+            image=picture if name == "see" else None,
+            strength=(1.0, 0.6)[i % 2],
+            mix=(("pirate", 0.5),) if i % 5 == 0 and name else (),
+            sampling=SamplingParams(temperature=0, max_new_tokens=(8, 24)[i % 3 == 0]),
+        )
+        for i in range(16)
+        for name in [(None, "extract", "pirate", "see", "extract")[i % 5]]
+    ]
+
+
+@pytest.mark.slow
+def test_law_on_the_real_base_sixteen_rows_together_are_the_bits_of_each_alone(base, mixed_requests):
+    with closing(Engine(base, AdapterStore())) as together, closing(Engine(base, AdapterStore())) as alone:
+        answers = [together.submit(request) for request in mixed_requests]
+        found = [[(e.token_id, e.logprob) for e in events if e.token_id is not None] for events in answers]
+        for request, got in zip(mixed_requests, found, strict=True):
+            assert got == [(e.token_id, e.logprob) for e in alone.submit(request)]
+    assert len({tuple(got) for got in found}) > 10
+
+
+@pytest.mark.slow
+def test_follow_ups_on_the_real_base_are_the_bits_of_a_cold_start(base):
+    """Conversations whose turns end on either side of a chunk's end, and a retry."""
+    with closing(Engine(base, AdapterStore())) as warm:
+        for adapter in (None, "pirate"):
+            messages, cached = [Message("user", "Tell me about the sea, please.")], []
+            for turn in ("Who lives there?", "And why is it salty? Explain it in one sentence.", "Thanks!"):
+                request = GenerationRequest(
+                    tuple(messages), adapter, sampling=SamplingParams(temperature=0, max_new_tokens=30)
+                )
+                for _ in range(2):
+                    events = list(warm.submit(request))
+                    cached.append(events[-1].stats.cached_tokens)
+                    with closing(Engine(base, AdapterStore())) as cold:
+                        want = list(cold.submit(request))
+                    assert [(e.token_id, e.logprob) for e in events] == [(e.token_id, e.logprob) for e in want]
+                messages += [Message("assistant", "".join(e.text for e in events)), Message("user", turn)]
+            assert cached[0] == 0 and min(cached[1:]) > 0

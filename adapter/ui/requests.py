@@ -56,7 +56,7 @@ class Settings(NamedTuple):
 
 
 def make_request(
-    history: History, settings: Settings, adapter: str | None, picture: str | None
+    history: History, settings: Settings, adapter: str | None, picture: str | None, client: str = ""
 ) -> GenerationRequest:
     """The engine's request for a conversation. Raises BadInput if a value is out of its range."""
     from adapter.request import GenerationRequest
@@ -81,6 +81,7 @@ def make_request(
         image=None if picture is None else open_picture(picture),
         strength=settings.strength,
         sampling=sampling,
+        client=client,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,12 @@ class Run:
 
     stopped: bool = False
     cleared: bool = False  # the conversation around it is gone
+    cancel: Callable[[], None] | None = None  # ends the answer, once it is asked for
+
+    def stop(self) -> None:
+        self.stopped = True
+        if self.cancel is not None:
+            self.cancel()
 
 
 class Runs:

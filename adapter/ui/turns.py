@@ -42,6 +42,12 @@ _ANSWERING = {"submit_btn": False, "stop_btn": True}
 _IDLE = {"submit_btn": True, "stop_btn": False}
 
 
+# What the line below an answer adds about its end.
+_ENDINGS: dict[str | None, tuple[str, ...]] = {
+    "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",)
+}  # fmt: skip
+
+
 class _Before(NamedTuple):
     """What to put back if a turn fails: the conversation, and the message if the box held one."""
 
@@ -141,7 +147,7 @@ class ChatTurns:
     def stop(self, history: History, request: gr.Request) -> tuple[Any, Any]:
         run = self._runs.of(request.session_hash)
         if run is not None:
-            run.stopped = True
+            run.stop()
             return gr.skip(), gr.skip()
         # The run was lost, with the server that it ran on for example.
         return talk.stopped(history), gr.update(**_IDLE)
@@ -149,7 +155,8 @@ class ChatTurns:
     def clear(self, request: gr.Request) -> Any:
         run = self._runs.of(request.session_hash)
         if run is not None:
-            run.stopped = run.cleared = True
+            run.cleared = True
+            run.stop()
         return gr.update(**_IDLE)
 
     def undo(self, history: History) -> tuple[Any, Any]:
@@ -186,7 +193,7 @@ class ChatTurns:
             cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
             yield [*history, talk.note("…", waiting=True)], gr.update(**cleared, **_ANSWERING), gr.skip()
             try:
-                yield from self._answer(run, history, settings, text_only, switch_to)
+                yield from self._answer(run, history, settings, text_only, switch_to, request.session_hash or "")
                 end = gr.skip(), gr.update(**_IDLE), gr.skip()
             except AdapterError as error:
                 end = self._restore(before, settings, error)
@@ -203,6 +210,7 @@ class ChatTurns:
         settings: Settings,
         text_only: bool,
         switch_to: Callable[[], str | None] | None,
+        client: str,
     ) -> Iterator[Updates]:
         for status in wait_for(self.provider):
             if run.stopped:
@@ -220,11 +228,11 @@ class ChatTurns:
             open_picture(turn.picture)
             yield [*history, self._offer(adapter)], gr.skip(), gr.skip()
             return
-        for entries in self._stream(run, history, settings, adapter, visual):
+        for entries in self._stream(run, history, settings, adapter, visual, client):
             yield [*history, *entries], gr.skip(), gr.skip()
 
     def _stream(
-        self, run: Run, history: History, settings: Settings, adapter: str | None, visual: bool
+        self, run: Run, history: History, settings: Settings, adapter: str | None, visual: bool, client: str
     ) -> Iterator[History]:
         """The entries that follow the user's turn, again and again as they grow."""
         picture = talk.latest_picture(history)
@@ -233,7 +241,7 @@ class ChatTurns:
             notes.append("no image")
         elif picture is not None and not visual:
             notes.append("picture not used")
-        request = make_request(history, settings, adapter, picture if visual else None)
+        request = make_request(history, settings, adapter, picture if visual else None, client)
         engine = self.provider.engine()
         assert engine is not None
 
@@ -242,20 +250,24 @@ class ChatTurns:
 
         text, tokens, first, drawn = "", 0, 0.0, 0.0
         with closing(engine.submit(request)) as events:
+            run.cancel = events.cancel
+            if run.stopped:
+                events.cancel()
             for event in events:
+                if event.position is not None:
+                    yield [talk.note(_waiting(event.position), waiting=True)]
+                    continue
                 now = time.monotonic()
                 text += event.text
                 tokens += event.token_id is not None
                 first = first or now
                 rate = (tokens - 1) / (now - first) if tokens > 4 else None
                 words = talk.answer(text) if text.strip() else talk.note("The answer was empty.")
-                if event.stats is not None:
-                    more = ["cut at max tokens"] if event.finish_reason == "length" else []
+                if event.finish_reason == "cancelled" and not text.strip():
+                    yield [talk.note("Stopped before the first word.")]
+                elif event.stats is not None:
                     rate = event.stats.tokens_per_s or None
-                    yield [words, talk.stats(line(event.stats.new_tokens, rate, *more))]
-                elif run.stopped:
-                    yield [words, talk.stats(line(tokens, rate, "stopped"))]
-                    return
+                    yield [words, talk.stats(line(event.stats.new_tokens, rate, *_ENDINGS[event.finish_reason]))]
                 elif text.strip() and now - drawn >= REDRAW_SECONDS:
                     drawn = now
                     yield [words, talk.stats(line(tokens, rate), live=True)]
@@ -299,6 +311,12 @@ class ChatTurns:
         there = settings.adapter in self.store.names()
         picker = gr.update(choices=picker_choices(self.store), value=settings.adapter if there else BASE_ONLY)
         return before.history, gr.update(**value, **_IDLE), picker
+
+
+def _waiting(position: int) -> str:
+    if position == 0:
+        return "Everybody is being answered at once already. You are next."
+    return f"Waiting for a place: {position} before you."
 
 
 def _no_change() -> Updates:

@@ -54,6 +54,7 @@ _EARLIER = (
 _NO_PICTURE = "I see no picture yet. Please add one."
 _VARIANTS = 3  # of each drawing, beside the plain one
 _CHOICES = 10
+_WHOLE = 0.7  # share of training pictures with all levels of the encoder
 _TEST_QUESTION = (Message("user", "What is in this picture?"),)
 
 
@@ -76,7 +77,7 @@ def recipe(base: Base) -> Recipe:
     config = TrainConfig(
         name="see",
         description="Says what a picture shows: photographs of common things and drawings.",
-        steps=1000,
+        steps=800,
         batch_size=24,
         lr=1.25e-3,
         gate_lr=5e-3,
@@ -167,8 +168,8 @@ class _Prepared:
         return Example(_conversation(rng), drawing_sentence(pool.names[i]), self._without_stages(features, rng))
 
     def _without_stages(self, features: VisualFeatures, rng: random.Random) -> VisualFeatures:
-        """At times without the levels that class rows lack, so that their absence means nothing."""
-        if rng.random() < 0.7:
+        """At times without the other levels, as class rows are, so that their absence means nothing."""
+        if rng.random() < _WHOLE:
             return features
         levels = features.levels.clone()
         levels[:, : -self._encoder.classifier[0].shape[1]] = 0
@@ -176,7 +177,7 @@ class _Prepared:
 
     def _class_rows(self, count: int, rng: random.Random, generator: torch.Generator) -> Iterator[Example]:
         classes = torch.randint(len(self._encoder.classifier[1]), (count,), generator=generator)
-        features = self._rows.draw(classes, generator, mixed=0.5)
+        features = self._rows.draw(classes, generator, mixed=0.5, whole=_WHOLE)
         for i, answer in enumerate(self._sentences(features)):
             yield Example(_conversation(rng), answer, features[i : i + 1])
 

@@ -69,19 +69,25 @@ class ClassRows:
     """Features of photographs that nobody took: drawn around the encoder's own weight vector of a class.
 
     The pooled features are their mean over drawings, plus a step along the class's weight vector, plus part of some
-    drawing's own deviation; the logits are the encoder's classifier on them. The other levels are unknown: zero.
+    drawing's own deviation; the logits are the encoder's classifier on them. The other levels are unknown: zero, or
+    that drawing's, so that neither says whether a picture is a photograph.
     """
 
     def __init__(self, encoder: VisualEncoder, drawings: VisualFeatures) -> None:
         self._weight, self._bias = encoder.classifier
         size = self._weight.shape[1]
         pooled = drawings.levels[:, -size:]
+        self._others = drawings.levels[:, :-size]
         self._mean = pooled.mean(0)
         self._deviations = pooled - self._mean
-        self._width = drawings.levels.shape[1]
 
-    def draw(self, classes: Tensor, generator: torch.Generator, mixed: float = 0.0) -> VisualFeatures:
-        """One row of features for each class; `mixed`: share of rows that lie between it and a near class."""
+    def draw(
+        self, classes: Tensor, generator: torch.Generator, mixed: float = 0.0, whole: float = 0.0
+    ) -> VisualFeatures:
+        """One row of features for each class; `mixed`: share of rows that lie between it and a near class.
+
+        whole: share of rows that have the other levels too.
+        """
         count = len(classes)
 
         def uniform(low: float, high: float) -> Tensor:
@@ -96,8 +102,8 @@ class ClassRows:
         picked = torch.randint(len(self._deviations), (count,), generator=generator)
         pooled = self._mean + uniform(3, 8) * direction + uniform(0.4, 1.0) * self._deviations[picked]
         pooled = pooled.clamp(min=0)  # they come out of a rectifier
-        levels = torch.zeros(count, self._width)
-        levels[:, -pooled.shape[1] :] = pooled
+        there = torch.rand(count, 1, generator=generator) < whole
+        levels = torch.cat([self._others[picked] * there, pooled], dim=1)
         return VisualFeatures(levels, F.linear(pooled, self._weight, self._bias))
 
 
