@@ -124,19 +124,20 @@ def test_law_on_the_real_base_sixteen_rows_together_are_the_bits_of_each_alone(b
 
 @pytest.mark.slow
 def test_follow_ups_on_the_real_base_are_the_bits_of_a_cold_start(base):
-    """Conversations whose turns end on either side of a chunk's end, and a retry."""
+    """Each turn is asked twice, and its past is in the cache: all of the conversation but for what is new."""
     with closing(Engine(base, AdapterStore())) as warm:
         for adapter in (None, "pirate"):
-            messages, cached = [Message("user", "Tell me about the sea, please.")], []
+            messages, before = [Message("user", "Tell me about the sea, please. " * 20)], 0
             for turn in ("Who lives there?", "And why is it salty? Explain it in one sentence.", "Thanks!"):
                 request = GenerationRequest(
                     tuple(messages), adapter, sampling=SamplingParams(temperature=0, max_new_tokens=30)
                 )
-                for _ in range(2):
-                    events = list(warm.submit(request))
-                    cached.append(events[-1].stats.cached_tokens)
-                    with closing(Engine(base, AdapterStore())) as cold:
-                        want = list(cold.submit(request))
-                    assert [(e.token_id, e.logprob) for e in events] == [(e.token_id, e.logprob) for e in want]
-                messages += [Message("assistant", "".join(e.text for e in events)), Message("user", turn)]
-            assert cached[0] == 0 and min(cached[1:]) > 0
+                first, again = list(warm.submit(request)), list(warm.submit(request))
+                with closing(Engine(base, AdapterStore())) as cold:
+                    want = [(e.token_id, e.logprob) for e in cold.submit(request)]
+                assert [(e.token_id, e.logprob) for e in first] == want == [(e.token_id, e.logprob) for e in again]
+                stats = again[-1].stats
+                assert stats.cached_tokens == stats.prompt_tokens - 1
+                assert first[-1].stats.cached_tokens >= before  # the prompt before, and what was said
+                before = stats.prompt_tokens + stats.new_tokens - 2
+                messages += [Message("assistant", "".join(e.text for e in first)), Message("user", turn)]

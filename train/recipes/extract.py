@@ -17,7 +17,7 @@ from adapter.llama import Base
 from train.config import TrainConfig
 from train.data import Example
 from train.recipe import Recipe
-from train.recipes import extract_held, extract_train, extract_values
+from train.recipes import extract_asides, extract_held, extract_train, extract_values
 from train.recipes.extract_grammar import FIELDS, Record, block, capital, choose, fill, note, prose
 from train.recipes.extract_handwritten import HAND_WRITTEN
 from train.score import Answerer
@@ -39,7 +39,7 @@ _KINDS = ("person", "person", "meeting", "meeting", "order", "order", "person", 
 CONFIG = TrainConfig(
     name="extract",
     description="Turns a message about a person, a meeting or an order into a JSON object.",
-    steps=3600,
+    steps=1800,
     batch_size=8,
     lr=6e-3,
     gate_lr=2e-2,
@@ -47,7 +47,7 @@ CONFIG = TrainConfig(
     prompt_length=48,
     prompt_std=0.2,
     prompt_norm=True,
-    eval_every=200,
+    eval_every=150,
     held_out=128,
 )
 DATA = """Trained on messages composed from a grammar (`train/recipes/extract_train.py`) with names, companies and dates
@@ -210,6 +210,12 @@ def _message(record: Record, rng: random.Random, phrases: ModuleType) -> str:
         place = max(place, 1) if record.kind == "person" else place
         sentences.insert(place, choose(rng.choice(book.distractors), rng))
         told.insert(place, False)
+    if phrases is extract_train and rng.random() < 0.35:
+        sentences = [extract_asides.noisy(sentence, rng) for sentence in sentences]
+        if rng.random() < 0.4:
+            place = rng.randint(1, len(sentences))
+            sentences.insert(place, extract_asides.nonsense(rng))
+            told.insert(place, False)
     opening = choose(rng.choice(phrases.OPENINGS), rng) if rng.random() < 0.25 else ""
     text = ""
     if opening:

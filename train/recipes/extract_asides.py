@@ -1,10 +1,17 @@
 """Sentences of the `extract` recipe's training texts that give no field, though they may look like it.
 
 They teach the answer to leave out what the message does not say: hours that are no time of the meeting, people who are
-not the customer, places where nobody lives. Their slots are context, never fields.
+not the customer, places where nobody lives. Their slots are context, never fields. `noisy` goes further: strange words
+among those of a sentence teach it to read past words that it has never seen there.
 """
 
 from __future__ import annotations
+
+import random
+import re
+from functools import cache
+
+from faker import Faker
 
 ANYWHERE = (
     "I [hope|trust] [everyone|the family|everybody at home] is [well|fine|healthy].",
@@ -85,3 +92,40 @@ ORDER = (
     "[the kids|our guests|the {n} of us] [love it|can't wait|asked for it|will be happy].",
     "[no need|don't bother] to [ring|wrap it|send a receipt|hurry].",
 )
+
+_CONTEXT = re.compile(r"\{(other|firm|town)| not |\bnot\b|never|instead")
+_REPLACED, _DROPPED, _ADDED = 0.12, 0.06, 0.06
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    """Some thousand common English words."""
+    fake = Faker("en_US")
+    return tuple(sorted({word.lower() for word in fake.get_words_list() if word.isalpha()}))
+
+
+def nonsense(rng: random.Random) -> str:
+    """A sentence of words that say nothing, at times with a number or a name."""
+    words = rng.choices(_words(), k=rng.randint(3, 8))
+    if rng.random() < 0.3:
+        words[rng.randrange(len(words))] = rng.choice(("{n}", "{other}", "{other full}"))
+    return " ".join(words) + rng.choice((".", ".", "!", "?"))
+
+
+def noisy(frame: str, rng: random.Random) -> str:
+    """A sentence frame with some of its words exchanged, dropped or joined by others; slots stay.
+
+    Frames whose words tell a field from what only looks like one stay as they are.
+    """
+    if _CONTEXT.search(frame):
+        return frame
+    words: list[str] = []
+    for word in frame.split(" "):
+        roll = rng.random()
+        if not word.isalpha() or roll >= _REPLACED + _DROPPED + _ADDED:
+            words.append(word)
+        elif roll < _REPLACED:
+            words.append(rng.choice(_words()))
+        elif roll < _REPLACED + _ADDED:
+            words += [word, rng.choice(_words())]
+    return " ".join(words)
