@@ -145,6 +145,7 @@ def main(argv: list[str] | None = None) -> int:
             favicon_path=look.ICON,
             max_file_size=MAX_UPLOAD,
             quiet=True,
+            max_threads=2 * QUEUE_SIZE,  # each answer that is being streamed holds one
             prevent_thread_lock=True,
         )
     except OSError as error:

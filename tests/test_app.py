@@ -514,7 +514,7 @@ def test_program_answers_gradio_client() -> None:
 
     with serving() as url:
         client = Client(url, verbose=False)
-        question = {"message": "Name three colours.", "temperature": 0, "max_tokens": 12}
+        question = {"message": "Name three colours.", "temperature": 0, "max_tokens": 40}
         pieces = list(client.submit(**question, api_name="/chat"))
         assert len(pieces) > 2 and pieces[-1].startswith(pieces[0])
         assert pieces[-1] == client.predict(**question, api_name="/chat")

@@ -41,6 +41,9 @@ def test_list_and_show(adapters, tmp_path, capsys):
         (["generate", "--temperature", "9", "hi"], "Temperature"),
         (["generate", "--image", "/no/such.png", "hi"], "no picture"),
         (["generate", "--base", "/no/such/folder", "hi"], "Cannot load the base"),
+        (["generate", "--mix", "nobody=0.5", "hi"], "no adapter 'nobody'"),
+        (["generate", "--adapter", "poet", "--mix", "poet=7", "hi"], "Strength"),
+        (["generate", "--compare", "nobody", "hi"], "no adapter 'nobody'"),
     ],
 )
 def test_an_error_is_one_line_on_stderr(adapters, capsys, arguments, words):
@@ -67,3 +70,25 @@ def test_generate_on_the_real_base(capsys):
     assert "Paris" in json.loads(capsys.readouterr().out)["text"]
     assert main([*greedy, "--json", "--prompt-ids", "504,3575,282,4649,314"]) == 0
     assert json.loads(capsys.readouterr().out)["prompt_tokens"] == 5
+
+
+@pytest.mark.slow
+def test_mix_compare_and_stop_on_the_real_base(capsys):
+    greedy = ["generate", "--temperature", "0", "--max-new-tokens", "24", "--json"]
+    question = "What is the capital of France?"
+
+    def ask(*arguments):
+        assert main([*greedy, *arguments, question]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = ask("--adapter", "pirate", "--compare", "base", "--compare", "extract")
+    assert list(found) == ["pirate", "base", "extract"]
+    assert found["pirate"] == {**found["pirate"], **_timeless(ask("--adapter", "pirate"))}
+    assert found["base"]["text"] == ask()["text"] != found["pirate"]["text"]
+    assert ask("--mix", "pirate=1")["text"] == found["pirate"]["text"]
+    assert ask("--mix", "pirate=0")["text"] == found["base"]["text"]
+    assert ask("--stop", "Paris")["text"] == found["base"]["text"].split("Paris")[0]
+
+
+def _timeless(answer):
+    return {name: value for name, value in answer.items() if name in ("text", "token_ids", "finish_reason")}

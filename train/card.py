@@ -51,7 +51,7 @@ Held-out loss at the end of training: {held_out_loss:.3f} nats a token.
 ## How it was made
 
 `python -m train {config.name}`: AdamW, {rates}, cosine with warm-up, seed {config.seed}.
-`python -m train {config.name} --score` measures the table again.
+`python -m train {config.name} --score --out FOLDER` measures the table again for the adapter in FOLDER.
 
 {data}
 """

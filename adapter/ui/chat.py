@@ -23,8 +23,9 @@ from adapter.ui.requests import (
 )
 from adapter.ui.turns import ChatTurns
 
-# Every event that touches the model shares this id: the limit holds for the page and the API together.
-MODEL = {"concurrency_id": "model", "concurrency_limit": 8}
+# Every event that touches the model shares this id: the limit holds for the page and the API together. The
+# engine's own queue decides whose turn it is, so that Gradio lets through as many as that takes in.
+MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
 PRIVATE = {"api_visibility": "private"}
 LOADING_SECONDS, READY_SECONDS = 1.0, 5.0
 
