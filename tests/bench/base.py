@@ -13,12 +13,10 @@ import sklearn.datasets
 import torch
 import torch.nn.functional as F
 
-from adapter.chat import Message
 from adapter.engine import Engine
 from adapter.llama import Base, load_base
-from adapter.request import GenerationRequest
-from adapter.sampling import SamplingParams
 from adapter.store import AdapterStore
+from tests.bench.serving import decode_speed
 
 FORMATS = ("auto", "none", "nf4", "int8")
 ROUNDS = 5
@@ -45,18 +43,6 @@ def run() -> None:
         )
     for engine in engines:
         engine.close()
-
-
-def decode_speed(engine: Engine, adapter: str | None = None) -> float:
-    """Tokens per second of one greedy answer of 64 tokens, after its first."""
-    request = GenerationRequest(
-        (Message("user", "Tell me a long story about a lighthouse."),),
-        adapter=adapter,
-        sampling=SamplingParams(temperature=0, max_new_tokens=64),
-    )
-    *_, last = engine.submit(request)
-    assert last.stats is not None
-    return last.stats.tokens_per_s
 
 
 @torch.no_grad()

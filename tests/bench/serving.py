@@ -1,73 +1,173 @@
-"""What an adapter costs at serving: per token, to swap in, and in memory; and what a start costs.
+"""Serving: one row beside llama.cpp and transformers, what an adapter costs, and many rows together.
 
-With and without take turns in one process; the figures are medians.
+Everything takes turns in one run; figures are medians over the rounds, ratios medians of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import resource
 import statistics
+import sysconfig
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-from adapter.chat import Message
+import torch
+
+from adapter.chat import Message, encode_prompt
 from adapter.engine import Engine
-from adapter.llama import load_base
+from adapter.llama import Base, load_base
 from adapter.request import GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import AdapterStore
-from tests.bench.base import decode_speed
+from adapter.vision import open_image
+from tests.bench.llama_cpp import LlamaCpp
 
 ROUNDS = 7
+TOKENS = 64
+STORY = (Message("user", "Tell me a long story about a lighthouse."),)
+PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
+
+
+class Endless(Base):
+    """A base whose answers go on to their limit, so that all of them have the same length."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return frozenset()
 
 
 def run() -> None:
     start = time.perf_counter()
-    base = load_base()
+    base = Endless(**vars(load_base()))
     loaded = time.perf_counter() - start
-    store = AdapterStore()
-    engine = Engine(base, store)
-    first = _first_token(engine, None)
+    engine = Engine(base, AdapterStore())
+    first = first_token(engine, GenerationRequest(STORY))
     print(f"{base.describe()}; loaded from the cache in {loaded:.1f} s, then first token in {first:.2f} s\n")
-    names = store.names()
-    speeds: dict[str | None, list[float]] = {name: [] for name in (None, *names)}
-    for _ in range(ROUNDS):
-        for name, speed in speeds.items():
-            speed.append(decode_speed(engine, name))
-    print("| adapter | decoding, tokens/s | against the bare base | cold swap, ms | warm swap, ms |")
-    print("| --- | --- | --- | --- | --- |")
-    for name, speed in speeds.items():
-        ratio = statistics.median(a / b for a, b in zip(speed, speeds[None], strict=True))
-        swaps = f"{_cold(base, name):.1f} | {_warm(engine, name):.2f}" if name else "- | -"
-        print(f"| {name or 'none'} | {statistics.median(speed):.1f} | {ratio:.3f} | {swaps} |")
+    _one_row(engine)
+    _many_rows(engine)
+    _swaps(engine)
     engine.close()
     print(f"\npeak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MB")
 
 
-def _first_token(engine: Engine, adapter: str | None) -> float:
-    """Seconds from the request to its first token."""
+def _one_row(engine: Engine) -> None:
+    plain = load_base(quantization="none", device=str(engine.base.device))
+    peer = LlamaCpp.start(torch.get_num_threads())
+    ways: dict[str, Callable[[], float]] = {
+        "transformers generate(), bf16": lambda: generate_speed(plain),
+        "engine, frozen base": lambda: decode_speed(engine),
+    }
+    if peer is not None:
+        ways = {"llama.cpp, Q4_1": peer.speed, **ways}
+    for name in engine.store.names():
+        ways[f"engine, {name}"] = lambda name=name: decode_speed(engine, name)  # type: ignore[misc]
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(ROUNDS):
+        for way, measure in ways.items():
+            speeds[way].append(measure())
+    if peer is not None:
+        peer.close()
+    print("| one row | tokens/s | against llama.cpp | against generate() | against the frozen base |")
+    print("| --- | --- | --- | --- | --- |")
+    others = ("llama.cpp, Q4_1", "transformers generate(), bf16", "engine, frozen base")
+    for way, speed in speeds.items():
+        ratios = " | ".join(_ratio(speed, speeds[o]) if o in speeds else "-" for o in others)
+        print(f"| {way} | {statistics.median(speed):.1f} | {ratios} |")
+    print()
+
+
+def _ratio(left: list[float], right: list[float]) -> str:
+    return f"{statistics.median(a / b for a, b in zip(left, right, strict=True)):.2f}"
+
+
+def decode_speed(engine: Engine, adapter: str | None = None) -> float:
+    """Tokens per second of one greedy answer after its first token; a visual adapter is shown a picture."""
+    *_, last = engine.submit(_request(engine, adapter))
+    assert last.stats is not None
+    return last.stats.tokens_per_s
+
+
+def generate_speed(base: Base) -> float:
+    """The same answer by transformers' own loop."""
+    ids = torch.tensor([encode_prompt(base.tokenizer, STORY)], device=base.device)
+
+    def seconds(tokens: int) -> float:
+        start = time.perf_counter()
+        base.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+        )
+        return time.perf_counter() - start
+
+    return (TOKENS - 1) / (seconds(TOKENS) - seconds(1))
+
+
+def _request(engine: Engine, adapter: str | None, tokens: int = TOKENS) -> GenerationRequest:
+    visual = adapter is not None and engine.store.card(adapter).is_visual
+    return GenerationRequest(
+        STORY,
+        adapter=adapter,
+        image=open_image(PICTURE) if visual else None,
+        sampling=SamplingParams(temperature=0, max_new_tokens=tokens),
+    )
+
+
+def _many_rows(engine: Engine) -> None:
+    names: list[str | None] = [None, *engine.store.names()]
+    counts = (1, 4, 8, 16)
+    rates: dict[int, list[float]] = {count: [] for count in counts}
+    idle: list[float] = []
+    busy: list[float] = []
+    question = GenerationRequest((Message("user", "How far away is the Moon, and how do we know?"),))
+    for turn in range(ROUNDS):
+        for count in counts:
+            answers = [engine.submit(_request(engine, names[i % len(names)])) for i in range(count)]
+            for answer in answers:
+                next(answer)
+            start = time.perf_counter()
+            tokens = sum(sum(event.token_id is not None for event in answer) for answer in answers)
+            rates[count].append(tokens / (time.perf_counter() - start))
+        idle.append(first_token(engine, question, turn))
+        answers = [engine.submit(_request(engine, names[i % len(names)], 256)) for i in range(8)]
+        for answer in answers:
+            next(answer)
+        busy.append(first_token(engine, question, turn + ROUNDS))
+        for answer in answers:
+            answer.close()
+    print(f"| rows, of {len(names)} kinds | tokens/s in all | against one row |")
+    print("| --- | --- | --- |")
+    for count, rate in rates.items():
+        print(f"| {count} | {statistics.median(rate):.1f} | {_ratio(rate, rates[1])} |")
+    print(
+        f"\nfirst token: idle {1000 * statistics.median(idle):.0f} ms, beside 8 busy rows "
+        f"{1000 * statistics.median(busy):.0f} ms, ratio {_ratio(busy, idle)}\n"
+    )
+
+
+def first_token(engine: Engine, request: GenerationRequest, number: int = 0) -> float:
+    """Seconds from the request to its first token; `number` keeps its prompt from being in the cache."""
+    messages = (*request.messages[:-1], Message("user", f"{number}. {request.messages[-1].text}"))
     start = time.perf_counter()
     request = GenerationRequest(
-        (Message("user", "Hello!"),), adapter=adapter, sampling=SamplingParams(max_new_tokens=1)
+        messages, adapter=request.adapter, sampling=SamplingParams(temperature=0, max_new_tokens=1)
     )
     list(engine.submit(request))
     return time.perf_counter() - start
 
 
-def _cold(base, name: str) -> float:
-    """Milliseconds to read an adapter from disk and project its prompts, the file being in the page cache."""
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        AdapterStore().load(name, base)(base.model)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
-
-
-def _warm(engine: Engine, name: str) -> float:
-    """Milliseconds that the first token of an answer takes longer when the adapter is another than before."""
-    _first_token(engine, name)
-    extra = []
-    for _ in range(ROUNDS):
-        plain = _first_token(engine, None)
-        extra.append(_first_token(engine, name) - plain)
-    return 1000 * statistics.median(extra)
+def _swaps(engine: Engine) -> None:
+    print("| adapter | swap cold, ms | swap warm, ms |")
+    print("| --- | --- | --- |")
+    for name in engine.store.names():
+        cold, warm = [], []
+        for number in range(ROUNDS):
+            start = time.perf_counter()
+            AdapterStore().load(name, engine.base)(engine.base.model)
+            cold.append(time.perf_counter() - start)
+            plain = first_token(engine, GenerationRequest(STORY), 100 + number)
+            warm.append(first_token(engine, GenerationRequest(STORY, adapter=name), 100 + number) - plain)
+        print(f"| {name} | {1000 * statistics.median(cold):.1f} | {1000 * statistics.median(warm):.1f} |")
