@@ -12,10 +12,8 @@ import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from adapter.attention import PromptKV
@@ -29,6 +27,7 @@ from adapter.prompts import PromptMaker, digest
 from adapter.request import Answer, FinishReason, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
 from adapter.sampling import choose
 from adapter.store import AdapterStore
+from adapter.text import TextStream
 from adapter.waiting import FairQueue
 
 log = logging.getLogger(__name__)
@@ -44,6 +43,7 @@ class _Row:
 
     def __init__(
         self,
+        base: Base,
         request: GenerationRequest,
         adapters: list[tuple[Adapter, float]],
         ids: list[int],
@@ -61,7 +61,7 @@ class _Row:
         self.cache: KeyValues | None = None  # while the prompt is being read
         self.read = self.cached = 0
         self.generator = request.sampling.generator()
-        self.text = _Text(request.stop)
+        self.text = TextStream(base.tokenizer, request.stop)
         self.mailbox = Mailbox()
         self.cancelled = False
         self.position: int | None = None
@@ -82,31 +82,6 @@ class _Row:
             decode_s=now - first,
             cached_tokens=self.cached,
         )
-
-
-class _Text:
-    """Tokens to text as it can be shown: whole characters, and nothing that may turn out to be a stop text."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._stops = stops
-        self._held = ""
-        self.stopped = False
-
-    def push(self, tokenizer: Any, token: int) -> str:
-        text = self._held + (self._stream.step(tokenizer, token) or "")
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        lengths = [n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        keep = len(text) - max(lengths, default=0)
-        self._held = text[keep:]
-        return text[:keep]
-
-    def rest(self) -> str:
-        """What was held back, at the end of the answer."""
-        return self._held
 
 
 class Engine:
@@ -187,7 +162,7 @@ class Engine:
                 f"The conversation has {len(ids)} tokens and this base reads {self.base.context_length}. "
                 "Shorten the message or start a new conversation."
             )
-        return _Row(request, adapters, ids, wholes, min(room, request.sampling.max_new_tokens))
+        return _Row(self.base, request, adapters, ids, wholes, min(room, request.sampling.max_new_tokens))
 
     def _named(self, request: GenerationRequest) -> list[Adapter]:
         names = ([request.adapter] if request.adapter else []) + [name for name, _ in request.mix]
@@ -338,7 +313,7 @@ class Engine:
         if token in self.base.stop_ids:
             text, reason = row.text.rest(), "stop"
         else:
-            text = row.text.push(self.base.tokenizer.backend_tokenizer, token)
+            text = row.text.push(token)
             if row.text.stopped:
                 reason = "stop"
             elif row.new_tokens >= row.limit:

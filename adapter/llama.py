@@ -149,6 +149,8 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig |
     if quantization == "nf4":
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     if quantization == "int8":
+        # It says once for every product that it casts, and there are hundreds in a token.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return None
 

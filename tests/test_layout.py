@@ -27,6 +27,7 @@ ADAPTER_ORDER = [
     "store",
     "forward",
     "sampling",
+    "text",
     "request",
     "waiting",
     "batch",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,19 +77,25 @@ def batches(
             yield _collate(chunk, tokenizer.pad_token_id or 0)
 
 
+def gathered(features: Sequence[VisualFeatures | None]) -> tuple[VisualFeatures | None, Tensor | None]:
+    """The pictures of several rows as one, and `rows` as in Batch."""
+    shown = [f for f in features if f is not None]
+    if not shown:
+        return None, None
+    counter = itertools.count(1)
+    rows = torch.tensor([0 if f is None else next(counter) for f in features])
+    return VisualFeatures.cat(shown), rows if len(shown) < len(features) else None
+
+
 def _collate(rows: list[tuple[list[int], list[int], VisualFeatures | None]], pad: int) -> Batch:
     length = max(len(ids) for ids, _, _ in rows)
     input_ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _, _ in rows])
     labels = torch.tensor([lab + [IGNORED] * (length - len(lab)) for _, lab, _ in rows])
-    features = [f for _, _, f in rows if f is not None]
-    index = None
-    if features and len(features) < len(rows):
-        counter = itertools.count(1)
-        index = torch.tensor([0 if f is None else next(counter) for _, _, f in rows])
+    features, index = gathered([f for _, _, f in rows])
     return Batch(
         input_ids,
         labels,
-        VisualFeatures.cat(features) if features else None,
+        features,
         index,
         sum(len(ids) for ids, _, _ in rows),
     )

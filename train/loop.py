@@ -20,6 +20,7 @@ from adapter.checkpoint import save_adapter
 from adapter.config import AdapterConfig
 from adapter.llama import AdaptedLlama, Base
 from adapter.modules import Adapter
+from adapter.vision import VisualFeatures
 from train.config import TrainConfig
 from train.data import IGNORED, Batch, Example, batches
 
@@ -43,11 +44,17 @@ def new_adapter(config: TrainConfig, base: Base) -> Adapter:
     return adapter
 
 
+def prompts_of(
+    adapter: torch.nn.Module, model: AdaptedLlama, features: VisualFeatures | None, rows: torch.Tensor | None
+) -> PromptKV:
+    """Prompts for a batch; features and rows as in Batch: with rows, entry 0 is the adapter without a picture."""
+    kv: PromptKV = adapter(model, features)
+    return kv if rows is None else PromptKV.stack([adapter(model), kv])
+
+
 def supervised_loss(model: AdaptedLlama, adapter: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy over the answers' tokens, in nats; the head runs on those positions only."""
-    kv: PromptKV = adapter(model, batch.features)
-    if batch.rows is not None:
-        kv = PromptKV.stack([adapter(model), kv])
+    kv = prompts_of(adapter, model, batch.features, batch.rows)
     # Padding stands at the end, so causal attention alone keeps it from the supervised positions.
     hidden = model.model(
         input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.rows

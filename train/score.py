@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from adapter.attention import PromptKV
 from adapter.chat import Message, encode_answer, encode_prompt
 from adapter.llama import Base
 from adapter.modules import Adapter
 from adapter.vision import VisualFeatures
+from train.data import gathered
+from train.loop import prompts_of
 
 Conversation = tuple[Message, ...]
 _ROWS = 16
@@ -93,16 +94,6 @@ class Answerer:
         """The forward pass's prompt arguments for a batch of rows."""
         if self.adapter is None:
             return {}
-        blank = self.adapter(self.base.model)
-        shown = [f for f in features if f is not None]
-        if not shown or self.adapter.projection is None:
-            return {"prompt_kv": blank}
-        pictures = self.adapter(self.base.model, VisualFeatures.cat(shown))
-        rows, seen = [], 0
-        for f in features:
-            seen += f is not None
-            rows.append(0 if f is None else seen)
-        return {
-            "prompt_kv": PromptKV.stack([blank, pictures]),
-            "prompt_rows": torch.tensor(rows, device=self.base.device),
-        }
+        shown, rows = gathered(features if self.adapter.projection is not None else [])
+        kv = prompts_of(self.adapter, self.base.model, shown, rows)
+        return {"prompt_kv": kv, "prompt_rows": None if rows is None else rows.to(self.base.device)}

@@ -1,11 +1,11 @@
-"""`python -m tests.bench [base] [serving]`: measure and print the tables; all of them without arguments."""
+"""`python -m tests.bench [base] [serving] [crowd]`: measure and print the tables; all of them without arguments."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-TABLES = ("base", "serving")
+TABLES = ("base", "serving", "crowd")
 
 
 def main() -> None:

@@ -1,0 +1,60 @@
+"""The real page's program, asked by 1, 4 and 16 people at once on connections of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gradio_client import Client
+
+PEOPLE = (1, 4, 16)
+ROUNDS = 3
+TOKENS = 48
+ADAPTERS = ("", "pirate", "extract", "")
+ROOT = Path(__file__).parents[2]
+
+
+def run() -> None:
+    command = [sys.executable, "app.py", "--port", "7899"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        assert server.stdout is not None
+        url = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
+        try:
+            clients = [Client(url, verbose=False) for _ in range(max(PEOPLE))]
+            clients[0].predict(message="Hello!", max_tokens=4, api_name="/chat")
+            print("| people at once | first words, s | whole answer, s | answers a minute in all |")
+            print("| --- | --- | --- | --- |")
+            for people in PEOPLE:
+                _measure(clients[:people])
+        finally:
+            server.terminate()
+
+
+def _measure(clients: list[Client]) -> None:
+    def ask(number: int) -> tuple[float, float]:
+        start, first = time.perf_counter(), 0.0
+        question = {"message": f"{number}. Tell me about the sea.", "adapter": ADAPTERS[number % len(ADAPTERS)]}
+        job = clients[number % len(clients)].submit(**question, temperature=0, max_tokens=TOKENS, api_name="/chat")
+        for _ in job:
+            first = first or time.perf_counter() - start
+        return first, time.perf_counter() - start
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(len(clients)) as crowd:
+        times = list(crowd.map(ask, range(ROUNDS * len(clients))))
+    rate = 60 * len(times) / (time.perf_counter() - start)
+    first, whole = (statistics.median(column) for column in zip(*times, strict=True))
+    print(f"| {len(clients)} | {first:.2f} | {whole:.2f} | {rate:.0f} |")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    run()
