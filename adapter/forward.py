@@ -147,7 +147,7 @@ class _Layer:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.first_norm, self.second_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.first_norm, self.second_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         self.qkv = fuse([attention.q_proj, attention.k_proj, attention.v_proj])
         self.gate_up = fuse([mlp.gate_proj, mlp.up_proj])
         self.out = attention.o_proj.weight, attention.o_proj.scales
@@ -162,6 +162,7 @@ class _Lean:
         self._model = model
         self._layers = [_Layer(layer) for layer in model.model.layers]
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._epsilon = config.rms_norm_eps
         self._head_dim, self._scaling = config.head_dim, config.head_dim**-0.5
         # rotate_half(x) * sin is roll(x) * sin with the first half negative.
         self._signs = torch.ones(self._head_dim, dtype=model.dtype)
@@ -173,6 +174,9 @@ class _Lean:
         layers, config = base.model.model.layers, base.model.config
         linears = [m for m in layers.modules() if isinstance(m, (torch.nn.Linear, Int8Linear))]
         return all(isinstance(m, Int8Linear) for m in linears) and config.hidden_act == "silu"
+
+    def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(hidden, weight.shape, weight, self._epsilon)
 
     def __call__(self, ids: Tensor, step: _Step, prompts: PromptKV | None, whole: bool) -> Tensor:
         """[N] token ids -> [N, hidden_size], ready for the head."""
@@ -186,7 +190,9 @@ class _Lean:
             # As one block the heads of a group become further positions, each with the mask of its own.
             mask = mask.transpose(0, 2).repeat(1, 1, heads // kv_heads, 1)
         for index, layer in enumerate(self._layers):
-            qkv = product(layer.first_norm(hidden), *layer.qkv).view(-1, heads + 2 * kv_heads, head_dim)
+            qkv = product(self._norm(hidden, layer.first_norm), *layer.qkv).view(
+                -1, heads + 2 * kv_heads, head_dim
+            )
             rotated = qkv[:, : heads + kv_heads]
             half = rotated.roll(head_dim // 2, -1)
             rotated.mul_(cos).addcmul_(half, sin)
@@ -202,6 +208,6 @@ class _Lean:
             if prompts is not None:
                 out = add_prompt_terms(out, query, prompts.layers.get(index, ()), None, self._scaling)
             hidden = hidden + product(out.reshape(-1, heads * head_dim), *layer.out)
-            gate, up = product(layer.second_norm(hidden), *layer.gate_up).chunk(2, dim=-1)
+            gate, up = product(self._norm(hidden, layer.second_norm), *layer.gate_up).chunk(2, dim=-1)
             hidden = hidden + product(F.silu(gate) * up, *layer.down)
         return self._model.model.norm(hidden)

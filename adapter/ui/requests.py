@@ -151,7 +151,7 @@ def answer_once(
         with closing(engine.submit(request)) as events:
             for event in events:
                 text += event.text
-                if time.monotonic() - drawn >= REDRAW_SECONDS:
+                if event.text and time.monotonic() - drawn >= REDRAW_SECONDS:
                     drawn = time.monotonic()
                     yield text
         yield text

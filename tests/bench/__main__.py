@@ -1,4 +1,4 @@
-"""`python -m tests.bench [base] [serving] [crowd]`: measure and print the tables; all of them without arguments."""
+"""`python -m tests.bench [base] [serving] [crowd]`: measure and print the tables; all without arguments."""
 
 from __future__ import annotations
 
