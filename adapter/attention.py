@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,6 +37,24 @@ class LayerPrompts:
     values: Tensor
     gates: Tensor
     mask: Tensor | None = None
+
+    @cached_property
+    def factors(self) -> Tensor:
+        """The gates as the attention's output [U, T, H, head_dim] is multiplied by them."""
+        return self.gates[:, None, :, None]
+
+    @cached_property
+    def score_mask(self) -> Tensor | None:
+        """The mask as it is added to scores [U, Hkv, T, K]."""
+        return None if self.mask is None else self.mask[:, None, None, :]
+
+    def of(self, rows: Tensor) -> LayerPrompts:
+        """Those of each row's entry, and gate 0 for rows that have none (-1)."""
+        entry = rows.clamp(min=0)
+        gates = self.gates[entry] * (rows >= 0).unsqueeze(1).to(self.gates.dtype)
+        return LayerPrompts(
+            self.keys[entry], self.values[entry], gates, None if self.mask is None else self.mask[entry]
+        )
 
 
 @dataclass(frozen=True)
@@ -140,17 +159,12 @@ def add_prompt_terms(
     out: [B, T, H, head_dim], the attention over the words; query: [B, H, T, head_dim], after RoPE.
     """
     for prompts in terms:
-        keys, values, gates, mask = prompts.keys, prompts.values, prompts.gates, prompts.mask
-        if rows is not None:
-            entry = rows.clamp(min=0)
-            gates = gates[entry] * (rows >= 0).unsqueeze(1).to(gates.dtype)
-            keys, values = keys[entry], values[entry]
-            mask = None if mask is None else mask[entry]
+        prompts = prompts if rows is None else prompts.of(rows)
+        keys, values = prompts.keys, prompts.values
         if keys.shape[0] < query.shape[0]:  # one entry for all rows
             keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
-        mask = None if mask is None else mask[:, None, None, :]
-        term = attend(grouped(query, keys.shape[1]), keys, values, mask, scaling)
-        out = torch.addcmul(out, term.reshape(query.shape).transpose(1, 2), gates[:, None, :, None])
+        term = attend(grouped(query, keys.shape[1]), keys, values, prompts.score_mask, scaling)
+        out = torch.addcmul(out, term.reshape(query.shape).transpose(1, 2), prompts.factors)
     return out
 
 

@@ -19,6 +19,9 @@ from adapter.config import AdapterConfig, BaseFingerprint
 from adapter.llama import AdaptedLlama, Base, load_base
 from adapter.modules import Adapter
 
+# Most models here are tiny: a second thread would cost more than it does, and far more beside other programs.
+torch.set_num_threads(1)
+
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
