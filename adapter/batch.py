@@ -16,8 +16,6 @@ from adapter.attention import PromptKV
 from adapter.forward import Forward, KeyValues
 from adapter.llama import Base
 
-CHUNK = 64  # prompt tokens that are read as one block
-
 # Prompts are masked up to a multiple of this: see adapter.forward.BLOCK.
 _PROMPT_MULTIPLE = 16
 _NO_PROMPTS = PromptKV({})
@@ -92,61 +90,43 @@ class DecodeBatch(Generic[R]):
         return logits
 
 
-def whole_chunks(segments: Sequence[tuple[int, int]]) -> frozenset[int]:
-    """Where the chunks begin that are read as one block: as many as fit into each segment but for its last token.
-
-    segments: (start, end) of what people wrote in a conversation. Answers are never read so, as they were not when
-    they were written: a follow-up finds its past in the cache, and a cold start reads it in the same way.
-    """
-    return frozenset(
-        chunk for start, end in segments for chunk in range(start, end - CHUNK, CHUNK) if chunk + CHUNK < end
-    )
-
-
 class PrefixPool:
     """Pasts of rows that have ended, for conversations that go on; the least recently used leave first.
 
-    A past depends on the prompts that the tokens were read with: `key` names them, and only equal keys match. To
-    read a whole chunk or its tokens one by one differs by rounding: so that an answer is the same bits as from a
-    cold start, a past is used as far as both are read in the same way (`wholes`, from `whole_chunks`).
+    A past depends on the prompts that the tokens were read with: `key` names them, and only equal keys match.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self.bytes = 0
-        self._pasts: OrderedDict[tuple[Hashable, tuple[int, ...]], tuple[Tensor, frozenset[int]]] = OrderedDict()
+        self._pasts: OrderedDict[tuple[Hashable, tuple[int, ...]], Tensor] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._pasts)
 
-    def put(self, key: Hashable, ids: Sequence[int], past: Tensor, wholes: frozenset[int]) -> None:
+    def put(self, key: Hashable, ids: Sequence[int], past: Tensor) -> None:
         """Keep the past of these tokens: [layers, 2, Hkv, len(ids), head_dim]."""
         for other in [k for k in self._pasts if k[0] == key and tuple(ids[: len(k[1])]) == k[1]]:
             self._drop(other)  # the new one holds it too
         while self._pasts and self.bytes + past.nbytes > self._max_bytes:
             self._drop(next(iter(self._pasts)))
         if past.nbytes <= self._max_bytes:
-            read = frozenset(chunk for chunk in wholes if chunk + CHUNK <= len(ids))
-            self._pasts[key, tuple(ids)] = past, read
+            self._pasts[key, tuple(ids)] = past
             self.bytes += past.nbytes
 
-    def find(self, key: Hashable, ids: Sequence[int], wholes: frozenset[int]) -> Tensor | None:
+    def find(self, key: Hashable, ids: Sequence[int]) -> Tensor | None:
         """The longest past that fits the beginning of `ids`; the last token is always left to be read."""
         best, length = None, 0
-        for known, (_, theirs) in self._pasts.items():
-            if known[0] != key:
-                continue
-            usable = min([_common(known[1], ids[:-1]), *(theirs ^ wholes)])
-            usable = min([usable, *(chunk for chunk in wholes if chunk + CHUNK > usable)])
-            if usable > length:
-                best, length = known, usable
+        for known in self._pasts:
+            if known[0] == key and (common := _common(known[1], ids[:-1])) > length:
+                best, length = known, common
         if best is None:
             return None
         self._pasts.move_to_end(best)
-        return self._pasts[best][0][:, :, :, :length]
+        return self._pasts[best][:, :, :, :length]
 
     def _drop(self, known: tuple[Hashable, tuple[int, ...]]) -> None:
-        self.bytes -= self._pasts.pop(known)[0].nbytes
+        self.bytes -= self._pasts.pop(known).nbytes
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

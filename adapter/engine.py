@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from adapter.attention import PromptKV
-from adapter.batch import CHUNK, DecodeBatch, PrefixPool, whole_chunks
-from adapter.chat import encode_answer, encode_prompt
+from adapter.batch import DecodeBatch, PrefixPool
+from adapter.chat import encode_prompt
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.forward import Forward, KeyValues
 from adapter.llama import Base
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 MAX_ROWS = 16  # answered at once
 MAX_REQUESTS = 64  # answered or waiting
+CHUNK = 64  # prompt tokens that are read between two steps of the others
 _POOL_BYTES = 256 * 2**20
 _CLOSED = "The engine has been closed. Start the program again."
 
@@ -47,13 +48,11 @@ class _Row:
         request: GenerationRequest,
         adapters: list[tuple[Adapter, float]],
         ids: list[int],
-        wholes: frozenset[int],
         limit: int,
     ) -> None:
         self.request = request
         self.adapters = adapters
         self.ids = ids
-        self.wholes = wholes
         self.prompt_tokens = len(ids)
         self.limit = limit
         self.prompts: PromptKV | None = None
@@ -155,14 +154,14 @@ class Engine:
         if request.image is not None and not self._sees(request):
             which = f"Adapter '{request.adapter}'" if request.adapter else "The frozen base"
             raise BadInput(f"{which} reads text only. Choose an adapter that reads images.")
-        ids, wholes = self._tokenised(request)
+        ids = self._prompt_ids(request)
         room = self.base.context_length - len(ids)
         if room < 1:
             raise BadInput(
                 f"The conversation has {len(ids)} tokens and this base reads {self.base.context_length}. "
                 "Shorten the message or start a new conversation."
             )
-        return _Row(self.base, request, adapters, ids, wholes, min(room, request.sampling.max_new_tokens))
+        return _Row(self.base, request, adapters, ids, min(room, request.sampling.max_new_tokens))
 
     def _named(self, request: GenerationRequest) -> list[Adapter]:
         names = ([request.adapter] if request.adapter else []) + [name for name, _ in request.mix]
@@ -171,31 +170,19 @@ class Engine:
     def _sees(self, request: GenerationRequest) -> bool:
         return any(adapter.config.is_visual for adapter in self._named(request))
 
-    def _tokenised(self, request: GenerationRequest) -> tuple[list[int], frozenset[int]]:
-        """Token ids, and which chunks of them are to be read as one."""
-        tokenizer = self.base.tokenizer
+    def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if request.prompt_ids is not None:
             vocabulary = self.base.fingerprint.vocab_size
             if not request.prompt_ids or not all(0 <= i < vocabulary for i in request.prompt_ids):
                 raise BadInput(f"Prompt ids must be numbers from 0 to {vocabulary - 1}, and at least one.")
-            return list(request.prompt_ids), whole_chunks([(0, len(request.prompt_ids))])
+            return list(request.prompt_ids)
         if request.raw:
             template = "raw"
         elif named := self._named(request):
             template = named[0].config.template
         else:
-            template = "chat" if tokenizer.chat_template else "alpaca"
-        messages = request.messages
-        ids = encode_prompt(tokenizer, messages, template)
-        segments, start = [], 0
-        for index, message in enumerate(messages):
-            if message.role == "assistant":
-                before = encode_prompt(tokenizer, messages[:index], template)
-                answered = before + encode_answer(tokenizer, message.text)
-                if ids[: len(answered)] == answered:
-                    segments.append((start, len(before)))
-                    start = len(answered)
-        return ids, whole_chunks([*segments, (start, len(ids))])
+            template = "chat" if self.base.tokenizer.chat_template else "alpaca"
+        return encode_prompt(self.base.tokenizer, request.messages, template)
 
     def _cancel(self, row: _Row) -> None:
         row.cancelled = True
@@ -286,13 +273,11 @@ class Engine:
         """Read the next tokens of a prompt; after the last of them give the first token and join the batch."""
         if row.cache is None:
             row.cache = KeyValues(self.base, tokens=len(row.ids))
-            if (past := self._pool.find(row.key, row.ids, row.wholes)) is not None:
+            if (past := self._pool.find(row.key, row.ids)) is not None:
                 row.cache.put(0, past)
                 row.read = row.cached = past.shape[3]
-        whole = row.read in row.wholes
-        end = min([row.read + CHUNK, len(row.ids), *(chunk for chunk in row.wholes if chunk > row.read)])
-        chunk = row.ids[row.read : end]
-        logits = self._forward(row.cache, chunk, [row.read], row.prompts, whole)
+        chunk = row.ids[row.read : row.read + CHUNK]
+        logits = self._forward(row.cache, chunk, [row.read], row.prompts)
         row.read += len(chunk)
         if row.read < len(row.ids):
             return
@@ -335,7 +320,7 @@ class Engine:
             past = self._batch.leave(row)
         if past is not None:
             tokens = past.shape[3]
-            self._pool.put(row.key, row.ids[:tokens], past, row.wholes)
+            self._pool.put(row.key, row.ids[:tokens], past)
 
     # In any thread.
 

@@ -1,13 +1,13 @@
 """The base's forward pass for serving: next tokens of several rows, each with its own past and prompts.
 
-Two passes give the same answers: transformers' own, for every base, and a leaner one for the packed int8 base on a
+Two passes give the same answers: transformers' own, for every base, and a leaner one for the packed base on a
 CPU, where Python and small operations would cost more than the products. Both call `adapter.attention`. Knows
 tensors; knows nothing of requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adapter.attention import PromptKV, add_prompt_terms, attend, grouped
 from adapter.llama import AdaptedLlama, Base
-from adapter.quantize import Int8Linear, fuse, packed_product, unpacked_product
+from adapter.quantize import PackedLinear
 
 # The past is read in whole blocks behind a mask. torch's attention then gives a row the same bits whatever longer
 # rows are beside it, which it does not when the length is no multiple of its vectors.
@@ -105,13 +105,12 @@ class Forward:
         ids: Sequence[int],
         starts: Sequence[int],
         prompts: PromptKV | None,
-        whole: bool = False,
     ) -> Tensor:
         """Read one new token for each of several rows, or several for one; the cache takes them in.
 
-        starts: how many tokens the cache holds of each row; prompts: one entry a row, or None. whole: read the
-        tokens of one row as one block, which is faster for many; without it, on the leaner way, each gives the
-        same bits as alone. Returns the logits after the last token of each row, [rows, vocab_size] in fp32.
+        starts: how many tokens the cache holds of each row; prompts: one entry a row, or None. Returns the logits
+        after the last token of each row, [rows, vocab_size] in fp32. On the leaner way each token gives the same
+        bits as alone.
         """
         device = self._base.device
         rows, count = len(starts), len(ids)
@@ -126,7 +125,7 @@ class Forward:
         mask = mask.masked_fill_(later, float("-inf"))[:, None, None]
         step = _Step(cache, rows, starts, positions, span, mask)
         new = torch.tensor(ids, device=device)
-        hidden = self._plain(new, step, prompts) if self._lean is None else self._lean(new, step, prompts, whole)
+        hidden = (self._lean or self._plain)(new, step, prompts)
         return self._base.model.lm_head(hidden[-rows:]).float()
 
     def _plain(self, ids: Tensor, step: _Step, prompts: PromptKV | None) -> Tensor:
@@ -143,19 +142,28 @@ class Forward:
 
 
 class _Layer:
-    """One decoder layer's frozen tensors, with the products of a common input in one."""
+    """One decoder layer's frozen parts, with the products of a common input in one."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.first_norm, self.second_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.qkv = fuse([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.gate_up = fuse([mlp.gate_proj, mlp.up_proj])
-        self.out = attention.o_proj.weight, attention.o_proj.scales
-        self.down = mlp.down_proj.weight, mlp.down_proj.scales
+        self.qkv = _fused(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up = _fused(mlp.gate_proj, mlp.up_proj)
+        self.out, self.down = attention.o_proj.product, mlp.down_proj.product
+
+
+def _fused(*linears: PackedLinear) -> Callable[[Tensor], Tensor]:
+    if len({type(linear) for linear in linears}) == 1:
+        return type(linears[0]).fused(linears).product
+    return lambda rows: torch.cat([linear.product(rows) for linear in linears], dim=1)
 
 
 class _Lean:
-    """The decoder layers of a packed int8 LLaMA, with as few and as large operations as eager torch allows."""
+    """The decoder layers of a packed LLaMA, with as few and as large operations as eager torch allows.
+
+    Every token is a row of its own for the products and the attention alike, so that a prompt read in any pieces,
+    an answer and a batch all give the same bits.
+    """
 
     def __init__(self, model: AdaptedLlama) -> None:
         config = model.config
@@ -172,42 +180,33 @@ class _Lean:
     def fits(base: Base) -> bool:
         """Whether `base` is one that this pass knows."""
         layers, config = base.model.model.layers, base.model.config
-        linears = [m for m in layers.modules() if isinstance(m, (torch.nn.Linear, Int8Linear))]
-        return all(isinstance(m, Int8Linear) for m in linears) and config.hidden_act == "silu"
+        linears = [m for m in layers.modules() if isinstance(m, (torch.nn.Linear, PackedLinear))]
+        return all(isinstance(m, PackedLinear) for m in linears) and config.hidden_act == "silu"
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(hidden, weight.shape, weight, self._epsilon)
 
-    def __call__(self, ids: Tensor, step: _Step, prompts: PromptKV | None, whole: bool) -> Tensor:
+    def __call__(self, ids: Tensor, step: _Step, prompts: PromptKV | None) -> Tensor:
         """[N] token ids -> [N, hidden_size], ready for the head."""
         heads, kv_heads, head_dim = self._heads, self._kv_heads, self._head_dim
-        product = unpacked_product if whole else packed_product
         hidden = self._model.model.embed_tokens(ids)
         cos, sin = self._model.model.rotary_emb(hidden, step.positions[None])
         cos, sin = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)  # [N, 1, head_dim]
-        mask = step.mask
-        if whole:
-            # As one block the heads of a group become further positions, each with the mask of its own.
-            mask = mask.transpose(0, 2).repeat(1, 1, heads // kv_heads, 1)
         for index, layer in enumerate(self._layers):
-            qkv = product(self._norm(hidden, layer.first_norm), *layer.qkv).view(
-                -1, heads + 2 * kv_heads, head_dim
-            )
+            qkv = layer.qkv(self._norm(hidden, layer.first_norm)).view(-1, heads + 2 * kv_heads, head_dim)
             rotated = qkv[:, : heads + kv_heads]
             half = rotated.roll(head_dim // 2, -1)
             rotated.mul_(cos).addcmul_(half, sin)
             step.write(index, qkv[:, heads:].view(-1, 2, kv_heads, head_dim))
             query = qkv[:, :heads].unsqueeze(2)  # [N, H, 1, head_dim]
-            if whole:
-                query = query.transpose(0, 2)
             keys, values = step.read(index)
-            if step.rows < len(query):  # tokens of one row, each on its own
+            if step.rows < len(query):  # tokens of one row
                 keys, values = (t.expand(len(query), -1, -1, -1) for t in (keys, values))
-            out = attend(grouped(query, kv_heads), keys, values, mask, self._scaling)
+            out = attend(grouped(query, kv_heads), keys, values, step.mask, self._scaling)
             out = out.reshape(query.shape).transpose(1, 2)
             if prompts is not None:
                 out = add_prompt_terms(out, query, prompts.layers.get(index, ()), None, self._scaling)
-            hidden = hidden + product(out.reshape(-1, heads * head_dim), *layer.out)
-            gate, up = product(self._norm(hidden, layer.second_norm), *layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + product(F.silu(gate) * up, *layer.down)
+            hidden = hidden + layer.out(out.reshape(-1, heads * head_dim))
+            gate, up = layer.gate_up(self._norm(hidden, layer.second_norm)).chunk(2, dim=-1)
+            hidden = hidden + layer.down(F.silu(gate) * up)
         return self._model.model.norm(hidden)

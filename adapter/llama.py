@@ -109,7 +109,7 @@ def load_base(
     """Load a frozen LLaMA: the embedded default, a Hugging Face repository id, or a folder.
 
     quantization: "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default bfloat16). "auto" is nf4 on
-    CUDA, and on a CPU torch's packed int8 product, which there is faster and truer than 4 bits.
+    CUDA, and on a CPU torch's packed products: four bits where they hold the weights exactly, else eight.
     Raises LoadError with the remedy.
     """
     if quantization not in QUANTIZATIONS:
@@ -119,7 +119,7 @@ def load_base(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
     source = str(embedded.base_folder()) if name_or_path == embedded.BASE else name_or_path
-    chosen = ("nf4" if device.startswith("cuda") else "packed-int8") if quantization == "auto" else quantization
+    chosen = ("nf4" if device.startswith("cuda") else "packed") if quantization == "auto" else quantization
     attention.register()
     dtype = dtype or torch.bfloat16
     config = _load(AutoConfig, source, name_or_path)
@@ -140,8 +140,8 @@ def load_base(
     )
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(model, tokenizer, name_or_path)
-    if chosen == "packed-int8":
-        quantize_linears(model)
+    if chosen == "packed":
+        chosen = quantize_linears(model)
     return Base(model, tokenizer, fingerprint, chosen, _memory(model))
 
 

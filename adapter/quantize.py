@@ -1,72 +1,147 @@
-"""Eight-bit frozen linear layers for CPUs, on the packed int8 product that torch ships.
+"""Frozen linear layers for CPUs on the packed low-bit products that torch ships.
 
 The quantiser on CUDA is bitsandbytes; this one exists because on a CPU it is both faster and truer than
-bitsandbytes' formats (README has the table). Knows layers; knows nothing of LLaMA.
+bitsandbytes' formats (`make bench` prints the table). Knows layers; knows nothing of LLaMA.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# With more rows than this, unpacking to bfloat16 first is faster; that path has a gradient too.
-_PACKED_ROWS = 32
+if TYPE_CHECKING:
+    from typing import Self
+
+_GROUP = 32  # inputs that share a scale and a zero in four bits
+_BLOCK = 64  # outputs that the four-bit product packs together
+# How far from a whole number of steps a weight may lie that was made in four bits and rounded to bfloat16 since.
+_OFF_GRID = 0.1
 
 
-class Int8Linear(nn.Module):
-    """`y = x W^T` with W as int8 and a bfloat16 scale for each output: [..., in] -> [..., out]."""
+class PackedLinear(nn.Module):
+    """`y = x W^T` with W in few bits: [..., in] -> [..., out]. Frozen, but x may need a gradient."""
 
-    weight: Tensor  # [out, in] int8
-    scales: Tensor  # [out] bfloat16
+    @abstractmethod
+    def product(self, rows: Tensor) -> Tensor:
+        """[N, in] -> [N, out]. Each row's result is the same bits whatever rows are beside it."""
 
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        scales = (weight.float().abs().amax(dim=1) / 127).clamp(min=1e-8).to(torch.bfloat16)
-        quantised = (weight.float() / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-        self.register_buffer("weight", quantised)
-        self.register_buffer("scales", scales)
+    @abstractmethod
+    def unpacked(self) -> Tensor:
+        """W, [out, in]."""
+
+    @classmethod
+    @abstractmethod
+    def fused(cls, linears: Sequence[Self]) -> Self:
+        """One layer that does the work of several with a common input; it shares their weights' memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] <= _PACKED_ROWS and not x.requires_grad:
-            return packed_product(rows, self.weight, self.scales).view(*x.shape[:-1], -1)
-        return unpacked_product(x, self.weight, self.scales)
+        if x.requires_grad:
+            return F.linear(x, self.unpacked().to(x.dtype))
+        return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
-def packed_product(rows: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-    """`rows W^T`, [N, in] -> [N, out]. Each row's result is the same bits whatever rows are beside it."""
-    return torch._weight_int8pack_mm(rows, weight, scales)
+class Int8Linear(PackedLinear):
+    """W as int8 [out, in] and a bfloat16 scale for each output."""
+
+    weight: Tensor
+    scales: Tensor
+
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scales", scales)
+
+    @classmethod
+    def pack(cls, weight: Tensor) -> Self:
+        """The nearest to `weight`, [out, in], that eight bits hold."""
+        weight = weight.float()
+        scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-8).to(torch.bfloat16)
+        return cls((weight / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scales)
+
+    def product(self, rows: Tensor) -> Tensor:
+        return torch._weight_int8pack_mm(rows, self.weight, self.scales)
+
+    def unpacked(self) -> Tensor:
+        return self.weight * self.scales[:, None]
+
+    @classmethod
+    def fused(cls, linears: Sequence[Self]) -> Self:
+        whole = cls(torch.cat([n.weight for n in linears]), torch.cat([n.scales for n in linears]))
+        sizes = [len(n.weight) for n in linears]
+        for linear, weight, scales in zip(
+            linears, whole.weight.split(sizes), whole.scales.split(sizes), strict=True
+        ):
+            linear.weight, linear.scales = weight, scales
+        return whole
 
 
-def unpacked_product(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-    """`x W^T` by way of a bfloat16 copy of W: for many rows, and for gradients."""
-    return F.linear(x, weight.to(x.dtype)) * scales.to(x.dtype)
+class Int4Linear(PackedLinear):
+    """W as packed int4, with a bfloat16 scale and zero for each group of 32 inputs of an output.
 
-
-def fuse(linears: Sequence[Int8Linear]) -> tuple[Tensor, Tensor]:
-    """(weight, scales) of one product that does the work of several with a common input.
-
-    The given layers become views of it, so that nothing is held twice.
+    weight: uint8 [out, in / 2] in the product's own layout; scales_and_zeros: [in / 32, out, 2];
+    W = (q - 8) * scale + zero.
     """
-    weight = torch.cat([linear.weight for linear in linears])
-    scales = torch.cat([linear.scales for linear in linears])
-    start = 0
-    for linear in linears:
-        end = start + linear.weight.shape[0]
-        linear.weight, linear.scales = weight[start:end], scales[start:end]
-        start = end
-    return weight, scales
+
+    weight: Tensor
+    scales_and_zeros: Tensor
+
+    def __init__(self, weight: Tensor, scales_and_zeros: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scales_and_zeros", scales_and_zeros)
+
+    @classmethod
+    def pack(cls, weight: Tensor) -> Self | None:
+        """`weight`, [out, in], if it lies on a grid of four bits, as from a GGUF file in Q4_1; else None."""
+        rows, columns = weight.shape
+        if rows % _BLOCK or columns % _GROUP:
+            return None
+        groups = weight.float().view(rows, -1, _GROUP)
+        low, high = groups.aminmax(dim=2, keepdim=True)
+        scales = ((high - low) / 15).clamp(min=1e-8)
+        steps = (groups - low) / scales
+        whole = steps.round()
+        if (steps - whole).abs().max() > _OFF_GRID:
+            return None
+        packed = torch._convert_weight_to_int4pack_for_cpu(whole.int().view(rows, columns), 1)
+        parameters = torch.cat([scales, low + 8 * scales], dim=2).transpose(0, 1).to(torch.bfloat16)
+        return cls(packed, parameters.contiguous())
+
+    def product(self, rows: Tensor) -> Tensor:
+        return torch._weight_int4pack_mm_for_cpu(rows, self.weight, _GROUP, self.scales_and_zeros)
+
+    def unpacked(self) -> Tensor:
+        inputs = self.scales_and_zeros.shape[0] * _GROUP
+        return self.product(torch.eye(inputs, dtype=torch.bfloat16)).T
+
+    @classmethod
+    def fused(cls, linears: Sequence[Self]) -> Self:
+        # Whole blocks of outputs follow one another. The scales lie across and stay with the parts too.
+        whole = cls(
+            torch.cat([n.weight for n in linears]), torch.cat([n.scales_and_zeros for n in linears], dim=1)
+        )
+        parts = whole.weight.split([len(n.weight) for n in linears])
+        for linear, weight in zip(linears, parts, strict=True):
+            linear.weight = weight
+        return whole
 
 
-def quantize_linears(model: nn.Module) -> None:
-    """Replace every bias-free `nn.Linear` in `model` by an Int8Linear, in place.
+def quantize_linears(model: nn.Module) -> str:
+    """Replace every bias-free `nn.Linear` in `model` by a PackedLinear, in place; returns what most became.
 
-    A weight that is tied to an embedding stays with the embedding; the linear gets its own eight-bit copy.
+    Weights that four bits hold exactly stay in four, others go to eight. One that is tied to an embedding stays
+    with the embedding; the linear gets its own copy.
     """
+    bits: list[int] = []
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child.bias is None:
-                setattr(module, name, Int8Linear(child.weight.data))
+                four = Int4Linear.pack(child.weight.data)
+                setattr(module, name, four or Int8Linear.pack(child.weight.data))
+                bits.append(8 if four is None else 4)
+    return f"packed-int{max(set(bits), key=bits.count)}"

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapter.attention import PromptKV
-from adapter.batch import PrefixPool, whole_chunks
+from adapter.batch import PrefixPool
 from adapter.chat import Message
 from adapter.checkpoint import save_adapter
 from adapter.engine import Engine
@@ -27,7 +27,6 @@ from adapter.store import AdapterStore
 from conftest import random_adapter
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
-NONE: frozenset[int] = frozenset()
 HELLO = (Message("user", "hello there"),)
 
 
@@ -240,39 +239,19 @@ def test_the_pool_is_bounded_and_keeps_what_was_used_last():
 
     pool = PrefixPool(32 * 100)
     for start in range(10):
-        pool.put("a", range(start * 100, start * 100 + 30), past(30), NONE)
-        assert pool.find("a", range(start * 100, start * 100 + 31), NONE).shape[3] == 30
+        pool.put("a", range(start * 100, start * 100 + 30), past(30))
+        assert pool.find("a", range(start * 100, start * 100 + 31)).shape[3] == 30
     assert len(pool) == 3
-    assert pool.find("a", range(0, 31), NONE) is None
-    assert pool.find("b", range(900, 931), NONE) is None
-    assert pool.find("a", [*range(900, 910), 7, 8], NONE).shape[3] == 10
-    pool.put("a", range(900, 940), past(40), NONE)  # takes the place of the shorter one
-    assert len(pool) == 3 and pool.find("a", range(900, 950), NONE).shape[3] == 40
-    assert pool.find("a", range(900, 920), NONE).shape[3] == 19  # the last token is read anew
-
-
-def test_the_pool_gives_only_what_a_cold_start_would_read_in_the_same_way():
-    pool = PrefixPool(10**9)
-    first = whole_chunks([(0, 150)])
-    assert first == {0, 64}  # 128 to 150 one by one, as the answer to 200
-    pool.put("a", range(200), torch.zeros(1, 2, 1, 200, 4), first)
-    follow_up = whole_chunks([(0, 150), (200, 300)])
-    assert follow_up == {0, 64, 200}
-    for length, wholes, want in (
-        (300, follow_up, 200),
-        (300, whole_chunks([(0, 300)]), 128),
-        (160, first, 159),
-        (110, whole_chunks([(0, 110)]), 64),
-        (50, NONE, None),
-    ):
-        found = pool.find("a", range(length), wholes)
-        assert (found.shape[3] if found is not None else None) == want
-    assert pool.find("a", [*range(100), 999, *range(101, 200)], first).shape[3] == 64  # up to a whole chunk
+    assert pool.find("a", range(0, 31)) is None
+    assert pool.find("b", range(900, 931)) is None
+    assert pool.find("a", [*range(900, 910), 7, 8]).shape[3] == 10
+    pool.put("a", range(900, 940), past(40))  # takes the place of the shorter one
+    assert len(pool) == 3 and pool.find("a", range(900, 950)).shape[3] == 40
+    assert pool.find("a", range(900, 920)).shape[3] == 19  # the last token is read anew
 
 
 def test_long_prompts_are_read_in_chunks_between_the_steps_of_others(engine, monkeypatch):
     monkeypatch.setattr("adapter.engine.CHUNK", 16)
-    monkeypatch.setattr("adapter.batch.CHUNK", 16)
     lengths = []
     real = engine._forward
 
@@ -287,7 +266,6 @@ def test_long_prompts_are_read_in_chunks_between_the_steps_of_others(engine, mon
     want = tokens(busy)
     assert max(lengths) == 16
     monkeypatch.setattr("adapter.engine.CHUNK", 128)
-    monkeypatch.setattr("adapter.batch.CHUNK", 128)
     with closing(Engine(engine.base, engine.store)) as whole:
         assert tokens(got) == tokens(
             answer(whole, messages=(), prompt_ids=tuple(i % 90 for i in range(100)), adapter="two")
@@ -361,7 +339,7 @@ def test_nothing_grows_over_500_requests(engine, monkeypatch):
         sizes.append(engine._pool.bytes)
     wait_until(lambda: not engine._open and not engine._batch and not engine._reading)
     assert max(sizes) <= 200_000
-    assert engine._pool.bytes == sum(past.nbytes for past, _ in engine._pool._pasts.values())
+    assert engine._pool.bytes == sum(past.nbytes for past in engine._pool._pasts.values())
     assert engine._batch._cache.data.shape[:1] == (1,)
     gc.collect()
     alive = sum(type(thing).__name__ in ("_Row", "Answer", "Mailbox", "KeyValues") for thing in gc.get_objects())
@@ -372,10 +350,10 @@ def test_a_fault_in_a_prompt_ends_that_request_only(engine, monkeypatch):
     real = engine._forward
     healthy = tokens(answer(engine))
 
-    def broken(cache, ids, starts, prompts, whole=False):
+    def broken(cache, ids, starts, prompts):
         if prompts is not None:
             raise RuntimeError("secret path /root/x")
-        return real(cache, ids, starts, prompts, whole)
+        return real(cache, ids, starts, prompts)
 
     monkeypatch.setattr(engine, "_forward", broken)
     with pytest.raises(AdapterError, match="RuntimeError") as caught:

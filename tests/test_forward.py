@@ -49,13 +49,12 @@ def whole_sequence(forward, ids, prompts):
 def test_a_row_read_in_any_pieces_equals_the_model(forward, prompts, cuts):
     close = {"atol": 1e-3, "rtol": 0} if forward._lean is None else {"atol": 0.3, "rtol": 0}
     for kv in prompts:
-        for whole in (False, True):
-            cache, at = KeyValues(forward._base), 0
-            for size in cuts:
-                logits = forward(cache, IDS[at : at + size], [at], kv, whole)
-                at += size
-            assert logits.shape == (1, 97)
-            assert_close(logits[0], whole_sequence(forward, IDS, kv), **close)
+        cache, at = KeyValues(forward._base), 0
+        for size in cuts:
+            logits = forward(cache, IDS[at : at + size], [at], kv)
+            at += size
+        assert logits.shape == (1, 97)
+        assert_close(logits[0], whole_sequence(forward, IDS, kv), **close)
 
 
 def test_rows_together_equal_rows_alone(forward, prompts):
