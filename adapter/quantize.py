@@ -59,9 +59,11 @@ class Int8Linear(PackedLinear):
     @classmethod
     def pack(cls, weight: Tensor) -> Self:
         """The nearest to `weight`, [out, in], that eight bits hold."""
-        weight = weight.float()
-        scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-8).to(torch.bfloat16)
-        return cls((weight / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scales)
+        steps = weight.to(torch.float32, copy=True)
+        largest = torch.maximum(steps.amax(dim=1), -steps.amin(dim=1))
+        scales = (largest / 127).clamp_(min=1e-8).to(torch.bfloat16)
+        steps.div_(scales.float()[:, None]).round_().clamp_(-127, 127)
+        return cls(steps.to(torch.int8), scales)
 
     def product(self, rows: Tensor) -> Tensor:
         return torch._weight_int8pack_mm(rows, self.weight, self.scales)
@@ -101,12 +103,12 @@ class Int4Linear(PackedLinear):
         rows, columns = weight.shape
         if rows % _BLOCK or columns % _GROUP:
             return None
-        groups = weight.float().view(rows, -1, _GROUP)
-        low, high = groups.aminmax(dim=2, keepdim=True)
-        scales = ((high - low) / 15).clamp(min=1e-8)
-        steps = (groups - low) / scales
+        steps = weight.to(torch.float32, copy=True).view(rows, -1, _GROUP)
+        low, high = steps.amin(dim=2, keepdim=True), steps.amax(dim=2, keepdim=True)
+        scales = ((high - low) / 15).clamp_(min=1e-8)
+        steps.sub_(low).div_(scales)  # in place, for this runs over the whole model at every start
         whole = steps.round()
-        if (steps - whole).abs().max() > _OFF_GRID:
+        if steps.sub_(whole).abs_().amax() > _OFF_GRID:
             return None
         packed = torch._convert_weight_to_int4pack_for_cpu(whole.int().view(rows, columns), 1)
         parameters = torch.cat([scales, low + 8 * scales], dim=2).transpose(0, 1).to(torch.bfloat16)
