@@ -21,7 +21,7 @@ from adapter.request import GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import AdapterStore
 from adapter.vision import open_image
-from tests.bench.llama_cpp import LlamaCpp
+from tests.bench.llama_peer import LlamaCpp
 
 ROUNDS = 7
 TOKENS = 64
