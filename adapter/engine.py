@@ -97,7 +97,7 @@ class Engine:
         self._forward = Forward(base)
         self._batch: DecodeBatch[_Row] = DecodeBatch(base, self._forward)
         self._pool = PrefixPool(_POOL_BYTES)
-        self._prompts = PromptMaker(base)
+        self.prompts = PromptMaker(base)
         # Pictures are encoded beside the worker, so that they do not hold up its steps.
         self._encoding = ThreadPoolExecutor(1, "encoder")
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -197,7 +197,7 @@ class Engine:
     def _prepare(self, row: _Row, digest: bytes) -> None:
         """Make the row's prompts, and let it wait for its turn."""
         try:
-            row.prompts, row.key = self._prompts.of(row.adapters, row.request.image, digest)
+            row.prompts, row.key = self.prompts.of(row.adapters, row.request.image, digest)
         except Exception as error:
             self._end(row, _for_caller(error))
             return

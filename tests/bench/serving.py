@@ -160,14 +160,17 @@ def first_token(engine: Engine, request: GenerationRequest, number: int = 0) -> 
 
 
 def _swaps(engine: Engine) -> None:
-    print("| adapter | swap cold, ms | swap warm, ms |")
+    print("| adapter | swap cold, ms: read, check, project | swap warm, ms: prompts of a row |")
     print("| --- | --- | --- |")
     for name in engine.store.names():
         cold, warm = [], []
-        for number in range(ROUNDS):
+        for _ in range(ROUNDS):
             start = time.perf_counter()
-            AdapterStore().load(name, engine.base)(engine.base.model)
+            adapter = AdapterStore().load(name, engine.base)
+            adapter(engine.base.model)
             cold.append(time.perf_counter() - start)
-            plain = first_token(engine, GenerationRequest(STORY), 100 + number)
-            warm.append(first_token(engine, GenerationRequest(STORY, adapter=name), 100 + number) - plain)
+            engine.prompts.of([(adapter, 1.0)], None, b"")
+            start = time.perf_counter()
+            engine.prompts.of([(adapter, 1.0)], None, b"")
+            warm.append(time.perf_counter() - start)
         print(f"| {name} | {1000 * statistics.median(cold):.1f} | {1000 * statistics.median(warm):.1f} |")
