@@ -164,7 +164,7 @@ def add_prompt_terms(
         if keys.shape[0] < query.shape[0]:  # one entry for all rows
             keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
         term = attend(grouped(query, keys.shape[1]), keys, values, prompts.score_mask, scaling)
-        out = torch.addcmul(out, term.reshape(query.shape).transpose(1, 2), prompts.factors)
+        out = torch.addcmul(out, ungrouped(term, query), prompts.factors)
     return out
 
 
@@ -174,12 +174,20 @@ def grouped(query: Tensor, kv_heads: int) -> Tensor:
     return query.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
 
 
+def ungrouped(out: Tensor, query: Tensor) -> Tensor:
+    """What attention gave for `grouped(query)`, as [B, T, H, head_dim]."""
+    batch, heads, length, head_dim = query.shape
+    if length == 1:
+        return out.view(batch, 1, heads, head_dim)
+    return out.reshape(query.shape).transpose(1, 2)
+
+
 def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """The attention over the words alone, for training: [B, T, H, head_dim]."""
     _, heads, length, _ = query.shape
     future = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
     future = future.repeat(heads // key.shape[1], 1)
-    return attend(grouped(query, key.shape[1]), key, value, future, scaling).reshape(query.shape).transpose(1, 2)
+    return ungrouped(attend(grouped(query, key.shape[1]), key, value, future, scaling), query)
 
 
 def zero_init_attention(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapter.attention import PromptKV, add_prompt_terms, attend, grouped
+from adapter.attention import PromptKV, add_prompt_terms, attend, grouped, ungrouped
 from adapter.llama import AdaptedLlama, Base
 from adapter.quantize import PackedLinear
 
@@ -208,8 +208,7 @@ class _Lean:
             keys, values = step.read(index)
             if step.rows < len(query):  # tokens of one row
                 keys, values = (t.expand(len(query), -1, -1, -1) for t in (keys, values))
-            out = attend(grouped(query, kv_heads), keys, values, step.mask, self._scaling)
-            out = out.reshape(query.shape).transpose(1, 2)
+            out = ungrouped(attend(grouped(query, kv_heads), keys, values, step.mask, self._scaling), query)
             if prompts is not None:
                 out = add_prompt_terms(out, query, prompts.layers.get(index, ()), None, self._scaling)
             hidden = hidden + layer.out(out.reshape(-1, heads * head_dim))
