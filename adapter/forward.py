@@ -132,6 +132,8 @@ class Forward:
         step = _Step(cache, rows, starts, positions, span, mask)
         new = torch.tensor(ids, device=device)
         hidden = (self._lean or self._plain)(new, step, prompts)
+        if self._lean is not None:
+            torch.set_num_threads(self._threads)  # the head is one product, and a fifth of all weights
         return self._base.model.lm_head(hidden[-rows:]).float()
 
     def _plain(self, ids: Tensor, step: _Step, prompts: PromptKV | None) -> Tensor:
