@@ -15,7 +15,7 @@ from adapter.engine import Engine
 from adapter.request import GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import SHIPPED, AdapterStore
-from adapter.vision import open_image
+from adapter.vision import VisualEncoder, open_image
 from train.recipe import names
 from train.recipes.pirate_voice import score_answer
 
@@ -141,3 +141,26 @@ def test_follow_ups_on_the_real_base_are_the_bits_of_a_cold_start(base):
                 assert first[-1].stats.cached_tokens >= before  # the prompt before, and what was said
                 before = stats.prompt_tokens + stats.new_tokens - 2
                 messages += [Message("assistant", "".join(e.text for e in first)), Message("user", turn)]
+
+
+@pytest.mark.slow
+def test_a_picture_is_encoded_once_for_all_who_show_it(base, monkeypatch):
+    encoded = []
+    real = VisualEncoder.encode
+
+    def counted(self, images):
+        encoded.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(VisualEncoder, "encode", counted)
+    picture = PACKAGES / "skimage/data/chelsea.png"
+    sampling = SamplingParams(temperature=0, max_new_tokens=12)
+    with closing(Engine(base, AdapterStore())) as engine:
+        requests = [
+            GenerationRequest((Message("user", text),), "see", open_image(picture), strength, sampling)
+            for text in ("What is this?", "What do you see?")
+            for strength in (1.0, 0.8)
+        ]
+        answers = ["".join(e.text for e in answer) for answer in [engine.submit(r) for r in requests]]
+    assert encoded == [1]
+    assert "cat" in answers[0]
