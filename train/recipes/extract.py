@@ -54,7 +54,8 @@ DATA = """Trained on messages composed from a grammar (`train/recipes/extract_tr
 of Faker: prose, notes, mail signatures, with distracting sentences and earlier turns. Tested on 200 messages whose
 phrasings, names, products and some formats of dates, phone numbers and prices never occur in training
 (`train/recipes/extract_held.py`), and on sentences written by hand (`train/recipes/extract_handwritten.py`). The bare
-base is told in words which fields to write; the adapter gets the message alone."""
+base is told in words which fields to write; the adapter gets the message alone. Validation messages have the test's
+phrases in other combinations; mistakes on them were read while the recipe was written, the test was only scored."""
 _TOLD = (
     'Turn this message into one JSON object. Its first field is "type": person, meeting or order. The other fields, '
     "only those that the message gives: "
