@@ -7,6 +7,7 @@ chunks between the others' steps. An answer never depends on who else is asking.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Hashable, Sequence
@@ -129,10 +130,10 @@ class Engine:
         An image goes to those that see. Without a seed in the request all get the same one.
         """
         seed = request.sampling.seed
-        sampling = replace(request.sampling, seed=torch.seed() >> 1 if seed is None else seed)
+        sampling = replace(request.sampling, seed=secrets.randbelow(2**63) if seed is None else seed)
         requests = [replace(request, adapter=name, sampling=sampling) for name in adapters]
         if request.image is not None:
-            requests = [r if self._sees(r) else replace(r, image=None) for r in requests]
+            requests = [r if _see(self._named(r)) else replace(r, image=None) for r in requests]
         return [self.submit(r) for r in requests]
 
     def cancel(self, answer: Answer) -> None:
@@ -150,27 +151,25 @@ class Engine:
     # In the caller's thread.
 
     def _checked(self, request: GenerationRequest) -> _Row:
-        adapters = [(self.store.load(name, self.base), strength) for name, strength in request.parts]
-        if request.image is not None and not self._sees(request):
+        named = self._named(request)
+        if request.image is not None and not _see(named):
             which = f"Adapter '{request.adapter}'" if request.adapter else "The frozen base"
             raise BadInput(f"{which} reads text only. Choose an adapter that reads images.")
-        ids = self._prompt_ids(request)
+        ids = self._prompt_ids(request, named)
         room = self.base.context_length - len(ids)
         if room < 1:
             raise BadInput(
                 f"The conversation has {len(ids)} tokens and this base reads {self.base.context_length}. "
                 "Shorten the message or start a new conversation."
             )
+        adapters = [(adapter, strength) for adapter, strength in named if strength > 0]
         return _Row(self.base, request, adapters, ids, min(room, request.sampling.max_new_tokens))
 
-    def _named(self, request: GenerationRequest) -> list[Adapter]:
-        names = ([request.adapter] if request.adapter else []) + [name for name, _ in request.mix]
-        return [self.store.load(name, self.base) for name in names]
+    def _named(self, request: GenerationRequest) -> list[tuple[Adapter, float]]:
+        """Every adapter of the request with its strength. Raises LoadError."""
+        return [(self.store.load(name, self.base), strength) for name, strength in request.parts]
 
-    def _sees(self, request: GenerationRequest) -> bool:
-        return any(adapter.config.is_visual for adapter in self._named(request))
-
-    def _prompt_ids(self, request: GenerationRequest) -> list[int]:
+    def _prompt_ids(self, request: GenerationRequest, named: list[tuple[Adapter, float]]) -> list[int]:
         if request.prompt_ids is not None:
             vocabulary = self.base.fingerprint.vocab_size
             if not request.prompt_ids or not all(0 <= i < vocabulary for i in request.prompt_ids):
@@ -178,8 +177,8 @@ class Engine:
             return list(request.prompt_ids)
         if request.raw:
             template = "raw"
-        elif named := self._named(request):
-            template = named[0].config.template
+        elif named:
+            template = named[0][0].config.template
         else:
             template = "chat" if self.base.tokenizer.chat_template else "alpaca"
         return encode_prompt(self.base.tokenizer, request.messages, template)
@@ -331,6 +330,10 @@ class Engine:
                 return
             self._open.remove(row)
         row.mailbox.put(last)
+
+
+def _see(named: Sequence[tuple[Adapter, float]]) -> bool:
+    return any(adapter.config.is_visual for adapter, _ in named)
 
 
 def _for_caller(error: Exception) -> AdapterError:

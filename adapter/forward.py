@@ -69,7 +69,8 @@ class _Step:
 
     cache: KeyValues
     rows: int  # N or 1
-    starts: Sequence[int]  # [rows]
+    start: int  # of the first row
+    places: tuple[Tensor, slice, slice, Tensor]  # in a layer of the cache, of N rows' new tokens
     positions: Tensor  # [N]
     span: int
     mask: Tensor  # [N, 1, 1, span], additive
@@ -78,10 +79,9 @@ class _Step:
         """new: [N, 2, Hkv, head_dim], keys and values."""
         data = self.cache.data[:, layer]
         if self.rows == 1:
-            start = self.starts[0]
-            data[0, :, :, start : start + len(new)] = new.permute(1, 2, 0, 3)
+            data[0, :, :, self.start : self.start + len(new)] = new.permute(1, 2, 0, 3)
         else:
-            data[torch.arange(self.rows, device=new.device), :, :, self.positions] = new
+            data[self.places] = new
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values so far: [rows, Hkv, span, head_dim]."""
@@ -100,7 +100,6 @@ class Forward:
     def __init__(self, base: Base) -> None:
         self._base = base
         self._lean = _Lean(base.model) if _Lean.fits(base) else None
-        self._threads = torch.get_num_threads()
 
     @torch.inference_mode()
     def __call__(
@@ -118,8 +117,6 @@ class Forward:
         """
         device = self._base.device
         rows, count = len(starts), len(ids)
-        if self._lean is not None:
-            torch.set_num_threads(1 if count <= _FEW else self._threads)
         assert rows in (1, count)
         positions = torch.tensor(starts, device=device)
         if rows < count:
@@ -129,11 +126,10 @@ class Forward:
         later = torch.arange(span, device=device) > positions[:, None]
         mask = torch.zeros(later.shape, dtype=cache.data.dtype, device=device)
         mask = mask.masked_fill_(later, float("-inf"))[:, None, None]
-        step = _Step(cache, rows, starts, positions, span, mask)
+        places = (torch.arange(rows, device=device), slice(None), slice(None), positions)
+        step = _Step(cache, rows, starts[0], places, positions, span, mask)
         new = torch.tensor(ids, device=device)
         hidden = (self._lean or self._plain)(new, step, prompts)
-        if self._lean is not None:
-            torch.set_num_threads(self._threads)  # the head is one product, and a fifth of all weights
         return self._base.model.lm_head(hidden[-rows:]).float()
 
     def _plain(self, ids: Tensor, step: _Step, prompts: PromptKV | None) -> Tensor:
@@ -179,6 +175,7 @@ class _Lean:
         self._layers = [_Layer(layer) for layer in model.model.layers]
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._epsilon = config.rms_norm_eps
+        self._threads = torch.get_num_threads()
         self._head_dim, self._scaling = config.head_dim, config.head_dim**-0.5
         # rotate_half(x) * sin is roll(x) * sin with the first half negative.
         self._signs = torch.ones(self._head_dim, dtype=model.dtype)
@@ -196,6 +193,7 @@ class _Lean:
 
     def __call__(self, ids: Tensor, step: _Step, prompts: PromptKV | None) -> Tensor:
         """[N] token ids -> [N, hidden_size], ready for the head."""
+        torch.set_num_threads(1 if len(ids) <= _FEW else self._threads)
         heads, kv_heads, head_dim = self._heads, self._kv_heads, self._head_dim
         hidden = self._model.model.embed_tokens(ids)
         cos, sin = self._model.model.rotary_emb(hidden, step.positions[None])
@@ -216,4 +214,5 @@ class _Lean:
             hidden = hidden + layer.out(out.reshape(-1, heads * head_dim))
             gate, up = layer.gate_up(self._norm(hidden, layer.second_norm)).chunk(2, dim=-1)
             hidden = hidden + layer.down(F.silu(gate) * up)
+        torch.set_num_threads(self._threads)  # for the head: one product, and a fifth of all weights
         return self._model.model.norm(hidden)

@@ -83,7 +83,7 @@ class LabelProjection(nn.Module):
                 f"prompt_length must be more than {2 * length + KIND_LENGTH} for a label projection with names "
                 f"of {length} tokens, got {prompt_length}"
             )
-        # Half-size types: these tables are most of the file, and a posterior needs no more than fp16.
+        # Half-size types, which are saved as they are: a posterior needs no more than fp16.
         self.register_buffer("name_of", torch.arange(classes, dtype=torch.int32))
         self.register_buffer("names", torch.full((classes, length), -1, dtype=torch.int32))
         self.register_buffer("kind_of", torch.full((classes,), -1, dtype=torch.int32))

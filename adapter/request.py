@@ -52,9 +52,8 @@ class GenerationRequest:
 
     @property
     def parts(self) -> tuple[tuple[str, float], ...]:
-        """Every adapter that takes part, with its strength."""
-        first = () if self.adapter is None else ((self.adapter, self.strength),)
-        return tuple((name, strength) for name, strength in (*first, *self.mix) if strength > 0)
+        """Every adapter that is named, with its strength, the first one first."""
+        return (*(() if self.adapter is None else ((self.adapter, self.strength),)), *self.mix)
 
 
 @dataclass(frozen=True)

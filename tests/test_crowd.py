@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_app import serving
+
+from tests.test_app import serving
 
 PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 QUESTIONS = ("What is the sun?", "How do I bake bread?", "Who are you?", "Name three colours.")

@@ -104,7 +104,7 @@ def mixed_requests():
             adapter=name,
             image=picture if name == "see" else None,
             strength=(1.0, 0.6)[i % 2],
-            mix=(("pirate", 0.5),) if i % 5 == 0 and name else (),
+            mix=(("pirate", 0.5),) if i % 5 == 1 else (),
             sampling=SamplingParams(temperature=0, max_new_tokens=(8, 24)[i % 3 == 0]),
         )
         for i in range(16)

@@ -64,8 +64,6 @@ def make_request(
 
     if None in settings[1:5]:
         raise BadInput("Strength, temperature, top-p and max tokens need a number each.")
-    if not 0 <= settings.strength <= MAX_STRENGTH:  # also refuses NaN
-        raise BadInput(f"Strength must lie between 0 and {MAX_STRENGTH:g}, got {settings.strength}.")
     seed = settings.seed
     if seed is not None and (math.isnan(seed) or seed != int(seed)):
         raise BadInput(f"The seed must be a whole number, got {seed}.")

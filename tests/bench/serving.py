@@ -53,7 +53,7 @@ def run() -> None:
 
 def _one_row(engine: Engine) -> None:
     plain = load_base(quantization="none", device=str(engine.base.device))
-    peer = LlamaCpp.start(torch.get_num_threads())
+    peer = LlamaCpp.start(torch.get_num_threads(), encode_prompt(plain.tokenizer, STORY), TOKENS)
     ways: dict[str, Callable[[], float]] = {
         "transformers generate(), bf16": lambda: generate_speed(plain),
         "engine, frozen base": lambda: decode_speed(engine),
