@@ -49,6 +49,29 @@ def encode_answer(tokenizer: Any, answer: str) -> list[int]:
     return [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
 
 
+def encode_conversation(
+    tokenizer: Any, messages: Sequence[Message], template: str = "chat", all_turns: bool = False
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation that ends in an answer, and which of them are to be learnt.
+
+    These are the tokens of the last answer and of its end; with all_turns those of the earlier answers too, where
+    the template lets them stand as they were written. Raises BadInput as `encode_prompt`.
+    """
+    ids: list[int] = []
+    learnt: list[bool] = []
+    for i, message in enumerate(messages):
+        if message.role != "assistant" or not (all_turns or i == len(messages) - 1):
+            continue
+        prompt, answer = encode_prompt(tokenizer, messages[:i], template), encode_answer(tokenizer, message.text)
+        if prompt[: len(ids)] != ids:
+            ids, learnt = ids[:-1], learnt[:-1]  # in some templates no token ends an earlier turn
+        if prompt[: len(ids)] != ids:
+            learnt = [False] * len(ids)
+        learnt = (learnt + [False] * len(prompt))[: len(prompt)] + [True] * len(answer)
+        ids = prompt + answer
+    return ids, learnt
+
+
 def _alpaca(messages: Sequence[Message]) -> str:
     parts = [_ALPACA_HEAD]
     for message in messages:

@@ -32,17 +32,17 @@ def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> Non
         # Weights of another shape are coming: without config.json the folder is no adapter for a moment.
         current.unlink()
     tensors = {name: t.detach().cpu().contiguous() for name, t in adapter.state_dict().items()}
-    with _replacing(folder / WEIGHTS) as temporary:
+    with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     if card is not None:
-        with _replacing(folder / CARD) as temporary:
+        with replacing(folder / CARD) as temporary:
             temporary.write_text(card)
-    with _replacing(current) as temporary:
+    with replacing(current) as temporary:
         temporary.write_text(config)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path):
+def replacing(path: Path):
     """A temporary sibling of `path` to write to, renamed over it once it is safely on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

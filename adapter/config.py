@@ -12,7 +12,8 @@ from adapter.errors import LoadError
 FORMAT_VERSION = 1
 GATE_ACTIVATIONS = ("tanh", "identity")
 TEMPLATES = ("chat", "alpaca", "raw")
-PROJECTIONS = ("global", "label")
+PROJECTIONS = ("global", "label", "queries")
+CHANNELS = ("RGB", "BGR")
 
 
 def _at_least_one(**values: int) -> None:
@@ -69,23 +70,41 @@ class VisionConfig:
     """How a picture becomes prompts: the frozen encoder and the trained projection behind it.
 
     `projection` is `global` (multi-scale global features -> MLP -> one vector added to every prompt of all
-    insertion layers, equations 9 and 10 of arXiv 2303.16199) or `label` (the encoder's class posterior
-    spelled in the base's own token embeddings, and an MLP beside it: see `adapter/projection.py`).
+    insertion layers, equations 9 and 10 of arXiv 2303.16199), `label` (the encoder's class posterior
+    spelled in the base's own token embeddings, and an MLP beside it: see `adapter/projection.py`) or `queries`
+    (as many learned visual queries as there are prompts look at all of the encoder's tokens: arXiv 2304.15010,
+    whose release has width 768, 8 blocks and 16 heads).
     """
 
     encoder: str
     projection: str = "global"
-    feature_size: int = 0  # width of the concatenated multi-scale features
-    hidden: int = 512  # of the MLP
+    channels: str = "RGB"  # their order in the encoder's input; releases trained on BGR pictures keep it
+    feature_size: int = 0  # width of the concatenated multi-scale features; `global` and `label`
+    hidden: int = 512  # of the MLP; `global` and `label`
     num_classes: int = 0  # of the encoder and further concepts, that have names; `label` only
     num_kinds: int = 0  # common words over groups of names; `label` only
     name_length: int = 0  # tokens a name may take; `label` only
+    token_size: int = 0  # width of the encoder's tokens; `queries` only, like the rest
+    width: int = 192  # in which queries and tokens meet
+    blocks: int = 2
+    heads: int = 6
 
     def __post_init__(self) -> None:
         _one_of("vision.projection", self.projection, PROJECTIONS)
-        _at_least_one(feature_size=self.feature_size, hidden=self.hidden)
+        _one_of("vision.channels", self.channels, CHANNELS)
+        if self.projection == "queries":
+            _at_least_one(token_size=self.token_size, width=self.width, blocks=self.blocks, heads=self.heads)
+            if self.width % self.heads:
+                raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}")
+        else:
+            _at_least_one(feature_size=self.feature_size, hidden=self.hidden)
         if self.projection == "label":
             _at_least_one(num_classes=self.num_classes, num_kinds=self.num_kinds, name_length=self.name_length)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the projection reads the encoder's tokens, which are made on demand only."""
+        return self.projection == "queries"
 
 
 @dataclass(frozen=True)

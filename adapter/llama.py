@@ -118,7 +118,7 @@ def load_base(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
-    source = str(embedded.base_folder()) if name_or_path == embedded.BASE else name_or_path
+    source = _source(name_or_path)
     chosen = ("nf4" if device.startswith("cuda") else "packed") if quantization == "auto" else quantization
     attention.register()
     dtype = dtype or torch.bfloat16
@@ -143,6 +143,15 @@ def load_base(
     if chosen == "packed":
         chosen = quantize_linears(model)
     return Base(model, tokenizer, fingerprint, chosen, _memory(model))
+
+
+def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
+    """The tokenizer of a base alone. Raises LoadError."""
+    return _load(AutoTokenizer, _source(name_or_path), name_or_path)
+
+
+def _source(name_or_path: str) -> str:
+    return str(embedded.base_folder()) if name_or_path == embedded.BASE else name_or_path
 
 
 def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -43,16 +43,23 @@ class Adapter(nn.Module):
         """act(g), [L, H]: what multiplies the prompts' attention at strength 1."""
         return self.gates.tanh() if self.config.gate_activation == "tanh" else self.gates
 
-    def forward(self, model: AdaptedLlama, features: VisualFeatures | None = None) -> PromptKV:
+    def forward(
+        self, model: AdaptedLlama, features: VisualFeatures | None = None, frozen: slice | None = None
+    ) -> PromptKV:
         """Keys and values for the base: one entry, or one for each picture in `features`.
 
-        A visual adapter without a picture uses its learned prompts alone. Raises BadInput if a text adapter
-        is given a picture.
+        A visual adapter without a picture uses its learned prompts alone. frozen: insertion layers whose prompts
+        and gates are to get no gradient from this pass. Raises BadInput if a text adapter is given a picture.
         """
-        prompts = self.prompts.unsqueeze(0)  # [1, L, K, hidden]
+        prompts, gates = self.prompts.unsqueeze(0), self.activated_gates()  # [1, L, K, hidden], [L, H]
+        if frozen is not None:
+            held = torch.zeros(len(gates), dtype=torch.bool, device=gates.device)
+            held[frozen] = True
+            prompts = torch.where(held[None, :, None, None], prompts.detach(), prompts)
+            gates = torch.where(held[:, None], gates.detach(), gates)
         if features is not None:
             if self.projection is None:
                 raise BadInput("This adapter reads text only. Choose one that reads images.")
             visual = self.projection(features, model.get_input_embeddings().weight)  # [U, K or 1, hidden]
             prompts = prompts + visual.unsqueeze(1)
-        return project_prompts(model, prompts, self.activated_gates(), self.config.layers, self.config.prompt_norm)
+        return project_prompts(model, prompts, gates, self.config.layers, self.config.prompt_norm)

@@ -26,6 +26,8 @@ def build_projection(vision: VisionConfig, hidden_size: int, prompt_length: int)
     """
     if vision.projection == "label":
         return LabelProjection(vision, hidden_size, prompt_length)
+    if vision.projection == "queries":
+        return QueryProjection(vision, hidden_size, prompt_length)
     return GlobalProjection(vision, hidden_size)
 
 
@@ -141,6 +143,49 @@ class LabelProjection(nn.Module):
         previous = F.pad(own, (0, 0, 1, 0))[:, :-1]
         ends_here = ~there & F.pad(there, (0, 0, 1, 0))[:, :-1]
         return own + self.before(previous) + self.end * ends_here
+
+
+class QueryProjection(nn.Module):
+    """Learned visual queries that look at all of the encoder's tokens (LLaMA-Adapter V2, arXiv 2304.15010).
+
+    One query for each of the K prompts. Queries and tokens attend to each other in timm's blocks; what became of
+    the queries is added to the prompts, as large as they are: the gates, zero at first, are the gentle start.
+    Names and shapes are those of the V2 release.
+    """
+
+    def __init__(self, vision: VisionConfig, hidden_size: int, prompt_length: int) -> None:
+        super().__init__()
+        from timm.models.vision_transformer import Block
+
+        width = vision.width
+        self.visual_query = nn.Embedding(prompt_length, width)
+        self.clip_proj = nn.Linear(vision.token_size, width)
+        self.clip_proj_norm = nn.LayerNorm(width)
+        # timm's own default is an epsilon of 1e-6; the release was trained with torch's.
+        self.visual_blocks = nn.ModuleList(
+            Block(width, vision.heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(vision.blocks)
+        )
+        self.visual_proj = nn.Linear(width, hidden_size)
+        self.visual_proj_norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, features: VisualFeatures, token_embedding: Tensor) -> Tensor:
+        """Returns [B, K, hidden_size]; the token embeddings are not used.
+
+        Raises LoadError if the features have no tokens, or those of another encoder.
+        """
+        tokens, size = features.tokens, self.clip_proj.in_features
+        if tokens is None or tokens.shape[2] != size:
+            raise LoadError(
+                f"This adapter reads the encoder's tokens of {size} numbers each, and was given "
+                f"{'none' if tokens is None else f'tokens of {tokens.shape[2]}'}. "
+                "Encode the picture with tokens=True, by the encoder in its config.json."
+            )
+        queries = self.visual_query.weight.expand(len(tokens), -1, -1)
+        seen = self.clip_proj_norm(self.clip_proj(tokens))
+        both = torch.cat([queries, seen], dim=1)  # [B, K + N, width]
+        for block in self.visual_blocks:
+            both = block(both)
+        return self.visual_proj_norm(self.visual_proj(both[:, : queries.shape[1]]))
 
 
 def _unit(vectors: Tensor) -> Tensor:

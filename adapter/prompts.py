@@ -71,14 +71,15 @@ class PromptMaker:
         return self._projected.get((adapter, image_digest), lambda: adapter(self._base.model, features))
 
     def _encode(self, adapter: Adapter, image: Image.Image, image_digest: bytes) -> VisualFeatures:
-        assert adapter.config.vision is not None
-        name = adapter.config.vision.encoder
+        vision = adapter.config.vision
+        assert vision is not None
+        name, tokens, channels = vision.encoder, vision.needs_tokens, vision.channels
 
         def encode() -> VisualFeatures:
             encoder = self._encoders.get(name, lambda: VisualEncoder(name, self._base.device))
-            return encoder.encode([image])
+            return encoder.encode([image], tokens=tokens, channels=channels)
 
-        return self._features.get((name, image_digest), encode)
+        return self._features.get((name, tokens, channels, image_digest), encode)
 
 
 def digest(image: Image.Image) -> bytes:

@@ -5,8 +5,8 @@ of prompts, LLaMA or adapters.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ MAX_PIXELS = 50_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA")
 _REMEDY = "Save it again as PNG or JPEG and send that."
 _STAGES = 5  # levels taken from an encoder that has more
+_PLACE = 64  # numbers that say where a token stands
 _SQUEEZE = 1.6  # how many times longer than wide a picture may be before it is squeezed to that
 
 
@@ -124,28 +125,35 @@ class VisualFeatures:
 
     levels: [B, feature_size], the mean over space of every stage's features, one stage after the other, and at
     the end the features that its classifier reads. logits: [B, num_classes] of that classifier,
-    None for an encoder without one.
+    None for an encoder without one. tokens: [B, N, token_size], its last features place by place, each with its
+    place in it; None where nobody asked for them.
     """
 
     levels: Tensor
     logits: Tensor | None = None
+    tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.levels)
 
     def __getitem__(self, rows: slice | Tensor) -> VisualFeatures:
-        return VisualFeatures(self.levels[rows], None if self.logits is None else self.logits[rows])
+        return self._each(lambda t: t[rows])
 
     def to(self, *args: Any, **kwargs: Any) -> VisualFeatures:
         """As torch.Tensor.to."""
-        logits = None if self.logits is None else self.logits.to(*args, **kwargs)
-        return VisualFeatures(self.levels.to(*args, **kwargs), logits)
+        return self._each(lambda t: t.to(*args, **kwargs))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> VisualFeatures:
+        values = (getattr(self, f.name) for f in fields(self))
+        changed: list[Any] = [None if value is None else change(value) for value in values]
+        return VisualFeatures(*changed)
 
     @staticmethod
     def cat(parts: Sequence[VisualFeatures]) -> VisualFeatures:
-        """The pictures of all parts, in order; all from one encoder."""
-        logits = [p.logits for p in parts if p.logits is not None]
-        return VisualFeatures(torch.cat([p.levels for p in parts]), torch.cat(logits) if logits else None)
+        """The pictures of all parts, in order; all from one encoder. What one part lacks, the whole lacks."""
+        columns = ([getattr(part, f.name) for part in parts] for f in fields(VisualFeatures))
+        joined: list[Any] = [None if any(v is None for v in column) else torch.cat(column) for column in columns]
+        return VisualFeatures(*joined)
 
 
 class VisualEncoder:
@@ -178,16 +186,27 @@ class VisualEncoder:
         stages = len(getattr(model, "feature_info", None) or ()) or 1
         step = stages / min(stages, _STAGES)
         self._stages = [round((i + 1) * step) - 1 for i in range(min(stages, _STAGES))]
-        probe = self.encode([Image.new("RGB", (8, 8))])
+        probe = self.encode([Image.new("RGB", (8, 8))], tokens=True)
+        assert probe.tokens is not None
         self.feature_size = probe.levels.shape[1]
+        self.token_size = probe.tokens.shape[2]
         self.num_classes = 0 if probe.logits is None else probe.logits.shape[1]
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Image.Image], batch_size: int = 32) -> VisualFeatures:
-        """Features of RGB pictures, as `open_image` gives them, in fp32 on the encoder's device."""
-        return VisualFeatures.cat(
-            [self._encode(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-        )
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        batch_size: int = 32,
+        *,
+        tokens: bool = False,
+        channels: str = "RGB",
+    ) -> VisualFeatures:
+        """Features of RGB pictures, as `open_image` gives them, in fp32 on the encoder's device.
+
+        tokens: keep the encoder's tokens too. channels: in which order it is shown them, as in VisionConfig.
+        """
+        chunks = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        return VisualFeatures.cat([self._encode(chunk, tokens, channels) for chunk in chunks])
 
     @property
     def classifier(self) -> tuple[Tensor, Tensor]:
@@ -200,15 +219,30 @@ class VisualEncoder:
             raise LoadError(f"Encoder '{self.name}' has no linear classifier. Use projection 'global' with it.")
         return layer.weight.cpu(), layer.bias.cpu()
 
-    def _encode(self, images: Sequence[Image.Image]) -> VisualFeatures:
+    def _encode(self, images: Sequence[Image.Image], tokens: bool, channels: str) -> VisualFeatures:
         import numpy as np
 
         pixels = torch.stack([torch.from_numpy(np.array(self._fit(image))) for image in images])
+        if channels == "BGR":
+            pixels = pixels.flip(3)  # and not mean and std: releases trained on BGR took it for RGB
         batch = (pixels.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # [B, 3, H, W]
         final, stages = self._model.forward_intermediates(batch.to(self.device), indices=self._stages)
         pooled = self._model.forward_head(final, pre_logits=True)  # [B, last level]
         levels = torch.cat([*(s.flatten(2).mean(2) for s in stages), pooled], dim=1)
-        return VisualFeatures(levels, self._classifier(pooled) if self._classifier is not None else None)
+        logits = self._classifier(pooled) if self._classifier is not None else None
+        return VisualFeatures(levels, logits, self._tokens(final) if tokens else None)
+
+    def _tokens(self, final: Tensor) -> Tensor:
+        """[B, N, token_size] of the last features: a transformer's tokens as they are, a map's positions in order.
+
+        What a map holds at a position says nothing of where that is, and so its place is put beside it.
+        """
+        if final.ndim == 3:
+            return final
+        if getattr(self._model, "output_fmt", "NCHW") != "NHWC":
+            final = final.permute(0, 2, 3, 1)  # [B, H, W, C]
+        places = _places(final.shape[1], final.shape[2]).to(final)
+        return torch.cat([final, places.expand(len(final), -1, -1, -1)], dim=3).flatten(1, 2)
 
     def _fit(self, image: Image.Image) -> Image.Image:
         """The middle of the picture in the encoder's input size, as the encoder was tested."""
@@ -230,6 +264,20 @@ class VisualEncoder:
             (top + target_h) / full_h * height,
         )
         return image.convert("RGB").resize((target_w, target_h), self._resample, box=box, reducing_gap=3.0)
+
+
+def _places(rows: int, columns: int) -> Tensor:
+    """Sines and cosines of where each cell of a map lies in the picture, [rows, columns, _PLACE].
+
+    From half a wave over the whole picture to half a wave a cell, finer than which no cell can tell.
+    """
+    axes = []
+    for cells in (rows, columns):
+        waves = torch.pi * cells ** torch.linspace(0, 1, _PLACE // 4)
+        angles = (torch.arange(cells) + 0.5)[:, None] / cells * waves
+        axes.append(torch.cat([angles.sin(), angles.cos()], dim=1))  # [cells, _PLACE / 2]
+    down, along = axes
+    return torch.cat([down[:, None].expand(-1, columns, -1), along[None].expand(rows, -1, -1)], dim=2)
 
 
 def _load_embedded() -> Any:

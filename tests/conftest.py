@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -86,3 +88,12 @@ def tiny_base(tiny, tiny_fingerprint) -> Base:
         "{% if add_generation_prompt %}a:{% endif %}"
     )
     return Base(tiny, tokenizer, tiny_fingerprint, "none", 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_base, tmp_path_factory) -> Path:
+    """The tiny base on disk, as other programs' processes load it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_base.model.save_pretrained(folder)
+    tiny_base.tokenizer.save_pretrained(folder)
+    return folder

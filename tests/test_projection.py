@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,18 +14,19 @@ from adapter.checkpoint import load_adapter, save_adapter
 from adapter.config import AdapterConfig, VisionConfig
 from adapter.errors import BadInput, LoadError
 from adapter.modules import Adapter
-from adapter.projection import CONCEPT_RANK, KIND_LENGTH, LabelProjection
+from adapter.projection import CONCEPT_RANK, KIND_LENGTH, LabelProjection, QueryProjection
 from adapter.vision import VisualFeatures
 from conftest import random_adapter
 
 GLOBAL = VisionConfig(encoder="any", feature_size=6, hidden=5)
 LABEL = replace(GLOBAL, projection="label", num_classes=6, num_kinds=2, name_length=2)
+QUERIES = VisionConfig(encoder="any", projection="queries", token_size=7, width=12, blocks=2, heads=3)
 LENGTH = 4 + KIND_LENGTH + 2  # two names, a kind and two free prompts
 
 
 def features(rows=2):
     torch.manual_seed(1)
-    return VisualFeatures(torch.randn(rows, 6), torch.randn(rows, 4))
+    return VisualFeatures(torch.randn(rows, 6), torch.randn(rows, 4), torch.randn(rows, 9, 7))
 
 
 NAMES = torch.tensor([[5, 6], [7, -1], [8, 9], [10, 11], [12, -1], [13, 14]])
@@ -50,7 +52,7 @@ def visual_adapter(fingerprint, vision):
     return adapter
 
 
-@pytest.mark.parametrize("vision", [GLOBAL, LABEL])
+@pytest.mark.parametrize("vision", [GLOBAL, LABEL, QUERIES])
 @torch.no_grad()
 def test_a_picture_changes_the_answer_and_rows_do_not_mix(tiny, tiny_fingerprint, vision):
     adapter = visual_adapter(tiny_fingerprint, vision)
@@ -63,7 +65,7 @@ def test_a_picture_changes_the_answer_and_rows_do_not_mix(tiny, tiny_fingerprint
     assert not torch.allclose(alone[0], alone[2], atol=1e-2)
 
 
-@pytest.mark.parametrize("vision", [GLOBAL, LABEL])
+@pytest.mark.parametrize("vision", [GLOBAL, LABEL, QUERIES])
 def test_saved_and_loaded_it_is_the_same(tiny, tiny_fingerprint, vision, tmp_path):
     adapter = visual_adapter(tiny_fingerprint, vision)
     save_adapter(adapter, tmp_path / "see")
@@ -147,3 +149,86 @@ def test_a_text_adapter_refuses_a_picture(tiny, tiny_fingerprint):
 def test_the_prompts_must_leave_room_for_the_picture_itself(tiny_fingerprint):
     with pytest.raises(ValueError, match=f"more than {LENGTH - 2}.*got 6"):
         Adapter(AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=6, vision=LABEL))
+
+
+@torch.no_grad()
+def test_at_zero_gates_the_untrained_queries_leave_the_base_as_it_is(tiny, tiny_fingerprint):
+    fresh = Adapter(AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=LENGTH, vision=QUERIES))
+    ids = torch.arange(10)[None].repeat(2, 1)
+    kv = fresh(tiny, features())
+    assert torch.equal(tiny(input_ids=ids, prompt_kv=kv).logits, tiny(input_ids=ids).logits)
+
+
+def test_each_query_has_its_say_and_the_order_of_tokens_none():
+    projection = QueryProjection(QUERIES, 32, prompt_length=LENGTH)
+    shown = features()
+    added = projection(shown, torch.empty(0, 32))
+    assert added.shape == (2, LENGTH, 32)
+    assert_close(added.pow(2).mean(2), torch.ones(2, LENGTH), rtol=1e-2, atol=0)  # as large as prompts are
+    assert (added[:, 1:] - added[:, :1]).abs().amax(2).min() > 1e-2
+    turned = replace(shown, tokens=shown.tokens.flip(1))
+    assert_close(projection(turned, torch.empty(0, 32)), added, rtol=1e-4, atol=1e-5)
+
+
+def test_from_the_second_step_on_all_of_the_queries_way_learns(tiny, tiny_fingerprint):
+    torch.manual_seed(0)
+    adapter = Adapter(
+        AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=LENGTH, vision=QUERIES)
+    )
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=1.0)
+    ids = torch.arange(10)[None].repeat(2, 1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        tiny(input_ids=ids, prompt_kv=adapter(tiny, features()), labels=ids).loss.backward()
+        optimizer.step()
+    still = {n for n, p in adapter.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    assert not still
+    assert all(p.grad is None for p in tiny.parameters())
+
+
+def test_the_release_of_v2_fits_by_name_and_shape():
+    config = VisionConfig(encoder="any", projection="queries", token_size=1024, width=768, blocks=8, heads=16)
+    with torch.device("meta"):
+        shapes = {n: tuple(t.shape) for n, t in QueryProjection(config, 4096, 10).state_dict().items()}
+    assert shapes["visual_query.weight"] == (10, 768)
+    assert shapes["clip_proj.weight"] == (768, 1024) and shapes["clip_proj_norm.bias"] == (768,)
+    assert shapes["visual_blocks.7.attn.qkv.weight"] == (2304, 768)
+    assert shapes["visual_blocks.0.attn.qkv.bias"] == (2304,) and shapes["visual_blocks.0.mlp.fc1.weight"] == (
+        3072,
+        768,
+    )
+    assert shapes["visual_proj.weight"] == (4096, 768) and shapes["visual_proj_norm.weight"] == (4096,)
+    assert len(shapes) == 1 + 4 + 8 * 12 + 4
+    assert {m.eps for m in QueryProjection(QUERIES, 32, 5).modules() if isinstance(m, torch.nn.LayerNorm)} == {
+        1e-5
+    }
+
+
+def test_queries_without_tokens_or_with_another_encoders_are_refused(tiny, tiny_fingerprint):
+    adapter = visual_adapter(tiny_fingerprint, QUERIES)
+    for tokens, words in ((None, "given none"), (torch.zeros(2, 9, 8), "given tokens of 8")):
+        with pytest.raises(LoadError, match=f"of 7 numbers.*{words}.*tokens=True"):
+            adapter(tiny, replace(features(), tokens=tokens))
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"token_size": 0}, "token_size must be a whole number"),
+        ({"blocks": 0}, "blocks must be a whole number"),
+        ({"width": 16}, "multiple of heads 3, got 16"),
+        ({"channels": "GRB"}, "vision.channels must be one of RGB, BGR"),
+        ({"projection": "query"}, "vision.projection must be one of global, label, queries"),
+    ],
+)
+def test_a_wrong_vision_setting_is_named(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        replace(QUERIES, **wrong)
+
+
+def test_a_configuration_from_before_there_were_queries_is_read(tiny_fingerprint):
+    config = AdapterConfig(base=tiny_fingerprint, insertion_layers=2, vision=GLOBAL)
+    data = json.loads(config.to_json())
+    for new in ("channels", "token_size", "width", "blocks", "heads"):
+        del data["vision"][new]
+    assert AdapterConfig.from_json(json.dumps(data), "old") == config

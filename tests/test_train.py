@@ -12,8 +12,9 @@ import torch
 from adapter.chat import Message
 from adapter.checkpoint import load_adapter
 from train.config import TrainConfig
-from train.data import IGNORED, Example, batches, tokenise
-from train.loop import evaluate, new_adapter, supervised_loss, train
+from train.data import IGNORED, Batches, Example, Tokeniser, collate
+from train.job import train
+from train.loop import evaluate, new_adapter, supervised_loss
 
 CONFIG = TrainConfig(
     "echo",
@@ -36,6 +37,16 @@ def examples(split):
     return source if split == "train" else itertools.islice(source, 16)
 
 
+def batch_of(rows, base, max_length=64):
+    tokeniser = Tokeniser(base.tokenizer, "raw", max_length)
+    return collate(tokeniser.rows(rows), tokeniser.pad)
+
+
+def mean_loss(base, adapter, batches):
+    total, count = evaluate(base.model, adapter, batches)
+    return total / count
+
+
 def fingerprint(model):
     return {n: hashlib.sha256(p.detach().numpy().tobytes()).hexdigest() for n, p in model.state_dict().items()}
 
@@ -56,7 +67,7 @@ def test_after_two_steps_prompts_and_gates_moved_and_the_base_did_not(tiny_base,
 
 def test_at_zero_gates_only_the_gates_have_a_gradient(tiny_base):
     adapter = new_adapter(CONFIG, tiny_base)
-    batch = next(batches(examples("train"), tiny_base.tokenizer, "raw", 4, 64, random.Random(0)))
+    batch = batch_of(itertools.islice(examples("train"), 4), tiny_base)
     supervised_loss(tiny_base.model, adapter, batch).backward()
     assert adapter.gates.grad.abs().amin() > 0
     assert adapter.prompts.grad.abs().max() == 0
@@ -65,16 +76,16 @@ def test_at_zero_gates_only_the_gates_have_a_gradient(tiny_base):
 def test_the_loss_is_that_of_the_answers_tokens_alone(tiny_base, tiny_fingerprint):
     adapter = new_adapter(CONFIG, tiny_base)
     rows = [*itertools.islice(examples("train"), 3), Example((Message("user", "longer one>"),), "ab")]
-    batch = next(batches(rows, tiny_base.tokenizer, "raw", 4, 64))
+    batch = batch_of(rows, tiny_base)
     total, count = 0.0, 0
     for row in rows:
-        ids, labels = tokenise(row, tiny_base.tokenizer, "raw", 64)
+        ids, labels, _ = Tokeniser(tiny_base.tokenizer, "raw", 64).row(row)
         logits = tiny_base.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         for position, label in enumerate(labels):
             if label != IGNORED:
                 total, count = total - logits[position - 1, label].item(), count + 1
     assert supervised_loss(tiny_base.model, adapter, batch).item() == pytest.approx(total / count, rel=1e-4)
-    assert evaluate(tiny_base.model, adapter, [batch]) == pytest.approx(total / count, rel=1e-4)
+    assert mean_loss(tiny_base, adapter, [batch]) == pytest.approx(total / count, rel=1e-4)
 
 
 def test_training_learns_and_what_is_saved_is_what_was_trained(tiny_base, tmp_path):
@@ -90,20 +101,20 @@ def test_training_learns_and_what_is_saved_is_what_was_trained(tiny_base, tmp_pa
         eval_every=30,
     )
     untrained = new_adapter(config, tiny_base)
-    held_out = list(batches(examples("validation"), tiny_base.tokenizer, "raw", 16, 64))
-    before = evaluate(tiny_base.model, untrained, held_out)
+    held_out = [batch_of(examples("validation"), tiny_base)]
+    before = mean_loss(tiny_base, untrained, held_out)
     trained, loss = train(config, tiny_base, examples, tmp_path / "echo", untrained)
     assert loss < before - 0.5
     loaded = load_adapter(tmp_path / "echo", tiny_base.fingerprint)
-    assert evaluate(tiny_base.model, loaded, held_out) == pytest.approx(loss, rel=1e-6)
+    assert mean_loss(tiny_base, loaded, held_out) == pytest.approx(loss, rel=1e-6)
     assert torch.equal(loaded.prompts, trained.prompts)
 
 
 def test_an_example_cut_within_its_prompt_is_passed_over(tiny_base):
     rows = [Example((Message("user", "x" * 90),), "a"), Example((Message("user", "b>"),), "b")]
-    got = list(batches(rows, tiny_base.tokenizer, "raw", 2, 64))
-    assert [b.input_ids.shape[0] for b in got] == [1]
-    assert list(batches(rows[:1], tiny_base.tokenizer, "raw", 2, 64)) == []
+    tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 64)
+    assert [len(row.ids) for row in tokeniser.rows(rows)] == [4]
+    assert tokeniser.rows(rows[:1]) == []
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"batch_size": 0}, {"warmup": 1.0}])

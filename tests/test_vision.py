@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image, ImageDraw
 
+from adapter import vision
+from adapter.config import VisionConfig
 from adapter.errors import BadInput, LoadError
+from adapter.prompts import PromptMaker, digest
 from adapter.vision import VisualEncoder, VisualFeatures, open_image
+from conftest import random_adapter
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -112,10 +119,109 @@ def test_an_unknown_encoder_is_named():
         VisualEncoder("resnet18")
 
 
+def full(value: float, tokens: bool = True) -> VisualFeatures:
+    shapes = ((1, 3), (1, 2), (1, 4, 5))
+    values = [torch.full(shape, value) for shape in shapes]
+    return VisualFeatures(*values if tokens else values[:2])
+
+
 def test_features_join_and_split():
-    parts = [VisualFeatures(torch.full((1, 3), float(i)), torch.full((1, 2), float(i))) for i in range(3)]
-    joined = VisualFeatures.cat(parts)
-    assert len(joined) == 3 and torch.equal(joined[1:2].levels, parts[1].levels)
+    parts = [full(float(i)) for i in range(3)]
+    joined = VisualFeatures.cat(parts).to(torch.float64)
+    assert len(joined) == 3
+    assert joined.levels.dtype == joined.logits.dtype == joined.tokens.dtype == torch.float64
+    for name in ("levels", "logits", "tokens"):
+        assert torch.equal(getattr(joined[1:2], name).float(), getattr(parts[1], name))
+    assert VisualFeatures.cat([full(0.0), full(1.0, tokens=False)]).tokens is None
+    assert full(0.0, tokens=False)[:1].tokens is None
+
+
+@pytest.fixture
+def unlearned(monkeypatch) -> Callable[[str], VisualEncoder]:
+    """Encoders by timm's names, with random weights instead of a download."""
+
+    def load(name):
+        torch.manual_seed(0)
+        return timm.create_model(name, pretrained=False)
+
+    monkeypatch.setattr(vision, "_load_from_hub", load)
+    return VisualEncoder
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 60, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    "name, tokens, size",
+    [
+        ("vit_tiny_patch16_224", 1 + 14 * 14, 192),  # the class token is one of them
+        ("mobilenetv3_small_050", 7 * 7, 288 + vision._PLACE),
+        ("swin_tiny_patch4_window7_224", 7 * 7, 768 + vision._PLACE),  # its maps have the channels last
+    ],
+)
+def test_tokens_are_the_last_features_place_by_place(unlearned, name, tokens, size):
+    encoder = unlearned(name)
+    images = [noise(0), noise(1)]
+    got = encoder.encode(images, tokens=True)
+    assert got.tokens.shape == (2, tokens, size) and encoder.token_size == size
+    plain = encoder.encode(images)
+    assert plain.tokens is None and torch.equal(plain.levels, got.levels)
+    alone = encoder.encode(images[1:], tokens=True)
+    torch.testing.assert_close(alone.tokens[0], got.tokens[1], rtol=1e-4, atol=1e-4)
+    # What the classifier reads, the last level: the class token, or the mean over a map.
+    if name.startswith("vit"):
+        torch.testing.assert_close(got.tokens[:, 0], got.levels[:, -size:])
+    elif name.startswith("swin"):
+        torch.testing.assert_close(got.tokens[:, :, :768].mean(1), got.levels[:, -768:])
+
+
+def test_each_place_of_a_map_has_its_own_mark():
+    marks = vision._places(3, 5)
+    assert marks.shape == (3, 5, vision._PLACE)
+    apart = torch.cdist(marks.flatten(0, 1), marks.flatten(0, 1))
+    assert (apart + 9 * torch.eye(15)).min() > 0.5
+    assert torch.equal(marks[1, :, : vision._PLACE // 2], marks[1, :1, : vision._PLACE // 2].expand(5, -1))
+
+
+def test_bgr_is_rgb_with_red_and_blue_exchanged(unlearned):
+    encoder = unlearned("vit_tiny_patch16_224")
+    image = noise(0)
+    blue, green, red = reversed(image.split())
+    exchanged = encoder.encode([Image.merge("RGB", (blue, green, red))], tokens=True)
+    got = encoder.encode([image], tokens=True, channels="BGR")
+    assert torch.equal(got.tokens, exchanged.tokens) and torch.equal(got.levels, exchanged.levels)
+    assert not torch.allclose(got.tokens, encoder.encode([image], tokens=True).tokens, atol=1e-2)
+
+
+def test_a_vision_transformer_shows_its_tokens_to_an_adapter(unlearned, monkeypatch, tiny_base, tiny_fingerprint):
+    """From the picture to prompts; what one adapter's way of looking found is not another's."""
+    name = "vit_tiny_patch16_224"
+    config = VisionConfig(encoder=name, projection="queries", token_size=192, width=12, blocks=1, heads=3)
+    kinds = [
+        config,
+        replace(config, channels="BGR"),
+        VisionConfig(name, feature_size=unlearned(name).feature_size),
+    ]
+    adapters = [random_adapter(tiny_fingerprint, vision=kind) for kind in kinds]
+    adapters[1].load_state_dict(adapters[0].state_dict())
+    asked, real = [], VisualEncoder.encode
+
+    def counted(self, images, **how):
+        asked.append((how["tokens"], how.get("channels")))
+        return real(self, images, **how)
+
+    maker = PromptMaker(tiny_base)
+    maker._encoders.get(name, lambda: unlearned(name))
+    monkeypatch.setattr(VisualEncoder, "encode", counted)
+    image = noise(0)
+    entries = [maker.of([(a, 1.0)], image, digest(image))[0] for a in (*adapters, *adapters)]
+    assert asked == [(True, "RGB"), (True, "BGR"), (False, "RGB")]
+    keys = [entry.layers[3][0].keys for entry in entries]
+    assert not torch.allclose(keys[0], keys[1], atol=1e-3)
+    shown = real(unlearned(name), [image], tokens=True)
+    want = adapters[0](tiny_base.model, shown).layers[3][0].keys
+    torch.testing.assert_close(keys[0][:, :, : want.shape[2]], want)
 
 
 def test_a_thin_strip_keeps_its_middle():

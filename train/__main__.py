@@ -1,78 +1,195 @@
-"""The command line: `python -m train RECIPE` trains an adapter, measures it and writes its card."""
+"""The command line: `python -m train` trains an adapter, by a recipe of the project or on files of one's own."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+
 from adapter.checkpoint import CARD, load_adapter, save_adapter
 from adapter.embedded import BASE
 from adapter.errors import AdapterError
-from adapter.llama import load_base
+from adapter.llama import Base, load_base
 from train.card import write_card
-from train.loop import new_adapter, train
+from train.check import check
+from train.config import RecipeFile, changed, read_recipe
+from train.data import Example, Skipped, Tokeniser
+from train.files import FileExamples, pictures_of, start_adapter, with_encoder
+from train.job import Stopped, train
+from train.loop import new_adapter
 from train.recipe import load_recipe, names
 from train.score import Answerer
+
+_EPILOG = """examples:
+  python -m train pirate steps=50
+  python -m train --config recipe.yaml lr=0.005
+  python -m train data=alpaca.json preset=small name=helper
+  python -m train data=pictures/ vision.projection=global preset=small name=captioner --check
+  accelerate launch --num_processes 2 -m train --config recipe.yaml
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    args = _parser().parse_args(arguments)
+    args = _parser().parse_intermixed_args(arguments)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     try:
         _run(args)
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        return 130
     except (AdapterError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; the last save is in {args.out or Path('runs') / args.recipe}", file=sys.stderr)
+        print("\nstopped at once; --resume goes on from the last save", file=sys.stderr)
         return 130
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m train", description="Train an adapter for a frozen LLaMA.")
-    parser.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(names())}")
-    parser.add_argument("--out", type=Path, help="folder of the adapter (default: runs/RECIPE)")
+    parser = argparse.ArgumentParser(
+        "python -m train",
+        description="Train an adapter for a frozen LLaMA: by a recipe of this project, or on your own files.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="RECIPE | KEY=VALUE", help=f"recipes: {', '.join(names())}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a recipe of your own, as YAML")
+    parser.add_argument("--out", type=Path, help="folder of the run and its adapter (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
+    parser.add_argument("--check", action="store_true", help="do not train: read all data and say what is wrong")
     parser.add_argument("--score", action="store_true", help="do not train: measure the adapter in --out again")
-    parser.add_argument("--base", default=BASE, help="embedded name, Hugging Face id or folder")
-    parser.add_argument("--device", default="auto")
-    for name, kind in (("steps", int), ("batch_size", int), ("lr", float), ("gate_lr", float), ("seed", int)):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
+    parser.add_argument("--base", help="embedded name, Hugging Face id or folder")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--tensorboard", action="store_true", help="write figures for TensorBoard too")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
-    folder: Path = args.out or Path("runs") / args.recipe
-    if args.recipe not in names():
-        raise AdapterError(f"There is no recipe '{args.recipe}'. Choose one of: {', '.join(names())}.")
-    overrides = {
-        name: getattr(args, name)
-        for name in ("steps", "batch_size", "lr", "gate_lr", "seed")
-        if getattr(args, name) is not None
-    }
-    served = load_base(args.base, device=args.device)
-    recipe = load_recipe(args.recipe, served)
-    config = dataclasses.replace(recipe.config, **overrides)
+    assignments = [word for word in args.words if "=" in word]
+    recipes = [word for word in args.words if "=" not in word]
+    if args.config is not None or (assignments and not recipes):
+        if recipes:
+            raise AdapterError(f"'{recipes[0]}' is not key=value.")
+        recipe = read_recipe(args.config, [*assignments, *([f"base={args.base}"] if args.base else [])])
+        (_check_files if args.check else _train_files)(recipe, args)
+    elif len(recipes) == 1 and recipes[0] in names():
+        _run_recipe(recipes[0], assignments, args)
+    else:
+        asked = f"There is no recipe '{' '.join(recipes)}'. " if recipes else ""
+        raise AdapterError(f"{asked}Choose one of: {', '.join(names())}, or train on files: see --help.")
+
+
+# Files of one's own.
+
+
+def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
+    folder: Path = args.out or Path("runs") / recipe.train.name
+    accelerator = _accelerator(args)
+    skipped = Skipped(print if accelerator.is_main_process else lambda _: None)
+    examples = FileExamples(recipe.data, recipe.train.held_out, recipe.train.seed, skipped)
+    config, encoder = with_encoder(examples.with_steps(recipe.train), accelerator.device)
+    base = _trained_on(recipe.base, recipe.precision, accelerator)
+    adapter = start_adapter(recipe, config, base)
+    adapter, loss = train(
+        config,
+        base,
+        examples,
+        folder,
+        adapter,
+        # Which of its own pictures are none, every process has to tell.
+        pictures=pictures_of(config, encoder, skipped if accelerator.is_main_process else Skipped()),
+        skipped=skipped,
+        resume=args.resume,
+        accelerator=accelerator,
+        tensorboard=args.tensorboard,
+    )
+    if accelerator.is_main_process:
+        data = f"Trained on {len(examples.learnt):,} records of `{Path(recipe.data.path).name}`."
+        save_adapter(adapter, folder, write_card(adapter, config, data, loss, {}, {}, base.quantization))
+        print(f"held-out loss {loss:.3f}; the adapter is in {folder}")
+
+
+def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
+    from adapter.llama import load_tokenizer
+
+    skipped = Skipped()
+    examples = FileExamples(recipe.data, recipe.train.held_out, recipe.train.seed, skipped)
+    config = examples.with_steps(recipe.train)
+    tokeniser = Tokeniser(load_tokenizer(recipe.base), config.template, config.max_length)
+    report = check(
+        examples.records,
+        lambda record: tokeniser.row(Example.of(record), cut=False)[:2],
+        config.max_length,
+        images=config.vision is not None,
+    )
+    print(report)
+    print(f"{config.steps} steps of {config.batch_size} rows")
+
+
+# Recipes of the project.
+
+
+def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace) -> None:
+    folder: Path = args.out or Path("runs") / name
+    accelerator = _accelerator(args)
+    base_name = args.base or BASE
+    served = load_base(base_name, device=str(accelerator.device))
+    recipe = load_recipe(name, served)
+    config = changed(recipe.config, assignments)
     if args.score:
         adapter = load_adapter(folder, served.fingerprint, served.device)
         loss = _recorded_loss(folder / CARD)
     else:
-        exact = load_base(args.base, quantization="none", device=args.device)
+        exact = _trained_on(base_name, "bf16", accelerator)
         adapter = new_adapter(config, exact)
         recipe.prepare(adapter)
-        adapter, loss = train(config, exact, recipe.examples, folder, adapter)
+        adapter, loss = train(
+            config,
+            exact,
+            recipe.examples,
+            folder,
+            adapter,
+            resume=args.resume,
+            accelerator=accelerator,
+            tensorboard=args.tensorboard,
+        )
         del exact
+    if not accelerator.is_main_process:
+        return
     print(f"measuring {config.name} on {served.describe()}")
     scores = recipe.scores(Answerer(served, adapter))
     base_scores = recipe.scores(Answerer(served, None))
-    for name, value in scores.items():
-        print(f"{name:45} {value:8.3f}   bare base {base_scores.get(name, float('nan')):8.3f}")
+    for measure, value in scores.items():
+        print(f"{measure:45} {value:8.3f}   bare base {base_scores.get(measure, float('nan')):8.3f}")
     served_as = f"{served.quantization} on {served.device.type}"
     save_adapter(adapter, folder, write_card(adapter, config, recipe.data, loss, scores, base_scores, served_as))
+
+
+def _accelerator(args: argparse.Namespace) -> Accelerator:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise AdapterError("This machine has no CUDA device. Use --device cpu or auto.")
+    return Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
+
+
+def _trained_on(name: str, precision: str, accelerator: Accelerator) -> Base:
+    """The base in the precision that it is trained on."""
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    quantization = precision if precision in ("nf4", "int8") else "none"
+    # One process after the other: the first one fetches and converts.
+    with accelerator.main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext():
+        return load_base(name, quantization=quantization, device=str(accelerator.device), dtype=dtype)
 
 
 def _recorded_loss(card: Path) -> float:

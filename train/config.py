@@ -1,10 +1,31 @@
-"""What one training run is: a frozen dataclass that fails when made. Knows nothing of data or tensors."""
+"""What one training run is: frozen dataclasses that fail when made, and the recipe files they are read from.
+
+Knows nothing of data or tensors.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from adapter.config import VisionConfig
+from adapter.embedded import BASE, ENCODER
+from adapter.errors import AdapterError
+
+PRECISIONS = ("bf16", "fp32", "nf4", "int8")
+INITS = ("zero", "random")
+
+
+class ConfigError(AdapterError):
+    """A recipe cannot be read or names something that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -12,9 +33,11 @@ class TrainConfig:
     """Hyper-parameters of one adapter. Rates are AdamW's; gates start at zero and have their own."""
 
     name: str
-    description: str
-    steps: int
-    batch_size: int = 16
+    description: str = ""
+    steps: int = 0  # either these
+    epochs: float = 0  # or these, for data with an end
+    batch_size: int = 16  # rows of a step, over all processes
+    accumulate: int = 1  # pieces that a process reads its rows in, one after the other
     lr: float = 1e-2
     gate_lr: float = 1e-2
     weight_decay: float = 0.02
@@ -22,22 +45,226 @@ class TrainConfig:
     clip_norm: float | None = None
     prompt_length: int = 10
     insertion_layers: int | None = None  # None: all of the base's
+    init: str = "zero"  # "random": gates from N(0, 1), the ablation of arXiv 2303.16199, table 5
     prompt_std: float = 1.0  # of the prompts' normal initialisation
     prompt_norm: bool = False
     gate_activation: str = "tanh"
     template: str = "chat"
     vision: VisionConfig | None = None
+    disjoint: int = 0  # so many of the lowest insertion layers learn from pictures only, the others from text only
     max_length: int = 512  # tokens; longer examples lose their end
-    eval_every: int = 100  # steps
+    eval_every: int = 100  # steps between evaluations
+    save_every: int = 0  # steps between saves; 0: at evaluations
+    patience: int = 0  # evaluations without improvement after which to stop; 0: never
     held_out: int = 96  # examples in the held-out loss
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "max_length"):
+        for name in ("batch_size", "accumulate", "eval_every", "max_length", "prompt_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "gate_lr"):
+        for name in ("steps", "epochs", "save_every", "patience", "held_out", "disjoint", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("lr", "gate_lr", "prompt_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if (self.steps > 0) == (self.epochs > 0):
+            raise ValueError("steps or epochs must be above 0, and not both")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
+        if self.init not in INITS:
+            raise ValueError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The files to learn from. `validation` is a share of the records to hold out, or files of their own."""
+
+    path: str
+    format: str = "auto"  # see train/formats
+    images: str | None = None  # the folder that names of pictures are relative to
+    validation: str | float = 0.05
+
+    def __post_init__(self) -> None:
+        if isinstance(self.validation, float) and not 0 <= self.validation < 1:
+            raise ValueError(f"data.validation must lie in [0, 1) or be a path, got {self.validation}")
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """One run on files: what a YAML recipe holds. Everything of TrainConfig stands beside these keys."""
+
+    data: DataConfig
+    train: TrainConfig
+    base: str = BASE
+    precision: str = "bf16"
+    start_from: str | None = None  # an adapter to go on training
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+
+# Settings of the published adapters (the papers, and FACTS on the released code); a recipe's own keys go first.
+# `lr` is V1's 9e-3 * batch / 256 for its batch of 64.
+PRESETS: dict[str, dict[str, Any]] = {
+    "v1": {
+        "template": "alpaca", "epochs": 5.0, "warmup": 0.4, "batch_size": 64, "lr": 2.25e-3, "gate_lr": 2.25e-3,
+        "weight_decay": 0.02, "prompt_length": 10, "prompt_std": 1.0, "max_length": 512,
+    },
+    "v1-multimodal": {
+        "template": "alpaca", "epochs": 5.0, "warmup": 0.4, "batch_size": 32, "lr": 1.1e-3, "gate_lr": 1.1e-3,
+        "weight_decay": 0.02, "prompt_length": 50, "prompt_std": 1.0,
+        "vision": {"projection": "global"},
+    },
+    "v2-captions": {
+        "template": "alpaca", "epochs": 1.0, "batch_size": 64, "lr": 1e-3, "gate_lr": 1e-3, "weight_decay": 0.05,
+        "prompt_length": 10, "clip_norm": 1.0, "vision": {"projection": "queries"},
+    },
+    "small": {  # what worked for bases of some hundred million parameters
+        "steps": 500, "batch_size": 8, "lr": 6e-3, "gate_lr": 2e-2, "prompt_std": 0.2, "prompt_norm": True,
+        "prompt_length": 16,
+    },
+}  # fmt: skip
+
+
+def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
+    """The recipe in a YAML file, changed by `key=value` (`data.path=x` reaches into groups).
+
+    Raises ConfigError that names the key and the nearest one that exists.
+    """
+    return _recipe(_assigned(_yaml(path) if path is not None else {}, assignments), path)
+
+
+def changed(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
+    """`config` with some values replaced by `key=value`. Raises ConfigError."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return build(TrainConfig, _merged(values, _assigned({}, assignments)), "the command line")
+
+
+def _assigned(found: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"'{assignment}' is not key=value. Write for example lr=0.005.")
+        *groups, last = key.split(".")
+        into = found
+        for group in groups:
+            inner = into.setdefault(group, {})
+            if isinstance(inner, str) and group == "data":  # data: FILE is short for data: {path: FILE}
+                inner = into[group] = {"path": inner}
+            if not isinstance(inner, dict):
+                raise ConfigError(f"'{key}': {group} has no keys of its own.")
+            into = inner
+        into[last] = _parsed(value, assignment)
+    return found
+
+
+def _recipe(found: dict[str, Any], path: Path | None) -> RecipeFile:
+    where = str(path) if path is not None else "the command line"
+    preset = found.pop("preset", None)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ConfigError(f"There is no preset '{preset}'{_nearest(str(preset), PRESETS)}.")
+        found = _merged(PRESETS[preset], found)
+    outer = {f.name for f in dataclasses.fields(RecipeFile)} - {"train"}
+    inner = {f.name for f in dataclasses.fields(TrainConfig)}
+    for key in found:
+        if key not in outer | inner:
+            raise ConfigError(f"{where}: unknown key '{key}'{_nearest(str(key), outer | inner | {'preset'})}.")
+    if isinstance(found.get("vision"), dict):
+        # The sizes are the encoder's, and put in when it is there.
+        found["vision"] = {"encoder": ENCODER, "feature_size": 1, "token_size": 1, **found["vision"]}
+    if "data" not in found:
+        raise ConfigError(f"{where}: 'data' is missing: the file or folder to learn from.")
+    if isinstance(found["data"], str):
+        found["data"] = {"path": found["data"]}
+    settings = {key: value for key, value in found.items() if key in inner}
+    settings.setdefault("name", path.stem if path is not None else "adapter")
+    return build(
+        RecipeFile,
+        {
+            **{key: value for key, value in found.items() if key in outer},
+            "train": settings,
+        },
+        where,
+    )
+
+
+def _merged(preset: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    merged = {**preset, **own}
+    if isinstance(preset.get("vision"), dict) and isinstance(own.get("vision"), dict):
+        merged["vision"] = {**preset["vision"], **own["vision"]}
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):  # one's own replaces the preset's other
+        if one in own and other not in own:
+            merged.pop(other, None)
+    return merged
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The recipe '{path}' cannot be read ({error}).") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The recipe '{path}' is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"The recipe '{path}' must hold `key: value` lines.")
+    return found
+
+
+def _parsed(value: str, assignment: str) -> Any:
+    try:
+        return yaml.safe_load(value) if value else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of '{assignment}' cannot be read. Quote it.") from error
+
+
+def _nearest(key: str, known: Mapping[str, Any] | set[str]) -> str:
+    close = difflib.get_close_matches(key, sorted(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f": choose one of {', '.join(sorted(known))}"
+
+
+def build(cls: type, values: Any, where: str, group: str = "") -> Any:
+    """A dataclass from a mapping. Wrong types, unknown and missing keys are ConfigErrors with `where` and the key."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: '{group.rstrip('.')}' must be a group of keys, got {values!r}.")
+    hints = typing.get_type_hints(cls)
+    made = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"{where}: unknown key '{group}{key}'{_nearest(str(key), hints)}.")
+        made[key] = _typed(hints[key], value, where, f"{group}{key}")
+    for f in dataclasses.fields(cls):
+        if f.default is dataclasses.MISSING and f.name not in made:
+            raise ConfigError(f"{where}: '{group}{f.name}' is missing.")
+    try:
+        return cls(**made)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}.") from error
+
+
+def _typed(hint: Any, value: Any, where: str, key: str) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            # The train group is flat in the file.
+            return build(typing.cast(type, kind), value, where, "" if kind is TrainConfig else f"{key}.")
+        if kind is float and isinstance(value, str):
+            value = _number(value)  # YAML takes 1e-3 for a text
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is kind:
+            return value
+    wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+    raise ConfigError(f"{where}: '{key}' must be {wanted}, got {value!r}.")
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,32 +1,30 @@
-"""The training of one adapter on one frozen base. Knows batches and modules; knows nothing of recipes."""
+"""One step of training an adapter on a frozen base: prompts, loss, gradients. Knows batches and modules; knows
+nothing of files, epochs or processes.
+"""
 
 from __future__ import annotations
 
-import itertools
-import random
-import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
+from torch import Tensor
 
 from adapter.attention import PromptKV
-from adapter.checkpoint import save_adapter
 from adapter.config import AdapterConfig
 from adapter.llama import AdaptedLlama, Base
 from adapter.modules import Adapter
 from adapter.vision import VisualFeatures
 from train.config import TrainConfig
-from train.data import IGNORED, Batch, Example, batches
+from train.data import IGNORED, Batch
+
+_POSITIONS = 256  # that the head reads at a time: logits of all would be most of the memory
 
 
 def new_adapter(config: TrainConfig, base: Base) -> Adapter:
-    """An untrained adapter for `base`: random prompts behind zero gates."""
+    """An untrained adapter for `base`: random prompts behind gates that are zero, or random if config says so."""
     set_seed(config.seed)
     adapter = Adapter(
         AdapterConfig(
@@ -41,95 +39,83 @@ def new_adapter(config: TrainConfig, base: Base) -> Adapter:
         )
     )
     torch.nn.init.normal_(adapter.prompts, std=config.prompt_std)
+    if config.init == "random":
+        torch.nn.init.normal_(adapter.gates)
     return adapter
 
 
 def prompts_of(
-    adapter: torch.nn.Module, model: AdaptedLlama, features: VisualFeatures | None, rows: torch.Tensor | None
+    adapter: Adapter,
+    model: AdaptedLlama,
+    features: VisualFeatures | None,
+    rows: Tensor | None,
+    disjoint: int = 0,
 ) -> PromptKV:
-    """Prompts for a batch; features and rows as in Batch: with rows, entry 0 is the adapter without a picture."""
-    kv: PromptKV = adapter(model, features)
-    return kv if rows is None else PromptKV.stack([adapter(model), kv])
+    """Prompts for a batch; features and rows as in Batch: with rows, entry 0 is the adapter without a picture.
+
+    disjoint: pictures teach the projection and so many of the lowest insertion layers, text the layers above
+    (arXiv 2304.15010, section 3.3); 0: everything learns from everything.
+    """
+    for_text, for_pictures = (slice(0, disjoint), slice(disjoint, None)) if disjoint else (None, None)
+    if features is None:
+        return adapter(model, frozen=for_text)
+    kv: PromptKV = adapter(model, features, frozen=for_pictures)
+    return kv if rows is None else PromptKV.stack([adapter(model, frozen=for_text), kv])
 
 
-def supervised_loss(model: AdaptedLlama, adapter: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy over the answers' tokens, in nats; the head runs on those positions only."""
-    kv = prompts_of(adapter, model, batch.features, batch.rows)
+def total_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
+    """Cross-entropy over the answers' tokens, in nats, summed; the head runs on those positions only."""
+    kv = prompts_of(adapter, model, batch.features, batch.rows, disjoint)
     # Padding stands at the end, so causal attention alone keeps it from the supervised positions.
     hidden = model.model(
         input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.rows
     ).last_hidden_state
     targets = batch.labels[:, 1:]
     kept = targets != IGNORED
-    logits = model.lm_head(hidden[:, :-1][kept])
-    return F.cross_entropy(logits.float(), targets[kept])
+    return _HeadLoss.apply(hidden[:, :-1][kept], model.lm_head.weight, targets[kept])
 
 
-def train(
-    config: TrainConfig,
-    base: Base,
-    examples: Callable[[str], Iterable[Example]],
-    folder: Path,
-    adapter: Adapter,
-) -> tuple[Adapter, float]:
-    """Train `adapter` and save it in `folder`; returns it and its held-out loss.
+def supervised_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
+    """The same as a mean over the supervised tokens; 0 if there are none."""
+    return total_loss(model, adapter, batch, disjoint) / max(batch.supervised, 1)
 
-    examples("train") is endless, examples("validation") is not. Only the adapter's parameters change.
+
+class _HeadLoss(torch.autograd.Function):
+    """Summed cross-entropy of a frozen head, piece by piece: no logits outlive their piece.
+
+    The gradient for the hidden states is made on the way, so that the backward pass has nothing to do again.
     """
-    accelerator = Accelerator()
-    adapter.requires_grad_(True).train()
-    gates = [adapter.gates]
-    others = [p for p in adapter.parameters() if p is not adapter.gates]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": others, "lr": config.lr},
-            {"params": gates, "lr": config.gate_lr, "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.95),
-        weight_decay=config.weight_decay,
-    )
-    schedule = get_cosine_schedule_with_warmup(optimizer, max(1, int(config.warmup * config.steps)), config.steps)
-    wrapped, optimizer, schedule = accelerator.prepare(adapter, optimizer, schedule)
 
-    def make(source: Iterable[Example], rng: random.Random | None) -> Iterator[Batch]:
-        return batches(source, base.tokenizer, config.template, config.batch_size, config.max_length, rng)
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """hidden: [P, hidden_size]; weight: [vocab_size, hidden_size]; targets: [P]."""
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), _POSITIONS):
+            piece, wanted = hidden[start : start + _POSITIONS], targets[start : start + _POSITIONS]
+            logits = F.linear(piece, weight).float()
+            log_total = logits.logsumexp(1)
+            total += (log_total - logits.gather(1, wanted[:, None])[:, 0]).sum()
+            if gradient is not None:
+                slope = logits.sub_(log_total[:, None]).exp_()
+                slope.scatter_add_(1, wanted[:, None], slope.new_full((len(wanted), 1), -1.0))
+                gradient[start : start + _POSITIONS] = slope.to(hidden.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
 
-    held_out = list(make(itertools.islice(examples("validation"), config.held_out), None))
-    source = make(examples("train"), random.Random(config.seed))
-    bar = tqdm(source, total=config.steps, desc=config.name, unit="step", dynamic_ncols=True)
-    held_out_loss, running = float("nan"), None
-    started, tokens = time.perf_counter(), 0
-    for step, batch in enumerate(bar, start=1):
-        loss = supervised_loss(base.model, wrapped, batch)
-        accelerator.backward(loss)
-        if config.clip_norm is not None:
-            accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        value = loss.item()
-        running = value if running is None else 0.95 * running + 0.05 * value
-        tokens += batch.tokens
-        if step % config.eval_every == 0 or step == config.steps:
-            held_out_loss = evaluate(base.model, adapter, held_out)
-            save_adapter(adapter, folder)
-            tqdm.write(f"{config.name} step {step}: loss {running:.3f}, held-out loss {held_out_loss:.3f}")
-        speed = tokens / (time.perf_counter() - started)
-        bar.set_postfix(loss=f"{running:.3f}", held_out=f"{held_out_loss:.3f}", tokens_s=f"{speed:.0f}")
-        if step == config.steps:
-            break
-    bar.close()
-    return adapter.requires_grad_(False).eval(), held_out_loss
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * slopes[0], None, None
 
 
 @torch.no_grad()
-def evaluate(model: AdaptedLlama, adapter: Adapter, held_out: Iterable[Batch]) -> float:
-    """Mean loss per supervised token over `held_out`."""
+def evaluate(model: AdaptedLlama, adapter: Adapter, held_out: Iterable[Batch]) -> tuple[float, int]:
+    """Loss summed over `held_out`, and its number of supervised tokens."""
     adapter.eval()
     total, count = 0.0, 0
     for batch in held_out:
-        supervised = int((batch.labels != IGNORED).sum())
-        total += supervised_loss(model, adapter, batch).item() * supervised
-        count += supervised
+        total += total_loss(model, adapter, batch).item()
+        count += batch.supervised
     adapter.train()
-    return total / max(count, 1)
+    return total, count

@@ -1,11 +1,11 @@
-"""`python -m tests.bench [base] [serving] [crowd]`: measure and print the tables; all without arguments."""
+"""`python -m tests.bench [TABLE ...]`: measure and print base, serving, crowd, training; all without arguments."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-TABLES = ("base", "serving", "crowd")
+TABLES = ("base", "serving", "crowd", "training")
 
 
 def main() -> None:

@@ -1,0 +1,91 @@
+"""From a recipe file to a run: its records, split into what is learnt and what is held out, and its adapter.
+
+Knows recipes, records and encoders; knows nothing of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from adapter.checkpoint import load_adapter
+from adapter.llama import Base
+from adapter.modules import Adapter
+from adapter.vision import VisualEncoder
+from train.config import ConfigError, DataConfig, RecipeFile, TrainConfig
+from train.data import Example, Shuffled, Skipped, readable
+from train.loop import new_adapter
+from train.pictures import Pictures
+from train.records import DataError, Records, open_records
+
+
+class FileExamples:
+    """`examples` of a run on files: "train" without end, in an order of the seed; "validation" once."""
+
+    def __init__(self, data: DataConfig, held_out: int, seed: int, skipped: Skipped) -> None:
+        """held_out: examples of validation that are wanted. Raises DataError."""
+        self.records = _open(data, data.path)
+        self._seed, self._skipped = seed, skipped
+        order = torch.randperm(len(self.records), generator=torch.Generator().manual_seed(seed)).tolist()
+        self.learnt: list[int] = order
+        self._validation: tuple[Records, list[int]] = (self.records, [])
+        if isinstance(data.validation, str):
+            records = _open(data, data.validation)
+            self._validation = (records, list(range(len(records))))
+        elif self.records.format == "scienceqa":
+            records = _open(data, data.path, "val")
+            order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+            self._validation = (records, order)
+        else:
+            share = min(held_out, int(len(order) * data.validation))
+            self._validation, self.learnt = (self.records, order[:share]), order[share:]
+        if not self.learnt:
+            raise DataError(f"'{data.path}' has no record left to learn from. Lower data.validation.")
+
+    def __call__(self, split: str) -> Iterator[Example | None]:
+        if split == "train":
+            return Shuffled(self.records, self.learnt, self._seed, self._skipped)
+        records, indices = self._validation
+        return (readable(records, index, self._skipped) for index in indices)
+
+    def with_steps(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with its epochs counted as steps."""
+        if config.steps:
+            return config
+        steps = max(1, math.ceil(len(self.learnt) * config.epochs / config.batch_size))
+        return dataclasses.replace(config, steps=steps, epochs=0)
+
+
+def _open(data: DataConfig, path: str, split: str = "train") -> Records:
+    images = None if data.images is None else Path(data.images)
+    return open_records(Path(path), data.format, images, split)
+
+
+def with_encoder(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, VisualEncoder | None]:
+    """The configuration with the sizes of its encoder, and that encoder, if it has any."""
+    vision = config.vision
+    if vision is None:
+        return config, None
+    if vision.projection == "label":
+        raise ConfigError("vision.projection 'label' needs names of its own: choose 'global' or 'queries'.")
+    encoder = VisualEncoder(vision.encoder, device)
+    vision = dataclasses.replace(vision, feature_size=encoder.feature_size, token_size=encoder.token_size)
+    return dataclasses.replace(config, vision=vision), encoder
+
+
+def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapter:
+    """The adapter to train: a new one, or the one to go on with. Raises LoadError if that is for another base."""
+    if recipe.start_from is None:
+        return new_adapter(config, base)
+    return load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
+
+
+def pictures_of(config: TrainConfig, encoder: VisualEncoder | None, skipped: Skipped) -> Pictures | None:
+    """The pictures for an adapter that sees; a text adapter reads the same records without them."""
+    if encoder is None or config.vision is None:
+        return None
+    return Pictures(encoder, skipped, tokens=config.vision.needs_tokens, channels=config.vision.channels)

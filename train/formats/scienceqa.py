@@ -1,0 +1,144 @@
+"""ScienceQA (arXiv 2209.09513): its problems, how one is put to the model, and the columns of its table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapter.chat import Message
+from train.formats.index import read_json
+from train.formats.record import DataError, Record, list_of, object_of, required, text_of, wrong
+
+LETTERS = "ABCDEFGHIJ"
+COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
+_SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One multiple-choice question. answer: index of the right choice; image: a path that may lead nowhere."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    hint: str
+    image: Path | None
+    grade: int  # 1 to 12
+    subject: str  # natural science, social science, language science
+    topic: str
+    split: str  # train, val, test
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self.hint)
+
+    @property
+    def has_image(self) -> bool:
+        return self.image is not None
+
+    @property
+    def letter(self) -> str:
+        return LETTERS[self.answer]
+
+
+def is_scienceqa(folder: Path) -> bool:
+    return (folder / "problems.json").is_file()
+
+
+def problems(folder: Path, split: str, images: Path | None = None) -> Sequence[Problem]:
+    """The problems of a split of pid_splits.json: train, val, trainval, test, minival, minitest.
+
+    images: the folder that holds train/, val/ and test/; without it <folder>/images if that exists, else <folder>.
+    Raises DataError if the files, the split or a problem of it are broken.
+    """
+    # Both files are one object each, 30 MB and 0.3 MB: loaded whole.
+    every = read_json(folder / "problems.json")
+    splits = read_json(folder / "pid_splits.json")
+    if split not in splits:
+        raise DataError(f"pid_splits.json has no split '{split}'. It has: {', '.join(splits)}.")
+    if images is None:
+        images = folder / "images" if (folder / "images").is_dir() else folder
+    found = []
+    for number in list_of(splits[split], split, "pid_splits.json"):
+        if str(number) not in every:
+            raise DataError(
+                f"pid_splits.json, split '{split}': problem '{number}' is not in problems.json. "
+                "Fetch both files from the same place."
+            )
+        found.append(_problem(str(number), every[str(number)], images))
+    return tuple(found)
+
+
+def question_text(problem: Problem) -> str:
+    """What the user says: question, context, options, in the order of the paper's prompt (section 4.2)."""
+    options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False))
+    return f"Question: {problem.question}\nContext: {problem.hint or 'N/A'}\nOptions: {options}"
+
+
+def columns(problem: Problem) -> tuple[str, ...]:
+    """The columns of the paper's table that the problem counts in.
+
+    By the official evaluation: TXT has a hint, IMG an image, NO neither; a problem with both counts in both.
+    """
+    context = ["TXT"] * problem.has_text + ["IMG"] * problem.has_image
+    grades = "G1-6" if problem.grade <= 6 else "G7-12"
+    return (_SUBJECTS[problem.subject], *(context or ["NO"]), grades, "Avg")
+
+
+@dataclass(frozen=True)
+class ProblemRows:
+    """The problems as rows."""
+
+    problems: Sequence[Problem] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def read(self, index: int) -> tuple[Problem, str]:
+        return self.problems[index], _where(self.problems[index].id)
+
+
+def parse(problem: Problem, where: str) -> Record:
+    """The answer is the letter alone: the score compares the likelihoods of the letters."""
+    messages = (Message("user", question_text(problem)), Message("assistant", problem.letter))
+    return Record(messages, problem.image, where)
+
+
+def _where(number: str) -> str:
+    return f"problems.json, problem {number}"
+
+
+def _problem(number: str, value: Any, images: Path) -> Problem:
+    where = _where(number)
+    value = object_of(value, number, where)
+
+    def text(key: str, blank: bool = False) -> str:
+        return text_of(required(value, key, where), key, where, blank)
+
+    choices = list_of(required(value, "choices", where), "choices", where)
+    if len(choices) > len(LETTERS):
+        raise wrong(where, "choices", f"has {len(choices)} of them", f"{len(LETTERS)} is the limit.")
+    answer = required(value, "answer", where)
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise wrong(where, "answer", f"is {answer!r}", f"It is the index of a choice, 0 to {len(choices) - 1}.")
+    grade = re.fullmatch(r"grade([1-9]|1[0-2])", text("grade"))
+    if not grade:
+        raise wrong(where, "grade", f"is {value['grade']!r}", "It is grade1 to grade12.")
+    if text("subject") not in _SUBJECTS:
+        raise wrong(where, "subject", f"is {value['subject']!r}", f"Known subjects: {', '.join(_SUBJECTS)}.")
+    return Problem(
+        id=number,
+        question=text("question"),
+        choices=tuple(text_of(choice, f"choices[{i}]", where, blank=True) for i, choice in enumerate(choices)),
+        answer=answer,
+        hint=text("hint", blank=True) if value.get("hint") else "",
+        image=images / text("split") / number / text("image") if value.get("image") else None,
+        grade=int(grade[1]),
+        subject=value["subject"],
+        topic=text("topic", blank=True),
+        split=text("split"),
+    )
