@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from adapter.checkpoint import CONFIG, WEIGHTS, load_adapter
 from train.config import TrainConfig
 from train.data import Example
-from train.folder import METRICS, STATE, RunFolder, TrainError
+from train.figures import METRICS, Figures
+from train.folder import STATE, RunFolder, TrainError
 from train.job import Stopped, train
 from train.loop import new_adapter
 
 ROOT = Path(__file__).parents[1]
-WORDS = "ab cd ef gh".split()
+WORDS = ("ab", "cd", "ef", "gh")
 
 
 @pytest.fixture(scope="module")
@@ -197,15 +198,15 @@ def stopped_run(base, folder, monkeypatch):
     """A run that is asked to stop after its fifth step."""
     import train.job
 
-    record, taken = RunFolder.record, []
+    record, taken = Figures.record, []
 
-    def counting(self, line):
-        record(self, line)
+    def counting(self, step, **figures):
+        record(self, step, **figures)
         taken.append(1)
         if len(taken) == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train.job.RunFolder, "record", counting)
+    monkeypatch.setattr(train.job.Figures, "record", counting)
     with pytest.raises(Stopped, match="--resume"):
         train.job.train(CONFIG_, base, examples, folder, new_adapter(CONFIG_, base))
     monkeypatch.undo()

@@ -183,14 +183,15 @@ def test_a_file_may_be_one_record(tmp_path):
         (
             "a.json",
             "[" + json.dumps(ALPACA) + ",\n",
-            "a.json: the file ends within record 2, which begins in line 1",
+            "the file ends within record 2, which begins in line 1. Either",
         ),
         ("a.json", "[" + json.dumps(ALPACA)[:-3], "the file ends within record 1, which begins in line 1. Either"),
         (
             "a.json",
             '[{"a": "b},\n{"a": "b"},\n{"a": "b"}]',
-            "a.json, record 1, line 1, character 11 of the record",
+            "the file ends within record 1, which begins in line 1",
         ),
+        ("a.json", '[{"a": "b"},\n{"a": b},\n{"a": {}]', "a.json, record 2, line 2, character 7 of the record"),
         ("a.json", '[{"a": "b"},\n{"a": {},\n{"a": "b"}]', "record 2, which begins in line 1. Either a quote or"),
         ("a.json", '[{"a": "b"}},\n{"a": "b"}]', "a.json, line 1: something follows the end of the array"),
         ("a.json", "[" + json.dumps(ALPACA) + "]\n\n[1]", "line 3: something follows the end of the array"),

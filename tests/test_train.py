@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import itertools
 import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from adapter.attention import _CausalAttention
 from adapter.chat import Message
 from adapter.checkpoint import load_adapter
+from train.base import make_lean
 from train.config import TrainConfig
-from train.data import IGNORED, Batches, Example, Tokeniser, collate
+from train.data import IGNORED, Example, Tokeniser, collate
 from train.job import train
-from train.loop import evaluate, new_adapter, supervised_loss
+from train.loop import _HeadLoss, evaluate, new_adapter, supervised_loss
 
 CONFIG = TrainConfig(
     "echo",
@@ -121,3 +126,55 @@ def test_an_example_cut_within_its_prompt_is_passed_over(tiny_base):
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainConfig(**{"name": "x", "description": "", "steps": 1, **wrong})
+
+
+def test_random_gates_are_the_ablation(tiny_base):
+    config = dataclasses.replace(CONFIG, init="random")
+    gates = new_adapter(config, tiny_base).gates
+    assert 0.3 < gates.std() < 2 and new_adapter(CONFIG, tiny_base).gates.abs().max() == 0
+
+
+def test_the_lean_base_gives_the_losses_and_gradients_of_transformers_own(tiny_base):
+    """In double precision, so that nothing but a mistake can differ."""
+    rows = [
+        *itertools.islice(examples("train"), 5),
+        Example((Message("user", "longer than those>"),), "abc"),
+    ]
+    batch = batch_of(rows, tiny_base)
+    results = []
+    for lean in (False, True):
+        model = copy.deepcopy(tiny_base.model).double()
+        if lean:
+            make_lean(model)
+        adapter = new_adapter(CONFIG, tiny_base)
+        torch.nn.init.uniform_(adapter.gates, 0.2, 0.6)
+        loss = supervised_loss(model, adapter, batch)
+        loss.backward()
+        results.append((loss.detach(), adapter.prompts.grad, adapter.gates.grad))
+    for plain, own in zip(*results, strict=True):
+        # Norms and the loss are taken in fp32 by both.
+        torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 65, 200])
+def test_attention_for_training_is_attention(length):
+    torch.manual_seed(length)
+    q, k, v = (torch.randn(2, h, length, 8, dtype=torch.double, requires_grad=True) for h in (6, 2, 2))
+    slope = torch.randn(2, length, 6, 8, dtype=torch.double)
+    own = _CausalAttention.apply(q, k, v, 0.3)
+    gradients = torch.autograd.grad(own, (q, k, v), slope)
+    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(own, wanted)
+    for mine, theirs in zip(gradients, torch.autograd.grad(wanted, (q, k, v), slope), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_heads_loss_is_cross_entropy_in_any_number_of_pieces():
+    hidden = torch.randn(600, 16, requires_grad=True)
+    weight, targets = torch.randn(50, 16), torch.randint(50, (600,))
+    own = _HeadLoss.apply(hidden, weight, targets) / 600
+    (mine,) = torch.autograd.grad(own, hidden)
+    wanted = F.cross_entropy(hidden @ weight.T, targets)
+    (theirs,) = torch.autograd.grad(wanted, hidden)
+    torch.testing.assert_close(own, wanted)
+    torch.testing.assert_close(mine, theirs)

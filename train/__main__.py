@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from adapter.checkpoint import CARD, load_adapter, save_adapter
 from adapter.embedded import BASE
 from adapter.errors import AdapterError
-from adapter.llama import Base, load_base
+from adapter.llama import Base, load_base, load_tokenizer
+from train.base import load_to_train
 from train.card import write_card
 from train.check import check
 from train.config import RecipeFile, changed, read_recipe
@@ -122,8 +123,6 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
 
 
 def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
-    from adapter.llama import load_tokenizer
-
     skipped = Skipped()
     examples = FileExamples(recipe.data, recipe.train.held_out, recipe.train.seed, skipped)
     config = examples.with_steps(recipe.train)
@@ -135,7 +134,9 @@ def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         images=config.vision is not None,
     )
     print(report)
-    print(f"{config.steps} steps of {config.batch_size} rows")
+    print(f"a run would take {config.steps:,} steps of {config.batch_size} rows")
+    if not report.clean:
+        raise AdapterError("Not everything can be learnt from, see above. Training passes over what is broken.")
 
 
 # Recipes of the project.
@@ -184,12 +185,9 @@ def _accelerator(args: argparse.Namespace) -> Accelerator:
 
 
 def _trained_on(name: str, precision: str, accelerator: Accelerator) -> Base:
-    """The base in the precision that it is trained on."""
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    quantization = precision if precision in ("nf4", "int8") else "none"
     # One process after the other: the first one fetches and converts.
     with accelerator.main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext():
-        return load_base(name, quantization=quantization, device=str(accelerator.device), dtype=dtype)
+        return load_to_train(name, precision, str(accelerator.device))
 
 
 def _recorded_loss(card: Path) -> float:

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from adapter.errors import AdapterError, BadInput
 from adapter.vision import open_image
+from train.data import IGNORED
 from train.records import Record
 
 _NAMED = 10  # of each fault
-_IGNORED = -100
 _BAR = 40  # characters
 Tokenise = Callable[[Record], tuple[Sequence[int], Sequence[int]]]
 
@@ -100,7 +100,7 @@ def check(records: Sequence[Record], tokenise: Tokenise, max_length: int, images
             continue
         lengths.append(len(ids))
         empty += not record.messages[-1].text.strip()
-        kept = sum(label != _IGNORED for label in labels[:max_length])
+        kept = sum(label != IGNORED for label in labels[:max_length])
         supervised += kept
         truncated += len(ids) > max_length
         answerless += len(ids) > max_length and not kept

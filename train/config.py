@@ -229,7 +229,7 @@ def _nearest(key: str, known: Mapping[str, Any] | set[str]) -> str:
 
 
 def build(cls: type, values: Any, where: str, group: str = "") -> Any:
-    """A dataclass from a mapping. Wrong types, unknown and missing keys are ConfigErrors with `where` and the key."""
+    """A dataclass of a mapping. Wrong types, unknown, missing keys are ConfigErrors with where and the key."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: '{group.rstrip('.')}' must be a group of keys, got {values!r}.")
     hints = typing.get_type_hints(cls)

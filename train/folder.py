@@ -6,8 +6,6 @@ Knows files; knows nothing of steps.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from adapter.config import BaseFingerprint
 from adapter.errors import AdapterError
 from adapter.modules import Adapter
 
-STATE, METRICS = "state.pt", "metrics.jsonl"
+STATE = "state.pt"
 
 
 class TrainError(AdapterError):
@@ -47,8 +45,6 @@ class RunFolder:
                     f"'{self.path}' holds an unfinished run. Go on with it by --resume, or give another folder "
                     "with --out."
                 )
-            if not resume:
-                (self.path / METRICS).unlink(missing_ok=True)
         except Timeout as error:
             raise TrainError(
                 f"'{self.path}' is in use by another run. Give this one its own with --out."
@@ -103,24 +99,6 @@ class RunFolder:
             raise TrainError(
                 f"The adapter cannot be saved in '{self.path}' ({_reason(error)}). Free some room."
             ) from error
-
-    def record(self, figures: Mapping[str, float]) -> None:
-        """One line of metrics. A full disk costs figures, not the run."""
-        with contextlib.suppress(OSError), open(self.path / METRICS, "a") as file:
-            file.write(json.dumps(figures) + "\n")
-
-    def forget_after(self, step: int) -> None:
-        """Drop the figures of steps that are about to be taken again."""
-        path = self.path / METRICS
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # a line cut by a kill
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        with replacing(path) as temporary:
-            temporary.write_text("".join(kept))
 
     def finish(self) -> None:
         """Nothing is left to go on with."""

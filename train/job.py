@@ -25,14 +25,12 @@ from adapter.llama import Base
 from adapter.modules import Adapter
 from train.config import TrainConfig
 from train.data import Batch, Batches, Example, Position, Row, Skipped, Tokeniser, collate
+from train.figures import Figures
 from train.folder import RunFolder, TrainError
 from train.interrupt import stop_signals
 from train.loop import evaluate, total_loss
 from train.pictures import Pictures
 
-_STILL = 1e-5  # a largest gate below this after _STILL_STEPS has not moved
-_STILL_STEPS = 50
-_SATURATED = 2.65  # tanh of this is 0.99
 _NOT_FINITE = 10  # steps in a row that give up a run
 
 
@@ -80,7 +78,7 @@ def train(
         run.start(resume)
         return run.to_the_end(examples)
     finally:
-        run.folder.close()
+        run.close()
 
 
 class _Run:
@@ -117,8 +115,8 @@ class _Run:
         self.schedule = get_cosine_schedule_with_warmup(
             self.optimizer, max(1, int(config.warmup * config.steps)), config.steps
         )
-        self.board = _tensorboard(folder) if tensorboard and self.main else None
-        self._warned: set[str] = set()
+        self.tensorboard = tensorboard
+        self.figures: Figures | None = None  # of the main process
 
     def _say(self, text: str) -> None:
         if self.main:
@@ -136,8 +134,12 @@ class _Run:
                 problem = str(error)
         if problem := _from_main(self.accelerator, problem):
             raise TrainError(problem)
-        if not resume:
-            return
+        if resume:
+            self._load()
+        if self.main:
+            self.figures = Figures(self.folder.path, self.progress.step, self._say, self.tensorboard)
+
+    def _load(self) -> None:
         state = self.folder.load(_plain(self.config), self.base.fingerprint)
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -145,9 +147,13 @@ class _Run:
         progress = state["progress"]
         self.progress = _Progress(**{**progress, "position": Position(**progress["position"])})
         self.skipped.places.update(self.progress.skipped)
-        if self.main:
-            self.folder.forget_after(self.progress.step)
         self._say(f"going on after step {self.progress.step} of {self.config.steps}")
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self.figures is not None:
+            self.figures.close()
+        self.folder.close()
 
     def _save(self, final: bool = False) -> None:
         self.progress.skipped = sorted(self.skipped.places)
@@ -200,7 +206,7 @@ class _Run:
                 if progress.step % (config.save_every or config.eval_every) == 0 or last or stop:
                     self._save(final=stop or last)
                 bar.update()
-                bar.set_postfix(self._figures())
+                bar.set_postfix(self._shown())
                 if stop and not last:
                     raise Stopped(
                         f"stopped after step {progress.step} of {config.steps}. Everything is saved in "
@@ -232,7 +238,7 @@ class _Run:
         if math.isfinite(loss) and sums[1]:
             before = self.progress.running
             self.progress.running = loss if math.isnan(before) else 0.95 * before + 0.05 * loss
-        self._record(loss, norm, int(sums[2]))
+        self._record(loss, norm)
         return bool(sums[3])
 
     def _batch(self, rows: list[Row]) -> Batch:
@@ -301,8 +307,10 @@ class _Run:
         sums = torch.tensor([total, count], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         progress.held_out = total / count if count else math.nan
-        self._say(f"{self.config.name} step {progress.step}: {_words(self._figures())}")
-        self._write({"step": progress.step, "held_out_loss": progress.held_out})
+        if self.figures is not None:
+            said = ", ".join(f"{name} {value}" for name, value in self._shown().items())
+            self._say(f"{self.config.name} step {progress.step}: {said}")
+            self.figures.record(progress.step, held_out_loss=progress.held_out)
         better = progress.held_out < progress.best
         if better or not count:
             progress.best, progress.best_step, progress.worse = progress.held_out, progress.step, 0
@@ -322,11 +330,9 @@ class _Run:
         best = load_adapter(self.folder.path, self.base.fingerprint, self.base.device)
         if self.main:
             self.folder.finish()
-        if self.board is not None:
-            self.board.close()
         return best, progress.held_out if math.isinf(progress.best) else progress.best
 
-    def _figures(self) -> dict[str, str]:
+    def _shown(self) -> dict[str, str]:
         progress = self.progress
         speed = progress.tokens / progress.seconds if progress.seconds else 0.0
         return {
@@ -336,38 +342,20 @@ class _Run:
             "gate": f"{self.adapter.gates.detach().abs().max():.3f}",
         }
 
-    def _record(self, loss: float, norm: float, tokens: int) -> None:
-        progress, gates = self.progress, self.adapter.gates.detach()
-        largest = float(gates.abs().max())
-        self._write(
-            {
-                "step": progress.step + 1,
-                "loss": loss,
-                "gradient_norm": norm,
-                "largest_gate": largest,
-                "lr": self.schedule.get_last_lr()[0],
-                "tokens": progress.tokens,
-                "seconds": round(progress.seconds, 3),
-            }
-        )
-        if progress.step + 1 == _STILL_STEPS and largest < _STILL:
-            self._warn("the gates have not moved. Raise gate_lr; at zero gates nothing else learns")
-        if self.adapter.config.gate_activation == "tanh" and (gates.abs() > _SATURATED).float().mean() > 0.5:
-            self._warn("most gates are saturated and hardly learn any more. Lower gate_lr")
-
-    def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            self._say(f"warning: {text}.")
-
-    def _write(self, line: dict[str, float]) -> None:
-        if not self.main:
+    def _record(self, loss: float, norm: float) -> None:
+        if self.figures is None:
             return
-        self.folder.record(line)
-        if self.board is not None:
-            for name, value in line.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, int(line["step"]))
+        progress, gates = self.progress, self.adapter.gates.detach()
+        self.figures.record(
+            progress.step + 1,
+            loss=loss,
+            gradient_norm=norm,
+            largest_gate=float(gates.abs().max()),
+            lr=self.schedule.get_last_lr()[0],
+            tokens=progress.tokens,
+            seconds=round(progress.seconds, 3),
+        )
+        self.figures.watch(progress.step + 1, gates, self.adapter.config.gate_activation)
 
 
 def _from_main(accelerator: Accelerator, text: str) -> str:
@@ -381,15 +369,3 @@ def _from_main(accelerator: Accelerator, text: str) -> str:
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise TrainError("TensorBoard is not installed: pip install tensorboard.") from error
-    return SummaryWriter(folder / "tensorboard")
-
-
-def _words(figures: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in figures.items())

@@ -93,11 +93,10 @@ class _HeadLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _POSITIONS):
             piece, wanted = hidden[start : start + _POSITIONS], targets[start : start + _POSITIONS]
-            logits = F.linear(piece, weight).float()
-            log_total = logits.logsumexp(1)
-            total += (log_total - logits.gather(1, wanted[:, None])[:, 0]).sum()
+            logs = F.linear(piece, weight).float().log_softmax(1)
+            total -= logs.gather(1, wanted[:, None]).sum()
             if gradient is not None:
-                slope = logits.sub_(log_total[:, None]).exp_()
+                slope = logs.exp_()
                 slope.scatter_add_(1, wanted[:, None], slope.new_full((len(wanted), 1), -1.0))
                 gradient[start : start + _POSITIONS] = slope.to(hidden.dtype) @ weight
         ctx.save_for_backward(gradient)

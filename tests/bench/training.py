@@ -18,6 +18,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -140,11 +141,12 @@ def our_steps(base: Any, adapter: Any, optimizer: Any, batches: Iterable[Any]) -
 def _ours() -> tuple[Any, Any, Any]:
     import torch
 
-    from adapter.llama import load_base
+    from adapter.embedded import BASE
+    from train.base import load_to_train
     from train.config import TrainConfig
     from train.loop import new_adapter
 
-    base = load_base(quantization="none")
+    base = load_to_train(BASE)
     adapter = new_adapter(TrainConfig("bench", "", steps=1), base)
     return base, adapter, torch.optim.AdamW(adapter.parameters(), lr=1e-4, fused=True)
 
@@ -238,17 +240,17 @@ def _floor(supervised: int) -> Callable[[], None]:
 
 def mixed_turn(way: str) -> Turn:
     """Ours: all ROWS rows once. Peers: PEER_STEPS random batches of them by transformers' Trainer."""
-    from adapter.llama import load_base
-    from train.data import Batches, Tokeniser
+    from transformers import AutoTokenizer
 
-    tokenizer = load_base(quantization="none").tokenizer
+    from adapter.embedded import base_folder
+    from train.data import Batches, Tokeniser, collate
+
+    tokenizer = AutoTokenizer.from_pretrained(base_folder())
     examples = _examples(tokenizer)
     tokeniser = Tokeniser(tokenizer, "raw", FULL_PAD)
     rows = tokeniser.rows(examples)  # shortest first
     if way != OURS:
         return _trainer_turn(way, tokenizer, [{"input_ids": row.ids, "labels": row.labels} for row in rows])
-    from train.data import collate
-
     base, adapter, optimizer = _ours()
     source = iter(Batches(itertools.cycle(examples), tokeniser, BATCH, seed=0))
 
@@ -269,7 +271,7 @@ def _trainer_turn(way: str, tokenizer: Any, rows: list[dict[str, list[int]]]) ->
     trainer = Trainer(
         model=_peer(way),
         args=TrainingArguments(
-            output_dir=os.devnull,
+            output_dir=tempfile.gettempdir(),  # into which nothing is written
             per_device_train_batch_size=BATCH,
             num_train_epochs=1,
             learning_rate=1e-4,

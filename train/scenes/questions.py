@@ -176,45 +176,39 @@ def _sentence(draw: _Draw) -> Question:
     return draw.question("sentence", text, f"A {kind} {_WHERE[scene.place]}.", [wrong], scene)
 
 
-def _sign(draw: _Draw) -> Question:
-    """A picture and a text, both needed."""
-    thing = draw.single()
-    other = draw.others(thing.kind, _KINDS, 1)[0]
-    right, wrong = draw.rng.sample(words.MEANINGS, 2)
-    rules = [f"A {thing.kind} means {right}.", f"A {other} means {wrong}."]
-    draw.rng.shuffle(rules)
+def _drawn(draw: _Draw) -> Question:
+    """A picture and a text that says whose it is."""
+    thing, name = draw.single(), draw.rng.choice(words.NAMES)
     text = draw.phrase(
-        ("What does the sign mean?", "What does this sign tell us?"), ("What is the meaning of the sign?",)
-    )
-    return draw.question("sign", text, right, [wrong], draw.scene([thing]), " ".join(rules))
+        ("What did {} draw?", "Which thing has {} drawn?"), ("What did {} make a picture of?",)
+    ).format(name)
+    hint = f"{name} drew this for {draw.others(name, words.NAMES, 1)[0]}."
+    return draw.question("drawn", text, thing.kind, draw.others(thing.kind, _KINDS, 1), draw.scene([thing]), hint)
 
 
-def _sells(draw: _Draw) -> Question:
-    (one, other), (right, wrong) = draw.rng.sample(words.TOWNS, 2), draw.rng.sample(words.GOODS, 2)
-    facts = [f"{one} sells {right}.", f"{other} sells {wrong}."]
-    draw.rng.shuffle(facts)
+def _trade(draw: _Draw) -> Question:
+    town, (right, wrong) = draw.rng.choice(words.TOWNS), draw.rng.sample(words.GOODS, 2)
+    hint = draw.rng.choice(("{} sells {} to others.", "The people of {} sell {}.")).format(town, right)
     text = draw.phrase(("What does {} sell?", "Which good does {} sell?"), ("What can you buy in {}?",)).format(
-        one
+        town
     )
-    return draw.question("trade", text, right, [wrong], hint=" ".join(facts))
+    return draw.question("trade", text, right, [wrong], hint=hint)
 
 
 def _property(draw: _Draw) -> Question:
-    (one, other), (right, wrong) = draw.rng.sample(words.STUFFS, 2), draw.rng.sample(words.STATES, 2)
-    facts = [f"The {one} is {right}.", f"The {other} is {wrong}."]
-    draw.rng.shuffle(facts)
-    text = draw.phrase(("Which thing is {}?", "What is {}?"), ("Which of the two is {}?",)).format(right)
-    return draw.question("property", text, one, [other], hint=" ".join(facts))
+    (right, wrong), state = draw.rng.sample(words.STUFFS, 2), draw.rng.choice(words.STATES)
+    hint = draw.rng.choice(("In this test the {} was {}.", "We found that the {} is {}.")).format(right, state)
+    text = draw.phrase(("Which thing is {}?", "What is {}?"), ("Which of the two is {}?",)).format(state)
+    return draw.question("property", text, right, [wrong], hint=hint)
 
 
 def _meaning(draw: _Draw) -> Question:
-    (one, other), (right, wrong) = draw.rng.sample(words.NEW_WORDS, 2), draw.rng.sample(words.VERBS, 2)
-    facts = [f"To {one} is to {right}.", f"To {other} is to {wrong}."]
-    draw.rng.shuffle(facts)
+    word, (right, wrong) = draw.rng.choice(words.NEW_WORDS), draw.rng.sample(words.VERBS, 2)
+    hint = draw.rng.choice(("To {} is to {}.", "They say {} when they {}.")).format(word, right)
     text = draw.phrase(('What does "{}" mean?', 'What is the meaning of "{}"?'), ('What is it to "{}"?',)).format(
-        one
+        word
     )
-    return draw.question("meaning", text, right, [wrong], hint=" ".join(facts))
+    return draw.question("meaning", text, right, [wrong], hint=hint)
 
 
 def _pairs(skill: str, pool: Sequence[tuple[str, str]], known: Sequence[str], unseen: Sequence[str]) -> Maker:
@@ -288,10 +282,10 @@ SKILLS = (
     Skill("count", "natural science", "units-and-measurement", range(1, 7), 4, _count),
     Skill("bigger", "natural science", "physics", range(5, 13), 3, _bigger),
     Skill("place", "social science", "geography", range(3, 13), 4, _place),
-    Skill("sign", "social science", "civics", range(7, 13), 2, _sign),
+    Skill("drawn", "social science", "culture", range(7, 13), 2, _drawn),
     Skill("sentence", "language science", "reading-comprehension", range(2, 10), 3, _sentence),
     Skill("property", "natural science", "chemistry", range(3, 13), 3, _property),
-    Skill("trade", "social science", "economics", range(4, 13), 3, _sells),
+    Skill("trade", "social science", "economics", range(4, 13), 3, _trade),
     Skill("meaning", "language science", "vocabulary", range(4, 13), 3, _meaning),
     Skill("animal", "natural science", "biology", range(1, 5), 2, _ANIMAL),
     Skill("liquid", "natural science", "chemistry", range(4, 10), 2, _LIQUID),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TOWNS = ("Milo", "Arno", "Bela", "Tula", "Runo", "Kora", "Dena", "Sora")
 GOODS = ("salt", "wool", "corn", "silk", "iron", "milk", "fish", "wood", "gold", "rice")
-MEANINGS = ("stop", "go", "wait", "turn", "run", "rest")
+NAMES = ("Ann", "Ben", "Eva", "Leo", "Mia", "Sam", "Tom", "Zoe")
 STUFFS = ("rock", "stick", "glass", "rope", "cloth", "coin", "shell", "brick")
 STATES = ("hot", "cold", "wet", "dry", "hard", "soft", "heavy", "light")
 NEW_WORDS = ("dax", "blick", "wug", "toma", "fep", "zib", "norg", "kiv")
