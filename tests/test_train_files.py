@@ -102,7 +102,12 @@ def test_a_run_on_files_ends_in_an_adapter(arguments, tmp_path, tiny_base):
     assert main(arguments) == 0
     adapter = load_adapter(tmp_path / "out", tiny_base.fingerprint)
     assert adapter.gates.abs().min() > 0
-    assert "Trained on 57 records of `rows.json`" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Trained on 57 records of `rows.json`" in card and "## Scores" not in card
+    again = read_recipe(tmp_path / "out" / "recipe.yaml", [])
+    assert again == read_recipe(
+        None, [a for a in arguments if "=" in a] + [f"base={again.base}", f"name={again.train.name}"]
+    )
 
 
 def test_pictures_through_visual_queries(arguments, tmp_path):

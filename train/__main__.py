@@ -20,7 +20,7 @@ from adapter.llama import Base, load_base, load_tokenizer
 from train.base import load_to_train
 from train.card import write_card
 from train.check import check
-from train.config import RecipeFile, changed, read_recipe
+from train.config import RecipeFile, changed, read_recipe, recipe_text
 from train.data import Example, Skipped, Tokeniser
 from train.files import FileExamples, pictures_of, start_adapter, with_encoder
 from train.job import Stopped, train
@@ -118,7 +118,9 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     )
     if accelerator.is_main_process:
         data = f"Trained on {len(examples.learnt):,} records of `{Path(recipe.data.path).name}`."
-        save_adapter(adapter, folder, write_card(adapter, config, data, loss, {}, {}, base.quantization))
+        (folder / "recipe.yaml").write_text(recipe_text(recipe), encoding="utf-8")
+        command = "python -m train --config recipe.yaml"
+        save_adapter(adapter, folder, write_card(adapter, config, data, loss, {}, {}, "", command))
         print(f"held-out loss {loss:.3f}; the adapter is in {folder}")
 
 

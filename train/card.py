@@ -17,17 +17,33 @@ def write_card(
     scores: Scores,
     base_scores: Scores,
     served: str,
+    command: str = "",
 ) -> str:
-    """The text of README.md. `served` says how the base ran that `scores` were measured on."""
+    """The text of README.md. `served` says how the base ran that `scores` were measured on.
+
+    command: what trained it, if that is no recipe of this project.
+    """
     about: AdapterConfig = adapter.config
     kind = "image" if about.is_visual else "text"
     rows = "\n".join(
         f"| {name} | {value:.3g} | {_number(base_scores.get(name))} |" for name, value in scores.items()
     )
     rates = f"learning rate {config.lr:g} (gates {config.gate_lr:g}), {config.steps} steps of {config.batch_size}"
+    table = f"""## Scores
+
+Measured on held-out data with the base as served by default ({served}); greedy decoding.
+
+| measure | {config.name} | bare base |
+| --- | --- | --- |
+{rows}
+
+"""
+    again = (
+        f"`python -m train {config.name} --score --out FOLDER` measures the table again for the adapter in FOLDER."
+    )
+    licence = "" if command else "license: apache-2.0\n"  # of somebody's own data, nothing is known here
     return f"""---
-license: apache-2.0
-base_model: {about.base.name}
+{licence}base_model: {about.base.name}
 tags: [llama-adapter, {kind}]
 ---
 
@@ -38,20 +54,12 @@ tags: [llama-adapter, {kind}]
 {adapter.num_parameters:,} trained parameters for {about.base.name}: {about.prompt_length} adaption prompts in
 each of the topmost {about.insertion_layers} layers, one {about.gate_activation} gate a head.
 
-## Scores
-
-Measured on held-out data with the base as served by default ({served}); greedy decoding.
-
-| measure | {config.name} | bare base |
-| --- | --- | --- |
-{rows}
-
-Held-out loss at the end of training: {held_out_loss:.3f} nats a token.
+{table if scores else ""}Held-out loss at the end of training: {held_out_loss:.3f} nats a token.
 
 ## How it was made
 
-`python -m train {config.name}`: AdamW, {rates}, cosine with warm-up, seed {config.seed}.
-`python -m train {config.name} --score --out FOLDER` measures the table again for the adapter in FOLDER.
+`{command or f"python -m train {config.name}"}`: AdamW, {rates}, cosine with warm-up, seed {config.seed}.
+{again if scores else ""}
 
 {data}
 """

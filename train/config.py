@@ -139,6 +139,20 @@ def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
     return _recipe(_assigned(_yaml(path) if path is not None else {}, assignments), path)
 
 
+def recipe_text(recipe: RecipeFile) -> str:
+    """The recipe as YAML that `read_recipe` reads back, without what is default."""
+    outer = {
+        f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in ("train", "data")
+    }
+    inner = {f.name: getattr(recipe.train, f.name) for f in dataclasses.fields(recipe.train)}
+    defaults = {f.name: f.default for cls in (RecipeFile, TrainConfig) for f in dataclasses.fields(cls)}
+    found: dict[str, Any] = {"data": dataclasses.asdict(recipe.data)}
+    for name, value in {**outer, **inner}.items():
+        if value != defaults[name]:
+            found[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    return yaml.safe_dump(found, sort_keys=False)
+
+
 def changed(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
     """`config` with some values replaced by `key=value`. Raises ConfigError."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
