@@ -17,10 +17,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from adapter.attention_gradients import CausalAttention, PromptTerm
+from adapter.deltas import Deltas
+
 NAME = "zero_init"
 
-_BLOCK = 64  # queries that training on a CPU reads at a time
-_WRITTEN_OUT = 1024  # tokens up to which it writes the scores out
+_WRITTEN_OUT = 1024  # tokens up to which training on a CPU writes the scores out
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,16 @@ class PromptKV:
 
     layers: Mapping[int, tuple[LayerPrompts, ...]]
     size: int = 1  # U
+    deltas: Deltas | None = None  # of adapters that change norms and linear maps too, U entries
 
     def scaled(self, strength: float) -> PromptKV:
-        """The same prompts with every gate multiplied by `strength`."""
+        """The same prompts with every gate, and every delta, multiplied by `strength`."""
         if strength == 1.0:
             return self
         return PromptKV(
             {i: tuple(replace(p, gates=p.gates * strength) for p in terms) for i, terms in self.layers.items()},
             self.size,
+            None if self.deltas is None else self.deltas.scaled(strength),
         )
 
     @staticmethod
@@ -86,7 +90,8 @@ class PromptKV:
         for part in parts:
             for index, terms in part.layers.items():
                 layers[index] = (*layers.get(index, ()), *terms)
-        return PromptKV(layers, parts[0].size)
+        deltas = [part.deltas for part in parts if part.deltas is not None]
+        return PromptKV(layers, parts[0].size, Deltas.mixed(deltas) if deltas else None)
 
     @staticmethod
     def stack(entries: Sequence[PromptKV], multiple: int = 1) -> PromptKV:
@@ -103,7 +108,8 @@ class PromptKV:
                 _stacked([p[term] if term < len(p) else None for p in present], entries, multiple)
                 for term in range(max(map(len, present)))
             )
-        return PromptKV(layers, sum(entry.size for entry in entries))
+        sizes = [entry.size for entry in entries]
+        return PromptKV(layers, sum(sizes), Deltas.stack([entry.deltas for entry in entries], sizes))
 
 
 def _stacked(prompts: Sequence[LayerPrompts | None], entries: Sequence[PromptKV], multiple: int) -> LayerPrompts:
@@ -139,14 +145,10 @@ def _pad(prompts: LayerPrompts | None, size: int, length: int, like: LayerPrompt
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """softmax(q k^T * scaling + mask) v by whichever way is faster here: [B, N, Q, head_dim].
+    """softmax(q k^T * scaling + mask) v: [B, N, Q, head_dim].
 
     query: [B, N, Q, head_dim]; key, value: [B, N, S, head_dim]; mask: additive, broadcast to [B, N, Q, S].
     """
-    if query.device.type == "cpu" and (query.requires_grad or key.requires_grad):
-        # The backward pass of torch's fused attention is slow on a CPU: training writes the scores out.
-        scores = torch.matmul(query * scaling, key.transpose(2, 3))
-        return torch.matmul((scores if mask is None else scores + mask).softmax(-1), value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
@@ -160,6 +162,9 @@ def add_prompt_terms(
     for prompts in terms:
         prompts = prompts if rows is None else prompts.of(rows)
         keys, values = prompts.keys, prompts.values
+        if query.device.type == "cpu" and (query.requires_grad or keys.requires_grad):
+            out = PromptTerm.apply(out, query, keys, values, prompts.gates, prompts.mask, scaling)
+            continue
         if keys.shape[0] < query.shape[0]:  # one entry for all rows
             keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
         term = attend(grouped(query, keys.shape[1]), keys, values, prompts.score_mask, scaling)
@@ -181,66 +186,6 @@ def ungrouped(out: Tensor, query: Tensor) -> Tensor:
     return out.reshape(query.shape).transpose(1, 2)
 
 
-class _CausalAttention(torch.autograd.Function):
-    """The attention over the words alone, for training on a CPU.
-
-    Blocks of queries, each against the keys up to its end: the future is half of all scores, and what is left of
-    them stays in the processor's cache.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query: [B, H, T, head_dim]; key, value: [B, Hkv, T, head_dim]. Returns [B, T, H, head_dim]."""
-        batch, heads, length, head_dim = query.shape
-        kv_heads = key.shape[1]
-        groups = heads // kv_heads
-        queries = query.reshape(batch, kv_heads, groups, length, head_dim)
-        keys, values = (t.reshape(batch * kv_heads, length, head_dim) for t in (key, value))
-        out = query.new_empty(batch, length, heads, head_dim)
-        outs = out.view(batch, length, kv_heads, groups, head_dim)
-        future = query.new_full((_BLOCK, _BLOCK), float("-inf")).triu_(1)
-        weights = []
-        for start, end in _blocks(length):
-            block = (queries[:, :, :, start:end] * scaling).reshape(batch * kv_heads, -1, head_dim)
-            scores = torch.bmm(block, keys[:, :end].transpose(1, 2))  # [B * Hkv, groups * (end - start), end]
-            scores.view(-1, groups, end - start, end)[..., start:] += future[: end - start, : end - start]
-            weights.append(scores.softmax(-1))
-            attended = torch.bmm(weights[-1], values[:, :end]).view(batch, kv_heads, groups, -1, head_dim)
-            outs[:, start:end] = attended.permute(0, 3, 1, 2, 4)
-        ctx.save_for_backward(query, key, value, *weights)
-        ctx.scaling = scaling
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, *weights = ctx.saved_tensors
-        batch, heads, length, head_dim = query.shape
-        kv_heads = key.shape[1]
-        groups = heads // kv_heads
-        queries = query.reshape(batch, kv_heads, groups, length, head_dim)
-        keys, values = (t.reshape(batch * kv_heads, length, head_dim) for t in (key, value))
-        for_queries, for_keys, for_values = (
-            torch.empty_like(queries),
-            keys.new_zeros(keys.shape),
-            values.new_zeros(values.shape),
-        )
-        outs = slopes[0].view(batch, length, kv_heads, groups, head_dim)
-        for (start, end), weight in zip(_blocks(length), weights, strict=True):
-            slope = outs[:, start:end].permute(0, 2, 3, 1, 4).reshape(batch * kv_heads, -1, head_dim)
-            block = queries[:, :, :, start:end].reshape(batch * kv_heads, -1, head_dim)
-            for_values[:, :end].baddbmm_(weight.transpose(1, 2), slope)
-            for_weight = torch.bmm(slope, values[:, :end].transpose(1, 2))
-            for_scores = torch._softmax_backward_data(for_weight, weight, -1, weight.dtype)
-            for_block = torch.bmm(for_scores, keys[:, :end]).mul_(ctx.scaling)
-            for_queries[:, :, :, start:end] = for_block.view(batch, kv_heads, groups, -1, head_dim)
-            for_keys[:, :end].baddbmm_(for_scores.transpose(1, 2), block, alpha=ctx.scaling)
-        return for_queries.view_as(query), for_keys.view_as(key), for_values.view_as(value), None
-
-
-def _blocks(length: int) -> list[tuple[int, int]]:
-    return [(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK)]
-
-
 def zero_init_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -260,7 +205,7 @@ def zero_init_attention(
     scaling, length = kwargs["scaling"], query.shape[2]
     whole = attention_mask is None and key.shape[2] == length <= _WRITTEN_OUT
     if whole and query.requires_grad and query.device.type == "cpu":
-        out = _CausalAttention.apply(query, key, value, scaling)
+        out = CausalAttention.apply(query, key, value, scaling)
     else:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     terms = () if prompt_kv is None else prompt_kv.layers.get(int(module.layer_idx), ())  # type: ignore[arg-type]

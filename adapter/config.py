@@ -108,6 +108,24 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class TuningConfig:
+    """What an adapter of the V2 family (arXiv 2304.15010) changes of the base beside its attention, in every layer."""
+
+    intermediate_size: int  # of the base's MLPs
+    norms: bool = False
+    bias: bool = False  # of linear maps, with `scale` equation 5 of the paper
+    scale: bool = False
+    lora_rank: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least_one(intermediate_size=self.intermediate_size)
+        if self.lora_rank < 0:
+            raise ValueError(f"tuning.lora_rank must not be negative, got {self.lora_rank}")
+        if not (self.norms or self.bias or self.scale or self.lora_rank):
+            raise ValueError("tuning must change something: norms, bias, scale or lora_rank")
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
     """Everything about an adapter but its weights; `config.json` holds exactly this."""
 
@@ -119,6 +137,7 @@ class AdapterConfig:
     template: str = "chat"
     description: str = ""
     vision: VisionConfig | None = None
+    tuning: TuningConfig | None = None
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
@@ -156,6 +175,8 @@ class AdapterConfig:
             data["base"] = _build(BaseFingerprint, data.get("base"), "base")
             if data.get("vision") is not None:
                 data["vision"] = _build(VisionConfig, data["vision"], "vision")
+            if data.get("tuning") is not None:
+                data["tuning"] = _build(TuningConfig, data["tuning"], "tuning")
             return _build(cls, data, "config.json")
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise LoadError(

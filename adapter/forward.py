@@ -7,7 +7,7 @@ tensors; knows nothing of requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapter.attention import PromptKV, add_prompt_terms, attend, grouped, ungrouped
+from adapter.deltas import FINAL_NORM, Deltas
 from adapter.llama import AdaptedLlama, Base
 from adapter.quantize import PackedLinear
 
@@ -195,11 +196,14 @@ class _Lean:
         """[N] token ids -> [N, hidden_size], ready for the head."""
         torch.set_num_threads(1 if len(ids) <= _FEW else self._threads)
         heads, kv_heads, head_dim = self._heads, self._kv_heads, self._head_dim
+        deltas = None if prompts is None else prompts.deltas
+        qkv_sizes = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         hidden = self._model.model.embed_tokens(ids)
         cos, sin = self._model.model.rotary_emb(hidden, step.positions[None])
         cos, sin = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)  # [N, 1, head_dim]
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._norm(hidden, layer.first_norm)).view(-1, heads + 2 * kv_heads, head_dim)
+            x = _normed(deltas, index, "attention_norm", self._norm(hidden, layer.first_norm))
+            qkv = _mapped(deltas, index, qkv_sizes, layer.qkv(x), x).view(-1, heads + 2 * kv_heads, head_dim)
             rotated = qkv[:, : heads + kv_heads]
             half = rotated.roll(head_dim // 2, -1)
             rotated.mul_(cos).addcmul_(half, sin)
@@ -211,8 +215,27 @@ class _Lean:
             out = ungrouped(attend(grouped(query, kv_heads), keys, values, step.mask, self._scaling), query)
             if prompts is not None:
                 out = add_prompt_terms(out, query, prompts.layers.get(index, ()), None, self._scaling)
-            hidden = hidden + layer.out(out.reshape(-1, heads * head_dim))
-            gate, up = layer.gate_up(self._norm(hidden, layer.second_norm)).chunk(2, dim=-1)
-            hidden = hidden + layer.down(F.silu(gate) * up)
+            out = out.reshape(-1, heads * head_dim)
+            hidden = hidden + _mapped(deltas, index, {"o": hidden.shape[1]}, layer.out(out), out)
+            x = _normed(deltas, index, "mlp_norm", self._norm(hidden, layer.second_norm))
+            both = layer.gate_up(x)
+            inner = both.shape[1] // 2
+            gate, up = _mapped(deltas, index, {"gate": inner, "up": inner}, both, x).chunk(2, dim=-1)
+            product = F.silu(gate) * up
+            hidden = hidden + _mapped(deltas, index, {"down": hidden.shape[1]}, layer.down(product), product)
         torch.set_num_threads(self._threads)  # for the head: one product, and a fifth of all weights
-        return self._model.model.norm(hidden)
+        return _normed(deltas, -1, FINAL_NORM, self._model.model.norm(hidden))
+
+
+def _normed(deltas: Deltas | None, layer: int, name: str, out: Tensor) -> Tensor:
+    """A norm's output for N tokens, [N, hidden_size], as the deltas change it."""
+    return out if deltas is None else deltas.norm(layer, name, out[:, None])[:, 0]
+
+
+def _mapped(deltas: Deltas | None, layer: int, sizes: Mapping[str, int], out: Tensor, x: Tensor) -> Tensor:
+    """What linear maps of one input x [N, in] give side by side, by name and size, as the deltas change it."""
+    if deltas is None:
+        return out
+    pieces = out[:, None].split(list(sizes.values()), 2)
+    changed = [deltas.linear(layer, name, p, x[:, None]) for name, p in zip(sizes, pieces, strict=True)]
+    return torch.cat(changed, 2)[:, 0]

@@ -5,6 +5,8 @@ Knows one adapter's tensors and how the frozen base turns them into keys and val
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from adapter.config import AdapterConfig
 from adapter.errors import BadInput
 from adapter.llama import AdaptedLlama, project_prompts
 from adapter.projection import build_projection
+from adapter.tuning import Tuning
 from adapter.vision import VisualFeatures
 
 
@@ -32,6 +35,7 @@ class Adapter(nn.Module):
         self.projection: nn.Module | None = None
         if config.vision is not None:
             self.projection = build_projection(config.vision, base.hidden_size, config.prompt_length)
+        self.tuning = None if config.tuning is None else Tuning(config.tuning, base)
         nn.init.normal_(self.prompts)
 
     @property
@@ -49,7 +53,8 @@ class Adapter(nn.Module):
         """Keys and values for the base: one entry, or one for each picture in `features`.
 
         A visual adapter without a picture uses its learned prompts alone. frozen: insertion layers whose prompts
-        and gates are to get no gradient from this pass. Raises BadInput if a text adapter is given a picture.
+        and gates are to get no gradient from this pass; from pictures, the tuning gets none then either. Raises
+        BadInput if a text adapter is given a picture.
         """
         prompts, gates = self.prompts.unsqueeze(0), self.activated_gates()  # [1, L, K, hidden], [L, H]
         if frozen is not None:
@@ -62,4 +67,10 @@ class Adapter(nn.Module):
                 raise BadInput("This adapter reads text only. Choose one that reads images.")
             visual = self.projection(features, model.get_input_embeddings().weight)  # [U, K or 1, hidden]
             prompts = prompts + visual.unsqueeze(1)
-        return project_prompts(model, prompts, gates, self.config.layers, self.config.prompt_norm)
+        kv = project_prompts(model, prompts, gates, self.config.layers, self.config.prompt_norm)
+        if self.tuning is None:
+            return kv
+        deltas = self.tuning(model.dtype, kv.size)
+        if frozen is not None and features is not None:
+            deltas = deltas.each(Tensor.detach)
+        return replace(kv, deltas=deltas)

@@ -58,6 +58,14 @@ def test_every_example_comes_once_before_any_comes_again(tokeniser, tmp_path):
     assert next(ahead).messages[0].text == seen[70]
 
 
+def test_a_batch_never_holds_a_record_twice_if_there_are_enough(tokeniser, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"instruction": f"{i:02}>", "output": "a"}) for i in range(40)))
+    batches = Batches(Shuffled(open_records(path), range(40), 0, Skipped()), tokeniser, 8, seed=0)
+    for rows in ids(batches, 30):
+        assert len(set(rows)) == len(rows)
+
+
 def test_batches_hold_rows_of_similar_length(tokeniser):
     batches = list(itertools.islice(iter(Batches(numbered(), tokeniser, 8, seed=0)), 64))
     spread = [len(rows[-1].ids) - len(rows[0].ids) for rows in batches]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adapter.attention import _CausalAttention
+from adapter.attention_gradients import CausalAttention, PromptTerm
 from adapter.chat import Message
 from adapter.checkpoint import load_adapter
 from train.base import make_lean
@@ -161,7 +161,7 @@ def test_attention_for_training_is_attention(length):
     torch.manual_seed(length)
     q, k, v = (torch.randn(2, h, length, 8, dtype=torch.double, requires_grad=True) for h in (6, 2, 2))
     slope = torch.randn(2, length, 6, 8, dtype=torch.double)
-    own = _CausalAttention.apply(q, k, v, 0.3)
+    own = CausalAttention.apply(q, k, v, 0.3)
     gradients = torch.autograd.grad(own, (q, k, v), slope)
     wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(own, wanted)
@@ -178,3 +178,26 @@ def test_the_heads_loss_is_cross_entropy_in_any_number_of_pieces():
     (theirs,) = torch.autograd.grad(wanted, hidden)
     torch.testing.assert_close(own, wanted)
     torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("entries, masked", [(1, False), (3, False), (3, True)])
+def test_the_prompts_term_for_training_is_their_attention(entries, masked):
+    torch.manual_seed(0)
+    double = {"dtype": torch.double, "requires_grad": True}
+    out, query = torch.randn(3, 7, 6, 8, **double), torch.randn(3, 6, 7, 8, **double)
+    keys, values = torch.randn(entries, 2, 5, 8, **double), torch.randn(entries, 2, 5, 8, **double)
+    gates = torch.randn(entries, 6, **double)
+    mask = torch.zeros(entries, 5, dtype=torch.double)
+    if masked:
+        mask[1, 3:] = float("-inf")
+    inputs = (out, query, keys, values, gates)
+    own = PromptTerm.apply(*inputs, mask if masked else None, 0.3)
+    k, v, m = (t.expand(3, *t.shape[1:]) for t in (keys, values, mask))
+    term = F.scaled_dot_product_attention(query, k, v, m[:, None, None], scale=0.3, enable_gqa=True)
+    wanted = out + term.transpose(1, 2) * gates[:, None, :, None]
+    torch.testing.assert_close(own, wanted)
+    slope = torch.randn(own.shape, dtype=torch.double)
+    for mine, theirs in zip(
+        torch.autograd.grad(own, inputs, slope), torch.autograd.grad(wanted, inputs, slope), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)  # gates are summed in fp32

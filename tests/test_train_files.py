@@ -171,6 +171,19 @@ def test_going_on_with_an_adapter_begins_where_it_ended(arguments, tmp_path):
     torch.testing.assert_close(before.gates, after.gates, atol=1e-6, rtol=0)
 
 
+def test_two_stages_teach_disjoint_parameters(arguments, tmp_path):
+    """Prompts on the first data, then norms, biases and scales on the second: the V2 paper's recipe."""
+    assert main([*arguments, "learn=prompts"]) == 0
+    tuning = ["tuning.norms=true", "tuning.bias=true", "tuning.scale=true", "tuning.lora_rank=2"]
+    second = [a.replace("/out", "/second") for a in arguments]
+    assert main([*second, "learn=tuning", *tuning, f"start_from={tmp_path / 'out'}"]) == 0
+    before, after = load_adapter(tmp_path / "out"), load_adapter(tmp_path / "second")
+    assert before.config.tuning is None and after.config.tuning.intermediate_size == 64
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name])
+    assert all(p.abs().max() > 0 for p in after.tuning.parameters())
+
+
 def test_check_reads_everything_and_trains_nothing(arguments, tmp_path, capsys, rows):
     assert main([*arguments, "--check"]) == 0
     said = capsys.readouterr().out
@@ -208,7 +221,7 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
 
 
 def test_with_disjoint_parameters_pictures_and_text_teach_different_layers(tiny_base):
-    from adapter.config import VisionConfig
+    from adapter.config import TuningConfig, VisionConfig
     from adapter.vision import VisualFeatures
     from conftest import TINY
 
@@ -219,6 +232,7 @@ def test_with_disjoint_parameters_pictures_and_text_teach_different_layers(tiny_
         template="raw",
         disjoint=1,
         vision=VisionConfig("e", feature_size=6, hidden=5),
+        tuning=TuningConfig(64, norms=True),
     )
     tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 64)
     from adapter.chat import Message
@@ -232,11 +246,12 @@ def test_with_disjoint_parameters_pictures_and_text_teach_different_layers(tiny_
         batch = collate(tokeniser.rows(rows), tokeniser.pad)
         total_loss(tiny_base.model, adapter, batch, config.disjoint).backward()
         projection = sum(p.grad.abs().sum() for p in adapter.projection.parameters() if p.grad is not None)
+        tuned = any(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.tuning.parameters())
         layers = adapter.prompts.grad.abs().amax((1, 2)) > 0
         assert torch.equal(layers, adapter.gates.grad.abs().amax(1) > 0)
-        return layers.tolist(), bool(projection > 0)
+        return layers.tolist(), bool(projection > 0), tuned
 
     low = [True] + [False] * (TINY["num_hidden_layers"] - 1)
-    assert moved([seen]) == (low, True)
-    assert moved([text]) == ([not layer for layer in low], False)
-    assert moved([seen, text]) == ([True] * len(low), True)
+    assert moved([seen]) == (low, True, False)
+    assert moved([text]) == ([not layer for layer in low], False, True)
+    assert moved([seen, text]) == ([True] * len(low), True, True)

@@ -22,7 +22,7 @@ from train.card import write_card
 from train.check import check
 from train.config import RecipeFile, changed, read_recipe, recipe_text
 from train.data import Example, Skipped, Tokeniser
-from train.files import FileExamples, pictures_of, start_adapter, with_encoder
+from train.files import FileExamples, pictures_of, start_adapter, with_base, with_encoder
 from train.job import Stopped, train
 from train.loop import new_adapter
 from train.recipe import load_recipe, names
@@ -102,6 +102,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     examples = FileExamples(recipe.data, recipe.train.held_out, recipe.train.seed, skipped)
     config, encoder = with_encoder(examples.with_steps(recipe.train), accelerator.device)
     base = _trained_on(recipe.base, recipe.precision, accelerator)
+    config = with_base(config, base)
     adapter = start_adapter(recipe, config, base)
     adapter, loss = train(
         config,

@@ -16,12 +16,13 @@ from typing import Any
 
 import yaml
 
-from adapter.config import VisionConfig
+from adapter.config import TuningConfig, VisionConfig
 from adapter.embedded import BASE, ENCODER
 from adapter.errors import AdapterError
 
 PRECISIONS = ("bf16", "fp32", "nf4", "int8")
 INITS = ("zero", "random")
+LEARN = ("all", "prompts", "tuning")
 
 
 class ConfigError(AdapterError):
@@ -51,7 +52,11 @@ class TrainConfig:
     gate_activation: str = "tanh"
     template: str = "chat"
     vision: VisionConfig | None = None
-    disjoint: int = 0  # so many of the lowest insertion layers learn from pictures only, the others from text only
+    tuning: TuningConfig | None = None  # change norms and linear maps too (arXiv 2304.15010)
+    learn: str = "all"  # or "prompts" (with gates and projection), or "tuning": one stage of two
+    disjoint: int = (
+        0  # so many of the lowest insertion layers learn from pictures only; the others, and tuning, from text
+    )
     max_length: int = 512  # tokens; longer examples lose their end
     eval_every: int = 100  # steps between evaluations
     save_every: int = 0  # steps between saves; 0: at evaluations
@@ -75,6 +80,10 @@ class TrainConfig:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
+        if self.learn not in LEARN:
+            raise ValueError(f"learn must be one of {', '.join(LEARN)}, got {self.learn!r}")
+        if self.learn == "tuning" and self.tuning is None:
+            raise ValueError("learn: tuning needs a tuning to learn, such as tuning: {norms: true, bias: true}")
         if self.init not in INITS:
             raise ValueError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
 
@@ -123,6 +132,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "v2-captions": {
         "template": "alpaca", "epochs": 1.0, "batch_size": 64, "lr": 1e-3, "gate_lr": 1e-3, "weight_decay": 0.05,
         "prompt_length": 10, "clip_norm": 1.0, "vision": {"projection": "queries"},
+    },
+    "v2-instructions": {
+        "template": "alpaca", "epochs": 2.0, "batch_size": 64, "lr": 1e-3, "gate_lr": 1e-3, "weight_decay": 0.02,
+        "clip_norm": 1.0, "learn": "tuning", "tuning": {"norms": True, "bias": True, "scale": True},
     },
     "small": {  # what worked for bases of some hundred million parameters
         "steps": 500, "batch_size": 8, "lr": 6e-3, "gate_lr": 2e-2, "prompt_std": 0.2, "prompt_norm": True,
@@ -190,8 +203,10 @@ def _recipe(found: dict[str, Any], path: Path | None) -> RecipeFile:
         if key not in outer | inner:
             raise ConfigError(f"{where}: unknown key '{key}'{_nearest(str(key), outer | inner | {'preset'})}.")
     if isinstance(found.get("vision"), dict):
-        # The sizes are the encoder's, and put in when it is there.
+        # The sizes are the encoder's and the base's, and put in when these are there.
         found["vision"] = {"encoder": ENCODER, "feature_size": 1, "token_size": 1, **found["vision"]}
+    if isinstance(found.get("tuning"), dict):
+        found["tuning"] = {"intermediate_size": 1, **found["tuning"]}
     if "data" not in found:
         raise ConfigError(f"{where}: 'data' is missing: the file or folder to learn from.")
     if isinstance(found["data"], str):
@@ -210,8 +225,9 @@ def _recipe(found: dict[str, Any], path: Path | None) -> RecipeFile:
 
 def _merged(preset: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     merged = {**preset, **own}
-    if isinstance(preset.get("vision"), dict) and isinstance(own.get("vision"), dict):
-        merged["vision"] = {**preset["vision"], **own["vision"]}
+    for group in ("vision", "tuning"):
+        if isinstance(preset.get(group), dict) and isinstance(own.get(group), dict):
+            merged[group] = {**preset[group], **own[group]}
     for one, other in (("steps", "epochs"), ("epochs", "steps")):  # one's own replaces the preset's other
         if one in own and other not in own:
             merged.pop(other, None)

@@ -21,7 +21,7 @@ from adapter.vision import VisualFeatures
 from train.records import DataError, Record, Records
 
 IGNORED = -100
-_GROUP = 16  # batches that are sorted by length together
+_GROUP = 32  # batches that are sorted by length together
 _EMPTY_GROUPS = 64  # in a row, after which there is nothing to learn
 
 
@@ -117,6 +117,10 @@ class Shuffled(Iterator["Example | None"]):
         self._next = 0
         self._epoch, self._order = -1, torch.empty(0)
 
+    def __len__(self) -> int:
+        """Of one epoch."""
+        return len(self._indices)
+
     def skip(self, count: int) -> None:
         """Go on after the next `count`, without reading them."""
         self._next += count
@@ -193,13 +197,15 @@ class Batches:
         else:
             next(itertools.islice(self._stream, position.examples, position.examples), None)
         self._tokeniser, self._batch_size, self._seed = tokeniser, batch_size, seed
+        self._group = batch_size * _GROUP
+        if isinstance(self._stream, Shuffled):
+            self._group = min(self._group, len(self._stream))  # twice the same in one batch teaches less
         self.position = position
 
     def __iter__(self) -> Iterator[list[Row]]:
         empty = 0
         while True:
-            size = self._batch_size * _GROUP
-            group = list(itertools.islice(self._stream, size))
+            group = list(itertools.islice(self._stream, self._group))
             start = self.position
             rows = self._tokeniser.rows(group)
             chunks = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]

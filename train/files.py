@@ -78,10 +78,26 @@ def with_encoder(config: TrainConfig, device: torch.device) -> tuple[TrainConfig
 
 
 def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapter:
-    """The adapter to train: a new one, or the one to go on with. Raises LoadError if that is for another base."""
+    """The adapter to train: a new one, or the one to go on with. Raises LoadError if that is for another base.
+
+    A tuning of the recipe that the adapter has none of is added to it, untrained.
+    """
     if recipe.start_from is None:
         return new_adapter(config, base)
-    return load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
+    begun = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
+    if config.tuning is None or begun.config.tuning is not None:
+        return begun
+    adapter = Adapter(dataclasses.replace(begun.config, tuning=config.tuning)).to(base.device)
+    adapter.load_state_dict({**adapter.state_dict(), **begun.state_dict()})
+    return adapter
+
+
+def with_base(config: TrainConfig, base: Base) -> TrainConfig:
+    """The configuration with the sizes of its base."""
+    if config.tuning is None:
+        return config
+    tuning = dataclasses.replace(config.tuning, intermediate_size=base.model.config.intermediate_size)
+    return dataclasses.replace(config, tuning=tuning)
 
 
 def pictures_of(config: TrainConfig, encoder: VisualEncoder | None, skipped: Skipped) -> Pictures | None:

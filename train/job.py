@@ -28,7 +28,7 @@ from train.data import Batch, Batches, Example, Position, Row, Skipped, Tokenise
 from train.figures import Figures
 from train.folder import RunFolder, TrainError
 from train.interrupt import stop_signals
-from train.loop import evaluate, total_loss
+from train.loop import evaluate, learnt, total_loss
 from train.pictures import Pictures
 
 _NOT_FINITE = 10  # steps in a row that give up a run
@@ -96,18 +96,19 @@ class _Run:
         if not config.steps:
             raise ValueError("steps must be known: from epochs, only whoever has the data can tell")
         self.config, self.base, self.folder = config, base, RunFolder(folder)
-        self.adapter = adapter.to(base.device).requires_grad_(True).train()
+        self.adapter = adapter.to(base.device).train()
         self.accelerator = accelerator or Accelerator(cpu=base.device.type == "cpu")
         self.main = self.accelerator.is_main_process
         self.skipped = skipped or Skipped(self._say)
         self.pictures = pictures
         self.tokeniser = Tokeniser(base.tokenizer, config.template, config.max_length, self.skipped)
         self.progress = _Progress()
-        self.parameters = list(adapter.parameters())
+        self.parameters = learnt(adapter, config.learn)
+        gates = [p for p in self.parameters if p is adapter.gates]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in self.parameters if p is not adapter.gates], "lr": config.lr},
-                {"params": [adapter.gates], "lr": config.gate_lr, "weight_decay": 0.0},
+                *([{"params": gates, "lr": config.gate_lr, "weight_decay": 0.0}] if gates else []),
             ],
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,

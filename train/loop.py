@@ -21,6 +21,7 @@ from train.config import TrainConfig
 from train.data import IGNORED, Batch
 
 _POSITIONS = 256  # that the head reads at a time: logits of all would be most of the memory
+_CACHED = 16  # of these, as many as a processor's cache holds in fp32
 
 
 def new_adapter(config: TrainConfig, base: Base) -> Adapter:
@@ -36,12 +37,20 @@ def new_adapter(config: TrainConfig, base: Base) -> Adapter:
             template=config.template,
             description=config.description,
             vision=config.vision,
+            tuning=config.tuning,
         )
     )
     torch.nn.init.normal_(adapter.prompts, std=config.prompt_std)
     if config.init == "random":
         torch.nn.init.normal_(adapter.gates)
     return adapter
+
+
+def learnt(adapter: Adapter, learn: str) -> list[torch.nn.Parameter]:
+    """The parameters that a run changes; the others of the adapter are frozen."""
+    for name, parameter in adapter.named_parameters():
+        parameter.requires_grad_(learn == "all" or name.startswith("tuning.") == (learn == "tuning"))
+    return [p for p in adapter.parameters() if p.requires_grad]
 
 
 def prompts_of(
@@ -92,13 +101,16 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _POSITIONS):
-            piece, wanted = hidden[start : start + _POSITIONS], targets[start : start + _POSITIONS]
-            logs = F.linear(piece, weight).float().log_softmax(1)
-            total -= logs.gather(1, wanted[:, None]).sum()
+            logits = F.linear(hidden[start : start + _POSITIONS], weight)
+            pieces = zip(logits.split(_CACHED), targets[start : start + _POSITIONS].split(_CACHED), strict=True)
+            for piece, wanted in pieces:
+                logs = piece.float().log_softmax(1)
+                total -= logs.gather(1, wanted[:, None]).sum()
+                if gradient is not None:
+                    slope = logs.exp_().scatter_add_(1, wanted[:, None], logs.new_full((len(wanted), 1), -1.0))
+                    piece.copy_(slope)
             if gradient is not None:
-                slope = logs.exp_()
-                slope.scatter_add_(1, wanted[:, None], slope.new_full((len(wanted), 1), -1.0))
-                gradient[start : start + _POSITIONS] = slope.to(hidden.dtype) @ weight
+                gradient[start : start + _POSITIONS] = logits @ weight
         ctx.save_for_backward(gradient)
         return total
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-ROUNDS = 5
+ROUNDS = 3
 BATCH, LENGTH, STEPS = 8, 256, 2  # of the fixed shape; steps in a turn
 ROWS, MEAN, SPREAD, SHORTEST, LONGEST = 128, 101, 0.55, 20, 400  # of the mixed lengths, in tokens
 PEER_STEPS = 6  # of 8 rows drawn from those; ours takes the 16 batches of them all
@@ -103,7 +103,10 @@ class Worker:
 
 
 def _serve(table: str, way: str) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
     answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - Trainer prints as it likes
+    disable_progress_bar()
     turn = (fixed_turn if table == "fixed" else mixed_turn)(way)
     for line in sys.stdin:
         result = turn(int(line))
@@ -306,7 +309,7 @@ def _examples(tokenizer: Any) -> list[Any]:
     from train.data import Example
 
     pages = sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))
-    ids = tokenizer("\n".join(page.read_text() for page in pages)).input_ids
+    ids = 2 * tokenizer("\n".join(page.read_text() for page in pages), verbose=False).input_ids
     normal = statistics.NormalDist(math.log(MEAN) - SPREAD**2 / 2, SPREAD)
     lengths = [round(math.exp(normal.inv_cdf((i + 0.5) / ROWS))) for i in range(ROWS)]
     random.Random(0).shuffle(lengths)

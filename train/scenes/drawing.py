@@ -15,14 +15,11 @@ _FINE = 2  # drawn larger by this, then made smaller: smooth edges
 _MARGIN = 0.1
 
 COLORS = {
-    "red": (208, 32, 38),
     "blue": (32, 70, 200),
     "green": (36, 150, 52),
+    "purple": (136, 44, 168),
+    "red": (208, 32, 38),
     "yellow": (245, 214, 20),
-    "orange": (240, 128, 16),
-    "purple": (128, 44, 160),
-    "black": (26, 26, 28),
-    "white": (250, 250, 250),
 }
 _OUTLINE = (70, 70, 74)
 
@@ -69,14 +66,6 @@ class _Pen:
         box = [*self._at(x - rx, y - ry), *self._at(x + rx, y + ry)]
         self._draw.ellipse(box, fill=fill, outline=_OUTLINE, width=_FINE)
 
-    def half_disc(self, x: float, y: float, r: float, fill: Paint) -> None:
-        self._draw.pieslice([*self._at(x - r, y - r), *self._at(x + r, y + r)], 180, 360, fill, _OUTLINE, _FINE)
-
-    def ring(self, x: float, y: float, r: float, paint: Paint, width: float) -> None:
-        self._draw.ellipse(
-            [*self._at(x - r, y - r), *self._at(x + r, y + r)], outline=paint, width=round(width * self._side)
-        )
-
     def line(self, x0: float, y0: float, x1: float, y1: float, paint: Paint, width: float) -> None:
         self._draw.line([self._at(x0, y0), self._at(x1, y1)], fill=paint, width=max(1, round(width * self._side)))
 
@@ -84,16 +73,17 @@ class _Pen:
 _WOOD, _PALE, _DARK, _LEAF, _GOLD = (120, 80, 44), (236, 236, 230), (48, 48, 52), (70, 140, 60), (250, 200, 60)
 
 
-def _star(pen: _Pen, paint: Paint) -> None:
-    corners = [(math.pi * (i / 5 - 0.5), 0.5 if i % 2 == 0 else 0.2) for i in range(10)]
-    pen.polygon([(0.5 + r * math.cos(a), 0.52 + r * math.sin(a)) for a, r in corners], paint)
+def _hammer(pen: _Pen, paint: Paint) -> None:
+    pen.box(0.42, 0.3, 0.58, 1.0, _WOOD)
+    pen.polygon([(0.05, 0.3), (0.2, 0.06), (0.85, 0.06), (0.85, 0.36), (0.05, 0.36)], paint)
+    pen.box(0.85, 0.02, 0.98, 0.4, paint)
 
 
-def _house(pen: _Pen, paint: Paint) -> None:
-    pen.box(0.12, 0.45, 0.88, 1.0, paint)
-    pen.polygon([(0.0, 0.47), (0.5, 0.0), (1.0, 0.47)], _WOOD)
-    pen.box(0.42, 0.68, 0.6, 1.0, _DARK)
-    pen.box(0.2, 0.56, 0.36, 0.72, _PALE)
+def _saw(pen: _Pen, paint: Paint) -> None:
+    teeth = [(x / 14, 0.74 - 0.08 * (x % 2)) for x in range(10)]
+    pen.polygon([(0.0, 0.62), (0.66, 0.3), (0.66, 0.7), *reversed(teeth)], paint)
+    pen.disc(0.8, 0.5, 0.2, 0.26, _WOOD)
+    pen.disc(0.8, 0.5, 0.09, 0.13, _PALE)
 
 
 def _tree(pen: _Pen, paint: Paint) -> None:
@@ -127,10 +117,15 @@ def _boat(pen: _Pen, paint: Paint) -> None:
     pen.polygon([(0.0, 0.7), (1.0, 0.7), (0.8, 0.98), (0.2, 0.98)], paint)
 
 
-def _cup(pen: _Pen, paint: Paint) -> None:
-    pen.ring(0.76, 0.52, 0.2, paint, 0.08)
-    pen.polygon([(0.1, 0.2), (0.76, 0.2), (0.68, 0.92), (0.18, 0.92)], paint)
-    pen.disc(0.43, 0.2, 0.33, 0.09, _PALE)
+def _bird(pen: _Pen, paint: Paint) -> None:
+    pen.line(0.45, 0.75, 0.45, 0.98, _WOOD, 0.04)
+    pen.line(0.55, 0.75, 0.55, 0.98, _WOOD, 0.04)
+    pen.polygon([(0.66, 0.5), (1.0, 0.36), (0.94, 0.62)], paint)
+    pen.disc(0.5, 0.58, 0.3, 0.22, paint)
+    pen.disc(0.28, 0.32, 0.19, 0.18, paint)
+    pen.polygon([(0.11, 0.27), (0.11, 0.39), (-0.06, 0.34)], _GOLD)
+    pen.polygon([(0.42, 0.5), (0.74, 0.52), (0.56, 0.74)], _PALE)
+    pen.disc(0.24, 0.28, 0.03, 0.03, _DARK)
 
 
 def _flower(pen: _Pen, paint: Paint) -> None:
@@ -142,31 +137,15 @@ def _flower(pen: _Pen, paint: Paint) -> None:
     pen.disc(0.5, 0.34, 0.11, 0.11, _GOLD)
 
 
-def _umbrella(pen: _Pen, paint: Paint) -> None:
-    pen.line(0.5, 0.1, 0.5, 0.9, _DARK, 0.045)
-    pen.line(0.5, 0.9, 0.64, 0.9, _DARK, 0.045)
-    pen.half_disc(0.5, 0.54, 0.5, paint)
-    for x in (0.17, 0.5, 0.83):
-        pen.half_disc(x, 0.56, 0.165, _PALE)
-
-
-def _lamp(pen: _Pen, paint: Paint) -> None:
-    pen.line(0.5, 0.4, 0.5, 0.95, _DARK, 0.06)
-    pen.box(0.25, 0.92, 0.75, 1.0, _DARK)
-    pen.polygon([(0.32, 0.02), (0.68, 0.02), (0.92, 0.5), (0.08, 0.5)], paint)
-
-
 THINGS: dict[str, Callable[[_Pen, Paint], None]] = {
-    "star": _star,
-    "house": _house,
-    "tree": _tree,
+    "bird": _bird,
+    "boat": _boat,
     "car": _car,
     "fish": _fish,
-    "boat": _boat,
-    "cup": _cup,
     "flower": _flower,
-    "umbrella": _umbrella,
-    "lamp": _lamp,
+    "hammer": _hammer,
+    "saw": _saw,
+    "tree": _tree,
 }
 
 
@@ -215,20 +194,11 @@ def _night(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
     draw.ellipse([x, 0.13 * side, x + 0.13 * side, 0.26 * side], fill=(244, 238, 190))
 
 
-def _room(draw: ImageDraw.ImageDraw, rng: random.Random) -> None:
-    _bands(draw, (0, (226, 206, 200)), (0.72, (150, 110, 84)))
-    side, step = SIZE * _FINE, 0.09 * SIZE * _FINE
-    for i in range(12):
-        x = (i + rng.random() * 0.1) * step
-        draw.line([x, 0, x, 0.72 * side], fill=(206, 180, 176), width=_FINE * 2)
-
-
 PLACES: dict[str, Callable[[ImageDraw.ImageDraw, random.Random], None]] = {
-    "meadow": _meadow,
     "beach": _beach,
-    "snow": _snow,
+    "meadow": _meadow,
     "night": _night,
-    "room": _room,
+    "snow": _snow,
 }
 
 

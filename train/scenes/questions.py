@@ -1,9 +1,9 @@
 """Multiple-choice questions about drawn scenes, about short texts and about words. Knows scenes as data; knows
 nothing of drawing, files or models.
 
-Right answers stand at every place equally often, and wrong ones are drawn from the same words as right ones: who
-does not see the picture or read the text can only guess. Combinations of a thing and its colour, phrasings and
-words of the test split never occur in training.
+Who does not see the picture or read the text can only guess: right answers stand at every place equally often, and
+wrong ones are drawn from the same words. Combinations of a thing and its colour, phrasings and words of the test
+split never occur in training.
 """
 
 from __future__ import annotations
@@ -18,16 +18,12 @@ from train.scenes.drawing import COLORS, PLACES, THINGS, Scene, Thing
 
 T = TypeVar("T")
 COUNTS = ("one", "two", "three", "four")
-_KINDS, _COLORS, _PLACES = list(THINGS), list(COLORS), list(PLACES)
-# Two colours of every thing are kept for the test.
-HELD_OUT = frozenset((k, _COLORS[(3 * i + j) % len(_COLORS)]) for i, k in enumerate(_KINDS) for j in range(2))
-_WHERE = {
-    "meadow": "in a meadow",
-    "beach": "on a beach",
-    "snow": "in snow",
-    "night": "at night",
-    "room": "in a room",
-}
+GROUPS = {
+    "animal": ("bird", "fish"), "plant": ("flower", "tree"), "tool": ("hammer", "saw"), "vehicle": ("boat", "car"),
+}  # fmt: skip
+_KINDS, _COLORS, _PLACES = tuple(THINGS), tuple(COLORS), tuple(PLACES)
+# One colour of every thing is kept for the test.
+HELD_OUT = frozenset((kind, _COLORS[i % len(_COLORS)]) for i, kind in enumerate(_KINDS))
 _CORNERS = ((0.3, 0.32), (0.7, 0.32), (0.3, 0.7), (0.7, 0.7))
 
 
@@ -71,53 +67,49 @@ class _Draw:
         """One of the pool; every fourth is kept for the test."""
         return self.rng.choice([item for i, item in enumerate(pool) if (i % 4 == 3) == self.test])
 
-    def combination(self, other: Sequence[tuple[str, str]] = ()) -> tuple[str, str]:
-        """A kind and a colour of the split; neither occurs in `other`."""
+    def combination(self, kinds: Sequence[str] = _KINDS) -> tuple[str, str]:
+        """A kind and a colour that the split has together."""
         while True:
-            kind, color = self.rng.choice(_KINDS), self.rng.choice(_COLORS)
-            if ((kind, color) in HELD_OUT) == self.test and all(kind != k and color != c for k, c in other):
-                return kind, color
+            found = self.rng.choice(kinds), self.rng.choice(_COLORS)
+            if (found in HELD_OUT) == self.test:
+                return found
 
-    def place(self) -> str:
-        return self.rng.choice(_PLACES)
+    def scene(self, things: Sequence[Thing]) -> Scene:
+        return Scene(self.rng.choice(_PLACES), tuple(things), self.rng.randrange(2**31))
 
-    def scene(self, things: Sequence[Thing], place: str | None = None) -> Scene:
-        return Scene(place or self.place(), tuple(things), self.rng.randrange(2**31))
-
-    def single(self) -> Thing:
+    def single(self, kinds: Sequence[str] = _KINDS) -> Thing:
         """One large thing near the middle."""
-        kind, color = self.combination()
         u = self.rng.uniform
-        return Thing(kind, color, 0.5 + u(-0.12, 0.12), 0.5 + u(-0.12, 0.12), u(0.42, 0.58))
+        return Thing(*self.combination(kinds), 0.5 + u(-0.12, 0.12), 0.5 + u(-0.12, 0.12), u(0.46, 0.62))
 
-    def pair(self) -> tuple[Thing, Thing]:
-        """A large thing and a small one, side by side."""
-        first = self.combination()
-        second = self.combination([first])
+    def small(self, combination: tuple[str, str], x: float, y: float, size: float = 0.28) -> Thing:
         u = self.rng.uniform
-        xs = [u(0.28, 0.32), u(0.7, 0.74)]
-        self.rng.shuffle(xs)
-        large = Thing(*first, xs[0], u(0.42, 0.6), u(0.38, 0.44))
-        return large, Thing(*second, xs[1], u(0.42, 0.6), u(0.17, 0.21))
+        return Thing(*combination, x + u(-0.03, 0.03), y + u(-0.03, 0.03), size * u(0.9, 1.1))
 
-    def question(
-        self, skill: str, text: str, right: str, wrong: Sequence[str], scene: Scene | None = None, hint: str = ""
-    ) -> Question:
+    def several(self, number: int) -> list[Thing]:
+        """So many things alike, in some of the four corners."""
+        alike = self.combination()
+        return [self.small(alike, *corner) for corner in self.rng.sample(_CORNERS, number)]
+
+    def question(self, skill: str, text: str, right: str, wrong: Sequence[str], hint: str = "") -> Question:
         """The right choice at a random place among the wrong ones."""
         at = self.rng.randrange(len(wrong) + 1)
-        return Question(text, (*wrong[:at], right, *wrong[at:]), at, hint, scene, skill)
+        return Question(text, (*wrong[:at], right, *wrong[at:]), at, hint, None, skill)
 
-    def others(self, right: str, pool: Sequence[str], count: int) -> list[str]:
-        return self.rng.sample([word for word in pool if word != right], count)
+    def seen(
+        self, skill: str, text: str, right: str, choices: Sequence[str], scene: Scene, hint: str = ""
+    ) -> Question:
+        """A question whose choices stand in an order of their own: by the alphabet, or by size."""
+        return Question(text, tuple(choices), choices.index(right), hint, scene, skill)
 
 
-def _thing(draw: _Draw) -> Question:
-    thing = draw.single()
+def _group(draw: _Draw) -> Question:
+    group = draw.rng.choice(tuple(GROUPS))
     text = draw.phrase(
-        ("What is in the picture?", "What does the picture show?", "What can you see here?"),
-        ("Which thing is shown?", "What do you see in the image?"),
+        ("What is in the picture?", "What does the picture show?", "Which kind of thing is this?"),
+        ("What do you see in the image?", "To which group does this thing belong?"),
     )
-    return draw.question("thing", text, thing.kind, draw.others(thing.kind, _KINDS, 2), draw.scene([thing]))
+    return draw.seen("group", text, group, tuple(GROUPS), draw.scene([draw.single(GROUPS[group])]))
 
 
 def _color(draw: _Draw) -> Question:
@@ -126,21 +118,17 @@ def _color(draw: _Draw) -> Question:
         ("What color is the {}?", "Which color does the {} have?", "The {} has which color?"),
         ("What is the color of the {}?", "Which color is the {} in the image?"),
     ).format(thing.kind)
-    return draw.question("color", text, thing.color, draw.others(thing.color, _COLORS, 1), draw.scene([thing]))
+    return draw.seen("color", text, thing.color, _COLORS, draw.scene([thing]))
 
 
 def _count(draw: _Draw) -> Question:
-    (kind, color), number = draw.combination(), draw.rng.randint(1, 4)
-    u = draw.rng.uniform
-    corners = draw.rng.sample(_CORNERS, number)
-    things = [Thing(kind, color, x + u(-0.04, 0.04), y + u(-0.04, 0.04), u(0.26, 0.32)) for x, y in corners]
-    plural = words.plural(kind)
+    number = draw.rng.randint(1, len(COUNTS))
+    things = draw.several(number)
     text = draw.phrase(
         ("How many {} are there?", "How many {} does the picture show?", "Count the {}."),
         ("How many {} can you see?", "What is the number of {}?"),
-    ).format(plural)
-    right = COUNTS[number - 1]
-    return draw.question("count", text, right, draw.others(right, COUNTS, 1), draw.scene(things))
+    ).format(words.plural(things[0].kind))
+    return draw.seen("count", text, COUNTS[number - 1], COUNTS, draw.scene(things))
 
 
 def _place(draw: _Draw) -> Question:
@@ -149,41 +137,54 @@ def _place(draw: _Draw) -> Question:
         ("Where is the {}?", "Where does the {} stand?", "In which place is the {}?"),
         ("Where was the {} drawn?", "At which place do you see the {}?"),
     ).format(scene.things[0].kind)
-    return draw.question("place", text, scene.place, draw.others(scene.place, _PLACES, 2), scene)
+    return draw.seen("place", text, scene.place, _PLACES, scene)
 
 
-def _bigger(draw: _Draw) -> Question:
-    large, small = draw.pair()
-    right, wrong = (large, small) if draw.rng.random() < 0.5 else (small, large)
-    if right is large:
-        text = draw.phrase(("Which is bigger?", "Which thing is larger?"), ("Which one is the bigger thing?",))
-    else:
-        text = draw.phrase(("Which is smaller?", "Which thing is smaller?"), ("Which one is the smaller thing?",))
-    return draw.question("bigger", text, right.kind, [wrong.kind], draw.scene([large, small]))
-
-
-def _sentence(draw: _Draw) -> Question:
-    scene = draw.scene([draw.single()])
-    kind = scene.things[0].kind
-    if draw.rng.random() < 0.5:
-        wrong = f"A {draw.others(kind, _KINDS, 1)[0]} {_WHERE[scene.place]}."
-    else:
-        wrong = f"A {kind} {_WHERE[draw.others(scene.place, _PLACES, 1)[0]]}."
+def _layout(draw: _Draw) -> Question:
+    """Where things stand to each other."""
+    alike, right = draw.combination(), draw.rng.choice(("column", "row"))
+    along, across = (0.22, 0.5, 0.78), draw.rng.uniform(0.35, 0.65)
+    spots = [(across, at) if right == "column" else (at, across) for at in along]
     text = draw.phrase(
-        ("Which sentence fits the picture?", "Which sentence tells what you see?"),
-        ("Which sentence is true here?",),
+        ("How do the {} stand?", "In which order are the {}?", "What do the {} form?"),
+        ("How are the {} arranged?", "Which line do the {} make?"),
+    ).format(words.plural(alike[0]))
+    scene = draw.scene([draw.small(alike, *spot, size=0.25) for spot in spots])
+    return draw.seen("layout", text, right, ("column", "row"), scene)
+
+
+def _same(draw: _Draw) -> Question:
+    """How two things compare."""
+    first, right = draw.combination(), draw.rng.choice(("no", "yes"))
+    color = first[1] if right == "yes" else draw.rng.choice([c for c in _COLORS if c != first[1]])
+    # In the test only the first is held out: few held-out things share a colour.
+    kinds = [k for k in _KINDS if k != first[0] and (draw.test or (k, color) not in HELD_OUT)]
+    second = draw.rng.choice(kinds), color
+    text = draw.phrase(
+        ("Do both things have the same color?", "Are the two things of one color?"),
+        ("Have the things the same color?",),
     )
-    return draw.question("sentence", text, f"A {kind} {_WHERE[scene.place]}.", [wrong], scene)
+    things = [draw.small(first, 0.29, 0.5, 0.36), draw.small(second, 0.71, 0.5, 0.36)]
+    return draw.seen("same", text, right, ("no", "yes"), draw.scene(things))
+
+
+def _number(draw: _Draw) -> Question:
+    right = draw.rng.choice(("plural", "singular"))
+    text = draw.phrase(
+        ("Which form of the noun fits the picture?", "Is the noun for this plural or singular?"),
+        ("Which form of the noun do you need here?",),
+    )
+    number = 1 if right == "singular" else draw.rng.randint(2, 4)
+    return draw.seen("number", text, right, ("plural", "singular"), draw.scene(draw.several(number)))
 
 
 def _drawn(draw: _Draw) -> Question:
-    """A picture and a text that says whose it is."""
-    thing, name = draw.single(), draw.rng.choice(words.NAMES)
-    text = draw.phrase(
-        ("What did {} draw?", "Which thing has {} drawn?"), ("What did {} make a picture of?",)
-    ).format(name)
-    hint = f"{name} drew this for {draw.others(name, words.NAMES, 1)[0]}."
-    return draw.question("drawn", text, thing.kind, draw.others(thing.kind, _KINDS, 1), draw.scene([thing]), hint)
+    """With a text too, which says whose picture it is."""
+    group, (name, other) = draw.rng.choice(tuple(GROUPS)), draw.rng.sample(words.NAMES, 2)
+    text = draw.phrase(("What did {} draw?", "Which thing has {} drawn?"), ("What did {} make a picture of?",))
+    scene = draw.scene([draw.single(GROUPS[group])])
+    hint = f"{name} drew this for {other}."
+    return draw.seen("drawn", text.format(name), group, tuple(GROUPS), scene, hint)
 
 
 def _trade(draw: _Draw) -> Question:
@@ -237,15 +238,8 @@ def _members(
 
 def _plural(draw: _Draw) -> Question:
     one, other = draw.one_of(words.NOUNS), draw.one_of(words.NOUNS)
-    while other == one:
-        other = draw.one_of(words.NOUNS)
-    if draw.rng.random() < 0.5:
-        text = draw.phrase(
-            ("Which word is plural?", "Which word means more than one?"), ("Which noun is plural?",)
-        )
-        return draw.question("plural", text, words.plural(one), [other])
-    text = draw.phrase(("Which word is singular?", "Which word means only one?"), ("Which noun is singular?",))
-    return draw.question("plural", text, one, [words.plural(other)])
+    text = draw.phrase(("Which word is plural?", "Which word means more than one?"), ("Which noun is plural?",))
+    return draw.question("plural", text, words.plural(one), [other])
 
 
 _ANIMAL = _members(
@@ -277,13 +271,14 @@ _CAPITAL = _pairs(
 _WORK = _pairs("work", words.WORK, ("What does a {} make?", "A {} works on what?"), ("What comes from a {}?",))
 
 SKILLS = (
-    Skill("thing", "natural science", "biology", range(1, 7), 4, _thing),
+    Skill("group", "natural science", "biology", range(1, 7), 4, _group),
     Skill("color", "natural science", "physics", range(1, 10), 4, _color),
     Skill("count", "natural science", "units-and-measurement", range(1, 7), 4, _count),
-    Skill("bigger", "natural science", "physics", range(5, 13), 3, _bigger),
+    Skill("same", "natural science", "physics", range(7, 13), 2, _same),
     Skill("place", "social science", "geography", range(3, 13), 4, _place),
-    Skill("drawn", "social science", "culture", range(7, 13), 2, _drawn),
-    Skill("sentence", "language science", "reading-comprehension", range(2, 10), 3, _sentence),
+    Skill("drawn", "social science", "culture", range(7, 13), 3, _drawn),
+    Skill("layout", "language science", "figurative-language", range(7, 13), 2, _layout),
+    Skill("number", "language science", "grammar", range(3, 10), 2, _number),
     Skill("property", "natural science", "chemistry", range(3, 13), 3, _property),
     Skill("trade", "social science", "economics", range(4, 13), 3, _trade),
     Skill("meaning", "language science", "vocabulary", range(4, 13), 3, _meaning),
@@ -304,6 +299,8 @@ def questions(count: int, test: bool, seed: int) -> list[tuple[Question, Skill]]
     made: dict[Question, Skill] = {}
     tries = 0
     while len(made) < count:
+        if tries > 50 * count:
+            raise ValueError(f"there are no {count} different questions")
         skill = deck[tries % len(deck)]
         tries += 1
         made.setdefault(skill.make(draw), skill)
