@@ -102,25 +102,29 @@ class Progress:
             self._bar.refresh()
 
 
-def build_once(folder: Path, fill: Callable[[Path, Path, Progress], None]) -> Path:
-    """`folder`, complete; built first if it is missing, unfinished or damaged.
+def build_once(
+    folder: Path, fill: Callable[[Path, Path, Progress], None], made_from: str = "", room: int | None = None
+) -> Path:
+    """`folder`, complete; built first if it is missing, unfinished, damaged or made from something else.
 
     `fill(result, scratch, progress)` writes the files into `result` and may leave what it likes in `scratch`.
-    Of several processes one builds and the others wait. Raises LoadError when the place cannot be written,
-    and whatever `fill` raises.
+    made_from: names the state of what the folder is made from; room: bytes that must be free on the disk before.
+    Of several processes one builds and the others wait. Raises LoadError when the place cannot be written or is
+    too small, and whatever `fill` raises.
     """
+    needed = "600 MB" if room is None else f"{room / 1e9:.1f} GB"
     try:
-        if _is_complete(folder):
+        if is_built(folder, made_from):
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with Progress(folder.name) as progress, _lock(folder, progress):
             # Whoever held the lock before may have done the work.
-            if not _is_complete(folder):
-                _build(folder, fill, progress)
+            if not is_built(folder, made_from):
+                _build(folder, fill, progress, made_from, room or 0)
     except OSError as error:
         raise LoadError(
             f"Cannot keep {folder.name} in the cache folder {folder.parent}: {error.strerror or error}. "
-            "Make it a folder that this user can write, with 600 MB free, "
+            f"Make it a folder that this user can write, with {needed} free, "
             f"or set {CACHE_VARIABLE} to another one."
         ) from error
     return folder
@@ -141,10 +145,18 @@ def _lock(folder: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _build(folder: Path, fill: Callable[[Path, Path, Progress], None], progress: Progress) -> None:
+def _build(
+    folder: Path, fill: Callable[[Path, Path, Progress], None], progress: Progress, made_from: str, room: int
+) -> None:
     """Build under the lock: every temporary found here belongs to a process that died."""
     for stale in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < room:
+        raise LoadError(
+            f"Preparing {folder.name} takes {room / 1e9:.1f} GB of disk in {folder.parent}, where "
+            f"{free / 1e9:.1f} GB are free. Make room, or set {CACHE_VARIABLE} to a folder on another disk."
+        )
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     result = scratch / "result"
     try:
@@ -152,23 +164,27 @@ def _build(folder: Path, fill: Callable[[Path, Path, Progress], None], progress:
         fill(result, scratch, progress)
         files = {path.name: _sample(path) for path in sorted(result.iterdir())}
         manifest = result / _MANIFEST
-        manifest.write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
+        known = {"made_from": made_from, "files": files} if made_from else {"files": files}
+        manifest.write_text(json.dumps(known, indent=2), encoding="utf-8")
         for path in result.iterdir():
             path.chmod(manifest.stat().st_mode)  # safetensors writes for the owner alone
             _sync(path)
         _sync(result)
         if folder.exists():
-            os.rename(folder, scratch / "damaged")  # a rename cannot replace a folder that holds files
+            os.rename(folder, scratch / "before")  # a rename cannot replace a folder that holds files
         os.rename(result, folder)
         _sync(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _is_complete(folder: Path) -> bool:
+def is_built(folder: Path, made_from: str = "") -> bool:
+    """Whether `build_once` would only look."""
     try:
-        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        return all(_sample(folder / name) == known for name, known in files.items())
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"].items()
+        same = manifest.get("made_from", "") == made_from
+        return same and all(_sample(folder / name) == known for name, known in files)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

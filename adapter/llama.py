@@ -5,7 +5,9 @@ Knows LLaMA models and their tokenizers; knows nothing of adapters on disk, imag
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -14,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from adapter import attention, embedded
+from adapter import attention, bases, embedded, memory
 from adapter.attention import LayerPrompts, PromptKV
 from adapter.config import BaseFingerprint
 from adapter.errors import LoadError
+from adapter.layers import adapt
 from adapter.quantize import quantize_linears
 
 log = logging.getLogger(__name__)
@@ -36,6 +41,10 @@ class AdaptedLlama(LlamaForCausalLM):
     They are named here, and the parent's parameters repeated, because `generate()` reads this signature:
     it drops arguments that are not in it, and with `*args` it would drop position_ids too.
     """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        adapt(self.model)
 
     def forward(
         self,
@@ -106,7 +115,8 @@ def load_base(
     device: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> Base:
-    """Load a frozen LLaMA: the embedded default, a Hugging Face repository id, or a folder.
+    """Load a frozen LLaMA: the embedded default, a Hugging Face id or folder, a folder in Meta's format, or a GGUF
+    file. The latter two are converted once and kept in the cache.
 
     quantization: "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default bfloat16). "auto" is nf4 on
     CUDA, and on a CPU torch's packed products: four bits where they hold the weights exactly, else eight.
@@ -118,21 +128,19 @@ def load_base(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
-    source = _source(name_or_path)
     chosen = ("nf4" if device.startswith("cuda") else "packed") if quantization == "auto" else quantization
     attention.register()
     dtype = dtype or torch.bfloat16
-    config = _load(AutoConfig, source, name_or_path)
-    if config.model_type != "llama":
-        raise LoadError(
-            f"'{name_or_path}' is a {config.model_type} model. LLaMA-Adapter needs a LLaMA: "
-            f"try {embedded.BASE} or huggyllama/llama-7b."
-        )
+    foreign = bases.find_foreign(name_or_path)
+    memory.require(name_or_path, base_config(name_or_path, foreign), chosen, device, dtype)
+    source = _source(name_or_path, foreign)
+    config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
     tokenizer = _load(AutoTokenizer, source, name_or_path)
     model = _load(
         AdaptedLlama,
         source,
         name_or_path,
+        config=config,
         dtype=dtype,
         attn_implementation=attention.NAME,
         device_map={"": device},
@@ -150,8 +158,76 @@ def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
     return _load(AutoTokenizer, _source(name_or_path), name_or_path)
 
 
-def _source(name_or_path: str) -> str:
-    return str(embedded.base_folder()) if name_or_path == embedded.BASE else name_or_path
+def base_config(name_or_path: str = embedded.BASE, foreign: bases.Foreign | None = None) -> LlamaConfig:
+    """The LlamaConfig of a base, which is neither loaded nor converted for it. Raises LoadError."""
+    foreign = foreign or bases.find_foreign(name_or_path)
+    config = None if foreign is None else foreign.config()
+    if config is None:
+        config = _load(AutoConfig, _source(name_or_path, foreign), name_or_path)
+    return _as_llama(config, name_or_path)
+
+
+def base_fingerprint(name_or_path: str = embedded.BASE) -> BaseFingerprint:
+    """The fingerprint of a base without loading it: its sizes, its tokenizer and one norm.
+
+    `weights` stays empty where that norm is not on this machine as safetensors. Raises LoadError.
+    """
+    source = _source(name_or_path)
+    config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
+    with torch.device("meta"):
+        model = AdaptedLlama(config)
+    norm = _stored(source, "model.norm.weight")
+    model.model.norm.weight = torch.nn.Parameter(torch.zeros(config.hidden_size) if norm is None else norm)
+    found = _fingerprint(model, load_tokenizer(name_or_path), name_or_path)
+    return found if norm is not None else dataclasses.replace(found, weights="")
+
+
+def _stored(source: str, name: str) -> Tensor | None:
+    """One tensor out of a base's safetensors, in a folder or in the Hub's cache; None if it is not there."""
+
+    def at(file: str) -> Path | None:
+        path = Path(source, file) if Path(source).is_dir() else try_to_load_from_cache(source, file)
+        return Path(path) if isinstance(path, str | Path) and Path(path).is_file() else None
+
+    try:
+        index = at("model.safetensors.index.json")
+        file = "model.safetensors"
+        if index is not None:
+            file = str(json.loads(index.read_text(encoding="utf-8"))["weight_map"][name])
+        if (path := at(file)) is None:
+            return None
+        with safe_open(path, framework="pt") as tensors:
+            return tensors.get_tensor(name)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+
+
+def _source(name_or_path: str, foreign: bases.Foreign | None = None) -> str:
+    """What `from_pretrained` takes; converted into the cache first if it is in another format."""
+    if name_or_path == embedded.BASE:
+        return str(embedded.base_folder())
+    foreign = foreign or bases.find_foreign(name_or_path)
+    return name_or_path if foreign is None else str(foreign.folder())
+
+
+def _as_llama(config: Any, name: str) -> LlamaConfig:
+    """A LLaMA's config as it is, and a Mistral's without a sliding window as the LLaMA that it is."""
+    if config.model_type == "llama":
+        return config
+    if config.model_type != "mistral":
+        raise LoadError(
+            f"'{name}' is a {config.model_type} model. LLaMA-Adapter needs a LLaMA: "
+            f"try {embedded.BASE} or huggyllama/llama-7b."
+        )
+    if (config.sliding_window or config.max_position_embeddings) < config.max_position_embeddings:
+        raise LoadError(
+            f"'{name}' is a Mistral that attends to its last {config.sliding_window} tokens only, which a LLaMA "
+            "does not. Use one without a sliding window, such as mistralai/Mistral-7B-v0.3, or a LLaMA."
+        )
+    facts = config.to_dict()
+    for key in ("model_type", "architectures", "sliding_window", "layer_types"):
+        facts.pop(key, None)
+    return LlamaConfig(architectures=["LlamaForCausalLM"], **facts)
 
 
 def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -97,3 +97,26 @@ def tiny_folder(tiny_base, tmp_path_factory) -> Path:
     tiny_base.model.save_pretrained(folder)
     tiny_base.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", params=[4, 2], ids=["mha", "gqa"])
+def small(request, tiny_base, tmp_path_factory) -> tuple[AdaptedLlama, Path]:
+    """A random LLaMA whose logits are of ordinary size, without and with grouped queries, fp32; and its folder."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        **{**TINY, "num_key_value_heads": request.param},
+        intermediate_size=64,
+        max_position_embeddings=128,
+        attn_implementation=attention.NAME,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    attention.register()
+    model = AdaptedLlama(config)
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, std=0.15) if "norm" not in name else torch.nn.init.uniform_(weight, 0.5, 1.5)
+    folder = tmp_path_factory.mktemp("small")
+    model.save_pretrained(folder)
+    tiny_base.tokenizer.save_pretrained(folder)
+    return model.requires_grad_(False).eval(), folder

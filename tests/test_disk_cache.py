@@ -78,7 +78,7 @@ def test_killed_then_started_again(tmp_path: Path, die_at: str, damaged_before: 
     if die_at == "renamed":
         assert build_once(folder, refuse) == folder
         return
-    assert not disk_cache._is_complete(folder)
+    assert not disk_cache.is_built(folder)
     assert temporaries(folder) != [], "the kill came too late to prove anything"
     build_once(folder, fill)
     assert (folder / "big.bin").stat().st_size == 256 * 40_000
@@ -162,6 +162,24 @@ def test_full_disk(tmp_path: Path) -> None:
 
     with pytest.raises(LoadError, match=r"No space left on device.*600 MB.*LLAMA_ADAPTER_CACHE"):
         build_once(tmp_path / "model", run_out)
+    assert temporaries(tmp_path / "model") == []
+
+
+def test_made_from_something_else_is_built_again_in_its_place(tmp_path: Path) -> None:
+    def fill_anew(result: Path, scratch: Path, progress: Progress) -> None:
+        (result / "other").write_text("x")
+
+    folder = build_once(tmp_path / "model", fill, "one")
+    assert build_once(folder, refuse, "one") == folder
+    build_once(folder, fill_anew, "two")
+    assert {path.name for path in folder.iterdir()} == {"other", "manifest.json"}
+    assert not disk_cache.is_built(folder, "one") and not disk_cache.is_built(folder)
+    assert temporaries(folder) == []
+
+
+def test_too_small_a_disk_is_said_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"takes 1000000000\.0 GB of disk in .* free\. Make room, or set LLAMA"):
+        build_once(tmp_path / "model", refuse, room=10**18)
     assert temporaries(tmp_path / "model") == []
 
 
