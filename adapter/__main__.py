@@ -1,4 +1,6 @@
-"""The command line: `python -m adapter list | show NAME | generate [options] PROMPT`."""
+"""The command line: `python -m adapter COMMAND`, which is list, show NAME, generate [options] PROMPT,
+convert SOURCE --to DIR or base [NAME].
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapter import convert, memory
 from adapter.chat import Message
 from adapter.checkpoint import load_adapter
 from adapter.embedded import BASE
 from adapter.engine import Engine
 from adapter.errors import AdapterError
-from adapter.llama import QUANTIZATIONS, load_base
+from adapter.llama import QUANTIZATIONS, base_config, load_base
 from adapter.modules import Adapter
 from adapter.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
 from adapter.sampling import SamplingParams
@@ -48,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(command=_generate)
     generate.add_argument("prompt", nargs="?", metavar="PROMPT")
     generate.add_argument("--prompt-ids", type=_ids, metavar="1,2,3", help="token ids instead of PROMPT")
-    generate.add_argument("--adapter", metavar="NAME", help="default: the frozen base")
+    generate.add_argument(
+        "--adapter", metavar="NAME", help="or user/repo[@revision] on the Hub; default: the frozen base"
+    )
     generate.add_argument(
         "--mix",
         type=_weighted,
@@ -74,9 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--raw", action="store_true", help="no chat template around PROMPT")
     generate.add_argument("--json", action="store_true", help="one JSON object instead of a stream")
     generate.add_argument("--logprobs", action="store_true", help="with --json: of each token")
-    generate.add_argument("--base", default=BASE, help="embedded name, Hugging Face id or folder")
+    generate.add_argument("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
     generate.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
     generate.add_argument("--device", default="auto")
+    convert.add_command(commands)
+    base = commands.add_parser("base", help="what a base needs in memory, and what there is")
+    base.add_argument("name", nargs="?", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
+    base.set_defaults(command=_base)
     return parser
 
 
@@ -122,6 +131,10 @@ def _show(args: argparse.Namespace, store: AdapterStore) -> None:
     print(gate_table(adapter))
 
 
+def _base(args: argparse.Namespace, _: AdapterStore) -> None:
+    print(memory.table(args.name, base_config(args.name)))
+
+
 def gate_table(adapter: Adapter) -> str:
     """The activated gates: a row a layer, a column a head, in hundredths."""
     gates = adapter.activated_gates() * 100
@@ -134,6 +147,11 @@ def gate_table(adapter: Adapter) -> str:
 def _generate(args: argparse.Namespace, store: AdapterStore) -> None:
     if (args.prompt is None) == (args.prompt_ids is None):
         raise AdapterError("Give either PROMPT or --prompt-ids.")
+    with convert.named_in_store(args.adapter, args.base, store) as (args.adapter, store):
+        _answer(args, store)
+
+
+def _answer(args: argparse.Namespace, store: AdapterStore) -> None:
     request = GenerationRequest(
         messages=() if args.prompt is None else (Message("user", args.prompt),),
         adapter=args.adapter,

@@ -92,8 +92,8 @@ class PromptTerm(torch.autograd.Function):
         mask: Tensor | None,
         scaling: float,
     ) -> Tensor:
-        """out: [B, T, H, head_dim]; query: [B, H, T, head_dim]; keys, values: [U, Hkv, K, head_dim]; gates: [U, H];
-        mask: [U, K], additive. U is B or 1. Returns [B, T, H, head_dim].
+        """out: [B, T, H, head_dim]; query: [B, H, T, head_dim]; keys, values: [U, Hkv, K, head_dim]; gates: [U, H]
+        and mask: [U, K], additive, with U = B or 1. Returns [B, T, H, head_dim].
         """
         batch, heads, length, head_dim = query.shape
         entries, kv_heads, prompts, _ = keys.shape

@@ -85,6 +85,7 @@ class VisionConfig:
     num_kinds: int = 0  # common words over groups of names; `label` only
     name_length: int = 0  # tokens a name may take; `label` only
     token_size: int = 0  # width of the encoder's tokens; `queries` only, like the rest
+    projected: bool = False  # tokens have passed the encoder's own head, as CLIP's do in V2
     width: int = 192  # in which queries and tokens meet
     blocks: int = 2
     heads: int = 6
@@ -102,14 +103,14 @@ class VisionConfig:
             _at_least_one(num_classes=self.num_classes, num_kinds=self.num_kinds, name_length=self.name_length)
 
     @property
-    def needs_tokens(self) -> bool:
-        """Whether the projection reads the encoder's tokens, which are made on demand only."""
-        return self.projection == "queries"
+    def encoding(self) -> dict[str, Any]:
+        """How the encoder is asked: tokens are made on demand only."""
+        return {"tokens": self.projection == "queries", "projected": self.projected, "channels": self.channels}
 
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """What an adapter of the V2 family (arXiv 2304.15010) changes of the base beside its attention, in every layer."""
+    """What an adapter of the V2 family (arXiv 2304.15010) changes in every layer beside the attention."""
 
     intermediate_size: int  # of the base's MLPs
     norms: bool = False

@@ -182,6 +182,15 @@ def base_fingerprint(name_or_path: str = embedded.BASE) -> BaseFingerprint:
     return found if norm is not None else dataclasses.replace(found, weights="")
 
 
+def base_weight(name_or_path: str, tensor: str) -> Tensor:
+    """One weight of a base, which is not loaded for it, such as "model.norm.weight". Raises LoadError."""
+    if (found := _stored(_source(name_or_path), tensor)) is None:
+        raise LoadError(
+            f"{tensor} of the base '{name_or_path}' is not on this machine. Name a folder that holds its safetensors."
+        )
+    return found
+
+
 def _stored(source: str, name: str) -> Tensor | None:
     """One tensor out of a base's safetensors, in a folder or in the Hub's cache; None if it is not there."""
 

@@ -73,13 +73,13 @@ class PromptMaker:
     def _encode(self, adapter: Adapter, image: Image.Image, image_digest: bytes) -> VisualFeatures:
         vision = adapter.config.vision
         assert vision is not None
-        name, tokens, channels = vision.encoder, vision.needs_tokens, vision.channels
+        how = vision.encoding
 
         def encode() -> VisualFeatures:
-            encoder = self._encoders.get(name, lambda: VisualEncoder(name, self._base.device))
-            return encoder.encode([image], tokens=tokens, channels=channels)
+            encoder = self._encoders.get(vision.encoder, lambda: VisualEncoder(vision.encoder, self._base.device))
+            return encoder.encode([image], **how)
 
-        return self._features.get((name, tokens, channels, image_digest), encode)
+        return self._features.get((vision.encoder, *how.values(), image_digest), encode)
 
 
 def digest(image: Image.Image) -> bytes:

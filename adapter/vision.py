@@ -199,14 +199,16 @@ class VisualEncoder:
         batch_size: int = 32,
         *,
         tokens: bool = False,
+        projected: bool = False,
         channels: str = "RGB",
     ) -> VisualFeatures:
         """Features of RGB pictures, as `open_image` gives them, in fp32 on the encoder's device.
 
-        tokens: keep the encoder's tokens too. channels: in which order it is shown them, as in VisionConfig.
+        tokens: keep the encoder's tokens too. projected, channels: as in VisionConfig. Raises LoadError if tokens are
+        to pass the head of an encoder that has none.
         """
         chunks = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-        return VisualFeatures.cat([self._encode(chunk, tokens, channels) for chunk in chunks])
+        return VisualFeatures.cat([self._encode(chunk, tokens, projected, channels) for chunk in chunks])
 
     @property
     def classifier(self) -> tuple[Tensor, Tensor]:
@@ -219,7 +221,9 @@ class VisualEncoder:
             raise LoadError(f"Encoder '{self.name}' has no linear classifier. Use projection 'global' with it.")
         return layer.weight.cpu(), layer.bias.cpu()
 
-    def _encode(self, images: Sequence[Image.Image], tokens: bool, channels: str) -> VisualFeatures:
+    def _encode(
+        self, images: Sequence[Image.Image], tokens: bool, projected: bool, channels: str
+    ) -> VisualFeatures:
         import numpy as np
 
         pixels = torch.stack([torch.from_numpy(np.array(self._fit(image))) for image in images])
@@ -230,13 +234,17 @@ class VisualEncoder:
         pooled = self._model.forward_head(final, pre_logits=True)  # [B, last level]
         levels = torch.cat([*(s.flatten(2).mean(2) for s in stages), pooled], dim=1)
         logits = self._classifier(pooled) if self._classifier is not None else None
-        return VisualFeatures(levels, logits, self._tokens(final) if tokens else None)
+        return VisualFeatures(levels, logits, self._tokens(final, projected) if tokens else None)
 
-    def _tokens(self, final: Tensor) -> Tensor:
+    def _tokens(self, final: Tensor, projected: bool) -> Tensor:
         """[B, N, token_size] of the last features: a transformer's tokens as they are, a map's positions in order.
 
         What a map holds at a position says nothing of where that is, and so its place is put beside it.
         """
+        if projected:
+            if self._classifier is None or final.ndim != 3:
+                raise LoadError(f"Encoder '{self.name}' has no head that its tokens could pass.")
+            return self._classifier(final)
         if final.ndim == 3:
             return final
         if getattr(self._model, "output_fmt", "NCHW") != "NHWC":

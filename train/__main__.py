@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
+# Before anything imports it: it warns that an optional kernel of its own is not installed.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 import argparse
 import contextlib
-import logging
 import re
 import sys
 from collections.abc import Sequence

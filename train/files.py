@@ -104,4 +104,4 @@ def pictures_of(config: TrainConfig, encoder: VisualEncoder | None, skipped: Ski
     """The pictures for an adapter that sees; a text adapter reads the same records without them."""
     if encoder is None or config.vision is None:
         return None
-    return Pictures(encoder, skipped, tokens=config.vision.needs_tokens, channels=config.vision.channels)
+    return Pictures(encoder, config.vision, skipped)

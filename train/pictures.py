@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from pathlib import Path
 
+from adapter.config import VisionConfig
 from adapter.errors import BadInput
 from adapter.vision import VisualEncoder, VisualFeatures, open_image
 from train.data import Example, Row, Skipped
@@ -18,17 +19,10 @@ class Pictures:
     """
 
     def __init__(
-        self,
-        encoder: VisualEncoder,
-        skipped: Skipped,
-        *,
-        tokens: bool = False,
-        channels: str = "RGB",
-        max_bytes: int = 2**30,
+        self, encoder: VisualEncoder, vision: VisionConfig, skipped: Skipped, max_bytes: int = 2**30
     ) -> None:
-        """tokens, channels: as in VisualEncoder.encode; max_bytes: of features that are kept."""
-        self._encoder, self._skipped, self._room = encoder, skipped, max_bytes
-        self._tokens, self._channels = tokens, channels
+        """max_bytes: of features that are kept."""
+        self._encoder, self._how, self._skipped, self._room = encoder, vision.encoding, skipped, max_bytes
         self._kept: OrderedDict[Path, VisualFeatures | None] = OrderedDict()
 
     def usable(self, rows: list[Row]) -> list[Row]:
@@ -44,7 +38,7 @@ class Pictures:
         assert path is not None
         if path not in self._kept:
             try:
-                features = self._encoder.encode([open_image(path)], tokens=self._tokens, channels=self._channels)
+                features = self._encoder.encode([open_image(path)], **self._how)
             except BadInput as error:
                 features = None
                 self._skipped.add(example.where or str(path), f"{example.where}: {path}: {error}")

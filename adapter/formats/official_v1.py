@@ -1,0 +1,113 @@
+"""The published LLaMA-Adapter V1 for text: prompts of all insertion layers in one tensor, a gate for every layer.
+
+`adapter_query.weight` [L*K, hidden_size], `layers.{i}.attention.gate` [1, H, 1, 1] (one number before April 2023)
+for all N layers, of which the topmost L count. Alone or inside a training checkpoint around the whole base.
+The file does not say whether gates pass through tanh (its training code) or not (its inference code).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapter.checkpoint import replacing
+from adapter.errors import LoadError
+from adapter.formats.tensors import ForeignAdapter, floats, plain, stacked_gates, wrong
+from adapter.modules import Adapter
+
+FORMAT = "official-v1"
+PROMPTS = "adapter_query.weight"
+_GATE = re.compile(r"layers\.(\d{1,4})\.attention\.gate")
+# What a training checkpoint holds beside the adapter.
+_BASE = re.compile(
+    r"(tok_embeddings|output|norm)\.weight|(layers\.\d+\.attention\.(inner_attention\.)?)?rope\.freqs"
+    r"|layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123]|attention_norm|ffn_norm)\.weight"
+)
+
+
+def read(
+    path: Path, tensors: Mapping[str, Tensor], beside: Mapping[str, Any], stated: int | None
+) -> ForeignAdapter:
+    """stated: L, if the user states it. Raises LoadError if it has to be stated, and for a broken file."""
+    gates = {int(m.group(1)): t for name, t in tensors.items() if (m := _GATE.fullmatch(name))}
+    for name in tensors:
+        if name != PROMPTS and not (_GATE.fullmatch(name) or _BASE.fullmatch(name)):
+            raise wrong(path, f"{plain(name)} is no part of a V1 adapter")
+    total = len(gates)
+    missing = [index for index in range(max(gates, default=0) + 1) if index not in gates]
+    if missing:
+        raise wrong(path, f"the gate of layer {missing[0]} is missing; a V1 file has one for every layer")
+    rows = tensors[PROMPTS]
+    if rows.ndim != 2 or not rows.numel():
+        raise wrong(path, f"{PROMPTS} has shape {tuple(rows.shape)}, not (L*K, hidden_size)")
+    every = stacked_gates(path, gates, "layers.{}.attention.gate")  # [N, H or 1]
+    count, assumed = _insertion_layers(path, len(rows), every, stated, beside.get("args"))
+    prompts = floats(path, PROMPTS, rows).view(count, -1, rows.shape[1])
+    return ForeignAdapter(
+        FORMAT,
+        prompts,
+        every[total - count :].clone(),
+        tuple(range(total - count, total)),
+        total=total,
+        template="alpaca",  # what it was trained on
+        assumed=assumed,
+    )
+
+
+def _insertion_layers(
+    path: Path, rows: int, gates: Tensor, stated: int | None, args: Any
+) -> tuple[int, dict[str, str]]:
+    """L and how it is known: stated, in the training arguments, or the layers down to the lowest gate not zero."""
+    total = len(gates)
+    known = getattr(args, "adapter_layer", None) if stated is None else stated
+    if known is not None:
+        if not isinstance(known, int) or not 1 <= known <= total or rows % known:
+            raise LoadError(
+                f"'{path.name}' has {rows} prompts and {total} layers: {known!r} insertion layers do not fit. "
+                f"--layers can be one of {_choices(rows, total)}."
+            )
+        return known, {}
+    active = gates.ne(0).any(dim=1).nonzero()
+    count = total - int(active[0]) if len(active) else 0
+    if not count or rows % count:
+        raise LoadError(
+            f"'{path.name}' does not tell how its {rows} prompts are shared out among layers. "
+            f"State it with --layers, one of {_choices(rows, total)} (the published 7B has 30)."
+        )
+    return count, {"prompts": "in all layers down to the lowest whose gate is not zero. `--layers` states L."}
+
+
+def _choices(rows: int, total: int) -> str:
+    return ", ".join(str(n) for n in range(1, total + 1) if rows % n == 0)
+
+
+def why_not(adapter: Adapter) -> str:
+    """What keeps `adapter` from this format, or nothing."""
+    base = adapter.config.base
+    if base.num_key_value_heads != base.num_attention_heads:
+        return (
+            f"its base shares {base.num_key_value_heads} key heads, and the official V1 code has one for each head"
+        )
+    return ""
+
+
+def write(adapter: Adapter, folder: Path) -> str:
+    """Write the flat .pth into `folder`; returns what a reader has to know. Exact."""
+    config = adapter.config
+    heads = config.base.num_attention_heads
+    tensors = {PROMPTS: adapter.prompts.detach().flatten(0, 1).contiguous()}
+    for index in range(config.base.num_hidden_layers):
+        gate = (
+            adapter.gates.detach()[index - config.layers.start] if index in config.layers else torch.zeros(heads)
+        )
+        tensors[f"layers.{index}.attention.gate"] = gate.reshape(1, heads, 1, 1).clone()
+    name = f"llama_adapter_len{config.prompt_length}_layer{config.insertion_layers}.pth"
+    with replacing(folder / name) as temporary:
+        torch.save(tensors, temporary)
+    how = "pass them through tanh" if config.gate_activation == "tanh" else "use them as they are, without tanh"
+    return f"{name}: the file cannot say how its gates are meant: {how}."

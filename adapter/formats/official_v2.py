@@ -1,0 +1,225 @@
+"""The published LLaMA-Adapter V2 and V2.1 with pictures: prompts, visual queries, norms, biases and LoRA.
+
+`{model, config}`: `adapter_query.weight` [L*K, hidden_size]; for pictures `visual_query`, `clip_proj`,
+`visual_blocks`, `visual_proj` and their norms; under `llama.` a tanh gate (times `new_gate` where there is LoRA),
+the norms' new weights, biases and LoRA of the linear maps. Meta orders the rows of wq and wk by pairs, so what is
+added to their outputs is put into our order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapter.config import AdapterConfig, BaseFingerprint, TuningConfig, VisionConfig
+from adapter.deltas import LINEARS
+from adapter.errors import LoadError
+from adapter.formats.tensors import floats, plain, wrong
+from adapter.modules import Adapter
+
+FORMAT = "official-v2"
+# CLIP ViT-L/14 as timm has it: the release used OpenAI's weights, whose activation is QuickGELU.
+ENCODER = "vit_large_patch14_clip_quickgelu_224.openai"
+PROMPTS = "adapter_query.weight"
+_LINEARS = {
+    "attention.wq": "q", "attention.wk": "k", "attention.wv": "v", "attention.wo": "o",
+    "feed_forward.w1": "gate", "feed_forward.w2": "down", "feed_forward.w3": "up",
+}  # fmt: skip
+_LORA = re.compile(r"layers\.(\d{1,4})\.(attention|feed_forward)\.lora_(w\w)_l([12])\.weight")
+_BIAS = re.compile(r"layers\.(\d{1,4})\.(attention\.w\w|feed_forward\.w\d)\.bias")
+_GATE = re.compile(r"layers\.(\d{1,4})\.attention\.(gate|new_gate)")
+_NORM = re.compile(r"layers\.(\d{1,4})\.(attention_norm|ffn_norm)\.weight|(norm)\.weight")
+_VISUAL = re.compile(
+    r"(visual_query|clip_proj|clip_proj_norm|visual_blocks\.\d+\.\S+|visual_proj|visual_proj_norm)\b.*"
+)
+_HEADS = 16  # of the visual blocks, which their shapes do not tell
+_HF_NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+
+
+@dataclass(frozen=True)
+class OfficialV2:
+    """What such a file holds, by its own names without `llama.`."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+
+    def adapter(
+        self, base: BaseFingerprint, intermediate_size: int, norm_of: Callable[[str], Tensor], heads: int = _HEADS
+    ) -> Adapter:
+        """The same function as an adapter of ours on `base`.
+
+        norm_of: a norm's weight in the base, by Hugging Face's name: the trained one is kept as its ratio to that.
+        heads: of the visual blocks. Raises LoadError that says what does not fit.
+        """
+        found = self._by_kind()
+        prompts, gates = self._prompts(base, found["gate"])
+        length = prompts.shape[1]
+        state = {"prompts": prompts, "gates": gates, **self._projection(found["visual"], length)}
+        tuning = self._tuning_config(found, intermediate_size)
+        config = AdapterConfig(
+            base=base,
+            prompt_length=length,
+            insertion_layers=len(prompts),
+            gate_activation="identity",  # tanh(gate) * new_gate, as it multiplies
+            template="alpaca",
+            description="Converted from official LLaMA-Adapter V2.",
+            vision=self._vision(found["visual"], heads),
+            tuning=tuning,
+        )
+        with torch.device("meta"):
+            adapter = Adapter(config)
+        expected = {name: tuple(t.shape) for name, t in adapter.state_dict().items()}
+        zeros = {name: torch.zeros(shape) for name, shape in expected.items() if name.startswith("tuning.")}
+        state = {**zeros, **state}
+        if tuning is not None:
+            self._fill(state, found, base, norm_of)
+        for name, tensor in state.items():
+            if name not in expected or tuple(tensor.shape) != expected[name]:
+                wanted = expected.get(name, "nothing of that name")
+                raise wrong(self.path, f"what becomes {name} has shape {tuple(tensor.shape)}, not {wanted}")
+        if missing := sorted(set(expected) - set(state)):
+            raise wrong(self.path, f"it lacks what becomes {', '.join(missing[:5])}")
+        adapter.load_state_dict(state, assign=True)
+        return adapter.requires_grad_(False).eval()
+
+    def _by_kind(self) -> dict[str, dict[str, Tensor]]:
+        kinds: dict[str, dict[str, Tensor]] = {k: {} for k in ("gate", "lora", "bias", "norm", "visual")}
+        patterns = {"gate": _GATE, "lora": _LORA, "bias": _BIAS, "norm": _NORM, "visual": _VISUAL}
+        for name, tensor in self.tensors.items():
+            kind = next((k for k, pattern in patterns.items() if pattern.fullmatch(name)), None)
+            if kind is not None:
+                kinds[kind][name] = floats(self.path, name, tensor)
+            elif name != PROMPTS:
+                raise wrong(self.path, f"{plain(name)} is no part of a V2 adapter")
+        return kinds
+
+    def _prompts(self, base: BaseFingerprint, gates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """[L, K, hidden_size] and [L, H]."""
+        layers = sorted(int(m.group(1)) for name in gates if (m := _GATE.fullmatch(name)) and m.group(2) == "gate")
+        total, rows = base.num_hidden_layers, self.tensors[PROMPTS]
+        if not layers or layers != list(range(layers[0], total)):
+            raise LoadError(
+                f"'{self.path.name}' has gates in layers {layers[:3]} to {layers[-1:]}, and {base.name} has "
+                f"{total} layers. Name the base that it was made for with --base."
+            )
+        if rows.ndim != 2 or rows.shape[1] != base.hidden_size:
+            raise LoadError(
+                f"'{self.path.name}' does not fit {base.name}: its prompts are {tuple(rows.shape)}, hidden_size "
+                f"is {base.hidden_size}. Name the base that it was made for with --base."
+            )
+        # All layers may have a gate though only the topmost have prompts.
+        count = next((n for n in range(len(layers), 0, -1) if len(rows) % n == 0 and n >= len(layers) - 1), 0)
+        if not count:
+            raise wrong(self.path, f"its {len(rows)} prompts cannot be shared out among {len(layers)} layers")
+        active = []
+        for layer in layers[len(layers) - count :]:
+            gate = gates[f"layers.{layer}.attention.gate"].flatten().tanh()
+            if (new := gates.get(f"layers.{layer}.attention.new_gate")) is not None:
+                gate = gate * new.flatten()
+            active.append(gate.expand(base.num_attention_heads))
+        prompts = floats(self.path, PROMPTS, rows).view(count, -1, base.hidden_size)
+        return prompts, torch.stack(active)
+
+    def _vision(self, visual: Mapping[str, Tensor], heads: int) -> VisionConfig | None:
+        if not visual:
+            return None
+        blocks = {int(name.split(".")[1]) for name in visual if name.startswith("visual_blocks.")}
+        width, token_size = visual["clip_proj.weight"].shape
+        return VisionConfig(
+            encoder=ENCODER,
+            projection="queries",
+            channels="BGR",  # as the release read its pictures
+            projected=True,
+            token_size=token_size,
+            width=width,
+            blocks=len(blocks),
+            heads=heads,
+        )
+
+    def _projection(self, visual: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+        queries = visual.get("visual_query.weight")
+        if queries is not None and len(queries) != length:
+            raise wrong(self.path, f"it has {len(queries)} visual queries and {length} prompts a layer")
+        return {f"projection.{name}": tensor for name, tensor in visual.items()}
+
+    def _tuning_config(
+        self, found: Mapping[str, Mapping[str, Tensor]], intermediate_size: int
+    ) -> TuningConfig | None:
+        ranks = {t.shape[0] for name, t in found["lora"].items() if name.endswith("_l1.weight")}
+        if len(ranks) > 1:
+            raise wrong(self.path, f"it has LoRA of several ranks: {sorted(ranks)}")
+        if not (found["norm"] or found["bias"] or ranks):
+            return None
+        return TuningConfig(
+            intermediate_size, norms=bool(found["norm"]), bias=bool(found["bias"]), lora_rank=max(ranks, default=0)
+        )
+
+    def _fill(
+        self,
+        state: dict[str, Tensor],
+        found: Mapping[str, Mapping[str, Tensor]],
+        base: BaseFingerprint,
+        norm_of: Callable[[str], Tensor],
+    ) -> None:
+        """Put biases, LoRA and norms into `state`, where zeros stand for what the file leaves as it is."""
+
+        def put(name: str, layer: int, value: Tensor) -> None:
+            if name not in state or layer >= len(state[name]) or state[name][layer].shape != value.shape:
+                wanted = tuple(state[name].shape[1:]) if name in state else "none"
+                raise wrong(self.path, f"layer {layer}: {name} has shape {tuple(value.shape)}, not {wanted}")
+            ordered = name.startswith(("tuning.bias.", "tuning.up."))
+            state[name][layer] = _our_order(name.rpartition(".")[2], value, base) if ordered else value
+
+        for name, value in found["bias"].items():
+            match = _BIAS.fullmatch(name)
+            assert match
+            linear = _linear(self.path, match.group(2))
+            put(f"tuning.bias.{linear}", int(match.group(1)), value)
+        for name, value in found["lora"].items():
+            match = _LORA.fullmatch(name)
+            assert match
+            linear = _linear(self.path, f"{match.group(2)}.{match.group(3)}")
+            side = "down" if match.group(4) == "1" else "up"
+            put(f"tuning.{side}.{linear}", int(match.group(1)), value)
+        for name, value in found["norm"].items():
+            match = _NORM.fullmatch(name)
+            assert match
+            total = base.num_hidden_layers
+            if match.group(3):
+                row, theirs = 2 * total, "model.norm.weight"
+            else:
+                layer, kind = int(match.group(1)), match.group(2)
+                row = 2 * layer + list(_HF_NORMS).index(kind)
+                theirs = f"model.layers.{layer}.{_HF_NORMS[kind]}.weight"
+            own = norm_of(theirs).float()
+            if (own == 0).any():
+                raise LoadError(f"The base's {theirs} has zeros, and a V2 norm is kept as its ratio to it.")
+            put("tuning.norms", row, value / own - 1)
+
+
+def _linear(path: Path, name: str) -> str:
+    if name not in _LINEARS:
+        raise wrong(path, f"{plain(name)} is no linear map of a LLaMA layer")
+    return _LINEARS[name]
+
+
+def _our_order(linear: str, values: Tensor, base: BaseFingerprint) -> Tensor:
+    """Rows of what is added to the outputs of wq and wk, from Meta's pairs to halves of each head."""
+    assert linear in LINEARS
+    if linear not in ("q", "k"):
+        return values
+    pairs = values.reshape(-1, base.head_dim // 2, 2, *values.shape[1:])
+    return pairs.transpose(1, 2).reshape(values.shape)
+
+
+def read(path: Path, tensors: Mapping[str, Tensor]) -> OfficialV2:
+    """Raises LoadError if there are no prompts, or a tensor is of no known kind."""
+    named = {name.removeprefix("llama."): tensor for name, tensor in tensors.items()}
+    if PROMPTS not in named:
+        raise wrong(path, f"it lacks {PROMPTS}")
+    return OfficialV2(path, named)

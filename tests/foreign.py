@@ -1,0 +1,123 @@
+"""What the tests of other programs' formats share: a LLaMA with adaption prompts written out in fp64, and ways to
+run ours. Written from the papers' equations (arXiv 2302.13971, 2303.16199), from nobody's code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapter.checkpoint import load_adapter
+from adapter.convert import Options, convert
+from adapter.llama import AdaptedLlama, base_fingerprint
+
+IDS = torch.arange(24).reshape(2, 12) * 7 % 97
+HEADS, HEAD_DIM, LAYERS, HIDDEN = 4, 8, 4, 32
+# Meta's names of a layer's matrices and Hugging Face's.
+NAMES = {
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+def weights_of(model: AdaptedLlama) -> dict[str, Tensor]:
+    """The model's weights under Meta's names, rows as Hugging Face orders them, fp64."""
+    state = {name: t.double() for name, t in model.state_dict().items()}
+    found = {
+        "tok_embeddings.weight": state["model.embed_tokens.weight"],
+        "norm.weight": state["model.norm.weight"],
+        "output.weight": state["lm_head.weight"],
+    }
+    for i in range(LAYERS):
+        for meta, hf in NAMES.items():
+            found[f"layers.{i}.{meta}.weight"] = state[f"model.layers.{i}.{hf}.weight"]
+    return found
+
+
+def as_meta(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's order of the rows of wq and wk turned into Meta's: halves of a head become pairs."""
+
+    def pairs(weight: Tensor) -> Tensor:  # [H * head_dim, hidden]
+        return weight.view(-1, 2, HEAD_DIM // 2, HIDDEN).transpose(1, 2).reshape(weight.shape)
+
+    return {n: pairs(w) if n.endswith(("wq.weight", "wk.weight")) else w for n, w in weights.items()}
+
+
+def turn_pairs(x: Tensor, angles: Tensor) -> Tensor:
+    """Meta's rotary embedding: neighbours (x0, x1), (x2, x3) ... are complex numbers. x: [..., T, head_dim]."""
+    turned = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * torch.polar(torch.ones_like(angles), angles)
+    return torch.view_as_real(turned).flatten(-2)
+
+
+def turn_halves(x: Tensor, angles: Tensor) -> Tensor:
+    """Hugging Face's and LitGPT's: x0 goes with x_{d/2}."""
+    one, two = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
+
+
+def reference_logits(
+    weights: Mapping[str, Tensor],
+    ids: Tensor,
+    prompts: Mapping[int, Tensor],
+    gates: Mapping[int, Tensor],
+    turn: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Logits [B, T, vocabulary] in fp64. prompts: [K, hidden] and gates: [H], as they multiply, by layer."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.weight"]
+
+    def by_head(x: Tensor, weight: Tensor) -> Tensor:  # [B, T, hidden] -> [B, H, T, head_dim]
+        found = (x @ weight.T).unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
+        return found.repeat_interleave(HEADS // found.shape[1], dim=1)
+
+    length = ids.shape[1]
+    frequencies = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2, dtype=torch.float64) / HEAD_DIM)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    future = torch.full((length, length), -math.inf, dtype=torch.float64).triu(1)
+    hidden = weights["tok_embeddings.weight"][ids]
+    for i in range(LAYERS):
+        at = {name: weights[f"layers.{i}.{name}.weight"] for name in NAMES}
+        x = norm(hidden, f"layers.{i}.attention_norm")
+        query = turn(by_head(x, at["attention.wq"]), angles)
+        key = turn(by_head(x, at["attention.wk"]), angles)
+        out = (query @ key.mT / math.sqrt(HEAD_DIM) + future).softmax(-1) @ by_head(x, at["attention.wv"])
+        if i in prompts:
+            own = prompts[i].double()[None]  # no norm, no rotation
+            scores = query @ by_head(own, at["attention.wk"]).mT / math.sqrt(HEAD_DIM)
+            attended = scores.softmax(-1) @ by_head(own, at["attention.wv"])
+            out = out + gates[i].double().view(-1, 1, 1) * attended
+        hidden = hidden + out.transpose(1, 2).flatten(2) @ at["attention.wo"].T
+        x = norm(hidden, f"layers.{i}.ffn_norm")
+        inner = torch.nn.functional.silu(x @ at["feed_forward.w1"].T) * (x @ at["feed_forward.w3"].T)
+        hidden = hidden + inner @ at["feed_forward.w2"].T
+    return norm(hidden, "norm") @ weights["output.weight"].T
+
+
+def steps(model, ids: Tensor, prefill: int = 7, **kwargs) -> Tensor:
+    """Logits of every position, the first `prefill` at once and the others one by one with a cache."""
+    out = model(input_ids=ids[:, :prefill], use_cache=True, **kwargs)
+    found = [out.logits]
+    for i in range(prefill, ids.shape[1]):
+        out = model(input_ids=ids[:, i : i + 1], cache=out.cache, use_cache=True, **kwargs)
+        found.append(out.logits)
+    return torch.cat(found, dim=1)
+
+
+def converted_logits(model: AdaptedLlama, base: Path, source: Path, to: Path, **options) -> Tensor:
+    """Ours, of what `source` is once it is converted into the folder `to` and loaded from there."""
+    convert(str(source), to, Options(base=str(base), **options))
+    adapter = load_adapter(to, base_fingerprint(str(base)))
+    return steps(model, IDS, prompt_kv=adapter(model))
