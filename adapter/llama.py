@@ -186,7 +186,7 @@ def base_weight(name_or_path: str, tensor: str) -> Tensor:
     """One weight of a base, which is not loaded for it, such as "model.norm.weight". Raises LoadError."""
     if (found := _stored(_source(name_or_path), tensor)) is None:
         raise LoadError(
-            f"{tensor} of the base '{name_or_path}' is not on this machine. Name a folder that holds its safetensors."
+            f"{tensor} of the base '{name_or_path}' is not here. Name a folder that holds its safetensors."
         )
     return found
 

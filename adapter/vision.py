@@ -204,8 +204,8 @@ class VisualEncoder:
     ) -> VisualFeatures:
         """Features of RGB pictures, as `open_image` gives them, in fp32 on the encoder's device.
 
-        tokens: keep the encoder's tokens too. projected, channels: as in VisionConfig. Raises LoadError if tokens are
-        to pass the head of an encoder that has none.
+        tokens: keep the encoder's tokens too. projected, channels: as in VisionConfig. Raises LoadError if tokens
+        are to pass the head of an encoder that has none.
         """
         chunks = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         return VisualFeatures.cat([self._encode(chunk, tokens, projected, channels) for chunk in chunks])

@@ -72,9 +72,15 @@ def merged(model, adapter, strength=1.0):
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 @pytest.mark.parametrize(
     "tuning",
-    [ALL, TuningConfig(64, norms=True), TuningConfig(64, bias=True), TuningConfig(64, scale=True), TuningConfig(64, lora_rank=2)],
+    [
+        ALL,
+        TuningConfig(64, norms=True),
+        TuningConfig(64, bias=True),
+        TuningConfig(64, scale=True),
+        TuningConfig(64, lora_rank=2),
+    ],
     ids=["all", "norms", "bias", "scale", "lora"],
-)  # fmt: skip
+)
 def test_deltas_are_changed_weights(tiny, tiny_fingerprint, tuning, strength):
     adapter = tuned_adapter(tiny_fingerprint, tuning=tuning)
     kv = adapter(tiny).scaled(strength)
@@ -153,8 +159,8 @@ def test_the_engine_gives_each_row_what_it_gets_alone(serving, tiny_fingerprint,
         GenerationRequest((Message("user", "abc"),), adapter=name, strength=strength, mix=mix,
                           sampling=SamplingParams(temperature=0, max_new_tokens=8))
         for name, strength, mix in (
-            ("tuned", 1.0, ()), (None, 1.0, ()), ("plain", 1.0, ()), ("tuned", 0.5, (("plain", 0.7),)), ("tuned", 0.0, ()),
-            ("plain", 0.0, ()),
+            ("tuned", 1.0, ()), (None, 1.0, ()), ("plain", 1.0, ()), ("tuned", 0.5, (("plain", 0.7),)),
+            ("tuned", 0.0, ()), ("plain", 0.0, ()),
         )
     ]  # fmt: skip
 
