@@ -125,10 +125,12 @@ def _show(args: argparse.Namespace, store: AdapterStore) -> None:
     print(f"parameters   {adapter.num_parameters:,} in {card.bytes / 2**20:.1f} MB")
     print(f"prompts      {config.prompt_length} in each of the topmost {config.insertion_layers} layers")
     print(f"gates        {config.gate_activation}, one a head")
+    print(f"template     {config.template}")
     if config.vision is not None:
-        print(f"vision       {config.vision.encoder}, {config.vision.projection} projection")
-    print()
-    print(gate_table(adapter))
+        print(
+            f"vision       {config.vision.encoder}, {config.vision.projection} projection, {config.vision.channels}"
+        )
+    print(f"\n{gate_table(adapter)}\n\n{store.card_text(args.name)}")
 
 
 def _base(args: argparse.Namespace, _: AdapterStore) -> None:

@@ -127,9 +127,7 @@ def named_in_store(
 def _of_v2(found: OfficialV2, options: Options) -> Adapter:
     name = options.base or BASE
     if options.gate_activation is not None:
-        raise LoadError(
-            "Official V2 has tanh gates by its definition. Leave --gate-activation out."
-        )
+        raise LoadError("Official V2 has tanh gates by its definition. Leave --gate-activation out.")
     intermediate = base_config(name).intermediate_size
     adapter = found.adapter(base_fingerprint(name), intermediate, lambda norm: base_weight(name, norm))
     if options.template is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter.checkpoint import CONFIG, WEIGHTS, load_adapter, read_config
+from adapter.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, read_config
 from adapter.config import AdapterConfig
 from adapter.errors import LoadError
 from adapter.llama import Base
@@ -15,6 +16,7 @@ from adapter.modules import Adapter
 
 log = logging.getLogger(__name__)
 
+_LONGEST_CARD = 50_000  # characters
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "adapters"
 
 
@@ -71,6 +73,15 @@ class AdapterStore:
                 f"Adapter '{name}': {WEIGHTS} is missing. Download or train the adapter again."
             ) from error
         return AdapterCard(name, read_config(folder), size)
+
+    def card_text(self, name: str) -> str:
+        """The model card that came with adapter `name`, without its front matter; empty if it has none."""
+        try:
+            with open(self.folder(name) / CARD, encoding="utf-8", errors="replace") as file:
+                text = file.read(_LONGEST_CARD)
+        except OSError:
+            return ""
+        return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
 
     def load(self, name: str, base: Base) -> Adapter:
         """Adapter `name` on the base's device; the same read-only object until its files change."""

@@ -54,6 +54,9 @@ class Shelf:
             raise LoadError(f"There is no adapter '{name}'. Choose one of: {', '.join(self.cards)}.")
         return self.cards[name]
 
+    def card_text(self, name: str) -> str:
+        return f"# {name}\n\n![x](http://far.away/x.png) <img src=x> as trained" if name == "poet" else ""
+
 
 class Echo:
     """An engine that answers with what it was asked, three pieces at a time, and remembers the requests."""
@@ -551,3 +554,13 @@ def serving(*arguments: str, timeout: float = 60) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_a_card_is_shown_and_loads_nothing_from_anywhere():
+    store = Shelf()
+    shown = look.about(store, "poet")
+    assert shown.startswith("### poet") and "as trained" in shown
+    assert "![" not in shown and "<img" not in shown
+    assert "without a card" in look.about(store, "see")
+    assert "frozen base" in look.about(store, "")
+    assert "without a card" in look.about(store, "gone")

@@ -48,3 +48,15 @@ def test_the_first_folder_wins(tmp_path, tiny_fingerprint):
     store = AdapterStore(tmp_path / "mine", tmp_path / "shipped")
     assert store.names() == ["poet"]
     assert store.card("poet").description == "mine"
+
+
+def test_a_card_is_read_without_its_front_matter(tmp_path, tiny_fingerprint):
+    store = AdapterStore(tmp_path)
+    save_adapter(
+        random_adapter(tiny_fingerprint), tmp_path / "poet", "---\nlicense: mit\n---\n\n# poet\n\nRhymes.\n"
+    )
+    assert store.card_text("poet") == "# poet\n\nRhymes."
+    (tmp_path / "poet" / "README.md").write_bytes(b"\xff" * 100_000)
+    assert 0 < len(store.card_text("poet")) <= 50_000
+    (tmp_path / "poet" / "README.md").unlink()
+    assert store.card_text("poet") == ""

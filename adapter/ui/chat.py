@@ -71,6 +71,8 @@ def chat_tab(provider: EngineProvider, store: look.Cards) -> None:
                 label="Strength",
                 info="0 is the frozen base, 1 the adapter as trained",
             )
+            with gr.Accordion("About this adapter", open=False, elem_id="about"):
+                about = gr.Markdown(look.about(store, BASE_ONLY))
             with gr.Accordion("Sampling", open=False):
                 temperature = gr.Slider(
                     0, 2, 0.1, step=0.05, label="Temperature", info="0 takes the likeliest word"
@@ -82,6 +84,8 @@ def chat_tab(provider: EngineProvider, store: look.Cards) -> None:
     # Icons and pictures of the examples are served from copies; answers must name those.
     handlers = ChatTurns(provider, store, _served(examples, chat))
     _connect(handlers, chat, box, settings)
+    told = {"queue": False, "show_progress": "hidden", **PRIVATE}
+    picker.change(lambda name: look.about(store, name), picker, about, **told)
     _refresh(provider, store, status, picker)
     _api(provider, store)
 

@@ -89,3 +89,6 @@ class LazyStore:
         if self._store is None:
             raise Busy("The adapters are still being looked up. Try again in a few seconds.")
         return self._store.card(name)
+
+    def card_text(self, name: str) -> str:
+        return "" if self._store is None else self._store.card_text(name)

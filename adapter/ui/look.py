@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +35,8 @@ class Cards(Protocol):
 
     def card(self, name: str) -> AdapterCard: ...
 
+    def card_text(self, name: str) -> str: ...
+
 
 @dataclass(frozen=True)
 class Example:
@@ -62,6 +65,18 @@ def examples() -> list[Example]:
         Example("What is this animal?\nA photograph", question, "see", str(photograph)),
         Example("And what is this?\nA drawing", question, "see", str(DRAWING)),
     ]
+
+
+def about(store: Cards, name: str) -> str:
+    """The chosen adapter's model card as Markdown that loads nothing from anywhere."""
+    if not name:
+        return "The frozen base, without an adapter."
+    try:
+        text = store.card_text(name)
+    except AdapterError:
+        text = ""
+    text = text.replace("![", "[").replace("<", "&lt;")
+    return re.sub(r"^(#+) ", r"##\1 ", text, flags=re.MULTILINE) or "This adapter came without a card."
 
 
 def picker_choices(store: Cards) -> list[tuple[str, str]]:
