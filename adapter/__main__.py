@@ -127,9 +127,8 @@ def _show(args: argparse.Namespace, store: AdapterStore) -> None:
     print(f"gates        {config.gate_activation}, one a head")
     print(f"template     {config.template}")
     if config.vision is not None:
-        print(
-            f"vision       {config.vision.encoder}, {config.vision.projection} projection, {config.vision.channels}"
-        )
+        vision = config.vision
+        print(f"vision       {vision.encoder}, {vision.projection} projection, {vision.channels}")
     print(f"\n{gate_table(adapter)}\n\n{store.card_text(args.name)}")
 
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.activations import SiLUActivation
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from adapter.llama import AdaptedLlama, Base, load_base
 
@@ -26,7 +27,7 @@ def load_to_train(name: str, precision: str = "bf16", device: str = "auto") -> B
 
 
 def make_lean(model: AdaptedLlama) -> None:
-    """Let norms and gated units of a frozen model keep their inputs alone and make their gradients in one go.
+    """Let norms, rotations and gated units of a frozen model keep little and make their gradients in one go.
 
     transformers' own norm goes to fp32 and back in steps that autograd keeps: a sixth of a training step on a CPU.
     The two differ by the rounding of one product. Safe to call again.
@@ -34,12 +35,34 @@ def make_lean(model: AdaptedLlama) -> None:
     for module in model.modules():
         if isinstance(module, LlamaRMSNorm):
             module.forward = MethodType(_norm, module)
+        elif isinstance(module, LlamaAttention):
+            module.forward = MethodType(_attention, module)
         elif isinstance(module, LlamaMLP) and isinstance(module.act_fn, (torch.nn.SiLU, SiLUActivation)):
             module.forward = MethodType(_mlp, module)
 
 
 def _norm(self: LlamaRMSNorm, hidden_states: Tensor) -> Tensor:
     return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+
+
+def _attention(
+    self: LlamaAttention,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    cache: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    query, key, value = (
+        linear(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        for linear in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    query, key = (_Rotation.apply(t, *position_embeddings) for t in (query, key))
+    if cache is not None:
+        key, value = cache.update(key, value, self.layer_idx)
+    attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+    out, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+    return self.o_proj(out.flatten(-2)), weights
 
 
 def _mlp(self: LlamaMLP, x: Tensor) -> Tensor:
@@ -62,6 +85,31 @@ class _RMSNorm(torch.autograd.Function):
         x, slope = _precise(hidden), _precise(slopes[0]) * weight
         along = torch.linalg.vecdot(slope, x).unsqueeze(-1).mul_(scale.square()).div_(x.shape[-1])
         return slope.addcmul_(x, along, value=-1).mul_(scale).to(hidden.dtype), None, None
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotary positions, half by half: no negated copy is put together, and the gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x: [B, H, T, head_dim]; cos, sin: [B or 1, T, head_dim], whose halves are equal."""
+        half = x.shape[-1] // 2
+        cos, sin = cos[:, None, :, :half], sin[:, None, :, :half]
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(slopes[0], cos, -sin), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # heads before positions also in memory
+    (left, right), (out_left, out_right) = x.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(left, cos, out=out_left).addcmul_(right, sin, value=-1)
+    torch.mul(right, cos, out=out_right).addcmul_(left, sin)
+    return out
 
 
 def _precise(values: Tensor) -> Tensor:

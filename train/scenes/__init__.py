@@ -1,1 +1,1 @@
-"""A multiple-choice benchmark in ScienceQA's published format, drawn and written by rule. Seeded; needs no download."""
+"""A multiple-choice benchmark in ScienceQA's published format, drawn and written by rule, from a seed."""

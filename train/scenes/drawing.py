@@ -1,4 +1,4 @@
-"""Pictures of simple scenes: where it is, and the things that stand in it. Knows Pillow; knows nothing of questions."""
+"""Pictures of simple scenes: a place, and things that stand in it. Knows Pillow; knows nothing of questions."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,14 @@ from train.scenes.drawing import draw
 from train.scenes.questions import Question, Skill, questions
 
 PROBLEMS, SPLITS, IMAGE = "problems.json", "pid_splits.json", "image.png"
-COUNTS = {"train": 2400, "val": 240, "test": 720}
 
 
-def write(folder: Path, counts: dict[str, int] | None = None, seed: int = 0) -> Path:
+def write(folder: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
     """Write the benchmark into `folder`, which need not exist, and return it; the same seed gives the same bytes.
 
     counts: problems of train, val and test. Training's and validation's are drawn alike and without overlap; the
     test's from combinations, phrasings and words of its own. Raises AdapterError if the folder cannot be written.
     """
-    counts = {**COUNTS, **(counts or {})}
     known = questions(counts["train"] + counts["val"], test=False, seed=2 * seed)
     parts = {
         "train": known[: counts["train"]],
@@ -50,7 +49,9 @@ def write(folder: Path, counts: dict[str, int] | None = None, seed: int = 0) -> 
         (folder / PROBLEMS).write_text(json.dumps(problems, indent=1) + "\n", encoding="utf-8")
         (folder / SPLITS).write_text(json.dumps(splits) + "\n", encoding="utf-8")
     except OSError as error:
-        raise AdapterError(f"The benchmark cannot be written to '{folder}' ({error}). Give another folder.") from error
+        raise AdapterError(
+            f"The benchmark cannot be written to '{folder}' ({error}). Give another folder."
+        ) from error
     return folder
 
 

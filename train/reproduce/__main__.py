@@ -1,0 +1,96 @@
+"""The command line: `python -m train.reproduce` makes the benchmark, does all runs and writes the report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapter.embedded import base_folder
+from adapter.errors import AdapterError
+from train.reproduce.benchmark import Benchmark, open_benchmark
+from train.reproduce.plan import FULL, QUICK, Plan, runs
+from train.reproduce.pool import available_cores, perform_all
+from train.reproduce.report import write_report
+from train.reproduce.tables import Figures
+from train.scenes.writer import SPLITS, write
+
+_DRAWN = "drawn and written by rule (`train/scenes`), in ScienceQA's format"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = _parser().parse_args(arguments)
+    try:
+        print(reproduce(args, sys.argv[1:] if arguments is None else arguments))
+    except (AdapterError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; finished runs are kept, and the same command does the others", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m train.reproduce", description="Try the claims of LLaMA-Adapter anew, on pictures drawn here."
+    )
+    parser.add_argument("--out", type=Path, help="folder of everything (default: runs/reproduce, or runs/quick)")
+    parser.add_argument(
+        "--quick", action="store_true", help="everything once, in minutes; the figures mean nothing"
+    )
+    parser.add_argument(
+        "--scienceqa", type=Path, metavar="DIR", help="use the real data: problems.json and images/"
+    )
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core, at most 2)")
+    parser.add_argument("--steps", type=int, help=f"of each run (default: {FULL.steps})")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn benchmark")
+    return parser
+
+
+def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
+    """Everything; returns the report."""
+    started = time.perf_counter()
+    plan = QUICK if args.quick else FULL
+    if args.steps is not None:
+        if args.steps < 2:
+            raise AdapterError(f"--steps must be at least 2, got {args.steps}.")
+        plan = dataclasses.replace(plan, steps=args.steps)
+    out: Path = args.out or Path("runs") / ("quick" if args.quick else "reproduce")
+    jobs = args.jobs if args.jobs is not None else min(2, available_cores())
+    if jobs < 1:
+        raise AdapterError(f"--jobs must be at least 1, got {jobs}.")
+    benchmark = _benchmark(args, plan, out)
+    layers = _layers()
+    results = perform_all(runs(plan, layers), benchmark, out, jobs)
+    figures = Figures(results, benchmark.splits["test"], plan, layers)
+    sizes = {split: len(part) for split, part in benchmark.splits.items()}
+    data = f"ScienceQA, from {args.scienceqa}" if args.scienceqa else f"{_DRAWN}, seed {args.seed}"
+    command = shlex.join(["python", "-m", "train.reproduce", *given])
+    return write_report(figures, out, command, data, time.perf_counter() - started, jobs, sizes)
+
+
+def _benchmark(args: argparse.Namespace, plan: Plan, out: Path) -> Benchmark:
+    """The real one, or the drawn one, which is written if it is not there."""
+    if args.scienceqa is not None:
+        return open_benchmark(args.scienceqa, out, plan.counts)
+    folder = out / f"benchmark-{plan.train}-{args.seed}"
+    if not (folder / SPLITS).exists():
+        print(f"drawing the benchmark in {folder}", flush=True)
+        write(folder, plan.counts, args.seed)
+    return open_benchmark(folder, out, plan.counts)
+
+
+def _layers() -> int:
+    """Of the base, from its configuration alone."""
+    return int(json.loads((base_folder() / "config.json").read_text())["num_hidden_layers"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

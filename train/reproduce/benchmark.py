@@ -1,0 +1,105 @@
+"""The benchmark's problems as prompts and examples, every picture encoded once. Knows ScienceQA's format and the
+frozen encoder; knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapter.chat import Message
+from adapter.embedded import ENCODER
+from adapter.errors import AdapterError
+from adapter.vision import VisualEncoder, VisualFeatures, open_image
+from train.data import Example
+from train.formats.scienceqa import Problem, problems, question_text
+
+# What follows the problem: the options are written "(A)", so that the next token is the letter.
+_CUE = "\nAnswer: ("
+_AT_ONCE = 64  # pictures that are open together
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Problems by split, and the features of their pictures."""
+
+    folder: Path
+    counts: dict[str, int]  # that it was opened with
+    splits: dict[str, tuple[Problem, ...]]
+    features: dict[str, VisualFeatures]  # by the problem's id
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever a result depends on here."""
+        lines = [f"{p.id} {prompt(p)} {p.letter} {p.has_image}" for part in self.splits.values() for p in part]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+    def picture(self, problem: Problem, shown: bool) -> VisualFeatures | None:
+        return self.features.get(problem.id) if shown else None
+
+    def examples(self, shown: bool, count: int, seed: int) -> Iterator[Example]:
+        """`count` training problems, 0 for all, in an endless order that is drawn anew each epoch.
+
+        shown: with their pictures.
+        """
+        chosen = self.splits["train"][: count or None]
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            for i in torch.randperm(len(chosen), generator=generator).tolist():
+                problem = chosen[i]
+                yield Example((prompt(problem),), problem.letter, self.picture(problem, shown))
+
+
+def prompt(problem: Problem) -> Message:
+    """What the base reads before the letter."""
+    return Message("user", question_text(problem) + _CUE)
+
+
+def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benchmark:
+    """The benchmark in `folder`: at most so many problems of train, val and test, spread evenly.
+
+    Features of the pictures are kept in `cache`. Raises AdapterError for what is missing or broken.
+    """
+    if not folder.is_dir():
+        raise AdapterError(f"There is no folder '{folder}'. Give the folder that holds ScienceQA's problems.json.")
+    if not (folder / "problems.json").is_file():
+        raise AdapterError(
+            f"'{folder}' holds no problems.json. Give the folder that ScienceQA's problems.json, pid_splits.json "
+            "and images/ are in."
+        )
+    splits = {split: _share(problems(folder, split), count) for split, count in counts.items()}
+    if empty := [name for name, part in splits.items() if not part]:
+        raise AdapterError(f"'{folder}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.")
+    return Benchmark(folder, dict(counts), splits, _features([p for part in splits.values() for p in part], cache))
+
+
+def _share(part: Sequence[Problem], count: int) -> tuple[Problem, ...]:
+    """`count` problems, spread evenly over the split, whose order may be by subject."""
+    if count >= len(part):
+        return tuple(part)
+    return tuple(part[i * len(part) // count] for i in range(count))
+
+
+def _features(every: Sequence[Problem], cache: Path) -> dict[str, VisualFeatures]:
+    shown = {p.id: p.image for p in every if p.image is not None}
+    if not shown:
+        return {}
+    name = hashlib.sha256(repr([(i, str(path.resolve())) for i, path in shown.items()]).encode()).hexdigest()[:12]
+    path = cache / f"features-{name}.safetensors"
+    if not path.exists():
+        encoder = VisualEncoder(ENCODER)
+        paths = list(shown.values())
+        print(f"encoding {len(paths)} pictures", flush=True)
+        chunks = [paths[i : i + _AT_ONCE] for i in range(0, len(paths), _AT_ONCE)]
+        encoded = torch.cat([encoder.encode([open_image(p) for p in chunk]).levels for chunk in chunks])
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        save_file({"levels": encoded.contiguous()}, temporary)
+        temporary.replace(path)
+    levels = load_file(path)["levels"]
+    return {number: VisualFeatures(levels[i : i + 1]) for i, number in enumerate(shown)}

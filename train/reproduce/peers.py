@@ -1,0 +1,83 @@
+"""What the adapter is compared with: LoRA by PEFT and full fine-tuning, on the same batches. Knows how each is
+trained; knows nothing of pictures, tables or scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from transformers import get_cosine_schedule_with_warmup
+
+from adapter.llama import Base
+from train.data import IGNORED, Batch, Batches, Example, Tokeniser, collate
+
+RATES = {"lora": 1e-3, "full": 5e-5}
+RANK = 8
+
+
+class Peer:
+    """A base that is changed in place: bf16, with fp32 copies of what is trained for the optimiser."""
+
+    def __init__(self, method: str, base: Base) -> None:
+        self._method, self._base = method, base
+        if method == "lora":
+            from peft import LoraConfig, inject_adapter_in_model
+
+            config = LoraConfig(
+                r=RANK,
+                lora_alpha=2 * RANK,
+                target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            )
+            inject_adapter_in_model(config, base.model)
+        else:
+            base.model.requires_grad_(True)
+        self._parameters = [p for p in base.model.parameters() if p.requires_grad]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self._parameters)
+
+    @property
+    def file_bytes(self) -> int:
+        """Of what has to be kept of it, as it was trained."""
+        return len(save({str(i): p.detach() for i, p in enumerate(self._parameters)}))
+
+    def train(
+        self, examples: Iterable[Example], steps: int, batch_size: int, seed: int
+    ) -> tuple[list[float], float, int]:
+        """(loss of each step, seconds, tokens); the batches are those that the trainer makes of these examples."""
+        masters = [p.detach().float().clone() for p in self._parameters]
+        optimizer = torch.optim.AdamW(masters, lr=RATES[self._method], betas=(0.9, 0.95), weight_decay=0.02)
+        schedule = get_cosine_schedule_with_warmup(optimizer, max(1, int(0.05 * steps)), steps)
+        tokeniser = Tokeniser(self._base.tokenizer, "raw", 1024)
+        batches = iter(Batches(examples, tokeniser, batch_size, seed))
+        losses, tokens, seconds = [], 0, 0.0
+        for _ in range(steps):
+            batch = collate(next(batches), tokeniser.pad)
+            started = time.perf_counter()
+            loss = self._loss(batch)
+            loss.backward()
+            for master, p in zip(masters, self._parameters, strict=True):
+                master.grad, p.grad = (None if p.grad is None else p.grad.float()), None
+            torch.nn.utils.clip_grad_norm_(masters, 1.0)
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                for master, p in zip(masters, self._parameters, strict=True):
+                    p.copy_(master)
+            losses.append(loss.item())
+            tokens += batch.tokens
+            seconds += time.perf_counter() - started
+        return losses, seconds, tokens
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """As the trainer's: mean over the supervised tokens, the head on those alone."""
+        model = self._base.model
+        hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        targets = batch.labels[:, 1:]
+        kept = targets != IGNORED
+        return F.cross_entropy(model.lm_head(hidden[:, :-1][kept]).float(), targets[kept])

@@ -1,0 +1,112 @@
+"""Answers by likelihood, one forward pass a question, and what they add up to. Knows problems and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from adapter.attention import PromptKV
+from adapter.chat import encode_answer, encode_prompt
+from adapter.llama import Base
+from adapter.modules import Adapter
+from adapter.vision import VisualFeatures
+from train.data import gathered
+from train.formats.scienceqa import COLUMNS, LETTERS, Problem, columns
+from train.loop import prompts_of
+from train.reproduce.benchmark import Benchmark, prompt
+
+_ROWS = 24
+_WINDOW, _WINDOWS = 256, 8  # tokens predicted together, and how often: unrelated text
+TEMPLATE = "raw"
+
+# The forward pass's extra arguments for the pictures of a batch of rows.
+Extra = Callable[[Sequence[VisualFeatures | None]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """To each problem, in order: whether it was right, and the right letter's negative log-likelihood in nats."""
+
+    right: tuple[bool, ...]
+    loss: tuple[float, ...]
+
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * sum(self.right) / len(self.right)
+
+    def mean_loss(self) -> float:
+        return sum(self.loss) / len(self.loss)
+
+
+def bare(_: Sequence[VisualFeatures | None]) -> dict[str, Any]:
+    """The base itself, or whatever was made of its own weights."""
+    return {}
+
+
+def adapted(base: Base, adapter: Adapter, strength: float = 1.0) -> Extra:
+    """The base with an adapter, its gates multiplied by `strength`."""
+    adapter.eval()
+
+    def extra(pictures: Sequence[VisualFeatures | None]) -> dict[str, Any]:
+        features, rows = gathered(pictures if adapter.projection is not None else [])
+        kv: PromptKV = prompts_of(adapter, base.model, features, rows)
+        return {"prompt_kv": kv.scaled(strength), "prompt_rows": rows}
+
+    return extra
+
+
+@torch.no_grad()
+def answer(
+    base: Base, problems: Sequence[Problem], benchmark: Benchmark, extra: Extra = bare, shown: bool = True
+) -> Answers:
+    """The likeliest of each problem's letters. shown: with the pictures."""
+    tokenizer = base.tokenizer
+    letters = torch.tensor([encode_answer(tokenizer, letter)[0] for letter in LETTERS])
+    prompts = [encode_prompt(tokenizer, [prompt(p)], TEMPLATE) for p in problems]
+    right, loss = [False] * len(prompts), [0.0] * len(prompts)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(prompts), _ROWS):
+        chosen = by_length[start : start + _ROWS]
+        width = len(prompts[chosen[-1]])
+        # Padding at the end needs no mask under causal attention.
+        ids = torch.tensor([prompts[i] + [0] * (width - len(prompts[i])) for i in chosen])
+        pictures = [benchmark.picture(problems[i], shown) for i in chosen]
+        hidden = base.model.model(input_ids=ids, use_cache=False, **extra(pictures)).last_hidden_state
+        ends = torch.tensor([len(prompts[i]) - 1 for i in chosen])
+        logs = base.model.lm_head(hidden[torch.arange(len(chosen)), ends]).float().log_softmax(-1)[:, letters]
+        for row, i in zip(logs, chosen, strict=True):
+            among = row[: len(problems[i].choices)]
+            right[i] = int(among.argmax()) == problems[i].answer
+            loss[i] = -float(row[problems[i].answer])
+    return Answers(tuple(right), tuple(loss))
+
+
+def table_row(problems: Sequence[Problem], right: Sequence[float]) -> dict[str, float]:
+    """Percent right in each of COLUMNS that has problems. right: of each problem, 0 to 1."""
+    found: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    for problem, value in zip(problems, right, strict=True):
+        for name in columns(problem):
+            found[name].append(value)
+    return {name: 100 * sum(values) / len(values) for name, values in found.items() if values}
+
+
+def chance(problems: Sequence[Problem]) -> dict[str, float]:
+    """table_row of who guesses."""
+    return table_row(problems, [1 / len(p.choices) for p in problems])
+
+
+@torch.no_grad()
+def perplexity(base: Base, text: str, extra: Extra = bare) -> float:
+    """exp of the mean loss over the first pieces of a text, each read on its own."""
+    ids = base.tokenizer(text[: 8 * _WINDOW * _WINDOWS]).input_ids[: _WINDOW * _WINDOWS]
+    losses = []
+    for start in range(0, len(ids) - 1, _WINDOW):
+        piece = torch.tensor([ids[start : start + _WINDOW]])
+        hidden = base.model.model(input_ids=piece, use_cache=False, **extra([None])).last_hidden_state
+        logits = base.model.lm_head(hidden[0, :-1]).float()
+        losses.append(F.cross_entropy(logits, piece[0, 1:]))
+    return float(torch.stack(losses).mean().exp())
