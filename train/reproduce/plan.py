@@ -15,12 +15,12 @@ class Plan:
     that go on after over-fitting.
     """
 
-    steps: int = 640
+    steps: int = 360
     train: int = 2400
     val: int = 240
     test: int = 720
     few: int = 320
-    long: tuple[int, ...] = (320, 640, 1280)
+    long: tuple[int, ...] = (160, 320, 640)
     batch_size: int = 8
 
     @property

@@ -114,11 +114,12 @@ def _group(draw: _Draw) -> Question:
 
 
 def _color(draw: _Draw) -> Question:
+    # The question does not name the thing: whoever knows which colours it had before would know which is left.
     thing = draw.single()
     text = draw.phrase(
-        ("What color is the {}?", "Which color does the {} have?", "The {} has which color?"),
-        ("What is the color of the {}?", "Which color is the {} in the image?"),
-    ).format(thing.kind)
+        ("What color is it?", "Which color does it have?", "It has which color?"),
+        ("What is the color of this thing?", "Which color is the thing in the image?"),
+    )
     return draw.seen("color", text, thing.color, _COLORS, draw.scene([thing]))
 
 
@@ -136,7 +137,7 @@ def _place(draw: _Draw) -> Question:
     scene = draw.scene([draw.single()])
     text = draw.phrase(
         ("Where is the {}?", "Where does the {} stand?", "In which place is the {}?"),
-        ("Where was the {} drawn?", "At which place do you see the {}?"),
+        ("Where can you find the {}?", "At which place do you see the {}?"),
     ).format(scene.things[0].kind)
     return draw.seen("place", text, scene.place, _PLACES, scene)
 
@@ -275,12 +276,12 @@ _CAPITAL = _pairs(
 _WORK = _pairs("work", words.WORK, ("What does a {} make?", "A {} works on what?"), ("What comes from a {}?",))
 
 SKILLS = (
-    Skill("group", "natural science", "biology", range(1, 7), 3, _group),
-    Skill("color", "natural science", "physics", range(1, 10), 5, _color),
+    Skill("group", "natural science", "biology", range(1, 7), 4, _group),
+    Skill("color", "natural science", "physics", range(1, 10), 3, _color),
     Skill("count", "natural science", "units-and-measurement", range(1, 7), 4, _count),
     Skill("size", "natural science", "physics", range(7, 13), 2, _size),
-    Skill("place", "social science", "geography", range(3, 13), 5, _place),
-    Skill("drawn", "social science", "culture", range(7, 13), 2, _drawn),
+    Skill("place", "social science", "geography", range(3, 13), 4, _place),
+    Skill("drawn", "social science", "culture", range(7, 13), 3, _drawn),
     Skill("layout", "language science", "figurative-language", range(7, 13), 2, _layout),
     Skill("number", "language science", "grammar", range(3, 10), 2, _number),
     Skill("property", "natural science", "chemistry", range(3, 13), 3, _property),
