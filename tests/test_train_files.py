@@ -137,6 +137,22 @@ def test_every_precision_trains(arguments, precision, tmp_path):
     assert load_adapter(tmp_path / "out").gates.abs().max() > 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_a_gpu_trains(arguments, precision, tmp_path):
+    cuda = [a.replace("fp32", precision).replace("cpu", "cuda") for a in arguments]
+    assert main([*cuda, f"--base={BASE}", "vision.projection=global"]) == 0
+    assert load_adapter(tmp_path / "out").gates.abs().max() > 0
+
+
+def test_check_and_score_say_what_they_are_for(arguments, capsys):
+    assert main(["pirate", "--check"]) == 1
+    assert "--check is for files" in capsys.readouterr().err
+    assert main([*arguments, "--score"]) == 1
+    assert "--score is for recipes of the project" in capsys.readouterr().err
+
+
 def test_one_record_is_enough(arguments, tmp_path):
     (tmp_path / "one.json").write_text('[{"instruction": "a>", "output": "b"}]')
     assert main([*arguments, f"data={tmp_path / 'one.json'}"]) == 0

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from adapter import vision
 from adapter.config import VisionConfig
 from adapter.errors import BadInput, LoadError
+from adapter.formats.official_v2 import ENCODER
 from adapter.prompts import PromptMaker, digest
 from adapter.vision import VisualEncoder, VisualFeatures, open_image
 from conftest import random_adapter
@@ -174,6 +175,24 @@ def test_tokens_are_the_last_features_place_by_place(unlearned, name, tokens, si
         torch.testing.assert_close(got.tokens[:, 0], got.levels[:, -size:])
     elif name.startswith("swin"):
         torch.testing.assert_close(got.tokens[:, :, :768].mean(1), got.levels[:, -768:])
+
+
+def test_tokens_pass_the_encoders_own_head_if_asked(unlearned):
+    """As all of CLIP's do in V2: the class token's are the logits."""
+    encoder = unlearned("vit_tiny_patch16_224")
+    got = encoder.encode([noise(0)], tokens=True, projected=True)
+    assert got.tokens.shape == (1, 1 + 14 * 14, encoder.num_classes)
+    torch.testing.assert_close(got.tokens[:, 0], got.logits)
+    with pytest.raises(LoadError, match="has no head"):
+        unlearned("mobilenetv3_small_050").encode([noise(0)], tokens=True, projected=True)
+
+
+@pytest.mark.slow
+def test_clip_as_v2_reads_pictures(unlearned):
+    """ViT-L/14 without weights: 257 tokens of the width that official projections expect."""
+    encoder = unlearned(ENCODER)
+    got = encoder.encode([noise(0)], tokens=True, projected=True, channels="BGR")
+    assert got.tokens.shape == (1, 257, 768)
 
 
 def test_each_place_of_a_map_has_its_own_mark():

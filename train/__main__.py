@@ -87,9 +87,13 @@ def _run(args: argparse.Namespace) -> None:
     if args.config is not None or (assignments and not recipes):
         if recipes:
             raise AdapterError(f"'{recipes[0]}' is not key=value.")
+        if args.score:
+            raise AdapterError("--score is for recipes of the project, which know how to. Leave it out.")
         recipe = read_recipe(args.config, [*assignments, *([f"base={args.base}"] if args.base else [])])
         (_check_files if args.check else _train_files)(recipe, args)
     elif len(recipes) == 1 and recipes[0] in names():
+        if args.check:
+            raise AdapterError("--check is for files of your own. Leave it out.")
         _run_recipe(recipes[0], assignments, args)
     else:
         asked = f"There is no recipe '{' '.join(recipes)}'. " if recipes else ""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
+# Before anything imports it: it warns that an optional kernel of its own is not installed.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 import argparse
 import dataclasses
 import json
