@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 
 import pytest
 import torch
 
 from adapter.config import VisionConfig
+from adapter.errors import AdapterError
 from adapter.projection import GlobalProjection
 from adapter.vision import VisualFeatures
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem
@@ -24,6 +26,7 @@ from train.reproduce.plots import plot
 from train.reproduce.runs import STRENGTHS, Run, whiten
 from train.reproduce.scoring import adapted, answer, chance, perplexity, table_row
 from train.reproduce.tables import Figures
+from train.scenes.writer import write
 
 LAYERS = 30
 
@@ -200,6 +203,44 @@ def test_a_split_that_is_missing_or_empty_is_named(tmp_path, capsys):
         (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
         assert main(["--scienceqa", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
         assert "pid_splits.json" in capsys.readouterr().err
+
+
+def test_real_data_are_read_from_their_folder_evenly(tmp_path, monkeypatch, capsys):
+    """The drawn benchmark, laid out as ScienceQA is published: images/<split>/<id>/image.png."""
+    data = write(tmp_path / "ScienceQA", {"train": 60, "val": 20, "test": 60})
+    (data / "images").mkdir()
+    for split in ("train", "val", "test"):
+        (data / split).rename(data / "images" / split)
+    seen = []
+
+    def perform_all(runs, benchmark, out, jobs):
+        seen.append(benchmark)
+        raise AdapterError("enough")
+
+    monkeypatch.setattr("train.reproduce.__main__.perform_all", perform_all)
+    assert main(["--quick", "--scienceqa", str(data), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "error: enough\n"
+    (benchmark,) = seen
+    assert {split: len(part) for split, part in benchmark.splits.items()} == QUICK.counts
+    ids = [int(p.id) for p in benchmark.splits["test"]]
+    assert ids == sorted(set(ids)) and ids[-1] >= 60 + 20 + 58  # to the end of the split
+    shown = [p for part in benchmark.splits.values() for p in part if p.has_image]
+    assert set(benchmark.features) == {p.id for p in shown}
+    levels = torch.cat([benchmark.features[p.id].levels for p in shown])
+    assert len(torch.unique(levels, dim=0)) == len(levels)
+
+    # Examples come with their pictures or without, each once an epoch, in an order of the seed.
+    first, again, blind = (
+        list(itertools.islice(benchmark.examples(pictures, 16, seed=1), 32)) for pictures in (True, True, False)
+    )
+    text = [e.messages for e in first]
+    assert text == [e.messages for e in again] == [e.messages for e in blind]
+    assert len(set(text[:16])) == 16 and set(text[:16]) == set(text[16:]) and text[:16] != text[16:]
+    assert any(e.features is not None for e in first) and all(e.features is None for e in blind)
+
+    (data / "images" / "test" / next(p.id for p in shown if p.split == "test") / "image.png").unlink()
+    assert main(["--quick", "--scienceqa", str(data), "--out", str(tmp_path / "other")]) == 1
+    assert "There is no picture at" in capsys.readouterr().err
 
 
 def test_unrelated_text_is_there_without_a_download():

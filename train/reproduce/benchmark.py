@@ -21,6 +21,8 @@ from train.formats.scienceqa import Problem, problems, question_text
 
 # What follows the problem: the options are written "(A)", so that the next token is the letter.
 _CUE = "\nAnswer: ("
+TEMPLATE = "raw"
+MAX_LENGTH = 1024  # tokens of a training example
 _AT_ONCE = 64  # pictures that are open together
 
 

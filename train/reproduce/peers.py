@@ -14,6 +14,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from adapter.llama import Base
 from train.data import IGNORED, Batch, Batches, Example, Tokeniser, collate
+from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE
 
 RATES = {"lora": 1e-3, "full": 5e-5}
 RANK = 8
@@ -53,7 +54,7 @@ class Peer:
         masters = [p.detach().float().clone() for p in self._parameters]
         optimizer = torch.optim.AdamW(masters, lr=RATES[self._method], betas=(0.9, 0.95), weight_decay=0.02)
         schedule = get_cosine_schedule_with_warmup(optimizer, max(1, int(0.05 * steps)), steps)
-        tokeniser = Tokeniser(self._base.tokenizer, "raw", 1024)
+        tokeniser = Tokeniser(self._base.tokenizer, TEMPLATE, MAX_LENGTH)
         batches = iter(Batches(examples, tokeniser, batch_size, seed))
         losses, tokens, seconds = [], 0, 0.0
         for _ in range(steps):

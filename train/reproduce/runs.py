@@ -25,18 +25,21 @@ from train.base import load_to_train
 from train.config import TrainConfig
 from train.job import train
 from train.loop import new_adapter
-from train.reproduce.benchmark import Benchmark
+from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark
 from train.reproduce.peers import Peer
-from train.reproduce.scoring import TEMPLATE, Answers, Extra, adapted, answer, bare, perplexity
+from train.reproduce.scoring import Answers, Extra, adapted, answer, bare, perplexity
 
-METHODS = ("base", "adapter", "lora", "full")
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
+_HIDDEN = 256  # of the projection
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained and measured. questions: so many to train on, again and again; 0: all that there are."""
+    """What is trained and measured.
+
+    method: "base", "adapter", "lora" or "full". questions: so many to train on, again and again; 0: all there are.
+    """
 
     name: str
     method: str = "adapter"
@@ -72,7 +75,7 @@ class Run:
             vision=vision,
             eval_every=self.steps,
             held_out=0,  # the last adapter counts, as in the paper, not the best
-            max_length=1024,
+            max_length=MAX_LENGTH,
             seed=self.seed,
         )
 
@@ -200,7 +203,7 @@ def _vision(benchmark: Benchmark) -> VisionConfig:
     if not benchmark.features:
         raise AdapterError(f"No problem of '{benchmark.folder}' has a picture. Fetch ScienceQA's images too.")
     size = next(iter(benchmark.features.values())).levels.shape[1]
-    return VisionConfig(encoder=ENCODER, projection="global", feature_size=size, hidden=256)
+    return VisionConfig(encoder=ENCODER, projection="global", feature_size=size, hidden=_HIDDEN)
 
 
 def _plain(answers: Answers) -> dict[str, Any]:

@@ -17,11 +17,10 @@ from adapter.vision import VisualFeatures
 from train.data import gathered
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem, columns
 from train.loop import prompts_of
-from train.reproduce.benchmark import Benchmark, prompt
+from train.reproduce.benchmark import TEMPLATE, Benchmark, prompt
 
 _ROWS = 24
 _WINDOW, _WINDOWS = 256, 8  # tokens predicted together, and how often: unrelated text
-TEMPLATE = "raw"
 
 # The forward pass's extra arguments for the pictures of a batch of rows.
 Extra = Callable[[Sequence[VisualFeatures | None]], dict[str, Any]]
