@@ -1,5 +1,5 @@
 """The command line: `python -m adapter COMMAND`, which is list, show NAME, generate [options] PROMPT,
-convert SOURCE --to DIR or base [NAME].
+inspect --adapter NAME PROMPT, convert SOURCE --to DIR or base [NAME].
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from adapter import convert, memory
@@ -16,12 +17,13 @@ from adapter.checkpoint import load_adapter
 from adapter.embedded import BASE
 from adapter.engine import Engine
 from adapter.errors import AdapterError
+from adapter.inspect import inspect, table
 from adapter.llama import QUANTIZATIONS, base_config, load_base
 from adapter.modules import Adapter
 from adapter.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import SHIPPED, AdapterStore
-from adapter.vision import open_image
+from adapter.vision import VisualEncoder, open_image
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,14 +81,26 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--raw", action="store_true", help="no chat template around PROMPT")
     generate.add_argument("--json", action="store_true", help="one JSON object instead of a stream")
     generate.add_argument("--logprobs", action="store_true", help="with --json: of each token")
-    generate.add_argument("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
-    generate.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
-    generate.add_argument("--device", default="auto")
+    _add_base(generate)
+    looking = commands.add_parser("inspect", help="answer greedily, and say what each token of it came from")
+    looking.set_defaults(command=_inspect)
+    looking.add_argument("prompt", metavar="PROMPT")
+    looking.add_argument("--adapter", metavar="NAME", required=True)
+    looking.add_argument("--image", type=Path, metavar="FILE")
+    looking.add_argument("--strength", type=float, default=1.0, help=f"0 (the base) to {MAX_STRENGTH:g}")
+    looking.add_argument("--max-new-tokens", type=int, default=48)
+    _add_base(looking)
     convert.add_command(commands)
     base = commands.add_parser("base", help="what a base needs in memory, and what there is")
     base.add_argument("name", nargs="?", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
     base.set_defaults(command=_base)
     return parser
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
+    parser.add_argument("--device", default="auto")
 
 
 def _ids(text: str) -> tuple[int, ...]:
@@ -193,6 +207,25 @@ def _print_compared(answers: list[Answer], names: list[str | None], args: argpar
         return
     for name, events in found.items():
         print(f"{name}:\n{''.join(event.text for event in events)}\n")
+
+
+def _inspect(args: argparse.Namespace, store: AdapterStore) -> None:
+    image = None if args.image is None else open_image(args.image)
+    messages = (Message("user", args.prompt),)
+    greedy = SamplingParams(temperature=0, max_new_tokens=args.max_new_tokens)
+    with convert.named_in_store(args.adapter, args.base, store) as (name, there):
+        request = GenerationRequest(messages, name, image, args.strength, greedy)
+        assert name is not None
+        there.folder(name)  # an unknown name should not cost the loading of a base
+        base = load_base(args.base, args.quantization, args.device)
+        print(base.describe(), file=sys.stderr)
+        with closing(Engine(base, there)) as engine:
+            ids = [event.token_id for event in engine.submit(request) if event.token_id is not None]
+        adapter, features = there.load(name, base), None
+        if image is not None and (vision := adapter.config.vision) is not None:
+            features = VisualEncoder(vision.encoder, base.device).encode([image], **vision.encoding)
+        found = inspect(base, adapter, messages, ids, features, args.strength)
+    print(table(found, [base.tokenizer.decode([i]) for i in ids]))
 
 
 def _as_dict(events: list[GenerationEvent], logprobs: bool) -> dict[str, object]:

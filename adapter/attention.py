@@ -5,7 +5,7 @@ Knows tensors: queries, prompt keys and values, gates. Knows nothing of adapters
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -58,6 +58,11 @@ class LayerPrompts:
         )
 
 
+# Is shown what an insertion layer's attention has at hand, and changes nothing: the layer's index, the queries
+# [B, H, T, head_dim] after RoPE, the attention over the words [B, T, H, head_dim], the terms to be added, scaling.
+Watch = Callable[[int, Tensor, Tensor, tuple[LayerPrompts, ...], float], None]
+
+
 @dataclass(frozen=True)
 class PromptKV:
     """What a forward pass needs of the adapters of its rows: U entries for each insertion layer by index.
@@ -70,6 +75,7 @@ class PromptKV:
     layers: Mapping[int, tuple[LayerPrompts, ...]]
     size: int = 1  # U
     deltas: Deltas | None = None  # of adapters that change norms and linear maps too, U entries
+    watch: Watch | None = None  # of this object's calls through transformers; what is made of it is not watched
 
     def scaled(self, strength: float) -> PromptKV:
         """The same prompts with every gate, and every delta, multiplied by `strength`."""
@@ -208,7 +214,12 @@ def zero_init_attention(
         out = CausalAttention.apply(query, key, value, scaling)
     else:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    terms = () if prompt_kv is None else prompt_kv.layers.get(int(module.layer_idx), ())  # type: ignore[arg-type]
+    if prompt_kv is None:
+        return out, None
+    index = int(module.layer_idx)  # type: ignore[arg-type]
+    terms = prompt_kv.layers.get(index, ())
+    if prompt_kv.watch is not None and terms:
+        prompt_kv.watch(index, query, out, terms, scaling)
     return add_prompt_terms(out, query, terms, prompt_rows, scaling), None
 
 

@@ -33,6 +33,7 @@ ADAPTER_ORDER = [
     "projection",
     "tuning",
     "modules",
+    "inspect",
     "checkpoint",
     "formats",
     "hub",
