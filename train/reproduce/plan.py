@@ -15,7 +15,7 @@ class Plan:
     that go on after over-fitting.
     """
 
-    steps: int = 360
+    steps: int = 640
     train: int = 2400
     val: int = 240
     test: int = 720

@@ -26,7 +26,7 @@ from train.config import TrainConfig
 from train.job import train
 from train.loop import new_adapter
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark
-from train.reproduce.peers import Peer
+from train.reproduce.peers import RANK, RATES, Peer
 from train.reproduce.scoring import Answers, Extra, adapted, answer, bare, perplexity
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -54,7 +54,8 @@ class Run:
 
     def key(self, benchmark: str) -> str:
         """Changes with the settings, the benchmark's fingerprint and the recipe below."""
-        text = json.dumps([asdict(self), asdict(self.config(None)) if self.steps else {}, benchmark])
+        recipe = [asdict(self.config(None)) if self.steps else {}, RATES, RANK, _COMPONENTS, _HIDDEN]
+        text = json.dumps([asdict(self), recipe, benchmark])
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def config(self, vision: VisionConfig | None) -> TrainConfig:
