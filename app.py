@@ -22,7 +22,7 @@ os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR") or str(
 
 import gradio as gr
 
-from adapter.ui import look
+from adapter.ui import look, openai_api
 from adapter.ui.chat import chat_tab
 from adapter.ui.loader import LazyStore, ModelLoader
 from adapter.ui.requests import EngineProvider
@@ -147,6 +147,8 @@ def main(argv: list[str] | None = None) -> int:
             quiet=True,
             max_threads=2 * QUEUE_SIZE,  # each answer that is being streamed holds one
             prevent_thread_lock=True,
+            # Routes of the page's own server, there before the first request.
+            app_kwargs={"routes": [openai_api.route(loader, store, arguments.auth)]},
         )
     except OSError as error:
         print(f"Cannot listen on {host}: {error}", file=sys.stderr)
