@@ -24,6 +24,8 @@ import gradio as gr
 
 from adapter.ui import look, openai_api
 from adapter.ui.chat import chat_tab
+from adapter.ui.compare import compare_tab
+from adapter.ui.live import header, keep_fresh
 from adapter.ui.loader import LazyStore, ModelLoader
 from adapter.ui.requests import EngineProvider
 
@@ -40,7 +42,13 @@ def build_page(provider: EngineProvider, store: look.Cards) -> gr.Blocks:
     """The whole page over an engine that may still be loading and a store of adapters."""
     # Uploads older than a day are deleted, looked for every hour.
     with gr.Blocks(title=look.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        chat_tab(provider, store)
+        status = header(provider)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab(look.CHAT, id="chat"):
+                pickers = chat_tab(provider, store)
+            with gr.Tab(look.COMPARE, id="compare"):
+                pickers += compare_tab(provider, store)
+        keep_fresh(provider, store, status, pickers)
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 

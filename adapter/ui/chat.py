@@ -10,6 +10,7 @@ from gradio.components.chatbot import ExampleMessage
 
 from adapter.errors import AdapterError
 from adapter.ui import look
+from adapter.ui.live import PRIVATE, Picker
 from adapter.ui.requests import (
     BASE_ONLY,
     MAX_CHARACTERS,
@@ -19,23 +20,17 @@ from adapter.ui.requests import (
     answer_once,
     public_text,
     wait_or_say,
-    without_folders,
 )
 from adapter.ui.turns import ChatTurns
 
 # Every event that touches the model shares this id: the limit holds for the page and the API together. The
 # engine's own queue decides whose turn it is, so that Gradio lets through as many as that takes in.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
-PRIVATE = {"api_visibility": "private"}
-LOADING_SECONDS, READY_SECONDS = 1.0, 5.0
 
 
-def chat_tab(provider: EngineProvider, store: look.Cards) -> None:
-    """Lay the chat out inside the current Blocks and connect it."""
+def chat_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
+    """Lay the chat out inside the current Blocks and connect it; the pickers are to be kept up to date."""
     examples = look.examples()
-    with gr.Row(elem_id="top"):
-        gr.HTML(look.header_html(), elem_id="head")
-        status = gr.HTML(_status(provider), elem_id="status")
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320):
             chat = gr.Chatbot(
@@ -51,16 +46,7 @@ def chat_tab(provider: EngineProvider, store: look.Cards) -> None:
                 examples=[_card(example) for example in examples],
                 elem_id="chat",
             )
-            box = gr.MultimodalTextbox(
-                show_label=False,
-                label="Message",
-                placeholder=look.PLACEHOLDER,
-                file_types=["image"],
-                file_count="single",
-                max_plain_text_length=10 * MAX_CHARACTERS,
-                max_lines=8,
-                elem_id="box",
-            )
+            box = message_box(look.PLACEHOLDER, "box")
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             picker = gr.Radio(look.picker_choices(store), value=BASE_ONLY, label="Adapter", elem_id="picker")
             strength = gr.Slider(
@@ -73,21 +59,46 @@ def chat_tab(provider: EngineProvider, store: look.Cards) -> None:
             )
             with gr.Accordion("About this adapter", open=False, elem_id="about"):
                 about = gr.Markdown(look.about(store, BASE_ONLY))
-            with gr.Accordion("Sampling", open=False):
-                temperature = gr.Slider(
-                    0, 2, 0.1, step=0.05, label="Temperature", info="0 takes the likeliest word"
+            with gr.Accordion(look.MIX, open=False, elem_id="mix"):
+                choices = look.short_choices(look.picker_choices(store), look.NO_MIX)
+                mix = gr.Dropdown(choices, value=BASE_ONLY, label="Second adapter", filterable=False)
+                mix_strength = gr.Slider(
+                    0, MAX_STRENGTH, 0.5, step=0.05, label="Second strength", info="Added on top of the first"
                 )
-                top_p = gr.Slider(0.05, 1, 0.75, step=0.05, label="Top-p")
-                max_tokens = gr.Slider(16, 1024, 256, step=16, label="Max tokens")
-                seed = gr.Number(None, label="Seed", precision=0, minimum=0, info="Empty: a new one each time")
-    settings = [picker, strength, temperature, top_p, max_tokens, seed]
+            with gr.Accordion("Sampling", open=False):
+                sampling = sampling_controls()
+    settings = [picker, strength, *sampling, mix, mix_strength]
     # Icons and pictures of the examples are served from copies; answers must name those.
     handlers = ChatTurns(provider, store, _served(examples, chat))
     _connect(handlers, chat, box, settings)
     told = {"queue": False, "show_progress": "hidden", **PRIVATE}
     picker.change(lambda name: look.about(store, name), picker, about, **told)
-    _refresh(provider, store, status, picker)
     _api(provider, store)
+    return [Picker(picker), Picker(mix, look.NO_MIX)]
+
+
+def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
+    return gr.MultimodalTextbox(
+        show_label=False,
+        label="Message",
+        placeholder=placeholder,
+        file_types=["image"],
+        file_count="single",
+        max_plain_text_length=10 * MAX_CHARACTERS,
+        max_lines=8,
+        elem_id=elem_id,
+        elem_classes="box",
+    )
+
+
+def sampling_controls() -> list[Any]:
+    """Temperature, top-p, max tokens and seed, in the order of Settings."""
+    return [
+        gr.Slider(0, 2, 0.1, step=0.05, label="Temperature", info="0 takes the likeliest word"),
+        gr.Slider(0.05, 1, 0.75, step=0.05, label="Top-p"),
+        gr.Slider(16, 1024, 256, step=16, label="Max tokens"),
+        gr.Number(None, label="Seed", precision=0, minimum=0, info="Empty: a new one each time"),
+    ]
 
 
 def _connect(handlers: ChatTurns, chat: gr.Chatbot, box: gr.MultimodalTextbox, settings: list[Any]) -> None:
@@ -104,26 +115,6 @@ def _connect(handlers: ChatTurns, chat: gr.Chatbot, box: gr.MultimodalTextbox, s
     chat.undo(handlers.undo, chat, [chat, box], **quick)
 
 
-def _refresh(provider: EngineProvider, store: look.Cards, status: gr.HTML, picker: gr.Radio) -> None:
-    """Keep the status line and the picker up to date while the page is open."""
-    known = gr.State(look.picker_choices(store))
-    timer = gr.Timer(LOADING_SECONDS)
-
-    def refresh(selected: str, choices: list[tuple[str, str]]) -> tuple[Any, ...]:
-        now = [tuple(choice) for choice in look.picker_choices(store)]
-        update = gr.skip()
-        if now != [tuple(choice) for choice in choices]:
-            gone = selected not in [value for _, value in now]
-            if gone:
-                gr.Info(f"The adapter “{selected}” is gone; the frozen base answers now.")
-            update = gr.Radio(choices=now, value=BASE_ONLY if gone else selected)
-        ready = provider.status().state == "ready"
-        return _status(provider), update, now, gr.Timer(READY_SECONDS if ready else LOADING_SECONDS)
-
-    event = {"inputs": [picker, known], "outputs": [status, picker, known, timer]}
-    gr.on([timer.tick], refresh, **event, queue=False, show_progress="hidden", **PRIVATE)
-
-
 def _api(provider: EngineProvider, store: look.Cards) -> None:
     """The endpoints for programs: /chat and /adapters."""
 
@@ -136,9 +127,15 @@ def _api(provider: EngineProvider, store: look.Cards) -> None:
         top_p: float = 0.75,
         max_tokens: float = 256,
         seed: float | None = None,
+        mix: str | None = None,
+        mix_strength: float = 1.0,
     ) -> Iterator[str]:
-        """Answer one message; streams the text so far. `image` needs an adapter that sees (/adapters)."""
-        settings = Settings(adapter or BASE_ONLY, strength, temperature, top_p, max_tokens, seed)
+        """Answer one message; streams the text so far. `image` needs an adapter that sees (/adapters).
+
+        `mix` names a second adapter, which is added to the first with its own strength.
+        """
+        sampling = temperature, top_p, max_tokens, seed
+        settings = Settings(adapter or BASE_ONLY, strength, *sampling, mix, mix_strength)
         yield from answer_once(provider, store, message, image, settings)
 
     def adapters() -> list[dict[str, Any]]:
@@ -165,14 +162,11 @@ def _api(provider: EngineProvider, store: look.Cards) -> None:
             gr.Number(0.75, label="top_p"),
             gr.Number(256, label="max_tokens", precision=0),
             gr.Number(None, label="seed", precision=0),
+            gr.Textbox(label="mix"),
+            gr.Number(1.0, label="mix_strength"),
         ]
         gr.Button("chat").click(chat, inputs, gr.Textbox(label="answer"), api_name="chat", **MODEL)
         gr.Button("adapters").click(adapters, None, gr.JSON(label="adapters"), api_name="adapters")
-
-
-def _status(provider: EngineProvider) -> str:
-    status = provider.status()
-    return look.status_html(status, without_folders(status.text))
 
 
 def _card(example: look.Example) -> ExampleMessage:

@@ -51,10 +51,19 @@ def offer(text: str, choices: Iterable[tuple[str, str]]) -> Entry:
 
 
 def stats_line(
-    adapter: str | None, strength: float, tokens: int, tokens_per_s: float | None, notes: Sequence[str] = ()
+    adapter: str | None,
+    strength: float,
+    tokens: int,
+    tokens_per_s: float | None,
+    notes: Sequence[str] = (),
+    mix: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """`adapter · strength · tokens · tokens/s`; without an adapter there is no strength to name."""
+    """`adapter · strength · tokens · tokens/s`; without an adapter there is no strength to name.
+
+    mix: what is added to the adapter, with its strengths.
+    """
     parts = ["frozen base"] if adapter is None else [adapter, f"strength {strength:g}"]
+    parts += [f"with {name} at {added:g}" for name, added in mix]
     parts.append("1 token" if tokens == 1 else f"{tokens} tokens")
     if tokens_per_s is not None:
         parts.append(f"{tokens_per_s:.1f} tokens/s" if tokens_per_s < 10 else f"{tokens_per_s:.0f} tokens/s")

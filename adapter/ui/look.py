@@ -23,6 +23,28 @@ SENTENCE = (
 )
 PLACEHOLDER = "Message, or drop a picture"
 EMPTY_CHAT = "### Try one of these, or write your own"
+CHAT, COMPARE = "Chat", "Compare"
+MIX = "Mix in another"
+NO_MIX = "None"
+FROZEN_BASE = "Frozen base"
+COMPARE_HINT = "One message, several answers side by side: written in one batch, from one seed."
+COMPARE_PLACEHOLDER = "One message for all, with or without a picture"
+EMPTY_PANE = "Its answer appears here."
+FAILED = "Something went wrong on the server; its log has the details. Try again."
+STILL_ANSWERING = "An answer is still being written. Stop it first, or wait for it."
+NOTHING_TO_SEND = "Type a message or add a picture first."
+STOPPED_AT_ONCE = "Stopped before the first word."
+EMPTY_ANSWER = "The answer was empty."
+SAME_WORDS = "word for word as pane 1"
+# What the line below an answer adds about its end.
+ENDINGS: dict[str | None, tuple[str, ...]] = {
+    "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",)
+}  # fmt: skip
+# The message box while an answer is being written, and when it is done. Neither touches what is typed meanwhile.
+ANSWERING = {"submit_btn": False, "stop_btn": True}
+IDLE = {"submit_btn": True, "stop_btn": False}
+# Which adapters the panes of a comparison begin with, if they are there.
+FAVOURITES = ("pirate", "extract", "see")
 STYLE_SHEET = Path(__file__).with_name("page.css")
 ICON = Path(__file__).with_name("icon.png")
 DRAWING = Path(__file__).parents[2] / "assets" / "examples" / "traffic-light.png"
@@ -91,6 +113,36 @@ def picker_choices(store: Cards) -> list[tuple[str, str]]:
         kind = "Sees pictures" if card.is_visual else "Text"
         choices.append((f"{name}\n{_clip(card.description)}\n{kind} · {size(card.bytes)}", name))
     return choices
+
+
+def short_choices(choices: list[tuple[str, str]], none: str) -> list[tuple[str, str]]:
+    """The picker's choices as a dropdown has them: names only. none: the label of "no adapter"."""
+    return [(value or none, value) for _, value in choices]
+
+
+def favourites(names: list[str]) -> list[str]:
+    """The names, those that show most first."""
+    return sorted(names, key=lambda name: FAVOURITES.index(name) if name in FAVOURITES else len(FAVOURITES))
+
+
+def waiting(position: int) -> str:
+    """What somebody reads who waits, with `position` others before."""
+    if position == 0:
+        return "Everybody is being answered at once already. You are next."
+    return f"Waiting for a place: {position} before you."
+
+
+def changed_words(changed: int, words: int) -> str:
+    """The note about a pane whose words differ from the first one's."""
+    if not changed:
+        return SAME_WORDS
+    return f"{changed} of {words} {'word' if words == 1 else 'words'} not in pane 1"
+
+
+def pane_html(body: str, line: str = "", *, muted: bool = False) -> str:
+    """A pane of the comparison. body: HTML, already escaped; line: plain text below it; muted: the page speaks."""
+    below = f'<div class="stats">{html.escape(line)}</div>' if line else ""
+    return f'<div class="words{" muted" if muted else ""}">{body}</div>{below}'
 
 
 def size(count: int) -> str:

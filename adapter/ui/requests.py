@@ -19,7 +19,7 @@ import gradio as gr
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.ui import conversation as talk
 from adapter.ui.conversation import History
-from adapter.ui.look import Cards
+from adapter.ui.look import FAILED, Cards
 
 if TYPE_CHECKING:
     from adapter.engine import Engine
@@ -53,6 +53,13 @@ class Settings(NamedTuple):
     top_p: float
     max_tokens: float
     seed: float | None
+    mix: str | None = BASE_ONLY  # a second adapter
+    mix_strength: float = 1.0
+
+
+def sees(store: Cards, settings: Settings) -> bool:
+    """Whether an adapter of the settings sees pictures. Raises LoadError."""
+    return any(store.card(name).is_visual for name in (settings.adapter, settings.mix) if name)
 
 
 def make_request(
@@ -62,8 +69,10 @@ def make_request(
     from adapter.request import GenerationRequest
     from adapter.sampling import SamplingParams
 
-    if None in settings[1:5]:
+    if None in settings[1:5] or settings.mix_strength is None:
         raise BadInput("Strength, temperature, top-p and max tokens need a number each.")
+    if settings.mix and settings.mix == adapter:
+        raise BadInput(f"“{adapter}” cannot be mixed with itself. Choose another second adapter, or none.")
     seed = settings.seed
     if seed is not None and (math.isnan(seed) or seed != int(seed)):
         raise BadInput(f"The seed must be a whole number, got {seed}.")
@@ -79,6 +88,7 @@ def make_request(
         image=None if picture is None else open_picture(picture),
         strength=settings.strength,
         sampling=sampling,
+        mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
         client=client,
     )
 
@@ -138,8 +148,8 @@ def answer_once(
         for _ in wait_for(provider):
             pass
         adapter = settings.adapter.strip() or None
-        visual = adapter is not None and store.card(adapter).is_visual
-        if picture and not visual:
+        settings = settings._replace(adapter=adapter or BASE_ONLY, mix=(settings.mix or "").strip())
+        if not sees(store, settings) and picture:
             raise BadInput(
                 f"{adapter or 'The frozen base'} reads text only. Name an adapter that sees, or no image."
             )
@@ -157,9 +167,7 @@ def answer_once(
         raise gr.Error(public_text(error), print_exception=False) from None
     except Exception:
         log.exception("an API call failed")
-        raise gr.Error(
-            "Something went wrong on the server; its log has the details.", print_exception=False
-        ) from None
+        raise gr.Error(FAILED, print_exception=False) from None
 
 
 def without_folders(text: str) -> str:

@@ -16,8 +16,9 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.ui import conversation as talk
+from adapter.ui import look
 from adapter.ui.conversation import History
-from adapter.ui.look import Cards, Example, picker_choices
+from adapter.ui.look import Cards, Example
 from adapter.ui.requests import (
     BASE_ONLY,
     REDRAW_SECONDS,
@@ -28,6 +29,7 @@ from adapter.ui.requests import (
     make_request,
     open_picture,
     public_text,
+    sees,
     wait_for,
 )
 from adapter.ui.runs import Run, Runs
@@ -36,16 +38,6 @@ log = logging.getLogger(__name__)
 
 TEXT_ONLY = " "  # an offer's value for "leave the picture aside"; no adapter can be called this
 DEFAULT_QUESTION = "What is in this picture?"
-
-# The box while an answer is being written, and when it is done. Neither touches what was typed meanwhile.
-_ANSWERING = {"submit_btn": False, "stop_btn": True}
-_IDLE = {"submit_btn": True, "stop_btn": False}
-
-
-# What the line below an answer adds about its end.
-_ENDINGS: dict[str | None, tuple[str, ...]] = {
-    "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",)
-}  # fmt: skip
 
 
 class _Before(NamedTuple):
@@ -76,7 +68,7 @@ class ChatTurns:
         message = message or {"text": "", "files": []}
         text, files = (message.get("text") or "").strip(), message.get("files") or []
         if not text and not files:
-            gr.Info("Type a message or add a picture first.", duration=4)
+            gr.Info(look.NOTHING_TO_SEND, duration=4)
             yield _no_change()
             return
         try:
@@ -150,14 +142,14 @@ class ChatTurns:
             run.stop()
             return gr.skip(), gr.skip()
         # The run was lost, with the server that it ran on for example.
-        return talk.stopped(history), gr.update(**_IDLE)
+        return talk.stopped(history), gr.update(**look.IDLE)
 
     def clear(self, request: gr.Request) -> Any:
         run = self._runs.of(request.session_hash)
         if run is not None:
             run.cleared = True
             run.stop()
-        return gr.update(**_IDLE)
+        return gr.update(**look.IDLE)
 
     def undo(self, history: History) -> tuple[Any, Any]:
         """Take the last turn back into the message box."""
@@ -165,7 +157,7 @@ class ChatTurns:
         if turn is None:
             return gr.skip(), gr.skip()
         message = {"text": turn.text, "files": [turn.picture] if turn.picture else []}
-        return history[: turn.start], gr.update(value=message, **_IDLE)
+        return history[: turn.start], gr.update(value=message, **look.IDLE)
 
     # One turn.
 
@@ -191,17 +183,17 @@ class ChatTurns:
                 yield _still_answering()
                 return
             cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
-            yield [*history, talk.note("…", waiting=True)], gr.update(**cleared, **_ANSWERING), gr.skip()
+            yield [*history, talk.note("…", waiting=True)], gr.update(**cleared, **look.ANSWERING), gr.skip()
             try:
                 yield from self._answer(run, history, settings, text_only, switch_to, request.session_hash or "")
-                end = gr.skip(), gr.update(**_IDLE), gr.skip()
+                end = gr.skip(), gr.update(**look.IDLE), gr.skip()
             except AdapterError as error:
                 end = self._restore(before, settings, error)
             except Exception:
                 log.exception("a chat turn failed")
-                unknown = AdapterError("Something went wrong on the server; its log has the details. Try again.")
+                unknown = AdapterError(look.FAILED)
                 end = self._restore(before, settings, unknown)
-            yield ([], gr.update(**_IDLE), gr.skip()) if run.cleared else end
+            yield ([], gr.update(**look.IDLE), gr.skip()) if run.cleared else end
 
     def _answer(
         self,
@@ -222,7 +214,7 @@ class ChatTurns:
             settings = settings._replace(adapter=name)
             yield gr.skip(), gr.skip(), gr.update(value=name)
         adapter = settings.adapter or None
-        visual = adapter is not None and self.store.card(adapter).is_visual
+        visual = sees(self.store, settings)
         turn = talk.last_turn(history)
         if turn and turn.picture and not visual and not text_only:
             open_picture(turn.picture)
@@ -246,7 +238,7 @@ class ChatTurns:
         assert engine is not None
 
         def line(tokens: int, rate: float | None, *more: str) -> str:
-            return talk.stats_line(adapter, settings.strength, tokens, rate, [*notes, *more])
+            return talk.stats_line(adapter, settings.strength, tokens, rate, [*notes, *more], request.mix)
 
         text, tokens, first, drawn = "", 0, 0.0, 0.0
         with closing(engine.submit(request)) as events:
@@ -255,19 +247,20 @@ class ChatTurns:
                 events.cancel()
             for event in events:
                 if event.position is not None:
-                    yield [talk.note(_waiting(event.position), waiting=True)]
+                    yield [talk.note(look.waiting(event.position), waiting=True)]
                     continue
                 now = time.monotonic()
                 text += event.text
                 tokens += event.token_id is not None
                 first = first or now
                 rate = (tokens - 1) / (now - first) if tokens > 4 else None
-                words = talk.answer(text) if text.strip() else talk.note("The answer was empty.")
+                words = talk.answer(text) if text.strip() else talk.note(look.EMPTY_ANSWER)
                 if event.finish_reason == "cancelled" and not text.strip():
-                    yield [talk.note("Stopped before the first word.")]
+                    yield [talk.note(look.STOPPED_AT_ONCE)]
                 elif event.stats is not None:
                     rate = event.stats.tokens_per_s or None
-                    yield [words, talk.stats(line(event.stats.new_tokens, rate, *_ENDINGS[event.finish_reason]))]
+                    ending = look.ENDINGS[event.finish_reason]
+                    yield [words, talk.stats(line(event.stats.new_tokens, rate, *ending))]
                 elif text.strip() and now - drawn >= REDRAW_SECONDS:
                     drawn = now
                     yield [words, talk.stats(line(tokens, rate), live=True)]
@@ -309,14 +302,8 @@ class ChatTurns:
             message = {**message, "files": []}
         value = {} if message is None else {"value": message}
         there = settings.adapter in self.store.names()
-        picker = gr.update(choices=picker_choices(self.store), value=settings.adapter if there else BASE_ONLY)
-        return before.history, gr.update(**value, **_IDLE), picker
-
-
-def _waiting(position: int) -> str:
-    if position == 0:
-        return "Everybody is being answered at once already. You are next."
-    return f"Waiting for a place: {position} before you."
+        picker = gr.update(choices=look.picker_choices(self.store), value=settings.adapter if there else BASE_ONLY)
+        return before.history, gr.update(**value, **look.IDLE), picker
 
 
 def _no_change() -> Updates:
@@ -325,7 +312,7 @@ def _no_change() -> Updates:
 
 
 def _still_answering() -> Updates:
-    gr.Info("An answer is still being written. Stop it first, or wait for it.", duration=6)
+    gr.Info(look.STILL_ANSWERING, duration=6)
     return _no_change()
 
 
