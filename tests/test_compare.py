@@ -19,7 +19,7 @@ from adapter.ui import compare, look
 from adapter.ui import conversation as talk
 from adapter.ui.compare import MOST, Comparison
 from adapter.ui.live import Picker
-from adapter.ui.requests import Settings, make_request
+from adapter.ui.requests import Settings, make_request, read_seed
 from adapter.ui.together import together
 from adapter.ui.words import difference
 from tests.test_app import DEFAULTS, ME, Echo, Ready, Shelf, asked, last_history, page_with, texts
@@ -225,6 +225,19 @@ def test_what_is_wrong_for_all_is_a_toast(case: dict[str, Any], words: str, toas
     updates = compared(engine, ("", 1.0), (name, 1.0), **case)
     assert len(toasts) == 1 and words in toasts[0] and not engine.requests
     assert updates[-1][0]["submit_btn"] is True and "…" not in updates[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "seed"), [("", None), (None, None), (" 7 ", 7), ("7", 7), (7, 7), (7.0, 7), (2**62 + 1, 2**62 + 1)]
+)
+def test_seed_is_read(typed: Any, seed: int | None) -> None:
+    assert read_seed(typed) == seed
+
+
+@pytest.mark.parametrize("typed", ["x", "1.5", 1.5, float("nan"), "9" * 5000])
+def test_what_is_no_seed_is_refused(typed: Any) -> None:
+    with pytest.raises(BadInput, match="whole number"):
+        read_seed(typed)
 
 
 @pytest.mark.parametrize(("error", "words"), [(Busy("Full. Wait."), "Full"), (ValueError("/secret"), "its log")])

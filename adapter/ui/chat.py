@@ -97,7 +97,8 @@ def sampling_controls() -> list[Any]:
         gr.Slider(0, 2, 0.1, step=0.05, label="Temperature", info="0 takes the likeliest word"),
         gr.Slider(0.05, 1, 0.75, step=0.05, label="Top-p"),
         gr.Slider(16, 1024, 256, step=16, label="Max tokens"),
-        gr.Number(None, label="Seed", precision=0, minimum=0, info="Empty: a new one each time"),
+        # Not gr.Number: an empty one shows and sends 0 (gradio 6.31).
+        gr.Textbox(label="Seed", placeholder="A new one each time", max_lines=1, max_length=20),
     ]
 
 

@@ -30,6 +30,7 @@ from adapter.ui.requests import (
     check_length,
     make_request,
     open_picture,
+    read_seed,
     sees,
     wait_for,
     without_folders,
@@ -190,7 +191,7 @@ class Comparison:
         seeing = [sees(self.store, pane.settings) for pane in panes]
         if image is not None and not any(seeing):
             raise BadInput("No pane has an adapter that sees pictures. Choose one, or take the picture out.")
-        chosen = panes[0].settings.seed
+        chosen = read_seed(panes[0].settings.seed)
         seed = secrets.randbelow(2**31) if chosen is None else chosen
         requests = []
         for pane, visual in zip(panes, seeing, strict=True):

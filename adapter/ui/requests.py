@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import logging
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -52,7 +51,7 @@ class Settings(NamedTuple):
     temperature: float
     top_p: float
     max_tokens: float
-    seed: float | None
+    seed: float | str | None
     mix: str | None = BASE_ONLY  # a second adapter
     mix_strength: float = 1.0
 
@@ -60,6 +59,15 @@ class Settings(NamedTuple):
 def sees(store: Cards, settings: Settings) -> bool:
     """Whether an adapter of the settings sees pictures. Raises LoadError."""
     return any(store.card(name).is_visual for name in (settings.adapter, settings.mix) if name)
+
+
+def read_seed(value: float | str | None) -> int | None:
+    """The seed as typed or sent; None for an empty field. Raises BadInput if it is not a whole number."""
+    text = "" if value is None else str(value).strip().removesuffix(".0")
+    try:
+        return int(text) if text else None
+    except ValueError:
+        raise BadInput(f"The seed must be a whole number, got {text[:40]}.") from None
 
 
 def make_request(
@@ -73,14 +81,11 @@ def make_request(
         raise BadInput("Strength, temperature, top-p and max tokens need a number each.")
     if settings.mix and settings.mix == adapter:
         raise BadInput(f"“{adapter}” cannot be mixed with itself. Choose another second adapter, or none.")
-    seed = settings.seed
-    if seed is not None and (math.isnan(seed) or seed != int(seed)):
-        raise BadInput(f"The seed must be a whole number, got {seed}.")
     sampling = SamplingParams(
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=int(settings.max_tokens),
-        seed=None if seed is None else int(seed),
+        seed=read_seed(settings.seed),
     )
     return GenerationRequest(
         messages=talk.to_messages(history),
