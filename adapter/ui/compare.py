@@ -120,11 +120,12 @@ class Comparison:
             try:
                 check_length(text)
                 panes = _panes(count, values)
-                yield _updates(gr.update(**look.ANSWERING), panes)
+                answering = gr.update(**look.ANSWERING)  # every time: one of two quick updates can get lost
+                yield _updates(answering, panes)
                 picture = files[-1] if files else None
                 turn = talk.user_turn(text or DEFAULT_QUESTION)
                 for _ in self._answer(run, panes, turn, picture, request.session_hash or ""):
-                    yield _updates(gr.skip(), panes)
+                    yield _updates(answering, panes)
                 yield _updates(gr.update(**look.IDLE), panes)
             except AdapterError as error:
                 toast(error)

@@ -37,6 +37,7 @@ from adapter.ui.runs import Run, Runs
 log = logging.getLogger(__name__)
 
 TEXT_ONLY = " "  # an offer's value for "leave the picture aside"; no adapter can be called this
+FRAME_SECONDS = 0.1
 DEFAULT_QUESTION = "What is in this picture?"
 
 
@@ -213,6 +214,8 @@ class ChatTurns:
         if switch_to is not None and (name := switch_to()) is not None:
             settings = settings._replace(adapter=name)
             yield gr.skip(), gr.skip(), gr.update(value=name)
+            # Of two updates that reach a browser within one frame Gradio's page drops the first (6.31).
+            time.sleep(FRAME_SECONDS)
         adapter = settings.adapter or None
         visual = sees(self.store, settings)
         turn = talk.last_turn(history)
