@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from adapter.attention_gradients import CausalAttention, PromptTerm
 from adapter.chat import Message
 from adapter.checkpoint import load_adapter
-from train.base import make_lean
+from adapter.embedded import BASE
+from train.base import load_to_train, make_lean
 from train.config import TrainConfig
 from train.data import IGNORED, Example, Tokeniser, collate
 from train.job import train
@@ -201,3 +202,31 @@ def test_the_prompts_term_for_training_is_their_attention(entries, masked):
         torch.autograd.grad(own, inputs, slope), torch.autograd.grad(wanted, inputs, slope), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)  # gates are summed in fp32
+
+
+@pytest.mark.slow
+def test_gradients_through_a_4_bit_base_are_those_through_its_weights(monkeypatch):
+    """Also after an evaluation, in which bitsandbytes likes to pack weights so that gradients end there."""
+    import bitsandbytes as bnb
+
+    base = load_to_train(BASE, "nf4", "cpu")
+    config = dataclasses.replace(CONFIG, prompt_norm=True, prompt_std=0.2)
+    rows = [Example((Message("user", "The quick brown fox jumps over"),), " the lazy dog.")]
+    batch = batch_of(rows, base)
+    adapter = new_adapter(config, base)
+    torch.nn.init.uniform_(adapter.gates, 0.1, 0.3)
+
+    def gradients(model):
+        adapter.zero_grad()
+        supervised_loss(model, adapter, batch).backward()
+        return adapter.prompts.grad.clone(), adapter.gates.grad.clone()
+
+    mean_loss(base, adapter, [batch])
+    found = gradients(base.model)
+    for module in base.model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            weight = weight.view(module.out_features, module.in_features).bfloat16()
+            monkeypatch.setattr(module, "forward", lambda x, weight=weight: F.linear(x, weight))
+    for four_bit, plain in zip(found, gradients(base.model), strict=True):
+        assert torch.cosine_similarity(four_bit.flatten(), plain.flatten(), 0) > 0.98

@@ -22,6 +22,11 @@ def load_to_train(name: str, precision: str = "bf16", device: str = "auto") -> B
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     quantization = precision if precision in ("nf4", "int8") else "none"
     base = load_base(name, quantization=quantization, device=device, dtype=dtype)
+    for module in base.model.modules():
+        # Else bitsandbytes packs weights for a CPU when it first sees an input without a gradient, and the packed
+        # product passes no gradient on: it would be lost from then on, without a word.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     make_lean(base.model)
     return base
 
