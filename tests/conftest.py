@@ -34,13 +34,10 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="session")
-def tiny() -> AdaptedLlama:
-    """A random LLaMA with grouped queries, fp32, frozen."""
-    torch.manual_seed(0)
-    attention.register()
-    config = LlamaConfig(
-        **TINY,
+def tiny_config(**changes: int) -> LlamaConfig:
+    """Of a LLaMA that is made in milliseconds."""
+    return LlamaConfig(
+        **{**TINY, **changes},
         intermediate_size=64,
         max_position_embeddings=128,
         attn_implementation=attention.NAME,
@@ -48,7 +45,14 @@ def tiny() -> AdaptedLlama:
         bos_token_id=None,
         pad_token_id=0,
     )
-    model = AdaptedLlama(config)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> AdaptedLlama:
+    """A random LLaMA with grouped queries, fp32, frozen."""
+    torch.manual_seed(0)
+    attention.register()
+    model = AdaptedLlama(tiny_config())
     for name, weight in model.named_parameters():
         # Larger than transformers' initialisation, so that attention is far from uniform.
         torch.nn.init.normal_(weight, std=0.3) if "norm" not in name else None
@@ -103,20 +107,22 @@ def tiny_folder(tiny_base, tmp_path_factory) -> Path:
 def small(request, tiny_base, tmp_path_factory) -> tuple[AdaptedLlama, Path]:
     """A random LLaMA whose logits are of ordinary size, without and with grouped queries, fp32; and its folder."""
     torch.manual_seed(1)
-    config = LlamaConfig(
-        **{**TINY, "num_key_value_heads": request.param},
-        intermediate_size=64,
-        max_position_embeddings=128,
-        attn_implementation=attention.NAME,
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
     attention.register()
-    model = AdaptedLlama(config)
+    model = AdaptedLlama(tiny_config(num_key_value_heads=request.param))
     for name, weight in model.named_parameters():
         torch.nn.init.normal_(weight, std=0.15) if "norm" not in name else torch.nn.init.uniform_(weight, 0.5, 1.5)
     folder = tmp_path_factory.mktemp("small")
     model.save_pretrained(folder)
     tiny_base.tokenizer.save_pretrained(folder)
     return model.requires_grad_(False).eval(), folder
+
+
+@pytest.fixture
+def toasts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the page says in toasts."""
+    import gradio as gr  # most tests need no page
+
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda text, **_: said.append(text))
+    monkeypatch.setattr(gr, "Info", lambda text, **_: said.append(text))
+    return said

@@ -113,14 +113,6 @@ class Ready:
 
 
 @pytest.fixture
-def toasts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    said: list[str] = []
-    monkeypatch.setattr(gr, "Warning", lambda text, **_: said.append(text))
-    monkeypatch.setattr(gr, "Info", lambda text, **_: said.append(text))
-    return said
-
-
-@pytest.fixture
 def picture(tmp_path: Path) -> str:
     from PIL import Image
 

@@ -78,14 +78,6 @@ class Key:
     close = cancel
 
 
-@pytest.fixture
-def toasts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    said: list[str] = []
-    monkeypatch.setattr(gr, "Warning", lambda text, **_: said.append(text))
-    monkeypatch.setattr(gr, "Info", lambda text, **_: said.append(text))
-    return said
-
-
 # Mixing.
 
 
