@@ -22,7 +22,7 @@ os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR") or str(
 
 import gradio as gr
 
-from adapter.ui import look, openai_api
+from adapter.ui import look, openai_api, texts
 from adapter.ui.chat import chat_tab
 from adapter.ui.compare import compare_tab
 from adapter.ui.live import header, keep_fresh
@@ -41,12 +41,12 @@ LOCAL = {"127.0.0.1", "localhost", "::1"}
 def build_page(provider: EngineProvider, store: look.Cards) -> gr.Blocks:
     """The whole page over an engine that may still be loading and a store of adapters."""
     # Uploads older than a day are deleted, looked for every hour.
-    with gr.Blocks(title=look.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with gr.Blocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         status = header(provider)
         with gr.Tabs(elem_id="tabs"):
-            with gr.Tab(look.CHAT, id="chat"):
+            with gr.Tab(texts.CHAT, id="chat"):
                 pickers = chat_tab(provider, store)
-            with gr.Tab(look.COMPARE, id="compare"):
+            with gr.Tab(texts.COMPARE, id="compare"):
                 pickers += compare_tab(provider, store)
         keep_fresh(provider, store, status, pickers)
     page.queue(max_size=QUEUE_SIZE, api_open=False)
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
             auth=tuple(arguments.auth.split(":", 1)) if arguments.auth else None,
             share=arguments.share,
             theme=look.theme(),
-            css_paths=look.STYLE_SHEET,
+            css_paths=look.STYLE_SHEETS,
             footer_links=[],
             run_history=False,
             enable_monitoring=False,

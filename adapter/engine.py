@@ -196,7 +196,10 @@ class Engine:
     def _prepare(self, row: _Row, digest: bytes) -> None:
         """Make the row's prompts, and let it wait for its turn."""
         try:
-            row.prompts, row.key = self.prompts.of(row.adapters, row.request.image, digest)
+            asked = row.request
+            row.prompts, row.key = self.prompts.of(
+                row.adapters, asked.image, digest, asked.mute_layers, asked.mute_heads
+            )
         except Exception as error:
             self._end(row, _for_caller(error))
             return

@@ -16,6 +16,7 @@ from PIL import Image
 
 from adapter.attention import PromptKV
 from adapter.batch import batched
+from adapter.inspect import muted
 from adapter.llama import Base
 from adapter.modules import Adapter
 from adapter.vision import VisualEncoder, VisualFeatures
@@ -53,18 +54,29 @@ class PromptMaker:
 
     @torch.inference_mode()
     def of(
-        self, adapters: Sequence[tuple[Adapter, float]], image: Image.Image | None, image_digest: bytes
+        self,
+        adapters: Sequence[tuple[Adapter, float]],
+        image: Image.Image | None,
+        image_digest: bytes,
+        mute_layers: tuple[int, ...] = (),
+        mute_heads: tuple[int, ...] = (),
     ) -> tuple[PromptKV | None, Hashable]:
         """The gated terms of all adapters with their strengths, as one entry; and a key that names just these.
 
-        None for the bare base. The picture is for those adapters that see.
+        None for the bare base. The picture is for those adapters that see. mute_layers, mute_heads: whose gates
+        are shut. Raises BadInput for one that is not there.
         """
         parts, key = [], []
         for adapter, strength in adapters:
             shown, shown_digest = (image, image_digest) if adapter.config.is_visual else (None, b"")
             parts.append(self._project(adapter, shown, shown_digest).scaled(strength))
             key.append((adapter, strength, shown_digest))
-        return (batched([PromptKV.mixed(parts)]) if parts else None), tuple(key)
+        if not parts:
+            return None, ()
+        mixed = PromptKV.mixed(parts)
+        mixed = muted(mixed, layers=mute_layers) if mute_layers else mixed
+        mixed = muted(mixed, heads=mute_heads) if mute_heads else mixed
+        return batched([mixed]), (*key, mute_layers, mute_heads)
 
     def _project(self, adapter: Adapter, image: Image.Image | None, image_digest: bytes) -> PromptKV:
         features = None if image is None else self._encode(adapter, image, image_digest)

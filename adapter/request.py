@@ -24,7 +24,8 @@ class GenerationRequest:
     """One answer to give. `prompt_ids` replaces `messages`; `raw` skips the chat template.
 
     mix: further adapters with their strengths, whose gated terms add to the first one's; the first one gives the
-    template, and every one that sees gets the image. stop: texts that end the answer and are not part of it.
+    template, and every one that sees gets the image. mute_layers, mute_heads: where all adapters' gates are shut,
+    by the base's count of layers, and of heads in every layer. stop: texts that end the answer and are no part of it.
     client: whose turn in the queue it takes. max_seconds: limit of the wall clock from the start of the answer.
     Raises BadInput when made with values out of their ranges.
     """
@@ -37,6 +38,8 @@ class GenerationRequest:
     raw: bool = False
     prompt_ids: tuple[int, ...] | None = None
     mix: tuple[tuple[str, float], ...] = ()
+    mute_layers: tuple[int, ...] = ()
+    mute_heads: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     client: str = ""
     max_seconds: float = MAX_SECONDS

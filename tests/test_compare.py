@@ -17,6 +17,7 @@ from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.request import GenerationEvent, GenerationStats
 from adapter.ui import compare, look
 from adapter.ui import conversation as talk
+from adapter.ui import texts as words
 from adapter.ui.compare import MOST, Comparison
 from adapter.ui.live import Picker
 from adapter.ui.requests import Settings, make_request, read_seed
@@ -141,9 +142,9 @@ def test_every_pane_asks_with_one_seed() -> None:
     assert len({r.sampling.seed for r in engine.requests}) == 1 and engine.requests[0].sampling.seed is not None
     assert {r.client for r in engine.requests} == {"me"} and engine.closed == 3
     box, *panes = updates[-1]
-    assert box["submit_btn"] is True and look.EMPTY_PANE in panes[3]
+    assert box["submit_btn"] is True and words.EMPTY_PANE in panes[3]
     assert all("you said: hello!" in pane and "20 tokens/s" in pane for pane in panes[:3])
-    assert look.SAME_WORDS not in panes[0] and look.SAME_WORDS in panes[1]
+    assert words.SAME_WORDS not in panes[0] and words.SAME_WORDS in panes[1]
 
 
 def test_a_given_seed_is_taken() -> None:
@@ -294,7 +295,7 @@ def test_the_picture_goes_to_those_that_see(tmp_path: Path, toasts: list[str]) -
 
 def test_nothing_to_send_changes_nothing(toasts: list[str]) -> None:
     assert compared(Echo(), ("", 1.0), ("poet", 1.0), text=" ") == [(gr.skip(),) * 5]
-    assert toasts == [look.NOTHING_TO_SEND]
+    assert toasts == [words.NOTHING_TO_SEND]
 
 
 def test_answers_are_inert() -> None:

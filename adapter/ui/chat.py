@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.components.chatbot import ExampleMessage
 
 from adapter.errors import AdapterError
-from adapter.ui import look
+from adapter.ui import look, texts
 from adapter.ui.live import PRIVATE, Picker
 from adapter.ui.requests import (
     BASE_ONLY,
@@ -42,11 +42,11 @@ def chat_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
                 group_consecutive_messages=False,  # so that an edit keeps the picture, see conversation.py
                 latex_delimiters=[],
                 allow_tags=False,
-                placeholder=look.EMPTY_CHAT,
+                placeholder=texts.EMPTY_CHAT,
                 examples=[_card(example) for example in examples],
                 elem_id="chat",
             )
-            box = message_box(look.PLACEHOLDER, "box")
+            box = message_box(texts.PLACEHOLDER, "box")
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             picker = gr.Radio(look.picker_choices(store), value=BASE_ONLY, label="Adapter", elem_id="picker")
             strength = gr.Slider(
@@ -59,8 +59,8 @@ def chat_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
             )
             with gr.Accordion("About this adapter", open=False, elem_id="about"):
                 about = gr.Markdown(look.about(store, BASE_ONLY))
-            with gr.Accordion(look.MIX, open=False, elem_id="mix"):
-                choices = look.short_choices(look.picker_choices(store), look.NO_MIX)
+            with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
+                choices = look.short_choices(look.picker_choices(store), texts.NO_MIX)
                 mix = gr.Dropdown(choices, value=BASE_ONLY, label="Second adapter", filterable=False)
                 mix_strength = gr.Slider(
                     0, MAX_STRENGTH, 0.5, step=0.05, label="Second strength", info="Added on top of the first"
@@ -74,7 +74,7 @@ def chat_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
     told = {"queue": False, "show_progress": "hidden", **PRIVATE}
     picker.change(lambda name: look.about(store, name), picker, about, **told)
     _api(provider, store)
-    return [Picker(picker), Picker(mix, look.NO_MIX)]
+    return [Picker(picker), Picker(mix, texts.NO_MIX)]
 
 
 def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:

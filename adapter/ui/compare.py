@@ -18,7 +18,7 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.ui import conversation as talk
-from adapter.ui import look
+from adapter.ui import look, texts
 from adapter.ui.chat import MODEL, message_box, sampling_controls
 from adapter.ui.live import PRIVATE, Picker
 from adapter.ui.requests import (
@@ -37,7 +37,7 @@ from adapter.ui.requests import (
 )
 from adapter.ui.runs import Run, Runs
 from adapter.ui.together import together
-from adapter.ui.turns import DEFAULT_QUESTION, toast
+from adapter.ui.turns import toast
 from adapter.ui.words import difference
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Pane:
             self.notes.append(self.said)
             return
         if event.position is not None:
-            self.said = look.waiting(event.position)
+            self.said = texts.waiting(event.position)
             return
         now = time.monotonic()
         self.first = self.first or now
@@ -79,12 +79,12 @@ class Pane:
         if event.stats is not None:
             self.tokens, self.rate = event.stats.new_tokens, event.stats.tokens_per_s or None
             cancelled = event.finish_reason == "cancelled"
-            self.said = look.STOPPED_AT_ONCE if cancelled else look.EMPTY_ANSWER
-            self.notes += look.ENDINGS[event.finish_reason]
+            self.said = texts.STOPPED_AT_ONCE if cancelled else texts.EMPTY_ANSWER
+            self.notes += texts.ENDINGS[event.finish_reason]
 
     def stop(self) -> None:
         """The end of a pane for which nothing was asked yet."""
-        self.said = look.STOPPED_AT_ONCE
+        self.said = texts.STOPPED_AT_ONCE
 
     def html(self) -> str:
         name, strength = self.settings.adapter or None, self.settings.strength
@@ -109,12 +109,12 @@ class Comparison:
         message = message or {}
         text, files = (message.get("text") or "").strip(), message.get("files") or []
         if not text and not files:
-            gr.Info(look.NOTHING_TO_SEND, duration=4)
+            gr.Info(texts.NOTHING_TO_SEND, duration=4)
             yield _updates(gr.skip())
             return
         with self._runs.start(request.session_hash) as run:
             if run is None:
-                gr.Info(look.STILL_ANSWERING, duration=6)
+                gr.Info(texts.STILL_ANSWERING, duration=6)
                 yield _updates(gr.skip())
                 return
             try:
@@ -123,7 +123,7 @@ class Comparison:
                 answering = gr.update(**look.ANSWERING)  # every time: one of two quick updates can get lost
                 yield _updates(answering, panes)
                 picture = files[-1] if files else None
-                turn = talk.user_turn(text or DEFAULT_QUESTION)
+                turn = talk.user_turn(text or texts.DEFAULT_QUESTION)
                 for _ in self._answer(run, panes, turn, picture, request.session_hash or ""):
                     yield _updates(answering, panes)
                 yield _updates(gr.update(**look.IDLE), panes)
@@ -132,7 +132,7 @@ class Comparison:
                 yield _updates(gr.update(**look.IDLE), [])
             except Exception:
                 log.exception("a comparison failed")
-                toast(AdapterError(look.FAILED))
+                toast(AdapterError(texts.FAILED))
                 yield _updates(gr.update(**look.IDLE), [])
 
     def stop(self, request: gr.Request) -> Any:
@@ -219,25 +219,25 @@ def _mark(panes: Sequence[Pane]) -> None:
     for pane in others:
         if pane.text.strip():
             pane.marked, changed, words = difference(first.text, pane.text)
-            pane.notes.append(look.changed_words(changed, words))
+            pane.notes.append(texts.changed_words(changed, words))
 
 
 def _updates(box: Any, panes: Sequence[Pane] | None = None) -> Updates:
     """panes: those in use, the others are emptied; None: all stay as they are."""
     if panes is None:
         return box, *[gr.skip()] * MOST
-    empty = look.pane_html(look.EMPTY_PANE, muted=True)
+    empty = look.pane_html(texts.EMPTY_PANE, muted=True)
     return box, *[pane.html() for pane in panes], *[empty] * (MOST - len(panes))
 
 
 def compare_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
     """Lay the comparison out inside the current Blocks and connect it; returns the pickers to keep up to date."""
-    choices = look.short_choices(look.picker_choices(store), look.FROZEN_BASE)
+    choices = look.short_choices(look.picker_choices(store), texts.FROZEN_BASE)
     columns, values, answers, pickers = [], [], [], []
     with gr.Column(elem_id="compare"):
-        gr.Markdown(look.COMPARE_HINT, elem_id="hint")
+        gr.Markdown(texts.COMPARE_HINT, elem_id="hint")
         with gr.Row(elem_id="ask", equal_height=True):
-            box = message_box(look.COMPARE_PLACEHOLDER, "message")
+            box = message_box(texts.COMPARE_PLACEHOLDER, "message")
             count = gr.Radio(list(range(FEWEST, MOST + 1)), value=FEWEST, label="Panes", elem_id="count")
         with gr.Row(elem_id="panes"):
             for i in range(MOST):
@@ -245,10 +245,10 @@ def compare_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
                     name = gr.Dropdown(choices, value=BASE_ONLY, label=f"Pane {i + 1}", filterable=False)
                     label = f"Pane {i + 1} strength"
                     strength = gr.Slider(0, MAX_STRENGTH, 1.0, step=0.05, label=label, interactive=False)
-                    answers.append(gr.HTML(look.pane_html(look.EMPTY_PANE, muted=True), elem_classes="answer"))
+                    answers.append(gr.HTML(look.pane_html(texts.EMPTY_PANE, muted=True), elem_classes="answer"))
                 columns.append(column)
                 values += [name, strength]
-                pickers.append(Picker(name, look.FROZEN_BASE, i - 1 if i else None))
+                pickers.append(Picker(name, texts.FROZEN_BASE, i - 1 if i else None))
                 # The base has no strength to set.
                 told = {"queue": False, "show_progress": "hidden", **PRIVATE}
                 name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **told)

@@ -38,9 +38,15 @@ def note(text: str, *, waiting: bool = False) -> Entry:
     return _unfinished(entry) if waiting else entry
 
 
-def stats(line: str, *, live: bool = False) -> Entry:
-    """The line about an answer; live: there is more of the answer to come."""
+def stats(line: str, *, live: bool = False, record: str = "") -> Entry:
+    """The line about an answer; live: there is more of the answer to come.
+
+    record: how the answer came about, see record.py. It travels with the conversation, in a field of the message
+    that Gradio keeps and does not show.
+    """
     entry = _entry("assistant", _text(_muted(line, "stats")), STATS)
+    if record:
+        entry["metadata"]["log"] = record
     return _unfinished(entry) if live else entry
 
 
@@ -125,6 +131,24 @@ def stopped(history: Sequence[Entry]) -> History:
         line = html.unescape(_strip_tags(_entry_text(kept.pop())))
         return [*kept, stats(f"{line} · stopped")]
     return [*kept, note("Stopped before the first word.")] if kept[-1]["role"] == "user" else kept
+
+
+class Answered(NamedTuple):
+    """An answer of the conversation: the messages that it answers, the picture that counted, and its record."""
+
+    messages: tuple[Message, ...]
+    picture: str | None
+    record: str
+
+
+def newest_answer(history: Sequence[Entry]) -> Answered | None:
+    """The last answer that has a record; None before the first one."""
+    for index in range(len(history) - 1, 0, -1):
+        record = (history[index].get("metadata") or {}).get("log")
+        if _kind(history[index]) == STATS and isinstance(record, str) and record:
+            before = history[: index - 1]  # the answer itself stands before the line about it
+            return Answered(to_messages(before), latest_picture(before), record)
+    return None
 
 
 def pending_offer(history: Sequence[Entry]) -> bool:

@@ -1,4 +1,4 @@
-"""How the page looks and what it says: theme, style sheet, texts, the adapter cards and the examples."""
+"""How the page looks: theme, style sheets, the adapter cards and the examples. Its words are in texts.py."""
 
 from __future__ import annotations
 
@@ -11,41 +11,19 @@ from typing import TYPE_CHECKING, Protocol
 import gradio as gr
 
 from adapter.errors import AdapterError
+from adapter.ui import texts
 
 if TYPE_CHECKING:
     from adapter.store import AdapterCard
     from adapter.ui.loader import LoadStatus
 
-TITLE = "LLaMA-Adapter"
-SENTENCE = (
-    "One frozen LLaMA, small adapters you can swap in the middle of a conversation: "
-    "some change how it answers, some let it see a picture."
-)
-PLACEHOLDER = "Message, or drop a picture"
-EMPTY_CHAT = "### Try one of these, or write your own"
-CHAT, COMPARE = "Chat", "Compare"
-MIX = "Mix in another"
-NO_MIX = "None"
-FROZEN_BASE = "Frozen base"
-COMPARE_HINT = "One message, several answers side by side: written in one batch, from one seed."
-COMPARE_PLACEHOLDER = "One message for all"
-EMPTY_PANE = "Its answer appears here."
-FAILED = "Something went wrong on the server; its log has the details. Try again."
-STILL_ANSWERING = "An answer is still being written. Stop it first, or wait for it."
-NOTHING_TO_SEND = "Type a message or add a picture first."
-STOPPED_AT_ONCE = "Stopped before the first word."
-EMPTY_ANSWER = "The answer was empty."
-SAME_WORDS = "word for word as pane 1"
-# What the line below an answer adds about its end.
-ENDINGS: dict[str | None, tuple[str, ...]] = {
-    "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",)
-}  # fmt: skip
 # The message box while an answer is being written, and when it is done. Neither touches what is typed meanwhile.
 ANSWERING = {"submit_btn": False, "stop_btn": True}
 IDLE = {"submit_btn": True, "stop_btn": False}
 # Which adapters the panes of a comparison begin with, if they are there.
 FAVOURITES = ("pirate", "extract", "see")
-STYLE_SHEET = Path(__file__).with_name("page.css")
+# page.css for the whole, and one of its own for each part that needs many rules.
+STYLE_SHEETS = sorted(Path(__file__).parent.glob("*.css"))
 ICON = Path(__file__).with_name("icon.png")
 DRAWING = Path(__file__).parents[2] / "assets" / "examples" / "traffic-light.png"
 
@@ -76,7 +54,7 @@ class Example:
 def examples() -> list[Example]:
     """Two texts, a photograph that comes with Gradio, and a drawing."""
     photograph = Path(gr.__file__).parent / "media_assets" / "images" / "cheetah1.jpg"
-    question = "What is in this picture?"
+    question = texts.DEFAULT_QUESTION
     return [
         Example(
             "Turn a message into JSON\n“Hi, this is Maria Keller from …”",
@@ -125,20 +103,6 @@ def favourites(names: list[str]) -> list[str]:
     return sorted(names, key=lambda name: FAVOURITES.index(name) if name in FAVOURITES else len(FAVOURITES))
 
 
-def waiting(position: int) -> str:
-    """What somebody reads who waits, with `position` others before."""
-    if position == 0:
-        return "Everybody is being answered at once already. You are next."
-    return f"Waiting for a place: {position} before you."
-
-
-def changed_words(changed: int, words: int) -> str:
-    """The note about a pane whose words differ from the first one's."""
-    if not changed:
-        return SAME_WORDS
-    return f"{changed} of {words} {'word' if words == 1 else 'words'} not in pane 1"
-
-
 def pane_html(body: str, line: str = "", *, muted: bool = False) -> str:
     """A pane of the comparison. body: HTML, already escaped; line: plain text below it; muted: the page speaks."""
     below = f'<div class="stats">{html.escape(line)}</div>' if line else ""
@@ -155,7 +119,7 @@ def status_html(status: LoadStatus, text: str) -> str:
 
 
 def header_html() -> str:
-    return f"<h1>{html.escape(TITLE)}</h1><p>{html.escape(SENTENCE)}</p>"
+    return f"<h1>{html.escape(texts.TITLE)}</h1><p>{html.escape(texts.SENTENCE)}</p>"
 
 
 def _clip(text: str, limit: int = 110) -> str:

@@ -9,7 +9,7 @@ import html
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -18,7 +18,8 @@ import gradio as gr
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.ui import conversation as talk
 from adapter.ui.conversation import History
-from adapter.ui.look import FAILED, Cards
+from adapter.ui.look import Cards
+from adapter.ui.texts import FAILED
 
 if TYPE_CHECKING:
     from adapter.engine import Engine
@@ -54,6 +55,8 @@ class Settings(NamedTuple):
     seed: float | str | None
     mix: str | None = BASE_ONLY  # a second adapter
     mix_strength: float = 1.0
+    mute_layers: Sequence[int] = ()
+    mute_heads: Sequence[int] = ()
 
 
 def sees(store: Cards, settings: Settings) -> bool:
@@ -94,6 +97,8 @@ def make_request(
         strength=settings.strength,
         sampling=sampling,
         mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
+        mute_layers=tuple(settings.mute_layers or ()),
+        mute_heads=tuple(settings.mute_heads or ()),
         client=client,
     )
 

@@ -7,6 +7,7 @@ session but that it is being answered: everything else comes with the event and 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,9 +17,10 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.ui import conversation as talk
-from adapter.ui import look
+from adapter.ui import look, texts
 from adapter.ui.conversation import History
 from adapter.ui.look import Cards, Example
+from adapter.ui.record import Record
 from adapter.ui.requests import (
     BASE_ONLY,
     REDRAW_SECONDS,
@@ -29,6 +31,7 @@ from adapter.ui.requests import (
     make_request,
     open_picture,
     public_text,
+    read_seed,
     sees,
     wait_for,
 )
@@ -38,7 +41,6 @@ log = logging.getLogger(__name__)
 
 TEXT_ONLY = " "  # an offer's value for "leave the picture aside"; no adapter can be called this
 FRAME_SECONDS = 0.1
-DEFAULT_QUESTION = "What is in this picture?"
 
 
 class _Before(NamedTuple):
@@ -69,7 +71,7 @@ class ChatTurns:
         message = message or {"text": "", "files": []}
         text, files = (message.get("text") or "").strip(), message.get("files") or []
         if not text and not files:
-            gr.Info(look.NOTHING_TO_SEND, duration=4)
+            gr.Info(texts.NOTHING_TO_SEND, duration=4)
             yield _no_change()
             return
         try:
@@ -78,7 +80,7 @@ class ChatTurns:
             toast(error)
             yield _no_change()
             return
-        turn = talk.user_turn(text or DEFAULT_QUESTION, files[-1] if files else None)
+        turn = talk.user_turn(text or texts.DEFAULT_QUESTION, files[-1] if files else None)
         yield from self._turn([*history, *turn], Settings(*values), _Before(history, message), request)
 
     def retry(self, history: History, request: gr.Request, *values: Any) -> Iterator[Updates]:
@@ -192,7 +194,7 @@ class ChatTurns:
                 end = self._restore(before, settings, error)
             except Exception:
                 log.exception("a chat turn failed")
-                unknown = AdapterError(look.FAILED)
+                unknown = AdapterError(texts.FAILED)
                 end = self._restore(before, settings, unknown)
             yield ([], gr.update(**look.IDLE), gr.skip()) if run.cleared else end
 
@@ -236,6 +238,9 @@ class ChatTurns:
             notes.append("no image")
         elif picture is not None and not visual:
             notes.append("picture not used")
+        # A seed of the page's own, so that the answer can be had again.
+        seed = read_seed(settings.seed)
+        settings = settings._replace(seed=secrets.randbelow(2**31) if seed is None else seed)
         request = make_request(history, settings, adapter, picture if visual else None, client)
         engine = self.provider.engine()
         assert engine is not None
@@ -243,27 +248,30 @@ class ChatTurns:
         def line(tokens: int, rate: float | None, *more: str) -> str:
             return talk.stats_line(adapter, settings.strength, tokens, rate, [*notes, *more], request.mix)
 
-        text, tokens, first, drawn = "", 0, 0.0, 0.0
+        text, first, drawn = "", 0.0, 0.0
+        ids: list[int] = []
         with closing(engine.submit(request)) as events:
             run.cancel = events.cancel
             if run.stopped:
                 events.cancel()
             for event in events:
                 if event.position is not None:
-                    yield [talk.note(look.waiting(event.position), waiting=True)]
+                    yield [talk.note(texts.waiting(event.position), waiting=True)]
                     continue
                 now = time.monotonic()
                 text += event.text
-                tokens += event.token_id is not None
+                ids += [] if event.token_id is None else [event.token_id]
+                tokens = len(ids)
                 first = first or now
                 rate = (tokens - 1) / (now - first) if tokens > 4 else None
-                words = talk.answer(text) if text.strip() else talk.note(look.EMPTY_ANSWER)
+                words = talk.answer(text) if text.strip() else talk.note(texts.EMPTY_ANSWER)
                 if event.finish_reason == "cancelled" and not text.strip():
-                    yield [talk.note(look.STOPPED_AT_ONCE)]
+                    yield [talk.note(texts.STOPPED_AT_ONCE)]
                 elif event.stats is not None:
                     rate = event.stats.tokens_per_s or None
-                    ending = look.ENDINGS[event.finish_reason]
-                    yield [words, talk.stats(line(event.stats.new_tokens, rate, *ending))]
+                    ending = texts.ENDINGS[event.finish_reason]
+                    record = Record(settings, tuple(ids), request.image is not None).to_text()
+                    yield [words, talk.stats(line(event.stats.new_tokens, rate, *ending), record=record)]
                 elif text.strip() and now - drawn >= REDRAW_SECONDS:
                     drawn = now
                     yield [words, talk.stats(line(tokens, rate), live=True)]
@@ -315,7 +323,7 @@ def _no_change() -> Updates:
 
 
 def _still_answering() -> Updates:
-    gr.Info(look.STILL_ANSWERING, duration=6)
+    gr.Info(texts.STILL_ANSWERING, duration=6)
     return _no_change()
 
 
