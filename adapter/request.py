@@ -25,7 +25,7 @@ class GenerationRequest:
 
     mix: further adapters with their strengths, whose gated terms add to the first one's; the first one gives the
     template, and every one that sees gets the image. mute_layers, mute_heads: where all adapters' gates are shut,
-    by the base's count of layers, and of heads in every layer. stop: texts that end the answer and are no part of it.
+    by the base's count of layers, and of heads in every layer. stop: texts that end the answer, not part of it.
     client: whose turn in the queue it takes. max_seconds: limit of the wall clock from the start of the answer.
     Raises BadInput when made with values out of their ranges.
     """
