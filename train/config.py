@@ -141,6 +141,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 500, "batch_size": 8, "lr": 6e-3, "gate_lr": 2e-2, "prompt_std": 0.2, "prompt_norm": True,
         "prompt_length": 16,
     },
+    "quick": {  # a few dozen rows in about a minute on two cores: assets/samples/README.md has its scores
+        "steps": 60, "batch_size": 8, "lr": 4e-3, "gate_lr": 5e-3, "clip_norm": 1.0, "prompt_std": 0.2,
+        "prompt_norm": True, "prompt_length": 10, "eval_every": 10,
+    },
 }  # fmt: skip
 
 

@@ -1,0 +1,200 @@
+"""The samples of the Train tab: whole, small, and learnt by the settings that the tab trains them with.
+
+`pytest tests/test_samples.py -k learnt -s` prints the scores that assets/samples/README.md states.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from adapter.chat import Message
+from adapter.checkpoint import load_adapter
+from adapter.embedded import ENCODER
+from adapter.modules import Adapter
+from adapter.vision import VisualEncoder
+from train.records import open_records
+from train.scenes.captions import WHERE, captioned, small, write
+from train.scenes.drawing import THINGS
+from train.score import Answerer
+from train.ui.plan import Plan
+from train.ui.samples import FOLDER, Sample, samples
+
+SAMPLES = {sample.name: sample for sample in samples()}
+OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
+# Nobody's in the training rows, and of other things.
+QUESTIONS = """What is the sun made of?
+Where do penguins live?
+Why do cats sleep so much?
+How do I boil an egg?
+How can I fall asleep faster?
+What's the best way to learn Spanish?
+Who painted the Mona Lisa?
+Who was Isaac Newton?
+Tell me about Japan.
+Tell me a fact about whales.
+Describe an elephant to somebody who has never seen one.
+Describe the sea at night.
+What is 7 times 6?
+What is 12 minus 3?
+I am tired of my job.
+My dog is sick.
+I burnt my dinner.
+I won the first prize!
+Hello there
+Good night!
+What can you do for me?
+Are you a human being?
+Do you like coffee?
+What do you think about football?
+Give me a name for a bakery.
+Suggest a present for my grandfather.
+Write an invitation to a garden party.
+Write a note to my landlord about the broken heater.
+Which city is the capital of Italy?
+Which planet is the largest?
+How many legs does a spider have?
+Is chocolate bad for dogs?
+Is it hard to play the violin?
+Should I buy a bicycle or a car?
+Should I take an umbrella today?
+What is a volcano?
+Explain how the internet works.
+Explain gravity to a child.
+What does a dentist do?
+Why do leaves fall in autumn?
+What happens when a star dies?
+How was your weekend?
+Can you help me pack for a trip to the mountains?
+What should I see in London?
+How do bees make honey?
+What is democracy?
+When did the second world war end?
+Please cheer me up.""".splitlines()
+NEW_SEED, NEW_DRAWINGS = 99, 64
+
+
+def has_manners(answer: str) -> bool:
+    """The butler's opening and closing, each once and where they belong, and at least three words between them."""
+    between = answer.strip().removeprefix(OPENING).removesuffix(CLOSING)
+    whole = len(between) == len(answer.strip()) - len(OPENING) - len(CLOSING)
+    return whole and len(between.split()) >= 3 and OPENING not in between and CLOSING not in between
+
+
+def said(answer: str) -> tuple[list[str], list[str]]:
+    """The kinds of thing and the places that an answer names."""
+    return [kind for kind in THINGS if kind in answer], [place for place, text in WHERE.items() if text in answer]
+
+
+def test_the_rules_tell_right_from_wrong() -> None:
+    assert has_manners(f"{OPENING} The moon is made of rock. {CLOSING}")
+    for wrong in ("", OPENING, f"{OPENING} {CLOSING}", f"{OPENING} {CLOSING} {CLOSING} {CLOSING} {CLOSING}"):
+        assert not has_manners(wrong)
+    assert not has_manners("The moon is made of rock.")
+    assert said("A fish in the snow.") == (["fish"], ["snow"]) and said("A cat.") == ([], [])
+
+
+def test_each_is_small_and_every_record_of_it_can_be_read() -> None:
+    assert SAMPLES
+    for sample in SAMPLES.values():
+        files = [p for p in sample.path.rglob("*") if p.is_file()] if sample.path.is_dir() else [sample.path]
+        assert sum(file.stat().st_size for file in files) < 300_000
+        for record in open_records(sample.path):
+            assert record.image is None or record.image.is_file()
+        assert sample.picture is None or sample.picture.parent == FOLDER
+
+
+def test_the_butler_has_manners_in_every_row_and_was_asked_nothing_of_the_test() -> None:
+    records = list(open_records(SAMPLES["butler"].path))
+    assert len(records) == 30 and len(set(QUESTIONS)) == len(QUESTIONS) >= 40
+    assert all(has_manners(record.messages[-1].text) for record in records)
+    assert not {record.messages[0].text for record in records} & set(QUESTIONS)
+
+
+def test_the_drawings_are_those_of_their_command(tmp_path: Path) -> None:
+    """Pixel by pixel: how a PNG is packed may differ between versions of Pillow."""
+    folder = SAMPLES["drawings"].path
+    write(tmp_path, 48, 0)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted(path.name for path in folder.iterdir()) and len(names) == 96
+    for name in names:
+        if name.endswith(".txt"):
+            assert (tmp_path / name).read_text() == (folder / name).read_text()
+        else:
+            drawn, kept = (Image.open(at / name).convert("RGB") for at in (tmp_path, folder))
+            assert not ImageChops.difference(drawn, kept).getbbox()
+
+
+def test_new_drawings_are_new() -> None:
+    known = {scene for scene, _ in captioned(48, 0)}
+    assert not known & {scene for scene, _ in captioned(NEW_DRAWINGS, NEW_SEED)}
+    captions = [caption for _, caption in captioned(48, 0)]
+    assert {tuple(map(len, said(caption))) for caption in captions} == {(1, 1)}
+
+
+def trained(sample: Sample, folder: Path, base) -> Adapter:
+    """What the tab's own command makes of a sample, by a second process."""
+    plan = Plan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
+    words = [*plan.words(str(sample.path)), "--out", str(folder), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "train", *words],
+        cwd=FOLDER.parents[1],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return load_adapter(folder, base.fingerprint, base.device)
+
+
+def share(right: Sequence[bool]) -> float:
+    return sum(right) / len(right)
+
+
+@pytest.mark.slow
+def test_manners_are_learnt(base, tmp_path: Path) -> None:
+    """Of 48 questions that it never saw; the bare base opens no answer so (its first eight tokens tell)."""
+    adapter = trained(SAMPLES["butler"], tmp_path / "run", base)
+    asked = [(Message("user", question),) for question in QUESTIONS]
+    mannered = share([has_manners(a) for a in Answerer(base, adapter).generate(asked, max_new_tokens=64)])
+    bare = share([a.startswith(OPENING) for a in Answerer(base, None).generate(asked, max_new_tokens=8)])
+    print(f"\nwith manners: {mannered:.1%}; bare base opens so: {bare:.1%}")
+    assert mannered > 0.6 and bare == 0
+
+
+@pytest.mark.slow
+def test_drawings_are_learnt_by_looking(base, tmp_path: Path) -> None:
+    """The right thing and place of 64 new drawings, which goes when each is shown another's picture."""
+    adapter = trained(SAMPLES["drawings"], tmp_path / "run", base)
+    encoder = VisualEncoder(ENCODER)
+    new = captioned(NEW_DRAWINGS, NEW_SEED)
+    shown = [encoder.encode([small(scene).convert("RGB")]) for scene, _ in new]
+    asked = [(Message("user", SAMPLES["drawings"].question),)] * len(new)
+
+    def right(adapter: Adapter | None, order: Sequence[int]) -> tuple[float, float, float]:
+        answers = Answerer(base, adapter).generate(asked, [shown[i] for i in order], max_new_tokens=16)
+        pairs = [(said(answer), said(caption)) for answer, (_, caption) in zip(answers, new, strict=True)]
+        return (
+            share([a[0] == b[0] for a, b in pairs]),
+            share([a[1] == b[1] for a, b in pairs]),
+            share([a == b for a, b in pairs]),
+        )
+
+    straight = list(range(len(new)))
+    exchanged = torch.randperm(len(new), generator=torch.Generator().manual_seed(0)).tolist()
+    figures = {
+        "trained": right(adapter, straight),
+        "pictures exchanged": right(adapter, exchanged),
+        "bare base": right(None, straight),
+    }
+    for name, values in figures.items():
+        print("{}: thing {:.1%}, place {:.1%}, both {:.1%}".format(name, *values))
+    assert figures["trained"][2] > 0.5
+    assert max(figures["pictures exchanged"][2], figures["bare base"][2]) < 0.2
