@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from adapter import convert, memory
+from adapter import convert, memory, transcript
 from adapter.chat import Message
 from adapter.checkpoint import load_adapter
 from adapter.embedded import BASE
 from adapter.engine import Engine
-from adapter.errors import AdapterError
-from adapter.inspect import inspect, table
+from adapter.errors import AdapterError, BadInput
+from adapter.inspect import table
 from adapter.llama import QUANTIZATIONS, base_config, load_base
 from adapter.modules import Adapter
 from adapter.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import SHIPPED, AdapterStore
-from adapter.vision import VisualEncoder, open_image
+from adapter.vision import open_image
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", nargs="?", metavar="PROMPT")
     generate.add_argument("--prompt-ids", type=_ids, metavar="1,2,3", help="token ids instead of PROMPT")
     generate.add_argument(
+        "--messages",
+        type=Path,
+        metavar="FILE",
+        help="a conversation that the page exported, instead of PROMPT: answers its newest message anew",
+    )
+    generate.add_argument(
         "--adapter", metavar="NAME", help="or user/repo[@revision] on the Hub; default: the frozen base"
     )
     generate.add_argument(
@@ -70,8 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="answer with it too ('base' for none); repeatable",
     )
-    generate.add_argument("--image", type=Path, metavar="FILE")
-    generate.add_argument("--strength", type=float, default=1.0, help=f"0 (the base) to {MAX_STRENGTH:g}")
+    _add_prompting(generate)
     defaults = SamplingParams()
     generate.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
     generate.add_argument("--top-p", type=float, default=defaults.top_p)
@@ -86,8 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     looking.set_defaults(command=_inspect)
     looking.add_argument("prompt", metavar="PROMPT")
     looking.add_argument("--adapter", metavar="NAME", required=True)
-    looking.add_argument("--image", type=Path, metavar="FILE")
-    looking.add_argument("--strength", type=float, default=1.0, help=f"0 (the base) to {MAX_STRENGTH:g}")
+    _add_prompting(looking)
     looking.add_argument("--max-new-tokens", type=int, default=48)
     _add_base(looking)
     convert.add_command(commands)
@@ -95,6 +99,20 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument("name", nargs="?", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
     base.set_defaults(command=_base)
     return parser
+
+
+def _add_prompting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", type=Path, metavar="FILE")
+    parser.add_argument("--strength", type=float, default=1.0, help=f"0 (the base) to {MAX_STRENGTH:g}")
+    for what in ("layer", "head"):
+        parser.add_argument(
+            f"--mute-{what}",
+            type=int,
+            action="append",
+            default=[],
+            metavar="N",
+            help=f"shut the gates of {what} N; repeatable",
+        )
 
 
 def _add_base(parser: argparse.ArgumentParser) -> None:
@@ -160,22 +178,31 @@ def gate_table(adapter: Adapter) -> str:
 
 
 def _generate(args: argparse.Namespace, store: AdapterStore) -> None:
-    if (args.prompt is None) == (args.prompt_ids is None):
-        raise AdapterError("Give either PROMPT or --prompt-ids.")
+    if [args.prompt, args.prompt_ids, args.messages].count(None) != 2:
+        raise AdapterError("Give either PROMPT or --prompt-ids or --messages.")
     with convert.named_in_store(args.adapter, args.base, store) as (args.adapter, store):
         _answer(args, store)
 
 
 def _answer(args: argparse.Namespace, store: AdapterStore) -> None:
+    messages: tuple[Message, ...] = () if args.prompt is None else (Message("user", args.prompt),)
+    picture: Path | bytes | None = args.image
+    if args.messages is not None:
+        messages, shown = _read_messages(args.messages)
+        named = [name for name in (args.adapter, *(name for name, _ in args.mix)) if name is not None]
+        if picture is None and any(store.card(name).is_visual for name in named):
+            picture = shown
     request = GenerationRequest(
-        messages=() if args.prompt is None else (Message("user", args.prompt),),
+        messages=messages,
         adapter=args.adapter,
-        image=None if args.image is None else open_image(args.image),
+        image=None if picture is None else open_image(picture),
         strength=args.strength,
         sampling=SamplingParams(args.temperature, args.top_p, args.max_new_tokens, args.seed),
         raw=args.raw,
         prompt_ids=args.prompt_ids,
         mix=tuple(args.mix),
+        mute_layers=tuple(args.mute_layer),
+        mute_heads=tuple(args.mute_head),
         stop=tuple(args.stop),
     )
     names = [args.adapter, *(None if name == "base" else name for name in args.compare or ())]
@@ -199,6 +226,13 @@ def _answer(args: argparse.Namespace, store: AdapterStore) -> None:
         engine.close()
 
 
+def _read_messages(file: Path) -> tuple[tuple[Message, ...], bytes | None]:
+    try:
+        return transcript.read(file.read_bytes()).to_answer()
+    except OSError as error:
+        raise BadInput(f"'{file}' cannot be read ({error.strerror}). Check the path and its rights.") from error
+
+
 def _print_compared(answers: list[Answer], names: list[str | None], args: argparse.Namespace) -> None:
     """One answer under another, or one JSON object by name."""
     found = {name or "base": list(answer) for name, answer in zip(names, answers, strict=True)}
@@ -211,21 +245,24 @@ def _print_compared(answers: list[Answer], names: list[str | None], args: argpar
 
 def _inspect(args: argparse.Namespace, store: AdapterStore) -> None:
     image = None if args.image is None else open_image(args.image)
-    messages = (Message("user", args.prompt),)
     greedy = SamplingParams(temperature=0, max_new_tokens=args.max_new_tokens)
     with convert.named_in_store(args.adapter, args.base, store) as (name, there):
-        request = GenerationRequest(messages, name, image, args.strength, greedy)
+        request = GenerationRequest(
+            (Message("user", args.prompt),),
+            name,
+            image,
+            args.strength,
+            greedy,
+            mute_layers=tuple(args.mute_layer),
+            mute_heads=tuple(args.mute_head),
+        )
         assert name is not None
         there.folder(name)  # an unknown name should not cost the loading of a base
         base = load_base(args.base, args.quantization, args.device)
         print(base.describe(), file=sys.stderr)
         with closing(Engine(base, there)) as engine:
             ids = [event.token_id for event in engine.submit(request) if event.token_id is not None]
-        adapter, features = there.load(name, base), None
-        if image is not None and (vision := adapter.config.vision) is not None:
-            features = VisualEncoder(vision.encoder, base.device).encode([image], **vision.encoding)
-        found = inspect(base, adapter, messages, ids, features, args.strength)
-    print(table(found, [base.tokenizer.decode([i]) for i in ids]))
+            print(table(engine.inspect(request, ids)))
 
 
 def _as_dict(events: list[GenerationEvent], logprobs: bool) -> dict[str, object]:

@@ -10,14 +10,17 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
 
 from adapter.config import AdapterConfig, BaseFingerprint
 from adapter.errors import LoadError
 from adapter.modules import Adapter
 
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
+_LONGEST_CONFIG = 1_000_000  # characters
+_HEADER_BYTES = 10 * 2**20  # more than the names of any adapter's tensors take
 
 
 def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> None:
@@ -57,7 +60,8 @@ def replacing(path: Path):
 def read_config(folder: Path) -> AdapterConfig:
     """The configuration of the adapter in `folder`. Raises LoadError."""
     try:
-        text = (folder / CONFIG).read_text()
+        with open(folder / CONFIG, encoding="utf-8") as file:
+            text = file.read(_LONGEST_CONFIG)
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(
             f"'{folder.name}' is not an adapter: {CONFIG} cannot be read. "
@@ -69,7 +73,8 @@ def read_config(folder: Path) -> AdapterConfig:
 def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torch.device | str = "cpu") -> Adapter:
     """The adapter in `folder`, frozen and ready to serve. Raises LoadError that says what is wrong.
 
-    base: the loaded base's fingerprint; an adapter for another one is refused.
+    base: the loaded base's fingerprint; an adapter for another one is refused. What is on disk may change or
+    vanish afterwards.
     """
     config = read_config(folder)
     if base is not None and (differences := config.base.differences(base)):
@@ -77,33 +82,59 @@ def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torc
             f"Adapter '{folder.name}' was made for {config.base.name} and does not fit {base.name}: "
             f"{'; '.join(differences)}. Load the base it names: {config.base.name}."
         )
-    with torch.device("meta"):
-        adapter = Adapter(config)
+    adapter = _unfilled(folder, config)
     expected = dict(adapter.state_dict())
-    tensors = {}
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as file:
-            names = set(file.keys())
-            for problem, which in (
-                ("lacks", set(expected) - names),
-                ("has unexpected", names - set(expected)),
-            ):
-                if which:
-                    raise _broken(folder, f"{problem} {', '.join(sorted(which))}")
-            for name, like in expected.items():
-                tensor = file.get_tensor(name)
-                if tensor.shape != like.shape:
-                    raise _broken(folder, f"{name} has shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
-                if like.is_floating_point() != tensor.is_floating_point():
-                    raise _broken(folder, f"{name} has type {tensor.dtype}, not {like.dtype}")
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise _broken(folder, f"{name} holds numbers that are not finite")
-                tensors[name] = tensor.to(like.dtype)
-    except (OSError, SafetensorError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
-        raise _broken(folder, reason) from error
+    found = _read_tensors(folder, most_bytes=_HEADER_BYTES + 8 * sum(like.numel() for like in expected.values()))
+    for problem, which in (("lacks", set(expected) - set(found)), ("has unexpected", set(found) - set(expected))):
+        if which:
+            raise _broken(folder, f"{problem} {_listed(which)}")
+    tensors = {name: _checked(folder, name, found[name], like).to(device) for name, like in expected.items()}
     adapter.load_state_dict(tensors, assign=True)
     return adapter.requires_grad_(False).eval()
+
+
+def _unfilled(folder: Path, config: AdapterConfig) -> Adapter:
+    """The adapter's shapes without their numbers."""
+    try:
+        with torch.device("meta"):
+            return Adapter(config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
+        raise LoadError(
+            f"Adapter '{folder.name}': {CONFIG} names sizes that cannot be. Download or train the adapter again."
+        ) from error
+
+
+def _read_tensors(folder: Path, most_bytes: int) -> dict[str, Tensor]:
+    # Into memory of our own. A mapped file that somebody shortens later ends the whole process (SIGBUS).
+    try:
+        with open(folder / WEIGHTS, "rb") as file:
+            if os.fstat(file.fileno()).st_size > most_bytes:
+                raise _broken(folder, f"is far larger than {CONFIG} says")
+            return load(file.read())
+    except FileNotFoundError as error:
+        raise _broken(folder, "is missing") from error
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a number format that torch has not
+        raise _broken(folder, f"is damaged ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _checked(folder: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    if tensor.shape != like.shape:
+        raise _broken(folder, f"{name} has shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
+    if like.is_floating_point() != tensor.is_floating_point():
+        raise _broken(folder, f"{name} has type {tensor.dtype}, not {like.dtype}")
+    try:
+        tensor = tensor.to(like.dtype)
+    except RuntimeError as error:
+        raise _broken(folder, f"{name} has type {tensor.dtype}, which cannot be read") from error
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise _broken(folder, f"{name} holds numbers that are not finite")
+    return tensor
+
+
+def _listed(names: set[str]) -> str:
+    """A few of the names, fit for a sentence: they may be a stranger's."""
+    shown = [ascii(name)[1:-1][:80] for name in sorted(names)[:5]]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _broken(folder: Path, problem: str) -> LoadError:

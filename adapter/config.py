@@ -14,6 +14,7 @@ GATE_ACTIVATIONS = ("tanh", "identity")
 TEMPLATES = ("chat", "alpaca", "raw")
 PROJECTIONS = ("global", "label", "queries")
 CHANNELS = ("RGB", "BGR")
+MOST_BLOCKS = 64  # of visual queries: each is made before its weights are looked for
 
 
 def _at_least_one(**values: int) -> None:
@@ -95,6 +96,8 @@ class VisionConfig:
         _one_of("vision.channels", self.channels, CHANNELS)
         if self.projection == "queries":
             _at_least_one(token_size=self.token_size, width=self.width, blocks=self.blocks, heads=self.heads)
+            if self.blocks > MOST_BLOCKS:
+                raise ValueError(f"blocks must be at most {MOST_BLOCKS}, got {self.blocks}")
             if self.width % self.heads:
                 raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}")
         else:
@@ -173,15 +176,16 @@ class AdapterConfig:
         """Read `config.json`. Raises LoadError that names `where` and the field at fault."""
         try:
             data = json.loads(text)
+            json.dumps(data, ensure_ascii=False).encode()  # half characters would break whatever shows them
             data["base"] = _build(BaseFingerprint, data.get("base"), "base")
             if data.get("vision") is not None:
                 data["vision"] = _build(VisionConfig, data["vision"], "vision")
             if data.get("tuning") is not None:
                 data["tuning"] = _build(TuningConfig, data["tuning"], "tuning")
             return _build(cls, data, "config.json")
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise LoadError(
-                f"{where}: config.json is not an adapter configuration ({error}). "
+                f"{where}: config.json is not an adapter configuration ({str(error)[:300]}). "
                 "Download or train the adapter again."
             ) from error
 

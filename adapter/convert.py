@@ -92,7 +92,9 @@ def _opened(path: Path, named: str, options: Options) -> Opened:
             adapter = _of_v2(found, options)
             assumed = _ASSUMED_OF_V2 if adapter.config.is_visual else {}
             return Opened(adapter, named, _NAMES[official_v2.FORMAT], assumed, licence)
-        adapter, assumed = _ours(found, named, options)
+        base = base_fingerprint(options.base or BASE)
+        _check_fits(found, named, base, options)
+        adapter, assumed = _ours(found, base, options)
         return Opened(adapter, named, _NAMES[found.format], assumed, licence)
     adapter = load_adapter(path, None if options.base is None else base_fingerprint(options.base))
     for flag, stated, stored in (
@@ -135,8 +137,23 @@ def _of_v2(found: OfficialV2, options: Options) -> Adapter:
     return adapter
 
 
-def _ours(found: ForeignAdapter, named: str, options: Options) -> tuple[Adapter, dict[str, str]]:
-    """The adapter that `found` is on the stated base, and what had to be assumed."""
+def foreign(path: Path, named: str, base: BaseFingerprint) -> Opened:
+    """The text adapter in another program's folder, on a base that is loaded already. Raises LoadError.
+
+    named: what the folder is called where it comes from.
+    """
+    found = formats.read(path)
+    if isinstance(found, OfficialV2):
+        raise LoadError(f"'{named}' is an {_NAMES[official_v2.FORMAT]}. Convert it on the command line.")
+    if problems := _problems(found, base):
+        made_for = f"was made for {found.base} and " if found.base else ""
+        raise LoadError(f"'{named}' {made_for}does not fit {base.name}: {'; '.join(problems)}.")
+    adapter, assumed = _ours(found, base, Options())
+    return Opened(adapter, named, _NAMES[found.format], assumed, _licence(path))
+
+
+def _ours(found: ForeignAdapter, base: BaseFingerprint, options: Options) -> tuple[Adapter, dict[str, str]]:
+    """The adapter that `found` is on a base that it fits, and what had to be assumed."""
     known, stated = found.gate_activation, options.gate_activation
     if known is not None and stated not in (None, known):
         raise LoadError(
@@ -153,8 +170,6 @@ def _ours(found: ForeignAdapter, named: str, options: Options) -> tuple[Adapter,
     template = options.template or found.template or _TEMPLATE
     if options.template is None and found.template is None:
         assumed["template"] = "the format does not tell one. `--template` states it."
-    base = base_fingerprint(options.base or BASE)
-    _check_fits(found, named, base, options)
     length = found.prompts.shape[1]
     config = AdapterConfig(
         base=base,
@@ -171,8 +186,8 @@ def _ours(found: ForeignAdapter, named: str, options: Options) -> tuple[Adapter,
     return adapter.requires_grad_(False).eval(), assumed
 
 
-def _check_fits(found: ForeignAdapter, named: str, base: BaseFingerprint, options: Options) -> None:
-    """Raises LoadError that names both sides' sizes."""
+def _problems(found: ForeignAdapter, base: BaseFingerprint) -> list[str]:
+    """What keeps `found` from running on `base`, in words that name both sides' sizes."""
     hidden, heads = found.prompts.shape[2], found.gates.shape[1]
     problems = []
     if hidden != base.hidden_size:
@@ -184,7 +199,12 @@ def _check_fits(found: ForeignAdapter, named: str, base: BaseFingerprint, option
         problems.append(f"{found.total} layers instead of {total}")
     elif found.layers[-1] != total - 1:
         problems.append(f"layers {found.layers[0]} to {found.layers[-1]} instead of the topmost of {total}")
-    if problems:
+    return problems
+
+
+def _check_fits(found: ForeignAdapter, named: str, base: BaseFingerprint, options: Options) -> None:
+    """Raises LoadError with the problems and the remedy on the command line."""
+    if problems := _problems(found, base):
         say = f"It names {found.base}" if found.base else "For example huggyllama/llama-7b"
         default = "" if options.base else " (the default)"
         raise LoadError(
@@ -255,7 +275,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def card(name: str, adapter: Adapter, opened: Opened, options: Options, note: str = "") -> str:
+def card(name: str, adapter: Adapter, opened: Opened, options: Options = Options(), note: str = "") -> str:
     """README.md of a converted adapter. note: what a reader of the written format has to know."""
     config, base = adapter.config, adapter.config.base
     sizes = (

@@ -10,25 +10,26 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from adapter.admission import Adapters, admit, named_adapters, see
 from adapter.attention import PromptKV
 from adapter.batch import DecodeBatch, PrefixPool
-from adapter.chat import encode_prompt
-from adapter.errors import AdapterError, BadInput, Busy
+from adapter.errors import AdapterError, Busy
 from adapter.forward import Forward, KeyValues
+from adapter.inspect import Inspection
 from adapter.llama import Base
 from adapter.modules import Adapter
-from adapter.prompts import PromptMaker, digest
+from adapter.prompts import Inspector, PromptMaker, digest
 from adapter.request import Answer, FinishReason, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
 from adapter.sampling import choose
-from adapter.store import AdapterStore
 from adapter.text import TextStream
+from adapter.vision import VisualEncoder
 from adapter.waiting import FairQueue
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class _Row:
         self.generator = request.sampling.generator()
         self.text = TextStream(base.tokenizer, request.stop)
         self.mailbox = Mailbox()
-        self.cancelled = False
+        self.taken = self.cancelled = False  # taken: out of the queue
         self.position: int | None = None
         self.submitted = self.started = self.first = time.perf_counter()
 
@@ -87,7 +88,8 @@ class _Row:
 class Engine:
     """Answers requests on `base` with the adapters of `store`. Thread-safe."""
 
-    def __init__(self, base: Base, store: AdapterStore) -> None:
+    def __init__(self, base: Base, store: Adapters, encoders: Mapping[str, VisualEncoder] | None = None) -> None:
+        """encoders: of pictures, those that are loaded already, by name."""
         self.base = base
         self.store = store
         self._changed = threading.Condition()  # guards the next three
@@ -98,7 +100,8 @@ class Engine:
         self._forward = Forward(base)
         self._batch: DecodeBatch[_Row] = DecodeBatch(base, self._forward)
         self._pool = PrefixPool(_POOL_BYTES)
-        self.prompts = PromptMaker(base)
+        self.prompts = PromptMaker(base, encoders)
+        self._inspector = Inspector(base, self.prompts)
         # Pictures are encoded beside the worker, so that they do not hold up its steps.
         self._encoding = ThreadPoolExecutor(1, "encoder")
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -133,8 +136,17 @@ class Engine:
         sampling = replace(request.sampling, seed=secrets.randbelow(2**63) if seed is None else seed)
         requests = [replace(request, adapter=name, sampling=sampling) for name in adapters]
         if request.image is not None:
-            requests = [r if _see(self._named(r)) else replace(r, image=None) for r in requests]
+            requests = [r if see(named_adapters(r, self._load)) else replace(r, image=None) for r in requests]
         return [self.submit(r) for r in requests]
+
+    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
+        """Look into an answer that `request` was given, beside what is being answered; returns when it is done.
+
+        Raises BadInput, LoadError or Busy, see Inspector.
+        """
+        ids = admit(request, self.base, self._load).ids
+        mute = request.mute_layers, request.mute_heads
+        return self._inspector(named_adapters(request, self._load), request.image, *mute, ids, answer_ids)
 
     def cancel(self, answer: Answer) -> None:
         """End an answer; its last event says "cancelled"."""
@@ -146,42 +158,17 @@ class Engine:
             self._closed = True
             self._changed.notify()
         self._encoding.shutdown(cancel_futures=True)
+        self._inspector.close()
         self._worker.join()
 
     # In the caller's thread.
 
     def _checked(self, request: GenerationRequest) -> _Row:
-        named = self._named(request)
-        if request.image is not None and not _see(named):
-            which = f"Adapter '{request.adapter}'" if request.adapter else "The frozen base"
-            raise BadInput(f"{which} reads text only. Choose an adapter that reads images.")
-        ids = self._prompt_ids(request, named)
-        room = self.base.context_length - len(ids)
-        if room < 1:
-            raise BadInput(
-                f"The conversation has {len(ids)} tokens and this base reads {self.base.context_length}. "
-                "Shorten the message or start a new conversation."
-            )
-        adapters = [(adapter, strength) for adapter, strength in named if strength > 0]
-        return _Row(self.base, request, adapters, ids, min(room, request.sampling.max_new_tokens))
+        admitted = admit(request, self.base, self._load)
+        return _Row(self.base, request, admitted.adapters, admitted.ids, admitted.limit)
 
-    def _named(self, request: GenerationRequest) -> list[tuple[Adapter, float]]:
-        """Every adapter of the request with its strength. Raises LoadError."""
-        return [(self.store.load(name, self.base), strength) for name, strength in request.parts]
-
-    def _prompt_ids(self, request: GenerationRequest, named: list[tuple[Adapter, float]]) -> list[int]:
-        if request.prompt_ids is not None:
-            vocabulary = self.base.fingerprint.vocab_size
-            if not request.prompt_ids or not all(0 <= i < vocabulary for i in request.prompt_ids):
-                raise BadInput(f"Prompt ids must be numbers from 0 to {vocabulary - 1}, and at least one.")
-            return list(request.prompt_ids)
-        if request.raw:
-            template = "raw"
-        elif named:
-            template = named[0][0].config.template
-        else:
-            template = "chat" if self.base.tokenizer.chat_template else "alpaca"
-        return encode_prompt(self.base.tokenizer, request.messages, template)
+    def _load(self, name: str) -> Adapter:
+        return self.store.load(name, self.base)
 
     def _cancel(self, row: _Row) -> None:
         row.cancelled = True
@@ -200,7 +187,7 @@ class Engine:
             row.prompts, row.key = self.prompts.of(
                 row.adapters, asked.image, digest, asked.mute_layers, asked.mute_heads
             )
-        except Exception as error:
+        except BaseException as error:  # its reader would wait for ever
             self._end(row, _for_caller(error))
             return
         with self._changed:
@@ -214,24 +201,36 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
+        """Take turns until the engine is closed. Nothing else ends this thread: everybody would wait for ever."""
+        failed: BaseException | None = None
         while True:
-            with self._changed:
-                while not (self._closed or self._queue or self._reading or self._batch):
-                    self._changed.wait()
-                if self._closed:
-                    rows = list(self._open)
-                    break
-                self._take_in()
             try:
+                if failed is not None:
+                    self._start_anew(failed)
+                    failed = None
+                if not self._wait_for_work():
+                    break
                 self._turn()
-            except Exception as error:
-                self._start_anew(error)
+            except BaseException as error:  # SystemExit and MemoryError too
+                failed = error
+        with self._changed:
+            rows = list(self._open)
         for row in rows:
             self._end(row, Busy(_CLOSED))
 
-    def _start_anew(self, error: Exception) -> None:
-        """Fail all that is in flight: after half a step nothing of it can be trusted."""
-        rows = [*self._reading, *self._batch.rows]
+    def _wait_for_work(self) -> bool:
+        """True if there is some; False if the engine has been closed."""
+        with self._changed:
+            while not (self._closed or self._queue or self._reading or self._batch):
+                self._changed.wait()
+            if not self._closed:
+                self._take_in()
+            return not self._closed
+
+    def _start_anew(self, error: BaseException) -> None:
+        """Fail all that is in flight: after half a step nothing of it can be trusted. Who waits still waits."""
+        with self._changed:
+            rows = [row for row in self._open if row.taken]
         self._reading, self._batch = [], DecodeBatch(self.base, self._forward)
         for row in rows:
             self._end(row, _for_caller(error))
@@ -239,7 +238,9 @@ class Engine:
     def _take_in(self) -> None:
         """Begin with those whose turn it is, and tell the others how many are before them."""
         while self._queue and len(self._reading) + len(self._batch) < MAX_ROWS:
-            row = self._queue.pop()
+            row = next(iter(self._queue))
+            row.taken = True
+            self._queue.pop()
             row.started = time.perf_counter()
             self._reading.append(row)
         for position, row in enumerate(self._queue):
@@ -335,11 +336,7 @@ class Engine:
         row.mailbox.put(last)
 
 
-def _see(named: Sequence[tuple[Adapter, float]]) -> bool:
-    return any(adapter.config.is_visual for adapter, _ in named)
-
-
-def _for_caller(error: Exception) -> AdapterError:
+def _for_caller(error: BaseException) -> AdapterError:
     if isinstance(error, AdapterError):
         return error
     log.error("A request failed", exc_info=error)

@@ -2,12 +2,12 @@
 and from the picture.
 
 An answer is read once more after it was given, by passes of this module's own: nothing stays on the shared model,
-and no other request is touched. Knows the base, one adapter and token ids; knows nothing of requests or pages.
+and no other request is touched. Knows the base, adapters and token ids; knows nothing of requests or pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from adapter.deltas import Deltas
 from adapter.errors import BadInput
 from adapter.llama import Base
 from adapter.modules import Adapter
+from adapter.text import TextStream
 from adapter.vision import VisualFeatures
 
 _CHUNK = 64  # positions whose logits are held at a time: a vocabulary is wide
@@ -26,30 +27,42 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
+class Part:
+    """What an answer has of one adapter of L insertion layers, H heads and K prompts.
+
+    layers: the L layers by the base's count. gates: [L, H], strength * act(g), as they multiplied the prompts'
+    attention: 0 where muted. prompt_weights: [T, L, K], the prompts' softmax, which sums to 1, as the mean over
+    heads weighted by |gate|: a head that is nearly shut has a say only so far as it is heard. Where all gates are
+    zero it is the plain mean.
+    """
+
+    layers: tuple[int, ...]
+    gates: Tensor
+    prompt_weights: Tensor
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """What is known of an answer of T tokens, given by an adapter of L insertion layers, H heads and K prompts.
+    """What is known of an answer of T tokens that one adapter gave, or several that were mixed.
 
     All tensors are fp32 on the CPU, log-probabilities natural ones (nats). A token's numbers are those of the
     position before it, where it was chosen.
 
-    layers: the L layers by the base's count. gates: [L, H], strength * act(g), as they multiplied the prompts'
-    attention. shares: [T, L, H], a / (a + b) with a the length (L2 norm) of a head's gated prompt term and b that
-    of its attention over the words, the two vectors that zero-init attention adds (arXiv 2303.16199, section 3.2).
-    It is 0 where the gate is, 1/2 where both are equally long and at most 1, in whatever units a layer's values
-    are; what points against the words counts like what points along with them.
-
-    prompt_weights: [T, L, K], the prompts' softmax, which sums to 1, as the mean over heads weighted by |gate|: a
-    head that is nearly shut has a say only so far as it is heard. Where all gates are zero it is the plain mean.
+    parts: the adapters in order; what follows is of all together. layers: the L layers where any of them has
+    prompts. shares: [T, L, H], a / (a + b) with a the length (L2 norm) of what the gated prompt terms add to a
+    head and b that of its attention over the words, the vectors that zero-init attention adds (arXiv 2303.16199,
+    section 3.2). It is 0 where the gate is, 1/2 where both are equally long and at most 1, in whatever units a
+    layer's values are; what points against the words counts like what points along with them.
     """
 
     token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]  # the text that came with each; empty for one that ends the answer or half a character
+    parts: tuple[Part, ...]
     layers: tuple[int, ...]
-    gates: Tensor
     shares: Tensor
-    prompt_weights: Tensor
-    logprobs: Tensor  # [T], as answered: with the adapter, and the picture if there is one
+    logprobs: Tensor  # [T], as answered: with the adapters, and the picture if there is one
     base_logprobs: Tensor  # [T], of the frozen base
-    blind_logprobs: Tensor | None = None  # [T], with the adapter but without the picture; None if there is none
+    blind_logprobs: Tensor | None = None  # [T], with the adapters but without the picture; None if there is none
 
     @property
     def drawn(self) -> Tensor:
@@ -77,10 +90,7 @@ def inspect(
 ) -> Inspection:
     """Look into an answer that `adapter` gave to `messages`, at this strength and with the picture in `features`.
 
-    One pass over prompt and answer sees everything; the base, and the adapter without the picture, are one pass
-    each. All have the same shape, so that what makes no difference is exactly 0. Raises BadInput for no or too
-    long an answer, for ids that the base does not have, for several pictures and for a picture shown to an
-    adapter of text.
+    Raises BadInput as `look_into`, for several pictures and for a picture shown to an adapter of text.
     """
     if features is not None and len(features) != 1:
         raise BadInput(f"Look into one answer with one picture at a time, not {len(features)}.")
@@ -88,16 +98,41 @@ def inspect(
     with torch.no_grad():
         shown = adapter(base.model, features).scaled(strength)
         blind = None if features is None else adapter(base.model).scaled(strength)
-        gates = adapter.activated_gates().float().cpu() * strength
-    notes = _Notes(len(answer_ids))
+    return look_into(base, [adapter], prompt_ids, answer_ids, shown, blind)
+
+
+def look_into(
+    base: Base,
+    adapters: Sequence[Adapter],
+    prompt_ids: Sequence[int],
+    answer_ids: Sequence[int],
+    shown: PromptKV,
+    blind: PromptKV | None = None,
+) -> Inspection:
+    """Look into an answer that was given with `shown`: one entry, which mixes the terms of `adapters` in order.
+
+    blind: the same without the picture, if one was shown. One pass over prompt and answer sees everything; the
+    base, and the adapters without the picture, are one pass each. All have the same shape, so that what makes no
+    difference is exactly 0. Raises BadInput for no or too long an answer and for ids that the base does not have.
+    """
+    owners = {layer: [i for i, a in enumerate(adapters) if layer in a.config.layers] for layer in shown.layers}
+    notes = _Notes(len(answer_ids), owners)
     logprobs = log_probs(base, prompt_ids, answer_ids, replace(shown, watch=notes))
-    layers = tuple(adapter.config.layers)
+    parts = []
+    for index, adapter in enumerate(adapters):
+        layers, length = tuple(adapter.config.layers), adapter.config.prompt_length
+        terms = [shown.layers[layer][owners[layer].index(index)] for layer in layers]
+        gates = torch.stack([term.gates[0].float().cpu() for term in terms])
+        weights = torch.stack([notes.weights[index, layer][:, :length] for layer in layers], dim=1)
+        parts.append(Part(layers, gates, weights))
+    layers = tuple(sorted(shown.layers))
+    text = TextStream(base.tokenizer)
     return Inspection(
         token_ids=tuple(answer_ids),
+        tokens=tuple(text.push(i) for i in answer_ids),
+        parts=tuple(parts),
         layers=layers,
-        gates=gates,
         shares=torch.stack([notes.shares[layer] for layer in layers], dim=1),
-        prompt_weights=torch.stack([notes.weights[layer] for layer in layers], dim=1),
         logprobs=logprobs,
         base_logprobs=log_probs(base, prompt_ids, answer_ids),
         blind_logprobs=None if blind is None else log_probs(base, prompt_ids, answer_ids, blind),
@@ -105,31 +140,36 @@ def inspect(
 
 
 class _Notes:
-    """The watch of one pass: what the last `length` positions of each insertion layer drew on the prompts."""
+    """The watch of one pass: what the last `length` positions of each insertion layer drew on the prompts.
 
-    def __init__(self, length: int) -> None:
+    owners: by layer, which adapter each of its terms is of.
+    """
+
+    def __init__(self, length: int, owners: Mapping[int, Sequence[int]]) -> None:
         self._length = length
+        self._owners = owners
         self.shares: dict[int, Tensor] = {}  # [T, H] by layer
-        self.weights: dict[int, Tensor] = {}  # [T, K] by layer
+        self.weights: dict[tuple[int, int], Tensor] = {}  # [T, K] by adapter and layer
 
     def __call__(
         self, layer: int, query: Tensor, words: Tensor, terms: tuple[LayerPrompts, ...], scaling: float
     ) -> None:
-        (prompts,) = terms  # of one adapter
         query = query[:, :, -self._length :].float()  # [1, H, T, head_dim]
-        keys, values = prompts.keys.float(), prompts.values.float()  # [1, Hkv, K, head_dim]
-        scores = grouped(query, keys.shape[1]) @ keys.transpose(2, 3) * scaling
-        if prompts.score_mask is not None:
-            scores = scores + prompts.score_mask
-        softmax = scores.softmax(-1)  # [1, Hkv, H / Hkv * T, K]
-        gates = prompts.gates[0].float().abs()  # [H]
-        lengths = (softmax @ values).view_as(query)[0].norm(dim=-1) * gates[:, None]  # [H, T]
-        of_words = words[0, -self._length :].float().norm(dim=-1)  # [T, H]
-        both = lengths.T + of_words
-        heard = gates if gates.any() else torch.ones_like(gates)
-        weights = softmax.view(*query.shape[1:3], -1)  # [H, T, K]
-        self.shares[layer] = (lengths.T / both.clamp(min=torch.finfo(both.dtype).tiny)).cpu()
-        self.weights[layer] = torch.einsum("h,htk->tk", heard / heard.sum(), weights).cpu()
+        added = torch.zeros_like(query)
+        for owner, prompts in zip(self._owners[layer], terms, strict=True):
+            keys, values = prompts.keys.float(), prompts.values.float()  # [1, Hkv, K, head_dim]
+            scores = grouped(query, keys.shape[1]) @ keys.transpose(2, 3) * scaling
+            if prompts.score_mask is not None:
+                scores = scores + prompts.score_mask
+            softmax = scores.softmax(-1)  # [1, Hkv, H / Hkv * T, K]
+            gates = prompts.gates[0].float()  # [H]
+            added += (softmax @ values).view_as(query) * gates[:, None, None]
+            heard = gates.abs() if gates.any() else torch.ones_like(gates)
+            weights = softmax.view(*query.shape[1:3], -1)  # [H, T, K]
+            self.weights[owner, layer] = torch.einsum("h,htk->tk", heard / heard.sum(), weights).cpu()
+        lengths = added[0].norm(dim=-1).T  # [T, H]
+        both = lengths + words[0, -self._length :].float().norm(dim=-1)
+        self.shares[layer] = (lengths / both.clamp(min=torch.finfo(both.dtype).tiny)).cpu()
 
 
 @torch.no_grad()
@@ -192,23 +232,23 @@ def _shut(gates: Tensor, heads: Collection[int]) -> Tensor:
 
 def _known(what: str, asked: Collection[int], there: Collection[int]) -> None:
     if unknown := sorted(set(asked) - set(there)):
-        which = f"Choose from {min(there)} to {max(there)}." if there else "It has no prompts."
+        which = f"Choose from {min(there)} to {max(there)}, or unmute it." if there else "It has no prompts."
         raise BadInput(f"This adapter has nothing to mute in {what} {unknown[0]}. {which}")
 
 
-def table(found: Inspection, tokens: Sequence[str]) -> str:
+def table(found: Inspection) -> str:
     """An inspection for people: a row a token with its numbers, and below it the answer as strips of blocks.
 
-    tokens: the text of each. A strip has a character for each token. What was drawn on the prompts differs little
-    between tokens, so that its strip runs from the lowest to the highest; the others start at 0, and "-" is below.
+    A strip has a character for each token. What was drawn on the prompts differs little between tokens, so that
+    its strip runs from the lowest to the highest; the others start at 0, and "-" is below.
     """
     columns: dict[str, Tensor] = {"drawn %": found.drawn * 100, "influence": found.influence}
     if found.grounding is not None:
         columns["grounding"] = found.grounding
     columns["log p"] = found.logprobs
-    width = max(14, *(len(repr(text)) for text in tokens))
+    width = max(14, *(len(repr(text)) for text in found.tokens))
     lines = [f"{'token':{width}}" + "".join(f"{name:>12}" for name in columns)]
-    for text, *values in zip(tokens, *(column.tolist() for column in columns.values()), strict=True):
+    for text, *values in zip(found.tokens, *(column.tolist() for column in columns.values()), strict=True):
         lines.append(f"{text!r:{width}}" + "".join(f"{value:12.2f}" for value in values))
     columns.pop("log p")
     lows = {name: float(v.min()) if name == "drawn %" else 0.0 for name, v in columns.items()}

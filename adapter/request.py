@@ -50,6 +50,8 @@ class GenerationRequest:
                 raise BadInput(f"Strength must lie between 0 and {MAX_STRENGTH:g}, got {strength}.")
         if not 0 < self.max_seconds <= MAX_SECONDS:
             raise BadInput(f"Seconds must lie above 0 and be at most {MAX_SECONDS:g}, got {self.max_seconds}.")
+        if not all(type(number) is int for number in (*self.mute_layers, *self.mute_heads)):
+            raise BadInput("Layers and heads to mute are whole numbers.")
         if "" in self.stop:
             raise BadInput("A stop text must not be empty.")
 

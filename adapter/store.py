@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,10 @@ from adapter.modules import Adapter
 log = logging.getLogger(__name__)
 
 _LONGEST_CARD = 50_000  # characters
+_KEPT = 32  # adapters in memory; whoever is answered with one more keeps it alive meanwhile
+# File times move in steps of a few milliseconds: within one, a second change would leave no trace.
+_STEP_SECONDS = 0.02
+Stamp = tuple[tuple[int, ...], ...]
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "adapters"
 
 
@@ -40,25 +47,21 @@ class AdapterCard:
 class AdapterStore:
     """Adapters in the sub-folders of `folders`; of two with one name the earlier folder's counts."""
 
-    def __init__(self, *folders: Path) -> None:
+    def __init__(self, *folders: Path, incoming: Path | None = None) -> None:
+        """incoming: where new adapters are put that are made or brought here; one of the folders."""
         self.folders = folders or (SHIPPED,)
+        self.incoming = incoming or self.folders[0]
         self._lock = threading.Lock()
-        self._loaded: dict[tuple[Path, str], tuple[tuple, Adapter]] = {}
+        self._loaded: OrderedDict[tuple[Path, str], tuple[Stamp, Adapter]] = OrderedDict()
 
     def names(self) -> list[str]:
         """Sorted names of all that is there."""
-        found = {
-            path.parent.name
-            for folder in self.folders
-            for path in folder.glob(f"*/{CONFIG}")
-            if not path.parent.name.startswith(".")
-        }
-        return sorted(found)
+        return sorted({name for folder in self.folders for name in _names_in(folder)})
 
     def folder(self, name: str) -> Path:
         """Where adapter `name` lies. Raises LoadError for an unknown name."""
         for folder in self.folders:
-            if name in {p.name for p in folder.glob("*")} and (folder / name / CONFIG).is_file():
+            if name in _names_in(folder):
                 return folder / name
         known = ", ".join(self.names()) or "none"
         raise LoadError(f"There is no adapter '{name}'. Choose one of: {known}.")
@@ -84,15 +87,16 @@ class AdapterStore:
         return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
 
     def load(self, name: str, base: Base) -> Adapter:
-        """Adapter `name` on the base's device; the same read-only object until its files change."""
+        """Adapter `name` on the base's device; the same read-only object until its files change.
+
+        Raises LoadError if it is unknown or broken, for as long as it is.
+        """
         folder = self.folder(name)
         key = (folder, base.fingerprint.name)
         with self._lock:
-            try:
-                stamp = tuple((folder / f).stat().st_mtime_ns for f in (CONFIG, WEIGHTS))
-            except OSError:
-                stamp = ()
+            stamp = _stamp(folder)  # before the files are read: a change meanwhile is seen the next time
             if stamp and key in self._loaded and self._loaded[key][0] == stamp:
+                self._loaded.move_to_end(key)
                 return self._loaded[key][1]
             self._loaded.pop(key, None)
             adapter = load_adapter(folder, base.fingerprint, base.device)
@@ -104,4 +108,32 @@ class AdapterStore:
                     adapter.config.base.name,
                 )
             self._loaded[key] = (stamp, adapter)
+            while len(self._loaded) > _KEPT:
+                self._loaded.popitem(last=False)
             return adapter
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Sub-folders that hold an adapter. Names that a page cannot show are none: half characters, line breaks."""
+    try:
+        names = [name for name in os.listdir(folder) if name.isprintable() and name[0] != "."]
+    except OSError:  # there is no such folder (yet), or it goes away just now
+        return []
+    return [name for name in names if os.path.isfile(folder / name / CONFIG)]
+
+
+def _stamp(folder: Path) -> Stamp:
+    """What tells one state of the adapter's files from another; empty if they are not there or just changing.
+
+    Not the time of the last writing alone: `cp -p` and `tar` bring an older one along.
+    """
+    for _ in range(2):
+        try:
+            found = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
+        except OSError:
+            return ()
+        age = time.time() - max(s.st_ctime for s in found)
+        if not 0 <= age < _STEP_SECONDS:
+            return tuple((s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for s in found)
+        time.sleep(_STEP_SECONDS - age)
+    return ()

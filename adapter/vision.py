@@ -165,14 +165,13 @@ class VisualEncoder:
         from timm.data import resolve_model_data_config
 
         self.name = name
-        self.device = torch.device(device)
         model = _load_embedded() if name == embedded.ENCODER else _load_from_hub(name)
         if not hasattr(model, "forward_intermediates"):
             raise LoadError(
                 f"timm {timm.__version__} cannot take features from the stages of encoder '{name}'. "
                 f"Choose another, such as {embedded.ENCODER}."
             )
-        self._model = model.requires_grad_(False).eval().to(self.device)
+        self._model = model.requires_grad_(False).eval().to(device)
         classifier = model.get_classifier()
         self._classifier = classifier if isinstance(classifier, torch.nn.Linear) else None
         data = resolve_model_data_config(model)
@@ -191,6 +190,15 @@ class VisualEncoder:
         self.feature_size = probe.levels.shape[1]
         self.token_size = probe.tokens.shape[2]
         self.num_classes = 0 if probe.logits is None else probe.logits.shape[1]
+
+    def to(self, device: torch.device | str) -> VisualEncoder:
+        """Move it, as torch.nn.Module.to does."""
+        self._model.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._model.parameters()).device
 
     @torch.no_grad()
     def encode(

@@ -114,9 +114,10 @@ def test_what_cannot_be_mixed_is_a_toast(
     assert not engine.requests and updates[-1][1]["value"] == message
 
 
-def test_a_mixed_in_adapter_that_sees_gets_the_picture(tmp_path: Path) -> None:
+def test_a_mixed_in_adapter_that_sees_gets_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     engine = Echo()
     message = asked("what?", files=[str(tmp_path / "a.png")])
