@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
-import socket
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,43 +22,70 @@ os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR") or str(
     Path(tempfile.gettempdir()) / f"llama-adapter-{getattr(os, 'getuid', lambda: 'uploads')()}"
 )
 
+if os.environ.get("SPACES_ZERO_GPU"):
+    # Before torch, whose CUDA it stands in for; on a ZeroGPU Space it is installed.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its workers are forked
+    with contextlib.suppress(ImportError):
+        import spaces
 import gradio as gr
+from gradio import processing_utils
+from gradio.context import LocalContext
+from gradio.tunneling import CURRENT_TUNNELS
+from starlette.middleware import Middleware
 
+from adapter.embedded import BASE
 from adapter.ui import look, openai_api, texts
 from adapter.ui.chat import chat_tab
 from adapter.ui.compare import compare_tab
+from adapter.ui.half_uploads import HalfUploads
+from adapter.ui.limits import SCOPE, UPLOAD_BYTES, Gate, LimitedProvider, Limits, address_of
 from adapter.ui.live import header, keep_fresh
 from adapter.ui.loader import LazyStore, ModelLoader
+from adapter.ui.place import PROXIES_OF_A_SPACE, Place, find_place, parse, port_problem, runs_folder
 from adapter.ui.requests import EngineProvider
+from train.ui.runs import TrainingRuns
+from train.ui.tab import train_tab
+from train.ui.texts import stopped_with_server
 
 if TYPE_CHECKING:
-    from adapter.engine import Engine
+    from adapter.ui.loader import ServingEngine
 
-FIRST_PORT = 7860
-MAX_UPLOAD = "40mb"
 QUEUE_SIZE = 64
-LOCAL = {"127.0.0.1", "localhost", "::1"}
+BROUGHT_BYTES = 256 * 2**20  # of an upload, where visitors may bring adapters
+SESSIONS = 1000  # whose conversations Gradio keeps a copy of; the browser has its own
 
 
-def build_page(provider: EngineProvider, store: look.Cards) -> gr.Blocks:
-    """The whole page over an engine that may still be loading and a store of adapters."""
+def build_page(
+    provider: EngineProvider,
+    store: look.Cards,
+    training: bool = True,
+    runs: TrainingRuns | None = None,
+    base: str = BASE,
+) -> gr.Blocks:
+    """The whole page over an engine that may still be loading and a store of adapters.
+
+    training: whether visitors may train adapters here, and bring their own; runs: what they train; base: its name.
+    """
     # Uploads older than a day are deleted, looked for every hour.
     with gr.Blocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         status = header(provider)
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(texts.CHAT, id="chat"):
-                pickers = chat_tab(provider, store)
+                chat = chat_tab(provider, store, bringing=training)
             with gr.Tab(texts.COMPARE, id="compare"):
-                pickers += compare_tab(provider, store)
-        keep_fresh(provider, store, status, pickers)
+                compare = compare_tab(provider, store)
+            with gr.Tab(texts.TRAIN, id="train"):
+                runs = runs or TrainingRuns(runs_folder())
+                train_tab(tabs, runs, store, chat, compare, base, enabled=training)
+        keep_fresh(provider, store, status, [*chat, *compare])
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 
 
-def make_loader(arguments: argparse.Namespace, store: LazyStore) -> ModelLoader:
+def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -> ModelLoader:
     """A loader that binds `store` first, so that the picker fills early, and then brings up the base."""
 
-    def load(report: Callable[[str], None]) -> tuple[Engine, str]:
+    def load(report: Callable[[str], None]) -> tuple[ServingEngine, str]:
         report("Starting")
         # Seconds of imports, so not at the top: the page is there meanwhile.
         from adapter import embedded
@@ -64,112 +93,131 @@ def make_loader(arguments: argparse.Namespace, store: LazyStore) -> ModelLoader:
         from adapter.llama import load_base
         from adapter.store import SHIPPED, AdapterStore
 
-        adapters = AdapterStore(*(arguments.adapters or ()), SHIPPED)
+        runs = runs_folder()
+        adapters = AdapterStore(*(arguments.adapters or ()), runs, SHIPPED, incoming=runs)
         store.bind(adapters)
         name = arguments.base or embedded.BASE
         if name == embedded.BASE:
             report(f"Fetching and converting {name}, the first time only")
             embedded.base_folder()
         report(f"Loading {name}")
+        if place.zero_gpu:
+            from adapter.ui.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
+
+            base = load_for_zero_gpu(name, arguments.quantization)
+            return ZeroGpuEngine(base, adapters, spaces.GPU), base.describe()
         base = load_base(name, arguments.quantization)
         return Engine(base, adapters), base.describe()
 
     return ModelLoader(load)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="app.py", description="Chat with a frozen LLaMA through swappable adapters."
-    )
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
-    parser.add_argument(
-        "--base", metavar="NAME", help="Hugging Face id or folder of a LLaMA (default: the embedded one)"
-    )
-    parser.add_argument("--quantization", choices=("auto", "nf4", "int8", "none"), default="auto")
-    parser.add_argument(
-        "--adapters",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        help="another folder of adapters, looked into before assets/adapters; may be repeated",
-    )
-    parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
-    parser.add_argument("--auth", metavar="USER:PASS", help="ask for this name and password")
-    arguments = parser.parse_args(argv)
-    if arguments.auth is not None and not all(arguments.auth.partition(":")):
-        parser.error("--auth needs USER:PASS, both parts non-empty")
-    if arguments.port is not None and not 1 <= arguments.port <= 65535:
-        parser.error(f"--port must lie between 1 and 65535, got {arguments.port}")
-    return arguments
+def visitor() -> str:
+    """The address of whoever is being served in this thread, "" for nobody."""
+    if (request := LocalContext.request.get(None)) is not None and request.client is not None:
+        return request.client.host
+    return "" if (scope := SCOPE.get()) is None else address_of(scope)
 
 
-def address(arguments: argparse.Namespace) -> tuple[str, int | None]:
-    """Host and port to listen on; port None: the first free one. On Spaces, what Spaces expects."""
-    if os.environ.get("SPACE_ID"):
-        return arguments.host or "0.0.0.0", arguments.port or FIRST_PORT
-    return arguments.host or "127.0.0.1", arguments.port
+async def fetch_nothing(*_: object, **__: object) -> str:
+    """In the place of Gradio's download of a file that a browser or a program only names."""
+    raise gr.Error(texts.NOTHING_IS_FETCHED, print_exception=False)
 
 
-def port_problem(host: str, port: int) -> str | None:
-    """Why `port` cannot be listened on, in one line; None if it can."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return (
-                f"Cannot listen on {host}:{port}: {error.strerror}. "
-                "Give another --port, or leave it out to take the first free one."
-            )
-    return None
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("adapter").setLevel(logging.INFO)
-    host, port = address(arguments)
-    if port is not None and (problem := port_problem(host, port)):
-        print(problem, file=sys.stderr)
-        return 1
+def serve(arguments: argparse.Namespace, place: Place) -> int:
+    """Serve until a signal comes."""
+    processing_utils.async_ssrf_protected_download = fetch_nothing
+    if place.space:
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = LazyStore()
-    loader = make_loader(arguments, store)
-    page = build_page(loader, store)
+    loader = make_loader(arguments, place, store)
+    if place.zero_gpu:
+        loader.load_here()  # what is on the GPU before the launch, spaces lays by for its workers
+    limits = Limits(place.public)
+    uploads, most = Path(os.environ["GRADIO_TEMP_DIR"]), BROUGHT_BYTES if place.training else UPLOAD_BYTES
+    provider = LimitedProvider(loader, limits, visitor)
+    runs = TrainingRuns(runs_folder())
+    page = build_page(provider, store, place.training, runs, arguments.base or BASE)
     try:
         _, url, shared = page.launch(
-            server_name=host,
-            server_port=port,
-            auth=tuple(arguments.auth.split(":", 1)) if arguments.auth else None,
-            share=arguments.share,
+            server_name=place.host,
+            server_port=place.port,
+            auth=tuple(place.auth.split(":", 1)) if place.auth else None,
+            share=place.share,
             theme=look.theme(),
             css_paths=look.STYLE_SHEETS,
-            footer_links=[],
+            head=f"<script>{look.SCRIPT.read_text(encoding='utf-8')}</script>",
+            footer_links=["api"],
             run_history=False,
             enable_monitoring=False,
             show_error=False,  # only gr.Error's own text reaches the browser
             ssr_mode=False,
             favicon_path=look.ICON,
-            max_file_size=MAX_UPLOAD,
+            max_file_size=most,
             quiet=True,
             max_threads=2 * QUEUE_SIZE,  # each answer that is being streamed holds one
+            state_session_capacity=SESSIONS,
             prevent_thread_lock=True,
-            # Routes of the page's own server, there before the first request.
-            app_kwargs={"routes": [openai_api.route(loader, store, arguments.auth)]},
+            # The page's own server, as it is before the first request.
+            app_kwargs={
+                "routes": [openai_api.route(provider, store, place.auth)],
+                "middleware": [
+                    Middleware(Gate, limits=limits, folder=uploads, most=most),
+                    Middleware(HalfUploads, folder=uploads),
+                ],
+            },
         )
     except OSError as error:
-        print(f"Cannot listen on {host}: {error}", file=sys.stderr)
+        print(f"Cannot listen on {place.host}: {error}", file=sys.stderr)
         return 1
-    print(f"Open {shared or url} (Ctrl+C stops it)", flush=True)
-    for folder in arguments.adapters or ():
-        if not folder.is_dir():
-            print(f"There is no folder {folder} yet; its adapters appear once there is.", file=sys.stderr)
-    if (shared or host not in LOCAL) and not arguments.auth and not os.environ.get("SPACE_ID"):
-        print("Whoever can reach this address can chat; --auth USER:PASS asks for a password.", flush=True)
-    loader.start()
-    page.block_thread()
+    try:
+        print(f"Open {shared or url} (Ctrl+C stops it)", flush=True)
+        for folder in arguments.adapters or ():
+            if not folder.is_dir():
+                print(f"There is no folder {folder} yet; its adapters appear once there is.", file=sys.stderr)
+        if place.public and not place.auth and not place.space:
+            print("Whoever can reach this address can chat; --auth USER:PASS asks for a password.", flush=True)
+        if not place.zero_gpu:
+            loader.start()
+        threading.Event().wait()
+    finally:
+        close(page, loader, runs)
     return 0
+
+
+def close(page: gr.Blocks, loader: ModelLoader, runs: TrainingRuns) -> None:
+    """Let go of everything before the interpreter does: a thread that is in torch then would abort the process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(130))  # whoever asks twice
+    if name := runs.close():
+        print(stopped_with_server(name), flush=True)
+    idle = loader.close()
+    if page.server is not None:
+        page.server.force_exit = True  # open pages hold connections that never end
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of just that
+    page.close(verbose=False)
+    for tunnel in CURRENT_TUNNELS:
+        tunnel.kill()
+    if not idle:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    place = find_place(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("adapter").setLevel(logging.INFO)
+    if place.port is not None and (problem := port_problem(place.host, place.port)):
+        print(problem, file=sys.stderr)
+        return 1
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
+    try:
+        return serve(arguments, place)
+    except KeyboardInterrupt:
+        return 0
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What was trained or brought on this machine is no part of the tests, nor theirs of that.
+os.environ["LLAMA_ADAPTER_RUNS"] = tempfile.mkdtemp(prefix="runs-")
 
 from pathlib import Path
 

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import sysconfig
 import threading
 import time
@@ -418,3 +419,24 @@ def test_program_answers_openai_client(openai: Any) -> None:
                 client.chat.completions.create(model="base", **asked)
         again = client.with_options(max_retries=1).chat.completions.create(model="base", **asked)
         assert again.choices[0].message.content == base.choices[0].message.content
+
+
+@pytest.mark.slow
+def test_the_readme_s_programs_run(openai: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every example of the section for programs, as it stands there but for the port."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = text.split("## From programs\n")[1].split("\n## ")[0]
+    programs = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert len(programs) == 3
+    Image.open(COFFEE).convert("RGB").save(tmp_path / "photo.jpg")
+    with serving() as url:
+        client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=30)
+        assert len(client.models.list().data) > 1  # the model is there
+        known: dict[str, Any] = {}  # the second goes on with the first one's client
+        monkeypatch.chdir(tmp_path)
+        for program in programs:
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                exec(program.replace("http://127.0.0.1:7860", url.rstrip("/")), known)
+            assert len(said.getvalue().split()) > 3, program
+        assert "pirate" in said.getvalue().splitlines()[0]

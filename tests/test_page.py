@@ -21,9 +21,11 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"
 STATS = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
 ANSWER_MS = 120_000
+LEAVING = re.compile("AbortError|Connection errored out")
 # The browser itself notes what happens: an answer can be shorter than the way to a question about it and back.
 WATCH = """() => {
     window.began = false;
@@ -50,6 +52,7 @@ class Visitor:
         self.requested: set[str] = set()
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
+        self.page.on("framenavigated", self._left)
         self.page.on("request", lambda request: self.requested.add(request.url))
         self.page.goto(url)
         self.page.locator(".status.ready").wait_for(timeout=ANSWER_MS)
@@ -57,10 +60,20 @@ class Visitor:
         self.set("Temperature", 0)
         self.set("Max tokens", 16)
 
+    def _left(self, frame: Any) -> None:
+        """Forget what Gradio says in a page that is being left: that its connections end."""
+        if frame == self.page.main_frame:
+            self.complaints[:] = [c for c in self.complaints if not LEAVING.search(c)]
+
     def set(self, label: str, value: float) -> None:
         field = self.page.get_by_label(f"number input for {label}")
-        field.fill(str(value))
-        field.blur()
+        for _ in range(100):
+            field.fill(str(value))
+            field.blur()
+            self.page.wait_for_timeout(30)  # a field that is just being made forgets what it is told
+            if field.input_value() == str(value):
+                return
+        raise AssertionError(f"{label} does not take {value}")
 
     def pick(self, name: str) -> None:
         self.page.locator(f'#picker input[value="{name}"]').check()
@@ -80,6 +93,11 @@ class Visitor:
     def attach(self, path: Path) -> None:
         self.page.locator("#box input[type=file]").set_input_files(path)
         self.page.locator("#box .thumbnail-item").wait_for()
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.page.locator(".status.ready").wait_for(timeout=ANSWER_MS)
+        self.page.wait_for_function("() => window.talkPage?.restored")
 
     def button(self, title: str) -> Any:
         return self.page.locator(f'#chat .message-buttons [title="{title}"]').last
@@ -146,7 +164,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *CAMERA])
         yield chromium
         chromium.close()
 

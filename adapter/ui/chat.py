@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 from gradio.components.chatbot import ExampleMessage
+from gradio.context import Context
 
-from adapter.errors import AdapterError
 from adapter.ui import look, texts
+from adapter.ui.api import api
+from adapter.ui.bring import bring_an_adapter
+from adapter.ui.camera import camera_html
+from adapter.ui.chatbot import Conversation
+from adapter.ui.inside import inside_panel
+from adapter.ui.keeping import QUICK, TELLING, Keeping
 from adapter.ui.live import PRIVATE, Picker
 from adapter.ui.requests import (
     BASE_ONLY,
     MAX_CHARACTERS,
     MAX_STRENGTH,
     EngineProvider,
-    Settings,
-    answer_once,
-    public_text,
-    wait_or_say,
 )
 from adapter.ui.turns import ChatTurns
 
@@ -28,14 +29,17 @@ from adapter.ui.turns import ChatTurns
 MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
 
 
-def chat_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
-    """Lay the chat out inside the current Blocks and connect it; the pickers are to be kept up to date."""
+def chat_tab(provider: EngineProvider, store: look.Cards, bringing: bool = True) -> list[Picker]:
+    """Lay the chat out inside the current Blocks and connect it; the pickers are to be kept up to date.
+
+    bringing: whether visitors may bring adapters.
+    """
     examples = look.examples()
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320):
-            chat = gr.Chatbot(
+            chat = Conversation(
                 show_label=False,
-                label="Conversation",
+                label=texts.CONVERSATION,
                 height="70dvh",  # page.css fits it to the window
                 buttons=["copy"],
                 editable="user",
@@ -46,41 +50,47 @@ def chat_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
                 examples=[_card(example) for example in examples],
                 elem_id="chat",
             )
-            box = message_box(texts.PLACEHOLDER, "box")
+            with gr.Column(elem_id="compose"):
+                box = message_box(texts.PLACEHOLDER, "box")
+                gr.HTML(camera_html(), elem_id="camera", padding=False)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
-            picker = gr.Radio(look.picker_choices(store), value=BASE_ONLY, label="Adapter", elem_id="picker")
+            picker = gr.Radio(look.picker_choices(store), value=BASE_ONLY, label=texts.ADAPTER, elem_id="picker")
             strength = gr.Slider(
                 0,
                 MAX_STRENGTH,
                 1.0,
                 step=0.05,
-                label="Strength",
-                info="0 is the frozen base, 1 the adapter as trained",
+                label=texts.STRENGTH,
+                info=texts.STRENGTH_INFO,
             )
-            with gr.Accordion("About this adapter", open=False, elem_id="about"):
+            with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
                 about = gr.Markdown(look.about(store, BASE_ONLY))
             with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
                 choices = look.short_choices(look.picker_choices(store), texts.NO_MIX)
-                mix = gr.Dropdown(choices, value=BASE_ONLY, label="Second adapter", filterable=False)
+                mix = gr.Dropdown(choices, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
                 mix_strength = gr.Slider(
-                    0, MAX_STRENGTH, 0.5, step=0.05, label="Second strength", info="Added on top of the first"
+                    0, MAX_STRENGTH, 0.5, step=0.05, label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO
                 )
-            with gr.Accordion("Sampling", open=False):
+            with gr.Accordion(texts.SAMPLING, open=False):
                 sampling = sampling_controls()
-    settings = [picker, strength, *sampling, mix, mix_strength]
+            keeping = Keeping(provider, store)
+            pickers = [Picker(picker), Picker(mix, texts.NO_MIX)]
+            if bringing:
+                bring_an_adapter(provider, store, pickers[0], pickers[1:])
+    inside = inside_panel(provider, chat, MODEL)
+    settings = [picker, strength, *sampling, mix, mix_strength, *inside.mutes]
     # Icons and pictures of the examples are served from copies; answers must name those.
     handlers = ChatTurns(provider, store, _served(examples, chat))
-    _connect(handlers, chat, box, settings)
-    told = {"queue": False, "show_progress": "hidden", **PRIVATE}
-    picker.change(lambda name: look.about(store, name), picker, about, **told)
-    _api(provider, store)
-    return [Picker(picker), Picker(mix, texts.NO_MIX)]
+    _connect(handlers, keeping, chat, box, settings, inside.again)
+    picker.change(lambda name: look.about(store, name), picker, about, **QUICK)
+    api(provider, store, MODEL)
+    return pickers
 
 
 def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
     return gr.MultimodalTextbox(
         show_label=False,
-        label="Message",
+        label=texts.MESSAGE,
         placeholder=placeholder,
         file_types=["image"],
         file_count="single",
@@ -94,80 +104,38 @@ def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
 def sampling_controls() -> list[Any]:
     """Temperature, top-p, max tokens and seed, in the order of Settings."""
     return [
-        gr.Slider(0, 2, 0.1, step=0.05, label="Temperature", info="0 takes the likeliest word"),
-        gr.Slider(0.05, 1, 0.75, step=0.05, label="Top-p"),
-        gr.Slider(16, 1024, 256, step=16, label="Max tokens"),
+        gr.Slider(0, 2, 0.1, step=0.05, label=texts.TEMPERATURE, info=texts.TEMPERATURE_INFO),
+        gr.Slider(0.05, 1, 0.75, step=0.05, label=texts.TOP_P),
+        gr.Slider(16, 1024, 256, step=16, label=texts.MAX_TOKENS),
         # Not gr.Number: an empty one shows and sends 0 (gradio 6.31).
-        gr.Textbox(label="Seed", placeholder="A new one each time", max_lines=1, max_length=20),
+        gr.Textbox(label=texts.SEED, placeholder=texts.NEW_SEED, max_lines=1, max_length=20),
     ]
 
 
-def _connect(handlers: ChatTurns, chat: gr.Chatbot, box: gr.MultimodalTextbox, settings: list[Any]) -> None:
-    updates = [chat, box, settings[0]]
-    turn = {"outputs": updates, "show_progress": "hidden", **MODEL, **PRIVATE}
-    box.submit(handlers.send, [box, chat, *settings], **turn)
-    chat.retry(handlers.retry, [chat, *settings], **turn)
-    chat.edit(handlers.edit, [chat, *settings], **turn)
-    chat.option_select(handlers.choose, [chat, *settings], **turn)
-    chat.example_select(handlers.example, [chat, *settings], **turn)
-    quick = {"queue": False, "show_progress": "hidden", **PRIVATE}
-    box.stop(handlers.stop, chat, [chat, box], **quick)
-    chat.clear(handlers.clear, None, box, **quick)
-    chat.undo(handlers.undo, chat, [chat, box], **quick)
-
-
-def _api(provider: EngineProvider, store: look.Cards) -> None:
-    """The endpoints for programs: /chat and /adapters."""
-
-    def chat(
-        message: str,
-        image: str | None = None,
-        adapter: str | None = None,
-        strength: float = 1.0,
-        temperature: float = 0.1,
-        top_p: float = 0.75,
-        max_tokens: float = 256,
-        seed: float | None = None,
-        mix: str | None = None,
-        mix_strength: float = 1.0,
-    ) -> Iterator[str]:
-        """Answer one message; streams the text so far. `image` needs an adapter that sees (/adapters).
-
-        `mix` names a second adapter, which is added to the first with its own strength.
-        """
-        sampling = temperature, top_p, max_tokens, seed
-        settings = Settings(adapter or BASE_ONLY, strength, *sampling, mix, mix_strength)
-        yield from answer_once(provider, store, message, image, settings)
-
-    def adapters() -> list[dict[str, Any]]:
-        """The adapters that can be named: name, description, visual, bytes."""
-        wait_or_say(provider)
-        cards: list[dict[str, Any]] = []
-        for name in store.names():
-            try:
-                card = store.card(name)
-            except AdapterError as error:
-                cards.append({"name": name, "error": public_text(error)})
-                continue
-            about = {"description": card.description, "visual": card.is_visual, "bytes": card.bytes}
-            cards.append({"name": name, **about})
-        return cards
-
-    with gr.Column(visible=False):
-        inputs = [
-            gr.Textbox(label="message"),
-            gr.File(label="image", type="filepath"),
-            gr.Textbox(label="adapter"),
-            gr.Number(1.0, label="strength"),
-            gr.Number(0.1, label="temperature"),
-            gr.Number(0.75, label="top_p"),
-            gr.Number(256, label="max_tokens", precision=0),
-            gr.Number(None, label="seed", precision=0),
-            gr.Textbox(label="mix"),
-            gr.Number(1.0, label="mix_strength"),
-        ]
-        gr.Button("chat").click(chat, inputs, gr.Textbox(label="answer"), api_name="chat", **MODEL)
-        gr.Button("adapters").click(adapters, None, gr.JSON(label="adapters"), api_name="adapters")
+def _connect(
+    handlers: ChatTurns,
+    keeping: Keeping,
+    chat: gr.Chatbot,
+    box: gr.MultimodalTextbox,
+    settings: list[Any],
+    again: gr.Button,
+) -> None:
+    kept = keeping.outputs
+    turn = {"outputs": [chat, box, settings[0], *kept], "show_progress": "hidden", **MODEL, **PRIVATE}
+    box.submit(keeping.watch(handlers.send), [box, chat, *settings], **turn)
+    gr.on([chat.retry, again.click], keeping.watch(handlers.retry), [chat, *settings], **turn)
+    chat.edit(keeping.watch(handlers.edit), [chat, *settings], **turn)
+    chat.option_select(keeping.watch(handlers.choose), [chat, *settings], **turn)
+    chat.example_select(keeping.watch(handlers.example), [chat, *settings], **turn)
+    box.stop(keeping.watch_once(handlers.stop), chat, [chat, box, *kept], **QUICK)
+    chat.clear(handlers.clear, None, box, **QUICK)
+    chat.undo(keeping.watch_once(handlers.undo), chat, [chat, box, *kept], **TELLING)
+    page = Context.root_block
+    assert page is not None
+    keeping.connect(page, chat, settings, handlers.busy)
+    # From a link's conversation on to one's own.
+    going_on = [box.submit, chat.retry, chat.edit, chat.option_select, chat.example_select, chat.undo, chat.clear]
+    gr.on([*going_on, again.click], None, None, None, js="() => window.talkPage.leaveLink()", **QUICK)
 
 
 def _card(example: look.Example) -> ExampleMessage:

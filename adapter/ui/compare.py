@@ -148,7 +148,7 @@ class Comparison:
         """Let the panes grow until all have ended; yields when there is something new to be seen."""
         for status in wait_for(self.provider):
             for pane in panes:
-                pane.said = without_folders(f"Waiting for the model. {status}")
+                pane.said = without_folders(texts.waiting_for_model(status))
             if run.stopped:
                 break
             yield
@@ -191,13 +191,13 @@ class Comparison:
         image = None if picture is None else open_picture(picture)
         seeing = [sees(self.store, pane.settings) for pane in panes]
         if image is not None and not any(seeing):
-            raise BadInput("No pane has an adapter that sees pictures. Choose one, or take the picture out.")
+            raise BadInput(texts.NO_PANE_SEES)
         chosen = read_seed(panes[0].settings.seed)
         seed = secrets.randbelow(2**31) if chosen is None else chosen
         requests = []
         for pane, visual in zip(panes, seeing, strict=True):
             if visual != (image is not None):
-                pane.notes.append("no image" if visual else "picture not used")
+                pane.notes.append(texts.NO_IMAGE if visual else texts.PICTURE_NOT_USED)
             settings = pane.settings._replace(seed=seed)
             request = make_request(turn, settings, settings.adapter or None, None, client)
             requests.append(replace(request, image=image) if visual else request)
@@ -206,7 +206,7 @@ class Comparison:
 
 def _panes(count: int, values: Sequence[Any]) -> list[Pane]:
     if count not in range(FEWEST, MOST + 1):
-        raise BadInput(f"A comparison has {FEWEST} to {MOST} panes, got {count}.")
+        raise BadInput(texts.wrong_panes(FEWEST, MOST, count))
     chosen = [(values[2 * i] or BASE_ONLY, values[2 * i + 1]) for i in range(count)]
     return [Pane(Settings(*pair, *values[2 * MOST :])) for pair in chosen]
 
@@ -238,12 +238,12 @@ def compare_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
         gr.Markdown(texts.COMPARE_HINT, elem_id="hint")
         with gr.Row(elem_id="ask", equal_height=True):
             box = message_box(texts.COMPARE_PLACEHOLDER, "message")
-            count = gr.Radio(list(range(FEWEST, MOST + 1)), value=FEWEST, label="Panes", elem_id="count")
+            count = gr.Radio(list(range(FEWEST, MOST + 1)), value=FEWEST, label=texts.PANES, elem_id="count")
         with gr.Row(elem_id="panes"):
             for i in range(MOST):
                 with gr.Column(min_width=250, visible=i < FEWEST, elem_classes="pane") as column:
-                    name = gr.Dropdown(choices, value=BASE_ONLY, label=f"Pane {i + 1}", filterable=False)
-                    label = f"Pane {i + 1} strength"
+                    name = gr.Dropdown(choices, value=BASE_ONLY, label=texts.pane(i + 1), filterable=False)
+                    label = texts.pane_strength(i + 1)
                     strength = gr.Slider(0, MAX_STRENGTH, 1.0, step=0.05, label=label, interactive=False)
                     answers.append(gr.HTML(look.pane_html(texts.EMPTY_PANE, muted=True), elem_classes="answer"))
                 columns.append(column)

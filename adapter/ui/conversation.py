@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapter.chat import Message
+from adapter.transcript import join
+from adapter.ui import texts
 
 Entry = dict[str, Any]
 History = list[Entry]
 
 # metadata.id of messages that belong to the page: shown, but never part of what the model reads.
-STATS, NOTE, OFFER = "stats", "note", "offer"
+STATS, NOTE, OFFER, DIVIDER = "stats", "note", "offer", "divider"
 
 
 def user_turn(text: str, picture: str | None = None) -> History:
@@ -56,6 +58,11 @@ def offer(text: str, choices: Iterable[tuple[str, str]]) -> Entry:
     return {**_entry("assistant", _text(_muted(text, "offer")), OFFER), "options": options}
 
 
+def divider(text: str) -> Entry:
+    """Where another adapter takes over; text: its name."""
+    return _entry("assistant", _text(_muted(text, "divider")), DIVIDER)
+
+
 def stats_line(
     adapter: str | None,
     strength: float,
@@ -68,34 +75,34 @@ def stats_line(
 
     mix: what is added to the adapter, with its strengths.
     """
-    parts = ["frozen base"] if adapter is None else [adapter, f"strength {strength:g}"]
-    parts += [f"with {name} at {added:g}" for name, added in mix]
-    parts.append("1 token" if tokens == 1 else f"{tokens} tokens")
+    parts = [texts.BASE_NAME] if adapter is None else [adapter, texts.strength(strength)]
+    parts += [texts.with_another(name, added) for name, added in mix]
+    parts.append(texts.tokens(tokens))
     if tokens_per_s is not None:
-        parts.append(f"{tokens_per_s:.1f} tokens/s" if tokens_per_s < 10 else f"{tokens_per_s:.0f} tokens/s")
+        parts.append(texts.rate(tokens_per_s))
     return " · ".join([*parts, *notes])
 
 
 def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
     """What the model reads: texts only, neighbours of one role joined, the page's own messages left out."""
-    joined: list[Message] = []
-    for entry in history:
-        text = _entry_text(entry)
-        if entry["role"] not in ("user", "assistant") or _kind(entry) is not None or not text.strip():
-            continue
-        if joined and joined[-1].role == entry["role"]:
-            text = f"{joined.pop().text}\n\n{text}"
-        joined.append(Message(entry["role"], text))
-    return tuple(joined)
+    return join((entry["role"], words(entry)) for entry in history if kind(entry) is None)
 
 
 def latest_picture(history: Sequence[Entry]) -> str | None:
     """Path of the newest picture of the conversation: the one that a visual adapter looks at."""
-    return next((path for entry in reversed(history) if (path := _picture(entry))), None)
+    return next((path for entry in reversed(history) if (path := picture(entry))), None)
+
+
+def with_picture(history: Sequence[Entry], path: str) -> History:
+    """The entries with another picture in the place of each."""
+    return [_entry("user", _file(path)) if picture(entry) else entry for entry in history]
 
 
 class Turn(NamedTuple):
-    """The last thing that the user sent: where it begins in the history, its text and its picture."""
+    """The last thing that the user sent: where it begins in the history, its text and its picture.
+
+    A divider before it belongs to it.
+    """
 
     start: int
     text: str
@@ -104,33 +111,35 @@ class Turn(NamedTuple):
 
 def last_turn(history: Sequence[Entry]) -> Turn | None:
     """The user turn that an answer, a retry or an undo is about; None in an empty conversation."""
-    end = next((i for i in range(len(history) - 1, -1, -1) if history[i]["role"] == "user"), None)
-    if end is None:
+    start = end = _last_of_user(history)
+    if end < 0:
         return None
-    if _picture(history[end]):
-        return Turn(end, "", _picture(history[end]))
-    if end and history[end - 1]["role"] == "user" and _picture(history[end - 1]):
-        return Turn(end - 1, _entry_text(history[end]), _picture(history[end - 1]))
-    return Turn(end, _entry_text(history[end]), None)
+    seen = picture(history[end])
+    if seen is None and end and (seen := picture(history[end - 1])):
+        start = end - 1
+    if start and kind(history[start - 1]) == DIVIDER:
+        start -= 1
+    return Turn(start, words(history[end]), seen)
 
 
 def without_answer(history: Sequence[Entry]) -> History:
     """The history up to and with the last user turn: what a retry answers anew."""
-    end = next((i for i in range(len(history) - 1, -1, -1) if history[i]["role"] == "user"), -1)
-    return list(history[: end + 1])
+    return list(history[: _last_of_user(history) + 1])
 
 
-def stopped(history: Sequence[Entry]) -> History:
-    """The history after Stop: what is there stays and is marked as cut off."""
+def stopped(
+    history: Sequence[Entry], word: str = texts.ENDINGS["cancelled"][0], at_once: str = texts.STOPPED_AT_ONCE
+) -> History:
+    """The history after Stop: what is there stays and is marked. word, at_once: as what."""
     kept = list(history)
-    while kept and _kind(kept[-1]) == NOTE:
+    while kept and kind(kept[-1]) == NOTE:
         kept.pop()
     if not kept:
         return kept
-    if _kind(kept[-1]) == STATS:
-        line = html.unescape(_strip_tags(_entry_text(kept.pop())))
-        return [*kept, stats(f"{line} · stopped")]
-    return [*kept, note("Stopped before the first word.")] if kept[-1]["role"] == "user" else kept
+    if kind(kept[-1]) == STATS:
+        last = kept.pop()
+        return [*kept, stats(f"{plain(last)} · {word}", record=record_of(last))]
+    return [*kept, note(at_once)] if kept[-1]["role"] == "user" else kept
 
 
 class Answered(NamedTuple):
@@ -144,15 +153,19 @@ class Answered(NamedTuple):
 def newest_answer(history: Sequence[Entry]) -> Answered | None:
     """The last answer that has a record; None before the first one."""
     for index in range(len(history) - 1, 0, -1):
-        record = (history[index].get("metadata") or {}).get("log")
-        if _kind(history[index]) == STATS and isinstance(record, str) and record:
+        if record := record_of(history[index]):
             before = history[: index - 1]  # the answer itself stands before the line about it
             return Answered(to_messages(before), latest_picture(before), record)
     return None
 
 
+def awaits_answer(history: Sequence[Entry]) -> bool:
+    """Whether the last user turn has no answer with a record."""
+    return not any(map(record_of, history[_last_of_user(history) + 1 :]))
+
+
 def pending_offer(history: Sequence[Entry]) -> bool:
-    return bool(history) and _kind(history[-1]) == OFFER
+    return bool(history) and kind(history[-1]) == OFFER
 
 
 def being_answered(history: Sequence[Entry]) -> bool:
@@ -185,23 +198,36 @@ def _file(path: str) -> dict[str, Any]:
 
 def _muted(text: str, css_class: str) -> str:
     # Escaped for HTML, and for Markdown, which would take the underscores of an adapter's name for emphasis.
-    escaped = "".join(f"&#{ord(c)};" if c in "*_`~[]$\\|#" else c for c in html.escape(text))
+    escaped = "".join(f"&#{ord(c)};" if c in "*_`~[]$\\|#&<>\"'" else c for c in text)
     return f'<span class="aside {css_class}">{escaped}</span>'
 
 
-def _strip_tags(text: str) -> str:
-    return text[text.find(">") + 1 : text.rfind("<")]
-
-
-def _kind(entry: Entry) -> str | None:
+def kind(entry: Entry) -> str | None:
+    """Which of the page's own messages this is; None for what somebody or a model said."""
     return (entry.get("metadata") or {}).get("id")
 
 
-def _entry_text(entry: Entry) -> str:
+def plain(entry: Entry) -> str:
+    """What one of the page's own messages says, as it was put in."""
+    text = words(entry)
+    return html.unescape(text[text.find(">") + 1 : text.rfind("<")])
+
+
+def record_of(entry: Entry) -> str:
+    """How an answer came about, from the line about it; empty for anything else."""
+    record = (entry.get("metadata") or {}).get("log")
+    return record if kind(entry) == STATS and isinstance(record, str) else ""
+
+
+def _last_of_user(history: Sequence[Entry]) -> int:
+    return next((i for i in range(len(history) - 1, -1, -1) if history[i]["role"] == "user"), -1)
+
+
+def words(entry: Entry) -> str:
     return "\n".join(block["text"] for block in entry["content"] if block["type"] == "text")
 
 
-def _picture(entry: Entry) -> str | None:
+def picture(entry: Entry) -> str | None:
     if entry["role"] != "user":
         return None
     return next((block["file"]["path"] for block in entry["content"] if block["type"] == "file"), None)

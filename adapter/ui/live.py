@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from adapter.ui import look
+from adapter.ui import look, texts
 from adapter.ui.requests import BASE_ONLY, EngineProvider, without_folders
 
 PRIVATE = {"api_visibility": "private"}
@@ -28,9 +28,10 @@ class Picker(NamedTuple):
     none: str | None = None
     favourite: int | None = None
 
-    def update(self, choices: list[tuple[str, str]], value: str) -> Any:
+    def update(self, choices: list[tuple[str, str]], value: str | None) -> Any:
+        """value: None leaves the one that is chosen by now."""
         shown = choices if self.none is None else look.short_choices(choices, self.none)
-        return gr.update(choices=shown, value=value)
+        return gr.update(choices=shown, **({} if value is None else {"value": value}))
 
     def first_value(self, names: list[str], value: str) -> str:
         if value or self.favourite is None or not names:
@@ -61,15 +62,19 @@ def keep_fresh(provider: EngineProvider, store: look.Cards, status: gr.HTML, pic
         names = [value for _, value in now if value]
         values = [value or BASE_ONLY for value in selected]
         for gone in sorted({value for value in values if value} - set(names)):
-            gr.Info(f"The adapter “{gone}” is gone, and chosen no more.")
+            gr.Info(texts.adapter_gone(gone))
         values = [value if value in names else BASE_ONLY for value in values]
         if len(before) == 1:
             values = [picker.first_value(names, value) for picker, value in zip(pickers, values, strict=True)]
-        return *news, *[picker.update(now, value) for picker, value in zip(pickers, values, strict=True)]
+        return *news, *[
+            picker.update(now, None if value == (old or BASE_ONLY) else value)
+            for picker, value, old in zip(pickers, values, selected, strict=True)
+        ]
 
     components = [picker.component for picker in pickers]
     event = {"inputs": [known, *components], "outputs": [status, known, timer, *components]}
-    gr.on([timer.tick], refresh, **event, queue=False, show_progress="hidden", **PRIVATE)
+    # A change of the first picker too: an adapter that was just brought is to be in all of them at once.
+    gr.on([timer.tick, components[0].change], refresh, **event, queue=False, show_progress="hidden", **PRIVATE)
 
 
 def _status(provider: EngineProvider) -> str:

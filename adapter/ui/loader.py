@@ -5,17 +5,32 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from adapter.errors import AdapterError, Busy
 
 if TYPE_CHECKING:
-    from adapter.engine import Engine
+    from adapter.inspect import Inspection
+    from adapter.llama import Base
+    from adapter.request import Answer, GenerationRequest
     from adapter.store import AdapterCard, AdapterStore
 
 log = logging.getLogger(__name__)
+
+
+class ServingEngine(Protocol):
+    """What the page and the API ask of an engine, wherever that computes: adapter.engine.Engine is one."""
+
+    base: Base
+
+    def submit(self, request: GenerationRequest) -> Answer: ...
+
+    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -32,18 +47,30 @@ class ModelLoader:
     load gets a function to report progress with, and returns the engine and one line that describes the base.
     """
 
-    def __init__(self, load: Callable[[Callable[[str], None]], tuple[Engine, str]]) -> None:
+    def __init__(self, load: Callable[[Callable[[str], None]], tuple[ServingEngine, str]]) -> None:
         self._load = load
-        self._engine: Engine | None = None
+        self._engine: ServingEngine | None = None
         self._began = time.monotonic()
         self._status = LoadStatus("loading", "Loading the model")
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
 
     def start(self) -> None:
+        """Load in a thread of its own."""
         self._began = time.monotonic()
         self._thread.start()
 
-    def engine(self) -> Engine | None:
+    def load_here(self) -> None:
+        """Load in the caller's thread, and return when that is over."""
+        self._began = time.monotonic()
+        self._run()
+
+    def close(self) -> bool:
+        """Let the engine end what it does; False if the model is being loaded, which cannot be stopped."""
+        if self._engine is not None:
+            self._engine.close()
+        return not self._thread.is_alive()
+
+    def engine(self) -> ServingEngine | None:
         """The engine, or None while it is being loaded or if that failed (status says which)."""
         return self._engine
 
@@ -82,13 +109,23 @@ class LazyStore:
     def bind(self, store: AdapterStore) -> None:
         self._store = store
 
+    def bound(self) -> AdapterStore:
+        """The store itself. Raises Busy while there is none."""
+        if self._store is None:
+            raise Busy("The adapters are still being looked up. Try again in a few seconds.")
+        return self._store
+
     def names(self) -> list[str]:
         return [] if self._store is None else self._store.names()
 
     def card(self, name: str) -> AdapterCard:
-        if self._store is None:
-            raise Busy("The adapters are still being looked up. Try again in a few seconds.")
-        return self._store.card(name)
+        return self.bound().card(name)
 
     def card_text(self, name: str) -> str:
         return "" if self._store is None else self._store.card_text(name)
+
+    def folder(self, name: str) -> Path:
+        """Where adapter `name` lies."""
+        if self._store is None:
+            raise Busy("The adapters are still being looked up. Try again in a few seconds.")
+        return self._store.folder(name)

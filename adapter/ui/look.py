@@ -14,7 +14,7 @@ from adapter.errors import AdapterError
 from adapter.ui import texts
 
 if TYPE_CHECKING:
-    from adapter.store import AdapterCard
+    from adapter.store import AdapterCard, AdapterStore
     from adapter.ui.loader import LoadStatus
 
 # The message box while an answer is being written, and when it is done. Neither touches what is typed meanwhile.
@@ -24,6 +24,8 @@ IDLE = {"submit_btn": True, "stop_btn": False}
 FAVOURITES = ("pirate", "extract", "see")
 # page.css for the whole, and one of its own for each part that needs many rules.
 STYLE_SHEETS = sorted(Path(__file__).parent.glob("*.css"))
+# What the page does by itself in the browser; goes into its head.
+SCRIPT = Path(__file__).with_name("page.js")
 ICON = Path(__file__).with_name("icon.png")
 DRAWING = Path(__file__).parents[2] / "assets" / "examples" / "traffic-light.png"
 
@@ -36,6 +38,10 @@ class Cards(Protocol):
     def card(self, name: str) -> AdapterCard: ...
 
     def card_text(self, name: str) -> str: ...
+
+    def bound(self) -> AdapterStore: ...
+
+    def folder(self, name: str) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -57,38 +63,38 @@ def examples() -> list[Example]:
     question = texts.DEFAULT_QUESTION
     return [
         Example(
-            "Turn a message into JSON\n“Hi, this is Maria Keller from …”",
-            "Hi, this is Maria Keller from Nordlicht Ltd in Hamburg, you can call me on +49 40 5550 173.",
+            texts.EXAMPLE_EXTRACT,
+            texts.EXAMPLE_EXTRACT_MESSAGE,
             "extract",
         ),
-        Example("Ask a pirate\n“Why is the sky blue?”", "Why is the sky blue?", "pirate"),
-        Example("What is this animal?\nA photograph", question, "see", str(photograph)),
-        Example("And what is this?\nA drawing", question, "see", str(DRAWING)),
+        Example(texts.EXAMPLE_PIRATE, texts.EXAMPLE_PIRATE_MESSAGE, "pirate"),
+        Example(texts.EXAMPLE_PHOTOGRAPH, question, "see", str(photograph)),
+        Example(texts.EXAMPLE_DRAWING, question, "see", str(DRAWING)),
     ]
 
 
 def about(store: Cards, name: str) -> str:
     """The chosen adapter's model card as Markdown that loads nothing from anywhere."""
     if not name:
-        return "The frozen base, without an adapter."
+        return texts.ABOUT_BASE
     try:
         text = store.card_text(name)
     except AdapterError:
         text = ""
     text = text.replace("![", "[").replace("<", "&lt;")
-    return re.sub(r"^(#+) ", r"##\1 ", text, flags=re.MULTILINE) or "This adapter came without a card."
+    return re.sub(r"^(#+) ", r"##\1 ", text, flags=re.MULTILINE) or texts.NO_CARD
 
 
 def picker_choices(store: Cards) -> list[tuple[str, str]]:
     """(label, value) of each adapter. A label has three lines; the style sheet makes a card of it."""
-    choices = [("None (frozen base)\nThe LLaMA as it is, with nothing added", "")]
+    choices = [(texts.PICK_BASE, "")]
     for name in store.names():
         try:
             card = store.card(name)
         except AdapterError:
-            choices.append((f"{name}\nCannot be read; the command line says why: show {name}", name))
+            choices.append((texts.pick_broken(name), name))
             continue
-        kind = "Sees pictures" if card.is_visual else "Text"
+        kind = texts.SEES_PICTURES if card.is_visual else texts.READS_TEXT
         choices.append((f"{name}\n{_clip(card.description)}\n{kind} · {size(card.bytes)}", name))
     return choices
 

@@ -6,6 +6,7 @@ Knows HTTP as ASGI has it, and the engine; what a body means is in openai_reques
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hmac
 import json
 import logging
@@ -29,8 +30,8 @@ from adapter.ui.openai_request import BASE, ApiError, Asked, decode, known, read
 from adapter.ui.requests import EngineProvider, without_folders
 
 if TYPE_CHECKING:
-    from adapter.engine import Engine
     from adapter.request import Answer, GenerationEvent, GenerationStats
+    from adapter.ui.loader import ServingEngine
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -115,7 +116,7 @@ class OpenAIApi:
             return await self._complete(request, engine)
         return _json(await self._in_thread(self._models, engine, model))
 
-    def _engine(self) -> Engine:
+    def _engine(self) -> ServingEngine:
         engine = self._provider.engine()
         if engine is None:
             status = self._provider.status()
@@ -123,7 +124,7 @@ class OpenAIApi:
             raise ApiError(503, f"The model is not there: {without_folders(status.text).rstrip('.')}.", code=code)
         return engine
 
-    def _models(self, engine: Engine, wanted: str) -> dict[str, Any]:
+    def _models(self, engine: ServingEngine, wanted: str) -> dict[str, Any]:
         """The list of models, or the one that is wanted."""
         base = engine.base.fingerprint.name
         about = {"object": "model", "created": self._since, "owned_by": "llama-adapter"}
@@ -141,7 +142,7 @@ class OpenAIApi:
         name = known(wanted, [model["id"] for model in models], base) or BASE
         return next(model for model in models if model["id"] == name)
 
-    async def _complete(self, request: Request, engine: Engine) -> ASGIApp:
+    async def _complete(self, request: Request, engine: ServingEngine) -> ASGIApp:
         body = await _body(request)
         client = request.client.host if request.client else ""
 
@@ -167,7 +168,8 @@ class OpenAIApi:
         return reply
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        context = contextvars.copy_context()  # who asks is in it
+        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, work, *arguments)
 
 
 class _Reply:
@@ -310,7 +312,7 @@ def _error_response(error: Exception) -> Response:
     status, body = _public(error)
     headers = {}
     if status in (429, 503) and body["error"]["code"] != "model_failed":
-        headers["Retry-After"] = str(RETRY_SECONDS)
+        headers["Retry-After"] = str(getattr(error, "retry_after", RETRY_SECONDS))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return _json(body, status, headers)

@@ -11,20 +11,20 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.ui import conversation as talk
+from adapter.ui import texts
 from adapter.ui.conversation import History
 from adapter.ui.look import Cards
-from adapter.ui.texts import FAILED
+from adapter.ui.pictures import open_picture
 
 if TYPE_CHECKING:
-    from adapter.engine import Engine
     from adapter.request import GenerationRequest
-    from adapter.ui.loader import LoadStatus
+    from adapter.ui.loader import LoadStatus, ServingEngine
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ WAIT_SECONDS = 0.25
 class EngineProvider(Protocol):
     """Where the page gets its engine from: there is none until the model is loaded."""
 
-    def engine(self) -> Engine | None: ...
+    def engine(self) -> ServingEngine | None: ...
 
     def status(self) -> LoadStatus: ...
 
@@ -70,7 +70,7 @@ def read_seed(value: float | str | None) -> int | None:
     try:
         return int(text) if text else None
     except ValueError:
-        raise BadInput(f"The seed must be a whole number, got {text[:40]}.") from None
+        raise BadInput(texts.wrong_seed(text[:40])) from None
 
 
 def make_request(
@@ -81,9 +81,9 @@ def make_request(
     from adapter.sampling import SamplingParams
 
     if None in settings[1:5] or settings.mix_strength is None:
-        raise BadInput("Strength, temperature, top-p and max tokens need a number each.")
+        raise BadInput(texts.NEED_NUMBERS)
     if settings.mix and settings.mix == adapter:
-        raise BadInput(f"“{adapter}” cannot be mixed with itself. Choose another second adapter, or none.")
+        raise BadInput(texts.mixed_with_itself(adapter))
     sampling = SamplingParams(
         temperature=settings.temperature,
         top_p=settings.top_p,
@@ -108,7 +108,7 @@ def wait_for(provider: EngineProvider) -> Iterator[str]:
     while provider.engine() is None:
         status = provider.status()
         if status.state == "failed":
-            raise LoadError(f"The model is not loaded. {status.text}")
+            raise LoadError(texts.not_loaded(status.text))
         yield f"{status.text}."
         time.sleep(WAIT_SECONDS)
 
@@ -124,24 +124,7 @@ def wait_or_say(provider: EngineProvider) -> None:
 
 def check_length(text: str) -> None:
     if len(text) > MAX_CHARACTERS:
-        raise BadInput(
-            f"This message has {len(text):,} characters; at most {MAX_CHARACTERS:,} fit. "
-            "Shorten it, or send it in parts."
-        )
-
-
-class BadPicture(BadInput):
-    """The picture of a message cannot be read; its words can."""
-
-
-def open_picture(path: str) -> Any:
-    """The picture as PIL has it. Raises BadPicture if the file is not one."""
-    from adapter.vision import open_image
-
-    try:
-        return open_image(path)
-    except BadInput as error:
-        raise BadPicture(str(error)) from error
+        raise BadInput(texts.too_long(len(text), MAX_CHARACTERS))
 
 
 def answer_once(
@@ -153,16 +136,14 @@ def answer_once(
     """
     try:
         if not message.strip():
-            raise BadInput("The message is empty. Write something.")
+            raise BadInput(texts.EMPTY_MESSAGE)
         check_length(message)
         for _ in wait_for(provider):
             pass
         adapter = settings.adapter.strip() or None
         settings = settings._replace(adapter=adapter or BASE_ONLY, mix=(settings.mix or "").strip())
         if not sees(store, settings) and picture:
-            raise BadInput(
-                f"{adapter or 'The frozen base'} reads text only. Name an adapter that sees, or no image."
-            )
+            raise BadInput(texts.sees_nothing(adapter))
         request = make_request(talk.user_turn(message), settings, adapter, picture)
         engine, text, drawn = provider.engine(), "", 0.0
         assert engine is not None
@@ -177,7 +158,7 @@ def answer_once(
         raise gr.Error(public_text(error), print_exception=False) from None
     except Exception:
         log.exception("an API call failed")
-        raise gr.Error(FAILED, print_exception=False) from None
+        raise gr.Error(texts.FAILED, print_exception=False) from None
 
 
 def without_folders(text: str) -> str:

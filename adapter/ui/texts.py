@@ -6,6 +6,9 @@ sentences (adapter.errors); what the page says about itself stands here.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 # The top, and the tabs.
 TITLE = "LLaMA-Adapter"
 SENTENCE = (
@@ -22,6 +25,7 @@ MIX = "Mix in another"
 NO_MIX = "None"
 FAILED = "Something went wrong on the server; its log has the details. Try again."
 STILL_ANSWERING = "An answer is still being written. Stop it first, or wait for it."
+NOT_A_CONVERSATION = "This conversation holds something that is neither words nor a picture. Start a new one."
 NOTHING_TO_SEND = "Type a message or add a picture first."
 STOPPED_AT_ONCE = "Stopped before the first word."
 EMPTY_ANSWER = "The answer was empty."
@@ -30,12 +34,112 @@ ENDINGS: dict[str | None, tuple[str, ...]] = {
     "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",)
 }  # fmt: skip
 
+NO_IMAGE, PICTURE_NOT_USED = "no image", "picture not used"
+
+# The chat's components.
+CONVERSATION, MESSAGE = "Conversation", "Message"
+ADAPTER, STRENGTH, SAMPLING = "Adapter", "Strength", "Sampling"
+STRENGTH_INFO = "0 is the frozen base, 1 the adapter as trained"
+ABOUT = "About this adapter"
+SECOND_ADAPTER, SECOND_STRENGTH = "Second adapter", "Second strength"
+SECOND_INFO = "Added on top of the first"
+TEMPERATURE, TEMPERATURE_INFO = "Temperature", "0 takes the likeliest word"
+TOP_P, MAX_TOKENS, SEED, NEW_SEED = "Top-p", "Max tokens", "Seed", "A new one each time"
+# A turn, and what may be wrong with it.
+BASE_NAME = "frozen base"
+EMPTY_EDIT = "The edited message is empty. Write something, or use undo to remove it."
+EMPTY_MESSAGE = "The message is empty. Write something."
+WITHOUT_PICTURE = "Answer from the text alone"
+NEED_NUMBERS = "Strength, temperature, top-p and max tokens need a number each."
+PICTURE_GONE = "This picture is no longer on the server. Reload the page, or send the picture again."
+# What is kept, and what can be done with a conversation.
+CUT_OFF, CUT_OFF_AT_ONCE = "cut off", "Cut off before the first word."
+NOT_ANSWERED = "Not answered yet. Retry answers it."
+PICTURE_NOT_KEPT = "The picture of this message is not kept any more."
+THIS_CONVERSATION = "This conversation"
+EXPORT, IMPORT, COPY_LINK = "Export", "Import", "Copy link"
+EXPORT_NAME = "conversation.json"
+NOTHING_TO_EXPORT = "There is no conversation yet."
+LINK_COPIED = (
+    "Link copied. It holds the words of this conversation, not its pictures. Whoever has the link can read them."
+)
+LINK_TOO_LONG = "This conversation is too long for a link. Export it instead."
+LINK_UNREADABLE = "The link holds no conversation that can be read here. It may have been cut."
+LINK_OPENED = "This conversation came with the link. Yours is kept; a message here replaces it."
+CODE, NO_CODE = "The newest answer, from the command line", "# The line appears when there is an answer."
+STORAGE_FULL = "The browser's storage is full: the oldest pictures here will be gone after a reload."
+# The camera.
+TAKE_PICTURE, SNAP, CANCEL = "Take a picture", "Take", "Cancel"
+NO_CAMERA = "No camera was found."
+CAMERA_REFUSED = "The browser did not allow the camera. Allow it for this page and try again."
+CAMERA_INSECURE = "Browsers open the camera on https addresses and on localhost only."
+CAMERA_BUSY = "The camera did not start. Another program may be using it."
+
 # The comparison.
 FROZEN_BASE = "Frozen base"
 COMPARE_HINT = "One message, several answers side by side: written in one batch, from one seed."
 COMPARE_PLACEHOLDER = "One message for all"
 EMPTY_PANE = "Its answer appears here."
 SAME_WORDS = "word for word as pane 1"
+
+
+PANES = "Panes"
+NO_PANE_SEES = "No pane has an adapter that sees pictures. Choose one, or take the picture out."
+
+# Bringing an adapter.
+BRING = "Bring an adapter"
+BRING_HINT = (
+    "A zip of its folder, or its `config.json` and `adapter.safetensors` together. "
+    "It is checked, kept on this machine, and there for everybody who uses this page."
+)
+BRING_FILES = "The adapter's files"
+BRING_NAME = "Name"
+BRING_NAME_HINT = "As the zip is called"
+BRING_BUTTON = "Add it"
+BRING_LATER = "The model is still being loaded, and an adapter is checked against it. Try again in a minute."
+
+# The adapters' cards, and the examples of an empty chat: two lines each, the first one in bold.
+PICK_BASE = "None (frozen base)\nThe LLaMA as it is, with nothing added"
+SEES_PICTURES, READS_TEXT = "Sees pictures", "Text"
+ABOUT_BASE = "The frozen base, without an adapter."
+NO_CARD = "This adapter came without a card."
+EXAMPLE_EXTRACT = "Turn a message into JSON\n“Hi, this is Maria Keller from …”"
+EXAMPLE_EXTRACT_MESSAGE = (
+    "Hi, this is Maria Keller from Nordlicht Ltd in Hamburg, you can call me on +49 40 5550 173."
+)
+EXAMPLE_PIRATE = "Ask a pirate\n“Why is the sky blue?”"
+EXAMPLE_PIRATE_MESSAGE = "Why is the sky blue?"
+EXAMPLE_PHOTOGRAPH = "What is this animal?\nA photograph"
+EXAMPLE_DRAWING = "And what is this?\nA drawing"
+
+
+def pick_broken(name: str) -> str:
+    """The card of an adapter that cannot be read."""
+    return f"{name}\nCannot be read; the command line says why: show {name}"
+
+
+def brought(name: str) -> str:
+    return f"The adapter “{name}” is here, and chosen."
+
+
+def brought_before(name: str) -> str:
+    return f"This adapter was here already: “{name}”. It is chosen."
+
+
+def adapter_gone(name: str) -> str:
+    return f"The adapter “{name}” is gone, and chosen no more."
+
+
+def pane(number: int) -> str:
+    return f"Pane {number}"
+
+
+def pane_strength(number: int) -> str:
+    return f"Pane {number} strength"
+
+
+def wrong_panes(fewest: int, most: int, count: object) -> str:
+    return f"A comparison has {fewest} to {most} panes, got {count}."
 
 
 def waiting(position: int) -> str:
@@ -50,3 +154,219 @@ def changed_words(changed: int, words: int) -> str:
     if not changed:
         return SAME_WORDS
     return f"{changed} of {words} {'word' if words == 1 else 'words'} not in pane 1"
+
+
+def waiting_for_model(status: str) -> str:
+    return f"Waiting for the model. {status}"
+
+
+# What one address may ask of a public server.
+UPLOAD_WITHOUT_LENGTH = "An upload must say how long it is."
+NOTHING_IS_FETCHED = "Files are uploaded here: nothing is fetched from other addresses."
+UPLOAD_NOT_KEPT = "The server could not keep this file: its disk may be full. Send words only, or try again later."
+UPLOADS_FULL = "There is no room for more uploads at the moment. Try again later, or send words only."
+
+
+def too_many_answers(count: int, seconds: float) -> str:
+    return f"{count} answers a minute are the limit for one address. {_again(seconds)}"
+
+
+def too_many_at_once(count: int) -> str:
+    return f"{count} answers are being written for your address already. Wait for one of them to end."
+
+
+def too_many_inspections(count: int, seconds: float) -> str:
+    return f"{count} looks inside a minute are the limit for one address. {_again(seconds)}"
+
+
+def too_many_uploads(count: int, seconds: float) -> str:
+    return f"{count} uploads an hour are the limit for one address. {_again(seconds)}"
+
+
+def too_many_streams(count: int) -> str:
+    return f"{count} connections are open from your address already. Close some of its pages."
+
+
+def upload_too_large(limit: int) -> str:
+    return f"The upload is larger than {limit // 2**20} MB. Make it smaller, or send one file at a time."
+
+
+def _again(seconds: float) -> str:
+    if seconds < 90:
+        whole = max(1, math.ceil(seconds))
+        return f"Try again in {whole} second{'' if whole == 1 else 's'}."
+    return f"Try again in {math.ceil(seconds / 60)} minutes."
+
+
+def reads_text_only(adapter: str | None, one_sees: bool) -> str:
+    """The question about a picture that the adapter cannot see; one_sees: whether another one can."""
+    who = f"“{adapter}” reads text only" if adapter else "The frozen base reads text only"
+    if one_sees:
+        return f"{who}, so it cannot see this picture."
+    return f"{who}, and no adapter that sees is installed."
+
+
+def use_for_picture(adapter: str) -> str:
+    return f"Use {adapter} for this picture"
+
+
+def strength(value: float) -> str:
+    return f"strength {value:g}"
+
+
+def with_another(name: str, value: float) -> str:
+    return f"with {name} at {value:g}"
+
+
+def tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count} tokens"
+
+
+def rate(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.1f} tokens/s" if tokens_per_s < 10 else f"{tokens_per_s:.0f} tokens/s"
+
+
+def too_long(characters: int, most: int) -> str:
+    return f"This message has {characters:,} characters; at most {most:,} fit. Shorten it, or send it in parts."
+
+
+def wrong_seed(text: str) -> str:
+    return f"The seed must be a whole number, got {text}."
+
+
+def mixed_with_itself(adapter: str) -> str:
+    return f"“{adapter}” cannot be mixed with itself. Choose another second adapter, or none."
+
+
+def sees_nothing(adapter: str | None) -> str:
+    """For programs that send a picture to an adapter that reads text."""
+    return f"{adapter or 'The frozen base'} reads text only. Name an adapter that sees, or no image."
+
+
+def not_loaded(status: str) -> str:
+    return f"The model is not loaded. {status}"
+
+
+def import_too_large(most: int) -> str:
+    return f"The file is too large: {most // 2**20} MB are the limit."
+
+
+def link_to_copy(address: str) -> str:
+    """Where the browser does not let a page copy."""
+    return f"Copy this link. It holds the words of this conversation, not its pictures: {address}"
+
+
+def wrong_record(number: int) -> str:
+    return f"Message {number} of the conversation has a record that cannot be read. Nothing was taken from it."
+
+
+def pictures_dropped(count: int) -> str:
+    what = "The oldest picture" if count == 1 else f"The {count} oldest pictures"
+    return f"{what} of this conversation will be gone after a reload: the browser keeps no more."
+
+
+# Inside: why the newest answer came out as it did.
+INSIDE = "Inside: why this answer came out as it did"
+LOOKING = "Reading the answer once more…"
+NO_ANSWER = "Ask something with an adapter: here you will see what each word of the answer came from."
+NO_RECORD = "How the newest answer came about was not kept with it. Ask again to look inside."
+NO_GATES = "The frozen base answered, which has no gates and no prompts. Choose an adapter and ask again."
+NO_PICTURE = "The picture of this answer is not here any more. Send it again to look inside."
+GATES_MEAN = (
+    "Each square is a gate: how loudly one head (column) of one layer (row) listens to the adapter. 0 hears none "
+    "of it, below 0 it is taken away. Press a number at the edge to mute its row or column."
+)
+COLOUR_OF = "Colour of the words"
+DRAWN, INFLUENCE, GROUNDING = "Drawn", "Influence", "Grounding"
+DRAWN_MEANS = "How much of what each word was made of came from the adapter rather than from the words before it."
+INFLUENCE_MEANS = (
+    "How much likelier the adapter made each word than the frozen base finds it; below 0, less likely. "
+    "In nats: +1 is 2.7 times, +5 is 150 times."
+)
+GROUNDING_MEANS = (
+    "How much likelier the picture made each word than the same adapter without a picture; below 0, less likely. "
+    "In nats: +1 is 2.7 times, +5 is 150 times."
+)
+MIX_MEANS = "Several adapters answered: colours and numbers of the words are of all of them together."
+TOKENS_LABEL = "The answer, token by token"
+CLICK_A_TOKEN = "Press a word to see where it looked."
+PROMPTS_MEAN = (
+    "Which of the adapter's prompts (columns) this word looked at in each layer (rows), in percent. "
+    "A row adds up to 100."
+)
+GATE_SAYS, PROMPT_SAYS = "Layer {row}, head {column}: {value}", "Layer {row}, prompt {column}: {value} %"
+LAYER = "layer"
+END_TOKEN = "end"
+GATES_OF, PROMPTS_OF = "Gates of {}, layer by head", "Prompts of {} that this word looked at, layer by prompt"
+MUTE, UNMUTE = {"layer": "Mute layer", "head": "Mute head"}, {"layer": "Unmute layer", "head": "Unmute head"}
+MUTED_LAYERS, MUTED_HEADS = "Muted layers", "Muted heads"
+UNMUTE_ALL, ASK_AGAIN = "Unmute all", "Ask again"
+
+
+def part(name: str, strength: float) -> str:
+    """One of the adapters of an answer."""
+    return f"{name} at {strength:g}"
+
+
+def token_numbers(drawn: str, influence: str, grounding: str | None, log_p: str) -> str:
+    """What is known of one word of an answer."""
+    parts = [f"drawn {drawn} %", f"influence {influence}"]
+    parts += [] if grounding is None else [f"grounding {grounding}"]
+    return " · ".join([*parts, f"log p {log_p}"])
+
+
+def only_first(shown: int, total: int) -> str:
+    return f"These are the first {shown} of {total} tokens."
+
+
+def muted(layers: Sequence[int], heads: Sequence[int]) -> list[str]:
+    """What the line below an answer says of layers and heads that were muted; nothing if none was."""
+    named = [_counted("layer", layers), _counted("head", heads)]
+    return [f"muted: {'; '.join(n for n in named if n)}"] if any(named) else []
+
+
+def _counted(what: str, numbers: Sequence[int]) -> str:
+    """layer 3; layers 3, 4; layers 2–29; empty for none."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    spans = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"{what}{'s' if len(set(numbers)) > 1 else ''} {', '.join(spans)}" if spans else ""
+
+
+# On a ZeroGPU Space.
+GPU_CLOSED = "The server is going down. Ask again in a minute."
+GPU_WORKER_ENDED = (
+    "The GPU was taken away before the answer was complete. Ask again; with fewer max tokens it needs less time."
+)
+
+
+def no_gpu(reason: str) -> str:
+    return f"There is no GPU for this answer now. {reason}"
+
+
+def too_many_waiting(count: int) -> str:
+    return f"{count} requests are waiting already. Try again in a minute."
+
+
+# The manual of the endpoints for programs.
+API_CHAT = (
+    "Answers one message, with or without a picture. It streams: each result is the whole text so far. "
+    "What cannot be answered is an error with a sentence that says what to change."
+)
+API_ADAPTERS = "Lists the adapters that /chat takes: name, description, whether it sees pictures, size in bytes."
+API_MESSAGE = "What to say"
+API_IMAGE = "A picture, for an adapter that sees"
+API_ADAPTER = "Name of an adapter; none is the frozen base"
+API_STRENGTH = "Strength from 0 to 2; 1 is as trained"
+API_TEMPERATURE = "Temperature from 0 to 2; 0 takes the likeliest word"
+API_TOP_P = "Top-p, above 0 and up to 1"
+API_MAX_TOKENS = "Tokens at most, up to 2048"
+API_SEED = "Seed; the same one gives the same answer"
+API_MIX = "Name of a second adapter, added to the first"
+API_MIX_STRENGTH = "Strength of the second adapter"
+API_ANSWER = "The answer so far"
+API_LIST = "The adapters"

@@ -7,39 +7,33 @@ session but that it is being answered: everything else comes with the event and 
 from __future__ import annotations
 
 import logging
-import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.errors import AdapterError, BadInput
 from adapter.ui import conversation as talk
 from adapter.ui import look, texts
+from adapter.ui.answers import TEXT_ONLY, Answers, with_small_picture
 from adapter.ui.conversation import History
+from adapter.ui.dividers import divided
 from adapter.ui.look import Cards, Example
-from adapter.ui.record import Record
+from adapter.ui.pictures import BadPicture
 from adapter.ui.requests import (
     BASE_ONLY,
-    REDRAW_SECONDS,
-    BadPicture,
     EngineProvider,
     Settings,
     check_length,
-    make_request,
-    open_picture,
     public_text,
-    read_seed,
-    sees,
     wait_for,
 )
 from adapter.ui.runs import Run, Runs
 
 log = logging.getLogger(__name__)
 
-TEXT_ONLY = " "  # an offer's value for "leave the picture aside"; no adapter can be called this
 FRAME_SECONDS = 0.1
 
 
@@ -61,7 +55,12 @@ class ChatTurns:
         self.provider = provider
         self.store = store
         self.examples = examples
+        self._answers = Answers(provider, store)
         self._runs = Runs()
+
+    def busy(self, session: str | None) -> bool:
+        """Whether an answer is being written in this session."""
+        return self._runs.of(session) is not None
 
     # Events of the page. Each takes the component values and yields updates.
 
@@ -100,7 +99,7 @@ class ChatTurns:
         text = str(event.value).strip()
         try:
             if not text:
-                raise BadInput("The edited message is empty. Write something, or use undo to remove it.")
+                raise BadInput(texts.EMPTY_EDIT)
             check_length(text)
         except BadInput as error:
             toast(error)
@@ -136,7 +135,7 @@ class ChatTurns:
             Settings(*values),
             _Before(history),
             request,
-            switch_to=lambda: self._adapter_of(example),
+            switch_to=lambda: self._answers.adapter_of(example),
         )
 
     def stop(self, history: History, request: gr.Request) -> tuple[Any, Any]:
@@ -187,9 +186,15 @@ class ChatTurns:
                 return
             cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
             yield [*history, talk.note("…", waiting=True)], gr.update(**cleared, **look.ANSWERING), gr.skip()
+            client = request.session_hash or ""
             try:
-                yield from self._answer(run, history, settings, text_only, switch_to, request.session_hash or "")
-                end = gr.skip(), gr.update(**look.IDLE), gr.skip()
+                last: Any = gr.skip()
+                with closing(self._answer(run, history, settings, text_only, switch_to, client)) as updates:
+                    for update in updates:
+                        last = update[0]
+                        yield update
+                # Once more with the end: of two updates within one frame the page drops the first.
+                end = last, gr.update(**look.IDLE), gr.skip()
             except AdapterError as error:
                 end = self._restore(before, settings, error)
             except Exception:
@@ -206,103 +211,25 @@ class ChatTurns:
         text_only: bool,
         switch_to: Callable[[], str | None] | None,
         client: str,
-    ) -> Iterator[Updates]:
+    ) -> Generator[Updates, None, None]:
         for status in wait_for(self.provider):
             if run.stopped:
                 yield talk.stopped(history), gr.skip(), gr.skip()
                 return
-            wait = talk.note(f"Waiting for the model. {status}", waiting=True)
+            wait = talk.note(texts.waiting_for_model(status), waiting=True)
             yield [*history, wait], gr.skip(), gr.skip()
+        history = with_small_picture(history)
         if switch_to is not None and (name := switch_to()) is not None:
             settings = settings._replace(adapter=name)
             yield gr.skip(), gr.skip(), gr.update(value=name)
             # Of two updates that reach a browser within one frame Gradio's page drops the first (6.31).
             time.sleep(FRAME_SECONDS)
-        adapter = settings.adapter or None
-        visual = sees(self.store, settings)
-        turn = talk.last_turn(history)
-        if turn and turn.picture and not visual and not text_only:
-            open_picture(turn.picture)
-            yield [*history, self._offer(adapter)], gr.skip(), gr.skip()
+        if not text_only and (offer := self._answers.offered(history, settings)):
+            yield [*history, *offer], gr.skip(), gr.skip()
             return
-        for entries in self._stream(run, history, settings, adapter, visual, client):
+        history = divided(history, settings)
+        for entries in self._answers.stream(run, history, settings, client):
             yield [*history, *entries], gr.skip(), gr.skip()
-
-    def _stream(
-        self, run: Run, history: History, settings: Settings, adapter: str | None, visual: bool, client: str
-    ) -> Iterator[History]:
-        """The entries that follow the user's turn, again and again as they grow."""
-        picture = talk.latest_picture(history)
-        notes = []
-        if visual and picture is None:
-            notes.append("no image")
-        elif picture is not None and not visual:
-            notes.append("picture not used")
-        # A seed of the page's own, so that the answer can be had again.
-        seed = read_seed(settings.seed)
-        settings = settings._replace(seed=secrets.randbelow(2**31) if seed is None else seed)
-        request = make_request(history, settings, adapter, picture if visual else None, client)
-        engine = self.provider.engine()
-        assert engine is not None
-
-        def line(tokens: int, rate: float | None, *more: str) -> str:
-            return talk.stats_line(adapter, settings.strength, tokens, rate, [*notes, *more], request.mix)
-
-        text, first, drawn = "", 0.0, 0.0
-        ids: list[int] = []
-        with closing(engine.submit(request)) as events:
-            run.cancel = events.cancel
-            if run.stopped:
-                events.cancel()
-            for event in events:
-                if event.position is not None:
-                    yield [talk.note(texts.waiting(event.position), waiting=True)]
-                    continue
-                now = time.monotonic()
-                text += event.text
-                ids += [] if event.token_id is None else [event.token_id]
-                tokens = len(ids)
-                first = first or now
-                rate = (tokens - 1) / (now - first) if tokens > 4 else None
-                words = talk.answer(text) if text.strip() else talk.note(texts.EMPTY_ANSWER)
-                if event.finish_reason == "cancelled" and not text.strip():
-                    yield [talk.note(texts.STOPPED_AT_ONCE)]
-                elif event.stats is not None:
-                    rate = event.stats.tokens_per_s or None
-                    ending = texts.ENDINGS[event.finish_reason]
-                    record = Record(settings, tuple(ids), request.image is not None).to_text()
-                    yield [words, talk.stats(line(event.stats.new_tokens, rate, *ending), record=record)]
-                elif text.strip() and now - drawn >= REDRAW_SECONDS:
-                    drawn = now
-                    yield [words, talk.stats(line(tokens, rate), live=True)]
-
-    def _offer(self, adapter: str | None) -> talk.Entry:
-        visual = self._names(visual=True)
-        who = f"“{adapter}” reads text only" if adapter else "The frozen base reads text only"
-        if not visual:
-            text = f"{who}, and no adapter that sees is installed."
-        else:
-            text = f"{who}, so it cannot see this picture."
-        choices = [(f"Use {name} for this picture", name) for name in visual[:3]]
-        return talk.offer(text, [*choices, ("Answer from the text alone", TEXT_ONLY)])
-
-    def _adapter_of(self, example: Example) -> str | None:
-        """The adapter that shows an example best; None leaves the chosen one."""
-        names = self._names(visual=example.picture is not None)
-        if example.adapter in names:
-            return example.adapter
-        return next(iter(names), None) if example.picture else None
-
-    def _names(self, visual: bool) -> list[str]:
-        """Adapters that load, of one kind. A broken one is named in the picker, not here."""
-        found = []
-        for name in self.store.names():
-            try:
-                if self.store.card(name).is_visual == visual:
-                    found.append(name)
-            except LoadError:
-                continue
-        return found
 
     def _restore(self, before: _Before, settings: Settings, error: AdapterError) -> Updates:
         """Say what is wrong, and put everything back as it was before the turn."""

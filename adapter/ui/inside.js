@@ -1,0 +1,84 @@
+/* What the pieces of the panel Inside do in the browser; runs once for each, with `element`, `trigger`, `watch`.
+   Of a map or of the tokens one is in the tab order, arrow keys go on from there. Muting is told to the chips. */
+
+const items = group => [...group.querySelectorAll('button, td')];
+
+function prepare() {
+  for (const group of element.querySelectorAll('[data-roving]')) {
+    items(group).forEach((item, index) => { item.tabIndex = index ? -1 : 0; });
+    group.querySelectorAll('[aria-pressed]').forEach(item => item.removeAttribute('aria-pressed'));
+  }
+  for (const out of element.querySelectorAll('.readout')) out.textContent = '';
+  paint();
+}
+
+function neighbour(group, item, key) {
+  const cell = item.closest('td, th');
+  if (!cell) {
+    const all = items(group), at = all.indexOf(item);
+    return {ArrowLeft: all[at - 1], ArrowRight: all[at + 1], ArrowUp: all[at - 1], ArrowDown: all[at + 1],
+            Home: all[0], End: all.at(-1)}[key];
+  }
+  const rows = [...group.rows], row = rows.indexOf(cell.parentElement), column = cell.cellIndex;
+  const at = (r, c) => { const found = rows[r]?.cells[c]; return found?.querySelector('button') ?? (found?.matches('td') ? found : null); };
+  return {ArrowLeft: at(row, column - 1), ArrowRight: at(row, column + 1), ArrowUp: at(row - 1, column),
+          ArrowDown: at(row + 1, column), Home: at(row, 0) ?? at(row, 1), End: at(row, rows[row].cells.length - 1)}[key];
+}
+
+function read(cell) {
+  const table = cell.closest('table');
+  const values = {row: cell.parentElement.cells[0].innerText.trim(),
+                  column: table.tHead.rows[0].cells[cell.cellIndex].innerText.trim(), value: cell.innerText.trim()};
+  return table.dataset.says.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+/* Strike through what is muted for the next answer. */
+function paint() {
+  const gates = element.querySelector('.gates');
+  if (!gates) return;
+  const numbers = id => [...document.querySelectorAll(`#${id} [data-n]`)].map(chip => chip.dataset.n);
+  const muted = {layer: numbers('mute-layers'), head: numbers('mute-heads')};
+  for (const button of gates.querySelectorAll('[data-mute]'))
+    button.setAttribute('aria-pressed', muted[button.dataset.mute].includes(button.dataset.n));
+  for (const table of gates.querySelectorAll('table')) {
+    const off = button => button?.getAttribute('aria-pressed') === 'true';
+    const columns = [...table.tHead.rows[0].cells].map(cell => off(cell.querySelector('button')));
+    for (const row of table.tBodies[0].rows)
+      for (const cell of row.cells)
+        cell.classList.toggle('muted', off(row.cells[0].querySelector('button')) || columns[cell.cellIndex]);
+  }
+  gates.toggleAttribute('data-changed', `${muted.layer}|${muted.head}` !== gates.dataset.muted);
+}
+
+element.addEventListener('keydown', event => {
+  const item = event.target.closest('button, td'), group = item?.closest('[data-roving]');
+  const next = group && neighbour(group, item, event.key);
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+});
+
+for (const kind of ['focusin', 'mouseover']) element.addEventListener(kind, event => {
+  const item = event.target.closest('button, td'), group = item?.closest('[data-roving]');
+  if (!group) return;
+  if (kind === 'focusin') items(group).forEach(other => { other.tabIndex = other === item ? 0 : -1; });
+  if (!item.matches('td')) return;
+  item.title = read(item);
+  item.closest('.gates, .token').querySelector('.readout').textContent = item.title;
+});
+
+element.addEventListener('click', event => {
+  const button = event.target.closest('button');
+  if (button?.dataset.mute)
+    document.dispatchEvent(new CustomEvent('mute', {detail: {kind: button.dataset.mute, n: Number(button.dataset.n)}}));
+  if (!button?.dataset.i) return;
+  const tokens = button.closest('.tokens');
+  for (const other of tokens.querySelectorAll('button')) other.toggleAttribute('aria-pressed', false);
+  button.setAttribute('aria-pressed', 'true');
+  trigger('token', {index: Number(button.dataset.i), key: tokens.dataset.key});
+});
+
+new MutationObserver(() => element.isConnected && paint())
+  .observe(element.closest('#inside') ?? element, {childList: true, subtree: true});
+watch('value', prepare);
+prepare();

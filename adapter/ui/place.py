@@ -1,0 +1,130 @@
+"""Where the page is served, and what follows from that: address, password, what visitors may do.
+
+Knows the command line and the environment; knows no Gradio and no models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+FIRST_PORT = 7860
+AUTH_VARIABLE = "LLAMA_ADAPTER_AUTH"
+TRAIN_VARIABLE = "LLAMA_ADAPTER_TRAIN"
+RUNS_VARIABLE = "LLAMA_ADAPTER_RUNS"
+LOCAL = {"127.0.0.1", "localhost", "::1"}
+# A Space's visitors come through proxies of its own network; who comes from elsewhere is nobody's proxy.
+PROXIES_OF_A_SPACE = "127.0.0.1,::1,10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
+
+
+@dataclass(frozen=True)
+class Place:
+    """host, port: what to listen on, port None being the first that is free. auth: USER:PASS.
+
+    public: whether people whom nobody has sent here can come. training: whether visitors may train adapters, and
+    bring their own.
+    """
+
+    host: str
+    port: int | None
+    share: bool
+    space: bool
+    zero_gpu: bool
+    auth: str | None
+    public: bool
+    training: bool
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="app.py", description="Chat with a frozen LLaMA through swappable adapters."
+    )
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
+    parser.add_argument(
+        "--base", metavar="NAME", help="Hugging Face id or folder of a LLaMA (default: the embedded one)"
+    )
+    parser.add_argument("--quantization", choices=("auto", "nf4", "int8", "none"), default="auto")
+    parser.add_argument(
+        "--adapters",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        help="another folder of adapters, looked into before assets/adapters; may be repeated",
+    )
+    parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
+    parser.add_argument(
+        "--auth",
+        metavar="USER:PASS",
+        default=os.environ.get(AUTH_VARIABLE) or None,
+        help=f"ask for this name and password; {AUTH_VARIABLE} in the environment is not seen by other users",
+    )
+    parser.add_argument(
+        "--train",
+        action=argparse.BooleanOptionalAction,
+        help="whether visitors may train adapters and bring their own (default: if only this machine can ask)",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.auth is not None and not all(arguments.auth.partition(":")):
+        parser.error(f"--auth and {AUTH_VARIABLE} need USER:PASS, both parts non-empty")
+    if arguments.port is not None and not 1 <= arguments.port <= 65535:
+        parser.error(f"--port must lie between 1 and 65535, got {arguments.port}")
+    return arguments
+
+
+def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Place:
+    """What the arguments, and on a Space its environment, come to."""
+    space = bool(environment.get("SPACE_ID"))
+    host = arguments.host or ("0.0.0.0" if space else "127.0.0.1")
+    port = arguments.port
+    if space and port is None:
+        given = environment.get("GRADIO_SERVER_PORT", "")
+        port = int(given) if given.isdecimal() else FIRST_PORT
+    share = arguments.share and not space  # a Space has its public address
+    public = space or share or host not in LOCAL
+    return Place(
+        host=host,
+        port=port,
+        share=share,
+        space=space,
+        zero_gpu=space
+        and environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+        and importlib.util.find_spec("spaces") is not None,
+        auth=arguments.auth,
+        public=public,
+        training=_may_train(arguments.train, environment.get(TRAIN_VARIABLE, ""), public),
+    )
+
+
+def _may_train(asked: bool | None, variable: str, public: bool) -> bool:
+    """Training takes the machine for minutes, and an adapter of a stranger is a file of a stranger."""
+    if asked is not None:
+        return asked
+    if variable:
+        return variable.lower() in ("1", "true", "yes", "on")
+    return not public
+
+
+def runs_folder() -> Path:
+    """Where adapters are put that are trained or brought here. May not exist yet."""
+    return Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parents[2] / "runs").expanduser().absolute()
+
+
+def port_problem(host: str, port: int) -> str | None:
+    """Why `port` cannot be listened on, in one line; None if it can."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return (
+                f"Cannot listen on {host}:{port}: {error.strerror}. "
+                "Give another --port, or leave it out to take the first free one."
+            )
+    return None
