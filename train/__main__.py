@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -106,9 +106,12 @@ def _run(args: argparse.Namespace) -> None:
 def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     folder: Path = args.out or Path("runs") / recipe.train.name
     accelerator = _accelerator(args)
-    skipped = Skipped(print if accelerator.is_main_process else lambda _: None)
+    tell: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
+    skipped = Skipped(tell)
+    tell(f"reading {Path(recipe.data.path).name}")
     examples = FileExamples(recipe.data, recipe.train.held_out, recipe.train.seed, skipped)
     config, encoder = with_encoder(examples.with_steps(recipe.train), accelerator.device)
+    tell(f"loading {recipe.base}")
     base = _trained_on(recipe.base, recipe.precision, accelerator)
     config = with_base(config, base)
     adapter = start_adapter(recipe, config, base)

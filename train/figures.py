@@ -33,11 +33,15 @@ class Figures:
     def record(self, step: int, **figures: float) -> None:
         """A full disk costs figures, not the run."""
         known = {name: value for name, value in figures.items() if math.isfinite(value)}
-        with contextlib.suppress(OSError), open(self._path, "a") as file:
-            file.write(json.dumps({"step": step, **known}) + "\n")
+        self._write({"step": step, **known})
         if self._board is not None:
             for name, value in known.items():
                 self._board.add_scalar(name, value, step)
+
+    def by_layer(self, step: int, gates: Tensor) -> None:
+        """How far the gates [L, H] are open in each layer, lowest first: the mean of their sizes."""
+        opened = [round(value, 5) for value in gates.abs().mean(dim=1).tolist()]
+        self._write({"step": step, "gates": opened})
 
     def watch(self, step: int, gates: Tensor, activation: str) -> None:
         """Tell, once, if gates [L, H] do not move or have no slope left."""
@@ -45,6 +49,10 @@ class Figures:
             self._warn("the gates have not moved. Raise gate_lr; at zero gates nothing else learns")
         if activation == "tanh" and (gates.abs() > _SATURATED).float().mean() > 0.5:
             self._warn("most gates are saturated and hardly learn any more. Lower gate_lr")
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError), open(self._path, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _warn(self, text: str) -> None:
         if text not in self._told:

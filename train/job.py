@@ -10,9 +10,8 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -141,7 +140,7 @@ class _Run:
             self.figures = Figures(self.folder.path, self.progress.step, self._say, self.tensorboard)
 
     def _load(self) -> None:
-        state = self.folder.load(_plain(self.config), self.base.fingerprint)
+        state = self.folder.load(dataclasses.asdict(self.config), self.base.fingerprint)
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -159,12 +158,12 @@ class _Run:
     def _save(self, final: bool = False) -> None:
         self.progress.skipped = sorted(self.skipped.places)
         state = {
-            "config": _plain(self.config),
-            "base": asdict(self.base.fingerprint),
+            "config": dataclasses.asdict(self.config),
+            "base": dataclasses.asdict(self.base.fingerprint),
             "adapter": self.adapter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "progress": asdict(self.progress),
+            "progress": dataclasses.asdict(self.progress),
         }
         self._try(lambda: self.folder.save(state), final)
 
@@ -187,10 +186,12 @@ class _Run:
     def to_the_end(self, examples: Callable[[str], Iterable[Example | None]]) -> tuple[Adapter, float]:
         config, progress = self.config, self.progress
         held_out = self._held_out(examples("validation"))
+        if not progress.step:
+            self._measure(held_out, "untrained_loss")
         batches = Batches(examples("train"), self.tokeniser, config.batch_size, config.seed, progress.position)
         bar = tqdm(
             total=config.steps, initial=progress.step, desc=config.name, unit="step", dynamic_ncols=True,
-            disable=not self.main,
+            disable=None if self.main else True,  # no bar in a file
         )  # fmt: skip
         with bar, stop_signals() as asked:
             for rows in batches:
@@ -301,19 +302,25 @@ class _Run:
             pieces = [self.pictures.usable(piece) for piece in pieces]
         return [self._batch(piece) for piece in pieces if piece]
 
-    def _evaluate(self, held_out: list[Batch], last: bool) -> None:
-        """Measure, and keep the adapter in the folder if it is the best so far."""
-        progress = self.progress
+    def _measure(self, held_out: list[Batch], name: str = "held_out_loss") -> int:
+        """Take the loss on what is held out; returns of how many tokens."""
+        progress, started = self.progress, time.perf_counter()
         total, count = evaluate(self.base.model, self.adapter, held_out)
         sums = torch.tensor([total, count], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         progress.held_out = total / count if count else math.nan
         if self.figures is not None:
-            said = ", ".join(f"{name} {value}" for name, value in self._shown().items())
-            self._say(f"{self.config.name} step {progress.step}: {said}")
-            self.figures.record(progress.step, held_out_loss=progress.held_out)
-        better = progress.held_out < progress.best
-        if better or not count:
+            took = round(time.perf_counter() - started, 3)
+            self.figures.record(progress.step, **{name: progress.held_out}, evaluation_seconds=took)
+            self.figures.by_layer(progress.step, self.adapter.gates.detach())
+        return int(count)
+
+    def _evaluate(self, held_out: list[Batch], last: bool) -> None:
+        """Measure, and keep the adapter in the folder if it is the best so far."""
+        progress, count = self.progress, self._measure(held_out)
+        said = ", ".join(f"{name} {value}" for name, value in self._shown().items())
+        self._say(f"{self.config.name} step {progress.step}: {said}")
+        if progress.held_out < progress.best or not count:
             progress.best, progress.best_step, progress.worse = progress.held_out, progress.step, 0
             self._save_best(last)
         else:
@@ -366,7 +373,3 @@ def _from_main(accelerator: Accelerator, text: str) -> str:
     from accelerate.utils import broadcast_object_list
 
     return str(broadcast_object_list([text])[0])
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config)

@@ -1,0 +1,158 @@
+"""The English words of the Train tab, beside those of the rest of the page in adapter/ui/texts.py.
+
+Plain texts and functions that put values into one. Errors about data and names come with their own sentences.
+"""
+
+from __future__ import annotations
+
+# The three steps.
+DATA, SETTINGS, RUN = "Data", "Settings", "Run"
+HINT = "Teach the frozen LLaMA something new: show it examples, train a small adapter, and chat with it at once."
+SAMPLES = "Start with a sample"
+UPLOAD = "Or bring your own"
+UPLOAD_HINT = "Questions and answers as JSONL or JSON, or a zip of pictures with captions."
+NO_DATA = "Choose a sample or drop a file. What is in it is shown here before anything is trained."
+NAME, NAME_HINT = "Name", "my-poet"
+DESCRIPTION, DESCRIPTION_HINT = "What it does", "Shown on its card, if you like"
+STEPS, STEPS_INFO = "Steps", "More steps learn more, and take longer"
+RATE, RATE_INFO = "Learning rate", "Higher learns faster, and forgets more of the rest"
+COMMAND = "The same in a terminal"
+NO_COMMAND = "Appears once there is data and a name."
+START = "Start training"
+STOP, GO_ON = "Stop", "Go on"
+CHAT_WITH, COMPARE_WITH, DOWNLOAD = "Chat with it", "Compare with the base", "Download"
+WHICH, LOG = "Run", "What the trainer says"
+NOTHING_YET = "Nothing has been trained here yet. The run appears here, and is found again after a reload."
+NOT_THERE = "This adapter is not there yet: the first one is saved after a few steps. Try again shortly."
+NO_RUN = "Choose a run first."
+
+# Where visitors may not train.
+OFF = """### Training is off here
+
+This page is open to people whom nobody knows, and training keeps a machine busy for minutes. At home it needs no
+graphics card: in a copy of this project
+
+```sh
+make demo
+```
+
+serves this page with training switched on. Without the page the same is one line,
+
+```sh
+python -m train data=mine.jsonl preset=quick name=my-poet
+```
+
+with a `mine.jsonl` of lines such as `{"instruction": "Who are you?", "output": "A poet, at your service."}`.
+Whoever runs this server can switch training on with `--train`, or with `LLAMA_ADAPTER_TRAIN=1`.
+"""
+
+# What a run is at, as a word and as a sentence.
+STATES = {
+    "starting": "Starting",
+    "training": "Training",
+    "stopping": "Stopping",
+    "ended": "Ready",
+    "stopped": "Stopped",
+    "failed": "Failed",
+    "killed": "Interrupted",
+}
+STARTING = "The trainer is starting: it loads its libraries and a copy of the model, some ten seconds."
+STOPPING = "It stops after the step under way, and saves what it has learnt."
+ENDED = "Trained, and among the adapters of all tabs."
+STOPPED = "Stopped and saved. The adapter so far can be used; Go on trains it to the end."
+STOPPED_EARLY = "Stopped before anything was saved. Go on begins anew."
+KILLED = "The trainer ended without a word: somebody or the system killed it, for want of memory perhaps."
+KILLED_SAVED = f"{KILLED} Go on takes it up after the last save."
+KILLED_EARLY = f"{KILLED} Nothing was saved yet: Go on begins anew."
+# Its figures.
+LOSS, HELD_OUT, GATES = "Training loss", "Held-out loss", "How far the gates are open, by layer"
+BEFORE, NOW, AFTER, LARGEST = "before", "now", "after", "largest gate"
+LOWEST, TOPMOST = "lowest layer", "topmost"
+STEP = "step"
+
+# The preview.
+TEXTS, PICTURES = "text", "pictures"
+ASKED, ANSWERED = "Asked", "Answer"
+LENGTHS = "Tokens of a record"
+PASSED_OVER = "These are passed over:"
+NO_ANSWER = "(says nothing)"
+
+
+def records(count: int, kind: str, shown: str) -> str:
+    return f"{count:,} {'record' if count == 1 else 'records'} of {kind} in {shown}"
+
+
+def lengths(median: int, longest: int) -> str:
+    return f"half of them up to {median:,}, the longest {longest:,}"
+
+
+def cut(truncated: int, lost: int, most: int) -> str:
+    """What is too long."""
+    said = f"{truncated:,} longer than {most:,} tokens {'loses its' if truncated == 1 else 'lose their'} end"
+    return f"{said}; {lost:,} of them with the whole answer." if lost else f"{said}."
+
+
+def broken(count: int) -> str:
+    return f"{count:,} cannot be learnt from"
+
+
+def more(count: int) -> str:
+    return f"and {count:,} more"
+
+
+def left_out(names: list[str], count: int) -> str:
+    rest = f" and {count - len(names):,} more" if count > len(names) else ""
+    return f"Left out of the zip, as neither picture nor text: {', '.join(names)}{rest}."
+
+
+def empty_answers(count: int) -> str:
+    return f"{count:,} with an empty answer: {'it teaches' if count == 1 else 'they teach'} to say nothing."
+
+
+def takes(kind: str, minutes: float | None, measured: bool) -> str:
+    """The line below the settings. measured: on this machine, by an earlier run."""
+    learns = "Learns from pictures and what is said of them" if kind == PICTURES else "Learns from text"
+    if minutes is None:
+        return f"{learns}. How long it takes, the first steps tell."
+    why = "as fast as the last run here" if measured else "if this machine has little else to do"
+    return f"{learns}, in {duration(60 * minutes)}, {why}."
+
+
+def busy(name: str) -> str:
+    """On the button while a run is under way."""
+    return f"“{name}” is being trained"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 55:
+        return f"about {max(5, round(seconds / 5) * 5)} seconds"
+    minutes = round(seconds / 60)
+    return "about a minute" if minutes <= 1 else f"about {minutes:,} minutes"
+
+
+def steps(step: int, of: int, left: float | None) -> str:
+    said = f"Step {step:,} of {of:,}"
+    return said if left is None else f"{said} · {duration(left)} left"
+
+
+def try_it(question: str) -> str:
+    return f"Try it with: “{question}”"
+
+
+def stopped_with_server(name: str) -> str:
+    """In the terminal, when the server ends."""
+    return f"The training of “{name}” stops too, saved: the Train tab goes on with it the next time."
+
+
+def layer(number: int, gate: float) -> str:
+    return f"layer {number}: {gate:.3f}"
+
+
+def chart(step: int, loss: float | None, held_out: float | None) -> str:
+    """The chart for those who do not see it."""
+    said = [f"Loss over the steps, up to step {step}."]
+    if loss is not None:
+        said.append(f"Training loss {loss:.2f}.")
+    if held_out is not None:
+        said.append(f"Held-out loss {held_out:.2f}.")
+    return " ".join(said)
