@@ -11,7 +11,7 @@ export GRADIO_ANALYTICS_ENABLED = False
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench install dev chromium clean
+.PHONY: help demo test check bench soak install dev chromium clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -30,6 +30,9 @@ check: dev ## lint, format check, types and the fast tests
 
 bench: dev ## measure speed and memory side by side with the alternatives
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.bench $(ARGS)
+
+soak: dev ## many people for ten minutes, and whether the server grows (ARGS=60: an hour)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak $(ARGS)
 
 install: $(VENV)/.runtime ## only install what serving and training need
 
