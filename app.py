@@ -34,7 +34,7 @@ from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
 
 from adapter.embedded import BASE
-from adapter.ui import look, openai_api, texts
+from adapter.ui import look, openai_api
 from adapter.ui.chat import chat_tab
 from adapter.ui.compare import compare_tab
 from adapter.ui.half_uploads import HalfUploads
@@ -43,9 +43,10 @@ from adapter.ui.live import header, keep_fresh
 from adapter.ui.loader import LazyStore, ModelLoader
 from adapter.ui.place import PROXIES_OF_A_SPACE, Place, find_place, parse, port_problem, runs_folder
 from adapter.ui.requests import EngineProvider
+from adapter.ui.texts import page as texts
+from adapter.ui.texts.train import stopped_with_server
 from train.ui.runs import TrainingRuns
 from train.ui.tab import train_tab
-from train.ui.texts import stopped_with_server
 
 if TYPE_CHECKING:
     from adapter.ui.loader import ServingEngine

@@ -17,10 +17,10 @@ from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.request import GenerationEvent, GenerationStats
 from adapter.ui import compare, look
 from adapter.ui import conversation as talk
-from adapter.ui import texts as words
 from adapter.ui.compare import MOST, Comparison
 from adapter.ui.live import Picker
 from adapter.ui.requests import Settings, make_request, read_seed
+from adapter.ui.texts import page as words
 from adapter.ui.together import together
 from adapter.ui.words import difference
 from tests.test_app import DEFAULTS, ME, Echo, Ready, Shelf, asked, last_history, page_with, texts

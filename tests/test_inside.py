@@ -27,11 +27,13 @@ from adapter.request import GenerationRequest
 from adapter.sampling import SamplingParams
 from adapter.store import AdapterStore
 from adapter.ui import conversation as talk
-from adapter.ui import inside, inside_html, texts
+from adapter.ui import inside, inside_html
 from adapter.ui.inside import Inside
 from adapter.ui.loader import LoadStatus
 from adapter.ui.record import Record
 from adapter.ui.requests import Settings
+from adapter.ui.texts import inside as texts
+from adapter.ui.texts import page as page_texts
 from adapter.vision import VisualFeatures
 from conftest import random_adapter
 from tests.test_app import Ready, Shelf
@@ -324,7 +326,7 @@ def test_no_record_is_too_broken_for_a_sentence(engine, text, changes, drop) -> 
     for record in (text, json.dumps(forged)):
         said, gates, *_ = shown(panel, conversation(record))
         assert bool(said) != bool(gates)
-        assert texts.FAILED not in said
+        assert page_texts.FAILED not in said
         panel.token(conversation(record), clicked(0))
 
 
@@ -334,8 +336,8 @@ def test_a_broken_engine_is_a_sentence_without_its_reason(engine) -> None:
 
     history = recorded(engine)
     engine.inspect = broken
-    assert hint(Inside(Ready(engine)), history) == texts.FAILED
-    assert texts.FAILED in Inside(Ready(engine)).token(history, clicked(0))
+    assert hint(Inside(Ready(engine)), history) == page_texts.FAILED
+    assert page_texts.FAILED in Inside(Ready(engine)).token(history, clicked(0))
 
 
 def test_who_opens_early_reads_what_is_waited_for(engine) -> None:
@@ -380,4 +382,4 @@ def test_only_the_hidden_field_and_a_click_reach_the_server() -> None:
     ],
 )
 def test_the_line_says_what_is_muted(layers, heads, line) -> None:
-    assert texts.muted(tuple(layers), heads) == line
+    assert page_texts.muted(tuple(layers), heads) == line

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from adapter.store import SHIPPED
-from adapter.ui import texts
+from adapter.ui.texts import page as texts
 from tests.test_app import ROOT, serving
 from tests.test_page import ANSWER_MS, CHROMIUM, PHOTOGRAPHS, QUIET, Visitor, adapters, browser, url, visit
 from tests.test_page_compare import Comparer
@@ -353,7 +353,7 @@ def test_the_command_gives_the_answer_in_a_second_process(visit: Callable[..., V
     visitor.set("Max tokens", 32)
 
     def run() -> str:
-        line = visitor.page.locator("#code .cm-content").inner_text().strip()
+        line = visitor.page.locator("#code textarea").input_value()
         command = shlex.split(line)
         assert command[0] == "python"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from adapter.ui.texts import train as texts
 from tests.test_app import serving
 from tests.test_page import ANSWER_MS, PHOTOGRAPHS, Visitor, browser, visit
-from train.ui import texts
 
 __all__ = ["browser", "visit"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

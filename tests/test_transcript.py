@@ -25,10 +25,11 @@ from adapter.chat import Message
 from adapter.embedded import BASE
 from adapter.errors import BadInput
 from adapter.store import SHIPPED
-from adapter.ui import code, dividers, kept, pictures, texts
+from adapter.ui import code, dividers, kept, pictures
 from adapter.ui import conversation as talk
 from adapter.ui.record import Record, read_record, read_settings, settings_text
 from adapter.ui.requests import Settings
+from adapter.ui.texts import page as texts
 
 SETTINGS = Settings("pirate", 1.0, 0.1, 0.75, 256, 7, "", 0.5)
 FREELY = settings(

@@ -12,7 +12,7 @@ from contextlib import closing
 
 from adapter.errors import LoadError
 from adapter.ui import conversation as talk
-from adapter.ui import pictures, texts
+from adapter.ui import pictures
 from adapter.ui.conversation import History
 from adapter.ui.look import Cards, Example
 from adapter.ui.record import Record, settings_text
@@ -25,6 +25,7 @@ from adapter.ui.requests import (
     sees,
 )
 from adapter.ui.runs import Run
+from adapter.ui.texts import page as texts
 
 TEXT_ONLY = " "  # an offer's value for "leave the picture aside"; no adapter can be called this
 

@@ -12,8 +12,9 @@ from typing import Any
 import gradio as gr
 
 from adapter.errors import AdapterError
-from adapter.ui import look, texts
+from adapter.ui import look
 from adapter.ui.requests import BASE_ONLY, EngineProvider, Settings, answer_once, public_text, wait_or_say
+from adapter.ui.texts import page as texts
 
 
 def api(provider: EngineProvider, store: look.Cards, model: dict[str, Any]) -> None:

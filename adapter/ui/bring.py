@@ -10,9 +10,10 @@ from typing import Any
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
-from adapter.ui import look, texts
+from adapter.ui import look
 from adapter.ui.live import PRIVATE, Picker
 from adapter.ui.requests import EngineProvider
+from adapter.ui.texts import page as texts
 from adapter.ui.turns import toast
 
 log = logging.getLogger(__name__)

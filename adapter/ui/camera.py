@@ -1,10 +1,12 @@
-"""The button beside the message box that takes a picture, and its dialog. What they do is in page.js."""
+"""The button beside the message box that takes a picture, and its dialog. What they do is in page.js, which also
+finds here what it calls the pictures of the conversation.
+"""
 
 from __future__ import annotations
 
 import html
 
-from adapter.ui import texts
+from adapter.ui.texts import page as texts
 
 _ICON = (
     '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.7" stroke-linecap="round" '
@@ -19,6 +21,7 @@ def camera_html() -> str:
         "refused": texts.CAMERA_REFUSED,
         "insecure": texts.CAMERA_INSECURE,
         "busy": texts.CAMERA_BUSY,
+        "picture": texts.SHOW_PICTURE,
     }
     data = " ".join(f'data-{name}="{html.escape(text)}"' for name, text in said.items())
     take, snap, cancel = (html.escape(text) for text in (texts.TAKE_PICTURE, texts.SNAP, texts.CANCEL))

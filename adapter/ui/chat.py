@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.components.chatbot import ExampleMessage
 from gradio.context import Context
 
-from adapter.ui import look, texts
+from adapter.ui import look
 from adapter.ui.api import api
 from adapter.ui.bring import bring_an_adapter
 from adapter.ui.camera import camera_html
@@ -22,6 +22,7 @@ from adapter.ui.requests import (
     MAX_STRENGTH,
     EngineProvider,
 )
+from adapter.ui.texts import page as texts
 from adapter.ui.turns import ChatTurns
 
 # Every event that touches the model shares this id: the limit holds for the page and the API together. The

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from adapter.ui import texts
+from adapter.ui.texts import page as texts
 
 
 def _preprocess(self: gr.Chatbot, payload: Any) -> Any:

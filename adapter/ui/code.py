@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
 from adapter.ui import conversation as talk
-from adapter.ui import texts
 from adapter.ui.conversation import Entry
 from adapter.ui.dividers import answerer
 from adapter.ui.look import Cards
 from adapter.ui.record import read_settings
 from adapter.ui.requests import Settings
+from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
     from adapter.llama import Base

@@ -18,7 +18,7 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.ui import conversation as talk
-from adapter.ui import look, texts
+from adapter.ui import look
 from adapter.ui.chat import MODEL, message_box, sampling_controls
 from adapter.ui.live import PRIVATE, Picker
 from adapter.ui.requests import (
@@ -36,6 +36,7 @@ from adapter.ui.requests import (
     without_folders,
 )
 from adapter.ui.runs import Run, Runs
+from adapter.ui.texts import page as texts
 from adapter.ui.together import together
 from adapter.ui.turns import toast
 from adapter.ui.words import difference
@@ -252,7 +253,7 @@ def compare_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
                 # The base has no strength to set.
                 told = {"queue": False, "show_progress": "hidden", **PRIVATE}
                 name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **told)
-        with gr.Accordion("Sampling", open=False):
+        with gr.Accordion(texts.SAMPLING, open=False):
             sampling = sampling_controls()
     handlers = Comparison(provider, store)
     outputs = [box, *answers]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from adapter.chat import Message
 from adapter.transcript import join
-from adapter.ui import texts
+from adapter.ui.texts import page as texts
 
 Entry = dict[str, Any]
 History = list[Entry]

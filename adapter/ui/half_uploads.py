@@ -16,7 +16,7 @@ from typing import Any
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapter.ui import texts
+from adapter.ui.texts import page as texts
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,14 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.ui import conversation as talk
-from adapter.ui import inside_html, texts
+from adapter.ui import inside_html
 from adapter.ui.conversation import History
 from adapter.ui.live import PRIVATE
 from adapter.ui.pictures import from_uploads, open_picture
 from adapter.ui.record import Record, read_record
 from adapter.ui.requests import EngineProvider, wait_for, without_folders
+from adapter.ui.texts import inside as texts
+from adapter.ui.texts import page as page_texts
 
 if TYPE_CHECKING:
     from adapter.inspect import Inspection
@@ -96,7 +98,7 @@ class Inside:
             return
         except Exception:
             log.exception("an answer could not be looked into")
-            yield _only(texts.FAILED)
+            yield _only(page_texts.FAILED)
             return
         muted = record.settings.mute_layers, record.settings.mute_heads
         colours = COLOURS if look.found.grounding is not None else COLOURS[:2]
@@ -122,7 +124,7 @@ class Inside:
             return inside_html.said_html(without_folders(str(error)))
         except Exception:
             log.exception("an answer could not be looked into")
-            return inside_html.said_html(texts.FAILED)
+            return inside_html.said_html(page_texts.FAILED)
         if type(index) is not int or not 0 <= index < len(look.found.tokens):
             return gr.skip()
         return inside_html.token_html(look.found, index, look.names)
@@ -131,7 +133,7 @@ class Inside:
         """What is said until there is something to see. Raises AdapterError if there will be nothing."""
         _record_of(history)
         for status in wait_for(self.provider):
-            yield without_folders(texts.waiting_for_model(status))
+            yield without_folders(page_texts.waiting_for_model(status))
         yield texts.LOOKING
 
     def _look(self, history: History) -> tuple[Look, Record]:

@@ -10,7 +10,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from adapter.ui import texts
+from adapter.ui.texts import inside as texts
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,11 +19,12 @@ import gradio as gr
 from adapter import transcript
 from adapter.errors import AdapterError, BadInput
 from adapter.ui import conversation as talk
-from adapter.ui import kept, look, texts
+from adapter.ui import kept, look
 from adapter.ui.code import command
 from adapter.ui.conversation import History
 from adapter.ui.live import PRIVATE
 from adapter.ui.requests import BASE_ONLY, EngineProvider, Settings
+from adapter.ui.texts import page as texts
 from adapter.ui.turns import toast
 
 log = logging.getLogger(__name__)
@@ -51,13 +52,12 @@ class Keeping:
                 self._export = gr.Button(texts.EXPORT, size="sm", min_width=60)
                 self._import = gr.UploadButton(texts.IMPORT, file_types=[".json"], size="sm", min_width=60)
                 self._link = gr.Button(texts.COPY_LINK, size="sm", min_width=60)
-            self._code = gr.Code(
+            self._code = gr.Textbox(
                 texts.NO_CODE,
-                language="shell",
                 label=texts.CODE,
+                lines=2,
+                max_lines=8,
                 interactive=False,
-                wrap_lines=True,
-                show_line_numbers=False,
                 buttons=["copy"],
                 elem_id="code",
             )

@@ -17,11 +17,12 @@ from adapter import transcript
 from adapter.errors import BadInput
 from adapter.transcript import FORMAT, MAX_MESSAGES, VERSION, Part
 from adapter.ui import conversation as talk
-from adapter.ui import pictures, texts
+from adapter.ui import pictures
 from adapter.ui.conversation import Entry, History
 from adapter.ui.dividers import divided
 from adapter.ui.record import read_record, read_settings, settings_text
 from adapter.ui.requests import BASE_ONLY, MAX_STRENGTH, Settings
+from adapter.ui.texts import page as texts
 
 # Characters. A browser keeps about 5 million for a site, and Gradio's encryption makes four of three.
 MAX_KEPT_TEXT = 700_000

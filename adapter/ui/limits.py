@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapter.errors import Busy
-from adapter.ui import texts
+from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
     from adapter.inspect import Inspection

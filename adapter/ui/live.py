@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from adapter.ui import look, texts
+from adapter.ui import look
 from adapter.ui.requests import BASE_ONLY, EngineProvider, without_folders
+from adapter.ui.texts import page as texts
 
 PRIVATE = {"api_visibility": "private"}
 LOADING_SECONDS, READY_SECONDS = 1.0, 5.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import gradio as gr
 
 from adapter.errors import AdapterError
-from adapter.ui import texts
+from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
     from adapter.store import AdapterCard, AdapterStore

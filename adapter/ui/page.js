@@ -100,8 +100,22 @@
       ended.querySelector("textarea")?.focus({ preventScroll: true });
     }
   };
-  addEventListener("DOMContentLoaded", watchFocus);
-  new MutationObserver(watchFocus).observe(document.documentElement, { childList: true, subtree: true });
+  // What Gradio leaves out for those who do not see or do not use a mouse (6.31): its list of examples has no items,
+  // its pictures are buttons without a name, and the keyboard does not reach a card that is to be scrolled.
+  const mend = (selector, name, value) => {
+    for (const element of document.querySelectorAll(selector)) element.setAttribute(name, value);
+  };
+  const mendAll = () => {
+    mend("#chat .examples[role=list]", "role", "group");
+    mend("#chat .image-container button:not([aria-label])", "aria-label", camera()?.dataset.picture ?? "");
+    mend("#about .prose:not([tabindex])", "tabindex", "0");
+  };
+  const changed = () => {
+    watchFocus();
+    mendAll();
+  };
+  addEventListener("DOMContentLoaded", changed);
+  new MutationObserver(changed).observe(document.documentElement, { childList: true, subtree: true });
 
   // The camera: its picture reaches the message box as one that was pasted.
   let stream = null;

@@ -18,7 +18,7 @@ from typing import Any
 from gradio.utils import get_upload_folder
 
 from adapter.errors import BadInput
-from adapter.ui import texts
+from adapter.ui.texts import page as texts
 
 SIDE = 640  # pixels of the longer one; encoders look at 224 to 448
 MAX_BYTES = 200_000

@@ -17,10 +17,10 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.ui import conversation as talk
-from adapter.ui import texts
 from adapter.ui.conversation import History
 from adapter.ui.look import Cards
 from adapter.ui.pictures import open_picture
+from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
     from adapter.request import GenerationRequest

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
-from adapter.ui.texts import FAILED
+from adapter.ui.texts.page import FAILED
 
 if TYPE_CHECKING:
     from adapter.request import Answer, GenerationEvent

@@ -16,7 +16,7 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.ui import conversation as talk
-from adapter.ui import look, texts
+from adapter.ui import look
 from adapter.ui.answers import TEXT_ONLY, Answers, with_small_picture
 from adapter.ui.conversation import History
 from adapter.ui.dividers import divided
@@ -31,6 +31,7 @@ from adapter.ui.requests import (
     wait_for,
 )
 from adapter.ui.runs import Run, Runs
+from adapter.ui.texts import page as texts
 
 log = logging.getLogger(__name__)
 

@@ -33,8 +33,8 @@ from adapter.llama import Base, load_base
 from adapter.modules import Adapter
 from adapter.request import Answer, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
 from adapter.store import AdapterStore
-from adapter.ui import texts
 from adapter.ui.limits import SCOPE
+from adapter.ui.texts import page as texts
 from adapter.vision import VisualEncoder
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import html
 import math
 
 from adapter.ui.requests import without_folders
-from train.ui import texts
+from adapter.ui.texts import train as texts
 from train.ui.progress import Points, Progress
 from train.ui.runs import Run
 

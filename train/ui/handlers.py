@@ -19,10 +19,11 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.ui import look
-from adapter.ui import texts as page_texts
 from adapter.ui.requests import BASE_ONLY, without_folders
+from adapter.ui.texts import page as page_texts
+from adapter.ui.texts import train as texts
 from adapter.ui.turns import FRAME_SECONDS, toast
-from train.ui import intake, texts
+from train.ui import intake
 from train.ui.charts import run_html
 from train.ui.plan import LONGEST_DESCRIPTION, Plan, free_name, minutes
 from train.ui.preview import nothing_html, preview_html, problem_html
@@ -108,7 +109,7 @@ class TrainTab:
         own = (name or "").strip()
         if not own or (before and own == before["proposed"]):  # what a visitor typed stays
             own = proposed
-        typed = Typed(own, sample.title if sample else "", None, None)
+        typed = Typed(own, sample.settings.get("description", "") if sample else "", None, None)
         plan = self._plan(found, typed, Path("x"))
         usual = plan.recipe().train
         typed = typed._replace(steps=usual.steps, rate=usual.lr)

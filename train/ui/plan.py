@@ -59,13 +59,13 @@ class Plan:
     def words(self, data: str) -> list[str]:
         """The run as `key=value` words of the command line. Raises ConfigError."""
         values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": PRESET, "name": self.name}
+        values.update(_flat(self.extra))
         if self.description:
             values["description"] = self.description
         if self.template != "chat":
             values["template"] = self.template
         if self.pictures:
             values["vision.projection"] = "global"
-        values.update(_flat(self.extra))
         usual = _usual(values)
         if self.steps is not None and self.steps != usual.steps:
             values.update(steps=self.steps, eval_every=max(5, self.steps // 8))

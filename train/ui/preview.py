@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
 from adapter.ui.requests import without_folders
-from train.ui import texts
+from adapter.ui.texts import train as texts
 from train.ui.intake import Preview
 
 if TYPE_CHECKING:

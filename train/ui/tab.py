@@ -13,9 +13,9 @@ from gradio.context import get_blocks_context
 
 from adapter.embedded import BASE
 from adapter.ui import look
-from adapter.ui import texts as page_texts
 from adapter.ui.live import PRIVATE, Picker
-from train.ui import texts
+from adapter.ui.texts import page as page_texts
+from adapter.ui.texts import train as texts
 from train.ui.handlers import SLOW_TICK, TrainTab
 from train.ui.intake import UPLOADS
 from train.ui.plan import (

@@ -1,8 +1,4 @@
-"""Every English word of the page, in one place: a translation is another module of the same names.
-
-Plain texts and functions that put values into one. Knows no components. Errors of the library come with their own
-sentences (adapter.errors); what the page says about itself stands here.
-"""
+"""The English words of the page: its top, Chat and Compare, what strangers and programs are told."""
 
 from __future__ import annotations
 
@@ -19,7 +15,8 @@ CHAT, COMPARE, TRAIN = "Chat", "Compare", "Train"
 
 # The chat.
 PLACEHOLDER = "Message, or drop a picture"
-EMPTY_CHAT = "### Try one of these, or write your own"
+SHOW_PICTURE = "Show the picture by itself"
+EMPTY_CHAT = "## Try one of these, or write your own"
 DEFAULT_QUESTION = "What is in this picture?"
 MIX = "Mix in another"
 NO_MIX = "None"
@@ -66,7 +63,7 @@ LINK_COPIED = (
 LINK_TOO_LONG = "This conversation is too long for a link. Export it instead."
 LINK_UNREADABLE = "The link holds no conversation that can be read here. It may have been cut."
 LINK_OPENED = "This conversation came with the link. Yours is kept; a message here replaces it."
-CODE, NO_CODE = "The newest answer, from the command line", "# The line appears when there is an answer."
+CODE, NO_CODE = "The newest answer, from the command line", "Appears when there is an answer."
 STORAGE_FULL = "The browser's storage is full: the oldest pictures here will be gone after a reload."
 # The camera.
 TAKE_PICTURE, SNAP, CANCEL = "Take a picture", "Take", "Cancel"
@@ -263,60 +260,6 @@ def wrong_record(number: int) -> str:
 def pictures_dropped(count: int) -> str:
     what = "The oldest picture" if count == 1 else f"The {count} oldest pictures"
     return f"{what} of this conversation will be gone after a reload: the browser keeps no more."
-
-
-# Inside: why the newest answer came out as it did.
-INSIDE = "Inside: why this answer came out as it did"
-LOOKING = "Reading the answer once more…"
-NO_ANSWER = "Ask something with an adapter: here you will see what each word of the answer came from."
-NO_RECORD = "How the newest answer came about was not kept with it. Ask again to look inside."
-NO_GATES = "The frozen base answered, which has no gates and no prompts. Choose an adapter and ask again."
-NO_PICTURE = "The picture of this answer is not here any more. Send it again to look inside."
-GATES_MEAN = (
-    "Each square is a gate: how loudly one head (column) of one layer (row) listens to the adapter. 0 hears none "
-    "of it, below 0 it is taken away. Press a number at the edge to mute its row or column."
-)
-COLOUR_OF = "Colour of the words"
-DRAWN, INFLUENCE, GROUNDING = "Drawn", "Influence", "Grounding"
-DRAWN_MEANS = "How much of what each word was made of came from the adapter rather than from the words before it."
-INFLUENCE_MEANS = (
-    "How much likelier the adapter made each word than the frozen base finds it; below 0, less likely. "
-    "In nats: +1 is 2.7 times, +5 is 150 times."
-)
-GROUNDING_MEANS = (
-    "How much likelier the picture made each word than the same adapter without a picture; below 0, less likely. "
-    "In nats: +1 is 2.7 times, +5 is 150 times."
-)
-MIX_MEANS = "Several adapters answered: colours and numbers of the words are of all of them together."
-TOKENS_LABEL = "The answer, token by token"
-CLICK_A_TOKEN = "Press a word to see where it looked."
-PROMPTS_MEAN = (
-    "Which of the adapter's prompts (columns) this word looked at in each layer (rows), in percent. "
-    "A row adds up to 100."
-)
-GATE_SAYS, PROMPT_SAYS = "Layer {row}, head {column}: {value}", "Layer {row}, prompt {column}: {value} %"
-LAYER = "layer"
-END_TOKEN = "end"
-GATES_OF, PROMPTS_OF = "Gates of {}, layer by head", "Prompts of {} that this word looked at, layer by prompt"
-MUTE, UNMUTE = {"layer": "Mute layer", "head": "Mute head"}, {"layer": "Unmute layer", "head": "Unmute head"}
-MUTED_LAYERS, MUTED_HEADS = "Muted layers", "Muted heads"
-UNMUTE_ALL, ASK_AGAIN = "Unmute all", "Ask again"
-
-
-def part(name: str, strength: float) -> str:
-    """One of the adapters of an answer."""
-    return f"{name} at {strength:g}"
-
-
-def token_numbers(drawn: str, influence: str, grounding: str | None, log_p: str) -> str:
-    """What is known of one word of an answer."""
-    parts = [f"drawn {drawn} %", f"influence {influence}"]
-    parts += [] if grounding is None else [f"grounding {grounding}"]
-    return " · ".join([*parts, f"log p {log_p}"])
-
-
-def only_first(shown: int, total: int) -> str:
-    return f"These are the first {shown} of {total} tokens."
 
 
 def muted(layers: Sequence[int], heads: Sequence[int]) -> list[str]:

@@ -1,7 +1,4 @@
-"""The English words of the Train tab, beside those of the rest of the page in adapter/ui/texts.py.
-
-Plain texts and functions that put values into one. Errors about data and names come with their own sentences.
-"""
+"""The English words of the Train tab. Errors about data and names come with their own sentences."""
 
 from __future__ import annotations
 
