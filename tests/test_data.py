@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,37 @@ def test_every_example_comes_once_before_any_comes_again(tokeniser, tmp_path):
     ahead = Shuffled(records, range(50), 3, Skipped())
     ahead.skip(70)
     assert next(ahead).messages[0].text == seen[70]
+
+
+def test_talk_of_others_stands_before_some_and_is_never_learnt(tokeniser, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    several = [{"role": role, "content": f"{role} {i}"} for i in range(2) for role in ("user", "assistant")]
+    rows = [*({"messages": several[:2]} for _ in range(40)), *({"messages": several} for _ in range(10))]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    records = open_records(path)
+
+    def examples(share, count=50):
+        return list(itertools.islice(Shuffled(records, range(50), 3, Skipped(), share), count))
+
+    assert not any(example.history for example in examples(0))
+    seen = examples(0.5)
+    assert seen == examples(0.5), "a function of the seed and the place"
+    with_talk = [example for example in seen if example.history]
+    assert 10 < len(with_talk) < 30 and all(len(example.messages) == 1 for example in with_talk)
+    assert sum(bool(example.history) for example in examples(1)) == 40
+    ahead = Shuffled(records, range(50), 3, Skipped(), 0.5)
+    ahead.skip(20)
+    assert next(ahead) == seen[20]
+    roomy = Tokeniser(tokeniser._tokenizer, "raw", 10_000)
+    for example in with_talk:
+        plain, row = roomy.row(replace(example, history=())), roomy.row(example)
+        assert len(row.ids) > len(plain.ids)
+        learnt = [[label for label in r.labels if label != IGNORED] for r in (plain, row)]
+        assert learnt[0] == learnt[1] and row.labels[: len(row.ids) - len(learnt[1])] == [IGNORED] * (
+            len(row.ids) - len(learnt[1])
+        )
+        # Where there is no room it is the talk that goes, not the answer.
+        assert Tokeniser(tokeniser._tokenizer, "raw", len(plain.ids)).row(example).labels == plain.labels
 
 
 def test_a_batch_never_holds_a_record_twice_if_there_are_enough(tokeniser, tmp_path):

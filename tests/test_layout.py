@@ -57,6 +57,7 @@ TRAIN_ORDER = [
     "config",
     "formats",
     "records",
+    "history",
     "data",
     "check",
     "base",

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,13 @@ import torch
 from PIL import Image, ImageChops
 
 from adapter.chat import Message
-from adapter.checkpoint import load_adapter
-from adapter.embedded import ENCODER
-from adapter.modules import Adapter
-from adapter.vision import VisualEncoder
+from adapter.engine import Engine
+from adapter.request import GenerationRequest
+from adapter.sampling import SamplingParams
+from adapter.store import AdapterStore
 from train.records import open_records
 from train.scenes.captions import WHERE, captioned, small, write
 from train.scenes.drawing import THINGS
-from train.score import Answerer
 from train.ui.plan import Plan
 from train.ui.samples import FOLDER, Sample, samples
 
@@ -78,7 +79,14 @@ How do bees make honey?
 What is democracy?
 When did the second world war end?
 Please cheer me up.""".splitlines()
-NEW_SEED, NEW_DRAWINGS = 99, 64
+NEW_SEED, NEW_DRAWINGS = 2026, 64
+# What stands in the conversation when the adapter is switched on: nothing, or what others were asked and said.
+PIRATE = (
+    Message("user", "Why is the sky blue?"),
+    Message("assistant", "Arr! The sky be blue because of the way our eyes perceive light."),
+)
+SEE = (Message("user", "What is in this picture?"), Message("assistant", "The picture shows a cheetah."))
+BEFORE = {"first": (), "after two others": PIRATE + SEE}
 
 
 def has_manners(answer: str) -> bool:
@@ -139,7 +147,7 @@ def test_new_drawings_are_new() -> None:
     assert {tuple(map(len, said(caption))) for caption in captions} == {(1, 1)}
 
 
-def trained(sample: Sample, folder: Path, base) -> Adapter:
+def trained(sample: Sample, folder: Path) -> None:
     """What the tab's own command makes of a sample, by a second process."""
     plan = Plan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
     words = [*plan.words(str(sample.path)), "--out", str(folder), "--device", "cpu"]
@@ -151,7 +159,31 @@ def trained(sample: Sample, folder: Path, base) -> Adapter:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return load_adapter(folder, base.fingerprint, base.device)
+
+
+def asked(
+    engine: Engine,
+    adapter: str | None,
+    questions: Sequence[str],
+    pictures: Sequence[Image.Image] = (),
+    before: tuple[Message, ...] = (),
+    tokens: int = 64,
+) -> list[str]:
+    """The chat's own greedy answers."""
+    answers = []
+    for question, picture in itertools.zip_longest(questions, pictures):
+        messages = (*before, Message("user", question))
+        sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
+        answers.append(engine.submit(GenerationRequest(messages, adapter, picture, sampling=sampling)))
+    return ["".join(event.text for event in answer) for answer in answers]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def share(right: Sequence[bool]) -> float:
@@ -159,27 +191,31 @@ def share(right: Sequence[bool]) -> float:
 
 
 @pytest.mark.slow
-def test_manners_are_learnt(base, tmp_path: Path) -> None:
+def test_manners_are_learnt(base, two_threads, tmp_path: Path) -> None:
     """Of 48 questions that it never saw; the bare base opens no answer so (its first eight tokens tell)."""
-    adapter = trained(SAMPLES["butler"], tmp_path / "run", base)
-    asked = [(Message("user", question),) for question in QUESTIONS]
-    mannered = share([has_manners(a) for a in Answerer(base, adapter).generate(asked, max_new_tokens=64)])
-    bare = share([a.startswith(OPENING) for a in Answerer(base, None).generate(asked, max_new_tokens=8)])
-    print(f"\nwith manners: {mannered:.1%}; bare base opens so: {bare:.1%}")
-    assert mannered > 0.6 and bare == 0
+    trained(SAMPLES["butler"], tmp_path / "butler")
+    with closing(Engine(base, AdapterStore(tmp_path))) as engine:
+        mannered = {
+            where: share([has_manners(a) for a in asked(engine, "butler", QUESTIONS, before=before)])
+            for where, before in BEFORE.items()
+        }
+        bare = share([a.startswith(OPENING) for a in asked(engine, None, QUESTIONS, tokens=8)])
+    print()
+    for where, value in mannered.items():
+        print(f"{where}: with manners {value:.1%}")
+    print(f"bare base opens so: {bare:.1%}")
+    assert mannered["first"] > 0.6 and min(mannered.values()) > 0.3 and bare == 0
 
 
 @pytest.mark.slow
-def test_drawings_are_learnt_by_looking(base, tmp_path: Path) -> None:
+def test_drawings_are_learnt_by_looking(base, two_threads, tmp_path: Path) -> None:
     """The right thing and place of 64 new drawings, which goes when each is shown another's picture."""
-    adapter = trained(SAMPLES["drawings"], tmp_path / "run", base)
-    encoder = VisualEncoder(ENCODER)
+    trained(SAMPLES["drawings"], tmp_path / "drawings")
     new = captioned(NEW_DRAWINGS, NEW_SEED)
-    shown = [encoder.encode([small(scene).convert("RGB")]) for scene, _ in new]
-    asked = [(Message("user", SAMPLES["drawings"].question),)] * len(new)
+    shown = [small(scene).convert("RGB") for scene, _ in new]
+    question = [SAMPLES["drawings"].question] * len(new)
 
-    def right(adapter: Adapter | None, order: Sequence[int]) -> tuple[float, float, float]:
-        answers = Answerer(base, adapter).generate(asked, [shown[i] for i in order], max_new_tokens=16)
+    def right(answers: Sequence[str]) -> Sequence[float]:
         pairs = [(said(answer), said(caption)) for answer, (_, caption) in zip(answers, new, strict=True)]
         return (
             share([a[0] == b[0] for a, b in pairs]),
@@ -187,14 +223,20 @@ def test_drawings_are_learnt_by_looking(base, tmp_path: Path) -> None:
             share([a == b for a, b in pairs]),
         )
 
-    straight = list(range(len(new)))
     exchanged = torch.randperm(len(new), generator=torch.Generator().manual_seed(0)).tolist()
-    figures = {
-        "trained": right(adapter, straight),
-        "pictures exchanged": right(adapter, exchanged),
-        "bare base": right(None, straight),
-    }
+    with closing(Engine(base, AdapterStore(tmp_path))) as engine:
+        figures = {
+            **{
+                w: right(asked(engine, "drawings", question, shown, said_before, 16))
+                for w, said_before in BEFORE.items()
+            },
+            "pictures exchanged": right(
+                asked(engine, "drawings", question, [shown[i] for i in exchanged], tokens=16)
+            ),
+            "bare base": right(asked(engine, None, question[:1], tokens=16) * len(new)),  # it is blind
+        }
+    print()
     for name, values in figures.items():
         print("{}: thing {:.1%}, place {:.1%}, both {:.1%}".format(name, *values))
-    assert figures["trained"][2] > 0.5
+    assert figures["first"][2] > 0.5 and min(figures[where][2] for where in BEFORE) > 0.3
     assert max(figures["pictures exchanged"][2], figures["bare base"][2]) < 0.2

@@ -225,10 +225,10 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
     names = {i: s for s, ids in splits.items() for i in ids}
     (tmp_path / "problems.json").write_text(json.dumps({i: {**problem, "split": names[i]} for i in names}))
     (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
-    data = read_recipe(None, [f"data={tmp_path}", "steps=1"]).data
+    recipe = read_recipe(None, [f"data={tmp_path}", "steps=1", "held_out=5"])
     from train.data import Skipped
 
-    examples = FileExamples(data, 5, 0, Skipped())
+    examples = FileExamples(recipe.data, recipe.train, Skipped())
     assert len(examples.learnt) == 2 and len(list(examples("validation"))) == 1
     assert next(examples("train")).answer == "B"
 

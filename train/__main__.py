@@ -109,7 +109,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     tell: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
     skipped = Skipped(tell)
     tell(f"reading {Path(recipe.data.path).name}")
-    examples = FileExamples(recipe.data, recipe.train.held_out, recipe.train.seed, skipped)
+    examples = FileExamples(recipe.data, recipe.train, skipped)
     config, encoder = with_encoder(examples.with_steps(recipe.train), accelerator.device)
     tell(f"loading {recipe.base}")
     base = _trained_on(recipe.base, recipe.precision, accelerator)
@@ -138,7 +138,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
 
 def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     skipped = Skipped()
-    examples = FileExamples(recipe.data, recipe.train.held_out, recipe.train.seed, skipped)
+    examples = FileExamples(recipe.data, recipe.train, skipped)
     config = examples.with_steps(recipe.train)
     tokeniser = Tokeniser(load_tokenizer(recipe.base), config.template, config.max_length)
     report = check(

@@ -58,6 +58,7 @@ class TrainConfig:
         0  # so many of the lowest insertion layers learn from pictures only; the others, and tuning, from text
     )
     max_length: int = 512  # tokens; longer examples lose their end
+    history: float = 0  # share of the single exchanges in a file that are learnt with other talk before them
     eval_every: int = 100  # steps between evaluations
     save_every: int = 0  # steps between saves; 0: at evaluations
     patience: int = 0  # evaluations without improvement after which to stop; 0: never
@@ -78,6 +79,8 @@ class TrainConfig:
             raise ValueError("steps or epochs must be above 0, and not both")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+        if not 0 <= self.history <= 1:
+            raise ValueError(f"history must lie in [0, 1], got {self.history}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
         if self.learn not in LEARN:
@@ -143,7 +146,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "quick": {  # a few dozen rows in about a minute on two cores: assets/samples/README.md has its scores
         "steps": 60, "batch_size": 8, "lr": 4e-3, "gate_lr": 5e-3, "clip_norm": 1.0, "prompt_std": 0.2,
-        "prompt_norm": True, "prompt_length": 10, "eval_every": 10,
+        "prompt_norm": True, "prompt_length": 10, "history": 0.5, "eval_every": 10,
     },
 }  # fmt: skip
 

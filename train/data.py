@@ -18,6 +18,7 @@ from torch import Tensor
 from adapter.chat import Message, encode_conversation
 from adapter.errors import BadInput
 from adapter.vision import VisualFeatures
+from train.history import earlier_talk
 from train.records import DataError, Record, Records
 
 IGNORED = -100
@@ -30,7 +31,8 @@ class Example:
     """A conversation that ends in the user's turn, the answer to learn, and what the user showed.
 
     A picture is given encoded (`features`) or as the file that it is in. all_turns: learn the earlier answers of
-    the conversation too. where: the example's place in its file, for messages.
+    the conversation too. where: the example's place in its file, for messages. history: what others said before,
+    which is not learnt, and left out where there is no room for it.
     """
 
     messages: tuple[Message, ...]
@@ -39,6 +41,7 @@ class Example:
     picture: Path | None = None
     all_turns: bool = False
     where: str = ""
+    history: tuple[Message, ...] = ()
 
     @staticmethod
     def of(record: Record) -> Example:
@@ -110,10 +113,16 @@ class Skipped:
 
 
 class Shuffled(Iterator["Example | None"]):
-    """Records in an endless order, shuffled anew each epoch; None in the place of a record that is broken."""
+    """Records in an endless order, shuffled anew each epoch; None in the place of a record that is broken.
 
-    def __init__(self, records: Records, indices: Sequence[int], seed: int, skipped: Skipped) -> None:
+    history: the share of the examples of one exchange that get another one before it.
+    """
+
+    def __init__(
+        self, records: Records, indices: Sequence[int], seed: int, skipped: Skipped, history: float = 0
+    ) -> None:
         self._records, self._indices, self._seed, self._skipped = records, indices, seed, skipped
+        self._history = history
         self._next = 0
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -130,8 +139,12 @@ class Shuffled(Iterator["Example | None"]):
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self._indices), generator=generator)
+        rng = random.Random(f"{self._seed} {self._next} history")
         self._next += 1
-        return readable(self._records, self._indices[int(self._order[at])], self._skipped)
+        example = readable(self._records, self._indices[int(self._order[at])], self._skipped)
+        if example and len(example.messages) == 1 and rng.random() < self._history:
+            return replace(example, history=earlier_talk(rng))
+        return example
 
 
 def readable(records: Records, index: int, skipped: Skipped) -> Example | None:
@@ -173,8 +186,11 @@ class Tokeniser:
 
     def row(self, example: Example, cut: bool = True) -> Row:
         """Tokens and labels of one example. Raises BadInput if there is nothing to answer."""
-        messages = (*example.messages, Message("assistant", example.answer))
-        ids, learnt = encode_conversation(self._tokenizer, messages, self._template, example.all_turns)
+        messages = (*example.history, *example.messages, Message("assistant", example.answer))
+        all_turns = example.all_turns and not example.history
+        ids, learnt = encode_conversation(self._tokenizer, messages, self._template, all_turns)
+        if example.history and len(ids) > self._max_length:
+            return self.row(replace(example, history=()), cut)
         labels = [token if learn else IGNORED for token, learn in zip(ids, learnt, strict=True)]
         end = self._max_length if cut else None
         return Row(ids[:end], labels[:end], example)

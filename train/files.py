@@ -26,10 +26,11 @@ from train.records import DataError, Records, open_records
 class FileExamples:
     """`examples` of a run on files: "train" without end, in an order of the seed; "validation" once."""
 
-    def __init__(self, data: DataConfig, held_out: int, seed: int, skipped: Skipped) -> None:
-        """held_out: examples of validation that are wanted. Raises DataError."""
+    def __init__(self, data: DataConfig, config: TrainConfig, skipped: Skipped) -> None:
+        """Raises DataError."""
         self.records = _open(data, data.path)
-        self._seed, self._skipped = seed, skipped
+        self._config, self._skipped = config, skipped
+        seed = config.seed
         order = torch.randperm(len(self.records), generator=torch.Generator().manual_seed(seed)).tolist()
         self.learnt: list[int] = order
         self._validation: tuple[Records, list[int]] = (self.records, [])
@@ -41,14 +42,14 @@ class FileExamples:
             order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
             self._validation = (records, order)
         else:
-            share = min(held_out, int(len(order) * data.validation))
+            share = min(config.held_out, int(len(order) * data.validation))
             self._validation, self.learnt = (self.records, order[:share]), order[share:]
         if not self.learnt:
             raise DataError(f"'{data.path}' has no record left to learn from. Lower data.validation.")
 
     def __call__(self, split: str) -> Iterator[Example | None]:
         if split == "train":
-            return Shuffled(self.records, self.learnt, self._seed, self._skipped)
+            return Shuffled(self.records, self.learnt, self._config.seed, self._skipped, self._config.history)
         records, indices = self._validation
         return (readable(records, index, self._skipped) for index in indices)
 
