@@ -11,10 +11,10 @@ export GRADIO_ANALYTICS_ENABLED = False
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak install dev chromium clean
+.PHONY: help demo test check bench soak screenshots install dev chromium clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: install ## install what is needed and serve the page
 	$(BIN)/python app.py $(ARGS)
@@ -33,6 +33,9 @@ bench: dev ## measure speed and memory side by side with the alternatives
 
 soak: dev ## many people for ten minutes, and whether the server grows (ARGS=60: an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak $(ARGS)
+
+screenshots: dev chromium ## walk through the page as a newcomer, timed, and take the README's pictures
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.screenshots $(ARGS)
 
 install: $(VENV)/.runtime ## only install what serving and training need
 
