@@ -177,6 +177,16 @@ def test_every_file_says_what_it_is_and_has_a_subject(path: Path) -> None:
     assert not tree.body or ast.get_docstring(tree), "a file opens with its boundary"
 
 
+@pytest.mark.parametrize("path", [*sources("adapter/ui", "train/ui"), ROOT / "app.py"], ids=shown)
+def test_the_pages_words_stand_in_texts_only(path: Path) -> None:
+    """What a component or a toast is given in English comes from adapter/ui/texts."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("gr."):
+            given = [*node.args, *(keyword.value for keyword in node.keywords)]
+            words = [value.value for value in given if isinstance(value, ast.Constant)]
+            assert not [word for word in words if isinstance(word, str) and re.match(r"[A-Z][a-z]", word)]
+
+
 @pytest.mark.parametrize("path", [*core(), *sources("adapter/ui"), *TRAINER, ROOT / "app.py"], ids=shown)
 def test_files_stay_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST

@@ -362,7 +362,7 @@ class Trainer:
         self.folder, self.base = folder, base
         self.runs = TrainingRuns(folder)
 
-    def start(self, name: str = "echo", steps: int = 1000, runs: TrainingRuns | None = None) -> str:
+    def start(self, name: str = "echo", steps: int = 600, runs: TrainingRuns | None = None) -> str:
         def plan(folder: Path) -> tuple[Plan, str, str]:
             data = jsonl(folder / "rows.jsonl", ROWS)
             extra = {"eval_every": 20, "prompt_length": 4}
@@ -411,7 +411,7 @@ def test_the_life_of_a_run(trainer: Trainer) -> None:
     other.stop("echo")
     other.stop("echo")
     run = trainer.until(lambda run: not run.alive)
-    assert run.state == "stopped" and run.saved and run.adapter and 0 < run.progress.step < 1000
+    assert run.state == "stopped" and run.saved and run.adapter and 0 < run.progress.step < 600
     stopped_at = run.progress.step
     # On, and killed.
     other.go_on("echo")
@@ -432,8 +432,8 @@ def test_the_life_of_a_run(trainer: Trainer) -> None:
     # To the end: nothing was done twice, or left out.
     trainer.runs.go_on("echo")
     run = trainer.until(lambda run: not run.alive)
-    assert run.state == "ended" and not run.saved and run.progress.step == 1000
-    assert [step for step, _ in run.progress.losses] == list(range(1, 1001))
+    assert run.state == "ended" and not run.saved and run.progress.step == 600
+    assert [step for step, _ in run.progress.losses] == list(range(1, 601))
     assert run.progress.untrained and run.progress.best and run.progress.best < run.progress.untrained
     with pytest.raises(BadInput, match="nothing to go on with"):
         trainer.runs.go_on("echo")

@@ -55,7 +55,13 @@ def chat_tab(provider: EngineProvider, store: look.Cards, bringing: bool = True)
                 box = message_box(texts.PLACEHOLDER, "box")
                 gr.HTML(camera_html(), elem_id="camera", padding=False)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
-            picker = gr.Radio(look.picker_choices(store), value=BASE_ONLY, label=texts.ADAPTER, elem_id="picker")
+            picker = gr.Radio(
+                look.picker_choices(store),
+                value=BASE_ONLY,
+                label=texts.ADAPTER,
+                elem_id="picker",
+                elem_classes="cards",
+            )
             strength = gr.Slider(
                 0,
                 MAX_STRENGTH,

@@ -30,7 +30,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(steps=4, train=48, val=16, test=48, few=16, long=(2, 4, 6), batch_size=8)
+QUICK = Plan(steps=3, train=32, val=8, test=48, few=16, long=(2, 3, 4), batch_size=8)
 
 
 def runs(plan: Plan, layers: int) -> list[Run]:

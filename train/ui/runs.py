@@ -237,7 +237,9 @@ class TrainingRuns:
             return None
         try:
             process = psutil.Process(record.pid)
-            same = abs(process.create_time() - record.started) < _SAME_START and str(folder) in process.cmdline()
+            command = process.cmdline()  # empty for a moment while a process begins
+            same = not command or str(folder) in command
+            same &= abs(process.create_time() - record.started) < _SAME_START
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None

@@ -70,7 +70,9 @@ def _data(handlers: TrainTab) -> dict[str, Any]:
     gr.HTML(_step(1, texts.DATA))
     choices = [(f"{s.title}\n{s.description}", s.name) for s in handlers.samples.values()]
     return {
-        "sample": gr.Radio(choices, label=texts.SAMPLES, elem_id="samples", visible=bool(choices)),
+        "sample": gr.Radio(
+            choices, label=texts.SAMPLES, elem_id="samples", elem_classes="cards", visible=bool(choices)
+        ),
         "upload": gr.File(label=texts.UPLOAD, file_types=UPLOADS, height=132, elem_id="train-upload"),
         "hint": gr.Markdown(texts.UPLOAD_HINT, elem_classes="hint"),
         "preview": gr.HTML(nothing_html(texts.NO_DATA), elem_id="train-preview"),
