@@ -93,7 +93,7 @@ def compare(walk: Walk) -> None:
     page = walk.page
     walk.tab("Compare")
     with walk.step("two answers to one message are compared"):
-        page.locator("#message textarea").fill("Tell me about the sea.")
+        page.locator("#message textarea").fill("How does a boat float?")
         page.locator("#message textarea").press("Enter")
         page.locator("#panes .stats").nth(1).wait_for(timeout=ANSWER_MS)
         page.locator("#message .submit-button").wait_for(timeout=ANSWER_MS)
@@ -151,8 +151,8 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=PICTURES, metavar="DIR")
     folder = parser.parse_args().to
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as runs, playwright.sync_playwright() as driver:
-        os.environ["LLAMA_ADAPTER_RUNS"] = runs
+    with tempfile.TemporaryDirectory() as fresh, playwright.sync_playwright() as driver:
+        os.environ["LLAMA_ADAPTER_RUNS"] = f"{fresh}/runs"
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         walk = Walk(chromium.new_page(viewport=DESKTOP), folder)
         with serving() as url:
