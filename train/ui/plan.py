@@ -29,7 +29,8 @@ LONGEST_DESCRIPTION = 120
 # What Windows keeps for itself, and what the API calls the bare base.
 _RESERVED = {"con", "prn", "aux", "nul", "base", *(f"{p}{i}" for p in ("com", "lpt") for i in range(10))}
 # The embedded base on two cores that nobody else uses: tokens a second, and seconds to the first step.
-_TOKENS_PER_SECOND, _START_SECONDS = 700.0, 15.0
+_TOKENS_PER_SECOND, _START_SECONDS = 500.0, 15.0
+_TALK_TOKENS = 50.0  # of what `history` puts before a row, on average
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def minutes(config: TrainConfig, tokens: float, base: str, runs: Path) -> tuple[
     speed, measured = _speed(base, runs)
     if speed is None:
         return None, False
-    return (_START_SECONDS + config.steps * config.batch_size * tokens / speed) / 60, measured
+    row = tokens + config.history * _TALK_TOKENS
+    return (_START_SECONDS + config.steps * config.batch_size * row / speed) / 60, measured
 
 
 def _speed(base: str, runs: Path) -> tuple[float | None, bool]:
