@@ -20,7 +20,7 @@ demo: install ## install what is needed and serve the page
 	$(BIN)/python app.py $(ARGS)
 
 test: dev chromium ## run every test (ARGS="-k name" narrows it)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: dev ## lint, format check, types and the fast tests
 	$(BIN)/ruff check .

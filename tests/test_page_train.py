@@ -96,6 +96,7 @@ def test_from_a_sample_to_an_answer_of_ones_own(visit: Callable[..., Visitor], t
     apprentice.open()
     apprentice.wait_for("training", "ended")
     assert "jeeves" in page.locator("#train-run").inner_text()
+    apprentice.wait_for_step(6)
     assert page.locator("#train-run polyline.loss").get_attribute("points") != points
     # Stop saves; Go on goes on from there.
     apprentice.button("stop").click()
