@@ -72,10 +72,13 @@ def test_every_button_has_a_name_and_the_keyboard_reaches_the_box(visit: Callabl
 
 def test_nothing_moves_for_those_who_ask_for_that(visit: Callable[..., Visitor]) -> None:
     page = visit().page
-    page.emulate_media(reduced_motion="reduce")
     moving = """() => [...document.querySelectorAll('*')].filter(e => {
         const style = getComputedStyle(e);
         return style.animationName !== 'none' && parseFloat(style.animationDuration) > 0.011
             && style.animationIterationCount === 'infinite' && e.getClientRects().length;
     }).map(e => e.className)"""
+    # As while the model is being loaded.
+    page.evaluate("() => { document.querySelector('.status').className = 'status loading'; }")
+    assert page.evaluate(moving) != []
+    page.emulate_media(reduced_motion="reduce")
     assert page.evaluate(moving) == []

@@ -23,12 +23,13 @@ from PIL import Image
 
 import app
 from adapter.checkpoint import load_adapter
+from adapter.embedded import BASE
 from adapter.errors import AdapterError, BadInput, Busy
 from tests.test_app import Ready, Shelf
 from train.config import read_recipe, recipe_text
 from train.ui import handlers, intake, unpack
 from train.ui.charts import run_html
-from train.ui.plan import Plan, check_name, free_name
+from train.ui.plan import Plan, check_name, free_name, minutes
 from train.ui.preview import preview_html
 from train.ui.progress import Progress, read_progress
 from train.ui.runs import RECIPE, RECORD, Record, Run, TrainingRuns
@@ -306,6 +307,23 @@ def test_the_command_by_hand_is_the_run(changes: dict[str, Any], tmp_path: Path)
     assert read_recipe(tmp_path / RECIPE, []) == by_hand
     assert by_hand.train.name == plan.name and by_hand.train.description == plan.description
     assert plan.steps is None or by_hand.train.steps == plan.steps
+
+
+def test_what_is_typed_counts_more_than_what_a_sample_says_of_itself() -> None:
+    said = {"description": "The sample's own."}
+    assert "description=The sample's own." in Plan("x", Path("x"), "x", False, extra=said).words("x")
+    typed = Plan("x", Path("x"), "x", False, "Mine.", extra=said).words("x")
+    assert "description=Mine." in typed and "description=The sample's own." not in typed
+
+
+def test_an_estimate_counts_the_talk_before_the_rows(tmp_path: Path) -> None:
+    def guessed(history: float) -> float:
+        config = Plan("x", Path("x"), "x", False, extra={"history": history}).recipe().train
+        found, measured = minutes(config, 60.0, BASE, tmp_path)
+        assert found is not None and not measured
+        return found
+
+    assert guessed(1.0) > guessed(0.5) > guessed(0.0) > 0
 
 
 def test_the_command_names_a_base_without_its_folder() -> None:
