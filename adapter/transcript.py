@@ -69,8 +69,12 @@ def join(said: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
 
 def write(messages: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     """The text of a file; messages: in the form that `check` reads."""
-    whole = {"format": FORMAT, "version": VERSION, "settings": settings, "messages": messages}
-    return json.dumps(whole, ensure_ascii=False, indent=1)
+    return json.dumps({**whole(messages), "settings": settings}, ensure_ascii=False, indent=1)
+
+
+def whole(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Messages as a value that `check` reads."""
+    return {"format": FORMAT, "version": VERSION, "messages": messages}
 
 
 def read(text: str | bytes) -> Transcript:

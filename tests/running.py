@@ -156,6 +156,19 @@ def _ready(server: Server, until: tuple[int, ...]) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def running_tiny(folder: Path, tiny_folder: Path, fingerprint: Any, pace: float = 0.0) -> Iterator[Server]:
+    """A server over the endless tiny base, with the adapters `one` and `two`."""
+    from adapter.checkpoint import save_adapter
+    from conftest import random_adapter
+
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(random_adapter(fingerprint, seed), folder / "adapters" / name)
+    base = endless_base(tiny_folder, folder / "base")
+    with running(folder, "--base", str(base), "--adapters", str(folder / "adapters"), pace=pace) as found:
+        yield found
+
+
 def endless_base(tiny_folder: Path, folder: Path) -> Path:
     """The tiny base with a context that no answer fills, and which never says that it has finished."""
     from transformers import AutoModelForCausalLM

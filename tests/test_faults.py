@@ -41,7 +41,7 @@ from adapter.store import AdapterStore
 from adapter.ui.half_uploads import HalfUploads
 from adapter.waiting import FairQueue
 from conftest import random_adapter
-from running import Server, endless_base, running
+from running import Server, running, running_tiny
 
 PACE = 0.02  # seconds of a step: an answer of the longest kind takes forty
 LONG = 2000  # tokens
@@ -50,12 +50,7 @@ PATIENCE = 20.0  # seconds that anything may take which must happen long before 
 
 @pytest.fixture(scope="module")
 def server(tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With the adapters `one` and `two`."""
-    folder = tmp_path_factory.mktemp("faults")
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(tiny_fingerprint, seed), folder / "adapters" / name)
-    base = endless_base(tiny_folder, folder / "base")
-    with running(folder, "--base", str(base), "--adapters", str(folder / "adapters"), pace=PACE) as found:
+    with running_tiny(tmp_path_factory.mktemp("faults"), tiny_folder, tiny_fingerprint, PACE) as found:
         yield found
 
 

@@ -26,7 +26,7 @@ from adapter.checkpoint import save_adapter
 from adapter.store import AdapterStore
 from adapter.ui.chatbot import Conversation
 from conftest import random_adapter
-from running import ROOT, Server, endless_base, running
+from running import ROOT, Server, running_tiny
 from tests.test_app import Echo, Ready
 
 pytestmark = pytest.mark.slow
@@ -55,11 +55,7 @@ PATHS = [
 
 @pytest.fixture(scope="module")
 def server(tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("requests")
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(tiny_fingerprint, seed), folder / "adapters" / name)
-    base = endless_base(tiny_folder, folder / "base")
-    with running(folder, "--base", str(base), "--adapters", str(folder / "adapters")) as found:
+    with running_tiny(tmp_path_factory.mktemp("requests"), tiny_folder, tiny_fingerprint) as found:
         yield found
 
 

@@ -139,11 +139,13 @@ class Shuffled(Iterator["Example | None"]):
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self._indices), generator=generator)
-        rng = random.Random(f"{self._seed} {self._next} history")
+        number = self._next
         self._next += 1
         example = readable(self._records, self._indices[int(self._order[at])], self._skipped)
-        if example and len(example.messages) == 1 and rng.random() < self._history:
-            return replace(example, history=earlier_talk(rng))
+        if self._history and example and len(example.messages) == 1:
+            rng = random.Random(f"{self._seed} {number} history")
+            if rng.random() < self._history:
+                return replace(example, history=earlier_talk(rng))
         return example
 
 

@@ -52,15 +52,7 @@ class Keeping:
                 self._export = gr.Button(texts.EXPORT, size="sm", min_width=60)
                 self._import = gr.UploadButton(texts.IMPORT, file_types=[".json"], size="sm", min_width=60)
                 self._link = gr.Button(texts.COPY_LINK, size="sm", min_width=60)
-            self._code = gr.Textbox(
-                texts.NO_CODE,
-                label=texts.CODE,
-                lines=2,
-                max_lines=8,
-                interactive=False,
-                buttons=["copy"],
-                elem_id="code",
-            )
+            self._code = look.command_box(texts.NO_CODE, texts.CODE, "code")
         self._words = gr.BrowserState({}, storage_key=f"{KEY}words", secret=SECRET)
         self._pictures = gr.BrowserState({}, storage_key=f"{KEY}pictures", secret=SECRET)
         self._settings = gr.BrowserState({}, storage_key=f"{KEY}settings", secret=SECRET)

@@ -15,7 +15,7 @@ from typing import Any
 
 from adapter import transcript
 from adapter.errors import BadInput
-from adapter.transcript import FORMAT, MAX_MESSAGES, VERSION, Part
+from adapter.transcript import MAX_MESSAGES, Part
 from adapter.ui import conversation as talk
 from adapter.ui import pictures
 from adapter.ui.conversation import Entry, History
@@ -112,7 +112,7 @@ def to_browser(history: Sequence[Entry], known: dict[str, str]) -> tuple[dict[st
     while len(json.dumps(messages)) > MAX_KEPT_TEXT:
         messages = messages[max(1, len(messages) // 8) :]
     names = [message["picture"] for message in messages if "picture" in message]
-    return {"format": FORMAT, "version": VERSION, "messages": messages}, list(dict.fromkeys(names))
+    return transcript.whole(messages), list(dict.fromkeys(names))
 
 
 def pictures_of(history: Sequence[Entry], most: int = MAX_KEPT_PICTURES) -> tuple[dict[str, str], int]:
@@ -167,7 +167,7 @@ def _with_picture(message: Any, by_name: dict[str, Any]) -> Any:
 def to_link(history: Sequence[Entry]) -> str:
     """The words of the conversation for the part of an address that no server is asked for. Raises BadInput."""
     messages = messages_of(history, lambda path: None, tokens=False)
-    text = json.dumps({"format": FORMAT, "version": VERSION, "messages": messages}, ensure_ascii=False)
+    text = json.dumps(transcript.whole(messages), ensure_ascii=False)
     packed = base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode().rstrip("=")
     if len(packed) > MAX_LINK:
         raise BadInput(texts.LINK_TOO_LONG)

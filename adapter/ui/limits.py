@@ -6,7 +6,6 @@ Knows addresses, counts and ASGI; knows no Gradio and no models. Whoever sits at
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 import threading
@@ -23,6 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapter.errors import Busy
+from adapter.ui.openai_api import error_response
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
@@ -297,8 +297,6 @@ def _stays_open(path: str) -> bool:
 
 
 def _too_often(path: str, error: TooOften) -> Response:
-    headers = {"Retry-After": str(error.retry_after)}
-    if "/v1/" not in path:
-        return PlainTextResponse(str(error), 429, headers)  # as Gradio's page shows it
-    body = {"message": str(error), "type": "rate_limit_error", "param": None, "code": "busy"}
-    return Response(json.dumps({"error": body}), 429, headers, "application/json")
+    if "/v1/" in path:
+        return error_response(error)
+    return PlainTextResponse(str(error), 429, {"Retry-After": str(error.retry_after)})  # as Gradio's page shows it

@@ -126,6 +126,4 @@ class LazyStore:
 
     def folder(self, name: str) -> Path:
         """Where adapter `name` lies."""
-        if self._store is None:
-            raise Busy("The adapters are still being looked up. Try again in a few seconds.")
-        return self._store.folder(name)
+        return self.bound().folder(name)

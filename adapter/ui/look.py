@@ -115,6 +115,20 @@ def pane_html(body: str, line: str = "", *, muted: bool = False) -> str:
     return f'<div class="words{" muted" if muted else ""}">{body}</div>{below}'
 
 
+def command_box(text: str, label: str, elem_id: str) -> gr.Textbox:
+    """A command line to be copied."""
+    return gr.Textbox(
+        text,
+        label=label,
+        lines=2,
+        max_lines=8,
+        interactive=False,
+        buttons=["copy"],
+        elem_id=elem_id,
+        elem_classes="command",
+    )
+
+
 def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 

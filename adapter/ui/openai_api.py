@@ -28,6 +28,7 @@ from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.ui.look import Cards
 from adapter.ui.openai_request import BASE, ApiError, Asked, decode, known, read
 from adapter.ui.requests import EngineProvider, without_folders
+from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
     from adapter.request import Answer, GenerationEvent, GenerationStats
@@ -84,7 +85,7 @@ class OpenAIApi:
         except Exception as error:
             if begun:
                 raise
-            await _error_response(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
         finally:
             self._open -= 1
 
@@ -298,7 +299,7 @@ def _public(error: Exception) -> tuple[int, dict[str, Any]]:
         status = 500
     else:
         log.error("A request to /v1 failed", exc_info=error)
-        status, text = 500, "Something went wrong on the server; its log has the details. Try again."
+        status, text = 500, texts.FAILED
     kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
     return status, {"error": {"message": text, "type": kind, "param": param, "code": code}}
 
@@ -308,7 +309,8 @@ def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(json.dumps(content), status, headers, "application/json")
 
 
-def _error_response(error: Exception) -> Response:
+def error_response(error: Exception) -> Response:
+    """An error as OpenAI's client reads it."""
     status, body = _public(error)
     headers = {}
     if status in (429, 503) and body["error"]["code"] != "model_failed":

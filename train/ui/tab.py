@@ -92,15 +92,7 @@ def _settings() -> dict[str, Any]:
         "steps": gr.Slider(FEWEST_STEPS, MOST_STEPS, 40, step=10, label=texts.STEPS, info=texts.STEPS_INFO),
         "rate": gr.Slider(LEAST_LR, MOST_LR, 0.004, step=0.001, label=texts.RATE, info=texts.RATE_INFO),
         "takes": gr.Markdown(elem_id="train-takes"),
-        "command": gr.Textbox(
-            texts.NO_COMMAND,
-            label=texts.COMMAND,
-            lines=2,
-            max_lines=8,
-            interactive=False,
-            buttons=["copy"],
-            elem_id="train-command",
-        ),
+        "command": look.command_box(texts.NO_COMMAND, texts.COMMAND, "train-command"),
     }
 
 
