@@ -7,6 +7,8 @@ import io
 import json
 import shlex
 import sys
+import sysconfig
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -38,15 +40,17 @@ FREELY = settings(
     max_examples=150,
 )
 opened: list[str] = []
-watching: list[bool] = []  # a hook cannot be taken off again
+watching: list[int] = []  # threads; a hook cannot be taken off again
 
 
 FILES = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove")
+IMPORTS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if watching and event in FILES and not str(arguments[0]).endswith((".py", ".pyc")):  # a late import
-        opened.append(str(arguments[0]))
+    if event in FILES and threading.get_ident() in watching:
+        if not str(arguments[0]).startswith(IMPORTS):  # a late import, as of a codec
+            opened.append(str(arguments[0]))
 
 
 sys.addaudithook(_watch)
@@ -55,7 +59,7 @@ sys.addaudithook(_watch)
 @contextlib.contextmanager
 def files_touched() -> Iterator[list[str]]:
     opened.clear()
-    watching.append(True)
+    watching.append(threading.get_ident())
     try:
         yield opened
     finally:
