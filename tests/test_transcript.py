@@ -48,9 +48,10 @@ IMPORTS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in FILES and threading.get_ident() in watching:
-        if not str(arguments[0]).startswith(IMPORTS):  # a late import, as of a codec
-            opened.append(str(arguments[0]))
+    if event not in FILES or threading.get_ident() not in watching:
+        return
+    if not str(arguments[0]).startswith(IMPORTS):  # a late import, as of a codec
+        opened.append(str(arguments[0]))
 
 
 sys.addaudithook(_watch)
