@@ -79,7 +79,7 @@ def test_from_a_sample_to_an_answer_of_ones_own(visit: Callable[..., Visitor], t
     assert page.get_by_label("Name", exact=True).input_value() == "my-butler"
     page.get_by_label("Name", exact=True).fill("jeeves")
     page.wait_for_function("() => document.querySelector('#train-command textarea').value.includes('name=jeeves')")
-    apprentice.visitor.set("Steps", 40)
+    apprentice.visitor.set("Steps", 30)
     apprentice.button("start").click()
     apprentice.wait_for("starting")
     assert apprentice.button("start").is_disabled() and apprentice.button("stop").is_visible()

@@ -205,6 +205,16 @@ def test_a_split_that_is_missing_or_empty_is_named(tmp_path, capsys):
         assert "pid_splits.json" in capsys.readouterr().err
 
 
+def test_a_test_split_of_pictures_alone_is_refused_before_anything_is_trained(tmp_path, capsys):
+    data = write(tmp_path / "data", {"train": 8, "val": 8, "test": 16})
+    every, splits = (json.loads((data / name).read_text()) for name in ("problems.json", "pid_splits.json"))
+    splits["test"] = [number for number in splits["test"] if every[number]["image"]]
+    assert splits["test"]
+    (data / "pid_splits.json").write_text(json.dumps(splits))
+    assert main(["--quick", "--scienceqa", str(data), "--out", str(tmp_path / "out")]) == 1
+    assert "the tables need both kinds" in capsys.readouterr().err
+
+
 def test_real_data_are_read_from_their_folder_evenly(tmp_path, monkeypatch, capsys):
     """The drawn benchmark, laid out as ScienceQA is published: images/<split>/<id>/image.png."""
     data = write(tmp_path / "ScienceQA", {"train": 60, "val": 20, "test": 60})
@@ -213,7 +223,7 @@ def test_real_data_are_read_from_their_folder_evenly(tmp_path, monkeypatch, caps
         (data / split).rename(data / "images" / split)
     seen = []
 
-    def perform_all(runs, benchmark, out, jobs):
+    def perform_all(runs, benchmark, out, jobs, text):
         seen.append(benchmark)
         raise AdapterError("enough")
 

@@ -79,7 +79,8 @@ How do bees make honey?
 What is democracy?
 When did the second world war end?
 Please cheer me up.""".splitlines()
-NEW_SEED, NEW_DRAWINGS = 2026, 64
+SCORES = "SCORES" in os.environ  # measure what the README states; without it half of the new drawings have to do
+NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 32
 # What stands in the conversation when the adapter is switched on: nothing, or what others were asked and said.
 PIRATE = (
     Message("user", "Why is the sky blue?"),
@@ -191,7 +192,7 @@ def share(right: Sequence[bool]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SCORES" not in os.environ, reason="test_page_train.py trains on it; SCORES=1 measures it too")
+@pytest.mark.skipif(not SCORES, reason="test_page_train.py trains on it; SCORES=1 measures it too")
 def test_manners_are_learnt(base, two_threads, tmp_path: Path) -> None:
     """Of 48 questions that it never saw; the bare base opens no answer so (its first eight tokens tell)."""
     trained(SAMPLES["butler"], tmp_path / "butler")

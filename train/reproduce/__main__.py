@@ -20,7 +20,7 @@ from adapter.embedded import base_folder
 from adapter.errors import AdapterError
 from train.reproduce.benchmark import Benchmark, open_benchmark
 from train.reproduce.plan import FULL, QUICK, Plan, runs
-from train.reproduce.pool import available_cores, perform_all
+from train.reproduce.pool import available_cores, perform_all, unrelated_text
 from train.reproduce.report import write_report
 from train.reproduce.tables import Figures
 from train.scenes.writer import SPLITS, write
@@ -79,7 +79,7 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
         raise AdapterError(f"--jobs must be at least 1, got {jobs}.")
     benchmark = _benchmark(args, plan, out)
     layers = _layers()
-    results = perform_all(runs(plan, layers), benchmark, out, jobs)
+    results = perform_all(runs(plan, layers), benchmark, out, jobs, unrelated_text()[: plan.text])
     figures = Figures(results, benchmark.splits["test"], plan, layers)
     sizes = {split: len(part) for split, part in benchmark.splits.items()}
     data = f"ScienceQA, from {args.scienceqa}" if args.scienceqa else _DRAWN.format(seed=args.seed)

@@ -77,6 +77,8 @@ def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benc
     splits = {split: _share(problems(folder, split), count) for split, count in counts.items()}
     if empty := [name for name, part in splits.items() if not part]:
         raise AdapterError(f"'{folder}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.")
+    if "test" in splits and all(p.has_image for p in splits["test"]):
+        raise AdapterError(f"All test problems taken from '{folder}' have pictures; the tables need both kinds.")
     return Benchmark(folder, dict(counts), splits, _features([p for part in splits.values() for p in part], cache))
 
 

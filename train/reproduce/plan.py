@@ -12,7 +12,7 @@ SEEDS = (0, 1, 2)
 @dataclass(frozen=True)
 class Plan:
     """train, val, test: problems; of a real data set at most so many. long: steps of the runs over `few` problems
-    that go on after over-fitting.
+    that go on after over-fitting. text: characters of unrelated text to read, at most.
     """
 
     steps: int = 640
@@ -21,6 +21,7 @@ class Plan:
     test: int = 720
     few: int = 320
     long: tuple[int, ...] = (160, 320, 640)
+    text: int = 16_384
     batch_size: int = 8
 
     @property
@@ -30,7 +31,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(steps=3, train=32, val=8, test=48, few=16, long=(2, 3, 4), batch_size=8)
+QUICK = Plan(steps=3, train=32, val=8, test=48, few=16, long=(2, 3, 4), text=2000, batch_size=8)
 
 
 def runs(plan: Plan, layers: int) -> list[Run]:

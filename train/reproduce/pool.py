@@ -24,8 +24,8 @@ from train.reproduce.runs import Run, perform, result_path
 _UNRELATED = ("assignment", "class", "conversions", "dynamic-features", "exceptions", "execmodel", "import", "try")
 
 
-def perform_all(runs: Sequence[Run], benchmark: Benchmark, out: Path, jobs: int) -> dict[str, Any]:
-    """The results by the runs' names. What is in `out` already is not done again."""
+def perform_all(runs: Sequence[Run], benchmark: Benchmark, out: Path, jobs: int, text: str) -> dict[str, Any]:
+    """The results by the runs' names. What is in `out` already is not done again. text: of no relation."""
     paths = {run.name: result_path(run, benchmark, out) for run in runs}
     left = [run for run in runs if not paths[run.name].exists()]
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before; {jobs} at a time", flush=True)
@@ -37,7 +37,9 @@ def perform_all(runs: Sequence[Run], benchmark: Benchmark, out: Path, jobs: int)
             cores.put(number)
         pool = ProcessPoolExecutor(jobs, context, _settle, (cores, jobs, out))
         try:
-            waiting = {pool.submit(_perform, run, benchmark.folder, benchmark.counts, out): run for run in left}
+            waiting = {
+                pool.submit(_perform, run, benchmark.folder, benchmark.counts, out, text): run for run in left
+            }
             for done in as_completed(waiting):
                 done.result()
                 minutes = (time.perf_counter() - started) / 60
@@ -63,9 +65,9 @@ def unrelated_text() -> str:
     return "\n".join(topics[name] for name in _UNRELATED if name in topics)
 
 
-def _perform(run: Run, folder: Path, counts: dict[str, int], out: Path) -> None:
+def _perform(run: Run, folder: Path, counts: dict[str, int], out: Path, text: str) -> None:
     # Opened anew: thousands of tensors do not go well through a pipe.
-    perform(run, open_benchmark(folder, out, counts), out, unrelated_text())
+    perform(run, open_benchmark(folder, out, counts), out, text)
 
 
 def _settle(cores: Any, jobs: int, out: Path) -> None:
