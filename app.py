@@ -32,6 +32,7 @@ from gradio import processing_utils
 from gradio.context import LocalContext
 from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
 
 from adapter.embedded import BASE
 from adapter.ui import look, openai_api
@@ -125,6 +126,11 @@ async def fetch_nothing(*_: object, **__: object) -> str:
     raise gr.Error(texts.NOTHING_IS_FETCHED, print_exception=False)
 
 
+async def failed(*_: object) -> JSONResponse:
+    """In the place of a bare status, where a route breaks; the server's log has the error."""
+    return JSONResponse({"detail": texts.FAILED}, 500)
+
+
 def serve(arguments: argparse.Namespace, place: Place) -> int:
     """Serve until a signal comes."""
     processing_utils.async_ssrf_protected_download = fetch_nothing
@@ -161,6 +167,7 @@ def serve(arguments: argparse.Namespace, place: Place) -> int:
             prevent_thread_lock=True,
             # The page's own server, as it is before the first request.
             app_kwargs={
+                "exception_handlers": {Exception: failed},
                 "routes": [openai_api.route(provider, store, place.auth)],
                 "middleware": [
                     Middleware(Gate, limits=limits, folder=uploads, most=most),
