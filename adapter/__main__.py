@@ -5,7 +5,9 @@ inspect --adapter NAME PROMPT, convert SOURCE --to DIR or base [NAME].
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,22 +24,44 @@ from adapter.llama import QUANTIZATIONS, base_config, load_base
 from adapter.modules import Adapter
 from adapter.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
 from adapter.sampling import SamplingParams
-from adapter.store import SHIPPED, AdapterStore
+from adapter.store import SHIPPED, AdapterStore, inert
 from adapter.vision import open_image
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors that a user can meet become one line on stderr."""
     args = _parser().parse_args(arguments)
-    store = AdapterStore(*(args.adapters or ()), SHIPPED)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character of the answer
     try:
-        args.command(args, store)
+        for folder in args.adapters or ():
+            if folder.is_file():
+                raise BadInput(f"--adapters '{folder}' is a file. Name the folder that the adapters are in.")
+        args.command(args, AdapterStore(*(args.adapters or ()), SHIPPED))
+        sys.stdout.flush()
     except AdapterError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        _drop_output()
+        return 141  # as of a program that SIGPIPE ends
+    except OSError as error:
+        _drop_output()
+        what = f"'{error.filename}'" if error.filename else "The output"
+        print(
+            f"error: {what} cannot be read or written ({error.strerror}). Check the room and the rights there.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _drop_output() -> None:
+    """What nobody takes: Python would try it once more at the end, and complain."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,7 +165,7 @@ def _list(_: argparse.Namespace, store: AdapterStore) -> None:
         try:
             card = store.card(name)
         except AdapterError as error:
-            print(f"{name:12} cannot be used: {error}")
+            print(f"{name:12} cannot be used: {inert(str(error))}")
             continue
         kind = "image" if card.is_visual else "text"
         print(f"{name:12} {kind:6} {card.bytes / 2**20:5.1f} MB  {card.description}")
@@ -151,7 +175,7 @@ def _show(args: argparse.Namespace, store: AdapterStore) -> None:
     adapter = load_adapter(store.folder(args.name))
     card = store.card(args.name)
     config = adapter.config
-    print(f"{args.name}: {config.description}")
+    print(f"{args.name}: {card.description}")
     shape = f"hidden {config.base.hidden_size}, {config.base.num_hidden_layers} layers"
     print(f"base         {config.base.name} ({shape})")
     print(f"parameters   {adapter.num_parameters:,} in {card.bytes / 2**20:.1f} MB")

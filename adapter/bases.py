@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,11 +77,11 @@ class Foreign:
 def find_foreign(name: str) -> Foreign | None:
     """The base that `name` means if that is a file or folder in another format than Hugging Face's.
 
-    Raises LoadError for a file or folder that is none.
+    Raises LoadError for a file or folder that is none, and for a path where nothing is.
     """
     if name == embedded.BASE:
         return None
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser breaks where there is no such user
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise LoadError(
@@ -89,6 +90,8 @@ def find_foreign(name: str) -> Foreign | None:
         return Foreign(path, "GGUF", (path,), open_gguf)
     if path.suffix.lower() == ".gguf":
         raise LoadError(f"There is no file '{name}'. Check the path.")
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):  # no name on the Hub begins so
+        raise LoadError(f"There is no folder '{name}'. Check the path.")
     if not path.is_dir() or _has_huggingface_weights(path):
         return None
     if is_meta(path):

@@ -197,7 +197,7 @@ def _build(cls: type, data: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise ValueError(f"{where} has unknown key {', '.join(unknown)}")
+        raise ValueError(f"{where} has unknown key {', '.join(ascii(name)[1:-1] for name in unknown)}")
     missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in data)
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
@@ -205,4 +205,6 @@ def _build(cls: type, data: Any, where: str) -> Any:
         expected = {"int": int, "str": str, "bool": bool}.get(str(fields[name].type))
         if expected is not None and type(value) is not expected:
             raise ValueError(f"{where}.{name} must be {expected.__name__}, got {value!r}")
+        if expected is str and name != "description" and not value.isprintable():
+            raise ValueError(f"{where}.{name} must be printable, got {value!r}")  # it stands in messages
     return cls(**data)

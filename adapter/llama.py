@@ -126,8 +126,7 @@ def load_base(
         raise LoadError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
+    _check_device(device)
     chosen = ("nf4" if device.startswith("cuda") else "packed") if quantization == "auto" else quantization
     attention.register()
     dtype = dtype or torch.bfloat16
@@ -151,6 +150,15 @@ def load_base(
     if chosen == "packed":
         chosen = quantize_linears(model)
     return Base(model, tokenizer, fingerprint, chosen, _memory(model))
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
+    try:
+        torch.zeros(1, device=device).item()  # on "meta" nothing can be computed
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise LoadError(f"There is no device '{device}' here. Use 'cpu', 'cuda', 'cuda:1' or 'auto'.") from error
 
 
 def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
@@ -216,7 +224,7 @@ def _source(name_or_path: str, foreign: bases.Foreign | None = None) -> str:
     if name_or_path == embedded.BASE:
         return str(embedded.base_folder())
     foreign = foreign or bases.find_foreign(name_or_path)
-    return name_or_path if foreign is None else str(foreign.folder())
+    return os.path.expanduser(name_or_path) if foreign is None else str(foreign.folder())
 
 
 def _as_llama(config: Any, name: str) -> LlamaConfig:

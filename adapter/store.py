@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+import unicodedata
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from adapter.modules import Adapter
 
 log = logging.getLogger(__name__)
 
-_LONGEST_CARD = 50_000  # characters
+_LONGEST_CARD, _LONGEST_DESCRIPTION = 50_000, 300  # characters
 _KEPT = 32  # adapters in memory; whoever is answered with one more keeps it alive meanwhile
 # File times move in steps of a few milliseconds: within one, a second change would leave no trace.
 _STEP_SECONDS = 0.02
@@ -37,7 +38,9 @@ class AdapterCard:
 
     @property
     def description(self) -> str:
-        return self.config.description
+        """One line, fit for a list: it may be a stranger's."""
+        text = inert(" ".join(self.config.description.split()))
+        return text if len(text) <= _LONGEST_DESCRIPTION else text[: _LONGEST_DESCRIPTION - 1] + "…"
 
     @property
     def is_visual(self) -> bool:
@@ -84,7 +87,7 @@ class AdapterStore:
                 text = file.read(_LONGEST_CARD)
         except OSError:
             return ""
-        return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
+        return inert(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL), keep="\n\t").strip()
 
     def load(self, name: str, base: Base) -> Adapter:
         """Adapter `name` on the base's device; the same read-only object until its files change.
@@ -111,6 +114,11 @@ class AdapterStore:
             while len(self._loaded) > _KEPT:
                 self._loaded.popitem(last=False)
             return adapter
+
+
+def inert(text: str, keep: str = "") -> str:
+    """A text without control and format characters but `keep`: they may steer a terminal or turn a line round."""
+    return "".join(c for c in text if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp"))
 
 
 def _names_in(folder: Path) -> list[str]:

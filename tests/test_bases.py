@@ -93,6 +93,17 @@ def test_a_mistral_with_a_window_is_refused(tiny_base, tmp_path):
         base_config(str(tmp_path))
 
 
+@pytest.mark.parametrize("path", ["/nope", "./nope", "../nope", "~/nope", "~nobody-here/nope"])
+def test_a_path_where_nothing_is_is_no_name_on_the_hub(path):
+    with pytest.raises(LoadError, match=f"There is no folder '{path}'"):
+        base_config(path)
+
+
+def test_a_folder_may_be_named_from_home(tiny_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_folder.parent))
+    assert base_config(f"~/{tiny_folder.name}").hidden_size == TINY["hidden_size"]
+
+
 def test_which_format_a_folder_is_in(tiny_folder, tmp_path):
     assert bases.find_foreign(str(tiny_folder)) is None
     assert bases.find_foreign("huggyllama/llama-7b") is None

@@ -1,14 +1,19 @@
-"""`python -m adapter` as a user runs it."""
+"""`python -m adapter` as a user runs it, and what `python app.py` does not begin with."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from adapter.__main__ import main
 from adapter.checkpoint import save_adapter
+from adapter.ui.place import parse, port_problem
 from conftest import random_adapter
 
 
@@ -40,7 +45,11 @@ def test_list_and_show(adapters, tmp_path, capsys):
         (["generate"], "PROMPT or --prompt-ids"),
         (["generate", "--temperature", "9", "hi"], "Temperature"),
         (["generate", "--image", "/no/such.png", "hi"], "no picture"),
-        (["generate", "--base", "/no/such/folder", "hi"], "Cannot load the base"),
+        (["generate", "--base", "/no/such/folder", "hi"], "no folder '/no/such/folder'"),
+        (["generate", "--base", "nobody/nothing", "hi"], "Cannot load the base"),
+        (["generate", "--device", "foo", "hi"], "no device 'foo' here. Use 'cpu'"),
+        (["generate", "--device", "meta", "hi"], "no device 'meta' here. Use 'cpu'"),
+        (["--adapters", __file__, "list"], "is a file"),
         (["generate", "--mix", "nobody=0.5", "hi"], "no adapter 'nobody'"),
         (["generate", "--adapter", "poet", "--mix", "poet=7", "hi"], "Strength"),
         (["generate", "--compare", "nobody", "hi"], "no adapter 'nobody'"),
@@ -51,6 +60,72 @@ def test_an_error_is_one_line_on_stderr(adapters, capsys, arguments, words):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_strangers_words_are_shown_inert_and_on_one_line(tmp_path, tiny_fingerprint, capsys):
+    odd = "Rhymes.\nbase         text\u2028\x1b[2J\u202e " + "x" * 48_000
+    save_adapter(random_adapter(tiny_fingerprint, description=odd), tmp_path / "poet", "# poet\n\n\x1b[2Jx\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"base": {"a\\nb\\u001b": 1}}')
+    for command in (["list"], ["show", "poet"]):
+        assert main(["--adapters", str(tmp_path), *command]) == 0
+        out = capsys.readouterr().out
+        assert not {"\x1b", "\u2028", "\u202e"} & set(out) and max(map(len, out.split("\n"))) < 400
+        assert "Rhymes. base text" in out and len([row for row in out.split("\n") if row.startswith("base ")]) < 2
+    assert "# poet\n\n[2Jx" in out
+
+
+def output_to(stdout, *arguments, **environment):
+    """What the program says on stderr, and its exit status."""
+    command = [sys.executable, "-m", "adapter", *arguments]
+    process = subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+    return process.stderr, process.returncode
+
+
+def test_output_that_nobody_takes_ends_it_quietly(adapters):
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert output_to(writing, *adapters, "show", "poet") == ("", 141)
+    os.close(writing)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_finds_no_room_is_one_line(adapters):
+    with open("/dev/full", "w") as full:
+        said, status = output_to(full, *adapters, "list")
+    assert status == 1 and said.startswith("error: ") and "No space left" in said and said.count("\n") == 1
+
+
+def test_what_the_terminal_lacks_is_replaced(tmp_path, tiny_fingerprint):
+    save_adapter(random_adapter(tiny_fingerprint, description="Rhymes \U0001f99c."), tmp_path / "poet")
+    with open(tmp_path / "out", "w") as file:
+        assert output_to(file, "--adapters", str(tmp_path), "list", PYTHONIOENCODING="ascii") == ("", 0)
+    assert "Rhymes ?." in (tmp_path / "out").read_text()
+
+
+def test_the_page_refuses_a_file_as_its_folder_of_adapters(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--adapters", __file__])
+    assert ended.value.code == 2 and f"--adapters {__file__} is a file" in capsys.readouterr().err
+    assert parse(["--adapters", str(tmp_path / "later")]).adapters == [tmp_path / "later"]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "é..b"])
+@pytest.mark.parametrize("port", [None, 7860])
+def test_a_host_that_is_not_this_machine_is_said_of_the_host(host, port):
+    said = port_problem(host, port)
+    assert said.startswith(f"Cannot listen on {host}: ") and "--host" in said and "--port" not in said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_of_a_host_that_is_here_only_a_port_can_be_taken(host):
+    assert port_problem(host, None) is None
+    with socket.create_server((host, 0)) as taken:
+        said = port_problem(host, port := taken.getsockname()[1])
+    assert f"{host}:{port}" in said and "--port" in said and "--host" not in said
+    assert port_problem(host, port) is None
 
 
 @pytest.mark.slow

@@ -130,6 +130,9 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(tiny_base, tmp_path):
         load_base("nobody/nothing")
     with pytest.raises(LoadError, match="Check that the folder holds"):
         load_base(str(tmp_path))
+    for device in ("foo", "meta", "mps:7", "hpu", ""):
+        with pytest.raises(LoadError, match=f"no device '{device}' here. Use 'cpu', 'cuda', 'cuda:1' or 'auto'"):
+            load_base(str(tmp_path), device=device)
     with pytest.raises(LoadError, match="one of auto, nf4, int8, none, got '3bit'"):
         load_base(quantization="3bit")
     save_tiny(tiny_base, tmp_path, model_type="gpt2")

@@ -50,6 +50,16 @@ def test_the_first_folder_wins(tmp_path, tiny_fingerprint):
     assert store.card("poet").description == "mine"
 
 
+def test_a_strangers_words_are_inert(tmp_path, tiny_fingerprint):
+    odd = "A\nline \x1b[31mof\u202e many\u2028" + "x" * 48_000
+    save_adapter(random_adapter(tiny_fingerprint, description=odd), tmp_path / "poet", "# poet\n\n\tx\x1b[2J\n")
+    store = AdapterStore(tmp_path)
+    described = store.card("poet").description
+    assert described.startswith("A line [31mof many x") and len(described) == 300 and described.endswith("…")
+    assert store.card("poet").config.description == odd
+    assert store.card_text("poet") == "# poet\n\n\tx[2J"
+
+
 def test_a_card_is_read_without_its_front_matter(tmp_path, tiny_fingerprint):
     store = AdapterStore(tmp_path)
     save_adapter(

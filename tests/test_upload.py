@@ -220,6 +220,13 @@ def test_broken_configurations_are_refused(folder, store, tiny_fingerprint, text
     assert len(refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint)) < 700
 
 
+@pytest.mark.parametrize("changed", [{"name": "tiny\x1b[2J"}, {"tiny\u202e": 1}])
+def test_what_could_steer_a_terminal_is_not_repeated(folder, store, tiny_fingerprint, changed):
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "base": {**config["base"], **changed}}))
+    assert refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint).isprintable()
+
+
 def test_half_characters_break_no_page(folder, store, tiny_fingerprint):
     config = {**json.loads((folder / CONFIG).read_text()), "description": "\ud800"}
     (folder / CONFIG).write_text(json.dumps(config))

@@ -74,6 +74,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--auth and {AUTH_VARIABLE} need USER:PASS, both parts non-empty")
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
         parser.error(f"--port must lie between 1 and 65535, got {arguments.port}")
+    for folder in arguments.adapters or ():
+        if folder.is_file():
+            parser.error(f"--adapters {folder} is a file; name the folder that the adapters are in")
     return arguments
 
 
@@ -115,16 +118,29 @@ def runs_folder() -> Path:
     return Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parents[2] / "runs").expanduser().absolute()
 
 
-def port_problem(host: str, port: int) -> str | None:
-    """Why `port` cannot be listened on, in one line; None if it can."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return (
-                f"Cannot listen on {host}:{port}: {error.strerror}. "
-                "Give another --port, or leave it out to take the first free one."
-            )
+def port_problem(host: str, port: int | None) -> str | None:
+    """Why `host` or its `port` cannot be listened on, in one line; None if they can. port None: any."""
+    if reason := _refusal(host, 0):
+        return (
+            f"Cannot listen on {host}: {reason}. "
+            "Give a --host that is an address of this machine, or leave it out for this machine only."
+        )
+    if port is not None and (reason := _refusal(host, port)):
+        return (
+            f"Cannot listen on {host}:{port}: {reason}. "
+            "Give another --port, or leave it out to take the first free one."
+        )
+    return None
+
+
+def _refusal(host: str, port: int) -> str | None:
+    """The system's words for why nobody can listen there; None if one can. Port 0 is any that is free."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), port))
+    except OSError as error:
+        return error.strerror
+    except (UnicodeError, TypeError):  # no name of a machine is written so
+        return "Not a name"
     return None
