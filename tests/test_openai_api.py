@@ -30,7 +30,8 @@ from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.ui import openai_api
 from adapter.ui.loader import LoadStatus
-from tests.test_app import Ready, Shelf, serving
+from adapter.ui.texts import page as texts
+from tests.test_app import Card, Ready, Shelf, serving
 
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -102,15 +103,17 @@ def ask(
     path: str = "chat/completions",
     provider: Any = None,
     key: str | None = None,
+    store: Any = None,
+    server: str = "http://here",
     **request: Any,
 ) -> httpx.Response:
     """One request without a server; json= or content=, headers= as httpx has them."""
     provider = provider or Ready(engine)
-    page = Starlette(routes=[openai_api.route(provider, Shelf(), key)])
+    page = Starlette(routes=[openai_api.route(provider, store or Shelf(), key)])
 
     async def sent() -> httpx.Response:
         transport = httpx.ASGITransport(app=page)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as program:
+        async with httpx.AsyncClient(transport=transport, base_url=server) as program:
             return await program.request(method, f"/v1/{path}", **request)
 
     return asyncio.run(sent())
@@ -225,6 +228,32 @@ def test_newest_picture_reaches_the_engine(engine: Scripted) -> None:
         Message("assistant", "white"),
         Message("user", "two\n\nand?"),
     )
+
+
+def test_a_picture_without_words_asks_what_the_page_asks(engine: Scripted) -> None:
+    alone = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url()}}]}
+    answered = [alone, {"role": "assistant", "content": "white"}]
+    question = Message("user", texts.DEFAULT_QUESTION)
+    for messages, read in [
+        ([alone], (question,)),
+        ([shown(" ", data_url().replace("data:", "DATA:").replace("base64", "BASE64"))], (question,)),
+        ([*answered, *HELLO], (question, Message("assistant", "white"), Message("user", "hello"))),
+        ([alone, *HELLO], (Message("user", "hello"),)),
+        ([*HELLO, alone], (Message("user", "hello"),)),
+    ]:
+        assert ask(engine, json={"model": "see", "messages": messages}).status_code == 200
+        assert engine.requests[-1].messages == read and engine.requests[-1].image.size == (8, 6)
+
+
+def test_an_adapter_called_like_the_base_is_that_adapter(engine: Scripted) -> None:
+    store = Shelf()
+    store.cards["Tiny-LLaMA"] = Card("Tiny-LLaMA")
+    for model, adapter in (("Tiny-LLaMA", "Tiny-LLaMA"), ("base", None)):
+        assert ask(engine, store=store, json={**GOOD, "model": model}).status_code == 200
+        assert engine.requests[-1].adapter == adapter
+        assert ask(engine, "GET", f"models/{model}", store=store).json()["id"] == model
+    said = refused(ask(engine, "GET", "models/nobody", store=store), 404)
+    assert said.endswith("Choose one of: base, Tiny-LLaMA, poet, see.")
 
 
 HUGE = base64.b64encode(b"P6 60000 60000 255 ").decode()
@@ -363,6 +392,12 @@ def test_key_is_needed_where_there_is_one(engine: Scripted, monkeypatch: pytest.
     monkeypatch.setenv(openai_api.KEY_VARIABLE, "schlüssel")
     assert status("Bearer me:secret") == status(None, None) == 401
     assert status("Bearer schlüssel") == 200
+    # No header ends in a blank, and a UTF-8 letter may end in a byte that is one elsewhere.
+    monkeypatch.setenv(openai_api.KEY_VARIABLE, "voilà")
+    assert status("Bearer voilà") == 200
+    monkeypatch.delenv(openai_api.KEY_VARIABLE)
+    assert status("Bearer me:secret ", "me:secret ") == status("Bearer me:secret", "me:secret ") == 200
+    monkeypatch.setenv(openai_api.KEY_VARIABLE, "schlüssel")
     assert ask(engine, json=GOOD).headers["www-authenticate"] == "Bearer" and not engine.requests
 
 
@@ -370,6 +405,20 @@ def test_pages_of_other_origins_are_refused(engine: Scripted) -> None:
     for origin, status in (("http://evil.example", 403), ("http://[", 403), ("null", 403), ("http://here", 200)):
         assert ask(engine, json=GOOD, headers={"Origin": origin}).status_code == status
     assert len(engine.requests) == 1
+
+
+def test_a_name_that_was_resolved_to_this_machine_is_another_origin(engine: Scripted) -> None:
+    def status(server: str, name: str, key: str | None = None) -> int:
+        shown = {} if key is None else {"Authorization": f"Bearer {key}"}
+        headers = {"Origin": f"http://{name}", "Host": name, **shown}
+        return ask(engine, json=GOOD, server=server, key=key, headers=headers).status_code
+
+    for server in ("http://127.0.0.1:7921", "http://[::1]:7921"):
+        assert status(server, "evil.example:7921") == status(server, "10.0.0.1:7921") == 403
+        for name in ("127.0.0.1:7921", "localhost:7921", "127.1.2.3", "[::1]:7921"):
+            assert status(server, name) == 200
+    assert status("http://192.0.2.7:7860", "chat.example:7860") == 200
+    assert status("http://127.0.0.1:7860", "chat.example", "me:secret") == 200  # through a proxy
 
 
 @pytest.mark.parametrize(

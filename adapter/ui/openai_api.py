@@ -11,11 +11,13 @@ import hmac
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jinja2 import TemplateError
@@ -60,7 +62,7 @@ class OpenAIApi:
     def __init__(self, provider: EngineProvider, store: Cards, key: str | None = None) -> None:
         self._provider = provider
         self._store = store
-        self._key = None if key is None else key.encode()
+        self._key = None if key is None else key.encode().strip()  # no header ends in a blank
         self._open = 0
         self._since = int(time.time())
         # Bodies, pictures and tokens take their time: not that of the event loop, which the page shares.
@@ -92,17 +94,28 @@ class OpenAIApi:
     def _admit(self, request: Request) -> None:
         """Raise ApiError for whoever may not ask."""
         origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
-            # Gradio's CORS rules let every origin in on a public host; a page elsewhere has no business here.
+        # Gradio's CORS rules let every origin in on a public host; a page elsewhere has no business here.
+        if origin is not None and (
+            origin.partition("://")[2] != request.headers.get("host") or self._is_rebound(request, origin)
+        ):
             raise ApiError(403, "Requests from pages of other origins are not answered.")
         shown = request.headers.get("authorization", "")
         scheme, _, key = shown.partition(" ")
         if self._key is not None and not (
-            scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._key)
+            scheme.lower() == "bearer" and hmac.compare_digest(key.encode("latin-1").strip(), self._key)
         ):
             raise ApiError(401, "A key is needed: Authorization: Bearer KEY.", code="invalid_api_key")
         if self._open > MAX_OPEN:
             raise Busy(f"{MAX_OPEN} requests are open already. Try again in a minute.")
+
+    def _is_rebound(self, request: Request, origin: str) -> bool:
+        """Whether a page elsewhere may have had its name resolved to this machine, so that Host is its name too.
+
+        Where a key is needed the name may be that of a proxy on this machine: no page elsewhere has the key.
+        """
+        here, _ = request.scope.get("server") or ("", None)
+        asking = re.sub(r":\d*$", "", origin.partition("://")[2]).strip("[]")
+        return self._key is None and _is_loopback(here) and not _is_loopback(asking)
 
     async def _respond(self, request: Request) -> ASGIApp:
         path = request.path_params["path"].strip("/")
@@ -233,6 +246,13 @@ class _Reply:
 
     def _data(self, **fields: Any) -> str:
         return f"data: {json.dumps({**self._about, 'object': 'chat.completion.chunk', **fields})}\n\n"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host.removeprefix("::ffff:")).is_loopback
+    except ValueError:
+        return False
 
 
 async def _until_gone(receive: Receive, work: Awaitable[T]) -> T | None:

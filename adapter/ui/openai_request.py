@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from adapter.chat import Message, Role
 from adapter.ui.requests import check_length
+from adapter.ui.texts.page import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -128,15 +129,18 @@ def read(fields: Mapping[str, Any], adapters: Collection[str], base: str, client
 
 
 def known(model: str, adapters: Collection[str], base: str) -> str | None:
-    """The adapter that a model's name means, None for the frozen base. Raises ApiError for an unknown one."""
-    if model in (BASE, base):
+    """The adapter that a model's name means, None for the frozen base. Raises ApiError for an unknown one.
+
+    BASE is always the base; its own name is too, unless an adapter is called so.
+    """
+    if model == BASE:
         return None
-    if model not in adapters:
-        there = ", ".join([BASE, *sorted(adapters)])
-        raise ApiError(
-            404, f"There is no model '{model[:100]}'. Choose one of: {there}.", "model", "model_not_found"
-        )
-    return model
+    if model in adapters:
+        return model
+    if model == base:
+        return None
+    there = ", ".join([BASE, *sorted(set(adapters) - {BASE})])
+    raise ApiError(404, f"There is no model '{model[:100]}'. Choose one of: {there}.", "model", "model_not_found")
 
 
 def _check_names(fields: Mapping[str, Any]) -> None:
@@ -184,7 +188,10 @@ def _text(value: Any, where: str) -> str:
 
 
 def _conversation(messages: Any) -> tuple[tuple[Message, ...], str | None]:
-    """The texts, neighbours of one role joined, and the data URL of the newest picture."""
+    """The texts, neighbours of one role joined, and the data URL of the newest picture.
+
+    Who shows a picture without a word asks what the page asks.
+    """
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "'messages' must be a list with one message at least.", "messages")
     if len(messages) > MAX_MESSAGES:
@@ -205,11 +212,13 @@ def _conversation(messages: Any) -> tuple[tuple[Message, ...], str | None]:
         text, picture = _content(message.get("content"), role, f"{where}.content")
         newest = picture or newest
         if not text.strip():
-            continue
+            if picture is None:
+                continue
+            text = ""  # a neighbour may have the words
         if joined and joined[-1].role == _ROLES[role]:
-            text = f"{joined.pop().text}\n\n{text}"
+            text = "\n\n".join(filter(None, (joined.pop().text, text)))
         joined.append(Message(_ROLES[role], text))
-    return tuple(joined), newest
+    return tuple(m if m.text else Message(m.role, DEFAULT_QUESTION) for m in joined), newest
 
 
 def _content(content: Any, role: str, where: str) -> tuple[str, str | None]:
@@ -237,7 +246,7 @@ def _content(content: Any, role: str, where: str) -> tuple[str, str | None]:
 
 def _url(value: Any, where: str) -> str:
     url = _text(value.get("url") if isinstance(value, dict) else value, f"{where}.url")
-    head, comma, _ = url[:200].partition(",")
+    head, comma, _ = url[:200].lower().partition(",")
     if not head.startswith("data:") or not comma or not head.endswith(";base64"):
         raise ApiError(
             400,
