@@ -381,6 +381,7 @@ def test_a_folder_with_captions_beside_the_pictures(tmp_path):
     assert records.format == "captions"
     assert pairs(records) == [(f"{tmp_path}/b.jpg", "A dog."), (f"{tmp_path}/sub/a.PNG", "Ein Käfer.")]
     assert records[1].where == "sub/a.txt, line 1"
+    assert records.uncaptioned == ("uncaptioned.png",)
     (tmp_path / "b.txt").write_text("\nA dog.")
     with pytest.raises(DataError, match=r"^b.txt, line 1: 'caption' is empty"):
         records[0]
@@ -397,6 +398,7 @@ def test_a_folder_with_a_list_of_captions(tmp_path):
     for path in (tmp_path, tmp_path / "captions.json"):
         records = open_records(path)
         assert records.format == "captions" and records[0].image == tmp_path / "a.jpg"
+        assert records.uncaptioned == ()
         assert records[0].messages[-1] == Message("assistant", "A cat.")
         with pytest.raises(DataError, match="captions.json, entry 'b.jpg': 'caption' is a number, not text"):
             records[1]

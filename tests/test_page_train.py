@@ -146,6 +146,8 @@ def test_ones_own_files_are_shown_before_anything_is_trained(
 ) -> None:
     apprentice = Apprentice(visit(390, 844))
     page = apprentice.page
+    hint = page.locator("#steps .step > .hint").bounding_box()["y"]
+    assert page.get_by_text(texts.UPLOAD_HINT).bounding_box()["y"] >= hint  # nothing of it is cut off
     rows = [json.dumps({"instruction": f"Say {i}.", "output": f"{i}!"}) for i in range(12)]
     (tmp_path / "numbers.jsonl").write_text("\n".join([*rows, '{"instruction": "x"}']))
     preview = apprentice.upload(tmp_path / "numbers.jsonl")
@@ -157,16 +159,22 @@ def test_ones_own_files_are_shown_before_anything_is_trained(
     )
     assert apprentice.button("start").is_enabled()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
-    # A zip of pictures, and one that reaches outside.
+    # What nobody typed goes with its data.
+    assert page.get_by_label("Name", exact=True).input_value() == "numbers"
     page.locator('#train-upload [aria-label="Clear"]').click()
     page.get_by_text(texts.NO_DATA).wait_for()
     assert apprentice.button("start").is_disabled()
+    assert page.get_by_label("Name", exact=True).input_value() == ""
+    # A zip of pictures, one of them without a caption, and a zip that reaches outside.
     with zipfile.ZipFile(tmp_path / "cats.zip", "w") as archive:
+        archive.write(PHOTOGRAPHS / "cheetah1.jpg", "nameless.jpg")
         for i in range(5):
             archive.write(PHOTOGRAPHS / "cheetah1.jpg", f"{i}.jpg")
             archive.writestr(f"{i}.txt", "a cheetah")
     apprentice.upload(tmp_path / "cats.zip")
     page.locator("#train-preview img").nth(4).wait_for(timeout=60_000)
+    assert page.locator("#train-preview li", has_text="nameless.jpg").is_visible()
+    assert page.get_by_label("Name", exact=True).input_value() == "cats"
     page.wait_for_function(
         "() => document.querySelector('#train-command textarea').value.includes('vision.projection=global')"
     )
@@ -180,6 +188,9 @@ def test_ones_own_files_are_shown_before_anything_is_trained(
     page.locator('#train-upload [aria-label="Clear"]').click()
     apprentice.take_sample("butler")
     page.get_by_label("Name", exact=True).fill("pirate")
+    page.wait_for_function(
+        "() => document.querySelector('#train-command textarea').value.includes('“pirate” already')"
+    )
     apprentice.button("start").click()
     assert "already" in apprentice.visitor.toast()
     assert page.get_by_label("Name", exact=True).input_value() == "pirate"

@@ -62,8 +62,8 @@ def test_a_recipe_is_read_with_its_groups_and_changes(tmp_path):
         ("data: a\nsteps: true", "'steps' must be int, got True"),
         ("data: a\nsteps: 1\nprompt_norm: 1", "'prompt_norm' must be bool"),
         ("steps: 1", "'data' is missing"),
-        ("data: a", "steps or epochs must be above 0"),
-        ("data: a\nsteps: 1\nepochs: 2", "steps or epochs must be above 0, and not both"),
+        ("data: a", "steps or epochs must be above 0: set one of them, or a preset"),
+        ("data: a\nsteps: 1\nepochs: 2", "steps and epochs exclude each other"),
         ("data: a\nsteps: 1\nvision: yes", "'vision' must be"),
         ("data: a\nsteps: 1\nvision: {projection: glob}", "vision.projection must be one of"),
         ("data: a\nsteps: 1\npreset: v3", "There is no preset 'v3'"),
@@ -153,6 +153,27 @@ def test_check_and_score_say_what_they_are_for(arguments, capsys):
     assert "--score is for recipes of the project" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["../x", "a b/c", "/tmp/x", "..", "-rf", "", "CON", "x" * 41])
+@pytest.mark.parametrize("more", [[], ["--check"], ["--out", "out"]])
+def test_a_name_that_is_no_folder_is_refused_before_anything_is_read(
+    name, more, rows, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FileExamples, "__init__", lambda *_: pytest.fail("data was read"))
+    there = set(tmp_path.rglob("*"))
+    assert main([f"data={rows}", f"name={json.dumps(name)}", "preset=small", *more]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: the command line: name={name!r} cannot be used. ")
+    assert said.err.count("\n") == 1 and not said.out and set(tmp_path.rglob("*")) == there
+
+
+def test_data_that_is_not_there_is_told_before_what_else_is_missing(tmp_path, capsys):
+    assert main([f"data={tmp_path / 'nope'}"]) == 1
+    assert "there is no file or folder" in capsys.readouterr().err
+    assert main([f"data={tmp_path}"]) == 1
+    assert "steps or epochs must be above 0: set one of them" in capsys.readouterr().err
+
+
 def test_one_record_is_enough(arguments, tmp_path):
     (tmp_path / "one.json").write_text('[{"instruction": "a>", "output": "b"}]')
     assert main([*arguments, f"data={tmp_path / 'one.json'}"]) == 0
@@ -207,6 +228,16 @@ def test_check_reads_everything_and_trains_nothing(arguments, tmp_path, capsys, 
     rows.write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
     assert main([*arguments, "--check"]) == 1
     assert "'output' is missing" in capsys.readouterr().out
+
+
+def test_check_names_pictures_without_a_caption(arguments, tmp_path, capsys):
+    for i in range(5):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+        if i < 3:
+            (tmp_path / f"{i}.txt").write_text("a square")
+    assert main([*arguments, f"data={tmp_path}", "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "3 records" in said and "2 without a caption, and passed over:\n  3.png\n  4.png" in said
 
 
 def test_wrong_words_are_named(capsys):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -26,10 +27,10 @@ from adapter.checkpoint import load_adapter
 from adapter.embedded import BASE
 from adapter.errors import AdapterError, BadInput, Busy
 from tests.test_app import Ready, Shelf
-from train.config import read_recipe, recipe_text
+from train.config import check_name, read_recipe, recipe_text
 from train.ui import handlers, intake, unpack
 from train.ui.charts import run_html
-from train.ui.plan import Plan, check_name, free_name, minutes
+from train.ui.plan import Plan, free_name, minutes
 from train.ui.preview import preview_html
 from train.ui.progress import Progress, read_progress
 from train.ui.runs import RECIPE, RECORD, Record, Run, TrainingRuns
@@ -206,7 +207,17 @@ def test_no_file_that_was_not_sent_is_looked_at(image: str, tmp_path: Path, into
         ("a.jsonl", b"hello\nworld", "line 1, column 1: this is not JSON"),
         ("a.json", b'{"a": 1}', "the format cannot be told"),
         ("a.csv", b"cat.png,a cat\ndog.png,a dog", "names pictures that did not come with it"),
-        ("a.jsonl", b'{"instruction": "x", "output": "y"}', "has 1 records that can be learnt from"),
+        (
+            "a.jsonl",
+            b'{"instruction": "x", "output": "y"}',
+            "has 1 record that can be learnt from; 4 are the least.",
+        ),
+        (
+            "a.jsonl",
+            (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n").encode() * 5,
+            "has 0 records that can be learnt from; 4 are the least. "
+            "All 5 are too long: nothing of the answer lies within the first 512 tokens.",
+        ),
         (
             "a.jsonl",
             b'{"instruction": "x", "output": "y"}\n' * 3 + b'{"instruction": "x"}\n',
@@ -261,6 +272,21 @@ def test_a_preview_of_pictures_shows_them_and_names_those_that_are_none(
     shown = preview_html(preview)
     assert shown.count("data:image/jpeg;base64,") == 6 and "6.png" in shown and "<i>square" not in shown
     assert preview.pictures and preview.usable == 6 and str(tmp_path) not in shown
+
+
+def test_pictures_without_a_caption_are_named(tmp_path: Path, into: Path, tiny_folder: Path) -> None:
+    def preview(captions: int, pictures: int) -> intake.Preview:
+        files = {f"{i}.png": png() for i in range(pictures)} | {f"{i}.txt": b"red" for i in range(captions)}
+        shutil.rmtree(into)
+        into.mkdir()
+        return intake.preview(intake.take_upload(zipped(tmp_path / "x.zip", files), into), str(tiny_folder))
+
+    shown = preview_html(preview(captions=5, pictures=9))
+    assert "5 records of pictures" in shown and "4 pictures have no caption" in shown
+    assert all(f"<li>{i}.png</li>" in shown for i in range(5, 9)) and "cannot be learnt from" not in shown
+    assert "no caption" not in preview_html(preview(captions=5, pictures=5))
+    with pytest.raises(BadInput, match=r"has 2 records .* 4 pictures have no caption, 2\.png for one: put NAME"):
+        preview(captions=2, pictures=6)
 
 
 # Names, recipes and commands.
@@ -559,13 +585,62 @@ def test_forged_settings_start_nothing(
 
 def test_data_that_is_chosen_fills_the_settings_and_a_typed_name_stays(tab: handlers.TrainTab) -> None:
     sample = next(iter(tab.samples))
-    _, shown, found, name, *_, command, start = tab.choose_sample(sample, None, "")
+    _, shown, found, name, *_, command, start = tab.choose_sample(sample, None, "", "")
     assert "records" in shown and name == f"my-{sample}" and start["interactive"]
     assert command.startswith("python -m train data=assets/samples/") and f"name=my-{sample}" in command
-    assert tab.choose_sample(sample, found, name)[3] == name
-    assert tab.choose_sample(sample, found, "mine")[3] == "mine"
     assert tab.told(found, "mine", "", 80, 0.01)[1].count("steps=80") == 1
-    assert tab.choose_upload("/etc/passwd", found, "mine")[2] is None
+    assert tab.choose_upload("/etc/passwd", found, "mine", "")[2] is None
+
+
+def test_an_untouched_proposal_follows_the_data_and_what_is_typed_stays(
+    tab: handlers.TrainTab, tmp_path: Path
+) -> None:
+    rows, broken = jsonl(tmp_path / "rows.jsonl", ROWS), jsonl(tmp_path / "broken.jsonl", ["{"])
+    sample = next(iter(tab.samples))
+
+    def after(*kinds: str, name: str = "", description: str = "") -> tuple[str, str]:
+        """The two fields when these were chosen one after the other; what is given is typed after the first."""
+        found, fields = None, ("", "")
+        for count, kind in enumerate(kinds):
+            if kind == "none":
+                updates = tab.no_data(found, *fields)
+            elif kind == "sample":
+                updates = tab.choose_sample(sample, found, *fields)
+            else:
+                updates = tab.choose_upload(str(rows if kind == "rows" else broken), found, *fields)
+            found, fields = updates[2], updates[3:5]
+            if not count:
+                fields = (name or fields[0], description or fields[1])
+        return fields
+
+    said = tab.samples[sample].settings["description"]
+    for between in ([], ["none"], ["broken"], ["broken", "none"]):
+        assert after("rows", *between, "sample") == (f"my-{sample}", said)
+        assert after("sample", *between, "rows") == ("rows", "")
+        assert after("sample", *between, "rows", name="mine") == ("mine", "")
+        assert after("sample", *between, "rows", description="Mine.") == ("rows", "Mine.")
+    assert after("sample", "none") == after("sample", "broken") == ("", "")
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("../x", "letters, digits"),
+        ("-rf", "letters, digits"),
+        ("x/y", "letters, digits"),
+        ("Poet", "already"),
+        ("con", "something else"),
+        ("", "needs a name"),
+    ],
+)
+def test_a_name_that_will_not_do_is_told_where_the_command_would_stand(
+    name: str, said: str, tab: handlers.TrainTab
+) -> None:
+    sample = next(iter(tab.samples))
+    found = tab.choose_sample(sample, None, "", "")[2]
+    takes, command = tab.told(found, name, "", 40, 0.004)
+    assert said in command and "python" not in command and takes.startswith("Learns from text")
+    assert tab.told(found, "mine", "", 40, 0.004)[1].startswith("python -m train")
 
 
 def events(page: Any) -> set[str]:

@@ -89,7 +89,8 @@ def _run(args: argparse.Namespace) -> None:
             raise AdapterError(f"'{recipes[0]}' is not key=value.")
         if args.score:
             raise AdapterError("--score is for recipes of the project, which know how to. Leave it out.")
-        recipe = read_recipe(args.config, [*assignments, *([f"base={args.base}"] if args.base else [])])
+        base = [f"base={args.base}"] if args.base else []
+        recipe = read_recipe(args.config, [*assignments, *base], to_run=True)
         (_check_files if args.check else _train_files)(recipe, args)
     elif len(recipes) == 1 and recipes[0] in names():
         if args.check:
@@ -146,6 +147,7 @@ def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         lambda record: tokeniser.row(Example.of(record), cut=False)[:2],
         config.max_length,
         images=config.vision is not None,
+        uncaptioned=examples.records.uncaptioned,
     )
     print(report)
     print(f"a run would take {config.steps:,} steps of {config.batch_size} rows")

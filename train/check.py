@@ -39,7 +39,8 @@ class Report:
     """The figures of a data set; `str(report)` is the text for people. Lengths are in tokens, before any cut.
 
     truncated: records longer than max_length; answerless: those of them whose answers lie wholly beyond it;
-    supervised: tokens with loss, after the cut; images: different files named; histogram: (from, to, records).
+    supervised: tokens with loss, after the cut; images: different files named; histogram: (from, to, records);
+    uncaptioned: pictures that are no record.
     """
 
     records: int
@@ -57,6 +58,7 @@ class Report:
     images_opened: bool
     missing: Faults
     unreadable: Faults
+    uncaptioned: Faults
 
     @property
     def clean(self) -> bool:
@@ -78,14 +80,21 @@ class Report:
             opened = "all opened" if self.images_opened else "not opened"
             lines += [f"{self.images:,} images, {opened}", *_named(self.missing, "missing")]
             lines += _named(self.unreadable, "are no pictures")
+        lines += _named(self.uncaptioned, "without a caption, and passed over")
         return "\n".join(lines)
 
 
-def check(records: Sequence[Record], tokenise: Tokenise, max_length: int, images: bool = True) -> Report:
+def check(
+    records: Sequence[Record],
+    tokenise: Tokenise,
+    max_length: int,
+    images: bool = True,
+    uncaptioned: Sequence[str] = (),
+) -> Report:
     """Read every record, count its tokens, and open every image once unless `images` is False.
 
     tokenise: a record's (ids, labels), uncut, labels -100 where there is no loss; an AdapterError of its counts
-    as a broken record. Shows progress on a terminal.
+    as a broken record. uncaptioned: as Records has it. Shows progress on a terminal.
     """
     broken, missing, unreadable = Faults(), Faults(), Faults()
     lengths = array("I")
@@ -131,6 +140,7 @@ def check(records: Sequence[Record], tokenise: Tokenise, max_length: int, images
         images_opened=images,
         missing=missing,
         unreadable=unreadable,
+        uncaptioned=Faults(len(uncaptioned), tuple(uncaptioned[:_NAMED])),
     )
 
 

@@ -1,15 +1,17 @@
 """What one training run is: frozen dataclasses that fail when made, and the recipe files they are read from.
 
-Knows nothing of data or tensors.
+Knows nothing of tensors, and of data only whether it is there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,14 @@ import yaml
 
 from adapter.config import TuningConfig, VisionConfig
 from adapter.embedded import BASE, ENCODER
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, BadInput
 
 PRECISIONS = ("bf16", "fp32", "nf4", "int8")
 INITS = ("zero", "random")
 LEARN = ("all", "prompts", "tuning")
+LONGEST_NAME = 40
+# What Windows keeps for itself, and what the API calls the bare base.
+RESERVED = {"con", "prn", "aux", "nul", "base", *(f"{p}{i}" for p in ("com", "lpt") for i in range(10))}
 
 
 class ConfigError(AdapterError):
@@ -75,8 +80,10 @@ class TrainConfig:
         for name in ("lr", "gate_lr", "prompt_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if (self.steps > 0) == (self.epochs > 0):
-            raise ValueError("steps or epochs must be above 0, and not both")
+        if self.steps and self.epochs:
+            raise ValueError("steps and epochs exclude each other: leave one of them out")
+        if not (self.steps or self.epochs):
+            raise ValueError("steps or epochs must be above 0: set one of them, or a preset such as preset=small")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
         if not 0 <= self.history <= 1:
@@ -151,12 +158,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
+def check_name(name: str, taken: Iterable[str] = ()) -> str:
+    """The name if it can be a folder's everywhere and is nobody's yet. Raises BadInput."""
+    name = name.strip()
+    if not name:
+        raise BadInput("The adapter needs a name, for example my-poet.")
+    if len(name) > LONGEST_NAME:
+        raise BadInput(f"The name has {len(name)} characters; {LONGEST_NAME} are the limit.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise BadInput("A name has letters, digits, - and _ only, and begins with one of the first two: my-poet.")
+    if name.lower() in RESERVED:
+        raise BadInput(f"“{name}” means something else to the system. Choose another name.")
+    if name.lower() in {other.lower() for other in taken}:
+        raise BadInput(f"There is an adapter “{name}” already. Choose another name.")
+    return name
+
+
+def read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool = False) -> RecipeFile:
     """The recipe in a YAML file, changed by `key=value` (`data.path=x` reaches into groups).
 
+    to_run: its data must be there, and its name one that a new folder can have.
     Raises ConfigError that names the key and the nearest one that exists.
     """
-    return _recipe(_assigned(_yaml(path) if path is not None else {}, assignments), path)
+    return _recipe(_assigned(_yaml(path) if path is not None else {}, assignments), path, to_run)
 
 
 def recipe_text(recipe: RecipeFile) -> str:
@@ -197,7 +221,7 @@ def _assigned(found: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     return found
 
 
-def _recipe(found: dict[str, Any], path: Path | None) -> RecipeFile:
+def _recipe(found: dict[str, Any], path: Path | None, to_run: bool) -> RecipeFile:
     where = str(path) if path is not None else "the command line"
     preset = found.pop("preset", None)
     if preset is not None:
@@ -218,8 +242,11 @@ def _recipe(found: dict[str, Any], path: Path | None) -> RecipeFile:
         raise ConfigError(f"{where}: 'data' is missing: the file or folder to learn from.")
     if isinstance(found["data"], str):
         found["data"] = {"path": found["data"]}
+    found["data"] = build(DataConfig, found["data"], where, "data.")
     settings = {key: value for key, value in found.items() if key in inner}
     settings.setdefault("name", path.stem if path is not None else "adapter")
+    if to_run:
+        _check_run(found["data"].path, settings["name"], where)
     return build(
         RecipeFile,
         {
@@ -228,6 +255,16 @@ def _recipe(found: dict[str, Any], path: Path | None) -> RecipeFile:
         },
         where,
     )
+
+
+def _check_run(data: str, name: Any, where: str) -> None:
+    """What a run needs before anything else."""
+    if not os.path.exists(data):
+        raise ConfigError(f"{where}: there is no file or folder '{data}'. Check the path of data.")
+    try:
+        check_name(str(name))
+    except BadInput as error:
+        raise ConfigError(f"{where}: name={name!r} cannot be used. {error}") from error
 
 
 def _merged(preset: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:

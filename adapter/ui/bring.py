@@ -11,6 +11,7 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.ui import look
+from adapter.ui.libraries import import_libraries
 from adapter.ui.live import PRIVATE, Picker
 from adapter.ui.requests import EngineProvider
 from adapter.ui.texts import page as texts
@@ -33,6 +34,7 @@ def bring_an_adapter(
 
     def bring_it(paths: list[str] | None, wanted: str) -> tuple[Any, ...]:
         # Seconds of imports, so not at the top: the page is there before them.
+        import_libraries()
         from adapter.ui.upload import bring
 
         try:

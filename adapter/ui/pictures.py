@@ -18,6 +18,7 @@ from typing import Any
 from gradio.utils import get_upload_folder
 
 from adapter.errors import BadInput
+from adapter.ui.libraries import import_libraries
 from adapter.ui.texts import page as texts
 
 SIDE = 640  # pixels of the longer one; encoders look at 224 to 448
@@ -32,6 +33,7 @@ class BadPicture(BadInput):
 
 def open_picture(source: str | bytes) -> Any:
     """The picture as PIL has it; source: a path or a file's bytes. Raises BadPicture if it is none."""
+    import_libraries()
     from adapter.vision import open_image
 
     try:

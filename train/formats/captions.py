@@ -31,6 +31,13 @@ def has_captions(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _LISTS) or next(_captioned(folder), None) is not None
 
 
+def uncaptioned(path: Path) -> tuple[str, ...]:
+    """The pictures of a folder that have no caption beside them; none where a list says which are meant."""
+    if any((path / name).is_file() for name in _LISTS):
+        return ()
+    return tuple(sorted(picture for picture, _, there in _pictures(path) if not there))
+
+
 def open_rows(path: Path) -> Rows:
     """(image, caption) pairs of a .tsv, .csv or captions.json, or of a folder. Raises DataError."""
     if not path.is_dir():
@@ -156,11 +163,17 @@ def _unquoted(cell: str) -> str:
 
 
 def _captioned(folder: Path) -> Iterator[tuple[str, str]]:
-    """(picture, text) wherever a NAME.txt stands beside a picture NAME, at any depth. Walks lazily."""
+    """(picture, text) wherever a NAME.txt stands beside a picture NAME."""
+    return ((picture, text) for picture, text, there in _pictures(folder) if there)
+
+
+def _pictures(folder: Path) -> Iterator[tuple[str, str, bool]]:
+    """(picture, its text, whether that is there) of every picture, at any depth. Walks lazily."""
     for root, _, names in os.walk(folder):
         there = set(names)
         below = Path(root).relative_to(folder)
         for name in names:
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() in _SUFFIXES and f"{stem}.txt" in there:
-                yield (below / name).as_posix(), (below / f"{stem}.txt").as_posix()
+            if suffix.lower() in _SUFFIXES:
+                text = f"{stem}.txt"
+                yield (below / name).as_posix(), (below / text).as_posix(), text in there

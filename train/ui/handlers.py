@@ -23,6 +23,7 @@ from adapter.ui.requests import BASE_ONLY, without_folders
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
 from adapter.ui.turns import FRAME_SECONDS, toast
+from train.config import check_name
 from train.ui import intake
 from train.ui.charts import run_html
 from train.ui.plan import LONGEST_DESCRIPTION, Plan, free_name, minutes
@@ -38,7 +39,7 @@ SERVED = ("config.json", "adapter.safetensors", "README.md")  # of a run's folde
 
 class Found(TypedDict):
     """What a preview leaves for the settings: what the data is called, of what kind it is, and how long; and the
-    name that was proposed for the adapter.
+    name and description that were proposed for the adapter.
     """
 
     shown: str
@@ -46,7 +47,8 @@ class Found(TypedDict):
     template: str
     tokens: int
     sample: str
-    proposed: str
+    name: str
+    description: str
 
 
 class Choice(NamedTuple):
@@ -79,37 +81,35 @@ class TrainTab:
 
     # 1. Data. Updates of (the other source, preview, found, the settings, takes, command, start).
 
-    def choose_sample(self, sample: str, before: Found | None, name: str | None) -> Updates:
-        return self._preview(Choice(sample, None), before, name)
+    def choose_sample(
+        self, sample: str, before: Found | None, name: str | None, description: str | None
+    ) -> Updates:
+        return self._preview(Choice(sample, None), *_own(before, name, description))
 
-    def choose_upload(self, upload: str | None, before: Found | None, name: str | None) -> Updates:
+    def choose_upload(
+        self, upload: str | None, before: Found | None, name: str | None, description: str | None
+    ) -> Updates:
         if not upload:
-            return self.no_data()
-        return self._preview(Choice(None, upload), before, name)
+            return self.no_data(before, name, description)
+        return self._preview(Choice(None, upload), *_own(before, name, description))
 
-    def no_data(self) -> Updates:
-        skipped = [gr.skip()] * 4
-        off = gr.update(interactive=False)
-        return gr.skip(), nothing_html(texts.NO_DATA), None, *skipped, "", texts.NO_COMMAND, off
+    def no_data(self, before: Found | None, name: str | None, description: str | None) -> Updates:
+        return gr.skip(), nothing_html(texts.NO_DATA), *_off(*_own(before, name, description))
 
-    def _preview(self, choice: Choice, before: Found | None, name: str | None) -> Updates:
+    def _preview(self, choice: Choice, name: str, description: str) -> Updates:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 preview = intake.preview(self._data(choice, Path(folder)), self.base)
                 shown = preview_html(preview)
         except AdapterError as error:
-            return None, problem_html(error), *self.no_data()[2:]
+            return None, problem_html(error), *_off(name, description)
         except Exception:
             log.exception("data could not be looked at")
-            return None, problem_html(AdapterError(page_texts.FAILED)), *self.no_data()[2:]
+            return None, problem_html(AdapterError(page_texts.FAILED)), *_off(name, description)
         sample = self.samples.get(choice.sample or "")
-        taken = [*self.store.names(), *self.runs.taken()]
-        proposed = free_name(f"my-{sample.name}" if sample else Path(preview.shown).stem, taken)
+        proposed = free_name(f"my-{sample.name}" if sample else Path(preview.shown).stem, self._taken())
         found = _found(preview, sample, proposed)
-        own = (name or "").strip()
-        if not own or (before and own == before["proposed"]):  # what a visitor typed stays
-            own = proposed
-        typed = Typed(own, sample.settings.get("description", "") if sample else "", None, None)
+        typed = Typed(name or found["name"], description or found["description"], None, None)
         plan = self._plan(found, typed, Path("x"))
         usual = plan.recipe().train
         typed = typed._replace(steps=usual.steps, rate=usual.lr)
@@ -124,20 +124,28 @@ class TrainTab:
             raise BadInput(texts.NO_DATA)
         return intake.take_sample(sample.path)
 
+    def _taken(self) -> list[str]:
+        return [*self.store.names(), *self.runs.taken()]
+
     # 2. Settings.
 
     def told(self, found: Found | None, *typed: Any) -> tuple[str, str]:
-        """What the run will do, and the command that does the same."""
+        """What the run will do, and the command that does the same, or why the name will not do."""
         if not found:
             return "", texts.NO_COMMAND
+        settings = Typed(*typed)
         try:
-            plan = self._plan(found, Typed(*typed), Path("x"))
+            plan = self._plan(found, settings, Path("x"))
             kind = texts.PICTURES if found["pictures"] else texts.TEXTS
             takes = texts.takes(kind, *minutes(plan.recipe().train, found["tokens"], self.base, self.runs.folder))
-            own = self.runs.folder != USUAL
-            return takes, plan.command(f"{self.runs.folder.name}/{plan.name}" if own else "")
         except AdapterError as error:
             return without_folders(str(error)), texts.NO_COMMAND
+        try:
+            check_name(settings.name or "", self._taken())
+        except BadInput as error:
+            return takes, str(error)
+        own = self.runs.folder != USUAL
+        return takes, plan.command(f"{self.runs.folder.name}/{plan.name}" if own else "")
 
     def _plan(self, found: Found, typed: Typed, data: Path) -> Plan:
         sample = self.samples.get(found["sample"])
@@ -285,14 +293,27 @@ def _question(run: Run, box: dict[str, Any] | None) -> Any:
     return gr.update(value={"text": run.record.question, "files": files})
 
 
-def _found(preview: intake.Preview, sample: Sample | None, proposed: str = "") -> Found:
+def _own(before: Found | None, name: str | None, description: str | None) -> tuple[str, str]:
+    """The name and the description that a visitor typed: "" for what was proposed for the data before."""
+    own = [(name or "").strip(), (description or "").strip()]
+    proposed = (before["name"], before["description"]) if before else ("", "")
+    return "" if own[0] == proposed[0] else own[0], "" if own[1] == proposed[1] else own[1]
+
+
+def _off(name: str, description: str) -> Updates:
+    """Updates of (found, the settings, takes, command, start) where there is no data."""
+    return None, name, description, gr.skip(), gr.skip(), "", texts.NO_COMMAND, gr.update(interactive=False)
+
+
+def _found(preview: intake.Preview, sample: Sample | None, name: str = "") -> Found:
     return Found(
         shown=_written(sample.path) if sample else preview.shown,
         pictures=preview.pictures,
         template=preview.template,
         tokens=preview.tokens,
         sample=sample.name if sample else "",
-        proposed=proposed,
+        name=name,
+        description=sample.settings.get("description", "") if sample else "",
     )
 
 

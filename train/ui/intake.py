@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapter.errors import AdapterError, BadInput
+from adapter.ui.libraries import import_libraries
 from train.ui.unpack import PICTURES, TABLES, unpack
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def take_sample(path: Path) -> Data:
 
 def _inside(folder: Path) -> Path:
     """What to train on in an unpacked zip: the folder that holds it, or a list of which it holds one."""
+    import_libraries()
     from train.formats import captions, scienceqa
 
     there = sorted(folder.iterdir())
@@ -122,6 +124,7 @@ def _inside(folder: Path) -> Path:
 
 
 def _open(path: Path, shown: str, folder: Path, left_out: tuple[str, ...], alone: bool) -> Data:
+    import_libraries()
     from train.records import open_records
 
     records = open_records(path)
@@ -175,15 +178,26 @@ def preview(data: Data, base: str) -> Preview:
     def tokenise(record: Record) -> Any:
         return tokeniser.row(Example.of(record), cut=False)[:2]
 
-    report = check(data.records, tokenise, MAX_LENGTH, images=data.pictures)
+    report = check(data.records, tokenise, MAX_LENGTH, data.pictures, data.records.uncaptioned)
     made = Preview(data.shown, data.records.format, data.pictures, report, _first(data), data.left_out, template)
     if made.usable < FEWEST:
-        faults = [*report.broken.first, *report.missing.first, *report.unreadable.first]
-        first = f" The first fault: {faults[0]}" if faults else ""
-        raise BadInput(
-            f"'{data.shown}' has {made.usable} records that can be learnt from; {FEWEST} are the least.{first}"
-        )
+        said = f"{made.usable} {'record' if made.usable == 1 else 'records'} that can be learnt from"
+        raise BadInput(" ".join([f"'{data.shown}' has {said}; {FEWEST} are the least.", *_lacking(report)]))
     return made
+
+
+def _lacking(report: Report) -> list[str]:
+    """Why there are not more records that can be learnt from."""
+    said = []
+    if faults := [*report.broken.first, *report.missing.first, *report.unreadable.first]:
+        said.append(f"The first fault: {faults[0]}")
+    if long := report.answerless:
+        count = f"{'All ' if 1 < long == report.records else ''}{long:,} {'is' if long == 1 else 'are'} too long"
+        said.append(f"{count}: nothing of the answer lies within the first {report.max_length:,} tokens.")
+    if bare := report.uncaptioned.count:
+        count = f"{bare:,} {'picture has' if bare == 1 else 'pictures have'} no caption"
+        said.append(f"{count}, {report.uncaptioned.first[0]} for one: put NAME.txt beside each NAME.jpg.")
+    return said
 
 
 def _first(data: Data) -> tuple[Record, ...]:

@@ -18,16 +18,14 @@ import yaml
 
 from adapter.embedded import BASE
 from adapter.errors import BadInput
-from train.config import ConfigError, RecipeFile, TrainConfig, read_recipe
+from train.config import LONGEST_NAME, RESERVED, ConfigError, RecipeFile, TrainConfig, read_recipe
+from train.config import check_name as check_name  # for the page
 from train.ui.progress import read_progress
 
-LONGEST_NAME = 40
 FEWEST_STEPS, MOST_STEPS = 10, 1000
 LEAST_LR, MOST_LR = 0.001, 0.02
 PRESET = "quick"
 LONGEST_DESCRIPTION = 120
-# What Windows keeps for itself, and what the API calls the bare base.
-_RESERVED = {"con", "prn", "aux", "nul", "base", *(f"{p}{i}" for p in ("com", "lpt") for i in range(10))}
 # The embedded base on two cores that nobody else uses: tokens a second, and seconds to the first step.
 _TOKENS_PER_SECOND, _START_SECONDS = 500.0, 15.0
 _TALK_TOKENS = 50.0  # of what `history` puts before a row, on average
@@ -96,25 +94,9 @@ def _words(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={_yaml(value)}" for key, value in values.items()]
 
 
-def check_name(name: str, taken: Iterable[str]) -> str:
-    """The name if it can be a folder's everywhere and is nobody's yet. Raises BadInput."""
-    name = name.strip()
-    if not name:
-        raise BadInput("The adapter needs a name, for example my-poet.")
-    if len(name) > LONGEST_NAME:
-        raise BadInput(f"The name has {len(name)} characters; {LONGEST_NAME} are the limit.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise BadInput("A name has letters, digits, - and _ only, and begins with one of the first two: my-poet.")
-    if name.lower() in _RESERVED:
-        raise BadInput(f"“{name}” means something else to the system. Choose another name.")
-    if name.lower() in {other.lower() for other in taken}:
-        raise BadInput(f"There is an adapter “{name}” already. Choose another name.")
-    return name
-
-
 def free_name(wanted: str, taken: Iterable[str]) -> str:
     """A name like `wanted` that check_name accepts."""
-    known = {other.lower() for other in taken} | _RESERVED
+    known = {other.lower() for other in taken} | RESERVED
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", wanted).strip("-_")[: LONGEST_NAME - 4].lower() or "my-adapter"
     found, number = stem, 1
     while found.lower() in known:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from adapter.ui.texts import train as texts
 from train.ui.intake import Preview
 
 if TYPE_CHECKING:
-    from train.check import Report
+    from train.check import Faults, Report
     from train.records import Record
 
 _CLIP = 220  # characters of a turn
@@ -56,6 +57,10 @@ def nothing_html(text: str) -> str:
 def _faults(preview: Preview) -> str:
     report = preview.report
     kinds = [report.broken, *([report.missing, report.unreadable] if preview.pictures else [])]
+    return _passed_over(texts.broken, *kinds) + _passed_over(texts.uncaptioned, report.uncaptioned)
+
+
+def _passed_over(summary: Callable[[int], str], *kinds: Faults) -> str:
     count = sum(kind.count for kind in kinds)
     if not count:
         return ""
@@ -64,7 +69,7 @@ def _faults(preview: Preview) -> str:
         named.append(texts.more(count - len(named)))
     items = "".join(f"<li>{html.escape(without_folders(fault))}</li>" for fault in named)
     return (
-        f"<details open><summary>{html.escape(texts.broken(count))}</summary>"
+        f"<details open><summary>{html.escape(summary(count))}</summary>"
         f"<p>{html.escape(texts.PASSED_OVER)}</p><ul>{items}</ul></details>"
     )
 

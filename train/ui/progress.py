@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adapter.ui.libraries import import_libraries
+
 _LAST_BYTES = 4 * 2**20  # of a long run's figures
 _RECENT = 20  # steps
 Points = tuple[tuple[int, float], ...]
@@ -49,6 +51,7 @@ class Progress:
 
 def read_progress(folder: Path) -> Progress:
     """Of the run in `folder`; of one that has written nothing yet, nothing."""
+    import_libraries()
     from train.figures import METRICS  # brings torch
 
     try:

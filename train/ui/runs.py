@@ -25,8 +25,9 @@ import psutil
 from filelock import FileLock
 
 from adapter.errors import AdapterError, BadInput, Busy
-from train.config import RecipeFile, read_recipe, recipe_text
-from train.ui.plan import Plan, check_name
+from adapter.ui.libraries import import_libraries
+from train.config import RecipeFile, check_name, read_recipe, recipe_text
+from train.ui.plan import Plan
 from train.ui.progress import Progress, read_progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -269,6 +270,7 @@ def _state(folder: Path, record: Record, alive: bool, progress: Progress, last: 
 
 def _what_is_there(folder: Path) -> tuple[bool, bool]:
     """Whether a run can be gone on with, and whether there is an adapter."""
+    import_libraries()
     from adapter.checkpoint import CONFIG, WEIGHTS
     from train.folder import STATE
 
@@ -283,6 +285,7 @@ def _record(folder: Path) -> Record | None:
 
 
 def _write(folder: Path, record: Record) -> None:
+    import_libraries()
     from adapter.checkpoint import replacing
 
     with replacing(folder / RECORD) as temporary:

@@ -16,13 +16,13 @@ from adapter.ui import look
 from adapter.ui.live import PRIVATE, Picker
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
+from train.config import LONGEST_NAME
 from train.ui.handlers import SLOW_TICK, TrainTab
 from train.ui.intake import UPLOADS
 from train.ui.plan import (
     FEWEST_STEPS,
     LEAST_LR,
     LONGEST_DESCRIPTION,
-    LONGEST_NAME,
     MOST_LR,
     MOST_STEPS,
 )
@@ -124,11 +124,11 @@ def _connect_data(
 ) -> None:
     sample, upload, preview = (data[key] for key in ("sample", "upload", "preview"))
     outputs = [preview, found, *settings.values(), start]
-    given = [found, settings["name"]]
+    given = [found, settings["name"], settings["description"]]
     event = {"show_progress": "minimal", "show_progress_on": preview, **DATA, **PRIVATE}
     sample.input(handlers.choose_sample, [sample, *given], [upload, *outputs], **event)
     upload.upload(handlers.choose_upload, [upload, *given], [sample, *outputs], **event)
-    upload.clear(handlers.no_data, None, [sample, *outputs], queue=False, show_progress="hidden", **PRIVATE)
+    upload.clear(handlers.no_data, given, [sample, *outputs], queue=False, show_progress="hidden", **PRIVATE)
     typed = [settings[key] for key in ("name", "description", "steps", "rate")]
     gr.on(
         [component.change for component in typed],

@@ -93,6 +93,10 @@ def broken(count: int) -> str:
     return f"{count:,} cannot be learnt from"
 
 
+def uncaptioned(count: int) -> str:
+    return f"{count:,} {'picture has' if count == 1 else 'pictures have'} no caption"
+
+
 def more(count: int) -> str:
     return f"and {count:,} more"
 
