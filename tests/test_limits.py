@@ -260,11 +260,43 @@ def test_on_this_machine_nobody_is_counted(tmp_path: Path) -> None:
     assert {r.status_code for r in sent(app, *uploads, address="127.0.0.1")} == {200}
 
 
-@pytest.mark.parametrize("path", ["/gradio_api/queue/data", "/gradio_api/heartbeat/x", "/v1/chat/completions"])
+def test_large_requests_are_counted_and_the_largest_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LARGE_PER_HOUR", 3)
+    monkeypatch.setattr(limits, "MESSAGE_BYTES", 2 * limits.LARGE_BYTES)
+    app, path = gate(tmp_path), "/gradio_api/queue/join"
+
+    def message(size: int) -> tuple[str, str, dict[str, Any]]:
+        return "POST", path, {"content": b"x" * size}
+
+    async def pieces() -> Any:
+        yield b"x"
+
+    unknown, too_large = sent(app, ("POST", path, {"content": pieces()}), message(2 * limits.LARGE_BYTES + 1))
+    assert (unknown.status_code, too_large.status_code) == (411, 413) and "larger than 2 MB" in too_large.text
+    *right, fourth, small = sent(app, *[message(limits.LARGE_BYTES + 1)] * 4, message(limits.LARGE_BYTES))
+    assert {r.status_code for r in right} == {200} and small.status_code == 200
+    assert fourth.status_code == 429 and "3 large requests an hour" in fourth.text
+    assert sent(app, message(limits.LARGE_BYTES + 1), address=ELSE)[0].status_code == 200
+    # /v1 reads its bodies itself, and says why not in its own way.
+    assert sent(app, ("POST", "/v1/chat/completions", {"content": pieces()}))[0].status_code == 200
+
+
+def test_logins_are_counted(tmp_path: Path) -> None:
+    login = ("POST", "/login", {"content": b"username=a&password=b"})
+    *right, last = sent(gate(tmp_path), *[login] * (limits.LOGINS_PER_MINUTE + 1))
+    assert {r.status_code for r in right} == {200} and last.status_code == 429 and "20 tries" in last.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/queue/data", "/gradio_api/heartbeat/x", "/v1/chat/completions", "/v1/models"]
+)
 def test_connections_that_stay_open_are_counted(
     tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "STREAMS_AT_ONCE", 3)
+    monkeypatch.setattr(limits, "CALLS_AT_ONCE", 3)
 
     async def scenario() -> None:
         hold = asyncio.Event()

@@ -36,6 +36,10 @@ ANSWERS_AT_ONCE = 24  # the engine's other places are left to other addresses
 INSPECTIONS_PER_MINUTE = 60
 UPLOADS_PER_HOUR = 60
 STREAMS_AT_ONCE = 64  # each open page holds one; a school may share an address
+CALLS_AT_ONCE = 24  # to /v1, half of its places
+LOGINS_PER_MINUTE = 20
+MESSAGE_BYTES = 8 * 2**20  # of a request that is no upload: a conversation with its kept pictures is the largest
+LARGE_BYTES, LARGE_PER_HOUR = 2**20, 240  # Gradio keeps what an answer was asked with until somebody fetches it
 UPLOAD_BYTES = 40 * 2**20
 FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
 _FOLDER_SECONDS = 10.0
@@ -113,8 +117,11 @@ class Limits:
         self._answers = Buckets(ANSWERS_PER_MINUTE, 60, clock)
         self._inspections = Buckets(INSPECTIONS_PER_MINUTE, 60, clock)
         self._uploads = Buckets(UPLOADS_PER_HOUR, 3600, clock)
+        self._large = Buckets(LARGE_PER_HOUR, 3600, clock)
+        self._logins = Buckets(LOGINS_PER_MINUTE, 60, clock)
         self._answering = Places(ANSWERS_AT_ONCE)
         self._streams = Places(STREAMS_AT_ONCE)
+        self._calls = Places(CALLS_AT_ONCE)
 
     def key(self, address: str) -> str | None:
         """Under which an address is counted: networks as small as one person may own. None: it is not limited."""
@@ -149,13 +156,30 @@ class Limits:
         if (key := self.key(address)) is not None and (wait := self._uploads.take(key)):
             raise TooOften(texts.too_many_uploads(UPLOADS_PER_HOUR, wait), wait)
 
+    def message(self, address: str, size: int) -> None:
+        """Count a request of so many bytes. Raises TooOften."""
+        if size > LARGE_BYTES and (key := self.key(address)) is not None and (wait := self._large.take(key)):
+            raise TooOften(texts.too_many_large(LARGE_PER_HOUR, wait), wait)
+
+    def login(self, address: str) -> None:
+        """Raises TooOften."""
+        if (key := self.key(address)) is not None and (wait := self._logins.take(key)):
+            raise TooOften(texts.too_many_logins(LOGINS_PER_MINUTE, wait), wait)
+
     def stream(self, address: str) -> Callable[[], None]:
-        """Count a connection that stays open, as `answer` does. Raises TooOften."""
+        """Count a connection of a page that stays open, as `answer` does. Raises TooOften."""
+        return self._connection(self._streams, address)
+
+    def call(self, address: str) -> Callable[[], None]:
+        """Count a program's request, whose body may be long in coming. Raises TooOften."""
+        return self._connection(self._calls, address)
+
+    def _connection(self, places: Places, address: str) -> Callable[[], None]:
         if (key := self.key(address)) is None:
             return lambda: None
-        if not self._streams.take(key):
-            raise TooOften(texts.too_many_streams(STREAMS_AT_ONCE), 30)
-        return lambda: self._streams.leave(key)
+        if not places.take(key):
+            raise TooOften(texts.too_many_streams(places.size), 30)
+        return lambda: places.leave(key)
 
 
 class LimitedEngine:
@@ -201,7 +225,7 @@ class LimitedProvider:
 
 
 class Gate:
-    """ASGI middleware before the whole page: uploads and connections that stay open are counted here."""
+    """ASGI middleware before the whole page: what is sent, and connections that stay open, are counted here."""
 
     def __init__(self, app: ASGIApp, limits: Limits, folder: Path, most: int = UPLOAD_BYTES) -> None:
         """folder: of the uploads; most: bytes of one."""
@@ -215,10 +239,12 @@ class Gate:
         token = SCOPE.set(scope)
         leave: Callable[[], None] | None = None
         try:
-            if _stays_open(scope["path"]):
+            if "/v1/" in scope["path"]:
+                leave = self._limits.call(address_of(scope))
+            elif _stays_open(scope["path"]):
                 leave = self._limits.stream(address_of(scope))
-            if _is_upload(scope):
-                await self._check_upload(scope)
+            if scope["method"] == "POST" and "/v1/" not in scope["path"]:
+                await self._check_body(scope)
             await self._app(scope, receive, send)
         except _Refused as refused:
             await refused.response(scope, receive, send)
@@ -229,18 +255,26 @@ class Gate:
             if leave is not None:
                 leave()
 
-    async def _check_upload(self, scope: Scope) -> None:
+    async def _check_body(self, scope: Scope) -> None:
+        """/v1 reads its own bodies with care; those of Gradio's routes are read whole."""
         address = address_of(scope)
         if self._limits.key(address) is None:
             return
         length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
         if not length.isdecimal():
             raise _Refused(411, texts.UPLOAD_WITHOUT_LENGTH)
-        if int(length) > self._most + 2**16:  # the form around the file
-            raise _Refused(413, texts.upload_too_large(self._most))
-        self._limits.upload(address)
-        if await self._folder.is_full(int(length)):
-            raise _Refused(507, texts.UPLOADS_FULL)
+        if scope["path"].endswith("/gradio_api/upload"):
+            if int(length) > self._most + 2**16:  # the form around the file
+                raise _Refused(413, texts.upload_too_large(self._most))
+            self._limits.upload(address)
+            if await self._folder.is_full(int(length)):
+                raise _Refused(507, texts.UPLOADS_FULL)
+            return
+        if int(length) > MESSAGE_BYTES:
+            raise _Refused(413, texts.message_too_large(MESSAGE_BYTES))
+        self._limits.message(address, int(length))
+        if scope["path"].endswith("/login"):
+            self._limits.login(address)
 
 
 class _Refused(Exception):
@@ -287,13 +321,9 @@ def address_of(scope: Scope) -> str:
     return client[0] if client else ""
 
 
-def _is_upload(scope: Scope) -> bool:
-    return scope["method"] == "POST" and scope["path"].endswith("/gradio_api/upload")
-
-
 def _stays_open(path: str) -> bool:
     tail = path.partition("/gradio_api")[2]
-    return tail.startswith(("/queue/data", "/call/", "/heartbeat/", "/upload")) or "/v1/chat/" in path
+    return tail.startswith(("/queue/data", "/call/", "/heartbeat/", "/upload"))
 
 
 def _too_often(path: str, error: TooOften) -> Response:

@@ -158,7 +158,8 @@ def waiting_for_model(status: str) -> str:
 
 
 # What one address may ask of a public server.
-UPLOAD_WITHOUT_LENGTH = "An upload must say how long it is."
+UPLOAD_WITHOUT_LENGTH = "A request must say how long it is."
+TOO_FEW_VALUES = "The request lacks some of the values that it needs. Reload the page and try again."
 NOTHING_IS_FETCHED = "Files are uploaded here: nothing is fetched from other addresses."
 UPLOAD_NOT_KEPT = "The server could not keep this file: its disk may be full. Send words only, or try again later."
 UPLOADS_FULL = "There is no room for more uploads at the moment. Try again later, or send words only."
@@ -186,6 +187,18 @@ def too_many_streams(count: int) -> str:
 
 def upload_too_large(limit: int) -> str:
     return f"The upload is larger than {limit // 2**20} MB. Make it smaller, or send one file at a time."
+
+
+def message_too_large(limit: int) -> str:
+    return f"The request is larger than {limit // 2**20} MB. Start a new conversation, or send less."
+
+
+def too_many_large(count: int, seconds: float) -> str:
+    return f"{count} large requests an hour are the limit for one address. {_again(seconds)}"
+
+
+def too_many_logins(count: int, seconds: float) -> str:
+    return f"{count} tries a minute are the limit for one address. {_again(seconds)}"
 
 
 def _again(seconds: float) -> str:
