@@ -158,8 +158,9 @@ def test_panes_grow_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "REDRAW_SECONDS", 0.0)
     engine = Piano()
     updates = Comparison(Ready(engine), Shelf()).send(asked("hi"), *sent(("", 1.0), ("poet", 1.0)))
-    first = next(updates)
-    assert first[0]["stop_btn"] is True and "…" in first[1]  # what was there is gone
+    first, second = next(updates), next(updates)
+    assert first[0]["stop_btn"] is True and first[1] == gr.skip()  # it may be refused yet
+    assert "…" in second[1]  # what was there is gone
     pulled: list[Any] = []
     reader = threading.Thread(target=lambda: pulled.extend(updates))
     reader.start()
@@ -218,7 +219,17 @@ def test_what_is_wrong_for_all_is_a_toast(case: dict[str, Any], words: str, toas
     engine = case.pop("engine", Echo())
     updates = compared(engine, ("", 1.0), (name, 1.0), **case)
     assert len(toasts) == 1 and words in toasts[0] and not engine.requests
-    assert updates[-1][0]["submit_btn"] is True and "…" not in updates[-1][1]
+    assert updates[-1][0]["submit_btn"] is True
+    assert all(panes == [gr.skip()] * 4 for _, *panes in updates), "the last comparison is gone"
+
+
+def test_a_file_that_is_no_picture_leaves_the_box_and_the_words_stay(tmp_path: Path, toasts: list[str]) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    message = asked("What is it?", files=[str(tmp_path / "a.png")])
+    updates = list(Comparison(Ready(Echo()), Shelf()).send(message, *sent(("", 1.0), ("see", 1.0))))
+    box, *panes = updates[-1]
+    assert box["value"] == {"text": "What is it?", "files": []} and box["submit_btn"] is True
+    assert panes == [gr.skip()] * 4 and len(toasts) == 1
 
 
 @pytest.mark.parametrize(
@@ -248,7 +259,7 @@ def test_stop_cancels_all() -> None:
     engine = Piano()
     tab = Comparison(Ready(engine), Shelf())
     updates = tab.send(asked("hi"), *sent(("", 1.0), ("poet", 1.0), ("see", 1.0)))
-    next(updates)
+    next(updates), next(updates)
     threading.Timer(0.1, lambda: [engine.answers[0].play("a"), engine.answers[1].play("b")]).start()
     next(updates)
     assert tab.stop(ME) == gr.skip()  # type: ignore[arg-type]
@@ -262,7 +273,7 @@ def test_stop_cancels_all() -> None:
 def test_leaving_cancels_all() -> None:
     engine = Piano()
     updates = Comparison(Ready(engine), Shelf()).send(asked("hi"), *sent(("", 1.0), ("poet", 1.0)))
-    next(updates)
+    next(updates), next(updates)
     threading.Timer(0.1, lambda: engine.answers[0].play("a")).start()
     next(updates)
     updates.close()

@@ -21,6 +21,7 @@ from adapter.ui import conversation as talk
 from adapter.ui import look
 from adapter.ui.chat import MODEL, message_box, sampling_controls
 from adapter.ui.live import PRIVATE, Picker
+from adapter.ui.pictures import BadPicture
 from adapter.ui.requests import (
     BASE_ONLY,
     MAX_STRENGTH,
@@ -118,23 +119,28 @@ class Comparison:
                 gr.Info(texts.STILL_ANSWERING, duration=6)
                 yield _updates(gr.skip())
                 return
+            after_failure: list[Pane] | None = None  # what is refused at once leaves the last comparison alone
             try:
                 check_length(text)
                 panes = _panes(count, values)
                 answering = gr.update(**look.ANSWERING)  # every time: one of two quick updates can get lost
-                yield _updates(answering, panes)
+                yield _updates(answering)
                 picture = files[-1] if files else None
                 turn = talk.user_turn(text or texts.DEFAULT_QUESTION)
                 for _ in self._answer(run, panes, turn, picture, request.session_hash or ""):
+                    after_failure = []
                     yield _updates(answering, panes)
                 yield _updates(gr.update(**look.IDLE), panes)
+            except BadPicture as error:
+                toast(error)
+                yield _updates(gr.update(value={**message, "files": []}, **look.IDLE), after_failure)
             except AdapterError as error:
                 toast(error)
-                yield _updates(gr.update(**look.IDLE), [])
+                yield _updates(gr.update(**look.IDLE), after_failure)
             except Exception:
                 log.exception("a comparison failed")
                 toast(AdapterError(texts.FAILED))
-                yield _updates(gr.update(**look.IDLE), [])
+                yield _updates(gr.update(**look.IDLE), after_failure)
 
     def stop(self, request: gr.Request) -> Any:
         run = self._runs.of(request.session_hash)
@@ -178,6 +184,7 @@ class Comparison:
             run.cancel = cancel
             if run.stopped:
                 cancel()
+            yield
             for news in together(answers, REDRAW_SECONDS):
                 for index, event in news:
                     panes[index].take(event)
