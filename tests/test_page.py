@@ -14,6 +14,7 @@ import gradio
 import pytest
 
 from adapter.store import SHIPPED
+from adapter.ui.verbatim import MARK
 from tests.test_app import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -231,6 +232,36 @@ def test_edit_and_undo(visit: Callable[..., Visitor]) -> None:
     visitor.button("Undo").click()
     visitor.page.locator("#chat .example").first.wait_for()
     assert visitor.box.input_value() == "Say the word river."
+
+
+def test_words_are_shown_as_they_were_written(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    stranger = "http://stranger.example/x.png"
+    written = f'What is <div>, <img src="{stranger}"> or &lt;? ![x]({stranger}) \\(y\\)\n\nשלום.'
+    visitor.ask(written)
+    message = visitor.page.locator('#chat [data-testid="user"]').last
+    shown = written.replace(f"[x]({stranger})", "x")  # a link, that nothing is fetched from
+    assert message.inner_text().replace(MARK, "") == shown and message.locator("img").count() == 0
+    # What is copied, edited or taken back is what was written.
+    visitor.page.locator("#chat .user-row").last.hover()
+    visitor.page.locator('#chat .message-buttons-right [title*="opy"]').last.click()
+    assert visitor.page.evaluate("() => navigator.clipboard.readText()") == written
+    message.select_text()
+    visitor.page.keyboard.press("ControlOrMeta+c")
+    assert visitor.page.evaluate("() => navigator.clipboard.readText()") == shown
+    # Hebrew begins on the right.
+    indent = """e => { const range = document.createRange(); range.selectNodeContents(e);
+        return range.getBoundingClientRect().left - e.getBoundingClientRect().left; }"""
+    english, hebrew = (paragraph.evaluate(indent) for paragraph in message.locator("p").all())
+    assert english < 2 and hebrew > 20
+    visitor.button("Edit").click()
+    field = visitor.page.locator("#chat textarea.edit-textarea")
+    field.fill(field.input_value() + " <i>")
+    visitor.answering(visitor.button("Submit").click)
+    visitor.button("Undo").click()
+    visitor.page.locator("#chat .example").first.wait_for()
+    assert visitor.box.input_value() == written + " <i>"
 
 
 def test_example_photograph_is_seen(visit: Callable[..., Visitor]) -> None:

@@ -3,6 +3,7 @@
 
 (() => {
   const OURS = "llama-adapter:";
+  const KEPT = ["words", "pictures", "settings"];
   const find = (selector) => document.querySelector(selector);
   const visible = (element) => Boolean(element?.getClientRects().length);
 
@@ -19,28 +20,41 @@
     };
     Object.defineProperty(window, "localStorage", { value: standIn });
   }
+  const plainSet = window.Storage.prototype.setItem;
+  const trySet = (storage, key, value) => {
+    try {
+      plainSet.call(storage, key, value);
+      return true;
+    } catch {
+      return false;
+    }
+  };
+  // What all tabs keep is the conversation that was last touched; a tab's own copy is what its reload brings back.
+  let own = null;
+  try {
+    own = window.sessionStorage;
+    for (const name of KEPT) {
+      const copy = own.getItem(OURS + name);
+      if (copy !== null) trySet(localStorage, OURS + name, copy);
+    }
+  } catch {
+    // forbidden, as above
+  }
   // Gradio reports what it cannot decrypt as an error, too.
-  for (const name of ["words", "pictures", "settings"]) {
+  for (const name of KEPT) {
     const kept = localStorage.getItem(OURS + name);
     if (kept !== null && !/^[\w+/=]+:[\w+/=]+$/.test(kept)) localStorage.removeItem(OURS + name);
   }
-  const plainSet = window.Storage.prototype.setItem;
   window.Storage.prototype.setItem = function (key, value) {
-    try {
-      plainSet.call(this, key, value);
-    } catch (error) {
-      if (!String(key).startsWith(OURS)) throw error;
-      makeRoom(this, key, value);
-    }
+    if (this === own || !String(key).startsWith(OURS)) return plainSet.call(this, key, value);
+    if (!trySet(this, key, value)) makeRoom(this, key, value);
+    const kept = this.getItem(key);
+    if (own && (kept === null || !trySet(own, key, kept))) own.removeItem(key);
   };
   const makeRoom = (storage, key, value) => {
     storage.removeItem(OURS + "pictures");
-    if (key !== OURS + "pictures") {
-      try {
-        plainSet.call(storage, key, value);
-      } catch {
-        storage.removeItem(key); // half a conversation would be worse than none
-      }
+    if (key !== OURS + "pictures" && !trySet(storage, key, value)) {
+      storage.removeItem(key); // half a conversation would be worse than none
     }
     setTimeout(() => find("#fewer-pictures")?.click(), 50);
   };
@@ -75,6 +89,21 @@
       setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
     },
   };
+
+  // Copied is what was written, without the marks that keep it from being taken for HTML (verbatim.py).
+  const unmarked = (text) => text.replace(/([<&!\\])\u2060/g, "$1");
+  document.addEventListener("copy", (event) => {
+    const { target } = event;
+    const field = target.matches?.("textarea, input");
+    const text = field ? target.value.slice(target.selectionStart, target.selectionEnd) : String(getSelection());
+    if (unmarked(text) === text) return;
+    event.clipboardData.setData("text/plain", unmarked(text));
+    event.preventDefault();
+  });
+  if (navigator.clipboard) {
+    const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+    navigator.clipboard.writeText = (text) => write(unmarked(text));
+  }
 
   // Esc stops what is being answered on the tab that is shown.
   document.addEventListener("keydown", (event) => {

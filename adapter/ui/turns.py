@@ -32,6 +32,7 @@ from adapter.ui.requests import (
 )
 from adapter.ui.runs import Run, Runs
 from adapter.ui.texts import page as texts
+from adapter.ui.verbatim import unmarked
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,8 @@ class ChatTurns:
             return
         # The browser has put the new text in place already; what was there is needed if this fails.
         before = [*history]
-        before[index] = talk.user_turn(str(event.previous_value))[0]
-        text = str(event.value).strip()
+        before[index] = talk.user_turn(unmarked(str(event.previous_value)))[0]
+        text = unmarked(str(event.value)).strip()
         try:
             if not text:
                 raise BadInput(texts.EMPTY_EDIT)
