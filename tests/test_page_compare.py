@@ -77,7 +77,8 @@ def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor], width: int,
 
 
 def test_stop_ends_all_panes_and_a_new_message_clears(visit: Callable[..., Visitor]) -> None:
-    comparer = Comparer(visit(), tokens=512)
+    visitor = visit()
+    comparer = Comparer(visitor, tokens=512)
     comparer.tab.locator("#count").get_by_text("3").click()
     comparer.choose(2, "Frozen base")
     comparer.choose(3, "Frozen base")
@@ -93,7 +94,12 @@ def test_stop_ends_all_panes_and_a_new_message_clears(visit: Callable[..., Visit
     comparer.page.get_by_text("picture not used").nth(1).wait_for(timeout=ANSWER_MS)
     seen: Any = comparer.settle()[2]
     assert re.search("cheetah|leopard|cat", seen, re.IGNORECASE) and "dragon" not in seen
-    assert not any("stopped" in footer for footer in comparer.footers())
+    footers = comparer.footers()
+    assert not any("stopped" in footer for footer in footers)
+    comparer.page.locator("#message textarea").fill("x" * 100_000)
+    comparer.page.locator("#message textarea").press("Enter")
+    assert "100,000" in visitor.toast()
+    assert comparer.footers() == footers, "what is refused leaves the last comparison"
 
 
 def test_a_second_adapter_changes_the_answer(visit: Callable[..., Visitor]) -> None:

@@ -168,7 +168,12 @@ def test_the_panel_fits_a_phone_and_is_readable_by_everybody(visit: Callable[...
     looker.drawn(1)
     looker.panel.locator(".tokens button").nth(2).click()
     looker.panel.locator(".token").wait_for(timeout=ANSWER_MS)
-    looker.mute("layer", 3)
+    for number in range(3, 15):
+        looker.mute("layer", number)
+    chips = looker.panel.locator("#mute-layers button")
+    chips.nth(11).wait_for()
+    boxes = [chip.bounding_box() for chip in chips.all()]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
     assert visitor.page.evaluate("() => document.documentElement.scrollWidth") <= 390
     for scheme, colour in (("dark", "Influence"), ("light", "Drawn")):
         looker.panel.get_by_role("radio", name=colour).check()

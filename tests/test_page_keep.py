@@ -115,6 +115,24 @@ def test_a_reload_in_mid_stream_keeps_what_was_there(visit: Callable[..., Visito
     assert visitor.page.locator("#box .submit-button").is_visible()
 
 
+def test_two_tabs_keep_a_conversation_each(visit: Callable[..., Visitor], url: str) -> None:
+    one = visit()
+    one.ask("Good morning.")
+    two = Visitor(one.context, url)
+    wait_for_rows(two, one.rows())  # what was last touched
+    clear(two)
+    two.ask("Why is the sky blue?")
+    for tab in (one, two):
+        rows = tab.rows()
+        tab.reload()
+        wait_for_rows(tab, rows)
+    assert one.rows() != two.rows() and two.complaints == []
+    one.page.get_by_role("button", name="Sampling").click()
+    one.ask("And good night.")
+    three = Visitor(one.context, url)
+    wait_for_rows(three, one.rows())
+
+
 def test_a_restart_without_uploads_and_with_fewer_adapters(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +249,9 @@ def test_a_wrong_import_is_a_toast_and_loses_nothing(visit: Callable[..., Visito
         assert visitor.rows() == rows
 
 
-def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Callable[..., Visitor]) -> None:
+def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(
+    visit: Callable[..., Visitor], tmp_path: Path
+) -> None:
     sender = visit()
     sender.context.grant_permissions(["clipboard-read", "clipboard-write"])
     sender.ask("Why is the sky blue?")
@@ -262,6 +282,18 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     wait_for_rows(reader, gone_on)
     reader.page.goto(link.partition("#")[0] + "#chat=broken")
     assert "no conversation" in reader.toast()
+    wait_for_rows(reader, gone_on)
+    # A file that is brought in is the reader's own, and leaves the link.
+    open_tools(reader)
+    export(reader, tmp_path / "own.json")
+    reader.page.goto(link)
+    wait_for_rows(reader, rows)
+    reader.toast()
+    open_tools(reader)
+    bring_in(reader, tmp_path / "own.json")
+    wait_for_rows(reader, gone_on)
+    reader.page.wait_for_url(link.partition("#")[0])
+    reader.reload()
     wait_for_rows(reader, gone_on)
     assert not [u for u in reader.requested if "chat=" in u]
 

@@ -130,7 +130,7 @@ class Keeping:
     ) -> None:
         """settings: the chat's, in the order of Settings; busy: whether a session is being answered."""
         panel = list(settings[:PANEL])
-        everything = [chat, *self.outputs, *panel]
+        everything = [chat, *self.outputs, *panel, self._told]
         passed = self._passed
 
         restored = page.load(
@@ -156,10 +156,11 @@ class Keeping:
         def take(file: str, request: gr.Request) -> tuple[Any, ...]:
             if busy(request.session_hash):
                 gr.Info(texts.STILL_ANSWERING, duration=6)
-                return (gr.skip(),) * len(everything)
+                return *(gr.skip(),) * (len(everything) - 1), ""
             return self.take(file)
 
-        self._import.upload(take, self._import, everything, **TELLING)
+        taken = self._import.upload(take, self._import, everything, **TELLING)
+        taken.then(None, self._told, None, js="told => told && window.talkPage.leaveLink()", **QUICK)
         exported = self._export.click(self.export, [chat, *settings], passed, **TELLING)
         save = f"text => window.talkPage.save('{texts.EXPORT_NAME}', text)"
         exported.success(None, passed, None, js=save, **QUICK)
@@ -205,7 +206,10 @@ class Keeping:
         return not self.store.names() and self.provider.status().state == "loading"
 
     def take(self, file: str) -> tuple[Any, ...]:
-        """An imported file: the conversation and its settings. Says what is wrong, and changes nothing then."""
+        """An imported file: the conversation, its settings, and a word for the browser that it was taken.
+
+        Says what is wrong, and changes nothing then.
+        """
         try:
             if Path(file).stat().st_size > transcript.MAX_BYTES:
                 raise BadInput(texts.import_too_large(transcript.MAX_BYTES))
@@ -213,11 +217,12 @@ class Keeping:
             history = kept.history_of(found.parts)
         except BadInput as error:
             toast(error)
-            return (gr.skip(),) * (1 + len(self.outputs) + PANEL)
+            return *(gr.skip(),) * (1 + len(self.outputs) + PANEL), ""
         words, _ = kept.to_browser(history, {})
         values = kept.kept_values(found.settings)
         self.tell_missing(_chosen(values))
-        return history, words, self._kept_pictures(history), self._command(history), *self._panel(values)
+        shown = history, words, self._kept_pictures(history), self._command(history)
+        return *shown, *self._panel(values), "taken"
 
     def _panel(self, values: dict[str, Any]) -> list[Any]:
         """Updates of the side panel. An adapter that is not there any more is left for the base."""
