@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Read by Gradio and the hub's client when they are imported: nothing here phones home.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -29,6 +29,7 @@ if os.environ.get("SPACES_ZERO_GPU"):
         import spaces
 import gradio as gr
 from gradio import processing_utils
+from gradio.blocks import BlockFunction
 from gradio.context import LocalContext
 from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
@@ -39,6 +40,7 @@ from adapter.ui import look, openai_api
 from adapter.ui.chat import chat_tab
 from adapter.ui.compare import compare_tab
 from adapter.ui.half_uploads import HalfUploads
+from adapter.ui.libraries import import_libraries
 from adapter.ui.limits import SCOPE, UPLOAD_BYTES, Gate, LimitedProvider, Limits, address_of
 from adapter.ui.live import header, keep_fresh
 from adapter.ui.loader import LazyStore, ModelLoader
@@ -57,6 +59,14 @@ BROUGHT_BYTES = 256 * 2**20  # of an upload, where visitors may bring adapters
 SESSIONS = 1000  # whose conversations Gradio keeps a copy of; the browser has its own
 
 
+class Page(gr.Blocks):
+    """Blocks that do not write a stranger's whole request to the log when it lacks a value."""
+
+    def validate_inputs(self, block_fn: BlockFunction, inputs: list[Any]) -> None:
+        if len(inputs) < len(block_fn.inputs):
+            raise gr.Error(texts.TOO_FEW_VALUES, print_exception=False)
+
+
 def build_page(
     provider: EngineProvider,
     store: look.Cards,
@@ -69,7 +79,7 @@ def build_page(
     training: whether visitors may train adapters here, and bring their own; runs: what they train; base: its name.
     """
     # Uploads older than a day are deleted, looked for every hour.
-    with gr.Blocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with Page(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         status = header(provider)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(texts.CHAT, id="chat"):
@@ -90,6 +100,7 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
     def load(report: Callable[[str], None]) -> tuple[ServingEngine, str]:
         report("Starting")
         # Seconds of imports, so not at the top: the page is there meanwhile.
+        import_libraries()
         from adapter import embedded
         from adapter.engine import Engine
         from adapter.llama import load_base
@@ -217,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     place = find_place(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("adapter").setLevel(logging.INFO)
-    if place.port is not None and (problem := port_problem(place.host, place.port)):
+    if problem := port_problem(place.host, place.port):
         print(problem, file=sys.stderr)
         return 1
     if threading.current_thread() is threading.main_thread():

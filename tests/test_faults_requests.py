@@ -240,6 +240,16 @@ def test_only_words_and_pictures_make_a_conversation() -> None:
         assert Conversation().get_block_name() == "chatbot"
 
 
+def test_a_request_that_lacks_values_is_a_sentence_and_no_page_of_the_log(
+    server: Server, client: httpx.Client
+) -> None:
+    log = server.folder / "log"
+    before = log.stat().st_size
+    said = Session(client).fire("send", [{"text": "x" * 100_000, "files": []}])
+    assert "lacks some of the values" in said and "xxxx" not in said
+    assert log.stat().st_size - before < 5_000
+
+
 def test_uploads_of_others_have_names_that_only_their_content_tells(server: Server, client: httpx.Client) -> None:
     """Gradio serves an upload to whoever names it: its name holds 256 bits that come from the file."""
     mine, theirs = Session(client), Session(client)
