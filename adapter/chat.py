@@ -28,13 +28,15 @@ class Message:
 def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "chat") -> list[int]:
     """Token ids of a conversation up to where the answer begins.
 
-    `template` is `chat` (the base's own chat template), `alpaca`, or `raw` (the texts one after another).
+    `template` is `chat` (the base's own chat template), `alpaca`, or `raw` (the texts one after another, with the
+    control tokens that they spell; under the other two nobody's words can end a turn or begin another).
     Raises BadInput if there is nothing to answer or the base has no chat template.
     """
     if not messages or not any(m.text.strip() for m in messages):
         raise BadInput("The message is empty. Type something first.")
     if template == "raw":
         return list(tokenizer("".join(m.text for m in messages)).input_ids)
+    messages = [Message(m.role, _without_control(tokenizer, m.text)) for m in messages]
     if template == "alpaca":
         return list(tokenizer(_alpaca(messages)).input_ids)
     if not getattr(tokenizer, "chat_template", None):
@@ -42,6 +44,15 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
     turns = [{"role": m.role, "content": m.text} for m in messages]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _without_control(tokenizer: Any, text: str) -> str:
+    """The text with a blank in whatever the tokenizer would read as a control token."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for token in {*tokenizer.all_special_tokens, *added}:
+        if len(token) > 1:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
 
 
 def encode_answer(tokenizer: Any, answer: str) -> list[int]:
