@@ -60,11 +60,19 @@ SESSIONS = 1000  # whose conversations Gradio keeps a copy of; the browser has i
 
 
 class Page(gr.Blocks):
-    """Blocks that do not write a stranger's whole request to the log when it lacks a value."""
+    """Blocks that say in a sentence what is wrong with values, and do not write them to the log."""
 
     def validate_inputs(self, block_fn: BlockFunction, inputs: list[Any]) -> None:
         if len(inputs) < len(block_fn.inputs):
             raise gr.Error(texts.TOO_FEW_VALUES, print_exception=False)
+
+    async def preprocess_data(self, *values: Any, **more: Any) -> list[Any]:
+        try:
+            return await super().preprocess_data(*values, **more)
+        except gr.Error:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise gr.Error(texts.WRONG_VALUE, print_exception=False) from error
 
 
 def build_page(

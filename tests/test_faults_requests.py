@@ -240,14 +240,19 @@ def test_only_words_and_pictures_make_a_conversation() -> None:
         assert Conversation().get_block_name() == "chatbot"
 
 
-def test_a_request_that_lacks_values_is_a_sentence_and_no_page_of_the_log(
+def test_values_that_lack_or_are_of_another_kind_are_a_sentence_and_no_page_of_the_log(
     server: Server, client: httpx.Client
 ) -> None:
-    log = server.folder / "log"
-    before = log.stat().st_size
-    said = Session(client).fire("send", [{"text": "x" * 100_000, "files": []}])
+    before = len(server.log)
+    long, session = "x" * 100_000, Session(client)
+    said = session.fire("send", [{"text": long, "files": []}])
     assert "lacks some of the values" in said and "xxxx" not in said
-    assert log.stat().st_size - before < 5_000
+    values = ["hi", None, "", 1.0, 0.1, 0.75, 4, None, "", 1.0]
+    for place, wrong in [(3, long), (3, [1]), (4, {"x": 1}), (6, long), (7, "q"), (1, 5), (1, "/etc/passwd")]:
+        said = session.fire("chat", [wrong if i == place else value for i, value in enumerate(values)])
+        assert "of another kind" in said or "need a number each" in said, (place, wrong, said)
+        assert "xxxx" not in said
+    assert len(server.log) - before < 5_000
 
 
 def test_uploads_of_others_have_names_that_only_their_content_tells(server: Server, client: httpx.Client) -> None:

@@ -80,7 +80,7 @@ def make_request(
     from adapter.request import GenerationRequest
     from adapter.sampling import SamplingParams
 
-    if None in settings[1:5] or settings.mix_strength is None:
+    if not all(isinstance(number, (int, float)) for number in (*settings[1:5], settings.mix_strength)):
         raise BadInput(texts.NEED_NUMBERS)
     if settings.mix and settings.mix == adapter:
         raise BadInput(texts.mixed_with_itself(adapter))
