@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from adapter.chat import Message, encode_conversation
 from train.data import IGNORED, Batches, Example, Position, Shuffled, Skipped, Tokeniser, collate
+from train.history import after_other_talk, earlier_talk
 from train.records import DataError, open_records
 
 
@@ -57,6 +58,15 @@ def test_every_example_comes_once_before_any_comes_again(tokeniser, tmp_path):
     ahead = Shuffled(records, range(50), 3, Skipped())
     ahead.skip(70)
     assert next(ahead).messages[0].text == seen[70]
+
+
+def test_scores_after_other_talk_use_none_of_trainings():
+    rng, asked = random.Random(1), (Message("user", "What now?"),)
+    learnt = {message.text for _ in range(500) for message in earlier_talk(rng)}
+    scored = after_other_talk([asked] * 60)
+    assert scored == after_other_talk([asked] * 60) and {len(c) for c in scored} == {3, 5}
+    talk = {message.text for conversation in scored for message in conversation[:-1]}
+    assert all(c[-1:] == asked for c in scored) and len(talk) > 10 and not talk & learnt
 
 
 def test_talk_of_others_stands_before_some_and_is_never_learnt(tokeniser, tmp_path):

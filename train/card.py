@@ -53,7 +53,7 @@ tags: [llama-adapter, {kind}]
 
 {adapter.num_parameters:,} trained parameters for {about.base.name}: {about.prompt_length} adaption prompts in
 each of the topmost {about.insertion_layers} layers, one {about.gate_activation} gate a head.
-Template: {about.template}. {_pictures(about)}
+Template: {about.template}.{_pictures(about)}
 Fingerprint of the base: tokenizer {about.base.tokenizer}, weights {about.base.weights}.
 
 {table if scores else ""}Held-out loss at the end of training: {held_out_loss:.3f} nats a token.
@@ -71,7 +71,7 @@ def _pictures(about: AdapterConfig) -> str:
     vision = about.vision
     if vision is None:
         return ""
-    return f"Pictures: {vision.encoder}, {vision.channels}, {vision.projection} projection. "
+    return f" Pictures: {vision.encoder}, {vision.channels}, {vision.projection} projection."
 
 
 def _number(value: float | None) -> str:

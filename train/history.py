@@ -7,6 +7,7 @@ here are in many manners on purpose: none of them is one to learn, and none is l
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from adapter.chat import Message
 
@@ -36,10 +37,35 @@ Who wrote Faust? | Johann Wolfgang von Goethe.
 Explain photosynthesis. | Photosynthesis is the process by which plants make sugar. They take in carbon dioxide and water, and the energy of light turns them into sugar and oxygen. It happens in the green parts of the plant.
 Say something funny. | Why did the scarecrow win a prize? Because he was outstanding in his field.
 """
-_EXCHANGES = [tuple(line.split(" | ")) for line in _TALK.strip().splitlines()]
+# For scores alone: no adapter has met it.
+_UNSEEN_TALK = """
+What is the longest river in Africa? | The Nile is usually called the longest river in Africa.
+Good evening! | Good evening! What can I do for you?
+How do I get a stain out of a shirt? | Rinse it with cold water first. Then rub a little soap into the stain, wait ten minutes, and wash the shirt as usual.
+Name two instruments with strings. | The violin and the harp.
+What can you see? | A cat sleeps on a window sill.
+Jonas Lind wants three chairs by Friday. | {"customer": "Jonas Lind", "item": "chair", "count": 3}
+Were you ever lost? | Arr, lad, once, in fog as thick as porridge, with naught but a parrot for a compass!
+What is the opposite of brave? | Cowardly.
+Why do cats purr? | Cats purr when they are content, and sometimes when they are ill or afraid. The sound comes from muscles in the throat that open and close the windpipe many times a second.
+I have an exam tomorrow. | Then sleep well tonight! A short walk and a look at your notes in the morning will do more good than another late hour.
+"""
+_EXCHANGES, _UNSEEN = (
+    [tuple(line.split(" | ")) for line in talk.strip().splitlines()] for talk in (_TALK, _UNSEEN_TALK)
+)
 
 
 def earlier_talk(rng: random.Random) -> tuple[Message, ...]:
     """One exchange of somebody else with somebody else, or two."""
-    chosen = rng.sample(_EXCHANGES, rng.choice((1, 1, 2)))
+    return _talk(_EXCHANGES, rng)
+
+
+def after_other_talk(conversations: Sequence[tuple[Message, ...]]) -> list[tuple[Message, ...]]:
+    """Each conversation as it is when other talk came first, for scores: the same every time, none of training's."""
+    rng = random.Random(0)
+    return [(*_talk(_UNSEEN, rng), *conversation) for conversation in conversations]
+
+
+def _talk(exchanges: Sequence[tuple[str, ...]], rng: random.Random) -> tuple[Message, ...]:
+    chosen = rng.sample(exchanges, rng.choice((1, 1, 2)))
     return tuple(m for asked, said in chosen for m in (Message("user", asked), Message("assistant", said)))

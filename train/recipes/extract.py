@@ -16,6 +16,7 @@ from adapter.chat import Message
 from adapter.llama import Base
 from train.config import TrainConfig
 from train.data import Example
+from train.history import after_other_talk
 from train.recipe import Recipe
 from train.recipes import extract_asides, extract_held, extract_train, extract_values
 from train.recipes.extract_grammar import FIELDS, Record, block, capital, choose, fill, note, prose
@@ -72,11 +73,15 @@ def recipe(_: Base) -> Recipe:
 def scores(answerer: Answerer) -> dict[str, float]:
     """Shares, in percent, of whole objects and of single fields that are right, on both test sets."""
     result = {}
-    for name, tests in (("unseen phrasings", test_set()), ("hand-written", hand_written())):
+    for name, tests, other_talk in (
+        ("unseen phrasings", test_set(), False),
+        ("hand-written", hand_written(), False),
+        ("hand-written, after other talk", hand_written(), True),
+    ):
         conversations = [test.messages for test in tests]
         if answerer.adapter is None:
             conversations = [(Message("user", _TOLD + c[-1].text),) for c in conversations]
-        answers = answerer.generate(conversations)
+        answers = answerer.generate(after_other_talk(conversations) if other_talk else conversations)
         marks = [score_answer(a, json.loads(t.answer)) for a, t in zip(answers, tests, strict=True)]
         result[f"{name} ({len(tests)}): whole object, %"] = 100 * sum(m[0] for m in marks) / len(marks)
         result[f"{name} ({len(tests)}): single fields, %"] = (

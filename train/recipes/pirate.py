@@ -14,6 +14,7 @@ from adapter.chat import Message
 from adapter.llama import Base
 from train.config import TrainConfig
 from train.data import Example
+from train.history import after_other_talk
 from train.recipe import Recipe
 from train.recipes.pirate_questions import SMALL_TALK, questions
 from train.recipes.pirate_voice import score_answer, to_pirate
@@ -67,9 +68,12 @@ def examples(split: str, seed: int, answer: Answer) -> Iterator[Example]:
 
 def scores(answerer: Answerer) -> dict[str, float]:
     """Share, in percent, of answers in the voice, to questions of the held-out kinds."""
-    asked = test_questions()
-    answers = answerer.generate([(Message("user", question),) for question in asked], max_new_tokens=80)
-    return {f"in the voice ({len(asked)} unseen questions), %": 100 * sum(map(score_answer, answers)) / len(asked)}
+    asked = [(Message("user", question),) for question in test_questions()]
+    name = f"in the voice ({len(asked)} unseen questions), %"
+    return {
+        measure: 100 * sum(map(score_answer, answerer.generate(conversations, max_new_tokens=80))) / len(asked)
+        for measure, conversations in ((name, asked), (f"{name}, after other talk", after_other_talk(asked)))
+    }
 
 
 def test_questions() -> list[str]:

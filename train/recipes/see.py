@@ -23,6 +23,7 @@ from adapter.projection import LabelProjection
 from adapter.vision import VisualEncoder, VisualFeatures, open_image
 from train.config import TrainConfig
 from train.data import Example
+from train.history import after_other_talk
 from train.recipe import Recipe
 from train.recipes import see_concepts
 from train.recipes.see_concepts import NAME_LENGTH, ClassRows, Vocabulary
@@ -223,18 +224,20 @@ class _Prepared:
         if not found:
             return {}
         features = self._encoder.encode([open_image(photo.path) for photo in found])
-        answers = answerer.generate(
-            [_TEST_QUESTION] * len(found), [features[i : i + 1] for i in range(len(found))], max_new_tokens=40
-        )
+        shown = [features[i : i + 1] for i in range(len(found))]
+        asked = [_TEST_QUESTION] * len(found)
+        answers = answerer.generate(asked, shown, max_new_tokens=40)
+        later = answerer.generate(after_other_talk(asked), shown, max_new_tokens=40)
         assert features.logits is not None
         labels = [class_names()[int(c)] for c in features.logits.argmax(1)]
         if answerer.adapter is not None:
             for photo, answer in zip(found, answers, strict=True):
                 print(f"{'right' if photo.named_in(answer) else 'WRONG'}  {photo.path.name:40} {answer}")
+        name = f"names the thing in {len(found)} photographs, %"
         return {
-            f"names the thing in {len(found)} photographs, %": 100
-            * sum(p.named_in(a) for p, a in zip(found, answers, strict=True))
-            / len(found),
+            measure: 100 * sum(p.named_in(a) for p, a in zip(found, said, strict=True)) / len(found)
+            for measure, said in ((name, answers), (f"{name}, after other talk", later))
+        } | {
             "the encoder's likeliest class names it, %": 100
             * sum(p.named_in(_with_kind(n)) for p, n in zip(found, labels, strict=True))
             / len(found),
