@@ -201,6 +201,8 @@ def gate(folder: Path, public: bool = True, hold: asyncio.Event | None = None, m
     async def page(request: Request) -> PlainTextResponse:
         if hold is not None:
             await hold.wait()
+        if request.headers.get("authorization", "right") != "right":
+            return PlainTextResponse("wrong", 401)
         return PlainTextResponse(f"page of {limits.address_of(limits.SCOPE.get() or {})}")
 
     routes = [Route("/{path:path}", page, methods=["GET", "POST"])]
@@ -287,6 +289,17 @@ def test_logins_are_counted(tmp_path: Path) -> None:
     login = ("POST", "/login", {"content": b"username=a&password=b"})
     *right, last = sent(gate(tmp_path), *[login] * (limits.LOGINS_PER_MINUTE + 1))
     assert {r.status_code for r in right} == {200} and last.status_code == 429 and "20 tries" in last.text
+
+
+def test_wrong_keys_are_tries_too_and_right_ones_are_not(tmp_path: Path) -> None:
+    app = gate(tmp_path)
+    right = ("GET", "/v1/models", {"headers": {"authorization": "right"}})
+    wrong = ("GET", "/v1/models", {"headers": {"authorization": "guess"}})
+    assert {r.status_code for r in sent(app, *[right] * 50)} == {200}
+    answers = sent(app, *[wrong] * (limits.LOGINS_PER_MINUTE + 5), right, ("POST", "/login", {"content": b""}))
+    assert [r.status_code for r in answers] == [401] * limits.LOGINS_PER_MINUTE + [429] * 7
+    assert "20 tries" in answers[-2].json()["error"]["message"]
+    assert sent(app, right, address=ELSE)[0].status_code == 200
 
 
 @pytest.mark.parametrize(

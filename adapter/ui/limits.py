@@ -13,13 +13,14 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.errors import Busy
 from adapter.ui.openai_api import error_response
@@ -68,14 +69,14 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, key: str) -> float:
-        """Take one token and return 0; or take none, and return the seconds until there is one."""
+    def take(self, key: str, count: int = 1) -> float:
+        """Take `count` tokens and return 0; or take none, and return the seconds until there is one."""
         with self._lock:
             now = self._clock()
             tokens, then = self._buckets.pop(key, (float(self.size), now))
             tokens = min(self.size, tokens + (now - then) * self._rate)
             wait = max(0.0, (1 - tokens) / self._rate)
-            self._buckets[key] = (tokens - (not wait), now)  # behind all others
+            self._buckets[key] = (tokens - count * (not wait), now)  # behind all others
             while self._buckets:
                 tokens, then = next(iter(self._buckets.values()))
                 if tokens + (now - then) * self._rate < self.size and len(self._buckets) <= _MOST_ADDRESSES:
@@ -161,9 +162,9 @@ class Limits:
         if size > LARGE_BYTES and (key := self.key(address)) is not None and (wait := self._large.take(key)):
             raise TooOften(texts.too_many_large(LARGE_PER_HOUR, wait), wait)
 
-    def login(self, address: str) -> None:
-        """Raises TooOften."""
-        if (key := self.key(address)) is not None and (wait := self._logins.take(key)):
+    def login(self, address: str, count: int = 1) -> None:
+        """Count tries at the password; 0 only looks whether there may be another. Raises TooOften."""
+        if (key := self.key(address)) is not None and (wait := self._logins.take(key, count)):
             raise TooOften(texts.too_many_logins(LOGINS_PER_MINUTE, wait), wait)
 
     def stream(self, address: str) -> Callable[[], None]:
@@ -241,6 +242,8 @@ class Gate:
         try:
             if "/v1/" in scope["path"]:
                 leave = self._limits.call(address_of(scope))
+                self._limits.login(address_of(scope), 0)
+                send = self._counting_wrong_keys(address_of(scope), send)
             elif _stays_open(scope["path"]):
                 leave = self._limits.stream(address_of(scope))
             if scope["method"] == "POST" and "/v1/" not in scope["path"]:
@@ -254,6 +257,15 @@ class Gate:
             SCOPE.reset(token)
             if leave is not None:
                 leave()
+
+    def _counting_wrong_keys(self, address: str, send: Send) -> Send:
+        async def counting(message: Message) -> None:
+            if message.get("status") == 401:
+                with suppress(TooOften):
+                    self._limits.login(address)
+            await send(message)
+
+        return counting
 
     async def _check_body(self, scope: Scope) -> None:
         """/v1 reads its own bodies with care; those of Gradio's routes are read whole."""
