@@ -79,7 +79,9 @@ How do bees make honey?
 What is democracy?
 When did the second world war end?
 Please cheer me up.""".splitlines()
-SCORES = "SCORES" in os.environ  # measure what the README states; without it half of the new drawings have to do
+# Measure what the README states; without it fewer steps and half of the new drawings have to do.
+SCORES = "SCORES" in os.environ
+FEWER = () if SCORES else ("steps=45",)
 NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 32
 # What stands in the conversation when the adapter is switched on: nothing, or what others were asked and said.
 PIRATE = (
@@ -149,9 +151,9 @@ def test_new_drawings_are_new() -> None:
 
 
 def trained(sample: Sample, folder: Path) -> None:
-    """What the tab's own command makes of a sample, by a second process."""
+    """What the tab's own command makes of a sample, in a second process."""
     plan = Plan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
-    words = [*plan.words(str(sample.path)), "--out", str(folder), "--device", "cpu"]
+    words = [*plan.words(str(sample.path)), *FEWER, "--out", str(folder), "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "train", *words],
         cwd=FOLDER.parents[1],

@@ -31,7 +31,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(steps=3, train=32, val=8, test=48, few=16, long=(2, 3, 4), text=2000, batch_size=8)
+QUICK = Plan(steps=3, train=32, val=8, test=32, few=16, long=(2, 3, 4), text=2000, batch_size=8)
 
 
 def runs(plan: Plan, layers: int) -> list[Run]:
