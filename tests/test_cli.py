@@ -84,6 +84,7 @@ def output_to(stdout, *arguments, **environment):
     return process.stderr, process.returncode
 
 
+@pytest.mark.slow
 def test_output_that_nobody_takes_ends_it_quietly(adapters):
     reading, writing = os.pipe()
     os.close(reading)
@@ -91,6 +92,7 @@ def test_output_that_nobody_takes_ends_it_quietly(adapters):
     os.close(writing)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_output_that_finds_no_room_is_one_line(adapters):
     with open("/dev/full", "w") as full:
@@ -98,6 +100,7 @@ def test_output_that_finds_no_room_is_one_line(adapters):
     assert status == 1 and said.startswith("error: ") and "No space left" in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_the_terminal_lacks_is_replaced(tmp_path, tiny_fingerprint):
     save_adapter(random_adapter(tiny_fingerprint, description="Rhymes \U0001f99c."), tmp_path / "poet")
     with open(tmp_path / "out", "w") as file:

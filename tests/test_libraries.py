@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 # A server starts while a page is open already: the loader, and the Train tab's timer.
 AT_ONCE = """
 import sys, threading
@@ -26,6 +28,7 @@ assert not failed, failed
 """
 
 
+@pytest.mark.slow
 def test_threads_that_need_them_at_once_all_get_them():
     done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
