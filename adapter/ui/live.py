@@ -15,6 +15,8 @@ from adapter.ui.requests import BASE_ONLY, EngineProvider, without_folders
 from adapter.ui.texts import page as texts
 
 PRIVATE = {"api_visibility": "private"}
+# Of events that may say something: toasts come through the queue only (gradio 6.31). Nobody waits there.
+TELLING = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 LOADING_SECONDS, READY_SECONDS = 1.0, 5.0
 
 
@@ -51,6 +53,7 @@ def header(provider: EngineProvider) -> gr.HTML:
 def keep_fresh(provider: EngineProvider, store: look.Cards, status: gr.HTML, pickers: Sequence[Picker]) -> None:
     """Ask again every few seconds, while the page is open, what there is."""
     known = gr.State(look.picker_choices(store))
+    gone = gr.Textbox(visible="hidden", show_label=False)  # names, a line each
     timer = gr.Timer(LOADING_SECONDS)
 
     def refresh(choices: list[tuple[str, str]], *selected: str | None) -> tuple[Any, ...]:
@@ -59,23 +62,29 @@ def keep_fresh(provider: EngineProvider, store: look.Cards, status: gr.HTML, pic
         ready = provider.status().state == "ready"
         news = _status(provider), now, gr.Timer(READY_SECONDS if ready else LOADING_SECONDS)
         if now == before:
-            return *news, *[gr.skip()] * len(pickers)
+            return *news, "", *[gr.skip()] * len(pickers)
         names = [value for _, value in now if value]
         values = [value or BASE_ONLY for value in selected]
-        for gone in sorted({value for value in values if value} - set(names)):
-            gr.Info(texts.adapter_gone(gone))
+        missing = "\n".join(sorted({value for value in values if value} - set(names)))
         values = [value if value in names else BASE_ONLY for value in values]
         if len(before) == 1:
             values = [picker.first_value(names, value) for picker, value in zip(pickers, values, strict=True)]
-        return *news, *[
+        updates = [
             picker.update(now, None if value == (old or BASE_ONLY) else value)
             for picker, value, old in zip(pickers, values, selected, strict=True)
         ]
+        return *news, missing, *updates
 
     components = [picker.component for picker in pickers]
-    event = {"inputs": [known, *components], "outputs": [status, known, timer, *components]}
+    event = {"inputs": [known, *components], "outputs": [status, known, timer, gone, *components]}
     # A change of the first picker too: an adapter that was just brought is to be in all of them at once.
     gr.on([timer.tick, components[0].change], refresh, **event, queue=False, show_progress="hidden", **PRIVATE)
+    gone.change(_tell_gone, gone, None, **TELLING)
+
+
+def _tell_gone(names: str) -> None:
+    for name in names.splitlines():
+        gr.Info(texts.adapter_gone(name), duration=8)
 
 
 def _status(provider: EngineProvider) -> str:
