@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -24,7 +24,6 @@ _OF_JSON = {"alpaca": alpaca, "chat": chat, "llava": llava}
 class Records(Sequence[Record]):
     """The records of one file or folder, each read and checked when asked for: DataError if it is broken.
 
-    uncaptioned: pictures that lie among the others and are no record, for want of a caption.
     Holds offsets and names, not records. Can be pickled, and used from any number of threads.
     """
 
@@ -32,7 +31,11 @@ class Records(Sequence[Record]):
     format: str
     rows: Rows
     parse: Callable[[Any, str, int], Record]  # (value, where, index)
-    uncaptioned: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def uncaptioned(self) -> tuple[str, ...]:
+        """Pictures that lie among the others and are no record, for want of a caption. Walks the folder."""
+        return captions.uncaptioned(self.path) if self.format == "captions" else ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,8 +81,7 @@ def open_records(
     if folder is None:
         folder = path if path.is_dir() else path.parent
     if name == "captions":
-        parse = partial(_parse_caption, images=folder)
-        return Records(path, name, captions.open_rows(path), parse, captions.uncaptioned(path))
+        return Records(path, name, captions.open_rows(path), partial(_parse_caption, images=folder))
     if path.is_dir():
         raise DataError(f"'{path}' is a folder; format '{name}' is a file. Name the file in it.")
     index = index_json(path)

@@ -14,8 +14,8 @@ from adapter.ui.bring import bring_an_adapter
 from adapter.ui.camera import camera_html
 from adapter.ui.chatbot import Conversation
 from adapter.ui.inside import inside_panel
-from adapter.ui.keeping import QUICK, Keeping
-from adapter.ui.live import PRIVATE, TELLING, Picker
+from adapter.ui.keeping import Keeping
+from adapter.ui.live import PRIVATE, QUICK, TELLING, Picker
 from adapter.ui.requests import (
     BASE_ONLY,
     MAX_CHARACTERS,

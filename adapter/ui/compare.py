@@ -20,7 +20,7 @@ from adapter.errors import AdapterError, BadInput
 from adapter.ui import conversation as talk
 from adapter.ui import look
 from adapter.ui.chat import MODEL, message_box, sampling_controls
-from adapter.ui.live import PRIVATE, Picker
+from adapter.ui.live import PRIVATE, QUICK, Picker
 from adapter.ui.pictures import BadPicture
 from adapter.ui.requests import (
     BASE_ONLY,
@@ -258,14 +258,13 @@ def compare_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
                 values += [name, strength]
                 pickers.append(Picker(name, texts.FROZEN_BASE, i - 1 if i else None))
                 # The base has no strength to set.
-                told = {"queue": False, "show_progress": "hidden", **PRIVATE}
-                name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **told)
+                name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **QUICK)
         with gr.Accordion(texts.SAMPLING, open=False):
             sampling = sampling_controls()
     handlers = Comparison(provider, store)
     outputs = [box, *answers]
     inputs = [box, count, *values, *sampling]
     box.submit(handlers.send, inputs, outputs, show_progress="hidden", **MODEL, **PRIVATE)
-    box.stop(handlers.stop, None, box, **told)
-    count.change(lambda n: [gr.update(visible=i < n) for i in range(MOST)], count, columns, **told)
+    box.stop(handlers.stop, None, box, **QUICK)
+    count.change(lambda n: [gr.update(visible=i < n) for i in range(MOST)], count, columns, **QUICK)
     return pickers

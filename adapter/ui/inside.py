@@ -20,7 +20,7 @@ from adapter.errors import AdapterError, BadInput
 from adapter.ui import conversation as talk
 from adapter.ui import inside_html
 from adapter.ui.conversation import History
-from adapter.ui.live import PRIVATE
+from adapter.ui.live import PRIVATE, QUICK
 from adapter.ui.pictures import from_uploads, open_picture
 from adapter.ui.record import Record, read_record
 from adapter.ui.requests import EngineProvider, wait_for, without_folders
@@ -216,12 +216,12 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot, model: dict[str, An
                 token = gr.HTML("", js_on_load=_PICTURES, apply_default_css=False, elem_id="inside-token")
     handlers = Inside(provider)
     told = {"show_progress": "hidden", **PRIVATE}
-    opened = {"inputs": [chat, wanted], "outputs": wanted, "queue": False, **told}
+    opened = {"inputs": [chat, wanted], "outputs": wanted, **QUICK}
     accordion.expand(None, js=_ASK % "false", **opened)
     chat.change(None, js=_ASK % _CLOSED, **opened)
     wanted.change(handlers.show, [chat, colour], [said, gates, answer, colour, token], **model, **told)
     answer.token(handlers.token, chat, token, **model, **told)
-    unmute.click(None, js="() => [[], []]", outputs=mutes, queue=False, **told)
+    unmute.click(None, js="() => [[], []]", outputs=mutes, **QUICK)
     return Panel(mutes, again)
 
 

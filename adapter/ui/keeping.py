@@ -22,7 +22,7 @@ from adapter.ui import conversation as talk
 from adapter.ui import kept, look
 from adapter.ui.code import command
 from adapter.ui.conversation import History
-from adapter.ui.live import PRIVATE, TELLING
+from adapter.ui.live import QUICK, TELLING
 from adapter.ui.requests import BASE_ONLY, EngineProvider, Settings
 from adapter.ui.texts import page as texts
 from adapter.ui.turns import toast
@@ -34,7 +34,6 @@ SECRET = "kept by this page"  # Gradio wants one. What is kept is the visitor's 
 SAVE_SECONDS = 2.0  # between two while an answer is being written
 LOOKING_SECONDS = 60.0  # for adapters, after the program has started
 PANEL = 8  # settings of the side panel, the first of Settings
-QUICK = {"queue": False, "show_progress": "hidden", **PRIVATE}
 
 
 class Keeping:

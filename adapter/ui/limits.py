@@ -244,10 +244,11 @@ class Gate:
                 leave = self._limits.call(address_of(scope))
                 self._limits.login(address_of(scope), 0)
                 send = self._counting_wrong_keys(address_of(scope), send)
-            elif _stays_open(scope["path"]):
-                leave = self._limits.stream(address_of(scope))
-            if scope["method"] == "POST" and "/v1/" not in scope["path"]:
-                await self._check_body(scope)
+            else:
+                if _stays_open(scope["path"]):
+                    leave = self._limits.stream(address_of(scope))
+                if scope["method"] == "POST":
+                    await self._check_body(scope)
             await self._app(scope, receive, send)
         except _Refused as refused:
             await refused.response(scope, receive, send)
@@ -274,7 +275,7 @@ class Gate:
             return
         length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
         if not length.isdecimal():
-            raise _Refused(411, texts.UPLOAD_WITHOUT_LENGTH)
+            raise _Refused(411, texts.REQUEST_WITHOUT_LENGTH)
         if scope["path"].endswith("/gradio_api/upload"):
             if int(length) > self._most + 2**16:  # the form around the file
                 raise _Refused(413, texts.upload_too_large(self._most))

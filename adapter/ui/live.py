@@ -15,6 +15,7 @@ from adapter.ui.requests import BASE_ONLY, EngineProvider, without_folders
 from adapter.ui.texts import page as texts
 
 PRIVATE = {"api_visibility": "private"}
+QUICK = {"queue": False, "show_progress": "hidden", **PRIVATE}
 # Of events that may say something: toasts come through the queue only (gradio 6.31). Nobody waits there.
 TELLING = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 LOADING_SECONDS, READY_SECONDS = 1.0, 5.0
@@ -78,7 +79,7 @@ def keep_fresh(provider: EngineProvider, store: look.Cards, status: gr.HTML, pic
     components = [picker.component for picker in pickers]
     event = {"inputs": [known, *components], "outputs": [status, known, timer, gone, *components]}
     # A change of the first picker too: an adapter that was just brought is to be in all of them at once.
-    gr.on([timer.tick, components[0].change], refresh, **event, queue=False, show_progress="hidden", **PRIVATE)
+    gr.on([timer.tick, components[0].change], refresh, **event, **QUICK)
     gone.change(_tell_gone, gone, None, **TELLING)
 
 

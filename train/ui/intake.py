@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapter.errors import AdapterError, BadInput
 from adapter.ui.libraries import import_libraries
+from adapter.ui.texts import train as texts
 from train.ui.unpack import PICTURES, TABLES, unpack
 
 if TYPE_CHECKING:
@@ -195,8 +196,9 @@ def _lacking(report: Report) -> list[str]:
         count = f"{'All ' if 1 < long == report.records else ''}{long:,} {'is' if long == 1 else 'are'} too long"
         said.append(f"{count}: nothing of the answer lies within the first {report.max_length:,} tokens.")
     if bare := report.uncaptioned.count:
-        count = f"{bare:,} {'picture has' if bare == 1 else 'pictures have'} no caption"
-        said.append(f"{count}, {report.uncaptioned.first[0]} for one: put NAME.txt beside each NAME.jpg.")
+        said.append(
+            f"{texts.uncaptioned(bare)}, {report.uncaptioned.first[0]} for one: put NAME.txt beside each NAME.jpg."
+        )
     return said
 
 

@@ -13,7 +13,7 @@ from gradio.context import get_blocks_context
 
 from adapter.embedded import BASE
 from adapter.ui import look
-from adapter.ui.live import PRIVATE, Picker
+from adapter.ui.live import PRIVATE, QUICK, Picker
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
 from train.config import LONGEST_NAME
@@ -128,17 +128,15 @@ def _connect_data(
     event = {"show_progress": "minimal", "show_progress_on": preview, **DATA, **PRIVATE}
     sample.input(handlers.choose_sample, [sample, *given], [upload, *outputs], **event)
     upload.upload(handlers.choose_upload, [upload, *given], [sample, *outputs], **event)
-    upload.clear(handlers.no_data, given, [sample, *outputs], queue=False, show_progress="hidden", **PRIVATE)
+    upload.clear(handlers.no_data, given, [sample, *outputs], **QUICK)
     typed = [settings[key] for key in ("name", "description", "steps", "rate")]
     gr.on(
         [component.change for component in typed],
         handlers.told,
         [found, *typed],
         [settings["takes"], settings["command"]],
-        queue=False,
-        show_progress="hidden",
         trigger_mode="always_last",
-        **PRIVATE,
+        **QUICK,
     )
 
 
@@ -156,7 +154,6 @@ def _connect_run(
     order = ("which", "run", "start", "stop", "go_on", "chat", "compare", "download", "log")
     first, *others = (panel[key] for key in order)
     outputs = [first, known, *others, timer]
-    quick = {"queue": False, "show_progress": "hidden", **PRIVATE}
     typed = [settings[key] for key in ("name", "description", "steps", "rate")]
     panel["start"].click(
         handlers.start,
@@ -167,9 +164,9 @@ def _connect_run(
         **DATA,
         **PRIVATE,
     )
-    panel["stop"].click(handlers.stop, [which, found], outputs, **quick)
-    panel["go_on"].click(handlers.go_on, [which, found], outputs, **quick)
-    gr.on([timer.tick, which.input], handlers.panel, [which, found, known], outputs, **quick)
+    panel["stop"].click(handlers.stop, [which, found], outputs, **QUICK)
+    panel["go_on"].click(handlers.go_on, [which, found], outputs, **QUICK)
+    gr.on([timer.tick, which.input], handlers.panel, [which, found, known], outputs, **QUICK)
 
     def shown(chosen: str | None, seen: Any, event: gr.SelectData) -> tuple[Any, ...]:
         """Nothing is asked for while another tab is open."""
@@ -177,7 +174,7 @@ def _connect_run(
             return *[gr.skip()] * (len(outputs) - 1), gr.Timer(active=False)
         return handlers.panel(chosen, seen, None)
 
-    tabs.select(shown, [which, found], outputs, **quick)
+    tabs.select(shown, [which, found], outputs, **QUICK)
 
 
 def _connect_afterwards(

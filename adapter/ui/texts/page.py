@@ -158,7 +158,7 @@ def waiting_for_model(status: str) -> str:
 
 
 # What one address may ask of a public server.
-UPLOAD_WITHOUT_LENGTH = "A request must say how long it is."
+REQUEST_WITHOUT_LENGTH = "A request must say how long it is."
 WRONG_VALUE = "The request has a value of another kind than is needed. Reload the page, or see Use via API."
 TOO_FEW_VALUES = "The request lacks some of the values that it needs. Reload the page and try again."
 NOTHING_IS_FETCHED = "Files are uploaded here: nothing is fetched from other addresses."
