@@ -647,6 +647,16 @@ def events(page: Any) -> set[str]:
     return {fn.name for fn in page.fns.values() if getattr(fn.fn, "__module__", "").startswith("train.ui")}
 
 
+def test_what_may_be_refused_goes_by_the_queue() -> None:
+    """Toasts come through it alone; the others say what is wrong in their place on the page."""
+    page = app.build_page(Ready(None), Shelf(), training=True)  # type: ignore[arg-type]
+    unqueued = {fn.name for fn in page.fns.values() if fn.fn is not None and not fn.queue}
+    assert unqueued == {"<lambda>", "clear", "no_data", "panel", "refresh", "shown", "stop", "told"}
+    # The chat's and the comparison's have nothing to say.
+    stops = {fn.fn.__module__: fn.queue for fn in page.fns.values() if fn.name == "stop"}
+    assert stops.pop("train.ui.handlers") and not any(stops.values())
+
+
 def test_where_training_is_off_there_is_nothing_to_call() -> None:
     on, off = (app.build_page(Ready(None), Shelf(), training=training) for training in (True, False))  # type: ignore[arg-type]
     assert {"start", "stop", "go_on", "choose_upload"} <= events(on)

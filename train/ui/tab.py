@@ -13,7 +13,7 @@ from gradio.context import get_blocks_context
 
 from adapter.embedded import BASE
 from adapter.ui import look
-from adapter.ui.live import PRIVATE, QUICK, Picker
+from adapter.ui.live import PRIVATE, QUICK, TELLING, Picker
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
 from train.config import LONGEST_NAME
@@ -164,8 +164,8 @@ def _connect_run(
         **DATA,
         **PRIVATE,
     )
-    panel["stop"].click(handlers.stop, [which, found], outputs, **QUICK)
-    panel["go_on"].click(handlers.go_on, [which, found], outputs, **QUICK)
+    panel["stop"].click(handlers.stop, [which, found], outputs, **TELLING)
+    panel["go_on"].click(handlers.go_on, [which, found], outputs, **TELLING)
     gr.on([timer.tick, which.input], handlers.panel, [which, found, known], outputs, **QUICK)
 
     def shown(chosen: str | None, seen: Any, event: gr.SelectData) -> tuple[Any, ...]:
