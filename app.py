@@ -35,24 +35,25 @@ from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
-from adapter.embedded import BASE
-from adapter.ui import look, openai_api
-from adapter.ui.chat import chat_tab
-from adapter.ui.compare import compare_tab
-from adapter.ui.half_uploads import HalfUploads
-from adapter.ui.libraries import import_libraries
-from adapter.ui.limits import SCOPE, UPLOAD_BYTES, Gate, LimitedProvider, Limits, address_of
-from adapter.ui.live import header, keep_fresh
-from adapter.ui.loader import LazyStore, ModelLoader
-from adapter.ui.place import PROXIES_OF_A_SPACE, Place, find_place, parse, port_problem, runs_folder
-from adapter.ui.requests import EngineProvider
+from adapter.base.embedded import BASE
+from adapter.server import openai_api
+from adapter.server.deployment import PROXIES_OF_A_SPACE, Place, find_place, parse, port_problem, runs_folder
+from adapter.server.libraries import import_libraries
+from adapter.server.limits import SCOPE, UPLOAD_BYTES, Gate, LimitedProvider, Limits, address_of
+from adapter.server.loader import LazyStore, ModelLoader
+from adapter.server.settings import EngineProvider
+from adapter.server.upload_cleanup import HalfUploads
+from adapter.ui import theme as look
+from adapter.ui.chat_tab import chat_tab
+from adapter.ui.compare_tab import compare_tab
+from adapter.ui.status import header, keep_fresh
 from adapter.ui.texts import page as texts
 from adapter.ui.texts.train import stopped_with_server
 from train.ui.runs import TrainingRuns
 from train.ui.tab import train_tab
 
 if TYPE_CHECKING:
-    from adapter.ui.loader import ServingEngine
+    from adapter.server.loader import ServingEngine
 
 QUEUE_SIZE = 64
 BROUGHT_BYTES = 256 * 2**20  # of an upload, where visitors may bring adapters
@@ -109,10 +110,10 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
         report("Starting")
         # Seconds of imports, so not at the top: the page is there meanwhile.
         import_libraries()
-        from adapter import embedded
-        from adapter.engine import Engine
-        from adapter.llama import load_base
-        from adapter.store import SHIPPED, AdapterStore
+        from adapter.base import embedded
+        from adapter.base.llama import load_base
+        from adapter.serve.engine import Engine
+        from adapter.serve.store import SHIPPED, AdapterStore
 
         runs = runs_folder()
         adapters = AdapterStore(*(arguments.adapters or ()), runs, SHIPPED, incoming=runs)
@@ -123,7 +124,7 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
             embedded.base_folder()
         report(f"Loading {name}")
         if place.zero_gpu:
-            from adapter.ui.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
+            from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
 
             base = load_for_zero_gpu(name, arguments.quantization)
             return ZeroGpuEngine(base, adapters, spaces.GPU), base.describe()

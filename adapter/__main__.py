@@ -13,19 +13,21 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from adapter import convert, memory, transcript
-from adapter.chat import Message
-from adapter.checkpoint import load_adapter
-from adapter.embedded import BASE
-from adapter.engine import Engine
+from adapter.base import memory
+from adapter.base.embedded import BASE
+from adapter.base.llama import QUANTIZATIONS, base_config, load_base
+from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
-from adapter.inspect import table
-from adapter.llama import QUANTIZATIONS, base_config, load_base
-from adapter.modules import Adapter
-from adapter.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
-from adapter.sampling import SamplingParams
-from adapter.store import SHIPPED, AdapterStore, inert
-from adapter.vision import open_image
+from adapter.formats import convert
+from adapter.method.adapter import Adapter
+from adapter.method.checkpoint import load_adapter
+from adapter.method.vision import open_image
+from adapter.serve import transcript
+from adapter.serve.engine import Engine
+from adapter.serve.inspection import table
+from adapter.serve.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.store import SHIPPED, AdapterStore, inert
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

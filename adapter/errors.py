@@ -15,3 +15,8 @@ class BadInput(AdapterError):
 
 class Busy(AdapterError):
     """The queue is full or a request ran out of its time."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message for a sentence of our own; its class name where it has no message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -19,10 +19,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from adapter import attention
-from adapter.config import AdapterConfig, BaseFingerprint
-from adapter.llama import AdaptedLlama, Base, load_base
-from adapter.modules import Adapter
+from adapter.base.llama import AdaptedLlama, Base, load_base
+from adapter.method import attention
+from adapter.method.adapter import Adapter
+from adapter.method.config import AdapterConfig, BaseFingerprint
 
 # Most models here are tiny: a second thread would cost more than it does, and far more beside other programs.
 torch.set_num_threads(1)

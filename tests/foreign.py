@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapter.checkpoint import load_adapter
-from adapter.convert import Options, convert
-from adapter.llama import AdaptedLlama, base_fingerprint
+from adapter.base.llama import AdaptedLlama, base_fingerprint
+from adapter.formats.convert import Options, convert
+from adapter.method.checkpoint import load_adapter
 
 IDS = torch.arange(24).reshape(2, 12) * 7 % 97
 HEADS, HEAD_DIM, LAYERS, HIDDEN = 4, 8, 4, 32

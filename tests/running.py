@@ -159,7 +159,7 @@ def _ready(server: Server, until: tuple[int, ...]) -> bool:
 @contextlib.contextmanager
 def running_tiny(folder: Path, tiny_folder: Path, fingerprint: Any, pace: float = 0.0) -> Iterator[Server]:
     """A server over the endless tiny base, with the adapters `one` and `two`."""
-    from adapter.checkpoint import save_adapter
+    from adapter.method.checkpoint import save_adapter
     from conftest import random_adapter
 
     for seed, name in enumerate(("one", "two")):

@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from tests.test_app import serving
-from tests.test_page import ANSWER_MS, CHROMIUM, QUIET, playwright
+from tests.ui.test_page import ANSWER_MS, CHROMIUM, QUIET, playwright
+from tests.ui.test_page_parts import serving
 
 PICTURES = Path(__file__).parents[1] / "assets" / "screenshots"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}

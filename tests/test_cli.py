@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from adapter.__main__ import main
-from adapter.checkpoint import save_adapter
-from adapter.ui.place import parse, port_problem
+from adapter.method.checkpoint import save_adapter
+from adapter.server.deployment import parse, port_problem
 from conftest import random_adapter
 
 

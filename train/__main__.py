@@ -17,19 +17,19 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from adapter.checkpoint import CARD, load_adapter, save_adapter
-from adapter.embedded import BASE
+from adapter.base.embedded import BASE
+from adapter.base.llama import Base, load_base, load_tokenizer
 from adapter.errors import AdapterError
-from adapter.llama import Base, load_base, load_tokenizer
-from train.base import load_to_train
+from adapter.method.checkpoint import CARD, load_adapter, save_adapter
 from train.card import write_card
-from train.check import check
 from train.config import RecipeFile, changed, read_recipe, recipe_text
 from train.data import Example, Skipped, Tokeniser
-from train.files import FileExamples, pictures_of, start_adapter, with_base, with_encoder
+from train.data_report import check
 from train.job import Stopped, train
 from train.loop import new_adapter
-from train.recipe import load_recipe, names
+from train.precision import load_to_train
+from train.recipes.recipe import load_recipe, names
+from train.run_setup import FileExamples, pictures_of, start_adapter, with_base, with_encoder
 from train.score import Answerer
 
 _EPILOG = """examples:

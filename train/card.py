@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from adapter.config import AdapterConfig
-from adapter.modules import Adapter
+from adapter.method.adapter import Adapter
+from adapter.method.config import AdapterConfig
 from train.config import TrainConfig
 
 Scores = dict[str, float]

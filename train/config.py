@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from adapter.config import TuningConfig, VisionConfig
-from adapter.embedded import BASE, ENCODER
+from adapter.base.embedded import BASE, ENCODER
 from adapter.errors import AdapterError, BadInput
+from adapter.method.config import TuningConfig, VisionConfig
 
 PRECISIONS = ("bf16", "fp32", "nf4", "int8")
 INITS = ("zero", "random")

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adapter.chat import Message, encode_conversation
+from adapter.base.template import Message, encode_conversation
 from adapter.errors import BadInput
-from adapter.vision import VisualFeatures
+from adapter.method.vision import VisualFeatures
+from train.formats.records import DataError, Record, Records
 from train.history import earlier_talk
-from train.records import DataError, Record, Records
 
 IGNORED = -100
 _GROUP = 32  # batches that are sorted by length together

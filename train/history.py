@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from adapter.chat import Message
+from adapter.base.template import Message
 
 _TALK = """
 What is the capital of Norway? | The capital of Norway is Oslo.

@@ -19,16 +19,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from adapter.checkpoint import load_adapter
-from adapter.llama import Base
-from adapter.modules import Adapter
+from adapter.base.llama import Base
+from adapter.method.adapter import Adapter
+from adapter.method.checkpoint import load_adapter
 from train.config import TrainConfig
 from train.data import Batch, Batches, Example, Position, Row, Skipped, Tokeniser, collate
-from train.figures import Figures
-from train.folder import RunFolder, TrainError
+from train.feature_cache import Pictures
 from train.interrupt import stop_signals
 from train.loop import evaluate, learnt, total_loss
-from train.pictures import Pictures
+from train.metrics import Figures
+from train.run_folder import RunFolder, TrainError
 
 _NOT_FINITE = 10  # steps in a row that give up a run
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from adapter.attention import PromptKV
-from adapter.config import AdapterConfig
-from adapter.llama import AdaptedLlama, Base
-from adapter.modules import Adapter
-from adapter.vision import VisualFeatures
+from adapter.base.llama import AdaptedLlama, Base
+from adapter.method.adapter import Adapter
+from adapter.method.attention import PromptKV
+from adapter.method.config import AdapterConfig
+from adapter.method.vision import VisualFeatures
 from train.config import TrainConfig
 from train.data import IGNORED, Batch
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from adapter.chat import Message, encode_answer, encode_prompt
-from adapter.llama import Base
-from adapter.modules import Adapter
-from adapter.vision import VisualFeatures
+from adapter.base.llama import Base
+from adapter.base.template import Message, encode_answer, encode_prompt
+from adapter.method.adapter import Adapter
+from adapter.method.vision import VisualFeatures
 from train.data import gathered
 from train.loop import prompts_of
 

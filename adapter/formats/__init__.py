@@ -13,12 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from adapter.checkpoint import CONFIG, WEIGHTS
 from adapter.errors import LoadError
-from adapter.formats import litgpt, official_v1, official_v2, peft
+from adapter.formats import litgpt_adapter as litgpt
+from adapter.formats import official_v1, official_v2
+from adapter.formats import peft_adapter as peft
 from adapter.formats.official_v2 import OfficialV2
 from adapter.formats.tensors import ForeignAdapter, read_tensors
-from adapter.modules import Adapter
+from adapter.method.adapter import Adapter
+from adapter.method.checkpoint import CONFIG, WEIGHTS
 
 OURS = "llama-adapter"
 WRITERS: Mapping[str, ModuleType] = {module.FORMAT: module for module in (peft, official_v1, litgpt)}
@@ -38,7 +40,7 @@ _PRODUCTS = re.compile(r"layers\.\d+\.attention\.wq\.weight|transformer\.h\.\d+\
 
 
 def is_ours(source: Path) -> bool:
-    """Whether `source` is a folder that `adapter.checkpoint` reads."""
+    """Whether `source` is a folder that `adapter.method.checkpoint` reads."""
     return (source / CONFIG).is_file() and (source / WEIGHTS).is_file()
 
 

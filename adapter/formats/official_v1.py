@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapter.checkpoint import replacing
 from adapter.errors import LoadError
+from adapter.files import atomic_write
 from adapter.formats.tensors import ForeignAdapter, floats, plain, stacked_gates, wrong
-from adapter.modules import Adapter
+from adapter.method.adapter import Adapter
 
 FORMAT = "official-v1"
 PROMPTS = "adapter_query.weight"
@@ -107,7 +107,7 @@ def write(adapter: Adapter, folder: Path) -> str:
         )
         tensors[f"layers.{index}.attention.gate"] = gate.reshape(1, heads, 1, 1).clone()
     name = f"llama_adapter_len{config.prompt_length}_layer{config.insertion_layers}.pth"
-    with replacing(folder / name) as temporary:
+    with atomic_write(folder / name) as temporary:
         torch.save(tensors, temporary)
     how = "pass them through tanh" if config.gate_activation == "tanh" else "use them as they are, without tanh"
     return f"{name}: the file cannot say how its gates are meant: {how}."

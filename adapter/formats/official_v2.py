@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapter.config import AdapterConfig, BaseFingerprint, TuningConfig, VisionConfig
-from adapter.deltas import LINEARS
 from adapter.errors import LoadError
 from adapter.formats.tensors import floats, plain, wrong
-from adapter.modules import Adapter
+from adapter.method.adapter import Adapter
+from adapter.method.config import AdapterConfig, BaseFingerprint, TuningConfig, VisionConfig
+from adapter.method.deltas import LINEARS
 
 FORMAT = "official-v2"
 # CLIP ViT-L/14 as timm has it: the release used OpenAI's weights, whose activation is QuickGELU.

@@ -1,1 +1,4 @@
-"""The page's parts. Gradio is known here and in app.py only; nothing else imports this package."""
+"""The page: Chat, Compare and Inside. Gradio is known here, in train/ui and in app.py only.
+
+Nothing else imports this package.
+"""

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adapter.chat import Message
-from adapter.transcript import join
+from adapter.base.template import Message
+from adapter.serve.transcript import join
 from adapter.ui.texts import page as texts
 
 Entry = dict[str, Any]

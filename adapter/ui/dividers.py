@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from adapter.server.settings import Settings
 from adapter.ui import conversation as talk
+from adapter.ui.answer_record import read_settings
 from adapter.ui.conversation import Entry, History
-from adapter.ui.record import read_settings
-from adapter.ui.requests import Settings
 from adapter.ui.texts import page as texts
 
 Answerer = tuple[str, ...]  # the adapters that answer together, none for the base

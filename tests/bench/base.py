@@ -13,9 +13,9 @@ import sklearn.datasets
 import torch
 import torch.nn.functional as F
 
-from adapter.engine import Engine
-from adapter.llama import Base, load_base
-from adapter.store import AdapterStore
+from adapter.base.llama import Base, load_base
+from adapter.serve.engine import Engine
+from adapter.serve.store import AdapterStore
 from tests.bench.serving import decode_speed
 
 FORMATS = ("auto", "none", "nf4", "int8")

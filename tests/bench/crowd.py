@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gradio_client import Client
 
-from tests.test_app import serving
+from tests.ui.test_page_parts import serving
 
 PEOPLE = (1, 4, 16)
 ROUNDS = 3

@@ -23,7 +23,7 @@ class LlamaCpp:
     @classmethod
     def start(cls, threads: int, prompt: list[int], tokens: int) -> LlamaCpp | None:
         """Install if need be (it is compiled: some minutes) and start; None, and the reason on stderr, if not."""
-        from adapter.disk_cache import cache_dir
+        from adapter.base.disk_cache import cache_dir
 
         folder = cache_dir() / "bench-llama-cpp"
         python = folder / "bin" / "python"

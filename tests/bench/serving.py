@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from adapter.chat import Message, encode_prompt
-from adapter.engine import Engine
-from adapter.llama import Base, load_base
-from adapter.request import GenerationRequest
-from adapter.sampling import SamplingParams
-from adapter.store import AdapterStore
-from adapter.vision import open_image
+from adapter.base.llama import Base, load_base
+from adapter.base.template import Message, encode_prompt
+from adapter.method.vision import open_image
+from adapter.serve.engine import Engine
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.store import AdapterStore
 from tests.bench.llama_peer import LlamaCpp
 
 ROUNDS = 7

@@ -144,10 +144,10 @@ def our_steps(base: Any, adapter: Any, optimizer: Any, batches: Iterable[Any]) -
 def _ours() -> tuple[Any, Any, Any]:
     import torch
 
-    from adapter.embedded import BASE
-    from train.base import load_to_train
+    from adapter.base.embedded import BASE
     from train.config import TrainConfig
     from train.loop import new_adapter
+    from train.precision import load_to_train
 
     base = load_to_train(BASE)
     adapter = new_adapter(TrainConfig("bench", "", steps=1), base)
@@ -160,7 +160,7 @@ def _peer(way: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from adapter.embedded import base_folder
+    from adapter.base.embedded import base_folder
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base_folder(), dtype=torch.bfloat16).train()
@@ -220,7 +220,7 @@ def _floor(supervised: int) -> Callable[[], None]:
     """Every product that a step of a frozen base cannot do without, by itself, in bf16."""
     import torch
 
-    from adapter.llama import load_base
+    from adapter.base.llama import load_base
 
     model = load_base(quantization="none").model
     weights = [m.weight for layer in model.model.layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
@@ -245,7 +245,7 @@ def mixed_turn(way: str) -> Turn:
     """Ours: all ROWS rows once. Peers: PEER_STEPS random batches of them by transformers' Trainer."""
     from transformers import AutoTokenizer
 
-    from adapter.embedded import base_folder
+    from adapter.base.embedded import base_folder
     from train.data import Batches, Tokeniser, collate
 
     tokenizer = AutoTokenizer.from_pretrained(base_folder())
@@ -305,7 +305,7 @@ def _examples(tokenizer: Any) -> list[Any]:
     """ROWS pieces of English prose, their lengths log-normal as Alpaca's are, half of each the answer."""
     import sklearn.datasets
 
-    from adapter.chat import Message
+    from adapter.base.template import Message
     from train.data import Example
 
     pages = sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adapter.chat import Message
+from adapter.base.template import Message
 from train.formats.record import DataError, Record, images_of, only_image, required, text_of
 
 

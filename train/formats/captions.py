@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapter.chat import Message
+from adapter.base.template import Message
 from train.formats.index import Index, decoded, index_lines, opened, read_json
 from train.formats.record import DataError, Record, Rows, image_path, text_of, wrong
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from adapter.chat import Message, Role
+from adapter.base.template import Message, Role
 from train.formats.record import (
     DataError,
     Record,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapter.chat import Message
+from adapter.base.template import Message
 from adapter.errors import AdapterError
 
 

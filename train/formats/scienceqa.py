@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapter.chat import Message
+from adapter.base.template import Message
 from train.formats.index import read_json
 from train.formats.record import DataError, Record, list_of, object_of, required, text_of, wrong
 

@@ -12,15 +12,15 @@ import random
 from collections.abc import Iterator
 from types import ModuleType
 
-from adapter.chat import Message
-from adapter.llama import Base
+from adapter.base.llama import Base
+from adapter.base.template import Message
 from train.config import TrainConfig
 from train.data import Example
 from train.history import after_other_talk
-from train.recipe import Recipe
 from train.recipes import extract_asides, extract_held, extract_train, extract_values
 from train.recipes.extract_grammar import FIELDS, Record, block, capital, choose, fill, note, prose
 from train.recipes.extract_handwritten import HAND_WRITTEN
+from train.recipes.recipe import Recipe
 from train.score import Answerer
 
 __all__ = [

@@ -10,14 +10,14 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from adapter.chat import Message
-from adapter.llama import Base
+from adapter.base.llama import Base
+from adapter.base.template import Message
 from train.config import TrainConfig
 from train.data import Example
 from train.history import after_other_talk
-from train.recipe import Recipe
 from train.recipes.pirate_questions import SMALL_TALK, questions
 from train.recipes.pirate_voice import score_answer, to_pirate
+from train.recipes.recipe import Recipe
 from train.score import Answerer, Conversation
 
 __all__ = ["CONFIG", "cut_answer", "examples", "recipe", "score_answer", "scores", "to_pirate"]

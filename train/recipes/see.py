@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from adapter.chat import Message
-from adapter.config import VisionConfig
-from adapter.embedded import ENCODER
-from adapter.llama import Base
-from adapter.modules import Adapter
-from adapter.projection import LabelProjection
-from adapter.vision import VisualEncoder, VisualFeatures, open_image
+from adapter.base.embedded import ENCODER
+from adapter.base.llama import Base
+from adapter.base.template import Message
+from adapter.method.adapter import Adapter
+from adapter.method.config import VisionConfig
+from adapter.method.projection import LabelProjection
+from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
 from train.config import TrainConfig
 from train.data import Example
 from train.history import after_other_talk
-from train.recipe import Recipe
 from train.recipes import see_concepts
+from train.recipes.recipe import Recipe
 from train.recipes.see_concepts import NAME_LENGTH, ClassRows, Vocabulary
 from train.recipes.see_drawings import drawings, plain, varied
 from train.recipes.see_names import Name, class_names, concept, drawing_sentence, sentence

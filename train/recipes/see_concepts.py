@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapter.projection import CONCEPT_RANK, LabelProjection
-from adapter.vision import VisualEncoder, VisualFeatures
+from adapter.method.projection import CONCEPT_RANK, LabelProjection
+from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.recipes.see_names import Name, class_names
 
 NAME_LENGTH = 7

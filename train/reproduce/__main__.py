@@ -16,17 +16,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapter.embedded import base_folder
+from adapter.base.embedded import base_folder
 from adapter.errors import AdapterError
 from train.reproduce.benchmark import Benchmark, open_benchmark
 from train.reproduce.plan import FULL, QUICK, Plan, runs
 from train.reproduce.pool import available_cores, perform_all, unrelated_text
 from train.reproduce.report import write_report
+from train.reproduce.scenes.writer import SPLITS, write
 from train.reproduce.tables import Figures
-from train.scenes.writer import SPLITS, write
 
 # What a reader has to know before believing a figure.
-_DRAWN = """drawn and written by rule (`train/scenes`), in ScienceQA's format, seed {seed}.
+_DRAWN = """drawn and written by rule (`train/reproduce/scenes`), in ScienceQA's format, seed {seed}.
   The benchmark was cut to what this base can learn in minutes: choices of picture questions stand in an order of
   their own (alphabet, size), because with shuffled ones trials of 160 to 240 steps of 16 learnt nothing from the
   pictures; kinds of question that stayed at chance for that, or that the encoder's features do not tell, were

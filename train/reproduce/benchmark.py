@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapter.chat import Message
-from adapter.embedded import ENCODER
+from adapter.base.embedded import ENCODER
+from adapter.base.template import Message
 from adapter.errors import AdapterError
-from adapter.vision import VisualEncoder, VisualFeatures, open_image
+from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
 from train.data import Example
 from train.formats.scienceqa import Problem, problems, question_text
 

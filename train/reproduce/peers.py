@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from transformers import get_cosine_schedule_with_warmup
 
-from adapter.llama import Base
+from adapter.base.llama import Base
 from train.data import IGNORED, Batch, Batches, Example, Tokeniser, collate
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE
 

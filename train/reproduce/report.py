@@ -40,7 +40,7 @@ def write_report(
     figures: Figures, out: Path, command: str, data: str, seconds: float, jobs: int, sizes: dict[str, int]
 ) -> str:
     """Write CSV, PNG and report.md into `out`; returns the report's text."""
-    from adapter.embedded import BASE, ENCODER
+    from adapter.base.embedded import BASE, ENCODER
 
     tables = figures.tables()
     for table in tables:

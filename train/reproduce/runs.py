@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from adapter.checkpoint import replacing
-from adapter.config import VisionConfig
-from adapter.embedded import BASE, ENCODER
+from adapter.base.embedded import BASE, ENCODER
+from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError
-from adapter.llama import Base, load_base
-from adapter.modules import Adapter
-from adapter.projection import GlobalProjection
-from train.base import load_to_train
+from adapter.files import atomic_write
+from adapter.method.adapter import Adapter
+from adapter.method.config import VisionConfig
+from adapter.method.projection import GlobalProjection
 from train.config import TrainConfig
 from train.job import train
 from train.loop import new_adapter
+from train.precision import load_to_train
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark
 from train.reproduce.peers import RANK, RATES, Peer
 from train.reproduce.scoring import Answers, Extra, adapted, answer, bare, perplexity
@@ -96,7 +96,7 @@ def perform(run: Run, benchmark: Benchmark, out: Path, text: str) -> Path:
     else:
         measured.peer()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps({"run": asdict(run), **measured.result}, indent=1) + "\n")
     return path
 

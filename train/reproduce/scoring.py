@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from adapter.attention import PromptKV
-from adapter.chat import encode_answer, encode_prompt
-from adapter.llama import Base
-from adapter.modules import Adapter
-from adapter.vision import VisualFeatures
+from adapter.base.llama import Base
+from adapter.base.template import encode_answer, encode_prompt
+from adapter.method.adapter import Adapter
+from adapter.method.attention import PromptKV
+from adapter.method.vision import VisualFeatures
 from train.data import gathered
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem, columns
 from train.loop import prompts_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import math
 
-from adapter.ui.requests import without_folders
+from adapter.server.settings import without_folders
 from adapter.ui.texts import train as texts
 from train.ui.progress import Points, Progress
 from train.ui.runs import Run

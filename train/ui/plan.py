@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from adapter.embedded import BASE
+from adapter.base.embedded import BASE
 from adapter.errors import BadInput
 from train.config import LONGEST_NAME, RESERVED, ConfigError, RecipeFile, TrainConfig, read_recipe
 from train.config import check_name as check_name  # for the page

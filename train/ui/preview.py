@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
-from adapter.ui.requests import without_folders
+from adapter.server.settings import without_folders
 from adapter.ui.texts import train as texts
-from train.ui.intake import Preview
+from train.ui.data_upload import Preview
 
 if TYPE_CHECKING:
-    from train.check import Faults, Report
-    from train.records import Record
+    from train.data_report import Faults, Report
+    from train.formats.records import Record
 
 _CLIP = 220  # characters of a turn
 _SIDE = 96  # pixels of a thumbnail
@@ -106,7 +106,7 @@ def _card(record: Record) -> str:
 
 def _thumbnail(path: Path) -> str:
     """The picture itself, small, in the page: it is not kept on the server."""
-    from adapter.vision import open_image
+    from adapter.method.vision import open_image
 
     try:
         image = open_image(path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapter.ui.libraries import import_libraries
+from adapter.server.libraries import import_libraries
 
 _LAST_BYTES = 4 * 2**20  # of a long run's figures
 _RECENT = 20  # steps
@@ -52,7 +52,7 @@ class Progress:
 def read_progress(folder: Path) -> Progress:
     """Of the run in `folder`; of one that has written nothing yet, nothing."""
     import_libraries()
-    from train.figures import METRICS  # brings torch
+    from train.metrics import METRICS  # brings torch
 
     try:
         with open(folder / METRICS, "rb") as file:

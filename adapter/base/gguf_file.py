@@ -1,0 +1,285 @@
+"""LLaMA models in llama.cpp's GGUF files, unpacked into a Hugging Face folder. Knows the GGUF format and what of
+it a LLaMA uses; knows nothing of where a file comes from or where the folder goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapter.base.disk_cache import Progress
+from adapter.base.hf_folder import half_split, tensor_shapes, write_configs, write_weights
+from adapter.errors import LoadError, first_line
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# llama.cpp's names of a layer's tensors and Hugging Face's.
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+_CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
+# A GGUF only names how text is cut before its merges apply. These cut digits off one by one and then do as GPT-2
+# does, which transformers' own conversion does not know.
+_DIGITS_ALONE = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+# These transformers converts rightly; any other name would give wrong tokens without a word.
+_WELL_KNOWN = {"gpt-2", "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe", "tekken"}
+_UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError, MemoryError)
+_REMEDY = "Get the file again, or use the model's Hugging Face repository."
+
+
+@dataclass(frozen=True)
+class GgufBase:
+    """An opened file: its facts, the LlamaConfig they mean, and each tensor under Hugging Face's name."""
+
+    file: Path
+    facts: Mapping[str, Any]
+    config: Any
+    tensors: Mapping[str, Any]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.config.dtype
+
+    def convert(self, folder: Path, progress: Progress) -> None:
+        """Fill `folder` with what `from_pretrained` reads in half a second.
+
+        transformers can read the GGUF itself, to the same weights, but takes 13 seconds for 135 million of them
+        each time, shows bars of its own and gives some tokenizers GPT-2's way with digits.
+        """
+        eos, eot = (self.facts.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
+        stops = () if eos is None or eot in (None, eos) else (eos, eot)
+        write_configs(folder, self.config, _tokenizer(self.file, self.facts, self.config), stops)
+        shapes = {name: _shape(tensor) for name, tensor in self.tensors.items()}
+        write_weights(folder, shapes, self.dtype, self.tensor, progress)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as Hugging Face has it."""
+        values = _unpacked(self.tensors[name], self.file)
+        if "q_proj" in name:
+            return half_split(values, self.config.num_attention_heads)
+        if "k_proj" in name:
+            return half_split(values, self.config.num_key_value_heads)
+        return values
+
+
+def open_gguf(file: Path) -> GgufBase:
+    """Read a file's header and check that it is a whole LLaMA. Raises LoadError."""
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(file)
+        facts = {name: field.contents() for name, field in reader.fields.items()}
+    except _UNREADABLE as error:
+        raise LoadError(f"'{file}' is no whole GGUF file ({first_line(error)}). {_REMEDY}") from error
+    architecture = facts.get("general.architecture")
+    if architecture != "llama":
+        raise LoadError(
+            f"'{file}' holds a {architecture} model. LLaMA-Adapter needs a LLaMA: "
+            "choose a GGUF file whose general.architecture is llama."
+        )
+    if facts.get("split.count", 1) > 1:
+        raise LoadError(
+            f"'{file}' is one of {facts['split.count']} parts. Join them with llama.cpp's "
+            "`llama-gguf-split --merge` and name the result."
+        )
+    if facts.get("llama.expert_count"):
+        raise LoadError(f"'{file}' is a mixture of experts (Mixtral). Choose a LLaMA without experts.")
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    try:
+        config = _config(file, facts, found)
+    except KeyError as error:
+        raise LoadError(f"'{file}' does not say its {error.args[0]}. {_REMEDY}") from error
+    found.pop(_ROPE_FACTORS, None)
+    tensors = {_huggingface_name(name): tensor for name, tensor in found.items()}
+    _check(file, tensors, config)
+    return GgufBase(file, facts, config, tensors)
+
+
+def _config(file: Path, facts: Mapping[str, Any], found: Mapping[str, Any]) -> Any:
+    import torch
+    from transformers import LlamaConfig
+
+    heads = facts["llama.attention.head_count"]
+    head_dim = facts.get("llama.attention.key_length", facts["llama.embedding_length"] // heads)
+    context = facts["llama.context_length"]
+    rotated = facts.get("llama.rope.dimension_count", head_dim)
+    if rotated != head_dim or facts.get("llama.attention.value_length", head_dim) != head_dim:
+        raise LoadError(f"'{file}' rotates a part of each head only, which LLaMA does not. Choose a LLaMA.")
+    if 0 < facts.get("llama.attention.sliding_window", 0) < context:
+        raise LoadError(f"'{file}' has a sliding window, which LLaMA has not. Choose a LLaMA.")
+    kinds = {"F32": torch.float32, "F16": torch.float16}
+    embedding = found.get("token_embd.weight")
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=facts.get("llama.vocab_size") or len(facts["tokenizer.ggml.tokens"]),
+        hidden_size=facts["llama.embedding_length"],
+        intermediate_size=facts["llama.feed_forward_length"],
+        num_hidden_layers=facts["llama.block_count"],
+        num_attention_heads=heads,
+        num_key_value_heads=facts.get("llama.attention.head_count_kv", heads),
+        head_dim=head_dim,
+        max_position_embeddings=context,
+        rms_norm_eps=round(facts["llama.attention.layer_norm_rms_epsilon"], 9),  # it was stored in fp32
+        rope_parameters=_rope(file, facts, found, head_dim),
+        bos_token_id=facts.get("tokenizer.ggml.bos_token_id"),
+        eos_token_id=facts.get("tokenizer.ggml.eos_token_id"),
+        pad_token_id=facts.get("tokenizer.ggml.padding_token_id"),
+        tie_word_embeddings="output.weight" not in found,
+        attention_bias="blk.0.attn_q.bias" in found,
+        mlp_bias="blk.0.ffn_gate.bias" in found,
+        # What is not quantised keeps its precision.
+        dtype=kinds.get("" if embedding is None else embedding.tensor_type.name, torch.bfloat16),
+    )
+
+
+def _rope(file: Path, facts: Mapping[str, Any], found: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    theta = facts.get("llama.rope.freq_base", 10000.0)
+    scaling = facts.get("llama.rope.scaling.type", "none")
+    if _ROPE_FACTORS in found:
+        return _llama3_rope(file, _unpacked(found[_ROPE_FACTORS], file), theta, head_dim)
+    if scaling == "linear":
+        return {"rope_type": "linear", "rope_theta": theta, "factor": facts["llama.rope.scaling.factor"]}
+    if scaling != "none":
+        raise LoadError(
+            f"'{file}' stretches its context by '{scaling}', which is not supported from a GGUF file. "
+            "Use the model's Hugging Face repository."
+        )
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+def _llama3_rope(file: Path, factors: Tensor, theta: float, head_dim: int) -> dict[str, Any]:
+    """Llama 3.1's scaling. The file keeps its result alone: `factors`, [head_dim / 2], divide the frequencies."""
+    import torch
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": round(factors.max().item(), 4),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=dict(scaling))
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
+    plain = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    if factors.shape != scaled.shape or not torch.allclose(plain / scaled, factors.double(), rtol=1e-4):
+        raise LoadError(
+            f"'{file}' scales its rotary frequencies in a way that is not Llama 3.1's. "
+            "Use the model's Hugging Face repository."
+        )
+    return scaling
+
+
+def _huggingface_name(name: str) -> str:
+    if name in _TOP_NAMES:
+        return _TOP_NAMES[name]
+    parts = name.split(".")
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
+        return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
+    return name  # the check will name it
+
+
+def _check(file: Path, tensors: Mapping[str, Any], config: Any) -> None:
+    expected = tensor_shapes(config)
+    missing, more = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or more:
+        what = f"lacks {min(missing)}" if missing else f"holds {min(more)}, which a LLaMA does not have"
+        raise LoadError(f"'{file}' {what}. {_REMEDY}")
+    for name, shape in expected.items():
+        if _shape(tensors[name]) != shape:
+            raise LoadError(
+                f"'{file}' holds {name} with shape {list(_shape(tensors[name]))}, "
+                f"its header means {list(shape)}. {_REMEDY}"
+            )
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(length) for length in reversed(tensor.shape))
+
+
+def _unpacked(tensor: Any, file: Path) -> Tensor:
+    import gguf
+    import torch
+
+    try:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        # What is not quantised is still the file itself, which torch may not hold.
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
+    except NotImplementedError as error:
+        raise LoadError(
+            f"'{file}' holds {tensor.name} as {tensor.tensor_type.name}, which the gguf package cannot unpack. "
+            "Choose the file in another quantisation, such as Q8_0 or Q4_K_M."
+        ) from error
+
+
+def _tokenizer(file: Path, facts: Mapping[str, Any], config: Any) -> Any:
+    if "tokenizer.ggml.tokens" not in facts:
+        raise LoadError(f"'{file}' holds no tokenizer. {_REMEDY}")
+    kind, cut = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre")
+    if kind == "gpt2" and cut in _DIGITS_ALONE:
+        tokenizer = _digits_alone(facts)
+    elif kind == "llama" or (kind == "gpt2" and cut in _WELL_KNOWN):
+        tokenizer = _by_transformers(file)
+    else:
+        named = f"{kind} with pre-tokenizer {cut}"
+        raise LoadError(f"'{file}' has a tokenizer ({named}) that is not known here. {_REMEDY}")
+    if len(tokenizer) > config.vocab_size:
+        raise LoadError(f"'{file}' has {len(tokenizer)} tokens and embeddings for {config.vocab_size}. {_REMEDY}")
+    return tokenizer
+
+
+def _by_transformers(file: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # whatever a stranger's vocabulary makes the conversion stumble over
+        raise LoadError(
+            f"The tokenizer in '{file}' cannot be converted ({first_line(error)}). {_REMEDY}"
+        ) from error
+
+
+def _digits_alone(facts: Mapping[str, Any]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = facts["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
+    core = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
+    # Digits are cut off one by one before GPT-2's pattern applies: the blank line before "1." is one token.
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    numbers = {short: facts.get(f"tokenizer.ggml.{long}_token_id") for short, long in named.items()}
+    kinds = facts["tokenizer.ggml.token_type"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        **{f"{short}_token": tokens[number] for short, number in numbers.items() if number is not None},
+        extra_special_tokens=[t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN],
+        model_max_length=facts["llama.context_length"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = facts.get("tokenizer.chat_template")
+    return tokenizer

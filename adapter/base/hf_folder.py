@@ -1,0 +1,108 @@
+"""Writes a LLaMA as a Hugging Face folder, tensor by tensor. Knows that format's names, shapes and files; knows
+nothing of where the numbers come from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapter.base.disk_cache import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# Bytes of an output file. A conversion holds about one of them in memory.
+SHARD_BYTES = 2 * 10**9
+
+
+def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a LLaMA of this LlamaConfig has on disk. A tied head is the embedding's."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    shapes = {name: tuple(values.shape) for name, values in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    return shapes
+
+
+def half_split(values: Tensor, heads: int) -> Tensor:
+    """Rows of a query or key projection, [heads * head_dim, ...], from Meta's rotary order to Hugging Face's.
+
+    Meta and llama.cpp rotate neighbouring rows of a head together, Hugging Face rows i and i + head_dim / 2.
+    """
+    pairs = values.unflatten(0, (heads, -1, 2))  # [heads, head_dim / 2, 2, ...]
+    return pairs.transpose(1, 2).flatten(0, 2)
+
+
+def write_configs(folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[int] = ()) -> None:
+    """Everything but the weights, so that what is wrong with it shows before the long part.
+
+    stop_ids: tokens that end an answer where the config's `eos_token_id` is not the only one.
+    """
+    from transformers import GenerationConfig
+
+    config.save_pretrained(folder)
+    generation = GenerationConfig.from_model_config(config)
+    if stop_ids:
+        generation.eos_token_id = list(stop_ids)
+    generation.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_weights(
+    folder: Path,
+    shapes: Mapping[str, Sequence[int]],
+    dtype: torch.dtype,
+    tensor: Callable[[str], Tensor],
+    progress: Progress,
+    shard_bytes: int | None = None,
+) -> None:
+    """Write `tensor(name)` for each name of `shapes`, in that order, as safetensors in one or several files."""
+    from safetensors.torch import save_file
+
+    files = _files(shapes, dtype.itemsize, shard_bytes or SHARD_BYTES)
+    where: dict[str, str] = {}
+    for number, names in enumerate(files, 1):
+        file = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+        part: dict[str, Tensor] = {}
+        for name in names:
+            progress.advance(len(where) / len(shapes))
+            part[name] = tensor(name).to(dtype).contiguous()
+            where[name] = file
+        save_file(part, folder / file, metadata={"format": "pt"})
+    progress.stage("save")
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def total_bytes(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
+    """What the weights take on the disk."""
+    return sum(_numbers(shape) for shape in shapes.values()) * dtype.itemsize
+
+
+def _files(shapes: Mapping[str, Sequence[int]], itemsize: int, limit: int) -> list[list[str]]:
+    files: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        more = _numbers(shape) * itemsize
+        if files[-1] and size + more > limit:
+            files.append([])
+            size = 0
+        files[-1].append(name)
+        size += more
+    return files
+
+
+def _numbers(shape: Sequence[int]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count

@@ -1,0 +1,321 @@
+"""The frozen base: load it, quantise it, run it with adaption prompts as arguments.
+
+Knows LLaMA models and their tokenizers; knows nothing of adapters on disk, images or conversations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from adapter.base import embedded, memory
+from adapter.base import resolve as bases
+from adapter.base.decoder import adapt
+from adapter.base.quantize import quantize_linears
+from adapter.errors import LoadError, first_line
+from adapter.method import attention
+from adapter.method.attention import LayerPrompts, PromptKV
+from adapter.method.config import BaseFingerprint
+
+log = logging.getLogger(__name__)
+
+QUANTIZATIONS = ("auto", "nf4", "int8", "none")
+
+
+class AdaptedLlama(LlamaForCausalLM):
+    """LlamaForCausalLM whose forward pass also takes `prompt_kv` and `prompt_rows`.
+
+    They are named here, and the parent's parameters repeated, because `generate()` reads this signature:
+    it drops arguments that are not in it, and with `*args` it would drop position_ids too.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        adapt(self.model)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        prompt_kv: PromptKV | None = None,
+        prompt_rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As the parent's; prompt_kv: the U entries in use, prompt_rows: [B] entry of each row or -1."""
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            prompt_kv=prompt_kv,
+            prompt_rows=prompt_rows,
+            **kwargs,
+        )
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded frozen model with what goes with it. `quantization` is what was chosen, never "auto"."""
+
+    model: AdaptedLlama
+    tokenizer: Any
+    fingerprint: BaseFingerprint
+    quantization: str
+    memory_bytes: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ids = {self.tokenizer.eos_token_id}
+        configured = self.model.generation_config.eos_token_id
+        ids.update(configured if isinstance(configured, list) else [configured])
+        return frozenset(i for i in ids if i is not None)
+
+    def describe(self) -> str:
+        """One line for people: name, quantisation, device and memory."""
+        megabytes = self.memory_bytes / 2**20
+        return f"{self.fingerprint.name}: {self.quantization} on {self.device}, {megabytes:.0f} MB"
+
+
+def load_base(
+    name_or_path: str = embedded.BASE,
+    quantization: str = "auto",
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> Base:
+    """Load a frozen LLaMA: the embedded default, a Hugging Face id or folder, a folder in Meta's format, or a GGUF
+    file. The latter two are converted once and kept in the cache.
+
+    quantization: "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default bfloat16). "auto" is nf4 on
+    CUDA, and on a CPU torch's packed products: four bits where they hold the weights exactly, else eight.
+    Raises LoadError with the remedy.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise LoadError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    _check_device(device)
+    chosen = ("nf4" if device.startswith("cuda") else "packed") if quantization == "auto" else quantization
+    attention.register()
+    dtype = dtype or torch.bfloat16
+    foreign = bases.find_foreign(name_or_path)
+    memory.require(name_or_path, base_config(name_or_path, foreign), chosen, device, dtype)
+    source = _source(name_or_path, foreign)
+    config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
+    tokenizer = _load(AutoTokenizer, source, name_or_path)
+    model = _load(
+        AdaptedLlama,
+        source,
+        name_or_path,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention.NAME,
+        device_map={"": device},
+        quantization_config=_bitsandbytes(chosen, dtype),
+    )
+    model.requires_grad_(False).eval()
+    fingerprint = _fingerprint(model, tokenizer, name_or_path)
+    if chosen == "packed":
+        chosen = quantize_linears(model)
+    return Base(model, tokenizer, fingerprint, chosen, _memory(model))
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
+    try:
+        torch.zeros(1, device=device).item()  # on "meta" nothing can be computed
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise LoadError(f"There is no device '{device}' here. Use 'cpu', 'cuda', 'cuda:1' or 'auto'.") from error
+
+
+def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
+    """The tokenizer of a base alone. Raises LoadError."""
+    return _load(AutoTokenizer, _source(name_or_path), name_or_path)
+
+
+def base_config(name_or_path: str = embedded.BASE, foreign: bases.Foreign | None = None) -> LlamaConfig:
+    """The LlamaConfig of a base, which is neither loaded nor converted for it. Raises LoadError."""
+    foreign = foreign or bases.find_foreign(name_or_path)
+    config = None if foreign is None else foreign.config()
+    if config is None:
+        config = _load(AutoConfig, _source(name_or_path, foreign), name_or_path)
+    return _as_llama(config, name_or_path)
+
+
+def base_fingerprint(name_or_path: str = embedded.BASE) -> BaseFingerprint:
+    """The fingerprint of a base without loading it: its sizes, its tokenizer and one norm.
+
+    `weights` stays empty where that norm is not on this machine as safetensors. Raises LoadError.
+    """
+    source = _source(name_or_path)
+    config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
+    with torch.device("meta"):
+        model = AdaptedLlama(config)
+    norm = _stored(source, "model.norm.weight")
+    model.model.norm.weight = torch.nn.Parameter(torch.zeros(config.hidden_size) if norm is None else norm)
+    found = _fingerprint(model, load_tokenizer(name_or_path), name_or_path)
+    return found if norm is not None else dataclasses.replace(found, weights="")
+
+
+def base_weight(name_or_path: str, tensor: str) -> Tensor:
+    """One weight of a base, which is not loaded for it, such as "model.norm.weight". Raises LoadError."""
+    if (found := _stored(_source(name_or_path), tensor)) is None:
+        raise LoadError(
+            f"{tensor} of the base '{name_or_path}' is not here. Name a folder that holds its safetensors."
+        )
+    return found
+
+
+def _stored(source: str, name: str) -> Tensor | None:
+    """One tensor out of a base's safetensors, in a folder or in the Hub's cache; None if it is not there."""
+
+    def at(file: str) -> Path | None:
+        path = Path(source, file) if Path(source).is_dir() else try_to_load_from_cache(source, file)
+        return Path(path) if isinstance(path, str | Path) and Path(path).is_file() else None
+
+    try:
+        index = at("model.safetensors.index.json")
+        file = "model.safetensors"
+        if index is not None:
+            file = str(json.loads(index.read_text(encoding="utf-8"))["weight_map"][name])
+        if (path := at(file)) is None:
+            return None
+        with safe_open(path, framework="pt") as tensors:
+            return tensors.get_tensor(name)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+
+
+def _source(name_or_path: str, foreign: bases.Foreign | None = None) -> str:
+    """What `from_pretrained` takes; converted into the cache first if it is in another format."""
+    if name_or_path == embedded.BASE:
+        return str(embedded.base_folder())
+    foreign = foreign or bases.find_foreign(name_or_path)
+    return os.path.expanduser(name_or_path) if foreign is None else str(foreign.folder())
+
+
+def _as_llama(config: Any, name: str) -> LlamaConfig:
+    """A LLaMA's config as it is, and a Mistral's without a sliding window as the LLaMA that it is."""
+    if config.model_type == "llama":
+        return config
+    if config.model_type != "mistral":
+        raise LoadError(
+            f"'{name}' is a {config.model_type} model. LLaMA-Adapter needs a LLaMA: "
+            f"try {embedded.BASE} or huggyllama/llama-7b."
+        )
+    if (config.sliding_window or config.max_position_embeddings) < config.max_position_embeddings:
+        raise LoadError(
+            f"'{name}' is a Mistral that attends to its last {config.sliding_window} tokens only, which a LLaMA "
+            "does not. Use one without a sliding window, such as mistralai/Mistral-7B-v0.3, or a LLaMA."
+        )
+    facts = config.to_dict()
+    for key in ("model_type", "architectures", "sliding_window", "layer_types"):
+        facts.pop(key, None)
+    return LlamaConfig(architectures=["LlamaForCausalLM"], **facts)
+
+
+def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if quantization == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    if quantization == "int8":
+        # It says once for every product that it casts, and there are hundreds in a token.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None
+
+
+def _load(cls: Any, source: str, name: str, **kwargs: Any) -> Any:
+    """`from_pretrained` with its many ways to fail turned into one sentence."""
+    try:
+        return cls.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        reason = first_line(error)
+        if Path(source).is_dir():
+            remedy = "Check that the folder holds config.json, the weights as safetensors and the tokenizer."
+        elif os.environ.get("HF_HUB_OFFLINE"):
+            remedy = "HF_HUB_OFFLINE is set: give a folder, unset it, or use " + embedded.BASE + "."
+        else:
+            remedy = "Check the name and the network, or give a folder."
+        raise LoadError(f"Cannot load the base '{name}': {reason} {remedy}") from error
+
+
+def _memory(model: torch.nn.Module) -> int:
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+
+
+def _fingerprint(model: AdaptedLlama, tokenizer: Any, name: str) -> BaseFingerprint:
+    config = model.config
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    # Norm weights are never quantised, so their hash is the same in every precision that is loaded here.
+    weights = model.model.norm.weight.detach().float().cpu().to(torch.bfloat16)
+    return BaseFingerprint(
+        name=name,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        tokenizer=hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16],
+        weights=hashlib.sha256(weights.view(torch.int16).numpy().tobytes()).hexdigest()[:16],
+    )
+
+
+def project_prompts(
+    model: AdaptedLlama, prompts: Tensor, gates: Tensor, layers: Sequence[int], norm: bool
+) -> PromptKV:
+    """Keys and values of adaption prompts by the base's frozen projections; no RoPE on prompts.
+
+    prompts: [U, L, K, hidden_size]; gates: [L, H], already activated; layers: the L insertion layers.
+    norm: pass the prompts through each layer's frozen input_layernorm first, so that they look to the
+    projections as a token's hidden state does.
+    """
+    entries, _, length, _ = prompts.shape
+    head_dim = model.config.head_dim
+    projected = {}
+    for i, index in enumerate(layers):
+        layer = model.model.layers[index]
+        hidden = prompts[:, i].to(model.dtype)
+        if norm:
+            hidden = layer.input_layernorm(hidden)
+        keys = layer.self_attn.k_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
+        values = layer.self_attn.v_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
+        gate = gates[i].to(model.dtype).expand(entries, -1)
+        projected[index] = (LayerPrompts(keys, values, gate),)
+    return PromptKV(projected, entries)

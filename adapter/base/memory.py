@@ -1,0 +1,175 @@
+"""What a base needs in memory in each quantisation, and what there is. Knows sizes and this machine; loads none.
+
+Reckoned from the config: the linear layers in few bits, the rest in 16. What a conversation needs comes on top.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapter.base.hf_folder import tensor_shapes
+from adapter.errors import LoadError
+
+# As they are called in a table; `load_base` calls bf16 "none".
+KINDS = ("nf4", "int8", "packed", "bf16")
+_UNLIMITED = 1 << 60  # cgroups write a limit that is none as a number of this order
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a base takes once it is loaded; `mapped` of them stay files on a CPU that the system may page."""
+
+    kind: str
+    bytes: int
+    mapped: int
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of one device: in all, and free at the moment. None where the system does not say."""
+
+    total: int | None
+    free: int | None
+
+    def holds(self, need: Need, mapped: bool) -> bool:
+        """False if `need` surely does not fit. mapped: whether files need no memory of their own."""
+        fixed = need.bytes - (need.mapped if mapped else 0)
+        return not (
+            (self.total is not None and need.bytes > self.total) or (self.free is not None and fixed > self.free)
+        )
+
+
+def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, Need]:
+    """What a LLaMA of this LlamaConfig takes in each of KINDS; `dtype` is that of whatever is not quantised."""
+    shapes = tensor_shapes(config)
+    linears = [shape for name, shape in shapes.items() if name.endswith("_proj.weight")]
+    inside, rows = sum(map(prod, linears)), sum(shape[0] for shape in linears)
+    head = config.vocab_size * config.hidden_size
+    plain = (sum(map(prod, shapes.values())) - inside) * dtype.itemsize  # embeddings, head, norms
+    own_head = 0 if config.tie_word_embeddings else head * dtype.itemsize
+    stored = plain if config.dtype in (None, dtype) else 0  # else it is cast, which takes memory of its own
+    packed = inside + head + 2 * (rows + config.vocab_size)
+    whole = inside * dtype.itemsize + plain
+    return {
+        "nf4": Need("nf4", inside // 2 + inside // 16 + plain, stored),  # fp32 scales of blocks of 64
+        "int8": Need("int8", inside + 4 * rows + plain, stored),
+        "packed": Need("packed", packed + plain - own_head, max(stored - own_head, 0)),
+        "bf16": Need("bf16", whole, whole if stored else 0),
+    }
+
+
+def require(name: str, config: Any, quantization: str, device: str, dtype: torch.dtype) -> None:
+    """Raise LoadError with the table if the base surely does not fit on `device`.
+
+    A base that was quantised by others is let through: its size is not known from its config.
+    """
+    if getattr(config, "quantization_config", None):
+        return
+    found = needs(config, dtype)
+    on_cpu = not device.startswith("cuda")
+    room = ram() if on_cpu else cuda(device)
+    kind = "bf16" if quantization == "none" else quantization
+    if quantization == "packed":
+        kind = min(("packed", "nf4"), key=lambda k: found[k].bytes)  # what four bits hold exactly takes four
+    if room.holds(found[kind], mapped=on_cpu):
+        return
+    possible = [k for k in KINDS if room.holds(found[k], on_cpu) and (on_cpu or k != "packed")]
+    sizes = ", ".join(f"{k} {_gigabytes(found[k].bytes)}" for k in KINDS if on_cpu or k != "packed")
+    there = room.total if room.free is None else room.free
+    where = "memory" if on_cpu else f"memory on {device}"
+    remedy = f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base"
+    raise LoadError(
+        f"'{name}' does not fit into memory: it takes {sizes}, and {_gigabytes(there or 0)} of {where} are free. "
+        f"{remedy}, or end other programs."
+    )
+
+
+def table(name: str, config: Any) -> str:
+    """For people: what the base takes in each quantisation and whether that fits here."""
+    numbers = sum(map(prod, tensor_shapes(config).values()))
+    found = needs(config)
+    rooms = {"CPU": ram(), **({"CUDA": cuda("cuda")} if torch.cuda.is_available() else {})}
+    lines = [
+        f"{name}: {numbers / 1e6:,.0f} million parameters, {config.max_position_embeddings:,} tokens of context",
+        *(
+            f"{device} has {_gigabytes(room.free)} free of {_gigabytes(room.total)}"
+            for device, room in rooms.items()
+        ),
+        "",
+        f"{'':8}{'needs':>10}" + "".join(f"{'fits ' + device:>11}" for device in rooms),
+    ]
+    for kind in KINDS:
+        fits = []
+        for device, room in rooms.items():
+            there = room.holds(found[kind], mapped=device == "CPU")
+            fits.append("-" if (kind, device) == ("packed", "CUDA") else "yes" if there else "no")
+        lines.append(f"{kind:8}{_gigabytes(found[kind].bytes):>10}" + "".join(f"{word:>11}" for word in fits))
+    past = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 1000
+    return "\n".join([*lines, "", f"1,000 tokens of a conversation take {_gigabytes(past)} more."])
+
+
+def ram() -> Room:
+    """This machine's memory, or what the control group of this process may have of it."""
+    total = free = None
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return Room(None, None)
+    facts = _table_of(Path("/proc/meminfo"), 1024)
+    if "MemAvailable" in facts:
+        free = facts["MemAvailable"] + facts.get("SwapFree", 0)
+        total += facts.get("SwapTotal", 0)
+    for limit, used in _control_groups():
+        total = min(total, limit)
+        free = None if free is None else min(free, max(limit - used, 0))
+    return Room(total, free)
+
+
+def cuda(device: str) -> Room:
+    free, total = torch.cuda.mem_get_info(torch.device(device))
+    return Room(total, free)
+
+
+def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[tuple]:
+    """(limit, used) of each control group, version 2 or 1, that bounds this process; cached files are not used."""
+    names = {2: ("memory.max", "memory.current", "inactive_file")}
+    names[1] = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    try:
+        rows = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return
+    for number, controllers, path in rows:
+        if number != "0" and "memory" not in controllers.split(","):
+            continue
+        version, top = (2, root) if number == "0" else (1, root / "memory")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(top):
+                break
+            limit_file, used_file, files = names[version]
+            try:
+                limit, used = int((folder / limit_file).read_text()), int((folder / used_file).read_text())
+            except (OSError, ValueError):  # "max", or not seen from inside this container
+                continue
+            if limit < _UNLIMITED:
+                yield limit, used - _table_of(folder / "memory.stat").get(files, 0)
+
+
+def _table_of(file: Path, unit: int = 1) -> dict[str, int]:
+    """A system file of lines `name: number`."""
+    try:
+        rows = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
+        return {row[0]: int(row[1]) * unit for row in rows if len(row) > 1}
+    except (OSError, ValueError):
+        return {}
+
+
+def _gigabytes(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e9:.1f} GB" if count >= 5e8 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,109 @@
+"""Which base a name means, and its Hugging Face folder. Meta's folders and GGUF files are converted into the cache
+once. Knows files and names; knows nothing of how a base is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adapter.base import embedded
+from adapter.base.disk_cache import Progress, build_once, cache_dir, is_built
+from adapter.base.gguf_file import GgufBase, open_gguf
+from adapter.base.hf_folder import tensor_shapes, total_bytes
+from adapter.base.meta_checkpoint import MetaBase, is_meta, meta_files, open_meta
+from adapter.errors import LoadError
+
+# Part of what a conversion is known by: raise it when one changes what it writes.
+_REVISION = 1
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A base in another format: where it is, the files its conversion reads, and how to open it."""
+
+    path: Path
+    format: str
+    files: tuple[Path, ...]
+    open: Callable[[Path], MetaBase | GgufBase]
+
+    @cached_property
+    def place(self) -> Path:
+        """Where its conversion is kept. One a path: it replaces that of an earlier state of the files."""
+        path = self.path.resolve()
+        name = re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.name) or "base"
+        return cache_dir() / f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+    @cached_property
+    def state(self) -> str:
+        """What the conversion is made from: another size or time of a file makes it stale."""
+        stats = [(str(file.resolve()), file.stat()) for file in self.files]
+        return json.dumps([_REVISION, *((name, s.st_size, s.st_mtime_ns) for name, s in stats)])
+
+    @cached_property
+    def opened(self) -> MetaBase | GgufBase:
+        return self.open(self.path)
+
+    def config(self) -> Any:
+        """Its LlamaConfig, without converting it; None if it is converted and its folder holds the config."""
+        return None if is_built(self.place, self.state) else self.opened.config
+
+    def folder(self) -> Path:
+        """Its Hugging Face folder; converted first if need be. Raises LoadError."""
+        if is_built(self.place, self.state):
+            return self.place
+        opened = self.opened
+        weights = total_bytes(tensor_shapes(opened.config), opened.config.dtype)
+
+        def fill(result: Path, _: Path, progress: Progress) -> None:
+            progress.stage("convert")
+            opened.convert(result, progress)
+            (result / "SOURCE.md").write_text(
+                f"Converted from {self.path.resolve()} ({self.format}).\n"
+                "This folder may be deleted: it is built again when it is needed.\n",
+                encoding="utf-8",
+            )
+
+        return build_once(self.place, fill, self.state, room=weights + 10**8)
+
+
+def find_foreign(name: str) -> Foreign | None:
+    """The base that `name` means if that is a file or folder in another format than Hugging Face's.
+
+    Raises LoadError for a file or folder that is none, and for a path where nothing is.
+    """
+    if name == embedded.BASE:
+        return None
+    path = Path(os.path.expanduser(name))  # Path.expanduser breaks where there is no such user
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise LoadError(
+                f"'{name}' is a file but no .gguf. Name a GGUF file, or the folder that holds the whole base."
+            )
+        return Foreign(path, "GGUF", (path,), open_gguf)
+    if path.suffix.lower() == ".gguf":
+        raise LoadError(f"There is no file '{name}'. Check the path.")
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):  # no name on the Hub begins so
+        raise LoadError(f"There is no folder '{name}'. Check the path.")
+    if not path.is_dir() or _has_huggingface_weights(path):
+        return None
+    if is_meta(path):
+        return Foreign(path, "Meta", tuple(meta_files(path)), open_meta)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise LoadError(f"'{name}' holds several GGUF files: {names}. Name one of them.")
+    return Foreign(files[0], "GGUF", (files[0],), open_gguf) if files else None
+
+
+def _has_huggingface_weights(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(
+        path.suffix in (".safetensors", ".bin") for path in folder.iterdir()
+    )

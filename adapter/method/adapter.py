@@ -1,0 +1,76 @@
+"""The adapter itself: adaption prompts, gates and, for images, a visual projection. All that is ever trained.
+
+Knows one adapter's tensors and how the frozen base turns them into keys and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from adapter.base.llama import AdaptedLlama, project_prompts
+from adapter.errors import BadInput
+from adapter.method.attention import PromptKV
+from adapter.method.config import AdapterConfig
+from adapter.method.projection import build_projection
+from adapter.method.tuning import Tuning
+from adapter.method.vision import VisualFeatures
+
+
+class Adapter(nn.Module):
+    """Zero-init attention's trainable part for L insertion layers of H heads.
+
+    prompts: [L, K, hidden_size]; gates: [L, H], zero at first, so that a new adapter changes nothing
+    (arXiv 2303.16199, section 3.2).
+    """
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+        base = config.base
+        self.prompts = nn.Parameter(torch.empty(config.insertion_layers, config.prompt_length, base.hidden_size))
+        self.gates = nn.Parameter(torch.zeros(config.insertion_layers, base.num_attention_heads))
+        self.projection: nn.Module | None = None
+        if config.vision is not None:
+            self.projection = build_projection(config.vision, base.hidden_size, config.prompt_length)
+        self.tuning = None if config.tuning is None else Tuning(config.tuning, base)
+        nn.init.normal_(self.prompts)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def activated_gates(self) -> Tensor:
+        """act(g), [L, H]: what multiplies the prompts' attention at strength 1."""
+        return self.gates.tanh() if self.config.gate_activation == "tanh" else self.gates
+
+    def forward(
+        self, model: AdaptedLlama, features: VisualFeatures | None = None, frozen: slice | None = None
+    ) -> PromptKV:
+        """Keys and values for the base: one entry, or one for each picture in `features`.
+
+        A visual adapter without a picture uses its learned prompts alone. frozen: insertion layers whose prompts
+        and gates are to get no gradient from this pass; from pictures, the tuning gets none then either. Raises
+        BadInput if a text adapter is given a picture.
+        """
+        prompts, gates = self.prompts.unsqueeze(0), self.activated_gates()  # [1, L, K, hidden], [L, H]
+        if frozen is not None:
+            held = torch.zeros(len(gates), dtype=torch.bool, device=gates.device)
+            held[frozen] = True
+            prompts = torch.where(held[None, :, None, None], prompts.detach(), prompts)
+            gates = torch.where(held[:, None], gates.detach(), gates)
+        if features is not None:
+            if self.projection is None:
+                raise BadInput("This adapter reads text only. Choose one that reads images.")
+            visual = self.projection(features, model.get_input_embeddings().weight)  # [U, K or 1, hidden]
+            prompts = prompts + visual.unsqueeze(1)
+        kv = project_prompts(model, prompts, gates, self.config.layers, self.config.prompt_norm)
+        if self.tuning is None:
+            return kv
+        deltas = self.tuning(model.dtype, kv.size)
+        if frozen is not None and features is not None:
+            deltas = deltas.each(Tensor.detach)
+        return replace(kv, deltas=deltas)

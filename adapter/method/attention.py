@@ -1,0 +1,229 @@
+"""Zero-init attention (arXiv 2303.16199, section 3.2) on transformers' attention registry.
+
+Knows tensors: queries, prompt keys and values, gates. Knows nothing of adapters, files or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from adapter.method.deltas import Deltas
+from adapter.method.gradients import CausalAttention, PromptTerm
+
+NAME = "zero_init"
+
+_WRITTEN_OUT = 1024  # tokens up to which training on a CPU writes the scores out
+
+
+@dataclass(frozen=True)
+class LayerPrompts:
+    """The adaption prompts of one insertion layer, ready for attention.
+
+    keys, values: [U, Hkv, K, head_dim], the frozen projections of U entries' prompts.
+    gates: [U, H], already `strength * act(g)`; an entry that has no prompts here has gate 0.
+    mask: [U, K], 0 where the prompt exists and -inf where an entry is shorter than K; None if all are full.
+    """
+
+    keys: Tensor
+    values: Tensor
+    gates: Tensor
+    mask: Tensor | None = None
+
+    @cached_property
+    def factors(self) -> Tensor:
+        """The gates as the attention's output [U, T, H, head_dim] is multiplied by them."""
+        return self.gates[:, None, :, None]
+
+    @cached_property
+    def score_mask(self) -> Tensor | None:
+        """The mask as it is added to scores [U, Hkv, T, K]."""
+        return None if self.mask is None else self.mask[:, None, None, :]
+
+    def of(self, rows: Tensor) -> LayerPrompts:
+        """Those of each row's entry, and gate 0 for rows that have none (-1)."""
+        entry = rows.clamp(min=0)
+        gates = self.gates[entry] * (rows >= 0).unsqueeze(1).to(self.gates.dtype)
+        return LayerPrompts(
+            self.keys[entry], self.values[entry], gates, None if self.mask is None else self.mask[entry]
+        )
+
+
+# Is shown what an insertion layer's attention has at hand, and changes nothing: the layer's index, the queries
+# [B, H, T, head_dim] after RoPE, the attention over the words [B, T, H, head_dim], the terms to be added, scaling.
+Watch = Callable[[int, Tensor, Tensor, tuple[LayerPrompts, ...], float], None]
+
+
+@dataclass(frozen=True)
+class PromptKV:
+    """What a forward pass needs of the adapters of its rows: U entries for each insertion layer by index.
+
+    A layer has one LayerPrompts for each adapter that is mixed: their gated terms add. Passed as an argument of
+    the call and kept by its caller, never on a module. `rows` of the call (`prompt_rows`, [B]) says which entry
+    each row uses, -1 for none; without it a single entry serves all rows, and U entries serve U rows in order.
+    """
+
+    layers: Mapping[int, tuple[LayerPrompts, ...]]
+    size: int = 1  # U
+    deltas: Deltas | None = None  # of adapters that change norms and linear maps too, U entries
+    watch: Watch | None = None  # of this object's calls through transformers; what is made of it is not watched
+
+    def scaled(self, strength: float) -> PromptKV:
+        """The same prompts with every gate, and every delta, multiplied by `strength`."""
+        if strength == 1.0:
+            return self
+        return PromptKV(
+            {i: tuple(replace(p, gates=p.gates * strength) for p in terms) for i, terms in self.layers.items()},
+            self.size,
+            None if self.deltas is None else self.deltas.scaled(strength),
+        )
+
+    @staticmethod
+    def mixed(parts: Sequence[PromptKV]) -> PromptKV:
+        """One PromptKV whose gated terms are those of all parts together; the parts have the same size."""
+        if len(parts) == 1:
+            return parts[0]
+        layers: dict[int, tuple[LayerPrompts, ...]] = {}
+        for part in parts:
+            for index, terms in part.layers.items():
+                layers[index] = (*layers.get(index, ()), *terms)
+        deltas = [part.deltas for part in parts if part.deltas is not None]
+        return PromptKV(layers, parts[0].size, Deltas.mixed(deltas) if deltas else None)
+
+    @staticmethod
+    def stack(entries: Sequence[PromptKV], multiple: int = 1) -> PromptKV:
+        """One PromptKV with the entries of all, in order; prompt lengths, layers and numbers of terms may differ.
+
+        multiple: of which the common prompt length is to be one; the rest is masked.
+        """
+        if len(entries) == 1 and multiple == 1:
+            return entries[0]
+        layers = {}
+        for index in sorted({i for entry in entries for i in entry.layers}):
+            present = [entry.layers.get(index, ()) for entry in entries]
+            layers[index] = tuple(
+                _stacked([p[term] if term < len(p) else None for p in present], entries, multiple)
+                for term in range(max(map(len, present)))
+            )
+        sizes = [entry.size for entry in entries]
+        return PromptKV(layers, sum(sizes), Deltas.stack([entry.deltas for entry in entries], sizes))
+
+
+def _stacked(prompts: Sequence[LayerPrompts | None], entries: Sequence[PromptKV], multiple: int) -> LayerPrompts:
+    like = next(p for p in prompts if p is not None)
+    length = max(p.keys.shape[2] for p in prompts if p is not None)
+    length = -(-length // multiple) * multiple
+    padded = [_pad(p, e.size, length, like) for p, e in zip(prompts, entries, strict=True)]
+    return LayerPrompts(
+        torch.cat([p.keys for p in padded]),
+        torch.cat([p.values for p in padded]),
+        torch.cat([p.gates for p in padded]),
+        torch.cat([p.mask for p in padded if p.mask is not None]),
+    )
+
+
+def _pad(prompts: LayerPrompts | None, size: int, length: int, like: LayerPrompts) -> LayerPrompts:
+    """`prompts` lengthened to `length` behind a mask; all zeros with gate 0 where there are none."""
+    _, heads, _, head_dim = like.keys.shape
+    if prompts is None:
+        zeros = like.keys.new_zeros(size, heads, length, head_dim)
+        gates = like.gates.new_zeros(size, like.gates.shape[1])
+        return LayerPrompts(zeros, zeros, gates, like.keys.new_zeros(size, length))
+    missing = length - prompts.keys.shape[2]
+    mask = prompts.mask
+    if mask is None:
+        mask = prompts.keys.new_zeros(size, prompts.keys.shape[2])
+    return LayerPrompts(
+        F.pad(prompts.keys, (0, 0, 0, missing)),
+        F.pad(prompts.values, (0, 0, 0, missing)),
+        prompts.gates,
+        F.pad(mask, (0, missing), value=float("-inf")),
+    )
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """softmax(q k^T * scaling + mask) v: [B, N, Q, head_dim].
+
+    query: [B, N, Q, head_dim]; key, value: [B, N, S, head_dim]; mask: additive, broadcast to [B, N, Q, S].
+    """
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+
+def add_prompt_terms(
+    out: Tensor, query: Tensor, terms: Sequence[LayerPrompts], rows: Tensor | None, scaling: float
+) -> Tensor:
+    """`out` plus the gated second softmax of each term: act(g) * softmax(q kp^T * scaling) vp, per head.
+
+    out: [B, T, H, head_dim], the attention over the words; query: [B, H, T, head_dim], after RoPE.
+    """
+    for prompts in terms:
+        prompts = prompts if rows is None else prompts.of(rows)
+        keys, values = prompts.keys, prompts.values
+        if query.device.type == "cpu" and (query.requires_grad or keys.requires_grad):
+            out = PromptTerm.apply(out, query, keys, values, prompts.gates, prompts.mask, scaling)
+            continue
+        if keys.shape[0] < query.shape[0]:  # one entry for all rows
+            keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
+        term = attend(grouped(query, keys.shape[1]), keys, values, prompts.score_mask, scaling)
+        out = torch.addcmul(out, ungrouped(term, query), prompts.factors)
+    return out
+
+
+def grouped(query: Tensor, kv_heads: int) -> Tensor:
+    """Grouped-query attention without repeating keys: the heads of a group become further query positions."""
+    batch, heads, length, head_dim = query.shape
+    return query.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+
+
+def ungrouped(out: Tensor, query: Tensor) -> Tensor:
+    """What attention gave for `grouped(query)`, as [B, T, H, head_dim]."""
+    batch, heads, length, head_dim = query.shape
+    if length == 1:
+        return out.view(batch, 1, heads, head_dim)
+    return out.reshape(query.shape).transpose(1, 2)
+
+
+def zero_init_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    prompt_kv: PromptKV | None = None,
+    prompt_rows: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over the words plus the gated attention over the prompts of this call.
+
+    Two softmaxes, not one: equation 7 keeps the words' attention independent of the prompts, so that a zero
+    gate leaves the frozen base's output exactly as it was. query: [B, H, T, head_dim] after RoPE;
+    key, value: [B, Hkv, S, head_dim]. Returns ([B, T, H, head_dim], None), before o_proj.
+    """
+    scaling, length = kwargs["scaling"], query.shape[2]
+    whole = attention_mask is None and key.shape[2] == length <= _WRITTEN_OUT
+    if whole and query.requires_grad and query.device.type == "cpu":
+        out = CausalAttention.apply(query, key, value, scaling)
+    else:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if prompt_kv is None:
+        return out, None
+    index = int(module.layer_idx)  # type: ignore[arg-type]
+    terms = prompt_kv.layers.get(index, ())
+    if prompt_kv.watch is not None and terms:
+        prompt_kv.watch(index, query, out, terms, scaling)
+    return add_prompt_terms(out, query, terms, prompt_rows, scaling), None
+
+
+def register() -> None:
+    """Make `attn_implementation="zero_init"` known to transformers; safe to call again."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, zero_init_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

@@ -1,0 +1,128 @@
+"""Adapters on disk: a directory with config.json, adapter.safetensors and a model card README.md.
+
+Loading is strict: what is missing, unexpected, misshapen or not finite is an error, never skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from adapter.errors import LoadError
+from adapter.files import atomic_write
+from adapter.method.adapter import Adapter
+from adapter.method.config import AdapterConfig, BaseFingerprint
+
+CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
+_LONGEST_CONFIG = 1_000_000  # characters
+_HEADER_BYTES = 10 * 2**20  # more than the names of any adapter's tensors take
+
+
+def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> None:
+    """Write `adapter` into `folder`; whoever reads meanwhile sees the old one or the new one, never half.
+
+    Raises OSError when the disk is full or the folder cannot be written; what was there before stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = adapter.config.to_json()
+    current = folder / CONFIG
+    if current.exists() and current.read_text() != config:
+        # Weights of another shape are coming: without config.json the folder is no adapter for a moment.
+        current.unlink()
+    tensors = {name: t.detach().cpu().contiguous() for name, t in adapter.state_dict().items()}
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    if card is not None:
+        with atomic_write(folder / CARD) as temporary:
+            temporary.write_text(card)
+    with atomic_write(current) as temporary:
+        temporary.write_text(config)
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """The configuration of the adapter in `folder`. Raises LoadError."""
+    try:
+        with open(folder / CONFIG, encoding="utf-8") as file:
+            text = file.read(_LONGEST_CONFIG)
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(
+            f"'{folder.name}' is not an adapter: {CONFIG} cannot be read. "
+            "Give a folder that `python -m train` wrote."
+        ) from error
+    return AdapterConfig.from_json(text, folder.name)
+
+
+def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torch.device | str = "cpu") -> Adapter:
+    """The adapter in `folder`, frozen and ready to serve. Raises LoadError that says what is wrong.
+
+    base: the loaded base's fingerprint; an adapter for another one is refused. What is on disk may change or
+    vanish afterwards.
+    """
+    config = read_config(folder)
+    if base is not None and (differences := config.base.differences(base)):
+        raise LoadError(
+            f"Adapter '{folder.name}' was made for {config.base.name} and does not fit {base.name}: "
+            f"{'; '.join(differences)}. Load the base it names: {config.base.name}."
+        )
+    adapter = _unfilled(folder, config)
+    expected = dict(adapter.state_dict())
+    found = _read_tensors(folder, most_bytes=_HEADER_BYTES + 8 * sum(like.numel() for like in expected.values()))
+    for problem, which in (("lacks", set(expected) - set(found)), ("has unexpected", set(found) - set(expected))):
+        if which:
+            raise _broken(folder, f"{problem} {_listed(which)}")
+    tensors = {name: _checked(folder, name, found[name], like).to(device) for name, like in expected.items()}
+    adapter.load_state_dict(tensors, assign=True)
+    return adapter.requires_grad_(False).eval()
+
+
+def _unfilled(folder: Path, config: AdapterConfig) -> Adapter:
+    """The adapter's shapes without their numbers."""
+    try:
+        with torch.device("meta"):
+            return Adapter(config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
+        raise LoadError(
+            f"Adapter '{folder.name}': {CONFIG} names sizes that cannot be. Download or train the adapter again."
+        ) from error
+
+
+def _read_tensors(folder: Path, most_bytes: int) -> dict[str, Tensor]:
+    # Into memory of our own. A mapped file that somebody shortens later ends the whole process (SIGBUS).
+    try:
+        with open(folder / WEIGHTS, "rb") as file:
+            if os.fstat(file.fileno()).st_size > most_bytes:
+                raise _broken(folder, f"is far larger than {CONFIG} says")
+            return load(file.read())
+    except FileNotFoundError as error:
+        raise _broken(folder, "is missing") from error
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a number format that torch has not
+        raise _broken(folder, f"is damaged ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _checked(folder: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    if tensor.shape != like.shape:
+        raise _broken(folder, f"{name} has shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
+    if like.is_floating_point() != tensor.is_floating_point():
+        raise _broken(folder, f"{name} has type {tensor.dtype}, not {like.dtype}")
+    try:
+        tensor = tensor.to(like.dtype)
+    except RuntimeError as error:
+        raise _broken(folder, f"{name} has type {tensor.dtype}, which cannot be read") from error
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise _broken(folder, f"{name} holds numbers that are not finite")
+    return tensor
+
+
+def _listed(names: set[str]) -> str:
+    """A few of the names, fit for a sentence: they may be a stranger's."""
+    shown = [ascii(name)[1:-1][:80] for name in sorted(names)[:5]]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _broken(folder: Path, problem: str) -> LoadError:
+    return LoadError(f"Adapter '{folder.name}': {WEIGHTS} {problem}. Download or train the adapter again.")

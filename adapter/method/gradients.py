@@ -1,0 +1,127 @@
+"""The attention of `attention.py` for training on a CPU, where the backward pass of torch is slow.
+
+The same numbers, with gradients written by hand: scores in blocks that stay in the processor's cache, and no more
+kept than is needed. Knows tensors only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BLOCK = 64  # queries that are read at a time
+
+
+class CausalAttention(torch.autograd.Function):
+    """The attention over the words alone.
+
+    Blocks of queries, each against the keys up to its end: the future is half of all scores, and what is left of
+    them stays in the processor's cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query: [B, H, T, head_dim]; key, value: [B, Hkv, T, head_dim]. Returns [B, T, H, head_dim]."""
+        batch, heads, length, head_dim = query.shape
+        kv_heads = key.shape[1]
+        groups = heads // kv_heads
+        queries = query.reshape(batch, kv_heads, groups, length, head_dim)
+        keys, values = (t.reshape(batch * kv_heads, length, head_dim) for t in (key, value))
+        out = query.new_empty(batch, length, heads, head_dim)
+        outs = out.view(batch, length, kv_heads, groups, head_dim)
+        future = query.new_full((_BLOCK, _BLOCK), float("-inf")).triu_(1)
+        weights = []
+        for start, end in _blocks(length):
+            block = (queries[:, :, :, start:end] * scaling).reshape(batch * kv_heads, -1, head_dim)
+            scores = torch.bmm(block, keys[:, :end].transpose(1, 2))  # [B * Hkv, groups * (end - start), end]
+            scores.view(-1, groups, end - start, end)[..., start:] += future[: end - start, : end - start]
+            weights.append(scores.softmax(-1))
+            attended = torch.bmm(weights[-1], values[:, :end]).view(batch, kv_heads, groups, -1, head_dim)
+            outs[:, start:end] = attended.permute(0, 3, 1, 2, 4)
+        ctx.save_for_backward(query, key, value, *weights)
+        ctx.scaling = scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, *weights = ctx.saved_tensors
+        batch, heads, length, head_dim = query.shape
+        kv_heads = key.shape[1]
+        groups = heads // kv_heads
+        queries = query.reshape(batch, kv_heads, groups, length, head_dim)
+        keys, values = (t.reshape(batch * kv_heads, length, head_dim) for t in (key, value))
+        for_queries, for_keys, for_values = (
+            torch.empty_like(queries),
+            keys.new_zeros(keys.shape),
+            values.new_zeros(values.shape),
+        )
+        outs = slopes[0].view(batch, length, kv_heads, groups, head_dim)
+        for (start, end), weight in zip(_blocks(length), weights, strict=True):
+            slope = outs[:, start:end].permute(0, 2, 3, 1, 4).reshape(batch * kv_heads, -1, head_dim)
+            block = queries[:, :, :, start:end].reshape(batch * kv_heads, -1, head_dim)
+            for_values[:, :end].baddbmm_(weight.transpose(1, 2), slope)
+            for_weight = torch.bmm(slope, values[:, :end].transpose(1, 2))
+            for_scores = torch._softmax_backward_data(for_weight, weight, -1, weight.dtype)
+            for_block = torch.bmm(for_scores, keys[:, :end]).mul_(ctx.scaling)
+            for_queries[:, :, :, start:end] = for_block.view(batch, kv_heads, groups, -1, head_dim)
+            for_keys[:, :end].baddbmm_(for_scores.transpose(1, 2), block, alpha=ctx.scaling)
+        return for_queries.view_as(query), for_keys.view_as(key), for_values.view_as(value), None
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    return [(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK)]
+
+
+class PromptTerm(torch.autograd.Function):
+    """out + act(g) * softmax(q kp^T * scaling) vp.
+
+    Positions are the innermost dimension of the scores: a softmax over ten prompts is slow there, and fast beside
+    hundreds of positions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        out: Tensor,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        gates: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        """out: [B, T, H, head_dim]; query: [B, H, T, head_dim]; keys, values: [U, Hkv, K, head_dim]; gates: [U, H]
+        and mask: [U, K], additive, with U = B or 1. Returns [B, T, H, head_dim].
+        """
+        batch, heads, length, head_dim = query.shape
+        entries, kv_heads, prompts, _ = keys.shape
+        queries = query.reshape(batch * kv_heads, -1, head_dim)
+        keys = (keys * scaling).expand(batch, -1, -1, -1).reshape(-1, prompts, head_dim)
+        values = values.expand(batch, -1, -1, -1).reshape(-1, prompts, head_dim)
+        scores = torch.bmm(keys, queries.transpose(1, 2))  # [B * Hkv, K, H / Hkv * T]
+        if mask is not None:
+            scores.view(batch, kv_heads, prompts, -1).add_(mask[:, None, :, None])
+        weights = scores.softmax(1)
+        term = torch.bmm(weights.transpose(1, 2), values).view(batch, heads, length, head_dim).transpose(1, 2)
+        ctx.save_for_backward(queries, weights, keys, values, gates)
+        ctx.scaling, ctx.entries = scaling, entries
+        return torch.addcmul(out, term, gates[:, None, :, None])
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        queries, weights, keys, values, gates = ctx.saved_tensors
+        batch, length, heads, head_dim = slopes[0].shape
+        rows = len(keys)  # B * Hkv
+        slope = slopes[0].transpose(1, 2).reshape(rows, -1, head_dim)
+        for_weights = torch.bmm(values, slope.transpose(1, 2))  # before the gate
+        for_gates = (for_weights * weights).sum(1, dtype=torch.float32).view(batch, heads, length).sum(2)
+        factors = gates.expand(batch, -1).reshape(rows, -1, 1).expand(-1, -1, length).reshape(rows, 1, -1)
+        for_values = torch.bmm(weights * factors, slope).view(batch, -1, *values.shape[1:])
+        for_scores = torch._softmax_backward_data(for_weights.mul_(factors), weights, 1, weights.dtype)
+        for_keys = torch.bmm(for_scores, queries).mul_(ctx.scaling).view(batch, -1, *keys.shape[1:])
+        for_query = torch.bmm(for_scores.transpose(1, 2), keys).view(batch, heads, length, head_dim)
+        if ctx.entries < batch:
+            for_gates, for_keys, for_values = (t.sum(0, keepdim=True) for t in (for_gates, for_keys, for_values))
+        return slopes[0], for_query, for_keys, for_values, for_gates.to(gates.dtype), None, None

@@ -1,0 +1,193 @@
+"""The visual projection: from the encoder's features to what is added to the adaption prompts.
+
+Knows features, the base's token embeddings and hidden_size; knows nothing of pictures, attention or files.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapter.errors import LoadError
+from adapter.method.config import VisionConfig
+from adapter.method.vision import VisualFeatures
+
+KIND_LENGTH = 3  # tokens that the word for a kind of thing may take
+CONCEPT_RANK = 96
+_CONFIDENCES = 4
+
+
+def build_projection(vision: VisionConfig, hidden_size: int, prompt_length: int) -> nn.Module:
+    """The untrained projection that `vision` names.
+
+    Its forward takes the features of B pictures and the base's token embeddings [vocab_size, hidden_size], and
+    returns [B, prompt_length or 1, hidden_size]. Raises ValueError if `label` has too few prompts.
+    """
+    if vision.projection == "label":
+        return LabelProjection(vision, hidden_size, prompt_length)
+    if vision.projection == "queries":
+        return QueryProjection(vision, hidden_size, prompt_length)
+    return GlobalProjection(vision, hidden_size)
+
+
+def _zero_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Gives zero before training: the picture comes in as gently as the gates do."""
+    last = nn.Linear(hidden, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), last)
+
+
+class GlobalProjection(nn.Module):
+    """Multi-scale global features -> one vector for every prompt (arXiv 2303.16199, equations 9 and 10)."""
+
+    def __init__(self, vision: VisionConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(vision.feature_size)
+        self.mlp = _zero_mlp(vision.feature_size, vision.hidden, hidden_size)
+
+    def forward(self, features: VisualFeatures, token_embedding: Tensor) -> Tensor:
+        """Returns [B, 1, hidden_size]; the token embeddings are not used."""
+        return self.mlp(self.norm(features.levels)).unsqueeze(1)
+
+
+class LabelProjection(nn.Module):
+    """The picture in the base's own vocabulary: what it is taken for, spelled in token embeddings.
+
+    The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest
+    kind of thing (KIND_LENGTH tokens), and free ones. A kind's probability is the sum over its names, so that
+    "dog" stands firm where the breed does not. A token's prompt is its frozen embedding at unit RMS plus a
+    trained map of the token before it: as an induction head's key, it says after which word its turn comes. An
+    MLP of all features and of how sure the encoder is fills the free prompts with what names do not cover.
+
+    The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head
+    on the features tells apart. Names, kinds and head are data, set before training and saved with the adapter:
+    name_of: [num_classes] row of `names`, for classes may share one; names: [num_classes, name_length] and kinds:
+    [num_kinds, KIND_LENGTH] token ids, -1 behind the end; kind_of: [num_classes] each name's kind or -1;
+    concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head.
+    """
+
+    name_of: Tensor
+    names: Tensor
+    kind_of: Tensor
+    kinds: Tensor
+    concept_basis: Tensor
+    concept_weight: Tensor
+    concept_bias: Tensor
+
+    def __init__(self, vision: VisionConfig, hidden_size: int, prompt_length: int) -> None:
+        super().__init__()
+        classes, length = vision.num_classes, vision.name_length
+        self.free = prompt_length - 2 * length - KIND_LENGTH
+        if self.free < 1:
+            raise ValueError(
+                f"prompt_length must be more than {2 * length + KIND_LENGTH} for a label projection with names "
+                f"of {length} tokens, got {prompt_length}"
+            )
+        # Half-size types, which are saved as they are: a posterior needs no more than fp16.
+        self.register_buffer("name_of", torch.arange(classes, dtype=torch.int32))
+        self.register_buffer("names", torch.full((classes, length), -1, dtype=torch.int32))
+        self.register_buffer("kind_of", torch.full((classes,), -1, dtype=torch.int32))
+        self.register_buffer("kinds", torch.full((vision.num_kinds, KIND_LENGTH), -1, dtype=torch.int32))
+        self.register_buffer("concept_basis", torch.zeros(CONCEPT_RANK, vision.feature_size, dtype=torch.float16))
+        self.register_buffer("concept_weight", torch.zeros(classes, CONCEPT_RANK, dtype=torch.float16))
+        self.register_buffer("concept_bias", torch.zeros(classes, dtype=torch.float16))
+        self.norm = nn.LayerNorm(vision.feature_size)
+        inputs = vision.feature_size + hidden_size + _CONFIDENCES
+        self.mlp = _zero_mlp(inputs, vision.hidden, self.free * hidden_size)
+        self.before = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.end = nn.Parameter(torch.zeros(hidden_size))
+        nn.init.zeros_(self.before.weight)
+
+    def posterior(self, features: VisualFeatures) -> Tensor:
+        """Probability of each row of `names`, [B, num_classes].
+
+        Raises LoadError if the features are not of the encoder that the adapter was made for.
+        """
+        logits, classes = features.logits, len(self.names)
+        if logits is None or logits.shape[1] > classes:
+            raise LoadError(
+                f"This adapter needs the classifier of the encoder in its config.json, of at most {classes} "
+                "classes. Use that encoder."
+            )
+        codes = F.linear(features.levels.float(), self.concept_basis.float())
+        concepts = F.linear(codes, self.concept_weight.float(), self.concept_bias.float())
+        # The classifier's own classes have no row in the head: there it only adds zero.
+        joint = F.pad(logits.float(), (0, classes - logits.shape[1])) + concepts
+        return joint.new_zeros(joint.shape).index_add(1, self.name_of, joint.softmax(1))
+
+    def forward(self, features: VisualFeatures, token_embedding: Tensor) -> Tensor:
+        """Returns [B, K, hidden_size]."""
+        with torch.no_grad():
+            posterior = self.posterior(features)
+            top, chosen = posterior.topk(2, dim=1)
+            # One more column collects the names of no kind, and is no candidate.
+            column = torch.where(self.kind_of < 0, len(self.kinds), self.kind_of)
+            by_kind = posterior.new_zeros(len(posterior), len(self.kinds) + 1).index_add(1, column, posterior)
+            mass, kind = by_kind[:, :-1].max(dim=1)
+            ratio = top[:, 1] / top[:, 0]
+            sure = torch.stack([top[:, 0], top[:, 1], ratio, mass], dim=1)
+            initials = _unit(token_embedding[self.names[:, 1].clamp(min=0)])  # after the article
+            mixture = posterior @ initials
+        first = self._spelled(self.names[chosen[:, 0]], token_embedding)
+        second = self._spelled(self.names[chosen[:, 1]], token_embedding) * ratio[:, None, None]
+        kind_slots = self._spelled(self.kinds[kind], token_embedding) * mass[:, None, None]
+        free = self.mlp(torch.cat([self.norm(features.levels), mixture, sure], dim=1))
+        return torch.cat([first, second, kind_slots, free.unflatten(1, (self.free, -1))], dim=1)
+
+    def _spelled(self, tokens: Tensor, token_embedding: Tensor) -> Tensor:
+        """[B, J] token ids, -1 behind the end -> [B, J, hidden_size]"""
+        there = (tokens >= 0).unsqueeze(2)
+        own = _unit(token_embedding[tokens.clamp(min=0)]) * there
+        previous = F.pad(own, (0, 0, 1, 0))[:, :-1]
+        ends_here = ~there & F.pad(there, (0, 0, 1, 0))[:, :-1]
+        return own + self.before(previous) + self.end * ends_here
+
+
+class QueryProjection(nn.Module):
+    """Learned visual queries that look at all of the encoder's tokens (LLaMA-Adapter V2, arXiv 2304.15010).
+
+    One query for each of the K prompts. Queries and tokens attend to each other in timm's blocks; what became of
+    the queries is added to the prompts, as large as they are: the gates, zero at first, are the gentle start.
+    Names and shapes are those of the V2 release.
+    """
+
+    def __init__(self, vision: VisionConfig, hidden_size: int, prompt_length: int) -> None:
+        super().__init__()
+        from timm.models.vision_transformer import Block
+
+        width = vision.width
+        self.visual_query = nn.Embedding(prompt_length, width)
+        self.clip_proj = nn.Linear(vision.token_size, width)
+        self.clip_proj_norm = nn.LayerNorm(width)
+        # timm's own default is an epsilon of 1e-6; the release was trained with torch's.
+        self.visual_blocks = nn.ModuleList(
+            Block(width, vision.heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(vision.blocks)
+        )
+        self.visual_proj = nn.Linear(width, hidden_size)
+        self.visual_proj_norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, features: VisualFeatures, token_embedding: Tensor) -> Tensor:
+        """Returns [B, K, hidden_size]; the token embeddings are not used.
+
+        Raises LoadError if the features have no tokens, or those of another encoder.
+        """
+        tokens, size = features.tokens, self.clip_proj.in_features
+        if tokens is None or tokens.shape[2] != size:
+            raise LoadError(
+                f"This adapter reads the encoder's tokens of {size} numbers each, and was given "
+                f"{'none' if tokens is None else f'tokens of {tokens.shape[2]}'}. "
+                "Encode the picture with tokens=True, by the encoder in its config.json."
+            )
+        queries = self.visual_query.weight.expand(len(tokens), -1, -1)
+        seen = self.clip_proj_norm(self.clip_proj(tokens))
+        both = torch.cat([queries, seen], dim=1)  # [B, K + N, width]
+        for block in self.visual_blocks:
+            both = block(both)
+        return self.visual_proj_norm(self.visual_proj(both[:, : queries.shape[1]]))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Root mean square 1, as the base's own norms make them; in fp32."""
+    return F.rms_norm(vectors.float(), vectors.shape[-1:])

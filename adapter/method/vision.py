@@ -1,0 +1,318 @@
+"""From a picture of any kind to the frozen encoder's features. Knows image files and timm models; knows nothing
+of prompts, LLaMA or adapters.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from adapter.base import embedded
+from adapter.errors import BadInput, LoadError, first_line
+
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 50_000_000
+# Raster formats only: Pillow hands EPS to Ghostscript and WMF to the system.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA")
+_REMEDY = "Save it again as PNG or JPEG and send that."
+_STAGES = 5  # levels taken from an encoder that has more
+_PLACE = 64  # numbers that say where a token stands
+_SQUEEZE = 1.6  # how many times longer than wide a picture may be before it is squeezed to that
+
+
+def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+    """Any picture as RGB of 8 bits: upright (EXIF), first frame, transparency on white, 16 bits scaled.
+
+    source: a path, the bytes of a file, or a Pillow image. Raises BadInput for files over 20 MB, pictures over
+    50 megapixels (before they are decoded), and whatever is damaged or no picture.
+    """
+    image = source if isinstance(source, Image.Image) else _identify(_read(source))
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadInput(
+            f"The picture has {width} x {height} pixels; {MAX_PIXELS // 10**6} megapixels are the limit. "
+            "Make it smaller and send it again."
+        )
+    try:
+        if getattr(image, "n_frames", 1) > 1:
+            image.seek(0)
+        image.load()
+        return _to_rgb(_upright(image))
+    except Exception as error:  # damaged data makes Pillow's decoders raise nearly anything
+        raise BadInput(f"The picture is damaged or incomplete ({first_line(error)[:100]}). {_REMEDY}") from error
+
+
+def _read(source: str | Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        path = Path(source)
+        try:
+            # Only plain files: reading a device or a pipe might never end.
+            if not path.is_file():
+                raise BadInput(f"There is no picture at '{path}'. Check the path.")
+            size = path.stat().st_size
+            source = path.read_bytes() if 0 < size <= MAX_BYTES else b""
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"'{path}' cannot be read ({first_line(error)[:100]}). Check the path and its rights."
+            ) from error
+    if size > MAX_BYTES:
+        raise BadInput(
+            f"The picture's file has {size / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit. "
+            "Make it smaller and send it again."
+        )
+    if size == 0:
+        raise BadInput("The picture's file is empty. Send it again.")
+    return source
+
+
+def _identify(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise BadInput(f"The file is not a picture in a format known here. {_REMEDY}") from error
+    except Image.DecompressionBombError as error:
+        raise BadInput(
+            f"The picture has more than {MAX_PIXELS // 10**6} megapixels. Make it smaller and send it again."
+        ) from error
+    except Exception as error:  # as in open_image
+        raise BadInput(f"The picture is damaged ({first_line(error)[:100]}). {_REMEDY}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block is no reason to refuse the picture
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(layer, mask=layer.getchannel("A"))
+    return image.convert("RGB") if image.mode != "RGB" else image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, its own range spread over 0 to 255: scanners and cameras often use 12 of 16."""
+    import numpy as np
+
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    values = values - min(values.min(), 0.0)
+    if values.max() > 255 or image.mode.startswith("F"):
+        values = values * (255 / max(values.max(), 1e-12))
+    return Image.fromarray(values.round().astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class VisualFeatures:
+    """What the frozen encoder says of B pictures.
+
+    levels: [B, feature_size], the mean over space of every stage's features, one stage after the other, and at
+    the end the features that its classifier reads. logits: [B, num_classes] of that classifier,
+    None for an encoder without one. tokens: [B, N, token_size], its last features place by place, each with its
+    place in it; None where nobody asked for them.
+    """
+
+    levels: Tensor
+    logits: Tensor | None = None
+    tokens: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, rows: slice | Tensor) -> VisualFeatures:
+        return self._each(lambda t: t[rows])
+
+    def to(self, *args: Any, **kwargs: Any) -> VisualFeatures:
+        """As torch.Tensor.to."""
+        return self._each(lambda t: t.to(*args, **kwargs))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> VisualFeatures:
+        values = (getattr(self, f.name) for f in fields(self))
+        changed: list[Any] = [None if value is None else change(value) for value in values]
+        return VisualFeatures(*changed)
+
+    @staticmethod
+    def cat(parts: Sequence[VisualFeatures]) -> VisualFeatures:
+        """The pictures of all parts, in order; all from one encoder. What one part lacks, the whole lacks."""
+        columns = ([getattr(part, f.name) for part in parts] for f in fields(VisualFeatures))
+        joined: list[Any] = [None if any(v is None for v in column) else torch.cat(column) for column in columns]
+        return VisualFeatures(*joined)
+
+
+class VisualEncoder:
+    """A frozen timm model with its own picture transform. Safe to share between threads."""
+
+    def __init__(self, name: str = embedded.ENCODER, device: torch.device | str = "cpu") -> None:
+        """Raises LoadError if timm does not know `name` or its weights cannot be had."""
+        import timm
+        from timm.data import resolve_model_data_config
+
+        self.name = name
+        model = _load_embedded() if name == embedded.ENCODER else _load_from_hub(name)
+        if not hasattr(model, "forward_intermediates"):
+            raise LoadError(
+                f"timm {timm.__version__} cannot take features from the stages of encoder '{name}'. "
+                f"Choose another, such as {embedded.ENCODER}."
+            )
+        self._model = model.requires_grad_(False).eval().to(device)
+        classifier = model.get_classifier()
+        self._classifier = classifier if isinstance(classifier, torch.nn.Linear) else None
+        data = resolve_model_data_config(model)
+        self._size: tuple[int, int] = data["input_size"][-2:]
+        self._resample = {"bilinear": Image.Resampling.BILINEAR}.get(
+            data["interpolation"], Image.Resampling.BICUBIC
+        )
+        self._crop: float = data["crop_pct"]
+        self._mean = torch.tensor(data["mean"]).view(1, 3, 1, 1)
+        self._std = torch.tensor(data["std"]).view(1, 3, 1, 1)
+        stages = len(getattr(model, "feature_info", None) or ()) or 1
+        step = stages / min(stages, _STAGES)
+        self._stages = [round((i + 1) * step) - 1 for i in range(min(stages, _STAGES))]
+        probe = self.encode([Image.new("RGB", (8, 8))], tokens=True)
+        assert probe.tokens is not None
+        self.feature_size = probe.levels.shape[1]
+        self.token_size = probe.tokens.shape[2]
+        self.num_classes = 0 if probe.logits is None else probe.logits.shape[1]
+
+    def to(self, device: torch.device | str) -> VisualEncoder:
+        """Move it, as torch.nn.Module.to does."""
+        self._model.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        batch_size: int = 32,
+        *,
+        tokens: bool = False,
+        projected: bool = False,
+        channels: str = "RGB",
+    ) -> VisualFeatures:
+        """Features of RGB pictures, as `open_image` gives them, in fp32 on the encoder's device.
+
+        tokens: keep the encoder's tokens too. projected, channels: as in VisionConfig. Raises LoadError if tokens
+        are to pass the head of an encoder that has none.
+        """
+        chunks = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        return VisualFeatures.cat([self._encode(chunk, tokens, projected, channels) for chunk in chunks])
+
+    @property
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """Weight [num_classes, last level] and bias of the linear classifier, on the CPU.
+
+        Raises LoadError for an encoder without one.
+        """
+        layer = self._classifier
+        if layer is None:
+            raise LoadError(f"Encoder '{self.name}' has no linear classifier. Use projection 'global' with it.")
+        return layer.weight.cpu(), layer.bias.cpu()
+
+    def _encode(
+        self, images: Sequence[Image.Image], tokens: bool, projected: bool, channels: str
+    ) -> VisualFeatures:
+        import numpy as np
+
+        pixels = torch.stack([torch.from_numpy(np.array(self._fit(image))) for image in images])
+        if channels == "BGR":
+            pixels = pixels.flip(3)  # and not mean and std: releases trained on BGR took it for RGB
+        batch = (pixels.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # [B, 3, H, W]
+        final, stages = self._model.forward_intermediates(batch.to(self.device), indices=self._stages)
+        pooled = self._model.forward_head(final, pre_logits=True)  # [B, last level]
+        levels = torch.cat([*(s.flatten(2).mean(2) for s in stages), pooled], dim=1)
+        logits = self._classifier(pooled) if self._classifier is not None else None
+        return VisualFeatures(levels, logits, self._tokens(final, projected) if tokens else None)
+
+    def _tokens(self, final: Tensor, projected: bool) -> Tensor:
+        """[B, N, token_size] of the last features: a transformer's tokens as they are, a map's positions in order.
+
+        What a map holds at a position says nothing of where that is, and so its place is put beside it.
+        """
+        if projected:
+            if self._classifier is None or final.ndim != 3:
+                raise LoadError(f"Encoder '{self.name}' has no head that its tokens could pass.")
+            return self._classifier(final)
+        if final.ndim == 3:
+            return final
+        if getattr(self._model, "output_fmt", "NCHW") != "NHWC":
+            final = final.permute(0, 2, 3, 1)  # [B, H, W, C]
+        places = _places(final.shape[1], final.shape[2]).to(final)
+        return torch.cat([final, places.expand(len(final), -1, -1, -1)], dim=3).flatten(1, 2)
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        """The middle of the picture in the encoder's input size, as the encoder was tested."""
+        width, height = image.size
+        # A strip would lose most of itself to the crop: squeeze it into a milder shape first.
+        shape = min(max(width / height, 1 / _SQUEEZE), _SQUEEZE)
+        scale = 1 / self._crop
+        target_h, target_w = self._size
+        full_w, full_h = target_w * scale, target_h * scale
+        if shape > full_w / full_h:
+            full_w = full_h * shape
+        else:
+            full_h = full_w / shape
+        left, top = (full_w - target_w) / 2, (full_h - target_h) / 2
+        box = (
+            left / full_w * width,
+            top / full_h * height,
+            (left + target_w) / full_w * width,
+            (top + target_h) / full_h * height,
+        )
+        return image.convert("RGB").resize((target_w, target_h), self._resample, box=box, reducing_gap=3.0)
+
+
+def _places(rows: int, columns: int) -> Tensor:
+    """Sines and cosines of where each cell of a map lies in the picture, [rows, columns, _PLACE].
+
+    From half a wave over the whole picture to half a wave a cell, finer than which no cell can tell.
+    """
+    axes = []
+    for cells in (rows, columns):
+        waves = torch.pi * cells ** torch.linspace(0, 1, _PLACE // 4)
+        angles = (torch.arange(cells) + 0.5)[:, None] / cells * waves
+        axes.append(torch.cat([angles.sin(), angles.cos()], dim=1))  # [cells, _PLACE / 2]
+    down, along = axes
+    return torch.cat([down[:, None].expand(-1, columns, -1), along[None].expand(rows, -1, -1)], dim=2)
+
+
+def _load_embedded() -> Any:
+    import timm
+    from safetensors.torch import load_file
+
+    model = timm.create_model(embedded.ENCODER, pretrained=False)
+    model.load_state_dict(load_file(embedded.encoder_weights()))
+    return model
+
+
+def _load_from_hub(name: str) -> Any:
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise LoadError(
+            f"timm {timm.__version__} knows no encoder '{name}'. Choose one that `timm.list_models()` names, "
+            f"or {embedded.ENCODER}."
+        )
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # whatever the hub's client, the network or the cache raise
+        raise LoadError(
+            f"The weights of encoder '{name}' cannot be loaded ({first_line(error)[:100]}). Start again with a network, "
+            f"or use an adapter that reads images with {embedded.ENCODER}."
+        ) from error

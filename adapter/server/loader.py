@@ -1,0 +1,129 @@
+"""Brings the model up in the background while the page is already there. Knows threads; knows no Gradio."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from adapter.errors import AdapterError, Busy
+
+if TYPE_CHECKING:
+    from adapter.base.llama import Base
+    from adapter.serve.inspection import Inspection
+    from adapter.serve.request import Answer, GenerationRequest
+    from adapter.serve.store import AdapterCard, AdapterStore
+
+log = logging.getLogger(__name__)
+
+
+class ServingEngine(Protocol):
+    """What the page and the API ask of an engine, wherever that computes: adapter.serve.engine.Engine is one."""
+
+    base: Base
+
+    def submit(self, request: GenerationRequest) -> Answer: ...
+
+    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoadStatus:
+    """Where loading stands; text is one line for people, ready to be shown."""
+
+    state: Literal["loading", "ready", "failed"]
+    text: str
+
+
+class ModelLoader:
+    """Holds the engine once `load` has made it; until then says how far it is.
+
+    load gets a function to report progress with, and returns the engine and one line that describes the base.
+    """
+
+    def __init__(self, load: Callable[[Callable[[str], None]], tuple[ServingEngine, str]]) -> None:
+        self._load = load
+        self._engine: ServingEngine | None = None
+        self._began = time.monotonic()
+        self._status = LoadStatus("loading", "Loading the model")
+        self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
+
+    def start(self) -> None:
+        """Load in a thread of its own."""
+        self._began = time.monotonic()
+        self._thread.start()
+
+    def load_here(self) -> None:
+        """Load in the caller's thread, and return when that is over."""
+        self._began = time.monotonic()
+        self._run()
+
+    def close(self) -> bool:
+        """Let the engine end what it does; False if the model is being loaded, which cannot be stopped."""
+        if self._engine is not None:
+            self._engine.close()
+        return not self._thread.is_alive()
+
+    def engine(self) -> ServingEngine | None:
+        """The engine, or None while it is being loaded or if that failed (status says which)."""
+        return self._engine
+
+    def status(self) -> LoadStatus:
+        status = self._status
+        if status.state != "loading":
+            return status
+        return LoadStatus("loading", f"{status.text} ({time.monotonic() - self._began:.0f} s)")
+
+    def _report(self, text: str) -> None:
+        self._status = LoadStatus("loading", text)
+
+    def _run(self) -> None:
+        try:
+            self._engine, description = self._load(self._report)
+        except AdapterError as error:
+            self._status = LoadStatus("failed", str(error))
+            log.error("%s", error)
+        except Exception as error:
+            self._status = LoadStatus(
+                "failed",
+                "The model could not be loaded; the server's log says why. Mend that and start again.",
+            )
+            log.exception("loading the model failed: %s", error)
+        else:
+            self._status = LoadStatus("ready", description)
+            log.info("%s: ready after %.1f s", description, time.monotonic() - self._began)
+
+
+class LazyStore:
+    """The adapter store of a page that is there before the libraries that read adapters: empty at first."""
+
+    def __init__(self) -> None:
+        self._store: AdapterStore | None = None
+
+    def bind(self, store: AdapterStore) -> None:
+        self._store = store
+
+    def bound(self) -> AdapterStore:
+        """The store itself. Raises Busy while there is none."""
+        if self._store is None:
+            raise Busy("The adapters are still being looked up. Try again in a few seconds.")
+        return self._store
+
+    def names(self) -> list[str]:
+        return [] if self._store is None else self._store.names()
+
+    def card(self, name: str) -> AdapterCard:
+        return self.bound().card(name)
+
+    def card_text(self, name: str) -> str:
+        return "" if self._store is None else self._store.card_text(name)
+
+    def folder(self, name: str) -> Path:
+        """Where adapter `name` lies."""
+        return self.bound().folder(name)

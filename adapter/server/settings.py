@@ -1,0 +1,171 @@
+"""From what a page or a program sends to the engine's requests, and from errors to words for a browser.
+
+Knows the engine's API and the limits of one message; of Gradio only its error class.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import gradio as gr
+
+from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.ui import conversation as talk
+from adapter.ui.conversation import History
+from adapter.ui.images import open_picture
+from adapter.ui.texts import page as texts
+from adapter.ui.theme import Cards
+
+if TYPE_CHECKING:
+    from adapter.serve.request import GenerationRequest
+    from adapter.server.loader import LoadStatus, ServingEngine
+
+log = logging.getLogger(__name__)
+
+BASE_ONLY = ""  # the picker's value for "no adapter"
+MAX_CHARACTERS = 20_000
+MAX_STRENGTH = 2.0
+# Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
+REDRAW_SECONDS = 0.08
+WAIT_SECONDS = 0.25
+
+
+class EngineProvider(Protocol):
+    """Where the page gets its engine from: there is none until the model is loaded."""
+
+    def engine(self) -> ServingEngine | None: ...
+
+    def status(self) -> LoadStatus: ...
+
+
+class Settings(NamedTuple):
+    """The side panel's values, in the order of its components."""
+
+    adapter: str
+    strength: float
+    temperature: float
+    top_p: float
+    max_tokens: float
+    seed: float | str | None
+    mix: str | None = BASE_ONLY  # a second adapter
+    mix_strength: float = 1.0
+    mute_layers: Sequence[int] = ()
+    mute_heads: Sequence[int] = ()
+
+
+def sees(store: Cards, settings: Settings) -> bool:
+    """Whether an adapter of the settings sees pictures. Raises LoadError."""
+    return any(store.card(name).is_visual for name in (settings.adapter, settings.mix) if name)
+
+
+def read_seed(value: float | str | None) -> int | None:
+    """The seed as typed or sent; None for an empty field. Raises BadInput if it is not a whole number."""
+    text = "" if value is None else str(value).strip().removesuffix(".0")
+    try:
+        return int(text) if text else None
+    except ValueError:
+        raise BadInput(texts.wrong_seed(text[:40])) from None
+
+
+def make_request(
+    history: History, settings: Settings, adapter: str | None, picture: str | None, client: str = ""
+) -> GenerationRequest:
+    """The engine's request for a conversation. Raises BadInput if a value is out of its range."""
+    from adapter.serve.request import GenerationRequest
+    from adapter.serve.sampling import SamplingParams
+
+    if not all(isinstance(number, (int, float)) for number in (*settings[1:5], settings.mix_strength)):
+        raise BadInput(texts.NEED_NUMBERS)
+    if settings.mix and settings.mix == adapter:
+        raise BadInput(texts.mixed_with_itself(adapter))
+    sampling = SamplingParams(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=int(settings.max_tokens),
+        seed=read_seed(settings.seed),
+    )
+    return GenerationRequest(
+        messages=talk.to_messages(history),
+        adapter=adapter,
+        image=None if picture is None else open_picture(picture),
+        strength=settings.strength,
+        sampling=sampling,
+        mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
+        mute_layers=tuple(settings.mute_layers or ()),
+        mute_heads=tuple(settings.mute_heads or ()),
+        client=client,
+    )
+
+
+def wait_for(provider: EngineProvider) -> Iterator[str]:
+    """Status lines until the engine is there. Raises LoadError if it will never be."""
+    while provider.engine() is None:
+        status = provider.status()
+        if status.state == "failed":
+            raise LoadError(texts.not_loaded(status.text))
+        yield f"{status.text}."
+        time.sleep(WAIT_SECONDS)
+
+
+def wait_or_say(provider: EngineProvider) -> None:
+    """Return when the engine is there; gr.Error if it will never be."""
+    try:
+        for _ in wait_for(provider):
+            pass
+    except AdapterError as error:
+        raise gr.Error(public_text(error), print_exception=False) from None
+
+
+def check_length(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise BadInput(texts.too_long(len(text), MAX_CHARACTERS))
+
+
+def answer_once(
+    provider: EngineProvider, store: Cards, message: str, picture: str | None, settings: Settings
+) -> Iterator[str]:
+    """One message without a conversation, for programs: the text so far, again and again.
+
+    Raises gr.Error with a sentence that says what to change.
+    """
+    try:
+        if not message.strip():
+            raise BadInput(texts.EMPTY_MESSAGE)
+        check_length(message)
+        for _ in wait_for(provider):
+            pass
+        adapter = settings.adapter.strip() or None
+        settings = settings._replace(adapter=adapter or BASE_ONLY, mix=(settings.mix or "").strip())
+        if not sees(store, settings) and picture:
+            raise BadInput(texts.sees_nothing(adapter))
+        request = make_request(talk.user_turn(message), settings, adapter, picture)
+        engine, text, drawn = provider.engine(), "", 0.0
+        assert engine is not None
+        with closing(engine.submit(request)) as events:
+            for event in events:
+                text += event.text
+                if event.text and time.monotonic() - drawn >= REDRAW_SECONDS:
+                    drawn = time.monotonic()
+                    yield text
+        yield text
+    except AdapterError as error:
+        raise gr.Error(public_text(error), print_exception=False) from None
+    except Exception:
+        log.exception("an API call failed")
+        raise gr.Error(texts.FAILED, print_exception=False) from None
+
+
+def without_folders(text: str) -> str:
+    """The text with paths of this machine cut to their last part."""
+    return re.sub(r"(?<![\w:/.~])~?(?:/[^\s/'\":,;]+){2,}/?", lambda m: m[0].rstrip("/").rsplit("/", 1)[-1], text)
+
+
+def public_text(error: AdapterError) -> str:
+    """The error's sentence for a browser: without folders of this machine, and inert as HTML."""
+    return html.escape(without_folders(str(error)), quote=False)

@@ -1,0 +1,333 @@
+"""GGUF files: the numbers and tokens are those of the file, and what is no LLaMA is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import gguf
+import numpy
+import pytest
+import sentencepiece
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from adapter.base import gguf_file as gguf_base
+from adapter.base import resolve as bases
+from adapter.base.llama import AdaptedLlama, base_config, load_base, load_tokenizer
+from adapter.errors import LoadError
+from tiny_llamas import sentencepiece_model
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "vocab_size": 340,
+    "rms_norm_eps": 1e-5,
+}
+F32, F16, Q8_0 = (getattr(gguf.GGMLQuantizationType, name) for name in ("F32", "F16", "Q8_0"))
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_ADAPTER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    file = sentencepiece_model(tmp_path_factory.mktemp("pieces") / "tokenizer.model")
+    return sentencepiece.SentencePieceProcessor(model_file=str(file))
+
+
+def random_llama(**changes) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**SIZES, **changes})).eval()
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.3)
+    return model
+
+
+def llamacpp_name(name: str) -> str:
+    stem, kind = name.rsplit(".", 1)
+    if stem in NAMES:
+        return f"{NAMES[stem]}.{kind}"
+    _, _, layer, part = stem.split(".", 3)
+    return f"blk.{layer}.{NAMES[part]}.{kind}"
+
+
+def interleaved(values: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a head as llama.cpp orders them: 0, head_dim / 2, 1, head_dim / 2 + 1, …"""
+    rows = torch.arange(len(values)).view(heads, 2, -1)
+    return values[rows.transpose(1, 2).flatten()]
+
+
+@dataclasses.dataclass
+class Written:
+    """How a test's file differs from a good one."""
+
+    kind: object = F32
+    architecture: str = "llama"
+    facts: dict = dataclasses.field(default_factory=dict)
+    tensors: dict = dataclasses.field(default_factory=dict)
+    tokenizer: str | None = "llama"
+
+
+def spm_tokens(writer, pieces) -> None:
+    numbers = range(pieces.get_piece_size())
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([pieces.id_to_piece(i) for i in numbers])
+    writer.add_token_scores([pieces.get_score(i) for i in numbers])
+    kinds = ((pieces.is_unknown, 2), (pieces.is_control, 3), (pieces.is_byte, 6))
+    writer.add_token_types([next((kind for of, kind in kinds if of(i)), 1) for i in numbers])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+
+
+def bytes_tokens(writer, cut: str) -> None:
+    alphabet = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 256))]
+    alphabet += [chr(256 + i) for i in range(68)]
+    merges = ["1 2", "12 3", "t h", "th e", "Ġ the", "Ċ Ċ"]
+    tokens = [*alphabet, *(merge.replace(" ", "") for merge in merges), "<|end|>"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(cut)
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - 1) + [3])
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(len(tokens) - 1)
+    writer.add_chat_template("{{ messages[0].content }}")
+
+
+def write(file: Path, model, pieces, how: Written | None = None) -> Path:
+    how = how or Written()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    writer = gguf.GGUFWriter(file, how.architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    for name, value in how.facts.items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add(name, value)
+    if how.tokenizer == "llama":
+        spm_tokens(writer, pieces)
+    elif how.tokenizer is not None:
+        bytes_tokens(writer, how.tokenizer)
+    tensors = {llamacpp_name(name): values for name, values in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del tensors["output.weight"]
+    for name in tensors:
+        if ".attn_q." in name or ".attn_k." in name:
+            heads = config.num_attention_heads if "attn_q" in name else config.num_key_value_heads
+            tensors[name] = interleaved(tensors[name], heads)
+    for name, values in {**tensors, **how.tensors}.items():
+        if values is None:
+            continue
+        numbers = values.numpy().astype(numpy.float32)
+        kind = how.kind if numbers.ndim == 2 else F32
+        writer.add_tensor(name, gguf.quantize(numbers, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def loaded(path: Path):
+    return load_base(str(path), quantization="none", device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+        {"attention_bias": True, "mlp_bias": True},
+        {"head_dim": 32},
+    ],
+)
+@torch.no_grad()
+def test_logits_are_those_of_the_model_that_was_written(changes, tmp_path, pieces):
+    model = random_llama(**changes)
+    how = Written(facts={"llama.rope.dimension_count": model.config.head_dim})
+    how.facts["llama.attention.key_length"] = how.facts["llama.attention.value_length"] = model.config.head_dim
+    base = loaded(write(tmp_path / "model.gguf", model, pieces, how))
+    assert isinstance(base.model, AdaptedLlama)
+    ids = torch.arange(3, 90)[None]
+    assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert base.model.config.tie_word_embeddings == model.config.tie_word_embeddings
+
+
+@torch.no_grad()
+def test_without_the_rotary_permutation_the_numbers_are_wrong(tmp_path, pieces, monkeypatch):
+    model = random_llama()
+    monkeypatch.setattr(gguf_base, "half_split", lambda values, heads: values)
+    base = loaded(write(tmp_path / "model.gguf", model, pieces))
+    ids = torch.arange(3, 90)[None]
+    assert (base.model(input_ids=ids).logits - model(input_ids=ids).logits).abs().max() > 0.5
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(F16, torch.float16), (Q8_0, torch.bfloat16)])
+def test_weights_are_those_that_transformers_reads(kind, dtype, tmp_path, pieces):
+    file = write(tmp_path / "model.gguf", random_llama(), pieces, Written(kind))
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
+    ours = loaded(file).model.state_dict()
+    assert base_config(str(file)).dtype == dtype
+    expected = theirs.state_dict()
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name].to(dtype).float()) for name in ours)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama_31_scaling_is_told_from_its_result(factor, tmp_path, pieces):
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    model = random_llama(rope_parameters=dict(scaling), head_dim=64, max_position_embeddings=131072)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, device="cpu")
+    plain = 500000.0 ** (-torch.arange(0, 64, 2) / 64)
+    how = Written(facts={"llama.attention.key_length": 64}, tensors={"rope_freqs.weight": plain / scaled})
+    base = loaded(write(tmp_path / "good.gguf", model, pieces, how))
+    assert base.model.config.rope_parameters == scaling
+    ids, positions = torch.arange(40)[None], torch.arange(9000, 9040)[None]
+    with torch.no_grad():
+        both = [m(input_ids=ids, position_ids=positions).logits for m in (base.model, model)]
+    assert torch.equal(*both)
+    how.tensors["rope_freqs.weight"] = torch.linspace(1, 5, 32)
+    with pytest.raises(LoadError, match=r"other\.gguf' scales its rotary frequencies.*Hugging Face repository"):
+        loaded(write(tmp_path / "other.gguf", model, pieces, how))
+
+
+def test_linear_scaling(tmp_path, pieces):
+    how = Written(facts={"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0})
+    rope = base_config(str(write(tmp_path / "model.gguf", random_llama(), pieces, how))).rope_parameters
+    assert (rope["rope_type"], rope["factor"]) == ("linear", 4.0)
+
+
+def test_a_folder_with_one_file_is_that_file_and_is_converted_once(tmp_path, cache, pieces, monkeypatch):
+    file = write(tmp_path / "folder" / "model.gguf", random_llama(), pieces)
+    loaded(file.parent)
+    monkeypatch.setattr(bases, "open_gguf", lambda _: pytest.fail("converted again"))
+    loaded(file)
+    assert [path.name[:6] for path in cache.iterdir() if path.is_dir()] == ["model-"]
+    (file.parent / "other.gguf").write_bytes(b"")
+    with pytest.raises(LoadError, match=r"several GGUF files: model\.gguf, other\.gguf\. Name one"):
+        loaded(file.parent)
+
+
+def test_sentencepiece_tokenizer_is_that_of_transformers(tmp_path, pieces):
+    file = write(tmp_path / "model.gguf", random_llama(), pieces)
+    ours, theirs = load_tokenizer(str(file)), AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    for text in ("the cat sat on 2024", "naïve\n\n  日本 🙂", "x <s> y</s>"):
+        assert ours(text).input_ids == theirs(text).input_ids
+    assert ours("the cat").input_ids == [1, *pieces.encode("the cat")]
+    assert (ours.bos_token, ours.eos_token) == ("<s>", "</s>")
+
+
+@pytest.mark.parametrize(
+    ("cut", "pieces_of_it"),
+    [
+        ("smollm", "the Ġ 1 2 3 ĊĊ 1 the <|end|>"),
+        ("gpt-2", "the Ġ 123 Ċ Ċ 1 the <|end|>"),
+        ("llama-bpe", "the Ġ 123 ĊĊ 1 the <|end|>"),
+        ("tekken", "the Ġ 1 2 3 ĊĊ 1 the <|end|>"),
+    ],
+)
+def test_digits_are_cut_as_the_file_names_it(cut, pieces_of_it, tmp_path):
+    file = write(tmp_path / "model.gguf", random_llama(), None, Written(tokenizer=cut))
+    tokenizer = load_tokenizer(str(file))
+    assert tokenizer.tokenize("the 123\n\n1the<|end|>") == pieces_of_it.split()
+    assert tokenizer.chat_template == "{{ messages[0].content }}"
+    assert tokenizer.eos_token == "<|end|>"
+
+
+def header(**facts):
+    return Written(facts={name.replace("__", "."): value for name, value in facts.items()})
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        (Written(architecture="qwen2"), r"holds a qwen2 model.*needs a LLaMA"),
+        (header(llama__expert_count=8), r"mixture of experts"),
+        (header(split__count=3), r"one of 3 parts.*llama-gguf-split --merge"),
+        (header(llama__rope__scaling__type="yarn"), r"stretches its context by 'yarn'"),
+        (header(llama__attention__sliding_window=64), r"sliding window"),
+        (header(llama__rope__dimension_count=8), r"rotates a part of each head"),
+        (Written(tokenizer=None), r"holds no tokenizer"),
+        (Written(tokenizer="deepseek-llm"), r"gpt2 with pre-tokenizer deepseek-llm\) that is not known"),
+        (Written(tensors={"blk.1.ffn_up.weight": None}), r"lacks model\.layers\.1\.mlp\.up_proj\.weight"),
+        (
+            Written(tensors={"blk.0.attn_q_norm.weight": torch.ones(16)}),
+            r"holds blk\.0\.attn_q_norm\.weight, which",
+        ),
+        (
+            Written(tensors={"output_norm.weight": torch.ones(32)}),
+            r"model\.norm\.weight with shape \[32\].*\[64\]",
+        ),
+    ],
+)
+def test_what_is_no_llama_gets_its_sentence(how, sentence, tmp_path, cache, pieces):
+    file = write(tmp_path / "model.gguf", random_llama(), pieces, how)
+    with pytest.raises(LoadError, match=sentence) as caught:
+        loaded(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert [path for path in cache.glob("*") if path.is_dir()] + list(cache.glob(".*")) == []
+
+
+def test_more_tokens_than_embeddings(tmp_path, pieces):
+    file = write(tmp_path / "model.gguf", random_llama(vocab_size=300), pieces)
+    with pytest.raises(LoadError, match=r"has 340 tokens and embeddings for 300"):
+        loaded(file)
+
+
+@pytest.mark.parametrize("left", [0, 3, 100, 3000, 0.5, 0.99])
+def test_half_a_download(left, tmp_path, pieces):
+    file = write(tmp_path / "model.gguf", random_llama(), pieces)
+    os.truncate(file, int(left * file.stat().st_size) if isinstance(left, float) else left)
+    with pytest.raises(LoadError, match=re.escape(str(file)) + r"' is no whole GGUF file \(.*Get the file again"):
+        loaded(file)
+
+
+def test_no_gguf(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"<html>blocked by the proxy</html>" * 100)
+    with pytest.raises(LoadError, match=r"is no whole GGUF file"):
+        loaded(tmp_path / "model.gguf")
+    with pytest.raises(LoadError, match=r"There is no file .*none\.gguf'\. Check the path"):
+        loaded(tmp_path / "none.gguf")
+    (tmp_path / "consolidated.00.pth").write_bytes(b"x")
+    with pytest.raises(LoadError, match=r"is a file but no \.gguf\. Name a GGUF file, or the folder"):
+        loaded(tmp_path / "consolidated.00.pth")

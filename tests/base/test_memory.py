@@ -1,0 +1,122 @@
+"""What a base needs is what it takes, and one that surely does not fit is refused before it is loaded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from adapter.__main__ import main
+from adapter.base import llama, memory
+from adapter.base.llama import base_config, load_base
+from adapter.base.memory import Need, Room, needs
+from adapter.errors import LoadError
+
+LLAMA_7B = LlamaConfig(intermediate_size=11008, dtype=torch.bfloat16)
+GIGA = 10**9
+
+
+def test_the_sizes_of_a_7b():
+    sizes = {kind: need.bytes / GIGA for kind, need in needs(LLAMA_7B).items()}
+    assert sizes["bf16"] == pytest.approx(13.48, abs=0.01)
+    assert sizes["int8"] == pytest.approx(7.01, abs=0.02)
+    assert sizes["packed"] == pytest.approx(6.87, abs=0.02)
+    assert sizes["nf4"] == pytest.approx(4.17, abs=0.02)
+    assert needs(LLAMA_7B, torch.float32)["bf16"].bytes == 2 * needs(LLAMA_7B)["bf16"].bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quantization", "kind"), [("none", "bf16"), ("int8", "int8"), ("nf4", "nf4")])
+def test_what_is_reckoned_is_what_is_taken(quantization, kind, tiny_folder):
+    base = load_base(quantization=quantization, device="cpu")
+    # bitsandbytes keeps its scales outside of what torch counts.
+    assert needs(base_config())[kind].bytes == pytest.approx(base.memory_bytes, rel=0.12)
+
+
+def test_packed_is_what_is_taken(tiny_folder):
+    base = load_base(str(tiny_folder), device="cpu")
+    assert base.quantization == "packed-int8"
+    assert needs(base_config(str(tiny_folder)))["packed"].bytes == pytest.approx(base.memory_bytes, rel=0.05)
+
+
+def test_mapped_files_need_room_in_all_but_not_now():
+    need = Need("bf16", 10, 8)
+    assert Room(20, 5).holds(need, mapped=True)
+    assert not Room(20, 5).holds(need, mapped=False)
+    assert not Room(9, 9).holds(need, mapped=True)
+    assert Room(None, None).holds(need, mapped=False), "what is not known is no reason to refuse"
+
+
+def refused(monkeypatch, room, quantization, device="cpu", config=LLAMA_7B):
+    monkeypatch.setattr(memory, "ram", lambda: room)
+    monkeypatch.setattr(memory, "cuda", lambda _: room)
+    with pytest.raises(LoadError) as caught:
+        memory.require("llama-7b", config, quantization, device, torch.bfloat16)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_refusal_says_what_it_needs_what_there_is_and_what_would_fit(monkeypatch):
+    said = refused(monkeypatch, Room(8 * GIGA, 6 * GIGA), "none")
+    for part in ("nf4 4.2 GB", "int8 7.0 GB", "packed 6.9 GB", "bf16 13.5 GB", "6.0 GB of memory are free"):
+        assert part in said
+    assert "Load it as nf4, or end other programs." in said
+    assert "Choose a smaller base" in refused(monkeypatch, Room(2 * GIGA, GIGA), "packed")
+    on_gpu = refused(monkeypatch, Room(8 * GIGA, 6 * GIGA), "int8", "cuda:1")
+    assert "memory on cuda:1" in on_gpu and "packed" not in on_gpu and "Load it as nf4," in on_gpu
+
+
+def test_what_may_fit_is_let_through(monkeypatch):
+    for room in (Room(None, None), Room(16 * GIGA, 5 * GIGA)):
+        monkeypatch.setattr(memory, "ram", lambda room=room: room)
+        # Four bits may hold it exactly, and bf16 stays in its file.
+        for quantization in ("packed", "none", "nf4"):
+            memory.require("llama-7b", LLAMA_7B, quantization, "cpu", torch.bfloat16)
+    monkeypatch.setattr(memory, "ram", lambda: Room(1, 1))
+    quantized = LlamaConfig(quantization_config={"quant_method": "gptq"})
+    memory.require("by others", quantized, "none", "cpu", torch.bfloat16)
+
+
+def test_load_base_refuses_before_it_loads(monkeypatch, tiny_folder):
+    monkeypatch.setattr(memory, "ram", lambda: Room(1000, 1000))
+    monkeypatch.setattr(llama.AdaptedLlama, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(LoadError, match=f"'{tiny_folder}' does not fit into memory"):
+        load_base(str(tiny_folder))
+
+
+def test_control_groups_of_both_versions_bound_the_memory(tmp_path):
+    root, own = tmp_path / "cgroup", tmp_path / "self"
+    for folder, limit in (("user", "max"), ("user/job", str(4 * GIGA))):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "memory.max").write_text(limit)
+        (root / folder / "memory.current").write_text(str(3 * GIGA))
+        (root / folder / "memory.stat").write_text(f"anon 1\ninactive_file {2 * GIGA}\n")
+    (root / "memory" / "docker").mkdir(parents=True)
+    (root / "memory" / "docker" / "memory.limit_in_bytes").write_text(str(9 * GIGA))
+    (root / "memory" / "docker" / "memory.usage_in_bytes").write_text(str(GIGA))
+    own.write_text("0::/user/job\n5:cpu,memory:/docker\n7:pids:/docker\n")
+    assert list(memory._control_groups(root, own)) == [(4 * GIGA, GIGA), (9 * GIGA, GIGA)]
+    assert list(memory._control_groups(root, tmp_path / "none")) == []
+
+
+def test_this_machine_has_memory():
+    room = memory.ram()
+    assert room.total is None or room.total > GIGA
+    assert room.free is None or 0 < room.free <= room.total
+
+
+def test_base_prints_the_table_without_loading(tiny_folder, capsys, monkeypatch):
+    monkeypatch.setattr(llama.AdaptedLlama, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    assert main(["base", str(tiny_folder)]) == 0
+    printed = capsys.readouterr().out
+    for kind in memory.KINDS:
+        assert next(line.split()[-1] for line in printed.splitlines() if line.startswith(kind)) in ("yes", "-")
+    assert "128 tokens of context" in printed and "1,000 tokens of a conversation take" in printed
+
+
+def test_base_says_what_is_wrong(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert main(["base", str(tmp_path)]) == 1
+    assert "is a gpt2 model" in capsys.readouterr().err

@@ -1,0 +1,373 @@
+"""Meta's format: the numbers are those of Meta's convention, and what is wrong with a folder is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from adapter.base import hf_folder
+from adapter.base import meta_checkpoint as meta
+from adapter.base import resolve as bases
+from adapter.base.llama import AdaptedLlama, base_config, load_base, load_tokenizer
+from adapter.base.meta_tokenizer import meta_tokenizer
+from adapter.errors import LoadError
+from tiny_llamas import Meta, sentencepiece_model, tiktoken_table
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"dim": 32, "n_heads": 4, "n_layers": 3, "multiple_of": 16, "norm_eps": 1e-5}
+VOCAB3 = 270 + 256
+LLAMA = Meta({**SIZES, "vocab_size": -1}, vocab=340)
+LLAMA_13B = Meta({**SIZES, "vocab_size": -1}, vocab=340, shards=2)
+LLAMA2_70B = Meta({**SIZES, "vocab_size": -1, "n_kv_heads": 2, "ffn_dim_multiplier": 1.3}, vocab=340, shards=2)
+SCALED = {"rope_theta": 500000.0, "use_scaled_rope": True, "rope_scaling_factor": 8.0}
+LLAMA3 = Meta({**SIZES, **SCALED, "vocab_size": VOCAB3, "n_kv_heads": 2}, vocab=VOCAB3, llama3=True)
+LLAMA3_SHARDS = dataclasses.replace(LLAMA3, shards=2)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_ADAPTER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def fresh(kind: Meta) -> Meta:
+    return dataclasses.replace(kind, tensors={}, params=dict(kind.params)).filled()
+
+
+def loaded(folder: Path):
+    return load_base(str(folder), quantization="none", device="cpu", dtype=torch.float32)
+
+
+@torch.no_grad()
+def logits(base, ids, start=0):
+    positions = torch.arange(start, start + len(ids))[None]
+    return base.model(input_ids=ids[None], position_ids=positions).logits[0].double()
+
+
+@pytest.mark.parametrize("kind", [LLAMA, LLAMA_13B, LLAMA2_70B, LLAMA3, LLAMA3_SHARDS])
+def test_logits_are_those_of_metas_convention(kind, tmp_path):
+    written = fresh(kind)
+    base = loaded(written.write(tmp_path / "model"))
+    assert isinstance(base.model, AdaptedLlama)
+    ids = torch.randint(0, written.vocab, (40,))
+    for start in (0, 3000):  # far out, scaled frequencies are others
+        assert_close(logits(base, ids, start), written.logits(ids, start), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [LLAMA, LLAMA2_70B])
+def test_without_the_rotary_permutation_the_numbers_are_wrong(kind, tmp_path, monkeypatch):
+    written = fresh(kind)
+    monkeypatch.setattr(meta, "half_split", lambda values, heads: values)
+    base = loaded(written.write(tmp_path / "model"))
+    ids = torch.randint(0, written.vocab, (40,))
+    assert (logits(base, ids) - written.logits(ids)).abs().max() > 0.5
+
+
+def test_the_reference_notices_scaled_frequencies():
+    ids = torch.arange(40)
+    plain = dataclasses.replace(fresh(LLAMA3), params={**LLAMA3.params, "use_scaled_rope": False})
+    assert (fresh(LLAMA3).logits(ids, 3000) - plain.logits(ids, 3000)).abs().max() > 0.1
+
+
+def test_precision_and_ties_are_kept(tmp_path):
+    written = dataclasses.replace(LLAMA, tensors={}).filled(dtype=torch.float16)
+    written.tensors["output.weight"] = written.tensors["tok_embeddings.weight"]
+    base = loaded(written.write(tmp_path / "model"))
+    assert base_config(str(tmp_path / "model")).dtype == torch.float16
+    assert base.model.lm_head.weight is base.model.model.embed_tokens.weight
+    assert torch.equal(base.model.lm_head.weight.half(), written.tensors["output.weight"])
+    del written.tensors["output.weight"]
+    assert loaded(written.write(tmp_path / "other")).model.config.tie_word_embeddings
+
+
+def test_several_output_files_hold_the_same(tmp_path, monkeypatch):
+    written = fresh(LLAMA_13B)
+    one = loaded(written.write(tmp_path / "one"))
+    monkeypatch.setattr(hf_folder, "SHARD_BYTES", 60_000)
+    many = loaded(written.write(tmp_path / "many"))
+    files = list(bases.find_foreign(str(tmp_path / "many")).folder().glob("model-*.safetensors"))
+    assert len(files) > 2 and all(file.stat().st_size < 70_000 for file in files)
+    ids = torch.arange(30)
+    assert torch.equal(logits(one, ids), logits(many, ids))
+
+
+def test_converted_once_and_again_when_a_file_changes(tmp_path, cache, monkeypatch):
+    folder = fresh(LLAMA).write(tmp_path / "llama-2-7b")
+    assert loaded(folder).context_length == 4096  # the only place where it is said
+    monkeypatch.setattr(bases, "open_meta", lambda _: pytest.fail("converted again"))
+    loaded(folder)
+    assert base_config(str(folder)).num_hidden_layers == 3
+    monkeypatch.undo()
+    monkeypatch.setenv("LLAMA_ADAPTER_CACHE", str(cache))
+    other = fresh(LLAMA)
+    other.tensors["norm.weight"] = torch.full((32,), 2.0)
+    torch.save(other.parts(0), folder / "consolidated.00.pth")
+    assert (loaded(folder).model.model.norm.weight == 2).all()
+    assert [path.name[:10] for path in cache.iterdir() if path.is_dir()] == ["llama-2-7b"]
+
+
+KILLED = """
+import os, signal, sys, safetensors.torch
+from adapter import bases, hf_folder
+hf_folder.SHARD_BYTES = 60_000
+save, count = safetensors.torch.save_file, 0
+def dying(*arguments, **more):
+    global count
+    count += 1
+    if count == 3: os.kill(os.getpid(), signal.SIGKILL)
+    save(*arguments, **more)
+safetensors.torch.save_file = dying
+bases.find_foreign(sys.argv[1]).folder()
+"""
+
+
+def test_killed_in_the_middle_nothing_is_half_there_and_a_restart_works(tmp_path, cache):
+    written = fresh(LLAMA)
+    folder = written.write(tmp_path / "model")
+    process = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL
+    assert [path for path in cache.iterdir() if path.is_dir() and path.name[0] != "."] == []
+    assert list(cache.glob(".model-*")), "it left what it had"
+    ids = torch.arange(20)
+    assert_close(logits(loaded(folder), ids), written.logits(ids), rtol=1e-4, atol=1e-3)
+    assert not list(cache.glob(".model-*"))
+
+
+PEAK = """
+import sys, threading, time
+import torch, transformers, sentencepiece
+from adapter import bases, hf_folder
+hf_folder.SHARD_BYTES = 20 * 10**6
+def anonymous(): return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1e3
+foreign = bases.find_foreign(sys.argv[1])
+foreign.opened
+before, peak, done = anonymous(), 0, threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.002): peak = max(peak, anonymous() - before)
+thread = threading.Thread(target=watch)
+thread.start()
+foreign.folder()
+done.set()
+thread.join()
+print(peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_memory_stays_at_about_one_output_file(tmp_path):
+    sizes = {**SIZES, "dim": 1024, "n_layers": 8, "vocab_size": -1}
+    folder = Meta(sizes, vocab=340, shards=2).filled(dtype=torch.float16).write(tmp_path / "model")
+    on_disk = sum(file.stat().st_size for file in folder.glob("*.pth")) / 1e6
+    script = [sys.executable, "-c", PEAK, str(folder)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert on_disk > 190
+    assert float(done.stdout) < 90  # MB: an output file, a tensor on its way, and the libraries' own
+
+
+# Tokenizers.
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    file = sentencepiece_model(tmp_path_factory.mktemp("pieces") / "tokenizer.model")
+    return sentencepiece.SentencePieceProcessor(model_file=str(file)), meta_tokenizer(file)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(
+        alphabet=st.sampled_from("the catsonm 20é日🙂\n\t▁.,") | st.characters(codec="utf-8"), max_size=60
+    )
+)
+@example(text="  the cat\n\n sat")
+def test_sentencepiece_tokenizer_cuts_as_sentencepiece_does(pieces, text):
+    theirs, ours = pieces
+    if "\0" in text or any(special in text for special in ("<s>", "</s>", "<unk>")):
+        return
+    assert ours(text).input_ids == [theirs.bos_id(), *theirs.encode(text)]
+    assert (ours.bos_token, ours.eos_token, len(ours)) == ("<s>", "</s>", theirs.vocab_size())
+
+
+def by_rank(text: bytes, ranks: dict[bytes, int]) -> list[int]:
+    """Byte-pair encoding as tiktoken defines it: join the neighbours of the lowest rank until none is left."""
+    parts = [text[i : i + 1] for i in range(len(text))]
+    while True:
+        joins = {i: ranks[a + b] for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks}
+        if not joins:
+            return [ranks[part] for part in parts]
+        i = min(joins, key=lambda i: joins[i])
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+
+def test_tiktoken_tokenizer_cuts_as_tiktoken_does(tmp_path):
+    ranks = tiktoken_table(tmp_path / "tokenizer.model")
+    tokenizer = meta_tokenizer(tmp_path / "tokenizer.model", later=True)
+    begin = len(ranks)
+    for words in (["the", " cat", " sat"], ["202", "4"], ["é", "日本"], ["the", "\n\n", "cat"], ["  ", " the"]):
+        expected = [number for word in words for number in by_rank(word.encode(), ranks)]
+        assert tokenizer("".join(words)).input_ids == [begin, *expected]
+        assert tokenizer.decode(expected) == "".join(words)
+    chat = "<|start_header_id|>user<|end_header_id|>\n\nthe<|eot_id|>"
+    ids = tokenizer(chat, add_special_tokens=False).input_ids
+    assert (ids[0], ids[-1]) == (begin + 6, begin + 9)
+    assert len(tokenizer) == begin + 256
+    assert tokenizer.convert_ids_to_tokens(begin + 255) == "<|reserved_special_token_247|>"
+
+
+def test_llama3_stops_at_the_end_of_a_turn_too(tmp_path):
+    base = loaded(fresh(LLAMA3).write(tmp_path / "model"))
+    assert set(base.tokenizer.convert_ids_to_tokens(sorted(base.stop_ids))) == {
+        "<|end_of_text|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+    }
+    assert base.context_length == 131072
+
+
+def test_tokenizer_one_above_as_meta_ships_it(tmp_path):
+    folder = fresh(LLAMA).write(tmp_path / "7B", tokenizer=False)
+    sentencepiece_model(tmp_path / "tokenizer.model")
+    tokenizer = load_tokenizer(str(folder))
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    text = "  the cat\n\nsat 2024 日"
+    assert tokenizer(text).input_ids == [1, *theirs.encode(text)]  # also after it was saved and read again
+
+
+# Bad input. Each folder is a good one with one thing wrong.
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/llama_adapter_ran_code",)
+
+
+def truncate(folder, written):
+    os.truncate(folder / "consolidated.01.pth", 20_000)
+
+
+def empty(folder, written):
+    (folder / "consolidated.00.pth").write_bytes(b"")
+
+
+def with_code(folder, written):
+    torch.save({"tok_embeddings.weight": Code()}, folder / "consolidated.00.pth")
+
+
+def bare_pickle(folder, written):
+    (folder / "consolidated.00.pth").write_bytes(pickle.dumps({"a": Code()}))
+
+
+def no_table(folder, written):
+    torch.save([torch.ones(3)], folder / "consolidated.00.pth")
+
+
+def lose_last(folder, written):
+    (folder / "consolidated.01.pth").unlink()
+
+
+def lose_first(folder, written):
+    (folder / "consolidated.00.pth").unlink()
+
+
+def lose_params(folder, written):
+    (folder / "params.json").unlink()
+
+
+def lose_tokenizer(folder, written):
+    (folder / "tokenizer.model").unlink()
+
+
+def garble_params(folder, written):
+    (folder / "params.json").write_text('{"dim": 32, ')
+
+
+def other(**changes):
+    def change(folder, written):
+        (folder / "params.json").write_text(json.dumps({**written.params, **changes}))
+
+    return change
+
+
+def garble_tokenizer(folder, written):
+    (folder / "tokenizer.model").write_bytes(b"<html>blocked by the proxy</html>")
+
+
+def larger_tokenizer(folder, written):
+    sentencepiece_model(folder / "tokenizer.model", size=350)
+
+
+def other_tensor(folder, written):
+    parts = {**written.parts(1), "layers.0.attention.wq.bias": torch.ones(3)}
+    torch.save(parts, folder / "consolidated.01.pth")
+
+
+def not_finite(folder, written):
+    parts = written.parts(1)
+    parts["layers.1.attention.wv.weight"][2, 3] = torch.nan
+    torch.save(parts, folder / "consolidated.01.pth")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (truncate, r"consolidated\.01\.pth' is damaged or not fully downloaded.*Download the folder again"),
+        (empty, r"consolidated\.00\.pth' is damaged or not fully downloaded"),
+        (with_code, r"consolidated\.00\.pth' holds more than tensors.*not opened.*safetensors"),
+        (bare_pickle, r"consolidated\.00\.pth' (holds more than tensors|is damaged)"),
+        (no_table, r"consolidated\.00\.pth' is not a table of tensors"),
+        (lose_last, r"holds 1 of 2 shards: consolidated\.01\.pth is missing.*Download"),
+        (lose_first, r"lacks consolidated\.00\.pth"),
+        (lose_params, r"no params\.json"),
+        (lose_tokenizer, r"no tokenizer\.model in .* or the folder above it.*Copy it there"),
+        (garble_params, r"is no params\.json of a LLaMA"),
+        (other(dim=64), r"params\.json in .* means tok_embeddings\.weight to be"),
+        (
+            other(multiple_of=64),
+            r"means layers\.0\.feed_forward\.w1\.weight to be \[128, 32\], 2 .* hold \[56, 32\]",
+        ),
+        (other(n_kv_heads=4), r"means layers\.0\.attention\.wk\.weight to be \[32, 32\].*\[8, 32\]"),
+        (other(n_layers=4), r"Shard 00 of .* lacks layers\.3\."),
+        (other(n_layers=2), r"Shard 00 of .* holds layers\.2\."),
+        (other(n_heads=0), r"params\.json"),
+        (garble_tokenizer, r"tokenizer\.model' is not a tokenizer of Meta's or is damaged"),
+        (larger_tokenizer, r"has 350 tokens, the embeddings .* are 340\. Lay the model's own"),
+        (other_tensor, r"Shard 01 of .* holds layers\.0\.attention\.wq\.bias, which a LLaMA does not have"),
+        (not_finite, r"layers\.1\.attention\.wv\.weight in .* not finite"),
+    ],
+)
+def test_bad_folders_get_their_sentence_and_leave_nothing(damage, sentence, tmp_path, cache):
+    written = fresh(LLAMA2_70B)
+    folder = written.write(tmp_path / "above" / "model")
+    damage(folder, written)
+    with pytest.raises(LoadError, match=sentence) as caught:
+        loaded(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    assert not Path("/tmp/llama_adapter_ran_code").exists()
+    left = [path for path in cache.glob("*") if path.is_dir()] + list(cache.glob(".*"))
+    assert left == []
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, cache, monkeypatch):
+    folder = fresh(LLAMA).write(tmp_path / "model")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50 * 10**6))
+    with pytest.raises(LoadError, match=r"takes 0\.1 GB of disk in .*cache, where 0\.1 GB.*LLAMA_ADAPTER_CACHE"):
+        loaded(folder)
+    assert [path for path in cache.iterdir() if path.is_dir()] == []

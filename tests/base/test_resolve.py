@@ -1,0 +1,118 @@
+"""Hugging Face folders of every LLaMA there is, and of the Mistrals that are one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from adapter.base import resolve as bases
+from adapter.base.llama import AdaptedLlama, base_config, load_base
+from adapter.errors import LoadError
+from adapter.method.attention import NAME
+from conftest import TINY, random_adapter
+
+SIZES = {**TINY, "intermediate_size": 64, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def saved(kind, config, folder, tokenizer):
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def loaded(folder):
+    return load_base(str(folder), quantization="none", device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tie_word_embeddings": True},
+        {"tie_word_embeddings": False, "num_key_value_heads": 4},
+        {"rope_parameters": LLAMA3_ROPE},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+        {"attention_bias": True, "head_dim": 16},
+    ],
+)
+@torch.no_grad()
+def test_llamas_give_transformers_logits_bit_for_bit(changes, tiny_base, tmp_path):
+    model = saved(LlamaForCausalLM, LlamaConfig(**{**SIZES, **changes}), tmp_path, tiny_base.tokenizer)
+    base = loaded(tmp_path)
+    ids = torch.arange(90)[None]
+    assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
+    tied = base.model.lm_head.weight is base.model.model.embed_tokens.weight
+    assert tied == bool(changes.get("tie_word_embeddings"))
+
+
+def test_rope_scaling_as_older_folders_write_it(tiny_base, tmp_path):
+    new = LlamaConfig(**SIZES, rope_parameters=dict(LLAMA3_ROPE))
+    model = saved(LlamaForCausalLM, new, tmp_path, tiny_base.tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    scaling = config.pop("rope_parameters")
+    config |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ids = torch.arange(90)[None]
+    assert torch.equal(loaded(tmp_path).model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("window", [None, 256])
+@torch.no_grad()
+def test_a_mistral_without_a_window_is_a_llama(window, tiny_base, tmp_path):
+    config = MistralConfig(**{**SIZES, "head_dim": 16}, sliding_window=window)
+    model = saved(MistralForCausalLM, config, tmp_path, tiny_base.tokenizer)
+    base = loaded(tmp_path)
+    assert isinstance(base.model, AdaptedLlama) and base.model.config._attn_implementation == NAME
+    ids = torch.arange(90)[None]
+    plain = base.model(input_ids=ids).logits
+    assert torch.equal(plain, model(input_ids=ids).logits)
+    kv = random_adapter(base.fingerprint)(base.model)
+    assert torch.equal(base.model(input_ids=ids, prompt_kv=kv.scaled(0.0)).logits, plain)
+    assert not torch.allclose(base.model(input_ids=ids, prompt_kv=kv).logits, plain, atol=0.1)
+
+
+def test_a_mistral_with_a_window_is_refused(tiny_base, tmp_path):
+    saved(MistralForCausalLM, MistralConfig(**SIZES, sliding_window=64), tmp_path, tiny_base.tokenizer)
+    with pytest.raises(LoadError, match=r"its last 64 tokens only.*mistralai/Mistral-7B-v0\.3"):
+        loaded(tmp_path)
+    with pytest.raises(LoadError, match=r"its last 64 tokens only"):
+        base_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["/nope", "./nope", "../nope", "~/nope", "~nobody-here/nope"])
+def test_a_path_where_nothing_is_is_no_name_on_the_hub(path):
+    with pytest.raises(LoadError, match=f"There is no folder '{path}'"):
+        base_config(path)
+
+
+def test_a_folder_may_be_named_from_home(tiny_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_folder.parent))
+    assert base_config(f"~/{tiny_folder.name}").hidden_size == TINY["hidden_size"]
+
+
+def test_which_format_a_folder_is_in(tiny_folder, tmp_path):
+    assert bases.find_foreign(str(tiny_folder)) is None
+    assert bases.find_foreign("huggyllama/llama-7b") is None
+    assert bases.find_foreign(str(tmp_path)) is None  # its error is transformers'
+    # As the Hub's GGUF repositories are: a config beside the file, and no other weights.
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert bases.find_foreign(str(tmp_path)).format == "GGUF"
+    # As Meta's repositories on the Hub are: both formats, Hugging Face's first.
+    (tmp_path / "params.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert bases.find_foreign(str(tmp_path)) is None

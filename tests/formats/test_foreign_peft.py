@@ -1,0 +1,170 @@
+"""PEFT's ADAPTION_PROMPT, by running PEFT: both directions, prefill and decode with a cache, fp32."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from peft import AdaptionPromptConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from adapter.base.llama import base_fingerprint
+from adapter.errors import LoadError
+from adapter.formats.convert import Options, convert
+from adapter.method.checkpoint import load_adapter, save_adapter
+from conftest import random_adapter
+from foreign import IDS, converted_logits, steps
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def trained(folder, length=5, layers=3, seed=0):
+    """A PEFT model as if it were trained: random prompts and gates of both signs, some beyond 1."""
+    torch.manual_seed(seed)
+    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = AdaptionPromptConfig(adapter_len=length, adapter_layers=layers, task_type="CAUSAL_LM")
+    model = get_peft_model(plain, config).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith("adaption_gate"):
+            weight.uniform_(-1.5, 1.5)
+    return model
+
+
+@pytest.mark.parametrize("length, layers", [(1, 4), (5, 3), (10, 1)])
+def test_theirs_gives_the_same_here(small, tmp_path, length, layers):
+    model, folder = small
+    theirs = trained(folder, length, layers)
+    theirs.save_pretrained(tmp_path / "peft")
+    want = steps(theirs, IDS)
+    assert (want - steps(model, IDS)).abs().max() > 0.02  # the adapter does something
+    assert_close(converted_logits(model, folder, tmp_path / "peft", tmp_path / "ours"), want, **CLOSE)
+
+
+@pytest.mark.parametrize("length, layers, activation", [(1, 4, "tanh"), (6, 2, "identity")])
+def test_ours_gives_the_same_there(small, tmp_path, length, layers, activation):
+    model, folder = small
+    config = {"prompt_length": length, "insertion_layers": layers, "gate_activation": activation}
+    adapter = random_adapter(base_fingerprint(str(folder)), gate=1.4, **config)
+    adapter.gates.copy_(adapter.gates[:, :1].expand_as(adapter.gates))
+    save_adapter(adapter, tmp_path / "ours")
+    convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft"))
+    theirs = PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), str(tmp_path / "peft")
+    ).eval()
+    want = steps(model, IDS, prompt_kv=adapter(model))
+    assert (want - steps(model, IDS)).abs().max() > 0.02
+    assert_close(steps(theirs, IDS), want, **CLOSE)
+
+
+def test_there_and_back_is_the_same_bit_for_bit(small, tmp_path):
+    _, folder = small
+    trained(folder).save_pretrained(tmp_path / "one")
+    convert(str(tmp_path / "one"), tmp_path / "ours", Options(base=str(folder)))
+    convert(str(tmp_path / "ours"), tmp_path / "two", Options(to_format="peft"))
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
+    assert load_adapter(tmp_path / "ours").config.gate_activation == "identity"
+
+
+def test_a_bin_and_a_lone_file_are_read_too(small, tmp_path):
+    model, folder = small
+    theirs = trained(folder)
+    theirs.save_pretrained(tmp_path / "peft")
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    want = converted_logits(model, folder, tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "alone")
+    (tmp_path / "peft" / "adapter_model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "peft" / "adapter_model.bin")
+    assert torch.equal(converted_logits(model, folder, tmp_path / "peft", tmp_path / "bin"), want)
+
+
+@pytest.fixture
+def folder_of_theirs(tmp_path):
+    """A PEFT folder whose tensors and configuration a test can spoil."""
+
+    def write(config=(), **tensors):
+        name = "base_model.model.model.layers.{}.self_attn.adaption_{}"
+        whole = {name.format(i, "prompt"): torch.ones(1, 5, 32) for i in (1, 2, 3)}
+        whole |= {name.format(i, "gate"): torch.ones(1) for i in (1, 2, 3)}
+        for key, tensor in tensors.items():
+            kind, index = key.split("_")
+            if tensor is None:
+                del whole[name.format(index, kind)]
+            else:
+                whole[name.format(index, kind)] = tensor
+        folder = tmp_path / "theirs"
+        folder.mkdir()
+        save_file(whole, folder / "adapter_model.safetensors")
+        base = {"peft_type": "ADAPTION_PROMPT", "adapter_len": 5, "adapter_layers": 3}
+        (folder / "adapter_config.json").write_text(json.dumps(base | dict(config)))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "config, tensors, words",
+    [
+        ({"peft_type": "LORA"}, {}, "PEFT's LORA"),
+        ({"adapter_len": 9}, {}, "says adapter_len 9, the weights have 5"),
+        ({"adapter_layers": 2}, {}, "says adapter_layers 2, the weights have 3"),
+        ({}, {"prompt_2": torch.ones(1, 4, 32)}, "different shapes"),
+        ({}, {"prompt_2": torch.ones(5, 32)}, "layer 2 has shape (5, 32)"),
+        ({}, {"gate_2": torch.ones(4)}, "some of its layers have 1 gates and others 4"),
+        ({}, {"gate_2": torch.full((1,), torch.inf)}, "self_attn.adaption_gate holds numbers that are not finite"),
+        ({}, {"gate_2": torch.ones(1, dtype=torch.int32)}, "has type torch.int32"),
+        ({}, {"gate_2": None}, "layer 2 has prompts only"),
+        ({}, {"gate_2": None, "prompt_2": None}, "have gaps"),
+        (
+            {},
+            {"gate_3": None, "prompt_3": None, "gate_0": torch.ones(1), "prompt_0": torch.ones(1, 5, 32)},
+            "topmost",
+        ),
+    ],
+)
+def test_a_broken_folder_is_refused(small, folder_of_theirs, tmp_path, config, tensors, words):
+    with pytest.raises(LoadError) as error:
+        convert(str(folder_of_theirs(config, **tensors)), tmp_path / "to", Options(base=str(small[1])))
+    assert words in str(error.value)
+    assert not (tmp_path / "to").exists()
+
+
+def test_the_base_that_it_names_is_told_when_the_default_does_not_fit(small, folder_of_theirs, tmp_path):
+    source = folder_of_theirs({"base_model_name_or_path": "huggyllama/llama-13b"}, prompt_1=torch.ones(1, 5, 24))
+    with pytest.raises(LoadError, match="different shapes"):
+        convert(str(source), tmp_path / "to", Options(base=str(small[1])))
+    wide = {f"prompt_{i}": torch.ones(1, 5, 64) for i in (1, 2, 3)}
+    (tmp_path / "theirs").rename(tmp_path / "old")
+    source = folder_of_theirs({"base_model_name_or_path": "huggyllama/llama-13b"}, **wide)
+    with pytest.raises(LoadError, match="hidden_size 64 instead of 32.*It names huggyllama/llama-13b"):
+        convert(str(source), tmp_path / "to", Options(base=str(small[1])))
+
+
+def test_gates_that_differ_by_head_are_not_written(small, tmp_path):
+    save_adapter(random_adapter(base_fingerprint(str(small[1]))), tmp_path / "ours")
+    with pytest.raises(LoadError, match="one gate a layer, and in layer 1 the heads' gates differ"):
+        convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
+
+
+def test_a_base_that_peft_cannot_run_is_told(small, tmp_path):
+    """Where heads times head_dim is not hidden_size."""
+    model, folder = small
+    config = LlamaConfig(**{**model.config.to_dict(), "head_dim": 16, "attn_implementation": "eager"})
+    theirs = get_peft_model(LlamaForCausalLM(config), AdaptionPromptConfig(adapter_len=5, adapter_layers=3))
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        theirs(input_ids=IDS)
+    adapter = random_adapter(dataclasses.replace(base_fingerprint(str(folder)), head_dim=16))
+    adapter.gates.fill_(0.5)
+    save_adapter(adapter, tmp_path / "ours")
+    with pytest.raises(LoadError, match="number of key heads"):
+        convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft"))

@@ -1,0 +1,190 @@
+"""The official V1 format against its equations in fp64, on weights in Meta's convention. Its code was not used."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from adapter.base.llama import base_fingerprint
+from adapter.errors import LoadError
+from adapter.formats.convert import Options, convert
+from adapter.method.checkpoint import load_adapter, save_adapter
+from conftest import random_adapter
+from foreign import (
+    HEADS,
+    HIDDEN,
+    IDS,
+    LAYERS,
+    as_meta,
+    converted_logits,
+    reference_logits,
+    steps,
+    turn_pairs,
+    weights_of,
+)
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def v1(length=5, layers=3, scalar=False, seed=0):
+    """A trained V1 file: gates of layers without prompts are still zero."""
+    torch.manual_seed(seed)
+    tensors = {"adapter_query.weight": torch.randn(layers * length, HIDDEN)}
+    for i in range(LAYERS):
+        gate = torch.zeros(1) if scalar else torch.zeros(1, HEADS, 1, 1)
+        tensors[f"layers.{i}.attention.gate"] = gate.uniform_(-1.2, 1.2) if i >= LAYERS - layers else gate
+    return tensors
+
+
+def published(model, tensors, layers, activation):
+    """Logits by the published equations, with Meta's rotation of pairs."""
+    prompts = tensors["adapter_query.weight"].view(layers, -1, HIDDEN)
+    first = LAYERS - layers
+    act = torch.tanh if activation == "tanh" else torch.clone
+    gates = {i: act(tensors[f"layers.{i}.attention.gate"].double()).flatten() for i in range(first, LAYERS)}
+    by_layer = {i: prompts[i - first] for i in range(first, LAYERS)}
+    return reference_logits(as_meta(weights_of(model)), IDS, by_layer, gates, turn_pairs)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "identity"])
+@pytest.mark.parametrize("length, layers, scalar", [(1, 4, False), (5, 3, False), (10, 1, True)])
+def test_theirs_gives_the_published_numbers_here(small, tmp_path, length, layers, scalar, activation):
+    model, folder = small
+    tensors = v1(length, layers, scalar)
+    torch.save(tensors, tmp_path / "v1.pth")
+    want = published(model, tensors, layers, activation)
+    assert (want - steps(model, IDS)).abs().max() > 0.02
+    got = converted_logits(model, folder, tmp_path / "v1.pth", tmp_path / "ours", gate_activation=activation)
+    assert_close(got.double(), want, **CLOSE)
+
+
+def test_rows_of_wq_and_wk_are_in_another_order_there(small):
+    """Meta turns pairs and Hugging Face halves: without the permutation of rows the same weights give others."""
+    model, _ = small
+    weights = weights_of(model)
+    ours = steps(model, IDS).double()
+    assert_close(reference_logits(as_meta(weights), IDS, {}, {}, turn_pairs), ours, **CLOSE)
+    assert (reference_logits(weights, IDS, {}, {}, turn_pairs) - ours).abs().max() > 0.01
+    # And prompts are not permuted: they lie in the hidden space, which both share.
+    tensors = v1()
+    permuted = {**tensors, "adapter_query.weight": tensors["adapter_query.weight"].view(-1, 2, 16).mT.flatten(1)}
+    want = published(model, tensors, 3, "tanh")
+    assert (published(model, permuted, 3, "tanh") - want).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("activation", ["tanh", "identity"])
+def test_ours_gives_the_same_there(small, tmp_path, activation):
+    model, folder = small
+    fingerprint = base_fingerprint(str(folder))
+    adapter = random_adapter(fingerprint, gate=1.4, gate_activation=activation)
+    save_adapter(adapter, tmp_path / "ours")
+    to = tmp_path / "theirs"
+    if fingerprint.num_key_value_heads != HEADS:
+        with pytest.raises(LoadError, match="shares 2 key heads"):
+            convert(str(tmp_path / "ours"), to, Options(to_format="official-v1"))
+        assert not to.exists()
+        return
+    _, told = convert(str(tmp_path / "ours"), to, Options(to_format="official-v1"))
+    assert ("through tanh" if activation == "tanh" else "without tanh") in told[-1]
+    tensors = torch.load(to / "llama_adapter_len5_layer3.pth", weights_only=True)
+    assert sorted(tensors) == sorted(v1())
+    assert not tensors["layers.0.attention.gate"].any()
+    want = published(model, tensors, 3, activation)
+    assert_close(steps(model, IDS, prompt_kv=adapter(model)).double(), want, **CLOSE)
+    convert(str(to), tmp_path / "back", Options(base=str(folder), gate_activation=activation))
+    back = load_adapter(tmp_path / "back")
+    assert torch.equal(back.prompts, adapter.prompts) and torch.equal(back.gates, adapter.gates)
+
+
+def test_a_full_training_checkpoint_is_read(small, tmp_path):
+    """{model, optimizer, epoch, scaler, args} around the whole base; args tell K and L."""
+    model, folder = small
+    tensors = v1(length=6, layers=2)
+    tensors["layers.2.attention.gate"].zero_()  # by the gates alone it would look like one layer of twelve
+    whole = {
+        "model": {**{n: t.half() for n, t in as_meta(weights_of(model)).items()}, **tensors},
+        "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 1e-3}]},
+        "epoch": 4,
+        "scaler": {"scale": 65536.0},
+        "args": argparse.Namespace(adapter_layer=2, adapter_len=6, lr=None, blr=9e-3),
+    }
+    torch.save(whole, tmp_path / "checkpoint-4.pth")
+    got = converted_logits(model, folder, tmp_path / "checkpoint-4.pth", tmp_path / "ours")
+    assert_close(got.double(), published(model, tensors, 2, "tanh"), **CLOSE)
+
+
+def test_the_release_in_half_precision_and_in_safetensors(small, tmp_path):
+    from safetensors.torch import save_file
+
+    _, folder = small
+    tensors = {name: t.half() for name, t in v1().items()}
+    torch.save(tensors, tmp_path / "v1.pth")
+    save_file(tensors, tmp_path / "v1.safetensors")
+    for name in ("v1.pth", "v1.safetensors"):
+        adapter, _ = convert(str(tmp_path / name), tmp_path / f"of {name}", Options(base=str(folder)))
+        assert torch.equal(adapter.prompts, tensors["adapter_query.weight"].float().view(3, 5, HIDDEN))
+
+
+def test_the_activation_is_assumed_and_the_card_says_so(small, tmp_path):
+    torch.save(v1(), tmp_path / "v1.pth")
+    base = str(small[1])
+    _, told = convert(str(tmp_path / "v1.pth"), tmp_path / "assumed", Options(base=base))
+    assert "gate activation (assumed)" in " ".join(told)
+    card = (tmp_path / "assumed" / "README.md").read_text()
+    assert "| gate activation | tanh (assumed, see below) |" in card and "| template | alpaca |" in card
+    stated = Options(base=base, gate_activation="identity", layers=3)
+    assert convert(str(tmp_path / "v1.pth"), tmp_path / "stated", stated)[1] == []
+    card = (tmp_path / "stated" / "README.md").read_text()
+    assert "| gate activation | identity |" in card and "assumed" not in card
+    assert "licence | unknown" in card and base_fingerprint(base).tokenizer in card
+
+
+def test_the_number_of_layers_is_asked_for_when_the_file_does_not_tell(small, tmp_path):
+    tensors = v1(length=4, layers=3)
+    tensors["adapter_query.weight"] = torch.randn(12, HIDDEN)
+    for i in range(LAYERS):
+        tensors[f"layers.{i}.attention.gate"].zero_()
+    torch.save(tensors, tmp_path / "v1.pth")
+    base = str(small[1])
+    with pytest.raises(LoadError, match="its 12 prompts.*--layers, one of 1, 2, 3, 4"):
+        convert(str(tmp_path / "v1.pth"), tmp_path / "to", Options(base=base))
+    adapter, _ = convert(str(tmp_path / "v1.pth"), tmp_path / "to", Options(base=base, layers=2))
+    assert adapter.prompts.shape == (2, 6, HIDDEN)
+    for layers in (5, 0, -1):
+        with pytest.raises(LoadError, match="12 prompts and 4 layers"):
+            convert(str(tmp_path / "v1.pth"), tmp_path / "again", Options(base=base, layers=layers))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"layers.1.attention.gate": None}, "the gate of layer 1 is missing"),
+        ({"layers.4.attention.gate": torch.ones(1, HEADS, 1, 1)}, "5 layers instead of 4"),
+        ({"layers.1.attention.gate": torch.ones(1, HEADS, 2, 1)}, "has shape (1, 4, 2, 1)"),
+        ({"layers.1.attention.gate": torch.ones(1)}, "some of its layers have 1 gates and others 4"),
+        ({"layers.1.attention.gate": torch.full((1, HEADS, 1, 1), torch.nan)}, "not finite"),
+        ({"adapter_query.weight": torch.randn(15, 64)}, "hidden_size 64 instead of 32"),
+        ({"adapter_query.weight": torch.randn(15)}, "not (L*K, hidden_size)"),
+        ({"adapter_query.weight": torch.ones(1).expand(3 * 10**5, 10**6)}, "far more than an adapter has"),
+        ({"adapter_query.weight": torch.ones(15, HIDDEN, dtype=torch.long)}, "has type torch.int64"),
+        ({"adapter_query.weight": torch.ones(15, HIDDEN).to_sparse()}, "ordinary"),
+        ({"surprise": torch.ones(1)}, "surprise is no part of a V1 adapter"),
+        ({f"layers.{i}.attention.gate": torch.ones(1, 8, 1, 1) for i in range(4)}, "8 gates a layer"),
+    ],
+)
+def test_a_broken_file_is_refused(small, tmp_path, change, words):
+    tensors = {name: t for name, t in {**v1(), **change}.items() if t is not None}
+    torch.save(tensors, tmp_path / "v1.pth")
+    with pytest.raises(LoadError) as error:
+        convert(str(tmp_path / "v1.pth"), tmp_path / "to", Options(base=str(small[1]), layers=3))
+    assert words in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v1.pth"]

@@ -1,0 +1,225 @@
+"""Official V2: what its equations give in fp64, with Meta's order of rows, and what ours gives once converted."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adapter.errors import LoadError
+from adapter.formats.convert import Options, convert
+from adapter.formats.official_v2 import read
+from adapter.method.checkpoint import load_adapter, save_adapter
+from adapter.method.vision import VisualFeatures
+from foreign import HEAD_DIM, HEADS, HIDDEN, IDS, LAYERS, as_meta, turn_pairs, weights_of
+
+K, L, RANK, TOKENS, WIDTH = 3, 3, 2, 12, 16
+LINEARS = ("attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+
+
+@pytest.fixture(scope="module")
+def multi_head(tiny_fingerprint):
+    """A tiny LLaMA with a key head for every head, as the released 7B."""
+    import dataclasses
+
+    from transformers import LlamaConfig
+
+    from adapter.base.llama import AdaptedLlama
+    from adapter.method import attention
+
+    attention.register()
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
+        head_dim=HEAD_DIM, vocab_size=97, intermediate_size=64, max_position_embeddings=128,
+        attn_implementation=attention.NAME, rms_norm_eps=1e-6,
+    )  # fmt: skip
+    model = AdaptedLlama(config)
+    for name, weight in model.named_parameters():
+        nn.init.normal_(weight, std=0.3) if "norm" not in name else nn.init.uniform_(weight, 0.5, 1.5)
+    base = dataclasses.replace(tiny_fingerprint, num_key_value_heads=HEADS)
+    return model.requires_grad_(False).eval().double(), base
+
+
+def random_v2(weights, lora: bool, pictures: bool, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A file's tensors, by the names and shapes of FACTS."""
+    torch.manual_seed(seed)
+    found = {"adapter_query.weight": torch.randn(L * K, HIDDEN)}
+    if pictures:
+        found |= {"visual_query.weight": torch.randn(K, WIDTH)}
+        for name, module in visual_modules().items():
+            found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    for i in range(LAYERS):
+        if i >= LAYERS - L:
+            found[f"llama.layers.{i}.attention.gate"] = torch.randn(1, HEADS, 1, 1)
+            if lora:
+                found[f"llama.layers.{i}.attention.new_gate"] = 1 + torch.randn(1, 1, 1, 1)
+        for norm in ("attention_norm", "ffn_norm"):
+            found[f"llama.layers.{i}.{norm}.weight"] = torch.rand(HIDDEN) + 0.5
+        for name in LINEARS:
+            found[f"llama.layers.{i}.{name}.bias"] = 0.2 * torch.randn(len(weights[f"layers.{i}.{name}.weight"]))
+        for name in (*LINEARS, "attention.wk", "attention.wv") if lora else ():
+            outputs, inputs = weights[f"layers.{i}.{name}.weight"].shape
+            part, linear = name.split(".")
+            found[f"llama.layers.{i}.{part}.lora_{linear}_l1.weight"] = 0.3 * torch.randn(RANK, inputs)
+            found[f"llama.layers.{i}.{part}.lora_{linear}_l2.weight"] = 0.3 * torch.randn(outputs, RANK)
+    found["llama.norm.weight"] = torch.rand(HIDDEN) + 0.5
+    return found
+
+
+def visual_modules() -> dict[str, nn.Module]:
+    from timm.models.vision_transformer import Block
+
+    blocks = [Block(WIDTH, 2, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(2)]
+    return {
+        "clip_proj": nn.Linear(TOKENS, WIDTH),
+        "clip_proj_norm": nn.LayerNorm(WIDTH),
+        "visual_blocks": nn.Sequential(*blocks),
+        "visual_proj": nn.Linear(WIDTH, HIDDEN),
+        "visual_proj_norm": nn.LayerNorm(HIDDEN),
+    }
+
+
+def visual_vectors(tensors, tokens):
+    """[B, K, hidden] of CLIP's tokens [B, N, TOKENS], in fp64."""
+    modules = {name: module.double() for name, module in visual_modules().items()}
+    for name, module in modules.items():
+        module.load_state_dict(
+            {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+        )
+    x = modules["clip_proj_norm"](modules["clip_proj"](tokens))
+    queries = tensors["visual_query.weight"].double().expand(len(tokens), -1, -1)
+    x = modules["visual_blocks"](torch.cat([queries, x], 1))[:, :K]
+    return modules["visual_proj_norm"](modules["visual_proj"](x))
+
+
+def reference(weights, tensors, ids, visual=None):
+    """Logits [B, T, vocabulary]: LLaMA in Meta's convention with V2's changes, in fp64."""
+    at = {n.removeprefix("llama."): t.double() for n, t in tensors.items()}
+
+    def norm(x, name):
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * at[f"{name}.weight"]
+
+    def linear(x, i, name):
+        out = x @ weights[f"layers.{i}.{name}.weight"].T + at.get(f"layers.{i}.{name}.bias", 0)
+        part, short = name.split(".")
+        if (down := at.get(f"layers.{i}.{part}.lora_{short}_l1.weight")) is not None:
+            out = out + x @ down.T @ at[f"layers.{i}.{part}.lora_{short}_l2.weight"].T
+        return out
+
+    def heads(x):
+        return x.unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)
+
+    length = ids.shape[1]
+    frequencies = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2, dtype=torch.float64) / HEAD_DIM)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    future = torch.full((length, length), -math.inf, dtype=torch.float64).triu(1)
+    prompts = at["adapter_query.weight"].view(L, K, HIDDEN)
+    hidden = weights["tok_embeddings.weight"][ids]
+    for i in range(LAYERS):
+        x = norm(hidden, f"layers.{i}.attention_norm")
+        query = turn_pairs(heads(linear(x, i, "attention.wq")), angles)
+        key = turn_pairs(heads(linear(x, i, "attention.wk")), angles)
+        value = heads(linear(x, i, "attention.wv"))
+        out = (query @ key.mT / math.sqrt(HEAD_DIM) + future).softmax(-1) @ value
+        if i >= LAYERS - L:
+            own = prompts[i - (LAYERS - L)][None]
+            own = own if visual is None else own + visual
+            # Without LoRA: it is not applied to the prompts' keys and values.
+            scores = query @ heads(own @ weights[f"layers.{i}.attention.wk.weight"].T).mT / math.sqrt(HEAD_DIM)
+            attended = scores.softmax(-1) @ heads(own @ weights[f"layers.{i}.attention.wv.weight"].T)
+            gate = at[f"layers.{i}.attention.gate"].tanh() * at.get(f"layers.{i}.attention.new_gate", 1.0)
+            out = out + gate * attended
+        hidden = hidden + linear(out.transpose(1, 2).flatten(2), i, "attention.wo")
+        x = norm(hidden, f"layers.{i}.ffn_norm")
+        inner = F.silu(linear(x, i, "feed_forward.w1")) * linear(x, i, "feed_forward.w3")
+        hidden = hidden + linear(inner, i, "feed_forward.w2")
+    return norm(hidden, "norm") @ weights["output.weight"].T
+
+
+def converted(multi_head, tensors, tmp_path):
+    model, base = multi_head
+    state = model.state_dict()
+    adapter = read(tmp_path / "v2.pth", tensors).adapter(base, 64, lambda name: state[name], heads=2)
+    save_adapter(adapter, tmp_path / "ours")
+    return load_adapter(tmp_path / "ours", base).double()
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["bias", "lora-bias"])
+@pytest.mark.parametrize("pictures", [False, True], ids=["text", "pictures"])
+def test_the_converted_adapter_gives_what_the_equations_give(multi_head, tmp_path, lora, pictures):
+    model, _ = multi_head
+    weights = as_meta(weights_of(model))
+    tensors = random_v2(weights, lora, pictures)
+    adapter = converted(multi_head, tensors, tmp_path)
+    visual, features = None, None
+    if pictures:
+        tokens = torch.randn(2, 5, TOKENS, dtype=torch.double)
+        visual, features = visual_vectors(tensors, tokens), VisualFeatures(torch.zeros(2, 1), None, tokens)
+    kv = adapter(model, features)
+    ours = model(input_ids=IDS, use_cache=False, prompt_kv=kv).logits
+    torch.testing.assert_close(ours, reference(weights, tensors, IDS, visual), rtol=1e-5, atol=1e-5)
+
+
+def test_without_the_order_of_rows_the_numbers_are_others(multi_head, tmp_path, monkeypatch):
+    from adapter.formats import official_v2
+
+    model, _ = multi_head
+    weights = as_meta(weights_of(model))
+    tensors = random_v2(weights, True, False)
+    monkeypatch.setattr(official_v2, "_our_order", lambda linear, values, base: values)
+    kv = converted(multi_head, tensors, tmp_path)(model)
+    ours = model(input_ids=IDS, use_cache=False, prompt_kv=kv).logits
+    assert (ours - reference(weights, tensors, IDS)).abs().max() > 0.1
+
+
+def test_the_released_channel_order_and_head_are_kept(multi_head, tmp_path):
+    adapter = converted(multi_head, random_v2(as_meta(weights_of(multi_head[0])), False, True), tmp_path)
+    vision = adapter.config.vision
+    assert (
+        vision.channels == "BGR" and vision.projected and vision.blocks == 2 and vision.encoder.endswith("openai")
+    )
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_command_converts_a_file_as_it_is_published(multi_head, tiny_base, tmp_path, lora):
+    model, _ = multi_head
+    model.float().save_pretrained(tmp_path / "base")
+    tiny_base.tokenizer.save_pretrained(tmp_path / "base")
+    weights = as_meta(weights_of(model.double()))
+    tensors = random_v2(weights, lora, pictures=False)
+    config = {"w_bias": True, "w_lora": lora, "lora_rank": 16}
+    torch.save({"model": tensors, "config": config}, tmp_path / "v2.pth")
+    convert(str(tmp_path / "v2.pth"), tmp_path / "ours", Options(base=str(tmp_path / "base")))
+    adapter = load_adapter(tmp_path / "ours").double()
+    ours = model(input_ids=IDS, use_cache=False, prompt_kv=adapter(model)).logits
+    torch.testing.assert_close(ours, reference(weights, tensors, IDS), rtol=1e-5, atol=1e-5)
+    card = (tmp_path / "ours" / "README.md").read_text()
+    assert "official LLaMA-Adapter V2 format" in card and "norms, biases" in card
+    with pytest.raises(LoadError, match="changes norms or linear maps"):
+        convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft", base=str(tmp_path / "base")))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("adapter_query.weight"), "lacks adapter_query.weight"),
+        (lambda t: t.update({"llama.layers.1.attention.wq.bias": torch.zeros(5)}), "bias.q has shape (5,)"),
+        (lambda t: t.update({"llama.layers.9.attention.wq.bias": torch.zeros(HIDDEN)}), "layer 9"),
+        (lambda t: t.update({"strange": torch.zeros(1)}), "strange is no part"),
+        (lambda t: t.pop("visual_proj.weight"), "lacks what becomes projection.visual_proj.weight"),
+        (lambda t: t.update({"adapter_query.weight": torch.zeros(7, HIDDEN)}), "cannot be shared out"),
+        (lambda t: t.update({"adapter_query.weight": torch.zeros(9, 64)}), "does not fit"),
+        (lambda t: t.pop("llama.layers.3.attention.gate"), "--base"),
+        (lambda t: t.update({"visual_query.weight": torch.zeros(4, WIDTH)}), "4 visual queries"),
+    ],
+)
+def test_what_is_wrong_is_named(multi_head, tmp_path, change, message):
+    tensors = random_v2(as_meta(weights_of(multi_head[0])), False, True)
+    change(tensors)
+    with pytest.raises(LoadError) as error:
+        converted(multi_head, tensors, tmp_path)
+    assert message in str(error.value)

@@ -1,0 +1,615 @@
+"""Each format: its example, what it leaves out and puts in, and what its errors name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from adapter.base.template import Message
+from train.formats import FORMATS, captions, scienceqa
+from train.formats.records import DataError, open_records
+from train.formats.scienceqa import COLUMNS, Problem, columns, problems, question_text
+
+
+def jsonl(folder: Path, *values) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+def one(folder: Path, value, **options):
+    return open_records(jsonl(folder, value), **options)[0]
+
+
+def turns(record) -> list[tuple[str, str]]:
+    return [(message.role, message.text) for message in record.messages]
+
+
+def fails(folder: Path, value, says: str, format: str = "auto") -> None:
+    """The second line of a file is refused in these words, which come behind the file and line."""
+    good = {
+        "instruction": "a",
+        "output": "b",
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+    }
+    records = open_records(jsonl(folder, good, value), format)
+    with pytest.raises(DataError) as error:
+        records[1]
+    assert str(error.value).startswith("data.jsonl, line 2: ")
+    assert says in str(error.value)
+    assert str(error.value).rstrip().endswith((".", "}."))
+
+
+# Alpaca.
+
+
+def test_alpaca(tmp_path):
+    example = {"instruction": "Name a colour.", "input": "", "output": "Red.", "text": "as published, unused"}
+    records = open_records(
+        jsonl(tmp_path, example, {**example, "input": "Of the sky"}, {**example, "input": None})
+    )
+    assert records.format == "alpaca"
+    assert turns(records[0]) == turns(records[2]) == [("user", "Name a colour."), ("assistant", "Red.")]
+    assert turns(records[1]) == [("user", "Name a colour.\n\nOf the sky"), ("assistant", "Red.")]
+    assert records[0].image is None and records[1].where == "data.jsonl, line 2"
+
+
+def test_alpaca_takes_an_empty_answer_and_an_image(tmp_path):
+    # 28 of the published 52,000 records have no output.
+    assert turns(one(tmp_path, {"instruction": "a", "output": ""}))[-1] == ("assistant", "")
+    assert one(tmp_path, {"instruction": "a", "output": "b", "image": "x/a.png"}).image == tmp_path / "x/a.png"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"output": "b"}, "'instruction' is missing. Add it"),
+        ({"instruction": "a"}, "'output' is missing. Add it"),
+        ({"instruction": "a", "output": None}, "'output' is null, not text. Write it as a string"),
+        ({"instruction": "a", "output": 5}, "'output' is a number, not text"),
+        ({"instruction": ["a"], "output": "b"}, "'instruction' is a list, not text"),
+        ({"instruction": "a", "input": {}, "output": "b"}, "'input' is an object, not text"),
+        ({"instruction": "a", "input": True, "output": "b"}, "'input' is a boolean, not text"),
+        ({"instruction": " ", "input": "\n", "output": "b"}, "'instruction' and 'input' are both empty"),
+        ({"instruction": "a", "output": "\ud83d"}, "'output' holds half of a surrogate pair"),
+        ({"instruction": "a", "output": "b", "image": 3}, "'image' is a number, not text"),
+    ],
+)
+def test_alpaca_names_what_is_wrong(tmp_path, value, says):
+    fails(tmp_path, value, says, "alpaca")
+
+
+# Chat.
+
+ASKED = {"role": "user", "content": "What is it?"}
+ANSWERED = {"role": "assistant", "content": "A cat."}
+
+
+def test_chat(tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    record = one(tmp_path, {"messages": [system, ASKED, ANSWERED, {**ASKED, "content": "Sure?"}, ANSWERED]})
+    assert turns(record) == [
+        ("system", "Be brief."),
+        ("user", "What is it?"),
+        ("assistant", "A cat."),
+        ("user", "Sure?"),
+        ("assistant", "A cat."),
+    ]
+    assert record.image is None
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "image": "a.png"},
+        {"type": "image", "path": "a.png"},
+        {"type": "image", "url": "a.png"},
+        {"type": "image", "url": None, "path": "a.png"},
+        {"type": "image_url", "image_url": "a.png"},
+        {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}},
+    ],
+)
+def test_chat_blocks(tmp_path, block):
+    content = [block, {"type": "text", "text": "What is it?"}, {"type": "text", "text": "Say."}]
+    record = one(tmp_path, {"messages": [{"role": "user", "content": content}, ANSWERED]})
+    assert turns(record) == [("user", "What is it?\nSay."), ("assistant", "A cat.")]
+    assert record.image == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("named", [{"image": "a.png"}, {"images": "a.png"}, {"images": ["a.png"]}])
+def test_chat_images_beside_the_messages(tmp_path, named):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    pointing = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    marked = {"role": "user", "content": "<image>\nWhat is it?"}
+    for asked in (ASKED, pointing, marked):
+        record = one(tmp_path, {"messages": [asked, ANSWERED], **named}, images=folder)
+        assert turns(record)[0] == ("user", "What is it?") and record.image == folder / "a.png"
+
+
+def test_one_image_named_twice_is_one_and_none_is_none(tmp_path):
+    block = {"type": "image", "image": "a.png"}
+    asked = {"role": "user", "content": [block, {"type": "text", "text": "What is it?"}]}
+    assert one(tmp_path, {"messages": [asked, ANSWERED, asked, ANSWERED], "image": "a.png"}).image
+    for none in (None, "", []):
+        assert one(tmp_path, {"messages": [ASKED, ANSWERED], "image": none, "images": none}).image is None
+
+
+def test_an_absolute_image_stays_where_it_is(tmp_path):
+    elsewhere = tmp_path / "elsewhere" / "a.png"
+    (tmp_path / "pictures").mkdir()
+    value = {"messages": [ASKED, ANSWERED], "image": str(elsewhere)}
+    assert one(tmp_path, value, images=tmp_path / "pictures").image == elsewhere
+
+
+def test_without_an_image_the_text_stays_as_it_is(tmp_path):
+    asked = {"role": "user", "content": " What does <image> mean in HTML?\n"}
+    assert turns(one(tmp_path, {"messages": [asked, ANSWERED]}))[0] == ("user", asked["content"])
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"text": "a"}, "'messages' is missing"),
+        ({"messages": "a"}, "'messages' is text, not a list"),
+        ({"messages": []}, "'messages' is an empty list"),
+        ({"messages": ["a"]}, "'messages[0]' is text, not an object"),
+        ({"messages": [{"content": "a"}]}, "'messages[0].role' is missing"),
+        (
+            {"messages": [{**ASKED, "role": "tool"}]},
+            "'messages[0].role' is 'tool'. Known roles: system, user, assis",
+        ),
+        ({"messages": [{**ASKED, "role": ["user"]}]}, "'messages[0].role' is ['user']"),
+        ({"messages": [{"role": "user"}]}, "'messages[0].content' is missing"),
+        ({"messages": [ASKED, {"role": "assistant", "content": None}]}, "'messages[1].content' is null, not text"),
+        ({"messages": [{**ASKED, "content": ["a"]}]}, "'messages[0].content[0]' is text, not an object"),
+        ({"messages": [{**ASKED, "content": [{}]}]}, "'messages[0].content[0].type' is missing"),
+        (
+            {"messages": [{**ASKED, "content": [{"type": "audio"}]}]},
+            "content[0].type' is 'audio'. Known types: text",
+        ),
+        ({"messages": [{**ASKED, "content": [{"type": "text"}]}]}, "'messages[0].content[0].text' is missing"),
+        ({"messages": [{**ASKED, "content": []}, ANSWERED]}, "'messages[0]' is an empty turn of the user's"),
+        (
+            {"messages": [{**ASKED, "content": [{"type": "image"}]}, ANSWERED]},
+            "names no picture and the record has",
+        ),
+        (
+            {"messages": [{**ASKED, "content": [{"type": "image_url", "image_url": {}}]}]},
+            "'messages[0].content[0].image_url.url' is missing",
+        ),
+        ({"messages": [ASKED]}, "'messages[0]' is the last turn and the user's. The assistant must end it"),
+        ({"messages": [ASKED, ANSWERED, ASKED]}, "'messages[2]' is the last turn and the user's"),
+        ({"messages": [ANSWERED]}, "'messages[0]' is the assistant's. The user must speak first"),
+        ({"messages": [{**ASKED, "role": "system"}, ANSWERED]}, "'messages[1]' is the assistant's"),
+        ({"messages": [{**ASKED, "role": "system"}]}, "'messages' holds no turn of the assistant"),
+        (
+            {"messages": [ASKED, {**ASKED, "role": "system"}, ANSWERED]},
+            "'messages[1]' is a system turn in the midd",
+        ),
+        (
+            {"messages": [ASKED, ANSWERED], "images": ["a.png", "b.png"]},
+            "2 images in one conversation (a.png, b.pn",
+        ),
+        ({"messages": [ASKED, ANSWERED], "images": ["a.png", 3]}, "'images[1]' is a number, not text"),
+        ({"messages": [ASKED, ANSWERED], "image": " "}, "'image' is empty"),
+        (
+            {"messages": [ASKED, ANSWERED], "image": "https://example.org/a.png"},
+            "'image' is an address, 'https://example.org/a.png'. Download the picture first",
+        ),
+        (
+            {"messages": [ASKED, ANSWERED], "image": "data:image/png;base64," + "A" * 999},
+            "'image' is an address, 'da",
+        ),
+    ],
+)
+def test_chat_names_what_is_wrong(tmp_path, value, says):
+    fails(tmp_path, value, says, "chat")
+
+
+# LLaVA.
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("<image>\nWhat is it?", "What is it?"),
+        ("What is it?\n<image>", "What is it?"),
+        ("\n <image> \n\nWhat is it?", "What is it?"),
+        ("What is\n<image>\nthis?", "What is\nthis?"),
+        ("What is <image> this?", "What is this?"),
+        ("What is it?", "What is it?"),
+    ],
+)
+def test_llava(tmp_path, value, text):
+    (tmp_path / "coco").mkdir()
+    path = tmp_path / "llava.json"
+    talk = [{"from": "human", "value": value}, {"from": "gpt", "value": "A cat."}]
+    path.write_text(json.dumps([{"id": "7", "image": "train/7.jpg", "conversations": talk}]))
+    records = open_records(path, images=tmp_path / "coco")
+    assert records.format == "llava"
+    assert turns(records[0]) == [("user", text), ("assistant", "A cat.")]
+    assert records[0].image == tmp_path / "coco/train/7.jpg"
+    assert records[0].where == "llava.json, record 1 (line 1)"
+
+
+def test_llava_without_an_image(tmp_path):
+    talk = [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "Hello <image>"},
+        {"from": "gpt", "value": "Hi."},
+    ]
+    record = one(tmp_path, {"conversations": talk})
+    assert turns(record) == [("system", "Be brief."), ("user", "Hello <image>"), ("assistant", "Hi.")]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"image": "a.png"}, "'conversations' is missing"),
+        ({"conversations": {}}, "'conversations' is an object, not a list"),
+        ({"conversations": [3]}, "'conversations[0]' is a number, not an object"),
+        ({"conversations": [{"value": "a"}]}, "'conversations[0].from' is missing"),
+        (
+            {"conversations": [{"from": "bot", "value": "a"}]},
+            "'conversations[0].from' is 'bot'. Known speakers: human",
+        ),
+        ({"conversations": [{"from": [], "value": "a"}]}, "'conversations[0].from' is []"),
+        ({"conversations": [{"from": "human"}]}, "'conversations[0].value' is missing"),
+        ({"conversations": [{"from": "human", "value": 1}]}, "'conversations[0].value' is a number, not text"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}]},
+            "'conversations[0]' is the last turn and the user's",
+        ),
+        (
+            {
+                "image": "a.png",
+                "conversations": [{"from": "human", "value": "<image>\n"}, {"from": "gpt", "value": "a"}],
+            },
+            "'conversations[0]' is an empty turn of the user's",
+        ),
+        ({"image": ["a.png", "b.png"], "conversations": []}, "2 images in one conversation"),
+    ],
+)
+def test_llava_names_what_is_wrong(tmp_path, value, says):
+    fails(tmp_path, value, says, "llava")
+
+
+# Captions.
+
+
+def table(folder: Path, text: str, name: str = "pairs.tsv"):
+    path = folder / name
+    path.write_bytes(text.encode())
+    return open_records(path)
+
+
+def pairs(records) -> list[tuple[str, str]]:
+    return [(str(record.image), record.messages[-1].text) for record in records]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("path\tcaption\na.jpg\tA cat, asleep.\nsub/b.jpg\tA dog.\n", "pairs.tsv"),
+        ("caption\turl\nA cat, asleep.\ta.jpg\nA dog.\tsub/b.jpg", "pairs.tsv"),
+        ("\ufeffid\tImage\tCaption\r\n1\ta.jpg\tA cat, asleep.\r\n\r\n2\tsub/b.jpg\tA dog.\r\n", "pairs.tsv"),
+        ("a.jpg\tA cat, asleep.\nsub/b.jpg\tA dog.\n", "pairs.tsv"),
+        ('path,caption\na.jpg,"A cat, asleep."\nsub/b.jpg,A dog.\n', "pairs.csv"),
+        ('a.jpg, "A cat, asleep."\nsub/b.jpg, A dog.\n', "pairs.csv"),
+    ],
+)
+def test_tables_of_captions(tmp_path, text, name):
+    records = table(tmp_path, text, name)
+    assert records.format == "captions" and len(records) == 2
+    assert pairs(records) == [(f"{tmp_path}/a.jpg", "A cat, asleep."), (f"{tmp_path}/sub/b.jpg", "A dog.")]
+    assert open_records(tmp_path / name, "captions", images=tmp_path.parent)[0].image == tmp_path.parent / "a.jpg"
+    assert pickle.loads(pickle.dumps(records))[0] == records[0]
+
+
+def test_quotes_in_a_table_with_tabs_are_the_captions_own_unless_they_quote_the_cell(tmp_path):
+    records = table(tmp_path, 'a.jpg\t"Hi" he said\nb.jpg\t"He said ""hi"""\nc.jpg\t5" nails\nd.jpg\t"\n')
+    assert [caption for _, caption in pairs(records)] == ['"Hi" he said', 'He said "hi"', '5" nails', '"']
+
+
+def test_requests_vary_and_stay(tmp_path):
+    text = "".join(f"{i}.jpg\tA {i}.\n" for i in range(12))
+    asked = [record.messages[0] for record in table(tmp_path, text)]
+    assert asked == [record.messages[0] for record in table(tmp_path, text)]
+    assert {message.text for message in asked} == set(captions.REQUESTS)
+    assert {message.role for message in asked} == {"user"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "a.jpg\tA cat.\nb.jpg\n",
+            "line 2: 1 cells where the first line has 2. Separate image and caption by one tab",
+        ),
+        ("a.jpg\tA cat.\nb.jpg\tA dog\trunning\n", "line 2: 3 cells where the first line has 2"),
+        (
+            "a.jpg,A cat.\nb.jpg,A dog, running\n",
+            "line 2: 3 cells where the first line has 2. Separate image and ca",
+        ),
+        ("a.jpg\tA cat.\n\nb.jpg\t  \n", "line 3: 'caption' is empty"),
+        ("a.jpg\tA cat.\n\tA dog.\n", "line 2: 'image' is empty"),
+        (
+            "a.jpg\tA cat.\nhttp://x.org/b.jpg\tA dog.\n",
+            "line 2: 'image' is an address, 'http://x.org/b.jpg'. Downl",
+        ),
+        ('a.jpg,A cat.\nb.jpg,"A dog\nruns"\n', "line 2: 'caption' cannot be read as CSV"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path, text, says):
+    records = table(tmp_path, text)
+    assert pairs(records[:1]) == [(f"{tmp_path}/a.jpg", "A cat.")]
+    with pytest.raises(DataError) as error:
+        records[1]
+    assert str(error.value).startswith("pairs.tsv, ") and says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "pairs.tsv is empty"),
+        ("path\tcaption\n", "pairs.tsv has a header and nothing below it"),
+        ("a.jpg\n", "line 1: 1 columns and no header with 'caption' and one of 'url', 'path', 'image'. Add one"),
+        ("id\tfile\ttext\n1\ta.jpg\tA cat.\n", "line 1: 3 columns and no header"),
+    ],
+)
+def test_a_table_that_cannot_be_opened_says_why(tmp_path, text, says):
+    with pytest.raises(DataError) as error:
+        table(tmp_path, text)
+    assert says in str(error.value)
+
+
+def test_a_folder_with_captions_beside_the_pictures(tmp_path):
+    for name in ("b.jpg", "sub/a.PNG", "uncaptioned.png", "drawing.svg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfA dog.\r\nde.utf-8=Ein Hund.\n")
+    (tmp_path / "sub/a.txt").write_text("Ein Käfer.", encoding="utf-8")
+    (tmp_path / "drawing.txt").write_text("not a picture that can be opened")
+    (tmp_path / "notes.txt").write_text("of nothing")
+    records = open_records(tmp_path)
+    assert records.format == "captions"
+    assert pairs(records) == [(f"{tmp_path}/b.jpg", "A dog."), (f"{tmp_path}/sub/a.PNG", "Ein Käfer.")]
+    assert records[1].where == "sub/a.txt, line 1"
+    assert records.uncaptioned == ("uncaptioned.png",)
+    (tmp_path / "b.txt").write_text("\nA dog.")
+    with pytest.raises(DataError, match=r"^b.txt, line 1: 'caption' is empty"):
+        records[0]
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"^b.txt, line 1: byte 0xe9 at offset 3 of the file is not UTF-8"):
+        records[0]
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(DataError, match=r"b.txt' cannot be read"):
+        records[0]
+
+
+def test_a_folder_with_a_list_of_captions(tmp_path):
+    (tmp_path / "captions.json").write_text('{"a.jpg": "A cat.", "b.jpg": 3}')
+    for path in (tmp_path, tmp_path / "captions.json"):
+        records = open_records(path)
+        assert records.format == "captions" and records[0].image == tmp_path / "a.jpg"
+        assert records.uncaptioned == ()
+        assert records[0].messages[-1] == Message("assistant", "A cat.")
+        with pytest.raises(DataError, match="captions.json, entry 'b.jpg': 'caption' is a number, not text"):
+            records[1]
+    (tmp_path / "captions.tsv").write_text("image\tcaption\nc.jpg\tA cow.\n")
+    assert pairs(open_records(tmp_path)) == [(f"{tmp_path}/c.jpg", "A cow.")]
+
+
+def test_a_folder_or_list_without_captions(tmp_path):
+    with pytest.raises(DataError, match="holds no captions. Put NAME.txt beside each NAME.jpg, or a captions.tsv"):
+        open_records(tmp_path, "captions")
+    (tmp_path / "captions.json").write_text("[]")
+    with pytest.raises(DataError, match="captions.json holds a list, not an object"):
+        open_records(tmp_path)
+    (tmp_path / "captions.json").write_text("{}")
+    with pytest.raises(DataError, match="captions.json is an empty object"):
+        open_records(tmp_path)
+    (tmp_path / "captions.json").write_text('{"a.jpg":\n x}')
+    with pytest.raises(DataError, match="captions.json, line 2, column 2: this is not JSON"):
+        open_records(tmp_path)
+
+
+# ScienceQA.
+
+MAGNETS = {
+    "question": "Which is a magnet?",
+    "choices": ["wood", "iron", "glass"],
+    "answer": 1,
+    "hint": "Some metals are.",
+    "image": "image.png",
+    "task": "closed choice",
+    "grade": "grade6",
+    "subject": "natural science",
+    "topic": "physics",
+    "category": "Magnets",
+    "skill": "Find magnets",
+    "lecture": "A lecture.",
+    "solution": "Iron is.",
+    "split": "train",
+}
+CAPITALS = {
+    **MAGNETS,
+    "question": "What is the capital?",
+    "hint": "",
+    "image": None,
+    "grade": "grade7",
+    "subject": "social science",
+    "topic": "geography",
+    "split": "val",
+}
+
+
+def science(folder: Path, **every) -> Path:
+    (folder / "problems.json").write_text(json.dumps(every))
+    splits = {split: [n for n, p in every.items() if p.get("split") == split] for split in ("train", "val")}
+    (folder / "pid_splits.json").write_text(json.dumps({**splits, "trainval": list(every), "test": []}))
+    return folder
+
+
+def test_scienceqa(tmp_path):
+    science(tmp_path, **{"1": MAGNETS, "22": CAPITALS})
+    records = open_records(tmp_path)
+    assert records.format == "scienceqa" and len(records) == 1
+    assert turns(records[0]) == [
+        (
+            "user",
+            "Question: Which is a magnet?\nContext: Some metals are.\nOptions: (A) wood (B) iron (C) glass",
+        ),
+        ("assistant", "B"),
+    ]
+    assert records[0].image == tmp_path / "train/1/image.png"
+    assert records[0].where == "problems.json, problem 1"
+    held_out = open_records(tmp_path / "problems.json", split="val")
+    assert "\nContext: N/A\n" in held_out[0].messages[0].text and held_out[0].image is None
+    both = open_records(tmp_path, "scienceqa", split="trainval")
+    assert [record.where for record in both] == ["problems.json, problem 1", "problems.json, problem 22"]
+    assert pickle.loads(pickle.dumps(both))[1] == both[1]
+
+
+def test_scienceqa_is_not_taken_for_captions(tmp_path):
+    # The official folder holds a captions.json of its own.
+    science(tmp_path, **{"1": MAGNETS})
+    (tmp_path / "captions.json").write_text('{"captions": {"1": "A magnet."}}')
+    assert open_records(tmp_path).format == "scienceqa"
+
+
+def test_scienceqa_images_in_a_folder_of_their_own(tmp_path):
+    science(tmp_path, **{"1": MAGNETS})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    assert problems(tmp_path, "train")[0].image == tmp_path / "images/train/1/image.png"
+    elsewhere = open_records(tmp_path, images=tmp_path / "elsewhere")
+    assert elsewhere[0].image == tmp_path / "elsewhere/train/1/image.png"
+
+
+def test_problems_are_typed(tmp_path):
+    science(tmp_path, **{"1": MAGNETS, "22": CAPITALS})
+    magnets, capitals = problems(tmp_path, "trainval")
+    assert magnets == Problem(
+        id="1",
+        question="Which is a magnet?",
+        choices=("wood", "iron", "glass"),
+        answer=1,
+        hint="Some metals are.",
+        image=tmp_path / "train/1/image.png",
+        grade=6,
+        subject="natural science",
+        topic="physics",
+        split="train",
+    )
+    assert (magnets.has_text, magnets.has_image, magnets.letter) == (True, True, "B")
+    assert (capitals.has_text, capitals.has_image) == (False, False)
+    assert question_text(magnets) == open_records(tmp_path)[0].messages[0].text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("NAT", "TXT", "IMG", "G1-6", "Avg")),
+        ({"hint": ""}, ("NAT", "IMG", "G1-6", "Avg")),
+        ({"image": None}, ("NAT", "TXT", "G1-6", "Avg")),
+        ({"image": None, "hint": "", "grade": "grade1"}, ("NAT", "NO", "G1-6", "Avg")),
+        ({"subject": "social science", "grade": "grade7"}, ("SOC", "TXT", "IMG", "G7-12", "Avg")),
+        ({"subject": "language science", "grade": "grade12"}, ("LAN", "TXT", "IMG", "G7-12", "Avg")),
+    ],
+)
+def test_columns(tmp_path, changes, expected):
+    found = columns(problems(science(tmp_path, **{"1": {**MAGNETS, **changes}}), "train")[0])
+    assert found == expected and set(found) <= set(COLUMNS)
+
+
+def test_every_problem_has_one_subject_one_span_of_grades_and_a_context(tmp_path):
+    every = {
+        str(len(str(k))) + k: {
+            **MAGNETS,
+            "subject": subject,
+            "grade": f"grade{grade}",
+            "hint": hint,
+            "image": image,
+        }
+        for subject in ("natural science", "social science", "language science")
+        for grade in range(1, 13)
+        for hint in ("", "h")
+        for image in (None, "image.png")
+        for k in [f"{subject}{grade}{hint}{image}"]
+    }
+    counted = Counter(c for p in problems(science(tmp_path, **every), "train") for c in columns(p))
+    assert counted == {
+        **dict.fromkeys(("NAT", "SOC", "LAN"), 48),
+        **{"TXT": 72, "IMG": 72, "NO": 36},
+        **dict.fromkeys(("G1-6", "G7-12"), 72),
+        "Avg": 144,
+    }
+    assert len(COLUMNS) == 9 == len(counted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"question": " "}, "'question' is empty"),
+        ({"choices": []}, "'choices' is an empty list"),
+        ({"choices": ["a", 2]}, "'choices[1]' is a number, not text"),
+        ({"choices": ["a"] * 11}, "'choices' has 11 of them. 10 is the limit"),
+        ({"answer": 3}, "'answer' is 3. It is the index of a choice, 0 to 2"),
+        ({"answer": "B"}, "'answer' is 'B'"),
+        ({"answer": True}, "'answer' is True"),
+        ({"grade": "grade13"}, "'grade' is 'grade13'. It is grade1 to grade12"),
+        ({"grade": 6}, "'grade' is a number, not text"),
+        ({"subject": "art"}, "'subject' is 'art'. Known subjects: natural science, social"),
+        ({"hint": 5}, "'hint' is a number, not text"),
+    ],
+)
+def test_a_broken_problem_is_named(tmp_path, changes, says):
+    with pytest.raises(DataError) as error:
+        problems(science(tmp_path, **{"1": MAGNETS, "7": {**MAGNETS, **changes}}), "train")
+    assert str(error.value).startswith("problems.json, problem 7: ") and says in str(error.value)
+
+
+def test_scienceqa_that_is_not_whole(tmp_path):
+    science(tmp_path, **{"1": MAGNETS})
+    with pytest.raises(DataError, match="has no split 'dev'. It has: train, val, trainval, test"):
+        open_records(tmp_path, split="dev")
+    with pytest.raises(DataError, match="pid_splits.json: 'test' is an empty list"):
+        open_records(tmp_path, split="test")
+    (tmp_path / "problems.json").write_text("{}")
+    with pytest.raises(DataError, match="split 'train': problem '1' is not in problems.json. Fetch both"):
+        open_records(tmp_path)
+    (tmp_path / "pid_splits.json").unlink()
+    with pytest.raises(DataError, match="pid_splits.json' cannot be read .No such file"):
+        open_records(tmp_path)
+
+
+def test_letters_suffice_for_every_choice():
+    assert len(set(scienceqa.LETTERS)) == 10
+
+
+def test_every_format_is_told_from_its_example(tmp_path):
+    folders = {name: tmp_path / name for name in FORMATS}
+    for folder in folders.values():
+        folder.mkdir()
+    science(folders["scienceqa"], **{"1": MAGNETS})
+    (folders["captions"] / "pairs.tsv").write_text("a.jpg\tA cat.\n")
+    told = {
+        "alpaca": jsonl(folders["alpaca"], {"instruction": "a", "output": "b"}),
+        "chat": jsonl(folders["chat"], {"messages": [ASKED, ANSWERED]}),
+        "llava": jsonl(
+            folders["llava"], {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+        ),
+        "captions": folders["captions"] / "pairs.tsv",
+        "scienceqa": folders["scienceqa"],
+    }
+    assert told.keys() == FORMATS.keys()
+    for name, path in told.items():
+        records = open_records(path)
+        assert records.format == name and open_records(path, name)[0] == records[0]

@@ -1,0 +1,134 @@
+"""Adapters on disk: the identity of saving and loading, and everything that must be refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapter.errors import LoadError
+from adapter.method.adapter import Adapter
+from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
+from adapter.method.config import AdapterConfig, BaseFingerprint
+from conftest import random_adapter
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_fingerprint):
+    adapter = random_adapter(tiny_fingerprint)
+    save_adapter(adapter, tmp_path / "poet", "A card.")
+    return adapter, tmp_path / "poet"
+
+
+def change(folder, edit):
+    tensors = load_file(folder / WEIGHTS)
+    edit(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def test_saving_and_loading_is_the_identity(saved):
+    adapter, folder = saved
+    loaded = load_adapter(folder)
+    assert loaded.config == adapter.config
+    for name, tensor in adapter.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    assert (folder / "README.md").read_text() == "A card."
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_llama_7b_takes_1_2_million_parameters_and_under_5_mb():
+    llama_7b = BaseFingerprint("huggyllama/llama-7b", 4096, 32, 32, 32, 128, 32000)
+    with torch.device("meta"):
+        adapter = Adapter(AdapterConfig(base=llama_7b, prompt_length=10, insertion_layers=30))
+    assert adapter.num_parameters == 10 * 30 * 4096 + 30 * 32  # 1.23 M: table 3 of the paper
+    assert sum(p.numel() * p.element_size() for p in adapter.parameters()) < 5_000_000
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (lambda t: t.pop("gates"), "lacks gates"),
+        (lambda t: t.update(extra=torch.zeros(1)), "unexpected extra"),
+        (lambda t: t.update(prompts=torch.zeros(3, 4, 32)), r"\(3, 4, 32\), not \(3, 5, 32\)"),
+        (lambda t: t["prompts"].__setitem__((0, 0, 0), float("nan")), "not finite"),
+        (lambda t: t["gates"].__setitem__((0, 0), float("inf")), "not finite"),
+        (lambda t: t.update(gates=torch.zeros(3, 4, dtype=torch.int64)), "type torch.int64"),
+    ],
+)
+def test_wrong_weights_are_refused_by_name(saved, edit, words):
+    _, folder = saved
+    change(folder, edit)
+    with pytest.raises(LoadError, match=words) as caught:
+        load_adapter(folder)
+    assert "poet" in str(caught.value) and "again" in str(caught.value)
+
+
+def test_a_truncated_or_missing_file_is_refused(saved):
+    _, folder = saved
+    whole = (folder / WEIGHTS).read_bytes()
+    for size in (0, 7, 100, len(whole) - 1):
+        (folder / WEIGHTS).write_bytes(whole[:size])
+        with pytest.raises(LoadError, match="poet.*damaged"):
+            load_adapter(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(LoadError, match="poet.*missing"):
+        load_adapter(folder)
+
+
+def test_another_base_is_refused_with_both_names(saved, tiny_fingerprint):
+    _, folder = saved
+    other = replace(tiny_fingerprint, name="huge", hidden_size=4096)
+    with pytest.raises(LoadError, match="made for tiny.*huge.*hidden_size 32 instead of 4096.*Load the base"):
+        load_adapter(folder, other)
+    known = replace(tiny_fingerprint, tokenizer="aaaa")
+    save_adapter(random_adapter(known), folder)
+    load_adapter(folder, known)
+    with pytest.raises(LoadError, match="another tokenizer"):
+        load_adapter(folder, replace(known, tokenizer="bbbb"))
+    load_adapter(folder, replace(known, weights="other precision"))
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (lambda c: c.update(surprise=1), "unknown key surprise"),
+        (lambda c: c["base"].pop("hidden_size"), "lacks hidden_size"),
+        (lambda c: c.update(prompt_length=0), "prompt_length must be a whole number of at least 1"),
+        (lambda c: c.update(prompt_length="ten"), "prompt_length must be int"),
+        (lambda c: c.update(insertion_layers=9), "at most the base's 4"),
+        (lambda c: c.update(gate_activation="relu"), "one of tanh, identity"),
+        (lambda c: c.update(format_version=7), "format_version 7"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_its_field(saved, edit, words):
+    _, folder = saved
+    config = json.loads((folder / CONFIG).read_text())
+    edit(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(LoadError, match=words):
+        read_config(folder)
+
+
+def test_not_json_and_not_there(saved, tmp_path):
+    _, folder = saved
+    (folder / CONFIG).write_text("{")
+    with pytest.raises(LoadError, match="poet"):
+        read_config(folder)
+    with pytest.raises(LoadError, match="nowhere"):
+        read_config(tmp_path / "nowhere")
+
+
+def test_a_failed_save_keeps_what_was_there(saved, monkeypatch, tiny_fingerprint):
+    adapter, folder = saved
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adapter.method.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_adapter(random_adapter(tiny_fingerprint, seed=9), folder)
+    assert torch.equal(load_adapter(folder).prompts, adapter.prompts)
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]

@@ -1,0 +1,249 @@
+"""Pictures of every kind, and the frozen encoder on real ones."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image, ImageDraw
+
+from adapter.errors import BadInput, LoadError
+from adapter.formats.official_v2 import ENCODER
+from adapter.method import vision
+from adapter.method.config import VisionConfig
+from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
+from adapter.serve.prompts import PromptMaker, digest
+from conftest import random_adapter
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def halves(mode: str = "RGB") -> Image.Image:
+    """Red on the left, blue on the right, 40 x 20."""
+    image = Image.new("RGB", (40, 20), (255, 0, 0))
+    image.paste((0, 0, 255), (20, 0, 40, 20))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "kind, mode", [("PNG", "RGB"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("WEBP", "RGB")]
+)
+def test_colours_survive_every_format_and_mode(kind, mode):
+    image = open_image(encoded(halves(mode), kind))
+    assert (image.mode, image.size) == ("RGB", (40, 20))
+    left, right = image.getpixel((4, 10)), image.getpixel((35, 10))
+    assert left[0] > 200 > left[2] + 100 and right[2] > 200 > right[0] + 100
+
+
+def test_transparency_lies_on_white():
+    image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    image.putpixel((5, 5), (10, 20, 30, 255))
+    got = open_image(encoded(image))
+    assert got.getpixel((0, 0)) == (255, 255, 255) and got.getpixel((5, 5)) == (10, 20, 30)
+
+
+def test_sixteen_bits_are_scaled():
+    ramp = np.linspace(0, 65535, 100, dtype=np.uint16).reshape(1, 100).repeat(4, 0)
+    got = np.asarray(open_image(encoded(Image.fromarray(ramp))))[0, :, 0]
+    assert got[0] == 0 and got[-1] == 255 and 120 < got[50] < 136
+
+
+def test_exif_turns_the_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    got = open_image(encoded(halves(), "JPEG", exif=exif))
+    assert got.size == (20, 40)
+    assert got.getpixel((10, 3))[0] > 200 and got.getpixel((10, 36))[2] > 200
+
+
+def test_an_animation_shows_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_image(data).getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_what_is_no_picture_is_refused_with_a_remedy(tmp_path):
+    whole = encoded(Image.effect_noise((64, 64), 90), "JPEG")
+    cases = [
+        (b"", "empty"),
+        (b"hello, I am a text file", "not a picture"),
+        (whole[: len(whole) // 2], "damaged"),
+        (encoded(halves())[:60], "damaged"),
+        (tmp_path / "nothing.png", "no picture at"),
+        (tmp_path, "no picture at"),
+        (b"\0" * (20 * 2**20 + 1), "20 MB are the limit"),
+    ]
+    for source, words in cases:
+        with pytest.raises(BadInput, match=words) as caught:
+            open_image(source)
+        assert any(w in str(caught.value) for w in ("again", "Check")), caught.value
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded():
+    data = encoded(Image.new("1", (20_000, 20_000)))
+    assert len(data) < 2**20
+    with pytest.raises(BadInput, match="megapixels"):
+        open_image(data)
+
+
+@pytest.mark.slow
+def test_the_encoder_knows_real_photographs():
+    skimage_data = pytest.importorskip("skimage.data")
+    from timm.data import ImageNetInfo
+
+    encoder = VisualEncoder()
+    cat, coffee = (Image.fromarray(a) for a in (skimage_data.chelsea(), skimage_data.coffee()))
+    features = encoder.encode([cat, coffee])
+    assert features.levels.shape == (2, encoder.feature_size) and features.logits.shape == (2, 1000)
+    names = [ImageNetInfo().index_to_description(int(i)) for i in features.logits.argmax(1)]
+    assert "cat" in names[0] and "espresso" in names[1]
+    alone = encoder.encode([coffee])
+    assert torch.allclose(alone.levels, features.levels[1:], atol=1e-4)
+    weight, bias = encoder.classifier
+    assert torch.allclose(alone.levels[:, -1280:] @ weight.T + bias, alone.logits, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_unknown_encoder_is_named():
+    with pytest.raises(LoadError, match="knows no encoder 'nonsense_net'"):
+        VisualEncoder("nonsense_net")
+    with pytest.raises(LoadError, match="resnet18.*cannot be loaded"):
+        VisualEncoder("resnet18")
+
+
+def full(value: float, tokens: bool = True) -> VisualFeatures:
+    shapes = ((1, 3), (1, 2), (1, 4, 5))
+    values = [torch.full(shape, value) for shape in shapes]
+    return VisualFeatures(*values if tokens else values[:2])
+
+
+def test_features_join_and_split():
+    parts = [full(float(i)) for i in range(3)]
+    joined = VisualFeatures.cat(parts).to(torch.float64)
+    assert len(joined) == 3
+    assert joined.levels.dtype == joined.logits.dtype == joined.tokens.dtype == torch.float64
+    for name in ("levels", "logits", "tokens"):
+        assert torch.equal(getattr(joined[1:2], name).float(), getattr(parts[1], name))
+    assert VisualFeatures.cat([full(0.0), full(1.0, tokens=False)]).tokens is None
+    assert full(0.0, tokens=False)[:1].tokens is None
+
+
+@pytest.fixture
+def unlearned(monkeypatch) -> Callable[[str], VisualEncoder]:
+    """Encoders by timm's names, with random weights instead of a download."""
+
+    def load(name):
+        torch.manual_seed(0)
+        return timm.create_model(name, pretrained=False)
+
+    monkeypatch.setattr(vision, "_load_from_hub", load)
+    return VisualEncoder
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 60, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    "name, tokens, size",
+    [
+        ("vit_tiny_patch16_224", 1 + 14 * 14, 192),  # the class token is one of them
+        ("mobilenetv3_small_050", 7 * 7, 288 + vision._PLACE),
+        ("swin_tiny_patch4_window7_224", 7 * 7, 768 + vision._PLACE),  # its maps have the channels last
+    ],
+)
+def test_tokens_are_the_last_features_place_by_place(unlearned, name, tokens, size):
+    encoder = unlearned(name)
+    images = [noise(0), noise(1)]
+    got = encoder.encode(images, tokens=True)
+    assert got.tokens.shape == (2, tokens, size) and encoder.token_size == size
+    plain = encoder.encode(images)
+    assert plain.tokens is None and torch.equal(plain.levels, got.levels)
+    alone = encoder.encode(images[1:], tokens=True)
+    torch.testing.assert_close(alone.tokens[0], got.tokens[1], rtol=1e-4, atol=1e-4)
+    # What the classifier reads, the last level: the class token, or the mean over a map.
+    if name.startswith("vit"):
+        torch.testing.assert_close(got.tokens[:, 0], got.levels[:, -size:])
+    elif name.startswith("swin"):
+        torch.testing.assert_close(got.tokens[:, :, :768].mean(1), got.levels[:, -768:])
+
+
+def test_tokens_pass_the_encoders_own_head_if_asked(unlearned):
+    """As all of CLIP's do in V2: the class token's are the logits."""
+    encoder = unlearned("vit_tiny_patch16_224")
+    got = encoder.encode([noise(0)], tokens=True, projected=True)
+    assert got.tokens.shape == (1, 1 + 14 * 14, encoder.num_classes)
+    torch.testing.assert_close(got.tokens[:, 0], got.logits)
+    with pytest.raises(LoadError, match="has no head"):
+        unlearned("mobilenetv3_small_050").encode([noise(0)], tokens=True, projected=True)
+
+
+@pytest.mark.slow
+def test_clip_as_v2_reads_pictures(unlearned):
+    """ViT-L/14 without weights: 257 tokens of the width that official projections expect."""
+    encoder = unlearned(ENCODER)
+    got = encoder.encode([noise(0)], tokens=True, projected=True, channels="BGR")
+    assert got.tokens.shape == (1, 257, 768)
+
+
+def test_each_place_of_a_map_has_its_own_mark():
+    marks = vision._places(3, 5)
+    assert marks.shape == (3, 5, vision._PLACE)
+    apart = torch.cdist(marks.flatten(0, 1), marks.flatten(0, 1))
+    assert (apart + 9 * torch.eye(15)).min() > 0.5
+    assert torch.equal(marks[1, :, : vision._PLACE // 2], marks[1, :1, : vision._PLACE // 2].expand(5, -1))
+
+
+def test_bgr_is_rgb_with_red_and_blue_exchanged(unlearned):
+    encoder = unlearned("vit_tiny_patch16_224")
+    image = noise(0)
+    blue, green, red = reversed(image.split())
+    exchanged = encoder.encode([Image.merge("RGB", (blue, green, red))], tokens=True)
+    got = encoder.encode([image], tokens=True, channels="BGR")
+    assert torch.equal(got.tokens, exchanged.tokens) and torch.equal(got.levels, exchanged.levels)
+    assert not torch.allclose(got.tokens, encoder.encode([image], tokens=True).tokens, atol=1e-2)
+
+
+def test_a_vision_transformer_shows_its_tokens_to_an_adapter(unlearned, monkeypatch, tiny_base, tiny_fingerprint):
+    """From the picture to prompts; what one adapter's way of looking found is not another's."""
+    name = "vit_tiny_patch16_224"
+    config = VisionConfig(encoder=name, projection="queries", token_size=192, width=12, blocks=1, heads=3)
+    kinds = [
+        config,
+        replace(config, channels="BGR"),
+        VisionConfig(name, feature_size=unlearned(name).feature_size),
+    ]
+    adapters = [random_adapter(tiny_fingerprint, vision=kind) for kind in kinds]
+    adapters[1].load_state_dict(adapters[0].state_dict())
+    asked, real = [], VisualEncoder.encode
+
+    def counted(self, images, **how):
+        asked.append((how["tokens"], how.get("channels")))
+        return real(self, images, **how)
+
+    maker = PromptMaker(tiny_base)
+    maker._encoders.get(name, lambda: unlearned(name))
+    monkeypatch.setattr(VisualEncoder, "encode", counted)
+    image = noise(0)
+    entries = [maker.of([(a, 1.0)], image, digest(image))[0] for a in (*adapters, *adapters)]
+    assert asked == [(True, "RGB"), (True, "BGR"), (False, "RGB")]
+    keys = [entry.layers[3][0].keys for entry in entries]
+    assert not torch.allclose(keys[0], keys[1], atol=1e-3)
+    shown = real(unlearned(name), [image], tokens=True)
+    want = adapters[0](tiny_base.model, shown).layers[3][0].keys
+    torch.testing.assert_close(keys[0][:, :, : want.shape[2]], want)
+
+
+def test_a_thin_strip_keeps_its_middle():
+    strip = Image.new("RGB", (1000, 20), "white")
+    ImageDraw.Draw(strip).rectangle((490, 0, 510, 20), fill="black")
+    assert open_image(strip).size == (1000, 20)

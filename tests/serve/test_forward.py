@@ -1,0 +1,107 @@
+"""The serving pass: what it says is what the model says, by either way, in any company."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from adapter.base.llama import Base
+from adapter.base.quantize import quantize_linears
+from adapter.serve.batch import batched
+from adapter.serve.forward import BLOCK, Forward, KeyValues
+from conftest import random_adapter
+
+IDS = [i * 7 % 95 for i in range(90)]
+
+
+@pytest.fixture(scope="module")
+def packed_base(tiny_base) -> Base:
+    """The tiny LLaMA in bfloat16, its layers packed in eight bits: the leaner way applies."""
+    model = copy.deepcopy(tiny_base.model).bfloat16()
+    quantize_linears(model)
+    return Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "packed-int8", 0)
+
+
+@pytest.fixture(params=["plain", "lean"])
+def forward(request, tiny_base, packed_base):
+    forward = Forward(tiny_base if request.param == "plain" else packed_base)
+    assert (forward._lean is None) == (request.param == "plain")
+    return forward
+
+
+@pytest.fixture
+def prompts(forward, tiny_fingerprint):
+    adapters = [random_adapter(tiny_fingerprint, seed, prompt_length=3 + 4 * seed) for seed in range(2)]
+    return [None, *(batched([adapter(forward._base.model)]) for adapter in adapters)]
+
+
+@torch.no_grad()
+def whole_sequence(forward, ids, prompts):
+    """Logits after the last token by one pass of transformers' own model, without a cache."""
+    output = forward._base.model(input_ids=torch.tensor([ids]), use_cache=False, prompt_kv=prompts)
+    return output.logits[0, -1].float()
+
+
+@pytest.mark.parametrize("cuts", [[90], [64, 26], [89, 1], [10, 54, 1, 1, 24]])
+def test_a_row_read_in_any_pieces_equals_the_model(forward, prompts, cuts):
+    close = {"atol": 1e-3, "rtol": 0} if forward._lean is None else {"atol": 0.3, "rtol": 0}
+    for kv in prompts:
+        cache, at = KeyValues(forward._base), 0
+        for size in cuts:
+            logits = forward(cache, IDS[at : at + size], [at], kv)
+            at += size
+        assert logits.shape == (1, 97)
+        assert_close(logits[0], whole_sequence(forward, IDS, kv), **close)
+
+
+def test_rows_together_equal_rows_alone(forward, prompts):
+    """Of all lengths, on both sides of a block's end, with different prompts: bit for bit on the lean one."""
+    lengths = [1, 5, BLOCK - 1, BLOCK, 80]
+    chosen = [prompts[i % 3] for i in range(len(lengths))]
+    together, alone = KeyValues(forward._base), []
+    together.reserve(len(lengths), BLOCK)
+    for row, (length, kv) in enumerate(zip(lengths, chosen, strict=True)):
+        cache = KeyValues(forward._base)
+        forward(cache, IDS[:length], [0], kv)
+        together.reserve(len(lengths), length + 1)
+        together.put(row, cache.row(0, length))
+        alone.append(forward(cache, [IDS[length]], [length], kv)[0])
+    logits = forward(together, [IDS[n] for n in lengths], lengths, batched(chosen))
+    for got, want in zip(logits, alone, strict=True):
+        if forward._lean is None:
+            assert_close(got, want, atol=1e-3, rtol=0)
+        else:
+            assert torch.equal(got, want)
+
+
+def test_tokens_of_one_row_have_the_same_bits_together_and_one_by_one(packed_base, tiny_fingerprint):
+    forward = Forward(packed_base)
+    kv = batched([random_adapter(tiny_fingerprint)(packed_base.model)])
+    together, singly = KeyValues(packed_base), KeyValues(packed_base)
+    last = forward(together, IDS, [0], kv)
+    for at, token in enumerate(IDS):
+        logits = forward(singly, [token], [at], kv)
+    assert torch.equal(last, logits)
+    assert torch.equal(together.row(0, 90), singly.row(0, 90))
+
+
+def test_the_packed_layers_still_share_their_memory_and_answer_alone(packed_base):
+    before = packed_base.model(input_ids=torch.tensor([IDS])).logits
+    Forward(packed_base)
+    attention = packed_base.model.model.layers[0].self_attn
+    start = attention.q_proj.weight.data_ptr()
+    assert attention.k_proj.weight.data_ptr() == start + attention.q_proj.weight.numel()
+    assert torch.equal(packed_base.model(input_ids=torch.tensor([IDS])).logits, before)
+
+
+def test_the_cache_grows_and_keeps_what_it_has(tiny_base):
+    cache = KeyValues(tiny_base)
+    past = torch.randn(4, 2, 2, 40, 8)
+    cache.put(0, past)
+    cache.reserve(3, 200)
+    assert cache.data.shape[0] == 3 and cache.data.shape[4] % BLOCK == 0 and cache.data.shape[4] >= 200
+    assert torch.equal(cache.row(0, 40), past)
+    assert not cache.data[:, ..., 40:, :].any()

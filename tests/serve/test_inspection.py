@@ -1,0 +1,537 @@
+"""What is said of an answer, against the same written out in plain torch on the tiny model in fp32."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sysconfig
+import threading
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from adapter.__main__ import main
+from adapter.base.llama import Base
+from adapter.base.quantize import quantize_linears
+from adapter.base.template import Message, encode_prompt
+from adapter.errors import BadInput, Busy, LoadError
+from adapter.method.attention import PromptKV
+from adapter.method.checkpoint import save_adapter
+from adapter.method.config import TuningConfig, VisionConfig
+from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
+from adapter.serve import prompts
+from adapter.serve.engine import Engine
+from adapter.serve.inspection import inspect, log_probs, look_into, muted
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.store import AdapterStore
+from conftest import random_adapter
+
+ASKED = (Message("user", "What?"),)
+ANSWER = [41, 7, 63, 12, 88, 30, 96]
+TUNING = TuningConfig(intermediate_size=64, norms=True, bias=True, scale=True, lora_rank=3)
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
+    """Two adapters of text with other layers and lengths, one that sees and one that is tuned."""
+    save_adapter(random_adapter(tiny_fingerprint, 1), tmp_path / "one")
+    save_adapter(random_adapter(tiny_fingerprint, 2, prompt_length=3, insertion_layers=2), tmp_path / "two")
+    sees, picture = seeing(tiny_fingerprint)
+    save_adapter(sees, tmp_path / "see")
+    save_adapter(tuned(tiny_fingerprint), tmp_path / "tuned")
+    encoder = SimpleNamespace(encode=lambda images, **_: picture)
+    monkeypatch.setattr(prompts, "VisualEncoder", lambda *_: encoder)
+    with closing(Engine(tiny_base, AdapterStore(tmp_path))) as engine:
+        yield engine
+
+
+def answered(engine, *arguments, **kwargs):
+    """A greedy answer's request and its events with a token."""
+    request = GenerationRequest(ASKED, *arguments, sampling=SamplingParams(0, max_new_tokens=12), **kwargs)
+    return request, [event for event in engine.submit(request) if event.token_id is not None]
+
+
+@pytest.fixture
+def prompt_ids(tiny_base):
+    return encode_prompt(tiny_base.tokenizer, ASKED)
+
+
+def seeing(fingerprint, projects=0.3):
+    """A visual adapter and a picture for it."""
+    adapter = random_adapter(fingerprint, vision=VisionConfig(encoder="any", feature_size=6, hidden=5))
+    for parameter in adapter.projection.parameters():
+        torch.nn.init.normal_(parameter, std=projects) if projects else parameter.zero_()
+    return adapter, VisualFeatures(torch.randn(1, 6))
+
+
+def tuned(fingerprint):
+    adapter = random_adapter(fingerprint, tuning=TUNING)
+    for parameter in adapter.tuning.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return adapter
+
+
+def likelihoods(model, prompt_ids, kv=None):
+    """[T] by a pass over everything with the logits of all positions."""
+    ids = torch.tensor([[*prompt_ids, *ANSWER]])
+    spread = model(input_ids=ids, prompt_kv=kv).logits[0].log_softmax(-1)
+    return torch.stack([spread[len(prompt_ids) - 1 + i, token] for i, token in enumerate(ANSWER)])
+
+
+def written_out(model, adapter, prompt_ids):
+    """Shares [T, L, H] and weights [T, L, K]: the forward pass with loops over heads, and no code of ours."""
+    ids = torch.tensor([*prompt_ids, *ANSWER])[:-1]
+    length, first = len(ids), adapter.config.layers[0]
+    hidden = model.model.embed_tokens(ids)
+    cos, sin = (t[0] for t in model.model.rotary_emb(hidden[None], torch.arange(length)[None]))
+    future = torch.ones(length, length).triu(1).bool()
+
+    def rope(x):
+        return x * cos + torch.cat([-x[:, 4:], x[:, :4]], dim=1) * sin
+
+    shares, weights = [], []
+    for index, layer in enumerate(model.model.layers):
+        attention, x = layer.self_attn, layer.input_layernorm(hidden)
+        heads, parts, seen, heard = [], [], [], []
+        for h in range(4):
+            mine, group = slice(h * 8, h * 8 + 8), slice(h // 2 * 8, h // 2 * 8 + 8)
+            wk, wv = attention.k_proj.weight[group], attention.v_proj.weight[group]
+            q = rope(x @ attention.q_proj.weight[mine].T)
+            scores = (q @ rope(x @ wk.T).T / math.sqrt(8)).masked_fill(future, -math.inf)
+            out = scores.softmax(-1) @ (x @ wv.T)
+            if index >= first:
+                prompts, gate = adapter.prompts[index - first], adapter.gates[index - first, h].tanh()
+                softmax = (q @ (prompts @ wk.T).T / math.sqrt(8)).softmax(-1)
+                term = gate * softmax @ (prompts @ wv.T)
+                a, b = term.square().sum(1).sqrt(), out.square().sum(1).sqrt()
+                parts.append(a / (a + b))
+                seen.append(softmax)
+                heard.append(gate.abs())
+                out = out + term
+            heads.append(out)
+        if parts:
+            shares.append(torch.stack(parts, dim=1))
+            weights.append(sum(g * w for g, w in zip(heard, seen, strict=True)) / sum(heard))
+        hidden = hidden + torch.cat(heads, dim=1) @ attention.o_proj.weight.T
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return torch.stack(shares, 1)[-len(ANSWER) :], torch.stack(weights, 1)[-len(ANSWER) :]
+
+
+def test_shares_and_weights_are_the_paper_written_out(tiny_base, tiny_fingerprint, prompt_ids):
+    adapter = random_adapter(tiny_fingerprint)
+    adapter.gates[:, ::2] *= -1
+    found = inspect(tiny_base, adapter, ASKED, ANSWER)
+    shares, weights = written_out(tiny_base.model, adapter, prompt_ids)
+    assert_close(found.shares, shares, rtol=1e-3, atol=1e-5)
+    assert_close(found.parts[0].prompt_weights, weights, rtol=1e-3, atol=1e-5)
+    assert_close(found.drawn, shares.flatten(1).mean(1), rtol=1e-3, atol=1e-5)
+    assert found.shares.shape == (7, 3, 4) and found.parts[0].prompt_weights.shape == (7, 3, 5)
+    assert found.layers == (1, 2, 3) and found.token_ids == tuple(ANSWER)
+    assert found.drawn.min() > 0 and found.drawn.max() < 1
+    assert found.grounding is None
+    assert torch.equal(found.parts[0].gates, adapter.activated_gates())
+
+
+def test_weights_over_prompts_sum_to_one_at_any_gate(tiny_base, tiny_fingerprint):
+    adapter = random_adapter(tiny_fingerprint)
+    for gates in (adapter.gates.clone(), torch.zeros(3, 4)):
+        adapter.gates.copy_(gates)
+        found = inspect(tiny_base, adapter, ASKED, ANSWER)
+        assert_close(found.parts[0].prompt_weights.sum(-1), torch.ones(7, 3))
+        assert found.parts[0].prompt_weights.min() >= 0
+
+
+def test_zero_gate_or_strength_zero_draws_nothing_and_moves_nothing(tiny_base, tiny_fingerprint):
+    shut = random_adapter(tiny_fingerprint)
+    shut.gates.zero_()
+    for adapter, strength in ((shut, 1.0), (random_adapter(tiny_fingerprint), 0.0)):
+        found = inspect(tiny_base, adapter, ASKED, ANSWER, strength=strength)
+        for zero in (found.shares, found.drawn, found.influence, found.parts[0].gates):
+            assert not zero.any()
+
+
+def test_strength_draws_more(tiny_base, tiny_fingerprint):
+    adapter = random_adapter(tiny_fingerprint)
+    half, full = (inspect(tiny_base, adapter, ASKED, ANSWER, strength=s) for s in (0.5, 1.0))
+    assert (half.shares[:, 0] < full.shares[:, 0]).all()  # the lowest insertion layer hears the same words
+    assert_close(half.parts[0].gates * 2, full.parts[0].gates)
+
+
+@pytest.mark.parametrize("make", [random_adapter, tuned], ids=["prompts", "tuned"])
+def test_influence_sums_to_the_difference_of_log_likelihoods(tiny_base, tiny_fingerprint, prompt_ids, make):
+    model, adapter = tiny_base.model, make(tiny_fingerprint)
+    found = inspect(tiny_base, adapter, ASKED, ANSWER, strength=0.8)
+    with_adapter = likelihoods(model, prompt_ids, adapter(model).scaled(0.8))
+    assert_close(found.logprobs, with_adapter, rtol=1e-4, atol=1e-4)
+    assert_close(
+        found.influence.sum(), (with_adapter - likelihoods(model, prompt_ids)).sum(), rtol=1e-4, atol=1e-3
+    )
+    assert found.influence.abs().max() > 0.01
+
+
+def test_grounding_is_what_the_picture_adds(tiny_base, tiny_fingerprint, prompt_ids):
+    model, (adapter, picture) = tiny_base.model, seeing(tiny_fingerprint)
+    found = inspect(tiny_base, adapter, ASKED, ANSWER, picture)
+    want = likelihoods(model, prompt_ids, adapter(model, picture)) - likelihoods(model, prompt_ids, adapter(model))
+    assert_close(found.grounding, want, rtol=1e-4, atol=1e-4)
+    assert found.grounding.abs().max() > 0.01
+    again = inspect(tiny_base, adapter, ASKED, ANSWER, picture[:1])
+    assert not (again.logprobs - found.logprobs).any()  # one picture against itself
+    assert inspect(tiny_base, adapter, ASKED, ANSWER).grounding is None
+    blank, picture = seeing(tiny_fingerprint, projects=0)
+    assert not inspect(tiny_base, blank, ASKED, ANSWER, picture).grounding.any()
+
+
+def test_muting_one_head_is_its_gate_at_zero(tiny_base, tiny_fingerprint, prompt_ids):
+    adapter = random_adapter(tiny_fingerprint)
+    kv, shut = adapter(tiny_base.model), copy.deepcopy(adapter)
+    for layers, heads, where in (
+        ((2,), (1,), (1, 1)),
+        ((), (1, 3), (slice(None), [1, 3])),
+        ((1, 3), (), ([0, 2],)),
+        ((), (), ([],)),
+    ):
+        shut.gates.copy_(adapter.gates)
+        shut.gates[where] = 0
+        got = log_probs(tiny_base, prompt_ids, ANSWER, muted(kv, layers, heads))
+        assert torch.equal(got, log_probs(tiny_base, prompt_ids, ANSWER, shut(tiny_base.model)))
+    twice = muted(muted(kv, (1,), (0,)), (3,), (2,))
+    assert [(p.gates[0] == 0).nonzero().flatten().tolist() for (p,) in twice.layers.values()] == [[0], [], [2]]
+    assert all(p.gates.all() for (p,) in kv.layers.values())
+
+
+@pytest.mark.parametrize("make", [random_adapter, tuned], ids=["prompts", "tuned"])
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "packed"])
+def test_law_muting_everything_is_the_base_bit_for_bit(tiny_base, tiny_fingerprint, prompt_ids, kind, make):
+    model = copy.deepcopy(tiny_base.model)
+    model = model if kind == "fp32" else model.bfloat16()
+    if kind == "packed":
+        quantize_linears(model)
+    base, adapter = Base(model, tiny_base.tokenizer, tiny_fingerprint, kind, 0), make(tiny_fingerprint)
+    kv = adapter(model)
+    everything = range(-1, 4) if kv.deltas is not None else kv.layers
+    silent = muted(kv, everything)
+    plain = log_probs(base, prompt_ids, ANSWER)
+    assert torch.equal(log_probs(base, prompt_ids, ANSWER, silent), plain)
+    assert not torch.equal(log_probs(base, prompt_ids, ANSWER, kv), plain)
+    ids = torch.tensor([prompt_ids])
+    assert torch.equal(model(input_ids=ids, prompt_kv=silent).logits, model(input_ids=ids).logits)
+    found = inspect(base, adapter, ASKED, ANSWER)
+    assert found.shares.dtype == torch.float32 and found.shares.isfinite().all()
+
+
+def test_the_model_is_left_as_it_was(tiny_base, tiny_fingerprint, prompt_ids):
+    model, (adapter, picture) = tiny_base.model, seeing(tiny_fingerprint)
+    ids, kv = torch.tensor([prompt_ids]), adapter(tiny_base.model, picture)
+    before = model(input_ids=ids).logits, model(input_ids=ids, prompt_kv=kv).logits
+    kept = [(module, dict(vars(module))) for module in model.modules()]
+    inspect(tiny_base, adapter, ASKED, ANSWER, picture)
+    assert all(vars(module).keys() == had.keys() for module, had in kept)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module, _ in kept)
+    after = model(input_ids=ids).logits, model(input_ids=ids, prompt_kv=kv).logits
+    assert all(map(torch.equal, before, after))
+    assert kv.watch is None
+
+
+def test_what_is_made_of_a_watched_one_is_not_watched(tiny, tiny_fingerprint):
+    kv = random_adapter(tiny_fingerprint)(tiny)
+    seen = []
+    watched = PromptKV(kv.layers, watch=lambda layer, *_: seen.append(layer))
+    for made in (
+        watched.scaled(0.5),
+        PromptKV.stack([watched, kv]),
+        PromptKV.mixed([watched, kv]),
+        muted(watched),
+    ):
+        assert made.watch is None
+    want = tiny(input_ids=torch.tensor([ANSWER]), prompt_kv=kv).logits
+    assert torch.equal(tiny(input_ids=torch.tensor([ANSWER]), prompt_kv=watched).logits, want)
+    assert seen == [1, 2, 3]
+
+
+def test_two_at_once_do_not_mix(tiny_base, tiny_fingerprint):
+    adapters = [random_adapter(tiny_fingerprint, seed, prompt_length=4 + seed) for seed in (1, 2)]
+    want = [inspect(tiny_base, adapter, ASKED, ANSWER) for adapter in adapters]
+    start, found = threading.Barrier(2), {}
+
+    def look(which):
+        torch.set_num_threads(1)
+        start.wait()
+        found[which] = [inspect(tiny_base, adapters[which], ASKED, ANSWER) for _ in range(20)]
+
+    threads = [threading.Thread(target=look, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for which in (0, 1):
+        for one in found[which]:
+            assert torch.equal(one.shares, want[which].shares)
+            assert torch.equal(one.parts[0].prompt_weights, want[which].parts[0].prompt_weights)
+            assert torch.equal(one.influence, want[which].influence)
+
+
+def test_what_cannot_be_looked_into_is_refused(tiny_base, tiny_fingerprint):
+    adapter, (sees, picture) = random_adapter(tiny_fingerprint), seeing(tiny_fingerprint)
+    two = VisualFeatures(torch.randn(2, 6))
+    for arguments, words in (
+        ((adapter, ASKED, []), "no answer"),
+        ((adapter, ASKED, [97]), "from 0 to 96"),
+        ((adapter, ASKED, [1] * 200), "this base reads 128"),
+        ((adapter, ASKED, ANSWER, picture), "text only"),
+        ((sees, ASKED, ANSWER, two), "one picture"),
+        ((adapter, (), ANSWER), "empty"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            inspect(tiny_base, *arguments)
+    kv = adapter(tiny_base.model)
+    for layers, heads in (((0,), ()), ((), (4,)), ((-1,), ())):
+        with pytest.raises(BadInput, match="nothing to mute"):
+            muted(kv, layers, heads)
+
+
+def test_the_command_prints_a_row_for_each_token(tiny_folder, tiny_fingerprint, tmp_path, capsys):
+    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "poet")
+    options = ["--adapter", "poet", "--base", str(tiny_folder), "--quantization", "none", "--device", "cpu"]
+    adapters = ["--adapters", str(tmp_path)]
+    assert main([*adapters, "inspect", *options, "--max-new-tokens", "6", "hi"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["token", "drawn", "%", "influence", "log", "p"]
+    rows = out[1 : out.index("")]
+    assert 1 <= len(rows) <= 6 and all(0 < float(row.split()[-3]) < 100 for row in rows)
+    strips = out[out.index("") + 1 : out.index("") + 3]
+    assert "█" in strips[0] and all(len(s[11:].partition("  ")[0]) <= len(rows) for s in strips)
+    assert main([*adapters, "inspect", "--adapter", "nobody", "hi"]) == 1
+    assert "no adapter 'nobody'" in capsys.readouterr().err
+
+
+def test_a_mix_is_seen_as_one_and_each_adapter_by_itself(tiny_base, tiny_fingerprint, prompt_ids):
+    model, base = tiny_base.model, tiny_base
+    adapters = [
+        random_adapter(tiny_fingerprint, 1),
+        random_adapter(tiny_fingerprint, 2, prompt_length=3, insertion_layers=2),
+    ]
+    kvs = [adapter(model).scaled(strength) for adapter, strength in zip(adapters, (0.5, 0.9), strict=True)]
+    mixed = PromptKV.mixed(kvs)
+    found = look_into(base, adapters, prompt_ids, ANSWER, mixed)
+    assert_close(found.logprobs, likelihoods(model, prompt_ids, mixed), rtol=1e-4, atol=1e-4)
+    assert_close(
+        found.influence.sum(), (found.logprobs - likelihoods(model, prompt_ids)).sum(), rtol=1e-4, atol=1e-3
+    )
+    assert found.layers == (1, 2, 3) and found.shares.shape == (7, 3, 4)
+    assert [part.layers for part in found.parts] == [(1, 2, 3), (2, 3)]
+    assert [part.prompt_weights.shape for part in found.parts] == [(7, 3, 5), (7, 2, 3)]
+    for part, adapter, strength in zip(found.parts, adapters, (0.5, 0.9), strict=True):
+        assert_close(part.gates, adapter.activated_gates() * strength)
+        assert_close(part.prompt_weights.sum(-1), torch.ones(part.prompt_weights.shape[:2]))
+    # The lowest layer, where only the first one is, hears the same words as without the second one.
+    alone = inspect(base, adapters[0], ASKED, ANSWER, strength=0.5)
+    assert_close(found.shares[:, 0], alone.shares[:, 0])
+    assert_close(found.parts[0].prompt_weights[:, 0], alone.parts[0].prompt_weights[:, 0])
+
+
+def test_law_two_halves_are_the_whole(tiny_base, tiny_fingerprint, prompt_ids):
+    adapter = random_adapter(tiny_fingerprint)
+    half = adapter(tiny_base.model).scaled(0.5)
+    found = look_into(tiny_base, [adapter, adapter], prompt_ids, ANSWER, PromptKV.mixed([half, half]))
+    whole = inspect(tiny_base, adapter, ASKED, ANSWER)
+    assert_close(found.shares, whole.shares)
+    assert_close(found.influence, whole.influence, rtol=1e-4, atol=1e-4)
+    assert_close(found.parts[1].prompt_weights, whole.parts[0].prompt_weights)
+
+
+def test_the_engine_says_what_inspect_says(engine, tiny_base, tiny_fingerprint):
+    adapter = engine.store.load("one", tiny_base)
+    request, events = answered(engine, "one", strength=0.7)
+    ids = [event.token_id for event in events]
+    found, want = engine.inspect(request, ids), inspect(tiny_base, adapter, ASKED, ids, strength=0.7)
+    assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)
+    for name in ("shares", "logprobs", "base_logprobs"):
+        assert_close(getattr(found, name), getattr(want, name))
+    assert found.parts[0].prompt_weights.shape == want.parts[0].prompt_weights.shape
+    assert_close(found.parts[0].prompt_weights, want.parts[0].prompt_weights)
+    assert "".join(found.tokens) == "".join(event.text for event in events)
+    assert found.blind_logprobs is None
+
+
+def test_the_engine_shows_the_picture_that_was_shown(engine):
+    image = Image.new("RGB", (8, 8))
+    request, events = answered(engine, "see", image, mix=(("one", 0.5),))
+    ids = [event.token_id for event in events]
+    found, blind = engine.inspect(request, ids), engine.inspect(replace(request, image=None), ids)
+    assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)
+    assert_close(found.grounding, found.logprobs - blind.logprobs)
+    assert found.grounding.abs().max() > 0.01 and blind.grounding is None
+    assert len(found.parts) == 2
+
+
+@pytest.mark.parametrize(
+    "mute", [{"mute_layers": (2,)}, {"mute_heads": (0, 3)}, {"mute_layers": (1, 3), "mute_heads": (2,)}]
+)
+def test_muting_by_a_request_is_muting_by_hand(engine, tiny_base, mute):
+    request, events = answered(engine, "one", **mute)
+    ids = [event.token_id for event in events]
+    kv = engine.store.load("one", tiny_base)(tiny_base.model)
+    for what, numbers in mute.items():
+        kv = muted(kv, **{what.removeprefix("mute_"): numbers})
+    found = engine.inspect(request, ids)
+    assert_close(found.logprobs, log_probs(tiny_base, encode_prompt(tiny_base.tokenizer, ASKED), ids, kv))
+    assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.parts[0].gates, torch.stack([kv.layers[i][0].gates[0] for i in (1, 2, 3)]))
+
+
+@pytest.mark.parametrize("kind", ["fp32", "packed"])
+def test_law_an_answer_with_all_layers_muted_is_the_frozen_bases(engine, tiny_base, tiny_fingerprint, kind):
+    """Through the engine's own pass, which is another one on the packed base; bit for bit."""
+    model = copy.deepcopy(tiny_base.model)
+    if kind == "packed":
+        model = model.bfloat16()
+        quantize_linears(model)
+    base = Base(model, tiny_base.tokenizer, tiny_fingerprint, kind, 0)
+    with closing(Engine(base, engine.store)) as engine:
+        everything = {"mute_layers": (1, 2, 3)}
+        told = [
+            [(event.token_id, event.logprob) for event in answered(engine, *name, **mute)[1]]
+            for name, mute in (
+                ([], {}),
+                (["one"], {}),
+                (["one"], everything),
+                (["one"], {"mute_heads": (0, 1, 2, 3)}),
+                (["one"], {**everything, "mix": (("two", 2.0),)}),
+                (["tuned"], {"mute_layers": (-1, 0, 1, 2, 3)}),
+            )
+        ]
+        request, events = answered(engine, "one", mute_layers=(1, 2, 3))
+        found = engine.inspect(request, [event.token_id for event in events])
+    assert all(one == told[0] for one in told[2:])
+    assert told[1] != told[0]
+    assert not found.influence.any() and not found.shares.any()
+
+
+def test_the_engine_refuses_what_cannot_be_looked_into(engine):
+    request, _ = answered(engine, "one")
+    for changed, ids, error, words in (
+        ({"adapter": None}, ANSWER, BadInput, "frozen base"),
+        ({"adapter": "nobody"}, ANSWER, LoadError, "nobody"),
+        ({}, [], BadInput, "no answer"),
+        ({}, [97], BadInput, "from 0 to 96"),
+        ({}, [1] * prompts.MOST_READ, BadInput, "can be looked into"),
+        ({"mute_layers": (0,)}, ANSWER, BadInput, "nothing to mute in layer 0"),
+        ({"image": Image.new("RGB", (8, 8))}, ANSWER, BadInput, "text only"),
+    ):
+        with pytest.raises(error, match=words):
+            engine.inspect(replace(request, **changed), ids)
+    for wrong in ({"mute_layers": ("2",)}, {"mute_heads": (True,)}, {"mute_heads": (1.0,)}):
+        with pytest.raises(BadInput, match="whole numbers"):
+            replace(request, **wrong)
+    assert engine.inspect(request, ANSWER).token_ids == tuple(ANSWER)  # no place is lost by errors
+
+
+def test_one_look_at_a_time_and_few_that_wait(engine, monkeypatch):
+    request, _ = answered(engine, "one")
+    real, go, running, most = prompts.look_into, threading.Event(), [], []
+
+    def slow(*arguments):
+        running.append(1)
+        most.append(len(running))
+        assert go.wait(20)
+        running.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(prompts, "look_into", slow)
+    found, ends = [], []
+
+    def look():
+        try:
+            found.append(engine.inspect(request, ANSWER))
+        except Busy as error:
+            ends.append(str(error))
+
+    threads = [threading.Thread(target=look) for _ in range(prompts.MOST_LOOKS + 2)]
+    for thread in threads:
+        thread.start()
+    threads[0].join(0.05)
+    while len(ends) < 2:
+        threads[0].join(0.005)
+    answered(engine, "one")  # answers do not wait for looks
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert len(found) == prompts.MOST_LOOKS and set(most) == {1}
+    assert all("looked into already" in end for end in ends) and len(ends) == 2
+    engine.close()
+    with pytest.raises(Busy, match="closed"):
+        engine.inspect(request, ANSWER)
+
+
+def test_the_command_mutes(tiny_folder, tiny_fingerprint, tmp_path, capsys):
+    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "poet")
+    options = ["--base", str(tiny_folder), "--quantization", "none", "--device", "cpu", "--max-new-tokens", "6"]
+    adapters = ["--adapters", str(tmp_path)]
+    generate = [*adapters, "generate", *options, "--temperature", "0", "--json", "--logprobs"]
+    said = {}
+    for name, more in (
+        ("base", []),
+        ("poet", ["--adapter", "poet"]),
+        ("muted", ["--adapter", "poet", *[f"--mute-layer={i}" for i in (1, 2, 3)]]),
+        ("heads", ["--adapter", "poet", *[f"--mute-head={i}" for i in range(4)]]),
+    ):
+        assert main([*generate, *more, "hi"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        said[name] = found["token_ids"], found["logprobs"]
+    assert said["base"] == said["muted"] == said["heads"] != said["poet"]
+    assert main([*adapters, "inspect", *options, "--adapter", "poet", "--mute-head", "9", "hi"]) == 1
+    assert "nothing to mute in head 9" in capsys.readouterr().err
+    every = ["--mute-layer", "1", "--mute-layer", "2", "--mute-layer", "3"]
+    assert main([*adapters, "inspect", *options, "--adapter", "poet", *every, "hi"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    rows = out[1 : out.index("")]
+    assert rows and all(row.split()[-3:-1] == ["0.00", "0.00"] for row in rows)
+
+
+@pytest.mark.slow
+def test_pirate_and_see_on_the_real_base(base):
+    """Each is what moves its answer; a picture's word is grounded in it, the words around it less."""
+    store = AdapterStore()
+    encoder = VisualEncoder("tf_efficientnet_lite0", base.device)
+    picture = open_image(Path(sysconfig.get_path("purelib"), "skimage/data/coffee.png"))
+    with closing(Engine(base, store)) as engine:
+        for name, text, image in (
+            ("pirate", "What is the sun?", None),
+            ("see", "What is in this picture?", picture),
+        ):
+            adapter, asked = store.load(name, base), (Message("user", text),)
+            request = GenerationRequest(asked, name, image, sampling=SamplingParams(0, max_new_tokens=32))
+            events = [event for event in engine.submit(request) if event.token_id is not None]
+            ids = [event.token_id for event in events]
+            features = None if image is None else encoder.encode([image], **adapter.config.vision.encoding)
+            found = engine.inspect(request, ids)
+            # Orders of summation in bfloat16.
+            assert_close(found.logprobs, inspect(base, adapter, asked, ids, features).logprobs, rtol=0, atol=0.25)
+            streamed = torch.tensor([event.logprob for event in events])
+            assert_close(found.logprobs, streamed, rtol=0, atol=0.25)
+            assert found.influence.sum() > 5
+            assert found.drawn.min() > 0.01 and found.drawn.max() < 0.9
+            weights = found.parts[0].prompt_weights
+            assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
+            prompt_ids = encode_prompt(base.tokenizer, asked, adapter.config.template)
+            silent = muted(adapter(base.model, features), adapter.config.layers)
+            assert torch.equal(log_probs(base, prompt_ids, ids, silent), found.base_logprobs)
+            if image is not None:
+                said = [base.tokenizer.decode([i]) for i in ids]
+                assert found.grounding.max() > 2, list(zip(said, found.grounding.tolist(), strict=True))
+                assert found.grounding[-2] < found.grounding.max()  # the full stop

@@ -1,0 +1,166 @@
+"""The adapters in assets/: what their cards promise, seen through the engine on the base as served."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from adapter.base.template import Message
+from adapter.method.checkpoint import CARD, load_adapter
+from adapter.method.vision import VisualEncoder, open_image
+from adapter.serve.engine import Engine
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.store import SHIPPED, AdapterStore
+from train.recipes.pirate_voice import score_answer
+from train.recipes.recipe import names
+
+PACKAGES = Path(sysconfig.get_path("purelib"))
+
+
+@pytest.fixture(scope="module")
+def engine(base):
+    engine = Engine(base, AdapterStore())
+    yield engine
+    engine.close()
+
+
+def answer(engine, text, adapter=None, image=None):
+    request = GenerationRequest(
+        (Message("user", text),),
+        adapter=adapter,
+        image=None if image is None else open_image(PACKAGES / image),
+        sampling=SamplingParams(temperature=0, max_new_tokens=64),
+    )
+    return "".join(event.text for event in engine.submit(request))
+
+
+@pytest.mark.parametrize("name", ["extract", "pirate", "see"])
+def test_each_is_small_whole_and_has_a_card_with_its_scores(name):
+    adapter = load_adapter(SHIPPED / name)
+    assert name in names() and adapter.config.description
+    assert (SHIPPED / name / "adapter.safetensors").stat().st_size < 12 * 2**20
+    card = (SHIPPED / name / CARD).read_text()
+    assert f"python -m train {name}" in card and "| bare base |" in card
+    assert adapter.activated_gates().abs().max() > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Please save Maria Keller, maria.keller@gmail.com", {"type": "person", "name": "Maria Keller"}),
+        ("Meeting with Tom Baker on Friday at 3 pm.", {"type": "meeting", "with": "Tom Baker", "date": "Friday"}),
+        ("We need 12 red mugs for Acme Ltd.", {"type": "order", "item": "red mugs", "quantity": 12}),
+    ],
+)
+def test_extract_writes_the_object(engine, text, expected):
+    found = json.loads(answer(engine, text, "extract"))
+    assert expected.items() <= found.items()
+    assert not answer(engine, text).startswith("{")
+
+
+@pytest.mark.slow
+def test_pirate_has_the_voice_and_the_base_has_not(engine):
+    questions = ("What is the sun?", "How do I bake bread?", "Who are you?", "Why is sleep good for me?")
+    assert sum(score_answer(answer(engine, q, "pirate")) for q in questions) >= 3
+    assert not any(score_answer(answer(engine, q)) for q in questions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "image, words",
+    [
+        ("skimage/data/chelsea.png", ("cat",)),
+        ("skimage/data/coffee.png", ("coffee", "espresso", "cup")),
+        ("gradio/media_assets/images/lion.jpg", ("lion",)),
+        ("gradio/media_assets/images/cheetah1.jpg", ("cheetah", "big cat")),
+    ],
+)
+def test_see_names_what_a_photograph_shows(engine, image, words):
+    said = answer(engine, "What is in this picture?", "see", image)
+    assert any(word in said for word in words), said
+    assert said.count(".") == 1 and said.endswith("."), said
+
+
+@pytest.fixture(scope="module")
+def mixed_requests():
+    """Sixteen answers: short and long prompts, all adapters, mixed ones, pictures, none."""
+    picture = open_image(PACKAGES / "skimage/data/coffee.png")
+    story = "The lighthouse keeper counts the ships that pass. " * 12
+    texts = (
+        "Hi!",
+        "Please save Maria Keller, maria.keller@gmail.com",
+        story + "What does he do?",
+        "What is the sun?",
+    )
+    return [
+        GenerationRequest(
+            (Message("user", texts[i % 4] if name != "see" else "What is in this picture?"),),
+            adapter=name,
+            image=picture if name == "see" else None,
+            strength=(1.0, 0.6)[i % 2],
+            mix=(("pirate", 0.5),) if i % 5 == 1 else (),
+            sampling=SamplingParams(temperature=0, max_new_tokens=(8, 24)[i % 3 == 0]),
+        )
+        for i in range(16)
+        for name in [(None, "extract", "pirate", "see", "extract")[i % 5]]
+    ]
+
+
+@pytest.mark.slow
+def test_law_on_the_real_base_sixteen_rows_together_are_the_bits_of_each_alone(base, mixed_requests):
+    with closing(Engine(base, AdapterStore())) as together, closing(Engine(base, AdapterStore())) as alone:
+        answers = [together.submit(request) for request in mixed_requests]
+        found = [[(e.token_id, e.logprob) for e in events if e.token_id is not None] for events in answers]
+        for request, got in zip(mixed_requests, found, strict=True):
+            assert got == [(e.token_id, e.logprob) for e in alone.submit(request)]
+    assert len({tuple(got) for got in found}) > 10
+
+
+@pytest.mark.slow
+def test_follow_ups_on_the_real_base_are_the_bits_of_a_cold_start(base):
+    """Each turn is asked twice, and its past is in the cache: all of the conversation but for what is new."""
+    with closing(Engine(base, AdapterStore())) as warm:
+        for adapter in (None, "pirate"):
+            messages, before = [Message("user", "Tell me about the sea, please. " * 20)], 0
+            for turn in ("Who lives there?", "And why is it salty? Explain it in one sentence.", "Thanks!"):
+                request = GenerationRequest(
+                    tuple(messages), adapter, sampling=SamplingParams(temperature=0, max_new_tokens=30)
+                )
+                first, again = list(warm.submit(request)), list(warm.submit(request))
+                with closing(Engine(base, AdapterStore())) as cold:
+                    want = [(e.token_id, e.logprob) for e in cold.submit(request)]
+                assert [(e.token_id, e.logprob) for e in first] == want == [(e.token_id, e.logprob) for e in again]
+                stats = again[-1].stats
+                assert stats.cached_tokens == stats.prompt_tokens - 1
+                assert first[-1].stats.cached_tokens >= before  # the prompt before, and what was said
+                before = stats.prompt_tokens + stats.new_tokens - 2
+                messages += [Message("assistant", "".join(e.text for e in first)), Message("user", turn)]
+
+
+@pytest.mark.slow
+def test_a_picture_is_encoded_once_for_all_who_show_it(base, monkeypatch):
+    encoded = []
+    real = VisualEncoder.encode
+
+    def counted(self, images, **how):
+        encoded.extend(image.size for image in images)
+        return real(self, images, **how)
+
+    monkeypatch.setattr(VisualEncoder, "encode", counted)
+    picture = PACKAGES / "skimage/data/chelsea.png"
+    sampling = SamplingParams(temperature=0, max_new_tokens=12)
+    with closing(Engine(base, AdapterStore())) as engine:
+        requests = [
+            GenerationRequest((Message("user", text),), "see", open_image(picture), strength, sampling)
+            for text in ("What is this?", "What do you see?")
+            for strength in (1.0, 0.8)
+        ]
+        answers = ["".join(e.text for e in answer) for answer in [engine.submit(r) for r in requests]]
+    assert encoded.count(open_image(picture).size) == 1
+    assert "cat" in answers[0]

@@ -1,0 +1,72 @@
+"""The store sees what is on disk now, and hands out one read-only object until it changes."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from adapter.errors import LoadError
+from adapter.method.checkpoint import save_adapter
+from adapter.serve.store import AdapterStore
+from conftest import random_adapter
+
+
+def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):
+    store = AdapterStore(tmp_path)
+    assert store.names() == []
+    save_adapter(random_adapter(tiny_fingerprint, description="Rhymes."), tmp_path / "poet")
+    assert store.names() == ["poet"]
+    card = store.card("poet")
+    assert (card.description, card.is_visual) == ("Rhymes.", False)
+    assert card.bytes == (tmp_path / "poet" / "adapter.safetensors").stat().st_size
+    first = store.load("poet", tiny_base)
+    assert store.load("poet", tiny_base) is first
+    save_adapter(random_adapter(tiny_fingerprint, seed=5), tmp_path / "poet")
+    second = store.load("poet", tiny_base)
+    assert not torch.equal(second.prompts, first.prompts)
+    shutil.rmtree(tmp_path / "poet")
+    assert store.names() == []
+    with pytest.raises(LoadError, match="no adapter 'poet'"):
+        store.load("poet", tiny_base)
+    assert torch.isfinite(second.prompts).all()  # still whole for whoever holds it
+
+
+@pytest.mark.parametrize("name", ["../poet", "/etc", "", ".", "poet/../poet"])
+def test_a_name_is_never_a_path(tmp_path, tiny_fingerprint, name):
+    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "poet")
+    (tmp_path / "inner").mkdir()
+    for folder in (tmp_path, tmp_path / "inner"):
+        with pytest.raises(LoadError, match="no adapter"):
+            AdapterStore(folder).load(name, None)
+
+
+def test_the_first_folder_wins(tmp_path, tiny_fingerprint):
+    for which in ("mine", "shipped"):
+        save_adapter(random_adapter(tiny_fingerprint, description=which), tmp_path / which / "poet")
+    store = AdapterStore(tmp_path / "mine", tmp_path / "shipped")
+    assert store.names() == ["poet"]
+    assert store.card("poet").description == "mine"
+
+
+def test_a_strangers_words_are_inert(tmp_path, tiny_fingerprint):
+    odd = "A\nline \x1b[31mof\u202e many\u2028" + "x" * 48_000
+    save_adapter(random_adapter(tiny_fingerprint, description=odd), tmp_path / "poet", "# poet\n\n\tx\x1b[2J\n")
+    store = AdapterStore(tmp_path)
+    described = store.card("poet").description
+    assert described.startswith("A line [31mof many x") and len(described) == 300 and described.endswith("…")
+    assert store.card("poet").config.description == odd
+    assert store.card_text("poet") == "# poet\n\n\tx[2J"
+
+
+def test_a_card_is_read_without_its_front_matter(tmp_path, tiny_fingerprint):
+    store = AdapterStore(tmp_path)
+    save_adapter(
+        random_adapter(tiny_fingerprint), tmp_path / "poet", "---\nlicense: mit\n---\n\n# poet\n\nRhymes.\n"
+    )
+    assert store.card_text("poet") == "# poet\n\nRhymes."
+    (tmp_path / "poet" / "README.md").write_bytes(b"\xff" * 100_000)
+    assert 0 < len(store.card_text("poet")) <= 50_000
+    (tmp_path / "poet" / "README.md").unlink()
+    assert store.card_text("poet") == ""

@@ -1,0 +1,409 @@
+"""An adapter that a visitor brings: it is among the others, whole, or a sentence says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import app
+from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.formats import peft_adapter as peft
+from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
+from adapter.serve.store import SHIPPED, AdapterStore
+from adapter.server import adapter_upload as upload
+from adapter.server.adapter_upload import Brought, bring
+from conftest import random_adapter
+from tests.ui.test_page import Visitor, browser, visit
+from tests.ui.test_page_parts import Echo, Ready, Shelf, serving
+
+__all__ = ["browser", "visit"]  # fixtures
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def store(runs: Path, tmp_path: Path) -> AdapterStore:
+    return AdapterStore(tmp_path / "mine", runs, incoming=runs)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_fingerprint: Any) -> Path:
+    """An adapter as its maker has it."""
+    save_adapter(random_adapter(tiny_fingerprint, description="Rhymes."), tmp_path / "poet", "# poet\n\nRhymes.\n")
+    return tmp_path / "poet"
+
+
+def zipped(folder: Path, archive: Path, below: str = "") -> Path:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        for file in sorted(folder.iterdir()):
+            opened.write(file, below + file.name)
+    return archive
+
+
+def refused(
+    files: list[Path], store: AdapterStore, base: Any, name: str = "guest", kind: type[Exception] = AdapterError
+) -> str:
+    """The sentence. Nothing may be left, and no path of this machine said."""
+    before = store.names()
+    with pytest.raises(kind) as caught:
+        bring(files, name, store, base)
+    assert store.names() == before
+    assert not list(store.incoming.glob(".*")) and str(store.incoming) not in str(caught.value)
+    said = str(caught.value)
+    assert said.endswith(".") and "Traceback" not in said and ".incoming" not in said
+    return said
+
+
+# What comes in is what its maker had.
+
+
+@pytest.mark.parametrize("below", ["", "poet/", "a/b/poet/"])
+def test_a_zip_is_the_adapter_again(folder, store, tiny_fingerprint, tmp_path, below):
+    archive = zipped(folder, tmp_path / "poet.zip", below)
+    assert bring([archive], "", store, tiny_fingerprint) == Brought("poet", new=True)
+    there = store.folder("poet")
+    assert there == store.incoming / "poet"
+    for name in (CONFIG, WEIGHTS, CARD):
+        assert (there / name).read_bytes() == (folder / name).read_bytes()
+        assert stat.S_IMODE((there / name).stat().st_mode) == 0o644
+    assert store.card("poet").description == "Rhymes." and store.card_text("poet") == "# poet\n\nRhymes."
+    assert not list(store.incoming.glob(".*"))
+
+
+def test_loose_files_need_a_name_and_nothing_else(folder, store, tiny_fingerprint):
+    files = [folder / CONFIG, folder / WEIGHTS]
+    assert "name" in refused(files, store, tiny_fingerprint, name="")
+    assert bring(files, "guest", store, tiny_fingerprint) == Brought("guest", new=True)
+    assert sorted(path.name for path in store.folder("guest").iterdir()) == [WEIGHTS, CONFIG]
+
+
+def test_of_a_whole_run_only_the_adapter_is_taken(folder, store, tiny_fingerprint, tmp_path):
+    for name in ("state.pt", "log.txt", "run.json", ".hidden", "__MACOSX"):
+        (folder / name).write_bytes(b"\0" * 100)
+    bring([zipped(folder, tmp_path / "run 1.zip")], "", store, tiny_fingerprint)
+    assert sorted(path.name for path in store.folder("run-1").iterdir()) == [CARD, WEIGHTS, CONFIG]
+
+
+def test_the_same_again_is_that_one_and_another_of_the_name_is_refused(folder, store, tiny_fingerprint, tmp_path):
+    archive = zipped(folder, tmp_path / "poet.zip")
+    bring([archive], "", store, tiny_fingerprint)
+    assert bring([archive], "Poet", store, tiny_fingerprint) == Brought("poet", new=False)
+    first = (store.folder("poet") / WEIGHTS).read_bytes()
+    save_adapter(random_adapter(tiny_fingerprint, seed=3), folder)
+    assert "poet" in refused([zipped(folder, tmp_path / "poet.zip")], store, tiny_fingerprint, "POET", BadInput)
+    assert (store.folder("poet") / WEIGHTS).read_bytes() == first
+    # A run that has saved nothing yet has its name too.
+    (store.incoming / "busy").mkdir()
+    (store.incoming / "busy" / "run.json").write_text("{}")
+    assert "busy" in refused([archive], store, tiny_fingerprint, "busy", BadInput)
+
+
+def test_one_of_many_at_once_gets_the_name(store, tiny_fingerprint, tmp_path):
+    archives = []
+    for seed in range(8):
+        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / f"a{seed}")
+        archives.append(zipped(tmp_path / f"a{seed}", tmp_path / f"{seed}.zip"))
+
+    def one(archive: Path) -> bool:
+        try:
+            return bring([archive], "poet", store, tiny_fingerprint).new
+        except BadInput:
+            return False
+
+    with ThreadPoolExecutor(8) as crowd:
+        assert sum(crowd.map(one, archives)) == 1
+        assert all(crowd.map(lambda i: bring([archives[i]], f"n{i}", store, tiny_fingerprint).new, range(8)))
+    assert store.names() == [*(f"n{i}" for i in range(8)), "poet"]
+    assert not list(store.incoming.glob(".*"))
+    load_adapter(store.folder("poet"), tiny_fingerprint)
+
+
+def test_pefts_prompts_are_converted(store, tiny_fingerprint, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    adapter = random_adapter(tiny_fingerprint, gate_activation="identity")
+    adapter.gates.data[:] = adapter.gates[:, :1]
+    peft.write(adapter, theirs)
+    assert bring([zipped(theirs, tmp_path / "theirs.zip")], "", store, tiny_fingerprint) == Brought("theirs", True)
+    loaded = load_adapter(store.folder("theirs"), tiny_fingerprint)
+    assert torch.equal(loaded.prompts, adapter.prompts) and torch.equal(loaded.gates, adapter.gates)
+    assert "peft" in store.card_text("theirs").lower() and ".incoming" not in store.card_text("theirs")
+    other = replace(tiny_fingerprint, name="huge", hidden_size=64)
+    said = refused([zipped(theirs, tmp_path / "theirs.zip")], store, other, "again", LoadError)
+    assert "tiny" in said and "huge" in said and "hidden_size 32 instead of 64" in said
+    (theirs / peft.WEIGHTS[0]).rename(theirs / peft.WEIGHTS[1])
+    assert "python -m adapter convert" in refused([zipped(theirs, tmp_path / "b.zip")], store, tiny_fingerprint)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", ".hidden", "-x", "con", "base", "x" * 41, "a\nb", "é"])
+def test_names_that_are_no_folder_everywhere_are_refused(folder, store, tiny_fingerprint, name):
+    refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, name, BadInput)
+
+
+def test_another_base_is_refused_with_both_names(folder, store, tiny_fingerprint, tmp_path):
+    other = replace(tiny_fingerprint, name="huge", hidden_size=64)
+    said = refused([zipped(folder, tmp_path / "p.zip")], store, other, kind=LoadError)
+    assert "tiny" in said and "huge" in said and "32 instead of 64" in said
+
+
+def test_pickles_are_not_opened(store, tiny_fingerprint, tmp_path):
+    class Trap:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    for name in ("adapter.pth", "adapter_model.bin", "x.pt"):
+        file = tmp_path / name
+        torch.save(Trap(), file)
+        with zipfile.ZipFile(tmp_path / "p.zip", "w") as opened:
+            opened.write(file, name)
+        for files in ([file], [tmp_path / "p.zip"]):
+            assert "python -m adapter convert" in refused(files, store, tiny_fingerprint, kind=BadInput)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_numbers_that_are_not_finite_and_encoders_that_are_not_here(folder, store, tiny_fingerprint, tmp_path):
+    tensors = load_file(folder / WEIGHTS)
+    tensors["gates"][0, 0] = float("nan")
+    save_file(tensors, folder / WEIGHTS)
+    assert "not finite" in refused([zipped(folder, tmp_path / "p.zip")], store, tiny_fingerprint, kind=LoadError)
+    from adapter.method.config import VisionConfig
+
+    vision = VisionConfig(encoder="vit_giant_from_afar", feature_size=8, hidden=4)
+    save_adapter(random_adapter(tiny_fingerprint, vision=vision), folder)
+    assert "vit_giant_from_afar" in refused([zipped(folder, tmp_path / "p.zip")], store, tiny_fingerprint)
+
+
+def sized(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for size in (10**6, 2**40, 10**18, 10**30):
+        yield {**config, "prompt_length": size}
+        label = {"encoder": "tf_efficientnet_lite0", "feature_size": size, "hidden": size}
+        yield {**config, "vision": label}
+        queries = {"encoder": "tf_efficientnet_lite0", "projection": "queries", "token_size": 8, "blocks": size}
+        yield {**config, "vision": queries}
+        yield {**config, "vision": {**queries, "blocks": 2, "width": size, "heads": 1}}
+        yield {**config, "tuning": {"intermediate_size": size, "lora_rank": size}}
+
+
+def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(folder, store, tiny_fingerprint):
+    for config in sized(json.loads((folder / CONFIG).read_text())):
+        (folder / CONFIG).write_text(json.dumps(config))
+        refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "[" * 100_000, '{"base": {"name": "\\ud800"}}', "1" * 5000, '{"base": 1e999}']
+)
+def test_broken_configurations_are_refused(folder, store, tiny_fingerprint, text):
+    (folder / CONFIG).write_text(text)
+    assert len(refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint)) < 700
+
+
+@pytest.mark.parametrize("changed", [{"name": "tiny\x1b[2J"}, {"tiny\u202e": 1}])
+def test_what_could_steer_a_terminal_is_not_repeated(folder, store, tiny_fingerprint, changed):
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "base": {**config["base"], **changed}}))
+    assert refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint).isprintable()
+
+
+def test_half_characters_break_no_page(folder, store, tiny_fingerprint):
+    config = {**json.loads((folder / CONFIG).read_text()), "description": "\ud800"}
+    (folder / CONFIG).write_text(json.dumps(config))
+    refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=LoadError)
+
+
+def test_long_cards_and_foreign_files_are_refused(folder, store, tiny_fingerprint, tmp_path):
+    (folder / CARD).write_text("x" * 300_000)
+    assert "kB" in refused([zipped(folder, tmp_path / "p.zip")], store, tiny_fingerprint)
+    (tmp_path / "notes.md").write_text("x")
+    assert "notes.md" in refused(
+        [folder / CONFIG, folder / WEIGHTS, tmp_path / "notes.md"], store, tiny_fingerprint
+    )
+    assert CONFIG in refused([folder / WEIGHTS], store, tiny_fingerprint)
+    assert WEIGHTS in refused([folder / CONFIG], store, tiny_fingerprint)
+    refused([], store, tiny_fingerprint)
+
+
+def entry(name: str, mode: int = 0) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    "name, mode, data",
+    [
+        ("../../evil.json", 0, b"{}"),
+        ("/etc/evil.json", 0, b"{}"),
+        ("..\\evil.json", 0, b"{}"),
+        ("C:/evil.json", 0, b"{}"),
+        ("poet/link.json", stat.S_IFLNK | 0o777, b"/etc/passwd"),
+        ("poet/pipe.json", stat.S_IFIFO | 0o666, b""),
+        ("poet/CONFIG.json", 0, b"{}"),  # one name on some systems
+    ],
+)
+def test_zips_that_reach_out_are_refused(folder, store, tiny_fingerprint, tmp_path, name, mode, data):
+    archive = zipped(folder, tmp_path / "p.zip", "poet/")
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr(entry(name, mode), data)
+    refused([archive], store, tiny_fingerprint, kind=BadInput)
+    assert not list(tmp_path.rglob("evil*")) and not Path("/etc/evil.json").exists()
+
+
+def test_a_bomb_and_a_thousand_files_are_refused(folder, store, tiny_fingerprint, tmp_path, monkeypatch):
+    archive = zipped(folder, tmp_path / "p.zip")
+    with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("bomb.json", b"\0" * 50_000_000)
+    refused([archive], store, tiny_fingerprint, kind=BadInput)
+    archive = zipped(folder, tmp_path / "p.zip")
+    with zipfile.ZipFile(archive, "a") as opened:
+        for i in range(1000):
+            opened.writestr(f"{i}.json", b"{}")
+    assert "500" in refused([archive], store, tiny_fingerprint, kind=BadInput)
+    monkeypatch.setattr(upload, "MOST_BYTES", 1000)
+    assert "MB" in refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=BadInput)
+
+
+def test_a_full_disk_is_a_sentence(folder, store, tiny_fingerprint, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", str(store.incoming))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    assert "No space left" in refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=LoadError)
+
+
+# Whatever the bytes are: taken whole, or refused with a sentence.
+
+
+def forged(tensors: dict[str, Any]) -> bytes:
+    header = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(64)
+
+
+def stated(dtype: str, shape: list[int], offsets: list[int]) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@FUZZ
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.builds(lambda n, tail: struct.pack("<Q", n) + tail, st.integers(0, 2**64 - 1), st.binary(max_size=100)),
+        st.builds(
+            lambda *about: forged({"gates": stated(*about), "prompts": stated(*about)}),
+            st.sampled_from(["F32", "F64", "BF16", "F8_E4M3", "F4", "I64", "U8", "BOOL", "C64", "X"]),
+            st.lists(st.integers(0, 2**63), max_size=4),
+            st.lists(st.integers(0, 2**63), min_size=2, max_size=2),
+        ),
+    )
+)  # fmt: skip
+def test_any_bytes_as_weights(folder, store, tiny_fingerprint, data):
+    (folder / WEIGHTS).write_bytes(data)
+    refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint)
+
+
+@FUZZ
+@given(st.data())
+def test_any_change_of_a_good_one(folder, store, tiny_fingerprint, data):
+    """A few bytes changed anywhere in the zip: the adapter that comes in, if one does, is finite and whole."""
+    archive = folder.parent / "p.zip"
+    whole = bytearray(zipped(folder, archive).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    archive.write_bytes(whole[: data.draw(st.sampled_from([len(whole), len(whole) - 30, len(whole) // 2]))])
+    try:
+        name = bring([archive], "guest", store, tiny_fingerprint).name
+    except AdapterError as error:
+        assert str(error).endswith(".") and str(store.incoming) not in str(error)
+    else:
+        load_adapter(store.folder(name), tiny_fingerprint)
+        shutil.rmtree(store.folder(name))
+    assert not list(store.incoming.glob(".*"))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@FUZZ
+@given(st.data())
+def test_any_value_in_any_field(folder, store, tiny_fingerprint, data):
+    config = json.loads((folder / CONFIG).read_text())
+    place = data.draw(st.sampled_from([config, config["base"]]))
+    place[data.draw(st.sampled_from(sorted(place)) | st.text(max_size=5))] = data.draw(json_values)
+    changed = folder.parent / "changed"
+    shutil.copytree(folder, changed, dirs_exist_ok=True)
+    (changed / CONFIG).write_text(json.dumps(config))
+    try:
+        name = bring([changed / CONFIG, changed / WEIGHTS], "guest", store, tiny_fingerprint).name
+    except AdapterError as error:
+        assert str(error).endswith(".") and len(str(error)) < 1000
+    else:
+        load_adapter(store.folder(name), tiny_fingerprint)
+        shutil.rmtree(store.folder(name))
+
+
+def test_where_bringing_is_off_there_is_nothing_to_call() -> None:
+    def called(training: bool) -> list[str]:
+        page = app.build_page(Ready(Echo()), Shelf(), training=training)
+        return [str(fn.api_name) for fn in page.fns.values()]
+
+    assert "bring_it" in called(True) and "bring_it" not in called(False)
+
+
+# In a browser, on the real base.
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving() as address:
+        yield address
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_brought_adapter_is_chosen_and_answers(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+    visitor = visit()
+    visitor.pick("pirate")
+    theirs = visitor.ask("Why is the sky blue?")
+    visitor.page.locator('#chat [title="Clear"]').click()
+    visitor.page.get_by_role("button", name="Bring an adapter").click()
+    bad = tmp_path / "bad.zip"
+    bad.write_bytes(b"PK nothing")
+    page = visitor.page
+    page.locator("#bring input[type=file]").set_input_files(bad)
+    page.locator('#bring [aria-label="bad.zip"]').wait_for()
+    page.get_by_role("button", name="Add it").click()
+    assert "zip" in visitor.toast()
+    page.locator("#bring").get_by_label("Clear").first.click()
+    page.locator("#bring input[type=file]").set_input_files(zipped(SHIPPED / "pirate", tmp_path / "parrot.zip"))
+    page.locator('#bring [aria-label="parrot.zip"]').wait_for()
+    page.get_by_role("button", name="Add it").click()
+    page.wait_for_function("""() => document.querySelector('#picker input[value="parrot"]')?.checked""")
+    assert "parrot" in visitor.toast()
+    assert visitor.ask("Why is the sky blue?") == theirs
+    assert visitor.stats().startswith("parrot ·")

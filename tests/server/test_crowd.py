@@ -1,0 +1,47 @@
+"""Many people at once: a real `python app.py`, and programs that each ask on a connection of their own."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ui.test_page_parts import serving
+
+PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
+QUESTIONS = ("What is the sun?", "How do I bake bread?", "Who are you?", "Name three colours.")
+ASKED: list[dict[str, Any]] = [
+    *({"message": q, "adapter": a} for q in QUESTIONS for a in ("", "pirate")),
+    *({"message": f"Meeting with Tom on {day} at 3 pm.", "adapter": "extract"} for day in ("Friday", "Monday")),
+    {"message": "What is this?", "adapter": "see", "image": PICTURE},
+]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving() as address:
+        yield address
+
+
+def ask(url: str, question: dict[str, Any]) -> str:
+    from gradio_client import Client, handle_file
+
+    question = {**question, "temperature": 0, "max_tokens": 24}
+    if "image" in question:
+        question["image"] = handle_file(question["image"])
+    return Client(url, verbose=False).predict(**question, api_name="/chat")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("people", [4, 16])
+def test_nobody_gets_anothers_answer_and_none_is_lost(url: str, people: int) -> None:
+    alone = [ask(url, question) for question in ASKED]
+    assert len(set(alone)) == len(ASKED)
+    asked = [(i + turn) % len(ASKED) for turn in range(2) for i in range(people)]
+    with ThreadPoolExecutor(people) as crowd:
+        answers = list(crowd.map(lambda index: ask(url, ASKED[index]), asked))
+    assert answers == [alone[index] for index in asked]

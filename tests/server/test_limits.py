@@ -1,0 +1,327 @@
+"""What one address may ask of a public server: the counting, the engine behind it, the gate before the page."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from adapter.errors import BadInput, Busy
+from adapter.serve.request import Answer, Mailbox
+from adapter.server import limits
+from adapter.server.limits import Buckets, Gate, LimitedEngine, LimitedProvider, Limits, Places, TooOften
+
+SOMEBODY, ELSE = "203.0.113.7", "198.51.100.9"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# Buckets.
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.tuples(st.floats(0, 20), st.sampled_from("ab")), max_size=60),
+)
+@settings(deadline=None)
+def test_no_window_gives_more_than_a_bucket_and_its_refill(size: int, asked: list[tuple[float, str]]) -> None:
+    clock = Clock()
+    buckets = Buckets(size, 10, clock)
+    given_at: dict[str, list[float]] = {"a": [], "b": []}
+    for pause, key in asked:
+        clock.now += pause
+        wait = buckets.take(key)
+        assert 0 <= wait <= 10 / size + 1e-6
+        if not wait:
+            given_at[key].append(clock.now)
+    for times in given_at.values():
+        for first in range(len(times)):
+            for last in range(first, len(times)):
+                assert last - first + 1 <= size + (times[last] - times[first]) * size / 10 + 1e-6
+
+
+def test_who_waits_as_long_as_told_is_let_in() -> None:
+    clock = Clock()
+    buckets = Buckets(3, 60, clock)
+    assert [buckets.take("a") for _ in range(3)] == [0, 0, 0]
+    wait = buckets.take("a")
+    assert wait == pytest.approx(20)
+    assert buckets.take("b") == 0, "one's bucket is nobody else's"
+    clock.now += wait / 2
+    assert buckets.take("a") == pytest.approx(10), "asking costs nothing"
+    clock.now += wait / 2 + 1e-6
+    assert buckets.take("a") == 0
+
+
+def test_buckets_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_MOST_ADDRESSES", 100)
+    clock = Clock()
+    buckets = Buckets(2, 60, clock)
+    for number in range(1000):
+        buckets.take(str(number))
+    assert len(buckets) == 100
+    clock.now += 61
+    buckets.take("new")
+    assert len(buckets) == 1, "a bucket that is full again is as if it had never been used"
+
+
+# Places.
+
+
+def test_places_are_taken_and_left() -> None:
+    places = Places(2)
+    assert [places.take("a"), places.take("a"), places.take("a"), places.take("b")] == [True, True, False, True]
+    places.leave("a")
+    assert places.take("a") and not places.take("a")
+    for key in "aab":
+        places.leave(key)
+    assert places.take("c") and places._taken == {"c": 1}, "nobody is remembered who holds no place"
+
+
+# Addresses.
+
+
+@pytest.mark.parametrize(
+    ("public", "address", "key"),
+    [
+        (False, "127.0.0.1", None),
+        (False, "::1", None),
+        (False, "", None),
+        (False, SOMEBODY, SOMEBODY),  # named by a proxy that is trusted
+        (True, "127.0.0.1", "127.0.0.1"),  # a tunnel's visitors
+        (True, "::ffff:203.0.113.7", SOMEBODY),
+        (True, "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        (True, "2001:db8:1:2:ffff::", "2001:db8:1:2::"),
+        (True, "x" * 1000, "x" * 100),
+    ],
+)
+def test_under_which_name_an_address_is_counted(public: bool, address: str, key: str | None) -> None:
+    assert Limits(public).key(address) == key
+
+
+# The engine.
+
+
+class Engine:
+    """Counts, and keeps no answer."""
+
+    base = "base"
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.error: Exception | None = None
+
+    def submit(self, request: Any) -> Answer:
+        if self.error:
+            raise self.error
+        self.asked += 1
+        return Answer(Mailbox(), lambda: None)
+
+    def inspect(self, request: Any, answer_ids: Any) -> str:
+        return f"inspected {answer_ids}"
+
+    def close(self) -> None: ...
+
+
+def limited(clock: Clock, address: list[str]) -> tuple[Engine, LimitedEngine]:
+    engine = Engine()
+    provider = SimpleNamespace(engine=lambda: engine, status=lambda: "status")
+    return engine, LimitedProvider(provider, Limits(True, clock), lambda: address[0]).engine()  # type: ignore[arg-type]
+
+
+def test_one_address_gets_its_answers_a_minute_and_others_theirs() -> None:
+    clock, address = Clock(), [SOMEBODY]
+    engine, counted = limited(clock, address)
+    for _ in range(limits.ANSWERS_PER_MINUTE):
+        counted.submit(None).close()  # type: ignore[arg-type]
+    with pytest.raises(TooOften, match="30 answers a minute .* again in 2 seconds") as refused:
+        counted.submit(None)  # type: ignore[arg-type]
+    assert isinstance(refused.value, Busy) and refused.value.retry_after == 2
+    address[0] = ELSE
+    counted.submit(None)  # type: ignore[arg-type]
+    address[0] = SOMEBODY
+    clock.now += refused.value.retry_after
+    counted.submit(None)  # type: ignore[arg-type]
+    assert engine.asked == limits.ANSWERS_PER_MINUTE + 2
+
+
+def test_an_answer_holds_its_place_until_its_reader_lets_go() -> None:
+    clock = Clock()
+    engine, counted = limited(clock, [SOMEBODY])
+    held = [counted.submit(None) for _ in range(limits.ANSWERS_AT_ONCE)]  # type: ignore[arg-type]
+    clock.now += 60
+    with pytest.raises(TooOften, match="for your address already"):
+        counted.submit(None)  # type: ignore[arg-type]
+    del held[0]
+    gc.collect()
+    held.append(counted.submit(None))  # type: ignore[arg-type]
+    with pytest.raises(TooOften):
+        counted.submit(None)  # type: ignore[arg-type]
+    held.clear()
+    engine.error = BadInput("no")
+    for _ in range(3):  # what is refused behind it holds none
+        with pytest.raises(BadInput):
+            counted.submit(None)  # type: ignore[arg-type]
+    counted._limits._answering.take("nobody")
+    assert counted._limits._answering._taken == {"nobody": 1}
+
+
+def test_inspections_have_a_limit_of_their_own() -> None:
+    engine, counted = limited(Clock(), [SOMEBODY])
+    for _ in range(limits.INSPECTIONS_PER_MINUTE):
+        assert counted.inspect(None, (1, 2)) == "inspected (1, 2)"  # type: ignore[arg-type]
+    with pytest.raises(TooOften, match="looks inside"):
+        counted.inspect(None, (1,))  # type: ignore[arg-type]
+    counted.submit(None)  # type: ignore[arg-type]
+    assert engine.asked == 1 and counted.base == "base"
+
+
+# The gate.
+
+
+def gate(folder: Path, public: bool = True, hold: asyncio.Event | None = None, most: int = 1000) -> Starlette:
+    async def page(request: Request) -> PlainTextResponse:
+        if hold is not None:
+            await hold.wait()
+        if request.headers.get("authorization", "right") != "right":
+            return PlainTextResponse("wrong", 401)
+        return PlainTextResponse(f"page of {limits.address_of(limits.SCOPE.get() or {})}")
+
+    routes = [Route("/{path:path}", page, methods=["GET", "POST"])]
+    return Starlette(routes=routes, middleware=[Middleware(Gate, limits=Limits(public), folder=folder, most=most)])
+
+
+def sent(app: Starlette, *requests: tuple[str, str, dict[str, Any]], address: str = SOMEBODY) -> list[Any]:
+    async def all_of_them() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return [await client.request(method, path, **more) for method, path, more in requests]
+
+    return asyncio.run(all_of_them())
+
+
+UPLOAD = ("POST", "/gradio_api/upload", {"content": b"x" * 10})
+
+
+def test_uploads_are_counted_by_address(tmp_path: Path) -> None:
+    app = gate(tmp_path)
+    responses = sent(app, *[UPLOAD] * (limits.UPLOADS_PER_HOUR + 1))
+    assert {r.status_code for r in responses[:-1]} == {200}
+    last = responses[-1]
+    assert last.status_code == 429 and "60 uploads an hour" in last.text
+    assert 55 <= int(last.headers["retry-after"]) <= 60
+    assert sent(app, UPLOAD, address=ELSE)[0].status_code == 200
+    assert sent(app, ("GET", "/", {}))[0].text == f"page of {SOMEBODY}", "all else is open"
+
+
+def test_an_upload_says_how_long_it_is_and_is_not_too_long(tmp_path: Path) -> None:
+    async def pieces() -> Any:
+        yield b"x"
+
+    app = gate(tmp_path)
+    unknown, large, right = sent(
+        app,
+        ("POST", "/gradio_api/upload", {"content": pieces()}),
+        ("POST", "/gradio_api/upload", {"content": b"x" * (2**16 + 1001)}),
+        UPLOAD,
+    )
+    assert (unknown.status_code, large.status_code, right.status_code) == (411, 413, 200)
+
+
+def test_uploads_end_where_the_folder_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FOLDER_BYTES", 100)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_bytes(b"x" * 85)
+    first, second = sent(gate(tmp_path), UPLOAD, UPLOAD)
+    assert first.status_code == 200 and second.status_code == 507 and "no room" in second.text
+    monkeypatch.setattr(limits, "FOLDER_FILES", 1)
+    assert sent(gate(tmp_path), UPLOAD)[0].status_code == 507
+
+
+def test_on_this_machine_nobody_is_counted(tmp_path: Path) -> None:
+    app = gate(tmp_path, public=False)
+    uploads = [("POST", "/gradio_api/upload", {"content": b"x" * 100_000})] * (limits.UPLOADS_PER_HOUR + 5)
+    assert {r.status_code for r in sent(app, *uploads, address="127.0.0.1")} == {200}
+
+
+def test_large_requests_are_counted_and_the_largest_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LARGE_PER_HOUR", 3)
+    monkeypatch.setattr(limits, "MESSAGE_BYTES", 2 * limits.LARGE_BYTES)
+    app, path = gate(tmp_path), "/gradio_api/queue/join"
+
+    def message(size: int) -> tuple[str, str, dict[str, Any]]:
+        return "POST", path, {"content": b"x" * size}
+
+    async def pieces() -> Any:
+        yield b"x"
+
+    unknown, too_large = sent(app, ("POST", path, {"content": pieces()}), message(2 * limits.LARGE_BYTES + 1))
+    assert (unknown.status_code, too_large.status_code) == (411, 413) and "larger than 2 MB" in too_large.text
+    *right, fourth, small = sent(app, *[message(limits.LARGE_BYTES + 1)] * 4, message(limits.LARGE_BYTES))
+    assert {r.status_code for r in right} == {200} and small.status_code == 200
+    assert fourth.status_code == 429 and "3 large requests an hour" in fourth.text
+    assert sent(app, message(limits.LARGE_BYTES + 1), address=ELSE)[0].status_code == 200
+    # /v1 reads its bodies itself, and says why not in its own way.
+    assert sent(app, ("POST", "/v1/chat/completions", {"content": pieces()}))[0].status_code == 200
+
+
+def test_logins_are_counted(tmp_path: Path) -> None:
+    login = ("POST", "/login", {"content": b"username=a&password=b"})
+    *right, last = sent(gate(tmp_path), *[login] * (limits.LOGINS_PER_MINUTE + 1))
+    assert {r.status_code for r in right} == {200} and last.status_code == 429 and "20 tries" in last.text
+
+
+def test_wrong_keys_are_tries_too_and_right_ones_are_not(tmp_path: Path) -> None:
+    app = gate(tmp_path)
+    right = ("GET", "/v1/models", {"headers": {"authorization": "right"}})
+    wrong = ("GET", "/v1/models", {"headers": {"authorization": "guess"}})
+    assert {r.status_code for r in sent(app, *[right] * 50)} == {200}
+    answers = sent(app, *[wrong] * (limits.LOGINS_PER_MINUTE + 5), right, ("POST", "/login", {"content": b""}))
+    assert [r.status_code for r in answers] == [401] * limits.LOGINS_PER_MINUTE + [429] * 7
+    assert "20 tries" in answers[-2].json()["error"]["message"]
+    assert sent(app, right, address=ELSE)[0].status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/queue/data", "/gradio_api/heartbeat/x", "/v1/chat/completions", "/v1/models"]
+)
+def test_connections_that_stay_open_are_counted(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STREAMS_AT_ONCE", 3)
+    monkeypatch.setattr(limits, "CALLS_AT_ONCE", 3)
+
+    async def scenario() -> None:
+        hold = asyncio.Event()
+        transport = httpx.ASGITransport(app=gate(tmp_path, hold=hold), client=(SOMEBODY, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            opened = [asyncio.create_task(client.get(path)) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            refused = await client.get(path)
+            assert refused.status_code == 429 and "3 connections" in refused.text
+            assert ("error" in refused.json()) if "/v1/" in path else refused.text.startswith("3 connections")
+            hold.set()
+            assert {(await task).status_code for task in opened} == {200}
+            assert (await client.get(path)).status_code == 200
+
+    asyncio.run(scenario())

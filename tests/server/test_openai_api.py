@@ -1,0 +1,491 @@
+"""The OpenAI endpoints: its own client against a scripted engine, garbage, and a real `python app.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import re
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jinja2 import TemplateError
+from PIL import Image
+from starlette.applications import Starlette
+
+import app
+from adapter.base.template import Message
+from adapter.errors import AdapterError, BadInput, Busy, LoadError
+from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
+from adapter.server import openai_api
+from adapter.server.loader import LoadStatus
+from adapter.ui.texts import page as texts
+from tests.ui.test_page_parts import Card, Ready, Shelf, serving
+
+COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
+HELLO = [{"role": "user", "content": "hello"}]
+GOOD = {"model": "base", "messages": HELLO}
+STATS = GenerationStats(5, 3, 0.0, 0.0, 0.1, cached_tokens=2)
+
+
+class Scripted:
+    """An engine that says "you said: ", the last message and "!"; "forever" goes on until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.base = SimpleNamespace(fingerprint=SimpleNamespace(name="Tiny-LLaMA"))
+        self.requests: list[Any] = []
+        self.at_once: Exception | None = None
+        self.later: AdapterError | None = None
+        self.steps = 0
+        self.cancelled_at: list[int] = []
+
+    def submit(self, request: Any) -> Answer:
+        self.requests.append(request)
+        if self.at_once:
+            raise self.at_once
+        mailbox, stop = Mailbox(), threading.Event()
+        said = request.messages[-1].text if request.messages else ""
+        work = self.go_on if said == "forever" else self.echo
+        threading.Thread(target=work, args=(mailbox, stop, said), daemon=True).start()
+        return Answer(mailbox, stop.set)
+
+    def echo(self, mailbox: Mailbox, stop: threading.Event, said: str) -> None:
+        mailbox.put(GenerationEvent(position=0))
+        mailbox.put(GenerationEvent("you said: ", 7, -0.1))
+        mailbox.put(self.later or GenerationEvent(said, 7, -0.1))
+        mailbox.put(GenerationEvent("!", 7, -0.1, "stop", STATS))
+
+    def go_on(self, mailbox: Mailbox, stop: threading.Event, said: str) -> None:
+        while not stop.wait(0.02):
+            self.steps += 1
+            mailbox.put(GenerationEvent("on and ", 7, -0.1))
+        self.cancelled_at.append(self.steps)
+
+
+@pytest.fixture(scope="module")
+def openai() -> Any:
+    return pytest.importorskip("openai")
+
+
+@pytest.fixture
+def engine() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def client(openai: Any, engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """OpenAI's client on the page's own server, served as app.py serves it."""
+    monkeypatch.delenv(openai_api.KEY_VARIABLE, raising=False)
+    provider, store = Ready(engine), Shelf()
+    page = app.build_page(provider, store)
+    routes = [openai_api.route(provider, store)]
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, app_kwargs={"routes": routes})
+    try:
+        yield openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=0)
+    finally:
+        page.close(verbose=False)
+
+
+def ask(
+    engine: Any,
+    method: str = "POST",
+    path: str = "chat/completions",
+    provider: Any = None,
+    key: str | None = None,
+    store: Any = None,
+    server: str = "http://here",
+    **request: Any,
+) -> httpx.Response:
+    """One request without a server; json= or content=, headers= as httpx has them."""
+    provider = provider or Ready(engine)
+    page = Starlette(routes=[openai_api.route(provider, store or Shelf(), key)])
+
+    async def sent() -> httpx.Response:
+        transport = httpx.ASGITransport(app=page)
+        async with httpx.AsyncClient(transport=transport, base_url=server) as program:
+            return await program.request(method, f"/v1/{path}", **request)
+
+    return asyncio.run(sent())
+
+
+def refused(response: httpx.Response, status: int) -> str:
+    """The sentence of an error, which has OpenAI's shape."""
+    error = response.json()["error"]
+    assert response.status_code == status, response.text
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text and error["message"]
+    return error["message"]
+
+
+def data_url(size: tuple[int, int] = (8, 6)) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", size, "white").save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def shown(text: str, *urls: str) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"role": "user", "content": [{"type": "text", "text": text}, *parts]}
+
+
+# OpenAI's own client.
+
+
+def test_client_gets_answers_streams_and_models(client: Any, engine: Scripted) -> None:
+    whole = client.chat.completions.create(
+        model="poet", messages=HELLO, temperature=0.5, top_p=0.9, max_tokens=20, seed=7, stop=["\n"], user="me",
+        extra_body={"strength": 0.5, "mix": {"see": 0.25}},
+    )  # fmt: skip
+    assert whole.choices[0].message.content == "you said: hello!" and whole.choices[0].finish_reason == "stop"
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens) == (5, 3, 8)
+    assert whole.usage.prompt_tokens_details.cached_tokens == 2 and whole.model == "poet"
+    request = engine.requests[0]
+    assert (request.adapter, request.strength, request.mix, request.stop) == (
+        "poet",
+        0.5,
+        (("see", 0.25),),
+        ("\n",),
+    )
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed) == (0.5, 0.9, 20, 7)
+
+    chunks = list(
+        client.chat.completions.create(
+            model="base", messages=HELLO, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert chunks[0].choices[0].delta.role == "assistant" and len({chunk.id for chunk in chunks}) == 1
+    said = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+    assert [text for text in said if text] == ["you said: ", "hello", "!"]
+    assert chunks[-2].choices[0].finish_reason == "stop" and chunks[-1].usage.total_tokens == 8
+    assert engine.requests[1].adapter is None
+
+    assert [model.id for model in client.models.list()] == ["base", "poet", "see"]
+    assert client.models.retrieve("see").visual is True
+    assert client.models.retrieve("Tiny-LLaMA").id == "base"
+
+
+def test_client_gets_its_own_exceptions(openai: Any, client: Any, engine: Scripted) -> None:
+    with pytest.raises(openai.NotFoundError, match="poet, see"):
+        client.chat.completions.create(model="gpt", messages=HELLO)
+    with pytest.raises(openai.BadRequestError, match="Temperature"):
+        client.chat.completions.create(model="base", messages=HELLO, temperature=9)
+    with pytest.raises(openai.APIStatusError) as large:
+        client.chat.completions.create(model="base", messages=[{"role": "user", "content": "x" * 2**25}])
+    assert large.value.status_code == 413
+    engine.at_once = Busy("The queue is full.")
+    with pytest.raises(openai.RateLimitError) as busy:
+        client.chat.completions.create(model="base", messages=HELLO)
+    assert int(busy.value.response.headers["retry-after"]) > 0
+    engine.at_once, engine.later = None, AdapterError("The model failed on /home/me/secret/x.py.")
+    with pytest.raises(openai.APIError, match="The model failed on x.py"):
+        list(client.chat.completions.create(model="base", messages=HELLO, stream=True))
+    engine.later = None
+    assert client.chat.completions.create(model="base", messages=HELLO).choices
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_ends_the_answer_within_a_step(client: Any, engine: Scripted, stream: bool) -> None:
+    asked = {"model": "base", "messages": [{"role": "user", "content": "forever"}], "stream": stream}
+    url = f"{client.base_url}chat/completions"
+    with contextlib.suppress(httpx.ReadTimeout), httpx.stream("POST", url, json=asked, timeout=0.5) as response:
+        next(response.iter_lines())
+    left = engine.steps
+    deadline = time.monotonic() + 5
+    while not engine.cancelled_at and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert engine.cancelled_at and engine.cancelled_at[0] - left <= 10  # steps of 0.02 s: the machine may be busy
+
+
+# What a body may hold.
+
+
+def test_newest_picture_reaches_the_engine(engine: Scripted) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        shown("one", data_url((8, 6))),
+        {"role": "assistant", "content": "white"},
+        shown("two", data_url((4, 3))),
+        {"role": "user", "content": "and?"},
+    ]
+    assert ask(engine, json={"model": "see", "messages": messages}).status_code == 200
+    request = engine.requests[0]
+    assert request.image.size == (4, 3)
+    assert request.messages == (
+        Message("system", "Be brief."),
+        Message("user", "one"),
+        Message("assistant", "white"),
+        Message("user", "two\n\nand?"),
+    )
+
+
+def test_a_picture_without_words_asks_what_the_page_asks(engine: Scripted) -> None:
+    alone = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url()}}]}
+    answered = [alone, {"role": "assistant", "content": "white"}]
+    question = Message("user", texts.DEFAULT_QUESTION)
+    for messages, read in [
+        ([alone], (question,)),
+        ([shown(" ", data_url().replace("data:", "DATA:").replace("base64", "BASE64"))], (question,)),
+        ([*answered, *HELLO], (question, Message("assistant", "white"), Message("user", "hello"))),
+        ([alone, *HELLO], (Message("user", "hello"),)),
+        ([*HELLO, alone], (Message("user", "hello"),)),
+    ]:
+        assert ask(engine, json={"model": "see", "messages": messages}).status_code == 200
+        assert engine.requests[-1].messages == read and engine.requests[-1].image.size == (8, 6)
+
+
+def test_an_adapter_called_like_the_base_is_that_adapter(engine: Scripted) -> None:
+    store = Shelf()
+    store.cards["Tiny-LLaMA"] = Card("Tiny-LLaMA")
+    for model, adapter in (("Tiny-LLaMA", "Tiny-LLaMA"), ("base", None)):
+        assert ask(engine, store=store, json={**GOOD, "model": model}).status_code == 200
+        assert engine.requests[-1].adapter == adapter
+        assert ask(engine, "GET", f"models/{model}", store=store).json()["id"] == model
+    said = refused(ask(engine, "GET", "models/nobody", store=store), 404)
+    assert said.endswith("Choose one of: base, Tiny-LLaMA, poet, see.")
+
+
+HUGE = base64.b64encode(b"P6 60000 60000 255 ").decode()
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "words"),
+    [
+        ({"messages": [shown("x", "https://example.org/cat.png")]}, 400, "data URLs"),
+        ({"messages": [shown("x", "file:///etc/passwd")]}, 400, "data URLs"),
+        ({"messages": [shown("x", "data:image/png;base64,%%%")]}, 400, "base64"),
+        ({"messages": [shown("x", "data:image/png;base64,aGVsbG8=")]}, 400, "not a picture"),
+        ({"messages": [shown("x", "data:image/png;base64," + HUGE)]}, 400, "egapixels"),
+        ({"messages": [shown("x", "data:image/png;base64," + "A" * (29 * 2**20))]}, 413, "20 MB"),
+        ({"messages": [shown("x", data_url(), data_url())]}, 400, "One picture"),
+        ({"messages": [{"role": "user", "content": "x" * 20_001}]}, 400, "20,001 characters"),
+        ({"messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
+        ({"messages": HELLO * 300}, 400, "300 messages"),
+        ({"messages": []}, 400, "'messages'"),
+        ({"model": None}, 400, "GET /v1/models"),
+        ({"model": "nobody"}, 404, "nobody"),
+        ({"temperature": "hot"}, 400, "'temperature'"),
+        ({"temperature": True}, 400, "'temperature'"),
+        ({"max_tokens": 1.5}, 400, "'max_tokens'"),
+        ({"max_completion_tokens": 10**6}, 400, "Max tokens"),
+        ({"seed": -1}, 400, "seed"),
+        ({"stop": [""]}, 400, "stop"),
+        ({"stop": ["a"] * 5}, 400, "'stop'"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream: true"),
+        ({"strength": 3}, 400, "Strength"),
+        ({"strength": 10**400}, 400, "Strength"),
+        ({"mix": {"nobody": 1}}, 400, "nobody"),
+        ({"mix": {"see": "much"}}, 400, "mix.see"),
+        ({"n": 2}, 400, "'n'"),
+        ({"n": True}, 400, "'n'"),
+        ({"tools": [{}]}, 400, "'tools'"),
+        ({"response_format": {"type": "json_object"}}, 400, "'response_format'"),
+        ({"strenght": 1}, 400, "no field 'strenght'"),
+    ],
+)
+def test_body_is_refused_with_a_sentence(engine: Scripted, changed: Any, status: int, words: str) -> None:
+    assert words in refused(ask(engine, json={**GOOD, **changed}), status)
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"seed": NaN}', b'{"seed": ' + b"9" * 5000 + b"}",
+     b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}',
+     b'{"model": "base", "messages": [{"role": "user", "content": "\\ud800"}]}', b'{"\\ud800": 1}'],
+)  # fmt: skip
+def test_what_is_no_body_is_refused(engine: Scripted, body: bytes) -> None:
+    response = ask(engine, content=body)
+    refused(response, 404 if b'"model": "\\ud800"' in body else 400)
+
+
+def test_fields_that_ask_for_nothing_pass(engine: Scripted) -> None:
+    usual = {"n": 1, "logprobs": False, "presence_penalty": 0.0, "tools": [], "metadata": {"a": "b"}, "stop": None}
+    assert ask(engine, json={**GOOD, **usual}).status_code == 200
+
+
+NEAR = {
+    "text": st.text(max_size=20),
+    "urls": st.sampled_from(["data:image/png;base64,iVBORw0KGgo=", "http://x/y"]),
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+PART = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url"]) | JSON}, optional={
+    "text": NEAR["text"] | JSON, "image_url": st.fixed_dictionaries({"url": NEAR["urls"] | JSON}) | JSON,
+})  # fmt: skip
+MESSAGE = st.fixed_dictionaries({
+    "role": st.sampled_from(["system", "user", "assistant"]) | JSON,
+    "content": NEAR["text"] | st.lists(PART) | JSON,
+})  # fmt: skip
+FIELDS = ("temperature", "top_p", "max_tokens", "stop", "seed", "stream", "stream_options", "strength", "mix", "n")
+BODY = st.fixed_dictionaries(
+    {"model": st.sampled_from(["base", "poet", "see"]) | JSON, "messages": st.lists(MESSAGE, max_size=3) | JSON},
+    optional=dict.fromkeys(FIELDS, JSON),
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.binary(max_size=60) | (BODY | JSON).map(lambda value: json.dumps(value).encode()))
+def test_garbage_never_breaks_it(body: bytes) -> None:
+    engine = Scripted()
+    response = ask(engine, content=body)
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        refused(response, response.status_code)
+    assert ask(engine, json=GOOD).json()["choices"][0]["message"]["content"] == "you said: hello!"
+
+
+# Who may ask, and when.
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (BadInput("The picture at /tmp/up/load/cat.png is <b>."), 400, "The picture at cat.png is <b>."),
+        (Busy("Full."), 429, "Full."),
+        (LoadError("Adapter 'poet': /home/me/a/config.json is broken."), 500, "config.json is broken"),
+        (TemplateError("roles must alternate"), 400, "roles"),
+        (RuntimeError("secret /home/me/x.py"), 500, "its log has the details"),
+    ],
+)
+def test_errors_of_the_engine(engine: Scripted, error: Exception, status: int, words: str) -> None:
+    engine.at_once = error
+    response = ask(engine, json={**GOOD, "stream": True})
+    assert words in refused(response, status) and "/" not in response.json()["error"]["message"].replace("</", "")
+    assert "secret" not in response.text and (status != 429 or int(response.headers["retry-after"]) > 0)
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "models"])
+def test_model_that_loads_or_failed(path: str) -> None:
+    for state, retry in (("loading", True), ("failed", False)):
+        told = LoadStatus(state, "Loading /home/me/base (3 s)")  # type: ignore[arg-type]
+        provider = SimpleNamespace(engine=lambda: None, status=lambda told=told: told)
+        response = ask(None, "GET" if path == "models" else "POST", path, provider)
+        said = refused(response, 503)
+        assert "/home" not in said and ("retry-after" in response.headers) == retry
+
+
+def test_key_is_needed_where_there_is_one(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(openai_api.KEY_VARIABLE, raising=False)
+
+    def status(shown: str | None, key: str | None = "me:secret") -> int:
+        headers = {} if shown is None else {"Authorization": shown.encode()}
+        return ask(engine, "GET", "models", key=key, headers=headers).status_code
+
+    assert [status(s) for s in (None, "Bearer me:secre", "me:secret", "Basic me:secret")] == [401] * 4
+    assert status("Bearer me:secret") == status("bearer  me:secret") == status(None, None) == 200
+    monkeypatch.setenv(openai_api.KEY_VARIABLE, "schlüssel")
+    assert status("Bearer me:secret") == status(None, None) == 401
+    assert status("Bearer schlüssel") == 200
+    # No header ends in a blank, and a UTF-8 letter may end in a byte that is one elsewhere.
+    monkeypatch.setenv(openai_api.KEY_VARIABLE, "voilà")
+    assert status("Bearer voilà") == 200
+    monkeypatch.delenv(openai_api.KEY_VARIABLE)
+    assert status("Bearer me:secret ", "me:secret ") == status("Bearer me:secret", "me:secret ") == 200
+    monkeypatch.setenv(openai_api.KEY_VARIABLE, "schlüssel")
+    assert ask(engine, json=GOOD).headers["www-authenticate"] == "Bearer" and not engine.requests
+
+
+def test_pages_of_other_origins_are_refused(engine: Scripted) -> None:
+    for origin, status in (("http://evil.example", 403), ("http://[", 403), ("null", 403), ("http://here", 200)):
+        assert ask(engine, json=GOOD, headers={"Origin": origin}).status_code == status
+    assert len(engine.requests) == 1
+
+
+def test_a_name_that_was_resolved_to_this_machine_is_another_origin(engine: Scripted) -> None:
+    def status(server: str, name: str, key: str | None = None) -> int:
+        shown = {} if key is None else {"Authorization": f"Bearer {key}"}
+        headers = {"Origin": f"http://{name}", "Host": name, **shown}
+        return ask(engine, json=GOOD, server=server, key=key, headers=headers).status_code
+
+    for server in ("http://127.0.0.1:7921", "http://[::1]:7921"):
+        assert status(server, "evil.example:7921") == status(server, "10.0.0.1:7921") == 403
+        for name in ("127.0.0.1:7921", "localhost:7921", "127.1.2.3", "[::1]:7921"):
+            assert status(server, name) == 200
+    assert status("http://192.0.2.7:7860", "chat.example:7860") == 200
+    assert status("http://127.0.0.1:7860", "chat.example", "me:secret") == 200  # through a proxy
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "chat/completions", 405), ("POST", "models", 405), ("POST", "embeddings", 404), ("GET", "", 404),
+     ("GET", "models/nobody", 404), ("GET", "models/../../etc/passwd", 404)],
+)  # fmt: skip
+def test_other_addresses_are_errors_too(engine: Scripted, method: str, path: str, status: int) -> None:
+    said = refused(ask(engine, method, path.replace("..", "%2e%2e")), status)
+    assert "/v1/models" in said or "nobody" in said or "passwd" in said or "Only" in said
+
+
+# The whole program.
+
+
+@pytest.mark.slow
+def test_program_answers_openai_client(openai: Any) -> None:
+    with serving() as url:
+        # Starts while the model loads: the client asks again when Retry-After says.
+        client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=30)
+        names = [model.id for model in client.models.list()]
+        assert names[0] == "base" and {"pirate", "see"} <= set(names)
+        client = client.with_options(max_retries=0, timeout=60)
+        asked = {"messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0, "max_tokens": 24}
+        base, pirate = (client.chat.completions.create(model=name, **asked) for name in ("base", "pirate"))
+        assert base.choices[0].message.content != pirate.choices[0].message.content
+        assert 0 < base.usage.completion_tokens <= 24
+        off = client.chat.completions.create(model="base", **asked, extra_body={"mix": {"pirate": 0}})
+        assert off.choices[0].message.content == base.choices[0].message.content
+        pieces = [
+            chunk.choices[0].delta.content or ""
+            for chunk in client.chat.completions.create(model="pirate", **asked, stream=True)
+        ]
+        assert len(pieces) > 3 and "".join(pieces) == pirate.choices[0].message.content
+        picture = "data:image/png;base64," + base64.b64encode(COFFEE.read_bytes()).decode()
+        seen = {**asked, "messages": [shown("What is this?", picture)]}
+        assert client.chat.completions.create(model="see", **seen).choices[0].message.content.strip()
+        with pytest.raises(openai.BadRequestError, match="text only"):
+            client.chat.completions.create(model="pirate", **seen)
+
+        # As many as may ask at once, all for long answers; when they leave, the next one is answered.
+        long = {"model": "base", "messages": [shown("Tell me a long story.")], "max_tokens": 2048, "stream": True}
+        with contextlib.ExitStack() as crowd:
+            for _ in range(openai_api.MAX_OPEN):
+                crowd.enter_context(client.chat.completions.create(**long))
+            with pytest.raises(openai.RateLimitError):
+                client.chat.completions.create(model="base", **asked)
+        again = client.with_options(max_retries=1).chat.completions.create(model="base", **asked)
+        assert again.choices[0].message.content == base.choices[0].message.content
+
+
+@pytest.mark.slow
+def test_the_readme_s_programs_run(openai: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every example of the section for programs, as it stands there but for the port."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = text.split("## From programs\n")[1].split("\n## ")[0]
+    programs = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert len(programs) == 3
+    Image.open(COFFEE).convert("RGB").save(tmp_path / "photo.jpg")
+    with serving() as url:
+        client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=30)
+        assert len(client.models.list().data) > 1  # the model is there
+        known: dict[str, Any] = {}  # the second goes on with the first one's client
+        monkeypatch.chdir(tmp_path)
+        for program in programs:
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                exec(program.replace("http://127.0.0.1:7860", url.rstrip("/")), known)
+            assert len(said.getvalue().split()) > 3, program
+        assert "pirate" in said.getvalue().splitlines()[0]

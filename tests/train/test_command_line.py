@@ -1,0 +1,304 @@
+"""Recipes and the command line on files: what they say of a wrong key, a wrong file and a good one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from adapter.base.embedded import BASE
+from adapter.method.checkpoint import load_adapter, read_config
+from train.__main__ import main
+from train.config import PRESETS, ConfigError, TrainConfig, changed, read_recipe
+from train.data import Example, Tokeniser, collate
+from train.loop import new_adapter, total_loss
+from train.run_setup import FileExamples
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": f"{i}>", "output": str(i % 3)} for i in range(60)]))
+    return path
+
+
+@pytest.fixture
+def arguments(rows, tiny_folder, tmp_path):
+    return [
+        f"data={rows}", "precision=fp32", "template=raw", "batch_size=4", "prompt_length=4", "eval_every=3",
+        "steps=6", "--base", str(tiny_folder), "--out", str(tmp_path / "out"), "--device", "cpu",
+    ]  # fmt: skip
+
+
+def recipe(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+# Recipes.
+
+
+def test_a_recipe_is_read_with_its_groups_and_changes(tmp_path):
+    path = recipe(
+        tmp_path, "data: {path: a.json, validation: 0.1}\nlr: 1e-3\nsteps: 5\nvision: {projection: global}\n"
+    )
+    found = read_recipe(path, ["steps=7", "data.images=pictures", "vision.hidden=32", "precision=nf4"])
+    assert found.train.name == "recipe" and found.train.steps == 7 and found.train.lr == 1e-3
+    assert found.data.images == "pictures" and found.data.validation == 0.1
+    assert found.train.vision.hidden == 32 and found.precision == "nf4"
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("data: a\nsteps: 1\nlearning_rate: 1", "unknown key 'learning_rate'"),
+        ("data: a\nsteps: 1\nbatchsize: 1", "did you mean 'batch_size'"),
+        ("data: {pth: a}\nsteps: 1", "unknown key 'data.pth'; did you mean 'path'"),
+        ("data: a\nsteps: many", "'steps' must be int, got 'many'"),
+        ("data: a\nsteps: 1.5", "'steps' must be int, got 1.5"),
+        ("data: a\nsteps: true", "'steps' must be int, got True"),
+        ("data: a\nsteps: 1\nprompt_norm: 1", "'prompt_norm' must be bool"),
+        ("steps: 1", "'data' is missing"),
+        ("data: a", "steps or epochs must be above 0: set one of them, or a preset"),
+        ("data: a\nsteps: 1\nepochs: 2", "steps and epochs exclude each other"),
+        ("data: a\nsteps: 1\nvision: yes", "'vision' must be"),
+        ("data: a\nsteps: 1\nvision: {projection: glob}", "vision.projection must be one of"),
+        ("data: a\nsteps: 1\npreset: v3", "There is no preset 'v3'"),
+        ("data: a\nsteps: 1\nprecision: fp8", "precision must be one of"),
+        ("- a\n- b", "must hold `key: value` lines"),
+        ("data: [", "is no YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_named(tmp_path, lines, message):
+    with pytest.raises(ConfigError) as error:
+        read_recipe(recipe(tmp_path, lines), [])
+    assert message in str(error.value)
+
+
+def test_presets_are_recipes_and_own_keys_go_first():
+    for name in PRESETS:
+        found = read_recipe(None, [f"preset={name}", "data=a", "batch_size=3"])
+        assert found.train.batch_size == 3
+    assert read_recipe(None, ["preset=v1", "data=a", "steps=9"]).train.epochs == 0
+    v1 = read_recipe(None, ["preset=v1", "data=a"]).train
+    assert v1.lr == pytest.approx(9e-3 * v1.batch_size / 256)
+
+
+def test_one_value_of_a_recipe_of_the_project_can_be_changed():
+    config = changed(TrainConfig("x", steps=3), ["lr=0.5", "clip_norm=1"])
+    assert config.lr == 0.5 and config.clip_norm == 1.0 and config.steps == 3
+    assert changed(config, ["epochs=2"]).steps == 0
+    with pytest.raises(ConfigError, match="unknown key 'lrr'; did you mean 'lr'"):
+        changed(config, ["lrr=1"])
+
+
+# Runs.
+
+
+def test_a_run_on_files_ends_in_an_adapter(arguments, tmp_path, tiny_base):
+    assert main(arguments) == 0
+    adapter = load_adapter(tmp_path / "out", tiny_base.fingerprint)
+    assert adapter.gates.abs().min() > 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Trained on 57 records of `rows.json`" in card and "## Scores" not in card
+    again = read_recipe(tmp_path / "out" / "recipe.yaml", [])
+    assert again == read_recipe(
+        None, [a for a in arguments if "=" in a] + [f"base={again.base}", f"name={again.train.name}"]
+    )
+
+
+def test_pictures_through_visual_queries(arguments, tmp_path):
+    for i, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (30, 30), colour).save(tmp_path / f"{i}.png")
+    (tmp_path / "c.tsv").write_text(
+        "image\tcaption\n" + "".join(f"{i % 2}.png\t{'ab'[i % 2]}\n" for i in range(20))
+    )
+    more = [
+        "vision.projection=queries",
+        "vision.width=24",
+        "vision.heads=2",
+        "vision.blocks=1",
+        "vision.channels=BGR",
+    ]
+    assert main([*arguments, f"data={tmp_path / 'c.tsv'}", *more]) == 0
+    vision = read_config(tmp_path / "out").vision
+    assert vision.projection == "queries" and vision.channels == "BGR" and vision.token_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "nf4", "int8"])
+def test_every_precision_trains(arguments, precision, tmp_path):
+    """On the real base: the tiny one has fewer columns than nf4 has in a block."""
+    more = ["steps=2", "batch_size=2", "eval_every=2", "held_out=2", "max_length=32", f"--base={BASE}"]
+    assert main([*(a.replace("fp32", precision) for a in arguments), *more]) == 0
+    assert load_adapter(tmp_path / "out").gates.abs().max() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_a_gpu_trains(arguments, precision, tmp_path):
+    cuda = [a.replace("fp32", precision).replace("cpu", "cuda") for a in arguments]
+    assert main([*cuda, f"--base={BASE}", "vision.projection=global"]) == 0
+    assert load_adapter(tmp_path / "out").gates.abs().max() > 0
+
+
+def test_check_and_score_say_what_they_are_for(arguments, capsys):
+    assert main(["pirate", "--check"]) == 1
+    assert "--check is for files" in capsys.readouterr().err
+    assert main([*arguments, "--score"]) == 1
+    assert "--score is for recipes of the project" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../x", "a b/c", "/tmp/x", "..", "-rf", "", "CON", "x" * 41])
+@pytest.mark.parametrize("more", [[], ["--check"], ["--out", "out"]])
+def test_a_name_that_is_no_folder_is_refused_before_anything_is_read(
+    name, more, rows, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FileExamples, "__init__", lambda *_: pytest.fail("data was read"))
+    there = set(tmp_path.rglob("*"))
+    assert main([f"data={rows}", f"name={json.dumps(name)}", "preset=small", *more]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: the command line: name={name!r} cannot be used. ")
+    assert said.err.count("\n") == 1 and not said.out and set(tmp_path.rglob("*")) == there
+
+
+def test_data_that_is_not_there_is_told_before_what_else_is_missing(tmp_path, capsys):
+    assert main([f"data={tmp_path / 'nope'}"]) == 1
+    assert "there is no file or folder" in capsys.readouterr().err
+    assert main([f"data={tmp_path}"]) == 1
+    assert "steps or epochs must be above 0: set one of them" in capsys.readouterr().err
+
+
+def test_one_record_is_enough(arguments, tmp_path):
+    (tmp_path / "one.json").write_text('[{"instruction": "a>", "output": "b"}]')
+    assert main([*arguments, f"data={tmp_path / 'one.json'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[]", "empty"),
+        ("", "empty"),
+        ('[{"instruction": "' + "x" * 900 + '", "output": "b"}]', "Nothing to learn"),
+        ('[{"question": "a"}]', "format cannot be told"),
+    ],
+)
+def test_data_that_cannot_be_learnt_from_is_named(arguments, tmp_path, capsys, text, message):
+    (tmp_path / "bad.json").write_text(text)
+    assert main([*arguments, f"data={tmp_path / 'bad.json'}"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_going_on_with_an_adapter_of_another_base_is_refused(arguments, capsys):
+    folder = Path(__file__).parents[2] / "assets" / "adapters" / "pirate"
+    assert main([*arguments, f"start_from={folder}"]) == 1
+    assert "does not fit" in capsys.readouterr().err
+
+
+def test_going_on_with_an_adapter_begins_where_it_ended(arguments, tmp_path):
+    assert main(arguments) == 0
+    again = [a.replace("/out", "/more") for a in arguments]
+    assert main([*again, f"start_from={tmp_path / 'out'}", "lr=1e-9", "gate_lr=1e-9", "weight_decay=0"]) == 0
+    before, after = load_adapter(tmp_path / "out"), load_adapter(tmp_path / "more")
+    torch.testing.assert_close(before.gates, after.gates, atol=1e-6, rtol=0)
+
+
+def test_two_stages_teach_disjoint_parameters(arguments, tmp_path):
+    """Prompts on the first data, then norms, biases and scales on the second: the V2 paper's recipe."""
+    assert main([*arguments, "learn=prompts"]) == 0
+    tuning = ["tuning.norms=true", "tuning.bias=true", "tuning.scale=true", "tuning.lora_rank=2"]
+    second = [a.replace("/out", "/second") for a in arguments]
+    assert main([*second, "learn=tuning", *tuning, f"start_from={tmp_path / 'out'}"]) == 0
+    before, after = load_adapter(tmp_path / "out"), load_adapter(tmp_path / "second")
+    assert before.config.tuning is None and after.config.tuning.intermediate_size == 64
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name])
+    assert all(p.abs().max() > 0 for p in after.tuning.parameters())
+
+
+def test_check_reads_everything_and_trains_nothing(arguments, tmp_path, capsys, rows):
+    assert main([*arguments, "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "60 records" in said and "6 steps of 4 rows" in said and not (tmp_path / "out").exists()
+    rows.write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
+    assert main([*arguments, "--check"]) == 1
+    assert "'output' is missing" in capsys.readouterr().out
+
+
+def test_check_names_pictures_without_a_caption(arguments, tmp_path, capsys):
+    for i in range(5):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+        if i < 3:
+            (tmp_path / f"{i}.txt").write_text("a square")
+    assert main([*arguments, f"data={tmp_path}", "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "3 records" in said and "2 without a caption, and passed over:\n  3.png\n  4.png" in said
+
+
+def test_wrong_words_are_named(capsys):
+    assert main(["nothing"]) == 1
+    assert "There is no recipe 'nothing'" in capsys.readouterr().err
+    assert main([]) == 1
+
+
+def test_scienceqa_is_validated_on_its_own_split(tmp_path):
+    problem = {
+        "question": "q", "choices": ["a", "b"], "answer": 1, "hint": "", "image": None, "task": "",
+        "grade": "grade2", "subject": "natural science", "topic": "t", "category": "c", "skill": "s",
+        "lecture": "", "solution": "",
+    }  # fmt: skip
+    splits = {"train": ["1", "2"], "val": ["3"], "test": ["4"]}
+    names = {i: s for s, ids in splits.items() for i in ids}
+    (tmp_path / "problems.json").write_text(json.dumps({i: {**problem, "split": names[i]} for i in names}))
+    (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
+    recipe = read_recipe(None, [f"data={tmp_path}", "steps=1", "held_out=5"])
+    from train.data import Skipped
+
+    examples = FileExamples(recipe.data, recipe.train, Skipped())
+    assert len(examples.learnt) == 2 and len(list(examples("validation"))) == 1
+    assert next(examples("train")).answer == "B"
+
+
+# Two kinds of rows, disjoint parameters.
+
+
+def test_with_disjoint_parameters_pictures_and_text_teach_different_layers(tiny_base):
+    from adapter.method.config import TuningConfig, VisionConfig
+    from adapter.method.vision import VisualFeatures
+    from conftest import TINY
+
+    config = TrainConfig(
+        "x",
+        steps=1,
+        prompt_length=3,
+        template="raw",
+        disjoint=1,
+        vision=VisionConfig("e", feature_size=6, hidden=5),
+        tuning=TuningConfig(64, norms=True),
+    )
+    tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 64)
+    from adapter.base.template import Message
+
+    text = Example((Message("user", "ab>"),), "cd")
+    seen = Example((Message("user", "ef>"),), "gh", VisualFeatures(torch.randn(1, 6)))
+
+    def moved(rows):
+        adapter = new_adapter(config, tiny_base)
+        torch.nn.init.constant_(adapter.gates, 0.3)
+        batch = collate(tokeniser.rows(rows), tokeniser.pad)
+        total_loss(tiny_base.model, adapter, batch, config.disjoint).backward()
+        projection = sum(p.grad.abs().sum() for p in adapter.projection.parameters() if p.grad is not None)
+        tuned = any(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.tuning.parameters())
+        layers = adapter.prompts.grad.abs().amax((1, 2)) > 0
+        assert torch.equal(layers, adapter.gates.grad.abs().amax(1) > 0)
+        return layers.tolist(), bool(projection > 0), tuned
+
+    low = [True] + [False] * (TINY["num_hidden_layers"] - 1)
+    assert moved([seen]) == (low, True, False)
+    assert moved([text]) == ([not layer for layer in low], False, True)
+    assert moved([seen, text]) == ([True] * len(low), True, True)

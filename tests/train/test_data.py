@@ -1,0 +1,175 @@
+"""Rows, batches and their order: what is learnt, where a run can go on, and what is passed over."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapter.base.template import Message, encode_conversation
+from train.data import IGNORED, Batches, Example, Position, Shuffled, Skipped, Tokeniser, collate
+from train.formats.records import DataError, open_records
+from train.history import after_other_talk, earlier_talk
+
+
+def numbered(count=10**9):
+    rng = random.Random(5)
+    return (Example((Message("user", f"{i}>" + "x" * rng.randrange(9)),), str(i % 7)) for i in range(count))
+
+
+def ids(batches, count):
+    return [[tuple(row.ids) for row in rows] for rows in itertools.islice(iter(batches), count)]
+
+
+@pytest.fixture
+def tokeniser(tiny_base):
+    return Tokeniser(tiny_base.tokenizer, "raw", 64)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 120), st.integers(1, 7))
+def test_from_any_position_the_batches_go_on_as_they_would_have(tiny_base, taken, size):
+    tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 64)
+    whole = ids(Batches(numbered(), tokeniser, size, seed=1), taken + 5)
+    first = Batches(numbered(), tokeniser, size, seed=1)
+    ids(first, taken)
+    again = Batches(numbered(), tokeniser, size, seed=1, position=Position(**vars(first.position)))
+    assert ids(again, 5) == whole[taken:]
+
+
+def test_every_example_comes_once_before_any_comes_again(tokeniser, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"instruction": f"{i}>", "output": "a"}) for i in range(50)))
+    records = open_records(path)
+
+    def texts(count):
+        stream = Shuffled(records, range(50), 3, Skipped())
+        return [example.messages[0].text for example in itertools.islice(stream, count)]
+
+    seen = texts(100)
+    assert sorted(seen[:50]) == sorted(seen[50:]) == sorted(f"{i}>" for i in range(50))
+    assert seen[:50] != seen[50:]
+    ahead = Shuffled(records, range(50), 3, Skipped())
+    ahead.skip(70)
+    assert next(ahead).messages[0].text == seen[70]
+
+
+def test_scores_after_other_talk_use_none_of_trainings():
+    rng, asked = random.Random(1), (Message("user", "What now?"),)
+    learnt = {message.text for _ in range(500) for message in earlier_talk(rng)}
+    scored = after_other_talk([asked] * 60)
+    assert scored == after_other_talk([asked] * 60) and {len(c) for c in scored} == {3, 5}
+    talk = {message.text for conversation in scored for message in conversation[:-1]}
+    assert all(c[-1:] == asked for c in scored) and len(talk) > 10 and not talk & learnt
+
+
+def test_talk_of_others_stands_before_some_and_is_never_learnt(tokeniser, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    several = [{"role": role, "content": f"{role} {i}"} for i in range(2) for role in ("user", "assistant")]
+    rows = [*({"messages": several[:2]} for _ in range(40)), *({"messages": several} for _ in range(10))]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    records = open_records(path)
+
+    def examples(share, count=50):
+        return list(itertools.islice(Shuffled(records, range(50), 3, Skipped(), share), count))
+
+    assert not any(example.history for example in examples(0))
+    seen = examples(0.5)
+    assert seen == examples(0.5), "a function of the seed and the place"
+    with_talk = [example for example in seen if example.history]
+    assert 10 < len(with_talk) < 30 and all(len(example.messages) == 1 for example in with_talk)
+    assert sum(bool(example.history) for example in examples(1)) == 40
+    ahead = Shuffled(records, range(50), 3, Skipped(), 0.5)
+    ahead.skip(20)
+    assert next(ahead) == seen[20]
+    roomy = Tokeniser(tokeniser._tokenizer, "raw", 10_000)
+    for example in with_talk:
+        plain, row = roomy.row(replace(example, history=())), roomy.row(example)
+        assert len(row.ids) > len(plain.ids)
+        learnt = [[label for label in r.labels if label != IGNORED] for r in (plain, row)]
+        assert learnt[0] == learnt[1] and row.labels[: len(row.ids) - len(learnt[1])] == [IGNORED] * (
+            len(row.ids) - len(learnt[1])
+        )
+        # Where there is no room it is the talk that goes, not the answer.
+        assert Tokeniser(tokeniser._tokenizer, "raw", len(plain.ids)).row(example).labels == plain.labels
+
+
+def test_a_batch_never_holds_a_record_twice_if_there_are_enough(tokeniser, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"instruction": f"{i:02}>", "output": "a"}) for i in range(40)))
+    batches = Batches(Shuffled(open_records(path), range(40), 0, Skipped()), tokeniser, 8, seed=0)
+    for rows in ids(batches, 30):
+        assert len(set(rows)) == len(rows)
+
+
+def test_batches_hold_rows_of_similar_length(tokeniser):
+    batches = list(itertools.islice(iter(Batches(numbered(), tokeniser, 8, seed=0)), 64))
+    spread = [len(rows[-1].ids) - len(rows[0].ids) for rows in batches]
+    assert sum(spread) / len(spread) < 2
+    lengths = [len(rows[0].ids) for rows in batches]
+    assert lengths != sorted(lengths)
+
+
+def test_nothing_to_learn_is_an_error_and_not_a_loop(tokeniser):
+    long = (Example((Message("user", "x" * 80),), "a") for _ in itertools.count())
+    with pytest.raises(DataError, match="Nothing to learn"):
+        next(iter(Batches(long, tokeniser, 4, seed=0)))
+    with pytest.raises(DataError, match="Nothing to learn"):
+        next(iter(Batches(iter(()), tokeniser, 4, seed=0)))
+
+
+def test_what_is_skipped_is_told_once_and_only_counted_after_twenty(tiny_base):
+    told = []
+    skipped = Skipped(told.append)
+    tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 8, skipped)
+    rows = [Example((Message("user", "x" * 9),), "a", where=f"line {i}") for i in range(30)]
+    assert tokeniser.rows([*rows, *rows]) == []
+    assert len(skipped.places) == 30 and len(told) == 21
+    assert "line 0: no token to learn is left within 8 tokens" in told[0]
+
+
+TURNS = (
+    Message("system", "s"), Message("user", "one"), Message("assistant", "first"),
+    Message("user", "two"), Message("assistant", "second"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ["chat", "raw"])
+def test_all_answers_of_a_conversation_are_learnt_if_asked(tiny_base, template):
+    tokenizer = tiny_base.tokenizer
+    for all_turns, wanted in ((False, ["second"]), (True, ["first", "second"])):
+        ids, learnt = encode_conversation(tokenizer, TURNS, template, all_turns)
+        runs = [
+            list(group) for on, group in itertools.groupby(zip(ids, learnt, strict=True), lambda x: x[1]) if on
+        ]
+        texts = [tokenizer.decode([i for i, _ in run], skip_special_tokens=True) for run in runs]
+        if template == "raw" and all_turns:  # its turns follow without an end
+            assert texts[0].startswith("first") and texts[-1].endswith("second")
+        else:
+            assert texts == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", ["chat", "alpaca"])
+def test_earlier_answers_stand_as_the_chat_shows_them(base, template):
+    """Learning all answers does not change what is read before the last one."""
+    from adapter.base.template import encode_answer, encode_prompt
+
+    ids, learnt = encode_conversation(base.tokenizer, TURNS, template, True)
+    assert ids == encode_prompt(base.tokenizer, TURNS[:-1], template) + encode_answer(base.tokenizer, "second")
+    said = base.tokenizer.decode([i for i, on in zip(ids, learnt, strict=True) if on], skip_special_tokens=True)
+    assert said == "firstsecond"
+
+
+def test_a_batch_counts_what_carries_loss(tokeniser):
+    rows = tokeniser.rows(itertools.islice(numbered(), 6))
+    batch = collate(rows, tokeniser.pad)
+    assert batch.supervised == int((batch.labels[:, 1:] != IGNORED).sum()) == 12
+    assert batch.tokens == sum(len(row.ids) for row in rows) < batch.input_ids.numel()
+    assert batch.to(torch.device("cpu")).tokens == batch.tokens

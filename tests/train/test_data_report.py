@@ -1,0 +1,150 @@
+"""The check of training data: each fault is counted once and named, and the figures add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from adapter.base.template import Message, encode_answer, encode_prompt
+from adapter.errors import BadInput
+from train.data_report import Faults, check
+from train.formats.records import Record, open_records
+
+
+def by_character(record) -> tuple[list[int], list[int]]:
+    """A token a character; those of the answer carry loss."""
+    asked = "".join(message.text for message in record.messages[:-1])
+    answer = record.messages[-1].text
+    ids = [ord(character) for character in asked + answer]
+    return ids, [-100] * len(asked) + ids[len(asked) :]
+
+
+def records(folder: Path, *values):
+    path = folder / "data.jsonl"
+    path.write_text("".join(v if isinstance(v, str) else json.dumps(v) + "\n" for v in values))
+    return open_records(path, "alpaca")
+
+
+def said(asked: int, answered: int, **more) -> dict[str, str]:
+    return {"instruction": "q" * asked, "output": "a" * answered, **more}
+
+
+def test_a_clean_file(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    report = check(records(tmp_path, said(3, 2, image="a.png"), said(10, 5), said(1, 1)), by_character, 15)
+    assert report.clean and report.records == 3
+    assert (report.median, report.longest, report.supervised) == (5, 15, 8)
+    assert (report.truncated, report.answerless, report.empty_answers) == (0, 0, 0)
+    assert report.images == 1 and report.missing == report.unreadable == report.broken == Faults()
+    text = str(report)
+    assert text.startswith("3 records\ntokens: median 5, 95 % up to 14, longest 15\n")
+    assert "at max_length 15: 8 supervised tokens, 0 records truncated, 0 of them lose their whole answer" in text
+    assert "1 images, all opened" in text and "missing" not in text and "cannot be read" not in text
+
+
+def test_what_is_cut_is_counted(tmp_path):
+    report = check(records(tmp_path, said(8, 2), said(8, 5), said(10, 5), said(20, 1)), by_character, 10)
+    # One fits exactly, one loses part of its answer, one all of it, and one ends within its prompt.
+    assert (report.truncated, report.answerless, report.supervised) == (3, 2, 4)
+    assert not report.clean
+    assert "4 supervised tokens, 3 records truncated, 2 of them lose their whole answer" in str(report)
+
+
+def test_an_empty_answer_is_told(tmp_path):
+    report = check(records(tmp_path, said(3, 0), said(3, 1)), by_character, 10)
+    assert report.empty_answers == 1 and "1 records with an empty answer" in str(report)
+
+
+def test_broken_records_are_all_counted_and_ten_named(tmp_path):
+    bad = [{"instruction": "a"}, "{broken\n", "\n", "[]\n"] * 8
+    report = check(records(tmp_path, said(3, 2), *bad, said(3, 2)), by_character, 10)
+    assert report.records == 26 and report.broken.count == 24 and len(report.broken.first) == 10
+    assert report.broken.first[0].startswith("data.jsonl, line 2: 'output' is missing")
+    assert report.broken.first[1].startswith("data.jsonl, line 3, column 2: this is not JSON")
+    assert sum(count for _, _, count in report.histogram) == 2 and not report.clean
+    text = str(report)
+    assert "24 cannot be read:\n  data.jsonl, line 2: " in text and "\n  and 14 more\n" in text
+
+
+def test_nothing_but_broken_records(tmp_path):
+    def refuse(record):
+        raise BadInput("The message is empty.")
+
+    report = check(records(tmp_path, said(3, 2)), refuse, 10)
+    assert report.broken == Faults(1, ("The message is empty.",)) and report.histogram == ()
+    assert str(report) == "1 records\n1 cannot be read:\n  The message is empty."
+
+
+def test_images_are_opened_once_each_and_faults_named(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
+    (tmp_path / "folder.png").mkdir()
+    names = [
+        "good.png",
+        "gone.png",
+        "text.png",
+        "good.png",
+        "cut.png",
+        "gone.png",
+        "folder.png",
+        "x" * 300,
+        "a\0b",
+    ]
+    opened = []
+    from train import data_report as module
+
+    real = module.open_image
+    monkeypatch.setattr(module, "open_image", lambda path: opened.append(path.name) or real(path))
+    data = records(tmp_path, *(said(3, 2, image=name) for name in names), said(3, 2))
+    report = check(data, by_character, 10)
+    assert opened == ["good.png", "text.png", "cut.png"]
+    assert (report.images, report.missing.count, report.unreadable.count) == (7, 4, 2)
+    assert report.missing.first[0] == f"{tmp_path / 'gone.png'} (data.jsonl, line 2)"
+    assert report.unreadable.first[0].startswith(f"{tmp_path / 'text.png'} (data.jsonl, line 3): ")
+    assert "7 images, all opened\n4 missing:" in str(report) and "2 are no pictures:" in str(report)
+    assert not report.clean
+
+    opened.clear()
+    quick = check(data, by_character, 10, images=False)
+    assert not opened and quick.missing == report.missing and quick.unreadable == Faults()
+    assert "7 images, not opened" in str(quick)
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=50))
+def test_the_histogram_holds_every_length(lengths):
+    data = [Record((Message("user", ""), Message("assistant", "a" * n)), None, "") for n in lengths]
+    report = check(data, by_character, 100)
+    assert sum(count for _, _, count in report.histogram) == len(lengths)
+    for low, high, count in report.histogram:
+        assert count == sum(low <= n <= high for n in lengths)
+    assert report.histogram[0][2] and report.histogram[-1][2]
+    assert all(a[1] + 1 == b[0] for a, b in zip(report.histogram, report.histogram[1:], strict=False))
+    assert report.longest == max(lengths) and abs(report.median - np.median(lengths)) <= 0.5
+    assert report.supervised == sum(min(n, 100) for n in lengths)
+    assert report.truncated == sum(n > 100 for n in lengths)
+
+
+def test_bars_stand_in_proportion(tmp_path):
+    report = check(records(tmp_path, *[said(4, 1)] * 40, *[said(8, 1)] * 20, said(900, 1)), by_character, 2000)
+    bars = [line for line in str(report).splitlines() if " to " in line and "#" in line]
+    assert [line.count("#") for line in bars] == [40, 20, 1]
+    assert bars[0].split()[:3] == ["4", "to", "7"] and bars[-1].split()[-1] == "1"
+
+
+@pytest.mark.parametrize("template", ["chat", "raw"])
+def test_with_a_tokenizer(tiny_base, tmp_path, template):
+    def tokenise(record):
+        asked = encode_prompt(tiny_base.tokenizer, record.messages[:-1], template)
+        answer = encode_answer(tiny_base.tokenizer, record.messages[-1].text)
+        return asked + answer, [-100] * len(asked) + answer
+
+    report = check(records(tmp_path, said(3, 2)), tokenise, 64)
+    assert report.clean and report.supervised == 3
+    assert report.longest == {"chat": 3 + 2 + 1 + 2 + 2 + 1, "raw": 6}[template]

@@ -1,0 +1,281 @@
+"""The paper's claims tried anew: scores by likelihood, tables and claims from results, bad input; and once, small,
+the whole of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+
+from adapter.errors import AdapterError
+from adapter.method.config import VisionConfig
+from adapter.method.projection import GlobalProjection
+from adapter.method.vision import VisualFeatures
+from train.formats.scienceqa import COLUMNS, LETTERS, Problem
+from train.reproduce import pool
+from train.reproduce.__main__ import main
+from train.reproduce.benchmark import Benchmark, open_benchmark, prompt
+from train.reproduce.claims import claims
+from train.reproduce.plan import FULL, QUICK, runs, shares
+from train.reproduce.plots import plot
+from train.reproduce.runs import STRENGTHS, Run, whiten
+from train.reproduce.scenes.writer import write
+from train.reproduce.scoring import adapted, answer, chance, perplexity, table_row
+from train.reproduce.tables import Figures
+
+LAYERS = 30
+
+
+def problem(number, answer=0, choices=("yes", "no"), hint="", image=None, grade=3, subject="natural science"):
+    return Problem(str(number), f"Is it {number}?", choices, answer, hint, image, grade, subject, "", "test")
+
+
+@pytest.fixture
+def problems(tmp_path):
+    return [
+        problem(1, 0, hint="It is."),
+        problem(2, 1, image=tmp_path / "image.png", subject="social science", grade=9),
+        problem(3, 2, choices=("a", "b", "c"), subject="language science"),
+        problem(4, 1, hint="It is not.", image=tmp_path / "image.png", grade=12),
+    ]
+
+
+@pytest.fixture
+def figures(problems):
+    """Results in which the paper is right in everything."""
+
+    def result(right, loss=0.5, **more):
+        answers = {"right": right, "loss": [loss] * 4}
+        return {"test": answers, "val": answers, "seen": answers, **more}
+
+    def trained(right, loss=0.5, **more):
+        by_strength = {str(s): 20.0 + s for s in STRENGTHS}
+        figures = {"parameters": 1000, "seconds": 10.0, "tokens": 5000, "losses": [2.0, 1.0, 0.5], "bytes": 4000}
+        return result(right, loss, **{**figures, "perplexity": by_strength, "accuracy": by_strength, **more})
+
+    blind, sighted, wrong = [1, 0, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]
+    found = {
+        "base": result([0, 0, 0, 0], perplexity={"-": 20.0}),
+        "text": trained(blind),
+        "lora": trained(blind, perplexity={"-": 30.0}, seconds=20.0),
+        "full": trained(blind, perplexity={"-": 40.0}, seconds=40.0, bytes=4_000_000),
+        "layers-10": trained(wrong),
+        "layers-20": trained([1, 1, 0, 0]),
+        **{f"zero-{seed}": trained(sighted) for seed in (0, 1, 2)},
+        **{f"random-{seed}": trained(wrong) for seed in (0, 1, 2)},
+        **{f"long-{steps}": trained(sighted, loss=steps / 100) for steps in FULL.long},
+    }
+    return Figures(found, problems, FULL, LAYERS)
+
+
+@pytest.fixture
+def broken(figures):
+    """The same with all runs alike: nothing is better than anything."""
+    same = {name: {**figures.results["zero-0"], **result} for name, result in figures.results.items()}
+    for result in same.values():
+        result["test"] = figures.results["base"]["test"]
+        result["seconds"] = result["bytes"] = 1
+        result["perplexity"] = {**{str(s): 50.0 for s in STRENGTHS}, "-": 20.0}
+    return Figures(same, figures.problems, FULL, LAYERS)
+
+
+def test_columns_are_those_of_the_paper(problems):
+    row = table_row(problems, [1, 0, 1, 1])
+    assert tuple(row) == COLUMNS
+    assert row == {
+        "NAT": 100, "SOC": 0, "LAN": 100, "TXT": 100, "IMG": 50, "NO": 100, "G1-6": 100, "G7-12": 50, "Avg": 75,
+    }  # fmt: skip
+    assert chance(problems)["LAN"] == pytest.approx(100 / 3)
+
+
+def test_the_answer_is_the_likeliest_of_the_problems_own_letters(tiny_base, problems, tmp_path):
+    benchmark = Benchmark(tmp_path, {}, {"test": tuple(problems)}, {})
+    found = answer(tiny_base, problems, benchmark)
+    for i, one in enumerate(problems):
+        text = prompt(one).text.replace("\n", "")  # the tiny tokenizer has printable characters only
+        assert text.endswith("Answer: (")
+        ids = tiny_base.tokenizer(prompt(one).text).input_ids
+        logs = tiny_base.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        letters = [tiny_base.tokenizer(letter).input_ids[0] for letter in LETTERS]
+        best = int(logs[letters][: len(one.choices)].argmax())
+        assert found.right[i] == (best == one.answer)
+        assert found.loss[i] == pytest.approx(-logs[letters[one.answer]].item(), rel=1e-4)
+
+
+def test_strength_zero_scores_as_the_base_does(tiny_base, tiny_fingerprint, problems, tmp_path):
+    from conftest import random_adapter
+
+    adapter = random_adapter(tiny_fingerprint, gate=2.0)
+    benchmark = Benchmark(tmp_path, {}, {"test": tuple(problems)}, {})
+    bare = answer(tiny_base, problems, benchmark)
+    assert answer(tiny_base, problems, benchmark, adapted(tiny_base, adapter, 0.0)) == bare
+    assert answer(tiny_base, problems, benchmark, adapted(tiny_base, adapter)) != bare
+    text = "some words of no relation " * 40
+    assert perplexity(tiny_base, text, adapted(tiny_base, adapter, 0.0)) == perplexity(tiny_base, text)
+    assert perplexity(tiny_base, text, adapted(tiny_base, adapter)) != perplexity(tiny_base, text)
+
+
+def test_whitened_features_are_of_one_size_and_tell_the_pictures_apart():
+    torch.manual_seed(0)
+    projection = GlobalProjection(VisionConfig("x", feature_size=40, hidden=256), 16)
+    shared = torch.randn(40) * 10  # what all pictures have in common drowns what they differ in
+    levels = shared + torch.randn(500, 40) * torch.logspace(0, -1.5, 40)
+    before = projection.mlp[0](projection.norm(levels)).std(0)
+    whiten(projection, levels)
+    after = projection.mlp[0](projection.norm(levels))
+    assert after.mean(0).abs().max() < 1e-2
+    assert before.mean() < 0.1 and 0.8 < after.std(0).mean() < 1.2
+    assert projection(VisualFeatures(levels), torch.empty(0)).abs().max() == 0  # as gently as the gates
+
+
+def test_a_key_changes_with_every_setting():
+    run = Run("zero-0", pictures=True, steps=10)
+    keys = {run.key("a"), run.key("b")}
+    changes = {"init": "random", "seed": 1, "steps": 11, "layers": 3, "pictures": False, "questions": 9}
+    for change in ({name: value} for name, value in changes.items()):
+        keys.add(dataclasses.replace(run, **change).key("a"))
+    assert len(keys) == 8
+    assert Run("zero-0", pictures=True, steps=10).key("a") == run.key("a")
+
+
+@pytest.mark.parametrize("plan", [FULL, QUICK])
+def test_the_plan_has_every_run_that_the_tables_read(plan, figures):
+    names = [run.name for run in runs(plan, LAYERS)]
+    assert len(names) == len(set(names))
+    wanted = set(figures.results) - {f"long-{steps}" for steps in FULL.long}
+    assert set(names) == wanted | {f"long-{steps}" for steps in plan.long}
+
+
+def test_a_third_two_thirds_all():
+    assert shares(30) == (10, 20, 30)
+
+
+def test_claims_follow_the_figures(figures, broken):
+    assert [c.text for c in claims(figures) if not c.held] == []
+    assert [c.held for c in claims(broken)].count(True) <= 4  # nothing is lost where there is nothing to lose
+    assert not any(c.held for c in claims(broken) if "pictures are worth" in c.text or "zero-init" in c.text)
+
+
+def test_tables_are_written_as_they_are_shown(figures):
+    tables = {table.name: table for table in figures.tables()}
+    assert set(tables) == {"table2", "table3", "table4", "table5", "table6", "forgetting"}
+    rows = list(csv.DictReader(tables["table2"].csv().splitlines()))
+    assert next(row[""] for row in rows) == "random choice"
+    assert float(rows[3]["IMG"]) == 100 and float(rows[2]["IMG"]) == 0
+    for table in tables.values():
+        assert all(len(row) == len(table.head) for row in table.rows)
+        assert table.markdown().count("\n|") == len(table.rows) + 2
+
+
+def test_plots_are_pictures(figures, tmp_path):
+    from PIL import Image
+
+    made = plot(figures, tmp_path)
+    assert {path.stem for path in made} == {"table2", "table4", "figure5", "table6", "forgetting"}
+    for path in made:
+        assert Image.open(path).size[0] > 500
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--scienceqa", "nowhere"], "There is no folder 'nowhere'"),
+        (["--scienceqa", "."], "holds no problems.json"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--steps", "1"], "--steps must be at least 2"),
+    ],
+)
+def test_bad_input_is_one_line(given, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*given, "--out", "out"]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_split_that_is_missing_or_empty_is_named(tmp_path, capsys):
+    (tmp_path / "problems.json").write_text("{}")
+    for splits in ({"train": [], "val": []}, {"train": [], "val": [], "test": []}):
+        (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
+        assert main(["--scienceqa", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+        assert "pid_splits.json" in capsys.readouterr().err
+
+
+def test_a_test_split_of_pictures_alone_is_refused_before_anything_is_trained(tmp_path, capsys):
+    data = write(tmp_path / "data", {"train": 8, "val": 8, "test": 16})
+    every, splits = (json.loads((data / name).read_text()) for name in ("problems.json", "pid_splits.json"))
+    splits["test"] = [number for number in splits["test"] if every[number]["image"]]
+    assert splits["test"]
+    (data / "pid_splits.json").write_text(json.dumps(splits))
+    assert main(["--quick", "--scienceqa", str(data), "--out", str(tmp_path / "out")]) == 1
+    assert "the tables need both kinds" in capsys.readouterr().err
+
+
+def test_real_data_are_read_from_their_folder_evenly(tmp_path, monkeypatch, capsys):
+    """The drawn benchmark, laid out as ScienceQA is published: images/<split>/<id>/image.png."""
+    data = write(tmp_path / "ScienceQA", {"train": 60, "val": 20, "test": 60})
+    (data / "images").mkdir()
+    for split in ("train", "val", "test"):
+        (data / split).rename(data / "images" / split)
+    seen = []
+
+    def perform_all(runs, benchmark, out, jobs, text):
+        seen.append(benchmark)
+        raise AdapterError("enough")
+
+    monkeypatch.setattr("train.reproduce.__main__.perform_all", perform_all)
+    assert main(["--quick", "--scienceqa", str(data), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "error: enough\n"
+    (benchmark,) = seen
+    assert {split: len(part) for split, part in benchmark.splits.items()} == QUICK.counts
+    ids = [int(p.id) for p in benchmark.splits["test"]]
+    assert ids == sorted(set(ids)) and ids[-1] >= 60 + 20 + 58  # to the end of the split
+    shown = [p for part in benchmark.splits.values() for p in part if p.has_image]
+    assert set(benchmark.features) == {p.id for p in shown}
+    levels = torch.cat([benchmark.features[p.id].levels for p in shown])
+    assert len(torch.unique(levels, dim=0)) == len(levels)
+
+    # Examples come with their pictures or without, each once an epoch, in an order of the seed.
+    first, again, blind = (
+        list(itertools.islice(benchmark.examples(pictures, 16, seed=1), 32)) for pictures in (True, True, False)
+    )
+    text = [e.messages for e in first]
+    assert text == [e.messages for e in again] == [e.messages for e in blind]
+    assert len(set(text[:16])) == 16 and set(text[:16]) == set(text[16:]) and text[:16] != text[16:]
+    assert any(e.features is not None for e in first) and all(e.features is None for e in blind)
+
+    (data / "images" / "test" / next(p.id for p in shown if p.split == "test") / "image.png").unlink()
+    assert main(["--quick", "--scienceqa", str(data), "--out", str(tmp_path / "other")]) == 1
+    assert "There is no picture at" in capsys.readouterr().err
+
+
+def test_unrelated_text_is_there_without_a_download():
+    assert len(pool.unrelated_text()) > 20_000
+
+
+@pytest.mark.slow
+def test_everything_once_and_not_twice(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert main(["--quick", "--out", str(out)]) == 0
+    report = capsys.readouterr().out
+    for heading in ("What held", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Forgetting"):
+        assert heading in report
+    assert (out / "report.md").read_text() == report[report.index("# The paper's") :].rstrip("\n") + "\n"
+    for name in ("table2", "table3", "table4", "table5", "table6", "forgetting"):
+        assert (out / f"{name}.csv").stat().st_size > 50
+    results = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
+    assert len(results) == len(runs(QUICK, LAYERS))
+    assert "| yes | at strength 0 the base is back, exactly |" in report
+
+    # Again: nothing is done anew.
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", None)
+    assert main(["--quick", "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == results
+
+    # Features of the pictures come from the file.
+    benchmark = open_benchmark(out / f"benchmark-{QUICK.train}-0", out, QUICK.counts)
+    assert len(benchmark.features) == sum(p.has_image for part in benchmark.splits.values() for p in part)

@@ -1,0 +1,386 @@
+"""The panel Inside without a browser: its HTML says what the engine found, or why there is nothing to see."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from contextlib import closing
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import app
+from adapter.base.template import Message
+from adapter.method.checkpoint import save_adapter
+from adapter.method.config import VisionConfig
+from adapter.method.vision import VisualFeatures
+from adapter.serve.engine import Engine
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.store import AdapterStore
+from adapter.server.loader import LoadStatus
+from adapter.server.settings import Settings
+from adapter.ui import conversation as talk
+from adapter.ui import inside_charts as inside_html
+from adapter.ui import inside_panel as inside
+from adapter.ui.answer_record import Record
+from adapter.ui.inside_panel import Inside
+from adapter.ui.texts import inside as texts
+from adapter.ui.texts import page as page_texts
+from conftest import random_adapter
+from tests.ui.test_page_parts import Ready, Shelf
+
+QUESTION = "What?"
+
+
+class Counting:
+    """An engine that counts how often it is asked to look."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.asked: list[GenerationRequest] = []
+        self.found: list[Any] = []
+
+    def inspect(self, request: GenerationRequest, ids: Any) -> Any:
+        self.asked.append(request)
+        self.found.append(self.engine.inspect(request, ids))
+        return self.found[-1]
+
+
+@pytest.fixture
+def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
+    save_adapter(random_adapter(tiny_fingerprint, 1), tmp_path / "adapters" / "one")
+    other = random_adapter(tiny_fingerprint, 2, prompt_length=3, insertion_layers=2)
+    save_adapter(other, tmp_path / "adapters" / "two")
+    sees = random_adapter(tiny_fingerprint, vision=VisionConfig(encoder="any", feature_size=6, hidden=5))
+    for parameter in sees.projection.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_adapter(sees, tmp_path / "adapters" / "see")
+    picture = VisualFeatures(torch.randn(1, 6))
+    monkeypatch.setattr(
+        "adapter.serve.prompts.VisualEncoder", lambda *_: SimpleNamespace(encode=lambda images, **_: picture)
+    )
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with closing(Engine(tiny_base, AdapterStore(tmp_path / "adapters"))) as engine:
+        yield Counting(engine)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    from PIL import Image
+
+    path = tmp_path / "cat.png"
+    Image.new("RGB", (8, 8), "white").save(path)
+    return str(path)
+
+
+def conversation(record: str, picture: str | None = None, said: str = "It is.") -> talk.History:
+    return [*talk.user_turn(QUESTION, picture), talk.answer(said), talk.stats("a line", record=record)]
+
+
+def recorded(engine: Counting, picture: str | None = None, tokens: int = 10, **changes: Any) -> talk.History:
+    """A conversation whose answer the engine gave, with how it came about."""
+    chosen = Settings("one", 1.0, 0.0, 1.0, tokens, 3)._replace(**changes)
+    request = GenerationRequest(
+        (Message("user", QUESTION),),
+        chosen.adapter or None,
+        None if picture is None else inside.open_picture(picture),
+        chosen.strength,
+        SamplingParams(0, max_new_tokens=tokens),
+        mix=((chosen.mix, chosen.mix_strength),) if chosen.mix else (),
+        mute_layers=tuple(chosen.mute_layers),
+        mute_heads=tuple(chosen.mute_heads),
+    )
+    ids = [event.token_id for event in engine.engine.submit(request) if event.token_id is not None]
+    return conversation(Record(chosen, tuple(ids), picture is not None).to_text(), picture)
+
+
+def shown(panel: Inside, history: talk.History, colour: str = "drawn") -> tuple[Any, ...]:
+    """What the page has in the end: what it says, gates, answer, colours, token."""
+    return list(panel.show(history, colour))[-1]
+
+
+def hint(panel: Inside, history: talk.History) -> str:
+    said, *rest = shown(panel, history)
+    assert rest[0] == rest[1] == rest[3] == ""
+    return html.unescape(re.sub(r"<[^>]+>", "", said))
+
+
+def cells(markup: str) -> list[list[list[str]]]:
+    """The texts of every map's cells, row by row."""
+    maps = re.findall(r"<tbody>(.*?)</tbody>", markup, re.DOTALL)
+    return [[re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("</tr>")[:-1]] for table in maps]
+
+
+def clicked(index: Any, key: Any = None) -> gr.EventData:
+    return gr.EventData(None, {"index": index, "key": key})
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-"))  # ".34" is one for Python too
+
+
+class Tags(HTMLParser):
+    """The tags of a markup and the attributes that they have, as a browser reads them."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(markup)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+
+# What is shown is what was found.
+
+
+@pytest.mark.parametrize("mute", [{}, {"mute_layers": [2], "mute_heads": [0, 3]}])
+def test_the_maps_carry_the_numbers_of_the_engine(engine, picture, mute) -> None:
+    panel, history = (
+        Inside(Ready(engine)),
+        recorded(engine, picture, adapter="see", mix="two", strength=0.8, **mute),
+    )
+    said, gates, answer, colours, _ = shown(panel, history, "grounding")
+    (found,), (request,) = engine.found, engine.asked
+    assert said == "" and colours["value"] == "grounding" and colours["visible"]
+    assert request.mute_layers == tuple(mute.get("mute_layers", ()))
+    assert request.mute_heads == tuple(mute.get("mute_heads", ()))
+    assert request.image is not None and request.parts == (("see", 0.8), ("two", 1.0))
+    maps = cells(gates)
+    assert [len(rows) for rows in maps] == [3, 2]
+    for rows, part in zip(maps, found.parts, strict=True):
+        assert [[number(text) for text in row] for row in rows] == [
+            [round(v, 2) for v in row] for row in part.gates.tolist()
+        ]
+    assert re.findall(r'data-mute="layer" data-n="(\d+)"', gates) == ["1", "2", "3", "2", "3"]
+    assert f'data-muted="{"2|0,3" if mute else "|"}"' in gates
+    titles = re.findall(r'title="(.*?)"', answer)
+    assert titles == [inside_html.numbers_of(found, i) for i in range(len(found.tokens))]
+    first = re.fullmatch(r"drawn (.*) % · influence (.*) · grounding (.*) · log p (.*)", titles[0])
+    drawn, *nats = map(number, first.groups())
+    assert drawn == round(float(found.drawn[0]) * 100, 1)
+    assert nats == [round(float(v[0]), 2) for v in (found.influence, found.grounding, found.logprobs)]
+    key = re.search(r'data-key="(.*?)"', answer)[1]
+    token = panel.token(history, clicked(4, key))
+    assert len(engine.asked) == 1, "a click costs no pass"
+    assert titles[4] in token
+    for rows, part in zip(cells(token), found.parts, strict=True):
+        assert [[int(text) for text in row] for row in rows] == [
+            [round(v * 100) for v in row] for row in part.prompt_weights[4].tolist()
+        ]
+
+
+def test_colours_lead_where_the_numbers_are(engine) -> None:
+    _, gates, answer, colours, _ = shown(Inside(Ready(engine)), recorded(engine), "grounding")
+    (found,) = engine.found
+    assert [value for _, value in colours["choices"]] == ["drawn", "influence"] and colours["value"] == "drawn"
+    shades = [float(v) for v in re.findall(r"--v:([-\d.]+)", gates)]
+    most = found.parts[0].gates.abs().max()
+    assert shades == [round(float(v / most), 2) for v in found.parts[0].gates.flatten()]
+    influence = [float(v) for v in re.findall(r"--i:([-\d.]+)", answer)]
+    assert influence == [round(float(v / found.influence.abs().max()), 2) for v in found.influence]
+    drawn = [float(v) for v in re.findall(r"--d:([-\d.]+)", answer)]
+    assert min(drawn) == 0 and max(drawn) == 1 and drawn.index(1) == int(found.drawn.argmax())
+    below = re.findall(r'data-i="(\d+)" class="ni"', answer)
+    assert [int(i) for i in below] == (found.influence < 0).nonzero().flatten().tolist()
+    assert "--g" not in answer and "grounding" not in answer
+
+
+def test_a_click_after_the_numbers_are_gone_finds_them_again(engine) -> None:
+    panel, history = Inside(Ready(engine)), recorded(engine)
+    *_, answer, _, _ = shown(panel, history)
+    key = re.search(r'data-key="(.*?)"', answer)[1]
+    kept = panel.token(history, clicked(2, key))
+    assert Inside(Ready(engine)).token(history, clicked(2, key)) == kept
+    assert len(engine.asked) == 2
+    for index, wrong in ((-1, key), (99, key), ("0", key), (None, None), (True, key)):
+        assert panel.token(history, clicked(index, wrong))["__type__"] == "update"
+    for data in (None, [], "x"):
+        assert panel.token(history, gr.EventData(None, data))["__type__"] == "update"
+    assert texts.NO_ANSWER in panel.token([], clicked(0))
+
+
+def test_few_looks_are_kept(engine) -> None:
+    panel, history = Inside(Ready(engine)), recorded(engine, tokens=2)
+    for _ in range(inside._KEPT + 3):
+        shown(panel, history)
+    assert len(panel._looks) == inside._KEPT
+
+
+def test_what_a_model_says_is_inert(engine) -> None:
+    history = recorded(engine)
+    shown(Inside(Ready(engine)), history)
+    bad = (
+        '<img src=x onerror="alert(1)">',
+        "a\nb",
+        "</button><script>",
+        '" onclick="x',
+        "&amp;",
+        "${1}",
+        "{{x}}",
+        "`",
+        "",
+        "",
+    )
+    found = replace(engine.found[0], tokens=bad)
+    for markup in (
+        inside_html.answer_html(found, "key", len(bad)),
+        *[inside_html.token_html(found, i, ["<b>"]) for i in range(len(bad))],
+        inside_html.gates_html(found, ['<i "x">'], ((), ())),
+        inside_html.said_html("<script>"),
+    ):
+        tags = Tags(markup)
+        inner = {"span", "i", "b", "em", "br", "figure", "figcaption", "output"}
+        assert tags.names <= {"p", "div", "button", "table", "thead", "tbody", "tr", "th", "td", *inner}
+        told = {"type", "class", "style", "title", "scope", "role", "aria-label", "aria-live"}
+        assert all(name in told or name.startswith("data-") for name in tags.attributes)
+    assert inside_html.answer_html(found, "key", len(bad)).count("<br>") == 1
+    assert f"<em>{texts.END_TOKEN}</em>" in inside_html.answer_html(found, "key", len(bad))
+    assert f"<em>{texts.END_TOKEN}</em>" not in inside_html.answer_html(found, "key", len(bad) + 1)
+
+
+def test_a_long_answer_is_light_and_a_very_long_one_cut(engine) -> None:
+    history = recorded(engine)
+    shown(Inside(Ready(engine)), history)
+    one = engine.found[0]
+    times = 26
+    wide = {name: torch.cat([getattr(one, name)] * times) for name in ("shares", "logprobs", "base_logprobs")}
+    wide["blind_logprobs"] = wide["base_logprobs"]
+    long = replace(one, tokens=(" winter",) * (10 * times), **wide)
+    markup = inside_html.answer_html(long, "key", 1000)
+    assert markup.count("data-i=") == 260 and len(markup) < 60_000
+    assert texts.only_first(260, 1000) in markup
+    token_ids = (5,) * 600
+    history = conversation(Record(Settings("one", 1.0, 0.0, 1.0, 9, 3), token_ids, False).to_text())
+    short = Inside(SimpleNamespace(engine=lambda: engine, status=None))
+    assert "reads 128" in hint(short, history)  # the tiny base's context
+    seen: list[int] = []
+    engine.inspect = lambda request, ids: seen.append(len(ids)) or engine.found[0]
+    assert texts.only_first(len(one.tokens), 600) in shown(short, history)[2]
+    assert seen == [inside.MOST_TOKENS]
+
+
+# When there is nothing to see.
+
+
+def test_every_way_of_nothing_to_see_has_its_sentence(engine, picture, tmp_path: Path) -> None:
+    panel = Inside(Ready(engine))
+    good = recorded(engine)
+    record = json.loads(good[-1]["metadata"]["log"])
+    seen = recorded(engine, picture, adapter="see")
+    cases = [
+        ([], texts.NO_ANSWER),
+        (talk.user_turn("hi"), texts.NO_ANSWER),
+        ([*talk.user_turn("hi"), talk.note("…", waiting=True)], texts.NO_ANSWER),
+        ([*talk.user_turn("hi"), talk.answer("imported")], texts.NO_RECORD),
+        ([*talk.user_turn("hi"), talk.answer("imported"), talk.stats("line")], texts.NO_RECORD),
+        ([*good, *talk.user_turn("hi"), talk.answer("stopped"), talk.stats("line")], texts.NO_RECORD),
+        (conversation("{}"), texts.NO_RECORD),
+        (recorded(engine, adapter=""), texts.NO_GATES),
+        ([*seen[1:]], texts.NO_PICTURE),
+        (conversation(json.dumps({**record, "adapter": "gone"})), "There is no adapter 'gone'"),
+        (conversation(json.dumps({**record, "strength": 9.0})), "Strength must lie"),
+        (conversation(json.dumps({**record, "mute_layers": [77]})), "nothing to mute in layer 77"),
+        (conversation(json.dumps({**record, "token_ids": [1, 97]})), "from 0 to 96"),
+        (conversation(json.dumps({**record, "token_ids": []})), "no answer"),
+        (conversation(json.dumps({**record, "picture": True}), picture), "text only"),
+    ]
+    for history, words in cases:
+        assert words in hint(panel, history), words
+    Path(picture).unlink()
+    assert hint(panel, seen) and str(tmp_path) not in hint(panel, seen)
+    outside = tmp_path.parent / "secret.png"
+    outside.write_bytes(b"not for you")
+    assert "secret" not in hint(panel, conversation(seen[-1]["metadata"]["log"], str(outside)))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = [*Settings._fields, "token_ids", "picture"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.text(),
+    changes=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4),
+    drop=st.sets(st.sampled_from(FIELDS), max_size=1),
+)
+def test_no_record_is_too_broken_for_a_sentence(engine, text, changes, drop) -> None:
+    whole = {**Settings("one", 1.0, 0.0, 1.0, 9, 3)._asdict(), "token_ids": [5, 6], "picture": False}
+    forged = {name: value for name, value in {**whole, **changes}.items() if name not in drop}
+    panel = Inside(Ready(engine))
+    for record in (text, json.dumps(forged)):
+        said, gates, *_ = shown(panel, conversation(record))
+        assert bool(said) != bool(gates)
+        assert page_texts.FAILED not in said
+        panel.token(conversation(record), clicked(0))
+
+
+def test_a_broken_engine_is_a_sentence_without_its_reason(engine) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("/secret/path")
+
+    history = recorded(engine)
+    engine.inspect = broken
+    assert hint(Inside(Ready(engine)), history) == page_texts.FAILED
+    assert page_texts.FAILED in Inside(Ready(engine)).token(history, clicked(0))
+
+
+def test_who_opens_early_reads_what_is_waited_for(engine) -> None:
+    history, states = recorded(engine), iter([None, None, engine, engine])
+    provider = SimpleNamespace(engine=lambda: next(states), status=lambda: LoadStatus("loading", "Loading it"))
+    said = [update[0] for update in Inside(provider).show(history, "drawn")]
+    assert "Loading it" in said[0] and texts.LOOKING in said[-2] and said[-1] == ""
+    failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
+    assert "No memory" in hint(Inside(failed), history)
+
+
+# Closed, it does nothing.
+
+
+def test_only_the_hidden_field_and_a_click_reach_the_server() -> None:
+    """A conversation that grows and a panel that opens run in the browser alone; it decides about the field."""
+    page = app.build_page(Ready(None), Shelf())
+    by_id = {component["id"]: component["props"].get("elem_id") for component in page.config["components"]}
+    mine = {"inside", "inside-wanted", "inside-answer", "inside-unmute", "inside-gates", "inside-token"}
+    reach, alone = set(), set()
+    for dependency in page.config["dependencies"]:
+        outputs = {by_id.get(i) for i in dependency["outputs"]}
+        for target, event in dependency["targets"]:
+            name = by_id.get(target)
+            if name in mine or outputs & mine:
+                (reach if dependency["backend_fn"] else alone).add((name, event))
+    assert reach == {("inside-wanted", "change"), ("inside-answer", "token")}
+    assert alone == {("inside", "expand"), ("chat", "change"), ("inside-unmute", "click")}
+
+
+# The line below an answer.
+
+
+@pytest.mark.parametrize(
+    "layers, heads, line",
+    [
+        ((), (), []),
+        ((4, 3), (2,), ["muted: layers 3, 4; head 2"]),
+        ((5,), (), ["muted: layer 5"]),
+        ((), (1, 0, 2, 7), ["muted: heads 0–2, 7"]),
+        (range(2, 30), (), ["muted: layers 2–29"]),
+    ],
+)
+def test_the_line_says_what_is_muted(layers, heads, line) -> None:
+    assert page_texts.muted(tuple(layers), heads) == line

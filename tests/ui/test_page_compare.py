@@ -1,0 +1,119 @@
+"""The comparison in a real browser, on the real embedded base with the shipped adapters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ui.test_page import ANSWER_MS, PHOTOGRAPHS, Visitor, adapters, browser, url, visit
+
+__all__ = ["adapters", "browser", "url", "visit"]  # fixtures
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+FOOTER = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
+
+
+class Comparer:
+    """A visitor on the Compare tab. Greedy, and short unless a test says otherwise."""
+
+    def __init__(self, visitor: Visitor, tokens: int = 24) -> None:
+        self.page = visitor.page
+        self.page.get_by_role("tab", name="Compare").click()
+        self.tab = self.page.locator("#compare")
+        self.tab.get_by_role("button", name="Sampling").click()
+        self.set("Temperature", 0)
+        self.set("Max tokens", tokens)
+
+    def set(self, label: str, value: float) -> None:
+        field = self.tab.get_by_label(f"number input for {label}")
+        field.fill(str(value))
+        field.blur()
+
+    def choose(self, pane: int, name: str) -> None:
+        self.tab.get_by_label(f"Pane {pane}", exact=True).click()
+        self.page.get_by_role("option", name=name).click()
+        self.page.get_by_role("option").first.wait_for(state="detached")  # the list fades out
+
+    def send(self, text: str) -> None:
+        box = self.page.locator("#message textarea")
+        box.fill(text)
+        box.press("Enter")
+        self.page.locator("#panes .stats").first.wait_for(timeout=ANSWER_MS)
+
+    def settle(self) -> list[str]:
+        """Wait for the end and return the panes' words."""
+        self.page.locator("#message .stop-button").wait_for(state="hidden", timeout=ANSWER_MS)
+        self.page.locator("#message .submit-button").wait_for(timeout=ANSWER_MS)
+        return self.page.locator("#panes .words").all_inner_texts()
+
+    def footers(self) -> list[str]:
+        return self.page.locator("#panes .stats").all_inner_texts()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor], width: int, tmp_path: Path) -> None:
+    comparer = Comparer(visit(width, 844))
+    comparer.choose(2, "pirate")
+    comparer.send("Why is the sky blue?")
+    base, pirate = comparer.settle()
+    assert base != pirate
+    assert all(FOOTER.match(footer) for footer in comparer.footers())
+    assert comparer.footers()[1].startswith("pirate · strength 1 ·")
+    assert comparer.page.locator("#panes .pane").nth(1).locator("mark").count() > 0
+    comparer.set("Pane 2 strength", 0)  # strength 0 is the frozen base
+    comparer.send("Why is the sky blue?")
+    comparer.page.get_by_text("word for word as pane 1").wait_for(timeout=ANSWER_MS)
+    assert comparer.settle() == [base, base]
+    boxes = [pane.bounding_box() for pane in comparer.page.locator("#panes .pane").all()[:2]]
+    if width == 390:
+        assert boxes[0]["y"] < boxes[1]["y"] and boxes[0]["x"] == boxes[1]["x"]
+        assert comparer.page.evaluate("document.documentElement.scrollWidth") <= 390
+    else:
+        assert boxes[0]["y"] == boxes[1]["y"]
+    comparer.page.screenshot(path=tmp_path / f"compare_{width}.png", full_page=True)
+
+
+def test_stop_ends_all_panes_and_a_new_message_clears(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    comparer = Comparer(visitor, tokens=512)
+    comparer.tab.locator("#count").get_by_text("3").click()
+    comparer.choose(2, "Frozen base")
+    comparer.choose(3, "Frozen base")
+    comparer.send("Tell me a very long story about a dragon, in many chapters.")
+    comparer.page.locator("#message .stop-button").click()
+    texts = comparer.settle()
+    assert len(texts) == 3 and all("stopped" in footer for footer in comparer.footers())
+    comparer.set("Max tokens", 16)
+    comparer.page.locator("#message input[type=file]").set_input_files(PHOTOGRAPHS / "cheetah1.jpg")
+    comparer.page.locator("#message .thumbnail-item").wait_for()
+    comparer.choose(3, "see")
+    comparer.send("What is in this picture?")
+    comparer.page.get_by_text("picture not used").nth(1).wait_for(timeout=ANSWER_MS)
+    seen: Any = comparer.settle()[2]
+    assert re.search("cheetah|leopard|cat", seen, re.IGNORECASE) and "dragon" not in seen
+    footers = comparer.footers()
+    assert not any("stopped" in footer for footer in footers)
+    comparer.page.locator("#message textarea").fill("x" * 100_000)
+    comparer.page.locator("#message textarea").press("Enter")
+    assert "100,000" in visitor.toast()
+    assert comparer.footers() == footers, "what is refused leaves the last comparison"
+
+
+def test_a_second_adapter_changes_the_answer(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.pick("extract")
+    alone = visitor.ask("Why is the sky blue?")
+    visitor.page.get_by_role("button", name="Mix in another").click()
+    visitor.page.get_by_label("Second adapter").click()
+    visitor.page.get_by_role("option", name="pirate").click()
+    visitor.set("Second strength", 1)
+    assert visitor.answering(visitor.button("Retry").click) != alone
+    assert visitor.stats().startswith("extract · strength 1 · with pirate at 1 ·")
+    visitor.pick("pirate")
+    before = visitor.rows()
+    visitor.type("And the sea?")
+    assert "mixed with itself" in visitor.toast()
+    assert visitor.rows() == before
