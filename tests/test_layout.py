@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # A room may import itself and the rooms before it.
 ADAPTER_ROOMS = ["errors", "files", "method", "base", "serve", "formats", "server", "ui", "__main__"]
-# "" is the trainer's own files; the Train tab starts `python -m train` as a process and imports none of its command.
+# "" is the own files of the trainer. The Train tab starts `python -m train` as a process.
 TRAIN_ROOMS = ["formats", "", "recipes", "reproduce", "__main__", "ui"]
 KNOW_GRADIO = ("adapter/ui/", "train/ui/", "app.py")
 SAY_NOTHING = {"utils", "util", "helpers", "helper", "misc", "common", "tools", "shared"}
