@@ -23,10 +23,11 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.vision import VisualEncoder
 from adapter.serve.admission import Adapters, admit, named_adapters, see
-from adapter.serve.batch import DecodeBatch, PrefixPool
+from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import TextStream
-from adapter.serve.forward import Forward, KeyValues
+from adapter.serve.forward import Forward
 from adapter.serve.inspection import Inspection
+from adapter.serve.kv_cache import KVCache, PrefixCache
 from adapter.serve.prompts import Inspector, PromptMaker, digest
 from adapter.serve.request import (
     Answer,
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 MAX_ROWS = 16  # answered at once
 MAX_REQUESTS = 64  # answered or waiting
 CHUNK = 64  # prompt tokens that are read between two steps of the others
-_POOL_BYTES = 256 * 2**20
+_PREFIX_CACHE_BYTES = 256 * 2**20
 _CLOSED = "The engine has been closed. Start the program again."
 
 
@@ -66,7 +67,7 @@ class _Row:
         self.limit = limit
         self.prompts: PromptKV | None = None
         self.key: Hashable = ()  # of what the prompts are made
-        self.cache: KeyValues | None = None  # while the prompt is being read
+        self.cache: KVCache | None = None  # while the prompt is being read
         self.read = self.cached = 0
         self.generator = request.sampling.generator()
         self.text = TextStream(base.tokenizer, request.stop)
@@ -106,7 +107,7 @@ class Engine:
         self._reading: list[_Row] = []  # whose prompts are being read, in order of arrival
         self._forward = Forward(base)
         self._batch: DecodeBatch[_Row] = DecodeBatch(base, self._forward)
-        self._pool = PrefixPool(_POOL_BYTES)
+        self._prefix_cache = PrefixCache(_PREFIX_CACHE_BYTES)
         self.prompts = PromptMaker(base, encoders)
         self._inspector = Inspector(base, self.prompts)
         # Pictures are encoded beside the worker, so that they do not hold up its steps.
@@ -282,17 +283,17 @@ class Engine:
     def _read_chunk(self, row: _Row) -> None:
         """Read the next tokens of a prompt; after the last of them give the first token and join the batch."""
         if row.cache is None:
-            row.cache = KeyValues(self.base, tokens=len(row.ids))
-            if (past := self._pool.find(row.key, row.ids)) is not None:
-                row.cache.put(0, past)
-                row.read = row.cached = past.shape[3]
+            row.cache = KVCache(self.base, tokens=len(row.ids))
+            if (kv := self._prefix_cache.longest_prefix(row.key, row.ids)) is not None:
+                row.cache.set_row(0, kv)
+                row.read = row.cached = kv.shape[3]
         chunk = row.ids[row.read : row.read + CHUNK]
         logits = self._forward(row.cache, chunk, [row.read], row.prompts)
         row.read += len(chunk)
         if row.read < len(row.ids):
             return
         if self._advance(row, logits[0]):
-            self._batch.join(row, row.cache.row(0, row.read), row.prompts)
+            self._batch.join(row, row.cache.copy_row(0, row.read), row.prompts)
             self._reading.remove(row)
             row.cache = None
         else:
@@ -324,13 +325,13 @@ class Engine:
         """Take a row out; what it has read stays for the conversation's next turn."""
         if row in self._reading:
             self._reading.remove(row)
-            past = None if row.cache is None or not row.read else row.cache.row(0, row.read)
+            kv = None if row.cache is None or not row.read else row.cache.copy_row(0, row.read)
             row.cache = None
         else:
-            past = self._batch.leave(row)
-        if past is not None:
-            tokens = past.shape[3]
-            self._pool.put(row.key, row.ids[:tokens], past)
+            kv = self._batch.leave(row)
+        if kv is not None:
+            tokens = kv.shape[3]
+            self._prefix_cache.add(row.key, row.ids[:tokens], kv)
 
     # In any thread.
 

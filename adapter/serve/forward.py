@@ -19,56 +19,18 @@ from adapter.base.llama import AdaptedLlama, Base
 from adapter.base.quantize import PackedLinear
 from adapter.method.attention import PromptKV, add_prompt_terms, attend, grouped, ungrouped
 from adapter.method.deltas import FINAL_NORM, Deltas
+from adapter.serve.kv_cache import KVCache, round_to_blocks
 
-# The past is read in whole blocks behind a mask. torch's attention then gives a row the same bits whatever longer
-# rows are beside it, which it does not when the length is no multiple of its vectors.
-BLOCK = 64
 # A few tokens are read faster by one thread: there are hundreds of operations in a step, and after each of them
 # several threads would wait for one another (here 121 tokens/s against 84 with two).
 _FEW = 4
-
-
-class KeyValues:
-    """The past of several rows: [rows, layers, 2, Hkv, capacity, head_dim], keys and values; grows in blocks."""
-
-    def __init__(self, base: Base, rows: int = 1, tokens: int = BLOCK) -> None:
-        f = base.fingerprint
-        self._rest = (f.num_hidden_layers, 2, f.num_key_value_heads)
-        self._head_dim = f.head_dim
-        # Zeros: what is masked must be a number.
-        self.data = torch.zeros(
-            rows, *self._rest, _blocks(tokens), f.head_dim, dtype=base.model.dtype, device=base.device
-        )
-
-    def reserve(self, rows: int, tokens: int) -> None:
-        """Make room, keeping what is there."""
-        had_rows, had_tokens = self.data.shape[0], self.data.shape[4]
-        if rows <= had_rows and tokens <= had_tokens:
-            return
-        rows = max(rows, had_rows)
-        tokens = had_tokens if tokens <= had_tokens else _blocks(max(tokens, had_tokens * 3 // 2))
-        grown = self.data.new_zeros(rows, *self._rest, tokens, self._head_dim)
-        grown[:had_rows, ..., :had_tokens, :] = self.data
-        self.data = grown
-
-    def row(self, index: int, tokens: int) -> Tensor:
-        """A copy of one row's past: [layers, 2, Hkv, tokens, head_dim]."""
-        return self.data[index, ..., :tokens, :].clone()
-
-    def put(self, index: int, past: Tensor) -> None:
-        """Set one row's past; there must be room."""
-        self.data[index, ..., : past.shape[3], :] = past
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK) * BLOCK
 
 
 @dataclass
 class _Step:
     """N new tokens, one for each of N rows or all of one row: where they go and what they may look at."""
 
-    cache: KeyValues
+    cache: KVCache
     rows: int  # N or 1
     start: int  # of the first row
     places: tuple[Tensor, slice, slice, Tensor]  # in a layer of the cache, of N rows' new tokens
@@ -105,7 +67,7 @@ class Forward:
     @torch.inference_mode()
     def __call__(
         self,
-        cache: KeyValues,
+        cache: KVCache,
         ids: Sequence[int],
         starts: Sequence[int],
         prompts: PromptKV | None,
@@ -122,7 +84,7 @@ class Forward:
         positions = torch.tensor(starts, device=device)
         if rows < count:
             positions = positions + torch.arange(count, device=device)
-        span = _blocks(max(starts) + count // rows)
+        span = round_to_blocks(max(starts) + count // rows)
         cache.reserve(rows, span)
         later = torch.arange(span, device=device) > positions[:, None]
         mask = torch.zeros(later.shape, dtype=cache.data.dtype, device=device)

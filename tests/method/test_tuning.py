@@ -18,7 +18,8 @@ from adapter.method.config import AdapterConfig, TuningConfig
 from adapter.method.deltas import LINEARS, NORMS
 from adapter.serve.batch import batched
 from adapter.serve.engine import Engine
-from adapter.serve.forward import Forward, KeyValues
+from adapter.serve.forward import Forward
+from adapter.serve.kv_cache import KVCache
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
@@ -142,7 +143,7 @@ def serving(request, tiny_base) -> Base:
 def test_the_serving_pass_is_the_model(serving, tiny_fingerprint):
     adapter = tuned_adapter(tiny_fingerprint, size=0.05)
     kv = batched([adapter(serving.model)])
-    cache, forward = KeyValues(serving), Forward(serving)
+    cache, forward = KVCache(serving), Forward(serving)
     ids = IDS[0].tolist()
     forward(cache, ids[:12], [0], kv)
     out = forward(cache, ids[12:], [12], kv)

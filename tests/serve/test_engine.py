@@ -19,8 +19,8 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
-from adapter.serve.batch import PrefixPool
 from adapter.serve.engine import Engine
+from adapter.serve.kv_cache import PrefixCache
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
@@ -233,21 +233,21 @@ def test_a_follow_up_reads_only_what_is_new_and_answers_as_from_a_cold_start(eng
             torch.testing.assert_close([e.logprob for e in got], [e.logprob for e in want], atol=1e-3, rtol=0)
 
 
-def test_the_pool_is_bounded_and_keeps_what_was_used_last():
+def test_the_prefix_cache_is_bounded_and_evicts_the_least_recently_used():
     def past(tokens):
         return torch.zeros(1, 2, 1, tokens, 4)  # 32 bytes a token
 
-    pool = PrefixPool(32 * 100)
+    cache = PrefixCache(32 * 100)
     for start in range(10):
-        pool.put("a", range(start * 100, start * 100 + 30), past(30))
-        assert pool.find("a", range(start * 100, start * 100 + 31)).shape[3] == 30
-    assert len(pool) == 3
-    assert pool.find("a", range(0, 31)) is None
-    assert pool.find("b", range(900, 931)) is None
-    assert pool.find("a", [*range(900, 910), 7, 8]).shape[3] == 10
-    pool.put("a", range(900, 940), past(40))  # takes the place of the shorter one
-    assert len(pool) == 3 and pool.find("a", range(900, 950)).shape[3] == 40
-    assert pool.find("a", range(900, 920)).shape[3] == 19  # the last token is read anew
+        cache.add("a", range(start * 100, start * 100 + 30), past(30))
+        assert cache.longest_prefix("a", range(start * 100, start * 100 + 31)).shape[3] == 30
+    assert len(cache) == 3
+    assert cache.longest_prefix("a", range(0, 31)) is None
+    assert cache.longest_prefix("b", range(900, 931)) is None
+    assert cache.longest_prefix("a", [*range(900, 910), 7, 8]).shape[3] == 10
+    cache.add("a", range(900, 940), past(40))  # takes the place of the shorter one
+    assert len(cache) == 3 and cache.longest_prefix("a", range(900, 950)).shape[3] == 40
+    assert cache.longest_prefix("a", range(900, 920)).shape[3] == 19  # the last token is read anew
 
 
 def test_long_prompts_are_read_in_chunks_between_the_steps_of_others(engine, monkeypatch):
@@ -327,7 +327,7 @@ def test_law_each_row_gets_what_it_gets_alone(engine, tiny_fingerprint, schedule
 
 
 def test_nothing_grows_over_500_requests(engine, monkeypatch):
-    monkeypatch.setattr(engine._pool, "_max_bytes", 200_000)
+    monkeypatch.setattr(engine._prefix_cache, "_max_bytes", 200_000)
     sizes = []
     for number in range(500):
         request = GenerationRequest(
@@ -336,13 +336,13 @@ def test_nothing_grows_over_500_requests(engine, monkeypatch):
             sampling=SamplingParams(temperature=0, max_new_tokens=2),
         )
         list(engine.submit(request))
-        sizes.append(engine._pool.bytes)
+        sizes.append(engine._prefix_cache.bytes)
     wait_until(lambda: not engine._open and not engine._batch and not engine._reading)
     assert max(sizes) <= 200_000
-    assert engine._pool.bytes == sum(past.nbytes for past in engine._pool._pasts.values())
+    assert engine._prefix_cache.bytes == sum(kv.nbytes for kv in engine._prefix_cache._entries.values())
     assert engine._batch._cache.data.shape[:1] == (1,)
     gc.collect()
-    alive = sum(type(thing).__name__ in ("_Row", "Answer", "Mailbox", "KeyValues") for thing in gc.get_objects())
+    alive = sum(type(thing).__name__ in ("_Row", "Answer", "Mailbox", "KVCache") for thing in gc.get_objects())
     assert alive <= 4
 
 

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from adapter.base.llama import Base
 from adapter.base.quantize import quantize_linears
 from adapter.serve.batch import batched
-from adapter.serve.forward import BLOCK, Forward, KeyValues
+from adapter.serve.forward import Forward
+from adapter.serve.kv_cache import BLOCK, KVCache
 from conftest import random_adapter
 
 IDS = [i * 7 % 95 for i in range(90)]
@@ -49,7 +50,7 @@ def whole_sequence(forward, ids, prompts):
 def test_a_row_read_in_any_pieces_equals_the_model(forward, prompts, cuts):
     close = {"atol": 1e-3, "rtol": 0} if forward._lean is None else {"atol": 0.3, "rtol": 0}
     for kv in prompts:
-        cache, at = KeyValues(forward._base), 0
+        cache, at = KVCache(forward._base), 0
         for size in cuts:
             logits = forward(cache, IDS[at : at + size], [at], kv)
             at += size
@@ -61,13 +62,13 @@ def test_rows_together_equal_rows_alone(forward, prompts):
     """Of all lengths, on both sides of a block's end, with different prompts: bit for bit on the lean one."""
     lengths = [1, 5, BLOCK - 1, BLOCK, 80]
     chosen = [prompts[i % 3] for i in range(len(lengths))]
-    together, alone = KeyValues(forward._base), []
+    together, alone = KVCache(forward._base), []
     together.reserve(len(lengths), BLOCK)
     for row, (length, kv) in enumerate(zip(lengths, chosen, strict=True)):
-        cache = KeyValues(forward._base)
+        cache = KVCache(forward._base)
         forward(cache, IDS[:length], [0], kv)
         together.reserve(len(lengths), length + 1)
-        together.put(row, cache.row(0, length))
+        together.set_row(row, cache.copy_row(0, length))
         alone.append(forward(cache, [IDS[length]], [length], kv)[0])
     logits = forward(together, [IDS[n] for n in lengths], lengths, batched(chosen))
     for got, want in zip(logits, alone, strict=True):
@@ -80,12 +81,12 @@ def test_rows_together_equal_rows_alone(forward, prompts):
 def test_tokens_of_one_row_have_the_same_bits_together_and_one_by_one(packed_base, tiny_fingerprint):
     forward = Forward(packed_base)
     kv = batched([random_adapter(tiny_fingerprint)(packed_base.model)])
-    together, singly = KeyValues(packed_base), KeyValues(packed_base)
+    together, singly = KVCache(packed_base), KVCache(packed_base)
     last = forward(together, IDS, [0], kv)
     for at, token in enumerate(IDS):
         logits = forward(singly, [token], [at], kv)
     assert torch.equal(last, logits)
-    assert torch.equal(together.row(0, 90), singly.row(0, 90))
+    assert torch.equal(together.copy_row(0, 90), singly.copy_row(0, 90))
 
 
 def test_the_packed_layers_still_share_their_memory_and_answer_alone(packed_base):
@@ -98,10 +99,10 @@ def test_the_packed_layers_still_share_their_memory_and_answer_alone(packed_base
 
 
 def test_the_cache_grows_and_keeps_what_it_has(tiny_base):
-    cache = KeyValues(tiny_base)
+    cache = KVCache(tiny_base)
     past = torch.randn(4, 2, 2, 40, 8)
-    cache.put(0, past)
+    cache.set_row(0, past)
     cache.reserve(3, 200)
     assert cache.data.shape[0] == 3 and cache.data.shape[4] % BLOCK == 0 and cache.data.shape[4] >= 200
-    assert torch.equal(cache.row(0, 40), past)
+    assert torch.equal(cache.copy_row(0, 40), past)
     assert not cache.data[:, ..., 40:, :].any()
