@@ -200,7 +200,8 @@ class Engine:
             return
         with self._changed:
             if row in self._open and not self._closed and not row.cancelled:
-                self._queue.put(row, row.request.client)
+                client = row.request.client
+                self._queue.put(row, client.session or client.address)
                 self._changed.notify()
                 return
         self._end(row, GenerationEvent(finish_reason="cancelled", stats=row.stats()))

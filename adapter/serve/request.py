@@ -20,13 +20,24 @@ FinishReason = Literal["stop", "length", "time", "cancelled"]
 
 
 @dataclass(frozen=True)
+class Client:
+    """Who asks: the network address of the caller and the session of its page, each "" where it is not known.
+
+    The address is what limits count by; clients take turns in the scheduler's queue by session, else by address.
+    """
+
+    address: str = ""
+    session: str = ""
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One answer to give. `prompt_ids` replaces `messages`; `raw` skips the chat template.
 
     mix: further adapters with their strengths, whose gated terms add to the first one's; the first one gives the
     template, and every one that sees gets the image. mute_layers, mute_heads: where all adapters' gates are shut,
     by the base's count of layers, and of heads in every layer. stop: texts that end the answer, not part of it.
-    client: whose turn in the queue it takes. max_seconds: limit of the wall clock from the start of the answer.
+    client: who asks. max_seconds: limit of the wall clock from the start of the answer.
     Raises BadInput when made with values out of their ranges.
     """
 
@@ -41,7 +52,7 @@ class GenerationRequest:
     mute_layers: tuple[int, ...] = ()
     mute_heads: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
-    client: str = ""
+    client: Client = Client()
     max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:

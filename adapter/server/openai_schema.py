@@ -93,7 +93,7 @@ def read(fields: Mapping[str, Any], adapters: Collection[str], base: str, client
     adapters: the names that there are; base: the name of the frozen base. Raises ApiError, and BadInput for
     values out of their ranges.
     """
-    from adapter.serve.request import GenerationRequest
+    from adapter.serve.request import Client, GenerationRequest
     from adapter.serve.sampling import SamplingParams
 
     fields = {name: value for name, value in fields.items() if value is not None}
@@ -123,7 +123,7 @@ def read(fields: Mapping[str, Any], adapters: Collection[str], base: str, client
         sampling=SamplingParams(**sampling),
         mix=_mix(_typed(fields, "mix", dict, {}), adapters),
         stop=_stops(fields.get("stop", [])),
-        client=client,
+        client=Client(address=client),
     )
     return Asked(model, request, stream, bool(_typed(options, "include_usage", bool, False)))
 

@@ -77,7 +77,7 @@ def make_request(
     history: History, settings: Settings, adapter: str | None, picture: str | None, client: str = ""
 ) -> GenerationRequest:
     """The engine's request for a conversation. Raises BadInput if a value is out of its range."""
-    from adapter.serve.request import GenerationRequest
+    from adapter.serve.request import Client, GenerationRequest
     from adapter.serve.sampling import SamplingParams
 
     if not all(isinstance(number, (int, float)) for number in (*settings[1:5], settings.mix_strength)):
@@ -99,7 +99,7 @@ def make_request(
         mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
         mute_layers=tuple(settings.mute_layers or ()),
         mute_heads=tuple(settings.mute_heads or ()),
-        client=client,
+        client=Client(session=client),
     )
 
 

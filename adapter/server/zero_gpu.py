@@ -32,7 +32,7 @@ from adapter.method.vision import VisualEncoder
 from adapter.serve.admission import admit
 from adapter.serve.engine import MAX_REQUESTS, Engine
 from adapter.serve.inspection import Inspection
-from adapter.serve.request import Answer, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
+from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.store import AdapterStore
 from adapter.server.limits import SCOPE
 from adapter.ui.texts import page as texts
@@ -89,7 +89,7 @@ class ZeroGpuEngine:
             request,
             messages=(),
             prompt_ids=tuple(admitted.ids),
-            client="",
+            client=Client(),
             max_seconds=min(request.max_seconds, seconds - _SPARE_SECONDS),
         )
         asked = _Asked(len(admitted.ids))
@@ -99,7 +99,7 @@ class ZeroGpuEngine:
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
         """As the engine's."""
         admitted = admit(request, self.base, self._load)
-        request = replace(request, messages=(), prompt_ids=tuple(admitted.ids), client="")
+        request = replace(request, messages=(), prompt_ids=tuple(admitted.ids), client=Client())
         asked = _Asked(0)
         self._begin(asked, self._job(request, answer_ids), INSPECTION_SECONDS)
         found = asked.mailbox.events.get()

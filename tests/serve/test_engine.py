@@ -21,7 +21,7 @@ from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.kv_cache import PrefixCache
-from adapter.serve.request import GenerationRequest
+from adapter.serve.request import Client, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
 from conftest import random_adapter
@@ -144,10 +144,10 @@ def test_a_cancelled_answer_says_so_within_a_step(engine, monkeypatch):
 
 def test_a_request_that_waits_knows_its_place_and_can_be_cancelled(engine, monkeypatch):
     monkeypatch.setattr("adapter.serve.engine.MAX_ROWS", 1)
-    long = GenerationRequest(HELLO, sampling=replace(GREEDY, max_new_tokens=100), client="a")
+    long = GenerationRequest(HELLO, sampling=replace(GREEDY, max_new_tokens=100), client=Client(session="a"))
     first = engine.submit(long)
     next(first)
-    queued = [engine.submit(replace(long, client=client)) for client in ("a", "a", "b")]
+    queued = [engine.submit(replace(long, client=Client(session=client))) for client in ("a", "a", "b")]
     # b has asked for one thing only: it comes before a's second one.
     for answer_, place in zip(queued, (0, 2, 1), strict=True):
         while next(answer_).position != place:

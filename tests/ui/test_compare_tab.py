@@ -142,7 +142,7 @@ def test_every_pane_asks_with_one_seed() -> None:
     updates = compared(engine, ("", 1.0), ("poet", 0.5), ("poet", 1.0))
     assert [(r.adapter, r.strength) for r in engine.requests] == [(None, 1.0), ("poet", 0.5), ("poet", 1.0)]
     assert len({r.sampling.seed for r in engine.requests}) == 1 and engine.requests[0].sampling.seed is not None
-    assert {r.client for r in engine.requests} == {"me"} and engine.closed == 3
+    assert {r.client.session for r in engine.requests} == {"me"} and engine.closed == 3
     box, *panes = updates[-1]
     assert box["submit_btn"] is True and words.EMPTY_PANE in panes[3]
     assert all("you said: hello!" in pane and "20 tokens/s" in pane for pane in panes[:3])
