@@ -24,7 +24,7 @@ from adapter.method.checkpoint import load_adapter
 from adapter.method.vision import open_image
 from adapter.serve import transcript
 from adapter.serve.engine import Engine
-from adapter.serve.inspection import table
+from adapter.serve.inspection import format_table
 from adapter.serve.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import SHIPPED, AdapterStore, inert
@@ -288,7 +288,7 @@ def _inspect(args: argparse.Namespace, store: AdapterStore) -> None:
         print(base.describe(), file=sys.stderr)
         with closing(Engine(base, there)) as engine:
             ids = [event.token_id for event in engine.submit(request) if event.token_id is not None]
-            print(table(engine.inspect(request, ids)))
+            print(format_table(engine.inspect(request, ids)))
 
 
 def _as_dict(events: list[GenerationEvent], logprobs: bool) -> dict[str, object]:

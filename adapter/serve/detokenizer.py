@@ -1,4 +1,4 @@
-"""From tokens to the text that is shown while they come. Knows tokenizers; knows nothing of models."""
+"""Incremental detokenisation of a streamed answer. Knows tokenizers; knows nothing of models."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 
-class TextStream:
-    """Tokens to text as it can be shown: whole characters, and nothing that may turn out to be a stop text."""
+class Detokenizer:
+    """Turns the tokens of one answer into text: whole characters only, without stop strings.
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+    Text that may turn out to be the beginning of a stop string is held back until that is decided.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._stops = stops
-        self._held = ""
+        self._stop = stop
+        self._held_back = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that has become certain. Where a stop text is found it ends, and `stopped` is set."""
-        text = self._held + (self._stream.step(self._tokenizer, token) or "")
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        lengths = [n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        keep = len(text) - max(lengths, default=0)
-        self._held = text[keep:]
-        return text[:keep]
+        """The text that `token` completes. At a stop string the text ends before it and `stopped` becomes True."""
+        text = self._held_back + (self._stream.step(self._tokenizer, token) or "")
+        starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]
+        if starts:
+            self.stopped, self._held_back = True, ""
+            return text[: min(starts)]
+        overlaps = [n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        end = len(text) - max(overlaps, default=0)
+        self._held_back = text[end:]
+        return text[:end]
 
-    def rest(self) -> str:
-        """What was held back, at the end of the answer."""
-        return self._held
+    def flush(self) -> str:
+        """The text that is still held back when the answer ends."""
+        return self._held_back

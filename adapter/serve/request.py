@@ -1,4 +1,4 @@
-"""What a caller asks of the engine and what comes back. Knows no models."""
+"""The vocabulary of serving: what a caller asks the engine for and what comes back. Knows no models."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FinishReason = Literal["stop", "length", "time", "cancelled"]
 
 @dataclass(frozen=True)
 class Client:
-    """Who asks: the network address of the caller and the session of its page, each "" where it is not known.
+    """Who sends a request: the network address and the page session, each "" where it is unknown.
 
-    The address is what limits count by; clients take turns in the scheduler's queue by session, else by address.
+    Limits are counted by address. The scheduler gives turns by session, or by address where there is no session.
     """
 
     address: str = ""
@@ -32,13 +32,13 @@ class Client:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One answer to give. `prompt_ids` replaces `messages`; `raw` skips the chat template.
+    """One answer to generate. `prompt_ids` replaces `messages`; `raw` skips the chat template.
 
-    mix: further adapters with their strengths, whose gated terms add to the first one's; the first one gives the
-    template, and every one that sees gets the image. mute_layers, mute_heads: where all adapters' gates are shut,
-    by the base's count of layers, and of heads in every layer. stop: texts that end the answer, not part of it.
-    client: who asks. max_seconds: limit of the wall clock from the start of the answer.
-    Raises BadInput when made with values out of their ranges.
+    mix: further adapters with their strengths; their gated terms are added to those of `adapter`, which chooses
+    the template. Every visual adapter gets the image. mute_layers, mute_heads: where the gates of all adapters are
+    set to zero; indices of the base's layers, and of the heads in every layer. stop: strings that end the answer
+    and are not part of it. max_seconds: wall-clock limit from the start of prefill.
+    Raises BadInput when a value is out of range.
     """
 
     messages: tuple[Message, ...] = ()
@@ -68,15 +68,16 @@ class GenerationRequest:
 
     @property
     def parts(self) -> tuple[tuple[str, float], ...]:
-        """Every adapter that is named, with its strength, the first one first."""
+        """All adapters of the request with their strengths: `adapter` first, then `mix`."""
         return (*(() if self.adapter is None else ((self.adapter, self.strength),)), *self.mix)
 
 
 @dataclass(frozen=True)
 class GenerationStats:
-    """Counts and seconds of one answer. prefill_s runs from the request's turn to its first token.
+    """Token counts and seconds of one answer.
 
-    cached_tokens: those of the prompt that an earlier answer had left in the cache.
+    prefill_s runs from the start of prefill to the first new token. cached_tokens: prompt tokens whose KV came
+    from the prefix cache.
     """
 
     prompt_tokens: int
@@ -94,9 +95,9 @@ class GenerationStats:
 
 @dataclass(frozen=True)
 class GenerationEvent:
-    """One decoding step, or news of the queue: then `position` says how many are served before.
+    """One decoded token, or a change of the place in the queue: `position` requests are ahead.
 
-    `text` may be empty; the last event has finish_reason and stats.
+    `text` may be empty. The last event has finish_reason and stats.
     """
 
     text: str = ""
@@ -108,22 +109,22 @@ class GenerationEvent:
 
 
 class Mailbox:
-    """Where the engine puts a request's events, from any thread; it does not keep the Answer alive."""
+    """The queue of one request's events, filled by the engine from any thread. Does not keep the Answer alive."""
 
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[GenerationEvent | AdapterError] = queue.SimpleQueue()
-        self.arrived: Callable[[], None] | None = None
+        self.on_put: Callable[[], None] | None = None
 
     def put(self, event: GenerationEvent | AdapterError) -> None:
         self.events.put(event)
-        if (arrived := self.arrived) is not None:
-            arrived()
+        if (on_put := self.on_put) is not None:
+            on_put()
 
 
 class Answer:
-    """The events of one request, in order, for one reader: `for` or `async for`. Errors are raised in their place.
+    """The events of one request in order, for one reader, by `for` or `async for`. Raises errors in their place.
 
-    Dropping it, `close()` and leaving `contextlib.closing` cancel what is not finished.
+    Deleting the object, `close()` and leaving `contextlib.closing` cancel an unfinished answer.
     """
 
     def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
@@ -132,12 +133,12 @@ class Answer:
         self._ended = False
 
     def cancel(self) -> None:
-        """Ask for the end: the last event then says "cancelled"."""
+        """Cancel the request; its last event then has finish_reason "cancelled"."""
         if not self._ended:
             self._cancel()
 
     def close(self) -> None:
-        """Cancel, and read no further."""
+        """Cancel, and stop iterating."""
         self.cancel()
         self._ended = True
 
@@ -149,7 +150,7 @@ class Answer:
     def __next__(self) -> GenerationEvent:
         if self._ended:
             raise StopIteration
-        return self._checked(self._mailbox.events.get())
+        return self._receive(self._mailbox.events.get())
 
     async def __aiter__(self) -> AsyncIterator[GenerationEvent]:
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
@@ -158,7 +159,7 @@ class Answer:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(arrived.set)
 
-        self._mailbox.arrived = notify
+        self._mailbox.on_put = notify
         try:
             while not self._ended:
                 try:
@@ -167,11 +168,11 @@ class Answer:
                     await arrived.wait()
                     arrived.clear()
                 else:
-                    yield self._checked(event)
+                    yield self._receive(event)
         finally:
             self.close()
 
-    def _checked(self, event: GenerationEvent | AdapterError) -> GenerationEvent:
+    def _receive(self, event: GenerationEvent | AdapterError) -> GenerationEvent:
         self._ended = isinstance(event, AdapterError) or event.finish_reason is not None
         if isinstance(event, AdapterError):
             raise event

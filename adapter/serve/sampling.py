@@ -1,4 +1,4 @@
-"""The choice of the next token. Knows logits; knows nothing of text or models."""
+"""Sampling of the next token. Knows logits; knows nothing of text or models."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from adapter.errors import BadInput
 
 MAX_NEW_TOKENS = 2048
-_LIKELIEST = 512  # nearly always enough, and ten times faster than to sort a vocabulary
+_TOP_K = 512  # holds top_p nearly always, and is ten times faster than sorting the vocabulary
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose tokens. temperature 0 takes the likeliest; the defaults are the paper's."""
+    """How tokens are sampled. temperature 0 is greedy; the defaults are the paper's."""
 
     temperature: float = 0.1
     top_p: float = 0.75
@@ -33,7 +33,7 @@ class SamplingParams:
             raise BadInput(f"The seed must be a whole number from 0 to 2^63 - 1, got {self.seed}.")
 
     def generator(self) -> torch.Generator:
-        """A random source of one request's own; seeded afresh from the system without a seed."""
+        """A random generator for one request; without a seed it is seeded by the system."""
         generator = torch.Generator()
         if self.seed is None:
             generator.seed()
@@ -42,18 +42,18 @@ class SamplingParams:
         return generator
 
 
-def choose(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> tuple[int, float]:
-    """The next token of one row and its log-probability under the model (before temperature and top-p).
+def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> tuple[int, float]:
+    """Sample the next token of one row; returns it and its log-probability before temperature and top-p.
 
-    logits: [V]. `generator` lives on the CPU, so that a seed means the same on every device.
+    logits: [vocab_size]. `generator` is on the CPU, so that a seed gives the same numbers on every device.
     """
     logits = logits.float()
     if params.temperature == 0:
         token = int(logits.argmax())
     else:
         probabilities = torch.softmax(logits / params.temperature, dim=-1)
-        # Keep the smallest set of likeliest tokens that reaches top_p; the likeliest always stays.
-        ordered, order = probabilities.topk(min(_LIKELIEST, probabilities.numel()))
+        # Keep the smallest set of most likely tokens that reaches top_p; the most likely one always stays.
+        ordered, order = probabilities.topk(min(_TOP_K, probabilities.numel()))
         if ordered.sum() < params.top_p:
             ordered, order = probabilities.sort(descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= params.top_p, 0.0)

@@ -1,16 +1,99 @@
-"""The queue before the engine: whoever asks much waits behind whoever asks little. Knows nothing of what waits."""
+"""Admission, the waiting queue, and the choice of which rows run next.
+
+Knows requests, adapters and token ids; runs no model, reads no clock and sends nothing. The engine calls it under
+its lock: `schedule -> run -> postprocess`.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
+from adapter.base.llama import Base
+from adapter.base.template import encode_prompt
+from adapter.errors import BadInput
+from adapter.method.adapter import Adapter
+from adapter.method.attention import PromptKV
+from adapter.serve.detokenizer import Detokenizer
+from adapter.serve.kv_cache import KVCache
+from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
+
+MAX_ROWS = 16  # rows that run at once
+PREFILL_CHUNK = 64  # prompt tokens that are read between two decode steps of the other rows
+
+WeightedAdapters = list[tuple[Adapter, float]]  # adapters with their strengths
 T = TypeVar("T")
 
 
+# Admission: what can be checked in the caller's thread, before the request waits for its turn.
+
+
+class Adapters(Protocol):
+    """Where adapters are loaded from, for example adapter.serve.store.AdapterStore."""
+
+    def load(self, name: str, base: Base) -> Adapter: ...
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that can be served. adapters: those with a strength above 0; max_new_tokens: of the answer."""
+
+    adapters: WeightedAdapters
+    prompt_ids: list[int]
+    max_new_tokens: int
+
+
+def admit(request: GenerationRequest, base: Base, load: Callable[[str], Adapter]) -> Admitted:
+    """Load the request's adapters, tokenise its prompt and limit its answer to the context of `base`.
+
+    load: returns an adapter by name. Raises BadInput or LoadError for a request that cannot be served.
+    """
+    adapters = load_adapters(request, load)
+    if request.image is not None and not any_visual(adapters):
+        which = f"Adapter '{request.adapter}'" if request.adapter else "The frozen base"
+        raise BadInput(f"{which} reads text only. Choose an adapter that reads images.")
+    ids = _tokenize(request, base, adapters)
+    room = base.context_length - len(ids)
+    if room < 1:
+        raise BadInput(
+            f"The conversation has {len(ids)} tokens and this base reads {base.context_length}. "
+            "Shorten the message or start a new conversation."
+        )
+    active = [(adapter, strength) for adapter, strength in adapters if strength > 0]
+    return Admitted(active, ids, min(room, request.sampling.max_new_tokens))
+
+
+def load_adapters(request: GenerationRequest, load: Callable[[str], Adapter]) -> WeightedAdapters:
+    """All adapters of the request with their strengths. Raises LoadError."""
+    return [(load(name), strength) for name, strength in request.parts]
+
+
+def any_visual(adapters: WeightedAdapters) -> bool:
+    return any(adapter.config.is_visual for adapter, _ in adapters)
+
+
+def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters) -> list[int]:
+    if request.prompt_ids is not None:
+        vocabulary = base.fingerprint.vocab_size
+        if not request.prompt_ids or not all(0 <= i < vocabulary for i in request.prompt_ids):
+            raise BadInput(f"Prompt ids must be numbers from 0 to {vocabulary - 1}, and at least one.")
+        return list(request.prompt_ids)
+    if request.raw:
+        template = "raw"
+    elif adapters:
+        template = adapters[0][0].config.template
+    else:
+        template = "chat" if base.tokenizer.chat_template else "alpaca"
+    return encode_prompt(base.tokenizer, request.messages, template)
+
+
+# The waiting queue.
+
+
 class FairQueue(Generic[T]):
-    """Clients take turns, each with its own requests in order. Not thread-safe."""
+    """Items of several clients. Clients take turns; each client's items stay in order. Not thread-safe."""
 
     def __init__(self) -> None:
         self._clients: OrderedDict[str, deque[T]] = OrderedDict()
@@ -19,7 +102,7 @@ class FairQueue(Generic[T]):
         return sum(map(len, self._clients.values()))
 
     def __iter__(self) -> Iterator[T]:
-        """All that waits, in the order in which `pop` would give it."""
+        """All items in the order in which `pop` would return them."""
         for turn in range(max(map(len, self._clients.values()), default=0)):
             yield from (items[turn] for items in self._clients.values() if turn < len(items))
 
@@ -27,17 +110,18 @@ class FairQueue(Generic[T]):
         self._clients.setdefault(client, deque()).append(item)
 
     def pop(self) -> T:
-        """The next item. Raises IndexError if there is none."""
+        """Remove and return the next item. Raises IndexError if the queue is empty."""
         if not self._clients:
             raise IndexError("the queue is empty")
-        client, items = self._clients.popitem(last=False)
+        client, items = next(iter(self._clients.items()))
+        self._clients.move_to_end(client)  # the other clients come first now
         item = items.popleft()
-        if items:
-            self._clients[client] = items  # behind the others
+        if not items:
+            del self._clients[client]
         return item
 
     def remove(self, item: T) -> bool:
-        """Take an item out; False if it is not there."""
+        """Remove an item; returns False if it is not in the queue."""
         for client, items in self._clients.items():
             if item in items:
                 items.remove(item)
@@ -45,3 +129,135 @@ class FairQueue(Generic[T]):
                     del self._clients[client]
                 return True
         return False
+
+
+# Scheduling.
+
+
+@dataclass(eq=False)
+class Row:
+    """One request on its way through the engine: its tokens, its prompts and how far its KV has come."""
+
+    request: GenerationRequest
+    adapters: WeightedAdapters
+    token_ids: list[int]  # the prompt, then the answer
+    max_new_tokens: int
+    detokenizer: Detokenizer
+    submitted_at: float  # seconds of time.perf_counter
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    prompt_kv: PromptKV | None = None
+    prefix_key: Hashable = ()  # identifies the prompts that the tokens are read with
+    prefill_cache: KVCache | None = None  # until the row joins the decode batch
+    computed_tokens: int = 0  # tokens of the prompt whose KV is in prefill_cache
+    cached_tokens: int = 0  # of these, how many came from the prefix cache
+    cancelled: bool = False
+    position: int | None = None  # in the queue, as the reader was last told
+    started_at: float | None = None  # when the row left the queue
+    first_token_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.token_ids)
+        self.generator = self.request.sampling.generator()
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.token_ids) - self.prompt_tokens
+
+    def stats(self, now: float) -> GenerationStats:
+        started = self.submitted_at if self.started_at is None else self.started_at
+        first = now if self.first_token_at is None else self.first_token_at
+        return GenerationStats(
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+            queue_s=started - self.submitted_at,
+            prefill_s=first - started,
+            decode_s=now - first,
+            cached_tokens=self.cached_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the engine does next.
+
+    finished: rows to remove, which were cancelled or ran out of time. moved: waiting rows whose position changed.
+    prefill: the row whose next PREFILL_CHUNK prompt tokens are read, or None to decode one token for each running
+    row, if there is any.
+    """
+
+    finished: list[tuple[Row, FinishReason]]
+    moved: list[Row]
+    prefill: Row | None
+
+
+class Scheduler:
+    """Which rows wait, which read their prompts and which decode. Not thread-safe."""
+
+    def __init__(self, stop_ids: frozenset[int]) -> None:
+        self._stop_ids = stop_ids
+        self.waiting: FairQueue[Row] = FairQueue()
+        self.prefilling: list[Row] = []  # in order of arrival
+        self.decoding: list[Row] = []
+        self._decode_next = False
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.prefilling or self.decoding)
+
+    def add(self, row: Row) -> None:
+        """Let a row wait for its turn among its client's rows."""
+        client = row.request.client
+        self.waiting.put(row, client.session or client.address)
+
+    def cancel(self, row: Row) -> bool:
+        """Cancel a row. True if it was waiting and is removed; a running row ends with the next step."""
+        row.cancelled = True
+        return self.waiting.remove(row)
+
+    def schedule(self, now: float) -> Step:
+        """Start waiting rows while there is room, and choose the next step.
+
+        Prefill chunks and decode steps alternate, so that a long prompt does not stop the other rows.
+        """
+        finished: list[tuple[Row, FinishReason]] = []
+        for row in [*self.prefilling, *self.decoding]:
+            assert row.started_at is not None
+            if row.cancelled or now - row.started_at > row.request.max_seconds:
+                finished.append((row, "cancelled" if row.cancelled else "time"))
+                self.remove(row)
+        while self.waiting and len(self.prefilling) + len(self.decoding) < MAX_ROWS:
+            row = next(iter(self.waiting))
+            row.started_at = now  # before the row leaves the queue: a row that has started is ended by a failure
+            self.waiting.pop()
+            self.prefilling.append(row)
+        moved = []
+        for position, row in enumerate(self.waiting):
+            if row.position != position:
+                row.position = position
+                moved.append(row)
+        prefill = bool(self.prefilling) and not (self._decode_next and self.decoding)
+        self._decode_next = prefill
+        return Step(finished, moved, self.prefilling[0] if prefill else None)
+
+    def postprocess(self, row: Row, token: int) -> FinishReason | None:
+        """Append the sampled token of a row whose prompt has been read; returns why the row ends here, or None."""
+        row.token_ids.append(token)
+        if row in self.prefilling:
+            self.prefilling.remove(row)
+            self.decoding.append(row)
+        if token in self._stop_ids:
+            return "stop"
+        return "length" if row.new_tokens >= row.max_new_tokens else None
+
+    def remove(self, row: Row) -> None:
+        """Forget a running row that has ended."""
+        for rows in (self.prefilling, self.decoding):
+            if row in rows:
+                rows.remove(row)
+
+    def reset(self) -> None:
+        """Forget all rows that have started, after a failure. Waiting rows keep their places."""
+        self.prefilling.clear()
+        self.decoding.clear()
+        for row in [row for row in self.waiting if row.started_at is not None]:
+            self.waiting.remove(row)

@@ -29,10 +29,10 @@ from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
-from adapter.serve.admission import admit
 from adapter.serve.engine import MAX_REQUESTS, Engine
 from adapter.serve.inspection import Inspection
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
+from adapter.serve.scheduler import admit
 from adapter.serve.store import AdapterStore
 from adapter.server.limits import SCOPE
 from adapter.ui.texts import page as texts
@@ -84,22 +84,22 @@ class ZeroGpuEngine:
     def submit(self, request: GenerationRequest) -> Answer:
         """As the engine's, and as soon: what can be known now is known before there is a worker."""
         admitted = admit(request, self.base, self._load)
-        seconds = min(START_SECONDS + admitted.limit / TOKENS_PER_SECOND, MOST_SECONDS)
+        seconds = min(START_SECONDS + admitted.max_new_tokens / TOKENS_PER_SECOND, MOST_SECONDS)
         request = replace(
             request,
             messages=(),
-            prompt_ids=tuple(admitted.ids),
+            prompt_ids=tuple(admitted.prompt_ids),
             client=Client(),
             max_seconds=min(request.max_seconds, seconds - _SPARE_SECONDS),
         )
-        asked = _Asked(len(admitted.ids))
+        asked = _Asked(len(admitted.prompt_ids))
         self._begin(asked, self._job(request), seconds)
         return Answer(asked.mailbox, asked.cancel)
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
         """As the engine's."""
         admitted = admit(request, self.base, self._load)
-        request = replace(request, messages=(), prompt_ids=tuple(admitted.ids), client=Client())
+        request = replace(request, messages=(), prompt_ids=tuple(admitted.prompt_ids), client=Client())
         asked = _Asked(0)
         self._begin(asked, self._job(request, answer_ids), INSPECTION_SECONDS)
         found = asked.mailbox.events.get()

@@ -54,14 +54,14 @@ def answer_html(found: Inspection, key: str, total: int) -> str:
 
     key: what a click sends along; total: tokens of the whole answer, of which the first are shown.
     """
-    measures = {"d": found.drawn, "i": found.influence}
+    measures = {"d": found.prompt_share, "i": found.influence}
     if found.grounding is not None:
         measures["g"] = found.grounding
-    low, high = float(found.drawn.min()), float(found.drawn.max())
+    low, high = float(found.prompt_share.min()), float(found.prompt_share.max())
     most = {name: float(values.abs().max()) or 1.0 for name, values in measures.items()}
     shades = {name: (values / most[name]).tolist() for name, values in measures.items()}
     # What was drawn differs little between tokens.
-    shades["d"] = ((found.drawn - low) / ((high - low) or 1.0)).tolist()
+    shades["d"] = ((found.prompt_share - low) / ((high - low) or 1.0)).tolist()
     buttons = []
     for i, text in enumerate(found.tokens):
         style = ";".join(f"--{name}:{_digits(values[i])}" for name, values in shades.items())
@@ -109,7 +109,7 @@ def numbers_of(found: Inspection, index: int) -> str:
     """A token's numbers in words; safe as HTML and in an attribute."""
     grounding = None if found.grounding is None else _signed(found.grounding[index])
     return texts.token_numbers(
-        f"{float(found.drawn[index]) * 100:.1f}",
+        f"{float(found.prompt_share[index]) * 100:.1f}",
         _signed(found.influence[index]),
         grounding,
         _signed(found.logprobs[index]),

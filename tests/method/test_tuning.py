@@ -16,7 +16,7 @@ from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import AdapterConfig, TuningConfig
 from adapter.method.deltas import LINEARS, NORMS
-from adapter.serve.batch import batched
+from adapter.serve.batch import stack_prompts
 from adapter.serve.engine import Engine
 from adapter.serve.forward import Forward
 from adapter.serve.kv_cache import KVCache
@@ -142,7 +142,7 @@ def serving(request, tiny_base) -> Base:
 
 def test_the_serving_pass_is_the_model(serving, tiny_fingerprint):
     adapter = tuned_adapter(tiny_fingerprint, size=0.05)
-    kv = batched([adapter(serving.model)])
+    kv = stack_prompts([adapter(serving.model)])
     cache, forward = KVCache(serving), Forward(serving)
     ids = IDS[0].tolist()
     forward(cache, ids[:12], [0], kv)

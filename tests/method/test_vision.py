@@ -17,7 +17,7 @@ from adapter.formats.official_v2 import ENCODER
 from adapter.method import vision
 from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
-from adapter.serve.prompts import PromptMaker, digest
+from adapter.serve.prompts import PromptKVBuilder
 from conftest import random_adapter
 
 
@@ -230,11 +230,11 @@ def test_a_vision_transformer_shows_its_tokens_to_an_adapter(unlearned, monkeypa
         asked.append((how["tokens"], how.get("channels")))
         return real(self, images, **how)
 
-    maker = PromptMaker(tiny_base)
-    maker._encoders.get(name, lambda: unlearned(name))
+    builder = PromptKVBuilder(tiny_base)
+    builder._encoders.get(name, lambda: unlearned(name))
     monkeypatch.setattr(VisualEncoder, "encode", counted)
     image = noise(0)
-    entries = [maker.of([(a, 1.0)], image, digest(image))[0] for a in (*adapters, *adapters)]
+    entries = [builder.build([(a, 1.0)], image)[0] for a in (*adapters, *adapters)]
     assert asked == [(True, "RGB"), (True, "BGR"), (False, "RGB")]
     keys = [entry.layers[3][0].keys for entry in entries]
     assert not torch.allclose(keys[0], keys[1], atol=1e-3)

@@ -143,7 +143,7 @@ def test_a_cancelled_answer_says_so_within_a_step(engine, monkeypatch):
 
 
 def test_a_request_that_waits_knows_its_place_and_can_be_cancelled(engine, monkeypatch):
-    monkeypatch.setattr("adapter.serve.engine.MAX_ROWS", 1)
+    monkeypatch.setattr("adapter.serve.scheduler.MAX_ROWS", 1)
     long = GenerationRequest(HELLO, sampling=replace(GREEDY, max_new_tokens=100), client=Client(session="a"))
     first = engine.submit(long)
     next(first)
@@ -251,7 +251,7 @@ def test_the_prefix_cache_is_bounded_and_evicts_the_least_recently_used():
 
 
 def test_long_prompts_are_read_in_chunks_between_the_steps_of_others(engine, monkeypatch):
-    monkeypatch.setattr("adapter.serve.engine.CHUNK", 16)
+    monkeypatch.setattr("adapter.serve.engine.PREFILL_CHUNK", 16)
     lengths = []
     real = engine._forward
 
@@ -265,7 +265,7 @@ def test_long_prompts_are_read_in_chunks_between_the_steps_of_others(engine, mon
     got = answer(engine, messages=(), prompt_ids=tuple(i % 90 for i in range(100)), adapter="two")
     want = tokens(busy)
     assert max(lengths) == 16
-    monkeypatch.setattr("adapter.serve.engine.CHUNK", 128)
+    monkeypatch.setattr("adapter.serve.engine.PREFILL_CHUNK", 128)
     with closing(Engine(engine.base, engine.store)) as whole:
         assert tokens(got) == tokens(
             answer(whole, messages=(), prompt_ids=tuple(i % 90 for i in range(100)), adapter="two")
@@ -337,12 +337,12 @@ def test_nothing_grows_over_500_requests(engine, monkeypatch):
         )
         list(engine.submit(request))
         sizes.append(engine._prefix_cache.bytes)
-    wait_until(lambda: not engine._open and not engine._batch and not engine._reading)
+    wait_until(lambda: not engine._open and not engine._batch and not engine._scheduler.has_work)
     assert max(sizes) <= 200_000
     assert engine._prefix_cache.bytes == sum(kv.nbytes for kv in engine._prefix_cache._entries.values())
     assert engine._batch._cache.data.shape[:1] == (1,)
     gc.collect()
-    alive = sum(type(thing).__name__ in ("_Row", "Answer", "Mailbox", "KVCache") for thing in gc.get_objects())
+    alive = sum(type(thing).__name__ in ("Row", "Answer", "Mailbox", "KVCache") for thing in gc.get_objects())
     assert alive <= 4
 
 

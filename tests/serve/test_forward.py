@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from adapter.base.llama import Base
 from adapter.base.quantize import quantize_linears
-from adapter.serve.batch import batched
+from adapter.serve.batch import stack_prompts
 from adapter.serve.forward import Forward
 from adapter.serve.kv_cache import BLOCK, KVCache
 from conftest import random_adapter
@@ -36,7 +36,7 @@ def forward(request, tiny_base, packed_base):
 @pytest.fixture
 def prompts(forward, tiny_fingerprint):
     adapters = [random_adapter(tiny_fingerprint, seed, prompt_length=3 + 4 * seed) for seed in range(2)]
-    return [None, *(batched([adapter(forward._base.model)]) for adapter in adapters)]
+    return [None, *(stack_prompts([adapter(forward._base.model)]) for adapter in adapters)]
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def test_rows_together_equal_rows_alone(forward, prompts):
         together.reserve(len(lengths), length + 1)
         together.set_row(row, cache.copy_row(0, length))
         alone.append(forward(cache, [IDS[length]], [length], kv)[0])
-    logits = forward(together, [IDS[n] for n in lengths], lengths, batched(chosen))
+    logits = forward(together, [IDS[n] for n in lengths], lengths, stack_prompts(chosen))
     for got, want in zip(logits, alone, strict=True):
         if forward._lean is None:
             assert_close(got, want, atol=1e-3, rtol=0)
@@ -80,7 +80,7 @@ def test_rows_together_equal_rows_alone(forward, prompts):
 
 def test_tokens_of_one_row_have_the_same_bits_together_and_one_by_one(packed_base, tiny_fingerprint):
     forward = Forward(packed_base)
-    kv = batched([random_adapter(tiny_fingerprint)(packed_base.model)])
+    kv = stack_prompts([random_adapter(tiny_fingerprint)(packed_base.model)])
     together, singly = KVCache(packed_base), KVCache(packed_base)
     last = forward(together, IDS, [0], kv)
     for at, token in enumerate(IDS):

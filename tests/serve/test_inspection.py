@@ -26,9 +26,10 @@ from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
-from adapter.serve import prompts
+from adapter.serve import inspection, prompts
 from adapter.serve.engine import Engine
-from adapter.serve.inspection import inspect, log_probs, look_into, muted
+from adapter.serve.inspection import MAX_TOKENS, MAX_WAITING, answer_logprobs, inspect_answer
+from adapter.serve.prompts import mute
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
@@ -68,6 +69,14 @@ def answered(engine, *arguments, **kwargs):
 @pytest.fixture
 def prompt_ids(tiny_base):
     return encode_prompt(tiny_base.tokenizer, ASKED)
+
+
+def inspect(base, adapter, messages, answer_ids, features=None, strength=1.0):
+    """The inspection of an answer that one adapter gave, without an engine."""
+    prompt_ids = encode_prompt(base.tokenizer, messages, adapter.config.template)
+    no_image = None if features is None else adapter(base.model).scaled(strength)
+    kv = adapter(base.model, features).scaled(strength)
+    return inspect_answer(base, [adapter], prompt_ids, answer_ids, kv, no_image)
 
 
 def seeing(fingerprint, projects=0.3):
@@ -138,10 +147,10 @@ def test_shares_and_weights_are_the_paper_written_out(tiny_base, tiny_fingerprin
     shares, weights = written_out(tiny_base.model, adapter, prompt_ids)
     assert_close(found.shares, shares, rtol=1e-3, atol=1e-5)
     assert_close(found.parts[0].prompt_weights, weights, rtol=1e-3, atol=1e-5)
-    assert_close(found.drawn, shares.flatten(1).mean(1), rtol=1e-3, atol=1e-5)
+    assert_close(found.prompt_share, shares.flatten(1).mean(1), rtol=1e-3, atol=1e-5)
     assert found.shares.shape == (7, 3, 4) and found.parts[0].prompt_weights.shape == (7, 3, 5)
     assert found.layers == (1, 2, 3) and found.token_ids == tuple(ANSWER)
-    assert found.drawn.min() > 0 and found.drawn.max() < 1
+    assert found.prompt_share.min() > 0 and found.prompt_share.max() < 1
     assert found.grounding is None
     assert torch.equal(found.parts[0].gates, adapter.activated_gates())
 
@@ -160,7 +169,7 @@ def test_zero_gate_or_strength_zero_draws_nothing_and_moves_nothing(tiny_base, t
     shut.gates.zero_()
     for adapter, strength in ((shut, 1.0), (random_adapter(tiny_fingerprint), 0.0)):
         found = inspect(tiny_base, adapter, ASKED, ANSWER, strength=strength)
-        for zero in (found.shares, found.drawn, found.influence, found.parts[0].gates):
+        for zero in (found.shares, found.prompt_share, found.influence, found.parts[0].gates):
             assert not zero.any()
 
 
@@ -207,9 +216,9 @@ def test_muting_one_head_is_its_gate_at_zero(tiny_base, tiny_fingerprint, prompt
     ):
         shut.gates.copy_(adapter.gates)
         shut.gates[where] = 0
-        got = log_probs(tiny_base, prompt_ids, ANSWER, muted(kv, layers, heads))
-        assert torch.equal(got, log_probs(tiny_base, prompt_ids, ANSWER, shut(tiny_base.model)))
-    twice = muted(muted(kv, (1,), (0,)), (3,), (2,))
+        got = answer_logprobs(tiny_base, prompt_ids, ANSWER, mute(kv, layers, heads))
+        assert torch.equal(got, answer_logprobs(tiny_base, prompt_ids, ANSWER, shut(tiny_base.model)))
+    twice = mute(mute(kv, (1,), (0,)), (3,), (2,))
     assert [(p.gates[0] == 0).nonzero().flatten().tolist() for (p,) in twice.layers.values()] == [[0], [], [2]]
     assert all(p.gates.all() for (p,) in kv.layers.values())
 
@@ -224,10 +233,10 @@ def test_law_muting_everything_is_the_base_bit_for_bit(tiny_base, tiny_fingerpri
     base, adapter = Base(model, tiny_base.tokenizer, tiny_fingerprint, kind, 0), make(tiny_fingerprint)
     kv = adapter(model)
     everything = range(-1, 4) if kv.deltas is not None else kv.layers
-    silent = muted(kv, everything)
-    plain = log_probs(base, prompt_ids, ANSWER)
-    assert torch.equal(log_probs(base, prompt_ids, ANSWER, silent), plain)
-    assert not torch.equal(log_probs(base, prompt_ids, ANSWER, kv), plain)
+    silent = mute(kv, everything)
+    plain = answer_logprobs(base, prompt_ids, ANSWER)
+    assert torch.equal(answer_logprobs(base, prompt_ids, ANSWER, silent), plain)
+    assert not torch.equal(answer_logprobs(base, prompt_ids, ANSWER, kv), plain)
     ids = torch.tensor([prompt_ids])
     assert torch.equal(model(input_ids=ids, prompt_kv=silent).logits, model(input_ids=ids).logits)
     found = inspect(base, adapter, ASKED, ANSWER)
@@ -255,7 +264,7 @@ def test_what_is_made_of_a_watched_one_is_not_watched(tiny, tiny_fingerprint):
         watched.scaled(0.5),
         PromptKV.stack([watched, kv]),
         PromptKV.mixed([watched, kv]),
-        muted(watched),
+        mute(watched),
     ):
         assert made.watch is None
     want = tiny(input_ids=torch.tensor([ANSWER]), prompt_kv=kv).logits
@@ -286,14 +295,12 @@ def test_two_at_once_do_not_mix(tiny_base, tiny_fingerprint):
 
 
 def test_what_cannot_be_looked_into_is_refused(tiny_base, tiny_fingerprint):
-    adapter, (sees, picture) = random_adapter(tiny_fingerprint), seeing(tiny_fingerprint)
-    two = VisualFeatures(torch.randn(2, 6))
+    adapter, (_, picture) = random_adapter(tiny_fingerprint), seeing(tiny_fingerprint)
     for arguments, words in (
         ((adapter, ASKED, []), "no answer"),
         ((adapter, ASKED, [97]), "from 0 to 96"),
         ((adapter, ASKED, [1] * 200), "this base reads 128"),
         ((adapter, ASKED, ANSWER, picture), "text only"),
-        ((sees, ASKED, ANSWER, two), "one picture"),
         ((adapter, (), ANSWER), "empty"),
     ):
         with pytest.raises(BadInput, match=words):
@@ -301,7 +308,7 @@ def test_what_cannot_be_looked_into_is_refused(tiny_base, tiny_fingerprint):
     kv = adapter(tiny_base.model)
     for layers, heads in (((0,), ()), ((), (4,)), ((-1,), ())):
         with pytest.raises(BadInput, match="nothing to mute"):
-            muted(kv, layers, heads)
+            mute(kv, layers, heads)
 
 
 def test_the_command_prints_a_row_for_each_token(tiny_folder, tiny_fingerprint, tmp_path, capsys):
@@ -327,7 +334,7 @@ def test_a_mix_is_seen_as_one_and_each_adapter_by_itself(tiny_base, tiny_fingerp
     ]
     kvs = [adapter(model).scaled(strength) for adapter, strength in zip(adapters, (0.5, 0.9), strict=True)]
     mixed = PromptKV.mixed(kvs)
-    found = look_into(base, adapters, prompt_ids, ANSWER, mixed)
+    found = inspect_answer(base, adapters, prompt_ids, ANSWER, mixed)
     assert_close(found.logprobs, likelihoods(model, prompt_ids, mixed), rtol=1e-4, atol=1e-4)
     assert_close(
         found.influence.sum(), (found.logprobs - likelihoods(model, prompt_ids)).sum(), rtol=1e-4, atol=1e-3
@@ -347,7 +354,7 @@ def test_a_mix_is_seen_as_one_and_each_adapter_by_itself(tiny_base, tiny_fingerp
 def test_law_two_halves_are_the_whole(tiny_base, tiny_fingerprint, prompt_ids):
     adapter = random_adapter(tiny_fingerprint)
     half = adapter(tiny_base.model).scaled(0.5)
-    found = look_into(tiny_base, [adapter, adapter], prompt_ids, ANSWER, PromptKV.mixed([half, half]))
+    found = inspect_answer(tiny_base, [adapter, adapter], prompt_ids, ANSWER, PromptKV.mixed([half, half]))
     whole = inspect(tiny_base, adapter, ASKED, ANSWER)
     assert_close(found.shares, whole.shares)
     assert_close(found.influence, whole.influence, rtol=1e-4, atol=1e-4)
@@ -365,7 +372,7 @@ def test_the_engine_says_what_inspect_says(engine, tiny_base, tiny_fingerprint):
     assert found.parts[0].prompt_weights.shape == want.parts[0].prompt_weights.shape
     assert_close(found.parts[0].prompt_weights, want.parts[0].prompt_weights)
     assert "".join(found.tokens) == "".join(event.text for event in events)
-    assert found.blind_logprobs is None
+    assert found.no_image_logprobs is None
 
 
 def test_the_engine_shows_the_picture_that_was_shown(engine):
@@ -380,16 +387,16 @@ def test_the_engine_shows_the_picture_that_was_shown(engine):
 
 
 @pytest.mark.parametrize(
-    "mute", [{"mute_layers": (2,)}, {"mute_heads": (0, 3)}, {"mute_layers": (1, 3), "mute_heads": (2,)}]
+    "muted", [{"mute_layers": (2,)}, {"mute_heads": (0, 3)}, {"mute_layers": (1, 3), "mute_heads": (2,)}]
 )
-def test_muting_by_a_request_is_muting_by_hand(engine, tiny_base, mute):
-    request, events = answered(engine, "one", **mute)
+def test_muting_by_a_request_is_muting_by_hand(engine, tiny_base, muted):
+    request, events = answered(engine, "one", **muted)
     ids = [event.token_id for event in events]
     kv = engine.store.load("one", tiny_base)(tiny_base.model)
-    for what, numbers in mute.items():
-        kv = muted(kv, **{what.removeprefix("mute_"): numbers})
+    for what, numbers in muted.items():
+        kv = mute(kv, **{what.removeprefix("mute_"): numbers})
     found = engine.inspect(request, ids)
-    assert_close(found.logprobs, log_probs(tiny_base, encode_prompt(tiny_base.tokenizer, ASKED), ids, kv))
+    assert_close(found.logprobs, answer_logprobs(tiny_base, encode_prompt(tiny_base.tokenizer, ASKED), ids, kv))
     assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)
     assert torch.equal(found.parts[0].gates, torch.stack([kv.layers[i][0].gates[0] for i in (1, 2, 3)]))
 
@@ -429,7 +436,7 @@ def test_the_engine_refuses_what_cannot_be_looked_into(engine):
         ({"adapter": "nobody"}, ANSWER, LoadError, "nobody"),
         ({}, [], BadInput, "no answer"),
         ({}, [97], BadInput, "from 0 to 96"),
-        ({}, [1] * prompts.MOST_READ, BadInput, "can be looked into"),
+        ({}, [1] * MAX_TOKENS, BadInput, "can be looked into"),
         ({"mute_layers": (0,)}, ANSWER, BadInput, "nothing to mute in layer 0"),
         ({"image": Image.new("RGB", (8, 8))}, ANSWER, BadInput, "text only"),
     ):
@@ -443,7 +450,7 @@ def test_the_engine_refuses_what_cannot_be_looked_into(engine):
 
 def test_one_look_at_a_time_and_few_that_wait(engine, monkeypatch):
     request, _ = answered(engine, "one")
-    real, go, running, most = prompts.look_into, threading.Event(), [], []
+    real, go, running, most = inspection.inspect_answer, threading.Event(), [], []
 
     def slow(*arguments):
         running.append(1)
@@ -452,7 +459,7 @@ def test_one_look_at_a_time_and_few_that_wait(engine, monkeypatch):
         running.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(prompts, "look_into", slow)
+    monkeypatch.setattr(inspection, "inspect_answer", slow)
     found, ends = [], []
 
     def look():
@@ -461,7 +468,7 @@ def test_one_look_at_a_time_and_few_that_wait(engine, monkeypatch):
         except Busy as error:
             ends.append(str(error))
 
-    threads = [threading.Thread(target=look) for _ in range(prompts.MOST_LOOKS + 2)]
+    threads = [threading.Thread(target=look) for _ in range(MAX_WAITING + 2)]
     for thread in threads:
         thread.start()
     threads[0].join(0.05)
@@ -471,7 +478,7 @@ def test_one_look_at_a_time_and_few_that_wait(engine, monkeypatch):
     go.set()
     for thread in threads:
         thread.join()
-    assert len(found) == prompts.MOST_LOOKS and set(most) == {1}
+    assert len(found) == MAX_WAITING and set(most) == {1}
     assert all("looked into already" in end for end in ends) and len(ends) == 2
     engine.close()
     with pytest.raises(Busy, match="closed"):
@@ -525,12 +532,12 @@ def test_pirate_and_see_on_the_real_base(base):
             streamed = torch.tensor([event.logprob for event in events])
             assert_close(found.logprobs, streamed, rtol=0, atol=0.25)
             assert found.influence.sum() > 5
-            assert found.drawn.min() > 0.01 and found.drawn.max() < 0.9
+            assert found.prompt_share.min() > 0.01 and found.prompt_share.max() < 0.9
             weights = found.parts[0].prompt_weights
             assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
             prompt_ids = encode_prompt(base.tokenizer, asked, adapter.config.template)
-            silent = muted(adapter(base.model, features), adapter.config.layers)
-            assert torch.equal(log_probs(base, prompt_ids, ids, silent), found.base_logprobs)
+            silent = mute(adapter(base.model, features), adapter.config.layers)
+            assert torch.equal(answer_logprobs(base, prompt_ids, ids, silent), found.base_logprobs)
             if image is not None:
                 said = [base.tokenizer.decode([i]) for i in ids]
                 assert found.grounding.max() > 2, list(zip(said, found.grounding.tolist(), strict=True))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapter.errors import BadInput
-from adapter.serve.sampling import SamplingParams, choose
+from adapter.serve.sampling import SamplingParams, sample
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
 
@@ -14,13 +14,13 @@ LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
 def draw(params, count=2000):
     generator = params.generator()
     return (
-        torch.bincount(torch.tensor([choose(LOGITS, params, generator)[0] for _ in range(count)]), minlength=4)
+        torch.bincount(torch.tensor([sample(LOGITS, params, generator)[0] for _ in range(count)]), minlength=4)
         / count
     )
 
 
 def test_greedy_takes_the_likeliest_and_reports_the_models_own_probability():
-    token, logprob = choose(LOGITS, SamplingParams(temperature=0), torch.Generator())
+    token, logprob = sample(LOGITS, SamplingParams(temperature=0), torch.Generator())
     assert token == 1
     assert logprob == pytest.approx(LOGITS.log_softmax(-1)[1].item())
 
@@ -42,7 +42,7 @@ def test_a_seed_repeats_and_no_seed_does_not():
     def tokens(seed):
         params = SamplingParams(temperature=2.0, top_p=1.0, seed=seed)
         generator = params.generator()
-        return [choose(LOGITS, params, generator)[0] for _ in range(64)]
+        return [sample(LOGITS, params, generator)[0] for _ in range(64)]
 
     assert tokens(3) == tokens(3) != tokens(4)
     assert tokens(None) != tokens(None)

@@ -32,12 +32,12 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, LoadError
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.serve.batch import DecodeBatch
-from adapter.serve.engine import MAX_ROWS, Engine
+from adapter.serve.engine import Engine
 from adapter.serve.forward import Forward
-from adapter.serve.prompts import PromptMaker
+from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
-from adapter.serve.scheduler import FairQueue
+from adapter.serve.scheduler import MAX_ROWS, FairQueue
 from adapter.serve.store import AdapterStore
 from adapter.server.upload_cleanup import HalfUploads
 from conftest import random_adapter
@@ -80,7 +80,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize(
     "of, name",
-    [(DecodeBatch, "step"), (Forward, "__call__"), (FairQueue, "pop"), (PromptMaker, "of"), (DecodeBatch, "join")],
+    [
+        (DecodeBatch, "step"),
+        (Forward, "__call__"),
+        (FairQueue, "pop"),
+        (PromptKVBuilder, "build"),
+        (DecodeBatch, "join"),
+    ],
 )
 def test_whatever_is_raised_everybody_gets_a_last_word(tiny_base, monkeypatch, tmp_path, error, of, name):
     engine, calls, whole = Engine(tiny_base, AdapterStore(tmp_path)), [], getattr(of, name)

@@ -170,7 +170,7 @@ def test_the_maps_carry_the_numbers_of_the_engine(engine, picture, mute) -> None
     assert titles == [inside_html.numbers_of(found, i) for i in range(len(found.tokens))]
     first = re.fullmatch(r"drawn (.*) % · influence (.*) · grounding (.*) · log p (.*)", titles[0])
     drawn, *nats = map(number, first.groups())
-    assert drawn == round(float(found.drawn[0]) * 100, 1)
+    assert drawn == round(float(found.prompt_share[0]) * 100, 1)
     assert nats == [round(float(v[0]), 2) for v in (found.influence, found.grounding, found.logprobs)]
     key = re.search(r'data-key="(.*?)"', answer)[1]
     token = panel.token(history, clicked(4, key))
@@ -192,7 +192,7 @@ def test_colours_lead_where_the_numbers_are(engine) -> None:
     influence = [float(v) for v in re.findall(r"--i:([-\d.]+)", answer)]
     assert influence == [round(float(v / found.influence.abs().max()), 2) for v in found.influence]
     drawn = [float(v) for v in re.findall(r"--d:([-\d.]+)", answer)]
-    assert min(drawn) == 0 and max(drawn) == 1 and drawn.index(1) == int(found.drawn.argmax())
+    assert min(drawn) == 0 and max(drawn) == 1 and drawn.index(1) == int(found.prompt_share.argmax())
     below = re.findall(r'data-i="(\d+)" class="ni"', answer)
     assert [int(i) for i in below] == (found.influence < 0).nonzero().flatten().tolist()
     assert "--g" not in answer and "grounding" not in answer
@@ -257,7 +257,7 @@ def test_a_long_answer_is_light_and_a_very_long_one_cut(engine) -> None:
     one = engine.found[0]
     times = 26
     wide = {name: torch.cat([getattr(one, name)] * times) for name in ("shares", "logprobs", "base_logprobs")}
-    wide["blind_logprobs"] = wide["base_logprobs"]
+    wide["no_image_logprobs"] = wide["base_logprobs"]
     long = replace(one, tokens=(" winter",) * (10 * times), **wide)
     markup = inside_html.answer_html(long, "key", 1000)
     assert markup.count("data-i=") == 260 and len(markup) < 60_000
