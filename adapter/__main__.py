@@ -27,7 +27,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.inspection import format_table
 from adapter.serve.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
 from adapter.serve.sampling import SamplingParams
-from adapter.serve.store import SHIPPED, AdapterStore, inert
+from adapter.serve.store import SHIPPED, AdapterStore, strip_control_characters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,7 +167,7 @@ def _list(_: argparse.Namespace, store: AdapterStore) -> None:
         try:
             card = store.card(name)
         except AdapterError as error:
-            print(f"{name:12} cannot be used: {inert(str(error))}")
+            print(f"{name:12} cannot be used: {strip_control_characters(str(error))}")
             continue
         kind = "image" if card.is_visual else "text"
         print(f"{name:12} {kind:6} {card.bytes / 2**20:5.1f} MB  {card.description}")

@@ -1,4 +1,7 @@
-"""The adapters on disk, by name. Rescans its folders at every call, so a new adapter is seen at once."""
+"""The adapter store: adapters on disk by name. It lists its folders at every call, so a new adapter is seen at once.
+
+Knows folders and adapters; knows nothing of requests.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ from adapter.method.config import AdapterConfig
 
 log = logging.getLogger(__name__)
 
-_LONGEST_CARD, _LONGEST_DESCRIPTION = 50_000, 300  # characters
-_KEPT = 32  # adapters in memory; whoever is answered with one more keeps it alive meanwhile
-# File times move in steps of a few milliseconds: within one, a second change would leave no trace.
-_STEP_SECONDS = 0.02
-Stamp = tuple[tuple[int, ...], ...]
+_MAX_CARD, _MAX_DESCRIPTION = 50_000, 300  # characters
+_MAX_LOADED = 32  # adapters in memory; a row keeps its own alive after it was evicted here
+# File times have a resolution of a few milliseconds: a second change within it would go unnoticed.
+_CLOCK_RESOLUTION = 0.02  # seconds
+FileVersion = tuple[tuple[int, ...], ...]
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "adapters"
 
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """What one says of an adapter without loading its weights."""
+    """What is known of an adapter without loading its weights."""
 
     name: str
     config: AdapterConfig
@@ -38,9 +41,9 @@ class AdapterCard:
 
     @property
     def description(self) -> str:
-        """One line, fit for a list: it may be a stranger's."""
-        text = inert(" ".join(self.config.description.split()))
-        return text if len(text) <= _LONGEST_DESCRIPTION else text[: _LONGEST_DESCRIPTION - 1] + "…"
+        """One line for a list, without control characters: a stranger may have written it."""
+        text = strip_control_characters(" ".join(self.config.description.split()))
+        return text if len(text) <= _MAX_DESCRIPTION else text[: _MAX_DESCRIPTION - 1] + "…"
 
     @property
     def is_visual(self) -> bool:
@@ -48,23 +51,23 @@ class AdapterCard:
 
 
 class AdapterStore:
-    """Adapters in the sub-folders of `folders`; of two with one name the earlier folder's counts."""
+    """Adapters in the sub-folders of `folders`. Of two adapters with one name, the one in the earlier folder counts."""
 
     def __init__(self, *folders: Path, incoming: Path | None = None) -> None:
-        """incoming: where new adapters are put that are made or brought here; one of the folders."""
+        """incoming: the folder of trained and uploaded adapters, one of `folders`."""
         self.folders = folders or (SHIPPED,)
         self.incoming = incoming or self.folders[0]
         self._lock = threading.Lock()
-        self._loaded: OrderedDict[tuple[Path, str], tuple[Stamp, Adapter]] = OrderedDict()
+        self._loaded: OrderedDict[tuple[Path, str], tuple[FileVersion, Adapter]] = OrderedDict()
 
     def names(self) -> list[str]:
-        """Sorted names of all that is there."""
-        return sorted({name for folder in self.folders for name in _names_in(folder)})
+        """The sorted names of all adapters."""
+        return sorted({name for folder in self.folders for name in _list_names(folder)})
 
     def folder(self, name: str) -> Path:
-        """Where adapter `name` lies. Raises LoadError for an unknown name."""
+        """The folder of adapter `name`. Raises LoadError for an unknown name."""
         for folder in self.folders:
-            if name in _names_in(folder):
+            if name in _list_names(folder):
                 return folder / name
         known = ", ".join(self.names()) or "none"
         raise LoadError(f"There is no adapter '{name}'. Choose one of: {known}.")
@@ -81,67 +84,70 @@ class AdapterStore:
         return AdapterCard(name, read_config(folder), size)
 
     def card_text(self, name: str) -> str:
-        """The model card that came with adapter `name`, without its front matter; empty if it has none."""
+        """The model card of adapter `name` without its front matter; empty if it has none."""
         try:
             with open(self.folder(name) / CARD, encoding="utf-8", errors="replace") as file:
-                text = file.read(_LONGEST_CARD)
+                text = file.read(_MAX_CARD)
         except OSError:
             return ""
-        return inert(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL), keep="\n\t").strip()
+        body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+        return strip_control_characters(body, keep="\n\t").strip()
 
     def load(self, name: str, base: Base) -> Adapter:
-        """Adapter `name` on the base's device; the same read-only object until its files change.
+        """Adapter `name` on the base's device: the same read-only object until its files change.
 
-        Raises LoadError if it is unknown or broken, for as long as it is.
+        Raises LoadError while it is unknown or broken.
         """
         folder = self.folder(name)
         key = (folder, base.fingerprint.name)
         with self._lock:
-            stamp = _stamp(folder)  # before the files are read: a change meanwhile is seen the next time
-            if stamp and key in self._loaded and self._loaded[key][0] == stamp:
+            version = _file_version(
+                folder
+            )  # before the files are read: a change meanwhile is seen by the next call
+            if version and key in self._loaded and self._loaded[key][0] == version:
                 self._loaded.move_to_end(key)
                 return self._loaded[key][1]
             self._loaded.pop(key, None)
             adapter = load_adapter(folder, base.fingerprint, base.device)
-            mine, theirs = adapter.config.base.weights, base.fingerprint.weights
-            if mine and theirs and mine != theirs:
+            expected, actual = adapter.config.base.weights, base.fingerprint.weights
+            if expected and actual and expected != actual:
                 log.warning(
                     "Adapter '%s' was trained on other weights of the same shape (%s): answers may differ.",
                     name,
                     adapter.config.base.name,
                 )
-            self._loaded[key] = (stamp, adapter)
-            while len(self._loaded) > _KEPT:
+            self._loaded[key] = (version, adapter)
+            while len(self._loaded) > _MAX_LOADED:
                 self._loaded.popitem(last=False)
             return adapter
 
 
-def inert(text: str, keep: str = "") -> str:
-    """A text without control and format characters but `keep`: they may steer a terminal or turn a line round."""
+def strip_control_characters(text: str, keep: str = "") -> str:
+    """The text without control and format characters except `keep`: they can steer a terminal or reverse a line."""
     return "".join(c for c in text if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp"))
 
 
-def _names_in(folder: Path) -> list[str]:
-    """Sub-folders that hold an adapter. Names that a page cannot show are none: half characters, line breaks."""
+def _list_names(folder: Path) -> list[str]:
+    """Sub-folders that hold an adapter, without names that a page cannot show (surrogates, line breaks)."""
     try:
         names = [name for name in os.listdir(folder) if name.isprintable() and name[0] != "."]
-    except OSError:  # there is no such folder (yet), or it goes away just now
+    except OSError:  # the folder does not exist yet, or is being removed
         return []
     return [name for name in names if os.path.isfile(folder / name / CONFIG)]
 
 
-def _stamp(folder: Path) -> Stamp:
-    """What tells one state of the adapter's files from another; empty if they are not there or just changing.
+def _file_version(folder: Path) -> FileVersion:
+    """Identifies one state of the adapter's files; empty if they are missing or just changing.
 
-    Not the time of the last writing alone: `cp -p` and `tar` bring an older one along.
+    The modification time alone is not enough: `cp -p` and `tar` restore an older one.
     """
     for _ in range(2):
         try:
-            found = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
+            stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
         except OSError:
             return ()
-        age = time.time() - max(s.st_ctime for s in found)
-        if not 0 <= age < _STEP_SECONDS:
-            return tuple((s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for s in found)
-        time.sleep(_STEP_SECONDS - age)
+        age = time.time() - max(s.st_ctime for s in stats)
+        if not 0 <= age < _CLOCK_RESOLUTION:
+            return tuple((s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for s in stats)
+        time.sleep(_CLOCK_RESOLUTION - age)
     return ()

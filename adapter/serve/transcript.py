@@ -1,8 +1,8 @@
-"""A conversation as JSON that stands for itself: what people export, import and give to the command line.
+"""A conversation as self-contained JSON: what the page exports and imports, and what the command line reads.
 
-`{"format", "version", "settings", "messages"}`; a message has a role and a text or a picture (a data URL), an
-answer also a line about it and its record. Reads what anybody may have written, and checks all of it. Knows no
-files, no page and no model; pictures stay the bytes they are until somebody opens them.
+`{"format", "version", "settings", "messages"}`. A message has a role and a text or a picture (a data URL); an answer
+may also have a line about it and a record. Reads files of strangers, so everything is checked, by hand rather than
+by pydantic: each check has its own sentence for people. Opens no files and no images; knows no page and no model.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from adapter.base.template import Message, Role
 from adapter.errors import BadInput
 
 FORMAT, VERSION = "llama-adapter conversation", 1
-ROLES = ("user", "assistant", "page")  # page: a remark of the page's, never read by a model
+ROLES = ("user", "assistant", "page")  # page: a remark of the page, which no model reads
 MAX_BYTES = 32 * 2**20
 MAX_MESSAGES = 2000
 MAX_PICTURES = 32
-_MAX_TEXT = 100_000
+_MAX_TEXT = 100_000  # characters
 _MAX_LINE = 500
 _MAX_RECORD = 100_000
-_PICTURE = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,([A-Za-z0-9+/]+={0,2})")
+_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,([A-Za-z0-9+/]+={0,2})")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One message: a text or the bytes of a picture file, unopened. about, record: of an answer, unread."""
+    """One message: a text, or the bytes of an image file. about, record: of an answer; the record is not checked."""
 
     role: str
     text: str = ""
@@ -42,114 +42,118 @@ class Part:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A whole conversation. settings: as they stand in the file, unread."""
+    """A whole conversation. settings: as in the file, not checked."""
 
     parts: tuple[Part, ...]
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_answer(self) -> tuple[tuple[Message, ...], bytes | None]:
-        """What a model is asked by the newest message of the user's, and the picture that counts then."""
+        """The messages up to the user's last one, and the latest picture among them."""
         end = max((i + 1 for i, part in enumerate(self.parts) if part.role == "user"), default=0)
         asked = self.parts[:end]
         pictures = [part.picture for part in asked if part.picture is not None]
         return join((part.role, part.text) for part in asked), pictures[-1] if pictures else None
 
 
-def join(said: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
-    """(role, text) pairs as a model reads them: neighbours of one role are one message, none is empty."""
-    joined: list[Message] = []
-    for role, text in said:
+def join(turns: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
+    """(role, text) pairs as messages for a model: successive turns of one role are merged, empty ones are dropped."""
+    messages: list[Message] = []
+    for role, text in turns:
         if role not in ("user", "assistant") or not text.strip():
             continue
-        if joined and joined[-1].role == role:
-            text = f"{joined.pop().text}\n\n{text}"
-        joined.append(Message(cast(Role, role), text))
-    return tuple(joined)
+        if messages and messages[-1].role == role:
+            text = f"{messages.pop().text}\n\n{text}"
+        messages.append(Message(cast(Role, role), text))
+    return tuple(messages)
 
 
 def write(messages: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
-    """The text of a file; messages: in the form that `check` reads."""
+    """The text of a conversation file; messages: in the form that `check` accepts."""
     return json.dumps({**whole(messages), "settings": settings}, ensure_ascii=False, indent=1)
 
 
 def whole(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Messages as a value that `check` reads."""
+    """A document with these messages and no settings, in the form that `check` accepts."""
     return {"format": FORMAT, "version": VERSION, "messages": messages}
 
 
 def read(text: str | bytes) -> Transcript:
-    """The conversation in a file's text. Raises BadInput with what is wrong, whatever the text is."""
+    """Parse the text of a conversation file. Raises BadInput that says what is wrong, for any text."""
     if len(text) > MAX_BYTES:
         raise BadInput(f"The file has {len(text) / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit.")
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        data = json.loads(text, parse_constant=_no_number)
+        document = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         raise BadInput("The file is not JSON. Choose one that was exported here.") from None
-    return check(data)
+    return check(document)
 
 
-def check(data: object) -> Transcript:
-    """The conversation in a value that was JSON. Raises BadInput with what is wrong, whatever the value is."""
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+def check(document: object) -> Transcript:
+    """Check a value that was JSON. Raises BadInput that says what is wrong, for any value."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BadInput("The file holds no conversation. Choose one that was exported here.")
-    if type(data.get("version")) is not int or data["version"] != VERSION:
+    if type(document.get("version")) is not int or document["version"] != VERSION:
         raise BadInput(f"The file's version is not {VERSION}, the only one read here. Export it again.")
-    messages, settings = data.get("messages"), data.get("settings", {})
+    messages, settings = document.get("messages"), document.get("settings", {})
     if not isinstance(messages, list) or not isinstance(settings, dict):
         raise BadInput("The file's messages are missing, or not a list. Choose one that was exported here.")
     if len(messages) > MAX_MESSAGES:
         raise BadInput(f"The conversation has {len(messages):,} messages; {MAX_MESSAGES:,} are the limit.")
-    parts = tuple(_part(message, number) for number, message in enumerate(messages, 1))
+    parts = tuple(_check_message(message, number) for number, message in enumerate(messages, 1))
     pictures = sum(part.picture is not None for part in parts)
     if pictures > MAX_PICTURES:
         raise BadInput(f"The conversation has {pictures} pictures; {MAX_PICTURES} are the limit.")
     return Transcript(parts, settings)
 
 
-def _part(message: object, number: int) -> Part:
+def _check_message(message: object, number: int) -> Part:
     if not isinstance(message, dict):
-        _wrong(number, "is not an object")
+        _reject(number, "is not an object")
     role, record = message.get("role"), message.get("record")
     if role not in ROLES:
-        _wrong(number, f"has none of the roles {', '.join(ROLES)}")
-    if record is not None and not (isinstance(record, dict) and _length(record) <= _MAX_RECORD):
-        _wrong(number, "has a record that is none, or too long")
-    about = _clean(message.get("about", ""), _MAX_LINE, number, "line about it")
-    if role != "user":
-        return Part(role, _clean(message.get("text"), _MAX_TEXT, number, "text"), None, about, record)
-    if "picture" not in message:
-        return Part(role, _clean(message.get("text"), _MAX_TEXT, number, "text"))
-    found = _PICTURE.fullmatch(message["picture"]) if isinstance(message["picture"], str) else None
+        _reject(number, f"has none of the roles {', '.join(ROLES)}")
+    if record is not None and not (isinstance(record, dict) and _json_length(record) <= _MAX_RECORD):
+        _reject(number, "has a record that is none, or too long")
+    about = _check_text(message.get("about", ""), _MAX_LINE, number, "line about it")
+    if role == "user" and "picture" in message:
+        return Part(role, picture=_check_picture(message["picture"], number))
+    text = _check_text(message.get("text"), _MAX_TEXT, number, "text")
+    return Part(role, text) if role == "user" else Part(role, text, None, about, record)
+
+
+def _check_picture(url: object, number: int) -> bytes:
+    match = _DATA_URL.fullmatch(url) if isinstance(url, str) else None
     try:
-        data = base64.b64decode(found[1], validate=True) if found else b""
+        data = base64.b64decode(match[1], validate=True) if match else b""
     except binascii.Error:
         data = b""
     if not data:
-        _wrong(number, "has a picture that is not a data URL of one")
-    return Part(role, "", data)
+        _reject(number, "has a picture that is not a data URL of one")
+    return data
 
 
-def _clean(text: object, most: int, number: int, what: str) -> str:
-    """The text without half characters, which JSON can hold and nothing can show."""
+def _check_text(text: object, limit: int, number: int, what: str) -> str:
+    """The text with lone surrogates replaced, which JSON can hold and nothing can display."""
     if not isinstance(text, str):
-        _wrong(number, f"has a {what} that is not a text")
-    if len(text) > most:
-        _wrong(number, f"has a {what} of {len(text):,} characters; {most:,} are the limit")
+        _reject(number, f"has a {what} that is not a text")
+    if len(text) > limit:
+        _reject(number, f"has a {what} of {len(text):,} characters; {limit:,} are the limit")
     return text.encode("utf-8", "replace").decode()
 
 
-def _length(record: dict[str, Any]) -> float:
+def _json_length(record: dict[str, Any]) -> float:
     try:
         return len(json.dumps(record))
     except RecursionError:
         return float("inf")
 
 
-def _wrong(number: int, what: str) -> NoReturn:
+def _reject(number: int, what: str) -> NoReturn:
     raise BadInput(f"Message {number} of the conversation {what}. Nothing was taken from it.")
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+def _reject_constant(name: str) -> NoReturn:
+    """NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is no number of JSON")

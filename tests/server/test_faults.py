@@ -274,7 +274,7 @@ def test_what_is_loaded_outlives_its_file(tiny_fingerprint, tmp_path):
 
 
 def test_the_store_forgets(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
-    monkeypatch.setattr("adapter.serve.store._KEPT", 3)
+    monkeypatch.setattr("adapter.serve.store._MAX_LOADED", 3)
     store = AdapterStore(tmp_path)
     for seed in range(6):
         save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / f"a{seed}")
