@@ -1,4 +1,4 @@
-"""The adapter store: adapters on disk by name. It lists its folders at every call, so a new adapter is seen at once.
+"""The adapter store: adapters on disk by name. Every call lists the folders, so a new adapter is seen at once.
 
 Knows folders and adapters; knows nothing of requests.
 """
@@ -51,7 +51,7 @@ class AdapterCard:
 
 
 class AdapterStore:
-    """Adapters in the sub-folders of `folders`. Of two adapters with one name, the one in the earlier folder counts."""
+    """Adapters in the sub-folders of `folders`. Of two with one name, the one in the earlier folder counts."""
 
     def __init__(self, *folders: Path, incoming: Path | None = None) -> None:
         """incoming: the folder of trained and uploaded adapters, one of `folders`."""
@@ -123,7 +123,7 @@ class AdapterStore:
 
 
 def strip_control_characters(text: str, keep: str = "") -> str:
-    """The text without control and format characters except `keep`: they can steer a terminal or reverse a line."""
+    """Remove control and format characters except `keep`: they can steer a terminal or reverse a line."""
     return "".join(c for c in text if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp"))
 
 

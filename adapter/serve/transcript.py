@@ -1,8 +1,9 @@
 """A conversation as self-contained JSON: what the page exports and imports, and what the command line reads.
 
-`{"format", "version", "settings", "messages"}`. A message has a role and a text or a picture (a data URL); an answer
-may also have a line about it and a record. Reads files of strangers, so everything is checked, by hand rather than
-by pydantic: each check has its own sentence for people. Opens no files and no images; knows no page and no model.
+`{"format", "version", "settings", "messages"}`. A message has a role and a text or a picture (a data URL); an
+answer may also have a line about it and a record. Files come from strangers, so everything is checked: by hand, not
+by pydantic, because each check has its own sentence for people. Opens no files and no images; knows no page and no
+model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,([A-Za-z0-9+/]+={0,
 
 @dataclass(frozen=True)
 class Part:
-    """One message: a text, or the bytes of an image file. about, record: of an answer; the record is not checked."""
+    """One message: a text, or the bytes of an image file. about, record (not checked): of an answer."""
 
     role: str
     text: str = ""
@@ -56,7 +57,7 @@ class Transcript:
 
 
 def join(turns: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
-    """(role, text) pairs as messages for a model: successive turns of one role are merged, empty ones are dropped."""
+    """(role, text) pairs as messages for a model: empty turns are dropped, then neighbours of one role merged."""
     messages: list[Message] = []
     for role, text in turns:
         if role not in ("user", "assistant") or not text.strip():
