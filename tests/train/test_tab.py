@@ -26,9 +26,10 @@ import app
 from adapter.base.embedded import BASE
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.method.checkpoint import load_adapter
+from adapter.method.config import check_name
 from adapter.server import archive as unpack
 from tests.ui.test_page_parts import Ready, Shelf
-from train.config import check_name, read_recipe, recipe_text
+from train.config import read_recipe, recipe_text
 from train.ui import data_upload as intake
 from train.ui import events as handlers
 from train.ui.charts import run_html

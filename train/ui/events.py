@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, TypedDict
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
+from adapter.method.config import check_name
 from adapter.server.settings import BASE_ONLY, without_folders
 from adapter.ui import theme as look
 from adapter.ui.chat_events import FRAME_SECONDS, toast
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
-from train.config import check_name
 from train.ui import data_upload as intake
 from train.ui.charts import run_html
 from train.ui.plan import LONGEST_DESCRIPTION, Plan, free_name, minutes

@@ -18,8 +18,8 @@ import yaml
 
 from adapter.base.embedded import BASE
 from adapter.errors import BadInput
-from train.config import LONGEST_NAME, RESERVED, ConfigError, RecipeFile, TrainConfig, read_recipe
-from train.config import check_name as check_name  # for the page
+from adapter.method.config import LONGEST_NAME, RESERVED_NAMES
+from train.config import ConfigError, RecipeFile, TrainConfig, read_recipe
 from train.ui.progress import read_progress
 
 FEWEST_STEPS, MOST_STEPS = 10, 1000
@@ -96,7 +96,7 @@ def _words(values: Mapping[str, Any]) -> list[str]:
 
 def free_name(wanted: str, taken: Iterable[str]) -> str:
     """A name like `wanted` that check_name accepts."""
-    known = {other.lower() for other in taken} | RESERVED
+    known = {other.lower() for other in taken} | RESERVED_NAMES
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", wanted).strip("-_")[: LONGEST_NAME - 4].lower() or "my-adapter"
     found, number = stem, 1
     while found.lower() in known:

@@ -25,8 +25,9 @@ import psutil
 from filelock import FileLock
 
 from adapter.errors import AdapterError, BadInput, Busy
+from adapter.method.config import check_name
 from adapter.server.libraries import import_libraries
-from train.config import RecipeFile, check_name, read_recipe, recipe_text
+from train.config import RecipeFile, read_recipe, recipe_text
 from train.ui.plan import Plan
 from train.ui.progress import Progress, read_progress
 

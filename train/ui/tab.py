@@ -12,11 +12,11 @@ import gradio as gr
 from gradio.context import get_blocks_context
 
 from adapter.base.embedded import BASE
+from adapter.method.config import LONGEST_NAME
 from adapter.ui import theme as look
 from adapter.ui.status import PRIVATE, QUICK, TELLING, Picker
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
-from train.config import LONGEST_NAME
 from train.ui.data_upload import UPLOADS
 from train.ui.events import SLOW_TICK, TrainTab
 from train.ui.plan import (
