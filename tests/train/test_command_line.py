@@ -257,10 +257,10 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
     (tmp_path / "problems.json").write_text(json.dumps({i: {**problem, "split": names[i]} for i in names}))
     (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
     recipe = read_recipe(None, [f"data={tmp_path}", "steps=1", "held_out=5"])
-    from train.data import Skipped
+    from train.data import SkippedExamples
 
-    examples = FileExamples(recipe.data, recipe.train, Skipped())
-    assert len(examples.learnt) == 2 and len(list(examples("validation"))) == 1
+    examples = FileExamples(recipe.data, recipe.train, SkippedExamples())
+    assert len(examples.train_indices) == 2 and len(list(examples("validation"))) == 1
     assert next(examples("train")).answer == "B"
 
 

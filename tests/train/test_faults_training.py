@@ -30,7 +30,7 @@ def test_a_killed_trainer_leaves_an_adapter_that_answers(tiny_folder: Path, tmp_
             best = server.said(model="echo")
             assert best != bare and best == server.said(model="echo")
             killed_at = run.progress.step
-            trainer.runs.go_on("echo")
+            trainer.runs.resume("echo")
             run = trainer.until(lambda run: run.progress.step > killed_at + 25)
             assert [step for step, _ in run.progress.losses] == list(range(1, run.progress.step + 1))
             assert server.said(model="echo")

@@ -10,7 +10,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -44,7 +44,7 @@ class Run:
     name: str
     method: str = "adapter"
     pictures: bool = False
-    init: str = "zero"
+    init: Literal["zero", "random"] = "zero"
     layers: int | None = None  # None: all
     seed: int = 0
     steps: int = 0
