@@ -13,7 +13,7 @@ from adapter.base.quantize import Int4Linear, Int8Linear, PackedLinear
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError
 from adapter.method.attention import NAME
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 PROMPT = (Message("user", "Name three colours."),)
 

@@ -12,7 +12,7 @@ from adapter.base import resolve as bases
 from adapter.base.llama import AdaptedLlama, base_config, load_base
 from adapter.errors import LoadError
 from adapter.method.attention import NAME
-from conftest import TINY, random_adapter
+from tests.tiny_models import TINY, random_adapter
 
 SIZES = {**TINY, "intermediate_size": 64, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA3_ROPE = {

@@ -14,7 +14,7 @@ from adapter.formats.convert import Options, convert
 from adapter.formats.official_v2 import read
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.vision import VisualFeatures
-from foreign import HEAD_DIM, HEADS, HIDDEN, IDS, LAYERS, as_meta, turn_pairs, weights_of
+from tests.reference_llama import HEAD_DIM, HEADS, HIDDEN, IDS, LAYERS, as_meta, turn_pairs, weights_of
 
 K, L, RANK, TOKENS, WIDTH = 3, 3, 2, 12, 16
 LINEARS = ("attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")

@@ -23,7 +23,7 @@ from adapter.serve.kv_cache import KVCache
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 ALL = TuningConfig(intermediate_size=64, norms=True, bias=True, scale=True, lora_rank=3)
 IDS = torch.tensor([[i * 7 % 95 for i in range(20)], [i * 5 % 95 for i in range(20)]])

@@ -18,7 +18,7 @@ from adapter.method import vision
 from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
 from adapter.serve.prompts import PromptKVBuilder
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -13,7 +13,7 @@ from adapter.base.quantize import quantize_linears
 from adapter.serve.batch import stack_prompts
 from adapter.serve.forward import Forward
 from adapter.serve.kv_cache import BLOCK, KVCache
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 IDS = [i * 7 % 95 for i in range(90)]
 

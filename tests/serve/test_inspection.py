@@ -33,7 +33,7 @@ from adapter.serve.prompts import mute
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 ASKED = (Message("user", "What?"),)
 ANSWER = [41, 7, 63, 12, 88, 30, 96]

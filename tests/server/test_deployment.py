@@ -42,8 +42,7 @@ from adapter.serve.store import AdapterStore
 from adapter.server.deployment import Place, find_place, parse
 from adapter.server.limits import ANSWERS_PER_MINUTE
 from adapter.server.zero_gpu import MOST_SECONDS, ZeroGpuEngine, load_for_zero_gpu
-from tests.conftest import random_adapter
-from tests.running import endless_base
+from tests.tiny_models import endless_base, random_adapter
 
 ROOT = Path(__file__).parents[2]
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"

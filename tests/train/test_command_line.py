@@ -270,7 +270,7 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
 def test_with_disjoint_parameters_pictures_and_text_teach_different_layers(tiny_base):
     from adapter.method.config import TuningConfig, VisionConfig
     from adapter.method.vision import VisualFeatures
-    from conftest import TINY
+    from tests.tiny_models import TINY
 
     config = TrainConfig(
         "x",

@@ -36,7 +36,7 @@ from adapter.ui.answer_record import Record
 from adapter.ui.inside_panel import Inside
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 from tests.ui.test_page_parts import Ready, Shelf
 
 QUESTION = "What?"
