@@ -123,22 +123,25 @@ def app_process(
 ) -> Iterator[AppProcess]:
     """A server that is ready; `folder` gets its log and, in `uploads`, what is sent to it.
 
-    inherited: what it gets besides `environment`, instead of this process's environment.
+    environment: changes to what it inherits, which is `inherited` or, if None, this process's environment.
     ready: the statuses of /v1/models of which one is waited for; 503 means that the model cannot be loaded, and no
     status at all that the page is enough.
     """
     port = port or free_port()
     (folder / "uploads").mkdir(parents=True, exist_ok=True)
+    environment = environment or {}
+    on_space = "SPACE_ID" in environment  # which names the port in the environment
     own = {
         "HF_HUB_OFFLINE": "1",
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "COUNTS": str(folder / "counts"),
+        **({"GRADIO_SERVER_PORT": str(port)} if on_space else {}),
     }
     with open(folder / "log", "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, *program, "--port", str(port), *arguments],
+            [sys.executable, *program, *arguments, *([] if on_space else ["--port", str(port)])],
             cwd=ROOT,
-            env={**(os.environ if inherited is None else inherited), **own, **(environment or {})},
+            env={**(os.environ if inherited is None else inherited), **own, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
             preexec_fn=preexec,
