@@ -11,8 +11,7 @@ import pytest
 
 from adapter.base.template import Message
 from train.formats import captions, scienceqa
-from train.formats.dataset import FORMATS
-from train.formats.dataset import DataError, open_records
+from train.formats.dataset import FORMATS, DataError, open_records
 from train.formats.scienceqa import COLUMNS, Problem, columns, problems, question_text
 
 
