@@ -353,7 +353,7 @@ def failing_sends(picture: str) -> list[tuple[Any, dict[str, Any], tuple[Any, ..
         (Echo(), asked("hi"), ("", 3.0, *DEFAULTS[2:]), "Strength"),
         (Echo(), asked("hi"), ("", 1.0, -1, *DEFAULTS[3:]), "Temperature"),
         (Echo(), asked("hi"), (*DEFAULTS[:5], 1.5), "whole number"),
-        (Echo(), asked("hi"), (*DEFAULTS[:4], None, None), "need a number"),
+        (Echo(), asked("hi"), (*DEFAULTS[:4], None, None), "needs a whole number"),
         (Echo(Busy("The queue is full. Try again.")), asked("hi"), DEFAULTS, "queue is full"),
         (Echo(BadInput("The conversation has 9000 tokens.")), asked("hi"), DEFAULTS, "9000 tokens"),
         (Echo(RuntimeError("secret /home/me/x.py")), asked("hi"), DEFAULTS, "went wrong on the server"),

@@ -20,7 +20,8 @@ import gradio as gr
 from adapter.errors import AdapterError, BadInput
 from adapter.files import atomic_write
 from adapter.method.config import check_name
-from adapter.server.settings import BASE_ONLY, without_folders
+from adapter.serve.settings import BASE_ONLY
+from adapter.server.settings import without_folders
 from adapter.ui import theme
 from adapter.ui.chat_events import FRAME_SECONDS, toast
 from adapter.ui.texts import page as page_texts
