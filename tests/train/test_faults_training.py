@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app_process import app_process
-from tests.tiny_models import endless_base
+from running import endless_base, running
 from tests.train.test_tab import Trainer
 
 
@@ -18,23 +17,23 @@ def test_a_killed_trainer_leaves_an_adapter_that_answers(tiny_folder: Path, tmp_
     base = endless_base(tiny_folder, tmp_path / "base")
     trainer = Trainer(tmp_path / "runs", base)
     environment = {"LLAMA_ADAPTER_RUNS": str(trainer.folder)}
-    with app_process(tmp_path / "server", "--base", str(base), environment=environment) as server:
-        bare = server.answer()
+    with running(tmp_path / "server", "--base", str(base), environment=environment) as server:
+        bare = server.said()
         try:
             trainer.start("echo")
             run = trainer.until(trainer.saved_at(25))
             os.kill(run.record.pid or 0, signal.SIGKILL)
             run = trainer.until(lambda run: not run.alive)
             assert run.state == "killed" and run.saved and run.adapter
-            server.check_alive()
-            assert server.answer() == bare
-            best = server.answer(model="echo")
-            assert best != bare and best == server.answer(model="echo")
+            server.alive()
+            assert server.said() == bare
+            best = server.said(model="echo")
+            assert best != bare and best == server.said(model="echo")
             killed_at = run.progress.step
-            trainer.runs.resume("echo")
+            trainer.runs.go_on("echo")
             run = trainer.until(lambda run: run.progress.step > killed_at + 25)
             assert [step for step, _ in run.progress.losses] == list(range(1, run.progress.step + 1))
-            assert server.answer(model="echo")
+            assert server.said(model="echo")
         finally:
             trainer.runs.close()
-        server.check_alive()
+        server.alive()

@@ -22,7 +22,8 @@ from train.config import TrainConfig
 from train.data import Example
 from train.job import Stopped, train
 from train.loop import new_adapter
-from train.run_folder import METRICS, STATE, MetricsWriter, RunFolder, TrainError
+from train.metrics import METRICS, Figures
+from train.run_folder import STATE, RunFolder, TrainError
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("ab", "cd", "ef", "gh")
@@ -197,7 +198,7 @@ def stopped_run(base, folder, monkeypatch):
     """A run that is asked to stop after its fifth step."""
     import train.job
 
-    record, taken = MetricsWriter.record, []
+    record, taken = Figures.record, []
 
     def counting(self, step, **figures):
         record(self, step, **figures)
@@ -205,7 +206,7 @@ def stopped_run(base, folder, monkeypatch):
         if len(taken) == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train.job.MetricsWriter, "record", counting)
+    monkeypatch.setattr(train.job.Figures, "record", counting)
     with pytest.raises(Stopped, match="--resume"):
         train.job.train(CONFIG_, base, examples, folder, new_adapter(CONFIG_, base))
     monkeypatch.undo()

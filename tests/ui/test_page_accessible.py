@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.browser import Visitor
+from tests.ui.test_page import Visitor, adapters, browser, url, visit
 
+__all__ = ["adapters", "browser", "url", "visit"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 SERIOUS = {"serious", "critical"}

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,10 +20,11 @@ import pytest
 
 from adapter.serve.store import SHIPPED
 from adapter.ui.texts import page as texts
-from tests.app_process import ROOT, app_process, free_port
-from tests.browser import CHROMIUM, PHOTOGRAPHS, QUIET, Visitor
+from tests.ui.test_page import ANSWER_MS, CHROMIUM, PHOTOGRAPHS, QUIET, Visitor, adapters, browser, url, visit
 from tests.ui.test_page_compare import Comparer
+from tests.ui.test_page_parts import ROOT, serving
 
+__all__ = ["adapters", "browser", "url", "visit"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 LONG = "Tell me a very long story about a dragon, in many chapters."
 
@@ -105,7 +107,7 @@ def test_a_reload_in_mid_stream_keeps_what_was_there(visit: Callable[..., Visito
     visitor.await_answers(1)
     visitor.page.wait_for_function("() => localStorage.getItem('llama-adapter:words')?.length > 1000")
     visitor.reload()
-    visitor.page.get_by_text(texts.CUT_OFF).first.wait_for()
+    visitor.page.get_by_text(texts.CUT_OFF).first.wait_for(timeout=20_000)
     assert visitor.rows()[0] == LONG
     visitor.page.get_by_role("button", name="Sampling").click()
     visitor.set("Max tokens", 16)
@@ -131,12 +133,17 @@ def test_two_tabs_keep_a_conversation_each(visit: Callable[..., Visitor], url: s
     wait_for_rows(three, one.rows())
 
 
-def test_a_restart_without_uploads_and_with_fewer_adapters(browser: Any, tmp_path: Path) -> None:
-    port = free_port()
+def test_a_restart_without_uploads_and_with_fewer_adapters(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     shutil.copytree(SHIPPED / "see", tmp_path / "adapters" / "owl")
     context = browser.new_context(viewport={"width": 1440, "height": 900})
-    with app_process(tmp_path, "--adapters", str(tmp_path / "adapters"), port=port) as server:
-        visitor = Visitor(context, server.url)
+    with serving("--adapters", str(tmp_path / "adapters"), port=port) as address:
+        visitor = Visitor(context, address)
         visitor.pick("owl")
         ask_about(visitor, PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
         rows = visitor.rows()
@@ -144,15 +151,15 @@ def test_a_restart_without_uploads_and_with_fewer_adapters(browser: Any, tmp_pat
         context.pages[0].close()
     shutil.rmtree(tmp_path / "uploads")
     shutil.rmtree(tmp_path / "adapters")
-    with app_process(tmp_path, port=port, ready=()) as server:
+    with serving(port=port) as address:
         page = context.new_page()
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        page.goto(server.url)
+        page.goto(address)
         visitor.page = page
         assert "owl" in visitor.toast()  # as soon as the server knows, which is before the model is there
-        page.locator(".status.ready").wait_for()
+        page.locator(".status.ready").wait_for(timeout=ANSWER_MS)
         wait_for_rows(visitor, rows)
         loaded_picture(visitor)
         assert visitor.picked == "" and errors == []
