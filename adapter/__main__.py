@@ -25,8 +25,9 @@ from adapter.method.vision import open_image
 from adapter.serve import transcript
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import format_table
-from adapter.serve.request import MAX_STRENGTH, Answer, GenerationEvent, GenerationRequest
+from adapter.serve.request import Answer, GenerationEvent, GenerationRequest
 from adapter.serve.sampling import SamplingParams
+from adapter.serve.settings import MAX_STRENGTH, Settings
 from adapter.serve.store import SHIPPED, AdapterStore, strip_control_characters
 
 
@@ -103,10 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         help="answer with it too ('base' for none); repeatable",
     )
     _add_prompting(generate)
-    defaults = SamplingParams()
+    defaults = Settings()
     generate.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
     generate.add_argument("--top-p", type=float, default=defaults.top_p)
-    generate.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens)
+    generate.add_argument("--max-new-tokens", type=int, default=defaults.max_tokens)
     generate.add_argument("--seed", type=int)
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before it")
     generate.add_argument("--raw", action="store_true", help="no chat template around PROMPT")
@@ -129,7 +130,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_prompting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, metavar="FILE")
-    parser.add_argument("--strength", type=float, default=1.0, help=f"0 (the base) to {MAX_STRENGTH:g}")
+    parser.add_argument(
+        "--strength", type=float, default=Settings().strength, help=f"0 (the base) to {MAX_STRENGTH:g}"
+    )
     for what in ("layer", "head"):
         parser.add_argument(
             f"--mute-{what}",

@@ -1,15 +1,23 @@
-"""What tests share: a tiny random grouped-query LLaMA, and the real embedded base, loaded once."""
+"""Fixtures that all tests share: tiny random LLaMAs, the real embedded base, and the page with that base.
+
+Importing this also decides what every test and every program that a test starts finds in its process.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# What was trained or brought on this machine is no part of the tests, nor theirs of that.
+# Tests neither see nor change what was trained or uploaded on this machine.
 os.environ["LLAMA_ADAPTER_RUNS"] = tempfile.mkdtemp(prefix="runs-")
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,42 +25,31 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from adapter.base.llama import AdaptedLlama, Base, load_base
-from adapter.method.adapter import Adapter
-from adapter.method.config import AdapterConfig, BaseFingerprint
+from adapter.method import attention
+from adapter.method.config import BaseFingerprint
+from tests.app_process import AppProcess, app_process
+from tests.tiny_models import TINY, tiny_config
 
-# Most models here are tiny: a second thread would cost more than it does, and far more beside other programs.
+# A script that starts the tests in the background leaves SIGINT ignored, and programs inherit that: Ctrl-C, which
+# some tests send, would do nothing.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Most models here are tiny: a second thread costs more than it gives, and far more beside other programs.
 torch.set_num_threads(1)
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 97,
-}
 
-
-def tiny_config(**changes: int) -> LlamaConfig:
-    """Of a LLaMA that is made in milliseconds."""
-    return LlamaConfig(
-        **{**TINY, **changes},
-        intermediate_size=64,
-        max_position_embeddings=128,
-        attn_implementation="sdpa",
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["LLAMA_ADAPTER_RUNS"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> AdaptedLlama:
     """A random LLaMA with grouped queries, fp32, frozen."""
     torch.manual_seed(0)
+    attention.register()
     model = AdaptedLlama(tiny_config())
     for name, weight in model.named_parameters():
         # Larger than transformers' initialisation, so that attention is far from uniform.
@@ -63,15 +60,6 @@ def tiny() -> AdaptedLlama:
 @pytest.fixture(scope="session")
 def tiny_fingerprint() -> BaseFingerprint:
     return BaseFingerprint(name="tiny", **TINY)
-
-
-def random_adapter(fingerprint: BaseFingerprint, seed: int = 0, gate: float = 0.5, **config) -> Adapter:
-    """An adapter with random prompts and gates that are surely not zero."""
-    torch.manual_seed(seed)
-    config = {"prompt_length": 5, "insertion_layers": 3, **config}
-    adapter = Adapter(AdapterConfig(base=fingerprint, **config))
-    torch.nn.init.uniform_(adapter.gates, gate / 2, gate)
-    return adapter.requires_grad_(False).eval()
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +85,7 @@ def tiny_base(tiny, tiny_fingerprint) -> Base:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_base, tmp_path_factory) -> Path:
-    """The tiny base on disk, as other programs' processes load it."""
+    """The tiny base on disk, for programs that load it."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny_base.model.save_pretrained(folder)
     tiny_base.tokenizer.save_pretrained(folder)
@@ -106,8 +94,9 @@ def tiny_folder(tiny_base, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session", params=[4, 2], ids=["mha", "gqa"])
 def small(request, tiny_base, tmp_path_factory) -> tuple[AdaptedLlama, Path]:
-    """A random LLaMA whose logits are of ordinary size, without and with grouped queries, fp32; and its folder."""
+    """A random LLaMA with logits of ordinary size, without and with grouped queries, fp32; and its folder."""
     torch.manual_seed(1)
+    attention.register()
     model = AdaptedLlama(tiny_config(num_key_value_heads=request.param))
     for name, weight in model.named_parameters():
         torch.nn.init.normal_(weight, std=0.15) if "norm" not in name else torch.nn.init.uniform_(weight, 0.5, 1.5)
@@ -119,10 +108,68 @@ def small(request, tiny_base, tmp_path_factory) -> tuple[AdaptedLlama, Path]:
 
 @pytest.fixture
 def toasts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the page says in toasts."""
+    """The texts of the toasts that the code under test shows."""
     import gradio as gr  # most tests need no page
 
-    said: list[str] = []
-    monkeypatch.setattr(gr, "Warning", lambda text, **_: said.append(text))
-    monkeypatch.setattr(gr, "Info", lambda text, **_: said.append(text))
-    return said
+    texts: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda text, **_: texts.append(text))
+    monkeypatch.setattr(gr, "Info", lambda text, **_: texts.append(text))
+    return texts
+
+
+# The page. One server and, in each file, one browser for all tests that need the real base in a real program: a
+# worker of the test run starts it once.
+
+
+@pytest.fixture(scope="session")
+def real_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppProcess]:
+    """`python app.py` on the embedded base with the shipped adapters."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "adapters").mkdir()
+    with app_process(folder, "--adapters", str(folder / "adapters")) as server:
+        yield server
+
+
+@pytest.fixture
+def adapters(real_page: AppProcess) -> Path:
+    """A second folder of adapters of `real_page`. A test takes away what it put there."""
+    return real_page.folder / "adapters"
+
+
+@pytest.fixture(scope="module")
+def url(real_page: AppProcess) -> str:
+    """The address of the page that `visit` opens. A file that needs another page overrides this."""
+    return f"{real_page.url}/"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium with a fake camera. One a file: while it runs, Playwright's event loop does."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    from tests.browser import CAMERA, CHROMIUM, QUIET
+
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *CAMERA])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any, url: str) -> Iterator[Callable[..., Any]]:
+    """Opens the page as a new visitor. Afterwards none has seen an error in it or a request to another machine."""
+    from tests.browser import Visitor
+
+    visitors: list[Visitor] = []
+
+    def new(width: int = 1440, height: int = 900) -> Visitor:
+        context = browser.new_context(viewport={"width": width, "height": height})
+        visitors.append(Visitor(context, url))
+        return visitors[-1]
+
+    yield new
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.complaints == []
+        assert [u for u in visitor.requested if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", u)] == []

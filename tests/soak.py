@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.running import ROOT, Server, running
+from tests.app_process import ROOT, AppProcess, app_process
 
 QUESTIONS = (
     "What is the sun?",
@@ -39,7 +39,7 @@ GROWTH_MB, GROWTH_THREADS, GROWTH_FILES = 80, 16, 40
 class Crowd:
     """People who ask one thing after the other until `over`, each in a thread of its own."""
 
-    def __init__(self, server: Server, people: int) -> None:
+    def __init__(self, server: AppProcess, people: int) -> None:
         self.server, self.over = server, threading.Event()
         self.done: Counter[str] = Counter()
         self.failures: list[str] = []
@@ -117,7 +117,7 @@ class Crowd:
 
 
 def soak(minutes: float, people: int, folder: Path) -> int:
-    with running(folder) as server:
+    with app_process(folder) as server:
         process = psutil.Process(server.process.pid)
         crowd = Crowd(server, people)
 
@@ -140,7 +140,7 @@ def soak(minutes: float, people: int, folder: Path) -> int:
         crowd.over.set()
         for thread in crowd.threads:
             thread.join(300)
-        server.alive()
+        server.check_alive()
         time.sleep(5)
         last, open_now = now(), server.counts
     assert warm is not None

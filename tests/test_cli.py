@@ -14,7 +14,7 @@ import pytest
 from adapter.__main__ import main
 from adapter.method.checkpoint import save_adapter
 from adapter.server.deployment import parse, port_problem
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
-"""The command line: `python -m train` trains an adapter, by a recipe of the project or on files of one's own."""
+"""The command line: `python -m train` trains an adapter by a recipe of the project or on the user's files."""
 
 from __future__ import annotations
 
 import logging
 
-# Before anything imports it: it warns that an optional kernel of its own is not installed.
+# Before the import, which warns that an optional kernel is not installed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import argparse
 import contextlib
-import dataclasses
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,14 +22,14 @@ from adapter.base.llama import Base, load_base, load_tokenizer
 from adapter.errors import AdapterError
 from adapter.method.checkpoint import CARD, load_adapter, save_adapter
 from train.card import write_card
-from train.config import RecipeFile, changed, read_recipe, recipe_text
-from train.data import Example, Skipped, Tokeniser
-from train.data_report import check
+from train.config import Precision, RecipeFile, changed, read_recipe, recipe_text
+from train.data import SkippedExamples, Tokeniser
+from train.data_report import make_report
 from train.job import Stopped, train
 from train.loop import new_adapter
-from train.precision import choose_precision, load_to_train
+from train.precision import load_to_train
 from train.recipes.recipe import load_recipe, names
-from train.run_setup import FileExamples, pictures_of, start_adapter, with_base, with_encoder
+from train.run_setup import FeatureCache, FileExamples, start_adapter, with_base, with_encoder
 from train.score import Answerer
 
 _EPILOG = """examples:
@@ -43,7 +42,7 @@ _EPILOG = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Runs one command and returns the exit status."""
     args = _parser().parse_intermixed_args(arguments)
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     try:
@@ -98,24 +97,30 @@ def _run(args: argparse.Namespace) -> None:
             raise AdapterError("--check is for files of your own. Leave it out.")
         _run_recipe(recipes[0], assignments, args)
     else:
-        asked = f"There is no recipe '{' '.join(recipes)}'. " if recipes else ""
-        raise AdapterError(f"{asked}Choose one of: {', '.join(names())}, or train on files: see --help.")
+        unknown = f"There is no recipe '{' '.join(recipes)}'. " if recipes else ""
+        raise AdapterError(f"{unknown}Choose one of: {', '.join(names())}, or train on files: see --help.")
 
 
-# Files of one's own.
+# The user's files.
 
 
 def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     folder: Path = args.out or Path("runs") / recipe.train.name
     accelerator = _accelerator(args)
-    tell: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
-    skipped = Skipped(tell)
-    tell(f"reading {Path(recipe.data.path).name}")
+    log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
+    skipped = SkippedExamples(log)
+    log(f"reading {Path(recipe.data.path).name}")
     examples = FileExamples(recipe.data, recipe.train, skipped)
     config, encoder = with_encoder(examples.with_steps(recipe.train), accelerator.device)
-    base, precision = _load_base(recipe.base, recipe.precision, accelerator)
-    recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
+    log(f"loading {recipe.base}")
+    base = _load_to_train(recipe.base, recipe.precision, accelerator)
     config = with_base(config, base)
+    feature_cache = None
+    if encoder is not None and config.vision is not None:
+        # Every process skips its own unreadable images, and has to log them.
+        feature_cache = FeatureCache(
+            encoder, config.vision, skipped if accelerator.is_main_process else SkippedExamples()
+        )
     adapter = start_adapter(recipe, config, base)
     adapter, loss = train(
         config,
@@ -123,15 +128,14 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         examples,
         folder,
         adapter,
-        # Which of its own pictures are none, every process has to tell.
-        pictures=pictures_of(config, encoder, skipped if accelerator.is_main_process else Skipped()),
+        feature_cache=feature_cache,
         skipped=skipped,
         resume=args.resume,
         accelerator=accelerator,
         tensorboard=args.tensorboard,
     )
     if accelerator.is_main_process:
-        data = f"Trained on {len(examples.learnt):,} records of `{Path(recipe.data.path).name}`."
+        data = f"Trained on {len(examples.train_indices):,} records of `{Path(recipe.data.path).name}`."
         (folder / "recipe.yaml").write_text(recipe_text(recipe), encoding="utf-8")
         command = "python -m train --config recipe.yaml"
         save_adapter(adapter, folder, write_card(adapter, config, data, loss, {}, {}, "", command))
@@ -139,17 +143,10 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
 
 
 def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
-    skipped = Skipped()
-    examples = FileExamples(recipe.data, recipe.train, skipped)
+    examples = FileExamples(recipe.data, recipe.train, SkippedExamples())
     config = examples.with_steps(recipe.train)
     tokeniser = Tokeniser(load_tokenizer(recipe.base), config.template, config.max_length)
-    report = check(
-        examples.records,
-        lambda record: tokeniser.row(Example.of(record), cut=False)[:2],
-        config.max_length,
-        images=config.vision is not None,
-        uncaptioned=examples.records.uncaptioned,
-    )
+    report = make_report(examples.records, tokeniser, config.max_length, images=config.vision is not None)
     print(report)
     print(f"a run would take {config.steps:,} steps of {config.batch_size} rows")
     if not report.clean:
@@ -170,12 +167,12 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         adapter = load_adapter(folder, served.fingerprint, served.device)
         loss = _recorded_loss(folder / CARD)
     else:
-        exact, _ = _load_base(base_name, "auto", accelerator)
-        adapter = new_adapter(config, exact)
+        base = _load_to_train(base_name, "auto", accelerator)
+        adapter = new_adapter(config, base)
         recipe.prepare(adapter)
         adapter, loss = train(
             config,
-            exact,
+            base,
             recipe.examples,
             folder,
             adapter,
@@ -183,7 +180,7 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
             accelerator=accelerator,
             tensorboard=args.tensorboard,
         )
-        del exact
+        del base
     if not accelerator.is_main_process:
         return
     print(f"measuring {config.name} on {served.describe()}")
@@ -201,22 +198,17 @@ def _accelerator(args: argparse.Namespace) -> Accelerator:
     return Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
 
 
-def _load_base(name: str, precision: str, accelerator: Accelerator) -> tuple[Base, str]:
-    """The base to train through, and its precision, which is chosen here and printed if it is "auto"."""
-    precision, reason = choose_precision(precision, accelerator.device)
-    if accelerator.is_main_process:
-        print(f"loading {name} in {precision}: {reason}")
-    # One process after the other: the first one fetches and converts.
+def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) -> Base:
+    # The main process first: it fetches and converts the base for all.
     with accelerator.main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext():
-        return load_to_train(name, precision, str(accelerator.device)), precision
+        return load_to_train(name, precision, str(accelerator.device))
 
 
 def _recorded_loss(card: Path) -> float:
-    """The held-out loss that training wrote into the card; not a number if there is none."""
-    found = (
-        re.search(r"Held-out loss at the end of training: ([\d.]+)", card.read_text()) if card.exists() else None
-    )
-    return float(found.group(1).rstrip(".")) if found else float("nan")
+    """The held-out loss that training wrote into the card; NaN if there is none."""
+    text = card.read_text() if card.exists() else ""
+    match = re.search(r"Held-out loss at the end of training: ([\d.]+)", text)
+    return float(match.group(1).rstrip(".")) if match else float("nan")
 
 
 if __name__ == "__main__":

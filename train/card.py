@@ -1,4 +1,4 @@
-"""The model card that is saved beside an adapter: what it does, how it was made, what it scores."""
+"""The model card that is saved with an adapter: what it does, how it was trained, its scores."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def write_card(
     served: str,
     command: str = "",
 ) -> str:
-    """The text of README.md. `served` says how the base ran that `scores` were measured on.
+    """The text of README.md.
 
-    command: what trained it, if that is no recipe of this project.
+    served: the precision and device of the base that `scores` were measured on. command: what trained the adapter,
+    if not a recipe of this project.
     """
     about: AdapterConfig = adapter.config
     kind = "image" if about.is_visual else "text"
@@ -38,10 +39,10 @@ Measured on held-out data with the base as served by default ({served}); greedy 
 {rows}
 
 """
-    again = (
+    rescoring = (
         f"`python -m train {config.name} --score --out FOLDER` measures the table again for the adapter in FOLDER."
     )
-    licence = "" if command else "license: apache-2.0\n"  # of somebody's own data, nothing is known here
+    licence = "" if command else "license: apache-2.0\n"  # the licence of a user's own data is not known
     return f"""---
 {licence}base_model: {about.base.name}
 tags: [llama-adapter, {kind}]
@@ -53,7 +54,7 @@ tags: [llama-adapter, {kind}]
 
 {adapter.num_parameters:,} trained parameters for {about.base.name}: {about.prompt_length} adaption prompts in
 each of the topmost {about.insertion_layers} layers, one {about.gate_activation} gate a head.
-Template: {about.template}.{_pictures(about)}
+Template: {about.template}.{_vision_sentence(about)}
 Fingerprint of the base: tokenizer {about.base.tokenizer}, weights {about.base.weights}.
 
 {table if scores else ""}Held-out loss at the end of training: {held_out_loss:.3f} nats a token.
@@ -61,14 +62,14 @@ Fingerprint of the base: tokenizer {about.base.tokenizer}, weights {about.base.w
 ## How it was made
 
 `{command or f"python -m train {config.name}"}`: AdamW, {rates}, cosine with warm-up, seed {config.seed}.
-{again if scores else ""}
+{rescoring if scores else ""}
 
 {data}
 """
 
 
-def _pictures(about: AdapterConfig) -> str:
-    vision = about.vision
+def _vision_sentence(config: AdapterConfig) -> str:
+    vision = config.vision
     if vision is None:
         return ""
     return f" Pictures: {vision.encoder}, {vision.channels}, {vision.projection} projection."

@@ -1,344 +1,292 @@
-"""What one training run is: frozen dataclasses that fail when made, and the recipe files they are read from.
+"""The settings of a training run: frozen dataclasses checked by pydantic, and the recipe files they are read from.
 
-Knows nothing of tensors, and of data only whether it is there.
+Knows nothing of tensors, and of the data only whether it exists.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
-import re
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from adapter.base.embedded import BASE, ENCODER
 from adapter.errors import AdapterError, BadInput
-from adapter.method.config import TuningConfig, VisionConfig
+from adapter.method.config import TuningConfig, VisionConfig, check_name
 
-PRECISIONS = ("auto", "bf16", "fp32", "nf4", "int8")  # auto: see train.precision
-INITS = ("zero", "random")
-LEARN = ("all", "prompts", "tuning")
-LONGEST_NAME = 40
-# What Windows keeps for itself, and what the API calls the bare base.
-RESERVED = {"con", "prn", "aux", "nul", "base", *(f"{p}{i}" for p in ("com", "lpt") for i in range(10))}
+Precision = Literal["auto", "bf16", "fp32", "nf4", "int8"]
+_Config = TypeVar("_Config")
 
 
 class ConfigError(AdapterError):
-    """A recipe cannot be read or names something that does not exist."""
+    """A recipe cannot be read, or holds an unknown key or a value that is not allowed."""
 
 
-@dataclass(frozen=True)
+def _to_float(value: Any) -> Any:
+    """Converts text such as 1e-3, which YAML does not read as a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Float = Annotated[float, BeforeValidator(_to_float)]
+AboveZero = Annotated[Float, Field(gt=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class TrainConfig:
-    """Hyper-parameters of one adapter. Rates are AdamW's; gates start at zero and have their own."""
+    """Hyper-parameters of one adapter. The rates are AdamW's; the gates, which start at zero, have their own."""
 
     name: str
     description: str = ""
-    steps: int = 0  # either these
-    epochs: float = 0  # or these, for data with an end
-    batch_size: int = 16  # rows of a step, over all processes
-    accumulate: int = 1  # pieces that a process reads its rows in, one after the other
-    lr: float = 1e-2
-    gate_lr: float = 1e-2
-    weight_decay: float = 0.02
-    warmup: float = 0.05  # share of the steps
-    clip_norm: float | None = None
-    prompt_length: int = 10
-    insertion_layers: int | None = None  # None: all of the base's
-    init: str = "zero"  # "random": gates from N(0, 1), the ablation of arXiv 2303.16199, table 5
-    prompt_std: float = 1.0  # of the prompts' normal initialisation
+    steps: Count = 0  # either steps
+    epochs: Annotated[Float, Field(ge=0)] = 0  # or epochs, for data of a known length
+    batch_size: AtLeastOne = 16  # rows per step, over all processes
+    accumulate: AtLeastOne = 1  # micro-batches that a process splits its rows into
+    lr: AboveZero = 1e-2
+    gate_lr: AboveZero = 1e-2
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.02
+    warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.05  # share of the steps
+    clip_norm: AboveZero | None = None
+    prompt_length: AtLeastOne = 10
+    insertion_layers: int | None = None  # None: all layers of the base
+    init: Literal["zero", "random"] = "zero"  # random: gates from N(0, 1), arXiv 2303.16199, table 5
+    prompt_std: AboveZero = 1.0  # of the prompts' normal initialisation
     prompt_norm: bool = False
     gate_activation: str = "tanh"
     template: str = "chat"
     vision: VisionConfig | None = None
-    tuning: TuningConfig | None = None  # change norms and linear maps too (arXiv 2304.15010)
-    learn: str = "all"  # or "prompts" (with gates and projection), or "tuning": one stage of two
-    disjoint: int = (
-        0  # so many of the lowest insertion layers learn from pictures only; the others, and tuning, from text
-    )
-    max_length: int = 512  # tokens; longer examples lose their end
-    history: float = 0  # share of the single exchanges in a file that are learnt with other talk before them
-    eval_every: int = 100  # steps between evaluations
-    save_every: int = 0  # steps between saves; 0: at evaluations
-    patience: int = 0  # evaluations without improvement after which to stop; 0: never
-    held_out: int = 96  # examples in the held-out loss
+    tuning: TuningConfig | None = None  # also train norms and linear maps (arXiv 2304.15010)
+    learn: Literal["all", "prompts", "tuning"] = "all"  # prompts: with gates and projection, all but the tuning
+    disjoint: Count = 0  # this many lowest insertion layers train on images only, the rest and tuning on text only
+    max_length: AtLeastOne = 512  # tokens; longer examples are truncated
+    history: Annotated[Float, Field(ge=0, le=1)] = 0  # share of single-turn records trained with earlier turns
+    eval_every: AtLeastOne = 100  # steps between evaluations
+    save_every: Count = 0  # steps between saves; 0: at each evaluation
+    patience: Count = 0  # evaluations without improvement before stopping; 0: never
+    held_out: Count = 96  # examples in the held-out loss
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "eval_every", "max_length", "prompt_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "epochs", "save_every", "patience", "held_out", "disjoint", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("lr", "gate_lr", "prompt_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+    @model_validator(mode="after")
+    def _check_pairs(self) -> TrainConfig:
         if self.steps and self.epochs:
             raise ValueError("steps and epochs exclude each other: leave one of them out")
         if not (self.steps or self.epochs):
             raise ValueError("steps or epochs must be above 0: set one of them, or a preset such as preset=small")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
-        if not 0 <= self.history <= 1:
-            raise ValueError(f"history must lie in [0, 1], got {self.history}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
-        if self.learn not in LEARN:
-            raise ValueError(f"learn must be one of {', '.join(LEARN)}, got {self.learn!r}")
         if self.learn == "tuning" and self.tuning is None:
             raise ValueError("learn: tuning needs a tuning to learn, such as tuning: {norms: true, bias: true}")
-        if self.init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """The files to learn from. `validation` is a share of the records to hold out, or files of their own."""
+    """The files to learn from. validation: the share of records to hold out, or the path of a separate file."""
 
     path: str
-    format: str = "auto"  # see train/formats
-    images: str | None = None  # the folder that names of pictures are relative to
-    validation: str | float = 0.05
-
-    def __post_init__(self) -> None:
-        if isinstance(self.validation, float) and not 0 <= self.validation < 1:
-            raise ValueError(f"data.validation must lie in [0, 1) or be a path, got {self.validation}")
+    format: str = "auto"  # a key of train.formats.FORMATS
+    images: str | None = None  # the folder that image paths are relative to
+    validation: str | Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class RecipeFile:
-    """One run on files: what a YAML recipe holds. Everything of TrainConfig stands beside these keys."""
+    """A run on files. A YAML recipe holds the fields of TrainConfig at the top level, beside these."""
 
     data: DataConfig
     train: TrainConfig
     base: str = BASE
-    precision: str = "auto"
-    start_from: str | None = None  # an adapter to go on training
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+    precision: Precision = "auto"
+    start_from: str | None = None  # an adapter to continue training
 
 
-# Settings of the published adapters (the papers, and FACTS on the released code); a recipe's own keys go first.
-# `lr` is V1's 9e-3 * batch / 256 for its batch of 64.
-PRESETS: dict[str, dict[str, Any]] = {
-    "v1": {
-        "template": "alpaca", "epochs": 5.0, "warmup": 0.4, "batch_size": 64, "lr": 2.25e-3, "gate_lr": 2.25e-3,
-        "weight_decay": 0.02, "prompt_length": 10, "prompt_std": 1.0, "max_length": 512,
-    },
-    "v1-multimodal": {
-        "template": "alpaca", "epochs": 5.0, "warmup": 0.4, "batch_size": 32, "lr": 1.1e-3, "gate_lr": 1.1e-3,
-        "weight_decay": 0.02, "prompt_length": 50, "prompt_std": 1.0,
-        "vision": {"projection": "global"},
-    },
-    "v2-captions": {
-        "template": "alpaca", "epochs": 1.0, "batch_size": 64, "lr": 1e-3, "gate_lr": 1e-3, "weight_decay": 0.05,
-        "prompt_length": 10, "clip_norm": 1.0, "vision": {"projection": "queries"},
-    },
-    "v2-instructions": {
-        "template": "alpaca", "epochs": 2.0, "batch_size": 64, "lr": 1e-3, "gate_lr": 1e-3, "weight_decay": 0.02,
-        "clip_norm": 1.0, "learn": "tuning", "tuning": {"norms": True, "bias": True, "scale": True},
-    },
-    "small": {  # what worked for bases of some hundred million parameters
-        "steps": 500, "batch_size": 8, "lr": 6e-3, "gate_lr": 2e-2, "prompt_std": 0.2, "prompt_norm": True,
-        "prompt_length": 16,
-    },
-    "quick": {  # a few dozen rows in about a minute on two cores: assets/samples/README.md has its scores
-        "steps": 60, "batch_size": 8, "lr": 4e-3, "gate_lr": 5e-3, "clip_norm": 1.0, "prompt_std": 0.2,
-        "prompt_norm": True, "prompt_length": 10, "history": 0.5, "eval_every": 10,
-    },
-}  # fmt: skip
-
-
-def check_name(name: str, taken: Iterable[str] = ()) -> str:
-    """The name if it can be a folder's everywhere and is nobody's yet. Raises BadInput."""
-    name = name.strip()
-    if not name:
-        raise BadInput("The adapter needs a name, for example my-poet.")
-    if len(name) > LONGEST_NAME:
-        raise BadInput(f"The name has {len(name)} characters; {LONGEST_NAME} are the limit.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise BadInput("A name has letters, digits, - and _ only, and begins with one of the first two: my-poet.")
-    if name.lower() in RESERVED:
-        raise BadInput(f"“{name}” means something else to the system. Choose another name.")
-    if name.lower() in {other.lower() for other in taken}:
-        raise BadInput(f"There is an adapter “{name}” already. Choose another name.")
-    return name
+@cache
+def presets() -> dict[str, dict[str, Any]]:
+    """The settings that `preset=NAME` stands for."""
+    return yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
 
 
 def read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool = False) -> RecipeFile:
-    """The recipe in a YAML file, changed by `key=value` (`data.path=x` reaches into groups).
+    """Reads a YAML recipe and applies `key=value` assignments (`data.path=x` sets a key of a group).
 
-    to_run: its data must be there, and its name one that a new folder can have.
-    Raises ConfigError that names the key and the nearest one that exists.
+    to_run: the data must exist, and the name must be valid for a new folder.
+    Raises ConfigError, which names the key and the nearest known one.
     """
-    return _recipe(_assigned(_yaml(path) if path is not None else {}, assignments), path, to_run)
+    where = str(path) if path is not None else "the command line"
+    values = _assign(_read_yaml(path) if path is not None else {}, assignments)
+    preset = values.pop("preset", None)
+    if preset is not None:
+        if preset not in presets():
+            raise ConfigError(f"There is no preset '{preset}'{_nearest(str(preset), presets())}")
+        values = _merge(presets()[preset], values)
+    outer, inner = (_fields(cls) for cls in (RecipeFile, TrainConfig))
+    known = (outer | inner | {"preset"}) - {"train"}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key '{key}'{_nearest(str(key), known)}")
+    # Sizes that follow from the encoder and the base; run_setup fills them in once both are loaded.
+    for group, sizes in (
+        ("vision", {"encoder": ENCODER, "feature_size": 1, "token_size": 1}),
+        ("tuning", {"intermediate_size": 1}),
+    ):
+        if isinstance(values.get(group), dict):
+            values[group] = {**sizes, **values[group]}
+    if "data" not in values:
+        raise ConfigError(f"{where}: 'data' is missing: the file or folder to learn from.")
+    if isinstance(values["data"], str):
+        values["data"] = {"path": values["data"]}
+    values.setdefault("name", path.stem if path is not None else "adapter")
+    if to_run:
+        _check_run(values["data"], values["name"], where)
+    values["train"] = {key: values[key] for key in values if key in inner}
+    return build(RecipeFile, {key: values[key] for key in values if key in outer}, where)
 
 
 def recipe_text(recipe: RecipeFile) -> str:
-    """The recipe as YAML that `read_recipe` reads back, without what is default."""
-    outer = {
-        f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in ("train", "data")
-    }
-    inner = {f.name: getattr(recipe.train, f.name) for f in dataclasses.fields(recipe.train)}
-    defaults = {f.name: f.default for cls in (RecipeFile, TrainConfig) for f in dataclasses.fields(cls)}
-    found: dict[str, Any] = {"data": dataclasses.asdict(recipe.data)}
-    for name, value in {**outer, **inner}.items():
-        if value != defaults[name]:
-            found[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-    return yaml.safe_dump(found, sort_keys=False)
+    """The recipe as YAML that `read_recipe` reads back; default values are left out."""
+    text: dict[str, Any] = {"data": dataclasses.asdict(recipe.data)}
+    for config in (recipe, recipe.train):
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if field.name not in ("data", "train") and value != field.default:
+                text[field.name] = _asdict(value) if dataclasses.is_dataclass(value) else value
+    return yaml.safe_dump(text, sort_keys=False)
 
 
 def changed(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
-    """`config` with some values replaced by `key=value`. Raises ConfigError."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return build(TrainConfig, _merged(values, _assigned({}, assignments)), "the command line")
+    """A copy of `config` with `key=value` assignments applied. Raises ConfigError."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return build(TrainConfig, _merge(values, _assign({}, assignments)), "the command line")
 
 
-def _assigned(found: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"'{assignment}' is not key=value. Write for example lr=0.005.")
-        *groups, last = key.split(".")
-        into = found
-        for group in groups:
-            inner = into.setdefault(group, {})
-            if isinstance(inner, str) and group == "data":  # data: FILE is short for data: {path: FILE}
-                inner = into[group] = {"path": inner}
-            if not isinstance(inner, dict):
-                raise ConfigError(f"'{key}': {group} has no keys of its own.")
-            into = inner
-        into[last] = _parsed(value, assignment)
-    return found
+def build(cls: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
+    """Validates a mapping as one of the dataclasses above. Raises ConfigError, which begins with `where`."""
+    # As JSON, because only there does pydantic's strict mode take an object for a dataclass.
+    text = json.dumps(values, default=lambda v: _asdict(v) if dataclasses.is_dataclass(v) else str(v))
+    try:
+        return TypeAdapter(cls).validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(cls, error)}") from error
 
 
-def _recipe(found: dict[str, Any], path: Path | None, to_run: bool) -> RecipeFile:
-    where = str(path) if path is not None else "the command line"
-    preset = found.pop("preset", None)
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ConfigError(f"There is no preset '{preset}'{_nearest(str(preset), PRESETS)}.")
-        found = _merged(PRESETS[preset], found)
-    outer = {f.name for f in dataclasses.fields(RecipeFile)} - {"train"}
-    inner = {f.name for f in dataclasses.fields(TrainConfig)}
-    for key in found:
-        if key not in outer | inner:
-            raise ConfigError(f"{where}: unknown key '{key}'{_nearest(str(key), outer | inner | {'preset'})}.")
-    if isinstance(found.get("vision"), dict):
-        # The sizes are the encoder's and the base's, and put in when these are there.
-        found["vision"] = {"encoder": ENCODER, "feature_size": 1, "token_size": 1, **found["vision"]}
-    if isinstance(found.get("tuning"), dict):
-        found["tuning"] = {"intermediate_size": 1, **found["tuning"]}
-    if "data" not in found:
-        raise ConfigError(f"{where}: 'data' is missing: the file or folder to learn from.")
-    if isinstance(found["data"], str):
-        found["data"] = {"path": found["data"]}
-    found["data"] = build(DataConfig, found["data"], where, "data.")
-    settings = {key: value for key, value in found.items() if key in inner}
-    settings.setdefault("name", path.stem if path is not None else "adapter")
-    if to_run:
-        _check_run(found["data"].path, settings["name"], where)
-    return build(
-        RecipeFile,
-        {
-            **{key: value for key, value in found.items() if key in outer},
-            "train": settings,
-        },
-        where,
-    )
+def _sentence(cls: type, error: ValidationError) -> str:
+    """One line about the first problem: which key, what is allowed and what was given. Unknown keys come first."""
+    problems = error.errors()
+    unknown = [problem for problem in problems if problem["type"] == "unexpected_keyword_argument"]
+    problem = (unknown or problems)[0]
+    if problem["type"] == "value_error":
+        return f"{problem['ctx']['error']}."
+    keys: list[str] = []
+    for part in problem["loc"]:  # it ends in the member of a union that was tried
+        keys.append(str(part))
+        if part not in _GROUPS:
+            break
+    name = ".".join(key for key in keys if key != "train")
+    if unknown:
+        group = _GROUPS[keys[-2]] if len(keys) > 1 else cls
+        return f"unknown key '{name}'{_nearest(keys[-1], _fields(group))}"
+    if problem["type"] == "missing":
+        return f"'{name}' is missing."
+    allowed = [
+        _ALLOWED.get(p["type"], p["msg"]).format(**p.get("ctx", {}))
+        for p in problems
+        if list(map(str, p["loc"]))[: len(keys)] == keys
+    ]
+    return f"'{name}' must be {' or '.join(dict.fromkeys(allowed))}, got {problem['input']!r}."
 
 
-def _check_run(data: str, name: Any, where: str) -> None:
-    """What a run needs before anything else."""
-    if not os.path.exists(data):
-        raise ConfigError(f"{where}: there is no file or folder '{data}'. Check the path of data.")
+# Names of groups of keys in locations; TrainConfig's keys stand at the top level of a recipe.
+_GROUPS = {"train": TrainConfig, "data": DataConfig, "vision": VisionConfig, "tuning": TuningConfig}
+# What is allowed, by the type of pydantic's error.
+_ALLOWED = {
+    "int_type": "int",
+    "float_type": "float",
+    "string_type": "str",
+    "bool_type": "bool",
+    "dataclass_type": "a group of keys",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "one of {expected}",
+    "finite_number": "a finite number",
+}
+
+
+def _check_run(data: Any, name: Any, where: str) -> None:
+    """Checks what a run needs before anything is read or loaded."""
+    path = data.get("path") if isinstance(data, dict) else None
+    if isinstance(path, str) and not os.path.exists(path):
+        raise ConfigError(f"{where}: there is no file or folder '{path}'. Check the path of data.")
     try:
         check_name(str(name))
     except BadInput as error:
         raise ConfigError(f"{where}: name={name!r} cannot be used. {error}") from error
 
 
-def _merged(preset: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    merged = {**preset, **own}
+def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"'{assignment}' is not key=value. Write for example lr=0.005.")
+        *groups, last = key.split(".")
+        target = values
+        for group in groups:
+            inner = target.setdefault(group, {})
+            if isinstance(inner, str) and group == "data":  # data: FILE is short for data: {path: FILE}
+                inner = target[group] = {"path": inner}
+            if not isinstance(inner, dict):
+                raise ConfigError(f"'{key}': {group} has no keys of its own.")
+            target = inner
+        try:
+            target[last] = yaml.safe_load(value) if value else None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The value of '{assignment}' cannot be read. Quote it.") from error
+    return values
+
+
+def _merge(defaults: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **own}
     for group in ("vision", "tuning"):
-        if isinstance(preset.get(group), dict) and isinstance(own.get(group), dict):
-            merged[group] = {**preset[group], **own[group]}
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):  # one's own replaces the preset's other
-        if one in own and other not in own:
+        if isinstance(defaults.get(group), dict) and isinstance(own.get(group), dict):
+            merged[group] = {**defaults[group], **own[group]}
+    for key, other in (("steps", "epochs"), ("epochs", "steps")):  # own steps replace the preset's epochs
+        if key in own and other not in own:
             merged.pop(other, None)
     return merged
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The recipe '{path}' cannot be read ({error}).") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"The recipe '{path}' is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise ConfigError(f"The recipe '{path}' must hold `key: value` lines.")
-    return found
+    return values
 
 
-def _parsed(value: str, assignment: str) -> Any:
-    try:
-        return yaml.safe_load(value) if value else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of '{assignment}' cannot be read. Quote it.") from error
+def _asdict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
 
 
-def _nearest(key: str, known: Mapping[str, Any] | set[str]) -> str:
+def _fields(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, sorted(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else f": choose one of {', '.join(sorted(known))}"
-
-
-def build(cls: type, values: Any, where: str, group: str = "") -> Any:
-    """A dataclass of a mapping. Wrong types, unknown, missing keys are ConfigErrors with where and the key."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: '{group.rstrip('.')}' must be a group of keys, got {values!r}.")
-    hints = typing.get_type_hints(cls)
-    made = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(f"{where}: unknown key '{group}{key}'{_nearest(str(key), hints)}.")
-        made[key] = _typed(hints[key], value, where, f"{group}{key}")
-    for f in dataclasses.fields(cls):
-        if f.default is dataclasses.MISSING and f.name not in made:
-            raise ConfigError(f"{where}: '{group}{f.name}' is missing.")
-    try:
-        return cls(**made)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}.") from error
-
-
-def _typed(hint: Any, value: Any, where: str, key: str) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in kinds:
-        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-            # The train group is flat in the file.
-            return build(typing.cast(type, kind), value, where, "" if kind is TrainConfig else f"{key}.")
-        if kind is float and isinstance(value, str):
-            value = _number(value)  # YAML takes 1e-3 for a text
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is kind:
-            return value
-    wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise ConfigError(f"{where}: '{key}' must be {wanted}, got {value!r}.")
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return f"; did you mean '{close[0]}'?" if close else f": choose one of {', '.join(sorted(known))}."

@@ -1,17 +1,21 @@
-"""A training run: steps over all processes, evaluation, saves that survive anything, and resuming.
+"""A training run: steps over all processes, evaluation, saving, resuming, and stopping on Ctrl-C.
 
 Knows batches and one adapter; knows nothing of recipes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,31 +27,29 @@ from adapter.base.llama import Base
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
 from train.config import TrainConfig
-from train.data import Batch, Batches, Example, Position, Row, Skipped, Tokeniser, collate
-from train.feature_cache import Pictures
-from train.interrupt import stop_signals
-from train.loop import evaluate, learnt, total_loss
-from train.metrics import Figures
-from train.run_folder import RunFolder, TrainError
+from train.data import Batch, Batches, Example, Row, SkippedExamples, StreamPosition, Tokeniser, collate
+from train.loop import evaluate, total_loss, trainable_parameters
+from train.run_folder import MetricsWriter, RunFolder, TrainError
+from train.run_setup import FeatureCache
 
-_NOT_FINITE = 10  # steps in a row that give up a run
+_MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 
 
 class Stopped(TrainError):
-    """Somebody stopped the run; it is saved."""
+    """The run was asked to stop; its state is saved."""
 
 
 @dataclass
 class _Progress:
-    """Everything beside tensors that a continuation needs."""
+    """Everything but tensors that a continuation needs. The names of its fields are those in state.pt."""
 
     step: int = 0
-    position: Position = field(default_factory=Position)
+    position: StreamPosition = field(default_factory=StreamPosition)
     best: float = math.inf
     best_step: int = 0
-    worse: int = 0  # evaluations since the best
+    worse: int = 0  # evaluations since the best one
     held_out: float = math.nan
-    running: float = math.nan  # loss, averaged over about the last twenty steps
+    running: float = math.nan  # exponential average of the loss over about the last twenty steps
     not_finite: int = 0  # steps in a row
     tokens: int = 0
     seconds: float = 0.0
@@ -61,21 +63,21 @@ def train(
     folder: Path,
     adapter: Adapter,
     *,
-    pictures: Pictures | None = None,
-    skipped: Skipped | None = None,
+    feature_cache: FeatureCache | None = None,
+    skipped: SkippedExamples | None = None,
     resume: bool = False,
     accelerator: Accelerator | None = None,
     tensorboard: bool = False,
 ) -> tuple[Adapter, float]:
-    """Train `adapter`, which changes, and return the best one and its held-out loss; `folder` then holds it.
+    """Trains `adapter` in place. Returns the best one, which `folder` then holds, and its held-out loss.
 
-    examples("train") is endless, examples("validation") is not. Every process calls this with the same arguments.
-    Raises TrainError if the folder is in use, holds another run, or cannot be written, and Stopped after Ctrl-C.
+    examples("train") is endless, examples("validation") finite. Every process calls this with the same arguments.
+    Raises TrainError if the folder is in use, holds another run or cannot be written, and Stopped after Ctrl-C.
     """
-    run = _Run(config, base, folder, adapter, pictures, skipped, accelerator, tensorboard)
+    run = _Run(config, base, folder, adapter, feature_cache, skipped, accelerator, tensorboard)
     try:
         run.start(resume)
-        return run.to_the_end(examples)
+        return run.run(examples)
     finally:
         run.close()
 
@@ -87,22 +89,22 @@ class _Run:
         base: Base,
         folder: Path,
         adapter: Adapter,
-        pictures: Pictures | None,
-        skipped: Skipped | None,
+        feature_cache: FeatureCache | None,
+        skipped: SkippedExamples | None,
         accelerator: Accelerator | None,
         tensorboard: bool,
     ) -> None:
         if not config.steps:
-            raise ValueError("steps must be known: from epochs, only whoever has the data can tell")
+            raise ValueError("steps must be set: convert epochs to steps with FileExamples.with_steps")
         self.config, self.base, self.folder = config, base, RunFolder(folder)
         self.adapter = adapter.to(base.device).train()
         self.accelerator = accelerator or Accelerator(cpu=base.device.type == "cpu")
-        self.main = self.accelerator.is_main_process
-        self.skipped = skipped or Skipped(self._say)
-        self.pictures = pictures
+        self.is_main = self.accelerator.is_main_process
+        self.skipped = skipped or SkippedExamples(self._log)
+        self.feature_cache = feature_cache
         self.tokeniser = Tokeniser(base.tokenizer, config.template, config.max_length, self.skipped)
         self.progress = _Progress()
-        self.parameters = learnt(adapter, config.learn)
+        self.parameters = trainable_parameters(adapter, config.learn)
         gates = [p for p in self.parameters if p is adapter.gates]
         self.optimizer = torch.optim.AdamW(
             [
@@ -116,18 +118,18 @@ class _Run:
             self.optimizer, max(1, int(config.warmup * config.steps)), config.steps
         )
         self.tensorboard = tensorboard
-        self.figures: Figures | None = None  # of the main process
+        self.metrics: MetricsWriter | None = None  # of the main process
 
-    def _say(self, text: str) -> None:
-        if self.main:
+    def _log(self, text: str) -> None:
+        if self.is_main:
             tqdm.write(text)
 
-    # Its folder.
+    # Opening, saving and resuming.
 
     def start(self, resume: bool) -> None:
-        """Make the folder this run's own and load what it holds of it; all processes fail together, or none."""
+        """Opens the run's folder and loads its state; either all processes raise TrainError or none does."""
         problem = ""
-        if self.main:
+        if self.is_main:
             try:
                 self.folder.open(resume)
             except TrainError as error:
@@ -136,8 +138,13 @@ class _Run:
             raise TrainError(problem)
         if resume:
             self._load()
-        if self.main:
-            self.figures = Figures(self.folder.path, self.progress.step, self._say, self.tensorboard)
+        if self.is_main:
+            self.metrics = MetricsWriter(self.folder.path, self.progress.step, self._log, self.tensorboard)
+
+    def close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        self.folder.close()
 
     def _load(self) -> None:
         state = self.folder.load(dataclasses.asdict(self.config), self.base.fingerprint)
@@ -145,17 +152,11 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         progress = state["progress"]
-        self.progress = _Progress(**{**progress, "position": Position(**progress["position"])})
+        self.progress = _Progress(**{**progress, "position": StreamPosition(**progress["position"])})
         self.skipped.places.update(self.progress.skipped)
-        self._say(f"going on after step {self.progress.step} of {self.config.steps}")
+        self._log(f"going on after step {self.progress.step} of {self.config.steps}")
 
-    def close(self) -> None:
-        """Let others have the folder."""
-        if self.figures is not None:
-            self.figures.close()
-        self.folder.close()
-
-    def _save(self, final: bool = False) -> None:
+    def _save(self, required: bool) -> None:
         self.progress.skipped = sorted(self.skipped.places)
         state = {
             "config": dataclasses.asdict(self.config),
@@ -165,50 +166,50 @@ class _Run:
             "schedule": self.schedule.state_dict(),
             "progress": dataclasses.asdict(self.progress),
         }
-        self._try(lambda: self.folder.save(state), final)
+        self._try_to_save(lambda: self.folder.save(state), required)
 
-    def _save_best(self, final: bool) -> None:
-        self._try(lambda: self.folder.save_adapter(self.adapter), final)
+    def _save_best(self, required: bool) -> None:
+        self._try_to_save(lambda: self.folder.save_adapter(self.adapter), required)
 
-    def _try(self, save: Callable[[], None], final: bool) -> None:
-        """What cannot be written is told and tried again at the next save; the last good one stays."""
-        if not self.main:
+    def _try_to_save(self, save: Callable[[], None], required: bool) -> None:
+        """Saves in the main process. A failure is only logged, as the next save tries again, unless `required`."""
+        if not self.is_main:
             return
         try:
             save()
         except TrainError as error:
-            if final:
+            if required:
                 raise
-            self._say(f"warning: {error} Training goes on.")
+            self._log(f"warning: {error} Training goes on.")
 
     # Steps.
 
-    def to_the_end(self, examples: Callable[[str], Iterable[Example | None]]) -> tuple[Adapter, float]:
+    def run(self, examples: Callable[[str], Iterable[Example | None]]) -> tuple[Adapter, float]:
         config, progress = self.config, self.progress
-        held_out = self._held_out(examples("validation"))
+        held_out = self._held_out_batches(examples("validation"))
         if not progress.step:
-            self._measure(held_out, "untrained_loss")
+            self._evaluate(held_out, "untrained_loss")
         batches = Batches(examples("train"), self.tokeniser, config.batch_size, config.seed, progress.position)
         bar = tqdm(
             total=config.steps, initial=progress.step, desc=config.name, unit="step", dynamic_ncols=True,
-            disable=None if self.main else True,  # no bar in a file
+            disable=None if self.is_main else True,  # None: no bar unless stderr is a terminal
         )  # fmt: skip
-        with bar, stop_signals() as asked:
+        with bar, stop_signals() as stop_requests:
             for rows in batches:
-                if progress.step >= config.steps or self._enough():
+                if progress.step >= config.steps or self._out_of_patience():
                     break
                 started = time.perf_counter()
-                stop = self._step(rows, bool(asked))
+                stop = self._step(rows, bool(stop_requests))
                 progress.step += 1
                 progress.position = batches.position
                 progress.seconds += time.perf_counter() - started
                 last = progress.step == config.steps
                 if progress.step % config.eval_every == 0 or last:
-                    self._evaluate(held_out, last)
+                    self._evaluate_and_keep_best(held_out, last)
                 if progress.step % (config.save_every or config.eval_every) == 0 or last or stop:
-                    self._save(final=stop or last)
+                    self._save(required=stop or last)
                 bar.update()
-                bar.set_postfix(self._shown())
+                bar.set_postfix(self._status())
                 if stop and not last:
                     raise Stopped(
                         f"stopped after step {progress.step} of {config.steps}. Everything is saved in "
@@ -217,41 +218,41 @@ class _Run:
         return self._finish()
 
     def _step(self, rows: list[Row], stop: bool) -> bool:
-        """One update from the rows of all processes; True if any of them was asked to stop."""
+        """One update from the rows of all processes. Returns whether any process was asked to stop."""
         config, world = self.config, self.accelerator.num_processes
-        mine = rows[self.accelerator.process_index :: world]
-        if self.pictures is not None:
-            mine = self.pictures.usable(mine)
-        # [loss, supervised tokens, tokens, asked to stop], summed over processes with the gradients.
+        own_rows = rows[self.accelerator.process_index :: world]
+        if self.feature_cache is not None:
+            own_rows = self.feature_cache.usable(own_rows)
+        # [loss, supervised tokens, tokens, asked to stop], summed over processes together with the gradients.
         sums = torch.zeros(4, dtype=torch.float64)
         sums[3] = float(stop)
-        size = -(-len(mine) // config.accumulate) if mine else 1
-        for start in range(0, len(mine), size):
-            batch = self._batch(mine[start : start + size])
-            total = total_loss(self.base.model, self.adapter, batch, config.disjoint)
-            self.accelerator.backward(total)
-            sums[0] += total.item()
+        size = -(-len(own_rows) // config.accumulate) if own_rows else 1
+        for start in range(0, len(own_rows), size):
+            batch = self._collate(own_rows[start : start + size])
+            loss = total_loss(self.base.model, self.adapter, batch, config.disjoint)
+            self.accelerator.backward(loss)
+            sums[0] += loss.item()
             sums[1] += batch.supervised
             sums[2] += batch.tokens
         sums = self._reduce(sums)
         self.progress.tokens += int(sums[2])
         norm = self._update(int(sums[1]))
-        loss = float(sums[0]) / max(float(sums[1]), 1.0)
-        if math.isfinite(loss) and sums[1]:
+        mean_loss = float(sums[0]) / max(float(sums[1]), 1.0)
+        if math.isfinite(mean_loss) and sums[1]:
             before = self.progress.running
-            self.progress.running = loss if math.isnan(before) else 0.95 * before + 0.05 * loss
-        self._record(loss, norm)
+            self.progress.running = mean_loss if math.isnan(before) else 0.95 * before + 0.05 * mean_loss
+        self._record(mean_loss, norm)
         return bool(sums[3])
 
-    def _batch(self, rows: list[Row]) -> Batch:
-        encode = self.pictures.features if self.pictures is not None else None
+    def _collate(self, rows: list[Row]) -> Batch:
+        encode = self.feature_cache.features if self.feature_cache is not None else None
         return collate(rows, self.tokeniser.pad, encode).to(self.base.device)
 
     def _reduce(self, sums: Tensor) -> Tensor:
-        """Sum gradients and `sums` over processes.
+        """Sums gradients and `sums` over processes.
 
-        By hand and in one piece: the gradients are a megabyte, and rows without a picture leave the visual
-        projection without any, which wrappers of the module have to be told.
+        One flat all-reduce instead of DistributedDataParallel: the gradients are a megabyte, and a batch without
+        images leaves the visual projection without gradients, which DDP has to be told about.
         """
         for p in self.parameters:
             if p.grad is None:
@@ -265,7 +266,7 @@ class _Run:
         return self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
 
     def _update(self, supervised: int) -> float:
-        """Take the step; returns the gradients' norm. What is not finite is passed over, and told."""
+        """Takes the optimiser's step, unless a gradient is not finite. Returns the norm of the gradients."""
         for p in self.parameters:
             assert p.grad is not None
             p.grad /= max(supervised, 1)
@@ -273,10 +274,10 @@ class _Run:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if not math.isfinite(norm):
             self.progress.not_finite += 1
-            self._say(f"warning: a gradient is not finite at step {self.progress.step + 1}; the step is left out")
-            if self.progress.not_finite == _NOT_FINITE:
+            self._log(f"warning: a gradient is not finite at step {self.progress.step + 1}; the step is left out")
+            if self.progress.not_finite == _MOST_NOT_FINITE:
                 raise TrainError(
-                    f"{_NOT_FINITE} steps in a row had a gradient that is not finite. The last save is in "
+                    f"{_MOST_NOT_FINITE} steps in a row had a gradient that is not finite. The last save is in "
                     f"'{self.folder.path}'. Use a smaller lr, or clip_norm: 1."
                 )
         else:
@@ -287,60 +288,59 @@ class _Run:
         self.optimizer.zero_grad()
         return norm
 
-    def _enough(self) -> bool:
+    def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.progress.worse >= self.config.patience
 
-    # Evaluation and figures.
+    def _finish(self) -> tuple[Adapter, float]:
+        progress = self.progress
+        if self._out_of_patience():
+            self._log(f"stopped early: no better for {progress.worse} evaluations")
+        if self.skipped.places:
+            self._log(f"{len(self.skipped.places)} examples were skipped")
+        if not progress.best_step:
+            self._save_best(required=True)  # no evaluation was finite
+        self.accelerator.wait_for_everyone()
+        best = load_adapter(self.folder.path, self.base.fingerprint, self.base.device)
+        if self.is_main:
+            self.folder.finish()
+        return best, progress.held_out if math.isinf(progress.best) else progress.best
 
-    def _held_out(self, examples: Iterable[Example | None]) -> list[Batch]:
+    # Evaluation and metrics.
+
+    def _held_out_batches(self, examples: Iterable[Example | None]) -> list[Batch]:
         """This process's share of the held-out batches."""
         rows = self.tokeniser.rows(itertools.islice(examples, self.config.held_out))
         size = max(1, self.config.batch_size // self.accelerator.num_processes // self.config.accumulate)
         pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
         pieces = pieces[self.accelerator.process_index :: self.accelerator.num_processes]
-        if self.pictures is not None:
-            pieces = [self.pictures.usable(piece) for piece in pieces]
-        return [self._batch(piece) for piece in pieces if piece]
+        if self.feature_cache is not None:
+            pieces = [self.feature_cache.usable(piece) for piece in pieces]
+        return [self._collate(piece) for piece in pieces if piece]
 
-    def _measure(self, held_out: list[Batch], name: str = "held_out_loss") -> int:
-        """Take the loss on what is held out; returns of how many tokens."""
+    def _evaluate(self, held_out: list[Batch], name: str = "held_out_loss") -> int:
+        """Measures and records the held-out loss. Returns the number of tokens that it is the mean of."""
         progress, started = self.progress, time.perf_counter()
         total, count = evaluate(self.base.model, self.adapter, held_out)
         sums = torch.tensor([total, count], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         progress.held_out = total / count if count else math.nan
-        if self.figures is not None:
-            took = round(time.perf_counter() - started, 3)
-            self.figures.record(progress.step, **{name: progress.held_out}, evaluation_seconds=took)
-            self.figures.by_layer(progress.step, self.adapter.gates.detach())
+        if self.metrics is not None:
+            seconds = round(time.perf_counter() - started, 3)
+            self.metrics.record(progress.step, **{name: progress.held_out}, evaluation_seconds=seconds)
+            self.metrics.record_gates(progress.step, self.adapter.gates.detach())
         return int(count)
 
-    def _evaluate(self, held_out: list[Batch], last: bool) -> None:
-        """Measure, and keep the adapter in the folder if it is the best so far."""
-        progress, count = self.progress, self._measure(held_out)
-        said = ", ".join(f"{name} {value}" for name, value in self._shown().items())
-        self._say(f"{self.config.name} step {progress.step}: {said}")
+    def _evaluate_and_keep_best(self, held_out: list[Batch], last: bool) -> None:
+        progress, count = self.progress, self._evaluate(held_out)
+        status = ", ".join(f"{name} {value}" for name, value in self._status().items())
+        self._log(f"{self.config.name} step {progress.step}: {status}")
         if progress.held_out < progress.best or not count:
             progress.best, progress.best_step, progress.worse = progress.held_out, progress.step, 0
-            self._save_best(last)
+            self._save_best(required=last)
         else:
             progress.worse += 1
 
-    def _finish(self) -> tuple[Adapter, float]:
-        progress = self.progress
-        if self._enough():
-            self._say(f"stopped early: no better for {progress.worse} evaluations")
-        if self.skipped.places:
-            self._say(f"{len(self.skipped.places)} examples were skipped")
-        if not progress.best_step:
-            self._save_best(final=True)  # no evaluation was finite
-        self.accelerator.wait_for_everyone()
-        best = load_adapter(self.folder.path, self.base.fingerprint, self.base.device)
-        if self.main:
-            self.folder.finish()
-        return best, progress.held_out if math.isinf(progress.best) else progress.best
-
-    def _shown(self) -> dict[str, str]:
+    def _status(self) -> dict[str, str]:
         progress = self.progress
         speed = progress.tokens / progress.seconds if progress.seconds else 0.0
         return {
@@ -351,10 +351,10 @@ class _Run:
         }
 
     def _record(self, loss: float, norm: float) -> None:
-        if self.figures is None:
+        if self.metrics is None:
             return
         progress, gates = self.progress, self.adapter.gates.detach()
-        self.figures.record(
+        self.metrics.record(
             progress.step + 1,
             loss=loss,
             gradient_norm=norm,
@@ -363,13 +363,38 @@ class _Run:
             tokens=progress.tokens,
             seconds=round(progress.seconds, 3),
         )
-        self.figures.watch(progress.step + 1, gates, self.adapter.config.gate_activation)
+        self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
 
 
 def _from_main(accelerator: Accelerator, text: str) -> str:
-    """What the main process says, in every process."""
+    """Broadcasts the main process's text to every process."""
     if accelerator.num_processes == 1:
         return text
     from accelerate.utils import broadcast_object_list
 
     return str(broadcast_object_list([text])[0])
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in the list it yields, so that a run stops between two steps.
+
+    A second signal raises KeyboardInterrupt at once. Does nothing outside the main thread.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        tqdm.write("stopping after this step; once more to stop at once")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,5 +1,6 @@
-"""One step of training an adapter on a frozen base: prompts, loss, gradients. Knows batches and modules; knows
-nothing of files, epochs or processes.
+"""The forward pass and loss of a training step: an adapter on a frozen base.
+
+Knows batches and modules; knows nothing of files, epochs or processes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _CACHED = 16  # of these, as many as a processor's cache holds in fp32
 
 
 def new_adapter(config: TrainConfig, base: Base) -> Adapter:
-    """An untrained adapter for `base`: random prompts behind gates that are zero, or random if config says so."""
+    """An untrained adapter for `base`: random prompts, and gates that are zero unless config.init is "random"."""
     set_seed(config.seed)
     adapter = Adapter(
         AdapterConfig(
@@ -46,36 +47,36 @@ def new_adapter(config: TrainConfig, base: Base) -> Adapter:
     return adapter
 
 
-def learnt(adapter: Adapter, learn: str) -> list[torch.nn.Parameter]:
-    """The parameters that a run changes; the others of the adapter are frozen."""
+def trainable_parameters(adapter: Adapter, learn: str) -> list[torch.nn.Parameter]:
+    """The parameters that `learn` (see TrainConfig) selects; freezes the adapter's others."""
     for name, parameter in adapter.named_parameters():
         parameter.requires_grad_(learn == "all" or name.startswith("tuning.") == (learn == "tuning"))
     return [p for p in adapter.parameters() if p.requires_grad]
 
 
-def prompts_of(
+def batch_prompts(
     adapter: Adapter,
     model: AdaptedLlama,
     features: VisualFeatures | None,
     rows: Tensor | None,
     disjoint: int = 0,
 ) -> PromptKV:
-    """Prompts for a batch; features and rows as in Batch: with rows, entry 0 is the adapter without a picture.
+    """Prompts for a batch; features and rows as in Batch. With rows, entry 0 is the adapter without an image.
 
-    disjoint: pictures teach the projection and so many of the lowest insertion layers, text the layers above
-    (arXiv 2304.15010, section 3.3); 0: everything learns from everything.
+    disjoint: images train the projection and this many lowest insertion layers, text the layers above
+    (arXiv 2304.15010, section 3.3); 0: both train everything.
     """
-    for_text, for_pictures = (slice(0, disjoint), slice(disjoint, None)) if disjoint else (None, None)
+    frozen_for_text, frozen_for_images = (slice(0, disjoint), slice(disjoint, None)) if disjoint else (None, None)
     if features is None:
-        return adapter(model, frozen=for_text)
-    kv: PromptKV = adapter(model, features, frozen=for_pictures)
-    return kv if rows is None else PromptKV.stack([adapter(model, frozen=for_text), kv])
+        return adapter(model, frozen=frozen_for_text)
+    kv: PromptKV = adapter(model, features, frozen=frozen_for_images)
+    return kv if rows is None else PromptKV.stack([adapter(model, frozen=frozen_for_text), kv])
 
 
 def total_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
-    """Cross-entropy over the answers' tokens, in nats, summed; the head runs on those positions only."""
-    kv = prompts_of(adapter, model, batch.features, batch.rows, disjoint)
-    # Padding stands at the end, so causal attention alone keeps it from the supervised positions.
+    """Summed cross-entropy of the answers' tokens, in nats; the head runs on those positions only."""
+    kv = batch_prompts(adapter, model, batch.features, batch.rows, disjoint)
+    # Right-padded: causal attention alone keeps padding from the supervised positions.
     hidden = model.model(
         input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.rows
     ).last_hidden_state
@@ -85,7 +86,7 @@ def total_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: in
 
 
 def supervised_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
-    """The same as a mean over the supervised tokens; 0 if there are none."""
+    """`total_loss` per supervised token; 0 if there are none."""
     return total_loss(model, adapter, batch, disjoint) / max(batch.supervised, 1)
 
 
@@ -122,7 +123,7 @@ class _HeadLoss(torch.autograd.Function):
 
 @torch.no_grad()
 def evaluate(model: AdaptedLlama, adapter: Adapter, held_out: Iterable[Batch]) -> tuple[float, int]:
-    """Loss summed over `held_out`, and its number of supervised tokens."""
+    """The loss summed over `held_out`, in nats, and the number of supervised tokens."""
     adapter.eval()
     total, count = 0.0, 0
     for batch in held_out:

@@ -1,40 +1,47 @@
-"""The folder of a training run. It is an adapter that can be served at any time, the best so far; `state.pt` holds
-the latest adapter, the optimiser and the position, and is all that an exact continuation needs.
+"""The folder of a training run: the best adapter so far, which can be served at any time; `state.pt` with all that
+an exact continuation needs (latest adapter, optimiser, position in the data); and `metrics.jsonl`.
 
-Knows files; knows nothing of steps.
+Knows files; knows nothing of how a step is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import BaseFingerprint
 
 STATE = "state.pt"
+METRICS = "metrics.jsonl"
+_UNMOVED_GATE, _UNMOVED_STEPS = 1e-5, 50  # gates that are all below this after so many steps do not learn
+_SATURATED_GATE = 2.65  # tanh of this is 0.99
 
 
 class TrainError(AdapterError):
-    """A run cannot start, go on or be saved."""
+    """A run cannot start, continue or be saved."""
 
 
 class RunFolder:
-    """One run's folder. Everything is written whole or not at all; problems are TrainErrors with the remedy."""
+    """One run's folder. Every file is written atomically; failures are TrainErrors that name a remedy."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FileLock(path / ".lock", timeout=0)
 
     def open(self, resume: bool) -> None:
-        """Take the folder: no other run may have it, and it must hold an unfinished run just if `resume`."""
+        """Locks the folder for this process. It must hold an unfinished run if and only if `resume`."""
         state = self.path / STATE
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -56,20 +63,20 @@ class RunFolder:
             ) from error
 
     def close(self) -> None:
-        """Let others have it."""
+        """Releases the lock."""
         self._lock.release()
 
     def load(self, config: Mapping[str, Any], base: BaseFingerprint) -> dict[str, Any]:
-        """What `save` wrote, if it was for the same settings and base."""
+        """Reads what `save` wrote. Raises TrainError if it was written for other settings or another base."""
         path = self.path / STATE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            was, trained_for = state["config"], BaseFingerprint(**state["base"])
+            saved, trained_for = state["config"], BaseFingerprint(**state["base"])
         except Exception as error:  # whatever damaged bytes make torch.load raise
             raise TrainError(
                 f"'{path}' cannot be read ({_reason(error)}). Start anew with another --out."
             ) from error
-        if changed := sorted(key for key in {*was, *config} if was.get(key) != config.get(key)):
+        if changed := sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key)):
             raise TrainError(
                 f"The run in '{self.path}' has other settings: {', '.join(changed)}. Resume it with the same "
                 "recipe, or start anew with another --out."
@@ -82,7 +89,7 @@ class RunFolder:
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace state.pt."""
+        """Replaces state.pt."""
         try:
             with atomic_write(self.path / STATE) as temporary:
                 torch.save(state, temporary)
@@ -93,7 +100,7 @@ class RunFolder:
             ) from error
 
     def save_adapter(self, adapter: Adapter) -> None:
-        """Replace the adapter."""
+        """Replaces the adapter."""
         try:
             save_adapter(adapter, self.path)
         except Exception as error:  # safetensors has an error of its own for a full disk
@@ -102,9 +109,71 @@ class RunFolder:
             ) from error
 
     def finish(self) -> None:
-        """Nothing is left to go on with."""
+        """Removes state.pt: the run is complete and cannot be resumed."""
         (self.path / STATE).unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> str:
-    return (str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__])[0]
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+class MetricsWriter:
+    """Writes metrics.jsonl, one JSON object with its `step` per line, and TensorBoard events if asked to."""
+
+    def __init__(self, folder: Path, last_step: int, log: Callable[[str], None], tensorboard: bool) -> None:
+        """last_step: the step that a resumed run continues after; recorded lines of later steps are dropped."""
+        self._path, self._log = folder / METRICS, log
+        self._warned: set[str] = set()
+        self._tensorboard = _tensorboard(folder) if tensorboard else None
+        self._drop_after(last_step)
+
+    def record(self, step: int, **values: float) -> None:
+        """Writes the finite values. A full disk loses metrics but does not end the run."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._write({"step": step, **finite})
+        if self._tensorboard is not None:
+            for name, value in finite.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def record_gates(self, step: int, gates: Tensor) -> None:
+        """Writes the mean absolute gate of each layer, lowest first. gates: [L, H]."""
+        self._write({"step": step, "gates": [round(v, 5) for v in gates.abs().mean(dim=1).tolist()]})
+
+    def check_gates(self, step: int, gates: Tensor, activation: str) -> None:
+        """Warns, once, if gates [L, H] do not move or are so large that tanh passes no gradient."""
+        if step == _UNMOVED_STEPS and gates.abs().max() < _UNMOVED_GATE:
+            self._warn("the gates have not moved. Raise gate_lr; at zero gates nothing else learns")
+        if activation == "tanh" and (gates.abs() > _SATURATED_GATE).float().mean() > 0.5:
+            self._warn("most gates are saturated and hardly learn any more. Lower gate_lr")
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError), open(self._path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self._log(f"warning: {text}.")
+
+    def _drop_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        lines = []
+        for line in self._path.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a line that a kill has truncated
+                if json.loads(line)["step"] <= step:
+                    lines.append(line + "\n")
+        with contextlib.suppress(OSError), atomic_write(self._path) as temporary:
+            temporary.write_text("".join(lines))
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainError("TensorBoard is not installed: pip install tensorboard.") from error
+    return SummaryWriter(folder / "tensorboard")

@@ -1,4 +1,4 @@
-"""Answers of the base as it is served, with an adapter or without, for the scores on an adapter's card."""
+"""Answers and likelihoods of the served base, with or without an adapter, for the scores on an adapter's card."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from adapter.base.llama import Base
 from adapter.base.template import Message, encode_answer, encode_prompt
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualFeatures
-from train.data import gathered
-from train.loop import prompts_of
+from train.data import stack_features
+from train.loop import batch_prompts
 
 Conversation = tuple[Message, ...]
-_ROWS = 16
+_BATCH_ROWS = 16
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """The base with one adapter, or bare. Greedy, in batches; a picture's features are ignored when bare."""
+    """The base with one adapter, or bare. Decodes greedily, in batches; the bare base ignores features."""
 
     base: Base
     adapter: Adapter | None
@@ -37,8 +37,8 @@ class Answerer:
         prompts = [encode_prompt(tokenizer, c, self._template) for c in conversations]
         answers = [""] * len(prompts)
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(prompts), _ROWS):
-            chosen = by_length[start : start + _ROWS]
+        for start in range(0, len(prompts), _BATCH_ROWS):
+            chosen = by_length[start : start + _BATCH_ROWS]
             width = max(len(prompts[i]) for i in chosen)
             ids = torch.tensor([[0] * (width - len(prompts[i])) + prompts[i] for i in chosen])
             mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
@@ -70,14 +70,14 @@ class Answerer:
             target = encode_answer(tokenizer, answer)
             rows.append((prompt + target, len(prompt), i))
         rows.sort(key=lambda row: len(row[0]))
-        for start in range(0, len(rows), _ROWS):
-            chosen = rows[start : start + _ROWS]
+        for start in range(0, len(rows), _BATCH_ROWS):
+            chosen = rows[start : start + _BATCH_ROWS]
             width = max(len(ids) for ids, _, _ in chosen)
-            # Padding at the end needs no mask under causal attention.
+            # Right-padded, which needs no mask under causal attention.
             batch = torch.tensor([ids + [0] * (width - len(ids)) for ids, _, _ in chosen])
-            pictures = [features[i] for _, _, i in chosen] if features else [None] * len(chosen)
+            row_features = [features[i] for _, _, i in chosen] if features else [None] * len(chosen)
             hidden = self.base.model.model(
-                input_ids=batch.to(self.base.device), use_cache=False, **self._prompts(pictures)
+                input_ids=batch.to(self.base.device), use_cache=False, **self._prompts(row_features)
             ).last_hidden_state
             for row, (ids, begin, i) in enumerate(chosen):
                 logits = self.base.model.lm_head(hidden[row, begin - 1 : len(ids) - 1])
@@ -91,9 +91,9 @@ class Answerer:
 
     @torch.no_grad()
     def _prompts(self, features: Sequence[VisualFeatures | None]) -> dict:
-        """The forward pass's prompt arguments for a batch of rows."""
+        """The prompt arguments of the forward pass for a batch of rows."""
         if self.adapter is None:
             return {}
-        shown, rows = gathered(features if self.adapter.projection is not None else [])
-        kv = prompts_of(self.adapter, self.base.model, shown, rows)
+        stacked, rows = stack_features(features if self.adapter.projection is not None else [])
+        kv = batch_prompts(self.adapter, self.base.model, stacked, rows)
         return {"prompt_kv": kv, "prompt_rows": None if rows is None else rows.to(self.base.device)}

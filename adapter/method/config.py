@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapter.errors import LoadError
+from adapter.errors import BadInput, LoadError
 
 FORMAT_VERSION = 1
 GATE_ACTIVATIONS = ("tanh", "identity")
@@ -15,6 +17,25 @@ TEMPLATES = ("chat", "alpaca", "raw")
 PROJECTIONS = ("global", "label", "queries")
 CHANNELS = ("RGB", "BGR")
 MOST_BLOCKS = 64  # of visual queries: each is made before its weights are looked for
+LONGEST_NAME = 40  # characters of an adapter's name
+# Names that Windows reserves, and the name of the bare base in the API.
+RESERVED_NAMES = {"con", "prn", "aux", "nul", "base", *(f"{p}{i}" for p in ("com", "lpt") for i in range(10))}
+
+
+def check_name(name: str, taken: Iterable[str] = ()) -> str:
+    """Returns the stripped name if it is a valid folder name on every system and not taken. Raises BadInput."""
+    name = name.strip()
+    if not name:
+        raise BadInput("The adapter needs a name, for example my-poet.")
+    if len(name) > LONGEST_NAME:
+        raise BadInput(f"The name has {len(name)} characters; {LONGEST_NAME} are the limit.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise BadInput("A name has letters, digits, - and _ only, and begins with one of the first two: my-poet.")
+    if name.lower() in RESERVED_NAMES:
+        raise BadInput(f"“{name}” means something else to the system. Choose another name.")
+    if name.lower() in {other.lower() for other in taken}:
+        raise BadInput(f"There is an adapter “{name}” already. Choose another name.")
+    return name
 
 
 def _at_least_one(**values: int) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.sampling import SamplingParams
+from adapter.serve.settings import Settings
 
-MAX_STRENGTH = 2.0
 MAX_SECONDS = 600.0
 FinishReason = Literal["stop", "length", "time", "cancelled"]
 
@@ -44,7 +44,7 @@ class GenerationRequest:
     messages: tuple[Message, ...] = ()
     adapter: str | None = None
     image: Image.Image | None = None
-    strength: float = 1.0
+    strength: float = Settings().strength
     sampling: SamplingParams = field(default_factory=SamplingParams)
     raw: bool = False
     prompt_ids: tuple[int, ...] | None = None
@@ -56,13 +56,13 @@ class GenerationRequest:
     max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:
-        for strength in (self.strength, *(strength for _, strength in self.mix)):
-            if not 0 <= strength <= MAX_STRENGTH:  # also refuses NaN
-                raise BadInput(f"Strength must lie between 0 and {MAX_STRENGTH:g}, got {strength}.")
+        Settings.checked(
+            {"strength": self.strength, "mute_layers": self.mute_layers, "mute_heads": self.mute_heads}
+        )
+        for _, strength in self.mix:
+            Settings.checked({"strength": strength})
         if not 0 < self.max_seconds <= MAX_SECONDS:
             raise BadInput(f"Seconds must lie above 0 and be at most {MAX_SECONDS:g}, got {self.max_seconds}.")
-        if not all(type(number) is int for number in (*self.mute_layers, *self.mute_heads)):
-            raise BadInput("Layers and heads to mute are whole numbers.")
         if "" in self.stop:
             raise BadInput("A stop text must not be empty.")
 

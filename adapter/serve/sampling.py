@@ -7,30 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapter.errors import BadInput
+from adapter.serve.settings import Settings
 
-MAX_NEW_TOKENS = 2048
+_DEFAULTS = Settings()
 _TOP_K = 512  # holds top_p nearly always, and is ten times faster than sorting the vocabulary
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are sampled. temperature 0 is greedy; the defaults are the paper's."""
+    """How tokens are sampled; ranges and defaults are those of Settings. Raises BadInput for values out of range."""
 
-    temperature: float = 0.1
-    top_p: float = 0.75
-    max_new_tokens: int = 256
+    temperature: float = _DEFAULTS.temperature
+    top_p: float = _DEFAULTS.top_p
+    max_new_tokens: int = _DEFAULTS.max_tokens
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 2:
-            raise BadInput(f"Temperature must lie between 0 and 2, got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise BadInput(f"Top-p must lie above 0 and be at most 1, got {self.top_p}.")
-        if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS:
-            raise BadInput(f"Max tokens must lie between 1 and {MAX_NEW_TOKENS}, got {self.max_new_tokens}.")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise BadInput(f"The seed must be a whole number from 0 to 2^63 - 1, got {self.seed}.")
+        names = {"temperature", "top_p", "seed"}
+        Settings.checked({"max_tokens": self.max_new_tokens, **{name: getattr(self, name) for name in names}})
 
     def generator(self) -> torch.Generator:
         """A random generator for one request; without a seed it is seeded by the system."""

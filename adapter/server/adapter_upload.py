@@ -21,10 +21,9 @@ from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.formats import peft_adapter as peft
 from adapter.formats.convert import card, foreign
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
-from adapter.method.config import BaseFingerprint
+from adapter.method.config import BaseFingerprint, check_name
 from adapter.serve.store import AdapterStore
 from adapter.server.archive import Limits, unpack
-from train.ui.plan import check_name
 
 MOST_BYTES = 256 * 2**20  # of what is sent (as the page takes it), and again of what it unpacks to
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")

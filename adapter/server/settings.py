@@ -9,13 +9,14 @@ import html
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.serve.settings import Settings
 from adapter.ui import conversation as talk
 from adapter.ui.conversation import History
 from adapter.ui.images import open_picture
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BASE_ONLY = ""  # the picker's value for "no adapter"
 MAX_CHARACTERS = 20_000
-MAX_STRENGTH = 2.0
 # Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
 REDRAW_SECONDS = 0.08
 WAIT_SECONDS = 0.25
@@ -44,51 +43,25 @@ class EngineProvider(Protocol):
     def status(self) -> LoadStatus: ...
 
 
-class Settings(NamedTuple):
-    """The side panel's values, in the order of its components."""
-
-    adapter: str
-    strength: float
-    temperature: float
-    top_p: float
-    max_tokens: float
-    seed: float | str | None
-    mix: str | None = BASE_ONLY  # a second adapter
-    mix_strength: float = 1.0
-    mute_layers: Sequence[int] = ()
-    mute_heads: Sequence[int] = ()
-
-
 def sees(store: Cards, settings: Settings) -> bool:
     """Whether an adapter of the settings sees pictures. Raises LoadError."""
-    return any(store.card(name).is_visual for name in (settings.adapter, settings.mix) if name)
-
-
-def read_seed(value: float | str | None) -> int | None:
-    """The seed as typed or sent; None for an empty field. Raises BadInput if it is not a whole number."""
-    text = "" if value is None else str(value).strip().removesuffix(".0")
-    try:
-        return int(text) if text else None
-    except ValueError:
-        raise BadInput(texts.wrong_seed(text[:40])) from None
+    return any(store.card(name).is_visual for name in settings.adapters)
 
 
 def make_request(
     history: History, settings: Settings, adapter: str | None, picture: str | None, client: str = ""
 ) -> GenerationRequest:
-    """The engine's request for a conversation. Raises BadInput if a value is out of its range."""
+    """The engine's request for a conversation. Raises BadInput."""
     from adapter.serve.request import Client, GenerationRequest
     from adapter.serve.sampling import SamplingParams
 
-    if not all(isinstance(number, (int, float)) for number in (*settings[1:5], settings.mix_strength)):
-        raise BadInput(texts.NEED_NUMBERS)
     if settings.mix and settings.mix == adapter:
         raise BadInput(texts.mixed_with_itself(adapter))
     sampling = SamplingParams(
         temperature=settings.temperature,
         top_p=settings.top_p,
-        max_new_tokens=int(settings.max_tokens),
-        seed=read_seed(settings.seed),
+        max_new_tokens=settings.max_tokens,
+        seed=settings.seed,
     )
     return GenerationRequest(
         messages=talk.to_messages(history),
@@ -97,8 +70,8 @@ def make_request(
         strength=settings.strength,
         sampling=sampling,
         mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
-        mute_layers=tuple(settings.mute_layers or ()),
-        mute_heads=tuple(settings.mute_heads or ()),
+        mute_layers=settings.mute_layers,
+        mute_heads=settings.mute_heads,
         client=Client(session=client),
     )
 
@@ -128,11 +101,11 @@ def check_length(text: str) -> None:
 
 
 def answer_once(
-    provider: EngineProvider, store: Cards, message: str, picture: str | None, settings: Settings
+    provider: EngineProvider, store: Cards, message: str, picture: str | None, values: Mapping[str, Any]
 ) -> Iterator[str]:
     """One message without a conversation, for programs: the text so far, again and again.
 
-    Raises gr.Error with a sentence that says what to change.
+    values: settings by name, not checked yet. Raises gr.Error with a sentence that says what to change.
     """
     try:
         if not message.strip():
@@ -140,8 +113,9 @@ def answer_once(
         check_length(message)
         for _ in wait_for(provider):
             pass
-        adapter = settings.adapter.strip() or None
-        settings = settings._replace(adapter=adapter or BASE_ONLY, mix=(settings.mix or "").strip())
+        settings = Settings.checked(values)
+        settings = settings.replace(adapter=settings.adapter.strip(), mix=settings.mix.strip())
+        adapter = settings.adapter or None
         if not sees(store, settings) and picture:
             raise BadInput(texts.sees_nothing(adapter))
         request = make_request(talk.user_turn(message), settings, adapter, picture)

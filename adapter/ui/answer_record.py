@@ -9,11 +9,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from adapter.server.settings import Settings
+from adapter.serve.settings import Settings
 
 _MOST_TOKENS = 4096
 _MOST_CHARACTERS = 100_000
-_LONGEST_NAME = 200
 _NONE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what a text that is no record raises
 
 
@@ -26,12 +25,12 @@ class Record:
     picture: bool
 
     def to_text(self) -> str:
-        return json.dumps({**self.settings._asdict(), "token_ids": self.token_ids, "picture": self.picture})
+        return json.dumps({**self.settings.model_dump(), "token_ids": self.token_ids, "picture": self.picture})
 
 
 def settings_text(settings: Settings) -> str:
     """What stands for a record as long as there is no whole answer, or where its tokens are left out."""
-    return json.dumps(settings._asdict())
+    return json.dumps(settings.model_dump())
 
 
 def read_record(text: str) -> Record | None:
@@ -63,15 +62,11 @@ def _fields(text: str) -> dict[str, Any]:
 
 
 def _settings(fields: dict[str, Any]) -> Settings:
-    numbers = [fields[name] for name in ("strength", "temperature", "top_p", "max_tokens", "mix_strength")]
-    if not all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers):  # which no NaN is
-        raise ValueError("these are not numbers")
-    names = [fields["adapter"], fields["mix"] or ""]
-    if not all(type(n) is str and n.isprintable() and len(n) <= _LONGEST_NAME for n in names):
-        raise ValueError("these are not names")
-    muted = {name: _whole(fields[name], 1024) for name in ("mute_layers", "mute_heads")}
+    if missing := set(Settings.model_fields) - set(fields):
+        raise KeyError(*missing)
     (seed,) = _whole([fields["seed"]], 1)
-    return Settings(**{**fields, **muted, "seed": seed})
+    # An answer that its time limit cut off before the first token was recorded with 0.
+    return Settings.model_validate({**fields, "seed": seed, "max_tokens": fields["max_tokens"] or 1})
 
 
 def _whole(values: object, most: int) -> tuple[int, ...]:

@@ -11,14 +11,8 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from adapter.errors import LoadError
-from adapter.server.settings import (
-    REDRAW_SECONDS,
-    EngineProvider,
-    Settings,
-    make_request,
-    read_seed,
-    sees,
-)
+from adapter.serve.settings import Settings
+from adapter.server.settings import REDRAW_SECONDS, EngineProvider, make_request, sees
 from adapter.ui import conversation as talk
 from adapter.ui import images as pictures
 from adapter.ui.active_answers import Run
@@ -57,8 +51,8 @@ class Answers:
         elif picture is not None and not visual:
             notes.append(texts.PICTURE_NOT_USED)
         # A seed of the page's own, so that the answer can be had again.
-        seed = read_seed(settings.seed)
-        settings = settings._replace(seed=secrets.randbelow(2**31) if seed is None else seed)
+        if settings.seed is None:
+            settings = settings.replace(seed=secrets.randbelow(2**31))
         request = make_request(history, settings, adapter, picture if visual else None, client)
         notes += texts.muted(request.mute_layers, request.mute_heads) if request.parts else ()
         engine = self.provider.engine()
@@ -85,7 +79,7 @@ class Answers:
                 rate = (tokens - 1) / (now - first) if tokens > 4 else None
                 words = talk.answer(text) if text.strip() else talk.note(texts.EMPTY_ANSWER)
                 # Cut where it stands, so that the settings give what is there and no more.
-                cut = settings._replace(max_tokens=tokens)
+                cut = settings.replace(max_tokens=max(1, tokens))
                 if event.finish_reason == "cancelled" and not text.strip():
                     yield [talk.note(texts.STOPPED_AT_ONCE)]
                 elif event.stats is not None:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
+from adapter.serve.settings import BASE_ONLY, Settings
 from adapter.server.settings import (
-    BASE_ONLY,
     EngineProvider,
-    Settings,
     check_length,
     public_text,
     wait_for,
@@ -53,10 +52,18 @@ Updates = tuple[Any, Any, Any]
 class ChatTurns:
     """The handlers of one page; safe for any number of sessions at once."""
 
-    def __init__(self, provider: EngineProvider, store: Cards, examples: list[Example]) -> None:
+    def __init__(
+        self,
+        provider: EngineProvider,
+        store: Cards,
+        examples: list[Example],
+        fields: Sequence[str] = tuple(Settings.model_fields),
+    ) -> None:
+        """fields: of Settings, in the order in which events get their values."""
         self.provider = provider
         self.store = store
         self.examples = examples
+        self._fields = fields
         self._answers = Answers(provider, store)
         self._runs = Runs()
 
@@ -82,13 +89,13 @@ class ChatTurns:
             yield _no_change()
             return
         turn = talk.user_turn(text or texts.DEFAULT_QUESTION, files[-1] if files else None)
-        yield from self._turn([*history, *turn], Settings(*values), _Before(history, message), request)
+        yield from self._turn([*history, *turn], values, _Before(history, message), request)
 
     def retry(self, history: History, request: gr.Request, *values: Any) -> Iterator[Updates]:
         if talk.last_turn(history) is None:
             yield _no_change()
         else:
-            yield from self._turn(talk.without_answer(history), Settings(*values), _Before(history), request)
+            yield from self._turn(talk.without_answer(history), values, _Before(history), request)
 
     def edit(self, history: History, event: gr.EditData, request: gr.Request, *values: Any) -> Iterator[Updates]:
         index = event.index
@@ -107,9 +114,7 @@ class ChatTurns:
             toast(error)
             yield before, gr.skip(), gr.skip()
             return
-        yield from self._turn(
-            [*history[:index], *talk.user_turn(text)], Settings(*values), _Before(before), request
-        )
+        yield from self._turn([*history[:index], *talk.user_turn(text)], values, _Before(before), request)
 
     def choose(
         self, history: History, event: gr.SelectData, request: gr.Request, *values: Any
@@ -120,9 +125,9 @@ class ChatTurns:
             return
         before, choice = _Before(history), str(event.value)
         if choice == TEXT_ONLY:
-            yield from self._turn(history[:-1], Settings(*values), before, request, text_only=True)
+            yield from self._turn(history[:-1], values, before, request, text_only=True)
         else:
-            yield from self._turn(history[:-1], Settings(*values), before, request, switch_to=lambda: choice)
+            yield from self._turn(history[:-1], values, before, request, switch_to=lambda: choice)
 
     def example(
         self, history: History, event: gr.SelectData, request: gr.Request, *values: Any
@@ -134,7 +139,7 @@ class ChatTurns:
         turn = talk.user_turn(example.text, example.picture)
         yield from self._turn(
             [*history, *turn],
-            Settings(*values),
+            values,
             _Before(history),
             request,
             switch_to=lambda: self._answers.adapter_of(example),
@@ -168,7 +173,7 @@ class ChatTurns:
     def _turn(
         self,
         history: History,
-        settings: Settings,
+        values: Sequence[Any],
         before: _Before,
         request: gr.Request,
         *,
@@ -191,29 +196,30 @@ class ChatTurns:
             client = request.session_hash or ""
             try:
                 last: Any = gr.skip()
-                with closing(self._answer(run, history, settings, text_only, switch_to, client)) as updates:
+                with closing(self._answer(run, history, values, text_only, switch_to, client)) as updates:
                     for update in updates:
                         last = update[0]
                         yield update
                 # Once more with the end: of two updates within one frame the page drops the first.
                 end = last, gr.update(**look.IDLE), gr.skip()
             except AdapterError as error:
-                end = self._restore(before, settings, error)
+                end = self._restore(before, values, error)
             except Exception:
                 log.exception("a chat turn failed")
                 unknown = AdapterError(texts.FAILED)
-                end = self._restore(before, settings, unknown)
+                end = self._restore(before, values, unknown)
             yield ([], gr.update(**look.IDLE), gr.skip()) if run.cleared else end
 
     def _answer(
         self,
         run: Run,
         history: History,
-        settings: Settings,
+        values: Sequence[Any],
         text_only: bool,
         switch_to: Callable[[], str | None] | None,
         client: str,
     ) -> Generator[Updates, None, None]:
+        settings = Settings.checked(dict(zip(self._fields, values, strict=False)))
         for status in wait_for(self.provider):
             if run.stopped:
                 yield talk.stopped(history), gr.skip(), gr.skip()
@@ -222,7 +228,7 @@ class ChatTurns:
             yield [*history, wait], gr.skip(), gr.skip()
         history = with_small_picture(history)
         if switch_to is not None and (name := switch_to()) is not None:
-            settings = settings._replace(adapter=name)
+            settings = settings.replace(adapter=name)
             yield gr.skip(), gr.skip(), gr.update(value=name)
             # Of two updates that reach a browser within one frame Gradio's page drops the first (6.31).
             time.sleep(FRAME_SECONDS)
@@ -233,7 +239,7 @@ class ChatTurns:
         for entries in self._answers.stream(run, history, settings, client):
             yield [*history, *entries], gr.skip(), gr.skip()
 
-    def _restore(self, before: _Before, settings: Settings, error: AdapterError) -> Updates:
+    def _restore(self, before: _Before, values: Sequence[Any], error: AdapterError) -> Updates:
         """Say what is wrong, and put everything back as it was before the turn."""
         toast(error)
         message = before.message
@@ -241,8 +247,9 @@ class ChatTurns:
             # The file leaves the box, so that the words can be sent again without it.
             message = {**message, "files": []}
         value = {} if message is None else {"value": message}
-        there = settings.adapter in self.store.names()
-        picker = gr.update(choices=look.picker_choices(self.store), value=settings.adapter if there else BASE_ONLY)
+        adapter = values[self._fields.index("adapter")]
+        there = adapter in self.store.names()
+        picker = gr.update(choices=look.picker_choices(self.store), value=adapter if there else BASE_ONLY)
         return before.history, gr.update(**value, **look.IDLE), picker
 
 

@@ -8,12 +8,8 @@ import gradio as gr
 from gradio.components.chatbot import ExampleMessage
 from gradio.context import Context
 
-from adapter.server.settings import (
-    BASE_ONLY,
-    MAX_CHARACTERS,
-    MAX_STRENGTH,
-    EngineProvider,
-)
+from adapter.serve.settings import BASE_ONLY, slider
+from adapter.server.settings import MAX_CHARACTERS, EngineProvider
 from adapter.ui import theme as look
 from adapter.ui.adapter_upload_panel import bring_an_adapter
 from adapter.ui.camera import camera_html
@@ -62,21 +58,14 @@ def chat_tab(provider: EngineProvider, store: look.Cards, bringing: bool = True)
                 elem_id="picker",
                 elem_classes="cards",
             )
-            strength = gr.Slider(
-                0,
-                MAX_STRENGTH,
-                1.0,
-                step=0.05,
-                label=texts.STRENGTH,
-                info=texts.STRENGTH_INFO,
-            )
+            strength = gr.Slider(**slider("strength"), label=texts.STRENGTH, info=texts.STRENGTH_INFO)
             with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
                 about = gr.Markdown(look.about(store, BASE_ONLY))
             with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
                 choices = look.short_choices(look.picker_choices(store), texts.NO_MIX)
                 mix = gr.Dropdown(choices, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
                 mix_strength = gr.Slider(
-                    0, MAX_STRENGTH, 0.5, step=0.05, label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO
+                    **slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO
                 )
             with gr.Accordion(texts.SAMPLING, open=False):
                 sampling = sampling_controls()
@@ -85,9 +74,11 @@ def chat_tab(provider: EngineProvider, store: look.Cards, bringing: bool = True)
             if bringing:
                 bring_an_adapter(provider, store, pickers[0], pickers[1:])
     inside = inside_panel(provider, chat, MODEL)
-    settings = [picker, strength, *sampling, mix, mix_strength, *inside.mutes]
+    mixed = {"mix": mix, "mix_strength": mix_strength}
+    mutes = dict(zip(("mute_layers", "mute_heads"), inside.mutes, strict=True))
+    settings = {"adapter": picker, "strength": strength, **sampling, **mixed, **mutes}
     # Icons and pictures of the examples are served from copies; answers must name those.
-    handlers = ChatTurns(provider, store, _served(examples, chat))
+    handlers = ChatTurns(provider, store, _served(examples, chat), tuple(settings))
     _connect(handlers, keeping, chat, box, settings, inside.again)
     picker.change(lambda name: look.about(store, name), picker, about, **QUICK)
     api(provider, store, MODEL)
@@ -108,15 +99,15 @@ def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
     )
 
 
-def sampling_controls() -> list[Any]:
-    """Temperature, top-p, max tokens and seed, in the order of Settings."""
-    return [
-        gr.Slider(0, 2, 0.1, step=0.05, label=texts.TEMPERATURE, info=texts.TEMPERATURE_INFO),
-        gr.Slider(0.05, 1, 0.75, step=0.05, label=texts.TOP_P),
-        gr.Slider(16, 1024, 256, step=16, label=texts.MAX_TOKENS),
+def sampling_controls() -> dict[str, Any]:
+    """Components for temperature, top-p, max tokens and seed, by field of Settings."""
+    return {
+        "temperature": gr.Slider(**slider("temperature"), label=texts.TEMPERATURE, info=texts.TEMPERATURE_INFO),
+        "top_p": gr.Slider(**slider("top_p"), label=texts.TOP_P),
+        "max_tokens": gr.Slider(**slider("max_tokens"), label=texts.MAX_TOKENS),
         # Not gr.Number: an empty one shows and sends 0 (gradio 6.31).
-        gr.Textbox(label=texts.SEED, placeholder=texts.NEW_SEED, max_lines=1, max_length=20),
-    ]
+        "seed": gr.Textbox(label=texts.SEED, placeholder=texts.NEW_SEED, max_lines=1, max_length=20),
+    }
 
 
 def _connect(
@@ -124,16 +115,17 @@ def _connect(
     keeping: Keeping,
     chat: gr.Chatbot,
     box: gr.MultimodalTextbox,
-    settings: list[Any],
+    settings: dict[str, Any],
     again: gr.Button,
 ) -> None:
     kept = keeping.outputs
-    turn = {"outputs": [chat, box, settings[0], *kept], "show_progress": "hidden", **MODEL, **PRIVATE}
-    box.submit(keeping.watch(handlers.send), [box, chat, *settings], **turn)
-    gr.on([chat.retry, again.click], keeping.watch(handlers.retry), [chat, *settings], **turn)
-    chat.edit(keeping.watch(handlers.edit), [chat, *settings], **turn)
-    chat.option_select(keeping.watch(handlers.choose), [chat, *settings], **turn)
-    chat.example_select(keeping.watch(handlers.example), [chat, *settings], **turn)
+    values = list(settings.values())
+    turn = {"outputs": [chat, box, settings["adapter"], *kept], "show_progress": "hidden", **MODEL, **PRIVATE}
+    box.submit(keeping.watch(handlers.send), [box, chat, *values], **turn)
+    gr.on([chat.retry, again.click], keeping.watch(handlers.retry), [chat, *values], **turn)
+    chat.edit(keeping.watch(handlers.edit), [chat, *values], **turn)
+    chat.option_select(keeping.watch(handlers.choose), [chat, *values], **turn)
+    chat.example_select(keeping.watch(handlers.example), [chat, *values], **turn)
     box.stop(keeping.watch_once(handlers.stop), chat, [chat, box, *kept], **QUICK)
     chat.clear(handlers.clear, None, box, **QUICK)
     chat.undo(keeping.watch_once(handlers.undo), chat, [chat, box, *kept], **TELLING)

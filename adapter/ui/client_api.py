@@ -12,7 +12,8 @@ from typing import Any
 import gradio as gr
 
 from adapter.errors import AdapterError
-from adapter.server.settings import BASE_ONLY, EngineProvider, Settings, answer_once, public_text, wait_or_say
+from adapter.serve.settings import PANEL, Settings
+from adapter.server.settings import EngineProvider, answer_once, public_text, wait_or_say
 from adapter.ui import theme as look
 from adapter.ui.texts import page as texts
 
@@ -20,21 +21,22 @@ from adapter.ui.texts import page as texts
 def api(provider: EngineProvider, store: look.Cards, model: dict[str, Any]) -> None:
     """Add the endpoints to the current Blocks. model: what every event has that touches the model."""
 
-    def chat(
+    default = Settings()
+
+    def chat(  # gradio_client takes the names of its arguments from here
         message: str,
         image: str | None = None,
         adapter: str | None = None,
-        strength: float = 1.0,
-        temperature: float = 0.1,
-        top_p: float = 0.75,
-        max_tokens: float = 256,
+        strength: float = default.strength,
+        temperature: float = default.temperature,
+        top_p: float = default.top_p,
+        max_tokens: float = default.max_tokens,
         seed: float | None = None,
         mix: str | None = None,
-        mix_strength: float = 1.0,
+        mix_strength: float = default.mix_strength,
     ) -> Iterator[str]:
-        sampling = temperature, top_p, max_tokens, seed
-        settings = Settings(adapter or BASE_ONLY, strength, *sampling, mix, mix_strength)
-        yield from answer_once(provider, store, message, image, settings)
+        values = adapter, strength, temperature, top_p, max_tokens, seed, mix, mix_strength
+        yield from answer_once(provider, store, message, image, dict(zip(PANEL, values, strict=True)))
 
     def adapters() -> list[dict[str, Any]]:
         wait_or_say(provider)
@@ -53,17 +55,20 @@ def api(provider: EngineProvider, store: look.Cards, model: dict[str, Any]) -> N
         inputs = [
             gr.Textbox(label=texts.API_MESSAGE),
             gr.File(label=texts.API_IMAGE, type="filepath"),
-            gr.Textbox(label=texts.API_ADAPTER),
-            gr.Number(1.0, label=texts.API_STRENGTH),
-            gr.Number(0.1, label=texts.API_TEMPERATURE),
-            gr.Number(0.75, label=texts.API_TOP_P),
-            gr.Number(256, label=texts.API_MAX_TOKENS, precision=0),
-            gr.Number(None, label=texts.API_SEED, precision=0),
-            gr.Textbox(label=texts.API_MIX),
-            gr.Number(1.0, label=texts.API_MIX_STRENGTH),
+            *[_input(name) for name in PANEL],
         ]
         answer, list_ = gr.Textbox(label=texts.API_ANSWER), gr.JSON(label=texts.API_LIST)
         about = {"api_name": "chat", "api_description": texts.API_CHAT}
         gr.Button("chat").click(chat, inputs, answer, **about, **model)
         about = {"api_name": "adapters", "api_description": texts.API_ADAPTERS}
         gr.Button("adapters").click(adapters, None, list_, **about)
+
+
+def _input(name: str) -> Any:
+    """The component that documents a setting of /chat."""
+    field = Settings.model_fields[name]
+    if name in ("adapter", "mix"):
+        return gr.Textbox(label=field.description)
+    return gr.Number(
+        field.default, label=field.description, precision=0 if name in ("max_tokens", "seed") else None
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
-from adapter.server.settings import Settings
+from adapter.serve.settings import Settings
 from adapter.ui import conversation as talk
 from adapter.ui.answer_record import read_settings
 from adapter.ui.conversation import Entry
@@ -75,7 +75,7 @@ def _options(settings: Settings) -> list[str]:
     if settings.mix:
         found += ["--mix", f"{settings.mix}={settings.mix_strength}"]
     found += ["--temperature", f"{settings.temperature}", "--top-p", f"{settings.top_p}"]
-    found += ["--max-new-tokens", f"{int(settings.max_tokens)}", "--seed", f"{settings.seed}"]
+    found += ["--max-new-tokens", f"{settings.max_tokens}", "--seed", f"{settings.seed}"]
     for option, numbers in (("--mute-layer", settings.mute_layers), ("--mute-head", settings.mute_heads)):
         found += [word for number in numbers for word in (option, str(number))]
     return found

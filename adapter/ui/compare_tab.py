@@ -17,16 +17,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
+from adapter.serve.settings import BASE_ONLY, Settings, slider
 from adapter.server.settings import (
-    BASE_ONLY,
-    MAX_STRENGTH,
     REDRAW_SECONDS,
     EngineProvider,
-    Settings,
     check_length,
     make_request,
-    open_picture,
-    read_seed,
     sees,
     wait_for,
     without_folders,
@@ -36,7 +32,7 @@ from adapter.ui import theme as look
 from adapter.ui.active_answers import Run, Runs
 from adapter.ui.chat_events import toast
 from adapter.ui.chat_tab import MODEL, message_box, sampling_controls
-from adapter.ui.images import BadPicture
+from adapter.ui.images import BadPicture, open_picture
 from adapter.ui.merged_streams import together
 from adapter.ui.status import PRIVATE, QUICK, Picker
 from adapter.ui.text_diff import difference
@@ -48,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEWEST, MOST = 2, 4
+_SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
 # Updates of the message box and of each pane's answer.
 Updates = tuple[Any, ...]
 
@@ -200,13 +197,13 @@ class Comparison:
         seeing = [sees(self.store, pane.settings) for pane in panes]
         if image is not None and not any(seeing):
             raise BadInput(texts.NO_PANE_SEES)
-        chosen = read_seed(panes[0].settings.seed)
+        chosen = panes[0].settings.seed
         seed = secrets.randbelow(2**31) if chosen is None else chosen
         requests = []
         for pane, visual in zip(panes, seeing, strict=True):
             if visual != (image is not None):
                 pane.notes.append(texts.NO_IMAGE if visual else texts.PICTURE_NOT_USED)
-            settings = pane.settings._replace(seed=seed)
+            settings = pane.settings.replace(seed=seed)
             request = make_request(turn, settings, settings.adapter or None, None, client)
             requests.append(replace(request, image=image) if visual else request)
         return requests
@@ -215,8 +212,9 @@ class Comparison:
 def _panes(count: int, values: Sequence[Any]) -> list[Pane]:
     if count not in range(FEWEST, MOST + 1):
         raise BadInput(texts.wrong_panes(FEWEST, MOST, count))
-    chosen = [(values[2 * i] or BASE_ONLY, values[2 * i + 1]) for i in range(count)]
-    return [Pane(Settings(*pair, *values[2 * MOST :])) for pair in chosen]
+    sampling = dict(zip(_SAMPLING, values[2 * MOST :], strict=True))
+    chosen = [{"adapter": values[2 * i], "strength": values[2 * i + 1]} for i in range(count)]
+    return [Pane(Settings.checked({**sampling, **pane})) for pane in chosen]
 
 
 def _mark(panes: Sequence[Pane]) -> None:
@@ -252,7 +250,7 @@ def compare_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
                 with gr.Column(min_width=250, visible=i < FEWEST, elem_classes="pane") as column:
                     name = gr.Dropdown(choices, value=BASE_ONLY, label=texts.pane(i + 1), filterable=False)
                     label = texts.pane_strength(i + 1)
-                    strength = gr.Slider(0, MAX_STRENGTH, 1.0, step=0.05, label=label, interactive=False)
+                    strength = gr.Slider(**slider("strength"), label=label, interactive=False)
                     answers.append(gr.HTML(look.pane_html(texts.EMPTY_PANE, muted=True), elem_classes="answer"))
                 columns.append(column)
                 values += [name, strength]
@@ -263,7 +261,7 @@ def compare_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
             sampling = sampling_controls()
     handlers = Comparison(provider, store)
     outputs = [box, *answers]
-    inputs = [box, count, *values, *sampling]
+    inputs = [box, count, *values, *[sampling[name] for name in _SAMPLING]]
     box.submit(handlers.send, inputs, outputs, show_progress="hidden", **MODEL, **PRIVATE)
     box.stop(handlers.stop, None, box, **QUICK)
     count.change(lambda n: [gr.update(visible=i < n) for i in range(MOST)], count, columns, **QUICK)

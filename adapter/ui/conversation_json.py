@@ -15,8 +15,8 @@ from typing import Any
 
 from adapter.errors import BadInput
 from adapter.serve import transcript
+from adapter.serve.settings import PANEL, Settings, panel_values
 from adapter.serve.transcript import MAX_MESSAGES, Part
-from adapter.server.settings import BASE_ONLY, MAX_STRENGTH, Settings
 from adapter.ui import conversation as talk
 from adapter.ui import images as pictures
 from adapter.ui.answer_record import read_record, read_settings, settings_text
@@ -29,7 +29,6 @@ MAX_KEPT_TEXT = 700_000
 MAX_KEPT_PICTURES = 2_700_000
 MAX_LINK = 8_000  # what mail and messengers leave in one piece
 _MAX_LINK_TEXT = 400_000
-_KEPT_SETTINGS = Settings._fields[:8]  # those of the side panel
 
 Show = Callable[[str], dict[str, str] | None]  # the path of a picture -> what stands for it, None for nothing
 
@@ -194,31 +193,11 @@ def from_link(packed: str) -> History:
 
 def side_panel(settings: Settings) -> dict[str, Any]:
     """The settings that are kept and exported."""
-    kept = {name: getattr(settings, name) for name in _KEPT_SETTINGS}
-    return {**kept, "seed": "" if kept["seed"] is None else str(kept["seed"])}
+    return panel_values(settings.model_dump())
 
 
 def kept_values(kept: object) -> dict[str, Any]:
     """The side panel's values in what was kept or exported: those of them that it can have."""
     if isinstance(kept, dict) and isinstance(kept.get("values"), list):
-        kept = dict(zip(_KEPT_SETTINGS, kept["values"], strict=False))
-    if not isinstance(kept, dict):
-        return {}
-    right: dict[str, Callable[[Any], bool]] = {
-        **dict.fromkeys(("adapter", "mix"), _is_name),
-        **dict.fromkeys(("strength", "mix_strength"), lambda value: _is_number(value, 0, MAX_STRENGTH)),
-        "temperature": lambda value: _is_number(value, 0, 2),
-        "top_p": lambda value: _is_number(value, 0.05, 1),
-        "max_tokens": lambda value: _is_number(value, 16, 1024),
-        "seed": lambda value: isinstance(value, str) and bool(re.fullmatch(r"\d{0,20}", value, re.ASCII)),
-    }
-    kept = {**kept, **{name: kept.get(name) or BASE_ONLY for name in ("adapter", "mix") if name in kept}}
-    return {name: kept[name] for name, fits in right.items() if name in kept and fits(kept[name])}
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and len(value) <= 200
-
-
-def _is_number(value: Any, low: float, high: float) -> bool:
-    return type(value) in (int, float) and low <= value <= high
+        kept = dict(zip(PANEL, kept["values"], strict=False))  # as page.js keeps them
+    return panel_values(kept) if isinstance(kept, dict) else {}

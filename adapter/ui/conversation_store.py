@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.serve import transcript
-from adapter.server.settings import BASE_ONLY, EngineProvider, Settings
+from adapter.serve.settings import BASE_ONLY, PANEL, Settings
+from adapter.server.settings import EngineProvider
 from adapter.ui import conversation as talk
 from adapter.ui import conversation_json as kept
 from adapter.ui import theme as look
@@ -34,7 +35,6 @@ KEY = "llama-adapter:"  # as in page.js
 SECRET = "kept by this page"  # Gradio wants one. What is kept is the visitor's own, and lies in their own browser.
 SAVE_SECONDS = 2.0  # between two while an answer is being written
 LOOKING_SECONDS = 60.0  # for adapters, after the program has started
-PANEL = 8  # settings of the side panel, the first of Settings
 
 
 class Keeping:
@@ -124,10 +124,10 @@ class Keeping:
     # Events.
 
     def connect(
-        self, page: gr.Blocks, chat: gr.Chatbot, settings: Sequence[Any], busy: Callable[..., bool]
+        self, page: gr.Blocks, chat: gr.Chatbot, settings: Mapping[str, Any], busy: Callable[..., bool]
     ) -> None:
-        """settings: the chat's, in the order of Settings; busy: whether a session is being answered."""
-        panel = list(settings[:PANEL])
+        """settings: the chat's components by field; busy: whether a session is being answered."""
+        panel = [settings[name] for name in PANEL]
         everything = [chat, *self.outputs, *panel, self._told]
         passed = self._passed
 
@@ -159,7 +159,7 @@ class Keeping:
 
         taken = self._import.upload(take, self._import, everything, **TELLING)
         taken.then(None, self._told, None, js="told => told && window.talkPage.leaveLink()", **QUICK)
-        exported = self._export.click(self.export, [chat, *settings], passed, **TELLING)
+        exported = self._export.click(self.export, [chat, *panel], passed, **TELLING)
         save = f"text => window.talkPage.save('{texts.EXPORT_NAME}', text)"
         exported.success(None, passed, None, js=save, **QUICK)
         linked = self._link.click(self.link, chat, passed, **TELLING)
@@ -215,7 +215,7 @@ class Keeping:
             history = kept.history_of(found.parts)
         except BadInput as error:
             toast(error)
-            return *(gr.skip(),) * (1 + len(self.outputs) + PANEL), ""
+            return *(gr.skip(),) * (1 + len(self.outputs) + len(PANEL)), ""
         words, _ = kept.to_browser(history, {})
         values = kept.kept_values(found.settings)
         self.tell_missing(_chosen(values))
@@ -226,7 +226,7 @@ class Keeping:
         """Updates of the side panel. An adapter that is not there any more is left for the base."""
         names, unknown = self.store.names(), self._unknown()
         updates = []
-        for field in Settings._fields[:PANEL]:
+        for field in PANEL:
             value = values.get(field)
             if field not in values:
                 updates.append(gr.skip())
@@ -249,7 +249,11 @@ class Keeping:
         if not history:
             gr.Info(texts.NOTHING_TO_EXPORT, duration=4)
             return ""
-        return kept.to_file(history, Settings(*values))
+        try:
+            return kept.to_file(history, Settings.checked(dict(zip(PANEL, values, strict=True))))
+        except BadInput as error:
+            toast(error)
+            return ""
 
     def link(self, history: History) -> str:
         try:

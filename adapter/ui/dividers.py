@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adapter.server.settings import Settings
+from adapter.serve.settings import Settings
 from adapter.ui import conversation as talk
 from adapter.ui.answer_record import read_settings
 from adapter.ui.conversation import Entry, History
@@ -17,7 +17,7 @@ Answerer = tuple[str, ...]  # the adapters that answer together, none for the ba
 
 
 def answerer(settings: Settings) -> Answerer:
-    return tuple(name for name in (settings.adapter, settings.mix) if name)
+    return settings.adapters
 
 
 def divided(history: Sequence[Entry], settings: Settings | None = None) -> History:

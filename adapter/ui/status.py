@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from adapter.server.settings import BASE_ONLY, EngineProvider, without_folders
+from adapter.serve.settings import BASE_ONLY
+from adapter.server.settings import EngineProvider, without_folders
 from adapter.ui import theme as look
 from adapter.ui.texts import page as texts
 

@@ -19,7 +19,7 @@ from adapter.base import gguf_file as gguf_base
 from adapter.base import resolve as bases
 from adapter.base.llama import AdaptedLlama, base_config, load_base, load_tokenizer
 from adapter.errors import LoadError
-from tiny_llamas import sentencepiece_model
+from tests.meta_llama import sentencepiece_model
 
 SIZES = {
     "hidden_size": 64,

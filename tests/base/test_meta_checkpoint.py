@@ -26,7 +26,7 @@ from adapter.base import resolve as bases
 from adapter.base.llama import AdaptedLlama, base_config, load_base, load_tokenizer
 from adapter.base.meta_tokenizer import meta_tokenizer
 from adapter.errors import LoadError
-from tiny_llamas import Meta, sentencepiece_model, tiktoken_table
+from tests.meta_llama import Meta, sentencepiece_model, tiktoken_table
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"dim": 32, "n_heads": 4, "n_layers": 3, "multiple_of": 16, "norm_eps": 1e-5}

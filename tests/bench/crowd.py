@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from gradio_client import Client
 
-from tests.ui.test_page_parts import serving
+from tests.app_process import app_process
 
 PEOPLE = (1, 4, 16)
 ROUNDS = 3
@@ -17,8 +19,8 @@ ADAPTERS = ("", "pirate", "extract", "")
 
 
 def run() -> None:
-    with serving() as url:
-        clients = [Client(url, verbose=False) for _ in range(max(PEOPLE))]
+    with tempfile.TemporaryDirectory() as folder, app_process(Path(folder)) as server:
+        clients = [server.client() for _ in range(max(PEOPLE))]
         clients[0].predict(message="Hello!", max_tokens=4, api_name="/chat")
         print("| people at once | first words, s | whole answer, s | answers a minute in all |")
         print("| --- | --- | --- | --- |")

@@ -21,7 +21,7 @@ from adapter.formats import hub
 from adapter.formats.convert import Options, convert, new_folder, reactivated
 from adapter.method import checkpoint
 from adapter.method.checkpoint import load_adapter, save_adapter
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

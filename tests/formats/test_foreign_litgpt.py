@@ -12,8 +12,18 @@ from adapter.base.llama import base_fingerprint
 from adapter.errors import LoadError
 from adapter.formats.convert import Options, convert
 from adapter.method.checkpoint import load_adapter, save_adapter
-from conftest import random_adapter
-from foreign import HEADS, HIDDEN, IDS, LAYERS, converted_logits, reference_logits, steps, turn_halves, weights_of
+from tests.reference_llama import (
+    HEADS,
+    HIDDEN,
+    IDS,
+    LAYERS,
+    converted_logits,
+    reference_logits,
+    steps,
+    turn_halves,
+    weights_of,
+)
+from tests.tiny_models import random_adapter
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SHAPES = {"today": (1, 1, HEADS, 1), "earlier": (1, HEADS, 1, 1), "one": (1,), "bare": ()}

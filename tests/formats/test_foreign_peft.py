@@ -16,8 +16,8 @@ from adapter.base.llama import base_fingerprint
 from adapter.errors import LoadError
 from adapter.formats.convert import Options, convert
 from adapter.method.checkpoint import load_adapter, save_adapter
-from conftest import random_adapter
-from foreign import IDS, converted_logits, steps
+from tests.reference_llama import IDS, converted_logits, steps
+from tests.tiny_models import random_adapter
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 

@@ -12,8 +12,7 @@ from adapter.base.llama import base_fingerprint
 from adapter.errors import LoadError
 from adapter.formats.convert import Options, convert
 from adapter.method.checkpoint import load_adapter, save_adapter
-from conftest import random_adapter
-from foreign import (
+from tests.reference_llama import (
     HEADS,
     HIDDEN,
     IDS,
@@ -25,6 +24,7 @@ from foreign import (
     turn_pairs,
     weights_of,
 )
+from tests.tiny_models import random_adapter
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 

@@ -14,7 +14,7 @@ from adapter.formats.convert import Options, convert
 from adapter.formats.official_v2 import read
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.vision import VisualFeatures
-from foreign import HEAD_DIM, HEADS, HIDDEN, IDS, LAYERS, as_meta, turn_pairs, weights_of
+from tests.reference_llama import HEAD_DIM, HEADS, HIDDEN, IDS, LAYERS, as_meta, turn_pairs, weights_of
 
 K, L, RANK, TOKENS, WIDTH = 3, 3, 2, 12, 16
 LINEARS = ("attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
@@ -28,12 +28,14 @@ def multi_head(tiny_fingerprint):
     from transformers import LlamaConfig
 
     from adapter.base.llama import AdaptedLlama
+    from adapter.method import attention
 
+    attention.register()
     torch.manual_seed(3)
     config = LlamaConfig(
         hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
         head_dim=HEAD_DIM, vocab_size=97, intermediate_size=64, max_position_embeddings=128,
-        attn_implementation="sdpa", rms_norm_eps=1e-6,
+        attn_implementation=attention.NAME, rms_norm_eps=1e-6,
     )  # fmt: skip
     model = AdaptedLlama(config)
     for name, weight in model.named_parameters():

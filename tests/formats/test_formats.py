@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from adapter.base.template import Message
-from train.formats import FORMATS, captions, scienceqa
-from train.formats.records import DataError, open_records
+from train.formats import captions, scienceqa
+from train.formats.dataset import FORMATS, DataError, open_records
 from train.formats.scienceqa import COLUMNS, Problem, columns, problems, question_text
 
 

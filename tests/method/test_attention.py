@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from adapter.method.attention import PromptKV
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 IDS = torch.arange(24).reshape(2, 12) * 7 % 97
 

@@ -13,7 +13,7 @@ from adapter.errors import LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import AdapterConfig, VisionConfig
 from adapter.method.projection import CONCEPT_RANK, KIND_LENGTH, LabelProjection, QueryProjection
 from adapter.method.vision import VisualFeatures
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 GLOBAL = VisionConfig(encoder="any", feature_size=6, hidden=5)
 LABEL = replace(GLOBAL, projection="label", num_classes=6, num_kinds=2, name_length=2)

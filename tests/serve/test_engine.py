@@ -24,7 +24,7 @@ from adapter.serve.kv_cache import PrefixCache
 from adapter.serve.request import Client, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
 HELLO = (Message("user", "hello there"),)

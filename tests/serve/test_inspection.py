@@ -18,7 +18,6 @@ from PIL import Image
 from torch.testing import assert_close
 
 from adapter.__main__ import main
-from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.base.quantize import quantize_linears
 from adapter.base.template import Message, encode_prompt
@@ -26,7 +25,7 @@ from adapter.errors import BadInput, Busy, LoadError
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
-from adapter.method.vision import VisualFeatures, open_image
+from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
 from adapter.serve import inspection, prompts
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import MAX_TOKENS, MAX_WAITING, answer_logprobs, inspect_answer
@@ -34,7 +33,7 @@ from adapter.serve.prompts import mute
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 ASKED = (Message("user", "What?"),)
 ANSWER = [41, 7, 63, 12, 88, 30, 96]
@@ -515,7 +514,7 @@ def test_the_command_mutes(tiny_folder, tiny_fingerprint, tmp_path, capsys):
 def test_pirate_and_see_on_the_real_base(base):
     """Each is what moves its answer; a picture's word is grounded in it, the words around it less."""
     store = AdapterStore()
-    encoder = load_encoder(device=base.device)
+    encoder = VisualEncoder("tf_efficientnet_lite0", base.device)
     picture = open_image(Path(sysconfig.get_path("purelib"), "skimage/data/coffee.png"))
     with closing(Engine(base, store)) as engine:
         for name, text, image in (

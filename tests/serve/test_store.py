@@ -10,7 +10,7 @@ import torch
 from adapter.errors import LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.store import AdapterStore
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 
 
 def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):

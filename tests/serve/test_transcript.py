@@ -26,8 +26,8 @@ from adapter.base.embedded import BASE
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from adapter.serve import transcript
+from adapter.serve.settings import PANEL, Settings
 from adapter.serve.store import SHIPPED
-from adapter.server.settings import Settings
 from adapter.ui import command_line as code
 from adapter.ui import conversation as talk
 from adapter.ui import conversation_json as kept
@@ -36,7 +36,7 @@ from adapter.ui import images as pictures
 from adapter.ui.answer_record import Record, read_record, read_settings, settings_text
 from adapter.ui.texts import page as texts
 
-SETTINGS = Settings("pirate", 1.0, 0.1, 0.75, 256, 7, "", 0.5)
+SETTINGS = Settings(adapter="pirate", seed=7, mix_strength=0.5)
 FREELY = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -101,7 +101,7 @@ messages = st.lists(
                 "role": "assistant",
                 "text": t,
                 "about": "a_b · 1 *token*",
-                "record": json.loads(Record(SETTINGS._replace(seed=n), (n,), False).to_text()),
+                "record": json.loads(Record(SETTINGS.replace(seed=n), (n,), False).to_text()),
             },
             words,
             st.integers(0, 2**40),
@@ -193,7 +193,7 @@ def test_kept_values_of_any_kind_restore_or_are_nothing(uploads: Path, words: An
         history = kept.from_browser(words, shown)
         values = kept.kept_values(panel)
     assert all(entry["role"] in ("user", "assistant") for entry in history)
-    assert set(values) <= set(Settings._fields[:8])
+    assert set(values) <= set(PANEL)
     assert not [path for path in touched if "passwd" in path]
     json.dumps([history, values], ensure_ascii=False).encode()  # what a browser can be told
 
@@ -225,7 +225,7 @@ def test_the_small_form_is_small_and_stays_as_it_is(side: int, other: int, noise
 
 
 chosen = st.builds(
-    lambda adapter, mix: SETTINGS._replace(adapter=adapter, mix=mix),
+    lambda adapter, mix: SETTINGS.replace(adapter=adapter, mix=mix),
     st.sampled_from(["", "pirate", "see"]),
     st.sampled_from(["", "extract"]),
 )
@@ -260,7 +260,10 @@ def test_dividers_follow_from_the_answers_alone(turns: list[Settings]) -> None:
 def test_the_command_says_what_the_settings_say(
     prompt: str, temperature: float, strength: float, seed: int, muted: list[int]
 ) -> None:
-    said = Settings("pirate", strength, temperature, 0.75, 64, seed, "see", strength, tuple(muted), (2,))
+    said = SETTINGS.replace(
+        strength=strength, temperature=temperature, max_tokens=64, seed=seed, mix="see", mix_strength=strength,
+        mute_layers=tuple(muted), mute_heads=(2,),
+    )  # fmt: skip
     line = code.command([*talk.user_turn(prompt), *answered("a", said)], base(), SHELF)
     arguments = shlex.split(line)
     assert arguments[:3] == ["python", "-m", "adapter"]
@@ -290,7 +293,7 @@ SHELF: Any = Folders()
 
 
 def test_the_command_names_base_folders_and_precision_but_no_machine() -> None:
-    history = [*talk.user_turn("hi"), *answered("a", SETTINGS._replace(adapter="poet"))]
+    history = [*talk.user_turn("hi"), *answered("a", SETTINGS.replace(adapter="poet"))]
     line = code.command(history, base("/data/llamas/big", "none"), SHELF)
     assert "--adapters runs generate --base big --quantization none --adapter poet" in line
     assert "/" not in line
@@ -432,7 +435,7 @@ def test_settings_that_cannot_be_are_left_alone() -> None:
     }
     assert kept.kept_values(wrong) == {}
     same = kept.kept_values(kept.side_panel(SETTINGS))
-    assert same == {**{name: getattr(SETTINGS, name) for name in Settings._fields[:8]}, "seed": "7"}
+    assert same == {**{name: getattr(SETTINGS, name) for name in PANEL}, "seed": "7"}
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "[" * 99_999, '{"adapter": NaN}', "x" * 200_000])

@@ -27,11 +27,10 @@ from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import adapter_upload as upload
 from adapter.server.adapter_upload import Brought, bring
-from conftest import random_adapter
-from tests.ui.test_page import Visitor, browser, visit
-from tests.ui.test_page_parts import Echo, Ready, Shelf, serving
+from tests.browser import Visitor
+from tests.tiny_models import random_adapter
+from tests.ui.test_page_parts import Echo, Ready, Shelf
 
-__all__ = ["browser", "visit"]  # fixtures
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -376,12 +375,6 @@ def test_where_bringing_is_off_there_is_nothing_to_call() -> None:
 
 
 # In a browser, on the real base.
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving() as address:
-        yield address
 
 
 @pytest.mark.slow

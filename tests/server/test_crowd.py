@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.ui.test_page_parts import serving
 
 PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 QUESTIONS = ("What is the sun?", "How do I bake bread?", "Who are you?", "Name three colours.")
@@ -19,12 +16,6 @@ ASKED: list[dict[str, Any]] = [
     *({"message": f"Meeting with Tom on {day} at 3 pm.", "adapter": "extract"} for day in ("Friday", "Monday")),
     {"message": "What is this?", "adapter": "see", "image": PICTURE},
 ]
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with serving() as address:
-        yield address
 
 
 def ask(url: str, question: dict[str, Any]) -> str:

@@ -12,15 +12,12 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +39,8 @@ from adapter.serve.store import AdapterStore
 from adapter.server.deployment import Place, find_place, parse
 from adapter.server.limits import ANSWERS_PER_MINUTE
 from adapter.server.zero_gpu import MOST_SECONDS, ZeroGpuEngine, load_for_zero_gpu
-from tests.conftest import random_adapter
-from tests.running import endless_base
+from tests.app_process import PATIENCE, AppProcess, app_process, free_port, wait_until
+from tests.tiny_models import endless_base, random_adapter
 
 ROOT = Path(__file__).parents[2]
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
@@ -242,7 +239,7 @@ def test_stop_is_heard_by_reader_and_worker(tiny_base: Any, shelf: AdapterStore)
     next(answer)
     answer.cancel()
     *_, last = answer
-    assert last.finish_reason == "cancelled" and ended.wait(10)
+    assert last.finish_reason == "cancelled" and ended.wait(PATIENCE)
     there.close()
     with pytest.raises(Busy):
         there.submit(asked())
@@ -284,97 +281,38 @@ print("right")
 @pytest.mark.slow
 def test_the_stand_in_forks_and_pickles() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/fake_spaces"), "SPACES_ZERO_GPU": "true"}
-    done = subprocess.run([sys.executable, "-c", STAND_IN], env=environment, capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", STAND_IN], env=environment, capture_output=True, timeout=PATIENCE)
     assert done.stdout == b"right\n", done.stderr.decode()
 
 
 # Real processes.
 
 
-@dataclass
-class Server:
-    process: subprocess.Popen[bytes]
-    port: int
-    folder: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-    @property
-    def said(self) -> str:
-        return (self.folder / "said").read_text(errors="replace")
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        """What the stand-in for spaces has noted."""
-        log = self.folder / "spaces"
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-    def client(self, **more: Any) -> Any:
-        from gradio_client import Client
-
-        return Client(self.url, verbose=False, **more)
-
-    def post(self, text: str = "Who are you?", model: str = "base", **more: Any) -> httpx.Response:
-        headers = more.pop("headers", {})
-        body = {"model": model, "messages": [{"role": "user", "content": text}], **ASKED, **more}
-        return httpx.post(f"{self.url}v1/chat/completions", json=body, headers=headers, timeout=90)
-
-    def until(self, true: Callable[[], Any], seconds: float = 30) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (found := true()):
-            assert time.monotonic() < deadline and self.process.poll() is None, self.said[-3000:]
-            time.sleep(0.05)
-        return found
-
-
 @contextlib.contextmanager
-def started(folder: Path, *arguments: str, on_port: bool = False, **environment: str) -> Iterator[Server]:
-    """`python app.py` with just this environment, for a user whose home is empty; ready to answer."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def space(folder: Path, *arguments: str, **environment: str) -> Iterator[AppProcess]:
+    """The program as a user with an empty home starts it, with just this environment."""
     home, cache = folder / "home", folder / "cache"
     home.mkdir()
     cache.mkdir()
     for ready in (embedded.base_folder(), embedded.encoder_weights().parent):
         (cache / ready.name).symlink_to(ready)
-    own = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "LLAMA_ADAPTER_CACHE": str(cache),
-        "GRADIO_TEMP_DIR": str(folder / "uploads"),
-        "FAKE_SPACES_LOG": str(folder / "spaces"),
-        "GRADIO_SERVER_PORT": str(port),
-    }
-    command = [sys.executable, "app.py", *arguments, *(["--port", str(port)] if on_port else [])]
-    with open(folder / "said", "wb") as said:
-        process = subprocess.Popen(command, cwd=ROOT, env={**own, **environment}, stdout=said, stderr=said)
-    server = Server(process, port, folder)
-    try:
-        server.until(lambda: answers(f"{server.url}v1/models"), 120)
+    inherited = {"PATH": os.environ["PATH"], "HOME": str(home), "LLAMA_ADAPTER_CACHE": str(cache)}
+    environment["FAKE_SPACES_LOG"] = str(folder / "spaces")
+    with app_process(folder, *arguments, inherited=inherited, environment=environment) as server:
         yield server
-    finally:
-        process.terminate()  # which ends its workers too
-        try:
-            process.wait(20)
-        finally:
-            process.kill()
-            process.wait()
 
 
-def answers(url: str) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=10).status_code == 200
-    return False
+def events(server: AppProcess) -> list[dict[str, Any]]:
+    """What the stand-in for `spaces` has logged."""
+    log = server.folder / "spaces"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 @pytest.mark.slow
 def test_a_space_without_a_gpu(tmp_path: Path) -> None:
     from gradio_client.exceptions import AppError
 
-    with started(tmp_path, **SPACE) as server:
+    with space(tmp_path, **SPACE) as server:
         client = server.client()
         assert client.predict(message="Name three colours.", api_name="/chat", **ASKED).strip()
         # Behind the proxy: https, the Space's own name, and visitors with addresses.
@@ -383,7 +321,7 @@ def test_a_space_without_a_gpu(tmp_path: Path) -> None:
             "X-Forwarded-Proto": "https",
             "X-Forwarded-Host": "me-page.hf.space",
         }
-        config = httpx.get(f"{server.url}config", headers=proxied).json()
+        config = httpx.get(f"{server.url}/config", headers=proxied).json()
         assert config["root"] == "https://me-page.hf.space"
         parts = {component["props"].get("elem_id") for component in config["components"]}
         assert "train-off" in parts and not parts & {"bring", "train-start", "train-upload"}
@@ -391,13 +329,13 @@ def test_a_space_without_a_gpu(tmp_path: Path) -> None:
         mine = {"X-Forwarded-For": "8.8.8.8, 203.0.113.7, 10.1.2.3"}
         crowd = ANSWERS_PER_MINUTE + 8
         with ThreadPoolExecutor(crowd) as pool:
-            done = list(pool.map(lambda _: server.post(headers=mine, max_tokens=1), range(crowd)))
+            done = list(pool.map(lambda _: server.complete(headers=mine, max_tokens=1), range(crowd)))
         refused = [r for r in done if r.status_code == 429]
         assert 0 < len(refused) < len(done) and re.search(
             "limit for one address|your address already", refused[0].text
         )
         assert int(refused[0].headers["retry-after"]) >= 1
-        assert server.post(headers={"X-Forwarded-For": "203.0.113.8"}, max_tokens=1).status_code == 200
+        assert server.complete(headers={"X-Forwarded-For": "203.0.113.8"}, max_tokens=1).status_code == 200
         there = server.client(headers=mine)
         jobs = [there.submit(message="hi", max_tokens=1, api_name="/chat") for _ in range(crowd)]
         errors = [str(error) for job in jobs if (error := job.exception()) is not None]
@@ -411,12 +349,12 @@ def test_a_space_without_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppProcess]:
     """A ZeroGPU Space, whose workers are used again."""
     folder = tmp_path_factory.mktemp("zero")
     (folder / "more").mkdir()
     environment = {"SPACES_ZERO_GPU": "true", "PYTHONPATH": str(ROOT / "tests/fake_spaces")}
-    with started(folder, "--adapters", str(folder / "more"), FAKE_SPACES_REUSE="1", **environment, **SPACE) as it:
+    with space(folder, "--adapters", str(folder / "more"), FAKE_SPACES_REUSE="1", **environment, **SPACE) as it:
         yield it
 
 
@@ -438,12 +376,12 @@ def cold(engine: Engine, request: GenerationRequest) -> str:
 
 
 @pytest.mark.slow
-def test_zero_gpu_answers_as_the_engine_does(zero: Server, plain: Engine) -> None:
+def test_zero_gpu_answers_as_the_engine_does(zero: AppProcess, plain: Engine) -> None:
     from gradio_client import handle_file
 
     from adapter.method.vision import open_image
 
-    launch = zero.events[0]
+    launch = events(zero)[0]
     assert launch == {"event": "launch", "decorated": 1, "loaded": True}, "all is on the GPU before the launch"
     client = zero.client()
     for name, more in [("", {}), ("pirate", {"strength": 0.7}), ("see", {"image": handle_file(str(COFFEE))})]:
@@ -452,65 +390,65 @@ def test_zero_gpu_answers_as_the_engine_does(zero: Server, plain: Engine) -> Non
         strength = more.get("strength", 1.0)
         request = asked("What is this?", adapter=name or None, image=picture, strength=strength)
         assert given == cold(plain, request)
-    begun = [event for event in zero.events if event["event"] == "begin"]
-    assert [e["event"] for e in zero.events].count("fork") < len(begun), "a worker was used again"
+    begun = [event for event in events(zero) if event["event"] == "begin"]
+    assert [e["event"] for e in events(zero)].count("fork") < len(begun), "a worker was used again"
     assert begun[0]["bytes"] < 10_000 < begun[1]["bytes"], "adapters travel with the question"
 
 
 @pytest.mark.slow
-def test_two_visitors_at_once_have_their_own_adapters(zero: Server) -> None:
+def test_two_visitors_at_once_have_their_own_adapters(zero: AppProcess) -> None:
     def said(name: str) -> str:
-        answer = zero.post(model=name, max_tokens=600, stop=["."])  # time enough, on a CPU too
+        answer = zero.complete("Who are you?", name, max_tokens=600, stop=["."])  # time enough, on a CPU too
         return answer.json()["choices"][0]["message"]["content"]
 
     alone = [said("base"), said("pirate")]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(said, ("base", "pirate")))
     assert together == alone and alone[0] != alone[1]
-    order = [e["event"] for e in zero.events if e["event"] in ("begin", "end")]
+    order = [e["event"] for e in events(zero) if e["event"] in ("begin", "end")]
     latest = len(order) - 1 - order[::-1].index("begin")
     assert order[latest - 1] == "begin", "the second began before the first had ended"
 
 
 @pytest.mark.slow
-def test_an_adapter_that_comes_after_the_fork_is_there(zero: Server) -> None:
-    zero.post()  # there is a worker now
-    before = len(zero.events)
+def test_an_adapter_that_comes_after_the_fork_is_there(zero: AppProcess) -> None:
+    zero.complete()  # there is a worker now
+    before = len(events(zero))
     shutil.copytree(ROOT / "assets/adapters/pirate", zero.folder / "more/late")
-    late, pirate = (zero.post(model=name).json()["choices"][0]["message"] for name in ("late", "pirate"))
+    late, pirate = (zero.complete(model=name).json()["choices"][0]["message"] for name in ("late", "pirate"))
     assert late == pirate
-    assert not [e for e in zero.events[before:] if e["event"] == "fork"]
+    assert not [e for e in events(zero)[before:] if e["event"] == "fork"]
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_without_a_gpu(zero: Server) -> None:
+def test_what_is_wrong_is_said_without_a_gpu(zero: AppProcess) -> None:
     def asked_for() -> int:
-        return sum(event["event"] == "schedule" for event in zero.events)
+        return sum(event["event"] == "schedule" for event in events(zero))
 
     before = asked_for()
-    assert zero.post(model="nobody").status_code == 404
-    assert zero.post("9 " * 9900).status_code == 400
-    assert zero.post(temperature=9).status_code == 400
+    assert zero.complete(model="nobody").status_code == 404
+    assert zero.complete("9 " * 9900).status_code == 400
+    assert zero.complete(temperature=9).status_code == 400
     assert asked_for() == before
 
 
 @pytest.mark.slow
-def test_who_has_no_quota_reads_why(zero: Server) -> None:
+def test_who_has_no_quota_reads_why(zero: AppProcess) -> None:
     from gradio_client.exceptions import AppError
 
-    refused = zero.post(headers={"X-IP-Token": "spent"})
+    refused = zero.complete(headers={"X-IP-Token": "spent"})
     assert refused.status_code == 429 and "exceeded your free ZeroGPU quota" in refused.text
     with pytest.raises(AppError, match="no GPU for this answer now.*1:00:00"):
         zero.client(headers={"X-IP-Token": "spent"}).predict(message="hi", api_name="/chat")
     assert zero.client(headers={"X-IP-Token": "rich"}).predict(message="hi", max_tokens=1, api_name="/chat")
-    assert zero.events[-1]["event"] in ("begin", "end")
-    assert [e for e in zero.events if e.get("token") == "rich"], "spaces is told who asks"
+    assert events(zero)[-1]["event"] in ("begin", "end")
+    assert [e for e in events(zero) if e.get("token") == "rich"], "spaces is told who asks"
 
 
-def streaming(server: Server, seen: list[str]) -> None:
+def streaming(server: AppProcess, seen: list[str]) -> None:
     body = {"model": "base", "stream": True, "max_tokens": 800, "temperature": 0}
     body["messages"] = [{"role": "user", "content": "Tell me a very long story about a fox and a bear."}]
-    with httpx.stream("POST", f"{server.url}v1/chat/completions", json=body, timeout=90) as response:
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE) as response:
         for line in response.iter_lines():
             seen.append(line)
             if len(seen) > 400 or "error" in line or "[DONE]" in line:
@@ -518,49 +456,47 @@ def streaming(server: Server, seen: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_a_sentence_and_the_next_one_answers(zero: Server) -> None:
-    expected = zero.post().json()["choices"][0]["message"]["content"]
+def test_a_worker_that_dies_is_a_sentence_and_the_next_one_answers(zero: AppProcess) -> None:
+    expected = zero.complete().json()["choices"][0]["message"]["content"]
     seen: list[str] = []
     reader = threading.Thread(target=streaming, args=(zero, seen))
     reader.start()
-    zero.until(lambda: len(seen) > 8)
-    worker = next(e["pid"] for e in reversed(zero.events) if e["event"] == "begin")
+    zero.wait_until(lambda: len(seen) > 8)
+    worker = next(e["pid"] for e in reversed(events(zero)) if e["event"] == "begin")
     os.kill(worker, signal.SIGKILL)
-    reader.join(30)
+    reader.join(PATIENCE)
     assert not reader.is_alive() and "taken away" in next(line for line in reversed(seen) if line)
-    assert zero.post().json()["choices"][0]["message"]["content"] == expected
-    assert [e for e in zero.events if e["event"] == "abort" and e["pid"] == worker]
+    assert zero.complete().json()["choices"][0]["message"]["content"] == expected
+    assert [e for e in events(zero) if e["event"] == "abort" and e["pid"] == worker]
 
 
 @pytest.mark.slow
-def test_who_leaves_lets_the_gpu_go(zero: Server) -> None:
+def test_who_leaves_lets_the_gpu_go(zero: AppProcess) -> None:
     body = {"model": "base", "stream": True, "max_tokens": 2000}
     body["messages"] = [{"role": "user", "content": "Tell me a very long story about a fox and a bear."}]
-    before = len(zero.events)
-    with httpx.stream("POST", f"{zero.url}v1/chat/completions", json=body, timeout=90) as response:
+    before = len(events(zero))
+    with httpx.stream("POST", f"{zero.url}/v1/chat/completions", json=body, timeout=PATIENCE) as response:
         lines = response.iter_lines()
         for _ in range(8):
             next(lines)
-    zero.until(lambda: [e for e in zero.events[before:] if e["event"] == "end"], 15)
-    last = [e for e in zero.events[before:] if e["event"] == "begin"][-1]
-    assert zero.post().status_code == 200
+    zero.wait_until(lambda: [e for e in events(zero)[before:] if e["event"] == "end"])
+    last = [e for e in events(zero)[before:] if e["event"] == "begin"][-1]
+    assert zero.complete().status_code == 200
     assert Path(f"/proc/{last['pid']}").exists(), "it waits for the next question"
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_zero_gpu_space_and_its_workers(zero: Server) -> None:
+def test_ctrl_c_ends_a_zero_gpu_space_and_its_workers(zero: AppProcess) -> None:
     seen: list[str] = []
     reader = threading.Thread(target=_quietly, args=(streaming, zero, seen))
     reader.start()
-    zero.until(lambda: len(seen) > 8)
-    pids = {e["pid"] for e in zero.events if "pid" in e}
+    zero.wait_until(lambda: len(seen) > 8)
+    pids = {e["pid"] for e in events(zero) if "pid" in e}
     zero.process.send_signal(signal.SIGINT)
-    assert zero.process.wait(30) == 0
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-    assert (
-        "Traceback"
-        not in zero.said.replace("`spaces` package is required to run hot-reloading", "").split("Open http")[-1]
-    )
+    assert zero.process.wait(PATIENCE) == 0
+    wait_until(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])
+    log = zero.log.replace("`spaces` package is required to run hot-reloading", "")
+    assert "Traceback" not in log.split("Open http")[-1]
 
 
 def _quietly(work: Callable[..., None], *arguments: Any) -> None:
@@ -574,28 +510,25 @@ def _quietly(work: Callable[..., None], *arguments: Any) -> None:
 @pytest.mark.slow
 def test_ctrl_c_ends_it_quietly_while_answers_stream(tiny_folder: Path, tmp_path: Path) -> None:
     base = endless_base(tiny_folder, tmp_path / "base")
-    with started(tmp_path, "--base", str(base), on_port=True) as server:
+    with space(tmp_path, "--base", str(base)) as server:
         seen: list[str] = []
         threading.Thread(target=_quietly, args=(streaming, server, seen), daemon=True).start()
         job = server.client().submit(message="hello", max_tokens=2000, api_name="/chat")
-        server.until(lambda: len(seen) > 3 and len(job.outputs()) > 1)
+        server.wait_until(lambda: len(seen) > 3 and len(job.outputs()) > 1)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(20) == 0
-        ours = server.said.split("Open http")[1]
+        assert server.process.wait(PATIENCE) == 0
+        ours = server.log.split("Open http")[1]
         assert not re.search("Traceback|terminate|Error|Exception", ours), ours
 
 
 @pytest.mark.slow
 def test_sigterm_ends_it_quietly_while_it_loads(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "app.py", "--port", str(port)]
+    command = [sys.executable, "app.py", "--port", str(free_port())]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     said = b""
     while b"Open http" not in said:
         said += process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=30)
+    rest, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and b"Traceback" not in rest and b"terminate" not in rest, rest.decode()

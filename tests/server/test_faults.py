@@ -40,8 +40,8 @@ from adapter.serve.sampling import SamplingParams
 from adapter.serve.scheduler import MAX_ROWS, FairQueue
 from adapter.serve.store import AdapterStore
 from adapter.server.upload_cleanup import HalfUploads
-from conftest import random_adapter
-from running import Server, running, running_tiny
+from tests.app_process import AppProcess, app_process, tiny_app_process
+from tests.tiny_models import random_adapter
 
 PACE = 0.02  # seconds of a step: an answer of the longest kind takes forty
 LONG = 2000  # tokens
@@ -49,13 +49,15 @@ PATIENCE = 20.0  # seconds that anything may take which must happen long before 
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_tiny(tmp_path_factory.mktemp("faults"), tiny_folder, tiny_fingerprint, PACE) as found:
+def server(
+    tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AppProcess]:
+    with tiny_app_process(tmp_path_factory.mktemp("faults"), tiny_folder, tiny_fingerprint, PACE) as found:
         yield found
 
 
 @contextlib.contextmanager
-def streaming(server: Server, model: str = "base", tokens: int = LONG) -> Iterator[Iterator[dict[str, Any]]]:
+def streaming(server: AppProcess, model: str = "base", tokens: int = LONG) -> Iterator[Iterator[dict[str, Any]]]:
     """The events of an answer that is on its way: its first word has come."""
     body = {"model": model, "messages": [{"role": "user", "content": "go on"}], "stream": True}
     body |= {"max_tokens": tokens, "temperature": 0}
@@ -123,13 +125,13 @@ def test_whatever_is_raised_everybody_gets_a_last_word(tiny_base, monkeypatch, t
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["SystemExit", "MemoryError"])
 def test_a_struck_worker_goes_on(server, number):
-    before = server.said()
+    before = server.answer()
     with streaming(server) as events:
-        server.strike(number)
+        server.process.send_signal(number)
         last = list(events)[-1]
     assert "Try again" in last["error"]["message"]
-    assert server.said() == before
-    server.alive()
+    assert server.answer() == before
+    server.check_alive()
 
 
 # An adapter's files.
@@ -203,7 +205,7 @@ DAMAGES = [
 def test_a_damaged_adapter_is_a_sentence_until_it_is_whole(server, tmp_path, damage):
     folder = server.folder / "adapters" / "one"
     shutil.copytree(folder, tmp_path / "whole")
-    before = {name: server.said(model=name) for name in ("base", "one", "two")}
+    before = {name: server.answer(model=name) for name in ("base", "one", "two")}
     try:
         with streaming(server, "one", tokens=40) as events:
             damage(folder)
@@ -213,27 +215,27 @@ def test_a_damaged_adapter_is_a_sentence_until_it_is_whole(server, tmp_path, dam
         assert refused.status_code >= 400 and "one" in said and said.endswith(".")
         assert str(server.folder) not in refused.text and "Traceback" not in refused.text
         for name in ("base", "two"):
-            assert server.said(model=name) == before[name]
+            assert server.answer(model=name) == before[name]
         listed = httpx.get(f"{server.url}/v1/models").json()["data"]
         assert {"base", "two"} <= {model["id"] for model in listed}
         assert "LLaMA-Adapter" in httpx.get(f"{server.url}/").text
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
-    assert server.said(model="one") == before["one"]  # without a restart
+    assert server.answer(model="one") == before["one"]  # without a restart
 
 
 @pytest.mark.slow
 def test_another_adapter_in_the_same_place_is_noticed_whatever_its_times(server):
     """`cp -p` and tar bring old times along, and the size is the same."""
     one, two = (server.folder / "adapters" / name / WEIGHTS for name in ("one", "two"))
-    first, second = server.said(model="one"), server.said(model="two")
+    first, second = server.answer(model="one"), server.answer(model="two")
     assert first != second and one.stat().st_size == two.stat().st_size
     kept, about = one.read_bytes(), one.stat()
     for data, answer in ((two.read_bytes(), second), (kept, first)):
         one.write_bytes(data)
         os.utime(one, ns=(about.st_atime_ns, about.st_mtime_ns))
-        assert server.said(model="one") == answer
+        assert server.answer(model="one") == answer
 
 
 def test_a_change_within_one_step_of_the_clock_is_noticed(tiny_base, tiny_fingerprint, tmp_path):
@@ -289,7 +291,7 @@ def test_the_store_forgets(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Options of `running` under which no more than 2 MB can be kept: a small disk, or a limit of every file."""
+    """Options of `app_process` that leave 2 MB of disk: a small file system, or a limit of every file's size."""
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)]
@@ -312,14 +314,14 @@ def full_disk(tmp_path: Path) -> Iterator[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_full_disk_is_a_sentence_and_the_talk_goes_on(server, full_disk, tmp_path):
     base, adapters = server.folder / "base", server.folder / "adapters"
-    with running(tmp_path / "run", "--base", str(base), "--adapters", str(adapters), **full_disk) as small:
-        before = small.said(model="one")
+    with app_process(tmp_path / "run", "--base", str(base), "--adapters", str(adapters), **full_disk) as small:
+        before = small.answer(model="one")
         for _ in range(2):
             sent = httpx.post(f"{small.url}/gradio_api/upload", files={"files": ("a.png", os.urandom(4_000_000))})
             assert sent.status_code == 507 and "disk may be full" in sent.text
             assert str(tmp_path) not in sent.text
-        assert small.said(model="one") == before
-        small.alive()
+        assert small.answer(model="one") == before
+        small.check_alive()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None], ids=["full", "gone"])
@@ -359,12 +361,12 @@ def test_other_requests_pass_by(tmp_path):
 # Whoever goes away.
 
 
-def gone_from_v1(server: Server) -> None:
+def gone_from_v1(server: AppProcess) -> None:
     with streaming(server):
         pass
 
 
-def gone_from_the_page(server: Server) -> None:
+def gone_from_the_page(server: AppProcess) -> None:
     """A browser's session: the conversation's own event, whose stream of updates is left."""
     config = httpx.get(f"{server.url}/config").json()
     event = next(d for d in config["dependencies"] if d["api_name"] == "chat")
@@ -376,7 +378,7 @@ def gone_from_the_page(server: Server) -> None:
         next(line for line in updates.iter_lines() if "process_generating" in line)
 
 
-def gone_from_gradio_client(server: Server) -> None:
+def gone_from_gradio_client(server: AppProcess) -> None:
     from gradio_client import Client
 
     client = Client(server.url, verbose=False)
@@ -394,7 +396,7 @@ def test_whoever_leaves_takes_their_row_along(server, leave):
     wait_until(lambda: server.counts == (0, 0))
     # Otherwise it may have been answered to its end.
     assert time.monotonic() - began < LONG * PACE
-    server.alive()
+    server.check_alive()
 
 
 @pytest.mark.slow
@@ -405,7 +407,7 @@ def test_a_full_house_that_leaves_makes_room(server):
             crowd.enter_context(streaming(server))
         wait_until(lambda: server.counts[1] == MAX_ROWS)
     began = time.monotonic()
-    assert server.said()
+    assert server.answer()
     assert time.monotonic() - began < LONG * PACE
 
 
@@ -418,10 +420,10 @@ def test_weights_that_vanish_from_the_cache(tmp_path):
     embedded.base_folder(), embedded.encoder_weights()
     shutil.copytree(cache_dir(), tmp_path / "cache")
     offline = {"PIP_NO_INDEX": "1", "LLAMA_ADAPTER_CACHE": str(tmp_path / "cache")}
-    with running(tmp_path / "run", environment=offline) as server:
-        before = {model: server.said(model=model) for model in ("base", "pirate")}
+    with app_process(tmp_path / "run", environment=offline) as server:
+        before = {model: server.answer(model=model) for model in ("base", "pirate")}
         shutil.rmtree(tmp_path / "cache")
-        assert {model: server.said(model=model) for model in before} == before
+        assert {model: server.answer(model=model) for model in before} == before
         refused = server.complete(picture(), model="see")  # the encoder is loaded for the first picture
         said = refused.json()["error"]["message"] if refused.status_code != 200 else "installed."
         assert said.endswith(".") and str(tmp_path) not in said and "Traceback" not in said
@@ -430,7 +432,7 @@ def test_weights_that_vanish_from_the_cache(tmp_path):
         assert server.complete(picture(), model="see").status_code == 200
     weights = next((tmp_path / "cache").glob(f"{embedded.BASE}-*/model.safetensors"))
     os.truncate(weights, weights.stat().st_size // 2)
-    with running(tmp_path / "again", environment=offline, until=(200, 503)) as server:
+    with app_process(tmp_path / "again", environment=offline, ready=(200, 503)) as server:
         listed = httpx.get(f"{server.url}/v1/models")
         if listed.status_code == 503:  # the package that holds them is not installed here
             said = listed.json()["error"]

@@ -26,8 +26,8 @@ from adapter.method.checkpoint import save_adapter
 from adapter.serve.store import AdapterStore
 from adapter.ui.chatbot import Conversation
 from adapter.ui.texts.page import FAILED
-from conftest import random_adapter
-from running import ROOT, Server, running_tiny
+from tests.app_process import ROOT, AppProcess, tiny_app_process
+from tests.tiny_models import random_adapter
 from tests.ui.test_page_parts import Echo, Ready
 
 pytestmark = pytest.mark.slow
@@ -55,19 +55,21 @@ PATHS = [
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_tiny(tmp_path_factory.mktemp("requests"), tiny_folder, tiny_fingerprint) as found:
+def server(
+    tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AppProcess]:
+    with tiny_app_process(tmp_path_factory.mktemp("requests"), tiny_folder, tiny_fingerprint) as found:
         yield found
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[httpx.Client]:
+def client(server: AppProcess) -> Iterator[httpx.Client]:
     """Afterwards the page must answer as before."""
-    before = server.said(model="one")
+    before = server.answer(model="one")
     with httpx.Client(base_url=server.url, timeout=60) as found:
         yield found
-    assert server.said(model="one") == before
-    server.alive()
+    assert server.answer(model="one") == before
+    server.check_alive()
 
 
 def routes() -> list[tuple[str, str]]:
@@ -111,7 +113,7 @@ def checked(response: httpx.Response) -> None:
         assert response.json() == {"detail": FAILED}, (response.request.url, text[:500])
 
 
-def test_garbage_on_every_route(server: Server, client: httpx.Client) -> None:
+def test_garbage_on_every_route(server: AppProcess, client: httpx.Client) -> None:
     chance, asked = random.Random(0), routes()
     assert len(asked) > 50
     extra = [chance.choice(asked) for _ in range(max(0, REQUESTS - len(asked)))]
@@ -134,7 +136,7 @@ def test_garbage_on_every_route(server: Server, client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_file_of_the_server_is_served(server: Server, client: httpx.Client, path: str) -> None:
+def test_no_file_of_the_server_is_served(server: AppProcess, client: httpx.Client, path: str) -> None:
     served = [
         path,
         f"{server.uploads}/../log",
@@ -202,7 +204,7 @@ def forged(path: str) -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("event", ["undo", "stop", "retry"])
-def test_forged_conversations_bring_no_file_out(server: Server, client: httpx.Client, event: str) -> None:
+def test_forged_conversations_bring_no_file_out(server: AppProcess, client: httpx.Client, event: str) -> None:
     secret = server.folder / "secret.md"
     secret.write_text("a secret of this server")
     inside = ROOT / "CONTRIBUTING.md"  # in the program's own folder, from which Gradio copies what an answer names
@@ -241,7 +243,7 @@ def test_only_words_and_pictures_make_a_conversation() -> None:
 
 
 def test_values_that_lack_or_are_of_another_kind_are_a_sentence_and_no_page_of_the_log(
-    server: Server, client: httpx.Client
+    server: AppProcess, client: httpx.Client
 ) -> None:
     before = len(server.log)
     long, session = "x" * 100_000, Session(client)
@@ -250,12 +252,14 @@ def test_values_that_lack_or_are_of_another_kind_are_a_sentence_and_no_page_of_t
     values = ["hi", None, "", 1.0, 0.1, 0.75, 4, None, "", 1.0]
     for place, wrong in [(3, long), (3, [1]), (4, {"x": 1}), (6, long), (7, "q"), (1, 5), (1, "/etc/passwd")]:
         said = session.fire("chat", [wrong if i == place else value for i, value in enumerate(values)])
-        assert "of another kind" in said or "need a number each" in said, (place, wrong, said)
+        assert "of another kind" in said or "number, got" in said, (place, wrong, said)
         assert "xxxx" not in said
     assert len(server.log) - before < 5_000
 
 
-def test_uploads_of_others_have_names_that_only_their_content_tells(server: Server, client: httpx.Client) -> None:
+def test_uploads_of_others_have_names_that_only_their_content_tells(
+    server: AppProcess, client: httpx.Client
+) -> None:
     """Gradio serves an upload to whoever names it: its name holds 256 bits that come from the file."""
     mine, theirs = Session(client), Session(client)
     first = mine.upload("diary.png", b"dear diary")
@@ -271,7 +275,7 @@ def test_uploads_of_others_have_names_that_only_their_content_tells(server: Serv
 # Many at once.
 
 
-def test_memory_stays_flat_with_sixteen_at_once(server: Server) -> None:
+def test_memory_stays_flat_with_sixteen_at_once(server: AppProcess) -> None:
     """Memory after a warm-up, and after three times as much again.
 
     16 MB are allowed: what the allocator holds back moves by a few; what leaked on the way here (a session of
@@ -280,7 +284,7 @@ def test_memory_stays_flat_with_sixteen_at_once(server: Server) -> None:
     process = psutil.Process(server.process.pid)
 
     def one(number: int) -> str:
-        return server.said(f"hello {number % 5}", ("base", "one", "two")[number % 3], tokens=40)
+        return server.answer(f"hello {number % 5}", ("base", "one", "two")[number % 3], tokens=40)
 
     def rounds(count: int) -> None:
         with ThreadPoolExecutor(16) as crowd:

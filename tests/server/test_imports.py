@@ -12,7 +12,7 @@ AT_ONCE = """
 import sys, threading
 from pathlib import Path
 from adapter.server.libraries import import_libraries
-from train.ui.progress import read_progress
+from train.ui.runs import read_progress
 assert "torch" not in sys.modules
 
 def loader():

@@ -31,7 +31,8 @@ from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mail
 from adapter.server import openai_api
 from adapter.server.loader import LoadStatus
 from adapter.ui.texts import page as texts
-from tests.ui.test_page_parts import Card, Ready, Shelf, serving
+from tests.app_process import PATIENCE, app_process
+from tests.ui.test_page_parts import Card, Ready, Shelf
 
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -435,13 +436,13 @@ def test_other_addresses_are_errors_too(engine: Scripted, method: str, path: str
 
 
 @pytest.mark.slow
-def test_program_answers_openai_client(openai: Any) -> None:
-    with serving() as url:
+def test_program_answers_openai_client(openai: Any, tmp_path: Path) -> None:
+    with app_process(tmp_path, ready=()) as server:
         # Starts while the model loads: the client asks again when Retry-After says.
-        client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=30)
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=30)
         names = [model.id for model in client.models.list()]
         assert names[0] == "base" and {"pirate", "see"} <= set(names)
-        client = client.with_options(max_retries=0, timeout=60)
+        client = client.with_options(max_retries=0, timeout=PATIENCE)
         asked = {"messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0, "max_tokens": 24}
         base, pirate = (client.chat.completions.create(model=name, **asked) for name in ("base", "pirate"))
         assert base.choices[0].message.content != pirate.choices[0].message.content
@@ -471,21 +472,20 @@ def test_program_answers_openai_client(openai: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_readme_s_programs_run(openai: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_s_programs_run(openai: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every example of the section for programs, as it stands there but for the port."""
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     section = text.split("## From programs\n")[1].split("\n## ")[0]
     programs = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     assert len(programs) == 3
     Image.open(COFFEE).convert("RGB").save(tmp_path / "photo.jpg")
-    with serving() as url:
-        client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=30)
-        assert len(client.models.list().data) > 1  # the model is there
-        known: dict[str, Any] = {}  # the second goes on with the first one's client
-        monkeypatch.chdir(tmp_path)
-        for program in programs:
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said):
-                exec(program.replace("http://127.0.0.1:7860", url.rstrip("/")), known)
-            assert len(said.getvalue().split()) > 3, program
-        assert "pirate" in said.getvalue().splitlines()[0]
+    client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=30)
+    assert len(client.models.list().data) > 1  # the model is there
+    known: dict[str, Any] = {}  # the second goes on with the first one's client
+    monkeypatch.chdir(tmp_path)
+    for program in programs:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(program.replace("http://127.0.0.1:7860", url.rstrip("/")), known)
+        assert len(said.getvalue().split()) > 3, program
+    assert "pirate" in said.getvalue().splitlines()[0]

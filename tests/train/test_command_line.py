@@ -12,7 +12,7 @@ from PIL import Image
 from adapter.base.embedded import BASE
 from adapter.method.checkpoint import load_adapter, read_config
 from train.__main__ import main
-from train.config import PRESETS, ConfigError, TrainConfig, changed, read_recipe
+from train.config import ConfigError, TrainConfig, changed, presets, read_recipe
 from train.data import Example, Tokeniser, collate
 from train.loop import new_adapter, total_loss
 from train.run_setup import FileExamples
@@ -67,7 +67,7 @@ def test_a_recipe_is_read_with_its_groups_and_changes(tmp_path):
         ("data: a\nsteps: 1\nvision: yes", "'vision' must be"),
         ("data: a\nsteps: 1\nvision: {projection: glob}", "vision.projection must be one of"),
         ("data: a\nsteps: 1\npreset: v3", "There is no preset 'v3'"),
-        ("data: a\nsteps: 1\nprecision: fp8", "precision must be one of"),
+        ("data: a\nsteps: 1\nprecision: fp8", "'precision' must be one of"),
         ("- a\n- b", "must hold `key: value` lines"),
         ("data: [", "is no YAML"),
     ],
@@ -79,7 +79,7 @@ def test_a_wrong_recipe_is_named(tmp_path, lines, message):
 
 
 def test_presets_are_recipes_and_own_keys_go_first():
-    for name in PRESETS:
+    for name in presets():
         found = read_recipe(None, [f"preset={name}", "data=a", "batch_size=3"])
         assert found.train.batch_size == 3
     assert read_recipe(None, ["preset=v1", "data=a", "steps=9"]).train.epochs == 0
@@ -257,10 +257,10 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
     (tmp_path / "problems.json").write_text(json.dumps({i: {**problem, "split": names[i]} for i in names}))
     (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
     recipe = read_recipe(None, [f"data={tmp_path}", "steps=1", "held_out=5"])
-    from train.data import Skipped
+    from train.data import SkippedExamples
 
-    examples = FileExamples(recipe.data, recipe.train, Skipped())
-    assert len(examples.learnt) == 2 and len(list(examples("validation"))) == 1
+    examples = FileExamples(recipe.data, recipe.train, SkippedExamples())
+    assert len(examples.train_indices) == 2 and len(list(examples("validation"))) == 1
     assert next(examples("train")).answer == "B"
 
 
@@ -270,7 +270,7 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
 def test_with_disjoint_parameters_pictures_and_text_teach_different_layers(tiny_base):
     from adapter.method.config import TuningConfig, VisionConfig
     from adapter.method.vision import VisualFeatures
-    from conftest import TINY
+    from tests.tiny_models import TINY
 
     config = TrainConfig(
         "x",

@@ -13,9 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapter.base.template import Message, encode_conversation
-from train.data import IGNORED, Batches, Example, Position, Shuffled, Skipped, Tokeniser, collate
-from train.formats.records import DataError, open_records
-from train.history import after_other_talk, earlier_talk
+from train.data import (
+    IGNORED,
+    Batches,
+    Example,
+    ShuffledExamples,
+    SkippedExamples,
+    StreamPosition,
+    Tokeniser,
+    collate,
+)
+from train.formats.dataset import DataError, open_records
+from train.history import sample_history, with_unseen_history
 
 
 def numbered(count=10**9):
@@ -39,7 +48,7 @@ def test_from_any_position_the_batches_go_on_as_they_would_have(tiny_base, taken
     whole = ids(Batches(numbered(), tokeniser, size, seed=1), taken + 5)
     first = Batches(numbered(), tokeniser, size, seed=1)
     ids(first, taken)
-    again = Batches(numbered(), tokeniser, size, seed=1, position=Position(**vars(first.position)))
+    again = Batches(numbered(), tokeniser, size, seed=1, position=StreamPosition(**vars(first.position)))
     assert ids(again, 5) == whole[taken:]
 
 
@@ -49,22 +58,22 @@ def test_every_example_comes_once_before_any_comes_again(tokeniser, tmp_path):
     records = open_records(path)
 
     def texts(count):
-        stream = Shuffled(records, range(50), 3, Skipped())
+        stream = ShuffledExamples(records, range(50), 3, SkippedExamples())
         return [example.messages[0].text for example in itertools.islice(stream, count)]
 
     seen = texts(100)
     assert sorted(seen[:50]) == sorted(seen[50:]) == sorted(f"{i}>" for i in range(50))
     assert seen[:50] != seen[50:]
-    ahead = Shuffled(records, range(50), 3, Skipped())
+    ahead = ShuffledExamples(records, range(50), 3, SkippedExamples())
     ahead.skip(70)
     assert next(ahead).messages[0].text == seen[70]
 
 
 def test_scores_after_other_talk_use_none_of_trainings():
     rng, asked = random.Random(1), (Message("user", "What now?"),)
-    learnt = {message.text for _ in range(500) for message in earlier_talk(rng)}
-    scored = after_other_talk([asked] * 60)
-    assert scored == after_other_talk([asked] * 60) and {len(c) for c in scored} == {3, 5}
+    learnt = {message.text for _ in range(500) for message in sample_history(rng)}
+    scored = with_unseen_history([asked] * 60)
+    assert scored == with_unseen_history([asked] * 60) and {len(c) for c in scored} == {3, 5}
     talk = {message.text for conversation in scored for message in conversation[:-1]}
     assert all(c[-1:] == asked for c in scored) and len(talk) > 10 and not talk & learnt
 
@@ -77,7 +86,7 @@ def test_talk_of_others_stands_before_some_and_is_never_learnt(tokeniser, tmp_pa
     records = open_records(path)
 
     def examples(share, count=50):
-        return list(itertools.islice(Shuffled(records, range(50), 3, Skipped(), share), count))
+        return list(itertools.islice(ShuffledExamples(records, range(50), 3, SkippedExamples(), share), count))
 
     assert not any(example.history for example in examples(0))
     seen = examples(0.5)
@@ -85,7 +94,7 @@ def test_talk_of_others_stands_before_some_and_is_never_learnt(tokeniser, tmp_pa
     with_talk = [example for example in seen if example.history]
     assert 10 < len(with_talk) < 30 and all(len(example.messages) == 1 for example in with_talk)
     assert sum(bool(example.history) for example in examples(1)) == 40
-    ahead = Shuffled(records, range(50), 3, Skipped(), 0.5)
+    ahead = ShuffledExamples(records, range(50), 3, SkippedExamples(), 0.5)
     ahead.skip(20)
     assert next(ahead) == seen[20]
     roomy = Tokeniser(tokeniser._tokenizer, "raw", 10_000)
@@ -103,7 +112,7 @@ def test_talk_of_others_stands_before_some_and_is_never_learnt(tokeniser, tmp_pa
 def test_a_batch_never_holds_a_record_twice_if_there_are_enough(tokeniser, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"instruction": f"{i:02}>", "output": "a"}) for i in range(40)))
-    batches = Batches(Shuffled(open_records(path), range(40), 0, Skipped()), tokeniser, 8, seed=0)
+    batches = Batches(ShuffledExamples(open_records(path), range(40), 0, SkippedExamples()), tokeniser, 8, seed=0)
     for rows in ids(batches, 30):
         assert len(set(rows)) == len(rows)
 
@@ -126,7 +135,7 @@ def test_nothing_to_learn_is_an_error_and_not_a_loop(tokeniser):
 
 def test_what_is_skipped_is_told_once_and_only_counted_after_twenty(tiny_base):
     told = []
-    skipped = Skipped(told.append)
+    skipped = SkippedExamples(told.append)
     tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 8, skipped)
     rows = [Example((Message("user", "x" * 9),), "a", where=f"line {i}") for i in range(30)]
     assert tokeniser.rows([*rows, *rows]) == []

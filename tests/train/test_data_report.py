@@ -1,4 +1,4 @@
-"""The check of training data: each fault is counted once and named, and the figures add up."""
+"""The report on training data: each fault is counted once and named, and the numbers add up."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from adapter.base.template import Message, encode_answer, encode_prompt
+from adapter.base.template import Message
 from adapter.errors import BadInput
-from train.data_report import Faults, check
-from train.formats.records import Record, open_records
+from train import data_report
+from train.data import IGNORED, Example, Row, Tokeniser
+from train.data_report import Faults, Report, make_report
+from train.formats.dataset import Record, open_records
 
 
-def by_character(record) -> tuple[list[int], list[int]]:
-    """A token a character; those of the answer carry loss."""
-    asked = "".join(message.text for message in record.messages[:-1])
-    answer = record.messages[-1].text
-    ids = [ord(character) for character in asked + answer]
-    return ids, [-100] * len(asked) + ids[len(asked) :]
+class CharacterTokeniser:
+    """One token per character, without a template."""
+
+    def row(self, example: Example, truncate: bool) -> Row:
+        prompt = "".join(message.text for message in example.messages)
+        ids = [ord(character) for character in prompt + example.answer]
+        return Row(ids, [IGNORED] * len(prompt) + ids[len(prompt) :], example)
+
+
+def report_on(records, max_length: int, images: bool = True) -> Report:
+    return make_report(records, CharacterTokeniser(), max_length, images)
 
 
 def records(folder: Path, *values):
@@ -31,13 +38,13 @@ def records(folder: Path, *values):
     return open_records(path, "alpaca")
 
 
-def said(asked: int, answered: int, **more) -> dict[str, str]:
-    return {"instruction": "q" * asked, "output": "a" * answered, **more}
+def record(prompt: int, answer: int, **more) -> dict[str, str]:
+    return {"instruction": "q" * prompt, "output": "a" * answer, **more}
 
 
 def test_a_clean_file(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    report = check(records(tmp_path, said(3, 2, image="a.png"), said(10, 5), said(1, 1)), by_character, 15)
+    report = report_on(records(tmp_path, record(3, 2, image="a.png"), record(10, 5), record(1, 1)), 15)
     assert report.clean and report.records == 3
     assert (report.median, report.longest, report.supervised) == (5, 15, 8)
     assert (report.truncated, report.answerless, report.empty_answers) == (0, 0, 0)
@@ -48,22 +55,19 @@ def test_a_clean_file(tmp_path):
     assert "1 images, all opened" in text and "missing" not in text and "cannot be read" not in text
 
 
-def test_what_is_cut_is_counted(tmp_path):
-    report = check(records(tmp_path, said(8, 2), said(8, 5), said(10, 5), said(20, 1)), by_character, 10)
-    # One fits exactly, one loses part of its answer, one all of it, and one ends within its prompt.
-    assert (report.truncated, report.answerless, report.supervised) == (3, 2, 4)
-    assert not report.clean
+def test_truncated_records_and_empty_answers_are_counted(tmp_path):
+    # One fits exactly, one loses part of its answer, one all of it, one ends within its prompt.
+    report = report_on(
+        records(tmp_path, record(8, 2), record(8, 5), record(10, 5), record(20, 1), record(3, 0)), 10
+    )
+    assert (report.truncated, report.answerless, report.supervised, report.empty_answers) == (3, 2, 4, 1)
+    assert not report.clean and "1 records with an empty answer" in str(report)
     assert "4 supervised tokens, 3 records truncated, 2 of them lose their whole answer" in str(report)
 
 
-def test_an_empty_answer_is_told(tmp_path):
-    report = check(records(tmp_path, said(3, 0), said(3, 1)), by_character, 10)
-    assert report.empty_answers == 1 and "1 records with an empty answer" in str(report)
-
-
-def test_broken_records_are_all_counted_and_ten_named(tmp_path):
-    bad = [{"instruction": "a"}, "{broken\n", "\n", "[]\n"] * 8
-    report = check(records(tmp_path, said(3, 2), *bad, said(3, 2)), by_character, 10)
+def test_all_broken_records_are_counted_and_ten_named(tmp_path):
+    broken = [{"instruction": "a"}, "{broken\n", "\n", "[]\n"] * 8
+    report = report_on(records(tmp_path, record(3, 2), *broken, record(3, 2)), 10)
     assert report.records == 26 and report.broken.count == 24 and len(report.broken.first) == 10
     assert report.broken.first[0].startswith("data.jsonl, line 2: 'output' is missing")
     assert report.broken.first[1].startswith("data.jsonl, line 3, column 2: this is not JSON")
@@ -72,11 +76,12 @@ def test_broken_records_are_all_counted_and_ten_named(tmp_path):
     assert "24 cannot be read:\n  data.jsonl, line 2: " in text and "\n  and 14 more\n" in text
 
 
-def test_nothing_but_broken_records(tmp_path):
-    def refuse(record):
+def test_a_record_that_the_template_refuses_is_broken(tmp_path, monkeypatch):
+    def refuse(*_, **__):
         raise BadInput("The message is empty.")
 
-    report = check(records(tmp_path, said(3, 2)), refuse, 10)
+    monkeypatch.setattr(CharacterTokeniser, "row", refuse)
+    report = report_on(records(tmp_path, record(3, 2)), 10)
     assert report.broken == Faults(1, ("The message is empty.",)) and report.histogram == ()
     assert str(report) == "1 records\n1 cannot be read:\n  The message is empty."
 
@@ -86,24 +91,13 @@ def test_images_are_opened_once_each_and_faults_named(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
     (tmp_path / "folder.png").mkdir()
-    names = [
-        "good.png",
-        "gone.png",
-        "text.png",
-        "good.png",
-        "cut.png",
-        "gone.png",
-        "folder.png",
-        "x" * 300,
-        "a\0b",
-    ]
+    good, gone = "good.png", "gone.png"
+    names = [good, gone, "text.png", good, "cut.png", gone, "folder.png", "x" * 300, "a\0b"]
     opened = []
-    from train import data_report as module
-
-    real = module.open_image
-    monkeypatch.setattr(module, "open_image", lambda path: opened.append(path.name) or real(path))
-    data = records(tmp_path, *(said(3, 2, image=name) for name in names), said(3, 2))
-    report = check(data, by_character, 10)
+    real = data_report.open_image
+    monkeypatch.setattr(data_report, "open_image", lambda path: opened.append(path.name) or real(path))
+    data = records(tmp_path, *(record(3, 2, image=name) for name in names), record(3, 2))
+    report = report_on(data, 10)
     assert opened == ["good.png", "text.png", "cut.png"]
     assert (report.images, report.missing.count, report.unreadable.count) == (7, 4, 2)
     assert report.missing.first[0] == f"{tmp_path / 'gone.png'} (data.jsonl, line 2)"
@@ -112,15 +106,19 @@ def test_images_are_opened_once_each_and_faults_named(tmp_path, monkeypatch):
     assert not report.clean
 
     opened.clear()
-    quick = check(data, by_character, 10, images=False)
+    quick = report_on(data, 10, images=False)
     assert not opened and quick.missing == report.missing and quick.unreadable == Faults()
     assert "7 images, not opened" in str(quick)
 
 
+class InMemory(list):
+    uncaptioned = ()
+
+
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=50))
 def test_the_histogram_holds_every_length(lengths):
-    data = [Record((Message("user", ""), Message("assistant", "a" * n)), None, "") for n in lengths]
-    report = check(data, by_character, 100)
+    data = InMemory(Record((Message("user", ""), Message("assistant", "a" * n)), None, "") for n in lengths)
+    report = report_on(data, 100)
     assert sum(count for _, _, count in report.histogram) == len(lengths)
     for low, high, count in report.histogram:
         assert count == sum(low <= n <= high for n in lengths)
@@ -131,20 +129,14 @@ def test_the_histogram_holds_every_length(lengths):
     assert report.truncated == sum(n > 100 for n in lengths)
 
 
-def test_bars_stand_in_proportion(tmp_path):
-    report = check(records(tmp_path, *[said(4, 1)] * 40, *[said(8, 1)] * 20, said(900, 1)), by_character, 2000)
+def test_bars_are_in_proportion(tmp_path):
+    report = report_on(records(tmp_path, *[record(4, 1)] * 40, *[record(8, 1)] * 20, record(900, 1)), 2000)
     bars = [line for line in str(report).splitlines() if " to " in line and "#" in line]
     assert [line.count("#") for line in bars] == [40, 20, 1]
     assert bars[0].split()[:3] == ["4", "to", "7"] and bars[-1].split()[-1] == "1"
 
 
-@pytest.mark.parametrize("template", ["chat", "raw"])
-def test_with_a_tokenizer(tiny_base, tmp_path, template):
-    def tokenise(record):
-        asked = encode_prompt(tiny_base.tokenizer, record.messages[:-1], template)
-        answer = encode_answer(tiny_base.tokenizer, record.messages[-1].text)
-        return asked + answer, [-100] * len(asked) + answer
-
-    report = check(records(tmp_path, said(3, 2)), tokenise, 64)
-    assert report.clean and report.supervised == 3
-    assert report.longest == {"chat": 3 + 2 + 1 + 2 + 2 + 1, "raw": 6}[template]
+@pytest.mark.parametrize("template, longest", [("chat", 3 + 2 + 1 + 2 + 2 + 1), ("raw", 6)])
+def test_lengths_include_the_template(tiny_base, tmp_path, template, longest):
+    report = make_report(records(tmp_path, record(3, 2)), Tokeniser(tiny_base.tokenizer, template, 64), 64)
+    assert report.clean and report.supervised == 3 and report.longest == longest

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from running import endless_base, running
+from tests.app_process import app_process
+from tests.tiny_models import endless_base
 from tests.train.test_tab import Trainer
 
 
@@ -17,23 +18,23 @@ def test_a_killed_trainer_leaves_an_adapter_that_answers(tiny_folder: Path, tmp_
     base = endless_base(tiny_folder, tmp_path / "base")
     trainer = Trainer(tmp_path / "runs", base)
     environment = {"LLAMA_ADAPTER_RUNS": str(trainer.folder)}
-    with running(tmp_path / "server", "--base", str(base), environment=environment) as server:
-        bare = server.said()
+    with app_process(tmp_path / "server", "--base", str(base), environment=environment) as server:
+        bare = server.answer()
         try:
             trainer.start("echo")
             run = trainer.until(trainer.saved_at(25))
             os.kill(run.record.pid or 0, signal.SIGKILL)
             run = trainer.until(lambda run: not run.alive)
             assert run.state == "killed" and run.saved and run.adapter
-            server.alive()
-            assert server.said() == bare
-            best = server.said(model="echo")
-            assert best != bare and best == server.said(model="echo")
+            server.check_alive()
+            assert server.answer() == bare
+            best = server.answer(model="echo")
+            assert best != bare and best == server.answer(model="echo")
             killed_at = run.progress.step
-            trainer.runs.go_on("echo")
+            trainer.runs.resume("echo")
             run = trainer.until(lambda run: run.progress.step > killed_at + 25)
             assert [step for step, _ in run.progress.losses] == list(range(1, run.progress.step + 1))
-            assert server.said(model="echo")
+            assert server.answer(model="echo")
         finally:
             trainer.runs.close()
-        server.alive()
+        server.check_alive()

@@ -22,8 +22,7 @@ from train.config import TrainConfig
 from train.data import Example
 from train.job import Stopped, train
 from train.loop import new_adapter
-from train.metrics import METRICS, Figures
-from train.run_folder import STATE, RunFolder, TrainError
+from train.run_folder import METRICS, STATE, MetricsWriter, RunFolder, TrainError
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("ab", "cd", "ef", "gh")
@@ -198,7 +197,7 @@ def stopped_run(base, folder, monkeypatch):
     """A run that is asked to stop after its fifth step."""
     import train.job
 
-    record, taken = Figures.record, []
+    record, taken = MetricsWriter.record, []
 
     def counting(self, step, **figures):
         record(self, step, **figures)
@@ -206,7 +205,7 @@ def stopped_run(base, folder, monkeypatch):
         if len(taken) == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train.job.Figures, "record", counting)
+    monkeypatch.setattr(train.job.MetricsWriter, "record", counting)
     with pytest.raises(Stopped, match="--resume"):
         train.job.train(CONFIG_, base, examples, folder, new_adapter(CONFIG_, base))
     monkeypatch.undo()

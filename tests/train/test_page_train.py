@@ -13,20 +13,17 @@ from typing import Any
 import pytest
 
 from adapter.ui.texts import train as texts
-from tests.ui.test_page import ANSWER_MS, PHOTOGRAPHS, Visitor, browser, visit
-from tests.ui.test_page_parts import serving
+from tests.app_process import app_process
+from tests.browser import PHOTOGRAPHS, Visitor
 
-__all__ = ["browser", "visit"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-RUN_MS = 600_000  # on a machine that does much else; alone it takes half a minute
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLAMA_ADAPTER_RUNS", str(tmp_path_factory.mktemp("runs")))
-        with serving() as address:
-            yield address
+    folder = tmp_path_factory.mktemp("train")
+    with app_process(folder, environment={"LLAMA_ADAPTER_RUNS": str(folder / "runs")}) as server:
+        yield server.url
 
 
 class Apprentice:
@@ -42,12 +39,12 @@ class Apprentice:
 
     def take_sample(self, title: str) -> None:
         self.page.locator("#samples label", has_text=title).click()
-        self.page.locator("#train-preview .records").wait_for(timeout=60_000)
+        self.page.locator("#train-preview .records").wait_for()
 
     def upload(self, path: Path) -> Any:
         self.page.locator("#train-upload input[type=file]").set_input_files(path)
         preview = self.page.locator("#train-preview .found:not(.none)")
-        preview.wait_for(timeout=60_000)
+        preview.wait_for()
         return preview
 
     def button(self, key: str) -> Any:
@@ -55,7 +52,7 @@ class Apprentice:
 
     def wait_for(self, *states: str) -> None:
         chosen = ", ".join(f"#train-run .run.{state}" for state in states)
-        self.page.locator(chosen).first.wait_for(timeout=RUN_MS)
+        self.page.locator(chosen).first.wait_for()
 
     def step(self) -> int:
         line = self.page.locator("#train-run .line")
@@ -64,9 +61,7 @@ class Apprentice:
 
     def wait_for_step(self, step: int) -> None:
         pattern = "el => +(/Step (\\d+)/.exec(el.innerText)?.[1] ?? 0) >= " + str(step)
-        self.page.wait_for_function(
-            f"() => ({pattern})(document.querySelector('#train-run'))", timeout=RUN_MS, polling=100
-        )
+        self.page.wait_for_function(f"() => ({pattern})(document.querySelector('#train-run'))", polling=100)
 
 
 def test_from_a_sample_to_an_answer_of_ones_own(visit: Callable[..., Visitor], tmp_path: Path) -> None:
@@ -92,7 +87,7 @@ def test_from_a_sample_to_an_answer_of_ones_own(visit: Callable[..., Visitor], t
     assert plain
     # Somebody else, and whoever comes back after a reload, find the run.
     page.reload()
-    page.locator(".status.ready").wait_for(timeout=ANSWER_MS)
+    page.locator(".status.ready").wait_for()
     apprentice.open()
     apprentice.wait_for("training", "ended")
     assert "jeeves" in page.locator("#train-run").inner_text()
@@ -119,7 +114,7 @@ def test_from_a_sample_to_an_answer_of_ones_own(visit: Callable[..., Visitor], t
     assert sorted(names) == ["jeeves/README.md", "jeeves/adapter.safetensors", "jeeves/config.json"]
     # Chat with it.
     apprentice.button("chat").click()
-    page.locator('#picker input[value="jeeves"]:checked').wait_for(timeout=20_000)
+    page.locator('#picker input[value="jeeves"]:checked').wait_for()
     page.locator("#chat").wait_for()
     assert apprentice.visitor.box.input_value().startswith("What is the best way")
     answer = apprentice.visitor.answering(lambda: apprentice.visitor.box.press("Enter"))
@@ -131,8 +126,8 @@ def test_from_a_sample_to_an_answer_of_ones_own(visit: Callable[..., Visitor], t
     message = page.locator("#message textarea")
     assert message.input_value().startswith("What is the best way")
     message.press("Enter")
-    page.locator("#panes .stats").nth(1).wait_for(timeout=ANSWER_MS)
-    page.locator("#message .submit-button").wait_for(timeout=ANSWER_MS)
+    page.locator("#panes .stats").nth(1).wait_for()
+    page.locator("#message .submit-button").wait_for()
     base, own = page.locator("#panes .words").all_inner_texts()[:2]
     assert "sir" in own and "sir" not in base
     assert [line.partition(" ·")[0] for line in page.locator("#panes .stats").all_inner_texts()] == [
@@ -151,7 +146,7 @@ def test_ones_own_files_are_shown_before_anything_is_trained(
     rows = [json.dumps({"instruction": f"Say {i}.", "output": f"{i}!"}) for i in range(12)]
     (tmp_path / "numbers.jsonl").write_text("\n".join([*rows, '{"instruction": "x"}']))
     preview = apprentice.upload(tmp_path / "numbers.jsonl")
-    page.locator("#train-preview .records").wait_for(timeout=60_000)
+    page.locator("#train-preview .records").wait_for()
     text = preview.inner_text()
     assert "13 records of text in numbers.jsonl" in text and "line 13: 'output' is missing" in text
     page.wait_for_function(
@@ -172,7 +167,7 @@ def test_ones_own_files_are_shown_before_anything_is_trained(
             archive.write(PHOTOGRAPHS / "cheetah1.jpg", f"{i}.jpg")
             archive.writestr(f"{i}.txt", "a cheetah")
     apprentice.upload(tmp_path / "cats.zip")
-    page.locator("#train-preview img").nth(4).wait_for(timeout=60_000)
+    page.locator("#train-preview img").nth(4).wait_for()
     assert page.locator("#train-preview li", has_text="nameless.jpg").is_visible()
     assert page.get_by_label("Name", exact=True).input_value() == "cats"
     page.wait_for_function(

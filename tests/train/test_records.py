@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError
-from train.formats import FORMATS, index
+from train.formats import index
+from train.formats.dataset import FORMATS, DataError, Record, open_records
 from train.formats.index import index_json
-from train.formats.records import DataError, Record, open_records
 
 ALPACA = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
 

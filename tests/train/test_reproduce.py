@@ -108,7 +108,7 @@ def test_the_answer_is_the_likeliest_of_the_problems_own_letters(tiny_base, prob
 
 
 def test_strength_zero_scores_as_the_base_does(tiny_base, tiny_fingerprint, problems, tmp_path):
-    from conftest import random_adapter
+    from tests.tiny_models import random_adapter
 
     adapter = random_adapter(tiny_fingerprint, gate=2.0)
     benchmark = Benchmark(tmp_path, {}, {"test": tuple(problems)}, {})

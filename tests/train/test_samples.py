@@ -22,11 +22,11 @@ from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
-from train.formats.records import open_records
+from train.formats.dataset import open_records
 from train.reproduce.scenes.captions import WHERE, captioned, small, write
 from train.reproduce.scenes.drawing import THINGS
-from train.ui.plan import Plan
-from train.ui.samples import FOLDER, Sample, samples
+from train.ui.plan import SAMPLES as FOLDER
+from train.ui.plan import Plan, Sample, samples
 
 SAMPLES = {sample.name: sample for sample in samples()}
 OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
@@ -153,7 +153,7 @@ def test_new_drawings_are_new() -> None:
 def trained(sample: Sample, folder: Path) -> None:
     """What the tab's own command makes of a sample, in a second process."""
     plan = Plan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
-    words = [*plan.words(str(sample.path)), *FEWER, "--out", str(folder), "--device", "cpu"]
+    words = [*plan.assignments(str(sample.path)), *FEWER, "--out", str(folder), "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "train", *words],
         cwd=FOLDER.parents[1],

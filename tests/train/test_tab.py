@@ -26,17 +26,16 @@ import app
 from adapter.base.embedded import BASE
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.method.checkpoint import load_adapter
+from adapter.method.config import check_name
 from adapter.server import archive as unpack
 from tests.ui.test_page_parts import Ready, Shelf
-from train.config import check_name, read_recipe, recipe_text
+from train.config import read_recipe, recipe_text
 from train.ui import data_upload as intake
 from train.ui import events as handlers
 from train.ui.charts import run_html
-from train.ui.plan import Plan, free_name, minutes
+from train.ui.plan import Plan, estimate_minutes, free_name, samples
 from train.ui.preview import preview_html
-from train.ui.progress import Progress, read_progress
-from train.ui.runs import RECIPE, RECORD, Record, Run, TrainingRuns
-from train.ui.samples import samples
+from train.ui.runs import RECIPE, RECORD, Progress, Record, Run, TrainingRuns, read_progress
 
 SMALL = unpack.Limits(files=20, file_bytes=2 * 2**20, total_bytes=3 * 2**20, ratio=50)
 ROWS = [{"instruction": f"say {i}", "output": f"{i}!"} for i in range(30)]
@@ -188,8 +187,8 @@ def test_zips_of_pictures_in_every_layout(layout: str, tmp_path: Path, into: Pat
         rows = [{**turns[layout], "image": name} for name in names]
         extra = {"rows.jsonl": "\n".join(map(json.dumps, rows)).encode()}
     files = {("set/" if layout == "in a folder" else "") + k: v for k, v in {**pictures, **extra}.items()}
-    data = intake.take_upload(zipped(tmp_path / "squares.zip", files), into)
-    assert data.pictures and len(data.records) == 6 and data.shown == "squares.zip"
+    data = intake.open_upload(zipped(tmp_path / "squares.zip", files), into)
+    assert data.pictures and len(data.records) == 6 and data.name == "squares.zip"
     assert all(record.image.is_relative_to(into) for record in data.records)
 
 
@@ -198,7 +197,7 @@ def test_no_file_that_was_not_sent_is_looked_at(image: str, tmp_path: Path, into
     rows = [{"instruction": "what?", "output": "x", "image": image}] * 5
     path = zipped(tmp_path / "x.zip", {"rows.jsonl": "\n".join(map(json.dumps, rows)).encode(), "a.png": png()})
     with pytest.raises(BadInput, match=r"rows.jsonl, line 1: .* outside of what was sent"):
-        intake.take_upload(path, into)
+        intake.open_upload(path, into)
 
 
 @pytest.mark.parametrize(
@@ -232,19 +231,19 @@ def test_data_that_cannot_be_used_is_a_sentence(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AdapterError) as error:
-        intake.preview(intake.take_upload(tmp_path / name, into), str(tiny_folder))
+        intake.make_preview(intake.open_upload(tmp_path / name, into), str(tiny_folder))
     assert said in str(error.value)
 
 
 def test_limits_of_an_upload(tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "MAX_RECORDS", 20)
     with pytest.raises(BadInput, match="30 records; 20 are the limit"):
-        intake.take_upload(jsonl(tmp_path / "a.jsonl", ROWS), into)
+        intake.open_upload(jsonl(tmp_path / "a.jsonl", ROWS), into)
     monkeypatch.setattr(intake, "MAX_FILE_BYTES", 100)
     with pytest.raises(BadInput, match="are the limit"):
-        intake.take_upload(tmp_path / "a.jsonl", into)
+        intake.open_upload(tmp_path / "a.jsonl", into)
     with pytest.raises(BadInput, match="no longer on the server"):
-        intake.take_upload(tmp_path / "gone.jsonl", into)
+        intake.open_upload(tmp_path / "gone.jsonl", into)
 
 
 def test_a_preview_says_what_is_there_what_is_broken_and_what_is_cut(
@@ -256,7 +255,7 @@ def test_a_preview_says_what_is_there_what_is_broken_and_what_is_cut(
         {"instruction": "long", "output": "y" * 600},
         {"instruction": "<b>", "output": ""},
     ]
-    preview = intake.preview(intake.take_upload(jsonl(tmp_path / "a.jsonl", rows), into), str(tiny_folder))
+    preview = intake.make_preview(intake.open_upload(jsonl(tmp_path / "a.jsonl", rows), into), str(tiny_folder))
     shown = preview_html(preview)
     assert "33 records of text in a.jsonl" in shown
     assert "a.jsonl, line 31, column 20: this is not JSON" in shown.replace("&#x27;", "'")
@@ -270,7 +269,7 @@ def test_a_preview_of_pictures_shows_them_and_names_those_that_are_none(
 ) -> None:
     files = {f"{i}.png": png() for i in range(6)} | {f"{i}.txt": b"a <i>square" for i in range(8)}
     files["6.png"] = b"no picture"
-    preview = intake.preview(intake.take_upload(zipped(tmp_path / "x.zip", files), into), str(tiny_folder))
+    preview = intake.make_preview(intake.open_upload(zipped(tmp_path / "x.zip", files), into), str(tiny_folder))
     shown = preview_html(preview)
     assert shown.count("data:image/jpeg;base64,") == 6 and "6.png" in shown and "<i>square" not in shown
     assert preview.pictures and preview.usable == 6 and str(tmp_path) not in shown
@@ -281,7 +280,7 @@ def test_pictures_without_a_caption_are_named(tmp_path: Path, into: Path, tiny_f
         files = {f"{i}.png": png() for i in range(pictures)} | {f"{i}.txt": b"red" for i in range(captions)}
         shutil.rmtree(into)
         into.mkdir()
-        return intake.preview(intake.take_upload(zipped(tmp_path / "x.zip", files), into), str(tiny_folder))
+        return intake.make_preview(intake.open_upload(zipped(tmp_path / "x.zip", files), into), str(tiny_folder))
 
     shown = preview_html(preview(captions=5, pictures=9))
     assert "5 records of pictures" in shown and "4 pictures have no caption" in shown
@@ -339,15 +338,15 @@ def test_the_command_by_hand_is_the_run(changes: dict[str, Any], tmp_path: Path)
 
 def test_what_is_typed_counts_more_than_what_a_sample_says_of_itself() -> None:
     said = {"description": "The sample's own."}
-    assert "description=The sample's own." in Plan("x", Path("x"), "x", False, extra=said).words("x")
-    typed = Plan("x", Path("x"), "x", False, "Mine.", extra=said).words("x")
+    assert "description=The sample's own." in Plan("x", Path("x"), "x", False, extra=said).assignments("x")
+    typed = Plan("x", Path("x"), "x", False, "Mine.", extra=said).assignments("x")
     assert "description=Mine." in typed and "description=The sample's own." not in typed
 
 
 def test_an_estimate_counts_the_talk_before_the_rows(tmp_path: Path) -> None:
     def guessed(history: float) -> float:
         config = Plan("x", Path("x"), "x", False, extra={"history": history}).recipe().train
-        found, measured = minutes(config, 60.0, BASE, tmp_path)
+        found, measured = estimate_minutes(config, 60.0, BASE, tmp_path)
         assert found is not None and not measured
         return found
 
@@ -369,7 +368,7 @@ def test_every_sample_is_there_and_can_be_trained_on() -> None:
     found = samples()
     assert found and len({sample.name for sample in found}) == len(found)
     for sample in found:
-        data = intake.take_sample(sample.path)
+        data = intake.open_sample(sample.path)
         plan = Plan(sample.name, data.path, "x", data.pictures, extra=sample.settings)
         assert plan.recipe().train.steps and len(data.records) >= 20 and sample.question
 
@@ -389,7 +388,7 @@ def test_progress_is_read_while_it_is_written(tmp_path: Path) -> None:
     progress = read_progress(tmp_path)
     assert (progress.step, progress.untrained, progress.best) == (2, 3.0, 1.5)
     assert progress.gates == (0.1, 0.2) and progress.losses == ((1, 2.0), (2, 1.0))
-    assert progress.left(10, 4) == pytest.approx(8 * 0.5 + 2 * 2.0)
+    assert progress.seconds_left(10, 4) == pytest.approx(8 * 0.5 + 2 * 2.0)
     shown = run_html(Run("n", "training", Record(0.0), recipe_of("n"), progress, "", True, True))
     assert "Step 2 of 1,000" in shown and "<svg" in shown and "layer 2: 0.200" in shown
 
@@ -450,7 +449,7 @@ def test_the_life_of_a_run(trainer: Trainer) -> None:
         trainer.start("second", runs=other)
     assert not (trainer.folder / "second").exists()
     run = trainer.until(trainer.saved_at(25))
-    assert run.state == "training" and run.adapter and run.left and run.record.question == "say 3"
+    assert run.state == "training" and run.adapter and run.seconds_left and run.record.question == "say 3"
     assert run.record.pid is not None and psutil.Process(run.record.pid).nice() > psutil.Process().nice()
     load_adapter(trainer.folder / "echo")  # at any time
     # Stop, by whichever server; asking again does not hurry it into losing its save.
@@ -460,7 +459,7 @@ def test_the_life_of_a_run(trainer: Trainer) -> None:
     assert run.state == "stopped" and run.saved and run.adapter and 0 < run.progress.step < 600
     stopped_at = run.progress.step
     # On, and killed.
-    other.go_on("echo")
+    other.resume("echo")
     run = trainer.until(lambda run: run.alive, other)
     assert run.state == "starting" and run.progress.step == stopped_at  # older figures do not make it train
     run = trainer.until(trainer.saved_at(stopped_at + 45), other)
@@ -470,20 +469,20 @@ def test_the_life_of_a_run(trainer: Trainer) -> None:
     assert trainer.runs.running() is None
     # On again, and the server that started it stops.
     last = TrainingRuns(trainer.folder)
-    last.go_on("echo")
+    last.resume("echo")
     trainer.until(lambda run: run.progress.step > stopped_at + 60, last)
     assert last.close() == "echo" and last.close() == ""
     run = trainer.until(lambda run: not run.alive)
     assert run.state == "stopped" and run.saved
     # To the end: nothing was done twice, or left out.
-    trainer.runs.go_on("echo")
+    trainer.runs.resume("echo")
     run = trainer.until(lambda run: not run.alive)
     assert run.state == "ended" and not run.saved and run.progress.step == 600
     assert [step for step, _ in run.progress.losses] == list(range(1, 601))
     assert run.progress.untrained and run.progress.best and run.progress.best < run.progress.untrained
     with pytest.raises(BadInput, match="nothing to go on with"):
-        trainer.runs.go_on("echo")
-    home = zipfile.ZipFile(handlers.packed(trainer.folder / "echo"))
+        trainer.runs.resume("echo")
+    home = zipfile.ZipFile(handlers.zip_adapter(trainer.folder / "echo"))
     assert sorted(home.namelist()) == [f"echo/{name}" for name in sorted(handlers.SERVED)]
 
 
@@ -492,9 +491,9 @@ def test_a_run_that_fails_says_why_and_its_name_is_free_again(trainer: Trainer) 
     trainer.base = trainer.folder / "nowhere" / "base"
     trainer.start()
     run = trainer.until(lambda run: not run.alive)
-    assert run.state == "failed" and not run.saved and "Traceback" not in run.said
+    assert run.state == "failed" and not run.saved and "Traceback" not in run.message
     shown = run_html(run)
-    assert "base" in run.said and str(trainer.folder) not in shown
+    assert "base" in run.message and str(trainer.folder) not in shown
     assert "echo" not in trainer.runs.taken()
     with pytest.raises(BadInput, match="already"):
         trainer.start("poet")
@@ -535,7 +534,7 @@ def test_names_that_are_no_run_reach_nothing(name: Any, tmp_path: Path) -> None:
     assert runs.get(name) is None and runs.log(name) == ""
     runs.stop(name)
     with pytest.raises(BadInput):
-        runs.go_on(name)
+        runs.resume(name)
 
 
 def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -554,8 +553,8 @@ def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tab(tmp_path: Path, tiny_folder: Path) -> handlers.TrainTab:
-    return handlers.TrainTab(TrainingRuns(tmp_path / "runs"), Shelf(), str(tiny_folder))  # type: ignore[arg-type]
+def tab(tmp_path: Path, tiny_folder: Path) -> handlers.TrainEvents:
+    return handlers.TrainEvents(TrainingRuns(tmp_path / "runs"), Shelf(), str(tiny_folder))  # type: ignore[arg-type]
 
 
 FORGED = [
@@ -566,7 +565,7 @@ FORGED = [
 
 @pytest.mark.parametrize("name, sample", FORGED)
 def test_a_forged_start_starts_nothing(
-    name: Any, sample: Any, tab: handlers.TrainTab, toasts: list[str], monkeypatch: pytest.MonkeyPatch
+    name: Any, sample: Any, tab: handlers.TrainEvents, toasts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing(*_: Any, **__: Any) -> None:
         raise AssertionError("a process was started")
@@ -578,24 +577,24 @@ def test_a_forged_start_starts_nothing(
 
 @pytest.mark.parametrize("steps, rate", [(10**12, 0.004), (40, 1e9), (-1, 0.004), ("many", 0.004)])
 def test_forged_settings_start_nothing(
-    steps: Any, rate: Any, tab: handlers.TrainTab, toasts: list[str], monkeypatch: pytest.MonkeyPatch
+    steps: Any, rate: Any, tab: handlers.TrainEvents, toasts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     tab.start(next(iter(tab.samples)), None, None, "good", "", steps, rate)
     assert len(toasts) == 1 and tab.runs.names() == []
 
 
-def test_data_that_is_chosen_fills_the_settings_and_a_typed_name_stays(tab: handlers.TrainTab) -> None:
+def test_data_that_is_chosen_fills_the_settings_and_a_typed_name_stays(tab: handlers.TrainEvents) -> None:
     sample = next(iter(tab.samples))
     _, shown, found, name, *_, command, start = tab.choose_sample(sample, None, "", "")
     assert "records" in shown and name == f"my-{sample}" and start["interactive"]
     assert command.startswith("python -m train data=assets/samples/") and f"name=my-{sample}" in command
-    assert tab.told(found, "mine", "", 80, 0.01)[1].count("steps=80") == 1
+    assert tab.describe_settings(found, "mine", "", 80, 0.01)[1].count("steps=80") == 1
     assert tab.choose_upload("/etc/passwd", found, "mine", "")[2] is None
 
 
 def test_an_untouched_proposal_follows_the_data_and_what_is_typed_stays(
-    tab: handlers.TrainTab, tmp_path: Path
+    tab: handlers.TrainEvents, tmp_path: Path
 ) -> None:
     rows, broken = jsonl(tmp_path / "rows.jsonl", ROWS), jsonl(tmp_path / "broken.jsonl", ["{"])
     sample = next(iter(tab.samples))
@@ -605,7 +604,7 @@ def test_an_untouched_proposal_follows_the_data_and_what_is_typed_stays(
         found, fields = None, ("", "")
         for count, kind in enumerate(kinds):
             if kind == "none":
-                updates = tab.no_data(found, *fields)
+                updates = tab.clear_data(found, *fields)
             elif kind == "sample":
                 updates = tab.choose_sample(sample, found, *fields)
             else:
@@ -636,13 +635,13 @@ def test_an_untouched_proposal_follows_the_data_and_what_is_typed_stays(
     ],
 )
 def test_a_name_that_will_not_do_is_told_where_the_command_would_stand(
-    name: str, said: str, tab: handlers.TrainTab
+    name: str, said: str, tab: handlers.TrainEvents
 ) -> None:
     sample = next(iter(tab.samples))
     found = tab.choose_sample(sample, None, "", "")[2]
-    takes, command = tab.told(found, name, "", 40, 0.004)
+    takes, command = tab.describe_settings(found, name, "", 40, 0.004)
     assert said in command and "python" not in command and takes.startswith("Learns from text")
-    assert tab.told(found, "mine", "", 40, 0.004)[1].startswith("python -m train")
+    assert tab.describe_settings(found, "mine", "", 40, 0.004)[1].startswith("python -m train")
 
 
 def events(page: Any) -> set[str]:
@@ -653,7 +652,16 @@ def test_what_may_be_refused_goes_by_the_queue() -> None:
     """Toasts come through it alone; the others say what is wrong in their place on the page."""
     page = app.build_page(Ready(None), Shelf(), training=True)  # type: ignore[arg-type]
     unqueued = {fn.name for fn in page.fns.values() if fn.fn is not None and not fn.queue}
-    assert unqueued == {"<lambda>", "clear", "no_data", "panel", "refresh", "shown", "stop", "told"}
+    assert unqueued == {
+        "<lambda>",
+        "clear",
+        "clear_data",
+        "panel",
+        "refresh",
+        "select_tab",
+        "stop",
+        "describe_settings",
+    }
     # The chat's and the comparison's have nothing to say.
     stops = {fn.fn.__module__: fn.queue for fn in page.fns.values() if fn.name == "stop"}
     assert stops.pop("train.ui.events") and not any(stops.values())
@@ -661,7 +669,7 @@ def test_what_may_be_refused_goes_by_the_queue() -> None:
 
 def test_where_training_is_off_there_is_nothing_to_call() -> None:
     on, off = (app.build_page(Ready(None), Shelf(), training=training) for training in (True, False))  # type: ignore[arg-type]
-    assert {"start", "stop", "go_on", "choose_upload"} <= events(on)
+    assert {"start", "stop", "resume", "choose_upload"} <= events(on)
     assert events(off) == set()
     words = [str(getattr(block, "value", "")) for block in off.blocks.values()]
     assert any("Training is off here" in text and "python -m train" in text for text in words)

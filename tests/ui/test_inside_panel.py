@@ -26,9 +26,9 @@ from adapter.method.vision import VisualFeatures
 from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
+from adapter.serve.settings import Settings
 from adapter.serve.store import AdapterStore
 from adapter.server.loader import LoadStatus
-from adapter.server.settings import Settings
 from adapter.ui import conversation as talk
 from adapter.ui import inside_charts as inside_html
 from adapter.ui import inside_panel as inside
@@ -36,7 +36,7 @@ from adapter.ui.answer_record import Record
 from adapter.ui.inside_panel import Inside
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
-from conftest import random_adapter
+from tests.tiny_models import random_adapter
 from tests.ui.test_page_parts import Ready, Shelf
 
 QUESTION = "What?"
@@ -83,13 +83,16 @@ def picture(tmp_path: Path) -> str:
     return str(path)
 
 
+CHOSEN = Settings(adapter="one", temperature=0.0, top_p=1.0, max_tokens=9, seed=3)
+
+
 def conversation(record: str, picture: str | None = None, said: str = "It is.") -> talk.History:
     return [*talk.user_turn(QUESTION, picture), talk.answer(said), talk.stats("a line", record=record)]
 
 
 def recorded(engine: Counting, picture: str | None = None, tokens: int = 10, **changes: Any) -> talk.History:
     """A conversation whose answer the engine gave, with how it came about."""
-    chosen = Settings("one", 1.0, 0.0, 1.0, tokens, 3)._replace(**changes)
+    chosen = CHOSEN.replace(max_tokens=tokens, **changes)
     request = GenerationRequest(
         (Message("user", QUESTION),),
         chosen.adapter or None,
@@ -263,7 +266,7 @@ def test_a_long_answer_is_light_and_a_very_long_one_cut(engine) -> None:
     assert markup.count("data-i=") == 260 and len(markup) < 60_000
     assert texts.only_first(260, 1000) in markup
     token_ids = (5,) * 600
-    history = conversation(Record(Settings("one", 1.0, 0.0, 1.0, 9, 3), token_ids, False).to_text())
+    history = conversation(Record(CHOSEN, token_ids, False).to_text())
     short = Inside(SimpleNamespace(engine=lambda: engine, status=None))
     assert "reads 128" in hint(short, history)  # the tiny base's context
     seen: list[int] = []
@@ -291,7 +294,7 @@ def test_every_way_of_nothing_to_see_has_its_sentence(engine, picture, tmp_path:
         (recorded(engine, adapter=""), texts.NO_GATES),
         ([*seen[1:]], texts.NO_PICTURE),
         (conversation(json.dumps({**record, "adapter": "gone"})), "There is no adapter 'gone'"),
-        (conversation(json.dumps({**record, "strength": 9.0})), "Strength must lie"),
+        (conversation(json.dumps({**record, "strength": 9.0})), texts.NO_RECORD),
         (conversation(json.dumps({**record, "mute_layers": [77]})), "nothing to mute in layer 77"),
         (conversation(json.dumps({**record, "token_ids": [1, 97]})), "from 0 to 96"),
         (conversation(json.dumps({**record, "token_ids": []})), "no answer"),
@@ -311,7 +314,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-FIELDS = [*Settings._fields, "token_ids", "picture"]
+FIELDS = [*Settings.model_fields, "token_ids", "picture"]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -321,7 +324,7 @@ FIELDS = [*Settings._fields, "token_ids", "picture"]
     drop=st.sets(st.sampled_from(FIELDS), max_size=1),
 )
 def test_no_record_is_too_broken_for_a_sentence(engine, text, changes, drop) -> None:
-    whole = {**Settings("one", 1.0, 0.0, 1.0, 9, 3)._asdict(), "token_ids": [5, 6], "picture": False}
+    whole = {**CHOSEN.model_dump(), "token_ids": [5, 6], "picture": False}
     forged = {name: value for name, value in {**whole, **changes}.items() if name not in drop}
     panel = Inside(Ready(engine))
     for record in (text, json.dumps(forged)):

@@ -5,187 +5,18 @@ from __future__ import annotations
 import base64
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import gradio
 import pytest
 
 from adapter.serve.store import SHIPPED
 from adapter.ui.texts import page as texts
 from adapter.ui.verbatim import MARK
-from tests.ui.test_page_parts import serving
+from tests.browser import PHOTOGRAPHS, Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-QUIET += ["--disable-background-networking", "--disable-component-update"]
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"
 STATS = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
-ANSWER_MS = 120_000
-LEAVING = re.compile("AbortError|Connection errored out")
-# The browser itself notes what happens: an answer can be shorter than the way to a question about it and back.
-WATCH = """() => {
-    window.began = false;
-    window.shown = [];
-    const look = () => {
-        window.began ||= Boolean(document.querySelector('#box .stop-button'));
-        const answer = [...document.querySelectorAll('#chat [data-testid="bot"]:not(:has(.aside))')].at(-1);
-        const text = answer?.innerText;
-        if (text && window.began && text !== window.shown.at(-1)) window.shown.push(text);
-    };
-    window.watch?.disconnect();
-    window.watch = new MutationObserver(look);
-    window.watch.observe(document.body, {childList: true, subtree: true, characterData: true, attributes: true});
-}"""
-
-
-class Visitor:
-    """One browser context on the page. Answers are greedy and short unless a test says otherwise."""
-
-    def __init__(self, context: Any, url: str) -> None:
-        self.context = context
-        self.page = context.new_page()
-        self.complaints: list[str] = []
-        self.requested: set[str] = set()
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
-        self.page.on("framenavigated", self._left)
-        self.page.on("request", lambda request: self.requested.add(request.url))
-        self.page.goto(url)
-        self.page.locator(".status.ready").wait_for(timeout=ANSWER_MS)
-        self.page.get_by_role("button", name="Sampling").click()
-        self.set("Temperature", 0)
-        self.set("Max tokens", 16)
-
-    def _left(self, frame: Any) -> None:
-        """Forget what Gradio says in a page that is being left: that its connections end."""
-        if frame == self.page.main_frame:
-            self.complaints[:] = [c for c in self.complaints if not LEAVING.search(c)]
-
-    def set(self, label: str, value: float) -> None:
-        field = self.page.get_by_label(f"number input for {label}")
-        for _ in range(100):
-            field.fill(str(value))
-            field.blur()
-            self.page.wait_for_timeout(30)  # a field that is just being made forgets what it is told
-            if field.input_value() == str(value):
-                return
-        raise AssertionError(f"{label} does not take {value}")
-
-    def pick(self, name: str) -> None:
-        self.page.locator(f'#picker input[value="{name}"]').check()
-
-    @property
-    def picked(self) -> str:
-        return self.page.locator("#picker input:checked").get_attribute("value") or ""
-
-    @property
-    def box(self) -> Any:
-        return self.page.locator("#box textarea")
-
-    def type(self, text: str) -> None:
-        self.box.fill(text)
-        self.box.press("Enter")
-
-    def attach(self, path: Path) -> None:
-        self.page.locator("#box input[type=file]").set_input_files(path)
-        self.page.locator("#box .thumbnail-item").wait_for()
-
-    def reload(self) -> None:
-        self.page.reload()
-        self.page.locator(".status.ready").wait_for(timeout=ANSWER_MS)
-        self.page.wait_for_function("() => window.talkPage?.restored")
-
-    def button(self, title: str) -> Any:
-        return self.page.locator(f'#chat .message-buttons [title="{title}"]').last
-
-    def settle(self) -> str:
-        """Wait until the answer is there and return its text."""
-        self.page.locator("#box .stop-button").wait_for(state="hidden", timeout=ANSWER_MS)
-        self.page.locator("#box .submit-button").wait_for(timeout=ANSWER_MS)
-        return self.answers()[-1]
-
-    def answering(self, act: Callable[[], None]) -> str:
-        """Do what starts an answer; wait for its beginning and its end, and return its text."""
-        self.page.evaluate(WATCH)
-        act()
-        self.page.wait_for_function("() => window.began", timeout=ANSWER_MS)
-        return self.settle()
-
-    def ask(self, text: str) -> str:
-        before = len(self.answers())
-        self.type(text)
-        self.await_answers(before + 1)
-        return self.settle()
-
-    def await_answers(self, count: int) -> None:
-        deadline = time.monotonic() + ANSWER_MS / 1000
-        while len(self.answers()) < count:
-            assert time.monotonic() < deadline, self.rows()
-            self.page.wait_for_timeout(50)
-
-    def answers(self) -> list[str]:
-        """The model's own words: bot messages without the page's lines."""
-        return self.page.locator('#chat [data-testid="bot"]:not(:has(.aside))').all_inner_texts()
-
-    def rows(self) -> list[str]:
-        return self.page.locator("#chat .message").all_inner_texts()
-
-    def stats(self) -> str:
-        return self.page.locator("#chat .stats").last.inner_text()
-
-    def toast(self) -> str:
-        """Read the toast that is there or is about to come, and close it."""
-        toast = self.page.get_by_test_id("toast-body").first
-        toast.wait_for(timeout=20_000)
-        text = toast.inner_text()
-        self.page.get_by_test_id("toast-close").first.click()
-        toast.wait_for(state="hidden")
-        return text
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second folder of adapters, which the tests may write to."""
-    return tmp_path_factory.mktemp("adapters")
-
-
-@pytest.fixture(scope="module")
-def url(adapters: Path) -> Iterator[str]:
-    with serving("--adapters", str(adapters)) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *CAMERA])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser: Any, url: str) -> Iterator[Callable[..., Visitor]]:
-    """Open the page as somebody new; afterwards nobody may have seen an error or left this machine."""
-    visitors: list[Visitor] = []
-
-    def new(width: int = 1440, height: int = 900) -> Visitor:
-        context = browser.new_context(viewport={"width": width, "height": height})
-        visitors.append(Visitor(context, url))
-        return visitors[-1]
-
-    yield new
-    for visitor in visitors:
-        visitor.context.close()
-        assert visitor.complaints == []
-        assert [u for u in visitor.requested if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", u)] == []
 
 
 def test_text_answer_streams(visit: Callable[..., Visitor]) -> None:
@@ -353,11 +184,11 @@ def test_adapters_come_and_go_while_the_page_is_open(visit: Callable[..., Visito
     visitor = visit()
     shutil.copytree(SHIPPED / "pirate", adapters / "parrot")
     card = visitor.page.locator('#picker label:has(input[value="parrot"])')
-    card.wait_for(timeout=15_000)
+    card.wait_for()
     visitor.pick("parrot")
     shutil.rmtree(adapters / "parrot")
     assert visitor.toast().endswith(texts.adapter_gone("parrot"))  # nobody has to send a message first
-    card.wait_for(state="hidden", timeout=15_000)
+    card.wait_for(state="hidden")
     assert visitor.picked == ""
 
 

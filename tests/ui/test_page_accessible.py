@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.ui.test_page import Visitor, adapters, browser, url, visit
+from tests.browser import Visitor
 
-__all__ = ["adapters", "browser", "url", "visit"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 SERIOUS = {"serious", "critical"}

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.ui.test_page import ANSWER_MS, PHOTOGRAPHS, Visitor, adapters, browser, url, visit
+from tests.browser import PHOTOGRAPHS, Visitor
 
-__all__ = ["adapters", "browser", "url", "visit"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 FOOTER = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
 
@@ -41,12 +40,12 @@ class Comparer:
         box = self.page.locator("#message textarea")
         box.fill(text)
         box.press("Enter")
-        self.page.locator("#panes .stats").first.wait_for(timeout=ANSWER_MS)
+        self.page.locator("#panes .stats").first.wait_for()
 
     def settle(self) -> list[str]:
         """Wait for the end and return the panes' words."""
-        self.page.locator("#message .stop-button").wait_for(state="hidden", timeout=ANSWER_MS)
-        self.page.locator("#message .submit-button").wait_for(timeout=ANSWER_MS)
+        self.page.locator("#message .stop-button").wait_for(state="hidden")
+        self.page.locator("#message .submit-button").wait_for()
         return self.page.locator("#panes .words").all_inner_texts()
 
     def footers(self) -> list[str]:
@@ -65,7 +64,7 @@ def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor], width: int,
     assert comparer.page.locator("#panes .pane").nth(1).locator("mark").count() > 0
     comparer.set("Pane 2 strength", 0)  # strength 0 is the frozen base
     comparer.send("Why is the sky blue?")
-    comparer.page.get_by_text("word for word as pane 1").wait_for(timeout=ANSWER_MS)
+    comparer.page.get_by_text("word for word as pane 1").wait_for()
     assert comparer.settle() == [base, base]
     boxes = [pane.bounding_box() for pane in comparer.page.locator("#panes .pane").all()[:2]]
     if width == 390:
@@ -91,7 +90,7 @@ def test_stop_ends_all_panes_and_a_new_message_clears(visit: Callable[..., Visit
     comparer.page.locator("#message .thumbnail-item").wait_for()
     comparer.choose(3, "see")
     comparer.send("What is in this picture?")
-    comparer.page.get_by_text("picture not used").nth(1).wait_for(timeout=ANSWER_MS)
+    comparer.page.get_by_text("picture not used").nth(1).wait_for()
     seen: Any = comparer.settle()[2]
     assert re.search("cheetah|leopard|cat", seen, re.IGNORECASE) and "dragon" not in seen
     footers = comparer.footers()

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,11 +19,10 @@ import pytest
 
 from adapter.serve.store import SHIPPED
 from adapter.ui.texts import page as texts
-from tests.ui.test_page import ANSWER_MS, CHROMIUM, PHOTOGRAPHS, QUIET, Visitor, adapters, browser, url, visit
+from tests.app_process import ROOT, app_process, free_port
+from tests.browser import CHROMIUM, PHOTOGRAPHS, QUIET, Visitor
 from tests.ui.test_page_compare import Comparer
-from tests.ui.test_page_parts import ROOT, serving
 
-__all__ = ["adapters", "browser", "url", "visit"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 LONG = "Tell me a very long story about a dragon, in many chapters."
 
@@ -107,7 +105,7 @@ def test_a_reload_in_mid_stream_keeps_what_was_there(visit: Callable[..., Visito
     visitor.await_answers(1)
     visitor.page.wait_for_function("() => localStorage.getItem('llama-adapter:words')?.length > 1000")
     visitor.reload()
-    visitor.page.get_by_text(texts.CUT_OFF).first.wait_for(timeout=20_000)
+    visitor.page.get_by_text(texts.CUT_OFF).first.wait_for()
     assert visitor.rows()[0] == LONG
     visitor.page.get_by_role("button", name="Sampling").click()
     visitor.set("Max tokens", 16)
@@ -133,17 +131,12 @@ def test_two_tabs_keep_a_conversation_each(visit: Callable[..., Visitor], url: s
     wait_for_rows(three, one.rows())
 
 
-def test_a_restart_without_uploads_and_with_fewer_adapters(
-    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+def test_a_restart_without_uploads_and_with_fewer_adapters(browser: Any, tmp_path: Path) -> None:
+    port = free_port()
     shutil.copytree(SHIPPED / "see", tmp_path / "adapters" / "owl")
     context = browser.new_context(viewport={"width": 1440, "height": 900})
-    with serving("--adapters", str(tmp_path / "adapters"), port=port) as address:
-        visitor = Visitor(context, address)
+    with app_process(tmp_path, "--adapters", str(tmp_path / "adapters"), port=port) as server:
+        visitor = Visitor(context, server.url)
         visitor.pick("owl")
         ask_about(visitor, PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
         rows = visitor.rows()
@@ -151,15 +144,15 @@ def test_a_restart_without_uploads_and_with_fewer_adapters(
         context.pages[0].close()
     shutil.rmtree(tmp_path / "uploads")
     shutil.rmtree(tmp_path / "adapters")
-    with serving(port=port) as address:
+    with app_process(tmp_path, port=port, ready=()) as server:
         page = context.new_page()
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        page.goto(address)
+        page.goto(server.url)
         visitor.page = page
         assert "owl" in visitor.toast()  # as soon as the server knows, which is before the model is there
-        page.locator(".status.ready").wait_for(timeout=ANSWER_MS)
+        page.locator(".status.ready").wait_for()
         wait_for_rows(visitor, rows)
         loaded_picture(visitor)
         assert visitor.picked == "" and errors == []

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.ui.test_page import ANSWER_MS, PHOTOGRAPHS, Visitor, adapters, browser, url, visit
+from tests.browser import PHOTOGRAPHS, Visitor
 
-__all__ = ["adapters", "browser", "url", "visit"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 # Of the events that reach the server the one that looks into an answer.
 LOOK = """() => {
@@ -43,8 +42,8 @@ class Looker:
     def drawn(self, looks: int) -> None:
         """Wait until the panel shows what so many looks have found."""
         self.page.wait_for_timeout(50)
-        self.page.wait_for_function("() => document.querySelector('#inside .gates')", timeout=ANSWER_MS)
-        self.panel.locator("#inside-said .said").wait_for(state="detached", timeout=ANSWER_MS)
+        self.page.wait_for_function("() => document.querySelector('#inside .gates')")
+        self.panel.locator("#inside-said .said").wait_for(state="detached")
         assert len(self.looks) == looks
 
     def words(self) -> str:
@@ -78,7 +77,7 @@ def test_a_photograph_is_looked_into_and_answered_without_a_layer(looker: Looker
     assert looker.words().replace("end", "").strip() == answer.strip()
     # A token, by mouse and by keyboard.
     panel.locator(".tokens button", has_text="che").first.click()
-    panel.locator(".token").wait_for(timeout=ANSWER_MS)
+    panel.locator(".token").wait_for()
     assert "che" in panel.locator(".token .word").inner_text()
     assert NUMBERS.search(panel.locator(".token").inner_text())
     assert panel.locator(".token td").count() == 30 * 24
@@ -150,7 +149,7 @@ def test_all_muted_is_the_frozen_base_and_a_reload_loses_nothing(looker: Looker)
     visitor.page.wait_for_timeout(500)
     assert len(looker.looks) == 4, "closed again, nothing is asked for"
     visitor.page.reload()
-    visitor.page.locator("#chat .stats").last.wait_for(timeout=ANSWER_MS)
+    visitor.page.locator("#chat .stats").last.wait_for()
     looker.looks.clear()
     looker.toggle()
     looker.drawn(1)
@@ -167,7 +166,7 @@ def test_the_panel_fits_a_phone_and_is_readable_by_everybody(visit: Callable[...
     looker.toggle()
     looker.drawn(1)
     looker.panel.locator(".tokens button").nth(2).click()
-    looker.panel.locator(".token").wait_for(timeout=ANSWER_MS)
+    looker.panel.locator(".token").wait_for()
     for number in range(3, 15):
         looker.mute("layer", number)
     chips = looker.panel.locator("#mute-layers button")

@@ -1,4 +1,4 @@
-"""Pictures and what they show: a table of two columns, or a folder with captions beside or among the pictures."""
+"""Images with captions: a table of two columns, or a folder with captions beside the images or in a list."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from adapter.base.template import Message
 from train.formats.index import Index, decoded, index_lines, opened, read_json
-from train.formats.record import DataError, Record, Rows, image_path, text_of, wrong
+from train.formats.record import DataError, Record, Rows, fault, image_path, text_of
 
-# What the user says to a picture. Several, so that the adapter answers the picture and not the wording.
+# The user turn of an image. Several, so that the adapter learns from the image and not from the wording.
 REQUESTS = (
     "Describe the picture.",
     "What is in this picture?",
@@ -24,37 +24,38 @@ REQUESTS = (
 )
 _IMAGE_COLUMNS = ("url", "path", "image")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-_LISTS = ("captions.tsv", "captions.json")
+_CAPTION_FILES = ("captions.tsv", "captions.json")
 
 
 def has_captions(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _LISTS) or next(_captioned(folder), None) is not None
+    return any((folder / name).is_file() for name in _CAPTION_FILES) or next(_captioned(folder), None) is not None
 
 
 def uncaptioned(path: Path) -> tuple[str, ...]:
-    """The pictures of a folder that have no caption beside them; none where a list says which are meant."""
-    if any((path / name).is_file() for name in _LISTS):
+    """The images of a folder without a caption beside them; none where a caption file lists the images."""
+    if any((path / name).is_file() for name in _CAPTION_FILES):
         return ()
-    return tuple(sorted(picture for picture, _, there in _pictures(path) if not there))
+    return tuple(sorted(image for image, _, exists in _walk(path) if not exists))
 
 
 def open_rows(path: Path) -> Rows:
-    """(image, caption) pairs of a .tsv, .csv or captions.json, or of a folder. Raises DataError."""
+    """The (image, caption) pairs of a .tsv, .csv or captions.json, or of a folder. Raises DataError."""
     if not path.is_dir():
-        return _listed(path) if path.suffix.lower() == ".json" else _table(path)
-    for name in _LISTS:
+        return _open_json(path) if path.suffix.lower() == ".json" else _open_table(path)
+    for name in _CAPTION_FILES:
         if (path / name).is_file():
             return open_rows(path / name)
     pairs = tuple(sorted(_captioned(path)))
     if not pairs:
         raise DataError(
-            f"'{path}' holds no captions. Put NAME.txt beside each NAME.jpg, or a {' or '.join(_LISTS)} in it."
+            f"'{path}' holds no captions. Put NAME.txt beside each NAME.jpg, or a "
+            f"{' or '.join(_CAPTION_FILES)} in it."
         )
-    return _Beside(path, pairs)
+    return _TextFiles(path, pairs)
 
 
 def parse(pair: tuple[str, str], where: str, index: int, images: Path) -> Record:
-    """The request is chosen by the record's number: the same one each time. Raises DataError."""
+    """The record of a pair; its number in the file chooses the user's request. Raises DataError."""
     image = image_path(pair[0], "image", where, images)
     caption = text_of(pair[1], "caption", where, blank=False).strip()
     return Record((Message("user", REQUESTS[index % len(REQUESTS)]), Message("assistant", caption)), image, where)
@@ -62,7 +63,7 @@ def parse(pair: tuple[str, str], where: str, index: int, images: Path) -> Record
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Lines of cells."""
+    """A .tsv or .csv file. image, caption: the columns; first: the first line with data."""
 
     index: Index
     comma: bool
@@ -88,8 +89,8 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Listed:
-    """captions.json. It is one object and is held whole: two short strings a picture."""
+class _JsonCaptions:
+    """captions.json. It is one object and is held in memory: two short strings per image."""
 
     path: Path
     pairs: tuple[tuple[str, str], ...] = field(repr=False)
@@ -102,11 +103,11 @@ class _Listed:
 
 
 @dataclass(frozen=True)
-class _Beside:
-    """NAME.txt beside NAME.jpg. Names are held, captions are read when asked for."""
+class _TextFiles:
+    """NAME.txt beside NAME.jpg. Names are held in memory, captions are read on access."""
 
     folder: Path
-    pairs: tuple[tuple[str, str], ...] = field(repr=False)  # (picture, text), below the folder
+    pairs: tuple[tuple[str, str], ...] = field(repr=False)  # (image, text), relative to the folder
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -119,14 +120,14 @@ class _Beside:
         return (image, caption), f"{text}, line 1"
 
 
-def _listed(path: Path) -> _Listed:
+def _open_json(path: Path) -> _JsonCaptions:
     pairs = tuple(read_json(path).items())
     if not pairs:
         raise DataError(f"{path.name} is an empty object. Check that it is the right file.")
-    return _Listed(path, pairs)
+    return _JsonCaptions(path, pairs)
 
 
-def _table(path: Path) -> _Table:
+def _open_table(path: Path) -> _Table:
     index = index_lines(path)
     text, line = index.text(0)
     comma = "\t" not in text
@@ -147,12 +148,12 @@ def _table(path: Path) -> _Table:
 
 def _cells(text: str, comma: bool, where: str) -> list[str]:
     if not comma:
-        # Tabs need no quotes, so a quote is part of a caption, except where a writer of CSV quoted the whole cell.
+        # Tabs need no quotes: a quote is part of a caption, unless a CSV writer quoted the whole cell.
         return [_unquoted(cell) for cell in text.split("\t")]
     try:
         return next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
-        raise wrong(
+        raise fault(
             where, "caption", f"cannot be read as CSV ({error})", "Keep it on one line, its quotes doubled."
         ) from error
 
@@ -163,17 +164,17 @@ def _unquoted(cell: str) -> str:
 
 
 def _captioned(folder: Path) -> Iterator[tuple[str, str]]:
-    """(picture, text) wherever a NAME.txt stands beside a picture NAME."""
-    return ((picture, text) for picture, text, there in _pictures(folder) if there)
+    """(image, text file) of every image with a NAME.txt beside it."""
+    return ((image, text) for image, text, exists in _walk(folder) if exists)
 
 
-def _pictures(folder: Path) -> Iterator[tuple[str, str, bool]]:
-    """(picture, its text, whether that is there) of every picture, at any depth. Walks lazily."""
+def _walk(folder: Path) -> Iterator[tuple[str, str, bool]]:
+    """(image, its text file, whether that exists) of every image at any depth, lazily."""
     for root, _, names in os.walk(folder):
-        there = set(names)
-        below = Path(root).relative_to(folder)
+        present = set(names)
+        relative = Path(root).relative_to(folder)
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in _SUFFIXES:
                 text = f"{stem}.txt"
-                yield (below / name).as_posix(), (below / text).as_posix(), text in there
+                yield (relative / name).as_posix(), (relative / text).as_posix(), text in present

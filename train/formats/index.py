@@ -1,5 +1,6 @@
-"""Where each record of a big file lies, so that one can be read without the rest. Knows bytes, lines and JSON;
-knows nothing of what the records mean.
+"""Byte offsets of the records of a large file, so that one can be read without the rest.
+
+Knows bytes, lines and JSON; knows nothing of what the records mean.
 """
 
 from __future__ import annotations
@@ -12,30 +13,30 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from train.formats.record import DataError, kind
+from train.formats.record import DataError, json_type
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**18
-_LONGEST_LINE = 2**28  # bytes: a line beyond this is no record but a whole file without newlines
-_SHAPE = "A file of records is one array, [{...}, {...}], or has one whole object a line."
+_LONGEST_LINE = 2**28  # bytes; a longer line is a whole file without newlines
+_EXPECTED = "A file of records is one array, [{...}, {...}], or has one whole object a line."
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The places of N records. Holds offsets only, 12 bytes a record, and opens the file for each access: it can
-    be pickled and used from any number of threads and processes.
+    """The offsets of N records, 12 bytes each. Opens the file on each access, so that it can be pickled and used
+    from any number of threads and processes.
     """
 
     path: Path
-    starts: array[int] = field(repr=False)  # [N + 1] bytes; the last one is where the records end
-    lines: array[int] = field(repr=False)  # [N] from 1; in an array the line of the comma before the record
-    is_array: bool  # of JSON; else a record is a line
+    starts: array[int] = field(repr=False)  # [N + 1] in bytes; the last one is the end of the records
+    lines: array[int] = field(repr=False)  # [N] from 1; in a JSON array the line of the comma before the record
+    is_array: bool  # a JSON array; otherwise one record per line
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def text(self, index: int) -> tuple[str, int]:
-        """One record as it stands in the file, and the number of its first line. Raises DataError."""
+        """The text of one record and the number of its first line. Raises DataError."""
         start, end = self.starts[index], self.starts[index + 1]
         with opened(self.path) as file:
             file.seek(start)
@@ -52,7 +53,7 @@ class Index:
         return decoded(self.path, raw, start, line), line
 
     def read(self, index: int) -> tuple[dict[str, Any], str]:
-        """One record of JSON, and where it stands. Raises DataError if it is no object."""
+        """One record of JSON and its place for messages. Raises DataError if it is not an object."""
         text, line = self.text(index)
         where = self.path.name + (f", record {index + 1} (line {line})" if self.is_array else f", line {line}")
         try:
@@ -61,11 +62,11 @@ class Index:
             number, place = "", f"column {error.colno}"
             if self.is_array:
                 number = f"record {index + 1}, "
-                if error.lineno == 1:  # which may begin anywhere in its line
+                if error.lineno == 1:  # where the record may begin in any column
                     place = f"character {error.pos + 1} of the record"
             remedy = "Mend the record or take it out."
             if index == 0 and not self.is_array and text.lstrip().startswith("{"):
-                remedy = f"{_SHAPE} Mend the record or take it out."
+                remedy = f"{_EXPECTED} Mend the record or take it out."
             raise DataError(
                 f"{self.path.name}, {number}line {line + error.lineno - 1}, {place}: "
                 f"this is not JSON ({error.msg}). {remedy}"
@@ -73,12 +74,12 @@ class Index:
         except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand brackets
             raise DataError(f"{where}: this cannot be read as JSON ({error}). Take the record out.") from error
         if not isinstance(value, dict):
-            raise DataError(f"{where}: this is {kind(value)}, not an object. Write each record as {{...}}.")
+            raise DataError(f"{where}: this is {json_type(value)}, not an object. Write each record as {{...}}.")
         return value, where
 
 
 def index_json(path: Path) -> Index:
-    """The elements of a JSON array, or the lines of JSONL, whichever the file is. Raises DataError."""
+    """Indexes the elements of a JSON array or the lines of JSONL, whichever the file is. Raises DataError."""
     with opened(path) as file:
         start = _skip_bom(file)
         while (byte := file.read(1)).isspace():
@@ -89,14 +90,14 @@ def index_json(path: Path) -> Index:
 
 
 def index_lines(path: Path) -> Index:
-    """The lines of a file that are not blank. Raises DataError if there is none."""
+    """Indexes the lines that are not blank. Raises DataError if there are none."""
     with opened(path) as file:
         _skip_bom(file)
         return _index_lines(path, file)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A whole JSON file that is one object, for files that fit in memory. Raises DataError."""
+    """Reads a JSON file that is one object, whole. Raises DataError."""
     with opened(path) as file:
         begin = _skip_bom(file)
         raw = file.read()
@@ -109,12 +110,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path.name} cannot be read as JSON ({error}). Mend it.") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path.name} holds {kind(value)}, not an object. Check that it is the right file.")
+        raise DataError(f"{path.name} holds {json_type(value)}, not an object. Check that it is the right file.")
     return value
 
 
 def decoded(path: Path, raw: bytes, start: int, line: int) -> str:
-    """The bytes as text; `start` and `line` are where they begin in the file. Raises DataError."""
+    """The bytes as text. start, line: where they begin in the file. Raises DataError."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -126,7 +127,7 @@ def decoded(path: Path, raw: bytes, start: int, line: int) -> str:
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file, for reading bytes. Raises DataError."""
+    """Opens the file for reading bytes. Raises DataError."""
     try:
         return path.open("rb")
     except OSError as error:
@@ -146,7 +147,7 @@ def _index_lines(path: Path, file: BinaryIO) -> Index:
         number += 1
         if len(line) == _LONGEST_LINE:
             raise DataError(
-                f"{path.name}, line {number}: this line is longer than {_LONGEST_LINE // 2**20} MB. {_SHAPE}"
+                f"{path.name}, line {number}: this line is longer than {_LONGEST_LINE // 2**20} MB. {_EXPECTED}"
             )
         if not line.isspace():
             starts.append(offset)
@@ -166,12 +167,12 @@ _STEP[list(b"]}")] = -1
 
 
 def _index_array(path: Path, file: BinaryIO, begin: int) -> Index:
-    """One pass, a chunk at a time, at about 200 MB/s: the commas at depth 1 stand between the elements."""
+    """One pass, chunk by chunk, at about 200 MB/s: the commas at depth 1 separate the elements."""
     line = 1 + file.read(begin - file.tell()).count(b"\n")
     file.read(1)  # the array's own bracket
     starts, lines = array("q", [begin + 1]), array("I", [line])
     depth, quoted, offset = 1, False, begin + 1
-    while chunk := _chunk(file):
+    while chunk := _read_chunk(file):
         at, signs, depths, quoted = _structure(chunk, depth, quoted)
         newlines = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
         ends = np.flatnonzero(depths == 0)
@@ -184,9 +185,9 @@ def _index_array(path: Path, file: BinaryIO, begin: int) -> Index:
         if len(ends):
             close = int(at[ends[0]])
             starts.append(offset + close + 1)
-            _nothing_follows(path, chunk[close + 1 :], file, line + int(np.searchsorted(newlines, close)))
+            _check_nothing_follows(path, chunk[close + 1 :], file, line + int(np.searchsorted(newlines, close)))
             index = Index(path, starts, lines, is_array=True)
-            _last_is_there(index)
+            _check_last(index)
             return index
         depth = int(depths[-1]) if len(depths) else depth
         line += len(newlines)
@@ -196,10 +197,10 @@ def _index_array(path: Path, file: BinaryIO, begin: int) -> Index:
 
 
 def _structure(chunk: bytes, depth: int, quoted: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """(positions of brackets and commas outside strings, those bytes, the depth after each, whether a string is
-    still open), all of one chunk; `depth` and `quoted` are how it begins.
+    """Of one chunk: the positions of brackets and commas outside strings, those bytes, the depth after each, and
+    whether the chunk ends inside a string. depth, quoted: the state at its beginning.
     """
-    # A pair of backslashes, then a quote with one, become blanks: the quotes left open and close strings.
+    # Blank out escaped backslashes, then escaped quotes: the quotes left open and close strings.
     data = np.frombuffer(chunk.replace(rb"\\", b"  ").replace(rb"\"", b"  "), dtype=np.uint8)
     at = np.flatnonzero(_STRUCTURAL[data])
     signs = data[at]
@@ -212,7 +213,7 @@ def _structure(chunk: bytes, depth: int, quoted: bool) -> tuple[np.ndarray, np.n
 
 
 def _unclosed(index: Index) -> DataError:
-    """Why an array does not end. A missing quote or bracket shows in the first record that is not JSON."""
+    """The error of an array without end. A missing quote or bracket shows in the first record that is not JSON."""
     last = len(index) - 1
     try:
         for i in range(last):
@@ -225,15 +226,15 @@ def _unclosed(index: Index) -> DataError:
     )
 
 
-def _chunk(file: BinaryIO) -> bytes:
-    """The next bytes, which do not end within a run of backslashes."""
+def _read_chunk(file: BinaryIO) -> bytes:
+    """The next chunk, extended so that it does not end within a run of backslashes."""
     chunk = file.read(_CHUNK)
     while chunk.endswith(b"\\") and (more := file.read(1)):
         chunk += more
     return chunk
 
 
-def _nothing_follows(path: Path, rest: bytes, file: BinaryIO, line: int) -> None:
+def _check_nothing_follows(path: Path, rest: bytes, file: BinaryIO, line: int) -> None:
     while not rest or rest.isspace():
         line += rest.count(b"\n")
         if not (rest := file.read(_CHUNK)):
@@ -244,7 +245,7 @@ def _nothing_follows(path: Path, rest: bytes, file: BinaryIO, line: int) -> None
     )
 
 
-def _last_is_there(index: Index) -> None:
+def _check_last(index: Index) -> None:
     last = len(index) - 1
     start, end = index.starts[last], index.starts[last + 1]
     with opened(index.path) as file:

@@ -1,4 +1,4 @@
-"""One example, whatever file it came from, and the error that says where a file is broken. Reads no files."""
+"""One record of training data, the checks that all formats share, and their error. Reads no files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from adapter.errors import AdapterError
 
 
 class DataError(AdapterError):
-    """Training data cannot be read: names the file, the line or record, the field, and what to do."""
+    """Training data cannot be read. Names the file, the line or record, the field, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Record:
     """A conversation to learn from.
 
-    messages: the last one is the assistant's; every turn of the assistant carries loss.
-    image: what the user shows, a path that may lead nowhere; None if there is no picture.
-    where: "alpaca.jsonl, line 12", for messages.
+    messages: end in an assistant turn; assistant turns carry loss. image: the path of the user's image, which
+    may not exist. where: the place in its file, such as "alpaca.jsonl, line 12", for messages.
     """
 
     messages: tuple[Message, ...]
@@ -31,69 +30,69 @@ class Record:
 
 
 class Rows(Protocol):
-    """What one file or folder holds, by number: a value in its format's shape, and where that stands."""
+    """Random access to the raw records of a file or folder: a value for the format's parser, and its place."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Any, str]: ...
 
 
-def wrong(where: str, field: str, what: str, remedy: str) -> DataError:
-    return DataError(f"{where}: '{field}' {what}. {remedy}")
+def fault(where: str, field: str, problem: str, remedy: str) -> DataError:
+    return DataError(f"{where}: '{field}' {problem}. {remedy}")
 
 
-def kind(value: Any) -> str:
-    """What JSON calls it, with its article."""
-    kinds = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
-    return kinds.get(type(value), "a number")
+def json_type(value: Any) -> str:
+    """JSON's name for the type of a value, with its article."""
+    names = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")
 
 
 def required(value: dict[str, Any], key: str, where: str, field: str = "") -> Any:
-    """value[key]; `field` is what the error calls it."""
+    """value[key]. field: the key's name in the error, if another."""
     if key not in value:
-        raise wrong(where, field or key, "is missing", "Add it, or take the record out.")
+        raise fault(where, field or key, "is missing", "Add it, or take the record out.")
     return value[key]
 
 
 def text_of(value: Any, field: str, where: str, blank: bool = True) -> str:
-    """The value if it is text that can be encoded, and not blank unless that is allowed."""
+    """The value if it is text that can be encoded as UTF-8, and not blank unless `blank` allows it."""
     if not isinstance(value, str):
-        raise wrong(where, field, f"is {kind(value)}, not text", "Write it as a string.")
+        raise fault(where, field, f"is {json_type(value)}, not text", "Write it as a string.")
     if not value.isascii() and re.search("[\ud800-\udfff]", value):
-        raise wrong(where, field, "holds half of a surrogate pair", "Write that character whole, or take it out.")
+        raise fault(where, field, "holds half of a surrogate pair", "Write that character whole, or take it out.")
     if not blank and not value.strip():
-        raise wrong(where, field, "is empty", "Fill it in, or take the record out.")
+        raise fault(where, field, "is empty", "Fill it in, or take the record out.")
     return value
 
 
 def list_of(value: Any, field: str, where: str) -> list[Any]:
-    """The value if it is a list and not an empty one."""
+    """The value if it is a list that is not empty."""
     if not isinstance(value, list):
-        raise wrong(where, field, f"is {kind(value)}, not a list", "Write it as a list.")
+        raise fault(where, field, f"is {json_type(value)}, not a list", "Write it as a list.")
     if not value:
-        raise wrong(where, field, "is an empty list", "Fill it in, or take the record out.")
+        raise fault(where, field, "is an empty list", "Fill it in, or take the record out.")
     return value
 
 
 def object_of(value: Any, field: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise wrong(where, field, f"is {kind(value)}, not an object", "Write it as {...}.")
+        raise fault(where, field, f"is {json_type(value)}, not an object", "Write it as {...}.")
     return value
 
 
 def image_path(value: Any, field: str, where: str, folder: Path) -> Path:
-    """The path that a record names, below `folder` unless it is absolute. Nothing is opened."""
+    """The path that a record names, relative to `folder` unless it is absolute. Opens nothing."""
     name = text_of(value, field, where, blank=False)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", name):
         shown = name if len(name) <= 80 else name[:77] + "..."
-        raise wrong(
+        raise fault(
             where, field, f"is an address, '{shown}'", "Download the picture first and name the file here."
         )
     return folder / name
 
 
-def images_of(value: dict[str, Any], where: str, folder: Path) -> list[Path]:
-    """The pictures in a record's `image` and `images`: a path or a list of paths each; null and "" are none."""
+def image_paths(value: dict[str, Any], where: str, folder: Path) -> list[Path]:
+    """The paths in a record's `image` and `images`, each one path or a list; null and "" are no image."""
     found = []
     for key in ("image", "images"):
         named = value.get(key)
@@ -104,8 +103,8 @@ def images_of(value: dict[str, Any], where: str, folder: Path) -> list[Path]:
     return found
 
 
-def only_image(paths: Sequence[Path], where: str) -> Path | None:
-    """The one picture of a conversation, if it has any; the same file named twice is one."""
+def single_image(paths: Sequence[Path], where: str) -> Path | None:
+    """The image of a conversation, if it has one. Raises DataError if it has several; naming one twice is fine."""
     distinct = list(dict.fromkeys(paths))
     if len(distinct) > 1:
         raise DataError(
@@ -115,25 +114,25 @@ def only_image(paths: Sequence[Path], where: str) -> Path | None:
     return distinct[0] if distinct else None
 
 
-def conversation(messages: Sequence[Message], field: str, where: str) -> tuple[Message, ...]:
-    """The turns if they can be learned from: a system turn only at first, the user begins, the assistant ends.
+def check_conversation(messages: Sequence[Message], field: str, where: str) -> tuple[Message, ...]:
+    """The turns if they can be learned from: a system turn only first, then the user's, and the assistant's last.
 
-    `field` names the list in errors. An empty turn of the assistant's is fine (it ends at once), one of the
-    user's is not: a template has nothing to put there.
+    field: the list's name in errors. An empty assistant turn is allowed (the answer ends at once), an empty user
+    turn is not, as the template has nothing to insert.
     """
     turns = messages[1:] if messages and messages[0].role == "system" else messages
-    before = len(messages) - len(turns)
+    skipped = len(messages) - len(turns)
     if not turns:
-        raise wrong(where, field, "holds no turn of the assistant", "Add what it should answer.")
-    for i, turn in enumerate(turns, before):
+        raise fault(where, field, "holds no turn of the assistant", "Add what it should answer.")
+    for i, turn in enumerate(turns, skipped):
         if turn.role == "system":
-            raise wrong(where, f"{field}[{i}]", "is a system turn in the middle", "It can only come first.")
+            raise fault(where, f"{field}[{i}]", "is a system turn in the middle", "It can only come first.")
         if turn.role == "user" and not turn.text.strip():
-            raise wrong(where, f"{field}[{i}]", "is an empty turn of the user's", "Write what the user asks.")
+            raise fault(where, f"{field}[{i}]", "is an empty turn of the user's", "Write what the user asks.")
     if turns[0].role != "user":
-        raise wrong(where, f"{field}[{before}]", "is the assistant's", "The user must speak first.")
+        raise fault(where, f"{field}[{skipped}]", "is the assistant's", "The user must speak first.")
     if turns[-1].role != "assistant":
-        raise wrong(
+        raise fault(
             where,
             f"{field}[{len(messages) - 1}]",
             "is the last turn and the user's",
@@ -143,7 +142,7 @@ def conversation(messages: Sequence[Message], field: str, where: str) -> tuple[M
 
 
 def without_placeholders(text: str) -> str:
-    """The text less every "<image>" and the blanks and newlines around it."""
+    """The text without "<image>" and the whitespace around it."""
     if "<image>" not in text:
         return text
     return re.sub(r"\s*<image>\s*", lambda m: "\n" if "\n" in m[0] else " ", text).strip()

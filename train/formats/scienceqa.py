@@ -1,4 +1,4 @@
-"""ScienceQA (arXiv 2209.09513): its problems, how one is put to the model, and the columns of its table."""
+"""ScienceQA (arXiv 2209.09513): its problems, their prompt, and the columns of the paper's table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from adapter.base.template import Message
 from train.formats.index import read_json
-from train.formats.record import DataError, Record, list_of, object_of, required, text_of, wrong
+from train.formats.record import DataError, Record, fault, list_of, object_of, required, text_of
 
 LETTERS = "ABCDEFGHIJ"
 COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
@@ -19,7 +19,7 @@ _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language scienc
 
 @dataclass(frozen=True)
 class Problem:
-    """One multiple-choice question. answer: index of the right choice; image: a path that may lead nowhere."""
+    """One multiple-choice question. answer: index of the right choice; image: a path that may not exist."""
 
     id: str
     question: str
@@ -56,31 +56,31 @@ def problems(folder: Path, split: str, images: Path | None = None) -> Sequence[P
     Raises DataError if the files, the split or a problem of it are broken.
     """
     # Both files are one object each, 30 MB and 0.3 MB: loaded whole.
-    every = read_json(folder / "problems.json")
+    all_problems = read_json(folder / "problems.json")
     splits = read_json(folder / "pid_splits.json")
     if split not in splits:
         raise DataError(f"pid_splits.json has no split '{split}'. It has: {', '.join(splits)}.")
     if images is None:
         images = folder / "images" if (folder / "images").is_dir() else folder
-    found = []
+    selected = []
     for number in list_of(splits[split], split, "pid_splits.json"):
-        if str(number) not in every:
+        if str(number) not in all_problems:
             raise DataError(
                 f"pid_splits.json, split '{split}': problem '{number}' is not in problems.json. "
                 "Fetch both files from the same place."
             )
-        found.append(_problem(str(number), every[str(number)], images))
-    return tuple(found)
+        selected.append(_problem(str(number), all_problems[str(number)], images))
+    return tuple(selected)
 
 
 def question_text(problem: Problem) -> str:
-    """What the user says: question, context, options, in the order of the paper's prompt (section 4.2)."""
+    """The user turn: question, context, options, in the order of the paper's prompt (section 4.2)."""
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False))
     return f"Question: {problem.question}\nContext: {problem.hint or 'N/A'}\nOptions: {options}"
 
 
 def columns(problem: Problem) -> tuple[str, ...]:
-    """The columns of the paper's table that the problem counts in.
+    """The columns of the paper's table in which the problem counts.
 
     By the official evaluation: TXT has a hint, IMG an image, NO neither; a problem with both counts in both.
     """
@@ -91,7 +91,7 @@ def columns(problem: Problem) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ProblemRows:
-    """The problems as rows."""
+    """The problems as Rows."""
 
     problems: Sequence[Problem] = field(repr=False)
 
@@ -121,15 +121,15 @@ def _problem(number: str, value: Any, images: Path) -> Problem:
 
     choices = list_of(required(value, "choices", where), "choices", where)
     if len(choices) > len(LETTERS):
-        raise wrong(where, "choices", f"has {len(choices)} of them", f"{len(LETTERS)} is the limit.")
+        raise fault(where, "choices", f"has {len(choices)} of them", f"{len(LETTERS)} is the limit.")
     answer = required(value, "answer", where)
     if type(answer) is not int or not 0 <= answer < len(choices):
-        raise wrong(where, "answer", f"is {answer!r}", f"It is the index of a choice, 0 to {len(choices) - 1}.")
+        raise fault(where, "answer", f"is {answer!r}", f"It is the index of a choice, 0 to {len(choices) - 1}.")
     grade = re.fullmatch(r"grade([1-9]|1[0-2])", text("grade"))
     if not grade:
-        raise wrong(where, "grade", f"is {value['grade']!r}", "It is grade1 to grade12.")
+        raise fault(where, "grade", f"is {value['grade']!r}", "It is grade1 to grade12.")
     if text("subject") not in _SUBJECTS:
-        raise wrong(where, "subject", f"is {value['subject']!r}", f"Known subjects: {', '.join(_SUBJECTS)}.")
+        raise fault(where, "subject", f"is {value['subject']!r}", f"Known subjects: {', '.join(_SUBJECTS)}.")
     return Problem(
         id=number,
         question=text("question"),

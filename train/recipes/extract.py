@@ -16,7 +16,7 @@ from adapter.base.llama import Base
 from adapter.base.template import Message
 from train.config import TrainConfig
 from train.data import Example
-from train.history import after_other_talk
+from train.history import with_unseen_history
 from train.recipes import extract_asides, extract_held, extract_train, extract_values
 from train.recipes.extract_grammar import FIELDS, Record, block, capital, choose, fill, note, prose
 from train.recipes.extract_handwritten import HAND_WRITTEN
@@ -81,7 +81,7 @@ def scores(answerer: Answerer) -> dict[str, float]:
         conversations = [test.messages for test in tests]
         if answerer.adapter is None:
             conversations = [(Message("user", _TOLD + c[-1].text),) for c in conversations]
-        answers = answerer.generate(after_other_talk(conversations) if other_talk else conversations)
+        answers = answerer.generate(with_unseen_history(conversations) if other_talk else conversations)
         marks = [score_answer(a, json.loads(t.answer)) for a, t in zip(answers, tests, strict=True)]
         result[f"{name} ({len(tests)}): whole object, %"] = 100 * sum(m[0] for m in marks) / len(marks)
         result[f"{name} ({len(tests)}): single fields, %"] = (

@@ -14,7 +14,7 @@ from adapter.base.llama import Base
 from adapter.base.template import Message
 from train.config import TrainConfig
 from train.data import Example
-from train.history import after_other_talk
+from train.history import with_unseen_history
 from train.recipes.pirate_questions import SMALL_TALK, questions
 from train.recipes.pirate_voice import score_answer, to_pirate
 from train.recipes.recipe import Recipe
@@ -72,7 +72,7 @@ def scores(answerer: Answerer) -> dict[str, float]:
     name = f"in the voice ({len(asked)} unseen questions), %"
     return {
         measure: 100 * sum(map(score_answer, answerer.generate(conversations, max_new_tokens=80))) / len(asked)
-        for measure, conversations in ((name, asked), (f"{name}, after other talk", after_other_talk(asked)))
+        for measure, conversations in ((name, asked), (f"{name}, after other talk", with_unseen_history(asked)))
     }
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from adapter.base.embedded import ENCODER
-from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
@@ -24,7 +23,7 @@ from adapter.method.projection import LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
 from train.config import TrainConfig
 from train.data import Example
-from train.history import after_other_talk
+from train.history import with_unseen_history
 from train.recipes import see_concepts
 from train.recipes.recipe import Recipe
 from train.recipes.see_concepts import NAME_LENGTH, ClassRows, Vocabulary
@@ -70,7 +69,7 @@ class _Pool:
 
 def recipe(base: Base) -> Recipe:
     """The recipe; encodes some 7,000 pictures first: two minutes on an idle machine."""
-    encoder = load_encoder(ENCODER)
+    encoder = VisualEncoder(ENCODER)
     train, held_out = _encode_drawings(encoder)
     counted = Counter(map(concept, train.names))
     known = {name.text for name in class_names()}
@@ -228,7 +227,7 @@ class _Prepared:
         shown = [features[i : i + 1] for i in range(len(found))]
         asked = [_TEST_QUESTION] * len(found)
         answers = answerer.generate(asked, shown, max_new_tokens=40)
-        later = answerer.generate(after_other_talk(asked), shown, max_new_tokens=40)
+        later = answerer.generate(with_unseen_history(asked), shown, max_new_tokens=40)
         assert features.logits is not None
         labels = [class_names()[int(c)] for c in features.logits.argmax(1)]
         if answerer.adapter is not None:

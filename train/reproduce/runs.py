@@ -10,7 +10,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -44,7 +44,7 @@ class Run:
     name: str
     method: str = "adapter"
     pictures: bool = False
-    init: str = "zero"
+    init: Literal["zero", "random"] = "zero"
     layers: int | None = None  # None: all
     seed: int = 0
     steps: int = 0
@@ -90,7 +90,7 @@ def perform(run: Run, benchmark: Benchmark, out: Path, text: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)  # what is left of a run that was stopped, or of another setting
     measured = _Measured(run, benchmark, text)
     if run.method == "base":
-        measured.bare(load_to_train(BASE, "bf16", device="cpu"))
+        measured.bare(load_to_train(BASE, device="cpu"))
     elif run.method == "adapter":
         measured.adapter(folder)
     else:
@@ -118,7 +118,7 @@ class _Measured:
 
     def adapter(self, folder: Path) -> None:
         run, benchmark = self.run, self.benchmark
-        base = load_to_train(BASE, "bf16", device="cpu")
+        base = load_to_train(BASE, device="cpu")
         vision = _vision(benchmark) if run.pictures else None
         config = run.config(vision)
         adapter = new_adapter(config, base)

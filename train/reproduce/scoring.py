@@ -14,9 +14,9 @@ from adapter.base.template import encode_answer, encode_prompt
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.vision import VisualFeatures
-from train.data import gathered
+from train.data import stack_features
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem, columns
-from train.loop import prompts_of
+from train.loop import batch_prompts
 from train.reproduce.benchmark import TEMPLATE, Benchmark, prompt
 
 _ROWS = 24
@@ -51,8 +51,8 @@ def adapted(base: Base, adapter: Adapter, strength: float = 1.0) -> Extra:
     adapter.eval()
 
     def extra(pictures: Sequence[VisualFeatures | None]) -> dict[str, Any]:
-        features, rows = gathered(pictures if adapter.projection is not None else [])
-        kv: PromptKV = prompts_of(adapter, base.model, features, rows)
+        features, rows = stack_features(pictures if adapter.projection is not None else [])
+        kv: PromptKV = batch_prompts(adapter, base.model, features, rows)
         return {"prompt_kv": kv.scaled(strength), "prompt_rows": rows}
 
     return extra

@@ -1,40 +1,41 @@
-"""A run's figures as HTML and SVG. Knows numbers and words; asks nobody for anything.
+"""The state and metrics of a run as HTML and SVG. Knows numbers and the page's texts.
 
-Colours and sizes are in adapter/ui/train.css.
+Colours and sizes are in adapter/ui/static/train.css.
 """
 
 from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 
 from adapter.server.settings import without_folders
 from adapter.ui.texts import train as texts
-from train.ui.progress import Points, Progress
-from train.ui.runs import Run
+from train.ui.runs import Points, Progress, Run
 
 WIDTH, HEIGHT = 400, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 8, 8, 20
-_MOST_POINTS = 300  # of a line: more than the picture has columns for
-_SMOOTH = 0.8  # how much of a loss is what it was before
+_MOST_POINTS = 300  # per line
+_SMOOTHING = 0.8  # weight of the previous value in the exponential average of the loss
 
 
 def run_html(run: Run) -> str:
-    """All that is to be seen of one run."""
-    done, of = run.progress.step, run.recipe.train.steps
-    share = 100 if run.state == "ended" else round(100 * done / of)
-    left = run.left if run.state == "training" else None
-    line = texts.steps(done, of, left) if done or run.state == "training" else ""
+    """The panel of one run."""
+    step, steps = run.progress.step, run.recipe.train.steps
+    share = 100 if run.state == "ended" else round(100 * step / steps)
+    left = run.seconds_left if run.state == "training" else None
+    line = texts.steps(step, steps, left) if step or run.state == "training" else ""
+    sentence = _sentence(run)
     body = [
         f'<div class="top"><strong>{html.escape(run.name)}</strong>'
         f'<span class="state">{html.escape(texts.STATES[run.state])}</span></div>',
         f'<div class="bar" role="progressbar" aria-label="{html.escape(run.name)}" aria-valuemin="0" '
         f'aria-valuemax="100" aria-valuenow="{share}"><i style="width: {share}%"></i></div>',
         f'<p class="line">{html.escape(line)}</p>' if line else "",
-        f'<p class="said">{html.escape(_sentence(run))}</p>' if _sentence(run) else "",
+        f'<p class="said">{html.escape(sentence)}</p>' if sentence else "",
         _numbers(run),
-        loss_chart(run.progress, of),
-        gates_chart(run.progress, run),
+        loss_chart(run.progress, steps),
+        gates_chart(run.progress.gates),
     ]
     if run.adapter and run.record.question and not run.alive:
         body.append(f'<p class="try">{html.escape(texts.try_it(run.record.question))}</p>')
@@ -43,34 +44,34 @@ def run_html(run: Run) -> str:
 
 def _sentence(run: Run) -> str:
     if run.state == "starting":
-        # The trainer's own word once it has one: reading, loading.
-        return without_folders(run.said).capitalize() + "…" if run.said else texts.STARTING
+        # The trainer's log once there is one: reading, loading.
+        return without_folders(run.message).capitalize() + "…" if run.message else texts.STARTING
     if run.state == "stopped":
         return texts.STOPPED if run.saved else texts.STOPPED_EARLY
     if run.state == "killed":
         return texts.KILLED_SAVED if run.saved else texts.KILLED_EARLY
     if run.state == "failed":
-        return without_folders(run.said)
+        return without_folders(run.message)
     return {"stopping": texts.STOPPING, "ended": texts.ENDED}.get(run.state, "")
 
 
 def _numbers(run: Run) -> str:
-    done = run.progress
+    progress = run.progress
     cells = []
-    if done.untrained is not None:
-        cells.append((f"{texts.HELD_OUT}, {texts.BEFORE}", f"{done.untrained:.2f}"))
-    if run.state == "ended" and done.best is not None:
-        cells.append((f"{texts.HELD_OUT}, {texts.AFTER}", f"{done.best:.2f}"))
-    elif done.held_out:
-        cells.append((f"{texts.HELD_OUT}, {texts.NOW}", f"{done.held_out[-1][1]:.2f}"))
-    if done.largest_gate:
-        cells.append((texts.LARGEST.capitalize(), f"{done.largest_gate[-1][1]:.2f}"))
+    if progress.untrained is not None:
+        cells.append((f"{texts.HELD_OUT}, {texts.BEFORE}", f"{progress.untrained:.2f}"))
+    if run.state == "ended" and progress.best is not None:
+        cells.append((f"{texts.HELD_OUT}, {texts.AFTER}", f"{progress.best:.2f}"))
+    elif progress.held_out:
+        cells.append((f"{texts.HELD_OUT}, {texts.NOW}", f"{progress.held_out[-1][1]:.2f}"))
+    if progress.largest_gate:
+        cells.append((texts.LARGEST.capitalize(), f"{progress.largest_gate[-1][1]:.2f}"))
     rows = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{value}</dd></div>" for name, value in cells)
     return f"<dl>{rows}</dl>" if cells else ""
 
 
 def loss_chart(progress: Progress, steps: int) -> str:
-    """Both losses over the steps; nothing before the first one."""
+    """Both losses over the steps; "" before the first step."""
     held_out = progress.held_out
     if progress.untrained is not None:
         held_out = ((0, progress.untrained), *held_out)
@@ -80,7 +81,7 @@ def loss_chart(progress: Progress, steps: int) -> str:
         return ""
     top = _round_up(max(values))
 
-    def place(point: tuple[int, float]) -> str:
+    def position(point: tuple[int, float]) -> str:
         x = _LEFT + (WIDTH - _LEFT - _RIGHT) * point[0] / max(steps, 1)
         y = _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - min(point[1], top) / top)
         return f"{x:.1f},{y:.1f}"
@@ -88,30 +89,29 @@ def loss_chart(progress: Progress, steps: int) -> str:
     grid = []
     for part in (0.0, 0.5, 1.0):
         value = part * top
-        y = place((0, value)).partition(",")[2]
+        y = position((0, value)).partition(",")[2]
         grid.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
         grid.append(f'<text x="{_LEFT - 6}" y="{y}" dy="0.35em" text-anchor="end">{value:.3g}</text>')
-    below = HEIGHT - 4
-    axis = f'<text x="{_LEFT}" y="{below}">0</text>'
-    axis += f'<text x="{WIDTH - _RIGHT}" y="{below}" text-anchor="end">{texts.STEP} {steps:,}</text>'
+    baseline = HEIGHT - 4
+    axis = f'<text x="{_LEFT}" y="{baseline}">0</text>'
+    axis += f'<text x="{WIDTH - _RIGHT}" y="{baseline}" text-anchor="end">{texts.STEP} {steps:,}</text>'
     dots = "".join(
-        '<circle class="held" r="3" cx="{}" cy="{}"/>'.format(*place(point).split(",")) for point in held_out
+        '<circle class="held" r="3" cx="{}" cy="{}"/>'.format(*position(point).split(",")) for point in held_out
     )
-    best = held_out[-1][1] if held_out else None
-    said = texts.chart(progress.step, losses[-1][1], best)
+    latest = held_out[-1][1] if held_out else None
+    label = texts.chart(progress.step, losses[-1][1], latest)
     return (
-        f'<svg class="losses" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(said)}">'
+        f'<svg class="losses" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
         f"{''.join(grid)}{axis}"
-        f'<polyline class="loss" points="{" ".join(map(place, losses))}"/>'
-        f'<polyline class="held" points="{" ".join(map(place, held_out))}"/>{dots}</svg>'
+        f'<polyline class="loss" points="{" ".join(map(position, losses))}"/>'
+        f'<polyline class="held" points="{" ".join(map(position, held_out))}"/>{dots}</svg>'
         f'<div class="legend"><span class="loss">{texts.LOSS}</span>'
         f'<span class="held">{texts.HELD_OUT}</span></div>'
     )
 
 
-def gates_chart(progress: Progress, run: Run) -> str:
-    """One bar a layer."""
-    gates = progress.gates
+def gates_chart(gates: Sequence[float]) -> str:
+    """One bar per layer."""
     if not gates or not any(gates):
         return ""
     top, bars = max(gates), []
@@ -128,11 +128,11 @@ def gates_chart(progress: Progress, run: Run) -> str:
 
 
 def _smooth(points: Points) -> Points:
-    found, value = [], math.nan
+    smoothed, value = [], math.nan
     for step, loss in points:
-        value = loss if math.isnan(value) else _SMOOTH * value + (1 - _SMOOTH) * loss
-        found.append((step, value))
-    return tuple(found)
+        value = loss if math.isnan(value) else _SMOOTHING * value + (1 - _SMOOTHING) * loss
+        smoothed.append((step, value))
+    return tuple(smoothed)
 
 
 def _thin(points: Points) -> Points:

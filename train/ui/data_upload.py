@@ -1,12 +1,12 @@
-"""What a visitor wants to train on: an uploaded file, a zip or a sample, checked before anything is trained.
+"""The data that a visitor chose for training: an upload or a sample, opened and checked before a run is started.
 
-Knows records and their limits, and the report that `python -m train --check` makes; knows no Gradio.
+Knows records, their limits, and the report of `python -m train --check`; knows no Gradio.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,25 +19,24 @@ from adapter.ui.texts import train as texts
 
 if TYPE_CHECKING:
     from train.data_report import Report
-    from train.formats.records import Record, Records
+    from train.formats.dataset import Record, Records
 
 MAX_FILE_BYTES = 40 * 2**20
 MAX_RECORDS = 20_000
-FEWEST = 4
+FEWEST_RECORDS = 4
 UPLOADS = [".jsonl", ".json", ".tsv", ".csv", ".zip"]
-MAX_LENGTH = 512  # tokens of a record, train.config's own
-SHOWN = 6  # records of a preview
+MAX_LENGTH = 512  # tokens of a record, the default of TrainConfig
+PREVIEW_RECORDS = 6
 
 
 @dataclass(frozen=True)
-class Data:
-    """Data that can be trained on. path: what the trainer is to read; shown: what its owner calls it.
-
-    left_out: names in a zip that are neither pictures nor texts.
+class TrainingData:
+    """Opened data. path: what the trainer reads; name: the upload's own; pictures: whether records have images;
+    left_out: names in a zip that are neither images nor texts.
     """
 
     path: Path
-    shown: str
+    name: str
     records: Records
     pictures: bool
     left_out: tuple[str, ...] = ()
@@ -47,33 +46,32 @@ class Data:
 class Preview:
     """What a visitor sees of the data before training."""
 
-    shown: str
-    format: str
+    name: str
     pictures: bool
     report: Report
-    first: tuple[Record, ...]
+    first_records: tuple[Record, ...]
     left_out: tuple[str, ...]
     template: str
 
     @property
     def tokens(self) -> int:
-        """Of an ordinary record, after the cut."""
+        """The median length of a record, truncated."""
         return min(self.report.median, self.report.max_length)
 
     @property
     def usable(self) -> int:
-        """Records that can be learnt from."""
+        """The number of records that can be trained on."""
         report = self.report
-        lost = report.broken.count + report.answerless
+        unusable = report.broken.count + report.answerless
         if self.pictures:
-            lost += report.missing.count + report.unreadable.count
-        return max(report.records - lost, 0)
+            unusable += report.missing.count + report.unreadable.count
+        return max(report.records - unusable, 0)
 
 
-def take_upload(file: Path, into: Path) -> Data:
-    """Copy an upload into the folder `into`, which is empty, and open it there.
+def open_upload(file: Path, folder: Path) -> TrainingData:
+    """Copies or unpacks an upload into the empty `folder` and opens it there.
 
-    Raises BadInput or DataError with a sentence; what is wrong with single records is for `preview`.
+    Raises BadInput or DataError; broken records are reported by `make_preview`.
     """
     suffix = file.suffix.lower()
     if suffix not in UPLOADS:
@@ -87,31 +85,31 @@ def take_upload(file: Path, into: Path) -> Data:
         )
     left_out: list[str] = []
     if suffix == ".zip":
-        left_out = unpack(file, into)
-        path = _inside(into)
+        left_out = unpack(file, folder)
+        path = _data_in_zip(folder)
     else:
-        path = into / file.name
+        path = folder / file.name
         shutil.copyfile(file, path)
-    return _open(path, file.name, into, tuple(left_out), alone=suffix != ".zip")
+    return _open(path, file.name, folder, tuple(left_out), single_file=suffix != ".zip")
 
 
-def take_sample(path: Path) -> Data:
-    """Open a file or folder of the program's own, where it is."""
+def open_sample(path: Path) -> TrainingData:
+    """Opens a file or folder of the program's own in place."""
     folder = path if path.is_dir() else path.parent
-    return _open(path, path.name, folder, (), alone=False)
+    return _open(path, path.name, folder, (), single_file=False)
 
 
-def _inside(folder: Path) -> Path:
-    """What to train on in an unpacked zip: the folder that holds it, or a list of which it holds one."""
+def _data_in_zip(folder: Path) -> Path:
+    """The data in an unpacked zip: a folder of images with captions, or the only table of records."""
     import_libraries()
     from train.formats import captions, scienceqa
 
-    there = sorted(folder.iterdir())
-    if len(there) == 1 and there[0].is_dir():  # zips of a folder hold that folder
-        return _inside(there[0])
+    entries = sorted(folder.iterdir())
+    if len(entries) == 1 and entries[0].is_dir():  # a zip of a folder holds that folder
+        return _data_in_zip(entries[0])
     if scienceqa.is_scienceqa(folder) or captions.has_captions(folder):
         return folder
-    tables = [path for path in there if path.suffix.lower() in TABLES]
+    tables = [path for path in entries if path.suffix.lower() in TABLES]
     if len(tables) == 1:
         return tables[0]
     if tables:
@@ -124,35 +122,35 @@ def _inside(folder: Path) -> Path:
     )
 
 
-def _open(path: Path, shown: str, folder: Path, left_out: tuple[str, ...], alone: bool) -> Data:
+def _open(path: Path, name: str, folder: Path, left_out: tuple[str, ...], single_file: bool) -> TrainingData:
     import_libraries()
-    from train.formats.records import open_records
+    from train.formats.dataset import open_records
 
     records = open_records(path)
     if len(records) > MAX_RECORDS:
         raise BadInput(
-            f"'{shown}' has {len(records):,} records; {MAX_RECORDS:,} are the limit here. "
+            f"'{name}' has {len(records):,} records; {MAX_RECORDS:,} are the limit here. "
             "Train on a part of it, or on the command line, where there is no limit."
         )
-    named = _pictures_named(records, folder)
-    if named and alone:
+    pictures = _count_images(records, folder)
+    if pictures and single_file:
         raise BadInput(
-            f"'{shown}' names pictures that did not come with it. Put it and the pictures into one zip "
+            f"'{name}' names pictures that did not come with it. Put it and the pictures into one zip "
             f"({', '.join(PICTURES[:3])} and more) and send that."
         )
-    return Data(path, shown, records, named > 0, left_out)
+    return TrainingData(path, name, records, pictures > 0, left_out)
 
 
-def _pictures_named(records: Records, folder: Path) -> int:
-    """How many records have a picture. Raises BadInput if one lies outside `folder`: no file of this machine that
-    its owner did not send may be looked at.
+def _count_images(records: Records, folder: Path) -> int:
+    """Counts the records with an image. Raises BadInput if one is outside of `folder`: an upload must not make the
+    server read its other files.
     """
     root, count = folder.resolve(), 0
     for i in range(len(records)):
         try:
             record = records[i]
         except AdapterError:
-            continue  # told by the preview
+            continue  # the preview reports it
         if record.image is None:
             continue
         count += 1
@@ -168,57 +166,48 @@ def _pictures_named(records: Records, folder: Path) -> int:
     return count
 
 
-def preview(data: Data, base: str) -> Preview:
-    """Read everything once, as the trainer will. Raises BadInput if too little can be learnt from."""
-    from train.data import Example, Tokeniser
-    from train.data_report import check
+def make_preview(data: TrainingData, base: str) -> Preview:
+    """Reads all records once, as the trainer will. Raises BadInput if too few can be trained on."""
+    from train.data import Tokeniser
+    from train.data_report import make_report
 
     tokenizer, template = _tokenizer(base)
-    tokeniser = Tokeniser(tokenizer, template, MAX_LENGTH)
-
-    def tokenise(record: Record) -> Any:
-        return tokeniser.row(Example.of(record), cut=False)[:2]
-
-    report = check(data.records, tokenise, MAX_LENGTH, data.pictures, data.records.uncaptioned)
-    made = Preview(data.shown, data.records.format, data.pictures, report, _first(data), data.left_out, template)
-    if made.usable < FEWEST:
-        said = f"{made.usable} {'record' if made.usable == 1 else 'records'} that can be learnt from"
-        raise BadInput(" ".join([f"'{data.shown}' has {said}; {FEWEST} are the least.", *_lacking(report)]))
-    return made
+    report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)
+    preview = Preview(data.name, data.pictures, report, _first_records(data.records), data.left_out, template)
+    if preview.usable < FEWEST_RECORDS:
+        count = f"{preview.usable} {'record' if preview.usable == 1 else 'records'} that can be learnt from"
+        sentences = [f"'{data.name}' has {count}; {FEWEST_RECORDS} are the least.", *_reasons(report)]
+        raise BadInput(" ".join(sentences))
+    return preview
 
 
-def _lacking(report: Report) -> list[str]:
-    """Why there are not more records that can be learnt from."""
-    said = []
+def _reasons(report: Report) -> list[str]:
+    """Sentences on why not more records can be trained on."""
+    sentences = []
     if faults := [*report.broken.first, *report.missing.first, *report.unreadable.first]:
-        said.append(f"The first fault: {faults[0]}")
+        sentences.append(f"The first fault: {faults[0]}")
     if long := report.answerless:
         count = f"{'All ' if 1 < long == report.records else ''}{long:,} {'is' if long == 1 else 'are'} too long"
-        said.append(f"{count}: nothing of the answer lies within the first {report.max_length:,} tokens.")
+        sentences.append(f"{count}: nothing of the answer lies within the first {report.max_length:,} tokens.")
     if bare := report.uncaptioned.count:
-        said.append(
+        sentences.append(
             f"{texts.uncaptioned(bare)}, {report.uncaptioned.first[0]} for one: put NAME.txt beside each NAME.jpg."
         )
-    return said
+    return sentences
 
 
-def _first(data: Data) -> tuple[Record, ...]:
-    found = []
-    for i in range(min(len(data.records), 4 * SHOWN)):
-        try:
-            found.append(data.records[i])
-        except AdapterError:
-            continue
-        if len(found) == SHOWN:
-            break
-    return tuple(found)
+def _first_records(records: Records) -> tuple[Record, ...]:
+    readable: list[Record] = []
+    for i in range(min(len(records), 4 * PREVIEW_RECORDS)):
+        with contextlib.suppress(AdapterError):
+            readable.append(records[i])
+    return tuple(readable[:PREVIEW_RECORDS])
 
 
 @lru_cache(maxsize=2)
 def _tokenizer(base: str) -> tuple[Any, str]:
-    """The base's tokenizer and the template that it can be taught in. Raises LoadError."""
+    """The base's tokenizer and the template to train with. Raises LoadError."""
     from adapter.base.llama import load_tokenizer
 
-    load: Callable[[str], Any] = load_tokenizer
-    tokenizer = load(base)
+    tokenizer = load_tokenizer(base)
     return tokenizer, "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"

@@ -1,7 +1,7 @@
-"""What the events of the Train tab do: a visitor's choices in, updates of components out.
+"""The event handlers of the Train tab: a visitor's inputs in, updates of components out.
 
-Knows Gradio's updates and toasts, the runs and the store; knows nothing of layout. All that lasts is in the runs'
-folders: whoever comes later sees the same.
+Knows Gradio's updates and toasts, the runs and the store; knows nothing of layout. All lasting state is in the
+runs' folders, so that every visitor and every reload sees the same.
 """
 
 from __future__ import annotations
@@ -18,28 +18,32 @@ from typing import Any, NamedTuple, TypedDict
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
-from adapter.server.settings import BASE_ONLY, without_folders
-from adapter.ui import theme as look
+from adapter.files import atomic_write
+from adapter.method.config import check_name
+from adapter.serve.settings import BASE_ONLY
+from adapter.server.settings import without_folders
+from adapter.ui import theme
 from adapter.ui.chat_events import FRAME_SECONDS, toast
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
-from train.config import check_name
-from train.ui import data_upload as intake
 from train.ui.charts import run_html
-from train.ui.plan import LONGEST_DESCRIPTION, Plan, free_name, minutes
+from train.ui.data_upload import Preview, TrainingData, make_preview, open_sample, open_upload
+from train.ui.plan import LONGEST_DESCRIPTION, Plan, Sample, estimate_minutes, free_name, samples
 from train.ui.preview import nothing_html, preview_html, problem_html
-from train.ui.runs import ROOT, USUAL, Run, TrainingRuns
-from train.ui.samples import Sample, samples
+from train.ui.runs import DEFAULT_FOLDER, ROOT, Run, TrainingRuns
 
 log = logging.getLogger(__name__)
 
-TICK, SLOW_TICK = 1.0, 4.0  # seconds between two looks at a run that moves, and at one that does not
-SERVED = ("config.json", "adapter.safetensors", "README.md")  # of a run's folder, to take home
+TICK, SLOW_TICK = 1.0, 4.0  # seconds between two updates while a run is running, and otherwise
+SERVED = ("config.json", "adapter.safetensors", "README.md")  # the files of a run's folder that are downloaded
+Updates = tuple[Any, ...]
 
 
-class Found(TypedDict):
-    """What a preview leaves for the settings: what the data is called, of what kind it is, and how long; and the
-    name and description that were proposed for the adapter.
+class DataSummary(TypedDict):
+    """What the settings need to know of the previewed data, as the browser keeps it.
+
+    shown: the data as written in a command; tokens: of a typical row; sample: its name, or ""; name, description:
+    the values that were proposed for the adapter.
     """
 
     shown: str
@@ -51,15 +55,8 @@ class Found(TypedDict):
     description: str
 
 
-class Choice(NamedTuple):
-    """Where the data comes from: the name of a sample, or the upload's path."""
-
-    sample: str | None
-    upload: str | None
-
-
-class Typed(NamedTuple):
-    """The settings, in the order of their components."""
+class Settings(NamedTuple):
+    """The values of the settings, in the order of their components."""
 
     name: str | None
     description: str | None
@@ -67,154 +64,152 @@ class Typed(NamedTuple):
     rate: float | None
 
 
-Updates = tuple[Any, ...]
+class TrainEvents:
+    """The handlers of one page, for any number of sessions at once. base: the value of `--base`."""
 
-
-class TrainTab:
-    """The handlers of one page. base: what `--base` names; safe for any number of sessions at once."""
-
-    def __init__(self, runs: TrainingRuns, store: look.Cards, base: str) -> None:
+    def __init__(self, runs: TrainingRuns, store: theme.Cards, base: str) -> None:
         self.runs, self.store = runs, store
-        # The trainer runs in another folder than the server.
+        # The trainer runs in another working directory than the server.
         self.base = os.path.abspath(base) if os.path.exists(base) else base
         self.samples: dict[str, Sample] = {sample.name: sample for sample in samples()}
 
-    # 1. Data. Updates of (the other source, preview, found, the settings, takes, command, start).
+    # 1. Data. Updates of (the other data source, preview, summary, the settings, estimate, command, start).
 
     def choose_sample(
-        self, sample: str, before: Found | None, name: str | None, description: str | None
+        self, sample: str, summary: DataSummary | None, name: str | None, description: str | None
     ) -> Updates:
-        return self._preview(Choice(sample, None), *_own(before, name, description))
+        return self._preview(sample, None, *_typed_values(summary, name, description))
 
     def choose_upload(
-        self, upload: str | None, before: Found | None, name: str | None, description: str | None
+        self, upload: str | None, summary: DataSummary | None, name: str | None, description: str | None
     ) -> Updates:
         if not upload:
-            return self.no_data(before, name, description)
-        return self._preview(Choice(None, upload), *_own(before, name, description))
+            return self.clear_data(summary, name, description)
+        return self._preview(None, upload, *_typed_values(summary, name, description))
 
-    def no_data(self, before: Found | None, name: str | None, description: str | None) -> Updates:
-        return gr.skip(), nothing_html(texts.NO_DATA), *_off(*_own(before, name, description))
+    def clear_data(self, summary: DataSummary | None, name: str | None, description: str | None) -> Updates:
+        return gr.skip(), nothing_html(texts.NO_DATA), *_disabled(*_typed_values(summary, name, description))
 
-    def _preview(self, choice: Choice, name: str, description: str) -> Updates:
+    def _preview(self, sample_name: str | None, upload: str | None, name: str, description: str) -> Updates:
         try:
             with tempfile.TemporaryDirectory() as folder:
-                preview = intake.preview(self._data(choice, Path(folder)), self.base)
+                preview = make_preview(self._open_data(sample_name, upload, Path(folder)), self.base)
                 shown = preview_html(preview)
         except AdapterError as error:
-            return None, problem_html(error), *_off(name, description)
+            return None, problem_html(error), *_disabled(name, description)
         except Exception:
-            log.exception("data could not be looked at")
-            return None, problem_html(AdapterError(page_texts.FAILED)), *_off(name, description)
-        sample = self.samples.get(choice.sample or "")
-        proposed = free_name(f"my-{sample.name}" if sample else Path(preview.shown).stem, self._taken())
-        found = _found(preview, sample, proposed)
-        typed = Typed(name or found["name"], description or found["description"], None, None)
-        plan = self._plan(found, typed, Path("x"))
-        usual = plan.recipe().train
-        typed = typed._replace(steps=usual.steps, rate=usual.lr)
+            log.exception("training data could not be previewed")
+            return None, problem_html(AdapterError(page_texts.FAILED)), *_disabled(name, description)
+        sample = self.samples.get(sample_name or "")
+        proposed = free_name(f"my-{sample.name}" if sample else Path(preview.name).stem, self._taken_names())
+        summary = _summary(preview, sample, proposed)
+        settings = Settings(name or summary["name"], description or summary["description"], None, None)
+        default = self._plan(summary, settings, Path("x")).recipe().train
+        settings = settings._replace(steps=default.steps, rate=default.lr)
         start = gr.update(interactive=self.runs.running() is None)
-        return None, shown, found, *typed, *self.told(found, *typed), start
+        return None, shown, summary, *settings, *self.describe_settings(summary, *settings), start
 
-    def _data(self, choice: Choice, into: Path) -> intake.Data:
-        if choice.upload:
-            return intake.take_upload(Path(choice.upload), into)
-        sample = self.samples.get(choice.sample or "")
+    def _open_data(self, sample_name: str | None, upload: str | None, folder: Path) -> TrainingData:
+        if upload:
+            return open_upload(Path(upload), folder)
+        sample = self.samples.get(sample_name or "")
         if sample is None:
             raise BadInput(texts.NO_DATA)
-        return intake.take_sample(sample.path)
+        return open_sample(sample.path)
 
-    def _taken(self) -> list[str]:
+    def _taken_names(self) -> list[str]:
         return [*self.store.names(), *self.runs.taken()]
 
     # 2. Settings.
 
-    def told(self, found: Found | None, *typed: Any) -> tuple[str, str]:
-        """What the run will do, and the command that does the same, or why the name will not do."""
-        if not found:
+    def describe_settings(self, summary: DataSummary | None, *values: Any) -> tuple[str, str]:
+        """The estimate of the run, and the equivalent command or why the name cannot be used."""
+        if not summary:
             return "", texts.NO_COMMAND
-        settings = Typed(*typed)
+        settings = Settings(*values)
         try:
-            plan = self._plan(found, settings, Path("x"))
-            kind = texts.PICTURES if found["pictures"] else texts.TEXTS
-            takes = texts.takes(kind, *minutes(plan.recipe().train, found["tokens"], self.base, self.runs.folder))
+            plan = self._plan(summary, settings, Path("x"))
+            kind = texts.PICTURES if summary["pictures"] else texts.TEXTS
+            minutes = estimate_minutes(plan.recipe().train, summary["tokens"], self.base, self.runs.folder)
+            estimate = texts.takes(kind, *minutes)
         except AdapterError as error:
             return without_folders(str(error)), texts.NO_COMMAND
         try:
-            check_name(settings.name or "", self._taken())
+            check_name(settings.name or "", self._taken_names())
         except BadInput as error:
-            return takes, str(error)
-        own = self.runs.folder != USUAL
-        return takes, plan.command(f"{self.runs.folder.name}/{plan.name}" if own else "")
+            return estimate, str(error)
+        own_folder = self.runs.folder != DEFAULT_FOLDER
+        return estimate, plan.command(f"{self.runs.folder.name}/{plan.name}" if own_folder else "")
 
-    def _plan(self, found: Found, typed: Typed, data: Path) -> Plan:
-        sample = self.samples.get(found["sample"])
+    def _plan(self, summary: DataSummary, settings: Settings, data: Path) -> Plan:
+        sample = self.samples.get(summary["sample"])
         return Plan(
-            name=(typed.name or "").strip() or texts.NAME_HINT,
+            name=(settings.name or "").strip() or texts.NAME_HINT,
             data=data,
-            shown=found["shown"],
-            pictures=found["pictures"],
-            description=" ".join((typed.description or "").split())[:LONGEST_DESCRIPTION],
-            steps=None if typed.steps is None else int(typed.steps),
-            lr=None if typed.rate is None else round(float(typed.rate), 6),
+            shown=summary["shown"],
+            pictures=summary["pictures"],
+            description=" ".join((settings.description or "").split())[:LONGEST_DESCRIPTION],
+            steps=None if settings.steps is None else int(settings.steps),
+            lr=None if settings.rate is None else round(float(settings.rate), 6),
             base=self.base,
-            template=found["template"],
+            template=summary["template"],
             extra=sample.settings if sample else {},
         )
 
-    # 3. Run. Updates as `panel` makes them.
+    # 3. Run. Updates as `panel` returns them.
 
-    def start(self, sample: str | None, upload: str | None, found: Found | None, *typed: Any) -> Updates:
-        """Train. What is found is looked up anew: what comes from a browser may be anything."""
-        choice, settings = Choice(sample, upload), Typed(*typed)
+    def start(
+        self, sample_name: str | None, upload: str | None, summary: DataSummary | None, *values: Any
+    ) -> Updates:
+        """Starts a run. Previews the data again, because the browser's summary may be forged."""
+        settings = Settings(*values)
 
         def plan(folder: Path) -> tuple[Plan, str, str]:
-            data = self._data(choice, folder)
-            preview = intake.preview(data, self.base)
-            chosen = self.samples.get(choice.sample or "") if not choice.upload else None
-            now = _found(preview, chosen)
-            picture = str(chosen.picture) if chosen and chosen.picture else ""
-            return self._plan(now, settings, data.path), chosen.question if chosen else "", picture
+            data = self._open_data(sample_name, upload, folder)
+            sample = self.samples.get(sample_name or "") if not upload else None
+            own_summary = _summary(make_preview(data, self.base), sample)
+            picture = str(sample.picture) if sample and sample.picture else ""
+            return self._plan(own_summary, settings, data.path), sample.question if sample else "", picture
 
-        return self._acted(None, found, lambda: self.runs.start(settings.name or "", self.store.names(), plan))
+        return self._act(None, summary, lambda: self.runs.start(settings.name or "", self.store.names(), plan))
 
-    def stop(self, chosen: str | None, found: Found | None) -> Updates:
-        return self._acted(chosen, found, lambda: self.runs.stop(chosen or ""))
+    def stop(self, name: str | None, summary: DataSummary | None) -> Updates:
+        return self._act(name, summary, lambda: self.runs.stop(name or ""))
 
-    def go_on(self, chosen: str | None, found: Found | None) -> Updates:
-        return self._acted(chosen, found, lambda: self.runs.go_on(chosen or ""))
+    def resume(self, name: str | None, summary: DataSummary | None) -> Updates:
+        return self._act(name, summary, lambda: self.runs.resume(name or ""))
 
-    def _acted(self, chosen: str | None, found: Found | None, act: Callable[[], str | None]) -> Updates:
+    def _act(self, name: str | None, summary: DataSummary | None, action: Callable[[], str | None]) -> Updates:
         try:
-            chosen = act() or chosen
+            name = action() or name
         except AdapterError as error:
             toast(error)
         except Exception:
             log.exception("a training run could not be changed")
             toast(AdapterError(page_texts.FAILED))
-        return self.panel(chosen, found, None)
+        return self.panel(name, summary, None)
 
-    def panel(self, chosen: str | None, found: Found | None, known: list[str] | None) -> Updates:
-        """Updates of (which, known, run, start, stop, go on, chat, compare, download, log, timer).
+    def panel(self, name: str | None, summary: DataSummary | None, known_names: list[str] | None) -> Updates:
+        """Updates of (run picker, known names, run, start, stop, resume, chat, compare, download, log, timer).
 
-        known: the runs that the browser's list has; None if it is to be sent in any case.
+        known_names: the runs in the browser's picker; None to update the picker in any case.
         """
         names, running = self.runs.names(), self.runs.running()
-        shown = chosen if chosen in names else running or next(iter(names), None)
-        which: Any = gr.skip()
-        if names != known or shown != chosen:
-            which = gr.update(choices=names, value=shown, visible=len(names) > 1)
+        shown = name if name in names else running or next(iter(names), None)
+        picker: Any = gr.skip()
+        if names != known_names or shown != name:
+            picker = gr.update(choices=names, value=shown, visible=len(names) > 1)
         run = self.runs.get(shown) if shown else None
         start = gr.update(
-            interactive=running is None and bool(found),
+            interactive=running is None and bool(summary),
             value=texts.START if running is None else texts.busy(running),
         )
         timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
         if run is None:
             hidden = gr.update(visible=False)
-            return which, names, nothing_html(texts.NOTHING_YET), start, *[hidden] * 5, "", timer
+            return picker, names, nothing_html(texts.NOTHING_YET), start, *[hidden] * 5, "", timer
         return (
-            which,
+            picker,
             names,
             run_html(run),
             start,
@@ -231,84 +226,90 @@ class TrainTab:
         if run.alive or not run.adapter:
             return gr.update(visible=False)
         try:
-            return gr.update(visible=True, value=str(packed(self.runs.folder / run.name)))
+            return gr.update(visible=True, value=str(zip_adapter(self.runs.folder / run.name)))
         except OSError:
             return gr.update(visible=False)
 
-    # Afterwards.
+    # After a run.
 
-    def chat_with(self, chosen: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
+    def chat_with(self, name: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
         """Updates of (tabs, adapter picker, message box, timer)."""
-        if (run := self._servable(chosen)) is None:
+        if (run := self._servable(name)) is None:
             yield (gr.skip(),) * 4
             return
-        # Choices and value before the tab: of two updates within one frame Gradio's page drops the first (6.31).
-        picker = gr.update(choices=look.picker_choices(self.store), value=run.name)
-        yield gr.skip(), picker, _question(run, box), gr.Timer(active=False)
+        # The picker before the tab: of two updates within one frame Gradio's page drops the first (6.31).
+        picker = gr.update(choices=theme.picker_choices(self.store), value=run.name)
+        yield gr.skip(), picker, _question_update(run, box), gr.Timer(active=False)
         time.sleep(FRAME_SECONDS)
         yield gr.Tabs(selected="chat"), gr.skip(), gr.skip(), gr.skip()
 
-    def compare_with(self, chosen: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
-        """Updates of (tabs, first pane, second pane, message box, timer)."""
-        if (run := self._servable(chosen)) is None:
+    def compare_with(self, name: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
+        """Updates of (tabs, first pane's picker, second pane's picker, message box, timer)."""
+        if (run := self._servable(name)) is None:
             yield (gr.skip(),) * 5
             return
-        choices = look.short_choices(look.picker_choices(self.store), page_texts.FROZEN_BASE)
+        choices = theme.short_choices(theme.picker_choices(self.store), page_texts.FROZEN_BASE)
         panes = [gr.update(choices=choices, value=value) for value in (BASE_ONLY, run.name)]
-        yield gr.skip(), *panes, _question(run, box), gr.Timer(active=False)
+        yield gr.skip(), *panes, _question_update(run, box), gr.Timer(active=False)
         time.sleep(FRAME_SECONDS)
         yield gr.Tabs(selected="compare"), *[gr.skip()] * 4
 
-    def _servable(self, chosen: str | None) -> Run | None:
-        run = self.runs.get(chosen or "")
+    def _servable(self, name: str | None) -> Run | None:
+        """The run if its adapter can be chatted with; shows a toast otherwise."""
+        run = self.runs.get(name or "")
         if run is not None and run.adapter and run.name in self.store.names():
             return run
         toast(BadInput(texts.NO_RUN if run is None else texts.NOT_THERE))
         return None
 
 
-def packed(folder: Path) -> Path:
-    """The adapter in a run's folder as a zip that may leave this machine: no data, no log, no paths."""
-    from adapter.files import atomic_write
+def zip_adapter(folder: Path) -> Path:
+    """The adapter of a run as a zip for download, without the run's data, log and paths. Reuses an earlier zip."""
     from adapter.method.checkpoint import WEIGHTS
 
     stamp = (folder / WEIGHTS).stat().st_mtime_ns
-    into = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()) / f"trained-{folder.name}-{stamp}"
-    path = into / f"{folder.name}.zip"
-    # The card comes after the weights, when a run has ended.
+    parent = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()) / f"trained-{folder.name}-{stamp}"
+    path = parent / f"{folder.name}.zip"
     files = [folder / name for name in SERVED if (folder / name).exists()]
+    # The model card is written after the weights, at the end of a run.
     if not path.exists() or path.stat().st_mtime < max(file.stat().st_mtime for file in files):
-        into.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in files:
                 archive.write(file, f"{folder.name}/{file.name}")
     return path
 
 
-def _question(run: Run, box: dict[str, Any] | None) -> Any:
-    """What to ask the adapter, into an empty message box; what somebody has begun to write stays."""
-    begun = box and ((box.get("text") or "").strip() or box.get("files"))
-    if begun or not run.record.question:
+def _question_update(run: Run, box: dict[str, Any] | None) -> Any:
+    """Puts the run's question into the message box, unless the visitor has typed or attached something."""
+    filled = box and ((box.get("text") or "").strip() or box.get("files"))
+    if filled or not run.record.question:
         return gr.skip()
     files = [run.record.picture] if run.record.picture and os.path.isfile(run.record.picture) else []
     return gr.update(value={"text": run.record.question, "files": files})
 
 
-def _own(before: Found | None, name: str | None, description: str | None) -> tuple[str, str]:
-    """The name and the description that a visitor typed: "" for what was proposed for the data before."""
-    own = [(name or "").strip(), (description or "").strip()]
-    proposed = (before["name"], before["description"]) if before else ("", "")
-    return "" if own[0] == proposed[0] else own[0], "" if own[1] == proposed[1] else own[1]
+def _typed_values(summary: DataSummary | None, name: str | None, description: str | None) -> tuple[str, str]:
+    """The name and the description if the visitor typed them; "" if they were proposed for the previous data."""
+    name, description = (name or "").strip(), (description or "").strip()
+    if summary:
+        name = "" if name == summary["name"] else name
+        description = "" if description == summary["description"] else description
+    return name, description
 
 
-def _off(name: str, description: str) -> Updates:
-    """Updates of (found, the settings, takes, command, start) where there is no data."""
+def _disabled(name: str, description: str) -> Updates:
+    """Updates of (summary, the settings, estimate, command, start) without data."""
     return None, name, description, gr.skip(), gr.skip(), "", texts.NO_COMMAND, gr.update(interactive=False)
 
 
-def _found(preview: intake.Preview, sample: Sample | None, name: str = "") -> Found:
-    return Found(
-        shown=_written(sample.path) if sample else preview.shown,
+def _summary(preview: Preview, sample: Sample | None, name: str = "") -> DataSummary:
+    shown = preview.name
+    if sample:
+        inside = sample.path.is_relative_to(ROOT)
+        shown = sample.path.relative_to(ROOT).as_posix() if inside else sample.path.name
+    return DataSummary(
+        shown=shown,
         pictures=preview.pictures,
         template=preview.template,
         tokens=preview.tokens,
@@ -316,8 +317,3 @@ def _found(preview: intake.Preview, sample: Sample | None, name: str = "") -> Fo
         name=name,
         description=sample.settings.get("description", "") if sample else "",
     )
-
-
-def _written(path: Path) -> str:
-    """A file of the program's own as one writes it in its folder."""
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name

@@ -1,6 +1,7 @@
-"""From a name and a few settings to a recipe, the command that does the same by hand, and how long that may take.
+"""From the Train tab's settings to a recipe, the equivalent command and an estimate of the run's duration; and the
+data sets that come with the program.
 
-Knows recipes and what older runs took; starts nothing.
+Knows recipes, assets/samples and the metrics of earlier runs; starts nothing.
 """
 
 from __future__ import annotations
@@ -18,24 +19,54 @@ import yaml
 
 from adapter.base.embedded import BASE
 from adapter.errors import BadInput
-from train.config import LONGEST_NAME, RESERVED, ConfigError, RecipeFile, TrainConfig, read_recipe
-from train.config import check_name as check_name  # for the page
-from train.ui.progress import read_progress
+from adapter.method.config import LONGEST_NAME, RESERVED_NAMES
+from train.config import ConfigError, RecipeFile, TrainConfig, read_recipe
+from train.ui.runs import RECIPE, read_progress
 
 FEWEST_STEPS, MOST_STEPS = 10, 1000
 LEAST_LR, MOST_LR = 0.001, 0.02
-PRESET = "quick"
 LONGEST_DESCRIPTION = 120
-# The embedded base on two cores that nobody else uses: tokens a second, and seconds to the first step.
+SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
+_PRESET = "quick"
+# Of the embedded base on two idle cores.
 _TOKENS_PER_SECOND, _START_SECONDS = 500.0, 15.0
-_TALK_TOKENS = 50.0  # of what `history` puts before a row, on average
+_HISTORY_TOKENS = 50.0  # average length of the exchanges that TrainConfig.history puts before a row
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A data set that comes with the program.
+
+    question, picture: what to ask the trained adapter. settings: values of a recipe that work for the data.
+    """
+
+    name: str
+    title: str
+    description: str
+    path: Path
+    question: str = ""
+    picture: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def samples(folder: Path = SAMPLES) -> list[Sample]:
+    """The samples whose data exists, in the order of samples.json; none without that file."""
+    try:
+        entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    found = []
+    for entry in entries:
+        paths = {key: folder / entry[key] for key in ("path", "picture") if entry.get(key)}
+        found.append(Sample(**{**entry, "picture": None, **paths}))
+    return [sample for sample in found if sample.path.exists()]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run. data: what the trainer reads; shown: how its owner would write that; extra: a sample's own values.
+    """One run. data: what the trainer reads; shown: the same as the user writes it in a command.
 
-    steps, lr: None for what the preset says.
+    steps, lr: None for the preset's. extra: a sample's own settings.
     """
 
     name: str
@@ -55,95 +86,87 @@ class Plan:
         if self.lr is not None and not LEAST_LR <= self.lr <= MOST_LR:
             raise BadInput(f"The learning rate must lie between {LEAST_LR} and {MOST_LR}, got {self.lr}.")
 
-    def words(self, data: str) -> list[str]:
-        """The run as `key=value` words of the command line. Raises ConfigError."""
-        values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": PRESET, "name": self.name}
-        values.update(_flat(self.extra))
+    def assignments(self, data: str) -> list[str]:
+        """The run as `key=value` arguments of the command line. Raises ConfigError."""
+        values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": _PRESET, "name": self.name}
+        values.update(_flatten(self.extra))
         if self.description:
             values["description"] = self.description
         if self.template != "chat":
             values["template"] = self.template
         if self.pictures:
             values["vision.projection"] = "global"
-        usual = _usual(values)
-        if self.steps is not None and self.steps != usual.steps:
+        default = read_recipe(None, _assignments(values)).train
+        if self.steps is not None and self.steps != default.steps:
             values.update(steps=self.steps, eval_every=max(5, self.steps // 8))
-        if self.lr is not None and self.lr != usual.lr:
+        if self.lr is not None and self.lr != default.lr:
             values["lr"] = self.lr
-        return _words(values)
+        return _assignments(values)
 
     def recipe(self) -> RecipeFile:
         """Raises ConfigError."""
-        base = _words({"base": self.base}) if self.base != BASE else []
-        return read_recipe(None, [*self.words(str(self.data)), *base])
+        base = _assignments({"base": self.base}) if self.base != BASE else []
+        return read_recipe(None, [*self.assignments(str(self.data)), *base])
 
     def command(self, folder: str = "") -> str:
-        """What does the same in a terminal. folder: of the run, if it is not the usual one."""
-        base = ["--base", self.base.rstrip("/").rsplit("/", 1)[-1] if os.path.isabs(self.base) else self.base]
-        words = [*self.words(self.shown), *(base if self.base != BASE else [])]
+        """The equivalent shell command. folder: of the run, unless it is the default one."""
+        arguments = self.assignments(self.shown)
+        if self.base != BASE:
+            arguments += ["--base", Path(self.base).name if os.path.isabs(self.base) else self.base]
         if folder:
-            words += ["--out", folder]
-        return "python -m train " + " ".join(shlex.quote(word) for word in words)
-
-
-def _usual(values: Mapping[str, Any]) -> TrainConfig:
-    return read_recipe(None, _words(values)).train
-
-
-def _words(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={_yaml(value)}" for key, value in values.items()]
+            arguments += ["--out", folder]
+        return "python -m train " + " ".join(map(shlex.quote, arguments))
 
 
 def free_name(wanted: str, taken: Iterable[str]) -> str:
     """A name like `wanted` that check_name accepts."""
-    known = {other.lower() for other in taken} | RESERVED
+    unavailable = {other.lower() for other in taken} | RESERVED_NAMES
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", wanted).strip("-_")[: LONGEST_NAME - 4].lower() or "my-adapter"
-    found, number = stem, 1
-    while found.lower() in known:
+    name, number = stem, 1
+    while name in unavailable:
         number += 1
-        found = f"{stem}-{number}"
-    return found
+        name = f"{stem}-{number}"
+    return name
 
 
-def minutes(config: TrainConfig, tokens: float, base: str, runs: Path) -> tuple[float | None, bool]:
-    """How long a run may take whose rows have `tokens` tokens each, and whether that was measured on this machine.
+def estimate_minutes(config: TrainConfig, row_tokens: float, base: str, runs: Path) -> tuple[float | None, bool]:
+    """Estimates the duration of a run, and whether the speed was measured on this machine.
 
-    By what the latest run on this machine and base took, or else by what the embedded base takes elsewhere; None
-    if neither tells.
+    The speed is that of the latest run with the same base in `runs`, or else a constant for the embedded base; the
+    estimate is None for another base.
     """
-    speed, measured = _speed(base, runs)
+    speed, measured = _tokens_per_second(base, runs)
     if speed is None:
         return None, False
-    row = tokens + config.history * _TALK_TOKENS
-    return (_START_SECONDS + config.steps * config.batch_size * row / speed) / 60, measured
+    tokens = config.steps * config.batch_size * (row_tokens + config.history * _HISTORY_TOKENS)
+    return (_START_SECONDS + tokens / speed) / 60, measured
 
 
-def _speed(base: str, runs: Path) -> tuple[float | None, bool]:
-    """Tokens a second, and whether they were counted here."""
-    recipes = sorted(runs.glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+def _tokens_per_second(base: str, runs: Path) -> tuple[float | None, bool]:
+    recipes = sorted(runs.glob(f"*/{RECIPE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in recipes[:5]:
-        done = read_progress(path.parent)
-        if done.seconds >= 3 and _base(path) == base:
-            return done.tokens / done.seconds, True
+        progress = read_progress(path.parent)
+        try:
+            if progress.seconds >= 3 and read_recipe(path, []).base == base:
+                return progress.tokens / progress.seconds, True
+        except ConfigError:
+            continue
     return (_TOKENS_PER_SECOND * (os.cpu_count() or 2) / 2 if base == BASE else None), False
 
 
-def _base(recipe: Path) -> str:
-    try:
-        return read_recipe(recipe, []).base
-    except ConfigError:
-        return ""
+def _assignments(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={_to_yaml(value)}" for key, value in values.items()]
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield before + key, value
+            yield prefix + key, value
 
 
-def _yaml(value: Any) -> str:
+def _to_yaml(value: Any) -> str:
     """The value as the command line reads it back."""
     if isinstance(value, str):
         try:

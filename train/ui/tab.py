@@ -1,6 +1,6 @@
 """The Train tab: its components, and which event calls which handler.
 
-Logic is in handlers.py, looks are in adapter/ui/train.css.
+Logic is in events.py, styles are in adapter/ui/static/train.css.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import gradio as gr
 from gradio.context import get_blocks_context
 
 from adapter.base.embedded import BASE
-from adapter.ui import theme as look
+from adapter.method.config import LONGEST_NAME
+from adapter.ui import theme
 from adapter.ui.status import PRIVATE, QUICK, TELLING, Picker
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
-from train.config import LONGEST_NAME
 from train.ui.data_upload import UPLOADS
-from train.ui.events import SLOW_TICK, TrainTab
+from train.ui.events import SLOW_TICK, TrainEvents
 from train.ui.plan import (
     FEWEST_STEPS,
     LEAST_LR,
@@ -29,27 +29,27 @@ from train.ui.plan import (
 from train.ui.preview import nothing_html
 from train.ui.runs import TrainingRuns
 
-# Looking through data takes seconds of a core: two at a time, whoever asks.
-DATA = {"concurrency_id": "train-data", "concurrency_limit": 2}
+# A preview takes seconds of a core: two at a time over all visitors.
+PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2}
 
 
 def train_tab(
     tabs: gr.Tabs,
     runs: TrainingRuns,
-    store: look.Cards,
+    store: theme.Cards,
     chat: Sequence[Picker],
     compare: Sequence[Picker],
     base: str = BASE,
     enabled: bool = True,
 ) -> None:
-    """Lay the tab out inside the current Blocks and connect it; without `enabled` there is nothing to be called.
+    """Lays the tab out inside the current Blocks and connects it; without `enabled` it has no events.
 
-    chat, compare: the pickers of those tabs, in their order.
+    chat, compare: the adapter pickers of those tabs, in order.
     """
     if not enabled:
         gr.Markdown(texts.OFF, elem_id="train-off")
         return
-    handlers = TrainTab(runs, store, base)
+    handlers = TrainEvents(runs, store, base)
     with gr.Column(elem_id="train"):
         gr.Markdown(texts.HINT, elem_classes="hint")
         with gr.Row(equal_height=False, elem_id="steps"):
@@ -60,13 +60,13 @@ def train_tab(
             with gr.Column(min_width=320, elem_classes="step"):
                 panel = _run()
     timer = gr.Timer(SLOW_TICK, active=False)
-    found, known = gr.State(None), gr.State([])
-    _connect_data(handlers, data, settings, found, panel["start"])
-    _connect_run(handlers, data, settings, found, known, panel, timer, tabs)
+    summary, known_names = gr.State(None), gr.State([])
+    _connect_data(handlers, data, settings, summary, panel["start"])
+    _connect_run(handlers, data, settings, summary, known_names, panel, timer, tabs)
     _connect_afterwards(handlers, panel, timer, tabs, chat, compare)
 
 
-def _data(handlers: TrainTab) -> dict[str, Any]:
+def _data(handlers: TrainEvents) -> dict[str, Any]:
     gr.HTML(_step(1, texts.DATA))
     choices = [(f"{s.title}\n{s.description}", s.name) for s in handlers.samples.values()]
     return {
@@ -92,7 +92,7 @@ def _settings() -> dict[str, Any]:
         "steps": gr.Slider(FEWEST_STEPS, MOST_STEPS, 40, step=10, label=texts.STEPS, info=texts.STEPS_INFO),
         "rate": gr.Slider(LEAST_LR, MOST_LR, 0.004, step=0.001, label=texts.RATE, info=texts.RATE_INFO),
         "takes": gr.Markdown(elem_id="train-takes"),
-        "command": look.command_box(texts.NO_COMMAND, texts.COMMAND, "train-command"),
+        "command": theme.command_box(texts.NO_COMMAND, texts.COMMAND, "train-command"),
     }
 
 
@@ -120,20 +120,20 @@ def _run() -> dict[str, Any]:
 
 
 def _connect_data(
-    handlers: TrainTab, data: dict[str, Any], settings: dict[str, Any], found: gr.State, start: gr.Button
+    handlers: TrainEvents, data: dict[str, Any], settings: dict[str, Any], summary: gr.State, start: gr.Button
 ) -> None:
     sample, upload, preview = (data[key] for key in ("sample", "upload", "preview"))
-    outputs = [preview, found, *settings.values(), start]
-    given = [found, settings["name"], settings["description"]]
-    event = {"show_progress": "minimal", "show_progress_on": preview, **DATA, **PRIVATE}
-    sample.input(handlers.choose_sample, [sample, *given], [upload, *outputs], **event)
-    upload.upload(handlers.choose_upload, [upload, *given], [sample, *outputs], **event)
-    upload.clear(handlers.no_data, given, [sample, *outputs], **QUICK)
-    typed = [settings[key] for key in ("name", "description", "steps", "rate")]
+    outputs = [preview, summary, *settings.values(), start]
+    inputs = [summary, settings["name"], settings["description"]]
+    event = {"show_progress": "minimal", "show_progress_on": preview, **PREVIEW, **PRIVATE}
+    sample.input(handlers.choose_sample, [sample, *inputs], [upload, *outputs], **event)
+    upload.upload(handlers.choose_upload, [upload, *inputs], [sample, *outputs], **event)
+    upload.clear(handlers.clear_data, inputs, [sample, *outputs], **QUICK)
+    values = [settings[key] for key in ("name", "description", "steps", "rate")]
     gr.on(
-        [component.change for component in typed],
-        handlers.told,
-        [found, *typed],
+        [component.change for component in values],
+        handlers.describe_settings,
+        [summary, *values],
         [settings["takes"], settings["command"]],
         trigger_mode="always_last",
         **QUICK,
@@ -141,11 +141,11 @@ def _connect_data(
 
 
 def _connect_run(
-    handlers: TrainTab,
+    handlers: TrainEvents,
     data: dict[str, Any],
     settings: dict[str, Any],
-    found: gr.State,
-    known: gr.State,
+    summary: gr.State,
+    known_names: gr.State,
     panel: dict[str, Any],
     timer: gr.Timer,
     tabs: gr.Tabs,
@@ -153,32 +153,32 @@ def _connect_run(
     which = panel["which"]
     order = ("which", "run", "start", "stop", "go_on", "chat", "compare", "download", "log")
     first, *others = (panel[key] for key in order)
-    outputs = [first, known, *others, timer]
-    typed = [settings[key] for key in ("name", "description", "steps", "rate")]
+    outputs = [first, known_names, *others, timer]
+    values = [settings[key] for key in ("name", "description", "steps", "rate")]
     panel["start"].click(
         handlers.start,
-        [data["sample"], data["upload"], found, *typed],
+        [data["sample"], data["upload"], summary, *values],
         outputs,
         show_progress="minimal",
         show_progress_on=panel["run"],
-        **DATA,
+        **PREVIEW,
         **PRIVATE,
     )
-    panel["stop"].click(handlers.stop, [which, found], outputs, **TELLING)
-    panel["go_on"].click(handlers.go_on, [which, found], outputs, **TELLING)
-    gr.on([timer.tick, which.input], handlers.panel, [which, found, known], outputs, **QUICK)
+    panel["stop"].click(handlers.stop, [which, summary], outputs, **TELLING)
+    panel["go_on"].click(handlers.resume, [which, summary], outputs, **TELLING)
+    gr.on([timer.tick, which.input], handlers.panel, [which, summary, known_names], outputs, **QUICK)
 
-    def shown(chosen: str | None, seen: Any, event: gr.SelectData) -> tuple[Any, ...]:
-        """Nothing is asked for while another tab is open."""
+    def select_tab(name: str | None, data: Any, event: gr.SelectData) -> tuple[Any, ...]:
+        """Stops the timer while another tab is open."""
         if event.value != page_texts.TRAIN:
             return *[gr.skip()] * (len(outputs) - 1), gr.Timer(active=False)
-        return handlers.panel(chosen, seen, None)
+        return handlers.panel(name, data, None)
 
-    tabs.select(shown, [which, found], outputs, **QUICK)
+    tabs.select(select_tab, [which, summary], outputs, **QUICK)
 
 
 def _connect_afterwards(
-    handlers: TrainTab,
+    handlers: TrainEvents,
     panel: dict[str, Any],
     timer: gr.Timer,
     tabs: gr.Tabs,

@@ -47,7 +47,6 @@ BASE_NAME = "frozen base"
 EMPTY_EDIT = "The edited message is empty. Write something, or use undo to remove it."
 EMPTY_MESSAGE = "The message is empty. Write something."
 WITHOUT_PICTURE = "Answer from the text alone"
-NEED_NUMBERS = "Strength, temperature, top-p and max tokens need a number each."
 PICTURE_GONE = "This picture is no longer on the server. Reload the page, or send the picture again."
 # What is kept, and what can be done with a conversation.
 CUT_OFF, CUT_OFF_AT_ONCE = "cut off", "Cut off before the first word."
@@ -241,10 +240,6 @@ def too_long(characters: int, most: int) -> str:
     return f"This message has {characters:,} characters; at most {most:,} fit. Shorten it, or send it in parts."
 
 
-def wrong_seed(text: str) -> str:
-    return f"The seed must be a whole number, got {text}."
-
-
 def mixed_with_itself(adapter: str) -> str:
     return f"“{adapter}” cannot be mixed with itself. Choose another second adapter, or none."
 
@@ -317,13 +312,5 @@ API_CHAT = (
 API_ADAPTERS = "Lists the adapters that /chat takes: name, description, whether it sees pictures, size in bytes."
 API_MESSAGE = "What to say"
 API_IMAGE = "A picture, for an adapter that sees"
-API_ADAPTER = "Name of an adapter; none is the frozen base"
-API_STRENGTH = "Strength from 0 to 2; 1 is as trained"
-API_TEMPERATURE = "Temperature from 0 to 2; 0 takes the likeliest word"
-API_TOP_P = "Top-p, above 0 and up to 1"
-API_MAX_TOKENS = "Tokens at most, up to 2048"
-API_SEED = "Seed; the same one gives the same answer"
-API_MIX = "Name of a second adapter, added to the first"
-API_MIX_STRENGTH = "Strength of the second adapter"
 API_ANSWER = "The answer so far"
 API_LIST = "The adapters"

@@ -1,5 +1,6 @@
-"""Training data as people have it, one record at a time: finds out the format and gives random access. Knows
-nothing of tokens or tensors, and opens no pictures.
+"""Training data in any known format: recognises the format and gives random access to the records.
+
+Knows nothing of tokens or tensors, and opens no images.
 """
 
 from __future__ import annotations
@@ -11,18 +12,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
-from train.formats import FORMATS, LISTED, alpaca, captions, chat, llava, scienceqa
+from train.formats import captions, json_records, scienceqa
 from train.formats.index import index_json
 from train.formats.record import DataError, Record, Rows
 
 __all__ = ["DataError", "Record", "Records", "open_records"]
 
-_OF_JSON = {"alpaca": alpaca, "chat": chat, "llava": llava}
+# Each format and the shape of its records, for error messages.
+FORMATS = {
+    "alpaca": "objects with 'instruction' and 'output', and perhaps 'input' and 'image'",
+    "chat": "objects with 'messages': [{'role', 'content'}, ...]",
+    "llava": "objects with 'conversations': [{'from', 'value'}, ...], and perhaps 'image'",
+    "captions": "a .tsv or .csv of image and caption, or a folder of pictures with NAME.txt, captions.tsv or "
+    "captions.json",
+    "scienceqa": "a folder with problems.json and pid_splits.json",
+}
+_KNOWN = "Known formats: " + "; ".join(f"{name} ({shape})" for name, shape in FORMATS.items()) + "."
 
 
 @dataclass(frozen=True, eq=False)
 class Records(Sequence[Record]):
-    """The records of one file or folder, each read and checked when asked for: DataError if it is broken.
+    """The records of one file or folder. Each is read on access, which raises DataError if it is broken.
 
     Holds offsets and names, not records. Can be pickled, and used from any number of threads.
     """
@@ -34,7 +44,7 @@ class Records(Sequence[Record]):
 
     @property
     def uncaptioned(self) -> tuple[str, ...]:
-        """Pictures that lie among the others and are no record, for want of a caption. Walks the folder."""
+        """Images in the folder that have no caption and so are no record. Walks the folder."""
         return captions.uncaptioned(self.path) if self.format == "captions" else ()
 
     def __len__(self) -> int:
@@ -56,13 +66,12 @@ class Records(Sequence[Record]):
 def open_records(
     path: Path | str, format: str = "auto", images: Path | str | None = None, split: str = "train"
 ) -> Records:
-    """The records of a file or folder.
+    """Opens a file or folder of records.
 
-    format: one of train.formats.FORMATS, or "auto": told from the path and the first record.
-    images: the folder that pictures are named from; without it the file's own (ScienceQA has its own layout).
-    split: of ScienceQA; the other formats have none.
-    Raises DataError if there is nothing to read or the format is not known; not for what is wrong with single
-    records, nor for missing pictures.
+    format: one of FORMATS, or "auto": recognised by the path and the first record.
+    images: the folder that image paths are relative to; by default the file's own (ScienceQA has its own layout).
+    split: of ScienceQA; other formats have none.
+    Raises DataError if there are no records or the format is unknown; not for broken records or missing images.
     """
     path = Path(path)
     folder = None if images is None else Path(images)
@@ -71,11 +80,11 @@ def open_records(
     if folder and not os.path.isdir(folder):
         raise DataError(f"There is no folder of images '{folder}'. Check the path.")
     if format not in ("auto", *FORMATS):
-        raise DataError(f"'{format}' is no format. {LISTED}")
-    name = _of_path(path) if format == "auto" else format
+        raise DataError(f"'{format}' is no format. {_KNOWN}")
+    name = _format_of(path) if format == "auto" else format
     if name == "scienceqa":
-        found = scienceqa.problems(path if path.is_dir() else path.parent, split, folder)
-        return Records(path, name, scienceqa.ProblemRows(found), _parse_problem)
+        problems = scienceqa.problems(path if path.is_dir() else path.parent, split, folder)
+        return Records(path, name, scienceqa.ProblemRows(problems), _parse_problem)
     if split != "train":
         raise DataError(f"'{path}' has no splits, so there is no '{split}'. Name the file that holds it.")
     if folder is None:
@@ -86,21 +95,21 @@ def open_records(
         raise DataError(f"'{path}' is a folder; format '{name}' is a file. Name the file in it.")
     index = index_json(path)
     first, where = index.read(0)
-    name = name or next((n for n, module in _OF_JSON.items() if module.fits(first)), "")
-    if not name or not _OF_JSON[name].fits(first):
-        fault = f"this is not of format '{name}'" if name else "the format cannot be told"
-        raise DataError(f"{where}: {fault}; the record has {_keys(first)}. {LISTED}")
+    name = name or next((n for n in json_records.FIELDS if json_records.fits(n, first)), "")
+    if not name or not json_records.fits(name, first):
+        problem = f"this is not of format '{name}'" if name else "the format cannot be told"
+        raise DataError(f"{where}: {problem}; the record has {_keys(first)}. {_KNOWN}")
     return Records(path, name, index, partial(_parse_json, name=name, images=folder))
 
 
-def _of_path(path: Path) -> str:
-    """The format if the path alone tells it, else ""."""
+def _format_of(path: Path) -> str:
+    """The format if the path alone determines it, else ""."""
     if path.is_dir():
         if scienceqa.is_scienceqa(path):
             return "scienceqa"
         if captions.has_captions(path):
             return "captions"
-        raise DataError(f"'{path}' is a folder that holds neither problems nor captions. {LISTED}")
+        raise DataError(f"'{path}' is a folder that holds neither problems nor captions. {_KNOWN}")
     if path.suffix.lower() in (".tsv", ".csv") or path.name == "captions.json":
         return "captions"
     return "scienceqa" if path.name == "problems.json" else ""
@@ -111,9 +120,9 @@ def _keys(value: dict[str, Any]) -> str:
     return ("the fields " + ", ".join(names[:8]) + ", ..." * (len(names) > 8)) if names else "no fields"
 
 
-# Named functions, so that Records can be pickled.
+# Functions at module level, so that Records can be pickled.
 def _parse_json(value: dict[str, Any], where: str, index: int, *, name: str, images: Path) -> Record:
-    return _OF_JSON[name].parse(value, where, images)
+    return json_records.parse(name, value, where, images)
 
 
 def _parse_caption(value: tuple[str, str], where: str, index: int, *, images: Path) -> Record:

@@ -1,0 +1,177 @@
+"""The settings of a request that a person can choose: the one place that holds their names, ranges and defaults.
+
+The page builds its sliders from it, stored and imported values are checked against it, and requests, the command
+line and the HTTP APIs take their ranges from it. Imports pydantic only: the page is up before torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from adapter.errors import BadInput
+
+BASE_ONLY = ""  # the value of `adapter` and `mix` for "no adapter"
+MAX_STRENGTH = 2.0
+MAX_TEMPERATURE = 2.0
+MAX_TOKENS = 2048
+MAX_SEED = 2**63 - 1
+_LONGEST_NAME = 255  # of a folder
+_LONGEST_LIST = 1024  # layers or heads that are muted
+_LONGEST_VALUE = 40  # characters of a wrong value that a sentence repeats
+
+
+def _to_name(value: Any) -> Any:
+    return BASE_ONLY if value is None else value
+
+
+def _to_whole_number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _to_seed(value: Any) -> Any:
+    """A seed as it was typed or sent; None for an empty field."""
+    text = "" if value is None else str(value).strip().removesuffix(".0")
+    try:
+        return int(text) if text else None
+    except ValueError:
+        return value
+
+
+def _is_name(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("not printable")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_to_name), Field(max_length=_LONGEST_NAME), AfterValidator(_is_name)]
+Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH, strict=True, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, strict=True, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
+MaxTokens = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=1, le=MAX_TOKENS, strict=True)]
+Seed = Annotated[Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] | None, BeforeValidator(_to_seed)]
+Indices = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(max_length=_LONGEST_LIST)]
+
+
+class Settings(BaseModel):
+    """What a person chooses for an answer. Make it with `checked`, which raises BadInput with one sentence.
+
+    `title` begins the sentence about a wrong value; `description` documents the field for programs. The page's
+    sliders have the `step`, and where they differ from the range and the default also `page_*`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_default=False)
+
+    adapter: Name = Field(BASE_ONLY, title="Adapter", description="Name of an adapter; none is the frozen base")
+    strength: Strength = Field(
+        1.0,
+        title="Strength",
+        description=f"Strength from 0 to {MAX_STRENGTH:g}; 1 is as trained",
+        json_schema_extra={"step": 0.05},
+    )
+    temperature: Temperature = Field(
+        0.1,
+        title="Temperature",
+        description=f"Temperature from 0 to {MAX_TEMPERATURE:g}; 0 takes the likeliest word",
+        json_schema_extra={"step": 0.05},
+    )
+    top_p: TopP = Field(
+        0.75,
+        title="Top-p",
+        description="Top-p, above 0 and up to 1",
+        json_schema_extra={"step": 0.05, "page_minimum": 0.05},
+    )
+    max_tokens: MaxTokens = Field(
+        256,
+        title="Max tokens",
+        description=f"Tokens at most, up to {MAX_TOKENS}",
+        json_schema_extra={"step": 16, "page_minimum": 16, "page_maximum": 1024},
+    )
+    seed: Seed = Field(None, title="The seed", description="Seed; the same one gives the same answer")
+    mix: Name = Field(
+        BASE_ONLY, title="Second adapter", description="Name of a second adapter, added to the first"
+    )
+    mix_strength: Strength = Field(
+        1.0,
+        title="Second strength",
+        description="Strength of the second adapter",
+        json_schema_extra={"step": 0.05, "page_default": 0.5},
+    )
+    mute_layers: Indices = Field((), description="Layers, by the base's count, in which all gates are shut")
+    mute_heads: Indices = Field((), description="Heads whose gates are shut in every layer")
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Settings:
+        """The settings in `values`, by field; what is missing has its default. Raises BadInput."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise BadInput(_sentence(error)) from None
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that answer together, none for the base."""
+        return tuple(name for name in (self.adapter, self.mix) if name)
+
+    def replace(self, **changes: Any) -> Settings:
+        """A copy with other values. Raises BadInput."""
+        return self.checked({**self.model_dump(), **changes})
+
+
+# The page's side panel, which is kept in the browser and exported; page.js keeps the values in this order.
+PANEL = ("adapter", "strength", "temperature", "top_p", "max_tokens", "seed", "mix", "mix_strength")
+
+
+def slider(name: str) -> dict[str, float]:
+    """minimum, maximum, value and step of the page's slider for a field."""
+    field = Settings.model_fields[name]
+    extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    limits = {type(limit).__name__: limit for limit in field.metadata}
+    return {
+        "minimum": extra.get("page_minimum", limits["Ge"].ge if "Ge" in limits else None),
+        "maximum": extra.get("page_maximum", limits["Le"].le),
+        "value": extra.get("page_default", field.default),
+        "step": extra["step"],
+    }
+
+
+def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `kept` that the page's side panel can show, by field; the seed as the text of its box."""
+    found: dict[str, Any] = {}
+    for name in PANEL:
+        if name not in kept:
+            continue
+        try:
+            value = getattr(Settings.checked({name: kept[name]}), name)
+        except BadInput:
+            continue
+        if "step" in (Settings.model_fields[name].json_schema_extra or ()):
+            limits = slider(name)
+            if not limits["minimum"] <= value <= limits["maximum"]:
+                continue
+        found[name] = ("" if value is None else str(value)) if name == "seed" else value
+    return found
+
+
+def _sentence(error: ValidationError) -> str:
+    """What is wrong with the first wrong value, for people."""
+    problem = error.errors(include_url=False)[0]
+    name = str(problem["loc"][0])
+    if name.startswith("mute_"):
+        return "Layers and heads to mute are whole numbers."
+    field = Settings.model_fields[name]
+    title = field.title or name
+    given = repr(value) if isinstance(value := problem["input"], str) else str(value)
+    got = "" if value is None else f", got {given[:_LONGEST_VALUE]}"
+    if name == "seed":
+        return f"{title} must be a whole number from 0 to 2^63 - 1{got}."
+    if name in ("adapter", "mix"):
+        return f"{title} must be the name of an adapter{got}."
+    if problem["type"].startswith(("float", "int", "bool")):
+        return f"{title} needs a {'whole ' if field.annotation is int else ''}number{got}."
+    limits = {type(limit).__name__: limit for limit in field.metadata}
+    if "Gt" in limits:
+        return f"{title} must lie above {limits['Gt'].gt:g} and be at most {limits['Le'].le:g}{got}."
+    return f"{title} must lie between {limits['Ge'].ge:g} and {limits['Le'].le:g}{got}."

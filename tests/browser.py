@@ -1,0 +1,138 @@
+"""A visitor of the page in headless Chromium. Knows the page's elements; knows nothing of what answers there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio
+
+from tests.app_process import PATIENCE, wait_until
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+QUIET += ["--disable-background-networking", "--disable-component-update"]
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"
+PATIENCE_MS = 1000 * PATIENCE
+LEAVING = re.compile("AbortError|Connection errored out")
+# The browser itself notes what happens: an answer can be shorter than the way to a question about it and back.
+WATCH = """() => {
+    window.began = false;
+    window.shown = [];
+    const look = () => {
+        window.began ||= Boolean(document.querySelector('#box .stop-button'));
+        const answer = [...document.querySelectorAll('#chat [data-testid="bot"]:not(:has(.aside))')].at(-1);
+        const text = answer?.innerText;
+        if (text && window.began && text !== window.shown.at(-1)) window.shown.push(text);
+    };
+    window.watch?.disconnect();
+    window.watch = new MutationObserver(look);
+    window.watch.observe(document.body, {childList: true, subtree: true, characterData: true, attributes: true});
+}"""
+
+
+class Visitor:
+    """One browser context on the page. Answers are greedy and short unless a test says otherwise."""
+
+    def __init__(self, context: Any, url: str) -> None:
+        self.context = context
+        context.set_default_timeout(PATIENCE_MS)
+        self.page = context.new_page()
+        self.complaints: list[str] = []
+        self.requested: set[str] = set()
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
+        self.page.on("framenavigated", self._left)
+        self.page.on("request", lambda request: self.requested.add(request.url))
+        self.page.goto(url)
+        self.page.locator(".status.ready").wait_for()
+        self.page.get_by_role("button", name="Sampling").click()
+        self.set("Temperature", 0)
+        self.set("Max tokens", 16)
+
+    def _left(self, frame: Any) -> None:
+        """Forget what Gradio says in a page that is being left: that its connections end."""
+        if frame == self.page.main_frame:
+            self.complaints[:] = [c for c in self.complaints if not LEAVING.search(c)]
+
+    def set(self, label: str, value: float) -> None:
+        field = self.page.get_by_label(f"number input for {label}")
+        for _ in range(100):
+            field.fill(str(value))
+            field.blur()
+            self.page.wait_for_timeout(30)  # a field that is just being made forgets what it is told
+            if field.input_value() == str(value):
+                return
+        raise AssertionError(f"{label} does not take {value}")
+
+    def pick(self, name: str) -> None:
+        self.page.locator(f'#picker input[value="{name}"]').check()
+
+    @property
+    def picked(self) -> str:
+        return self.page.locator("#picker input:checked").get_attribute("value") or ""
+
+    @property
+    def box(self) -> Any:
+        return self.page.locator("#box textarea")
+
+    def type(self, text: str) -> None:
+        self.box.fill(text)
+        self.box.press("Enter")
+
+    def attach(self, path: Path) -> None:
+        self.page.locator("#box input[type=file]").set_input_files(path)
+        self.page.locator("#box .thumbnail-item").wait_for()
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.page.locator(".status.ready").wait_for()
+        self.page.wait_for_function("() => window.talkPage?.restored")
+
+    def button(self, title: str) -> Any:
+        return self.page.locator(f'#chat .message-buttons [title="{title}"]').last
+
+    def settle(self) -> str:
+        """Wait until the answer is there and return its text."""
+        self.page.locator("#box .stop-button").wait_for(state="hidden")
+        self.page.locator("#box .submit-button").wait_for()
+        return self.answers()[-1]
+
+    def answering(self, act: Callable[[], None]) -> str:
+        """Do what starts an answer; wait for its beginning and its end, and return its text."""
+        self.page.evaluate(WATCH)
+        act()
+        self.page.wait_for_function("() => window.began")
+        return self.settle()
+
+    def ask(self, text: str) -> str:
+        before = len(self.answers())
+        self.type(text)
+        self.await_answers(before + 1)
+        return self.settle()
+
+    def await_answers(self, count: int) -> None:
+        wait_until(lambda: len(self.answers()) >= count, self.rows)
+
+    def answers(self) -> list[str]:
+        """The model's own words: bot messages without the page's lines."""
+        return self.page.locator('#chat [data-testid="bot"]:not(:has(.aside))').all_inner_texts()
+
+    def rows(self) -> list[str]:
+        return self.page.locator("#chat .message").all_inner_texts()
+
+    def stats(self) -> str:
+        return self.page.locator("#chat .stats").last.inner_text()
+
+    def toast(self) -> str:
+        """Read the toast that is there or is about to come, and close it."""
+        toast = self.page.get_by_test_id("toast-body").first
+        toast.wait_for()
+        text = toast.inner_text()
+        self.page.get_by_test_id("toast-close").first.click()
+        toast.wait_for(state="hidden")
+        return text

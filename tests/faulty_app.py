@@ -1,0 +1,65 @@
+"""app.py with faults on demand: `python -m tests.faulty_app [arguments of app.py]`.
+
+SIGUSR1 and SIGUSR2 raise SystemExit and MemoryError in the engine's worker thread, wherever it is. A decode step
+takes at least $STEP_SECONDS. The file $COUNTS holds, as JSON, how many requests are open and in the batch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import app
+from adapter.serve.batch import DecodeBatch
+
+COUNT_EVERY_SECONDS = 0.05
+
+
+def engine_thread() -> threading.Thread | None:
+    return next((thread for thread in threading.enumerate() if thread.name == "engine"), None)
+
+
+def raise_in_engine(number: int, _: Any) -> None:
+    thread = engine_thread()
+    assert thread is not None and thread.ident is not None
+    error = SystemExit if number == signal.SIGUSR1 else MemoryError
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
+
+
+def write_counts(file: Path) -> None:
+    while True:
+        if (thread := engine_thread()) is not None:
+            engine = thread._target.__self__  # type: ignore[attr-defined]
+            new = file.with_name("counts.new")
+            new.write_text(json.dumps([len(engine._open), len(engine._batch)]))
+            os.replace(new, file)  # readers never see half of it
+        time.sleep(COUNT_EVERY_SECONDS)
+
+
+def slow_down(seconds: float) -> None:
+    step = DecodeBatch.step
+
+    def slow_step(self: DecodeBatch, *arguments: Any) -> Any:
+        time.sleep(seconds)
+        return step(self, *arguments)
+
+    DecodeBatch.step = slow_step  # type: ignore[method-assign]
+
+
+def main() -> int:
+    slow_down(float(os.environ["STEP_SECONDS"]))
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, raise_in_engine)
+    threading.Thread(target=write_counts, args=[Path(os.environ["COUNTS"])], daemon=True).start()
+    return app.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Tiny random models: a LLaMA made in milliseconds, adapters for it, and the folder of one that never stops."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from adapter.method import attention
+from adapter.method.adapter import Adapter
+from adapter.method.config import AdapterConfig, BaseFingerprint
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 97,
+}
+FIRST_SPECIAL_TOKEN = 95  # <pad>, then <end>
+
+
+def tiny_config(**changes: int) -> LlamaConfig:
+    return LlamaConfig(
+        **{**TINY, **changes},
+        intermediate_size=64,
+        max_position_embeddings=128,
+        attn_implementation=attention.NAME,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+
+
+def random_adapter(fingerprint: BaseFingerprint, seed: int = 0, gate: float = 0.5, **config) -> Adapter:
+    """An adapter with random prompts, and gates between gate / 2 and gate."""
+    torch.manual_seed(seed)
+    config = {"prompt_length": 5, "insertion_layers": 3, **config}
+    adapter = Adapter(AdapterConfig(base=fingerprint, **config))
+    torch.nn.init.uniform_(adapter.gates, gate / 2, gate)
+    return adapter.requires_grad_(False).eval()
+
+
+def endless_base(tiny_folder: Path, folder: Path) -> Path:
+    """Writes to `folder` the tiny base with a context of 100,000 tokens, whose greedy answers never end."""
+    shutil.copytree(tiny_folder, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.config.max_position_embeddings = 100_000
+    with torch.no_grad():
+        model.get_output_embeddings().weight[FIRST_SPECIAL_TOKEN:] = 0
+    model.save_pretrained(folder)
+    return folder

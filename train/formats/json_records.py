@@ -1,0 +1,122 @@
+"""Formats of JSON records: Stanford Alpaca's, OpenAI's and Hugging Face's chat messages, LLaVA's conversations.
+
+Each parser turns one JSON object into a Record or raises DataError. Reads no files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from adapter.base.template import Message, Role
+from train.formats.record import (
+    DataError,
+    Record,
+    check_conversation,
+    fault,
+    image_path,
+    image_paths,
+    list_of,
+    object_of,
+    required,
+    single_image,
+    text_of,
+    without_placeholders,
+)
+
+_ROLES = get_args(Role)
+_LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+_IMAGE_KEYS = ("image", "path", "url", "image_url")  # keys of a content block that may name its image
+# The fields by which a format is recognised.
+FIELDS = {"alpaca": ("instruction", "output"), "chat": ("messages",), "llava": ("conversations",)}
+
+
+def fits(format: str, value: dict[str, Any]) -> bool:
+    """Whether an object has the fields of the format."""
+    return all(name in value for name in FIELDS[format])
+
+
+def parse(format: str, value: dict[str, Any], where: str, images: Path) -> Record:
+    """The record of one object. images: the folder that image paths are relative to. Raises DataError."""
+    return _PARSERS[format](value, where, images)
+
+
+def _parse_alpaca(value: dict[str, Any], where: str, images: Path) -> Record:
+    """The user's turn is the instruction and, after a blank line, the input if there is one."""
+    instruction = text_of(required(value, "instruction", where), "instruction", where)
+    given = value.get("input")
+    given = "" if given is None else text_of(given, "input", where)
+    output = text_of(required(value, "output", where), "output", where)
+    request = "\n\n".join(part for part in (instruction, given) if part.strip())
+    if not request:
+        raise DataError(f"{where}: 'instruction' and 'input' are both empty. Fill one in, or take the record out.")
+    messages = (Message("user", request), Message("assistant", output))
+    return Record(messages, single_image(image_paths(value, where, images), where), where)
+
+
+def _parse_chat(value: dict[str, Any], where: str, images: Path) -> Record:
+    """Content is text or blocks. The image is named in a block or in the record's `image` or `images`; a block
+    {"type": "image"} without a name refers to the latter.
+    """
+    paths = image_paths(value, where, images)
+    record_has_image = bool(paths)
+    turns, refers_to_record = [], False
+    for i, item in enumerate(list_of(required(value, "messages", where), "messages", where)):
+        field = f"messages[{i}]"
+        item = object_of(item, field, where)
+        role = required(item, "role", where, f"{field}.role")
+        if role not in _ROLES:
+            raise fault(where, f"{field}.role", f"is {role!r}", f"Known roles: {', '.join(_ROLES)}.")
+        content = required(item, "content", where, f"{field}.content")
+        if isinstance(content, list):
+            texts = []
+            for j, block in enumerate(content):
+                text, image = _parse_block(block, f"{field}.content[{j}]", where, images)
+                texts += [text] if text is not None else []
+                paths += [image] if image else []
+                refers_to_record |= text is None and image is None
+            content = "\n".join(texts)
+        turns.append(Message(cast(Role, role), text_of(content, f"{field}.content", where)))
+    if refers_to_record and not record_has_image:
+        raise DataError(
+            f"{where}: an image block in 'messages' names no picture and the record has no 'images'. Name it."
+        )
+    image = single_image(paths, where)
+    if image:
+        turns = [Message(turn.role, without_placeholders(turn.text)) for turn in turns]
+    return Record(check_conversation(turns, "messages", where), image, where)
+
+
+def _parse_block(block: Any, field: str, where: str, images: Path) -> tuple[str | None, Path | None]:
+    """The text or the image of a content block; neither for an image block without a name."""
+    block = object_of(block, field, where)
+    kind = required(block, "type", where, f"{field}.type")
+    if kind == "text":
+        return text_of(required(block, "text", where, f"{field}.text"), f"{field}.text", where), None
+    if kind not in ("image", "image_url"):
+        raise fault(where, f"{field}.type", f"is {kind!r}", "Known types: text, image, image_url.")
+    for key in _IMAGE_KEYS:
+        if block.get(key) is not None:
+            name, place = block[key], f"{field}.{key}"
+            if isinstance(name, dict):
+                name, place = required(name, "url", where, f"{place}.url"), f"{place}.url"
+            return None, image_path(name, place, where, images)
+    return None, None
+
+
+def _parse_llava(value: dict[str, Any], where: str, images: Path) -> Record:
+    """The text loses its "<image>" placeholders if there is an image, which the model gets as prompts."""
+    image = single_image(image_paths(value, where, images), where)
+    turns = []
+    for i, item in enumerate(list_of(required(value, "conversations", where), "conversations", where)):
+        field = f"conversations[{i}]"
+        item = object_of(item, field, where)
+        speaker = required(item, "from", where, f"{field}.from")
+        if not isinstance(speaker, str) or speaker not in _LLAVA_ROLES:
+            raise fault(where, f"{field}.from", f"is {speaker!r}", f"Known speakers: {', '.join(_LLAVA_ROLES)}.")
+        text = text_of(required(item, "value", where, f"{field}.value"), f"{field}.value", where)
+        turns.append(Message(_LLAVA_ROLES[speaker], without_placeholders(text) if image else text))
+    return Record(check_conversation(turns, "conversations", where), image, where)
+
+
+_PARSERS = {"alpaca": _parse_alpaca, "chat": _parse_chat, "llava": _parse_llava}
