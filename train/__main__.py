@@ -28,7 +28,7 @@ from train.data_report import make_report
 from train.job import Stopped, train
 from train.loop import new_adapter
 from train.precision import load_to_train
-from train.recipes.recipe import load_recipe, names
+from train.recipes.recipe import load_recipe, recipe_names
 from train.run_setup import FeatureCache, FileExamples, start_adapter, with_base, with_encoder
 from train.score import Answerer
 
@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("words", nargs="*", metavar="RECIPE | KEY=VALUE", help=f"recipes: {', '.join(names())}")
+    recipes = f"recipes: {', '.join(recipe_names())}"
+    parser.add_argument("words", nargs="*", metavar="RECIPE | KEY=VALUE", help=recipes)
     parser.add_argument("--config", type=Path, metavar="FILE", help="a recipe of your own, as YAML")
     parser.add_argument("--out", type=Path, help="folder of the run and its adapter (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
@@ -92,13 +93,13 @@ def _run(args: argparse.Namespace) -> None:
         base = [f"base={args.base}"] if args.base else []
         recipe = read_recipe(args.config, [*assignments, *base], to_run=True)
         (_check_files if args.check else _train_files)(recipe, args)
-    elif len(recipes) == 1 and recipes[0] in names():
+    elif len(recipes) == 1 and recipes[0] in recipe_names():
         if args.check:
             raise AdapterError("--check is for files of your own. Leave it out.")
         _run_recipe(recipes[0], assignments, args)
     else:
         unknown = f"There is no recipe '{' '.join(recipes)}'. " if recipes else ""
-        raise AdapterError(f"{unknown}Choose one of: {', '.join(names())}, or train on files: see --help.")
+        raise AdapterError(f"{unknown}Choose one of: {', '.join(recipe_names())}, or train on files: see --help.")
 
 
 # The user's files.

@@ -17,7 +17,7 @@ from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import SHIPPED, AdapterStore
 from train.recipes.pirate_voice import score_answer
-from train.recipes.recipe import names
+from train.recipes.recipe import recipe_names
 
 PACKAGES = Path(sysconfig.get_path("purelib"))
 
@@ -42,7 +42,7 @@ def answer(engine, text, adapter=None, image=None):
 @pytest.mark.parametrize("name", ["extract", "pirate", "see"])
 def test_each_is_small_whole_and_has_a_card_with_its_scores(name):
     adapter = load_adapter(SHIPPED / name)
-    assert name in names() and adapter.config.description
+    assert name in recipe_names() and adapter.config.description
     assert (SHIPPED / name / "adapter.safetensors").stat().st_size < 12 * 2**20
     card = (SHIPPED / name / CARD).read_text()
     assert f"python -m train {name}" in card and "| bare base |" in card

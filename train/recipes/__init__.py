@@ -1,1 +1,4 @@
-"""Data recipes of the shipped adapters: one module a skill, plain text in, `Example`s out. No models, no training."""
+"""Recipes of the shipped adapters: one module an adapter, its phrases and word lists as files in `data/`.
+
+Makes examples and measures answers. Must never know the training loop, HTTP or Gradio.
+"""

@@ -1,8 +1,8 @@
 """Recipe of the `extract` adapter: a message about a person, a meeting or an order becomes one JSON object.
 
-The object names its "type", then only the fields that the text gives, in the order of `FIELDS`. A value is the span of
-the text, letter for letter, without a leading article or preposition; "quantity" alone is a number ("a dozen" is 12,
-"a red mug" is 1). Phrases, names, words and some formats of validation and test are disjoint from training's.
+The object has its "type" first, then only the fields that the text gives, in the order of `FIELDS`. A value is a span
+of the text, letter for letter, without a leading article or preposition; "quantity" alone is a number ("a dozen" is
+12, "a red mug" is 1). Phrases, names, words and some formats of validation and test are disjoint from training's.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from types import ModuleType
 
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from train.config import TrainConfig
 from train.data import Example
 from train.history import with_unseen_history
-from train.recipes import extract_asides, extract_held, extract_train, extract_values
-from train.recipes.extract_grammar import FIELDS, Record, block, capital, choose, fill, note, prose
-from train.recipes.extract_handwritten import HAND_WRITTEN
+from train.recipes.extract_grammar import (
+    FIELDS,
+    Record,
+    SplitPhrases,
+    add_noise,
+    capitalize_first,
+    fill_slots,
+    labelled_list,
+    nonsense,
+    note,
+    prose,
+    resolve_choices,
+    split_phrases,
+)
+from train.recipes.extract_values import draw_record
 from train.recipes.recipe import Recipe
+from train.recipes.text_data import DATA, read_yaml
 from train.score import Answerer
 
-__all__ = [
-    "CONFIG",
-    "FIELDS",
-    "HAND_WRITTEN",
-    "examples",
-    "hand_written",
-    "score_answer",
-    "test_set",
-]
+Fields = dict[str, str | int]
 
 VALIDATION_SIZE, TEST_SIZE = 300, 200
 _TEST_SEED = 7001
@@ -51,13 +55,14 @@ CONFIG = TrainConfig(
     eval_every=150,
     held_out=128,
 )
-DATA = """Trained on messages composed from a grammar (`train/recipes/extract_train.py`) with names, companies and dates
-of Faker: prose, notes, mail signatures, with distracting sentences and earlier turns. Tested on 200 messages whose
-phrasings, names, products and some formats of dates, phone numbers and prices never occur in training
-(`train/recipes/extract_held.py`), and on sentences written by hand (`train/recipes/extract_handwritten.py`). The bare
-base is told in words which fields to write; the adapter gets the message alone. Validation messages have the test's
-phrases in other combinations; mistakes on them were read while the recipe was written, the test was only scored."""
-_TOLD = (
+CARD_TEXT = """Trained on messages composed from a grammar (`train/recipes/data/extract_train.yaml`), with people's names from Faker:
+prose, notes, mail signatures, with distracting sentences and earlier turns. Tested on 200 messages whose phrasings,
+names, products and some formats of dates, phone numbers and prices never occur in training
+(`train/recipes/data/extract_held_out.yaml`), and on sentences written by hand
+(`train/recipes/data/extract_hand_written.yaml`). The bare base is told in words which fields to write; the adapter
+gets the message alone. Validation messages have the test's phrases in other combinations; mistakes on them were read
+while the recipe was written, the test was only scored."""
+_INSTRUCTION_FOR_BASE = (
     'Turn this message into one JSON object. Its first field is "type": person, meeting or order. The other fields, '
     "only those that the message gives: "
     + "; ".join(f"{kind}: {', '.join(fields)}" for kind, fields in FIELDS.items())
@@ -67,7 +72,28 @@ _TOLD = (
 
 def recipe(_: Base) -> Recipe:
     """The recipe, ready to train and to measure."""
-    return Recipe(CONFIG, DATA, examples, scores)
+    return Recipe(CONFIG, CARD_TEXT, examples, scores)
+
+
+def examples(split: str, seed: int = 0) -> Iterator[Example]:
+    """Endless for "train"; 300 examples for "validation" and 200 for "test", both from the held-out phrases."""
+    size = {"train": None, "validation": VALIDATION_SIZE, "test": TEST_SIZE}[split]
+    rng = random.Random(f"{split} {seed}")
+    count = 0
+    while size is None or count < size:
+        yield _example(rng, held_out=split != "train")
+        count += 1
+
+
+def test_set() -> list[Example]:
+    """The 200 generated test examples that the card reports."""
+    return list(examples("test", _TEST_SEED))
+
+
+def hand_written() -> list[Example]:
+    """The sentences written by hand, each as a conversation of one turn."""
+    tests = read_yaml(DATA / "extract_hand_written.yaml")
+    return [Example((Message("user", test["text"]),), answer_text(test["fields"])) for test in tests]
 
 
 def scores(answerer: Answerer) -> dict[str, float]:
@@ -80,7 +106,7 @@ def scores(answerer: Answerer) -> dict[str, float]:
     ):
         conversations = [test.messages for test in tests]
         if answerer.adapter is None:
-            conversations = [(Message("user", _TOLD + c[-1].text),) for c in conversations]
+            conversations = [(Message("user", _INSTRUCTION_FOR_BASE + c[-1].text),) for c in conversations]
         answers = answerer.generate(with_unseen_history(conversations) if other_talk else conversations)
         marks = [score_answer(a, json.loads(t.answer)) for a, t in zip(answers, tests, strict=True)]
         result[f"{name} ({len(tests)}): whole object, %"] = 100 * sum(m[0] for m in marks) / len(marks)
@@ -90,34 +116,8 @@ def scores(answerer: Answerer) -> dict[str, float]:
     return result
 
 
-def answer_text(expected: dict[str, str | int]) -> str:
-    """The answer as the adapter is to write it."""
-    return json.dumps(expected, ensure_ascii=False)
-
-
-def examples(split: str, seed: int = 0) -> Iterator[Example]:
-    """Endless for "train"; 300 examples for "validation" and 200 for "test", both from the held-out phrases."""
-    sizes = {"train": None, "validation": VALIDATION_SIZE, "test": TEST_SIZE}
-    size = sizes[split]
-    rng = random.Random(f"{split} {seed}")
-    count = 0
-    while size is None or count < size:
-        yield _example(rng, held=split != "train")
-        count += 1
-
-
-def test_set() -> list[Example]:
-    """The 200 generated test examples that the card reports."""
-    return list(examples("test", _TEST_SEED))
-
-
-def hand_written() -> list[Example]:
-    """The hand-written sentences, each as a conversation of one turn."""
-    return [Example((Message("user", text),), answer_text(expected)) for text, expected in HAND_WRITTEN]
-
-
-def score_answer(answer: str, expected: dict[str, str | int]) -> tuple[bool, int, int, bool]:
-    """Whether the answer is the whole object, how many expected fields are right, out of how many, is it JSON.
+def score_answer(answer: str, expected: Fields) -> tuple[bool, int, int, bool]:
+    """Whether the answer is the whole object, how many expected fields are right, out of how many, and if it is JSON.
 
     Values are compared after `strip`, with case; a number also when written as a string of digits is wrong. A field
     too many spoils the whole object but no single field; "type" counts as a field.
@@ -138,59 +138,67 @@ def score_answer(answer: str, expected: dict[str, str | int]) -> tuple[bool, int
     return right == len(expected) == len(found), right, len(expected), True
 
 
-def _example(rng: random.Random, held: bool) -> Example:
+def answer_text(expected: Fields) -> str:
+    """The answer as the adapter is to write it."""
+    return json.dumps(expected, ensure_ascii=False)
+
+
+def _example(rng: random.Random, held_out: bool) -> Example:
     """One example of a split: a text, mostly bare, at times under an instruction or late in a conversation."""
-    phrases = extract_held if held else extract_train
+    phrases = split_phrases(held_out)
     earlier: list[Message] = []
     if rng.random() < 0.2:
         for _ in range(rng.choice((1, 1, 2))):
             if rng.random() < 0.35:
-                text, expected = compose(rng.choice(_KINDS), rng, held)
-                question, answer = text, answer_text(expected)
+                question, expected = _text_and_fields(rng, held_out)
+                answer = answer_text(expected)
             else:
-                question, answer = rng.choice(phrases.CHAT)
+                question, answer = rng.choice(phrases.chat)
             earlier += [Message("user", question), Message("assistant", answer)]
-    text, expected = compose(rng.choice(_KINDS), rng, held)
+    text, expected = _text_and_fields(rng, held_out)
     if rng.random() < 0.28:
-        text = choose(rng.choice(phrases.INSTRUCTIONS), rng).replace("{text}", text)
+        text = resolve_choices(rng.choice(phrases.instructions), rng).replace("{text}", text)
     return Example((*earlier, Message("user", text)), answer_text(expected))
 
 
-def compose(kind: str, rng: random.Random, held: bool) -> tuple[str, dict[str, str | int]]:
-    """A text of that kind and the object it should become."""
-    record = extract_values.record(kind, rng, held)
-    phrases = extract_held if held else extract_train
-    if rng.random() < 0.1:
+def _text_and_fields(rng: random.Random, held_out: bool) -> tuple[str, Fields]:
+    """A text of any kind and the object that it should become."""
+    kind = rng.choice(_KINDS)
+    record = draw_record(kind, rng, held_out)
+    if rng.random() < 0.1:  # all in lower case
         record.values = {
             name: value.lower() if isinstance(value, str) else value for name, value in record.values.items()
         }
         record.forms = {slot: form.lower() for slot, form in record.forms.items()}
-        text = _text(record, rng, phrases).lower()
+        text = _text(record, rng, held_out).lower()
     else:
-        text = _text(record, rng, phrases)
-    expected: dict[str, str | int] = {"type": kind}
+        text = _text(record, rng, held_out)
+    expected: Fields = {"type": kind}
     for name in FIELDS[kind]:
         if name in record.values:
             value = record.values[name]
             if isinstance(value, str) and value not in text:
-                value = capital(value)
+                value = capitalize_first(value)
             expected[name] = value
     return text, expected
 
 
-def _text(record: Record, rng: random.Random, phrases: ModuleType) -> str:
-    book = phrases.BOOKS[record.kind]
+def _text(record: Record, rng: random.Random, held_out: bool) -> str:
+    phrases = split_phrases(held_out)
+    book = phrases.books[record.kind]
     roll = rng.random()
     if roll < 0.14:
-        return fill(note(book, record, rng, rng.choice(phrases.SEPARATORS)), record.forms)
+        return fill_slots(note(book, record, rng, rng.choice(phrases.separators)), record.forms)
     if roll < 0.19:
-        return fill(block(book, record, rng, rng.choice(phrases.BLOCK_TITLES[record.kind])), record.forms)
+        return fill_slots(
+            labelled_list(book, record, rng, rng.choice(phrases.block_titles[record.kind])), record.forms
+        )
     if roll < 0.25 and record.kind == "person":
-        return _signature(record, rng, phrases)
-    return _message(record, rng, phrases)
+        return _mail_signature(record, rng, phrases)
+    return _message(record, rng, phrases, noisy=not held_out)
 
 
-def _signature(record: Record, rng: random.Random, phrases: ModuleType) -> str:
+def _mail_signature(record: Record, rng: random.Random, phrases: SplitPhrases) -> str:
     """The end of a mail whose sender is the person."""
     lines = ["{raw name}"]
     rest = [name for name in FIELDS["person"][1:] if name in record.values]
@@ -198,50 +206,54 @@ def _signature(record: Record, rng: random.Random, phrases: ModuleType) -> str:
         lines.append("{role}, {company}")
         rest = [name for name in rest if name not in ("role", "company")]
     lines += ["{raw " + name + "}" for name in rest]
-    body = rng.choice(phrases.SIGNATURE_BODIES)
-    opening = fill(capital(rng.choice(("hi {other},", "dear {other},", "hello {other},"))) + "\n\n", record.forms)
-    return (opening if rng.random() < 0.5 else "") + capital(body) + "\n" + rng.choice(phrases.SIGNOFFS) + "\n" + fill(
-        rng.choice(("\n", "\n", " | ")).join(lines), record.forms
-    )  # fmt: skip
+    body = rng.choice(phrases.signature_bodies)
+    opening = capitalize_first(rng.choice(("hi {other},", "dear {other},", "hello {other},"))) + "\n\n"
+    opening = fill_slots(opening, record.forms) if rng.random() < 0.5 else ""
+    signoff = rng.choice(phrases.signoffs)
+    contact = fill_slots(rng.choice(("\n", "\n", " | ")).join(lines), record.forms)
+    return f"{opening}{capitalize_first(body)}\n{signoff}\n{contact}"
 
 
-def _message(record: Record, rng: random.Random, phrases: ModuleType) -> str:
-    """Sentences in a row: at times an opening before them, a distractor among them, a closing after them."""
-    book = phrases.BOOKS["self" if record.kind == "person" and rng.random() < 0.12 else record.kind]
+def _message(record: Record, rng: random.Random, phrases: SplitPhrases, noisy: bool) -> str:
+    """Sentences in a row: at times an opening before them, a distractor among them, a closing after them.
+
+    noisy: some have strange words, or nonsense among them.
+    """
+    kind = "self" if record.kind == "person" and rng.random() < 0.12 else record.kind
+    book = phrases.books[kind]
     sentences = prose(book, record, rng)
-    told = [True] * len(sentences)
+    states_fields = [True] * len(sentences)
     if rng.random() < 0.32:
         place = rng.choice((0, len(sentences), len(sentences), rng.randint(0, len(sentences))))
         # A pronoun needs somebody before it: the first sentence introduces the person.
         place = max(place, 1) if record.kind == "person" else place
-        sentences.insert(place, choose(rng.choice(book.distractors), rng))
-        told.insert(place, False)
-    if phrases is extract_train and rng.random() < 0.35:
-        sentences = [extract_asides.noisy(sentence, rng) for sentence in sentences]
+        sentences.insert(place, resolve_choices(rng.choice(book.distractors), rng))
+        states_fields.insert(place, False)
+    if noisy and rng.random() < 0.35:
+        sentences = [add_noise(sentence, rng) for sentence in sentences]
         if rng.random() < 0.4:
             place = rng.randint(1, len(sentences))
-            sentences.insert(place, extract_asides.nonsense(rng))
-            told.insert(place, False)
-    opening = choose(rng.choice(phrases.OPENINGS), rng) if rng.random() < 0.25 else ""
+            sentences.insert(place, nonsense(rng))
+            states_fields.insert(place, False)
+    opening = resolve_choices(rng.choice(phrases.openings), rng) if rng.random() < 0.25 else ""
     text = ""
     if opening:
-        text = fill(capital(opening), record.forms) + ("\n" if opening[-1] == "," and rng.random() < 0.3 else " ")
-    start = not opening or opening[-1] not in ",:" or text[-1] == "\n" or rng.random() < 0.3
+        line_break = opening[-1] == "," and rng.random() < 0.3
+        text = fill_slots(capitalize_first(opening), record.forms) + ("\n" if line_break else " ")
+    starts_sentence = not opening or opening[-1] not in ",:" or text[-1] == "\n" or rng.random() < 0.3
     for number, sentence in enumerate(sentences):
-        filled = fill(sentence, record.forms).replace("..", ".")  # after "p.m." and "Inc."
-        if start and not sentence.startswith("{email}"):
-            filled = capital(filled)
+        filled = fill_slots(sentence, record.forms).replace("..", ".")  # after "p.m." and "Inc."
+        if starts_sentence and not sentence.startswith("{email}"):
+            filled = capitalize_first(filled)
         last = number + 1 == len(sentences)
-        start = True
-        if not last and told[number] and told[number + 1] and filled.endswith(".") and rng.random() < 0.25:
-            filled, start = filled[:-1] + rng.choice((", and", ";", ",", " -")), False
+        starts_sentence = True
+        if not last and all(states_fields[number : number + 2]) and filled.endswith(".") and rng.random() < 0.25:
+            filled, starts_sentence = filled[:-1] + rng.choice((", and", ";", ",", " -")), False
         text += filled + ("" if last else " ")
     if rng.random() < 0.12:
-        return (
-            text
-            + rng.choice((" ", "\n", "\n\n"))
-            + fill(capital(choose(rng.choice(phrases.CLOSINGS), rng)), record.forms)
-        )
+        gap = rng.choice((" ", "\n", "\n\n"))
+        closing = resolve_choices(rng.choice(phrases.closings), rng)
+        return text + gap + fill_slots(capitalize_first(closing), record.forms)
     if text.endswith(".") and not text.endswith(tuple(record.forms.values())) and rng.random() < 0.2:
         return text[:-1] + rng.choice(("", "", "!"))
     return text

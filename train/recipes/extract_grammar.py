@@ -1,45 +1,73 @@
-"""Small phrase grammar of the `extract` recipe: turns clause patterns and a record into text. Knows no phrases.
+"""Phrase grammar of the `extract` recipe: phrase books, and how a pattern and a record become text.
 
 Pattern syntax: `[a|b|]` picks one alternative (may nest), `{slot}` prints a form of a field or of the context,
-`<...>` is kept only if every field in it is still to be told (no nesting), `*` is where loose fragments go.
-A slot is "form field" ("on date"), or "field" alone.
+`<...>` is kept only if every field in it still has to be stated (no nesting), `*` is where loose fragments go.
+A slot is "form field" ("on date"), or "field" alone. The phrases are in `data/extract_train.yaml` and
+`data/extract_held_out.yaml`.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from typing import Any
 
-_SLOT = re.compile(r"\{([^{}]+)\}")
-_OPTIONAL = re.compile(r"<([^<>]*)>")
-_CHOICE = re.compile(r"\[([^\[\]]*)\]")
+from train.recipes.text_data import DATA, phrases, read_yaml
+
 FIELDS = {
     "person": ("name", "role", "company", "city", "email", "phone"),
     "meeting": ("topic", "with", "date", "time", "place"),
     "order": ("item", "quantity", "price", "customer", "date"),
 }
 _ALL_FIELDS = frozenset(name for names in FIELDS.values() for name in names)
+_SLOT = re.compile(r"\{([^{}]+)\}")
+_OPTIONAL = re.compile(r"<([^<>]*)>")
+_CHOICE = re.compile(r"\[([^\[\]]*)\]")
+# Patterns whose words tell a field from what only looks like one get no noise.
+_CONTEXT = re.compile(r"\{(other|firm|town)| not |\bnot\b|never|instead")
+_REPLACED, _DROPPED, _ADDED = 0.12, 0.06, 0.06
+
+Phrases = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Phrasebook:
-    """Every phrase one split may use for one record type. `labels` maps a field to its labels in lists."""
+    """All phrases that one split may use for one type of record.
 
-    heads: tuple[str, ...]
-    fragments: dict[str, tuple[str, ...]]
-    followups: tuple[str, ...]
-    notes: dict[str, tuple[str, ...]]
-    note_heads: tuple[str, ...]
-    labels: dict[str, tuple[str, ...]]
-    distractors: tuple[str, ...]
+    heads: first sentences; fragments, notes, labels: by field. followups: sentences that state further fields.
+    distractors: sentences that state none, though they may look like it.
+    """
+
+    heads: Phrases
+    fragments: Mapping[str, Phrases]
+    followups: Phrases
+    notes: Mapping[str, Phrases]
+    note_heads: Phrases
+    labels: Mapping[str, Phrases]
+    distractors: Phrases
+
+
+@dataclass(frozen=True)
+class SplitPhrases:
+    """All phrases of one split. books: by type of record, "self" for people who write about themselves."""
+
+    books: Mapping[str, Phrasebook]
+    openings: Phrases
+    closings: Phrases
+    instructions: Phrases
+    separators: Phrases
+    block_titles: Mapping[str, Phrases]
+    signature_bodies: Phrases
+    signoffs: Phrases
+    chat: tuple[tuple[str, str], ...]  # (question, answer) of earlier turns
 
 
 @dataclass
 class Record:
-    """Fields of one record: `values` as the answer holds them, `forms` maps every slot to the text it prints."""
+    """The fields of one record: `values` as the answer has them, `forms` maps each slot to the text it prints."""
 
     kind: str
     values: dict[str, str | int]
@@ -47,27 +75,60 @@ class Record:
 
 
 @cache
+def split_phrases(held_out: bool) -> SplitPhrases:
+    """The phrases of training texts, or of validation and test texts."""
+    data = read_yaml(DATA / ("extract_held_out.yaml" if held_out else "extract_train.yaml"))
+    asides = data.get("asides", {})
+
+    def by_name(mapping: Mapping[str, Any]) -> dict[str, Phrases]:
+        return {name: phrases(value) for name, value in mapping.items()}
+
+    books = {
+        kind: Phrasebook(
+            heads=phrases(book["heads"]),
+            fragments=by_name(book.get("fragments", {})),
+            followups=phrases(book["followups"]),
+            notes=by_name(book.get("notes", {})),
+            note_heads=phrases(book.get("note_heads", ())),
+            labels=by_name(book.get("labels", {})),
+            distractors=(
+                *phrases(book["distractors"]),
+                *phrases(asides.get("anywhere", ())),
+                *phrases(asides.get(kind, ())),
+            ),
+        )
+        for kind, book in data["books"].items()
+    }
+    lists = ("openings", "closings", "instructions", "separators", "signature_bodies", "signoffs")
+    return SplitPhrases(
+        books=books,
+        block_titles=by_name(data["block_titles"]),
+        chat=tuple(data["chat"].items()),
+        **{name: phrases(data[name]) for name in lists},
+    )
+
+
+@cache
 def slot_fields(slot: str) -> frozenset[str]:
-    """The fields that a slot tells: none for a context slot such as a pronoun."""
+    """The fields that a slot states: none for a context slot such as a pronoun."""
     if slot == "q item":
         return frozenset({"item", "quantity"})
-    name = slot.split()[-1]
-    return frozenset({name}) & _ALL_FIELDS
+    return frozenset({slot.split()[-1]}) & _ALL_FIELDS
 
 
 @lru_cache(maxsize=20_000)
-def told(pattern: str) -> frozenset[str]:
-    """All the fields that a resolved pattern tells, optional ones included."""
+def stated_fields(pattern: str) -> frozenset[str]:
+    """All fields that a resolved pattern states, optional ones included."""
     return frozenset().union(*(slot_fields(slot) for slot in _SLOT.findall(pattern)))
 
 
 @lru_cache(maxsize=20_000)
-def needed(pattern: str) -> frozenset[str]:
+def required_fields(pattern: str) -> frozenset[str]:
     """The fields that a resolved pattern cannot do without."""
-    return told(_OPTIONAL.sub("", pattern))
+    return stated_fields(_OPTIONAL.sub("", pattern))
 
 
-def choose(pattern: str, rng: random.Random) -> str:
+def resolve_choices(pattern: str, rng: random.Random) -> str:
     """Resolves every `[a|b]` of a pattern, innermost first."""
     while "[" in pattern:
         pattern = _CHOICE.sub(lambda match: rng.choice(match.group(1).split("|")), pattern)
@@ -75,86 +136,92 @@ def choose(pattern: str, rng: random.Random) -> str:
 
 
 @cache
-def uncounted(patterns: tuple[str, ...]) -> tuple[str, ...]:
+def without_quantity(patterns: Phrases) -> Phrases:
     """The same patterns for an order that gives no quantity."""
     return tuple(pattern.replace("{q item}", "{some item}") for pattern in patterns)
 
 
-def draw(patterns: Sequence[str], left: set[str], rng: random.Random, tells: bool = False) -> str:
-    """A resolved pattern (slots unfilled) that needs only fields in `left`, and what it tells is taken from `left`.
+def draw_pattern(
+    patterns: Sequence[str], remaining: set[str], rng: random.Random, must_state: bool = False
+) -> str:
+    """Returns a resolved pattern, slots unfilled, that needs only fields in `remaining`.
 
-    With `tells`, one that tells at least one field. The patterns must hold one that fits: it is looked for at random.
+    The fields that it states are removed from `remaining`. must_state: it states at least one. One of `patterns`
+    must fit: they are tried at random until one does.
     """
     while True:
-        pattern = choose(rng.choice(patterns), rng)
-        needs = needed(pattern)
-        if needs <= left and (needs or not tells):
+        pattern = resolve_choices(rng.choice(patterns), rng)
+        required = required_fields(pattern)
+        if required <= remaining and (required or not must_state):
             break
-    left -= needs
+    remaining -= required
 
     def optional(match: re.Match[str]) -> str:
-        fields = told(match.group(1))
-        if not fields <= left or rng.random() > 0.8:
+        stated = stated_fields(match.group(1))
+        if not stated <= remaining or rng.random() > 0.8:
             return ""
-        left.difference_update(fields)
+        remaining.difference_update(stated)
         return match.group(1)
 
     return _tidy(_OPTIONAL.sub(optional, pattern))
 
 
 def _tidy(frame: str) -> str:
-    """One space where parts left two, and a capital after each end mark within a frame."""
+    """Joins double spaces and capitalises the word after each end mark within a frame."""
     frame = re.sub(r" {2,}", " ", frame).strip()
     frame = re.sub(r"([.?!] )([a-z])", lambda match: match.group(1) + match.group(2).upper(), frame)
     return re.sub(r"([.?!] \{)(he|his)\}", lambda match: match.group(1) + match.group(2).capitalize() + "}", frame)
 
 
-def fill(text: str, forms: dict[str, str]) -> str:
+def fill_slots(text: str, forms: Mapping[str, str]) -> str:
     """Prints the slots of a frame."""
     return _SLOT.sub(lambda match: forms[match.group(1)], text)
 
 
-def capital(text: str) -> str:
-    """First letter in upper case; the rest as it is."""
+def capitalize_first(text: str) -> str:
+    """The text with its first letter in upper case; the rest is unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def prose(book: Phrasebook, record: Record, rng: random.Random) -> list[str]:
-    """Sentence frames (slots unfilled, end marks included) that tell each field of the record exactly once."""
-    left = set(record.values)
-    sentence = draw(book.heads if "quantity" in left else uncounted(book.heads), left, rng)
+    """Sentence frames, slots unfilled and end marks included, that state each field of the record exactly once."""
+    remaining = set(record.values)
+    sentence = draw_pattern(
+        book.heads if "quantity" in remaining else without_quantity(book.heads), remaining, rng
+    )
     if "*" in sentence:
-        loose = sorted(name for name in left if name in book.fragments)
+        loose = sorted(name for name in remaining if name in book.fragments)
         rng.shuffle(loose)
         parts = []
         for name in loose[: rng.choice((len(loose), len(loose), 1))]:
-            if name in left:
-                parts.append(draw(book.fragments[name], left, rng))
+            if name in remaining:
+                parts.append(draw_pattern(book.fragments[name], remaining, rng))
         sentence = sentence.replace("*", "".join(part if part[0] in " ,;" else " " + part for part in parts))
     sentences = [sentence]
-    while left:
-        sentences.append(draw(book.followups, left, rng, tells=True))
+    while remaining:
+        sentences.append(draw_pattern(book.followups, remaining, rng, must_state=True))
     return sentences
 
 
 def note(book: Phrasebook, record: Record, rng: random.Random, separator: str) -> str:
     """A terse note: a head where the type needs one, then the fields in almost any order, no sentences."""
-    left = set(record.values)
-    counted = "quantity" in left
-    head = draw(book.note_heads, left, rng)
+    remaining = set(record.values)
+    counted = "quantity" in remaining
+    head = draw_pattern(book.note_heads, remaining, rng)
     order = list(FIELDS[record.kind])
     if rng.random() < 0.6:
         rng.shuffle(order)
     parts = []
     for name in order:
-        if name in left:
-            parts.append(draw(book.notes[name] if counted else uncounted(book.notes[name]), left, rng))
+        if name in remaining:
+            patterns = book.notes[name] if counted else without_quantity(book.notes[name])
+            parts.append(draw_pattern(patterns, remaining, rng))
     if head and rng.random() < 0.4 and not head.endswith(":"):
         return separator.join([head, *parts])
     return (head + " " if head else "") + separator.join(parts)
 
 
-def block(book: Phrasebook, record: Record, rng: random.Random, title: str) -> str:
+def labelled_list(book: Phrasebook, record: Record, rng: random.Random, title: str) -> str:
     """A labelled list, one field a line or separated by commas."""
     order = [name for name in FIELDS[record.kind] if name in record.values]
     if rng.random() < 0.5:
@@ -163,3 +230,38 @@ def block(book: Phrasebook, record: Record, rng: random.Random, title: str) -> s
     lines = [rng.choice(book.labels[name]) + colon + "{raw " + name + "}" for name in order]
     joined = rng.choice(("\n", "\n", ", ", "; ")).join(lines)
     return f"{title}\n{joined}" if title else joined
+
+
+@cache
+def _common_words() -> Phrases:
+    """Some thousand common English words."""
+    from faker import Faker
+
+    return tuple(sorted({word.lower() for word in Faker("en_US").get_words_list() if word.isalpha()}))
+
+
+def nonsense(rng: random.Random) -> str:
+    """A sentence of unrelated words, at times with a number or a name."""
+    chosen = rng.choices(_common_words(), k=rng.randint(3, 8))
+    if rng.random() < 0.3:
+        chosen[rng.randrange(len(chosen))] = rng.choice(("{n}", "{other}", "{other full}"))
+    return " ".join(chosen) + rng.choice((".", ".", "!", "?"))
+
+
+def add_noise(frame: str, rng: random.Random) -> str:
+    """Replaces, drops or adds some words of a sentence frame; slots stay.
+
+    This teaches the adapter to read past words that it never saw in such a sentence.
+    """
+    if _CONTEXT.search(frame):
+        return frame
+    noisy: list[str] = []
+    for word in frame.split(" "):
+        roll = rng.random()
+        if not word.isalpha() or roll >= _REPLACED + _DROPPED + _ADDED:
+            noisy.append(word)
+        elif roll < _REPLACED:
+            noisy.append(rng.choice(_common_words()))
+        elif roll < _REPLACED + _ADDED:
+            noisy += [word, rng.choice(_common_words())]
+    return " ".join(noisy)

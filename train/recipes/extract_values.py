@@ -1,79 +1,211 @@
-"""Values of the `extract` recipe: records of people, meetings and orders. Two disjoint worlds, train and held out.
+"""Values of the `extract` recipe: people, companies, dates, prices, and records made of them.
 
-Every drawn value is a pair: the span that the answer repeats, and the forms in which a sentence may print it.
+Word lists are in `data/extract_words.yaml`, names of people come from Faker. A training world and a held-out world
+share no name and no word. A drawn value is the span that the answer repeats; its forms are how a sentence prints it.
 """
 
 from __future__ import annotations
 
 import random
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from zlib import crc32
 
-from train.recipes import extract_words as words
-from train.recipes.extract_grammar import FIELDS, Record, capital
-from train.recipes.extract_people import Person, company, email, person
+from train.recipes.extract_grammar import FIELDS, Record, capitalize_first
+from train.recipes.text_data import DATA, read_yaml, words
 
 _MONTHS = "January February March April May June July August September October November December".split()
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 _HOURS = "one two three four five six seven eight nine ten eleven".split()
-_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_NUMBERS = ["zero", *_HOURS, "twelve"]
+
+ValuesAndForms = tuple[dict[str, str | int], dict[str, str]]  # of a record
 
 
-def _digits(rng: random.Random, shape: str) -> str:
-    return "".join(str(rng.randint(0, 9)) if char == "#" else str(rng.randint(2, 9)) if char == "%" else char
-                   for char in shape)  # fmt: skip
+@cache
+def word_lists(world: str) -> Mapping[str, tuple[str, ...]]:
+    """The word lists of "train", of "held_out" or of "both", by name."""
+    return {name: words(text) for name, text in read_yaml(DATA / "extract_words.yaml")[world].items()}
 
 
-def phone(rng: random.Random, held: bool) -> str:
-    """A number in one of the split's formats; held-out texts use the unseen ones half of the time."""
-    book = words.held() if held and rng.random() < 0.5 else words.train()
-    return _digits(rng, rng.choice(book.phones))
+def _lists(held_out: bool) -> Mapping[str, tuple[str, ...]]:
+    return word_lists("held_out" if held_out else "train")
 
 
-def date(rng: random.Random, held: bool) -> dict[str, str]:
-    """Forms of a date: "raw" is the span, "date" adds the article, "on date" and "by date" the preposition."""
-    day, month, weekday = rng.randint(1, 28), rng.choice(_MONTHS), rng.choice(_DAYS)
-    number, year = _MONTHS.index(month) + 1, rng.choice((2025, 2026, 2026, 2027))
-    ordinal = f"{day}{'th' if 10 < day < 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(day % 10, 'th')}"
-    article = ""
-    preposition = "on "
-    if held and rng.random() < 0.3:
-        raw = rng.choice(
-            (
-                f"{day:02d}.{number:02d}.{year}",
-                f"{month[:3]}{'.' * (month != 'May')} {day}",
-                f"{day}-{month[:3]}-{year}",
-            )
-        )
-    else:
-        roll = rng.random()
-        if roll < 0.24:
-            raw = weekday
-        elif roll < 0.42:
-            raw = f"{rng.choice(('next', 'this', 'next', 'this coming'))} {weekday}"
-            preposition = ""
-        elif roll < 0.52:
-            raw, preposition = (
-                rng.choice(("tomorrow", "tomorrow", "today", "tonight", "the day after tomorrow")),
-                "",
-            )
-            if raw.startswith("the "):
-                raw, article = raw[4:], "the "
-        elif roll < 0.6:
-            raw, article = f"{ordinal} of {month}", "the "
-        else:
-            raw = rng.choice(
-                (f"{day} {month}", f"{month} {day}", f"{month} {ordinal}", f"{ordinal} {month}", f"{month[:3]} {day}",
-                 f"{year}-{number:02d}-{day:02d}", f"{day}/{number}", f"{month} {day}, {year}", f"{weekday[:3]} {day} {month[:3]}",
-                 f"{day} {month} {year}", f"{weekday}, {month} {day}", f"{weekday} {day} {month}", f"{day}/{number}/{year}")
-            )  # fmt: skip
+@dataclass(frozen=True)
+class Names:
+    """Given names by sex, and surnames."""
+
+    women: tuple[str, ...]
+    men: tuple[str, ...]
+    surnames: tuple[str, ...]
+
+
+@cache
+def _draw_names(locale: str, seed: int, count: int) -> Names:
+    """`count` names of one of Faker's locales, with repetitions."""
+    from faker import Faker
+
+    fake = Faker(locale)
+    fake.seed_instance(seed)
+    rows = [(fake.first_name_female(), fake.first_name_male(), fake.last_name()) for _ in range(count)]
+    return Names(*zip(*rows, strict=True))
+
+
+@cache
+def names(held_out: bool) -> Names:
+    """Names of one world, from its locales and its part of the English ones; no held-out name is a training name."""
+    english_locales, locales = word_lists("both")["english_locales"], _lists(held_out)["locales"]
+    english = [_draw_names(locale, 1000 + i, 1500) for i, locale in enumerate(english_locales)]
+    foreign = [_draw_names(locale, 1000 + i, 60) for i, locale in enumerate(locales, start=len(english_locales))]
+    training = names(False) if held_out else Names((), (), ())
+
+    def pool(part: str, banned: Iterable[str]) -> tuple[str, ...]:
+        # English names are common in visitors' texts, so both worlds have some: a checksum holds out a quarter.
+        found = {name for drawn in english for name in getattr(drawn, part) if _is_held_out(name) == held_out}
+        found |= {name for drawn in foreign for name in getattr(drawn, part)}
+        found = found.difference(banned)
+        return tuple(sorted(name for name in found if name.replace("-", "").isalpha() and 2 < len(name) < 13))
+
+    given = training.women + training.men
+    return Names(pool("women", given), pool("men", given), pool("surnames", training.surnames))
+
+
+def _is_held_out(english_name: str) -> bool:
+    return crc32(english_name.encode()) % 4 == 0
+
+
+@dataclass(frozen=True)
+class Person:
+    """A name as it is written, its plain first and last part, and the sex for pronouns and titles."""
+
+    full: str
+    first: str
+    last: str
+    woman: bool
+
+
+def _invented_name(rng: random.Random, held_out: bool) -> str:
+    """A pronounceable word that is nobody's name; the two worlds end it in different letters."""
+    both = word_lists("both")
+    ends = _lists(held_out)["name_ends"]
+    syllables = [
+        rng.choice(both["name_onsets"]) + rng.choice(both["name_middles"]) for _ in range(rng.choice((1, 1, 2)))
+    ]
+    return ("".join(syllables) + rng.choice(ends)).capitalize()
+
+
+def _person(rng: random.Random, held_out: bool) -> Person:
+    """A person with a name in two parts mostly, also with initials, double names, titles, invented names."""
+    pool = names(held_out)
+    woman = rng.random() < 0.5
+    first = rng.choice(pool.women if woman else pool.men)
+    last = _invented_name(rng, held_out) if rng.random() < 0.15 else rng.choice(pool.surnames)
+    if rng.random() < 0.06:
+        first = _invented_name(rng, held_out)
+    roll = rng.random()
+    full = f"{first} {last}"
+    if roll < 0.04:
+        full = f"{first[0]}. {last}"
+    elif roll < 0.08:
+        full = f"{first} {rng.choice('ABCDEGHJKLMRST')}. {last}"
+    elif roll < 0.11:
+        full = f"{first} {last}-{rng.choice(pool.surnames)}"
+    elif roll < 0.16:
+        full = f"{rng.choice(('Dr.', 'Dr', 'Prof.', 'Dr.') if held_out else ('Dr.', 'Dr', 'Prof.'))} {full}"
+    elif roll < 0.19:
+        particles = ("van der", "del", "ten") if held_out else ("van", "de", "von", "da")
+        full = f"{first} {rng.choice(particles)} {last}"
+    return Person(full, first, last, woman)
+
+
+def _company(rng: random.Random, held_out: bool) -> str:
+    """A company: one or two words, and often a line of business or a legal form."""
+    lists = _lists(held_out)
+    core = _invented_name(rng, held_out) if rng.random() < 0.3 else rng.choice(lists["company_words"])
+    roll = rng.random()
+    if roll < 0.3:
+        return core
+    if roll < 0.75:
+        return f"{core} {rng.choice(lists['businesses'])}"
+    if roll < 0.87:
+        return f"{core} {rng.choice(lists['legal_forms'])}"
+    return f"{rng.choice(names(held_out).surnames)} {rng.choice(lists['and_sons'])}"
+
+
+def _plain(text: str) -> str:
+    """The letters and digits of a text without accents, in lower case: what an address may hold."""
+    decomposed = unicodedata.normalize("NFKD", text.replace("ø", "o").replace("ł", "l").replace("ß", "ss"))
+    return "".join(char for char in decomposed.lower() if char.isascii() and char.isalnum())
+
+
+def _email(rng: random.Random, held_out: bool, person: Person, company: str) -> str:
+    """An address made of the name or of a function, at the company ("" for none), a provider or another company."""
+    lists = _lists(held_out)
+    first, last = _plain(person.first), _plain(person.last)
+    local = rng.choice(
+        (f"{first}.{last}", f"{first[0]}.{last}", f"{first}{last}", first, last, f"{first[0]}{last}", f"{first}_{last}",
+         f"{first}{rng.randint(1, 99)}", rng.choice(lists["mailboxes"]))
+    )  # fmt: skip
+    if company and rng.random() < 0.5:
+        domain = _plain(company) if rng.random() < 0.6 else _plain(company.split()[0])
+        return f"{local}@{domain}.{rng.choice(lists['endings'])}"
+    if rng.random() < 0.5:
+        return f"{local}@{rng.choice(lists['providers'])}"
+    return f"{local}@{_plain(rng.choice(lists['company_words']))}.{rng.choice(lists['endings'])}"
+
+
+def _phone(rng: random.Random, held_out: bool) -> str:
+    """A number in one of the world's formats; held-out texts use formats of their own half of the time."""
+    shape = rng.choice(_lists(held_out and rng.random() < 0.5)["phones"])
+    digits = {"#": 0, "%": 2}  # the lowest digit that may stand there
+    return "".join(str(rng.randint(digits[char], 9)) if char in digits else char for char in shape)
+
+
+def date_forms(rng: random.Random, held_out: bool) -> dict[str, str]:
+    """Forms of a date: "raw" is the span, "" adds the article, "on" and "by" add the preposition too."""
+    raw, article, preposition = _date(rng, held_out)
     return {"raw": raw, "": article + raw, "on": preposition + article + raw, "by": "by " + article + raw}
 
 
-def time(rng: random.Random, held: bool) -> str:
+def _date(rng: random.Random, held_out: bool) -> tuple[str, str, str]:
+    """A date, its article and its preposition."""
+    day, month, weekday = rng.randint(1, 28), rng.choice(_MONTHS), rng.choice(_DAYS)
+    number, year = _MONTHS.index(month) + 1, rng.choice((2025, 2026, 2026, 2027))
+    ordinal = f"{day}{'th' if 10 < day < 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(day % 10, 'th')}"
+    if held_out and rng.random() < 0.3:
+        own = (
+            f"{day:02d}.{number:02d}.{year}",
+            f"{month[:3]}{'.' * (month != 'May')} {day}",
+            f"{day}-{month[:3]}-{year}",
+        )
+        return rng.choice(own), "", "on "
+    roll = rng.random()
+    if roll < 0.24:
+        return weekday, "", "on "
+    if roll < 0.42:
+        return f"{rng.choice(('next', 'this', 'next', 'this coming'))} {weekday}", "", ""
+    if roll < 0.52:
+        near = rng.choice(("tomorrow", "tomorrow", "today", "tonight", "the day after tomorrow"))
+        return (near[4:], "the ", "") if near.startswith("the ") else (near, "", "")
+    if roll < 0.6:
+        return f"{ordinal} of {month}", "the ", "on "
+    raw = rng.choice(
+        (f"{day} {month}", f"{month} {day}", f"{month} {ordinal}", f"{ordinal} {month}", f"{month[:3]} {day}",
+         f"{year}-{number:02d}-{day:02d}", f"{day}/{number}", f"{month} {day}, {year}", f"{weekday[:3]} {day} {month[:3]}",
+         f"{day} {month} {year}", f"{weekday}, {month} {day}", f"{weekday} {day} {month}", f"{day}/{number}/{year}")
+    )  # fmt: skip
+    return raw, "", "on "
+
+
+def _time(rng: random.Random, held_out: bool) -> str:
     """A time of day, without "at"."""
     hour, minute = rng.randint(1, 12), rng.choice((0, 5, 10, 15, 20, 30, 30, 40, 45, 50))
     half = rng.choice(("am", "pm", "pm"))
     word = rng.choice(_HOURS)
-    if held and rng.random() < 0.3:
+    if held_out and rng.random() < 0.3:
         return rng.choice((f"{hour}.{minute:02d} {half}", f"twenty past {word}", f"{hour}:{minute:02d} {half[0]}.m.",
                            f"ten to {word}"))  # fmt: skip
     return rng.choice(
@@ -83,85 +215,74 @@ def time(rng: random.Random, held: bool) -> str:
     )  # fmt: skip
 
 
-def place(rng: random.Random, held: bool) -> dict[str, str]:
-    """Forms of a meeting place: "raw" the span without article, "" with article, "in" with its preposition."""
-    book = words.held() if held else words.train()
+def _place_forms(rng: random.Random, held_out: bool) -> dict[str, str]:
+    """Forms of a place: "raw" is the span without its article, "" adds the article, "in" the preposition too."""
+    lists = _lists(held_out)
     roll = rng.random()
     article = ""
     if roll < 0.22:
         number = rng.choice((str(rng.randint(1, 40)), str(rng.randint(100, 499)), rng.choice("ABCDEFGH"),
                              f"{rng.choice('ABC')}{rng.randint(1, 30)}"))  # fmt: skip
-        raw, preposition = f"{rng.choice(book.rooms)} {number}", "in "
+        raw, preposition = f"{rng.choice(lists['rooms'])} {number}", "in "
     elif roll < 0.42:
-        raw, preposition = rng.choice(book.cafes).format(word=rng.choice(book.place_words)), "at "
+        raw, preposition = rng.choice(lists["cafes"]).format(word=rng.choice(lists["place_words"])), "at "
     elif roll < 0.5:
-        raw, preposition = rng.choice(book.online), "on "
+        raw, preposition = rng.choice(lists["online"]), "on "
     elif roll < 0.62:
-        raw, preposition = rng.choice(book.cities), "in "
+        raw, preposition = rng.choice(lists["cities"]), "in "
     elif roll < 0.7:
-        raw, preposition = (
-            f"{rng.randint(1, 160)} {rng.choice(book.place_words)} {rng.choice(book.streets)}",
-            "at ",
-        )
+        number = str(rng.randint(1, 160))
+        raw, preposition = f"{number} {rng.choice(lists['place_words'])} {rng.choice(lists['streets'])}", "at "
     else:
-        preposition, raw = rng.choice(book.places).split(" ", 1)
+        preposition, raw = rng.choice(lists["places"]).split(" ", 1)
         preposition, article = preposition + " ", "the "
     return {"raw": raw, "": article + raw, "in": preposition + article + raw}
 
 
-def topic(rng: random.Random, held: bool) -> dict[str, str]:
-    """Forms of a meeting's topic: "raw" and "" the span without article, "the" with an article or possessive."""
-    book = words.held() if held else words.train()
-    raw = rng.choice(book.topics)
+def _topic_forms(rng: random.Random, held_out: bool) -> dict[str, str]:
+    """Forms of a topic: "raw" and "" are the span without an article, "the" adds an article or a possessive."""
+    lists = _lists(held_out)
+    raw = rng.choice(lists["topics"])
     if rng.random() < 0.4:
-        raw = f"{rng.choice(book.topic_adjectives)} {rng.choice(book.topic_nouns)}"
+        raw = f"{rng.choice(lists['topic_adjectives'])} {rng.choice(lists['topic_nouns'])}"
     return {"raw": raw, "": raw, "the": rng.choice(("the ", "the ", "our ", "the ")) + raw}
 
 
-def price(rng: random.Random, held: bool) -> str:
-    """An amount with its currency, in one of the split's formats."""
-    whole, cents = (
-        rng.choice((rng.randint(2, 99), rng.randint(100, 950))),
-        rng.choice((0, 5, 25, 49, 50, 75, 90, 95, 99)),
-    )
+def _price(rng: random.Random, held_out: bool) -> str:
+    """An amount with its currency, in one of the world's formats."""
+    whole = rng.choice((rng.randint(2, 99), rng.randint(100, 950)))
+    cents = rng.choice((0, 5, 25, 49, 50, 75, 90, 95, 99))
     both = f"{whole}.{cents:02d}"
-    if held and rng.random() < 0.35:
+    if held_out and rng.random() < 0.35:
         return rng.choice(
-            (
-                f"CHF {both}",
-                f"{whole} pounds",
-                f"US${whole}",
-                f"{whole},{cents:02d} €",
-                f"1,{rng.randint(100, 990)} yen",
-            )
-        )
+            (f"CHF {both}", f"{whole} pounds", f"US${whole}", f"{whole},{cents:02d} €", f"1,{rng.randint(100, 990)} yen")
+        )  # fmt: skip
     return rng.choice(
         (f"${both}", f"${whole}", f"{whole} euros", f"€{whole}", f"EUR {whole}", f"£{both}", f"{both} euros", f"{whole} dollars",
          f"${both}", f"{whole} EUR", f"£{whole}", f"€{both}", f"{whole} USD", f"${rng.randint(1, 9)},{rng.randint(100, 990)}")
     )  # fmt: skip
 
 
-def product(rng: random.Random, held: bool) -> tuple[str, str]:
+def _product(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """Singular and plural of a product: a noun with up to two words before it."""
-    book = words.held() if held else words.train()
-    one = rng.choice(book.product_nouns)
-    many = (
-        one + "es"
-        if one.endswith(("s", "x", "ch", "sh"))
-        else one[:-1] + "ies"
-        if one[-2:] in ("ry", "dy")
-        else one + "s"
-    )
+    lists = _lists(held_out)
+    one = rng.choice(lists["product_nouns"])
     if one.endswith(("shelf", "knife", "scarf")):
         many = one.rstrip("fe") + "ves"
-    front = rng.choice(book.product_adjectives) + " " if rng.random() < 0.85 else ""
+    elif one.endswith(("s", "x", "ch", "sh")):
+        many = one + "es"
+    elif one.endswith(("ry", "dy")):
+        many = one[:-1] + "ies"
+    else:
+        many = one + "s"
+    front = rng.choice(lists["product_adjectives"]) + " " if rng.random() < 0.85 else ""
     if rng.random() < 0.15:
-        front = rng.choice(book.product_adjectives).strip() + " " + front if front else ""
+        front = rng.choice(lists["product_adjectives"]) + " " + front if front else ""
     return front + one, front + many
 
 
 def _quantity(rng: random.Random) -> tuple[int, str, str]:
-    """A count, how a sentence says it, and how a list says it."""
+    """A count, how a sentence says it, and how a list writes it."""
     roll = rng.random()
     if roll < 0.16:
         return 1, rng.choice(("a", "a", "a", "one", "1")), "1"
@@ -171,124 +292,121 @@ def _quantity(rng: random.Random) -> tuple[int, str, str]:
         return 2, "a couple of", "2"
     if roll < 0.26:
         return 6, "half a dozen", "6"
-    count = rng.choice(
-        (
-            rng.randint(2, 12),
-            rng.randint(2, 12),
-            rng.choice((15, 20, 24, 25, 30, 40, 48, 50, 60, 75, 100, 150, 200, 500)),
-        )
-    )
-    said = _NUMBERS[count] if count < 13 and rng.random() < 0.5 else str(count)
-    return count, said, str(count)
+    many = (15, 20, 24, 25, 30, 40, 48, 50, 60, 75, 100, 150, 200, 500)
+    count = rng.choice((rng.randint(2, 12), rng.randint(2, 12), rng.choice(many)))
+    spoken = _NUMBERS[count] if count < 13 and rng.random() < 0.5 else str(count)
+    return count, spoken, str(count)
 
 
-def _spread(forms: dict[str, str], name: str, spans: dict[str, str]) -> None:
-    for form, text in spans.items():
-        forms[f"{form} {name}".strip()] = text
-
-
-def _with(rng: random.Random, held: bool) -> tuple[str, str]:
-    """Article and whom one meets: a full or a first name mostly, also two names, a title with a surname, a team."""
-    book = words.held() if held else words.train()
-    one = person(rng, held)
+def _partner(rng: random.Random, held_out: bool) -> tuple[str, str]:
+    """Article and name of whom one meets: one person mostly, also two, a title with a surname, a team."""
+    one = _person(rng, held_out)
     roll = rng.random()
     if roll < 0.5:
         return "", one.full
     if roll < 0.75:
         return "", one.first
     if roll < 0.83:
-        return "", f"{one.first} and {person(rng, held).first}"
+        return "", f"{one.first} and {_person(rng, held_out).first}"
     if roll < 0.91:
-        title = ("Mrs." if one.woman else "Mr.", "Ms." if one.woman else "Mr", "Dr.")
-        return "", f"{rng.choice(title)} {one.last}"
-    return "the ", rng.choice(book.teams)
+        titles = ("Mrs.", "Ms.", "Dr.") if one.woman else ("Mr.", "Mr", "Dr.")
+        return "", f"{rng.choice(titles)} {one.last}"
+    return "the ", rng.choice(_lists(held_out)["teams"])
 
 
-Told = tuple[dict[str, str | int], dict[str, str]]  # values and forms of a record
-
-
-def record(kind: str, rng: random.Random, held: bool) -> Record:
-    """A record of that kind with some fields missing, and every slot that the phrases may ask for."""
-    who = person(rng, held)
-    make = {"person": _person_record, "meeting": _meeting_record, "order": _order_record}[kind]
-    values, forms = make(rng, held, who)
+def draw_record(kind: str, rng: random.Random, held_out: bool) -> Record:
+    """A record of that kind with some fields missing, and every slot that the phrases may print."""
+    person = _person(rng, held_out)
+    draw = {"person": _draw_person, "meeting": _draw_meeting, "order": _draw_order}[kind]
+    values, forms = draw(rng, held_out, person)
     for name, value in values.items():
         forms.setdefault(name, str(value))
         forms.setdefault("raw " + name, str(value))
-    _context(forms, rng, held, who)
-    return Record(kind, values, forms)
+    return Record(kind, values, forms | _context_forms(rng, held_out, person))
 
 
-def _person_record(rng: random.Random, held: bool, who: Person) -> Told:
-    book = words.held() if held else words.train()
+def _draw_person(rng: random.Random, held_out: bool, person: Person) -> ValuesAndForms:
+    lists = _lists(held_out)
     fields = FIELDS["person"]
-    extra = {"name", *rng.sample(fields[1:], rng.choices((1, 2, 3, 4), (22, 42, 28, 8))[0])}
-    firm = company(rng, held) if "company" in extra else ""
-    role = rng.choice(book.roles)
+    chosen = {"name", *rng.sample(fields[1:], rng.choices((1, 2, 3, 4), (22, 42, 28, 8))[0])}
+    company = _company(rng, held_out) if "company" in chosen else ""
+    role = rng.choice(lists["roles"])
     if rng.random() < 0.15:
-        role = f"{rng.choice(book.role_ranks)} {role}"
-    drawn = {"name": who.full, "role": role, "company": firm, "city": rng.choice(book.cities),
-             "email": email(rng, held, who, firm), "phone": phone(rng, held)}  # fmt: skip
+        role = f"{rng.choice(lists['role_ranks'])} {role}"
+    values = {"name": person.full, "role": role, "company": company, "city": rng.choice(lists["cities"]),
+              "email": _email(rng, held_out, person, company), "phone": _phone(rng, held_out)}  # fmt: skip
     unique = role.startswith("head of") or role.isupper()
     article = "the " if unique else "an " if role[0] in "aeiou" else "a "
-    return {name: drawn[name] for name in fields if name in extra}, {"a role": article + role}
+    return {name: values[name] for name in fields if name in chosen}, {"a role": article + role}
 
 
-def _meeting_record(rng: random.Random, held: bool, _: Person) -> Told:
+def _draw_meeting(rng: random.Random, held_out: bool, _: Person) -> ValuesAndForms:
     fields = FIELDS["meeting"]
-    count = rng.choices((2, 3, 4, 5), (18, 34, 34, 14))[0]
-    chosen = set(rng.sample(fields, count))
-    chosen |= {"with"} if not chosen & {"with", "topic"} else set()
-    spans = {"topic": topic(rng, held), "date": date(rng, held), "place": place(rng, held)}
-    article, partner = _with(rng, held)
-    when = time(rng, held)
+    chosen = set(rng.sample(fields, rng.choices((2, 3, 4, 5), (18, 34, 34, 14))[0]))
+    if not chosen & {"with", "topic"}:
+        chosen.add("with")
+    spans = {
+        "topic": _topic_forms(rng, held_out),
+        "date": date_forms(rng, held_out),
+        "place": _place_forms(rng, held_out),
+    }
+    article, partner = _partner(rng, held_out)
+    time = _time(rng, held_out)
     spans["with"] = {"raw": partner, "": article + partner, "with": f"with {article}{partner}"}
-    spans["time"] = {"raw": when, "": when, "at": f"at {when}"}
-    values: dict[str, str | int] = {}
-    forms: dict[str, str] = {}
-    for name in fields:
-        if name in chosen:
-            _spread(forms, name, spans[name])
-            values[name] = spans[name]["raw"]
+    spans["time"] = {"raw": time, "": time, "at": f"at {time}"}
+    values: dict[str, str | int] = {name: spans[name]["raw"] for name in fields if name in chosen}
+    forms = {slot: text for name in values for slot, text in _slots(name, spans[name]).items()}
     return values, forms
 
 
-def _order_record(rng: random.Random, held: bool, who: Person) -> Told:
-    one, many = product(rng, held)
-    count, said, written = _quantity(rng)
+def _draw_order(rng: random.Random, held_out: bool, person: Person) -> ValuesAndForms:
+    one, many = _product(rng, held_out)
+    count, spoken, written = _quantity(rng)
     odds = {"quantity": 0.78, "price": 0.5, "customer": 0.5, "date": 0.45}
     chosen = {"item", *(name for name, share in odds.items() if rng.random() < share)}
     if len(chosen) == 1:
         chosen.add(rng.choice(("quantity", "price", "customer")))
     several = count != 1 if "quantity" in chosen else rng.random() < 0.3
     item = many if several else one
-    if said == "a" and item[0] in "aeiou":
-        said = "an"
-    customer = company(rng, held) if rng.random() < 0.25 else who.first if rng.random() < 0.12 else who.full
+    if spoken == "a" and item[0] in "aeiou":
+        spoken = "an"
+    if rng.random() < 0.25:
+        customer = _company(rng, held_out)
+    else:
+        customer = person.first if rng.random() < 0.12 else person.full
     drawn: dict[str, str | int] = {
         "item": item,
         "quantity": count,
-        "price": price(rng, held),
+        "price": _price(rng, held_out),
         "customer": customer,
     }
     values = {name: value for name, value in drawn.items() if name in chosen}
-    forms = {"q item": f"{said} {item}", "raw quantity": written, "quantity": said}
+    forms = {"q item": f"{spoken} {item}", "raw quantity": written, "quantity": spoken}
     if "date" in chosen:
-        when = date(rng, held)
-        _spread(forms, "date", when)
-        values["date"] = when["raw"]
-    forms["some item"] = rng.choice(("the ", "some ", "") if item == many else ("the ", "the ", "that ")) + item
+        date = date_forms(rng, held_out)
+        forms |= _slots("date", date)
+        values["date"] = date["raw"]
+    articles = ("the ", "some ", "") if item == many else ("the ", "the ", "that ")
+    forms["some item"] = rng.choice(articles) + item
     return values, forms
 
 
-def _context(forms: dict[str, str], rng: random.Random, held: bool, who: Person) -> None:
-    """Slots that are no field: pronouns, people and firms who are not the subject, small numbers."""
-    book = words.held() if held else words.train()
-    other = person(rng, held)
-    he, him, his = ("she", "her", "her") if who.woman else ("he", "him", "his")
-    subject = he if rng.random() < 0.85 else who.first
-    forms |= {"he": subject, "him": him if subject == he else subject, "his": his if subject == he else subject + "'s",
-              "other": other.first, "other full": f"{other.first} {other.last}", "firm": company(rng, held),
-              "town": rng.choice(book.cities), "n": str(rng.randint(2, 30)), "day": rng.choice(_DAYS),
-              "first": who.first, "self": him + "self"}  # fmt: skip
-    forms |= {slot.capitalize(): capital(forms[slot]) for slot in ("he", "his")}
+def _slots(name: str, forms: Mapping[str, str]) -> dict[str, str]:
+    """The forms of a field by slot: "raw date", "date", "on date"."""
+    return {f"{form} {name}".strip(): text for form, text in forms.items()}
+
+
+def _context_forms(rng: random.Random, held_out: bool, person: Person) -> dict[str, str]:
+    """Slots that are no field: pronouns, people and companies who are not the subject, small numbers."""
+    other = _person(rng, held_out)
+    he, him, his = ("she", "her", "her") if person.woman else ("he", "him", "his")
+    if rng.random() >= 0.85:
+        pronouns = {"he": person.first, "him": person.first, "his": person.first + "'s"}
+    else:
+        pronouns = {"he": he, "him": him, "his": his}
+    forms = pronouns | {
+        "other": other.first, "other full": f"{other.first} {other.last}", "firm": _company(rng, held_out),
+        "town": rng.choice(_lists(held_out)["cities"]), "n": str(rng.randint(2, 30)), "day": rng.choice(_DAYS),
+        "first": person.first, "self": him + "self",
+    }  # fmt: skip
+    return forms | {slot.capitalize(): capitalize_first(forms[slot]) for slot in ("he", "his")}

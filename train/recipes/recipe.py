@@ -1,4 +1,4 @@
-"""What the recipes in `train/recipes/` have in common: data to train on and a measure of what came out."""
+"""What the recipes in `train/recipes/` have in common: data to train on and a measure of the result."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ from train.score import Answerer
 class Recipe:
     """One adapter that can be trained by name.
 
-    examples("train") is endless, examples("validation") is held out from it. scores(answerer) gives named
-    numbers measured on held-out data that is not validation's.
+    config: settings of the training run. data: what the adapter is trained and tested on, for its card.
+    examples("train") is endless, examples("validation") is finite and disjoint from it. scores(answerer) returns
+    named numbers measured on test data that is disjoint from both. prepare(adapter) fills buffers of a new adapter
+    that are not trained, such as names of classes.
     """
 
     config: TrainConfig
-    data: str  # what it is trained and tested on, for the card
+    data: str
     examples: Callable[[str], Iterable[Example]]
     scores: Callable[[Answerer], dict[str, float]]
-    prepare: Callable[[Adapter], None] = lambda _: None  # fill what is not trained, such as names of classes
+    prepare: Callable[[Adapter], None] = lambda _: None
 
 
-def names() -> list[str]:
-    """The recipes that there are: the modules of `train/recipes/` that define `recipe`."""
-    return [m.name for m in pkgutil.iter_modules(recipes.__path__) if "_" not in m.name]
+def recipe_names() -> list[str]:
+    """Names of all recipes: the modules of `train/recipes/` without an underscore, but for this one."""
+    found = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+    return [name for name in found if "_" not in name and name != "recipe"]
 
 
 def load_recipe(name: str, base: Base) -> Recipe:
-    """Recipe `name`, its data prepared with `base`. Raises AdapterError for an unknown name."""
-    if name not in names():
-        raise AdapterError(f"There is no recipe '{name}'. Choose one of: {', '.join(names())}.")
+    """Returns recipe `name`, its data prepared with `base`. Raises AdapterError for an unknown name."""
+    if name not in recipe_names():
+        raise AdapterError(f"There is no recipe '{name}'. Choose one of: {', '.join(recipe_names())}.")
     return importlib.import_module(f"train.recipes.{name}").recipe(base)

@@ -1,12 +1,13 @@
-"""What the `see` adapter can call a picture: the encoder's classes, further concepts that drawings show, their
-spelling in tokens, and the linear head that tells the concepts apart.
+"""What the `see` adapter can call a picture: the encoder's classes and the concepts that drawings show, their tokens,
+and the linear head that tells the concepts apart.
 
-Fitted once before the adapter is trained, and stored with it. Knows features and names; knows no conversations.
+The head is fitted once, before the adapter is trained, and stored with it. Knows features and names; knows no
+conversations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +25,15 @@ _STEPS, _BATCH, _NOISE = 300, 384, 0.3
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """names: every distinct name; rows: [classes] index into names, the encoder's classes first; kinds: every kind."""
+    """names: all distinct names. rows: [classes] index into `names`, the encoder's classes first. kinds: all kinds."""
 
     names: list[Name]
     rows: Tensor
     kinds: list[str]
 
 
-def vocabulary(concepts: Sequence[str], tokenizer: Any) -> Vocabulary:
-    """The encoder's classes and those of `concepts` that are short enough; equal names become one."""
+def vocabulary(concepts: Iterable[str], tokenizer: Any) -> Vocabulary:
+    """The encoder's classes, and those of `concepts` of at most NAME_LENGTH tokens. Equal names become one."""
     classes = class_names()
     short = [c for c in dict.fromkeys(concepts) if len(_tokens(tokenizer, c)) <= NAME_LENGTH]
     index: dict[str, int] = {}
@@ -46,18 +47,16 @@ def vocabulary(concepts: Sequence[str], tokenizer: Any) -> Vocabulary:
     return Vocabulary(names, torch.tensor(rows), sorted({name.kind for name in names if name.kind}))
 
 
-def spell(projection: LabelProjection, words: Vocabulary, tokenizer: Any) -> None:
-    """Store the names' and kinds' tokens with the adapter."""
-    projection.name_of.copy_(words.rows)
-    for table, texts in (
-        (projection.names, [name.text for name in words.names]),
-        (projection.kinds, words.kinds),
-    ):
+def store_names(projection: LabelProjection, vocabulary: Vocabulary, tokenizer: Any) -> None:
+    """Stores the tokens of names and kinds in the projection's buffers."""
+    projection.name_of.copy_(vocabulary.rows)
+    names = [name.text for name in vocabulary.names]
+    for table, texts in ((projection.names, names), (projection.kinds, vocabulary.kinds)):
         for row, text in enumerate(texts):
             ids = _tokens(tokenizer, text)[: table.shape[1]]
             table[row, : len(ids)] = torch.tensor(ids)
-    for row, name in enumerate(words.names):
-        projection.kind_of[row] = words.kinds.index(name.kind) if name.kind else -1
+    for row, name in enumerate(vocabulary.names):
+        projection.kind_of[row] = vocabulary.kinds.index(name.kind) if name.kind else -1
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
@@ -65,28 +64,28 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(" " + text, add_special_tokens=False).input_ids)
 
 
-class ClassRows:
-    """Features of photographs that nobody took: drawn around the encoder's own weight vector of a class.
+class ClassFeatures:
+    """Draws features of imagined photographs around the encoder's own weight vector of a class.
 
-    The pooled features are their mean over drawings, plus a step along the class's weight vector, plus part of some
+    The pooled features are the mean over drawings, plus a step along the class's weight vector, plus part of some
     drawing's own deviation; the logits are the encoder's classifier on them. The other levels are unknown: zero, or
-    that drawing's, so that neither says whether a picture is a photograph.
+    that drawing's, so that neither tells whether a picture is a photograph.
     """
 
     def __init__(self, encoder: VisualEncoder, drawings: VisualFeatures) -> None:
         self._weight, self._bias = encoder.classifier
         size = self._weight.shape[1]
         pooled = drawings.levels[:, -size:]
-        self._others = drawings.levels[:, :-size]
+        self._other_levels = drawings.levels[:, :-size]
         self._mean = pooled.mean(0)
         self._deviations = pooled - self._mean
 
     def draw(
         self, classes: Tensor, generator: torch.Generator, mixed: float = 0.0, whole: float = 0.0
     ) -> VisualFeatures:
-        """One row of features for each class; `mixed`: share of rows that lie between it and a near class.
+        """One row of features for each class.
 
-        whole: share of rows that have the other levels too.
+        mixed: share of rows that lie between the class and a near one. whole: share of rows with the other levels.
         """
         count = len(classes)
 
@@ -102,30 +101,31 @@ class ClassRows:
         picked = torch.randint(len(self._deviations), (count,), generator=generator)
         pooled = self._mean + uniform(3, 8) * direction + uniform(0.4, 1.0) * self._deviations[picked]
         pooled = pooled.clamp(min=0)  # they come out of a rectifier
-        there = torch.rand(count, 1, generator=generator) < whole
-        levels = torch.cat([self._others[picked] * there, pooled], dim=1)
+        has_levels = torch.rand(count, 1, generator=generator) < whole
+        levels = torch.cat([self._other_levels[picked] * has_levels, pooled], dim=1)
         return VisualFeatures(levels, F.linear(pooled, self._weight, self._bias))
 
 
-def fit_concepts(
+def fit_concept_head(
     projection: LabelProjection,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     drawings: VisualFeatures,
     targets: Tensor,
-    classes: ClassRows,
+    class_features: ClassFeatures,
 ) -> None:
-    """Fit the linear head on drawings (targets: [B] rows of names) against class rows, jointly with the encoder's
-    own logits, so that it keeps silent on photographs. Sets the projection's buffers.
+    """Fits the linear head of the concepts and stores it in the projection's buffers.
+
+    It learns drawings (targets: [B] rows of names) against class features, jointly with the encoder's own logits, so
+    that it stays silent on photographs.
     """
     generator = torch.Generator().manual_seed(0)
-    rows = words.rows
+    rows = vocabulary.rows
     assert drawings.logits is not None
     logits = drawings.logits
     num_classes = logits.shape[1]
     num_concepts = len(rows) - num_classes
-    pooled = (
-        classes.draw(torch.zeros(1, dtype=torch.long), generator).levels.ne(0).any(0)
-    )  # only these are common to both
+    # Only the pooled features are common to drawings and class features.
+    pooled = class_features.draw(torch.zeros(1, dtype=torch.long), generator).levels.ne(0).any(0)
     levels = drawings.levels * pooled
     mean, scale = levels.mean(0), levels.std(0) + 1e-3
     scale[~pooled] = 1.0
@@ -139,21 +139,21 @@ def fit_concepts(
     optimizer = torch.optim.AdamW([weight, bias], lr=0.05, weight_decay=0.3)
     for _ in range(_STEPS):
         picked = torch.randint(len(codes), (_BATCH,), generator=generator)
-        chosen = torch.randint(num_classes, (_BATCH // 2,), generator=generator)
-        made = classes.draw(chosen, generator, mixed=0.5)
+        classes = torch.randint(num_classes, (_BATCH // 2,), generator=generator)
+        made = class_features.draw(classes, generator, mixed=0.5)
         noise = _NOISE * torch.randn(_BATCH, CONCEPT_RANK, generator=generator)
         inputs = torch.cat([codes[picked] + noise, ((made.levels - mean) / scale) @ basis.T])
         assert made.logits is not None
-        known = torch.cat([logits[picked], made.logits])
-        joint = torch.cat([known, F.linear(inputs, weight, bias)], dim=1).log_softmax(1)
-        wanted = torch.cat([targets[picked], rows[chosen]])
+        class_logits = torch.cat([logits[picked], made.logits])
+        joint = torch.cat([class_logits, F.linear(inputs, weight, bias)], dim=1).log_softmax(1)
+        wanted = torch.cat([targets[picked], rows[classes]])
         # A name's probability is the sum over the classes that share it.
-        own = torch.where(rows == wanted[:, None], joint, -torch.inf).logsumexp(1)
-        (-own.mean()).backward()
+        log_likelihood = torch.where(rows == wanted[:, None], joint, -torch.inf).logsumexp(1)
+        (-log_likelihood.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        # The head takes raw features: what standardised them goes into basis and bias.
+        # The head takes raw features: the standardisation goes into basis and bias.
         folded = basis / scale
         projection.concept_basis.copy_(folded)
         projection.concept_weight[num_classes:] = weight

@@ -1,28 +1,19 @@
-"""Words for the `see` recipe: what the encoder's classes and the drawings are called, and the sentences made of them.
+"""Names for the `see` recipe: of the encoder's classes, of drawings and their concepts, and sentences made of them.
 
-`see_classes.tsv` holds one line for each of ImageNet's 1,000 classes, in order: the name that people use, and the
-kind of thing it is (from WordNet's hypernyms, put right by hand; empty where no everyday word fits). Knows text only.
+Knows text only. Its word lists are in `data/see.yaml`. `data/see_classes.tsv` has one line for each of ImageNet's
+1,000 classes, in order: the name that people use, and the kind of thing it is (from WordNet's hypernyms, corrected by
+hand; empty where no everyday word fits).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
-from train.recipes.see_drawings import with_article
+from train.recipes.text_data import DATA, read_yaml, words
 
-_PREPOSITIONS = "of|with|in|on|at|for|and|without|behind|from|dancing|playing|making|hatched|inside|worn|covered|showing|fluttering"
-_MEASURES = "pair|cup|glass|bunch|cluster|head|slice|quarter|tube|pile|string|couple|ear|pot|model|map|baby"
-# Words before a noun that leave the thing what it is; a drawing's full name keeps them, its concept does not.
-_ADJECTIVES = frozenset(
-    "red green blue yellow brown black white pink purple grey gray silver golden light dark big small large little huge very old "
-    "young happy sad colorful wooden wrapped open closed lit ripe sweet folded sliced fried roasted cooked singing sitting sleeping "
-    "spouting fallen leafless wilted broken beating sparkling growing mending revolving empty albino hatching front-facing two some "
-    "digital electric classical fairytale medieval crossed clapping folding raising waving grinning".split()
-)
-_FACED = frozenset("cat dog cow tiger horse mouse rabbit monkey pig fox dragon moon".split())
-_CONFIDENT, _KIND_CONFIDENT = 0.4, 0.6
+_SURE, _SURE_OF_KIND = 0.4, 0.6  # least probabilities of a name and of a kind that is named
 
 
 @dataclass(frozen=True)
@@ -33,25 +24,76 @@ class Name:
     kind: str = ""
 
 
-def class_names() -> list[Name]:
+@cache
+def see_words(key: str) -> tuple[str, ...]:
+    """A word list of the recipe."""
+    return words(read_yaml(DATA / "see.yaml")[key])
+
+
+@cache
+def _pattern(template: str, *keys: str) -> re.Pattern[str]:
+    """A regular expression in which each {} is an alternative of the words of a list."""
+    return re.compile(template.format(*("|".join(see_words(key)) for key in keys)))
+
+
+@cache
+def class_names() -> tuple[Name, ...]:
     """The encoder's 1,000 classes."""
-    lines = Path(__file__).with_name("see_classes.tsv").read_text(encoding="utf-8").splitlines()
-    return [Name(with_article(name), kind) for name, kind in (line.split("\t") for line in lines)]
+    lines = (DATA / "see_classes.tsv").read_text(encoding="utf-8").splitlines()
+    return tuple(Name(with_article(name), kind) for name, kind in (line.split("\t") for line in lines))
+
+
+def with_article(name: str) -> str:
+    """A bare name with "a" or "an", or as it is where it takes none: mass nouns and plurals."""
+    head = re.split(r" (?:of|with|in|on|at|for|and|without|behind) ", name)[0]
+    if _pattern(r"(s|\b({}))$", "uncounted").search(head) and not _pattern(r"({})$", "counted_s").search(head):
+        return name
+    vowel = re.match(r"[aeiouAEIOU]|hour|x-ray|F-22|M-3", name) and not re.match(
+        r"uni|euro|one|UK|ukulele|US", name
+    )
+    return ("an " if vowel else "a ") + name
+
+
+def renamed(name: str) -> str:
+    """The name to use for a drawing in place of `name`, "" to leave the drawing out."""
+    return str(read_yaml(DATA / "see.yaml")["renamed"].get(name, name))
+
+
+def stamp_name(caption: str) -> str:
+    """The thing that a stamp's first line names, with its article; "" if the line is no plain name."""
+    end = r"[.!?:;—(,]|  | - | is | are | was | used | lets | resembles | says "
+    text = re.sub(r"[“”\"]", "", re.split(end, caption.strip())[0].strip(" “”\"'"))
+    parts = text.split()
+    if not 1 <= len(parts) <= 7 or (parts[0].lower() in see_words("no_first_words") and parts[0] != "An"):
+        return ""
+    if parts[0] in ("A", "An", "The", "Some", "Two"):
+        return parts[0].lower() + text[len(parts[0]) :]
+    return with_article(text if parts[0][1:] != parts[0][1:].lower() else text[0].lower() + text[1:])
+
+
+def emoji_name(description: str) -> str:
+    """The thing that an emoji shows, with its article; "" for signs, letters and variants of other emoji."""
+    signs = re.compile("|".join(read_yaml(DATA / "see.yaml")["signs"]))
+    if signs.search(description) or description in see_words("zodiac"):
+        return ""
+    name = re.sub(r"^(oncoming|articulated) ", "", description)
+    name = {"ewe": "sheep", "locked": "closed padlock", "unlocked": "open padlock"}.get(name, name)
+    return with_article(re.sub(r" (not )?done$", "", name))
 
 
 def concept(drawing: str) -> str:
     """The thing itself in a drawing's name: "a red apple" is "an apple", "a grinning cat with a hat" "a cat"."""
     bare = re.sub(r"^(an?|the|some|two) ", "", drawing)
-    if measured := re.match(rf"(?:{_MEASURES}) of (.*)", bare):
+    if measured := _pattern(r"(?:{}) of (.*)", "measures").match(bare):
         bare = measured[1]
-    words = re.split(rf" (?:{_PREPOSITIONS}) ", bare)[0].split()
-    if words[-1] == "face":
-        words = words[-2:-1] if len(words) > 1 and words[-2] in _FACED else ["face"]
-    if words[0] == "person":
-        words = words[:1]
-    while len(words) > 1 and words[0].lower() in _ADJECTIVES:
-        words = words[1:]
-    return with_article(" ".join(words))
+    parts = _pattern(r" (?:{}) ", "prepositions").split(bare)[0].split()
+    if parts[-1] == "face":
+        parts = parts[-2:-1] if len(parts) > 1 and parts[-2] in see_words("faced") else ["face"]
+    if parts[0] == "person":
+        parts = parts[:1]
+    while len(parts) > 1 and parts[0].lower() in see_words("adjectives"):
+        parts = parts[1:]
+    return with_article(" ".join(parts))
 
 
 def drawing_sentence(name: str) -> str:
@@ -59,19 +101,15 @@ def drawing_sentence(name: str) -> str:
     return f"The picture shows {name}."
 
 
-def sentence(first: Name, probability: float, second: Name, kind_mass: float) -> str:
+def class_sentence(first: Name, probability: float, second: Name, kind_probability: float) -> str:
     """The answer that says no more than the encoder knows.
 
-    first, second: the likeliest names; probability: of the first; kind_mass: of all names of the first's kind.
+    first, second: the likeliest names. probability: of the first. kind_probability: of all names of its kind.
     """
     kind = first.kind
-    told = not kind or re.search(rf"\b{re.escape(kind)}\b", first.text)
-    if probability >= _CONFIDENT or (told and kind_mass >= _KIND_CONFIDENT):
-        return f"The picture shows {first.text}{'' if told else f', a kind of {kind}'}."
-    if (
-        kind
-        and kind_mass >= _KIND_CONFIDENT
-        and kind not in ("clothing", "cattle", "fabric", "furniture", "food", "shellfish")
-    ):
+    kind_is_clear = not kind or re.search(rf"\b{re.escape(kind)}\b", first.text)
+    if probability >= _SURE or (kind_is_clear and kind_probability >= _SURE_OF_KIND):
+        return f"The picture shows {first.text}{'' if kind_is_clear else f', a kind of {kind}'}."
+    if kind and kind_probability >= _SURE_OF_KIND and kind not in see_words("no_kind_alone"):
         return f"The picture shows {with_article(kind)}, perhaps {first.text}."
     return f"The picture shows {first.text} or {second.text}."
