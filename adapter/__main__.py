@@ -1,31 +1,35 @@
-"""The command line: `python -m adapter COMMAND`, which is list, show NAME, generate [options] PROMPT,
-inspect --adapter NAME PROMPT, convert SOURCE --to DIR or base [NAME].
-"""
+"""The command line `python -m adapter`: list, show, generate, inspect, convert and base."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from adapter.base import memory
 from adapter.base.embedded import BASE
 from adapter.base.llama import QUANTIZATIONS, base_config, load_base
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
-from adapter.formats import convert
+from adapter.formats import registry
+from adapter.formats.convert import Options, convert, open_source
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import load_adapter
+from adapter.method.checkpoint import load_adapter, save_adapter
+from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES
 from adapter.method.vision import open_image
 from adapter.serve import transcript
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import format_table
-from adapter.serve.request import Answer, GenerationEvent, GenerationRequest
+from adapter.serve.request import GenerationEvent, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.settings import MAX_STRENGTH, Settings
 from adapter.serve.store import SHIPPED, AdapterStore, strip_control_characters
@@ -46,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        _drop_output()
+        _discard_output()
         return 141  # as of a program that SIGPIPE ends
     except OSError as error:
-        _drop_output()
+        _discard_output()
         what = f"'{error.filename}'" if error.filename else "The output"
         print(
             f"error: {what} cannot be read or written ({error.strerror}). Check the room and the rights there.",
@@ -61,74 +65,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _drop_output() -> None:
-    """What nobody takes: Python would try it once more at the end, and complain."""
+def _discard_output() -> None:
+    """Send the rest of stdout nowhere: Python would flush it again at exit, and complain."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+# Arguments.
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m adapter", description="Adapters for a frozen LLaMA.")
     parser.add_argument("--adapters", type=Path, action="append", metavar="DIR", help="another adapter folder")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="the adapters that are there")
-    listing.set_defaults(command=_list)
-    show = commands.add_parser("show", help="one adapter: parameters, size, base, gates")
-    show.add_argument("name")
-    show.set_defaults(command=_show)
-    generate = commands.add_parser("generate", help="answer one prompt", allow_abbrev=False)
-    generate.set_defaults(command=_generate)
-    generate.add_argument("prompt", nargs="?", metavar="PROMPT")
-    generate.add_argument("--prompt-ids", type=_ids, metavar="1,2,3", help="token ids instead of PROMPT")
-    generate.add_argument(
+
+    def add_command(name: str, function: Any, help: str, **options: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, **options)
+        command.set_defaults(command=function)
+        return command
+
+    add_command("list", _list, "the adapters that are there")
+    add_command("show", _show, "one adapter: parameters, size, base, gates").add_argument("name")
+    _add_generate(add_command("generate", _generate, "answer one prompt", allow_abbrev=False))
+    inspect = add_command("inspect", _inspect, "answer greedily, and say what each token of it came from")
+    inspect.add_argument("prompt", metavar="PROMPT")
+    inspect.add_argument("--adapter", metavar="NAME", required=True)
+    inspect.add_argument("--max-new-tokens", type=int, default=48)
+    _add_request(inspect)
+    _add_convert(add_command("convert", _convert, "another program's adapter into ours, or ours into theirs"))
+    base = add_command("base", _base, "what a base needs in memory, and what there is")
+    base.add_argument("name", nargs="?", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", nargs="?", metavar="PROMPT")
+    add("--prompt-ids", type=_token_ids, metavar="1,2,3", help="token ids instead of PROMPT")
+    add(
         "--messages",
         type=Path,
         metavar="FILE",
         help="a conversation that the page exported, instead of PROMPT: answers its newest message anew",
     )
-    generate.add_argument(
-        "--adapter", metavar="NAME", help="or user/repo[@revision] on the Hub; default: the frozen base"
-    )
-    generate.add_argument(
+    add("--adapter", metavar="NAME", help="or user/repo[@revision] on the Hub; default: the frozen base")
+    add(
         "--mix",
-        type=_weighted,
+        type=_name_and_strength,
         action="append",
         default=[],
         metavar="NAME=STRENGTH",
         help="add another adapter's terms",
     )
-    generate.add_argument(
-        "--compare",
-        action="append",
-        metavar="NAME",
-        help="answer with it too ('base' for none); repeatable",
-    )
-    _add_prompting(generate)
+    add("--compare", action="append", metavar="NAME", help="answer with it too ('base' for none); repeatable")
     defaults = Settings()
-    generate.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
-    generate.add_argument("--top-p", type=float, default=defaults.top_p)
-    generate.add_argument("--max-new-tokens", type=int, default=defaults.max_tokens)
-    generate.add_argument("--seed", type=int)
-    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before it")
-    generate.add_argument("--raw", action="store_true", help="no chat template around PROMPT")
-    generate.add_argument("--json", action="store_true", help="one JSON object instead of a stream")
-    generate.add_argument("--logprobs", action="store_true", help="with --json: of each token")
-    _add_base(generate)
-    looking = commands.add_parser("inspect", help="answer greedily, and say what each token of it came from")
-    looking.set_defaults(command=_inspect)
-    looking.add_argument("prompt", metavar="PROMPT")
-    looking.add_argument("--adapter", metavar="NAME", required=True)
-    _add_prompting(looking)
-    looking.add_argument("--max-new-tokens", type=int, default=48)
-    _add_base(looking)
-    convert.add_command(commands)
-    base = commands.add_parser("base", help="what a base needs in memory, and what there is")
-    base.add_argument("name", nargs="?", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
-    base.set_defaults(command=_base)
-    return parser
+    add("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
+    add("--top-p", type=float, default=defaults.top_p)
+    add("--max-new-tokens", type=int, default=defaults.max_tokens)
+    add("--seed", type=int)
+    add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before it")
+    add("--raw", action="store_true", help="no chat template around PROMPT")
+    add("--json", action="store_true", help="one JSON object instead of a stream")
+    add("--logprobs", action="store_true", help="with --json: of each token")
+    _add_request(parser)
 
 
-def _add_prompting(parser: argparse.ArgumentParser) -> None:
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """What `generate` and `inspect` share."""
     parser.add_argument("--image", type=Path, metavar="FILE")
     parser.add_argument(
         "--strength", type=float, default=Settings().strength, help=f"0 (the base) to {MAX_STRENGTH:g}"
@@ -142,27 +145,39 @@ def _add_prompting(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"shut the gates of {what} N; repeatable",
         )
-
-
-def _add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
     parser.add_argument("--device", default="auto")
 
 
-def _ids(text: str) -> tuple[int, ...]:
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help=f"{registry.CONVERTIBLE}, or user/repo[@revision] on the Hub")
+    add("--to", type=Path, required=True, metavar="DIR", help="a new folder")
+    add("--to-format", choices=registry.FORMATS, default=registry.OURS)
+    add("--base", help=f"that it was made for: name, Hugging Face id or folder (default {BASE})")
+    add("--gate-activation", choices=GATE_ACTIVATIONS, help="of the source, where its format leaves it open")
+    add("--to-gate-activation", choices=GATE_ACTIVATIONS, help="written; default: as in the source")
+    add("--template", choices=TEMPLATES, help="that it was trained with")
+    add("--layers", type=int, metavar="L", help="insertion layers of an official V1 file")
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers like 1,2,3, got {text!r}") from None
 
 
-def _weighted(text: str) -> tuple[str, float]:
+def _name_and_strength(text: str) -> tuple[str, float]:
     name, _, strength = text.partition("=")
     try:
         return name, float(strength)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected NAME=STRENGTH like pirate=0.6, got {text!r}") from None
+
+
+# list, show, base, convert.
 
 
 def _list(_: argparse.Namespace, store: AdapterStore) -> None:
@@ -190,15 +205,11 @@ def _show(args: argparse.Namespace, store: AdapterStore) -> None:
     if config.vision is not None:
         vision = config.vision
         print(f"vision       {vision.encoder}, {vision.projection} projection, {vision.channels}")
-    print(f"\n{gate_table(adapter)}\n\n{store.card_text(args.name)}")
+    print(f"\n{_gate_table(adapter)}\n\n{store.card_text(args.name)}")
 
 
-def _base(args: argparse.Namespace, _: AdapterStore) -> None:
-    print(memory.table(args.name, base_config(args.name)))
-
-
-def gate_table(adapter: Adapter) -> str:
-    """The activated gates: a row a layer, a column a head, in hundredths."""
+def _gate_table(adapter: Adapter) -> str:
+    """The activated gates in hundredths: a line for each layer, a column for each head."""
     gates = adapter.activated_gates() * 100
     lines = ["act(g) x 100  " + "".join(f"{f'h{head}':>5}" for head in range(gates.shape[1]))]
     for layer, row in zip(adapter.config.layers, gates.tolist(), strict=True):
@@ -206,25 +217,95 @@ def gate_table(adapter: Adapter) -> str:
     return "\n".join(lines)
 
 
+def _base(args: argparse.Namespace, _: AdapterStore) -> None:
+    print(memory.table(args.name, base_config(args.name)))
+
+
+def _convert(args: argparse.Namespace, _: AdapterStore) -> None:
+    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
+    adapter, notes = convert(args.source, args.to, options)
+    config = adapter.config
+    print(
+        f"{args.to}: {options.to_format}, {adapter.num_parameters:,} parameters for {config.base.name}, "
+        f"{config.prompt_length} prompts in each of {config.insertion_layers} layers, "
+        f"{config.gate_activation} gates, template {config.template}"
+    )
+    for note in notes:
+        print(f"note: {note}")
+
+
+# generate, inspect.
+
+
+@contextlib.contextmanager
+def _resolve_adapter(
+    source: str | None, base: str, store: AdapterStore
+) -> Iterator[tuple[str | None, AdapterStore]]:
+    """An adapter's name and a store that has it: a folder or `user/repo` is converted for this run."""
+    if source is None or "/" not in source:
+        yield source, store
+        return
+    opened = open_source(source, Options(base=base))
+    print(f"adapter: {opened.name}, {opened.format} format", file=sys.stderr)
+    for row, why in opened.assumed.items():
+        print(f"note: {row} (assumed): {why}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        name = opened.name.replace("/", "--")
+        save_adapter(opened.adapter, Path(folder, name))
+        yield name, AdapterStore(Path(folder), *store.folders)
+
+
+@contextlib.contextmanager
+def _start_engine(args: argparse.Namespace, store: AdapterStore, names: Iterable[str | None]) -> Iterator[Engine]:
+    """An engine on the base of `args`. Raises LoadError for unknown adapters before it loads the base."""
+    for name in names:
+        if name is not None:
+            store.folder(name)
+    base = load_base(args.base, args.quantization, args.device)
+    print(base.describe(), file=sys.stderr)
+    with closing(Engine(base, store)) as engine:
+        yield engine
+
+
 def _generate(args: argparse.Namespace, store: AdapterStore) -> None:
     if [args.prompt, args.prompt_ids, args.messages].count(None) != 2:
         raise AdapterError("Give either PROMPT or --prompt-ids or --messages.")
-    with convert.named_in_store(args.adapter, args.base, store) as (args.adapter, store):
-        _answer(args, store)
+    with _resolve_adapter(args.adapter, args.base, store) as (args.adapter, store):
+        request = _request(args, store)
+        names = [args.adapter, *(None if name == "base" else name for name in args.compare or ())]
+        with _start_engine(args, store, [*names, *(name for name, _ in args.mix)]) as engine:
+            if args.compare:
+                answers = {
+                    name or "base": list(answer)
+                    for name, answer in zip(names, engine.compare(request, names), strict=True)
+                }
+                _print_compared(answers, args)
+                return
+            events = []
+            for event in engine.submit(request):
+                events.append(event)
+                if not args.json:
+                    print(event.text, end="", flush=True)
+            print(json.dumps(_to_dict(events, args.logprobs), ensure_ascii=False) if args.json else "")
 
 
-def _answer(args: argparse.Namespace, store: AdapterStore) -> None:
+def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest:
     messages: tuple[Message, ...] = () if args.prompt is None else (Message("user", args.prompt),)
-    picture: Path | bytes | None = args.image
+    image: Path | bytes | None = args.image
     if args.messages is not None:
-        messages, shown = _read_messages(args.messages)
-        named = [name for name in (args.adapter, *(name for name, _ in args.mix)) if name is not None]
-        if picture is None and any(store.card(name).is_visual for name in named):
-            picture = shown
-    request = GenerationRequest(
+        try:
+            messages, picture = transcript.read(args.messages.read_bytes()).to_answer()
+        except OSError as error:
+            raise BadInput(
+                f"'{args.messages}' cannot be read ({error.strerror}). Check the path and its rights."
+            ) from error
+        names = [name for name in (args.adapter, *(name for name, _ in args.mix)) if name is not None]
+        if image is None and any(store.card(name).is_visual for name in names):
+            image = picture
+    return GenerationRequest(
         messages=messages,
         adapter=args.adapter,
-        image=None if picture is None else open_image(picture),
+        image=None if image is None else open_image(image),
         strength=args.strength,
         sampling=SamplingParams(args.temperature, args.top_p, args.max_new_tokens, args.seed),
         raw=args.raw,
@@ -234,67 +315,36 @@ def _answer(args: argparse.Namespace, store: AdapterStore) -> None:
         mute_heads=tuple(args.mute_head),
         stop=tuple(args.stop),
     )
-    names = [args.adapter, *(None if name == "base" else name for name in args.compare or ())]
-    for name in (*names, *(name for name, _ in args.mix)):
-        if name is not None:
-            store.folder(name)  # an unknown name should not cost the loading of a base
-    base = load_base(args.base, args.quantization, args.device)
-    print(base.describe(), file=sys.stderr)
-    engine = Engine(base, store)
-    try:
-        if args.compare:
-            _print_compared(engine.compare(request, names), names, args)
-            return
-        events = []
-        for event in engine.submit(request):
-            events.append(event)
-            if not args.json:
-                print(event.text, end="", flush=True)
-        print(json.dumps(_as_dict(events, args.logprobs), ensure_ascii=False) if args.json else "")
-    finally:
-        engine.close()
 
 
-def _read_messages(file: Path) -> tuple[tuple[Message, ...], bytes | None]:
-    try:
-        return transcript.read(file.read_bytes()).to_answer()
-    except OSError as error:
-        raise BadInput(f"'{file}' cannot be read ({error.strerror}). Check the path and its rights.") from error
-
-
-def _print_compared(answers: list[Answer], names: list[str | None], args: argparse.Namespace) -> None:
-    """One answer under another, or one JSON object by name."""
-    found = {name or "base": list(answer) for name, answer in zip(names, answers, strict=True)}
+def _print_compared(answers: dict[str, list[GenerationEvent]], args: argparse.Namespace) -> None:
+    """One answer below another, or one JSON object with the answers by adapter."""
     if args.json:
-        print(json.dumps({n: _as_dict(e, args.logprobs) for n, e in found.items()}, ensure_ascii=False))
+        by_name = {name: _to_dict(events, args.logprobs) for name, events in answers.items()}
+        print(json.dumps(by_name, ensure_ascii=False))
         return
-    for name, events in found.items():
+    for name, events in answers.items():
         print(f"{name}:\n{''.join(event.text for event in events)}\n")
 
 
 def _inspect(args: argparse.Namespace, store: AdapterStore) -> None:
     image = None if args.image is None else open_image(args.image)
-    greedy = SamplingParams(temperature=0, max_new_tokens=args.max_new_tokens)
-    with convert.named_in_store(args.adapter, args.base, store) as (name, there):
+    with _resolve_adapter(args.adapter, args.base, store) as (name, store):
         request = GenerationRequest(
             (Message("user", args.prompt),),
             name,
             image,
             args.strength,
-            greedy,
+            SamplingParams(temperature=0, max_new_tokens=args.max_new_tokens),
             mute_layers=tuple(args.mute_layer),
             mute_heads=tuple(args.mute_head),
         )
-        assert name is not None
-        there.folder(name)  # an unknown name should not cost the loading of a base
-        base = load_base(args.base, args.quantization, args.device)
-        print(base.describe(), file=sys.stderr)
-        with closing(Engine(base, there)) as engine:
+        with _start_engine(args, store, [name]) as engine:
             ids = [event.token_id for event in engine.submit(request) if event.token_id is not None]
             print(format_table(engine.inspect(request, ids)))
 
 
-def _as_dict(events: list[GenerationEvent], logprobs: bool) -> dict[str, object]:
+def _to_dict(events: list[GenerationEvent], logprobs: bool) -> dict[str, object]:
     stats = events[-1].stats
     assert stats is not None
     steps = [event for event in events if event.token_id is not None]

@@ -1,4 +1,4 @@
-"""Adapter folders from the Hugging Face Hub: safetensors and text only, at a commit that is told.
+"""Adapter folders from the Hugging Face Hub: safetensors and text files only, at a known commit.
 
 Knows repositories; knows nothing of what is in the files.
 """
@@ -12,16 +12,16 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from adapter.errors import LoadError
+from adapter.errors import LoadError, first_line
 
 _REPO = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-_FILES = ["*.safetensors", "*.json", "*.md"]  # no .bin, no .pth: a stranger's pickle is never even fetched
+_FILES = ["*.safetensors", "*.json", "*.md"]  # no .bin, no .pth: a stranger's pickle is not even fetched
 
 
 def parse(name: str) -> tuple[str, str | None] | None:
     """(repository, revision or None) of `user/repo` or `user/repo@revision`; None if `name` is neither."""
-    found = _REPO.fullmatch(name)
-    return None if found is None else (found["repo"], found["revision"])
+    match = _REPO.fullmatch(name)
+    return None if match is None else (match["repo"], match["revision"])
 
 
 def fetch(repo: str, revision: str | None = None) -> tuple[Path, str]:
@@ -34,14 +34,11 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, str]:
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise LoadError(f"The Hub has no {named}. Check the name and the revision.") from error
     except (OSError, ValueError, RuntimeError) as error:
-        if _offline():
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise LoadError(
                 f"{named} is not in the local cache and HF_HUB_OFFLINE is set. Unset it, or give a folder."
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LoadError(f"Cannot fetch {named}: {reason} Check the network, or give a folder.") from error
+        raise LoadError(
+            f"Cannot fetch {named}: {first_line(error)} Check the network, or give a folder."
+        ) from error
     return folder, folder.name
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

@@ -14,26 +14,19 @@ import torch
 from torch import Tensor
 
 from adapter.files import atomic_write
-from adapter.formats.tensors import (
-    ForeignAdapter,
-    plain,
-    same_layers,
-    stacked_gates,
-    stacked_prompts,
-    wrong,
-)
+from adapter.formats.tensors import ForeignAdapter, broken, insertion_layers, sanitize, stack_gates, stack_prompts
 from adapter.method.adapter import Adapter
 
-FORMAT = "litgpt"
+FORMAT, NAME = "litgpt", "LitGPT adapter v1"
 WEIGHTS = "lit_model.pth.adapter"
-_NAME = re.compile(r"transformer\.h\.(\d{1,4})\.attn\.(adapter_wte\.weight|gating_factor)")
-# Since 0.5.5 its base keeps all queries, then all keys, then all values in one matrix, and its adapter still cuts
-# what that makes of the prompts by groups of heads: keys and values come from rows that are not theirs.
+_TENSOR = re.compile(r"transformer\.h\.(\d{1,4})\.attn\.(adapter_wte\.weight|gating_factor)")
+# Since 0.5.5 its base stores all queries, then all keys, then all values in one matrix, but its adapter still
+# splits the projected prompts by groups of heads: their keys and values come from the wrong rows.
 _LATER = (
     "0.5.5 to 0.5.13 take the prompts' keys and values from other rows of the base, "
     "unless all heads share one key head"
 )
-# What a checkpoint of the whole model holds beside the adapter.
+# The rest of a checkpoint of the whole model.
 _BASE = re.compile(
     r"(lm_head|transformer\.wte|transformer\.ln_f)\.weight"
     r"|transformer\.h\.\d+\.(norm_[12]|attn\.(qkv|attn|proj)|mlp\.(fc_[12]|proj))\.weight"
@@ -45,30 +38,30 @@ def read(path: Path, tensors: Mapping[str, Tensor]) -> ForeignAdapter:
     prompts: dict[int, Tensor] = {}
     gates: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
-        if found := _NAME.fullmatch(name):
-            (gates if found.group(2) == "gating_factor" else prompts)[int(found.group(1))] = tensor
+        if match := _TENSOR.fullmatch(name):
+            (gates if match.group(2) == "gating_factor" else prompts)[int(match.group(1))] = tensor
         elif not _BASE.fullmatch(name):
-            raise wrong(path, f"{plain(name)} is no part of LitGPT's adapter v1")
+            raise broken(path, f"{sanitize(name)} is no part of LitGPT's adapter v1")
     if not prompts:
-        raise wrong(path, "it has no adapter_wte by layer")
-    layers = same_layers(path, prompts, gates)
+        raise broken(path, "it has no adapter_wte by layer")
+    layers = insertion_layers(path, prompts, gates)
     return ForeignAdapter(
         FORMAT,
-        stacked_prompts(path, prompts, "transformer.h.{}.attn.adapter_wte.weight"),
-        stacked_gates(path, gates, "transformer.h.{}.attn.gating_factor"),
+        stack_prompts(path, prompts, "transformer.h.{}.attn.adapter_wte.weight"),
+        stack_gates(path, gates, "transformer.h.{}.attn.gating_factor"),
         layers,
         gate_activation="identity",
         assumed={"source": f"LitGPT 0.5.4 or earlier trained it. {_LATER}: that function cannot be converted."},
     )
 
 
-def why_not(adapter: Adapter) -> str:
-    """What keeps `adapter` from this format, or nothing."""
+def incompatibility(adapter: Adapter) -> str:
+    """Why `adapter` cannot be written in this format; empty if it can."""
     return ""
 
 
 def write(adapter: Adapter, folder: Path) -> str:
-    """Write the file into `folder`; returns what a reader has to know. The gates are raw. Exact."""
+    """Write the file into `folder`; returns a note for its reader. The gates are raw. Exact."""
     tensors = {}
     for i, index in enumerate(adapter.config.layers):
         name = f"transformer.h.{index}.attn."

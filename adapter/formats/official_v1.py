@@ -1,7 +1,7 @@
 """The published LLaMA-Adapter V1 for text: prompts of all insertion layers in one tensor, a gate for every layer.
 
 `adapter_query.weight` [L*K, hidden_size], `layers.{i}.attention.gate` [1, H, 1, 1] (one number before April 2023)
-for all N layers, of which the topmost L count. Alone or inside a training checkpoint around the whole base.
+for all N layers, of which the topmost L are used. Alone, or in a training checkpoint with the whole base.
 The file does not say whether gates pass through tanh (its training code) or not (its inference code).
 """
 
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from adapter.errors import LoadError
 from adapter.files import atomic_write
-from adapter.formats.tensors import ForeignAdapter, floats, plain, stacked_gates, wrong
+from adapter.formats.tensors import ForeignAdapter, broken, sanitize, stack_gates, to_float32
 from adapter.method.adapter import Adapter
 
-FORMAT = "official-v1"
+FORMAT, NAME = "official-v1", "official LLaMA-Adapter V1"
 PROMPTS = "adapter_query.weight"
 _GATE = re.compile(r"layers\.(\d{1,4})\.attention\.gate")
-# What a training checkpoint holds beside the adapter.
+# The rest of a training checkpoint.
 _BASE = re.compile(
     r"(tok_embeddings|output|norm)\.weight|(layers\.\d+\.attention\.(inner_attention\.)?)?rope\.freqs"
     r"|layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123]|attention_norm|ffn_norm)\.weight"
@@ -31,29 +31,29 @@ _BASE = re.compile(
 
 
 def read(
-    path: Path, tensors: Mapping[str, Tensor], beside: Mapping[str, Any], stated: int | None
+    path: Path, tensors: Mapping[str, Tensor], extras: Mapping[str, Any], stated: int | None
 ) -> ForeignAdapter:
-    """stated: L, if the user states it. Raises LoadError if it has to be stated, and for a broken file."""
+    """stated: L, as given by the user. Raises LoadError for a broken file, or if L is not known without it."""
     gates = {int(m.group(1)): t for name, t in tensors.items() if (m := _GATE.fullmatch(name))}
     for name in tensors:
         if name != PROMPTS and not (_GATE.fullmatch(name) or _BASE.fullmatch(name)):
-            raise wrong(path, f"{plain(name)} is no part of a V1 adapter")
+            raise broken(path, f"{sanitize(name)} is no part of a V1 adapter")
     total = len(gates)
     missing = [index for index in range(max(gates, default=0) + 1) if index not in gates]
     if missing:
-        raise wrong(path, f"the gate of layer {missing[0]} is missing; a V1 file has one for every layer")
+        raise broken(path, f"the gate of layer {missing[0]} is missing; a V1 file has one for every layer")
     rows = tensors[PROMPTS]
     if rows.ndim != 2 or not rows.numel():
-        raise wrong(path, f"{PROMPTS} has shape {tuple(rows.shape)}, not (L*K, hidden_size)")
-    every = stacked_gates(path, gates, "layers.{}.attention.gate")  # [N, H or 1]
-    count, assumed = _insertion_layers(path, len(rows), every, stated, beside.get("args"))
-    prompts = floats(path, PROMPTS, rows).view(count, -1, rows.shape[1])
+        raise broken(path, f"{PROMPTS} has shape {tuple(rows.shape)}, not (L*K, hidden_size)")
+    all_gates = stack_gates(path, gates, "layers.{}.attention.gate")  # [N, H or 1]
+    count, assumed = _insertion_layers(path, len(rows), all_gates, stated, extras.get("args"))
+    prompts = to_float32(path, PROMPTS, rows).view(count, -1, rows.shape[1])
     return ForeignAdapter(
         FORMAT,
         prompts,
-        every[total - count :].clone(),
+        all_gates[total - count :].clone(),
         tuple(range(total - count, total)),
-        total=total,
+        total_layers=total,
         template="alpaca",  # what it was trained on
         assumed=assumed,
     )
@@ -62,16 +62,16 @@ def read(
 def _insertion_layers(
     path: Path, rows: int, gates: Tensor, stated: int | None, args: Any
 ) -> tuple[int, dict[str, str]]:
-    """L and how it is known: stated, in the training arguments, or the layers down to the lowest gate not zero."""
+    """L and what is assumed: as stated, from the training arguments, or down to the lowest layer with a gate."""
     total = len(gates)
-    known = getattr(args, "adapter_layer", None) if stated is None else stated
-    if known is not None:
-        if not isinstance(known, int) or not 1 <= known <= total or rows % known:
+    count = getattr(args, "adapter_layer", None) if stated is None else stated
+    if count is not None:
+        if not isinstance(count, int) or not 1 <= count <= total or rows % count:
             raise LoadError(
-                f"'{path.name}' has {rows} prompts and {total} layers: {known!r} insertion layers do not fit. "
+                f"'{path.name}' has {rows} prompts and {total} layers: {count!r} insertion layers do not fit. "
                 f"--layers can be one of {_choices(rows, total)}."
             )
-        return known, {}
+        return count, {}
     active = gates.ne(0).any(dim=1).nonzero()
     count = total - int(active[0]) if len(active) else 0
     if not count or rows % count:
@@ -86,8 +86,8 @@ def _choices(rows: int, total: int) -> str:
     return ", ".join(str(n) for n in range(1, total + 1) if rows % n == 0)
 
 
-def why_not(adapter: Adapter) -> str:
-    """What keeps `adapter` from this format, or nothing."""
+def incompatibility(adapter: Adapter) -> str:
+    """Why `adapter` cannot be written in this format; empty if it can."""
     base = adapter.config.base
     if base.num_key_value_heads != base.num_attention_heads:
         return (
@@ -97,7 +97,7 @@ def why_not(adapter: Adapter) -> str:
 
 
 def write(adapter: Adapter, folder: Path) -> str:
-    """Write the flat .pth into `folder`; returns what a reader has to know. Exact."""
+    """Write the flat .pth into `folder`; returns a note for its reader. Exact."""
     config = adapter.config
     heads = config.base.num_attention_heads
     tensors = {PROMPTS: adapter.prompts.detach().flatten(0, 1).contiguous()}

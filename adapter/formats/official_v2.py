@@ -1,9 +1,9 @@
-"""The published LLaMA-Adapter V2 and V2.1 with pictures: prompts, visual queries, norms, biases and LoRA.
+"""The published LLaMA-Adapter V2 and V2.1 multimodal: prompts, visual queries, norms, biases and LoRA.
 
-`{model, config}`: `adapter_query.weight` [L*K, hidden_size]; for pictures `visual_query`, `clip_proj`,
+`{model, config}`: `adapter_query.weight` [L*K, hidden_size]; for images `visual_query`, `clip_proj`,
 `visual_blocks`, `visual_proj` and their norms; under `llama.` a tanh gate (times `new_gate` where there is LoRA),
-the norms' new weights, biases and LoRA of the linear maps. Meta orders the rows of wq and wk by pairs, so what is
-added to their outputs is put into our order.
+the norms' new weights, biases and LoRA of the linear maps. Meta orders the rows of wq and wk by pairs, so what
+is added to their outputs is permuted.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from adapter.errors import LoadError
-from adapter.formats.tensors import floats, plain, wrong
+from adapter.formats.tensors import broken, sanitize, to_float32
 from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint, TuningConfig, VisionConfig
 from adapter.method.deltas import LINEARS
 
-FORMAT = "official-v2"
+FORMAT, NAME = "official-v2", "official LLaMA-Adapter V2"
 # CLIP ViT-L/14 as timm has it: the release used OpenAI's weights, whose activation is QuickGELU.
 ENCODER = "vit_large_patch14_clip_quickgelu_224.openai"
 PROMPTS = "adapter_query.weight"
@@ -37,30 +37,34 @@ _NORM = re.compile(r"layers\.(\d{1,4})\.(attention_norm|ffn_norm)\.weight|(norm)
 _VISUAL = re.compile(
     r"(visual_query|clip_proj|clip_proj_norm|visual_blocks\.\d+\.\S+|visual_proj|visual_proj_norm)\b.*"
 )
-_HEADS = 16  # of the visual blocks, which their shapes do not tell
+_VISUAL_HEADS = 16  # of the visual blocks; their shapes do not tell it
 _HF_NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 
 
 @dataclass(frozen=True)
 class OfficialV2:
-    """What such a file holds, by its own names without `llama.`."""
+    """The tensors of a file by their own names without `llama.`."""
 
     path: Path
     tensors: Mapping[str, Tensor]
 
     def adapter(
-        self, base: BaseFingerprint, intermediate_size: int, norm_of: Callable[[str], Tensor], heads: int = _HEADS
+        self,
+        base: BaseFingerprint,
+        intermediate_size: int,
+        norm_of: Callable[[str], Tensor],
+        heads: int = _VISUAL_HEADS,
     ) -> Adapter:
-        """The same function as an adapter of ours on `base`.
+        """The same function as one of our adapters on `base`.
 
-        norm_of: a norm's weight in the base, by Hugging Face's name: the trained one is kept as its ratio to that.
-        heads: of the visual blocks. Raises LoadError that says what does not fit.
+        norm_of: returns a norm's weight in the base by its name in Hugging Face's model; a trained norm is stored
+        as its ratio to it. heads: of the visual blocks. Raises LoadError that says what does not fit.
         """
-        found = self._by_kind()
-        prompts, gates = self._prompts(base, found["gate"])
+        by_kind = self._by_kind()
+        prompts, gates = self._prompts(base, by_kind["gate"])
         length = prompts.shape[1]
-        state = {"prompts": prompts, "gates": gates, **self._projection(found["visual"], length)}
-        tuning = self._tuning_config(found, intermediate_size)
+        state = {"prompts": prompts, "gates": gates, **self._projection(by_kind["visual"], length)}
+        tuning = self._tuning_config(by_kind, intermediate_size)
         config = AdapterConfig(
             base=base,
             prompt_length=length,
@@ -68,7 +72,7 @@ class OfficialV2:
             gate_activation="identity",  # tanh(gate) * new_gate, as it multiplies
             template="alpaca",
             description="Converted from official LLaMA-Adapter V2.",
-            vision=self._vision(found["visual"], heads),
+            vision=self._vision(by_kind["visual"], heads),
             tuning=tuning,
         )
         with torch.device("meta"):
@@ -77,13 +81,13 @@ class OfficialV2:
         zeros = {name: torch.zeros(shape) for name, shape in expected.items() if name.startswith("tuning.")}
         state = {**zeros, **state}
         if tuning is not None:
-            self._fill(state, found, base, norm_of)
+            self._fill_tuning(state, by_kind, base, norm_of)
         for name, tensor in state.items():
             if name not in expected or tuple(tensor.shape) != expected[name]:
-                wanted = expected.get(name, "nothing of that name")
-                raise wrong(self.path, f"what becomes {name} has shape {tuple(tensor.shape)}, not {wanted}")
+                expectation = expected.get(name, "nothing of that name")
+                raise broken(self.path, f"what becomes {name} has shape {tuple(tensor.shape)}, not {expectation}")
         if missing := sorted(set(expected) - set(state)):
-            raise wrong(self.path, f"it lacks what becomes {', '.join(missing[:5])}")
+            raise broken(self.path, f"it lacks what becomes {', '.join(missing[:5])}")
         adapter.load_state_dict(state, assign=True)
         return adapter.requires_grad_(False).eval()
 
@@ -93,9 +97,9 @@ class OfficialV2:
         for name, tensor in self.tensors.items():
             kind = next((k for k, pattern in patterns.items() if pattern.fullmatch(name)), None)
             if kind is not None:
-                kinds[kind][name] = floats(self.path, name, tensor)
+                kinds[kind][name] = to_float32(self.path, name, tensor)
             elif name != PROMPTS:
-                raise wrong(self.path, f"{plain(name)} is no part of a V2 adapter")
+                raise broken(self.path, f"{sanitize(name)} is no part of a V2 adapter")
         return kinds
 
     def _prompts(self, base: BaseFingerprint, gates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -115,14 +119,14 @@ class OfficialV2:
         # All layers may have a gate though only the topmost have prompts.
         count = next((n for n in range(len(layers), 0, -1) if len(rows) % n == 0 and n >= len(layers) - 1), 0)
         if not count:
-            raise wrong(self.path, f"its {len(rows)} prompts cannot be shared out among {len(layers)} layers")
+            raise broken(self.path, f"its {len(rows)} prompts cannot be shared out among {len(layers)} layers")
         active = []
         for layer in layers[len(layers) - count :]:
             gate = gates[f"layers.{layer}.attention.gate"].flatten().tanh()
             if (new := gates.get(f"layers.{layer}.attention.new_gate")) is not None:
                 gate = gate * new.flatten()
             active.append(gate.expand(base.num_attention_heads))
-        prompts = floats(self.path, PROMPTS, rows).view(count, -1, base.hidden_size)
+        prompts = to_float32(self.path, PROMPTS, rows).view(count, -1, base.hidden_size)
         return prompts, torch.stack(active)
 
     def _vision(self, visual: Mapping[str, Tensor], heads: int) -> VisionConfig | None:
@@ -144,49 +148,52 @@ class OfficialV2:
     def _projection(self, visual: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
         queries = visual.get("visual_query.weight")
         if queries is not None and len(queries) != length:
-            raise wrong(self.path, f"it has {len(queries)} visual queries and {length} prompts a layer")
+            raise broken(self.path, f"it has {len(queries)} visual queries and {length} prompts a layer")
         return {f"projection.{name}": tensor for name, tensor in visual.items()}
 
     def _tuning_config(
-        self, found: Mapping[str, Mapping[str, Tensor]], intermediate_size: int
+        self, by_kind: Mapping[str, Mapping[str, Tensor]], intermediate_size: int
     ) -> TuningConfig | None:
-        ranks = {t.shape[0] for name, t in found["lora"].items() if name.endswith("_l1.weight")}
+        ranks = {t.shape[0] for name, t in by_kind["lora"].items() if name.endswith("_l1.weight")}
         if len(ranks) > 1:
-            raise wrong(self.path, f"it has LoRA of several ranks: {sorted(ranks)}")
-        if not (found["norm"] or found["bias"] or ranks):
+            raise broken(self.path, f"it has LoRA of several ranks: {sorted(ranks)}")
+        if not (by_kind["norm"] or by_kind["bias"] or ranks):
             return None
         return TuningConfig(
-            intermediate_size, norms=bool(found["norm"]), bias=bool(found["bias"]), lora_rank=max(ranks, default=0)
+            intermediate_size,
+            norms=bool(by_kind["norm"]),
+            bias=bool(by_kind["bias"]),
+            lora_rank=max(ranks, default=0),
         )
 
-    def _fill(
+    def _fill_tuning(
         self,
         state: dict[str, Tensor],
-        found: Mapping[str, Mapping[str, Tensor]],
+        by_kind: Mapping[str, Mapping[str, Tensor]],
         base: BaseFingerprint,
         norm_of: Callable[[str], Tensor],
     ) -> None:
-        """Put biases, LoRA and norms into `state`, where zeros stand for what the file leaves as it is."""
+        """Write biases, LoRA and norms into `state`, which has zeros for what the file does not change."""
 
         def put(name: str, layer: int, value: Tensor) -> None:
             if name not in state or layer >= len(state[name]) or state[name][layer].shape != value.shape:
                 wanted = tuple(state[name].shape[1:]) if name in state else "none"
-                raise wrong(self.path, f"layer {layer}: {name} has shape {tuple(value.shape)}, not {wanted}")
+                raise broken(self.path, f"layer {layer}: {name} has shape {tuple(value.shape)}, not {wanted}")
             ordered = name.startswith(("tuning.bias.", "tuning.up."))
             state[name][layer] = _our_order(name.rpartition(".")[2], value, base) if ordered else value
 
-        for name, value in found["bias"].items():
+        for name, value in by_kind["bias"].items():
             match = _BIAS.fullmatch(name)
             assert match
             linear = _linear(self.path, match.group(2))
             put(f"tuning.bias.{linear}", int(match.group(1)), value)
-        for name, value in found["lora"].items():
+        for name, value in by_kind["lora"].items():
             match = _LORA.fullmatch(name)
             assert match
             linear = _linear(self.path, f"{match.group(2)}.{match.group(3)}")
             side = "down" if match.group(4) == "1" else "up"
             put(f"tuning.{side}.{linear}", int(match.group(1)), value)
-        for name, value in found["norm"].items():
+        for name, value in by_kind["norm"].items():
             match = _NORM.fullmatch(name)
             assert match
             total = base.num_hidden_layers
@@ -204,7 +211,7 @@ class OfficialV2:
 
 def _linear(path: Path, name: str) -> str:
     if name not in _LINEARS:
-        raise wrong(path, f"{plain(name)} is no linear map of a LLaMA layer")
+        raise broken(path, f"{sanitize(name)} is no linear map of a LLaMA layer")
     return _LINEARS[name]
 
 
@@ -221,5 +228,5 @@ def read(path: Path, tensors: Mapping[str, Tensor]) -> OfficialV2:
     """Raises LoadError if there are no prompts, or a tensor is of no known kind."""
     named = {name.removeprefix("llama."): tensor for name, tensor in tensors.items()}
     if PROMPTS not in named:
-        raise wrong(path, f"it lacks {PROMPTS}")
+        raise broken(path, f"it lacks {PROMPTS}")
     return OfficialV2(path, named)

@@ -17,22 +17,15 @@ from torch import Tensor
 
 from adapter.errors import LoadError
 from adapter.files import atomic_write
-from adapter.formats.tensors import (
-    ForeignAdapter,
-    plain,
-    same_layers,
-    stacked_gates,
-    stacked_prompts,
-    wrong,
-)
+from adapter.formats.tensors import ForeignAdapter, broken, insertion_layers, sanitize, stack_gates, stack_prompts
 from adapter.method.adapter import Adapter
 
-FORMAT = "peft"
+FORMAT, NAME = "peft", "PEFT ADAPTION_PROMPT"
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_KIND = "ADAPTION_PROMPT"
+_PEFT_TYPE = "ADAPTION_PROMPT"
 _PREFIX = "base_model.model.model."
-_NAME = re.compile(r"(?:base_model\.model\.)?(?:model\.)?layers\.(\d{1,4})\.self_attn\.adaption_(prompt|gate)")
+_TENSOR = re.compile(r"(?:base_model\.model\.)?(?:model\.)?layers\.(\d{1,4})\.self_attn\.adaption_(prompt|gate)")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -44,40 +37,40 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise LoadError(
             f"'{folder.name}': {CONFIG} is no PEFT configuration ({error}). Download it again."
         ) from error
-    if kind != _KIND:
+    if kind != _PEFT_TYPE:
         raise LoadError(
-            f"'{folder.name}' is PEFT's {plain(kind)}. Of PEFT's adapters only {_KIND} can be converted."
+            f"'{folder.name}' is PEFT's {sanitize(kind)}. Of PEFT's adapters only {_PEFT_TYPE} can be converted."
         )
     return config
 
 
 def read(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ForeignAdapter:
-    """config: empty if there is only the file of tensors. Raises LoadError."""
+    """config: empty if there is only a file of tensors. Raises LoadError."""
     prompts: dict[int, Tensor] = {}
     gates: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
-        found = _NAME.fullmatch(name)
-        if found is None:
-            raise wrong(path, f"{plain(name)} is no part of {_KIND} for a LLaMA")
-        (prompts if found.group(2) == "prompt" else gates)[int(found.group(1))] = tensor
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            raise broken(path, f"{sanitize(name)} is no part of {_PEFT_TYPE} for a LLaMA")
+        (prompts if match.group(2) == "prompt" else gates)[int(match.group(1))] = tensor
     for index, tensor in prompts.items():
         if tensor.ndim != 3 or tensor.shape[0] != 1:
-            raise wrong(path, f"the adaption_prompt of layer {index} has shape {tuple(tensor.shape)}")
+            raise broken(path, f"the adaption_prompt of layer {index} has shape {tuple(tensor.shape)}")
         prompts[index] = tensor[0]
-    layers = same_layers(path, prompts, gates)
-    stacked = stacked_prompts(path, prompts, "layers.{}.self_attn.adaption_prompt")
-    for key, found_there in (("adapter_layers", len(layers)), ("adapter_len", stacked.shape[1])):
-        if config.get(key, found_there) != found_there:
-            raise wrong(path, f"{CONFIG} says {key} {plain(config[key])}, the weights have {found_there}")
-    every = stacked_gates(path, gates, "layers.{}.self_attn.adaption_gate")
-    if every.shape[1] != 1:
-        raise wrong(path, f"its layers have {every.shape[1]} gates instead of one")
-    base = plain(config.get("base_model_name_or_path") or "")
-    return ForeignAdapter(FORMAT, stacked, every, layers, gate_activation="identity", base=base)
+    layers = insertion_layers(path, prompts, gates)
+    stacked_prompts = stack_prompts(path, prompts, "layers.{}.self_attn.adaption_prompt")
+    for key, actual in (("adapter_layers", len(layers)), ("adapter_len", stacked_prompts.shape[1])):
+        if config.get(key, actual) != actual:
+            raise broken(path, f"{CONFIG} says {key} {sanitize(config[key])}, the weights have {actual}")
+    stacked_gates = stack_gates(path, gates, "layers.{}.self_attn.adaption_gate")
+    if stacked_gates.shape[1] != 1:
+        raise broken(path, f"its layers have {stacked_gates.shape[1]} gates instead of one")
+    base = sanitize(config.get("base_model_name_or_path") or "")
+    return ForeignAdapter(FORMAT, stacked_prompts, stacked_gates, layers, gate_activation="identity", base=base)
 
 
-def why_not(adapter: Adapter) -> str:
-    """What keeps `adapter` from this format, or nothing."""
+def incompatibility(adapter: Adapter) -> str:
+    """Why `adapter` cannot be written in this format; empty if it can."""
     base = adapter.config.base
     if base.num_attention_heads * base.head_dim != base.hidden_size:
         return "PEFT reads the number of key heads off sizes that its base does not have"
@@ -89,7 +82,7 @@ def why_not(adapter: Adapter) -> str:
 
 
 def write(adapter: Adapter, folder: Path) -> str:
-    """Write both files into `folder`; returns what a reader has to know. The gates are raw. Exact."""
+    """Write both files into `folder`; returns a note for their reader. The gates are raw. Exact."""
     tensors = {}
     for i, index in enumerate(adapter.config.layers):
         name = f"{_PREFIX}layers.{index}.self_attn."
@@ -100,7 +93,7 @@ def write(adapter: Adapter, folder: Path) -> str:
         "adapter_len": adapter.config.prompt_length,
         "base_model_name_or_path": adapter.config.base.name,
         "inference_mode": True,
-        "peft_type": _KIND,
+        "peft_type": _PEFT_TYPE,
         "target_modules": "self_attn",
         "task_type": "CAUSAL_LM",
     }

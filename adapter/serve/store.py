@@ -101,9 +101,7 @@ class AdapterStore:
         folder = self.folder(name)
         key = (folder, base.fingerprint.name)
         with self._lock:
-            version = _file_version(
-                folder
-            )  # before the files are read: a change meanwhile is seen by the next call
+            version = _file_version(folder)  # before reading: a change meanwhile is seen by the next call
             if version and key in self._loaded and self._loaded[key][0] == version:
                 self._loaded.move_to_end(key)
                 return self._loaded[key][1]

@@ -1,9 +1,8 @@
 """A conversation as self-contained JSON: what the page exports and imports, and what the command line reads.
 
 `{"format", "version", "settings", "messages"}`. A message has a role and a text or a picture (a data URL); an
-answer may also have a line about it and a record. Files come from strangers, so everything is checked: by hand, not
-by pydantic, because each check has its own sentence for people. Opens no files and no images; knows no page and no
-model.
+answer may also have a line about it and a record. Files come from strangers, so everything is checked: by hand,
+not by pydantic, because each check has its own sentence for people. Opens no files or images; knows no page.
 """
 
 from __future__ import annotations

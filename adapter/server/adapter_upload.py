@@ -19,7 +19,7 @@ from pathlib import Path
 from adapter.base import embedded
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.formats import peft_adapter as peft
-from adapter.formats.convert import card, foreign
+from adapter.formats.convert import model_card, open_foreign
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.method.config import BaseFingerprint, check_name
 from adapter.serve.store import AdapterStore
@@ -131,8 +131,8 @@ def _converted(found: Path, folder: Path, base: BaseFingerprint) -> None:
     """PEFT's ADAPTION_PROMPT as one of ours."""
     if not (found / peft.WEIGHTS[0]).is_file():
         raise BadInput(f"{peft.WEIGHTS[0]} is missing beside {peft.CONFIG}. Bring both.")
-    opened = foreign(found, folder.name, base)
-    save_adapter(opened.adapter, folder, card(folder.name, opened.adapter, opened))
+    opened = open_foreign(found, folder.name, base)
+    save_adapter(opened.adapter, folder, model_card(folder.name, opened.adapter, opened))
 
 
 def _check(folder: Path, store: AdapterStore, base: BaseFingerprint) -> None:

@@ -18,7 +18,7 @@ from adapter.__main__ import main
 from adapter.base.llama import base_fingerprint, load_base
 from adapter.errors import LoadError
 from adapter.formats import hub
-from adapter.formats.convert import Options, convert, new_folder, reactivated
+from adapter.formats.convert import Options, change_gate_activation, convert, new_folder
 from adapter.method import checkpoint
 from adapter.method.checkpoint import load_adapter, save_adapter
 from tests.tiny_models import random_adapter
@@ -100,7 +100,7 @@ def test_the_other_activation_is_the_same_adapter(tiny, ours, tmp_path, activati
         two.activated_gates(), one.activated_gates(), rtol=0, atol=0 if activation == "identity" else 1e-6
     )
     assert torch.equal(one.prompts, two.prompts)
-    back = reactivated(reactivated(one, "identity"), "tanh")
+    back = change_gate_activation(change_gate_activation(one, "identity"), "tanh")
     assert_close(back.gates, one.gates, rtol=1e-6, atol=1e-6)
     card = (tmp_path / "to" / "README.md").read_text()
     assert card.startswith("---\nlicense: cc-by-4.0\n") and "Rhymes." in card
