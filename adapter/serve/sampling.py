@@ -15,7 +15,7 @@ _TOP_K = 512  # holds top_p nearly always, and is ten times faster than sorting 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are sampled; ranges and defaults are those of Settings. Raises BadInput for values out of range."""
+    """How tokens are sampled. Ranges and defaults are those of Settings; raises BadInput when out of range."""
 
     temperature: float = _DEFAULTS.temperature
     top_p: float = _DEFAULTS.top_p
