@@ -28,7 +28,6 @@ from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from adapter.base.llama import AdaptedLlama, Base, load_base
-from adapter.method import attention
 from adapter.method.config import BaseFingerprint
 from tests.app_process import AppProcess, app_process
 from tests.tiny_models import TINY, tiny_config
@@ -49,7 +48,6 @@ def pytest_sessionfinish() -> None:
 def tiny() -> AdaptedLlama:
     """A random LLaMA with grouped queries, fp32, frozen."""
     torch.manual_seed(0)
-    attention.register()
     model = AdaptedLlama(tiny_config())
     for name, weight in model.named_parameters():
         # Larger than transformers' initialisation, so that attention is far from uniform.
@@ -96,7 +94,6 @@ def tiny_folder(tiny_base, tmp_path_factory) -> Path:
 def small(request, tiny_base, tmp_path_factory) -> tuple[AdaptedLlama, Path]:
     """A random LLaMA with logits of ordinary size, without and with grouped queries, fp32; and its folder."""
     torch.manual_seed(1)
-    attention.register()
     model = AdaptedLlama(tiny_config(num_key_value_heads=request.param))
     for name, weight in model.named_parameters():
         torch.nn.init.normal_(weight, std=0.15) if "norm" not in name else torch.nn.init.uniform_(weight, 0.5, 1.5)

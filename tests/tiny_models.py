@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from adapter.method import attention
 from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
 
@@ -28,7 +27,7 @@ def tiny_config(**changes: int) -> LlamaConfig:
         **{**TINY, **changes},
         intermediate_size=64,
         max_position_embeddings=128,
-        attn_implementation=attention.NAME,
+        attn_implementation="sdpa",
         eos_token_id=None,
         bos_token_id=None,
         pad_token_id=0,

@@ -9,6 +9,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import argparse
 import contextlib
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from train.data import SkippedExamples, Tokeniser
 from train.data_report import make_report
 from train.job import Stopped, train
 from train.loop import new_adapter
-from train.precision import load_to_train
+from train.precision import choose_precision, load_to_train
 from train.recipes.recipe import load_recipe, recipe_names
 from train.run_setup import FeatureCache, FileExamples, start_adapter, with_base, with_encoder
 from train.score import Answerer
@@ -113,8 +114,8 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     log(f"reading {Path(recipe.data.path).name}")
     examples = FileExamples(recipe.data, recipe.train, skipped)
     config, encoder = with_encoder(examples.with_steps(recipe.train), accelerator.device)
-    log(f"loading {recipe.base}")
-    base = _load_to_train(recipe.base, recipe.precision, accelerator)
+    base, precision = _load_to_train(recipe.base, recipe.precision, accelerator)
+    recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
     config = with_base(config, base)
     feature_cache = None
     if encoder is not None and config.vision is not None:
@@ -168,7 +169,7 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         adapter = load_adapter(folder, served.fingerprint, served.device)
         loss = _recorded_loss(folder / CARD)
     else:
-        base = _load_to_train(base_name, "auto", accelerator)
+        base, _ = _load_to_train(base_name, "auto", accelerator)
         adapter = new_adapter(config, base)
         recipe.prepare(adapter)
         adapter, loss = train(
@@ -199,10 +200,14 @@ def _accelerator(args: argparse.Namespace) -> Accelerator:
     return Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
 
 
-def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) -> Base:
+def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) -> tuple[Base, Precision]:
+    """The base, and the precision that was chosen for it."""
+    precision, reason = choose_precision(precision, accelerator.device)
+    if accelerator.is_main_process:
+        print(f"loading {name} in {precision}: {reason}")
     # The main process first: it fetches and converts the base for all.
     with accelerator.main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext():
-        return load_to_train(name, precision, str(accelerator.device))
+        return load_to_train(name, precision, str(accelerator.device)), precision
 
 
 def _recorded_loss(card: Path) -> float:

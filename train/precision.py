@@ -1,24 +1,49 @@
-"""The frozen base as it is trained through: its precision, and parts of it with less work and memory than
-transformers' own. Knows LLaMA's modules; knows nothing of adapters.
-"""
+"""The precision in which the frozen base is trained through. Knows processors; knows nothing of adapters."""
 
 from __future__ import annotations
 
-from types import MethodType
-from typing import Any
+import os
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from transformers.activations import SiLUActivation
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
-from adapter.base.llama import AdaptedLlama, Base, load_base
+from adapter.base.llama import Base, load_base
+
+# Values of ONEDNN_MAX_CPU_ISA that leave its bf16 products on: from AVX512_CORE_BF16 upwards.
+_ISA_WITH_BF16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 
 
-def load_to_train(name: str, precision: str = "bf16", device: str = "auto") -> Base:
-    """The base in one of PRECISIONS, made lean. Raises LoadError."""
+def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
+    """The precision that "auto" means on `device`, and why; another one as it is, because it was asked for.
+
+    bf16 where the hardware multiplies it and fp32 elsewhere: emulated bf16 products take five times as long as
+    fp32 ones (63 against 335 GFLOP/s on a processor with AVX-512 but without its bf16 extension).
+    """
+    if precision != "auto":
+        return precision, "as asked"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", f"{name} multiplies it") if native else ("fp32", f"{name} has no bf16")
+    if device.type != "cpu":
+        return "fp32", f"nothing is known of bf16 on {device.type}"
+    has = torch.cpu.get_capabilities()  # what the processor has; Arm's name is plain "bf16"
+    units = [unit for unit in ("amx_bf16", "avx512_bf16", "bf16") if has.get(unit)]
+    if not units:
+        return "fp32", "this processor has no bf16 products"
+    isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    if not any(part in isa.upper() for part in _ISA_WITH_BF16):
+        return "fp32", f"ONEDNN_MAX_CPU_ISA={isa} switches bf16 products off"
+    level = os.environ.get("ATEN_CPU_CAPABILITY") or "amx"
+    if units[0] != "bf16" and not level.lower().startswith(("avx512", "amx")):
+        return "fp32", f"ATEN_CPU_CAPABILITY={level} switches AVX-512 off"
+    return "bf16", f"this processor multiplies it ({units[0]})"
+
+
+def load_to_train(name: str, precision: str = "auto", device: str = "auto") -> Base:
+    """The base in one of train.config.PRECISIONS. Raises LoadError."""
+    if precision == "auto":
+        place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        precision, _ = choose_precision(precision, torch.device(place))
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     quantization = precision if precision in ("nf4", "int8") else "none"
     base = load_base(name, quantization=quantization, device=device, dtype=dtype)
@@ -27,109 +52,4 @@ def load_to_train(name: str, precision: str = "bf16", device: str = "auto") -> B
         # product passes no gradient on: it would be lost from then on, without a word.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    make_lean(base.model)
     return base
-
-
-def make_lean(model: AdaptedLlama) -> None:
-    """Let norms, rotations and gated units of a frozen model keep little and make their gradients in one go.
-
-    transformers' own norm goes to fp32 and back in steps that autograd keeps: a sixth of a training step on a CPU.
-    The two differ by the rounding of one product. Safe to call again.
-    """
-    for module in model.modules():
-        if isinstance(module, LlamaRMSNorm):
-            module.forward = MethodType(_norm, module)
-        elif isinstance(module, LlamaAttention):
-            module.forward = MethodType(_attention, module)
-        elif isinstance(module, LlamaMLP) and isinstance(module.act_fn, (torch.nn.SiLU, SiLUActivation)):
-            module.forward = MethodType(_mlp, module)
-
-
-def _norm(self: LlamaRMSNorm, hidden_states: Tensor) -> Tensor:
-    return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
-
-
-def _attention(
-    self: LlamaAttention,
-    hidden_states: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
-    attention_mask: Tensor | None = None,
-    cache: Any = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Any]:
-    query, key, value = (
-        linear(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        for linear in (self.q_proj, self.k_proj, self.v_proj)
-    )
-    query, key = (_Rotation.apply(t, *position_embeddings) for t in (query, key))
-    if cache is not None:
-        key, value = cache.update(key, value, self.layer_idx)
-    attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-    out, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
-    return self.o_proj(out.flatten(-2)), weights
-
-
-def _mlp(self: LlamaMLP, x: Tensor) -> Tensor:
-    return self.down_proj(_GatedUnit.apply(self.gate_proj(x), self.up_proj(x)))
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """hidden: [..., hidden_size]; weight: [hidden_size], frozen."""
-        x = _precise(hidden)
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale.add_(epsilon).rsqrt_()
-        ctx.save_for_backward(hidden, weight, scale)
-        return (x * scale).mul_(weight).to(hidden.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
-        hidden, weight, scale = ctx.saved_tensors
-        x, slope = _precise(hidden), _precise(slopes[0]) * weight
-        along = torch.linalg.vecdot(slope, x).unsqueeze(-1).mul_(scale.square()).div_(x.shape[-1])
-        return slope.addcmul_(x, along, value=-1).mul_(scale).to(hidden.dtype), None, None
-
-
-class _Rotation(torch.autograd.Function):
-    """Rotary positions, half by half: no negated copy is put together, and the gradient is the rotation back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x: [B, H, T, head_dim]; cos, sin: [B or 1, T, head_dim], whose halves are equal."""
-        half = x.shape[-1] // 2
-        cos, sin = cos[:, None, :, :half], sin[:, None, :, :half]
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotated(slopes[0], cos, -sin), None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # heads before positions also in memory
-    (left, right), (out_left, out_right) = x.chunk(2, -1), out.chunk(2, -1)
-    torch.mul(left, cos, out=out_left).addcmul_(right, sin, value=-1)
-    torch.mul(right, cos, out=out_right).addcmul_(left, sin)
-    return out
-
-
-def _precise(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-class _GatedUnit(torch.autograd.Function):
-    """silu(gate) * up; silu is computed again in the backward pass, for a third of the memory."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(slopes[0] * up, gate), F.silu(gate).mul_(slopes[0])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
@@ -121,7 +122,7 @@ def with_encoder(config: TrainConfig, device: torch.device) -> tuple[TrainConfig
         return config, None
     if vision.projection == "label":
         raise ConfigError("vision.projection 'label' needs names of its own: choose 'global' or 'queries'.")
-    encoder = VisualEncoder(vision.encoder, device)
+    encoder = load_encoder(vision.encoder, device)
     vision = dataclasses.replace(vision, feature_size=encoder.feature_size, token_size=encoder.token_size)
     return dataclasses.replace(config, vision=vision), encoder
 

@@ -1,93 +1,107 @@
-"""LLaMA's decoder layers with deltas as arguments of the call. Without deltas they are transformers' own.
+"""LLaMA's decoder layer with adaption prompts and V2's deltas as arguments of the call, written once.
 
-Knows transformers' LLaMA modules and deltas; knows nothing of loading.
+Training, serving, inspection and transformers' `generate()` all run this forward pass; `kernels` and
+`method.attention` choose faster forms of its parts by their inputs. Knows transformers' LLaMA modules; knows
+nothing of loading.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
-from adapter.method.attention import PromptKV
+from adapter.base import kernels
+from adapter.base.quantize import PackedLinear
+from adapter.method.attention import PromptKV, zero_init_attention
 from adapter.method.deltas import FINAL_NORM
 
 
-class AdaptedLayer(LlamaDecoderLayer):
-    """A decoder layer that also applies the deltas in `prompt_kv`."""
+class LayerCache(Protocol):
+    """What a layer asks of a KV cache; transformers' caches and `serve.kv_cache` have it."""
+
+    def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
+        """Append [B, Hkv, T, head_dim]; returns all keys and values of the layer, [B, Hkv, S, head_dim]."""
+
+
+class DecoderLayer(LlamaDecoderLayer):
+    """transformers' modules with a forward pass of our own."""
 
     def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        cache: Any = None,
+        cache: LayerCache | None = None,
         prompt_kv: PromptKV | None = None,
         prompt_rows: Tensor | None = None,
-        **kwargs: Any,
+        **_: Any,
     ) -> Tensor:
-        """As the parent's; hidden_states: [B, T, hidden_size]."""
-        if prompt_kv is None or prompt_kv.deltas is None:
-            return super().forward(
-                hidden_states,
-                attention_mask=attention_mask,
-                position_embeddings=position_embeddings,
-                cache=cache,
-                prompt_kv=prompt_kv,
-                prompt_rows=prompt_rows,
-                **kwargs,
-            )
-        deltas, rows = prompt_kv.deltas, prompt_rows
-        attention, mlp, index = self.self_attn, self.mlp, int(self.self_attn.layer_idx)
-        x = deltas.norm(index, "attention_norm", self.input_layernorm(hidden_states), rows)
-        projections = (("q", attention.q_proj), ("k", attention.k_proj), ("v", attention.v_proj))
-        query, key, value = (
-            deltas.linear(index, name, linear(x), x, rows).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
-            for name, linear in projections
-        )
+        """hidden_states: [B, T, hidden_size]; attention_mask: of SDPA, None for causal attention.
+
+        position_embeddings: cos and sin, [B or 1, T, head_dim]; prompt_kv, prompt_rows: see PromptKV.
+        """
         assert position_embeddings is not None
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        attention, mlp, index = self.self_attn, self.mlp, self.self_attn.layer_idx
+        deltas = None if prompt_kv is None else prompt_kv.deltas
+        change = None if deltas is None else partial(deltas.linear, index, rows=prompt_rows)
+        packed = isinstance(mlp.down_proj, PackedLinear)
+
+        x = kernels.rms_norm(self.input_layernorm, hidden_states, packed)
+        if deltas is not None:
+            x = deltas.norm(index, "attention_norm", x, prompt_rows)
+        query, key, value = kernels.query_key_value(attention, x, *position_embeddings, change, packed)
         if cache is not None:
             key, value = cache.update(key, value, index)
-        attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
-        out, _ = attend(
-            attention,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=attention.scaling,
-            prompt_kv=prompt_kv,
-            prompt_rows=prompt_rows,
-        )
-        out = out.flatten(2)
-        hidden_states = hidden_states + deltas.linear(index, "o", attention.o_proj(out), out, rows)
-        x = deltas.norm(index, "mlp_norm", self.post_attention_layernorm(hidden_states), rows)
-        gate = deltas.linear(index, "gate", mlp.gate_proj(x), x, rows)
-        up = deltas.linear(index, "up", mlp.up_proj(x), x, rows)
-        product = mlp.act_fn(gate) * up
-        return hidden_states + deltas.linear(index, "down", mlp.down_proj(product), product, rows)
+        out = zero_init_attention(attention, query, key, value, attention_mask, prompt_kv, prompt_rows)
+        out = out.flatten(2)  # [B, T, H * head_dim]
+        projected = attention.o_proj(out)
+        hidden_states = hidden_states + (projected if change is None else change("o", projected, out))
+
+        x = kernels.rms_norm(self.post_attention_layernorm, hidden_states, packed)
+        if deltas is not None:
+            x = deltas.norm(index, "mlp_norm", x, prompt_rows)
+        gate, up = kernels.linears({"gate": mlp.gate_proj, "up": mlp.up_proj}, x, change)
+        product = kernels.gated_unit(mlp.act_fn, gate, up)
+        projected = mlp.down_proj(product)
+        return hidden_states + (projected if change is None else change("down", projected, product))
 
 
-class AdaptedModel(LlamaModel):
+class Decoder(LlamaModel):
     """The layers between embedding and head, with the final norm's delta."""
 
     def forward(
         self, *args: Any, prompt_kv: PromptKV | None = None, prompt_rows: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPast:
-        """As the parent's."""
+        """As the parent's; prompt_kv, prompt_rows: see PromptKV."""
         output = super().forward(*args, prompt_kv=prompt_kv, prompt_rows=prompt_rows, **kwargs)
-        if prompt_kv is not None and prompt_kv.deltas is not None:
-            hidden = output.last_hidden_state
-            output.last_hidden_state = prompt_kv.deltas.norm(-1, FINAL_NORM, hidden, prompt_rows)
+        output.last_hidden_state = _final_delta(output.last_hidden_state, prompt_kv, prompt_rows)
         return output
+
+    def final_norm(self, hidden: Tensor, prompt_kv: PromptKV | None) -> Tensor:
+        """The norm before the head, with its delta, for callers that run the layers themselves."""
+        return _final_delta(self.norm(hidden), prompt_kv)
+
+
+def _final_delta(hidden: Tensor, prompt_kv: PromptKV | None, rows: Tensor | None = None) -> Tensor:
+    if prompt_kv is None or prompt_kv.deltas is None:
+        return hidden
+    return prompt_kv.deltas.norm(-1, FINAL_NORM, hidden, rows)
 
 
 def adapt(model: LlamaModel) -> None:
-    """Let a LLaMA's layers take deltas. Its weights and what it answers without deltas stay as they are."""
-    model.__class__ = AdaptedModel
+    """Give a LLaMA our forward passes. Its weights stay, and without prompts its answers up to rounding."""
+    model.__class__ = Decoder
     for layer in model.layers:
-        layer.__class__ = AdaptedLayer
+        layer.__class__ = DecoderLayer
+
+
+def fuse_linears(model: LlamaModel) -> None:
+    """Join the packed products of a common input, where they have the same format, into one each."""
+    for layer in model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        PackedLinear.fuse([attention.q_proj, attention.k_proj, attention.v_proj])
+        PackedLinear.fuse([mlp.gate_proj, mlp.up_proj])

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from adapter.base import embedded, memory
 from adapter.base import resolve as bases
-from adapter.base.decoder import adapt
+from adapter.base.decoder import adapt, fuse_linears
 from adapter.base.quantize import quantize_linears
 from adapter.errors import LoadError, first_line
-from adapter.method import attention
-from adapter.method.attention import LayerPrompts, PromptKV
+from adapter.method.attention import PromptKV
 from adapter.method.config import BaseFingerprint
 
 log = logging.getLogger(__name__)
@@ -130,7 +128,6 @@ def load_base(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_device(device)
     chosen = ("nf4" if device.startswith("cuda") else "packed") if quantization == "auto" else quantization
-    attention.register()
     dtype = dtype or torch.bfloat16
     foreign = bases.find_foreign(name_or_path)
     memory.require(name_or_path, base_config(name_or_path, foreign), chosen, device, dtype)
@@ -143,7 +140,7 @@ def load_base(
         name_or_path,
         config=config,
         dtype=dtype,
-        attn_implementation=attention.NAME,
+        attn_implementation="sdpa",  # whose masks our layers take
         device_map={"": device},
         quantization_config=_bitsandbytes(chosen, dtype),
     )
@@ -151,6 +148,7 @@ def load_base(
     fingerprint = _fingerprint(model, tokenizer, name_or_path)
     if chosen == "packed":
         chosen = quantize_linears(model)
+        fuse_linears(model.model)
     return Base(model, tokenizer, fingerprint, chosen, _memory(model))
 
 
@@ -275,8 +273,8 @@ def _load(cls: Any, source: str, name: str, **kwargs: Any) -> Any:
 
 
 def _memory(model: torch.nn.Module) -> int:
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+    storages = [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 def _fingerprint(model: AdaptedLlama, tokenizer: Any, name: str) -> BaseFingerprint:
@@ -295,27 +293,3 @@ def _fingerprint(model: AdaptedLlama, tokenizer: Any, name: str) -> BaseFingerpr
         tokenizer=hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16],
         weights=hashlib.sha256(weights.view(torch.int16).numpy().tobytes()).hexdigest()[:16],
     )
-
-
-def project_prompts(
-    model: AdaptedLlama, prompts: Tensor, gates: Tensor, layers: Sequence[int], norm: bool
-) -> PromptKV:
-    """Keys and values of adaption prompts by the base's frozen projections; no RoPE on prompts.
-
-    prompts: [U, L, K, hidden_size]; gates: [L, H], already activated; layers: the L insertion layers.
-    norm: pass the prompts through each layer's frozen input_layernorm first, so that they look to the
-    projections as a token's hidden state does.
-    """
-    entries, _, length, _ = prompts.shape
-    head_dim = model.config.head_dim
-    projected = {}
-    for i, index in enumerate(layers):
-        layer = model.model.layers[index]
-        hidden = prompts[:, i].to(model.dtype)
-        if norm:
-            hidden = layer.input_layernorm(hidden)
-        keys = layer.self_attn.k_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
-        values = layer.self_attn.v_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
-        gate = gates[i].to(model.dtype).expand(entries, -1)
-        projected[index] = (LayerPrompts(keys, values, gate),)
-    return PromptKV(projected, entries)

@@ -24,7 +24,17 @@ _OFF_GRID = 0.1
 
 
 class PackedLinear(nn.Module):
-    """`y = x W^T` with W in few bits: [..., in] -> [..., out]. Frozen, but x may need a gradient."""
+    """`y = x W^T` with W in few bits: [..., in] -> [..., out]. Frozen, but x may need a gradient.
+
+    fused: one layer that computes this one and the next `fused_sizes[1:]` outputs of the same input, see `fuse`.
+    """
+
+    fused: PackedLinear | None
+    fused_sizes: list[int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused, self.fused_sizes = None, []
 
     @abstractmethod
     def product(self, rows: Tensor) -> Tensor:
@@ -36,8 +46,16 @@ class PackedLinear(nn.Module):
 
     @classmethod
     @abstractmethod
-    def fused(cls, linears: Sequence[Self]) -> Self:
-        """One layer that does the work of several with a common input; it shares their weights' memory."""
+    def concatenated(cls, linears: Sequence[Self]) -> Self:
+        """One layer with the outputs of several in order; they share its weights' memory from then on."""
+
+    @staticmethod
+    def fuse(linears: Sequence[nn.Module]) -> None:
+        """Let the first of several layers of one input hold their concatenation, if all have the same format."""
+        first = linears[0]
+        if isinstance(first, PackedLinear) and len({type(linear) for linear in linears}) == 1:
+            first.fused = type(first).concatenated(linears)
+            first.fused_sizes = [len(linear.weight) for linear in linears]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -72,7 +90,7 @@ class Int8Linear(PackedLinear):
         return self.weight * self.scales[:, None]
 
     @classmethod
-    def fused(cls, linears: Sequence[Self]) -> Self:
+    def concatenated(cls, linears: Sequence[Self]) -> Self:
         whole = cls(torch.cat([n.weight for n in linears]), torch.cat([n.scales for n in linears]))
         sizes = [len(n.weight) for n in linears]
         for linear, weight, scales in zip(
@@ -122,7 +140,7 @@ class Int4Linear(PackedLinear):
         return self.product(torch.eye(inputs, dtype=torch.bfloat16)).T
 
     @classmethod
-    def fused(cls, linears: Sequence[Self]) -> Self:
+    def concatenated(cls, linears: Sequence[Self]) -> Self:
         # Whole blocks of outputs follow one another. The scales lie across and stay with the parts too.
         whole = cls(
             torch.cat([n.weight for n in linears]), torch.cat([n.scales_and_zeros for n in linears], dim=1)

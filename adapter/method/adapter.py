@@ -5,14 +5,15 @@ Knows one adapter's tensors and how the frozen base turns them into keys and val
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
-from adapter.base.llama import AdaptedLlama, project_prompts
 from adapter.errors import BadInput
-from adapter.method.attention import PromptKV
+from adapter.method.attention import LayerPrompts, PromptKV
 from adapter.method.config import AdapterConfig
 from adapter.method.projection import build_projection
 from adapter.method.tuning import Tuning
@@ -48,7 +49,7 @@ class Adapter(nn.Module):
         return self.gates.tanh() if self.config.gate_activation == "tanh" else self.gates
 
     def forward(
-        self, model: AdaptedLlama, features: VisualFeatures | None = None, frozen: slice | None = None
+        self, model: LlamaForCausalLM, features: VisualFeatures | None = None, frozen: slice | None = None
     ) -> PromptKV:
         """Keys and values for the base: one entry, or one for each picture in `features`.
 
@@ -74,3 +75,27 @@ class Adapter(nn.Module):
         if frozen is not None and features is not None:
             deltas = deltas.each(Tensor.detach)
         return replace(kv, deltas=deltas)
+
+
+def project_prompts(
+    model: LlamaForCausalLM, prompts: Tensor, gates: Tensor, layers: Sequence[int], norm: bool
+) -> PromptKV:
+    """Keys and values of adaption prompts by the base's frozen projections; no RoPE on prompts.
+
+    prompts: [U, L, K, hidden_size]; gates: [L, H], already activated; layers: the L insertion layers.
+    norm: pass the prompts through each layer's frozen input_layernorm first, so that they look to the
+    projections as a token's hidden state does.
+    """
+    entries, _, length, _ = prompts.shape
+    head_dim = model.config.head_dim
+    projected = {}
+    for i, index in enumerate(layers):
+        layer = model.model.layers[index]
+        hidden = prompts[:, i].to(model.dtype)
+        if norm:
+            hidden = layer.input_layernorm(hidden)
+        keys = layer.self_attn.k_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
+        values = layer.self_attn.v_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
+        gate = gates[i].to(model.dtype).expand(entries, -1)
+        projected[index] = (LayerPrompts(keys, values, gate),)
+    return PromptKV(projected, entries)

@@ -1,4 +1,4 @@
-"""Zero-init attention (arXiv 2303.16199, section 3.2) on transformers' attention registry.
+"""Zero-init attention (arXiv 2303.16199, section 3.2).
 
 Knows tensors: queries, prompt keys and values, gates. Knows nothing of adapters, files or text.
 """
@@ -8,19 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adapter.method.deltas import Deltas
 from adapter.method.gradients import CausalAttention, PromptTerm
-
-NAME = "zero_init"
 
 _WRITTEN_OUT = 1024  # tokens up to which training on a CPU writes the scores out
 
@@ -193,37 +188,34 @@ def ungrouped(out: Tensor, query: Tensor) -> Tensor:
 
 
 def zero_init_attention(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    prompt_kv: PromptKV | None = None,
-    prompt_rows: Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
+    mask: Tensor | None,
+    prompt_kv: PromptKV | None,
+    prompt_rows: Tensor | None,
+) -> Tensor:
     """Attention over the words plus the gated attention over the prompts of this call.
 
     Two softmaxes, not one: equation 7 keeps the words' attention independent of the prompts, so that a zero
-    gate leaves the frozen base's output exactly as it was. query: [B, H, T, head_dim] after RoPE;
-    key, value: [B, Hkv, S, head_dim]. Returns ([B, T, H, head_dim], None), before o_proj.
+    gate leaves the frozen base's output exactly as it was. module: transformers' attention of this layer;
+    query: [B, H, T, head_dim] after RoPE; key, value: [B or 1, Hkv, S, head_dim]; mask: of SDPA, None for causal.
+    Returns [B, T, H, head_dim], before o_proj.
     """
-    scaling, length = kwargs["scaling"], query.shape[2]
-    whole = attention_mask is None and key.shape[2] == length <= _WRITTEN_OUT
+    scaling, index, length = module.scaling, module.layer_idx, query.shape[2]
+    whole = mask is None and key.shape[2] == length <= _WRITTEN_OUT
     if whole and query.requires_grad and query.device.type == "cpu":
         out = CausalAttention.apply(query, key, value, scaling)
+    elif length == 1:
+        if len(key) < len(query):  # tokens of one row, each as a row of its own
+            key, value = (t.expand(len(query), -1, -1, -1) for t in (key, value))
+        out = ungrouped(attend(grouped(query, key.shape[1]), key, value, mask, scaling), query)
     else:
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
     if prompt_kv is None:
-        return out, None
-    index = int(module.layer_idx)  # type: ignore[arg-type]
+        return out
     terms = prompt_kv.layers.get(index, ())
     if prompt_kv.watch is not None and terms:
         prompt_kv.watch(index, query, out, terms, scaling)
-    return add_prompt_terms(out, query, terms, prompt_rows, scaling), None
-
-
-def register() -> None:
-    """Make `attn_implementation="zero_init"` known to transformers; safe to call again."""
-    ALL_ATTENTION_FUNCTIONS.register(NAME, zero_init_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+    return add_prompt_terms(out, query, terms, prompt_rows, scaling)

@@ -14,7 +14,6 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from adapter.base import embedded
 from adapter.errors import BadInput, LoadError, first_line
 
 MAX_BYTES = 20 * 2**20
@@ -153,19 +152,21 @@ class VisualFeatures:
 
 
 class VisualEncoder:
-    """A frozen timm model with its own picture transform. Safe to share between threads."""
+    """A frozen timm model with its own picture transform. Safe to share between threads.
 
-    def __init__(self, name: str = embedded.ENCODER, device: torch.device | str = "cpu") -> None:
-        """Raises LoadError if timm does not know `name` or its weights cannot be had."""
+    `adapter.base.encoder.load_encoder` makes one from a name.
+    """
+
+    def __init__(self, name: str, model: Any, device: torch.device | str = "cpu") -> None:
+        """model: timm's, with its weights. Raises LoadError if features cannot be taken from its stages."""
         import timm
         from timm.data import resolve_model_data_config
 
         self.name = name
-        model = _load_embedded() if name == embedded.ENCODER else _load_from_hub(name)
         if not hasattr(model, "forward_intermediates"):
             raise LoadError(
                 f"timm {timm.__version__} cannot take features from the stages of encoder '{name}'. "
-                f"Choose another, such as {embedded.ENCODER}."
+                "Choose another."
             )
         self._model = model.requires_grad_(False).eval().to(device)
         classifier = model.get_classifier()
@@ -290,29 +291,3 @@ def _places(rows: int, columns: int) -> Tensor:
         axes.append(torch.cat([angles.sin(), angles.cos()], dim=1))  # [cells, _PLACE / 2]
     down, along = axes
     return torch.cat([down[:, None].expand(-1, columns, -1), along[None].expand(rows, -1, -1)], dim=2)
-
-
-def _load_embedded() -> Any:
-    import timm
-    from safetensors.torch import load_file
-
-    model = timm.create_model(embedded.ENCODER, pretrained=False)
-    model.load_state_dict(load_file(embedded.encoder_weights()))
-    return model
-
-
-def _load_from_hub(name: str) -> Any:
-    import timm
-
-    if not timm.is_model(name.partition(".")[0]):
-        raise LoadError(
-            f"timm {timm.__version__} knows no encoder '{name}'. Choose one that `timm.list_models()` names, "
-            f"or {embedded.ENCODER}."
-        )
-    try:
-        return timm.create_model(name, pretrained=True)
-    except Exception as error:  # whatever the hub's client, the network or the cache raise
-        raise LoadError(
-            f"The weights of encoder '{name}' cannot be loaded ({first_line(error)[:100]}). Start again with a network, "
-            f"or use an adapter that reads images with {embedded.ENCODER}."
-        ) from error

@@ -44,6 +44,10 @@ class KVCache:
         grown[:had_rows, ..., :had_tokens, :] = self.data
         self.data = grown
 
+    def step(self, starts: Sequence[int], count: int, span: int) -> StepCache:
+        """This cache for `count` new tokens behind `starts` tokens of each row; it is read up to `span` tokens."""
+        return StepCache(self, starts, count, span)
+
     def copy_row(self, row: int, tokens: int) -> Tensor:
         """A copy of one row's first `tokens` keys and values: [layers, 2, Hkv, tokens, head_dim]."""
         return self.data[row, ..., :tokens, :].clone()
@@ -51,6 +55,44 @@ class KVCache:
     def set_row(self, row: int, kv: Tensor) -> None:
         """Write one row's keys and values, [layers, 2, Hkv, tokens, head_dim]; there must be room."""
         self.data[row, ..., : kv.shape[3], :] = kv
+
+
+class StepCache:
+    """A KVCache as the layers of one forward pass see it: takes the new tokens in, returns all up to them.
+
+    The pass reads one new token for each of several rows, or several for one row.
+    """
+
+    def __init__(self, cache: KVCache, starts: Sequence[int], count: int, span: int) -> None:
+        rows = cache.data[: len(starts)]
+        # Views by layer, made here at once: indexing in every layer costs a hundred microseconds a step.
+        self._keys = rows[:, :, 0, :, :span].unbind(1)
+        self._values = rows[:, :, 1, :, :span].unbind(1)
+        if len(starts) == 1:
+            self._targets = rows[0, :, :, :, starts[0] : starts[0] + count].unbind(0)  # [2, Hkv, N, head_dim]
+            self._places = None
+        else:
+            self._targets = rows.unbind(1)  # [rows, 2, Hkv, capacity, head_dim]
+            device = cache.data.device
+            self._places = (
+                torch.arange(len(starts), device=device),
+                slice(None),
+                slice(None),
+                torch.tensor(starts, device=device),
+            )
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Write keys and values of N new tokens, [N, Hkv, 1, head_dim] or, of one row, [1, Hkv, N, head_dim].
+
+        Returns keys and values of each row up to `span`: [rows, Hkv, span, head_dim].
+        """
+        if self._places is not None:
+            self._targets[layer][self._places] = torch.stack((key, value), 1)[:, :, :, 0]
+        else:
+            if len(key) > 1:
+                key, value = key.transpose(0, 2), value.transpose(0, 2)
+            torch.stack((key[0], value[0]), out=self._targets[layer])
+        return self._keys[layer], self._values[layer]
 
 
 class PrefixCache:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
@@ -99,7 +100,7 @@ class PromptKVBuilder:
 
         def encode() -> VisualFeatures:
             encoder = self._loaded_encoders.get(vision.encoder) or self._encoders.get(
-                vision.encoder, lambda: VisualEncoder(vision.encoder, self._base.device)
+                vision.encoder, lambda: load_encoder(vision.encoder, self._base.device)
             )
             return encoder.encode([image], **options)
 

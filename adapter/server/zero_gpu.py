@@ -25,6 +25,7 @@ import torch
 from gradio.context import LocalContext
 from starlette.requests import Request
 
+from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
@@ -219,7 +220,7 @@ def _encoders(store: AdapterStore) -> dict[str, VisualEncoder]:
         with contextlib.suppress(LoadError):
             vision = store.card(name).config.vision
             if vision is not None and vision.encoder not in found:
-                found[vision.encoder] = VisualEncoder(vision.encoder).to(_device())
+                found[vision.encoder] = load_encoder(vision.encoder).to(_device())
     return found
 
 

@@ -12,7 +12,6 @@ from adapter.base.llama import AdaptedLlama, load_base
 from adapter.base.quantize import Int4Linear, Int8Linear, PackedLinear
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError
-from adapter.method.attention import NAME
 from tests.tiny_models import random_adapter
 
 PROMPT = (Message("user", "Name three colours."),)
@@ -101,7 +100,7 @@ def test_a_fused_layer_is_its_parts_bit_for_bit_and_shares_their_memory(kind):
     parts = [kind.pack(four_bit_weight(rows, 64).bfloat16()) for rows in (128, 64, 64)]
     x = torch.randn(5, 64).bfloat16()
     before = [part(x) for part in parts]
-    whole = kind.fused(parts)
+    whole = kind.concatenated(parts)
     assert torch.equal(whole(x), torch.cat(before, dim=1))
     assert [torch.equal(part(x), want) for part, want in zip(parts, before, strict=True)] == [True] * 3
     assert parts[1].weight.untyped_storage().data_ptr() == whole.weight.untyped_storage().data_ptr()
@@ -118,7 +117,7 @@ def save_tiny(tiny_base, folder, **changes):
 def test_a_folder_of_ones_own_is_a_base(tiny_base, tmp_path):
     save_tiny(tiny_base, tmp_path)
     base = load_base(str(tmp_path), quantization="none", device="cpu", dtype=torch.float32)
-    assert isinstance(base.model, AdaptedLlama) and base.model.config._attn_implementation == NAME
+    assert isinstance(base.model, AdaptedLlama)
     assert not any(p.requires_grad for p in base.model.parameters())
     assert base.fingerprint.differences(tiny_base.fingerprint) == []
     ids = torch.arange(9)[None]

@@ -149,7 +149,7 @@ def _ours() -> tuple[Any, Any, Any]:
     from train.loop import new_adapter
     from train.precision import load_to_train
 
-    base = load_to_train(BASE)
+    base = load_to_train(BASE, "bf16")
     adapter = new_adapter(TrainConfig("bench", "", steps=1), base)
     return base, adapter, torch.optim.AdamW(adapter.parameters(), lr=1e-4, fused=True)
 

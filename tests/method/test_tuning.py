@@ -131,7 +131,7 @@ def test_generate_with_a_cache_equals_no_cache(tiny, tiny_fingerprint):
     assert torch.equal(logits(tiny, ids, kv)[:, 19:-1].argmax(-1), ids[:, 20:])
 
 
-@pytest.fixture(params=["plain", "lean"])
+@pytest.fixture(params=["plain", "packed"])
 def serving(request, tiny_base) -> Base:
     if request.param == "plain":
         return tiny_base
@@ -147,9 +147,9 @@ def test_the_serving_pass_is_the_model(serving, tiny_fingerprint):
     ids = IDS[0].tolist()
     forward(cache, ids[:12], [0], kv)
     out = forward(cache, ids[12:], [12], kv)
-    lean = forward._lean is not None
+    packed = forward._packed
     torch.testing.assert_close(
-        out, logits(serving.model, IDS[:1], kv)[:, -1].float(), rtol=0, atol=0.3 if lean else 1e-4
+        out, logits(serving.model, IDS[:1], kv)[:, -1].float(), rtol=0, atol=0.3 if packed else 1e-4
     )
 
 

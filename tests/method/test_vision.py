@@ -12,6 +12,8 @@ import timm
 import torch
 from PIL import Image, ImageDraw
 
+from adapter.base import encoder as base_encoder
+from adapter.base.encoder import load_encoder
 from adapter.errors import BadInput, LoadError
 from adapter.formats.official_v2 import ENCODER
 from adapter.method import vision
@@ -100,7 +102,7 @@ def test_the_encoder_knows_real_photographs():
     skimage_data = pytest.importorskip("skimage.data")
     from timm.data import ImageNetInfo
 
-    encoder = VisualEncoder()
+    encoder = load_encoder()
     cat, coffee = (Image.fromarray(a) for a in (skimage_data.chelsea(), skimage_data.coffee()))
     features = encoder.encode([cat, coffee])
     assert features.levels.shape == (2, encoder.feature_size) and features.logits.shape == (2, 1000)
@@ -115,9 +117,9 @@ def test_the_encoder_knows_real_photographs():
 @pytest.mark.slow
 def test_an_unknown_encoder_is_named():
     with pytest.raises(LoadError, match="knows no encoder 'nonsense_net'"):
-        VisualEncoder("nonsense_net")
+        load_encoder("nonsense_net")
     with pytest.raises(LoadError, match="resnet18.*cannot be loaded"):
-        VisualEncoder("resnet18")
+        load_encoder("resnet18")
 
 
 def full(value: float, tokens: bool = True) -> VisualFeatures:
@@ -145,8 +147,8 @@ def unlearned(monkeypatch) -> Callable[[str], VisualEncoder]:
         torch.manual_seed(0)
         return timm.create_model(name, pretrained=False)
 
-    monkeypatch.setattr(vision, "_load_from_hub", load)
-    return VisualEncoder
+    monkeypatch.setattr(base_encoder, "_load_from_hub", load)
+    return load_encoder
 
 
 def noise(seed: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The serving pass: what it says is what the model says, by either way, in any company."""
+"""The forward pass for serving: it equals the model's own, whatever other rows are in the batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from adapter.base.decoder import fuse_linears
 from adapter.base.llama import Base
 from adapter.base.quantize import quantize_linears
 from adapter.serve.batch import stack_prompts
@@ -20,16 +21,17 @@ IDS = [i * 7 % 95 for i in range(90)]
 
 @pytest.fixture(scope="module")
 def packed_base(tiny_base) -> Base:
-    """The tiny LLaMA in bfloat16, its layers packed in eight bits: the leaner way applies."""
+    """The tiny LLaMA in bfloat16, its linear layers packed in eight bits."""
     model = copy.deepcopy(tiny_base.model).bfloat16()
     quantize_linears(model)
+    fuse_linears(model.model)
     return Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "packed-int8", 0)
 
 
-@pytest.fixture(params=["plain", "lean"])
+@pytest.fixture(params=["plain", "packed"])
 def forward(request, tiny_base, packed_base):
     forward = Forward(tiny_base if request.param == "plain" else packed_base)
-    assert (forward._lean is None) == (request.param == "plain")
+    assert forward._packed == (request.param == "packed")
     return forward
 
 
@@ -48,7 +50,7 @@ def whole_sequence(forward, ids, prompts):
 
 @pytest.mark.parametrize("cuts", [[90], [64, 26], [89, 1], [10, 54, 1, 1, 24]])
 def test_a_row_read_in_any_pieces_equals_the_model(forward, prompts, cuts):
-    close = {"atol": 1e-3, "rtol": 0} if forward._lean is None else {"atol": 0.3, "rtol": 0}
+    close = {"atol": 0.3, "rtol": 0} if forward._packed else {"atol": 1e-3, "rtol": 0}
     for kv in prompts:
         cache, at = KVCache(forward._base), 0
         for size in cuts:
@@ -59,7 +61,7 @@ def test_a_row_read_in_any_pieces_equals_the_model(forward, prompts, cuts):
 
 
 def test_rows_together_equal_rows_alone(forward, prompts):
-    """Of all lengths, on both sides of a block's end, with different prompts: bit for bit on the lean one."""
+    """Of all lengths, on both sides of a block's end, with different prompts: bit for bit on a packed base."""
     lengths = [1, 5, BLOCK - 1, BLOCK, 80]
     chosen = [prompts[i % 3] for i in range(len(lengths))]
     together, alone = KVCache(forward._base), []
@@ -72,10 +74,10 @@ def test_rows_together_equal_rows_alone(forward, prompts):
         alone.append(forward(cache, [IDS[length]], [length], kv)[0])
     logits = forward(together, [IDS[n] for n in lengths], lengths, stack_prompts(chosen))
     for got, want in zip(logits, alone, strict=True):
-        if forward._lean is None:
-            assert_close(got, want, atol=1e-3, rtol=0)
-        else:
+        if forward._packed:
             assert torch.equal(got, want)
+        else:
+            assert_close(got, want, atol=1e-3, rtol=0)
 
 
 def test_tokens_of_one_row_have_the_same_bits_together_and_one_by_one(packed_base, tiny_fingerprint):
@@ -89,13 +91,15 @@ def test_tokens_of_one_row_have_the_same_bits_together_and_one_by_one(packed_bas
     assert torch.equal(together.copy_row(0, 90), singly.copy_row(0, 90))
 
 
-def test_the_packed_layers_still_share_their_memory_and_answer_alone(packed_base):
-    before = packed_base.model(input_ids=torch.tensor([IDS])).logits
-    Forward(packed_base)
-    attention = packed_base.model.model.layers[0].self_attn
+def test_fused_layers_share_their_memory_and_change_nothing(tiny_base):
+    model = copy.deepcopy(tiny_base.model).bfloat16()
+    quantize_linears(model)
+    before = model(input_ids=torch.tensor([IDS])).logits
+    fuse_linears(model.model)
+    attention = model.model.layers[0].self_attn
     start = attention.q_proj.weight.data_ptr()
     assert attention.k_proj.weight.data_ptr() == start + attention.q_proj.weight.numel()
-    assert torch.equal(packed_base.model(input_ids=torch.tensor([IDS])).logits, before)
+    assert torch.equal(model(input_ids=torch.tensor([IDS])).logits, before)
 
 
 def test_the_cache_grows_and_keeps_what_it_has(tiny_base):

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from adapter.__main__ import main
+from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.base.quantize import quantize_linears
 from adapter.base.template import Message, encode_prompt
@@ -25,7 +26,7 @@ from adapter.errors import BadInput, Busy, LoadError
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
-from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
+from adapter.method.vision import VisualFeatures, open_image
 from adapter.serve import inspection, prompts
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import MAX_TOKENS, MAX_WAITING, answer_logprobs, inspect_answer
@@ -55,7 +56,7 @@ def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
     save_adapter(sees, tmp_path / "see")
     save_adapter(tuned(tiny_fingerprint), tmp_path / "tuned")
     encoder = SimpleNamespace(encode=lambda images, **_: picture)
-    monkeypatch.setattr(prompts, "VisualEncoder", lambda *_: encoder)
+    monkeypatch.setattr(prompts, "load_encoder", lambda *_: encoder)
     with closing(Engine(tiny_base, AdapterStore(tmp_path))) as engine:
         yield engine
 
@@ -514,7 +515,7 @@ def test_the_command_mutes(tiny_folder, tiny_fingerprint, tmp_path, capsys):
 def test_pirate_and_see_on_the_real_base(base):
     """Each is what moves its answer; a picture's word is grounded in it, the words around it less."""
     store = AdapterStore()
-    encoder = VisualEncoder("tf_efficientnet_lite0", base.device)
+    encoder = load_encoder(device=base.device)
     picture = open_image(Path(sysconfig.get_path("purelib"), "skimage/data/coffee.png"))
     with closing(Engine(base, store)) as engine:
         for name, text, image in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import itertools
@@ -20,7 +19,7 @@ from train.config import TrainConfig
 from train.data import IGNORED, Example, Tokeniser, collate
 from train.job import train
 from train.loop import _HeadLoss, evaluate, new_adapter, supervised_loss
-from train.precision import load_to_train, make_lean
+from train.precision import load_to_train
 
 CONFIG = TrainConfig(
     "echo",
@@ -133,28 +132,6 @@ def test_random_gates_are_the_ablation(tiny_base):
     config = dataclasses.replace(CONFIG, init="random")
     gates = new_adapter(config, tiny_base).gates
     assert 0.3 < gates.std() < 2 and new_adapter(CONFIG, tiny_base).gates.abs().max() == 0
-
-
-def test_the_lean_base_gives_the_losses_and_gradients_of_transformers_own(tiny_base):
-    """In double precision, so that nothing but a mistake can differ."""
-    rows = [
-        *itertools.islice(examples("train"), 5),
-        Example((Message("user", "longer than those>"),), "abc"),
-    ]
-    batch = batch_of(rows, tiny_base)
-    results = []
-    for lean in (False, True):
-        model = copy.deepcopy(tiny_base.model).double()
-        if lean:
-            make_lean(model)
-        adapter = new_adapter(CONFIG, tiny_base)
-        torch.nn.init.uniform_(adapter.gates, 0.2, 0.6)
-        loss = supervised_loss(model, adapter, batch)
-        loss.backward()
-        results.append((loss.detach(), adapter.prompts.grad, adapter.gates.grad))
-    for plain, own in zip(*results, strict=True):
-        # Norms and the loss are taken in fp32 by both.
-        torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 65, 200])

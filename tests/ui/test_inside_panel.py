@@ -67,7 +67,7 @@ def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
     save_adapter(sees, tmp_path / "adapters" / "see")
     picture = VisualFeatures(torch.randn(1, 6))
     monkeypatch.setattr(
-        "adapter.serve.prompts.VisualEncoder", lambda *_: SimpleNamespace(encode=lambda images, **_: picture)
+        "adapter.serve.prompts.load_encoder", lambda *_: SimpleNamespace(encode=lambda images, **_: picture)
     )
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     with closing(Engine(tiny_base, AdapterStore(tmp_path / "adapters"))) as engine:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from adapter.base.embedded import ENCODER
+from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
@@ -87,7 +88,7 @@ def photographs() -> tuple[list[Photo], int]:
 
 def recipe(base: Base) -> Recipe:
     """The recipe; encodes some 7,000 pictures first, which takes two minutes on an idle machine."""
-    encoder = VisualEncoder(ENCODER)
+    encoder = load_encoder(ENCODER)
     train, held_out = _encode_drawings(encoder)
     counts = Counter(map(concept, train.names))
     class_texts = {name.text for name in class_names()}

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapter.base.embedded import ENCODER
+from adapter.base.encoder import load_encoder
 from adapter.base.template import Message
 from adapter.errors import AdapterError
-from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
+from adapter.method.vision import VisualFeatures, open_image
 from train.data import Example
 from train.formats.scienceqa import Problem, problems, question_text
 
@@ -96,7 +97,7 @@ def _features(every: Sequence[Problem], cache: Path) -> dict[str, VisualFeatures
     name = hashlib.sha256(repr([(i, str(path.resolve())) for i, path in shown.items()]).encode()).hexdigest()[:12]
     path = cache / f"features-{name}.safetensors"
     if not path.exists():
-        encoder = VisualEncoder(ENCODER)
+        encoder = load_encoder(ENCODER)
         paths = list(shown.values())
         print(f"encoding {len(paths)} pictures", flush=True)
         chunks = [paths[i : i + _AT_ONCE] for i in range(0, len(paths), _AT_ONCE)]

@@ -90,7 +90,7 @@ def perform(run: Run, benchmark: Benchmark, out: Path, text: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)  # what is left of a run that was stopped, or of another setting
     measured = _Measured(run, benchmark, text)
     if run.method == "base":
-        measured.bare(load_to_train(BASE, device="cpu"))
+        measured.bare(load_to_train(BASE, "bf16", device="cpu"))
     elif run.method == "adapter":
         measured.adapter(folder)
     else:
@@ -118,7 +118,7 @@ class _Measured:
 
     def adapter(self, folder: Path) -> None:
         run, benchmark = self.run, self.benchmark
-        base = load_to_train(BASE, device="cpu")
+        base = load_to_train(BASE, "bf16", device="cpu")
         vision = _vision(benchmark) if run.pictures else None
         config = run.config(vision)
         adapter = new_adapter(config, base)
