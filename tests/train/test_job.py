@@ -1,7 +1,8 @@
-"""Whole runs as people start them: on files, in processes of their own, killed, resumed, doubled and starved."""
+"""Whole runs on files and on examples: killed, resumed, stopped, on two processes, on a full disk."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import train.job
+from adapter.base.template import Message
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter
+from train.__main__ import main
 from train.config import TrainConfig
 from train.data import Example
-from train.job import Stopped, train
+from train.job import Stopped
 from train.loop import new_adapter
 from train.run_folder import METRICS, STATE, MetricsWriter, RunFolder, TrainError
 
@@ -30,7 +35,7 @@ WORDS = ("ab", "cd", "ef", "gh")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Text rows and picture rows, one picture that is none, one record that is broken."""
+    """Text rows and image rows, one image that is unreadable, one record that is broken."""
     folder = tmp_path_factory.mktemp("data")
     rng = random.Random(0)
     for i, colour in enumerate(("red", "green", "blue", "white")):
@@ -50,234 +55,203 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def command(tiny_folder, data):
-    """The arguments of a run on the tiny base; steps are taken one at a time by `--config`-less key=value."""
-
-    def make(out: Path, *more: str, processes: int = 1) -> list[str]:
-        launch = [] if processes == 1 else [
-            "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--main_process_port=0", "-m",
-        ]  # fmt: skip
-        return [
-            sys.executable, "-m", *launch, "train", f"data={data}", "name=tiny", f"--base={tiny_folder}",
-            "precision=fp32", "template=raw", "batch_size=6", "prompt_length=4", "steps=60", "eval_every=10",
-            "lr=0.02", "gate_lr=0.05", "vision.projection=global", "vision.hidden=16", f"--out={out}", *more,
-        ]  # fmt: skip
-
-    return make
+def arguments(tiny_folder, data) -> Callable[..., list[str]]:
+    """The arguments of `python -m train` for a run of 60 steps on the tiny base."""
+    return lambda out, *more: [
+        f"data={data}", "name=tiny", f"--base={tiny_folder}", "precision=fp32", "template=raw", "batch_size=6",
+        "prompt_length=4", "steps=60", "eval_every=10", "lr=0.02", "gate_lr=0.05", "vision.projection=global",
+        "vision.hidden=16", "--device=cpu", f"--out={out}", *more,
+    ]  # fmt: skip
 
 
-def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, **kwargs
-    )
+def process(arguments: list[str], *launch: str, **options) -> subprocess.Popen[str]:
+    """`python -m train` as a process with one thread, as the tests themselves have."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", *launch, "train", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def metrics(folder: Path, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
 
 
-def figures(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in figures(folder) if "loss" in line]
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_it_ends_bit_for_bit_as_if_never_stopped(command, tmp_path):
-    whole = run(command(tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
-    assert "skipped" in whole.stdout and "bad.png" in whole.stdout and "line 78" in whole.stdout
-    out = tmp_path / "killed"
-    for life, steps in enumerate((13, 41)):
-        arguments = command(out, "save_every=4", *(["--resume"] if life else []))
-        process = subprocess.Popen(
-            arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        until(lambda steps=steps: (out / METRICS).exists() and len(losses_so_far(out)) >= steps)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(30) == -signal.SIGKILL
-        assert (out / STATE).exists()
-    ended = run(command(out, "save_every=4", "--resume"))
-    assert ended.returncode == 0, ended.stderr
-    assert "going on after step" in ended.stdout
-    assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    assert losses(out) == losses(tmp_path / "whole")
-    assert not (out / STATE).exists()
-    assert "holds no unfinished run" in run(command(out, "--resume")).stderr
-
-
-def losses_so_far(folder: Path) -> list[str]:
-    return [line for line in (folder / METRICS).read_text().splitlines() if '"loss"' in line]
-
-
-def until(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
+def wait_for_step(folder: Path, step: int) -> None:
+    end = time.monotonic() + 600
+    while not (folder / METRICS).exists() or (folder / METRICS).read_text().count('"loss"') < step:
         assert time.monotonic() < end
         time.sleep(0.002)
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(command, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert (alone := run(command(one))).returncode == 0, alone.stderr
-    assert (both := run(command(two, processes=2))).returncode == 0, both.stderr
-    assert losses(two) == pytest.approx(losses(one), rel=1e-3, abs=1e-4)
-    left, right = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
-    for name, tensor in left.items():
-        torch.testing.assert_close(tensor, right[name], rtol=1e-2, atol=1e-3)
-    held_out = [[line["held_out_loss"] for line in figures(f) if "held_out_loss" in line] for f in (one, two)]
-    assert held_out[1] == pytest.approx(held_out[0], rel=1e-3)
+def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arguments, tmp_path, capfd):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(arguments(whole)) == 0
+    output = capfd.readouterr().out
+    assert "skipped" in output and "bad.png" in output and "line 78" in output
+    for step, more in ((13, []), (41, ["--resume"])):
+        run = process(arguments(killed, "save_every=4", *more))
+        wait_for_step(killed, step)
+        run.kill()
+        run.communicate()
+        assert run.returncode == -signal.SIGKILL and (killed / STATE).exists()
+    assert main(arguments(killed, "save_every=4", "--resume")) == 0
+    assert "going on after step" in capfd.readouterr().out
+    assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert metrics(killed, "loss") == metrics(whole, "loss") and len(metrics(whole, "loss")) == 60
+    assert not (killed / STATE).exists()
+    assert main(arguments(killed, "--resume")) == 1 and "holds no unfinished run" in capfd.readouterr().err
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(command, tmp_path):
+def test_two_processes_equal_one(arguments, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(arguments(one)) == 0
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port=0", "-m"]
+    both = process(arguments(two), *launch)
+    _, errors = both.communicate()
+    assert both.returncode == 0, errors
+    assert metrics(two, "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
+    assert metrics(two, "held_out_loss") == pytest.approx(metrics(one, "held_out_loss"), rel=1e-3)
+    left, right = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_names_the_way_to_resume(arguments, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        command(out, "eval_every=1000", "steps=4000"),
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until(lambda: (out / METRICS).exists() and len(losses_so_far(out)) >= 5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in errors
+    run = process(arguments(out, "eval_every=1000", "steps=4000"))
+    wait_for_step(out, 5)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate()
+    assert run.returncode == 130 and "--resume" in errors
     assert (out / STATE).stat().st_size < 2_000_000
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_a_save_and_not_the_run(command, tmp_path):
+def test_a_full_disk_loses_a_save_but_not_the_run(arguments, tmp_path):
     """Files may not grow over 200 kB: state.pt is larger, and the adapter is not."""
-    out = tmp_path / "run"
 
-    def small_disk() -> None:
+    def limit_file_size() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    ended = run(command(out, "steps=20"), preexec_fn=small_disk)
-    assert "cannot be saved" in ended.stdout and "Training goes on" in ended.stdout
-    assert ended.returncode == 1 and "free some room" in ended.stderr
-    assert load_adapter(out).gates.abs().max() > 0
+    run = process(arguments(tmp_path / "run", "steps=20"), preexec_fn=limit_file_size)
+    output, errors = run.communicate()
+    assert "cannot be saved" in output and "Training goes on" in output
+    assert run.returncode == 1 and "free some room" in errors
+    assert load_adapter(tmp_path / "run").gates.abs().max() > 0
 
 
-# In this process, on the tiny base.
+# On generated examples.
 
 
-CONFIG_ = TrainConfig("echo", steps=12, batch_size=4, prompt_length=4, template="raw", eval_every=4, held_out=8)
+ECHO = TrainConfig("echo", steps=12, batch_size=4, prompt_length=4, template="raw", eval_every=4, held_out=8)
 
 
 def examples(split):
-    from adapter.base.template import Message
-
     rng = random.Random(split)
     count = 10**6 if split == "train" else 16
     return (Example((Message("user", f"{w}>"),), w) for w in (rng.choice(WORDS) for _ in range(count)))
 
 
-def test_a_folder_in_use_is_refused(tiny_base, tmp_path):
+@pytest.fixture
+def train_echo(tiny_base, tmp_path):
+    """Trains on generated words with changes to ECHO; returns the adapter and the held-out loss."""
+
+    def run(folder="run", resume=False, **changes):
+        config = dataclasses.replace(ECHO, **changes)
+        adapter = new_adapter(config, tiny_base)
+        return train.job.train(config, tiny_base, examples, tmp_path / folder, adapter, resume=resume)
+
+    return run
+
+
+def test_a_folder_in_use_is_refused(train_echo, tmp_path):
     other = RunFolder(tmp_path / "run")
     other.open(resume=False)
     with pytest.raises(TrainError, match="in use by another run"):
-        train(CONFIG_, tiny_base, examples, tmp_path / "run", new_adapter(CONFIG_, tiny_base))
+        train_echo()
     other.close()
 
 
-def test_a_folder_that_cannot_be_written_is_named(tiny_base, tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(train_echo, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainError, match="cannot be written"):
-        train(CONFIG_, tiny_base, examples, tmp_path / "file" / "run", new_adapter(CONFIG_, tiny_base))
+        train_echo("file/run")
 
 
-def stopped_run(base, folder, monkeypatch):
-    """A run that is asked to stop after its fifth step."""
-    import train.job
+@pytest.fixture
+def stopped_run(train_echo, tmp_path, monkeypatch) -> Path:
+    """The folder of a run that was asked to stop after its fifth step."""
+    record, recorded = MetricsWriter.record, []
 
-    record, taken = MetricsWriter.record, []
-
-    def counting(self, step, **figures):
-        record(self, step, **figures)
-        taken.append(1)
-        if len(taken) == 5:
+    def record_and_interrupt(self, step, **values):
+        record(self, step, **values)
+        recorded.append(step)
+        if len(recorded) == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train.job.MetricsWriter, "record", counting)
-    with pytest.raises(Stopped, match="--resume"):
-        train.job.train(CONFIG_, base, examples, folder, new_adapter(CONFIG_, base))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "record", record_and_interrupt)
+        with pytest.raises(Stopped, match="--resume"):
+            train_echo()
+    return tmp_path / "run"
 
 
-def test_an_unfinished_run_is_neither_overwritten_nor_mixed_up(tiny_base, tmp_path, monkeypatch):
-    stopped_run(tiny_base, tmp_path / "run", monkeypatch)
-    fresh = new_adapter(CONFIG_, tiny_base)
+def test_an_unfinished_run_is_resumed_with_its_own_settings_only(train_echo, stopped_run):
     with pytest.raises(TrainError, match="holds an unfinished run"):
-        train(CONFIG_, tiny_base, examples, tmp_path / "run", fresh)
-    other = TrainConfig(**{**vars(CONFIG_), "lr": 0.5})
+        train_echo()
     with pytest.raises(TrainError, match="other settings: lr"):
-        train(other, tiny_base, examples, tmp_path / "run", fresh, resume=True)
-    trained, loss = train(CONFIG_, tiny_base, examples, tmp_path / "run", fresh, resume=True)
-    whole, whole_loss = train(CONFIG_, tiny_base, examples, tmp_path / "whole", new_adapter(CONFIG_, tiny_base))
-    assert loss == whole_loss and torch.equal(trained.prompts, whole.prompts)
+        train_echo(resume=True, lr=0.5)
+    resumed, loss = train_echo(resume=True)
+    whole, whole_loss = train_echo("whole")
+    assert loss == whole_loss and torch.equal(resumed.prompts, whole.prompts)
 
 
-def test_a_damaged_state_is_named(tiny_base, tmp_path, monkeypatch):
-    stopped_run(tiny_base, tmp_path / "run", monkeypatch)
-    state = tmp_path / "run" / STATE
+def test_a_damaged_state_is_named(train_echo, stopped_run):
+    state = stopped_run / STATE
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(TrainError, match=r"state.pt' cannot be read"):
-        train(CONFIG_, tiny_base, examples, tmp_path / "run", new_adapter(CONFIG_, tiny_base), resume=True)
+        train_echo(resume=True)
 
 
-def test_the_best_is_kept_and_training_stops_when_nothing_improves(tiny_base, tmp_path):
-    config = TrainConfig(**{**vars(CONFIG_), "steps": 200, "lr": 1.0, "gate_lr": 1.0, "patience": 2})
-    _, loss = train(config, tiny_base, examples, tmp_path / "run", new_adapter(config, tiny_base))
-    seen = [line["held_out_loss"] for line in figures(tmp_path / "run") if "held_out_loss" in line]
-    assert loss == min(seen)
-    assert len(seen) == seen.index(min(seen)) + 3 < 50
+def test_the_best_adapter_is_kept_and_training_stops_when_nothing_improves(train_echo, tmp_path):
+    _, loss = train_echo(steps=200, lr=1.0, gate_lr=1.0, patience=2)
+    losses = metrics(tmp_path / "run", "held_out_loss")
+    assert loss == min(losses) and len(losses) == losses.index(min(losses)) + 3 < 50
 
 
-def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run(tiny_base, tmp_path, monkeypatch, capsys):
-    import train.job
-
-    adapter = new_adapter(CONFIG_, tiny_base)
+def test_steps_with_gradients_that_are_not_finite_are_left_out_and_then_end_the_run(
+    tiny_base, tmp_path, monkeypatch, capsys
+):
+    adapter = new_adapter(ECHO, tiny_base)
     prompts = adapter.prompts.detach().clone()
-    monkeypatch.setattr(
-        train.job,
-        "total_loss",
-        lambda model, adapter, *_: (adapter.prompts.sum() + adapter.gates.sum()) * float("nan"),
-    )
+    nan_loss = lambda model, adapter, *_: (adapter.prompts.sum() + adapter.gates.sum()) * float("nan")  # noqa: E731
+    monkeypatch.setattr(train.job, "total_loss", nan_loss)
     with pytest.raises(TrainError, match="not finite"):
-        train.job.train(CONFIG_, tiny_base, examples, tmp_path / "run", adapter)
+        train.job.train(ECHO, tiny_base, examples, tmp_path / "run", adapter)
     assert torch.equal(adapter.prompts, prompts)
     assert "the step is left out" in capsys.readouterr().out
 
 
-def test_gates_that_do_not_move_are_told(tiny_base, tmp_path, capsys):
-    config = TrainConfig(**{**vars(CONFIG_), "steps": 50, "gate_lr": 1e-9})
-    train(config, tiny_base, examples, tmp_path / "run", new_adapter(config, tiny_base))
-    assert "gates have not moved" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "changes, warning",
+    [({"steps": 50, "gate_lr": 1e-9}, "gates have not moved"), ({"gate_lr": 2.0}, "saturated")],
+)
+def test_gates_that_do_not_learn_are_warned_of(train_echo, capsys, changes, warning):
+    train_echo(**changes)
+    assert warning in capsys.readouterr().out
 
 
-def test_gates_that_saturate_are_told(tiny_base, tmp_path, capsys):
-    config = TrainConfig(**{**vars(CONFIG_), "gate_lr": 2.0})
-    train(config, tiny_base, examples, tmp_path / "run", new_adapter(config, tiny_base))
-    assert "saturated" in capsys.readouterr().out
+def test_micro_batches_equal_the_whole_batch(train_echo):
+    whole, pieces = (train_echo(str(n), batch_size=6, accumulate=n)[0] for n in (1, 3))
+    torch.testing.assert_close(whole.gates, pieces.gates, rtol=1e-3, atol=1e-4)
 
 
-def test_pieces_of_a_step_equal_the_step(tiny_base, tmp_path):
-    results = []
-    for pieces in (1, 3):
-        config = TrainConfig(**{**vars(CONFIG_), "batch_size": 6, "accumulate": pieces})
-        adapter, _ = train(config, tiny_base, examples, tmp_path / str(pieces), new_adapter(config, tiny_base))
-        results.append(adapter)
-    torch.testing.assert_close(results[0].gates, results[1].gates, rtol=1e-3, atol=1e-4)
-
-
-def test_nothing_but_the_adapter_is_left_when_a_run_has_ended(tiny_base, tmp_path):
-    train(CONFIG_, tiny_base, examples, tmp_path / "run", new_adapter(CONFIG_, tiny_base))
+def test_only_the_adapter_and_metrics_are_left_of_a_finished_run(train_echo, tmp_path):
+    train_echo()
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names - {".lock"} == {CONFIG, WEIGHTS, METRICS}

@@ -1,6 +1,7 @@
 """The state and metrics of a run as HTML and SVG. Knows numbers and the page's texts.
 
-Colours and sizes are in adapter/ui/static/train.css.
+Colours and sizes are in adapter/ui/static/train.css. Own SVG, not gr.LinePlot and gr.BarPlot (tried with 6.31):
+those show no points at evaluations, sort layers as text and have no description for screen readers.
 """
 
 from __future__ import annotations

@@ -1,0 +1,308 @@
+"""Plans and runs of the Train tab: names, commands, metrics, and real processes on the tiny base."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from adapter.base.embedded import BASE
+from adapter.errors import BadInput, Busy
+from adapter.method.checkpoint import load_adapter
+from adapter.method.config import check_name
+from tests.app_process import app_process
+from tests.tiny_models import endless_base
+from tests.train.test_data_upload import ROWS, write_jsonl
+from train.config import RecipeFile, read_recipe, recipe_text
+from train.ui.charts import run_html
+from train.ui.data_upload import open_sample
+from train.ui.events import SERVED, zip_adapter
+from train.ui.plan import Plan, estimate_minutes, free_name, samples
+from train.ui.runs import RECIPE, RECORD, Progress, Record, Run, TrainingRuns, read_progress
+
+# Names, recipes and commands.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "../x", "a/b", "a\\b", "CON", "con", "lpt1", "base", "x" * 300, ".hidden", "-x", "a b", "a.", "é",
+     "poet", "POET", "x\0", "~", "$(id)"],
+)  # fmt: skip
+def test_names_that_are_no_folder_or_taken_are_refused(name: str) -> None:
+    assert check_name("a\n") == "a"
+    with pytest.raises(BadInput):
+        check_name(name, ["poet"])
+
+
+@pytest.mark.parametrize("wanted", ["poet", "my data (1)", "", "…", "CON", "x" * 300, "../../x", "A"])
+def test_a_proposed_name_is_accepted(wanted: str) -> None:
+    taken = ["poet", "poet-2", "a"]
+    assert check_name(free_name(wanted, taken), taken)
+
+
+def plan_of(**changes: Any) -> Plan:
+    return Plan(**{"name": "n", "data": Path("a.jsonl"), "shown": "a.jsonl", "pictures": False, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shown": "my data.jsonl", "data": Path("my data.jsonl")},
+        {"name": "yes", "description": "Says: 'ahoy' \"#1\" $HOME; & more"},
+        {"name": "1e5", "description": "null", "steps": 100, "lr": 0.01},
+        {"pictures": True, "extra": {"preset": "small", "vision": {"hidden": 32}, "data": {"validation": 0.2}}},
+        {"template": "alpaca", "extra": {"preset": "quick", "steps": 60}, "steps": 60},
+    ],
+)
+def test_the_command_makes_the_same_recipe_as_the_tab(changes: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(**changes)
+    words = shlex.split(plan.command())
+    assert words[:3] == ["python", "-m", "train"]
+    recipe = read_recipe(None, words[3:])
+    assert recipe == plan.recipe()
+    (tmp_path / RECIPE).write_text(recipe_text(plan.recipe()))
+    assert read_recipe(tmp_path / RECIPE, []) == recipe
+    assert recipe.train.name == plan.name and recipe.train.description == plan.description
+    assert plan.steps is None or recipe.train.steps == plan.steps
+
+
+def test_a_typed_description_overrides_the_samples() -> None:
+    extra = {"description": "The sample's own."}
+    assert plan_of(extra=extra).recipe().train.description == "The sample's own."
+    assert plan_of(extra=extra, description="Mine.").recipe().train.description == "Mine."
+
+
+def test_the_command_names_a_base_without_its_folder() -> None:
+    plan = plan_of(base="/somewhere/secret/tiny")
+    assert plan.command("r/n").endswith("--base tiny --out r/n") and plan.recipe().base == "/somewhere/secret/tiny"
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 9}, {"steps": 10**9}, {"lr": 0.0}, {"lr": 1e9}, {"lr": float("nan")}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BadInput):
+        plan_of(**wrong)
+
+
+def test_the_estimate_grows_with_the_history_before_rows(tmp_path: Path) -> None:
+    def minutes(history: float) -> float:
+        config = plan_of(extra={"history": history}).recipe().train
+        estimate, measured = estimate_minutes(config, 60.0, BASE, tmp_path)
+        assert estimate is not None and not measured
+        return estimate
+
+    assert minutes(1.0) > minutes(0.5) > minutes(0.0) > 0
+    assert estimate_minutes(plan_of().recipe().train, 60.0, "another/base", tmp_path) == (None, False)
+
+
+def test_every_sample_can_be_trained_on() -> None:
+    found = samples()
+    assert found and len({sample.name for sample in found}) == len(found)
+    for sample in found:
+        data = open_sample(sample.path)
+        plan = plan_of(data=data.path, pictures=data.pictures, extra=sample.settings)
+        assert plan.recipe().train.steps and len(data.records) >= 20 and sample.question
+
+
+def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
+    assert read_progress(tmp_path) == Progress()
+    lines = [
+        {"step": 0, "untrained_loss": 3.0, "evaluation_seconds": 2.0}, {"step": 0, "gates": [0.0, 0.0]},
+        *({"step": i, "loss": 3 - i, "largest_gate": 0.1, "tokens": 100 * i, "seconds": 0.5 * i} for i in (1, 2)),
+        {"step": 2, "held_out_loss": 1.5, "evaluation_seconds": 2.0}, {"step": 2, "gates": [0.1, 0.2]},
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
+    progress = read_progress(tmp_path)
+    assert (progress.step, progress.untrained, progress.best) == (2, 3.0, 1.5)
+    assert progress.gates == (0.1, 0.2) and progress.losses == ((1, 2.0), (2, 1.0))
+    assert progress.seconds_left(10, 4) == pytest.approx(8 * 0.5 + 2 * 2.0)
+    shown = run_html(Run("n", "training", Record(), recipe_of("n"), progress, "", True, True))
+    assert "Step 2 of 1,000" in shown and "<svg" in shown and "layer 2: 0.200" in shown
+
+
+# Runs.
+
+
+def recipe_of(name: str) -> RecipeFile:
+    return plan_of(name=name, steps=1000).recipe()
+
+
+class Trainer:
+    """Starts and watches runs on a tiny base in a folder of their own."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder, self.base = folder, base
+        self.runs = TrainingRuns(folder)
+
+    def start(self, name: str = "echo", steps: int = 600, runs: TrainingRuns | None = None) -> str:
+        def plan(folder: Path) -> tuple[Plan, str, str]:
+            data = write_jsonl(folder / "rows.jsonl", ROWS)
+            extra = {"eval_every": 20, "prompt_length": 4}
+            return Plan("x", data, "x", False, steps=steps, base=str(self.base), extra=extra), "say 3", ""
+
+        return (runs or self.runs).start(name, ["poet"], plan)
+
+    def wait(self, condition: Callable[[Run], bool], runs: TrainingRuns | None = None) -> Run:
+        end = time.monotonic() + 600
+        while True:
+            run = (runs or self.runs).get("echo")
+            assert run is not None
+            if condition(run):
+                return run
+            assert time.monotonic() < end, (run.state, self.runs.log("echo"))
+            time.sleep(0.02)
+
+    def wait_for_end(self) -> Run:
+        return self.wait(lambda run: not run.alive)
+
+    def wait_for_save(self, step: int, runs: TrainingRuns | None = None) -> Run:
+        return self.wait(lambda run: run.saved and run.progress.step >= step, runs)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    trainer = Trainer(tmp_path / "runs", tiny_folder)
+    yield trainer
+    trainer.runs.close()
+
+
+@pytest.mark.slow
+def test_a_run_is_stopped_resumed_and_found_by_other_servers(trainer: Trainer) -> None:
+    trainer.start()
+    run = trainer.runs.get("echo")
+    assert run is not None and run.state == "starting" and trainer.runs.names() == ["echo"]
+    restarted = TrainingRuns(trainer.folder)  # a server that was restarted
+    assert restarted.running() == "echo"
+    with pytest.raises(Busy, match="“echo” is being trained"):
+        trainer.start("second", runs=restarted)
+    assert not (trainer.folder / "second").exists()
+    run = trainer.wait_for_save(25)
+    assert run.state == "training" and run.adapter and run.seconds_left and run.record.question == "say 3"
+    assert run.record.pid is not None and psutil.Process(run.record.pid).nice() > psutil.Process().nice()
+    load_adapter(trainer.folder / "echo")  # possible at any time
+    # Another server stops it; a second request does not interrupt the save.
+    restarted.stop("echo")
+    restarted.stop("echo")
+    run = trainer.wait_for_end()
+    assert run.state == "stopped" and run.saved and run.adapter and 0 < run.progress.step < 600
+    stopped_at = run.progress.step
+    # It is resumed by that server, which then shuts down.
+    restarted.resume("echo")
+    run = trainer.wait(lambda run: run.alive, restarted)
+    assert run.state == "starting" and run.progress.step == stopped_at  # old metrics do not make it "training"
+    trainer.wait_for_save(stopped_at + 20, restarted)
+    assert restarted.close() == "echo" and restarted.close() == ""
+    run = trainer.wait_for_end()
+    assert run.state == "stopped" and run.saved
+    # To the end: no step was taken twice or left out.
+    trainer.runs.resume("echo")
+    run = trainer.wait_for_end()
+    assert run.state == "ended" and not run.saved and run.progress.step == 600
+    assert [step for step, _ in run.progress.losses] == list(range(1, 601))
+    assert run.progress.untrained and run.progress.best and run.progress.best < run.progress.untrained
+    with pytest.raises(BadInput, match="nothing to go on with"):
+        trainer.runs.resume("echo")
+    names = zipfile.ZipFile(zip_adapter(trainer.folder / "echo")).namelist()
+    assert sorted(names) == [f"echo/{name}" for name in sorted(SERVED)]
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_leaves_an_adapter_that_answers(tiny_folder: Path, tmp_path: Path) -> None:
+    """Beside a server, which keeps answering; the run can be resumed."""
+    base = endless_base(tiny_folder, tmp_path / "base")
+    trainer = Trainer(tmp_path / "runs", base)
+    environment = {"LLAMA_ADAPTER_RUNS": str(trainer.folder)}
+    with app_process(tmp_path / "server", "--base", str(base), environment=environment) as server:
+        bare = server.answer()
+        try:
+            trainer.start()
+            run = trainer.wait_for_save(25)
+            os.kill(run.record.pid or 0, signal.SIGKILL)
+            run = trainer.wait_for_end()
+            assert run.state == "killed" and run.saved and run.adapter
+            assert "killed it" in run_html(run) and "Go on" in run_html(run) and trainer.runs.running() is None
+            server.check_alive()
+            assert server.answer() == bare
+            best = server.answer(model="echo")
+            assert best != bare and best == server.answer(model="echo")
+            killed_at = run.progress.step
+            trainer.runs.resume("echo")
+            run = trainer.wait(lambda run: run.progress.step > killed_at + 25)
+            steps = [step for step, _ in run.progress.losses]
+            assert steps == list(range(1, len(steps) + 1))
+        finally:
+            trainer.runs.close()
+
+
+@pytest.mark.slow
+def test_a_failed_run_names_the_error_and_frees_its_name(trainer: Trainer) -> None:
+    trainer.base = trainer.folder / "nowhere" / "base"
+    trainer.start()
+    run = trainer.wait_for_end()
+    assert run.state == "failed" and not run.saved and "Traceback" not in run.message
+    assert "base" in run.message and str(trainer.folder) not in run_html(run)
+    assert "echo" not in trainer.runs.taken()
+    with pytest.raises(BadInput, match="already"):
+        trainer.start("poet")
+
+
+def test_a_process_with_the_number_of_a_run_is_not_taken_for_it(tmp_path: Path) -> None:
+    folder = tmp_path / "echo"
+    folder.mkdir()
+    (folder / RECIPE).write_text(recipe_text(recipe_of("echo")))
+    runs = TrainingRuns(tmp_path)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(folder)])
+    try:
+        started = psutil.Process(sleeper.pid).create_time()
+        pytest_process = psutil.Process()
+        for pid, start_time, alive in (
+            (sleeper.pid, started, True),  # its number, its start time, its command
+            (sleeper.pid, started - 3600, False),
+            (pytest_process.pid, pytest_process.create_time(), False),
+            (2**22 - 1, started, False),
+            (None, None, False),
+        ):
+            record = Record(time.time(), pid=pid, started=start_time)
+            (folder / RECORD).write_text(json.dumps(dataclasses.asdict(record)))
+            assert (runs.running() == "echo") is alive
+            if not alive:
+                runs.stop("echo")
+        assert sleeper.poll() is None
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    (folder / RECORD).write_text('{"cut')
+    assert runs.get("echo") is None and runs.running() is None and runs.log("echo") == ""
+
+
+@pytest.mark.parametrize("name", ["../echo", "", "nobody", "echo/../echo", "x" * 5000, "\0", None, 3, ["echo"]])
+def test_names_that_are_no_run_have_no_effect(name: Any, tmp_path: Path) -> None:
+    runs = TrainingRuns(tmp_path / "runs")
+    assert runs.get(name) is None and runs.log(name) == ""
+    runs.stop(name)
+    with pytest.raises(BadInput):
+        runs.resume(name)
+
+
+def test_a_plan_that_fails_leaves_no_files(tmp_path: Path) -> None:
+    runs = TrainingRuns(tmp_path / "runs")
+
+    def plan(folder: Path) -> Any:
+        (folder / "half.jsonl").write_text("x")
+        raise BadInput("No.")
+
+    with pytest.raises(BadInput):
+        runs.start("echo", [], plan)
+    assert runs.names() == [] and runs.taken() == [".starting"]
