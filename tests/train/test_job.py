@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 import train.job
 from adapter.base.template import Message
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter
+from tests.app_process import wait_until
 from train.__main__ import main
 from train.config import TrainConfig
 from train.data import Example
@@ -78,10 +78,7 @@ def metrics(folder: Path, name: str) -> list[float]:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    end = time.monotonic() + 600
-    while not (folder / METRICS).exists() or (folder / METRICS).read_text().count('"loss"') < step:
-        assert time.monotonic() < end
-        time.sleep(0.002)
+    wait_until(lambda: (folder / METRICS).exists() and (folder / METRICS).read_text().count('"loss"') >= step)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from adapter.base.embedded import BASE
 from adapter.errors import BadInput, Busy
 from adapter.method.checkpoint import load_adapter
 from adapter.method.config import check_name
-from tests.app_process import app_process
+from tests.app_process import app_process, wait_until
 from tests.tiny_models import endless_base
 from tests.train.test_data_upload import ROWS, write_jsonl
 from train.config import RecipeFile, read_recipe, recipe_text
@@ -154,14 +154,12 @@ class Trainer:
         return (runs or self.runs).start(name, ["poet"], plan)
 
     def wait(self, condition: Callable[[Run], bool], runs: TrainingRuns | None = None) -> Run:
-        end = time.monotonic() + 600
-        while True:
+        def matching_run() -> Run | None:
             run = (runs or self.runs).get("echo")
             assert run is not None
-            if condition(run):
-                return run
-            assert time.monotonic() < end, (run.state, self.runs.log("echo"))
-            time.sleep(0.02)
+            return run if condition(run) else None
+
+        return wait_until(matching_run, lambda: self.runs.log("echo"))
 
     def wait_for_end(self) -> Run:
         return self.wait(lambda run: not run.alive)

@@ -111,6 +111,8 @@ def test_events_that_may_show_a_toast_pass_through_the_queue() -> None:
         if getattr(fn.fn, "__module__", "").startswith("train.ui") and not fn.queue
     }
     assert unqueued == {"clear_data", "describe_settings", "panel", "select_tab"}
+    for fn in page.fns.values():  # nor do the other tabs' show any
+        assert fn.fn is None or fn.queue or "toast" not in getattr(fn.fn, "__code__", fn.fn.__call__).co_names
 
 
 def test_a_server_without_training_has_no_events_for_it() -> None:
