@@ -38,10 +38,10 @@ from starlette.responses import JSONResponse
 from adapter.base.embedded import BASE
 from adapter.server import openai_api
 from adapter.server.deployment import PROXIES_OF_A_SPACE, Place, find_place, parse, port_problem, runs_folder
+from adapter.server.generation import EngineProvider
 from adapter.server.libraries import import_libraries
 from adapter.server.limits import SCOPE, UPLOAD_BYTES, Gate, LimitedProvider, Limits, address_of
 from adapter.server.loader import LazyStore, ModelLoader
-from adapter.server.settings import EngineProvider
 from adapter.server.upload_cleanup import HalfUploads
 from adapter.ui import theme as look
 from adapter.ui.chat_tab import chat_tab
@@ -188,7 +188,7 @@ def serve(arguments: argparse.Namespace, place: Place) -> int:
             # The page's own server, as it is before the first request.
             app_kwargs={
                 "exception_handlers": {Exception: failed},
-                "routes": [openai_api.route(provider, store, place.auth)],
+                "routes": [openai_api.mount(provider, store, place.auth)],
                 "middleware": [
                     Middleware(Gate, limits=limits, folder=uploads, most=most),
                     Middleware(HalfUploads, folder=uploads),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from adapter.errors import BadInput
 
@@ -108,7 +109,8 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise BadInput(_sentence(error)) from None
+            problem = error.errors(include_url=False)[0]
+            raise BadInput(explain(problem, str(problem["loc"][0]))) from None
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -155,16 +157,15 @@ def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _sentence(error: ValidationError) -> str:
-    """What is wrong with the first wrong value, for people."""
-    problem = error.errors(include_url=False)[0]
-    name = str(problem["loc"][0])
+def explain(problem: ErrorDetails, name: str, title: str | None = None) -> str:
+    """What is wrong with the value of field `name`, for people. title: what the sentence calls the field."""
     if name.startswith("mute_"):
         return "Layers and heads to mute are whole numbers."
     field = Settings.model_fields[name]
-    title = field.title or name
-    given = repr(value) if isinstance(value := problem["input"], str) else str(value)
-    got = "" if value is None else f", got {given[:_LONGEST_VALUE]}"
+    title = title or field.title
+    value = problem["input"]
+    shown = repr(value) if isinstance(value, str) else str(value)
+    got = "" if value is None else f", got {shown[:_LONGEST_VALUE]}"
     if name == "seed":
         return f"{title} must be a whole number from 0 to 2^63 - 1{got}."
     if name in ("adapter", "mix"):

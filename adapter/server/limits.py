@@ -29,8 +29,8 @@ from adapter.ui.texts import page as texts
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
     from adapter.serve.request import Answer, GenerationRequest
+    from adapter.server.generation import EngineProvider
     from adapter.server.loader import LoadStatus, ServingEngine
-    from adapter.server.settings import EngineProvider
 
 ANSWERS_PER_MINUTE = 30
 ANSWERS_AT_ONCE = 24  # the engine's other places are left to other addresses

@@ -5,18 +5,25 @@ Knows the engine's API and the limits of one message; of Gradio only its error c
 
 from __future__ import annotations
 
-import html
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import Settings
+from adapter.server.generation import (
+    MAX_CHARACTERS,
+    REDRAW_SECONDS,
+    EngineProvider,
+    check_length,
+    public_text,
+    wait_for,
+    without_folders,
+)
 from adapter.ui import conversation as talk
 from adapter.ui.conversation import History
 from adapter.ui.images import open_picture
@@ -25,22 +32,18 @@ from adapter.ui.theme import Cards
 
 if TYPE_CHECKING:
     from adapter.serve.request import GenerationRequest
-    from adapter.server.loader import LoadStatus, ServingEngine
+
+__all__ = [
+    "MAX_CHARACTERS",
+    "REDRAW_SECONDS",
+    "EngineProvider",
+    "check_length",
+    "public_text",
+    "wait_for",
+    "without_folders",
+]
 
 log = logging.getLogger(__name__)
-
-MAX_CHARACTERS = 20_000
-# Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
-REDRAW_SECONDS = 0.08
-WAIT_SECONDS = 0.25
-
-
-class EngineProvider(Protocol):
-    """Where the page gets its engine from: there is none until the model is loaded."""
-
-    def engine(self) -> ServingEngine | None: ...
-
-    def status(self) -> LoadStatus: ...
 
 
 def sees(store: Cards, settings: Settings) -> bool:
@@ -76,16 +79,6 @@ def make_request(
     )
 
 
-def wait_for(provider: EngineProvider) -> Iterator[str]:
-    """Status lines until the engine is there. Raises LoadError if it will never be."""
-    while provider.engine() is None:
-        status = provider.status()
-        if status.state == "failed":
-            raise LoadError(texts.not_loaded(status.text))
-        yield f"{status.text}."
-        time.sleep(WAIT_SECONDS)
-
-
 def wait_or_say(provider: EngineProvider) -> None:
     """Return when the engine is there; gr.Error if it will never be."""
     try:
@@ -93,11 +86,6 @@ def wait_or_say(provider: EngineProvider) -> None:
             pass
     except AdapterError as error:
         raise gr.Error(public_text(error), print_exception=False) from None
-
-
-def check_length(text: str) -> None:
-    if len(text) > MAX_CHARACTERS:
-        raise BadInput(texts.too_long(len(text), MAX_CHARACTERS))
 
 
 def answer_once(
@@ -133,13 +121,3 @@ def answer_once(
     except Exception:
         log.exception("an API call failed")
         raise gr.Error(texts.FAILED, print_exception=False) from None
-
-
-def without_folders(text: str) -> str:
-    """The text with paths of this machine cut to their last part."""
-    return re.sub(r"(?<![\w:/.~])~?(?:/[^\s/'\":,;]+){2,}/?", lambda m: m[0].rstrip("/").rsplit("/", 1)[-1], text)
-
-
-def public_text(error: AdapterError) -> str:
-    """The error's sentence for a browser: without folders of this machine, and inert as HTML."""
-    return html.escape(without_folders(str(error)), quote=False)

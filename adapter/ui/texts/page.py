@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from adapter.server.texts import DEFAULT_QUESTION, FAILED
+
+__all__ = ["DEFAULT_QUESTION", "FAILED"]
+
 # The top, and the tabs.
 TITLE = "LLaMA-Adapter"
 SENTENCE = (
@@ -17,10 +21,8 @@ CHAT, COMPARE, TRAIN = "Chat", "Compare", "Train"
 PLACEHOLDER = "Message, or drop a picture"
 SHOW_PICTURE = "Show the picture by itself"
 EMPTY_CHAT = "## Try one of these, or write your own"
-DEFAULT_QUESTION = "What is in this picture?"
 MIX = "Mix in another"
 NO_MIX = "None"
-FAILED = "Something went wrong on the server; its log has the details. Try again."
 STILL_ANSWERING = "An answer is still being written. Stop it first, or wait for it."
 NOT_A_CONVERSATION = "This conversation holds something that is neither words nor a picture. Start a new one."
 NOTHING_TO_SEND = "Type a message or add a picture first."

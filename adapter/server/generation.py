@@ -1,0 +1,85 @@
+"""What the page and OpenAI's API share on the way to an answer: where the engine and the adapters come from, who
+asks, how long a message may be, and how an error is told to strangers. Knows no Gradio.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.server import texts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from adapter.serve.request import Client
+    from adapter.serve.store import AdapterCard, AdapterStore
+    from adapter.server.loader import LoadStatus, ServingEngine
+
+MAX_CHARACTERS = 20_000  # of one message
+# Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
+REDRAW_SECONDS = 0.08
+WAIT_SECONDS = 0.25
+
+
+class EngineProvider(Protocol):
+    """Where the page and the API get their engine from: there is none until the model is loaded."""
+
+    def engine(self) -> ServingEngine | None: ...
+
+    def status(self) -> LoadStatus: ...
+
+
+class AdapterCatalog(Protocol):
+    """What the page and the API need of an adapter store; empty until the store is opened."""
+
+    def names(self) -> list[str]: ...
+
+    def card(self, name: str) -> AdapterCard: ...
+
+    def card_text(self, name: str) -> str: ...
+
+    def bound(self) -> AdapterStore: ...
+
+    def folder(self, name: str) -> Path: ...
+
+
+def wait_for(provider: EngineProvider) -> Iterator[str]:
+    """Yields status lines until the engine is there. Raises LoadError if loading failed."""
+    while provider.engine() is None:
+        status = provider.status()
+        if status.state == "failed":
+            raise LoadError(texts.not_loaded(status.text))
+        yield f"{status.text}."
+        time.sleep(WAIT_SECONDS)
+
+
+def check_length(text: str) -> None:
+    """Raises BadInput for a message that is too long."""
+    if len(text) > MAX_CHARACTERS:
+        raise BadInput(texts.message_too_long(len(text), MAX_CHARACTERS))
+
+
+def client_of(request: Any) -> Client:
+    """Who sends a request of Starlette's or of Gradio's, which has the session of a page too.
+
+    The address is the connection's, or what a proxy that uvicorn trusts says of it.
+    """
+    from adapter.serve.request import Client
+
+    connection = getattr(request, "client", None)
+    return Client(connection.host if connection else "", getattr(request, "session_hash", None) or "")
+
+
+def without_folders(text: str) -> str:
+    """The text with paths of this machine cut to their last part."""
+    return re.sub(r"(?<![\w:/.~])~?(?:/[^\s/'\":,;]+){2,}/?", lambda m: m[0].rstrip("/").rsplit("/", 1)[-1], text)
+
+
+def public_text(error: AdapterError) -> str:
+    """The error's sentence for a browser: without folders of this machine, and escaped as HTML."""
+    return html.escape(without_folders(str(error)), quote=False)
