@@ -38,15 +38,15 @@ from starlette.responses import JSONResponse
 from adapter.base.embedded import BASE
 from adapter.server import openai_api
 from adapter.server.deployment import PROXIES_OF_A_SPACE, Place, find_place, parse, port_problem, runs_folder
-from adapter.server.generation import EngineProvider
+from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.libraries import import_libraries
 from adapter.server.limits import SCOPE, UPLOAD_BYTES, Gate, LimitedProvider, Limits, address_of
 from adapter.server.loader import LazyStore, ModelLoader
 from adapter.server.upload_cleanup import HalfUploads
-from adapter.ui import theme as look
+from adapter.ui import theme
 from adapter.ui.chat_tab import chat_tab
 from adapter.ui.compare_tab import compare_tab
-from adapter.ui.status import header, keep_fresh
+from adapter.ui.status import header, refresh_periodically
 from adapter.ui.texts import page as texts
 from adapter.ui.texts.train import stopped_with_server
 from train.ui.runs import TrainingRuns
@@ -78,7 +78,7 @@ class Page(gr.Blocks):
 
 def build_page(
     provider: EngineProvider,
-    store: look.Cards,
+    store: AdapterCatalog,
     training: bool = True,
     runs: TrainingRuns | None = None,
     base: str = BASE,
@@ -92,13 +92,13 @@ def build_page(
         status = header(provider)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(texts.CHAT, id="chat"):
-                chat = chat_tab(provider, store, bringing=training)
+                chat = chat_tab(page, provider, store, uploads=training)
             with gr.Tab(texts.COMPARE, id="compare"):
                 compare = compare_tab(provider, store)
             with gr.Tab(texts.TRAIN, id="train"):
                 runs = runs or TrainingRuns(runs_folder())
                 train_tab(tabs, runs, store, chat, compare, base, enabled=training)
-        keep_fresh(provider, store, status, [*chat, *compare])
+        refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 
@@ -171,15 +171,15 @@ def serve(arguments: argparse.Namespace, place: Place) -> int:
             server_port=place.port,
             auth=tuple(place.auth.split(":", 1)) if place.auth else None,
             share=place.share,
-            theme=look.theme(),
-            css_paths=look.STYLE_SHEETS,
-            head=f"<script>{look.SCRIPT.read_text(encoding='utf-8')}</script>",
+            theme=theme.gradio_theme(),
+            css_paths=theme.STYLE_SHEETS,
+            head=f"<script>{theme.SCRIPT.read_text(encoding='utf-8')}</script>",
             footer_links=["api"],
             run_history=False,
             enable_monitoring=False,
             show_error=False,  # only gr.Error's own text reaches the browser
             ssr_mode=False,
-            favicon_path=look.ICON,
+            favicon_path=theme.ICON,
             max_file_size=most,
             quiet=True,
             max_threads=2 * QUEUE_SIZE,  # each answer that is being streamed holds one

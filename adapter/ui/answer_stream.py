@@ -1,119 +1,248 @@
-"""From a conversation that ends in a user's turn to the answer as it grows: what the chat shows meanwhile.
+"""Answers while they are written: as chat messages, several at once, and at most one at a time in a session.
 
-Knows the engine, the store and conversations as data; knows nothing of Gradio's updates and events.
+Knows the engine, the adapter catalog and conversations as data; knows no components and no updates of them.
 """
 
 from __future__ import annotations
 
+import logging
+import queue
 import secrets
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from adapter.errors import LoadError
+from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.serve.settings import Settings
-from adapter.server.settings import REDRAW_SECONDS, EngineProvider, make_request, sees
-from adapter.ui import conversation as talk
-from adapter.ui import images as pictures
-from adapter.ui.active_answers import Run
-from adapter.ui.answer_record import Record, settings_text
-from adapter.ui.conversation import History
+from adapter.server.generation import REDRAW_SECONDS, AdapterCatalog, EngineProvider
+from adapter.ui import conversation
+from adapter.ui.conversation import AnswerRecord, Entry, History
+from adapter.ui.images import open_picture, shrink_upload
 from adapter.ui.texts import page as texts
-from adapter.ui.theme import Cards, Example
+from adapter.ui.theme import Example
 
-TEXT_ONLY = " "  # an offer's value for "leave the picture aside"; no adapter can be called this
+if TYPE_CHECKING:
+    from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest
+
+log = logging.getLogger(__name__)
+
+TEXT_ONLY = " "  # an offer's value for "without the picture"; no adapter can have this name
+# An answer ends just after its last update, which may already bring the next message.
+RELEASE_SECONDS = 1.0
 
 
-class Answers:
-    """The answers of one page; safe for any number of sessions at once."""
+def sees(catalog: AdapterCatalog, settings: Settings) -> bool:
+    """Whether an adapter of the settings is visual. Raises LoadError."""
+    return any(catalog.card(name).is_visual for name in settings.adapters)
 
-    def __init__(self, provider: EngineProvider, store: Cards) -> None:
+
+def build_request(
+    history: Sequence[Entry], settings: Settings, picture: str | None, client: Client
+) -> GenerationRequest:
+    """The engine's request for the answer to a history; picture: a path. Raises BadInput."""
+    from adapter.serve.request import GenerationRequest
+    from adapter.serve.sampling import SamplingParams
+
+    if settings.mix and settings.mix == settings.adapter:
+        raise BadInput(texts.mixed_with_itself(settings.mix))
+    return GenerationRequest(
+        messages=conversation.to_messages(history),
+        adapter=settings.adapter or None,
+        image=None if picture is None else open_picture(picture),
+        strength=settings.strength,
+        sampling=SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_tokens,
+            seed=settings.seed,
+        ),
+        mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
+        mute_layers=settings.mute_layers,
+        mute_heads=settings.mute_heads,
+        client=client,
+    )
+
+
+def with_seed(settings: Settings) -> Settings:
+    """The settings with a random seed where none was chosen, so that the answer can be reproduced."""
+    return settings if settings.seed is not None else settings.replace(seed=secrets.randbelow(2**31))
+
+
+@dataclass
+class ActiveAnswer:
+    """An answer that is being written, and what the user has asked of it meanwhile."""
+
+    stopped: bool = False
+    cleared: bool = False  # the conversation around it was deleted
+    cancel: Callable[[], None] | None = None  # ends generation, once that has begun
+
+    def stop(self) -> None:
+        self.stopped = True
+        if self.cancel is not None:
+            self.cancel()
+
+
+class ActiveAnswers:
+    """At most one answer at a time in each session: two would overwrite each other's conversation.
+
+    Stop sets a flag, and the answer's own event handler then sends the last update. With Gradio's cancelling the
+    browser would be left with whichever update came last, that of Stop or one of the answer.
+    """
+
+    def __init__(self) -> None:
+        self._by_session: dict[str | None, ActiveAnswer] = {}
+        self._changed = threading.Condition()
+
+    def get(self, session: str | None) -> ActiveAnswer | None:
+        return self._by_session.get(session)
+
+    @contextmanager
+    def start(self, session: str | None) -> Iterator[ActiveAnswer | None]:
+        """A new answer; None if the session's previous one does not end within RELEASE_SECONDS."""
+        with self._changed:
+            free = self._changed.wait_for(lambda: session not in self._by_session, RELEASE_SECONDS)
+            active = self._by_session.setdefault(session, ActiveAnswer()) if free else None
+        try:
+            yield active
+        finally:
+            if active is not None:
+                with self._changed:
+                    del self._by_session[session]
+                    self._changed.notify_all()
+
+
+class ChatAnswers:
+    """Answers to a conversation that ends in a user turn. Thread-safe."""
+
+    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
         self.provider = provider
-        self.store = store
+        self.catalog = catalog
 
-    def offered(self, history: History, settings: Settings) -> History | None:
-        """The end of the history if the last turn's picture cannot be seen: an offer. None if there is no need."""
-        turn = talk.last_turn(history)
-        if turn is None or turn.picture is None or sees(self.store, settings):
+    def offer(self, history: History, settings: Settings) -> Entry | None:
+        """An offer of visual adapters if those of `settings` cannot see the last turn's picture."""
+        turn = conversation.last_turn(history)
+        if turn is None or turn.picture is None or sees(self.catalog, settings):
             return None
-        adapter, visual = settings.adapter or None, self._names(visual=True)
+        visual = self._names(visual=True)
         choices = [(texts.use_for_picture(name), name) for name in visual[:3]]
-        text = texts.reads_text_only(adapter, bool(visual))
-        return [talk.offer(text, [*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)])]
+        text = texts.reads_text_only(settings.adapter or None, bool(visual))
+        return conversation.offer(text, [*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)])
 
-    def stream(self, run: Run, history: History, settings: Settings, client: str) -> Iterator[History]:
-        """The entries that follow the user's turn, again and again as they grow."""
-        adapter, visual = settings.adapter or None, sees(self.store, settings)
-        picture = talk.latest_picture(history)
+    def stream(
+        self, active: ActiveAnswer, history: History, settings: Settings, client: Client
+    ) -> Iterator[History]:
+        """Yields the messages that follow the user turn, each time with more of the answer."""
+        visual, picture = sees(self.catalog, settings), conversation.latest_picture(history)
         notes = []
         if visual and picture is None:
             notes.append(texts.NO_IMAGE)
         elif picture is not None and not visual:
             notes.append(texts.PICTURE_NOT_USED)
-        # A seed of the page's own, so that the answer can be had again.
-        if settings.seed is None:
-            settings = settings.replace(seed=secrets.randbelow(2**31))
-        request = make_request(history, settings, adapter, picture if visual else None, client)
+        settings = with_seed(settings)
+        request = build_request(history, settings, picture if visual else None, client)
         notes += texts.muted(request.mute_layers, request.mute_heads) if request.parts else ()
         engine = self.provider.engine()
         assert engine is not None
 
-        def line(tokens: int, rate: float | None, *more: str) -> str:
-            return talk.stats_line(adapter, settings.strength, tokens, rate, [*notes, *more], request.mix)
+        def line(tokens: int, rate: float | None, *ending: str) -> str:
+            return conversation.stats_line(
+                request.adapter, settings.strength, tokens, rate, [*notes, *ending], request.mix
+            )
 
-        text, first, drawn = "", 0.0, 0.0
+        text, first_time, drawn_time = "", 0.0, 0.0
         ids: list[int] = []
         with closing(engine.submit(request)) as events:
-            run.cancel = events.cancel
-            if run.stopped:
+            active.cancel = events.cancel
+            if active.stopped:
                 events.cancel()
             for event in events:
                 if event.position is not None:
-                    yield [talk.note(texts.waiting(event.position), waiting=True)]
+                    yield [conversation.note(texts.waiting(event.position), waiting=True)]
                     continue
                 now = time.monotonic()
                 text += event.text
                 ids += [] if event.token_id is None else [event.token_id]
                 tokens = len(ids)
-                first = first or now
-                rate = (tokens - 1) / (now - first) if tokens > 4 else None
-                words = talk.answer(text) if text.strip() else talk.note(texts.EMPTY_ANSWER)
-                # Cut where it stands, so that the settings give what is there and no more.
+                first_time = first_time or now
+                rate = (tokens - 1) / (now - first_time) if tokens > 4 else None
+                message = conversation.answer(text) if text.strip() else conversation.note(texts.EMPTY_ANSWER)
+                # Limited to its present length, so that the settings reproduce exactly what was written.
                 cut = settings.replace(max_tokens=max(1, tokens))
                 if event.finish_reason == "cancelled" and not text.strip():
-                    yield [talk.note(texts.STOPPED_AT_ONCE)]
+                    yield [conversation.note(texts.STOPPED_AT_ONCE)]
                 elif event.stats is not None:
                     rate = event.stats.tokens_per_s or None
                     used = cut if event.finish_reason in ("cancelled", "time") else settings
-                    record = Record(used, tuple(ids), request.image is not None).to_text()
+                    record = AnswerRecord(used, tuple(ids), request.image is not None).to_json()
                     ending = texts.ENDINGS[event.finish_reason]
-                    yield [words, talk.stats(line(event.stats.new_tokens, rate, *ending), record=record)]
-                elif text.strip() and now - drawn >= REDRAW_SECONDS:
-                    drawn = now
-                    yield [words, talk.stats(line(tokens, rate), live=True, record=settings_text(cut))]
+                    stats = conversation.stats(line(event.stats.new_tokens, rate, *ending), record=record)
+                    yield [message, stats]
+                elif text.strip() and now - drawn_time >= REDRAW_SECONDS:
+                    drawn_time = now
+                    record = conversation.settings_json(cut)
+                    yield [message, conversation.stats(line(tokens, rate), live=True, record=record)]
 
-    def adapter_of(self, example: Example) -> str | None:
-        """The adapter that shows an example best; None leaves the chosen one."""
+    def adapter_for(self, example: Example) -> str | None:
+        """The adapter that demonstrates an example; None keeps the selected one."""
         names = self._names(visual=example.picture is not None)
         if example.adapter in names:
             return example.adapter
         return next(iter(names), None) if example.picture else None
 
     def _names(self, visual: bool) -> list[str]:
-        """Adapters that load, of one kind. A broken one is named in the picker, not here."""
-        found = []
-        for name in self.store.names():
+        """Adapters of one kind whose card can be read."""
+        names = []
+        for name in self.catalog.names():
             try:
-                if self.store.card(name).is_visual == visual:
-                    found.append(name)
+                if self.catalog.card(name).is_visual == visual:
+                    names.append(name)
             except LoadError:
                 continue
-        return found
+        return names
 
 
 def with_small_picture(history: History) -> History:
-    """The history with the last turn's picture in the form that is kept. Raises BadPicture."""
-    turn = talk.last_turn(history)
+    """The history with the last turn's picture in its small form. Raises BadPicture."""
+    turn = conversation.last_turn(history)
     if turn is None or turn.picture is None:
         return history
-    return [*history[: turn.start], *talk.with_picture(history[turn.start :], pictures.adopt(turn.picture))]
+    small = shrink_upload(turn.picture)
+    return [*history[: turn.start], *conversation.replace_pictures(history[turn.start :], small)]
+
+
+def merge_answers(
+    answers: Mapping[int, Answer], seconds: float
+) -> Iterator[list[tuple[int, GenerationEvent | AdapterError]]]:
+    """Yields lists of (key, event) of several answers, at least `seconds` apart, until all have ended.
+
+    An error ends its own answer only. A reader that stops early has to close the answers, which ends their
+    threads.
+    """
+    inbox: queue.SimpleQueue[tuple[int, GenerationEvent | AdapterError | None]] = queue.SimpleQueue()
+
+    def read(key: int, answer: Answer) -> None:
+        try:
+            for event in answer:
+                inbox.put((key, event))
+        except AdapterError as error:
+            inbox.put((key, error))
+        except Exception:
+            log.exception("an answer failed")
+            inbox.put((key, AdapterError(texts.FAILED)))
+        inbox.put((key, None))
+
+    for key, answer in answers.items():
+        threading.Thread(target=read, args=(key, answer), name=f"answer-{key}", daemon=True).start()
+    unfinished, due = len(answers), 0.0
+    while unfinished:
+        received = [inbox.get()]
+        time.sleep(max(0.0, due - time.monotonic()))
+        due = time.monotonic() + seconds
+        while not inbox.empty():
+            received.append(inbox.get())
+        unfinished -= sum(event is None for _, event in received)
+        if events := [(key, event) for key, event in received if event is not None]:
+            yield events

@@ -1,14 +1,14 @@
-"""What happens when somebody sends, retries, edits, stops: one method per event of the chat.
+"""Event handlers of the chat: send, retry, edit, stop and the others.
 
-Knows Gradio's updates and toasts, the engine and the store; knows nothing of layout. Keeps nothing of a
-session but that it is being answered: everything else comes with the event and goes out with the updates.
+Knows Gradio's updates and toasts, the engine and the adapter catalog; knows no layout. Keeps nothing of a session
+but whether an answer is being written: all else comes with the event and leaves with the updates.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -16,65 +16,53 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import BASE_ONLY, Settings
-from adapter.server.settings import (
-    EngineProvider,
-    check_length,
-    public_text,
-    wait_for,
+from adapter.server.generation import AdapterCatalog, EngineProvider, check_length, client_of, wait_for
+from adapter.ui import conversation, theme
+from adapter.ui.answer_stream import (
+    TEXT_ONLY,
+    ActiveAnswer,
+    ActiveAnswers,
+    ChatAnswers,
+    with_small_picture,
 )
-from adapter.ui import conversation as talk
-from adapter.ui import theme as look
-from adapter.ui.active_answers import Run, Runs
-from adapter.ui.answer_stream import TEXT_ONLY, Answers, with_small_picture
+from adapter.ui.chatbot import unescape_markup
 from adapter.ui.conversation import History
-from adapter.ui.dividers import divided
 from adapter.ui.images import BadPicture
+from adapter.ui.status import FRAME_SECONDS, toast
 from adapter.ui.texts import page as texts
-from adapter.ui.theme import Cards, Example
-from adapter.ui.verbatim import unmarked
+from adapter.ui.theme import Example
 
 log = logging.getLogger(__name__)
 
-FRAME_SECONDS = 0.1
+# Updates of (chatbot, message box, adapter picker).
+Updates = tuple[Any, Any, Any]
+# An adapter to switch to; called when the model is loaded, because the catalog is empty before.
+ChooseAdapter = Callable[[], str | None]
 
 
 class _Before(NamedTuple):
-    """What to put back if a turn fails: the conversation, and the message if the box held one."""
+    """What to restore if a turn fails: the conversation, and the message if it came from the message box."""
 
     history: History
     message: dict[str, Any] | None = None
 
 
-# Updates of (chatbot, message box, adapter picker).
-Updates = tuple[Any, Any, Any]
+class ChatEvents:
+    """The event handlers of one page. Thread-safe. `settings`: the side panel's values by their names."""
 
-
-class ChatTurns:
-    """The handlers of one page; safe for any number of sessions at once."""
-
-    def __init__(
-        self,
-        provider: EngineProvider,
-        store: Cards,
-        examples: list[Example],
-        fields: Sequence[str] = tuple(Settings.model_fields),
-    ) -> None:
-        """fields: of Settings, in the order in which events get their values."""
+    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog, examples: list[Example]) -> None:
         self.provider = provider
-        self.store = store
+        self.catalog = catalog
         self.examples = examples
-        self._fields = fields
-        self._answers = Answers(provider, store)
-        self._runs = Runs()
+        self._answers = ChatAnswers(provider, catalog)
+        self._active = ActiveAnswers()
 
-    def busy(self, session: str | None) -> bool:
+    def is_answering(self, session: str | None) -> bool:
         """Whether an answer is being written in this session."""
-        return self._runs.of(session) is not None
-
-    # Events of the page. Each takes the component values and yields updates.
+        return self._active.get(session) is not None
 
     def send(
-        self, message: dict[str, Any] | None, history: History, request: gr.Request, *values: Any
+        self, message: dict[str, Any] | None, history: History, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
         message = message or {"text": "", "files": []}
         text, files = (message.get("text") or "").strip(), message.get("files") or []
@@ -88,24 +76,27 @@ class ChatTurns:
             toast(error)
             yield _no_change()
             return
-        turn = talk.user_turn(text or texts.DEFAULT_QUESTION, files[-1] if files else None)
-        yield from self._turn([*history, *turn], values, _Before(history, message), request)
+        turn = conversation.user_turn(text or texts.DEFAULT_QUESTION, files[-1] if files else None)
+        yield from self._turn([*history, *turn], settings, _Before(history, message), request)
 
-    def retry(self, history: History, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        if talk.last_turn(history) is None:
+    def retry(self, history: History, request: gr.Request, **settings: Any) -> Iterator[Updates]:
+        if conversation.last_turn(history) is None:
             yield _no_change()
         else:
-            yield from self._turn(talk.without_answer(history), values, _Before(history), request)
+            shortened = conversation.without_last_answer(history)
+            yield from self._turn(shortened, settings, _Before(history), request)
 
-    def edit(self, history: History, event: gr.EditData, request: gr.Request, *values: Any) -> Iterator[Updates]:
+    def edit(
+        self, history: History, event: gr.EditData, request: gr.Request, **settings: Any
+    ) -> Iterator[Updates]:
         index = event.index
         if not isinstance(index, int) or not 0 <= index < len(history) or history[index]["role"] != "user":
             yield _no_change()
             return
-        # The browser has put the new text in place already; what was there is needed if this fails.
+        # The browser's history holds the new text already; the old one is needed if this fails.
         before = [*history]
-        before[index] = talk.user_turn(unmarked(str(event.previous_value)))[0]
-        text = unmarked(str(event.value)).strip()
+        before[index] = conversation.user_turn(unescape_markup(str(event.previous_value)))[0]
+        text = unescape_markup(str(event.value)).strip()
         try:
             if not text:
                 raise BadInput(texts.EMPTY_EDIT)
@@ -114,154 +105,148 @@ class ChatTurns:
             toast(error)
             yield before, gr.skip(), gr.skip()
             return
-        yield from self._turn([*history[:index], *talk.user_turn(text)], values, _Before(before), request)
+        edited = [*history[:index], *conversation.user_turn(text)]
+        yield from self._turn(edited, settings, _Before(before), request)
 
-    def choose(
-        self, history: History, event: gr.SelectData, request: gr.Request, *values: Any
+    def choose_option(
+        self, history: History, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
-        """A button of an offer: switch to the adapter it names, or go on without the picture."""
-        if not talk.pending_offer(history):
+        """A button of an offer: switch to the adapter it names, or answer without the picture."""
+        if not conversation.ends_with_offer(history):
             yield _no_change()
             return
-        before, choice = _Before(history), str(event.value)
+        choice = str(event.value)
         if choice == TEXT_ONLY:
-            yield from self._turn(history[:-1], values, before, request, text_only=True)
+            yield from self._turn(history[:-1], settings, _Before(history), request, offers=False)
         else:
-            yield from self._turn(history[:-1], values, before, request, switch_to=lambda: choice)
+            yield from self._turn(history[:-1], settings, _Before(history), request, switch_to=lambda: choice)
 
-    def example(
-        self, history: History, event: gr.SelectData, request: gr.Request, *values: Any
+    def send_example(
+        self, history: History, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
         if not isinstance(event.index, int) or not 0 <= event.index < len(self.examples):
             yield _no_change()
             return
         example = self.examples[event.index]
-        turn = talk.user_turn(example.text, example.picture)
         yield from self._turn(
-            [*history, *turn],
-            values,
+            [*history, *conversation.user_turn(example.text, example.picture)],
+            settings,
             _Before(history),
             request,
-            switch_to=lambda: self._answers.adapter_of(example),
+            switch_to=lambda: self._answers.adapter_for(example),
         )
 
     def stop(self, history: History, request: gr.Request) -> tuple[Any, Any]:
-        run = self._runs.of(request.session_hash)
-        if run is not None:
-            run.stop()
+        active = self._active.get(request.session_hash)
+        if active is not None:
+            active.stop()
             return gr.skip(), gr.skip()
-        # The run was lost, with the server that it ran on for example.
-        return talk.stopped(history), gr.update(**look.IDLE)
+        # The answer no longer exists, after a restart of the server for example.
+        return conversation.mark_stopped(history), gr.update(**theme.SHOW_SUBMIT_BUTTON)
 
     def clear(self, request: gr.Request) -> Any:
-        run = self._runs.of(request.session_hash)
-        if run is not None:
-            run.cleared = True
-            run.stop()
-        return gr.update(**look.IDLE)
+        active = self._active.get(request.session_hash)
+        if active is not None:
+            active.cleared = True
+            active.stop()
+        return gr.update(**theme.SHOW_SUBMIT_BUTTON)
 
     def undo(self, history: History) -> tuple[Any, Any]:
-        """Take the last turn back into the message box."""
-        turn = talk.last_turn(history)
+        """Moves the last turn back into the message box."""
+        turn = conversation.last_turn(history)
         if turn is None:
             return gr.skip(), gr.skip()
         message = {"text": turn.text, "files": [turn.picture] if turn.picture else []}
-        return history[: turn.start], gr.update(value=message, **look.IDLE)
-
-    # One turn.
+        return history[: turn.start], gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
 
     def _turn(
         self,
         history: History,
-        values: Sequence[Any],
+        settings: dict[str, Any],
         before: _Before,
         request: gr.Request,
         *,
-        text_only: bool = False,
-        switch_to: Callable[[], str | None] | None = None,
+        offers: bool = True,
+        switch_to: ChooseAdapter | None = None,
     ) -> Iterator[Updates]:
-        """Answer the last user turn of `history`; if that fails, say so and put `before` back.
+        """Answers the last user turn of `history`; on failure shows the error and restores `before`.
 
-        switch_to is asked for an adapter to change to once the model is there: before that none is known.
+        offers: whether a picture that the adapter cannot see leads to an offer instead of an answer.
         """
-        if talk.being_answered(before.history) and self._runs.of(request.session_hash):
+        session = request.session_hash
+        if conversation.is_streaming(before.history) and self.is_answering(session):
             yield _still_answering()
             return
-        with self._runs.start(request.session_hash) as run:
-            if run is None:
+        with self._active.start(session) as active:
+            if active is None:
                 yield _still_answering()
                 return
             cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
-            yield [*history, talk.note("…", waiting=True)], gr.update(**cleared, **look.ANSWERING), gr.skip()
-            client = request.session_hash or ""
+            box = gr.update(**cleared, **theme.SHOW_STOP_BUTTON)
+            yield [*history, conversation.note("…", waiting=True)], box, gr.skip()
             try:
                 last: Any = gr.skip()
-                with closing(self._answer(run, history, values, text_only, switch_to, client)) as updates:
+                answer = self._answer(active, history, settings, request, offers, switch_to)
+                with closing(answer) as updates:
                     for update in updates:
                         last = update[0]
                         yield update
-                # Once more with the end: of two updates within one frame the page drops the first.
-                end = last, gr.update(**look.IDLE), gr.skip()
+                # Sent again with the box: of two updates within one frame the page drops the first.
+                end = last, gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
             except AdapterError as error:
-                end = self._restore(before, values, error)
+                end = self._restore(before, settings, error)
             except Exception:
                 log.exception("a chat turn failed")
-                unknown = AdapterError(texts.FAILED)
-                end = self._restore(before, values, unknown)
-            yield ([], gr.update(**look.IDLE), gr.skip()) if run.cleared else end
+                end = self._restore(before, settings, AdapterError(texts.FAILED))
+            yield ([], gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()) if active.cleared else end
 
     def _answer(
         self,
-        run: Run,
+        active: ActiveAnswer,
         history: History,
-        values: Sequence[Any],
-        text_only: bool,
-        switch_to: Callable[[], str | None] | None,
-        client: str,
+        values: dict[str, Any],
+        request: gr.Request,
+        offers: bool,
+        switch_to: ChooseAdapter | None,
     ) -> Generator[Updates, None, None]:
-        settings = Settings.checked(dict(zip(self._fields, values, strict=False)))
+        settings = Settings.checked(values)
         for status in wait_for(self.provider):
-            if run.stopped:
-                yield talk.stopped(history), gr.skip(), gr.skip()
+            if active.stopped:
+                yield conversation.mark_stopped(history), gr.skip(), gr.skip()
                 return
-            wait = talk.note(texts.waiting_for_model(status), waiting=True)
-            yield [*history, wait], gr.skip(), gr.skip()
+            waiting = conversation.note(texts.waiting_for_model(status), waiting=True)
+            yield [*history, waiting], gr.skip(), gr.skip()
         history = with_small_picture(history)
         if switch_to is not None and (name := switch_to()) is not None:
             settings = settings.replace(adapter=name)
             yield gr.skip(), gr.skip(), gr.update(value=name)
-            # Of two updates that reach a browser within one frame Gradio's page drops the first (6.31).
             time.sleep(FRAME_SECONDS)
-        if not text_only and (offer := self._answers.offered(history, settings)):
-            yield [*history, *offer], gr.skip(), gr.skip()
+        if offers and (offer := self._answers.offer(history, settings)):
+            yield [*history, offer], gr.skip(), gr.skip()
             return
-        history = divided(history, settings)
-        for entries in self._answers.stream(run, history, settings, client):
-            yield [*history, *entries], gr.skip(), gr.skip()
+        history = conversation.with_dividers(history, settings)
+        for messages in self._answers.stream(active, history, settings, client_of(request)):
+            yield [*history, *messages], gr.skip(), gr.skip()
 
-    def _restore(self, before: _Before, values: Sequence[Any], error: AdapterError) -> Updates:
-        """Say what is wrong, and put everything back as it was before the turn."""
+    def _restore(self, before: _Before, settings: dict[str, Any], error: AdapterError) -> Updates:
+        """Shows an error, and updates that put everything back as it was before the turn."""
         toast(error)
         message = before.message
         if message is not None and isinstance(error, BadPicture):
-            # The file leaves the box, so that the words can be sent again without it.
+            # Without the file, so that the text can be sent again.
             message = {**message, "files": []}
         value = {} if message is None else {"value": message}
-        adapter = values[self._fields.index("adapter")]
-        there = adapter in self.store.names()
-        picker = gr.update(choices=look.picker_choices(self.store), value=adapter if there else BASE_ONLY)
-        return before.history, gr.update(**value, **look.IDLE), picker
+        name = settings.get("adapter")
+        selected = name if name in self.catalog.names() else BASE_ONLY
+        picker = gr.update(choices=theme.picker_choices(self.catalog), value=selected)
+        return before.history, gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), picker
 
 
 def _no_change() -> Updates:
-    # A generator that ends without a yield would empty its outputs.
+    # Gradio empties the outputs of a generator that ends without a yield.
     return gr.skip(), gr.skip(), gr.skip()
 
 
 def _still_answering() -> Updates:
     gr.Info(texts.STILL_ANSWERING, duration=6)
     return _no_change()
-
-
-def toast(error: AdapterError) -> None:
-    gr.Warning(public_text(error), duration=12)

@@ -1,40 +1,44 @@
-"""The chat tab: its components and which event calls which turn. Logic is in turns.py, looks in look.py."""
+"""The chat tab: its components, and which event calls which handler."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import gradio as gr
-from gradio.components.chatbot import ExampleMessage
-from gradio.context import Context
 
 from adapter.serve.settings import BASE_ONLY, slider
-from adapter.server.settings import MAX_CHARACTERS, EngineProvider
-from adapter.ui import theme as look
-from adapter.ui.adapter_upload_panel import bring_an_adapter
-from adapter.ui.camera import camera_html
-from adapter.ui.chat_events import ChatTurns
-from adapter.ui.chatbot import Conversation
-from adapter.ui.client_api import api
-from adapter.ui.conversation_store import Keeping
+from adapter.server.generation import MAX_CHARACTERS, AdapterCatalog, EngineProvider
+from adapter.ui import theme
+from adapter.ui.adapter_upload_panel import adapter_upload_panel
+from adapter.ui.chat_events import ChatEvents
+from adapter.ui.chatbot import VerbatimChatbot
+from adapter.ui.client_api import add_api_endpoints
+from adapter.ui.conversation_store import ConversationStore
+from adapter.ui.images import camera_html, write_upload
 from adapter.ui.inside_panel import inside_panel
-from adapter.ui.status import PRIVATE, QUICK, TELLING, Picker
+from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
+from adapter.ui.theme import Example
 
-# Every event that touches the model shares this id: the limit holds for the page and the API together. The
-# engine's own queue decides whose turn it is, so that Gradio lets through as many as that takes in.
-MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
+# Components by the name of the setting that they choose: the `inputs_kwargs` of an event listener.
+SettingsInputs = dict[str, Any]
 
 
-def chat_tab(provider: EngineProvider, store: look.Cards, bringing: bool = True) -> list[Picker]:
-    """Lay the chat out inside the current Blocks and connect it; the pickers are to be kept up to date.
+class TabParts(NamedTuple):
+    """What other parts of the page need of a tab."""
 
-    bringing: whether visitors may bring adapters.
-    """
-    examples = look.examples()
+    pickers: list[Picker]
+    message_box: gr.MultimodalTextbox
+
+
+def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True) -> TabParts:
+    """Lays the chat out inside `page` and connects it. uploads: whether visitors may upload adapters."""
+    examples = [_copied_to_uploads(example) for example in theme.examples()]
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320):
-            chat = Conversation(
+            chat = VerbatimChatbot(
                 show_label=False,
                 label=texts.CONVERSATION,
                 height="70dvh",  # page.css fits it to the window
@@ -44,7 +48,7 @@ def chat_tab(provider: EngineProvider, store: look.Cards, bringing: bool = True)
                 latex_delimiters=[],
                 allow_tags=False,
                 placeholder=texts.EMPTY_CHAT,
-                examples=[_card(example) for example in examples],
+                examples=[_example_card(example) for example in examples],
                 elem_id="chat",
             )
             with gr.Column(elem_id="compose"):
@@ -52,7 +56,7 @@ def chat_tab(provider: EngineProvider, store: look.Cards, bringing: bool = True)
                 gr.HTML(camera_html(), elem_id="camera", padding=False)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             picker = gr.Radio(
-                look.picker_choices(store),
+                theme.picker_choices(catalog),
                 value=BASE_ONLY,
                 label=texts.ADAPTER,
                 elem_id="picker",
@@ -60,29 +64,34 @@ def chat_tab(provider: EngineProvider, store: look.Cards, bringing: bool = True)
             )
             strength = gr.Slider(**slider("strength"), label=texts.STRENGTH, info=texts.STRENGTH_INFO)
             with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
-                about = gr.Markdown(look.about(store, BASE_ONLY))
+                about = gr.Markdown(theme.model_card(catalog, BASE_ONLY))
             with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
-                choices = look.short_choices(look.picker_choices(store), texts.NO_MIX)
+                choices = theme.short_choices(theme.picker_choices(catalog), texts.NO_MIX)
                 mix = gr.Dropdown(choices, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
                 mix_strength = gr.Slider(
                     **slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO
                 )
             with gr.Accordion(texts.SAMPLING, open=False):
-                sampling = sampling_controls()
-            keeping = Keeping(provider, store)
+                sampling = sampling_inputs()
+            store = ConversationStore(provider, catalog)
             pickers = [Picker(picker), Picker(mix, texts.NO_MIX)]
-            if bringing:
-                bring_an_adapter(provider, store, pickers[0], pickers[1:])
-    inside = inside_panel(provider, chat, MODEL)
-    mixed = {"mix": mix, "mix_strength": mix_strength}
-    mutes = dict(zip(("mute_layers", "mute_heads"), inside.mutes, strict=True))
-    settings = {"adapter": picker, "strength": strength, **sampling, **mixed, **mutes}
-    # Icons and pictures of the examples are served from copies; answers must name those.
-    handlers = ChatTurns(provider, store, _served(examples, chat), tuple(settings))
-    _connect(handlers, keeping, chat, box, settings, inside.again)
-    picker.change(lambda name: look.about(store, name), picker, about, **QUICK)
-    api(provider, store, MODEL)
-    return pickers
+            if uploads:
+                adapter_upload_panel(provider, catalog, pickers[0], pickers[1:])
+    inside = inside_panel(provider, chat)
+    settings: SettingsInputs = {
+        "adapter": picker,
+        "strength": strength,
+        **sampling,
+        "mix": mix,
+        "mix_strength": mix_strength,
+        "mute_layers": inside.mute_layers,
+        "mute_heads": inside.mute_heads,
+    }
+    events = ChatEvents(provider, catalog, examples)
+    _connect(page, events, store, chat, box, settings, inside.retry)
+    picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
+    add_api_endpoints(provider, catalog)
+    return TabParts(pickers, box)
 
 
 def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
@@ -99,8 +108,7 @@ def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
     )
 
 
-def sampling_controls() -> dict[str, Any]:
-    """Components for temperature, top-p, max tokens and seed, by field of Settings."""
+def sampling_inputs() -> SettingsInputs:
     return {
         "temperature": gr.Slider(**slider("temperature"), label=texts.TEMPERATURE, info=texts.TEMPERATURE_INFO),
         "top_p": gr.Slider(**slider("top_p"), label=texts.TOP_P),
@@ -111,45 +119,48 @@ def sampling_controls() -> dict[str, Any]:
 
 
 def _connect(
-    handlers: ChatTurns,
-    keeping: Keeping,
+    page: gr.Blocks,
+    events: ChatEvents,
+    store: ConversationStore,
     chat: gr.Chatbot,
     box: gr.MultimodalTextbox,
-    settings: dict[str, Any],
-    again: gr.Button,
+    settings: SettingsInputs,
+    retry: gr.Button,
 ) -> None:
-    kept = keeping.outputs
-    values = list(settings.values())
-    turn = {"outputs": [chat, box, settings["adapter"], *kept], "show_progress": "hidden", **MODEL, **PRIVATE}
-    box.submit(keeping.watch(handlers.send), [box, chat, *values], **turn)
-    gr.on([chat.retry, again.click], keeping.watch(handlers.retry), [chat, *values], **turn)
-    chat.edit(keeping.watch(handlers.edit), [chat, *values], **turn)
-    chat.option_select(keeping.watch(handlers.choose), [chat, *values], **turn)
-    chat.example_select(keeping.watch(handlers.example), [chat, *values], **turn)
-    box.stop(keeping.watch_once(handlers.stop), chat, [chat, box, *kept], **QUICK)
-    chat.clear(handlers.clear, None, box, **QUICK)
-    chat.undo(keeping.watch_once(handlers.undo), chat, [chat, box, *kept], **TELLING)
-    page = Context.root_block
-    assert page is not None
-    keeping.connect(page, chat, settings, handlers.busy)
-    # From a link's conversation on to one's own.
-    going_on = [box.submit, chat.retry, chat.edit, chat.option_select, chat.example_select, chat.undo, chat.clear]
-    gr.on([*going_on, again.click], None, None, None, js="() => window.talkPage.leaveLink()", **QUICK)
+    stored = store.outputs
+    turn = {
+        "inputs_kwargs": settings,
+        "outputs": [chat, box, settings["adapter"], *stored],
+        "show_progress": "hidden",
+        **MODEL,
+        **PRIVATE,
+    }
+    box.submit(store.saving_stream(events.send), [box, chat], **turn)
+    gr.on([chat.retry, retry.click], store.saving_stream(events.retry), chat, **turn)
+    chat.edit(store.saving_stream(events.edit), chat, **turn)
+    chat.option_select(store.saving_stream(events.choose_option), chat, **turn)
+    chat.example_select(store.saving_stream(events.send_example), chat, **turn)
+    box.stop(store.saving(events.stop), chat, [chat, box, *stored], **UNQUEUED)
+    chat.clear(events.clear, None, box, **UNQUEUED)
+    chat.undo(store.saving(events.undo), chat, [chat, box, *stored], **QUEUED)
+    store.connect(page, chat, settings, events.is_answering)
+    # Whoever goes on from a link's conversation leaves the link.
+    triggers = [box.submit, chat.retry, chat.edit, chat.option_select, chat.example_select, chat.undo, chat.clear]
+    gr.on([*triggers, retry.click], None, None, None, js="() => window.talkPage.leaveLink()", **UNQUEUED)
 
 
-def _card(example: look.Example) -> ExampleMessage:
-    card: ExampleMessage = {"text": example.text, "display_text": example.label}
-    if example.picture:
-        card["files"] = [example.picture]
-    return card
+def _copied_to_uploads(example: Example) -> Example:
+    """The example with its picture as an upload, which is what messages and pages may name.
+
+    As a static file the copy is not deleted by age.
+    """
+    if example.picture is None:
+        return example
+    copy = write_upload(Path(example.picture).read_bytes())
+    gr.set_static_paths(copy)
+    return replace(example, picture=copy)
 
 
-def _served(examples: list[look.Example], chat: gr.Chatbot) -> list[look.Example]:
-    served = []
-    for example, card in zip(examples, chat.examples or [], strict=True):
-        files = card.get("files") or []
-        picture = files[0]["path"] if files else None
-        if picture:
-            chat.keep_in_cache.add(picture)  # a day-old copy would be deleted as an upload is
-        served.append(look.Example(example.label, example.text, example.adapter, picture))
-    return served
+def _example_card(example: Example) -> Any:
+    card: dict[str, Any] = {"text": example.text, "display_text": example.label}
+    return {**card, "files": [example.picture]} if example.picture else card

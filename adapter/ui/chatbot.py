@@ -1,42 +1,63 @@
-"""Gradio's Chatbot, for words that are shown as written, and for nothing that a browser may send but words
-and pictures. Knows Gradio's classes.
+"""A Chatbot that shows text as it was written and accepts nothing but text and files from a browser.
+
+Gradio's Chatbot renders Markdown and HTML. Text that looks like a tag would vanish, and the address of a picture
+would make the browser request it. An invisible character behind each such beginning prevents that; it is added on
+the way to the browser and removed on the way back. page.js removes it from what is copied.
 """
 
 from __future__ import annotations
 
-from abc import ABCMeta
+import re
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from adapter.ui import conversation as talk
+from adapter.ui import conversation
+from adapter.ui.conversation import History
+from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.texts import page as texts
-from adapter.ui.verbatim import marked, unmarked
+
+WORD_JOINER = "\u2060"  # invisible, and no place to break a line
+# A tag, an entity, a picture, a bracket whose backslash Markdown would remove. What is followed by the character
+# already gets another one, so that only added ones are removed.
+_UNSAFE = re.compile(
+    rf"<(?=[A-Za-z/!?{WORD_JOINER}])|&(?=[A-Za-z#{WORD_JOINER}])|!(?=[\[{WORD_JOINER}])"
+    rf"|\\(?=[()\[\]{WORD_JOINER}])"
+)
+_ESCAPED = re.compile(rf"([<&!\\]){WORD_JOINER}")
+
+
+def escape_markup(text: str) -> str:
+    return _UNSAFE.sub(rf"\g<0>{WORD_JOINER}", text)
+
+
+def unescape_markup(text: str) -> str:
+    """The text that `escape_markup` was given."""
+    return _ESCAPED.sub(r"\1", text)
 
 
 def _preprocess(self: gr.Chatbot, payload: Any) -> Any:
-    """The history of the browser. Raises gr.Error for one that holds more than words and files.
+    """The browser's history. Raises gr.Error if a message holds more than text and files.
 
-    Gradio would make any component of its own from a message that asks for one, with whatever arguments stand in
-    it: a file's copies a file out of the program's folder to where uploads are served from (6.31).
+    Gradio would construct any of its components that a message names, with arguments from the message: a file
+    component copies a file out of the program's folder to where uploads are served from (6.31).
     """
     for message in payload.root if payload is not None else ():
         if any(block.type not in ("text", "file") for block in message.content):
             raise gr.Error(texts.NOT_A_CONVERSATION, print_exception=False)
-    return _with_texts(gr.Chatbot.preprocess(self, payload), unmarked)
+    return _map_texts(gr.Chatbot.preprocess(self, payload), unescape_markup)
 
 
 def _postprocess(self: gr.Chatbot, value: Any) -> Any:
-    """The history for the browser: the page's own lines are HTML, what somebody said is shown as it is."""
-    return gr.Chatbot.postprocess(self, value and _with_texts(value, marked))
+    return gr.Chatbot.postprocess(self, value and _map_texts(value, escape_markup))
 
 
-def _with_texts(history: talk.History, change: Callable[[str], str]) -> talk.History:
-    """The history with other texts, but for the page's own."""
+def _map_texts(history: History, change: Callable[[str], str]) -> History:
+    """The history with changed texts; messages by the page are HTML already and stay."""
     return [
         entry
-        if talk.kind(entry)
+        if conversation.kind(entry)
         else {
             **entry,
             "content": [
@@ -48,11 +69,8 @@ def _with_texts(history: talk.History, change: Callable[[str], str]) -> talk.His
     ]
 
 
-# Past Gradio's own metaclass, whose only other work is to write a .pyi file beside this one. is_template: the
-# browser's part is that of the parent.
-Conversation: Any = ABCMeta.__new__(
-    type(gr.Chatbot),
-    "Conversation",
-    (gr.Chatbot,),
-    {"__module__": __name__, "is_template": True, "preprocess": _preprocess, "postprocess": _postprocess},
+VerbatimChatbot: Any = subclass_component(
+    "VerbatimChatbot",
+    gr.Chatbot,
+    {"__module__": __name__, "preprocess": _preprocess, "postprocess": _postprocess},
 )

@@ -1,30 +1,45 @@
-"""The endpoints for programs that use gradio_client, /chat and /adapters. Names, descriptions and labels are the
-manual that Gradio's API page shows.
+"""The endpoints for programs that use gradio_client, /chat and /adapters.
 
-Knows Gradio's components and the store's names; what an answer is, is in requests.py.
+Names, descriptions and labels are the manual that Gradio's API page shows. Knows Gradio's components, the engine
+and the adapter catalog.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import gradio as gr
 
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import PANEL, Settings
-from adapter.server.settings import EngineProvider, answer_once, public_text, wait_or_say
-from adapter.ui import theme as look
+from adapter.server.generation import (
+    REDRAW_SECONDS,
+    AdapterCatalog,
+    EngineProvider,
+    check_length,
+    client_of,
+    public_text,
+    wait_for,
+)
+from adapter.ui import conversation
+from adapter.ui.answer_stream import build_request, sees
+from adapter.ui.status import MODEL
 from adapter.ui.texts import page as texts
 
+log = logging.getLogger(__name__)
 
-def api(provider: EngineProvider, store: look.Cards, model: dict[str, Any]) -> None:
-    """Add the endpoints to the current Blocks. model: what every event has that touches the model."""
 
+def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None:
+    """Adds the endpoints to the current Blocks."""
     default = Settings()
 
-    def chat(  # gradio_client takes the names of its arguments from here
+    def chat(  # the names and defaults of its arguments are those of gradio_client's calls
         message: str,
+        request: gr.Request,
         image: str | None = None,
         adapter: str | None = None,
         strength: float = default.strength,
@@ -35,40 +50,89 @@ def api(provider: EngineProvider, store: look.Cards, model: dict[str, Any]) -> N
         mix: str | None = None,
         mix_strength: float = default.mix_strength,
     ) -> Iterator[str]:
-        values = adapter, strength, temperature, top_p, max_tokens, seed, mix, mix_strength
-        yield from answer_once(provider, store, message, image, dict(zip(PANEL, values, strict=True)))
+        values = {
+            "adapter": (adapter or "").strip(),
+            "strength": strength,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "mix": (mix or "").strip(),
+            "mix_strength": mix_strength,
+        }
+        yield from stream_answer(provider, catalog, message, image, values, request)
 
     def adapters() -> list[dict[str, Any]]:
-        wait_or_say(provider)
-        cards: list[dict[str, Any]] = []
-        for name in store.names():
-            try:
-                card = store.card(name)
-            except AdapterError as error:
-                cards.append({"name": name, "error": public_text(error)})
-                continue
-            about = {"description": card.description, "visual": card.is_visual, "bytes": card.bytes}
-            cards.append({"name": name, **about})
-        return cards
+        try:
+            for _ in wait_for(provider):
+                pass
+        except AdapterError as error:
+            raise gr.Error(public_text(error), print_exception=False) from None
+        return [_describe(catalog, name) for name in catalog.names()]
 
     with gr.Column(visible=False):
         inputs = [
             gr.Textbox(label=texts.API_MESSAGE),
             gr.File(label=texts.API_IMAGE, type="filepath"),
-            *[_input(name) for name in PANEL],
+            *[_settings_input(name) for name in PANEL],
         ]
-        answer, list_ = gr.Textbox(label=texts.API_ANSWER), gr.JSON(label=texts.API_LIST)
-        about = {"api_name": "chat", "api_description": texts.API_CHAT}
-        gr.Button("chat").click(chat, inputs, answer, **about, **model)
-        about = {"api_name": "adapters", "api_description": texts.API_ADAPTERS}
-        gr.Button("adapters").click(adapters, None, list_, **about)
+        answer, listing = gr.Textbox(label=texts.API_ANSWER), gr.JSON(label=texts.API_LIST)
+        gr.Button("chat").click(chat, inputs, answer, api_name="chat", api_description=texts.API_CHAT, **MODEL)
+        gr.Button("adapters").click(
+            adapters, None, listing, api_name="adapters", api_description=texts.API_ADAPTERS
+        )
 
 
-def _input(name: str) -> Any:
+def _describe(catalog: AdapterCatalog, name: str) -> dict[str, Any]:
+    try:
+        card = catalog.card(name)
+    except AdapterError as error:
+        return {"name": name, "error": public_text(error)}
+    return {"name": name, "description": card.description, "visual": card.is_visual, "bytes": card.bytes}
+
+
+def _settings_input(name: str) -> Any:
     """The component that documents a setting of /chat."""
     field = Settings.model_fields[name]
     if name in ("adapter", "mix"):
         return gr.Textbox(label=field.description)
-    return gr.Number(
-        field.default, label=field.description, precision=0 if name in ("max_tokens", "seed") else None
-    )
+    precision = 0 if name in ("max_tokens", "seed") else None
+    return gr.Number(field.default, label=field.description, precision=precision)
+
+
+def stream_answer(
+    provider: EngineProvider,
+    catalog: AdapterCatalog,
+    message: str,
+    picture: str | None,
+    values: Mapping[str, Any],
+    request: gr.Request,
+) -> Iterator[str]:
+    """Answers one message without a conversation; each item is the whole text so far.
+
+    values: unchecked settings by name. Raises gr.Error with a sentence that says what to change.
+    """
+    try:
+        if not message.strip():
+            raise BadInput(texts.EMPTY_MESSAGE)
+        check_length(message)
+        for _ in wait_for(provider):
+            pass
+        settings = Settings.checked(values)
+        if not sees(catalog, settings) and picture:
+            raise BadInput(texts.sees_nothing(settings.adapter or None))
+        generation = build_request(conversation.user_turn(message), settings, picture, client_of(request))
+        engine, text, drawn_time = provider.engine(), "", 0.0
+        assert engine is not None
+        with closing(engine.submit(generation)) as events:
+            for event in events:
+                text += event.text
+                if event.text and time.monotonic() - drawn_time >= REDRAW_SECONDS:
+                    drawn_time = time.monotonic()
+                    yield text
+        yield text
+    except AdapterError as error:
+        raise gr.Error(public_text(error), print_exception=False) from None
+    except Exception:
+        log.exception("an API call failed")
+        raise gr.Error(texts.FAILED, print_exception=False) from None

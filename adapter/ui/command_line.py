@@ -1,5 +1,6 @@
-"""The command line that gives the newest answer of a conversation once more. Knows conversations, records and the
-options of `python -m adapter generate`; knows no components.
+"""The command line that reproduces the last answer of a conversation.
+
+Knows conversations, records and the options of `python -m adapter generate`; knows no components.
 """
 
 from __future__ import annotations
@@ -11,71 +12,70 @@ from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
 from adapter.serve.settings import Settings
-from adapter.ui import conversation as talk
-from adapter.ui.answer_record import read_settings
+from adapter.server.generation import AdapterCatalog
+from adapter.ui import conversation
 from adapter.ui.conversation import Entry
-from adapter.ui.dividers import answerer
 from adapter.ui.texts import page as texts
-from adapter.ui.theme import Cards
 
 if TYPE_CHECKING:
     from adapter.base.llama import Base
 
 
-def command(history: Sequence[Entry], base: Base, store: Cards) -> str:
-    """A line for a POSIX shell; empty if the newest turn has no answer that can be had again.
+def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) -> str:
+    """A line for a POSIX shell; empty if the last turn has no answer that can be reproduced.
 
-    One message is given as it is. A conversation of several, or with a picture, comes from the exported file,
-    which has the picture as the model saw it. Folders of this machine are named by their last part.
+    A single message is an argument. A conversation of several, or with a picture, is read from the exported file,
+    which holds the picture as the model saw it. Folders are named without their path on this machine.
     """
-    answered = talk.newest_answer(history)
-    settings = read_settings(answered.record) if answered else None
-    if answered is None or settings is None or talk.awaits_answer(history):
+    answered = conversation.last_recorded_answer(history)
+    settings = conversation.parse_settings(answered.record) if answered else None
+    if answered is None or settings is None or conversation.last_turn_is_unanswered(history):
         return ""
-    words = ["python", "-m", "adapter", *_folders(settings, store), "generate", *_base(base), *_options(settings)]
-    asked = answered.messages
-    if len(asked) == 1 and answered.picture is None:
-        words += ["--", asked[0].text] if asked[0].text.startswith("-") else [asked[0].text]
+    words = ["python", "-m", "adapter", *_adapter_folders(settings, catalog)]
+    words += ["generate", *_base_options(base), *_settings_options(settings)]
+    messages = answered.messages
+    if len(messages) == 1 and answered.picture is None:
+        words += ["--", messages[0].text] if messages[0].text.startswith("-") else [messages[0].text]
     else:
         words += ["--messages", texts.EXPORT_NAME]
     return shlex.join(words)
 
 
-def _folders(settings: Settings, store: Cards) -> list[str]:
-    """Where the adapters lie that did not come with the program."""
+def _adapter_folders(settings: Settings, catalog: AdapterCatalog) -> list[str]:
+    """Options for the folders of adapters that do not come with the program."""
     from adapter.serve.store import SHIPPED
 
-    found: dict[str, None] = {}
-    for name in answerer(settings):
+    folders: dict[str, None] = {}
+    for name in settings.adapters:
         try:
-            folder: Path = store.folder(name).parent
+            folder: Path = catalog.folder(name).parent
         except AdapterError:
             continue
         if folder != SHIPPED:
-            found[folder.name] = None
-    return [word for name in found for word in ("--adapters", name)]
+            folders[folder.name] = None
+    return [word for name in folders for word in ("--adapters", name)]
 
 
-def _base(base: Base) -> list[str]:
+def _base_options(base: Base) -> list[str]:
     from adapter.base.embedded import BASE
     from adapter.base.llama import QUANTIZATIONS
 
     name = base.fingerprint.name
-    found = [] if name == BASE else ["--base", Path(name).name if Path(name).is_absolute() else name]
-    # What "auto" would choose needs no mention.
+    options = [] if name == BASE else ["--base", Path(name).name if Path(name).is_absolute() else name]
+    # The quantization is left out where it is what "auto" chooses.
     cuda = base.device.type == "cuda"
     automatic = base.quantization == "nf4" if cuda else base.quantization not in QUANTIZATIONS
-    return found if automatic else [*found, "--quantization", base.quantization]
+    return options if automatic else [*options, "--quantization", base.quantization]
 
 
-def _options(settings: Settings) -> list[str]:
-    found = []
+def _settings_options(settings: Settings) -> list[str]:
+    options = []
     if settings.adapter:
-        found += ["--adapter", settings.adapter, "--strength", f"{settings.strength}"]
+        options += ["--adapter", settings.adapter, "--strength", f"{settings.strength}"]
     if settings.mix:
-        found += ["--mix", f"{settings.mix}={settings.mix_strength}"]
-    found += ["--temperature", f"{settings.temperature}", "--top-p", f"{settings.top_p}"]
-    found += ["--max-new-tokens", f"{settings.max_tokens}", "--seed", f"{settings.seed}"]
-    for option, numbers in (("--mute-layer", settings.mute_layers), ("--mute-head", settings.mute_heads)):
-        found += [word for number in numbers for word in (option, str(number))]
-    return found
+        options += ["--mix", f"{settings.mix}={settings.mix_strength}"]
+    options += ["--temperature", f"{settings.temperature}", "--top-p", f"{settings.top_p}"]
+    options += ["--max-new-tokens", f"{settings.max_tokens}", "--seed", f"{settings.seed}"]
+    for option, indices in (("--mute-layer", settings.mute_layers), ("--mute-head", settings.mute_heads)):
+        options += [word for index in indices for word in (option, str(index))]
+    return options

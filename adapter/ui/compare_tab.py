@@ -1,15 +1,16 @@
-"""The compare tab: one message through two to four panes, answered as rows of one batch from one seed.
+"""The compare tab: one message to two to four adapters, answered as rows of one batch with one seed.
 
-Its components and what its events do. Knows Gradio and the engine's answers; which words differ is in words.py.
+Its components, its event handlers, and the marking of words that differ.
 """
 
 from __future__ import annotations
 
+import difflib
 import html
 import logging
-import secrets
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,147 +19,154 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import BASE_ONLY, Settings, slider
-from adapter.server.settings import (
+from adapter.server.generation import (
     REDRAW_SECONDS,
+    AdapterCatalog,
     EngineProvider,
     check_length,
-    make_request,
-    sees,
+    client_of,
     wait_for,
     without_folders,
 )
-from adapter.ui import conversation as talk
-from adapter.ui import theme as look
-from adapter.ui.active_answers import Run, Runs
-from adapter.ui.chat_events import toast
-from adapter.ui.chat_tab import MODEL, message_box, sampling_controls
+from adapter.ui import conversation, theme
+from adapter.ui.answer_stream import (
+    ActiveAnswer,
+    ActiveAnswers,
+    build_request,
+    merge_answers,
+    sees,
+    with_seed,
+)
+from adapter.ui.chat_tab import SettingsInputs, TabParts, message_box, sampling_inputs
 from adapter.ui.images import BadPicture, open_picture
-from adapter.ui.merged_streams import together
-from adapter.ui.status import PRIVATE, QUICK, Picker
-from adapter.ui.text_diff import difference
+from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker, toast
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
-    from adapter.serve.request import GenerationEvent, GenerationRequest
+    from adapter.serve.request import Client, GenerationEvent, GenerationRequest
 
 log = logging.getLogger(__name__)
 
-FEWEST, MOST = 2, 4
-_SAMPLING = ("temperature", "top_p", "max_tokens", "seed")
+MIN_PANES, MAX_PANES = 2, 4
 # Updates of the message box and of each pane's answer.
 Updates = tuple[Any, ...]
 
 
 @dataclass
 class Pane:
-    """One answer on its way: what answers, what has come of it, and how that is shown."""
+    """The answer of one pane while it is being written."""
 
     settings: Settings
     notes: list[str] = field(default_factory=list)
-    said: str = "…"  # by the page, in the answer's place
+    message: str = "…"  # by the page, shown as long as there is no text
     text: str = ""
     tokens: int = 0
     rate: float | None = None
-    first: float = 0.0  # when the first token came
-    marked: str | None = None  # the text as HTML, once its differences are known
+    first_time: float = 0.0  # of the first token
+    marked_html: str | None = None  # the text with its differences marked
 
-    def take(self, event: GenerationEvent | AdapterError) -> None:
+    def add(self, event: GenerationEvent | AdapterError) -> None:
         if isinstance(event, AdapterError):
-            self.said = without_folders(str(event))
-            self.notes.append(self.said)
+            self.message = without_folders(str(event))
+            self.notes.append(self.message)
             return
         if event.position is not None:
-            self.said = texts.waiting(event.position)
+            self.message = texts.waiting(event.position)
             return
         now = time.monotonic()
-        self.first = self.first or now
+        self.first_time = self.first_time or now
         self.text += event.text
         self.tokens += event.token_id is not None
-        self.rate = (self.tokens - 1) / (now - self.first) if self.tokens > 4 else None
+        self.rate = (self.tokens - 1) / (now - self.first_time) if self.tokens > 4 else None
         if event.stats is not None:
             self.tokens, self.rate = event.stats.new_tokens, event.stats.tokens_per_s or None
             cancelled = event.finish_reason == "cancelled"
-            self.said = texts.STOPPED_AT_ONCE if cancelled else texts.EMPTY_ANSWER
+            self.message = texts.STOPPED_AT_ONCE if cancelled else texts.EMPTY_ANSWER
             self.notes += texts.ENDINGS[event.finish_reason]
 
-    def stop(self) -> None:
-        """The end of a pane for which nothing was asked yet."""
-        self.said = texts.STOPPED_AT_ONCE
-
-    def html(self) -> str:
+    def to_html(self) -> str:
         name, strength = self.settings.adapter or None, self.settings.strength
-        line = talk.stats_line(name, strength, self.tokens, self.rate, self.notes) if self.tokens else ""
+        line = ""
+        if self.tokens:
+            line = conversation.stats_line(name, strength, self.tokens, self.rate, self.notes)
         if not self.text.strip():
-            return look.pane_html(html.escape(self.said), line, muted=True)
-        return look.pane_html(html.escape(self.text.strip()) if self.marked is None else self.marked, line)
+            return theme.pane_html(html.escape(self.message), line, muted=True)
+        body = html.escape(self.text.strip()) if self.marked_html is None else self.marked_html
+        return theme.pane_html(body, line)
 
 
-class Comparison:
-    """The handlers of the tab; safe for any number of sessions at once, each with one comparison at a time."""
+class CompareEvents:
+    """The event handlers of the tab. Thread-safe; each session has at most one comparison at a time."""
 
-    def __init__(self, provider: EngineProvider, store: look.Cards) -> None:
+    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
         self.provider = provider
-        self.store = store
-        self._runs = Runs()
+        self.catalog = catalog
+        self._active = ActiveAnswers()
 
     def send(
-        self, message: dict[str, Any] | None, count: int, request: gr.Request, *values: Any
+        self, message: dict[str, Any] | None, count: int, request: gr.Request, **values: Any
     ) -> Iterator[Updates]:
-        """values: adapter and strength of each pane, then temperature, top-p, max tokens and seed."""
+        """values: sampling settings by name, and `adapter_0`, `strength_0` and so on of the panes."""
         message = message or {}
         text, files = (message.get("text") or "").strip(), message.get("files") or []
         if not text and not files:
             gr.Info(texts.NOTHING_TO_SEND, duration=4)
             yield _updates(gr.skip())
             return
-        with self._runs.start(request.session_hash) as run:
-            if run is None:
+        with self._active.start(request.session_hash) as active:
+            if active is None:
                 gr.Info(texts.STILL_ANSWERING, duration=6)
                 yield _updates(gr.skip())
                 return
             after_failure: list[Pane] | None = None  # what is refused at once leaves the last comparison alone
+            idle = theme.SHOW_SUBMIT_BUTTON
             try:
                 check_length(text)
                 panes = _panes(count, values)
-                answering = gr.update(**look.ANSWERING)  # every time: one of two quick updates can get lost
+                answering = gr.update(**theme.SHOW_STOP_BUTTON)  # each time: one of two quick updates can get lost
                 yield _updates(answering)
                 picture = files[-1] if files else None
-                turn = talk.user_turn(text or texts.DEFAULT_QUESTION)
-                for _ in self._answer(run, panes, turn, picture, request.session_hash or ""):
+                turn = conversation.user_turn(text or texts.DEFAULT_QUESTION)
+                for _ in self._answer(active, panes, turn, picture, client_of(request)):
                     after_failure = []
                     yield _updates(answering, panes)
-                yield _updates(gr.update(**look.IDLE), panes)
+                yield _updates(gr.update(**idle), panes)
             except BadPicture as error:
                 toast(error)
-                yield _updates(gr.update(value={**message, "files": []}, **look.IDLE), after_failure)
+                yield _updates(gr.update(value={**message, "files": []}, **idle), after_failure)
             except AdapterError as error:
                 toast(error)
-                yield _updates(gr.update(**look.IDLE), after_failure)
+                yield _updates(gr.update(**idle), after_failure)
             except Exception:
                 log.exception("a comparison failed")
                 toast(AdapterError(texts.FAILED))
-                yield _updates(gr.update(**look.IDLE), after_failure)
+                yield _updates(gr.update(**idle), after_failure)
 
     def stop(self, request: gr.Request) -> Any:
-        run = self._runs.of(request.session_hash)
-        if run is None:  # lost, with the server that it ran on for example
-            return gr.update(**look.IDLE)
-        run.stop()
+        active = self._active.get(request.session_hash)
+        if active is None:  # no longer exists, after a restart of the server for example
+            return gr.update(**theme.SHOW_SUBMIT_BUTTON)
+        active.stop()
         return gr.skip()
 
     def _answer(
-        self, run: Run, panes: list[Pane], turn: talk.History, picture: str | None, client: str
+        self,
+        active: ActiveAnswer,
+        panes: list[Pane],
+        turn: conversation.History,
+        picture: str | None,
+        client: Client,
     ) -> Iterator[None]:
-        """Let the panes grow until all have ended; yields when there is something new to be seen."""
+        """Adds the answers to the panes until all have ended; yields whenever there is something new to show."""
         for status in wait_for(self.provider):
             for pane in panes:
-                pane.said = without_folders(texts.waiting_for_model(status))
-            if run.stopped:
+                pane.message = without_folders(texts.waiting_for_model(status))
+            if active.stopped:
                 break
             yield
-        if run.stopped:
+        if active.stopped:
             for pane in panes:
-                pane.stop()
+                pane.message = texts.STOPPED_AT_ONCE
             return
         engine = self.provider.engine()
         assert engine is not None
@@ -170,7 +178,7 @@ class Comparison:
                     answers[index] = stack.enter_context(closing(engine.submit(request)))
                 except AdapterError as error:
                     errors.append(error)
-                    panes[index].take(error)
+                    panes[index].add(error)
             if not answers:
                 raise errors[0]
 
@@ -178,91 +186,120 @@ class Comparison:
                 for answer in answers.values():
                     answer.cancel()
 
-            run.cancel = cancel
-            if run.stopped:
+            active.cancel = cancel
+            if active.stopped:
                 cancel()
             yield
-            for news in together(answers, REDRAW_SECONDS):
-                for index, event in news:
-                    panes[index].take(event)
+            for events in merge_answers(answers, REDRAW_SECONDS):
+                for index, event in events:
+                    panes[index].add(event)
                 yield
-        if not run.stopped:
-            _mark(panes)
+        if not active.stopped:
+            _mark_differences(panes)
 
     def _requests(
-        self, panes: list[Pane], turn: talk.History, picture: str | None, client: str
+        self, panes: list[Pane], turn: conversation.History, picture: str | None, client: Client
     ) -> list[GenerationRequest]:
-        """One request for each pane, all with one seed; the picture goes to those that see."""
+        """One request for each pane, all with the same seed; visual adapters get the picture."""
         image = None if picture is None else open_picture(picture)
-        seeing = [sees(self.store, pane.settings) for pane in panes]
-        if image is not None and not any(seeing):
+        visual = [sees(self.catalog, pane.settings) for pane in panes]
+        if image is not None and not any(visual):
             raise BadInput(texts.NO_PANE_SEES)
-        chosen = panes[0].settings.seed
-        seed = secrets.randbelow(2**31) if chosen is None else chosen
+        seed = with_seed(panes[0].settings).seed
         requests = []
-        for pane, visual in zip(panes, seeing, strict=True):
-            if visual != (image is not None):
-                pane.notes.append(texts.NO_IMAGE if visual else texts.PICTURE_NOT_USED)
-            settings = pane.settings.replace(seed=seed)
-            request = make_request(turn, settings, settings.adapter or None, None, client)
-            requests.append(replace(request, image=image) if visual else request)
+        for pane, is_visual in zip(panes, visual, strict=True):
+            if is_visual != (image is not None):
+                pane.notes.append(texts.NO_IMAGE if is_visual else texts.PICTURE_NOT_USED)
+            request = build_request(turn, pane.settings.replace(seed=seed), None, client)
+            requests.append(replace(request, image=image) if is_visual else request)
         return requests
 
 
-def _panes(count: int, values: Sequence[Any]) -> list[Pane]:
-    if count not in range(FEWEST, MOST + 1):
-        raise BadInput(texts.wrong_panes(FEWEST, MOST, count))
-    sampling = dict(zip(_SAMPLING, values[2 * MOST :], strict=True))
-    chosen = [{"adapter": values[2 * i], "strength": values[2 * i + 1]} for i in range(count)]
-    return [Pane(Settings.checked({**sampling, **pane})) for pane in chosen]
+def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
+    if count not in range(MIN_PANES, MAX_PANES + 1):
+        raise BadInput(texts.wrong_panes(MIN_PANES, MAX_PANES, count))
+    return [
+        Pane(Settings.checked({**values, "adapter": values[f"adapter_{i}"], "strength": values[f"strength_{i}"]}))
+        for i in range(count)
+    ]
 
 
-def _mark(panes: Sequence[Pane]) -> None:
-    """Show in every pane which words the first one has not."""
+def _mark_differences(panes: Sequence[Pane]) -> None:
+    """Marks in every other pane the words that the first one lacks."""
     first, *others = panes
     if not first.text.strip():
         return
     for pane in others:
         if pane.text.strip():
-            pane.marked, changed, words = difference(first.text, pane.text)
+            pane.marked_html, changed, words = mark_differences(first.text, pane.text)
             pane.notes.append(texts.changed_words(changed, words))
 
 
+def mark_differences(first: str, other: str) -> tuple[str, int, int]:
+    """`other` as HTML in which words that `first` lacks at their place are marked.
+
+    Also returns how many words are marked, and how many `other` has. Words are separated by white space.
+    """
+    pairs = re.findall(r"(\S+)(\s*)", other.strip())  # (word, white space after it)
+    words = [word for word, _ in pairs]
+    matcher = difflib.SequenceMatcher(None, first.split(), words, autojunk=False)
+    parts, changed = [], 0
+    for operation, _, _, start, end in matcher.get_opcodes():
+        if start == end:
+            continue
+        run = "".join(word + space for word, space in pairs[start:end])
+        text, space = run.rstrip(), run[len(run.rstrip()) :]
+        if operation == "equal":
+            parts.append(html.escape(run))
+        else:
+            changed += end - start
+            parts.append(f"<mark>{html.escape(text)}</mark>{space}")
+    return "".join(parts), changed, len(words)
+
+
 def _updates(box: Any, panes: Sequence[Pane] | None = None) -> Updates:
-    """panes: those in use, the others are emptied; None: all stay as they are."""
+    """panes: those in use, the others are emptied; None leaves all as they are."""
     if panes is None:
-        return box, *[gr.skip()] * MOST
-    empty = look.pane_html(texts.EMPTY_PANE, muted=True)
-    return box, *[pane.html() for pane in panes], *[empty] * (MOST - len(panes))
+        return box, *[gr.skip()] * MAX_PANES
+    empty = theme.pane_html(texts.EMPTY_PANE, muted=True)
+    return box, *[pane.to_html() for pane in panes], *[empty] * (MAX_PANES - len(panes))
 
 
-def compare_tab(provider: EngineProvider, store: look.Cards) -> list[Picker]:
-    """Lay the comparison out inside the current Blocks and connect it; returns the pickers to keep up to date."""
-    choices = look.short_choices(look.picker_choices(store), texts.FROZEN_BASE)
-    columns, values, answers, pickers = [], [], [], []
+def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
+    """Lays the comparison out in the current Blocks and connects it."""
+    choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
+    columns, answers, pickers = [], [], []
+    inputs: SettingsInputs = {}
     with gr.Column(elem_id="compare"):
         gr.Markdown(texts.COMPARE_HINT, elem_id="hint")
         with gr.Row(elem_id="ask", equal_height=True):
             box = message_box(texts.COMPARE_PLACEHOLDER, "message")
-            count = gr.Radio(list(range(FEWEST, MOST + 1)), value=FEWEST, label=texts.PANES, elem_id="count")
+            numbers = list(range(MIN_PANES, MAX_PANES + 1))
+            count = gr.Radio(numbers, value=MIN_PANES, label=texts.PANES, elem_id="count")
         with gr.Row(elem_id="panes"):
-            for i in range(MOST):
-                with gr.Column(min_width=250, visible=i < FEWEST, elem_classes="pane") as column:
+            for i in range(MAX_PANES):
+                with gr.Column(min_width=250, visible=i < MIN_PANES, elem_classes="pane") as column:
                     name = gr.Dropdown(choices, value=BASE_ONLY, label=texts.pane(i + 1), filterable=False)
                     label = texts.pane_strength(i + 1)
                     strength = gr.Slider(**slider("strength"), label=label, interactive=False)
-                    answers.append(gr.HTML(look.pane_html(texts.EMPTY_PANE, muted=True), elem_classes="answer"))
+                    answers.append(gr.HTML(theme.pane_html(texts.EMPTY_PANE, muted=True), elem_classes="answer"))
                 columns.append(column)
-                values += [name, strength]
+                inputs |= {f"adapter_{i}": name, f"strength_{i}": strength}
                 pickers.append(Picker(name, texts.FROZEN_BASE, i - 1 if i else None))
-                # The base has no strength to set.
-                name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **QUICK)
+                # The frozen base has no strength.
+                name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **UNQUEUED)
         with gr.Accordion(texts.SAMPLING, open=False):
-            sampling = sampling_controls()
-    handlers = Comparison(provider, store)
-    outputs = [box, *answers]
-    inputs = [box, count, *values, *[sampling[name] for name in _SAMPLING]]
-    box.submit(handlers.send, inputs, outputs, show_progress="hidden", **MODEL, **PRIVATE)
-    box.stop(handlers.stop, None, box, **QUICK)
-    count.change(lambda n: [gr.update(visible=i < n) for i in range(MOST)], count, columns, **QUICK)
-    return pickers
+            inputs |= sampling_inputs()
+    events = CompareEvents(provider, catalog)
+    box.submit(
+        events.send,
+        [box, count],
+        [box, *answers],
+        inputs_kwargs=inputs,
+        show_progress="hidden",
+        **MODEL,
+        **PRIVATE,
+    )
+    box.stop(events.stop, None, box, **UNQUEUED)
+    count.change(lambda n: [gr.update(visible=i < n) for i in range(MAX_PANES)], count, columns, **UNQUEUED)
+    return TabParts(pickers, box)

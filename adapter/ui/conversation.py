@@ -1,66 +1,72 @@
-"""The page's conversation as plain data: the Chatbot's message dictionaries to engine messages and back.
+"""The conversation as plain data: the Chatbot's message dictionaries, and what engine requests need of them.
 
-Knows the shape of Gradio's messages; imports neither Gradio nor a model. A turn is one picture message (if
-there is one), one text message, then the answer and a muted line about it. The picture has a message of its
-own because the Chatbot's edit replaces the whole content of the message that is edited.
+Knows the shape of Gradio's messages; imports neither Gradio nor a model. A turn is one picture message (if there
+is one), one text message, then the answer and a statistics line about it. The picture has a message of its own
+because the Chatbot's edit replaces the whole content of the message that is edited.
 """
 
 from __future__ import annotations
 
 import html
+import json
 import mimetypes
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapter.base.template import Message
+from adapter.errors import BadInput
+from adapter.serve.settings import Settings
 from adapter.serve.transcript import join
 from adapter.ui.texts import page as texts
 
 Entry = dict[str, Any]
 History = list[Entry]
 
-# metadata.id of messages that belong to the page: shown, but never part of what the model reads.
+# metadata.id of messages by the page itself: shown to the user, never sent to the model.
 STATS, NOTE, OFFER, DIVIDER = "stats", "note", "offer", "divider"
+
+# Construction of messages.
 
 
 def user_turn(text: str, picture: str | None = None) -> History:
     """The messages of one user turn; picture: path of a file that Gradio may serve."""
-    entries = [] if picture is None else [_entry("user", _file(picture))]
-    return [*entries, _entry("user", _text(text))]
+    entries = [] if picture is None else [_entry("user", _file_block(picture))]
+    return [*entries, _entry("user", _text_block(text))]
 
 
 def answer(text: str) -> Entry:
-    return _entry("assistant", _text(text))
+    return _entry("assistant", _text_block(text))
 
 
 def note(text: str, *, waiting: bool = False) -> Entry:
-    """Something the page says in the answer's place; plain text. waiting: an answer is still to come."""
-    entry = _entry("assistant", _text(_muted(text, "note waiting" if waiting else "note")), NOTE)
-    return _unfinished(entry) if waiting else entry
+    """A message by the page in place of an answer; plain text. waiting: an answer is still to come."""
+    entry = _entry("assistant", _text_block(_page_html(text, "note waiting" if waiting else "note")), NOTE)
+    return _mark_pending(entry) if waiting else entry
 
 
 def stats(line: str, *, live: bool = False, record: str = "") -> Entry:
-    """The line about an answer; live: there is more of the answer to come.
+    """The statistics line below an answer; live: the answer is still being streamed.
 
-    record: how the answer came about, see record.py. It travels with the conversation, in a field of the message
-    that Gradio keeps and does not show.
+    record: how the answer was generated, as AnswerRecord's JSON. It is stored in a field of the message that
+    Gradio keeps and does not show.
     """
-    entry = _entry("assistant", _text(_muted(line, "stats")), STATS)
+    entry = _entry("assistant", _text_block(_page_html(line, "stats")), STATS)
     if record:
         entry["metadata"]["log"] = record
-    return _unfinished(entry) if live else entry
+    return _mark_pending(entry) if live else entry
 
 
 def offer(text: str, choices: Iterable[tuple[str, str]]) -> Entry:
-    """A question of the page with buttons; choices: (label, value) pairs."""
+    """A question by the page, with buttons; choices: (label, value) pairs."""
     options = [{"label": label, "value": value} for label, value in choices]
-    return {**_entry("assistant", _text(_muted(text, "offer")), OFFER), "options": options}
+    return {**_entry("assistant", _text_block(_page_html(text, "offer")), OFFER), "options": options}
 
 
 def divider(text: str) -> Entry:
-    """Where another adapter takes over; text: its name."""
-    return _entry("assistant", _text(_muted(text, "divider")), DIVIDER)
+    """The line above a turn that another adapter answers; text: the adapter's name."""
+    return _entry("assistant", _text_block(_page_html(text, "divider")), DIVIDER)
 
 
 def stats_line(
@@ -71,9 +77,9 @@ def stats_line(
     notes: Sequence[str] = (),
     mix: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """`adapter · strength · tokens · tokens/s`; without an adapter there is no strength to name.
+    """`adapter · strength · tokens · tokens/s · notes`; the frozen base has no strength.
 
-    mix: what is added to the adapter, with its strengths.
+    mix: further adapters with their strengths.
     """
     parts = [texts.BASE_NAME] if adapter is None else [adapter, texts.strength(strength)]
     parts += [texts.with_another(name, added) for name, added in mix]
@@ -83,109 +89,15 @@ def stats_line(
     return " · ".join([*parts, *notes])
 
 
-def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
-    """What the model reads: texts only, neighbours of one role joined, the page's own messages left out."""
-    return join((entry["role"], words(entry)) for entry in history if kind(entry) is None)
-
-
-def latest_picture(history: Sequence[Entry]) -> str | None:
-    """Path of the newest picture of the conversation: the one that a visual adapter looks at."""
-    return next((path for entry in reversed(history) if (path := picture(entry))), None)
-
-
-def with_picture(history: Sequence[Entry], path: str) -> History:
-    """The entries with another picture in the place of each."""
-    return [_entry("user", _file(path)) if picture(entry) else entry for entry in history]
-
-
-class Turn(NamedTuple):
-    """The last thing that the user sent: where it begins in the history, its text and its picture.
-
-    A divider before it belongs to it.
-    """
-
-    start: int
-    text: str
-    picture: str | None
-
-
-def last_turn(history: Sequence[Entry]) -> Turn | None:
-    """The user turn that an answer, a retry or an undo is about; None in an empty conversation."""
-    start = end = _last_of_user(history)
-    if end < 0:
-        return None
-    seen = picture(history[end])
-    if seen is None and end and (seen := picture(history[end - 1])):
-        start = end - 1
-    if start and kind(history[start - 1]) == DIVIDER:
-        start -= 1
-    return Turn(start, words(history[end]), seen)
-
-
-def without_answer(history: Sequence[Entry]) -> History:
-    """The history up to and with the last user turn: what a retry answers anew."""
-    return list(history[: _last_of_user(history) + 1])
-
-
-def stopped(
-    history: Sequence[Entry], word: str = texts.ENDINGS["cancelled"][0], at_once: str = texts.STOPPED_AT_ONCE
-) -> History:
-    """The history after Stop: what is there stays and is marked. word, at_once: as what."""
-    kept = list(history)
-    while kept and kind(kept[-1]) == NOTE:
-        kept.pop()
-    if not kept:
-        return kept
-    if kind(kept[-1]) == STATS:
-        last = kept.pop()
-        return [*kept, stats(f"{plain(last)} · {word}", record=record_of(last))]
-    return [*kept, note(at_once)] if kept[-1]["role"] == "user" else kept
-
-
-class Answered(NamedTuple):
-    """An answer of the conversation: the messages that it answers, the picture that counted, and its record."""
-
-    messages: tuple[Message, ...]
-    picture: str | None
-    record: str
-
-
-def newest_answer(history: Sequence[Entry]) -> Answered | None:
-    """The last answer that has a record; None before the first one."""
-    for index in range(len(history) - 1, 0, -1):
-        if record := record_of(history[index]):
-            before = history[: index - 1]  # the answer itself stands before the line about it
-            return Answered(to_messages(before), latest_picture(before), record)
-    return None
-
-
-def awaits_answer(history: Sequence[Entry]) -> bool:
-    """Whether the last user turn has no answer with a record."""
-    return not any(map(record_of, history[_last_of_user(history) + 1 :]))
-
-
-def pending_offer(history: Sequence[Entry]) -> bool:
-    return bool(history) and kind(history[-1]) == OFFER
-
-
-def being_answered(history: Sequence[Entry]) -> bool:
-    """Whether the history was taken in the middle of an answer."""
-    return bool(history) and (history[-1].get("metadata") or {}).get("status") == "pending"
-
-
-def _unfinished(entry: Entry) -> Entry:
-    return {**entry, "metadata": {**entry["metadata"], "status": "pending"}}
-
-
 def _entry(role: str, block: dict[str, Any], kind: str | None = None) -> Entry:
     return {"role": role, "content": [block], "metadata": {"id": kind} if kind else {}, "options": []}
 
 
-def _text(text: str) -> dict[str, Any]:
+def _text_block(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _file(path: str) -> dict[str, Any]:
+def _file_block(path: str) -> dict[str, Any]:
     name = Path(path).name
     file = {
         "path": path,
@@ -196,38 +108,222 @@ def _file(path: str) -> dict[str, Any]:
     return {"type": "file", "file": file, "alt_text": name}
 
 
-def _muted(text: str, css_class: str) -> str:
-    # Escaped for HTML, and for Markdown, which would take the underscores of an adapter's name for emphasis.
+def _page_html(text: str, css_class: str) -> str:
+    # Escaped for HTML, and for Markdown, which would read the underscores of an adapter's name as emphasis.
     escaped = "".join(f"&#{ord(c)};" if c in "*_`~[]$\\|#&<>\"'" else c for c in text)
     return f'<span class="aside {css_class}">{escaped}</span>'
 
 
+def _mark_pending(entry: Entry) -> Entry:
+    return {**entry, "metadata": {**entry["metadata"], "status": "pending"}}
+
+
+# Reading one message.
+
+
 def kind(entry: Entry) -> str | None:
-    """Which of the page's own messages this is; None for what somebody or a model said."""
+    """The kind of a message by the page; None for a message of the user's or the model's."""
     return (entry.get("metadata") or {}).get("id")
 
 
-def plain(entry: Entry) -> str:
-    """What one of the page's own messages says, as it was put in."""
-    text = words(entry)
+def text_of(entry: Entry) -> str:
+    return "\n".join(block["text"] for block in entry["content"] if block["type"] == "text")
+
+
+def page_text(entry: Entry) -> str:
+    """The plain text of a message by the page."""
+    text = text_of(entry)
     return html.unescape(text[text.find(">") + 1 : text.rfind("<")])
 
 
+def picture_path(entry: Entry) -> str | None:
+    if entry["role"] != "user":
+        return None
+    return next((block["file"]["path"] for block in entry["content"] if block["type"] == "file"), None)
+
+
 def record_of(entry: Entry) -> str:
-    """How an answer came about, from the line about it; empty for anything else."""
+    """The record that a statistics line carries; empty for any other message."""
     record = (entry.get("metadata") or {}).get("log")
     return record if kind(entry) == STATS and isinstance(record, str) else ""
 
 
-def _last_of_user(history: Sequence[Entry]) -> int:
+# Reading a history.
+
+
+class UserTurn(NamedTuple):
+    """A user turn: where it begins in the history, its text and its picture. It includes the divider above it."""
+
+    start: int
+    text: str
+    picture: str | None
+
+
+class RecordedAnswer(NamedTuple):
+    """An answer that has a record: the messages it answers, the picture in effect, and the record."""
+
+    messages: tuple[Message, ...]
+    picture: str | None
+    record: str
+
+
+def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
+    """The messages for the model: texts only, adjacent ones of one role joined, those by the page left out."""
+    return join((entry["role"], text_of(entry)) for entry in history if kind(entry) is None)
+
+
+def latest_picture(history: Sequence[Entry]) -> str | None:
+    """Path of the newest picture of the conversation, the one that a visual adapter sees."""
+    return next((path for entry in reversed(history) if (path := picture_path(entry))), None)
+
+
+def last_turn(history: Sequence[Entry]) -> UserTurn | None:
+    """The user turn that an answer, a retry or an undo applies to; None in an empty conversation."""
+    start = end = _last_user_index(history)
+    if end < 0:
+        return None
+    picture = picture_path(history[end])
+    if picture is None and end and (picture := picture_path(history[end - 1])):
+        start = end - 1
+    if start and kind(history[start - 1]) == DIVIDER:
+        start -= 1
+    return UserTurn(start, text_of(history[end]), picture)
+
+
+def last_recorded_answer(history: Sequence[Entry]) -> RecordedAnswer | None:
+    for index in range(len(history) - 1, 0, -1):
+        if record := record_of(history[index]):
+            before = history[: index - 1]  # the answer itself stands before its statistics line
+            return RecordedAnswer(to_messages(before), latest_picture(before), record)
+    return None
+
+
+def last_turn_is_unanswered(history: Sequence[Entry]) -> bool:
+    """Whether the last user turn has no answer with a record."""
+    return not any(map(record_of, history[_last_user_index(history) + 1 :]))
+
+
+def ends_with_offer(history: Sequence[Entry]) -> bool:
+    return bool(history) and kind(history[-1]) == OFFER
+
+
+def is_streaming(history: Sequence[Entry]) -> bool:
+    """Whether the history was taken while an answer was being written."""
+    return bool(history) and (history[-1].get("metadata") or {}).get("status") == "pending"
+
+
+def _last_user_index(history: Sequence[Entry]) -> int:
     return next((i for i in range(len(history) - 1, -1, -1) if history[i]["role"] == "user"), -1)
 
 
-def words(entry: Entry) -> str:
-    return "\n".join(block["text"] for block in entry["content"] if block["type"] == "text")
+# Changed histories.
 
 
-def picture(entry: Entry) -> str | None:
-    if entry["role"] != "user":
+def without_last_answer(history: Sequence[Entry]) -> History:
+    """The history up to and including the last user turn."""
+    return list(history[: _last_user_index(history) + 1])
+
+
+def replace_pictures(history: Sequence[Entry], path: str) -> History:
+    """The history with every picture replaced by the one at `path`."""
+    return [_entry("user", _file_block(path)) if picture_path(entry) else entry for entry in history]
+
+
+def mark_stopped(
+    history: Sequence[Entry],
+    remark: str = texts.ENDINGS["cancelled"][0],
+    remark_without_text: str = texts.STOPPED_AT_ONCE,
+) -> History:
+    """The history of an answer that was cut off: its text stays, and its statistics line gets a remark."""
+    shortened = list(history)
+    while shortened and kind(shortened[-1]) == NOTE:
+        shortened.pop()
+    if not shortened:
+        return shortened
+    if kind(shortened[-1]) == STATS:
+        last = shortened.pop()
+        return [*shortened, stats(f"{page_text(last)} · {remark}", record=record_of(last))]
+    return [*shortened, note(remark_without_text)] if shortened[-1]["role"] == "user" else shortened
+
+
+def with_dividers(history: Sequence[Entry], settings: Settings | None = None) -> History:
+    """The history with a divider above each turn whose adapters differ from those of the answer before it.
+
+    Replaces earlier dividers. settings: of the answer to come for the last turn. An answer without a record
+    counts as answered by the same adapters.
+    """
+    divided: History = []
+    turn_start = 0
+    before: tuple[str, ...] | None = None
+
+    def insert_divider(now: tuple[str, ...]) -> None:
+        nonlocal before
+        if before is not None and now != before:
+            divided.insert(turn_start, divider(" + ".join(now) or texts.BASE_NAME))
+        before = now
+
+    for entry in history:
+        if kind(entry) == DIVIDER:
+            continue
+        if entry["role"] == "user" and not (divided and divided[-1]["role"] == "user"):
+            turn_start = len(divided)
+        divided.append(entry)
+        if (record := record_of(entry)) and (answered := parse_settings(record)):
+            insert_divider(answered.adapters)
+    if settings is not None:
+        insert_divider(settings.adapters)
+    return divided
+
+
+# Records: how an answer was generated. They have been in a browser, so that everything in them is checked.
+
+_MAX_TOKENS = 4096
+_MAX_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """settings: those of the answer, with the seed that was used; picture: whether the adapter saw a picture."""
+
+    settings: Settings
+    token_ids: tuple[int, ...]
+    picture: bool
+
+    def to_json(self) -> str:
+        return json.dumps({**self.settings.model_dump(), "token_ids": self.token_ids, "picture": self.picture})
+
+
+def settings_json(settings: Settings) -> str:
+    """A record without tokens: of an answer that is still being streamed, or in a link."""
+    return settings.model_dump_json()
+
+
+def parse_record(text: str) -> AnswerRecord | None:
+    """The record in a text; None for anything else."""
+    fields, settings = _parse_fields(text), parse_settings(text)
+    ids, picture = fields.get("token_ids"), fields.get("picture")
+    if settings is None or not isinstance(ids, list) or len(ids) > _MAX_TOKENS or type(picture) is not bool:
         return None
-    return next((block["file"]["path"] for block in entry["content"] if block["type"] == "file"), None)
+    if not all(type(token) is int and token >= 0 for token in ids):
+        return None
+    return AnswerRecord(settings, tuple(ids), picture)
+
+
+def parse_settings(text: str) -> Settings | None:
+    """The settings in a record with or without tokens; None for anything else."""
+    fields = _parse_fields(text)
+    if not fields.keys() >= Settings.model_fields.keys() or fields["seed"] is None:
+        return None
+    try:
+        # Records by earlier versions have 0 where the time limit ended an answer before its first token.
+        return Settings.checked({**fields, "max_tokens": fields["max_tokens"] or 1})
+    except BadInput:
+        return None
+
+
+def _parse_fields(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text) if len(text) <= _MAX_CHARACTERS else None
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}

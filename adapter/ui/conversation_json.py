@@ -1,7 +1,7 @@
-"""A chat's conversation as JSON and back: for the browser's storage, for a file and for a link.
+"""A conversation as JSON and back: for the browser's storage, for a file and for a link.
 
-Knows the page's conversations, records and pictures and the form that adapter/transcript.py reads; knows no
-components. Nothing that comes in names a file: pictures come as their bytes and are written anew.
+Knows the page's messages, records and pictures, and the format of adapter/serve/transcript.py; knows no
+components. Nothing that comes in may name a file: pictures come as bytes and are written anew.
 """
 
 from __future__ import annotations
@@ -17,155 +17,172 @@ from adapter.errors import BadInput
 from adapter.serve import transcript
 from adapter.serve.settings import PANEL, Settings, panel_values
 from adapter.serve.transcript import MAX_MESSAGES, Part
-from adapter.ui import conversation as talk
-from adapter.ui import images as pictures
-from adapter.ui.answer_record import read_record, read_settings, settings_text
-from adapter.ui.conversation import Entry, History
-from adapter.ui.dividers import divided
+from adapter.ui import conversation, images
+from adapter.ui.conversation import Entry, History, parse_record, parse_settings, settings_json
 from adapter.ui.texts import page as texts
 
-# Characters. A browser keeps about 5 million for a site, and Gradio's encryption makes four of three.
-MAX_KEPT_TEXT = 700_000
-MAX_KEPT_PICTURES = 2_700_000
+# Characters. A browser stores about 5 million for a site, and Gradio's encryption makes four of three.
+MAX_STORED_TEXT = 700_000
+MAX_STORED_PICTURES = 2_700_000
 MAX_LINK = 8_000  # what mail and messengers leave in one piece
 _MAX_LINK_TEXT = 400_000
 
-Show = Callable[[str], dict[str, str] | None]  # the path of a picture -> what stands for it, None for nothing
+DescribePicture = Callable[[str], dict[str, str] | None]  # path -> fields of a transcript message, None to omit it
 
 
-def messages_of(history: Sequence[Entry], show: Show, tokens: bool = True) -> list[dict[str, Any]]:
-    """The conversation in the form that transcript.check reads. tokens: whether records keep an answer's."""
-    if talk.being_answered(history):
-        history = talk.stopped(history, texts.CUT_OFF, texts.CUT_OFF_AT_ONCE)
-    found: list[dict[str, Any]] = []
+def _to_transcript(
+    history: Sequence[Entry], describe_picture: DescribePicture, token_ids: bool = True
+) -> list[dict[str, Any]]:
+    """The history as messages of a transcript. token_ids: whether records keep those of the answer."""
+    if conversation.is_streaming(history):
+        history = conversation.mark_stopped(history, texts.CUT_OFF, texts.CUT_OFF_AT_ONCE)
+    messages: list[dict[str, Any]] = []
     for entry in history:
-        kind, path = talk.kind(entry), talk.picture(entry)
+        kind, path = conversation.kind(entry), conversation.picture_path(entry)
         if path is not None:
-            found.append({"role": "user", **(show(path) or {"role": "page", "text": texts.PICTURE_NOT_KEPT})})
+            described = describe_picture(path) or {"role": "page", "text": texts.PICTURE_NOT_KEPT}
+            messages.append({"role": "user", **described})
         elif kind is None:
-            found.append({"role": entry["role"], "text": talk.words(entry)})
-        elif kind == talk.NOTE:
-            found.append({"role": "page", "text": talk.plain(entry)})
-        elif kind == talk.OFFER:
-            found.append({"role": "page", "text": texts.NOT_ANSWERED})
-        elif kind == talk.STATS and found:
-            found[-1]["about"] = talk.plain(entry)
-            if settings := read_settings(talk.record_of(entry)):
-                whole = read_record(talk.record_of(entry)) if tokens else None
-                found[-1]["record"] = json.loads(whole.to_text() if whole else settings_text(settings))
-    return found
+            messages.append({"role": entry["role"], "text": conversation.text_of(entry)})
+        elif kind == conversation.NOTE:
+            messages.append({"role": "page", "text": conversation.page_text(entry)})
+        elif kind == conversation.OFFER:
+            messages.append({"role": "page", "text": texts.NOT_ANSWERED})
+        elif kind == conversation.STATS and messages:
+            messages[-1]["about"] = conversation.page_text(entry)
+            text = conversation.record_of(entry)
+            if settings := parse_settings(text):
+                record = parse_record(text) if token_ids else None
+                messages[-1]["record"] = json.loads(record.to_json() if record else settings_json(settings))
+    return messages
 
 
-def history_of(parts: Iterable[Part]) -> History:
-    """The conversation of a transcript that has been checked; pictures are written to the uploads.
+def to_history(parts: Iterable[Part]) -> History:
+    """The history of a checked transcript; pictures are written to the uploads.
 
-    Raises BadInput if a picture cannot be read or a record is none.
+    Raises BadInput if a picture or a record cannot be read.
     """
-    found: History = []
+    history: History = []
     for number, part in enumerate(parts, 1):
         if part.picture is not None:
-            found += talk.user_turn("", pictures.to_uploads(pictures.small(part.picture)))[:1]
+            path = images.write_upload(images.shrink(part.picture))
+            history += conversation.user_turn("", path)[:1]
         elif part.role == "user":
-            found += talk.user_turn(part.text)
+            history += conversation.user_turn(part.text)
+        elif part.role == "assistant":
+            history.append(conversation.answer(part.text))
         else:
-            found.append(talk.answer(part.text) if part.role == "assistant" else talk.note(part.text))
+            history.append(conversation.note(part.text))
         if part.about:
             record = "" if part.record is None else json.dumps(part.record)
-            if record and read_settings(record) is None:
+            if record and parse_settings(record) is None:
                 raise BadInput(texts.wrong_record(number))
-            found.append(talk.stats(part.about, record=record))
-    return divided(found)
-
-
-# A file.
+            history.append(conversation.stats(part.about, record=record))
+    return conversation.with_dividers(history)
 
 
 def to_file(history: Sequence[Entry], settings: Settings) -> str:
-    def show(path: str) -> dict[str, str] | None:
+    """The text of an exported file."""
+
+    def as_data_url(path: str) -> dict[str, str] | None:
         try:
-            return {"picture": pictures.data_url(pictures.small(pictures.from_uploads(path)))}
+            return {"picture": images.data_url(images.shrink(images.read_upload(path)))}
         except BadInput:
             return None
 
-    return transcript.write(messages_of(history, show), side_panel(settings))
+    return transcript.write(_to_transcript(history, as_data_url), panel_settings(settings))
 
 
-# The browser's storage: the words, and beside them the pictures, which change less often.
+def panel_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that are exported: those of the side panel."""
+    return panel_values(settings.model_dump(include=set(PANEL)))
 
 
-def to_browser(history: Sequence[Entry], known: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """What is kept of the words, and the names of the pictures in it, the newest last.
+# The browser's storage: the texts in one entry, and the pictures, which change less often, in another.
 
-    known: names by path, to be filled.
+
+def to_browser(history: Sequence[Entry], known_keys: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The stored texts, and the keys of the pictures in them, the newest last.
+
+    known_keys: of pictures by their path; gets those that are missing.
     """
 
-    def show(path: str) -> dict[str, str] | None:
+    def as_key(path: str) -> dict[str, str] | None:
         try:
-            if path not in known:
-                known[path] = pictures.name(pictures.small(pictures.from_uploads(path)))
+            if path not in known_keys:
+                known_keys[path] = images.content_key(images.shrink(images.read_upload(path)))
         except BadInput:
             return None
-        return {"picture": known[path]}
+        return {"picture": known_keys[path]}
 
-    messages = messages_of(history, show)
-    while len(json.dumps(messages)) > MAX_KEPT_TEXT:
+    messages = _to_transcript(history, as_key)
+    while len(json.dumps(messages)) > MAX_STORED_TEXT:
         messages = messages[max(1, len(messages) // 8) :]
-    names = [message["picture"] for message in messages if "picture" in message]
-    return transcript.whole(messages), list(dict.fromkeys(names))
+    keys = [message["picture"] for message in messages if "picture" in message]
+    return transcript.whole(messages), list(dict.fromkeys(keys))
 
 
-def pictures_of(history: Sequence[Entry], most: int = MAX_KEPT_PICTURES) -> tuple[dict[str, str], int]:
-    """The conversation's pictures by name, the newest last, as many as fit; and how many of them did not."""
-    found: dict[str, str] = {}
-    for path in reversed(list(filter(None, map(talk.picture, history)))):
+def stored_pictures(
+    history: Sequence[Entry], max_characters: int = MAX_STORED_PICTURES
+) -> tuple[dict[str, str], int]:
+    """The newest pictures that fit, as data URLs by key, the newest last; and how many did not fit."""
+    urls: dict[str, str] = {}
+    for path in reversed(list(filter(None, map(conversation.picture_path, history)))):
         try:
-            data = pictures.small(pictures.from_uploads(path))
+            data = images.shrink(images.read_upload(path))
         except BadInput:
             continue
-        found.setdefault(pictures.name(data), pictures.data_url(data))
-    sizes, fitting = 0, {}
-    for name, url in found.items():
-        sizes += len(url) + 50
-        if sizes > most:
+        urls.setdefault(images.content_key(data), images.data_url(data))
+    total, fitting = 0, {}
+    for key, url in urls.items():
+        total += len(url) + 50
+        if total > max_characters:
             break
-        fitting[name] = url
-    return dict(reversed(fitting.items())), len(found) - len(fitting)
+        fitting[key] = url
+    return dict(reversed(fitting.items())), len(urls) - len(fitting)
 
 
-def fewer(kept: object) -> dict[str, str]:
-    """The newer half of what is kept of pictures."""
-    if not isinstance(kept, dict):
+def newer_half(pictures: object) -> dict[str, str]:
+    """The newer half of the stored pictures."""
+    if not isinstance(pictures, dict):
         return {}
-    return dict(list(kept.items())[(len(kept) + 1) // 2 :])
+    return dict(list(pictures.items())[(len(pictures) + 1) // 2 :])
 
 
-def from_browser(kept: object, kept_pictures: object) -> History:
-    """The conversation that was kept; empty if it is not one, whatever it is."""
+def from_browser(stored: object, pictures: object) -> History:
+    """The stored conversation; empty if `stored` is anything else."""
     try:
-        if not isinstance(kept, dict) or not isinstance(messages := kept["messages"], list):
+        if not isinstance(stored, dict) or not isinstance(messages := stored["messages"], list):
             return []
-        by_name = kept_pictures if isinstance(kept_pictures, dict) else {}
-        shown = [_with_picture(message, by_name) for message in messages[: MAX_MESSAGES + 1]]
-        return history_of(transcript.check({**kept, "messages": shown}).parts)
+        by_key = pictures if isinstance(pictures, dict) else {}
+        whole = [_with_picture(message, by_key) for message in messages[: MAX_MESSAGES + 1]]
+        return to_history(transcript.check({**stored, "messages": whole}).parts)
     except (BadInput, KeyError, TypeError, RecursionError):
         return []
 
 
-def _with_picture(message: Any, by_name: dict[str, Any]) -> Any:
+def _with_picture(message: Any, by_key: dict[str, Any]) -> Any:
     if not isinstance(message, dict) or "picture" not in message:
         return message
-    url = by_name.get(message["picture"]) if isinstance(message["picture"], str) else None
+    url = by_key.get(message["picture"]) if isinstance(message["picture"], str) else None
     if isinstance(url, str):
         return {**message, "picture": url}
     return {"role": "page", "text": texts.PICTURE_NOT_KEPT}
+
+
+def from_stored_settings(stored: object) -> dict[str, Any]:
+    """The side panel's values in the browser's storage or an imported file; those that are valid."""
+    if isinstance(stored, dict) and isinstance(stored.get("values"), list):
+        stored = dict(zip(PANEL, stored["values"], strict=False))
+    return panel_values(stored) if isinstance(stored, dict) else {}
 
 
 # A link.
 
 
 def to_link(history: Sequence[Entry]) -> str:
-    """The words of the conversation for the part of an address that no server is asked for. Raises BadInput."""
-    messages = messages_of(history, lambda path: None, tokens=False)
+    """The texts of the conversation for an address's fragment, which browsers send nowhere. Raises BadInput."""
+    messages = _to_transcript(history, lambda path: None, token_ids=False)
     text = json.dumps(transcript.whole(messages), ensure_ascii=False)
     packed = base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode().rstrip("=")
     if len(packed) > MAX_LINK:
@@ -174,30 +191,15 @@ def to_link(history: Sequence[Entry]) -> str:
 
 
 def from_link(packed: str) -> History:
-    """The conversation in a link. Raises BadInput, whatever it is."""
+    """The conversation of a link. Raises BadInput for anything else."""
     try:
         if len(packed) > 2 * MAX_LINK or not re.fullmatch(r"[A-Za-z0-9_-]+", packed):
             raise BadInput(texts.LINK_UNREADABLE)
-        unpack = zlib.decompressobj()
-        text = unpack.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)), _MAX_LINK_TEXT)
-        found = transcript.read(text)
-        if not found.parts or any(part.picture for part in found.parts):
+        compressed = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
+        text = zlib.decompressobj().decompress(compressed, _MAX_LINK_TEXT)
+        parts = transcript.read(text).parts
+        if not parts or any(part.picture for part in parts):
             raise BadInput(texts.LINK_UNREADABLE)
-        return history_of(found.parts)
+        return to_history(parts)
     except (BadInput, ValueError, zlib.error):
         raise BadInput(texts.LINK_UNREADABLE) from None
-
-
-# The side panel.
-
-
-def side_panel(settings: Settings) -> dict[str, Any]:
-    """The settings that are kept and exported."""
-    return panel_values(settings.model_dump())
-
-
-def kept_values(kept: object) -> dict[str, Any]:
-    """The side panel's values in what was kept or exported: those of them that it can have."""
-    if isinstance(kept, dict) and isinstance(kept.get("values"), list):
-        kept = dict(zip(PANEL, kept["values"], strict=False))  # as page.js keeps them
-    return panel_values(kept) if isinstance(kept, dict) else {}

@@ -1,7 +1,7 @@
-"""A conversation beyond the open page: kept in the browser, exported, imported, linked, and as a command.
+"""Where a conversation lives beyond the open page: the browser's storage, a file, a link and a command line.
 
-The components of "This conversation" and what their events do. Knows Gradio; what is kept and how is in kept.py,
-what the browser does itself in page.js. The server keeps nothing.
+The panel "This conversation" and its event handlers. The formats are in conversation_json.py, what the browser
+does by itself in page.js. The server stores nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,239 +19,238 @@ import gradio as gr
 from adapter.errors import AdapterError, BadInput
 from adapter.serve import transcript
 from adapter.serve.settings import BASE_ONLY, PANEL, Settings
-from adapter.server.settings import EngineProvider
-from adapter.ui import conversation as talk
-from adapter.ui import conversation_json as kept
-from adapter.ui import theme as look
-from adapter.ui.chat_events import toast
-from adapter.ui.command_line import command
+from adapter.server.generation import AdapterCatalog, EngineProvider
+from adapter.ui import conversation, conversation_json, theme
+from adapter.ui.command_line import command_line
 from adapter.ui.conversation import History
-from adapter.ui.status import QUICK, TELLING
+from adapter.ui.status import QUEUED, UNQUEUED, toast
 from adapter.ui.texts import page as texts
 
 log = logging.getLogger(__name__)
 
-KEY = "llama-adapter:"  # as in page.js
-SECRET = "kept by this page"  # Gradio wants one. What is kept is the visitor's own, and lies in their own browser.
-SAVE_SECONDS = 2.0  # between two while an answer is being written
-LOOKING_SECONDS = 60.0  # for adapters, after the program has started
+KEY_PREFIX = "llama-adapter:"  # as in page.js
+SECRET = "kept by this page"  # gr.BrowserState requires one; the data is the visitor's own, in their own browser
+SAVE_SECONDS = 2.0  # between two saves while an answer is being streamed
+WAIT_SECONDS = 60.0  # for the adapters of a server that has just started
 
 
-class Keeping:
-    """Made where "This conversation" is to stand; `connect` when the chat is there.
+class ConversationStore:
+    """Lays out its panel when constructed; `connect` adds the events once the chat exists.
 
-    outputs: what `watch` adds to the updates of an event.
+    outputs: the components whose updates `saving` and `saving_stream` append to those of a handler.
     """
 
-    def __init__(self, provider: EngineProvider, store: look.Cards) -> None:
-        self.provider, self.store = provider, store
+    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
+        self.provider, self.catalog = provider, catalog
         with gr.Accordion(texts.THIS_CONVERSATION, open=False, elem_id="this-conversation"):
             with gr.Row():
                 self._export = gr.Button(texts.EXPORT, size="sm", min_width=60)
                 self._import = gr.UploadButton(texts.IMPORT, file_types=[".json"], size="sm", min_width=60)
                 self._link = gr.Button(texts.COPY_LINK, size="sm", min_width=60)
-            self._code = look.command_box(texts.NO_CODE, texts.CODE, "code")
-        self._words = gr.BrowserState({}, storage_key=f"{KEY}words", secret=SECRET)
-        self._pictures = gr.BrowserState({}, storage_key=f"{KEY}pictures", secret=SECRET)
-        self._settings = gr.BrowserState({}, storage_key=f"{KEY}settings", secret=SECRET)
-        # What passes between an event's part here and its part in the browser.
-        self._passed, self._told = gr.Textbox(visible=False), gr.Textbox(visible=False)
-        self._fewer = gr.Button(visible="hidden", elem_id="fewer-pictures")
-        self.outputs = [self._words, self._pictures, self._code]
+            self._command = theme.command_box(texts.NO_CODE, texts.CODE, "code")
+        self._texts = gr.BrowserState({}, storage_key=f"{KEY_PREFIX}words", secret=SECRET)
+        self._pictures = gr.BrowserState({}, storage_key=f"{KEY_PREFIX}pictures", secret=SECRET)
+        self._settings = gr.BrowserState({}, storage_key=f"{KEY_PREFIX}settings", secret=SECRET)
+        # Values between the server's part of an event and the browser's.
+        self._to_browser, self._from_browser = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        self._storage_full = gr.Button(visible="hidden", elem_id="fewer-pictures")
+        self.outputs = [self._texts, self._pictures, self._command]
 
-    def watch(self, handler: Callable[..., Iterator[tuple[Any, ...]]]) -> Callable[..., Iterator[tuple[Any, ...]]]:
-        """The handler of an event whose updates begin with the chat's: with `outputs` behind them."""
+    # Saving with the updates of the chat's events.
+
+    def saving_stream(
+        self, handler: Callable[..., Iterator[tuple[Any, ...]]]
+    ) -> Callable[..., Iterator[tuple[Any, ...]]]:
+        """The handler with updates of `outputs` appended. Its updates have to begin with the history's."""
 
         @functools.wraps(handler)
-        def watched(*arguments: Any) -> Iterator[tuple[Any, ...]]:
-            before = next((a for a in arguments if isinstance(a, list)), [])
-            save, due = self._saver(before), 0.0
-            for update in handler(*arguments):
+        def handle(*inputs: Any, **settings: Any) -> Iterator[tuple[Any, ...]]:
+            save, due = self._saver(_history_in(inputs)), 0.0
+            for update in handler(*inputs, **settings):
                 history, now = update[0], time.monotonic()
-                ended = isinstance(history, list) and not talk.being_answered(history)
-                if ended or (isinstance(history, list) and now >= due):
+                finished = isinstance(history, list) and not conversation.is_streaming(history)
+                if finished or (isinstance(history, list) and now >= due):
                     due = now + SAVE_SECONDS
                     yield *update, *save(history)
                 else:
                     yield *update, *[gr.skip()] * len(self.outputs)
 
-        return watched
+        return handle
 
-    def watch_once(self, handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-        """As `watch`, for a handler that answers once. It always saves."""
+    def saving(self, handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        """As `saving_stream`, for a handler that returns one update."""
 
         @functools.wraps(handler)
-        def watched(*arguments: Any) -> tuple[Any, ...]:
-            before = next((a for a in arguments if isinstance(a, list)), [])
-            update = handler(*arguments)
+        def handle(*inputs: Any) -> tuple[Any, ...]:
+            update = handler(*inputs)
             if not isinstance(update[0], list):
                 return *update, *[gr.skip()] * len(self.outputs)
-            return *update, *self._saver(before)(update[0])
+            return *update, *self._saver(_history_in(inputs))(update[0])
 
-        return watched
+        return handle
 
     def _saver(self, before: History) -> Callable[[History], tuple[Any, ...]]:
-        known: dict[str, str] = {}
-        names: list[str] | None = None
+        """A function from a history to updates of `outputs`, which sends pictures only when they change."""
+        known_keys: dict[str, str] = {}
+        sent: list[str] | None = None
 
         def save(history: History) -> tuple[Any, ...]:
-            nonlocal names
-            if self.provider.engine() is None and talk.latest_picture(history):
-                return gr.skip(), gr.skip(), gr.skip()  # what reads pictures is not loaded yet
-            if names is None:
-                names = kept.to_browser(before, known)[1]
-            words, now = kept.to_browser(history, known)
-            shown = gr.skip()
-            if now != names:
-                names = now
-                shown = self._kept_pictures(history)
-            return words, shown, self._command(history)
+            nonlocal sent
+            if self.provider.engine() is None and conversation.latest_picture(history):
+                return gr.skip(), gr.skip(), gr.skip()  # the libraries that read pictures are still being imported
+            if sent is None:
+                _, sent = conversation_json.to_browser(before, known_keys)
+            stored, keys = conversation_json.to_browser(history, known_keys)
+            pictures = gr.skip()
+            if keys != sent:
+                sent = keys
+                pictures = self._stored_pictures(history)
+            return stored, pictures, self._command_line(history)
 
         return save
 
-    def _kept_pictures(self, history: History) -> dict[str, str]:
-        found, dropped = kept.pictures_of(history)
+    def _stored_pictures(self, history: History) -> dict[str, str]:
+        pictures, dropped = conversation_json.stored_pictures(history)
         if dropped:
             gr.Info(texts.pictures_dropped(dropped), duration=8)
-        return found
+        return pictures
 
-    def _command(self, history: History) -> str:
+    def _command_line(self, history: History) -> str:
         engine = self.provider.engine()
-        if engine is None or talk.being_answered(history):
+        if engine is None or conversation.is_streaming(history):
             return texts.NO_CODE
-        return command(history, engine.base, self.store) or texts.NO_CODE
+        return command_line(history, engine.base, self.catalog) or texts.NO_CODE
 
     # Events.
 
     def connect(
-        self, page: gr.Blocks, chat: gr.Chatbot, settings: Mapping[str, Any], busy: Callable[..., bool]
+        self,
+        page: gr.Blocks,
+        chat: gr.Chatbot,
+        settings: dict[str, Any],
+        is_answering: Callable[[str | None], bool],
     ) -> None:
-        """settings: the chat's components by field; busy: whether a session is being answered."""
+        """settings: the chat's components by name; is_answering: whether a session's answer is being written."""
         panel = [settings[name] for name in PANEL]
-        everything = [chat, *self.outputs, *panel, self._told]
-        passed = self._passed
 
         restored = page.load(
             self.restore,
-            [self._words, self._pictures, self._settings, passed],
-            [self._told, chat, self._code, *panel],
-            js="(words, pictures, settings) => [words, pictures, settings, window.talkPage.linked()]",
-            **TELLING,
+            [self._texts, self._pictures, self._settings, self._to_browser],
+            [self._from_browser, chat, self._command, *panel],
+            js="(texts, pictures, settings) => [texts, pictures, settings, window.talkPage.linked()]",
+            **QUEUED,
         )
-        restored.then(None, js="() => { window.talkPage.restored = true; }", **QUICK)
-        restored.then(self.tell_missing, self._told, None, **TELLING)
+        restored.then(None, js="() => { window.talkPage.restored = true; }", **UNQUEUED)
+        restored.then(self.toast_missing, self._from_browser, None, **QUEUED)
         gr.on(
             [component.change for component in panel],
             None,
             [self._settings, *panel],
             self._settings,
-            js="(kept, ...values) => (window.talkPage.restored ? { values } : kept)",
-            **QUICK,
+            js=f"(stored, ...values) => !window.talkPage.restored ? stored"
+            f" : Object.fromEntries({json.dumps(PANEL)}.map((name, i) => [name, values[i]]))",
+            **UNQUEUED,
         )
-        self._fewer.click(self.fewer, self._pictures, self._pictures, **TELLING)
-        chat.clear(lambda: (*self._saver([])([])[:1], {}, texts.NO_CODE), None, self.outputs, **QUICK)
+        self._storage_full.click(self.drop_older_pictures, self._pictures, self._pictures, **QUEUED)
+        chat.clear(lambda: (*self._saver([])([])[:1], {}, texts.NO_CODE), None, self.outputs, **UNQUEUED)
 
-        def take(file: str, request: gr.Request) -> tuple[Any, ...]:
-            if busy(request.session_hash):
+        imported = [chat, *self.outputs, *panel, self._from_browser]
+
+        def import_file(file: str, request: gr.Request) -> tuple[Any, ...]:
+            if is_answering(request.session_hash):
                 gr.Info(texts.STILL_ANSWERING, duration=6)
-                return *(gr.skip(),) * (len(everything) - 1), ""
-            return self.take(file)
+                return *(gr.skip(),) * (len(imported) - 1), ""
+            return self.import_file(file)
 
-        taken = self._import.upload(take, self._import, everything, **TELLING)
-        taken.then(None, self._told, None, js="told => told && window.talkPage.leaveLink()", **QUICK)
-        exported = self._export.click(self.export, [chat, *panel], passed, **TELLING)
+        uploaded = self._import.upload(import_file, self._import, imported, **QUEUED)
+        leave = "imported => imported && window.talkPage.leaveLink()"
+        uploaded.then(None, self._from_browser, None, js=leave, **UNQUEUED)
+        exported = self._export.click(self.export, chat, self._to_browser, inputs_kwargs=settings, **QUEUED)
         save = f"text => window.talkPage.save('{texts.EXPORT_NAME}', text)"
-        exported.success(None, passed, None, js=save, **QUICK)
-        linked = self._link.click(self.link, chat, passed, **TELLING)
+        exported.success(None, self._to_browser, None, js=save, **UNQUEUED)
+        linked = self._link.click(self.link, chat, self._to_browser, **QUEUED)
         copied = linked.success(
             None,
-            passed,
-            [passed, self._told],
+            self._to_browser,
+            [self._to_browser, self._from_browser],
             js="async packed => { const to = window.talkPage.address(packed);"
             " return [to, await window.talkPage.copy(to)]; }",
-            **QUICK,
+            **UNQUEUED,
         )
-        copied.then(_tell_link, [passed, self._told], None, **TELLING)
+        copied.then(_toast_link, [self._to_browser, self._from_browser], None, **QUEUED)
 
-    def restore(self, words: Any, shown: Any, settings: Any, packed: str | None) -> tuple[Any, ...]:
+    def restore(self, stored: Any, pictures: Any, settings: Any, packed: str | None) -> tuple[Any, ...]:
         """The page as it was left, or with the conversation of a link, which replaces nothing yet."""
         history: History = []
         try:
             if packed:
-                history = kept.from_link(packed)
+                history = conversation_json.from_link(packed)
                 gr.Info(texts.LINK_OPENED, duration=8)
         except BadInput as error:
             toast(error)
         try:
-            history = history or kept.from_browser(words, shown)
+            history = history or conversation_json.from_browser(stored, pictures)
         except OSError:
             log.exception("a conversation could not be restored")
-        values = kept.kept_values(settings)
-        chosen = _chosen(values)
-        return chosen, history or gr.skip(), self._command(history), *self._panel(values)
+        values = conversation_json.from_stored_settings(settings)
+        return _selected(values), history or gr.skip(), self._command_line(history), *self._panel(values)
 
-    def tell_missing(self, chosen: str) -> None:
-        """Say which of the adapters that were chosen are not there, once the server knows what is."""
-        wanted = json.loads(chosen or "[]")
-        deadline = time.monotonic() + LOOKING_SECONDS
-        while wanted and self._unknown() and time.monotonic() < deadline:
+    def toast_missing(self, selected: str) -> None:
+        """Names the selected adapters that do not exist, once the server knows its adapters."""
+        names = json.loads(selected or "[]")
+        deadline = time.monotonic() + WAIT_SECONDS
+        while names and self._catalog_is_loading() and time.monotonic() < deadline:
             time.sleep(0.25)
-        for name in sorted(set(wanted) - set(self.store.names())):
+        for name in sorted(set(names) - set(self.catalog.names())):
             gr.Info(texts.adapter_gone(name), duration=8)
 
-    def _unknown(self) -> bool:
-        """Whether the adapters are still being looked up."""
-        return not self.store.names() and self.provider.status().state == "loading"
+    def _catalog_is_loading(self) -> bool:
+        return not self.catalog.names() and self.provider.status().state == "loading"
 
-    def take(self, file: str) -> tuple[Any, ...]:
-        """An imported file: the conversation, its settings, and a word for the browser that it was taken.
-
-        Says what is wrong, and changes nothing then.
-        """
+    def import_file(self, file: str) -> tuple[Any, ...]:
+        """Updates of the chat, `outputs` and the panel, and "imported"; none of them if the file is refused."""
         try:
             if Path(file).stat().st_size > transcript.MAX_BYTES:
                 raise BadInput(texts.import_too_large(transcript.MAX_BYTES))
-            found = transcript.read(Path(file).read_bytes())
-            history = kept.history_of(found.parts)
+            imported = transcript.read(Path(file).read_bytes())
+            history = conversation_json.to_history(imported.parts)
         except BadInput as error:
             toast(error)
             return *(gr.skip(),) * (1 + len(self.outputs) + len(PANEL)), ""
-        words, _ = kept.to_browser(history, {})
-        values = kept.kept_values(found.settings)
-        self.tell_missing(_chosen(values))
-        shown = history, words, self._kept_pictures(history), self._command(history)
-        return *shown, *self._panel(values), "taken"
+        stored, _ = conversation_json.to_browser(history, {})
+        values = conversation_json.from_stored_settings(imported.settings)
+        self.toast_missing(_selected(values))
+        outputs = stored, self._stored_pictures(history), self._command_line(history)
+        return history, *outputs, *self._panel(values), "imported"
 
     def _panel(self, values: dict[str, Any]) -> list[Any]:
-        """Updates of the side panel. An adapter that is not there any more is left for the base."""
-        names, unknown = self.store.names(), self._unknown()
+        """Updates of the side panel. An adapter that does not exist becomes the frozen base."""
         updates = []
-        for field in PANEL:
-            value = values.get(field)
-            if field not in values:
+        for name in PANEL:
+            if name not in values:
                 updates.append(gr.skip())
-            elif field in ("adapter", "mix"):
-                updates.append(self._pick(value, names, unknown, field == "mix"))
+            elif name in ("adapter", "mix"):
+                updates.append(self._select_adapter(values[name], dropdown=name == "mix"))
             else:
-                updates.append(gr.update(value=value))
+                updates.append(gr.update(value=values[name]))
         return updates
 
-    def _pick(self, value: Any, names: list[str], unknown: bool, short: bool) -> Any:
-        choices = look.picker_choices(self.store)
-        if value and unknown:
-            choices.append((value, value))
-        elif value not in names:
-            value = BASE_ONLY
-        # With the choices: a session's own are those of an empty store until it has heard of others.
-        return gr.update(choices=look.short_choices(choices, texts.NO_MIX) if short else choices, value=value)
+    def _select_adapter(self, name: str, dropdown: bool) -> Any:
+        choices = theme.picker_choices(self.catalog)
+        if name and self._catalog_is_loading():
+            choices.append((name, name))
+        elif name not in self.catalog.names():
+            name = BASE_ONLY
+        # With choices, because those of a new session are still those of an empty catalog.
+        return gr.update(choices=theme.short_choices(choices, texts.NO_MIX) if dropdown else choices, value=name)
 
-    def export(self, history: History, *values: Any) -> str:
-        if not history:
-            gr.Info(texts.NOTHING_TO_EXPORT, duration=4)
-            return ""
+    def export(self, history: History, **settings: Any) -> str:
         try:
-            return kept.to_file(history, Settings.checked(dict(zip(PANEL, values, strict=True))))
-        except BadInput as error:
+            if not history:
+                gr.Info(texts.NOTHING_TO_EXPORT, duration=4)
+                return ""
+            return conversation_json.to_file(history, Settings.checked(settings))
+        except AdapterError as error:
             toast(error)
             return ""
 
@@ -259,23 +258,27 @@ class Keeping:
         try:
             if not history:
                 raise BadInput(texts.NOTHING_TO_EXPORT)
-            return kept.to_link(history)
+            return conversation_json.to_link(history)
         except AdapterError as error:
             toast(error)
             return ""
 
-    def fewer(self, shown: Any) -> dict[str, str]:
-        """The browser's storage is full: the oldest pictures make room."""
-        found = kept.fewer(shown)
-        if shown:
+    def drop_older_pictures(self, pictures: Any) -> dict[str, str]:
+        """Makes room in the browser's storage, which is full."""
+        if pictures:
             gr.Info(texts.STORAGE_FULL, duration=8)
-        return found
+        return conversation_json.newer_half(pictures)
 
 
-def _chosen(values: dict[str, Any]) -> str:
-    return json.dumps([values[field] for field in ("adapter", "mix") if values.get(field)])
+def _history_in(inputs: tuple[Any, ...]) -> History:
+    return next((value for value in inputs if isinstance(value, list)), [])
 
 
-def _tell_link(address: str, copied: str) -> None:
+def _selected(values: dict[str, Any]) -> str:
+    """The names of the selected adapters as JSON."""
+    return json.dumps([values[name] for name in ("adapter", "mix") if values.get(name)])
+
+
+def _toast_link(address: str, copied: str) -> None:
     if address:
         gr.Info(texts.LINK_COPIED if copied else texts.link_to_copy(address), duration=8 if copied else 60)

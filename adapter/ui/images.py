@@ -1,38 +1,37 @@
-"""Pictures of a conversation: small, without what a camera noted in them, the same bytes wherever they are kept.
+"""Pictures of a conversation, in one small form without metadata; and the camera's button and dialog.
 
-The form is taken on when a picture enters a conversation, so that what is kept in the browser, exported and read
-by the command line is what the model saw. Knows picture files and Gradio's folder of uploads; knows no
-conversation.
+A picture takes this form when it enters a conversation, so that the browser's storage, an export and the command
+line hold the bytes that the model saw. Knows image files and Gradio's upload folder; knows no conversation.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import os
 import tempfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from gradio.utils import get_upload_folder
-
 from adapter.errors import BadInput
+from adapter.files import atomic_write
 from adapter.server.libraries import import_libraries
 from adapter.ui.texts import page as texts
 
-SIDE = 640  # pixels of the longer one; encoders look at 224 to 448
+MAX_SIDE = 640  # pixels; encoders look at 224 to 448
 MAX_BYTES = 200_000
-_PNG_BYTES = 60_000  # a drawing stays exact; a photograph is a JPEG
-_QUALITIES = (88, 75, 60, 40)
+_MAX_PNG_BYTES = 60_000  # a drawing stays lossless; a photograph becomes a JPEG
+_JPEG_QUALITIES = (88, 75, 60, 40)
 
 
 class BadPicture(BadInput):
-    """The picture of a message cannot be read; its words can."""
+    """The picture of a message cannot be read; its text can."""
 
 
 def open_picture(source: str | bytes) -> Any:
-    """The picture as PIL has it; source: a path or a file's bytes. Raises BadPicture if it is none."""
+    """Returns a PIL image; source: a path or a file's bytes. Raises BadPicture."""
     import_libraries()
     from adapter.method.vision import open_image
 
@@ -42,80 +41,111 @@ def open_picture(source: str | bytes) -> Any:
         raise BadPicture(str(error)) from error
 
 
-def small(data: bytes) -> bytes:
-    """The picture in the form that is kept; what has it already comes back as it is. Raises BadPicture."""
+def shrink(data: bytes) -> bytes:
+    """The picture file in its small form; returned unchanged if it already has it. Raises BadPicture."""
     from PIL import Image
 
     image = open_picture(data)
-    if len(data) <= MAX_BYTES and max(image.size) <= SIDE and _is_plain(data):
+    if len(data) <= MAX_BYTES and max(image.size) <= MAX_SIDE and _has_no_metadata(data):
         return data
     image.info.clear()
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return _encode(image)
 
 
-def from_uploads(path: str) -> bytes:
-    """The file that a browser named. Raises BadPicture if it is not one of the uploads, or gone."""
+def _has_no_metadata(data: bytes) -> bool:
+    """Whether the file is an RGB JPEG or PNG without metadata."""
+    from PIL import Image
+
+    with Image.open(BytesIO(data)) as image:
+        metadata = {"exif", "icc_profile", "comment", "xmp", "XML:com.adobe.xmp", "photoshop"} & set(image.info)
+        metadata |= set(getattr(image, "text", {}))
+        return image.format in ("JPEG", "PNG") and image.mode == "RGB" and not metadata
+
+
+def _encode(image: Any) -> bytes:
+    encoded = BytesIO()
+    image.save(encoded, "PNG", optimize=True)
+    if encoded.tell() <= _MAX_PNG_BYTES:
+        return encoded.getvalue()
+    for quality in _JPEG_QUALITIES:
+        encoded = BytesIO()
+        image.save(encoded, "JPEG", quality=quality)
+        if encoded.tell() <= MAX_BYTES:
+            return encoded.getvalue()
+    return _encode(image.resize((max(1, image.width // 2), max(1, image.height // 2))))
+
+
+def upload_folder() -> Path:
+    """The folder that Gradio serves uploads from."""
+    return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()
+
+
+def read_upload(path: str) -> bytes:
+    """The bytes of a file that a browser named. Raises BadPicture if it is not an upload, or deleted."""
     try:
-        found = Path(path).resolve()
-        if not found.is_relative_to(Path(get_upload_folder()).resolve()) or not found.is_file():
+        file = Path(path).resolve()
+        if not file.is_relative_to(upload_folder()) or not file.is_file():
             raise BadPicture(texts.PICTURE_GONE)
-        return found.read_bytes()
+        return file.read_bytes()
     except (OSError, ValueError) as error:
         raise BadPicture(texts.PICTURE_GONE) from error
 
 
-def to_uploads(data: bytes) -> str:
-    """Write a picture in its small form where Gradio serves it from; the path, which only the picture tells.
+def write_upload(data: bytes) -> str:
+    """Writes a picture file into the upload folder and returns its path.
 
-    Whoever does not have the picture cannot name the path, whoever has it learns nothing.
+    The path is a hash of the bytes: nobody can guess it without having the picture.
     """
-    suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
-    path = Path(get_upload_folder()).resolve() / hashlib.sha256(data).hexdigest() / f"picture{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = upload_folder() / hashlib.sha256(data).hexdigest() / f"picture{'.png' if _is_png(data) else '.jpg'}"
     if path.exists():
-        os.utime(path)  # old files are deleted by their time
+        os.utime(path)  # Gradio deletes files by age
         return str(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
     return str(path)
 
 
-def adopt(path: str) -> str:
-    """The path of the small form of an upload. Raises BadPicture."""
-    return to_uploads(small(from_uploads(path)))
+def shrink_upload(path: str) -> str:
+    """The path of an upload's small form. Raises BadPicture."""
+    return write_upload(shrink(read_upload(path)))
 
 
-def name(data: bytes) -> str:
-    """By which what is kept refers to a picture."""
+def content_key(data: bytes) -> str:
+    """The name under which the browser's storage keeps a picture."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def data_url(data: bytes) -> str:
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f"data:image/{'png' if _is_png(data) else 'jpeg'};base64,{base64.b64encode(data).decode()}"
 
 
-def _is_plain(data: bytes) -> bool:
-    """Whether the file is an RGB JPEG or PNG that holds nothing but its picture."""
-    from PIL import Image
-
-    with Image.open(BytesIO(data)) as image:
-        told = {"exif", "icc_profile", "comment", "xmp", "XML:com.adobe.xmp", "photoshop"} & set(image.info)
-        told |= set(getattr(image, "text", {}))
-        return image.format in ("JPEG", "PNG") and image.mode == "RGB" and not told
+def _is_png(data: bytes) -> bool:
+    return data.startswith(b"\x89PNG")
 
 
-def _encode(image: Any) -> bytes:
-    written = BytesIO()
-    image.save(written, "PNG", optimize=True)
-    if written.tell() <= _PNG_BYTES:
-        return written.getvalue()
-    for quality in _QUALITIES:
-        written = BytesIO()
-        image.save(written, "JPEG", quality=quality)
-        if written.tell() <= MAX_BYTES:
-            return written.getvalue()
-    return _encode(image.resize((max(1, image.width // 2), max(1, image.height // 2))))
+_CAMERA_ICON = (
+    '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.7" stroke-linecap="round" '
+    'stroke-linejoin="round" aria-hidden="true"><path d="M4 8h3l1.6-2.4h6.8L17 8h3a1 1 0 0 1 1 1v9a1 1 0 0 1-1 1H4'
+    'a1 1 0 0 1-1-1V9a1 1 0 0 1 1-1z"/><circle cx="12" cy="13" r="3.4"/></svg>'
+)
+
+
+def camera_html() -> str:
+    """The camera's button and dialog; page.js gives them their behaviour and reads its messages from data-*."""
+    messages = {
+        "none": texts.NO_CAMERA,
+        "refused": texts.CAMERA_REFUSED,
+        "insecure": texts.CAMERA_INSECURE,
+        "busy": texts.CAMERA_BUSY,
+        "picture": texts.SHOW_PICTURE,
+    }
+    data = " ".join(f'data-{name}="{html.escape(text)}"' for name, text in messages.items())
+    take, snap, cancel = (html.escape(text) for text in (texts.TAKE_PICTURE, texts.SNAP, texts.CANCEL))
+    return (
+        f'<button type="button" name="open" aria-label="{take}" title="{take}">{_CAMERA_ICON}</button>'
+        f'<dialog aria-label="{take}" class="silent" {data}><video playsinline muted></video>'
+        f'<p role="status"></p><div><button type="button" name="close">{cancel}</button>'
+        f'<button type="button" name="take">{snap}</button></div></dialog>'
+    )

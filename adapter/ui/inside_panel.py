@@ -1,7 +1,7 @@
-"""The panel Inside: why the newest answer came out as it did, and which layers and heads the next does without.
+"""The panel Inside: how the newest answer came about, and which layers and heads the next one is muted in.
 
-Its components and what its events do. Numbers are the engine's, pictures are in inside_html.py, what happens in
-the browser alone in inside.js and mute.js. Nothing is computed, or even asked for, while the panel is closed.
+Its components and event handlers. The engine computes the numbers, inside_charts.py draws them, inside.js and
+mute.js are the browser's part. Nothing is computed or requested while the panel is closed.
 """
 
 from __future__ import annotations
@@ -17,220 +17,223 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
-from adapter.server.settings import EngineProvider, wait_for, without_folders
-from adapter.ui import conversation as talk
-from adapter.ui import inside_charts as inside_html
-from adapter.ui.answer_record import Record, read_record
-from adapter.ui.conversation import History
-from adapter.ui.images import from_uploads, open_picture
-from adapter.ui.status import PRIVATE, QUICK
+from adapter.server.generation import EngineProvider, client_of, wait_for, without_folders
+from adapter.ui import conversation, inside_charts
+from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
+from adapter.ui.images import open_picture, read_upload
+from adapter.ui.status import MODEL, PRIVATE, UNQUEUED
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
 
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
-    from adapter.serve.request import GenerationRequest
+    from adapter.serve.request import Client, GenerationRequest
 
 log = logging.getLogger(__name__)
 
-MOST_TOKENS = 512  # of an answer that are looked at
-_KEPT = 16
+MAX_TOKENS = 512  # of an answer that are inspected
+CACHE_SIZE = 16
 COLOURS = [(texts.DRAWN, "drawn"), (texts.INFLUENCE, "influence"), (texts.GROUNDING, "grounding")]
-# Updates of what the page says, the gates, the tokens, their colours and one token.
+# Updates of the message, the gates, the tokens, the choice of colours and the details of one token.
 Updates = tuple[Any, ...]
 
 _STATIC = Path(__file__).parent / "static"
-_PICTURES = (_STATIC / "inside.js").read_text(encoding="utf-8")
-_CHIPS = (_STATIC / "mute.js").read_text(encoding="utf-8")
-# Numbers only: what stands in a template would be run.
-_CHIP = (
+_CHARTS_JS = (_STATIC / "inside.js").read_text(encoding="utf-8")
+_MUTE_JS = (_STATIC / "mute.js").read_text(encoding="utf-8")
+# Converted to numbers, because the template would run anything else.
+_MUTE_TEMPLATE = (
     '${(Array.isArray(value) ? value : []).map(Number).map((n, i) => (i ? "" : `<span>${title}</span>`) + '
     '`<button type="button" data-n="${n}" aria-label="${unmute} ${n}">${n} <b>×</b></button>`).join("")}'
 )
-# A new value of the hidden field is what asks for the numbers. While an answer is written, or the panel is closed,
-# it stays as it is. The conversation stands for itself, in short.
-_ASK = """(history, wanted) => {
+# A hidden field asks for an inspection when its value changes, to a hash of the conversation. It stays as it is
+# while an answer is being streamed or the panel is closed.
+_HASH_JS = """(history, before) => {
   history = history ?? [];
-  if (%s || history.at(-1)?.metadata?.status === 'pending') return wanted;
+  if (%s || history.at(-1)?.metadata?.status === 'pending') return before;
   const text = JSON.stringify(history);
   let sum = 0;
   for (let i = 0; i < text.length; i++) sum = (sum * 31 + text.charCodeAt(i)) | 0;
   return history.length + ':' + text.length + ':' + sum;
 }"""
-_CLOSED = "!document.querySelector('#inside .label-wrap.open')"
+_IS_CLOSED_JS = "!document.querySelector('#inside .label-wrap.open')"
 
 
-class Look(NamedTuple):
-    """What was found in one answer: its numbers, the adapters' names and how many tokens there are in all."""
+class InspectedAnswer(NamedTuple):
+    """The inspection of an answer, the names of its adapters, and how many tokens the whole answer has."""
 
-    found: Inspection
+    inspection: Inspection
     names: list[str]
-    total: int
+    tokens: int
 
 
-class Panel(NamedTuple):
-    """What the chat has to do with the panel: muted layers and heads as settings, and a button that asks anew."""
+class InsidePanel(NamedTuple):
+    """What the chat needs of the panel: two settings, and a button that retries with them."""
 
-    mutes: list[Any]
-    again: gr.Button
+    mute_layers: gr.HTML
+    mute_heads: gr.HTML
+    retry: gr.Button
 
 
-class Inside:
-    """The handlers of the panel; safe for any number of sessions at once.
+class InsideEvents:
+    """The event handlers of the panel. Thread-safe.
 
-    The latest looks are kept, so that a click on a token costs no pass. Whoever clicks after theirs is gone gets
-    it made again from the conversation.
+    Caches the newest inspections, so that a click on a token costs no forward pass. A click on one that is no
+    longer cached repeats the inspection from the conversation.
     """
 
     def __init__(self, provider: EngineProvider) -> None:
         self.provider = provider
         self._lock = threading.Lock()
-        self._looks: OrderedDict[str, Look] = OrderedDict()
+        self._cache: OrderedDict[str, InspectedAnswer] = OrderedDict()
 
-    def show(self, history: History, colour: str) -> Iterator[Updates]:
-        """Look into the newest answer and draw it, or say why there is nothing to see."""
+    def show(self, history: History, colour: str, request: gr.Request) -> Iterator[Updates]:
+        """Inspects the newest answer and draws it, or says why there is nothing to show."""
         try:
-            for status in self._waiting(history):
-                yield _only(status)
-            look, record = self._look(history)
+            _recorded_answer(history)
+            for status in wait_for(self.provider):
+                yield _message_only(without_folders(page_texts.waiting_for_model(status)))
+            yield _message_only(texts.LOOKING)
+            inspected, record = self._inspect(history, client_of(request))
         except AdapterError as error:
-            yield _only(without_folders(str(error)))
+            yield _message_only(without_folders(str(error)))
             return
         except Exception:
-            log.exception("an answer could not be looked into")
-            yield _only(page_texts.FAILED)
+            log.exception("an answer could not be inspected")
+            yield _message_only(page_texts.FAILED)
             return
+        inspection, names, tokens = inspected
         muted = record.settings.mute_layers, record.settings.mute_heads
-        colours = COLOURS if look.found.grounding is not None else COLOURS[:2]
-        chosen = colour if colour in [value for _, value in colours] else "drawn"
+        colours = COLOURS if inspection.grounding is not None else COLOURS[:2]
+        selected = colour if colour in [value for _, value in colours] else "drawn"
         yield (
             "",
-            inside_html.gates_html(look.found, look.names, muted),
-            inside_html.answer_html(look.found, self._keep(look), look.total),
-            gr.update(choices=colours, value=chosen, visible=True),
-            inside_html.said_html(texts.CLICK_A_TOKEN),
+            inside_charts.gates_html(inspection, names, muted),
+            inside_charts.answer_html(inspection, self._add_to_cache(inspected), tokens),
+            gr.update(choices=colours, value=selected, visible=True),
+            inside_charts.message_html(texts.CLICK_A_TOKEN),
         )
 
-    def token(self, history: History, event: gr.EventData) -> Any:
-        """A token that was clicked: its numbers and its map."""
-        data = event._data if isinstance(event._data, dict) else {}
-        index, key = data.get("index"), data.get("key")
+    def show_token(self, history: History, event: gr.EventData, request: gr.Request) -> Any:
+        """The numbers and the prompt map of a token that was clicked."""
+        index, key = _event_value(event, "index"), _event_value(event, "key")
         with self._lock:
-            look = self._looks.get(key) if isinstance(key, str) else None
+            inspected = self._cache.get(key) if isinstance(key, str) else None
         try:
-            if look is None:
-                look, _ = self._look(history)
+            if inspected is None:
+                inspected, _ = self._inspect(history, client_of(request))
         except AdapterError as error:
-            return inside_html.said_html(without_folders(str(error)))
+            return inside_charts.message_html(without_folders(str(error)))
         except Exception:
-            log.exception("an answer could not be looked into")
-            return inside_html.said_html(page_texts.FAILED)
-        if type(index) is not int or not 0 <= index < len(look.found.tokens):
+            log.exception("an answer could not be inspected")
+            return inside_charts.message_html(page_texts.FAILED)
+        if type(index) is not int or not 0 <= index < len(inspected.inspection.tokens):
             return gr.skip()
-        return inside_html.token_html(look.found, index, look.names)
+        return inside_charts.token_html(inspected.inspection, index, inspected.names)
 
-    def _waiting(self, history: History) -> Iterator[str]:
-        """What is said until there is something to see. Raises AdapterError if there will be nothing."""
-        _record_of(history)
-        for status in wait_for(self.provider):
-            yield without_folders(page_texts.waiting_for_model(status))
-        yield texts.LOOKING
-
-    def _look(self, history: History) -> tuple[Look, Record]:
-        """Raises AdapterError, which says why an answer cannot be looked into."""
-        answered, record = _record_of(history)
+    def _inspect(self, history: History, client: Client) -> tuple[InspectedAnswer, AnswerRecord]:
+        """Raises AdapterError with the reason why an answer cannot be inspected."""
+        answered, record = _recorded_answer(history)
         engine = self.provider.engine()
         if engine is None:
             raise BadInput(self.provider.status().text)
-        request = _request(answered, record)
-        found = engine.inspect(request, record.token_ids[:MOST_TOKENS])
+        request = _request(answered, record, client)
+        inspection = engine.inspect(request, record.token_ids[:MAX_TOKENS])
         names = [texts.part(name, strength) for name, strength in request.parts]
-        return Look(found, names, len(record.token_ids)), record
+        return InspectedAnswer(inspection, names, len(record.token_ids)), record
 
-    def _keep(self, look: Look) -> str:
-        """Keep a look; returns the key that only its own page knows."""
+    def _add_to_cache(self, inspected: InspectedAnswer) -> str:
+        """Returns a key that nobody but the page that asked can know."""
         key = secrets.token_urlsafe(12)
         with self._lock:
-            self._looks[key] = look
-            while len(self._looks) > _KEPT:
-                self._looks.popitem(last=False)
+            self._cache[key] = inspected
+            while len(self._cache) > CACHE_SIZE:
+                self._cache.popitem(last=False)
         return key
 
 
-def _record_of(history: History) -> tuple[talk.Answered, Record]:
-    """The newest answer and how it came about. Raises BadInput if that is not known or holds no adapter."""
-    lines = [entry for entry in history if talk.kind(entry) == talk.STATS]
-    if not lines and not any(message.role == "assistant" for message in talk.to_messages(history)):
+def _event_value(event: gr.EventData, name: str) -> Any:
+    """A value that the browser sent with an event; None where it sent anything else."""
+    try:
+        return getattr(event, name)
+    except (AttributeError, TypeError, LookupError):
+        return None
+
+
+def _recorded_answer(history: History) -> tuple[RecordedAnswer, AnswerRecord]:
+    """The newest answer and its record. Raises BadInput if it has none, or no adapter."""
+    lines = [entry for entry in history if conversation.kind(entry) == conversation.STATS]
+    if not lines and not any(message.role == "assistant" for message in conversation.to_messages(history)):
         raise BadInput(texts.NO_ANSWER)
-    answered = talk.newest_answer(history)
-    record = None if answered is None else read_record(answered.record)
+    answered = conversation.last_recorded_answer(history)
+    record = None if answered is None else conversation.parse_record(answered.record)
     # An older answer may have a record where the newest has none.
-    if answered is None or record is None or not talk.record_of(lines[-1]):
+    if answered is None or record is None or not conversation.record_of(lines[-1]):
         raise BadInput(texts.NO_RECORD)
-    if not record.settings.adapter and not record.settings.mix:
+    if not record.settings.adapters:
         raise BadInput(texts.NO_GATES)
     if record.picture and answered.picture is None:
         raise BadInput(texts.NO_PICTURE)
     return answered, record
 
 
-def _request(answered: talk.Answered, record: Record) -> GenerationRequest:
-    """The request that was answered, but for how its tokens were chosen."""
+def _request(answered: RecordedAnswer, record: AnswerRecord, client: Client) -> GenerationRequest:
+    """The request that led to the answer, without its sampling."""
     from adapter.serve.request import GenerationRequest
 
     settings = record.settings
     return GenerationRequest(
         messages=answered.messages,
         adapter=settings.adapter or None,
-        image=open_picture(from_uploads(answered.picture)) if record.picture and answered.picture else None,
+        image=open_picture(read_upload(answered.picture)) if record.picture and answered.picture else None,
         strength=settings.strength,
         mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
-        mute_layers=tuple(settings.mute_layers),
-        mute_heads=tuple(settings.mute_heads),
+        mute_layers=settings.mute_layers,
+        mute_heads=settings.mute_heads,
+        client=client,
     )
 
 
-def _only(text: str) -> Updates:
-    """Nothing to see but a sentence."""
-    return inside_html.said_html(text), "", "", gr.update(visible=False), ""
+def _message_only(text: str) -> Updates:
+    return inside_charts.message_html(text), "", "", gr.update(visible=False), ""
 
 
-def inside_panel(provider: EngineProvider, chat: gr.Chatbot, model: dict[str, Any]) -> Panel:
-    """Lay the panel out inside the current Blocks and connect it. model: of every event that touches the model."""
-    # Outside of the accordion, whose content is not there before it is opened first.
-    wanted = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-wanted")
+def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
+    """Lays the panel out in the current Blocks and connects it."""
+    # Outside of the accordion, whose content does not exist before it is opened for the first time.
+    conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-wanted")
     with gr.Accordion(texts.INSIDE, open=False, elem_id="inside") as accordion:
-        said = gr.HTML(inside_html.said_html(texts.LOOKING), elem_id="inside-said")
+        message = gr.HTML(inside_charts.message_html(texts.LOOKING), elem_id="inside-said")
         with gr.Row(elem_id="inside-maps"):
             with gr.Column(scale=4, min_width=300):
-                gates = gr.HTML("", js_on_load=_PICTURES, apply_default_css=False, elem_id="inside-gates")
+                gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")
                 with gr.Row(elem_id="inside-mutes"):
-                    again = gr.Button(texts.ASK_AGAIN, size="sm", elem_id="inside-again")
+                    retry = gr.Button(texts.ASK_AGAIN, size="sm", elem_id="inside-again")
                     unmute = gr.Button(texts.UNMUTE_ALL, size="sm", elem_id="inside-unmute")
-                    mutes = [_chips("layer", texts.MUTED_LAYERS), _chips("head", texts.MUTED_HEADS)]
+                    mute_layers = _mute_chips("layer", texts.MUTED_LAYERS)
+                    mute_heads = _mute_chips("head", texts.MUTED_HEADS)
             with gr.Column(scale=7, min_width=300):
                 colour = gr.Radio(
                     COLOURS, value="drawn", label=texts.COLOUR_OF, elem_id="inside-colour", visible=False
                 )
-                answer = gr.HTML("", js_on_load=_PICTURES, apply_default_css=False, elem_id="inside-answer")
-                token = gr.HTML("", js_on_load=_PICTURES, apply_default_css=False, elem_id="inside-token")
-    handlers = Inside(provider)
-    told = {"show_progress": "hidden", **PRIVATE}
-    opened = {"inputs": [chat, wanted], "outputs": wanted, **QUICK}
-    accordion.expand(None, js=_ASK % "false", **opened)
-    chat.change(None, js=_ASK % _CLOSED, **opened)
-    wanted.change(handlers.show, [chat, colour], [said, gates, answer, colour, token], **model, **told)
-    answer.token(handlers.token, chat, token, **model, **told)
-    unmute.click(None, js="() => [[], []]", outputs=mutes, **QUICK)
-    return Panel(mutes, again)
+                answer = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-answer")
+                token = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-token")
+    events = InsideEvents(provider)
+    in_browser = {"inputs": [chat, conversation_hash], "outputs": conversation_hash, **UNQUEUED}
+    accordion.expand(None, js=_HASH_JS % "false", **in_browser)
+    chat.change(None, js=_HASH_JS % _IS_CLOSED_JS, **in_browser)
+    on_server = {"show_progress": "hidden", **MODEL, **PRIVATE}
+    conversation_hash.change(events.show, [chat, colour], [message, gates, answer, colour, token], **on_server)
+    answer.token(events.show_token, chat, token, **on_server)
+    unmute.click(None, js="() => [[], []]", outputs=[mute_layers, mute_heads], **UNQUEUED)
+    return InsidePanel(mute_layers, mute_heads, retry)
 
 
-def _chips(kind: str, title: str) -> gr.HTML:
-    """What is muted of one kind, as a list of numbers that the browser changes by itself."""
+def _mute_chips(kind: str, title: str) -> gr.HTML:
+    """The muted layers or heads; its value is a list of numbers, which the browser changes by itself."""
     return gr.HTML(
         [],
-        html_template=_CHIP,
-        js_on_load=_CHIPS,
+        html_template=_MUTE_TEMPLATE,
+        js_on_load=_MUTE_JS,
         kind=kind,
         title=title,
         unmute=texts.UNMUTE[kind],

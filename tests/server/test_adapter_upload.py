@@ -28,8 +28,8 @@ from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import adapter_upload as upload
 from adapter.server.adapter_upload import Brought, bring
 from tests.browser import Visitor
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 from tests.tiny_models import random_adapter
-from tests.ui.test_page_parts import Echo, Ready, Shelf
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -368,10 +368,10 @@ def test_any_value_in_any_field(folder, store, tiny_fingerprint, data):
 
 def test_where_bringing_is_off_there_is_nothing_to_call() -> None:
     def called(training: bool) -> list[str]:
-        page = app.build_page(Ready(Echo()), Shelf(), training=training)
+        page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog(), training=training)
         return [str(fn.api_name) for fn in page.fns.values()]
 
-    assert "bring_it" in called(True) and "bring_it" not in called(False)
+    assert "upload_adapter" in called(True) and "upload_adapter" not in called(False)
 
 
 # In a browser, on the real base.

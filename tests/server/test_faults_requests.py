@@ -24,11 +24,11 @@ import pytest
 import app
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.store import AdapterStore
-from adapter.ui.chatbot import Conversation
+from adapter.ui.chatbot import VerbatimChatbot
 from adapter.ui.texts.page import FAILED
 from tests.app_process import ROOT, AppProcess, tiny_app_process
+from tests.fake_engine import EchoEngine, ReadyProvider
 from tests.tiny_models import random_adapter
-from tests.ui.test_page_parts import Echo, Ready
 
 pytestmark = pytest.mark.slow
 REQUESTS = 200
@@ -75,7 +75,7 @@ def client(server: AppProcess) -> Iterator[httpx.Client]:
 def routes() -> list[tuple[str, str]]:
     """(method, path) of all that the page's server answers."""
     store = SimpleNamespace(names=list, card=None, card_text=None, bound=None)
-    served = gr.routes.App.create_app(app.build_page(Ready(Echo()), store))
+    served = gr.routes.App.create_app(app.build_page(ReadyProvider(EchoEngine()), store))
     found = {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/{path}")}
 
     def walk(rows: list[Any]) -> None:
@@ -236,10 +236,10 @@ def test_only_words_and_pictures_make_a_conversation() -> None:
     )
     with gr.Blocks():
         with pytest.raises(gr.Error, match="neither words nor a picture"):
-            Conversation().preprocess(payload)
+            VerbatimChatbot().preprocess(payload)
         words = gr.Chatbot.data_model(root=history({"type": "text", "text": "x"}))
-        assert Conversation().preprocess(words) == gr.Chatbot().preprocess(words)
-        assert Conversation().get_block_name() == "chatbot"
+        assert VerbatimChatbot().preprocess(words) == gr.Chatbot().preprocess(words)
+        assert VerbatimChatbot().get_block_name() == "chatbot"
 
 
 def test_values_that_lack_or_are_of_another_kind_are_a_sentence_and_no_page_of_the_log(

@@ -32,7 +32,7 @@ from adapter.server import openai_api
 from adapter.server.loader import LoadStatus
 from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, app_process
-from tests.ui.test_page_parts import Card, Ready, Shelf
+from tests.fake_engine import FakeCard, FakeCatalog, ReadyProvider
 
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -88,7 +88,7 @@ def engine() -> Scripted:
 def client(openai: Any, engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """OpenAI's client on the page's own server, served as app.py serves it."""
     monkeypatch.delenv(openai_api.KEY_VARIABLE, raising=False)
-    provider, store = Ready(engine), Shelf()
+    provider, store = ReadyProvider(engine), FakeCatalog()
     page = app.build_page(provider, store)
     routes = [openai_api.mount(provider, store)]
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, app_kwargs={"routes": routes})
@@ -110,7 +110,7 @@ def ask(
     **request: Any,
 ) -> httpx.Response:
     """One request without a server; json= or content=, headers= as httpx has them."""
-    page = page or page_with(provider or Ready(engine), store or Shelf(), key)
+    page = page or page_with(provider or ReadyProvider(engine), store or FakeCatalog(), key)
 
     async def sent() -> httpx.Response:
         transport = httpx.ASGITransport(app=page)
@@ -251,8 +251,8 @@ def test_a_picture_without_words_asks_what_the_page_asks(engine: Scripted) -> No
 
 
 def test_an_adapter_called_like_the_base_is_that_adapter(engine: Scripted) -> None:
-    store = Shelf()
-    store.cards["Tiny-LLaMA"] = Card("Tiny-LLaMA")
+    store = FakeCatalog()
+    store.cards["Tiny-LLaMA"] = FakeCard("Tiny-LLaMA")
     for model, adapter in (("Tiny-LLaMA", "Tiny-LLaMA"), ("base", None)):
         assert ask(engine, store=store, json={**GOOD, "model": model}).status_code == 200
         assert engine.requests[-1].adapter == adapter
@@ -354,7 +354,7 @@ BODY = st.fixed_dictionaries(
 )
 
 
-ONE_PAGE = page_with(Ready(Scripted()), Shelf())
+ONE_PAGE = page_with(ReadyProvider(Scripted()), FakeCatalog())
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 import app
+from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.train.test_data_upload import ROWS, write_jsonl
-from tests.ui.test_page_parts import Ready, Shelf
 from train.ui.events import TrainEvents
 from train.ui.runs import TrainingRuns
 
 
 @pytest.fixture
 def tab(tmp_path: Path, tiny_folder: Path) -> TrainEvents:
-    return TrainEvents(TrainingRuns(tmp_path / "runs"), Shelf(), str(tiny_folder))  # type: ignore[arg-type]
+    return TrainEvents(TrainingRuns(tmp_path / "runs"), FakeCatalog(), str(tiny_folder))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def handler_names(page: Any) -> set[str]:
 
 def test_events_that_may_show_a_toast_pass_through_the_queue() -> None:
     """Toasts come through it alone; the other events explain problems in their place on the page."""
-    page = app.build_page(Ready(None), Shelf(), training=True)  # type: ignore[arg-type]
+    page = app.build_page(ReadyProvider(None), FakeCatalog(), training=True)  # type: ignore[arg-type]
     unqueued = {
         fn.name
         for fn in page.fns.values()
@@ -116,7 +116,7 @@ def test_events_that_may_show_a_toast_pass_through_the_queue() -> None:
 
 
 def test_a_server_without_training_has_no_events_for_it() -> None:
-    on, off = (app.build_page(Ready(None), Shelf(), training=training) for training in (True, False))  # type: ignore[arg-type]
+    on, off = (app.build_page(ReadyProvider(None), FakeCatalog(), training=training) for training in (True, False))  # type: ignore[arg-type]
     assert {"start", "stop", "resume", "choose_upload"} <= handler_names(on)
     assert handler_names(off) == set()
     texts = [str(getattr(block, "value", "")) for block in off.blocks.values()]

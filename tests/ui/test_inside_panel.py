@@ -1,4 +1,4 @@
-"""The panel Inside without a browser: its HTML says what the engine found, or why there is nothing to see."""
+"""The panel Inside without a browser: its charts of an inspection, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -29,31 +29,30 @@ from adapter.serve.sampling import SamplingParams
 from adapter.serve.settings import Settings
 from adapter.serve.store import AdapterStore
 from adapter.server.loader import LoadStatus
-from adapter.ui import conversation as talk
-from adapter.ui import inside_charts as inside_html
-from adapter.ui import inside_panel as inside
-from adapter.ui.answer_record import Record
-from adapter.ui.inside_panel import Inside
+from adapter.ui import conversation, inside_charts, inside_panel
+from adapter.ui.conversation import AnswerRecord, History
+from adapter.ui.inside_panel import InsideEvents
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
+from tests.fake_engine import FakeCatalog, ReadyProvider, event_request
 from tests.tiny_models import random_adapter
-from tests.ui.test_page_parts import Ready, Shelf
 
 QUESTION = "What?"
+REQUEST = event_request()
 
 
-class Counting:
-    """An engine that counts how often it is asked to look."""
+class RecordingEngine:
+    """An engine that records the inspections it is asked for."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.asked: list[GenerationRequest] = []
-        self.found: list[Any] = []
+        self.requests: list[GenerationRequest] = []
+        self.inspections: list[Any] = []
 
     def inspect(self, request: GenerationRequest, ids: Any) -> Any:
-        self.asked.append(request)
-        self.found.append(self.engine.inspect(request, ids))
-        return self.found[-1]
+        self.requests.append(request)
+        self.inspections.append(self.engine.inspect(request, ids))
+        return self.inspections[-1]
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
     )
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     with closing(Engine(tiny_base, AdapterStore(tmp_path / "adapters"))) as engine:
-        yield Counting(engine)
+        yield RecordingEngine(engine)
 
 
 @pytest.fixture
@@ -86,17 +85,21 @@ def picture(tmp_path: Path) -> str:
 CHOSEN = Settings(adapter="one", temperature=0.0, top_p=1.0, max_tokens=9, seed=3)
 
 
-def conversation(record: str, picture: str | None = None, said: str = "It is.") -> talk.History:
-    return [*talk.user_turn(QUESTION, picture), talk.answer(said), talk.stats("a line", record=record)]
+def answered(record: str, picture: str | None = None) -> History:
+    return [
+        *conversation.user_turn(QUESTION, picture),
+        conversation.answer("It is."),
+        conversation.stats("a line", record=record),
+    ]
 
 
-def recorded(engine: Counting, picture: str | None = None, tokens: int = 10, **changes: Any) -> talk.History:
+def recorded(engine: RecordingEngine, picture: str | None = None, tokens: int = 10, **changes: Any) -> History:
     """A conversation whose answer the engine gave, with how it came about."""
     chosen = CHOSEN.replace(max_tokens=tokens, **changes)
     request = GenerationRequest(
         (Message("user", QUESTION),),
         chosen.adapter or None,
-        None if picture is None else inside.open_picture(picture),
+        None if picture is None else inside_panel.open_picture(picture),
         chosen.strength,
         SamplingParams(0, max_new_tokens=tokens),
         mix=((chosen.mix, chosen.mix_strength),) if chosen.mix else (),
@@ -104,15 +107,15 @@ def recorded(engine: Counting, picture: str | None = None, tokens: int = 10, **c
         mute_heads=tuple(chosen.mute_heads),
     )
     ids = [event.token_id for event in engine.engine.submit(request) if event.token_id is not None]
-    return conversation(Record(chosen, tuple(ids), picture is not None).to_text(), picture)
+    return answered(AnswerRecord(chosen, tuple(ids), picture is not None).to_json(), picture)
 
 
-def shown(panel: Inside, history: talk.History, colour: str = "drawn") -> tuple[Any, ...]:
+def shown(panel: InsideEvents, history: History, colour: str = "drawn") -> tuple[Any, ...]:
     """What the page has in the end: what it says, gates, answer, colours, token."""
-    return list(panel.show(history, colour))[-1]
+    return list(panel.show(history, colour, REQUEST))[-1]
 
 
-def hint(panel: Inside, history: talk.History) -> str:
+def hint(panel: InsideEvents, history: History) -> str:
     said, *rest = shown(panel, history)
     assert rest[0] == rest[1] == rest[3] == ""
     return html.unescape(re.sub(r"<[^>]+>", "", said))
@@ -146,17 +149,17 @@ class Tags(HTMLParser):
         self.attributes.update(name for name, _ in attrs)
 
 
-# What is shown is what was found.
+# Charts.
 
 
 @pytest.mark.parametrize("mute", [{}, {"mute_layers": [2], "mute_heads": [0, 3]}])
-def test_the_maps_carry_the_numbers_of_the_engine(engine, picture, mute) -> None:
+def test_the_charts_have_the_numbers_of_the_inspection(engine, picture, mute) -> None:
     panel, history = (
-        Inside(Ready(engine)),
+        InsideEvents(ReadyProvider(engine)),
         recorded(engine, picture, adapter="see", mix="two", strength=0.8, **mute),
     )
     said, gates, answer, colours, _ = shown(panel, history, "grounding")
-    (found,), (request,) = engine.found, engine.asked
+    (found,), (request,) = engine.inspections, engine.requests
     assert said == "" and colours["value"] == "grounding" and colours["visible"]
     assert request.mute_layers == tuple(mute.get("mute_layers", ()))
     assert request.mute_heads == tuple(mute.get("mute_heads", ()))
@@ -170,14 +173,14 @@ def test_the_maps_carry_the_numbers_of_the_engine(engine, picture, mute) -> None
     assert re.findall(r'data-mute="layer" data-n="(\d+)"', gates) == ["1", "2", "3", "2", "3"]
     assert f'data-muted="{"2|0,3" if mute else "|"}"' in gates
     titles = re.findall(r'title="(.*?)"', answer)
-    assert titles == [inside_html.numbers_of(found, i) for i in range(len(found.tokens))]
+    assert titles == [inside_charts.token_numbers(found, i) for i in range(len(found.tokens))]
     first = re.fullmatch(r"drawn (.*) % · influence (.*) · grounding (.*) · log p (.*)", titles[0])
     drawn, *nats = map(number, first.groups())
     assert drawn == round(float(found.prompt_share[0]) * 100, 1)
     assert nats == [round(float(v[0]), 2) for v in (found.influence, found.grounding, found.logprobs)]
     key = re.search(r'data-key="(.*?)"', answer)[1]
-    token = panel.token(history, clicked(4, key))
-    assert len(engine.asked) == 1, "a click costs no pass"
+    token = panel.show_token(history, clicked(4, key), REQUEST)
+    assert len(engine.requests) == 1, "a click costs no pass"
     assert titles[4] in token
     for rows, part in zip(cells(token), found.parts, strict=True):
         assert [[int(text) for text in row] for row in rows] == [
@@ -185,9 +188,9 @@ def test_the_maps_carry_the_numbers_of_the_engine(engine, picture, mute) -> None
         ]
 
 
-def test_colours_lead_where_the_numbers_are(engine) -> None:
-    _, gates, answer, colours, _ = shown(Inside(Ready(engine)), recorded(engine), "grounding")
-    (found,) = engine.found
+def test_shades_are_proportional_to_the_numbers(engine) -> None:
+    _, gates, answer, colours, _ = shown(InsideEvents(ReadyProvider(engine)), recorded(engine), "grounding")
+    (found,) = engine.inspections
     assert [value for _, value in colours["choices"]] == ["drawn", "influence"] and colours["value"] == "drawn"
     shades = [float(v) for v in re.findall(r"--v:([-\d.]+)", gates)]
     most = found.parts[0].gates.abs().max()
@@ -201,30 +204,30 @@ def test_colours_lead_where_the_numbers_are(engine) -> None:
     assert "--g" not in answer and "grounding" not in answer
 
 
-def test_a_click_after_the_numbers_are_gone_finds_them_again(engine) -> None:
-    panel, history = Inside(Ready(engine)), recorded(engine)
+def test_a_click_on_what_is_no_longer_cached_inspects_again(engine) -> None:
+    panel, history = InsideEvents(ReadyProvider(engine)), recorded(engine)
     *_, answer, _, _ = shown(panel, history)
     key = re.search(r'data-key="(.*?)"', answer)[1]
-    kept = panel.token(history, clicked(2, key))
-    assert Inside(Ready(engine)).token(history, clicked(2, key)) == kept
-    assert len(engine.asked) == 2
+    kept = panel.show_token(history, clicked(2, key), REQUEST)
+    assert InsideEvents(ReadyProvider(engine)).show_token(history, clicked(2, key), REQUEST) == kept
+    assert len(engine.requests) == 2
     for index, wrong in ((-1, key), (99, key), ("0", key), (None, None), (True, key)):
-        assert panel.token(history, clicked(index, wrong))["__type__"] == "update"
+        assert panel.show_token(history, clicked(index, wrong), REQUEST)["__type__"] == "update"
     for data in (None, [], "x"):
-        assert panel.token(history, gr.EventData(None, data))["__type__"] == "update"
-    assert texts.NO_ANSWER in panel.token([], clicked(0))
+        assert panel.show_token(history, gr.EventData(None, data), REQUEST)["__type__"] == "update"
+    assert texts.NO_ANSWER in panel.show_token([], clicked(0), REQUEST)
 
 
-def test_few_looks_are_kept(engine) -> None:
-    panel, history = Inside(Ready(engine)), recorded(engine, tokens=2)
-    for _ in range(inside._KEPT + 3):
+def test_the_cache_is_bounded(engine) -> None:
+    panel, history = InsideEvents(ReadyProvider(engine)), recorded(engine, tokens=2)
+    for _ in range(inside_panel.CACHE_SIZE + 3):
         shown(panel, history)
-    assert len(panel._looks) == inside._KEPT
+    assert len(panel._cache) == inside_panel.CACHE_SIZE
 
 
-def test_what_a_model_says_is_inert(engine) -> None:
+def test_the_text_of_a_model_is_inert(engine) -> None:
     history = recorded(engine)
-    shown(Inside(Ready(engine)), history)
+    shown(InsideEvents(ReadyProvider(engine)), history)
     bad = (
         '<img src=x onerror="alert(1)">',
         "a\nb",
@@ -237,68 +240,74 @@ def test_what_a_model_says_is_inert(engine) -> None:
         "",
         "",
     )
-    found = replace(engine.found[0], tokens=bad)
+    found = replace(engine.inspections[0], tokens=bad)
     for markup in (
-        inside_html.answer_html(found, "key", len(bad)),
-        *[inside_html.token_html(found, i, ["<b>"]) for i in range(len(bad))],
-        inside_html.gates_html(found, ['<i "x">'], ((), ())),
-        inside_html.said_html("<script>"),
+        inside_charts.answer_html(found, "key", len(bad)),
+        *[inside_charts.token_html(found, i, ["<b>"]) for i in range(len(bad))],
+        inside_charts.gates_html(found, ['<i "x">'], ((), ())),
+        inside_charts.message_html("<script>"),
     ):
         tags = Tags(markup)
         inner = {"span", "i", "b", "em", "br", "figure", "figcaption", "output"}
         assert tags.names <= {"p", "div", "button", "table", "thead", "tbody", "tr", "th", "td", *inner}
         told = {"type", "class", "style", "title", "scope", "role", "aria-label", "aria-live"}
         assert all(name in told or name.startswith("data-") for name in tags.attributes)
-    assert inside_html.answer_html(found, "key", len(bad)).count("<br>") == 1
-    assert f"<em>{texts.END_TOKEN}</em>" in inside_html.answer_html(found, "key", len(bad))
-    assert f"<em>{texts.END_TOKEN}</em>" not in inside_html.answer_html(found, "key", len(bad) + 1)
+    assert inside_charts.answer_html(found, "key", len(bad)).count("<br>") == 1
+    assert f"<em>{texts.END_TOKEN}</em>" in inside_charts.answer_html(found, "key", len(bad))
+    assert f"<em>{texts.END_TOKEN}</em>" not in inside_charts.answer_html(found, "key", len(bad) + 1)
 
 
-def test_a_long_answer_is_light_and_a_very_long_one_cut(engine) -> None:
+def test_a_long_answer_is_small_html_and_a_very_long_one_is_cut(engine) -> None:
     history = recorded(engine)
-    shown(Inside(Ready(engine)), history)
-    one = engine.found[0]
+    shown(InsideEvents(ReadyProvider(engine)), history)
+    one = engine.inspections[0]
     times = 26
     wide = {name: torch.cat([getattr(one, name)] * times) for name in ("shares", "logprobs", "base_logprobs")}
     wide["no_image_logprobs"] = wide["base_logprobs"]
     long = replace(one, tokens=(" winter",) * (10 * times), **wide)
-    markup = inside_html.answer_html(long, "key", 1000)
+    markup = inside_charts.answer_html(long, "key", 1000)
     assert markup.count("data-i=") == 260 and len(markup) < 60_000
     assert texts.only_first(260, 1000) in markup
     token_ids = (5,) * 600
-    history = conversation(Record(CHOSEN, token_ids, False).to_text())
-    short = Inside(SimpleNamespace(engine=lambda: engine, status=None))
+    history = answered(AnswerRecord(CHOSEN, token_ids, False).to_json())
+    short = InsideEvents(SimpleNamespace(engine=lambda: engine, status=None))
     assert "reads 128" in hint(short, history)  # the tiny base's context
     seen: list[int] = []
-    engine.inspect = lambda request, ids: seen.append(len(ids)) or engine.found[0]
+    engine.inspect = lambda request, ids: seen.append(len(ids)) or engine.inspections[0]
     assert texts.only_first(len(one.tokens), 600) in shown(short, history)[2]
-    assert seen == [inside.MOST_TOKENS]
+    assert seen == [inside_panel.MAX_TOKENS]
 
 
-# When there is nothing to see.
+# Reasons why there is nothing to show.
 
 
-def test_every_way_of_nothing_to_see_has_its_sentence(engine, picture, tmp_path: Path) -> None:
-    panel = Inside(Ready(engine))
+def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
+    panel = InsideEvents(ReadyProvider(engine))
     good = recorded(engine)
     record = json.loads(good[-1]["metadata"]["log"])
     seen = recorded(engine, picture, adapter="see")
     cases = [
         ([], texts.NO_ANSWER),
-        (talk.user_turn("hi"), texts.NO_ANSWER),
-        ([*talk.user_turn("hi"), talk.note("…", waiting=True)], texts.NO_ANSWER),
-        ([*talk.user_turn("hi"), talk.answer("imported")], texts.NO_RECORD),
-        ([*talk.user_turn("hi"), talk.answer("imported"), talk.stats("line")], texts.NO_RECORD),
-        ([*good, *talk.user_turn("hi"), talk.answer("stopped"), talk.stats("line")], texts.NO_RECORD),
-        (conversation("{}"), texts.NO_RECORD),
+        (conversation.user_turn("hi"), texts.NO_ANSWER),
+        ([*conversation.user_turn("hi"), conversation.note("…", waiting=True)], texts.NO_ANSWER),
+        ([*conversation.user_turn("hi"), conversation.answer("imported")], texts.NO_RECORD),
+        (
+            [*conversation.user_turn("hi"), conversation.answer("imported"), conversation.stats("line")],
+            texts.NO_RECORD,
+        ),
+        (
+            [*good, *conversation.user_turn("hi"), conversation.answer("stopped"), conversation.stats("line")],
+            texts.NO_RECORD,
+        ),
+        (answered("{}"), texts.NO_RECORD),
         (recorded(engine, adapter=""), texts.NO_GATES),
         ([*seen[1:]], texts.NO_PICTURE),
-        (conversation(json.dumps({**record, "adapter": "gone"})), "There is no adapter 'gone'"),
-        (conversation(json.dumps({**record, "strength": 9.0})), texts.NO_RECORD),
-        (conversation(json.dumps({**record, "mute_layers": [77]})), "nothing to mute in layer 77"),
-        (conversation(json.dumps({**record, "token_ids": [1, 97]})), "from 0 to 96"),
-        (conversation(json.dumps({**record, "token_ids": []})), "no answer"),
-        (conversation(json.dumps({**record, "picture": True}), picture), "text only"),
+        (answered(json.dumps({**record, "adapter": "gone"})), "There is no adapter 'gone'"),
+        (answered(json.dumps({**record, "strength": 9.0})), texts.NO_RECORD),
+        (answered(json.dumps({**record, "mute_layers": [77]})), "nothing to mute in layer 77"),
+        (answered(json.dumps({**record, "token_ids": [1, 97]})), "from 0 to 96"),
+        (answered(json.dumps({**record, "token_ids": []})), "no answer"),
+        (answered(json.dumps({**record, "picture": True}), picture), "text only"),
     ]
     for history, words in cases:
         assert words in hint(panel, history), words
@@ -306,7 +315,7 @@ def test_every_way_of_nothing_to_see_has_its_sentence(engine, picture, tmp_path:
     assert hint(panel, seen) and str(tmp_path) not in hint(panel, seen)
     outside = tmp_path.parent / "secret.png"
     outside.write_bytes(b"not for you")
-    assert "secret" not in hint(panel, conversation(seen[-1]["metadata"]["log"], str(outside)))
+    assert "secret" not in hint(panel, answered(seen[-1]["metadata"]["log"], str(outside)))
 
 
 JSON = st.recursive(
@@ -323,42 +332,42 @@ FIELDS = [*Settings.model_fields, "token_ids", "picture"]
     changes=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4),
     drop=st.sets(st.sampled_from(FIELDS), max_size=1),
 )
-def test_no_record_is_too_broken_for_a_sentence(engine, text, changes, drop) -> None:
+def test_any_record_is_shown_or_refused_with_a_sentence(engine, text, changes, drop) -> None:
     whole = {**CHOSEN.model_dump(), "token_ids": [5, 6], "picture": False}
     forged = {name: value for name, value in {**whole, **changes}.items() if name not in drop}
-    panel = Inside(Ready(engine))
+    panel = InsideEvents(ReadyProvider(engine))
     for record in (text, json.dumps(forged)):
-        said, gates, *_ = shown(panel, conversation(record))
+        said, gates, *_ = shown(panel, answered(record))
         assert bool(said) != bool(gates)
         assert page_texts.FAILED not in said
-        panel.token(conversation(record), clicked(0))
+        panel.show_token(answered(record), clicked(0), REQUEST)
 
 
-def test_a_broken_engine_is_a_sentence_without_its_reason(engine) -> None:
+def test_an_unexpected_error_is_a_sentence_without_its_reason(engine) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("/secret/path")
 
     history = recorded(engine)
     engine.inspect = broken
-    assert hint(Inside(Ready(engine)), history) == page_texts.FAILED
-    assert page_texts.FAILED in Inside(Ready(engine)).token(history, clicked(0))
+    assert hint(InsideEvents(ReadyProvider(engine)), history) == page_texts.FAILED
+    assert page_texts.FAILED in InsideEvents(ReadyProvider(engine)).show_token(history, clicked(0), REQUEST)
 
 
-def test_who_opens_early_reads_what_is_waited_for(engine) -> None:
+def test_the_status_of_loading_is_shown_to_whoever_opens_the_panel_early(engine) -> None:
     history, states = recorded(engine), iter([None, None, engine, engine])
     provider = SimpleNamespace(engine=lambda: next(states), status=lambda: LoadStatus("loading", "Loading it"))
-    said = [update[0] for update in Inside(provider).show(history, "drawn")]
+    said = [update[0] for update in InsideEvents(provider).show(history, "drawn", REQUEST)]
     assert "Loading it" in said[0] and texts.LOOKING in said[-2] and said[-1] == ""
     failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
-    assert "No memory" in hint(Inside(failed), history)
+    assert "No memory" in hint(InsideEvents(failed), history)
 
 
-# Closed, it does nothing.
+# The closed panel.
 
 
-def test_only_the_hidden_field_and_a_click_reach_the_server() -> None:
+def test_only_the_hidden_field_and_a_click_on_a_token_reach_the_server() -> None:
     """A conversation that grows and a panel that opens run in the browser alone; it decides about the field."""
-    page = app.build_page(Ready(None), Shelf())
+    page = app.build_page(ReadyProvider(None), FakeCatalog())
     by_id = {component["id"]: component["props"].get("elem_id") for component in page.config["components"]}
     mine = {"inside", "inside-wanted", "inside-answer", "inside-unmute", "inside-gates", "inside-token"}
     reach, alone = set(), set()
@@ -370,20 +379,3 @@ def test_only_the_hidden_field_and_a_click_reach_the_server() -> None:
                 (reach if dependency["backend_fn"] else alone).add((name, event))
     assert reach == {("inside-wanted", "change"), ("inside-answer", "token")}
     assert alone == {("inside", "expand"), ("chat", "change"), ("inside-unmute", "click")}
-
-
-# The line below an answer.
-
-
-@pytest.mark.parametrize(
-    "layers, heads, line",
-    [
-        ((), (), []),
-        ((4, 3), (2,), ["muted: layers 3, 4; head 2"]),
-        ((5,), (), ["muted: layer 5"]),
-        ((), (1, 0, 2, 7), ["muted: heads 0–2, 7"]),
-        (range(2, 30), (), ["muted: layers 2–29"]),
-    ],
-)
-def test_the_line_says_what_is_muted(layers, heads, line) -> None:
-    assert page_texts.muted(tuple(layers), heads) == line

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from adapter.serve.store import SHIPPED
+from adapter.ui.chatbot import WORD_JOINER
 from adapter.ui.texts import page as texts
-from adapter.ui.verbatim import MARK
 from tests.browser import PHOTOGRAPHS, Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -74,7 +74,7 @@ def test_words_are_shown_as_they_were_written(visit: Callable[..., Visitor]) -> 
     visitor.ask(written)
     message = visitor.page.locator('#chat [data-testid="user"]').last
     shown = written.replace(f"[x]({stranger})", "x")  # a link, that nothing is fetched from
-    assert message.inner_text().replace(MARK, "") == shown and message.locator("img").count() == 0
+    assert message.inner_text().replace(WORD_JOINER, "") == shown and message.locator("img").count() == 0
     # What is copied, edited or taken back is what was written.
     visitor.page.locator("#chat .user-row").last.hover()
     visitor.page.locator('#chat .message-buttons-right [title*="opy"]').last.click()

@@ -10,7 +10,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from adapter.server.settings import without_folders
+from adapter.server.generation import without_folders
 from adapter.ui.texts import train as texts
 from train.ui.runs import Points, Progress, Run
 

@@ -21,9 +21,9 @@ from adapter.errors import AdapterError, BadInput
 from adapter.files import atomic_write
 from adapter.method.config import check_name
 from adapter.serve.settings import BASE_ONLY
-from adapter.server.settings import without_folders
+from adapter.server.generation import AdapterCatalog, without_folders
 from adapter.ui import theme
-from adapter.ui.chat_events import FRAME_SECONDS, toast
+from adapter.ui.status import FRAME_SECONDS, toast
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
 from train.ui.charts import run_html
@@ -67,7 +67,7 @@ class Settings(NamedTuple):
 class TrainEvents:
     """The handlers of one page, for any number of sessions at once. base: the value of `--base`."""
 
-    def __init__(self, runs: TrainingRuns, store: theme.Cards, base: str) -> None:
+    def __init__(self, runs: TrainingRuns, store: AdapterCatalog, base: str) -> None:
         self.runs, self.store = runs, store
         # The trainer runs in another working directory than the server.
         self.base = os.path.abspath(base) if os.path.exists(base) else base

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
-from adapter.server.settings import without_folders
+from adapter.server.generation import without_folders
 from adapter.ui.texts import train as texts
 from train.ui.data_upload import Preview
 

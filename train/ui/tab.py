@@ -5,16 +5,16 @@ Logic is in events.py, styles are in adapter/ui/static/train.css.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-from gradio.context import get_blocks_context
 
 from adapter.base.embedded import BASE
 from adapter.method.config import LONGEST_NAME
+from adapter.server.generation import AdapterCatalog
 from adapter.ui import theme
-from adapter.ui.status import PRIVATE, QUICK, TELLING, Picker
+from adapter.ui.chat_tab import TabParts
+from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
 from train.ui.data_upload import UPLOADS
@@ -36,15 +36,15 @@ PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2}
 def train_tab(
     tabs: gr.Tabs,
     runs: TrainingRuns,
-    store: theme.Cards,
-    chat: Sequence[Picker],
-    compare: Sequence[Picker],
+    store: AdapterCatalog,
+    chat: TabParts,
+    compare: TabParts,
     base: str = BASE,
     enabled: bool = True,
 ) -> None:
     """Lays the tab out inside the current Blocks and connects it; without `enabled` it has no events.
 
-    chat, compare: the adapter pickers of those tabs, in order.
+    chat, compare: the other tabs, to which buttons below a run switch.
     """
     if not enabled:
         gr.Markdown(texts.OFF, elem_id="train-off")
@@ -128,7 +128,7 @@ def _connect_data(
     event = {"show_progress": "minimal", "show_progress_on": preview, **PREVIEW, **PRIVATE}
     sample.input(handlers.choose_sample, [sample, *inputs], [upload, *outputs], **event)
     upload.upload(handlers.choose_upload, [upload, *inputs], [sample, *outputs], **event)
-    upload.clear(handlers.clear_data, inputs, [sample, *outputs], **QUICK)
+    upload.clear(handlers.clear_data, inputs, [sample, *outputs], **UNQUEUED)
     values = [settings[key] for key in ("name", "description", "steps", "rate")]
     gr.on(
         [component.change for component in values],
@@ -136,7 +136,7 @@ def _connect_data(
         [summary, *values],
         [settings["takes"], settings["command"]],
         trigger_mode="always_last",
-        **QUICK,
+        **UNQUEUED,
     )
 
 
@@ -164,9 +164,9 @@ def _connect_run(
         **PREVIEW,
         **PRIVATE,
     )
-    panel["stop"].click(handlers.stop, [which, summary], outputs, **TELLING)
-    panel["go_on"].click(handlers.resume, [which, summary], outputs, **TELLING)
-    gr.on([timer.tick, which.input], handlers.panel, [which, summary, known_names], outputs, **QUICK)
+    panel["stop"].click(handlers.stop, [which, summary], outputs, **QUEUED)
+    panel["go_on"].click(handlers.resume, [which, summary], outputs, **QUEUED)
+    gr.on([timer.tick, which.input], handlers.panel, [which, summary, known_names], outputs, **UNQUEUED)
 
     def select_tab(name: str | None, data: Any, event: gr.SelectData) -> tuple[Any, ...]:
         """Stops the timer while another tab is open."""
@@ -174,7 +174,7 @@ def _connect_run(
             return *[gr.skip()] * (len(outputs) - 1), gr.Timer(active=False)
         return handlers.panel(name, data, None)
 
-    tabs.select(select_tab, [which, summary], outputs, **QUICK)
+    tabs.select(select_tab, [which, summary], outputs, **UNQUEUED)
 
 
 def _connect_afterwards(
@@ -182,23 +182,16 @@ def _connect_afterwards(
     panel: dict[str, Any],
     timer: gr.Timer,
     tabs: gr.Tabs,
-    chat: Sequence[Picker],
-    compare: Sequence[Picker],
+    chat: TabParts,
+    compare: TabParts,
 ) -> None:
     event = {"queue": True, "show_progress": "hidden", **PRIVATE}
-    box, message = _by_id("box"), _by_id("message")
-    panel["chat"].click(handlers.chat_with, [panel["which"], box], [tabs, chat[0].component, box, timer], **event)
-    panes = [picker.component for picker in compare[:2]]
+    box, message = chat.message_box, compare.message_box
+    picker, *panes = (picker.component for picker in (chat.pickers[0], *compare.pickers[:2]))
+    panel["chat"].click(handlers.chat_with, [panel["which"], box], [tabs, picker, box, timer], **event)
     panel["compare"].click(
         handlers.compare_with, [panel["which"], message], [tabs, *panes, message, timer], **event
     )
-
-
-def _by_id(elem_id: str) -> Any:
-    """A component of another tab."""
-    page = get_blocks_context()
-    assert page is not None
-    return next(block for block in page.blocks.values() if getattr(block, "elem_id", None) == elem_id)
 
 
 def _step(number: int, title: str) -> str:

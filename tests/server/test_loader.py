@@ -1,0 +1,53 @@
+"""Loading in the background: status lines, failures, and the store that is empty until then."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from adapter.errors import Busy, LoadError
+from adapter.server.generation import wait_for
+from adapter.server.loader import LazyStore, LoadStatus, ModelLoader
+from tests.fake_engine import FakeCatalog
+
+
+def test_the_loader_reports_and_then_has_the_engine() -> None:
+    proceed = threading.Event()
+
+    def load(report: Any) -> tuple[Any, str]:
+        report("Converting")
+        proceed.wait()
+        return "engine", "a base on a device"
+
+    loader = ModelLoader(load)
+    loader.start()
+    lines = wait_for(loader)
+    assert next(lines).startswith(("Converting", "Loading"))
+    proceed.set()
+    list(lines)
+    assert loader.engine() == "engine" and loader.status() == LoadStatus("ready", "a base on a device")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(LoadError("No space left. Free some."), "Free some"), (ValueError("x"), "log says why")],
+)
+def test_a_failure_is_raised_for_whoever_waits(error: Exception, message: str) -> None:
+    def load(report: Any) -> tuple[Any, str]:
+        raise error
+
+    loader = ModelLoader(load)
+    loader.start()
+    with pytest.raises(LoadError, match=message):
+        list(wait_for(loader))
+
+
+def test_a_lazy_store_is_empty_until_bound() -> None:
+    store = LazyStore()
+    assert store.names() == []
+    with pytest.raises(Busy):
+        store.card("see")
+    store.bind(FakeCatalog())  # type: ignore[arg-type]
+    assert store.names() == ["poet", "see"]

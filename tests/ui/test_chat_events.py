@@ -1,0 +1,255 @@
+"""The chat's event handlers over a fake engine: what they send to it and which updates they yield."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from adapter.base.template import Message
+from adapter.errors import BadInput, Busy
+from adapter.serve.request import Client
+from adapter.serve.settings import Settings
+from adapter.ui import answer_stream, conversation, theme
+from adapter.ui.answer_stream import TEXT_ONLY
+from adapter.ui.chat_events import ChatEvents, Updates
+from adapter.ui.conversation import History, answer, stats, user_turn
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
+from tests.ui.test_conversation import shown
+
+REQUEST = event_request()
+DEFAULTS = {**Settings().model_dump(), "temperature": 0.0, "top_p": 1.0, "max_tokens": 32}
+NO_CHANGE = (gr.skip(), gr.skip(), gr.skip())
+
+
+@pytest.fixture
+def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "cat.png")
+    return str(tmp_path / "cat.png")
+
+
+def events_of(engine: Any) -> ChatEvents:
+    return ChatEvents(ReadyProvider(engine), FakeCatalog(), theme.examples())
+
+
+def send(
+    events: ChatEvents,
+    text: str,
+    history: History | None = None,
+    request: Any = REQUEST,
+    files: Any = (),
+    **settings: Any,
+) -> Iterator[Updates]:
+    message = {"text": text, "files": list(files)}
+    return events.send(message, history or [], request, **{**DEFAULTS, **settings})
+
+
+def event(**values: Any) -> Any:
+    return SimpleNamespace(**values)
+
+
+def last_history(updates: list[Any]) -> History:
+    return next(chat for chat, _, _ in reversed(updates) if isinstance(chat, list))
+
+
+def test_send_streams_and_closes(toasts: list[str]) -> None:
+    engine = EchoEngine()
+    updates = list(send(events_of(engine), " hello "))
+    line = shown([stats("frozen base · 3 tokens · 20 tokens/s")])[0]
+    assert shown(last_history(updates)) == ["hello", "you said: hello!", line]
+    assert updates[0][1]["value"] == {"text": "", "files": []} and updates[0][1]["stop_btn"] is True
+    assert updates[-1][1]["submit_btn"] is True
+    assert engine.closed == 1 and not toasts
+    request = engine.requests[0]
+    assert request.messages == (Message("user", "hello"),)
+    assert (request.adapter, request.strength, request.sampling.max_new_tokens) == (None, 1.0, 32)
+    assert request.client == Client("192.0.2.1", "me")
+
+
+def test_leaving_closes_the_stream() -> None:
+    engine = EchoEngine()
+    updates = send(events_of(engine), "hello")
+    next(chat for chat, _, _ in updates if "you said: " in shown(chat))
+    updates.close()
+    assert engine.closed == 1
+
+
+def test_one_answer_at_a_time_in_a_session(toasts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_stream, "RELEASE_SECONDS", 0.05)
+    events = events_of(EchoEngine())
+    first = send(events, "one")
+    next(first)
+    assert list(send(events, "two")) == [NO_CHANGE]
+    assert len(toasts) == 1 and "still being written" in toasts[0]
+    assert len(list(send(events, "three", request=event_request("you")))) > 1
+    first.close()
+    assert len(list(send(events, "two"))) > 1
+
+
+def test_a_history_of_an_unfinished_answer_is_refused_while_that_is_written(toasts: list[str]) -> None:
+    events = events_of(EchoEngine())
+    first = send(events, "one")
+    unfinished = next(chat for chat, _, _ in first if isinstance(chat, list) and len(chat) > 2)
+    assert conversation.is_streaming(unfinished)
+    assert list(send(events, "two", unfinished)) == [NO_CHANGE]
+    final = last_history(list(first))
+    assert not conversation.is_streaming(final) and len(toasts) == 1
+    assert len(list(send(events, "two", final))) > 1
+
+
+def test_stop_ends_the_answer_with_what_was_written() -> None:
+    engine = EchoEngine()
+    events = events_of(engine)
+    updates = send(events, "hello")
+    next(chat for chat, _, _ in updates if "you said: " in shown(chat))
+    assert events.stop([], REQUEST) == (gr.skip(), gr.skip())
+    rest = list(updates)
+    assert shown(last_history(rest))[:2] == ["hello", "you said: "]
+    assert "stopped" in shown(last_history(rest))[2] and rest[-1][1]["submit_btn"] is True
+    assert engine.closed == 1
+    # An answer that the server no longer knows, after a restart: the page is set right.
+    lost = [*user_turn("hi"), answer("Hel"), stats("x", live=True)]
+    history, box = events.stop(lost, REQUEST)
+    assert not conversation.is_streaming(history) and box["submit_btn"] is True
+
+
+def test_a_waiting_visitor_sees_how_many_are_before(toasts: list[str]) -> None:
+    updates = list(send(events_of(EchoEngine(queue_length=3)), "hello"))
+    last_lines = [shown(chat)[-1] for chat, _, _ in updates if isinstance(chat, list)]
+    assert "2 before you" in last_lines[1] and "1 before you" in last_lines[2]
+    assert "You are next" in last_lines[3]
+    assert shown(last_history(updates))[1] == "you said: hello!" and not toasts
+
+
+def test_clear_ends_the_answer_and_nothing_comes_back() -> None:
+    events = events_of(EchoEngine())
+    updates = send(events, "hello")
+    next(updates)
+    events.clear(REQUEST)
+    assert last_history(list(updates)) == []
+
+
+def test_a_picture_goes_to_the_visual_adapter(picture: str) -> None:
+    engine = EchoEngine()
+    events = events_of(engine)
+    first = last_history(list(send(events, "", files=[picture], adapter="see")))
+    assert shown(first)[:2] == ["<picture>", "What is in this picture?"]
+    assert engine.requests[0].image.size == (8, 8)
+    second = last_history(list(send(events, "really?", first, adapter="see")))
+    assert engine.requests[1].image is not None
+    assert [m.role for m in engine.requests[1].messages] == ["user", "assistant", "user"]
+    text_only = list(send(events, "and you?", second, adapter="poet"))
+    assert engine.requests[2].image is None
+    assert "picture not used" in shown(last_history(text_only))[-1]
+    list(send(events, "what?", files=[picture], adapter="poet", mix="see"))
+    assert engine.requests[3].image is not None, "a visual adapter that is mixed in sees too"
+
+
+def test_a_picture_for_a_text_adapter_leads_to_an_offer(picture: str) -> None:
+    engine = EchoEngine()
+    events = events_of(engine)
+    history = last_history(list(send(events, "what?", files=[picture], adapter="poet")))
+    assert not engine.requests and "reads text only" in shown(history)[-1]
+    assert [option["value"] for option in history[-1]["options"]] == ["see", TEXT_ONLY]
+    settings = {**DEFAULTS, "adapter": "poet"}
+
+    updates = list(events.choose_option(history, event(value="see", index=0), REQUEST, **settings))
+    assert any(isinstance(u[2], dict) and u[2].get("value") == "see" for u in updates)
+    assert engine.requests[0].adapter == "see" and engine.requests[0].image is not None
+
+    updates = list(events.choose_option(history, event(value=TEXT_ONLY, index=1), REQUEST, **settings))
+    assert engine.requests[1].adapter == "poet" and engine.requests[1].image is None
+    assert "picture not used" in shown(last_history(updates))[-1]
+
+
+def test_an_edit_keeps_the_picture_and_drops_what_followed(picture: str) -> None:
+    engine = EchoEngine()
+    events = events_of(engine)
+    history = last_history(list(send(events, "what?", files=[picture], adapter="see")))
+    edit = event(index=1, value="who?", previous_value="what?")
+    updates = list(events.edit(history, edit, REQUEST, **{**DEFAULTS, "adapter": "see"}))
+    assert shown(last_history(updates))[:3] == ["<picture>", "who?", "you said: who?!"]
+    assert engine.requests[1].image is not None
+
+
+def test_undo_returns_the_message_to_the_box(picture: str) -> None:
+    events = events_of(EchoEngine())
+    history = last_history(list(send(events, "what?", files=[picture], adapter="see")))
+    rest, box = events.undo(history)
+    assert rest == [] and box["value"]["text"] == "what?"
+    assert [Path(file).name for file in box["value"]["files"]] == ["picture.png"]
+
+
+def test_a_second_adapter_goes_into_the_request() -> None:
+    engine = EchoEngine()
+    updates = list(send(events_of(engine), "hi", adapter="poet", strength=0.8, mix="see", mix_strength=0.5))
+    assert engine.requests[0].parts == (("poet", 0.8), ("see", 0.5))
+    line = shown(last_history(updates))[-1]
+    assert "poet · strength 0.8 · with see at 0.5 · 3 tokens" in line and "no image" in line
+    list(send(events_of(engine), "hi", adapter="poet", mix=None, mix_strength=0.5))
+    assert engine.requests[1].mix == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "message"),
+    [
+        (None, {"adapter": "nobody"}, "no adapter 'nobody'"),
+        (None, {"strength": 3.0}, "Strength"),
+        (None, {"temperature": -1}, "Temperature"),
+        (None, {"seed": 1.5}, "whole number"),
+        (None, {"max_tokens": None}, "needs a whole number"),
+        (None, {"adapter": "poet", "mix": "poet"}, "mixed with itself"),
+        (None, {"adapter": "poet", "mix": "gone"}, "no adapter 'gone'"),
+        (None, {"adapter": "poet", "mix": "see", "mix_strength": 3.0}, "strength"),
+        (Busy("The queue is full. Try again."), {}, "queue is full"),
+        (BadInput("The conversation has 9000 tokens."), {}, "9000 tokens"),
+        (RuntimeError("secret /home/me/x.py"), {}, "went wrong on the server"),
+    ],
+)
+def test_a_failure_is_a_toast_and_restores_everything(
+    error: Exception | None, settings: dict[str, Any], message: str, toasts: list[str]
+) -> None:
+    history = [*user_turn("before"), answer("yes")]
+    updates = list(send(events_of(EchoEngine(error)), "hi", history, **settings))
+    assert len(toasts) == 1 and message in toasts[0] and "secret" not in toasts[0]
+    assert [box for _, box, _ in updates if isinstance(box, dict) and "value" in box][-1]["value"] == {
+        "text": "hi",
+        "files": [],
+    }
+    assert last_history(updates) == history
+
+
+def test_a_message_that_is_too_long_is_a_toast(toasts: list[str]) -> None:
+    assert list(send(events_of(EchoEngine()), "x" * 100_000)) == [NO_CHANGE]
+    assert "100,000 characters" in toasts[0]
+
+
+@pytest.mark.parametrize("adapter", ["see", "poet"])
+def test_an_unreadable_picture_leaves_the_text(adapter: str, picture: str, toasts: list[str]) -> None:
+    Path(picture).write_text("not a picture")
+    updates = list(send(events_of(EchoEngine()), "what?", files=[picture], adapter=adapter))
+    assert len(toasts) == 1 and str(Path(picture).parent) not in toasts[0]
+    assert last_history(updates) == []
+    assert updates[-1][1]["value"] == {"text": "what?", "files": []}
+
+
+def test_an_empty_message_changes_nothing(toasts: list[str]) -> None:
+    assert list(send(events_of(EchoEngine()), "  ", user_turn("a"))) == [NO_CHANGE]
+    assert len(toasts) == 1
+
+
+def test_forged_events_change_nothing() -> None:
+    events, history = events_of(EchoEngine()), user_turn("a")
+    for updates in (
+        events.edit(history, event(index=99, value="x", previous_value=""), REQUEST, **DEFAULTS),
+        events.choose_option(history, event(value="see", index=0), REQUEST, **DEFAULTS),
+        events.send_example(history, event(index=99, value={}), REQUEST, **DEFAULTS),
+        events.retry([], REQUEST, **DEFAULTS),
+    ):
+        assert list(updates) == [NO_CHANGE]

@@ -1,0 +1,133 @@
+"""Conversations as data: the Chatbot's messages, the model's messages, and markup on its way to a browser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapter.base.template import Message
+from adapter.ui import conversation
+from adapter.ui.chatbot import WORD_JOINER, VerbatimChatbot, escape_markup, unescape_markup
+from adapter.ui.conversation import History, UserTurn, answer, note, stats, user_turn
+from adapter.ui.texts import page as texts
+
+MARKUP = st.text(st.sampled_from([*"<>&![]()\\/ax1; \n", WORD_JOINER]), max_size=40) | st.text(max_size=40)
+
+
+def shown(history: History) -> list[str]:
+    return [block.get("text", "<picture>") for entry in history for block in entry["content"]]
+
+
+def test_only_words_reach_the_model() -> None:
+    history = [
+        *user_turn("what is this?", "/tmp/cat.png"),
+        answer("a cat"),
+        stats("see · strength 1 · 3 tokens"),
+        *user_turn("and now?"),
+        conversation.offer("reads text only", [("Use see", "see")]),
+        *user_turn("never mind"),
+        note("…"),
+    ]
+    assert conversation.to_messages(history) == (
+        Message("user", "what is this?"),
+        Message("assistant", "a cat"),
+        Message("user", "and now?\n\nnever mind"),
+    )
+
+
+def test_the_newest_picture_is_in_effect() -> None:
+    history = [*user_turn("a", "/tmp/1.png"), answer("x"), *user_turn("b", "/tmp/2.png")]
+    assert conversation.latest_picture(history) == "/tmp/2.png"
+    assert conversation.latest_picture([*history, answer("y"), *user_turn("c")]) == "/tmp/2.png"
+    assert conversation.latest_picture(user_turn("c")) is None
+
+
+def test_the_last_turn_holds_its_own_picture_only() -> None:
+    with_picture = [*user_turn("a"), answer("x"), *user_turn("b", "/tmp/2.png")]
+    assert conversation.last_turn(with_picture) == UserTurn(2, "b", "/tmp/2.png")
+    later = [*with_picture, answer("y"), stats("s"), *user_turn("c")]
+    assert conversation.last_turn(later) == UserTurn(6, "c", None)
+    assert conversation.last_turn([]) is None
+    assert conversation.without_last_answer(later[:6]) == with_picture
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("pirate", 1.0, 12, 31.44), "pirate · strength 1 · 12 tokens · 31 tokens/s"),
+        (("see", 0.35, 1, None, ["no image"]), "see · strength 0.35 · 1 token · no image"),
+        ((None, 1.0, 2, 8.26), "frozen base · 2 tokens · 8.3 tokens/s"),
+    ],
+)
+def test_statistics_line(arguments: tuple[Any, ...], line: str) -> None:
+    assert conversation.stats_line(*arguments) == line
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "notes"),
+    [
+        ((), (), []),
+        ((4, 3), (2,), ["muted: layers 3, 4; head 2"]),
+        ((5,), (), ["muted: layer 5"]),
+        ((), (1, 0, 2, 7), ["muted: heads 0–2, 7"]),
+        (tuple(range(2, 30)), (), ["muted: layers 2–29"]),
+    ],
+)
+def test_statistics_line_names_muted_layers_and_heads(layers: Any, heads: Any, notes: list[str]) -> None:
+    assert texts.muted(layers, heads) == notes
+
+
+def test_messages_by_the_page_are_inert() -> None:
+    text = shown([stats("<img src=x>_a_*b*")])[0]
+    assert text.startswith('<span class="aside stats">') and text.endswith("</span>")
+    assert not set("<*_") & set(text[len('<span class="aside stats">') : -len("</span>")])
+
+
+def test_stop_keeps_and_marks_what_was_written() -> None:
+    line = conversation.stats_line("a_b", 1.0, 4, 20.0)
+    stopped = conversation.mark_stopped([*user_turn("hi"), answer("Hello"), stats(line)])
+    assert shown(stopped)[:2] == ["hi", "Hello"] and "stopped" in shown(stopped)[2]
+    at_once = conversation.mark_stopped([*user_turn("hi"), note("…")])
+    assert "first word" in shown(at_once)[1]
+    assert conversation.to_messages(at_once) == (Message("user", "hi"),)
+    assert conversation.mark_stopped([]) == []
+
+
+# Markup.
+
+
+@given(MARKUP)
+def test_unescaping_is_the_inverse_of_escaping(text: str) -> None:
+    assert unescape_markup(escape_markup(text)) == text
+    assert escape_markup(text).replace(WORD_JOINER, "") == text.replace(WORD_JOINER, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<div>", "</p>", "<!-- x", "<?php", "&lt;", "&#60;", "![x](http://a.example/b.png)", r"\(x\)", r"\[x\]"],
+)
+def test_nothing_begins_as_a_tag_or_a_picture(text: str) -> None:
+    assert text[:2] not in escape_markup(f"a{text}b")
+
+
+@pytest.mark.parametrize("text", ["1 < 2 & 3 > 2!", "a<1", "**bold** `code`", "Hello! [a](b)", "C:\\x"])
+def test_other_text_is_not_changed(text: str) -> None:
+    assert escape_markup(text) == text
+
+
+def test_the_chatbot_escapes_all_but_messages_by_the_page() -> None:
+    history = [*user_turn("Is <b> bold?"), answer("Yes: <b>. ![x](http://a.example/x.png)")]
+    history.append(conversation.divider("the frozen base"))
+    with gr.Blocks():
+        chatbot = VerbatimChatbot()
+        sent = chatbot.postprocess(history)
+        question, reply, divider = (message.content[0].text for message in sent.root)
+        assert "<b" not in question and "<b" not in reply and "![" not in reply
+        assert divider == conversation.text_of(history[2]) and divider.startswith("<span")
+        received = chatbot.preprocess(sent)
+    assert [conversation.text_of(entry) for entry in received] == [conversation.text_of(e) for e in history]
+    assert VerbatimChatbot().postprocess(None).root == []

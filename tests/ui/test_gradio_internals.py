@@ -1,0 +1,96 @@
+"""Gradio's private names that the page uses are still there. A failure names what moved and what uses it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from gradio import http_server, processing_utils, tunneling
+from gradio.component_meta import ComponentMeta
+from gradio.context import LocalContext
+
+from adapter.ui import gradio_internals as internals
+
+STATIC = Path(internals.__file__).parent / "static"
+FRONTEND = Path(gr.__file__).parent / "templates" / "frontend"
+
+
+@pytest.fixture(scope="module")
+def frontend() -> str:
+    """Gradio's built scripts and style sheets."""
+    return "\n".join(
+        path.read_text(encoding="utf-8", errors="ignore")
+        for path in sorted(FRONTEND.rglob("*"))
+        if path.suffix in (".js", ".css", ".html")
+    )
+
+
+def uses(name: str, text: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text) is not None
+
+
+def test_python_names() -> None:
+    parameters = inspect.signature(gr.Blocks.validate_inputs).parameters
+    assert list(parameters) == ["self", "block_fn", "inputs"], "Blocks.validate_inputs takes other arguments"
+    assert inspect.iscoroutinefunction(gr.Blocks.preprocess_data), (
+        "Blocks.preprocess_data is no coroutine function"
+    )
+    assert "self.validate_inputs(" in inspect.getsource(gr.Blocks.preprocess_data), (
+        "Blocks.preprocess_data does not call validate_inputs: StrictBlocks has no effect"
+    )
+    download = "processing_utils.async_ssrf_protected_download("
+    assert download in inspect.getsource(gr.blocks.Block) and processing_utils.async_ssrf_protected_download, (
+        "Block does not download through processing_utils: refuse_remote_files has no effect"
+    )
+    assert "force_exit" in inspect.getsource(http_server.Server.__mro__[1]), "uvicorn.Server has no force_exit"
+    assert isinstance(tunneling.CURRENT_TUNNELS, list), "tunneling.CURRENT_TUNNELS is no list"
+    assert {"request", "blocks"} <= set(vars(LocalContext)), "LocalContext has no request or no blocks"
+    assert type(gr.Chatbot) is ComponentMeta, "components have another metaclass than subclass_component expects"
+    assert "is_template" in inspect.getsource(gr.blocks.Block), (
+        "is_template no longer selects the parent's frontend"
+    )
+    assert (internals.PHOTOGRAPHS / "cheetah1.jpg").is_file(), "the example photograph is gone"
+
+
+def test_a_subclass_writes_no_file_and_keeps_the_frontend() -> None:
+    before = set(Path(__file__).parent.iterdir())
+    kind: Any = internals.subclass_component("Sub", gr.Chatbot, {"__module__": __name__})
+    assert set(Path(__file__).parent.iterdir()) == before
+    assert kind(render=False).get_block_name() == gr.Chatbot(render=False).get_block_name()
+
+
+def test_routes() -> None:
+    with gr.Blocks() as page:
+        pass
+    missing = set(internals.ROUTES) - set(gr.routes.App.create_app(page).openapi()["paths"])
+    assert not missing, f"Gradio serves none of {missing}: server/limits.py does not count them"
+
+
+def test_css_classes(frontend: str) -> None:
+    names = [name for group in internals.CSS_CLASSES.values() for name in group]
+    missing = [name for name in (*names, *internals.ATTRIBUTES) if not uses(name, frontend)]
+    assert not missing, f"Gradio's elements have no class or attribute {missing}: see static/*.css and page.js"
+
+
+def test_every_class_in_the_style_sheets_is_ours_or_listed(frontend: str) -> None:
+    listed = {name for group in internals.CSS_CLASSES.values() for name in group}
+    root = Path(internals.__file__).parents[2]
+    ours = "\n".join(
+        path.read_text(encoding="utf-8")
+        for room in ("adapter/ui", "adapter/server", "train/ui")
+        for path in (root / room).rglob("*.py")
+        if path.name != "gradio_internals.py"
+    )
+    for path in STATIC.glob("*.css"):
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        selectors = re.sub(r"\{[^{}]*\}", "", text)
+        for name in set(re.findall(r"\.([a-zA-Z][\w-]*)", selectors)) - listed:
+            assert uses(name, ours) or path.stem == "train", f"{path.name} uses .{name}: list it if it is Gradio's"
+
+
+def test_browser_state(frontend: str) -> None:
+    assert internals.BROWSER_STATE_METHOD in frontend, "gr.BrowserState stores elsewhere than in localStorage"

@@ -1,0 +1,115 @@
+"""The page as it is built: adapter cards, examples, endpoints for programs, and its command line."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+import app
+from adapter.errors import LoadError
+from adapter.server.generation import public_text, without_folders
+from adapter.ui import theme
+from adapter.ui.answer_stream import ChatAnswers
+from adapter.ui.status import Picker
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
+
+
+def test_errors_for_a_browser_name_no_folder_of_this_machine() -> None:
+    error = LoadError("Adapter 'a': /home/me/adapters/a/config.json is not JSON; see https://a.example/b/c. <b>")
+    assert public_text(error) == "Adapter 'a': config.json is not JSON; see https://a.example/b/c. &lt;b&gt;"
+    unchanged = "Load the base it names: huggyllama/llama-7b, 3/4 done, text/image."
+    assert without_folders(unchanged) == unchanged
+
+
+def test_cards_describe_adapters() -> None:
+    catalog = FakeCatalog()
+    catalog.cards["poet"].description = "rhymes " * 40
+    labels = {value: label for label, value in theme.picker_choices(catalog)}
+    assert list(labels) == ["", "poet", "see"]
+    assert labels[""].startswith("None (frozen base)\n")
+    assert labels["see"].splitlines() == ["see", "what it does", "Sees pictures · 621 kB"]
+    assert len(labels["poet"].splitlines()[1]) <= 110
+    assert theme.short_choices([("None\nlong", ""), ("see\nlong", "see")], "Base") == [
+        ("Base", ""),
+        ("see", "see"),
+    ]
+
+
+def test_a_model_card_loads_nothing_into_the_browser() -> None:
+    catalog = FakeCatalog()
+    card = theme.model_card(catalog, "poet")
+    assert card.startswith("### poet") and "as trained" in card
+    assert "![" not in card and "<img" not in card
+    assert "without a card" in theme.model_card(catalog, "see")
+    assert "frozen base" in theme.model_card(catalog, "")
+    assert "without a card" in theme.model_card(catalog, "gone")
+
+
+def test_dropdowns_start_with_the_preferred_adapters() -> None:
+    dropdown = gr.Dropdown([""])
+    assert Picker(dropdown, "None", 0).first_value(["extract", "mine", "pirate"], "") == "pirate"
+    assert Picker(dropdown, "None", 2).first_value(["extract", "mine", "pirate"], "") == "mine"
+    assert Picker(dropdown, "None", 2).first_value(["extract"], "") == "extract"
+    assert Picker(dropdown, "None", 0).first_value(["pirate", "see"], "see") == "see"
+    assert Picker(dropdown, "None").first_value(["pirate"], "") == ""
+
+
+def test_examples_have_their_pictures_and_adapters() -> None:
+    examples = theme.examples()
+    assert [example.picture is not None for example in examples] == [False, False, True, True]
+    assert all(Path(example.picture).is_file() for example in examples if example.picture)
+    answers = ChatAnswers(ReadyProvider(EchoEngine()), FakeCatalog())
+    assert answers.adapter_for(examples[2]) == "see"
+    assert answers.adapter_for(examples[1]) is None  # "pirate" is not in this catalog: the selected one stays
+
+
+def test_endpoints_for_programs() -> None:
+    page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog())
+    endpoints = page.get_api_info()["named_endpoints"]
+    assert set(endpoints) == {"/chat", "/adapters"} and page.api_open is False
+    parameters = endpoints["/chat"]["parameters"]
+    names = ["message", "image", "adapter", "strength", "temperature", "top_p", "max_tokens", "seed"]
+    assert [parameter["parameter_name"] for parameter in parameters] == [*names, "mix", "mix_strength"]
+    assert all(parameter["parameter_has_default"] for parameter in parameters[1:])
+
+
+@pytest.mark.parametrize("argv", [["--auth", "me"], ["--auth", ":x"], ["--port", "0"], ["--quantization", "2"]])
+def test_command_line_refuses(argv: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        app.parse(argv)
+
+
+def test_a_taken_port_is_one_line_and_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert app.main(["--port", str(port)]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and str(port) in message and "--port" in message
+
+
+@pytest.mark.slow
+def test_gradio_client_is_answered(url: str) -> None:
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(url, verbose=False)
+    question = {"message": "Name three colours.", "temperature": 0, "max_tokens": 40}
+    pieces = list(client.submit(**question, api_name="/chat"))
+    assert len(pieces) > 2 and pieces[-1].startswith(pieces[0])
+    assert pieces[-1] == client.predict(**question, api_name="/chat")
+    cards = client.predict(api_name="/adapters")
+    assert [card["name"] for card in cards] == sorted(card["name"] for card in cards)
+    for wrong, message in [
+        ({"message": " "}, "empty"),
+        ({"message": "hi", "adapter": "nobody"}, "nobody"),
+        ({"message": "hi", "strength": 7}, "Strength"),
+        ({"message": "x" * 100_000}, "100,000"),
+    ]:
+        with pytest.raises(AppError, match=message):
+            client.predict(**wrong, api_name="/chat")
+    assert client.predict(**question, api_name="/chat")  # it still answers
