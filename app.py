@@ -1,4 +1,4 @@
-"""The page: reads the command line, composes the Blocks and serves them. Holds no model state."""
+"""The command line of the page: composes the rooms and serves them. Holds no logic of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Read by Gradio and the hub's client when they are imported: nothing here phones home.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -28,24 +28,21 @@ if os.environ.get("SPACES_ZERO_GPU"):
     with contextlib.suppress(ImportError):
         import spaces
 import gradio as gr
-from gradio import processing_utils
-from gradio.blocks import BlockFunction
-from gradio.context import LocalContext
-from gradio.tunneling import CURRENT_TUNNELS
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from adapter.base.embedded import BASE
 from adapter.server import openai_api
 from adapter.server.deployment import PROXIES_OF_A_SPACE, Place, find_place, parse, port_problem, runs_folder
 from adapter.server.generation import AdapterCatalog, EngineProvider
-from adapter.server.libraries import import_libraries
-from adapter.server.limits import SCOPE, UPLOAD_BYTES, Gate, LimitedProvider, Limits, address_of
-from adapter.server.loader import LazyStore, ModelLoader
-from adapter.server.upload_cleanup import HalfUploads
+from adapter.server.limits import LimitedProvider, Limits
+from adapter.server.loader import LazyStore, ModelLoader, import_libraries
+from adapter.server.middleware import UPLOAD_BYTES, PartialUploads, RequestLimits
 from adapter.ui import theme
 from adapter.ui.chat_tab import chat_tab
 from adapter.ui.compare_tab import compare_tab
+from adapter.ui.gradio_internals import StrictBlocks, close_page, refuse_remote_files, set_current_request
 from adapter.ui.status import header, refresh_periodically
 from adapter.ui.texts import page as texts
 from adapter.ui.texts.train import stopped_with_server
@@ -56,24 +53,8 @@ if TYPE_CHECKING:
     from adapter.server.loader import ServingEngine
 
 QUEUE_SIZE = 64
-BROUGHT_BYTES = 256 * 2**20  # of an upload, where visitors may bring adapters
+ADAPTER_BYTES = 256 * 2**20  # of an upload, where visitors may upload adapters
 SESSIONS = 1000  # whose conversations Gradio keeps a copy of; the browser has its own
-
-
-class Page(gr.Blocks):
-    """Blocks that say in a sentence what is wrong with values, and do not write them to the log."""
-
-    def validate_inputs(self, block_fn: BlockFunction, inputs: list[Any]) -> None:
-        if len(inputs) < len(block_fn.inputs):
-            raise gr.Error(texts.TOO_FEW_VALUES, print_exception=False)
-
-    async def preprocess_data(self, *values: Any, **more: Any) -> list[Any]:
-        try:
-            return await super().preprocess_data(*values, **more)
-        except gr.Error:
-            raise
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
-            raise gr.Error(texts.WRONG_VALUE, print_exception=False) from error
 
 
 def build_page(
@@ -88,7 +69,7 @@ def build_page(
     training: whether visitors may train adapters here, and bring their own; runs: what they train; base: its name.
     """
     # Uploads older than a day are deleted, looked for every hour.
-    with Page(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with StrictBlocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         status = header(provider)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(texts.CHAT, id="chat"):
@@ -127,33 +108,21 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
             from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
 
             base = load_for_zero_gpu(name, arguments.quantization)
-            return ZeroGpuEngine(base, adapters, spaces.GPU), base.describe()
+            return ZeroGpuEngine(base, adapters, spaces.GPU, gr.Error), base.describe()
         base = load_base(name, arguments.quantization)
         return Engine(base, adapters), base.describe()
 
     return ModelLoader(load)
 
 
-def visitor() -> str:
-    """The address of whoever is being served in this thread, "" for nobody."""
-    if (request := LocalContext.request.get(None)) is not None and request.client is not None:
-        return request.client.host
-    return "" if (scope := SCOPE.get()) is None else address_of(scope)
-
-
-async def fetch_nothing(*_: object, **__: object) -> str:
-    """In the place of Gradio's download of a file that a browser or a program only names."""
-    raise gr.Error(texts.NOTHING_IS_FETCHED, print_exception=False)
-
-
-async def failed(*_: object) -> JSONResponse:
-    """In the place of a bare status, where a route breaks; the server's log has the error."""
+async def internal_error(*_: object) -> JSONResponse:
+    """The response where a route of Gradio's raises; the server's log has the error."""
     return JSONResponse({"detail": texts.FAILED}, 500)
 
 
 def serve(arguments: argparse.Namespace, place: Place) -> int:
     """Serve until a signal comes."""
-    processing_utils.async_ssrf_protected_download = fetch_nothing
+    refuse_remote_files()
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = LazyStore()
@@ -161,10 +130,15 @@ def serve(arguments: argparse.Namespace, place: Place) -> int:
     if place.zero_gpu:
         loader.load_here()  # what is on the GPU before the launch, spaces lays by for its workers
     limits = Limits(place.public)
-    uploads, most = Path(os.environ["GRADIO_TEMP_DIR"]), BROUGHT_BYTES if place.training else UPLOAD_BYTES
-    provider = LimitedProvider(loader, limits, visitor)
+    uploads, most = Path(os.environ["GRADIO_TEMP_DIR"]), ADAPTER_BYTES if place.training else UPLOAD_BYTES
+    provider = LimitedProvider(loader, limits)
     runs = TrainingRuns(runs_folder())
     page = build_page(provider, store, place.training, runs, arguments.base or BASE)
+
+    def prepare(request: Request) -> None:
+        if place.zero_gpu:
+            set_current_request(request, page)
+
     try:
         _, url, shared = page.launch(
             server_name=place.host,
@@ -187,11 +161,11 @@ def serve(arguments: argparse.Namespace, place: Place) -> int:
             prevent_thread_lock=True,
             # The page's own server, as it is before the first request.
             app_kwargs={
-                "exception_handlers": {Exception: failed},
-                "routes": [openai_api.mount(provider, store, place.auth)],
+                "exception_handlers": {Exception: internal_error},
+                "routes": [openai_api.mount(provider, store, place.auth, prepare)],
                 "middleware": [
-                    Middleware(Gate, limits=limits, folder=uploads, most=most),
-                    Middleware(HalfUploads, folder=uploads),
+                    Middleware(RequestLimits, limits=limits, folder=uploads, most=most),
+                    Middleware(PartialUploads, folder=uploads),
                 ],
             },
         )
@@ -214,18 +188,14 @@ def serve(arguments: argparse.Namespace, place: Place) -> int:
 
 
 def close(page: gr.Blocks, loader: ModelLoader, runs: TrainingRuns) -> None:
-    """Let go of everything before the interpreter does: a thread that is in torch then would abort the process."""
+    """Close everything before the interpreter exits: a thread inside torch would then abort the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(130))  # whoever asks twice
+        signal.signal(number, lambda *_: os._exit(130))  # the second signal
     if name := runs.close():
         print(stopped_with_server(name), flush=True)
     idle = loader.close()
-    if page.server is not None:
-        page.server.force_exit = True  # open pages hold connections that never end
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of just that
-    page.close(verbose=False)
-    for tunnel in CURRENT_TUNNELS:
-        tunnel.kill()
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of connections that are cut
+    close_page(page)
     if not idle:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -25,7 +25,7 @@ _LONGEST_VALUE = 40  # characters of a wrong value that a sentence repeats
 
 
 def _to_name(value: Any) -> Any:
-    return BASE_ONLY if value is None else value
+    return BASE_ONLY if value is None else value.strip() if isinstance(value, str) else value
 
 
 def _to_whole_number(value: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Brings the model up in the background while the page is already there. Knows threads; knows no Gradio."""
+"""Loads libraries and model in the background while the page is already up. Knows threads; knows no Gradio."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 import time
@@ -19,10 +20,22 @@ if TYPE_CHECKING:
     from adapter.serve.store import AdapterCard, AdapterStore
 
 log = logging.getLogger(__name__)
+_IMPORT_LOCK = threading.Lock()
+
+
+def import_libraries() -> None:
+    """Import torch and transformers, which takes seconds. For code that may run before the model is loaded.
+
+    One thread at a time: their modules import each other in circles, and of two threads that begin at once Python
+    lets one see half a module. Raises ImportError.
+    """
+    with _IMPORT_LOCK:
+        for name in ("adapter.serve.engine", "adapter.serve.store"):
+            importlib.import_module(name)
 
 
 class ServingEngine(Protocol):
-    """What the page and the API ask of an engine, wherever that computes: adapter.serve.engine.Engine is one."""
+    """What the page and the API need of an engine, wherever it computes; adapter.serve.engine.Engine is one."""
 
     base: Base
 
@@ -35,16 +48,16 @@ class ServingEngine(Protocol):
 
 @dataclass(frozen=True)
 class LoadStatus:
-    """Where loading stands; text is one line for people, ready to be shown."""
+    """How far loading is; text is one line for people."""
 
     state: Literal["loading", "ready", "failed"]
     text: str
 
 
 class ModelLoader:
-    """Holds the engine once `load` has made it; until then says how far it is.
+    """Runs `load` and holds the engine that it returns; until then `status` says how far it is.
 
-    load gets a function to report progress with, and returns the engine and one line that describes the base.
+    load: is passed a function that reports progress; returns the engine and one line that describes the base.
     """
 
     def __init__(self, load: Callable[[Callable[[str], None]], tuple[ServingEngine, str]]) -> None:
@@ -55,17 +68,17 @@ class ModelLoader:
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
 
     def start(self) -> None:
-        """Load in a thread of its own."""
+        """Load in a background thread."""
         self._began = time.monotonic()
         self._thread.start()
 
     def load_here(self) -> None:
-        """Load in the caller's thread, and return when that is over."""
+        """Load in the caller's thread."""
         self._began = time.monotonic()
         self._run()
 
     def close(self) -> bool:
-        """Let the engine end what it does; False if the model is being loaded, which cannot be stopped."""
+        """Close the engine. Returns False if the model is still being loaded, which cannot be stopped."""
         if self._engine is not None:
             self._engine.close()
         return not self._thread.is_alive()
@@ -101,7 +114,7 @@ class ModelLoader:
 
 
 class LazyStore:
-    """The adapter store of a page that is there before the libraries that read adapters: empty at first."""
+    """The adapter store of a page that is up before the libraries that read adapters; empty until `bind`."""
 
     def __init__(self) -> None:
         self._store: AdapterStore | None = None

@@ -1,8 +1,8 @@
-"""The engine of a ZeroGPU Space: each answer is written by a process of its own, which has the GPU for a while.
+"""The engine of a ZeroGPU Space: each answer is computed by a process of its own, which has the GPU for a while.
 
-Such a worker is forked by the package `spaces`, which decorates the work. It inherits the base, already on the
-GPU; adapters and request go to it as bytes, and events come back as plain values. Nothing of one answer is there
-for the next. Knows the engine, and what of Gradio `spaces` needs to know who asks.
+The package `spaces` decorates the work and forks such a worker. It inherits the base, already on the GPU; adapters
+and request are passed to it as bytes, and events come back as plain values. No state outlives an answer. Knows the
+engine; knows no Gradio.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import gradio as gr
 import torch
-from gradio.context import LocalContext
-from starlette.requests import Request
 
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base, load_base
@@ -35,8 +32,7 @@ from adapter.serve.inspection import Inspection
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.scheduler import admit
 from adapter.serve.store import AdapterStore
-from adapter.server.limits import SCOPE
-from adapter.ui.texts import page as texts
+from adapter.server import texts
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +65,15 @@ def _device() -> str:
 class ZeroGpuEngine:
     """Answers as adapter.serve.engine.Engine does, on GPUs that come and go. Thread-safe.
 
-    To be made before the launch, in the main thread. gpu: `spaces.GPU`.
+    To be made before the launch, in the main thread. gpu: `spaces.GPU`; gpu_error: what it raises (Gradio's
+    error).
     """
 
-    def __init__(self, base: Base, store: AdapterStore, gpu: Callable[..., Any]) -> None:
+    def __init__(
+        self, base: Base, store: AdapterStore, gpu: Callable[..., Any], gpu_error: type[Exception]
+    ) -> None:
         self.base = base
+        self._gpu_error = gpu_error
         self.store = store
         # Adapters stay on the CPU in this process.
         self._here: Any = SimpleNamespace(fingerprint=base.fingerprint, device=torch.device("cpu"))
@@ -138,7 +138,7 @@ class ZeroGpuEngine:
             if len(self._open) >= MAX_REQUESTS:
                 raise Busy(texts.too_many_waiting(MAX_REQUESTS))
             self._open.add(asked)
-        context = contextvars.copy_context()  # in which spaces finds whose quota it is
+        context = contextvars.copy_context()  # spaces finds in it whose quota counts
         threading.Thread(
             target=context.run, args=(self._follow, asked, job, seconds), name="zero-gpu", daemon=True
         ).start()
@@ -146,7 +146,6 @@ class ZeroGpuEngine:
     def _follow(self, asked: _Asked, job: bytes, seconds: float) -> None:
         """Let a worker do the job, and pass on what it says; in a thread of the answer's own."""
         try:
-            _introduce()
             if asked.over:
                 return
             with closing(self._work(job, seconds)) as said:
@@ -155,7 +154,7 @@ class ZeroGpuEngine:
                         break
                     asked.take(item)
             asked.end(Busy(texts.GPU_CLOSED))
-        except gr.Error as error:
+        except self._gpu_error as error:
             asked.end(_for_reader(error))
         except Exception as error:
             log.error("A worker of ZeroGPU failed", exc_info=error)
@@ -258,16 +257,7 @@ class _Passed:
         return self._adapters[name].to(base.device)
 
 
-def _introduce() -> None:
-    """Let spaces see who asks /v1: of the page's own events Gradio has told it already."""
-    scope = SCOPE.get()
-    if scope is None or LocalContext.request.get(None) is not None:
-        return
-    LocalContext.request.set(gr.Request(Request(scope)))
-    LocalContext.blocks.set(scope["app"].get_blocks())
-
-
-def _for_reader(error: gr.Error) -> AdapterError:
+def _for_reader(error: Exception) -> AdapterError:
     if getattr(error, "title", "") == _WORKER_ERROR:
         return AdapterError(texts.GPU_WORKER_ENDED)
-    return Busy(texts.no_gpu(str(error.message).strip()))
+    return Busy(texts.no_gpu(str(getattr(error, "message", error)).strip()))

@@ -11,7 +11,7 @@ import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
 from adapter.server.generation import AdapterCatalog, EngineProvider
-from adapter.server.libraries import import_libraries
+from adapter.server.loader import import_libraries
 from adapter.ui import theme
 from adapter.ui.status import PRIVATE, Picker, toast
 from adapter.ui.texts import page as texts

@@ -17,7 +17,7 @@ from typing import Any
 
 from adapter.errors import BadInput
 from adapter.files import atomic_write
-from adapter.server.libraries import import_libraries
+from adapter.server.loader import import_libraries
 from adapter.ui.texts import page as texts
 
 MAX_SIDE = 640  # pixels; encoders look at 224 to 448

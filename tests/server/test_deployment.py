@@ -142,7 +142,7 @@ def ids(engine: Any, request: GenerationRequest) -> list[int]:
 
 
 def test_it_answers_and_inspects_as_the_engine(tiny_base: Any, shelf: AdapterStore) -> None:
-    engine, there = Engine(tiny_base, shelf), ZeroGpuEngine(tiny_base, shelf, undecorated)
+    engine, there = Engine(tiny_base, shelf), ZeroGpuEngine(tiny_base, shelf, undecorated, gr.Error)
     try:
         for request in [asked(), asked(adapter="one"), asked(adapter="two", strength=0.5, mix=(("one", 1.5),))]:
             given = ids(there, request)
@@ -166,7 +166,7 @@ def test_what_cannot_be_answered_is_known_before_there_is_a_worker(tiny_base: An
         raise AssertionError("a worker was asked for")
         yield
 
-    there = ZeroGpuEngine(tiny_base, shelf, lambda task, **_: nobody)
+    there = ZeroGpuEngine(tiny_base, shelf, lambda task, **_: nobody, gr.Error)
     from PIL import Image
 
     picture = Image.new("RGB", (8, 8))
@@ -191,7 +191,7 @@ def test_it_asks_for_as_long_as_the_answer_may_take(tiny_base: Any, shelf: Adapt
 
         return run
 
-    there = ZeroGpuEngine(tiny_base, shelf, gpu)
+    there = ZeroGpuEngine(tiny_base, shelf, gpu, gr.Error)
     for tokens in (1, 100, 2000):
         list(there.submit(asked(tokens=tokens)))
     there.close()
@@ -213,7 +213,7 @@ def test_no_gpu_is_a_sentence(
         raise error
         yield
 
-    there = ZeroGpuEngine(tiny_base, shelf, lambda task, **_: fails)
+    there = ZeroGpuEngine(tiny_base, shelf, lambda task, **_: fails, gr.Error)
     with pytest.raises(kind, match=words) as raised:
         list(there.submit(asked()))
     assert "secret" not in str(raised.value) and type(raised.value) is kind
@@ -234,7 +234,7 @@ def test_stop_is_heard_by_reader_and_worker(tiny_base: Any, shelf: AdapterStore)
 
         return run
 
-    there = ZeroGpuEngine(tiny_base, shelf, gpu)
+    there = ZeroGpuEngine(tiny_base, shelf, gpu, gr.Error)
     answer = there.submit(asked(tokens=100))
     next(answer)
     answer.cancel()

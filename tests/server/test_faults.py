@@ -39,7 +39,7 @@ from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.scheduler import MAX_ROWS, FairQueue
 from adapter.serve.store import AdapterStore
-from adapter.server.upload_cleanup import HalfUploads
+from adapter.server.middleware import PartialUploads
 from tests.app_process import AppProcess, app_process, tiny_app_process
 from tests.tiny_models import random_adapter
 
@@ -335,7 +335,7 @@ def test_half_an_upload_is_removed(tmp_path, error):
         await PlainTextResponse("the client went away", 400)(scope, receive, send)
 
     async def run() -> int:
-        page = HalfUploads(breaks, tmp_path, idle_seconds=0.2)
+        page = PartialUploads(breaks, tmp_path, idle_seconds=0.2)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
             status = (await client.post("/gradio_api/upload")).status_code
             (tmp_path / "kept").write_bytes(b"whole")
@@ -351,7 +351,7 @@ def test_other_requests_pass_by(tmp_path):
         await PlainTextResponse((await Request(scope, receive).body()).decode())(scope, receive, send)
 
     async def run() -> str:
-        page = HalfUploads(echo, tmp_path)
+        page = PartialUploads(echo, tmp_path)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
             return (await client.post("/anywhere", content="x")).text
 

@@ -11,7 +11,7 @@ import pytest
 AT_ONCE = """
 import sys, threading
 from pathlib import Path
-from adapter.server.libraries import import_libraries
+from adapter.server.loader import import_libraries
 from train.ui.runs import read_progress
 assert "torch" not in sys.modules
 

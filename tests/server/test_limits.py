@@ -19,9 +19,10 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from adapter.errors import BadInput, Busy
-from adapter.serve.request import Answer, Mailbox
-from adapter.server import limits
-from adapter.server.limits import Buckets, Gate, LimitedEngine, LimitedProvider, Limits, Places, TooOften
+from adapter.serve.request import Answer, Client, Mailbox
+from adapter.server import limits, middleware
+from adapter.server.limits import LimitedEngine, LimitedProvider, Limits, RateLimited, Slots, TokenBuckets
+from adapter.server.middleware import RequestLimits
 
 SOMEBODY, ELSE = "203.0.113.7", "198.51.100.9"
 
@@ -44,7 +45,7 @@ class Clock:
 @settings(deadline=None)
 def test_no_window_gives_more_than_a_bucket_and_its_refill(size: int, asked: list[tuple[float, str]]) -> None:
     clock = Clock()
-    buckets = Buckets(size, 10, clock)
+    buckets = TokenBuckets(size, 10, clock)
     given_at: dict[str, list[float]] = {"a": [], "b": []}
     for pause, key in asked:
         clock.now += pause
@@ -60,7 +61,7 @@ def test_no_window_gives_more_than_a_bucket_and_its_refill(size: int, asked: lis
 
 def test_who_waits_as_long_as_told_is_let_in() -> None:
     clock = Clock()
-    buckets = Buckets(3, 60, clock)
+    buckets = TokenBuckets(3, 60, clock)
     assert [buckets.take("a") for _ in range(3)] == [0, 0, 0]
     wait = buckets.take("a")
     assert wait == pytest.approx(20)
@@ -72,9 +73,9 @@ def test_who_waits_as_long_as_told_is_let_in() -> None:
 
 
 def test_buckets_forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_MOST_ADDRESSES", 100)
+    monkeypatch.setattr(limits, "_MAX_ADDRESSES", 100)
     clock = Clock()
-    buckets = Buckets(2, 60, clock)
+    buckets = TokenBuckets(2, 60, clock)
     for number in range(1000):
         buckets.take(str(number))
     assert len(buckets) == 100
@@ -86,14 +87,19 @@ def test_buckets_forget(monkeypatch: pytest.MonkeyPatch) -> None:
 # Places.
 
 
-def test_places_are_taken_and_left() -> None:
-    places = Places(2)
-    assert [places.take("a"), places.take("a"), places.take("a"), places.take("b")] == [True, True, False, True]
-    places.leave("a")
-    assert places.take("a") and not places.take("a")
+def test_slots_are_taken_and_left() -> None:
+    slots = Slots(2)
+    assert [slots.acquire("a"), slots.acquire("a"), slots.acquire("a"), slots.acquire("b")] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    slots.release("a")
+    assert slots.acquire("a") and not slots.acquire("a")
     for key in "aab":
-        places.leave(key)
-    assert places.take("c") and places._taken == {"c": 1}, "nobody is remembered who holds no place"
+        slots.release(key)
+    assert slots.acquire("c") and slots._taken == {"c": 1}, "nobody is remembered who holds no place"
 
 
 # Addresses.
@@ -141,56 +147,60 @@ class Engine:
     def close(self) -> None: ...
 
 
-def limited(clock: Clock, address: list[str]) -> tuple[Engine, LimitedEngine]:
+def asked_by(address: str) -> Any:
+    return SimpleNamespace(client=Client(address))
+
+
+def limited(clock: Clock) -> tuple[Engine, LimitedEngine]:
     engine = Engine()
     provider = SimpleNamespace(engine=lambda: engine, status=lambda: "status")
-    return engine, LimitedProvider(provider, Limits(True, clock), lambda: address[0]).engine()  # type: ignore[arg-type]
+    limited_engine = LimitedProvider(provider, Limits(True, clock)).engine()  # type: ignore[arg-type]
+    assert limited_engine is not None
+    return engine, limited_engine
 
 
-def test_one_address_gets_its_answers_a_minute_and_others_theirs() -> None:
-    clock, address = Clock(), [SOMEBODY]
-    engine, counted = limited(clock, address)
+def test_each_address_has_answers_of_its_own_a_minute() -> None:
+    clock = Clock()
+    engine, counted = limited(clock)
     for _ in range(limits.ANSWERS_PER_MINUTE):
-        counted.submit(None).close()  # type: ignore[arg-type]
-    with pytest.raises(TooOften, match="30 answers a minute .* again in 2 seconds") as refused:
-        counted.submit(None)  # type: ignore[arg-type]
+        counted.submit(asked_by(SOMEBODY)).close()
+    with pytest.raises(RateLimited, match="30 answers a minute .* again in 2 seconds") as refused:
+        counted.submit(asked_by(SOMEBODY))
     assert isinstance(refused.value, Busy) and refused.value.retry_after == 2
-    address[0] = ELSE
-    counted.submit(None)  # type: ignore[arg-type]
-    address[0] = SOMEBODY
+    counted.submit(asked_by(ELSE))
     clock.now += refused.value.retry_after
-    counted.submit(None)  # type: ignore[arg-type]
+    counted.submit(asked_by(SOMEBODY))
     assert engine.asked == limits.ANSWERS_PER_MINUTE + 2
 
 
-def test_an_answer_holds_its_place_until_its_reader_lets_go() -> None:
+def test_an_answer_holds_its_slot_until_its_reader_drops_it() -> None:
     clock = Clock()
-    engine, counted = limited(clock, [SOMEBODY])
-    held = [counted.submit(None) for _ in range(limits.ANSWERS_AT_ONCE)]  # type: ignore[arg-type]
+    engine, counted = limited(clock)
+    held = [counted.submit(asked_by(SOMEBODY)) for _ in range(limits.ANSWERS_AT_ONCE)]
     clock.now += 60
-    with pytest.raises(TooOften, match="for your address already"):
-        counted.submit(None)  # type: ignore[arg-type]
+    with pytest.raises(RateLimited, match="for your address already"):
+        counted.submit(asked_by(SOMEBODY))
     del held[0]
     gc.collect()
-    held.append(counted.submit(None))  # type: ignore[arg-type]
-    with pytest.raises(TooOften):
-        counted.submit(None)  # type: ignore[arg-type]
+    held.append(counted.submit(asked_by(SOMEBODY)))
+    with pytest.raises(RateLimited):
+        counted.submit(asked_by(SOMEBODY))
     held.clear()
     engine.error = BadInput("no")
-    for _ in range(3):  # what is refused behind it holds none
+    for _ in range(3):  # a request that the engine refuses holds none
         with pytest.raises(BadInput):
-            counted.submit(None)  # type: ignore[arg-type]
-    counted._limits._answering.take("nobody")
+            counted.submit(asked_by(SOMEBODY))
+    counted._limits._answering.acquire("nobody")
     assert counted._limits._answering._taken == {"nobody": 1}
 
 
 def test_inspections_have_a_limit_of_their_own() -> None:
-    engine, counted = limited(Clock(), [SOMEBODY])
+    engine, counted = limited(Clock())
     for _ in range(limits.INSPECTIONS_PER_MINUTE):
-        assert counted.inspect(None, (1, 2)) == "inspected (1, 2)"  # type: ignore[arg-type]
-    with pytest.raises(TooOften, match="looks inside"):
-        counted.inspect(None, (1,))  # type: ignore[arg-type]
-    counted.submit(None)  # type: ignore[arg-type]
+        assert counted.inspect(asked_by(SOMEBODY), (1, 2)) == "inspected (1, 2)"
+    with pytest.raises(RateLimited, match="looks inside"):
+        counted.inspect(asked_by(SOMEBODY), (1,))
+    counted.submit(asked_by(SOMEBODY))
     assert engine.asked == 1 and counted.base == "base"
 
 
@@ -203,10 +213,12 @@ def gate(folder: Path, public: bool = True, hold: asyncio.Event | None = None, m
             await hold.wait()
         if request.headers.get("authorization", "right") != "right":
             return PlainTextResponse("wrong", 401)
-        return PlainTextResponse(f"page of {limits.address_of(limits.SCOPE.get() or {})}")
+        return PlainTextResponse("the page")
 
     routes = [Route("/{path:path}", page, methods=["GET", "POST"])]
-    return Starlette(routes=routes, middleware=[Middleware(Gate, limits=Limits(public), folder=folder, most=most)])
+    return Starlette(
+        routes=routes, middleware=[Middleware(RequestLimits, limits=Limits(public), folder=folder, most=most)]
+    )
 
 
 def sent(app: Starlette, *requests: tuple[str, str, dict[str, Any]], address: str = SOMEBODY) -> list[Any]:
@@ -229,7 +241,7 @@ def test_uploads_are_counted_by_address(tmp_path: Path) -> None:
     assert last.status_code == 429 and "60 uploads an hour" in last.text
     assert 55 <= int(last.headers["retry-after"]) <= 60
     assert sent(app, UPLOAD, address=ELSE)[0].status_code == 200
-    assert sent(app, ("GET", "/", {}))[0].text == f"page of {SOMEBODY}", "all else is open"
+    assert sent(app, ("GET", "/", {}))[0].text == "the page", "all else is open"
 
 
 def test_an_upload_says_how_long_it_is_and_is_not_too_long(tmp_path: Path) -> None:
@@ -247,12 +259,12 @@ def test_an_upload_says_how_long_it_is_and_is_not_too_long(tmp_path: Path) -> No
 
 
 def test_uploads_end_where_the_folder_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "FOLDER_BYTES", 100)
+    monkeypatch.setattr(middleware, "FOLDER_BYTES", 100)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(b"x" * 85)
     first, second = sent(gate(tmp_path), UPLOAD, UPLOAD)
     assert first.status_code == 200 and second.status_code == 507 and "no room" in second.text
-    monkeypatch.setattr(limits, "FOLDER_FILES", 1)
+    monkeypatch.setattr(middleware, "FOLDER_FILES", 1)
     assert sent(gate(tmp_path), UPLOAD)[0].status_code == 507
 
 
@@ -266,7 +278,7 @@ def test_large_requests_are_counted_and_the_largest_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LARGE_PER_HOUR", 3)
-    monkeypatch.setattr(limits, "MESSAGE_BYTES", 2 * limits.LARGE_BYTES)
+    monkeypatch.setattr(middleware, "MESSAGE_BYTES", 2 * limits.LARGE_BYTES)
     app, path = gate(tmp_path), "/gradio_api/queue/join"
 
     def message(size: int) -> tuple[str, str, dict[str, Any]]:

@@ -28,9 +28,8 @@ import app
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
-from adapter.server import openai_api
+from adapter.server import openai_api, texts
 from adapter.server.loader import LoadStatus
-from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, app_process
 from tests.fake_engine import FakeCard, FakeCatalog, ReadyProvider
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import PICTURES, TABLES, unpack
-from adapter.server.libraries import import_libraries
+from adapter.server.loader import import_libraries
 from adapter.ui.texts import train as texts
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from filelock import FileLock
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.files import atomic_write
 from adapter.method.config import check_name
-from adapter.server.libraries import import_libraries
+from adapter.server.loader import import_libraries
 from train.config import RecipeFile, read_recipe, recipe_text
 
 if TYPE_CHECKING:

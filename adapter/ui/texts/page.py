@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from adapter.server.texts import DEFAULT_QUESTION, FAILED
@@ -158,56 +157,10 @@ def waiting_for_model(status: str) -> str:
     return f"Waiting for the model. {status}"
 
 
-# What one address may ask of a public server.
-REQUEST_WITHOUT_LENGTH = "A request must say how long it is."
+# Requests that are malformed.
 WRONG_VALUE = "The request has a value of another kind than is needed. Reload the page, or see Use via API."
 TOO_FEW_VALUES = "The request lacks some of the values that it needs. Reload the page and try again."
 NOTHING_IS_FETCHED = "Files are uploaded here: nothing is fetched from other addresses."
-UPLOAD_NOT_KEPT = "The server could not keep this file: its disk may be full. Send words only, or try again later."
-UPLOADS_FULL = "There is no room for more uploads at the moment. Try again later, or send words only."
-
-
-def too_many_answers(count: int, seconds: float) -> str:
-    return f"{count} answers a minute are the limit for one address. {_again(seconds)}"
-
-
-def too_many_at_once(count: int) -> str:
-    return f"{count} answers are being written for your address already. Wait for one of them to end."
-
-
-def too_many_inspections(count: int, seconds: float) -> str:
-    return f"{count} looks inside a minute are the limit for one address. {_again(seconds)}"
-
-
-def too_many_uploads(count: int, seconds: float) -> str:
-    return f"{count} uploads an hour are the limit for one address. {_again(seconds)}"
-
-
-def too_many_streams(count: int) -> str:
-    return f"{count} connections are open from your address already. Close some of its pages."
-
-
-def upload_too_large(limit: int) -> str:
-    return f"The upload is larger than {limit // 2**20} MB. Make it smaller, or send one file at a time."
-
-
-def message_too_large(limit: int) -> str:
-    return f"The request is larger than {limit // 2**20} MB. Start a new conversation, or send less."
-
-
-def too_many_large(count: int, seconds: float) -> str:
-    return f"{count} large requests an hour are the limit for one address. {_again(seconds)}"
-
-
-def too_many_logins(count: int, seconds: float) -> str:
-    return f"{count} tries a minute are the limit for one address. {_again(seconds)}"
-
-
-def _again(seconds: float) -> str:
-    if seconds < 90:
-        whole = max(1, math.ceil(seconds))
-        return f"Try again in {whole} second{'' if whole == 1 else 's'}."
-    return f"Try again in {math.ceil(seconds / 60)} minutes."
 
 
 def reads_text_only(adapter: str | None, one_sees: bool) -> str:
@@ -238,10 +191,6 @@ def rate(tokens_per_s: float) -> str:
     return f"{tokens_per_s:.1f} tokens/s" if tokens_per_s < 10 else f"{tokens_per_s:.0f} tokens/s"
 
 
-def too_long(characters: int, most: int) -> str:
-    return f"This message has {characters:,} characters; at most {most:,} fit. Shorten it, or send it in parts."
-
-
 def mixed_with_itself(adapter: str) -> str:
     return f"“{adapter}” cannot be mixed with itself. Choose another second adapter, or none."
 
@@ -249,10 +198,6 @@ def mixed_with_itself(adapter: str) -> str:
 def sees_nothing(adapter: str | None) -> str:
     """For programs that send a picture to an adapter that reads text."""
     return f"{adapter or 'The frozen base'} reads text only. Name an adapter that sees, or no image."
-
-
-def not_loaded(status: str) -> str:
-    return f"The model is not loaded. {status}"
 
 
 def import_too_large(most: int) -> str:
@@ -289,21 +234,6 @@ def _counted(what: str, numbers: Sequence[int]) -> str:
             runs.append([number])
     spans = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
     return f"{what}{'s' if len(set(numbers)) > 1 else ''} {', '.join(spans)}" if spans else ""
-
-
-# On a ZeroGPU Space.
-GPU_CLOSED = "The server is going down. Ask again in a minute."
-GPU_WORKER_ENDED = (
-    "The GPU was taken away before the answer was complete. Ask again; with fewer max tokens it needs less time."
-)
-
-
-def no_gpu(reason: str) -> str:
-    return f"There is no GPU for this answer now. {reason}"
-
-
-def too_many_waiting(count: int) -> str:
-    return f"{count} requests are waiting already. Try again in a minute."
 
 
 # The manual of the endpoints for programs.

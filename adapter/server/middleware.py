@@ -1,0 +1,188 @@
+"""ASGI middleware before the whole page: limits bodies and connections, and cleans up uploads that break off.
+
+Knows HTTP, the paths of Gradio's routes and its folder of uploads; imports no Gradio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapter.server import texts
+from adapter.server.generation import client_of
+from adapter.server.limits import Limits, RateLimited
+from adapter.server.openai_api import error_response
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES = 8 * 2**20  # of a request that is no upload: a conversation with its kept pictures is the largest
+UPLOAD_BYTES = 40 * 2**20
+FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
+_FORM_BYTES = 2**16  # around an uploaded file
+_FOLDER_SECONDS = 10.0
+_IDLE_SECONDS = 20.0  # since the last write to a partial upload, if no upload is under way here
+_STUCK_SECONDS = 600.0  # if one is
+
+
+class RequestLimits:
+    """Counts requests, uploads and open connections by address, and refuses what is too large."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, folder: Path, most: int = UPLOAD_BYTES) -> None:
+        """folder: of the uploads; most: bytes of one."""
+        self._app, self._limits, self._most = app, limits, most
+        self._folder = _FolderSize(folder)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, address = scope["path"], client_of(Request(scope)).address
+        release: Callable[[], None] = lambda: None  # noqa: E731
+        try:
+            if "/v1/" in path:
+                release = self._limits.call(address)
+                self._limits.login(address, 0)
+                send = self._counting_wrong_keys(address, send)
+            else:
+                if _stays_open(path):
+                    release = self._limits.stream(address)
+                if scope["method"] == "POST" and self._limits.key(address) is not None:
+                    await self._check_body(path, scope, address)
+            await self._app(scope, receive, send)
+        except _Refused as refused:
+            await refused.response(scope, receive, send)
+        except RateLimited as error:
+            await _rate_limited(path, error)(scope, receive, send)
+        finally:
+            release()
+
+    def _counting_wrong_keys(self, address: str, send: Send) -> Send:
+        async def counting(message: Message) -> None:
+            if message.get("status") == 401:
+                with contextlib.suppress(RateLimited):
+                    self._limits.login(address)
+            await send(message)
+
+        return counting
+
+    async def _check_body(self, path: str, scope: Scope, address: str) -> None:
+        """Gradio's routes read bodies whole, so their length counts before; /v1 limits its own while reading."""
+        length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+        if not length.isdecimal():
+            raise _Refused(411, texts.REQUEST_WITHOUT_LENGTH)
+        if _is_upload(path):
+            if int(length) > self._most + _FORM_BYTES:
+                raise _Refused(413, texts.upload_too_large(self._most))
+            self._limits.upload(address)
+            if await self._folder.is_full(int(length)):
+                raise _Refused(507, texts.UPLOADS_FULL)
+            return
+        if int(length) > MESSAGE_BYTES:
+            raise _Refused(413, texts.request_too_large(MESSAGE_BYTES))
+        self._limits.message(address, int(length))
+        if path.endswith("/login"):
+            self._limits.login(address)
+
+
+class PartialUploads:
+    """Answers with a sentence where the disk is full, and deletes what was written of uploads that broke off.
+
+    Gradio 6.31 writes a file on its way as tmp* and forgets one that never becomes whole.
+    """
+
+    def __init__(self, app: ASGIApp, folder: Path, idle_seconds: float = _IDLE_SECONDS) -> None:
+        self._app, self._folder, self._idle = app, folder, idle_seconds
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _is_upload(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        status = 0
+
+        async def noting_status(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        self._under_way += 1
+        try:
+            await self._app(scope, receive, noting_status)
+        except OSError as error:
+            if status:
+                raise
+            log.error("An upload cannot be kept: %s", error.strerror or error)
+            await PlainTextResponse(texts.UPLOAD_NOT_KEPT, 507)(scope, receive, send)
+        finally:
+            self._under_way -= 1
+            if not 200 <= status < 300:
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._idle + 1, loop.run_in_executor, None, self._delete_stale)
+
+    def _delete_stale(self) -> None:
+        """Another server may write to the same folder, so that only what has not grown for a while is deleted."""
+        oldest = time.time() - (_STUCK_SECONDS if self._under_way else self._idle)
+        for file in self._folder.glob("tmp*"):
+            with contextlib.suppress(OSError):
+                if file.is_file() and file.stat().st_mtime < oldest:
+                    file.unlink()
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.response = PlainTextResponse(text, status)
+
+
+class _FolderSize:
+    """Bytes and files in the folder of uploads, measured anew every few seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._bytes = self._files = 0
+        self._due = 0.0
+
+    async def is_full(self, more: int) -> bool:
+        """Whether `more` bytes do not fit; if they do, they count from now on."""
+        if (now := time.monotonic()) >= self._due:
+            self._due = now + _FOLDER_SECONDS
+            self._bytes, self._files = await asyncio.to_thread(_measure, self._path)
+        if self._bytes + more > FOLDER_BYTES or self._files >= FOLDER_FILES:
+            return True
+        self._bytes += more
+        self._files += 1
+        return False
+
+
+def _measure(folder: Path) -> tuple[int, int]:
+    total = count = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # just deleted
+                total += os.lstat(os.path.join(root, name)).st_size
+                count += 1
+    return total, count
+
+
+def _is_upload(path: str) -> bool:
+    return path.endswith("/gradio_api/upload")
+
+
+def _stays_open(path: str) -> bool:
+    tail = path.partition("/gradio_api")[2]
+    return tail.startswith(("/queue/data", "/call/", "/heartbeat/", "/upload"))
+
+
+def _rate_limited(path: str, error: RateLimited) -> Response:
+    if "/v1/" in path:
+        return error_response(error)
+    return PlainTextResponse(str(error), 429, {"Retry-After": str(error.retry_after)})  # as Gradio's page shows it
