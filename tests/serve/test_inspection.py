@@ -1,4 +1,4 @@
-"""What is said of an answer, against the same written out in plain torch on the tiny model in fp32."""
+"""Inspection against the same quantities written out in plain torch, on the tiny model in fp32."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ from adapter.serve.prompts import mute
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
+from tests.app_process import PATIENCE, wait_until
 from tests.tiny_models import random_adapter
 
-ASKED = (Message("user", "What?"),)
+QUESTION = (Message("user", "What?"),)
 ANSWER = [41, 7, 63, 12, 88, 30, 96]
 TUNING = TuningConfig(intermediate_size=64, norms=True, bias=True, scale=True, lora_rank=3)
 
@@ -49,27 +50,27 @@ def _no_grad():
 
 @pytest.fixture
 def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
-    """Two adapters of text with other layers and lengths, one that sees and one that is tuned."""
+    """With text adapters of different layers and lengths, a visual one and a tuned one."""
     save_adapter(random_adapter(tiny_fingerprint, 1), tmp_path / "one")
     save_adapter(random_adapter(tiny_fingerprint, 2, prompt_length=3, insertion_layers=2), tmp_path / "two")
-    sees, picture = seeing(tiny_fingerprint)
-    save_adapter(sees, tmp_path / "see")
-    save_adapter(tuned(tiny_fingerprint), tmp_path / "tuned")
-    encoder = SimpleNamespace(encode=lambda images, **_: picture)
+    visual, features = visual_adapter(tiny_fingerprint)
+    save_adapter(visual, tmp_path / "see")
+    save_adapter(tuned_adapter(tiny_fingerprint), tmp_path / "tuned")
+    encoder = SimpleNamespace(encode=lambda images, **_: features)
     monkeypatch.setattr(prompts, "load_encoder", lambda *_: encoder)
     with closing(Engine(tiny_base, AdapterStore(tmp_path))) as engine:
         yield engine
 
 
-def answered(engine, *arguments, **kwargs):
-    """A greedy answer's request and its events with a token."""
-    request = GenerationRequest(ASKED, *arguments, sampling=SamplingParams(0, max_new_tokens=12), **kwargs)
+def generate(engine, *arguments, **kwargs):
+    """The request of a greedy answer and its events with a token."""
+    request = GenerationRequest(QUESTION, *arguments, sampling=SamplingParams(0, max_new_tokens=12), **kwargs)
     return request, [event for event in engine.submit(request) if event.token_id is not None]
 
 
 @pytest.fixture
 def prompt_ids(tiny_base):
-    return encode_prompt(tiny_base.tokenizer, ASKED)
+    return encode_prompt(tiny_base.tokenizer, QUESTION)
 
 
 def inspect(base, adapter, messages, answer_ids, features=None, strength=1.0):
@@ -80,30 +81,30 @@ def inspect(base, adapter, messages, answer_ids, features=None, strength=1.0):
     return inspect_answer(base, [adapter], prompt_ids, answer_ids, kv, no_image)
 
 
-def seeing(fingerprint, projects=0.3):
-    """A visual adapter and a picture for it."""
+def visual_adapter(fingerprint, std=0.3):
+    """A visual adapter with a random projection, and features of an image for it."""
     adapter = random_adapter(fingerprint, vision=VisionConfig(encoder="any", feature_size=6, hidden=5))
     for parameter in adapter.projection.parameters():
-        torch.nn.init.normal_(parameter, std=projects) if projects else parameter.zero_()
+        torch.nn.init.normal_(parameter, std=std) if std else parameter.zero_()
     return adapter, VisualFeatures(torch.randn(1, 6))
 
 
-def tuned(fingerprint):
+def tuned_adapter(fingerprint):
     adapter = random_adapter(fingerprint, tuning=TUNING)
     for parameter in adapter.tuning.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return adapter
 
 
-def likelihoods(model, prompt_ids, kv=None):
-    """[T] by a pass over everything with the logits of all positions."""
+def reference_logprobs(model, prompt_ids, kv=None):
+    """[T], from one pass with the logits of all positions."""
     ids = torch.tensor([[*prompt_ids, *ANSWER]])
-    spread = model(input_ids=ids, prompt_kv=kv).logits[0].log_softmax(-1)
-    return torch.stack([spread[len(prompt_ids) - 1 + i, token] for i, token in enumerate(ANSWER)])
+    logprobs = model(input_ids=ids, prompt_kv=kv).logits[0].log_softmax(-1)
+    return torch.stack([logprobs[len(prompt_ids) - 1 + i, token] for i, token in enumerate(ANSWER)])
 
 
-def written_out(model, adapter, prompt_ids):
-    """Shares [T, L, H] and weights [T, L, K]: the forward pass with loops over heads, and no code of ours."""
+def reference_shares(model, adapter, prompt_ids):
+    """Shares [T, L, H] and weights [T, L, K]: the forward pass with loops over heads, without any code of ours."""
     ids = torch.tensor([*prompt_ids, *ANSWER])[:-1]
     length, first = len(ids), adapter.config.layers[0]
     hidden = model.model.embed_tokens(ids)
@@ -116,11 +117,11 @@ def written_out(model, adapter, prompt_ids):
     shares, weights = [], []
     for index, layer in enumerate(model.model.layers):
         attention, x = layer.self_attn, layer.input_layernorm(hidden)
-        heads, parts, seen, heard = [], [], [], []
+        heads, head_shares, head_weights, gates = [], [], [], []
         for h in range(4):
-            mine, group = slice(h * 8, h * 8 + 8), slice(h // 2 * 8, h // 2 * 8 + 8)
+            own, group = slice(h * 8, h * 8 + 8), slice(h // 2 * 8, h // 2 * 8 + 8)
             wk, wv = attention.k_proj.weight[group], attention.v_proj.weight[group]
-            q = rope(x @ attention.q_proj.weight[mine].T)
+            q = rope(x @ attention.q_proj.weight[own].T)
             scores = (q @ rope(x @ wk.T).T / math.sqrt(8)).masked_fill(future, -math.inf)
             out = scores.softmax(-1) @ (x @ wv.T)
             if index >= first:
@@ -128,24 +129,24 @@ def written_out(model, adapter, prompt_ids):
                 softmax = (q @ (prompts @ wk.T).T / math.sqrt(8)).softmax(-1)
                 term = gate * softmax @ (prompts @ wv.T)
                 a, b = term.square().sum(1).sqrt(), out.square().sum(1).sqrt()
-                parts.append(a / (a + b))
-                seen.append(softmax)
-                heard.append(gate.abs())
+                head_shares.append(a / (a + b))
+                head_weights.append(softmax)
+                gates.append(gate.abs())
                 out = out + term
             heads.append(out)
-        if parts:
-            shares.append(torch.stack(parts, dim=1))
-            weights.append(sum(g * w for g, w in zip(heard, seen, strict=True)) / sum(heard))
+        if gates:
+            shares.append(torch.stack(head_shares, dim=1))
+            weights.append(sum(g * w for g, w in zip(gates, head_weights, strict=True)) / sum(gates))
         hidden = hidden + torch.cat(heads, dim=1) @ attention.o_proj.weight.T
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return torch.stack(shares, 1)[-len(ANSWER) :], torch.stack(weights, 1)[-len(ANSWER) :]
 
 
-def test_shares_and_weights_are_the_paper_written_out(tiny_base, tiny_fingerprint, prompt_ids):
+def test_shares_and_weights_are_the_paper_reference_shares(tiny_base, tiny_fingerprint, prompt_ids):
     adapter = random_adapter(tiny_fingerprint)
     adapter.gates[:, ::2] *= -1
-    found = inspect(tiny_base, adapter, ASKED, ANSWER)
-    shares, weights = written_out(tiny_base.model, adapter, prompt_ids)
+    found = inspect(tiny_base, adapter, QUESTION, ANSWER)
+    shares, weights = reference_shares(tiny_base.model, adapter, prompt_ids)
     assert_close(found.shares, shares, rtol=1e-3, atol=1e-5)
     assert_close(found.parts[0].prompt_weights, weights, rtol=1e-3, atol=1e-5)
     assert_close(found.prompt_share, shares.flatten(1).mean(1), rtol=1e-3, atol=1e-5)
@@ -156,75 +157,77 @@ def test_shares_and_weights_are_the_paper_written_out(tiny_base, tiny_fingerprin
     assert torch.equal(found.parts[0].gates, adapter.activated_gates())
 
 
-def test_weights_over_prompts_sum_to_one_at_any_gate(tiny_base, tiny_fingerprint):
+def test_prompt_weights_sum_to_one_at_any_gate(tiny_base, tiny_fingerprint):
     adapter = random_adapter(tiny_fingerprint)
     for gates in (adapter.gates.clone(), torch.zeros(3, 4)):
         adapter.gates.copy_(gates)
-        found = inspect(tiny_base, adapter, ASKED, ANSWER)
+        found = inspect(tiny_base, adapter, QUESTION, ANSWER)
         assert_close(found.parts[0].prompt_weights.sum(-1), torch.ones(7, 3))
         assert found.parts[0].prompt_weights.min() >= 0
 
 
-def test_zero_gate_or_strength_zero_draws_nothing_and_moves_nothing(tiny_base, tiny_fingerprint):
-    shut = random_adapter(tiny_fingerprint)
-    shut.gates.zero_()
-    for adapter, strength in ((shut, 1.0), (random_adapter(tiny_fingerprint), 0.0)):
-        found = inspect(tiny_base, adapter, ASKED, ANSWER, strength=strength)
+def test_at_gate_or_strength_zero_shares_and_influence_are_zero(tiny_base, tiny_fingerprint):
+    closed = random_adapter(tiny_fingerprint)
+    closed.gates.zero_()
+    for adapter, strength in ((closed, 1.0), (random_adapter(tiny_fingerprint), 0.0)):
+        found = inspect(tiny_base, adapter, QUESTION, ANSWER, strength=strength)
         for zero in (found.shares, found.prompt_share, found.influence, found.parts[0].gates):
             assert not zero.any()
 
 
-def test_strength_draws_more(tiny_base, tiny_fingerprint):
+def test_shares_grow_with_the_strength(tiny_base, tiny_fingerprint):
     adapter = random_adapter(tiny_fingerprint)
-    half, full = (inspect(tiny_base, adapter, ASKED, ANSWER, strength=s) for s in (0.5, 1.0))
-    assert (half.shares[:, 0] < full.shares[:, 0]).all()  # the lowest insertion layer hears the same words
+    half, full = (inspect(tiny_base, adapter, QUESTION, ANSWER, strength=s) for s in (0.5, 1.0))
+    assert (half.shares[:, 0] < full.shares[:, 0]).all()  # the lowest insertion layer has the same input
     assert_close(half.parts[0].gates * 2, full.parts[0].gates)
 
 
-@pytest.mark.parametrize("make", [random_adapter, tuned], ids=["prompts", "tuned"])
-def test_influence_sums_to_the_difference_of_log_likelihoods(tiny_base, tiny_fingerprint, prompt_ids, make):
+@pytest.mark.parametrize("make", [random_adapter, tuned_adapter], ids=["prompts", "tuned"])
+def test_influence_sums_to_the_difference_of_log_reference_logprobs(tiny_base, tiny_fingerprint, prompt_ids, make):
     model, adapter = tiny_base.model, make(tiny_fingerprint)
-    found = inspect(tiny_base, adapter, ASKED, ANSWER, strength=0.8)
-    with_adapter = likelihoods(model, prompt_ids, adapter(model).scaled(0.8))
+    found = inspect(tiny_base, adapter, QUESTION, ANSWER, strength=0.8)
+    with_adapter = reference_logprobs(model, prompt_ids, adapter(model).scaled(0.8))
     assert_close(found.logprobs, with_adapter, rtol=1e-4, atol=1e-4)
     assert_close(
-        found.influence.sum(), (with_adapter - likelihoods(model, prompt_ids)).sum(), rtol=1e-4, atol=1e-3
+        found.influence.sum(), (with_adapter - reference_logprobs(model, prompt_ids)).sum(), rtol=1e-4, atol=1e-3
     )
     assert found.influence.abs().max() > 0.01
 
 
-def test_grounding_is_what_the_picture_adds(tiny_base, tiny_fingerprint, prompt_ids):
-    model, (adapter, picture) = tiny_base.model, seeing(tiny_fingerprint)
-    found = inspect(tiny_base, adapter, ASKED, ANSWER, picture)
-    want = likelihoods(model, prompt_ids, adapter(model, picture)) - likelihoods(model, prompt_ids, adapter(model))
+def test_grounding_is_what_the_image_adds(tiny_base, tiny_fingerprint, prompt_ids):
+    model, (adapter, features) = tiny_base.model, visual_adapter(tiny_fingerprint)
+    found = inspect(tiny_base, adapter, QUESTION, ANSWER, features)
+    want = reference_logprobs(model, prompt_ids, adapter(model, features)) - reference_logprobs(
+        model, prompt_ids, adapter(model)
+    )
     assert_close(found.grounding, want, rtol=1e-4, atol=1e-4)
     assert found.grounding.abs().max() > 0.01
-    again = inspect(tiny_base, adapter, ASKED, ANSWER, picture[:1])
-    assert not (again.logprobs - found.logprobs).any()  # one picture against itself
-    assert inspect(tiny_base, adapter, ASKED, ANSWER).grounding is None
-    blank, picture = seeing(tiny_fingerprint, projects=0)
-    assert not inspect(tiny_base, blank, ASKED, ANSWER, picture).grounding.any()
+    again = inspect(tiny_base, adapter, QUESTION, ANSWER, features[:1])
+    assert not (again.logprobs - found.logprobs).any()  # the same image again
+    assert inspect(tiny_base, adapter, QUESTION, ANSWER).grounding is None
+    blank, features = visual_adapter(tiny_fingerprint, std=0)
+    assert not inspect(tiny_base, blank, QUESTION, ANSWER, features).grounding.any()
 
 
-def test_muting_one_head_is_its_gate_at_zero(tiny_base, tiny_fingerprint, prompt_ids):
+def test_muting_sets_gates_to_zero(tiny_base, tiny_fingerprint, prompt_ids):
     adapter = random_adapter(tiny_fingerprint)
-    kv, shut = adapter(tiny_base.model), copy.deepcopy(adapter)
+    kv, zeroed = adapter(tiny_base.model), copy.deepcopy(adapter)
     for layers, heads, where in (
         ((2,), (1,), (1, 1)),
         ((), (1, 3), (slice(None), [1, 3])),
         ((1, 3), (), ([0, 2],)),
         ((), (), ([],)),
     ):
-        shut.gates.copy_(adapter.gates)
-        shut.gates[where] = 0
+        zeroed.gates.copy_(adapter.gates)
+        zeroed.gates[where] = 0
         got = answer_logprobs(tiny_base, prompt_ids, ANSWER, mute(kv, layers, heads))
-        assert torch.equal(got, answer_logprobs(tiny_base, prompt_ids, ANSWER, shut(tiny_base.model)))
+        assert torch.equal(got, answer_logprobs(tiny_base, prompt_ids, ANSWER, zeroed(tiny_base.model)))
     twice = mute(mute(kv, (1,), (0,)), (3,), (2,))
     assert [(p.gates[0] == 0).nonzero().flatten().tolist() for (p,) in twice.layers.values()] == [[0], [], [2]]
     assert all(p.gates.all() for (p,) in kv.layers.values())
 
 
-@pytest.mark.parametrize("make", [random_adapter, tuned], ids=["prompts", "tuned"])
+@pytest.mark.parametrize("make", [random_adapter, tuned_adapter], ids=["prompts", "tuned"])
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "packed"])
 def test_law_muting_everything_is_the_base_bit_for_bit(tiny_base, tiny_fingerprint, prompt_ids, kind, make):
     model = copy.deepcopy(tiny_base.model)
@@ -234,56 +237,56 @@ def test_law_muting_everything_is_the_base_bit_for_bit(tiny_base, tiny_fingerpri
     base, adapter = Base(model, tiny_base.tokenizer, tiny_fingerprint, kind, 0), make(tiny_fingerprint)
     kv = adapter(model)
     everything = range(-1, 4) if kv.deltas is not None else kv.layers
-    silent = mute(kv, everything)
+    muted = mute(kv, everything)
     plain = answer_logprobs(base, prompt_ids, ANSWER)
-    assert torch.equal(answer_logprobs(base, prompt_ids, ANSWER, silent), plain)
+    assert torch.equal(answer_logprobs(base, prompt_ids, ANSWER, muted), plain)
     assert not torch.equal(answer_logprobs(base, prompt_ids, ANSWER, kv), plain)
     ids = torch.tensor([prompt_ids])
-    assert torch.equal(model(input_ids=ids, prompt_kv=silent).logits, model(input_ids=ids).logits)
-    found = inspect(base, adapter, ASKED, ANSWER)
+    assert torch.equal(model(input_ids=ids, prompt_kv=muted).logits, model(input_ids=ids).logits)
+    found = inspect(base, adapter, QUESTION, ANSWER)
     assert found.shares.dtype == torch.float32 and found.shares.isfinite().all()
 
 
-def test_the_model_is_left_as_it_was(tiny_base, tiny_fingerprint, prompt_ids):
-    model, (adapter, picture) = tiny_base.model, seeing(tiny_fingerprint)
-    ids, kv = torch.tensor([prompt_ids]), adapter(tiny_base.model, picture)
+def test_inspection_leaves_nothing_on_the_model(tiny_base, tiny_fingerprint, prompt_ids):
+    model, (adapter, features) = tiny_base.model, visual_adapter(tiny_fingerprint)
+    ids, kv = torch.tensor([prompt_ids]), adapter(tiny_base.model, features)
     before = model(input_ids=ids).logits, model(input_ids=ids, prompt_kv=kv).logits
-    kept = [(module, dict(vars(module))) for module in model.modules()]
-    inspect(tiny_base, adapter, ASKED, ANSWER, picture)
-    assert all(vars(module).keys() == had.keys() for module, had in kept)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module, _ in kept)
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    inspect(tiny_base, adapter, QUESTION, ANSWER, features)
+    assert all(vars(module).keys() == had.keys() for module, had in attributes)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module, _ in attributes)
     after = model(input_ids=ids).logits, model(input_ids=ids, prompt_kv=kv).logits
     assert all(map(torch.equal, before, after))
     assert kv.watch is None
 
 
-def test_what_is_made_of_a_watched_one_is_not_watched(tiny, tiny_fingerprint):
+def test_prompts_made_of_watched_ones_are_not_watched(tiny, tiny_fingerprint):
     kv = random_adapter(tiny_fingerprint)(tiny)
-    seen = []
-    watched = PromptKV(kv.layers, watch=lambda layer, *_: seen.append(layer))
-    for made in (
+    layers = []
+    watched = PromptKV(kv.layers, watch=lambda layer, *_: layers.append(layer))
+    for derived in (
         watched.scaled(0.5),
         PromptKV.stack([watched, kv]),
         PromptKV.mixed([watched, kv]),
         mute(watched),
     ):
-        assert made.watch is None
+        assert derived.watch is None
     want = tiny(input_ids=torch.tensor([ANSWER]), prompt_kv=kv).logits
     assert torch.equal(tiny(input_ids=torch.tensor([ANSWER]), prompt_kv=watched).logits, want)
-    assert seen == [1, 2, 3]
+    assert layers == [1, 2, 3]
 
 
-def test_two_at_once_do_not_mix(tiny_base, tiny_fingerprint):
+def test_two_inspections_at_once_do_not_mix(tiny_base, tiny_fingerprint):
     adapters = [random_adapter(tiny_fingerprint, seed, prompt_length=4 + seed) for seed in (1, 2)]
-    want = [inspect(tiny_base, adapter, ASKED, ANSWER) for adapter in adapters]
+    want = [inspect(tiny_base, adapter, QUESTION, ANSWER) for adapter in adapters]
     start, found = threading.Barrier(2), {}
 
-    def look(which):
+    def run(which):
         torch.set_num_threads(1)
         start.wait()
-        found[which] = [inspect(tiny_base, adapters[which], ASKED, ANSWER) for _ in range(20)]
+        found[which] = [inspect(tiny_base, adapters[which], QUESTION, ANSWER) for _ in range(20)]
 
-    threads = [threading.Thread(target=look, args=(which,)) for which in (0, 1)]
+    threads = [threading.Thread(target=run, args=(which,)) for which in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -295,16 +298,16 @@ def test_two_at_once_do_not_mix(tiny_base, tiny_fingerprint):
             assert torch.equal(one.influence, want[which].influence)
 
 
-def test_what_cannot_be_looked_into_is_refused(tiny_base, tiny_fingerprint):
-    adapter, (_, picture) = random_adapter(tiny_fingerprint), seeing(tiny_fingerprint)
-    for arguments, words in (
-        ((adapter, ASKED, []), "no answer"),
-        ((adapter, ASKED, [97]), "from 0 to 96"),
-        ((adapter, ASKED, [1] * 200), "this base reads 128"),
-        ((adapter, ASKED, ANSWER, picture), "text only"),
+def test_an_answer_that_cannot_be_inspected_is_refused(tiny_base, tiny_fingerprint):
+    adapter, (_, features) = random_adapter(tiny_fingerprint), visual_adapter(tiny_fingerprint)
+    for arguments, message in (
+        ((adapter, QUESTION, []), "no answer"),
+        ((adapter, QUESTION, [97]), "from 0 to 96"),
+        ((adapter, QUESTION, [1] * 200), "this base reads 128"),
+        ((adapter, QUESTION, ANSWER, features), "text only"),
         ((adapter, (), ANSWER), "empty"),
     ):
-        with pytest.raises(BadInput, match=words):
+        with pytest.raises(BadInput, match=message):
             inspect(tiny_base, *arguments)
     kv = adapter(tiny_base.model)
     for layers, heads in (((0,), ()), ((), (4,)), ((-1,), ())):
@@ -327,7 +330,7 @@ def test_the_command_prints_a_row_for_each_token(tiny_folder, tiny_fingerprint, 
     assert "no adapter 'nobody'" in capsys.readouterr().err
 
 
-def test_a_mix_is_seen_as_one_and_each_adapter_by_itself(tiny_base, tiny_fingerprint, prompt_ids):
+def test_a_mix_is_inspected_as_a_whole_and_by_adapter(tiny_base, tiny_fingerprint, prompt_ids):
     model, base = tiny_base.model, tiny_base
     adapters = [
         random_adapter(tiny_fingerprint, 1),
@@ -336,9 +339,9 @@ def test_a_mix_is_seen_as_one_and_each_adapter_by_itself(tiny_base, tiny_fingerp
     kvs = [adapter(model).scaled(strength) for adapter, strength in zip(adapters, (0.5, 0.9), strict=True)]
     mixed = PromptKV.mixed(kvs)
     found = inspect_answer(base, adapters, prompt_ids, ANSWER, mixed)
-    assert_close(found.logprobs, likelihoods(model, prompt_ids, mixed), rtol=1e-4, atol=1e-4)
+    assert_close(found.logprobs, reference_logprobs(model, prompt_ids, mixed), rtol=1e-4, atol=1e-4)
     assert_close(
-        found.influence.sum(), (found.logprobs - likelihoods(model, prompt_ids)).sum(), rtol=1e-4, atol=1e-3
+        found.influence.sum(), (found.logprobs - reference_logprobs(model, prompt_ids)).sum(), rtol=1e-4, atol=1e-3
     )
     assert found.layers == (1, 2, 3) and found.shares.shape == (7, 3, 4)
     assert [part.layers for part in found.parts] == [(1, 2, 3), (2, 3)]
@@ -346,27 +349,27 @@ def test_a_mix_is_seen_as_one_and_each_adapter_by_itself(tiny_base, tiny_fingerp
     for part, adapter, strength in zip(found.parts, adapters, (0.5, 0.9), strict=True):
         assert_close(part.gates, adapter.activated_gates() * strength)
         assert_close(part.prompt_weights.sum(-1), torch.ones(part.prompt_weights.shape[:2]))
-    # The lowest layer, where only the first one is, hears the same words as without the second one.
-    alone = inspect(base, adapters[0], ASKED, ANSWER, strength=0.5)
+    # The lowest layer, where only the first adapter is, has the same input as without the second.
+    alone = inspect(base, adapters[0], QUESTION, ANSWER, strength=0.5)
     assert_close(found.shares[:, 0], alone.shares[:, 0])
     assert_close(found.parts[0].prompt_weights[:, 0], alone.parts[0].prompt_weights[:, 0])
 
 
-def test_law_two_halves_are_the_whole(tiny_base, tiny_fingerprint, prompt_ids):
+def test_law_two_halves_of_an_adapter_are_the_whole(tiny_base, tiny_fingerprint, prompt_ids):
     adapter = random_adapter(tiny_fingerprint)
     half = adapter(tiny_base.model).scaled(0.5)
     found = inspect_answer(tiny_base, [adapter, adapter], prompt_ids, ANSWER, PromptKV.mixed([half, half]))
-    whole = inspect(tiny_base, adapter, ASKED, ANSWER)
+    whole = inspect(tiny_base, adapter, QUESTION, ANSWER)
     assert_close(found.shares, whole.shares)
     assert_close(found.influence, whole.influence, rtol=1e-4, atol=1e-4)
     assert_close(found.parts[1].prompt_weights, whole.parts[0].prompt_weights)
 
 
-def test_the_engine_says_what_inspect_says(engine, tiny_base, tiny_fingerprint):
+def test_the_engine_returns_the_same_inspection(engine, tiny_base, tiny_fingerprint):
     adapter = engine.store.load("one", tiny_base)
-    request, events = answered(engine, "one", strength=0.7)
+    request, events = generate(engine, "one", strength=0.7)
     ids = [event.token_id for event in events]
-    found, want = engine.inspect(request, ids), inspect(tiny_base, adapter, ASKED, ids, strength=0.7)
+    found, want = engine.inspect(request, ids), inspect(tiny_base, adapter, QUESTION, ids, strength=0.7)
     assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)
     for name in ("shares", "logprobs", "base_logprobs"):
         assert_close(getattr(found, name), getattr(want, name))
@@ -376,35 +379,37 @@ def test_the_engine_says_what_inspect_says(engine, tiny_base, tiny_fingerprint):
     assert found.no_image_logprobs is None
 
 
-def test_the_engine_shows_the_picture_that_was_shown(engine):
+def test_the_engine_inspects_with_the_image_of_the_request(engine):
     image = Image.new("RGB", (8, 8))
-    request, events = answered(engine, "see", image, mix=(("one", 0.5),))
+    request, events = generate(engine, "see", image, mix=(("one", 0.5),))
     ids = [event.token_id for event in events]
-    found, blind = engine.inspect(request, ids), engine.inspect(replace(request, image=None), ids)
+    found, without = engine.inspect(request, ids), engine.inspect(replace(request, image=None), ids)
     assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)
-    assert_close(found.grounding, found.logprobs - blind.logprobs)
-    assert found.grounding.abs().max() > 0.01 and blind.grounding is None
+    assert_close(found.grounding, found.logprobs - without.logprobs)
+    assert found.grounding.abs().max() > 0.01 and without.grounding is None
     assert len(found.parts) == 2
 
 
 @pytest.mark.parametrize(
     "muted", [{"mute_layers": (2,)}, {"mute_heads": (0, 3)}, {"mute_layers": (1, 3), "mute_heads": (2,)}]
 )
-def test_muting_by_a_request_is_muting_by_hand(engine, tiny_base, muted):
-    request, events = answered(engine, "one", **muted)
+def test_a_request_mutes_as_mute_does(engine, tiny_base, muted):
+    request, events = generate(engine, "one", **muted)
     ids = [event.token_id for event in events]
     kv = engine.store.load("one", tiny_base)(tiny_base.model)
     for what, numbers in muted.items():
         kv = mute(kv, **{what.removeprefix("mute_"): numbers})
     found = engine.inspect(request, ids)
-    assert_close(found.logprobs, answer_logprobs(tiny_base, encode_prompt(tiny_base.tokenizer, ASKED), ids, kv))
+    assert_close(found.logprobs, answer_logprobs(tiny_base, encode_prompt(tiny_base.tokenizer, QUESTION), ids, kv))
     assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)
     assert torch.equal(found.parts[0].gates, torch.stack([kv.layers[i][0].gates[0] for i in (1, 2, 3)]))
 
 
 @pytest.mark.parametrize("kind", ["fp32", "packed"])
-def test_law_an_answer_with_all_layers_muted_is_the_frozen_bases(engine, tiny_base, tiny_fingerprint, kind):
-    """Through the engine's own pass, which is another one on the packed base; bit for bit."""
+def test_law_with_all_layers_muted_the_engine_answers_as_the_frozen_base(
+    engine, tiny_base, tiny_fingerprint, kind
+):
+    """Bit for bit, through the engine's own forward pass."""
     model = copy.deepcopy(tiny_base.model)
     if kind == "packed":
         model = model.bfloat16()
@@ -412,8 +417,8 @@ def test_law_an_answer_with_all_layers_muted_is_the_frozen_bases(engine, tiny_ba
     base = Base(model, tiny_base.tokenizer, tiny_fingerprint, kind, 0)
     with closing(Engine(base, engine.store)) as engine:
         everything = {"mute_layers": (1, 2, 3)}
-        told = [
-            [(event.token_id, event.logprob) for event in answered(engine, *name, **mute)[1]]
+        answers = [
+            [(event.token_id, event.logprob) for event in generate(engine, *name, **mute)[1]]
             for name, mute in (
                 ([], {}),
                 (["one"], {}),
@@ -423,16 +428,16 @@ def test_law_an_answer_with_all_layers_muted_is_the_frozen_bases(engine, tiny_ba
                 (["tuned"], {"mute_layers": (-1, 0, 1, 2, 3)}),
             )
         ]
-        request, events = answered(engine, "one", mute_layers=(1, 2, 3))
+        request, events = generate(engine, "one", mute_layers=(1, 2, 3))
         found = engine.inspect(request, [event.token_id for event in events])
-    assert all(one == told[0] for one in told[2:])
-    assert told[1] != told[0]
+    assert all(answer == answers[0] for answer in answers[2:])
+    assert answers[1] != answers[0]
     assert not found.influence.any() and not found.shares.any()
 
 
-def test_the_engine_refuses_what_cannot_be_looked_into(engine):
-    request, _ = answered(engine, "one")
-    for changed, ids, error, words in (
+def test_the_engine_refuses_what_cannot_be_inspected(engine):
+    request, _ = generate(engine, "one")
+    for changed, ids, error, message in (
         ({"adapter": None}, ANSWER, BadInput, "frozen base"),
         ({"adapter": "nobody"}, ANSWER, LoadError, "nobody"),
         ({}, [], BadInput, "no answer"),
@@ -441,57 +446,55 @@ def test_the_engine_refuses_what_cannot_be_looked_into(engine):
         ({"mute_layers": (0,)}, ANSWER, BadInput, "nothing to mute in layer 0"),
         ({"image": Image.new("RGB", (8, 8))}, ANSWER, BadInput, "text only"),
     ):
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=message):
             engine.inspect(replace(request, **changed), ids)
     for wrong in ({"mute_layers": ("2",)}, {"mute_heads": (True,)}, {"mute_heads": (1.0,)}):
         with pytest.raises(BadInput, match="whole numbers"):
             replace(request, **wrong)
-    assert engine.inspect(request, ANSWER).token_ids == tuple(ANSWER)  # no place is lost by errors
+    assert engine.inspect(request, ANSWER).token_ids == tuple(ANSWER)  # errors take no place in the queue
 
 
-def test_one_look_at_a_time_and_few_that_wait(engine, monkeypatch):
-    request, _ = answered(engine, "one")
-    real, go, running, most = inspection.inspect_answer, threading.Event(), [], []
+def test_one_inspection_runs_and_few_wait(engine, monkeypatch):
+    request, _ = generate(engine, "one")
+    inspect_answer, go, running, peak = inspection.inspect_answer, threading.Event(), [], []
 
     def slow(*arguments):
         running.append(1)
-        most.append(len(running))
-        assert go.wait(20)
+        peak.append(len(running))
+        assert go.wait(PATIENCE)
         running.pop()
-        return real(*arguments)
+        return inspect_answer(*arguments)
 
     monkeypatch.setattr(inspection, "inspect_answer", slow)
-    found, ends = [], []
+    found, refusals = [], []
 
-    def look():
+    def run():
         try:
             found.append(engine.inspect(request, ANSWER))
         except Busy as error:
-            ends.append(str(error))
+            refusals.append(str(error))
 
-    threads = [threading.Thread(target=look) for _ in range(MAX_WAITING + 2)]
+    threads = [threading.Thread(target=run) for _ in range(MAX_WAITING + 2)]
     for thread in threads:
         thread.start()
-    threads[0].join(0.05)
-    while len(ends) < 2:
-        threads[0].join(0.005)
-    answered(engine, "one")  # answers do not wait for looks
+    wait_until(lambda: len(refusals) == 2)
+    generate(engine, "one")  # answers do not wait for inspections
     go.set()
     for thread in threads:
         thread.join()
-    assert len(found) == MAX_WAITING and set(most) == {1}
-    assert all("looked into already" in end for end in ends) and len(ends) == 2
+    assert len(found) == MAX_WAITING and set(peak) == {1}
+    assert all("looked into already" in end for end in refusals)
     engine.close()
     with pytest.raises(Busy, match="closed"):
         engine.inspect(request, ANSWER)
 
 
-def test_the_command_mutes(tiny_folder, tiny_fingerprint, tmp_path, capsys):
+def test_the_command_mutes_layers_and_heads(tiny_folder, tiny_fingerprint, tmp_path, capsys):
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "poet")
     options = ["--base", str(tiny_folder), "--quantization", "none", "--device", "cpu", "--max-new-tokens", "6"]
     adapters = ["--adapters", str(tmp_path)]
     generate = [*adapters, "generate", *options, "--temperature", "0", "--json", "--logprobs"]
-    said = {}
+    answers = {}
     for name, more in (
         ("base", []),
         ("poet", ["--adapter", "poet"]),
@@ -500,8 +503,8 @@ def test_the_command_mutes(tiny_folder, tiny_fingerprint, tmp_path, capsys):
     ):
         assert main([*generate, *more, "hi"]) == 0
         found = json.loads(capsys.readouterr().out)
-        said[name] = found["token_ids"], found["logprobs"]
-    assert said["base"] == said["muted"] == said["heads"] != said["poet"]
+        answers[name] = found["token_ids"], found["logprobs"]
+    assert answers["base"] == answers["muted"] == answers["heads"] != answers["poet"]
     assert main([*adapters, "inspect", *options, "--adapter", "poet", "--mute-head", "9", "hi"]) == 1
     assert "nothing to mute in head 9" in capsys.readouterr().err
     every = ["--mute-layer", "1", "--mute-layer", "2", "--mute-layer", "3"]
@@ -513,7 +516,7 @@ def test_the_command_mutes(tiny_folder, tiny_fingerprint, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_pirate_and_see_on_the_real_base(base):
-    """Each is what moves its answer; a picture's word is grounded in it, the words around it less."""
+    """Each adapter moves its answer; the word for what the image shows is the most grounded one."""
     store = AdapterStore()
     encoder = load_encoder(device=base.device)
     picture = open_image(Path(sysconfig.get_path("purelib"), "skimage/data/coffee.png"))
@@ -537,8 +540,8 @@ def test_pirate_and_see_on_the_real_base(base):
             weights = found.parts[0].prompt_weights
             assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
             prompt_ids = encode_prompt(base.tokenizer, asked, adapter.config.template)
-            silent = mute(adapter(base.model, features), adapter.config.layers)
-            assert torch.equal(answer_logprobs(base, prompt_ids, ids, silent), found.base_logprobs)
+            muted = mute(adapter(base.model, features), adapter.config.layers)
+            assert torch.equal(answer_logprobs(base, prompt_ids, ids, muted), found.base_logprobs)
             if image is not None:
                 said = [base.tokenizer.decode([i]) for i in ids]
                 assert found.grounding.max() > 2, list(zip(said, found.grounding.tolist(), strict=True))
