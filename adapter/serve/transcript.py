@@ -30,7 +30,7 @@ _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,([A-Za-z0-9+/]+={0,
 
 
 @dataclass(frozen=True)
-class Part:
+class TranscriptMessage:
     """One message: a text, or the bytes of an image file. about, record (not checked): of an answer."""
 
     role: str
@@ -44,18 +44,18 @@ class Part:
 class Transcript:
     """A whole conversation. settings: as in the file, not checked."""
 
-    parts: tuple[Part, ...]
+    messages: tuple[TranscriptMessage, ...]
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_answer(self) -> tuple[tuple[Message, ...], bytes | None]:
         """The messages up to the user's last one, and the latest picture among them."""
-        end = max((i + 1 for i, part in enumerate(self.parts) if part.role == "user"), default=0)
-        asked = self.parts[:end]
+        end = max((i + 1 for i, part in enumerate(self.messages) if part.role == "user"), default=0)
+        asked = self.messages[:end]
         pictures = [part.picture for part in asked if part.picture is not None]
-        return join((part.role, part.text) for part in asked), pictures[-1] if pictures else None
+        return merge_turns((part.role, part.text) for part in asked), pictures[-1] if pictures else None
 
 
-def join(turns: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
+def merge_turns(turns: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
     """(role, text) pairs as messages for a model: empty turns are dropped, then neighbours of one role merged."""
     messages: list[Message] = []
     for role, text in turns:
@@ -69,10 +69,10 @@ def join(turns: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
 
 def write(messages: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     """The text of a conversation file; messages: in the form that `check` accepts."""
-    return json.dumps({**whole(messages), "settings": settings}, ensure_ascii=False, indent=1)
+    return json.dumps({**to_document(messages), "settings": settings}, ensure_ascii=False, indent=1)
 
 
-def whole(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def to_document(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A document with these messages and no settings, in the form that `check` accepts."""
     return {"format": FORMAT, "version": VERSION, "messages": messages}
 
@@ -108,7 +108,7 @@ def check(document: object) -> Transcript:
     return Transcript(parts, settings)
 
 
-def _check_message(message: object, number: int) -> Part:
+def _check_message(message: object, number: int) -> TranscriptMessage:
     if not isinstance(message, dict):
         _reject(number, "is not an object")
     role, record = message.get("role"), message.get("record")
@@ -118,9 +118,9 @@ def _check_message(message: object, number: int) -> Part:
         _reject(number, "has a record that is none, or too long")
     about = _check_text(message.get("about", ""), _MAX_LINE, number, "line about it")
     if role == "user" and "picture" in message:
-        return Part(role, picture=_check_picture(message["picture"], number))
+        return TranscriptMessage(role, picture=_check_picture(message["picture"], number))
     text = _check_text(message.get("text"), _MAX_TEXT, number, "text")
-    return Part(role, text) if role == "user" else Part(role, text, None, about, record)
+    return TranscriptMessage(role, text) if role == "user" else TranscriptMessage(role, text, None, about, record)
 
 
 def _check_picture(url: object, number: int) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from adapter.serve.settings import Settings
-from adapter.serve.transcript import join
+from adapter.serve.transcript import merge_turns
 from adapter.ui.texts import page as texts
 
 Entry = dict[str, Any]
@@ -169,7 +169,7 @@ class RecordedAnswer(NamedTuple):
 
 def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
     """The messages for the model: texts only, adjacent ones of one role joined, those by the page left out."""
-    return join((entry["role"], text_of(entry)) for entry in history if kind(entry) is None)
+    return merge_turns((entry["role"], text_of(entry)) for entry in history if kind(entry) is None)
 
 
 def latest_picture(history: Sequence[Entry]) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 from adapter.errors import BadInput
 from adapter.serve import transcript
 from adapter.serve.settings import PANEL, Settings, panel_values
-from adapter.serve.transcript import MAX_MESSAGES, Part
+from adapter.serve.transcript import MAX_MESSAGES, TranscriptMessage
 from adapter.ui import conversation, images
 from adapter.ui.conversation import Entry, History, parse_record, parse_settings, settings_json
 from adapter.ui.texts import page as texts
@@ -57,7 +57,7 @@ def _to_transcript(
     return messages
 
 
-def to_history(parts: Iterable[Part]) -> History:
+def to_history(parts: Iterable[TranscriptMessage]) -> History:
     """The history of a checked transcript; pictures are written to the uploads.
 
     Raises BadInput if a picture or a record cannot be read.
@@ -119,7 +119,7 @@ def to_browser(history: Sequence[Entry], known_keys: dict[str, str]) -> tuple[di
     while len(json.dumps(messages)) > MAX_STORED_TEXT:
         messages = messages[max(1, len(messages) // 8) :]
     keys = [message["picture"] for message in messages if "picture" in message]
-    return transcript.whole(messages), list(dict.fromkeys(keys))
+    return transcript.to_document(messages), list(dict.fromkeys(keys))
 
 
 def stored_pictures(
@@ -156,7 +156,7 @@ def from_browser(stored: object, pictures: object) -> History:
             return []
         by_key = pictures if isinstance(pictures, dict) else {}
         whole = [_with_picture(message, by_key) for message in messages[: MAX_MESSAGES + 1]]
-        return to_history(transcript.check({**stored, "messages": whole}).parts)
+        return to_history(transcript.check({**stored, "messages": whole}).messages)
     except (BadInput, KeyError, TypeError, RecursionError):
         return []
 
@@ -183,7 +183,7 @@ def from_stored_settings(stored: object) -> dict[str, Any]:
 def to_link(history: Sequence[Entry]) -> str:
     """The texts of the conversation for an address's fragment, which browsers send nowhere. Raises BadInput."""
     messages = _to_transcript(history, lambda path: None, token_ids=False)
-    text = json.dumps(transcript.whole(messages), ensure_ascii=False)
+    text = json.dumps(transcript.to_document(messages), ensure_ascii=False)
     packed = base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode().rstrip("=")
     if len(packed) > MAX_LINK:
         raise BadInput(texts.LINK_TOO_LONG)
@@ -197,7 +197,7 @@ def from_link(packed: str) -> History:
             raise BadInput(texts.LINK_UNREADABLE)
         compressed = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
         text = zlib.decompressobj().decompress(compressed, _MAX_LINK_TEXT)
-        parts = transcript.read(text).parts
+        parts = transcript.read(text).messages
         if not parts or any(part.picture for part in parts):
             raise BadInput(texts.LINK_UNREADABLE)
         return to_history(parts)

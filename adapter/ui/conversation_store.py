@@ -213,7 +213,7 @@ class ConversationStore:
             if Path(file).stat().st_size > transcript.MAX_BYTES:
                 raise BadInput(texts.import_too_large(transcript.MAX_BYTES))
             imported = transcript.read(Path(file).read_bytes())
-            history = conversation_json.to_history(imported.parts)
+            history = conversation_json.to_history(imported.messages)
         except BadInput as error:
             toast(error)
             return *(gr.skip(),) * (1 + len(self.outputs) + len(PANEL)), ""

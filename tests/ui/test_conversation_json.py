@@ -91,12 +91,12 @@ messages = st.lists(
 @given(found=messages)
 def test_writing_and_reading_is_the_identity(uploads: Path, found: list[dict[str, Any]]) -> None:
     read = transcript.read(transcript.write(found, {}))
-    history = conversation_json.to_history(read.parts)
+    history = conversation_json.to_history(read.messages)
     again = json.loads(conversation_json.to_file(history, SETTINGS))["messages"]
     cleaned = [{**m, "text": m["text"].encode("utf-8", "replace").decode()} if "text" in m else m for m in found]
     assert [m for m in again if m.get("text") != ""] == [m for m in cleaned if m.get("text") != ""]
-    said = [part for part in read.parts if part.role != "page"]
-    assert conversation.to_messages(history) == transcript.join((part.role, part.text) for part in said)
+    said = [part for part in read.messages if part.role != "page"]
+    assert conversation.to_messages(history) == transcript.merge_turns((part.role, part.text) for part in said)
 
 
 @MANY
