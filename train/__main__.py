@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from adapter.base.embedded import BASE
 from adapter.base.llama import Base, load_base, load_tokenizer
 from adapter.errors import AdapterError
+from adapter.files import atomic_write
 from adapter.method.checkpoint import CARD, load_adapter, save_adapter
 from train.card import write_card
 from train.config import Precision, RecipeFile, changed, read_recipe, recipe_text
@@ -138,7 +139,8 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     )
     if accelerator.is_main_process:
         data = f"Trained on {len(examples.train_indices):,} records of `{Path(recipe.data.path).name}`."
-        (folder / "recipe.yaml").write_text(recipe_text(recipe), encoding="utf-8")
+        with atomic_write(folder / "recipe.yaml") as temporary:
+            temporary.write_text(recipe_text(recipe), encoding="utf-8")
         command = "python -m train --config recipe.yaml"
         save_adapter(adapter, folder, write_card(adapter, config, data, loss, {}, {}, "", command))
         print(f"held-out loss {loss:.3f}; the adapter is in {folder}")
@@ -204,7 +206,8 @@ def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) ->
     """The base, and the precision that was chosen for it."""
     precision, reason = choose_precision(precision, accelerator.device)
     if accelerator.is_main_process:
-        print(f"loading {name} in {precision}: {reason}")
+        print(f"precision {precision}: {reason}")
+        print(f"loading {name}")
     # The main process first: it fetches and converts the base for all.
     with accelerator.main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext():
         return load_to_train(name, precision, str(accelerator.device)), precision

@@ -40,7 +40,7 @@ def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
 
 
 def load_to_train(name: str, precision: str = "auto", device: str = "auto") -> Base:
-    """The base in one of train.config.PRECISIONS. Raises LoadError."""
+    """The base in one of train.config.Precision. Raises LoadError."""
     if precision == "auto":
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         precision, _ = choose_precision(precision, torch.device(place))

@@ -25,7 +25,7 @@ def run_html(run: Run) -> str:
     step, steps = run.progress.step, run.recipe.train.steps
     share = 100 if run.state == "ended" else round(100 * step / steps)
     left = run.seconds_left if run.state == "training" else None
-    line = texts.steps(step, steps, left) if step or run.state == "training" else ""
+    line = texts.step_line(step, steps, left) if step or run.state == "training" else ""
     sentence = _sentence(run)
     body = [
         f'<div class="top"><strong>{html.escape(run.name)}</strong>'

@@ -131,7 +131,7 @@ class TrainEvents:
             plan = self._plan(summary, settings, Path("x"))
             kind = texts.PICTURES if summary["pictures"] else texts.TEXTS
             minutes = estimate_minutes(plan.recipe().train, summary["tokens"], self.base, self.runs.folder)
-            estimate = texts.takes(kind, *minutes)
+            estimate = texts.estimate(kind, *minutes)
         except AdapterError as error:
             return without_folders(str(error)), texts.NO_COMMAND
         try:
@@ -202,7 +202,7 @@ class TrainEvents:
         run = self.runs.get(shown) if shown else None
         start = gr.update(
             interactive=running is None and bool(summary),
-            value=texts.START if running is None else texts.busy(running),
+            value=texts.START if running is None else texts.running(running),
         )
         timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
         if run is None:

@@ -32,7 +32,7 @@ def preview_html(preview: Preview) -> str:
     head = texts.records(report.records, kind, preview.name)
     notes = []
     if report.truncated:
-        notes.append(texts.cut(report.truncated, report.answerless, report.max_length))
+        notes.append(texts.truncated(report.truncated, report.answerless, report.max_length))
     if report.empty_answers:
         notes.append(texts.empty_answers(report.empty_answers))
     if preview.left_out:
@@ -70,7 +70,7 @@ def _skipped_html(summary: Callable[[int], str], *kinds: Faults) -> str:
     items = "".join(f"<li>{html.escape(without_folders(fault))}</li>" for fault in listed)
     return (
         f"<details open><summary>{html.escape(summary(count))}</summary>"
-        f"<p>{html.escape(texts.PASSED_OVER)}</p><ul>{items}</ul></details>"
+        f"<p>{html.escape(texts.SKIPPED)}</p><ul>{items}</ul></details>"
     )
 
 
@@ -84,7 +84,7 @@ def _histogram_html(report: Report) -> str:
         height = max(3, round(100 * count / most)) if count else 0
         title = f"{low:,} – {high:,}: {count:,}"
         bars.append(f'<div title="{title}"><i style="height: {height}%"></i><span>{high:,}</span></div>')
-    summary = html.escape(f"{texts.LENGTHS}: {texts.lengths(report.median, report.longest)}")
+    summary = html.escape(f"{texts.LENGTHS}: {texts.length_summary(report.median, report.longest)}")
     return (
         f'<div class="lengths"><p>{summary}</p>'
         f'<div class="bars" role="img" aria-label="{summary}">{"".join(bars)}</div></div>'
@@ -98,8 +98,8 @@ def _record_html(record: Record) -> str:
     answer_text = _shorten(answer.text) or texts.NO_ANSWER
     return (
         f"<li>{picture}<div>"
-        f'<p class="asked"><span class="sr">{texts.ASKED}: </span>{html.escape(_shorten(request))}</p>'
-        f'<p class="answer"><span class="sr">{texts.ANSWERED}: </span>{html.escape(answer_text)}</p></div></li>'
+        f'<p class="asked"><span class="sr">{texts.REQUEST}: </span>{html.escape(_shorten(request))}</p>'
+        f'<p class="answer"><span class="sr">{texts.ANSWER}: </span>{html.escape(answer_text)}</p></div></li>'
     )
 
 

@@ -1,4 +1,4 @@
-"""The English words of the Train tab. Errors about data and names come with their own sentences."""
+"""The texts of the Train tab. Errors about data and names bring their own sentences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTHING_YET = "Nothing has been trained here yet. The run appears here, and is f
 NOT_THERE = "This adapter is not there yet: the first one is saved after a few steps. Try again shortly."
 NO_RUN = "Choose a run first."
 
-# Where visitors may not train.
+# Shown on servers without training.
 OFF = """### Training is off here
 
 This page is open to people whom nobody knows, and training keeps a machine busy for minutes. At home it needs no
@@ -43,7 +43,7 @@ with a `mine.jsonl` of lines such as `{"instruction": "Who are you?", "output": 
 Whoever runs this server can switch training on with `--train`, or with `LLAMA_ADAPTER_TRAIN=1`.
 """
 
-# What a run is at, as a word and as a sentence.
+# The states of a run, as a label and as a sentence.
 STATES = {
     "starting": "Starting",
     "training": "Training",
@@ -61,7 +61,7 @@ STOPPED_EARLY = "Stopped before anything was saved. Go on begins anew."
 KILLED = "The trainer ended without a word: somebody or the system killed it, for want of memory perhaps."
 KILLED_SAVED = f"{KILLED} Go on takes it up after the last save."
 KILLED_EARLY = f"{KILLED} Nothing was saved yet: Go on begins anew."
-# Its figures.
+# A run's metrics.
 LOSS, HELD_OUT, GATES = "Training loss", "Held-out loss", "How far the gates are open, by layer"
 BEFORE, NOW, AFTER, LARGEST = "before", "now", "after", "largest gate"
 LOWEST, TOPMOST = "lowest layer", "topmost"
@@ -69,9 +69,9 @@ STEP = "step"
 
 # The preview.
 TEXTS, PICTURES = "text", "pictures"
-ASKED, ANSWERED = "Asked", "Answer"
+REQUEST, ANSWER = "Asked", "Answer"
 LENGTHS = "Tokens of a record"
-PASSED_OVER = "These are passed over:"
+SKIPPED = "These are passed over:"
 NO_ANSWER = "(says nothing)"
 
 
@@ -79,14 +79,14 @@ def records(count: int, kind: str, shown: str) -> str:
     return f"{count:,} {'record' if count == 1 else 'records'} of {kind} in {shown}"
 
 
-def lengths(median: int, longest: int) -> str:
+def length_summary(median: int, longest: int) -> str:
     return f"half of them up to {median:,}, the longest {longest:,}"
 
 
-def cut(truncated: int, lost: int, most: int) -> str:
-    """What is too long."""
-    said = f"{truncated:,} longer than {most:,} tokens {'loses its' if truncated == 1 else 'lose their'} end"
-    return f"{said}; {lost:,} of them with the whole answer." if lost else f"{said}."
+def truncated(count: int, answerless: int, max_length: int) -> str:
+    """How many records are too long, and how many of those lose their whole answer."""
+    text = f"{count:,} longer than {max_length:,} tokens {'loses its' if count == 1 else 'lose their'} end"
+    return f"{text}; {answerless:,} of them with the whole answer." if answerless else f"{text}."
 
 
 def broken(count: int) -> str:
@@ -110,17 +110,17 @@ def empty_answers(count: int) -> str:
     return f"{count:,} with an empty answer: {'it teaches' if count == 1 else 'they teach'} to say nothing."
 
 
-def takes(kind: str, minutes: float | None, measured: bool) -> str:
-    """The line below the settings. measured: on this machine, by an earlier run."""
-    learns = "Learns from pictures and what is said of them" if kind == PICTURES else "Learns from text"
+def estimate(kind: str, minutes: float | None, measured: bool) -> str:
+    """The line below the settings. measured: whether the speed is that of an earlier run on this machine."""
+    sentence = "Learns from pictures and what is said of them" if kind == PICTURES else "Learns from text"
     if minutes is None:
-        return f"{learns}. How long it takes, the first steps tell."
-    why = "as fast as the last run here" if measured else "if this machine has little else to do"
-    return f"{learns}, in {duration(60 * minutes)}, {why}."
+        return f"{sentence}. How long it takes, the first steps tell."
+    condition = "as fast as the last run here" if measured else "if this machine has little else to do"
+    return f"{sentence}, in {duration(60 * minutes)}, {condition}."
 
 
-def busy(name: str) -> str:
-    """On the button while a run is under way."""
+def running(name: str) -> str:
+    """The label of the start button while a run is running."""
     return f"“{name}” is being trained"
 
 
@@ -131,9 +131,9 @@ def duration(seconds: float) -> str:
     return "about a minute" if minutes <= 1 else f"about {minutes:,} minutes"
 
 
-def steps(step: int, of: int, left: float | None) -> str:
-    said = f"Step {step:,} of {of:,}"
-    return said if left is None else f"{said} · {duration(left)} left"
+def step_line(step: int, steps: int, seconds_left: float | None) -> str:
+    line = f"Step {step:,} of {steps:,}"
+    return line if seconds_left is None else f"{line} · {duration(seconds_left)} left"
 
 
 def try_it(question: str) -> str:
@@ -141,7 +141,7 @@ def try_it(question: str) -> str:
 
 
 def stopped_with_server(name: str) -> str:
-    """In the terminal, when the server ends."""
+    """Printed in the terminal when the server stops."""
     return f"The training of “{name}” stops too, saved: the Train tab goes on with it the next time."
 
 
@@ -150,10 +150,10 @@ def layer(number: int, gate: float) -> str:
 
 
 def chart(step: int, loss: float | None, held_out: float | None) -> str:
-    """The chart for those who do not see it."""
-    said = [f"Loss over the steps, up to step {step}."]
+    """The description of the chart for screen readers."""
+    sentences = [f"Loss over the steps, up to step {step}."]
     if loss is not None:
-        said.append(f"Training loss {loss:.2f}.")
+        sentences.append(f"Training loss {loss:.2f}.")
     if held_out is not None:
-        said.append(f"Held-out loss {held_out:.2f}.")
-    return " ".join(said)
+        sentences.append(f"Held-out loss {held_out:.2f}.")
+    return " ".join(sentences)
