@@ -1,7 +1,8 @@
-"""Recipes and the command line on files: what they say of a wrong key, a wrong file and a good one."""
+"""Recipes and `python -m train` on files: what is accepted, what is refused and with which sentence."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def arguments(rows, tiny_folder, tmp_path):
     ]  # fmt: skip
 
 
-def recipe(tmp_path, text):
+def write_recipe(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
     return tmp_path / "recipe.yaml"
 
@@ -41,14 +42,14 @@ def recipe(tmp_path, text):
 # Recipes.
 
 
-def test_a_recipe_is_read_with_its_groups_and_changes(tmp_path):
-    path = recipe(
+def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
+    path = write_recipe(
         tmp_path, "data: {path: a.json, validation: 0.1}\nlr: 1e-3\nsteps: 5\nvision: {projection: global}\n"
     )
-    found = read_recipe(path, ["steps=7", "data.images=pictures", "vision.hidden=32", "precision=nf4"])
-    assert found.train.name == "recipe" and found.train.steps == 7 and found.train.lr == 1e-3
-    assert found.data.images == "pictures" and found.data.validation == 0.1
-    assert found.train.vision.hidden == 32 and found.precision == "nf4"
+    recipe = read_recipe(path, ["steps=7", "data.images=pictures", "vision.hidden=32", "precision=nf4"])
+    assert recipe.train.name == "recipe" and recipe.train.steps == 7 and recipe.train.lr == 1e-3
+    assert recipe.data.images == "pictures" and recipe.data.validation == 0.1
+    assert recipe.train.vision.hidden == 32 and recipe.precision == "nf4"
 
 
 @pytest.mark.parametrize(
@@ -67,18 +68,25 @@ def test_a_recipe_is_read_with_its_groups_and_changes(tmp_path):
         ("data: a\nsteps: 1\nvision: yes", "'vision' must be"),
         ("data: a\nsteps: 1\nvision: {projection: glob}", "vision.projection must be one of"),
         ("data: a\nsteps: 1\npreset: v3", "There is no preset 'v3'"),
-        ("data: a\nsteps: 1\nprecision: fp8", "'precision' must be one of"),
+        ("data: a\nsteps: 1\nprecision: fp8", "'precision' must be one of 'auto', 'bf16'"),
+        ("data: a\nsteps: 1\nlr: 0", "'lr' must be above 0, got 0"),
+        ("data: a\nsteps: 1\nwarmup: 1", "'warmup' must be below 1"),
+        ("data: a\nsteps: 1\nclip_norm: x", "'clip_norm' must be float, got 'x'"),
+        ("data: {path: a, validation: 1.5}\nsteps: 1", "'data.validation' must be str or below 1"),
+        ("data: a\nsteps: 1\nvision: {hiden: 3}", "unknown key 'vision.hiden'; did you mean 'hidden'?"),
+        ("data: a\nsteps: 1\ntuning: {norms: 3}", "'tuning.norms' must be bool, got 3"),
+        ("data: a\nsteps: 1\nlearn: tuning", "learn: tuning needs a tuning"),
         ("- a\n- b", "must hold `key: value` lines"),
         ("data: [", "is no YAML"),
     ],
 )
-def test_a_wrong_recipe_is_named(tmp_path, lines, message):
+def test_a_wrong_recipe_is_refused_with_a_sentence(tmp_path, lines, message):
     with pytest.raises(ConfigError) as error:
-        read_recipe(recipe(tmp_path, lines), [])
+        read_recipe(write_recipe(tmp_path, lines), [])
     assert message in str(error.value)
 
 
-def test_presets_are_recipes_and_own_keys_go_first():
+def test_presets_are_recipes_and_own_keys_come_first():
     for name in presets():
         found = read_recipe(None, [f"preset={name}", "data=a", "batch_size=3"])
         assert found.train.batch_size == 3
@@ -87,12 +95,35 @@ def test_presets_are_recipes_and_own_keys_go_first():
     assert v1.lr == pytest.approx(9e-3 * v1.batch_size / 256)
 
 
-def test_one_value_of_a_recipe_of_the_project_can_be_changed():
+def test_values_of_a_project_recipe_can_be_changed():
     config = changed(TrainConfig("x", steps=3), ["lr=0.5", "clip_norm=1"])
     assert config.lr == 0.5 and config.clip_norm == 1.0 and config.steps == 3
     assert changed(config, ["epochs=2"]).steps == 0
     with pytest.raises(ConfigError, match="unknown key 'lrr'; did you mean 'lr'"):
         changed(config, ["lrr=1"])
+
+
+def test_a_recipe_of_an_earlier_version_is_read(tmp_path):
+    """As the trainer wrote it before recipes were checked by pydantic."""
+    lines = """data: {path: a.jsonl, format: auto, images: null, validation: 0.1}
+precision: bf16
+name: poet
+steps: 60
+batch_size: 8
+lr: 0.004
+gate_lr: 0.005
+clip_norm: 1.0
+prompt_std: 0.2
+prompt_norm: true
+vision: {encoder: tf_efficientnet_lite0, projection: global, channels: RGB, feature_size: 1, hidden: 512,
+  num_classes: 0, num_kinds: 0, name_length: 0, token_size: 1, projected: false, width: 192, blocks: 2, heads: 6}
+history: 0.5
+eval_every: 10
+"""
+    recipe = read_recipe(write_recipe(tmp_path, lines), [])
+    assert recipe.precision == "bf16" and recipe.data.validation == 0.1 and recipe.train.vision.hidden == 512
+    quick = read_recipe(None, ["preset=quick", "data=a.jsonl", "name=poet"]).train
+    assert dataclasses.replace(recipe.train, vision=None) == quick
 
 
 # Runs.
@@ -110,7 +141,7 @@ def test_a_run_on_files_ends_in_an_adapter(arguments, tmp_path, tiny_base):
     )
 
 
-def test_pictures_through_visual_queries(arguments, tmp_path):
+def test_images_through_visual_queries(arguments, tmp_path):
     for i, colour in enumerate(("red", "blue")):
         Image.new("RGB", (30, 30), colour).save(tmp_path / f"{i}.png")
     (tmp_path / "c.tsv").write_text(
@@ -146,7 +177,7 @@ def test_a_gpu_trains(arguments, precision, tmp_path):
     assert load_adapter(tmp_path / "out").gates.abs().max() > 0
 
 
-def test_check_and_score_say_what_they_are_for(arguments, capsys):
+def test_check_and_score_are_refused_where_they_do_not_apply(arguments, capsys):
     assert main(["pirate", "--check"]) == 1
     assert "--check is for files" in capsys.readouterr().err
     assert main([*arguments, "--score"]) == 1
@@ -155,19 +186,17 @@ def test_check_and_score_say_what_they_are_for(arguments, capsys):
 
 @pytest.mark.parametrize("name", ["../x", "a b/c", "/tmp/x", "..", "-rf", "", "CON", "x" * 41])
 @pytest.mark.parametrize("more", [[], ["--check"], ["--out", "out"]])
-def test_a_name_that_is_no_folder_is_refused_before_anything_is_read(
-    name, more, rows, tmp_path, monkeypatch, capsys
-):
+def test_an_invalid_name_is_refused_before_anything_is_read(name, more, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FileExamples, "__init__", lambda *_: pytest.fail("data was read"))
-    there = set(tmp_path.rglob("*"))
+    before = set(tmp_path.rglob("*"))
     assert main([f"data={rows}", f"name={json.dumps(name)}", "preset=small", *more]) == 1
-    said = capsys.readouterr()
-    assert said.err.startswith(f"error: the command line: name={name!r} cannot be used. ")
-    assert said.err.count("\n") == 1 and not said.out and set(tmp_path.rglob("*")) == there
+    output = capsys.readouterr()
+    assert output.err.startswith(f"error: the command line: name={name!r} cannot be used. ")
+    assert output.err.count("\n") == 1 and not output.out and set(tmp_path.rglob("*")) == before
 
 
-def test_data_that_is_not_there_is_told_before_what_else_is_missing(tmp_path, capsys):
+def test_missing_data_is_reported_before_missing_settings(tmp_path, capsys):
     assert main([f"data={tmp_path / 'nope'}"]) == 1
     assert "there is no file or folder" in capsys.readouterr().err
     assert main([f"data={tmp_path}"]) == 1
@@ -188,19 +217,19 @@ def test_one_record_is_enough(arguments, tmp_path):
         ('[{"question": "a"}]', "format cannot be told"),
     ],
 )
-def test_data_that_cannot_be_learnt_from_is_named(arguments, tmp_path, capsys, text, message):
+def test_unusable_data_is_explained(arguments, tmp_path, capsys, text, message):
     (tmp_path / "bad.json").write_text(text)
     assert main([*arguments, f"data={tmp_path / 'bad.json'}"]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_going_on_with_an_adapter_of_another_base_is_refused(arguments, capsys):
+def test_starting_from_an_adapter_of_another_base_is_refused(arguments, capsys):
     folder = Path(__file__).parents[2] / "assets" / "adapters" / "pirate"
     assert main([*arguments, f"start_from={folder}"]) == 1
     assert "does not fit" in capsys.readouterr().err
 
 
-def test_going_on_with_an_adapter_begins_where_it_ended(arguments, tmp_path):
+def test_starting_from_an_adapter_keeps_its_weights(arguments, tmp_path):
     assert main(arguments) == 0
     again = [a.replace("/out", "/more") for a in arguments]
     assert main([*again, f"start_from={tmp_path / 'out'}", "lr=1e-9", "gate_lr=1e-9", "weight_decay=0"]) == 0
@@ -208,7 +237,7 @@ def test_going_on_with_an_adapter_begins_where_it_ended(arguments, tmp_path):
     torch.testing.assert_close(before.gates, after.gates, atol=1e-6, rtol=0)
 
 
-def test_two_stages_teach_disjoint_parameters(arguments, tmp_path):
+def test_two_stages_train_disjoint_parameters(arguments, tmp_path):
     """Prompts on the first data, then norms, biases and scales on the second: the V2 paper's recipe."""
     assert main([*arguments, "learn=prompts"]) == 0
     tuning = ["tuning.norms=true", "tuning.bias=true", "tuning.scale=true", "tuning.lora_rank=2"]
@@ -223,24 +252,24 @@ def test_two_stages_teach_disjoint_parameters(arguments, tmp_path):
 
 def test_check_reads_everything_and_trains_nothing(arguments, tmp_path, capsys, rows):
     assert main([*arguments, "--check"]) == 0
-    said = capsys.readouterr().out
-    assert "60 records" in said and "6 steps of 4 rows" in said and not (tmp_path / "out").exists()
+    output = capsys.readouterr().out
+    assert "60 records" in output and "6 steps of 4 rows" in output and not (tmp_path / "out").exists()
     rows.write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
     assert main([*arguments, "--check"]) == 1
     assert "'output' is missing" in capsys.readouterr().out
 
 
-def test_check_names_pictures_without_a_caption(arguments, tmp_path, capsys):
+def test_check_names_images_without_a_caption(arguments, tmp_path, capsys):
     for i in range(5):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
         if i < 3:
             (tmp_path / f"{i}.txt").write_text("a square")
     assert main([*arguments, f"data={tmp_path}", "--check"]) == 0
-    said = capsys.readouterr().out
-    assert "3 records" in said and "2 without a caption, and passed over:\n  3.png\n  4.png" in said
+    output = capsys.readouterr().out
+    assert "3 records" in output and "2 without a caption, and passed over:\n  3.png\n  4.png" in output
 
 
-def test_wrong_words_are_named(capsys):
+def test_unknown_recipes_are_named(capsys):
     assert main(["nothing"]) == 1
     assert "There is no recipe 'nothing'" in capsys.readouterr().err
     assert main([]) == 1
@@ -264,10 +293,10 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
     assert next(examples("train")).answer == "B"
 
 
-# Two kinds of rows, disjoint parameters.
+# Disjoint parameters for images and text (arXiv 2304.15010, section 3.3).
 
 
-def test_with_disjoint_parameters_pictures_and_text_teach_different_layers(tiny_base):
+def test_with_disjoint_parameters_images_and_text_train_different_layers(tiny_base):
     from adapter.method.config import TuningConfig, VisionConfig
     from adapter.method.vision import VisualFeatures
     from tests.tiny_models import TINY
@@ -285,9 +314,10 @@ def test_with_disjoint_parameters_pictures_and_text_teach_different_layers(tiny_
     from adapter.base.template import Message
 
     text = Example((Message("user", "ab>"),), "cd")
-    seen = Example((Message("user", "ef>"),), "gh", VisualFeatures(torch.randn(1, 6)))
+    image = Example((Message("user", "ef>"),), "gh", VisualFeatures(torch.randn(1, 6)))
 
-    def moved(rows):
+    def trained_by(rows):
+        """Which layers, whether the projection, and whether the tuning get a gradient."""
         adapter = new_adapter(config, tiny_base)
         torch.nn.init.constant_(adapter.gates, 0.3)
         batch = collate(tokeniser.rows(rows), tokeniser.pad)
@@ -299,6 +329,6 @@ def test_with_disjoint_parameters_pictures_and_text_teach_different_layers(tiny_
         return layers.tolist(), bool(projection > 0), tuned
 
     low = [True] + [False] * (TINY["num_hidden_layers"] - 1)
-    assert moved([seen]) == (low, True, False)
-    assert moved([text]) == ([not layer for layer in low], False, True)
-    assert moved([seen, text]) == ([True] * len(low), True, True)
+    assert trained_by([image]) == (low, True, False)
+    assert trained_by([text]) == ([not layer for layer in low], False, True)
+    assert trained_by([image, text]) == ([True] * len(low), True, True)

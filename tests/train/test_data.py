@@ -1,4 +1,4 @@
-"""Rows, batches and their order: what is learnt, where a run can go on, and what is passed over."""
+"""Rows, batches and their order: which tokens carry loss, resuming at any position, skipped examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from train.formats.dataset import DataError, open_records
 from train.history import sample_history, with_unseen_history
 
 
-def numbered(count=10**9):
+def numbered_examples(count=10**9):
     rng = random.Random(5)
     return (Example((Message("user", f"{i}>" + "x" * rng.randrange(9)),), str(i % 7)) for i in range(count))
 
@@ -43,16 +43,16 @@ def tokeniser(tiny_base):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 120), st.integers(1, 7))
-def test_from_any_position_the_batches_go_on_as_they_would_have(tiny_base, taken, size):
+def test_batches_continue_from_any_position_as_without_a_stop(tiny_base, taken, size):
     tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 64)
-    whole = ids(Batches(numbered(), tokeniser, size, seed=1), taken + 5)
-    first = Batches(numbered(), tokeniser, size, seed=1)
+    whole = ids(Batches(numbered_examples(), tokeniser, size, seed=1), taken + 5)
+    first = Batches(numbered_examples(), tokeniser, size, seed=1)
     ids(first, taken)
-    again = Batches(numbered(), tokeniser, size, seed=1, position=StreamPosition(**vars(first.position)))
+    again = Batches(numbered_examples(), tokeniser, size, seed=1, position=StreamPosition(**vars(first.position)))
     assert ids(again, 5) == whole[taken:]
 
 
-def test_every_example_comes_once_before_any_comes_again(tokeniser, tmp_path):
+def test_every_example_comes_once_per_epoch(tokeniser, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"instruction": f"{i}>", "output": "a"}) for i in range(50)))
     records = open_records(path)
@@ -69,16 +69,16 @@ def test_every_example_comes_once_before_any_comes_again(tokeniser, tmp_path):
     assert next(ahead).messages[0].text == seen[70]
 
 
-def test_scores_after_other_talk_use_none_of_trainings():
-    rng, asked = random.Random(1), (Message("user", "What now?"),)
-    learnt = {message.text for _ in range(500) for message in sample_history(rng)}
-    scored = with_unseen_history([asked] * 60)
-    assert scored == with_unseen_history([asked] * 60) and {len(c) for c in scored} == {3, 5}
-    talk = {message.text for conversation in scored for message in conversation[:-1]}
-    assert all(c[-1:] == asked for c in scored) and len(talk) > 10 and not talk & learnt
+def test_scores_after_history_use_none_of_trainings_exchanges():
+    rng, question = random.Random(1), (Message("user", "What now?"),)
+    trained = {message.text for _ in range(500) for message in sample_history(rng)}
+    scored = with_unseen_history([question] * 60)
+    assert scored == with_unseen_history([question] * 60) and {len(c) for c in scored} == {3, 5}
+    history = {message.text for conversation in scored for message in conversation[:-1]}
+    assert all(c[-1:] == question for c in scored) and len(history) > 10 and not history & trained
 
 
-def test_talk_of_others_stands_before_some_and_is_never_learnt(tokeniser, tmp_path):
+def test_history_precedes_some_examples_and_carries_no_loss(tokeniser, tmp_path):
     path = tmp_path / "rows.jsonl"
     several = [{"role": role, "content": f"{role} {i}"} for i in range(2) for role in ("user", "assistant")]
     rows = [*({"messages": several[:2]} for _ in range(40)), *({"messages": several} for _ in range(10))]
@@ -91,25 +91,25 @@ def test_talk_of_others_stands_before_some_and_is_never_learnt(tokeniser, tmp_pa
     assert not any(example.history for example in examples(0))
     seen = examples(0.5)
     assert seen == examples(0.5), "a function of the seed and the place"
-    with_talk = [example for example in seen if example.history]
-    assert 10 < len(with_talk) < 30 and all(len(example.messages) == 1 for example in with_talk)
+    with_history = [example for example in seen if example.history]
+    assert 10 < len(with_history) < 30 and all(len(example.messages) == 1 for example in with_history)
     assert sum(bool(example.history) for example in examples(1)) == 40
     ahead = ShuffledExamples(records, range(50), 3, SkippedExamples(), 0.5)
     ahead.skip(20)
     assert next(ahead) == seen[20]
     roomy = Tokeniser(tokeniser._tokenizer, "raw", 10_000)
-    for example in with_talk:
+    for example in with_history:
         plain, row = roomy.row(replace(example, history=())), roomy.row(example)
         assert len(row.ids) > len(plain.ids)
         learnt = [[label for label in r.labels if label != IGNORED] for r in (plain, row)]
         assert learnt[0] == learnt[1] and row.labels[: len(row.ids) - len(learnt[1])] == [IGNORED] * (
             len(row.ids) - len(learnt[1])
         )
-        # Where there is no room it is the talk that goes, not the answer.
+        # Where there is no room, the history is left out and not the answer.
         assert Tokeniser(tokeniser._tokenizer, "raw", len(plain.ids)).row(example).labels == plain.labels
 
 
-def test_a_batch_never_holds_a_record_twice_if_there_are_enough(tokeniser, tmp_path):
+def test_no_batch_holds_a_record_twice_if_there_are_enough(tokeniser, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"instruction": f"{i:02}>", "output": "a"}) for i in range(40)))
     batches = Batches(ShuffledExamples(open_records(path), range(40), 0, SkippedExamples()), tokeniser, 8, seed=0)
@@ -118,7 +118,7 @@ def test_a_batch_never_holds_a_record_twice_if_there_are_enough(tokeniser, tmp_p
 
 
 def test_batches_hold_rows_of_similar_length(tokeniser):
-    batches = list(itertools.islice(iter(Batches(numbered(), tokeniser, 8, seed=0)), 64))
+    batches = list(itertools.islice(iter(Batches(numbered_examples(), tokeniser, 8, seed=0)), 64))
     spread = [len(rows[-1].ids) - len(rows[0].ids) for rows in batches]
     assert sum(spread) / len(spread) < 2
     lengths = [len(rows[0].ids) for rows in batches]
@@ -133,14 +133,14 @@ def test_nothing_to_learn_is_an_error_and_not_a_loop(tokeniser):
         next(iter(Batches(iter(()), tokeniser, 4, seed=0)))
 
 
-def test_what_is_skipped_is_told_once_and_only_counted_after_twenty(tiny_base):
-    told = []
-    skipped = SkippedExamples(told.append)
+def test_skipped_examples_are_logged_once_and_only_counted_after_twenty(tiny_base):
+    logged = []
+    skipped = SkippedExamples(logged.append)
     tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 8, skipped)
     rows = [Example((Message("user", "x" * 9),), "a", where=f"line {i}") for i in range(30)]
     assert tokeniser.rows([*rows, *rows]) == []
-    assert len(skipped.places) == 30 and len(told) == 21
-    assert "line 0: no token to learn is left within 8 tokens" in told[0]
+    assert len(skipped.places) == 30 and len(logged) == 21
+    assert "line 0: no token to learn is left within 8 tokens" in logged[0]
 
 
 TURNS = (
@@ -150,7 +150,7 @@ TURNS = (
 
 
 @pytest.mark.parametrize("template", ["chat", "raw"])
-def test_all_answers_of_a_conversation_are_learnt_if_asked(tiny_base, template):
+def test_all_answers_of_a_conversation_carry_loss_if_asked(tiny_base, template):
     tokenizer = tiny_base.tokenizer
     for all_turns, wanted in ((False, ["second"]), (True, ["first", "second"])):
         ids, learnt = encode_conversation(tokenizer, TURNS, template, all_turns)
@@ -166,8 +166,8 @@ def test_all_answers_of_a_conversation_are_learnt_if_asked(tiny_base, template):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template", ["chat", "alpaca"])
-def test_earlier_answers_stand_as_the_chat_shows_them(base, template):
-    """Learning all answers does not change what is read before the last one."""
+def test_earlier_answers_are_templated_as_in_the_chat(base, template):
+    """Loss on all answers does not change the tokens before the last one."""
     from adapter.base.template import encode_answer, encode_prompt
 
     ids, learnt = encode_conversation(base.tokenizer, TURNS, template, True)
@@ -176,8 +176,8 @@ def test_earlier_answers_stand_as_the_chat_shows_them(base, template):
     assert said == "firstsecond"
 
 
-def test_a_batch_counts_what_carries_loss(tokeniser):
-    rows = tokeniser.rows(itertools.islice(numbered(), 6))
+def test_a_batch_counts_tokens_with_loss(tokeniser):
+    rows = tokeniser.rows(itertools.islice(numbered_examples(), 6))
     batch = collate(rows, tokeniser.pad)
     assert batch.supervised == int((batch.labels[:, 1:] != IGNORED).sum()) == 12
     assert batch.tokens == sum(len(row.ids) for row in rows) < batch.input_ids.numel()

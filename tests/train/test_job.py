@@ -77,8 +77,12 @@ def metrics(folder: Path, name: str) -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
-def wait_for_step(folder: Path, step: int) -> None:
-    wait_until(lambda: (folder / METRICS).exists() and (folder / METRICS).read_text().count('"loss"') >= step)
+def wait_for_step(run: subprocess.Popen[str], folder: Path, step: int) -> None:
+    def reached() -> bool:
+        assert run.poll() is None, run.communicate()
+        return (folder / METRICS).exists() and (folder / METRICS).read_text().count('"loss"') >= step
+
+    wait_until(reached)
 
 
 @pytest.mark.slow
@@ -89,7 +93,7 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arg
     assert "skipped" in output and "bad.png" in output and "line 78" in output
     for step, more in ((13, []), (41, ["--resume"])):
         run = process(arguments(killed, "save_every=4", *more))
-        wait_for_step(killed, step)
+        wait_for_step(run, killed, step)
         run.kill()
         run.communicate()
         assert run.returncode == -signal.SIGKILL and (killed / STATE).exists()
@@ -120,7 +124,7 @@ def test_two_processes_equal_one(arguments, tmp_path):
 def test_ctrl_c_saves_and_names_the_way_to_resume(arguments, tmp_path):
     out = tmp_path / "run"
     run = process(arguments(out, "eval_every=1000", "steps=4000"))
-    wait_for_step(out, 5)
+    wait_for_step(run, out, 5)
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate()
     assert run.returncode == 130 and "--resume" in errors

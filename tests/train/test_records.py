@@ -1,4 +1,4 @@
-"""Reading records: what is opened, that nothing big is held, that each comes back whole, and what errors name."""
+"""Records: files of every shape are indexed without being held in memory, and errors name the place of a fault."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from train.formats.index import index_json
 ALPACA = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
 
 
-def written(folder: Path, name: str, content: str | bytes) -> Path:
+def write(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return path
 
 
-def numbered(count: int) -> list[dict[str, str]]:
+def numbered_rows(count: int) -> list[dict[str, str]]:
     return [{"instruction": f"Say {i}.", "output": str(i)} for i in range(count)]
 
 
-def lines(values: list) -> str:
+def to_jsonl(values: list) -> str:
     return "".join(json.dumps(value) + "\n" for value in values)
 
 
@@ -39,7 +39,7 @@ def answers(records) -> list[str]:
     return [record.messages[-1].text for record in records]
 
 
-# Laws: what was written is what is read.
+# What was written is what is read.
 
 values = st.dictionaries(
     st.text(max_size=8),
@@ -56,7 +56,7 @@ chunks = st.sampled_from([1, 2, 3, 7, 64, 2**18])
 
 @settings(deadline=None, max_examples=120)
 @given(st.lists(values, min_size=1, max_size=5), st.data(), chunks)
-def test_a_json_array_comes_back_however_it_is_written(tmp_path_factory, elements, data, chunk):
+def test_a_json_array_is_read_back_in_any_layout(tmp_path_factory, elements, data, chunk):
     text, places = data.draw(blanks) + "[", []
     for i, element in enumerate(elements):
         text += "," * (i > 0) + data.draw(blanks)
@@ -64,7 +64,7 @@ def test_a_json_array_comes_back_however_it_is_written(tmp_path_factory, element
         indent = data.draw(st.sampled_from([None, 0, 1, 4]))
         text += json.dumps(element, ensure_ascii=data.draw(st.booleans()), indent=indent) + data.draw(blanks)
     bom = data.draw(st.sampled_from([b"", b"\xef\xbb\xbf"]))
-    path = written(
+    path = write(
         tmp_path_factory.getbasetemp(), "random.json", bom + (text + "]" + data.draw(blanks)).encode("utf-8")
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +78,7 @@ def test_a_json_array_comes_back_however_it_is_written(tmp_path_factory, element
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(values, min_size=1, max_size=5), st.data())
-def test_json_lines_come_back_whatever_blank_lines_lie_between(tmp_path_factory, elements, data):
+def test_json_lines_are_read_back_with_blank_lines_between(tmp_path_factory, elements, data):
     text, places = "", []
     for element in elements:
         text += data.draw(st.sampled_from(["", "\n", "  \n", "\r\n\t\r\n"]))
@@ -88,33 +88,33 @@ def test_json_lines_come_back_whatever_blank_lines_lie_between(tmp_path_factory,
             st.sampled_from(["\n", "\r\n"])
         )
     text = data.draw(st.sampled_from([text, text.rstrip(), text + "\n \n"]))
-    path = written(tmp_path_factory.getbasetemp(), "random.jsonl", text)
+    path = write(tmp_path_factory.getbasetemp(), "random.jsonl", text)
     found = index_json(path)
     assert [found.read(i) for i in range(len(found))] == [
         (element, f"random.jsonl, line {line}") for element, line in zip(elements, places, strict=True)
     ]
 
 
-def test_an_array_and_its_lines_are_the_same_records(tmp_path):
-    array = open_records(written(tmp_path, "a.json", json.dumps(numbered(50), indent=2)))
-    by_line = open_records(written(tmp_path, "a.jsonl", lines(numbered(50))))
+def test_an_array_and_json_lines_are_the_same_records(tmp_path):
+    array = open_records(write(tmp_path, "a.json", json.dumps(numbered_rows(50), indent=2)))
+    by_line = open_records(write(tmp_path, "a.jsonl", to_jsonl(numbered_rows(50))))
     assert [r.messages for r in array] == [r.messages for r in by_line]
     assert array.format == by_line.format == "alpaca"
 
 
-def test_braces_quotes_and_escapes_within_strings_are_text(tmp_path):
+def test_brackets_quotes_and_escapes_inside_strings_are_text(tmp_path):
     tricky = ['},{"', "]", 'a\\"b', "\\", "\\\\", '\\\\"', "[[[", '"', "é\u2028\U0001f600", ",", "\n", '\\"],', ""]
     records = [{"instruction": f"say {text}", "output": text, "deep": [[{"a": [text]}]]} for text in tricky]
     for ascii_only in (True, False):
-        path = written(tmp_path, "tricky.json", json.dumps(records, ensure_ascii=ascii_only))
+        path = write(tmp_path, "tricky.json", json.dumps(records, ensure_ascii=ascii_only))
         assert answers(open_records(path)) == tricky
 
 
-# Big files.
+# Large files.
 
 
 @pytest.mark.parametrize("name", ["big.jsonl", "big.json"])
-def test_a_big_file_is_indexed_without_being_held(tmp_path, name):
+def test_a_large_file_is_indexed_without_being_held_in_memory(tmp_path, name):
     count = 200_000
     path = tmp_path / name
     with path.open("w", encoding="utf-8") as file:
@@ -135,14 +135,14 @@ def test_a_big_file_is_indexed_without_being_held(tmp_path, name):
 
 
 def test_records_can_be_pickled_and_read_by_many_threads(tmp_path):
-    records = open_records(written(tmp_path, "a.jsonl", lines(numbered(300))))
+    records = open_records(write(tmp_path, "a.jsonl", to_jsonl(numbered_rows(300))))
     again = pickle.loads(pickle.dumps(records))
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda i: again[i].messages[-1].text, range(300))) == [str(i) for i in range(300)]
 
 
 def test_records_are_a_sequence(tmp_path):
-    records = open_records(written(tmp_path, "a.jsonl", lines(numbered(5))))
+    records = open_records(write(tmp_path, "a.jsonl", to_jsonl(numbered_rows(5))))
     assert records[-1] == records[4] and answers(records[1:4:2]) == ["1", "3"] and len(list(records)) == 5
     for i in (5, -6):
         with pytest.raises(IndexError):
@@ -150,24 +150,24 @@ def test_records_are_a_sequence(tmp_path):
     assert len(repr(records)) < 1000
 
 
-# How files are written.
+# Encodings.
 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "data.txt"])
-def test_bom_and_windows_newlines(tmp_path, bom, newline, name):
-    text = lines(numbered(3)) if name != "a.json" else json.dumps(numbered(3), indent=1) + "\n"
-    records = open_records(written(tmp_path, name, bom + text.encode().replace(b"\n", newline)))
+def test_byte_order_marks_and_windows_newlines(tmp_path, bom, newline, name):
+    text = to_jsonl(numbered_rows(3)) if name != "a.json" else json.dumps(numbered_rows(3), indent=1) + "\n"
+    records = open_records(write(tmp_path, name, bom + text.encode().replace(b"\n", newline)))
     assert answers(records) == ["0", "1", "2"]
 
 
-def test_a_file_may_be_one_record(tmp_path):
-    assert len(open_records(written(tmp_path, "a.jsonl", json.dumps(ALPACA)))) == 1
-    assert len(open_records(written(tmp_path, "a.json", json.dumps([ALPACA])))) == 1
+def test_a_file_may_hold_one_record(tmp_path):
+    assert len(open_records(write(tmp_path, "a.jsonl", json.dumps(ALPACA)))) == 1
+    assert len(open_records(write(tmp_path, "a.json", json.dumps([ALPACA])))) == 1
 
 
-# What cannot be opened.
+# Files that cannot be opened.
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_a_file_may_be_one_record(tmp_path):
         ("a.jsonl", '{"instruction": ' + "[" * 100_000, "cannot be read as JSON"),
     ],
 )
-def test_a_file_that_cannot_be_opened_says_why(tmp_path, name, content, says):
+def test_a_file_that_cannot_be_opened_is_explained(tmp_path, name, content, says):
     with pytest.raises(DataError) as error:
-        open_records(written(tmp_path, name, content))
+        open_records(write(tmp_path, name, content))
     assert says in str(error.value)
     assert isinstance(error.value, AdapterError)
 
@@ -217,11 +217,11 @@ def test_a_file_that_cannot_be_opened_says_why(tmp_path, name, content, says):
 def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "_LONGEST_LINE", 1000)
     with pytest.raises(DataError, match="line 2: this line is longer than"):
-        open_records(written(tmp_path, "a.jsonl", "{}\n" + "x" * 5000))
+        open_records(write(tmp_path, "a.jsonl", "{}\n" + "x" * 5000))
 
 
-def test_a_format_that_does_not_fit_is_refused_and_all_are_named(tmp_path):
-    path = written(tmp_path, "a.jsonl", lines([ALPACA]))
+def test_a_format_that_does_not_fit_is_refused_and_all_formats_are_named(tmp_path):
+    path = write(tmp_path, "a.jsonl", to_jsonl([ALPACA]))
     with pytest.raises(DataError) as error:
         open_records(path, "chat")
     assert "a.jsonl, line 1: this is not of format 'chat'; the record has the fields 'instru" in str(error.value)
@@ -230,8 +230,8 @@ def test_a_format_that_does_not_fit_is_refused_and_all_are_named(tmp_path):
         open_records(path, "sharegpt")
 
 
-def test_paths_that_lead_nowhere(tmp_path):
-    path = written(tmp_path, "a.jsonl", lines([ALPACA]))
+def test_missing_paths_are_named(tmp_path):
+    path = write(tmp_path, "a.jsonl", to_jsonl([ALPACA]))
     with pytest.raises(DataError, match="no file or folder '.*b.jsonl'. Check the path"):
         open_records(tmp_path / "b.jsonl")
     with pytest.raises(DataError, match="no file or folder"):
@@ -246,7 +246,7 @@ def test_paths_that_lead_nowhere(tmp_path):
         open_records(tmp_path)
 
 
-# What is wrong with one record is told when it is read, and the others are not touched by it.
+# A broken record raises when it is read and does not affect the others.
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_broken_line_is_named_and_the_others_are_read(tmp_path, broken, says):
     good = json.dumps({"instruction": "Say it, please.", "output": "it"}).encode()
     broken = broken.encode() if isinstance(broken, str) else broken
     content = b"\n".join([good, b"", good, broken, good])
-    records = open_records(written(tmp_path, "a.jsonl", content))
+    records = open_records(write(tmp_path, "a.jsonl", content))
     assert len(records) == 4 and answers([records[0], records[1], records[3]]) == ["it"] * 3
     with pytest.raises(DataError) as error:
         records[2]
@@ -288,23 +288,23 @@ def test_a_broken_element_is_named_and_the_others_are_read(tmp_path, broken, say
     good = json.dumps({"instruction": "Say it, please.", "output": "it"}).encode()
     broken = broken.encode() if isinstance(broken, str) else broken
     content = b"[" + good + b",\n" + broken + b",\n" + good + b"]"
-    records = open_records(written(tmp_path, "a.json", content))
+    records = open_records(write(tmp_path, "a.json", content))
     assert answers([records[0], records[2]]) == ["it"] * 2
     with pytest.raises(DataError) as error:
         records[1]
     assert says.replace("OFFSET", str(max(content.find(b"\xe9"), content.find(b"\xff")))) in str(error.value)
 
 
-def test_a_file_that_is_gone_is_an_error_and_not_a_crash(tmp_path):
-    path = written(tmp_path, "a.jsonl", lines([ALPACA]))
+def test_a_deleted_file_is_a_data_error(tmp_path):
+    path = write(tmp_path, "a.jsonl", to_jsonl([ALPACA]))
     records = open_records(path)
     path.unlink()
     with pytest.raises(DataError, match="cannot be read"):
         records[0]
 
 
-def test_a_record_says_what_it_is_and_where(tmp_path):
-    path = written(tmp_path, "alpaca.jsonl", "\n" + lines([ALPACA]))
+def test_a_record_holds_its_conversation_and_its_place(tmp_path):
+    path = write(tmp_path, "alpaca.jsonl", "\n" + to_jsonl([ALPACA]))
     assert open_records(path)[0] == Record(
         (Message("user", "Add.\n\n2 and 3"), Message("assistant", "5")), None, "alpaca.jsonl, line 2"
     )
