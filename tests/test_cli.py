@@ -1,4 +1,4 @@
-"""`python -m adapter` as a user runs it, and what `python app.py` does not begin with."""
+"""`python -m adapter` as a user runs it, and arguments that `python app.py` refuses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_list_and_show(adapters, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         (["show", "nobody"], "no adapter 'nobody'"),
         (["generate", "--adapter", "nobody", "hi"], "no adapter 'nobody'"),
@@ -55,14 +55,14 @@ def test_list_and_show(adapters, tmp_path, capsys):
         (["generate", "--compare", "nobody", "hi"], "no adapter 'nobody'"),
     ],
 )
-def test_an_error_is_one_line_on_stderr(adapters, capsys, arguments, words):
+def test_an_error_is_one_line_on_stderr(adapters, capsys, arguments, message):
     assert main([*adapters, *arguments]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ") and message in captured.err and captured.err.count("\n") == 1
 
 
-def test_a_strangers_words_are_shown_inert_and_on_one_line(tmp_path, tiny_fingerprint, capsys):
+def test_descriptions_and_cards_are_printed_without_control_characters(tmp_path, tiny_fingerprint, capsys):
     odd = "Rhymes.\nbase         text\u2028\x1b[2J\u202e " + "x" * 48_000
     save_adapter(random_adapter(tiny_fingerprint, description=odd), tmp_path / "poet", "# poet\n\n\x1b[2Jx\n")
     (tmp_path / "broken").mkdir()
@@ -75,8 +75,8 @@ def test_a_strangers_words_are_shown_inert_and_on_one_line(tmp_path, tiny_finger
     assert "# poet\n\n[2Jx" in out
 
 
-def output_to(stdout, *arguments, **environment):
-    """What the program says on stderr, and its exit status."""
+def run_with_stdout(stdout, *arguments, **environment):
+    """stderr and the exit status of the program."""
     command = [sys.executable, "-m", "adapter", *arguments]
     process = subprocess.run(
         command, stdout=stdout, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
@@ -85,30 +85,30 @@ def output_to(stdout, *arguments, **environment):
 
 
 @pytest.mark.slow
-def test_output_that_nobody_takes_ends_it_quietly(adapters):
+def test_a_broken_pipe_ends_the_program_quietly(adapters):
     reading, writing = os.pipe()
     os.close(reading)
-    assert output_to(writing, *adapters, "show", "poet") == ("", 141)
+    assert run_with_stdout(writing, *adapters, "show", "poet") == ("", 141)
     os.close(writing)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_output_that_finds_no_room_is_one_line(adapters):
+def test_a_full_disk_is_one_line(adapters):
     with open("/dev/full", "w") as full:
-        said, status = output_to(full, *adapters, "list")
-    assert status == 1 and said.startswith("error: ") and "No space left" in said and said.count("\n") == 1
+        error, status = run_with_stdout(full, *adapters, "list")
+    assert status == 1 and error.startswith("error: ") and "No space left" in error and error.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_what_the_terminal_lacks_is_replaced(tmp_path, tiny_fingerprint):
+def test_characters_that_the_terminal_lacks_are_replaced(tmp_path, tiny_fingerprint):
     save_adapter(random_adapter(tiny_fingerprint, description="Rhymes \U0001f99c."), tmp_path / "poet")
     with open(tmp_path / "out", "w") as file:
-        assert output_to(file, "--adapters", str(tmp_path), "list", PYTHONIOENCODING="ascii") == ("", 0)
+        assert run_with_stdout(file, "--adapters", str(tmp_path), "list", PYTHONIOENCODING="ascii") == ("", 0)
     assert "Rhymes ?." in (tmp_path / "out").read_text()
 
 
-def test_the_page_refuses_a_file_as_its_folder_of_adapters(tmp_path, capsys):
+def test_the_page_refuses_a_file_as_adapter_folder(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         parse(["--adapters", __file__])
     assert ended.value.code == 2 and f"--adapters {__file__} is a file" in capsys.readouterr().err
@@ -117,17 +117,17 @@ def test_the_page_refuses_a_file_as_its_folder_of_adapters(tmp_path, capsys):
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "é..b"])
 @pytest.mark.parametrize("port", [None, 7860])
-def test_a_host_that_is_not_this_machine_is_said_of_the_host(host, port):
-    said = port_problem(host, port)
-    assert said.startswith(f"Cannot listen on {host}: ") and "--host" in said and "--port" not in said
+def test_an_address_of_another_machine_is_an_error_about_the_host(host, port):
+    error = port_problem(host, port)
+    assert error.startswith(f"Cannot listen on {host}: ") and "--host" in error and "--port" not in error
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
-def test_of_a_host_that_is_here_only_a_port_can_be_taken(host):
+def test_a_taken_port_is_an_error_about_the_port(host):
     assert port_problem(host, None) is None
     with socket.create_server((host, 0)) as taken:
-        said = port_problem(host, port := taken.getsockname()[1])
-    assert f"{host}:{port}" in said and "--port" in said and "--host" not in said
+        error = port_problem(host, port := taken.getsockname()[1])
+    assert f"{host}:{port}" in error and "--port" in error and "--host" not in error
     assert port_problem(host, port) is None
 
 

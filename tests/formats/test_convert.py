@@ -1,4 +1,4 @@
-"""`python -m adapter convert`: what is recognised, refused and left on disk; and adapters from the Hub."""
+"""`python -m adapter convert`: what it recognises, refuses and leaves on disk; adapters from the Hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def ours(tmp_path, tiny_folder) -> Path:
-    """An adapter of ours for the tiny base, as `train` would write it."""
+    """One of our adapters for the tiny base, as `train` would write it."""
     adapter = random_adapter(base_fingerprint(str(tiny_folder)), template="raw", description="Rhymes.")
     save_adapter(adapter, tmp_path / "poet", "---\nlicense: cc-by-4.0\n---\n\n# poet\n")
     return tmp_path / "poet"
@@ -46,18 +46,18 @@ def tiny_lit(tmp_path) -> Path:
     return path
 
 
-def left(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# The base, without loading it
+# The fingerprint of a base, without loading it.
 
 
-def test_the_light_fingerprint_is_that_of_the_loaded_base(tiny_folder):
+def test_the_fingerprint_equals_that_of_the_loaded_base(tiny_folder):
     assert base_fingerprint(str(tiny_folder)) == load_base(str(tiny_folder), "none", "cpu").fingerprint
 
 
-def test_the_light_fingerprint_of_a_sharded_base(tiny_base, tiny_folder, tmp_path):
+def test_the_fingerprint_of_a_sharded_base(tiny_base, tiny_folder, tmp_path):
     tiny_base.model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     tiny_base.tokenizer.save_pretrained(tmp_path / "sharded")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
@@ -65,34 +65,36 @@ def test_the_light_fingerprint_of_a_sharded_base(tiny_base, tiny_folder, tmp_pat
     assert found.weights == base_fingerprint(str(tiny_folder)).weights != ""
 
 
-def test_without_weights_the_fingerprint_leaves_them_open(tiny_folder, tmp_path):
+def test_the_fingerprint_of_a_base_without_weights(tiny_folder, tmp_path):
     shutil.copytree(tiny_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     found = base_fingerprint(str(tmp_path / "bare"))
     assert found.weights == "" and not found.differences(base_fingerprint(str(tiny_folder)))
 
 
 @pytest.mark.slow
-def test_the_light_fingerprint_of_the_embedded_base(base):
+def test_the_fingerprint_of_the_embedded_base(base):
     assert base_fingerprint() == base.fingerprint
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "hidden, layers, words", [(4096, 32, "hidden_size 4096 instead of 576"), (576, 32, "32 lay")]
+    "hidden, layers, message", [(4096, 32, "hidden_size 4096 instead of 576"), (576, 32, "32 lay")]
 )
-def test_the_default_base_is_named_when_it_does_not_fit(tmp_path, hidden, layers, words):
+def test_the_default_base_is_named_when_it_does_not_fit(tmp_path, hidden, layers, message):
     tensors = {"adapter_query.weight": torch.randn(10 * 30, hidden)}
     tensors |= {f"layers.{i}.attention.gate": torch.full((1, 9, 1, 1), float(i > 1)) for i in range(layers)}
     torch.save(tensors, tmp_path / "llama_adapter.pth")
-    with pytest.raises(LoadError, match=f"does not fit SmolLM2-135M-Instruct \\(the default\\).*{words}.*--base"):
+    with pytest.raises(
+        LoadError, match=f"does not fit SmolLM2-135M-Instruct \\(the default\\).*{message}.*--base"
+    ):
         convert(str(tmp_path / "llama_adapter.pth"), tmp_path / "to")
 
 
-# Ours to ours, and what tanh can express
+# Ours to ours: gate activations.
 
 
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
-def test_the_other_activation_is_the_same_adapter(tiny, ours, tmp_path, activation):
+def test_the_other_activation_is_the_same_function(tiny, ours, tmp_path, activation):
     adapter, _ = convert(str(ours), tmp_path / "to", Options(to_gate_activation=activation))
     one, two = load_adapter(ours), load_adapter(tmp_path / "to")
     assert two.config.gate_activation == adapter.config.gate_activation == activation
@@ -113,11 +115,11 @@ def test_a_gate_that_tanh_cannot_express_is_named(tiny_fingerprint, tmp_path, va
     save_adapter(adapter, tmp_path / "ours")
     with pytest.raises(LoadError, match="layer 2, head 2 is .*tanh stays below 1.*--to-gate-activation identity"):
         convert(str(tmp_path / "ours"), tmp_path / "to", Options(to_gate_activation="tanh"))
-    assert left(tmp_path) == ["ours"]
+    assert names_in(tmp_path) == ["ours"]
 
 
 @pytest.mark.parametrize("small", [4], indirect=True, ids=["mha"])
-def test_official_v1_keeps_the_gates_unless_asked(small, tmp_path):
+def test_official_v1_keeps_the_gates_unless_asked_otherwise(small, tmp_path):
     adapter = random_adapter(base_fingerprint(str(small[1])))
     save_adapter(adapter, tmp_path / "ours")
     name, gate = "llama_adapter_len5_layer3.pth", "layers.3.attention.gate"
@@ -130,7 +132,7 @@ def test_official_v1_keeps_the_gates_unless_asked(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config, options, words",
+    "config, options, message",
     [
         ({"prompt_norm": True}, {"to_format": "peft"}, "norm, which the format does not know"),
         ({"prompt_norm": True}, {"to_format": "litgpt"}, "norm, which the format does not know"),
@@ -139,22 +141,22 @@ def test_official_v1_keeps_the_gates_unless_asked(small, tmp_path):
         ({}, {"layers": 2}, "says 3. Leave --layers out"),
     ],
 )
-def test_what_cannot_be_written_is_told(tiny_fingerprint, tmp_path, config, options, words):
+def test_what_cannot_be_written_exactly_is_refused(tiny_fingerprint, tmp_path, config, options, message):
     save_adapter(random_adapter(tiny_fingerprint, **config), tmp_path / "ours")
-    with pytest.raises(LoadError, match=words):
+    with pytest.raises(LoadError, match=message):
         convert(str(tmp_path / "ours"), tmp_path / "to", Options(**options))
-    assert left(tmp_path) == ["ours"]
+    assert names_in(tmp_path) == ["ours"]
 
 
-def test_an_adapter_that_sees_is_not_written_as_theirs(tmp_path):
+def test_a_visual_adapter_is_not_written_in_text_formats(tmp_path):
     see = Path(__file__).parents[2] / "assets" / "adapters" / "see"
     for to_format in ("peft", "official-v1", "litgpt"):
         with pytest.raises(LoadError, match="it reads pictures"):
             convert(str(see), tmp_path / "to", Options(to_format=to_format))
-    assert left(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
-# Bad files
+# Files that are refused.
 
 
 class _Code:
@@ -170,7 +172,7 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0
 
 
 @pytest.mark.parametrize(
-    "content, words",
+    "content, message",
     [
         ({"adapter_query.weight": _Code()}, "holds code (posix.system), which is not run"),
         ({**V1, "extra": argparse.ArgumentError(None, "x")}, "holds code (argparse.ArgumentError)"),
@@ -183,23 +185,23 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0
         ({"something.weight": torch.ones(2)}, "no adapter that is known here"),
         ({"base_model.model.layers.0.q_proj.lora_A.weight": torch.ones(2)}, "is a LoRA"),
         ({"prompts": torch.ones(2), "gates": torch.ones(2)}, "Give the folder that holds it"),
-        # The V2 family is recognised by what only it has.
+        # The V2 family is recognised by tensors that only it has.
         ({"model": V1, "config": {"w_bias": True, "w_lora": False}}, "cannot be shared out"),
         ({**V1, "layers.0.attention_norm.weight": torch.ones(4)}, "cannot be shared out"),
         ({**V1, "layers.0.attention.strange.bias": torch.ones(4), "llama.x": torch.ones(1)}, "no part of a V2"),
     ],
 )
-def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypatch, content, words):
+def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypatch, content, message):
     monkeypatch.setenv("MADE_BY_CODE", str(tmp_path / "made"))
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(LoadError) as error:
         convert(str(tmp_path / "file.pth"), tmp_path / "to", Options(base=str(tiny_folder)))
-    assert words in str(error.value) and "\n" not in str(error.value)
-    assert left(tmp_path) == ["file.pth"]
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert names_in(tmp_path) == ["file.pth"]
 
 
 @pytest.mark.parametrize(
-    "name, content, words",
+    "name, content, message",
     [
         ("page.pth", b"<html>Not found</html>", "damaged or only half a download"),
         ("code.pth", pickle.dumps({"a": _Code()}, protocol=2), "holds code (posix.system)"),
@@ -208,17 +210,17 @@ def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypa
         ("pointer.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     ],
 )
-def test_a_file_of_something_else_is_refused(tiny_folder, tmp_path, monkeypatch, name, content, words):
+def test_a_file_without_tensors_is_refused(tiny_folder, tmp_path, monkeypatch, name, content, message):
     monkeypatch.setenv("MADE_BY_CODE", str(tmp_path / "made"))
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LoadError) as error:
         convert(str(tmp_path / name), tmp_path / "to", Options(base=str(tiny_folder)))
-    assert words in str(error.value) and "\n" not in str(error.value)
-    assert left(tmp_path) == [name]
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert names_in(tmp_path) == [name]
 
 
 def test_a_compressed_file_is_refused(tiny_folder, tmp_path):
-    """It could unpack to anything, and torch would map its bytes as if they were numbers."""
+    """It could unpack to any size, and torch would map the compressed bytes as numbers."""
     torch.save(V1, tmp_path / "stored.pth")
     with (
         zipfile.ZipFile(tmp_path / "stored.pth") as stored,
@@ -232,17 +234,17 @@ def test_a_compressed_file_is_refused(tiny_folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["v1.pth", "v1.safetensors"])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
-def test_half_a_download_is_refused(tiny_folder, tmp_path, name, share):
+def test_a_truncated_download_is_refused(tiny_folder, tmp_path, name, share):
     path = tmp_path / name
     torch.save(V1, path) if name.endswith("pth") else save_file(V1, path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(LoadError, match="half a download.*Download it again"):
         convert(str(path), tmp_path / "to", Options(base=str(tiny_folder)))
-    assert left(tmp_path) == [name]
+    assert names_in(tmp_path) == [name]
 
 
 @pytest.mark.parametrize(
-    "source, words",
+    "source, message",
     [
         ("/no/such/file.pth", "There is no '/no/such/file.pth'"),
         ("{tmp}/none", "holds no adapter"),
@@ -251,40 +253,40 @@ def test_half_a_download_is_refused(tiny_folder, tmp_path, name, share):
         ("{tmp}/odd", "is no PEFT configuration"),
     ],
 )
-def test_a_folder_that_is_no_adapter_is_refused(tmp_path, source, words):
+def test_a_folder_without_an_adapter_is_refused(tmp_path, source, message):
     for name in ("none", "two", "peft", "odd"):
         (tmp_path / name).mkdir()
     for name in ("a.pth", "b.pth"):
         (tmp_path / "two" / name).touch()
     (tmp_path / "peft" / "adapter_config.json").write_text('{"peft_type": "ADAPTION_PROMPT"}')
     (tmp_path / "odd" / "adapter_config.json").write_text("[]")
-    with pytest.raises(LoadError, match=words):
+    with pytest.raises(LoadError, match=message):
         convert(source.format(tmp=tmp_path), tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
 
-def test_options_against_the_format_are_refused(tiny_folder, tiny_lit, tmp_path):
-    for options, words in (
+def test_options_that_contradict_the_format_are_refused(tiny_folder, tiny_lit, tmp_path):
+    for options, message in (
         ({"gate_activation": "tanh"}, "are identity by its definition"),
         ({"layers": 2}, "tells its insertion layers itself"),
     ):
-        with pytest.raises(LoadError, match=words):
+        with pytest.raises(LoadError, match=message):
             convert(str(tiny_lit), tmp_path / "to", Options(base=str(tiny_folder), **options))
 
 
-# What is on disk
+# What is left on disk.
 
 
-def test_a_folder_with_something_in_it_is_never_written_to(ours, tmp_path):
+def test_a_folder_that_is_not_empty_is_never_written_to(ours, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     for to in ("full", "full/thesis.txt"):
         with pytest.raises(LoadError, match="exists already and is not overwritten"):
             convert(str(ours), tmp_path / to)
-    assert left(tmp_path / "full") == ["thesis.txt"]
+    assert names_in(tmp_path / "full") == ["thesis.txt"]
     (tmp_path / "empty").mkdir()
     convert(str(ours), tmp_path / "empty")
-    assert left(tmp_path / "empty") == ["README.md", "adapter.safetensors", "config.json"]
+    assert names_in(tmp_path / "empty") == ["README.md", "adapter.safetensors", "config.json"]
 
 
 @pytest.mark.parametrize("to_format", ["llama-adapter", "litgpt"])
@@ -295,21 +297,21 @@ def test_a_full_disk_leaves_nothing(ours, tmp_path, monkeypatch, to_format):
     monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(LoadError, match="No space left on device"):
         convert(str(ours), tmp_path / "to", Options(to_format=to_format))
-    assert left(tmp_path) == ["poet"]
+    assert names_in(tmp_path) == ["poet"]
 
 
-def test_what_was_filled_meanwhile_is_not_replaced(tmp_path):
+def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(OSError), new_folder(tmp_path / "to") as temporary:
         (temporary / "ours").touch()
         (tmp_path / "to").mkdir()
         (tmp_path / "to" / "theirs").touch()
-    assert left(tmp_path) == ["to"] and left(tmp_path / "to") == ["theirs"]
+    assert names_in(tmp_path) == ["to"] and names_in(tmp_path / "to") == ["theirs"]
 
 
-# The command line and the Hub
+# The command line and the Hub.
 
 
-def test_the_command_converts_and_says_what_it_assumed(tiny_folder, tiny_lit, tmp_path, capsys):
+def test_the_command_converts_and_notes_what_it_assumed(tiny_folder, tiny_lit, tmp_path, capsys):
     to = tmp_path / "lit"
     assert main(["convert", str(tiny_lit), "--to", str(to), "--base", str(tiny_folder)]) == 0
     out = capsys.readouterr().out
@@ -317,7 +319,7 @@ def test_the_command_converts_and_says_what_it_assumed(tiny_folder, tiny_lit, tm
     assert "LitGPT adapter v1 format (assumed, see below) |" in (to / "README.md").read_text()
     assert main(["--adapters", str(tmp_path), "show", "lit"]) == 0
     assert main(["convert", str(to), "--to", str(tmp_path / "p"), "--to-format", "peft"]) == 0
-    assert left(tmp_path / "p") == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert names_in(tmp_path / "p") == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     capsys.readouterr()
     assert main(["convert", str(to), "--to", str(tmp_path / "p")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
@@ -325,7 +327,7 @@ def test_the_command_converts_and_says_what_it_assumed(tiny_folder, tiny_lit, tm
 
 @pytest.fixture
 def on_hub(tmp_path, monkeypatch):
-    """A stand-in for the Hub; returns where to put a repository's files, and the calls that were made."""
+    """A fake Hub: the folder for a repository's files, and the recorded calls."""
     snapshot = tmp_path / "hub" / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     calls = []
@@ -341,19 +343,19 @@ def on_hub(tmp_path, monkeypatch):
 GENERATE = ["generate", "--temperature", "0", "--max-new-tokens", "8", "--quantization", "none", "--device", "cpu"]
 
 
-def test_an_adapter_of_ours_from_the_hub_answers(ours, on_hub, tiny_folder, capsys):
+def test_one_of_our_adapters_answers_from_the_hub(ours, on_hub, tiny_folder, capsys):
     snapshot, calls = on_hub
     common = [*GENERATE, "--base", str(tiny_folder), "--raw", "hello"]
     assert main(["--adapters", str(ours.parent), *common, "--adapter", "poet"]) == 0
-    want = capsys.readouterr().out
+    expected = capsys.readouterr().out
     shutil.copytree(ours, snapshot, dirs_exist_ok=True)
     assert main([*common, "--adapter", "someone/poet@v1"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == want and f"adapter: someone/poet@{COMMIT}" in captured.err
+    assert captured.out == expected and f"adapter: someone/poet@{COMMIT}" in captured.err
     assert calls == [("someone/poet", "v1", ["*.safetensors", "*.json", "*.md"])]
 
 
-def test_a_peft_adapter_from_the_hub_answers(ours, on_hub, tiny_folder, tmp_path, capsys):
+def test_a_peft_adapter_answers_from_the_hub(ours, on_hub, tiny_folder, tmp_path, capsys):
     adapter = load_adapter(ours)
     adapter.gates.copy_(adapter.gates[:, :1].expand_as(adapter.gates))
     save_adapter(adapter, tmp_path / "even")
@@ -361,9 +363,9 @@ def test_a_peft_adapter_from_the_hub_answers(ours, on_hub, tiny_folder, tmp_path
     shutil.copytree(tmp_path / "peft", on_hub[0], dirs_exist_ok=True)
     common = [*GENERATE, "--base", str(tiny_folder), "--raw", "hello"]
     assert main(["--adapters", str(tmp_path), *common, "--adapter", "even"]) == 0
-    want = capsys.readouterr().out
+    expected = capsys.readouterr().out
     assert main([*common, "--adapter", "someone/peft"]) == 0
-    assert capsys.readouterr().out == want
+    assert capsys.readouterr().out == expected
     to = tmp_path / "of the hub"
     assert main(["convert", "someone/peft", "--to", str(to), "--base", str(tiny_folder)]) == 0
     assert f"someone/peft@{COMMIT}" in (to / "README.md").read_text()
@@ -377,8 +379,8 @@ def test_errors_about_the_hub_name_the_repository(on_hub, tmp_path):
         convert("someone/bin", tmp_path / "to")
 
 
-def test_offline_it_says_so(capsys, tmp_path):
-    """For real: the tests run with HF_HUB_OFFLINE=1."""
+def test_offline_the_error_says_so(capsys, tmp_path):
+    """Without a fake: the tests run with HF_HUB_OFFLINE=1."""
     for arguments in (
         ["generate", "--adapter", "no/such", "hi"],
         ["convert", "no/such", "--to", str(tmp_path / "a")],
@@ -391,5 +393,5 @@ def test_offline_it_says_so(capsys, tmp_path):
 @pytest.mark.parametrize(
     "name", ["poet", "/abs/olute", "./relative", "a/b/c", "user/", "user/../..", "u/r@", "-x/y"]
 )
-def test_what_is_no_repository_is_not_asked_for(name):
+def test_other_names_are_not_taken_for_repositories(name):
     assert hub.parse(name) is None

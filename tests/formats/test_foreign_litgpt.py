@@ -1,5 +1,5 @@
-"""LitGPT's adapter v1 against its equations in fp64: prompts through the layer's own products, no rotation, raw
-gates a head. Its code was not used.
+"""LitGPT's adapter v1 against its equations in fp64: prompts through the layer's projections, without rotation,
+and one raw gate for each head. Its code was not used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.reference_llama import (
 from tests.tiny_models import random_adapter
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
-SHAPES = {"today": (1, 1, HEADS, 1), "earlier": (1, HEADS, 1, 1), "one": (1,), "bare": ()}
+SHAPES = {"current": (1, 1, HEADS, 1), "earlier": (1, HEADS, 1, 1), "single": (1,), "scalar": ()}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def _no_grad():
         yield
 
 
-def lit(length=5, layers=3, gate=SHAPES["today"], seed=0):
+def random_litgpt(length=5, layers=3, gate=SHAPES["current"], seed=0):
     torch.manual_seed(seed)
     tensors = {}
     for i in range(LAYERS - layers, LAYERS):
@@ -44,44 +44,44 @@ def lit(length=5, layers=3, gate=SHAPES["today"], seed=0):
     return tensors
 
 
-def published(model, tensors):
+def reference(model, tensors):
     by_layer = {int(name.split(".")[2]): t for name, t in tensors.items() if name.endswith("wte.weight")}
     gates = {i: tensors[f"transformer.h.{i}.attn.gating_factor"].flatten() for i in by_layer}
     return reference_logits(weights_of(model), IDS, by_layer, gates, turn_halves)
 
 
 @pytest.mark.parametrize(
-    "length, layers, gate", [(1, 4, "today"), (5, 3, "earlier"), (10, 2, "one"), (3, 1, "bare")]
+    "length, layers, gate", [(1, 4, "current"), (5, 3, "earlier"), (10, 2, "single"), (3, 1, "scalar")]
 )
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_theirs_gives_the_published_numbers_here(small, tmp_path, length, layers, gate, wrapped):
+def test_a_litgpt_adapter_gives_the_reference_logits(small, tmp_path, length, layers, gate, wrapped):
     model, folder = small
-    tensors = lit(length, layers, SHAPES[gate])
+    tensors = random_litgpt(length, layers, SHAPES[gate])
     source = tmp_path / "lit_model.pth.adapter"
     torch.save({"model": tensors} if wrapped else tensors, source)
-    want = published(model, tensors)
-    assert (want - steps(model, IDS)).abs().max() > 0.02
-    assert_close(converted_logits(model, folder, source, tmp_path / "ours").double(), want, **CLOSE)
+    expected = reference(model, tensors)
+    assert (expected - steps(model, IDS)).abs().max() > 0.02
+    assert_close(converted_logits(model, folder, source, tmp_path / "ours").double(), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("length, layers, activation", [(4, 3, "tanh"), (7, 4, "identity")])
-def test_ours_gives_the_same_there(small, tmp_path, length, layers, activation):
+def test_our_adapter_written_as_litgpt_gives_the_same_logits(small, tmp_path, length, layers, activation):
     model, folder = small
     config = {"prompt_length": length, "insertion_layers": layers, "gate_activation": activation}
     adapter = random_adapter(base_fingerprint(str(folder)), gate=1.4, **config)
     save_adapter(adapter, tmp_path / "ours")
-    _, told = convert(str(tmp_path / "ours"), tmp_path / "lit", Options(to_format="litgpt"))
-    assert f"adapter_prompt_length: {length} and adapter_start_layer: {LAYERS - layers}" in told[-1]
+    _, notes = convert(str(tmp_path / "ours"), tmp_path / "lit", Options(to_format="litgpt"))
+    assert f"adapter_prompt_length: {length} and adapter_start_layer: {LAYERS - layers}" in notes[-1]
     tensors = torch.load(tmp_path / "lit" / "lit_model.pth.adapter", weights_only=True)["model"]
     assert {tuple(t.shape) for n, t in tensors.items() if n.endswith("gating_factor")} == {(1, 1, HEADS, 1)}
-    assert_close(steps(model, IDS, prompt_kv=adapter(model)).double(), published(model, tensors), **CLOSE)
+    assert_close(steps(model, IDS, prompt_kv=adapter(model)).double(), reference(model, tensors), **CLOSE)
     convert(str(tmp_path / "lit"), tmp_path / "back", Options(base=str(folder)))
     back = load_adapter(tmp_path / "back")
     assert torch.equal(back.prompts, adapter.prompts) and torch.equal(back.gates, adapter.activated_gates())
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
         ({"transformer.h.2.attn.gating_factor": None}, "layer 2 has prompts only"),
         ({"transformer.h.2.attn.adapter_wte.weight": None}, "layer 2 has a gate only"),
@@ -93,17 +93,17 @@ def test_ours_gives_the_same_there(small, tmp_path, length, layers, activation):
         ({"transformer.h.2.surprise": torch.ones(5)}, "no part of LitGPT's adapter v1"),
     ],
 )
-def test_a_broken_file_is_refused(small, tmp_path, change, words):
-    tensors = {name: t for name, t in {**lit(), **change}.items() if t is not None}
+def test_a_broken_file_is_refused(small, tmp_path, change, message):
+    tensors = {name: t for name, t in {**random_litgpt(), **change}.items() if t is not None}
     torch.save({"model": tensors}, tmp_path / "lit_model.pth.adapter")
     with pytest.raises(LoadError) as error:
         convert(str(tmp_path / "lit_model.pth.adapter"), tmp_path / "to", Options(base=str(small[1])))
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert not (tmp_path / "to").exists()
 
 
 def test_an_adapter_of_a_deeper_base_is_refused(small, tmp_path):
-    tensors = {name.replace("h.3", "h.4"): t for name, t in lit(layers=1).items()}
+    tensors = {name.replace("h.3", "h.4"): t for name, t in random_litgpt(layers=1).items()}
     torch.save(tensors, tmp_path / "lit.pth")
     with pytest.raises(LoadError, match="layers 4 to 4 instead of the topmost of 4"):
         convert(str(tmp_path / "lit.pth"), tmp_path / "to", Options(base=str(small[1])))

@@ -28,8 +28,8 @@ def _no_grad():
         yield
 
 
-def trained(folder, length=5, layers=3, seed=0):
-    """A PEFT model as if it were trained: random prompts and gates of both signs, some beyond 1."""
+def random_peft_model(folder, length=5, layers=3, seed=0):
+    """A PEFT model with random prompts, and gates of both signs, some beyond 1."""
     torch.manual_seed(seed)
     plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = AdaptionPromptConfig(adapter_len=length, adapter_layers=layers, task_type="CAUSAL_LM")
@@ -41,17 +41,17 @@ def trained(folder, length=5, layers=3, seed=0):
 
 
 @pytest.mark.parametrize("length, layers", [(1, 4), (5, 3), (10, 1)])
-def test_theirs_gives_the_same_here(small, tmp_path, length, layers):
+def test_a_peft_adapter_gives_the_logits_of_peft(small, tmp_path, length, layers):
     model, folder = small
-    theirs = trained(folder, length, layers)
+    theirs = random_peft_model(folder, length, layers)
     theirs.save_pretrained(tmp_path / "peft")
-    want = steps(theirs, IDS)
-    assert (want - steps(model, IDS)).abs().max() > 0.02  # the adapter does something
-    assert_close(converted_logits(model, folder, tmp_path / "peft", tmp_path / "ours"), want, **CLOSE)
+    expected = steps(theirs, IDS)
+    assert (expected - steps(model, IDS)).abs().max() > 0.02  # the adapter does something
+    assert_close(converted_logits(model, folder, tmp_path / "peft", tmp_path / "ours"), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("length, layers, activation", [(1, 4, "tanh"), (6, 2, "identity")])
-def test_ours_gives_the_same_there(small, tmp_path, length, layers, activation):
+def test_our_adapter_gives_the_same_logits_in_peft(small, tmp_path, length, layers, activation):
     model, folder = small
     config = {"prompt_length": length, "insertion_layers": layers, "gate_activation": activation}
     adapter = random_adapter(base_fingerprint(str(folder)), gate=1.4, **config)
@@ -61,14 +61,14 @@ def test_ours_gives_the_same_there(small, tmp_path, length, layers, activation):
     theirs = PeftModel.from_pretrained(
         LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), str(tmp_path / "peft")
     ).eval()
-    want = steps(model, IDS, prompt_kv=adapter(model))
-    assert (want - steps(model, IDS)).abs().max() > 0.02
-    assert_close(steps(theirs, IDS), want, **CLOSE)
+    expected = steps(model, IDS, prompt_kv=adapter(model))
+    assert (expected - steps(model, IDS)).abs().max() > 0.02
+    assert_close(steps(theirs, IDS), expected, **CLOSE)
 
 
-def test_there_and_back_is_the_same_bit_for_bit(small, tmp_path):
+def test_the_round_trip_is_exact(small, tmp_path):
     _, folder = small
-    trained(folder).save_pretrained(tmp_path / "one")
+    random_peft_model(folder).save_pretrained(tmp_path / "one")
     convert(str(tmp_path / "one"), tmp_path / "ours", Options(base=str(folder)))
     convert(str(tmp_path / "ours"), tmp_path / "two", Options(to_format="peft"))
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
@@ -76,20 +76,20 @@ def test_there_and_back_is_the_same_bit_for_bit(small, tmp_path):
     assert load_adapter(tmp_path / "ours").config.gate_activation == "identity"
 
 
-def test_a_bin_and_a_lone_file_are_read_too(small, tmp_path):
+def test_a_bin_and_a_single_file_are_read_too(small, tmp_path):
     model, folder = small
-    theirs = trained(folder)
+    theirs = random_peft_model(folder)
     theirs.save_pretrained(tmp_path / "peft")
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
-    want = converted_logits(model, folder, tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "alone")
+    expected = converted_logits(model, folder, tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "alone")
     (tmp_path / "peft" / "adapter_model.safetensors").unlink()
     torch.save(tensors, tmp_path / "peft" / "adapter_model.bin")
-    assert torch.equal(converted_logits(model, folder, tmp_path / "peft", tmp_path / "bin"), want)
+    assert torch.equal(converted_logits(model, folder, tmp_path / "peft", tmp_path / "bin"), expected)
 
 
 @pytest.fixture
-def folder_of_theirs(tmp_path):
-    """A PEFT folder whose tensors and configuration a test can spoil."""
+def write_peft_folder(tmp_path):
+    """Writes a PEFT folder with some tensors and configuration values replaced."""
 
     def write(config=(), **tensors):
         name = "base_model.model.model.layers.{}.self_attn.adaption_{}"
@@ -112,7 +112,7 @@ def folder_of_theirs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config, tensors, words",
+    "config, tensors, message",
     [
         ({"peft_type": "LORA"}, {}, "PEFT's LORA"),
         ({"adapter_len": 9}, {}, "says adapter_len 9, the weights have 5"),
@@ -131,32 +131,32 @@ def folder_of_theirs(tmp_path):
         ),
     ],
 )
-def test_a_broken_folder_is_refused(small, folder_of_theirs, tmp_path, config, tensors, words):
+def test_a_broken_folder_is_refused(small, write_peft_folder, tmp_path, config, tensors, message):
     with pytest.raises(LoadError) as error:
-        convert(str(folder_of_theirs(config, **tensors)), tmp_path / "to", Options(base=str(small[1])))
-    assert words in str(error.value)
+        convert(str(write_peft_folder(config, **tensors)), tmp_path / "to", Options(base=str(small[1])))
+    assert message in str(error.value)
     assert not (tmp_path / "to").exists()
 
 
-def test_the_base_that_it_names_is_told_when_the_default_does_not_fit(small, folder_of_theirs, tmp_path):
-    source = folder_of_theirs({"base_model_name_or_path": "huggyllama/llama-13b"}, prompt_1=torch.ones(1, 5, 24))
+def test_the_error_names_the_base_of_the_source(small, write_peft_folder, tmp_path):
+    source = write_peft_folder({"base_model_name_or_path": "huggyllama/llama-13b"}, prompt_1=torch.ones(1, 5, 24))
     with pytest.raises(LoadError, match="different shapes"):
         convert(str(source), tmp_path / "to", Options(base=str(small[1])))
     wide = {f"prompt_{i}": torch.ones(1, 5, 64) for i in (1, 2, 3)}
     (tmp_path / "theirs").rename(tmp_path / "old")
-    source = folder_of_theirs({"base_model_name_or_path": "huggyllama/llama-13b"}, **wide)
+    source = write_peft_folder({"base_model_name_or_path": "huggyllama/llama-13b"}, **wide)
     with pytest.raises(LoadError, match="hidden_size 64 instead of 32.*It names huggyllama/llama-13b"):
         convert(str(source), tmp_path / "to", Options(base=str(small[1])))
 
 
-def test_gates_that_differ_by_head_are_not_written(small, tmp_path):
+def test_gates_that_differ_by_head_cannot_be_written(small, tmp_path):
     save_adapter(random_adapter(base_fingerprint(str(small[1]))), tmp_path / "ours")
     with pytest.raises(LoadError, match="one gate a layer, and in layer 1 the heads' gates differ"):
         convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
 
 
-def test_a_base_that_peft_cannot_run_is_told(small, tmp_path):
+def test_an_adapter_for_a_base_that_peft_cannot_run_is_refused(small, tmp_path):
     """Where heads times head_dim is not hidden_size."""
     model, folder = small
     config = LlamaConfig(**{**model.config.to_dict(), "head_dim": 16, "attn_implementation": "eager"})

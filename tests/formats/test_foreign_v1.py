@@ -35,7 +35,7 @@ def _no_grad():
         yield
 
 
-def v1(length=5, layers=3, scalar=False, seed=0):
+def random_v1(length=5, layers=3, scalar=False, seed=0):
     """A trained V1 file: gates of layers without prompts are still zero."""
     torch.manual_seed(seed)
     tensors = {"adapter_query.weight": torch.randn(layers * length, HIDDEN)}
@@ -45,7 +45,7 @@ def v1(length=5, layers=3, scalar=False, seed=0):
     return tensors
 
 
-def published(model, tensors, layers, activation):
+def reference(model, tensors, layers, activation):
     """Logits by the published equations, with Meta's rotation of pairs."""
     prompts = tensors["adapter_query.weight"].view(layers, -1, HIDDEN)
     first = LAYERS - layers
@@ -57,32 +57,32 @@ def published(model, tensors, layers, activation):
 
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
 @pytest.mark.parametrize("length, layers, scalar", [(1, 4, False), (5, 3, False), (10, 1, True)])
-def test_theirs_gives_the_published_numbers_here(small, tmp_path, length, layers, scalar, activation):
+def test_a_v1_file_gives_the_reference_logits(small, tmp_path, length, layers, scalar, activation):
     model, folder = small
-    tensors = v1(length, layers, scalar)
+    tensors = random_v1(length, layers, scalar)
     torch.save(tensors, tmp_path / "v1.pth")
-    want = published(model, tensors, layers, activation)
-    assert (want - steps(model, IDS)).abs().max() > 0.02
-    got = converted_logits(model, folder, tmp_path / "v1.pth", tmp_path / "ours", gate_activation=activation)
-    assert_close(got.double(), want, **CLOSE)
+    expected = reference(model, tensors, layers, activation)
+    assert (expected - steps(model, IDS)).abs().max() > 0.02
+    found = converted_logits(model, folder, tmp_path / "v1.pth", tmp_path / "ours", gate_activation=activation)
+    assert_close(found.double(), expected, **CLOSE)
 
 
-def test_rows_of_wq_and_wk_are_in_another_order_there(small):
-    """Meta turns pairs and Hugging Face halves: without the permutation of rows the same weights give others."""
+def test_without_the_row_permutation_the_logits_differ(small):
+    """Meta rotates pairs and Hugging Face halves of a head, so the rows of wq and wk are permuted."""
     model, _ = small
     weights = weights_of(model)
     ours = steps(model, IDS).double()
     assert_close(reference_logits(as_meta(weights), IDS, {}, {}, turn_pairs), ours, **CLOSE)
     assert (reference_logits(weights, IDS, {}, {}, turn_pairs) - ours).abs().max() > 0.01
-    # And prompts are not permuted: they lie in the hidden space, which both share.
-    tensors = v1()
+    # Prompts are not permuted: both conventions share the hidden space.
+    tensors = random_v1()
     permuted = {**tensors, "adapter_query.weight": tensors["adapter_query.weight"].view(-1, 2, 16).mT.flatten(1)}
-    want = published(model, tensors, 3, "tanh")
-    assert (published(model, permuted, 3, "tanh") - want).abs().max() > 0.01
+    expected = reference(model, tensors, 3, "tanh")
+    assert (reference(model, permuted, 3, "tanh") - expected).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
-def test_ours_gives_the_same_there(small, tmp_path, activation):
+def test_our_adapter_written_as_v1_gives_the_same_logits(small, tmp_path, activation):
     model, folder = small
     fingerprint = base_fingerprint(str(folder))
     adapter = random_adapter(fingerprint, gate=1.4, gate_activation=activation)
@@ -93,13 +93,13 @@ def test_ours_gives_the_same_there(small, tmp_path, activation):
             convert(str(tmp_path / "ours"), to, Options(to_format="official-v1"))
         assert not to.exists()
         return
-    _, told = convert(str(tmp_path / "ours"), to, Options(to_format="official-v1"))
-    assert ("through tanh" if activation == "tanh" else "without tanh") in told[-1]
+    _, notes = convert(str(tmp_path / "ours"), to, Options(to_format="official-v1"))
+    assert ("through tanh" if activation == "tanh" else "without tanh") in notes[-1]
     tensors = torch.load(to / "llama_adapter_len5_layer3.pth", weights_only=True)
-    assert sorted(tensors) == sorted(v1())
+    assert sorted(tensors) == sorted(random_v1())
     assert not tensors["layers.0.attention.gate"].any()
-    want = published(model, tensors, 3, activation)
-    assert_close(steps(model, IDS, prompt_kv=adapter(model)).double(), want, **CLOSE)
+    expected = reference(model, tensors, 3, activation)
+    assert_close(steps(model, IDS, prompt_kv=adapter(model)).double(), expected, **CLOSE)
     convert(str(to), tmp_path / "back", Options(base=str(folder), gate_activation=activation))
     back = load_adapter(tmp_path / "back")
     assert torch.equal(back.prompts, adapter.prompts) and torch.equal(back.gates, adapter.gates)
@@ -108,8 +108,8 @@ def test_ours_gives_the_same_there(small, tmp_path, activation):
 def test_a_full_training_checkpoint_is_read(small, tmp_path):
     """{model, optimizer, epoch, scaler, args} around the whole base; args tell K and L."""
     model, folder = small
-    tensors = v1(length=6, layers=2)
-    tensors["layers.2.attention.gate"].zero_()  # by the gates alone it would look like one layer of twelve
+    tensors = random_v1(length=6, layers=2)
+    tensors["layers.2.attention.gate"].zero_()  # alone, the gates would mean one layer of 12 prompts
     whole = {
         "model": {**{n: t.half() for n, t in as_meta(weights_of(model)).items()}, **tensors},
         "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 1e-3}]},
@@ -118,15 +118,15 @@ def test_a_full_training_checkpoint_is_read(small, tmp_path):
         "args": argparse.Namespace(adapter_layer=2, adapter_len=6, lr=None, blr=9e-3),
     }
     torch.save(whole, tmp_path / "checkpoint-4.pth")
-    got = converted_logits(model, folder, tmp_path / "checkpoint-4.pth", tmp_path / "ours")
-    assert_close(got.double(), published(model, tensors, 2, "tanh"), **CLOSE)
+    found = converted_logits(model, folder, tmp_path / "checkpoint-4.pth", tmp_path / "ours")
+    assert_close(found.double(), reference(model, tensors, 2, "tanh"), **CLOSE)
 
 
-def test_the_release_in_half_precision_and_in_safetensors(small, tmp_path):
+def test_half_precision_and_safetensors_are_read(small, tmp_path):
     from safetensors.torch import save_file
 
     _, folder = small
-    tensors = {name: t.half() for name, t in v1().items()}
+    tensors = {name: t.half() for name, t in random_v1().items()}
     torch.save(tensors, tmp_path / "v1.pth")
     save_file(tensors, tmp_path / "v1.safetensors")
     for name in ("v1.pth", "v1.safetensors"):
@@ -134,11 +134,11 @@ def test_the_release_in_half_precision_and_in_safetensors(small, tmp_path):
         assert torch.equal(adapter.prompts, tensors["adapter_query.weight"].float().view(3, 5, HIDDEN))
 
 
-def test_the_activation_is_assumed_and_the_card_says_so(small, tmp_path):
-    torch.save(v1(), tmp_path / "v1.pth")
+def test_the_card_states_an_assumed_activation(small, tmp_path):
+    torch.save(random_v1(), tmp_path / "v1.pth")
     base = str(small[1])
-    _, told = convert(str(tmp_path / "v1.pth"), tmp_path / "assumed", Options(base=base))
-    assert "gate activation (assumed)" in " ".join(told)
+    _, notes = convert(str(tmp_path / "v1.pth"), tmp_path / "assumed", Options(base=base))
+    assert "gate activation (assumed)" in " ".join(notes)
     card = (tmp_path / "assumed" / "README.md").read_text()
     assert "| gate activation | tanh (assumed, see below) |" in card and "| template | alpaca |" in card
     stated = Options(base=base, gate_activation="identity", layers=3)
@@ -148,8 +148,8 @@ def test_the_activation_is_assumed_and_the_card_says_so(small, tmp_path):
     assert "licence | unknown" in card and base_fingerprint(base).tokenizer in card
 
 
-def test_the_number_of_layers_is_asked_for_when_the_file_does_not_tell(small, tmp_path):
-    tensors = v1(length=4, layers=3)
+def test_an_unknown_number_of_layers_must_be_stated(small, tmp_path):
+    tensors = random_v1(length=4, layers=3)
     tensors["adapter_query.weight"] = torch.randn(12, HIDDEN)
     for i in range(LAYERS):
         tensors[f"layers.{i}.attention.gate"].zero_()
@@ -165,7 +165,7 @@ def test_the_number_of_layers_is_asked_for_when_the_file_does_not_tell(small, tm
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
         ({"layers.1.attention.gate": None}, "the gate of layer 1 is missing"),
         ({"layers.4.attention.gate": torch.ones(1, HEADS, 1, 1)}, "5 layers instead of 4"),
@@ -181,10 +181,10 @@ def test_the_number_of_layers_is_asked_for_when_the_file_does_not_tell(small, tm
         ({f"layers.{i}.attention.gate": torch.ones(1, 8, 1, 1) for i in range(4)}, "8 gates a layer"),
     ],
 )
-def test_a_broken_file_is_refused(small, tmp_path, change, words):
-    tensors = {name: t for name, t in {**v1(), **change}.items() if t is not None}
+def test_a_broken_file_is_refused(small, tmp_path, change, message):
+    tensors = {name: t for name, t in {**random_v1(), **change}.items() if t is not None}
     torch.save(tensors, tmp_path / "v1.pth")
     with pytest.raises(LoadError) as error:
         convert(str(tmp_path / "v1.pth"), tmp_path / "to", Options(base=str(small[1]), layers=3))
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v1.pth"]

@@ -1,4 +1,4 @@
-"""Official V2: what its equations give in fp64, with Meta's order of rows, and what ours gives once converted."""
+"""Official V2 against its equations in fp64, with Meta's order of rows."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def multi_head(tiny_fingerprint):
     return model.requires_grad_(False).eval().double(), base
 
 
-def random_v2(weights, lora: bool, pictures: bool, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A file's tensors, by the names and shapes of FACTS."""
+def random_v2(weights, lora: bool, images: bool, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A file's tensors by their published names and shapes."""
     torch.manual_seed(seed)
     found = {"adapter_query.weight": torch.randn(L * K, HIDDEN)}
-    if pictures:
+    if images:
         found |= {"visual_query.weight": torch.randn(K, WIDTH)}
         for name, module in visual_modules().items():
             found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
@@ -147,14 +147,14 @@ def converted(multi_head, tensors, tmp_path):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["bias", "lora-bias"])
-@pytest.mark.parametrize("pictures", [False, True], ids=["text", "pictures"])
-def test_the_converted_adapter_gives_what_the_equations_give(multi_head, tmp_path, lora, pictures):
+@pytest.mark.parametrize("images", [False, True], ids=["text", "images"])
+def test_the_converted_adapter_gives_the_reference_logits(multi_head, tmp_path, lora, images):
     model, _ = multi_head
     weights = as_meta(weights_of(model))
-    tensors = random_v2(weights, lora, pictures)
+    tensors = random_v2(weights, lora, images)
     adapter = converted(multi_head, tensors, tmp_path)
     visual, features = None, None
-    if pictures:
+    if images:
         tokens = torch.randn(2, 5, TOKENS, dtype=torch.double)
         visual, features = visual_vectors(tensors, tokens), VisualFeatures(torch.zeros(2, 1), None, tokens)
     kv = adapter(model, features)
@@ -162,7 +162,7 @@ def test_the_converted_adapter_gives_what_the_equations_give(multi_head, tmp_pat
     torch.testing.assert_close(ours, reference(weights, tensors, IDS, visual), rtol=1e-5, atol=1e-5)
 
 
-def test_without_the_order_of_rows_the_numbers_are_others(multi_head, tmp_path, monkeypatch):
+def test_without_the_row_permutation_the_logits_differ(multi_head, tmp_path, monkeypatch):
     from adapter.formats import official_v2
 
     model, _ = multi_head
@@ -174,7 +174,7 @@ def test_without_the_order_of_rows_the_numbers_are_others(multi_head, tmp_path, 
     assert (ours - reference(weights, tensors, IDS)).abs().max() > 0.1
 
 
-def test_the_released_channel_order_and_head_are_kept(multi_head, tmp_path):
+def test_the_vision_config_is_that_of_the_release(multi_head, tmp_path):
     adapter = converted(multi_head, random_v2(as_meta(weights_of(multi_head[0])), False, True), tmp_path)
     vision = adapter.config.vision
     assert (
@@ -183,12 +183,12 @@ def test_the_released_channel_order_and_head_are_kept(multi_head, tmp_path):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_command_converts_a_file_as_it_is_published(multi_head, tiny_base, tmp_path, lora):
+def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path, lora):
     model, _ = multi_head
     model.float().save_pretrained(tmp_path / "base")
     tiny_base.tokenizer.save_pretrained(tmp_path / "base")
     weights = as_meta(weights_of(model.double()))
-    tensors = random_v2(weights, lora, pictures=False)
+    tensors = random_v2(weights, lora, images=False)
     config = {"w_bias": True, "w_lora": lora, "lora_rank": 16}
     torch.save({"model": tensors, "config": config}, tmp_path / "v2.pth")
     convert(str(tmp_path / "v2.pth"), tmp_path / "ours", Options(base=str(tmp_path / "base")))
@@ -215,7 +215,7 @@ def test_the_command_converts_a_file_as_it_is_published(multi_head, tiny_base, t
         (lambda t: t.update({"visual_query.weight": torch.zeros(4, WIDTH)}), "4 visual queries"),
     ],
 )
-def test_what_is_wrong_is_named(multi_head, tmp_path, change, message):
+def test_a_broken_file_is_refused(multi_head, tmp_path, change, message):
     tensors = random_v2(as_meta(weights_of(multi_head[0])), False, True)
     change(tensors)
     with pytest.raises(LoadError) as error:

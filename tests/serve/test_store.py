@@ -1,4 +1,4 @@
-"""The store sees what is on disk now, and hands out one read-only object until it changes."""
+"""The adapter store lists what is on disk, and returns one read-only object until its files change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):
     assert store.names() == []
     with pytest.raises(LoadError, match="no adapter 'poet'"):
         store.load("poet", tiny_base)
-    assert torch.isfinite(second.prompts).all()  # still whole for whoever holds it
+    assert torch.isfinite(second.prompts).all()  # a row that uses it can go on
 
 
 @pytest.mark.parametrize("name", ["../poet", "/etc", "", ".", "poet/../poet"])
@@ -50,7 +50,7 @@ def test_the_first_folder_wins(tmp_path, tiny_fingerprint):
     assert store.card("poet").description == "mine"
 
 
-def test_a_strangers_words_are_inert(tmp_path, tiny_fingerprint):
+def test_control_characters_are_removed_from_descriptions_and_cards(tmp_path, tiny_fingerprint):
     odd = "A\nline \x1b[31mof\u202e many\u2028" + "x" * 48_000
     save_adapter(random_adapter(tiny_fingerprint, description=odd), tmp_path / "poet", "# poet\n\n\tx\x1b[2J\n")
     store = AdapterStore(tmp_path)
