@@ -91,7 +91,7 @@ class Visitor:
     def reload(self) -> None:
         self.page.reload()
         self.page.locator(".status.ready").wait_for()
-        self.page.wait_for_function("() => window.talkPage?.restored")
+        self.page.wait_for_function("() => window.chatPage?.restored")
 
     def button(self, title: str) -> Any:
         return self.page.locator(f'#chat .message-buttons [title="{title}"]').last

@@ -146,7 +146,7 @@ def _connect(
     store.connect(page, chat, settings, events.is_answering)
     # Whoever goes on from a link's conversation leaves the link.
     triggers = [box.submit, chat.retry, chat.edit, chat.option_select, chat.example_select, chat.undo, chat.clear]
-    gr.on([*triggers, retry.click], None, None, None, js="() => window.talkPage.leaveLink()", **UNQUEUED)
+    gr.on([*triggers, retry.click], None, None, None, js="() => window.chatPage.leaveLink()", **UNQUEUED)
 
 
 def _copied_to_uploads(example: Example) -> Example:

@@ -137,17 +137,17 @@ class ConversationStore:
             self.restore,
             [self._texts, self._pictures, self._settings, self._to_browser],
             [self._from_browser, chat, self._command, *panel],
-            js="(texts, pictures, settings) => [texts, pictures, settings, window.talkPage.linked()]",
+            js="(texts, pictures, settings) => [texts, pictures, settings, window.chatPage.linkedConversation()]",
             **QUEUED,
         )
-        restored.then(None, js="() => { window.talkPage.restored = true; }", **UNQUEUED)
+        restored.then(None, js="() => { window.chatPage.restored = true; }", **UNQUEUED)
         restored.then(self.toast_missing, self._from_browser, None, **QUEUED)
         gr.on(
             [component.change for component in panel],
             None,
             [self._settings, *panel],
             self._settings,
-            js=f"(stored, ...values) => !window.talkPage.restored ? stored"
+            js=f"(stored, ...values) => !window.chatPage.restored ? stored"
             f" : Object.fromEntries({json.dumps(PANEL)}.map((name, i) => [name, values[i]]))",
             **UNQUEUED,
         )
@@ -163,18 +163,18 @@ class ConversationStore:
             return self.import_file(file)
 
         uploaded = self._import.upload(import_file, self._import, imported, **QUEUED)
-        leave = "imported => imported && window.talkPage.leaveLink()"
+        leave = "imported => imported && window.chatPage.leaveLink()"
         uploaded.then(None, self._from_browser, None, js=leave, **UNQUEUED)
         exported = self._export.click(self.export, chat, self._to_browser, inputs_kwargs=settings, **QUEUED)
-        save = f"text => window.talkPage.save('{texts.EXPORT_NAME}', text)"
+        save = f"text => window.chatPage.save('{texts.EXPORT_NAME}', text)"
         exported.success(None, self._to_browser, None, js=save, **UNQUEUED)
         linked = self._link.click(self.link, chat, self._to_browser, **QUEUED)
         copied = linked.success(
             None,
             self._to_browser,
             [self._to_browser, self._from_browser],
-            js="async packed => { const to = window.talkPage.address(packed);"
-            " return [to, await window.talkPage.copy(to)]; }",
+            js="async packed => { const to = window.chatPage.address(packed);"
+            " return [to, await window.chatPage.copy(to)]; }",
             **UNQUEUED,
         )
         copied.then(_toast_link, [self._to_browser, self._from_browser], None, **QUEUED)

@@ -23,7 +23,7 @@ AdapterNames = Sequence[str]  # in the order of the inspection's parts
 
 def message_html(text: str) -> str:
     """A message in place of a chart; plain text."""
-    return f'<p class="said">{html.escape(text)}</p>'
+    return f'<p class="remark">{html.escape(text)}</p>'
 
 
 def gates_html(inspection: Inspection, names: AdapterNames, muted: tuple[Sequence[int], Sequence[int]]) -> str:
@@ -127,7 +127,7 @@ def _mute_button(kind: str, number: int) -> str:
 
 def _table(label: str, cell_text: str, head: str, rows: Sequence[str]) -> str:
     """cell_text: the description of a cell, with {row}, {column} and {value}."""
-    attributes = f'aria-label="{html.escape(label)}" data-says="{html.escape(cell_text)}"'
+    attributes = f'aria-label="{html.escape(label)}" data-cell-text="{html.escape(cell_text)}"'
     return (
         f'<div class="scroll"><table role="grid" data-roving style="--columns:{head.count("<th")}" {attributes}>'
         f'<thead><tr><th scope="col">{html.escape(texts.LAYER)}</th>{head}</tr></thead>'

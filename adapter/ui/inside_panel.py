@@ -200,14 +200,14 @@ def _message_only(text: str) -> Updates:
 def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
     """Lays the panel out in the current Blocks and connects it."""
     # Outside of the accordion, whose content does not exist before it is opened for the first time.
-    conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-wanted")
+    conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-request")
     with gr.Accordion(texts.INSIDE, open=False, elem_id="inside") as accordion:
-        message = gr.HTML(inside_charts.message_html(texts.LOOKING), elem_id="inside-said")
+        message = gr.HTML(inside_charts.message_html(texts.LOOKING), elem_id="inside-message")
         with gr.Row(elem_id="inside-maps"):
             with gr.Column(scale=4, min_width=300):
                 gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")
                 with gr.Row(elem_id="inside-mutes"):
-                    retry = gr.Button(texts.ASK_AGAIN, size="sm", elem_id="inside-again")
+                    retry = gr.Button(texts.ASK_AGAIN, size="sm", elem_id="inside-retry")
                     unmute = gr.Button(texts.UNMUTE_ALL, size="sm", elem_id="inside-unmute")
                     mute_layers = _mute_chips("layer", texts.MUTED_LAYERS)
                     mute_heads = _mute_chips("head", texts.MUTED_HEADS)

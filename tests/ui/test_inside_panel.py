@@ -116,9 +116,9 @@ def shown(panel: InsideEvents, history: History, colour: str = "drawn") -> tuple
 
 
 def hint(panel: InsideEvents, history: History) -> str:
-    said, *rest = shown(panel, history)
+    message, *rest = shown(panel, history)
     assert rest[0] == rest[1] == rest[3] == ""
-    return html.unescape(re.sub(r"<[^>]+>", "", said))
+    return html.unescape(re.sub(r"<[^>]+>", "", message))
 
 
 def cells(markup: str) -> list[list[list[str]]]:
@@ -158,9 +158,9 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture, mute) ->
         InsideEvents(ReadyProvider(engine)),
         recorded(engine, picture, adapter="see", mix="two", strength=0.8, **mute),
     )
-    said, gates, answer, colours, _ = shown(panel, history, "grounding")
+    message, gates, answer, colours, _ = shown(panel, history, "grounding")
     (found,), (request,) = engine.inspections, engine.requests
-    assert said == "" and colours["value"] == "grounding" and colours["visible"]
+    assert message == "" and colours["value"] == "grounding" and colours["visible"]
     assert request.mute_layers == tuple(mute.get("mute_layers", ()))
     assert request.mute_heads == tuple(mute.get("mute_heads", ()))
     assert request.image is not None and request.parts == (("see", 0.8), ("two", 1.0))
@@ -337,9 +337,9 @@ def test_any_record_is_shown_or_refused_with_a_sentence(engine, text, changes, d
     forged = {name: value for name, value in {**whole, **changes}.items() if name not in drop}
     panel = InsideEvents(ReadyProvider(engine))
     for record in (text, json.dumps(forged)):
-        said, gates, *_ = shown(panel, answered(record))
-        assert bool(said) != bool(gates)
-        assert page_texts.FAILED not in said
+        message, gates, *_ = shown(panel, answered(record))
+        assert bool(message) != bool(gates)
+        assert page_texts.FAILED not in message
         panel.show_token(answered(record), clicked(0), REQUEST)
 
 
@@ -356,8 +356,8 @@ def test_an_unexpected_error_is_a_sentence_without_its_reason(engine) -> None:
 def test_the_status_of_loading_is_shown_to_whoever_opens_the_panel_early(engine) -> None:
     history, states = recorded(engine), iter([None, None, engine, engine])
     provider = SimpleNamespace(engine=lambda: next(states), status=lambda: LoadStatus("loading", "Loading it"))
-    said = [update[0] for update in InsideEvents(provider).show(history, "drawn", REQUEST)]
-    assert "Loading it" in said[0] and texts.LOOKING in said[-2] and said[-1] == ""
+    message = [update[0] for update in InsideEvents(provider).show(history, "drawn", REQUEST)]
+    assert "Loading it" in message[0] and texts.LOOKING in message[-2] and message[-1] == ""
     failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
     assert "No memory" in hint(InsideEvents(failed), history)
 
@@ -369,7 +369,7 @@ def test_only_the_hidden_field_and_a_click_on_a_token_reach_the_server() -> None
     """A conversation that grows and a panel that opens run in the browser alone; it decides about the field."""
     page = app.build_page(ReadyProvider(None), FakeCatalog())
     by_id = {component["id"]: component["props"].get("elem_id") for component in page.config["components"]}
-    mine = {"inside", "inside-wanted", "inside-answer", "inside-unmute", "inside-gates", "inside-token"}
+    mine = {"inside", "inside-request", "inside-answer", "inside-unmute", "inside-gates", "inside-token"}
     reach, alone = set(), set()
     for dependency in page.config["dependencies"]:
         outputs = {by_id.get(i) for i in dependency["outputs"]}
@@ -377,5 +377,5 @@ def test_only_the_hidden_field_and_a_click_on_a_token_reach_the_server() -> None
             name = by_id.get(target)
             if name in mine or outputs & mine:
                 (reach if dependency["backend_fn"] else alone).add((name, event))
-    assert reach == {("inside-wanted", "change"), ("inside-answer", "token")}
+    assert reach == {("inside-request", "change"), ("inside-answer", "token")}
     assert alone == {("inside", "expand"), ("chat", "change"), ("inside-unmute", "click")}

@@ -69,7 +69,7 @@ def test_every_button_has_a_name_and_the_keyboard_reaches_the_box(visit: Callabl
     assert box.screenshot() != unfocused, "nobody sees where the focus is"
 
 
-def test_nothing_moves_for_those_who_ask_for_that(visit: Callable[..., Visitor]) -> None:
+def test_reduced_motion_stops_animations(visit: Callable[..., Visitor]) -> None:
     page = visit().page
     moving = """() => [...document.querySelectorAll('*')].filter(e => {
         const style = getComputedStyle(e);

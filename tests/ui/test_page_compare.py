@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 FOOTER = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
 
 
-class Comparer:
+class CompareVisitor:
     """A visitor on the Compare tab. Greedy, and short unless a test says otherwise."""
 
     def __init__(self, visitor: Visitor, tokens: int = 24) -> None:
@@ -54,7 +54,7 @@ class Comparer:
 
 @pytest.mark.parametrize("width", [1440, 390])
 def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor], width: int, tmp_path: Path) -> None:
-    comparer = Comparer(visit(width, 844))
+    comparer = CompareVisitor(visit(width, 844))
     comparer.choose(2, "pirate")
     comparer.send("Why is the sky blue?")
     base, pirate = comparer.settle()
@@ -77,7 +77,7 @@ def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor], width: int,
 
 def test_stop_ends_all_panes_and_a_new_message_clears(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
-    comparer = Comparer(visitor, tokens=512)
+    comparer = CompareVisitor(visitor, tokens=512)
     comparer.tab.locator("#count").get_by_text("3").click()
     comparer.choose(2, "Frozen base")
     comparer.choose(3, "Frozen base")

@@ -1,5 +1,5 @@
-"""A conversation beyond the open page, in a real browser on the real base: kept over a reload and a restart, as a
-file, a link and a command; the keyboard, dividers and the camera.
+"""A conversation beyond the open page, in Chromium on the real base: over a reload and a restart, as a file, a link
+and a command line; the keyboard, dividers and the camera.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from adapter.serve.store import SHIPPED
 from adapter.ui.texts import page as texts
 from tests.app_process import ROOT, app_process, free_port
 from tests.browser import CHROMIUM, PHOTOGRAPHS, QUIET, Visitor
-from tests.ui.test_page_compare import Comparer
+from tests.ui.test_page_compare import CompareVisitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 LONG = "Tell me a very long story about a dragon, in many chapters."
 
 
-def open_tools(visitor: Visitor) -> None:
+def open_conversation_panel(visitor: Visitor) -> None:
     visitor.page.get_by_role("button", name=texts.THIS_CONVERSATION).click()
     visitor.page.get_by_role("button", name=texts.EXPORT).wait_for()
 
@@ -56,7 +56,7 @@ def export(visitor: Visitor, to: Path) -> dict[str, Any]:
     return json.loads(to.read_text(encoding="utf-8"))
 
 
-def bring_in(visitor: Visitor, file: Path) -> None:
+def import_file(visitor: Visitor, file: Path) -> None:
     visitor.page.locator("#this-conversation input[type=file]").set_input_files(file)
 
 
@@ -76,7 +76,7 @@ def loaded_picture(visitor: Visitor) -> str:
 # Reload.
 
 
-def test_a_reload_brings_back_words_picture_settings_and_the_same_answer(visit: Callable[..., Visitor]) -> None:
+def test_a_reload_restores_text_picture_settings_and_the_same_answer(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.pick("see")
     visitor.set("Strength", 0.9)
@@ -98,7 +98,7 @@ def test_a_reload_brings_back_words_picture_settings_and_the_same_answer(visit: 
     assert visitor.rows() == []
 
 
-def test_a_reload_in_mid_stream_keeps_what_was_there(visit: Callable[..., Visitor]) -> None:
+def test_a_reload_while_an_answer_is_written_keeps_its_text(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.set("Max tokens", 1024)
     visitor.type(LONG)
@@ -113,7 +113,7 @@ def test_a_reload_in_mid_stream_keeps_what_was_there(visit: Callable[..., Visito
     assert visitor.page.locator("#box .submit-button").is_visible()
 
 
-def test_two_tabs_keep_a_conversation_each(visit: Callable[..., Visitor], url: str) -> None:
+def test_each_tab_keeps_its_own_conversation(visit: Callable[..., Visitor], url: str) -> None:
     one = visit()
     one.ask("Good morning.")
     two = Visitor(one.context, url)
@@ -205,7 +205,7 @@ def test_export_clear_import(visit: Callable[..., Visitor], tmp_path: Path) -> N
     visitor.pick("see")
     ask_about(visitor, PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
     rows = visitor.rows()
-    open_tools(visitor)
+    open_conversation_panel(visitor)
     file = tmp_path / "talk.json"
     found = export(visitor, file)
     assert [m["role"] for m in found["messages"]] == ["user", "assistant", "user", "user", "assistant"]
@@ -214,7 +214,7 @@ def test_export_clear_import(visit: Callable[..., Visitor], tmp_path: Path) -> N
     assert found["messages"][4]["record"]["adapter"] == "see"
     clear(visitor)
     visitor.pick("pirate")
-    bring_in(visitor, file)
+    import_file(visitor, file)
     wait_for_rows(visitor, rows)
     assert visitor.picked == "see" and loaded_picture(visitor)
     assert export(visitor, tmp_path / "again.json") == found
@@ -222,11 +222,11 @@ def test_export_clear_import(visit: Callable[..., Visitor], tmp_path: Path) -> N
     wait_for_rows(visitor, rows)
 
 
-def test_a_wrong_import_is_a_toast_and_loses_nothing(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_an_invalid_import_is_a_toast_and_changes_nothing(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     visitor = visit()
     visitor.ask("Good morning.")
     rows = visitor.rows()
-    open_tools(visitor)
+    open_conversation_panel(visitor)
     head = {"format": "llama-adapter conversation", "version": 1}
     wrong = [
         ("{", "not JSON"),
@@ -237,7 +237,7 @@ def test_a_wrong_import_is_a_toast_and_loses_nothing(visit: Callable[..., Visito
     for number, (text, words) in enumerate(wrong):
         file = tmp_path / f"{number}.json"
         file.write_text(text)
-        bring_in(visitor, file)
+        import_file(visitor, file)
         assert words in visitor.toast()
         assert visitor.rows() == rows
 
@@ -249,7 +249,7 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(
     sender.context.grant_permissions(["clipboard-read", "clipboard-write"])
     sender.ask("Why is the sky blue?")
     rows = sender.rows()
-    open_tools(sender)
+    open_conversation_panel(sender)
     sender.page.get_by_role("button", name=texts.COPY_LINK).click()
     assert "Link copied" in sender.toast()
     link = sender.page.evaluate("() => navigator.clipboard.readText()")
@@ -277,13 +277,13 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(
     assert "no conversation" in reader.toast()
     wait_for_rows(reader, gone_on)
     # A file that is brought in is the reader's own, and leaves the link.
-    open_tools(reader)
+    open_conversation_panel(reader)
     export(reader, tmp_path / "own.json")
     reader.page.goto(link)
     wait_for_rows(reader, rows)
     reader.toast()
-    open_tools(reader)
-    bring_in(reader, tmp_path / "own.json")
+    open_conversation_panel(reader)
+    import_file(reader, tmp_path / "own.json")
     wait_for_rows(reader, gone_on)
     reader.page.wait_for_url(link.partition("#")[0])
     reader.reload()
@@ -308,7 +308,7 @@ def test_keys(visit: Callable[..., Visitor]) -> None:
     visitor.settle()
     assert "stopped" in visitor.stats()
     visitor.page.wait_for_function("() => document.activeElement === document.querySelector('#box textarea')")
-    comparer = Comparer(visitor, tokens=512)
+    comparer = CompareVisitor(visitor, tokens=512)
     comparer.send(LONG)
     comparer.page.keyboard.press("Escape")
     comparer.settle()
@@ -370,9 +370,9 @@ def test_no_camera_is_a_sentence(browser: Any, url: str, secure: bool, words: st
 # The command line.
 
 
-def test_the_command_gives_the_answer_in_a_second_process(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_the_command_line_reproduces_the_answer(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     visitor = visit()
-    open_tools(visitor)
+    open_conversation_panel(visitor)
     visitor.pick("pirate")
     visitor.set("Temperature", 1)
     visitor.set("Max tokens", 32)

@@ -12,41 +12,41 @@ import pytest
 from tests.browser import PHOTOGRAPHS, Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-# Of the events that reach the server the one that looks into an answer.
-LOOK = """() => {
+# The id of the event that inspects an answer.
+INSPECT = """() => {
     const {components, dependencies} = window.gradio_config;
-    const field = components.find(c => c.props.elem_id === 'inside-wanted').id;
+    const field = components.find(c => c.props.elem_id === 'inside-request').id;
     return dependencies.find(d => d.backend_fn && d.targets.some(([id]) => id === field)).id;
 }"""
 NUMBERS = re.compile(r"drawn [\d.]+ % · influence \S+( · grounding \S+)? · log p \S+")
 
 
-class Looker:
-    """A visitor with the panel, and the looks that the page has asked for."""
+class InsideVisitor:
+    """A visitor with the panel, and the inspections that the page has requested."""
 
     def __init__(self, visitor: Visitor) -> None:
         self.visitor, self.page = visitor, visitor.page
         self.panel = self.page.locator("#inside")
-        self.looks: list[int] = []
-        event = self.page.evaluate(LOOK)
+        self.inspections: list[int] = []
+        event = self.page.evaluate(INSPECT)
 
-        def note(request: Any) -> None:
+        def record(request: Any) -> None:
             if "/queue/join" in request.url and json.loads(request.post_data)["fn_index"] == event:
-                self.looks.append(event)
+                self.inspections.append(event)
 
-        self.page.on("request", note)
+        self.page.on("request", record)
 
     def toggle(self) -> None:
         self.panel.locator(".label-wrap").click()
 
-    def drawn(self, looks: int) -> None:
-        """Wait until the panel shows what so many looks have found."""
+    def wait_for_charts(self, inspections: int) -> None:
+        """Wait until the panel shows the charts of the last of so many inspections."""
         self.page.wait_for_timeout(50)
         self.page.wait_for_function("() => document.querySelector('#inside .gates')")
-        self.panel.locator("#inside-said .said").wait_for(state="detached")
-        assert len(self.looks) == looks
+        self.panel.locator("#inside-message .remark").wait_for(state="detached")
+        assert len(self.inspections) == inspections
 
-    def words(self) -> str:
+    def text(self) -> str:
         return "".join(self.panel.locator(".tokens button").all_inner_texts())
 
     def gates(self) -> list[str]:
@@ -60,21 +60,21 @@ class Looker:
 
 
 @pytest.fixture
-def looker(visit: Callable[..., Visitor]) -> Looker:
-    return Looker(visit())
+def inside(visit: Callable[..., Visitor]) -> InsideVisitor:
+    return InsideVisitor(visit())
 
 
-def test_a_photograph_is_looked_into_and_answered_without_a_layer(looker: Looker) -> None:
-    visitor, panel = looker.visitor, looker.panel
+def test_a_photograph_is_inspected_and_answered_with_muted_layers(inside: InsideVisitor) -> None:
+    visitor, panel = inside.visitor, inside.panel
     visitor.pick("see")
     visitor.attach(PHOTOGRAPHS / "cheetah1.jpg")
     answer = visitor.ask("What is in this picture?")
     visitor.page.wait_for_timeout(500)
-    assert looker.looks == [] and panel.locator(".gates").count() == 0, "closed, nothing is asked for"
-    looker.toggle()
-    looker.drawn(1)
-    assert len(looker.gates()) == 30 * 9
-    assert looker.words().replace("end", "").strip() == answer.strip()
+    assert inside.inspections == [] and panel.locator(".gates").count() == 0, "closed, nothing is asked for"
+    inside.toggle()
+    inside.wait_for_charts(1)
+    assert len(inside.gates()) == 30 * 9
+    assert inside.text().replace("end", "").strip() == answer.strip()
     # A token, by mouse and by keyboard.
     panel.locator(".tokens button", has_text="che").first.click()
     panel.locator(".token").wait_for()
@@ -92,7 +92,7 @@ def test_a_photograph_is_looked_into_and_answered_without_a_layer(looker: Looker
     for name, word in (("Drawn", "came from the adapter"), ("Influence", "frozen base"), ("Grounding", "picture")):
         panel.get_by_role("radio", name=name).check()
         assert word in panel.locator(".means:visible p").inner_text()
-        seen[name] = [looker.background(i) for i in range(4)]
+        seen[name] = [inside.background(i) for i in range(4)]
     assert len({tuple(colours) for colours in seen.values()}) == 3
     # A value on hover, and with the arrow keys.
     cell = panel.locator(".gates tr").nth(5).locator("td").nth(3)
@@ -104,18 +104,18 @@ def test_a_photograph_is_looked_into_and_answered_without_a_layer(looker: Looker
     assert panel.locator(".gates .readout").inner_text().startswith("Layer 5, head 3: ")
     # Muted, struck through, and asked again.
     for number in range(28):
-        looker.mute("layer", number)
-    looker.mute("head", 2)
+        inside.mute("layer", number)
+    inside.mute("head", 2)
     assert panel.locator("#mute-layers button").count() == 28 and panel.locator("#mute-heads button").count() == 1
     assert panel.locator(".gates td.muted").count() == 28 * 9 + 2
     struck = panel.locator(".gates td.muted").first.evaluate("e => getComputedStyle(e).textDecorationLine")
     assert struck == "line-through"
-    assert looker.looks == looker.looks[:1], "muting alone asks for nothing"
+    assert inside.inspections == inside.inspections[:1], "muting alone asks for nothing"
     other = visitor.answering(panel.get_by_role("button", name="Ask again").click)
     assert "muted: layers 0–27; head 2" in visitor.stats() and other != answer
-    looker.page.wait_for_function("() => document.querySelector('.gates')?.dataset.muted.endsWith('|2')")
-    looker.drawn(2)
-    values = looker.gates()
+    inside.page.wait_for_function("() => document.querySelector('.gates')?.dataset.muted.endsWith('|2')")
+    inside.wait_for_charts(2)
+    values = inside.gates()
     assert set(values[: 28 * 9]) == {".00"} and values[28 * 9 + 2] == ".00" and len(set(values)) > 5
     # The next message goes without them too, until all are back.
     assert visitor.ask("Which animal?") and "muted: layers 0–27; head 2" in visitor.stats()
@@ -125,57 +125,57 @@ def test_a_photograph_is_looked_into_and_answered_without_a_layer(looker: Looker
     assert visitor.answering(visitor.button("Retry").click) and "muted" not in visitor.stats()
 
 
-def test_all_muted_is_the_frozen_base_and_a_reload_loses_nothing(looker: Looker) -> None:
-    visitor, panel = looker.visitor, looker.panel
-    looker.toggle()
+def test_all_heads_muted_equal_the_frozen_base_and_a_reload_loses_nothing(inside: InsideVisitor) -> None:
+    visitor, panel = inside.visitor, inside.panel
+    inside.toggle()
     panel.get_by_text("Ask something with an adapter").wait_for()
     plain = visitor.ask("Why is the sky blue?")
     panel.get_by_text("The frozen base answered").wait_for()
     assert panel.locator("#inside-maps").is_hidden()
     visitor.pick("pirate")
     assert visitor.answering(visitor.button("Retry").click) != plain
-    looker.drawn(3)  # the two hints before were also asked for
+    inside.wait_for_charts(3)  # the two hints before were also asked for
     for number in range(9):
-        looker.mute("head", number)
+        inside.mute("head", number)
     assert visitor.answering(panel.get_by_role("button", name="Ask again").click) == plain
     assert "muted: heads 0–8" in visitor.stats()
-    looker.page.wait_for_function("() => document.querySelector('.gates')?.dataset.muted.endsWith('8')")
-    looker.drawn(4)
-    assert set(looker.gates()) == {".00"}
+    inside.page.wait_for_function("() => document.querySelector('.gates')?.dataset.muted.endsWith('8')")
+    inside.wait_for_charts(4)
+    assert set(inside.gates()) == {".00"}
     titles = panel.locator(".tokens button").evaluate_all("all => all.map(e => e.title)")
     assert all(title.startswith("drawn 0.0 % · influence 0 ·") for title in titles)
-    looker.toggle()
+    inside.toggle()
     visitor.ask("And the sea?")
     visitor.page.wait_for_timeout(500)
-    assert len(looker.looks) == 4, "closed again, nothing is asked for"
+    assert len(inside.inspections) == 4, "closed again, nothing is asked for"
     visitor.page.reload()
     visitor.page.locator("#chat .stats").last.wait_for()
-    looker.looks.clear()
-    looker.toggle()
-    looker.drawn(1)
-    assert set(looker.gates()) == {".00"} and panel.locator("#mute-heads button").count() == 0
-    assert looker.words().replace("end", "").strip().split() == visitor.answers()[-1].split()
+    inside.inspections.clear()
+    inside.toggle()
+    inside.wait_for_charts(1)
+    assert set(inside.gates()) == {".00"} and panel.locator("#mute-heads button").count() == 0
+    assert inside.text().replace("end", "").strip().split() == visitor.answers()[-1].split()
 
 
-def test_the_panel_fits_a_phone_and_is_readable_by_everybody(visit: Callable[..., Visitor]) -> None:
+def test_the_panel_fits_a_phone_and_is_accessible(visit: Callable[..., Visitor]) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     visitor = visit(390, 844)
-    looker = Looker(visitor)
+    inside = InsideVisitor(visitor)
     visitor.pick("pirate")
     visitor.ask("Why is the sky blue?")
-    looker.toggle()
-    looker.drawn(1)
-    looker.panel.locator(".tokens button").nth(2).click()
-    looker.panel.locator(".token").wait_for()
+    inside.toggle()
+    inside.wait_for_charts(1)
+    inside.panel.locator(".tokens button").nth(2).click()
+    inside.panel.locator(".token").wait_for()
     for number in range(3, 15):
-        looker.mute("layer", number)
-    chips = looker.panel.locator("#mute-layers button")
+        inside.mute("layer", number)
+    chips = inside.panel.locator("#mute-layers button")
     chips.nth(11).wait_for()
     boxes = [chip.bounding_box() for chip in chips.all()]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
     assert visitor.page.evaluate("() => document.documentElement.scrollWidth") <= 390
     for scheme, colour in (("dark", "Influence"), ("light", "Drawn")):
-        looker.panel.get_by_role("radio", name=colour).check()
+        inside.panel.get_by_role("radio", name=colour).check()
         visitor.page.evaluate("scheme => document.body.classList.toggle('dark', scheme === 'dark')", scheme)
         visitor.page.wait_for_timeout(400)  # fades end
         report = axe.Axe().run(visitor.page, context="#inside").response

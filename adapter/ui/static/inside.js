@@ -1,5 +1,6 @@
-/* What the pieces of the panel Inside do in the browser; runs once for each, with `element`, `trigger`, `watch`.
-   Of a map or of the tokens one is in the tab order, arrow keys go on from there. Muting is told to the chips. */
+/* The charts of the panel Inside in the browser. Gradio runs this once for each chart, with `element`, `trigger` and
+   `watch`. One cell of a chart is in the tab order, arrow keys move from there. Mute buttons send a "mute" event to
+   mute.js. */
 
 const items = group => [...group.querySelectorAll('button, td')];
 
@@ -9,7 +10,7 @@ function prepare() {
     group.querySelectorAll('[aria-pressed]').forEach(item => item.removeAttribute('aria-pressed'));
   }
   for (const out of element.querySelectorAll('.readout')) out.textContent = '';
-  paint();
+  showMuted();
 }
 
 function neighbour(group, item, key) {
@@ -20,20 +21,20 @@ function neighbour(group, item, key) {
             Home: all[0], End: all.at(-1)}[key];
   }
   const rows = [...group.rows], row = rows.indexOf(cell.parentElement), column = cell.cellIndex;
-  const at = (r, c) => { const found = rows[r]?.cells[c]; return found?.querySelector('button') ?? (found?.matches('td') ? found : null); };
+  const at = (r, c) => { const other = rows[r]?.cells[c]; return other?.querySelector('button') ?? (other?.matches('td') ? other : null); };
   return {ArrowLeft: at(row, column - 1), ArrowRight: at(row, column + 1), ArrowUp: at(row - 1, column),
           ArrowDown: at(row + 1, column), Home: at(row, 0) ?? at(row, 1), End: at(row, rows[row].cells.length - 1)}[key];
 }
 
-function read(cell) {
+function describe(cell) {
   const table = cell.closest('table');
   const values = {row: cell.parentElement.cells[0].innerText.trim(),
                   column: table.tHead.rows[0].cells[cell.cellIndex].innerText.trim(), value: cell.innerText.trim()};
-  return table.dataset.says.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  return table.dataset.cellText.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
 /* Strike through what is muted for the next answer. */
-function paint() {
+function showMuted() {
   const gates = element.querySelector('.gates');
   if (!gates) return;
   const numbers = id => [...document.querySelectorAll(`#${id} [data-n]`)].map(chip => chip.dataset.n);
@@ -63,7 +64,7 @@ for (const kind of ['focusin', 'mouseover']) element.addEventListener(kind, even
   if (!group) return;
   if (kind === 'focusin') items(group).forEach(other => { other.tabIndex = other === item ? 0 : -1; });
   if (!item.matches('td')) return;
-  item.title = read(item);
+  item.title = describe(item);
   item.closest('.gates, .token').querySelector('.readout').textContent = item.title;
 });
 
@@ -78,7 +79,7 @@ element.addEventListener('click', event => {
   trigger('token', {index: Number(button.dataset.i), key: tokens.dataset.key});
 });
 
-new MutationObserver(() => element.isConnected && paint())
+new MutationObserver(() => element.isConnected && showMuted())
   .observe(element.closest('#inside') ?? element, {childList: true, subtree: true});
 watch('value', prepare);
 prepare();

@@ -1,10 +1,10 @@
-/* The chips of what is muted: a list of numbers is the value, `kind` says of what. Others ask by a 'mute' event. */
+/* The muted layers or heads (`kind`) as removable chips; the value is a list of numbers. Toggled by "mute" events. */
 
 const numbers = () => (Array.isArray(props.value) ? props.value : []).map(Number);
 
 function toggle(n) {
-  const now = numbers();
-  props.value = (now.includes(n) ? now.filter(other => other !== n) : [...now, n]).sort((a, b) => a - b);
+  const muted = numbers();
+  props.value = (muted.includes(n) ? muted.filter(other => other !== n) : [...muted, n]).sort((a, b) => a - b);
 }
 
 document.addEventListener('mute', event => {

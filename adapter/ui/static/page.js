@@ -1,68 +1,70 @@
-/* What the page does by itself in the browser: storage that cannot break it, keys, the camera, links and files.
-   Knows the elements' ids; its words come from the page (data-… attributes). Asks no server for anything. */
+/* The page's behaviour in the browser: fault-tolerant storage, keys, the camera, links and files.
+   Knows the elements' ids; its texts come from data-… attributes. Sends no requests. What it relies on in Gradio is
+   listed in gradio_internals.py. */
 
 (() => {
-  const OURS = "llama-adapter:";
-  const KEPT = ["words", "pictures", "settings"];
+  const PREFIX = "llama-adapter:"; // as in conversation_store.py
+  const KEYS = ["words", "pictures", "settings"].map((name) => PREFIX + name);
   const find = (selector) => document.querySelector(selector);
   const visible = (element) => Boolean(element?.getClientRects().length);
 
-  // Storage. Where a browser forbids it (a frame of another site, say), a memory stands in for as long as the page
-  // is open. Gradio reports a full one as an error: here the oldest pictures make room instead.
+  // Storage. Where a browser forbids it, in a frame of another site for example, an object in memory replaces it
+  // while the page is open. Gradio reports a full storage as an error; here the oldest pictures are removed instead.
   try {
     window.localStorage.length;
   } catch {
     const memory = new Map();
-    const standIn = {
+    const replacement = {
       getItem: (key) => memory.get(key) ?? null,
       setItem: (key, value) => void memory.set(key, String(value)),
       removeItem: (key) => void memory.delete(key),
     };
-    Object.defineProperty(window, "localStorage", { value: standIn });
+    Object.defineProperty(window, "localStorage", { value: replacement });
   }
-  const plainSet = window.Storage.prototype.setItem;
+  const nativeSetItem = window.Storage.prototype.setItem;
   const trySet = (storage, key, value) => {
     try {
-      plainSet.call(storage, key, value);
+      nativeSetItem.call(storage, key, value);
       return true;
     } catch {
       return false;
     }
   };
-  // What all tabs keep is the conversation that was last touched; a tab's own copy is what its reload brings back.
-  let own = null;
+  // localStorage holds the conversation that was changed last in any tab. Each tab has a copy in sessionStorage, from
+  // which a reload restores its own.
+  let tabStorage = null;
   try {
-    own = window.sessionStorage;
-    for (const name of KEPT) {
-      const copy = own.getItem(OURS + name);
-      if (copy !== null) trySet(localStorage, OURS + name, copy);
+    tabStorage = window.sessionStorage;
+    for (const key of KEYS) {
+      const copy = tabStorage.getItem(key);
+      if (copy !== null) trySet(localStorage, key, copy);
     }
   } catch {
     // forbidden, as above
   }
-  // Gradio reports what it cannot decrypt as an error, too.
-  for (const name of KEPT) {
-    const kept = localStorage.getItem(OURS + name);
-    if (kept !== null && !/^[\w+/=]+:[\w+/=]+$/.test(kept)) localStorage.removeItem(OURS + name);
+  // Gradio also reports as an error what it cannot decrypt.
+  for (const key of KEYS) {
+    const stored = localStorage.getItem(key);
+    if (stored !== null && !/^[\w+/=]+:[\w+/=]+$/.test(stored)) localStorage.removeItem(key);
   }
   window.Storage.prototype.setItem = function (key, value) {
-    if (this === own || !String(key).startsWith(OURS)) return plainSet.call(this, key, value);
+    if (this === tabStorage || !String(key).startsWith(PREFIX)) return nativeSetItem.call(this, key, value);
     if (!trySet(this, key, value)) makeRoom(this, key, value);
-    const kept = this.getItem(key);
-    if (own && (kept === null || !trySet(own, key, kept))) own.removeItem(key);
+    const stored = this.getItem(key);
+    if (tabStorage && (stored === null || !trySet(tabStorage, key, stored))) tabStorage.removeItem(key);
   };
   const makeRoom = (storage, key, value) => {
-    storage.removeItem(OURS + "pictures");
-    if (key !== OURS + "pictures" && !trySet(storage, key, value)) {
-      storage.removeItem(key); // half a conversation would be worse than none
+    storage.removeItem(PREFIX + "pictures");
+    if (key !== PREFIX + "pictures" && !trySet(storage, key, value)) {
+      storage.removeItem(key); // an old conversation would be restored otherwise
     }
     setTimeout(() => find("#fewer-pictures")?.click(), 50);
   };
 
-  // A conversation in the address: after the #, which browsers send nowhere.
+  // A conversation in the address's fragment, which browsers do not send.
   const LINK = "#chat=";
-  const linked = () => (location.hash.startsWith(LINK) ? location.hash.slice(LINK.length) : "");
-  addEventListener("hashchange", () => linked() && location.reload());
+  const linkedConversation = () => (location.hash.startsWith(LINK) ? location.hash.slice(LINK.length) : "");
+  addEventListener("hashchange", () => linkedConversation() && location.reload());
 
   const copyText = async (text) => {
     try {
@@ -73,11 +75,12 @@
     }
   };
 
-  window.talkPage = {
-    restored: false, // settings are kept from then on
-    linked,
-    // The visitor goes on: from now on a reload shows what is kept.
-    leaveLink: () => linked() && history.replaceState(null, "", location.pathname + location.search),
+  // Called by event listeners of conversation_store.py and chat_tab.py.
+  window.chatPage = {
+    restored: false, // from then on settings are stored
+    linkedConversation,
+    // From now on a reload shows the stored conversation.
+    leaveLink: () => linkedConversation() && history.replaceState(null, "", location.pathname + location.search),
     address: (packed) => (packed ? location.origin + location.pathname + LINK + packed : ""),
     copy: async (address) => (address && (await copyText(address)) ? "yes" : ""),
     save: (name, text) => {
@@ -90,32 +93,32 @@
     },
   };
 
-  // Copied is what was written, without the marks that keep it from being taken for HTML (verbatim.py).
-  const unmarked = (text) => text.replace(/([<&!\\])\u2060/g, "$1");
+  // Removes the invisible characters that chatbot.py adds from what is copied.
+  const unescapeMarkup = (text) => text.replace(/([<&!\\])\u2060/g, "$1");
   document.addEventListener("copy", (event) => {
     const { target } = event;
     const field = target.matches?.("textarea, input");
     const text = field ? target.value.slice(target.selectionStart, target.selectionEnd) : String(getSelection());
-    if (unmarked(text) === text) return;
-    event.clipboardData.setData("text/plain", unmarked(text));
+    if (unescapeMarkup(text) === text) return;
+    event.clipboardData.setData("text/plain", unescapeMarkup(text));
     event.preventDefault();
   });
   if (navigator.clipboard) {
     const write = navigator.clipboard.writeText.bind(navigator.clipboard);
-    navigator.clipboard.writeText = (text) => write(unmarked(text));
+    navigator.clipboard.writeText = (text) => write(unescapeMarkup(text));
   }
 
-  // Esc stops what is being answered on the tab that is shown.
+  // Esc stops the answer of the visible tab.
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
     if (find("dialog[open]") || event.target.closest?.("[role=listbox], [aria-expanded=true], .edit-textarea")) return;
     [...document.querySelectorAll(".box .stop-button")].find(visible)?.click();
   });
 
-  // After an answer the message box has the focus again, unless somebody is at work elsewhere or on a phone, whose
+  // After an answer the message box gets the focus again, unless the user is working elsewhere, or on a phone, whose
   // keyboard would cover the answer.
   let answering = null;
-  const watchFocus = () => {
+  const restoreFocus = () => {
     const box = [...document.querySelectorAll(".box")].find((one) => visible(one.querySelector(".stop-button")));
     if (box) {
       answering = box;
@@ -123,50 +126,51 @@
     }
     const ended = answering;
     answering = null;
-    const at = document.activeElement;
-    const free = !at || at === document.body || ended?.contains(at) || at.closest("#chat") || !visible(at);
+    const focused = document.activeElement;
+    const free =
+      !focused || focused === document.body || ended?.contains(focused) || focused.closest("#chat") || !visible(focused);
     if (ended && visible(ended) && free && matchMedia("(hover: hover)").matches && !find("#chat .edit-textarea")) {
       ended.querySelector("textarea")?.focus({ preventScroll: true });
     }
   };
-  // What Gradio leaves out for those who do not see or do not use a mouse (6.31): its list of examples has no items,
-  // its pictures are buttons without a name, and the keyboard does not reach a card that is to be scrolled.
-  const mend = (selector, name, value) => {
+  // Accessibility that Gradio lacks (6.31): its list of examples has no items, its pictures are buttons without a
+  // name, and the keyboard does not reach a card that scrolls.
+  const setAttribute = (selector, name, value) => {
     for (const element of document.querySelectorAll(selector)) element.setAttribute(name, value);
   };
-  const mendAll = () => {
-    mend("#chat .examples[role=list]", "role", "group");
-    mend("#chat .image-container button:not([aria-label])", "aria-label", camera()?.dataset.picture ?? "");
-    mend("#about .prose:not([tabindex])", "tabindex", "0");
+  const fixAccessibility = () => {
+    setAttribute("#chat .examples[role=list]", "role", "group");
+    setAttribute("#chat .image-container button:not([aria-label])", "aria-label", camera()?.dataset.picture ?? "");
+    setAttribute("#about .prose:not([tabindex])", "tabindex", "0");
   };
-  const changed = () => {
-    watchFocus();
-    mendAll();
+  const onChange = () => {
+    restoreFocus();
+    fixAccessibility();
   };
-  addEventListener("DOMContentLoaded", changed);
-  new MutationObserver(changed).observe(document.documentElement, { childList: true, subtree: true });
+  addEventListener("DOMContentLoaded", onChange);
+  new MutationObserver(onChange).observe(document.documentElement, { childList: true, subtree: true });
 
-  // The camera: its picture reaches the message box as one that was pasted.
+  // The camera. Its picture is pasted into the message box.
   let stream = null;
   const camera = () => find("#camera dialog");
-  const say = (what) => {
-    camera().querySelector("p").textContent = camera().dataset[what] ?? "";
-    camera().classList.toggle("silent", !what);
+  const showMessage = (name) => {
+    camera().querySelector("p").textContent = camera().dataset[name] ?? "";
+    camera().classList.toggle("silent", !name);
   };
   const openCamera = async () => {
-    say("");
+    showMessage("");
     camera().showModal();
-    if (!navigator.mediaDevices?.getUserMedia) return say("insecure");
+    if (!navigator.mediaDevices?.getUserMedia) return showMessage("insecure");
     try {
-      const found = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-      if (!camera().open) return found.getTracks().forEach((track) => track.stop());
-      stream = found;
+      const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      if (!camera().open) return opened.getTracks().forEach((track) => track.stop());
+      stream = opened;
       const video = camera().querySelector("video");
       video.srcObject = stream;
       await video.play();
     } catch (error) {
       if (!camera().open) return;
-      say({ NotAllowedError: "refused", SecurityError: "refused", NotFoundError: "none" }[error.name] ?? "busy");
+      showMessage({ NotAllowedError: "refused", SecurityError: "refused", NotFoundError: "none" }[error.name] ?? "busy");
     }
   };
   const closeCamera = () => {
@@ -189,7 +193,7 @@
     );
   };
   const attach = async (file) => {
-    find("#box .thumbnail-item .delete-button")?.click(); // the box holds one
+    find("#box .thumbnail-item .delete-button")?.click(); // the box holds one picture
     await new Promise((done) => setTimeout(done, 100));
     const clipboardData = new DataTransfer();
     clipboardData.items.add(file);
