@@ -28,11 +28,11 @@ def adapter_upload_panel(
 
     An uploaded adapter is selected in `picker` and becomes a choice of the others.
     """
-    with gr.Accordion(texts.BRING, open=False, elem_id="bring"):
-        gr.Markdown(texts.BRING_HINT, elem_classes="hint")
-        files = gr.File(label=texts.BRING_FILES, file_count="multiple", file_types=_FILE_TYPES, height=140)
-        name = gr.Textbox(label=texts.BRING_NAME, placeholder=texts.BRING_NAME_HINT, max_lines=1, max_length=40)
-        button = gr.Button(texts.BRING_BUTTON, variant="secondary")
+    with gr.Accordion(texts.UPLOAD, open=False, elem_id="bring"):
+        gr.Markdown(texts.UPLOAD_HINT, elem_classes="hint")
+        files = gr.File(label=texts.UPLOAD_FILES, file_count="multiple", file_types=_FILE_TYPES, height=140)
+        name = gr.Textbox(label=texts.UPLOAD_NAME, placeholder=texts.UPLOAD_NAME_HINT, max_lines=1, max_length=40)
+        button = gr.Button(texts.UPLOAD_BUTTON, variant="secondary")
 
     def upload_adapter(paths: list[str] | None, wanted_name: str) -> tuple[Any, ...]:
         # Not at the top: it takes seconds, and the page should be there before.
@@ -42,7 +42,7 @@ def adapter_upload_panel(
         unchanged = [gr.skip()] * (3 + len(others))
         try:
             if (engine := provider.engine()) is None:
-                raise BadInput(texts.BRING_LATER)
+                raise BadInput(texts.UPLOAD_LATER)
             files = [Path(path) for path in paths or ()]
             uploaded = bring(files, wanted_name or "", catalog.bound(), engine.base.fingerprint)
         except AdapterError as error:
@@ -52,7 +52,9 @@ def adapter_upload_panel(
             log.exception("an adapter could not be uploaded")
             toast(AdapterError(texts.FAILED))
             return tuple(unchanged)
-        message = texts.brought(uploaded.name) if uploaded.new else texts.brought_before(uploaded.name)
+        message = (
+            texts.adapter_uploaded(uploaded.name) if uploaded.new else texts.adapter_already_here(uploaded.name)
+        )
         gr.Info(message, duration=6)
         choices = theme.picker_choices(catalog)
         return None, "", picker.update(choices, uploaded.name), *[other.update(choices, None) for other in others]

@@ -172,7 +172,7 @@ class ChatAnswers:
                 # Limited to its present length, so that the settings reproduce exactly what was written.
                 cut = settings.replace(max_tokens=max(1, tokens))
                 if event.finish_reason == "cancelled" and not text.strip():
-                    yield [conversation.note(texts.STOPPED_AT_ONCE)]
+                    yield [conversation.note(texts.STOPPED_BEFORE_TEXT)]
                 elif event.stats is not None:
                     rate = event.stats.tokens_per_s or None
                     used = cut if event.finish_reason in ("cancelled", "time") else settings

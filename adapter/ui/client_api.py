@@ -120,7 +120,7 @@ def stream_answer(
             pass
         settings = Settings.checked(values)
         if not sees(catalog, settings) and picture:
-            raise BadInput(texts.sees_nothing(settings.adapter or None))
+            raise BadInput(texts.image_not_seen(settings.adapter or None))
         generation = build_request(conversation.user_turn(message), settings, picture, client_of(request))
         engine, text, drawn_time = provider.engine(), "", 0.0
         assert engine is not None

@@ -81,7 +81,7 @@ class Pane:
         if event.stats is not None:
             self.tokens, self.rate = event.stats.new_tokens, event.stats.tokens_per_s or None
             cancelled = event.finish_reason == "cancelled"
-            self.message = texts.STOPPED_AT_ONCE if cancelled else texts.EMPTY_ANSWER
+            self.message = texts.STOPPED_BEFORE_TEXT if cancelled else texts.EMPTY_ANSWER
             self.notes += texts.ENDINGS[event.finish_reason]
 
     def to_html(self) -> str:
@@ -166,7 +166,7 @@ class CompareEvents:
             yield
         if active.stopped:
             for pane in panes:
-                pane.message = texts.STOPPED_AT_ONCE
+                pane.message = texts.STOPPED_BEFORE_TEXT
             return
         engine = self.provider.engine()
         assert engine is not None

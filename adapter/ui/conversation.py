@@ -82,7 +82,7 @@ def stats_line(
     mix: further adapters with their strengths.
     """
     parts = [texts.BASE_NAME] if adapter is None else [adapter, texts.strength(strength)]
-    parts += [texts.with_another(name, added) for name, added in mix]
+    parts += [texts.mixed_in(name, added) for name, added in mix]
     parts.append(texts.tokens(tokens))
     if tokens_per_s is not None:
         parts.append(texts.rate(tokens_per_s))
@@ -232,7 +232,7 @@ def replace_pictures(history: Sequence[Entry], path: str) -> History:
 def mark_stopped(
     history: Sequence[Entry],
     remark: str = texts.ENDINGS["cancelled"][0],
-    remark_without_text: str = texts.STOPPED_AT_ONCE,
+    remark_without_text: str = texts.STOPPED_BEFORE_TEXT,
 ) -> History:
     """The history of an answer that was cut off: its text stays, and its statistics line gets a remark."""
     shortened = list(history)

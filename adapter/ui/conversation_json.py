@@ -35,7 +35,7 @@ def _to_transcript(
 ) -> list[dict[str, Any]]:
     """The history as messages of a transcript. token_ids: whether records keep those of the answer."""
     if conversation.is_streaming(history):
-        history = conversation.mark_stopped(history, texts.CUT_OFF, texts.CUT_OFF_AT_ONCE)
+        history = conversation.mark_stopped(history, texts.CUT_OFF, texts.CUT_OFF_BEFORE_TEXT)
     messages: list[dict[str, Any]] = []
     for entry in history:
         kind, path = conversation.kind(entry), conversation.picture_path(entry)
@@ -47,7 +47,7 @@ def _to_transcript(
         elif kind == conversation.NOTE:
             messages.append({"role": "page", "text": conversation.page_text(entry)})
         elif kind == conversation.OFFER:
-            messages.append({"role": "page", "text": texts.NOT_ANSWERED})
+            messages.append({"role": "page", "text": texts.OFFER_NOT_ANSWERED})
         elif kind == conversation.STATS and messages:
             messages[-1]["about"] = conversation.page_text(entry)
             text = conversation.record_of(entry)

@@ -47,7 +47,7 @@ class ConversationStore:
                 self._export = gr.Button(texts.EXPORT, size="sm", min_width=60)
                 self._import = gr.UploadButton(texts.IMPORT, file_types=[".json"], size="sm", min_width=60)
                 self._link = gr.Button(texts.COPY_LINK, size="sm", min_width=60)
-            self._command = theme.command_box(texts.NO_CODE, texts.CODE, "code")
+            self._command = theme.command_box(texts.NO_COMMAND_LINE, texts.COMMAND_LINE, "code")
         self._texts = gr.BrowserState({}, storage_key=f"{KEY_PREFIX}words", secret=SECRET)
         self._pictures = gr.BrowserState({}, storage_key=f"{KEY_PREFIX}pictures", secret=SECRET)
         self._settings = gr.BrowserState({}, storage_key=f"{KEY_PREFIX}settings", secret=SECRET)
@@ -118,8 +118,8 @@ class ConversationStore:
     def _command_line(self, history: History) -> str:
         engine = self.provider.engine()
         if engine is None or conversation.is_streaming(history):
-            return texts.NO_CODE
-        return command_line(history, engine.base, self.catalog) or texts.NO_CODE
+            return texts.NO_COMMAND_LINE
+        return command_line(history, engine.base, self.catalog) or texts.NO_COMMAND_LINE
 
     # Events.
 
@@ -152,7 +152,7 @@ class ConversationStore:
             **UNQUEUED,
         )
         self._storage_full.click(self.drop_older_pictures, self._pictures, self._pictures, **QUEUED)
-        chat.clear(lambda: (*self._saver([])([])[:1], {}, texts.NO_CODE), None, self.outputs, **UNQUEUED)
+        chat.clear(lambda: (*self._saver([])([])[:1], {}, texts.NO_COMMAND_LINE), None, self.outputs, **UNQUEUED)
 
         imported = [chat, *self.outputs, *panel, self._from_browser]
 

@@ -142,7 +142,7 @@ def camera_html() -> str:
         "picture": texts.SHOW_PICTURE,
     }
     data = " ".join(f'data-{name}="{html.escape(text)}"' for name, text in messages.items())
-    take, snap, cancel = (html.escape(text) for text in (texts.TAKE_PICTURE, texts.SNAP, texts.CANCEL))
+    take, snap, cancel = (html.escape(text) for text in (texts.TAKE_PICTURE, texts.TAKE, texts.CANCEL))
     return (
         f'<button type="button" name="open" aria-label="{take}" title="{take}">{_CAMERA_ICON}</button>'
         f'<dialog aria-label="{take}" class="silent" {data}><video playsinline muted></video>'

@@ -41,7 +41,7 @@ def gates_html(inspection: Inspection, names: AdapterNames, muted: tuple[Sequenc
             for layer, values in zip(part.layers, part.gates.tolist(), strict=True)
         ]
         caption = f"<figcaption>{html.escape(name)}</figcaption>" if len(names) > 1 else ""
-        table = _table(texts.GATES_OF.format(name), texts.GATE_SAYS, head, rows)
+        table = _table(texts.GATES_OF.format(name), texts.GATE_CELL, head, rows)
         maps.append(f"<figure>{caption}{table}</figure>")
     muted_then = "|".join(",".join(str(i) for i in sorted(set(which))) for which in muted)
     return (
@@ -97,7 +97,7 @@ def token_html(inspection: Inspection, index: int, names: AdapterNames) -> str:
             for layer, values in zip(part.layers, weights.tolist(), strict=True)
         ]
         caption = f"<figcaption>{html.escape(name)}</figcaption>" if len(names) > 1 else ""
-        table = _table(texts.PROMPTS_OF.format(name), texts.PROMPT_SAYS, head, rows)
+        table = _table(texts.PROMPTS_OF.format(name), texts.PROMPT_CELL, head, rows)
         maps.append(f"<figure>{caption}{table}{_legend(0.0, largest, percent=True)}</figure>")
     label, _ = _token_label(inspection.tokens[index], last=index == len(inspection.tokens) - 1)
     return (

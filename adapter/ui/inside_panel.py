@@ -92,7 +92,7 @@ class InsideEvents:
             _recorded_answer(history)
             for status in wait_for(self.provider):
                 yield _message_only(without_folders(page_texts.waiting_for_model(status)))
-            yield _message_only(texts.LOOKING)
+            yield _message_only(texts.INSPECTING)
             inspected, record = self._inspect(history, client_of(request))
         except AdapterError as error:
             yield _message_only(without_folders(str(error)))
@@ -202,7 +202,7 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
     # Outside of the accordion, whose content does not exist before it is opened for the first time.
     conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-request")
     with gr.Accordion(texts.INSIDE, open=False, elem_id="inside") as accordion:
-        message = gr.HTML(inside_charts.message_html(texts.LOOKING), elem_id="inside-message")
+        message = gr.HTML(inside_charts.message_html(texts.INSPECTING), elem_id="inside-message")
         with gr.Row(elem_id="inside-maps"):
             with gr.Column(scale=4, min_width=300):
                 gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")

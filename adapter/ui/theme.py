@@ -68,12 +68,12 @@ def model_card(catalog: AdapterCatalog, name: str) -> str:
 
 def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
     """(label, value) of each adapter, the frozen base first. A label's three lines are styled as a card."""
-    choices = [(texts.PICK_BASE, "")]
+    choices = [(texts.BASE_CARD, "")]
     for name in catalog.names():
         try:
             card = catalog.card(name)
         except AdapterError:
-            choices.append((texts.pick_broken(name), name))
+            choices.append((texts.broken_card(name), name))
             continue
         kind = texts.SEES_PICTURES if card.is_visual else texts.READS_TEXT
         choices.append((f"{name}\n{_ellipsize(card.description)}\n{kind} · {format_bytes(card.bytes)}", name))

@@ -246,7 +246,7 @@ def test_an_interrupted_answer_keeps_its_settings() -> None:
     waiting = [*conversation.user_turn("hi"), conversation.note("…", waiting=True)]
     assert conversation_json._to_transcript(waiting, lambda path: None)[-1] == {
         "role": "page",
-        "text": texts.CUT_OFF_AT_ONCE,
+        "text": texts.CUT_OFF_BEFORE_TEXT,
     }
 
 

@@ -1,5 +1,5 @@
-"""A conversation beyond the open page, in Chromium on the real base: over a reload and a restart, as a file, a link
-and a command line; the keyboard, dividers and the camera.
+"""A conversation beyond the open page, in Chromium on the real base: after a reload and a restart, as a file, a
+link and a command line; the keyboard, dividers and the camera.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ def test_the_camera_takes_a_picture(visit: Callable[..., Visitor]) -> None:
     visitor.attach(PHOTOGRAPHS / "cheetah1.jpg")  # the box holds one picture: the new one
     visitor.page.get_by_label(texts.TAKE_PICTURE).first.click()
     visitor.page.wait_for_function("() => document.querySelector('#camera video').videoWidth > 0")
-    visitor.page.get_by_role("button", name=texts.SNAP, exact=True).click()
+    visitor.page.get_by_role("button", name=texts.TAKE, exact=True).click()
     visitor.page.locator('#box .thumbnail-item img[src*="camera"]').wait_for()
     assert visitor.page.locator("#box .thumbnail-item").count() == 1
     assert visitor.page.evaluate("() => document.querySelector('#camera video').srcObject.active") is False

@@ -1,5 +1,4 @@
-"""Every English word of the page, in one place: a translation is another folder of the same names.
+"""All English texts of the page: constants, and functions that insert values. Knows no components.
 
-Plain texts and functions that put values into one. Knows no components. Errors of the library come with their own
-sentences (adapter.errors); what the page says about itself stands here.
+Errors of the library bring their own sentences (adapter.errors). A translation is another folder with these names.
 """

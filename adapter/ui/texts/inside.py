@@ -1,9 +1,9 @@
-"""The English words of the Inside panel."""
+"""The English texts of the panel Inside."""
 
 from __future__ import annotations
 
 INSIDE = "Inside: why this answer came out as it did"
-LOOKING = "Reading the answer once more…"
+INSPECTING = "Reading the answer once more…"
 NO_ANSWER = "Ask something with an adapter: here you will see what each word of the answer came from."
 NO_RECORD = "How the newest answer came about was not kept with it. Ask again to look inside."
 NO_GATES = "The frozen base answered, which has no gates and no prompts. Choose an adapter and ask again."
@@ -30,7 +30,7 @@ PROMPTS_MEAN = (
     "Which of the adapter's prompts (columns) this word looked at in each layer (rows), in percent. "
     "A row adds up to 100."
 )
-GATE_SAYS, PROMPT_SAYS = "Layer {row}, head {column}: {value}", "Layer {row}, prompt {column}: {value} %"
+GATE_CELL, PROMPT_CELL = "Layer {row}, head {column}: {value}", "Layer {row}, prompt {column}: {value} %"
 LAYER = "layer"
 END_TOKEN = "end"
 GATES_OF, PROMPTS_OF = "Gates of {}, layer by head", "Prompts of {} that this word looked at, layer by prompt"
@@ -40,12 +40,12 @@ UNMUTE_ALL, ASK_AGAIN = "Unmute all", "Ask again"
 
 
 def part(name: str, strength: float) -> str:
-    """One of the adapters of an answer."""
+    """An adapter of the answer."""
     return f"{name} at {strength:g}"
 
 
 def token_numbers(drawn: str, influence: str, grounding: str | None, log_p: str) -> str:
-    """What is known of one word of an answer."""
+    """The numbers of one token."""
     parts = [f"drawn {drawn} %", f"influence {influence}"]
     parts += [] if grounding is None else [f"grounding {grounding}"]
     return " · ".join([*parts, f"log p {log_p}"])

@@ -1,4 +1,4 @@
-"""The English words of the page: its top, Chat and Compare, what strangers and programs are told."""
+"""The English texts of the page: its header, Chat, Compare and the endpoints of gradio_client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from adapter.server.texts import DEFAULT_QUESTION, FAILED
 
 __all__ = ["DEFAULT_QUESTION", "FAILED"]
 
-# The top, and the tabs.
+# Header and tabs.
 TITLE = "LLaMA-Adapter"
 SENTENCE = (
     "One frozen LLaMA, small adapters you can swap in the middle of a conversation: "
@@ -25,16 +25,16 @@ NO_MIX = "None"
 STILL_ANSWERING = "An answer is still being written. Stop it first, or wait for it."
 NOT_A_CONVERSATION = "This conversation holds something that is neither words nor a picture. Start a new one."
 NOTHING_TO_SEND = "Type a message or add a picture first."
-STOPPED_AT_ONCE = "Stopped before the first word."
+STOPPED_BEFORE_TEXT = "Stopped before the first word."
 EMPTY_ANSWER = "The answer was empty."
-# What the line below an answer adds about its end.
+# Additions to the statistics line, by finish reason.
 ENDINGS: dict[str | None, tuple[str, ...]] = {
     "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",)
 }  # fmt: skip
 
 NO_IMAGE, PICTURE_NOT_USED = "no image", "picture not used"
 
-# The chat's components.
+# Components of the chat.
 CONVERSATION, MESSAGE = "Conversation", "Message"
 ADAPTER, STRENGTH, SAMPLING = "Adapter", "Strength", "Sampling"
 STRENGTH_INFO = "0 is the frozen base, 1 the adapter as trained"
@@ -43,15 +43,15 @@ SECOND_ADAPTER, SECOND_STRENGTH = "Second adapter", "Second strength"
 SECOND_INFO = "Added on top of the first"
 TEMPERATURE, TEMPERATURE_INFO = "Temperature", "0 takes the likeliest word"
 TOP_P, MAX_TOKENS, SEED, NEW_SEED = "Top-p", "Max tokens", "Seed", "A new one each time"
-# A turn, and what may be wrong with it.
+# Errors of a turn, and parts of the statistics line.
 BASE_NAME = "frozen base"
 EMPTY_EDIT = "The edited message is empty. Write something, or use undo to remove it."
 EMPTY_MESSAGE = "The message is empty. Write something."
 WITHOUT_PICTURE = "Answer from the text alone"
 PICTURE_GONE = "This picture is no longer on the server. Reload the page, or send the picture again."
-# What is kept, and what can be done with a conversation.
-CUT_OFF, CUT_OFF_AT_ONCE = "cut off", "Cut off before the first word."
-NOT_ANSWERED = "Not answered yet. Retry answers it."
+# The panel "This conversation", and conversations that were stored.
+CUT_OFF, CUT_OFF_BEFORE_TEXT = "cut off", "Cut off before the first word."
+OFFER_NOT_ANSWERED = "Not answered yet. Retry answers it."
 PICTURE_NOT_KEPT = "The picture of this message is not kept any more."
 THIS_CONVERSATION = "This conversation"
 EXPORT, IMPORT, COPY_LINK = "Export", "Import", "Copy link"
@@ -63,16 +63,16 @@ LINK_COPIED = (
 LINK_TOO_LONG = "This conversation is too long for a link. Export it instead."
 LINK_UNREADABLE = "The link holds no conversation that can be read here. It may have been cut."
 LINK_OPENED = "This conversation came with the link. Yours is kept; a message here replaces it."
-CODE, NO_CODE = "The newest answer, from the command line", "Appears when there is an answer."
+COMMAND_LINE, NO_COMMAND_LINE = "The newest answer, from the command line", "Appears when there is an answer."
 STORAGE_FULL = "The browser's storage is full: the oldest pictures here will be gone after a reload."
-# The camera.
-TAKE_PICTURE, SNAP, CANCEL = "Take a picture", "Take", "Cancel"
+# Camera.
+TAKE_PICTURE, TAKE, CANCEL = "Take a picture", "Take", "Cancel"
 NO_CAMERA = "No camera was found."
 CAMERA_REFUSED = "The browser did not allow the camera. Allow it for this page and try again."
 CAMERA_INSECURE = "Browsers open the camera on https addresses and on localhost only."
 CAMERA_BUSY = "The camera did not start. Another program may be using it."
 
-# The comparison.
+# Comparison.
 FROZEN_BASE = "Frozen base"
 COMPARE_HINT = "One message, several answers side by side: written in one batch, from one seed."
 COMPARE_PLACEHOLDER = "One message for all"
@@ -83,20 +83,20 @@ SAME_WORDS = "word for word as pane 1"
 PANES = "Panes"
 NO_PANE_SEES = "No pane has an adapter that sees pictures. Choose one, or take the picture out."
 
-# Bringing an adapter.
-BRING = "Bring an adapter"
-BRING_HINT = (
+# Adapter upload.
+UPLOAD = "Bring an adapter"
+UPLOAD_HINT = (
     "A zip of its folder, or its `config.json` and `adapter.safetensors` together. "
     "It is checked, kept on this machine, and there for everybody who uses this page."
 )
-BRING_FILES = "The adapter's files"
-BRING_NAME = "Name"
-BRING_NAME_HINT = "As the zip is called"
-BRING_BUTTON = "Add it"
-BRING_LATER = "The model is still being loaded, and an adapter is checked against it. Try again in a minute."
+UPLOAD_FILES = "The adapter's files"
+UPLOAD_NAME = "Name"
+UPLOAD_NAME_HINT = "As the zip is called"
+UPLOAD_BUTTON = "Add it"
+UPLOAD_LATER = "The model is still being loaded, and an adapter is checked against it. Try again in a minute."
 
-# The adapters' cards, and the examples of an empty chat: two lines each, the first one in bold.
-PICK_BASE = "None (frozen base)\nThe LLaMA as it is, with nothing added"
+# Adapter cards and examples: the first line is bold.
+BASE_CARD = "None (frozen base)\nThe LLaMA as it is, with nothing added"
 SEES_PICTURES, READS_TEXT = "Sees pictures", "Text"
 ABOUT_BASE = "The frozen base, without an adapter."
 NO_CARD = "This adapter came without a card."
@@ -110,16 +110,16 @@ EXAMPLE_PHOTOGRAPH = "What is this animal?\nA photograph"
 EXAMPLE_DRAWING = "And what is this?\nA drawing"
 
 
-def pick_broken(name: str) -> str:
-    """The card of an adapter that cannot be read."""
+def broken_card(name: str) -> str:
+    """The card of an adapter that cannot be loaded."""
     return f"{name}\nCannot be read; the command line says why: show {name}"
 
 
-def brought(name: str) -> str:
+def adapter_uploaded(name: str) -> str:
     return f"The adapter “{name}” is here, and chosen."
 
 
-def brought_before(name: str) -> str:
+def adapter_already_here(name: str) -> str:
     return f"This adapter was here already: “{name}”. It is chosen."
 
 
@@ -140,14 +140,14 @@ def wrong_panes(fewest: int, most: int, count: object) -> str:
 
 
 def waiting(position: int) -> str:
-    """What somebody reads who waits, with `position` others before."""
+    """position: how many requests are served before."""
     if position == 0:
         return "Everybody is being answered at once already. You are next."
     return f"Waiting for a place: {position} before you."
 
 
 def changed_words(changed: int, words: int) -> str:
-    """The note about a pane whose words differ from the first one's."""
+    """The note below a pane; words: how many it has."""
     if not changed:
         return SAME_WORDS
     return f"{changed} of {words} {'word' if words == 1 else 'words'} not in pane 1"
@@ -164,7 +164,7 @@ NOTHING_IS_FETCHED = "Files are uploaded here: nothing is fetched from other add
 
 
 def reads_text_only(adapter: str | None, one_sees: bool) -> str:
-    """The question about a picture that the adapter cannot see; one_sees: whether another one can."""
+    """The question about a picture that the adapter cannot see; one_sees: whether another adapter can."""
     who = f"“{adapter}” reads text only" if adapter else "The frozen base reads text only"
     if one_sees:
         return f"{who}, so it cannot see this picture."
@@ -179,7 +179,7 @@ def strength(value: float) -> str:
     return f"strength {value:g}"
 
 
-def with_another(name: str, value: float) -> str:
+def mixed_in(name: str, value: float) -> str:
     return f"with {name} at {value:g}"
 
 
@@ -195,8 +195,8 @@ def mixed_with_itself(adapter: str) -> str:
     return f"“{adapter}” cannot be mixed with itself. Choose another second adapter, or none."
 
 
-def sees_nothing(adapter: str | None) -> str:
-    """For programs that send a picture to an adapter that reads text."""
+def image_not_seen(adapter: str | None) -> str:
+    """For programs that send an image to a text adapter."""
     return f"{adapter or 'The frozen base'} reads text only. Name an adapter that sees, or no image."
 
 
@@ -205,7 +205,7 @@ def import_too_large(most: int) -> str:
 
 
 def link_to_copy(address: str) -> str:
-    """Where the browser does not let a page copy."""
+    """Where the browser does not allow copying."""
     return f"Copy this link. It holds the words of this conversation, not its pictures: {address}"
 
 
@@ -219,13 +219,13 @@ def pictures_dropped(count: int) -> str:
 
 
 def muted(layers: Sequence[int], heads: Sequence[int]) -> list[str]:
-    """What the line below an answer says of layers and heads that were muted; nothing if none was."""
+    """The note about muted layers and heads in the statistics line; empty if there are none."""
     named = [_counted("layer", layers), _counted("head", heads)]
     return [f"muted: {'; '.join(n for n in named if n)}"] if any(named) else []
 
 
 def _counted(what: str, numbers: Sequence[int]) -> str:
-    """layer 3; layers 3, 4; layers 2–29; empty for none."""
+    """ "layer 3", "layers 3, 4" or "layers 2–29"; empty for none."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][-1] + 1:
@@ -236,7 +236,7 @@ def _counted(what: str, numbers: Sequence[int]) -> str:
     return f"{what}{'s' if len(set(numbers)) > 1 else ''} {', '.join(spans)}" if spans else ""
 
 
-# The manual of the endpoints for programs.
+# Gradio's API page.
 API_CHAT = (
     "Answers one message, with or without a picture. It streams: each result is the whole text so far. "
     "What cannot be answered is an error with a sentence that says what to change."
