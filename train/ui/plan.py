@@ -20,6 +20,7 @@ import yaml
 from adapter.base.embedded import BASE
 from adapter.errors import BadInput
 from adapter.method.config import LONGEST_NAME, RESERVED_NAMES
+from adapter.server.loader import import_libraries
 from train.config import ConfigError, RecipeFile, TrainConfig, read_recipe
 from train.ui.runs import RECIPE, read_progress
 
@@ -28,8 +29,9 @@ LEAST_LR, MOST_LR = 0.001, 0.02
 LONGEST_DESCRIPTION = 120
 SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
 _PRESET = "quick"
-# Of the embedded base on two idle cores.
-_TOKENS_PER_SECOND, _START_SECONDS = 500.0, 15.0
+# The training speed of the embedded base on two idle cores, by precision, and the seconds before the first step.
+_TOKENS_PER_SECOND = {"bf16": 500.0, "fp32": 200.0}
+_START_SECONDS = 15.0
 _HISTORY_TOKENS = 50.0  # average length of the exchanges that TrainConfig.history puts before a row
 
 
@@ -132,8 +134,8 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
 def estimate_minutes(config: TrainConfig, row_tokens: float, base: str, runs: Path) -> tuple[float | None, bool]:
     """Estimates the duration of a run, and whether the speed was measured on this machine.
 
-    The speed is that of the latest run with the same base in `runs`, or else a constant for the embedded base; the
-    estimate is None for another base.
+    The speed is that of the latest run with the same base in `runs`, or else a constant for the embedded base and
+    the precision that this machine trains in; the estimate is None for another base.
     """
     speed, measured = _tokens_per_second(base, runs)
     if speed is None:
@@ -151,7 +153,15 @@ def _tokens_per_second(base: str, runs: Path) -> tuple[float | None, bool]:
                 return progress.tokens / progress.seconds, True
         except ConfigError:
             continue
-    return (_TOKENS_PER_SECOND * (os.cpu_count() or 2) / 2 if base == BASE else None), False
+    if base != BASE:
+        return None, False
+    import_libraries()
+    import torch
+
+    from train.precision import choose_precision
+
+    precision, _ = choose_precision("auto", torch.device("cpu"))
+    return _TOKENS_PER_SECOND[precision] * (os.cpu_count() or 2) / 2, False
 
 
 def _assignments(values: Mapping[str, Any]) -> list[str]:
