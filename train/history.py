@@ -1,4 +1,4 @@
-"""Earlier exchanges that are put before an example, so that an adapter works when it is chosen in mid-conversation.
+"""Earlier exchanges before an example, so that an adapter works when it is chosen in mid-conversation.
 
 An adapter that was only trained on first turns falls back into the style of the earlier answers. The exchanges in
 history.tsv have many styles on purpose; their answers carry no loss.

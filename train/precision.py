@@ -7,12 +7,13 @@ import os
 import torch
 
 from adapter.base.llama import Base, load_base
+from train.config import Precision
 
 # Values of ONEDNN_MAX_CPU_ISA that leave its bf16 products on: from AVX512_CORE_BF16 upwards.
 _ISA_WITH_BF16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 
 
-def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
+def choose_precision(precision: Precision, device: torch.device) -> tuple[Precision, str]:
     """The precision that "auto" means on `device`, and why; another one as it is, because it was asked for.
 
     bf16 where the hardware multiplies it and fp32 elsewhere: emulated bf16 products take five times as long as
@@ -39,7 +40,7 @@ def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
     return "bf16", f"this processor multiplies it ({units[0]})"
 
 
-def load_to_train(name: str, precision: str = "auto", device: str = "auto") -> Base:
+def load_to_train(name: str, precision: Precision = "auto", device: str = "auto") -> Base:
     """The base in one of train.config.Precision. Raises LoadError."""
     if precision == "auto":
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
