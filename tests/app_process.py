@@ -65,6 +65,15 @@ class AppProcess:
         opened, batched = json.loads((self.folder / "counts").read_text())
         return opened, batched
 
+    @contextlib.contextmanager
+    def steps_of(self, seconds: float) -> Iterator[None]:
+        """Meanwhile a decode step takes so long. Of FAULTY_APP only."""
+        file = self.folder / "step_seconds"
+        before = file.read_text()
+        file.write_text(str(seconds))
+        yield
+        file.write_text(before)
+
     def complete(
         self, text: Any = "hello", model: str = "base", tokens: int = 8, headers: Any = None, **more: Any
     ) -> httpx.Response:
@@ -79,16 +88,19 @@ class AppProcess:
         assert response.status_code == 200, response.text
         return response.json()["choices"][0]["message"]["content"]
 
+    def get(self, path: str, headers: Any = None) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", headers=headers, timeout=PATIENCE)
+
     def client(self, **more: Any) -> Any:
         """Gradio's client of the page."""
         from gradio_client import Client
 
-        return Client(self.url, verbose=False, **more)
+        return Client(self.url, verbose=False, httpx_kwargs={"timeout": PATIENCE}, **more)
 
     def check_alive(self) -> None:
         """Fails unless the program runs, the page is served and a request is answered."""
         self.check_running()
-        assert "LLaMA-Adapter" in httpx.get(f"{self.url}/", timeout=PATIENCE).text
+        assert "LLaMA-Adapter" in self.get("/").text
         assert self.answer()
 
     def check_running(self) -> None:
@@ -134,7 +146,6 @@ def app_process(
     own = {
         "HF_HUB_OFFLINE": "1",
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
-        "COUNTS": str(folder / "counts"),
         **({"GRADIO_SERVER_PORT": str(port)} if on_space else {}),
     }
     with open(folder / "log", "ab") as log:
@@ -170,6 +181,7 @@ def tiny_app_process(
         save_adapter(random_adapter(fingerprint, seed), folder / "adapters" / name)
     base = endless_base(tiny_folder, folder / "base")
     arguments = ("--base", str(base), "--adapters", str(folder / "adapters"))
-    environment = {"STEP_SECONDS": str(step_seconds), "OMP_NUM_THREADS": "1"}
+    environment = {"FAULTS": str(folder), "OMP_NUM_THREADS": "1"}
+    (folder / "step_seconds").write_text(str(step_seconds))
     with app_process(folder, *arguments, program=FAULTY_APP, environment=environment) as server:
         yield server

@@ -35,6 +35,14 @@ WATCH = """() => {
 }"""
 
 
+def wait_for_fades(page: Any) -> None:
+    """Until nothing moves but what moves for ever."""
+    page.wait_for_function(
+        """() => document.getAnimations().every(
+            a => a.playState !== 'running' || a.effect.getComputedTiming().iterations === Infinity)"""
+    )
+
+
 class Visitor:
     """One browser context on the page. Answers are greedy and short unless a test says otherwise."""
 
@@ -61,13 +69,14 @@ class Visitor:
 
     def set(self, label: str, value: float) -> None:
         field = self.page.get_by_label(f"number input for {label}")
-        for _ in range(100):
+
+        def is_set() -> bool:
             field.fill(str(value))
             field.blur()
             self.page.wait_for_timeout(30)  # a field that is just being made forgets what it is told
-            if field.input_value() == str(value):
-                return
-        raise AssertionError(f"{label} does not take {value}")
+            return field.input_value() == str(value)
+
+        wait_until(is_set, lambda: f"{label} does not take {value}")
 
     def pick(self, name: str) -> None:
         self.page.locator(f'#picker input[value="{name}"]').check()

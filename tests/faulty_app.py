@@ -1,7 +1,8 @@
 """app.py with faults on demand: `python -m tests.faulty_app [arguments of app.py]`.
 
-SIGUSR1 and SIGUSR2 raise SystemExit and MemoryError in the engine's worker thread, wherever it is. A decode step
-takes at least $STEP_SECONDS. The file $COUNTS holds, as JSON, how many requests are open and in the batch.
+SIGUSR1 and SIGUSR2 raise SystemExit and MemoryError in the engine's worker thread, wherever it is. In the folder
+$FAULTS the file `step_seconds`, which a test may change, says how long a decode step takes at least, and the file
+`counts` says how many requests are open and in the batch.
 """
 
 from __future__ import annotations
@@ -43,21 +44,22 @@ def write_counts(file: Path) -> None:
         time.sleep(COUNT_EVERY_SECONDS)
 
 
-def slow_down(seconds: float) -> None:
+def slow_down(file: Path) -> None:
     step = DecodeBatch.step
 
     def slow_step(self: DecodeBatch, *arguments: Any) -> Any:
-        time.sleep(seconds)
+        time.sleep(float(file.read_text() or 0))  # it is empty while it is written
         return step(self, *arguments)
 
     DecodeBatch.step = slow_step  # type: ignore[method-assign]
 
 
 def main() -> int:
-    slow_down(float(os.environ["STEP_SECONDS"]))
+    folder = Path(os.environ["FAULTS"])
+    slow_down(folder / "step_seconds")
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, raise_in_engine)
-    threading.Thread(target=write_counts, args=[Path(os.environ["COUNTS"])], daemon=True).start()
+    threading.Thread(target=write_counts, args=[folder / "counts"], daemon=True).start()
     return app.main(sys.argv[1:])
 
 

@@ -13,12 +13,13 @@ import pytest
 from adapter.base import disk_cache
 from adapter.base.disk_cache import Progress, build_once, cache_dir
 from adapter.errors import LoadError
+from tests.app_process import PATIENCE, ROOT
 
 # A builder to run in a process of its own: `die_at` names the moment at which it is killed without notice.
 BUILDER = """
 import os, signal, sys, time
 from pathlib import Path
-from adapter import disk_cache
+from adapter.base import disk_cache
 folder, die_at = Path(sys.argv[1]), sys.argv[2]
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 def fill(result, scratch, progress):
@@ -27,7 +28,9 @@ def fill(result, scratch, progress):
     if die_at == "filling": die()
     (result / "small.txt").write_text("hello")
     with (folder.parent / "log").open("a") as log: log.write("built\\n")
-    time.sleep(0.5)
+    deadline = time.monotonic() + float(sys.argv[3])
+    while time.monotonic() < deadline and not any("waiting" in p.read_text() for p in folder.parent.glob("*.err")):
+        time.sleep(0.02)
 rename = os.rename
 def dying_rename(source, target):
     if die_at == "renaming" and Path(target) == folder: die()
@@ -38,9 +41,13 @@ disk_cache.build_once(folder, fill)
 """
 
 
-def start_builder(folder: Path, die_at: str = "never") -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", BUILDER, str(folder), die_at]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)
+def start_builder(
+    folder: Path, die_at: str = "never", number: int = 0, patience: float = 0
+) -> subprocess.Popen[bytes]:
+    """A process that builds `folder`; while it does, it waits so long for another one that waits for it."""
+    command = [sys.executable, "-c", BUILDER, str(folder), die_at, str(patience)]
+    with open(folder.parent / f"{number}.err", "wb") as errors:
+        return subprocess.Popen(command, cwd=ROOT, stderr=errors)
 
 
 def fill(result: Path, scratch: Path, progress: Progress) -> None:
@@ -74,7 +81,7 @@ def test_killed_then_started_again(tmp_path: Path, die_at: str, damaged_before: 
     if damaged_before:
         folder.mkdir()
         (folder / "big.bin").write_bytes(b"half")
-    assert start_builder(folder, die_at).wait(60) == -9
+    assert start_builder(folder, die_at).wait(PATIENCE) == -9
     if die_at == "renamed":
         assert build_once(folder, refuse) == folder
         return
@@ -87,12 +94,13 @@ def test_killed_then_started_again(tmp_path: Path, die_at: str, damaged_before: 
 
 def test_of_several_processes_one_builds(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    builders = [start_builder(folder) for _ in range(3)]
-    said = [builder.communicate(timeout=60)[1].decode() for builder in builders]
-    assert [builder.returncode for builder in builders] == [0, 0, 0], said
+    builders = [start_builder(folder, number=i, patience=PATIENCE) for i in range(3)]
+    codes = [builder.wait(PATIENCE) for builder in builders]
+    errors = [file.read_text() for file in tmp_path.glob("*.err")]
+    assert codes == [0, 0, 0], errors
     assert (tmp_path / "log").read_text() == "built\n"
     assert build_once(folder, refuse) == folder
-    assert any("waiting" in text for text in said)
+    assert any("waiting" in text for text in errors)
 
 
 def cut(folder: Path) -> None:

@@ -123,7 +123,7 @@ def test_converted_once_and_again_when_a_file_changes(tmp_path, cache, monkeypat
 
 KILLED = """
 import os, signal, sys, safetensors.torch
-from adapter import bases, hf_folder
+from adapter.base import hf_folder, resolve
 hf_folder.SHARD_BYTES = 60_000
 save, count = safetensors.torch.save_file, 0
 def dying(*arguments, **more):
@@ -132,7 +132,7 @@ def dying(*arguments, **more):
     if count == 3: os.kill(os.getpid(), signal.SIGKILL)
     save(*arguments, **more)
 safetensors.torch.save_file = dying
-bases.find_foreign(sys.argv[1]).folder()
+resolve.find_foreign(sys.argv[1]).folder()
 """
 
 
@@ -151,10 +151,10 @@ def test_killed_in_the_middle_nothing_is_half_there_and_a_restart_works(tmp_path
 PEAK = """
 import sys, threading, time
 import torch, transformers, sentencepiece
-from adapter import bases, hf_folder
+from adapter.base import hf_folder, resolve
 hf_folder.SHARD_BYTES = 20 * 10**6
 def anonymous(): return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1e3
-foreign = bases.find_foreign(sys.argv[1])
+foreign = resolve.find_foreign(sys.argv[1])
 foreign.opened
 before, peak, done = anonymous(), 0, threading.Event()
 def watch():

