@@ -40,7 +40,6 @@ from adapter.serve.sampling import SamplingParams
 from adapter.serve.scheduler import MAX_ROWS, FairQueue
 from adapter.serve.store import AdapterStore
 from adapter.server.middleware import PartialUploads
-from tests.app_process import AppProcess, app_process, tiny_app_process
 from tests.app_process import PATIENCE, AppProcess, app_process, tiny_app_process, wait_until
 from tests.tiny_models import random_adapter
 

@@ -26,9 +26,8 @@ from adapter.method.checkpoint import save_adapter
 from adapter.serve.store import AdapterStore
 from adapter.server.texts import FAILED
 from adapter.ui.chatbot import VerbatimChatbot
-from tests.app_process import ROOT, AppProcess, tiny_app_process
-from tests.fake_engine import EchoEngine, ReadyProvider
 from tests.app_process import PATIENCE, ROOT, AppProcess, tiny_app_process
+from tests.fake_engine import EchoEngine, ReadyProvider
 from tests.tiny_models import random_adapter
 
 pytestmark = pytest.mark.slow

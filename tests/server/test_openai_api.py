@@ -30,10 +30,8 @@ from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.server import openai_api, texts
 from adapter.server.loader import LoadStatus
-from tests.app_process import PATIENCE, app_process
-from tests.fake_engine import FakeCard, FakeCatalog, ReadyProvider
 from tests.app_process import PATIENCE, app_process, wait_until
-from tests.ui.test_page_parts import Card, Ready, Shelf
+from tests.fake_engine import FakeCard, FakeCatalog, ReadyProvider
 
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 HELLO = [{"role": "user", "content": "hello"}]
