@@ -91,7 +91,7 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arg
     assert main(arguments(whole)) == 0
     output = capfd.readouterr().out
     assert "skipped" in output and "bad.png" in output and "line 78" in output
-    for step, more in ((13, []), (41, ["--resume"])):
+    for step, more in ((13, []), (29, ["--resume"])):
         run = process(arguments(killed, "save_every=4", *more))
         wait_for_step(run, killed, step)
         run.kill()

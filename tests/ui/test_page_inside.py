@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.browser import PHOTOGRAPHS, Visitor
+from tests.app_process import wait_until
+from tests.browser import PHOTOGRAPHS, Visitor, wait_for_fades
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 # The id of the event that inspects an answer.
@@ -41,7 +42,8 @@ class InsideVisitor:
 
     def wait_for_charts(self, inspections: int) -> None:
         """Wait until the panel shows the charts of the last of so many inspections."""
-        self.page.wait_for_timeout(50)
+        # Playwright notices requests only while it is asked for something.
+        wait_until(lambda: self.page.wait_for_timeout(20) or len(self.inspections) >= inspections)
         self.page.wait_for_function("() => document.querySelector('#inside .gates')")
         self.panel.locator("#inside-message .remark").wait_for(state="detached")
         assert len(self.inspections) == inspections
@@ -177,7 +179,7 @@ def test_the_panel_fits_a_phone_and_is_accessible(visit: Callable[..., Visitor])
     for scheme, colour in (("dark", "Influence"), ("light", "Drawn")):
         inside.panel.get_by_role("radio", name=colour).check()
         visitor.page.evaluate("scheme => document.body.classList.toggle('dark', scheme === 'dark')", scheme)
-        visitor.page.wait_for_timeout(400)  # fades end
+        wait_for_fades(visitor.page)
         report = axe.Axe().run(visitor.page, context="#inside").response
         found = [
             f"{rule['id']}: {node['html'][:160]} {[one['message'] for one in node['any']]}"
