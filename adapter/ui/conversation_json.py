@@ -21,7 +21,7 @@ from adapter.ui import conversation, images
 from adapter.ui.conversation import Entry, History, parse_record, parse_settings, settings_json
 from adapter.ui.texts import page as texts
 
-# Characters. A browser stores about 5 million for a site, and Gradio's encryption makes four of three.
+# Characters. A browser stores about 5 million for a site.
 MAX_STORED_TEXT = 700_000
 MAX_STORED_PICTURES = 2_700_000
 MAX_LINK = 8_000  # what mail and messengers leave in one piece
@@ -142,15 +142,9 @@ def stored_pictures(
     return dict(reversed(fitting.items())), len(urls) - len(fitting)
 
 
-def newer_half(pictures: object) -> dict[str, str]:
-    """The newer half of the stored pictures."""
-    if not isinstance(pictures, dict):
-        return {}
-    return dict(list(pictures.items())[(len(pictures) + 1) // 2 :])
-
-
-def from_browser(stored: object, pictures: object) -> History:
-    """The stored conversation; empty if `stored` is anything else."""
+def from_browser(stored_json: str, pictures_json: str) -> History:
+    """The stored conversation; empty if the texts are anything else."""
+    stored, pictures = _parse(stored_json), _parse(pictures_json)
     try:
         if not isinstance(stored, dict) or not isinstance(messages := stored["messages"], list):
             return []
@@ -170,8 +164,16 @@ def _with_picture(message: Any, by_key: dict[str, Any]) -> Any:
     return {"role": "page", "text": texts.PICTURE_NOT_KEPT}
 
 
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text) if text else None
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
 def from_stored_settings(stored: object) -> dict[str, Any]:
-    """The side panel's values in the browser's storage or an imported file; those that are valid."""
+    """The side panel's values in the browser's storage (JSON) or an imported file; those that are valid."""
+    stored = _parse(stored) if isinstance(stored, str) else stored
     if isinstance(stored, dict) and isinstance(stored.get("values"), list):
         stored = dict(zip(PANEL, stored["values"], strict=False))
     return panel_values(stored) if isinstance(stored, dict) else {}

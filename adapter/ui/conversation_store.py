@@ -1,7 +1,7 @@
 """Where a conversation lives beyond the open page: the browser's storage, a file, a link and a command line.
 
-The panel "This conversation" and its event handlers. The formats are in conversation_json.py, what the browser
-does by itself in page.js. The server stores nothing.
+The panel "This conversation" and its event handlers. The formats are in conversation_json.py; page.js
+reads and writes the browser's storage. The server stores nothing.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from adapter.ui.texts import page as texts
 
 log = logging.getLogger(__name__)
 
-KEY_PREFIX = "llama-adapter:"  # as in page.js
-SECRET = "kept by this page"  # gr.BrowserState requires one; the data is the visitor's own, in their own browser
 SAVE_SECONDS = 2.0  # between two saves while an answer is being streamed
 WAIT_SECONDS = 60.0  # for the adapters of a server that has just started
 
@@ -48,12 +46,13 @@ class ConversationStore:
                 self._import = gr.UploadButton(texts.IMPORT, file_types=[".json"], size="sm", min_width=60)
                 self._link = gr.Button(texts.COPY_LINK, size="sm", min_width=60)
             self._command = theme.command_box(texts.NO_COMMAND_LINE, texts.COMMAND_LINE, "code")
-        self._texts = gr.BrowserState({}, storage_key=f"{KEY_PREFIX}words", secret=SECRET)
-        self._pictures = gr.BrowserState({}, storage_key=f"{KEY_PREFIX}pictures", secret=SECRET)
-        self._settings = gr.BrowserState({}, storage_key=f"{KEY_PREFIX}settings", secret=SECRET)
+        # JSON that page.js writes to the browser's storage whenever it changes. Not gr.BrowserState, which reports
+        # a full storage as an error: page.js drops the oldest pictures instead.
+        hidden = {"visible": "hidden", "show_label": False, "max_lines": 1}
+        self._texts, self._pictures = gr.Textbox(**hidden), gr.Textbox(**hidden)
         # Values between the server's part of an event and the browser's.
         self._to_browser, self._from_browser = gr.Textbox(visible=False), gr.Textbox(visible=False)
-        self._storage_full = gr.Button(visible="hidden", elem_id="fewer-pictures")
+        self._storage_full = gr.Button(visible="hidden", elem_id="storage-full")
         self.outputs = [self._texts, self._pictures, self._command]
 
     # Saving with the updates of the chat's events.
@@ -105,15 +104,15 @@ class ConversationStore:
             if keys != sent:
                 sent = keys
                 pictures = self._stored_pictures(history)
-            return stored, pictures, self._command_line(history)
+            return json.dumps(stored), pictures, self._command_line(history)
 
         return save
 
-    def _stored_pictures(self, history: History) -> dict[str, str]:
+    def _stored_pictures(self, history: History) -> str:
         pictures, dropped = conversation_json.stored_pictures(history)
         if dropped:
             gr.Info(texts.pictures_dropped(dropped), duration=8)
-        return pictures
+        return json.dumps(pictures)
 
     def _command_line(self, history: History) -> str:
         engine = self.provider.engine()
@@ -135,24 +134,26 @@ class ConversationStore:
 
         restored = page.load(
             self.restore,
-            [self._texts, self._pictures, self._settings, self._to_browser],
+            [self._texts, self._pictures, self._from_browser, self._to_browser],
             [self._from_browser, chat, self._command, *panel],
-            js="(texts, pictures, settings) => [texts, pictures, settings, window.chatPage.linkedConversation()]",
+            js="() => window.chatPage.stored()",
             **QUEUED,
         )
         restored.then(None, js="() => { window.chatPage.restored = true; }", **UNQUEUED)
+        for box, name in ((self._texts, "words"), (self._pictures, "pictures")):
+            box.change(None, box, None, js=f"text => window.chatPage.store('{name}', text)", **UNQUEUED)
         restored.then(self.toast_missing, self._from_browser, None, **QUEUED)
         gr.on(
             [component.change for component in panel],
             None,
-            [self._settings, *panel],
-            self._settings,
-            js=f"(stored, ...values) => !window.chatPage.restored ? stored"
-            f" : Object.fromEntries({json.dumps(PANEL)}.map((name, i) => [name, values[i]]))",
+            panel,
+            None,
+            js=f"(...values) => window.chatPage.storeSettings({json.dumps(PANEL)}, values)",
             **UNQUEUED,
         )
-        self._storage_full.click(self.drop_older_pictures, self._pictures, self._pictures, **QUEUED)
-        chat.clear(lambda: (*self._saver([])([])[:1], {}, texts.NO_COMMAND_LINE), None, self.outputs, **UNQUEUED)
+        self._storage_full.click(lambda: gr.Info(texts.STORAGE_FULL, duration=8), **QUEUED)
+        cleared = json.dumps(["", "", texts.NO_COMMAND_LINE])
+        chat.clear(None, None, self.outputs, js=f"() => (window.chatPage.clear(), {cleared})", **UNQUEUED)
 
         imported = [chat, *self.outputs, *panel, self._from_browser]
 
@@ -179,8 +180,11 @@ class ConversationStore:
         )
         copied.then(_toast_link, [self._to_browser, self._from_browser], None, **QUEUED)
 
-    def restore(self, stored: Any, pictures: Any, settings: Any, packed: str | None) -> tuple[Any, ...]:
-        """The page as it was left, or with the conversation of a link, which replaces nothing yet."""
+    def restore(self, stored: str, pictures: str, settings: str, packed: str) -> tuple[Any, ...]:
+        """The page as it was left, or with the conversation of a link, which replaces nothing yet.
+
+        stored, pictures, settings: from the browser's storage; packed: of the link.
+        """
         history: History = []
         try:
             if packed:
@@ -220,7 +224,7 @@ class ConversationStore:
         stored, _ = conversation_json.to_browser(history, {})
         values = conversation_json.from_stored_settings(imported.settings)
         self.toast_missing(_selected(values))
-        outputs = stored, self._stored_pictures(history), self._command_line(history)
+        outputs = json.dumps(stored), self._stored_pictures(history), self._command_line(history)
         return history, *outputs, *self._panel(values), "imported"
 
     def _panel(self, values: dict[str, Any]) -> list[Any]:
@@ -262,12 +266,6 @@ class ConversationStore:
         except AdapterError as error:
             toast(error)
             return ""
-
-    def drop_older_pictures(self, pictures: Any) -> dict[str, str]:
-        """Makes room in the browser's storage, which is full."""
-        if pictures:
-            gr.Info(texts.STORAGE_FULL, duration=8)
-        return conversation_json.newer_half(pictures)
 
 
 def _history_in(inputs: tuple[Any, ...]) -> History:

@@ -32,10 +32,6 @@ ROUTES = (
     "/login",
 )
 
-# gr.BrowserState writes to localStorage as "iv:ciphertext", both base64. page.js recognises the form, and replaces
-# Storage.prototype.setItem, because Gradio reports a full storage as an error instead of making room.
-BROWSER_STATE_METHOD = "localStorage.setItem"
-
 # Class names of Gradio's elements, from the style sheets and scripts in static/.
 CSS_CLASSES = {
     "page": ("gradio-container", "main", "app", "dark", "divider", "tab-wrapper", "tabitem", "selected"),

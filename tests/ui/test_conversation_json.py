@@ -56,6 +56,10 @@ def answered(text: str, settings: Settings = SETTINGS, ids: tuple[int, ...] = (1
     ]
 
 
+def from_browser(stored: Any, pictures: Any) -> conversation.History:
+    return conversation_json.from_browser(json.dumps(stored), json.dumps(pictures))
+
+
 def shown(history: conversation.History) -> list[str]:
     return [conversation.page_text(e) if conversation.kind(e) else conversation.text_of(e) for e in history]
 
@@ -105,7 +109,7 @@ def test_stored_values_of_any_kind_restore_or_are_nothing(
     uploads: Path, stored: Any, pictures: Any, panel: Any
 ) -> None:
     with files_touched() as touched:
-        history = conversation_json.from_browser(stored, pictures)
+        history = from_browser(stored, pictures)
         values = conversation_json.from_stored_settings(panel)
     assert all(entry["role"] in ("user", "assistant") for entry in history)
     assert set(values) <= set(PANEL)
@@ -239,7 +243,7 @@ def test_an_interrupted_answer_keeps_its_settings() -> None:
     ]
     found = conversation_json._to_transcript(middle, lambda path: None)
     assert found[-1]["about"] == "x · 1 token · cut off" and found[-1]["text"] == "Hel"
-    restored = conversation_json.from_browser({"format": transcript.FORMAT, "version": 1, "messages": found}, {})
+    restored = from_browser({"format": transcript.FORMAT, "version": 1, "messages": found}, {})
     assert not conversation.is_streaming(restored) and "cut off" in shown(restored)[-1]
     assert parse_record(conversation.record_of(restored[-1])) is None
     assert parse_settings(conversation.record_of(restored[-1])) == SETTINGS
@@ -256,17 +260,14 @@ def test_the_newest_pictures_that_fit_are_stored(uploads: Path) -> None:
     words, names = conversation_json.to_browser(history, {})
     every, dropped = conversation_json.stored_pictures(history)
     assert list(every) == names and dropped == 0 and "base64" not in json.dumps(words)
-    assert conversation_json.from_browser(words, every) == history
+    assert from_browser(words, every) == history
     for path in paths:
         Path(path).unlink()  # the daily deletion
-    assert conversation_json.from_browser(words, every) == history and all(Path(path).is_file() for path in paths)
+    assert from_browser(words, every) == history and all(Path(path).is_file() for path in paths)
     room = len(every[names[2]]) + 60
     newest, dropped = conversation_json.stored_pictures(history, room)
     assert list(newest) == names[2:] and dropped == 2
-    assert list(conversation_json.newer_half(every)) == names[2:] and conversation_json.newer_half(
-        {"a": "b"}
-    ) == {} == conversation_json.newer_half("x")
-    partly = conversation_json.from_browser(words, newest)
+    partly = from_browser(words, newest)
     assert shown(partly).count(texts.PICTURE_NOT_KEPT) == 2 and conversation.latest_picture(partly) == paths[2]
 
 
@@ -301,7 +302,7 @@ def test_no_path_leads_out_of_the_uploads(
         json.loads(conversation_json.to_file(history, SETTINGS))["messages"][0]["text"] == texts.PICTURE_NOT_KEPT
     )
     words = {"format": transcript.FORMAT, "version": 1, "messages": [{"role": "user", "picture": path}]}
-    assert conversation.latest_picture(conversation_json.from_browser(words, {path: path})) is None
+    assert conversation.latest_picture(from_browser(words, {path: path})) is None
 
 
 def test_metadata_of_a_picture_is_removed() -> None:

@@ -53,6 +53,9 @@ def test_python_names() -> None:
     assert "is_template" in inspect.getsource(gr.blocks.Block), (
         "is_template no longer selects the parent's frontend"
     )
+    assert gr.FileData(path="x").model_dump()["meta"] == {"_type": "gradio.FileData"}, (
+        "see conversation._file_block"
+    )
     assert (internals.PHOTOGRAPHS / "cheetah1.jpg").is_file(), "the example photograph is gone"
 
 
@@ -90,7 +93,3 @@ def test_every_class_in_the_style_sheets_is_ours_or_listed(frontend: str) -> Non
         selectors = re.sub(r"\{[^{}]*\}", "", text)
         for name in set(re.findall(r"\.([a-zA-Z][\w-]*)", selectors)) - listed:
             assert uses(name, ours) or path.stem == "train", f"{path.name} uses .{name}: list it if it is Gradio's"
-
-
-def test_browser_state(frontend: str) -> None:
-    assert internals.BROWSER_STATE_METHOD in frontend, "gr.BrowserState stores elsewhere than in localStorage"

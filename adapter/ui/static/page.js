@@ -3,63 +3,57 @@
    listed in gradio_internals.py. */
 
 (() => {
-  const PREFIX = "llama-adapter:"; // as in conversation_store.py
-  const KEYS = ["words", "pictures", "settings"].map((name) => PREFIX + name);
+  const KEYS = { words: "llama-adapter:words", pictures: "llama-adapter:pictures", settings: "llama-adapter:settings" };
   const find = (selector) => document.querySelector(selector);
   const visible = (element) => Boolean(element?.getClientRects().length);
 
-  // Storage. Where a browser forbids it, in a frame of another site for example, an object in memory replaces it
-  // while the page is open. Gradio reports a full storage as an error; here the oldest pictures are removed instead.
-  try {
-    window.localStorage.length;
-  } catch {
-    const memory = new Map();
-    const replacement = {
-      getItem: (key) => memory.get(key) ?? null,
-      setItem: (key, value) => void memory.set(key, String(value)),
-      removeItem: (key) => void memory.delete(key),
-    };
-    Object.defineProperty(window, "localStorage", { value: replacement });
-  }
-  const nativeSetItem = window.Storage.prototype.setItem;
-  const trySet = (storage, key, value) => {
+  // Storage: texts and settings, and pictures as data URLs by key, the newest last. localStorage holds the conversation
+  // that was changed last in any tab; each tab has a copy in sessionStorage, from which a reload restores its own. A
+  // browser may forbid both, in a frame of another site for example, and either may be full.
+  const attempt = (action) => {
     try {
-      nativeSetItem.call(storage, key, value);
-      return true;
+      return action() ?? true;
     } catch {
       return false;
     }
   };
-  // localStorage holds the conversation that was changed last in any tab. Each tab has a copy in sessionStorage, from
-  // which a reload restores its own.
-  let tabStorage = null;
-  try {
-    tabStorage = window.sessionStorage;
-    for (const key of KEYS) {
-      const copy = tabStorage.getItem(key);
-      if (copy !== null) trySet(localStorage, key, copy);
+  const remove = (key) => [() => localStorage, () => sessionStorage].forEach((of) => attempt(() => of().removeItem(key)));
+  const write = (key, text) => {
+    if (!attempt(() => localStorage.setItem(key, text))) {
+      remove(key); // an old conversation would be restored otherwise
+      return false;
     }
-  } catch {
-    // forbidden, as above
-  }
-  // Gradio also reports as an error what it cannot decrypt.
-  for (const key of KEYS) {
-    const stored = localStorage.getItem(key);
-    if (stored !== null && !/^[\w+/=]+:[\w+/=]+$/.test(stored)) localStorage.removeItem(key);
-  }
-  window.Storage.prototype.setItem = function (key, value) {
-    if (this === tabStorage || !String(key).startsWith(PREFIX)) return nativeSetItem.call(this, key, value);
-    if (!trySet(this, key, value)) makeRoom(this, key, value);
-    const stored = this.getItem(key);
-    if (tabStorage && (stored === null || !trySet(tabStorage, key, stored))) tabStorage.removeItem(key);
+    if (!attempt(() => sessionStorage.setItem(key, text))) attempt(() => sessionStorage.removeItem(key));
+    return true;
   };
-  const makeRoom = (storage, key, value) => {
-    storage.removeItem(PREFIX + "pictures");
-    if (key !== PREFIX + "pictures" && !trySet(storage, key, value)) {
-      storage.removeItem(key); // an old conversation would be restored otherwise
+  const read = (key) => attempt(() => sessionStorage.getItem(key) ?? localStorage.getItem(key) ?? "") || "";
+  const writePictures = (pictures) => {
+    const entries = Object.entries(pictures);
+    return write(KEYS.pictures, JSON.stringify(pictures)) || (entries.length > 0 && writeNewerHalf(entries));
+  };
+  const writeNewerHalf = (entries) => {
+    writePictures(Object.fromEntries(entries.slice(Math.ceil(entries.length / 2))));
+    return false;
+  };
+  let fullTimer = 0;
+  const store = (name, text) => {
+    if (!text) return remove(KEYS[name]);
+    let complete;
+    if (name === "pictures") {
+      complete = writePictures(JSON.parse(text));
+    } else if (!(complete = write(KEYS[name], text))) {
+      const pictures = read(KEYS.pictures);
+      remove(KEYS.pictures);
+      write(KEYS[name], text);
+      if (pictures) attempt(() => writeNewerHalf(Object.entries(JSON.parse(pictures))));
     }
-    setTimeout(() => find("#fewer-pictures")?.click(), 50);
+    if (complete) return;
+    clearTimeout(fullTimer); // one message, though texts and pictures may both not fit
+    fullTimer = setTimeout(() => find("#storage-full")?.click(), 50);
   };
+  for (const key of Object.values(KEYS)) {
+    if (read(key)) write(key, read(key)); // a reloaded tab is the last one that was changed
+  }
 
   // A conversation in the address's fragment, which browsers do not send.
   const LINK = "#chat=";
@@ -78,7 +72,11 @@
   // Called by event listeners of conversation_store.py and chat_tab.py.
   window.chatPage = {
     restored: false, // from then on settings are stored
-    linkedConversation,
+    stored: () => [read(KEYS.words), read(KEYS.pictures), read(KEYS.settings), linkedConversation()],
+    store,
+    storeSettings: (names, values) =>
+      window.chatPage.restored && store("settings", JSON.stringify(Object.fromEntries(names.map((n, i) => [n, values[i]])))),
+    clear: () => [KEYS.words, KEYS.pictures].forEach(remove),
     // From now on a reload shows the stored conversation.
     leaveLink: () => linkedConversation() && history.replaceState(null, "", location.pathname + location.search),
     address: (packed) => (packed ? location.origin + location.pathname + LINK + packed : ""),
