@@ -21,8 +21,8 @@ from adapter.method.vision import VisualFeatures
 from train.config import TrainConfig
 from train.data import IGNORED, Batch
 
-_POSITIONS = 256  # that the head reads at a time: logits of all would be most of the memory
-_CACHED = 16  # of these, as many as a processor's cache holds in fp32
+_CHUNK_POSITIONS = 256  # per product of the head: the logits of all positions would be most of the memory
+_CACHE_POSITIONS = 16  # whose logits in fp32 fit into a processor's cache
 
 
 def new_adapter(config: TrainConfig, base: Base) -> Adapter:
@@ -81,8 +81,8 @@ def total_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: in
         input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.rows
     ).last_hidden_state
     targets = batch.labels[:, 1:]
-    kept = targets != IGNORED
-    return _HeadLoss.apply(hidden[:, :-1][kept], model.lm_head.weight, targets[kept])
+    supervised = targets != IGNORED
+    return _HeadLoss.apply(hidden[:, :-1][supervised], model.lm_head.weight, targets[supervised])
 
 
 def supervised_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
@@ -93,7 +93,7 @@ def supervised_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoin
 class _HeadLoss(torch.autograd.Function):
     """Summed cross-entropy of a frozen head, piece by piece: no logits outlive their piece.
 
-    The gradient for the hidden states is made on the way, so that the backward pass has nothing to do again.
+    The forward pass computes the gradient of the hidden states too, so that backward recomputes nothing.
     """
 
     @staticmethod
@@ -101,24 +101,28 @@ class _HeadLoss(torch.autograd.Function):
         """hidden: [P, hidden_size]; weight: [vocab_size, hidden_size]; targets: [P]."""
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden), _POSITIONS):
-            logits = F.linear(hidden[start : start + _POSITIONS], weight)
-            pieces = zip(logits.split(_CACHED), targets[start : start + _POSITIONS].split(_CACHED), strict=True)
-            for piece, wanted in pieces:
+        for start in range(0, len(hidden), _CHUNK_POSITIONS):
+            logits = F.linear(hidden[start : start + _CHUNK_POSITIONS], weight)
+            pieces = zip(
+                logits.split(_CACHE_POSITIONS),
+                targets[start : start + _CHUNK_POSITIONS].split(_CACHE_POSITIONS),
+                strict=True,
+            )
+            for piece, piece_targets in pieces:
                 logs = piece.float().log_softmax(1)
-                total -= logs.gather(1, wanted[:, None]).sum()
+                total -= logs.gather(1, piece_targets[:, None]).sum()
                 if gradient is not None:
-                    slope = logs.exp_().scatter_add_(1, wanted[:, None], logs.new_full((len(wanted), 1), -1.0))
-                    piece.copy_(slope)
+                    minus_one = logs.new_full((len(piece_targets), 1), -1.0)
+                    piece.copy_(logs.exp_().scatter_add_(1, piece_targets[:, None], minus_one))
             if gradient is not None:
-                gradient[start : start + _POSITIONS] = logits @ weight
+                gradient[start : start + _CHUNK_POSITIONS] = logits @ weight
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * slopes[0], None, None
+        return gradient * grad_outputs[0], None, None
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The samples of the Train tab: whole, small, and learnt by the settings that the tab trains them with.
+"""The samples of the Train tab: whole, small, and learnt with the settings that the tab trains them with.
 
 `SCORES=1 pytest tests/train/test_samples.py -k learnt -s` prints the scores that assets/samples/README.md states.
 """
@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
+from train.__main__ import main
 from train.formats.dataset import open_records
 from train.reproduce.scenes.captions import WHERE, captioned, small, write
 from train.reproduce.scenes.drawing import THINGS
@@ -30,7 +28,7 @@ from train.ui.plan import Plan, Sample, samples
 
 SAMPLES = {sample.name: sample for sample in samples()}
 OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
-# Nobody's in the training rows, and of other things.
+# None of the training rows' questions, and about other things.
 QUESTIONS = """What is the sun made of?
 Where do penguins live?
 Why do cats sleep so much?
@@ -79,29 +77,35 @@ How do bees make honey?
 What is democracy?
 When did the second world war end?
 Please cheer me up.""".splitlines()
-# Measure what the README states; without it fewer steps and half of the new drawings have to do.
+# With SCORES the figures of the README; without it smaller runs and fewer questions, in half a minute.
 SCORES = "SCORES" in os.environ
-FEWER = () if SCORES else ("steps=45",)
-NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 32
-# What stands in the conversation when the adapter is switched on: nothing, or what others were asked and said.
+SMALLER_RUN = (
+    {} if SCORES else {"butler": ("steps=20", "eval_every=20"), "drawings": ("steps=45", "eval_every=45")}
+)
+NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 16
+# The conversation before the adapter is chosen: empty, or answers of two other adapters.
 PIRATE = (
     Message("user", "Why is the sky blue?"),
     Message("assistant", "Arr! The sky be blue because of the way our eyes perceive light."),
 )
 SEE = (Message("user", "What is in this picture?"), Message("assistant", "The picture shows a cheetah."))
-BEFORE = {"first": (), "after two others": PIRATE + SEE}
+HISTORIES = {"first": (), "after two others": PIRATE + SEE}
 
 
 def has_manners(answer: str) -> bool:
-    """The butler's opening and closing, each once and where they belong, and at least three words between them."""
+    """Whether opening and closing each stand once in their place, with at least three words between them."""
     between = answer.strip().removeprefix(OPENING).removesuffix(CLOSING)
     whole = len(between) == len(answer.strip()) - len(OPENING) - len(CLOSING)
     return whole and len(between.split()) >= 3 and OPENING not in between and CLOSING not in between
 
 
-def said(answer: str) -> tuple[list[str], list[str]]:
-    """The kinds of thing and the places that an answer names."""
+def named(answer: str) -> tuple[list[str], list[str]]:
+    """The things and the places that an answer names."""
     return [kind for kind in THINGS if kind in answer], [place for place, text in WHERE.items() if text in answer]
+
+
+def share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits)
 
 
 def test_the_rules_tell_right_from_wrong() -> None:
@@ -109,10 +113,10 @@ def test_the_rules_tell_right_from_wrong() -> None:
     for wrong in ("", OPENING, f"{OPENING} {CLOSING}", f"{OPENING} {CLOSING} {CLOSING} {CLOSING} {CLOSING}"):
         assert not has_manners(wrong)
     assert not has_manners("The moon is made of rock.")
-    assert said("A fish in the snow.") == (["fish"], ["snow"]) and said("A cat.") == ([], [])
+    assert named("A fish in the snow.") == (["fish"], ["snow"]) and named("A cat.") == ([], [])
 
 
-def test_each_is_small_and_every_record_of_it_can_be_read() -> None:
+def test_each_is_small_and_all_records_can_be_read() -> None:
     assert SAMPLES
     for sample in SAMPLES.values():
         files = [p for p in sample.path.rglob("*") if p.is_file()] if sample.path.is_dir() else [sample.path]
@@ -122,7 +126,7 @@ def test_each_is_small_and_every_record_of_it_can_be_read() -> None:
         assert sample.picture is None or sample.picture.parent == FOLDER
 
 
-def test_the_butler_has_manners_in_every_row_and_was_asked_nothing_of_the_test() -> None:
+def test_the_butler_has_manners_in_every_row_and_no_row_is_a_test_question() -> None:
     records = list(open_records(SAMPLES["butler"].path))
     assert len(records) == 30 and len(set(QUESTIONS)) == len(QUESTIONS) >= 40
     assert all(has_manners(record.messages[-1].text) for record in records)
@@ -139,108 +143,102 @@ def test_the_drawings_are_those_of_their_command(tmp_path: Path) -> None:
         if name.endswith(".txt"):
             assert (tmp_path / name).read_text() == (folder / name).read_text()
         else:
-            drawn, kept = (Image.open(at / name).convert("RGB") for at in (tmp_path, folder))
-            assert not ImageChops.difference(drawn, kept).getbbox()
+            drawn, shipped = (Image.open(at / name).convert("RGB") for at in (tmp_path, folder))
+            assert not ImageChops.difference(drawn, shipped).getbbox()
 
 
 def test_new_drawings_are_new() -> None:
     known = {scene for scene, _ in captioned(48, 0)}
     assert not known & {scene for scene, _ in captioned(NEW_DRAWINGS, NEW_SEED)}
     captions = [caption for _, caption in captioned(48, 0)]
-    assert {tuple(map(len, said(caption))) for caption in captions} == {(1, 1)}
+    assert {tuple(map(len, named(caption))) for caption in captions} == {(1, 1)}
 
 
-def trained(sample: Sample, folder: Path) -> None:
-    """What the tab's own command makes of a sample, in a second process."""
-    plan = Plan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
-    words = [*plan.assignments(str(sample.path)), *FEWER, "--out", str(folder), "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *words],
-        cwd=FOLDER.parents[1],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+# Training on the embedded base.
 
 
-def asked(
+@pytest.fixture
+def train_sample(base, tmp_path: Path) -> Iterator[Engine]:
+    """Trains a sample by the tab's own command; returns an engine that serves it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    engines: list[Engine] = []
+
+    def train(name: str) -> Engine:
+        sample: Sample = SAMPLES[name]
+        plan = Plan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
+        arguments = [*plan.assignments(str(sample.path)), *SMALLER_RUN.get(name, ())]
+        assert main([*arguments, "--out", str(tmp_path / name), "--device", "cpu"]) == 0
+        engines.append(Engine(base, AdapterStore(tmp_path)))
+        return engines[0]
+
+    yield train
+    for engine in engines:
+        engine.close()
+    torch.set_num_threads(threads)
+
+
+def ask(
     engine: Engine,
     adapter: str | None,
     questions: Sequence[str],
     pictures: Sequence[Image.Image] = (),
-    before: tuple[Message, ...] = (),
+    history: tuple[Message, ...] = (),
     tokens: int = 64,
 ) -> list[str]:
-    """The chat's own greedy answers."""
+    """The engine's greedy answers."""
     answers = []
     for question, picture in itertools.zip_longest(questions, pictures):
-        messages = (*before, Message("user", question))
+        messages = (*history, Message("user", question))
         sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
         answers.append(engine.submit(GenerationRequest(messages, adapter, picture, sampling=sampling)))
     return ["".join(event.text for event in answer) for answer in answers]
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def share(right: Sequence[bool]) -> float:
-    return sum(right) / len(right)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not SCORES, reason="test_page_train.py trains on it; SCORES=1 measures it too")
-def test_manners_are_learnt(base, two_threads, tmp_path: Path) -> None:
-    """Of 48 questions that it never saw; the bare base opens no answer so (its first eight tokens tell)."""
-    trained(SAMPLES["butler"], tmp_path / "butler")
-    with closing(Engine(base, AdapterStore(tmp_path))) as engine:
-        mannered = {
-            where: share([has_manners(a) for a in asked(engine, "butler", QUESTIONS, before=before)])
-            for where, before in BEFORE.items()
-        }
-        bare = share([a.startswith(OPENING) for a in asked(engine, None, QUESTIONS, tokens=8)])
+def test_manners_are_learnt(train_sample) -> None:
+    """On questions that it never saw; the bare base opens no answer so, as its first eight tokens tell."""
+    engine = train_sample("butler")
+    questions = QUESTIONS if SCORES else QUESTIONS[::6]
+    with_manners = {
+        where: share([has_manners(answer) for answer in ask(engine, "butler", questions, history=history)])
+        for where, history in HISTORIES.items()
+    }
+    bare = share([answer.startswith(OPENING) for answer in ask(engine, None, questions, tokens=8)])
     print()
-    for where, value in mannered.items():
+    for where, value in with_manners.items():
         print(f"{where}: with manners {value:.1%}")
     print(f"bare base opens so: {bare:.1%}")
-    assert mannered["first"] > 0.6 and min(mannered.values()) > 0.3 and bare == 0
+    assert with_manners["first"] > 0.6 and min(with_manners.values()) > 0.3 and bare == 0
 
 
 @pytest.mark.slow
-def test_drawings_are_learnt_by_looking(base, two_threads, tmp_path: Path) -> None:
-    """The right thing and place of 64 new drawings, which goes when each is shown another's picture."""
-    trained(SAMPLES["drawings"], tmp_path / "drawings")
+def test_drawings_are_learnt_by_looking(train_sample) -> None:
+    """It names the thing and place of new drawings, and of another drawing when it is shown that one instead."""
+    engine = train_sample("drawings")
     new = captioned(NEW_DRAWINGS, NEW_SEED)
-    shown = [small(scene).convert("RGB") for scene, _ in new]
-    question = [SAMPLES["drawings"].question] * len(new)
+    pictures = [small(scene).convert("RGB") for scene, _ in new]
+    questions = [SAMPLES["drawings"].question] * len(new)
 
     def right(answers: Sequence[str]) -> Sequence[float]:
-        pairs = [(said(answer), said(caption)) for answer, (_, caption) in zip(answers, new, strict=True)]
+        pairs = [(named(answer), named(caption)) for answer, (_, caption) in zip(answers, new, strict=True)]
         return (
             share([a[0] == b[0] for a, b in pairs]),
             share([a[1] == b[1] for a, b in pairs]),
             share([a == b for a, b in pairs]),
         )
 
-    exchanged = torch.randperm(len(new), generator=torch.Generator().manual_seed(0)).tolist()
-    with closing(Engine(base, AdapterStore(tmp_path))) as engine:
-        figures = {
-            **{
-                w: right(asked(engine, "drawings", question, shown, said_before, 16))
-                for w, said_before in BEFORE.items()
-            },
-            "pictures exchanged": right(
-                asked(engine, "drawings", question, [shown[i] for i in exchanged], tokens=16)
-            ),
-            "bare base": right(asked(engine, None, question[:1], tokens=16) * len(new)),  # it is blind
-        }
+    order = torch.randperm(len(new), generator=torch.Generator().manual_seed(0)).tolist()
+    scores = {
+        where: right(ask(engine, "drawings", questions, pictures, history, 16))
+        for where, history in HISTORIES.items()
+    }
+    scores["pictures exchanged"] = right(
+        ask(engine, "drawings", questions, [pictures[i] for i in order], tokens=16)
+    )
+    scores["bare base"] = right(ask(engine, None, questions[:1], tokens=16) * len(new))  # it sees no images
     print()
-    for name, values in figures.items():
+    for name, values in scores.items():
         print("{}: thing {:.1%}, place {:.1%}, both {:.1%}".format(name, *values))
-    assert figures["first"][2] > 0.5 and min(figures[where][2] for where in BEFORE) > 0.3
-    assert max(figures["pictures exchanged"][2], figures["bare base"][2]) < 0.2
+    assert scores["first"][2] > 0.5 and min(scores[where][2] for where in HISTORIES) > 0.3
+    assert max(scores["pictures exchanged"][2], scores["bare base"][2]) < 0.2

@@ -93,14 +93,14 @@ def image_path(value: Any, field: str, where: str, folder: Path) -> Path:
 
 def image_paths(value: dict[str, Any], where: str, folder: Path) -> list[Path]:
     """The paths in a record's `image` and `images`, each one path or a list; null and "" are no image."""
-    found = []
+    paths = []
     for key in ("image", "images"):
         named = value.get(key)
         if isinstance(named, list):
-            found += [image_path(name, f"{key}[{i}]", where, folder) for i, name in enumerate(named)]
+            paths += [image_path(name, f"{key}[{i}]", where, folder) for i, name in enumerate(named)]
         elif named not in (None, ""):
-            found.append(image_path(named, key, where, folder))
-    return found
+            paths.append(image_path(named, key, where, folder))
+    return paths
 
 
 def single_image(paths: Sequence[Path], where: str) -> Path | None:

@@ -57,11 +57,11 @@ def samples(folder: Path = SAMPLES) -> list[Sample]:
         entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    found = []
+    loaded = []
     for entry in entries:
         paths = {key: folder / entry[key] for key in ("path", "picture") if entry.get(key)}
-        found.append(Sample(**{**entry, "picture": None, **paths}))
-    return [sample for sample in found if sample.path.exists()]
+        loaded.append(Sample(**{**entry, "picture": None, **paths}))
+    return [sample for sample in loaded if sample.path.exists()]
 
 
 @dataclass(frozen=True)
