@@ -15,7 +15,8 @@ from gradio.context import LocalContext
 
 from adapter.ui import gradio_internals as internals
 
-STATIC = Path(internals.__file__).parent / "static"
+ROOT = Path(internals.__file__).parents[2]
+STATIC = ROOT / "adapter" / "ui" / "static"
 FRONTEND = Path(gr.__file__).parent / "templates" / "frontend"
 
 
@@ -59,6 +60,13 @@ def test_python_names() -> None:
     assert (internals.PHOTOGRAPHS / "cheetah1.jpg").is_file(), "the example photograph is gone"
 
 
+def test_no_other_file_imports_from_inside_gradio() -> None:
+    inside = re.compile(r"^\s*(?:from|import) gradio\b(?! as gr$).*", re.MULTILINE)
+    for path in [*ROOT.glob("adapter/**/*.py"), *ROOT.glob("train/**/*.py"), ROOT / "app.py"]:
+        found = inside.findall(path.read_text(encoding="utf-8"))
+        assert not found or path == Path(internals.__file__), f"{path.relative_to(ROOT)}: {found}"
+
+
 def test_a_subclass_writes_no_file_and_keeps_the_frontend() -> None:
     before = set(Path(__file__).parent.iterdir())
     kind: Any = internals.subclass_component("Sub", gr.Chatbot, {"__module__": __name__})
@@ -81,11 +89,10 @@ def test_css_classes(frontend: str) -> None:
 
 def test_every_class_in_the_style_sheets_is_ours_or_listed(frontend: str) -> None:
     listed = {name for group in internals.CSS_CLASSES.values() for name in group}
-    root = Path(internals.__file__).parents[2]
     ours = "\n".join(
         path.read_text(encoding="utf-8")
         for room in ("adapter/ui", "adapter/server", "train/ui")
-        for path in (root / room).rglob("*.py")
+        for path in (ROOT / room).rglob("*.py")
         if path.name != "gradio_internals.py"
     )
     for path in STATIC.glob("*.css"):
