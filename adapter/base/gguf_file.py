@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapter.base.disk_cache import Progress
-from adapter.base.hf_folder import half_split, tensor_shapes, write_configs, write_weights
+from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_configs, write_weights
 from adapter.errors import LoadError, first_line
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ class GgufBase:
         """One tensor as Hugging Face has it."""
         values = _unpacked(self.tensors[name], self.file)
         if "q_proj" in name:
-            return half_split(values, self.config.num_attention_heads)
+            return meta_to_hf_rotary(values, self.config.num_attention_heads)
         if "k_proj" in name:
-            return half_split(values, self.config.num_key_value_heads)
+            return meta_to_hf_rotary(values, self.config.num_key_value_heads)
         return values
 
 

@@ -32,10 +32,11 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def half_split(values: Tensor, heads: int) -> Tensor:
-    """Rows of a query or key projection, [heads * head_dim, ...], from Meta's rotary order to Hugging Face's.
+def meta_to_hf_rotary(values: Tensor, heads: int) -> Tensor:
+    """Reorders the rows of a query or key projection, or of what is added to its output, for Hugging Face's RoPE.
 
-    Meta and llama.cpp rotate neighbouring rows of a head together, Hugging Face rows i and i + head_dim / 2.
+    values: [heads * head_dim, ...]. Meta and llama.cpp rotate neighbouring rows of a head together, Hugging Face
+    rotates rows i and i + head_dim / 2.
     """
     pairs = values.unflatten(0, (heads, -1, 2))  # [heads, head_dim / 2, 2, ...]
     return pairs.transpose(1, 2).flatten(0, 2)

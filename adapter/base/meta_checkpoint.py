@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapter.base.disk_cache import Progress
-from adapter.base.hf_folder import half_split, tensor_shapes, write_configs, write_weights
+from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_configs, write_weights
 from adapter.base.meta_tokenizer import ends_of_answer, meta_tokenizer
 from adapter.errors import LoadError, first_line
 
@@ -76,9 +76,9 @@ class MetaBase:
         if not values.isfinite().all():
             raise LoadError(f"{theirs} in '{self.folder}' holds numbers that are not finite. {_REMEDY}")
         if "q_proj" in name:
-            return half_split(values, self.config.num_attention_heads)
+            return meta_to_hf_rotary(values, self.config.num_attention_heads)
         if "k_proj" in name:
-            return half_split(values, self.config.num_key_value_heads)
+            return meta_to_hf_rotary(values, self.config.num_key_value_heads)
         return values
 
 

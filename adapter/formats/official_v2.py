@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adapter.base.hf_folder import meta_to_hf_rotary
 from adapter.errors import LoadError
 from adapter.formats.tensors import broken, sanitize, to_float32
 from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint, TuningConfig, VisionConfig
-from adapter.method.deltas import LINEARS
 
 FORMAT, NAME = "official-v2", "official LLaMA-Adapter V2"
 # CLIP ViT-L/14 as timm has it: the release used OpenAI's weights, whose activation is QuickGELU.
@@ -179,8 +179,11 @@ class OfficialV2:
             if name not in state or layer >= len(state[name]) or state[name][layer].shape != value.shape:
                 wanted = tuple(state[name].shape[1:]) if name in state else "none"
                 raise broken(self.path, f"layer {layer}: {name} has shape {tuple(value.shape)}, not {wanted}")
-            ordered = name.startswith(("tuning.bias.", "tuning.up."))
-            state[name][layer] = _our_order(name.rpartition(".")[2], value, base) if ordered else value
+            if name in ("tuning.bias.q", "tuning.up.q"):
+                value = meta_to_hf_rotary(value, base.num_attention_heads)
+            elif name in ("tuning.bias.k", "tuning.up.k"):
+                value = meta_to_hf_rotary(value, base.num_key_value_heads)
+            state[name][layer] = value
 
         for name, value in by_kind["bias"].items():
             match = _BIAS.fullmatch(name)
@@ -213,15 +216,6 @@ def _linear(path: Path, name: str) -> str:
     if name not in _LINEARS:
         raise broken(path, f"{sanitize(name)} is no linear map of a LLaMA layer")
     return _LINEARS[name]
-
-
-def _our_order(linear: str, values: Tensor, base: BaseFingerprint) -> Tensor:
-    """Rows of what is added to the outputs of wq and wk, from Meta's pairs to halves of each head."""
-    assert linear in LINEARS
-    if linear not in ("q", "k"):
-        return values
-    pairs = values.reshape(-1, base.head_dim // 2, 2, *values.shape[1:])
-    return pairs.transpose(1, 2).reshape(values.shape)
 
 
 def read(path: Path, tensors: Mapping[str, Tensor]) -> OfficialV2:

@@ -189,7 +189,7 @@ def test_logits_are_those_of_the_model_that_was_written(changes, tmp_path, piece
 @torch.no_grad()
 def test_without_the_rotary_permutation_the_numbers_are_wrong(tmp_path, pieces, monkeypatch):
     model = random_llama()
-    monkeypatch.setattr(gguf_base, "half_split", lambda values, heads: values)
+    monkeypatch.setattr(gguf_base, "meta_to_hf_rotary", lambda values, heads: values)
     base = loaded(write(tmp_path / "model.gguf", model, pieces))
     ids = torch.arange(3, 90)[None]
     assert (base.model(input_ids=ids).logits - model(input_ids=ids).logits).abs().max() > 0.5

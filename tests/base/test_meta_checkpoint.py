@@ -72,7 +72,7 @@ def test_logits_are_those_of_metas_convention(kind, tmp_path):
 @pytest.mark.parametrize("kind", [LLAMA, LLAMA2_70B])
 def test_without_the_rotary_permutation_the_numbers_are_wrong(kind, tmp_path, monkeypatch):
     written = fresh(kind)
-    monkeypatch.setattr(meta, "half_split", lambda values, heads: values)
+    monkeypatch.setattr(meta, "meta_to_hf_rotary", lambda values, heads: values)
     base = loaded(written.write(tmp_path / "model"))
     ids = torch.randint(0, written.vocab, (40,))
     assert (logits(base, ids) - written.logits(ids)).abs().max() > 0.5
