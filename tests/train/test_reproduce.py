@@ -1,6 +1,4 @@
-"""The paper's claims tried anew: scores by likelihood, tables and claims from results, bad input; and once, small,
-the whole of it.
-"""
+"""`python -m train.reproduce`: scores by likelihood, tables and claims from results, bad input, all of it once."""
 
 from __future__ import annotations
 
@@ -16,19 +14,18 @@ from adapter.errors import AdapterError
 from adapter.method.config import VisionConfig
 from adapter.method.projection import GlobalProjection
 from adapter.method.vision import VisualFeatures
+from tests.tiny_models import TINY
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem
-from train.reproduce import pool
+from train.reproduce import runs
 from train.reproduce.__main__ import main
 from train.reproduce.benchmark import Benchmark, open_benchmark, prompt
-from train.reproduce.claims import claims
-from train.reproduce.plan import FULL, QUICK, runs, shares
-from train.reproduce.plots import plot
-from train.reproduce.runs import STRENGTHS, Run, whiten
-from train.reproduce.scenes.writer import write
-from train.reproduce.scoring import adapted, answer, chance, perplexity, table_row
-from train.reproduce.tables import Figures
+from train.reproduce.report import plot
+from train.reproduce.runs import FULL, QUICK, STRENGTHS, Run, layer_shares, planned_runs, whiten
+from train.reproduce.scenes.writer import write_benchmark
+from train.reproduce.scoring import adapter_arguments, answer, chance, perplexity, table_row
+from train.reproduce.tables import Figures, claims
 
-LAYERS = 30
+LAYERS = 30  # of the embedded base
 
 
 def problem(number, answer=0, choices=("yes", "no"), hint="", image=None, grade=3, subject="natural science"):
@@ -47,7 +44,7 @@ def problems(tmp_path):
 
 @pytest.fixture
 def figures(problems):
-    """Results in which the paper is right in everything."""
+    """Results in which every claim holds."""
 
     def result(right, loss=0.5, **more):
         answers = {"right": right, "loss": [loss] * 4}
@@ -75,7 +72,7 @@ def figures(problems):
 
 @pytest.fixture
 def broken(figures):
-    """The same with all runs alike: nothing is better than anything."""
+    """The same results with all runs alike: nothing is better than anything else."""
     same = {name: {**figures.results["zero-0"], **result} for name, result in figures.results.items()}
     for result in same.values():
         result["test"] = figures.results["base"]["test"]
@@ -93,7 +90,7 @@ def test_columns_are_those_of_the_paper(problems):
     assert chance(problems)["LAN"] == pytest.approx(100 / 3)
 
 
-def test_the_answer_is_the_likeliest_of_the_problems_own_letters(tiny_base, problems, tmp_path):
+def test_the_likeliest_of_a_problems_letters_is_its_answer(tiny_base, problems, tmp_path):
     benchmark = Benchmark(tmp_path, {}, {"test": tuple(problems)}, {})
     found = answer(tiny_base, problems, benchmark)
     for i, one in enumerate(problems):
@@ -107,20 +104,20 @@ def test_the_answer_is_the_likeliest_of_the_problems_own_letters(tiny_base, prob
         assert found.loss[i] == pytest.approx(-logs[letters[one.answer]].item(), rel=1e-4)
 
 
-def test_strength_zero_scores_as_the_base_does(tiny_base, tiny_fingerprint, problems, tmp_path):
+def test_strength_zero_scores_like_the_base(tiny_base, tiny_fingerprint, problems, tmp_path):
     from tests.tiny_models import random_adapter
 
     adapter = random_adapter(tiny_fingerprint, gate=2.0)
     benchmark = Benchmark(tmp_path, {}, {"test": tuple(problems)}, {})
     bare = answer(tiny_base, problems, benchmark)
-    assert answer(tiny_base, problems, benchmark, adapted(tiny_base, adapter, 0.0)) == bare
-    assert answer(tiny_base, problems, benchmark, adapted(tiny_base, adapter)) != bare
+    assert answer(tiny_base, problems, benchmark, adapter_arguments(tiny_base, adapter, 0.0)) == bare
+    assert answer(tiny_base, problems, benchmark, adapter_arguments(tiny_base, adapter)) != bare
     text = "some words of no relation " * 40
-    assert perplexity(tiny_base, text, adapted(tiny_base, adapter, 0.0)) == perplexity(tiny_base, text)
-    assert perplexity(tiny_base, text, adapted(tiny_base, adapter)) != perplexity(tiny_base, text)
+    assert perplexity(tiny_base, text, adapter_arguments(tiny_base, adapter, 0.0)) == perplexity(tiny_base, text)
+    assert perplexity(tiny_base, text, adapter_arguments(tiny_base, adapter)) != perplexity(tiny_base, text)
 
 
-def test_whitened_features_are_of_one_size_and_tell_the_pictures_apart():
+def test_whitening_gives_all_features_one_scale():
     torch.manual_seed(0)
     projection = GlobalProjection(VisionConfig("x", feature_size=40, hidden=256), 16)
     shared = torch.randn(40) * 10  # what all pictures have in common drowns what they differ in
@@ -133,35 +130,35 @@ def test_whitened_features_are_of_one_size_and_tell_the_pictures_apart():
     assert projection(VisualFeatures(levels), torch.empty(0)).abs().max() == 0  # as gently as the gates
 
 
-def test_a_key_changes_with_every_setting():
+def test_the_key_of_a_run_changes_with_every_setting():
     run = Run("zero-0", pictures=True, steps=10)
-    keys = {run.key("a"), run.key("b")}
+    keys = {run.key("a"), run.key("b"), run.key("a", base="other")}
     changes = {"init": "random", "seed": 1, "steps": 11, "layers": 3, "pictures": False, "questions": 9}
     for change in ({name: value} for name, value in changes.items()):
         keys.add(dataclasses.replace(run, **change).key("a"))
-    assert len(keys) == 8
+    assert len(keys) == 9
     assert Run("zero-0", pictures=True, steps=10).key("a") == run.key("a")
 
 
 @pytest.mark.parametrize("plan", [FULL, QUICK])
-def test_the_plan_has_every_run_that_the_tables_read(plan, figures):
-    names = [run.name for run in runs(plan, LAYERS)]
+def test_planned_runs_are_those_that_the_tables_read(plan, figures):
+    names = [run.name for run in planned_runs(plan, LAYERS)]
     assert len(names) == len(set(names))
     wanted = set(figures.results) - {f"long-{steps}" for steps in FULL.long}
     assert set(names) == wanted | {f"long-{steps}" for steps in plan.long}
 
 
 def test_a_third_two_thirds_all():
-    assert shares(30) == (10, 20, 30)
+    assert layer_shares(30) == (10, 20, 30)
 
 
-def test_claims_follow_the_figures(figures, broken):
+def test_claims_follow_from_the_figures(figures, broken):
     assert [c.text for c in claims(figures) if not c.held] == []
     assert [c.held for c in claims(broken)].count(True) <= 4  # nothing is lost where there is nothing to lose
     assert not any(c.held for c in claims(broken) if "pictures are worth" in c.text or "zero-init" in c.text)
 
 
-def test_tables_are_written_as_they_are_shown(figures):
+def test_tables_as_csv_and_markdown(figures):
     tables = {table.name: table for table in figures.tables()}
     assert set(tables) == {"table2", "table3", "table4", "table5", "table6", "forgetting"}
     rows = list(csv.DictReader(tables["table2"].csv().splitlines()))
@@ -172,7 +169,7 @@ def test_tables_are_written_as_they_are_shown(figures):
         assert table.markdown().count("\n|") == len(table.rows) + 2
 
 
-def test_plots_are_pictures(figures, tmp_path):
+def test_plots_are_written(figures, tmp_path):
     from PIL import Image
 
     made = plot(figures, tmp_path)
@@ -188,6 +185,7 @@ def test_plots_are_pictures(figures, tmp_path):
         (["--scienceqa", "."], "holds no problems.json"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--steps", "1"], "--steps must be at least 2"),
+        (["--quick", "--base", "nowhere"], "'nowhere' is no folder with a config.json"),
     ],
 )
 def test_bad_input_is_one_line(given, said, tmp_path, monkeypatch, capsys):
@@ -197,7 +195,7 @@ def test_bad_input_is_one_line(given, said, tmp_path, monkeypatch, capsys):
     assert said in error and error.count("\n") == 1
 
 
-def test_a_split_that_is_missing_or_empty_is_named(tmp_path, capsys):
+def test_missing_and_empty_splits_are_named(tmp_path, capsys):
     (tmp_path / "problems.json").write_text("{}")
     for splits in ({"train": [], "val": []}, {"train": [], "val": [], "test": []}):
         (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
@@ -205,8 +203,8 @@ def test_a_split_that_is_missing_or_empty_is_named(tmp_path, capsys):
         assert "pid_splits.json" in capsys.readouterr().err
 
 
-def test_a_test_split_of_pictures_alone_is_refused_before_anything_is_trained(tmp_path, capsys):
-    data = write(tmp_path / "data", {"train": 8, "val": 8, "test": 16})
+def test_a_test_split_of_pictures_only_is_refused(tmp_path, capsys):
+    data = write_benchmark(tmp_path / "data", {"train": 8, "val": 8, "test": 16})
     every, splits = (json.loads((data / name).read_text()) for name in ("problems.json", "pid_splits.json"))
     splits["test"] = [number for number in splits["test"] if every[number]["image"]]
     assert splits["test"]
@@ -215,15 +213,15 @@ def test_a_test_split_of_pictures_alone_is_refused_before_anything_is_trained(tm
     assert "the tables need both kinds" in capsys.readouterr().err
 
 
-def test_real_data_are_read_from_their_folder_evenly(tmp_path, monkeypatch, capsys):
+def test_real_data_are_read_evenly_over_the_split(tmp_path, monkeypatch, capsys):
     """The drawn benchmark, laid out as ScienceQA is published: images/<split>/<id>/image.png."""
-    data = write(tmp_path / "ScienceQA", {"train": 60, "val": 20, "test": 60})
+    data = write_benchmark(tmp_path / "ScienceQA", {"train": 60, "val": 20, "test": 60})
     (data / "images").mkdir()
     for split in ("train", "val", "test"):
         (data / split).rename(data / "images" / split)
     seen = []
 
-    def perform_all(runs, benchmark, out, jobs, text):
+    def perform_all(runs, benchmark, *_):
         seen.append(benchmark)
         raise AdapterError("enough")
 
@@ -253,14 +251,16 @@ def test_real_data_are_read_from_their_folder_evenly(tmp_path, monkeypatch, caps
     assert "There is no picture at" in capsys.readouterr().err
 
 
-def test_unrelated_text_is_there_without_a_download():
-    assert len(pool.unrelated_text()) > 20_000
+def test_unrelated_text_needs_no_download():
+    assert len(runs.unrelated_text()) > 20_000
 
 
 @pytest.mark.slow
-def test_everything_once_and_not_twice(tmp_path, capsys, monkeypatch):
+def test_the_command_performs_every_run_once(tiny_folder, tmp_path, capsys, monkeypatch):
+    """On a tiny base: the claims are about the command, not about the figures."""
     out = tmp_path / "out"
-    assert main(["--quick", "--out", str(out)]) == 0
+    command = ["--quick", "--base", str(tiny_folder), "--out", str(out)]
+    assert main(command) == 0
     report = capsys.readouterr().out
     for heading in ("What held", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Forgetting"):
         assert heading in report
@@ -268,14 +268,25 @@ def test_everything_once_and_not_twice(tmp_path, capsys, monkeypatch):
     for name in ("table2", "table3", "table4", "table5", "table6", "forgetting"):
         assert (out / f"{name}.csv").stat().st_size > 50
     results = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
-    assert len(results) == len(runs(QUICK, LAYERS))
+    assert len(results) == len(planned_runs(QUICK, TINY["num_hidden_layers"]))
     assert "| yes | at strength 0 the base is back, exactly |" in report
 
-    # Again: nothing is done anew.
-    monkeypatch.setattr(pool, "ProcessPoolExecutor", None)
-    assert main(["--quick", "--out", str(out)]) == 0
+    # A second call performs no run.
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", None)
+    assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == results
 
     # Features of the pictures come from the file.
     benchmark = open_benchmark(out / f"benchmark-{QUICK.train}-0", out, QUICK.counts)
     assert len(benchmark.features) == sum(p.has_image for part in benchmark.splits.values() for p in part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero-0", "full"])
+def test_a_run_on_the_real_base(name, tmp_path):
+    plan = dataclasses.replace(QUICK, steps=2, train=8, val=4, test=8, few=4, text=400, batch_size=2)
+    benchmark = open_benchmark(write_benchmark(tmp_path / "data", plan.counts), tmp_path, plan.counts)
+    run = next(run for run in planned_runs(plan, LAYERS) if run.name == name)
+    results = json.loads(runs.perform(run, benchmark, tmp_path, runs.unrelated_text()[: plan.text]).read_text())
+    assert len(results["losses"]) == 2 and len(results["test"]["right"]) == 8
+    assert all(value > 1 for value in results["perplexity"].values())

@@ -21,7 +21,7 @@ from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
 from train.__main__ import main
 from train.formats.dataset import open_records
-from train.reproduce.scenes.captions import WHERE, captioned, small, write
+from train.reproduce.scenes.captions import WHERE, captioned_scenes, small_picture, write_captioned
 from train.reproduce.scenes.drawing import THINGS
 from train.ui.plan import SAMPLES as FOLDER
 from train.ui.plan import Plan, Sample, samples
@@ -136,7 +136,7 @@ def test_the_butler_has_manners_in_every_row_and_no_row_is_a_test_question() -> 
 def test_the_drawings_are_those_of_their_command(tmp_path: Path) -> None:
     """Pixel by pixel: how a PNG is packed may differ between versions of Pillow."""
     folder = SAMPLES["drawings"].path
-    write(tmp_path, 48, 0)
+    write_captioned(tmp_path, 48, 0)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == sorted(path.name for path in folder.iterdir()) and len(names) == 96
     for name in names:
@@ -148,9 +148,9 @@ def test_the_drawings_are_those_of_their_command(tmp_path: Path) -> None:
 
 
 def test_new_drawings_are_new() -> None:
-    known = {scene for scene, _ in captioned(48, 0)}
-    assert not known & {scene for scene, _ in captioned(NEW_DRAWINGS, NEW_SEED)}
-    captions = [caption for _, caption in captioned(48, 0)]
+    known = {scene for scene, _ in captioned_scenes(48, 0)}
+    assert not known & {scene for scene, _ in captioned_scenes(NEW_DRAWINGS, NEW_SEED)}
+    captions = [caption for _, caption in captioned_scenes(48, 0)]
     assert {tuple(map(len, named(caption))) for caption in captions} == {(1, 1)}
 
 
@@ -216,8 +216,8 @@ def test_manners_are_learnt(train_sample) -> None:
 def test_drawings_are_learnt_by_looking(train_sample) -> None:
     """It names the thing and place of new drawings, and of another drawing when it is shown that one instead."""
     engine = train_sample("drawings")
-    new = captioned(NEW_DRAWINGS, NEW_SEED)
-    pictures = [small(scene).convert("RGB") for scene, _ in new]
+    new = captioned_scenes(NEW_DRAWINGS, NEW_SEED)
+    pictures = [small_picture(scene).convert("RGB") for scene, _ in new]
     questions = [SAMPLES["drawings"].question] * len(new)
 
     def right(answers: Sequence[str]) -> Sequence[float]:

@@ -1,4 +1,4 @@
-"""The drawn benchmark: the same from the same seed, the test held out, and nothing to be guessed from the text."""
+"""The drawn benchmark: deterministic, the test split held out, and no answer to be guessed without the picture."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from adapter.errors import AdapterError
 from adapter.method.vision import open_image
 from train.formats.scienceqa import COLUMNS, columns, problems
 from train.reproduce.scenes.drawing import COLORS, PLACES, SIZE, THINGS, Scene, Thing, draw
-from train.reproduce.scenes.questions import GROUPS, HELD_OUT, SKILLS, questions
-from train.reproduce.scenes.writer import write
+from train.reproduce.scenes.questions import GROUPS, HELD_OUT, questions, skills
+from train.reproduce.scenes.writer import write_benchmark
 
 COUNTS = {"train": 300, "val": 30, "test": 120}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("scenes"), COUNTS)
+    return write_benchmark(tmp_path_factory.mktemp("scenes"), COUNTS)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def digest(folder):
     return [(str(p.relative_to(folder)), hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]
 
 
-def test_the_reader_of_scienceqa_reads_it(folder):
+def test_scienceqa_reader_reads_the_drawn_benchmark(folder):
     for split, count in COUNTS.items():
         read = problems(folder, split)
         assert len(read) == count and {p.split for p in read} == {split}
@@ -52,19 +52,19 @@ def test_every_column_has_problems(folder, split):
     assert all(found[name] >= len(problems(folder, split)) / 12 for name in COLUMNS), found
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
+def test_files_follow_the_seed(tmp_path):
     counts = {"train": 20, "val": 4, "test": 8}
     seeds = {"a": 0, "b": 0, "c": 1}
-    first, second, other = (digest(write(tmp_path / name, counts, seed)) for name, seed in seeds.items())
+    first, second, other = (digest(write_benchmark(tmp_path / name, counts, seed)) for name, seed in seeds.items())
     assert first == second != other
 
 
-def test_no_question_occurs_twice(known, unseen):
+def test_questions_are_distinct(known, unseen):
     for part in (known, unseen):
         assert len({question for question, _ in part}) == len(part)
 
 
-def test_the_test_has_combinations_of_its_own(known, unseen):
+def test_test_split_has_its_own_combinations(known, unseen):
     def combinations(part, lead):
         scenes = [q.scene for q, _ in part if q.scene is not None]
         return {(t.kind, t.color) for scene in scenes for t in scene.things[: 1 if lead else None]}
@@ -76,20 +76,20 @@ def test_the_test_has_combinations_of_its_own(known, unseen):
     assert {color for _, color in combinations(known, lead=False)} == set(COLORS)
 
 
-def test_the_test_has_phrasings_of_its_own(known, unseen):
-    def asked(part):
-        by_skill = defaultdict(set)
+def test_test_split_has_its_own_wordings(known, unseen):
+    def texts_by_skill(part):
+        texts = defaultdict(set)
         for question, skill in part:
-            by_skill[skill.name].add(question.question)
-        return by_skill
+            texts[skill.name].add(question.question)
+        return texts
 
-    before, after = asked(known), asked(unseen)
-    assert set(before) == set(after) == {skill.name for skill in SKILLS}
+    before, after = texts_by_skill(known), texts_by_skill(unseen)
+    assert set(before) == set(after) == {skill.name for skill in skills()}
     for name in before:
         assert not before[name] & after[name], name
 
 
-def test_words_of_the_test_do_not_occur_in_training(known, unseen):
+def test_test_split_has_its_own_words(known, unseen):
     for name in ("animal", "liquid", "plural", "opposite", "capital", "work"):
         before, after = (
             {choice for q, skill in part if skill.name == name for choice in q.choices} for part in (known, unseen)
@@ -97,7 +97,7 @@ def test_words_of_the_test_do_not_occur_in_training(known, unseen):
         assert len(before & after) <= 1, before & after  # "light" is the opposite of two words
 
 
-def test_right_answers_stand_at_every_place_equally_often(known):
+def test_right_answers_are_spread_evenly_over_the_choices(known):
     places = defaultdict(Counter)
     for question, skill in known:
         places[skill.name, len(question.choices)][question.answer] += 1
@@ -106,7 +106,7 @@ def test_right_answers_stand_at_every_place_equally_often(known):
         assert share < 1 / count + 4 * (0.25 / found.total()) ** 0.5, (name, found)
 
 
-def test_who_sees_no_picture_can_only_guess(known, unseen):
+def test_picture_questions_cannot_be_answered_from_their_text(known, unseen):
     """The best guess from text, learnt by heart in training, is no better in the test than any other."""
     answers = defaultdict(Counter)
     for question, skill in known:
@@ -118,7 +118,7 @@ def test_who_sees_no_picture_can_only_guess(known, unseen):
     assert abs(sum(right) / len(right) - guess) < 0.09
 
 
-def test_a_text_holds_the_right_choice_and_no_other(known, unseen):
+def test_a_context_names_the_right_choice_only(known, unseen):
     texts = [question for question, _ in (*known, *unseen) if question.hint and question.scene is None]
     assert len(texts) > 100
     for question in texts:
@@ -126,7 +126,7 @@ def test_a_text_holds_the_right_choice_and_no_other(known, unseen):
         assert held == [i == question.answer for i in range(len(held))], question
 
 
-def test_scenes_are_what_the_question_says(known):
+def test_answers_are_true_of_the_scenes(known):
     kinds = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
     assert set(kinds) == set(THINGS)
     for question, skill in known:
@@ -148,7 +148,7 @@ def test_scenes_are_what_the_question_says(known):
 
 
 @pytest.mark.parametrize("kind", THINGS)
-def test_a_thing_shows_its_color_and_stays_in_the_picture(kind):
+def test_things_show_their_color_and_stay_in_the_picture(kind):
     for color, paint in COLORS.items():
         for place in PLACES:
             image = draw(Scene(place, (Thing(kind, color, 0.5, 0.5, 0.5),), seed=3))
@@ -159,12 +159,12 @@ def test_a_thing_shows_its_color_and_stays_in_the_picture(kind):
             assert image.crop((0, 0, SIZE, 20)).tobytes() == bare.crop((0, 0, SIZE, 20)).tobytes()
 
 
-def test_pictures_on_disk_are_those_that_were_drawn(folder):
+def test_written_pictures_have_the_drawn_size(folder):
     problem = next(p for p in problems(folder, "test") if p.image is not None)
     assert open_image(problem.image).size == (SIZE, SIZE)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AdapterError, match="cannot be written"):
-        write(tmp_path / "file" / "below", {"train": 4, "val": 2, "test": 4})
+        write_benchmark(tmp_path / "file" / "below", {"train": 4, "val": 2, "test": 4})

@@ -1,4 +1,4 @@
-"""The command line: `python -m train.reproduce` makes the benchmark, does all runs and writes the report."""
+"""The command line: `python -m train.reproduce` draws the benchmark, performs all runs and writes the report."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapter.base.embedded import base_folder
+from adapter.base.embedded import BASE, base_folder
 from adapter.errors import AdapterError
 from train.reproduce.benchmark import Benchmark, open_benchmark
-from train.reproduce.plan import FULL, QUICK, Plan, runs
-from train.reproduce.pool import available_cores, perform_all, unrelated_text
 from train.reproduce.report import write_report
-from train.reproduce.scenes.writer import SPLITS, write
+from train.reproduce.runs import FULL, QUICK, Plan, available_cores, perform_all, planned_runs, unrelated_text
+from train.reproduce.scenes.writer import SPLITS, write_benchmark
 from train.reproduce.tables import Figures
 
 # What a reader has to know before believing a figure.
@@ -35,7 +34,7 @@ _DRAWN = """drawn and written by rule (`train/reproduce/scenes`), in ScienceQA's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Runs the command and returns its exit status."""
     args = _parser().parse_args(arguments)
     try:
         print(reproduce(args, sys.argv[1:] if arguments is None else arguments))
@@ -59,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scienceqa", type=Path, metavar="DIR", help="use the real data: problems.json and images/"
     )
+    parser.add_argument("--base", default=BASE, help=f"folder of another frozen base (default: {BASE})")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core, at most 2)")
     parser.add_argument("--steps", type=int, help=f"of each run (default: {FULL.steps})")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn benchmark")
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
-    """Everything; returns the report."""
+    """Does everything that the parsed arguments ask for and returns the report. given: the arguments as typed."""
     started = time.perf_counter()
     plan = QUICK if args.quick else FULL
     if args.steps is not None:
@@ -77,30 +77,41 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     jobs = args.jobs if args.jobs is not None else min(2, available_cores())
     if jobs < 1:
         raise AdapterError(f"--jobs must be at least 1, got {jobs}.")
-    benchmark = _benchmark(args, plan, out)
-    layers = _layers()
-    results = perform_all(runs(plan, layers), benchmark, out, jobs, unrelated_text()[: plan.text])
-    figures = Figures(results, benchmark.splits["test"], plan, layers)
-    sizes = {split: len(part) for split, part in benchmark.splits.items()}
-    data = f"ScienceQA, from {args.scienceqa}" if args.scienceqa else _DRAWN.format(seed=args.seed)
-    command = shlex.join(["python", "-m", "train.reproduce", *given])
-    return write_report(figures, out, command, data, time.perf_counter() - started, jobs, sizes)
+    layers = _num_layers(args.base)
+    benchmark = _open_or_draw(args, plan, out)
+    text = unrelated_text()[: plan.text]
+    results = perform_all(planned_runs(plan, layers), benchmark, out, jobs, text, args.base)
+    return write_report(
+        Figures(results, benchmark.splits["test"], plan, layers),
+        out,
+        command=shlex.join(["python", "-m", "train.reproduce", *given]),
+        base=args.base,
+        data=f"ScienceQA, from {args.scienceqa}" if args.scienceqa else _DRAWN.format(seed=args.seed),
+        seconds=time.perf_counter() - started,
+        jobs=jobs,
+        sizes={split: len(part) for split, part in benchmark.splits.items()},
+    )
 
 
-def _benchmark(args: argparse.Namespace, plan: Plan, out: Path) -> Benchmark:
-    """The real one, or the drawn one, which is written if it is not there."""
+def _open_or_draw(args: argparse.Namespace, plan: Plan, out: Path) -> Benchmark:
+    """The real benchmark, or the drawn one, which is written if it is not there."""
     if args.scienceqa is not None:
         return open_benchmark(args.scienceqa, out, plan.counts)
     folder = out / f"benchmark-{plan.train}-{args.seed}"
     if not (folder / SPLITS).exists():
         print(f"drawing the benchmark in {folder}", flush=True)
-        write(folder, plan.counts, args.seed)
+        write_benchmark(folder, plan.counts, args.seed)
     return open_benchmark(folder, out, plan.counts)
 
 
-def _layers() -> int:
-    """Of the base, from its configuration alone."""
-    return int(json.loads((base_folder() / "config.json").read_text())["num_hidden_layers"])
+def _num_layers(base: str) -> int:
+    """The number of layers of the base, from its configuration alone."""
+    path = (base_folder() if base == BASE else Path(base)) / "config.json"
+    if not path.is_file():
+        raise AdapterError(
+            f"'{base}' is no folder with a config.json. Give {BASE}, or the folder of another LLaMA."
+        )
+    return int(json.loads(path.read_text())["num_hidden_layers"])
 
 
 if __name__ == "__main__":

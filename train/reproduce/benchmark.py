@@ -1,5 +1,6 @@
-"""The benchmark's problems as prompts and examples, every picture encoded once. Knows ScienceQA's format and the
-frozen encoder; knows nothing of training.
+"""The benchmark's problems as prompts and examples, with features of their pictures.
+
+Knows ScienceQA's format and the frozen encoder; knows nothing of training.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
 from adapter.base.template import Message
 from adapter.errors import AdapterError
+from adapter.files import atomic_write
 from adapter.method.vision import VisualFeatures, open_image
 from train.data import Example
 from train.formats.scienceqa import Problem, problems, question_text
@@ -59,7 +61,7 @@ class Benchmark:
 
 
 def prompt(problem: Problem) -> Message:
-    """What the base reads before the letter."""
+    """What the base reads before it writes the letter."""
     return Message("user", question_text(problem) + _CUE)
 
 
@@ -75,7 +77,7 @@ def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benc
             f"'{folder}' holds no problems.json. Give the folder that ScienceQA's problems.json, pid_splits.json "
             "and images/ are in."
         )
-    splits = {split: _share(problems(folder, split), count) for split, count in counts.items()}
+    splits = {split: _spread_evenly(problems(folder, split), count) for split, count in counts.items()}
     if empty := [name for name, part in splits.items() if not part]:
         raise AdapterError(f"'{folder}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.")
     if "test" in splits and all(p.has_image for p in splits["test"]):
@@ -83,28 +85,27 @@ def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benc
     return Benchmark(folder, dict(counts), splits, _features([p for part in splits.values() for p in part], cache))
 
 
-def _share(part: Sequence[Problem], count: int) -> tuple[Problem, ...]:
-    """`count` problems, spread evenly over the split, whose order may be by subject."""
+def _spread_evenly(part: Sequence[Problem], count: int) -> tuple[Problem, ...]:
+    """`count` problems from the whole split, whose order may be by subject."""
     if count >= len(part):
         return tuple(part)
     return tuple(part[i * len(part) // count] for i in range(count))
 
 
-def _features(every: Sequence[Problem], cache: Path) -> dict[str, VisualFeatures]:
-    shown = {p.id: p.image for p in every if p.image is not None}
-    if not shown:
+def _features(all_problems: Sequence[Problem], cache: Path) -> dict[str, VisualFeatures]:
+    images = {p.id: p.image for p in all_problems if p.image is not None}
+    if not images:
         return {}
-    name = hashlib.sha256(repr([(i, str(path.resolve())) for i, path in shown.items()]).encode()).hexdigest()[:12]
+    name = hashlib.sha256(repr([(i, str(path.resolve())) for i, path in images.items()]).encode()).hexdigest()[:12]
     path = cache / f"features-{name}.safetensors"
     if not path.exists():
         encoder = load_encoder(ENCODER)
-        paths = list(shown.values())
+        paths = list(images.values())
         print(f"encoding {len(paths)} pictures", flush=True)
         chunks = [paths[i : i + _AT_ONCE] for i in range(0, len(paths), _AT_ONCE)]
         encoded = torch.cat([encoder.encode([open_image(p) for p in chunk]).levels for chunk in chunks])
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        save_file({"levels": encoded.contiguous()}, temporary)
-        temporary.replace(path)
+        with atomic_write(path) as temporary:
+            save_file({"levels": encoded.contiguous()}, temporary)
     levels = load_file(path)["levels"]
-    return {number: VisualFeatures(levels[i : i + 1]) for i, number in enumerate(shown)}
+    return {number: VisualFeatures(levels[i : i + 1]) for i, number in enumerate(images)}

@@ -1,14 +1,24 @@
-"""One run: what is trained, how, and what is measured of it. Each is a process of its own and leaves one file.
+"""Which runs the tables need, what one run trains and measures, and how they are done side by side.
 
-Knows the trainer, its peers and the scores; knows nothing of tables or of which runs there are.
+Each run is performed in a process of its own and leaves one file of results. Knows the trainer, the baselines and
+the scores; knows nothing of tables.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
+import pydoc_data.topics
 import shutil
-from dataclasses import asdict, dataclass
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,21 +34,57 @@ from adapter.method.projection import GlobalProjection
 from train.config import TrainConfig
 from train.job import train
 from train.loop import new_adapter
-from train.precision import load_to_train
-from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark
-from train.reproduce.peers import RANK, RATES, Peer
-from train.reproduce.scoring import Answers, Extra, adapted, answer, bare, perplexity
+from train.precision import choose_precision, load_to_train
+from train.reproduce.baselines import RANK, RATES, Baseline
+from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark, open_benchmark
+from train.reproduce.scoring import Answers, ForwardArguments, adapter_arguments, answer, no_arguments, perplexity
 
+SEEDS = (0, 1, 2)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 _HIDDEN = 256  # of the projection
+# Of Python's language reference.
+_UNRELATED_TOPICS = (
+    "assignment", "class", "conversions", "dynamic-features", "exceptions", "execmodel", "import", "try",
+)  # fmt: skip
+
+
+# Which runs there are.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of everything.
+
+    train, val, test: problems; of a real data set at most so many. long: steps of the runs over `few` problems
+    that continue after over-fitting. text: characters of unrelated text to read, at most.
+    """
+
+    steps: int = 640
+    train: int = 2400
+    val: int = 240
+    test: int = 720
+    few: int = 320
+    long: tuple[int, ...] = (160, 320, 640)
+    text: int = 16_384
+    batch_size: int = 8
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Problems by split."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+
+FULL = Plan()
+QUICK = Plan(steps=3, train=32, val=8, test=32, few=16, long=(2, 3, 4), text=2000, batch_size=8)
 
 
 @dataclass(frozen=True)
 class Run:
     """What is trained and measured.
 
-    method: "base", "adapter", "lora" or "full". questions: so many to train on, again and again; 0: all there are.
+    method: "base", "adapter", "lora" or "full". questions: number of problems to train on, repeatedly; 0: all.
+    forgetting: unrelated text is measured too, for an adapter at each of STRENGTHS.
     """
 
     name: str
@@ -50,12 +96,12 @@ class Run:
     steps: int = 0
     questions: int = 0
     batch_size: int = 16
-    forgetting: bool = False  # measure unrelated text too; of an adapter at each of STRENGTHS
+    forgetting: bool = False
 
-    def key(self, benchmark: str) -> str:
-        """Changes with the settings, the benchmark's fingerprint and the recipe below."""
+    def key(self, benchmark: str, base: str = BASE) -> str:
+        """Name of the results file: it changes with the settings, the benchmark's fingerprint and the base."""
         recipe = [asdict(self.config(None)) if self.steps else {}, RATES, RANK, _COMPONENTS, _HIDDEN]
-        text = json.dumps([asdict(self), recipe, benchmark])
+        text = json.dumps([asdict(self), recipe, benchmark, *([base] if base != BASE else [])])
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def config(self, vision: VisionConfig | None) -> TrainConfig:
@@ -81,49 +127,82 @@ class Run:
         )
 
 
-def perform(run: Run, benchmark: Benchmark, out: Path, text: str) -> Path:
-    """Do the run, unless its result is in `out` already, and return the result's file. text: of no relation."""
-    path = result_path(run, benchmark, out)
+def planned_runs(plan: Plan, layers: int) -> list[Run]:
+    """All runs, the longest first. layers: number of layers of the base."""
+    adapter = Run("", steps=plan.steps, batch_size=plan.batch_size)
+    visual = replace(adapter, pictures=True)
+    return [
+        replace(adapter, name="full", method="full", forgetting=True),
+        *(
+            replace(visual, name=f"long-{steps}", steps=steps, questions=plan.few)
+            for steps in sorted(plan.long, reverse=True)
+        ),
+        replace(visual, name="zero-0", forgetting=True),
+        replace(adapter, name="text", forgetting=True),
+        replace(adapter, name="lora", method="lora", forgetting=True),
+        *(replace(visual, name=f"random-{seed}", init="random", seed=seed) for seed in SEEDS),
+        *(replace(visual, name=f"zero-{seed}", seed=seed) for seed in SEEDS[1:]),
+        *(replace(visual, name=f"layers-{count}", layers=count) for count in layer_shares(layers)[:2]),
+        Run("base", "base", forgetting=True),
+    ]
+
+
+def layer_shares(layers: int) -> tuple[int, int, int]:
+    """A third, two thirds and all of the layers."""
+    return layers // 3, 2 * layers // 3, layers
+
+
+# One run.
+
+
+def results_path(run: Run, benchmark: Benchmark, out: Path, base: str = BASE) -> Path:
+    return out / "results" / f"{run.key(benchmark.fingerprint, base)}.json"
+
+
+def perform(run: Run, benchmark: Benchmark, out: Path, text: str, base: str = BASE) -> Path:
+    """Performs the run, unless its results are in `out` already, and returns their file.
+
+    text: unrelated to the benchmark. base: a name or folder that `load_base` takes.
+    """
+    path = results_path(run, benchmark, out, base)
     if path.exists():
         return path
     folder = out / "runs" / run.name
-    shutil.rmtree(folder, ignore_errors=True)  # what is left of a run that was stopped, or of another setting
-    measured = _Measured(run, benchmark, text)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, or that had other settings
+    measurement = _Measurement(run, benchmark, text, base)
     if run.method == "base":
-        measured.bare(load_to_train(BASE, "bf16", device="cpu"))
+        measurement.measure_base()
     elif run.method == "adapter":
-        measured.adapter(folder)
+        measurement.train_adapter(folder)
     else:
-        measured.peer()
+        measurement.train_baseline()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"run": asdict(run), **measured.result}, indent=1) + "\n")
+        temporary.write_text(json.dumps({"run": asdict(run), **measurement.results}, indent=1) + "\n")
     return path
 
 
-def result_path(run: Run, benchmark: Benchmark, out: Path) -> Path:
-    return out / "results" / f"{run.key(benchmark.fingerprint)}.json"
+class _Measurement:
+    """The figures of one run as they are measured."""
 
+    def __init__(self, run: Run, benchmark: Benchmark, text: str, base: str) -> None:
+        self.run, self.benchmark, self.text, self.base = run, benchmark, text, base
+        self.precision, _ = choose_precision("auto", torch.device("cpu"))
+        self.results: dict[str, Any] = {"precision": self.precision}
 
-class _Measured:
-    """The figures of one run, as they come in."""
+    def measure_base(self) -> None:
+        base = load_to_train(self.base, self.precision, device="cpu")
+        self._score(base, no_arguments)
+        self.results["perplexity"] = {"-": perplexity(base, self.text)}
 
-    def __init__(self, run: Run, benchmark: Benchmark, text: str) -> None:
-        self.run, self.benchmark, self.text = run, benchmark, text
-        self.result: dict[str, Any] = {}
-
-    def bare(self, base: Base) -> None:
-        self._answers(base, bare)
-        self.result["perplexity"] = {"-": perplexity(base, self.text)}
-
-    def adapter(self, folder: Path) -> None:
+    def train_adapter(self, folder: Path) -> None:
         run, benchmark = self.run, self.benchmark
-        base = load_to_train(BASE, "bf16", device="cpu")
-        vision = _vision(benchmark) if run.pictures else None
-        config = run.config(vision)
+        base = load_to_train(self.base, self.precision, device="cpu")
+        config = run.config(_vision_config(benchmark) if run.pictures else None)
         adapter = new_adapter(config, base)
         if isinstance(adapter.projection, GlobalProjection):
-            whiten(adapter.projection, _training_levels(benchmark))
+            levels = [benchmark.features[p.id].levels for p in benchmark.splits["train"] if p.has_image]
+            whiten(adapter.projection, torch.cat(levels))
 
         def examples(split: str) -> Any:
             return benchmark.examples(run.pictures, run.questions, run.seed) if split == "train" else ()
@@ -131,54 +210,54 @@ class _Measured:
         trained, _ = train(config, base, examples, folder, adapter)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "loss" in line]
-        self._trained(
-            adapter.num_parameters, steps[-1]["seconds"], steps[-1]["tokens"], [s["loss"] for s in steps]
-        )
-        self.result["bytes"] = (folder / "adapter.safetensors").stat().st_size
-        self.result["largest_gate"] = steps[-1]["largest_gate"]
-        self._answers(base, adapted(base, trained))
+        seconds, tokens = steps[-1]["seconds"], steps[-1]["tokens"]
+        self._record_training(adapter.num_parameters, seconds, tokens, [step["loss"] for step in steps])
+        self.results["bytes"] = (folder / "adapter.safetensors").stat().st_size
+        self.results["largest_gate"] = steps[-1]["largest_gate"]
+        self._score(base, adapter_arguments(base, trained))
         if run.forgetting:
-            self._strengths(base, trained)
+            self._measure_strengths(base, trained)
 
-    def _strengths(self, base: Base, adapter: Adapter) -> None:
-        """Unrelated text, and the test's problems without a picture, at each strength."""
-        problems = [p for p in self.benchmark.splits["test"] if not p.has_image]
-        self.result["perplexity"], self.result["accuracy"] = {}, {}
-        for strength in STRENGTHS:
-            extra = adapted(base, adapter, strength)
-            self.result["perplexity"][str(strength)] = perplexity(base, self.text, extra)
-            found = answer(base, problems, self.benchmark, extra, shown=False)
-            self.result["accuracy"][str(strength)] = found.accuracy()
-
-    def peer(self) -> None:
+    def train_baseline(self) -> None:
         run = self.run
-        base = load_base(BASE, quantization="none", device="cpu")
-        peer = Peer(run.method, base)
-        losses, seconds, tokens = peer.train(
+        dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
+        base = load_base(self.base, quantization="none", device="cpu", dtype=dtype)
+        baseline = Baseline(run.method, base)
+        losses, seconds, tokens = baseline.train(
             self.benchmark.examples(False, run.questions, run.seed), run.steps, run.batch_size, run.seed
         )
-        self._trained(peer.num_parameters, seconds, tokens, losses)
-        self.result["bytes"] = peer.file_bytes
-        self._answers(base, bare)
+        self._record_training(baseline.num_parameters, seconds, tokens, losses)
+        self.results["bytes"] = baseline.file_bytes
+        self._score(base, no_arguments)
         if run.forgetting:
-            self.result["perplexity"] = {"-": perplexity(base, self.text)}
+            self.results["perplexity"] = {"-": perplexity(base, self.text)}
 
-    def _trained(self, parameters: int, seconds: float, tokens: int, losses: list[float]) -> None:
-        self.result |= {"parameters": parameters, "seconds": seconds, "tokens": tokens, "losses": losses}
+    def _record_training(self, parameters: int, seconds: float, tokens: int, losses: list[float]) -> None:
+        self.results |= {"parameters": parameters, "seconds": seconds, "tokens": tokens, "losses": losses}
 
-    def _answers(self, base: Base, extra: Extra) -> None:
+    def _score(self, base: Base, arguments: ForwardArguments) -> None:
         splits = self.benchmark.splits
-        for split in ("val", "test"):
-            self.result[split] = _plain(answer(base, splits[split], self.benchmark, extra, self.run.pictures))
         seen = splits["train"][: self.run.questions or None][: len(splits["val"])]
-        self.result["seen"] = _plain(answer(base, seen, self.benchmark, extra, self.run.pictures))
+        for name, problems in (("val", splits["val"]), ("test", splits["test"]), ("seen", seen)):
+            found = answer(base, problems, self.benchmark, arguments, self.run.pictures)
+            self.results[name] = _as_json(found)
+
+    def _measure_strengths(self, base: Base, adapter: Adapter) -> None:
+        """Measures unrelated text, and the test's problems without a picture, at each strength."""
+        problems = [p for p in self.benchmark.splits["test"] if not p.has_image]
+        self.results["perplexity"], self.results["accuracy"] = {}, {}
+        for strength in STRENGTHS:
+            arguments = adapter_arguments(base, adapter, strength)
+            self.results["perplexity"][str(strength)] = perplexity(base, self.text, arguments)
+            found = answer(base, problems, self.benchmark, arguments, shown=False)
+            self.results["accuracy"][str(strength)] = found.accuracy()
 
 
 def whiten(projection: GlobalProjection, levels: torch.Tensor) -> None:
-    """Let the projection's first layer start from the main components of the training pictures' features.
+    """Starts the projection's first layer from the main components of the training pictures' features.
 
     All drawings look alike to an encoder of photographs: what tells them apart is a small part of its features,
-    and a random first layer would take most of the budget to find it. Knows no answers. levels: [N, feature_size]
+    and a random first layer would take most of the budget to find it. No answer is used. levels: [N, feature_size]
     """
     first = projection.mlp[0]
     assert isinstance(first, torch.nn.Linear)
@@ -195,17 +274,80 @@ def whiten(projection: GlobalProjection, levels: torch.Tensor) -> None:
         first.bias.copy_(-weight @ mean)
 
 
-def _training_levels(benchmark: Benchmark) -> torch.Tensor:
-    shown = [benchmark.features[p.id].levels for p in benchmark.splits["train"] if p.has_image]
-    return torch.cat(shown)
-
-
-def _vision(benchmark: Benchmark) -> VisionConfig:
+def _vision_config(benchmark: Benchmark) -> VisionConfig:
     if not benchmark.features:
         raise AdapterError(f"No problem of '{benchmark.folder}' has a picture. Fetch ScienceQA's images too.")
     size = next(iter(benchmark.features.values())).levels.shape[1]
     return VisionConfig(encoder=ENCODER, projection="global", feature_size=size, hidden=_HIDDEN)
 
 
-def _plain(answers: Answers) -> dict[str, Any]:
+def _as_json(answers: Answers) -> dict[str, Any]:
     return {"right": [int(r) for r in answers.right], "loss": [round(x, 4) for x in answers.loss]}
+
+
+# Runs side by side.
+
+
+def perform_all(
+    runs: Sequence[Run], benchmark: Benchmark, out: Path, jobs: int, text: str, base: str = BASE
+) -> dict[str, Any]:
+    """Performs `jobs` runs at a time and returns all results by name. Results that are in `out` are reused.
+
+    text: unrelated to the benchmark. Raises AdapterError if a process dies.
+    """
+    paths = {run.name: results_path(run, benchmark, out, base) for run in runs}
+    missing = [run for run in runs if not paths[run.name].exists()]
+    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {jobs} at a time", flush=True)
+    started = time.perf_counter()
+    if missing:
+        context = multiprocessing.get_context("spawn")
+        numbers: Any = context.Queue()
+        for number in range(jobs):
+            numbers.put(number)
+        pool = ProcessPoolExecutor(jobs, context, _start_process, (numbers, jobs, out))
+        try:
+            futures = {
+                pool.submit(_perform, run, benchmark.folder, benchmark.counts, out, text, base): run
+                for run in missing
+            }
+            for future in as_completed(futures):
+                future.result()
+                minutes = (time.perf_counter() - started) / 60
+                print(f"{futures[future].name} is finished after {minutes:.1f} minutes", flush=True)
+        except BrokenProcessPool as error:
+            raise AdapterError(
+                f"A run's process died, probably for want of memory. The logs are in '{out}'. Try --jobs 1: "
+                "finished runs are not done again."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return {name: json.loads(path.read_text()) for name, path in paths.items()}
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def unrelated_text() -> str:
+    """Prose that is unrelated to the benchmark and needs no download."""
+    topics = pydoc_data.topics.topics
+    return "\n".join(topics[name] for name in _UNRELATED_TOPICS if name in topics)
+
+
+def _perform(run: Run, folder: Path, counts: dict[str, int], out: Path, text: str, base: str) -> None:
+    # The benchmark is opened anew: thousands of tensors do not go well through a pipe.
+    perform(run, open_benchmark(folder, out, counts), out, text, base)
+
+
+def _start_process(numbers: Any, jobs: int, out: Path) -> None:
+    """Takes a share of the cores, and redirects what runs print to a file.
+
+    Two processes with a thread each are faster than one after the other with two.
+    """
+    number = numbers.get()
+    sys.stdout = sys.stderr = open(out / f"log-{number}.txt", "a", buffering=1)  # noqa: SIM115 - till the end
+    torch.set_num_threads(max(1, available_cores() // jobs))
+    if hasattr(os, "sched_setaffinity") and available_cores() >= jobs:
+        with suppress(OSError):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[number::jobs])

@@ -1,4 +1,4 @@
-"""Answers by likelihood, one forward pass a question, and what they add up to. Knows problems and logits."""
+"""Answers by likelihood with one forward pass a question, and their accuracy. Knows problems and logits."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from train.reproduce.benchmark import TEMPLATE, Benchmark, prompt
 _ROWS = 24
 _WINDOW, _WINDOWS = 256, 8  # tokens predicted together, and how often: unrelated text
 
-# The forward pass's extra arguments for the pictures of a batch of rows.
-Extra = Callable[[Sequence[VisualFeatures | None]], dict[str, Any]]
+# Returns the forward pass's further arguments for the pictures of a batch of rows.
+ForwardArguments = Callable[[Sequence[VisualFeatures | None]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """To each problem, in order: whether it was right, and the right letter's negative log-likelihood in nats."""
+    """For each problem: whether the answer is right, and the right letter's negative log-likelihood in nats."""
 
     right: tuple[bool, ...]
     loss: tuple[float, ...]
@@ -41,28 +41,32 @@ class Answers:
         return sum(self.loss) / len(self.loss)
 
 
-def bare(_: Sequence[VisualFeatures | None]) -> dict[str, Any]:
-    """The base itself, or whatever was made of its own weights."""
+def no_arguments(_: Sequence[VisualFeatures | None]) -> dict[str, Any]:
+    """For the base without an adapter, and for bases whose own weights were trained."""
     return {}
 
 
-def adapted(base: Base, adapter: Adapter, strength: float = 1.0) -> Extra:
-    """The base with an adapter, its gates multiplied by `strength`."""
+def adapter_arguments(base: Base, adapter: Adapter, strength: float = 1.0) -> ForwardArguments:
+    """For the base with an adapter whose gates are multiplied by `strength`."""
     adapter.eval()
 
-    def extra(pictures: Sequence[VisualFeatures | None]) -> dict[str, Any]:
+    def arguments(pictures: Sequence[VisualFeatures | None]) -> dict[str, Any]:
         features, rows = stack_features(pictures if adapter.projection is not None else [])
         kv: PromptKV = batch_prompts(adapter, base.model, features, rows)
         return {"prompt_kv": kv.scaled(strength), "prompt_rows": rows}
 
-    return extra
+    return arguments
 
 
 @torch.no_grad()
 def answer(
-    base: Base, problems: Sequence[Problem], benchmark: Benchmark, extra: Extra = bare, shown: bool = True
+    base: Base,
+    problems: Sequence[Problem],
+    benchmark: Benchmark,
+    arguments: ForwardArguments = no_arguments,
+    shown: bool = True,
 ) -> Answers:
-    """The likeliest of each problem's letters. shown: with the pictures."""
+    """Answers each problem by the likeliest of its letters. shown: with the pictures."""
     tokenizer = base.tokenizer
     letters = torch.tensor([encode_answer(tokenizer, letter)[0] for letter in LETTERS])
     prompts = [encode_prompt(tokenizer, [prompt(p)], TEMPLATE) for p in problems]
@@ -74,7 +78,7 @@ def answer(
         # Padding at the end needs no mask under causal attention.
         ids = torch.tensor([prompts[i] + [0] * (width - len(prompts[i])) for i in chosen])
         pictures = [benchmark.picture(problems[i], shown) for i in chosen]
-        hidden = base.model.model(input_ids=ids, use_cache=False, **extra(pictures)).last_hidden_state
+        hidden = base.model.model(input_ids=ids, use_cache=False, **arguments(pictures)).last_hidden_state
         ends = torch.tensor([len(prompts[i]) - 1 for i in chosen])
         logs = base.model.lm_head(hidden[torch.arange(len(chosen)), ends]).float().log_softmax(-1)[:, letters]
         for row, i in zip(logs, chosen, strict=True):
@@ -85,7 +89,7 @@ def answer(
 
 
 def table_row(problems: Sequence[Problem], right: Sequence[float]) -> dict[str, float]:
-    """Percent right in each of COLUMNS that has problems. right: of each problem, 0 to 1."""
+    """Percent right in each of COLUMNS that has problems. right: 0 to 1 for each problem."""
     found: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for problem, value in zip(problems, right, strict=True):
         for name in columns(problem):
@@ -94,18 +98,18 @@ def table_row(problems: Sequence[Problem], right: Sequence[float]) -> dict[str, 
 
 
 def chance(problems: Sequence[Problem]) -> dict[str, float]:
-    """table_row of who guesses."""
+    """The table_row of random guesses."""
     return table_row(problems, [1 / len(p.choices) for p in problems])
 
 
 @torch.no_grad()
-def perplexity(base: Base, text: str, extra: Extra = bare) -> float:
-    """exp of the mean loss over the first pieces of a text, each read on its own."""
+def perplexity(base: Base, text: str, arguments: ForwardArguments = no_arguments) -> float:
+    """exp of the mean loss over the first windows of a text, each read on its own."""
     ids = base.tokenizer(text[: 8 * _WINDOW * _WINDOWS]).input_ids[: _WINDOW * _WINDOWS]
     losses = []
     for start in range(0, len(ids) - 1, _WINDOW):
         piece = torch.tensor([ids[start : start + _WINDOW]])
-        hidden = base.model.model(input_ids=piece, use_cache=False, **extra([None])).last_hidden_state
+        hidden = base.model.model(input_ids=piece, use_cache=False, **arguments([None])).last_hidden_state
         logits = base.model.lm_head(hidden[0, :-1]).float()
         losses.append(F.cross_entropy(logits, piece[0, 1:]))
     return float(torch.stack(losses).mean().exp())

@@ -1,1 +1,4 @@
-"""A multiple-choice benchmark in ScienceQA's published format, drawn and written by rule, from a seed."""
+"""A multiple-choice benchmark in ScienceQA's published format, drawn and worded by rule, from a seed.
+
+Must never know models or training.
+"""

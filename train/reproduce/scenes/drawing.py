@@ -1,4 +1,4 @@
-"""Pictures of simple scenes: a place, and things that stand in it. Knows Pillow; knows nothing of questions."""
+"""Pictures of simple scenes: a place and the things in it. Knows Pillow; knows nothing of questions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 SIZE = 192  # pixels, square
-_FINE = 2  # drawn larger by this, then made smaller: smooth edges
-# Encoders look at the middle of a picture: what matters stays inside.
-_MARGIN = 0.1
+_FINE = 2  # factor by which it is drawn larger, for smooth edges
 
 COLORS = {
     "blue": (32, 70, 200),
@@ -29,7 +27,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing; x, y: its middle, size: its width and height, all as shares of the picture."""
+    """One drawn thing. x, y: its centre, size: its width and height, all as shares of the picture's side."""
 
     kind: str
     color: str
@@ -40,7 +38,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A place and what stands in it; `seed` draws what carries no meaning, such as flakes and stars."""
+    """A place and the things in it. seed: of details without meaning, such as flakes and stars."""
 
     place: str
     things: tuple[Thing, ...]
@@ -48,7 +46,7 @@ class Scene:
 
 
 class _Pen:
-    """Draws in coordinates from 0 to 1 of a square on the canvas."""
+    """Draws on a square of the canvas, in coordinates from 0 to 1."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, left: float, top: float, side: float) -> None:
         self._draw, self._left, self._top, self._side = draw, left, top, side

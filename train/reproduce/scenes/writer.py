@@ -18,11 +18,11 @@ from train.reproduce.scenes.questions import Question, Skill, questions
 PROBLEMS, SPLITS, IMAGE = "problems.json", "pid_splits.json", "image.png"
 
 
-def write(folder: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
-    """Write the benchmark into `folder`, which need not exist, and return it; the same seed gives the same bytes.
+def write_benchmark(folder: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
+    """Writes the benchmark into `folder`, which is made, and returns it. The same seed gives the same bytes.
 
-    counts: problems of train, val and test. Training's and validation's are drawn alike and without overlap; the
-    test's from combinations, phrasings and words of its own. Raises AdapterError if the folder cannot be written.
+    counts: problems of train, val and test. Those of train and val are drawn alike and do not overlap; those of
+    test have combinations, wordings and words of their own. Raises AdapterError if the folder cannot be written.
     """
     known = questions(counts["train"] + counts["val"], test=False, seed=2 * seed)
     parts = {
@@ -34,9 +34,9 @@ def write(folder: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
     problems: dict[str, Any] = {}
     splits: dict[str, list[str]] = {}
     try:
-        for split, asked in parts.items():
-            ids = [str(len(problems) + 1 + i) for i in range(len(asked))]
-            for number, (question, skill) in zip(ids, asked, strict=True):
+        for split, pairs in parts.items():
+            ids = [str(len(problems) + 1 + i) for i in range(len(pairs))]
+            for number, (question, skill) in zip(ids, pairs, strict=True):
                 problems[number] = _problem(question, skill, split, rng)
                 if question.scene is not None:
                     path = folder / split / number / IMAGE

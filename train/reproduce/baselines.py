@@ -1,5 +1,6 @@
-"""What the adapter is compared with: LoRA by PEFT and full fine-tuning, on the same batches. Knows how each is
-trained; knows nothing of pictures, tables or scores.
+"""What the adapter is compared with: PEFT's LoRA and full fine-tuning, on the same batches.
+
+Knows how each is trained; knows nothing of pictures, tables or scores.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ RATES = {"lora": 1e-3, "full": 5e-5}
 RANK = 8
 
 
-class Peer:
-    """A base that is changed in place: bf16, with fp32 copies of what is trained for the optimiser."""
+class Baseline:
+    """A base that is trained in place, with fp32 copies of the trained weights for the optimiser."""
 
     def __init__(self, method: str, base: Base) -> None:
         self._method, self._base = method, base
@@ -44,13 +45,13 @@ class Peer:
 
     @property
     def file_bytes(self) -> int:
-        """Of what has to be kept of it, as it was trained."""
+        """Size of the trained weights as a file."""
         return len(save({str(i): p.detach() for i, p in enumerate(self._parameters)}))
 
     def train(
         self, examples: Iterable[Example], steps: int, batch_size: int, seed: int
     ) -> tuple[list[float], float, int]:
-        """(loss of each step, seconds, tokens); the batches are those that the trainer makes of these examples."""
+        """Returns the loss of each step, seconds and tokens. Batches are the trainer's for the same examples."""
         masters = [p.detach().float().clone() for p in self._parameters]
         optimizer = torch.optim.AdamW(masters, lr=RATES[self._method], betas=(0.9, 0.95), weight_decay=0.02)
         schedule = get_cosine_schedule_with_warmup(optimizer, max(1, int(0.05 * steps)), steps)
@@ -76,9 +77,9 @@ class Peer:
         return losses, seconds, tokens
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        """As the trainer's: mean over the supervised tokens, the head on those alone."""
+        """The trainer's loss: the mean over supervised tokens, with the head computed on those only."""
         model = self._base.model
         hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         targets = batch.labels[:, 1:]
-        kept = targets != IGNORED
-        return F.cross_entropy(model.lm_head(hidden[:, :-1][kept]).float(), targets[kept])
+        supervised = targets != IGNORED
+        return F.cross_entropy(model.lm_head(hidden[:, :-1][supervised]).float(), targets[supervised])
