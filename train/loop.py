@@ -102,12 +102,9 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _CHUNK_POSITIONS):
-            logits = F.linear(hidden[start : start + _CHUNK_POSITIONS], weight)
-            pieces = zip(
-                logits.split(_CACHE_POSITIONS),
-                targets[start : start + _CHUNK_POSITIONS].split(_CACHE_POSITIONS),
-                strict=True,
-            )
+            chunk = slice(start, start + _CHUNK_POSITIONS)
+            logits = F.linear(hidden[chunk], weight)
+            pieces = zip(logits.split(_CACHE_POSITIONS), targets[chunk].split(_CACHE_POSITIONS), strict=True)
             for piece, piece_targets in pieces:
                 logs = piece.float().log_softmax(1)
                 total -= logs.gather(1, piece_targets[:, None]).sum()
@@ -115,7 +112,7 @@ class _HeadLoss(torch.autograd.Function):
                     minus_one = logs.new_full((len(piece_targets), 1), -1.0)
                     piece.copy_(logs.exp_().scatter_add_(1, piece_targets[:, None], minus_one))
             if gradient is not None:
-                gradient[start : start + _CHUNK_POSITIONS] = logits @ weight
+                gradient[chunk] = logits @ weight
         ctx.save_for_backward(gradient)
         return total
 

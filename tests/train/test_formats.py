@@ -1,4 +1,4 @@
-"""Each format: its example, what it leaves out and puts in, and what its errors name."""
+"""Each format: what its records become, and the sentence for each fault."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def turns(record) -> list[tuple[str, str]]:
     return [(message.role, message.text) for message in record.messages]
 
 
-def fails(folder: Path, value, says: str, format: str = "auto") -> None:
-    """The second line of a file is refused in these words, which come behind the file and line."""
+def check_fault(folder: Path, value, message: str, format: str) -> None:
+    """The second line of a file is refused with this message, after the file's name and the line."""
     good = {
         "instruction": "a",
         "output": "b",
@@ -41,8 +41,16 @@ def fails(folder: Path, value, says: str, format: str = "auto") -> None:
     with pytest.raises(DataError) as error:
         records[1]
     assert str(error.value).startswith("data.jsonl, line 2: ")
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert str(error.value).rstrip().endswith((".", "}."))
+
+
+def chat(*messages, **more) -> dict:
+    return {"messages": list(messages), **more}
+
+
+def llava(*turns, **more) -> dict:
+    return {"conversations": list(turns), **more}
 
 
 # Alpaca.
@@ -66,7 +74,7 @@ def test_alpaca_takes_an_empty_answer_and_an_image(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ({"output": "b"}, "'instruction' is missing. Add it"),
         ({"instruction": "a"}, "'output' is missing. Add it"),
@@ -80,19 +88,19 @@ def test_alpaca_takes_an_empty_answer_and_an_image(tmp_path):
         ({"instruction": "a", "output": "b", "image": 3}, "'image' is a number, not text"),
     ],
 )
-def test_alpaca_names_what_is_wrong(tmp_path, value, says):
-    fails(tmp_path, value, says, "alpaca")
+def test_faults_of_alpaca(tmp_path, value, message):
+    check_fault(tmp_path, value, message, "alpaca")
 
 
 # Chat.
 
-ASKED = {"role": "user", "content": "What is it?"}
-ANSWERED = {"role": "assistant", "content": "A cat."}
+USER = {"role": "user", "content": "What is it?"}
+BOT = {"role": "assistant", "content": "A cat."}
 
 
 def test_chat(tmp_path):
     system = {"role": "system", "content": "Be brief."}
-    record = one(tmp_path, {"messages": [system, ASKED, ANSWERED, {**ASKED, "content": "Sure?"}, ANSWERED]})
+    record = one(tmp_path, {"messages": [system, USER, BOT, {**USER, "content": "Sure?"}, BOT]})
     assert turns(record) == [
         ("system", "Be brief."),
         ("user", "What is it?"),
@@ -116,7 +124,7 @@ def test_chat(tmp_path):
 )
 def test_chat_blocks(tmp_path, block):
     content = [block, {"type": "text", "text": "What is it?"}, {"type": "text", "text": "Say."}]
-    record = one(tmp_path, {"messages": [{"role": "user", "content": content}, ANSWERED]})
+    record = one(tmp_path, {"messages": [{"role": "user", "content": content}, BOT]})
     assert turns(record) == [("user", "What is it?\nSay."), ("assistant", "A cat.")]
     assert record.image == tmp_path / "a.png"
 
@@ -127,89 +135,68 @@ def test_chat_images_beside_the_messages(tmp_path, named):
     folder.mkdir()
     pointing = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
     marked = {"role": "user", "content": "<image>\nWhat is it?"}
-    for asked in (ASKED, pointing, marked):
-        record = one(tmp_path, {"messages": [asked, ANSWERED], **named}, images=folder)
+    for request in (USER, pointing, marked):
+        record = one(tmp_path, {"messages": [request, BOT], **named}, images=folder)
         assert turns(record)[0] == ("user", "What is it?") and record.image == folder / "a.png"
 
 
-def test_one_image_named_twice_is_one_and_none_is_none(tmp_path):
+def test_an_image_named_twice_is_one_and_empty_names_are_none(tmp_path):
     block = {"type": "image", "image": "a.png"}
     asked = {"role": "user", "content": [block, {"type": "text", "text": "What is it?"}]}
-    assert one(tmp_path, {"messages": [asked, ANSWERED, asked, ANSWERED], "image": "a.png"}).image
+    assert one(tmp_path, {"messages": [asked, BOT, asked, BOT], "image": "a.png"}).image
     for none in (None, "", []):
-        assert one(tmp_path, {"messages": [ASKED, ANSWERED], "image": none, "images": none}).image is None
+        assert one(tmp_path, {"messages": [USER, BOT], "image": none, "images": none}).image is None
 
 
-def test_an_absolute_image_stays_where_it_is(tmp_path):
+def test_an_absolute_image_path_is_kept(tmp_path):
     elsewhere = tmp_path / "elsewhere" / "a.png"
     (tmp_path / "pictures").mkdir()
-    value = {"messages": [ASKED, ANSWERED], "image": str(elsewhere)}
+    value = {"messages": [USER, BOT], "image": str(elsewhere)}
     assert one(tmp_path, value, images=tmp_path / "pictures").image == elsewhere
 
 
-def test_without_an_image_the_text_stays_as_it_is(tmp_path):
+def test_without_an_image_placeholders_stay_in_the_text(tmp_path):
     asked = {"role": "user", "content": " What does <image> mean in HTML?\n"}
-    assert turns(one(tmp_path, {"messages": [asked, ANSWERED]}))[0] == ("user", asked["content"])
+    assert turns(one(tmp_path, {"messages": [asked, BOT]}))[0] == ("user", asked["content"])
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ({"text": "a"}, "'messages' is missing"),
         ({"messages": "a"}, "'messages' is text, not a list"),
-        ({"messages": []}, "'messages' is an empty list"),
-        ({"messages": ["a"]}, "'messages[0]' is text, not an object"),
-        ({"messages": [{"content": "a"}]}, "'messages[0].role' is missing"),
+        (chat(), "'messages' is an empty list"),
+        (chat("a"), "'messages[0]' is text, not an object"),
+        (chat({"content": "a"}), "'messages[0].role' is missing"),
+        (chat({**USER, "role": "tool"}), "'messages[0].role' is 'tool'. Known roles: system, user, assis"),
+        (chat({**USER, "role": ["user"]}), "'messages[0].role' is ['user']"),
+        (chat({"role": "user"}), "'messages[0].content' is missing"),
+        (chat(USER, {"role": "assistant", "content": None}), "'messages[1].content' is null, not text"),
+        (chat({**USER, "content": ["a"]}), "'messages[0].content[0]' is text, not an object"),
+        (chat({**USER, "content": [{}]}), "'messages[0].content[0].type' is missing"),
+        (chat({**USER, "content": [{"type": "audio"}]}), "content[0].type' is 'audio'. Known types: text"),
+        (chat({**USER, "content": [{"type": "text"}]}), "'messages[0].content[0].text' is missing"),
+        (chat({**USER, "content": []}, BOT), "'messages[0]' is an empty turn of the user's"),
+        (chat({**USER, "content": [{"type": "image"}]}, BOT), "names no picture and the record has"),
         (
-            {"messages": [{**ASKED, "role": "tool"}]},
-            "'messages[0].role' is 'tool'. Known roles: system, user, assis",
+            chat({**USER, "content": [{"type": "image_url", "image_url": {}}]}),
+            "image_url.url' is missing",
         ),
-        ({"messages": [{**ASKED, "role": ["user"]}]}, "'messages[0].role' is ['user']"),
-        ({"messages": [{"role": "user"}]}, "'messages[0].content' is missing"),
-        ({"messages": [ASKED, {"role": "assistant", "content": None}]}, "'messages[1].content' is null, not text"),
-        ({"messages": [{**ASKED, "content": ["a"]}]}, "'messages[0].content[0]' is text, not an object"),
-        ({"messages": [{**ASKED, "content": [{}]}]}, "'messages[0].content[0].type' is missing"),
-        (
-            {"messages": [{**ASKED, "content": [{"type": "audio"}]}]},
-            "content[0].type' is 'audio'. Known types: text",
-        ),
-        ({"messages": [{**ASKED, "content": [{"type": "text"}]}]}, "'messages[0].content[0].text' is missing"),
-        ({"messages": [{**ASKED, "content": []}, ANSWERED]}, "'messages[0]' is an empty turn of the user's"),
-        (
-            {"messages": [{**ASKED, "content": [{"type": "image"}]}, ANSWERED]},
-            "names no picture and the record has",
-        ),
-        (
-            {"messages": [{**ASKED, "content": [{"type": "image_url", "image_url": {}}]}]},
-            "'messages[0].content[0].image_url.url' is missing",
-        ),
-        ({"messages": [ASKED]}, "'messages[0]' is the last turn and the user's. The assistant must end it"),
-        ({"messages": [ASKED, ANSWERED, ASKED]}, "'messages[2]' is the last turn and the user's"),
-        ({"messages": [ANSWERED]}, "'messages[0]' is the assistant's. The user must speak first"),
-        ({"messages": [{**ASKED, "role": "system"}, ANSWERED]}, "'messages[1]' is the assistant's"),
-        ({"messages": [{**ASKED, "role": "system"}]}, "'messages' holds no turn of the assistant"),
-        (
-            {"messages": [ASKED, {**ASKED, "role": "system"}, ANSWERED]},
-            "'messages[1]' is a system turn in the midd",
-        ),
-        (
-            {"messages": [ASKED, ANSWERED], "images": ["a.png", "b.png"]},
-            "2 images in one conversation (a.png, b.pn",
-        ),
-        ({"messages": [ASKED, ANSWERED], "images": ["a.png", 3]}, "'images[1]' is a number, not text"),
-        ({"messages": [ASKED, ANSWERED], "image": " "}, "'image' is empty"),
-        (
-            {"messages": [ASKED, ANSWERED], "image": "https://example.org/a.png"},
-            "'image' is an address, 'https://example.org/a.png'. Download the picture first",
-        ),
-        (
-            {"messages": [ASKED, ANSWERED], "image": "data:image/png;base64," + "A" * 999},
-            "'image' is an address, 'da",
-        ),
+        (chat(USER), "'messages[0]' is the last turn and the user's. The assistant must end it"),
+        (chat(USER, BOT, USER), "'messages[2]' is the last turn and the user's"),
+        (chat(BOT), "'messages[0]' is the assistant's. The user must speak first"),
+        (chat({**USER, "role": "system"}, BOT), "'messages[1]' is the assistant's"),
+        (chat({**USER, "role": "system"}), "'messages' holds no turn of the assistant"),
+        (chat(USER, {**USER, "role": "system"}, BOT), "'messages[1]' is a system turn in the midd"),
+        (chat(USER, BOT, images=["a.png", "b.png"]), "2 images in one conversation (a.png, b.pn"),
+        (chat(USER, BOT, images=["a.png", 3]), "'images[1]' is a number, not text"),
+        (chat(USER, BOT, image=" "), "'image' is empty"),
+        (chat(USER, BOT, image="https://example.org/a.png"), "address, 'https://example.org/a.png'. Download"),
+        (chat(USER, BOT, image="data:image/png;base64," + "A" * 999), "'image' is an address, 'da"),
     ],
 )
-def test_chat_names_what_is_wrong(tmp_path, value, says):
-    fails(tmp_path, value, says, "chat")
+def test_faults_of_chat(tmp_path, value, message):
+    check_fault(tmp_path, value, message, "chat")
 
 
 # LLaVA.
@@ -229,8 +216,8 @@ def test_chat_names_what_is_wrong(tmp_path, value, says):
 def test_llava(tmp_path, value, text):
     (tmp_path / "coco").mkdir()
     path = tmp_path / "llava.json"
-    talk = [{"from": "human", "value": value}, {"from": "gpt", "value": "A cat."}]
-    path.write_text(json.dumps([{"id": "7", "image": "train/7.jpg", "conversations": talk}]))
+    conversation = [{"from": "human", "value": value}, {"from": "gpt", "value": "A cat."}]
+    path.write_text(json.dumps([{"id": "7", "image": "train/7.jpg", "conversations": conversation}]))
     records = open_records(path, images=tmp_path / "coco")
     assert records.format == "llava"
     assert turns(records[0]) == [("user", text), ("assistant", "A cat.")]
@@ -239,33 +226,27 @@ def test_llava(tmp_path, value, text):
 
 
 def test_llava_without_an_image(tmp_path):
-    talk = [
+    conversation = [
         {"from": "system", "value": "Be brief."},
         {"from": "human", "value": "Hello <image>"},
         {"from": "gpt", "value": "Hi."},
     ]
-    record = one(tmp_path, {"conversations": talk})
+    record = one(tmp_path, {"conversations": conversation})
     assert turns(record) == [("system", "Be brief."), ("user", "Hello <image>"), ("assistant", "Hi.")]
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ({"image": "a.png"}, "'conversations' is missing"),
         ({"conversations": {}}, "'conversations' is an object, not a list"),
-        ({"conversations": [3]}, "'conversations[0]' is a number, not an object"),
-        ({"conversations": [{"value": "a"}]}, "'conversations[0].from' is missing"),
-        (
-            {"conversations": [{"from": "bot", "value": "a"}]},
-            "'conversations[0].from' is 'bot'. Known speakers: human",
-        ),
-        ({"conversations": [{"from": [], "value": "a"}]}, "'conversations[0].from' is []"),
-        ({"conversations": [{"from": "human"}]}, "'conversations[0].value' is missing"),
-        ({"conversations": [{"from": "human", "value": 1}]}, "'conversations[0].value' is a number, not text"),
-        (
-            {"conversations": [{"from": "human", "value": "a"}]},
-            "'conversations[0]' is the last turn and the user's",
-        ),
+        (llava(3), "'conversations[0]' is a number, not an object"),
+        (llava({"value": "a"}), "'conversations[0].from' is missing"),
+        (llava({"from": "bot", "value": "a"}), "'conversations[0].from' is 'bot'. Known speakers: human"),
+        (llava({"from": [], "value": "a"}), "'conversations[0].from' is []"),
+        (llava({"from": "human"}), "'conversations[0].value' is missing"),
+        (llava({"from": "human", "value": 1}), "'conversations[0].value' is a number, not text"),
+        (llava({"from": "human", "value": "a"}), "'conversations[0]' is the last turn and the user's"),
         (
             {
                 "image": "a.png",
@@ -276,8 +257,8 @@ def test_llava_without_an_image(tmp_path):
         ({"image": ["a.png", "b.png"], "conversations": []}, "2 images in one conversation"),
     ],
 )
-def test_llava_names_what_is_wrong(tmp_path, value, says):
-    fails(tmp_path, value, says, "llava")
+def test_faults_of_llava(tmp_path, value, message):
+    check_fault(tmp_path, value, message, "llava")
 
 
 # Captions.
@@ -312,12 +293,12 @@ def test_tables_of_captions(tmp_path, text, name):
     assert pickle.loads(pickle.dumps(records))[0] == records[0]
 
 
-def test_quotes_in_a_table_with_tabs_are_the_captions_own_unless_they_quote_the_cell(tmp_path):
+def test_quotes_in_a_tsv_belong_to_the_caption_unless_they_enclose_the_cell(tmp_path):
     records = table(tmp_path, 'a.jpg\t"Hi" he said\nb.jpg\t"He said ""hi"""\nc.jpg\t5" nails\nd.jpg\t"\n')
     assert [caption for _, caption in pairs(records)] == ['"Hi" he said', 'He said "hi"', '5" nails', '"']
 
 
-def test_requests_vary_and_stay(tmp_path):
+def test_requests_vary_and_are_reproducible(tmp_path):
     text = "".join(f"{i}.jpg\tA {i}.\n" for i in range(12))
     asked = [record.messages[0] for record in table(tmp_path, text)]
     assert asked == [record.messages[0] for record in table(tmp_path, text)]
@@ -326,7 +307,7 @@ def test_requests_vary_and_stay(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (
             "a.jpg\tA cat.\nb.jpg\n",
@@ -346,16 +327,16 @@ def test_requests_vary_and_stay(tmp_path):
         ('a.jpg,A cat.\nb.jpg,"A dog\nruns"\n', "line 2: 'caption' cannot be read as CSV"),
     ],
 )
-def test_a_broken_row_is_named(tmp_path, text, says):
+def test_a_broken_row_is_named(tmp_path, text, message):
     records = table(tmp_path, text)
     assert pairs(records[:1]) == [(f"{tmp_path}/a.jpg", "A cat.")]
     with pytest.raises(DataError) as error:
         records[1]
-    assert str(error.value).startswith("pairs.tsv, ") and says in str(error.value)
+    assert str(error.value).startswith("pairs.tsv, ") and message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "pairs.tsv is empty"),
         ("path\tcaption\n", "pairs.tsv has a header and nothing below it"),
@@ -363,13 +344,13 @@ def test_a_broken_row_is_named(tmp_path, text, says):
         ("id\tfile\ttext\n1\ta.jpg\tA cat.\n", "line 1: 3 columns and no header"),
     ],
 )
-def test_a_table_that_cannot_be_opened_says_why(tmp_path, text, says):
+def test_a_table_that_cannot_be_opened_is_explained(tmp_path, text, message):
     with pytest.raises(DataError) as error:
         table(tmp_path, text)
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_folder_with_captions_beside_the_pictures(tmp_path):
+def test_a_folder_with_captions_beside_the_images(tmp_path):
     for name in ("b.jpg", "sub/a.PNG", "uncaptioned.png", "drawing.svg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -477,7 +458,7 @@ def test_scienceqa(tmp_path):
     assert pickle.loads(pickle.dumps(both))[1] == both[1]
 
 
-def test_scienceqa_is_not_taken_for_captions(tmp_path):
+def test_scienceqa_is_not_mistaken_for_captions(tmp_path):
     # The official folder holds a captions.json of its own.
     science(tmp_path, **{"1": MAGNETS})
     (tmp_path / "captions.json").write_text('{"captions": {"1": "A magnet."}}')
@@ -530,7 +511,7 @@ def test_columns(tmp_path, changes, expected):
 
 
 def test_every_problem_has_one_subject_one_span_of_grades_and_a_context(tmp_path):
-    every = {
+    all_problems = {
         str(len(str(k))) + k: {
             **MAGNETS,
             "subject": subject,
@@ -544,7 +525,7 @@ def test_every_problem_has_one_subject_one_span_of_grades_and_a_context(tmp_path
         for image in (None, "image.png")
         for k in [f"{subject}{grade}{hint}{image}"]
     }
-    counted = Counter(c for p in problems(science(tmp_path, **every), "train") for c in columns(p))
+    counted = Counter(c for p in problems(science(tmp_path, **all_problems), "train") for c in columns(p))
     assert counted == {
         **dict.fromkeys(("NAT", "SOC", "LAN"), 48),
         **{"TXT": 72, "IMG": 72, "NO": 36},
@@ -555,7 +536,7 @@ def test_every_problem_has_one_subject_one_span_of_grades_and_a_context(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"question": " "}, "'question' is empty"),
         ({"choices": []}, "'choices' is an empty list"),
@@ -570,13 +551,13 @@ def test_every_problem_has_one_subject_one_span_of_grades_and_a_context(tmp_path
         ({"hint": 5}, "'hint' is a number, not text"),
     ],
 )
-def test_a_broken_problem_is_named(tmp_path, changes, says):
+def test_a_broken_problem_is_named(tmp_path, changes, message):
     with pytest.raises(DataError) as error:
         problems(science(tmp_path, **{"1": MAGNETS, "7": {**MAGNETS, **changes}}), "train")
-    assert str(error.value).startswith("problems.json, problem 7: ") and says in str(error.value)
+    assert str(error.value).startswith("problems.json, problem 7: ") and message in str(error.value)
 
 
-def test_scienceqa_that_is_not_whole(tmp_path):
+def test_incomplete_scienceqa_is_explained(tmp_path):
     science(tmp_path, **{"1": MAGNETS})
     with pytest.raises(DataError, match="has no split 'dev'. It has: train, val, trainval, test"):
         open_records(tmp_path, split="dev")
@@ -594,22 +575,22 @@ def test_letters_suffice_for_every_choice():
     assert len(set(scienceqa.LETTERS)) == 10
 
 
-def test_every_format_is_told_from_its_example(tmp_path):
+def test_every_format_is_recognised(tmp_path):
     folders = {name: tmp_path / name for name in FORMATS}
     for folder in folders.values():
         folder.mkdir()
     science(folders["scienceqa"], **{"1": MAGNETS})
     (folders["captions"] / "pairs.tsv").write_text("a.jpg\tA cat.\n")
-    told = {
+    examples = {
         "alpaca": jsonl(folders["alpaca"], {"instruction": "a", "output": "b"}),
-        "chat": jsonl(folders["chat"], {"messages": [ASKED, ANSWERED]}),
+        "chat": jsonl(folders["chat"], {"messages": [USER, BOT]}),
         "llava": jsonl(
             folders["llava"], {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
         ),
         "captions": folders["captions"] / "pairs.tsv",
         "scienceqa": folders["scienceqa"],
     }
-    assert told.keys() == FORMATS.keys()
-    for name, path in told.items():
+    assert examples.keys() == FORMATS.keys()
+    for name, path in examples.items():
         records = open_records(path)
         assert records.format == name and open_records(path, name)[0] == records[0]
