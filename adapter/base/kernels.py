@@ -26,8 +26,8 @@ Change = Callable[[str, Tensor, Tensor], Tensor]
 
 
 def rms_norm(norm: LlamaRMSNorm, hidden: Tensor, packed: bool) -> Tensor:
-    """`norm` of hidden, [..., hidden_size]; its weight is frozen."""
-    if hidden.requires_grad:
+    """`norm` of hidden, [..., hidden_size]. A weight that is trained (full fine-tuning) gets its gradient too."""
+    if hidden.requires_grad and not norm.weight.requires_grad:
         return _RMSNorm.apply(hidden, norm.weight, norm.variance_epsilon)
     if packed:
         return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)

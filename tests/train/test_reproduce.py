@@ -10,6 +10,7 @@ import json
 import pytest
 import torch
 
+from adapter.base.llama import load_base
 from adapter.errors import AdapterError
 from adapter.method.config import VisionConfig
 from adapter.method.projection import GlobalProjection
@@ -18,6 +19,7 @@ from tests.tiny_models import TINY
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem
 from train.reproduce import runs
 from train.reproduce.__main__ import main
+from train.reproduce.baselines import Baseline
 from train.reproduce.benchmark import Benchmark, open_benchmark, prompt
 from train.reproduce.report import plot
 from train.reproduce.runs import FULL, QUICK, STRENGTHS, Run, layer_shares, planned_runs, whiten
@@ -115,6 +117,18 @@ def test_strength_zero_scores_like_the_base(tiny_base, tiny_fingerprint, problem
     text = "some words of no relation " * 40
     assert perplexity(tiny_base, text, adapter_arguments(tiny_base, adapter, 0.0)) == perplexity(tiny_base, text)
     assert perplexity(tiny_base, text, adapter_arguments(tiny_base, adapter)) != perplexity(tiny_base, text)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_baselines_train_every_parameter_of_theirs(method, tiny_folder, problems, tmp_path):
+    base = load_base(str(tiny_folder), quantization="none", device="cpu", dtype=torch.float32)
+    baseline = Baseline(method, base)
+    before = {name: p.clone() for name, p in base.model.named_parameters()}
+    examples = Benchmark(tmp_path, {}, {"train": tuple(problems)}, {}).examples(False, 0, 0)
+    losses, _, tokens = baseline.train(examples, steps=3, batch_size=2, seed=0)
+    assert len(losses) == 3 and tokens > 0
+    for name, parameter in base.model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
 
 
 def test_whitening_gives_all_features_one_scale():
