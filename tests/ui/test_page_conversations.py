@@ -117,7 +117,10 @@ def test_each_tab_keeps_its_own_conversation(visit: Callable[..., Visitor], url:
     one = visit()
     one.ask("Good morning.")
     two = Visitor(one.context, url)
-    wait_for_rows(two, one.rows())  # what was last touched
+    wait_for_rows(two, one.rows())  # what was changed last
+    one.ask("And now?")
+    two.reload()
+    wait_for_rows(two, one.rows())  # a tab that has changed nothing has no conversation of its own
     clear(two)
     two.ask("Why is the sky blue?")
     for tab in (one, two):

@@ -7,9 +7,9 @@
   const find = (selector) => document.querySelector(selector);
   const visible = (element) => Boolean(element?.getClientRects().length);
 
-  // Storage: texts and settings, and pictures as data URLs by key, the newest last. localStorage holds the conversation
-  // that was changed last in any tab; each tab has a copy in sessionStorage, from which a reload restores its own. A
-  // browser may forbid both, in a frame of another site for example, and either may be full.
+  // Storage: texts and settings, and pictures as data URLs by key, the newest last. `shared` holds the conversation that
+  // was changed last in any tab, `own` this tab's, which a reload restores. Either may be full; a browser may forbid
+  // them, in a frame of another site for example, and then nothing is stored.
   const attempt = (action) => {
     try {
       return action() ?? true;
@@ -17,16 +17,26 @@
       return false;
     }
   };
-  const remove = (key) => [() => localStorage, () => sessionStorage].forEach((of) => attempt(() => of().removeItem(key)));
+  const FORBIDDEN = { getItem: () => null, setItem: () => {}, removeItem: () => {} };
+  const shared = attempt(() => window.localStorage) || FORBIDDEN;
+  const own = attempt(() => window.sessionStorage) || FORBIDDEN;
+  const read = (key) => own.getItem(key) ?? shared.getItem(key) ?? "";
+  const remove = (key) => {
+    shared.removeItem(key);
+    own.removeItem(key);
+  };
   const write = (key, text) => {
-    if (!attempt(() => localStorage.setItem(key, text))) {
+    if (!attempt(() => shared.setItem(key, text))) {
       remove(key); // an old conversation would be restored otherwise
       return false;
     }
-    if (!attempt(() => sessionStorage.setItem(key, text))) attempt(() => sessionStorage.removeItem(key));
+    if (!attempt(() => own.setItem(key, text))) own.removeItem(key);
     return true;
   };
-  const read = (key) => attempt(() => sessionStorage.getItem(key) ?? localStorage.getItem(key) ?? "") || "";
+  for (const key of Object.values(KEYS)) {
+    const copy = own.getItem(key);
+    if (copy !== null) attempt(() => shared.setItem(key, copy)); // a reloaded tab is the last one that was changed
+  }
   const writePictures = (pictures) => {
     const entries = Object.entries(pictures);
     return write(KEYS.pictures, JSON.stringify(pictures)) || (entries.length > 0 && writeNewerHalf(entries));
@@ -51,9 +61,6 @@
     clearTimeout(fullTimer); // one message, though texts and pictures may both not fit
     fullTimer = setTimeout(() => find("#storage-full")?.click(), 50);
   };
-  for (const key of Object.values(KEYS)) {
-    if (read(key)) write(key, read(key)); // a reloaded tab is the last one that was changed
-  }
 
   // A conversation in the address's fragment, which browsers do not send.
   const LINK = "#chat=";
