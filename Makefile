@@ -9,6 +9,10 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export GRADIO_ANALYTICS_ENABLED = False
 export HF_HUB_DISABLE_TELEMETRY = 1
+# Tests start the program many times, and Python need not compile it each time.
+unexport PYTHONDONTWRITEBYTECODE
+# A busy neighbour costs a program whose threads spin while they wait far more than one whose threads sleep.
+TEST = HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench soak screenshots install dev chromium clean
@@ -20,13 +24,13 @@ demo: install ## install what is needed and serve the page
 	$(BIN)/python app.py $(ARGS)
 
 test: dev chromium ## run every test (ARGS="-k name" narrows it)
-	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(TEST) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: dev ## lint, format check, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow and not browser" $(ARGS)
+	$(TEST) --dist worksteal -q -m "not slow and not browser" $(ARGS)
 
 bench: dev ## measure speed and memory side by side with the alternatives
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.bench $(ARGS)

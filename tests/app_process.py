@@ -131,21 +131,25 @@ def app_process(
     inherited: dict[str, str] | None = None,
     port: int | None = None,
     preexec: Callable[[], None] | None = None,
+    step_seconds: float = 0.0,
     ready: Sequence[int] = (200,),
 ) -> Iterator[AppProcess]:
     """A server that is ready; `folder` gets its log and, in `uploads`, what is sent to it.
 
     environment: changes to what it inherits, which is `inherited` or, if None, this process's environment.
+    step_seconds: what a decode step takes at least. Of FAULTY_APP only.
     ready: the statuses of /v1/models of which one is waited for; 503 means that the model cannot be loaded, and no
     status at all that the page is enough.
     """
     port = port or free_port()
     (folder / "uploads").mkdir(parents=True, exist_ok=True)
+    (folder / "step_seconds").write_text(str(step_seconds))
     environment = environment or {}
     on_space = "SPACE_ID" in environment  # which names the port in the environment
     own = {
         "HF_HUB_OFFLINE": "1",
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
+        "FAULTS": str(folder),
         **({"GRADIO_SERVER_PORT": str(port)} if on_space else {}),
     }
     with open(folder / "log", "ab") as log:
@@ -181,7 +185,11 @@ def tiny_app_process(
         save_adapter(random_adapter(fingerprint, seed), folder / "adapters" / name)
     base = endless_base(tiny_folder, folder / "base")
     arguments = ("--base", str(base), "--adapters", str(folder / "adapters"))
-    environment = {"FAULTS": str(folder), "OMP_NUM_THREADS": "1"}
-    (folder / "step_seconds").write_text(str(step_seconds))
-    with app_process(folder, *arguments, program=FAULTY_APP, environment=environment) as server:
+    with app_process(
+        folder,
+        *arguments,
+        program=FAULTY_APP,
+        environment={"OMP_NUM_THREADS": "1"},
+        step_seconds=step_seconds,
+    ) as server:
         yield server

@@ -51,7 +51,7 @@ def slow_down(file: Path) -> None:
         time.sleep(float(file.read_text() or 0))  # it is empty while it is written
         return step(self, *arguments)
 
-    DecodeBatch.step = slow_step  # type: ignore[method-assign]
+    DecodeBatch.step = slow_step  # type: ignore[method-assign, assignment]
 
 
 def main() -> int:

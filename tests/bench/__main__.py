@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from tests.bench.processor import describe_processor
+
 TABLES = ("base", "serving", "crowd", "training")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.bench", description=__doc__)
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="default: all")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", choices=[*TABLES, []], help="default: all")
     for table in parser.parse_args().tables or TABLES:
+        print(f"\n{table}: {describe_processor()}\n", flush=True)
         importlib.import_module(f"tests.bench.{table}").run()
 
 

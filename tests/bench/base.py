@@ -1,7 +1,7 @@
-"""The embedded base in every quantisation on this machine's CPU: speed, memory, truth.
+"""The embedded base in every quantisation on this machine's CPU: speed, memory and perplexity.
 
-Truth is the perplexity of English prose (scikit-learn's descriptions of its bundled data sets); speed is
-greedy decoding of one row through the engine, the formats taking turns, medians over the rounds.
+Speed is greedy decoding of one row by the engine, measured in turn, medians over the rounds. Perplexity is that of
+English prose: scikit-learn's descriptions of its bundled data sets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.bench.serving import decode_speed
 
 FORMATS = ("auto", "none", "nf4", "int8")
 ROUNDS = 5
-WINDOW = 512  # tokens that are predicted together
+WINDOW = 512  # tokens
 
 
 def run() -> None:
@@ -47,11 +47,11 @@ def run() -> None:
 
 @torch.no_grad()
 def perplexity(base: Base, text: str, windows: int = 12) -> float:
-    """exp of the mean loss over the first `windows` pieces of the text."""
+    """exp of the mean loss over the first `windows` windows of the text."""
     ids = base.tokenizer(text).input_ids[: windows * WINDOW]
     losses = []
     for start in range(0, len(ids) - 1, WINDOW):
-        piece = torch.tensor([ids[start : start + WINDOW]], device=base.device)
-        logits = base.model(input_ids=piece).logits[0, :-1].float()
-        losses.append(F.cross_entropy(logits, piece[0, 1:]))
+        window = torch.tensor([ids[start : start + WINDOW]], device=base.device)
+        logits = base.model(input_ids=window).logits[0, :-1].float()
+        losses.append(F.cross_entropy(logits, window[0, 1:]))
     return torch.stack(losses).mean().exp().item()

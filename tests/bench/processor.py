@@ -1,0 +1,32 @@
+"""What the figures were measured on: the processor, the instructions that decide speed, and how busy it is."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+# They decide which kernels run, and whether the processor has bf16 and int8 products or they are emulated.
+FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+
+
+def describe_processor() -> str:
+    """One line, such as "Xeon … · 2 threads · avx2, avx512f · load 0.1"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    present = fields.get("flags", fields.get("Features", "")).split()
+    flags = ", ".join(flag for flag in FLAGS if flag in present) or "none of the relevant flags"
+    parts = [name, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", flags]
+    # These emulate a processor that has less.
+    parts += [
+        f"{key}={os.environ[key]}" for key in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY") if key in os.environ
+    ]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return " · ".join([*parts, f"load {os.getloadavg()[0]:.1f}"])
