@@ -1,9 +1,9 @@
 """Training beside PEFT's AdaptionPrompt and LoRA and full fine-tuning: one base, one precision, the same rows.
 
 Each method runs in a process of its own, so that its peak memory can be measured. All are measured in turn in
-each round. Figures are medians over the rounds, ratios medians of the rounds' ratios. "Useful" tokens are those that
-are not padding. The precision is the one that the trainer chooses on this machine. Heavy imports are made in the
-processes that measure.
+each round. Figures are medians over the rounds, ratios medians of the rounds' ratios. "Useful" tokens are those
+that are not padding. The precision is the one that the trainer chooses on this machine. Heavy imports are made in
+the processes that measure.
 """
 
 from __future__ import annotations
