@@ -1,6 +1,6 @@
-"""A stranger's zip, of data or of an adapter, unpacked so that nothing of it can do harm. Knows zips and files.
+"""Unpacks zips of strangers, with data or an adapter, safely. Knows zips and files.
 
-Nothing is written outside the folder, no link is made, and what is written is bounded before and while it is.
+Writes nothing outside the target folder, makes no links, and bounds sizes before and while unpacking.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from adapter.errors import BadInput
+from adapter.errors import BadInput, first_line
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TABLES = (".json", ".jsonl", ".tsv", ".csv")
 ALLOWED = (*PICTURES, *TABLES, ".txt")
-_ENTRY = b"PK\x01\x02"  # what the list of a zip's files begins each of them with
-_PIECE = 2**16
+_ENTRY = b"PK\x01\x02"  # begins each entry of a zip's central directory
+_CHUNK = 2**16
 _REMEDY = "Make the zip again from plain files, and only from those that are wanted."
+_SMALL = 2**20  # bytes: a small file may be packed at any ratio
 
 
 @dataclass(frozen=True)
-class Limits:
-    """files: entries of a zip, folders too; ratio: bytes unpacked to packed, of a file that is not small.
+class ArchiveLimits:
+    """files: entries, folders included; ratio: of unpacked to packed bytes, for a file that is not small.
 
-    endings: of the files that are wanted; kind: what they are called.
+    name: characters; endings: of the files that are unpacked; kind: what a sentence calls them.
     """
 
     files: int = 4_000
@@ -40,31 +41,30 @@ class Limits:
     kind: str = "pictures or texts"
 
 
-LIMITS = Limits()
-_SMALL = 2**20  # bytes that may be packed as well as they can: a caption of blanks harms nobody
+LIMITS = ArchiveLimits()
 
 
-def unpack(archive: Path, folder: Path, limits: Limits = LIMITS) -> list[str]:
-    """Fill `folder`, which is empty, with what is wanted of `archive`; returns the names it left out.
+def unpack(archive: Path, folder: Path, limits: ArchiveLimits = LIMITS) -> list[str]:
+    """Unpacks the wanted files of `archive` into the empty `folder`; returns the names of the others.
 
-    Raises BadInput with a sentence if the zip is damaged, too large, packed to explode, or reaches outside.
+    Raises BadInput with a sentence if the zip is damaged, too large, packed as a bomb, or reaches outside.
     """
     try:
-        if _entries(archive) > limits.files:
+        if _count_entries(archive) > limits.files:
             raise BadInput(f"The zip holds more than {limits.files:,} files. Split it.")
         with zipfile.ZipFile(archive) as opened:
-            wanted, left_out = _wanted(opened.infolist(), limits)
+            wanted, left_out = _select(opened.infolist(), limits)
             room = limits.total_bytes
             for info, place in wanted:
                 room -= _write(opened, info, folder / place, min(limits.file_bytes, room), limits)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         # NotImplementedError: a packing unknown to Python; RuntimeError: a password; ValueError: broken fields.
-        raise BadInput(f"The zip cannot be read ({_reason(error)}). {_REMEDY}") from error
+        raise BadInput(f"The zip cannot be read ({first_line(error)[:100]}). {_REMEDY}") from error
     return left_out
 
 
-def _entries(archive: Path) -> int:
-    """How many files a zip lists, counted without believing what it says, and before all are held in memory."""
+def _count_entries(archive: Path) -> int:
+    """The number of entries, counted in the file: the stated one may be wrong, and zipfile would load them all."""
     with open(archive, "rb") as file:
         if not file.seek(0, 2):
             raise BadInput(f"The zip is empty. {_REMEDY}")
@@ -75,18 +75,18 @@ def _entries(archive: Path) -> int:
             return count
 
 
-def _wanted(
-    infos: Sequence[zipfile.ZipInfo], limits: Limits
+def _select(
+    infos: Sequence[zipfile.ZipInfo], limits: ArchiveLimits
 ) -> tuple[list[tuple[zipfile.ZipInfo, PurePosixPath]], list[str]]:
-    """What is to be written and where, checked by what the zip says of itself; and the names of the rest."""
+    """The entries to unpack with their targets, checked by the sizes that the zip states; and the other names."""
     wanted, left_out, total = [], [], 0
     seen: set[str] = set()
     for info in infos:
-        place = _place(info, limits)
+        place = _target(info, limits)
         if info.is_dir():
             continue
         if any(part.startswith((".", "__MACOSX")) for part in place.parts):
-            continue  # what systems leave in zips
+            continue  # left there by operating systems
         if place.suffix.lower() not in limits.endings:
             left_out.append(str(place))
             continue
@@ -99,15 +99,15 @@ def _wanted(
         if total > limits.total_bytes:
             raise BadInput(f"The zip unpacks to more than {_megabytes(limits.total_bytes)}. Split it.")
         if info.file_size > _SMALL and info.file_size > limits.ratio * max(info.compress_size, 1):
-            raise _explodes(place)
+            raise _bomb(place)
         wanted.append((info, place))
     if not wanted:
         raise BadInput(f"The zip holds no {limits.kind}. Known endings: {', '.join(limits.endings)}.")
     return wanted, left_out
 
 
-def _place(info: zipfile.ZipInfo, limits: Limits) -> PurePosixPath:
-    """Where an entry goes, below the folder. Raises BadInput for names that lead elsewhere, and for links."""
+def _target(info: zipfile.ZipInfo, limits: ArchiveLimits) -> PurePosixPath:
+    """The path of an entry below the folder. Raises BadInput for paths that lead outside, and for links."""
     name = info.filename.replace("\\", "/")
     place = PurePosixPath(name)
     shown = ascii(info.filename[:60])
@@ -123,40 +123,36 @@ def _place(info: zipfile.ZipInfo, limits: Limits) -> PurePosixPath:
     return place
 
 
-def _write(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, room: int, limits: Limits) -> int:
-    """Unpack one file piece by piece; what it says of its size is not believed. Returns its bytes."""
+def _write(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, room: int, limits: ArchiveLimits) -> int:
+    """Unpacks one file in chunks, because its stated size may be wrong. Returns the number of bytes."""
     written = 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with opened.open(info) as source, open(target, "xb") as file:
-            while piece := source.read(_PIECE):
-                written += len(piece)
+            while chunk := source.read(_CHUNK):
+                written += len(chunk)
                 if written > room:
                     raise _too_large(PurePosixPath(info.filename), limits)
                 if written > _SMALL and written > limits.ratio * max(info.compress_size, 1):
-                    raise _explodes(PurePosixPath(info.filename))
-                file.write(piece)
-    except OSError as error:  # a file where another entry wants a folder, a name the disk cannot take, a full disk
+                    raise _bomb(PurePosixPath(info.filename))
+                file.write(chunk)
+    except OSError as error:  # a file in place of a folder, a name that the disk cannot store, a full disk
         raise BadInput(
             f"'{ascii(info.filename[:60])[1:-1]}' of the zip cannot be written ({error.strerror}). {_REMEDY}"
         ) from error
     return written
 
 
-def _too_large(place: PurePosixPath, limits: Limits) -> BadInput:
+def _too_large(place: PurePosixPath, limits: ArchiveLimits) -> BadInput:
     return BadInput(
         f"'{place.name}' in the zip is too large: {_megabytes(limits.file_bytes)} a file and "
         f"{_megabytes(limits.total_bytes)} in all are the limit."
     )
 
 
-def _explodes(place: PurePosixPath) -> BadInput:
+def _bomb(place: PurePosixPath) -> BadInput:
     return BadInput(f"'{place.name}' in the zip unpacks to far more than it is packed in. {_REMEDY}")
 
 
 def _megabytes(count: int) -> str:
     return f"{count / 2**20:,.0f} MB"
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]

@@ -37,14 +37,14 @@ def adapter_upload_panel(
     def upload_adapter(paths: list[str] | None, wanted_name: str) -> tuple[Any, ...]:
         # Not at the top: it takes seconds, and the page should be there before.
         import_libraries()
-        from adapter.server.adapter_upload import bring
+        from adapter.server.adapter_upload import add_adapter
 
         unchanged = [gr.skip()] * (3 + len(others))
         try:
             if (engine := provider.engine()) is None:
                 raise BadInput(texts.UPLOAD_LATER)
             files = [Path(path) for path in paths or ()]
-            uploaded = bring(files, wanted_name or "", catalog.bound(), engine.base.fingerprint)
+            uploaded = add_adapter(files, wanted_name or "", catalog.bound(), engine.base.fingerprint)
         except AdapterError as error:
             toast(error)
             return tuple(unchanged)

@@ -26,7 +26,7 @@ from adapter.formats import peft_adapter as peft
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import adapter_upload as upload
-from adapter.server.adapter_upload import Brought, bring
+from adapter.server.adapter_upload import UploadedAdapter, add_adapter
 from tests.browser import Visitor
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 from tests.tiny_models import random_adapter
@@ -64,7 +64,7 @@ def refused(
     """The sentence. Nothing may be left, and no path of this machine said."""
     before = store.names()
     with pytest.raises(kind) as caught:
-        bring(files, name, store, base)
+        add_adapter(files, name, store, base)
     assert store.names() == before
     assert not list(store.incoming.glob(".*")) and str(store.incoming) not in str(caught.value)
     said = str(caught.value)
@@ -78,7 +78,7 @@ def refused(
 @pytest.mark.parametrize("below", ["", "poet/", "a/b/poet/"])
 def test_a_zip_is_the_adapter_again(folder, store, tiny_fingerprint, tmp_path, below):
     archive = zipped(folder, tmp_path / "poet.zip", below)
-    assert bring([archive], "", store, tiny_fingerprint) == Brought("poet", new=True)
+    assert add_adapter([archive], "", store, tiny_fingerprint) == UploadedAdapter("poet", new=True)
     there = store.folder("poet")
     assert there == store.incoming / "poet"
     for name in (CONFIG, WEIGHTS, CARD):
@@ -91,21 +91,21 @@ def test_a_zip_is_the_adapter_again(folder, store, tiny_fingerprint, tmp_path, b
 def test_loose_files_need_a_name_and_nothing_else(folder, store, tiny_fingerprint):
     files = [folder / CONFIG, folder / WEIGHTS]
     assert "name" in refused(files, store, tiny_fingerprint, name="")
-    assert bring(files, "guest", store, tiny_fingerprint) == Brought("guest", new=True)
+    assert add_adapter(files, "guest", store, tiny_fingerprint) == UploadedAdapter("guest", new=True)
     assert sorted(path.name for path in store.folder("guest").iterdir()) == [WEIGHTS, CONFIG]
 
 
 def test_of_a_whole_run_only_the_adapter_is_taken(folder, store, tiny_fingerprint, tmp_path):
     for name in ("state.pt", "log.txt", "run.json", ".hidden", "__MACOSX"):
         (folder / name).write_bytes(b"\0" * 100)
-    bring([zipped(folder, tmp_path / "run 1.zip")], "", store, tiny_fingerprint)
+    add_adapter([zipped(folder, tmp_path / "run 1.zip")], "", store, tiny_fingerprint)
     assert sorted(path.name for path in store.folder("run-1").iterdir()) == [CARD, WEIGHTS, CONFIG]
 
 
 def test_the_same_again_is_that_one_and_another_of_the_name_is_refused(folder, store, tiny_fingerprint, tmp_path):
     archive = zipped(folder, tmp_path / "poet.zip")
-    bring([archive], "", store, tiny_fingerprint)
-    assert bring([archive], "Poet", store, tiny_fingerprint) == Brought("poet", new=False)
+    add_adapter([archive], "", store, tiny_fingerprint)
+    assert add_adapter([archive], "Poet", store, tiny_fingerprint) == UploadedAdapter("poet", new=False)
     first = (store.folder("poet") / WEIGHTS).read_bytes()
     save_adapter(random_adapter(tiny_fingerprint, seed=3), folder)
     assert "poet" in refused([zipped(folder, tmp_path / "poet.zip")], store, tiny_fingerprint, "POET", BadInput)
@@ -124,13 +124,13 @@ def test_one_of_many_at_once_gets_the_name(store, tiny_fingerprint, tmp_path):
 
     def one(archive: Path) -> bool:
         try:
-            return bring([archive], "poet", store, tiny_fingerprint).new
+            return add_adapter([archive], "poet", store, tiny_fingerprint).new
         except BadInput:
             return False
 
     with ThreadPoolExecutor(8) as crowd:
         assert sum(crowd.map(one, archives)) == 1
-        assert all(crowd.map(lambda i: bring([archives[i]], f"n{i}", store, tiny_fingerprint).new, range(8)))
+        assert all(crowd.map(lambda i: add_adapter([archives[i]], f"n{i}", store, tiny_fingerprint).new, range(8)))
     assert store.names() == [*(f"n{i}" for i in range(8)), "poet"]
     assert not list(store.incoming.glob(".*"))
     load_adapter(store.folder("poet"), tiny_fingerprint)
@@ -142,7 +142,9 @@ def test_pefts_prompts_are_converted(store, tiny_fingerprint, tmp_path):
     adapter = random_adapter(tiny_fingerprint, gate_activation="identity")
     adapter.gates.data[:] = adapter.gates[:, :1]
     peft.write(adapter, theirs)
-    assert bring([zipped(theirs, tmp_path / "theirs.zip")], "", store, tiny_fingerprint) == Brought("theirs", True)
+    assert add_adapter([zipped(theirs, tmp_path / "theirs.zip")], "", store, tiny_fingerprint) == UploadedAdapter(
+        "theirs", True
+    )
     loaded = load_adapter(store.folder("theirs"), tiny_fingerprint)
     assert torch.equal(loaded.prompts, adapter.prompts) and torch.equal(loaded.gates, adapter.gates)
     assert "peft" in store.card_text("theirs").lower() and ".incoming" not in store.card_text("theirs")
@@ -280,7 +282,7 @@ def test_a_bomb_and_a_thousand_files_are_refused(folder, store, tiny_fingerprint
         for i in range(1000):
             opened.writestr(f"{i}.json", b"{}")
     assert "500" in refused([archive], store, tiny_fingerprint, kind=BadInput)
-    monkeypatch.setattr(upload, "MOST_BYTES", 1000)
+    monkeypatch.setattr(upload, "MAX_BYTES", 1000)
     assert "MB" in refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=BadInput)
 
 
@@ -332,7 +334,7 @@ def test_any_change_of_a_good_one(folder, store, tiny_fingerprint, data):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     archive.write_bytes(whole[: data.draw(st.sampled_from([len(whole), len(whole) - 30, len(whole) // 2]))])
     try:
-        name = bring([archive], "guest", store, tiny_fingerprint).name
+        name = add_adapter([archive], "guest", store, tiny_fingerprint).name
     except AdapterError as error:
         assert str(error).endswith(".") and str(store.incoming) not in str(error)
     else:
@@ -358,7 +360,7 @@ def test_any_value_in_any_field(folder, store, tiny_fingerprint, data):
     shutil.copytree(folder, changed, dirs_exist_ok=True)
     (changed / CONFIG).write_text(json.dumps(config))
     try:
-        name = bring([changed / CONFIG, changed / WEIGHTS], "guest", store, tiny_fingerprint).name
+        name = add_adapter([changed / CONFIG, changed / WEIGHTS], "guest", store, tiny_fingerprint).name
     except AdapterError as error:
         assert str(error).endswith(".") and len(str(error)) < 1000
     else:

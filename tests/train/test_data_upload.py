@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from adapter.errors import AdapterError, BadInput
-from adapter.server.archive import Limits, unpack
+from adapter.server.archive import ArchiveLimits, unpack
 from train.ui import data_upload
 from train.ui.data_upload import Preview, make_preview, open_upload
 from train.ui.preview import preview_html
 
-LIMITS = Limits(files=20, file_bytes=2 * 2**20, total_bytes=3 * 2**20, ratio=50)
+LIMITS = ArchiveLimits(files=20, file_bytes=2 * 2**20, total_bytes=3 * 2**20, ratio=50)
 ROWS = [{"instruction": f"say {i}", "output": f"{i}!"} for i in range(30)]
 
 
