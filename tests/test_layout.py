@@ -134,6 +134,23 @@ def test_top_level_is_fixed() -> None:
     }
 
 
+def test_an_installed_package_is_whole() -> None:
+    """Every package and every data file is named in pyproject.toml."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert set(settings["packages"]) == {
+        module(path) for folder in ("adapter", "train") for path in (ROOT / folder).rglob("__init__.py")
+    }
+    packaged = {
+        path
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {path for folder in ("adapter", "train") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    assert {path for path in files if path.suffix not in (".py", ".pyc")} <= packaged
+
+
 def test_requirements_are_ranges() -> None:
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         requirement = line.partition(";")[0].strip()

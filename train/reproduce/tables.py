@@ -89,22 +89,12 @@ class Figures:
             ("lora", "LoRA, rank 8"),
             ("full", "full fine-tuning"),
         ):
-            found = self.results[run]
-            seconds, columns = found["seconds"], self.columns(run)
-            rows.append(
-                (
-                    name,
-                    found["parameters"],
-                    found["bytes"] / 1e6,
-                    seconds,
-                    found["tokens"] / seconds,
-                    self.without_picture(run),
-                    columns.get("NO"),
-                    columns["Avg"],
-                )
-            )
-        sizes = ("", "trained parameters", "file, MB", "training, s", "tokens/s")
-        head = (*sizes, "without a picture, %", "NO, %", "Avg, %")
+            result, columns = self.results[run], self.columns(run)
+            seconds = result["seconds"]
+            cost = (result["parameters"], result["bytes"] / 1e6, seconds, result["tokens"] / seconds)
+            rows.append((name, *cost, self.without_picture(run), columns.get("NO"), columns["Avg"]))
+        cost_head = ("trained parameters", "file, MB", "training, s", "tokens/s")
+        head = ("", *cost_head, "without a picture, %", "NO, %", "Avg, %")
         title = (
             "Table 3: against LoRA and full fine-tuning; the same batches, no pictures shown to any of the three"
         )
@@ -114,20 +104,13 @@ class Figures:
         third, two_thirds, every = layer_shares(self.layers)
         rows: list[tuple[Cell, ...]] = []
         for count, run in ((third, f"layers-{third}"), (two_thirds, f"layers-{two_thirds}"), (every, "zero-0")):
-            found, columns = self.results[run], self.columns(run)
-            image, average = columns.get("IMG"), columns["Avg"]
-            rows.append((count, found["parameters"], found["seconds"], self.without_picture(run), image, average))
-        head = (
-            "insertion layers",
-            "trained parameters",
-            "training, s",
-            "without a picture, %",
-            "IMG, %",
-            "Avg, %",
-        )
-        return Table(
-            "table4", "Table 4: how many layers are given prompts (multi-modal adapter)", head, tuple(rows)
-        )
+            result, columns = self.results[run], self.columns(run)
+            accuracies = (self.without_picture(run), columns.get("IMG"), columns["Avg"])
+            rows.append((count, result["parameters"], result["seconds"], *accuracies))
+        cost_head = ("insertion layers", "trained parameters", "training, s")
+        head = (*cost_head, "without a picture, %", "IMG, %", "Avg, %")
+        title = "Table 4: how many layers are given prompts (multi-modal adapter)"
+        return Table("table4", title, head, tuple(rows))
 
     def _table5(self) -> Table:
         rows: list[tuple[Cell, ...]] = []
@@ -142,17 +125,11 @@ class Figures:
     def _table6(self) -> Table:
         rows: list[tuple[Cell, ...]] = []
         for steps in self.plan.long:
-            found = self.results[f"long-{steps}"]
-            rows.append(
-                (
-                    round(steps * self.plan.batch_size / self.plan.few),
-                    final_loss(found["losses"]),
-                    statistics.fmean(found["val"]["loss"]),
-                    percent(found["seen"]["right"]),
-                    percent(found["val"]["right"]),
-                    self.columns(f"long-{steps}")["Avg"],
-                )
-            )
+            result = self.results[f"long-{steps}"]
+            epochs = round(steps * self.plan.batch_size / self.plan.few)
+            losses = (final_loss(result["losses"]), statistics.fmean(result["val"]["loss"]))
+            seen_and_val = (percent(result["seen"]["right"]), percent(result["val"]["right"]))
+            rows.append((epochs, *losses, *seen_and_val, self.columns(f"long-{steps}")["Avg"]))
         head = ("epochs", "training loss", "validation loss", "seen problems, %", "validation, %", "test, %")
         title = f"Table 6: training on after over-fitting, on {self.plan.few} problems (multi-modal adapter)"
         return Table("table6", title, head, tuple(rows))
@@ -160,11 +137,8 @@ class Figures:
     def _forgetting(self) -> Table:
         rows: list[tuple[Cell, ...]] = []
         for run, name in (("text", "text-only adapter"), ("zero-0", "multi-modal adapter")):
-            found = self.results[run]
-            rows += [
-                (f"{name}, strength {s:g}", found["perplexity"][str(s)], found["accuracy"][str(s)])
-                for s in STRENGTHS
-            ]
+            perplexity, accuracy = self.results[run]["perplexity"], self.results[run]["accuracy"]
+            rows += [(f"{name}, strength {s:g}", perplexity[str(s)], accuracy[str(s)]) for s in STRENGTHS]
         for run, name in (("lora", "LoRA"), ("full", "full fine-tuning"), ("base", "frozen base")):
             rows.append((name, self.results[run]["perplexity"]["-"], self.without_picture(run)))
         title = "Forgetting: perplexity of unrelated text, and accuracy on the test's problems without a picture"
