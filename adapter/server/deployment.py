@@ -1,4 +1,4 @@
-"""Where the page is served, and what follows from that: address, password, what visitors may do.
+"""Where the page is served and what follows: address, password, what visitors may do.
 
 Knows the command line and the environment; knows no Gradio and no models.
 """
@@ -18,16 +18,16 @@ AUTH_VARIABLE = "LLAMA_ADAPTER_AUTH"
 TRAIN_VARIABLE = "LLAMA_ADAPTER_TRAIN"
 RUNS_VARIABLE = "LLAMA_ADAPTER_RUNS"
 LOCAL = {"127.0.0.1", "localhost", "::1"}
-# A Space's visitors come through proxies of its own network; who comes from elsewhere is nobody's proxy.
+# Visitors of a Space come through proxies of its own network, which alone are believed about addresses.
 PROXIES_OF_A_SPACE = "127.0.0.1,::1,10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 
 
 @dataclass(frozen=True)
 class Place:
-    """host, port: what to listen on, port None being the first that is free. auth: USER:PASS.
+    """host, port: to listen on, port None being the first free one. auth: USER:PASS.
 
-    public: whether people whom nobody has sent here can come. training: whether visitors may train adapters, and
-    bring their own.
+    public: whether machines other than this one can connect. training: whether visitors may train adapters and
+    upload their own.
     """
 
     host: str
@@ -81,7 +81,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Place:
-    """What the arguments, and on a Space its environment, come to."""
+    """The place that arguments and environment describe."""
     space = bool(environment.get("SPACE_ID"))
     host = arguments.host or ("0.0.0.0" if space else "127.0.0.1")
     port = arguments.port
@@ -105,7 +105,7 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
 
 
 def _may_train(asked: bool | None, variable: str, public: bool) -> bool:
-    """Training takes the machine for minutes, and an adapter of a stranger is a file of a stranger."""
+    """Not for strangers unless asked for: training takes the machine for minutes, and an upload is a file of theirs."""
     if asked is not None:
         return asked
     if variable:
@@ -114,18 +114,18 @@ def _may_train(asked: bool | None, variable: str, public: bool) -> bool:
 
 
 def runs_folder() -> Path:
-    """Where adapters are put that are trained or brought here. May not exist yet."""
+    """The folder of adapters that are trained or uploaded here. May not exist yet."""
     return Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parents[2] / "runs").expanduser().absolute()
 
 
 def port_problem(host: str, port: int | None) -> str | None:
-    """Why `host` or its `port` cannot be listened on, in one line; None if they can. port None: any."""
-    if reason := _refusal(host, 0):
+    """Why `host` or its `port` cannot be listened on, in one line; None if it can. port None: any."""
+    if reason := _bind_error(host, 0):
         return (
             f"Cannot listen on {host}: {reason}. "
             "Give a --host that is an address of this machine, or leave it out for this machine only."
         )
-    if port is not None and (reason := _refusal(host, port)):
+    if port is not None and (reason := _bind_error(host, port)):
         return (
             f"Cannot listen on {host}:{port}: {reason}. "
             "Give another --port, or leave it out to take the first free one."
@@ -133,14 +133,14 @@ def port_problem(host: str, port: int | None) -> str | None:
     return None
 
 
-def _refusal(host: str, port: int) -> str | None:
-    """The system's words for why nobody can listen there; None if one can. Port 0 is any that is free."""
+def _bind_error(host: str, port: int) -> str | None:
+    """The system's reason why one cannot listen there; None if one can. Port 0 is any free one."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]"), port))
     except OSError as error:
         return error.strerror
-    except (UnicodeError, TypeError):  # no name of a machine is written so
+    except (UnicodeError, TypeError):  # not the form of a host name
         return "Not a name"
     return None

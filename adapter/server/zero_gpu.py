@@ -36,20 +36,20 @@ from adapter.server import texts
 
 log = logging.getLogger(__name__)
 
-# What a visitor's quota must hold for an answer: a start, and tokens at a rate that any GPU there exceeds. Not
-# everybody is given more than the default of 60 seconds.
-START_SECONDS, TOKENS_PER_SECOND, MOST_SECONDS = 15, 15, 60
+# GPU time that an answer takes of a visitor's quota: start-up, and tokens at a rate that any GPU there exceeds. At
+# most the default of 60 seconds, because not every visitor may use more.
+START_SECONDS, TOKENS_PER_SECOND, MAX_SECONDS = 15, 15, 60
 INSPECTION_SECONDS = 20
-_SPARE_SECONDS = 4  # the answer ends before its worker is ended
+_MARGIN_SECONDS = 4  # between the end of the answer and that of its worker
 _CLOSING_SECONDS = 3.0
-# What spaces calls an error of the worker; all others are about getting a GPU.
+# The title of an error of the worker; all others of `spaces` are about getting a GPU.
 _WORKER_ERROR = "ZeroGPU worker error"
 
 
 def load_for_zero_gpu(name: str, quantization: str) -> Base:
-    """The base on the GPU that `spaces` stands in for; to be called before the launch, in the main thread.
+    """Loads the base in bfloat16, the fastest there, onto the GPU that `spaces` emulates until a worker has one.
 
-    In bfloat16: there is room, and it is quickest. Raises LoadError.
+    To be called before the launch, in the main thread. Raises LoadError.
     """
     if quantization not in ("auto", "none"):
         raise LoadError("On ZeroGPU the base stays in bfloat16: leave --quantization out.")
@@ -59,11 +59,11 @@ def load_for_zero_gpu(name: str, quantization: str) -> Base:
 
 
 def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"  # `spaces` says that there is one
+    return "cuda" if torch.cuda.is_available() else "cpu"  # `spaces` reports one
 
 
 class ZeroGpuEngine:
-    """Answers as adapter.serve.engine.Engine does, on GPUs that come and go. Thread-safe.
+    """An engine whose answers are computed by workers, each with a GPU for as long as it takes. Thread-safe.
 
     To be made before the launch, in the main thread. gpu: `spaces.GPU`; gpu_error: what it raises (Gradio's
     error).
@@ -76,47 +76,47 @@ class ZeroGpuEngine:
         self._gpu_error = gpu_error
         self.store = store
         # Adapters stay on the CPU in this process.
-        self._here: Any = SimpleNamespace(fingerprint=base.fingerprint, device=torch.device("cpu"))
-        self._work = gpu(_work_on(base, _encoders(store)), duration=lambda job, seconds: seconds)
+        self._cpu_base: Any = SimpleNamespace(fingerprint=base.fingerprint, device=torch.device("cpu"))
+        self._work = gpu(_worker_task(base, _load_encoders(store)), duration=lambda job, seconds: seconds)
         self._lock = threading.Lock()
-        self._open: set[_Asked] = set()
+        self._open: set[_PendingAnswer] = set()
         self._closed = False
 
     def submit(self, request: GenerationRequest) -> Answer:
-        """As the engine's, and as soon: what can be known now is known before there is a worker."""
+        """As Engine.submit. A request that cannot be served is refused before a worker is started."""
         admitted = admit(request, self.base, self._load)
-        seconds = min(START_SECONDS + admitted.max_new_tokens / TOKENS_PER_SECOND, MOST_SECONDS)
+        seconds = min(START_SECONDS + admitted.max_new_tokens / TOKENS_PER_SECOND, MAX_SECONDS)
         request = replace(
             request,
             messages=(),
             prompt_ids=tuple(admitted.prompt_ids),
             client=Client(),
-            max_seconds=min(request.max_seconds, seconds - _SPARE_SECONDS),
+            max_seconds=min(request.max_seconds, seconds - _MARGIN_SECONDS),
         )
-        asked = _Asked(len(admitted.prompt_ids))
-        self._begin(asked, self._job(request), seconds)
-        return Answer(asked.mailbox, asked.cancel)
+        pending = _PendingAnswer(len(admitted.prompt_ids))
+        self._start(pending, self._pickle_job(request), seconds)
+        return Answer(pending.mailbox, pending.cancel)
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
-        """As the engine's."""
+        """As Engine.inspect."""
         admitted = admit(request, self.base, self._load)
         request = replace(request, messages=(), prompt_ids=tuple(admitted.prompt_ids), client=Client())
-        asked = _Asked(0)
-        self._begin(asked, self._job(request, answer_ids), INSPECTION_SECONDS)
-        found = asked.mailbox.events.get()
-        if isinstance(found, AdapterError):
-            raise found
-        if asked.found is None:
+        pending = _PendingAnswer(0)
+        self._start(pending, self._pickle_job(request, answer_ids), INSPECTION_SECONDS)
+        last = pending.mailbox.events.get()
+        if isinstance(last, AdapterError):
+            raise last
+        if pending.inspection is None:
             raise Busy(texts.GPU_CLOSED)
-        return asked.found
+        return pending.inspection
 
     def close(self) -> None:
-        """End all that is open, and the workers."""
+        """End all open answers, and the workers."""
         with self._lock:
             self._closed = True
             rest = list(self._open)
-        for asked in rest:
-            asked.end(Busy(texts.GPU_CLOSED))
+        for pending in rest:
+            pending.end(Busy(texts.GPU_CLOSED))
         for worker in multiprocessing.active_children():
             worker.kill()
         deadline = time.monotonic() + _CLOSING_SECONDS
@@ -124,86 +124,86 @@ class ZeroGpuEngine:
             time.sleep(0.02)
 
     def _load(self, name: str) -> Adapter:
-        return self.store.load(name, self._here)
+        return self.store.load(name, self._cpu_base)
 
-    def _job(self, request: GenerationRequest, answer_ids: Sequence[int] | None = None) -> bytes:
-        # Bytes of our own: handed over as tensors, each would be moved into shared memory and a file of its own.
+    def _pickle_job(self, request: GenerationRequest, answer_ids: Sequence[int] | None = None) -> bytes:
+        # As bytes: multiprocessing would move each tensor into shared memory and a file of its own.
         adapters = {name: self._load(name) for name, _ in request.parts}
         return pickle.dumps((request, adapters, answer_ids))
 
-    def _begin(self, asked: _Asked, job: bytes, seconds: float) -> None:
+    def _start(self, pending: _PendingAnswer, job: bytes, seconds: float) -> None:
         with self._lock:
             if self._closed:
                 raise Busy(texts.GPU_CLOSED)
             if len(self._open) >= MAX_REQUESTS:
                 raise Busy(texts.too_many_waiting(MAX_REQUESTS))
-            self._open.add(asked)
+            self._open.add(pending)
         context = contextvars.copy_context()  # spaces finds in it whose quota counts
         threading.Thread(
-            target=context.run, args=(self._follow, asked, job, seconds), name="zero-gpu", daemon=True
+            target=context.run, args=(self._relay, pending, job, seconds), name="zero-gpu", daemon=True
         ).start()
 
-    def _follow(self, asked: _Asked, job: bytes, seconds: float) -> None:
-        """Let a worker do the job, and pass on what it says; in a thread of the answer's own."""
+    def _relay(self, pending: _PendingAnswer, job: bytes, seconds: float) -> None:
+        """Runs the job in a worker and passes on its events; in a thread of its own for each answer."""
         try:
-            if asked.over:
+            if pending.ended:
                 return
-            with closing(self._work(job, seconds)) as said:
-                for item in said:
-                    if asked.over:
+            with closing(self._work(job, seconds)) as events:
+                for item in events:
+                    if pending.ended:
                         break
-                    asked.take(item)
-            asked.end(Busy(texts.GPU_CLOSED))
+                    pending.deliver(item)
+            pending.end(Busy(texts.GPU_CLOSED))
         except self._gpu_error as error:
-            asked.end(_for_reader(error))
+            pending.end(_error_for_reader(error))
         except Exception as error:
             log.error("A worker of ZeroGPU failed", exc_info=error)
-            asked.end(AdapterError(texts.FAILED))
+            pending.end(AdapterError(texts.FAILED))
         finally:
             with self._lock:
-                self._open.discard(asked)
+                self._open.discard(pending)
 
 
-class _Asked:
-    """An answer on its way, in the parent: what its reader gets, once it has ended nothing more."""
+class _PendingAnswer:
+    """The parent's side of an answer. After its last event the reader gets no other."""
 
     def __init__(self, prompt_tokens: int) -> None:
         self.mailbox = Mailbox()
-        self.found: Inspection | None = None
-        self.over = False
+        self.inspection: Inspection | None = None
+        self.ended = False
         self._prompt_tokens, self._tokens = prompt_tokens, 0
         self._submitted = self._first = time.perf_counter()
         self._lock = threading.Lock()
 
-    def take(self, item: Any) -> None:
-        """Pass on what a worker has said."""
+    def deliver(self, item: Any) -> None:
+        """Passes on an event of a worker."""
         if isinstance(item, bytes):
             item = pickle.loads(item)
         if isinstance(item, Inspection):
-            self.found = item
+            self.inspection = item
             item = GenerationEvent(finish_reason="stop", stats=self._stats())
         if isinstance(item, AdapterError) or item.finish_reason is not None:
             self.end(item)
             return
         with self._lock:
-            if not self.over:
+            if not self.ended:
                 self._first = self._first if self._tokens else time.perf_counter()
                 self._tokens += item.token_id is not None
                 self.mailbox.put(item)
 
     def end(self, last: GenerationEvent | AdapterError) -> None:
         with self._lock:
-            if self.over:
+            if self.ended:
                 return
-            self.over = True
+            self.ended = True
         if isinstance(last, GenerationEvent) and last.stats is not None:
-            # Waiting is what the worker knows nothing of.
+            # Only the parent knows how long the worker took to start.
             waited = time.perf_counter() - self._submitted - last.stats.prefill_s - last.stats.decode_s
             last = replace(last, stats=replace(last.stats, queue_s=max(0.0, waited)))
         self.mailbox.put(last)
 
     def cancel(self) -> None:
-        """The reader is told at once; the worker ends with its next step, or before its first."""
+        """Ends the answer for its reader at once; the worker ends after its next step, or before its first."""
         self.end(GenerationEvent(finish_reason="cancelled", stats=self._stats()))
 
     def _stats(self) -> GenerationStats:
@@ -212,8 +212,8 @@ class _Asked:
         return GenerationStats(self._prompt_tokens, self._tokens, 0.0, 0.0, now - first)
 
 
-def _encoders(store: AdapterStore) -> dict[str, VisualEncoder]:
-    """The encoders of all adapters that see, on the GPU. One that cannot be loaded is missed when it is needed."""
+def _load_encoders(store: AdapterStore) -> dict[str, VisualEncoder]:
+    """The encoders of all visual adapters, on the GPU. One that cannot be loaded is an error when it is needed."""
     found: dict[str, VisualEncoder] = {}
     for name in store.names():
         with contextlib.suppress(LoadError):
@@ -223,13 +223,13 @@ def _encoders(store: AdapterStore) -> dict[str, VisualEncoder]:
     return found
 
 
-def _work_on(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[[bytes, float], Iterator[Any]]:
-    """What a worker does. It finds base and encoders as they were when it was forked."""
+def _worker_task(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[[bytes, float], Iterator[Any]]:
+    """The function that runs in a worker, with base and encoders as they were when it was forked."""
 
     def work(job: bytes, seconds: float) -> Iterator[Any]:
-        torch.set_num_threads(1)  # more would wait for threads of the parent, which a fork does not bring along
+        torch.set_num_threads(1)  # more would wait for threads of the parent, which do not exist after a fork
         request, adapters, answer_ids = pickle.loads(job)
-        engine = Engine(base, _Passed(adapters), encoders)
+        engine = Engine(base, _PassedAdapters(adapters), encoders)
         try:
             if answer_ids is not None:
                 yield pickle.dumps(engine.inspect(request, answer_ids))
@@ -247,8 +247,8 @@ def _work_on(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[[byt
     return work
 
 
-class _Passed:
-    """The adapters that came with a job."""
+class _PassedAdapters:
+    """The adapters that were passed with a job, as Engine's store."""
 
     def __init__(self, adapters: Mapping[str, Adapter]) -> None:
         self._adapters = adapters
@@ -257,7 +257,7 @@ class _Passed:
         return self._adapters[name].to(base.device)
 
 
-def _for_reader(error: Exception) -> AdapterError:
+def _error_for_reader(error: Exception) -> AdapterError:
     if getattr(error, "title", "") == _WORKER_ERROR:
         return AdapterError(texts.GPU_WORKER_ENDED)
     return Busy(texts.no_gpu(str(getattr(error, "message", error)).strip()))
