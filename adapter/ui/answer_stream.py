@@ -10,9 +10,9 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError, BadInput, LoadError
@@ -25,6 +25,9 @@ from adapter.ui.texts import page as texts
 from adapter.ui.theme import Example
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from adapter.base.template import Message
     from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest
 
 log = logging.getLogger(__name__)
@@ -40,18 +43,18 @@ def sees(catalog: AdapterCatalog, settings: Settings) -> bool:
 
 
 def build_request(
-    history: Sequence[Entry], settings: Settings, picture: str | None, client: Client
+    messages: tuple[Message, ...], settings: Settings, image: Image | None, client: Client
 ) -> GenerationRequest:
-    """The engine's request for the answer to a history; picture: a path. Raises BadInput."""
+    """Raises BadInput."""
     from adapter.serve.request import GenerationRequest
     from adapter.serve.sampling import SamplingParams
 
     if settings.mix and settings.mix == settings.adapter:
         raise BadInput(texts.mixed_with_itself(settings.mix))
     return GenerationRequest(
-        messages=conversation.to_messages(history),
+        messages=messages,
         adapter=settings.adapter or None,
-        image=None if picture is None else open_picture(picture),
+        image=image,
         strength=settings.strength,
         sampling=SamplingParams(
             temperature=settings.temperature,
@@ -114,6 +117,37 @@ class ActiveAnswers:
                     self._changed.notify_all()
 
 
+@dataclass
+class AnswerProgress:
+    """An answer while it is being written: its text, tokens and speed, and the notes in its statistics line."""
+
+    settings: Settings
+    notes: list[str] = field(default_factory=list)
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    tokens: int = 0
+    rate: float | None = None  # tokens/s; None for the first few tokens
+    first_time: float = 0.0
+
+    def note_unused_picture(self, has_picture: bool, visual: bool) -> None:
+        if visual != has_picture:
+            self.notes.append(texts.NO_IMAGE if visual else texts.PICTURE_NOT_USED)
+
+    def add(self, event: GenerationEvent) -> None:
+        now = time.monotonic()
+        self.first_time = self.first_time or now
+        self.text += event.text
+        self.token_ids += [] if event.token_id is None else [event.token_id]
+        self.tokens = len(self.token_ids)
+        self.rate = (self.tokens - 1) / (now - self.first_time) if self.tokens > 4 else None
+        if event.stats is not None:
+            self.tokens, self.rate = event.stats.new_tokens, event.stats.tokens_per_s or None
+            self.notes += texts.ENDINGS[event.finish_reason]
+
+    def stats_line(self) -> str:
+        return conversation.stats_line(self.settings, self.tokens, self.rate, self.notes)
+
+
 class ChatAnswers:
     """Answers to a conversation that ends in a user turn. Thread-safe."""
 
@@ -136,24 +170,13 @@ class ChatAnswers:
     ) -> Iterator[History]:
         """Yields the messages that follow the user turn, each time with more of the answer."""
         visual, picture = sees(self.catalog, settings), conversation.latest_picture(history)
-        notes = []
-        if visual and picture is None:
-            notes.append(texts.NO_IMAGE)
-        elif picture is not None and not visual:
-            notes.append(texts.PICTURE_NOT_USED)
-        settings = with_seed(settings)
-        request = build_request(history, settings, picture if visual else None, client)
-        notes += texts.muted(request.mute_layers, request.mute_heads) if request.parts else ()
-        engine = self.provider.engine()
+        progress = AnswerProgress(settings := with_seed(settings))
+        progress.note_unused_picture(picture is not None, visual)
+        image = open_picture(picture) if visual and picture else None
+        request = build_request(conversation.to_messages(history), settings, image, client)
+        progress.notes += texts.muted(request.mute_layers, request.mute_heads) if request.parts else ()
+        engine, drawn_time = self.provider.engine(), 0.0
         assert engine is not None
-
-        def line(tokens: int, rate: float | None, *ending: str) -> str:
-            return conversation.stats_line(
-                request.adapter, settings.strength, tokens, rate, [*notes, *ending], request.mix
-            )
-
-        text, first_time, drawn_time = "", 0.0, 0.0
-        ids: list[int] = []
         with closing(engine.submit(request)) as events:
             active.cancel = events.cancel
             if active.stopped:
@@ -162,28 +185,21 @@ class ChatAnswers:
                 if event.position is not None:
                     yield [conversation.note(texts.waiting(event.position), waiting=True)]
                     continue
-                now = time.monotonic()
-                text += event.text
-                ids += [] if event.token_id is None else [event.token_id]
-                tokens = len(ids)
-                first_time = first_time or now
-                rate = (tokens - 1) / (now - first_time) if tokens > 4 else None
+                progress.add(event)
+                text, now = progress.text, time.monotonic()
                 message = conversation.answer(text) if text.strip() else conversation.note(texts.EMPTY_ANSWER)
                 # Limited to its present length, so that the settings reproduce exactly what was written.
-                cut = settings.replace(max_tokens=max(1, tokens))
+                cut = settings.replace(max_tokens=max(1, len(progress.token_ids)))
                 if event.finish_reason == "cancelled" and not text.strip():
                     yield [conversation.note(texts.STOPPED_BEFORE_TEXT)]
                 elif event.stats is not None:
-                    rate = event.stats.tokens_per_s or None
                     used = cut if event.finish_reason in ("cancelled", "time") else settings
-                    record = AnswerRecord(used, tuple(ids), request.image is not None).to_json()
-                    ending = texts.ENDINGS[event.finish_reason]
-                    stats = conversation.stats(line(event.stats.new_tokens, rate, *ending), record=record)
-                    yield [message, stats]
+                    record = AnswerRecord(used, tuple(progress.token_ids), image is not None).to_json()
+                    yield [message, conversation.stats(progress.stats_line(), record=record)]
                 elif text.strip() and now - drawn_time >= REDRAW_SECONDS:
                     drawn_time = now
                     record = conversation.settings_json(cut)
-                    yield [message, conversation.stats(line(tokens, rate), live=True, record=record)]
+                    yield [message, conversation.stats(progress.stats_line(), live=True, record=record)]
 
     def adapter_for(self, example: Example) -> str | None:
         """The adapter that demonstrates an example; None keeps the selected one."""

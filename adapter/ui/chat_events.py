@@ -47,6 +47,17 @@ class _Before(NamedTuple):
     message: dict[str, Any] | None = None
 
 
+def read_message(message: dict[str, Any] | None) -> tuple[str, str | None] | None:
+    """The text and the picture's path in a message box; None, after a toast, if it is empty. Raises BadInput."""
+    message = message or {}
+    text, files = (message.get("text") or "").strip(), message.get("files") or []
+    if not text and not files:
+        gr.Info(texts.NOTHING_TO_SEND, duration=4)
+        return None
+    check_length(text)
+    return text or texts.DEFAULT_QUESTION, files[-1] if files else None
+
+
 class ChatEvents:
     """The event handlers of one page. Thread-safe. `settings`: the side panel's values by their names."""
 
@@ -64,19 +75,15 @@ class ChatEvents:
     def send(
         self, message: dict[str, Any] | None, history: History, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
-        message = message or {"text": "", "files": []}
-        text, files = (message.get("text") or "").strip(), message.get("files") or []
-        if not text and not files:
-            gr.Info(texts.NOTHING_TO_SEND, duration=4)
-            yield _no_change()
-            return
         try:
-            check_length(text)
+            content = read_message(message)
         except BadInput as error:
             toast(error)
+            content = None
+        if content is None:
             yield _no_change()
             return
-        turn = conversation.user_turn(text or texts.DEFAULT_QUESTION, files[-1] if files else None)
+        turn = conversation.user_turn(*content)
         yield from self._turn([*history, *turn], settings, _Before(history, message), request)
 
     def retry(self, history: History, request: gr.Request, **settings: Any) -> Iterator[Updates]:

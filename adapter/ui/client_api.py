@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import PANEL, Settings
 from adapter.server.generation import (
@@ -25,8 +26,8 @@ from adapter.server.generation import (
     public_text,
     wait_for,
 )
-from adapter.ui import conversation
 from adapter.ui.answer_stream import build_request, sees
+from adapter.ui.images import open_picture
 from adapter.ui.status import MODEL
 from adapter.ui.texts import page as texts
 
@@ -121,7 +122,8 @@ def stream_answer(
         settings = Settings.checked(values)
         if not sees(catalog, settings) and picture:
             raise BadInput(texts.image_not_seen(settings.adapter or None))
-        generation = build_request(conversation.user_turn(message), settings, picture, client_of(request))
+        image = None if picture is None else open_picture(picture)
+        generation = build_request((Message("user", message),), settings, image, client_of(request))
         engine, text, drawn_time = provider.engine(), "", 0.0
         assert engine is not None
         with closing(engine.submit(generation)) as events:

@@ -9,34 +9,35 @@ import difflib
 import html
 import logging
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import BASE_ONLY, Settings, slider
 from adapter.server.generation import (
     REDRAW_SECONDS,
     AdapterCatalog,
     EngineProvider,
-    check_length,
     client_of,
     wait_for,
     without_folders,
 )
-from adapter.ui import conversation, theme
+from adapter.ui import theme
 from adapter.ui.answer_stream import (
     ActiveAnswer,
     ActiveAnswers,
+    AnswerProgress,
     build_request,
     merge_answers,
     sees,
     with_seed,
 )
+from adapter.ui.chat_events import read_message
 from adapter.ui.chat_tab import SettingsInputs, TabParts, message_box, sampling_inputs
 from adapter.ui.images import BadPicture, open_picture
 from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker, toast
@@ -53,42 +54,26 @@ Updates = tuple[Any, ...]
 
 
 @dataclass
-class Pane:
-    """The answer of one pane while it is being written."""
+class Pane(AnswerProgress):
+    """The answer of one pane."""
 
-    settings: Settings
-    notes: list[str] = field(default_factory=list)
     message: str = "…"  # by the page, shown as long as there is no text
-    text: str = ""
-    tokens: int = 0
-    rate: float | None = None
-    first_time: float = 0.0  # of the first token
     marked_html: str | None = None  # the text with its differences marked
 
     def add(self, event: GenerationEvent | AdapterError) -> None:
         if isinstance(event, AdapterError):
             self.message = without_folders(str(event))
             self.notes.append(self.message)
-            return
-        if event.position is not None:
+        elif event.position is not None:
             self.message = texts.waiting(event.position)
-            return
-        now = time.monotonic()
-        self.first_time = self.first_time or now
-        self.text += event.text
-        self.tokens += event.token_id is not None
-        self.rate = (self.tokens - 1) / (now - self.first_time) if self.tokens > 4 else None
-        if event.stats is not None:
-            self.tokens, self.rate = event.stats.new_tokens, event.stats.tokens_per_s or None
-            cancelled = event.finish_reason == "cancelled"
-            self.message = texts.STOPPED_BEFORE_TEXT if cancelled else texts.EMPTY_ANSWER
-            self.notes += texts.ENDINGS[event.finish_reason]
+        else:
+            super().add(event)
+            if event.finish_reason:
+                cancelled = event.finish_reason == "cancelled"
+                self.message = texts.STOPPED_BEFORE_TEXT if cancelled else texts.EMPTY_ANSWER
 
     def to_html(self) -> str:
-        name, strength = self.settings.adapter or None, self.settings.strength
-        line = ""
-        if self.tokens:
-            line = conversation.stats_line(name, strength, self.tokens, self.rate, self.notes)
+        line = self.stats_line() if self.tokens else ""
         if not self.text.strip():
             return theme.pane_html(html.escape(self.message), line, muted=True)
         body = html.escape(self.text.strip()) if self.marked_html is None else self.marked_html
@@ -107,12 +92,6 @@ class CompareEvents:
         self, message: dict[str, Any] | None, count: int, request: gr.Request, **values: Any
     ) -> Iterator[Updates]:
         """values: sampling settings by name, and `adapter_0`, `strength_0` and so on of the panes."""
-        message = message or {}
-        text, files = (message.get("text") or "").strip(), message.get("files") or []
-        if not text and not files:
-            gr.Info(texts.NOTHING_TO_SEND, duration=4)
-            yield _updates(gr.skip())
-            return
         with self._active.start(request.session_hash) as active:
             if active is None:
                 gr.Info(texts.STILL_ANSWERING, duration=6)
@@ -121,19 +100,21 @@ class CompareEvents:
             after_failure: list[Pane] | None = None  # what is refused at once leaves the last comparison alone
             idle = theme.SHOW_SUBMIT_BUTTON
             try:
-                check_length(text)
+                content = read_message(message)
+                if content is None:
+                    yield _updates(gr.skip())
+                    return
+                text, picture = content
                 panes = _panes(count, values)
                 answering = gr.update(**theme.SHOW_STOP_BUTTON)  # each time: one of two quick updates can get lost
                 yield _updates(answering)
-                picture = files[-1] if files else None
-                turn = conversation.user_turn(text or texts.DEFAULT_QUESTION)
-                for _ in self._answer(active, panes, turn, picture, client_of(request)):
+                for _ in self._answer(active, panes, text, picture, client_of(request)):
                     after_failure = []
                     yield _updates(answering, panes)
                 yield _updates(gr.update(**idle), panes)
             except BadPicture as error:
                 toast(error)
-                yield _updates(gr.update(value={**message, "files": []}, **idle), after_failure)
+                yield _updates(gr.update(value={**(message or {}), "files": []}, **idle), after_failure)
             except AdapterError as error:
                 toast(error)
                 yield _updates(gr.update(**idle), after_failure)
@@ -150,12 +131,7 @@ class CompareEvents:
         return gr.skip()
 
     def _answer(
-        self,
-        active: ActiveAnswer,
-        panes: list[Pane],
-        turn: conversation.History,
-        picture: str | None,
-        client: Client,
+        self, active: ActiveAnswer, panes: list[Pane], text: str, picture: str | None, client: Client
     ) -> Iterator[None]:
         """Adds the answers to the panes until all have ended; yields whenever there is something new to show."""
         for status in wait_for(self.provider):
@@ -170,7 +146,7 @@ class CompareEvents:
             return
         engine = self.provider.engine()
         assert engine is not None
-        requests = self._requests(panes, turn, picture, client)
+        requests = self._requests(panes, text, picture, client)
         with ExitStack() as stack:
             answers, errors = {}, []
             for index, request in enumerate(requests):
@@ -198,7 +174,7 @@ class CompareEvents:
             _mark_differences(panes)
 
     def _requests(
-        self, panes: list[Pane], turn: conversation.History, picture: str | None, client: Client
+        self, panes: list[Pane], text: str, picture: str | None, client: Client
     ) -> list[GenerationRequest]:
         """One request for each pane, all with the same seed; visual adapters get the picture."""
         image = None if picture is None else open_picture(picture)
@@ -208,10 +184,11 @@ class CompareEvents:
         seed = with_seed(panes[0].settings).seed
         requests = []
         for pane, is_visual in zip(panes, visual, strict=True):
-            if is_visual != (image is not None):
-                pane.notes.append(texts.NO_IMAGE if is_visual else texts.PICTURE_NOT_USED)
-            request = build_request(turn, pane.settings.replace(seed=seed), None, client)
-            requests.append(replace(request, image=image) if is_visual else request)
+            pane.note_unused_picture(image is not None, is_visual)
+            settings = pane.settings.replace(seed=seed)
+            requests.append(
+                build_request((Message("user", text),), settings, image if is_visual else None, client)
+            )
         return requests
 
 

@@ -69,20 +69,11 @@ def divider(text: str) -> Entry:
     return _entry("assistant", _text_block(_page_html(text, "divider")), DIVIDER)
 
 
-def stats_line(
-    adapter: str | None,
-    strength: float,
-    tokens: int,
-    tokens_per_s: float | None,
-    notes: Sequence[str] = (),
-    mix: Sequence[tuple[str, float]] = (),
-) -> str:
-    """`adapter · strength · tokens · tokens/s · notes`; the frozen base has no strength.
-
-    mix: further adapters with their strengths.
-    """
-    parts = [texts.BASE_NAME] if adapter is None else [adapter, texts.strength(strength)]
-    parts += [texts.mixed_in(name, added) for name, added in mix]
+def stats_line(settings: Settings, tokens: int, tokens_per_s: float | None, notes: Sequence[str] = ()) -> str:
+    """`adapter · strength · tokens · tokens/s · notes`; the frozen base has no strength."""
+    parts = [settings.adapter, texts.strength(settings.strength)] if settings.adapter else [texts.BASE_NAME]
+    if settings.mix:
+        parts.append(texts.mixed_in(settings.mix, settings.mix_strength))
     parts.append(texts.tokens(tokens))
     if tokens_per_s is not None:
         parts.append(texts.rate(tokens_per_s))

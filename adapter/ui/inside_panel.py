@@ -19,6 +19,7 @@ import gradio as gr
 from adapter.errors import AdapterError, BadInput
 from adapter.server.generation import EngineProvider, client_of, wait_for, without_folders
 from adapter.ui import conversation, inside_charts
+from adapter.ui.answer_stream import build_request
 from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
 from adapter.ui.images import open_picture, read_upload
 from adapter.ui.status import MODEL, PRIVATE, UNQUEUED
@@ -27,7 +28,7 @@ from adapter.ui.texts import page as page_texts
 
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
-    from adapter.serve.request import Client, GenerationRequest
+    from adapter.serve.request import Client
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ class InsideEvents:
         engine = self.provider.engine()
         if engine is None:
             raise BadInput(self.provider.status().text)
-        request = _request(answered, record, client)
+        image = open_picture(read_upload(answered.picture)) if record.picture and answered.picture else None
+        request = build_request(answered.messages, record.settings, image, client)
         inspection = engine.inspect(request, record.token_ids[:MAX_TOKENS])
         names = [texts.part(name, strength) for name, strength in request.parts]
         return InspectedAnswer(inspection, names, len(record.token_ids)), record
@@ -174,23 +176,6 @@ def _recorded_answer(history: History) -> tuple[RecordedAnswer, AnswerRecord]:
     if record.picture and answered.picture is None:
         raise BadInput(texts.NO_PICTURE)
     return answered, record
-
-
-def _request(answered: RecordedAnswer, record: AnswerRecord, client: Client) -> GenerationRequest:
-    """The request that led to the answer, without its sampling."""
-    from adapter.serve.request import GenerationRequest
-
-    settings = record.settings
-    return GenerationRequest(
-        messages=answered.messages,
-        adapter=settings.adapter or None,
-        image=open_picture(read_upload(answered.picture)) if record.picture and answered.picture else None,
-        strength=settings.strength,
-        mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
-        mute_layers=settings.mute_layers,
-        mute_heads=settings.mute_heads,
-        client=client,
-    )
 
 
 def _message_only(text: str) -> Updates:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter.base.template import Message
+from adapter.serve.settings import Settings
 from adapter.ui import conversation
 from adapter.ui.chatbot import WORD_JOINER, VerbatimChatbot, escape_markup, unescape_markup
 from adapter.ui.conversation import History, UserTurn, answer, note, stats, user_turn
@@ -56,15 +57,24 @@ def test_the_last_turn_holds_its_own_picture_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
+    ("settings", "arguments", "line"),
     [
-        (("pirate", 1.0, 12, 31.44), "pirate · strength 1 · 12 tokens · 31 tokens/s"),
-        (("see", 0.35, 1, None, ["no image"]), "see · strength 0.35 · 1 token · no image"),
-        ((None, 1.0, 2, 8.26), "frozen base · 2 tokens · 8.3 tokens/s"),
+        ({"adapter": "pirate"}, (12, 31.44), "pirate · strength 1 · 12 tokens · 31 tokens/s"),
+        (
+            {"adapter": "see", "strength": 0.35},
+            (1, None, ["no image"]),
+            "see · strength 0.35 · 1 token · no image",
+        ),
+        (
+            {"adapter": "a", "mix": "b", "mix_strength": 0.5},
+            (2, None),
+            "a · strength 1 · with b at 0.5 · 2 tokens",
+        ),
+        ({}, (2, 8.26), "frozen base · 2 tokens · 8.3 tokens/s"),
     ],
 )
-def test_statistics_line(arguments: tuple[Any, ...], line: str) -> None:
-    assert conversation.stats_line(*arguments) == line
+def test_statistics_line(settings: dict[str, Any], arguments: tuple[Any, ...], line: str) -> None:
+    assert conversation.stats_line(Settings(**settings), *arguments) == line
 
 
 @pytest.mark.parametrize(
@@ -88,7 +98,7 @@ def test_messages_by_the_page_are_inert() -> None:
 
 
 def test_stop_keeps_and_marks_what_was_written() -> None:
-    line = conversation.stats_line("a_b", 1.0, 4, 20.0)
+    line = conversation.stats_line(Settings(adapter="a_b"), 4, 20.0)
     stopped = conversation.mark_stopped([*user_turn("hi"), answer("Hello"), stats(line)])
     assert shown(stopped)[:2] == ["hi", "Hello"] and "stopped" in shown(stopped)[2]
     at_once = conversation.mark_stopped([*user_turn("hi"), note("…")])
