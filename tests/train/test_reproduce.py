@@ -298,9 +298,10 @@ def test_the_command_performs_every_run_once(tiny_folder, tmp_path, capsys, monk
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero-0", "full"])
 def test_a_run_on_the_real_base(name, tmp_path):
-    plan = dataclasses.replace(QUICK, steps=2, train=8, val=4, test=8, few=4, text=400, batch_size=2)
-    benchmark = open_benchmark(write_benchmark(tmp_path / "data", plan.counts), tmp_path, plan.counts)
+    plan = dataclasses.replace(QUICK, steps=2, train=8, val=4, test=12, few=4, text=400, batch_size=2)
+    data = write_benchmark(tmp_path / "data", plan.counts | {"test": 32})
+    benchmark = open_benchmark(data, tmp_path, plan.counts)
     run = next(run for run in planned_runs(plan, LAYERS) if run.name == name)
     results = json.loads(runs.perform(run, benchmark, tmp_path, runs.unrelated_text()[: plan.text]).read_text())
-    assert len(results["losses"]) == 2 and len(results["test"]["right"]) == 8
+    assert len(results["losses"]) == 2 and len(results["test"]["right"]) == 12
     assert all(value > 1 for value in results["perplexity"].values())
