@@ -63,7 +63,7 @@ class Settings(BaseModel):
     sliders have the `step`, and where they differ from the range and the default also `page_*`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     adapter: Name = Field(BASE_ONLY, title="Adapter", description="Name of an adapter; none is the frozen base")
     strength: Strength = Field(
@@ -128,8 +128,7 @@ PANEL = ("adapter", "strength", "temperature", "top_p", "max_tokens", "seed", "m
 
 def slider(name: str) -> dict[str, float]:
     """minimum, maximum, value and step of the page's slider for a field."""
-    field = Settings.model_fields[name]
-    extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    field, extra = Settings.model_fields[name], _extra(name)
     limits = {type(limit).__name__: limit for limit in field.metadata}
     return {
         "minimum": extra.get("page_minimum", limits["Ge"].ge if "Ge" in limits else None),
@@ -137,6 +136,11 @@ def slider(name: str) -> dict[str, float]:
         "value": extra.get("page_default", field.default),
         "step": extra["step"],
     }
+
+
+def _extra(name: str) -> dict[str, Any]:
+    extra = Settings.model_fields[name].json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}
 
 
 def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +153,7 @@ def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
             value = getattr(Settings.checked({name: kept[name]}), name)
         except BadInput:
             continue
-        if "step" in (Settings.model_fields[name].json_schema_extra or ()):
+        if "step" in _extra(name):
             limits = slider(name)
             if not limits["minimum"] <= value <= limits["maximum"]:
                 continue

@@ -105,7 +105,7 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
 
 
 def _may_train(asked: bool | None, variable: str, public: bool) -> bool:
-    """Not for strangers unless asked for: training takes the machine for minutes, and an upload is a file of theirs."""
+    """Not for strangers by default: training takes the machine for minutes, and an upload is their file."""
     if asked is not None:
         return asked
     if variable:

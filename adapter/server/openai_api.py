@@ -231,7 +231,9 @@ def _models(engine: ServingEngine, store: AdapterCatalog, since: int, wanted: st
     """The list of models, or the wanted one. Raises ApiError if there is none of that name."""
     base = engine.base.fingerprint.name
     about = {"object": "model", "created": since, "owned_by": "llama-adapter", "root": base}
-    models = [{"id": BASE, **about, "visual": False, "description": f"The frozen base, {base}"}]
+    models: list[dict[str, Any]] = [
+        {"id": BASE, **about, "visual": False, "description": f"The frozen base, {base}"}
+    ]
     for name in store.names():
         try:
             card = store.card(name)
