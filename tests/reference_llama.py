@@ -1,5 +1,6 @@
-"""What the tests of other programs' formats share: a LLaMA with adaption prompts written out in fp64, and ways to
-run ours. Written from the papers' equations (arXiv 2302.13971, 2303.16199), from nobody's code.
+"""A reference LLaMA with adaption prompts in fp64 for the tests of other programs' formats, and ways to run ours.
+
+Written from the papers' equations (arXiv 2302.13971, 2303.16199), not from anybody's code.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ NAMES = {
 }
 
 
-def weights_of(model: AdaptedLlama) -> dict[str, Tensor]:
+def meta_weights(model: AdaptedLlama) -> dict[str, Tensor]:
     """The model's weights under Meta's names, rows as Hugging Face orders them, fp64."""
     state = {name: t.double() for name, t in model.state_dict().items()}
     found = {
@@ -45,7 +46,7 @@ def weights_of(model: AdaptedLlama) -> dict[str, Tensor]:
     return found
 
 
-def as_meta(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_meta_order(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face's order of the rows of wq and wk turned into Meta's: halves of a head become pairs."""
 
     def pairs(weight: Tensor) -> Tensor:  # [H * head_dim, hidden]
@@ -54,13 +55,13 @@ def as_meta(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: pairs(w) if n.endswith(("wq.weight", "wk.weight")) else w for n, w in weights.items()}
 
 
-def turn_pairs(x: Tensor, angles: Tensor) -> Tensor:
+def rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:
     """Meta's rotary embedding: neighbours (x0, x1), (x2, x3) ... are complex numbers. x: [..., T, head_dim]."""
-    turned = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * torch.polar(torch.ones_like(angles), angles)
-    return torch.view_as_real(turned).flatten(-2)
+    rotated = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * torch.polar(torch.ones_like(angles), angles)
+    return torch.view_as_real(rotated).flatten(-2)
 
 
-def turn_halves(x: Tensor, angles: Tensor) -> Tensor:
+def rotate_halves(x: Tensor, angles: Tensor) -> Tensor:
     """Hugging Face's and LitGPT's: x0 goes with x_{d/2}."""
     one, two = x.chunk(2, dim=-1)
     cos, sin = angles.cos(), angles.sin()
@@ -72,9 +73,9 @@ def reference_logits(
     ids: Tensor,
     prompts: Mapping[int, Tensor],
     gates: Mapping[int, Tensor],
-    turn: Callable[[Tensor, Tensor], Tensor],
+    rotate: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Logits [B, T, vocabulary] in fp64. prompts: [K, hidden] and gates: [H], as they multiply, by layer."""
+    """Logits [B, T, vocab_size] in fp64. prompts: [K, hidden_size], gates (activated): [H], both by layer."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.weight"]
@@ -91,8 +92,8 @@ def reference_logits(
     for i in range(LAYERS):
         at = {name: weights[f"layers.{i}.{name}.weight"] for name in NAMES}
         x = norm(hidden, f"layers.{i}.attention_norm")
-        query = turn(by_head(x, at["attention.wq"]), angles)
-        key = turn(by_head(x, at["attention.wk"]), angles)
+        query = rotate(by_head(x, at["attention.wq"]), angles)
+        key = rotate(by_head(x, at["attention.wk"]), angles)
         out = (query @ key.mT / math.sqrt(HEAD_DIM) + future).softmax(-1) @ by_head(x, at["attention.wv"])
         if i in prompts:
             own = prompts[i].double()[None]  # no norm, no rotation
@@ -106,18 +107,18 @@ def reference_logits(
     return norm(hidden, "norm") @ weights["output.weight"].T
 
 
-def steps(model, ids: Tensor, prefill: int = 7, **kwargs) -> Tensor:
-    """Logits of every position, the first `prefill` at once and the others one by one with a cache."""
+def stepwise_logits(model, ids: Tensor, prefill: int = 7, **kwargs) -> Tensor:
+    """Logits of all positions: the first `prefill` in one pass, then one by one with a cache."""
     out = model(input_ids=ids[:, :prefill], use_cache=True, **kwargs)
-    found = [out.logits]
+    logits = [out.logits]
     for i in range(prefill, ids.shape[1]):
         out = model(input_ids=ids[:, i : i + 1], cache=out.cache, use_cache=True, **kwargs)
-        found.append(out.logits)
-    return torch.cat(found, dim=1)
+        logits.append(out.logits)
+    return torch.cat(logits, dim=1)
 
 
 def converted_logits(model: AdaptedLlama, base: Path, source: Path, to: Path, **options) -> Tensor:
-    """Ours, of what `source` is once it is converted into the folder `to` and loaded from there."""
+    """The logits of our model with `source`, converted into the folder `to` and loaded from there."""
     convert(str(source), to, Options(base=str(base), **options))
     adapter = load_adapter(to, base_fingerprint(str(base)))
-    return steps(model, IDS, prompt_kv=adapter(model))
+    return stepwise_logits(model, IDS, prompt_kv=adapter(model))

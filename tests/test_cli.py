@@ -131,42 +131,40 @@ def test_a_taken_port_is_an_error_about_the_port(host):
     assert port_problem(host, port) is None
 
 
-@pytest.mark.slow
-def test_generate_on_the_real_base(capsys):
-    greedy = ["generate", "--temperature", "0", "--max-new-tokens", "12"]
-    question = "What is the capital of France?"
-    assert main([*greedy, question]) == 0
-    captured = capsys.readouterr()
-    assert "Paris" in captured.out and "SmolLM2" in captured.err
-    assert main([*greedy, "--json", "--logprobs", question]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["text"] == captured.out.strip()
-    assert answer["finish_reason"] == "stop"
-    assert len(answer["token_ids"]) == len(answer["logprobs"]) == answer["new_tokens"]
-    assert all(-math.inf < value <= 0 for value in answer["logprobs"])
-    assert main([*greedy, "--json", "--raw", "The capital of France is"]) == 0
-    assert "Paris" in json.loads(capsys.readouterr().out)["text"]
-    assert main([*greedy, "--json", "--prompt-ids", "504,3575,282,4649,314"]) == 0
-    assert json.loads(capsys.readouterr().out)["prompt_tokens"] == 5
+@pytest.fixture
+def ask(base, monkeypatch, capsys):
+    """Runs `generate` greedily on the real base, which is loaded once; returns its JSON object."""
+    monkeypatch.setattr("adapter.__main__.load_base", lambda *_: base)
 
-
-@pytest.mark.slow
-def test_mix_compare_and_stop_on_the_real_base(capsys):
-    greedy = ["generate", "--temperature", "0", "--max-new-tokens", "24", "--json"]
-    question = "What is the capital of France?"
-
-    def ask(*arguments):
-        assert main([*greedy, *arguments, question]) == 0
+    def run(*arguments):
+        assert main(["generate", "--temperature", "0", "--max-new-tokens", "16", "--json", *arguments]) == 0
         return json.loads(capsys.readouterr().out)
 
-    found = ask("--adapter", "pirate", "--compare", "base", "--compare", "extract")
-    assert list(found) == ["pirate", "base", "extract"]
-    assert found["pirate"] == {**found["pirate"], **_timeless(ask("--adapter", "pirate"))}
-    assert found["base"]["text"] == ask()["text"] != found["pirate"]["text"]
-    assert ask("--mix", "pirate=1")["text"] == found["pirate"]["text"]
-    assert ask("--mix", "pirate=0")["text"] == found["base"]["text"]
-    assert ask("--stop", "Paris")["text"] == found["base"]["text"].split("Paris")[0]
+    return run
 
 
-def _timeless(answer):
-    return {name: value for name, value in answer.items() if name in ("text", "token_ids", "finish_reason")}
+QUESTION = "What is the capital of France?"
+
+
+@pytest.mark.slow
+def test_generate_on_the_real_base(ask, capsys):
+    assert main(["generate", "--temperature", "0", "--max-new-tokens", "16", QUESTION]) == 0
+    captured = capsys.readouterr()
+    assert "Paris" in captured.out and "SmolLM2" in captured.err
+    answer = ask("--logprobs", QUESTION)
+    assert answer["text"] == captured.out.strip() and answer["finish_reason"] == "stop"
+    assert len(answer["token_ids"]) == len(answer["logprobs"]) == answer["new_tokens"]
+    assert all(-math.inf < value <= 0 for value in answer["logprobs"])
+    assert "Paris" in ask("--raw", "The capital of France is")["text"]
+    assert ask("--prompt-ids", "504,3575,282,4649,314")["prompt_tokens"] == 5
+
+
+@pytest.mark.slow
+def test_mix_compare_and_stop_on_the_real_base(ask):
+    compared = ask("--adapter", "pirate", "--compare", "base", "--compare", "extract", QUESTION)
+    assert list(compared) == ["pirate", "base", "extract"]
+    pirate, base = compared["pirate"]["token_ids"], compared["base"]["token_ids"]
+    assert ask("--adapter", "pirate", QUESTION)["token_ids"] == pirate != base
+    assert ask("--mix", "pirate=1", QUESTION)["token_ids"] == pirate
+    assert ask("--mix", "pirate=0", QUESTION)["token_ids"] == base
+    assert ask("--stop", "Paris", QUESTION)["text"] == compared["base"]["text"].split("Paris")[0]

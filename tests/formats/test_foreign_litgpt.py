@@ -18,10 +18,10 @@ from tests.reference_llama import (
     IDS,
     LAYERS,
     converted_logits,
+    meta_weights,
     reference_logits,
-    steps,
-    turn_halves,
-    weights_of,
+    rotate_halves,
+    stepwise_logits,
 )
 from tests.tiny_models import random_adapter
 
@@ -47,7 +47,7 @@ def random_litgpt(length=5, layers=3, gate=SHAPES["current"], seed=0):
 def reference(model, tensors):
     by_layer = {int(name.split(".")[2]): t for name, t in tensors.items() if name.endswith("wte.weight")}
     gates = {i: tensors[f"transformer.h.{i}.attn.gating_factor"].flatten() for i in by_layer}
-    return reference_logits(weights_of(model), IDS, by_layer, gates, turn_halves)
+    return reference_logits(meta_weights(model), IDS, by_layer, gates, rotate_halves)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_litgpt_adapter_gives_the_reference_logits(small, tmp_path, length, la
     source = tmp_path / "lit_model.pth.adapter"
     torch.save({"model": tensors} if wrapped else tensors, source)
     expected = reference(model, tensors)
-    assert (expected - steps(model, IDS)).abs().max() > 0.02
+    assert (expected - stepwise_logits(model, IDS)).abs().max() > 0.02
     assert_close(converted_logits(model, folder, source, tmp_path / "ours").double(), expected, **CLOSE)
 
 
@@ -74,7 +74,9 @@ def test_our_adapter_written_as_litgpt_gives_the_same_logits(small, tmp_path, le
     assert f"adapter_prompt_length: {length} and adapter_start_layer: {LAYERS - layers}" in notes[-1]
     tensors = torch.load(tmp_path / "lit" / "lit_model.pth.adapter", weights_only=True)["model"]
     assert {tuple(t.shape) for n, t in tensors.items() if n.endswith("gating_factor")} == {(1, 1, HEADS, 1)}
-    assert_close(steps(model, IDS, prompt_kv=adapter(model)).double(), reference(model, tensors), **CLOSE)
+    assert_close(
+        stepwise_logits(model, IDS, prompt_kv=adapter(model)).double(), reference(model, tensors), **CLOSE
+    )
     convert(str(tmp_path / "lit"), tmp_path / "back", Options(base=str(folder)))
     back = load_adapter(tmp_path / "back")
     assert torch.equal(back.prompts, adapter.prompts) and torch.equal(back.gates, adapter.activated_gates())

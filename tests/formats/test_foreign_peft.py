@@ -16,7 +16,7 @@ from adapter.base.llama import base_fingerprint
 from adapter.errors import LoadError
 from adapter.formats.convert import Options, convert
 from adapter.method.checkpoint import load_adapter, save_adapter
-from tests.reference_llama import IDS, converted_logits, steps
+from tests.reference_llama import IDS, converted_logits, stepwise_logits
 from tests.tiny_models import random_adapter
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -45,8 +45,8 @@ def test_a_peft_adapter_gives_the_logits_of_peft(small, tmp_path, length, layers
     model, folder = small
     theirs = random_peft_model(folder, length, layers)
     theirs.save_pretrained(tmp_path / "peft")
-    expected = steps(theirs, IDS)
-    assert (expected - steps(model, IDS)).abs().max() > 0.02  # the adapter does something
+    expected = stepwise_logits(theirs, IDS)
+    assert (expected - stepwise_logits(model, IDS)).abs().max() > 0.02  # the adapter does something
     assert_close(converted_logits(model, folder, tmp_path / "peft", tmp_path / "ours"), expected, **CLOSE)
 
 
@@ -61,9 +61,9 @@ def test_our_adapter_gives_the_same_logits_in_peft(small, tmp_path, length, laye
     theirs = PeftModel.from_pretrained(
         LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), str(tmp_path / "peft")
     ).eval()
-    expected = steps(model, IDS, prompt_kv=adapter(model))
-    assert (expected - steps(model, IDS)).abs().max() > 0.02
-    assert_close(steps(theirs, IDS), expected, **CLOSE)
+    expected = stepwise_logits(model, IDS, prompt_kv=adapter(model))
+    assert (expected - stepwise_logits(model, IDS)).abs().max() > 0.02
+    assert_close(stepwise_logits(theirs, IDS), expected, **CLOSE)
 
 
 def test_the_round_trip_is_exact(small, tmp_path):

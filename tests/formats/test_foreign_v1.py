@@ -17,12 +17,12 @@ from tests.reference_llama import (
     HIDDEN,
     IDS,
     LAYERS,
-    as_meta,
     converted_logits,
+    meta_weights,
     reference_logits,
-    steps,
-    turn_pairs,
-    weights_of,
+    rotate_pairs,
+    stepwise_logits,
+    to_meta_order,
 )
 from tests.tiny_models import random_adapter
 
@@ -52,7 +52,7 @@ def reference(model, tensors, layers, activation):
     act = torch.tanh if activation == "tanh" else torch.clone
     gates = {i: act(tensors[f"layers.{i}.attention.gate"].double()).flatten() for i in range(first, LAYERS)}
     by_layer = {i: prompts[i - first] for i in range(first, LAYERS)}
-    return reference_logits(as_meta(weights_of(model)), IDS, by_layer, gates, turn_pairs)
+    return reference_logits(to_meta_order(meta_weights(model)), IDS, by_layer, gates, rotate_pairs)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
@@ -62,7 +62,7 @@ def test_a_v1_file_gives_the_reference_logits(small, tmp_path, length, layers, s
     tensors = random_v1(length, layers, scalar)
     torch.save(tensors, tmp_path / "v1.pth")
     expected = reference(model, tensors, layers, activation)
-    assert (expected - steps(model, IDS)).abs().max() > 0.02
+    assert (expected - stepwise_logits(model, IDS)).abs().max() > 0.02
     found = converted_logits(model, folder, tmp_path / "v1.pth", tmp_path / "ours", gate_activation=activation)
     assert_close(found.double(), expected, **CLOSE)
 
@@ -70,10 +70,10 @@ def test_a_v1_file_gives_the_reference_logits(small, tmp_path, length, layers, s
 def test_without_the_row_permutation_the_logits_differ(small):
     """Meta rotates pairs and Hugging Face halves of a head, so the rows of wq and wk are permuted."""
     model, _ = small
-    weights = weights_of(model)
-    ours = steps(model, IDS).double()
-    assert_close(reference_logits(as_meta(weights), IDS, {}, {}, turn_pairs), ours, **CLOSE)
-    assert (reference_logits(weights, IDS, {}, {}, turn_pairs) - ours).abs().max() > 0.01
+    weights = meta_weights(model)
+    ours = stepwise_logits(model, IDS).double()
+    assert_close(reference_logits(to_meta_order(weights), IDS, {}, {}, rotate_pairs), ours, **CLOSE)
+    assert (reference_logits(weights, IDS, {}, {}, rotate_pairs) - ours).abs().max() > 0.01
     # Prompts are not permuted: both conventions share the hidden space.
     tensors = random_v1()
     permuted = {**tensors, "adapter_query.weight": tensors["adapter_query.weight"].view(-1, 2, 16).mT.flatten(1)}
@@ -99,7 +99,7 @@ def test_our_adapter_written_as_v1_gives_the_same_logits(small, tmp_path, activa
     assert sorted(tensors) == sorted(random_v1())
     assert not tensors["layers.0.attention.gate"].any()
     expected = reference(model, tensors, 3, activation)
-    assert_close(steps(model, IDS, prompt_kv=adapter(model)).double(), expected, **CLOSE)
+    assert_close(stepwise_logits(model, IDS, prompt_kv=adapter(model)).double(), expected, **CLOSE)
     convert(str(to), tmp_path / "back", Options(base=str(folder), gate_activation=activation))
     back = load_adapter(tmp_path / "back")
     assert torch.equal(back.prompts, adapter.prompts) and torch.equal(back.gates, adapter.gates)
@@ -111,7 +111,7 @@ def test_a_full_training_checkpoint_is_read(small, tmp_path):
     tensors = random_v1(length=6, layers=2)
     tensors["layers.2.attention.gate"].zero_()  # alone, the gates would mean one layer of 12 prompts
     whole = {
-        "model": {**{n: t.half() for n, t in as_meta(weights_of(model)).items()}, **tensors},
+        "model": {**{n: t.half() for n, t in to_meta_order(meta_weights(model)).items()}, **tensors},
         "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 1e-3}]},
         "epoch": 4,
         "scaler": {"scale": 65536.0},

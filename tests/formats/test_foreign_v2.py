@@ -14,7 +14,7 @@ from adapter.formats.convert import Options, convert
 from adapter.formats.official_v2 import read
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.vision import VisualFeatures
-from tests.reference_llama import HEAD_DIM, HEADS, HIDDEN, IDS, LAYERS, as_meta, turn_pairs, weights_of
+from tests.reference_llama import HEAD_DIM, HEADS, HIDDEN, IDS, LAYERS, meta_weights, rotate_pairs, to_meta_order
 
 K, L, RANK, TOKENS, WIDTH = 3, 3, 2, 12, 16
 LINEARS = ("attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
@@ -119,8 +119,8 @@ def reference(weights, tensors, ids, visual=None):
     hidden = weights["tok_embeddings.weight"][ids]
     for i in range(LAYERS):
         x = norm(hidden, f"layers.{i}.attention_norm")
-        query = turn_pairs(heads(linear(x, i, "attention.wq")), angles)
-        key = turn_pairs(heads(linear(x, i, "attention.wk")), angles)
+        query = rotate_pairs(heads(linear(x, i, "attention.wq")), angles)
+        key = rotate_pairs(heads(linear(x, i, "attention.wk")), angles)
         value = heads(linear(x, i, "attention.wv"))
         out = (query @ key.mT / math.sqrt(HEAD_DIM) + future).softmax(-1) @ value
         if i >= LAYERS - L:
@@ -150,7 +150,7 @@ def converted(multi_head, tensors, tmp_path):
 @pytest.mark.parametrize("images", [False, True], ids=["text", "images"])
 def test_the_converted_adapter_gives_the_reference_logits(multi_head, tmp_path, lora, images):
     model, _ = multi_head
-    weights = as_meta(weights_of(model))
+    weights = to_meta_order(meta_weights(model))
     tensors = random_v2(weights, lora, images)
     adapter = converted(multi_head, tensors, tmp_path)
     visual, features = None, None
@@ -166,7 +166,7 @@ def test_without_the_row_permutation_the_logits_differ(multi_head, tmp_path, mon
     from adapter.formats import official_v2
 
     model, _ = multi_head
-    weights = as_meta(weights_of(model))
+    weights = to_meta_order(meta_weights(model))
     tensors = random_v2(weights, True, False)
     monkeypatch.setattr(official_v2, "meta_to_hf_rotary", lambda values, heads: values)
     kv = converted(multi_head, tensors, tmp_path)(model)
@@ -175,7 +175,7 @@ def test_without_the_row_permutation_the_logits_differ(multi_head, tmp_path, mon
 
 
 def test_the_vision_config_is_that_of_the_release(multi_head, tmp_path):
-    adapter = converted(multi_head, random_v2(as_meta(weights_of(multi_head[0])), False, True), tmp_path)
+    adapter = converted(multi_head, random_v2(to_meta_order(meta_weights(multi_head[0])), False, True), tmp_path)
     vision = adapter.config.vision
     assert (
         vision.channels == "BGR" and vision.projected and vision.blocks == 2 and vision.encoder.endswith("openai")
@@ -187,7 +187,7 @@ def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path, lora):
     model, _ = multi_head
     model.float().save_pretrained(tmp_path / "base")
     tiny_base.tokenizer.save_pretrained(tmp_path / "base")
-    weights = as_meta(weights_of(model.double()))
+    weights = to_meta_order(meta_weights(model.double()))
     tensors = random_v2(weights, lora, images=False)
     config = {"w_bias": True, "w_lora": lora, "lora_rank": 16}
     torch.save({"model": tensors, "config": config}, tmp_path / "v2.pth")
@@ -216,7 +216,7 @@ def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path, lora):
     ],
 )
 def test_a_broken_file_is_refused(multi_head, tmp_path, change, message):
-    tensors = random_v2(as_meta(weights_of(multi_head[0])), False, True)
+    tensors = random_v2(to_meta_order(meta_weights(multi_head[0])), False, True)
     change(tensors)
     with pytest.raises(LoadError) as error:
         converted(multi_head, tensors, tmp_path)
