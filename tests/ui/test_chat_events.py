@@ -20,7 +20,7 @@ from adapter.ui.answer_stream import TEXT_ONLY
 from adapter.ui.chat_events import ChatEvents, Updates
 from adapter.ui.conversation import History, answer, stats, user_turn
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
-from tests.ui.test_conversation import shown
+from tests.ui.test_conversation import displayed
 
 REQUEST = event_request()
 DEFAULTS = {**Settings().model_dump(), "temperature": 0.0, "top_p": 1.0, "max_tokens": 32}
@@ -61,8 +61,8 @@ def last_history(updates: list[Any]) -> History:
 def test_send_streams_and_closes(toasts: list[str]) -> None:
     engine = EchoEngine()
     updates = list(send(events_of(engine), " hello "))
-    line = shown([stats("frozen base · 3 tokens · 20 tokens/s")])[0]
-    assert shown(last_history(updates)) == ["hello", "you said: hello!", line]
+    line = displayed([stats("frozen base · 3 tokens · 20 tokens/s")])[0]
+    assert displayed(last_history(updates)) == ["hello", "you said: hello!", line]
     assert updates[0][1]["value"] == {"text": "", "files": []} and updates[0][1]["stop_btn"] is True
     assert updates[-1][1]["submit_btn"] is True
     assert engine.closed == 1 and not toasts
@@ -75,7 +75,7 @@ def test_send_streams_and_closes(toasts: list[str]) -> None:
 def test_leaving_closes_the_stream() -> None:
     engine = EchoEngine()
     updates = send(events_of(engine), "hello")
-    next(chat for chat, _, _ in updates if "you said: " in shown(chat))
+    next(chat for chat, _, _ in updates if "you said: " in displayed(chat))
     updates.close()
     assert engine.closed == 1
 
@@ -107,11 +107,11 @@ def test_stop_ends_the_answer_with_what_was_written() -> None:
     engine = EchoEngine()
     events = events_of(engine)
     updates = send(events, "hello")
-    next(chat for chat, _, _ in updates if "you said: " in shown(chat))
+    next(chat for chat, _, _ in updates if "you said: " in displayed(chat))
     assert events.stop([], REQUEST) == (gr.skip(), gr.skip())
     rest = list(updates)
-    assert shown(last_history(rest))[:2] == ["hello", "you said: "]
-    assert "stopped" in shown(last_history(rest))[2] and rest[-1][1]["submit_btn"] is True
+    assert displayed(last_history(rest))[:2] == ["hello", "you said: "]
+    assert "stopped" in displayed(last_history(rest))[2] and rest[-1][1]["submit_btn"] is True
     assert engine.closed == 1
     # An answer that the server no longer knows, after a restart: the page is set right.
     lost = [*user_turn("hi"), answer("Hel"), stats("x", live=True)]
@@ -121,10 +121,10 @@ def test_stop_ends_the_answer_with_what_was_written() -> None:
 
 def test_a_waiting_visitor_sees_how_many_are_before(toasts: list[str]) -> None:
     updates = list(send(events_of(EchoEngine(queue_length=3)), "hello"))
-    last_lines = [shown(chat)[-1] for chat, _, _ in updates if isinstance(chat, list)]
+    last_lines = [displayed(chat)[-1] for chat, _, _ in updates if isinstance(chat, list)]
     assert "2 before you" in last_lines[1] and "1 before you" in last_lines[2]
     assert "You are next" in last_lines[3]
-    assert shown(last_history(updates))[1] == "you said: hello!" and not toasts
+    assert displayed(last_history(updates))[1] == "you said: hello!" and not toasts
 
 
 def test_clear_ends_the_answer_and_nothing_comes_back() -> None:
@@ -139,14 +139,14 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str) -> None:
     engine = EchoEngine()
     events = events_of(engine)
     first = last_history(list(send(events, "", files=[picture], adapter="see")))
-    assert shown(first)[:2] == ["<picture>", "What is in this picture?"]
+    assert displayed(first)[:2] == ["<picture>", "What is in this picture?"]
     assert engine.requests[0].image.size == (8, 8)
     second = last_history(list(send(events, "really?", first, adapter="see")))
     assert engine.requests[1].image is not None
     assert [m.role for m in engine.requests[1].messages] == ["user", "assistant", "user"]
     text_only = list(send(events, "and you?", second, adapter="poet"))
     assert engine.requests[2].image is None
-    assert "picture not used" in shown(last_history(text_only))[-1]
+    assert "picture not used" in displayed(last_history(text_only))[-1]
     list(send(events, "what?", files=[picture], adapter="poet", mix="see"))
     assert engine.requests[3].image is not None, "a visual adapter that is mixed in sees too"
 
@@ -155,7 +155,7 @@ def test_a_picture_for_a_text_adapter_leads_to_an_offer(picture: str) -> None:
     engine = EchoEngine()
     events = events_of(engine)
     history = last_history(list(send(events, "what?", files=[picture], adapter="poet")))
-    assert not engine.requests and "reads text only" in shown(history)[-1]
+    assert not engine.requests and "reads text only" in displayed(history)[-1]
     assert [option["value"] for option in history[-1]["options"]] == ["see", TEXT_ONLY]
     settings = {**DEFAULTS, "adapter": "poet"}
 
@@ -165,7 +165,7 @@ def test_a_picture_for_a_text_adapter_leads_to_an_offer(picture: str) -> None:
 
     updates = list(events.choose_option(history, event(value=TEXT_ONLY, index=1), REQUEST, **settings))
     assert engine.requests[1].adapter == "poet" and engine.requests[1].image is None
-    assert "picture not used" in shown(last_history(updates))[-1]
+    assert "picture not used" in displayed(last_history(updates))[-1]
 
 
 def test_an_edit_keeps_the_picture_and_drops_what_followed(picture: str) -> None:
@@ -174,7 +174,7 @@ def test_an_edit_keeps_the_picture_and_drops_what_followed(picture: str) -> None
     history = last_history(list(send(events, "what?", files=[picture], adapter="see")))
     edit = event(index=1, value="who?", previous_value="what?")
     updates = list(events.edit(history, edit, REQUEST, **{**DEFAULTS, "adapter": "see"}))
-    assert shown(last_history(updates))[:3] == ["<picture>", "who?", "you said: who?!"]
+    assert displayed(last_history(updates))[:3] == ["<picture>", "who?", "you said: who?!"]
     assert engine.requests[1].image is not None
 
 
@@ -190,7 +190,7 @@ def test_a_second_adapter_goes_into_the_request() -> None:
     engine = EchoEngine()
     updates = list(send(events_of(engine), "hi", adapter="poet", strength=0.8, mix="see", mix_strength=0.5))
     assert engine.requests[0].parts == (("poet", 0.8), ("see", 0.5))
-    line = shown(last_history(updates))[-1]
+    line = displayed(last_history(updates))[-1]
     assert "poet · strength 0.8 · with see at 0.5 · 3 tokens" in line and "no image" in line
     list(send(events_of(engine), "hi", adapter="poet", mix=None, mix_strength=0.5))
     assert engine.requests[1].mix == ()

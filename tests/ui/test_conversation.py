@@ -19,7 +19,7 @@ from adapter.ui.texts import page as texts
 MARKUP = st.text(st.sampled_from([*"<>&![]()\\/ax1; \n", WORD_JOINER]), max_size=40) | st.text(max_size=40)
 
 
-def shown(history: History) -> list[str]:
+def displayed(history: History) -> list[str]:
     return [block.get("text", "<picture>") for entry in history for block in entry["content"]]
 
 
@@ -92,7 +92,7 @@ def test_statistics_line_names_muted_layers_and_heads(layers: Any, heads: Any, n
 
 
 def test_messages_by_the_page_are_inert() -> None:
-    text = shown([stats("<img src=x>_a_*b*")])[0]
+    text = displayed([stats("<img src=x>_a_*b*")])[0]
     assert text.startswith('<span class="aside stats">') and text.endswith("</span>")
     assert not set("<*_") & set(text[len('<span class="aside stats">') : -len("</span>")])
 
@@ -100,9 +100,9 @@ def test_messages_by_the_page_are_inert() -> None:
 def test_stop_keeps_and_marks_what_was_written() -> None:
     line = conversation.stats_line(Settings(adapter="a_b"), 4, 20.0)
     stopped = conversation.mark_stopped([*user_turn("hi"), answer("Hello"), stats(line)])
-    assert shown(stopped)[:2] == ["hi", "Hello"] and "stopped" in shown(stopped)[2]
+    assert displayed(stopped)[:2] == ["hi", "Hello"] and "stopped" in displayed(stopped)[2]
     at_once = conversation.mark_stopped([*user_turn("hi"), note("…")])
-    assert "first word" in shown(at_once)[1]
+    assert "first word" in displayed(at_once)[1]
     assert conversation.to_messages(at_once) == (Message("user", "hi"),)
     assert conversation.mark_stopped([]) == []
 

@@ -60,16 +60,16 @@ def from_browser(stored: Any, pictures: Any) -> conversation.History:
     return conversation_json.from_browser(json.dumps(stored), json.dumps(pictures))
 
 
-def shown(history: conversation.History) -> list[str]:
+def displayed(history: conversation.History) -> list[str]:
     return [conversation.page_text(e) if conversation.kind(e) else conversation.text_of(e) for e in history]
 
 
-words = st.text(max_size=30)
-messages = st.lists(
+TEXTS = st.text(max_size=30)
+MESSAGES = st.lists(
     st.one_of(
-        st.builds(lambda t: {"role": "user", "text": t}, words),
-        st.builds(lambda t: {"role": "assistant", "text": t}, words),
-        st.builds(lambda t: {"role": "page", "text": t}, words),
+        st.builds(lambda t: {"role": "user", "text": t}, TEXTS),
+        st.builds(lambda t: {"role": "assistant", "text": t}, TEXTS),
+        st.builds(lambda t: {"role": "page", "text": t}, TEXTS),
         st.builds(
             lambda t, n: {
                 "role": "assistant",
@@ -77,7 +77,7 @@ messages = st.lists(
                 "about": "a_b · 1 *token*",
                 "record": json.loads(AnswerRecord(SETTINGS.replace(seed=n), (n,), False).to_json()),
             },
-            words,
+            TEXTS,
             st.integers(0, 2**40),
         ),
         st.builds(
@@ -92,15 +92,17 @@ messages = st.lists(
 
 
 @MANY
-@given(found=messages)
-def test_writing_and_reading_is_the_identity(uploads: Path, found: list[dict[str, Any]]) -> None:
-    read = transcript.read(transcript.write(found, {}))
+@given(messages=MESSAGES)
+def test_writing_and_reading_is_the_identity(uploads: Path, messages: list[dict[str, Any]]) -> None:
+    read = transcript.read(transcript.write(messages, {}))
     history = conversation_json.to_history(read.messages)
     again = json.loads(conversation_json.to_file(history, SETTINGS))["messages"]
-    cleaned = [{**m, "text": m["text"].encode("utf-8", "replace").decode()} if "text" in m else m for m in found]
+    cleaned = [
+        {**m, "text": m["text"].encode("utf-8", "replace").decode()} if "text" in m else m for m in messages
+    ]
     assert [m for m in again if m.get("text") != ""] == [m for m in cleaned if m.get("text") != ""]
-    said = [part for part in read.messages if part.role != "page"]
-    assert conversation.to_messages(history) == transcript.merge_turns((part.role, part.text) for part in said)
+    turns = [(part.role, part.text) for part in read.messages if part.role != "page"]
+    assert conversation.to_messages(history) == transcript.merge_turns(turns)
 
 
 @MANY
@@ -114,7 +116,7 @@ def test_stored_values_of_any_kind_restore_or_are_nothing(
     assert all(entry["role"] in ("user", "assistant") for entry in history)
     assert set(values) <= set(PANEL)
     assert not [path for path in touched if "passwd" in path]
-    json.dumps([history, values], ensure_ascii=False).encode()  # what a browser can be told
+    json.dumps([history, values], ensure_ascii=False).encode()  # what can be sent to a browser
 
 
 @MANY
@@ -181,11 +183,11 @@ def test_dividers_depend_on_the_answers_alone(turns: list[Settings]) -> None:
 def test_the_command_line_has_the_settings(
     prompt: str, temperature: float, strength: float, seed: int, muted: list[int]
 ) -> None:
-    said = SETTINGS.replace(
+    used = SETTINGS.replace(
         strength=strength, temperature=temperature, max_tokens=64, seed=seed, mix="see", mix_strength=strength,
         mute_layers=tuple(muted), mute_heads=(2,),
     )  # fmt: skip
-    line = command_line([*conversation.user_turn(prompt), *answered("a", said)], base(), CATALOG)
+    line = command_line([*conversation.user_turn(prompt), *answered("a", used)], base(), CATALOG)
     arguments = shlex.split(line)
     assert arguments[:3] == ["python", "-m", "adapter"]
     read = _parser().parse_args(arguments[3:])
@@ -241,10 +243,10 @@ def test_an_interrupted_answer_keeps_its_settings() -> None:
         conversation.answer("Hel"),
         conversation.stats("x · 1 token", live=True, record=settings_json(SETTINGS)),
     ]
-    found = conversation_json._to_transcript(middle, lambda path: None)
-    assert found[-1]["about"] == "x · 1 token · cut off" and found[-1]["text"] == "Hel"
-    restored = from_browser({"format": transcript.FORMAT, "version": 1, "messages": found}, {})
-    assert not conversation.is_streaming(restored) and "cut off" in shown(restored)[-1]
+    messages = conversation_json._to_transcript(middle, lambda path: None)
+    assert messages[-1]["about"] == "x · 1 token · cut off" and messages[-1]["text"] == "Hel"
+    restored = from_browser({"format": transcript.FORMAT, "version": 1, "messages": messages}, {})
+    assert not conversation.is_streaming(restored) and "cut off" in displayed(restored)[-1]
     assert parse_record(conversation.record_of(restored[-1])) is None
     assert parse_settings(conversation.record_of(restored[-1])) == SETTINGS
     waiting = [*conversation.user_turn("hi"), conversation.note("…", waiting=True)]
@@ -257,29 +259,29 @@ def test_an_interrupted_answer_keeps_its_settings() -> None:
 def test_the_newest_pictures_that_fit_are_stored(uploads: Path) -> None:
     paths = [images.write_upload(png(9, colour)) for colour in ("red", "green", "blue")]
     history = [entry for path in paths for entry in (*conversation.user_turn("what?", path), *answered("a"))]
-    words, names = conversation_json.to_browser(history, {})
+    stored, names = conversation_json.to_browser(history, {})
     every, dropped = conversation_json.stored_pictures(history)
-    assert list(every) == names and dropped == 0 and "base64" not in json.dumps(words)
-    assert from_browser(words, every) == history
+    assert list(every) == names and dropped == 0 and "base64" not in json.dumps(stored)
+    assert from_browser(stored, every) == history
     for path in paths:
-        Path(path).unlink()  # the daily deletion
-    assert from_browser(words, every) == history and all(Path(path).is_file() for path in paths)
+        Path(path).unlink()  # Gradio deletes files by age
+    assert from_browser(stored, every) == history and all(Path(path).is_file() for path in paths)
     room = len(every[names[2]]) + 60
     newest, dropped = conversation_json.stored_pictures(history, room)
     assert list(newest) == names[2:] and dropped == 2
-    partly = from_browser(words, newest)
-    assert shown(partly).count(texts.PICTURE_NOT_KEPT) == 2 and conversation.latest_picture(partly) == paths[2]
+    partly = from_browser(stored, newest)
+    assert displayed(partly).count(texts.PICTURE_NOT_KEPT) == 2 and conversation.latest_picture(partly) == paths[2]
 
 
 def test_the_newer_end_of_a_long_conversation_is_stored() -> None:
     history = [
         entry for n in range(60) for entry in (*conversation.user_turn(f"{n} " + "x" * 19_000), *answered("a"))
     ]
-    words, _ = conversation_json.to_browser(history, {})
-    assert len(json.dumps(words)) <= conversation_json.MAX_STORED_TEXT + 200
+    stored, _ = conversation_json.to_browser(history, {})
+    assert len(json.dumps(stored)) <= conversation_json.MAX_STORED_TEXT + 200
     assert (
-        words["messages"]
-        == conversation_json._to_transcript(history, lambda path: None)[-len(words["messages"]) :]
+        stored["messages"]
+        == conversation_json._to_transcript(history, lambda path: None)[-len(stored["messages"]) :]
     )
 
 
@@ -301,8 +303,8 @@ def test_no_path_leads_out_of_the_uploads(
     assert (
         json.loads(conversation_json.to_file(history, SETTINGS))["messages"][0]["text"] == texts.PICTURE_NOT_KEPT
     )
-    words = {"format": transcript.FORMAT, "version": 1, "messages": [{"role": "user", "picture": path}]}
-    assert conversation.latest_picture(from_browser(words, {path: path})) is None
+    stored = {"format": transcript.FORMAT, "version": 1, "messages": [{"role": "user", "picture": path}]}
+    assert conversation.latest_picture(from_browser(stored, {path: path})) is None
 
 
 def test_metadata_of_a_picture_is_removed() -> None:
@@ -313,14 +315,14 @@ def test_metadata_of_a_picture_is_removed() -> None:
     image.save(written, "JPEG", exif=exif)
     small = images.shrink(written.getvalue())
     assert b"garden" in written.getvalue() and b"garden" not in small
-    with Image.open(io.BytesIO(small)) as found:
-        assert found.size == (40, 50)  # upright
+    with Image.open(io.BytesIO(small)) as image:
+        assert image.size == (40, 50)  # upright
 
 
 def test_a_link_holds_texts_without_pictures_and_tokens(uploads: Path) -> None:
     history = [*conversation.user_turn("what?", images.write_upload(png())), *answered("a cat")]
     opened = conversation_json.from_link(conversation_json.to_link(history))
-    assert shown(opened) == [texts.PICTURE_NOT_KEPT, "what?", "a cat", "a line · 2 tokens"]
+    assert displayed(opened) == [texts.PICTURE_NOT_KEPT, "what?", "a cat", "a line · 2 tokens"]
     assert (
         parse_settings(conversation.record_of(opened[-1])) == SETTINGS
         and parse_record(conversation.record_of(opened[-1])) is None

@@ -82,7 +82,7 @@ def picture(tmp_path: Path) -> str:
     return str(path)
 
 
-CHOSEN = Settings(adapter="one", temperature=0.0, top_p=1.0, max_tokens=9, seed=3)
+SETTINGS = Settings(adapter="one", temperature=0.0, top_p=1.0, max_tokens=9, seed=3)
 
 
 def answered(record: str, picture: str | None = None) -> History:
@@ -94,35 +94,35 @@ def answered(record: str, picture: str | None = None) -> History:
 
 
 def recorded(engine: RecordingEngine, picture: str | None = None, tokens: int = 10, **changes: Any) -> History:
-    """A conversation whose answer the engine gave, with how it came about."""
-    chosen = CHOSEN.replace(max_tokens=tokens, **changes)
+    """A conversation with an answer of the engine and its record."""
+    used = SETTINGS.replace(max_tokens=tokens, **changes)
     request = GenerationRequest(
         (Message("user", QUESTION),),
-        chosen.adapter or None,
+        used.adapter or None,
         None if picture is None else inside_panel.open_picture(picture),
-        chosen.strength,
+        used.strength,
         SamplingParams(0, max_new_tokens=tokens),
-        mix=((chosen.mix, chosen.mix_strength),) if chosen.mix else (),
-        mute_layers=tuple(chosen.mute_layers),
-        mute_heads=tuple(chosen.mute_heads),
+        mix=((used.mix, used.mix_strength),) if used.mix else (),
+        mute_layers=tuple(used.mute_layers),
+        mute_heads=tuple(used.mute_heads),
     )
     ids = [event.token_id for event in engine.engine.submit(request) if event.token_id is not None]
-    return answered(AnswerRecord(chosen, tuple(ids), picture is not None).to_json(), picture)
+    return answered(AnswerRecord(used, tuple(ids), picture is not None).to_json(), picture)
 
 
-def shown(panel: InsideEvents, history: History, colour: str = "drawn") -> tuple[Any, ...]:
-    """What the page has in the end: what it says, gates, answer, colours, token."""
+def last_updates(panel: InsideEvents, history: History, colour: str = "drawn") -> tuple[Any, ...]:
+    """The last updates of message, gates, answer, colours and token."""
     return list(panel.show(history, colour, REQUEST))[-1]
 
 
-def hint(panel: InsideEvents, history: History) -> str:
-    message, *rest = shown(panel, history)
+def reason_shown(panel: InsideEvents, history: History) -> str:
+    message, *rest = last_updates(panel, history)
     assert rest[0] == rest[1] == rest[3] == ""
     return html.unescape(re.sub(r"<[^>]+>", "", message))
 
 
 def cells(markup: str) -> list[list[list[str]]]:
-    """The texts of every map's cells, row by row."""
+    """The texts of the cells of each table, row by row."""
     maps = re.findall(r"<tbody>(.*?)</tbody>", markup, re.DOTALL)
     return [[re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("</tr>")[:-1]] for table in maps]
 
@@ -136,7 +136,7 @@ def number(text: str) -> float:
 
 
 class Tags(HTMLParser):
-    """The tags of a markup and the attributes that they have, as a browser reads them."""
+    """The tags and attributes in a markup, as a browser parses them."""
 
     def __init__(self, markup: str) -> None:
         super().__init__()
@@ -158,58 +158,60 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture, mute) ->
         InsideEvents(ReadyProvider(engine)),
         recorded(engine, picture, adapter="see", mix="two", strength=0.8, **mute),
     )
-    message, gates, answer, colours, _ = shown(panel, history, "grounding")
-    (found,), (request,) = engine.inspections, engine.requests
+    message, gates, answer, colours, _ = last_updates(panel, history, "grounding")
+    (inspection,), (request,) = engine.inspections, engine.requests
     assert message == "" and colours["value"] == "grounding" and colours["visible"]
     assert request.mute_layers == tuple(mute.get("mute_layers", ()))
     assert request.mute_heads == tuple(mute.get("mute_heads", ()))
     assert request.image is not None and request.parts == (("see", 0.8), ("two", 1.0))
     maps = cells(gates)
     assert [len(rows) for rows in maps] == [3, 2]
-    for rows, part in zip(maps, found.parts, strict=True):
+    for rows, part in zip(maps, inspection.parts, strict=True):
         assert [[number(text) for text in row] for row in rows] == [
             [round(v, 2) for v in row] for row in part.gates.tolist()
         ]
     assert re.findall(r'data-mute="layer" data-n="(\d+)"', gates) == ["1", "2", "3", "2", "3"]
     assert f'data-muted="{"2|0,3" if mute else "|"}"' in gates
     titles = re.findall(r'title="(.*?)"', answer)
-    assert titles == [inside_charts.token_numbers(found, i) for i in range(len(found.tokens))]
+    assert titles == [inside_charts.token_numbers(inspection, i) for i in range(len(inspection.tokens))]
     first = re.fullmatch(r"drawn (.*) % · influence (.*) · grounding (.*) · log p (.*)", titles[0])
     drawn, *nats = map(number, first.groups())
-    assert drawn == round(float(found.prompt_share[0]) * 100, 1)
-    assert nats == [round(float(v[0]), 2) for v in (found.influence, found.grounding, found.logprobs)]
+    assert drawn == round(float(inspection.prompt_share[0]) * 100, 1)
+    assert nats == [
+        round(float(v[0]), 2) for v in (inspection.influence, inspection.grounding, inspection.logprobs)
+    ]
     key = re.search(r'data-key="(.*?)"', answer)[1]
     token = panel.show_token(history, clicked(4, key), REQUEST)
-    assert len(engine.requests) == 1, "a click costs no pass"
+    assert len(engine.requests) == 1, "a click costs no forward pass"
     assert titles[4] in token
-    for rows, part in zip(cells(token), found.parts, strict=True):
+    for rows, part in zip(cells(token), inspection.parts, strict=True):
         assert [[int(text) for text in row] for row in rows] == [
             [round(v * 100) for v in row] for row in part.prompt_weights[4].tolist()
         ]
 
 
 def test_shades_are_proportional_to_the_numbers(engine) -> None:
-    _, gates, answer, colours, _ = shown(InsideEvents(ReadyProvider(engine)), recorded(engine), "grounding")
-    (found,) = engine.inspections
+    _, gates, answer, colours, _ = last_updates(InsideEvents(ReadyProvider(engine)), recorded(engine), "grounding")
+    (inspection,) = engine.inspections
     assert [value for _, value in colours["choices"]] == ["drawn", "influence"] and colours["value"] == "drawn"
     shades = [float(v) for v in re.findall(r"--v:([-\d.]+)", gates)]
-    most = found.parts[0].gates.abs().max()
-    assert shades == [round(float(v / most), 2) for v in found.parts[0].gates.flatten()]
+    largest = inspection.parts[0].gates.abs().max()
+    assert shades == [round(float(v / largest), 2) for v in inspection.parts[0].gates.flatten()]
     influence = [float(v) for v in re.findall(r"--i:([-\d.]+)", answer)]
-    assert influence == [round(float(v / found.influence.abs().max()), 2) for v in found.influence]
+    assert influence == [round(float(v / inspection.influence.abs().max()), 2) for v in inspection.influence]
     drawn = [float(v) for v in re.findall(r"--d:([-\d.]+)", answer)]
-    assert min(drawn) == 0 and max(drawn) == 1 and drawn.index(1) == int(found.prompt_share.argmax())
+    assert min(drawn) == 0 and max(drawn) == 1 and drawn.index(1) == int(inspection.prompt_share.argmax())
     below = re.findall(r'data-i="(\d+)" class="ni"', answer)
-    assert [int(i) for i in below] == (found.influence < 0).nonzero().flatten().tolist()
+    assert [int(i) for i in below] == (inspection.influence < 0).nonzero().flatten().tolist()
     assert "--g" not in answer and "grounding" not in answer
 
 
 def test_a_click_on_what_is_no_longer_cached_inspects_again(engine) -> None:
     panel, history = InsideEvents(ReadyProvider(engine)), recorded(engine)
-    *_, answer, _, _ = shown(panel, history)
+    *_, answer, _, _ = last_updates(panel, history)
     key = re.search(r'data-key="(.*?)"', answer)[1]
-    kept = panel.show_token(history, clicked(2, key), REQUEST)
-    assert InsideEvents(ReadyProvider(engine)).show_token(history, clicked(2, key), REQUEST) == kept
+    cached = panel.show_token(history, clicked(2, key), REQUEST)
+    assert InsideEvents(ReadyProvider(engine)).show_token(history, clicked(2, key), REQUEST) == cached
     assert len(engine.requests) == 2
     for index, wrong in ((-1, key), (99, key), ("0", key), (None, None), (True, key)):
         assert panel.show_token(history, clicked(index, wrong), REQUEST)["__type__"] == "update"
@@ -221,13 +223,13 @@ def test_a_click_on_what_is_no_longer_cached_inspects_again(engine) -> None:
 def test_the_cache_is_bounded(engine) -> None:
     panel, history = InsideEvents(ReadyProvider(engine)), recorded(engine, tokens=2)
     for _ in range(inside_panel.CACHE_SIZE + 3):
-        shown(panel, history)
+        last_updates(panel, history)
     assert len(panel._cache) == inside_panel.CACHE_SIZE
 
 
 def test_the_text_of_a_model_is_inert(engine) -> None:
     history = recorded(engine)
-    shown(InsideEvents(ReadyProvider(engine)), history)
+    last_updates(InsideEvents(ReadyProvider(engine)), history)
     bad = (
         '<img src=x onerror="alert(1)">',
         "a\nb",
@@ -240,26 +242,26 @@ def test_the_text_of_a_model_is_inert(engine) -> None:
         "",
         "",
     )
-    found = replace(engine.inspections[0], tokens=bad)
+    inspection = replace(engine.inspections[0], tokens=bad)
     for markup in (
-        inside_charts.answer_html(found, "key", len(bad)),
-        *[inside_charts.token_html(found, i, ["<b>"]) for i in range(len(bad))],
-        inside_charts.gates_html(found, ['<i "x">'], ((), ())),
+        inside_charts.answer_html(inspection, "key", len(bad)),
+        *[inside_charts.token_html(inspection, i, ["<b>"]) for i in range(len(bad))],
+        inside_charts.gates_html(inspection, ['<i "x">'], ((), ())),
         inside_charts.message_html("<script>"),
     ):
         tags = Tags(markup)
         inner = {"span", "i", "b", "em", "br", "figure", "figcaption", "output"}
         assert tags.names <= {"p", "div", "button", "table", "thead", "tbody", "tr", "th", "td", *inner}
-        told = {"type", "class", "style", "title", "scope", "role", "aria-label", "aria-live"}
-        assert all(name in told or name.startswith("data-") for name in tags.attributes)
-    assert inside_charts.answer_html(found, "key", len(bad)).count("<br>") == 1
-    assert f"<em>{texts.END_TOKEN}</em>" in inside_charts.answer_html(found, "key", len(bad))
-    assert f"<em>{texts.END_TOKEN}</em>" not in inside_charts.answer_html(found, "key", len(bad) + 1)
+        allowed = {"type", "class", "style", "title", "scope", "role", "aria-label", "aria-live"}
+        assert all(name in allowed or name.startswith("data-") for name in tags.attributes)
+    assert inside_charts.answer_html(inspection, "key", len(bad)).count("<br>") == 1
+    assert f"<em>{texts.END_TOKEN}</em>" in inside_charts.answer_html(inspection, "key", len(bad))
+    assert f"<em>{texts.END_TOKEN}</em>" not in inside_charts.answer_html(inspection, "key", len(bad) + 1)
 
 
 def test_a_long_answer_is_small_html_and_a_very_long_one_is_cut(engine) -> None:
     history = recorded(engine)
-    shown(InsideEvents(ReadyProvider(engine)), history)
+    last_updates(InsideEvents(ReadyProvider(engine)), history)
     one = engine.inspections[0]
     times = 26
     wide = {name: torch.cat([getattr(one, name)] * times) for name in ("shares", "logprobs", "base_logprobs")}
@@ -269,12 +271,12 @@ def test_a_long_answer_is_small_html_and_a_very_long_one_is_cut(engine) -> None:
     assert markup.count("data-i=") == 260 and len(markup) < 60_000
     assert texts.only_first(260, 1000) in markup
     token_ids = (5,) * 600
-    history = answered(AnswerRecord(CHOSEN, token_ids, False).to_json())
+    history = answered(AnswerRecord(SETTINGS, token_ids, False).to_json())
     short = InsideEvents(SimpleNamespace(engine=lambda: engine, status=None))
-    assert "reads 128" in hint(short, history)  # the tiny base's context
+    assert "reads 128" in reason_shown(short, history)  # the tiny base's context
     seen: list[int] = []
     engine.inspect = lambda request, ids: seen.append(len(ids)) or engine.inspections[0]
-    assert texts.only_first(len(one.tokens), 600) in shown(short, history)[2]
+    assert texts.only_first(len(one.tokens), 600) in last_updates(short, history)[2]
     assert seen == [inside_panel.MAX_TOKENS]
 
 
@@ -309,13 +311,13 @@ def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
         (answered(json.dumps({**record, "token_ids": []})), "no answer"),
         (answered(json.dumps({**record, "picture": True}), picture), "text only"),
     ]
-    for history, words in cases:
-        assert words in hint(panel, history), words
+    for history, sentence in cases:
+        assert sentence in reason_shown(panel, history), sentence
     Path(picture).unlink()
-    assert hint(panel, seen) and str(tmp_path) not in hint(panel, seen)
+    assert reason_shown(panel, seen) and str(tmp_path) not in reason_shown(panel, seen)
     outside = tmp_path.parent / "secret.png"
     outside.write_bytes(b"not for you")
-    assert "secret" not in hint(panel, answered(seen[-1]["metadata"]["log"], str(outside)))
+    assert "secret" not in reason_shown(panel, answered(seen[-1]["metadata"]["log"], str(outside)))
 
 
 JSON = st.recursive(
@@ -333,11 +335,11 @@ FIELDS = [*Settings.model_fields, "token_ids", "picture"]
     drop=st.sets(st.sampled_from(FIELDS), max_size=1),
 )
 def test_any_record_is_shown_or_refused_with_a_sentence(engine, text, changes, drop) -> None:
-    whole = {**CHOSEN.model_dump(), "token_ids": [5, 6], "picture": False}
+    whole = {**SETTINGS.model_dump(), "token_ids": [5, 6], "picture": False}
     forged = {name: value for name, value in {**whole, **changes}.items() if name not in drop}
     panel = InsideEvents(ReadyProvider(engine))
     for record in (text, json.dumps(forged)):
-        message, gates, *_ = shown(panel, answered(record))
+        message, gates, *_ = last_updates(panel, answered(record))
         assert bool(message) != bool(gates)
         assert page_texts.FAILED not in message
         panel.show_token(answered(record), clicked(0), REQUEST)
@@ -349,7 +351,7 @@ def test_an_unexpected_error_is_a_sentence_without_its_reason(engine) -> None:
 
     history = recorded(engine)
     engine.inspect = broken
-    assert hint(InsideEvents(ReadyProvider(engine)), history) == page_texts.FAILED
+    assert reason_shown(InsideEvents(ReadyProvider(engine)), history) == page_texts.FAILED
     assert page_texts.FAILED in InsideEvents(ReadyProvider(engine)).show_token(history, clicked(0), REQUEST)
 
 
@@ -359,7 +361,7 @@ def test_the_status_of_loading_is_shown_to_whoever_opens_the_panel_early(engine)
     message = [update[0] for update in InsideEvents(provider).show(history, "drawn", REQUEST)]
     assert "Loading it" in message[0] and texts.INSPECTING in message[-2] and message[-1] == ""
     failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
-    assert "No memory" in hint(InsideEvents(failed), history)
+    assert "No memory" in reason_shown(InsideEvents(failed), history)
 
 
 # The closed panel.
