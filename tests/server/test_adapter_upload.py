@@ -76,7 +76,7 @@ def refused(
 
 
 @pytest.mark.parametrize("below", ["", "poet/", "a/b/poet/"])
-def test_a_zip_is_the_adapter_again(folder, store, tiny_fingerprint, tmp_path, below):
+def test_an_uploaded_zip_has_the_same_files(folder, store, tiny_fingerprint, tmp_path, below):
     archive = zipped(folder, tmp_path / "poet.zip", below)
     assert add_adapter([archive], "", store, tiny_fingerprint) == UploadedAdapter("poet", new=True)
     there = store.folder("poet")
@@ -88,21 +88,21 @@ def test_a_zip_is_the_adapter_again(folder, store, tiny_fingerprint, tmp_path, b
     assert not list(store.incoming.glob(".*"))
 
 
-def test_loose_files_need_a_name_and_nothing_else(folder, store, tiny_fingerprint):
+def test_loose_files_need_a_name(folder, store, tiny_fingerprint):
     files = [folder / CONFIG, folder / WEIGHTS]
     assert "name" in refused(files, store, tiny_fingerprint, name="")
     assert add_adapter(files, "guest", store, tiny_fingerprint) == UploadedAdapter("guest", new=True)
     assert sorted(path.name for path in store.folder("guest").iterdir()) == [WEIGHTS, CONFIG]
 
 
-def test_of_a_whole_run_only_the_adapter_is_taken(folder, store, tiny_fingerprint, tmp_path):
+def test_only_the_adapter_is_taken_from_a_run_folder(folder, store, tiny_fingerprint, tmp_path):
     for name in ("state.pt", "log.txt", "run.json", ".hidden", "__MACOSX"):
         (folder / name).write_bytes(b"\0" * 100)
     add_adapter([zipped(folder, tmp_path / "run 1.zip")], "", store, tiny_fingerprint)
     assert sorted(path.name for path in store.folder("run-1").iterdir()) == [CARD, WEIGHTS, CONFIG]
 
 
-def test_the_same_again_is_that_one_and_another_of_the_name_is_refused(folder, store, tiny_fingerprint, tmp_path):
+def test_same_upload_is_recognised_and_a_taken_name_refused(folder, store, tiny_fingerprint, tmp_path):
     archive = zipped(folder, tmp_path / "poet.zip")
     add_adapter([archive], "", store, tiny_fingerprint)
     assert add_adapter([archive], "Poet", store, tiny_fingerprint) == UploadedAdapter("poet", new=False)
@@ -116,7 +116,7 @@ def test_the_same_again_is_that_one_and_another_of_the_name_is_refused(folder, s
     assert "busy" in refused([archive], store, tiny_fingerprint, "busy", BadInput)
 
 
-def test_one_of_many_at_once_gets_the_name(store, tiny_fingerprint, tmp_path):
+def test_one_of_concurrent_uploads_gets_the_name(store, tiny_fingerprint, tmp_path):
     archives = []
     for seed in range(8):
         save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / f"a{seed}")
@@ -136,7 +136,7 @@ def test_one_of_many_at_once_gets_the_name(store, tiny_fingerprint, tmp_path):
     load_adapter(store.folder("poet"), tiny_fingerprint)
 
 
-def test_pefts_prompts_are_converted(store, tiny_fingerprint, tmp_path):
+def test_peft_adaption_prompts_are_converted(store, tiny_fingerprint, tmp_path):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     adapter = random_adapter(tiny_fingerprint, gate_activation="identity")
@@ -159,11 +159,11 @@ def test_pefts_prompts_are_converted(store, tiny_fingerprint, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", ".hidden", "-x", "con", "base", "x" * 41, "a\nb", "é"])
-def test_names_that_are_no_folder_everywhere_are_refused(folder, store, tiny_fingerprint, name):
+def test_invalid_names_are_refused(folder, store, tiny_fingerprint, name):
     refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, name, BadInput)
 
 
-def test_another_base_is_refused_with_both_names(folder, store, tiny_fingerprint, tmp_path):
+def test_another_base_is_refused(folder, store, tiny_fingerprint, tmp_path):
     other = replace(tiny_fingerprint, name="huge", hidden_size=64)
     said = refused([zipped(folder, tmp_path / "p.zip")], store, other, kind=LoadError)
     assert "tiny" in said and "huge" in said and "32 instead of 64" in said
@@ -184,7 +184,7 @@ def test_pickles_are_not_opened(store, tiny_fingerprint, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_numbers_that_are_not_finite_and_encoders_that_are_not_here(folder, store, tiny_fingerprint, tmp_path):
+def test_non_finite_weights_and_unknown_encoders_are_refused(folder, store, tiny_fingerprint, tmp_path):
     tensors = load_file(folder / WEIGHTS)
     tensors["gates"][0, 0] = float("nan")
     save_file(tensors, folder / WEIGHTS)
@@ -207,7 +207,7 @@ def sized(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**config, "tuning": {"intermediate_size": size, "lora_rank": size}}
 
 
-def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(folder, store, tiny_fingerprint):
+def test_huge_sizes_are_refused_before_allocation(folder, store, tiny_fingerprint):
     for config in sized(json.loads((folder / CONFIG).read_text())):
         (folder / CONFIG).write_text(json.dumps(config))
         refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint)
@@ -222,13 +222,13 @@ def test_broken_configurations_are_refused(folder, store, tiny_fingerprint, text
 
 
 @pytest.mark.parametrize("changed", [{"name": "tiny\x1b[2J"}, {"tiny\u202e": 1}])
-def test_what_could_steer_a_terminal_is_not_repeated(folder, store, tiny_fingerprint, changed):
+def test_control_characters_are_not_repeated(folder, store, tiny_fingerprint, changed):
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**config, "base": {**config["base"], **changed}}))
     assert refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint).isprintable()
 
 
-def test_half_characters_break_no_page(folder, store, tiny_fingerprint):
+def test_lone_surrogates_are_refused(folder, store, tiny_fingerprint):
     config = {**json.loads((folder / CONFIG).read_text()), "description": "\ud800"}
     (folder / CONFIG).write_text(json.dumps(config))
     refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=LoadError)
@@ -264,7 +264,7 @@ def entry(name: str, mode: int = 0) -> zipfile.ZipInfo:
         ("poet/CONFIG.json", 0, b"{}"),  # one name on some systems
     ],
 )
-def test_zips_that_reach_out_are_refused(folder, store, tiny_fingerprint, tmp_path, name, mode, data):
+def test_zips_with_outside_paths_or_links_are_refused(folder, store, tiny_fingerprint, tmp_path, name, mode, data):
     archive = zipped(folder, tmp_path / "p.zip", "poet/")
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr(entry(name, mode), data)
@@ -272,7 +272,7 @@ def test_zips_that_reach_out_are_refused(folder, store, tiny_fingerprint, tmp_pa
     assert not list(tmp_path.rglob("evil*")) and not Path("/etc/evil.json").exists()
 
 
-def test_a_bomb_and_a_thousand_files_are_refused(folder, store, tiny_fingerprint, tmp_path, monkeypatch):
+def test_zip_bombs_and_too_many_files_are_refused(folder, store, tiny_fingerprint, tmp_path, monkeypatch):
     archive = zipped(folder, tmp_path / "p.zip")
     with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("bomb.json", b"\0" * 50_000_000)
@@ -286,7 +286,7 @@ def test_a_bomb_and_a_thousand_files_are_refused(folder, store, tiny_fingerprint
     assert "MB" in refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=BadInput)
 
 
-def test_a_full_disk_is_a_sentence(folder, store, tiny_fingerprint, monkeypatch):
+def test_full_disk_is_reported(folder, store, tiny_fingerprint, monkeypatch):
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", str(store.incoming))
 
@@ -319,14 +319,14 @@ def stated(dtype: str, shape: list[int], offsets: list[int]) -> dict[str, Any]:
         ),
     )
 )  # fmt: skip
-def test_any_bytes_as_weights(folder, store, tiny_fingerprint, data):
+def test_fuzz_weights(folder, store, tiny_fingerprint, data):
     (folder / WEIGHTS).write_bytes(data)
     refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint)
 
 
 @FUZZ
 @given(st.data())
-def test_any_change_of_a_good_one(folder, store, tiny_fingerprint, data):
+def test_fuzz_zip(folder, store, tiny_fingerprint, data):
     """A few bytes changed anywhere in the zip: the adapter that comes in, if one does, is finite and whole."""
     archive = folder.parent / "p.zip"
     whole = bytearray(zipped(folder, archive).read_bytes())
@@ -352,7 +352,7 @@ json_values = st.recursive(
 
 @FUZZ
 @given(st.data())
-def test_any_value_in_any_field(folder, store, tiny_fingerprint, data):
+def test_fuzz_config(folder, store, tiny_fingerprint, data):
     config = json.loads((folder / CONFIG).read_text())
     place = data.draw(st.sampled_from([config, config["base"]]))
     place[data.draw(st.sampled_from(sorted(place)) | st.text(max_size=5))] = data.draw(json_values)
@@ -368,7 +368,7 @@ def test_any_value_in_any_field(folder, store, tiny_fingerprint, data):
         shutil.rmtree(store.folder(name))
 
 
-def test_where_bringing_is_off_there_is_nothing_to_call() -> None:
+def test_without_training_there_is_no_upload_endpoint() -> None:
     def called(training: bool) -> list[str]:
         page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog(), training=training)
         return [str(fn.api_name) for fn in page.fns.values()]
@@ -381,7 +381,7 @@ def test_where_bringing_is_off_there_is_nothing_to_call() -> None:
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_a_brought_adapter_is_chosen_and_answers(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_an_uploaded_adapter_is_selected_and_answers(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     visitor = visit()
     visitor.pick("pirate")
     theirs = visitor.ask("Why is the sky blue?")

@@ -29,7 +29,7 @@ def ask(url: str, question: dict[str, Any]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("people", [4, 16])
-def test_nobody_gets_anothers_answer_and_none_is_lost(url: str, people: int) -> None:
+def test_concurrent_answers_equal_answers_alone(url: str, people: int) -> None:
     alone = [ask(url, question) for question in ASKED]
     assert len(set(alone)) == len(ASKED)
     asked = [(i + turn) % len(ASKED) for turn in range(2) for i in range(people)]

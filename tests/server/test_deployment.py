@@ -51,7 +51,7 @@ ASKED = {"temperature": 0, "max_tokens": 12}
 # The front matter, and the command line.
 
 
-def test_front_matter_is_what_spaces_reads() -> None:
+def test_readme_front_matter_is_valid_for_spaces() -> None:
     front = yaml.safe_load((ROOT / "README.md").read_text().split("---")[1])
     needs = {r.name: r for r in map(Requirement, requirements())}
     assert front["sdk"] == "gradio" and needs["gradio"].specifier.contains(front["sdk_version"])
@@ -73,7 +73,7 @@ def place(*argv: str, **environment: str) -> Place:
     return find_place(parse(list(argv)), environment)
 
 
-def test_a_space_gets_its_address() -> None:
+def test_host_and_port_on_a_space() -> None:
     here = place()
     assert (here.host, here.port, here.space, here.public) == ("127.0.0.1", None, False, False)
     there = place("--share", SPACE_ID="me/page")
@@ -98,9 +98,7 @@ def test_a_space_gets_its_address() -> None:
         (["--no-train"], {"SPACE_ID": "me/page", "LLAMA_ADAPTER_TRAIN": "1"}, False),
     ],
 )
-def test_training_is_for_those_at_this_machine(
-    argv: list[str], environment: dict[str, str], training: bool
-) -> None:
+def test_training_is_local_by_default(argv: list[str], environment: dict[str, str], training: bool) -> None:
     assert place(*argv, **environment).training is training
 
 
@@ -141,7 +139,7 @@ def ids(engine: Any, request: GenerationRequest) -> list[int]:
     return [event.token_id for event in engine.submit(request) if event.token_id is not None]
 
 
-def test_it_answers_and_inspects_as_the_engine(tiny_base: Any, shelf: AdapterStore) -> None:
+def test_zero_gpu_engine_equals_engine(tiny_base: Any, shelf: AdapterStore) -> None:
     engine, there = Engine(tiny_base, shelf), ZeroGpuEngine(tiny_base, shelf, undecorated, gr.Error)
     try:
         for request in [asked(), asked(adapter="one"), asked(adapter="two", strength=0.5, mix=(("one", 1.5),))]:
@@ -159,7 +157,7 @@ def test_it_answers_and_inspects_as_the_engine(tiny_base: Any, shelf: AdapterSto
         there.close()
 
 
-def test_what_cannot_be_answered_is_known_before_there_is_a_worker(tiny_base: Any, shelf: AdapterStore) -> None:
+def test_invalid_requests_start_no_worker(tiny_base: Any, shelf: AdapterStore) -> None:
     engine = Engine(tiny_base, shelf)
 
     def nobody(*_: Any) -> Iterator[Any]:
@@ -181,7 +179,7 @@ def test_what_cannot_be_answered_is_known_before_there_is_a_worker(tiny_base: An
     engine.close()
 
 
-def test_it_asks_for_as_long_as_the_answer_may_take(tiny_base: Any, shelf: AdapterStore) -> None:
+def test_requested_gpu_time_follows_max_tokens(tiny_base: Any, shelf: AdapterStore) -> None:
     asked_for: list[float] = []
 
     def gpu(task: Callable[..., Any], duration: Callable[..., float]) -> Callable[..., Any]:
@@ -206,7 +204,7 @@ def test_it_asks_for_as_long_as_the_answer_may_take(tiny_base: Any, shelf: Adapt
         (RuntimeError("secret /home/x"), AdapterError, "went wrong"),
     ],
 )
-def test_no_gpu_is_a_sentence(
+def test_gpu_errors_are_reported(
     tiny_base: Any, shelf: AdapterStore, error: Exception, kind: type[Exception], words: str
 ) -> None:
     def fails(*_: Any) -> Iterator[Any]:
@@ -222,7 +220,7 @@ def test_no_gpu_is_a_sentence(
     there.close()
 
 
-def test_stop_is_heard_by_reader_and_worker(tiny_base: Any, shelf: AdapterStore) -> None:
+def test_cancel_ends_reader_and_worker(tiny_base: Any, shelf: AdapterStore) -> None:
     ended = threading.Event()
 
     def gpu(task: Callable[..., Any], **_: Any) -> Callable[..., Any]:
@@ -245,7 +243,7 @@ def test_stop_is_heard_by_reader_and_worker(tiny_base: Any, shelf: AdapterStore)
         there.submit(asked())
 
 
-def test_it_holds_the_base_in_bfloat16_alone(tiny_folder: Path) -> None:
+def test_base_is_loaded_in_bfloat16_only(tiny_folder: Path) -> None:
     with pytest.raises(LoadError, match="leave --quantization out"):
         load_for_zero_gpu(str(tiny_folder), "nf4")
     assert load_for_zero_gpu(str(tiny_folder), "auto").model.dtype == torch.bfloat16
@@ -279,7 +277,7 @@ print("right")
 
 
 @pytest.mark.slow
-def test_the_stand_in_forks_and_pickles() -> None:
+def test_fake_spaces_forks_and_pickles() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/fake_spaces"), "SPACES_ZERO_GPU": "true"}
     done = subprocess.run([sys.executable, "-c", STAND_IN], env=environment, capture_output=True, timeout=PATIENCE)
     assert done.stdout == b"right\n", done.stderr.decode()
@@ -309,7 +307,7 @@ def events(server: AppProcess) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_space_without_a_gpu(tmp_path: Path) -> None:
+def test_space_without_gpu(tmp_path: Path) -> None:
     from gradio_client.exceptions import AppError
 
     with space(tmp_path, **SPACE) as server:
@@ -376,7 +374,7 @@ def cold(engine: Engine, request: GenerationRequest) -> str:
 
 
 @pytest.mark.slow
-def test_zero_gpu_answers_as_the_engine_does(zero: AppProcess, plain: Engine) -> None:
+def test_zero_gpu_space_equals_engine(zero: AppProcess, plain: Engine) -> None:
     from gradio_client import handle_file
 
     from adapter.method.vision import open_image
@@ -396,7 +394,7 @@ def test_zero_gpu_answers_as_the_engine_does(zero: AppProcess, plain: Engine) ->
 
 
 @pytest.mark.slow
-def test_two_visitors_at_once_have_their_own_adapters(zero: AppProcess) -> None:
+def test_zero_gpu_concurrent_visitors_have_their_own_adapters(zero: AppProcess) -> None:
     def said(name: str) -> str:
         answer = zero.complete("Who are you?", name, max_tokens=600, stop=["."])  # time enough, on a CPU too
         return answer.json()["choices"][0]["message"]["content"]
@@ -411,7 +409,7 @@ def test_two_visitors_at_once_have_their_own_adapters(zero: AppProcess) -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_that_comes_after_the_fork_is_there(zero: AppProcess) -> None:
+def test_zero_gpu_adapter_added_after_the_fork_is_found(zero: AppProcess) -> None:
     zero.complete()  # there is a worker now
     before = len(events(zero))
     shutil.copytree(ROOT / "assets/adapters/pirate", zero.folder / "more/late")
@@ -421,7 +419,7 @@ def test_an_adapter_that_comes_after_the_fork_is_there(zero: AppProcess) -> None
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_without_a_gpu(zero: AppProcess) -> None:
+def test_zero_gpu_invalid_requests_take_no_gpu(zero: AppProcess) -> None:
     def asked_for() -> int:
         return sum(event["event"] == "schedule" for event in events(zero))
 
@@ -433,7 +431,7 @@ def test_what_is_wrong_is_said_without_a_gpu(zero: AppProcess) -> None:
 
 
 @pytest.mark.slow
-def test_who_has_no_quota_reads_why(zero: AppProcess) -> None:
+def test_zero_gpu_exhausted_quota_is_reported(zero: AppProcess) -> None:
     from gradio_client.exceptions import AppError
 
     refused = zero.complete(headers={"X-IP-Token": "spent"})
@@ -456,7 +454,7 @@ def streaming(server: AppProcess, seen: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_a_sentence_and_the_next_one_answers(zero: AppProcess) -> None:
+def test_zero_gpu_recovers_from_a_dead_worker(zero: AppProcess) -> None:
     expected = zero.complete().json()["choices"][0]["message"]["content"]
     seen: list[str] = []
     reader = threading.Thread(target=streaming, args=(zero, seen))
@@ -471,7 +469,7 @@ def test_a_worker_that_dies_is_a_sentence_and_the_next_one_answers(zero: AppProc
 
 
 @pytest.mark.slow
-def test_who_leaves_lets_the_gpu_go(zero: AppProcess) -> None:
+def test_zero_gpu_disconnect_frees_the_gpu(zero: AppProcess) -> None:
     body = {"model": "base", "stream": True, "max_tokens": 2000}
     body["messages"] = [{"role": "user", "content": "Tell me a very long story about a fox and a bear."}]
     before = len(events(zero))
@@ -486,7 +484,7 @@ def test_who_leaves_lets_the_gpu_go(zero: AppProcess) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_zero_gpu_space_and_its_workers(zero: AppProcess) -> None:
+def test_ctrl_c_ends_zero_gpu_workers(zero: AppProcess) -> None:
     seen: list[str] = []
     reader = threading.Thread(target=_quietly, args=(streaming, zero, seen))
     reader.start()
@@ -508,7 +506,7 @@ def _quietly(work: Callable[..., None], *arguments: Any) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_quietly_while_answers_stream(tiny_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_while_streaming_exits_cleanly(tiny_folder: Path, tmp_path: Path) -> None:
     base = endless_base(tiny_folder, tmp_path / "base")
     with space(tmp_path, "--base", str(base)) as server:
         seen: list[str] = []
@@ -522,7 +520,7 @@ def test_ctrl_c_ends_it_quietly_while_answers_stream(tiny_folder: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_sigterm_ends_it_quietly_while_it_loads(tmp_path: Path) -> None:
+def test_sigterm_while_loading_exits_cleanly(tmp_path: Path) -> None:
     command = [sys.executable, "app.py", "--port", str(free_port())]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None

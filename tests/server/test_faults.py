@@ -84,7 +84,7 @@ def streaming(server: AppProcess, model: str = "base", tokens: int = LONG) -> It
         (DecodeBatch, "join"),
     ],
 )
-def test_whatever_is_raised_everybody_gets_a_last_word(tiny_base, monkeypatch, tmp_path, error, of, name):
+def test_every_request_ends_after_an_exception_in_the_worker(tiny_base, monkeypatch, tmp_path, error, of, name):
     engine, calls, whole = Engine(tiny_base, AdapterStore(tmp_path)), [], getattr(of, name)
 
     def once(*arguments: Any, **named: Any) -> Any:
@@ -118,7 +118,7 @@ def test_whatever_is_raised_everybody_gets_a_last_word(tiny_base, monkeypatch, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["SystemExit", "MemoryError"])
-def test_a_struck_worker_goes_on(server, number):
+def test_worker_survives_exceptions(server, number):
     before = server.answer()
     with streaming(server) as events:
         server.process.send_signal(number)
@@ -196,7 +196,7 @@ DAMAGES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_adapter_is_a_sentence_until_it_is_whole(server, tmp_path, damage):
+def test_damaged_adapter_is_reported_until_it_is_repaired(server, tmp_path, damage):
     folder = server.folder / "adapters" / "one"
     shutil.copytree(folder, tmp_path / "whole")
     before = {name: server.answer(model=name) for name in ("base", "one", "two")}
@@ -220,7 +220,7 @@ def test_a_damaged_adapter_is_a_sentence_until_it_is_whole(server, tmp_path, dam
 
 
 @pytest.mark.slow
-def test_another_adapter_in_the_same_place_is_noticed_whatever_its_times(server):
+def test_replaced_adapter_is_noticed_despite_old_times(server):
     """`cp -p` and tar bring old times along, and the size is the same."""
     one, two = (server.folder / "adapters" / name / WEIGHTS for name in ("one", "two"))
     first, second = server.answer(model="one"), server.answer(model="two")
@@ -232,7 +232,7 @@ def test_another_adapter_in_the_same_place_is_noticed_whatever_its_times(server)
         assert server.answer(model="one") == answer
 
 
-def test_a_change_within_one_step_of_the_clock_is_noticed(tiny_base, tiny_fingerprint, tmp_path):
+def test_change_within_one_clock_tick_is_noticed(tiny_base, tiny_fingerprint, tmp_path):
     """File times move in steps of some milliseconds; a store that trusts them alone serves the old weights."""
     store = AdapterStore(tmp_path)
     weights = []
@@ -245,7 +245,7 @@ def test_a_change_within_one_step_of_the_clock_is_noticed(tiny_base, tiny_finger
         assert torch.equal(served.gates, load_adapter(tmp_path / "a").gates), i
 
 
-def test_a_change_between_stat_and_load_is_noticed(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
+def test_change_between_stat_and_load_is_noticed(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
     save_adapter(random_adapter(tiny_fingerprint, 0), tmp_path / "a")
     store = AdapterStore(tmp_path)
 
@@ -260,7 +260,7 @@ def test_a_change_between_stat_and_load_is_noticed(tiny_base, tiny_fingerprint, 
     assert not torch.equal(store.load("a", tiny_base).gates, first.gates)
 
 
-def test_what_is_loaded_outlives_its_file(tiny_fingerprint, tmp_path):
+def test_loaded_adapter_outlives_its_file(tiny_fingerprint, tmp_path):
     """A mapped file that is shortened ends the process with SIGBUS: nothing of an adapter may be mapped."""
     saved = random_adapter(tiny_fingerprint)
     save_adapter(saved, tmp_path / "a")
@@ -269,7 +269,7 @@ def test_what_is_loaded_outlives_its_file(tiny_fingerprint, tmp_path):
     assert torch.equal(loaded.prompts, saved.prompts)
 
 
-def test_the_store_forgets(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
+def test_store_evicts_adapters(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
     monkeypatch.setattr("adapter.serve.store._MAX_LOADED", 3)
     store = AdapterStore(tmp_path)
     for seed in range(6):
@@ -306,7 +306,7 @@ def full_disk(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_a_sentence_and_the_talk_goes_on(server, full_disk, tmp_path):
+def test_full_disk_is_reported_and_chat_continues(server, full_disk, tmp_path):
     base, adapters = server.folder / "base", server.folder / "adapters"
     with app_process(tmp_path / "run", "--base", str(base), "--adapters", str(adapters), **full_disk) as small:
         before = small.answer(model="one")
@@ -320,7 +320,7 @@ def test_a_full_disk_is_a_sentence_and_the_talk_goes_on(server, full_disk, tmp_p
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None], ids=["full", "gone"])
-def test_half_an_upload_is_removed(tmp_path, error):
+def test_partial_upload_is_deleted(tmp_path, error):
     """Gradio's own parser leaves it, for ever."""
 
     async def breaks(scope: Any, receive: Any, send: Any) -> None:
@@ -342,7 +342,7 @@ def test_half_an_upload_is_removed(tmp_path, error):
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_other_requests_pass_by(tmp_path):
+def test_other_requests_are_passed_on(tmp_path):
     async def echo(scope: Any, receive: Any, send: Any) -> None:
         await PlainTextResponse((await Request(scope, receive).body()).decode())(scope, receive, send)
 
@@ -385,7 +385,7 @@ def gone_from_gradio_client(server: AppProcess) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", [gone_from_v1, gone_from_the_page, gone_from_gradio_client])
-def test_whoever_leaves_takes_their_row_along(server, leave):
+def test_disconnect_frees_the_row(server, leave):
     wait_until(lambda: server.counts == (0, 0))
     with server.steps_of(SLOW):
         leave(server)
@@ -394,7 +394,7 @@ def test_whoever_leaves_takes_their_row_along(server, leave):
 
 
 @pytest.mark.slow
-def test_a_full_house_that_leaves_makes_room(server):
+def test_disconnect_of_all_clients_frees_all_rows(server):
     """More than are answered at once go away in the middle; the next one does not wait for their answers."""
     with server.steps_of(SLOW):
         with contextlib.ExitStack() as crowd:
@@ -407,7 +407,7 @@ def test_a_full_house_that_leaves_makes_room(server):
 
 
 @pytest.mark.slow
-def test_weights_that_vanish_from_the_cache(tmp_path):
+def test_deleted_weight_cache_is_rebuilt(tmp_path):
     """While they are served nobody notices; at the next start without a network the page says what is missing."""
     embedded.base_folder(), embedded.encoder_weights()
     shutil.copytree(cache_dir(), tmp_path / "cache")

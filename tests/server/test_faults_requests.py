@@ -136,7 +136,7 @@ def test_garbage_on_every_route(server: AppProcess, client: httpx.Client) -> Non
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_file_of_the_server_is_served(server: AppProcess, client: httpx.Client, path: str) -> None:
+def test_server_files_are_not_served(server: AppProcess, client: httpx.Client, path: str) -> None:
     served = [
         path,
         f"{server.uploads}/../log",
@@ -204,7 +204,7 @@ def forged(path: str) -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("event", ["undo", "stop", "retry"])
-def test_forged_conversations_bring_no_file_out(server: AppProcess, client: httpx.Client, event: str) -> None:
+def test_forged_conversations_expose_no_file(server: AppProcess, client: httpx.Client, event: str) -> None:
     secret = server.folder / "secret.md"
     secret.write_text("a secret of this server")
     inside = ROOT / "CONTRIBUTING.md"  # in the program's own folder, from which Gradio copies what an answer names
@@ -229,7 +229,7 @@ def defaults(client: httpx.Client, event: str) -> list[Any]:
     return [held.get(number) for number in input_ids(client, event)]
 
 
-def test_only_words_and_pictures_make_a_conversation() -> None:
+def test_conversations_hold_text_and_images_only() -> None:
     """The hole that the forgeries above find in Gradio's own class: a component of the sender's choice is made."""
     payload = gr.Chatbot.data_model(
         root=history({"type": "component", "component": "html", "value": "x", "constructor_args": {}, "props": {}})
@@ -242,9 +242,7 @@ def test_only_words_and_pictures_make_a_conversation() -> None:
         assert VerbatimChatbot().get_block_name() == "chatbot"
 
 
-def test_values_that_lack_or_are_of_another_kind_are_a_sentence_and_no_page_of_the_log(
-    server: AppProcess, client: httpx.Client
-) -> None:
+def test_missing_and_mistyped_values_are_reported_and_not_logged(server: AppProcess, client: httpx.Client) -> None:
     before = len(server.log)
     long, session = "x" * 100_000, Session(client)
     said = session.fire("send", [{"text": long, "files": []}])
@@ -257,9 +255,7 @@ def test_values_that_lack_or_are_of_another_kind_are_a_sentence_and_no_page_of_t
     assert len(server.log) - before < 5_000
 
 
-def test_uploads_of_others_have_names_that_only_their_content_tells(
-    server: AppProcess, client: httpx.Client
-) -> None:
+def test_upload_paths_cannot_be_guessed(server: AppProcess, client: httpx.Client) -> None:
     """Gradio serves an upload to whoever names it: its name holds 256 bits that come from the file."""
     mine, theirs = Session(client), Session(client)
     first = mine.upload("diary.png", b"dear diary")
@@ -275,7 +271,7 @@ def test_uploads_of_others_have_names_that_only_their_content_tells(
 # Many at once.
 
 
-def test_memory_stays_flat_with_sixteen_at_once(server: AppProcess) -> None:
+def test_memory_stays_flat_under_concurrency(server: AppProcess) -> None:
     """Memory after a warm-up, and after three times as much again.
 
     16 MB are allowed: what the allocator holds back moves by a few; what leaked on the way here (a session of
@@ -299,7 +295,7 @@ def test_memory_stays_flat_with_sixteen_at_once(server: AppProcess) -> None:
     assert after[1] - before[1] <= 8 and after[2] - before[2] <= 16, (before, after)
 
 
-def test_names_that_cannot_be_shown_are_no_adapters(tmp_path: Path, tiny_fingerprint: Any) -> None:
+def test_unprintable_names_are_no_adapters(tmp_path: Path, tiny_fingerprint: Any) -> None:
     """One such folder would break the picker of every page."""
     for name in (b"half\xff", b"two\nlines", b"\xe2\x80\xae turned"):
         folder = Path(str(tmp_path)) / name.decode("utf-8", "surrogateescape")

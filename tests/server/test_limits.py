@@ -43,7 +43,7 @@ class Clock:
     st.lists(st.tuples(st.floats(0, 20), st.sampled_from("ab")), max_size=60),
 )
 @settings(deadline=None)
-def test_no_window_gives_more_than_a_bucket_and_its_refill(size: int, asked: list[tuple[float, str]]) -> None:
+def test_no_window_exceeds_bucket_and_refill(size: int, asked: list[tuple[float, str]]) -> None:
     clock = Clock()
     buckets = TokenBuckets(size, 10, clock)
     given_at: dict[str, list[float]] = {"a": [], "b": []}
@@ -59,7 +59,7 @@ def test_no_window_gives_more_than_a_bucket_and_its_refill(size: int, asked: lis
                 assert last - first + 1 <= size + (times[last] - times[first]) * size / 10 + 1e-6
 
 
-def test_who_waits_as_long_as_told_is_let_in() -> None:
+def test_waiting_retry_after_is_enough() -> None:
     clock = Clock()
     buckets = TokenBuckets(3, 60, clock)
     assert [buckets.take("a") for _ in range(3)] == [0, 0, 0]
@@ -72,7 +72,7 @@ def test_who_waits_as_long_as_told_is_let_in() -> None:
     assert buckets.take("a") == 0
 
 
-def test_buckets_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buckets_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_MAX_ADDRESSES", 100)
     clock = Clock()
     buckets = TokenBuckets(2, 60, clock)
@@ -87,7 +87,7 @@ def test_buckets_forget(monkeypatch: pytest.MonkeyPatch) -> None:
 # Places.
 
 
-def test_slots_are_taken_and_left() -> None:
+def test_slots_are_acquired_and_released() -> None:
     slots = Slots(2)
     assert [slots.acquire("a"), slots.acquire("a"), slots.acquire("a"), slots.acquire("b")] == [
         True,
@@ -119,7 +119,7 @@ def test_slots_are_taken_and_left() -> None:
         (True, "x" * 1000, "x" * 100),
     ],
 )
-def test_under_which_name_an_address_is_counted(public: bool, address: str, key: str | None) -> None:
+def test_key_of_an_address(public: bool, address: str, key: str | None) -> None:
     assert Limits(public).key(address) == key
 
 
@@ -159,7 +159,7 @@ def limited(clock: Clock) -> tuple[Engine, LimitedEngine]:
     return engine, limited_engine
 
 
-def test_each_address_has_answers_of_its_own_a_minute() -> None:
+def test_answers_are_limited_by_address() -> None:
     clock = Clock()
     engine, counted = limited(clock)
     for _ in range(limits.ANSWERS_PER_MINUTE):
@@ -173,7 +173,7 @@ def test_each_address_has_answers_of_its_own_a_minute() -> None:
     assert engine.asked == limits.ANSWERS_PER_MINUTE + 2
 
 
-def test_an_answer_holds_its_slot_until_its_reader_drops_it() -> None:
+def test_answer_holds_its_slot_until_dropped() -> None:
     clock = Clock()
     engine, counted = limited(clock)
     held = [counted.submit(asked_by(SOMEBODY)) for _ in range(limits.ANSWERS_AT_ONCE)]
@@ -194,7 +194,7 @@ def test_an_answer_holds_its_slot_until_its_reader_drops_it() -> None:
     assert counted._limits._answering._taken == {"nobody": 1}
 
 
-def test_inspections_have_a_limit_of_their_own() -> None:
+def test_inspections_have_their_own_limit() -> None:
     engine, counted = limited(Clock())
     for _ in range(limits.INSPECTIONS_PER_MINUTE):
         assert counted.inspect(asked_by(SOMEBODY), (1, 2)) == "inspected (1, 2)"
@@ -233,7 +233,7 @@ def sent(app: Starlette, *requests: tuple[str, str, dict[str, Any]], address: st
 UPLOAD = ("POST", "/gradio_api/upload", {"content": b"x" * 10})
 
 
-def test_uploads_are_counted_by_address(tmp_path: Path) -> None:
+def test_uploads_are_limited_by_address(tmp_path: Path) -> None:
     app = gate(tmp_path)
     responses = sent(app, *[UPLOAD] * (limits.UPLOADS_PER_HOUR + 1))
     assert {r.status_code for r in responses[:-1]} == {200}
@@ -244,7 +244,7 @@ def test_uploads_are_counted_by_address(tmp_path: Path) -> None:
     assert sent(app, ("GET", "/", {}))[0].text == "the page", "all else is open"
 
 
-def test_an_upload_says_how_long_it_is_and_is_not_too_long(tmp_path: Path) -> None:
+def test_upload_length_is_required_and_limited(tmp_path: Path) -> None:
     async def pieces() -> Any:
         yield b"x"
 
@@ -258,7 +258,7 @@ def test_an_upload_says_how_long_it_is_and_is_not_too_long(tmp_path: Path) -> No
     assert (unknown.status_code, large.status_code, right.status_code) == (411, 413, 200)
 
 
-def test_uploads_end_where_the_folder_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_are_refused_when_the_folder_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "FOLDER_BYTES", 100)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(b"x" * 85)
@@ -268,15 +268,13 @@ def test_uploads_end_where_the_folder_is_full(tmp_path: Path, monkeypatch: pytes
     assert sent(gate(tmp_path), UPLOAD)[0].status_code == 507
 
 
-def test_on_this_machine_nobody_is_counted(tmp_path: Path) -> None:
+def test_local_requests_are_not_limited(tmp_path: Path) -> None:
     app = gate(tmp_path, public=False)
     uploads = [("POST", "/gradio_api/upload", {"content": b"x" * 100_000})] * (limits.UPLOADS_PER_HOUR + 5)
     assert {r.status_code for r in sent(app, *uploads, address="127.0.0.1")} == {200}
 
 
-def test_large_requests_are_counted_and_the_largest_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_requests_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LARGE_PER_HOUR", 3)
     monkeypatch.setattr(middleware, "MESSAGE_BYTES", 2 * limits.LARGE_BYTES)
     app, path = gate(tmp_path), "/gradio_api/queue/join"
@@ -297,13 +295,13 @@ def test_large_requests_are_counted_and_the_largest_refused(
     assert sent(app, ("POST", "/v1/chat/completions", {"content": pieces()}))[0].status_code == 200
 
 
-def test_logins_are_counted(tmp_path: Path) -> None:
+def test_logins_are_limited(tmp_path: Path) -> None:
     login = ("POST", "/login", {"content": b"username=a&password=b"})
     *right, last = sent(gate(tmp_path), *[login] * (limits.LOGINS_PER_MINUTE + 1))
     assert {r.status_code for r in right} == {200} and last.status_code == 429 and "20 tries" in last.text
 
 
-def test_wrong_keys_are_tries_too_and_right_ones_are_not(tmp_path: Path) -> None:
+def test_wrong_keys_count_as_logins(tmp_path: Path) -> None:
     app = gate(tmp_path)
     right = ("GET", "/v1/models", {"headers": {"authorization": "right"}})
     wrong = ("GET", "/v1/models", {"headers": {"authorization": "guess"}})
@@ -317,9 +315,7 @@ def test_wrong_keys_are_tries_too_and_right_ones_are_not(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "path", ["/gradio_api/queue/data", "/gradio_api/heartbeat/x", "/v1/chat/completions", "/v1/models"]
 )
-def test_connections_that_stay_open_are_counted(
-    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_connections_are_limited(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STREAMS_AT_ONCE", 3)
     monkeypatch.setattr(limits, "CALLS_AT_ONCE", 3)
 

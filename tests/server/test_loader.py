@@ -1,7 +1,9 @@
-"""Loading in the background: status lines, failures, and the store that is empty until then."""
+"""Loading in the background: libraries, status lines, failures, and the store that is empty until then."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from adapter.errors import Busy, LoadError
 from adapter.server.generation import wait_for
 from adapter.server.loader import LazyStore, LoadStatus, ModelLoader
+from tests.app_process import PATIENCE
 from tests.fake_engine import FakeCatalog
 
 
@@ -51,3 +54,30 @@ def test_a_lazy_store_is_empty_until_bound() -> None:
         store.card("see")
     store.bind(FakeCatalog())  # type: ignore[arg-type]
     assert store.names() == ["poet", "see"]
+
+
+# A server starts while a page is open already: the loader, and the Train tab's timer.
+AT_ONCE = """
+import sys, threading
+from pathlib import Path
+from adapter.server.loader import import_libraries
+from train.ui.runs import read_progress
+assert "torch" not in sys.modules
+
+def loader():
+    import_libraries()
+    from adapter.serve.engine import Engine
+
+failed = []
+threading.excepthook = lambda args: failed.append(repr(args.exc_value))
+threads = [threading.Thread(target=loader), threading.Thread(target=read_progress, args=[Path("nowhere")])]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not failed, failed
+"""
+
+
+@pytest.mark.slow
+def test_libraries_can_be_imported_by_concurrent_threads():
+    done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr

@@ -146,7 +146,7 @@ def shown(text: str, *urls: str) -> dict[str, Any]:
 # OpenAI's own client.
 
 
-def test_client_gets_answers_streams_and_models(client: Any, engine: Scripted) -> None:
+def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted) -> None:
     whole = client.chat.completions.create(
         model="poet", messages=HELLO, temperature=0.5, top_p=0.9, max_tokens=20, seed=7, stop=["\n"], user="me",
         extra_body={"strength": 0.5, "mix": {"see": 0.25}},
@@ -180,7 +180,7 @@ def test_client_gets_answers_streams_and_models(client: Any, engine: Scripted) -
     assert client.models.retrieve("Tiny-LLaMA").id == "base"
 
 
-def test_client_gets_its_own_exceptions(openai: Any, client: Any, engine: Scripted) -> None:
+def test_openai_client_exceptions(openai: Any, client: Any, engine: Scripted) -> None:
     with pytest.raises(openai.NotFoundError, match="poet, see"):
         client.chat.completions.create(model="gpt", messages=HELLO)
     with pytest.raises(openai.BadRequestError, match="'temperature' must lie between 0 and 2, got 9"):
@@ -233,7 +233,7 @@ def test_newest_picture_reaches_the_engine(engine: Scripted) -> None:
     )
 
 
-def test_a_picture_without_words_asks_what_the_page_asks(engine: Scripted) -> None:
+def test_picture_without_text_gets_the_default_question(engine: Scripted) -> None:
     alone = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url()}}]}
     answered = [alone, {"role": "assistant", "content": "white"}]
     question = Message("user", texts.DEFAULT_QUESTION)
@@ -248,7 +248,7 @@ def test_a_picture_without_words_asks_what_the_page_asks(engine: Scripted) -> No
         assert engine.requests[-1].messages == read and engine.requests[-1].image.size == (8, 6)
 
 
-def test_an_adapter_called_like_the_base_is_that_adapter(engine: Scripted) -> None:
+def test_adapter_with_the_name_of_the_base(engine: Scripted) -> None:
     store = FakeCatalog()
     store.cards["Tiny-LLaMA"] = FakeCard("Tiny-LLaMA")
     for model, adapter in (("Tiny-LLaMA", "Tiny-LLaMA"), ("base", None)):
@@ -301,7 +301,7 @@ HUGE = base64.b64encode(b"P6 60000 60000 255 ").decode()
         ({"logit_bias": {"5": 1}}, 400, "'logit_bias'"),
     ],
 )
-def test_body_is_refused_with_a_sentence(engine: Scripted, changed: Any, status: int, words: str) -> None:
+def test_invalid_fields_are_refused_by_name(engine: Scripted, changed: Any, status: int, words: str) -> None:
     assert words in refused(ask(engine, json={**GOOD, **changed}), status)
     assert not engine.requests
 
@@ -312,18 +312,18 @@ def test_body_is_refused_with_a_sentence(engine: Scripted, changed: Any, status:
      b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}',
      b'{"model": "base", "messages": [{"role": "user", "content": "\\ud800"}]}', b'{"\\ud800": 1}'],
 )  # fmt: skip
-def test_what_is_no_body_is_refused(engine: Scripted, body: bytes) -> None:
+def test_malformed_json_is_refused(engine: Scripted, body: bytes) -> None:
     refused(ask(engine, content=body), 400)
 
 
-def test_fields_that_ask_for_nothing_and_unknown_ones_pass(engine: Scripted) -> None:
+def test_neutral_and_unknown_fields_are_accepted(engine: Scripted) -> None:
     usual = {"n": 1, "logprobs": False, "presence_penalty": 0.0, "tools": [], "metadata": {"a": "b"}, "stop": None}
     unknown = {"top_k": 40, "repetition_penalty": 1.1, "user": "me", "max_tokens": 7.0, "reasoning_effort": "low"}
     assert ask(engine, json={**GOOD, **usual, **unknown}).status_code == 200
     assert engine.requests[0].sampling.max_new_tokens == 7
 
 
-def test_the_schema_documents_the_api(engine: Scripted) -> None:
+def test_openapi_schema(engine: Scripted) -> None:
     paths = ask(engine, "GET", "openapi.json").json()["paths"]
     body = paths["/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["properties"]["temperature"]["maximum"] == 2 and "mix" in body["properties"]
@@ -357,7 +357,7 @@ ONE_PAGE = page_with(ReadyProvider(Scripted()), FakeCatalog())
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.binary(max_size=60) | (BODY | JSON).map(lambda value: json.dumps(value).encode()))
-def test_garbage_never_breaks_it(body: bytes) -> None:
+def test_fuzz_bodies(body: bytes) -> None:
     response = ask(None, content=body, page=ONE_PAGE)
     assert response.status_code in (200, 400, 404), response.text
     if response.status_code != 200:
@@ -378,7 +378,7 @@ def test_garbage_never_breaks_it(body: bytes) -> None:
         (RuntimeError("secret /home/me/x.py"), 500, "its log has the details"),
     ],
 )
-def test_errors_of_the_engine(engine: Scripted, error: Exception, status: int, words: str) -> None:
+def test_engine_errors(engine: Scripted, error: Exception, status: int, words: str) -> None:
     engine.at_once = error
     response = ask(engine, json={**GOOD, "stream": True})
     assert words in refused(response, status) and "/" not in response.json()["error"]["message"].replace("</", "")
@@ -386,7 +386,7 @@ def test_errors_of_the_engine(engine: Scripted, error: Exception, status: int, w
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "models"])
-def test_model_that_loads_or_failed(path: str) -> None:
+def test_loading_and_failed_model(path: str) -> None:
     for state, retry in (("loading", True), ("failed", False)):
         told = LoadStatus(state, "Loading /home/me/base (3 s)")  # type: ignore[arg-type]
         provider = SimpleNamespace(engine=lambda: None, status=lambda told=told: told)
@@ -395,7 +395,7 @@ def test_model_that_loads_or_failed(path: str) -> None:
         assert "/home" not in said and ("retry-after" in response.headers) == retry
 
 
-def test_key_is_needed_where_there_is_one(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bearer_key(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(openai_api.KEY_VARIABLE, raising=False)
 
     def status(shown: str | None, key: str | None = "me:secret") -> int:
@@ -416,13 +416,13 @@ def test_key_is_needed_where_there_is_one(engine: Scripted, monkeypatch: pytest.
     assert ask(engine, json=GOOD).headers["www-authenticate"] == "Bearer" and not engine.requests
 
 
-def test_pages_of_other_origins_are_refused(engine: Scripted) -> None:
+def test_other_origins_are_refused(engine: Scripted) -> None:
     for origin, status in (("http://evil.example", 403), ("http://[", 403), ("null", 403), ("http://here", 200)):
         assert ask(engine, json=GOOD, headers={"Origin": origin}).status_code == status
     assert len(engine.requests) == 1
 
 
-def test_a_name_that_was_resolved_to_this_machine_is_another_origin(engine: Scripted) -> None:
+def test_rebound_names_are_refused(engine: Scripted) -> None:
     def status(server: str, name: str, key: str | None = None) -> int:
         shown = {} if key is None else {"Authorization": f"Bearer {key}"}
         headers = {"Origin": f"http://{name}", "Host": name, **shown}
@@ -441,7 +441,7 @@ def test_a_name_that_was_resolved_to_this_machine_is_another_origin(engine: Scri
     [("GET", "chat/completions", 405), ("POST", "models", 405), ("POST", "embeddings", 404), ("GET", "", 404),
      ("GET", "models/nobody", 404), ("GET", "models/../../etc/passwd", 404)],
 )  # fmt: skip
-def test_other_addresses_are_errors_too(engine: Scripted, method: str, path: str, status: int) -> None:
+def test_unknown_paths_and_methods(engine: Scripted, method: str, path: str, status: int) -> None:
     said = refused(ask(engine, method, path.replace("..", "%2e%2e")), status)
     assert "/v1/models" in said or "nobody" in said or "passwd" in said or "Only" in said
 
@@ -450,7 +450,7 @@ def test_other_addresses_are_errors_too(engine: Scripted, method: str, path: str
 
 
 @pytest.mark.slow
-def test_program_answers_openai_client(openai: Any, tmp_path: Path) -> None:
+def test_app_answers_openai_client(openai: Any, tmp_path: Path) -> None:
     with app_process(tmp_path, ready=()) as server:
         # Starts while the model loads: the client asks again when Retry-After says.
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=30)
@@ -486,7 +486,7 @@ def test_program_answers_openai_client(openai: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_programs_in_the_documents_run(
+def test_programs_in_the_documents_run(
     openai: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every Python example of README.md and docs/api.md runs as it stands there but for the port."""
