@@ -115,7 +115,7 @@ def test_training_learns_and_what_is_saved_is_what_was_trained(tiny_base, tmp_pa
     assert torch.equal(loaded.prompts, trained.prompts)
 
 
-def test_an_example_cut_within_its_prompt_is_passed_over(tiny_base):
+def test_an_example_truncated_within_its_prompt_is_skipped(tiny_base):
     rows = [Example((Message("user", "x" * 90),), "a"), Example((Message("user", "b>"),), "b")]
     tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 64)
     assert [len(row.ids) for row in tokeniser.rows(rows)] == [4]
@@ -123,7 +123,7 @@ def test_an_example_cut_within_its_prompt_is_passed_over(tiny_base):
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"batch_size": 0}, {"warmup": 1.0}])
-def test_a_wrong_setting_is_named(wrong):
+def test_a_wrong_setting_fails_when_made(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainConfig(**{"name": "x", "description": "", "steps": 1, **wrong})
 

@@ -196,16 +196,10 @@ def test_a_run_is_stopped_resumed_and_found_by_other_servers(trainer: Trainer) -
     run = trainer.wait_for_end()
     assert run.state == "stopped" and run.saved and run.adapter and 0 < run.progress.step < 600
     stopped_at = run.progress.step
-    # It is resumed by that server, which then shuts down.
+    # That server resumes it, to the end: no step was taken twice or left out.
     restarted.resume("echo")
     run = trainer.wait(lambda run: run.alive, restarted)
     assert run.state == "starting" and run.progress.step == stopped_at  # old metrics do not make it "training"
-    trainer.wait_for_save(stopped_at + 20, restarted)
-    assert restarted.close() == "echo" and restarted.close() == ""
-    run = trainer.wait_for_end()
-    assert run.state == "stopped" and run.saved
-    # To the end: no step was taken twice or left out.
-    trainer.runs.resume("echo")
     run = trainer.wait_for_end()
     assert run.state == "ended" and not run.saved and run.progress.step == 600
     assert [step for step, _ in run.progress.losses] == list(range(1, 601))
@@ -218,7 +212,7 @@ def test_a_run_is_stopped_resumed_and_found_by_other_servers(trainer: Trainer) -
 
 @pytest.mark.slow
 def test_a_killed_trainer_leaves_an_adapter_that_answers(tiny_folder: Path, tmp_path: Path) -> None:
-    """Beside a server, which keeps answering; the run can be resumed."""
+    """Beside a server, which keeps answering; the run can be resumed, and is stopped by its server's end."""
     base = endless_base(tiny_folder, tmp_path / "base")
     trainer = Trainer(tmp_path / "runs", base)
     environment = {"LLAMA_ADAPTER_RUNS": str(trainer.folder)}
@@ -240,6 +234,10 @@ def test_a_killed_trainer_leaves_an_adapter_that_answers(tiny_folder: Path, tmp_
             run = trainer.wait(lambda run: run.progress.step > killed_at + 25)
             steps = [step for step, _ in run.progress.losses]
             assert steps == list(range(1, len(steps) + 1))
+            # A server that shuts down stops its run, and waits for the save.
+            assert trainer.runs.close() == "echo" and trainer.runs.close() == ""
+            run = trainer.wait_for_end()
+            assert run.state == "stopped" and run.saved
         finally:
             trainer.runs.close()
 
