@@ -41,6 +41,7 @@ _ROLES: dict[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant"
 }  # fmt: skip
 _DEFAULT = Settings()
+_SETTINGS = {"temperature", "top_p", "max_tokens", "seed", "strength", "mix_strength"}  # whose sentences are used
 
 
 class ApiError(Exception):
@@ -210,7 +211,7 @@ def _refusal(problem: ErrorDetails) -> ApiError:
         return ApiError(400, f"Nothing{context['possible']} is possible for '{where}' here.", where, kind)
     if where == "model" and kind == "missing":
         text = "Name a model: one of GET /v1/models."
-    elif top in Settings.model_fields:
+    elif top in _SETTINGS:
         text = explain(problem, top, f"'{where}'")
     elif kind.startswith("union_tag"):
         text = f"'{where}' must be a part of type text or image_url."
@@ -223,7 +224,8 @@ def _refusal(problem: ErrorDetails) -> ApiError:
     elif kind == "too_long" and where == "messages":
         text = f"{context['actual_length']} messages; {MAX_MESSAGES} are the limit. Leave the oldest out."
     elif kind in ("too_long", "string_too_long"):
-        text = f"'{where}' takes {context['max_length']} at most."
+        what = " characters" if kind == "string_too_long" else ""
+        text = f"'{where}' takes {context['max_length']}{what} at most."
     elif kind in ("too_short", "string_too_short"):
         text = f"'{where}' must not be empty."
     else:
