@@ -38,7 +38,7 @@ from adapter.server.deployment import PROXIES_OF_A_SPACE, Place, find_place, par
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import LimitedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
-from adapter.server.middleware import UPLOAD_BYTES, PartialUploads, RequestLimits
+from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUploads, RequestLimits
 from adapter.ui import theme
 from adapter.ui.chat_tab import chat_tab
 from adapter.ui.compare_tab import compare_tab
@@ -53,8 +53,7 @@ if TYPE_CHECKING:
     from adapter.server.loader import ServingEngine
 
 QUEUE_SIZE = 64
-ADAPTER_BYTES = 256 * 2**20  # of an upload, where visitors may upload adapters
-SESSIONS = 1000  # whose conversations Gradio keeps a copy of; the browser has its own
+SESSIONS = 1000  # of whose conversations Gradio keeps a copy; the browser has its own
 
 
 def build_page(
@@ -66,7 +65,7 @@ def build_page(
 ) -> gr.Blocks:
     """The whole page over an engine that may still be loading and a store of adapters.
 
-    training: whether visitors may train adapters here, and bring their own; runs: what they train; base: its name.
+    training: whether visitors may train adapters here and upload their own; runs: what they train; base: its name.
     """
     # Uploads older than a day are deleted, looked for every hour.
     with StrictBlocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
@@ -85,11 +84,11 @@ def build_page(
 
 
 def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -> ModelLoader:
-    """A loader that binds `store` first, so that the picker fills early, and then brings up the base."""
+    """A loader that binds `store` first, so that the picker fills early, and then loads the base."""
 
     def load(report: Callable[[str], None]) -> tuple[ServingEngine, str]:
         report("Starting")
-        # Seconds of imports, so not at the top: the page is there meanwhile.
+        # Takes seconds, so not at the top: the page is up meanwhile.
         import_libraries()
         from adapter.base import embedded
         from adapter.base.llama import load_base
@@ -121,14 +120,14 @@ async def internal_error(*_: object) -> JSONResponse:
 
 
 def serve(arguments: argparse.Namespace, place: Place) -> int:
-    """Serve until a signal comes."""
+    """Serves until a signal comes."""
     refuse_remote_files()
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = LazyStore()
     loader = make_loader(arguments, place, store)
     if place.zero_gpu:
-        loader.load_here()  # what is on the GPU before the launch, spaces lays by for its workers
+        loader.load_here()  # spaces keeps what is on the GPU before the launch for its workers
     limits = Limits(place.public)
     uploads, most = Path(os.environ["GRADIO_TEMP_DIR"]), ADAPTER_BYTES if place.training else UPLOAD_BYTES
     provider = LimitedProvider(loader, limits)
@@ -159,7 +158,7 @@ def serve(arguments: argparse.Namespace, place: Place) -> int:
             max_threads=2 * QUEUE_SIZE,  # each answer that is being streamed holds one
             state_session_capacity=SESSIONS,
             prevent_thread_lock=True,
-            # The page's own server, as it is before the first request.
+            # Of the FastAPI application that Gradio serves the page with.
             app_kwargs={
                 "exception_handlers": {Exception: internal_error},
                 "routes": [openai_api.mount(provider, store, place.auth, prepare)],

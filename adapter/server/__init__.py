@@ -1,4 +1,5 @@
-"""HTTP beside the page: OpenAI's API, limits, who may do what, uploads, loading the model in the background.
+"""HTTP beside the page: OpenAI's API, limits by address, adapter upload, where the page is served, and loading the
+model in the background.
 
-Must never know Gradio's components or training.
+Must never know Gradio, the page's components or training.
 """

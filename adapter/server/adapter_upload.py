@@ -24,8 +24,9 @@ from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_
 from adapter.method.config import BaseFingerprint, check_name
 from adapter.serve.store import AdapterStore
 from adapter.server.archive import ArchiveLimits, unpack
+from adapter.server.middleware import ADAPTER_BYTES
 
-MAX_BYTES = 256 * 2**20  # of an upload, and again of what it unpacks to
+MAX_BYTES = ADAPTER_BYTES  # of an upload, and again of what it unpacks to
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 # A training run's whole folder may be uploaded; only the adapter is taken from it.
 ZIP_LIMITS = ArchiveLimits(

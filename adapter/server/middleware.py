@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 8 * 2**20  # of a request that is no upload: a conversation with its kept pictures is the largest
 UPLOAD_BYTES = 40 * 2**20
+ADAPTER_BYTES = 256 * 2**20  # of an upload where visitors may upload adapters
 FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
 _FORM_BYTES = 2**16  # around an uploaded file
 _FOLDER_SECONDS = 10.0

@@ -136,7 +136,8 @@ class _Guard:
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http":  # FastAPI closes web sockets, for which there is no route
+            await self._app(scope, receive, send)
             return
         self._open += 1
         try:
