@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,9 @@ class FakeCatalog:
             raise LoadError(f"There is no adapter '{name}'. Choose one of: {', '.join(self.cards)}.")
         return self.cards[name]
 
+    def folder(self, name: str) -> Path:
+        return Path("adapters") / name
+
     def card_text(self, name: str) -> str:
         return f"# {name}\n\n![x](http://far.away/x.png) <img src=x> as trained" if name == "poet" else ""
 
@@ -43,6 +47,10 @@ class EchoEngine:
 
     error: raised in place of the second piece; queue_length: requests that are served before.
     """
+
+    base = SimpleNamespace(
+        fingerprint=SimpleNamespace(name="echo"), quantization="none", device=SimpleNamespace(type="cpu")
+    )
 
     def __init__(self, error: Exception | None = None, queue_length: int = 0) -> None:
         self.requests: list[Any] = []
