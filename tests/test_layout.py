@@ -121,6 +121,12 @@ def test_the_pages_words_stand_in_texts_only(path: Path) -> None:
             assert not [word for word in words if isinstance(word, str) and re.match(r"[A-Z][a-z]", word)]
 
 
+@pytest.mark.parametrize("path", PRODUCT, ids=shown)
+def test_state_travels_as_arguments(path: Path) -> None:
+    """Who asks, above all: never through a context variable."""
+    assert "contextvars.ContextVar" not in imports(path)
+
+
 def test_top_level_is_fixed() -> None:
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
     ignored = {"runs", "__pycache__"}
