@@ -1,8 +1,8 @@
 """`make soak`: many clients for many minutes on the real base; does the server's memory grow?
 
 The load is page sessions and API clients with all adapters and with images, answers that are cancelled, and
-garbage. Prints figures every half minute. Exits non-zero if an answer fails that should not, or if memory, threads or open
-files grow.
+garbage. Prints figures every half minute. Exits non-zero if an answer fails that should not, or if memory, threads
+or open files grow.
 """
 
 from __future__ import annotations
