@@ -49,19 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m train.reproduce", description="Try the claims of LLaMA-Adapter anew, on pictures drawn here."
+        "python -m train.reproduce",
+        description="Try the claims of LLaMA-Adapter, on a benchmark drawn here or on ScienceQA.",
     )
-    parser.add_argument("--out", type=Path, help="folder of everything (default: runs/reproduce, or runs/quick)")
+    parser.add_argument("--out", type=Path, help="folder of all files (default: runs/reproduce, or runs/quick)")
     parser.add_argument(
-        "--quick", action="store_true", help="everything once, in minutes; the figures mean nothing"
+        "--quick", action="store_true", help="a few steps of each run, in minutes; the figures mean nothing"
     )
     parser.add_argument(
         "--scienceqa", type=Path, metavar="DIR", help="use the real data: problems.json and images/"
     )
     parser.add_argument("--base", default=BASE, help=f"folder of another frozen base (default: {BASE})")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core, at most 2)")
-    parser.add_argument("--steps", type=int, help=f"of each run (default: {FULL.steps})")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn benchmark")
+    parser.add_argument("--steps", type=int, help=f"training steps of each run (default: {FULL.steps})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the drawn benchmark")
     return parser
 
 
