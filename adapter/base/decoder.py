@@ -45,10 +45,11 @@ class DecoderLayer(LlamaDecoderLayer):
         position_embeddings: cos and sin, [B or 1, T, head_dim]; prompt_kv, prompt_rows: see PromptKV.
         """
         assert position_embeddings is not None
-        attention, mlp, index = self.self_attn, self.mlp, self.self_attn.layer_idx
+        attention, mlp = self.self_attn, self.mlp
+        index, down_proj = attention.layer_idx, mlp.down_proj
         deltas = None if prompt_kv is None else prompt_kv.deltas
         change = None if deltas is None else partial(deltas.linear, index, rows=prompt_rows)
-        packed = isinstance(mlp.down_proj, PackedLinear)
+        packed = isinstance(down_proj, PackedLinear)
 
         x = kernels.rms_norm(self.input_layernorm, hidden_states, packed)
         if deltas is not None:
@@ -64,9 +65,9 @@ class DecoderLayer(LlamaDecoderLayer):
         x = kernels.rms_norm(self.post_attention_layernorm, hidden_states, packed)
         if deltas is not None:
             x = deltas.norm(index, "mlp_norm", x, prompt_rows)
-        gate, up = kernels.linears({"gate": mlp.gate_proj, "up": mlp.up_proj}, x, change)
+        gate, up = kernels.linears(("gate", "up"), (mlp.gate_proj, mlp.up_proj), x, change)
         product = kernels.gated_unit(mlp.act_fn, gate, up)
-        projected = mlp.down_proj(product)
+        projected = down_proj(product)
         return hidden_states + (projected if change is None else change("down", projected, product))
 
 

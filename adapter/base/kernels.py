@@ -10,7 +10,8 @@ Knows tensors and frozen modules; knows nothing of adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ def rms_norm(norm: LlamaRMSNorm, hidden: Tensor, packed: bool) -> Tensor:
     if hidden.requires_grad and not norm.weight.requires_grad:
         return _RMSNorm.apply(hidden, norm.weight, norm.variance_epsilon)
     if packed:
-        return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+        weight = norm.weight
+        return torch.rms_norm(hidden, weight.shape, weight, norm.variance_epsilon)
     return norm(hidden)
 
 
@@ -46,23 +48,28 @@ def query_key_value(
     if fused is not None and change is None:  # queries and keys are rotated together
         heads = fused(x).view(shape).transpose(1, 2)  # [B, H + 2 Hkv, T, head_dim]
         kv_heads = heads.shape[1] // (attention.num_key_value_groups + 2)
-        rotated = rotate(heads[:, :-kv_heads], cos, sin, packed)
-        return rotated[:, :-kv_heads], rotated[:, -kv_heads:], heads[:, -kv_heads:]
-    layers = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
-    query, key, value = (out.view(shape).transpose(1, 2) for out in linears(layers, x, change))
+        both, value = heads.tensor_split((-kv_heads,), 1)
+        query, key = rotate(both, cos, sin, packed).tensor_split((-kv_heads,), 1)
+        return query, key, value
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+    query, key, value = (out.view(shape).transpose(1, 2) for out in linears("qkv", layers, x, change))
     return rotate(query, cos, sin, packed), rotate(key, cos, sin, packed), value
 
 
-def linears(layers: Mapping[str, nn.Module], x: Tensor, change: Change | None) -> Sequence[Tensor]:
+def linears(
+    names: Sequence[str], layers: Sequence[nn.Module], x: Tensor, change: Change | None
+) -> Sequence[Tensor]:
     """Each of several linear layers of one input, in one product where `PackedLinear.fuse` joined them."""
-    first = next(iter(layers.values()))
-    fused = _fused(first, x)
-    outputs = [layer(x) for layer in layers.values()] if fused is None else fused(x).split(first.fused_sizes, -1)
-    return outputs if change is None else [change(n, out, x) for n, out in zip(layers, outputs, strict=True)]
+    fused = _fused(layers[0], x)
+    if fused is None:
+        outputs: Sequence[Tensor] = [layer(x) for layer in layers]
+    else:
+        outputs = fused(x).split_with_sizes(fused.sizes, -1)
+    return outputs if change is None else [change(n, out, x) for n, out in zip(names, outputs, strict=True)]
 
 
 def _fused(first: nn.Module, x: Tensor) -> PackedLinear | None:
-    return first.fused if isinstance(first, PackedLinear) and not x.requires_grad else None
+    return first.fused[0] if isinstance(first, PackedLinear) and first.fused and not x.requires_grad else None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, packed: bool) -> Tensor:
@@ -71,15 +78,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, packed: bool) -> Tensor:
         return _Rotation.apply(x, cos, sin)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     if packed:
-        return torch.addcmul(x * cos, rotate_half(x), sin)
+        half = x.shape[-1] // 2
+        return torch.addcmul(x * cos, x.roll(half, -1), sin * _rotation_signs(half, sin.dtype))
     return x * cos + rotate_half(x) * sin
+
+
+@functools.cache
+def _rotation_signs(half: int, dtype: torch.dtype) -> Tensor:
+    """rotate_half(x) is a roll of x times these, which leaves out a negated copy and its concatenation."""
+    return torch.ones(2 * half, dtype=dtype).index_fill_(0, torch.arange(half), -1)
 
 
 def gated_unit(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
     """activation(gate) * up."""
-    if (gate.requires_grad or up.requires_grad) and isinstance(activation, (nn.SiLU, SiLUActivation)):
-        return _GatedSiLU.apply(gate, up)
-    return activation(gate) * up
+    if not isinstance(activation, (nn.SiLU, SiLUActivation)):
+        return activation(gate) * up
+    return _GatedSiLU.apply(gate, up) if gate.requires_grad or up.requires_grad else F.silu(gate) * up
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -26,15 +26,14 @@ _OFF_GRID = 0.1
 class PackedLinear(nn.Module):
     """`y = x W^T` with W in few bits: [..., in] -> [..., out]. Frozen, but x may need a gradient.
 
-    fused: one layer that computes this one and the next `fused_sizes[1:]` outputs of the same input, see `fuse`.
+    fused: the layer that computes this one and its neighbours of the same input, if `fuse` made one. It stands in
+    a tuple so that it is no submodule. sizes: of its parts' outputs, in such a layer.
     """
-
-    fused: PackedLinear | None
-    fused_sizes: list[int]
 
     def __init__(self) -> None:
         super().__init__()
-        self.fused, self.fused_sizes = None, []
+        self.fused: tuple[PackedLinear, ...] = ()
+        self.sizes: list[int] = []
 
     @abstractmethod
     def product(self, rows: Tensor) -> Tensor:
@@ -54,13 +53,18 @@ class PackedLinear(nn.Module):
         """Let the first of several layers of one input hold their concatenation, if all have the same format."""
         first = linears[0]
         if isinstance(first, PackedLinear) and len({type(linear) for linear in linears}) == 1:
-            first.fused = type(first).concatenated(linears)
-            first.fused_sizes = [len(linear.weight) for linear in linears]
+            whole = type(first).concatenated(linears)
+            whole.sizes = [len(linear.weight) for linear in linears]
+            first.fused = (whole,)
+
+    def __call__(self, x: Tensor) -> Tensor:  # without nn.Module's hooks, which cost as much as a small product
+        return self.forward(x)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             return F.linear(x, self.unpacked().to(x.dtype))
-        return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        out = self.product(x.flatten(0, -2))
+        return out if x.ndim == 2 else out.view(*x.shape[:-1], -1)
 
 
 class Int8Linear(PackedLinear):
@@ -84,7 +88,10 @@ class Int8Linear(PackedLinear):
         return cls(steps.to(torch.int8), scales)
 
     def product(self, rows: Tensor) -> Tensor:
-        return torch._weight_int8pack_mm(rows, self.weight, self.scales)
+        tensors = (
+            self._buffers
+        )  # a third of the time of an attribute of a module, of which a step looks up hundreds
+        return torch._weight_int8pack_mm(rows, tensors["weight"], tensors["scales"])
 
     def unpacked(self) -> Tensor:
         return self.weight * self.scales[:, None]
@@ -133,7 +140,8 @@ class Int4Linear(PackedLinear):
         return cls(packed, parameters.contiguous())
 
     def product(self, rows: Tensor) -> Tensor:
-        return torch._weight_int4pack_mm_for_cpu(rows, self.weight, _GROUP, self.scales_and_zeros)
+        tensors = self._buffers  # see Int8Linear
+        return torch._weight_int4pack_mm_for_cpu(rows, tensors["weight"], _GROUP, tensors["scales_and_zeros"])
 
     def unpacked(self) -> Tensor:
         inputs = self.scales_and_zeros.shape[0] * _GROUP

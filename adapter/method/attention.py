@@ -163,7 +163,7 @@ def add_prompt_terms(
     for prompts in terms:
         prompts = prompts if rows is None else prompts.of(rows)
         keys, values = prompts.keys, prompts.values
-        if query.device.type == "cpu" and (query.requires_grad or keys.requires_grad):
+        if (query.requires_grad or keys.requires_grad) and query.device.type == "cpu":
             out = PromptTerm.apply(out, query, keys, values, prompts.gates, prompts.mask, scaling)
             continue
         if keys.shape[0] < query.shape[0]:  # one entry for all rows
@@ -208,8 +208,8 @@ def zero_init_attention(
     if whole and query.requires_grad and query.device.type == "cpu":
         out = CausalAttention.apply(query, key, value, scaling)
     elif length == 1:
-        if len(key) < len(query):  # tokens of one row, each as a row of its own
-            key, value = (t.expand(len(query), -1, -1, -1) for t in (key, value))
+        if key.shape[0] < query.shape[0]:  # tokens of one row, each as a row of its own
+            key, value = (t.expand(query.shape[0], -1, -1, -1) for t in (key, value))
         out = ungrouped(attend(grouped(query, key.shape[1]), key, value, mask, scaling), query)
     else:
         out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)

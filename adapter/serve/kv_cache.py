@@ -89,7 +89,7 @@ class StepCache:
         if self._places is not None:
             self._targets[layer][self._places] = torch.stack((key, value), 1)[:, :, :, 0]
         else:
-            if len(key) > 1:
+            if key.shape[0] > 1:
                 key, value = key.transpose(0, 2), value.transpose(0, 2)
             torch.stack((key[0], value[0]), out=self._targets[layer])
         return self._keys[layer], self._values[layer]
