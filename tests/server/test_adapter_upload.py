@@ -1,4 +1,4 @@
-"""An adapter that a visitor brings: it is among the others, whole, or a sentence says why not."""
+"""Adapter upload: an adapter is added to the store unchanged, or refused with one sentence."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def store(runs: Path, tmp_path: Path) -> AdapterStore:
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_fingerprint: Any) -> Path:
-    """An adapter as its maker has it."""
+    """The folder of an adapter."""
     save_adapter(random_adapter(tiny_fingerprint, description="Rhymes."), tmp_path / "poet", "# poet\n\nRhymes.\n")
     return tmp_path / "poet"
 
@@ -61,7 +61,7 @@ def zipped(folder: Path, archive: Path, below: str = "") -> Path:
 def refused(
     files: list[Path], store: AdapterStore, base: Any, name: str = "guest", kind: type[Exception] = AdapterError
 ) -> str:
-    """The sentence. Nothing may be left, and no path of this machine said."""
+    """The sentence of the refusal. Nothing may be left on disk, and the sentence has no path of this machine."""
     before = store.names()
     with pytest.raises(kind) as caught:
         add_adapter(files, name, store, base)
@@ -72,7 +72,7 @@ def refused(
     return said
 
 
-# What comes in is what its maker had.
+# Accepted uploads.
 
 
 @pytest.mark.parametrize("below", ["", "poet/", "a/b/poet/"])
@@ -155,7 +155,7 @@ def test_peft_adaption_prompts_are_converted(store, tiny_fingerprint, tmp_path):
     assert "python -m adapter convert" in refused([zipped(theirs, tmp_path / "b.zip")], store, tiny_fingerprint)
 
 
-# What is refused.
+# Refused uploads.
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", ".hidden", "-x", "con", "base", "x" * 41, "a\nb", "é"])
@@ -294,7 +294,7 @@ def test_full_disk_is_reported(folder, store, tiny_fingerprint, monkeypatch):
     assert "No space left" in refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=LoadError)
 
 
-# Whatever the bytes are: taken whole, or refused with a sentence.
+# Fuzzing: accepted unchanged, or refused with one sentence.
 
 
 def forged(tensors: dict[str, Any]) -> bytes:
@@ -327,7 +327,7 @@ def test_fuzz_weights(folder, store, tiny_fingerprint, data):
 @FUZZ
 @given(st.data())
 def test_fuzz_zip(folder, store, tiny_fingerprint, data):
-    """A few bytes changed anywhere in the zip: the adapter that comes in, if one does, is finite and whole."""
+    """With a few bytes of the zip changed, an adapter that is accepted is finite and complete."""
     archive = folder.parent / "p.zip"
     whole = bytearray(zipped(folder, archive).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

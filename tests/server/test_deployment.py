@@ -45,7 +45,7 @@ from tests.tiny_models import endless_base, random_adapter
 ROOT = Path(__file__).parents[2]
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 SPACE = {"SYSTEM": "spaces", "SPACE_ID": "me/page", "GRADIO_SERVER_NAME": "0.0.0.0"}
-ASKED = {"temperature": 0, "max_tokens": 12}
+GREEDY = {"temperature": 0, "max_tokens": 12}
 
 
 # The front matter, and the command line.
@@ -124,76 +124,87 @@ def undecorated(task: Callable[..., Any], **_: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, tiny_fingerprint: Any) -> AdapterStore:
+def store(tmp_path: Path, tiny_fingerprint: Any) -> AdapterStore:
     save_adapter(random_adapter(tiny_fingerprint, 1), tmp_path / "one")
     save_adapter(random_adapter(tiny_fingerprint, 2), tmp_path / "two")
     return AdapterStore(tmp_path)
 
 
-def asked(text: str = "hello", tokens: int = 12, **more: Any) -> GenerationRequest:
+def request_for(text: str = "hello", tokens: int = 12, **more: Any) -> GenerationRequest:
     sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
     return GenerationRequest((Message("user", text),), sampling=sampling, **more)
 
 
-def ids(engine: Any, request: GenerationRequest) -> list[int]:
+def answer_ids(engine: Any, request: GenerationRequest) -> list[int]:
     return [event.token_id for event in engine.submit(request) if event.token_id is not None]
 
 
-def test_zero_gpu_engine_equals_engine(tiny_base: Any, shelf: AdapterStore) -> None:
-    engine, there = Engine(tiny_base, shelf), ZeroGpuEngine(tiny_base, shelf, undecorated, gr.Error)
+def test_zero_gpu_engine_equals_engine(tiny_base: Any, store: AdapterStore) -> None:
+    engine, zero_engine = Engine(tiny_base, store), ZeroGpuEngine(tiny_base, store, undecorated, gr.Error)
     try:
-        for request in [asked(), asked(adapter="one"), asked(adapter="two", strength=0.5, mix=(("one", 1.5),))]:
-            given = ids(there, request)
-            assert given == ids(engine, request) and len(given) == 12
+        for request in [
+            request_for(),
+            request_for(adapter="one"),
+            request_for(adapter="two", strength=0.5, mix=(("one", 1.5),)),
+        ]:
+            given = answer_ids(zero_engine, request)
+            assert given == answer_ids(engine, request) and len(given) == 12
             if request.adapter:
-                mine, theirs = engine.inspect(request, given), there.inspect(request, given)
+                mine, theirs = engine.inspect(request, given), zero_engine.inspect(request, given)
                 torch.testing.assert_close(mine.logprobs, theirs.logprobs)
                 torch.testing.assert_close(mine.shares, theirs.shares)
-        *_, last = there.submit(asked())
+        *_, last = zero_engine.submit(request_for())
         assert last.finish_reason == "length" and last.stats is not None
         assert (last.stats.new_tokens, last.stats.prompt_tokens) == (12, 10)
     finally:
         engine.close()
-        there.close()
+        zero_engine.close()
 
 
-def test_invalid_requests_start_no_worker(tiny_base: Any, shelf: AdapterStore) -> None:
-    engine = Engine(tiny_base, shelf)
+def test_invalid_requests_start_no_worker(tiny_base: Any, store: AdapterStore) -> None:
+    engine = Engine(tiny_base, store)
 
-    def nobody(*_: Any) -> Iterator[Any]:
+    def no_worker(*_: Any) -> Iterator[Any]:
         raise AssertionError("a worker was asked for")
         yield
 
-    there = ZeroGpuEngine(tiny_base, shelf, lambda task, **_: nobody, gr.Error)
+    zero_engine = ZeroGpuEngine(tiny_base, store, lambda task, **_: no_worker, gr.Error)
     from PIL import Image
 
     picture = Image.new("RGB", (8, 8))
-    wrong = [asked(adapter="three"), asked("x" * 500), asked(""), asked(adapter="one", image=picture)]
+    wrong = [
+        request_for(adapter="three"),
+        request_for("x" * 500),
+        request_for(""),
+        request_for(adapter="one", image=picture),
+    ]
     for request in wrong:
         with pytest.raises(AdapterError) as here:
             engine.submit(request)
         with pytest.raises(type(here.value), match=re.escape(str(here.value))):
-            there.submit(request)
+            zero_engine.submit(request)
         with pytest.raises(type(here.value), match=re.escape(str(here.value))):
-            there.inspect(request, [1])
+            zero_engine.inspect(request, [1])
     engine.close()
 
 
-def test_requested_gpu_time_follows_max_tokens(tiny_base: Any, shelf: AdapterStore) -> None:
-    asked_for: list[float] = []
+def test_requested_gpu_time_follows_max_tokens(tiny_base: Any, store: AdapterStore) -> None:
+    gpu_seconds: list[float] = []
 
     def gpu(task: Callable[..., Any], duration: Callable[..., float]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Iterator[Any]:
-            asked_for.append(duration(*arguments))
+            gpu_seconds.append(duration(*arguments))
             yield from task(*arguments)
 
         return run
 
-    there = ZeroGpuEngine(tiny_base, shelf, gpu, gr.Error)
+    zero_engine = ZeroGpuEngine(tiny_base, store, gpu, gr.Error)
     for tokens in (1, 100, 2000):
-        list(there.submit(asked(tokens=tokens)))
-    there.close()
-    assert asked_for == sorted(asked_for) and asked_for[0] < asked_for[1] and asked_for[-1] <= MAX_SECONDS
+        list(zero_engine.submit(request_for(tokens=tokens)))
+    zero_engine.close()
+    assert (
+        gpu_seconds == sorted(gpu_seconds) and gpu_seconds[0] < gpu_seconds[1] and gpu_seconds[-1] <= MAX_SECONDS
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,22 +216,22 @@ def test_requested_gpu_time_follows_max_tokens(tiny_base: Any, shelf: AdapterSto
     ],
 )
 def test_gpu_errors_are_reported(
-    tiny_base: Any, shelf: AdapterStore, error: Exception, kind: type[Exception], words: str
+    tiny_base: Any, store: AdapterStore, error: Exception, kind: type[Exception], words: str
 ) -> None:
     def fails(*_: Any) -> Iterator[Any]:
         raise error
         yield
 
-    there = ZeroGpuEngine(tiny_base, shelf, lambda task, **_: fails, gr.Error)
+    zero_engine = ZeroGpuEngine(tiny_base, store, lambda task, **_: fails, gr.Error)
     with pytest.raises(kind, match=words) as raised:
-        list(there.submit(asked()))
+        list(zero_engine.submit(request_for()))
     assert "secret" not in str(raised.value) and type(raised.value) is kind
     with pytest.raises(kind, match=words):
-        there.inspect(asked(adapter="one"), [1])
-    there.close()
+        zero_engine.inspect(request_for(adapter="one"), [1])
+    zero_engine.close()
 
 
-def test_cancel_ends_reader_and_worker(tiny_base: Any, shelf: AdapterStore) -> None:
+def test_cancel_ends_reader_and_worker(tiny_base: Any, store: AdapterStore) -> None:
     ended = threading.Event()
 
     def gpu(task: Callable[..., Any], **_: Any) -> Callable[..., Any]:
@@ -232,15 +243,15 @@ def test_cancel_ends_reader_and_worker(tiny_base: Any, shelf: AdapterStore) -> N
 
         return run
 
-    there = ZeroGpuEngine(tiny_base, shelf, gpu, gr.Error)
-    answer = there.submit(asked(tokens=100))
+    zero_engine = ZeroGpuEngine(tiny_base, store, gpu, gr.Error)
+    answer = zero_engine.submit(request_for(tokens=100))
     next(answer)
     answer.cancel()
     *_, last = answer
     assert last.finish_reason == "cancelled" and ended.wait(PATIENCE)
-    there.close()
+    zero_engine.close()
     with pytest.raises(Busy):
-        there.submit(asked())
+        zero_engine.submit(request_for())
 
 
 def test_base_is_loaded_in_bfloat16_only(tiny_folder: Path) -> None:
@@ -251,7 +262,7 @@ def test_base_is_loaded_in_bfloat16_only(tiny_folder: Path) -> None:
 
 # The stand-in, which has to be as strict as the package that it stands for.
 
-STAND_IN = """
+FAKE_SPACES_PROGRAM = """
 import spaces, os, threading
 state = []
 @spaces.GPU
@@ -264,7 +275,7 @@ def work(value):
 first = list(work("a"))
 second = list(work("b"))
 assert first[0][0] != os.getpid() != second[0][0] and not state, "it runs elsewhere, and nothing comes back"
-assert first[0][1] == ["a"] and second[0][1] == ["b"], "each from what was there at the fork"
+assert first[0][1] == ["a"] and second[0][1] == ["b"], "each from what was zero_engine at the fork"
 def outcome(value):
     try:
         list(work(value))
@@ -279,7 +290,9 @@ print("right")
 @pytest.mark.slow
 def test_fake_spaces_forks_and_pickles() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests/fake_spaces"), "SPACES_ZERO_GPU": "true"}
-    done = subprocess.run([sys.executable, "-c", STAND_IN], env=environment, capture_output=True, timeout=PATIENCE)
+    done = subprocess.run(
+        [sys.executable, "-c", FAKE_SPACES_PROGRAM], env=environment, capture_output=True, timeout=PATIENCE
+    )
     assert done.stdout == b"right\n", done.stderr.decode()
 
 
@@ -288,7 +301,7 @@ def test_fake_spaces_forks_and_pickles() -> None:
 
 @contextlib.contextmanager
 def space(folder: Path, *arguments: str, **environment: str) -> Iterator[AppProcess]:
-    """The program as a user with an empty home starts it, with just this environment."""
+    """The program with an empty home folder and just this environment."""
     home, cache = folder / "home", folder / "cache"
     home.mkdir()
     cache.mkdir()
@@ -301,7 +314,7 @@ def space(folder: Path, *arguments: str, **environment: str) -> Iterator[AppProc
 
 
 def events(server: AppProcess) -> list[dict[str, Any]]:
-    """What the stand-in for `spaces` has logged."""
+    """The log of the fake `spaces`."""
     log = server.folder / "spaces"
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -312,7 +325,7 @@ def test_space_without_gpu(tmp_path: Path) -> None:
 
     with space(tmp_path, **SPACE) as server:
         client = server.client()
-        assert client.predict(message="Name three colours.", api_name="/chat", **ASKED).strip()
+        assert client.predict(message="Name three colours.", api_name="/chat", **GREEDY).strip()
         # Behind the proxy: https, the Space's own name, and visitors with addresses.
         proxied = {
             "Host": "me-page.hf.space",
@@ -348,7 +361,7 @@ def test_space_without_gpu(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppProcess]:
-    """A ZeroGPU Space, whose workers are used again."""
+    """A ZeroGPU Space whose workers are reused."""
     folder = tmp_path_factory.mktemp("zero")
     (folder / "more").mkdir()
     environment = {"SPACES_ZERO_GPU": "true", "PYTHONPATH": str(ROOT / "tests/fake_spaces")}
@@ -364,8 +377,8 @@ def plain() -> Iterator[Engine]:
     engine.close()
 
 
-def cold(engine: Engine, request: GenerationRequest) -> str:
-    """The answer without a prefix in the cache, which another order of summation would come from."""
+def answer_without_cache(engine: Engine, request: GenerationRequest) -> str:
+    """The answer of a new engine: a cached prefix would come from another order of summation."""
     fresh = Engine(engine.base, engine.store)
     try:
         return "".join(event.text for event in fresh.submit(request))
@@ -383,11 +396,11 @@ def test_zero_gpu_space_equals_engine(zero: AppProcess, plain: Engine) -> None:
     assert launch == {"event": "launch", "decorated": 1, "loaded": True}, "all is on the GPU before the launch"
     client = zero.client()
     for name, more in [("", {}), ("pirate", {"strength": 0.7}), ("see", {"image": handle_file(str(COFFEE))})]:
-        given = client.predict(message="What is this?", adapter=name, api_name="/chat", **ASKED, **more)
+        given = client.predict(message="What is this?", adapter=name, api_name="/chat", **GREEDY, **more)
         picture = open_image(COFFEE) if name == "see" else None
         strength = more.get("strength", 1.0)
-        request = asked("What is this?", adapter=name or None, image=picture, strength=strength)
-        assert given == cold(plain, request)
+        request = request_for("What is this?", adapter=name or None, image=picture, strength=strength)
+        assert given == answer_without_cache(plain, request)
     begun = [event for event in events(zero) if event["event"] == "begin"]
     assert [e["event"] for e in events(zero)].count("fork") < len(begun), "a worker was used again"
     assert begun[0]["bytes"] < 10_000 < begun[1]["bytes"], "adapters travel with the question"
@@ -395,13 +408,13 @@ def test_zero_gpu_space_equals_engine(zero: AppProcess, plain: Engine) -> None:
 
 @pytest.mark.slow
 def test_zero_gpu_concurrent_visitors_have_their_own_adapters(zero: AppProcess) -> None:
-    def said(name: str) -> str:
+    def answer_of(name: str) -> str:
         answer = zero.complete("Who are you?", name, max_tokens=600, stop=["."])  # time enough, on a CPU too
         return answer.json()["choices"][0]["message"]["content"]
 
-    alone = [said("base"), said("pirate")]
+    alone = [answer_of("base"), answer_of("pirate")]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(said, ("base", "pirate")))
+        together = list(pool.map(answer_of, ("base", "pirate")))
     assert together == alone and alone[0] != alone[1]
     order = [e["event"] for e in events(zero) if e["event"] in ("begin", "end")]
     latest = len(order) - 1 - order[::-1].index("begin")
@@ -420,14 +433,14 @@ def test_zero_gpu_adapter_added_after_the_fork_is_found(zero: AppProcess) -> Non
 
 @pytest.mark.slow
 def test_zero_gpu_invalid_requests_take_no_gpu(zero: AppProcess) -> None:
-    def asked_for() -> int:
+    def scheduled() -> int:
         return sum(event["event"] == "schedule" for event in events(zero))
 
-    before = asked_for()
+    before = scheduled()
     assert zero.complete(model="nobody").status_code == 404
     assert zero.complete("9 " * 9900).status_code == 400
     assert zero.complete(temperature=9).status_code == 400
-    assert asked_for() == before
+    assert scheduled() == before
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
-"""Things that break while the page is served: it goes on, says a sentence, and is whole again when they are.
+"""Faults while the page is served: each is reported in one sentence, and the server recovers without a restart.
 
-Real processes on a tiny base, struck in the middle of what they do.
+Real processes on a tiny base.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.tiny_models import random_adapter
 
 STEP_SECONDS = 0.02
 LONG = 2000  # tokens of an answer
-# With steps of so many seconds a long answer takes longer than any wait: what is over before, was ended.
+# Seconds a step, with which a long answer takes longer than any wait: an answer that ends earlier was cancelled.
 SLOW = 2 * PATIENCE / LONG
 
 
@@ -59,7 +59,7 @@ def server(
 
 @contextlib.contextmanager
 def streaming(server: AppProcess, model: str = "base", tokens: int = LONG) -> Iterator[Iterator[dict[str, Any]]]:
-    """The events of an answer that is on its way: its first word has come."""
+    """The events of a streamed answer after its first text."""
     body = {"model": model, "messages": [{"role": "user", "content": "go on"}], "stream": True}
     body |= {"max_tokens": tokens, "temperature": 0}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE) as response:
@@ -109,7 +109,7 @@ def test_every_request_ends_after_an_exception_in_the_worker(tiny_base, monkeypa
         thread.start()
     for thread in crowd:
         thread.join(PATIENCE)
-    assert len(ends) == len(crowd)  # nobody hangs
+    assert len(ends) == len(crowd)  # no request hangs
     failures = [end for end in ends if "Try again" in end]
     assert failures and set(ends) <= {"length", *failures}
     assert list(engine.submit(request))[-1].finish_reason == "length"
@@ -144,11 +144,11 @@ def without_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
-def gone(folder: Path) -> None:
+def deleted(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def no_json(folder: Path) -> None:
+def invalid_json(folder: Path) -> None:
     (folder / CONFIG).write_text('{"base": ' + "[" * 20_000)
 
 
@@ -157,25 +157,25 @@ def of_another_base(folder: Path) -> None:
     (folder / CONFIG).write_text(text.replace('"hidden_size": 32', '"hidden_size": 64'))
 
 
-def not_a_number(folder: Path) -> None:
+def nan_weights(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     tensors["gates"][0, 0] = float("nan")
     save_file(tensors, folder / WEIGHTS)
 
 
-def noise_of_the_same_size_and_time(folder: Path) -> None:
+def noise_of_same_size_and_time(folder: Path) -> None:
     about = (folder / WEIGHTS).stat()
     with open(folder / WEIGHTS, "r+b") as file:
         file.write(b"\xff" * about.st_size)
     os.utime(folder / WEIGHTS, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
-def a_folder_in_its_place(folder: Path) -> None:
+def folder_in_its_place(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).mkdir()
 
 
-def a_loop(folder: Path) -> None:
+def symlink_to_itself(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).symlink_to(WEIGHTS)
 
@@ -184,13 +184,13 @@ DAMAGES = [
     truncated,
     emptied,
     without_weights,
-    gone,
-    no_json,
+    deleted,
+    invalid_json,
     of_another_base,
-    not_a_number,
-    noise_of_the_same_size_and_time,
-    a_folder_in_its_place,
-    a_loop,
+    nan_weights,
+    noise_of_same_size_and_time,
+    folder_in_its_place,
+    symlink_to_itself,
 ]
 
 
@@ -203,7 +203,9 @@ def test_damaged_adapter_is_reported_until_it_is_repaired(server, tmp_path, dama
     try:
         with streaming(server, "one", tokens=40) as events:
             damage(folder)
-            assert list(events)[-1]["choices"][0]["finish_reason"] == "length"  # who has it keeps it
+            assert (
+                list(events)[-1]["choices"][0]["finish_reason"] == "length"
+            )  # an answer keeps the adapter that it began with
         refused = server.complete(model="one")
         said = refused.json()["error"]["message"]
         assert refused.status_code >= 400 and "one" in said and said.endswith(".")
@@ -221,7 +223,7 @@ def test_damaged_adapter_is_reported_until_it_is_repaired(server, tmp_path, dama
 
 @pytest.mark.slow
 def test_replaced_adapter_is_noticed_despite_old_times(server):
-    """`cp -p` and tar bring old times along, and the size is the same."""
+    """`cp -p` and tar keep old times, and the size is the same."""
     one, two = (server.folder / "adapters" / name / WEIGHTS for name in ("one", "two"))
     first, second = server.answer(model="one"), server.answer(model="two")
     assert first != second and one.stat().st_size == two.stat().st_size
@@ -233,7 +235,7 @@ def test_replaced_adapter_is_noticed_despite_old_times(server):
 
 
 def test_change_within_one_clock_tick_is_noticed(tiny_base, tiny_fingerprint, tmp_path):
-    """File times move in steps of some milliseconds; a store that trusts them alone serves the old weights."""
+    """File times have ticks of some milliseconds; a store that trusts them alone serves the old weights."""
     store = AdapterStore(tmp_path)
     weights = []
     for seed in range(2):
@@ -321,7 +323,7 @@ def test_full_disk_is_reported_and_chat_continues(server, full_disk, tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None], ids=["full", "gone"])
 def test_partial_upload_is_deleted(tmp_path, error):
-    """Gradio's own parser leaves it, for ever."""
+    """Gradio's own parser never deletes it."""
 
     async def breaks(scope: Any, receive: Any, send: Any) -> None:
         (tmp_path / "tmpabcd").write_bytes(b"half")
@@ -354,16 +356,16 @@ def test_other_requests_are_passed_on(tmp_path):
     assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == "x"
 
 
-# Whoever goes away.
+# Clients that disconnect.
 
 
-def gone_from_v1(server: AppProcess) -> None:
+def leave_v1(server: AppProcess) -> None:
     with streaming(server):
         pass
 
 
-def gone_from_the_page(server: AppProcess) -> None:
-    """A browser's session: the conversation's own event, whose stream of updates is left."""
+def leave_page(server: AppProcess) -> None:
+    """As a browser: join the queue for an event, and leave its stream of updates."""
     config = server.get("/config").json()
     event = next(d for d in config["dependencies"] if d["api_name"] == "chat")
     data = ["go on", None, None, 1, 0, 1, LONG, None, None, 1]
@@ -374,7 +376,7 @@ def gone_from_the_page(server: AppProcess) -> None:
         next(line for line in updates.iter_lines() if "process_generating" in line)
 
 
-def gone_from_gradio_client(server: AppProcess) -> None:
+def leave_gradio_client(server: AppProcess) -> None:
     from gradio_client import Client
 
     client = Client(server.url, verbose=False)
@@ -384,7 +386,7 @@ def gone_from_gradio_client(server: AppProcess) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leave", [gone_from_v1, gone_from_the_page, gone_from_gradio_client])
+@pytest.mark.parametrize("leave", [leave_v1, leave_page, leave_gradio_client])
 def test_disconnect_frees_the_row(server, leave):
     wait_until(lambda: server.counts == (0, 0))
     with server.steps_of(SLOW):
@@ -395,7 +397,7 @@ def test_disconnect_frees_the_row(server, leave):
 
 @pytest.mark.slow
 def test_disconnect_of_all_clients_frees_all_rows(server):
-    """More than are answered at once go away in the middle; the next one does not wait for their answers."""
+    """A full batch of clients disconnects; the next request does not wait for their answers."""
     with server.steps_of(SLOW):
         with contextlib.ExitStack() as crowd:
             list(map(crowd.enter_context, [streaming(server) for _ in range(MAX_ROWS)]))
@@ -408,7 +410,7 @@ def test_disconnect_of_all_clients_frees_all_rows(server):
 
 @pytest.mark.slow
 def test_deleted_weight_cache_is_rebuilt(tmp_path):
-    """While they are served nobody notices; at the next start without a network the page says what is missing."""
+    """A running server does not need it; the next start without a network reports what is missing."""
     embedded.base_folder(), embedded.encoder_weights()
     shutil.copytree(cache_dir(), tmp_path / "cache")
     offline = {"PIP_NO_INDEX": "1", "LLAMA_ADAPTER_CACHE": str(tmp_path / "cache")}

@@ -1,6 +1,6 @@
-"""Garbage, forgeries and crowds: nothing of the machine or of others gets out, and the next answer is as ever.
+"""Malformed and forged requests, and load: nothing of the machine or of others leaks, and the server goes on.
 
-Every route of the real server is asked, whatever Gradio's next release adds.
+Every route of the real server is called, including those that a later Gradio adds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.tiny_models import random_adapter
 pytestmark = pytest.mark.slow
 REQUESTS = 200
 FILE_DATA = {"_type": "gradio.FileData"}
-# What no body may hold: places and files of this machine, code that failed.
+# What no response may hold: paths and files of this machine, stack traces.
 SECRETS = re.compile(r"Traceback|site-packages|root:x:0|File \"|lib/python3|" + re.escape(str(ROOT)))
 PATHS = [
     "../../../../etc/passwd",
@@ -90,45 +90,45 @@ def routes() -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def rubbish(chance: random.Random, depth: int = 4) -> Any:
+def random_json(rng: random.Random, depth: int = 4) -> Any:
     """Any JSON, often with the keys that the page's own requests have."""
-    kind = chance.randrange(9) if depth else 9
+    kind = rng.randrange(9) if depth else 9
     if kind < 3:
         keys = ["data", "fn_index", "session_hash", "event_id", "event_data", "trigger_id", "messages", "model"]
         keys += ["component_id", "fn_name", "path", "meta", "content", "role", "type", "file", "props", "x"]
-        return {key: rubbish(chance, depth - 1) for key in chance.sample(keys, chance.randrange(1, 6))}
+        return {key: random_json(rng, depth - 1) for key in rng.sample(keys, rng.randrange(1, 6))}
     if kind == 3:
-        return [rubbish(chance, depth - 1) for _ in range(chance.randrange(4))]
-    values = [None, True, -1, 10**30, 0.5, float(chance.random()), "", chance.choice(PATHS), FILE_DATA, "\ud800"]
-    return chance.choice([*values, "".join(chance.choices(string.printable, k=20))])
+        return [random_json(rng, depth - 1) for _ in range(rng.randrange(4))]
+    values = [None, True, -1, 10**30, 0.5, float(rng.random()), "", rng.choice(PATHS), FILE_DATA, "\ud800"]
+    return rng.choice([*values, "".join(rng.choices(string.printable, k=20))])
 
 
-def checked(response: httpx.Response) -> None:
-    """No stack trace, no place of the machine; a failure of the server's is a sentence."""
+def assert_no_leak(response: httpx.Response) -> None:
+    """No stack trace and no path of the machine; a server error is one sentence."""
     text = response.text
     for path in sorted(PATHS, key=len, reverse=True):
-        text = text.replace(path, "")  # the asker's own words
+        text = text.replace(path, "")  # repeated from the request
     assert not SECRETS.search(text), (response.request.method, response.request.url, text[:500])
     if response.status_code >= 500 and "/v1/" not in str(response.request.url):
         assert response.json() == {"detail": FAILED}, (response.request.url, text[:500])
 
 
 def test_garbage_on_every_route(server: AppProcess, client: httpx.Client) -> None:
-    chance, asked = random.Random(0), routes()
+    rng, asked = random.Random(0), routes()
     assert len(asked) > 50
-    extra = [chance.choice(asked) for _ in range(max(0, REQUESTS - len(asked)))]
+    extra = [rng.choice(asked) for _ in range(max(0, REQUESTS - len(asked)))]
     statuses: dict[int, int] = {}
     for method, path in [*asked, *extra]:
-        address = re.sub(r"\{[^}]*\}", lambda _: chance.choice(PATHS), path)
-        body = json.dumps(rubbish(chance)).encode() if chance.random() < 0.7 else chance.randbytes(300)
-        headers = {"content-type": chance.choice(["application/json", "multipart/form-data", "x", "text/plain"])}
+        address = re.sub(r"\{[^}]*\}", lambda _: rng.choice(PATHS), path)
+        body = json.dumps(random_json(rng)).encode() if rng.random() < 0.7 else rng.randbytes(300)
+        headers = {"content-type": rng.choice(["application/json", "multipart/form-data", "x", "text/plain"])}
         try:
             with client.stream(method, address, content=body, headers=headers) as response:
                 statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
-                # A stream of events waits for what never comes: it is called, and left.
+                # An event stream may never end: it is not read.
                 if "event-stream" not in response.headers.get("content-type", ""):
                     response.read()
-                    checked(response)
+                    assert_no_leak(response)
         except (httpx.InvalidURL, httpx.ProtocolError, httpx.NetworkError):
             continue  # not even HTTP, or hung up on
     assert statuses.get(200, 0) < sum(statuses.values()) / 2, statuses
@@ -150,23 +150,23 @@ def test_server_files_are_not_served(server: AppProcess, client: httpx.Client, p
             except (httpx.InvalidURL, httpx.RemoteProtocolError):
                 continue
             assert response.status_code >= 300, (prefix, place)
-            checked(response)
+            assert_no_leak(response)
             assert "root:x:0" not in response.text and "hidden_size" not in response.text
 
 
 class Session:
-    """What a browser's page does, without the page: events by name, with any data."""
+    """A page's session without a browser: fires events by name with any data."""
 
     def __init__(self, client: httpx.Client) -> None:
         self.client, self.hash = client, secrets.token_hex(6)
         self.events = {d["api_name"]: d["id"] for d in client.get("/config").json()["dependencies"]}
 
     def fire(self, event: str, data: list[Any]) -> str:
-        """All that the server says about it."""
+        """Returns all updates of the event."""
         join = {"data": data, "fn_index": self.events[event], "session_hash": self.hash}
         joined = self.client.post("/gradio_api/queue/join", json=join)
         if joined.status_code != 200:
-            checked(joined)
+            assert_no_leak(joined)
             return joined.text
         said = []
         with self.client.stream("GET", f"/gradio_api/queue/data?session_hash={self.hash}") as updates:
@@ -223,14 +223,14 @@ def input_ids(client: httpx.Client, event: str) -> list[int]:
 
 
 def defaults(client: httpx.Client, event: str) -> list[Any]:
-    """What the event's components hold in a page that was just opened."""
+    """The values of an event's components in a page that was just opened."""
     config = client.get("/config").json()
     held = {c["id"]: c["props"].get("value") for c in config["components"]}
     return [held.get(number) for number in input_ids(client, event)]
 
 
 def test_conversations_hold_text_and_images_only() -> None:
-    """The hole that the forgeries above find in Gradio's own class: a component of the sender's choice is made."""
+    """Gradio's own Chatbot would make any component that a message names."""
     payload = gr.Chatbot.data_model(
         root=history({"type": "component", "component": "html", "value": "x", "constructor_args": {}, "props": {}})
     )

@@ -1,4 +1,4 @@
-"""What one address may ask of a public server: the counting, the engine behind it, the gate before the page."""
+"""Limits by address: rates and slots, the limited engine, and the middleware before the page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Clock:
         return self.now
 
 
-# Buckets.
+# Token buckets.
 
 
 @given(
@@ -65,7 +65,7 @@ def test_waiting_retry_after_is_enough() -> None:
     assert [buckets.take("a") for _ in range(3)] == [0, 0, 0]
     wait = buckets.take("a")
     assert wait == pytest.approx(20)
-    assert buckets.take("b") == 0, "one's bucket is nobody else's"
+    assert buckets.take("b") == 0, "buckets are independent"
     clock.now += wait / 2
     assert buckets.take("a") == pytest.approx(10), "asking costs nothing"
     clock.now += wait / 2 + 1e-6
@@ -84,7 +84,7 @@ def test_buckets_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(buckets) == 1, "a bucket that is full again is as if it had never been used"
 
 
-# Places.
+# Slots.
 
 
 def test_slots_are_acquired_and_released() -> None:
@@ -127,7 +127,7 @@ def test_key_of_an_address(public: bool, address: str, key: str | None) -> None:
 
 
 class Engine:
-    """Counts, and keeps no answer."""
+    """Counts requests, and keeps no answer."""
 
     base = "base"
 
@@ -204,10 +204,12 @@ def test_inspections_have_their_own_limit() -> None:
     assert engine.asked == 1 and counted.base == "base"
 
 
-# The gate.
+# The middleware.
 
 
-def gate(folder: Path, public: bool = True, hold: asyncio.Event | None = None, most: int = 1000) -> Starlette:
+def page_behind_limits(
+    folder: Path, public: bool = True, hold: asyncio.Event | None = None, most: int = 1000
+) -> Starlette:
     async def page(request: Request) -> PlainTextResponse:
         if hold is not None:
             await hold.wait()
@@ -234,7 +236,7 @@ UPLOAD = ("POST", "/gradio_api/upload", {"content": b"x" * 10})
 
 
 def test_uploads_are_limited_by_address(tmp_path: Path) -> None:
-    app = gate(tmp_path)
+    app = page_behind_limits(tmp_path)
     responses = sent(app, *[UPLOAD] * (limits.UPLOADS_PER_HOUR + 1))
     assert {r.status_code for r in responses[:-1]} == {200}
     last = responses[-1]
@@ -248,7 +250,7 @@ def test_upload_length_is_required_and_limited(tmp_path: Path) -> None:
     async def pieces() -> Any:
         yield b"x"
 
-    app = gate(tmp_path)
+    app = page_behind_limits(tmp_path)
     unknown, large, right = sent(
         app,
         ("POST", "/gradio_api/upload", {"content": pieces()}),
@@ -262,14 +264,14 @@ def test_uploads_are_refused_when_the_folder_is_full(tmp_path: Path, monkeypatch
     monkeypatch.setattr(middleware, "FOLDER_BYTES", 100)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(b"x" * 85)
-    first, second = sent(gate(tmp_path), UPLOAD, UPLOAD)
+    first, second = sent(page_behind_limits(tmp_path), UPLOAD, UPLOAD)
     assert first.status_code == 200 and second.status_code == 507 and "no room" in second.text
     monkeypatch.setattr(middleware, "FOLDER_FILES", 1)
-    assert sent(gate(tmp_path), UPLOAD)[0].status_code == 507
+    assert sent(page_behind_limits(tmp_path), UPLOAD)[0].status_code == 507
 
 
 def test_local_requests_are_not_limited(tmp_path: Path) -> None:
-    app = gate(tmp_path, public=False)
+    app = page_behind_limits(tmp_path, public=False)
     uploads = [("POST", "/gradio_api/upload", {"content": b"x" * 100_000})] * (limits.UPLOADS_PER_HOUR + 5)
     assert {r.status_code for r in sent(app, *uploads, address="127.0.0.1")} == {200}
 
@@ -277,7 +279,7 @@ def test_local_requests_are_not_limited(tmp_path: Path) -> None:
 def test_large_requests_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LARGE_PER_HOUR", 3)
     monkeypatch.setattr(middleware, "MESSAGE_BYTES", 2 * limits.LARGE_BYTES)
-    app, path = gate(tmp_path), "/gradio_api/queue/join"
+    app, path = page_behind_limits(tmp_path), "/gradio_api/queue/join"
 
     def message(size: int) -> tuple[str, str, dict[str, Any]]:
         return "POST", path, {"content": b"x" * size}
@@ -297,12 +299,12 @@ def test_large_requests_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_logins_are_limited(tmp_path: Path) -> None:
     login = ("POST", "/login", {"content": b"username=a&password=b"})
-    *right, last = sent(gate(tmp_path), *[login] * (limits.LOGINS_PER_MINUTE + 1))
+    *right, last = sent(page_behind_limits(tmp_path), *[login] * (limits.LOGINS_PER_MINUTE + 1))
     assert {r.status_code for r in right} == {200} and last.status_code == 429 and "20 tries" in last.text
 
 
 def test_wrong_keys_count_as_logins(tmp_path: Path) -> None:
-    app = gate(tmp_path)
+    app = page_behind_limits(tmp_path)
     right = ("GET", "/v1/models", {"headers": {"authorization": "right"}})
     wrong = ("GET", "/v1/models", {"headers": {"authorization": "guess"}})
     assert {r.status_code for r in sent(app, *[right] * 50)} == {200}
@@ -321,7 +323,7 @@ def test_open_connections_are_limited(tmp_path: Path, path: str, monkeypatch: py
 
     async def scenario() -> None:
         hold = asyncio.Event()
-        transport = httpx.ASGITransport(app=gate(tmp_path, hold=hold), client=(SOMEBODY, 1))
+        transport = httpx.ASGITransport(app=page_behind_limits(tmp_path, hold=hold), client=(SOMEBODY, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             opened = [asyncio.create_task(client.get(path)) for _ in range(3)]
             for _ in range(100):  # until all three have come as far as they can
