@@ -90,8 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = add_command("inspect", _inspect, "answer greedily, and say what each token of it came from")
     inspect.add_argument("prompt", metavar="PROMPT")
     inspect.add_argument("--adapter", metavar="NAME", required=True)
+    _add_conditions(inspect)
     inspect.add_argument("--max-new-tokens", type=int, default=48)
-    _add_request(inspect)
+    _add_base(inspect)
     _add_convert(add_command("convert", _convert, "another program's adapter into ours, or ours into theirs"))
     base = add_command("base", _base, "what a base needs in memory, and what there is")
     base.add_argument("name", nargs="?", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
@@ -118,6 +119,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="add another adapter's terms",
     )
     add("--compare", action="append", metavar="NAME", help="answer with it too ('base' for none); repeatable")
+    _add_conditions(parser)
     defaults = Settings()
     add("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
     add("--top-p", type=float, default=defaults.top_p)
@@ -127,11 +129,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="no chat template around PROMPT")
     add("--json", action="store_true", help="one JSON object instead of a stream")
     add("--logprobs", action="store_true", help="with --json: of each token")
-    _add_request(parser)
+    _add_base(parser)
 
 
-def _add_request(parser: argparse.ArgumentParser) -> None:
-    """What `generate` and `inspect` share."""
+def _add_conditions(parser: argparse.ArgumentParser) -> None:
+    """The image, the strength and the mutes of `generate` and `inspect`."""
     parser.add_argument("--image", type=Path, metavar="FILE")
     parser.add_argument(
         "--strength", type=float, default=Settings().strength, help=f"0 (the base) to {MAX_STRENGTH:g}"
@@ -145,6 +147,9 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"shut the gates of {what} N; repeatable",
         )
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
     parser.add_argument("--device", default="auto")
