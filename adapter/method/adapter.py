@@ -1,6 +1,7 @@
-"""The adapter itself: adaption prompts, gates and, for images, a visual projection. All that is ever trained.
+"""The adapter: adaption prompts, gates and, for images, a visual projection. Only these are ever trained.
 
-Knows one adapter's tensors and how the frozen base turns them into keys and values.
+Sections 3.1 and 3.2 of arXiv 2303.16199; equation 10 for images. Knows one adapter's tensors and how the frozen
+base projects them to keys and values.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from transformers import LlamaForCausalLM
 from adapter.errors import BadInput
 from adapter.method.attention import LayerPrompts, PromptKV
 from adapter.method.config import AdapterConfig
+from adapter.method.deltas import Tuning
 from adapter.method.projection import build_projection
-from adapter.method.tuning import Tuning
 from adapter.method.vision import VisualFeatures
 
 
 class Adapter(nn.Module):
-    """Zero-init attention's trainable part for L insertion layers of H heads.
+    """The trainable part of zero-init attention for L insertion layers of H heads.
 
-    prompts: [L, K, hidden_size]; gates: [L, H], zero at first, so that a new adapter changes nothing
-    (arXiv 2303.16199, section 3.2).
+    prompts: P_l of section 3.1, [L, K, hidden_size]; gates: g_l of equation 7, [L, H], zero at first, so that a
+    new adapter changes nothing. projection: of images, equation 9; tuning: V2's, see `method.deltas`.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -45,46 +46,46 @@ class Adapter(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def activated_gates(self) -> Tensor:
-        """act(g), [L, H]: what multiplies the prompts' attention at strength 1."""
+        """act(g), [L, H]: the factor of the prompts' softmax in equation 7, at strength 1."""
         return self.gates.tanh() if self.config.gate_activation == "tanh" else self.gates
 
     def forward(
         self, model: LlamaForCausalLM, features: VisualFeatures | None = None, frozen: slice | None = None
     ) -> PromptKV:
-        """Keys and values for the base: one entry, or one for each picture in `features`.
+        """Keys and values of the prompts: one entry, or one for each image in `features`.
 
-        A visual adapter without a picture uses its learned prompts alone. frozen: insertion layers whose prompts
-        and gates are to get no gradient from this pass; from pictures, the tuning gets none then either. Raises
-        BadInput if a text adapter is given a picture.
+        A visual adapter without an image uses its learned prompts alone. frozen: insertion layers whose prompts
+        and gates get no gradient from this pass; if it has images, the tuning gets none either (V2's disjoint
+        training). Raises BadInput if a text adapter is given an image.
         """
         prompts, gates = self.prompts.unsqueeze(0), self.activated_gates()  # [1, L, K, hidden], [L, H]
         if frozen is not None:
-            held = torch.zeros(len(gates), dtype=torch.bool, device=gates.device)
-            held[frozen] = True
-            prompts = torch.where(held[None, :, None, None], prompts.detach(), prompts)
-            gates = torch.where(held[:, None], gates.detach(), gates)
+            is_frozen = torch.zeros(len(gates), dtype=torch.bool, device=gates.device)
+            is_frozen[frozen] = True
+            prompts = torch.where(is_frozen[None, :, None, None], prompts.detach(), prompts)
+            gates = torch.where(is_frozen[:, None], gates.detach(), gates)
         if features is not None:
             if self.projection is None:
                 raise BadInput("This adapter reads text only. Choose one that reads images.")
             visual = self.projection(features, model.get_input_embeddings().weight)  # [U, K or 1, hidden]
-            prompts = prompts + visual.unsqueeze(1)
+            prompts = prompts + visual.unsqueeze(1)  # equation 10
         kv = project_prompts(model, prompts, gates, self.config.layers, self.config.prompt_norm)
         if self.tuning is None:
             return kv
         deltas = self.tuning(model.dtype, kv.size)
         if frozen is not None and features is not None:
-            deltas = deltas.each(Tensor.detach)
+            deltas = deltas.map(Tensor.detach)
         return replace(kv, deltas=deltas)
 
 
 def project_prompts(
     model: LlamaForCausalLM, prompts: Tensor, gates: Tensor, layers: Sequence[int], norm: bool
 ) -> PromptKV:
-    """Keys and values of adaption prompts by the base's frozen projections; no RoPE on prompts.
+    """Keys and values of adaption prompts (equations 3 and 4, the prompts' part), by the frozen k_proj and v_proj.
 
-    prompts: [U, L, K, hidden_size]; gates: [L, H], already activated; layers: the L insertion layers.
-    norm: pass the prompts through each layer's frozen input_layernorm first, so that they look to the
-    projections as a token's hidden state does.
+    RoPE is not applied to prompts. prompts: [U, L, K, hidden_size]; gates: [L, H], activated; layers: the L
+    insertion layers. norm: apply each layer's frozen input_layernorm first, which gives prompts the scale of
+    hidden states.
     """
     entries, _, length, _ = prompts.shape
     head_dim = model.config.head_dim

@@ -11,13 +11,14 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from adapter.method.deltas import Deltas
 from adapter.method.gradients import CausalAttention, PromptTerm
 
-_WRITTEN_OUT = 1024  # tokens up to which training on a CPU writes the scores out
+_LONGEST_CAUSAL = 1024  # tokens up to which training on a CPU uses CausalAttention, which keeps the scores
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class LayerPrompts:
 
     @cached_property
     def factors(self) -> Tensor:
-        """The gates as the attention's output [U, T, H, head_dim] is multiplied by them."""
+        """The gates in the shape of attention outputs, [U, 1, H, 1]."""
         return self.gates[:, None, :, None]
 
     @cached_property
     def score_mask(self) -> Tensor | None:
-        """The mask as it is added to scores [U, Hkv, T, K]."""
+        """The mask in the shape of scores, [U, 1, 1, K]."""
         return None if self.mask is None else self.mask[:, None, None, :]
 
-    def of(self, rows: Tensor) -> LayerPrompts:
-        """Those of each row's entry, and gate 0 for rows that have none (-1)."""
+    def select(self, rows: Tensor) -> LayerPrompts:
+        """The entry of each row; gate 0 for rows without one (-1)."""
         entry = rows.clamp(min=0)
         gates = self.gates[entry] * (rows >= 0).unsqueeze(1).to(self.gates.dtype)
         return LayerPrompts(
@@ -53,27 +54,27 @@ class LayerPrompts:
         )
 
 
-# Is shown what an insertion layer's attention has at hand, and changes nothing: the layer's index, the queries
-# [B, H, T, head_dim] after RoPE, the attention over the words [B, T, H, head_dim], the terms to be added, scaling.
+# An observer of insertion layers, called with the layer's index, the queries after RoPE [B, H, T, head_dim], the
+# attention over the words [B, T, H, head_dim], the prompt terms that will be added, and the scaling.
 Watch = Callable[[int, Tensor, Tensor, tuple[LayerPrompts, ...], float], None]
 
 
 @dataclass(frozen=True)
 class PromptKV:
-    """What a forward pass needs of the adapters of its rows: U entries for each insertion layer by index.
+    """The adapters of a forward pass: U entries for each insertion layer, by layer index.
 
-    A layer has one LayerPrompts for each adapter that is mixed: their gated terms add. Passed as an argument of
-    the call and kept by its caller, never on a module. `rows` of the call (`prompt_rows`, [B]) says which entry
-    each row uses, -1 for none; without it a single entry serves all rows, and U entries serve U rows in order.
+    A layer has one LayerPrompts for each adapter of a mix; their gated terms are summed. An argument of the call,
+    never stored on a module. The call's `prompt_rows`, [B], names the entry of each row, -1 for none; without it a
+    single entry serves all rows, and U entries serve U rows in order.
     """
 
     layers: Mapping[int, tuple[LayerPrompts, ...]]
     size: int = 1  # U
-    deltas: Deltas | None = None  # of adapters that change norms and linear maps too, U entries
-    watch: Watch | None = None  # of this object's calls through transformers; what is made of it is not watched
+    deltas: Deltas | None = None  # of V2 adapters, U entries
+    watch: Watch | None = None  # scaled, mixed and stacked copies do not have it
 
     def scaled(self, strength: float) -> PromptKV:
-        """The same prompts with every gate, and every delta, multiplied by `strength`."""
+        """A copy with every gate and every delta multiplied by `strength`: alpha * act(g)."""
         if strength == 1.0:
             return self
         return PromptKV(
@@ -84,7 +85,7 @@ class PromptKV:
 
     @staticmethod
     def mixed(parts: Sequence[PromptKV]) -> PromptKV:
-        """One PromptKV whose gated terms are those of all parts together; the parts have the same size."""
+        """One PromptKV with the gated terms of all parts, which have the same size."""
         if len(parts) == 1:
             return parts[0]
         layers: dict[int, tuple[LayerPrompts, ...]] = {}
@@ -98,7 +99,7 @@ class PromptKV:
     def stack(entries: Sequence[PromptKV], multiple: int = 1) -> PromptKV:
         """One PromptKV with the entries of all, in order; prompt lengths, layers and numbers of terms may differ.
 
-        multiple: of which the common prompt length is to be one; the rest is masked.
+        multiple: the common prompt length is rounded up to a multiple of it; what is added is masked.
         """
         if len(entries) == 1 and multiple == 1:
             return entries[0]
@@ -127,7 +128,7 @@ def _stacked(prompts: Sequence[LayerPrompts | None], entries: Sequence[PromptKV]
 
 
 def _pad(prompts: LayerPrompts | None, size: int, length: int, like: LayerPrompts) -> LayerPrompts:
-    """`prompts` lengthened to `length` behind a mask; all zeros with gate 0 where there are none."""
+    """`prompts` padded to `length` with a mask; zeros with gate 0 for None."""
     _, heads, _, head_dim = like.keys.shape
     if prompts is None:
         zeros = like.keys.new_zeros(size, heads, length, head_dim)
@@ -146,7 +147,7 @@ def _pad(prompts: LayerPrompts | None, size: int, length: int, like: LayerPrompt
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """softmax(q k^T * scaling + mask) v: [B, N, Q, head_dim].
+    """softmax(q k^T * scaling + mask) v, [B, N, Q, head_dim]: equations 5 and 8 without o_proj.
 
     query: [B, N, Q, head_dim]; key, value: [B, N, S, head_dim]; mask: additive, broadcast to [B, N, Q, S].
     """
@@ -156,12 +157,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
 def add_prompt_terms(
     out: Tensor, query: Tensor, terms: Sequence[LayerPrompts], rows: Tensor | None, scaling: float
 ) -> Tensor:
-    """`out` plus the gated second softmax of each term: act(g) * softmax(q kp^T * scaling) vp, per head.
+    """`out` plus each term's gated softmax (equation 7): act(g) * softmax(q kp^T * scaling) vp, per head.
 
     out: [B, T, H, head_dim], the attention over the words; query: [B, H, T, head_dim], after RoPE.
     """
     for prompts in terms:
-        prompts = prompts if rows is None else prompts.of(rows)
+        prompts = prompts if rows is None else prompts.select(rows)
         keys, values = prompts.keys, prompts.values
         if (query.requires_grad or keys.requires_grad) and query.device.type == "cpu":
             out = PromptTerm.apply(out, query, keys, values, prompts.gates, prompts.mask, scaling)
@@ -180,7 +181,7 @@ def grouped(query: Tensor, kv_heads: int) -> Tensor:
 
 
 def ungrouped(out: Tensor, query: Tensor) -> Tensor:
-    """What attention gave for `grouped(query)`, as [B, T, H, head_dim]."""
+    """The attention output for `grouped(query)` as [B, T, H, head_dim]."""
     batch, heads, length, head_dim = query.shape
     if length == 1:
         return out.view(batch, 1, heads, head_dim)
@@ -188,7 +189,7 @@ def ungrouped(out: Tensor, query: Tensor) -> Tensor:
 
 
 def zero_init_attention(
-    module: nn.Module,
+    module: LlamaAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -196,7 +197,7 @@ def zero_init_attention(
     prompt_kv: PromptKV | None,
     prompt_rows: Tensor | None,
 ) -> Tensor:
-    """Attention over the words plus the gated attention over the prompts of this call.
+    """Zero-init attention (equations 5 to 8 without o_proj): attention over the words plus gated prompt terms.
 
     Two softmaxes, not one: equation 7 keeps the words' attention independent of the prompts, so that a zero
     gate leaves the frozen base's output exactly as it was. module: transformers' attention of this layer;
@@ -204,7 +205,7 @@ def zero_init_attention(
     Returns [B, T, H, head_dim], before o_proj.
     """
     scaling, index, length = module.scaling, module.layer_idx, query.shape[2]
-    whole = mask is None and key.shape[2] == length <= _WRITTEN_OUT
+    whole = mask is None and key.shape[2] == length <= _LONGEST_CAUSAL
     if whole and query.requires_grad and query.device.type == "cpu":
         out = CausalAttention.apply(query, key, value, scaling)
     elif length == 1:

@@ -1,7 +1,8 @@
-"""What an adapter of the V2 family changes of the frozen base beside its attention: norms and linear maps
-(arXiv 2304.15010, section 3.1, and LoRA).
+"""LLaMA-Adapter V2 beside its prompts (arXiv 2304.15010, section 3.1): changes of norms and linear layers, and
+LoRA.
 
-Knows tensors. Like the prompts, deltas are arguments of a call: U entries, one of which each row uses.
+`Tuning` holds the trainable tensors, `Deltas` what a forward pass applies of them. Like prompts, deltas are
+arguments of the call: U entries, one of which each row uses. Knows tensors and the base's sizes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from adapter.method.config import BaseFingerprint, TuningConfig
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")  # of a decoder layer
 NORMS = ("attention_norm", "mlp_norm")  # of a decoder layer
@@ -20,7 +23,7 @@ FINAL_NORM = "final_norm"
 
 @dataclass(frozen=True)
 class LinearDelta:
-    """Changes y = W x to (1 + scale) * (y + up (down x) + bias). What is None is not changed.
+    """Changes y = W x to (1 + scale) * (y + up (down x) + bias): equation 5 of V2, and LoRA. None: no such term.
 
     bias, scale: [U, out]; down: [U, r, in]; up: [U, out, r]. scale is fp32: bfloat16 has no numbers near 1.
     """
@@ -30,22 +33,22 @@ class LinearDelta:
     down: Tensor | None = None
     up: Tensor | None = None
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> LinearDelta:
-        """The same with every tensor changed."""
+    def map(self, change: Callable[[Tensor], Tensor]) -> LinearDelta:
+        """A copy with `change` applied to every tensor."""
         fields = (self.bias, self.scale, self.down, self.up)
         return LinearDelta(*(None if t is None else change(t) for t in fields))
 
     def scaled(self, strength: float) -> LinearDelta:
-        """`strength` of the way from the base."""
-        half = self.each(lambda t: t * strength)
-        return LinearDelta(half.bias, half.scale, self.down, half.up)
+        """The delta times `strength`: 0 is the base, 1 the trained adapter."""
+        scaled = self.map(lambda t: t * strength)
+        return LinearDelta(scaled.bias, scaled.scale, self.down, scaled.up)
 
-    def of(self, rows: Tensor) -> LinearDelta:
-        """Those of each row's entry; nothing for rows that have none (-1)."""
-        return self.each(lambda t: _of(t, rows))
+    def select(self, rows: Tensor) -> LinearDelta:
+        """The entry of each row; zeros for rows without one (-1)."""
+        return self.map(lambda t: _select(t, rows))
 
     def __call__(self, out: Tensor, x: Tensor) -> Tensor:
-        """out: [B, T, out], the frozen map of x: [B, T, in]; entries: one, or one for each of B rows."""
+        """The changed output. out: [B, T, out], the frozen layer's for x, [B, T, in]; U is 1 or B."""
         if self.down is not None and self.up is not None:
             out = out + x @ self.down.transpose(1, 2) @ self.up.transpose(1, 2)
         if self.bias is not None:
@@ -57,7 +60,7 @@ class LinearDelta:
 
 @dataclass(frozen=True)
 class Deltas:
-    """All changes of the adapters in use: linear maps by (layer, name), norms by (layer, name).
+    """The changes of all adapters in use, by (layer, name) with the names of LINEARS, NORMS and FINAL_NORM.
 
     A norm's output is multiplied by 1 + delta, [U, hidden_size] in fp32; FINAL_NORM stands under layer -1.
     """
@@ -67,66 +70,66 @@ class Deltas:
     size: int = 1  # U
 
     def scaled(self, strength: float) -> Deltas:
-        """`strength` of the way from the base: 0 is the base."""
+        """Every delta times `strength`: 0 is the base, 1 the trained adapter."""
         linears = {key: delta.scaled(strength) for key, delta in self.linears.items()}
         return Deltas(linears, {key: delta * strength for key, delta in self.norms.items()}, self.size)
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Deltas:
-        """The same with every tensor changed."""
-        linears = {key: delta.each(change) for key, delta in self.linears.items()}
+    def map(self, change: Callable[[Tensor], Tensor]) -> Deltas:
+        """A copy with `change` applied to every tensor."""
+        linears = {key: delta.map(change) for key, delta in self.linears.items()}
         return Deltas(linears, {key: change(delta) for key, delta in self.norms.items()}, self.size)
 
     def linear(self, layer: int, name: str, out: Tensor, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """`out`, the frozen map `name` of x, as it is changed. Both [B, T, size]; rows: [B], as `prompt_rows`."""
+        """`out`, the frozen layer `name`'s for x, with its delta. Both [B, T, size]; rows: [B], as `prompt_rows`."""
         delta = self.linears.get((layer, name))
-        return out if delta is None else (delta if rows is None else delta.of(rows))(out, x)
+        return out if delta is None else (delta if rows is None else delta.select(rows))(out, x)
 
     def norm(self, layer: int, name: str, out: Tensor, rows: Tensor | None = None) -> Tensor:
-        """`out` [B, T, hidden_size], the frozen norm's, as it is changed."""
+        """`out`, [B, T, hidden_size], the frozen norm's, with its delta."""
         delta = self.norms.get((layer, name))
         if delta is None:
             return out
-        return (out * (1 + (delta if rows is None else _of(delta, rows))[:, None])).to(out.dtype)
+        return (out * (1 + (delta if rows is None else _select(delta, rows))[:, None])).to(out.dtype)
 
     @staticmethod
     def mixed(parts: Sequence[Deltas]) -> Deltas:
-        """The changes of several adapters in one answer: biases, LoRA and norms add, scales multiply."""
+        """Several adapters in one answer: biases, LoRA and norms add, scales multiply."""
         linears: dict[tuple[int, str], LinearDelta] = {}
         norms: dict[tuple[int, str], Tensor] = {}
         for part in parts:
             for key, delta in part.linears.items():
-                linears[key] = _both(linears[key], delta) if key in linears else delta
+                linears[key] = _add(linears[key], delta) if key in linears else delta
             for key, norm in part.norms.items():
                 norms[key] = norms[key] + norm if key in norms else norm
         return Deltas(linears, norms, parts[0].size)
 
     @staticmethod
     def stack(parts: Sequence[Deltas | None], sizes: Sequence[int]) -> Deltas | None:
-        """The entries of all parts in order; sizes: how many each has, and None changes nothing."""
-        there = [part for part in parts if part is not None]
-        if not there:
+        """One Deltas with the entries of all parts, in order. sizes: entries of each part; None changes nothing."""
+        present = [part for part in parts if part is not None]
+        if not present:
             return None
         linears = {}
-        for key in dict.fromkeys(key for part in there for key in part.linears):
+        for key in dict.fromkeys(key for part in present for key in part.linears):
             found = [None if part is None else part.linears.get(key) for part in parts]
             linears[key] = LinearDelta(
                 *(_stacked([None if d is None else getattr(d, name) for d in found], sizes, axis)
                   for name, axis in (("bias", None), ("scale", None), ("down", 1), ("up", 2)))
             )  # fmt: skip
         norms = {}
-        for key in dict.fromkeys(key for part in there for key in part.norms):
+        for key in dict.fromkeys(key for part in present for key in part.norms):
             stacked = _stacked([None if part is None else part.norms.get(key) for part in parts], sizes, None)
             assert stacked is not None
             norms[key] = stacked
         return Deltas(linears, norms, sum(sizes))
 
 
-def _of(entries: Tensor, rows: Tensor) -> Tensor:
-    there = (rows >= 0).view(-1, *[1] * (entries.ndim - 1))
-    return entries[rows.clamp(min=0)] * there.to(entries.dtype)
+def _select(entries: Tensor, rows: Tensor) -> Tensor:
+    has_entry = (rows >= 0).view(-1, *[1] * (entries.ndim - 1))
+    return entries[rows.clamp(min=0)] * has_entry.to(entries.dtype)
 
 
-def _both(left: LinearDelta, right: LinearDelta) -> LinearDelta:
+def _add(left: LinearDelta, right: LinearDelta) -> LinearDelta:
     def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         return b if a is None else a if b is None else a + b
 
@@ -142,7 +145,7 @@ def _both(left: LinearDelta, right: LinearDelta) -> LinearDelta:
 
 
 def _stacked(values: Sequence[Tensor | None], sizes: Sequence[int], axis: int | None) -> Tensor | None:
-    """All entries along dim 0; zeros where there is nothing, and lengthened along `axis` to the longest."""
+    """Concatenates entries along dim 0: zeros for None, and zero-padded along `axis` to the longest."""
     like = next((v for v in values if v is not None), None)
     if like is None:
         return None
@@ -158,3 +161,62 @@ def _stacked(values: Sequence[Tensor | None], sizes: Sequence[int], axis: int | 
             value = F.pad(value, pad)
         parts.append(value)
     return torch.cat(parts)
+
+
+class Tuning(nn.Module):
+    """The trainable part of a V2 adapter beside its prompts: zero at first, so that it leaves the base as it is.
+
+    norms: [2 N + 1, hidden_size], of attention_norm and mlp_norm of each layer and the final norm; for each linear
+    map bias.NAME, scale.NAME: [N, out], down.NAME: [N, r, in], up.NAME: [N, out, r].
+    """
+
+    def __init__(self, config: TuningConfig, base: BaseFingerprint) -> None:
+        super().__init__()
+        layers, rank = base.num_hidden_layers, config.lora_rank
+        self._layers = layers
+        self.norms = nn.Parameter(torch.zeros(2 * layers + 1, base.hidden_size)) if config.norms else None
+        self.bias, self.scale, self.down, self.up = (nn.ParameterDict() for _ in range(4))
+        for name, (outputs, inputs) in linear_sizes(base, config.intermediate_size).items():
+            if config.bias:
+                self.bias[name] = nn.Parameter(torch.zeros(layers, outputs))
+            if config.scale:
+                self.scale[name] = nn.Parameter(torch.zeros(layers, outputs))
+            if rank:
+                self.down[name] = nn.Parameter(torch.randn(layers, rank, inputs) * inputs**-0.5)
+                self.up[name] = nn.Parameter(torch.zeros(layers, outputs, rank))
+
+    def forward(self, dtype: torch.dtype, entries: int = 1) -> Deltas:
+        """The deltas of all layers in the base's dtype, the same for each of U entries."""
+
+        def one(tensors: nn.ParameterDict, name: str, layer: int, kind: torch.dtype) -> Tensor | None:
+            return _expanded(tensors[name][layer].to(kind), entries) if name in tensors else None
+
+        linears = {
+            (layer, name): LinearDelta(
+                one(self.bias, name, layer, dtype),
+                one(self.scale, name, layer, torch.float32),
+                one(self.down, name, layer, dtype),
+                one(self.up, name, layer, dtype),
+            )
+            for layer in range(self._layers)
+            for name in {**self.bias, **self.scale, **self.down}
+        }
+        norms = {}
+        if self.norms is not None:
+            keys = [*((layer, name) for layer in range(self._layers) for name in NORMS), (-1, FINAL_NORM)]
+            norms = {key: _expanded(delta, entries) for key, delta in zip(keys, self.norms, strict=True)}
+        return Deltas(linears, norms, entries)
+
+
+def linear_sizes(base: BaseFingerprint, intermediate_size: int) -> dict[str, tuple[int, int]]:
+    """(out, in) of each linear map of a decoder layer."""
+    queries = base.num_attention_heads * base.head_dim
+    keys = base.num_key_value_heads * base.head_dim
+    inputs = {"o": queries, "down": intermediate_size}
+    outputs = {"q": queries, "k": keys, "v": keys, "gate": intermediate_size, "up": intermediate_size}
+    hidden = base.hidden_size
+    return {name: (outputs.get(name, hidden), inputs.get(name, hidden)) for name in LINEARS}
+
+
+def _expanded(value: Tensor, entries: int) -> Tensor:
+    return value.expand(entries, *value.shape)

@@ -1,7 +1,7 @@
-"""The attention of `attention.py` for training on a CPU, where the backward pass of torch is slow.
+"""Zero-init attention (arXiv 2303.16199, section 3.2) for training on a CPU, where torch's backward pass is slow.
 
-The same numbers, with gradients written by hand: scores in blocks that stay in the processor's cache, and no more
-kept than is needed. Knows tensors only.
+The same values as `attention.py` with hand-written gradients: scores are computed in blocks that fit the
+processor's cache, and only what the backward pass reads is saved. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 64  # queries that are read at a time
+_BLOCK = 64  # queries
 
 
 class CausalAttention(torch.autograd.Function):
-    """The attention over the words alone.
+    """Causal attention over the words (equations 5 and 8).
 
-    Blocks of queries, each against the keys up to its end: the future is half of all scores, and what is left of
-    them stays in the processor's cache.
+    Works on blocks of queries, each against the keys up to its end: this skips the masked half of the scores.
     """
 
     @staticmethod
@@ -45,7 +44,7 @@ class CausalAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, *weights = ctx.saved_tensors
         batch, heads, length, head_dim = query.shape
         kv_heads = key.shape[1]
@@ -57,12 +56,12 @@ class CausalAttention(torch.autograd.Function):
             keys.new_zeros(keys.shape),
             values.new_zeros(values.shape),
         )
-        outs = slopes[0].view(batch, length, kv_heads, groups, head_dim)
+        outs = grads[0].view(batch, length, kv_heads, groups, head_dim)
         for (start, end), weight in zip(_blocks(length), weights, strict=True):
-            slope = outs[:, start:end].permute(0, 2, 3, 1, 4).reshape(batch * kv_heads, -1, head_dim)
+            grad = outs[:, start:end].permute(0, 2, 3, 1, 4).reshape(batch * kv_heads, -1, head_dim)
             block = queries[:, :, :, start:end].reshape(batch * kv_heads, -1, head_dim)
-            for_values[:, :end].baddbmm_(weight.transpose(1, 2), slope)
-            for_weight = torch.bmm(slope, values[:, :end].transpose(1, 2))
+            for_values[:, :end].baddbmm_(weight.transpose(1, 2), grad)
+            for_weight = torch.bmm(grad, values[:, :end].transpose(1, 2))
             for_scores = torch._softmax_backward_data(for_weight, weight, -1, weight.dtype)
             for_block = torch.bmm(for_scores, keys[:, :end]).mul_(ctx.scaling)
             for_queries[:, :, :, start:end] = for_block.view(batch, kv_heads, groups, -1, head_dim)
@@ -75,10 +74,10 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 
 class PromptTerm(torch.autograd.Function):
-    """out + act(g) * softmax(q kp^T * scaling) vp.
+    """out + act(g) * softmax(q kp^T * scaling) vp: the gated prompt term of equation 7.
 
-    Positions are the innermost dimension of the scores: a softmax over ten prompts is slow there, and fast beside
-    hundreds of positions.
+    Positions are the innermost dimension of the scores, because a softmax over an innermost dimension of ten
+    prompts is slow.
     """
 
     @staticmethod
@@ -110,18 +109,18 @@ class PromptTerm(torch.autograd.Function):
         return torch.addcmul(out, term, gates[:, None, :, None])
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries, weights, keys, values, gates = ctx.saved_tensors
-        batch, length, heads, head_dim = slopes[0].shape
+        batch, length, heads, head_dim = grads[0].shape
         rows = len(keys)  # B * Hkv
-        slope = slopes[0].transpose(1, 2).reshape(rows, -1, head_dim)
-        for_weights = torch.bmm(values, slope.transpose(1, 2))  # before the gate
+        grad = grads[0].transpose(1, 2).reshape(rows, -1, head_dim)
+        for_weights = torch.bmm(values, grad.transpose(1, 2))  # before the gate
         for_gates = (for_weights * weights).sum(1, dtype=torch.float32).view(batch, heads, length).sum(2)
         factors = gates.expand(batch, -1).reshape(rows, -1, 1).expand(-1, -1, length).reshape(rows, 1, -1)
-        for_values = torch.bmm(weights * factors, slope).view(batch, -1, *values.shape[1:])
+        for_values = torch.bmm(weights * factors, grad).view(batch, -1, *values.shape[1:])
         for_scores = torch._softmax_backward_data(for_weights.mul_(factors), weights, 1, weights.dtype)
         for_keys = torch.bmm(for_scores, queries).mul_(ctx.scaling).view(batch, -1, *keys.shape[1:])
         for_query = torch.bmm(for_scores.transpose(1, 2), keys).view(batch, heads, length, head_dim)
         if ctx.entries < batch:
             for_gates, for_keys, for_values = (t.sum(0, keepdim=True) for t in (for_gates, for_keys, for_values))
-        return slopes[0], for_query, for_keys, for_values, for_gates.to(gates.dtype), None, None
+        return grads[0], for_query, for_keys, for_values, for_gates.to(gates.dtype), None, None
