@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
-from adapter.method.checkpoint import save_adapter
-from adapter.method.config import BaseFingerprint
-from tests.tiny_models import endless_base, random_adapter
+if TYPE_CHECKING:
+    from adapter.method.config import BaseFingerprint
 
 ROOT = Path(__file__).parents[1]
 # Seconds after which a wait fails: enough for a machine that is busy with other things. No test measures time.
@@ -181,6 +180,9 @@ def tiny_app_process(
     folder: Path, tiny_folder: Path, fingerprint: BaseFingerprint, step_seconds: float = 0.0
 ) -> Iterator[AppProcess]:
     """FAULTY_APP over the endless tiny base, with the adapters `one` and `two`."""
+    from adapter.method.checkpoint import save_adapter
+    from tests.tiny_models import endless_base, random_adapter
+
     for seed, name in enumerate(("one", "two")):
         save_adapter(random_adapter(fingerprint, seed), folder / "adapters" / name)
     base = endless_base(tiny_folder, folder / "base")

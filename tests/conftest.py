@@ -1,6 +1,7 @@
 """Fixtures that all tests share: tiny random LLaMAs, the real embedded base, and the page with that base.
 
-Importing this also decides what every test and every program that a test starts finds in its process.
+Importing this also decides what every test and every program that a test starts finds in its process. Fixtures
+import what they need: the process that only hands tests to pytest-xdist's workers loads no torch.
 """
 
 from __future__ import annotations
@@ -17,27 +18,20 @@ os.environ["LLAMA_ADAPTER_RUNS"] = tempfile.mkdtemp(prefix="runs-")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import Fuse
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
-from transformers import PreTrainedTokenizerFast
 
-from adapter.base.llama import AdaptedLlama, Base, load_base
-from adapter.method.config import BaseFingerprint
 from tests.app_process import AppProcess, app_process
-from tests.tiny_models import TINY, tiny_config
+
+if TYPE_CHECKING:
+    from adapter.base.llama import AdaptedLlama, Base
+    from adapter.method.config import BaseFingerprint
 
 # A script that starts the tests in the background leaves SIGINT ignored, and programs inherit that: Ctrl-C, which
 # some tests send, would do nothing.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Most models here are tiny: a second thread costs more than it gives, and far more beside other programs.
-torch.set_num_threads(1)
 
 
 # `make test` gives each worker a file at a time. These take longest and are started first: otherwise one worker
@@ -61,6 +55,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    # Most models here are tiny: a second thread costs more than it gives, and far more beside other programs.
+    torch.set_num_threads(1)
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))  # stable: the rest stays as it is
 
@@ -72,38 +70,33 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def tiny() -> AdaptedLlama:
     """A random LLaMA with grouped queries, fp32, frozen."""
-    torch.manual_seed(0)
-    model = AdaptedLlama(tiny_config())
-    for name, weight in model.named_parameters():
-        # Larger than transformers' initialisation, so that attention is far from uniform.
-        torch.nn.init.normal_(weight, std=0.3) if "norm" not in name else None
-    return model.requires_grad_(False).eval()
+    from tests.tiny_models import random_llama
+
+    return random_llama()
 
 
 @pytest.fixture(scope="session")
 def tiny_fingerprint() -> BaseFingerprint:
-    return BaseFingerprint(name="tiny", **TINY)  # type: ignore[arg-type]
+    from tests.tiny_models import FINGERPRINT
+
+    return FINGERPRINT
 
 
 @pytest.fixture(scope="session")
-def base():
+def base() -> Base:
     """The embedded base as served by default on this machine."""
+    from adapter.base.llama import load_base
+
     return load_base()
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tiny, tiny_fingerprint) -> Base:
+def tiny_base(tiny: AdaptedLlama) -> Base:
     """The tiny LLaMA with a tokenizer of one token a printable character; token 96 ends an answer."""
-    characters = {chr(32 + i): i for i in range(95)}
-    model = Tokenizer(WordLevel({**characters, "<pad>": 95, "<end>": 96}, unk_token="<pad>"))
-    model.pre_tokenizer = Split("", "isolated")
-    model.decoder = Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
-        "{% if add_generation_prompt %}a:{% endif %}"
-    )
-    return Base(tiny, tokenizer, tiny_fingerprint, "none", 0)
+    from adapter.base.llama import Base
+    from tests.tiny_models import FINGERPRINT, character_tokenizer
+
+    return Base(tiny, character_tokenizer(), FINGERPRINT, "none", 0)
 
 
 @pytest.fixture(scope="session")
@@ -118,14 +111,13 @@ def tiny_folder(tiny_base, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session", params=[4, 2], ids=["mha", "gqa"])
 def small(request, tiny_base, tmp_path_factory) -> tuple[AdaptedLlama, Path]:
     """A random LLaMA with logits of ordinary size, without and with grouped queries, fp32; and its folder."""
-    torch.manual_seed(1)
-    model = AdaptedLlama(tiny_config(num_key_value_heads=request.param))
-    for name, weight in model.named_parameters():
-        torch.nn.init.normal_(weight, std=0.15) if "norm" not in name else torch.nn.init.uniform_(weight, 0.5, 1.5)
+    from tests.tiny_models import random_llama
+
+    model = random_llama(seed=1, std=0.15, random_norms=True, num_key_value_heads=request.param)
     folder = tmp_path_factory.mktemp("small")
     model.save_pretrained(folder)
     tiny_base.tokenizer.save_pretrained(folder)
-    return model.requires_grad_(False).eval(), folder
+    return model, folder
 
 
 @pytest.fixture

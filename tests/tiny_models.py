@@ -6,8 +6,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from adapter.base.llama import AdaptedLlama
 from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
 
@@ -32,6 +37,35 @@ def tiny_config(**changes: int) -> LlamaConfig:
         bos_token_id=None,
         pad_token_id=0,
     )
+
+
+FINGERPRINT = BaseFingerprint(name="tiny", **TINY)  # type: ignore[arg-type]
+
+
+def random_llama(seed: int = 0, std: float = 0.3, random_norms: bool = False, **changes: int) -> AdaptedLlama:
+    """fp32 and frozen. The default std is larger than that of transformers: attention is far from uniform."""
+    torch.manual_seed(seed)
+    model = AdaptedLlama(tiny_config(**changes))
+    for name, weight in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(weight, std=std)
+        elif random_norms:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    return model.requires_grad_(False).eval()
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable ASCII character, then <pad> (95) and <end> (96), and a chat template."""
+    characters = {chr(32 + i): i for i in range(FIRST_SPECIAL_TOKEN)}
+    model = Tokenizer(WordLevel({**characters, "<pad>": 95, "<end>": 96}, unk_token="<pad>"))
+    model.pre_tokenizer = Split("", "isolated")
+    model.decoder = Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    return tokenizer
 
 
 def random_adapter(fingerprint: BaseFingerprint, seed: int = 0, gate: float = 0.5, **config) -> Adapter:

@@ -136,6 +136,7 @@ resolve.find_foreign(sys.argv[1]).folder()
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_nothing_is_half_there_and_a_restart_works(tmp_path, cache):
     written = fresh(LLAMA)
     folder = written.write(tmp_path / "model")
