@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# llama.cpp's names of a layer's tensors and Hugging Face's.
+# A layer's tensors: llama.cpp's names and Hugging Face's.
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -36,10 +36,10 @@ _TOP_NAMES = {
 }
 _ROPE_FACTORS = "rope_freqs.weight"
 _CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
-# A GGUF only names how text is cut before its merges apply. These cut digits off one by one and then do as GPT-2
-# does, which transformers' own conversion does not know.
+# A GGUF file only names its pre-tokenizer. These split digits one by one and then work as GPT-2's, which
+# transformers' own conversion does not know.
 _DIGITS_ALONE = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-# These transformers converts rightly; any other name would give wrong tokens without a word.
+# transformers converts these correctly; any other name would silently give wrong tokens.
 _WELL_KNOWN = {"gpt-2", "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe", "tekken"}
 _UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError, MemoryError)
 _REMEDY = "Get the file again, or use the model's Hugging Face repository."
@@ -47,7 +47,7 @@ _REMEDY = "Get the file again, or use the model's Hugging Face repository."
 
 @dataclass(frozen=True)
 class GgufBase:
-    """An opened file: its facts, the LlamaConfig they mean, and each tensor under Hugging Face's name."""
+    """An opened file: its metadata, the resulting LlamaConfig, and its tensors by Hugging Face's names."""
 
     file: Path
     facts: Mapping[str, Any]
@@ -59,7 +59,7 @@ class GgufBase:
         return self.config.dtype
 
     def convert(self, folder: Path, progress: Progress) -> None:
-        """Fill `folder` with what `from_pretrained` reads in half a second.
+        """Write a folder that `from_pretrained` reads in half a second.
 
         transformers can read the GGUF itself, to the same weights, but takes 13 seconds for 135 million of them
         each time, shows bars of its own and gives some tokenizers GPT-2's way with digits.
@@ -71,7 +71,7 @@ class GgufBase:
         write_weights(folder, shapes, self.dtype, self.tensor, progress)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor as Hugging Face has it."""
+        """One tensor in Hugging Face's layout."""
         values = _unpacked(self.tensors[name], self.file)
         if "q_proj" in name:
             return meta_to_hf_rotary(values, self.config.num_attention_heads)
@@ -196,7 +196,7 @@ def _huggingface_name(name: str) -> str:
     parts = name.split(".")
     if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
         return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
-    return name  # the check will name it
+    return name  # the check below names it
 
 
 def _check(file: Path, tensors: Mapping[str, Any], config: Any) -> None:
@@ -253,7 +253,7 @@ def _by_transformers(file: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # whatever a stranger's vocabulary makes the conversion stumble over
+    except Exception as error:  # a foreign vocabulary can make the conversion raise anything
         raise LoadError(
             f"The tokenizer in '{file}' cannot be converted ({first_line(error)}). {_REMEDY}"
         ) from error

@@ -60,7 +60,7 @@ class AdaptedLlama(LlamaForCausalLM):
         prompt_rows: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As the parent's; prompt_kv: the U entries in use, prompt_rows: [B] entry of each row or -1."""
+        """As the parent's. prompt_kv: U entries; prompt_rows: [B], the entry of each row or -1."""
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -78,7 +78,7 @@ class AdaptedLlama(LlamaForCausalLM):
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded frozen model with what goes with it. `quantization` is what was chosen, never "auto"."""
+    """A loaded frozen model and its tokenizer. `quantization` is the one in use, never "auto"."""
 
     model: AdaptedLlama
     tokenizer: Any
@@ -92,19 +92,19 @@ class Base:
 
     @property
     def context_length(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
+        """The largest number of tokens of a prompt and its answer together."""
         return int(self.model.config.max_position_embeddings)
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """Ids of the tokens that end an answer."""
         ids = {self.tokenizer.eos_token_id}
         configured = self.model.generation_config.eos_token_id
         ids.update(configured if isinstance(configured, list) else [configured])
         return frozenset(i for i in ids if i is not None)
 
     def describe(self) -> str:
-        """One line for people: name, quantisation, device and memory."""
+        """One line of text: name, quantisation, device and memory."""
         megabytes = self.memory_bytes / 2**20
         return f"{self.fingerprint.name}: {self.quantization} on {self.device}, {megabytes:.0f} MB"
 
@@ -156,7 +156,7 @@ def _check_device(device: str) -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
     try:
-        torch.zeros(1, device=device).item()  # on "meta" nothing can be computed
+        torch.zeros(1, device=device).item()  # fails on "meta", which cannot compute
     except (RuntimeError, AssertionError, ImportError) as error:
         raise LoadError(f"There is no device '{device}' here. Use 'cpu', 'cuda', 'cuda:1' or 'auto'.") from error
 
@@ -167,7 +167,7 @@ def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
 
 
 def base_config(name_or_path: str = embedded.BASE, foreign: bases.Foreign | None = None) -> LlamaConfig:
-    """The LlamaConfig of a base, which is neither loaded nor converted for it. Raises LoadError."""
+    """The LlamaConfig of a base, read without loading or converting the base. Raises LoadError."""
     foreign = foreign or bases.find_foreign(name_or_path)
     config = None if foreign is None else foreign.config()
     if config is None:
@@ -191,7 +191,7 @@ def base_fingerprint(name_or_path: str = embedded.BASE) -> BaseFingerprint:
 
 
 def base_weight(name_or_path: str, tensor: str) -> Tensor:
-    """One weight of a base, which is not loaded for it, such as "model.norm.weight". Raises LoadError."""
+    """One weight of a base, such as "model.norm.weight", read without loading the base. Raises LoadError."""
     if (found := _stored(_source(name_or_path), tensor)) is None:
         raise LoadError(
             f"{tensor} of the base '{name_or_path}' is not here. Name a folder that holds its safetensors."
@@ -200,7 +200,7 @@ def base_weight(name_or_path: str, tensor: str) -> Tensor:
 
 
 def _stored(source: str, name: str) -> Tensor | None:
-    """One tensor out of a base's safetensors, in a folder or in the Hub's cache; None if it is not there."""
+    """One tensor of a base's safetensors in a folder or in the Hub's cache; None if it is not found."""
 
     def at(file: str) -> Path | None:
         path = Path(source, file) if Path(source).is_dir() else try_to_load_from_cache(source, file)
@@ -220,7 +220,7 @@ def _stored(source: str, name: str) -> Tensor | None:
 
 
 def _source(name_or_path: str, foreign: bases.Foreign | None = None) -> str:
-    """What `from_pretrained` takes; converted into the cache first if it is in another format."""
+    """The folder or Hub id for `from_pretrained`; a base in another format is converted into the cache first."""
     if name_or_path == embedded.BASE:
         return str(embedded.base_folder())
     foreign = foreign or bases.find_foreign(name_or_path)
@@ -228,7 +228,7 @@ def _source(name_or_path: str, foreign: bases.Foreign | None = None) -> str:
 
 
 def _as_llama(config: Any, name: str) -> LlamaConfig:
-    """A LLaMA's config as it is, and a Mistral's without a sliding window as the LLaMA that it is."""
+    """The config of a LLaMA, or of a Mistral without a sliding window, which has the same architecture."""
     if config.model_type == "llama":
         return config
     if config.model_type != "mistral":
@@ -251,14 +251,14 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig |
     if quantization == "nf4":
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     if quantization == "int8":
-        # It says once for every product that it casts, and there are hundreds in a token.
+        # It logs a line for every product, and a token has hundreds.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return None
 
 
 def _load(cls: Any, source: str, name: str, **kwargs: Any) -> Any:
-    """`from_pretrained` with its many ways to fail turned into one sentence."""
+    """`from_pretrained` with its errors as LoadError of one sentence."""
     try:
         return cls.from_pretrained(source, **kwargs)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
@@ -280,7 +280,7 @@ def _memory(model: torch.nn.Module) -> int:
 def _fingerprint(model: AdaptedLlama, tokenizer: Any, name: str) -> BaseFingerprint:
     config = model.config
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    # Norm weights are never quantised, so their hash is the same in every precision that is loaded here.
+    # Norm weights are never quantised, so their hash is the same in every precision.
     weights = model.model.norm.weight.detach().float().cpu().to(torch.bfloat16)
     return BaseFingerprint(
         name=name,

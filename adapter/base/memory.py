@@ -1,6 +1,6 @@
-"""What a base needs in memory in each quantisation, and what there is. Knows sizes and this machine; loads none.
+"""Memory that a base needs in each quantisation, and memory that this machine has. Loads nothing.
 
-Reckoned from the config: the linear layers in few bits, the rest in 16. What a conversation needs comes on top.
+The need is computed from the config: linear layers in few bits, the rest in 16. KV caches are not counted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from adapter.base.hf_folder import tensor_shapes
 from adapter.errors import LoadError
 
-# As they are called in a table; `load_base` calls bf16 "none".
+# Names in the table; `load_base` calls bf16 "none".
 KINDS = ("nf4", "int8", "packed", "bf16")
-_UNLIMITED = 1 << 60  # cgroups write a limit that is none as a number of this order
+_UNLIMITED = 1 << 60  # cgroups write "no limit" as a number of this order
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a base takes once it is loaded; `mapped` of them stay files on a CPU that the system may page."""
+    """Bytes of a loaded base; `mapped` of them are memory-mapped files on a CPU, which the system can page out."""
 
     kind: str
     bytes: int
@@ -33,13 +33,13 @@ class Need:
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes of one device: in all, and free at the moment. None where the system does not say."""
+    """Total and free bytes of one device; None where the system does not report them."""
 
     total: int | None
     free: int | None
 
     def holds(self, need: Need, mapped: bool) -> bool:
-        """False if `need` surely does not fit. mapped: whether files need no memory of their own."""
+        """False if `need` certainly does not fit. mapped: mapped files are not counted against free memory."""
         fixed = need.bytes - (need.mapped if mapped else 0)
         return not (
             (self.total is not None and need.bytes > self.total) or (self.free is not None and fixed > self.free)
@@ -47,14 +47,14 @@ class Room:
 
 
 def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, Need]:
-    """What a LLaMA of this LlamaConfig takes in each of KINDS; `dtype` is that of whatever is not quantised."""
+    """The memory of a LLaMA with this LlamaConfig in each of KINDS; `dtype` is that of unquantised tensors."""
     shapes = tensor_shapes(config)
     linears = [shape for name, shape in shapes.items() if name.endswith("_proj.weight")]
     inside, rows = sum(map(prod, linears)), sum(shape[0] for shape in linears)
     head = config.vocab_size * config.hidden_size
     plain = (sum(map(prod, shapes.values())) - inside) * dtype.itemsize  # embeddings, head, norms
     own_head = 0 if config.tie_word_embeddings else head * dtype.itemsize
-    stored = plain if config.dtype in (None, dtype) else 0  # else it is cast, which takes memory of its own
+    stored = plain if config.dtype in (None, dtype) else 0  # else it is cast, into memory that is not mapped
     packed = inside + head + 2 * (rows + config.vocab_size)
     whole = inside * dtype.itemsize + plain
     return {
@@ -77,7 +77,8 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
     room = ram() if on_cpu else cuda(device)
     kind = "bf16" if quantization == "none" else quantization
     if quantization == "packed":
-        kind = min(("packed", "nf4"), key=lambda k: found[k].bytes)  # what four bits hold exactly takes four
+        # Weights that four bits hold exactly are packed in four.
+        kind = min(("packed", "nf4"), key=lambda k: found[k].bytes)
     if room.holds(found[kind], mapped=on_cpu):
         return
     possible = [k for k in KINDS if room.holds(found[k], on_cpu) and (on_cpu or k != "packed")]
@@ -92,7 +93,7 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
 
 
 def table(name: str, config: Any) -> str:
-    """For people: what the base takes in each quantisation and whether that fits here."""
+    """A text table: the base's memory in each quantisation, and whether it fits here."""
     numbers = sum(map(prod, tensor_shapes(config).values()))
     found = needs(config)
     rooms = {"CPU": ram(), **({"CUDA": cuda("cuda")} if torch.cuda.is_available() else {})}
@@ -116,7 +117,7 @@ def table(name: str, config: Any) -> str:
 
 
 def ram() -> Room:
-    """This machine's memory, or what the control group of this process may have of it."""
+    """The memory of this machine, or of this process's control group where that is less."""
     total = free = None
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -138,7 +139,7 @@ def cuda(device: str) -> Room:
 
 
 def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[tuple]:
-    """(limit, used) of each control group, version 2 or 1, that bounds this process; cached files are not used."""
+    """(limit, used) of each control group, version 2 or 1, that limits this process; without the page cache."""
     names = {2: ("memory.max", "memory.current", "inactive_file")}
     names[1] = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     try:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from typing import Self
 
-_GROUP = 32  # inputs that share a scale and a zero in four bits
+_GROUP = 32  # inputs that share a scale and a zero point in four bits
 _BLOCK = 64  # outputs that the four-bit product packs together
-# How far from a whole number of steps a weight may lie that was made in four bits and rounded to bfloat16 since.
+# Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
 
 
@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
 
     @abstractmethod
     def product(self, rows: Tensor) -> Tensor:
-        """[N, in] -> [N, out]. Each row's result is the same bits whatever rows are beside it."""
+        """[N, in] -> [N, out]. A row's result does not depend on the other rows, bit for bit."""
 
     @abstractmethod
     def unpacked(self) -> Tensor:
@@ -59,7 +59,7 @@ class PackedLinear(nn.Module):
             whole.sizes = [len(linear.weight) for linear in packed]
             packed[0].fused = (whole,)
 
-    def __call__(self, x: Tensor) -> Tensor:  # without nn.Module's hooks, which cost as much as a small product
+    def __call__(self, x: Tensor) -> Tensor:  # without nn.Module's hooks: they cost as much as a small product
         return self.forward(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Int8Linear(PackedLinear):
 
     @classmethod
     def pack(cls, weight: Tensor) -> Self:
-        """The nearest to `weight`, [out, in], that eight bits hold."""
+        """`weight`, [out, in], rounded to eight bits."""
         steps = weight.to(torch.float32, copy=True)
         largest = torch.maximum(steps.amax(dim=1), -steps.amin(dim=1))
         scales = (largest / 127).clamp_(min=1e-8).to(torch.bfloat16)
@@ -125,14 +125,14 @@ class Int4Linear(PackedLinear):
 
     @classmethod
     def pack(cls, weight: Tensor) -> Self | None:
-        """`weight`, [out, in], if it lies on a grid of four bits, as from a GGUF file in Q4_1; else None."""
+        """`weight`, [out, in], if four bits hold it exactly, as from a GGUF file in Q4_1; else None."""
         rows, columns = weight.shape
         if rows % _BLOCK or columns % _GROUP:
             return None
         steps = weight.to(torch.float32, copy=True).view(rows, -1, _GROUP)
         low, high = steps.amin(dim=2, keepdim=True), steps.amax(dim=2, keepdim=True)
         scales = ((high - low) / 15).clamp_(min=1e-8)
-        steps.sub_(low).div_(scales)  # in place, for this runs over the whole model at every start
+        steps.sub_(low).div_(scales)  # in place: this runs over the whole model at every start
         whole = steps.round()
         if steps.sub_(whole).abs_().amax() > _OFF_GRID:
             return None
@@ -150,7 +150,7 @@ class Int4Linear(PackedLinear):
 
     @classmethod
     def concatenated(cls, linears: Sequence[Self]) -> Self:
-        # Whole blocks of outputs follow one another. The scales lie across and stay with the parts too.
+        # Packed weights are blocks of outputs and can be split again. Scales are not: the parts keep copies.
         whole = cls(
             torch.cat([n.weight for n in linears]), torch.cat([n.scales_and_zeros for n in linears], dim=1)
         )
@@ -161,7 +161,7 @@ class Int4Linear(PackedLinear):
 
 
 def quantize_linears(model: nn.Module) -> str:
-    """Replace every bias-free `nn.Linear` in `model` by a PackedLinear, in place; returns what most became.
+    """Replace every bias-free `nn.Linear` in `model` by a PackedLinear, in place; returns the commonest format.
 
     Weights that four bits hold exactly stay in four, others go to eight. One that is tied to an embedding stays
     with the embedding; the linear gets its own copy.

@@ -1,5 +1,6 @@
-"""Which base a name means, and its Hugging Face folder. Meta's folders and GGUF files are converted into the cache
-once. Knows files and names; knows nothing of how a base is run.
+"""Resolves a base's name to a Hugging Face folder; Meta's folders and GGUF files are converted into the cache once.
+
+Knows files and names; knows nothing of how a base is run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from adapter.base.hf_folder import tensor_shapes, total_bytes
 from adapter.base.meta_checkpoint import MetaBase, is_meta, meta_files, open_meta
 from adapter.errors import LoadError
 
-# Part of what a conversion is known by: raise it when one changes what it writes.
+# Part of a conversion's identity: increase it when a converter changes its output.
 _REVISION = 1
 
 
@@ -36,14 +37,14 @@ class Foreign:
 
     @cached_property
     def place(self) -> Path:
-        """Where its conversion is kept. One a path: it replaces that of an earlier state of the files."""
+        """The cache folder of its conversion, one for each path: a newer state of the files replaces the older."""
         path = self.path.resolve()
         name = re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.name) or "base"
         return cache_dir() / f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
     @cached_property
     def state(self) -> str:
-        """What the conversion is made from: another size or time of a file makes it stale."""
+        """Identifies the source files by size and modification time; a change makes the conversion stale."""
         stats = [(str(file.resolve()), file.stat()) for file in self.files]
         return json.dumps([_REVISION, *((name, s.st_size, s.st_mtime_ns) for name, s in stats)])
 
@@ -52,11 +53,11 @@ class Foreign:
         return self.open(self.path)
 
     def config(self) -> Any:
-        """Its LlamaConfig, without converting it; None if it is converted and its folder holds the config."""
+        """Its LlamaConfig without converting it; None if it is converted already, with its config."""
         return None if is_built(self.place, self.state) else self.opened.config
 
     def folder(self) -> Path:
-        """Its Hugging Face folder; converted first if need be. Raises LoadError."""
+        """Its Hugging Face folder, converted first if necessary. Raises LoadError."""
         if is_built(self.place, self.state):
             return self.place
         opened = self.opened
@@ -75,13 +76,13 @@ class Foreign:
 
 
 def find_foreign(name: str) -> Foreign | None:
-    """The base that `name` means if that is a file or folder in another format than Hugging Face's.
+    """The base at the path `name` if it has another format than Hugging Face's, else None.
 
     Raises LoadError for a file or folder that is none, and for a path where nothing is.
     """
     if name == embedded.BASE:
         return None
-    path = Path(os.path.expanduser(name))  # Path.expanduser breaks where there is no such user
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises if there is no such user
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise LoadError(
@@ -90,7 +91,7 @@ def find_foreign(name: str) -> Foreign | None:
         return Foreign(path, "GGUF", (path,), open_gguf)
     if path.suffix.lower() == ".gguf":
         raise LoadError(f"There is no file '{name}'. Check the path.")
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):  # no name on the Hub begins so
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):  # not a name on the Hub
         raise LoadError(f"There is no folder '{name}'. Check the path.")
     if not path.is_dir() or _has_huggingface_weights(path):
         return None

@@ -1,4 +1,4 @@
-"""Conversations as token ids: the one place where messages become text, for training and for serving."""
+"""Chat templates: the one place where conversations become token ids, for training and for serving."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
 
 
 def _without_control(tokenizer: Any, text: str) -> str:
-    """The text with a blank in whatever the tokenizer would read as a control token."""
+    """The text with a space inside everything that the tokenizer would read as a control token."""
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     for token in {*tokenizer.all_special_tokens, *added}:
         if len(token) > 1:
@@ -56,7 +56,7 @@ def _without_control(tokenizer: Any, text: str) -> str:
 
 
 def encode_answer(tokenizer: Any, answer: str) -> list[int]:
-    """Token ids of an answer and of the token that ends it: what a trained adapter learns to write."""
+    """Token ids of an answer and its end token: the supervised part of a training example."""
     return [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
 
 
@@ -75,7 +75,7 @@ def encode_conversation(
             continue
         prompt, answer = encode_prompt(tokenizer, messages[:i], template), encode_answer(tokenizer, message.text)
         if prompt[: len(ids)] != ids:
-            ids, learnt = ids[:-1], learnt[:-1]  # in some templates no token ends an earlier turn
+            ids, learnt = ids[:-1], learnt[:-1]  # some templates do not end earlier turns with a token
         if prompt[: len(ids)] != ids:
             learnt = [False] * len(ids)
         learnt = (learnt + [False] * len(prompt))[: len(prompt)] + [True] * len(answer)

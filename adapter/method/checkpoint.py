@@ -24,7 +24,7 @@ _HEADER_BYTES = 10 * 2**20  # more than the names of any adapter's tensors take
 
 
 def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> None:
-    """Write `adapter` into `folder`; whoever reads meanwhile sees the old one or the new one, never half.
+    """Write `adapter` into `folder`; a concurrent reader sees the old adapter or the new one, never a mixture.
 
     Raises OSError when the disk is full or the folder cannot be written; what was there before stays.
     """
@@ -58,7 +58,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 
 def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torch.device | str = "cpu") -> Adapter:
-    """The adapter in `folder`, frozen and ready to serve. Raises LoadError that says what is wrong.
+    """The adapter in `folder`, frozen, in eval mode. Raises LoadError that says what is wrong.
 
     base: the loaded base's fingerprint; an adapter for another one is refused. What is on disk may change or
     vanish afterwards.
@@ -81,7 +81,7 @@ def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torc
 
 
 def _unfilled(folder: Path, config: AdapterConfig) -> Adapter:
-    """The adapter's shapes without their numbers."""
+    """The adapter on the meta device: shapes without values."""
     try:
         with torch.device("meta"):
             return Adapter(config)
@@ -119,7 +119,7 @@ def _checked(folder: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _listed(names: set[str]) -> str:
-    """A few of the names, fit for a sentence: they may be a stranger's."""
+    """A few of the names, escaped for an error message."""
     shown = [ascii(name)[1:-1][:80] for name in sorted(names)[:5]]
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 

@@ -1,4 +1,4 @@
-"""What an adapter is, as data: the frozen dataclasses behind `config.json`. Knows nothing of tensors."""
+"""An adapter's configuration: the frozen dataclasses of `config.json`. Knows nothing of tensors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class BaseFingerprint:
         )
 
     def differences(self, base: BaseFingerprint) -> list[str]:
-        """What keeps an adapter with this fingerprint from running on `base`, in words; empty if nothing."""
+        """Sentences on why an adapter with this fingerprint cannot run on `base`; empty if it can."""
         found = []
         for f in dataclasses.fields(self):
             mine, theirs = getattr(self, f.name), getattr(base, f.name)
@@ -89,11 +89,11 @@ class BaseFingerprint:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """How a picture becomes prompts: the frozen encoder and the trained projection behind it.
+    """The frozen image encoder and the trained projection of its features.
 
     `projection` is `global` (multi-scale global features -> MLP -> one vector added to every prompt of all
     insertion layers, equations 9 and 10 of arXiv 2303.16199), `label` (the encoder's class posterior
-    spelled in the base's own token embeddings, and an MLP beside it: see `adapter/projection.py`) or `queries`
+    spelled in the base's own token embeddings, and an MLP beside it: see `method.projection`) or `queries`
     (as many learned visual queries as there are prompts look at all of the encoder's tokens: arXiv 2304.15010,
     whose release has width 768, 8 blocks and 16 heads).
     """
@@ -128,7 +128,7 @@ class VisionConfig:
 
     @property
     def encoding(self) -> dict[str, Any]:
-        """How the encoder is asked: tokens are made on demand only."""
+        """Keyword arguments of `VisualEncoder.encode`."""
         return {"tokens": self.projection == "queries", "projected": self.projected, "channels": self.channels}
 
 
@@ -152,7 +152,7 @@ class TuningConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Everything about an adapter but its weights; `config.json` holds exactly this."""
+    """Everything about an adapter except its weights; `config.json` holds exactly these fields."""
 
     base: BaseFingerprint
     prompt_length: int = 10
@@ -194,7 +194,7 @@ class AdapterConfig:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> AdapterConfig:
-        """Read `config.json`. Raises LoadError that names `where` and the field at fault."""
+        """Parse `config.json`. Raises LoadError that names `where` and the wrong field."""
         try:
             data = json.loads(text)
             json.dumps(data, ensure_ascii=False).encode()  # half characters would break whatever shows them

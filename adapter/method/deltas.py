@@ -1,5 +1,4 @@
-"""LLaMA-Adapter V2 beside its prompts (arXiv 2304.15010, section 3.1): changes of norms and linear layers, and
-LoRA.
+"""LLaMA-Adapter V2 beside its prompts (arXiv 2304.15010, section 3.1): changes of norms, linear layers, LoRA.
 
 `Tuning` holds the trainable tensors, `Deltas` what a forward pass applies of them. Like prompts, deltas are
 arguments of the call: U entries, one of which each row uses. Knows tensors and the base's sizes.
@@ -80,7 +79,7 @@ class Deltas:
         return Deltas(linears, {key: change(delta) for key, delta in self.norms.items()}, self.size)
 
     def linear(self, layer: int, name: str, out: Tensor, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """`out`, the frozen layer `name`'s for x, with its delta. Both [B, T, size]; rows: [B], as `prompt_rows`."""
+        """`out`, the frozen layer `name`'s for x, with its delta; both [B, T, size]. rows: `prompt_rows`."""
         delta = self.linears.get((layer, name))
         return out if delta is None else (delta if rows is None else delta.select(rows))(out, x)
 
@@ -105,7 +104,7 @@ class Deltas:
 
     @staticmethod
     def stack(parts: Sequence[Deltas | None], sizes: Sequence[int]) -> Deltas | None:
-        """One Deltas with the entries of all parts, in order. sizes: entries of each part; None changes nothing."""
+        """The entries of all parts in one Deltas, in order. sizes: entries of each part; None changes nothing."""
         present = [part for part in parts if part is not None]
         if not present:
             return None

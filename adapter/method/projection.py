@@ -1,4 +1,4 @@
-"""The visual projection: from the encoder's features to what is added to the adaption prompts.
+"""The visual projection: image features -> vectors added to the adaption prompts (equations 9 and 10).
 
 Knows features, the base's token embeddings and hidden_size; knows nothing of pictures, attention or files.
 """
@@ -19,7 +19,7 @@ _CONFIDENCES = 4
 
 
 def build_projection(vision: VisionConfig, hidden_size: int, prompt_length: int) -> nn.Module:
-    """The untrained projection that `vision` names.
+    """The untrained projection of kind `vision.projection`.
 
     Its forward takes the features of B pictures and the base's token embeddings [vocab_size, hidden_size], and
     returns [B, prompt_length or 1, hidden_size]. Raises ValueError if `label` has too few prompts.
@@ -32,7 +32,7 @@ def build_projection(vision: VisionConfig, hidden_size: int, prompt_length: int)
 
 
 def _zero_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Gives zero before training: the picture comes in as gently as the gates do."""
+    """An MLP whose last layer is zero-initialised: an untrained projection adds nothing, as zero gates do."""
     last = nn.Linear(hidden, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -40,7 +40,7 @@ def _zero_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class GlobalProjection(nn.Module):
-    """Multi-scale global features -> one vector for every prompt (arXiv 2303.16199, equations 9 and 10)."""
+    """Equation 9: multi-scale global features -> one vector, which is added to every prompt (equation 10)."""
 
     def __init__(self, vision: VisionConfig, hidden_size: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class LabelProjection(nn.Module):
 
 
 class QueryProjection(nn.Module):
-    """Learned visual queries that look at all of the encoder's tokens (LLaMA-Adapter V2, arXiv 2304.15010).
+    """Learned visual queries that attend to all of the encoder's tokens (LLaMA-Adapter V2, arXiv 2304.15010).
 
     One query for each of the K prompts. Queries and tokens attend to each other in timm's blocks; what became of
     the queries is added to the prompts, as large as they are: the gates, zero at first, are the gentle start.
@@ -189,5 +189,5 @@ class QueryProjection(nn.Module):
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Root mean square 1, as the base's own norms make them; in fp32."""
+    """Vectors scaled to root mean square 1, in fp32."""
     return F.rms_norm(vectors.float(), vectors.shape[-1:])

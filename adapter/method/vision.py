@@ -1,5 +1,5 @@
-"""From a picture of any kind to the frozen encoder's features. Knows image files and timm models; knows nothing
-of prompts, LLaMA or adapters.
+"""Images of any kind -> features of the frozen encoder (I_m of equation 9, arXiv 2303.16199). Knows image files
+and timm models; knows nothing of prompts, LLaMA or adapters.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SQUEEZE = 1.6  # how many times longer than wide a picture may be before it is 
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
-    """Any picture as RGB of 8 bits: upright (EXIF), first frame, transparency on white, 16 bits scaled.
+    """Any image as 8-bit RGB: rotated by its EXIF tag, first frame, on white where transparent, 16 bits scaled.
 
     source: a path, the bytes of a file, or a Pillow image. Raises BadInput for files over 20 MB, pictures over
     50 megapixels (before they are decoded), and whatever is damaged or no picture.
@@ -116,7 +116,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class VisualFeatures:
-    """What the frozen encoder says of B pictures.
+    """The frozen encoder's features of B images.
 
     levels: [B, feature_size], the mean over space of every stage's features, one stage after the other, and at
     the end the features that its classifier reads. logits: [B, num_classes] of that classifier,
@@ -145,7 +145,7 @@ class VisualFeatures:
 
     @staticmethod
     def cat(parts: Sequence[VisualFeatures]) -> VisualFeatures:
-        """The pictures of all parts, in order; all from one encoder. What one part lacks, the whole lacks."""
+        """The images of all parts, in order, from one encoder. A field that one part lacks is None."""
         columns = ([getattr(part, f.name) for part in parts] for f in fields(VisualFeatures))
         joined: list[Any] = [None if any(v is None for v in column) else torch.cat(column) for column in columns]
         return VisualFeatures(*joined)
@@ -189,7 +189,7 @@ class VisualEncoder:
         self.num_classes = 0 if probe.logits is None else probe.logits.shape[1]
 
     def to(self, device: torch.device | str) -> VisualEncoder:
-        """Move it, as torch.nn.Module.to does."""
+        """Move to a device, in place, as torch.nn.Module.to."""
         self._model.to(device)
         return self
 
@@ -258,7 +258,7 @@ class VisualEncoder:
         return torch.cat([final, places.expand(len(final), -1, -1, -1)], dim=3).flatten(1, 2)
 
     def _fit(self, image: Image.Image) -> Image.Image:
-        """The middle of the picture in the encoder's input size, as the encoder was tested."""
+        """Resize and centre-crop to the encoder's input size, as in its evaluation."""
         width, height = image.size
         # A strip would lose most of itself to the crop: squeeze it into a milder shape first.
         shape = min(max(width / height, 1 / _SQUEEZE), _SQUEEZE)
@@ -280,7 +280,7 @@ class VisualEncoder:
 
 
 def _places(rows: int, columns: int) -> Tensor:
-    """Sines and cosines of where each cell of a map lies in the picture, [rows, columns, _PLACE].
+    """Sinusoidal position encoding of the cells of a feature map, [rows, columns, _PLACE].
 
     From half a wave over the whole picture to half a wave a cell, finer than which no cell can tell.
     """
