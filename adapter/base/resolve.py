@@ -1,4 +1,4 @@
-"""Resolves a base's name to a Hugging Face folder; Meta's folders and GGUF files are converted into the cache once.
+"""Resolves a base's name to a Hugging Face folder; Meta's folders and GGUF files are converted into the cache.
 
 Knows files and names; knows nothing of how a base is run.
 """
