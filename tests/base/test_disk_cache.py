@@ -133,7 +133,7 @@ def become_a_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, overwrite, lose_a_file, garble_manifest, foreign_manifest, become_a_file])
-def test_damage_is_noticed_and_mended(tmp_path: Path, damage) -> None:
+def test_damage_is_detected_and_repaired(tmp_path: Path, damage) -> None:
     folder = build_once(tmp_path / "model", fill)
     healthy = (folder / "big.bin").read_bytes()
     damage(folder)
@@ -173,7 +173,7 @@ def test_full_disk(tmp_path: Path) -> None:
     assert temporaries(tmp_path / "model") == []
 
 
-def test_made_from_something_else_is_built_again_in_its_place(tmp_path: Path) -> None:
+def test_a_changed_source_is_rebuilt_in_place(tmp_path: Path) -> None:
     def fill_anew(result: Path, scratch: Path, progress: Progress) -> None:
         (result / "other").write_text("x")
 
@@ -185,13 +185,13 @@ def test_made_from_something_else_is_built_again_in_its_place(tmp_path: Path) ->
     assert temporaries(folder) == []
 
 
-def test_too_small_a_disk_is_said_before_anything_is_built(tmp_path: Path) -> None:
+def test_a_too_small_disk_is_reported_before_anything_is_built(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"takes 1000000000\.0 GB of disk in .* free\. Make room, or set LLAMA"):
         build_once(tmp_path / "model", refuse, room=10**18)
     assert temporaries(tmp_path / "model") == []
 
 
-def test_files_are_as_readable_as_the_user_wants_new_files_to_be(tmp_path: Path) -> None:
+def test_files_get_the_modes_of_the_users_umask(tmp_path: Path) -> None:
     def fill_privately(result: Path, scratch: Path, progress: Progress) -> None:
         (result / "weights").write_text("x")
         (result / "weights").chmod(0o600)

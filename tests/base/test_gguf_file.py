@@ -207,7 +207,7 @@ def test_weights_are_those_that_transformers_reads(kind, dtype, tmp_path, pieces
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama_31_scaling_is_told_from_its_result(factor, tmp_path, pieces):
+def test_llama_31_rope_scaling_is_recovered_from_its_factors(factor, tmp_path, pieces):
     scaling = {
         "rope_type": "llama3",
         "rope_theta": 500000.0,
@@ -266,7 +266,7 @@ def test_sentencepiece_tokenizer_is_that_of_transformers(tmp_path, pieces):
         ("tekken", "the Ġ 1 2 3 ĊĊ 1 the <|end|>"),
     ],
 )
-def test_digits_are_cut_as_the_file_names_it(cut, pieces_of_it, tmp_path):
+def test_digits_are_split_as_the_files_pre_tokenizer_does(cut, pieces_of_it, tmp_path):
     file = write(tmp_path / "model.gguf", random_llama(), None, Written(tokenizer=cut))
     tokenizer = load_tokenizer(str(file))
     assert tokenizer.tokenize("the 123\n\n1the<|end|>") == pieces_of_it.split()
@@ -300,7 +300,7 @@ def header(**facts):
         ),
     ],
 )
-def test_what_is_no_llama_gets_its_sentence(how, sentence, tmp_path, cache, pieces):
+def test_files_that_are_not_a_llama_are_refused(how, sentence, tmp_path, cache, pieces):
     file = write(tmp_path / "model.gguf", random_llama(), pieces, how)
     with pytest.raises(LoadError, match=sentence) as caught:
         loaded(file)
@@ -308,21 +308,21 @@ def test_what_is_no_llama_gets_its_sentence(how, sentence, tmp_path, cache, piec
     assert [path for path in cache.glob("*") if path.is_dir()] + list(cache.glob(".*")) == []
 
 
-def test_more_tokens_than_embeddings(tmp_path, pieces):
+def test_more_tokens_than_embeddings_are_refused(tmp_path, pieces):
     file = write(tmp_path / "model.gguf", random_llama(vocab_size=300), pieces)
     with pytest.raises(LoadError, match=r"has 340 tokens and embeddings for 300"):
         loaded(file)
 
 
 @pytest.mark.parametrize("left", [0, 3, 100, 3000, 0.5, 0.99])
-def test_half_a_download(left, tmp_path, pieces):
+def test_a_truncated_file_is_refused(left, tmp_path, pieces):
     file = write(tmp_path / "model.gguf", random_llama(), pieces)
     os.truncate(file, int(left * file.stat().st_size) if isinstance(left, float) else left)
     with pytest.raises(LoadError, match=re.escape(str(file)) + r"' is no whole GGUF file \(.*Get the file again"):
         loaded(file)
 
 
-def test_no_gguf(tmp_path):
+def test_a_file_that_is_not_gguf_is_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"<html>blocked by the proxy</html>" * 100)
     with pytest.raises(LoadError, match=r"is no whole GGUF file"):
         loaded(tmp_path / "model.gguf")

@@ -38,7 +38,7 @@ def test_a_zero_gate_is_the_base_bit_for_bit_in_every_quantisation(quantization)
 
 
 @pytest.mark.slow
-def test_auto_says_what_it_chose_and_what_it_takes(base):
+def test_auto_reports_its_quantization_and_memory(base):
     assert base.quantization == ("nf4" if torch.cuda.is_available() else "packed-int4")
     assert isinstance(base.model.lm_head, PackedLinear) or torch.cuda.is_available()
     assert 120 < base.memory_bytes / 2**20 < 170
@@ -49,7 +49,7 @@ def test_auto_says_what_it_chose_and_what_it_takes(base):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_packed_base_predicts_as_the_full_one_does(base):
+def test_the_packed_base_is_close_to_the_full_one(base):
     full = load_base(quantization="none", device="cpu")
     ids = torch.tensor([encode_prompt(base.tokenizer, PROMPT)])
     one, other = (b.model(input_ids=ids).logits[0].float().log_softmax(-1) for b in (base, full))
@@ -57,7 +57,7 @@ def test_the_packed_base_predicts_as_the_full_one_does(base):
     assert divergence < 0.03
 
 
-def test_the_packed_product_is_that_of_its_weights_and_has_a_gradient():
+def test_the_packed_product_and_its_gradient_are_those_of_the_weights():
     torch.manual_seed(0)
     weight = torch.randn(48, 64)
     linear = Int8Linear.pack(weight)
@@ -79,7 +79,7 @@ def four_bit_weight(rows, columns):
     return (((groups - low) / step).round() * step + low.half()).view(rows, columns)
 
 
-def test_four_bits_are_kept_where_they_hold_the_weight_exactly():
+def test_int4_packs_only_weights_that_it_holds_exactly():
     torch.manual_seed(0)
     weight = four_bit_weight(128, 96)
     linear = Int4Linear.pack(weight.bfloat16())
@@ -96,7 +96,7 @@ def test_four_bits_are_kept_where_they_hold_the_weight_exactly():
 
 
 @pytest.mark.parametrize("kind", [Int4Linear, Int8Linear])
-def test_a_fused_layer_is_its_parts_bit_for_bit_and_shares_their_memory(kind):
+def test_a_concatenated_layer_equals_its_parts_and_shares_their_memory(kind):
     parts = [kind.pack(four_bit_weight(rows, 64).bfloat16()) for rows in (128, 64, 64)]
     x = torch.randn(5, 64).bfloat16()
     before = [part(x) for part in parts]
@@ -114,7 +114,7 @@ def save_tiny(tiny_base, folder, **changes):
 
 
 @torch.no_grad()
-def test_a_folder_of_ones_own_is_a_base(tiny_base, tmp_path):
+def test_a_local_folder_is_a_base(tiny_base, tmp_path):
     save_tiny(tiny_base, tmp_path)
     base = load_base(str(tmp_path), quantization="none", device="cpu", dtype=torch.float32)
     assert isinstance(base.model, AdaptedLlama)
@@ -124,7 +124,7 @@ def test_a_folder_of_ones_own_is_a_base(tiny_base, tmp_path):
     assert torch.equal(base.model(input_ids=ids).logits, tiny_base.model(input_ids=ids).logits)
 
 
-def test_what_cannot_be_loaded_is_said_in_a_sentence(tiny_base, tmp_path):
+def test_load_errors_name_the_cause_and_the_remedy(tiny_base, tmp_path):
     with pytest.raises(LoadError, match="nobody/nothing.*HF_HUB_OFFLINE is set"):
         load_base("nobody/nothing")
     with pytest.raises(LoadError, match="Check that the folder holds"):
@@ -140,7 +140,7 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(tiny_base, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_cuda_is_said_before_anything_is_loaded():
+def test_missing_cuda_is_reported_before_anything_is_loaded():
     with pytest.raises(LoadError, match="no CUDA device"):
         load_base(device="cuda")
 

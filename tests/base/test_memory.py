@@ -29,19 +29,19 @@ def test_the_sizes_of_a_7b():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "kind"), [("none", "bf16"), ("int8", "int8"), ("nf4", "nf4")])
-def test_what_is_reckoned_is_what_is_taken(quantization, kind, tiny_folder):
+def test_the_computed_need_is_the_memory_of_the_loaded_base(quantization, kind, tiny_folder):
     base = load_base(quantization=quantization, device="cpu")
     # bitsandbytes keeps its scales outside of what torch counts.
     assert needs(base_config())[kind].bytes == pytest.approx(base.memory_bytes, rel=0.12)
 
 
-def test_packed_is_what_is_taken(tiny_folder):
+def test_the_computed_need_of_a_packed_base_is_its_memory(tiny_folder):
     base = load_base(str(tiny_folder), device="cpu")
     assert base.quantization == "packed-int8"
     assert needs(base_config(str(tiny_folder)))["packed"].bytes == pytest.approx(base.memory_bytes, rel=0.05)
 
 
-def test_mapped_files_need_room_in_all_but_not_now():
+def test_mapped_files_count_against_total_but_not_free_memory():
     need = Need("bf16", 10, 8)
     assert Room(20, 5).holds(need, mapped=True)
     assert not Room(20, 5).holds(need, mapped=False)
@@ -58,7 +58,7 @@ def refused(monkeypatch, room, quantization, device="cpu", config=LLAMA_7B):
     return str(caught.value)
 
 
-def test_a_refusal_says_what_it_needs_what_there_is_and_what_would_fit(monkeypatch):
+def test_a_refusal_names_need_memory_and_alternatives(monkeypatch):
     said = refused(monkeypatch, Room(8 * GIGA, 6 * GIGA), "none")
     for part in ("nf4 4.2 GB", "int8 7.0 GB", "packed 6.9 GB", "bf16 13.5 GB", "6.0 GB of memory are free"):
         assert part in said
@@ -68,7 +68,7 @@ def test_a_refusal_says_what_it_needs_what_there_is_and_what_would_fit(monkeypat
     assert "memory on cuda:1" in on_gpu and "packed" not in on_gpu and "Load it as nf4," in on_gpu
 
 
-def test_what_may_fit_is_let_through(monkeypatch):
+def test_a_base_that_may_fit_is_not_refused(monkeypatch):
     for room in (Room(None, None), Room(16 * GIGA, 5 * GIGA)):
         monkeypatch.setattr(memory, "ram", lambda room=room: room)
         # Four bits may hold it exactly, and bf16 stays in its file.
@@ -116,7 +116,7 @@ def test_base_prints_the_table_without_loading(tiny_folder, capsys, monkeypatch)
     assert "128 tokens of context" in printed and "1,000 tokens of a conversation take" in printed
 
 
-def test_base_says_what_is_wrong(tmp_path, capsys):
+def test_the_base_command_reports_errors(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     assert main(["base", str(tmp_path)]) == 1
     assert "is a gpt2 model" in capsys.readouterr().err

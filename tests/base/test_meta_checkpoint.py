@@ -78,7 +78,7 @@ def test_without_the_rotary_permutation_the_numbers_are_wrong(kind, tmp_path, mo
     assert (logits(base, ids) - written.logits(ids)).abs().max() > 0.5
 
 
-def test_the_reference_notices_scaled_frequencies():
+def test_the_reference_detects_scaled_frequencies():
     ids = torch.arange(40)
     plain = dataclasses.replace(fresh(LLAMA3), params={**LLAMA3.params, "use_scaled_rope": False})
     assert (fresh(LLAMA3).logits(ids, 3000) - plain.logits(ids, 3000)).abs().max() > 0.1
@@ -137,7 +137,7 @@ resolve.find_foreign(sys.argv[1]).folder()
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_nothing_is_half_there_and_a_restart_works(tmp_path, cache):
+def test_a_killed_conversion_leaves_nothing_and_can_be_restarted(tmp_path, cache):
     written = fresh(LLAMA)
     folder = written.write(tmp_path / "model")
     process = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, capture_output=True, text=True)
@@ -353,7 +353,7 @@ def not_finite(folder, written):
         (not_finite, r"layers\.1\.attention\.wv\.weight in .* not finite"),
     ],
 )
-def test_bad_folders_get_their_sentence_and_leave_nothing(damage, sentence, tmp_path, cache):
+def test_bad_folders_are_refused_and_leave_nothing(damage, sentence, tmp_path, cache):
     written = fresh(LLAMA2_70B)
     folder = written.write(tmp_path / "above" / "model")
     damage(folder, written)
@@ -365,7 +365,7 @@ def test_bad_folders_get_their_sentence_and_leave_nothing(damage, sentence, tmp_
     assert left == []
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, cache, monkeypatch):
+def test_a_too_small_disk_is_reported_before_anything_is_written(tmp_path, cache, monkeypatch):
     folder = fresh(LLAMA).write(tmp_path / "model")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50 * 10**6))

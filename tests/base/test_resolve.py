@@ -93,7 +93,7 @@ def test_a_mistral_with_a_window_is_refused(tiny_base, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/nope", "./nope", "../nope", "~/nope", "~nobody-here/nope"])
-def test_a_path_where_nothing_is_is_no_name_on_the_hub(path):
+def test_a_missing_path_is_not_taken_for_a_hub_id(path):
     with pytest.raises(LoadError, match=f"There is no folder '{path}'"):
         base_config(path)
 

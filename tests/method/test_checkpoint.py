@@ -29,7 +29,7 @@ def change(folder, edit):
     save_file(tensors, folder / WEIGHTS)
 
 
-def test_saving_and_loading_is_the_identity(saved):
+def test_save_then_load_is_the_identity(saved):
     adapter, folder = saved
     loaded = load_adapter(folder)
     assert loaded.config == adapter.config
@@ -112,7 +112,7 @@ def test_a_wrong_configuration_is_refused_with_its_field(saved, edit, words):
         read_config(folder)
 
 
-def test_not_json_and_not_there(saved, tmp_path):
+def test_a_missing_or_malformed_config_is_refused(saved, tmp_path):
     _, folder = saved
     (folder / CONFIG).write_text("{")
     with pytest.raises(LoadError, match="poet"):
@@ -121,7 +121,7 @@ def test_not_json_and_not_there(saved, tmp_path):
         read_config(tmp_path / "nowhere")
 
 
-def test_a_failed_save_keeps_what_was_there(saved, monkeypatch, tiny_fingerprint):
+def test_a_failed_save_keeps_the_old_adapter(saved, monkeypatch, tiny_fingerprint):
     adapter, folder = saved
 
     def full(*_args, **_kwargs):

@@ -82,7 +82,7 @@ def merged(model, adapter, strength=1.0):
     ],
     ids=["all", "norms", "bias", "scale", "lora"],
 )
-def test_deltas_are_changed_weights(tiny, tiny_fingerprint, tuning, strength):
+def test_deltas_equal_merged_weights(tiny, tiny_fingerprint, tuning, strength):
     adapter = tuned_adapter(tiny_fingerprint, tuning=tuning)
     kv = adapter(tiny).scaled(strength)
     # Prompts pass the frozen projections, so they are the same on both sides.
@@ -92,7 +92,7 @@ def test_deltas_are_changed_weights(tiny, tiny_fingerprint, tuning, strength):
     )
 
 
-def test_untrained_changes_and_strength_zero_are_the_base_bit_for_bit(tiny, tiny_fingerprint):
+def test_untrained_deltas_and_strength_zero_are_the_base_bit_for_bit(tiny, tiny_fingerprint):
     untrained = tuned_adapter(tiny_fingerprint, size=0.0)
     untrained.gates.zero_()
     bare = logits(tiny)
@@ -100,7 +100,7 @@ def test_untrained_changes_and_strength_zero_are_the_base_bit_for_bit(tiny, tiny
     assert torch.equal(logits(tiny, kv=tuned_adapter(tiny_fingerprint)(tiny).scaled(0.0)), bare)
 
 
-def test_rows_with_and_without_share_a_pass(tiny, tiny_fingerprint):
+def test_rows_with_and_without_deltas_share_a_batch(tiny, tiny_fingerprint):
     plain, tuned = random_adapter(tiny_fingerprint), tuned_adapter(tiny_fingerprint, 1)
     other = tuned_adapter(tiny_fingerprint, 2, TuningConfig(64, bias=True, lora_rank=1))
     entries = [plain(tiny), tuned(tiny), other(tiny)]
@@ -111,7 +111,7 @@ def test_rows_with_and_without_share_a_pass(tiny, tiny_fingerprint):
         torch.testing.assert_close(row, logits(tiny, IDS[:1], kv)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_mixed_changes_add(tiny, tiny_fingerprint):
+def test_mixed_deltas_add(tiny, tiny_fingerprint):
     tuning = TuningConfig(64, bias=True, lora_rank=2)
     parts = [tuned_adapter(tiny_fingerprint, seed, tuning) for seed in (1, 2)]
     kv = PromptKV.mixed([part(tiny) for part in parts])
@@ -140,7 +140,7 @@ def serving(request, tiny_base) -> Base:
     return Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "packed-int8", 0)
 
 
-def test_the_serving_pass_is_the_model(serving, tiny_fingerprint):
+def test_the_serving_pass_equals_the_model(serving, tiny_fingerprint):
     adapter = tuned_adapter(tiny_fingerprint, size=0.05)
     kv = stack_prompts([adapter(serving.model)])
     cache, forward = KVCache(serving), Forward(serving)
@@ -153,7 +153,7 @@ def test_the_serving_pass_is_the_model(serving, tiny_fingerprint):
     )
 
 
-def test_the_engine_gives_each_row_what_it_gets_alone(serving, tiny_fingerprint, tmp_path):
+def test_batched_rows_equal_rows_alone_in_the_engine(serving, tiny_fingerprint, tmp_path):
     save_adapter(tuned_adapter(tiny_fingerprint, 1, template="raw", size=0.05), tmp_path / "tuned")
     save_adapter(random_adapter(tiny_fingerprint, 2, template="raw"), tmp_path / "plain")
     requests = [
@@ -183,12 +183,12 @@ def test_the_engine_gives_each_row_what_it_gets_alone(serving, tiny_fingerprint,
     assert alone[4] != alone[0]
 
 
-def test_saved_is_loaded(tiny_fingerprint, tiny, tmp_path):
+def test_save_then_load_is_the_identity(tiny_fingerprint, tiny, tmp_path):
     adapter = tuned_adapter(tiny_fingerprint)
     save_adapter(adapter, tmp_path / "tuned")
     assert torch.equal(logits(tiny, kv=load_adapter(tmp_path / "tuned")(tiny)), logits(tiny, kv=adapter(tiny)))
 
 
-def test_a_tuning_of_nothing_is_refused():
+def test_an_empty_tuning_config_is_refused():
     with pytest.raises(ValueError, match="must change something"):
         TuningConfig(64)

@@ -54,7 +54,7 @@ def visual_adapter(fingerprint, vision):
 
 @pytest.mark.parametrize("vision", [GLOBAL, LABEL, QUERIES])
 @torch.no_grad()
-def test_a_picture_changes_the_answer_and_rows_do_not_mix(tiny, tiny_fingerprint, vision):
+def test_an_image_changes_its_own_rows_logits_only(tiny, tiny_fingerprint, vision):
     adapter = visual_adapter(tiny_fingerprint, vision)
     ids = torch.arange(10)[None].repeat(3, 1)
     shown = features()
@@ -66,7 +66,7 @@ def test_a_picture_changes_the_answer_and_rows_do_not_mix(tiny, tiny_fingerprint
 
 
 @pytest.mark.parametrize("vision", [GLOBAL, LABEL, QUERIES])
-def test_saved_and_loaded_it_is_the_same(tiny, tiny_fingerprint, vision, tmp_path):
+def test_save_then_load_is_the_identity(tiny, tiny_fingerprint, vision, tmp_path):
     adapter = visual_adapter(tiny_fingerprint, vision)
     save_adapter(adapter, tmp_path / "see")
     loaded = load_adapter(tmp_path / "see")
@@ -87,7 +87,7 @@ def test_the_global_projection_adds_one_vector_to_every_prompt_of_every_layer(ti
         assert_close(adapter(tiny, shown).layers[index][0].values, prompts.values)
 
 
-def test_before_training_a_picture_adds_nothing_but_its_names(tiny_fingerprint):
+def test_an_untrained_label_projection_adds_names_only(tiny_fingerprint):
     fresh = Adapter(AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=LENGTH, vision=GLOBAL))
     assert fresh.projection(features(), torch.randn(97, 32)).abs().max() == 0
 
@@ -114,7 +114,7 @@ def test_the_label_projection_spells_its_candidates():
     assert_close(projection(shown, embedding)[0, 1], unit(9) + unit(8))  # the token before is told along
 
 
-def test_a_concept_of_the_head_competes_with_the_encoders_classes():
+def test_concepts_share_a_softmax_with_the_encoders_classes():
     projection = spell(LabelProjection(LABEL, 32, prompt_length=LENGTH))
     projection.concept_basis[0, 3] = 1.0
     projection.concept_weight[5, 0] = 10.0
@@ -146,20 +146,20 @@ def test_a_text_adapter_refuses_a_picture(tiny, tiny_fingerprint):
         random_adapter(tiny_fingerprint)(tiny, features())
 
 
-def test_the_prompts_must_leave_room_for_the_picture_itself(tiny_fingerprint):
+def test_too_short_prompts_for_a_label_projection_are_refused(tiny_fingerprint):
     with pytest.raises(ValueError, match=f"more than {LENGTH - 2}.*got 6"):
         Adapter(AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=6, vision=LABEL))
 
 
 @torch.no_grad()
-def test_at_zero_gates_the_untrained_queries_leave_the_base_as_it_is(tiny, tiny_fingerprint):
+def test_zero_gates_with_visual_queries_are_the_base(tiny, tiny_fingerprint):
     fresh = Adapter(AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=LENGTH, vision=QUERIES))
     ids = torch.arange(10)[None].repeat(2, 1)
     kv = fresh(tiny, features())
     assert torch.equal(tiny(input_ids=ids, prompt_kv=kv).logits, tiny(input_ids=ids).logits)
 
 
-def test_each_query_has_its_say_and_the_order_of_tokens_none():
+def test_queries_differ_and_the_order_of_tokens_does_not_matter():
     projection = QueryProjection(QUERIES, 32, prompt_length=LENGTH)
     shown = features()
     added = projection(shown, torch.empty(0, 32))
@@ -170,7 +170,7 @@ def test_each_query_has_its_say_and_the_order_of_tokens_none():
     assert_close(projection(turned, torch.empty(0, 32)), added, rtol=1e-4, atol=1e-5)
 
 
-def test_from_the_second_step_on_all_of_the_queries_way_learns(tiny, tiny_fingerprint):
+def test_every_parameter_of_the_query_projection_gets_a_gradient_from_step_two(tiny, tiny_fingerprint):
     torch.manual_seed(0)
     adapter = Adapter(
         AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=LENGTH, vision=QUERIES)
@@ -186,7 +186,7 @@ def test_from_the_second_step_on_all_of_the_queries_way_learns(tiny, tiny_finger
     assert all(p.grad is None for p in tiny.parameters())
 
 
-def test_the_release_of_v2_fits_by_name_and_shape():
+def test_names_and_shapes_are_those_of_the_v2_release():
     config = VisionConfig(encoder="any", projection="queries", token_size=1024, width=768, blocks=8, heads=16)
     with torch.device("meta"):
         shapes = {n: tuple(t.shape) for n, t in QueryProjection(config, 4096, 10).state_dict().items()}
@@ -221,12 +221,12 @@ def test_queries_without_tokens_or_with_another_encoders_are_refused(tiny, tiny_
         ({"projection": "query"}, "vision.projection must be one of global, label, queries"),
     ],
 )
-def test_a_wrong_vision_setting_is_named(wrong, words):
+def test_a_wrong_vision_setting_is_refused_by_name(wrong, words):
     with pytest.raises(ValueError, match=words):
         replace(QUERIES, **wrong)
 
 
-def test_a_configuration_from_before_there_were_queries_is_read(tiny_fingerprint):
+def test_a_config_without_the_fields_of_queries_is_read(tiny_fingerprint):
     config = AdapterConfig(base=tiny_fingerprint, insertion_layers=2, vision=GLOBAL)
     data = json.loads(config.to_json())
     for new in ("channels", "token_size", "width", "blocks", "heads"):

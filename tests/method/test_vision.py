@@ -46,7 +46,7 @@ def test_colours_survive_every_format_and_mode(kind, mode):
     assert left[0] > 200 > left[2] + 100 and right[2] > 200 > right[0] + 100
 
 
-def test_transparency_lies_on_white():
+def test_transparent_pixels_become_white():
     image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
     image.putpixel((5, 5), (10, 20, 30, 255))
     got = open_image(encoded(image))
@@ -59,7 +59,7 @@ def test_sixteen_bits_are_scaled():
     assert got[0] == 0 and got[-1] == 255 and 120 < got[50] < 136
 
 
-def test_exif_turns_the_picture():
+def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn clockwise
     got = open_image(encoded(halves(), "JPEG", exif=exif))
@@ -67,13 +67,13 @@ def test_exif_turns_the_picture():
     assert got.getpixel((10, 3))[0] > 200 and got.getpixel((10, 36))[2] > 200
 
 
-def test_an_animation_shows_its_first_frame():
+def test_the_first_frame_of_an_animation_is_used():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert open_image(data).getpixel((4, 4)) == (255, 0, 0)
 
 
-def test_what_is_no_picture_is_refused_with_a_remedy(tmp_path):
+def test_files_that_are_not_images_are_refused_with_a_remedy(tmp_path):
     whole = encoded(Image.effect_noise((64, 64), 90), "JPEG")
     cases = [
         (b"", "empty"),
@@ -90,7 +90,7 @@ def test_what_is_no_picture_is_refused_with_a_remedy(tmp_path):
         assert any(w in str(caught.value) for w in ("again", "Check")), caught.value
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded():
+def test_a_huge_image_is_refused_before_it_is_decoded():
     data = encoded(Image.new("1", (20_000, 20_000)))
     assert len(data) < 2**20
     with pytest.raises(BadInput, match="megapixels"):
@@ -98,7 +98,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded():
 
 
 @pytest.mark.slow
-def test_the_encoder_knows_real_photographs():
+def test_the_encoder_classifies_real_photographs():
     skimage_data = pytest.importorskip("skimage.data")
     from timm.data import ImageNetInfo
 
@@ -115,7 +115,7 @@ def test_the_encoder_knows_real_photographs():
 
 
 @pytest.mark.slow
-def test_an_unknown_encoder_is_named():
+def test_an_unknown_encoder_is_refused_by_name():
     with pytest.raises(LoadError, match="knows no encoder 'nonsense_net'"):
         load_encoder("nonsense_net")
     with pytest.raises(LoadError, match="resnet18.*cannot be loaded"):
@@ -128,7 +128,7 @@ def full(value: float, tokens: bool = True) -> VisualFeatures:
     return VisualFeatures(*values if tokens else values[:2])
 
 
-def test_features_join_and_split():
+def test_features_can_be_concatenated_and_sliced():
     parts = [full(float(i)) for i in range(3)]
     joined = VisualFeatures.cat(parts).to(torch.float64)
     assert len(joined) == 3
@@ -163,7 +163,7 @@ def noise(seed: int) -> Image.Image:
         ("swin_tiny_patch4_window7_224", 7 * 7, 768 + vision._PLACE),  # its maps have the channels last
     ],
 )
-def test_tokens_are_the_last_features_place_by_place(unlearned, name, tokens, size):
+def test_tokens_are_the_last_features_in_order_of_position(unlearned, name, tokens, size):
     encoder = unlearned(name)
     images = [noise(0), noise(1)]
     got = encoder.encode(images, tokens=True)
@@ -190,14 +190,14 @@ def test_tokens_pass_the_encoders_own_head_if_asked(unlearned):
 
 
 @pytest.mark.slow
-def test_clip_as_v2_reads_pictures(unlearned):
+def test_clip_encodes_as_in_the_v2_release(unlearned):
     """ViT-L/14 without weights: 257 tokens of the width that official projections expect."""
     encoder = unlearned(ENCODER)
     got = encoder.encode([noise(0)], tokens=True, projected=True, channels="BGR")
     assert got.tokens.shape == (1, 257, 768)
 
 
-def test_each_place_of_a_map_has_its_own_mark():
+def test_position_encodings_of_a_feature_map_are_distinct():
     marks = vision._places(3, 5)
     assert marks.shape == (3, 5, vision._PLACE)
     apart = torch.cdist(marks.flatten(0, 1), marks.flatten(0, 1))
@@ -215,7 +215,7 @@ def test_bgr_is_rgb_with_red_and_blue_exchanged(unlearned):
     assert not torch.allclose(got.tokens, encoder.encode([image], tokens=True).tokens, atol=1e-2)
 
 
-def test_a_vision_transformer_shows_its_tokens_to_an_adapter(unlearned, monkeypatch, tiny_base, tiny_fingerprint):
+def test_tokens_of_a_vision_transformer_reach_an_adapter(unlearned, monkeypatch, tiny_base, tiny_fingerprint):
     """From the picture to prompts; what one adapter's way of looking found is not another's."""
     name = "vit_tiny_patch16_224"
     config = VisionConfig(encoder=name, projection="queries", token_size=192, width=12, blocks=1, heads=3)
@@ -245,7 +245,7 @@ def test_a_vision_transformer_shows_its_tokens_to_an_adapter(unlearned, monkeypa
     torch.testing.assert_close(keys[0][:, :, : want.shape[2]], want)
 
 
-def test_a_thin_strip_keeps_its_middle():
+def test_an_elongated_image_is_squeezed_before_the_crop():
     strip = Image.new("RGB", (1000, 20), "white")
     ImageDraw.Draw(strip).rectangle((490, 0, 510, 20), fill="black")
     assert open_image(strip).size == (1000, 20)

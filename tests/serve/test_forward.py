@@ -49,7 +49,7 @@ def whole_sequence(forward, ids, prompts):
 
 
 @pytest.mark.parametrize("cuts", [[90], [64, 26], [89, 1], [10, 54, 1, 1, 24]])
-def test_a_row_read_in_any_pieces_equals_the_model(forward, prompts, cuts):
+def test_chunked_prefill_equals_the_model(forward, prompts, cuts):
     close = {"atol": 0.3, "rtol": 0} if forward._packed else {"atol": 1e-3, "rtol": 0}
     for kv in prompts:
         cache, at = KVCache(forward._base), 0
@@ -60,7 +60,7 @@ def test_a_row_read_in_any_pieces_equals_the_model(forward, prompts, cuts):
         assert_close(logits[0], whole_sequence(forward, IDS, kv), **close)
 
 
-def test_rows_together_equal_rows_alone(forward, prompts):
+def test_batched_rows_equal_rows_alone(forward, prompts):
     """Of all lengths, on both sides of a block's end, with different prompts: bit for bit on a packed base."""
     lengths = [1, 5, BLOCK - 1, BLOCK, 80]
     chosen = [prompts[i % 3] for i in range(len(lengths))]
@@ -80,7 +80,7 @@ def test_rows_together_equal_rows_alone(forward, prompts):
             assert_close(got, want, atol=1e-3, rtol=0)
 
 
-def test_tokens_of_one_row_have_the_same_bits_together_and_one_by_one(packed_base, tiny_fingerprint):
+def test_prefill_and_decode_give_the_same_bits_on_a_packed_base(packed_base, tiny_fingerprint):
     forward = Forward(packed_base)
     kv = stack_prompts([random_adapter(tiny_fingerprint)(packed_base.model)])
     together, singly = KVCache(packed_base), KVCache(packed_base)
@@ -102,7 +102,7 @@ def test_fused_layers_share_their_memory_and_change_nothing(tiny_base):
     assert torch.equal(model(input_ids=torch.tensor([IDS])).logits, before)
 
 
-def test_the_cache_grows_and_keeps_what_it_has(tiny_base):
+def test_the_cache_grows_and_keeps_its_content(tiny_base):
     cache = KVCache(tiny_base)
     past = torch.randn(4, 2, 2, 40, 8)
     cache.set_row(0, past)
