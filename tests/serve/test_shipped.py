@@ -1,4 +1,4 @@
-"""The adapters in assets/: what their cards promise, seen through the engine on the base as served."""
+"""The shipped adapters do what their cards promise, and the laws of serving hold, on the real base."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ PACKAGES = Path(sysconfig.get_path("purelib"))
 
 @pytest.fixture(scope="module")
 def engine(base):
-    engine = Engine(base, AdapterStore())
-    yield engine
-    engine.close()
+    with closing(Engine(base, AdapterStore())) as engine:
+        yield engine
 
 
-def answer(engine, text, adapter=None, image=None):
+def generate(engine, text, adapter=None, image=None):
     request = GenerationRequest(
         (Message("user", text),),
         adapter=adapter,
@@ -40,7 +39,7 @@ def answer(engine, text, adapter=None, image=None):
 
 
 @pytest.mark.parametrize("name", ["extract", "pirate", "see"])
-def test_each_is_small_whole_and_has_a_card_with_its_scores(name):
+def test_each_is_small_and_has_a_card_with_scores(name):
     adapter = load_adapter(SHIPPED / name)
     assert name in recipe_names() and adapter.config.description
     assert (SHIPPED / name / "adapter.safetensors").stat().st_size < 12 * 2**20
@@ -58,22 +57,21 @@ def test_each_is_small_whole_and_has_a_card_with_its_scores(name):
         ("We need 12 red mugs for Acme Ltd.", {"type": "order", "item": "red mugs", "quantity": 12}),
     ],
 )
-def test_extract_writes_the_object(engine, text, expected):
-    found = json.loads(answer(engine, text, "extract"))
-    assert expected.items() <= found.items()
-    assert not answer(engine, text).startswith("{")
+def test_extract_writes_json(engine, text, expected):
+    assert expected.items() <= json.loads(generate(engine, text, "extract")).items()
+    assert not generate(engine, text).startswith("{")
 
 
 @pytest.mark.slow
-def test_pirate_has_the_voice_and_the_base_has_not(engine):
+def test_pirate_answers_as_a_pirate_and_the_base_does_not(engine):
     questions = ("What is the sun?", "How do I bake bread?", "Who are you?", "Why is sleep good for me?")
-    assert sum(score_answer(answer(engine, q, "pirate")) for q in questions) >= 3
-    assert not any(score_answer(answer(engine, q)) for q in questions)
+    assert sum(score_answer(generate(engine, q, "pirate")) for q in questions) >= 3
+    assert not any(score_answer(generate(engine, q)) for q in questions)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "image, words",
+    "image, names",
     [
         ("skimage/data/chelsea.png", ("cat",)),
         ("skimage/data/coffee.png", ("coffee", "espresso", "cup")),
@@ -81,15 +79,15 @@ def test_pirate_has_the_voice_and_the_base_has_not(engine):
         ("gradio/media_assets/images/cheetah1.jpg", ("cheetah", "big cat")),
     ],
 )
-def test_see_names_what_a_photograph_shows(engine, image, words):
-    said = answer(engine, "What is in this picture?", "see", image)
-    assert any(word in said for word in words), said
-    assert said.count(".") == 1 and said.endswith("."), said
+def test_see_names_what_a_photograph_shows(engine, image, names):
+    text = generate(engine, "What is in this picture?", "see", image)
+    assert any(name in text for name in names), text
+    assert text.count(".") == 1 and text.endswith("."), text
 
 
 @pytest.fixture(scope="module")
 def mixed_requests():
-    """Sixteen answers: short and long prompts, all adapters, mixed ones, pictures, none."""
+    """Sixteen requests: short and long prompts; every adapter, mixes and the base; with and without an image."""
     picture = open_image(PACKAGES / "skimage/data/coffee.png")
     story = "The lighthouse keeper counts the ships that pass. " * 12
     texts = (
@@ -113,7 +111,7 @@ def mixed_requests():
 
 
 @pytest.mark.slow
-def test_law_on_the_real_base_sixteen_rows_together_are_the_bits_of_each_alone(base, mixed_requests):
+def test_law_sixteen_rows_together_give_the_bits_of_each_alone(base, mixed_requests):
     with closing(Engine(base, AdapterStore())) as together, closing(Engine(base, AdapterStore())) as alone:
         answers = [together.submit(request) for request in mixed_requests]
         found = [[(e.token_id, e.logprob) for e in events if e.token_id is not None] for events in answers]
@@ -123,14 +121,14 @@ def test_law_on_the_real_base_sixteen_rows_together_are_the_bits_of_each_alone(b
 
 
 @pytest.mark.slow
-def test_follow_ups_on_the_real_base_are_the_bits_of_a_cold_start(base):
-    """Each turn is asked twice, and its past is in the cache: all of the conversation but for what is new."""
+def test_law_a_follow_up_gives_the_bits_of_a_cold_start(base):
+    """Each turn is asked twice; the prefix cache holds the conversation except for the new message."""
     with closing(Engine(base, AdapterStore())) as warm:
         for adapter in (None, "pirate"):
-            messages, before = [Message("user", "Tell me about the sea, please. " * 20)], 0
-            for turn in ("Who lives there?", "And why is it salty? Explain it in one sentence.", "Thanks!"):
+            messages, before = [Message("user", "Tell me about the sea, please. " * 12)], 0
+            for turn in ("And why is it salty? Explain it in one sentence.", "Thanks!"):
                 request = GenerationRequest(
-                    tuple(messages), adapter, sampling=SamplingParams(temperature=0, max_new_tokens=30)
+                    tuple(messages), adapter, sampling=SamplingParams(temperature=0, max_new_tokens=16)
                 )
                 first, again = list(warm.submit(request)), list(warm.submit(request))
                 with closing(Engine(base, AdapterStore())) as cold:
@@ -138,13 +136,13 @@ def test_follow_ups_on_the_real_base_are_the_bits_of_a_cold_start(base):
                 assert [(e.token_id, e.logprob) for e in first] == want == [(e.token_id, e.logprob) for e in again]
                 stats = again[-1].stats
                 assert stats.cached_tokens == stats.prompt_tokens - 1
-                assert first[-1].stats.cached_tokens >= before  # the prompt before, and what was said
+                assert first[-1].stats.cached_tokens >= before  # the prompt before and its answer
                 before = stats.prompt_tokens + stats.new_tokens - 2
                 messages += [Message("assistant", "".join(e.text for e in first)), Message("user", turn)]
 
 
 @pytest.mark.slow
-def test_a_picture_is_encoded_once_for_all_who_show_it(base, monkeypatch):
+def test_an_image_is_encoded_once_for_all_requests(base, monkeypatch):
     encoded = []
     real = VisualEncoder.encode
 
