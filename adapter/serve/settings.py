@@ -169,7 +169,7 @@ def explain(problem: ErrorDetails, name: str, title: str | None = None) -> str:
     title = title or field.title
     value = problem["input"]
     shown = repr(value) if isinstance(value, str) else str(value)
-    got = "" if value is None else f", got {shown[:_LONGEST_VALUE]}"
+    got = "" if value is None or len(shown) > _LONGEST_VALUE else f", got {shown}"
     if name == "seed":
         return f"{title} must be a whole number from 0 to 2^63 - 1{got}."
     if name in ("adapter", "mix"):
