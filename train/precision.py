@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -27,7 +29,7 @@ def choose_precision(precision: Precision, device: torch.device) -> tuple[Precis
         return ("bf16", f"{name} multiplies it") if native else ("fp32", f"{name} has no bf16")
     if device.type != "cpu":
         return "fp32", f"nothing is known of bf16 on {device.type}"
-    has = torch.cpu.get_capabilities()  # what the processor has; Arm's name is plain "bf16"
+    has = _cpu_capabilities()  # Arm's name is plain "bf16"
     units = [unit for unit in ("amx_bf16", "avx512_bf16", "bf16") if has.get(unit)]
     if not units:
         return "fp32", "this processor has no bf16 products"
@@ -38,6 +40,14 @@ def choose_precision(precision: Precision, device: torch.device) -> tuple[Precis
     if units[0] != "bf16" and not level.lower().startswith(("avx512", "amx")):
         return "fp32", f"ATEN_CPU_CAPABILITY={level} switches AVX-512 off"
     return "bf16", f"this processor multiplies it ({units[0]})"
+
+
+def _cpu_capabilities() -> Mapping[str, Any]:
+    """What the processor can do, by torch's names; releases of torch before this query know only x86's bf16."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    avx512_bf16, amx = torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()
+    return {"avx512_bf16": avx512_bf16, "amx_bf16": amx}
 
 
 def load_to_train(name: str, precision: Precision = "auto", device: str = "auto") -> Base:
