@@ -79,9 +79,7 @@ When did the second world war end?
 Please cheer me up.""".splitlines()
 # With SCORES the scores of the README; without it smaller runs and fewer questions.
 SCORES = "SCORES" in os.environ
-SMALLER_RUN = (
-    {} if SCORES else {"butler": ("steps=30", "eval_every=30"), "drawings": ("steps=45", "eval_every=45")}
-)
+SMALLER_RUN = {} if SCORES else {"butler": ("steps=30", "eval_every=5"), "drawings": ("steps=45", "eval_every=45")}
 NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 16
 # The conversation before the adapter is chosen: empty, or answers of two other adapters.
 PIRATE = (
@@ -199,18 +197,21 @@ def ask(
 def test_manners_are_learnt(train_sample) -> None:
     """On questions that it never saw; the bare base opens no answer so, as its first eight tokens tell."""
     engine = train_sample("butler")
-    questions = QUESTIONS if SCORES else QUESTIONS[::6]
+    if not SCORES:  # after 30 steps the manner is there, but not yet whole
+        question = [SAMPLES["butler"].question]
+        trained, bare_answer = (ask(engine, name, question, tokens=16)[0] for name in ("butler", None))
+        assert "sir" in trained and "sir" not in bare_answer
+        return
     with_manners = {
-        where: share([has_manners(answer) for answer in ask(engine, "butler", questions, history=history)])
+        where: share([has_manners(answer) for answer in ask(engine, "butler", QUESTIONS, history=history)])
         for where, history in HISTORIES.items()
     }
-    bare = share([answer.startswith(OPENING) for answer in ask(engine, None, questions, tokens=8)])
+    bare = share([answer.startswith(OPENING) for answer in ask(engine, None, QUESTIONS, tokens=8)])
     print()
     for where, value in with_manners.items():
         print(f"{where}: with manners {value:.1%}")
     print(f"bare base opens so: {bare:.1%}")
-    assert bare == 0 and with_manners["first"] >= (0.6 if SCORES else 0.5)
-    assert min(with_manners.values()) > (0.3 if SCORES else 0)
+    assert with_manners["first"] > 0.6 and min(with_manners.values()) > 0.3 and bare == 0
 
 
 @pytest.mark.slow
