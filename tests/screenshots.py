@@ -114,7 +114,7 @@ def train(walk: Walk) -> None:
         )
     with walk.step("it is trained"):
         page.locator("#train-start").click()
-        page.locator("#train-run polyline.held").wait_for()
+        page.locator("#train-run polyline.held-out").wait_for()
         page.wait_for_function(
             "() => +(/Step (\\d+)/.exec(document.querySelector('#train-run').innerText)?.[1] ?? 0) >= 40"
         )

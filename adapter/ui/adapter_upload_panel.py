@@ -28,14 +28,14 @@ def adapter_upload_panel(
 
     An uploaded adapter is selected in `picker` and becomes a choice of the others.
     """
-    with gr.Accordion(texts.UPLOAD, open=False, elem_id="bring"):
+    with gr.Accordion(texts.UPLOAD, open=False, elem_id="adapter-upload"):
         gr.Markdown(texts.UPLOAD_HINT, elem_classes="hint")
         files = gr.File(label=texts.UPLOAD_FILES, file_count="multiple", file_types=_FILE_TYPES, height=140)
         name = gr.Textbox(label=texts.UPLOAD_NAME, placeholder=texts.UPLOAD_NAME_HINT, max_lines=1, max_length=40)
         button = gr.Button(texts.UPLOAD_BUTTON, variant="secondary")
 
     def upload_adapter(paths: list[str] | None, wanted_name: str) -> tuple[Any, ...]:
-        # Not at the top: it takes seconds, and the page should be there before.
+        # Imported here, because it takes seconds and the page is served before.
         import_libraries()
         from adapter.server.adapter_upload import add_adapter
 
@@ -60,5 +60,7 @@ def adapter_upload_panel(
         return None, "", picker.update(choices, uploaded.name), *[other.update(choices, None) for other in others]
 
     outputs = [files, name, picker.component, *[other.component for other in others]]
-    # One at a time: each may take a while and some hundred megabytes.
-    button.click(upload_adapter, [files, name], outputs, concurrency_limit=1, concurrency_id="bring", **PRIVATE)
+    # One upload at a time: a check may take seconds and some hundred megabytes of memory.
+    button.click(
+        upload_adapter, [files, name], outputs, concurrency_limit=1, concurrency_id="adapter-upload", **PRIVATE
+    )

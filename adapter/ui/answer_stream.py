@@ -22,7 +22,7 @@ from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History
 from adapter.ui.images import open_picture, shrink_upload
 from adapter.ui.texts import page as texts
-from adapter.ui.theme import Example
+from adapter.ui.theme import ExampleCard
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -201,7 +201,7 @@ class ChatAnswers:
                     record = conversation.settings_json(cut)
                     yield [message, conversation.stats(progress.stats_line(), live=True, record=record)]
 
-    def adapter_for(self, example: Example) -> str | None:
+    def adapter_for(self, example: ExampleCard) -> str | None:
         """The adapter that demonstrates an example; None keeps the selected one."""
         names = self._names(visual=example.picture is not None)
         if example.adapter in names:

@@ -30,7 +30,7 @@ from adapter.ui.conversation import History
 from adapter.ui.images import BadPicture
 from adapter.ui.status import FRAME_SECONDS, toast
 from adapter.ui.texts import page as texts
-from adapter.ui.theme import Example
+from adapter.ui.theme import ExampleCard
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def read_message(message: dict[str, Any] | None) -> tuple[str, str | None] | Non
 class ChatEvents:
     """The event handlers of one page. Thread-safe. `settings`: the side panel's values by their names."""
 
-    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog, examples: list[Example]) -> None:
+    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog, examples: list[ExampleCard]) -> None:
         self.provider = provider
         self.catalog = catalog
         self.examples = examples

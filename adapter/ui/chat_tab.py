@@ -20,7 +20,7 @@ from adapter.ui.images import camera_html, write_upload
 from adapter.ui.inside_panel import inside_panel
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
-from adapter.ui.theme import Example
+from adapter.ui.theme import ExampleCard
 
 # Components by the name of the setting that they choose: the `inputs_kwargs` of an event listener.
 SettingsInputs = dict[str, Any]
@@ -149,7 +149,7 @@ def _connect(
     gr.on([*triggers, retry.click], None, None, None, js="() => window.chatPage.leaveLink()", **UNQUEUED)
 
 
-def _copied_to_uploads(example: Example) -> Example:
+def _copied_to_uploads(example: ExampleCard) -> ExampleCard:
     """The example with its picture as an upload, which is what messages and pages may name.
 
     As a static file the copy is not deleted by age.
@@ -161,6 +161,6 @@ def _copied_to_uploads(example: Example) -> Example:
     return replace(example, picture=copy)
 
 
-def _example_card(example: Example) -> Any:
+def _example_card(example: ExampleCard) -> Any:
     card: dict[str, Any] = {"text": example.text, "display_text": example.label}
     return {**card, "files": [example.picture]} if example.picture else card

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Updates of a message box while an answer is being streamed, and afterwards. Neither changes its text.
 SHOW_STOP_BUTTON = {"submit_btn": False, "stop_btn": True}
 SHOW_SUBMIT_BUTTON = {"submit_btn": True, "stop_btn": False}
+_DESCRIPTION_CHARACTERS = 110  # on an adapter's card
 # The adapters that the panes of a comparison start with, where they exist.
 PREFERRED_ADAPTERS = ("pirate", "extract", "see")
 _STATIC = Path(__file__).parent / "static"
@@ -31,7 +32,7 @@ DRAWING = Path(__file__).parents[2] / "assets" / "examples" / "traffic-light.png
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleCard:
     """A card of the empty chat, which sends `text` (and `picture`) with `adapter`, if that is installed.
 
     label: one or two lines; the first one is set in bold.
@@ -43,14 +44,14 @@ class Example:
     picture: str | None = None
 
 
-def examples() -> list[Example]:
+def examples() -> list[ExampleCard]:
     """Two texts, a photograph and a drawing."""
     question = texts.DEFAULT_QUESTION
     return [
-        Example(texts.EXAMPLE_EXTRACT, texts.EXAMPLE_EXTRACT_MESSAGE, "extract"),
-        Example(texts.EXAMPLE_PIRATE, texts.EXAMPLE_PIRATE_MESSAGE, "pirate"),
-        Example(texts.EXAMPLE_PHOTOGRAPH, question, "see", str(PHOTOGRAPHS / "cheetah1.jpg")),
-        Example(texts.EXAMPLE_DRAWING, question, "see", str(DRAWING)),
+        ExampleCard(texts.EXAMPLE_EXTRACT, texts.EXAMPLE_EXTRACT_MESSAGE, "extract"),
+        ExampleCard(texts.EXAMPLE_PIRATE, texts.EXAMPLE_PIRATE_MESSAGE, "pirate"),
+        ExampleCard(texts.EXAMPLE_PHOTOGRAPH, question, "see", str(PHOTOGRAPHS / "cheetah1.jpg")),
+        ExampleCard(texts.EXAMPLE_DRAWING, question, "see", str(DRAWING)),
     ]
 
 
@@ -76,7 +77,8 @@ def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
             choices.append((texts.broken_card(name), name))
             continue
         kind = texts.SEES_PICTURES if card.is_visual else texts.READS_TEXT
-        choices.append((f"{name}\n{_ellipsize(card.description)}\n{kind} · {format_bytes(card.bytes)}", name))
+        description = ellipsize(card.description, _DESCRIPTION_CHARACTERS)
+        choices.append((f"{name}\n{description}\n{kind} · {format_bytes(card.bytes)}", name))
     return choices
 
 
@@ -93,7 +95,7 @@ def preferred_first(names: list[str]) -> list[str]:
 def pane_html(body: str, line: str = "", *, muted: bool = False) -> str:
     """A pane of the comparison. body: escaped HTML; line: the statistics; muted: the page's own message."""
     stats = f'<div class="stats">{html.escape(line)}</div>' if line else ""
-    return f'<div class="words{" muted" if muted else ""}">{body}</div>{stats}'
+    return f'<div class="answer-text{" muted" if muted else ""}">{body}</div>{stats}'
 
 
 def command_box(text: str, label: str, elem_id: str) -> gr.Textbox:
@@ -123,7 +125,8 @@ def header_html() -> str:
     return f"<h1>{html.escape(texts.TITLE)}</h1><p>{html.escape(texts.SENTENCE)}</p>"
 
 
-def _ellipsize(text: str, limit: int = 110) -> str:
+def ellipsize(text: str, limit: int) -> str:
+    """The text on one line, cut after a word if it has more than `limit` characters."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1].rsplit(" ", 1)[0] + "…"
 

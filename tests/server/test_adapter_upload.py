@@ -390,13 +390,15 @@ def test_an_uploaded_adapter_is_selected_and_answers(visit: Callable[..., Visito
     bad = tmp_path / "bad.zip"
     bad.write_bytes(b"PK nothing")
     page = visitor.page
-    page.locator("#bring input[type=file]").set_input_files(bad)
-    page.locator('#bring [aria-label="bad.zip"]').wait_for()
+    page.locator("#adapter-upload input[type=file]").set_input_files(bad)
+    page.locator('#adapter-upload [aria-label="bad.zip"]').wait_for()
     page.get_by_role("button", name="Add it").click()
     assert "zip" in visitor.toast()
-    page.locator("#bring").get_by_label("Clear").first.click()
-    page.locator("#bring input[type=file]").set_input_files(zipped(SHIPPED / "pirate", tmp_path / "parrot.zip"))
-    page.locator('#bring [aria-label="parrot.zip"]').wait_for()
+    page.locator("#adapter-upload").get_by_label("Clear").first.click()
+    page.locator("#adapter-upload input[type=file]").set_input_files(
+        zipped(SHIPPED / "pirate", tmp_path / "parrot.zip")
+    )
+    page.locator('#adapter-upload [aria-label="parrot.zip"]').wait_for()
     page.get_by_role("button", name="Add it").click()
     page.wait_for_function("""() => document.querySelector('#picker input[value="parrot"]')?.checked""")
     assert "parrot" in visitor.toast()

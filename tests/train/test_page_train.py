@@ -51,7 +51,7 @@ class TrainTab:
 
     def upload(self, path: Path) -> Any:
         self.page.locator("#train-upload input[type=file]").set_input_files(path)
-        preview = self.page.locator("#train-preview .found:not(.none)")
+        preview = self.page.locator("#train-preview .data-preview:not(.empty)")
         preview.wait_for()
         return preview
 
@@ -141,7 +141,7 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     message.press("Enter")
     page.locator("#panes .stats").nth(1).wait_for()
     page.locator("#message .submit-button").wait_for()
-    base, trained = page.locator("#panes .words").all_inner_texts()[:2]
+    base, trained = page.locator("#panes .answer-text").all_inner_texts()[:2]
     assert base and trained and base != trained
     stats = [line.partition(" ·")[0] for line in page.locator("#panes .stats").all_inner_texts()]
     assert stats == ["frozen base", "jeeves"]

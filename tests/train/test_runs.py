@@ -29,8 +29,8 @@ from train.config import RecipeFile, read_recipe, recipe_text
 from train.ui.charts import run_html
 from train.ui.data_upload import open_sample
 from train.ui.events import SERVED, zip_adapter
-from train.ui.plan import Plan, estimate_minutes, free_name, samples
-from train.ui.runs import RECIPE, RECORD, Progress, Record, Run, TrainingRuns, read_progress
+from train.ui.plan import RunPlan, estimate_minutes, free_name, samples
+from train.ui.runs import RECIPE, RECORD, RunProgress, RunRecord, TrainingRun, TrainingRuns, read_progress
 
 # Names, recipes and commands.
 
@@ -52,8 +52,8 @@ def test_a_proposed_name_is_accepted(wanted: str) -> None:
     assert check_name(free_name(wanted, taken), taken)
 
 
-def plan_of(**changes: Any) -> Plan:
-    return Plan(**{"name": "n", "data": Path("a.jsonl"), "shown": "a.jsonl", "pictures": False, **changes})
+def plan_of(**changes: Any) -> RunPlan:
+    return RunPlan(**{"name": "n", "data": Path("a.jsonl"), "shown": "a.jsonl", "pictures": False, **changes})
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_every_sample_can_be_trained_on() -> None:
 
 
 def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
-    assert read_progress(tmp_path) == Progress()
+    assert read_progress(tmp_path) == RunProgress()
     lines = [
         {"step": 0, "untrained_loss": 3.0, "evaluation_seconds": 2.0}, {"step": 0, "gates": [0.0, 0.0]},
         *({"step": i, "loss": 3 - i, "largest_gate": 0.1, "tokens": 100 * i, "seconds": 0.5 * i} for i in (1, 2)),
@@ -127,7 +127,7 @@ def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
     assert (progress.step, progress.untrained, progress.best) == (2, 3.0, 1.5)
     assert progress.gates == (0.1, 0.2) and progress.losses == ((1, 2.0), (2, 1.0))
     assert progress.seconds_left(10, 4) == pytest.approx(8 * 0.5 + 2 * 2.0)
-    shown = run_html(Run("n", "training", Record(), recipe_of("n"), progress, "", True, True))
+    shown = run_html(TrainingRun("n", "training", RunRecord(), recipe_of("n"), progress, "", True, True))
     assert "Step 2 of 1,000" in shown and "<svg" in shown and "layer 2: 0.200" in shown
 
 
@@ -146,25 +146,25 @@ class Trainer:
         self.runs = TrainingRuns(folder)
 
     def start(self, name: str = "echo", steps: int = 600, runs: TrainingRuns | None = None) -> str:
-        def plan(folder: Path) -> tuple[Plan, str, str]:
+        def plan(folder: Path) -> tuple[RunPlan, str, str]:
             data = write_jsonl(folder / "rows.jsonl", ROWS)
             extra = {"eval_every": 20, "prompt_length": 4}
-            return Plan("x", data, "x", False, steps=steps, base=str(self.base), extra=extra), "say 3", ""
+            return RunPlan("x", data, "x", False, steps=steps, base=str(self.base), extra=extra), "say 3", ""
 
         return (runs or self.runs).start(name, ["poet"], plan)
 
-    def wait(self, condition: Callable[[Run], bool], runs: TrainingRuns | None = None) -> Run:
-        def matching_run() -> Run | None:
+    def wait(self, condition: Callable[[TrainingRun], bool], runs: TrainingRuns | None = None) -> TrainingRun:
+        def matching_run() -> TrainingRun | None:
             run = (runs or self.runs).get("echo")
             assert run is not None
             return run if condition(run) else None
 
         return wait_until(matching_run, lambda: self.runs.log("echo"))
 
-    def wait_for_end(self) -> Run:
+    def wait_for_end(self) -> TrainingRun:
         return self.wait(lambda run: not run.alive)
 
-    def wait_for_save(self, step: int, runs: TrainingRuns | None = None) -> Run:
+    def wait_for_save(self, step: int, runs: TrainingRuns | None = None) -> TrainingRun:
         return self.wait(lambda run: run.saved and run.progress.step >= step, runs)
 
 
@@ -270,7 +270,7 @@ def test_a_process_with_the_number_of_a_run_is_not_taken_for_it(tmp_path: Path) 
             (2**22 - 1, started, False),
             (None, None, False),
         ):
-            record = Record(time.time(), pid=pid, started=start_time)
+            record = RunRecord(time.time(), pid=pid, started=start_time)
             (folder / RECORD).write_text(json.dumps(dataclasses.asdict(record)))
             assert (runs.running() == "echo") is alive
             if not alive:

@@ -24,7 +24,7 @@ from train.formats.dataset import open_records
 from train.reproduce.scenes.captions import WHERE, captioned_scenes, small_picture, write_captioned
 from train.reproduce.scenes.drawing import THINGS
 from train.ui.plan import SAMPLES as FOLDER
-from train.ui.plan import Plan, Sample, samples
+from train.ui.plan import RunPlan, Sample, samples
 
 SAMPLES = {sample.name: sample for sample in samples()}
 OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
@@ -164,7 +164,7 @@ def train_sample(base, tmp_path: Path) -> Iterator[Engine]:
 
     def train(name: str) -> Engine:
         sample: Sample = SAMPLES[name]
-        plan = Plan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
+        plan = RunPlan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
         arguments = [*plan.assignments(str(sample.path)), *SMALLER_RUN.get(name, ())]
         assert main([*arguments, "--out", str(tmp_path / name), "--device", "cpu"]) == 0
         engines.append(Engine(base, AdapterStore(tmp_path)))

@@ -46,7 +46,7 @@ class CompareVisitor:
         """Wait for the end and return the panes' words."""
         self.page.locator("#message .stop-button").wait_for(state="hidden")
         self.page.locator("#message .submit-button").wait_for()
-        return self.page.locator("#panes .words").all_inner_texts()
+        return self.page.locator("#panes .answer-text").all_inner_texts()
 
     def footers(self) -> list[str]:
         return self.page.locator("#panes .stats").all_inner_texts()

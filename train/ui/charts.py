@@ -12,15 +12,15 @@ from collections.abc import Sequence
 
 from adapter.server.generation import without_folders
 from adapter.ui.texts import train as texts
-from train.ui.runs import Points, Progress, Run
+from train.ui.runs import Points, RunProgress, TrainingRun
 
 WIDTH, HEIGHT = 400, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 8, 8, 20
-_MOST_POINTS = 300  # per line
+_MAX_POINTS = 300  # per line
 _SMOOTHING = 0.8  # weight of the previous value in the exponential average of the loss
 
 
-def run_html(run: Run) -> str:
+def run_html(run: TrainingRun) -> str:
     """The panel of one run."""
     step, steps = run.progress.step, run.recipe.train.steps
     share = 100 if run.state == "ended" else round(100 * step / steps)
@@ -32,18 +32,18 @@ def run_html(run: Run) -> str:
         f'<span class="state">{html.escape(texts.STATES[run.state])}</span></div>',
         f'<div class="bar" role="progressbar" aria-label="{html.escape(run.name)}" aria-valuemin="0" '
         f'aria-valuemax="100" aria-valuenow="{share}"><i style="width: {share}%"></i></div>',
-        f'<p class="line">{html.escape(line)}</p>' if line else "",
-        f'<p class="said">{html.escape(sentence)}</p>' if sentence else "",
+        f'<p class="step-line">{html.escape(line)}</p>' if line else "",
+        f'<p class="explanation">{html.escape(sentence)}</p>' if sentence else "",
         _numbers(run),
         loss_chart(run.progress, steps),
         gates_chart(run.progress.gates),
     ]
     if run.adapter and run.record.question and not run.alive:
-        body.append(f'<p class="try">{html.escape(texts.try_it(run.record.question))}</p>')
+        body.append(f'<p class="try-it">{html.escape(texts.try_it(run.record.question))}</p>')
     return f'<div class="run {run.state}">{"".join(body)}</div>'
 
 
-def _sentence(run: Run) -> str:
+def _sentence(run: TrainingRun) -> str:
     if run.state == "starting":
         # The trainer's log once there is one: reading, loading.
         return without_folders(run.message).capitalize() + "…" if run.message else texts.STARTING
@@ -56,7 +56,7 @@ def _sentence(run: Run) -> str:
     return {"stopping": texts.STOPPING, "ended": texts.ENDED}.get(run.state, "")
 
 
-def _numbers(run: Run) -> str:
+def _numbers(run: TrainingRun) -> str:
     progress = run.progress
     cells = []
     if progress.untrained is not None:
@@ -71,7 +71,7 @@ def _numbers(run: Run) -> str:
     return f"<dl>{rows}</dl>" if cells else ""
 
 
-def loss_chart(progress: Progress, steps: int) -> str:
+def loss_chart(progress: RunProgress, steps: int) -> str:
     """Both losses over the steps; "" before the first step."""
     held_out = progress.held_out
     if progress.untrained is not None:
@@ -97,7 +97,8 @@ def loss_chart(progress: Progress, steps: int) -> str:
     axis = f'<text x="{_LEFT}" y="{baseline}">0</text>'
     axis += f'<text x="{WIDTH - _RIGHT}" y="{baseline}" text-anchor="end">{texts.STEP} {steps:,}</text>'
     dots = "".join(
-        '<circle class="held" r="3" cx="{}" cy="{}"/>'.format(*position(point).split(",")) for point in held_out
+        '<circle class="held-out" r="3" cx="{}" cy="{}"/>'.format(*position(point).split(","))
+        for point in held_out
     )
     latest = held_out[-1][1] if held_out else None
     label = texts.chart(progress.step, losses[-1][1], latest)
@@ -105,9 +106,9 @@ def loss_chart(progress: Progress, steps: int) -> str:
         f'<svg class="losses" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
         f"{''.join(grid)}{axis}"
         f'<polyline class="loss" points="{" ".join(map(position, losses))}"/>'
-        f'<polyline class="held" points="{" ".join(map(position, held_out))}"/>{dots}</svg>'
+        f'<polyline class="held-out" points="{" ".join(map(position, held_out))}"/>{dots}</svg>'
         f'<div class="legend"><span class="loss">{texts.LOSS}</span>'
-        f'<span class="held">{texts.HELD_OUT}</span></div>'
+        f'<span class="held-out">{texts.HELD_OUT}</span></div>'
     )
 
 
@@ -137,7 +138,7 @@ def _smooth(points: Points) -> Points:
 
 
 def _thin(points: Points) -> Points:
-    stride = -(-len(points) // _MOST_POINTS) or 1
+    stride = -(-len(points) // _MAX_POINTS) or 1
     return (*points[:-1:stride], *points[-1:])
 
 

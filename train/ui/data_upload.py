@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 40 * 2**20
 MAX_RECORDS = 20_000
-FEWEST_RECORDS = 4
+MIN_RECORDS = 4
 UPLOADS = [".jsonl", ".json", ".tsv", ".csv", ".zip"]
 MAX_LENGTH = 512  # tokens of a record, the default of TrainConfig
 PREVIEW_RECORDS = 6
@@ -174,9 +174,9 @@ def make_preview(data: TrainingData, base: str) -> Preview:
     tokenizer, template = _tokenizer(base)
     report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)
     preview = Preview(data.name, data.pictures, report, _first_records(data.records), data.left_out, template)
-    if preview.usable < FEWEST_RECORDS:
+    if preview.usable < MIN_RECORDS:
         count = f"{preview.usable} {'record' if preview.usable == 1 else 'records'} that can be learnt from"
-        sentences = [f"'{data.name}' has {count}; {FEWEST_RECORDS} are the least.", *_reasons(report)]
+        sentences = [f"'{data.name}' has {count}; {MIN_RECORDS} are the least.", *_reasons(report)]
         raise BadInput(" ".join(sentences))
     return preview
 

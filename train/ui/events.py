@@ -28,9 +28,9 @@ from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
 from train.ui.charts import run_html
 from train.ui.data_upload import Preview, TrainingData, make_preview, open_sample, open_upload
-from train.ui.plan import LONGEST_DESCRIPTION, Plan, Sample, estimate_minutes, free_name, samples
+from train.ui.plan import MAX_DESCRIPTION_LENGTH, RunPlan, Sample, estimate_minutes, free_name, samples
 from train.ui.preview import nothing_html, preview_html, problem_html
-from train.ui.runs import DEFAULT_FOLDER, ROOT, Run, TrainingRuns
+from train.ui.runs import DEFAULT_FOLDER, ROOT, TrainingRun, TrainingRuns
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ Updates = tuple[Any, ...]
 
 
 class DataSummary(TypedDict):
-    """What the settings need to know of the previewed data, as the browser keeps it.
+    """The facts about the previewed data that the settings depend on; the browser holds them.
 
     shown: the data as written in a command; tokens: of a typical row; sample: its name, or ""; name, description:
     the values that were proposed for the adapter.
@@ -55,7 +55,7 @@ class DataSummary(TypedDict):
     description: str
 
 
-class Settings(NamedTuple):
+class SettingsValues(NamedTuple):
     """The values of the settings, in the order of their components."""
 
     name: str | None
@@ -103,7 +103,7 @@ class TrainEvents:
         sample = self.samples.get(sample_name or "")
         proposed = free_name(f"my-{sample.name}" if sample else Path(preview.name).stem, self._taken_names())
         summary = _summary(preview, sample, proposed)
-        settings = Settings(name or summary["name"], description or summary["description"], None, None)
+        settings = SettingsValues(name or summary["name"], description or summary["description"], None, None)
         default = self._plan(summary, settings, Path("x")).recipe().train
         settings = settings._replace(steps=default.steps, rate=default.lr)
         start = gr.update(interactive=self.runs.running() is None)
@@ -120,13 +120,13 @@ class TrainEvents:
     def _taken_names(self) -> list[str]:
         return [*self.store.names(), *self.runs.taken()]
 
-    # 2. Settings.
+    # 2. The settings.
 
     def describe_settings(self, summary: DataSummary | None, *values: Any) -> tuple[str, str]:
         """The estimate of the run, and the equivalent command or why the name cannot be used."""
         if not summary:
             return "", texts.NO_COMMAND
-        settings = Settings(*values)
+        settings = SettingsValues(*values)
         try:
             plan = self._plan(summary, settings, Path("x"))
             kind = texts.PICTURES if summary["pictures"] else texts.TEXTS
@@ -141,14 +141,14 @@ class TrainEvents:
         own_folder = self.runs.folder != DEFAULT_FOLDER
         return estimate, plan.command(f"{self.runs.folder.name}/{plan.name}" if own_folder else "")
 
-    def _plan(self, summary: DataSummary, settings: Settings, data: Path) -> Plan:
+    def _plan(self, summary: DataSummary, settings: SettingsValues, data: Path) -> RunPlan:
         sample = self.samples.get(summary["sample"])
-        return Plan(
+        return RunPlan(
             name=(settings.name or "").strip() or texts.NAME_HINT,
             data=data,
             shown=summary["shown"],
             pictures=summary["pictures"],
-            description=" ".join((settings.description or "").split())[:LONGEST_DESCRIPTION],
+            description=" ".join((settings.description or "").split())[:MAX_DESCRIPTION_LENGTH],
             steps=None if settings.steps is None else int(settings.steps),
             lr=None if settings.rate is None else round(float(settings.rate), 6),
             base=self.base,
@@ -156,15 +156,15 @@ class TrainEvents:
             extra=sample.settings if sample else {},
         )
 
-    # 3. Run. Updates as `panel` returns them.
+    # 3. The run. Updates as `panel` returns them.
 
     def start(
         self, sample_name: str | None, upload: str | None, summary: DataSummary | None, *values: Any
     ) -> Updates:
         """Starts a run. Previews the data again, because the browser's summary may be forged."""
-        settings = Settings(*values)
+        settings = SettingsValues(*values)
 
-        def plan(folder: Path) -> tuple[Plan, str, str]:
+        def plan(folder: Path) -> tuple[RunPlan, str, str]:
             data = self._open_data(sample_name, upload, folder)
             sample = self.samples.get(sample_name or "") if not upload else None
             own_summary = _summary(make_preview(data, self.base), sample)
@@ -222,7 +222,7 @@ class TrainEvents:
             timer,
         )
 
-    def _download(self, run: Run) -> Any:
+    def _download(self, run: TrainingRun) -> Any:
         if run.alive or not run.adapter:
             return gr.update(visible=False)
         try:
@@ -254,7 +254,7 @@ class TrainEvents:
         time.sleep(FRAME_SECONDS)
         yield gr.Tabs(selected="compare"), *[gr.skip()] * 4
 
-    def _servable(self, name: str | None) -> Run | None:
+    def _servable(self, name: str | None) -> TrainingRun | None:
         """The run if its adapter can be chatted with; shows a toast otherwise."""
         run = self.runs.get(name or "")
         if run is not None and run.adapter and run.name in self.store.names():
@@ -280,7 +280,7 @@ def zip_adapter(folder: Path) -> Path:
     return path
 
 
-def _question_update(run: Run, box: dict[str, Any] | None) -> Any:
+def _question_update(run: TrainingRun, box: dict[str, Any] | None) -> Any:
     """Puts the run's question into the message box, unless the visitor has typed or attached something."""
     filled = box and ((box.get("text") or "").strip() or box.get("files"))
     if filled or not run.record.question:

@@ -24,9 +24,9 @@ from adapter.server.loader import import_libraries
 from train.config import ConfigError, RecipeFile, TrainConfig, read_recipe
 from train.ui.runs import RECIPE, read_progress
 
-FEWEST_STEPS, MOST_STEPS = 10, 1000
-LEAST_LR, MOST_LR = 0.001, 0.02
-LONGEST_DESCRIPTION = 120
+MIN_STEPS, MAX_STEPS = 10, 1000
+MIN_LR, MAX_LR = 0.001, 0.02
+MAX_DESCRIPTION_LENGTH = 120
 SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
 _PRESET = "quick"
 # The training speed of the embedded base on two idle cores, by precision, and the seconds before the first step.
@@ -65,8 +65,8 @@ def samples(folder: Path = SAMPLES) -> list[Sample]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One run. data: what the trainer reads; shown: the same as the user writes it in a command.
+class RunPlan:
+    """The settings of a run. data: the path that the trainer reads; shown: the path in the displayed command.
 
     steps, lr: None for the preset's. extra: a sample's own settings.
     """
@@ -83,10 +83,10 @@ class Plan:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.steps is not None and not FEWEST_STEPS <= self.steps <= MOST_STEPS:
-            raise BadInput(f"A run here has {FEWEST_STEPS} to {MOST_STEPS} steps, got {self.steps}.")
-        if self.lr is not None and not LEAST_LR <= self.lr <= MOST_LR:
-            raise BadInput(f"The learning rate must lie between {LEAST_LR} and {MOST_LR}, got {self.lr}.")
+        if self.steps is not None and not MIN_STEPS <= self.steps <= MAX_STEPS:
+            raise BadInput(f"A run here has {MIN_STEPS} to {MAX_STEPS} steps, got {self.steps}.")
+        if self.lr is not None and not MIN_LR <= self.lr <= MAX_LR:
+            raise BadInput(f"The learning rate must lie between {MIN_LR} and {MAX_LR}, got {self.lr}.")
 
     def assignments(self, data: str) -> list[str]:
         """The run as `key=value` arguments of the command line. Raises ConfigError."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from adapter.errors import AdapterError
 from adapter.server.generation import without_folders
 from adapter.ui.texts import train as texts
+from adapter.ui.theme import ellipsize
 from train.ui.data_upload import Preview
 
 if TYPE_CHECKING:
@@ -40,18 +41,18 @@ def preview_html(preview: Preview) -> str:
     body = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     cards = "".join(_record_html(record) for record in preview.first_records)
     return (
-        f'<div class="found"><p class="head">{html.escape(head)}</p>{_faults_html(preview)}{body}'
+        f'<div class="data-preview"><p class="head">{html.escape(head)}</p>{_faults_html(preview)}{body}'
         f'{_histogram_html(report)}<ol class="records">{cards}</ol></div>'
     )
 
 
 def problem_html(error: AdapterError) -> str:
-    """Why data cannot be used."""
-    return f'<div class="found wrong" role="alert"><p>{html.escape(without_folders(str(error)))}</p></div>'
+    """The error message in place of the preview."""
+    return f'<div class="data-preview error" role="alert"><p>{html.escape(without_folders(str(error)))}</p></div>'
 
 
 def nothing_html(text: str) -> str:
-    return f'<div class="found none"><p>{html.escape(text)}</p></div>'
+    return f'<div class="data-preview empty"><p>{html.escape(text)}</p></div>'
 
 
 def _faults_html(preview: Preview) -> str:
@@ -95,12 +96,17 @@ def _record_html(record: Record) -> str:
     *earlier, answer = record.messages
     request = next((turn.text for turn in reversed(earlier) if turn.role == "user"), "")
     picture = _thumbnail(record.image) if record.image is not None else ""
-    answer_text = _shorten(answer.text) or texts.NO_ANSWER
+    request = ellipsize(request, _TURN_CHARACTERS)
+    answer_text = ellipsize(answer.text, _TURN_CHARACTERS) or texts.NO_ANSWER
     return (
         f"<li>{picture}<div>"
-        f'<p class="asked"><span class="sr">{texts.REQUEST}: </span>{html.escape(_shorten(request))}</p>'
-        f'<p class="answer"><span class="sr">{texts.ANSWER}: </span>{html.escape(answer_text)}</p></div></li>'
+        f'<p class="request">{_hidden_label(texts.REQUEST)}{html.escape(request)}</p>'
+        f'<p class="answer">{_hidden_label(texts.ANSWER)}{html.escape(answer_text)}</p></div></li>'
     )
+
+
+def _hidden_label(label: str) -> str:
+    return f'<span class="screen-reader-only">{label}: </span>'
 
 
 def _thumbnail(path: Path) -> str:
@@ -115,8 +121,3 @@ def _thumbnail(path: Path) -> str:
     data = io.BytesIO()
     image.save(data, "JPEG", quality=80)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _TURN_CHARACTERS else text[: _TURN_CHARACTERS - 1].rsplit(" ", 1)[0] + "…"

@@ -32,7 +32,7 @@ from adapter.server.loader import import_libraries
 from train.config import RecipeFile, read_recipe, recipe_text
 
 if TYPE_CHECKING:
-    from train.ui.plan import Plan
+    from train.ui.plan import RunPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = ROOT / "runs"  # where `python -m train` puts a run without --out
@@ -41,7 +41,7 @@ NICENESS = 10  # of the trainer, so that the chat's threads run first
 CLOSE_SECONDS = 10.0
 _START_TOLERANCE = 5.0  # seconds by which a clock adjustment may shift a process's start time
 _LOG_BYTES = 8_000
-_LEAST_FREE_BYTES = 500 * 2**20
+_MIN_FREE_BYTES = 500 * 2**20
 _METRICS_BYTES = 4 * 2**20  # of a long run's metrics, from the end
 _RECENT_STEPS = 20  # that the duration of a step is averaged over
 State = Literal["starting", "training", "stopping", "ended", "stopped", "failed", "killed"]
@@ -49,7 +49,7 @@ Points = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """The content of run.json. launched: when this server started the latest process; pid, started: that process's
     number and start time; stop: whether it was asked to stop; question, picture: what to ask the trained adapter.
     """
@@ -63,7 +63,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """The metrics of a run. losses, held_out, largest_gate: (step, value); gates: mean size, lowest layer first.
 
     untrained: the held-out loss before the first step; tokens, seconds: of all steps; step_seconds,
@@ -96,7 +96,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One run at the moment of reading. message: the log's last line, or the error that ended the run.
 
     saved: whether it can be resumed (otherwise it starts anew); adapter: whether there is an adapter to chat with.
@@ -104,9 +104,9 @@ class Run:
 
     name: str
     state: State
-    record: Record
+    record: RunRecord
     recipe: RecipeFile
-    progress: Progress
+    progress: RunProgress
     message: str
     saved: bool
     adapter: bool
@@ -146,7 +146,7 @@ class TrainingRuns:
         """The name of the running run."""
         return next((name for name in self.names() if self._process(name) is not None), None)
 
-    def get(self, name: str) -> Run | None:
+    def get(self, name: str) -> TrainingRun | None:
         """The run called `name`; None if there is none or its files cannot be read."""
         folder = self._folder(name)
         record = None if folder is None else _read_record(folder)
@@ -160,7 +160,7 @@ class TrainingRuns:
         progress, last_line = read_progress(folder), (self.log(name).splitlines() or [""])[-1]
         state = _state(folder, record, alive, progress, last_line)
         message = last_line.removeprefix("error: ") if state == "failed" else last_line
-        return Run(name, state, record, recipe, progress, message, *_saved_files(folder))
+        return TrainingRun(name, state, record, recipe, progress, message, *_saved_files(folder))
 
     def log(self, name: str) -> str:
         """The end of the trainer's log."""
@@ -173,7 +173,7 @@ class TrainingRuns:
 
     # A visitor's actions.
 
-    def start(self, name: str, taken: list[str], plan: Callable[[Path], tuple[Plan, str, str]]) -> str:
+    def start(self, name: str, taken: list[str], plan: Callable[[Path], tuple[RunPlan, str, str]]) -> str:
         """Starts a new run and returns its name. Raises AdapterError and leaves nothing if that fails.
 
         plan: writes the data into the folder it is given; returns the plan and a question and a picture for the
@@ -182,8 +182,8 @@ class TrainingRuns:
         with self._exclusive():
             name = check_name(name, [*taken, *self.taken()])
             folder = self.folder / name
-            if shutil.disk_usage(self.folder).free < _LEAST_FREE_BYTES:
-                raise BadInput(f"Less than {_LEAST_FREE_BYTES // 2**20} MB are free on the disk of the server.")
+            if shutil.disk_usage(self.folder).free < _MIN_FREE_BYTES:
+                raise BadInput(f"Less than {_MIN_FREE_BYTES // 2**20} MB are free on the disk of the server.")
             if folder.exists():
                 shutil.rmtree(folder)
             try:
@@ -191,7 +191,7 @@ class TrainingRuns:
                 made, question, picture = plan(folder / DATA)
                 recipe = dataclasses.replace(made, name=name).recipe()
                 (folder / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
-                self._launch(name, Record(question=question, picture=picture), resume=False)
+                self._launch(name, RunRecord(question=question, picture=picture), resume=False)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -239,7 +239,7 @@ class TrainingRuns:
                 raise Busy(f"“{name}” is being trained. One at a time: wait for its end, or stop it.")
             yield
 
-    def _launch(self, name: str, record: Record, resume: bool) -> None:
+    def _launch(self, name: str, record: RunRecord, resume: bool) -> None:
         folder, launched = self.folder / name, time.time()
         command = [sys.executable, "-m", "train", "--config", str(folder / RECIPE), "--out", str(folder)]
         # PASSIVE: idle OpenMP threads must not spin on the cores that answer the chat.
@@ -262,7 +262,7 @@ class TrainingRuns:
         _write_record(folder, dataclasses.replace(record, launched=launched, pid=self._child.pid, started=started))
 
     def _process(self, name: str) -> psutil.Process | None:
-        """The run's process if it is alive, and not another one that has been given its number since."""
+        """The run's process; None if it has ended, or if another process has its number now."""
         if self._child is not None:
             self._child.poll()  # otherwise it would stay a zombie
         folder = self._folder(name)
@@ -279,7 +279,7 @@ class TrainingRuns:
             return None
 
     def _folder(self, name: str) -> Path | None:
-        """The folder of a run; None for any other name, which may come from anyone."""
+        """The folder of a run; None for any other name, because the browser may send any."""
         return self.folder / name if isinstance(name, str) and name in self.names() else None
 
     def _is_empty(self, name: str) -> bool:
@@ -288,7 +288,7 @@ class TrainingRuns:
         return folder is not None and self._process(name) is None and not any(_saved_files(folder))
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Path) -> RunProgress:
     """The progress of the run in `folder`; empty if it has not written metrics yet."""
     import_libraries()
     from train.run_folder import METRICS  # imports torch
@@ -303,7 +303,7 @@ def read_progress(folder: Path) -> Progress:
     return dataclasses.replace(_progress(lines), updated=updated)
 
 
-def _progress(lines: list[dict[str, Any]]) -> Progress:
+def _progress(lines: list[dict[str, Any]]) -> RunProgress:
     def points(name: str) -> Points:
         return tuple((line["step"], float(line[name])) for line in lines if name in line)
 
@@ -314,7 +314,7 @@ def _progress(lines: list[dict[str, Any]]) -> Progress:
         step_seconds = (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0])
     elif recent:
         step_seconds = recent[0][1] / max(recent[0][0], 1)
-    return Progress(
+    return RunProgress(
         step=seconds[-1][0] if seconds else 0,
         losses=points("loss"),
         held_out=points("held_out_loss"),
@@ -328,7 +328,7 @@ def _progress(lines: list[dict[str, Any]]) -> Progress:
     )
 
 
-def _state(folder: Path, record: Record, alive: bool, progress: Progress, last_line: str) -> State:
+def _state(folder: Path, record: RunRecord, alive: bool, progress: RunProgress, last_line: str) -> State:
     from adapter.method.checkpoint import CARD
 
     saved, _ = _saved_files(folder)
@@ -360,13 +360,13 @@ def _read_end(path: Path, most_bytes: int) -> tuple[bytes, float]:
         return b"", 0.0
 
 
-def _read_record(folder: Path) -> Record | None:
+def _read_record(folder: Path) -> RunRecord | None:
     try:
-        return Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        return RunRecord(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _write_record(folder: Path, record: Record) -> None:
+def _write_record(folder: Path, record: RunRecord) -> None:
     with atomic_write(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")

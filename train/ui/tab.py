@@ -20,11 +20,11 @@ from adapter.ui.texts import train as texts
 from train.ui.data_upload import UPLOADS
 from train.ui.events import SLOW_TICK, TrainEvents
 from train.ui.plan import (
-    FEWEST_STEPS,
-    LEAST_LR,
-    LONGEST_DESCRIPTION,
-    MOST_LR,
-    MOST_STEPS,
+    MAX_DESCRIPTION_LENGTH,
+    MAX_LR,
+    MAX_STEPS,
+    MIN_LR,
+    MIN_STEPS,
 )
 from train.ui.preview import nothing_html
 from train.ui.runs import TrainingRuns
@@ -86,11 +86,11 @@ def _settings() -> dict[str, Any]:
         "description": gr.Textbox(
             label=texts.DESCRIPTION,
             placeholder=texts.DESCRIPTION_HINT,
-            max_length=LONGEST_DESCRIPTION,
+            max_length=MAX_DESCRIPTION_LENGTH,
             max_lines=1,
         ),
-        "steps": gr.Slider(FEWEST_STEPS, MOST_STEPS, 40, step=10, label=texts.STEPS, info=texts.STEPS_INFO),
-        "rate": gr.Slider(LEAST_LR, MOST_LR, 0.004, step=0.001, label=texts.RATE, info=texts.RATE_INFO),
+        "steps": gr.Slider(MIN_STEPS, MAX_STEPS, 40, step=10, label=texts.STEPS, info=texts.STEPS_INFO),
+        "rate": gr.Slider(MIN_LR, MAX_LR, 0.004, step=0.001, label=texts.RATE, info=texts.RATE_INFO),
         "takes": gr.Markdown(elem_id="train-takes"),
         "command": theme.command_box(texts.NO_COMMAND, texts.COMMAND, "train-command"),
     }
