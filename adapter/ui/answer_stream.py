@@ -1,4 +1,4 @@
-"""Answers while they are written: as chat messages, several at once, and at most one at a time in a session.
+"""Streams answers: as chat messages, several answers merged, and at most one stream in a session.
 
 Knows the engine, the adapter catalog and conversations as data; knows no components and no updates of them.
 """
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TEXT_ONLY = " "  # an offer's value for "without the picture"; no adapter can have this name
-# An answer ends just after its last update, which may already bring the next message.
+TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
+# How long to wait for the previous answer: the user may send the next message as soon as the last update is shown.
 RELEASE_SECONDS = 1.0
 
 
-def sees(catalog: AdapterCatalog, settings: Settings) -> bool:
-    """Whether an adapter of the settings is visual. Raises LoadError."""
+def uses_picture(catalog: AdapterCatalog, settings: Settings) -> bool:
+    """Whether one of the selected adapters is visual and gets the picture. Raises LoadError."""
     return any(catalog.card(name).is_visual for name in settings.adapters)
 
 
@@ -76,11 +76,11 @@ def with_seed(settings: Settings) -> Settings:
 
 @dataclass
 class ActiveAnswer:
-    """An answer that is being written, and what the user has asked of it meanwhile."""
+    """An answer that is being written, and whether the user has stopped it or deleted its conversation."""
 
     stopped: bool = False
     cleared: bool = False  # the conversation around it was deleted
-    cancel: Callable[[], None] | None = None  # ends generation, once that has begun
+    cancel: Callable[[], None] | None = None  # set once generation has begun
 
     def stop(self) -> None:
         self.stopped = True
@@ -91,8 +91,8 @@ class ActiveAnswer:
 class ActiveAnswers:
     """At most one answer at a time in each session: two would overwrite each other's conversation.
 
-    Stop sets a flag, and the answer's own event handler then sends the last update. With Gradio's cancelling the
-    browser would be left with whichever update came last, that of Stop or one of the answer.
+    Stop sets a flag, and the answer's own event handler then sends the last update. With Gradio's `cancels` the
+    browser would show whichever update came last, that of Stop or one of the answer.
     """
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class ChatAnswers:
     def offer(self, history: History, settings: Settings) -> Entry | None:
         """An offer of visual adapters if those of `settings` cannot see the last turn's picture."""
         turn = conversation.last_turn(history)
-        if turn is None or turn.picture is None or sees(self.catalog, settings):
+        if turn is None or turn.picture is None or uses_picture(self.catalog, settings):
             return None
         visual = self._names(visual=True)
         choices = [(texts.use_for_picture(name), name) for name in visual[:3]]
@@ -169,7 +169,7 @@ class ChatAnswers:
         self, active: ActiveAnswer, history: History, settings: Settings, client: Client
     ) -> Iterator[History]:
         """Yields the messages that follow the user turn, each time with more of the answer."""
-        visual, picture = sees(self.catalog, settings), conversation.latest_picture(history)
+        visual, picture = uses_picture(self.catalog, settings), conversation.latest_picture(history)
         progress = AnswerProgress(settings := with_seed(settings))
         progress.note_unused_picture(picture is not None, visual)
         image = open_picture(picture) if visual and picture else None
@@ -188,17 +188,17 @@ class ChatAnswers:
                 progress.add(event)
                 text, now = progress.text, time.monotonic()
                 message = conversation.answer(text) if text.strip() else conversation.note(texts.EMPTY_ANSWER)
-                # Limited to its present length, so that the settings reproduce exactly what was written.
-                cut = settings.replace(max_tokens=max(1, len(progress.token_ids)))
+                # max_tokens is the present length, so that the recorded settings reproduce exactly this text.
+                truncated = settings.replace(max_tokens=max(1, len(progress.token_ids)))
                 if event.finish_reason == "cancelled" and not text.strip():
                     yield [conversation.note(texts.STOPPED_BEFORE_TEXT)]
                 elif event.stats is not None:
-                    used = cut if event.finish_reason in ("cancelled", "time") else settings
+                    used = truncated if event.finish_reason in ("cancelled", "time") else settings
                     record = AnswerRecord(used, tuple(progress.token_ids), image is not None).to_json()
                     yield [message, conversation.stats(progress.stats_line(), record=record)]
                 elif text.strip() and now - drawn_time >= REDRAW_SECONDS:
                     drawn_time = now
-                    record = conversation.settings_json(cut)
+                    record = conversation.settings_json(truncated)
                     yield [message, conversation.stats(progress.stats_line(), live=True, record=record)]
 
     def adapter_for(self, example: ExampleCard) -> str | None:
@@ -234,8 +234,8 @@ def merge_answers(
 ) -> Iterator[list[tuple[int, GenerationEvent | AdapterError]]]:
     """Yields lists of (key, event) of several answers, at least `seconds` apart, until all have ended.
 
-    An error ends its own answer only. A reader that stops early has to close the answers, which ends their
-    threads.
+    An error ends its own answer only. A caller that stops early must close the answers, which ends the
+    threads that read them.
     """
     inbox: queue.SimpleQueue[tuple[int, GenerationEvent | AdapterError | None]] = queue.SimpleQueue()
 

@@ -1,7 +1,7 @@
 """Event handlers of the chat: send, retry, edit, stop and the others.
 
-Knows Gradio's updates and toasts, the engine and the adapter catalog; knows no layout. Keeps nothing of a session
-but whether an answer is being written: all else comes with the event and leaves with the updates.
+Knows Gradio's updates and toasts, the engine and the adapter catalog; knows no layout. The only state of a
+session is whether an answer is being written: all else arrives with the event and is returned with the updates.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ChatEvents:
     def choose_option(
         self, history: History, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
-        """A button of an offer: switch to the adapter it names, or answer without the picture."""
+        """Handles a button of an offer: switches to its adapter, or answers without the picture."""
         if not conversation.ends_with_offer(history):
             yield _no_change()
             return
@@ -148,7 +148,7 @@ class ChatEvents:
         if active is not None:
             active.stop()
             return gr.skip(), gr.skip()
-        # The answer no longer exists, after a restart of the server for example.
+        # No answer is running: the server was restarted, for example.
         return conversation.mark_stopped(history), gr.update(**theme.SHOW_SUBMIT_BUTTON)
 
     def clear(self, request: gr.Request) -> Any:
@@ -198,7 +198,7 @@ class ChatEvents:
                     for update in updates:
                         last = update[0]
                         yield update
-                # Sent again with the box: of two updates within one frame the page drops the first.
+                # The history is sent again, because the page drops the first of two updates within one frame.
                 end = last, gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
             except AdapterError as error:
                 end = self._restore(before, settings, error)
@@ -240,7 +240,7 @@ class ChatEvents:
         toast(error)
         message = before.message
         if message is not None and isinstance(error, BadPicture):
-            # Without the file, so that the text can be sent again.
+            # The file is removed, so that the text can be sent again.
             message = {**message, "files": []}
         value = {} if message is None else {"value": message}
         name = settings.get("adapter")

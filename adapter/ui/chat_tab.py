@@ -22,12 +22,12 @@ from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
 
-# Components by the name of the setting that they choose: the `inputs_kwargs` of an event listener.
+# Components by the name of their setting: the `inputs_kwargs` of an event listener.
 SettingsInputs = dict[str, Any]
 
 
 class TabParts(NamedTuple):
-    """What other parts of the page need of a tab."""
+    """The components of a tab that other parts of the page update."""
 
     pickers: list[Picker]
     message_box: gr.MultimodalTextbox
@@ -44,7 +44,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
                 height="70dvh",  # page.css fits it to the window
                 buttons=["copy"],
                 editable="user",
-                group_consecutive_messages=False,  # so that an edit keeps the picture, see conversation.py
+                group_consecutive_messages=False,  # an edit then keeps the picture, see conversation.py
                 latex_delimiters=[],
                 allow_tags=False,
                 placeholder=texts.EMPTY_CHAT,
@@ -144,15 +144,15 @@ def _connect(
     chat.clear(events.clear, None, box, **UNQUEUED)
     chat.undo(store.saving(events.undo), chat, [chat, box, *stored], **QUEUED)
     store.connect(page, chat, settings, events.is_answering)
-    # Whoever goes on from a link's conversation leaves the link.
+    # Continuing a conversation that was opened from a link removes the link from the address.
     triggers = [box.submit, chat.retry, chat.edit, chat.option_select, chat.example_select, chat.undo, chat.clear]
     gr.on([*triggers, retry.click], None, None, None, js="() => window.chatPage.leaveLink()", **UNQUEUED)
 
 
 def _copied_to_uploads(example: ExampleCard) -> ExampleCard:
-    """The example with its picture as an upload, which is what messages and pages may name.
+    """The example with its picture copied to the uploads, the only files that a message may name.
 
-    As a static file the copy is not deleted by age.
+    As a static path the copy is not deleted by age.
     """
     if example.picture is None:
         return example

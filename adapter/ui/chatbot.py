@@ -1,8 +1,9 @@
 """A Chatbot that shows text as it was written and accepts nothing but text and files from a browser.
 
 Gradio's Chatbot renders Markdown and HTML. Text that looks like a tag would vanish, and the address of a picture
-would make the browser request it. An invisible character behind each such beginning prevents that; it is added on
-the way to the browser and removed on the way back. page.js removes it from what is copied.
+would make the browser request it. An invisible character (WORD_JOINER) after each character that begins such
+markup prevents that. It is added to what is sent to the browser and removed from what comes back. page.js removes
+it from what is copied.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from adapter.ui.conversation import History
 from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.texts import page as texts
 
-WORD_JOINER = "\u2060"  # invisible, and no place to break a line
-# A tag, an entity, a picture, a bracket whose backslash Markdown would remove. What is followed by the character
-# already gets another one, so that only added ones are removed.
+WORD_JOINER = "\u2060"  # invisible, and allows no line break
+# The beginning of a tag, an entity or a picture, or a backslash that Markdown would remove. A character that is
+# already followed by a WORD_JOINER gets another one, so that unescaping removes only those that were added.
 _UNSAFE = re.compile(
     rf"<(?=[A-Za-z/!?{WORD_JOINER}])|&(?=[A-Za-z#{WORD_JOINER}])|!(?=[\[{WORD_JOINER}])"
     rf"|\\(?=[()\[\]{WORD_JOINER}])"
@@ -54,7 +55,7 @@ def _postprocess(self: gr.Chatbot, value: Any) -> Any:
 
 
 def _map_texts(history: History, change: Callable[[str], str]) -> History:
-    """The history with changed texts; messages by the page are HTML already and stay."""
+    """The history with `change` applied to all texts, except the page's own messages, which are HTML already."""
     return [
         entry
         if conversation.kind(entry)

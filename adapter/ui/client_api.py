@@ -26,7 +26,7 @@ from adapter.server.generation import (
     public_text,
     wait_for,
 )
-from adapter.ui.answer_stream import build_request, sees
+from adapter.ui.answer_stream import build_request, uses_picture
 from adapter.ui.images import open_picture
 from adapter.ui.status import MODEL
 from adapter.ui.texts import page as texts
@@ -120,7 +120,7 @@ def stream_answer(
         for _ in wait_for(provider):
             pass
         settings = Settings.checked(values)
-        if not sees(catalog, settings) and picture:
+        if not uses_picture(catalog, settings) and picture:
             raise BadInput(texts.image_not_seen(settings.adapter or None))
         image = None if picture is None else open_picture(picture)
         generation = build_request((Message("user", message),), settings, image, client_of(request))

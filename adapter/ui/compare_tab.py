@@ -34,7 +34,7 @@ from adapter.ui.answer_stream import (
     AnswerProgress,
     build_request,
     merge_answers,
-    sees,
+    uses_picture,
     with_seed,
 )
 from adapter.ui.chat_events import read_message
@@ -57,7 +57,7 @@ Updates = tuple[Any, ...]
 class Pane(AnswerProgress):
     """The answer of one pane."""
 
-    message: str = "…"  # by the page, shown as long as there is no text
+    message: str = "…"  # the page's own, shown as long as there is no text
     marked_html: str | None = None  # the text with its differences marked
 
     def add(self, event: GenerationEvent | AdapterError) -> None:
@@ -97,7 +97,9 @@ class CompareEvents:
                 gr.Info(texts.STILL_ANSWERING, duration=6)
                 yield _updates(gr.skip())
                 return
-            after_failure: list[Pane] | None = None  # what is refused at once leaves the last comparison alone
+            after_failure: list[Pane] | None = (
+                None  # None: a message that is refused at once does not change the panes
+            )
             idle = theme.SHOW_SUBMIT_BUTTON
             try:
                 content = read_message(message)
@@ -106,7 +108,9 @@ class CompareEvents:
                     return
                 text, picture = content
                 panes = _panes(count, values)
-                answering = gr.update(**theme.SHOW_STOP_BUTTON)  # each time: one of two quick updates can get lost
+                answering = gr.update(
+                    **theme.SHOW_STOP_BUTTON
+                )  # sent with every update, because Gradio may drop one of two quick updates
                 yield _updates(answering)
                 for _ in self._answer(active, panes, text, picture, client_of(request)):
                     after_failure = []
@@ -125,7 +129,7 @@ class CompareEvents:
 
     def stop(self, request: gr.Request) -> Any:
         active = self._active.get(request.session_hash)
-        if active is None:  # no longer exists, after a restart of the server for example
+        if active is None:  # the server was restarted, for example
             return gr.update(**theme.SHOW_SUBMIT_BUTTON)
         active.stop()
         return gr.skip()
@@ -178,7 +182,7 @@ class CompareEvents:
     ) -> list[GenerationRequest]:
         """One request for each pane, all with the same seed; visual adapters get the picture."""
         image = None if picture is None else open_picture(picture)
-        visual = [sees(self.catalog, pane.settings) for pane in panes]
+        visual = [uses_picture(self.catalog, pane.settings) for pane in panes]
         if image is not None and not any(visual):
             raise BadInput(texts.NO_PANE_SEES)
         seed = with_seed(panes[0].settings).seed
@@ -202,7 +206,7 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
 
 
 def _mark_differences(panes: Sequence[Pane]) -> None:
-    """Marks in every other pane the words that the first one lacks."""
+    """Marks in each of the other panes the words that differ from the first pane."""
     first, *others = panes
     if not first.text.strip():
         return
@@ -235,7 +239,7 @@ def mark_differences(first: str, other: str) -> tuple[str, int, int]:
 
 
 def _updates(box: Any, panes: Sequence[Pane] | None = None) -> Updates:
-    """panes: those in use, the others are emptied; None leaves all as they are."""
+    """The box and the updates of all panes. panes: those in use; the rest are emptied. None changes no pane."""
     if panes is None:
         return box, *[gr.skip()] * MAX_PANES
     empty = theme.pane_html(texts.EMPTY_PANE, muted=True)

@@ -24,7 +24,7 @@ from adapter.ui.texts import page as texts
 Entry = dict[str, Any]
 History = list[Entry]
 
-# metadata.id of messages by the page itself: shown to the user, never sent to the model.
+# metadata.id of the page's own messages, which are shown to the user and never sent to the model.
 STATS, NOTE, OFFER, DIVIDER = "stats", "note", "offer", "divider"
 
 # Construction of messages.
@@ -41,7 +41,7 @@ def answer(text: str) -> Entry:
 
 
 def note(text: str, *, waiting: bool = False) -> Entry:
-    """A message by the page in place of an answer; plain text. waiting: an answer is still to come."""
+    """The page's own message in place of an answer. text: plain text; waiting: an answer will replace it."""
     entry = _entry("assistant", _text_block(_page_html(text, "note waiting" if waiting else "note")), NOTE)
     return _mark_pending(entry) if waiting else entry
 
@@ -113,7 +113,7 @@ def _mark_pending(entry: Entry) -> Entry:
 
 
 def kind(entry: Entry) -> str | None:
-    """The kind of a message by the page; None for a message of the user's or the model's."""
+    """STATS, NOTE, OFFER or DIVIDER for the page's own message; None for one of the user or the model."""
     return (entry.get("metadata") or {}).get("id")
 
 
@@ -122,7 +122,7 @@ def text_of(entry: Entry) -> str:
 
 
 def page_text(entry: Entry) -> str:
-    """The plain text of a message by the page."""
+    """The plain text of one of the page's own messages."""
     text = text_of(entry)
     return html.unescape(text[text.find(">") + 1 : text.rfind("<")])
 
@@ -240,8 +240,8 @@ def mark_stopped(
 def with_dividers(history: Sequence[Entry], settings: Settings | None = None) -> History:
     """The history with a divider above each turn whose adapters differ from those of the answer before it.
 
-    Replaces earlier dividers. settings: of the answer to come for the last turn. An answer without a record
-    counts as answered by the same adapters.
+    Replaces earlier dividers. settings: those of the answer that the last turn will get. An answer without a
+    record is taken to be by the same adapters as the one before it.
     """
     divided: History = []
     turn_start = 0
@@ -266,7 +266,7 @@ def with_dividers(history: Sequence[Entry], settings: Settings | None = None) ->
     return divided
 
 
-# Records: how an answer was generated. They have been in a browser, so that everything in them is checked.
+# Records: how an answer was generated. They come back from a browser, so everything in them is checked.
 
 _MAX_TOKENS = 4096
 _MAX_CHARACTERS = 100_000

@@ -1,7 +1,7 @@
 """A conversation as JSON and back: for the browser's storage, for a file and for a link.
 
 Knows the page's messages, records and pictures, and the format of adapter/serve/transcript.py; knows no
-components. Nothing that comes in may name a file: pictures come as bytes and are written anew.
+components. Incoming data cannot name a file: pictures arrive as bytes and are saved as new uploads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adapter.ui.texts import page as texts
 # Characters. A browser stores about 5 million for a site.
 MAX_STORED_TEXT = 700_000
 MAX_STORED_PICTURES = 2_700_000
-MAX_LINK = 8_000  # what mail and messengers leave in one piece
+MAX_LINK = 8_000  # mail and messengers may cut longer ones
 _MAX_LINK_TEXT = 400_000
 
 DescribePicture = Callable[[str], dict[str, str] | None]  # path -> fields of a transcript message, None to omit it
@@ -33,7 +33,7 @@ DescribePicture = Callable[[str], dict[str, str] | None]  # path -> fields of a 
 def _to_transcript(
     history: Sequence[Entry], describe_picture: DescribePicture, token_ids: bool = True
 ) -> list[dict[str, Any]]:
-    """The history as messages of a transcript. token_ids: whether records keep those of the answer."""
+    """The history as messages of a transcript. token_ids: whether records include the answer's token ids."""
     if conversation.is_streaming(history):
         history = conversation.mark_stopped(history, texts.CUT_OFF, texts.CUT_OFF_BEFORE_TEXT)
     messages: list[dict[str, Any]] = []
@@ -104,7 +104,7 @@ def panel_settings(settings: Settings) -> dict[str, Any]:
 def to_browser(history: Sequence[Entry], known_keys: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     """The stored texts, and the keys of the pictures in them, the newest last.
 
-    known_keys: of pictures by their path; gets those that are missing.
+    known_keys: a cache of the keys of pictures by their path; this function adds to it.
     """
 
     def as_key(path: str) -> dict[str, str] | None:
@@ -143,7 +143,7 @@ def stored_pictures(
 
 
 def from_browser(stored_json: str, pictures_json: str) -> History:
-    """The stored conversation; empty if the texts are anything else."""
+    """The stored conversation; empty if the stored text is malformed."""
     stored, pictures = _parse(stored_json), _parse(pictures_json)
     try:
         if not isinstance(stored, dict) or not isinstance(messages := stored["messages"], list):

@@ -1,4 +1,4 @@
-"""Where a conversation lives beyond the open page: the browser's storage, a file, a link and a command line.
+"""Saving and restoring a conversation: the browser's storage, a file, a link and a command line.
 
 The panel "This conversation" and its event handlers. The formats are in conversation_json.py; page.js
 reads and writes the browser's storage. The server stores nothing.
@@ -77,7 +77,7 @@ class ConversationStore:
         return handle
 
     def saving(self, handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-        """As `saving_stream`, for a handler that returns one update."""
+        """Like `saving_stream`, for a handler that returns one update."""
 
         @functools.wraps(handler)
         def handle(*inputs: Any) -> tuple[Any, ...]:
@@ -181,9 +181,9 @@ class ConversationStore:
         copied.then(_toast_link, [self._to_browser, self._from_browser], None, **QUEUED)
 
     def restore(self, stored: str, pictures: str, settings: str, packed: str) -> tuple[Any, ...]:
-        """The page as it was left, or with the conversation of a link, which replaces nothing yet.
+        """Updates that restore the stored conversation, or show that of a link, which is not stored yet.
 
-        stored, pictures, settings: from the browser's storage; packed: of the link.
+        stored, pictures, settings: from the browser's storage; packed: from the link.
         """
         history: History = []
         try:
@@ -245,7 +245,7 @@ class ConversationStore:
             choices.append((name, name))
         elif name not in self.catalog.names():
             name = BASE_ONLY
-        # With choices, because those of a new session are still those of an empty catalog.
+        # Includes the choices, because a page may have been built when the catalog was still empty.
         return gr.update(choices=theme.short_choices(choices, texts.NO_MIX) if dropdown else choices, value=name)
 
     def export(self, history: History, **settings: Any) -> str:

@@ -19,7 +19,7 @@ from adapter.ui.texts import page as texts
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-# Photographs that come with Gradio: one is an example of the empty chat.
+# Photographs that come with Gradio; one of them is an example in the empty chat.
 PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
 
 # Routes that server/limits.py and server/upload_cleanup.py tell apart by their paths.
@@ -48,14 +48,14 @@ CSS_CLASSES = {
         *("full-container", "submit-button", "stop-button", "thumbnail-item", "delete-button"),
     ),
 }
-# Attributes by which they find an element, as they stand in Gradio's scripts.
+# Values of attributes in their selectors, as written in Gradio's scripts.
 ATTRIBUTES = ("accordion-content", "Copy message")
 
 
 class StrictBlocks(gr.Blocks):
     """Blocks that answer malformed input values with one sentence, and do not log them.
 
-    Gradio puts the values of everybody into its error message and its log.
+    Gradio would put the values into its error message and its log.
     """
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:

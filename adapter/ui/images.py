@@ -1,6 +1,6 @@
-"""Pictures of a conversation, in one small form without metadata; and the camera's button and dialog.
+"""Pictures of a conversation, reduced in size and without metadata; and the camera's button and dialog.
 
-A picture takes this form when it enters a conversation, so that the browser's storage, an export and the command
+A picture is reduced when it is added to a conversation, so that the browser's storage, an export and the command
 line hold the bytes that the model saw. Knows image files and Gradio's upload folder; knows no conversation.
 """
 

@@ -1,8 +1,8 @@
 """The charts of the panel Inside as HTML: heat maps, and an answer as coloured tokens.
 
-Knows an inspection and the page's texts; knows no components and no models. Gradio's plots draw images; these are
-tables and buttons that a keyboard and a screen reader can use. Every number is text beside its colour, a model's
-text is escaped, and inside.js and inside.css add behaviour and style.
+Knows an inspection and the page's texts; knows no components and no models. Own HTML, because Gradio's
+plots draw images, and these tables and buttons can be used with a keyboard and a screen reader. Every number is
+shown as text too. The model's text is escaped. inside.js and inside.css add behaviour and style.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def gates_html(inspection: Inspection, names: AdapterNames, muted: tuple[Sequenc
 
 
 def answer_html(inspection: Inspection, key: str, total: int) -> str:
-    """The answer as one button for each token, with the shades of all colourings.
+    """The answer as one button for each token, which holds its shade (-1 to 1) in each of the three colourings.
 
-    key: sent with a click; total: tokens of the whole answer, of which only the first may be shown.
+    key: returned by a click; total: the number of tokens of the answer, of which `inspection` may hold the first.
     """
     measures = {"d": inspection.prompt_share, "i": inspection.influence}
     if inspection.grounding is not None:

@@ -1,4 +1,4 @@
-"""The panel Inside: how the newest answer came about, and which layers and heads the next one is muted in.
+"""The panel Inside: an inspection of the newest answer, and the layers and heads that are muted in the next one.
 
 Its components and event handlers. The engine computes the numbers, inside_charts.py draws them, inside.js and
 mute.js are the browser's part. Nothing is computed or requested while the panel is closed.
@@ -41,7 +41,7 @@ Updates = tuple[Any, ...]
 _STATIC = Path(__file__).parent / "static"
 _CHARTS_JS = (_STATIC / "inside.js").read_text(encoding="utf-8")
 _MUTE_JS = (_STATIC / "mute.js").read_text(encoding="utf-8")
-# Converted to numbers, because the template would run anything else.
+# Converts the values to numbers, because the template would insert anything else as markup.
 _MUTE_TEMPLATE = (
     '${(Array.isArray(value) ? value : []).map(Number).map((n, i) => (i ? "" : `<span>${title}</span>`) + '
     '`<button type="button" data-n="${n}" aria-label="${unmute} ${n}">${n} <b>×</b></button>`).join("")}'
@@ -68,7 +68,7 @@ class InspectedAnswer(NamedTuple):
 
 
 class InsidePanel(NamedTuple):
-    """What the chat needs of the panel: two settings, and a button that retries with them."""
+    """The components of the panel that the chat uses: two settings, and a button that retries with them."""
 
     mute_layers: gr.HTML
     mute_heads: gr.HTML
@@ -78,8 +78,8 @@ class InsidePanel(NamedTuple):
 class InsideEvents:
     """The event handlers of the panel. Thread-safe.
 
-    Caches the newest inspections, so that a click on a token costs no forward pass. A click on one that is no
-    longer cached repeats the inspection from the conversation.
+    Caches the newest inspections, so that a click on a token costs no forward pass. A click on an answer that is
+    no longer cached repeats its inspection.
     """
 
     def __init__(self, provider: EngineProvider) -> None:
@@ -88,7 +88,7 @@ class InsideEvents:
         self._cache: OrderedDict[str, InspectedAnswer] = OrderedDict()
 
     def show(self, history: History, colour: str, request: gr.Request) -> Iterator[Updates]:
-        """Inspects the newest answer and draws it, or says why there is nothing to show."""
+        """Inspects the newest answer and shows its charts, or a message why there are none."""
         try:
             _recorded_answer(history)
             for status in wait_for(self.provider):
@@ -144,7 +144,7 @@ class InsideEvents:
         return InspectedAnswer(inspection, names, len(record.token_ids)), record
 
     def _add_to_cache(self, inspected: InspectedAnswer) -> str:
-        """Returns a key that nobody but the page that asked can know."""
+        """Returns a random key, which is sent only to the page that requested the inspection."""
         key = secrets.token_urlsafe(12)
         with self._lock:
             self._cache[key] = inspected
@@ -184,7 +184,7 @@ def _message_only(text: str) -> Updates:
 
 def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
     """Lays the panel out in the current Blocks and connects it."""
-    # Outside of the accordion, whose content does not exist before it is opened for the first time.
+    # Outside of the accordion, because its content does not exist before it is first opened.
     conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-request")
     with gr.Accordion(texts.INSIDE, open=False, elem_id="inside") as accordion:
         message = gr.HTML(inside_charts.message_html(texts.INSPECTING), elem_id="inside-message")

@@ -19,10 +19,10 @@ from adapter.ui.texts import page as texts
 # Options of event listeners.
 PRIVATE = {"api_visibility": "private"}
 UNQUEUED = {"queue": False, "show_progress": "hidden", **PRIVATE}
-# Of events that may show a toast, which Gradio sends through its queue only (6.31).
+# Options of events that may show a toast, which Gradio sends through its queue only (6.31).
 QUEUED = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
-# Of every event that runs the model, on the page or by the API: they share one limit. It is above what the engine
-# accepts, because the engine's own scheduler decides the order.
+# Options of every event that runs the model, on the page or by the API: they share one limit. It is higher than
+# what the engine accepts, so that the engine's scheduler decides the order.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
 POLL_SECONDS_LOADING, POLL_SECONDS_READY = 1.0, 5.0
 # Gradio's page drops the first of two updates that arrive within one frame (6.31).
@@ -69,7 +69,7 @@ def refresh_periodically(
     timer = gr.Timer(POLL_SECONDS_LOADING)
 
     def refresh(choices: list[tuple[str, str]], *selected: str | None) -> tuple[Any, ...]:
-        before = [(label, value) for label, value in choices]  # lists, once they were in a browser
+        before = [(label, value) for label, value in choices]  # tuples, which the browser has turned into lists
         now = theme.picker_choices(catalog)
         ready = provider.status().state == "ready"
         updates = _status(provider), now, gr.Timer(POLL_SECONDS_READY if ready else POLL_SECONDS_LOADING)

@@ -31,8 +31,8 @@ PREVIEW_RECORDS = 6
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Opened data. path: what the trainer reads; name: the upload's own; pictures: whether records have images;
-    left_out: names in a zip that are neither images nor texts.
+    """Opened data. path: read by the trainer; name: of the uploaded file; pictures: whether records have images;
+    left_out: the files in a zip that are neither images nor texts.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a visitor sees of the data before training."""
+    """The facts about the data that are shown before training."""
 
     name: str
     pictures: bool
@@ -94,7 +94,7 @@ def open_upload(file: Path, folder: Path) -> TrainingData:
 
 
 def open_sample(path: Path) -> TrainingData:
-    """Opens a file or folder of the program's own in place."""
+    """Opens one of the bundled samples where it is."""
     folder = path if path.is_dir() else path.parent
     return _open(path, path.name, folder, (), single_file=False)
 

@@ -152,7 +152,8 @@ class TrainingRuns:
         record = None if folder is None else _read_record(folder)
         if folder is None or record is None:
             return None
-        alive = self._process(name) is not None  # before the files: a process that has ended has written them all
+        # Checked before the files are read: a process that has ended has written all of them.
+        alive = self._process(name) is not None
         try:
             recipe = read_recipe(folder / RECIPE, [])
         except AdapterError:
@@ -213,7 +214,7 @@ class TrainingRuns:
             process = self._process(name)
             if folder is None or record is None or process is None or record.stop:
                 return
-            # Written first, so that a process that ends at once is known to have been stopped.
+            # Written before the signal, so that a process that ends at once counts as stopped.
             _write_record(folder, dataclasses.replace(record, stop=True))
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -232,7 +233,7 @@ class TrainingRuns:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Holds the lock of starting, over threads and servers. Raises Busy if a run is running."""
+        """Holds the lock for starting a run, shared by threads and servers. Raises Busy if a run is running."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock, FileLock(self.folder / ".starting"):
             if (name := self.running()) is not None:

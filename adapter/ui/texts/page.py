@@ -140,14 +140,14 @@ def wrong_panes(fewest: int, most: int, count: object) -> str:
 
 
 def waiting(position: int) -> str:
-    """position: how many requests are served before."""
+    """position: the number of requests in the queue before this one."""
     if position == 0:
         return "Everybody is being answered at once already. You are next."
     return f"Waiting for a place: {position} before you."
 
 
 def changed_words(changed: int, words: int) -> str:
-    """The note below a pane; words: how many it has."""
+    """The note below a pane. changed: its words that differ from pane 1; words: all its words."""
     if not changed:
         return SAME_WORDS
     return f"{changed} of {words} {'word' if words == 1 else 'words'} not in pane 1"
@@ -163,10 +163,10 @@ TOO_FEW_VALUES = "The request lacks some of the values that it needs. Reload the
 NOTHING_IS_FETCHED = "Files are uploaded here: nothing is fetched from other addresses."
 
 
-def reads_text_only(adapter: str | None, one_sees: bool) -> str:
-    """The question about a picture that the adapter cannot see; one_sees: whether another adapter can."""
+def reads_text_only(adapter: str | None, visual_installed: bool) -> str:
+    """The question about a picture that the adapter cannot see; visual_installed: whether another one can."""
     who = f"“{adapter}” reads text only" if adapter else "The frozen base reads text only"
-    if one_sees:
+    if visual_installed:
         return f"{who}, so it cannot see this picture."
     return f"{who}, and no adapter that sees is installed."
 
@@ -196,7 +196,7 @@ def mixed_with_itself(adapter: str) -> str:
 
 
 def image_not_seen(adapter: str | None) -> str:
-    """For programs that send an image to a text adapter."""
+    """The API's error for an image that is sent to a text adapter."""
     return f"{adapter or 'The frozen base'} reads text only. Name an adapter that sees, or no image."
 
 
@@ -205,7 +205,7 @@ def import_too_large(most: int) -> str:
 
 
 def link_to_copy(address: str) -> str:
-    """Where the browser does not allow copying."""
+    """Shown if the browser does not allow copying."""
     return f"Copy this link. It holds the words of this conversation, not its pictures: {address}"
 
 

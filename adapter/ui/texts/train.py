@@ -1,4 +1,4 @@
-"""The texts of the Train tab. Errors about data and names bring their own sentences."""
+"""The texts of the Train tab. Exceptions about data and names have their own messages."""
 
 from __future__ import annotations
 
