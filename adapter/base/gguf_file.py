@@ -36,11 +36,11 @@ _TOP_NAMES = {
 }
 _ROPE_FACTORS = "rope_freqs.weight"
 _CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
-# A GGUF file only names its pre-tokenizer. These split digits one by one and then work as GPT-2's, which
+# A GGUF file only names its pre-tokenizer. These split digits one by one and then work like GPT-2's, which
 # transformers' own conversion does not know.
-_DIGITS_ALONE = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+_SPLIT_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 # transformers converts these correctly; any other name would silently give wrong tokens.
-_WELL_KNOWN = {"gpt-2", "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe", "tekken"}
+_CONVERTIBLE = {"gpt-2", "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe", "tekken"}
 _UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError, MemoryError)
 _REMEDY = "Get the file again, or use the model's Hugging Face repository."
 
@@ -50,7 +50,7 @@ class GgufBase:
     """An opened file: its metadata, the resulting LlamaConfig, and its tensors by Hugging Face's names."""
 
     file: Path
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     config: Any
     tensors: Mapping[str, Any]
 
@@ -64,15 +64,15 @@ class GgufBase:
         transformers can read the GGUF itself, to the same weights, but takes 13 seconds for 135 million of them
         each time, shows bars of its own and gives some tokenizers GPT-2's way with digits.
         """
-        eos, eot = (self.facts.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
+        eos, eot = (self.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
         stops = () if eos is None or eot in (None, eos) else (eos, eot)
-        write_configs(folder, self.config, _tokenizer(self.file, self.facts, self.config), stops)
+        write_configs(folder, self.config, _tokenizer(self.file, self.metadata, self.config), stops)
         shapes = {name: _shape(tensor) for name, tensor in self.tensors.items()}
         write_weights(folder, shapes, self.dtype, self.tensor, progress)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in Hugging Face's layout."""
-        values = _unpacked(self.tensors[name], self.file)
+        values = _dequantized(self.tensors[name], self.file)
         if "q_proj" in name:
             return meta_to_hf_rotary(values, self.config.num_attention_heads)
         if "k_proj" in name:
@@ -86,77 +86,77 @@ def open_gguf(file: Path) -> GgufBase:
 
     try:
         reader = gguf.GGUFReader(file)
-        facts = {name: field.contents() for name, field in reader.fields.items()}
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
     except _UNREADABLE as error:
         raise LoadError(f"'{file}' is no whole GGUF file ({first_line(error)}). {_REMEDY}") from error
-    architecture = facts.get("general.architecture")
+    architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise LoadError(
             f"'{file}' holds a {architecture} model. LLaMA-Adapter needs a LLaMA: "
             "choose a GGUF file whose general.architecture is llama."
         )
-    if facts.get("split.count", 1) > 1:
+    if metadata.get("split.count", 1) > 1:
         raise LoadError(
-            f"'{file}' is one of {facts['split.count']} parts. Join them with llama.cpp's "
+            f"'{file}' is one of {metadata['split.count']} parts. Join them with llama.cpp's "
             "`llama-gguf-split --merge` and name the result."
         )
-    if facts.get("llama.expert_count"):
+    if metadata.get("llama.expert_count"):
         raise LoadError(f"'{file}' is a mixture of experts (Mixtral). Choose a LLaMA without experts.")
-    found = {tensor.name: tensor for tensor in reader.tensors}
+    by_name = {tensor.name: tensor for tensor in reader.tensors}
     try:
-        config = _config(file, facts, found)
+        config = _config(file, metadata, by_name)
     except KeyError as error:
         raise LoadError(f"'{file}' does not say its {error.args[0]}. {_REMEDY}") from error
-    found.pop(_ROPE_FACTORS, None)
-    tensors = {_huggingface_name(name): tensor for name, tensor in found.items()}
+    by_name.pop(_ROPE_FACTORS, None)
+    tensors = {_huggingface_name(name): tensor for name, tensor in by_name.items()}
     _check(file, tensors, config)
-    return GgufBase(file, facts, config, tensors)
+    return GgufBase(file, metadata, config, tensors)
 
 
-def _config(file: Path, facts: Mapping[str, Any], found: Mapping[str, Any]) -> Any:
+def _config(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any]) -> Any:
     import torch
     from transformers import LlamaConfig
 
-    heads = facts["llama.attention.head_count"]
-    head_dim = facts.get("llama.attention.key_length", facts["llama.embedding_length"] // heads)
-    context = facts["llama.context_length"]
-    rotated = facts.get("llama.rope.dimension_count", head_dim)
-    if rotated != head_dim or facts.get("llama.attention.value_length", head_dim) != head_dim:
+    heads = metadata["llama.attention.head_count"]
+    head_dim = metadata.get("llama.attention.key_length", metadata["llama.embedding_length"] // heads)
+    context = metadata["llama.context_length"]
+    rotated = metadata.get("llama.rope.dimension_count", head_dim)
+    if rotated != head_dim or metadata.get("llama.attention.value_length", head_dim) != head_dim:
         raise LoadError(f"'{file}' rotates a part of each head only, which LLaMA does not. Choose a LLaMA.")
-    if 0 < facts.get("llama.attention.sliding_window", 0) < context:
+    if 0 < metadata.get("llama.attention.sliding_window", 0) < context:
         raise LoadError(f"'{file}' has a sliding window, which LLaMA has not. Choose a LLaMA.")
     kinds = {"F32": torch.float32, "F16": torch.float16}
-    embedding = found.get("token_embd.weight")
+    embedding = by_name.get("token_embd.weight")
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
-        vocab_size=facts.get("llama.vocab_size") or len(facts["tokenizer.ggml.tokens"]),
-        hidden_size=facts["llama.embedding_length"],
-        intermediate_size=facts["llama.feed_forward_length"],
-        num_hidden_layers=facts["llama.block_count"],
+        vocab_size=metadata.get("llama.vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
+        hidden_size=metadata["llama.embedding_length"],
+        intermediate_size=metadata["llama.feed_forward_length"],
+        num_hidden_layers=metadata["llama.block_count"],
         num_attention_heads=heads,
-        num_key_value_heads=facts.get("llama.attention.head_count_kv", heads),
+        num_key_value_heads=metadata.get("llama.attention.head_count_kv", heads),
         head_dim=head_dim,
         max_position_embeddings=context,
-        rms_norm_eps=round(facts["llama.attention.layer_norm_rms_epsilon"], 9),  # it was stored in fp32
-        rope_parameters=_rope(file, facts, found, head_dim),
-        bos_token_id=facts.get("tokenizer.ggml.bos_token_id"),
-        eos_token_id=facts.get("tokenizer.ggml.eos_token_id"),
-        pad_token_id=facts.get("tokenizer.ggml.padding_token_id"),
-        tie_word_embeddings="output.weight" not in found,
-        attention_bias="blk.0.attn_q.bias" in found,
-        mlp_bias="blk.0.ffn_gate.bias" in found,
+        rms_norm_eps=round(metadata["llama.attention.layer_norm_rms_epsilon"], 9),  # it was stored in fp32
+        rope_parameters=_rope(file, metadata, by_name, head_dim),
+        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
+        eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
+        pad_token_id=metadata.get("tokenizer.ggml.padding_token_id"),
+        tie_word_embeddings="output.weight" not in by_name,
+        attention_bias="blk.0.attn_q.bias" in by_name,
+        mlp_bias="blk.0.ffn_gate.bias" in by_name,
         # What is not quantised keeps its precision.
         dtype=kinds.get("" if embedding is None else embedding.tensor_type.name, torch.bfloat16),
     )
 
 
-def _rope(file: Path, facts: Mapping[str, Any], found: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
-    theta = facts.get("llama.rope.freq_base", 10000.0)
-    scaling = facts.get("llama.rope.scaling.type", "none")
-    if _ROPE_FACTORS in found:
-        return _llama3_rope(file, _unpacked(found[_ROPE_FACTORS], file), theta, head_dim)
+def _rope(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    theta = metadata.get("llama.rope.freq_base", 10000.0)
+    scaling = metadata.get("llama.rope.scaling.type", "none")
+    if _ROPE_FACTORS in by_name:
+        return _llama3_rope(file, _dequantized(by_name[_ROPE_FACTORS], file), theta, head_dim)
     if scaling == "linear":
-        return {"rope_type": "linear", "rope_theta": theta, "factor": facts["llama.rope.scaling.factor"]}
+        return {"rope_type": "linear", "rope_theta": theta, "factor": metadata["llama.rope.scaling.factor"]}
     if scaling != "none":
         raise LoadError(
             f"'{file}' stretches its context by '{scaling}', which is not supported from a GGUF file. "
@@ -217,7 +217,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(int(length) for length in reversed(tensor.shape))
 
 
-def _unpacked(tensor: Any, file: Path) -> Tensor:
+def _dequantized(tensor: Any, file: Path) -> Tensor:
     import gguf
     import torch
 
@@ -232,23 +232,23 @@ def _unpacked(tensor: Any, file: Path) -> Tensor:
         ) from error
 
 
-def _tokenizer(file: Path, facts: Mapping[str, Any], config: Any) -> Any:
-    if "tokenizer.ggml.tokens" not in facts:
+def _tokenizer(file: Path, metadata: Mapping[str, Any], config: Any) -> Any:
+    if "tokenizer.ggml.tokens" not in metadata:
         raise LoadError(f"'{file}' holds no tokenizer. {_REMEDY}")
-    kind, cut = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre")
-    if kind == "gpt2" and cut in _DIGITS_ALONE:
-        tokenizer = _digits_alone(facts)
-    elif kind == "llama" or (kind == "gpt2" and cut in _WELL_KNOWN):
-        tokenizer = _by_transformers(file)
+    kind, pre_tokenizer = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind == "gpt2" and pre_tokenizer in _SPLIT_DIGITS:
+        tokenizer = _single_digit_tokenizer(metadata)
+    elif kind == "llama" or (kind == "gpt2" and pre_tokenizer in _CONVERTIBLE):
+        tokenizer = _transformers_tokenizer(file)
     else:
-        named = f"{kind} with pre-tokenizer {cut}"
+        named = f"{kind} with pre-tokenizer {pre_tokenizer}"
         raise LoadError(f"'{file}' has a tokenizer ({named}) that is not known here. {_REMEDY}")
     if len(tokenizer) > config.vocab_size:
         raise LoadError(f"'{file}' has {len(tokenizer)} tokens and embeddings for {config.vocab_size}. {_REMEDY}")
     return tokenizer
 
 
-def _by_transformers(file: Path) -> Any:
+def _transformers_tokenizer(file: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -259,27 +259,27 @@ def _by_transformers(file: Path) -> Any:
         ) from error
 
 
-def _digits_alone(facts: Mapping[str, Any]) -> Any:
+def _single_digit_tokenizer(metadata: Mapping[str, Any]) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokens = facts["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
+    tokens = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     core = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
-    # Digits are cut off one by one before GPT-2's pattern applies: the blank line before "1." is one token.
+    # Digits are split one by one before GPT-2's pattern applies: the blank line before "1." is one token.
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     core.decoder = decoders.ByteLevel()
     named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    numbers = {short: facts.get(f"tokenizer.ggml.{long}_token_id") for short, long in named.items()}
-    kinds = facts["tokenizer.ggml.token_type"]
+    numbers = {short: metadata.get(f"tokenizer.ggml.{long}_token_id") for short, long in named.items()}
+    kinds = metadata["tokenizer.ggml.token_type"]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         **{f"{short}_token": tokens[number] for short, number in numbers.items() if number is not None},
         extra_special_tokens=[t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN],
-        model_max_length=facts["llama.context_length"],
+        model_max_length=metadata["llama.context_length"],
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = facts.get("tokenizer.chat_template")
+    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
     return tokenizer

@@ -110,9 +110,9 @@ class Deltas:
             return None
         linears = {}
         for key in dict.fromkeys(key for part in present for key in part.linears):
-            found = [None if part is None else part.linears.get(key) for part in parts]
+            per_part = [None if part is None else part.linears.get(key) for part in parts]
             linears[key] = LinearDelta(
-                *(_stacked([None if d is None else getattr(d, name) for d in found], sizes, axis)
+                *(_stacked([None if d is None else getattr(d, name) for d in per_part], sizes, axis)
                   for name, axis in (("bias", None), ("scale", None), ("down", 1), ("up", 2)))
             )  # fmt: skip
         norms = {}

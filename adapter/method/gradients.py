@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 64  # queries
+_BLOCK = 64  # queries per block
 
 
 class CausalAttention(torch.autograd.Function):
@@ -51,7 +51,7 @@ class CausalAttention(torch.autograd.Function):
         groups = heads // kv_heads
         queries = query.reshape(batch, kv_heads, groups, length, head_dim)
         keys, values = (t.reshape(batch * kv_heads, length, head_dim) for t in (key, value))
-        for_queries, for_keys, for_values = (
+        query_grad, key_grad, value_grad = (
             torch.empty_like(queries),
             keys.new_zeros(keys.shape),
             values.new_zeros(values.shape),
@@ -60,13 +60,13 @@ class CausalAttention(torch.autograd.Function):
         for (start, end), weight in zip(_blocks(length), weights, strict=True):
             grad = outs[:, start:end].permute(0, 2, 3, 1, 4).reshape(batch * kv_heads, -1, head_dim)
             block = queries[:, :, :, start:end].reshape(batch * kv_heads, -1, head_dim)
-            for_values[:, :end].baddbmm_(weight.transpose(1, 2), grad)
-            for_weight = torch.bmm(grad, values[:, :end].transpose(1, 2))
-            for_scores = torch._softmax_backward_data(for_weight, weight, -1, weight.dtype)
-            for_block = torch.bmm(for_scores, keys[:, :end]).mul_(ctx.scaling)
-            for_queries[:, :, :, start:end] = for_block.view(batch, kv_heads, groups, -1, head_dim)
-            for_keys[:, :end].baddbmm_(for_scores.transpose(1, 2), block, alpha=ctx.scaling)
-        return for_queries.view_as(query), for_keys.view_as(key), for_values.view_as(value), None
+            value_grad[:, :end].baddbmm_(weight.transpose(1, 2), grad)
+            weight_grad = torch.bmm(grad, values[:, :end].transpose(1, 2))
+            scores_grad = torch._softmax_backward_data(weight_grad, weight, -1, weight.dtype)
+            block_grad = torch.bmm(scores_grad, keys[:, :end]).mul_(ctx.scaling)
+            query_grad[:, :, :, start:end] = block_grad.view(batch, kv_heads, groups, -1, head_dim)
+            key_grad[:, :end].baddbmm_(scores_grad.transpose(1, 2), block, alpha=ctx.scaling)
+        return query_grad.view_as(query), key_grad.view_as(key), value_grad.view_as(value), None
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
@@ -114,13 +114,13 @@ class PromptTerm(torch.autograd.Function):
         batch, length, heads, head_dim = grads[0].shape
         rows = len(keys)  # B * Hkv
         grad = grads[0].transpose(1, 2).reshape(rows, -1, head_dim)
-        for_weights = torch.bmm(values, grad.transpose(1, 2))  # before the gate
-        for_gates = (for_weights * weights).sum(1, dtype=torch.float32).view(batch, heads, length).sum(2)
+        weights_grad = torch.bmm(values, grad.transpose(1, 2))  # before the gate
+        gates_grad = (weights_grad * weights).sum(1, dtype=torch.float32).view(batch, heads, length).sum(2)
         factors = gates.expand(batch, -1).reshape(rows, -1, 1).expand(-1, -1, length).reshape(rows, 1, -1)
-        for_values = torch.bmm(weights * factors, grad).view(batch, -1, *values.shape[1:])
-        for_scores = torch._softmax_backward_data(for_weights.mul_(factors), weights, 1, weights.dtype)
-        for_keys = torch.bmm(for_scores, queries).mul_(ctx.scaling).view(batch, -1, *keys.shape[1:])
-        for_query = torch.bmm(for_scores.transpose(1, 2), keys).view(batch, heads, length, head_dim)
+        value_grad = torch.bmm(weights * factors, grad).view(batch, -1, *values.shape[1:])
+        scores_grad = torch._softmax_backward_data(weights_grad.mul_(factors), weights, 1, weights.dtype)
+        key_grad = torch.bmm(scores_grad, queries).mul_(ctx.scaling).view(batch, -1, *keys.shape[1:])
+        query_grad = torch.bmm(scores_grad.transpose(1, 2), keys).view(batch, heads, length, head_dim)
         if ctx.entries < batch:
-            for_gates, for_keys, for_values = (t.sum(0, keepdim=True) for t in (for_gates, for_keys, for_values))
-        return grads[0], for_query, for_keys, for_values, for_gates.to(gates.dtype), None, None
+            gates_grad, key_grad, value_grad = (t.sum(0, keepdim=True) for t in (gates_grad, key_grad, value_grad))
+        return grads[0], query_grad, key_grad, value_grad, gates_grad.to(gates.dtype), None, None

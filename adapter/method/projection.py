@@ -53,13 +53,13 @@ class GlobalProjection(nn.Module):
 
 
 class LabelProjection(nn.Module):
-    """The picture in the base's own vocabulary: what it is taken for, spelled in token embeddings.
+    """The names that the encoder's classifier gives the picture, as the base's own token embeddings.
 
     The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest
     kind of thing (KIND_LENGTH tokens), and free ones. A kind's probability is the sum over its names, so that
-    "dog" stands firm where the breed does not. A token's prompt is its frozen embedding at unit RMS plus a
-    trained map of the token before it: as an induction head's key, it says after which word its turn comes. An
-    MLP of all features and of how sure the encoder is fills the free prompts with what names do not cover.
+    "dog" can be certain where the breed is not. A token's prompt is its frozen embedding at unit RMS plus a
+    trained map of the token before it, which tells after which token it follows (the key of an induction head). An
+    MLP of all features and of the encoder's confidences fills the free prompts with what names do not cover.
 
     The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head
     on the features tells apart. Names, kinds and head are data, set before training and saved with the adapter:
@@ -113,7 +113,7 @@ class LabelProjection(nn.Module):
             )
         codes = F.linear(features.levels.float(), self.concept_basis.float())
         concepts = F.linear(codes, self.concept_weight.float(), self.concept_bias.float())
-        # The classifier's own classes have no row in the head: there it only adds zero.
+        # The classifier's own classes have no row in the head: is_token it only adds zero.
         joint = F.pad(logits.float(), (0, classes - logits.shape[1])) + concepts
         return joint.new_zeros(joint.shape).index_add(1, self.name_of, joint.softmax(1))
 
@@ -122,26 +122,27 @@ class LabelProjection(nn.Module):
         with torch.no_grad():
             posterior = self.posterior(features)
             top, chosen = posterior.topk(2, dim=1)
-            # One more column collects the names of no kind, and is no candidate.
+            # The last column sums the names without a kind; it is left out of the maximum.
             column = torch.where(self.kind_of < 0, len(self.kinds), self.kind_of)
             by_kind = posterior.new_zeros(len(posterior), len(self.kinds) + 1).index_add(1, column, posterior)
             mass, kind = by_kind[:, :-1].max(dim=1)
             ratio = top[:, 1] / top[:, 0]
-            sure = torch.stack([top[:, 0], top[:, 1], ratio, mass], dim=1)
-            initials = _unit(token_embedding[self.names[:, 1].clamp(min=0)])  # after the article
+            confidences = torch.stack([top[:, 0], top[:, 1], ratio, mass], dim=1)
+            # The second token of each name, the first after the article.
+            initials = _unit_rms(token_embedding[self.names[:, 1].clamp(min=0)])
             mixture = posterior @ initials
-        first = self._spelled(self.names[chosen[:, 0]], token_embedding)
-        second = self._spelled(self.names[chosen[:, 1]], token_embedding) * ratio[:, None, None]
-        kind_slots = self._spelled(self.kinds[kind], token_embedding) * mass[:, None, None]
-        free = self.mlp(torch.cat([self.norm(features.levels), mixture, sure], dim=1))
+        first = self._spell(self.names[chosen[:, 0]], token_embedding)
+        second = self._spell(self.names[chosen[:, 1]], token_embedding) * ratio[:, None, None]
+        kind_slots = self._spell(self.kinds[kind], token_embedding) * mass[:, None, None]
+        free = self.mlp(torch.cat([self.norm(features.levels), mixture, confidences], dim=1))
         return torch.cat([first, second, kind_slots, free.unflatten(1, (self.free, -1))], dim=1)
 
-    def _spelled(self, tokens: Tensor, token_embedding: Tensor) -> Tensor:
-        """[B, J] token ids, -1 behind the end -> [B, J, hidden_size]"""
-        there = (tokens >= 0).unsqueeze(2)
-        own = _unit(token_embedding[tokens.clamp(min=0)]) * there
+    def _spell(self, tokens: Tensor, token_embedding: Tensor) -> Tensor:
+        """The prompts of names: [B, J] token ids, padded with -1 -> [B, J, hidden_size]."""
+        is_token = (tokens >= 0).unsqueeze(2)
+        own = _unit_rms(token_embedding[tokens.clamp(min=0)]) * is_token
         previous = F.pad(own, (0, 0, 1, 0))[:, :-1]
-        ends_here = ~there & F.pad(there, (0, 0, 1, 0))[:, :-1]
+        ends_here = ~is_token & F.pad(is_token, (0, 0, 1, 0))[:, :-1]
         return own + self.before(previous) + self.end * ends_here
 
 
@@ -182,12 +183,12 @@ class QueryProjection(nn.Module):
             )
         queries = self.visual_query.weight.expand(len(tokens), -1, -1)
         seen = self.clip_proj_norm(self.clip_proj(tokens))
-        both = torch.cat([queries, seen], dim=1)  # [B, K + N, width]
+        sequence = torch.cat([queries, seen], dim=1)  # [B, K + N, width]
         for block in self.visual_blocks:
-            both = block(both)
-        return self.visual_proj_norm(self.visual_proj(both[:, : queries.shape[1]]))
+            sequence = block(sequence)
+        return self.visual_proj_norm(self.visual_proj(sequence[:, : queries.shape[1]]))
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def _unit_rms(vectors: Tensor) -> Tensor:
     """Vectors scaled to root mean square 1, in fp32."""
     return F.rms_norm(vectors.float(), vectors.shape[-1:])

@@ -22,8 +22,8 @@ MAX_PIXELS = 50_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA")
 _REMEDY = "Save it again as PNG or JPEG and send that."
 _STAGES = 5  # levels taken from an encoder that has more
-_PLACE = 64  # numbers that say where a token stands
-_SQUEEZE = 1.6  # how many times longer than wide a picture may be before it is squeezed to that
+_POSITION_SIZE = 64  # size of the position encoding of a feature map's cells
+_MAX_ASPECT_RATIO = 1.6  # longer pictures are squeezed to this
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
@@ -231,7 +231,7 @@ class VisualEncoder:
     ) -> VisualFeatures:
         import numpy as np
 
-        pixels = torch.stack([torch.from_numpy(np.array(self._fit(image))) for image in images])
+        pixels = torch.stack([torch.from_numpy(np.array(self._resize_and_crop(image))) for image in images])
         if channels == "BGR":
             pixels = pixels.flip(3)  # and not mean and std: releases trained on BGR took it for RGB
         batch = (pixels.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # [B, 3, H, W]
@@ -254,14 +254,14 @@ class VisualEncoder:
             return final
         if getattr(self._model, "output_fmt", "NCHW") != "NHWC":
             final = final.permute(0, 2, 3, 1)  # [B, H, W, C]
-        places = _places(final.shape[1], final.shape[2]).to(final)
-        return torch.cat([final, places.expand(len(final), -1, -1, -1)], dim=3).flatten(1, 2)
+        positions = _position_encoding(final.shape[1], final.shape[2]).to(final)
+        return torch.cat([final, positions.expand(len(final), -1, -1, -1)], dim=3).flatten(1, 2)
 
-    def _fit(self, image: Image.Image) -> Image.Image:
+    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
         """Resize and centre-crop to the encoder's input size, as in its evaluation."""
         width, height = image.size
-        # A strip would lose most of itself to the crop: squeeze it into a milder shape first.
-        shape = min(max(width / height, 1 / _SQUEEZE), _SQUEEZE)
+        # A long picture would lose most of its area to the crop, so it is squeezed first.
+        shape = min(max(width / height, 1 / _MAX_ASPECT_RATIO), _MAX_ASPECT_RATIO)
         scale = 1 / self._crop
         target_h, target_w = self._size
         full_w, full_h = target_w * scale, target_h * scale
@@ -279,15 +279,15 @@ class VisualEncoder:
         return image.convert("RGB").resize((target_w, target_h), self._resample, box=box, reducing_gap=3.0)
 
 
-def _places(rows: int, columns: int) -> Tensor:
-    """Sinusoidal position encoding of the cells of a feature map, [rows, columns, _PLACE].
+def _position_encoding(rows: int, columns: int) -> Tensor:
+    """Sinusoidal position encoding of the cells of a feature map, [rows, columns, _POSITION_SIZE].
 
     From half a wave over the whole picture to half a wave a cell, finer than which no cell can tell.
     """
     axes = []
     for cells in (rows, columns):
-        waves = torch.pi * cells ** torch.linspace(0, 1, _PLACE // 4)
+        waves = torch.pi * cells ** torch.linspace(0, 1, _POSITION_SIZE // 4)
         angles = (torch.arange(cells) + 0.5)[:, None] / cells * waves
-        axes.append(torch.cat([angles.sin(), angles.cos()], dim=1))  # [cells, _PLACE / 2]
+        axes.append(torch.cat([angles.sin(), angles.cos()], dim=1))  # [cells, _POSITION_SIZE / 2]
     down, along = axes
     return torch.cat([down[:, None].expand(-1, columns, -1), along[None].expand(rows, -1, -1)], dim=2)

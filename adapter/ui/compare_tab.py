@@ -97,9 +97,8 @@ class CompareEvents:
                 gr.Info(texts.STILL_ANSWERING, duration=6)
                 yield _updates(gr.skip())
                 return
-            after_failure: list[Pane] | None = (
-                None  # None: a message that is refused at once does not change the panes
-            )
+            # None as long as nothing was answered: a message that is refused at once does not change the panes.
+            after_failure: list[Pane] | None = None
             idle = theme.SHOW_SUBMIT_BUTTON
             try:
                 content = read_message(message)
@@ -108,9 +107,8 @@ class CompareEvents:
                     return
                 text, picture = content
                 panes = _panes(count, values)
-                answering = gr.update(
-                    **theme.SHOW_STOP_BUTTON
-                )  # sent with every update, because Gradio may drop one of two quick updates
+                # Sent with every update, because Gradio may drop one of two quick updates.
+                answering = gr.update(**theme.SHOW_STOP_BUTTON)
                 yield _updates(answering)
                 for _ in self._answer(active, panes, text, picture, client_of(request)):
                     after_failure = []

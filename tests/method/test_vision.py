@@ -159,8 +159,8 @@ def noise(seed: int) -> Image.Image:
     "name, tokens, size",
     [
         ("vit_tiny_patch16_224", 1 + 14 * 14, 192),  # the class token is one of them
-        ("mobilenetv3_small_050", 7 * 7, 288 + vision._PLACE),
-        ("swin_tiny_patch4_window7_224", 7 * 7, 768 + vision._PLACE),  # its maps have the channels last
+        ("mobilenetv3_small_050", 7 * 7, 288 + vision._POSITION_SIZE),
+        ("swin_tiny_patch4_window7_224", 7 * 7, 768 + vision._POSITION_SIZE),  # its maps have the channels last
     ],
 )
 def test_tokens_are_the_last_features_in_order_of_position(unlearned, name, tokens, size):
@@ -198,11 +198,12 @@ def test_clip_encodes_as_in_the_v2_release(unlearned):
 
 
 def test_position_encodings_of_a_feature_map_are_distinct():
-    marks = vision._places(3, 5)
-    assert marks.shape == (3, 5, vision._PLACE)
+    marks = vision._position_encoding(3, 5)
+    assert marks.shape == (3, 5, vision._POSITION_SIZE)
     apart = torch.cdist(marks.flatten(0, 1), marks.flatten(0, 1))
     assert (apart + 9 * torch.eye(15)).min() > 0.5
-    assert torch.equal(marks[1, :, : vision._PLACE // 2], marks[1, :1, : vision._PLACE // 2].expand(5, -1))
+    of_rows = marks[..., : vision._POSITION_SIZE // 2]
+    assert torch.equal(of_rows[1], of_rows[1, :1].expand(5, -1))
 
 
 def test_bgr_is_rgb_with_red_and_blue_exchanged(unlearned):
