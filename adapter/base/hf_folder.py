@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,24 +87,17 @@ def write_weights(
 
 def total_bytes(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
     """What the weights take on the disk."""
-    return sum(_numbers(shape) for shape in shapes.values()) * dtype.itemsize
+    return sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
 
 
 def _files(shapes: Mapping[str, Sequence[int]], itemsize: int, limit: int) -> list[list[str]]:
     files: list[list[str]] = [[]]
     size = 0
     for name, shape in shapes.items():
-        more = _numbers(shape) * itemsize
+        more = prod(shape) * itemsize
         if files[-1] and size + more > limit:
             files.append([])
             size = 0
         files[-1].append(name)
         size += more
     return files
-
-
-def _numbers(shape: Sequence[int]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count

@@ -22,8 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, LlamaCon
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from adapter.base import embedded, memory
-from adapter.base import resolve as bases
+from adapter.base import embedded, memory, resolve
 from adapter.base.decoder import adapt, fuse_linears
 from adapter.base.quantize import quantize_linears
 from adapter.errors import LoadError, first_line
@@ -129,7 +128,7 @@ def load_base(
     _check_device(device)
     chosen = ("nf4" if device.startswith("cuda") else "packed") if quantization == "auto" else quantization
     dtype = dtype or torch.bfloat16
-    foreign = bases.find_foreign(name_or_path)
+    foreign = resolve.find_foreign(name_or_path)
     memory.require(name_or_path, base_config(name_or_path, foreign), chosen, device, dtype)
     source = _source(name_or_path, foreign)
     config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
@@ -166,9 +165,9 @@ def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
     return _load(AutoTokenizer, _source(name_or_path), name_or_path)
 
 
-def base_config(name_or_path: str = embedded.BASE, foreign: bases.Foreign | None = None) -> LlamaConfig:
+def base_config(name_or_path: str = embedded.BASE, foreign: resolve.Foreign | None = None) -> LlamaConfig:
     """The LlamaConfig of a base, read without loading or converting the base. Raises LoadError."""
-    foreign = foreign or bases.find_foreign(name_or_path)
+    foreign = foreign or resolve.find_foreign(name_or_path)
     config = None if foreign is None else foreign.config()
     if config is None:
         config = _load(AutoConfig, _source(name_or_path, foreign), name_or_path)
@@ -219,11 +218,11 @@ def _stored(source: str, name: str) -> Tensor | None:
         return None
 
 
-def _source(name_or_path: str, foreign: bases.Foreign | None = None) -> str:
+def _source(name_or_path: str, foreign: resolve.Foreign | None = None) -> str:
     """The folder or Hub id for `from_pretrained`; a base in another format is converted into the cache first."""
     if name_or_path == embedded.BASE:
         return str(embedded.base_folder())
-    foreign = foreign or bases.find_foreign(name_or_path)
+    foreign = foreign or resolve.find_foreign(name_or_path)
     return os.path.expanduser(name_or_path) if foreign is None else str(foreign.folder())
 
 
@@ -241,10 +240,10 @@ def _as_llama(config: Any, name: str) -> LlamaConfig:
             f"'{name}' is a Mistral that attends to its last {config.sliding_window} tokens only, which a LLaMA "
             "does not. Use one without a sliding window, such as mistralai/Mistral-7B-v0.3, or a LLaMA."
         )
-    facts = config.to_dict()
+    fields = config.to_dict()
     for key in ("model_type", "architectures", "sliding_window", "layer_types"):
-        facts.pop(key, None)
-    return LlamaConfig(architectures=["LlamaForCausalLM"], **facts)
+        fields.pop(key, None)
+    return LlamaConfig(architectures=["LlamaForCausalLM"], **fields)
 
 
 def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

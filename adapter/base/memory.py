@@ -23,7 +23,7 @@ _UNLIMITED = 1 << 60  # cgroups write "no limit" as a number of this order
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """Bytes of a loaded base; `mapped` of them are memory-mapped files on a CPU, which the system can page out."""
 
     kind: str
@@ -32,13 +32,13 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Room:
+class DeviceMemory:
     """Total and free bytes of one device; None where the system does not report them."""
 
     total: int | None
     free: int | None
 
-    def holds(self, need: Need, mapped: bool) -> bool:
+    def holds(self, need: MemoryNeed, mapped: bool) -> bool:
         """False if `need` certainly does not fit. mapped: mapped files are not counted against free memory."""
         fixed = need.bytes - (need.mapped if mapped else 0)
         return not (
@@ -46,22 +46,23 @@ class Room:
         )
 
 
-def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, Need]:
+def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryNeed]:
     """The memory of a LLaMA with this LlamaConfig in each of KINDS; `dtype` is that of unquantised tensors."""
     shapes = tensor_shapes(config)
     linears = [shape for name, shape in shapes.items() if name.endswith("_proj.weight")]
-    inside, rows = sum(map(prod, linears)), sum(shape[0] for shape in linears)
+    linear_count, rows = sum(map(prod, linears)), sum(shape[0] for shape in linears)
     head = config.vocab_size * config.hidden_size
-    plain = (sum(map(prod, shapes.values())) - inside) * dtype.itemsize  # embeddings, head, norms
-    own_head = 0 if config.tie_word_embeddings else head * dtype.itemsize
+    plain = (sum(map(prod, shapes.values())) - linear_count) * dtype.itemsize  # embeddings, head, norms
+    untied_head = 0 if config.tie_word_embeddings else head * dtype.itemsize
     stored = plain if config.dtype in (None, dtype) else 0  # else it is cast, into memory that is not mapped
-    packed = inside + head + 2 * (rows + config.vocab_size)
-    whole = inside * dtype.itemsize + plain
+    packed = linear_count + head + 2 * (rows + config.vocab_size)
+    whole = linear_count * dtype.itemsize + plain
     return {
-        "nf4": Need("nf4", inside // 2 + inside // 16 + plain, stored),  # fp32 scales of blocks of 64
-        "int8": Need("int8", inside + 4 * rows + plain, stored),
-        "packed": Need("packed", packed + plain - own_head, max(stored - own_head, 0)),
-        "bf16": Need("bf16", whole, whole if stored else 0),
+        # nf4 has an fp32 scale for each block of 64 weights.
+        "nf4": MemoryNeed("nf4", linear_count // 2 + linear_count // 16 + plain, stored),
+        "int8": MemoryNeed("int8", linear_count + 4 * rows + plain, stored),
+        "packed": MemoryNeed("packed", packed + plain - untied_head, max(stored - untied_head, 0)),
+        "bf16": MemoryNeed("bf16", whole, whole if stored else 0),
     }
 
 
@@ -72,22 +73,22 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
     """
     if getattr(config, "quantization_config", None):
         return
-    found = needs(config, dtype)
+    by_kind = needs(config, dtype)
     on_cpu = not device.startswith("cuda")
     room = ram() if on_cpu else cuda(device)
     kind = "bf16" if quantization == "none" else quantization
     if quantization == "packed":
         # Weights that four bits hold exactly are packed in four.
-        kind = min(("packed", "nf4"), key=lambda k: found[k].bytes)
-    if room.holds(found[kind], mapped=on_cpu):
+        kind = min(("packed", "nf4"), key=lambda k: by_kind[k].bytes)
+    if room.holds(by_kind[kind], mapped=on_cpu):
         return
-    possible = [k for k in KINDS if room.holds(found[k], on_cpu) and (on_cpu or k != "packed")]
-    sizes = ", ".join(f"{k} {_gigabytes(found[k].bytes)}" for k in KINDS if on_cpu or k != "packed")
-    there = room.total if room.free is None else room.free
+    possible = [k for k in KINDS if room.holds(by_kind[k], on_cpu) and (on_cpu or k != "packed")]
+    sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in KINDS if on_cpu or k != "packed")
+    available = _gigabytes((room.total if room.free is None else room.free) or 0)
     where = "memory" if on_cpu else f"memory on {device}"
     remedy = f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base"
     raise LoadError(
-        f"'{name}' does not fit into memory: it takes {sizes}, and {_gigabytes(there or 0)} of {where} are free. "
+        f"'{name}' does not fit into memory: it takes {sizes}, and {available} of {where} are free. "
         f"{remedy}, or end other programs."
     )
 
@@ -95,7 +96,7 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
 def table(name: str, config: Any) -> str:
     """A text table: the base's memory in each quantisation, and whether it fits here."""
     numbers = sum(map(prod, tensor_shapes(config).values()))
-    found = needs(config)
+    by_kind = needs(config)
     rooms = {"CPU": ram(), **({"CUDA": cuda("cuda")} if torch.cuda.is_available() else {})}
     lines = [
         f"{name}: {numbers / 1e6:,.0f} million parameters, {config.max_position_embeddings:,} tokens of context",
@@ -109,33 +110,33 @@ def table(name: str, config: Any) -> str:
     for kind in KINDS:
         fits = []
         for device, room in rooms.items():
-            there = room.holds(found[kind], mapped=device == "CPU")
-            fits.append("-" if (kind, device) == ("packed", "CUDA") else "yes" if there else "no")
-        lines.append(f"{kind:8}{_gigabytes(found[kind].bytes):>10}" + "".join(f"{word:>11}" for word in fits))
-    past = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 1000
-    return "\n".join([*lines, "", f"1,000 tokens of a conversation take {_gigabytes(past)} more."])
+            is_enough = room.holds(by_kind[kind], mapped=device == "CPU")
+            fits.append("-" if (kind, device) == ("packed", "CUDA") else "yes" if is_enough else "no")
+        lines.append(f"{kind:8}{_gigabytes(by_kind[kind].bytes):>10}" + "".join(f"{word:>11}" for word in fits))
+    kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 1000
+    return "\n".join([*lines, "", f"1,000 tokens of a conversation take {_gigabytes(kv_bytes)} more."])
 
 
-def ram() -> Room:
+def ram() -> DeviceMemory:
     """The memory of this machine, or of this process's control group where that is less."""
     total = free = None
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return Room(None, None)
-    facts = _table_of(Path("/proc/meminfo"), 1024)
-    if "MemAvailable" in facts:
-        free = facts["MemAvailable"] + facts.get("SwapFree", 0)
-        total += facts.get("SwapTotal", 0)
+        return DeviceMemory(None, None)
+    meminfo = _read_numbers(Path("/proc/meminfo"), 1024)
+    if "MemAvailable" in meminfo:
+        free = meminfo["MemAvailable"] + meminfo.get("SwapFree", 0)
+        total += meminfo.get("SwapTotal", 0)
     for limit, used in _control_groups():
         total = min(total, limit)
         free = None if free is None else min(free, max(limit - used, 0))
-    return Room(total, free)
+    return DeviceMemory(total, free)
 
 
-def cuda(device: str) -> Room:
+def cuda(device: str) -> DeviceMemory:
     free, total = torch.cuda.mem_get_info(torch.device(device))
-    return Room(total, free)
+    return DeviceMemory(total, free)
 
 
 def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[tuple]:
@@ -160,10 +161,10 @@ def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
             except (OSError, ValueError):  # "max", or not seen from inside this container
                 continue
             if limit < _UNLIMITED:
-                yield limit, used - _table_of(folder / "memory.stat").get(files, 0)
+                yield limit, used - _read_numbers(folder / "memory.stat").get(files, 0)
 
 
-def _table_of(file: Path, unit: int = 1) -> dict[str, int]:
+def _read_numbers(file: Path, unit: int = 1) -> dict[str, int]:
     """A system file of lines `name: number`."""
     try:
         rows = [line.replace(":", " ").split() for line in file.read_text().splitlines()]

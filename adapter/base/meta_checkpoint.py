@@ -42,14 +42,14 @@ _REMEDY = "Download the folder again, or use the model's Hugging Face repository
 class MetaBase:
     """An opened folder: the LlamaConfig it means, its shards (mapped, not read), its tokenizer's file.
 
-    joins: under Hugging Face's names, the dimension along which a tensor is split over the shards; None if every
+    split_dims: by Hugging Face's name, the dimension in which a tensor is split over the shards; None if every
     shard holds all of it.
     """
 
     folder: Path
     config: Any
     shards: Sequence[Mapping[str, Tensor]]
-    joins: Mapping[str, int | None]
+    split_dims: Mapping[str, int | None]
     tokenizer_file: Path
 
     def convert(self, folder: Path, progress: Progress) -> None:
@@ -70,9 +70,9 @@ class MetaBase:
         """One tensor under Hugging Face's name, put together from its shards. Raises LoadError."""
         import torch
 
-        theirs, join = _meta_name(name), self.joins[name]
+        theirs, split_dim = _meta_name(name), self.split_dims[name]
         parts = [shard[theirs] for shard in self.shards]
-        values = parts[0] if join is None else torch.cat(parts, dim=join)
+        values = parts[0] if split_dim is None else torch.cat(parts, dim=split_dim)
         if not values.isfinite().all():
             raise LoadError(f"{theirs} in '{self.folder}' holds numbers that are not finite. {_REMEDY}")
         if "q_proj" in name:
@@ -119,7 +119,7 @@ def open_meta(folder: Path) -> MetaBase:
     if getattr(shards[0].get("tok_embeddings.weight"), "ndim", 0) != 2:
         raise LoadError(f"'{shard_files[0]}' holds no tok_embeddings.weight: it is no LLaMA. {_REMEDY}")
     config = _config(folder, params, shards, (dim, layers, heads))
-    return MetaBase(folder, config, shards, _joins(folder, config, shards), tokenizer_file)
+    return MetaBase(folder, config, shards, _split_dims(folder, config, shards), tokenizer_file)
 
 
 def _load(file: Path) -> Mapping[str, Tensor]:
@@ -219,7 +219,7 @@ def _tied(shards: Sequence[Mapping[str, Tensor]]) -> bool:
     return True
 
 
-def _joins(folder: Path, config: Any, shards: Sequence[Mapping[str, Tensor]]) -> dict[str, int | None]:
+def _split_dims(folder: Path, config: Any, shards: Sequence[Mapping[str, Tensor]]) -> dict[str, int | None]:
     """How each tensor is split. Told from its shape: Llama 3 splits the embeddings by rows, Llama 2 by columns."""
     expected = tensor_shapes(config)
     ours = {_meta_name(name): name for name in expected}
@@ -237,10 +237,10 @@ def _joins(folder: Path, config: Any, shards: Sequence[Mapping[str, Tensor]]) ->
             f"'{folder}' holds {len(shards)} of {whole // rows[0]} shards: consolidated.{len(shards):02}.pth is "
             f"missing. {_REMEDY}"
         )
-    return {name: _join(folder, theirs, expected[name], shapes[theirs]) for theirs, name in ours.items()}
+    return {name: _split_dim(folder, theirs, expected[name], shapes[theirs]) for theirs, name in ours.items()}
 
 
-def _join(folder: Path, name: str, whole: tuple[int, ...], parts: Sequence[tuple[int, ...]]) -> int | None:
+def _split_dim(folder: Path, name: str, whole: tuple[int, ...], parts: Sequence[tuple[int, ...]]) -> int | None:
     if all(part == whole for part in parts) and (len(parts) == 1 or len(whole) == 1):
         return None
     first = parts[0]

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from adapter.base import gguf_file as gguf_base
-from adapter.base import resolve as bases
+from adapter.base import resolve
 from adapter.base.llama import AdaptedLlama, base_config, load_base, load_tokenizer
 from adapter.errors import LoadError
 from tests.meta_llama import sentencepiece_model
@@ -240,7 +240,7 @@ def test_linear_scaling(tmp_path, pieces):
 def test_a_folder_with_one_file_is_that_file_and_is_converted_once(tmp_path, cache, pieces, monkeypatch):
     file = write(tmp_path / "folder" / "model.gguf", random_llama(), pieces)
     loaded(file.parent)
-    monkeypatch.setattr(bases, "open_gguf", lambda _: pytest.fail("converted again"))
+    monkeypatch.setattr(resolve, "open_gguf", lambda _: pytest.fail("converted again"))
     loaded(file)
     assert [path.name[:6] for path in cache.iterdir() if path.is_dir()] == ["model-"]
     (file.parent / "other.gguf").write_bytes(b"")

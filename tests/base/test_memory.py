@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from adapter.__main__ import main
 from adapter.base import llama, memory
 from adapter.base.llama import base_config, load_base
-from adapter.base.memory import Need, Room, needs
+from adapter.base.memory import DeviceMemory, MemoryNeed, needs
 from adapter.errors import LoadError
 
 LLAMA_7B = LlamaConfig(intermediate_size=11008, dtype=torch.bfloat16)
@@ -42,11 +42,11 @@ def test_the_computed_need_of_a_packed_base_is_its_memory(tiny_folder):
 
 
 def test_mapped_files_count_against_total_but_not_free_memory():
-    need = Need("bf16", 10, 8)
-    assert Room(20, 5).holds(need, mapped=True)
-    assert not Room(20, 5).holds(need, mapped=False)
-    assert not Room(9, 9).holds(need, mapped=True)
-    assert Room(None, None).holds(need, mapped=False), "what is not known is no reason to refuse"
+    need = MemoryNeed("bf16", 10, 8)
+    assert DeviceMemory(20, 5).holds(need, mapped=True)
+    assert not DeviceMemory(20, 5).holds(need, mapped=False)
+    assert not DeviceMemory(9, 9).holds(need, mapped=True)
+    assert DeviceMemory(None, None).holds(need, mapped=False), "what is not known is no reason to refuse"
 
 
 def refused(monkeypatch, room, quantization, device="cpu", config=LLAMA_7B):
@@ -59,28 +59,28 @@ def refused(monkeypatch, room, quantization, device="cpu", config=LLAMA_7B):
 
 
 def test_a_refusal_names_need_memory_and_alternatives(monkeypatch):
-    said = refused(monkeypatch, Room(8 * GIGA, 6 * GIGA), "none")
+    said = refused(monkeypatch, DeviceMemory(8 * GIGA, 6 * GIGA), "none")
     for part in ("nf4 4.2 GB", "int8 7.0 GB", "packed 6.9 GB", "bf16 13.5 GB", "6.0 GB of memory are free"):
         assert part in said
     assert "Load it as nf4, or end other programs." in said
-    assert "Choose a smaller base" in refused(monkeypatch, Room(2 * GIGA, GIGA), "packed")
-    on_gpu = refused(monkeypatch, Room(8 * GIGA, 6 * GIGA), "int8", "cuda:1")
+    assert "Choose a smaller base" in refused(monkeypatch, DeviceMemory(2 * GIGA, GIGA), "packed")
+    on_gpu = refused(monkeypatch, DeviceMemory(8 * GIGA, 6 * GIGA), "int8", "cuda:1")
     assert "memory on cuda:1" in on_gpu and "packed" not in on_gpu and "Load it as nf4," in on_gpu
 
 
 def test_a_base_that_may_fit_is_not_refused(monkeypatch):
-    for room in (Room(None, None), Room(16 * GIGA, 5 * GIGA)):
+    for room in (DeviceMemory(None, None), DeviceMemory(16 * GIGA, 5 * GIGA)):
         monkeypatch.setattr(memory, "ram", lambda room=room: room)
         # Four bits may hold it exactly, and bf16 stays in its file.
         for quantization in ("packed", "none", "nf4"):
             memory.require("llama-7b", LLAMA_7B, quantization, "cpu", torch.bfloat16)
-    monkeypatch.setattr(memory, "ram", lambda: Room(1, 1))
+    monkeypatch.setattr(memory, "ram", lambda: DeviceMemory(1, 1))
     quantized = LlamaConfig(quantization_config={"quant_method": "gptq"})
     memory.require("by others", quantized, "none", "cpu", torch.bfloat16)
 
 
 def test_load_base_refuses_before_it_loads(monkeypatch, tiny_folder):
-    monkeypatch.setattr(memory, "ram", lambda: Room(1000, 1000))
+    monkeypatch.setattr(memory, "ram", lambda: DeviceMemory(1000, 1000))
     monkeypatch.setattr(llama.AdaptedLlama, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(LoadError, match=f"'{tiny_folder}' does not fit into memory"):
         load_base(str(tiny_folder))

@@ -20,9 +20,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from adapter.base import hf_folder
+from adapter.base import hf_folder, resolve
 from adapter.base import meta_checkpoint as meta
-from adapter.base import resolve as bases
 from adapter.base.llama import AdaptedLlama, base_config, load_base, load_tokenizer
 from adapter.base.meta_tokenizer import meta_tokenizer
 from adapter.errors import LoadError
@@ -100,7 +99,7 @@ def test_several_output_files_hold_the_same(tmp_path, monkeypatch):
     one = loaded(written.write(tmp_path / "one"))
     monkeypatch.setattr(hf_folder, "SHARD_BYTES", 60_000)
     many = loaded(written.write(tmp_path / "many"))
-    files = list(bases.find_foreign(str(tmp_path / "many")).folder().glob("model-*.safetensors"))
+    files = list(resolve.find_foreign(str(tmp_path / "many")).folder().glob("model-*.safetensors"))
     assert len(files) > 2 and all(file.stat().st_size < 70_000 for file in files)
     ids = torch.arange(30)
     assert torch.equal(logits(one, ids), logits(many, ids))
@@ -109,7 +108,7 @@ def test_several_output_files_hold_the_same(tmp_path, monkeypatch):
 def test_converted_once_and_again_when_a_file_changes(tmp_path, cache, monkeypatch):
     folder = fresh(LLAMA).write(tmp_path / "llama-2-7b")
     assert loaded(folder).context_length == 4096  # the only place where it is said
-    monkeypatch.setattr(bases, "open_meta", lambda _: pytest.fail("converted again"))
+    monkeypatch.setattr(resolve, "open_meta", lambda _: pytest.fail("converted again"))
     loaded(folder)
     assert base_config(str(folder)).num_hidden_layers == 3
     monkeypatch.undo()

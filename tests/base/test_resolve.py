@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from adapter.base import resolve as bases
+from adapter.base import resolve
 from adapter.base.llama import AdaptedLlama, base_config, load_base
 from adapter.errors import LoadError
 from tests.tiny_models import TINY, random_adapter
@@ -104,14 +104,14 @@ def test_a_folder_may_be_named_from_home(tiny_folder, monkeypatch):
 
 
 def test_which_format_a_folder_is_in(tiny_folder, tmp_path):
-    assert bases.find_foreign(str(tiny_folder)) is None
-    assert bases.find_foreign("huggyllama/llama-7b") is None
-    assert bases.find_foreign(str(tmp_path)) is None  # its error is transformers'
+    assert resolve.find_foreign(str(tiny_folder)) is None
+    assert resolve.find_foreign("huggyllama/llama-7b") is None
+    assert resolve.find_foreign(str(tmp_path)) is None  # its error is transformers'
     # As the Hub's GGUF repositories are: a config beside the file, and no other weights.
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.gguf").write_bytes(b"")
-    assert bases.find_foreign(str(tmp_path)).format == "GGUF"
+    assert resolve.find_foreign(str(tmp_path)).format == "GGUF"
     # As Meta's repositories on the Hub are: both formats, Hugging Face's first.
     (tmp_path / "params.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert bases.find_foreign(str(tmp_path)) is None
+    assert resolve.find_foreign(str(tmp_path)) is None
