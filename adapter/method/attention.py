@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from adapter.method.deltas import Deltas
 from adapter.method.gradients import CausalAttention, PromptTerm
 
-_LONGEST_CAUSAL = 1024  # tokens up to which training on a CPU uses CausalAttention, which keeps the scores
+_MAX_CAUSAL_LENGTH = 1024  # tokens up to which training on a CPU uses CausalAttention, which keeps the scores
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def zero_init_attention(
     Returns [B, T, H, head_dim], before o_proj.
     """
     scaling, index, length = module.scaling, module.layer_idx, query.shape[2]
-    whole = mask is None and key.shape[2] == length <= _LONGEST_CAUSAL
+    whole = mask is None and key.shape[2] == length <= _MAX_CAUSAL_LENGTH
     if whole and query.requires_grad and query.device.type == "cpu":
         out = CausalAttention.apply(query, key, value, scaling)
     elif length == 1:

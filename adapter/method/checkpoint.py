@@ -19,7 +19,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
 
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
-_LONGEST_CONFIG = 1_000_000  # characters
+_MAX_CONFIG_LENGTH = 1_000_000  # characters
 _HEADER_BYTES = 10 * 2**20  # more than the names of any adapter's tensors take
 
 
@@ -48,7 +48,7 @@ def read_config(folder: Path) -> AdapterConfig:
     """The configuration of the adapter in `folder`. Raises LoadError."""
     try:
         with open(folder / CONFIG, encoding="utf-8") as file:
-            text = file.read(_LONGEST_CONFIG)
+            text = file.read(_MAX_CONFIG_LENGTH)
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(
             f"'{folder.name}' is not an adapter: {CONFIG} cannot be read. "

@@ -16,8 +16,8 @@ GATE_ACTIVATIONS = ("tanh", "identity")
 TEMPLATES = ("chat", "alpaca", "raw")
 PROJECTIONS = ("global", "label", "queries")
 CHANNELS = ("RGB", "BGR")
-MOST_BLOCKS = 64  # of visual queries: each is made before its weights are looked for
-LONGEST_NAME = 40  # characters of an adapter's name
+MAX_BLOCKS = 64  # of visual queries, which are built before their weights are read
+MAX_NAME_LENGTH = 40  # characters of an adapter's name
 # Names that Windows reserves, and the name of the bare base in the API.
 RESERVED_NAMES = {"con", "prn", "aux", "nul", "base", *(f"{p}{i}" for p in ("com", "lpt") for i in range(10))}
 
@@ -27,8 +27,8 @@ def check_name(name: str, taken: Iterable[str] = ()) -> str:
     name = name.strip()
     if not name:
         raise BadInput("The adapter needs a name, for example my-poet.")
-    if len(name) > LONGEST_NAME:
-        raise BadInput(f"The name has {len(name)} characters; {LONGEST_NAME} are the limit.")
+    if len(name) > MAX_NAME_LENGTH:
+        raise BadInput(f"The name has {len(name)} characters; {MAX_NAME_LENGTH} are the limit.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise BadInput("A name has letters, digits, - and _ only, and begins with one of the first two: my-poet.")
     if name.lower() in RESERVED_NAMES:
@@ -117,8 +117,8 @@ class VisionConfig:
         _one_of("vision.channels", self.channels, CHANNELS)
         if self.projection == "queries":
             _at_least_one(token_size=self.token_size, width=self.width, blocks=self.blocks, heads=self.heads)
-            if self.blocks > MOST_BLOCKS:
-                raise ValueError(f"blocks must be at most {MOST_BLOCKS}, got {self.blocks}")
+            if self.blocks > MAX_BLOCKS:
+                raise ValueError(f"blocks must be at most {MAX_BLOCKS}, got {self.blocks}")
             if self.width % self.heads:
                 raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}")
         else:

@@ -140,7 +140,7 @@ class ConversationStore:
             **QUEUED,
         )
         restored.then(None, js="() => { window.chatPage.restored = true; }", **UNQUEUED)
-        for box, name in ((self._texts, "words"), (self._pictures, "pictures")):
+        for box, name in ((self._texts, "conversation"), (self._pictures, "pictures")):
             box.change(None, box, None, js=f"text => window.chatPage.store('{name}', text)", **UNQUEUED)
         restored.then(self.toast_missing, self._from_browser, None, **QUEUED)
         gr.on(

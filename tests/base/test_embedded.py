@@ -28,7 +28,7 @@ TOY = embedded._Source(
     version="1.0",
     member="toy_weights/data/toy.bin",
     sha256=hashlib.sha256(PAYLOAD).hexdigest(),
-    instead="use another toy",
+    alternative="use another toy",
 )
 
 

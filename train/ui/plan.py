@@ -19,7 +19,7 @@ import yaml
 
 from adapter.base.embedded import BASE
 from adapter.errors import BadInput
-from adapter.method.config import LONGEST_NAME, RESERVED_NAMES
+from adapter.method.config import MAX_NAME_LENGTH, RESERVED_NAMES
 from adapter.server.loader import import_libraries
 from train.config import ConfigError, RecipeFile, TrainConfig, read_recipe
 from train.ui.runs import RECIPE, read_progress
@@ -123,7 +123,7 @@ class RunPlan:
 def free_name(wanted: str, taken: Iterable[str]) -> str:
     """A name like `wanted` that check_name accepts."""
     unavailable = {other.lower() for other in taken} | RESERVED_NAMES
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", wanted).strip("-_")[: LONGEST_NAME - 4].lower() or "my-adapter"
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", wanted).strip("-_")[: MAX_NAME_LENGTH - 4].lower() or "my-adapter"
     name, number = stem, 1
     while name in unavailable:
         number += 1

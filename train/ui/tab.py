@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from adapter.base.embedded import BASE
-from adapter.method.config import LONGEST_NAME
+from adapter.method.config import MAX_NAME_LENGTH
 from adapter.server.generation import AdapterCatalog
 from adapter.ui import theme
 from adapter.ui.chat_tab import TabParts
@@ -82,7 +82,7 @@ def _data(handlers: TrainEvents) -> dict[str, Any]:
 def _settings() -> dict[str, Any]:
     gr.HTML(_step(2, texts.SETTINGS))
     return {
-        "name": gr.Textbox(label=texts.NAME, placeholder=texts.NAME_HINT, max_length=LONGEST_NAME, max_lines=1),
+        "name": gr.Textbox(label=texts.NAME, placeholder=texts.NAME_HINT, max_length=MAX_NAME_LENGTH, max_lines=1),
         "description": gr.Textbox(
             label=texts.DESCRIPTION,
             placeholder=texts.DESCRIPTION_HINT,

@@ -3,7 +3,7 @@
    listed in gradio_internals.py. */
 
 (() => {
-  const KEYS = { words: "llama-adapter:words", pictures: "llama-adapter:pictures", settings: "llama-adapter:settings" };
+  const KEYS = { conversation: "llama-adapter:words", pictures: "llama-adapter:pictures", settings: "llama-adapter:settings" };
   const find = (selector) => document.querySelector(selector);
   const visible = (element) => Boolean(element?.getClientRects().length);
 
@@ -79,11 +79,11 @@
   // Called by event listeners of conversation_store.py and chat_tab.py.
   window.chatPage = {
     restored: false, // from then on settings are stored
-    stored: () => [read(KEYS.words), read(KEYS.pictures), read(KEYS.settings), linkedConversation()],
+    stored: () => [read(KEYS.conversation), read(KEYS.pictures), read(KEYS.settings), linkedConversation()],
     store,
     storeSettings: (names, values) =>
       window.chatPage.restored && store("settings", JSON.stringify(Object.fromEntries(names.map((n, i) => [n, values[i]])))),
-    clear: () => [KEYS.words, KEYS.pictures].forEach(remove),
+    clear: () => [KEYS.conversation, KEYS.pictures].forEach(remove),
     // From now on a reload shows the stored conversation.
     leaveLink: () => linkedConversation() && history.replaceState(null, "", location.pathname + location.search),
     address: (packed) => (packed ? location.origin + location.pathname + LINK + packed : ""),
