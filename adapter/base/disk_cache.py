@@ -103,24 +103,27 @@ class Progress:
 
 
 def build_once(
-    folder: Path, fill: Callable[[Path, Path, Progress], None], made_from: str = "", room: int | None = None
+    folder: Path,
+    fill: Callable[[Path, Path, Progress], None],
+    made_from: str = "",
+    required_bytes: int | None = None,
 ) -> Path:
-    """`folder`, complete; built first if it is missing, unfinished, damaged or made from something else.
+    """Returns `folder`, which is built first if it is missing, incomplete, damaged or made from another source.
 
-    `fill(result, scratch, progress)` writes the files into `result` and may leave what it likes in `scratch`.
-    made_from: names the state of what the folder is made from; room: bytes that must be free on the disk before.
-    Of several processes one builds and the others wait. Raises LoadError when the place cannot be written or is
-    too small, and whatever `fill` raises.
+    `fill(result, scratch, progress)` writes the files into `result` and may use `scratch` for temporary files.
+    made_from: identifies the state of the source, and is compared with that of an earlier build; required_bytes:
+    free disk space to check for. Of several processes one builds and the others wait. Raises LoadError if the disk
+    cannot be written or is too small, and whatever `fill` raises.
     """
-    needed = "600 MB" if room is None else f"{room / 1e9:.1f} GB"
+    needed = "600 MB" if required_bytes is None else f"{required_bytes / 1e9:.1f} GB"
     try:
         if is_built(folder, made_from):
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with Progress(folder.name) as progress, _lock(folder, progress):
-            # Whoever held the lock before may have done the work.
+            # Another process may have built the folder while this one waited.
             if not is_built(folder, made_from):
-                _build(folder, fill, progress, made_from, room or 0)
+                _build(folder, fill, progress, made_from, required_bytes or 0)
     except OSError as error:
         raise LoadError(
             f"Cannot keep {folder.name} in the cache folder {folder.parent}: {error.strerror or error}. "
@@ -146,15 +149,19 @@ def _lock(folder: Path, progress: Progress) -> Iterator[None]:
 
 
 def _build(
-    folder: Path, fill: Callable[[Path, Path, Progress], None], progress: Progress, made_from: str, room: int
+    folder: Path,
+    fill: Callable[[Path, Path, Progress], None],
+    progress: Progress,
+    made_from: str,
+    required_bytes: int,
 ) -> None:
-    """Build under the lock: every temporary found here belongs to a process that died."""
+    """Builds under the lock: every temporary folder here was left by a process that has ended."""
     for stale in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
     free = shutil.disk_usage(folder.parent).free
-    if free < room:
+    if free < required_bytes:
         raise LoadError(
-            f"Preparing {folder.name} takes {room / 1e9:.1f} GB of disk in {folder.parent}, where "
+            f"Preparing {folder.name} takes {required_bytes / 1e9:.1f} GB of disk in {folder.parent}, where "
             f"{free / 1e9:.1f} GB are free. Make room, or set {CACHE_VARIABLE} to a folder on another disk."
         )
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -179,7 +186,7 @@ def _build(
 
 
 def is_built(folder: Path, made_from: str = "") -> bool:
-    """Whether `build_once` would only look."""
+    """Whether `folder` is complete, undamaged and made from this source: `build_once` then builds nothing."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"].items()

@@ -165,7 +165,7 @@ def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
     return _load(AutoTokenizer, _source(name_or_path), name_or_path)
 
 
-def base_config(name_or_path: str = embedded.BASE, foreign: resolve.Foreign | None = None) -> LlamaConfig:
+def base_config(name_or_path: str = embedded.BASE, foreign: resolve.ForeignBase | None = None) -> LlamaConfig:
     """The LlamaConfig of a base, read without loading or converting the base. Raises LoadError."""
     foreign = foreign or resolve.find_foreign(name_or_path)
     config = None if foreign is None else foreign.config()
@@ -218,7 +218,7 @@ def _stored(source: str, name: str) -> Tensor | None:
         return None
 
 
-def _source(name_or_path: str, foreign: resolve.Foreign | None = None) -> str:
+def _source(name_or_path: str, foreign: resolve.ForeignBase | None = None) -> str:
     """The folder or Hub id for `from_pretrained`; a base in another format is converted into the cache first."""
     if name_or_path == embedded.BASE:
         return str(embedded.base_folder())

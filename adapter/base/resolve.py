@@ -27,7 +27,7 @@ _REVISION = 1
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignBase:
     """A base in another format: where it is, the files its conversion reads, and how to open it."""
 
     path: Path
@@ -36,14 +36,14 @@ class Foreign:
     open: Callable[[Path], MetaBase | GgufBase]
 
     @cached_property
-    def place(self) -> Path:
+    def cache_folder(self) -> Path:
         """The cache folder of its conversion, one for each path: a newer state of the files replaces the older."""
         path = self.path.resolve()
         name = re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.name) or "base"
         return cache_dir() / f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
     @cached_property
-    def state(self) -> str:
+    def source_state(self) -> str:
         """Identifies the source files by size and modification time; a change makes the conversion stale."""
         stats = [(str(file.resolve()), file.stat()) for file in self.files]
         return json.dumps([_REVISION, *((name, s.st_size, s.st_mtime_ns) for name, s in stats)])
@@ -54,12 +54,12 @@ class Foreign:
 
     def config(self) -> Any:
         """Its LlamaConfig without converting it; None if it is converted already, with its config."""
-        return None if is_built(self.place, self.state) else self.opened.config
+        return None if is_built(self.cache_folder, self.source_state) else self.opened.config
 
     def folder(self) -> Path:
         """Its Hugging Face folder, converted first if necessary. Raises LoadError."""
-        if is_built(self.place, self.state):
-            return self.place
+        if is_built(self.cache_folder, self.source_state):
+            return self.cache_folder
         opened = self.opened
         weights = total_bytes(tensor_shapes(opened.config), opened.config.dtype)
 
@@ -72,10 +72,10 @@ class Foreign:
                 encoding="utf-8",
             )
 
-        return build_once(self.place, fill, self.state, room=weights + 10**8)
+        return build_once(self.cache_folder, fill, self.source_state, required_bytes=weights + 10**8)
 
 
-def find_foreign(name: str) -> Foreign | None:
+def find_foreign(name: str) -> ForeignBase | None:
     """The base at the path `name` if it has another format than Hugging Face's, else None.
 
     Raises LoadError for a file or folder that is none, and for a path where nothing is.
@@ -88,7 +88,7 @@ def find_foreign(name: str) -> Foreign | None:
             raise LoadError(
                 f"'{name}' is a file but no .gguf. Name a GGUF file, or the folder that holds the whole base."
             )
-        return Foreign(path, "GGUF", (path,), open_gguf)
+        return ForeignBase(path, "GGUF", (path,), open_gguf)
     if path.suffix.lower() == ".gguf":
         raise LoadError(f"There is no file '{name}'. Check the path.")
     if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):  # not a name on the Hub
@@ -96,12 +96,12 @@ def find_foreign(name: str) -> Foreign | None:
     if not path.is_dir() or _has_huggingface_weights(path):
         return None
     if is_meta(path):
-        return Foreign(path, "Meta", tuple(meta_files(path)), open_meta)
+        return ForeignBase(path, "Meta", tuple(meta_files(path)), open_meta)
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise LoadError(f"'{name}' holds several GGUF files: {names}. Name one of them.")
-    return Foreign(files[0], "GGUF", (files[0],), open_gguf) if files else None
+    return ForeignBase(files[0], "GGUF", (files[0],), open_gguf) if files else None
 
 
 def _has_huggingface_weights(folder: Path) -> bool:

@@ -187,7 +187,7 @@ def test_a_changed_source_is_rebuilt_in_place(tmp_path: Path) -> None:
 
 def test_a_too_small_disk_is_reported_before_anything_is_built(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"takes 1000000000\.0 GB of disk in .* free\. Make room, or set LLAMA"):
-        build_once(tmp_path / "model", refuse, room=10**18)
+        build_once(tmp_path / "model", refuse, required_bytes=10**18)
     assert temporaries(tmp_path / "model") == []
 
 

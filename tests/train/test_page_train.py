@@ -43,7 +43,7 @@ class TrainTab:
 
     def open(self) -> None:
         self.page.get_by_role("tab", name="Train").click()
-        self.page.locator("#train-run .found, #train-run .run").first.wait_for()
+        self.page.locator("#train-run .data-preview, #train-run .run").first.wait_for()
 
     def choose_sample(self, title: str) -> None:
         self.page.locator("#samples label", has_text=title).click()
