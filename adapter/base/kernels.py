@@ -10,7 +10,6 @@ Knows tensors and frozen modules; knows nothing of adapters.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,29 +30,30 @@ def rms_norm(norm: LlamaRMSNorm, hidden: Tensor, packed: bool) -> Tensor:
     if hidden.requires_grad and not norm.weight.requires_grad:
         return _RMSNorm.apply(hidden, norm.weight, norm.variance_epsilon)
     if packed:
-        weight = norm.weight
+        weight: Any = norm._parameters["weight"]
         return torch.rms_norm(hidden, weight.shape, weight, norm.variance_epsilon)
     return norm(hidden)
 
 
 def query_key_value(
-    attention: LlamaAttention, x: Tensor, cos: Tensor, sin: Tensor, change: Change | None, packed: bool
+    attention: LlamaAttention, x: Tensor, cos: Tensor, sin: Tensor, change: Change | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [B, H, T, head_dim], keys and values [B, Hkv, T, head_dim] of x, [B, T, hidden_size], rotated.
 
-    cos, sin: [B or 1, T, head_dim], whose halves are equal.
+    cos, sin: [B or 1, T, head_dim], whose halves are equal, or what `prepare_rotation` makes of them.
     """
     shape = (*x.shape[:2], -1, attention.head_dim)
-    fused = _fused(attention.q_proj, x)
-    if fused is not None and change is None:  # queries and keys are rotated together
+    parts: dict[str, Any] = attention._modules
+    fused = _fused(parts["q_proj"], x)
+    if fused is not None and change is None:
         heads = fused(x).view(shape).transpose(1, 2)  # [B, H + 2 Hkv, T, head_dim]
         kv_heads = heads.shape[1] // (attention.num_key_value_groups + 2)
-        both, value = heads.tensor_split((-kv_heads,), 1)
-        query, key = rotate(both, cos, sin, packed).tensor_split((-kv_heads,), 1)
-        return query, key, value
-    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+        rotated = rotate(heads.narrow(1, 0, heads.shape[1] - kv_heads), cos, sin)  # queries and keys together
+        sizes = (heads.shape[1] - 2 * kv_heads, kv_heads)
+        return *rotated.split_with_sizes(sizes, 1), heads.narrow(1, heads.shape[1] - kv_heads, kv_heads)
+    layers = (parts["q_proj"], parts["k_proj"], parts["v_proj"])
     query, key, value = (out.view(shape).transpose(1, 2) for out in linears("qkv", layers, x, change))
-    return rotate(query, cos, sin, packed), rotate(key, cos, sin, packed), value
+    return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 
 def linears(
@@ -72,21 +72,24 @@ def _fused(first: nn.Module, x: Tensor) -> PackedLinear | None:
     return first.fused[0] if isinstance(first, PackedLinear) and first.fused and not x.requires_grad else None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, packed: bool) -> Tensor:
-    """Rotary position embedding of x, [B, H, T, head_dim]."""
+def prepare_rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, [B, T, head_dim], in the form for decoding: [B, 1, T, head_dim], the first half of sin negated.
+
+    A roll of x times this sin is `rotate_half(x) * sin`, without a negated copy and its concatenation.
+    """
+    signs = sin.new_ones(sin.shape[-1])
+    signs[: len(signs) // 2] = -1
+    return cos.unsqueeze(1), (sin * signs).unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x, [B, H, T, head_dim]; with prepared cos and sin it may be written over x."""
     if x.requires_grad:
         return _Rotation.apply(x, cos, sin)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    if packed:
-        half = x.shape[-1] // 2
-        return torch.addcmul(x * cos, x.roll(half, -1), sin * _rotation_signs(half, sin.dtype))
-    return x * cos + rotate_half(x) * sin
-
-
-@functools.cache
-def _rotation_signs(half: int, dtype: torch.dtype) -> Tensor:
-    """rotate_half(x) is a roll of x times these, which leaves out a negated copy and its concatenation."""
-    return torch.ones(2 * half, dtype=dtype).index_fill_(0, torch.arange(half), -1)
+    if cos.ndim == 4:
+        rolled = x.roll(x.shape[-1] // 2, -1)
+        return x.mul_(cos).addcmul_(rolled, sin)
+    return x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)
 
 
 def gated_unit(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:

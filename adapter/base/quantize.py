@@ -65,8 +65,10 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             return F.linear(x, self.unpacked().to(x.dtype))
-        out = self.product(x.flatten(0, -2))
-        return out if x.ndim == 2 else out.view(*x.shape[:-1], -1)
+        if x.ndim == 2:
+            return self.product(x)
+        *outer, inputs = x.shape
+        return self.product(x.reshape(-1, inputs)).view(*outer, -1)
 
 
 class Int8Linear(PackedLinear):

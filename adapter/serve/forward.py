@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from adapter.base.kernels import prepare_rotation
 from adapter.base.llama import Base
 from adapter.base.quantize import PackedLinear
 from adapter.method.attention import PromptKV
@@ -32,6 +34,7 @@ class Forward:
         self._base = base
         linears = [m for m in base.model.model.layers.modules() if isinstance(m, (torch.nn.Linear, PackedLinear))]
         self._packed = all(isinstance(m, PackedLinear) for m in linears)
+        self._layers: list[Any] = list(base.model.model.layers)
         self._threads = torch.get_num_threads()
 
     @torch.inference_mode()
@@ -66,9 +69,11 @@ class Forward:
         model = self._base.model.model
         with self._thread_count(count):
             hidden = model.embed_tokens(torch.tensor(ids, device=device).view(shape))
-            cos_sin = model.rotary_emb(hidden, positions.view(shape))
-            for layer in model.layers:
-                hidden = layer(hidden, mask, cos_sin, step, prompts)
+            rotation = model.rotary_emb(hidden, positions.view(shape))
+            if self._packed:
+                rotation = prepare_rotation(*rotation)
+            for layer in self._layers:
+                hidden = layer.forward(hidden, mask, rotation, step, prompts)
         hidden = model.final_norm(hidden, prompts).view(count, -1)
         return self._base.model.lm_head(hidden[-rows:]).float()
 
