@@ -41,15 +41,19 @@ def test_rms_norm():
     check(lambda x: kernels.rms_norm(norm, x, packed=True), formula, torch.randn(2, 5, 12).double())
 
 
-@pytest.mark.parametrize("length, packed", [(1, True), (5, True), (5, False)])
-def test_rotation(length, packed):
+@pytest.mark.parametrize("length", [1, 5])
+def test_rotation(length):
     angles = torch.randn(2, length, 4).double().repeat(1, 1, 2)
     cos, sin = angles.cos(), angles.sin()
+    x = torch.randn(2, 3, length, 8).double()
 
     def formula(x):
         return apply_rotary_pos_emb(x, x, cos, sin)[0]
 
-    check(lambda x: kernels.rotate(x, cos, sin, packed), formula, torch.randn(2, 3, length, 8).double())
+    want = formula(x)
+    check(lambda x: kernels.rotate(x, cos, sin), formula, x.clone())
+    in_place = kernels.rotate(x, *kernels.prepare_rotation(cos, sin))
+    assert_close(in_place, want, **CLOSE)
 
 
 @pytest.mark.parametrize("activation", [torch.nn.SiLU(), torch.nn.GELU()])
