@@ -50,7 +50,7 @@ class Example:
         return Example(tuple(messages), answer.text, picture=record.image, all_turns=True, where=record.where)
 
 
-class Row(NamedTuple):
+class TokenisedRow(NamedTuple):
     """A tokenised example; labels are -100 where there is no loss."""
 
     ids: list[int]
@@ -167,7 +167,7 @@ class Tokeniser:
         self._skipped = skipped or SkippedExamples()
         self.pad = tokenizer.pad_token_id or 0
 
-    def rows(self, examples: Iterable[Example | None]) -> list[Row]:
+    def rows(self, examples: Iterable[Example | None]) -> list[TokenisedRow]:
         """Rows of all examples that have a label left, shortest first."""
         rows = []
         for example in examples:
@@ -187,7 +187,7 @@ class Tokeniser:
                 )
         return sorted(rows, key=lambda row: len(row.ids))
 
-    def row(self, example: Example, truncate: bool = True) -> Row:
+    def row(self, example: Example, truncate: bool = True) -> TokenisedRow:
         """Tokens and labels of one example. Raises BadInput if its messages cannot be templated."""
         messages = (*example.history, *example.messages, Message("assistant", example.answer))
         all_turns = example.all_turns and not example.history
@@ -196,7 +196,7 @@ class Tokeniser:
             return self.row(replace(example, history=()), truncate)
         labels = [token if has_loss else IGNORED for token, has_loss in zip(ids, supervised, strict=True)]
         end = self._max_length if truncate else None
-        return Row(ids[:end], labels[:end], example)
+        return TokenisedRow(ids[:end], labels[:end], example)
 
 
 class Batches:
@@ -221,7 +221,7 @@ class Batches:
             next(itertools.islice(self._stream, position.examples, position.examples), None)
         self.position = position
 
-    def __iter__(self) -> Iterator[list[Row]]:
+    def __iter__(self) -> Iterator[list[TokenisedRow]]:
         empty = 0
         while True:
             group = list(itertools.islice(self._stream, self._group_size))
@@ -255,7 +255,7 @@ def stack_features(features: Sequence[VisualFeatures | None]) -> tuple[VisualFea
 
 
 def collate(
-    rows: Sequence[Row], pad: int, encode: Callable[[Example], VisualFeatures | None] | None = None
+    rows: Sequence[TokenisedRow], pad: int, encode: Callable[[Example], VisualFeatures | None] | None = None
 ) -> Batch:
     """One batch of at least one row. encode: returns the features of an example whose image is a file."""
     length = max(len(row.ids) for row in rows)

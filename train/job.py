@@ -27,7 +27,7 @@ from adapter.base.llama import Base
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
 from train.config import TrainConfig
-from train.data import Batch, Batches, Example, Row, SkippedExamples, StreamPosition, Tokeniser, collate
+from train.data import Batch, Batches, Example, SkippedExamples, StreamPosition, TokenisedRow, Tokeniser, collate
 from train.loop import evaluate, total_loss, trainable_parameters
 from train.run_folder import MetricsWriter, RunFolder, TrainError
 from train.run_setup import FeatureCache
@@ -217,7 +217,7 @@ class _Run:
                     )
         return self._finish()
 
-    def _step(self, rows: list[Row], stop: bool) -> bool:
+    def _step(self, rows: list[TokenisedRow], stop: bool) -> bool:
         """One update from the rows of all processes. Returns whether any process was asked to stop."""
         config, world = self.config, self.accelerator.num_processes
         own_rows = rows[self.accelerator.process_index :: world]
@@ -244,7 +244,7 @@ class _Run:
         self._record(mean_loss, norm)
         return bool(sums[3])
 
-    def _collate(self, rows: list[Row]) -> Batch:
+    def _collate(self, rows: list[TokenisedRow]) -> Batch:
         encode = self.feature_cache.features if self.feature_cache is not None else None
         return collate(rows, self.tokeniser.pad, encode).to(self.base.device)
 

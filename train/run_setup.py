@@ -21,7 +21,7 @@ from adapter.method.checkpoint import load_adapter
 from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
 from train.config import ConfigError, DataConfig, RecipeFile, TrainConfig
-from train.data import Example, Row, ShuffledExamples, SkippedExamples, read_example
+from train.data import Example, ShuffledExamples, SkippedExamples, TokenisedRow, read_example
 from train.formats.dataset import DataError, Records, open_records
 from train.loop import new_adapter
 
@@ -86,7 +86,7 @@ class FeatureCache:
         self._free_bytes = max_bytes
         self._features: OrderedDict[Path, VisualFeatures | None] = OrderedDict()
 
-    def usable(self, rows: list[Row]) -> list[Row]:
+    def usable(self, rows: list[TokenisedRow]) -> list[TokenisedRow]:
         """The rows that have no image or a readable one; the others are counted as skipped."""
         return [row for row in rows if row.example.picture is None or self._encode(row.example) is not None]
 

@@ -49,8 +49,8 @@ def query_key_value(
         heads = fused(x).view(shape).transpose(1, 2)  # [B, H + 2 Hkv, T, head_dim]
         kv_heads = heads.shape[1] // (attention.num_key_value_groups + 2)
         rotated = rotate(heads.narrow(1, 0, heads.shape[1] - kv_heads), cos, sin)  # queries and keys together
-        sizes = (heads.shape[1] - 2 * kv_heads, kv_heads)
-        return *rotated.split_with_sizes(sizes, 1), heads.narrow(1, heads.shape[1] - kv_heads, kv_heads)
+        query, key = rotated.split_with_sizes((heads.shape[1] - 2 * kv_heads, kv_heads), 1)
+        return query, key, heads.narrow(1, heads.shape[1] - kv_heads, kv_heads)
     layers = (parts["q_proj"], parts["k_proj"], parts["v_proj"])
     query, key, value = (out.view(shape).transpose(1, 2) for out in linears("qkv", layers, x, change))
     return rotate(query, cos, sin), rotate(key, cos, sin), value

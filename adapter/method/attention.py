@@ -56,7 +56,7 @@ class LayerPrompts:
 
 # An observer of insertion layers, called with the layer's index, the queries after RoPE [B, H, T, head_dim], the
 # attention over the words [B, T, H, head_dim], the prompt terms that will be added, and the scaling.
-Watch = Callable[[int, Tensor, Tensor, tuple[LayerPrompts, ...], float], None]
+AttentionObserver = Callable[[int, Tensor, Tensor, tuple[LayerPrompts, ...], float], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class PromptKV:
     layers: Mapping[int, tuple[LayerPrompts, ...]]
     size: int = 1  # U
     deltas: Deltas | None = None  # of V2 adapters, U entries
-    watch: Watch | None = None  # scaled, mixed and stacked copies do not have it
+    observer: AttentionObserver | None = None  # scaled, mixed and stacked copies do not have it
 
     def scaled(self, strength: float) -> PromptKV:
         """A copy with every gate and every delta multiplied by `strength`: alpha * act(g)."""
@@ -217,6 +217,6 @@ def zero_init_attention(
     if prompt_kv is None:
         return out
     terms = prompt_kv.layers.get(index, ())
-    if prompt_kv.watch is not None and terms:
-        prompt_kv.watch(index, query, out, terms, scaling)
+    if prompt_kv.observer is not None and terms:
+        prompt_kv.observer(index, query, out, terms, scaling)
     return add_prompt_terms(out, query, terms, prompt_rows, scaling)

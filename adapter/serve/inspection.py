@@ -151,7 +151,7 @@ def inspect_answer(
     """
     owners = {layer: [i for i, a in enumerate(adapters) if layer in a.config.layers] for layer in prompts.layers}
     recorder = _Recorder(len(answer_ids), owners)
-    logprobs = answer_logprobs(base, prompt_ids, answer_ids, replace(prompts, watch=recorder))
+    logprobs = answer_logprobs(base, prompt_ids, answer_ids, replace(prompts, observer=recorder))
     parts = []
     for index, adapter in enumerate(adapters):
         layers, length = tuple(adapter.config.layers), adapter.config.prompt_length

@@ -197,11 +197,11 @@ def fixed_turn(method: str) -> Measure:
     labels = ids.clone()
     labels[:, : LENGTH // 2] = IGNORED
     if method == OURS:
-        from train.data import Example, Row, collate
+        from train.data import Example, TokenisedRow, collate
 
         base, adapter, optimizer = _trainer()
         rows = [
-            Row(row.tolist(), targets.tolist(), Example((), "")) for row, targets in zip(ids, labels, strict=True)
+            TokenisedRow(row.tolist(), targets.tolist(), Example((), "")) for row, targets in zip(ids, labels, strict=True)
         ]
         batch = collate(rows, 0)
 

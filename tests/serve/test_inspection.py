@@ -255,22 +255,22 @@ def test_inspection_leaves_nothing_on_the_model(tiny_base, tiny_fingerprint, pro
     assert not any(module._forward_hooks or module._forward_pre_hooks for module, _ in attributes)
     after = model(input_ids=ids).logits, model(input_ids=ids, prompt_kv=kv).logits
     assert all(map(torch.equal, before, after))
-    assert kv.watch is None
+    assert kv.observer is None
 
 
 def test_prompts_made_of_watched_ones_are_not_watched(tiny, tiny_fingerprint):
     kv = random_adapter(tiny_fingerprint)(tiny)
     layers = []
-    watched = PromptKV(kv.layers, watch=lambda layer, *_: layers.append(layer))
+    observed = PromptKV(kv.layers, observer=lambda layer, *_: layers.append(layer))
     for derived in (
-        watched.scaled(0.5),
-        PromptKV.stack([watched, kv]),
-        PromptKV.mixed([watched, kv]),
-        mute(watched),
+        observed.scaled(0.5),
+        PromptKV.stack([observed, kv]),
+        PromptKV.mixed([observed, kv]),
+        mute(observed),
     ):
-        assert derived.watch is None
+        assert derived.observer is None
     want = tiny(input_ids=torch.tensor([ANSWER]), prompt_kv=kv).logits
-    assert torch.equal(tiny(input_ids=torch.tensor([ANSWER]), prompt_kv=watched).logits, want)
+    assert torch.equal(tiny(input_ids=torch.tensor([ANSWER]), prompt_kv=observed).logits, want)
     assert layers == [1, 2, 3]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from train import data_report
-from train.data import IGNORED, Example, Row, Tokeniser
+from train.data import IGNORED, Example, TokenisedRow, Tokeniser
 from train.data_report import Faults, Report, make_report
 from train.formats.dataset import Record, open_records
 
@@ -22,10 +22,10 @@ from train.formats.dataset import Record, open_records
 class CharacterTokeniser:
     """One token per character, without a template."""
 
-    def row(self, example: Example, truncate: bool) -> Row:
+    def row(self, example: Example, truncate: bool) -> TokenisedRow:
         prompt = "".join(message.text for message in example.messages)
         ids = [ord(character) for character in prompt + example.answer]
-        return Row(ids, [IGNORED] * len(prompt) + ids[len(prompt) :], example)
+        return TokenisedRow(ids, [IGNORED] * len(prompt) + ids[len(prompt) :], example)
 
 
 def report_on(records, max_length: int, images: bool = True) -> Report:

@@ -18,7 +18,7 @@ from train.data import Example
 from train.history import with_unseen_history
 from train.recipes.extract_grammar import (
     FIELDS,
-    Record,
+    Facts,
     SplitPhrases,
     add_noise,
     capitalize_first,
@@ -183,7 +183,7 @@ def _text_and_fields(rng: random.Random, held_out: bool) -> tuple[str, Fields]:
     return text, expected
 
 
-def _text(record: Record, rng: random.Random, held_out: bool) -> str:
+def _text(record: Facts, rng: random.Random, held_out: bool) -> str:
     phrases = split_phrases(held_out)
     book = phrases.books[record.kind]
     roll = rng.random()
@@ -198,7 +198,7 @@ def _text(record: Record, rng: random.Random, held_out: bool) -> str:
     return _message(record, rng, phrases, noisy=not held_out)
 
 
-def _mail_signature(record: Record, rng: random.Random, phrases: SplitPhrases) -> str:
+def _mail_signature(record: Facts, rng: random.Random, phrases: SplitPhrases) -> str:
     """The end of a mail whose sender is the person."""
     lines = ["{raw name}"]
     rest = [name for name in FIELDS["person"][1:] if name in record.values]
@@ -214,7 +214,7 @@ def _mail_signature(record: Record, rng: random.Random, phrases: SplitPhrases) -
     return f"{opening}{capitalize_first(body)}\n{signoff}\n{contact}"
 
 
-def _message(record: Record, rng: random.Random, phrases: SplitPhrases, noisy: bool) -> str:
+def _message(record: Facts, rng: random.Random, phrases: SplitPhrases, noisy: bool) -> str:
     """Sentences in a row: at times an opening before them, a distractor among them, a closing after them.
 
     noisy: some have strange words, or nonsense among them.

@@ -66,7 +66,7 @@ class SplitPhrases:
 
 
 @dataclass
-class Record:
+class Facts:
     """The fields of one record: `values` as the answer has them, `forms` maps each slot to the text it prints."""
 
     kind: str
@@ -183,7 +183,7 @@ def capitalize_first(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def prose(book: Phrasebook, record: Record, rng: random.Random) -> list[str]:
+def prose(book: Phrasebook, record: Facts, rng: random.Random) -> list[str]:
     """Sentence frames, slots unfilled and end marks included, that state each field of the record exactly once."""
     remaining = set(record.values)
     sentence = draw_pattern(
@@ -203,7 +203,7 @@ def prose(book: Phrasebook, record: Record, rng: random.Random) -> list[str]:
     return sentences
 
 
-def note(book: Phrasebook, record: Record, rng: random.Random, separator: str) -> str:
+def note(book: Phrasebook, record: Facts, rng: random.Random, separator: str) -> str:
     """A terse note: a head where the type needs one, then the fields in almost any order, no sentences."""
     remaining = set(record.values)
     counted = "quantity" in remaining
@@ -221,7 +221,7 @@ def note(book: Phrasebook, record: Record, rng: random.Random, separator: str) -
     return (head + " " if head else "") + separator.join(parts)
 
 
-def labelled_list(book: Phrasebook, record: Record, rng: random.Random, title: str) -> str:
+def labelled_list(book: Phrasebook, record: Facts, rng: random.Random, title: str) -> str:
     """A labelled list, one field a line or separated by commas."""
     order = [name for name in FIELDS[record.kind] if name in record.values]
     if rng.random() < 0.5:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from zlib import crc32
 
-from train.recipes.extract_grammar import FIELDS, Record, capitalize_first
+from train.recipes.extract_grammar import FIELDS, Facts, capitalize_first
 from train.recipes.text_data import DATA, read_yaml, words
 
 _MONTHS = "January February March April May June July August September October November December".split()
@@ -314,7 +314,7 @@ def _partner(rng: random.Random, held_out: bool) -> tuple[str, str]:
     return "the ", rng.choice(_lists(held_out)["teams"])
 
 
-def draw_record(kind: str, rng: random.Random, held_out: bool) -> Record:
+def draw_record(kind: str, rng: random.Random, held_out: bool) -> Facts:
     """A record of that kind with some fields missing, and every slot that the phrases may print."""
     person = _person(rng, held_out)
     draw = {"person": _draw_person, "meeting": _draw_meeting, "order": _draw_order}[kind]
@@ -322,7 +322,7 @@ def draw_record(kind: str, rng: random.Random, held_out: bool) -> Record:
     for name, value in values.items():
         forms.setdefault(name, str(value))
         forms.setdefault("raw " + name, str(value))
-    return Record(kind, values, forms | _context_forms(rng, held_out, person))
+    return Facts(kind, values, forms | _context_forms(rng, held_out, person))
 
 
 def _draw_person(rng: random.Random, held_out: bool, person: Person) -> ValuesAndForms:
