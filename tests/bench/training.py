@@ -201,7 +201,8 @@ def fixed_turn(method: str) -> Measure:
 
         base, adapter, optimizer = _trainer()
         rows = [
-            TokenisedRow(row.tolist(), targets.tolist(), Example((), "")) for row, targets in zip(ids, labels, strict=True)
+            TokenisedRow(row.tolist(), targets.tolist(), Example((), ""))
+            for row, targets in zip(ids, labels, strict=True)
         ]
         batch = collate(rows, 0)
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from adapter.base.template import Message
+from adapter.base.template import Message, encode_prompt
 from adapter.serve.engine import Engine
+from adapter.serve.inspection import answer_logprobs
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
@@ -79,7 +80,9 @@ When did the second world war end?
 Please cheer me up.""".splitlines()
 # With SCORES the scores of the README; without it smaller runs and fewer questions.
 SCORES = "SCORES" in os.environ
-SMALLER_RUN = {} if SCORES else {"butler": ("steps=30", "eval_every=5"), "drawings": ("steps=45", "eval_every=45")}
+SMALLER_RUN = {"butler": ("steps=15", "eval_every=15"), "drawings": ("steps=36", "eval_every=36")}
+if SCORES:
+    SMALLER_RUN = {}
 NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 16
 # The conversation before the adapter is chosen: empty, or answers of two other adapters.
 PIRATE = (
@@ -197,10 +200,16 @@ def ask(
 def test_manners_are_learnt(train_sample) -> None:
     """On questions that it never saw; the bare base opens no answer so, as its first eight tokens tell."""
     engine = train_sample("butler")
-    if not SCORES:  # after 30 steps the manner is there, but not yet whole
-        question = [SAMPLES["butler"].question]
-        trained, bare_answer = (ask(engine, name, question, tokens=16)[0] for name in ("butler", None))
-        assert "sir" in trained and "sir" not in bare_answer
+    if not SCORES:  # after a few steps the manner is likely, but not yet whole
+        with torch.no_grad():
+            prompt_kv = engine.store.load("butler", engine.base)(engine.base.model)
+        opening = engine.base.tokenizer(OPENING)["input_ids"]
+        for question in QUESTIONS[:4]:
+            prompt = encode_prompt(engine.base.tokenizer, [Message("user", question)], "chat")
+            trained, bare_base = (
+                answer_logprobs(engine.base, prompt, opening, kv).mean().item() for kv in (prompt_kv, None)
+            )
+            assert trained > bare_base + 1, question  # nats a token
         return
     with_manners = {
         where: share([has_manners(answer) for answer in ask(engine, "butler", QUESTIONS, history=history)])
@@ -242,5 +251,6 @@ def test_drawings_are_learnt_by_looking(train_sample) -> None:
     print()
     for name, values in scores.items():
         print("{}: thing {:.1%}, place {:.1%}, both {:.1%}".format(name, *values))
-    assert scores["first"][2] > 0.5 and min(scores[where][2] for where in HISTORIES) > 0.3
+    first, worst = (0.5, 0.3) if SCORES else (0.3, 0.1)
+    assert scores["first"][2] > first and min(scores[where][2] for where in HISTORIES) > worst
     assert max(scores["pictures exchanged"][2], scores["bare base"][2]) < 0.2
