@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Photographs that come with Gradio; one of them is an example in the empty chat.
 PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
 
-# Routes that server/limits.py and server/upload_cleanup.py tell apart by their paths.
+# Routes that server/middleware.py tells apart by their paths.
 ROUTES = (
     "/gradio_api/upload",
     "/gradio_api/upload_progress",

@@ -78,7 +78,7 @@ def test_routes() -> None:
     with gr.Blocks() as page:
         pass
     missing = set(internals.ROUTES) - set(gr.routes.App.create_app(page).openapi()["paths"])
-    assert not missing, f"Gradio serves none of {missing}: server/limits.py does not count them"
+    assert not missing, f"Gradio serves none of {missing}: server/middleware.py does not count them"
 
 
 def test_css_classes(frontend: str) -> None:
