@@ -237,7 +237,8 @@ def test_a_killed_trainer_leaves_an_adapter_that_answers(tiny_folder: Path, tmp_
             # A server that shuts down stops its run, and waits for the save.
             assert trainer.runs.close() == "echo"
             run = trainer.wait_for_end()
-            assert run.state == "stopped" and run.saved and trainer.runs.close() == ""
+            assert run.state == "stopped" and run.saved
+            wait_until(lambda: trainer.runs.close() == "")  # its process has ended
         finally:
             trainer.runs.close()
 

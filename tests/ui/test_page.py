@@ -13,6 +13,7 @@ import pytest
 from adapter.serve.store import SHIPPED
 from adapter.ui.chatbot import WORD_JOINER
 from adapter.ui.texts import page as texts
+from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -153,10 +154,10 @@ def test_bad_input_is_a_toast_and_the_conversation_stays(visit: Callable[..., Vi
     visitor.type("What is this?")
     said = visitor.toast()
     assert "picture" in said and str(tmp_path) not in said and "Traceback" not in said
-    assert visitor.rows() == before and visitor.box.input_value() == "What is this?"
+    wait_until(lambda: visitor.rows() == before and visitor.box.input_value() == "What is this?")
     visitor.type("x" * 100_000)
     assert "100,000" in visitor.toast()
-    assert visitor.rows() == before and len(visitor.box.input_value()) == 100_000
+    wait_until(lambda: visitor.rows() == before and len(visitor.box.input_value()) == 100_000)
     visitor.type("")
     assert "Type a message" in visitor.toast()
     assert visitor.ask("And good night.") and len(visitor.answers()) == 2

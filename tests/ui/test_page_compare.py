@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -115,4 +116,4 @@ def test_a_second_adapter_changes_the_answer(visit: Callable[..., Visitor]) -> N
     before = visitor.rows()
     visitor.type("And the sea?")
     assert "mixed with itself" in visitor.toast()
-    assert visitor.rows() == before
+    wait_until(lambda: visitor.rows() == before)

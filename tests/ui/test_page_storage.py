@@ -13,6 +13,7 @@ import pytest
 import app
 from adapter.ui import theme
 from adapter.ui.texts import page as texts
+from tests.app_process import wait_until
 from tests.browser import CHROMIUM, PHOTOGRAPHS, QUIET, Visitor
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 
@@ -179,7 +180,7 @@ def test_an_invalid_import_is_a_toast_and_changes_nothing(visit: Callable[..., V
         file.write_text(text)
         import_file(visitor, file)
         assert sentence in visitor.toast()
-        assert visitor.rows() == rows
+        wait_until(lambda: visitor.rows() == rows)
 
 
 def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(
