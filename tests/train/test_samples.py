@@ -80,9 +80,7 @@ When did the second world war end?
 Please cheer me up.""".splitlines()
 # With SCORES the scores of the README; without it smaller runs and fewer questions.
 SCORES = "SCORES" in os.environ
-SMALLER_RUN = {"butler": ("steps=15", "eval_every=15"), "drawings": ("steps=18", "eval_every=18")}
-if SCORES:
-    SMALLER_RUN = {}
+STEPS = {} if SCORES else {"butler": 15, "drawings": 18}
 NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 16
 # The conversation before the adapter is chosen: empty, or answers of two other adapters.
 PIRATE = (
@@ -168,7 +166,8 @@ def train_sample(base, tmp_path: Path) -> Iterator[Engine]:
     def train(name: str) -> Engine:
         sample: Sample = SAMPLES[name]
         plan = RunPlan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
-        arguments = [*plan.assignments(str(sample.path)), *SMALLER_RUN.get(name, ())]
+        steps = [f"steps={STEPS[name]}", f"eval_every={STEPS[name]}"] if name in STEPS else []
+        arguments = [*plan.assignments(str(sample.path)), *steps]
         assert main([*arguments, "--out", str(tmp_path / name), "--device", "cpu"]) == 0
         engines.append(Engine(base, AdapterStore(tmp_path)))
         return engines[0]
