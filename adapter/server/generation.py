@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from adapter.server.loader import LoadStatus, ServingEngine
 
 MAX_CHARACTERS = 20_000  # of one message
-# Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
-REDRAW_SECONDS = 0.08
 WAIT_SECONDS = 0.25
 
 

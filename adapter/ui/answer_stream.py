@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.serve.settings import Settings
-from adapter.server.generation import REDRAW_SECONDS, AdapterCatalog, EngineProvider
+from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History
 from adapter.ui.images import open_picture, shrink_upload
+from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
 

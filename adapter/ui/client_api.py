@@ -18,7 +18,6 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import PANEL, Settings
 from adapter.server.generation import (
-    REDRAW_SECONDS,
     AdapterCatalog,
     EngineProvider,
     check_length,
@@ -28,7 +27,7 @@ from adapter.server.generation import (
 )
 from adapter.ui.answer_stream import build_request, uses_picture
 from adapter.ui.images import open_picture
-from adapter.ui.status import MODEL
+from adapter.ui.status import MODEL, REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import BASE_ONLY, Settings, slider
 from adapter.server.generation import (
-    REDRAW_SECONDS,
     AdapterCatalog,
     EngineProvider,
     client_of,
@@ -40,7 +39,7 @@ from adapter.ui.answer_stream import (
 from adapter.ui.chat_events import read_message
 from adapter.ui.chat_tab import SettingsInputs, TabParts, message_box, sampling_inputs
 from adapter.ui.images import BadPicture, open_picture
-from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker, toast
+from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS, UNQUEUED, Picker, toast
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:

@@ -25,6 +25,8 @@ QUEUED = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # what the engine accepts, so that the engine's scheduler decides the order.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
 POLL_SECONDS_LOADING, POLL_SECONDS_READY = 1.0, 5.0
+# Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
+REDRAW_SECONDS = 0.08
 # Gradio's page drops the first of two updates that arrive within one frame (6.31).
 FRAME_SECONDS = 0.1
 
