@@ -6,6 +6,7 @@ import asyncio
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
 from typing import Literal
 
 from PIL import Image
@@ -23,11 +24,23 @@ FinishReason = Literal["stop", "length", "time", "cancelled"]
 class Client:
     """Who sends a request: the network address and the page session, each "" where it is unknown.
 
-    Limits are counted by address. The scheduler gives turns by session, or by address where there is no session.
+    The session's name is the client's own choice, its address is not: limits count by network, and the scheduler
+    gives turns by network first and by session within one.
     """
 
     address: str = ""
     session: str = ""
+
+    @property
+    def network(self) -> str:
+        """The addresses that one person may own, by one name: an IPv4 address, or the first half of an IPv6 one."""
+        try:
+            ip = ip_address(self.address)
+        except ValueError:
+            return self.address[:100]
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None:
+            return str(ip_address(int(ip) >> 64 << 64))
+        return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ its lock: `schedule -> run -> postprocess`.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from adapter.base.llama import Base
@@ -18,7 +19,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.kv_cache import KVCache
-from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
+from adapter.serve.request import Client, FinishReason, GenerationRequest, GenerationStats, Mailbox
 
 MAX_ROWS = 16  # rows that run at once
 PREFILL_CHUNK = 64  # prompt tokens that are read between two decode steps of the other rows
@@ -93,42 +94,64 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
 
 
 class FairQueue(Generic[T]):
-    """Items of several clients. Clients take turns; each client's items stay in order. Not thread-safe."""
+    """Items of several clients. Networks take turns, and in a network's turn its sessions take turns.
+
+    A client chooses the name of its session but not its network, so that opening more sessions gives it no more
+    turns. The items of one session stay in order. Not thread-safe.
+    """
 
     def __init__(self) -> None:
-        self._clients: OrderedDict[str, deque[T]] = OrderedDict()
+        self._networks: OrderedDict[str, OrderedDict[str, deque[T]]] = OrderedDict()
 
     def __len__(self) -> int:
-        return sum(map(len, self._clients.values()))
+        return sum(len(items) for sessions in self._networks.values() for items in sessions.values())
 
     def __iter__(self) -> Iterator[T]:
         """All items in the order in which `pop` would return them."""
-        for turn in range(max(map(len, self._clients.values()), default=0)):
-            yield from (items[turn] for items in self._clients.values() if turn < len(items))
+        return _round_robin([_round_robin(sessions.values()) for sessions in self._networks.values()])
 
-    def put(self, item: T, client: str) -> None:
-        self._clients.setdefault(client, deque()).append(item)
+    def put(self, item: T, client: Client) -> None:
+        sessions = self._networks.setdefault(client.network, OrderedDict())
+        sessions.setdefault(client.session, deque()).append(item)
 
     def pop(self) -> T:
         """Remove and return the next item. Raises IndexError if the queue is empty."""
-        if not self._clients:
+        if not self._networks:
             raise IndexError("the queue is empty")
-        client, items = next(iter(self._clients.items()))
-        self._clients.move_to_end(client)  # the other clients come first now
+        network, sessions = next(iter(self._networks.items()))
+        session, items = next(iter(sessions.items()))
+        self._networks.move_to_end(network)  # the other networks come first now
+        sessions.move_to_end(session)
         item = items.popleft()
-        if not items:
-            del self._clients[client]
+        self._prune(network, session)
         return item
 
     def remove(self, item: T) -> bool:
         """Remove an item; returns False if it is not in the queue."""
-        for client, items in self._clients.items():
-            if item in items:
-                items.remove(item)
-                if not items:
-                    del self._clients[client]
-                return True
+        for network, sessions in self._networks.items():
+            for session, items in sessions.items():
+                if item in items:
+                    items.remove(item)
+                    self._prune(network, session)
+                    return True
         return False
+
+    def _prune(self, network: str, session: str) -> None:
+        sessions = self._networks[network]
+        if not sessions[session]:
+            del sessions[session]
+        if not sessions:
+            del self._networks[network]
+
+
+def _round_robin(groups: Iterable[Iterable[T]]) -> Iterator[T]:
+    """One item of each group in turn, until all are empty."""
+    pending = deque(map(iter, groups))
+    while pending:
+        group = pending.popleft()
+        for item in islice(group, 1):
+            yield item
+            pending.append(group)
 
 
 # Scheduling.
@@ -206,8 +229,7 @@ class Scheduler:
 
     def add(self, row: Row) -> None:
         """Let a row wait for its turn among its client's rows."""
-        client = row.request.client
-        self.waiting.put(row, client.session or client.address)
+        self.waiting.put(row, row.request.client)
 
     def cancel(self, row: Row) -> bool:
         """Cancel a row. True if it was waiting and is removed; a running row ends with the next step."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapter.serve import scheduler as scheduler_module
 from adapter.serve.detokenizer import Detokenizer
@@ -12,34 +14,80 @@ from adapter.serve.scheduler import FairQueue, Row, Scheduler
 END = 9  # the stop id
 
 
-def make_queue(*pairs: tuple[str, str]) -> FairQueue[str]:
+def make_queue(*items: str) -> FairQueue[str]:
+    """Items "network session number", such as "Ax1"."""
     queue: FairQueue[str] = FairQueue()
-    for item, client in pairs:
-        queue.put(item, client)
+    for item in items:
+        queue.put(item, client_of(item))
     return queue
 
 
-def test_clients_take_turns_and_each_keeps_its_order():
-    queue = make_queue(("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c"), ("c2", "c"))
-    expected = ["a1", "b1", "c1", "a2", "c2", "a3"]
-    assert list(queue) == expected
-    assert [queue.pop() for _ in expected] == expected
+def client_of(item: str) -> Client:
+    return Client(item[0], item[1])
+
+
+@pytest.mark.parametrize(
+    "put, expected",
+    [
+        ("Ax1 Ax2 Ax3 Bx1 Cx1 Cx2", "Ax1 Bx1 Cx1 Ax2 Cx2 Ax3"),  # networks take turns
+        ("Ax1 Ax2 Ax3 Ay1 Az1 Az2", "Ax1 Ay1 Az1 Ax2 Az2 Ax3"),  # sessions of one network take turns
+        ("Aa1 Ab1 Ac1 Ad1 Bx1 Bx2", "Aa1 Bx1 Ab1 Bx2 Ac1 Ad1"),  # many sessions are no more turns
+    ],
+)
+def test_networks_take_turns_and_so_do_their_sessions(put, expected):
+    queue = make_queue(*put.split())
+    assert list(queue) == expected.split() and len(queue) == len(expected.split())
+    assert [queue.pop() for _ in expected.split()] == expected.split()
     assert len(queue) == 0
     with pytest.raises(IndexError):
         queue.pop()
 
 
 def test_a_client_that_was_served_waits_for_the_others():
-    queue = make_queue(("a1", "a"), ("a2", "a"), ("b1", "b"))
-    assert queue.pop() == "a1"
-    queue.put("b2", "b")
-    assert list(queue) == ["b1", "a2", "b2"]
+    queue = make_queue("Ax1", "Ax2", "Ay1", "Bx1")
+    assert [queue.pop(), queue.pop()] == ["Ax1", "Bx1"]
+    for item in ("Bx2", "Ay2"):
+        queue.put(item, client_of(item))
+    assert list(queue) == ["Ay1", "Bx2", "Ax2", "Ay2"] == [queue.pop() for _ in range(4)]
+
+
+@given(st.lists(st.sampled_from(["put", "pop", "remove"]), max_size=60), st.randoms(use_true_random=False))
+def test_the_queue_lists_what_pop_returns(acts, rng):
+    queue, waiting = make_queue(), []
+    for number, act in enumerate(acts):
+        if act == "put" or not waiting:
+            item = f"{rng.choice('AB')}{rng.choice('xyz')}{number}"
+            queue.put(item, client_of(item))
+            waiting.append(item)
+        elif act == "pop":
+            first = next(iter(queue))
+            assert queue.pop() == first
+            waiting.remove(first)
+        else:
+            assert queue.remove(waiting.pop(rng.randrange(len(waiting))))
+        assert sorted(queue) == sorted(waiting) and len(queue) == len(waiting)
+
+
+@pytest.mark.parametrize(
+    "address, network",
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::"),
+        ("x" * 1000, "x" * 100),
+        ("", ""),
+    ],
+)
+def test_a_network_is_what_one_person_may_own(address, network):
+    assert Client(address).network == network
 
 
 def test_an_item_can_be_removed_once():
-    queue = make_queue(("a1", "a"), ("b1", "b"))
-    assert queue.remove("a1") and not queue.remove("a1") and not queue.remove("x")
-    assert list(queue) == ["b1"] and len(queue) == 1
+    queue = make_queue("Ax1", "Ay1", "Bx1")
+    assert queue.remove("Ax1") and not queue.remove("Ax1") and not queue.remove("x")
+    assert list(queue) == ["Ay1", "Bx1"] and len(queue) == 2
+    assert queue.remove("Ay1") and list(queue) == ["Bx1"]
 
 
 @pytest.fixture
@@ -101,11 +149,13 @@ def test_waiting_rows_are_told_their_position_when_it_changes(scheduler, make_ro
     ]  # the other client keeps 1
 
 
-def test_the_session_of_a_client_comes_before_its_address(scheduler, make_row):
-    rows = [make_row(client=Client("one address", session)) for session in ("x", "x", "y")]
-    for row in rows:
+def test_rows_wait_by_their_clients_network(scheduler, make_row):
+    """A client that opens a session for each request gets no more turns than one with a single session."""
+    flood = [make_row(client=Client("203.0.113.7", f"session {i}")) for i in range(4)]
+    others = [make_row(client=Client("198.51.100.9", "x")) for _ in range(2)]
+    for row in (*flood, *others):
         scheduler.add(row)
-    assert list(scheduler.waiting) == [rows[0], rows[2], rows[1]]
+    assert list(scheduler.waiting) == [flood[0], others[0], flood[1], others[1], flood[2], flood[3]]
 
 
 def test_cancelled_and_late_rows_are_finished_with_the_next_step(scheduler, make_row):
