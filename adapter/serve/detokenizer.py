@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of bytes that are not, or not yet, a character
 
 
 class Detokenizer:
     """Turns the tokens of one answer into text: whole characters only, without stop strings.
 
-    Text that may turn out to be the beginning of a stop string is held back until that is decided.
+    The texts of all pushes and of `flush` are what the tokenizer decodes from all tokens at once, up to the first
+    stop string; half a character at the end is dropped. Text that may turn out to be the beginning of a stop
+    string is held back until that is decided.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self._stop = stop
+        # A decoder may treat the first token of a text differently, so the pending tokens are decoded behind those
+        # decoded before. Not tokenizers' DecodeStream: it fails where later bytes change what earlier ones gave.
+        self._decoded: list[int] = []
+        self._pending: list[int] = []
         self._held_back = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that `token` completes. At a stop string the text ends before it and `stopped` becomes True."""
-        text = self._held_back + (self._stream.step(self._tokenizer, token) or "")
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None or token in self._special:
+            return ""
+        self._pending.append(token)
+        # Byte fallback decodes a run of bytes as a whole: one that does not fit breaks the characters before it.
+        if _BYTE_TOKEN.fullmatch(piece):
+            return ""
+        text = self._decode_pending()
+        if text.endswith(_BROKEN):
+            return ""
+        self._decoded, self._pending = self._pending, []
+        return self._without_stop(text)
+
+    def flush(self) -> str:
+        """The text that is still held back when the answer ends."""
+        text = "" if self.stopped else self._without_stop(self._decode_pending().rstrip(_BROKEN))
+        text, self._held_back, self._pending = text + self._held_back, "", []
+        return text
+
+    def _decode_pending(self) -> str:
+        before = self._tokenizer.decode(self._decoded, skip_special_tokens=True)
+        return self._tokenizer.decode(self._decoded + self._pending, skip_special_tokens=True)[len(before) :]
+
+    def _without_stop(self, new: str) -> str:
+        """The text up to a stop string, or up to what may be the beginning of one."""
+        text = self._held_back + new
         starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]
         if starts:
             self.stopped, self._held_back = True, ""
             return text[: min(starts)]
-        overlaps = [n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        overlaps = [
+            n for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])
+        ]
         end = len(text) - max(overlaps, default=0)
         self._held_back = text[end:]
         return text[:end]
-
-    def flush(self) -> str:
-        """The text that is still held back when the answer ends."""
-        return self._held_back

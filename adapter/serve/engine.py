@@ -231,12 +231,14 @@ class Engine:
         if row.first_token_at is None:
             row.first_token_at = now
         text = "" if reason == "stop" else row.detokenizer.push(token)
+        if reason is not None or row.detokenizer.stopped:
+            text += row.detokenizer.flush()
         if row.detokenizer.stopped:
             reason = "stop"
         if reason is None:
             row.mailbox.put(GenerationEvent(text, token, logprob))
             return True
-        self._end(row, GenerationEvent(text + row.detokenizer.flush(), token, logprob, reason, row.stats(now)))
+        self._end(row, GenerationEvent(text, token, logprob, reason, row.stats(now)))
         self._release(row)
         return False
 

@@ -161,9 +161,10 @@ def inspect_answer(
         parts.append(AdapterInspection(layers, gates, weights))
     layers = tuple(sorted(prompts.layers))
     detokenizer = Detokenizer(base.tokenizer)
+    *texts, last = (detokenizer.push(i) for i in answer_ids)
     return Inspection(
         token_ids=tuple(answer_ids),
-        tokens=tuple(detokenizer.push(i) for i in answer_ids),
+        tokens=(*texts, last + detokenizer.flush()),
         parts=tuple(parts),
         layers=layers,
         shares=torch.stack([recorder.shares[layer] for layer in layers], dim=1),

@@ -45,11 +45,13 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -
     if params.temperature == 0:
         token = int(logits.argmax())
     else:
-        probabilities = torch.softmax(logits / params.temperature, dim=-1)
+        # The largest logit is 0 here and the divisor a number of fp32: no temperature makes an infinity or 0 / 0.
+        temperature = max(params.temperature, torch.finfo(logits.dtype).tiny)
+        probabilities = torch.softmax((logits - logits.max()) / temperature, dim=-1)
         # Keep the smallest set of most likely tokens that reaches top_p; the most likely one always stays.
         ordered, order = probabilities.topk(min(_TOP_K, probabilities.numel()))
         if ordered.sum() < params.top_p:
             ordered, order = probabilities.sort(descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= params.top_p, 0.0)
+        ordered[1:].masked_fill_(ordered.cumsum(-1)[:-1] >= params.top_p, 0.0)
         token = int(order[torch.multinomial(ordered.cpu(), 1, generator=generator).to(order.device)])
     return token, float(logits[token] - logits.logsumexp(-1))

@@ -45,3 +45,16 @@ def test_a_seed_repeats_and_no_seed_does_not():
 
     assert tokens(3) == tokens(3) != tokens(4)
     assert tokens(None) != tokens(None)
+
+
+@pytest.mark.parametrize("temperature", [6e-38, 1e-45, 5e-324])
+@pytest.mark.parametrize("scale", [1.0, 1e38])
+def test_the_lowest_temperatures_take_the_most_likely_token(temperature, scale):
+    params = SamplingParams(temperature=temperature, top_p=1.0)
+    assert sample(LOGITS * scale, params, params.generator())[0] == 1
+
+
+@pytest.mark.parametrize("top_p", [1e-45, 1e-300, 5e-324])
+def test_the_lowest_top_p_keeps_the_most_likely_token(top_p):
+    params = SamplingParams(temperature=1.0, top_p=top_p)
+    assert sample(LOGITS, params, params.generator())[0] == 1

@@ -1,0 +1,89 @@
+"""Streamed text is what the tokenizer makes of all tokens at once, however they come."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+from adapter.serve.detokenizer import Detokenizer
+
+WORDS = ["▁", "a", "▁a", "▁b", "�"]
+
+
+SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+
+
+def sentencepiece_tokenizer():
+    """As LLaMA 1 and 2 have it: words begin with a lower bar, and what is in no word is spelt in bytes."""
+    tokens = [*SPECIAL.values(), *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+    return LlamaTokenizer({token: i for i, token in enumerate(tokens)}, [("▁", "a")])
+
+
+def byte_level_tokenizer():
+    """As LLaMA 3 and SmolLM have it: every token is bytes."""
+    tokens = [*SPECIAL.values(), *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġa", "ðŁ"]
+    backend = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, [("Ġ", "a"), ("ð", "Ł")]))
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
+
+
+TOKENIZERS = {"sentencepiece": sentencepiece_tokenizer(), "byte level": byte_level_tokenizer()}
+
+
+def stream(tokenizer, ids, stop=()):
+    """The text of every push, and that of the flush; up to a stop string, as the engine reads it."""
+    detokenizer, texts = Detokenizer(tokenizer, stop), []
+    for token in ids:
+        texts.append(detokenizer.push(token))
+        if detokenizer.stopped:
+            break
+    return [*texts, detokenizer.flush()], detokenizer.stopped
+
+
+def test_bytes_that_break_the_characters_before_them():
+    tokenizer = TOKENIZERS["sentencepiece"]
+    ids = tokenizer.convert_tokens_to_ids(["▁b", "<0x0A>", "<0xF0>", "<0x9F>", "▁a", "▁b"])
+    texts, _ = stream(tokenizer, ids)
+    assert texts == ["b", "", "", "", "��� a", " b", ""]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(st.data())
+def test_law_streamed_text_is_the_decoded_text(name, data):
+    """Half characters at the very end are dropped. Ids behind the vocabulary, which padded bases have, are no text."""
+    tokenizer = TOKENIZERS[name]
+    size = len(tokenizer)
+    likely = [*range(3), *range(size - 6, size + 2)]
+    likely += tokenizer.convert_tokens_to_ids(["<0x0A>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"])
+    ids = data.draw(st.lists(st.sampled_from(likely) | st.integers(0, size + 2), max_size=20))
+    texts, _ = stream(tokenizer, ids)
+    assert "".join(texts) == tokenizer.decode(ids, skip_special_tokens=True).rstrip("�")
+
+
+@pytest.mark.parametrize("name, newline", [("sentencepiece", "<0x0A>"), ("byte level", "Ċ")])
+def test_a_stop_text_of_bytes_is_found_in_the_middle_and_at_the_end(name, newline):
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer.convert_tokens_to_ids(["a", newline])
+    for more in ([], [tokenizer.convert_tokens_to_ids("a")]):
+        texts, stopped = stream(tokenizer, [*ids, *more], ("\n",))
+        assert stopped and "".join(texts) == "a"
+
+
+def test_a_long_stop_text_costs_what_the_held_back_text_is_long(monkeypatch):
+    """A request's stop texts are compared in the thread that all rows share."""
+    compared = 0
+
+    class Counted(str):
+        def __getitem__(self, part):
+            nonlocal compared
+            compared += 1
+            return super().__getitem__(part)
+
+    tokenizer = TOKENIZERS["sentencepiece"]
+    words = tokenizer.convert_tokens_to_ids(["▁b", "▁a"] * 50)
+    stream(tokenizer, words, (Counted("never" * 10_000),))
+    assert compared <= 3 * len(words)
