@@ -54,7 +54,7 @@ def test_bytes_that_break_the_characters_before_them():
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(st.data())
 def test_law_streamed_text_is_the_decoded_text(name, data):
-    """Half characters at the very end are dropped. Ids behind the vocabulary, which padded bases have, are no text."""
+    """Half a character at the very end is dropped. A padded base has ids that are no text."""
     tokenizer = TOKENIZERS[name]
     size = len(tokenizer)
     likely = [*range(3), *range(size - 6, size + 2)]
