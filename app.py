@@ -6,9 +6,9 @@ import argparse
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,6 @@ from typing import TYPE_CHECKING
 # Read by Gradio and the hub's client when they are imported: nothing here phones home.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# Gradio's default folder for uploads is one for all users of a machine, who then lock each other out.
-os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR") or str(
-    Path(tempfile.gettempdir()) / f"llama-adapter-{getattr(os, 'getuid', lambda: 'uploads')()}"
-)
 
 if os.environ.get("SPACES_ZERO_GPU"):
     # Before torch, whose CUDA it stands in for; on a ZeroGPU Space it is installed.
@@ -39,10 +35,17 @@ from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import LimitedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
 from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUploads, RequestLimits
+from adapter.server.upload_folder import upload_folder
 from adapter.ui import theme
 from adapter.ui.chat_tab import chat_tab
 from adapter.ui.compare_tab import compare_tab
-from adapter.ui.gradio_internals import StrictBlocks, close_page, refuse_remote_files, set_current_request
+from adapter.ui.gradio_internals import (
+    StrictBlocks,
+    close_page,
+    refuse_remote_files,
+    set_current_request,
+    set_upload_folder,
+)
 from adapter.ui.status import header, refresh_periodically
 from adapter.ui.texts import page as texts
 from adapter.ui.texts.train import stopped_with_server
@@ -119,8 +122,8 @@ async def internal_error(*_: object) -> JSONResponse:
     return JSONResponse({"detail": texts.FAILED}, 500)
 
 
-def serve(arguments: argparse.Namespace, place: Place) -> int:
-    """Serves until a signal comes."""
+def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
+    """Serves until a signal comes. uploads: the folder that Gradio keeps uploads in."""
     refuse_remote_files()
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
@@ -129,7 +132,7 @@ def serve(arguments: argparse.Namespace, place: Place) -> int:
     if place.zero_gpu:
         loader.load_here()  # spaces keeps what is on the GPU before the launch for its workers
     limits = Limits(place.public)
-    uploads, most = Path(os.environ["GRADIO_TEMP_DIR"]), ADAPTER_BYTES if place.training else UPLOAD_BYTES
+    most = ADAPTER_BYTES if place.training else UPLOAD_BYTES
     provider = LimitedProvider(loader, limits)
     runs = TrainingRuns(runs_folder())
     page = build_page(provider, store, place.training, runs, arguments.base or BASE)
@@ -182,11 +185,11 @@ def serve(arguments: argparse.Namespace, place: Place) -> int:
             loader.start()
         threading.Event().wait()
     finally:
-        close(page, loader, runs)
+        close(page, loader, runs, uploads)
     return 0
 
 
-def close(page: gr.Blocks, loader: ModelLoader, runs: TrainingRuns) -> None:
+def close(page: gr.Blocks, loader: ModelLoader, runs: TrainingRuns, uploads: Path) -> None:
     """Close everything before the interpreter exits: a thread inside torch would then abort the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(130))  # the second signal
@@ -196,6 +199,7 @@ def close(page: gr.Blocks, loader: ModelLoader, runs: TrainingRuns) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of connections that are cut
     close_page(page)
     if not idle:
+        shutil.rmtree(uploads, ignore_errors=True)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -211,10 +215,17 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
-    try:
-        return serve(arguments, place)
-    except KeyboardInterrupt:
-        return 0
+    with contextlib.ExitStack() as stack:
+        try:
+            uploads = stack.enter_context(upload_folder(os.environ.get("GRADIO_TEMP_DIR")))
+        except OSError as error:
+            print(f"Cannot keep uploads: {error}. Let GRADIO_TEMP_DIR name a folder to write to.", file=sys.stderr)
+            return 1
+        set_upload_folder(uploads)
+        try:
+            return serve(arguments, place, uploads)
+        except KeyboardInterrupt:
+            return 0
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ ADAPTER_BYTES = 256 * 2**20  # of an upload where visitors may upload adapters
 FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
 _FORM_BYTES = 2**16  # around an uploaded file
 _FOLDER_SECONDS = 10.0
-_IDLE_SECONDS = 20.0  # since the last write to a partial upload, if no upload is under way here
-_STUCK_SECONDS = 600.0  # if one is
+_STUCK_SECONDS = 600.0  # since the last write to a partial upload that may belong to one under way
 
 
 class RequestLimits:
@@ -100,9 +99,11 @@ class PartialUploads:
     Gradio 6.31 writes a file on its way as tmp* and forgets one that never becomes whole.
     """
 
-    def __init__(self, app: ASGIApp, folder: Path, idle_seconds: float = _IDLE_SECONDS) -> None:
-        self._app, self._folder, self._idle = app, folder, idle_seconds
+    def __init__(self, app: ASGIApp, folder: Path) -> None:
+        """folder: of this process's uploads and nobody else's."""
+        self._app, self._folder = app, folder
         self._under_way = 0
+        self._broken = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _is_upload(scope["path"]):
@@ -125,17 +126,21 @@ class PartialUploads:
             await PlainTextResponse(texts.UPLOAD_NOT_KEPT, 507)(scope, receive, send)
         finally:
             self._under_way -= 1
-            if not 200 <= status < 300:
-                loop = asyncio.get_running_loop()
-                loop.call_later(self._idle + 1, loop.run_in_executor, None, self._delete_stale)
+            self._broken |= not 200 <= status < 300
+            if self._broken:
+                self._delete_partial()
 
-    def _delete_stale(self) -> None:
-        """Another server may write to the same folder, so that only what has not grown for a while is deleted."""
-        oldest = time.time() - (_STUCK_SECONDS if self._under_way else self._idle)
+    def _delete_partial(self) -> None:
+        """While no upload is under way all partial ones are deleted, otherwise those that have long not grown.
+
+        Runs in the event loop, so that none begins meanwhile.
+        """
+        oldest = time.time() - _STUCK_SECONDS
         for file in self._folder.glob("tmp*"):
             with contextlib.suppress(OSError):
-                if file.is_file() and file.stat().st_mtime < oldest:
+                if file.is_file() and (not self._under_way or file.stat().st_mtime < oldest):
                     file.unlink()
+        self._broken = self._under_way > 0
 
 
 class _Refused(Exception):

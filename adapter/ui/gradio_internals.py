@@ -6,12 +6,13 @@ Gradio, and requirements.txt bounds Gradio's version because of this file.
 
 from __future__ import annotations
 
+import os
 from abc import ABCMeta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-from gradio import processing_utils, tunneling
+from gradio import processing_utils, routes, tunneling
 from gradio.context import LocalContext
 
 from adapter.ui.texts import page as texts
@@ -86,6 +87,15 @@ def refuse_remote_files() -> None:
         raise gr.Error(texts.NOTHING_IS_FETCHED, print_exception=False)
 
     processing_utils.async_ssrf_protected_download = refuse
+
+
+def set_upload_folder(folder: Path) -> None:
+    """Makes Gradio keep all its files in `folder`. Call it before the page is built.
+
+    Some of its modules have read the variable when they were imported, and one makes a folder there.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    routes.DEFAULT_TEMP_DIR = str(folder)
 
 
 def close_page(page: gr.Blocks) -> None:

@@ -323,24 +323,33 @@ def test_full_disk_is_reported_and_chat_continues(server, full_disk, tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None], ids=["full", "gone"])
 def test_partial_upload_is_deleted(tmp_path, error):
-    """Gradio's own parser never deletes it."""
+    """Gradio's own parser never deletes it. What another upload is writing meanwhile stays."""
 
-    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+    async def upload(scope: Any, receive: Any, send: Any) -> None:
+        if scope["query_string"] == b"whole":
+            (tmp_path / "tmpgrowing").write_bytes(b"half")
+            half.set()
+            await ended.wait()
+            os.replace(tmp_path / "tmpgrowing", tmp_path / "kept")
+            await PlainTextResponse("kept")(scope, receive, send)
+            return
         (tmp_path / "tmpabcd").write_bytes(b"half")
         if error is not None:
             raise error
         await PlainTextResponse("the client went away", 400)(scope, receive, send)
 
-    async def run() -> int:
-        page = PartialUploads(breaks, tmp_path, idle_seconds=0.2)
+    async def run() -> list[int]:
+        page = PartialUploads(upload, tmp_path)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
-            status = (await client.post("/gradio_api/upload")).status_code
-            (tmp_path / "kept").write_bytes(b"whole")
-            while list(tmp_path.glob("tmp*")):
-                await asyncio.sleep(0.05)
-            return status
+            whole = asyncio.create_task(client.post("/gradio_api/upload?whole"))
+            await half.wait()
+            broken = await client.post("/gradio_api/upload")
+            assert (tmp_path / "tmpgrowing").exists()
+            ended.set()
+            return [(await whole).status_code, broken.status_code]
 
-    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == (507 if error else 400)
+    half, ended = asyncio.Event(), asyncio.Event()
+    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == [200, 507 if error else 400]
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from gradio import http_server, processing_utils, tunneling
+from gradio import http_server, processing_utils, routes, tunneling
 from gradio.component_meta import ComponentMeta
 from gradio.context import LocalContext
 
@@ -35,6 +35,7 @@ def uses(name: str, text: str) -> bool:
 
 
 def test_python_names() -> None:
+    assert isinstance(routes.DEFAULT_TEMP_DIR, str), "gradio.routes keeps its temporary folder elsewhere"
     parameters = inspect.signature(gr.Blocks.validate_inputs).parameters
     assert list(parameters) == ["self", "block_fn", "inputs"], "Blocks.validate_inputs takes other arguments"
     assert inspect.iscoroutinefunction(gr.Blocks.preprocess_data), (

@@ -1,0 +1,169 @@
+"""Each server's folder of uploads: private, its own, and gone with the server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapter.server import upload_folder as module
+from adapter.server.upload_folder import upload_folder
+from tests.app_process import PATIENCE, ROOT, app_process, wait_until
+
+PROGRAM = """
+import sys
+from adapter.server.upload_folder import upload_folder
+with upload_folder(sys.argv[1]) as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def owner(parent: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process that has an upload folder in `parent` until its input ends; and that folder."""
+    command = [sys.executable, "-c", PROGRAM, str(parent)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, Path(process.stdout.readline().strip())
+        process.kill()
+
+
+def test_folder_is_private_new_and_deleted_at_the_end(tmp_path):
+    with upload_folder(str(tmp_path / "a" / "b")) as one, upload_folder(str(tmp_path / "a" / "b")) as two:
+        assert one != two and {one.parent, two.parent} == {(tmp_path / "a" / "b").resolve()}
+        for folder in (one, two):
+            assert folder.stat().st_mode & 0o777 == 0o700
+            (folder / "below").mkdir()
+            (folder / "below" / "picture.png").write_bytes(b"x")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_folder_in_the_temporary_folder_by_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
+    with upload_folder(None) as folder:
+        assert folder.parent == tmp_path.resolve()
+
+
+def test_leftovers_of_killed_servers_are_deleted_and_nothing_else(tmp_path):
+    foreign = [tmp_path / name for name in ("tmpabcd", "llama-adapter-notes", "other/llama-adapter-x")]
+    for path in foreign:
+        path.mkdir(parents=True)
+        (path / "kept").write_text("x")
+    (tmp_path / "tmpfile").write_text("x")
+    with owner(tmp_path) as (living, there), owner(tmp_path) as (killed, leftover):
+        (leftover / "old.png").write_bytes(b"x")
+        (leftover / "out").symlink_to(foreign[0])
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(PATIENCE)
+        assert leftover.is_dir()
+        with upload_folder(str(tmp_path)) as mine:
+            assert not leftover.exists()
+            assert there.is_dir() and mine.is_dir() and living.poll() is None
+        assert living.stdin is not None
+        living.stdin.close()
+        living.wait(PATIENCE)
+        assert not there.exists()
+    assert all((path / "kept").read_text() == "x" for path in foreign)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "llama-adapter-notes",
+        "other",
+        "tmpabcd",
+        "tmpfile",
+    ]
+
+
+@pytest.mark.parametrize("planted", ["folder", "mark", "another user's"])
+def test_planted_leftovers_are_not_followed(tmp_path, monkeypatch, planted):
+    """What somebody else puts into a shared temporary folder must not make a server delete files elsewhere."""
+    there, parent = tmp_path / "there", tmp_path / "shared"
+    for folder in (there, parent):
+        folder.mkdir()
+    (there / "diary").write_text("x")
+    (there / module._LOCK).touch()
+    trap = parent / f"{module._PREFIX}trap"
+    if planted == "folder":
+        trap.symlink_to(there)
+    else:
+        trap.mkdir()
+        (trap / "diary").write_text("x")
+        if planted == "mark":
+            (trap / module._LOCK).symlink_to(there / module._LOCK)
+        else:
+            (trap / module._LOCK).touch()
+            monkeypatch.setattr(module.os, "geteuid", lambda: os.stat(trap).st_uid + 1)
+    with upload_folder(str(parent)):
+        assert (trap / "diary").read_text() == (there / "diary").read_text() == "x"
+
+
+@pytest.mark.parametrize("deleted", ["before it is locked", "while it is locked"])
+def test_folder_taken_for_a_leftover_is_not_used(tmp_path, monkeypatch, deleted):
+    """Between marking and locking its folder a server can meet another one that is starting."""
+    flock, locked = module.fcntl.flock, []
+
+    def met(descriptor: int, how: int) -> None:
+        folder = next(tmp_path.glob(f"{module._PREFIX}*"), None)
+        locked.append(folder)
+        if len(locked) == 1:
+            if deleted == "before it is locked":
+                module._delete_leftovers(tmp_path)
+                assert not folder.exists()
+            else:
+                other = os.open(folder / module._LOCK, os.O_RDWR)
+                flock(other, how)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", met)
+    with upload_folder(str(tmp_path)) as folder:
+        assert folder != locked[0] and folder.is_dir() and (folder / module._LOCK).is_file()
+
+
+def break_off(url: str, folder: Path) -> None:
+    """Sends half of a file and hangs up once it is being written."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    part = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + b"half" * 100_000
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-length: 1000000\r\n"
+    with socket.create_connection((host, int(port)), PATIENCE) as connection:
+        connection.sendall(f"{head}content-type: multipart/form-data; boundary=x\r\n\r\n".encode() + part)
+        wait_until(lambda: list(folder.glob("tmp*")))
+
+
+@pytest.mark.slow
+def test_servers_share_a_temporary_folder(tiny_folder, tmp_path):
+    """Beside each other and other programs; what a killed one leaves is deleted at the next start."""
+    shared = {"GRADIO_TEMP_DIR": str(tmp_path / "shared")}
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "tmpforeign").write_text("x")
+
+    def folders() -> set[Path]:
+        return {path for path in (tmp_path / "shared").iterdir() if path.is_dir()}
+
+    def upload(url: str) -> Path:
+        sent = httpx.post(f"{url}/gradio_api/upload", files={"files": ("a.png", b"hello")}, timeout=PATIENCE)
+        assert sent.status_code == 200, sent.text
+        wait_until(lambda: Path(sent.json()[0]).is_file())
+        return Path(sent.json()[0])
+
+    with app_process(tmp_path / "1", "--base", str(tiny_folder), environment=shared) as first:
+        kept = upload(first.url)
+        with app_process(tmp_path / "2", "--base", str(tiny_folder), environment=shared) as second:
+            lost = upload(second.url)
+            assert len(folders()) == 2 and kept.is_file()
+            break_off(second.url, lost.parents[1])
+            second.wait_until(lambda: not list(lost.parents[1].glob("tmp*")))
+            second.process.kill()
+            second.process.wait()
+            assert lost.is_file()
+        with app_process(tmp_path / "3", "--base", str(tiny_folder), environment=shared) as third:
+            assert not lost.exists() and kept.is_file()
+            assert first.get(f"/gradio_api/file={kept}").content == b"hello"
+            third.check_running()
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["tmpforeign"]
