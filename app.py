@@ -30,11 +30,20 @@ from starlette.responses import JSONResponse
 
 from adapter.base.embedded import BASE
 from adapter.server import openai_api
-from adapter.server.deployment import PROXIES_OF_A_SPACE, Place, find_place, parse, port_problem, runs_folder
+from adapter.server.deployment import (
+    PROXIES_OF_A_SPACE,
+    Place,
+    describe_access,
+    find_place,
+    parse,
+    port_problem,
+    runs_folder,
+)
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import LimitedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
 from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUploads, RequestLimits
+from adapter.server.request_guard import RequestGuard
 from adapter.server.upload_folder import upload_folder
 from adapter.ui import theme
 from adapter.ui.chat_tab import chat_tab
@@ -166,6 +175,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
                 "exception_handlers": {Exception: internal_error},
                 "routes": [openai_api.mount(provider, store, place.auth, prepare)],
                 "middleware": [
+                    Middleware(RequestGuard, public=place.public, files=uploads),
                     Middleware(RequestLimits, limits=limits, folder=uploads, most=most),
                     Middleware(PartialUploads, folder=uploads),
                 ],
@@ -179,8 +189,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         for folder in arguments.adapters or ():
             if not folder.is_dir():
                 print(f"There is no folder {folder} yet; its adapters appear once there is.", file=sys.stderr)
-        if place.public and not place.auth and not place.space:
-            print("Whoever can reach this address can chat; --auth USER:PASS asks for a password.", flush=True)
+        print(describe_access(place), flush=True)
         if not place.zero_gpu:
             loader.start()
         threading.Event().wait()

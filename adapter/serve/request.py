@@ -6,41 +6,18 @@ import asyncio
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
 from typing import Literal
 
 from PIL import Image
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
+from adapter.serve.client import Client
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.settings import Settings
 
 MAX_SECONDS = 600.0
 FinishReason = Literal["stop", "length", "time", "cancelled"]
-
-
-@dataclass(frozen=True)
-class Client:
-    """Who sends a request: the network address and the page session, each "" where it is unknown.
-
-    The session's name is the client's own choice, its address is not: limits count by network, and the scheduler
-    gives turns by network first and by session within one.
-    """
-
-    address: str = ""
-    session: str = ""
-
-    @property
-    def network(self) -> str:
-        """The addresses that one person may own, by one name: an IPv4 address, or the first half of an IPv6 one."""
-        try:
-            ip = ip_address(self.address)
-        except ValueError:
-            return self.address[:100]
-        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None:
-            return str(ip_address(int(ip) >> 64 << 64))
-        return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 @dataclass(frozen=True)
@@ -65,7 +42,7 @@ class GenerationRequest:
     mute_layers: tuple[int, ...] = ()
     mute_heads: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
-    client: Client = Client()
+    client: Client = field(default_factory=Client)
     max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:

@@ -17,9 +17,10 @@ from adapter.base.template import encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
+from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.kv_cache import KVCache
-from adapter.serve.request import Client, FinishReason, GenerationRequest, GenerationStats, Mailbox
+from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
 
 MAX_ROWS = 16  # rows that run at once
 PREFILL_CHUNK = 64  # prompt tokens that are read between two decode steps of the other rows

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter.server.limits import ANSWERS_AT_ONCE, ANSWERS_PER_MINUTE, UPLOADS_PER_HOUR
+
 FIRST_PORT = 7860
 AUTH_VARIABLE = "LLAMA_ADAPTER_AUTH"
 TRAIN_VARIABLE = "LLAMA_ADAPTER_TRAIN"
@@ -26,8 +28,8 @@ PROXIES_OF_A_SPACE = "127.0.0.1,::1,10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.1
 class Place:
     """host, port: to listen on, port None being the first free one. auth: USER:PASS.
 
-    public: whether machines other than this one can connect. training: whether visitors may train adapters and
-    upload their own.
+    public: whether others than programs on this machine may ask; if not, their requests are refused. training:
+    whether visitors may train adapters and upload their own.
     """
 
     host: str
@@ -59,6 +61,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
     parser.add_argument(
+        "--public",
+        action="store_true",
+        help="others may ask, through a proxy on this machine for example; implied by --share and another --host",
+    )
+    parser.add_argument(
         "--auth",
         metavar="USER:PASS",
         default=os.environ.get(AUTH_VARIABLE) or None,
@@ -67,7 +74,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--train",
         action=argparse.BooleanOptionalAction,
-        help="whether visitors may train adapters and bring their own (default: if only this machine can ask)",
+        help="whether visitors may train adapters and bring their own (default: if only this machine may ask)",
     )
     arguments = parser.parse_args(argv)
     if arguments.auth is not None and not all(arguments.auth.partition(":")):
@@ -89,7 +96,7 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
         given = environment.get("GRADIO_SERVER_PORT", "")
         port = int(given) if given.isdecimal() else FIRST_PORT
     share = arguments.share and not space  # a Space has its public address
-    public = space or share or host not in LOCAL
+    public = arguments.public or space or share or host not in LOCAL
     return Place(
         host=host,
         port=port,
@@ -111,6 +118,17 @@ def _may_train(asked: bool | None, variable: str, public: bool) -> bool:
     if variable:
         return variable.lower() in ("1", "true", "yes", "on")
     return not public
+
+
+def describe_access(place: Place) -> str:
+    """What strangers may do here, in one line."""
+    acts = "chat, send pictures, train and bring adapters" if place.training else "chat and send pictures"
+    if not place.public:
+        return f"Only this machine may ask: it may {acts}, without limits. --public lets others in."
+    who = "Who knows the password" if place.auth else "Whoever reaches this address"
+    password = "" if place.auth else " --auth USER:PASS asks for a password."
+    answers = f"{ANSWERS_PER_MINUTE} answers a minute, {ANSWERS_AT_ONCE} at once"
+    return f"{who} may {acts}. One address gets {answers}, and {UPLOADS_PER_HOUR} uploads an hour.{password}"
 
 
 def runs_folder() -> Path:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.serve.client import Client
 from adapter.server import texts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from adapter.serve.request import Client
     from adapter.serve.store import AdapterCard, AdapterStore
     from adapter.server.loader import LoadStatus, ServingEngine
 
@@ -67,8 +67,6 @@ def client_of(request: Any) -> Client:
 
     The address is the connection's, or what a proxy that uvicorn trusts says of it.
     """
-    from adapter.serve.request import Client
-
     connection = getattr(request, "client", None)
     return Client(connection.host if connection else "", getattr(request, "session_hash", None) or "")
 

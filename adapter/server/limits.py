@@ -1,5 +1,4 @@
-"""What one address may ask of a public server: how often, and how much at once. People at the server itself are
-not limited.
+"""What one address may ask of a public server: how often, and how much at once.
 
 Knows addresses, counts and the engine's interface; knows no HTTP (middleware.py) and no Gradio.
 """
@@ -12,10 +11,10 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
 from adapter.errors import Busy
+from adapter.serve.client import Client
 from adapter.server import texts
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ INSPECTIONS_PER_MINUTE = 60
 UPLOADS_PER_HOUR = 60
 STREAMS_AT_ONCE = 64  # each open page holds one; a school may share an address
 CALLS_AT_ONCE = 24  # to /v1, half of what it takes
+BODIES_AT_ONCE = 24  # messages and uploads that are on their way
 LOGINS_PER_MINUTE = 20
 LARGE_BYTES, LARGE_PER_HOUR = 2**20, 240  # Gradio keeps what an answer was asked with until somebody fetches it
 _MAX_ADDRESSES = 10_000
@@ -103,7 +103,7 @@ class Slots:
 
 
 class Limits:
-    """All limits of one server. public: whether visitors may come without a proxy that names them.
+    """All limits of one server. public: whether others than its own machine may ask; if not, there are none.
 
     Every method raises RateLimited for an address that has used up its share.
     """
@@ -118,18 +118,11 @@ class Limits:
         self._answering = Slots(ANSWERS_AT_ONCE)
         self._streams = Slots(STREAMS_AT_ONCE)
         self._calls = Slots(CALLS_AT_ONCE)
+        self._bodies = Slots(BODIES_AT_ONCE)
 
     def key(self, address: str) -> str | None:
-        """What an address is counted under: networks as small as one person may own. None: it is not limited."""
-        try:
-            ip = ip_address(address)
-        except ValueError:
-            return address[:100] or None
-        if isinstance(ip, IPv6Address):
-            ip = ip.ipv4_mapped or ip
-        if ip.is_loopback and not self._public:
-            return None
-        return str(ip) if ip.version == 4 else str(ip_address(int(ip) >> 64 << 64))
+        """What an address is counted under; unknown ones are one. None: nobody is limited here."""
+        return Client(address).network if self._public else None
 
     def answer(self, address: str) -> Callable[[], None]:
         """Count an answer that begins. Returns what is to be called when it has ended."""
@@ -163,6 +156,10 @@ class Limits:
     def call(self, address: str) -> Callable[[], None]:
         """Count a program's request, whose body may be long in coming, as `answer` does."""
         return self._hold(self._calls, address, texts.too_many_connections, 30)
+
+    def body(self, address: str) -> Callable[[], None]:
+        """Count a page's message or upload that is on its way, as `answer` does."""
+        return self._hold(self._bodies, address, texts.too_many_connections, 5)
 
     def _count(self, buckets: TokenBuckets, address: str, what: str, count: int = 1) -> None:
         if (key := self.key(address)) is not None and (wait := buckets.take(key, count)):

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,12 +23,14 @@ from adapter.server import texts
 from adapter.server.generation import client_of
 from adapter.server.limits import Limits, RateLimited
 from adapter.server.openai_api import error_response
+from adapter.server.request_guard import Kind, find_route
 
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 8 * 2**20  # of a request that is no upload: a conversation with its kept pictures is the largest
 UPLOAD_BYTES = 40 * 2**20
 ADAPTER_BYTES = 256 * 2**20  # of an upload where visitors may upload adapters
+BODY_SECONDS, BODY_BYTES_PER_SECOND = 30.0, 2**15  # a body may take so long, and more by its length
 FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
 _FORM_BYTES = 2**16  # around an uploaded file
 _FOLDER_SECONDS = 10.0
@@ -34,7 +38,10 @@ _STUCK_SECONDS = 600.0  # since the last write to a partial upload that may belo
 
 
 class RequestLimits:
-    """Counts requests, uploads and open connections by address, and refuses what is too large."""
+    """Counts requests, uploads and open connections by address, and refuses what is too large or too slow.
+
+    Comes after RequestGuard, so that a request has a route that is allowed.
+    """
 
     def __init__(self, app: ASGIApp, limits: Limits, folder: Path, most: int = UPLOAD_BYTES) -> None:
         """folder: of the uploads; most: bytes of one."""
@@ -42,26 +49,28 @@ class RequestLimits:
         self._folder = _FolderSize(folder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        address = "" if scope["type"] != "http" else client_of(Request(scope)).address
+        if scope["type"] != "http" or self._limits.key(address) is None:
             await self._app(scope, receive, send)
             return
-        path, address = scope["path"], client_of(Request(scope)).address
+        route = find_route(scope)
+        kind = route.kind if route else ""
         release: Callable[[], None] = lambda: None  # noqa: E731
         try:
-            if "/v1/" in path:
+            if kind == "v1":
                 release = self._limits.call(address)
                 self._limits.login(address, 0)
                 send = self._counting_wrong_keys(address, send)
-            else:
-                if _stays_open(path):
-                    release = self._limits.stream(address)
-                if scope["method"] == "POST" and self._limits.key(address) is not None:
-                    await self._check_body(path, scope, address)
+            elif kind == "stream":
+                release = self._limits.stream(address)
+            elif kind in ("body", "login", "upload"):
+                release = self._limits.body(address)
+                receive = _bounded(receive, await self._check_length(kind, scope, address))
             await self._app(scope, receive, send)
         except _Refused as refused:
-            await refused.response(scope, receive, send)
+            await PlainTextResponse(refused.detail, refused.status_code)(scope, receive, send)
         except RateLimited as error:
-            await _rate_limited(path, error)(scope, receive, send)
+            await _rate_limited(kind, error)(scope, receive, send)
         finally:
             release()
 
@@ -74,23 +83,51 @@ class RequestLimits:
 
         return counting
 
-    async def _check_body(self, path: str, scope: Scope, address: str) -> None:
-        """Gradio's routes read bodies whole, so their length counts before; /v1 limits its own while reading."""
-        length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
-        if not length.isdecimal():
+    async def _check_length(self, kind: Kind, scope: Scope, address: str) -> int:
+        """The body's length as the request states it, if it may be so long."""
+        stated = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+        if not stated.isdecimal():
             raise _Refused(411, texts.REQUEST_WITHOUT_LENGTH)
-        if _is_upload(path):
-            if int(length) > self._most + _FORM_BYTES:
+        length = int(stated)
+        if kind == "upload":
+            if length > self._most + _FORM_BYTES:
                 raise _Refused(413, texts.upload_too_large(self._most))
             self._limits.upload(address)
-            if await self._folder.is_full(int(length)):
+            if await self._folder.is_full(length):
                 raise _Refused(507, texts.UPLOADS_FULL)
-            return
-        if int(length) > MESSAGE_BYTES:
+            return length
+        if length > MESSAGE_BYTES:
             raise _Refused(413, texts.request_too_large(MESSAGE_BYTES))
-        self._limits.message(address, int(length))
-        if path.endswith("/login"):
+        self._limits.message(address, length)
+        if kind == "login":
             self._limits.login(address)
+        return length
+
+
+def _bounded(receive: Receive, length: int) -> Receive:
+    """Receives a body of at most `length` bytes, which arrive with at least the slowest speed that is waited for.
+
+    A request can be longer than it states: a chunked one ends where it says so itself.
+    """
+    deadline = anyio.current_time() + BODY_SECONDS + length / BODY_BYTES_PER_SECOND
+    left, complete = length, False
+
+    async def receive_bounded() -> Message:
+        nonlocal left, complete
+        if complete:  # what comes now is that the client leaves, at any time
+            return await receive()
+        try:
+            with anyio.fail_after(deadline - anyio.current_time()):
+                message = await receive()
+        except TimeoutError:
+            raise _Refused(408, texts.REQUEST_TOO_SLOW) from None
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise _Refused(413, texts.REQUEST_WITHOUT_LENGTH)
+        complete = not message.get("more_body", False)
+        return message
+
+    return receive_bounded
 
 
 class PartialUploads:
@@ -143,10 +180,8 @@ class PartialUploads:
         self._broken = self._under_way > 0
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.response = PlainTextResponse(text, status)
+class _Refused(HTTPException):
+    """Of Starlette's kind, which FastAPI lets pass where it reads a body."""
 
 
 class _FolderSize:
@@ -183,12 +218,7 @@ def _is_upload(path: str) -> bool:
     return path.endswith("/gradio_api/upload")
 
 
-def _stays_open(path: str) -> bool:
-    tail = path.partition("/gradio_api")[2]
-    return tail.startswith(("/queue/data", "/call/", "/heartbeat/", "/upload"))
-
-
-def _rate_limited(path: str, error: RateLimited) -> Response:
-    if "/v1/" in path:
+def _rate_limited(kind: Kind, error: RateLimited) -> Response:
+    if kind == "v1":
         return error_response(error)
     return PlainTextResponse(str(error), 429, {"Retry-After": str(error.retry_after)})  # as Gradio's page shows it

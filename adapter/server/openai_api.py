@@ -11,13 +11,11 @@ import hmac
 import json
 import logging
 import os
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -128,7 +126,7 @@ def create_app(
 
 
 class _Guard:
-    """ASGI middleware: admits requests by origin, key and number, before anything of them is read."""
+    """ASGI middleware: admits requests by key and number, before anything of them is read."""
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app = app
@@ -156,12 +154,6 @@ class _Guard:
             self._open -= 1
 
     def _admit(self, request: Request) -> None:
-        origin = request.headers.get("origin")
-        # Gradio's CORS rules let every origin in on a public host; a page elsewhere has no business here.
-        if origin is not None and (
-            origin.partition("://")[2] != request.headers.get("host") or self._is_rebound(request, origin)
-        ):
-            raise ApiError(403, "Requests from pages of other origins are not answered.")
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if self._key is not None and not (
             scheme.lower() == "bearer" and hmac.compare_digest(key.encode("latin-1").strip(), self._key)
@@ -169,15 +161,6 @@ class _Guard:
             raise ApiError(401, "A key is needed: Authorization: Bearer KEY.", code="invalid_api_key")
         if self._open > MAX_OPEN:
             raise Busy(f"{MAX_OPEN} requests are open already. Try again in a minute.")
-
-    def _is_rebound(self, request: Request, origin: str) -> bool:
-        """Whether a page elsewhere may have had its name resolved to this machine, so that Host is its name too.
-
-        Where a key is needed the name may be that of a proxy on this machine: no page elsewhere has the key.
-        """
-        here, _ = request.scope.get("server") or ("", None)
-        asking = re.sub(r":\d*$", "", origin.partition("://")[2]).strip("[]")
-        return self._key is None and _is_loopback(here) and not _is_loopback(asking)
 
 
 class _Completion:
@@ -245,13 +228,6 @@ def _models(engine: ServingEngine, store: AdapterCatalog, since: int, wanted: st
         return {"object": "list", "data": models}
     name = find_model(wanted, [model["id"] for model in models], base) or BASE
     return next(model for model in models if model["id"] == name)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host.removeprefix("::ffff:")).is_loopback
-    except ValueError:
-        return False
 
 
 async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:

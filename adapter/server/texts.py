@@ -7,8 +7,17 @@ import math
 FAILED = "Something went wrong on the server; its log has the details. Try again."
 DEFAULT_QUESTION = "What is in this picture?"  # of a picture that comes without a word
 
+# Requests that are refused.
+NOTHING_HERE = "There is nothing at this address."
+FOR_THIS_MACHINE_ONLY = (
+    "This page was started for its own machine only, and this request comes from elsewhere or through a proxy. "
+    "Whoever runs it can let others in by starting it with --public."
+)
+OF_ANOTHER_PAGE = "A web page of another address sent this request. Open this page itself, in a tab of its own."
+
 # Limits, and bodies that are refused.
 REQUEST_WITHOUT_LENGTH = "A request must say how long it is."
+REQUEST_TOO_SLOW = "The request took too long to arrive. Send it again, or send less."
 UPLOAD_NOT_KEPT = "The server could not keep this file: its disk may be full. Send words only, or try again later."
 UPLOADS_FULL = "There is no room for more uploads at the moment. Try again later, or send words only."
 

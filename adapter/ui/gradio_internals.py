@@ -1,7 +1,8 @@
 """Every private name of Gradio that the page depends on, in Python, JavaScript and CSS.
 
-Nothing else in this project may use one. tests/ui/test_gradio_internals.py checks each name against the installed
-Gradio, and requirements.txt bounds Gradio's version because of this file.
+Nothing else in this project may use one, but for the routes in adapter/server/request_guard.py.
+tests/ui/test_gradio_internals.py checks each name against the installed Gradio, and requirements.txt bounds its
+version because of this file.
 """
 
 from __future__ import annotations
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
 
 # Photographs that come with Gradio; one of them is an example in the empty chat.
 PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
-
-# Routes that server/middleware.py tells apart by their paths.
-ROUTES = (
-    "/gradio_api/upload",
-    "/gradio_api/upload_progress",
-    "/gradio_api/queue/data",
-    "/gradio_api/call/{api_name}",
-    "/gradio_api/heartbeat/{session_hash}",
-    "/login",
-)
 
 # Class names of Gradio's elements, from the style sheets and scripts in static/.
 CSS_CLASSES = {
@@ -54,10 +45,17 @@ ATTRIBUTES = ("accordion-content", "Copy message")
 
 
 class StrictBlocks(gr.Blocks):
-    """Blocks that answer malformed input values with one sentence, and do not log them.
+    """Blocks that answer malformed requests and input values with one sentence, and do not log them.
 
     Gradio would put the values into its error message and its log.
     """
+
+    async def process_api(self, *values: Any, request: Any = None, **more: Any) -> dict[str, Any]:
+        # A client may say that its values are a batch, which no event here takes. Gradio would then hand a list to
+        # the handler as its request, in which nobody finds who asks.
+        if isinstance(request, list):
+            raise gr.Error(texts.WRONG_VALUE, print_exception=False)
+        return await super().process_api(*values, request=request, **more)
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         if len(inputs) < len(block_fn.inputs):

@@ -1,0 +1,29 @@
+"""Who sends a request. Knows addresses; imports no models, so that the page's server may start before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+
+@dataclass(frozen=True)
+class Client:
+    """The network address and the page session of who sends a request, each "" where it is unknown.
+
+    The session's name is the client's own choice, its address is not: limits count by network, and the scheduler
+    gives turns by network first and by session within one.
+    """
+
+    address: str = ""
+    session: str = ""
+
+    @property
+    def network(self) -> str:
+        """What one person may own, by one name: an IPv4 address, or the first half of an IPv6 one."""
+        try:
+            ip = ip_address(self.address)
+        except ValueError:
+            return self.address[:100]
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None:
+            return str(ip_address(int(ip) >> 64 << 64))
+        return str(getattr(ip, "ipv4_mapped", None) or ip)

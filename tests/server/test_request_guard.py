@@ -1,0 +1,315 @@
+"""Which requests reach the page at all: routes, proxies, rebound names, other pages. Over Gradio's application."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import app
+from adapter.server import limits, texts
+from adapter.server.limits import Limits
+from adapter.server.middleware import RequestLimits
+from adapter.server.request_guard import ROUTES, RequestGuard
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
+
+LOCAL, NAMED = "http://127.0.0.1:7860", "http://chat.example"
+JOIN = "/gradio_api/queue/join"
+
+
+class Page:
+    """Gradio's application behind the guard and the limits, and which requests have come through to it."""
+
+    def __init__(self, uploads: Path, public: bool, auth: Any = None) -> None:
+        self.reached: list[str] = []
+        reached = self.reached
+
+        class Reached:
+            def __init__(self, app: ASGIApp) -> None:
+                self._app = app
+
+            async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+                reached.append(f"{scope.get('method')} {scope['path']}")
+                await self._app(scope, receive, send)
+
+        page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog())
+        # What launch() sets.
+        page.auth, page.auth_message, page.share, page.max_file_size = auth, None, False, 10**6
+        page.show_error, page.config = False, page.get_config_file()
+        middleware = [
+            Middleware(RequestGuard, public=public, files=uploads),
+            Middleware(RequestLimits, limits=Limits(public), folder=uploads),
+            Middleware(Reached),
+        ]
+        v1 = Mount("/v1", PlainTextResponse("v1"))
+        self.served = gr.routes.App.create_app(page, app_kwargs={"middleware": middleware, "routes": [v1]})
+
+    def ask(self, method: str, path: str, headers: Any = None, base: str = LOCAL, **more: Any) -> httpx.Response:
+        return self.ask_all((method, path, {"headers": headers, **more}), base=base)[0]
+
+    def ask_all(self, *requests: tuple[str, str, dict[str, Any]], base: str = LOCAL) -> list[httpx.Response]:
+        async def asked() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(self.served, raise_app_exceptions=False, client=("203.0.113.7", 1))
+            async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+                return [await client.request(method, path, **more) for method, path, more in requests]
+
+        return asyncio.run(asked())
+
+    def status(self, method: str, path: str, headers: Any = None, base: str = LOCAL, **more: Any) -> int:
+        return self.ask(method, path, headers, base, **more).status_code
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as environment:
+        folder = tmp_path_factory.mktemp("uploads")
+        environment.setenv("GRADIO_TEMP_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def private(uploads: Path) -> Page:
+    return Page(uploads, public=False)
+
+
+@pytest.fixture(scope="module")
+def public(uploads: Path) -> Page:
+    return Page(uploads, public=True)
+
+
+# Routes.
+
+
+def gradios_routes() -> list[tuple[str, str]]:
+    """(method, path) of all that Gradio's application answers, with "x" for what varies."""
+    found: set[tuple[str, str]] = set()
+
+    def walk(rows: list[Any]) -> None:
+        for row in rows:
+            for inner in (getattr(row, "original_router", None), getattr(row, "app", None)):
+                if hasattr(inner, "routes"):
+                    walk(inner.routes)
+            if hasattr(row, "path"):
+                found.update((m, re.sub(r"\{[^}]*\}", "x", row.path)) for m in row.methods or {"GET"})
+
+    with gr.Blocks() as page:
+        pass
+    walk(gr.routes.App.create_app(page).routes)
+    return sorted(found)
+
+
+def is_allowed(method: str, path: str) -> bool:
+    return any(route.pattern.match(path) and method in (route.methods or (method,)) for route in ROUTES)
+
+
+REFUSED = [pair for pair in gradios_routes() if not is_allowed(*pair)]
+
+
+def test_most_of_gradios_routes_are_refused() -> None:
+    paths = {path for _, path in REFUSED}
+    assert len(REFUSED) > 60
+    assert {"/monitoring", "/gradio_api/process_recording", "/gradio_api/proxy=x"} <= paths
+    assert {"/gradio_api/component_server", "/gradio_api/stream/x", "/gradio_api/call/x", "/login/"} <= paths
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_refused_routes_do_not_reach_gradio(uploads: Path, public: bool) -> None:
+    page = Page(uploads, public)
+    others = [("POST", "/gradio_api/run/chat"), ("POST", "/gradio_api/call/undo"), ("GET", "/v1")]
+    others += [("PUT", "/"), ("GET", "/docs"), ("GET", "/openapi.json"), ("TRACE", "/config")]
+    for method, path in [*REFUSED, *others]:
+        assert page.status(method, path) == 404, (method, path)
+    assert page.reached == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/login/", "//login", "/LOGIN", "/login//", "/./login", "/x/../login", "/login%2f", "/login%20", "/%6cogin",
+     "/login;x", "/login?x=/v1/", "/login%00"],
+)  # fmt: skip
+def test_no_spelling_of_login_escapes_the_count(
+    uploads: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(limits, "LOGINS_PER_MINUTE", 3)
+    page = Page(uploads, public=True, auth=[("me", "secret")])
+    form = {"data": {"username": "me", "password": "guess"}}
+    statuses = [r.status_code for r in page.ask_all(*[("POST", path, form)] * (limits.LOGINS_PER_MINUTE + 5))]
+    tried = statuses.count(400)  # "Incorrect credentials", so that it was a guess
+    assert tried in (0, limits.LOGINS_PER_MINUTE) and set(statuses) <= {400, 404, 429}, statuses
+    assert page.status("POST", "/login", **form) == (429 if tried else 400)
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["http://127.0.0.1:1/", "https://example.com/x.png", "HTTP://example.com/x", "//example.com/x", "/etc/passwd",
+     "app.py", "{uploads}/../secret", "{uploads}/%2e%2e/secret", "{uploads}-other/secret", "{uploads}/x%00y"],
+)  # fmt: skip
+def test_file_serves_uploads_only(public: Page, uploads: Path, named: str) -> None:
+    for secret in (uploads.parent / "secret", Path(f"{uploads}-other") / "secret"):
+        secret.parent.mkdir(exist_ok=True)
+        secret.write_text("secret")
+    before = len(public.reached)
+    assert public.status("GET", f"/gradio_api/file={named.format(uploads=uploads)}") == 404
+    assert len(public.reached) == before, "not even Gradio is asked"
+
+
+def test_file_serves_uploads(private: Page, uploads: Path) -> None:
+    (uploads / "picture.txt").write_text("mine")
+    assert private.ask("GET", f"/gradio_api/file={uploads}/picture.txt").text == "mine"
+    assert private.status("GET", f"/gradio_api/file={uploads}/other.txt") == 403
+
+
+def test_web_sockets_are_refused() -> None:
+    async def open_one() -> list[Any]:
+        said: list[Any] = []
+
+        async def send(message: Any) -> None:
+            said.append(message)
+
+        async def reached(*_: Any) -> None:
+            raise AssertionError("it came through")
+
+        scope = {"type": "websocket", "path": JOIN, "headers": []}
+        await RequestGuard(reached, True, Path("/tmp"))(scope, reached, send)
+        return said
+
+    assert [message["type"] for message in asyncio.run(open_one())] == ["websocket.close"]
+
+
+# Who asks: a server for its own machine.
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "127.1.2.3", "[::1]:7860"])
+def test_this_machine_may_ask(private: Page, host: str) -> None:
+    own = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+    for headers in ({"Host": host}, own):
+        assert private.status("GET", "/config", headers) == 200
+        assert private.status("POST", JOIN, headers, content=b"{}") == 422  # Gradio's own answer to it
+        assert private.ask("POST", "/v1/chat/completions", headers).text == "v1"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-For": "203.0.113.7"},
+        {"X-Forwarded-Host": "chat.example"},
+        {"X-Forwarded-Proto": "https"},
+        {"Forwarded": "for=203.0.113.7"},
+        {"X-Real-IP": "203.0.113.7"},
+        {"Via": "1.1 proxy"},
+        {"CF-Connecting-IP": "203.0.113.7"},
+        {"Host": "chat.example"},
+        {"Host": "192.168.0.5:7860"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "localhost.evil.example:7860"},
+        {"Host": "evil.example#127.0.0.1"},
+        {"Host": "127.0.0.1:7860@evil.example"},
+        {"Host": ""},
+        # A browser behind a proxy that replaces Host.
+        {"Origin": "https://chat.example", "Sec-Fetch-Site": "same-origin"},
+    ],
+)
+def test_through_a_proxy_or_by_a_rebound_name_nobody_may_ask(private: Page, headers: dict[str, str]) -> None:
+    before = len(private.reached)
+    for method, path in [("GET", "/"), ("GET", "/config"), ("POST", JOIN), ("POST", "/gradio_api/upload")]:
+        response = private.ask(method, path, headers)
+        assert response.status_code == 403 and response.text == texts.FOR_THIS_MACHINE_ONLY, (method, path)
+    assert "--public" in private.ask("GET", "/v1/models", headers).json()["error"]["message"]
+    assert len(private.reached) == before
+
+
+def test_nginx_without_any_settings_is_noticed() -> None:
+    """It names no visitor and replaces Host, but speaks HTTP/1.0."""
+    reached: list[Any] = []
+
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope)
+
+    async def ask(version: str) -> list[Any]:
+        said: list[Any] = []
+
+        async def send(message: Any) -> None:
+            said.append(message)
+
+        scope = {"type": "http", "http_version": version, "method": "GET", "path": "/", "root_path": ""}
+        scope["headers"] = [(b"host", b"127.0.0.1:7860")]
+        await RequestGuard(page, False, Path("/tmp"))(scope, send, send)
+        return said
+
+    assert asyncio.run(ask("1.0"))[0]["status"] == 403 and not reached
+    assert asyncio.run(ask("1.1")) == [] and len(reached) == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "http://127.0.0.1:3000"},  # another program's page on this machine
+        {"Origin": "http://localhost:7860"},  # by another name
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+    ],
+)
+def test_pages_elsewhere_may_not_ask(private: Page, headers: dict[str, str]) -> None:
+    before = len(private.reached)
+    for method, path in [("GET", "/"), ("GET", "/config"), ("POST", JOIN), ("POST", "/gradio_api/upload")]:
+        assert private.status(method, path, headers) == 403, (method, path)
+    assert private.ask("POST", "/v1/chat/completions", headers).json()["error"]["message"]
+    assert len(private.reached) == before
+
+
+def test_a_link_elsewhere_opens_the_page(private: Page) -> None:
+    followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert private.status("GET", "/", followed) != 403 and private.reached[-1] == "GET /"
+    assert private.status("POST", "/login", followed) == 403  # a form that is sent from there
+    assert private.status("GET", "/logout", followed) == 403
+
+
+# Who asks: a server for others.
+
+
+@pytest.mark.parametrize(
+    ("headers", "may"),
+    [
+        ({}, True),  # a program
+        ({"Origin": NAMED}, True),
+        ({"Origin": "https://chat.example"}, True),  # its proxy speaks https
+        ({"Origin": "https://chat.example", "Host": "inner:7860", "Sec-Fetch-Site": "same-origin"}, True),
+        ({"X-Forwarded-For": "203.0.113.7", "Via": "1.1 proxy"}, True),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": NAMED, "Sec-Fetch-Site": "cross-site"}, False),
+        ({"Origin": "https://other.chat.example", "Sec-Fetch-Site": "same-site"}, False),
+    ],
+)
+def test_on_a_public_server_pages_elsewhere_change_nothing(public: Page, headers: Any, may: bool) -> None:
+    before = len(public.reached)
+    for path in (JOIN, "/login", "/gradio_api/upload", "/v1/chat/completions"):
+        assert (public.status("POST", path, headers, NAMED, content=b"{}") != 403) == may, path
+    assert (len(public.reached) > before) == may
+    assert public.status("GET", "/config", headers, NAMED) == 200  # a Space's page is shown in a frame
+
+
+# Signing in and out.
+
+
+def test_signing_out_ends_nobody_elses_session(uploads: Path) -> None:
+    page = Page(uploads, public=True, auth=[("me", "secret")])
+    form = {"data": {"username": "me", "password": "secret"}}
+    mine, theirs = (dict(page.ask("POST", "/login", **form).cookies) for _ in range(2))
+    shown = [{"Cookie": "; ".join(f"{k}={v}" for k, v in cookies.items())} for cookies in (mine, theirs)]
+    assert [page.status("GET", "/config", headers) for headers in (*shown, {})] == [200, 200, 401]
+    assert page.status("GET", "/logout?all_session=true", shown[0]) == 302
+    assert [page.status("GET", "/config", headers) for headers in shown] == [401, 200]
