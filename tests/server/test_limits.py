@@ -23,6 +23,7 @@ from adapter.serve.request import Answer, Client, Mailbox
 from adapter.server import limits, middleware
 from adapter.server.limits import LimitedEngine, LimitedProvider, Limits, RateLimited, Slots, TokenBuckets
 from adapter.server.middleware import RequestLimits
+from tests.app_process import PATIENCE
 
 SOMEBODY, ELSE = "203.0.113.7", "198.51.100.9"
 
@@ -205,14 +206,14 @@ def test_inspections_have_their_own_limit() -> None:
 
 
 def page_behind_limits(
-    folder: Path, public: bool = True, hold: asyncio.Event | None = None, most: int = 1000
+    folder: Path, public: bool = True, hold: asyncio.Event | None = None, most: int = 1000, reads: bool = False
 ) -> Starlette:
     async def page(request: Request) -> PlainTextResponse:
         if hold is not None:
             await hold.wait()
         if request.headers.get("authorization", "right") != "right":
             return PlainTextResponse("wrong", 401)
-        return PlainTextResponse("the page")
+        return PlainTextResponse(f"the page of {len(await request.body())}" if reads else "the page")
 
     routes = [Route("/{path:path}", page, methods=["GET", "POST"])]
     return Starlette(
@@ -311,25 +312,70 @@ def test_wrong_keys_count_as_logins(tmp_path: Path) -> None:
     assert sent(app, right, address=ELSE)[0].status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join", "/login"])
+def test_a_body_is_not_longer_than_it_states(tmp_path: Path, path: str) -> None:
+    """A chunked request may state a length too, which then says nothing."""
+
+    async def pieces(count: int) -> Any:
+        for _ in range(count):
+            read.append(1)
+            yield b"x" * 1000
+
+    def body(count: int) -> dict[str, Any]:
+        return {"content": pieces(count), "headers": {"Content-Length": "3000", "Transfer-Encoding": "chunked"}}
+
+    read: list[int] = []
+    app = page_behind_limits(tmp_path, reads=True, most=10_000)
+    longer, right = sent(app, ("POST", path, body(1000)), ("POST", path, body(3)))
+    assert longer.status_code == 413 and right.text == "the page of 3000"
+    assert len(read) < 3 + 10, "the rest is not read"
+
+
+def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.05)
+    said: list[Any] = []
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/gradio_api/queue/join",
+        "root_path": "",
+        "query_string": b"",
+    }
+    scope |= {"headers": [(b"content-length", b"3")], "client": (SOMEBODY, 1), "query_string": b""}
+    app = page_behind_limits(tmp_path, reads=True)
+    asyncio.run(asyncio.wait_for(app(scope, never, send), PATIENCE))
+    assert said[0]["status"] == 408
+
+
 @pytest.mark.parametrize(
-    "path", ["/gradio_api/queue/data", "/gradio_api/heartbeat/x", "/v1/chat/completions", "/v1/models"]
-)
+    "path",
+    ["/gradio_api/queue/data", "/gradio_api/heartbeat/x", "/gradio_api/queue/join", "/v1/chat/completions",
+     "/v1/models"],
+)  # fmt: skip
 def test_open_connections_are_limited(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "STREAMS_AT_ONCE", 3)
-    monkeypatch.setattr(limits, "CALLS_AT_ONCE", 3)
+    for name in ("STREAMS_AT_ONCE", "CALLS_AT_ONCE", "BODIES_AT_ONCE"):
+        monkeypatch.setattr(limits, name, 3)
+    method = "POST" if path.endswith("join") else "GET"
 
     async def scenario() -> None:
         hold = asyncio.Event()
         transport = httpx.ASGITransport(app=page_behind_limits(tmp_path, hold=hold), client=(SOMEBODY, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            opened = [asyncio.create_task(client.get(path)) for _ in range(3)]
+            opened = [asyncio.create_task(client.request(method, path)) for _ in range(3)]
             for _ in range(100):  # until all three have come as far as they can
                 await asyncio.sleep(0)
-            refused = await client.get(path)
+            refused = await client.request(method, path)
             assert refused.status_code == 429 and "3 connections" in refused.text
             assert ("error" in refused.json()) if "/v1/" in path else refused.text.startswith("3 connections")
             hold.set()
             assert {(await task).status_code for task in opened} == {200}
-            assert (await client.get(path)).status_code == 200
+            assert (await client.request(method, path)).status_code == 200
 
     asyncio.run(scenario())

@@ -137,9 +137,7 @@ def test_refused_routes_do_not_reach_gradio(uploads: Path, public: bool) -> None
     ["/login/", "//login", "/LOGIN", "/login//", "/./login", "/x/../login", "/login%2f", "/login%20", "/%6cogin",
      "/login;x", "/login?x=/v1/", "/login%00"],
 )  # fmt: skip
-def test_no_spelling_of_login_escapes_the_count(
-    uploads: Path, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
+def test_no_spelling_of_login_escapes_the_count(uploads: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(limits, "LOGINS_PER_MINUTE", 3)
     page = Page(uploads, public=True, auth=[("me", "secret")])
     form = {"data": {"username": "me", "password": "guess"}}
