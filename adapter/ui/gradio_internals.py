@@ -45,17 +45,10 @@ ATTRIBUTES = ("accordion-content", "Copy message")
 
 
 class StrictBlocks(gr.Blocks):
-    """Blocks that answer malformed requests and input values with one sentence, and do not log them.
+    """Blocks that answer malformed input values with one sentence, and do not log them.
 
     Gradio would put the values into its error message and its log.
     """
-
-    async def process_api(self, *values: Any, request: Any = None, **more: Any) -> dict[str, Any]:
-        # A client may say that its values are a batch, which no event here takes. Gradio would then hand a list to
-        # the handler as its request, in which nobody finds who asks.
-        if isinstance(request, list):
-            raise gr.Error(texts.WRONG_VALUE, print_exception=False)
-        return await super().process_api(*values, request=request, **more)
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         if len(inputs) < len(block_fn.inputs):

@@ -36,7 +36,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
-from adapter.server.deployment import Place, find_place, parse
+from adapter.server.deployment import Place, describe_access, find_place, parse
 from adapter.server.limits import ANSWERS_PER_MINUTE
 from adapter.server.zero_gpu import MAX_SECONDS, ZeroGpuEngine, load_for_zero_gpu
 from tests.app_process import PATIENCE, AppProcess, app_process, free_port, wait_until
@@ -91,6 +91,8 @@ def test_host_and_port_on_a_space() -> None:
         ([], {"LLAMA_ADAPTER_TRAIN": "0"}, False),
         (["--share"], {}, False),
         (["--host", "0.0.0.0"], {}, False),
+        (["--public"], {}, False),
+        (["--public", "--train"], {}, True),
         (["--host", "192.168.1.2"], {}, False),
         ([], {"SPACE_ID": "me/page"}, False),
         ([], {"SPACE_ID": "me/page", "LLAMA_ADAPTER_TRAIN": "1"}, True),
@@ -100,6 +102,33 @@ def test_host_and_port_on_a_space() -> None:
 )
 def test_training_is_local_by_default(argv: list[str], environment: dict[str, str], training: bool) -> None:
     assert place(*argv, **environment).training is training
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (
+            [],
+            "Only this machine may ask: it may chat, send pictures, train and bring adapters, without",
+        ),
+        (["--no-train"], "Only this machine may ask: it may chat and send pictures, without limits."),
+        (
+            ["--public"],
+            "Whoever reaches this address may chat and send pictures. One address gets 30 answers",
+        ),
+        (
+            ["--share", "--train"],
+            "Whoever reaches this address may chat, send pictures, train and bring",
+        ),
+        (["--host", "0.0.0.0"], "60 uploads an hour. --auth USER:PASS asks for a password."),
+        (["--public", "--auth", "me:secret"], "Who knows the password may chat and send pictures."),
+    ],
+)
+def test_a_line_at_start_says_what_strangers_may(argv: list[str], sentence: str) -> None:
+    line = describe_access(place(*argv))
+    assert sentence in line and "secret" not in line
+    assert ("--public" in line) == (not place(*argv).public)
+    assert ("--auth" in line) == (place(*argv).public and place(*argv).auth is None)
 
 
 def test_password_may_come_from_the_environment(
