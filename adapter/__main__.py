@@ -25,7 +25,7 @@ from adapter.formats.convert import Options, convert, open_source
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES
-from adapter.method.vision import open_image
+from adapter.method.image_file import open_image
 from adapter.serve import transcript
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import format_table

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adapter.errors import AdapterError, BadInput
-from adapter.method.vision import open_image
+from adapter.method.image_file import open_image
 from train.data import IGNORED, Example, Tokeniser
 from train.formats.dataset import Records
 

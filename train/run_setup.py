@@ -19,7 +19,8 @@ from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
 from adapter.method.config import VisionConfig
-from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
+from adapter.method.image_file import open_image
+from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.config import ConfigError, DataConfig, RecipeFile, TrainConfig
 from train.data import Example, ShuffledExamples, SkippedExamples, TokenisedRow, read_example
 from train.formats.dataset import DataError, Records, open_records

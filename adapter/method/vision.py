@@ -1,117 +1,22 @@
-"""Images of any kind -> features of the frozen encoder (I_m of equation 9, arXiv 2303.16199). Knows image files
-and timm models; knows nothing of prompts, LLaMA or adapters.
+"""RGB images -> features of the frozen encoder (I_m of equation 9, arXiv 2303.16199). Knows timm models; knows
+nothing of image files, prompts, LLaMA or adapters.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from adapter.errors import BadInput, LoadError, first_line
+from adapter.errors import LoadError
 
-MAX_BYTES = 20 * 2**20
-MAX_PIXELS = 50_000_000
-# Raster formats only: Pillow hands EPS to Ghostscript and WMF to the system.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA")
-_REMEDY = "Save it again as PNG or JPEG and send that."
 _STAGES = 5  # levels taken from an encoder that has more
 _POSITION_SIZE = 64  # size of the position encoding of a feature map's cells
 _MAX_ASPECT_RATIO = 1.6  # longer pictures are squeezed to this
-
-
-def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB: rotated by its EXIF tag, first frame, on white where transparent, 16 bits scaled.
-
-    source: a path, the bytes of a file, or a Pillow image. Raises BadInput for files over 20 MB, pictures over
-    50 megapixels (before they are decoded), and whatever is damaged or no picture.
-    """
-    image = source if isinstance(source, Image.Image) else _identify(_read(source))
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadInput(
-            f"The picture has {width} x {height} pixels; {MAX_PIXELS // 10**6} megapixels are the limit. "
-            "Make it smaller and send it again."
-        )
-    try:
-        if getattr(image, "n_frames", 1) > 1:
-            image.seek(0)
-        image.load()
-        return _to_rgb(_upright(image))
-    except Exception as error:  # damaged data makes Pillow's decoders raise nearly anything
-        raise BadInput(f"The picture is damaged or incomplete ({first_line(error)[:100]}). {_REMEDY}") from error
-
-
-def _read(source: str | Path | bytes) -> bytes:
-    if isinstance(source, bytes):
-        size = len(source)
-    else:
-        path = Path(source)
-        try:
-            # Only plain files: reading a device or a pipe might never end.
-            if not path.is_file():
-                raise BadInput(f"There is no picture at '{path}'. Check the path.")
-            size = path.stat().st_size
-            source = path.read_bytes() if 0 < size <= MAX_BYTES else b""
-        except (OSError, ValueError) as error:
-            raise BadInput(
-                f"'{path}' cannot be read ({first_line(error)[:100]}). Check the path and its rights."
-            ) from error
-    if size > MAX_BYTES:
-        raise BadInput(
-            f"The picture's file has {size / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit. "
-            "Make it smaller and send it again."
-        )
-    if size == 0:
-        raise BadInput("The picture's file is empty. Send it again.")
-    return source
-
-
-def _identify(data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise BadInput(f"The file is not a picture in a format known here. {_REMEDY}") from error
-    except Image.DecompressionBombError as error:
-        raise BadInput(
-            f"The picture has more than {MAX_PIXELS // 10**6} megapixels. Make it smaller and send it again."
-        ) from error
-    except Exception as error:  # as in open_image
-        raise BadInput(f"The picture is damaged ({first_line(error)[:100]}). {_REMEDY}") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block is no reason to refuse the picture
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
-        image.paste(layer, mask=layer.getchannel("A"))
-    return image.convert("RGB") if image.mode != "RGB" else image
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, its own range spread over 0 to 255: scanners and cameras often use 12 of 16."""
-    import numpy as np
-
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    values = values - min(values.min(), 0.0)
-    if values.max() > 255 or image.mode.startswith("F"):
-        values = values * (255 / max(values.max(), 1e-12))
-    return Image.fromarray(values.round().astype(np.uint8))
 
 
 @dataclass(frozen=True)

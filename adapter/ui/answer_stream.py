@@ -20,7 +20,7 @@ from adapter.serve.settings import Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History
-from adapter.ui.images import open_picture, shrink_upload
+from adapter.ui.images import open_upload, shrink_upload
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
@@ -173,7 +173,7 @@ class ChatAnswers:
         visual, picture = uses_picture(self.catalog, settings), conversation.latest_picture(history)
         progress = AnswerProgress(settings := with_seed(settings))
         progress.note_unused_picture(picture is not None, visual)
-        image = open_picture(picture) if visual and picture else None
+        image = open_upload(picture) if visual and picture else None
         request = build_request(conversation.to_messages(history), settings, image, client)
         progress.notes += texts.muted(request.mute_layers, request.mute_heads) if request.parts else ()
         engine, drawn_time = self.provider.engine(), 0.0

@@ -26,7 +26,7 @@ from adapter.server.generation import (
     wait_for,
 )
 from adapter.ui.answer_stream import build_request, uses_picture
-from adapter.ui.images import open_picture
+from adapter.ui.images import open_upload
 from adapter.ui.status import MODEL, REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 
@@ -121,7 +121,7 @@ def stream_answer(
         settings = Settings.checked(values)
         if not uses_picture(catalog, settings) and picture:
             raise BadInput(texts.image_not_seen(settings.adapter or None))
-        image = None if picture is None else open_picture(picture)
+        image = None if picture is None else open_upload(picture)
         generation = build_request((Message("user", message),), settings, image, client_of(request))
         engine, text, drawn_time = provider.engine(), "", 0.0
         assert engine is not None

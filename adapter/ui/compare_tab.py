@@ -38,7 +38,7 @@ from adapter.ui.answer_stream import (
 )
 from adapter.ui.chat_events import read_message
 from adapter.ui.chat_tab import SettingsInputs, TabParts, message_box, sampling_inputs
-from adapter.ui.images import BadPicture, open_picture
+from adapter.ui.images import BadPicture, open_upload
 from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS, UNQUEUED, Picker, toast
 from adapter.ui.texts import page as texts
 
@@ -178,7 +178,7 @@ class CompareEvents:
         self, panes: list[Pane], text: str, picture: str | None, client: Client
     ) -> list[GenerationRequest]:
         """One request for each pane, all with the same seed; visual adapters get the picture."""
-        image = None if picture is None else open_picture(picture)
+        image = None if picture is None else open_upload(picture)
         visual = [uses_picture(self.catalog, pane.settings) for pane in panes]
         if image is not None and not any(visual):
             raise BadInput(texts.NO_PANE_SEES)

@@ -1,7 +1,7 @@
 """Pictures of a conversation, reduced in size and without metadata; and the camera's button and dialog.
 
 A picture is reduced when it is added to a conversation, so that the browser's storage, an export and the command
-line hold the bytes that the model saw. Knows image files and Gradio's upload folder; knows no conversation.
+line hold the bytes that the model saw. Knows picture files and Gradio's upload folder; knows no conversation.
 """
 
 from __future__ import annotations
@@ -13,57 +13,64 @@ import os
 import tempfile
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapter.errors import BadInput
 from adapter.files import atomic_write
-from adapter.server.loader import import_libraries
+from adapter.method.image_file import MAX_BYTES as FILE_BYTES
+from adapter.method.image_file import ByteLRU, has_metadata, open_image
 from adapter.ui.texts import page as texts
 
-MAX_SIDE = 640  # pixels; encoders look at 224 to 448
-MAX_BYTES = 200_000
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_BYTES = 200_000  # of the small form
 _MAX_PNG_BYTES = 60_000  # a drawing stays lossless; a photograph becomes a JPEG
 _JPEG_QUALITIES = (88, 75, 60, 40)
+# Small forms by the hash of a file. A small form stands for itself and is not stored again.
+_small: ByteLRU[bytes] = ByteLRU(32 * 2**20)
+_ITSELF, _ENTRY_BYTES = b"", 200
 
 
 class BadPicture(BadInput):
     """The picture of a message cannot be read; its text can."""
 
 
-def open_picture(source: str | bytes) -> Any:
-    """Returns a PIL image; source: a path or a file's bytes. Raises BadPicture."""
-    import_libraries()
-    from adapter.method.vision import open_image
-
-    try:
-        return open_image(source)
-    except BadInput as error:
-        raise BadPicture(str(error)) from error
+def open_upload(path: str) -> Image:
+    """As open_image, of an upload that a browser named. Raises BadPicture."""
+    return _open(read_upload(path))
 
 
 def shrink(data: bytes) -> bytes:
     """The picture file in its small form; returned unchanged if it already has it. Raises BadPicture."""
-    from PIL import Image
-
-    image = open_picture(data)
-    if len(data) <= MAX_BYTES and max(image.size) <= MAX_SIDE and _has_no_metadata(data):
-        return data
-    image.info.clear()
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    return _encode(image)
-
-
-def _has_no_metadata(data: bytes) -> bool:
-    """Whether the file is an RGB JPEG or PNG without metadata."""
-    from PIL import Image
-
-    with Image.open(BytesIO(data)) as image:
-        metadata = {"exif", "icc_profile", "comment", "xmp", "XML:com.adobe.xmp", "photoshop"} & set(image.info)
-        metadata |= set(getattr(image, "text", {}))
-        return image.format in ("JPEG", "PNG") and image.mode == "RGB" and not metadata
+    key = hashlib.sha256(data).digest()
+    if (small := _small.get(key)) is None:
+        image = _open(data)
+        small = _ITSELF if _is_small(data, image) else _encode(image)
+        _small.put(key, small, len(small) + _ENTRY_BYTES)
+        if small != _ITSELF:
+            _small.put(hashlib.sha256(small).digest(), _ITSELF, _ENTRY_BYTES)
+    return data if small == _ITSELF else small
 
 
-def _encode(image: Any) -> bytes:
+def _open(data: bytes) -> Image:
+    try:
+        return open_image(data)
+    except BadInput as error:
+        raise BadPicture(str(error)) from None
+
+
+def _is_small(data: bytes, image: Image) -> bool:
+    """Whether the file is an RGB JPEG or PNG of that size, without metadata. image: the decoded file."""
+    from PIL import Image as PillowImage
+
+    if len(data) > MAX_BYTES or not data.startswith((b"\x89PNG", b"\xff\xd8\xff")) or has_metadata(data):
+        return False
+    with PillowImage.open(BytesIO(data)) as opened:  # the header alone
+        return opened.mode == "RGB" and opened.size == image.size and "transparency" not in opened.info
+
+
+def _encode(image: Image) -> bytes:
     encoded = BytesIO()
     image.save(encoded, "PNG", optimize=True)
     if encoded.tell() <= _MAX_PNG_BYTES:
@@ -85,11 +92,12 @@ def read_upload(path: str) -> bytes:
     """The bytes of a file that a browser named. Raises BadPicture if it is not an upload, or deleted."""
     try:
         file = Path(path).resolve()
-        if not file.is_relative_to(upload_folder()) or not file.is_file():
-            raise BadPicture(texts.PICTURE_GONE)
-        return file.read_bytes()
-    except (OSError, ValueError) as error:
-        raise BadPicture(texts.PICTURE_GONE) from error
+        if file.is_relative_to(upload_folder()) and file.is_file():
+            with open(file, "rb") as opened:
+                return opened.read(FILE_BYTES + 1)  # one more than is decoded
+    except (OSError, ValueError):
+        pass
+    raise BadPicture(texts.PICTURE_GONE)
 
 
 def write_upload(data: bytes) -> str:

@@ -21,7 +21,7 @@ from adapter.server.generation import EngineProvider, client_of, wait_for, witho
 from adapter.ui import conversation, inside_charts
 from adapter.ui.answer_stream import build_request
 from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
-from adapter.ui.images import open_picture, read_upload
+from adapter.ui.images import open_upload
 from adapter.ui.status import MODEL, PRIVATE, UNQUEUED
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
@@ -137,7 +137,7 @@ class InsideEvents:
         engine = self.provider.engine()
         if engine is None:
             raise BadInput(self.provider.status().text)
-        image = open_picture(read_upload(answered.picture)) if record.picture and answered.picture else None
+        image = open_upload(answered.picture) if record.picture and answered.picture else None
         request = build_request(answered.messages, record.settings, image, client)
         inspection = engine.inspect(request, record.token_ids[:MAX_TOKENS])
         names = [texts.part(name, strength) for name, strength in request.parts]

@@ -17,7 +17,7 @@ import torch
 
 from adapter.base.llama import Base, load_base
 from adapter.base.template import Message, encode_prompt
-from adapter.method.vision import open_image
+from adapter.method.image_file import open_image
 from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams

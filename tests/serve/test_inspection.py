@@ -26,7 +26,8 @@ from adapter.errors import BadInput, Busy, LoadError
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
-from adapter.method.vision import VisualFeatures, open_image
+from adapter.method.image_file import open_image
+from adapter.method.vision import VisualFeatures
 from adapter.serve import inspection, prompts
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import MAX_TOKENS, MAX_WAITING, answer_logprobs, inspect_answer

@@ -11,7 +11,8 @@ import pytest
 
 from adapter.base.template import Message
 from adapter.method.checkpoint import CARD, load_adapter
-from adapter.method.vision import VisualEncoder, open_image
+from adapter.method.image_file import open_image
+from adapter.method.vision import VisualEncoder
 from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams

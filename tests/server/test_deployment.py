@@ -419,7 +419,7 @@ def answer_without_cache(engine: Engine, request: GenerationRequest) -> str:
 def test_zero_gpu_space_equals_engine(zero: AppProcess, plain: Engine) -> None:
     from gradio_client import handle_file
 
-    from adapter.method.vision import open_image
+    from adapter.method.image_file import open_image
 
     launch = events(zero)[0]
     assert launch == {"event": "launch", "decorated": 1, "loaded": True}, "all is on the GPU before the launch"

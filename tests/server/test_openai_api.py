@@ -32,6 +32,7 @@ from adapter.server import openai_api, texts
 from adapter.server.loader import LoadStatus
 from tests.app_process import PATIENCE, app_process, wait_until
 from tests.fake_engine import FakeCard, FakeCatalog, ReadyProvider
+from tests.hostile_pictures import png
 
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -274,7 +275,7 @@ def test_adapter_with_the_name_of_the_base(engine: Scripted) -> None:
     assert said.endswith("Choose one of: base, Tiny-LLaMA, poet, see.")
 
 
-HUGE = base64.b64encode(b"P6 60000 60000 255 ").decode()
+HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from adapter.errors import AdapterError
-from adapter.method.vision import open_image
+from adapter.method.image_file import open_image
 from train.formats.scienceqa import COLUMNS, columns, problems
 from train.reproduce.scenes.drawing import COLORS, PLACES, SIZE, THINGS, Scene, Thing, draw
 from train.reproduce.scenes.questions import GROUPS, HELD_OUT, questions, skills

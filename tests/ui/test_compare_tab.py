@@ -164,17 +164,23 @@ def test_a_failed_submit_of_all_panes_is_a_toast(error: Exception, message: str,
     assert len(toasts) == 1 and message in toasts[0] and "secret" not in toasts[0]
 
 
-def test_an_unreadable_picture_leaves_the_box_and_the_text_stays(tmp_path: Path, toasts: list[str]) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    picture = str(tmp_path / "a.png")
+@pytest.fixture
+def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_an_unreadable_picture_leaves_the_box_and_the_text_stays(uploads: Path, toasts: list[str]) -> None:
+    (uploads / "a.png").write_bytes(b"no picture")
+    picture = str(uploads / "a.png")
     *_, (box, *panes) = compare(EchoEngine(), ("", 1.0), ("see", 1.0), text="What is it?", files=[picture])
     assert box["value"] == {"text": "What is it?", "files": []} and box["submit_btn"] is True
     assert panes == [gr.skip()] * 4 and len(toasts) == 1
 
 
-def test_the_picture_goes_to_visual_adapters(tmp_path: Path, toasts: list[str]) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    picture = str(tmp_path / "a.png")
+def test_the_picture_goes_to_visual_adapters(uploads: Path, toasts: list[str]) -> None:
+    Image.new("RGB", (8, 8)).save(uploads / "a.png")
+    picture = str(uploads / "a.png")
     engine = EchoEngine()
     *_, (_, *panes) = compare(engine, ("", 1.0), ("see", 1.0), text="", files=[picture])
     assert [r.image is not None for r in engine.requests] == [False, True]

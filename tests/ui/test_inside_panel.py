@@ -99,7 +99,7 @@ def recorded(engine: RecordingEngine, picture: str | None = None, tokens: int = 
     request = GenerationRequest(
         (Message("user", QUESTION),),
         used.adapter or None,
-        None if picture is None else inside_panel.open_picture(picture),
+        None if picture is None else inside_panel.open_upload(picture),
         used.strength,
         SamplingParams(0, max_new_tokens=tokens),
         mix=((used.mix, used.mix_strength),) if used.mix else (),

@@ -24,8 +24,9 @@ from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
+from adapter.method.image_file import open_image
 from adapter.method.projection import LabelProjection
-from adapter.method.vision import VisualEncoder, VisualFeatures, open_image
+from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.config import TrainConfig
 from train.data import Example
 from train.history import with_unseen_history

@@ -18,7 +18,8 @@ from adapter.base.encoder import load_encoder
 from adapter.base.template import Message
 from adapter.errors import AdapterError
 from adapter.files import atomic_write
-from adapter.method.vision import VisualFeatures, open_image
+from adapter.method.image_file import open_image
+from adapter.method.vision import VisualFeatures
 from train.data import Example
 from train.formats.scienceqa import Problem, problems, question_text
 

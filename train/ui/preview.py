@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
+from adapter.method.image_file import open_image
 from adapter.server.generation import without_folders
 from adapter.ui.texts import train as texts
 from adapter.ui.theme import ellipsize
@@ -111,10 +112,8 @@ def _hidden_label(label: str) -> str:
 
 def _thumbnail(path: Path) -> str:
     """A thumbnail as a data URL, so that no copy stays on the server."""
-    from adapter.method.vision import open_image
-
     try:
-        image = open_image(path)
+        image = open_image(path).copy()
     except AdapterError:
         return '<span class="no-picture"></span>'
     image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))

@@ -1,0 +1,315 @@
+"""Image files of strangers -> small RGB images, each file decoded once. Knows image files; knows no tensors.
+
+The one way in for pictures: the page, imports, /chat, /v1, training data and the command line. Metadata and
+further frames are cut out before Pillow sees the file, and its header is checked before it is decoded. Decoding
+takes DECODE_BYTES at most, for two files at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from PIL import Image, UnidentifiedImageError
+
+from adapter.errors import BadInput
+
+MAX_BYTES = 20 * 2**20
+MAX_SIDE = 640  # pixels of what is returned; encoders look at 224 to 448
+DECODE_BYTES = 256 * 2**20  # what decoding one file takes at most, the file included
+# Measured: a pixel takes up to 16 bytes in libwebp, 10 in the others (palette, RGBA and that premultiplied), and 8
+# in libjpeg where it must hold all coefficients. Of other JPEGs it decodes a reduced size, row by row.
+MAX_MEGAPIXELS = {"PNG": 16, "GIF": 16, "BMP": 16, "WEBP": 12, "JPEG": 50, "progressive JPEG": 25}
+_MAX_PARTS = 50_000  # of a file: chunks, segments, blocks
+_CACHE_BYTES = 48 * 2**20
+_REMEDY = "Save it again as PNG or JPEG and send that."
+_DAMAGED = f"The picture is damaged or incomplete. {_REMEDY}"
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+T = TypeVar("T")
+
+
+class ByteLRU(Generic[T]):
+    """The most recently used values by key, within a number of bytes. Thread-safe."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+        self._values: OrderedDict[bytes, tuple[T, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> T | None:
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def put(self, key: bytes, value: T, size: int) -> None:
+        with self._lock:
+            if key in self._values:
+                return
+            self._values[key] = value, size
+            self._free -= size
+            while self._free < 0:
+                self._free += self._values.popitem(last=False)[1][1]
+
+
+_decoded: ByteLRU[Image.Image] = ByteLRU(_CACHE_BYTES)
+# A file's hash chooses its thread: two files are decoded at a time, and no file twice. Threads of their own: the C
+# library keeps what a thread has freed, and 16 callers that decoded in theirs kept 1 GB.
+_decoders = tuple(ThreadPoolExecutor(1, f"decode-image-{number}") for number in range(2))
+
+
+def open_image(source: str | Path | bytes) -> Image.Image:
+    """A PNG, JPEG, WebP, GIF or BMP as 8-bit RGB within MAX_SIDE: upright by its EXIF tag, first frame, on white
+    where transparent, 16 bits scaled.
+
+    source: a path, or the bytes of a file. The image is shared with other callers and must not be changed. Raises
+    BadInput for files over 20 MB, for pictures over MAX_MEGAPIXELS (before they are decoded), and for whatever is
+    damaged or no picture.
+    """
+    data = _read(source)
+    key = hashlib.sha256(data).digest()
+    if (image := _decoded.get(key)) is None:
+        image = _decoders[key[0] % len(_decoders)].submit(_decode_once, key, data).result()
+    return image
+
+
+def _decode_once(key: bytes, data: bytes) -> Image.Image:
+    if (image := _decoded.get(key)) is None:
+        image = _decode(data)
+        _decoded.put(key, image, 4 * image.width * image.height)  # Pillow pads RGB to 4 bytes
+    return image
+
+
+def _read(source: str | Path | bytes) -> bytes:
+    """The bytes of a picture's file. Raises BadInput if there is none, or it is too large or empty."""
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        path = Path(source)
+        try:
+            # Only plain files: reading a device or a pipe might never end.
+            if not path.is_file():
+                raise BadInput(f"There is no picture at '{path}'. Check the path.")
+            size = path.stat().st_size
+            source = path.read_bytes() if 0 < size <= MAX_BYTES else b""
+        except (OSError, ValueError):
+            raise BadInput(f"'{path}' cannot be read. Check the path and its rights.") from None
+    if size > MAX_BYTES:
+        raise BadInput(
+            f"The picture's file has {size / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit. "
+            "Make it smaller and send it again."
+        )
+    if size == 0:
+        raise BadInput("The picture's file is empty. Send it again.")
+    return source
+
+
+def has_metadata(data: bytes) -> bool:
+    """Whether a PNG or JPEG holds more than its pixels need. Raises BadInput."""
+    return _essence(data).data != data
+
+
+class _Essence(NamedTuple):
+    """What a file's pixels need, its EXIF block, and its kind, one of MAX_MEGAPIXELS."""
+
+    data: bytes
+    kind: str
+    exif: bytes = b""
+
+
+def _decode(data: bytes) -> Image.Image:
+    essence = _essence(data)
+    try:
+        return _small_rgb(essence)
+    except BadInput:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(essence.kind, "over 100 million") from None
+    except UnidentifiedImageError:
+        raise BadInput(f"The file is not a picture in a format known here. {_REMEDY}") from None
+    except Exception:  # damaged data makes Pillow's decoders raise nearly anything
+        raise BadInput(_DAMAGED) from None
+
+
+def _small_rgb(essence: _Essence) -> Image.Image:
+    """Small before it is wide: pixels are reduced in the mode of the file wherever they can be averaged there."""
+    with Image.open(io.BytesIO(essence.data), formats=[essence.kind.rpartition(" ")[2]]) as opened:
+        image: Image.Image = opened
+        if image.width * image.height > MAX_MEGAPIXELS[essence.kind] * 10**6:
+            raise _too_large(essence.kind, f"{image.width} x {image.height}")
+        if essence.kind == "BMP" and opened.tile[0].codec_name != "raw":
+            raise BadInput(f"Compressed BMP files are not read here. {_REMEDY}")  # Pillow decodes them in Python
+        exif = essence.exif or image.info.get("exif", b"")
+        high = image.mode.startswith(("I", "F"))
+        if high:
+            image = image.convert("I") if image.mode.startswith("I;") else image
+        elif image.mode in ("P", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        elif image.mode == "1":
+            image = image.convert("L")
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)  # of a JPEG it decodes a reduced size
+        image.load()
+    image = _to_rgb(_eight_bits(image) if high else image)
+    transposed = _TRANSPOSED.get(_orientation(exif))
+    image = image if transposed is None else image.transpose(transposed)
+    clean = Image.new("RGB", image.size)
+    clean.paste(image)  # without the file's info, and not tied to it
+    return clean
+
+
+def _too_large(kind: str, pixels: str) -> BadInput:
+    return BadInput(
+        f"The picture has {pixels} pixels; a {kind} may have {MAX_MEGAPIXELS[kind]} megapixels. "
+        "Make it smaller and send it again."
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("LA", "RGBA"):
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(layer, mask=layer.getchannel("A"))
+    return image.convert("RGB") if image.mode != "RGB" else image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, its own range spread over 0 to 255: scanners and cameras often use 12 of 16."""
+    import numpy as np
+
+    values = np.asarray(image).astype(np.float64)
+    values = values - min(values.min(), 0.0)
+    if values.max() > 255:
+        values = values * (255 / values.max())
+    return Image.fromarray(values.round().astype(np.uint8))
+
+
+# What a file's pixels need. Pillow reads metadata when it opens a file, which can make it take any amount of
+# memory (EXIF tags that overlap) or time (comments and frames in many small blocks).
+
+
+def _essence(data: bytes) -> _Essence:
+    try:
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            return _png_essence(data)
+        if data.startswith(b"\xff\xd8\xff"):
+            return _jpeg_essence(data)
+        if data.startswith((b"GIF87a", b"GIF89a")):
+            return _Essence(b"".join(_gif_parts(data)), "GIF")
+    except (IndexError, ValueError, struct.error):
+        raise BadInput(_DAMAGED) from None
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _Essence(data, "WEBP")
+    if data.startswith(b"BM"):
+        return _Essence(data, "BMP")
+    raise BadInput(f"The file is not a picture in a format known here. {_REMEDY}")
+
+
+def _png_essence(data: bytes) -> _Essence:
+    kept, exif, at = [data[:8]], b"", 8
+    for _ in range(_MAX_PARTS):
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, end = data[at + 4 : at + 8], at + 12 + length
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(data[at:end])
+        elif kind == b"eXIf":
+            exif = data[at + 8 : end - 4]
+        if kind == b"IEND" or end >= len(data):
+            return _Essence(b"".join(kept), "PNG", exif)
+        at = end
+    raise ValueError("more chunks than a picture needs")
+
+
+def _jpeg_essence(data: bytes) -> _Essence:
+    kept, exif, at = [data[:2]], b"", 2
+    components, kind = 0, "JPEG"
+    for _ in range(_MAX_PARTS):
+        at = data.index(b"\xff", at)
+        marker = data[at + 1]
+        if marker < 0xC0 or marker == 0xFF or 0xD0 <= marker <= 0xD8:  # padding, or what has no length
+            at += 1
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        end = at + 2 + length
+        if marker == 0xDA:
+            # libjpeg holds all coefficients of a picture that comes in several scans.
+            if data[at + 4] != components:
+                kind = "progressive JPEG"
+            return _Essence(b"".join([*kept, data[at:]]), kind, exif)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if marker > 0xC2 or components:
+                raise ValueError("a kind of JPEG that no camera or browser writes")
+            components = data[at + 9]
+            kind = "progressive JPEG" if marker == 0xC2 else kind
+        if marker == 0xE1 and not exif and data[at + 4 : at + 10] == b"Exif\0\0":
+            exif = data[at + 4 : end]
+        # Of the applications' segments JFIF's and Adobe's say how colours are encoded.
+        if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(data[at:end])
+        at = end
+    raise ValueError("more segments than a picture needs")
+
+
+def _gif_parts(data: bytes) -> Iterator[bytes]:
+    """The header and palette, the control block of the first frame, that frame, and the end."""
+    at = 13 + _gif_palette(data[10])
+    control = b""
+    yield data[:at]
+    for _ in range(_MAX_PARTS):
+        if data[at] == 0x21:
+            end = _gif_blocks_end(data, at + 2)
+            control = data[at:end] if data[at + 1] == 0xF9 else control
+        elif data[at] == 0x2C:
+            yield control
+            yield data[at : _gif_blocks_end(data, at + 11 + _gif_palette(data[at + 9]))]
+            yield b";"
+            return
+        else:
+            end = at + 1
+        at = end
+    raise ValueError("more blocks than a picture needs")
+
+
+def _gif_palette(flags: int) -> int:
+    """The bytes of a palette."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _gif_blocks_end(data: bytes, at: int) -> int:
+    for _ in range(10 * _MAX_PARTS):
+        if at >= len(data) or not data[at]:
+            return at + 1
+        at += 1 + data[at]
+    raise ValueError("smaller blocks than a picture needs")
+
+
+def _orientation(exif: bytes) -> int:
+    """EXIF's tag 0x0112; 1, upright, where there is none."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is not None:
+        try:
+            (at,) = struct.unpack_from(f"{order}4xI", tiff)
+            (count,) = struct.unpack_from(f"{order}H", tiff, at)
+            for entry in range(at + 2, at + 2 + 12 * count, 12):
+                tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+                if tag == 0x0112:
+                    return value
+        except struct.error:
+            pass  # a broken EXIF block is no reason to refuse the picture
+    return 1
