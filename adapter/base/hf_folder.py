@@ -1,5 +1,5 @@
-"""Writes a LLaMA as a Hugging Face folder, tensor by tensor. Knows that format's names, shapes and files; knows
-nothing of where the numbers come from.
+"""Writes and reads a LLaMA as a Hugging Face folder, tensor by tensor. Knows that format's names, shapes and
+files; knows nothing of where the numbers come from or what becomes of them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # Bytes of an output file. A conversion holds about one of them in memory.
 SHARD_BYTES = 2 * 10**9
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# All files of a folder that hold weights or name those that do.
+WEIGHT_FILES = (_WHOLE, _INDEX, "model-*-of-*.safetensors")
 
 
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
@@ -31,6 +34,23 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
     return shapes
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The safetensors file of each stored tensor, by the tensor's name; empty if there is none.
+
+    Raises OSError, ValueError, KeyError or SafetensorError if the folder's index or file is damaged.
+    """
+    from safetensors import safe_open
+
+    index, whole = folder / _INDEX, folder / _WHOLE
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: folder / file for name, file in names.items()}
+    if not whole.is_file():
+        return {}
+    with safe_open(whole, framework="pt") as tensors:
+        return dict.fromkeys(tensors.keys(), whole)
 
 
 def meta_to_hf_rotary(values: Tensor, heads: int) -> Tensor:
@@ -72,7 +92,7 @@ def write_weights(
     files = _files(shapes, dtype.itemsize, shard_bytes or SHARD_BYTES)
     where: dict[str, str] = {}
     for number, names in enumerate(files, 1):
-        file = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+        file = _WHOLE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
         part: dict[str, Tensor] = {}
         for name in names:
             progress.advance(len(where) / len(shapes))
@@ -82,7 +102,7 @@ def write_weights(
     progress.stage("save")
     if len(files) > 1:
         index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def total_bytes(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:

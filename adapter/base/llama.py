@@ -5,26 +5,37 @@ Knows LLaMA models and their tokenizers; knows nothing of adapters on disk, imag
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from adapter.base import embedded, memory, resolve
 from adapter.base.decoder import adapt, fuse_linears
-from adapter.base.quantize import quantize_linears
+from adapter.base.hf_folder import WEIGHT_FILES, tensor_files, tensor_shapes
+from adapter.base.quantize import PackedLinear, pack, quantize_linears
 from adapter.errors import LoadError, first_line
 from adapter.method.attention import PromptKV
 from adapter.method.config import BaseFingerprint
@@ -32,6 +43,7 @@ from adapter.method.config import BaseFingerprint
 log = logging.getLogger(__name__)
 
 QUANTIZATIONS = ("auto", "nf4", "int8", "none")
+_ATTENTION = "sdpa"  # whose masks our layers take
 
 
 class AdaptedLlama(LlamaForCausalLM):
@@ -118,7 +130,8 @@ def load_base(
     file. The latter two are converted once and kept in the cache.
 
     quantization: "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default bfloat16). "auto" is nf4 on
-    CUDA, and on a CPU torch's packed products: four bits where they hold the weights exactly, else eight.
+    CUDA, and on a CPU torch's packed products: four bits where they hold the weights exactly, else eight. Weights
+    are packed while they are read, one by one, so that the memory of the packed base is enough to load it.
     Raises LoadError with the remedy.
     """
     if quantization not in QUANTIZATIONS:
@@ -126,29 +139,84 @@ def load_base(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_device(device)
-    chosen = ("nf4" if device.startswith("cuda") else "packed") if quantization == "auto" else quantization
+    automatic = {"cuda": "nf4", "cpu": "packed"}.get(torch.device(device).type, "none")
+    chosen = automatic if quantization == "auto" else quantization
     dtype = dtype or torch.bfloat16
     foreign = resolve.find_foreign(name_or_path)
     memory.require(name_or_path, base_config(name_or_path, foreign), chosen, device, dtype)
     source = _source(name_or_path, foreign)
     config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
     tokenizer = _load(AutoTokenizer, source, name_or_path)
-    model = _load(
-        AdaptedLlama,
-        source,
-        name_or_path,
-        config=config,
-        dtype=dtype,
-        attn_implementation="sdpa",  # whose masks our layers take
-        device_map={"": device},
-        quantization_config=_bitsandbytes(chosen, dtype),
-    )
+    model = _load_packed(source, name_or_path, config, dtype) if chosen == "packed" else None
+    if model is None:
+        model, info = _load(
+            AdaptedLlama,
+            source,
+            name_or_path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=_ATTENTION,
+            device_map={"": device},
+            quantization_config=_bitsandbytes(chosen, dtype),
+            output_loading_info=True,
+        )
+        if missing := info["missing_keys"]:  # transformers would make them up
+            raise _not_loaded(source, name_or_path, ValueError(f"{min(missing)} is not among its weights."))
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(model, tokenizer, name_or_path)
     if chosen == "packed":
-        chosen = quantize_linears(model)
+        chosen = quantize_linears(model)  # what was not packed on the way: a head that is tied to the embedding
         fuse_linears(model.model)
     return Base(model, tokenizer, fingerprint, chosen, _memory(model))
+
+
+def _load_packed(source: str, name: str, config: LlamaConfig, dtype: torch.dtype) -> AdaptedLlama | None:
+    """The model on the CPU, each linear layer packed as soon as its weight is read: one weight is whole at a time.
+
+    transformers' loader maps the files instead, which counts against limits of a process's memory, and where they
+    are stored in another precision than `dtype` it holds the whole model in that before a layer can be packed.
+    None if the base is not stored as a LLaMA's plain safetensors, which is for transformers to read.
+    """
+    if getattr(config, "quantization_config", None):
+        return None
+    try:
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(source, allow_patterns=[*WEIGHT_FILES, "generation_config.json"]))
+        files, shapes = tensor_files(folder), tensor_shapes(config)
+        if shapes.keys().isdisjoint(files):
+            return None
+        if missing := shapes.keys() - files.keys():
+            raise ValueError(f"{min(missing)} is not among its weights.")
+        with torch.device("meta"):
+            model = AdaptedLlama._from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
+        # Read, not mapped: a mapped file counts as memory that is used until the last of its tensors is gone.
+        opened = {file: safe_open(file, framework="pt", backend="pread") for file in set(files.values())}
+        # The largest first, while there is room for their unpacked form.
+        largest_first = sorted(shapes, key=lambda name: math.prod(shapes[name]), reverse=True)
+        for tensor in tqdm(largest_first, "Loading weights", disable=None):
+            weight = opened[files[tensor]].get_tensor(tensor)
+            if tuple(weight.shape) != shapes[tensor]:
+                raise ValueError(f"{tensor} has shape {tuple(weight.shape)}, not {shapes[tensor]}.")
+            _set_weight(model, tensor, weight, dtype)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _not_loaded(source, name, error) from error
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed from the config, not stored
+    model.tie_weights()
+    with contextlib.suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _set_weight(model: nn.Module, name: str, weight: Tensor, dtype: torch.dtype) -> None:
+    """Put a tensor in its place in `model`; a bias-free linear layer becomes a PackedLinear."""
+    path, _, kind = name.rpartition(".")
+    module = model.get_submodule(path)
+    if type(module) is nn.Linear and module.bias is None:
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, pack(weight, dtype))
+    else:
+        setattr(module, kind, nn.Parameter(weight.to(dtype)))
 
 
 def _check_device(device: str) -> None:
@@ -200,19 +268,14 @@ def base_weight(name_or_path: str, tensor: str) -> Tensor:
 
 def _stored(source: str, name: str) -> Tensor | None:
     """One tensor of a base's safetensors in a folder or in the Hub's cache; None if it is not found."""
-
-    def at(file: str) -> Path | None:
-        path = Path(source, file) if Path(source).is_dir() else try_to_load_from_cache(source, file)
-        return Path(path) if isinstance(path, str | Path) and Path(path).is_file() else None
-
     try:
-        index = at("model.safetensors.index.json")
-        file = "model.safetensors"
-        if index is not None:
-            file = str(json.loads(index.read_text(encoding="utf-8"))["weight_map"][name])
-        if (path := at(file)) is None:
-            return None
-        with safe_open(path, framework="pt") as tensors:
+        folder = Path(source)
+        if not folder.is_dir():
+            config = try_to_load_from_cache(source, "config.json")
+            if not isinstance(config, str | Path):
+                return None
+            folder = Path(config).parent
+        with safe_open(tensor_files(folder)[name], framework="pt") as tensors:
             return tensors.get_tensor(name)
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
@@ -252,7 +315,9 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig |
     if quantization == "int8":
         # It logs a line for every product, and a token has hundreds.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True)
+        # Without a threshold it quantises activations row by row. With one, every column in which any row has an
+        # outlier is computed in another precision for all rows: a neighbour would change a row's answer.
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return None
 
 
@@ -261,18 +326,25 @@ def _load(cls: Any, source: str, name: str, **kwargs: Any) -> Any:
     try:
         return cls.from_pretrained(source, **kwargs)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = first_line(error)
-        if Path(source).is_dir():
-            remedy = "Check that the folder holds config.json, the weights as safetensors and the tokenizer."
-        elif os.environ.get("HF_HUB_OFFLINE"):
-            remedy = "HF_HUB_OFFLINE is set: give a folder, unset it, or use " + embedded.BASE + "."
-        else:
-            remedy = "Check the name and the network, or give a folder."
-        raise LoadError(f"Cannot load the base '{name}': {reason} {remedy}") from error
+        raise _not_loaded(source, name, error) from error
+
+
+def _not_loaded(source: str, name: str, error: BaseException) -> LoadError:
+    if Path(source).is_dir():
+        remedy = "Check that the folder holds config.json, the weights as safetensors and the tokenizer."
+    elif os.environ.get("HF_HUB_OFFLINE"):
+        remedy = "HF_HUB_OFFLINE is set: give a folder, unset it, or use " + embedded.BASE + "."
+    else:
+        remedy = "Check the name and the network, or give a folder."
+    return LoadError(f"Cannot load the base '{name}': {first_line(error)} {remedy}")
 
 
 def _memory(model: torch.nn.Module) -> int:
-    storages = [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
+    tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            tensors += [buffer for whole in module.fused for buffer in whole.buffers()]
+    storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 

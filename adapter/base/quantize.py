@@ -21,13 +21,15 @@ _GROUP = 32  # inputs that share a scale and a zero point in four bits
 _BLOCK = 64  # outputs that the four-bit product packs together
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
+_PIECE = 1 << 20  # weights that are packed at a time: their fp32 copies stay in the processor's cache
 
 
 class PackedLinear(nn.Module):
     """`y = x W^T` with W in few bits: [..., in] -> [..., out]. Frozen, but x may need a gradient.
 
-    fused: the layer that computes this one and its neighbours of the same input, if `fuse` made one. It stands in
-    a tuple so that it is no submodule. sizes: of its parts' outputs, in such a layer.
+    x has the dtype of the scales: bfloat16, float16 or float32. fused: the layer that computes this one and its
+    neighbours of the same input, if `fuse` made one. It stands in a tuple so that it is no submodule. sizes: of
+    its parts' outputs, in such a layer.
     """
 
     weight: Tensor
@@ -39,7 +41,7 @@ class PackedLinear(nn.Module):
 
     @abstractmethod
     def product(self, rows: Tensor) -> Tensor:
-        """[N, in] -> [N, out]. A row's result does not depend on the other rows, bit for bit."""
+        """Contiguous [N, in] -> [N, out]. A row's result does not depend on the other rows, bit for bit."""
 
     @abstractmethod
     def unpacked(self) -> Tensor:
@@ -65,14 +67,16 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             return F.linear(x, self.unpacked().to(x.dtype))
+        # Some products refuse strided rows, such as the last tokens of a batch's hidden states.
         if x.ndim == 2:
-            return self.product(x)
+            return self.product(x.contiguous())
         *outer, inputs = x.shape
-        return self.product(x.reshape(-1, inputs)).view(*outer, -1)
+        out = self.product(x.reshape(-1, inputs).contiguous())
+        return out.view(*outer, out.shape[1])
 
 
 class Int8Linear(PackedLinear):
-    """W as int8 [out, in] and a bfloat16 scale for each output."""
+    """W as int8 [out, in] and a scale for each output."""
 
     weight: Tensor
     scales: Tensor
@@ -83,13 +87,18 @@ class Int8Linear(PackedLinear):
         self.register_buffer("scales", scales)
 
     @classmethod
-    def pack(cls, weight: Tensor) -> Self:
-        """`weight`, [out, in], rounded to eight bits."""
-        steps = weight.to(torch.float32, copy=True)
-        largest = torch.maximum(steps.amax(dim=1), -steps.amin(dim=1))
-        scales = (largest / 127).clamp_(min=1e-8).to(torch.bfloat16)
-        steps.div_(scales.float()[:, None]).round_().clamp_(-127, 127)
-        return cls(steps.to(torch.int8), scales)
+    def pack(cls, weight: Tensor, dtype: torch.dtype | None = None) -> Self:
+        """`weight`, [out, in], rounded to eight bits, for inputs of `dtype` (default: the weight's own)."""
+        packed = torch.empty(weight.shape, dtype=torch.int8)
+        scales = torch.empty(len(weight), dtype=dtype or weight.dtype)
+        pieces = (_pieces(weight), _pieces(packed, weight), _pieces(scales, weight))
+        for piece, packed_piece, scales_piece in zip(*pieces, strict=True):
+            steps = piece.to(torch.float32, copy=True)
+            largest = torch.maximum(steps.amax(dim=1), -steps.amin(dim=1))
+            scales_piece.copy_((largest / 127).clamp_(min=1e-8))
+            steps.div_(scales_piece.float()[:, None]).round_().clamp_(-127, 127)
+            packed_piece.copy_(steps)
+        return cls(packed, scales)
 
     def product(self, rows: Tensor) -> Tensor:
         # A dict look-up takes a third of the time of a module's attribute, of which a step reads hundreds.
@@ -111,7 +120,7 @@ class Int8Linear(PackedLinear):
 
 
 class Int4Linear(PackedLinear):
-    """W as packed int4, with a bfloat16 scale and zero for each group of 32 inputs of an output.
+    """W as packed int4, with a scale and a zero for each group of 32 inputs of an output.
 
     weight: uint8 [out, in / 2] in the product's own layout; scales_and_zeros: [in / 32, out, 2];
     W = (q - 8) * scale + zero.
@@ -126,21 +135,25 @@ class Int4Linear(PackedLinear):
         self.register_buffer("scales_and_zeros", scales_and_zeros)
 
     @classmethod
-    def pack(cls, weight: Tensor) -> Self | None:
-        """`weight`, [out, in], if four bits hold it exactly, as from a GGUF file in Q4_1; else None."""
-        rows, columns = weight.shape
-        if rows % _BLOCK or columns % _GROUP:
+    def pack(cls, weight: Tensor, dtype: torch.dtype | None = None) -> Self | None:
+        """`weight`, [out, in], if four bits hold it exactly, as from a GGUF file in Q4_1; else None.
+
+        dtype: of the inputs (default: the weight's own).
+        """
+        if weight.shape[0] % _BLOCK or weight.shape[1] % _GROUP:
             return None
-        steps = weight.to(torch.float32, copy=True).view(rows, -1, _GROUP)
-        low, high = steps.amin(dim=2, keepdim=True), steps.amax(dim=2, keepdim=True)
-        scales = ((high - low) / 15).clamp_(min=1e-8)
-        steps.sub_(low).div_(scales)  # in place: this runs over the whole model at every start
-        whole = steps.round()
-        if steps.sub_(whole).abs_().amax() > _OFF_GRID:
-            return None
-        packed = torch._convert_weight_to_int4pack_for_cpu(whole.int().view(rows, columns), 1)
-        parameters = torch.cat([scales, low + 8 * scales], dim=2).transpose(0, 1).to(torch.bfloat16)
-        return cls(packed, parameters.contiguous())
+        packed, parameters = [], []
+        for piece in _pieces(weight):
+            steps = piece.to(torch.float32, copy=True).view(len(piece), -1, _GROUP)
+            low, high = steps.amin(dim=2, keepdim=True), steps.amax(dim=2, keepdim=True)
+            scales = ((high - low) / 15).clamp_(min=1e-8)
+            steps.sub_(low).div_(scales)  # in place: this runs over the whole model at every start
+            whole = steps.round()
+            if not steps.sub_(whole).abs_().amax() <= _OFF_GRID:  # NaN too
+                return None  # a weight that never was in four bits ends here, at its first piece
+            packed.append(torch._convert_weight_to_int4pack_for_cpu(whole.int().view(piece.shape), 1))
+            parameters.append(torch.cat([scales, low + 8 * scales], dim=2).transpose(0, 1))
+        return cls(torch.cat(packed), torch.cat(parameters, dim=1).to(dtype or weight.dtype))
 
     def product(self, rows: Tensor) -> Tensor:
         tensors: dict[str, Any] = self._buffers  # see Int8Linear
@@ -148,7 +161,7 @@ class Int4Linear(PackedLinear):
 
     def unpacked(self) -> Tensor:
         inputs = self.scales_and_zeros.shape[0] * _GROUP
-        return self.product(torch.eye(inputs, dtype=torch.bfloat16)).T
+        return self.product(torch.eye(inputs, dtype=self.scales_and_zeros.dtype)).T
 
     @classmethod
     def concatenated(cls, linears: Sequence[Self]) -> Self:
@@ -162,17 +175,25 @@ class Int4Linear(PackedLinear):
         return whole
 
 
+def pack(weight: Tensor, dtype: torch.dtype | None = None) -> PackedLinear:
+    """`weight`, [out, in], in four bits if they hold it exactly, else in eight, for inputs of `dtype`."""
+    return Int4Linear.pack(weight, dtype) or Int8Linear.pack(weight, dtype)
+
+
 def quantize_linears(model: nn.Module) -> str:
     """Replace every bias-free `nn.Linear` in `model` by a PackedLinear, in place; returns the commonest format.
 
-    Weights that four bits hold exactly stay in four, others go to eight. One that is tied to an embedding stays
-    with the embedding; the linear gets its own copy.
+    One that is tied to an embedding leaves the weight to the embedding; the linear gets its own copy.
     """
-    bits: list[int] = []
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child.bias is None:
-                four = Int4Linear.pack(child.weight.data)
-                setattr(module, name, four or Int8Linear.pack(child.weight.data))
-                bits.append(8 if four is None else 4)
+                setattr(module, name, pack(child.weight.data))
+    bits = [4 if isinstance(m, Int4Linear) else 8 for m in model.modules() if isinstance(m, PackedLinear)]
     return f"packed-int{max(set(bits), key=bits.count)}"
+
+
+def _pieces(tensor: Tensor, weight: Tensor | None = None) -> tuple[Tensor, ...]:
+    """`tensor` in pieces of rows: of whole blocks, and of about _PIECE numbers of `weight` (default: `tensor`)."""
+    columns = (tensor if weight is None else weight).shape[1]
+    return tensor.split(max(_PIECE // columns // _BLOCK, 1) * _BLOCK)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
+import weakref
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from adapter.base import llama, quantize
+from adapter.base.decoder import fuse_linears
 from adapter.base.llama import AdaptedLlama, load_base
-from adapter.base.quantize import Int4Linear, Int8Linear, PackedLinear
+from adapter.base.quantize import Int4Linear, PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError
-from tests.tiny_models import random_adapter
+from tests.base.test_quantize import four_bit_weight
+from tests.tiny_models import random_adapter, random_llama
 
 PROMPT = (Message("user", "Name three colours."),)
 
@@ -57,55 +65,6 @@ def test_the_packed_base_is_close_to_the_full_one(base):
     assert divergence < 0.03
 
 
-def test_the_packed_product_and_its_gradient_are_those_of_the_weights():
-    torch.manual_seed(0)
-    weight = torch.randn(48, 64)
-    linear = Int8Linear.pack(weight)
-    unpacked = linear.unpacked().float()
-    assert (unpacked - weight).abs().max() <= linear.scales.float().max()
-    for rows in (1, 7, 100):
-        x = torch.randn(rows, 64).bfloat16()
-        assert_close(linear(x).float(), x.float() @ unpacked.T, rtol=2e-2, atol=0.2)
-    x = torch.randn(3, 64, dtype=torch.bfloat16, requires_grad=True)
-    linear(x).sum().backward()
-    assert_close(x.grad.float(), unpacked.sum(0).expand(3, -1), rtol=2e-2, atol=0.2)
-
-
-def four_bit_weight(rows, columns):
-    """A weight as a GGUF file in Q4_1 holds it: sixteen steps between the ends of each group of 32."""
-    groups = torch.randn(rows, columns // 32, 32)
-    low, high = groups.aminmax(dim=2, keepdim=True)
-    step = ((high - low) / 15).half().float()
-    return (((groups - low) / step).round() * step + low.half()).view(rows, columns)
-
-
-def test_int4_packs_only_weights_that_it_holds_exactly():
-    torch.manual_seed(0)
-    weight = four_bit_weight(128, 96)
-    linear = Int4Linear.pack(weight.bfloat16())
-    assert linear.weight.numel() * 2 == weight.numel()
-    assert (linear.unpacked().float() - weight).abs().max() < 0.03
-    x = torch.randn(70, 96).bfloat16()
-    assert_close(linear(x).float(), x.float() @ weight.T, rtol=2e-2, atol=0.3)
-    assert torch.equal(linear(x)[3:4], linear(x[3:4]))
-    x.requires_grad_(True)
-    linear(x).sum().backward()
-    assert_close(x.grad.float(), weight.sum(0).expand(70, -1), rtol=2e-2, atol=0.5)
-    assert Int4Linear.pack(torch.randn(128, 96)) is None
-    assert Int4Linear.pack(four_bit_weight(48, 96)) is None  # no whole block of outputs
-
-
-@pytest.mark.parametrize("kind", [Int4Linear, Int8Linear])
-def test_a_concatenated_layer_equals_its_parts_and_shares_their_memory(kind):
-    parts = [kind.pack(four_bit_weight(rows, 64).bfloat16()) for rows in (128, 64, 64)]
-    x = torch.randn(5, 64).bfloat16()
-    before = [part(x) for part in parts]
-    whole = kind.concatenated(parts)
-    assert torch.equal(whole(x), torch.cat(before, dim=1))
-    assert [torch.equal(part(x), want) for part, want in zip(parts, before, strict=True)] == [True] * 3
-    assert parts[1].weight.untyped_storage().data_ptr() == whole.weight.untyped_storage().data_ptr()
-
-
 def save_tiny(tiny_base, folder, **changes):
     tiny_base.model.save_pretrained(folder)
     tiny_base.tokenizer.save_pretrained(folder)
@@ -122,6 +81,147 @@ def test_a_local_folder_is_a_base(tiny_base, tmp_path):
     assert base.fingerprint.differences(tiny_base.fingerprint) == []
     ids = torch.arange(9)[None]
     assert torch.equal(base.model(input_ids=ids).logits, tiny_base.model(input_ids=ids).logits)
+
+
+@pytest.fixture(scope="module")
+def four_bit_head(tiny_base, tmp_path_factory) -> Path:
+    """A tiny base on disk in float32 whose head, of 128 outputs, four bits hold exactly, and its layers do not.
+
+    Sizes are multiples of 32 and 64, as bitsandbytes' nf4 wants them on CPUs with bf16.
+    """
+    folder = tmp_path_factory.mktemp("four-bit-head")
+    model = random_llama(std=0.15, vocab_size=128, hidden_size=64, head_dim=16)
+    torch.manual_seed(0)
+    model.lm_head.weight.copy_(four_bit_weight(128, 64))
+    model.save_pretrained(folder)
+    tiny_base.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype"),
+    list(product(("auto", "nf4", "int8", "none"), (torch.bfloat16, torch.float16, torch.float32))),
+    ids=str,
+)
+@torch.no_grad()
+def test_every_quantisation_runs_in_every_dtype(quantization, dtype, four_bit_head):
+    base = load_base(str(four_bit_head), quantization, "cpu", dtype)
+    assert base.model.dtype == dtype
+    assert quantization != "auto" or isinstance(base.model.lm_head, Int4Linear)
+    adapter = random_adapter(base.fingerprint, prompt_norm=True)
+    prompts = torch.tensor([[5, 6, 7, 8], [9, 3, 2, 1]])
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "prompt_kv": adapter(base.model)}
+    together = base.model.generate(prompts, **settings)  # the head reads the last positions: strided rows
+    assert together.shape == (2, 9)
+    plain = load_base(str(four_bit_head), "none", "cpu", torch.float32).model(input_ids=prompts).logits
+    alike = torch.cosine_similarity(base.model(input_ids=prompts).logits.float(), plain, dim=-1).min()
+    assert alike > (0.8 if quantization == "nf4" else 0.99)
+
+
+def transformers_packed(folder: Path, dtype: torch.dtype) -> AdaptedLlama:
+    """The packed model as transformers' own loader and a pass over the whole model make it."""
+    model = AdaptedLlama.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").requires_grad_(False)
+    quantize_linears(model)
+    fuse_linears(model.model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@torch.no_grad()
+def test_packing_while_loading_is_packing_afterwards(stored, tied, tiny_base, tmp_path):
+    model = random_llama(std=0.15)
+    model.config.tie_word_embeddings = tied
+    model.tie_weights()
+    model.to(stored).save_pretrained(tmp_path, max_shard_size="30KB")
+    tiny_base.tokenizer.save_pretrained(tmp_path)
+    model.generation_config.eos_token_id = [7, 9]
+    model.generation_config.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    base = load_base(str(tmp_path), device="cpu", dtype=stored)
+    ids = torch.arange(9)[None]
+    want = transformers_packed(tmp_path, stored)
+    assert torch.equal(base.model(input_ids=ids).logits, want(input_ids=ids).logits)
+    mine, theirs = base.model.state_dict(), want.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert not any(p.requires_grad for p in base.model.parameters()) and not base.model.training
+    assert {7, 9} <= base.stop_ids
+
+
+def test_loading_holds_one_weight_unpacked_and_maps_no_file(tiny_base, tmp_path, monkeypatch):
+    """Otherwise a base of 7 GB packed takes 13 GB to load, or 27 where it is stored in another precision."""
+    random_llama().half().save_pretrained(tmp_path)
+    tiny_base.tokenizer.save_pretrained(tmp_path)
+    seen, alive, sizes = [], [], []
+
+    def observe(weight, dtype):
+        alive.append(sum(w() is not None for w in seen))
+        seen.append(weakref.ref(weight.untyped_storage()))
+        sizes.append(weight.numel())
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+        return quantize.pack(weight, dtype)
+
+    monkeypatch.setattr(llama, "pack", observe)
+    base = load_base(str(tmp_path), device="cpu")
+    assert len(seen) == 4 * 7 + 1 and max(alive) == 0
+    assert sizes == sorted(sizes, reverse=True), "the largest first, while there is room for it"
+    assert not any(w() for w in seen) and base.model.dtype == torch.bfloat16
+
+
+def test_a_base_of_other_files_is_read_by_transformers(tiny_base, tmp_path):
+    save_tiny(tiny_base, tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    ids = torch.arange(9)[None]
+    assert torch.equal(
+        load_base(str(tmp_path), device="cpu").model(input_ids=ids).logits,
+        transformers_packed(tmp_path, torch.bfloat16)(input_ids=ids).logits,
+    )
+
+
+@pytest.mark.parametrize("quantization", ["auto", "none"])
+def test_a_missing_or_misshapen_weight_is_an_error(quantization, tiny_base, tmp_path):
+    """transformers fills a missing one with random numbers."""
+    save_tiny(tiny_base, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.2.mlp.up_proj.weight"
+    for change, words in (({name: torch.zeros(3, 4)}, "size|shape"), ({}, f"{name} is not among its weights")):
+        rest = {key: value for key, value in tensors.items() if key != name}
+        save_file({**rest, **change}, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(LoadError, match=words):
+            load_base(str(tmp_path), quantization, "cpu")
+
+
+def check_rows_of_linears(base, exact):
+    """Each linear layer gives a row beside one with outliers what it gives the row alone."""
+    kinds = {type(m) for m in base.model.model.layers.modules() if "Linear" in type(m).__name__}
+    assert len(kinds) == 1 and torch.nn.Linear not in kinds
+    torch.manual_seed(0)
+    for module in base.model.model.layers.modules():
+        if type(module) in kinds:
+            x = torch.randn(3, 1, module.in_features, dtype=base.model.dtype, device=base.device)
+            x[2, :, ::5] *= 40  # far above bitsandbytes' threshold of 6
+            together, alone = module(x)[:1], module(x[:1])
+            if exact:
+                assert torch.equal(together, alone)
+            else:
+                assert_close(together, alone, rtol=2e-2, atol=2e-2)
+
+
+@torch.no_grad()
+def test_a_row_is_a_row_in_int8(tiny_folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        base = load_base(str(tiny_folder), "int8", "cpu")
+        check_rows_of_linears(base, exact=True)
+    assert caplog.text == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(("quantization", "exact"), [("int8", True), ("nf4", False)])
+@torch.no_grad()
+def test_a_row_is_a_row_on_cuda(quantization, exact, tiny_folder):
+    check_rows_of_linears(load_base(str(tiny_folder), quantization, "cuda"), exact)
 
 
 def test_load_errors_name_the_cause_and_the_remedy(tiny_base, tmp_path):
