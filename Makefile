@@ -35,7 +35,7 @@ check: dev ## lint, format check, types and the fast tests
 bench: dev ## measure speed and memory side by side with the alternatives
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.bench $(ARGS)
 
-soak: dev ## many people for ten minutes, and whether the server grows (ARGS=60: an hour)
+soak: dev ## honest visitors and attackers for ten minutes: does anybody notice? (ARGS=60: an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak $(ARGS)
 
 screenshots: dev chromium ## walk through the page as a newcomer, timed, and take the README's pictures

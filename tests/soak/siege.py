@@ -1,0 +1,267 @@
+"""Honest visitors among attackers on one server, and the verdict: answers, process, memory, threads, open files.
+
+Everything honest is asked alone first. Then sixteen visitors ask it again and again, each from an address of their
+own, while every attack runs. Memory, threads and files are measured when everybody pauses and no request is open:
+after the warm-up, which is a third of the time, and at the end.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.app_process import FAULTY_APP, PATIENCE, AppProcess, app_process
+from tests.soak import attacks
+from tests.soak.attacks import Attack, Attacker, Broken
+from tests.soak.people import KEY, PASSWORD, USER, Answer, Connection, Question
+
+VISITORS = 16
+PACE = 2.5  # seconds from one question of a visitor to the next: 30 answers a minute are one address's limit
+REPORT_SECONDS = 30.0
+# Growth that is allowed after the warm-up. Gradio keeps sessions, of 0.2 MB each, up to a limit.
+GROWTH_MB, GROWTH_THREADS, GROWTH_FILES = 80, 16, 20
+SETTLE_SECONDS = 60.0  # in which sockets of clients that left are closed
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of the server's process while nothing is asked."""
+
+    mb: float
+    threads: int
+    files: int
+    log_mb: float
+
+    def __str__(self) -> str:
+        return f"{self.mb:.0f} MB, {self.threads} threads, {self.files} files, {self.log_mb:.1f} MB of log"
+
+
+@dataclass
+class Report:
+    """What happened. differing, unanswered: descriptions of honest answers; broken: attacks that had success."""
+
+    answers: int = 0
+    differing: list[str] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    attacks: dict[str, Counter[str]] = field(default_factory=dict)
+    figures: dict[str, Figures] = field(default_factory=dict)
+    died: str = ""
+
+    @property
+    def growth(self) -> list[str]:
+        """What grew after the warm-up by more than is allowed."""
+        if not {"warm", "end"} <= set(self.figures):
+            return []
+        warm, end = self.figures["warm"], self.figures["end"]
+        allowed = {"mb": GROWTH_MB, "threads": GROWTH_THREADS, "files": GROWTH_FILES}
+        grown = {name: getattr(end, name) - getattr(warm, name) for name in allowed}
+        return [f"{name} grew by {grown[name]:.0f}" for name, most in allowed.items() if grown[name] > most]
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything that must not be; empty if the server stood."""
+        silent = [f"the attack {name} never happened" for name, got in self.attacks.items() if not got]
+        found = [*self.differing, *self.unanswered, *self.broken, *self.growth, *silent]
+        return [*found, *filter(None, [self.died])]
+
+    def __str__(self) -> str:
+        rows = [
+            ("honest answers", str(self.answers)),
+            ("differing from alone", str(len(self.differing))),
+            ("refused or failed", str(len(self.unanswered))),
+            ("attacks with success", str(len(self.broken))),
+        ]
+        for name, got in self.attacks.items():
+            most = ", ".join(f"{count} x {outcome}" for outcome, count in got.most_common(8))
+            rows.append((f"attack {name}", f"{sum(got.values())}: {most}"))
+        rows += [(f"server, {when}", str(figures)) for when, figures in self.figures.items()]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+class Siege:
+    """Visitors and attackers, each in a thread of their own, on `server`.
+
+    arsenal: makes the attacker of an attack's number; questions: what the visitors ask, all different.
+    """
+
+    def __init__(
+        self,
+        server: AppProcess,
+        questions: Sequence[Question],
+        arsenal: Callable[[int], Attacker],
+        chosen: Sequence[Attack] = attacks.ATTACKS,
+        visitors: int = VISITORS,
+    ) -> None:
+        self.report = Report(attacks={attack.__name__: Counter() for attack in chosen})
+        self._server, self._questions, self._arsenal = server, questions, arsenal
+        self._process = psutil.Process(server.process.pid)
+        self._alone: dict[int, Answer] = {}
+        self._stop, self._go = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._resting = threading.Semaphore(0)
+        people = [threading.Thread(target=self._visit, args=[n], daemon=True) for n in range(visitors)]
+        foes = [threading.Thread(target=self._attack, args=each, daemon=True) for each in enumerate(chosen)]
+        self._threads = [*people, *foes]
+
+    def run(self, seconds: float, tell: Callable[[str], None] = lambda line: None) -> Report:
+        """Ask alone, attack for so long, and measure. tell: is given a line now and then."""
+        with ExitStack() as stack:
+            alone = self._connection(0)
+            stack.callback(alone.close)
+            for number, question in enumerate(self._questions):
+                self._alone[number] = alone.ask(question)
+            self.report.figures["alone"] = self._measure()
+        tell(f"{len(self._alone)} questions were answered alone; {len(self._threads)} clients begin.")
+        self._go.set()
+        for thread in self._threads:
+            thread.start()
+        try:
+            self._run_for(seconds / 3, tell)
+            self._rest("warm")
+            self._run_for(2 * seconds / 3, tell)
+            self._rest("end")
+            self._server.check_running()
+        except AssertionError as error:
+            self.report.died = str(error)
+        self._stop.set()
+        self._go.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        return self.report
+
+    def _run_for(self, seconds: float, tell: Callable[[str], None]) -> None:
+        self._go.set()
+        end, told = time.monotonic() + seconds, time.monotonic()
+        while (now := time.monotonic()) < end:
+            self._server.check_running()
+            time.sleep(min(1.0, end - now))
+            if now - told >= REPORT_SECONDS:
+                told, report = now, self.report
+                wrong = len(report.differing) + len(report.unanswered) + len(report.broken)
+                attacked = sum(sum(got.values()) for got in report.attacks.values())
+                rss = self._process.memory_info().rss / 2**20
+                tell(f"{report.answers} honest answers, {attacked} attacks, {wrong} problems, {rss:.0f} MB")
+
+    def _rest(self, when: str) -> None:
+        """Pause everybody, wait until nothing is open, and measure."""
+        self._go.clear()
+        for count in range(len(self._threads)):
+            ended = self._resting.acquire(timeout=2 * PATIENCE)
+            assert ended, f"{len(self._threads) - count} clients do not come to an end"
+        self._server.wait_until(lambda: self._server.counts == (0, 0))
+        self.report.figures[when] = self._measure()
+
+    def _measure(self) -> Figures:
+        """After the sockets of clients that left are closed, which takes the server some seconds."""
+        deadline, before = time.monotonic() + SETTLE_SECONDS, -1
+        while (files := self._process.num_fds()) != before and time.monotonic() < deadline:
+            before = files
+            time.sleep(1.0)
+        log = (self._server.folder / "log").stat().st_size / 2**20
+        return Figures(self._process.memory_info().rss / 2**20, self._process.num_threads(), files, log)
+
+    def _connection(self, number: int) -> Connection:
+        return Connection(self._server.url, f"127.0.1.{number + 1}")
+
+    def _pause(self) -> None:
+        """Between two things that a client does: waits while everybody rests."""
+        if not self._go.is_set():
+            self._resting.release()
+            self._go.wait()
+
+    def _visit(self, number: int) -> None:
+        chance, due = random.Random(number), 0.0
+        connection = self._connection(number + 1)
+        order = list(range(len(self._questions)))
+        chance.shuffle(order)
+        turn = 0
+        while not self._stop.is_set():
+            self._pause()
+            time.sleep(max(0.0, min(PACE, due - time.monotonic())))
+            due = time.monotonic() + PACE
+            asked = order[turn % len(order)]
+            turn += 1
+            question = self._questions[asked]
+            which = f"{question.through} {question.adapter or 'base'} {question.text!r}"
+            try:
+                answer = connection.ask(question)
+            except Exception as error:  # whatever it is: an honest visitor has no answer
+                self._note(self.report.unanswered, f"{which}: {type(error).__name__} {str(error)[:300]}")
+                continue
+            with self._lock:
+                self.report.answers += 1
+            if answer != self._alone[asked]:
+                self._note(self.report.differing, f"{which}: {answer} and alone {self._alone[asked]}")
+        connection.close()
+
+    def _attack(self, number: int, attack: Attack) -> None:
+        attacker = self._arsenal(number)
+        while not self._stop.is_set():
+            self._pause()
+            try:
+                got = attacks.outcome(attack, attacker)
+            except Broken as error:
+                self._note(self.report.broken, f"{attack.__name__}: {error}")
+                got = "SUCCESS"
+            except Exception as error:  # of the soak's own; the row of the table shows it
+                got = f"soak: {type(error).__name__} {error}"[:200]
+            with self._lock:
+                self.report.attacks[attack.__name__][got] += 1
+            time.sleep(attacker.chance.uniform(0, 2 * attacks.PAUSE))
+        attacker.close()
+
+    def _note(self, notes: list[str], text: str) -> None:
+        with self._lock:
+            notes.append(text)
+
+
+@contextmanager
+def besieged(
+    folder: Path,
+    good: Path,
+    visual: Path,
+    intermediate_size: int,
+    picture: Path,
+    honest: tuple[str, ...],
+    arguments: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+) -> Iterator[tuple[AppProcess, Callable[[int], Attacker]]]:
+    """A public server with a password, on which visitors may train and upload; and what makes its attackers.
+
+    good, visual: folders of honest adapters, from which evil ones are made. honest: the names of honest adapters,
+    the last one visual. arguments: of app.py.
+    """
+    evil = attacks.write_evil(good, visual, intermediate_size, folder / "evil")
+    zips = tuple(attacks.zip_evil(folder / "evil", name, folder) for name in evil if "visual" not in name)
+    bad_pictures = attacks.write_pictures(picture, folder / "pictures")
+    public = ("--host", "0.0.0.0", "--auth", f"{USER}:{PASSWORD}", "--train", "--adapters", str(folder / "evil"))
+    with app_process(
+        folder,
+        *public,
+        *arguments,
+        program=FAULTY_APP,
+        environment={"LLAMA_ADAPTER_RUNS": str(folder / "runs"), **(environment or {})},
+        ready=(401,),
+    ) as server:
+        server.wait_until(
+            lambda: httpx.get(f"{server.url}/v1/models", headers=KEY, timeout=PATIENCE).status_code == 200
+        )
+
+        def attacker(number: int) -> Attacker:
+            network = f"127.66.{number}"
+            return Attacker(
+                server.url, network, random.Random(number), honest, evil, zips, bad_pictures, timeout=PATIENCE
+            )
+
+        yield server, attacker
