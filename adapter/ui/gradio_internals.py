@@ -57,9 +57,9 @@ class StrictBlocks(gr.Blocks):
     async def preprocess_data(self, *values: Any, **more: Any) -> list[Any]:
         try:
             return await super().preprocess_data(*values, **more)
-        except gr.Error:
-            raise
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
+        except (gr.Error, TypeError, ValueError, LookupError, AttributeError) as error:
+            if isinstance(error, gr.Error) and not error.print_exception:
+                raise  # the page's own, a sentence for the visitor
             raise gr.Error(texts.WRONG_VALUE, print_exception=False) from error
 
 

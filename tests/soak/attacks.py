@@ -538,7 +538,7 @@ def intruder(attacker: Attacker) -> str:
         if "event-stream" in response.headers.get("content-type", ""):
             return "a stream of nothing"
         if response.status_code == 200 and "password" not in (text := response.read().decode(errors="replace")):
-            inside = [word for word in ("dependencies", "created", *attacker.adapters) if word in text]
+            inside = [word for word in ('"dependencies"', '"owned_by"', "event_id") if word in text]
             if inside:
                 raise Broken(f"{route} tells {inside} to strangers")
         return checked(response)

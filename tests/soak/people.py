@@ -114,7 +114,7 @@ class Connection:
             self._refreshed = {self.session}
 
     def updates(self) -> Iterator[dict[str, Any]]:
-        """What the server sends to this session. Its heartbeats keep the connection, so that time is limited here."""
+        """What the server sends to this session, within PATIENCE: heartbeats never end by themselves."""
         deadline = time.monotonic() + PATIENCE
         with self.http.stream("GET", f"/gradio_api/queue/data?session_hash={self.session}") as response:
             if response.status_code != 200:

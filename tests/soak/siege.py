@@ -245,11 +245,11 @@ def besieged(
     evil = attacks.write_evil(good, visual, intermediate_size, folder / "evil")
     zips = tuple(attacks.zip_evil(folder / "evil", name, folder) for name in evil if "visual" not in name)
     bad_pictures = attacks.write_pictures(picture, folder / "pictures")
-    public = ("--host", "0.0.0.0", "--auth", f"{USER}:{PASSWORD}", "--train", "--adapters", str(folder / "evil"))
+    public = ("--host", "0.0.0.0", "--public", "--auth", f"{USER}:{PASSWORD}", "--train")
     with app_process(
         folder,
         *public,
-        *arguments,
+        *("--adapters", str(folder / "evil"), *arguments),
         program=FAULTY_APP,
         environment={"LLAMA_ADAPTER_RUNS": str(folder / "runs"), **(environment or {})},
         ready=(401,),

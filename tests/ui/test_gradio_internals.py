@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from pathlib import Path
@@ -69,6 +70,31 @@ def test_no_other_file_imports_from_inside_gradio() -> None:
     for path in [*ROOT.glob("adapter/**/*.py"), *ROOT.glob("train/**/*.py"), ROOT / "app.py"]:
         found = inside.findall(path.read_text(encoding="utf-8"))
         assert not found or path == Path(internals.__file__), f"{path.relative_to(ROOT)}: {found}"
+
+
+@pytest.mark.parametrize("value", ["/secret", 5, ["three"]])
+def test_a_value_that_is_no_choice_is_answered_by_one_sentence_and_not_logged(value: Any) -> None:
+    """Gradio's own sentence names the value, its Python type and all choices, and its log gets a traceback."""
+    with internals.StrictBlocks() as page:
+        choice = gr.Dropdown(["one", "two"], value="one")
+        gr.Button().click(lambda chosen: None, choice)
+    values = asyncio.run(page.preprocess_data(page.fns[0], ["two"], None))
+    assert values == ["two"]
+    with pytest.raises(gr.Error, match="of another kind") as raised:
+        asyncio.run(page.preprocess_data(page.fns[0], [value], None))
+    assert not raised.value.print_exception and "secret" not in str(raised.value)
+
+
+def test_the_pages_own_sentences_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(payload: Any) -> Any:
+        raise gr.Error("Say this.", print_exception=False)
+
+    with internals.StrictBlocks() as page:
+        box = gr.Textbox()
+        monkeypatch.setattr(box, "preprocess", refuse)
+        gr.Button().click(lambda text: None, box)
+    with pytest.raises(gr.Error, match="Say this"):
+        asyncio.run(page.preprocess_data(page.fns[0], ["x"], None))
 
 
 def test_a_subclass_writes_no_file_and_keeps_the_frontend() -> None:
