@@ -16,15 +16,15 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 
 from adapter.base import kernels
 from adapter.base.quantize import PackedLinear
-from adapter.method.attention import PromptKV, zero_init_attention
+from adapter.method.attention import PromptKV, Runs, zero_init_attention
 from adapter.method.deltas import FINAL_NORM
 
 
 class LayerCache(Protocol):
     """What a layer asks of a KV cache; transformers' caches and `serve.kv_cache` have it."""
 
-    def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
-        """Append [B, Hkv, T, head_dim]; returns all keys and values of the layer, [B, Hkv, S, head_dim]."""
+    def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Runs, Runs]:
+        """Append [B, Hkv, T, head_dim]; returns all keys and values of the layer, [B, Hkv, S, head_dim] or by runs."""
 
 
 class DecoderLayer(LlamaDecoderLayer):
@@ -33,7 +33,7 @@ class DecoderLayer(LlamaDecoderLayer):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Runs | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         cache: LayerCache | None = None,
         prompt_kv: PromptKV | None = None,

@@ -66,6 +66,11 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     }
 
 
+def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+
 def require(name: str, config: Any, quantization: str, device: str, dtype: torch.dtype) -> None:
     """Raise LoadError with the table if the base surely does not fit on `device`.
 
@@ -113,7 +118,7 @@ def table(name: str, config: Any) -> str:
             is_enough = room.holds(by_kind[kind], mapped=device == "CPU")
             fits.append("-" if (kind, device) == ("packed", "CUDA") else "yes" if is_enough else "no")
         lines.append(f"{kind:8}{_gigabytes(by_kind[kind].bytes):>10}" + "".join(f"{word:>11}" for word in fits))
-    kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 1000
+    kv_bytes = 1000 * kv_bytes_per_token(config, torch.bfloat16)
     return "\n".join([*lines, "", f"1,000 tokens of a conversation take {_gigabytes(kv_bytes)} more."])
 
 
@@ -132,6 +137,11 @@ def ram() -> DeviceMemory:
         total = min(total, limit)
         free = None if free is None else min(free, max(limit - used, 0))
     return DeviceMemory(total, free)
+
+
+def available(device: torch.device) -> int | None:
+    """Free bytes of a device, or None where the system does not report them."""
+    return (cuda(str(device)) if device.type == "cuda" else ram()).free
 
 
 def cuda(device: str) -> DeviceMemory:

@@ -21,6 +21,10 @@ from adapter.method.gradients import CausalAttention, PromptTerm
 _MAX_CAUSAL_LENGTH = 1024  # tokens up to which training on a CPU uses CausalAttention, which keeps the scores
 
 
+# Keys, values or masks of all rows, or of several runs of rows that make up the batch in order.
+Runs = Tensor | Sequence[Tensor]
+
+
 @dataclass(frozen=True)
 class LayerPrompts:
     """The adaption prompts of one insertion layer, ready for attention.
@@ -188,12 +192,35 @@ def ungrouped(out: Tensor, query: Tensor) -> Tensor:
     return out.reshape(query.shape).transpose(1, 2)
 
 
+def _attend_words(
+    module: LlamaAttention, query: Tensor, key: Runs, value: Runs, mask: Runs | None, scaling: float
+) -> Tensor:
+    """Equation 5 without o_proj, by the kernel that suits the inputs; see zero_init_attention for the shapes."""
+    if not isinstance(key, Tensor):
+        if len(key) > 1:
+            assert mask is not None
+            queries = grouped(query, key[0].shape[1]).split([len(run) for run in key])
+            runs = [attend(*run, scaling) for run in zip(queries, key, value, mask, strict=True)]
+            return ungrouped(torch.cat(runs), query)
+        key, value, mask = key[0], value[0], None if mask is None else mask[0]
+    assert isinstance(value, Tensor) and (mask is None or isinstance(mask, Tensor))
+    length = query.shape[2]
+    whole = mask is None and key.shape[2] == length <= _MAX_CAUSAL_LENGTH
+    if whole and query.requires_grad and query.device.type == "cpu":
+        return CausalAttention.apply(query, key, value, scaling)
+    if length > 1:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)[0]
+    if key.shape[0] < query.shape[0]:  # tokens of one row, each as a row of its own
+        key, value = (t.expand(query.shape[0], -1, -1, -1) for t in (key, value))
+    return ungrouped(attend(grouped(query, key.shape[1]), key, value, mask, scaling), query)
+
+
 def zero_init_attention(
     module: LlamaAttention,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
+    key: Runs,
+    value: Runs,
+    mask: Runs | None,
     prompt_kv: PromptKV | None,
     prompt_rows: Tensor | None,
 ) -> Tensor:
@@ -202,18 +229,11 @@ def zero_init_attention(
     Two softmaxes, not one: equation 7 keeps the words' attention independent of the prompts, so that a zero
     gate leaves the frozen base's output exactly as it was. module: transformers' attention of this layer;
     query: [B, H, T, head_dim] after RoPE; key, value: [B or 1, Hkv, S, head_dim]; mask: of SDPA, None for causal.
+    A serving cache gives them by runs, see Runs.
     Returns [B, T, H, head_dim], before o_proj.
     """
-    scaling, index, length = module.scaling, module.layer_idx, query.shape[2]
-    whole = mask is None and key.shape[2] == length <= _MAX_CAUSAL_LENGTH
-    if whole and query.requires_grad and query.device.type == "cpu":
-        out = CausalAttention.apply(query, key, value, scaling)
-    elif length == 1:
-        if key.shape[0] < query.shape[0]:  # tokens of one row, each as a row of its own
-            key, value = (t.expand(query.shape[0], -1, -1, -1) for t in (key, value))
-        out = ungrouped(attend(grouped(query, key.shape[1]), key, value, mask, scaling), query)
-    else:
-        out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+    scaling, index = module.scaling, module.layer_idx
+    out = _attend_words(module, query, key, value, mask, scaling)
     if prompt_kv is None:
         return out
     terms = prompt_kv.layers.get(index, ())

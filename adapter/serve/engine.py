@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from adapter.base.llama import Base
+from adapter.base.threads import set_threads
 from adapter.errors import AdapterError, Busy
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
@@ -25,33 +26,53 @@ from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.forward import Forward
 from adapter.serve.inspection import CLOSED, Inspection, Inspector
-from adapter.serve.kv_cache import KVCache, PrefixCache
+from adapter.serve.kv_cache import CacheBudget, KVCache, PrefixCache, SlotAllocator
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import Answer, GenerationEvent, GenerationRequest
 from adapter.serve.sampling import sample
-from adapter.serve.scheduler import PREFILL_CHUNK, Adapters, Row, Scheduler, admit, any_visual, load_adapters
+from adapter.serve.scheduler import (
+    MAX_ROWS,
+    PREFILL_CHUNK,
+    Adapters,
+    Row,
+    Scheduler,
+    admit,
+    any_visual,
+    load_adapters,
+)
 
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 64  # running or waiting
-_PREFIX_CACHE_BYTES = 256 * 2**20
 
 
 class Engine:
     """Serves requests on `base` with the adapters of `store`. Thread-safe."""
 
-    def __init__(self, base: Base, store: Adapters, encoders: Mapping[str, VisualEncoder] | None = None) -> None:
-        """encoders: image encoders that are loaded already, by name."""
+    def __init__(
+        self,
+        base: Base,
+        store: Adapters,
+        encoders: Mapping[str, VisualEncoder] | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        """encoders: image encoders that are loaded already, by name. cache_bytes: of the KV caches; by default they
+        follow from the memory that is free now. Raises BadInput if they are too small.
+        """
+        self.cache_budget = CacheBudget.choose(base, MAX_ROWS, cache_bytes)
+        threads = set_threads(base.model.model.layers[0]) if base.device.type == "cpu" else None
+        log.info("Serving with %s%s", f"{threads} threads and " * bool(threads), self.cache_budget.describe())
         self.base = base
         self.store = store
         self.prompts = PromptKVBuilder(base, encoders)
         self._changed = threading.Condition()  # the lock of the next three; notified when they change
-        self._scheduler = Scheduler(base.stop_ids)
+        self._scheduler = Scheduler(base.stop_ids, SlotAllocator(self.cache_budget.tokens))
         self._open: set[Row] = set()  # from submit to the last event
         self._closed = False
-        self._forward = Forward(base)  # this and the next two belong to the worker
-        self._batch: DecodeBatch[Row] = DecodeBatch(base, self._forward)
-        self._prefix_cache = PrefixCache(_PREFIX_CACHE_BYTES)
+        self._forward = Forward(base)  # this and the next three belong to the worker
+        self._cache = KVCache(base, self.cache_budget.tokens)
+        self._batch: DecodeBatch[Row] = DecodeBatch(self._cache, self._forward)
+        self._prefix_cache = PrefixCache(self.cache_budget.prefix_bytes)
         self._inspector = Inspector(base, self.prompts)
         # Images are encoded beside the worker, so that they do not delay the decode steps.
         self._encoder = ThreadPoolExecutor(1, "encoder")
@@ -63,7 +84,7 @@ class Engine:
 
         Later errors are raised to the reader of the Answer.
         """
-        admitted = admit(request, self.base, self._load)
+        admitted = admit(request, self.base, self._load, self.cache_budget.tokens)
         row = Row(
             request,
             admitted.adapters,
@@ -177,7 +198,7 @@ class Engine:
         with self._changed:
             failed = [row for row in self._open if row.started_at is not None]
             self._scheduler.reset()
-        self._batch = DecodeBatch(self.base, self._forward)
+        self._batch = DecodeBatch(self._cache, self._forward)
         for row in failed:
             self._end(row, _for_caller(error))
 
@@ -210,17 +231,17 @@ class Engine:
 
     def _prefill(self, row: Row) -> None:
         """Read the next chunk of a prompt. After the last one the row gets its first token and joins the batch."""
-        if row.prefill_cache is None:
-            row.prefill_cache = KVCache(self.base, tokens=len(row.token_ids))
-            if (kv := self._prefix_cache.longest_prefix(row.prefix_key, row.token_ids)) is not None:
-                row.prefill_cache.set_row(0, kv)
+        assert row.slot is not None
+        if row.computed_tokens == 0:
+            kv = self._prefix_cache.longest_prefix(row.prefix_key, row.token_ids)
+            if kv is not None:
+                self._cache.write(row.slot, kv)
                 row.computed_tokens = row.cached_tokens = kv.shape[3]
         chunk = row.token_ids[row.computed_tokens : row.computed_tokens + PREFILL_CHUNK]
-        logits = self._forward(row.prefill_cache, chunk, [row.computed_tokens], row.prompt_kv)
+        logits = self._forward(self._cache, chunk, [row.slot], [row.computed_tokens], row.prompt_kv)
         row.computed_tokens += len(chunk)
         if row.computed_tokens == row.prompt_tokens and self._postprocess(row, logits[0]):
-            self._batch.join(row, row.prefill_cache.copy_row(0, row.computed_tokens), row.prompt_kv)
-            row.prefill_cache = None
+            self._batch.join(row, row.slot, row.computed_tokens, row.prompt_kv)
 
     def _postprocess(self, row: Row, logits: Tensor) -> bool:
         """Sample the row's next token and send it; False if the row has ended with it. logits: [vocab_size]."""
@@ -244,17 +265,15 @@ class Engine:
 
     def _release(self, row: Row) -> None:
         """Take an ended row out of the scheduler and the batch; its KV goes to the prefix cache."""
-        with self._changed:
-            self._scheduler.remove(row)
-        if row.prefill_cache is not None:
-            kv = row.prefill_cache.copy_row(0, row.computed_tokens)
-            row.prefill_cache = None
-        elif row in self._batch.rows:
-            kv = self._batch.leave(row)
-        else:
-            return  # no token of it has been read
-        if tokens := kv.shape[3]:
-            self._prefix_cache.add(row.prefix_key, row.token_ids[:tokens], kv)
+        tokens = self._batch.leave(row) if row in self._batch.rows else row.computed_tokens
+        try:
+            if row.slot is not None and tokens:
+                ids = row.token_ids[:tokens]
+                if self._prefix_cache.make_room(row.prefix_key, ids, tokens * self._cache.token_bytes):
+                    self._prefix_cache.add(row.prefix_key, ids, self._cache.read(row.slot, tokens))
+        finally:
+            with self._changed:
+                self._scheduler.remove(row)
 
     # In any thread.
 

@@ -5,8 +5,7 @@ Runs the base's own decoder layers. Knows tensors; knows nothing of requests.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +15,7 @@ from adapter.base.kernels import prepare_rotation
 from adapter.base.llama import Base
 from adapter.base.quantize import PackedLinear
 from adapter.method.attention import PromptKV
-from adapter.serve.kv_cache import KVCache, round_to_blocks
-
-# A few tokens are read faster by one thread: a step has hundreds of operations, and several threads would wait for
-# one another after each of them (121 tokens/s with one against 84 with two).
-_ONE_THREAD_TOKENS = 4
+from adapter.serve.kv_cache import KVCache, Slot
 
 
 class Forward:
@@ -35,56 +30,44 @@ class Forward:
         linears = [m for m in base.model.model.layers.modules() if isinstance(m, (torch.nn.Linear, PackedLinear))]
         self._packed = all(isinstance(m, PackedLinear) for m in linears)
         self._layers: list[Any] = list(base.model.model.layers)
-        self._threads = torch.get_num_threads()
 
     @torch.inference_mode()
     def __call__(
         self,
         cache: KVCache,
         ids: Sequence[int],
+        slots: Sequence[Slot],
         starts: Sequence[int],
         prompts: PromptKV | None,
     ) -> Tensor:
         """Read one new token for each of several rows, or several for one; their KV goes into `cache`.
 
-        starts: how many tokens the cache holds of each row; prompts: one entry a row, or None. Returns the logits
-        after the last token of each row, [rows, vocab_size] in fp32.
+        slots: of the rows, in ascending order; starts: how many tokens each slot holds; prompts: one entry a row,
+        or None. Returns the logits after the last token of each row, [rows, vocab_size] in fp32.
         """
         device = self._base.device
         rows, count = len(starts), len(ids)
         assert rows in (1, count)
-        span = round_to_blocks(max(starts) + count // rows)
-        cache.reserve(rows, span)
+        step = cache.step(slots, starts, count // rows)
         positions = torch.tensor(starts, device=device)
         if rows < count:
             positions = positions + torch.arange(count, device=device)
-        mask = torch.zeros(count, span, dtype=cache.data.dtype, device=device)  # additive
-        mask.masked_fill_(torch.arange(span, device=device) > positions[:, None], float("-inf"))
-        # Rows of their own: tokens [N, 1], mask [N, 1, 1, span]. Tokens of one row: [1, N], [1, 1, N, span].
+        # Rows of their own: tokens [N, 1], masks [N, 1, 1, span]. Tokens of one row: [1, N], [1, 1, N, span].
         as_rows = self._packed or rows == count
         shape = (count, 1) if as_rows else (1, count)
-        mask = mask[:, None, None] if as_rows else mask[None, None]
-        step = cache.step(starts, count, span)
+        sizes = step.sizes if rows == count else [count]
+        masks = []  # additive, one for each run of the cache
+        for last, span in zip(positions.split(sizes), step.spans, strict=True):
+            mask = torch.zeros(len(last), span, dtype=cache.data.dtype, device=device)
+            mask.masked_fill_(torch.arange(span, device=device) > last[:, None], float("-inf"))
+            masks.append(mask[:, None, None] if as_rows else mask[None, None])
 
         model = self._base.model.model
-        with self._thread_count(count):
-            hidden = model.embed_tokens(torch.tensor(ids, device=device).view(shape))
-            rotation = model.rotary_emb(hidden, positions.view(shape))
-            if self._packed:
-                rotation = prepare_rotation(*rotation)
-            for layer in self._layers:
-                hidden = layer.forward(hidden, mask, rotation, step, prompts)
+        hidden = model.embed_tokens(torch.tensor(ids, device=device).view(shape))
+        rotation = model.rotary_emb(hidden, positions.view(shape))
+        if self._packed:
+            rotation = prepare_rotation(*rotation)
+        for layer in self._layers:
+            hidden = layer.forward(hidden, masks, rotation, step, prompts)
         hidden = model.final_norm(hidden, prompts).view(count, -1)
         return self._base.model.lm_head(hidden[-rows:]).float()
-
-    @contextlib.contextmanager
-    def _thread_count(self, tokens: int) -> Iterator[None]:
-        """One thread for a few tokens on a packed base. The head, one large product, takes all."""
-        if not self._packed:
-            yield
-            return
-        torch.set_num_threads(1 if tokens <= _ONE_THREAD_TOKENS else self._threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(self._threads)

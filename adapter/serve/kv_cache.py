@@ -1,21 +1,66 @@
-"""KV caches: the keys and values of the rows being decoded, and those of earlier rows for prefix reuse.
+"""KV caches: the keys and values of the running rows, and those of earlier rows for prefix reuse.
 
-Knows tensors and token ids; knows nothing of requests.
+Both have a fixed size, so that serving never takes more memory than it was given at its start. Knows tensors and
+token ids; knows nothing of requests.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from adapter.base import memory
 from adapter.base.llama import Base
+from adapter.errors import BadInput
 
 # The cache is read in whole blocks of tokens behind a mask. torch's attention then returns the same bits for a row
 # whatever longer rows are beside it, which it does not when the length is no multiple of its vector width.
 BLOCK = 64
+_MIN_SPACING = 256  # tokens between the slots of short rows: equally spaced slots are read by one call
+_SHORT = 256  # up to this many tokens, a row may be read as far as a longer neighbour
+
+
+_FEWEST_TOKENS = 512  # of all running rows
+_UNKNOWN_MEMORY = 3 * 2**30  # assumed to be free where the system does not say
+_MOST_PREFIX_TOKENS = 16 * 1024
+
+
+@dataclass(frozen=True)
+class CacheBudget:
+    """What an engine's caches may hold: tokens of all running rows together, and bytes of earlier rows."""
+
+    tokens: int
+    prefix_bytes: int
+    bytes: int  # of both
+
+    def describe(self) -> str:
+        return f"a KV cache of {self.bytes / 1e9:.2g} GB: {self.tokens:,} tokens of running rows (--cache-gb)"
+
+    @staticmethod
+    def choose(base: Base, rows: int, size: int | None = None) -> CacheBudget:
+        """Divide `size` bytes; by default a third of the device's free memory, but not more than `rows` can use.
+
+        A quarter is for earlier rows. Raises BadInput if `size` does not hold one short conversation.
+        """
+        token_bytes = memory.kv_bytes_per_token(base.model.config, base.model.dtype)
+        context = round_to_blocks(base.context_length)
+        if size is None:
+            free = memory.available(base.device)
+            size = max(token_bytes * min(context, _FEWEST_TOKENS) * 4 // 3, (free or _UNKNOWN_MEMORY) // 3)
+        prefix_tokens = min(size // 4 // token_bytes, _MOST_PREFIX_TOKENS)
+        tokens = min(size // token_bytes - prefix_tokens, rows * context) // BLOCK * BLOCK
+        if tokens < min(context, _FEWEST_TOKENS):
+            least = token_bytes * min(context, _FEWEST_TOKENS) * 4 / 3 / 1e9
+            raise BadInput(
+                f"A KV cache of {size / 1e9:.2g} GB holds {tokens} tokens of this base; it needs at least "
+                f"{min(context, _FEWEST_TOKENS)}. Give it {least:.1g} GB or more (--cache-gb)."
+            )
+        return CacheBudget(tokens, prefix_tokens * token_bytes, (tokens + prefix_tokens) * token_bytes)
 
 
 def round_to_blocks(tokens: int) -> int:
@@ -23,76 +68,177 @@ def round_to_blocks(tokens: int) -> int:
     return -(-tokens // BLOCK) * BLOCK
 
 
+@dataclass(eq=False)
+class Slot:
+    """The place of one row in a KVCache: `tokens` tokens from `start`, both multiples of BLOCK.
+
+    finite: how many of them have been written or zeroed by this row.
+    """
+
+    start: int
+    tokens: int
+    finite: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + self.tokens
+
+
+class SlotAllocator:
+    """Gives out slots of a cache of `capacity` tokens. A row keeps its slot until it ends; slots never move."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity // BLOCK * BLOCK
+        self._taken: list[Slot] = []
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def take(self, tokens: int) -> Slot | None:
+        """The lowest slot for `tokens` tokens, or None if there is no room now.
+
+        Starts are multiples of a power of two where possible, so that rows of similar length lie equally spaced.
+        """
+        size = round_to_blocks(tokens)
+        for alignment in (max(_MIN_SPACING, 1 << (size - 1).bit_length()), BLOCK):
+            for start, end in self._gaps():
+                start = -(-start // alignment) * alignment
+                if start + size <= end:
+                    slot = Slot(start, size)
+                    insort(self._taken, slot, key=lambda taken: taken.start)
+                    return slot
+        return None
+
+    def free(self, slot: Slot) -> None:
+        self._taken.remove(slot)
+
+    def clear(self) -> None:
+        self._taken.clear()
+
+    def _gaps(self) -> Iterator[tuple[int, int]]:
+        start = 0
+        for slot in self._taken:
+            yield start, slot.start
+            start = slot.end
+        yield start, self.capacity
+
+
 class KVCache:
-    """Keys and values of several rows in `data`: [rows, layers, 2, Hkv, capacity, head_dim]. Grows in blocks."""
+    """Keys and values of all running rows in one pool, `data`: [layers, 2, Hkv, capacity, head_dim].
 
-    def __init__(self, base: Base, rows: int = 1, tokens: int = BLOCK) -> None:
+    It is allocated once and never grows. On a CPU the system provides its pages when they are first written. Each
+    row owns a slot and only that is read for it. Tokens are zeroed before they are first read: masked positions must
+    be finite, and the slot's last owner may have left anything there.
+    """
+
+    def __init__(self, base: Base, capacity: int) -> None:
         f = base.fingerprint
-        capacity = round_to_blocks(tokens)
-        shape = (rows, f.num_hidden_layers, 2, f.num_key_value_heads, capacity, f.head_dim)
-        # Zeros, not empty memory: masked positions must be finite.
-        self.data = torch.zeros(shape, dtype=base.model.dtype, device=base.device)
+        shape = (f.num_hidden_layers, 2, f.num_key_value_heads, round_to_blocks(capacity), f.head_dim)
+        self.data = torch.empty(shape, dtype=base.model.dtype, device=base.device)
+        self.token_bytes = self.data.nbytes // shape[3]
 
-    def reserve(self, rows: int, tokens: int) -> None:
-        """Make room for this many rows and tokens; keeps the content."""
-        had_rows, *middle, had_tokens, head_dim = self.data.shape
-        if rows <= had_rows and tokens <= had_tokens:
-            return
-        rows = max(rows, had_rows)
-        tokens = had_tokens if tokens <= had_tokens else round_to_blocks(max(tokens, had_tokens * 3 // 2))
-        grown = self.data.new_zeros(rows, *middle, tokens, head_dim)
-        grown[:had_rows, ..., :had_tokens, :] = self.data
-        self.data = grown
+    def step(self, slots: Sequence[Slot], starts: Sequence[int], count: int) -> StepCache:
+        """This cache for a pass that reads `count` new tokens of each row behind the `starts` it holds of it.
 
-    def step(self, starts: Sequence[int], count: int, span: int) -> StepCache:
-        """This cache for `count` new tokens behind `starts` tokens of each row; it is read up to `span` tokens."""
-        return StepCache(self, starts, count, span)
+        slots: of the rows, in ascending order. See StepCache for the runs.
+        """
+        runs = []
+        for rows in _runs(slots, starts, count):
+            span = round_to_blocks(max(starts[i] for i in rows) + count)
+            for i in rows:
+                self._zero(slots[i], span)
+            runs.append(_Run([slots[i].start for i in rows], span))
+        return StepCache(self.data, runs, [slot.start + n for slot, n in zip(slots, starts, strict=True)], count)
 
-    def copy_row(self, row: int, tokens: int) -> Tensor:
-        """A copy of one row's first `tokens` keys and values: [layers, 2, Hkv, tokens, head_dim]."""
-        return self.data[row, ..., :tokens, :].clone()
+    def read(self, slot: Slot, tokens: int) -> Tensor:
+        """A copy of the first `tokens` keys and values of a row: [layers, 2, Hkv, tokens, head_dim]."""
+        return self.data[:, :, :, slot.start : slot.start + tokens].clone()
 
-    def set_row(self, row: int, kv: Tensor) -> None:
-        """Write one row's keys and values, [layers, 2, Hkv, tokens, head_dim]; there must be room."""
-        self.data[row, ..., : kv.shape[3], :] = kv
+    def write(self, slot: Slot, kv: Tensor) -> None:
+        """Set the first keys and values of a row that holds none: [layers, 2, Hkv, tokens, head_dim]."""
+        tokens = kv.shape[3]
+        assert tokens <= slot.tokens, "the row has outgrown its slot"
+        self.data[:, :, :, slot.start : slot.start + tokens] = kv
+        slot.finite = tokens
+
+    def _zero(self, slot: Slot, end: int) -> None:
+        """Zero what has not been written up to `end`."""
+        assert end <= slot.tokens, "the row has outgrown its slot"
+        if slot.finite < end:
+            self.data[:, :, :, slot.start + slot.finite : slot.start + end] = 0
+            slot.finite = end
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Rows that one call of attention reads: equally spaced `starts` in the pool, up to `span` tokens each."""
+
+    starts: list[int]
+    span: int
 
 
 class StepCache:
     """A KVCache as the layers of one forward pass see it: takes the new tokens in, returns all up to them.
 
-    The pass reads one new token for each of several rows, or several for one row.
+    The pass reads one new token for each of several rows, in the order of their slots, or several for one row.
+    Several rows are read in runs: neighbours whose slots are equally spaced and whose lengths are similar. Thus
+    short rows are not read as far as a long one. spans: tokens that each run is read up to; sizes: its rows.
     """
 
-    def __init__(self, cache: KVCache, starts: Sequence[int], count: int, span: int) -> None:
-        rows = cache.data[: len(starts)]
-        # Views by layer, made here at once: indexing in every layer costs a hundred microseconds a step.
-        self._keys = rows[:, :, 0, :, :span].unbind(1)
-        self._values = rows[:, :, 1, :, :span].unbind(1)
-        if len(starts) == 1:
-            self._targets = rows[0, :, :, :, starts[0] : starts[0] + count].unbind(0)  # [2, Hkv, N, head_dim]
-            self._places = None
-        else:
-            self._targets = rows.unbind(1)  # [rows, 2, Hkv, capacity, head_dim]
-            device = cache.data.device
-            self._places = (
-                torch.arange(len(starts), device=device),
-                slice(None),
-                slice(None),
-                torch.tensor(starts, device=device),
+    def __init__(self, data: Tensor, runs: Sequence[_Run], places: Sequence[int], count: int) -> None:
+        """data: the pool; places: where the new tokens of each row begin in it."""
+        self.spans, self.sizes = [run.span for run in runs], [len(run.starts) for run in runs]
+        keys, values = [], []
+        layers, _, heads, _, head_dim = data.shape
+        layer, side, head, token, _ = data.stride()
+        for run in runs:
+            spacing = run.starts[1] - run.starts[0] if len(run.starts) > 1 else 0
+            view = data.as_strided(
+                (layers, 2, len(run.starts), heads, run.span, head_dim),
+                (layer, side, spacing * token, head, token, 1),
+                run.starts[0] * token,
             )
+            # Views by layer, made here at once: indexing in every layer costs a hundred microseconds a step.
+            keys.append(view[:, 0].unbind())
+            values.append(view[:, 1].unbind())
+        self._keys, self._values = list(zip(*keys, strict=True)), list(zip(*values, strict=True))
+        self._places = None
+        if len(places) == 1:
+            self._targets = data[:, :, :, places[0] : places[0] + count].unbind()  # [2, Hkv, N, head_dim]
+        else:
+            self._targets = data.unbind()  # [2, Hkv, capacity, head_dim]
+            self._places = torch.tensor(places, device=data.device)
 
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Write keys and values of N new tokens, [N, Hkv, 1, head_dim] or, of one row, [1, Hkv, N, head_dim].
 
-        Returns keys and values of each row up to `span`: [rows, Hkv, span, head_dim].
+        Returns keys and values by run: [rows, Hkv, span, head_dim].
         """
-        if self._places is not None:
-            self._targets[layer][self._places] = torch.stack((key, value), 1)[:, :, :, 0]
-        else:
-            if key.shape[0] > 1:
-                key, value = key.transpose(0, 2), value.transpose(0, 2)
+        if key.shape[0] > 1:
+            key, value = key.transpose(0, 2), value.transpose(0, 2)  # [1, Hkv, N, head_dim]
+        if self._places is None:
             torch.stack((key[0], value[0]), out=self._targets[layer])
+        else:
+            self._targets[layer].index_copy_(2, self._places, torch.cat((key, value)))
         return self._keys[layer], self._values[layer]
+
+
+def _runs(slots: Sequence[Slot], starts: Sequence[int], count: int) -> list[list[int]]:
+    """Indices of neighbouring rows that one call of attention reads, see StepCache."""
+    runs: list[list[int]] = []
+    for index, slot in enumerate(slots):
+        if runs:
+            run = runs[-1]
+            spacing = slot.start - slots[run[-1]].start
+            regular = len(run) == 1 or spacing == slots[run[1]].start - slots[run[0]].start
+            lengths = [starts[i] + count for i in (*run, index)]
+            similar = max(lengths) <= max(_SHORT, 2 * min(lengths))
+            within = round_to_blocks(max(lengths)) <= min(slots[i].tokens for i in (*run, index))
+            if regular and similar and within:
+                run.append(index)
+                continue
+        runs.append([index])
+    return runs
 
 
 class PrefixCache:
@@ -110,13 +256,22 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, key: Hashable, ids: Sequence[int], kv: Tensor) -> None:
-        """Store the KV of these tokens: [layers, 2, Hkv, len(ids), head_dim]."""
+    def make_room(self, key: Hashable, ids: Sequence[int], size: int) -> bool:
+        """Evict entries until the KV of `ids`, `size` bytes, fits; False if it never does.
+
+        To be called before the copy is made, so that both never exist beyond the limit.
+        """
         for other in [e for e in self._entries if e[0] == key and tuple(ids[: len(e[1])]) == e[1]]:
             self._evict(other)  # the new entry contains it
-        while self._entries and self.bytes + kv.nbytes > self._max_bytes:
+        if size > self._max_bytes:
+            return False
+        while self.bytes + size > self._max_bytes:
             self._evict(next(iter(self._entries)))
-        if kv.nbytes <= self._max_bytes:
+        return True
+
+    def add(self, key: Hashable, ids: Sequence[int], kv: Tensor) -> None:
+        """Store the KV of these tokens, [layers, 2, Hkv, len(ids), head_dim], if it fits."""
+        if self.make_room(key, ids, kv.nbytes):
             self._entries[key, tuple(ids)] = kv
             self.bytes += kv.nbytes
 

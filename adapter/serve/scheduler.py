@@ -19,7 +19,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
-from adapter.serve.kv_cache import KVCache
+from adapter.serve.kv_cache import Slot, SlotAllocator
 from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
 
 MAX_ROWS = 16  # rows that run at once
@@ -47,10 +47,12 @@ class Admitted:
     max_new_tokens: int
 
 
-def admit(request: GenerationRequest, base: Base, load: Callable[[str], Adapter]) -> Admitted:
+def admit(
+    request: GenerationRequest, base: Base, load: Callable[[str], Adapter], cache_tokens: int | None = None
+) -> Admitted:
     """Load the request's adapters, tokenise its prompt and limit its answer to the context of `base`.
 
-    load: returns an adapter by name. Raises BadInput or LoadError for a request that cannot be served.
+    load: returns an adapter by name; cache_tokens: how many tokens a KV cache can hold of one row. Raises BadInput or LoadError for a request that cannot be served.
     """
     adapters = load_adapters(request, load)
     if request.image is not None and not any_visual(adapters):
@@ -63,6 +65,12 @@ def admit(request: GenerationRequest, base: Base, load: Callable[[str], Adapter]
             f"The conversation has {len(ids)} tokens and this base reads {base.context_length}. "
             "Shorten the message or start a new conversation."
         )
+    if cache_tokens is not None and len(ids) >= cache_tokens:
+        raise BadInput(
+            f"The conversation has {len(ids)} tokens and this server has memory for {cache_tokens}. Shorten the "
+            "message or start a new conversation; whoever runs the server can give it more (--cache-gb)."
+        )
+    room = min(room, (cache_tokens or room + len(ids)) - len(ids))
     active = [(adapter, strength) for adapter, strength in adapters if strength > 0]
     return Admitted(active, ids, min(room, request.sampling.max_new_tokens))
 
@@ -108,24 +116,24 @@ class FairQueue(Generic[T]):
         return sum(len(items) for sessions in self._networks.values() for items in sessions.values())
 
     def __iter__(self) -> Iterator[T]:
-        """All items in the order in which `pop` would return them."""
+        """All items in the order of their turns."""
         return _round_robin([_round_robin(sessions.values()) for sessions in self._networks.values()])
 
     def put(self, item: T, client: Client) -> None:
         sessions = self._networks.setdefault(client.network, OrderedDict())
         sessions.setdefault(client.session, deque()).append(item)
 
-    def pop(self) -> T:
-        """Remove and return the next item. Raises IndexError if the queue is empty."""
-        if not self._networks:
-            raise IndexError("the queue is empty")
-        network, sessions = next(iter(self._networks.items()))
-        session, items = next(iter(sessions.items()))
-        self._networks.move_to_end(network)  # the other networks come first now
-        sessions.move_to_end(session)
-        item = items.popleft()
-        self._prune(network, session)
-        return item
+    def take(self, item: T) -> None:
+        """Remove an item that has its turn: its session and its network have theirs last now."""
+        network, session = next(
+            (network, session)
+            for network, sessions in self._networks.items()
+            for session, items in sessions.items()
+            if item in items
+        )
+        self._networks.move_to_end(network)
+        self._networks[network].move_to_end(session)
+        self.remove(item)
 
     def remove(self, item: T) -> bool:
         """Remove an item; returns False if it is not in the queue."""
@@ -171,17 +179,23 @@ class Row:
     mailbox: Mailbox = field(default_factory=Mailbox)
     prompt_kv: PromptKV | None = None
     prefix_key: Hashable = ()  # identifies the prompts that the tokens are read with
-    prefill_cache: KVCache | None = None  # until the row joins the decode batch
-    computed_tokens: int = 0  # tokens of the prompt whose KV is in prefill_cache
+    slot: Slot | None = None  # of the KV cache, while the row runs
+    computed_tokens: int = 0  # tokens of the prompt whose KV is in the slot
     cached_tokens: int = 0  # of these, how many came from the prefix cache
     cancelled: bool = False
     position: int | None = None  # in the queue, as the reader was last told
+    overtaken: int = 0  # how many later rows have started first, because this one found no room in the KV cache
     started_at: float | None = None  # when the row left the queue
     first_token_at: float | None = None
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.token_ids)
         self.generator = self.request.sampling.generator()
+
+    @property
+    def most_tokens(self) -> int:
+        """The length of the prompt and the longest answer together."""
+        return self.prompt_tokens + self.max_new_tokens
 
     @property
     def new_tokens(self) -> int:
@@ -215,10 +229,15 @@ class Step:
 
 
 class Scheduler:
-    """Which rows wait, which read their prompts and which decode. Not thread-safe."""
+    """Which rows wait, which read their prompts and which decode. Not thread-safe.
 
-    def __init__(self, stop_ids: frozenset[int]) -> None:
+    A row starts when the KV cache has room for its prompt and its longest answer, so that a row that runs is never
+    short of memory.
+    """
+
+    def __init__(self, stop_ids: frozenset[int], slots: SlotAllocator) -> None:
         self._stop_ids = stop_ids
+        self._slots = slots
         self.waiting: FairQueue[Row] = FairQueue()
         self.prefilling: list[Row] = []  # in order of arrival
         self.decoding: list[Row] = []
@@ -247,12 +266,8 @@ class Scheduler:
             assert row.started_at is not None
             if row.cancelled or now - row.started_at > row.request.max_seconds:
                 finished.append((row, "cancelled" if row.cancelled else "time"))
-                self.remove(row)
-        while self.waiting and len(self.prefilling) + len(self.decoding) < MAX_ROWS:
-            row = next(iter(self.waiting))
-            row.started_at = now  # before the row leaves the queue: a row that has started is ended by a failure
-            self.waiting.pop()
-            self.prefilling.append(row)
+                self._stop(row)  # its slot is freed by `remove`, when its KV has been read
+        self._start_rows(now)
         moved = []
         for position, row in enumerate(self.waiting):
             if row.position != position:
@@ -261,6 +276,25 @@ class Scheduler:
         prefill = bool(self.prefilling) and not (self._decode_next and self.decoding)
         self._decode_next = prefill
         return Step(finished, moved, self.prefilling[0] if prefill else None)
+
+    def _start_rows(self, now: float) -> None:
+        """Start waiting rows in turn. A row that finds no room lets others pass, but not for ever."""
+        passed: list[Row] = []
+        for row in list(self.waiting):
+            if len(self.prefilling) + len(self.decoding) == MAX_ROWS:
+                return
+            slot = self._slots.take(row.most_tokens)
+            if slot is None:
+                if row.overtaken >= MAX_ROWS:
+                    return
+                passed.append(row)
+                continue
+            row.slot = slot
+            row.started_at = now  # before the row leaves the queue: a row that has started is ended by a failure
+            self.waiting.take(row)
+            self.prefilling.append(row)
+            for other in passed:
+                other.overtaken += 1
 
     def postprocess(self, row: Row, token: int) -> FinishReason | None:
         """Append the sampled token of a row whose prompt has been read; returns why the row ends here, or None."""
@@ -273,14 +307,21 @@ class Scheduler:
         return "length" if row.new_tokens >= row.max_new_tokens else None
 
     def remove(self, row: Row) -> None:
-        """Forget a running row that has ended."""
-        for rows in (self.prefilling, self.decoding):
-            if row in rows:
-                rows.remove(row)
+        """Forget a running row that has ended, and free its slot."""
+        self._stop(row)
+        if row.slot is not None:
+            self._slots.free(row.slot)
+            row.slot = None
 
     def reset(self) -> None:
         """Forget all rows that have started, after a failure. Waiting rows keep their places."""
-        self.prefilling.clear()
-        self.decoding.clear()
         for row in [row for row in self.waiting if row.started_at is not None]:
             self.waiting.remove(row)
+        self.prefilling.clear()
+        self.decoding.clear()
+        self._slots.clear()
+
+    def _stop(self, row: Row) -> None:
+        for rows in (self.prefilling, self.decoding):
+            if row in rows:
+                rows.remove(row)

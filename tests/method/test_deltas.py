@@ -19,7 +19,7 @@ from adapter.method.deltas import LINEARS, NORMS
 from adapter.serve.batch import stack_prompts
 from adapter.serve.engine import Engine
 from adapter.serve.forward import Forward
-from adapter.serve.kv_cache import KVCache
+from adapter.serve.kv_cache import KVCache, Slot
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
@@ -143,10 +143,10 @@ def serving(request, tiny_base) -> Base:
 def test_the_serving_pass_equals_the_model(serving, tiny_fingerprint):
     adapter = tuned_adapter(tiny_fingerprint, size=0.05)
     kv = stack_prompts([adapter(serving.model)])
-    cache, forward = KVCache(serving), Forward(serving)
+    cache, slot, forward = KVCache(serving, 64), Slot(0, 64), Forward(serving)
     ids = IDS[0].tolist()
-    forward(cache, ids[:12], [0], kv)
-    out = forward(cache, ids[12:], [12], kv)
+    forward(cache, ids[:12], [slot], [0], kv)
+    out = forward(cache, ids[12:], [slot], [12], kv)
     packed = forward._packed
     torch.testing.assert_close(
         out, logits(serving.model, IDS[:1], kv)[:, -1].float(), rtol=0, atol=0.3 if packed else 1e-4

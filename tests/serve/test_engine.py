@@ -387,7 +387,7 @@ def test_nothing_grows_over_500_requests(engine, monkeypatch):
     wait_until(lambda: not engine._open and not engine._batch and not engine._scheduler.has_work)
     assert max(sizes) <= 200_000
     assert engine._prefix_cache.bytes == sum(kv.nbytes for kv in engine._prefix_cache._entries.values())
-    assert engine._batch._cache.data.shape[:1] == (1,)
+    assert not engine._scheduler._slots._taken
     assert objects_alive() <= before + 4
 
 
@@ -398,10 +398,10 @@ def test_a_failure_in_a_prefill_ends_that_request_only(engine, monkeypatch):
     forward = engine._forward
     healthy = token_ids(generate(engine))
 
-    def failing_forward(cache, ids, starts, prompts):
+    def failing_forward(cache, ids, slots, starts, prompts):
         if prompts is not None:
             raise RuntimeError("secret path /root/x")
-        return forward(cache, ids, starts, prompts)
+        return forward(cache, ids, slots, starts, prompts)
 
     monkeypatch.setattr(engine, "_forward", failing_forward)
     with pytest.raises(AdapterError, match="RuntimeError") as error:

@@ -13,7 +13,7 @@ from adapter.base.llama import Base
 from adapter.base.quantize import quantize_linears
 from adapter.serve.batch import stack_prompts
 from adapter.serve.forward import Forward
-from adapter.serve.kv_cache import BLOCK, KVCache
+from adapter.serve.kv_cache import BLOCK, KVCache, Slot, SlotAllocator
 from tests.tiny_models import random_adapter
 
 IDS = [i * 7 % 95 for i in range(90)]
@@ -52,27 +52,32 @@ def whole_sequence(forward, ids, prompts):
 def test_chunked_prefill_equals_the_model(forward, prompts, cuts):
     close = {"atol": 0.3, "rtol": 0} if forward._packed else {"atol": 1e-3, "rtol": 0}
     for kv in prompts:
-        cache, at = KVCache(forward._base), 0
+        cache, at, slot = KVCache(forward._base, 256), 0, Slot(64, 128)
         for size in cuts:
-            logits = forward(cache, IDS[at : at + size], [at], kv)
+            logits = forward(cache, IDS[at : at + size], [slot], [at], kv)
             at += size
         assert logits.shape == (1, 97)
         assert_close(logits[0], whole_sequence(forward, IDS, kv), **close)
 
 
-def test_batched_rows_equal_rows_alone(forward, prompts):
-    """Of all lengths, on both sides of a block's end, with different prompts: bit for bit on a packed base."""
-    lengths = [1, 5, BLOCK - 1, BLOCK, 80]
+@pytest.mark.parametrize("room", [128, 192, 256])
+def test_batched_rows_equal_rows_alone(forward, prompts, room):
+    """Of all lengths, on both sides of a block's end, with different prompts: bit for bit on a packed base.
+
+    room: tokens of a slot, by which rows are read in one run or in several.
+    """
+    lengths = [1, 5, BLOCK - 1, BLOCK, 80, 80, 3]
     chosen = [prompts[i % 3] for i in range(len(lengths))]
-    together, alone = KVCache(forward._base), []
-    together.reserve(len(lengths), BLOCK)
-    for row, (length, kv) in enumerate(zip(lengths, chosen, strict=True)):
-        cache = KVCache(forward._base)
-        forward(cache, IDS[:length], [0], kv)
-        together.reserve(len(lengths), length + 1)
-        together.set_row(row, cache.copy_row(0, length))
-        alone.append(forward(cache, [IDS[length]], [length], kv)[0])
-    logits = forward(together, [IDS[n] for n in lengths], lengths, stack_prompts(chosen))
+    together, allocator = KVCache(forward._base, 4096), SlotAllocator(4096)
+    together.data.fill_(float("nan"))  # whatever earlier rows have left
+    slots = [allocator.take(room if i < 4 else 128) for i in range(len(lengths))]
+    alone = []
+    for slot, length, kv in zip(slots, lengths, chosen, strict=True):
+        cache, own = KVCache(forward._base, 128), Slot(0, 128)
+        forward(cache, IDS[:length], [own], [0], kv)
+        together.write(slot, cache.read(own, length))
+        alone.append(forward(cache, [IDS[length]], [own], [length], kv)[0])
+    logits = forward(together, [IDS[n] for n in lengths], slots, lengths, stack_prompts(chosen))
     for got, want in zip(logits, alone, strict=True):
         if forward._packed:
             assert torch.equal(got, want)
@@ -83,12 +88,12 @@ def test_batched_rows_equal_rows_alone(forward, prompts):
 def test_prefill_and_decode_give_the_same_bits_on_a_packed_base(packed_base, tiny_fingerprint):
     forward = Forward(packed_base)
     kv = stack_prompts([random_adapter(tiny_fingerprint)(packed_base.model)])
-    together, singly = KVCache(packed_base), KVCache(packed_base)
-    last = forward(together, IDS, [0], kv)
+    cache, (together, singly) = KVCache(packed_base, 512), (Slot(0, 128), Slot(256, 128))
+    last = forward(cache, IDS, [together], [0], kv)
     for at, token in enumerate(IDS):
-        logits = forward(singly, [token], [at], kv)
+        logits = forward(cache, [token], [singly], [at], kv)
     assert torch.equal(last, logits)
-    assert torch.equal(together.copy_row(0, 90), singly.copy_row(0, 90))
+    assert torch.equal(cache.read(together, 90), cache.read(singly, 90))
 
 
 def test_fused_layers_share_their_memory_and_change_nothing(tiny_base):
@@ -100,13 +105,3 @@ def test_fused_layers_share_their_memory_and_change_nothing(tiny_base):
     start = attention.q_proj.weight.data_ptr()
     assert attention.k_proj.weight.data_ptr() == start + attention.q_proj.weight.numel()
     assert torch.equal(model(input_ids=torch.tensor([IDS])).logits, before)
-
-
-def test_the_cache_grows_and_keeps_its_content(tiny_base):
-    cache = KVCache(tiny_base)
-    past = torch.randn(4, 2, 2, 40, 8)
-    cache.set_row(0, past)
-    cache.reserve(3, 200)
-    assert cache.data.shape[0] == 3 and cache.data.shape[4] % BLOCK == 0 and cache.data.shape[4] >= 200
-    assert torch.equal(cache.copy_row(0, 40), past)
-    assert not cache.data[:, ..., 40:, :].any()

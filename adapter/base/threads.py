@@ -1,0 +1,62 @@
+"""Threads for the products of a base on a CPU. Imported before torch, so knows nothing of it until it is called."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# How often an idle thread of libgomp looks for work before it sleeps. Its default, 300,000, makes the threads of a
+# step spin against any other program on the cores: 16 rows then took seconds (docs/log.md).
+_SPIN_COUNT = "2000"
+_limit = 0  # torch's threads before the first call
+_PARAMETERS_PER_THREAD = 1_000_000  # of one layer: below that, handing out the work costs more than it saves
+
+
+def sleep_when_idle() -> None:
+    """Let idle threads sleep soon, unless the environment says otherwise. To be called before torch is imported."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use: its affinity, and the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _control_group_quota(Path("/sys/fs/cgroup"))
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def set_threads(layer: nn.Module) -> int:
+    """Set torch's threads for a base from the cores and the size of one of its layers; returns their number.
+
+    Once when serving begins, because torch's setting is global: each thread takes it over at its first product. A
+    lower number that was set before the first call, for example by OMP_NUM_THREADS, is the upper limit.
+    """
+    import torch
+
+    global _limit
+    _limit = _limit or torch.get_num_threads()
+    size = sum(tensor.numel() for tensor in layer.state_dict().values())
+    threads = max(1, min(_limit, available_cores(), size // _PARAMETERS_PER_THREAD))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _control_group_quota(root: Path) -> float | None:
+    """Cores that the process's control group, version 2 or 1, may use; None if there is no limit."""
+    for quota_file, period_file in (
+        ("cpu.max", "cpu.max"),
+        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
+    ):
+        try:
+            quota = (root / quota_file).read_text().split()[0]
+            period = (root / period_file).read_text().split()[-1]
+            if quota not in ("max", "-1"):
+                return int(quota) / int(period)
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue
+    return None
