@@ -14,9 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapter.base.threads import sleep_when_idle
+
 # Read by Gradio and the hub's client when they are imported: nothing here phones home.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+sleep_when_idle()
 
 if os.environ.get("SPACES_ZERO_GPU"):
     # Before torch, whose CUDA it stands in for; on a ZeroGPU Space it is installed.
@@ -121,7 +125,7 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
             base = load_for_zero_gpu(name, arguments.quantization)
             return ZeroGpuEngine(base, adapters, spaces.GPU, gr.Error), base.describe()
         base = load_base(name, arguments.quantization)
-        return Engine(base, adapters), base.describe()
+        return Engine(base, adapters, cache_bytes=arguments.cache_bytes), base.describe()
 
     return ModelLoader(load)
 

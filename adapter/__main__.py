@@ -15,6 +15,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from adapter.base.threads import sleep_when_idle
+
+sleep_when_idle()
+
 from adapter.base import memory
 from adapter.base.embedded import BASE
 from adapter.base.llama import QUANTIZATIONS, base_config, load_base

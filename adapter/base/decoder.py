@@ -24,7 +24,7 @@ class LayerCache(Protocol):
     """What a layer asks of a KV cache; transformers' caches and `serve.kv_cache` have it."""
 
     def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Runs, Runs]:
-        """Append [B, Hkv, T, head_dim]; returns all keys and values of the layer, [B, Hkv, S, head_dim] or by runs."""
+        """Append [B, Hkv, T, head_dim]; returns all keys and values, [B, Hkv, S, head_dim] or by runs."""
 
 
 class DecoderLayer(LlamaDecoderLayer):
@@ -59,8 +59,10 @@ class DecoderLayer(LlamaDecoderLayer):
             x = deltas.norm(index, "attention_norm", x, prompt_rows)
         query, key, value = kernels.query_key_value(attention, x, *position_embeddings, change)
         if cache is not None:
-            key, value = cache.update(key, value, index)
-        out = zero_init_attention(attention, query, key, value, attention_mask, prompt_kv, prompt_rows)
+            keys, values = cache.update(key, value, index)
+        else:
+            keys, values = key, value
+        out = zero_init_attention(attention, query, keys, values, attention_mask, prompt_kv, prompt_rows)
         out = out.flatten(2)  # [B, T, H * head_dim]
         projected = attention._modules["o_proj"](out)
         hidden_states = hidden_states + (projected if change is None else change("o", projected, out))

@@ -1,4 +1,4 @@
-"""Threads for the products of a base on a CPU. Imported before torch, so knows nothing of it until it is called."""
+"""Threads for the products of a base on a CPU. Can be imported before torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import LlamaConfig
 
 # How often an idle thread of libgomp looks for work before it sleeps. Its default, 300,000, makes the threads of a
 # step spin against any other program on the cores: 16 rows then took seconds (docs/log.md).
@@ -18,7 +18,7 @@ _PARAMETERS_PER_THREAD = 1_000_000  # of one layer: below that, handing out the 
 
 
 def sleep_when_idle() -> None:
-    """Let idle threads sleep soon, unless the environment says otherwise. To be called before torch is imported."""
+    """Let idle threads sleep soon, unless the environment says otherwise. Call it before torch is imported."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
 
@@ -30,7 +30,7 @@ def available_cores() -> int:
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
-def set_threads(layer: nn.Module) -> int:
+def set_threads(config: LlamaConfig) -> int:
     """Set torch's threads for a base from the cores and the size of one of its layers; returns their number.
 
     Once when serving begins, because torch's setting is global: each thread takes it over at its first product. A
@@ -40,8 +40,9 @@ def set_threads(layer: nn.Module) -> int:
 
     global _limit
     _limit = _limit or torch.get_num_threads()
-    size = sum(tensor.numel() for tensor in layer.state_dict().values())
-    threads = max(1, min(_limit, available_cores(), size // _PARAMETERS_PER_THREAD))
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    parameters = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+    threads = max(1, min(_limit, available_cores(), parameters // _PARAMETERS_PER_THREAD))
     torch.set_num_threads(threads)
     return threads
 

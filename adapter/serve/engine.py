@@ -56,11 +56,11 @@ class Engine:
         encoders: Mapping[str, VisualEncoder] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        """encoders: image encoders that are loaded already, by name. cache_bytes: of the KV caches; by default they
-        follow from the memory that is free now. Raises BadInput if they are too small.
+        """encoders: image encoders that are loaded already, by name. cache_bytes: of the KV caches; the default
+        follows from the memory that is free now. Raises BadInput if it is too small.
         """
         self.cache_budget = CacheBudget.choose(base, MAX_ROWS, cache_bytes)
-        threads = set_threads(base.model.model.layers[0]) if base.device.type == "cpu" else None
+        threads = set_threads(base.model.config) if base.device.type == "cpu" else None
         log.info("Serving with %s%s", f"{threads} threads and " * bool(threads), self.cache_budget.describe())
         self.base = base
         self.store = store

@@ -52,7 +52,8 @@ def admit(
 ) -> Admitted:
     """Load the request's adapters, tokenise its prompt and limit its answer to the context of `base`.
 
-    load: returns an adapter by name; cache_tokens: how many tokens a KV cache can hold of one row. Raises BadInput or LoadError for a request that cannot be served.
+    load: returns an adapter by name; cache_tokens: how many tokens a KV cache can hold of one row. Raises
+    BadInput or LoadError for a request that cannot be served.
     """
     adapters = load_adapters(request, load)
     if request.image is not None and not any_visual(adapters):

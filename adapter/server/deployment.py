@@ -59,6 +59,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         action="append",
         help="another folder of adapters, looked into before assets/adapters; may be repeated",
     )
+    parser.add_argument(
+        "--cache-gb",
+        metavar="N",
+        type=float,
+        help="gigabytes for the keys and values of running and earlier conversations (default: a third of the "
+        "memory that is free once the base is loaded, or what 16 whole conversations take if that is less)",
+    )
     parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
     parser.add_argument(
         "--public",
@@ -81,6 +88,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--auth and {AUTH_VARIABLE} need USER:PASS, both parts non-empty")
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
         parser.error(f"--port must lie between 1 and 65535, got {arguments.port}")
+    if arguments.cache_gb is not None and not 0 < arguments.cache_gb < 1e6:
+        parser.error(f"--cache-gb must be a number of gigabytes above 0, got {arguments.cache_gb}")
+    arguments.cache_bytes = None if arguments.cache_gb is None else int(arguments.cache_gb * 1e9)
     for folder in arguments.adapters or ():
         if folder.is_file():
             parser.error(f"--adapters {folder} is a file; name the folder that the adapters are in")
