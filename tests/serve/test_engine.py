@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import random
 import threading
@@ -16,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adapter.base.memory import kv_bytes_per_token
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.method.attention import PromptKV
@@ -389,6 +391,46 @@ def test_nothing_grows_over_500_requests(engine, monkeypatch):
     assert engine._prefix_cache.bytes == sum(kv.nbytes for kv in engine._prefix_cache._entries.values())
     assert not engine._scheduler._slots._taken
     assert objects_alive() <= before + 4
+
+
+# The memory of the KV cache.
+
+
+def bytes_of(tokens: int, base) -> int:
+    """A budget of which `tokens` tokens are for running rows."""
+    return tokens * 4 // 3 * kv_bytes_per_token(base.model.config, base.model.dtype)
+
+
+def test_rows_that_find_no_room_wait_and_the_cache_never_grows(engine, tiny_base, pace):
+    requests = [replace(LONG, adapter=("one", "two", None)[i % 3], prompt_ids=(3 + i, 4, 5)) for i in range(6)]
+    pace.seconds = 0
+    expected = [token_ids(engine.submit(request)) for request in requests]
+    pace.seconds = 0.002
+    with closing(Engine(tiny_base, engine.store, cache_bytes=bytes_of(256, tiny_base))) as small:
+        place, running = small._cache.data.data_ptr(), []
+        answers = [small.submit(request) for request in requests]
+        while small._open:
+            running.append(len(small._batch) + len(small._scheduler.prefilling))
+            time.sleep(0.001)
+        assert [[e.token_id for e in answer if e.position is None] for answer in answers] == expected
+        assert max(running) == 2
+        assert small._cache.data.data_ptr() == place and small._cache.data.shape[3] == 256
+        assert small._prefix_cache.bytes <= small.cache_budget.prefix_bytes
+
+
+def test_a_conversation_that_the_cache_never_holds_is_refused(tiny_base, engine):
+    model = copy.copy(tiny_base.model)
+    model.config = copy.deepcopy(model.config)
+    model.config.max_position_embeddings = 5000
+    base = replace(tiny_base, model=model)
+    with closing(Engine(base, engine.store, cache_bytes=bytes_of(512, base))) as small:
+        with pytest.raises(BadInput, match=r"900 tokens .* memory for 512.*--cache-gb"):
+            small.submit(GenerationRequest(prompt_ids=(5,) * 900, sampling=GREEDY))
+        last = generate(small, prompt_ids=(5,) * 500, sampling=replace(GREEDY, max_new_tokens=1000))[-1]
+        assert last.finish_reason in ("length", "stop") and last.stats.new_tokens <= 12
+        assert len(generate(small)) > 1
+    with pytest.raises(BadInput, match="holds 64 tokens of this base; it needs at least 512"):
+        Engine(base, engine.store, cache_bytes=bytes_of(64, base))
 
 
 # Failures.

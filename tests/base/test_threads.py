@@ -1,0 +1,56 @@
+"""Threads follow from the cores that the process may use and from the size of the base."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from adapter.base import threads
+
+
+@pytest.mark.parametrize(
+    "files, cores",
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "150000 100000"}, 1.5),
+        ({"cpu.max": "nonsense"}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+    ],
+)
+def test_the_quota_of_a_control_group_is_read(files, cores, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert threads._control_group_quota(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("before", "chosen"), [(16, [3, 16, 1, 16]), (2, [2, 2, 1, 2])])
+def test_a_large_base_gets_all_cores_and_a_small_one_a_few(before, chosen, monkeypatch):
+    small = LlamaConfig(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3)
+    tiny = LlamaConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4)
+    monkeypatch.setattr(threads, "available_cores", lambda: 16)
+    monkeypatch.setattr(threads, "_limit", before)  # what the process had before, or OMP_NUM_THREADS
+    of_the_tests = torch.get_num_threads()
+    try:
+        assert [threads.set_threads(config) for config in (small, LlamaConfig(), tiny, LlamaConfig())] == chosen
+        assert torch.get_num_threads() == chosen[-1]
+    finally:
+        torch.set_num_threads(of_the_tests)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_idle_threads_sleep_unless_the_environment_says_otherwise(given, expected, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    threads.sleep_when_idle()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
