@@ -1,6 +1,7 @@
 """Memory that a base needs in each quantisation, and memory that this machine has. Loads nothing.
 
-The need is computed from the config: linear layers in few bits, the rest in 16. KV caches are not counted.
+The need is computed from the config: linear layers in few bits, the rest in 16, and the KV cache of the shortest
+conversation that is of use.
 """
 
 from __future__ import annotations
@@ -24,26 +25,38 @@ _UNLIMITED = 1 << 60  # cgroups write "no limit" as a number of this order
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes of a loaded base; `mapped` of them are memory-mapped files on a CPU, which the system can page out."""
+    """Bytes of a loaded base; `mapped` of them are memory-mapped files on a CPU, which the system can page out.
+
+    cache: bytes of the KV cache of one conversation, beside it.
+    """
 
     kind: str
     bytes: int
     mapped: int
+    cache: int = 0
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Total and free bytes of one device; None where the system does not report them."""
+    """Total and free bytes of one device; None where the system does not report them.
+
+    allocatable: what this process may still allocate or map under its own limits (`ulimit -v`, `ulimit -d`); None
+    if it has none.
+    """
 
     total: int | None
     free: int | None
+    allocatable: int | None = None
 
     def holds(self, need: MemoryNeed, mapped: bool) -> bool:
-        """False if `need` certainly does not fit. mapped: mapped files are not counted against free memory."""
-        fixed = need.bytes - (need.mapped if mapped else 0)
-        return not (
-            (self.total is not None and need.bytes > self.total) or (self.free is not None and fixed > self.free)
+        """False if base and cache certainly do not fit. mapped: mapped files do not count against free memory."""
+        whole = need.bytes + need.cache
+        bounds = (
+            (self.total, whole),
+            (self.free, whole - (need.mapped if mapped else 0)),
+            (self.allocatable, whole),
         )
+        return all(bound is None or size <= bound for bound, size in bounds)
 
 
 def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryNeed]:
@@ -57,12 +70,13 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     stored = plain if config.dtype in (None, dtype) else 0  # else it is cast, into memory that is not mapped
     packed = linear_count + head + 2 * (rows + config.vocab_size)
     whole = linear_count * dtype.itemsize + plain
+    cache = _conversation(config) * kv_bytes_per_token(config, dtype)
     return {
         # nf4 has an fp32 scale for each block of 64 weights.
-        "nf4": MemoryNeed("nf4", linear_count // 2 + linear_count // 16 + plain, stored),
-        "int8": MemoryNeed("int8", linear_count + 4 * rows + plain, stored),
-        "packed": MemoryNeed("packed", packed + plain - untied_head, max(stored - untied_head, 0)),
-        "bf16": MemoryNeed("bf16", whole, whole if stored else 0),
+        "nf4": MemoryNeed("nf4", linear_count // 2 + linear_count // 16 + plain, stored, cache),
+        "int8": MemoryNeed("int8", linear_count + 4 * rows + plain, stored, cache),
+        "packed": MemoryNeed("packed", packed + plain - untied_head, 0, cache),
+        "bf16": MemoryNeed("bf16", whole, whole if stored else 0, cache),
     }
 
 
@@ -71,8 +85,13 @@ def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
 
+def _conversation(config: Any) -> int:
+    """Tokens of the shortest conversation that is of use: a base must leave room for its KV cache."""
+    return min(config.max_position_embeddings, 2048)
+
+
 def require(name: str, config: Any, quantization: str, device: str, dtype: torch.dtype) -> None:
-    """Raise LoadError with the table if the base surely does not fit on `device`.
+    """Raise LoadError with the table if the base surely does not fit on `device` with one conversation's cache.
 
     A base that was quantised by others is let through: its size is not known from its config.
     """
@@ -89,12 +108,13 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
         return
     possible = [k for k in KINDS if room.holds(by_kind[k], on_cpu) and (on_cpu or k != "packed")]
     sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in KINDS if on_cpu or k != "packed")
-    available = _gigabytes((room.total if room.free is None else room.free) or 0)
+    least = min((bound for bound in (room.total, room.free, room.allocatable) if bound is not None), default=0)
     where = "memory" if on_cpu else f"memory on {device}"
     remedy = f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base"
     raise LoadError(
-        f"'{name}' does not fit into memory: it takes {sizes}, and {available} of {where} are free. "
-        f"{remedy}, or end other programs."
+        f"'{name}' does not fit into memory: it takes {sizes}, and its KV cache for one conversation of "
+        f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(least)} of {where} "
+        f"are free. {remedy}, or end other programs."
     )
 
 
@@ -119,11 +139,18 @@ def table(name: str, config: Any) -> str:
             fits.append("-" if (kind, device) == ("packed", "CUDA") else "yes" if is_enough else "no")
         lines.append(f"{kind:8}{_gigabytes(by_kind[kind].bytes):>10}" + "".join(f"{word:>11}" for word in fits))
     kv_bytes = 1000 * kv_bytes_per_token(config, torch.bfloat16)
-    return "\n".join([*lines, "", f"1,000 tokens of a conversation take {_gigabytes(kv_bytes)} more."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"1,000 tokens of a conversation take {_gigabytes(kv_bytes)} more. "
+            f"What fits leaves room for {_conversation(config):,}.",
+        ]
+    )
 
 
 def ram() -> DeviceMemory:
-    """The memory of this machine, or of this process's control group where that is less."""
+    """The memory of this machine, or of this process's control group or resource limits where that is less."""
     total = free = None
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -136,7 +163,10 @@ def ram() -> DeviceMemory:
     for limit, used in _control_groups():
         total = min(total, limit)
         free = None if free is None else min(free, max(limit - used, 0))
-    return DeviceMemory(total, free)
+    own = [max(limit - used, 0) for limit, used in _resource_limits()]
+    if not own:
+        return DeviceMemory(total, free)
+    return DeviceMemory(total, min(own if free is None else [*own, free]), min(own))
 
 
 def available(device: torch.device) -> int | None:
@@ -174,13 +204,26 @@ def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
                 yield limit, used - _read_numbers(folder / "memory.stat").get(files, 0)
 
 
+def _resource_limits(status: Path = Path("/proc/self/status")) -> Iterator[tuple[int, int]]:
+    """(limit, used) of this process's address space and of its data, where they are limited."""
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        return
+    used = _read_numbers(status, 1024)
+    for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            yield limit, used.get(name, 0)
+
+
 def _read_numbers(file: Path, unit: int = 1) -> dict[str, int]:
-    """A system file of lines `name: number`."""
+    """The numbers in a system file of lines `name: number`; other lines are left out."""
     try:
         rows = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
-        return {row[0]: int(row[1]) * unit for row in rows if len(row) > 1}
-    except (OSError, ValueError):
+    except OSError:
         return {}
+    return {row[0]: int(row[1]) * unit for row in rows if len(row) > 1 and row[1].isdecimal()}
 
 
 def _gigabytes(count: int | None) -> str:

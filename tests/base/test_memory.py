@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,23 @@ def test_mapped_files_count_against_total_but_not_free_memory():
     assert DeviceMemory(None, None).holds(need, mapped=False), "what is not known is no reason to refuse"
 
 
+def test_a_base_must_leave_room_for_one_conversation():
+    need = needs(LLAMA_7B)["packed"]
+    assert need.cache == 2048 * memory.kv_bytes_per_token(LLAMA_7B, torch.bfloat16) == 2048 * 2 * 32 * 4096 * 2
+    for room in (DeviceMemory(need.bytes + need.cache, None), DeviceMemory(None, need.bytes + need.cache)):
+        assert room.holds(need, mapped=True)
+    for room in (DeviceMemory(need.bytes + GIGA, None), DeviceMemory(None, need.bytes + GIGA)):
+        assert not room.holds(need, mapped=True)
+    short = LlamaConfig(intermediate_size=11008, dtype=torch.bfloat16, max_position_embeddings=512)
+    assert needs(short)["packed"].cache == need.cache // 4, "no conversation is longer than the context"
+
+
+def test_limits_of_a_process_count_mapped_files():
+    need = MemoryNeed("bf16", 10, 10, 2)
+    assert DeviceMemory(20, 5, allocatable=12).holds(need, mapped=True)
+    assert not DeviceMemory(20, 5, allocatable=11).holds(need, mapped=True)
+
+
 def refused(monkeypatch, room, quantization, device="cpu", config=LLAMA_7B):
     monkeypatch.setattr(memory, "ram", lambda: room)
     monkeypatch.setattr(memory, "cuda", lambda _: room)
@@ -62,6 +80,7 @@ def test_a_refusal_names_need_memory_and_alternatives(monkeypatch):
     said = refused(monkeypatch, DeviceMemory(8 * GIGA, 6 * GIGA), "none")
     for part in ("nf4 4.2 GB", "int8 7.0 GB", "packed 6.9 GB", "bf16 13.5 GB", "6.0 GB of memory are free"):
         assert part in said
+    assert "its KV cache for one conversation of 2,048 tokens 1.1 GB more" in said
     assert "Load it as nf4, or end other programs." in said
     assert "Choose a smaller base" in refused(monkeypatch, DeviceMemory(2 * GIGA, GIGA), "packed")
     on_gpu = refused(monkeypatch, DeviceMemory(8 * GIGA, 6 * GIGA), "int8", "cuda:1")
@@ -99,6 +118,23 @@ def test_control_groups_of_both_versions_bound_the_memory(tmp_path):
     own.write_text("0::/user/job\n5:cpu,memory:/docker\n7:pids:/docker\n")
     assert list(memory._control_groups(root, own)) == [(4 * GIGA, GIGA), (9 * GIGA, GIGA)]
     assert list(memory._control_groups(root, tmp_path / "none")) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what a process uses is read from /proc")
+@pytest.mark.parametrize(("limit", "used"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
+def test_resource_limits_bound_the_memory(limit, used):
+    resource = pytest.importorskip("resource")
+    kind = getattr(resource, limit)
+    taken = memory._read_numbers(Path("/proc/self/status"), 1024).get(used, 0)
+    assert taken > 50_000_000, "torch alone takes more"
+    before = resource.getrlimit(kind)
+    try:
+        resource.setrlimit(kind, (taken + GIGA, before[1]))
+        room = memory.ram()
+    finally:
+        resource.setrlimit(kind, before)
+    assert room.free is not None and room.free == room.allocatable
+    assert room.free == pytest.approx(GIGA, abs=GIGA // 5), "what is in use is not free"
 
 
 def test_this_machine_has_memory():
