@@ -30,7 +30,9 @@ def main() -> int:
             attacker,
         ),
     ):
-        report = Siege(server, asked, attacker).run(60 * arguments.minutes, lambda line: print(line, flush=True))
+        report = Siege(server, asked, attacker).run(
+            60 * arguments.minutes, tell=lambda line: print(line, flush=True)
+        )
     print(f"\n{report}\n")
     for problem in report.problems[:20]:
         print(problem)

@@ -589,11 +589,11 @@ def flood(attacker: Attacker) -> str:
         ):
             if response.status_code == 200:
                 next(response.iter_lines())
+                time.sleep(2)
             return str(response.status_code)
 
     with ThreadPoolExecutor(30) as crowd:
         statuses = list(crowd.map(one, range(30)))
-    time.sleep(5)
     return "30 at once: " + ", ".join(f"{statuses.count(s)} x {s}" for s in sorted(set(statuses)))
 
 

@@ -71,6 +71,9 @@ class Report:
     def problems(self) -> list[str]:
         """Everything that must not be; empty if the server stood."""
         silent = [f"the attack {name} never happened" for name, got in self.attacks.items() if not got]
+        silent += [
+            f"{name}: {one}" for name, got in self.attacks.items() for one in got if one.startswith("soak:")
+        ]
         found = [*self.differing, *self.unanswered, *self.broken, *self.growth, *silent]
         return [*found, *filter(None, [self.died])]
 
@@ -110,12 +113,23 @@ class Siege:
         self._stop, self._go = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._resting = threading.Semaphore(0)
-        people = [threading.Thread(target=self._visit, args=[n], daemon=True) for n in range(visitors)]
-        foes = [threading.Thread(target=self._attack, args=each, daemon=True) for each in enumerate(chosen)]
-        self._threads = [*people, *foes]
+        self._threads = [
+            *(threading.Thread(target=self._visit, args=[n], name=f"visitor {n}") for n in range(visitors)),
+            *(
+                threading.Thread(target=self._attack, args=each, name=each[1].__name__)
+                for each in enumerate(chosen)
+            ),
+        ]
+        for thread in self._threads:
+            thread.daemon = True
+        self._done = dict.fromkeys(self._threads, 0)  # how often each client has done something
 
-    def run(self, seconds: float, tell: Callable[[str], None] = lambda line: None) -> Report:
-        """Ask alone, attack for so long, and measure. tell: is given a line now and then."""
+    def run(self, seconds: float, rounds: int = 1, tell: Callable[[str], None] = lambda line: None) -> Report:
+        """Ask alone, attack for so long, and measure.
+
+        rounds: what each visitor and each attacker does at least before the warm-up ends and again until the end,
+        however long it takes. tell: is given a line now and then.
+        """
         with ExitStack() as stack:
             alone = self._connection(0)
             stack.callback(alone.close)
@@ -127,9 +141,9 @@ class Siege:
         for thread in self._threads:
             thread.start()
         try:
-            self._run_for(seconds / 3, tell)
+            self._run_for(seconds / 3, rounds, tell)
             self._rest("warm")
-            self._run_for(2 * seconds / 3, tell)
+            self._run_for(2 * seconds / 3, rounds, tell)
             self._rest("end")
             self._server.check_running()
         except AssertionError as error:
@@ -140,12 +154,18 @@ class Siege:
             thread.join(PATIENCE)
         return self.report
 
-    def _run_for(self, seconds: float, tell: Callable[[str], None]) -> None:
+    def _run_for(self, seconds: float, rounds: int, tell: Callable[[str], None]) -> None:
         self._go.set()
-        end, told = time.monotonic() + seconds, time.monotonic()
-        while (now := time.monotonic()) < end:
+        began = told = time.monotonic()
+        before = self._done.copy()
+        while True:
             self._server.check_running()
-            time.sleep(min(1.0, end - now))
+            now = time.monotonic()
+            behind = [thread.name for thread in self._threads if self._done[thread] - before[thread] < rounds]
+            if now - began >= seconds and not behind:
+                return
+            assert now - began < seconds + rounds * PATIENCE, f"{behind} do not come to an end"
+            time.sleep(0.1)
             if now - told >= REPORT_SECONDS:
                 told, report = now, self.report
                 wrong = len(report.differing) + len(report.unanswered) + len(report.broken)
@@ -157,8 +177,8 @@ class Siege:
         """Pause everybody, wait until nothing is open, and measure."""
         self._go.clear()
         for count in range(len(self._threads)):
-            ended = self._resting.acquire(timeout=2 * PATIENCE)
-            assert ended, f"{len(self._threads) - count} clients do not come to an end"
+            resting = self._resting.acquire(timeout=2 * PATIENCE)
+            assert resting, f"{len(self._threads) - count} clients do not come to an end"
         self._server.wait_until(lambda: self._server.counts == (0, 0))
         self.report.figures[when] = self._measure()
 
@@ -175,7 +195,8 @@ class Siege:
         return Connection(self._server.url, f"127.0.1.{number + 1}")
 
     def _pause(self) -> None:
-        """Between two things that a client does: waits while everybody rests."""
+        """After each thing that a client does; waits while everybody rests."""
+        self._done[threading.current_thread()] += 1
         if not self._go.is_set():
             self._resting.release()
             self._go.wait()
@@ -187,7 +208,6 @@ class Siege:
         chance.shuffle(order)
         turn = 0
         while not self._stop.is_set():
-            self._pause()
             time.sleep(max(0.0, min(PACE, due - time.monotonic())))
             due = time.monotonic() + PACE
             asked = order[turn % len(order)]
@@ -198,17 +218,17 @@ class Siege:
                 answer = connection.ask(question)
             except Exception as error:  # whatever it is: an honest visitor has no answer
                 self._note(self.report.unanswered, f"{which}: {type(error).__name__} {str(error)[:300]}")
-                continue
-            with self._lock:
-                self.report.answers += 1
-            if answer != self._alone[asked]:
-                self._note(self.report.differing, f"{which}: {answer} and alone {self._alone[asked]}")
+            else:
+                with self._lock:
+                    self.report.answers += 1
+                if answer != self._alone[asked]:
+                    self._note(self.report.differing, f"{which}: {answer} and alone {self._alone[asked]}")
+            self._pause()
         connection.close()
 
     def _attack(self, number: int, attack: Attack) -> None:
         attacker = self._arsenal(number)
         while not self._stop.is_set():
-            self._pause()
             try:
                 got = attacks.outcome(attack, attacker)
             except Broken as error:
@@ -218,6 +238,7 @@ class Siege:
                 got = f"soak: {type(error).__name__} {error}"[:200]
             with self._lock:
                 self.report.attacks[attack.__name__][got] += 1
+            self._pause()
             time.sleep(attacker.chance.uniform(0, 2 * attacks.PAUSE))
         attacker.close()
 
