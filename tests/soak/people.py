@@ -113,15 +113,16 @@ class Connection:
             self.fire("refresh", self.defaults("refresh"))
             self._refreshed = {self.session}
 
-    def updates(self) -> Iterator[dict[str, Any]]:
-        """What the server sends to this session, within PATIENCE: heartbeats never end by themselves."""
-        deadline = time.monotonic() + PATIENCE
-        with self.http.stream("GET", f"/gradio_api/queue/data?session_hash={self.session}") as response:
+    def updates(self, seconds: float = PATIENCE) -> Iterator[dict[str, Any]]:
+        """What the server sends to this session. seconds: raises after so long, whatever heartbeats come."""
+        deadline = time.monotonic() + seconds
+        route = f"/gradio_api/queue/data?session_hash={self.session}"
+        with self.http.stream("GET", route, timeout=seconds) as response:
             if response.status_code != 200:
                 raise NoAnswer(f"{response.status_code} {response.read()[:300].decode()}")
             for line in response.iter_lines():
                 if time.monotonic() > deadline:
-                    raise NoAnswer(f"No answer in {PATIENCE:.0f} seconds.")
+                    raise NoAnswer(f"No answer in {seconds:.0f} seconds.")
                 if line.startswith("data:"):
                     yield json.loads(line[5:])
 
