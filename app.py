@@ -55,6 +55,7 @@ from adapter.ui.compare_tab import compare_tab
 from adapter.ui.gradio_internals import (
     StrictBlocks,
     close_page,
+    limit_connections,
     refuse_remote_files,
     set_current_request,
     set_upload_folder,
@@ -189,6 +190,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         print(f"Cannot listen on {place.host}: {error}", file=sys.stderr)
         return 1
     try:
+        limit_connections(page)
         print(f"Open {shared or url} (Ctrl+C stops it)", flush=True)
         for folder in arguments.adapters or ():
             if not folder.is_dir():

@@ -16,6 +16,7 @@ import gradio as gr
 from gradio import processing_utils, routes, tunneling
 from gradio.context import LocalContext
 
+from adapter.server.connections import ImpatientProtocol
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ def set_upload_folder(folder: Path) -> None:
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     routes.DEFAULT_TEMP_DIR = str(folder)
+
+
+def limit_connections(page: gr.Blocks) -> None:
+    """Make the server of a launched page close connections that say nothing or are too many."""
+    page.server.config.http_protocol_class = ImpatientProtocol  # looked up for each new connection
 
 
 def close_page(page: gr.Blocks) -> None:

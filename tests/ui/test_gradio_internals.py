@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+import uvicorn
 from gradio import http_server, processing_utils, routes, tunneling
 from gradio.component_meta import ComponentMeta
 from gradio.context import LocalContext
@@ -53,6 +54,9 @@ def test_python_names() -> None:
         "Block does not download through processing_utils: refuse_remote_files has no effect"
     )
     assert "force_exit" in inspect.getsource(http_server.Server.__mro__[1]), "uvicorn.Server has no force_exit"
+    assert "config.http_protocol_class(" in inspect.getsource(uvicorn.Server.startup), (
+        "uvicorn does not look up the protocol for each connection: limit_connections has no effect"
+    )
     assert isinstance(tunneling.CURRENT_TUNNELS, list), "tunneling.CURRENT_TUNNELS is no list"
     assert {"request", "blocks"} <= set(vars(LocalContext)), "LocalContext has no request or no blocks"
     assert type(gr.Chatbot) is ComponentMeta, "components have another metaclass than subclass_component expects"
