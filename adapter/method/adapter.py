@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from adapter.errors import BadInput
+from adapter.errors import BadInput, LoadError
 from adapter.method.attention import LayerPrompts, PromptKV
 from adapter.method.config import AdapterConfig
 from adapter.method.deltas import Tuning
@@ -56,8 +56,16 @@ class Adapter(nn.Module):
 
         A visual adapter without an image uses its learned prompts alone. frozen: insertion layers whose prompts
         and gates get no gradient from this pass; if it has images, the tuning gets none either (V2's disjoint
-        training). Raises BadInput if a text adapter is given an image.
+        training). Raises BadInput if a text adapter is given an image, and LoadError if the tuning was made for
+        MLPs of another size, which the fingerprint does not know.
         """
+        tuning, size = self.config.tuning, model.config.intermediate_size
+        if tuning is not None and tuning.intermediate_size != size:
+            # A size of 1 would run, broadcast, until another adapter's deltas are stacked beside it.
+            raise LoadError(
+                f"This adapter was made for a base with intermediate_size {tuning.intermediate_size}, and this "
+                f"one has {size}. Use it with {self.config.base.name}, or train it again."
+            )
         prompts, gates = self.prompts.unsqueeze(0), self.activated_gates()  # [1, L, K, hidden], [L, H]
         if frozen is not None:
             is_frozen = torch.zeros(len(gates), dtype=torch.bool, device=gates.device)

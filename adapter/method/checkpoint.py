@@ -1,6 +1,6 @@
 """Adapters on disk: a directory with config.json, adapter.safetensors and a model card README.md.
 
-Loading is strict: what is missing, unexpected, misshapen or not finite is an error, never skipped.
+Loading is strict: what is missing, unexpected, misshapen, not finite or out of range is an error, never skipped.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from adapter.errors import LoadError
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
+from adapter.method.projection import LabelProjection
 
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
 _MAX_CONFIG_LENGTH = 1_000_000  # characters
@@ -77,6 +78,9 @@ def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torc
             raise _broken(folder, f"{problem} {_listed(which)}")
     tensors = {name: _checked(folder, name, found[name], like).to(device) for name, like in expected.items()}
     adapter.load_state_dict(tensors, assign=True)
+    labels = adapter.projection if isinstance(adapter.projection, LabelProjection) else None
+    if labels is not None and (table := labels.wrong_table(config.base.vocab_size)):
+        raise _broken(folder, f"projection.{table} holds numbers that are out of range")
     return adapter.requires_grad_(False).eval()
 
 

@@ -18,6 +18,7 @@ PROJECTIONS = ("global", "label", "queries")
 CHANNELS = ("RGB", "BGR")
 MAX_BLOCKS = 64  # of visual queries, which are built before their weights are read
 MAX_NAME_LENGTH = 40  # characters of an adapter's name
+KIND_LENGTH = 3  # tokens that the word for a kind of thing may take in a `label` projection
 # Names that Windows reserves, and the name of the bare base in the API.
 RESERVED_NAMES = {"con", "prn", "aux", "nul", "base", *(f"{p}{i}" for p in ("com", "lpt") for i in range(10))}
 
@@ -38,10 +39,10 @@ def check_name(name: str, taken: Iterable[str] = ()) -> str:
     return name
 
 
-def _at_least_one(**values: int) -> None:
+def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -68,9 +69,7 @@ class BaseFingerprint:
     weights: str = ""
 
     def __post_init__(self) -> None:
-        _at_least_one(
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", int)}
-        )
+        _at_least(1, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", int)})
 
     def differences(self, base: BaseFingerprint) -> list[str]:
         """Sentences on why an adapter with this fingerprint cannot run on `base`; empty if it can."""
@@ -116,15 +115,16 @@ class VisionConfig:
         _one_of("vision.projection", self.projection, PROJECTIONS)
         _one_of("vision.channels", self.channels, CHANNELS)
         if self.projection == "queries":
-            _at_least_one(token_size=self.token_size, width=self.width, blocks=self.blocks, heads=self.heads)
+            _at_least(1, token_size=self.token_size, width=self.width, blocks=self.blocks, heads=self.heads)
             if self.blocks > MAX_BLOCKS:
                 raise ValueError(f"blocks must be at most {MAX_BLOCKS}, got {self.blocks}")
             if self.width % self.heads:
                 raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}")
         else:
-            _at_least_one(feature_size=self.feature_size, hidden=self.hidden)
+            _at_least(1, feature_size=self.feature_size, hidden=self.hidden)
         if self.projection == "label":
-            _at_least_one(num_classes=self.num_classes, num_kinds=self.num_kinds, name_length=self.name_length)
+            _at_least(2, num_classes=self.num_classes)  # a picture gets the likeliest name and the next
+            _at_least(1, num_kinds=self.num_kinds, name_length=self.name_length)
 
     @property
     def encoding(self) -> dict[str, Any]:
@@ -143,9 +143,8 @@ class TuningConfig:
     lora_rank: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_one(intermediate_size=self.intermediate_size)
-        if self.lora_rank < 0:
-            raise ValueError(f"tuning.lora_rank must not be negative, got {self.lora_rank}")
+        _at_least(1, intermediate_size=self.intermediate_size)
+        _at_least(0, lora_rank=self.lora_rank)
         if not (self.norms or self.bias or self.scale or self.lora_rank):
             raise ValueError("tuning must change something: norms, bias, scale or lora_rank")
 
@@ -166,7 +165,7 @@ class AdapterConfig:
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
-        _at_least_one(prompt_length=self.prompt_length, insertion_layers=self.insertion_layers)
+        _at_least(1, prompt_length=self.prompt_length, insertion_layers=self.insertion_layers)
         _one_of("gate_activation", self.gate_activation, GATE_ACTIVATIONS)
         _one_of("template", self.template, TEMPLATES)
         if self.insertion_layers > self.base.num_hidden_layers:
@@ -174,6 +173,13 @@ class AdapterConfig:
                 f"insertion_layers must be at most the base's {self.base.num_hidden_layers}, "
                 f"got {self.insertion_layers}"
             )
+        if self.vision is not None and self.vision.projection == "label":
+            taken = 2 * self.vision.name_length + KIND_LENGTH
+            if self.prompt_length <= taken:
+                raise ValueError(
+                    f"prompt_length must be more than {taken} for a label projection with names of "
+                    f"{self.vision.name_length} tokens, got {self.prompt_length}"
+                )
         if self.format_version != FORMAT_VERSION:
             raise ValueError(
                 f"format_version {self.format_version} is not the {FORMAT_VERSION} that this program reads"

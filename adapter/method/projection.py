@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapter.errors import LoadError
-from adapter.method.config import VisionConfig
+from adapter.method.config import KIND_LENGTH, VisionConfig
 from adapter.method.vision import VisualFeatures
 
-KIND_LENGTH = 3  # tokens that the word for a kind of thing may take
 CONCEPT_RANK = 96
 _CONFIDENCES = 4
 
@@ -22,7 +21,7 @@ def build_projection(vision: VisionConfig, hidden_size: int, prompt_length: int)
     """The untrained projection of kind `vision.projection`.
 
     Its forward takes the features of B pictures and the base's token embeddings [vocab_size, hidden_size], and
-    returns [B, prompt_length or 1, hidden_size]. Raises ValueError if `label` has too few prompts.
+    returns [B, prompt_length or 1, hidden_size].
     """
     if vision.projection == "label":
         return LabelProjection(vision, hidden_size, prompt_length)
@@ -79,12 +78,7 @@ class LabelProjection(nn.Module):
     def __init__(self, vision: VisionConfig, hidden_size: int, prompt_length: int) -> None:
         super().__init__()
         classes, length = vision.num_classes, vision.name_length
-        self.free = prompt_length - 2 * length - KIND_LENGTH
-        if self.free < 1:
-            raise ValueError(
-                f"prompt_length must be more than {2 * length + KIND_LENGTH} for a label projection with names "
-                f"of {length} tokens, got {prompt_length}"
-            )
+        self.free = prompt_length - 2 * length - KIND_LENGTH  # at least 1: AdapterConfig
         # Half-size types, which are saved as they are: a posterior needs no more than fp16.
         self.register_buffer("name_of", torch.arange(classes, dtype=torch.int32))
         self.register_buffer("names", torch.full((classes, length), -1, dtype=torch.int32))
@@ -99,6 +93,19 @@ class LabelProjection(nn.Module):
         self.before = nn.Linear(hidden_size, hidden_size, bias=False)
         self.end = nn.Parameter(torch.zeros(hidden_size))
         nn.init.zeros_(self.before.weight)
+
+    def wrong_table(self, vocab_size: int) -> str | None:
+        """The name of a table that points outside of what it is about, or None.
+
+        On CUDA such an index would end the process's use of the device, and with it everybody's answers.
+        """
+        bounds = {"name_of": (0, len(self.names)), "kind_of": (-1, len(self.kinds))}
+        bounds |= dict.fromkeys(("names", "kinds"), (-1, vocab_size))
+        for name, (low, end) in bounds.items():
+            table = self.get_buffer(name)
+            if int(table.min()) < low or int(table.max()) >= end:
+                return name
+        return None
 
     def posterior(self, features: VisualFeatures) -> Tensor:
         """Probability of each row of `names`, [B, num_classes].
@@ -128,8 +135,8 @@ class LabelProjection(nn.Module):
             mass, kind = by_kind[:, :-1].max(dim=1)
             ratio = top[:, 1] / top[:, 0]
             confidences = torch.stack([top[:, 0], top[:, 1], ratio, mass], dim=1)
-            # The second token of each name, the first after the article.
-            initials = _unit_rms(token_embedding[self.names[:, 1].clamp(min=0)])
+            # The second token of each name, the first after the article; the only one where names have one.
+            initials = _unit_rms(token_embedding[self.names[:, :2][:, -1].clamp(min=0)])
             mixture = posterior @ initials
         first = self._spell(self.names[chosen[:, 0]], token_embedding)
         second = self._spell(self.names[chosen[:, 1]], token_embedding) * ratio[:, None, None]

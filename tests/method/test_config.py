@@ -1,0 +1,161 @@
+"""Every configuration that passes its check makes an adapter that runs, beside another one in the same batch."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from adapter.errors import LoadError
+from adapter.method.adapter import Adapter
+from adapter.method.attention import PromptKV
+from adapter.method.checkpoint import load_adapter, save_adapter
+from adapter.method.config import (
+    GATE_ACTIVATIONS,
+    KIND_LENGTH,
+    MAX_BLOCKS,
+    TEMPLATES,
+    AdapterConfig,
+    TuningConfig,
+    VisionConfig,
+)
+from adapter.method.vision import VisualFeatures
+from tests.tiny_models import FINGERPRINT, random_adapter
+
+LABEL = VisionConfig(
+    encoder="any", projection="label", feature_size=6, hidden=5, num_classes=6, num_kinds=2, name_length=2
+)
+QUERIES = VisionConfig(encoder="any", projection="queries", token_size=7, width=12, blocks=2, heads=3)
+TUNING = TuningConfig(intermediate_size=64, norms=True, bias=True, scale=True, lora_rank=3)
+# The smallest values of each, alone and together, and the largest where there is a limit.
+RUNS = [
+    *({"prompt_length": length} for length in (1, 2, 500)),
+    *({"insertion_layers": layers} for layers in (1, 4)),
+    *({"gate_activation": activation} for activation in GATE_ACTIVATIONS),
+    *({"template": template} for template in TEMPLATES),
+    {"prompt_norm": True},
+    {"prompt_norm": False},
+    {"vision": VisionConfig(encoder="any", feature_size=1, hidden=1)},
+    {"vision": VisionConfig(encoder="any", feature_size=6, channels="BGR")},
+    *({"vision": replace(LABEL, **{name: 1})} for name in ("feature_size", "hidden", "num_kinds", "name_length")),
+    {"vision": replace(LABEL, num_classes=2)},
+    {"vision": replace(LABEL, num_classes=2, num_kinds=1, name_length=1), "prompt_length": 2 + KIND_LENGTH + 1},
+    {"vision": replace(LABEL, name_length=4), "prompt_length": 8 + KIND_LENGTH + 1},
+    *({"vision": replace(QUERIES, **{name: 1})} for name in ("token_size", "blocks", "heads")),
+    {"vision": replace(QUERIES, token_size=1, width=1, blocks=1, heads=1), "prompt_length": 1},
+    {"vision": replace(QUERIES, heads=12)},
+    {"vision": replace(QUERIES, blocks=MAX_BLOCKS)},
+    *({"tuning": TuningConfig(64, **{name: True})} for name in ("norms", "bias", "scale")),
+    *({"tuning": TuningConfig(64, lora_rank=rank)} for rank in (1, 200)),
+    {"tuning": TUNING, "vision": QUERIES},
+]
+REFUSED = [
+    ({"prompt_length": 0}, "prompt_length must be a whole number of at least 1, got 0"),
+    ({"prompt_length": True}, "prompt_length must be a whole number"),
+    ({"insertion_layers": 5}, "at most the base's 4, got 5"),
+    ({"gate_activation": "relu"}, "gate_activation must be one of tanh, identity"),
+    ({"template": ""}, "template must be one of"),
+    ({"format_version": 2}, "format_version 2"),
+    ({"vision": LABEL, "prompt_length": 4 + KIND_LENGTH}, "prompt_length must be more than 7 .* got 7"),
+]
+REFUSED_PARTS = [
+    *((LABEL, name, 0, f"{name} must be a whole number of at least") for name in ("feature_size", "hidden")),
+    *((LABEL, name, 0, f"{name} must be a whole number of at least 1") for name in ("num_kinds", "name_length")),
+    (LABEL, "num_classes", 1, "num_classes must be a whole number of at least 2, got 1"),
+    *(
+        (QUERIES, name, -1, f"{name} must be a whole number")
+        for name in ("token_size", "width", "blocks", "heads")
+    ),
+    (QUERIES, "width", 13, "multiple of heads 3, got 13"),
+    (QUERIES, "blocks", MAX_BLOCKS + 1, f"at most {MAX_BLOCKS}"),
+    (TUNING, "lora_rank", -1, "lora_rank must be a whole number of at least 0"),
+    (TUNING, "lora_rank", 1.5, "lora_rank must be a whole number"),
+    (TUNING, "intermediate_size", 0, "intermediate_size must be a whole number"),
+]
+
+
+def features_for(vision: VisionConfig | None) -> VisualFeatures | None:
+    if vision is None:
+        return None
+    classes = max(vision.num_classes, 1)
+    return VisualFeatures(
+        torch.randn(1, max(vision.feature_size, 1)), torch.randn(1, classes), torch.randn(1, 4, vision.token_size)
+    )
+
+
+@pytest.mark.parametrize("changes", RUNS)
+@torch.no_grad()
+def test_a_configuration_that_passes_runs(changes, tiny, tmp_path):
+    config = AdapterConfig(**{"base": FINGERPRINT, "prompt_length": 12, "insertion_layers": 3, **changes})
+    assert AdapterConfig.from_json(config.to_json(), "it") == config
+    torch.manual_seed(0)
+    adapter = Adapter(config)
+    torch.nn.init.constant_(adapter.gates, 0.5)
+    save_adapter(adapter, tmp_path / "it")
+    loaded = load_adapter(tmp_path / "it", FINGERPRINT)
+    shown = features_for(config.vision)
+    other = random_adapter(FINGERPRINT, tuning=TUNING)
+    kv = PromptKV.stack([loaded(tiny, shown), other(tiny)], 16)
+    ids = torch.arange(10)[None].repeat(2, 1)
+    logits = tiny(input_ids=ids, prompt_kv=kv, prompt_rows=torch.tensor([0, 1])).logits
+    assert logits.isfinite().all()
+    alone = tiny(input_ids=ids[:1], prompt_kv=loaded(tiny, shown)).logits[0]
+    torch.testing.assert_close(logits[0], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_every_field_is_tried():
+    names = {field.name for cls in (AdapterConfig, VisionConfig, TuningConfig) for field in fields(cls)}
+    tried = {name for changes in (*RUNS, *(changes for changes, _ in REFUSED)) for name in changes}
+    for part in ("vision", "tuning"):
+        for value in (changes.get(part) for changes in RUNS):
+            standard = {"vision": [LABEL, QUERIES], "tuning": [TUNING]}[part]
+            if value is not None:
+                tried |= {
+                    f.name for f in fields(value) for s in standard if getattr(value, f.name) != getattr(s, f.name)
+                }
+    # Names and texts, `projected`, which only the encoder reads, and the size of the next test.
+    assert names - tried == {"base", "description", "encoder", "projected", "intermediate_size"}
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED)
+def test_a_wrong_configuration_is_refused_by_name(changes, words):
+    with pytest.raises(ValueError, match=words):
+        AdapterConfig(**{"base": FINGERPRINT, "prompt_length": 12, "insertion_layers": 3, **changes})
+
+
+@pytest.mark.parametrize(("part", "name", "value", "words"), REFUSED_PARTS)
+def test_a_wrong_part_is_refused_by_name(part, name, value, words):
+    with pytest.raises(ValueError, match=words):
+        replace(part, **{name: value})
+
+
+@pytest.mark.parametrize("size", [1, 63, 128])
+def test_deltas_for_mlps_of_another_size_never_reach_a_batch(size, tiny):
+    """With a size of 1 they are broadcast and the adapter answers alone, but another one beside it could not."""
+    tuning = TuningConfig(intermediate_size=size, bias=True)
+    adapter = random_adapter(FINGERPRINT, tuning=tuning)
+    with pytest.raises(LoadError, match=f"intermediate_size {size}, and this one has 64. Use it with tiny"):
+        adapter(tiny)
+
+
+@pytest.mark.parametrize(
+    ("table", "value"),
+    [
+        ("name_of", -1),
+        ("name_of", 6),
+        ("names", -2),
+        ("names", 97),
+        ("kind_of", 2),
+        ("kind_of", -2),
+        ("kinds", 97),
+    ],
+)
+def test_a_table_that_points_outside_is_refused(table, value, tmp_path):
+    adapter = random_adapter(FINGERPRINT, vision=LABEL, prompt_length=12)
+    save_adapter(adapter, tmp_path / "right")
+    load_adapter(tmp_path / "right")
+    adapter.projection.get_buffer(table).view(-1)[1] = value
+    save_adapter(adapter, tmp_path / "wrong")
+    with pytest.raises(LoadError, match=f"projection.{table} holds numbers that are out of range"):
+        load_adapter(tmp_path / "wrong")
