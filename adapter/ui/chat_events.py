@@ -217,6 +217,7 @@ class ChatEvents:
         switch_to: ChooseAdapter | None,
     ) -> Generator[Updates, None, None]:
         settings = Settings.checked(values)
+        conversation.check_size(history)
         for status in wait_for(self.provider):
             if active.stopped:
                 yield conversation.mark_stopped(history), gr.skip(), gr.skip()

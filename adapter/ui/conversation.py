@@ -27,6 +27,8 @@ History = list[Entry]
 # metadata.id of the page's own messages, which are shown to the user and never sent to the model.
 STATS, NOTE, OFFER, DIVIDER = "stats", "note", "offer", "divider"
 
+MAX_HISTORY = 2_000_000  # characters as JSON, where a base reads some ten thousand tokens
+
 # Construction of messages.
 
 
@@ -140,6 +142,12 @@ def record_of(entry: Entry) -> str:
 
 
 # Reading a history.
+
+
+def check_size(history: Sequence[Entry]) -> None:
+    """Raises BadInput for a history too large to go on with: each update of an answer sends all of it."""
+    if len(json.dumps(history)) > MAX_HISTORY:
+        raise BadInput(texts.TOO_LONG_TO_GO_ON)
 
 
 class UserTurn(NamedTuple):

@@ -7,41 +7,81 @@ components. Incoming data cannot name a file: pictures arrive as bytes and are s
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from adapter.errors import BadInput
 from adapter.serve import transcript
 from adapter.serve.settings import PANEL, Settings, panel_values
-from adapter.serve.transcript import MAX_MESSAGES, TranscriptMessage
+from adapter.serve.transcript import FILE, PICTURE_NOT_KEPT, Dropped, Limits, TranscriptMessage, fit
 from adapter.ui import conversation, images
 from adapter.ui.conversation import Entry, History, parse_record, parse_settings, settings_json
 from adapter.ui.texts import page as texts
 
-# Characters. A browser stores about 5 million for a site.
-MAX_STORED_TEXT = 700_000
-MAX_STORED_PICTURES = 2_700_000
-MAX_LINK = 8_000  # mail and messengers may cut longer ones
-_MAX_LINK_TEXT = 400_000
-
-DescribePicture = Callable[[str], dict[str, str] | None]  # path -> fields of a transcript message, None to omit it
+# A browser stores about 5 million characters for a site.
+BROWSER = Limits(text_bytes=1_000_000, pictures=32, picture_bytes=2_700_000)
+MAX_LINK = 8_000  # characters; mail and messengers may cut longer ones
+_MAX_LINK_TEXT = 400_000  # bytes
 
 
-def _to_transcript(
-    history: Sequence[Entry], describe_picture: DescribePicture, token_ids: bool = True
-) -> list[dict[str, Any]]:
-    """The history as messages of a transcript. token_ids: whether records include the answer's token ids."""
+class Packed(NamedTuple):
+    """A conversation within the limits of a file or of the browser.
+
+    messages: pictures by key; paths: of the uploads by these keys, the newest last; dropped: what was left out.
+    """
+
+    messages: list[dict[str, Any]]
+    paths: dict[str, str]
+    dropped: Dropped
+
+    def pictures(self) -> dict[str, str]:
+        """Data URLs by key, the newest last; without those whose file was just deleted."""
+        urls = {}
+        for key, path in self.paths.items():
+            with contextlib.suppress(BadInput):
+                urls[key] = images.data_url(images.shrink(images.read_upload(path)))
+        return urls
+
+
+def pack(history: Sequence[Entry], limits: Limits, known: dict[str, tuple[str, int] | None]) -> Packed:
+    """The newest of the history, within the limits.
+
+    known: a cache of the keys and sizes of pictures by their path, None for one that cannot be read.
+    """
+
+    def weigh(path: str) -> int | None:
+        if path not in known:
+            try:
+                small = images.shrink(images.read_upload(path))
+                known[path] = images.content_key(small), images.data_url_length(small)
+            except BadInput:
+                known[path] = None
+        picture = known[path]
+        return None if picture is None else picture[1]
+
+    messages, dropped = fit(_to_transcript(history), weigh, limits)
+    paths: dict[str, str] = {}
+    for index, message in enumerate(messages):
+        if (path := message.get("picture")) is not None and (picture := known[path]) is not None:
+            paths.pop(picture[0], None)
+            paths[picture[0]] = path
+            messages[index] = {**message, "picture": picture[0]}
+    return Packed(messages, paths, dropped)
+
+
+def _to_transcript(history: Sequence[Entry], token_ids: bool = True) -> list[dict[str, Any]]:
+    """The history as messages of a transcript, pictures by path. token_ids: whether records include them."""
     if conversation.is_streaming(history):
         history = conversation.mark_stopped(history, texts.CUT_OFF, texts.CUT_OFF_BEFORE_TEXT)
     messages: list[dict[str, Any]] = []
     for entry in history:
         kind, path = conversation.kind(entry), conversation.picture_path(entry)
         if path is not None:
-            described = describe_picture(path) or {"role": "page", "text": texts.PICTURE_NOT_KEPT}
-            messages.append({"role": "user", **described})
+            messages.append({"role": "user", "picture": path})
         elif kind is None:
             messages.append({"role": entry["role"], "text": conversation.text_of(entry)})
         elif kind == conversation.NOTE:
@@ -57,16 +97,20 @@ def _to_transcript(
     return messages
 
 
-def to_history(parts: Iterable[TranscriptMessage]) -> History:
-    """The history of a checked transcript; pictures are written to the uploads.
+def to_history(parts: Iterable[TranscriptMessage], lenient: bool = False) -> History:
+    """The history of a checked transcript, without records that cannot be read; pictures become uploads.
 
-    Raises BadInput if a picture or a record cannot be read.
+    Raises BadInput if a picture cannot be read; with `lenient` a remark stands in its place.
     """
     history: History = []
-    for number, part in enumerate(parts, 1):
+    paths: dict[bytes, str | None] = {}
+    for part in parts:
         if part.picture is not None:
-            path = images.write_upload(images.shrink(part.picture))
-            history += conversation.user_turn("", path)[:1]
+            if part.picture not in paths:
+                paths[part.picture] = _upload(part.picture, lenient)
+            path = paths[part.picture]
+            shown = [conversation.note(PICTURE_NOT_KEPT)] if path is None else conversation.user_turn("", path)
+            history.append(shown[0])
         elif part.role == "user":
             history += conversation.user_turn(part.text)
         elif part.role == "assistant":
@@ -75,22 +119,26 @@ def to_history(parts: Iterable[TranscriptMessage]) -> History:
             history.append(conversation.note(part.text))
         if part.about:
             record = "" if part.record is None else json.dumps(part.record)
-            if record and parse_settings(record) is None:
-                raise BadInput(texts.wrong_record(number))
-            history.append(conversation.stats(part.about, record=record))
+            history.append(conversation.stats(part.about, record=record if parse_settings(record) else ""))
     return conversation.with_dividers(history)
 
 
-def to_file(history: Sequence[Entry], settings: Settings) -> str:
-    """The text of an exported file."""
-
-    def as_data_url(path: str) -> dict[str, str] | None:
-        try:
-            return {"picture": images.data_url(images.shrink(images.read_upload(path)))}
-        except BadInput:
+def _upload(picture: bytes, lenient: bool) -> str | None:
+    try:
+        return images.write_upload(images.shrink(picture))
+    except (BadInput, OSError):
+        if lenient:
             return None
+        raise
 
-    return transcript.write(_to_transcript(history, as_data_url), panel_settings(settings))
+
+def to_file(history: Sequence[Entry], settings: Settings) -> tuple[str, Dropped]:
+    """The text of an exported file, and what of the conversation is not in it. Raises BadInput."""
+    packed = pack(history, FILE, {})
+    pictures = packed.pictures()
+    if len(pictures) < len(packed.paths):
+        raise BadInput(texts.PICTURE_GONE)
+    return transcript.write(packed.messages, pictures, panel_settings(settings)), packed.dropped
 
 
 def panel_settings(settings: Settings) -> dict[str, Any]:
@@ -101,73 +149,30 @@ def panel_settings(settings: Settings) -> dict[str, Any]:
 # The browser's storage: the texts in one entry, and the pictures, which change less often, in another.
 
 
-def to_browser(history: Sequence[Entry], known_keys: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """The stored texts, and the keys of the pictures in them, the newest last.
-
-    known_keys: a cache of the keys of pictures by their path; this function adds to it.
-    """
-
-    def as_key(path: str) -> dict[str, str] | None:
-        try:
-            if path not in known_keys:
-                known_keys[path] = images.content_key(images.shrink(images.read_upload(path)))
-        except BadInput:
-            return None
-        return {"picture": known_keys[path]}
-
-    messages = _to_transcript(history, as_key)
-    while len(json.dumps(messages)) > MAX_STORED_TEXT:
-        messages = messages[max(1, len(messages) // 8) :]
-    keys = [message["picture"] for message in messages if "picture" in message]
-    return transcript.to_document(messages), list(dict.fromkeys(keys))
-
-
-def stored_pictures(
-    history: Sequence[Entry], max_characters: int = MAX_STORED_PICTURES
-) -> tuple[dict[str, str], int]:
-    """The newest pictures that fit, as data URLs by key, the newest last; and how many did not fit."""
-    urls: dict[str, str] = {}
-    for path in reversed(list(filter(None, map(conversation.picture_path, history)))):
-        try:
-            data = images.shrink(images.read_upload(path))
-        except BadInput:
-            continue
-        urls.setdefault(images.content_key(data), images.data_url(data))
-    total, fitting = 0, {}
-    for key, url in urls.items():
-        total += len(url) + 50
-        if total > max_characters:
-            break
-        fitting[key] = url
-    return dict(reversed(fitting.items())), len(urls) - len(fitting)
+def to_browser(
+    history: Sequence[Entry], known: dict[str, tuple[str, int] | None]
+) -> tuple[dict[str, Any], Packed]:
+    """The stored texts, and all that is kept. known: as of `pack`."""
+    packed = pack(history, BROWSER, known)
+    return transcript.to_document(packed.messages), packed
 
 
 def from_browser(stored_json: str, pictures_json: str) -> History:
-    """The stored conversation; empty if the stored text is malformed."""
+    """The stored conversation; empty if the stored text is malformed. What is malformed in it gets a remark."""
     stored, pictures = _parse(stored_json), _parse(pictures_json)
-    try:
-        if not isinstance(stored, dict) or not isinstance(messages := stored["messages"], list):
-            return []
-        by_key = pictures if isinstance(pictures, dict) else {}
-        whole = [_with_picture(message, by_key) for message in messages[: MAX_MESSAGES + 1]]
-        return to_history(transcript.check({**stored, "messages": whole}).messages)
-    except (BadInput, KeyError, TypeError, RecursionError):
+    if not isinstance(stored, dict):
         return []
-
-
-def _with_picture(message: Any, by_key: dict[str, Any]) -> Any:
-    if not isinstance(message, dict) or "picture" not in message:
-        return message
-    url = by_key.get(message["picture"]) if isinstance(message["picture"], str) else None
-    if isinstance(url, str):
-        return {**message, "picture": url}
-    return {"role": "page", "text": texts.PICTURE_NOT_KEPT}
+    document = {**stored, "settings": {}, "pictures": pictures if isinstance(pictures, dict) else {}}
+    try:
+        return to_history(transcript.check(document, BROWSER, lenient=True).messages, lenient=True)
+    except BadInput:
+        return []
 
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text) if text else None
-    except (ValueError, TypeError, RecursionError):
+        return transcript.parse(text)
+    except (ValueError, TypeError):
         return None
 
 
@@ -184,10 +189,10 @@ def from_stored_settings(stored: object) -> dict[str, Any]:
 
 def to_link(history: Sequence[Entry]) -> str:
     """The texts of the conversation for an address's fragment, which browsers send nowhere. Raises BadInput."""
-    messages = _to_transcript(history, lambda path: None, token_ids=False)
-    text = json.dumps(transcript.to_document(messages), ensure_ascii=False)
-    packed = base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode().rstrip("=")
-    if len(packed) > MAX_LINK:
+    messages, dropped = fit(_to_transcript(history, token_ids=False), lambda path: None, FILE)
+    text = json.dumps(transcript.to_document(messages), ensure_ascii=False).encode()
+    packed = base64.urlsafe_b64encode(zlib.compress(text, 9)).decode().rstrip("=")
+    if dropped or len(packed) > MAX_LINK or len(text) > _MAX_LINK_TEXT:
         raise BadInput(texts.LINK_TOO_LONG)
     return packed
 
@@ -195,7 +200,7 @@ def to_link(history: Sequence[Entry]) -> str:
 def from_link(packed: str) -> History:
     """The conversation of a link. Raises BadInput for anything else."""
     try:
-        if len(packed) > 2 * MAX_LINK or not re.fullmatch(r"[A-Za-z0-9_-]+", packed):
+        if len(packed) > MAX_LINK or not re.fullmatch(r"[A-Za-z0-9_-]+", packed):
             raise BadInput(texts.LINK_UNREADABLE)
         compressed = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
         text = zlib.decompressobj().decompress(compressed, _MAX_LINK_TEXT)

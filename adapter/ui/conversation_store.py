@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from adapter.errors import AdapterError, BadInput
 from adapter.serve import transcript
 from adapter.serve.settings import BASE_ONLY, PANEL, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
+from adapter.server.texts import UPLOAD_NOT_KEPT
 from adapter.ui import conversation, conversation_json, theme
 from adapter.ui.command_line import command_line
 from adapter.ui.conversation import History
+from adapter.ui.conversation_json import Packed
 from adapter.ui.status import QUEUED, UNQUEUED, toast
 from adapter.ui.texts import page as texts
-
-log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 2.0  # between two saves while an answer is being streamed
 WAIT_SECONDS = 60.0  # for the adapters of a server that has just started
@@ -90,29 +90,23 @@ class ConversationStore:
 
     def _saver(self, before: History) -> Callable[[History], tuple[Any, ...]]:
         """A function from a history to updates of `outputs`, which sends pictures only when they change."""
-        known_keys: dict[str, str] = {}
-        sent: list[str] | None = None
+        known: dict[str, tuple[str, int] | None] = {}
+        sent: Packed | None = None
 
         def save(history: History) -> tuple[Any, ...]:
             nonlocal sent
-            if self.provider.engine() is None and conversation.latest_picture(history):
-                return gr.skip(), gr.skip(), gr.skip()  # the libraries that read pictures are still being imported
             if sent is None:
-                _, sent = conversation_json.to_browser(before, known_keys)
-            stored, keys = conversation_json.to_browser(history, known_keys)
+                _, sent = conversation_json.to_browser(before, known)
+            stored, packed = conversation_json.to_browser(history, known)
             pictures = gr.skip()
-            if keys != sent:
-                sent = keys
-                pictures = self._stored_pictures(history)
+            if list(packed.paths) != list(sent.paths):
+                pictures = json.dumps(packed.pictures())
+            if packed.dropped and not sent.dropped:
+                gr.Info(texts.not_kept_by_browser(*astuple(packed.dropped)), duration=8)
+            sent = packed
             return json.dumps(stored), pictures, self._command_line(history)
 
         return save
-
-    def _stored_pictures(self, history: History) -> str:
-        pictures, dropped = conversation_json.stored_pictures(history)
-        if dropped:
-            gr.Info(texts.pictures_dropped(dropped), duration=8)
-        return json.dumps(pictures)
 
     def _command_line(self, history: History) -> str:
         engine = self.provider.engine()
@@ -192,10 +186,7 @@ class ConversationStore:
                 gr.Info(texts.LINK_OPENED, duration=8)
         except BadInput as error:
             toast(error)
-        try:
-            history = history or conversation_json.from_browser(stored, pictures)
-        except OSError:
-            log.exception("a conversation could not be restored")
+        history = history or conversation_json.from_browser(stored, pictures)
         values = conversation_json.from_stored_settings(settings)
         return _selected(values), history or gr.skip(), self._command_line(history), *self._panel(values)
 
@@ -218,13 +209,17 @@ class ConversationStore:
                 raise BadInput(texts.import_too_large(transcript.MAX_BYTES))
             imported = transcript.read(Path(file).read_bytes())
             history = conversation_json.to_history(imported.messages)
-        except BadInput as error:
-            toast(error)
+        except (BadInput, OSError) as error:
+            toast(error if isinstance(error, BadInput) else AdapterError(UPLOAD_NOT_KEPT))
             return *(gr.skip(),) * (1 + len(self.outputs) + len(PANEL)), ""
-        stored, _ = conversation_json.to_browser(history, {})
+        stored, packed = conversation_json.to_browser(history, {})
+        if imported.dropped:
+            gr.Info(texts.not_imported(*astuple(imported.dropped)), duration=8)
+        if packed.dropped:
+            gr.Info(texts.not_kept_by_browser(*astuple(packed.dropped)), duration=8)
         values = conversation_json.from_stored_settings(imported.settings)
         self.toast_missing(_selected(values))
-        outputs = json.dumps(stored), self._stored_pictures(history), self._command_line(history)
+        outputs = json.dumps(stored), json.dumps(packed.pictures()), self._command_line(history)
         return history, *outputs, *self._panel(values), "imported"
 
     def _panel(self, values: dict[str, Any]) -> list[Any]:
@@ -253,7 +248,10 @@ class ConversationStore:
             if not history:
                 gr.Info(texts.NOTHING_TO_EXPORT, duration=4)
                 return ""
-            return conversation_json.to_file(history, Settings.checked(settings))
+            file, dropped = conversation_json.to_file(history, Settings.checked(settings))
+            if dropped:
+                gr.Info(texts.not_in_file(*astuple(dropped)), duration=8)
+            return file
         except AdapterError as error:
             toast(error)
             return ""

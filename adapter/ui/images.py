@@ -129,6 +129,10 @@ def data_url(data: bytes) -> str:
     return f"data:image/{'png' if _is_png(data) else 'jpeg'};base64,{base64.b64encode(data).decode()}"
 
 
+def data_url_length(data: bytes) -> int:
+    return len(data_url(data[:8])) + 4 * (-(-len(data) // 3) - 3)
+
+
 def _is_png(data: bytes) -> bool:
     return data.startswith(b"\x89PNG")
 

@@ -16,6 +16,7 @@ from adapter.__main__ import main
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from adapter.serve import transcript
+from adapter.serve.transcript import PICTURE_NOT_KEPT, Dropped
 from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
 
 PICTURE = "data:image/png;base64," + base64.b64encode(b"bytes of a picture").decode()
@@ -45,15 +46,15 @@ def test_a_file_of_any_kind_is_refused_with_a_sentence(text: str | bytes) -> Non
     ("change", "sentence"),
     [
         ({"format": "x"}, "no conversation"),
-        ({"version": 2}, "version"),
+        ({"version": 3}, "version"),
         ({"messages": None}, "missing"),
-        ({"messages": [{"role": "user", "text": "x"}] * 2001}, "2,001 messages"),
-        ({"messages": [{"role": "user", "text": "x" * 100_001}]}, "100,001 characters"),
         ({"messages": [{"role": "user", "text": 3}]}, "Message 1"),
         ({"messages": [{"role": "system", "text": "x"}]}, "roles"),
         ({"messages": [{"role": "user", "picture": "/etc/hosts"}]}, "data URL"),
         ({"messages": [{"role": "user", "picture": "data:image/png;base64,A"}]}, "data URL"),
-        ({"messages": [{"role": "user", "picture": "data:image/png;base64,AAAA"}] * 33}, "33 pictures"),
+        ({"messages": [{"role": "user", "picture": "a"}], "pictures": {"a": "/etc/hosts"}}, "data URL"),
+        ({"messages": [{"role": "user", "picture": "b"}], "pictures": {"a": PICTURE}}, "data URL"),
+        ({"pictures": [PICTURE]}, "missing"),
         ({"messages": [{"role": "assistant", "text": "x", "about": "y", "record": [1]}]}, "record"),
     ],
 )
@@ -64,16 +65,57 @@ def test_the_sentence_says_what_is_wrong(change: dict[str, Any], sentence: str) 
         transcript.check({**right, **change})
 
 
+RIGHT: dict[str, Any] = {"format": transcript.FORMAT, "version": 2, "messages": []}
+MANY_PICTURES = [{"role": "user", "picture": f"{PICTURE[:-4]}{number:04}"} for number in range(65)]
+
+
+@pytest.mark.parametrize(
+    ("messages", "dropped", "first"),
+    [
+        ([{"role": "user", "text": "x"}] * 2_001, Dropped(messages=1), "x"),
+        ([{"role": "user", "text": "x" * 100_001}], Dropped(text_ends=1), "x" * 100_000),
+        (MANY_PICTURES, Dropped(pictures=1), PICTURE_NOT_KEPT),
+        ([MANY_PICTURES[0]] * 65, Dropped(), ""),
+    ],
+)
+def test_what_exceeds_a_limit_is_dropped_and_the_rest_read(messages: Any, dropped: Dropped, first: str) -> None:
+    for version in (1, 2):
+        read = transcript.check({**RIGHT, "version": version, "messages": messages})
+        assert read.dropped == dropped and len(read.messages) == len(messages) - dropped.messages
+        assert read.messages[0].text == first
+        assert (read.messages[-1].picture is None) == ("picture" not in messages[-1])
+
+
+def test_a_picture_that_many_messages_name_is_in_memory_once() -> None:
+    messages = [{"role": "user", "picture": "a"}] * 500
+    for document in (
+        {**RIGHT, "messages": messages, "pictures": {"a": PICTURE}},
+        {**RIGHT, "messages": [{"role": "user", "picture": PICTURE} for _ in messages], "version": 1},
+    ):
+        read = transcript.read(json.dumps(document)).messages
+        assert len({id(message.picture) for message in read}) == 1
+
+
+@pytest.mark.parametrize("value", ["[],", "{},", "0,", '{"":0},', "[[],[]],"])
+def test_a_file_of_millions_of_values_is_refused_before_it_is_parsed(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = json.dumps({**RIGHT, "settings": {"a": "@"}}).replace('"@"', f"[{value * 3_000_000}0]")
+    monkeypatch.setattr(transcript.json, "loads", lambda *_, **__: pytest.fail("it was parsed"))
+    with pytest.raises(BadInput, match="not JSON"):
+        transcript.read(text[: transcript.MAX_BYTES])
+
+
 def test_what_is_answered_are_the_messages_up_to_the_last_of_the_user() -> None:
     messages = [
-        {"role": "user", "picture": PICTURE},
+        {"role": "user", "picture": "key"},
         {"role": "user", "text": "what?"},
         {"role": "assistant", "text": "a cat"},
         {"role": "page", "text": "a remark"},
         {"role": "user", "text": "really?"},
         {"role": "assistant", "text": "yes"},
     ]
-    asked, picture = transcript.read(transcript.write(messages, {})).to_answer()
+    asked, picture = transcript.read(transcript.write(messages, {"key": PICTURE}, {})).to_answer()
     assert asked == (Message("user", "what?"), Message("assistant", "a cat"), Message("user", "really?"))
     assert picture == b"bytes of a picture"
 

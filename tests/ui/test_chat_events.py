@@ -178,6 +178,17 @@ def test_an_edit_keeps_the_picture_and_drops_what_followed(picture: str) -> None
     assert engine.requests[1].image is not None
 
 
+def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str]) -> None:
+    engine = EchoEngine()
+    remark = conversation.note("x" * 10_000)  # no model reads it, so that the context does not limit it
+    history = [remark] * 250
+    updates = list(send(events_of(engine), "hi", history))
+    assert engine.requests == [] and "too long to go on" in toasts[0]
+    assert last_history(updates) == history and updates[-1][1]["value"] == {"text": "hi", "files": []}
+    list(send(events_of(engine), "hi", history[:100]))
+    assert len(engine.requests) == 1
+
+
 def test_undo_returns_the_message_to_the_box(picture: str) -> None:
     events = events_of(EchoEngine())
     history = last_history(list(send(events, "what?", files=[picture], adapter="see")))

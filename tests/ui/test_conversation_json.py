@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,14 +21,18 @@ from PIL import Image
 from adapter.__main__ import _parser
 from adapter.base.embedded import BASE
 from adapter.errors import BadInput
+from adapter.method import image_file
 from adapter.method.image_file import MAX_SIDE, ByteLRU
 from adapter.serve import transcript
 from adapter.serve.settings import PANEL, Settings
 from adapter.serve.store import SHIPPED
+from adapter.serve.transcript import PICTURE_NOT_KEPT, Dropped, Limits
 from adapter.ui import conversation, conversation_json, images
 from adapter.ui.command_line import command_line
 from adapter.ui.conversation import AnswerRecord, parse_record, parse_settings, settings_json
+from adapter.ui.conversation_store import ConversationStore
 from adapter.ui.texts import page as texts
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
 
 SETTINGS = Settings(adapter="pirate", seed=7, mix_strength=0.5)
@@ -95,9 +100,11 @@ MESSAGES = st.lists(
 @MANY
 @given(messages=MESSAGES)
 def test_writing_and_reading_is_the_identity(uploads: Path, messages: list[dict[str, Any]]) -> None:
-    read = transcript.read(transcript.write(messages, {}))
+    read = transcript.read(json.dumps({"format": transcript.FORMAT, "version": 1, "messages": messages}))
     history = conversation_json.to_history(read.messages)
-    again = json.loads(conversation_json.to_file(history, SETTINGS))["messages"]
+    document = json.loads(conversation_json.to_file(history, SETTINGS)[0])
+    pictures = document["pictures"]
+    again = [{**m, "picture": pictures[m["picture"]]} if "picture" in m else m for m in document["messages"]]
     cleaned = [
         {**m, "text": m["text"].encode("utf-8", "replace").decode()} if "text" in m else m for m in messages
     ]
@@ -247,46 +254,259 @@ def test_an_interrupted_answer_keeps_its_settings() -> None:
         conversation.answer("Hel"),
         conversation.stats("x · 1 token", live=True, record=settings_json(SETTINGS)),
     ]
-    messages = conversation_json._to_transcript(middle, lambda path: None)
+    messages = conversation_json._to_transcript(middle)
     assert messages[-1]["about"] == "x · 1 token · cut off" and messages[-1]["text"] == "Hel"
     restored = from_browser({"format": transcript.FORMAT, "version": 1, "messages": messages}, {})
     assert not conversation.is_streaming(restored) and "cut off" in displayed(restored)[-1]
     assert parse_record(conversation.record_of(restored[-1])) is None
     assert parse_settings(conversation.record_of(restored[-1])) == SETTINGS
     waiting = [*conversation.user_turn("hi"), conversation.note("…", waiting=True)]
-    assert conversation_json._to_transcript(waiting, lambda path: None)[-1] == {
+    assert conversation_json._to_transcript(waiting)[-1] == {
         "role": "page",
         "text": texts.CUT_OFF_BEFORE_TEXT,
     }
 
 
-def test_the_newest_pictures_that_fit_are_stored(uploads: Path) -> None:
-    paths = [images.write_upload(png(9, colour)) for colour in ("red", "green", "blue")]
-    history = [entry for path in paths for entry in (*conversation.user_turn("what?", path), *answered("a"))]
-    stored, names = conversation_json.to_browser(history, {})
-    every, dropped = conversation_json.stored_pictures(history)
-    assert list(every) == names and dropped == 0 and "base64" not in json.dumps(stored)
-    assert from_browser(stored, every) == history
+def turns_with_pictures(count: int) -> conversation.History:
+    """A turn with a picture of its own for each."""
+    paths = [images.write_upload(png(9, f"#{number:06x}")) for number in range(count)]
+    return [entry for path in paths for entry in (*conversation.user_turn("what?", path), *answered("a"))]
+
+
+def stored(history: conversation.History) -> tuple[str, str, Dropped]:
+    """What the browser's storage gets."""
+    document, packed = conversation_json.to_browser(history, {})
+    return json.dumps(document, ensure_ascii=False), json.dumps(packed.pictures()), packed.dropped
+
+
+def test_the_newest_pictures_that_fit_are_stored(uploads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = turns_with_pictures(3)
+    paths = list(filter(None, map(conversation.picture_path, history)))
+    text, pictures, dropped = stored(history)
+    assert len(json.loads(pictures)) == 3 and not dropped and "base64" not in text
+    assert conversation_json.from_browser(text, pictures) == history
     for path in paths:
         Path(path).unlink()  # Gradio deletes files by age
-    assert from_browser(stored, every) == history and all(Path(path).is_file() for path in paths)
-    room = len(every[names[2]]) + 60
-    newest, dropped = conversation_json.stored_pictures(history, room)
-    assert list(newest) == names[2:] and dropped == 2
-    partly = from_browser(stored, newest)
-    assert displayed(partly).count(texts.PICTURE_NOT_KEPT) == 2 and conversation.latest_picture(partly) == paths[2]
+    assert conversation_json.from_browser(text, pictures) == history
+    assert all(Path(path).is_file() for path in paths)
+    room = len(list(json.loads(pictures).values())[2]) + 60
+    monkeypatch.setattr(conversation_json, "BROWSER", Limits(picture_bytes=room))
+    text, newest, dropped = stored(history)
+    assert list(json.loads(newest)) == list(json.loads(pictures))[2:] and dropped == Dropped(pictures=2)
+    partly = conversation_json.from_browser(text, newest)
+    assert displayed(partly).count(PICTURE_NOT_KEPT) == 2 and conversation.latest_picture(partly) == paths[2]
 
 
 def test_the_newer_end_of_a_long_conversation_is_stored() -> None:
     history = [
         entry for n in range(60) for entry in (*conversation.user_turn(f"{n} " + "x" * 19_000), *answered("a"))
     ]
-    stored, _ = conversation_json.to_browser(history, {})
-    assert len(json.dumps(stored)) <= conversation_json.MAX_STORED_TEXT + 200
-    assert (
-        stored["messages"]
-        == conversation_json._to_transcript(history, lambda path: None)[-len(stored["messages"]) :]
+    text, _, dropped = stored(history)
+    assert len(text) <= conversation_json.BROWSER.text_bytes + 200
+    messages = json.loads(text)["messages"]
+    assert messages == conversation_json._to_transcript(history)[-len(messages) :]
+    assert messages[0]["role"] == "user" and dropped == Dropped(120 - len(messages)) != Dropped()
+
+
+# Limits: whoever writes and whoever reads fits a conversation with one function.
+
+ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates too
+NAMES = st.text("a_b*<é😀", max_size=255)
+
+
+@st.composite
+def any_turn(draw: st.DrawFn) -> conversation.History:
+    colour = draw(st.none() | st.sampled_from(["red", "green", "blue", "tan"]))
+    text = draw(ANY_TEXT) * draw(st.sampled_from([1, 1, 1, 9]))
+    turn = conversation.user_turn(text, None if colour is None else images.write_upload(png(9, colour)))
+    ending = draw(st.sampled_from(["answer", "note", "offer", "none", "running"]))
+    used = SETTINGS.replace(
+        adapter=draw(NAMES), mix=draw(NAMES), mute_heads=tuple(range(0, draw(st.integers(0, 400)), 2))
     )
+    ids = tuple(range(draw(st.integers(0, 50))))
+    line = conversation.stats_line(used, len(ids), 5.0, texts.muted(used.mute_layers, used.mute_heads))
+    if ending == "answer":
+        record = AnswerRecord(used, ids, False).to_json()
+        turn += [conversation.answer(draw(ANY_TEXT)), conversation.stats(line, record=record)]
+    elif ending == "running":
+        record = settings_json(used)
+        turn += [conversation.answer("so far"), conversation.stats(line, live=True, record=record)]
+    elif ending != "none":
+        turn += [conversation.note(draw(ANY_TEXT)) if ending == "note" else conversation.offer("?", [("a", "b")])]
+    return turn
+
+
+HISTORIES = st.lists(any_turn(), max_size=7).map(lambda turns: [entry for turn in turns for entry in turn])
+LIMITS = st.builds(
+    Limits,
+    messages=st.integers(1, 20),
+    text_bytes=st.integers(100, 6_000),
+    pictures=st.integers(0, 4),
+    picture_bytes=st.integers(0, 400),
+)
+
+
+def check_rest(kept: list[dict[str, Any]], whole: list[dict[str, Any]], dropped: Dropped) -> None:
+    """Fails unless `kept` is `whole` without what is said to be dropped, and begins with a turn if it can."""
+    rest = whole[dropped.messages :]
+    pairs = list(zip(rest, kept, strict=True))
+    gone = {old["picture"] for old, new in pairs if "picture" in old and "picture" not in new}
+    assert len(gone) <= dropped.pictures
+    for old, new in zip(rest, kept, strict=True):
+        if old.get("picture") in gone:
+            assert new == {"role": "page", "text": PICTURE_NOT_KEPT}
+        else:
+            shown = {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in old.items()}
+            assert new == {**shown, **({"about": shown["about"][:500]} if "about" in shown else {})}
+    if dropped.messages and not (rest and rest[0]["role"] == "user" != whole[dropped.messages - 1]["role"]):
+        roles = [message["role"] for message in rest]
+        assert ("page", "user") not in pairwise(roles) and ("assistant", "user") not in pairwise(roles)
+
+
+@settings(MANY, max_examples=200)
+@given(history=HISTORIES, limits=LIMITS | st.just(conversation_json.BROWSER))
+def test_what_is_stored_is_restored(uploads: Path, history: conversation.History, limits: Limits) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversation_json, "BROWSER", limits)
+        text, pictures, dropped = stored(history)
+        restored = conversation_json.from_browser(text, pictures)
+        whole, kept = conversation_json._to_transcript(history), conversation_json._to_transcript(restored)
+        check_rest(kept, whole, dropped)
+        assert stored(restored) == (text, pictures, Dropped())
+    assert len(text.encode()) <= limits.text_bytes + 200
+    assert len(json.loads(pictures)) <= limits.pictures
+    assert sum(map(len, json.loads(pictures).values())) <= limits.picture_bytes
+
+
+@settings(MANY, max_examples=200)
+@given(history=HISTORIES, limits=LIMITS | st.just(transcript.FILE))
+def test_what_is_exported_is_imported(uploads: Path, history: conversation.History, limits: Limits) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversation_json, "FILE", limits)
+        file, dropped = conversation_json.to_file(history, SETTINGS)
+        imported = transcript.check(json.loads(file.encode()), limits)
+        assert not imported.dropped
+        again = conversation_json.to_history(imported.messages)
+        whole, kept = conversation_json._to_transcript(history), conversation_json._to_transcript(again)
+        check_rest(kept, whole, dropped)
+        assert conversation_json.to_file(again, SETTINGS) == (file, Dropped())
+    old = json.loads(file)
+    pictures = old.pop("pictures")
+    messages = [{**m, "picture": pictures[m["picture"]]} if "picture" in m else m for m in old["messages"]]
+    assert transcript.check({**old, "version": 1, "messages": messages}).messages == imported.messages
+
+
+@settings(MANY, max_examples=100)
+@given(history=HISTORIES)
+def test_a_link_that_is_made_opens(uploads: Path, history: conversation.History) -> None:
+    try:
+        packed = conversation_json.to_link(history)
+    except BadInput:
+        return
+    if history:
+        opened = conversation_json.from_link(packed)
+        assert len(conversation_json._to_transcript(opened)) == len(conversation_json._to_transcript(history))
+
+
+@pytest.mark.parametrize("count, text", [(1, "a" * 90_000), (5, "a" * 90_000), (1_001, "a")])
+def test_a_link_that_is_short_only_when_compressed_opens_or_is_not_made(count: int, text: str) -> None:
+    history = [entry for _ in range(count) for entry in (*conversation.user_turn("a"), conversation.answer(text))]
+    if count == 1:
+        assert conversation_json.from_link(conversation_json.to_link(history)) == history
+    else:
+        with pytest.raises(BadInput, match="too long"):
+            conversation_json.to_link(history)
+
+
+def test_33_turns_with_a_picture_are_restored_without_the_oldest_picture(uploads: Path) -> None:
+    history = turns_with_pictures(33)
+    text, pictures, dropped = stored(history)
+    restored = conversation_json.from_browser(text, pictures)
+    assert dropped == Dropped(pictures=1)
+    assert len(restored) == len(history) and restored[1:] == history[1:]
+    assert displayed(restored)[0] == PICTURE_NOT_KEPT
+
+
+def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
+    with gr.Blocks():
+        store = ConversationStore(ReadyProvider(EchoEngine()), FakeCatalog())
+    save = store._saver(turns_with_pictures(32))
+    _, pictures, _ = save(turns_with_pictures(33))
+    assert len(json.loads(pictures)) == 32
+    assert len(toasts) == 1 and "the oldest picture" in toasts[0] and "reload" in toasts[0]
+    save(turns_with_pictures(34))
+    store._saver(turns_with_pictures(34))(turns_with_pictures(35))
+    assert len(toasts) == 1
+    file = uploads / "export.json"
+    file.write_text(store.export(turns_with_pictures(66), **SETTINGS.model_dump()))
+    assert "Not in the file" in toasts[1] and "the 2 oldest pictures" in toasts[1]
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "messages": document["messages"] * 11}))
+    history, *_ = store.import_file(str(file))
+    assert "Left out" in toasts[2] and "oldest messages" in toasts[2] and "reload" in toasts[3]
+    assert conversation.latest_picture(history) is not None
+
+
+def test_the_longest_conversation_fits_its_file(uploads: Path) -> None:
+    """Every limit at its real size, and text that is all commas: the file can be imported."""
+    history = turns_with_pictures(70)
+    for _ in range(1_100):
+        history += [*conversation.user_turn("ü" * 900), *answered("," * 900, ids=tuple(range(100)))]
+    history += conversation.user_turn("x" * 100_001)
+    file, dropped = conversation_json.to_file(history, SETTINGS)
+    assert len(file.encode()) < transcript.MAX_BYTES
+    assert dropped.messages > 200 and dropped.text_ends == 1
+    imported = transcript.read(file)
+    assert not imported.dropped and dropped.messages + len(imported.messages) == 70 * 3 + 2 * 1_100 + 1
+    assert len(imported.messages[-1].text) == 100_000
+    commas = [
+        entry for _ in range(30) for entry in (*conversation.user_turn("?"), conversation.answer("," * 90_000))
+    ]
+    file, dropped = conversation_json.to_file(commas, SETTINGS)
+    assert dropped.messages and not transcript.read(file).dropped
+
+
+def test_an_export_holds_a_picture_once_and_decodes_it_once(
+    uploads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, real = [], image_file._decode
+    monkeypatch.setattr(image_file, "_decode", lambda data: decoded.append(data) or real(data))
+    written = io.BytesIO()
+    Image.effect_noise((900, 700), 80).convert("RGB").save(written, "PNG")
+    small = images.shrink(written.getvalue())
+    path = images.write_upload(small)
+    history = [entry for n in range(300) for entry in (*conversation.user_turn(f"{n}?", path), *answered("a"))]
+    file, dropped = conversation_json.to_file(history, SETTINGS)
+    assert not dropped and len(file) < 2 * len(small) + 400 * len(history)
+    read = transcript.read(file).messages
+    assert len(read) == 900 and conversation_json.to_history(read) == history
+    assert len(decoded) == 1, "its small form is known"
+    with pytest.MonkeyPatch.context() as restarted:
+        restarted.setattr(images, "_small", ByteLRU(10**6))
+        conversation_json.to_file(history, SETTINGS)
+    assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+def test_a_large_picture_weighs_little_in_an_export(uploads: Path, mode: str) -> None:
+    image = Image.new(mode, (4_000, 3_900))
+    image.paste(Image.effect_noise((1_000, 900), 90).convert(mode), (0, 0))
+    image.save(uploads / "large.png", "PNG")
+    file, _ = conversation_json.to_file(conversation.user_turn("what?", str(uploads / "large.png")), SETTINGS)
+    assert len(file) < 300_000
+
+
+def test_what_is_malformed_in_the_storage_costs_nothing_else(uploads: Path) -> None:
+    history = turns_with_pictures(2)
+    text, pictures, _ = stored(history)
+    document, by_key = json.loads(text), json.loads(pictures)
+    by_key[next(iter(by_key))] = "data:image/png;base64,AAAA"  # no picture
+    document["messages"][2]["record"] = {"seed": "of a later version"}
+    document["messages"].insert(3, {"role": "user", "text": 3})
+    restored = from_browser(document, by_key)
+    first = [PICTURE_NOT_KEPT, "what?", "a", "a line · 2 tokens", transcript.MESSAGE_NOT_KEPT]
+    assert displayed(restored) == [*first, *displayed(history[4:])]
+    assert not conversation.record_of(restored[3]) and conversation.record_of(restored[-1])
 
 
 @pytest.mark.parametrize(
@@ -304,9 +524,7 @@ def test_no_path_leads_out_of_the_uploads(
     with pytest.raises(images.BadPicture):
         images.shrink_upload(str(link))
     history = conversation.user_turn("what?", path)
-    assert (
-        json.loads(conversation_json.to_file(history, SETTINGS))["messages"][0]["text"] == texts.PICTURE_NOT_KEPT
-    )
+    assert json.loads(conversation_json.to_file(history, SETTINGS)[0])["messages"][0]["text"] == PICTURE_NOT_KEPT
     stored = {"format": transcript.FORMAT, "version": 1, "messages": [{"role": "user", "picture": path}]}
     assert conversation.latest_picture(from_browser(stored, {path: path})) is None
 
@@ -326,7 +544,7 @@ def test_metadata_of_a_picture_is_removed() -> None:
 def test_a_link_holds_texts_without_pictures_and_tokens(uploads: Path) -> None:
     history = [*conversation.user_turn("what?", images.write_upload(png())), *answered("a cat")]
     opened = conversation_json.from_link(conversation_json.to_link(history))
-    assert displayed(opened) == [texts.PICTURE_NOT_KEPT, "what?", "a cat", "a line · 2 tokens"]
+    assert displayed(opened) == [PICTURE_NOT_KEPT, "what?", "a cat", "a line · 2 tokens"]
     assert (
         parse_settings(conversation.record_of(opened[-1])) == SETTINGS
         and parse_record(conversation.record_of(opened[-1])) is None

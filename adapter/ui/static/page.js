@@ -45,6 +45,11 @@
     writePictures(Object.fromEntries(entries.slice(Math.ceil(entries.length / 2))));
     return false;
   };
+  const writeNewerMessages = ({ messages, ...rest }) => {
+    const newer = messages.slice(Math.ceil(messages.length / 2));
+    const kept = { ...rest, messages: newer.slice(Math.max(0, newer.findIndex(({ role }) => role === "user"))) };
+    return newer.length > 0 && (write(KEYS.conversation, JSON.stringify(kept)) || writeNewerMessages(kept));
+  };
   let fullTimer = 0;
   const store = (name, text) => {
     if (!text) return remove(KEYS[name]);
@@ -54,7 +59,7 @@
     } else if (!(complete = write(KEYS[name], text))) {
       const pictures = read(KEYS.pictures);
       remove(KEYS.pictures);
-      write(KEYS[name], text);
+      write(KEYS[name], text) || (name === "conversation" && writeNewerMessages(JSON.parse(text)));
       if (pictures) attempt(() => writeNewerHalf(Object.entries(JSON.parse(pictures))));
     }
     if (complete) return;

@@ -52,7 +52,6 @@ PICTURE_GONE = "This picture is no longer on the server. Reload the page, or sen
 # The panel "This conversation", and conversations that were stored.
 CUT_OFF, CUT_OFF_BEFORE_TEXT = "cut off", "Cut off before the first word."
 OFFER_NOT_ANSWERED = "Not answered yet. Retry answers it."
-PICTURE_NOT_KEPT = "The picture of this message is not kept any more."
 THIS_CONVERSATION = "This conversation"
 EXPORT, IMPORT, COPY_LINK = "Export", "Import", "Copy link"
 EXPORT_NAME = "conversation.json"
@@ -64,7 +63,8 @@ LINK_TOO_LONG = "This conversation is too long for a link. Export it instead."
 LINK_UNREADABLE = "The link holds no conversation that can be read here. It may have been cut."
 LINK_OPENED = "This conversation came with the link. Yours is kept; a message here replaces it."
 COMMAND_LINE, NO_COMMAND_LINE = "The newest answer, from the command line", "Appears when there is an answer."
-STORAGE_FULL = "The browser's storage is full: the oldest pictures here will be gone after a reload."
+STORAGE_FULL = "The browser's storage is full: the oldest part of this conversation will be gone after a reload."
+TOO_LONG_TO_GO_ON = "This conversation is too long to go on with. Export it to keep it, and start a new one."
 # Camera.
 TAKE_PICTURE, TAKE, CANCEL = "Take a picture", "Take", "Cancel"
 NO_CAMERA = "No camera was found."
@@ -209,13 +209,31 @@ def link_to_copy(address: str) -> str:
     return f"Copy this link. It holds the words of this conversation, not its pictures: {address}"
 
 
-def wrong_record(number: int) -> str:
-    return f"Message {number} of the conversation has a record that cannot be read. Nothing was taken from it."
+def not_kept_by_browser(*counts: int) -> str:
+    """counts: of messages, pictures and long texts that exceed a limit, here and below."""
+    return f"Gone after a reload, for the browser keeps no more: {_exceeding(*counts)}. An export holds more."
 
 
-def pictures_dropped(count: int) -> str:
-    what = "The oldest picture" if count == 1 else f"The {count} oldest pictures"
-    return f"{what} of this conversation will be gone after a reload: the browser keeps no more."
+def not_in_file(*counts: int) -> str:
+    return f"Not in the file, for it holds no more of a conversation: {_exceeding(*counts)}."
+
+
+def not_imported(*counts: int) -> str:
+    return f"Left out, for a conversation holds no more: {_exceeding(*counts)}."
+
+
+def _exceeding(messages: int, pictures: int, text_ends: int) -> str:
+    """ "the 3 oldest messages and the oldest picture" """
+    parts = [
+        "the oldest message" if messages == 1 else f"the {messages} oldest messages" if messages else "",
+        "the oldest picture" if pictures == 1 else f"the {pictures} oldest pictures" if pictures else "",
+        "the rest of a long text"
+        if text_ends == 1
+        else f"the rest of {text_ends} long texts"
+        if text_ends
+        else "",
+    ]
+    return " and ".join(filter(None, parts))
 
 
 def muted(layers: Sequence[int], heads: Sequence[int]) -> list[str]:
