@@ -61,11 +61,13 @@ class RequestLimits:
                 release = self._limits.call(address)
                 self._limits.login(address, 0)
                 send = self._counting_wrong_keys(address, send)
-            elif kind == "stream":
-                release = self._limits.stream(address)
-            elif kind in ("body", "login", "upload"):
-                release = self._limits.body(address)
-                receive = _bounded(receive, await self._check_length(kind, scope, address))
+            else:
+                self._limits.request(address)
+                if kind == "stream":
+                    release = self._limits.stream(address)
+                elif kind in ("body", "login", "upload"):
+                    release = self._limits.body(address)
+                    receive = _bounded(receive, await self._check_length(kind, scope, address))
             await self._app(scope, receive, send)
         except _Refused as refused:
             await PlainTextResponse(refused.detail, refused.status_code)(scope, receive, send)

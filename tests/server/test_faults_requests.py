@@ -135,6 +135,17 @@ def test_garbage_on_every_route(server: AppProcess, client: httpx.Client) -> Non
     assert len(statuses) > 3 and sum(statuses.values()) > REQUESTS / 2
 
 
+def test_only_this_machine_may_ask(server: AppProcess, client: httpx.Client) -> None:
+    """The program itself is behind the guard, whose rules tests/server/test_request_guard.py has."""
+    assert "Only this machine may ask" in server.log
+    foreign = ({"Host": "evil.example"}, {"X-Forwarded-For": "203.0.113.7"}, {"Origin": "https://evil.example"})
+    for headers in foreign:
+        for method, path in [("GET", "/config"), ("POST", "/gradio_api/upload"), ("POST", "/v1/chat/completions")]:
+            assert client.request(method, path, headers=headers).status_code == 403, (method, path, headers)
+    assert client.post("/gradio_api/process_recording").status_code == 404
+    assert client.get("/v1/models").status_code == client.get("/config").status_code == 200
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_server_files_are_not_served(server: AppProcess, client: httpx.Client, path: str) -> None:
     served = [

@@ -268,6 +268,15 @@ def test_uploads_are_refused_when_the_folder_is_full(tmp_path: Path, monkeypatch
     assert sent(page_behind_limits(tmp_path), UPLOAD)[0].status_code == 507
 
 
+def test_requests_are_limited_by_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REQUESTS_PER_MINUTE", 5)
+    small = ("POST", "/gradio_api/run/predict", {"content": b"{}"})
+    app = page_behind_limits(tmp_path)
+    statuses = [response.status_code for response in sent(app, *[small] * 3, *[("GET", "/config", {})] * 4)]
+    assert statuses == [200] * 5 + [429] * 2
+    assert sent(app, small, address=ELSE)[0].status_code == 200
+
+
 def test_local_requests_are_not_limited(tmp_path: Path) -> None:
     app = page_behind_limits(tmp_path, public=False)
     uploads = [("POST", "/gradio_api/upload", {"content": b"x" * 100_000})] * (limits.UPLOADS_PER_HOUR + 5)
