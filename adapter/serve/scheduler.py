@@ -242,7 +242,7 @@ class Scheduler:
         self.waiting: FairQueue[Row] = FairQueue()
         self.prefilling: list[Row] = []  # in order of arrival
         self.decoding: list[Row] = []
-        self._decode_next = False
+        self._decode_next = self._oldest_next = False
 
     @property
     def has_work(self) -> bool:
@@ -260,7 +260,8 @@ class Scheduler:
     def schedule(self, now: float) -> Step:
         """Start waiting rows while there is room, and choose the next step.
 
-        Prefill chunks and decode steps alternate, so that a long prompt does not stop the other rows.
+        Prefill chunks and decode steps alternate, so that a long prompt does not stop the other rows. Nor does it
+        stop their prompts: every other chunk is one of the prompt that is read soonest, the rest are the oldest's.
         """
         finished: list[tuple[Row, FinishReason]] = []
         for row in [*self.prefilling, *self.decoding]:
@@ -276,7 +277,13 @@ class Scheduler:
                 moved.append(row)
         prefill = bool(self.prefilling) and not (self._decode_next and self.decoding)
         self._decode_next = prefill
-        return Step(finished, moved, self.prefilling[0] if prefill else None)
+        return Step(finished, moved, self._next_prefill() if prefill else None)
+
+    def _next_prefill(self) -> Row:
+        self._oldest_next = not self._oldest_next
+        if not self._oldest_next:
+            return self.prefilling[0]
+        return min(self.prefilling, key=lambda row: row.prompt_tokens - row.computed_tokens)
 
     def _start_rows(self, now: float) -> None:
         """Start waiting rows in turn. A row that finds no room lets others pass, but not for ever."""

@@ -97,8 +97,8 @@ def test_an_item_can_be_removed_once():
 
 @pytest.fixture
 def make_row(tiny_base):
-    def make(max_new_tokens: int = 100, **request) -> Row:
-        tokens = [1, 2, 3]
+    def make(max_new_tokens: int = 100, prompt_tokens: int = 3, **request) -> Row:
+        tokens = [1, 2, 3] * (prompt_tokens // 3)
         return Row(GenerationRequest(**request), [], tokens, max_new_tokens, Detokenizer(tiny_base.tokenizer), 0.0)
 
     return make
@@ -124,6 +124,21 @@ def test_a_long_prompt_is_read_at_once_when_nobody_decodes(scheduler, make_row):
     row = make_row()
     scheduler.add(row)
     assert [scheduler.schedule(0.0).prefill for _ in range(3)] == [row] * 3
+
+
+def test_a_long_prompt_and_short_ones_are_read_side_by_side(scheduler, make_row):
+    long = make_row(prompt_tokens=9000)
+    scheduler.add(long)
+    read = [scheduler.schedule(0.0).prefill]
+    for _ in range(20):  # always another short one
+        if scheduler.prefilling == [long]:
+            scheduler.add(make_row(max_new_tokens=1))
+        row = scheduler.schedule(0.0).prefill
+        read.append(row)
+        if row is not long:  # its only chunk
+            assert scheduler.postprocess(row, 5) == "length"
+            scheduler.remove(row)
+    assert read.count(long) in (10, 11)  # neither waits for the other
 
 
 @pytest.mark.parametrize(
