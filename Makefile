@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 TEST = HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak screenshots install dev chromium clean
+.PHONY: help demo test check bench soak huge screenshots install dev chromium clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -37,6 +37,9 @@ bench: dev ## measure speed and memory side by side with the alternatives
 
 soak: dev ## honest visitors and attackers for ten minutes: does anybody notice? (ARGS=60: an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak $(ARGS)
+
+huge: dev ## load and serve a base of 7B shape in limited memory (14 GB of disk, 9 GB of memory)
+	HF_HUB_OFFLINE=1 SEVEN_BILLION_LAYERS=32 $(BIN)/python -m pytest -s tests/base/test_seven_billion.py $(ARGS)
 
 screenshots: dev chromium ## walk through the page as a newcomer, timed, and take the README's pictures
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.screenshots $(ARGS)

@@ -41,16 +41,25 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 
     Raises OSError, ValueError, KeyError or SafetensorError if the folder's index or file is damaged.
     """
-    from safetensors import safe_open
-
     index, whole = folder / _INDEX, folder / _WHOLE
     if index.is_file():
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {name: folder / file for name, file in names.items()}
     if not whole.is_file():
         return {}
-    with safe_open(whole, framework="pt") as tensors:
+    with open_tensors(whole) as tensors:
         return dict.fromkeys(tensors.keys(), whole)
+
+
+def open_tensors(file: Path) -> Any:
+    """An open safetensors file, whose tensors are read into memory of their own, not mapped.
+
+    A mapped file counts whole against the limits of a process's memory as long as one of its tensors lives, and
+    the system refuses to map one that is larger than its memory.
+    """
+    from safetensors import safe_open
+
+    return safe_open(file, framework="pt", backend="pread")
 
 
 def meta_to_hf_rotary(values: Tensor, heads: int) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
@@ -34,7 +34,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from adapter.base import embedded, memory, resolve
 from adapter.base.decoder import adapt, fuse_linears
-from adapter.base.hf_folder import WEIGHT_FILES, tensor_files, tensor_shapes
+from adapter.base.hf_folder import WEIGHT_FILES, open_tensors, tensor_files, tensor_shapes
 from adapter.base.quantize import PackedLinear, pack, quantize_linears
 from adapter.errors import LoadError, first_line
 from adapter.method.attention import PromptKV
@@ -173,8 +173,8 @@ def load_base(
 def _load_packed(source: str, name: str, config: LlamaConfig, dtype: torch.dtype) -> AdaptedLlama | None:
     """The model on the CPU, each linear layer packed as soon as its weight is read: one weight is whole at a time.
 
-    transformers' loader maps the files instead, which counts against limits of a process's memory, and where they
-    are stored in another precision than `dtype` it holds the whole model in that before a layer can be packed.
+    transformers' loader maps the files instead, and where they are in another precision than `dtype` it holds the
+    whole model in that before a layer can be packed.
     None if the base is not stored as a LLaMA's plain safetensors, which is for transformers to read.
     """
     if getattr(config, "quantization_config", None):
@@ -190,8 +190,7 @@ def _load_packed(source: str, name: str, config: LlamaConfig, dtype: torch.dtype
             raise ValueError(f"{min(missing)} is not among its weights.")
         with torch.device("meta"):
             model = AdaptedLlama._from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
-        # Read, not mapped: a mapped file counts as memory that is used until the last of its tensors is gone.
-        opened = {file: safe_open(file, framework="pt", backend="pread") for file in set(files.values())}
+        opened = {file: open_tensors(file) for file in set(files.values())}
         # The largest first, while there is room for their unpacked form.
         largest_first = sorted(shapes, key=lambda name: math.prod(shapes[name]), reverse=True)
         for tensor in tqdm(largest_first, "Loading weights", disable=None):
@@ -275,7 +274,7 @@ def _stored(source: str, name: str) -> Tensor | None:
             if not isinstance(config, str | Path):
                 return None
             folder = Path(config).parent
-        with safe_open(tensor_files(folder)[name], framework="pt") as tensors:
+        with open_tensors(tensor_files(folder)[name]) as tensors:
             return tensors.get_tensor(name)
     except (OSError, ValueError, KeyError, SafetensorError):
         return None

@@ -1,0 +1,218 @@
+"""A base of 7B shape, made of random numbers, in a process whose memory is limited: `make huge` runs it.
+
+It takes 14 GB of disk and 9 GB of memory. SEVEN_BILLION_LAYERS is the number of its layers: 32 make a LLaMA-7B,
+and 1 proves the mechanism in half a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+LAYERS = int(os.environ.get("SEVEN_BILLION_LAYERS", "0"))
+ROOM = 1.15  # of the packed size, for the whole process: Python and its libraries are in it
+RUNTIME = 600_000_000  # what Python and the libraries take; it counts for little beside 32 layers
+ADAPTERS = ("one", "two", "three", "four")
+SLOT = 128  # tokens
+pytestmark = pytest.mark.skipif(not LAYERS, reason="takes 14 GB of disk and minutes: make huge")
+
+
+def config() -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=32,
+        vocab_size=32000,
+        max_position_embeddings=2048,
+        dtype=torch.bfloat16,
+        architectures=["LlamaForCausalLM"],
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The base on disk in bfloat16, in files of 2 GB."""
+    from adapter.base.disk_cache import Progress
+    from adapter.base.hf_folder import tensor_shapes, write_configs, write_weights
+    from tests.tiny_models import character_tokenizer
+
+    folder = tmp_path_factory.mktemp("seven-billion")
+    write_configs(folder, config(), character_tokenizer())
+    torch.manual_seed(0)
+    # One block of numbers again and again: drawing seven billion takes longer than all the rest. Its length is
+    # prime, so that no two rows are alike.
+    block = (torch.randn(16_777_213) * 0.02).bfloat16()
+
+    def tensor(name: str) -> torch.Tensor:
+        shape = shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape)
+        count = shape[0] * shape[1]
+        return block.repeat(-(-count // len(block)))[:count].view(shape) * (1 + len(name) % 7 / 10)
+
+    shapes = tensor_shapes(config())
+    with Progress("seven-billion") as progress:
+        write_weights(folder, shapes, torch.bfloat16, tensor, progress)
+    yield folder
+    shutil.rmtree(folder)  # pytest would keep it
+
+
+@pytest.fixture(scope="module")
+def figures(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float | str | list[int]]:
+    """What the process below reports of loading and serving the base."""
+    from adapter.base.llama import base_fingerprint
+    from adapter.method.checkpoint import save_adapter
+    from tests.tiny_models import random_adapter
+
+    adapters = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(ADAPTERS):
+        layers = min(LAYERS, 30)
+        adapter = random_adapter(
+            base_fingerprint(str(folder)), seed, 0.3, insertion_layers=layers, prompt_length=10
+        )
+        save_adapter(adapter, adapters / name)
+    command = [sys.executable, "-m", "tests.base.test_seven_billion", str(folder), str(adapters)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=3000, check=False)
+    assert process.returncode == 0
+    found = json.loads(process.stdout.splitlines()[-1])
+    print("\n".join(f"{name}: {value}" for name, value in found.items()))
+    return found
+
+
+def test_it_loads_within_its_own_size(figures):
+    assert figures["quantization"] == "packed-int8"
+    assert figures["peak_bytes"] <= figures["limit_bytes"]
+    if LAYERS == 32:
+        assert figures["limit_bytes"] == int(ROOM * figures["packed_bytes"])
+        assert 6.8e9 < figures["packed_bytes"] < 7.0e9
+
+
+def test_four_rows_with_different_adapters_get_what_they_get_alone(figures):
+    together, alone = figures["together"], figures["alone"]
+    assert len(together) == len(ADAPTERS) and together == alone
+    assert len({tuple(ids) for ids in together}) == len(ADAPTERS), "the adapters differ"
+
+
+def test_what_never_fits_the_cache_is_refused_with_a_sentence(figures):
+    assert f"this server has memory for {len(ADAPTERS) * SLOT}" in figures["refusal"]
+
+
+def test_a_fifth_row_waits_for_its_turn(figures):
+    assert figures["waited_for_room"] and figures["fifth"] == figures["alone"][0]
+
+
+# The limited process.
+
+
+class PeakMemory:
+    """The largest amount of memory of one kind that this process has while the block runs, by sampling."""
+
+    def __init__(self, kind: str) -> None:
+        self.bytes = 0
+        self._kind = kind
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.02):
+            self.bytes = max(self.bytes, memory_of(self._kind))
+
+
+def memory_of(kind: str) -> int:
+    """A line of /proc/self/status in bytes: VmData, RssAnon, RssFile or VmHWM."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{kind}:")))
+
+
+def main(folder: str, adapters: str) -> None:
+    """Load and serve under RLIMIT_DATA, which the system enforces: an allocation above it fails."""
+    import resource
+
+    from adapter.base import memory
+    from adapter.base.llama import load_base
+    from adapter.errors import AdapterError
+    from adapter.serve.engine import Engine
+    from adapter.serve.request import GenerationRequest
+    from adapter.serve.sampling import SamplingParams
+    from adapter.serve.store import AdapterStore
+
+    packed = memory.needs(config())["packed"].bytes
+    limit = int(ROOM * packed) + (0 if LAYERS == 32 else RUNTIME)
+    cache = len(ADAPTERS) * SLOT * memory.kv_bytes_per_token(config(), torch.bfloat16) * 4 // 3
+    # What `require` asks room for beside the base is the cache of a conversation, which this test makes smaller.
+    memory.require = lambda *_: None  # type: ignore[assignment]
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+    before = memory_of("RssAnon")
+    begin = time.perf_counter()
+    with PeakMemory("RssAnon") as peak:
+        base = load_base(folder, device="cpu")
+    seconds = time.perf_counter() - begin
+    found: dict[str, object] = {
+        "quantization": base.quantization,
+        "packed_bytes": base.memory_bytes,
+        "limit_bytes": limit,
+        "before_bytes": before,
+        "peak_bytes": peak.bytes,
+        "peak_of_data_segments": memory_of("VmData"),
+        "peak_with_mapped_files": memory_of("VmHWM"),
+        "ratio": peak.bytes / base.memory_bytes,
+        "load_seconds": seconds,
+    }
+    resource.setrlimit(resource.RLIMIT_DATA, (limit + cache + RUNTIME, resource.RLIM_INFINITY))
+
+    def request(adapter: str, prompt: int = 70, answer: int = 8) -> GenerationRequest:
+        ids = tuple(40 + i % 50 for i in range(prompt))
+        return GenerationRequest(prompt_ids=ids, adapter=adapter, sampling=SamplingParams(0.0, 1.0, answer))
+
+    def read(answer) -> tuple[list[int], float]:
+        events = list(answer)
+        return [e.token_id for e in events if e.token_id is not None], events[-1].stats.tokens_per_s
+
+    with closing(Engine(base, AdapterStore(Path(adapters)), cache_bytes=cache)) as engine:
+        first = [read(engine.submit(request(name))) for name in ADAPTERS]
+        answers = [engine.submit(request(name)) for name in (*ADAPTERS, ADAPTERS[0])]
+        together = [read(answer) for answer in answers[:-1]]
+        events = list(answers[-1])
+        try:
+            engine.submit(request("one", prompt=len(ADAPTERS) * SLOT, answer=1))
+        except AdapterError as error:
+            found["refusal"] = str(error)
+    found |= {
+        "alone": [ids for ids, _ in first],
+        "together": [ids for ids, _ in together],
+        "fifth": [e.token_id for e in events if e.token_id is not None],
+        "waited_for_room": any(e.position is not None for e in events),
+        "one_row_tokens_per_s": max(speed for _, speed in first),
+        "four_rows_tokens_per_s": sum(speed for _, speed in together),
+        "threads": torch.get_num_threads(),
+        "peak_serving": memory_of("VmHWM"),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
