@@ -17,6 +17,10 @@ class Busy(AdapterError):
     """The queue is full or a request ran out of its time."""
 
 
+class EngineBroken(AdapterError):
+    """The engine has failed again and again and answers nothing any more."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message for a sentence of our own; its class name where it has no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -55,10 +55,11 @@ class DecodeBatch(Generic[R]):
         return [member.row for member in self._members]
 
     def join(self, row: R, slot: Slot, tokens: int, prompts: PromptKV | None) -> None:
-        """Add a row whose slot holds the KV of `tokens` tokens."""
-        self._members.append(_Member(row, slot, prompts, tokens))
-        self._members.sort(key=lambda member: member.slot.start)
-        self._changed = True
+        """Add a row whose slot holds the KV of `tokens` tokens. Raises if its prompts do not fit the others'."""
+        members = sorted([*self._members, _Member(row, slot, prompts, tokens)], key=lambda m: m.slot.start)
+        # Here and not in the step, whose failure would be that of all rows.
+        self._prompts = stack_prompts([m.prompts for m in members])
+        self._members, self._changed = members, False
 
     def leave(self, row: R) -> int:
         """Remove a row; returns how many tokens its slot holds."""

@@ -13,29 +13,31 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
 from adapter.base.llama import Base
 from adapter.base.threads import set_threads
-from adapter.errors import AdapterError, Busy
+from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.forward import Forward
 from adapter.serve.inspection import CLOSED, Inspection, Inspector
-from adapter.serve.kv_cache import CacheBudget, KVCache, PrefixCache, SlotAllocator
+from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator
 from adapter.serve.prompts import PromptKVBuilder
-from adapter.serve.request import Answer, GenerationEvent, GenerationRequest
-from adapter.serve.sampling import sample
+from adapter.serve.request import Answer, FinishReason, GenerationEvent, GenerationRequest
+from adapter.serve.sampling import check_finite, sample
 from adapter.serve.scheduler import (
     MAX_ROWS,
     PREFILL_CHUNK,
     Adapters,
     Row,
     Scheduler,
+    Step,
     admit,
     any_visual,
     load_adapters,
@@ -44,6 +46,8 @@ from adapter.serve.scheduler import (
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 64  # running or waiting
+MAX_FAILURES = 3  # of the forward pass in a row, after which the engine is broken
+BROKEN = "The model has failed several times in a row and stopped. Whoever runs this server must start it again."
 
 
 class Engine:
@@ -65,14 +69,18 @@ class Engine:
         self.base = base
         self.store = store
         self.prompts = PromptKVBuilder(base, encoders)
-        self._changed = threading.Condition()  # the lock of the next three; notified when they change
+        # Not a Condition, whose `notify` needs its lock: the garbage collector may free an answer, and so wake the
+        # worker, in a thread that holds the lock. Putting into a SimpleQueue is safe there.
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.Lock()  # of the next three
         self._scheduler = Scheduler(base.stop_ids, SlotAllocator(self.cache_budget.tokens))
         self._open: set[Row] = set()  # from submit to the last event
-        self._closed = False
-        self._forward = Forward(base)  # this and the next three belong to the worker
+        self._refusal: AdapterError | None = None  # why the worker stops and nothing is accepted any more
+        self._forward = Forward(base)  # this and the next four belong to the worker
         self._cache = KVCache(base, self.cache_budget.tokens)
         self._batch: DecodeBatch[Row] = DecodeBatch(self._cache, self._forward)
         self._prefix_cache = PrefixCache(self.cache_budget.prefix_bytes)
+        self._failures = 0
         self._inspector = Inspector(base, self.prompts)
         # Images are encoded beside the worker, so that they do not delay the decode steps.
         self._encoder = ThreadPoolExecutor(1, "encoder")
@@ -80,7 +88,7 @@ class Engine:
         self._worker.start()
 
     def submit(self, request: GenerationRequest) -> Answer:
-        """Start one answer. Raises BadInput, LoadError or Busy for what can be checked at once.
+        """Start one answer. Raises BadInput, LoadError, Busy or EngineBroken for what can be checked at once.
 
         Later errors are raised to the reader of the Answer.
         """
@@ -93,16 +101,15 @@ class Engine:
             Detokenizer(self.base.tokenizer, request.stop),
             time.perf_counter(),
         )
-        with self._changed:
-            if self._closed:
-                raise Busy(CLOSED)
+        with self._lock:
+            self._check_serving()
             if len(self._open) >= MAX_REQUESTS:
                 raise Busy(f"{MAX_REQUESTS} requests are waiting already. Try again in a minute.")
+            if request.image is not None:
+                self._encoder.submit(self._prepare, row)
             self._open.add(row)
         if request.image is None:
             self._prepare(row)
-        else:
-            self._encoder.submit(self._prepare, row)
         return Answer(row.mailbox, lambda: self._cancel(row))
 
     def compare(self, request: GenerationRequest, adapters: Sequence[str | None]) -> list[Answer]:
@@ -121,13 +128,17 @@ class Engine:
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
         """Inspect an answer that `request` was given, beside the running requests; returns when it is done.
 
-        Raises BadInput, LoadError or Busy, see Inspector.
+        Raises BadInput, LoadError, Busy or EngineBroken, see Inspector.
         """
+        self._check_serving()
         ids = admit(request, self.base, self._load).prompt_ids
         adapters = load_adapters(request, self._load)
-        return self._inspector.inspect(
-            adapters, request.image, request.mute_layers, request.mute_heads, ids, answer_ids
-        )
+        try:
+            return self._inspector.inspect(
+                adapters, request.image, request.mute_layers, request.mute_heads, ids, answer_ids
+            )
+        except FloatingPointError:
+            raise _overflow(request) from None
 
     def cancel(self, answer: Answer) -> None:
         """Cancel an answer; its last event has finish_reason "cancelled"."""
@@ -135,24 +146,29 @@ class Engine:
 
     def close(self) -> None:
         """Stop the worker; open requests end with Busy."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._refuse(Busy(CLOSED))
         self._encoder.shutdown(cancel_futures=True)
         self._inspector.close()
         self._worker.join()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine answers nothing any more, if it has failed again and again."""
+        return str(self._refusal) if isinstance(self._refusal, EngineBroken) else None
 
     # In the caller's thread.
 
     def _load(self, name: str) -> Adapter:
         return self.store.load(name, self.base)
 
+    def _check_serving(self) -> None:
+        if self._refusal is not None:
+            raise type(self._refusal)(*self._refusal.args)
+
     def _cancel(self, row: Row) -> None:
-        with self._changed:
-            was_waiting = self._scheduler.cancel(row)
-            self._changed.notify()
-        if was_waiting:
-            self._end_cancelled(row)
+        """The scheduler ends a row that has this flag. Takes no lock, see `_wake`."""
+        row.cancelled = True
+        self._wake.put(None)
 
     # In the caller's thread, or in the encoder's for a request with an image.
 
@@ -160,74 +176,85 @@ class Engine:
         """Build the row's prompts, then let it wait for its turn."""
         request = row.request
         try:
-            row.prompt_kv, row.prefix_key = self.prompts.build(
-                row.adapters, request.image, request.mute_layers, request.mute_heads
-            )
+            if not row.cancelled:
+                row.prompt_kv, row.prefix_key = self.prompts.build(
+                    row.adapters, request.image, request.mute_layers, request.mute_heads
+                )
         except BaseException as error:  # whatever it is: the reader would wait for ever
-            self._end(row, _for_caller(error))
+            _log(error)
+            self._end(row, _for_reader(error, request))
             return
-        with self._changed:
-            if row in self._open and not self._closed and not row.cancelled:
+        with self._lock:
+            if row in self._open:
                 self._scheduler.add(row)
-                self._changed.notify()
-                return
-        self._end_cancelled(row)
+        self._wake.put(None)
 
     # In the worker's thread.
 
     @torch.inference_mode()
     def _work(self) -> None:
-        """Run steps until the engine is closed. No exception ends this thread: all readers would wait for ever."""
+        """Run steps until the engine is closed or broken.
+
+        No exception ends this thread before all readers have their last event: they would wait for ever.
+        """
         failure: BaseException | None = None
         while True:
             try:
-                if failure is not None:
+                if self._failures >= MAX_FAILURES:
+                    self._refuse(EngineBroken(BROKEN))
+                elif failure is not None:
                     self._restart(failure)
-                    failure = None
+                failure = None
                 if not self._step():
-                    break
+                    self._end_all()
+                    return
             except BaseException as error:  # SystemExit and MemoryError too
                 failure = error
-        with self._changed:
-            rows = list(self._open)
-        for row in rows:
-            self._end(row, Busy(CLOSED))
+                self._failures += 1
+                log.error("The engine failed", exc_info=error)
 
     def _restart(self, error: BaseException) -> None:
-        """Fail all running rows: half a step leaves their KV undefined. Waiting rows keep waiting."""
-        with self._changed:
-            failed = [row for row in self._open if row.started_at is not None]
+        """Fail all running rows, since half a step leaves their KV undefined. Waiting rows keep waiting."""
+        with self._lock:
+            failed = [row for row in self._open if row.started_at is not None or row.cancelled]
+        for row in failed:
+            self._end(row, _for_reader(error, row.request))
+        with self._lock:
             self._scheduler.reset()
         self._batch = DecodeBatch(self._cache, self._forward)
-        for row in failed:
-            self._end(row, _for_caller(error))
 
     def _step(self) -> bool:
-        """Wait for work and run the scheduler's next step; False when the engine has been closed."""
-        with self._changed:
-            while not (self._closed or self._scheduler.has_work):
-                self._changed.wait()
-            if self._closed:
+        """Wait for work and run the scheduler's next step; False when no more are to be run."""
+        while (step := self._schedule()) is None:
+            if self._refusal is not None:
                 return False
-            step = self._scheduler.schedule(time.perf_counter())
+            self._wake.get()
         for row, reason in step.finished:
-            self._release(row)
-            stats = row.stats(time.perf_counter())
-            self._end(row, GenerationEvent(row.detokenizer.flush(), finish_reason=reason, stats=stats))
+            self._finish(row, reason)
         for row in step.moved:
             row.mailbox.put(GenerationEvent(position=row.position))
         if step.prefill is not None:
             try:
                 self._prefill(step.prefill)
             except Exception as error:  # the other rows' KV is untouched
-                with self._changed:
-                    self._scheduler.remove(step.prefill)
-                self._end(step.prefill, _for_caller(error))
+                self._fail(step.prefill, error)
         elif rows := self._batch.rows:
             logits = self._batch.step([row.token_ids[-1] for row in rows])
             for row, row_logits in zip(rows, logits, strict=True):
                 self._postprocess(row, row_logits)
+        else:
+            return True
+        self._failures = 0
         return True
+
+    def _schedule(self) -> Step | None:
+        """The next step, or None if there is nothing to do."""
+        while not self._wake.empty():
+            self._wake.get()  # before looking, so that what comes afterwards wakes the worker again
+        with self._lock:
+            if self._refusal is not None or not self._scheduler.has_work:
+                return None
+            return self._scheduler.schedule(time.perf_counter())
 
     def _prefill(self, row: Row) -> None:
         """Read the next chunk of a prompt. After the last one the row gets its first token and joins the batch."""
@@ -240,13 +267,33 @@ class Engine:
         chunk = row.token_ids[row.computed_tokens : row.computed_tokens + PREFILL_CHUNK]
         logits = self._forward(self._cache, chunk, [row.slot], [row.computed_tokens], row.prompt_kv)
         row.computed_tokens += len(chunk)
-        if row.computed_tokens == row.prompt_tokens and self._postprocess(row, logits[0]):
+        if row.computed_tokens < row.prompt_tokens:
+            check_finite(logits)  # or later requests would find it in the prefix cache
+        elif self._postprocess(row, logits[0]):
             self._batch.join(row, row.slot, row.computed_tokens, row.prompt_kv)
+
+    def _check_base(self) -> None:
+        """Raises if the base cannot read a token: then a failure was not that of one row."""
+        if not self._forward(KVCache(self.base, BLOCK), [0], [Slot(0, BLOCK)], [0], None).isfinite().all():
+            raise RuntimeError("the base's own numbers overflow")
 
     def _postprocess(self, row: Row, logits: Tensor) -> bool:
         """Sample the row's next token and send it; False if the row has ended with it. logits: [vocab_size]."""
+        try:
+            event = self._next_event(row, logits)
+        except Exception as error:  # nothing of it is shared with other rows
+            self._fail(row, error)
+            return False
+        if event.finish_reason is None:
+            row.mailbox.put(event)
+            return True
+        self._end(row, event)
+        self._release(row)
+        return False
+
+    def _next_event(self, row: Row, logits: Tensor) -> GenerationEvent:
         token, logprob = sample(logits, row.request.sampling, row.generator)
-        with self._changed:
+        with self._lock:
             reason = self._scheduler.postprocess(row, token)
         now = time.perf_counter()
         if row.first_token_at is None:
@@ -256,41 +303,87 @@ class Engine:
             text += row.detokenizer.flush()
         if row.detokenizer.stopped:
             reason = "stop"
-        if reason is None:
-            row.mailbox.put(GenerationEvent(text, token, logprob))
-            return True
-        self._end(row, GenerationEvent(text, token, logprob, reason, row.stats(now)))
-        self._release(row)
-        return False
+        return GenerationEvent(text, token, logprob, reason, None if reason is None else row.stats(now))
 
-    def _release(self, row: Row) -> None:
-        """Take an ended row out of the scheduler and the batch; its KV goes to the prefix cache."""
+    def _finish(self, row: Row, reason: FinishReason) -> None:
+        """End a row between its tokens."""
+        try:
+            event = GenerationEvent(
+                row.detokenizer.flush(), finish_reason=reason, stats=row.stats(time.perf_counter())
+            )
+        except Exception as error:
+            self._fail(row, error)
+            return
+        self._end(row, event)
+        self._release(row)
+
+    def _fail(self, row: Row, error: Exception) -> None:
+        """End a row with what went wrong in it. Its KV is not kept: it may be what went wrong.
+
+        Raises if more went wrong than that.
+        """
+        _log(error)
+        self._end(row, _for_reader(error, row.request))
+        self._release(row, keep=False)
+        self._check_base()
+
+    def _release(self, row: Row, keep: bool = True) -> None:
+        """Take an ended row out of the scheduler and the batch. keep: its KV goes to the prefix cache."""
         tokens = self._batch.leave(row) if row in self._batch.rows else row.computed_tokens
         try:
-            if row.slot is not None and tokens:
+            if keep and row.slot is not None and tokens:
                 ids = row.token_ids[:tokens]
                 if self._prefix_cache.make_room(row.prefix_key, ids, tokens * self._cache.token_bytes):
                     self._prefix_cache.add(row.prefix_key, ids, self._cache.read(row.slot, tokens))
+        except Exception:  # no memory for the copy: the row has its answer, and the others need none of this
+            log.exception("The KV of an answer was not kept")
         finally:
-            with self._changed:
+            with self._lock:
                 self._scheduler.remove(row)
+
+    def _end_all(self) -> None:
+        assert self._refusal is not None
+        with self._lock:
+            rows = list(self._open)
+        for row in rows:
+            self._end(row, type(self._refusal)(*self._refusal.args))
 
     # In any thread.
 
-    def _end_cancelled(self, row: Row) -> None:
-        self._end(row, GenerationEvent(finish_reason="cancelled", stats=row.stats(time.perf_counter())))
+    def _refuse(self, refusal: AdapterError) -> None:
+        """Accept nothing any more, and stop the worker."""
+        with self._lock:
+            self._refusal = self._refusal or refusal
+        self._wake.put(None)
 
     def _end(self, row: Row, last: GenerationEvent | AdapterError) -> None:
         """Send a request's last event, once."""
-        with self._changed:
+        with self._lock:
             if row not in self._open:
                 return
             self._open.remove(row)
         row.mailbox.put(last)
 
 
-def _for_caller(error: BaseException) -> AdapterError:
+def _log(error: BaseException) -> None:
+    if not isinstance(error, AdapterError | FloatingPointError):  # whose reader is told everything
+        log.error("A request failed", exc_info=error)
+
+
+def _for_reader(error: BaseException, request: GenerationRequest) -> AdapterError:
+    """The error as a sentence about this request."""
     if isinstance(error, AdapterError):
         return error
-    log.error("A request failed", exc_info=error)
+    if isinstance(error, FloatingPointError):
+        return _overflow(request)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Busy("There is not enough memory for this answer now. Try again in a minute.")
     return AdapterError(f"The model failed on this request ({type(error).__name__}). Try again.")
+
+
+def _overflow(request: GenerationRequest) -> AdapterError:
+    names = [f"'{name}'" for name, strength in request.parts if strength > 0]
+    if not names:
+        return AdapterError("The base's numbers overflow on this conversation. Start a new one.")
+    who = f"Adapter {names[0]} makes" if len(names) == 1 else f"Adapters {' and '.join(names)} together make"
+    return AdapterError(f"{who} the model's numbers overflow. Choose another adapter or a lower strength.")

@@ -21,6 +21,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import LayerPrompts, PromptKV, grouped
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.prompts import PromptKVBuilder
+from adapter.serve.sampling import check_finite
 
 MAX_TOKENS = 2048  # of prompt and answer together
 MAX_WAITING = 8  # inspections that wait or run
@@ -217,7 +218,7 @@ def answer_logprobs(
 
     prompt_kv: one entry; None is the frozen base. The pass is transformers' own, so on a packed base the numbers
     lie within bfloat16's rounding of those that the engine streamed. Raises BadInput for an empty or too long
-    answer and for unknown token ids.
+    answer and for unknown token ids, FloatingPointError if the model's numbers overflow.
     """
     ids, length = [*prompt_ids, *answer_ids], len(answer_ids)
     vocabulary = base.fingerprint.vocab_size
@@ -234,7 +235,8 @@ def answer_logprobs(
     for states, chosen in zip(hidden.split(_LOGITS_CHUNK), tokens[0, -length:].split(_LOGITS_CHUNK), strict=True):
         logits = base.model.lm_head(states).float()  # [_LOGITS_CHUNK, vocab_size]
         logprobs.append(logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1))
-    return torch.cat(logprobs).cpu()
+    check_finite(found := torch.cat(logprobs).cpu())
+    return found
 
 
 def format_table(inspection: Inspection) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -108,7 +109,8 @@ class Mailbox:
     def put(self, event: GenerationEvent | AdapterError) -> None:
         self.events.put(event)
         if (on_put := self.on_put) is not None:
-            on_put()
+            with contextlib.suppress(RuntimeError):  # the reader's event loop has been closed
+                on_put()
 
 
 class Answer:
@@ -118,6 +120,7 @@ class Answer:
     """
 
     def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
+        """cancel: the garbage collector may call it, in any thread, whatever locks that thread holds."""
         self._mailbox = mailbox
         self._cancel = cancel
         self._ended = False
@@ -145,11 +148,7 @@ class Answer:
     async def __aiter__(self) -> AsyncIterator[GenerationEvent]:
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 
-        def notify() -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(arrived.set)
-
-        self._mailbox.on_put = notify
+        self._mailbox.on_put = lambda: loop.call_soon_threadsafe(arrived.set)
         try:
             while not self._ended:
                 try:

@@ -36,11 +36,19 @@ class SamplingParams:
         return generator
 
 
+def check_finite(logits: Tensor) -> None:
+    """Raises FloatingPointError if a logit is infinite or no number: somewhere in the pass numbers overflowed."""
+    if not logits.isfinite().all():
+        raise FloatingPointError("the logits are not finite")
+
+
 def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> tuple[int, float]:
     """Sample the next token of one row; returns it and its log-probability before temperature and top-p.
 
-    logits: [vocab_size]. `generator` is on the CPU, so that a seed gives the same numbers on every device.
+    logits: [vocab_size]. `generator` is on the CPU, so that a seed gives the same numbers on every device. Raises
+    FloatingPointError as `check_finite` does.
     """
+    check_finite(logits)
     logits = logits.float()
     if params.temperature == 0:
         token = int(logits.argmax())

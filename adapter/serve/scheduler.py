@@ -183,7 +183,7 @@ class Row:
     slot: Slot | None = None  # of the KV cache, while the row runs
     computed_tokens: int = 0  # tokens of the prompt whose KV is in the slot
     cached_tokens: int = 0  # of these, how many came from the prefix cache
-    cancelled: bool = False
+    cancelled: bool = False  # may be set by any thread, without a lock
     position: int | None = None  # in the queue, as the reader was last told
     overtaken: int = 0  # how many later rows have started first, because this one found no room in the KV cache
     started_at: float | None = None  # when the row left the queue
@@ -219,7 +219,7 @@ class Row:
 class Step:
     """What the engine does next.
 
-    finished: rows to remove, which were cancelled or ran out of time. moved: waiting rows whose position changed.
+    finished: rows to end, which were cancelled or ran out of time. moved: waiting rows whose position changed.
     prefill: the row whose next PREFILL_CHUNK prompt tokens are read, or None to decode one token for each running
     row, if there is any.
     """
@@ -252,11 +252,6 @@ class Scheduler:
         """Let a row wait for its turn among its client's rows."""
         self.waiting.put(row, row.request.client)
 
-    def cancel(self, row: Row) -> bool:
-        """Cancel a row. True if it was waiting and is removed; a running row ends with the next step."""
-        row.cancelled = True
-        return self.waiting.remove(row)
-
     def schedule(self, now: float) -> Step:
         """Start waiting rows while there is room, and choose the next step.
 
@@ -264,9 +259,9 @@ class Scheduler:
         stop their prompts: every other chunk is one of the prompt that is read soonest, the rest are the oldest's.
         """
         finished: list[tuple[Row, FinishReason]] = []
-        for row in [*self.prefilling, *self.decoding]:
-            assert row.started_at is not None
-            if row.cancelled or now - row.started_at > row.request.max_seconds:
+        for row in [*self.waiting, *self.prefilling, *self.decoding]:
+            late = row.started_at is not None and now - row.started_at > row.request.max_seconds
+            if row.cancelled or late:
                 finished.append((row, "cancelled" if row.cancelled else "time"))
                 self._stop(row)  # its slot is freed by `remove`, when its KV has been read
         self._start_rows(now)
@@ -315,7 +310,7 @@ class Scheduler:
         return "length" if row.new_tokens >= row.max_new_tokens else None
 
     def remove(self, row: Row) -> None:
-        """Forget a running row that has ended, and free its slot."""
+        """Forget a row that has ended, and free its slot."""
         self._stop(row)
         if row.slot is not None:
             self._slots.free(row.slot)
@@ -330,6 +325,7 @@ class Scheduler:
         self._slots.clear()
 
     def _stop(self, row: Row) -> None:
+        self.waiting.remove(row)
         for rows in (self.prefilling, self.decoding):
             if row in rows:
                 rows.remove(row)

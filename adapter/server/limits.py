@@ -188,6 +188,10 @@ class LimitedEngine:
         self._engine, self._limits = engine, limits
         self.base = engine.base
 
+    @property
+    def failure(self) -> str | None:
+        return self._engine.failure
+
     def submit(self, request: GenerationRequest) -> Answer:
         """As the engine's. Raises RateLimited too."""
         release = self._limits.answer(request.client.address)

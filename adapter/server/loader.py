@@ -35,9 +35,15 @@ def import_libraries() -> None:
 
 
 class ServingEngine(Protocol):
-    """What the page and the API need of an engine, wherever it computes; adapter.serve.engine.Engine is one."""
+    """What the page and the API need of an engine, wherever it computes; adapter.serve.engine.Engine is one.
+
+    failure: why it answers nothing any more, as a sentence; None while it does.
+    """
 
     base: Base
+
+    @property
+    def failure(self) -> str | None: ...
 
     def submit(self, request: GenerationRequest) -> Answer: ...
 
@@ -48,7 +54,7 @@ class ServingEngine(Protocol):
 
 @dataclass(frozen=True)
 class LoadStatus:
-    """How far loading is; text is one line for people."""
+    """How far loading is, or that the engine has failed; text is one line for people."""
 
     state: Literal["loading", "ready", "failed"]
     text: str
@@ -88,6 +94,8 @@ class ModelLoader:
         return self._engine
 
     def status(self) -> LoadStatus:
+        if self._engine is not None and (failure := self._engine.failure) is not None:
+            return LoadStatus("failed", failure)
         status = self._status
         if status.state != "loading":
             return status

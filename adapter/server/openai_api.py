@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapter.errors import AdapterError, BadInput, Busy, LoadError
+from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
 from adapter.server import texts
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of, without_folders
 from adapter.server.openai_schema import BASE, ApiError, ChatCompletionRequest, find_model, parse
@@ -295,6 +295,8 @@ def _public(error: Exception) -> tuple[int, dict[str, Any]]:
         status = 400
     elif isinstance(error, Busy):
         status, code = 429, "busy"
+    elif isinstance(error, EngineBroken):
+        status, code = 503, "model_failed"
     else:
         status = 500
         if not isinstance(error, AdapterError):

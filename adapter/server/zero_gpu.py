@@ -79,6 +79,7 @@ class ZeroGpuEngine:
         self._cpu_base: Any = SimpleNamespace(fingerprint=base.fingerprint, device=torch.device("cpu"))
         self._work = gpu(_worker_task(base, _load_encoders(store)), duration=lambda job, seconds: seconds)
         self._lock = threading.Lock()
+        self.failure = None  # a worker that fails is followed by another
         self._open: set[_PendingAnswer] = set()
         self._closed = False
 
@@ -173,7 +174,8 @@ class _PendingAnswer:
         self.ended = False
         self._prompt_tokens, self._tokens = prompt_tokens, 0
         self._submitted = self._first = time.perf_counter()
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may free and so cancel the answer while this thread delivers an event.
+        self._lock = threading.RLock()
 
     def deliver(self, item: Any) -> None:
         """Passes on an event of a worker."""

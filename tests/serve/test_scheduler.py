@@ -163,10 +163,10 @@ def test_waiting_rows_are_told_their_position_when_it_changes(scheduler, make_ro
     # The other client has one request only: it comes before the third of client a.
     assert scheduler.schedule(0.0).moved == [second, other, third]
     assert scheduler.schedule(0.0).moved == []
-    assert scheduler.cancel(second)
-    assert [(row, row.position) for row in scheduler.schedule(0.0).moved] == [
-        (third, 0)
-    ]  # the other client keeps 1
+    second.cancelled = True
+    step = scheduler.schedule(0.0)
+    assert step.finished == [(second, "cancelled")]
+    assert [(row, row.position) for row in step.moved] == [(third, 0)]  # the other client keeps 1
 
 
 def test_rows_wait_by_their_clients_network(scheduler, make_row):
@@ -185,12 +185,11 @@ def test_cancelled_and_late_rows_are_finished_with_the_next_step(scheduler, make
     scheduler.schedule(10.0)
     scheduler.postprocess(cancelled, 5)
     assert scheduler.schedule(12.0).finished == []
-    assert not scheduler.cancel(cancelled)  # it runs
-    step = scheduler.schedule(12.5)
-    assert step.finished == [(late, "time"), (cancelled, "cancelled")] and step.prefill is None
-    assert not scheduler.has_work
     scheduler.add(waiting)
-    assert scheduler.cancel(waiting) and not scheduler.has_work
+    waiting.cancelled = cancelled.cancelled = True
+    step = scheduler.schedule(12.5)
+    assert step.finished == [(waiting, "cancelled"), (late, "time"), (cancelled, "cancelled")]
+    assert step.prefill is None and not scheduler.has_work and waiting.started_at is None
 
 
 def test_after_a_failure_only_waiting_rows_are_left(scheduler, make_row, monkeypatch):

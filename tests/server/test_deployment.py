@@ -18,6 +18,7 @@ import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
-from adapter.serve.request import GenerationRequest
+from adapter.serve.request import Answer, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
 from adapter.server.deployment import Place, describe_access, find_place, parse
 from adapter.server.limits import ANSWERS_PER_MINUTE
-from adapter.server.zero_gpu import MAX_SECONDS, ZeroGpuEngine, load_for_zero_gpu
+from adapter.server.zero_gpu import MAX_SECONDS, ZeroGpuEngine, _PendingAnswer, load_for_zero_gpu
 from tests.app_process import PATIENCE, AppProcess, app_process, free_port, wait_until
 from tests.tiny_models import endless_base, random_adapter
 
@@ -281,6 +282,33 @@ def test_cancel_ends_reader_and_worker(tiny_base: Any, store: AdapterStore) -> N
     zero_engine.close()
     with pytest.raises(Busy):
         zero_engine.submit(request_for())
+
+
+def test_overflow_in_a_worker_is_told(tiny_base: Any, store: AdapterStore, tiny_fingerprint: Any) -> None:
+    bomb = random_adapter(tiny_fingerprint, 3)
+    with torch.no_grad():
+        bomb.prompts.copy_(bomb.prompts.sign() * 1e38)
+    save_adapter(bomb, store.folders[0] / "bomb")
+    with closing(ZeroGpuEngine(tiny_base, store, undecorated, gr.Error)) as zero_engine:
+        with pytest.raises(AdapterError, match="'bomb' makes the model's numbers overflow"):
+            list(zero_engine.submit(request_for(adapter="bomb")))
+        with pytest.raises(AdapterError, match="'bomb' makes the model's numbers overflow"):
+            zero_engine.inspect(request_for(adapter="bomb"), [1])
+
+
+def test_answer_may_be_freed_while_its_event_is_delivered(tiny_base: Any, store: AdapterStore) -> None:
+    """By the garbage collector, in the thread that delivers and holds the answer's lock."""
+    pending = _PendingAnswer(1)
+    answers = [Answer(pending.mailbox, pending.cancel)]
+
+    def deliver() -> None:
+        with pending._lock:
+            answers.clear()
+
+    thread = threading.Thread(target=deliver, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive() and pending.ended
 
 
 def test_base_is_loaded_in_bfloat16_only(tiny_folder: Path) -> None:

@@ -79,7 +79,7 @@ def streaming(server: AppProcess, model: str = "base", tokens: int = LONG) -> It
     [
         (DecodeBatch, "step"),
         (Forward, "__call__"),
-        (FairQueue, "pop"),
+        (FairQueue, "take"),
         (PromptKVBuilder, "build"),
         (DecodeBatch, "join"),
     ],

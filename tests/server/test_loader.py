@@ -5,24 +5,27 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from adapter.errors import Busy, LoadError
 from adapter.server.generation import wait_for
+from adapter.server.limits import LimitedProvider, Limits
 from adapter.server.loader import LazyStore, LoadStatus, ModelLoader
+from adapter.ui.status import _status as status_line
 from tests.app_process import PATIENCE
 from tests.fake_engine import FakeCatalog
 
 
 def test_the_loader_reports_and_then_has_the_engine() -> None:
-    proceed = threading.Event()
+    proceed, engine = threading.Event(), SimpleNamespace(failure=None)
 
     def load(report: Any) -> tuple[Any, str]:
         report("Converting")
         proceed.wait()
-        return "engine", "a base on a device"
+        return engine, "a base on a device"
 
     loader = ModelLoader(load)
     loader.start()
@@ -30,7 +33,18 @@ def test_the_loader_reports_and_then_has_the_engine() -> None:
     assert next(lines).startswith(("Converting", "Loading"))
     proceed.set()
     list(lines)
-    assert loader.engine() == "engine" and loader.status() == LoadStatus("ready", "a base on a device")
+    assert loader.engine() is engine and loader.status() == LoadStatus("ready", "a base on a device")
+
+
+def test_the_status_line_tells_that_the_engine_has_failed_since() -> None:
+    engine = SimpleNamespace(base=None, failure=None)
+    loader = ModelLoader(lambda report: (engine, "a base"))  # type: ignore[arg-type,return-value]
+    loader.load_here()
+    provider = LimitedProvider(loader, Limits(False))
+    assert "a base" in status_line(provider)
+    engine.failure = "It has stopped."
+    assert provider.status() == LoadStatus("failed", "It has stopped.")
+    assert "It has stopped." in status_line(provider)
 
 
 @pytest.mark.parametrize(

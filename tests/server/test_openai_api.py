@@ -26,7 +26,7 @@ from starlette.applications import Starlette
 
 import app
 from adapter.base.template import Message
-from adapter.errors import AdapterError, BadInput, Busy, LoadError
+from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.server import openai_api, texts
 from adapter.server.loader import LoadStatus
@@ -413,6 +413,21 @@ def test_loading_and_failed_model(path: str) -> None:
         response = ask(None, "GET" if path == "models" else "POST", path, provider)
         said = refused(response, 503)
         assert "/home" not in said and ("retry-after" in response.headers) == retry
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "by its reader"])
+def test_broken_engine(engine: Scripted, later: bool) -> None:
+    """No client asks again by itself; what there would be to ask is still told."""
+    if later:
+        engine.echo = lambda mailbox, *_: mailbox.put(EngineBroken("It has stopped."))  # type: ignore[method-assign]
+    else:
+        engine.at_once = EngineBroken("It has stopped.")
+    for stream in (False, True):
+        response = ask(engine, json={**GOOD, "stream": stream})
+        assert refused(response, 503) == "It has stopped." and "retry-after" not in response.headers
+        about = response.json()["error"]
+        assert (about["type"], about["code"]) == ("server_error", "model_failed")
+    assert ask(engine, "GET", "models").status_code == 200
 
 
 def test_bearer_key(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,414 @@
+"""What goes wrong in one row, one reader or one step: whom it reaches, and whom it must not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+import weakref
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from adapter.base.template import Message
+from adapter.errors import AdapterError, Busy, EngineBroken
+from adapter.method.adapter import Adapter
+from adapter.method.attention import PromptKV
+from adapter.method.checkpoint import save_adapter
+from adapter.serve import engine as engine_module
+from adapter.serve.batch import DecodeBatch
+from adapter.serve.detokenizer import Detokenizer
+from adapter.serve.engine import MAX_FAILURES, MAX_REQUESTS, Engine
+from adapter.serve.forward import Forward
+from adapter.serve.kv_cache import PrefixCache
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.scheduler import Scheduler
+from adapter.serve.store import AdapterStore
+from tests.app_process import PATIENCE, wait_until
+from tests.tiny_models import random_adapter
+
+GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
+HONEST = [
+    GenerationRequest((Message("user", question),), name, sampling=replace(GREEDY, max_new_tokens=tokens))
+    for question in ("hi", "a longer question than that")
+    for name, tokens in ((None, 40), ("one", 30), ("two", 20))
+]
+ENDLESS = GenerationRequest((Message("user", "go on"),), sampling=replace(GREEDY, max_new_tokens=100))
+
+
+def overflowing(adapter: Adapter) -> Adapter:
+    """The same adapter with finite weights whose products are infinite."""
+    with torch.no_grad():
+        adapter.prompts.copy_(adapter.prompts.sign() * 1e38)
+    return adapter
+
+
+@pytest.fixture
+def engine(tmp_path, tiny_base, tiny_fingerprint):
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / name)
+    save_adapter(overflowing(random_adapter(tiny_fingerprint, 2)), tmp_path / "bomb")
+    with closing(Engine(tiny_base, AdapterStore(tmp_path))) as engine:
+        yield engine
+
+
+def tokens_of(answer):
+    return [event.token_id for event in answer if event.token_id is not None]
+
+
+@pytest.fixture
+def alone(engine):
+    """What each of HONEST gets with nobody beside it."""
+    return [tokens_of(engine.submit(request)) for request in HONEST]
+
+
+@pytest.fixture
+def check_honest(engine, alone):
+    """Submits HONEST with `attacks` in between; the honest must get what they get alone, then and afterwards.
+
+    Returns the attacks' ends, in order: events or the error that was raised.
+    """
+
+    def check(*attacks: GenerationRequest) -> list[Any]:
+        answers, ends, rest = [], [], list(attacks)
+        for request in HONEST:
+            answers.append(engine.submit(request))
+            ends += [engine.submit(attack) for attack in rest[:2]]
+            del rest[:2]
+        ends += [engine.submit(attack) for attack in rest]
+        assert [tokens_of(answer) for answer in answers] == alone
+        for index, answer in enumerate(ends):
+            try:
+                ends[index] = list(answer)
+            except AdapterError as error:
+                ends[index] = error
+        assert [tokens_of(engine.submit(request)) for request in HONEST] == alone
+        wait_until(lambda: not engine._open and not engine._scheduler.has_work)
+        assert engine.failure is None and not len(engine._batch) and not len(engine._scheduler._slots)
+        return ends
+
+    return check
+
+
+def run_in_thread(work):
+    """Fails if `work` does not end: it waits for a lock that it holds."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "deadlock"
+
+
+# Numbers that overflow.
+
+
+def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
+    bomb = replace(HONEST[0], adapter="bomb")
+    long = replace(bomb, messages=(), prompt_ids=tuple(range(90)))
+    mixed = replace(HONEST[0], adapter="one", mix=(("bomb", 0.5),))
+    ends = check_honest(bomb, long, mixed, bomb, long, mixed)
+    assert [type(end) for end in ends] == [AdapterError] * 6
+    assert (
+        str(ends[0])
+        == str(ends[1])
+        == ("Adapter 'bomb' makes the model's numbers overflow. Choose another adapter or a lower strength.")
+    )
+    assert "Adapters 'one' and 'bomb' together make" in str(ends[2])
+    kept = engine._prefix_cache._entries.values()
+    assert kept and all(kv.isfinite().all() for kv in kept)
+
+
+def test_nothing_that_overflowed_is_kept_of_a_prompt_that_was_read_in_part(engine, monkeypatch):
+    """Cancelled between two chunks, whose logits nobody samples from."""
+    forward, answers = engine._forward, []
+
+    def cancelling_forward(*arguments):
+        answers[0].cancel()
+        return forward(*arguments)
+
+    monkeypatch.setattr(engine, "_forward", cancelling_forward)
+    request = replace(HONEST[0], messages=(), prompt_ids=tuple(range(90)), adapter="bomb")
+    with engine._lock:  # the worker starts when the answer is in its place
+        thread = threading.Thread(target=lambda: answers.append(engine.submit(request)), daemon=True)
+        thread.start()
+    wait_until(lambda: answers and not engine._open)
+    assert all(kv.isfinite().all() for kv in engine._prefix_cache._entries.values())
+
+
+def test_the_inspector_and_compare_tell_an_overflow(engine):
+    with pytest.raises(AdapterError, match="'bomb' makes"):
+        engine.inspect(replace(HONEST[0], adapter="bomb"), [5, 6])
+    honest, bomb = engine.compare(HONEST[1], ["one", "bomb"])
+    with pytest.raises(AdapterError, match="'bomb' makes"):
+        list(bomb)
+    assert tokens_of(honest) == tokens_of(engine.submit(HONEST[1]))
+
+
+# Failures in what the worker does for one row.
+
+MARKED = replace(ENDLESS, stop=("~mark~",))  # the request that is struck
+
+
+def strike_detokenizer(monkeypatch, error):
+    push = Detokenizer.push
+
+    def struck(detokenizer, token):
+        if detokenizer._stop:
+            raise error
+        return push(detokenizer, token)
+
+    monkeypatch.setattr(Detokenizer, "push", struck)
+
+
+def strike_sampling_in_a_step(monkeypatch, error):
+    postprocess = Scheduler.postprocess
+
+    def struck(scheduler, row, token):
+        if row.request.stop and row.new_tokens == 3:
+            raise error
+        return postprocess(scheduler, row, token)
+
+    monkeypatch.setattr(Scheduler, "postprocess", struck)
+
+
+def strike_join(monkeypatch, error):
+    join = DecodeBatch.join
+
+    def struck(batch, row, *arguments):
+        if row.request.stop:
+            raise error
+        join(batch, row, *arguments)
+
+    monkeypatch.setattr(DecodeBatch, "join", struck)
+
+
+def strike_prefill(monkeypatch, error):
+    prefill = Engine._prefill
+
+    def struck(engine, row):
+        if row.request.stop:
+            raise error
+        prefill(engine, row)
+
+    monkeypatch.setattr(Engine, "_prefill", struck)
+
+
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (RuntimeError("secret /home/x"), r"failed on this request \(RuntimeError\). Try again."),
+        (MemoryError("secret"), "not enough memory"),
+        (torch.OutOfMemoryError("secret"), "not enough memory"),
+        (FloatingPointError("secret"), "The base's numbers overflow"),
+        (Busy("no place"), "no place"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("strike", [strike_detokenizer, strike_sampling_in_a_step, strike_join, strike_prefill])
+def test_an_exception_in_one_row_ends_that_row(check_honest, monkeypatch, strike, error, sentence):
+    strike(monkeypatch, error)
+    for end in check_honest(*[MARKED] * (2 * MAX_FAILURES)):
+        with pytest.raises(AdapterError, match=sentence):
+            raise end
+        assert "secret" not in str(end)
+
+
+def test_logits_that_are_no_numbers_in_a_step_end_their_row(check_honest, monkeypatch):
+    step = DecodeBatch.step
+
+    def struck(batch, tokens):
+        logits = step(batch, tokens)
+        for row, row_logits in zip(batch.rows, logits, strict=True):
+            if row.request.stop:
+                row_logits[5] = float("nan")
+        return logits
+
+    monkeypatch.setattr(DecodeBatch, "step", struck)
+    (end,) = check_honest(MARKED)
+    assert "numbers overflow" in str(end)
+
+
+def test_a_row_whose_prompts_do_not_go_with_those_of_the_running_rows_ends_alone(engine, monkeypatch):
+    """It passes its prefill, where it is alone, and fails where rows are put together."""
+    running = replace(ENDLESS, adapter="one")
+    expected = tokens_of(engine.submit(running))
+    build = engine.prompts.build
+
+    def misshapen(*arguments):
+        kv, key = build(*arguments)
+        return PromptKV({i: tuple(replace(p, gates=p.gates[:, :1]) for p in t) for i, t in kv.layers.items()}), key
+
+    answer = engine.submit(running)
+    first = [next(answer).token_id, next(answer).token_id]  # the second is from a decode step
+    monkeypatch.setattr(engine.prompts, "build", misshapen)
+    with pytest.raises(AdapterError, match="failed on this request"):
+        list(engine.submit(replace(MARKED, adapter="two")))
+    assert first + tokens_of(answer) == expected
+
+
+def test_an_answer_whose_kv_cannot_be_kept_is_given(check_honest, monkeypatch):
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(PrefixCache, "add", no_memory)
+    check_honest()
+
+
+def test_a_reader_whose_event_loop_is_closed_disturbs_nobody(engine, check_honest):
+    loop = asyncio.new_event_loop()
+    left = engine.submit(ENDLESS)
+    events = aiter(left)
+    loop.run_until_complete(anext(events))
+    loop.close()
+    check_honest()
+    left.close()
+
+
+# Failures that last.
+
+
+@pytest.mark.parametrize(
+    "of, name",
+    [(Forward, "__call__"), (Scheduler, "schedule"), (Scheduler, "reset")],
+    ids=["pass", "schedule", "restart"],
+)
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, SystemExit])
+def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, name, error):
+    calls = []
+
+    def fail(*_):
+        calls.append(None)
+        raise error("secret")
+
+    if name == "reset":
+        monkeypatch.setattr(Forward, "__call__", fail)
+    monkeypatch.setattr(of, name, fail)
+    answers, errors = [], []
+    for request in (*HONEST, *HONEST):
+        with contextlib.suppress(EngineBroken):
+            answers.append(engine.submit(request))
+    engine._worker.join(PATIENCE)
+    assert not engine._worker.is_alive() and len(calls) <= 4 * MAX_FAILURES
+    for answer in answers:
+        with pytest.raises(AdapterError) as caught:
+            list(answer)
+        errors.append(caught.value)
+    assert all(isinstance(e, EngineBroken) or "Try again" in str(e) for e in errors)
+    for again in (lambda: engine.submit(HONEST[0]), lambda: engine.inspect(HONEST[1], [5])):
+        with pytest.raises(EngineBroken, match="start it again"):
+            again()
+    assert "start it again" in str(engine.failure) and not engine._open
+
+
+def test_failures_that_pass_do_not_break_the_engine(engine, alone, monkeypatch):
+    """Each time one fewer than break it: a prefill fails, and then the base itself that is asked in its place."""
+    forward, left = Forward.__call__, []
+
+    def failing(*arguments):
+        if left:
+            raise left.pop()
+        return forward(*arguments)
+
+    monkeypatch.setattr(Forward, "__call__", failing)
+    for _ in range(3):
+        left.extend([RuntimeError()] * 2 * (MAX_FAILURES - 1))
+        for _ in range(MAX_FAILURES - 1):
+            with pytest.raises(AdapterError, match="Try again"):
+                list(engine.submit(HONEST[0]))
+        wait_until(lambda: not left)
+        assert [tokens_of(engine.submit(request)) for request in HONEST] == alone
+    assert engine.failure is None
+
+
+# Answers that the garbage collector frees.
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "running"])
+def test_an_answer_may_be_freed_in_a_thread_that_holds_the_engines_lock(engine, monkeypatch, waits):
+    monkeypatch.setattr("adapter.serve.scheduler.MAX_ROWS", 1)
+    running = engine.submit(ENDLESS)
+    next(running)
+    waiting = engine.submit(ENDLESS)
+    wait_until(lambda: len(engine._scheduler.waiting) == 1)
+    freed = [waiting if waits else running]
+    kept = [running if waits else waiting]
+    del running, waiting
+
+    def free():
+        with engine._lock:
+            freed.clear()
+            assert len(engine._open) == 2  # nothing was changed under the one who holds the lock
+
+    run_in_thread(free)
+    assert tokens_of(kept.pop())
+    wait_until(lambda: not engine._open and not engine._scheduler.has_work)
+
+
+def test_an_answer_may_be_freed_in_the_worker(engine, monkeypatch):
+    schedule, freed = Scheduler.schedule, []
+
+    def collecting_schedule(scheduler, now):
+        if len(freed) < 4:
+            gc.collect()
+        return schedule(scheduler, now)
+
+    monkeypatch.setattr(Scheduler, "schedule", collecting_schedule)
+    gc.disable()
+    try:
+        for _ in range(4):
+            answer = engine.submit(ENDLESS)
+            weakref.finalize(answer, lambda: freed.append(threading.current_thread()))
+            cycle = [answer]
+            cycle.append(cycle)  # only the garbage collector frees it
+            del answer, cycle
+        run_in_thread(lambda: tokens_of(engine.submit(HONEST[0])))
+    finally:
+        gc.enable()
+    assert freed == [engine._worker] * 4
+    wait_until(lambda: not engine._open and not engine._scheduler.has_work)
+
+
+def test_a_cancelled_answer_frees_its_place_before_its_picture_is_encoded(engine, monkeypatch):
+    """Requests with pictures wait for their encoding; those whose reader has gone are not encoded."""
+    encoding, built = threading.Event(), []
+    build = engine.prompts.build
+
+    def slow_build(adapters, image, *rest):
+        if image is not None:
+            built.append(image)
+            assert encoding.wait(PATIENCE)
+            image = None
+        return build(adapters, image, *rest)
+
+    monkeypatch.setattr(engine.prompts, "build", slow_build)
+    monkeypatch.setattr(engine_module, "admit", without_picture(engine_module.admit))
+    answers = [engine.submit(replace(HONEST[1], image=f"picture {i}")) for i in range(4)]  # type: ignore[arg-type]
+    for answer in answers[1:]:
+        answer.cancel()
+    encoding.set()
+    assert tokens_of(answers[0])
+    for answer in answers[1:]:
+        assert list(answer)[-1].finish_reason == "cancelled"
+    assert len(built) == 1
+
+
+def without_picture(admit):
+    return lambda request, *rest: admit(replace(request, image=None), *rest)
+
+
+def test_places_are_given_back_when_no_thread_can_be_started(engine, monkeypatch):
+    """For a picture a thread is started, which a system that is short of them refuses."""
+
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(engine_module, "admit", without_picture(engine_module.admit))
+    monkeypatch.setattr(engine._encoder, "submit", refuse)
+    for _ in range(MAX_REQUESTS + 1):
+        with pytest.raises(RuntimeError, match="new thread"):
+            engine.submit(replace(HONEST[1], image="picture"))  # type: ignore[arg-type]
+    assert tokens_of(engine.submit(HONEST[1]))
