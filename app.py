@@ -56,6 +56,7 @@ from adapter.ui.gradio_internals import (
     StrictBlocks,
     close_page,
     limit_connections,
+    limit_sessions,
     refuse_remote_files,
     set_current_request,
     set_upload_folder,
@@ -150,6 +151,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     provider = LimitedProvider(loader, limits)
     runs = TrainingRuns(runs_folder())
     page = build_page(provider, store, place.training, runs, arguments.base or BASE)
+    limit_sessions(page, SESSIONS, limits.session)
 
     def prepare(request: Request) -> None:
         if place.zero_gpu:

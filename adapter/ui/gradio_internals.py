@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import os
 from abc import ABCMeta
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-from gradio import processing_utils, routes, tunneling
+from gradio import processing_utils, route_utils, routes, tunneling
 from gradio.context import LocalContext
+from gradio.utils import LRUCache
+from starlette.exceptions import HTTPException
 
 from adapter.server.connections import ImpatientProtocol
+from adapter.server.generation import client_of
+from adapter.server.limits import RateLimited
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 
 # Photographs that come with Gradio; one of them is an example in the empty chat.
 PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
+
+SESSION_CHARACTERS = 100  # Gradio's clients name theirs by at most 36
 
 # Class names of Gradio's elements, from the style sheets and scripts in static/.
 CSS_CLASSES = {
@@ -88,6 +95,38 @@ def set_upload_folder(folder: Path) -> None:
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     routes.DEFAULT_TEMP_DIR = str(folder)
+
+
+class _RecentlyUsed(LRUCache[str, Any]):
+    """Gradio's cache forgets what was added first, even if it is in use."""
+
+    def __getitem__(self, key: str) -> Any:
+        self.move_to_end(key)
+        return super().__getitem__(key)
+
+
+def limit_sessions(page: gr.Blocks, most: int, count_new: Callable[[str], None]) -> None:
+    """Make the page keep at most `most` sessions, and call `count_new` with the address that begins a new one.
+
+    A client names its sessions itself. By itself Gradio makes one for every name, keeps a part of each for ever,
+    and cuts the answers of those that have been there longest. count_new: raises RateLimited if there are too many.
+    """
+    page._queue.pending_messages_per_session = _RecentlyUsed(most)
+    page._queue.pending_event_ids_session = _RecentlyUsed(most)
+    get_fn = route_utils.get_fn  # comes before all else that is done for a session
+
+    def get_fn_of_session(blocks: gr.Blocks, api_name: str | None, body: Any) -> Any:
+        request = getattr(body, "request", None)  # /call asks first without, and then from the queue
+        if request is not None and (body.session_hash is None or body.session_hash not in blocks.state_holder):
+            if len(body.session_hash or "") > SESSION_CHARACTERS:
+                raise HTTPException(422, texts.WRONG_VALUE)
+            try:
+                count_new(client_of(request).address)
+            except RateLimited as error:
+                raise HTTPException(429, str(error), {"Retry-After": str(error.retry_after)}) from None
+        return get_fn(blocks=blocks, api_name=api_name, body=body)
+
+    route_utils.get_fn = get_fn_of_session
 
 
 def limit_connections(page: gr.Blocks) -> None:

@@ -11,14 +11,17 @@ from typing import Any
 import gradio as gr
 import pytest
 import uvicorn
-from gradio import http_server, processing_utils, routes, tunneling
+from gradio import http_server, processing_utils, route_utils, routes, tunneling
 from gradio.component_meta import ComponentMeta
 from gradio.context import LocalContext
 from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount
+from starlette.testclient import TestClient
 
+from adapter.server.limits import RateLimited
 from adapter.server.request_guard import ROUTES
 from adapter.ui import gradio_internals as internals
+from adapter.ui.texts import page as texts
 
 ROOT = Path(internals.__file__).parents[2]
 STATIC = ROOT / "adapter" / "ui" / "static"
@@ -67,6 +70,57 @@ def test_python_names() -> None:
         "see conversation._file_block"
     )
     assert (internals.PHOTOGRAPHS / "cheetah1.jpg").is_file(), "the example photograph is gone"
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> tuple[gr.Blocks, TestClient, list[str]]:
+    """A page that keeps three sessions; its client; the addresses of new ones, of which there may be four."""
+    monkeypatch.setattr(route_utils, "get_fn", route_utils.get_fn)  # put back afterwards
+    addresses: list[str] = []
+
+    def count_new(address: str) -> None:
+        if len(addresses) == 4:
+            raise RateLimited("Too many.", 7)
+        addresses.append(address)
+
+    with gr.Blocks() as page:
+        box = gr.Textbox()
+        box.change(str, box, box, queue=False)
+        box.submit(str, box, box, api_name="chat")
+    page.queue()
+    page.show_error = False
+    internals.limit_sessions(page, 3, count_new)
+    return page, TestClient(gr.routes.App.create_app(page), raise_server_exceptions=False), addresses
+
+
+@pytest.mark.parametrize(("route", "event"), [("run/predict", 0), ("queue/join", 1), ("call/chat", None)])
+def test_new_sessions_are_counted_before_they_are_made(sessions: Any, route: str, event: int | None) -> None:
+    page, client, addresses = sessions
+
+    def ask(session: str) -> Any:
+        named = {} if event is None else {"fn_index": event, "session_hash": session}  # /call makes new ones only
+        return client.post(f"/gradio_api/{route}", json={"data": ["x"], **named})
+
+    assert [ask(name).status_code for name in "abcd"] == [200] * 4
+    made = len(page.state_holder.session_data)
+    refused = ask("e")
+    assert refused.status_code == 429 and refused.headers["retry-after"] == "7" and "Too many" in refused.text
+    assert addresses == ["testclient"] * 4 and len(page.state_holder.session_data) == made
+    if event is not None:
+        assert ask("d").status_code == 200, "one that is known is not counted"
+        long = ask("x" * 10_000)
+        assert long.status_code == 422 and texts.WRONG_VALUE in long.text and len(long.text) < 200
+
+
+def test_sessions_that_are_in_use_are_kept(sessions: Any) -> None:
+    """Gradio drops those that came first, and with them answers that are on their way."""
+    page, client, _ = sessions
+    for name in "abcd":
+        body = {"data": ["x"], "fn_index": 1, "session_hash": name}
+        assert client.post("/gradio_api/queue/join", json=body).status_code == 200
+        assert page._queue.pending_messages_per_session["a"] is not None  # as its reader does all the time
+    assert set(page._queue.pending_messages_per_session) == {"a", "c", "d"}
+    assert len(page._queue.pending_event_ids_session) == 3
 
 
 def test_no_other_file_imports_from_inside_gradio() -> None:
