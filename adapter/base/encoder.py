@@ -5,17 +5,23 @@ Knows timm's names and where weights are; what an encoder computes is `adapter.m
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
-from adapter.base import embedded
-from adapter.errors import LoadError, first_line
+from adapter.base import embedded, memory
+from adapter.errors import LoadError
 from adapter.method.vision import VisualEncoder
+
+log = logging.getLogger(__name__)
 
 
 def load_encoder(name: str = embedded.ENCODER, device: torch.device | str = "cpu") -> VisualEncoder:
-    """The encoder `name` on `device`. Raises LoadError if timm does not know it or its weights cannot be had."""
+    """The encoder `name` on `device`.
+
+    Raises LoadError if timm does not know it, its weights cannot be had, or they do not fit into the free memory.
+    """
     return VisualEncoder(name, _load_embedded() if name == embedded.ENCODER else _load_from_hub(name), device)
 
 
@@ -37,9 +43,18 @@ def _load_from_hub(name: str) -> Any:
             f"or {embedded.ENCODER}."
         )
     try:
-        return timm.create_model(name, pretrained=True)
+        with torch.device("meta"):  # timm has encoders of 0.02 and of 27 GB
+            sizes = [tensor.nbytes for tensor in timm.create_model(name, pretrained=False).state_dict().values()]
+        needed, free = 2 * sum(sizes), memory.ram().free  # the model, and the file that is read into it
+        if free is None or needed <= free:
+            return timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub's client, the network or the cache raise
+        log.warning("The encoder '%s' cannot be loaded", name, exc_info=error)
         raise LoadError(
-            f"The weights of encoder '{name}' cannot be loaded ({first_line(error)[:100]}). "
+            f"The weights of encoder '{name}' cannot be loaded: they are neither here nor to be had from the Hub. "
             f"Start again with a network, or use an adapter that reads images with {embedded.ENCODER}."
         ) from error
+    raise LoadError(
+        f"Encoder '{name}' takes {needed / 1e9:.1f} GB of memory to load, and {free / 1e9:.1f} GB are free. "
+        f"Use an adapter that reads images with {embedded.ENCODER}."
+    )
