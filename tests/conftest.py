@@ -41,6 +41,7 @@ LONGEST = (
     "test_page_train.py",
     "test_reproduce.py",
     "test_deployment.py",
+    "test_soak.py",
     "test_page.py",
     "test_shipped.py",
     "test_samples.py",

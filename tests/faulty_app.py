@@ -2,7 +2,8 @@
 
 SIGUSR1 and SIGUSR2 raise SystemExit and MemoryError in the engine's worker thread, wherever it is. In the folder
 $FAULTS the file `step_seconds`, which a test may change, says how long a decode step takes at least, and the file
-`counts` says how many requests are open and in the batch.
+`counts` says how many requests are open and in the batch. $OLD_FAULT puts a fault of earlier versions back, for
+tests that must find it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import app
 from adapter.serve.batch import DecodeBatch
+from adapter.serve.kv_cache import KVCache
 
 COUNT_EVERY_SECONDS = 0.05
 
@@ -54,9 +56,19 @@ def slow_down(file: Path) -> None:
     DecodeBatch.step = slow_step  # type: ignore[method-assign, assignment]
 
 
+def leave_slots_dirty() -> None:
+    """A row finds in its slot of the KV cache what the last one left there, NaN for example."""
+    KVCache._zero = lambda self, slot, end: None  # type: ignore[method-assign]
+
+
+OLD_FAULTS = {"dirty-slots": leave_slots_dirty}
+
+
 def main() -> int:
     folder = Path(os.environ["FAULTS"])
     slow_down(folder / "step_seconds")
+    if fault := os.environ.get("OLD_FAULT"):
+        OLD_FAULTS[fault]()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, raise_in_engine)
     threading.Thread(target=write_counts, args=[folder / "counts"], daemon=True).start()
