@@ -109,7 +109,7 @@ def limit_sessions(page: gr.Blocks, most: int, count_new: Callable[[str], None])
     """Make the page keep at most `most` sessions, and call `count_new` with the address that begins a new one.
 
     A client names its sessions itself. By itself Gradio makes one for every name, keeps a part of each for ever,
-    and cuts the answers of those that have been there longest. count_new: raises RateLimited if there are too many.
+    and cuts the answers of those that have been there longest. count_new: raises RateLimited for one too many.
     """
     page._queue.pending_messages_per_session = _RecentlyUsed(most)
     page._queue.pending_event_ids_session = _RecentlyUsed(most)

@@ -380,7 +380,7 @@ def test_open_connections_are_limited(tmp_path: Path, path: str, monkeypatch: py
             opened = [asyncio.create_task(client.request(method, path)) for _ in range(3)]
             for _ in range(100):  # until all three have come as far as they can
                 await asyncio.sleep(0)
-            refused = await client.request(method, path)
+            refused = await asyncio.wait_for(client.request(method, path), PATIENCE)
             assert refused.status_code == 429 and "3 connections" in refused.text
             assert ("error" in refused.json()) if "/v1/" in path else refused.text.startswith("3 connections")
             hold.set()

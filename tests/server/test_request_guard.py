@@ -30,7 +30,7 @@ JOIN = "/gradio_api/queue/join"
 class Page:
     """Gradio's application behind the guard and the limits, and which requests have come through to it."""
 
-    def __init__(self, uploads: Path, public: bool, auth: Any = None) -> None:
+    def __init__(self, uploads: Path, public: bool, auth: Any = None, root_path: str = "") -> None:
         self.reached: list[str] = []
         reached = self.reached
 
@@ -45,7 +45,7 @@ class Page:
         page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog())
         # What launch() sets.
         page.auth, page.auth_message, page.share, page.max_file_size = auth, None, False, 10**6
-        page.show_error, page.config = False, page.get_config_file()
+        page.show_error, page.config, page.root_path = False, page.get_config_file(), root_path
         middleware = [
             Middleware(RequestGuard, public=public, files=uploads),
             Middleware(RequestLimits, limits=Limits(public), folder=uploads),
@@ -145,6 +145,18 @@ def test_no_spelling_of_login_escapes_the_count(uploads: Path, monkeypatch: pyte
     tried = statuses.count(400)  # "Incorrect credentials", so that it was a guess
     assert tried in (0, limits.LOGINS_PER_MINUTE) and set(statuses) <= {400, 404, 429}, statuses
     assert page.status("POST", "/login", **form) == (429 if tried else 400)
+
+
+def test_below_a_path_the_same_routes_are_allowed(uploads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not the proxy takes the path away."""
+    monkeypatch.setattr(limits, "LOGINS_PER_MINUTE", 2)
+    page = Page(uploads, public=True, auth=[("me", "secret")], root_path="/llama")
+    guess = {"data": {"username": "me", "password": "guess"}}
+    assert [page.status("POST", path, **guess) for path in ("/llama/login", "/login") * 2] == [400, 400, 429, 429]
+    assert (
+        page.status("POST", "/llama/login/", **guess) == page.status("POST", "/llama/gradio_api/stream/x") == 404
+    )
+    assert "error" in page.ask("POST", "/llama/v1/models", {"Origin": "null"}).json()
 
 
 @pytest.mark.parametrize(
