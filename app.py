@@ -210,8 +210,8 @@ def close(page: gr.Blocks, loader: ModelLoader, runs: TrainingRuns, uploads: Pat
     """Close everything before the interpreter exits: a thread inside torch would then abort the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(130))  # the second signal
-    if name := runs.close():
-        print(stopped_with_server(name), flush=True)
+    if closed := runs.close():
+        print(stopped_with_server(*closed), flush=True)
     idle = loader.close()
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of connections that are cut
     close_page(page)

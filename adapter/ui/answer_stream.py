@@ -1,4 +1,4 @@
-"""Streams answers: as chat messages, several answers merged, and at most one stream in a session.
+"""Streams answers: as chat messages, or several answers merged.
 
 Knows the engine, the adapter catalog and conversations as data; knows no components and no updates of them.
 """
@@ -10,8 +10,8 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from adapter.serve.settings import Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History
+from adapter.ui.conversation_states import Change
 from adapter.ui.images import open_upload, shrink_upload
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
-# How long to wait for the previous answer: the user may send the next message as soon as the last update is shown.
-RELEASE_SECONDS = 1.0
 
 
 def uses_picture(catalog: AdapterCatalog, settings: Settings) -> bool:
@@ -73,49 +72,6 @@ def build_request(
 def with_seed(settings: Settings) -> Settings:
     """The settings with a random seed where none was chosen, so that the answer can be reproduced."""
     return settings if settings.seed is not None else settings.replace(seed=secrets.randbelow(2**31))
-
-
-@dataclass
-class ActiveAnswer:
-    """An answer that is being written, and whether the user has stopped it or deleted its conversation."""
-
-    stopped: bool = False
-    cleared: bool = False  # the conversation around it was deleted
-    cancel: Callable[[], None] | None = None  # set once generation has begun
-
-    def stop(self) -> None:
-        self.stopped = True
-        if self.cancel is not None:
-            self.cancel()
-
-
-class ActiveAnswers:
-    """At most one answer at a time in each session: two would overwrite each other's conversation.
-
-    Stop sets a flag, and the answer's own event handler then sends the last update. With Gradio's `cancels` the
-    browser would show whichever update came last, that of Stop or one of the answer.
-    """
-
-    def __init__(self) -> None:
-        self._by_session: dict[str | None, ActiveAnswer] = {}
-        self._changed = threading.Condition()
-
-    def get(self, session: str | None) -> ActiveAnswer | None:
-        return self._by_session.get(session)
-
-    @contextmanager
-    def start(self, session: str | None) -> Iterator[ActiveAnswer | None]:
-        """A new answer; None if the session's previous one does not end within RELEASE_SECONDS."""
-        with self._changed:
-            free = self._changed.wait_for(lambda: session not in self._by_session, RELEASE_SECONDS)
-            active = self._by_session.setdefault(session, ActiveAnswer()) if free else None
-        try:
-            yield active
-        finally:
-            if active is not None:
-                with self._changed:
-                    del self._by_session[session]
-                    self._changed.notify_all()
 
 
 @dataclass
@@ -166,9 +122,7 @@ class ChatAnswers:
         text = texts.reads_text_only(settings.adapter or None, bool(visual))
         return conversation.offer(text, [*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)])
 
-    def stream(
-        self, active: ActiveAnswer, history: History, settings: Settings, client: Client
-    ) -> Iterator[History]:
+    def stream(self, change: Change, history: History, settings: Settings, client: Client) -> Iterator[History]:
         """Yields the messages that follow the user turn, each time with more of the answer."""
         visual, picture = uses_picture(self.catalog, settings), conversation.latest_picture(history)
         progress = AnswerProgress(settings := with_seed(settings))
@@ -179,8 +133,8 @@ class ChatAnswers:
         engine, drawn_time = self.provider.engine(), 0.0
         assert engine is not None
         with closing(engine.submit(request)) as events:
-            active.cancel = events.cancel
-            if active.stopped:
+            change.cancel = events.cancel
+            if change.stopped:
                 events.cancel()
             for event in events:
                 if event.position is not None:

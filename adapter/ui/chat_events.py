@@ -1,7 +1,8 @@
 """Event handlers of the chat: send, retry, edit, stop and the others.
 
 Knows Gradio's updates and toasts, the engine and the adapter catalog; knows no layout. The only state of a
-session is whether an answer is being written: all else arrives with the event and is returned with the updates.
+session is the number of its conversation's newest state (conversation_states.py): all else arrives with the event
+and is returned with the updates.
 """
 
 from __future__ import annotations
@@ -18,15 +19,11 @@ from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import BASE_ONLY, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, check_length, client_of, wait_for
 from adapter.ui import conversation, theme
-from adapter.ui.answer_stream import (
-    TEXT_ONLY,
-    ActiveAnswer,
-    ActiveAnswers,
-    ChatAnswers,
-    with_small_picture,
-)
+from adapter.ui.answer_stream import TEXT_ONLY, ChatAnswers, with_small_picture
 from adapter.ui.chatbot import unescape_markup
 from adapter.ui.conversation import History
+from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
+from adapter.ui.conversation_store import panel_change, refuse
 from adapter.ui.images import BadPicture
 from adapter.ui.status import FRAME_SECONDS, toast
 from adapter.ui.texts import page as texts
@@ -34,16 +31,20 @@ from adapter.ui.theme import ExampleCard
 
 log = logging.getLogger(__name__)
 
-# Updates of (chatbot, message box, adapter picker).
-Updates = tuple[Any, Any, Any]
+# Updates of (chatbot, message box, changes of the side panel as `panel_change` writes them, number of the state).
+Updates = tuple[Any, Any, Any, Any]
 # An adapter to switch to; called when the model is loaded, because the catalog is empty before.
 ChooseAdapter = Callable[[], str | None]
 
 
 class _Before(NamedTuple):
-    """What to restore if a turn fails: the conversation, and the message if it came from the message box."""
+    """What to restore if a turn fails: the conversation, and the message if it came from the message box.
+
+    number: of the state that the visitor saw.
+    """
 
     history: History
+    number: object
     message: dict[str, Any] | None = None
 
 
@@ -61,19 +62,26 @@ def read_message(message: dict[str, Any] | None) -> tuple[str, str | None] | Non
 class ChatEvents:
     """The event handlers of one page. Thread-safe. `settings`: the side panel's values by their names."""
 
-    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog, examples: list[ExampleCard]) -> None:
+    def __init__(
+        self,
+        provider: EngineProvider,
+        catalog: AdapterCatalog,
+        examples: list[ExampleCard],
+        states: ConversationStates,
+    ) -> None:
         self.provider = provider
         self.catalog = catalog
         self.examples = examples
+        self.states = states
         self._answers = ChatAnswers(provider, catalog)
-        self._active = ActiveAnswers()
-
-    def is_answering(self, session: str | None) -> bool:
-        """Whether an answer is being written in this session."""
-        return self._active.get(session) is not None
 
     def send(
-        self, message: dict[str, Any] | None, history: History, request: gr.Request, **settings: Any
+        self,
+        message: dict[str, Any] | None,
+        history: History,
+        number: str,
+        request: gr.Request,
+        **settings: Any,
     ) -> Iterator[Updates]:
         try:
             content = read_message(message)
@@ -84,17 +92,17 @@ class ChatEvents:
             yield _no_change()
             return
         turn = conversation.user_turn(*content)
-        yield from self._turn([*history, *turn], settings, _Before(history, message), request)
+        yield from self._turn([*history, *turn], settings, _Before(history, number, message), request)
 
-    def retry(self, history: History, request: gr.Request, **settings: Any) -> Iterator[Updates]:
+    def retry(self, history: History, number: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
         if conversation.last_turn(history) is None:
             yield _no_change()
         else:
             shortened = conversation.without_last_answer(history)
-            yield from self._turn(shortened, settings, _Before(history), request)
+            yield from self._turn(shortened, settings, _Before(history, number), request)
 
     def edit(
-        self, history: History, event: gr.EditData, request: gr.Request, **settings: Any
+        self, history: History, number: str, event: gr.EditData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
         index = event.index
         if not isinstance(index, int) or not 0 <= index < len(history) or history[index]["role"] != "user":
@@ -110,26 +118,26 @@ class ChatEvents:
             check_length(text)
         except BadInput as error:
             toast(error)
-            yield before, gr.skip(), gr.skip()
+            yield from self._put_back(before, number, request)
             return
         edited = [*history[:index], *conversation.user_turn(text)]
-        yield from self._turn(edited, settings, _Before(before), request)
+        yield from self._turn(edited, settings, _Before(before, number), request)
 
     def choose_option(
-        self, history: History, event: gr.SelectData, request: gr.Request, **settings: Any
+        self, history: History, number: str, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
         """Handles a button of an offer: switches to its adapter, or answers without the picture."""
         if not conversation.ends_with_offer(history):
             yield _no_change()
             return
-        choice = str(event.value)
+        choice, before = str(event.value), _Before(history, number)
         if choice == TEXT_ONLY:
-            yield from self._turn(history[:-1], settings, _Before(history), request, offers=False)
+            yield from self._turn(history[:-1], settings, before, request, offers=False)
         else:
-            yield from self._turn(history[:-1], settings, _Before(history), request, switch_to=lambda: choice)
+            yield from self._turn(history[:-1], settings, before, request, switch_to=lambda: choice)
 
     def send_example(
-        self, history: History, event: gr.SelectData, request: gr.Request, **settings: Any
+        self, history: History, number: str, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
         if not isinstance(event.index, int) or not 0 <= event.index < len(self.examples):
             yield _no_change()
@@ -138,33 +146,43 @@ class ChatEvents:
         yield from self._turn(
             [*history, *conversation.user_turn(example.text, example.picture)],
             settings,
-            _Before(history),
+            _Before(history, number),
             request,
             switch_to=lambda: self._answers.adapter_for(example),
         )
 
-    def stop(self, history: History, request: gr.Request) -> tuple[Any, Any]:
-        active = self._active.get(request.session_hash)
-        if active is not None:
-            active.stop()
-            return gr.skip(), gr.skip()
-        # No answer is running: the server was restarted, for example.
-        return conversation.mark_stopped(history), gr.update(**theme.SHOW_SUBMIT_BUTTON)
+    def stop(self, history: History, number: str, request: gr.Request) -> tuple[Any, Any, Any]:
+        """Updates of (chatbot, message box, number), as those of `clear` and `undo`."""
+        ended = self.states.stop(request.session_hash, number)
+        if ended is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        return conversation.mark_stopped(history), gr.update(**theme.SHOW_SUBMIT_BUTTON), str(ended)
 
-    def clear(self, request: gr.Request) -> Any:
-        active = self._active.get(request.session_hash)
-        if active is not None:
-            active.cleared = True
-            active.stop()
-        return gr.update(**theme.SHOW_SUBMIT_BUTTON)
+    def clear(self, number: str, request: gr.Request) -> tuple[Any, Any, Any]:
+        """Follows the browser, which has emptied the chat: an update of an answer may have filled it again."""
+        if not self.states.clear(request.session_hash, number):
+            return gr.skip(), gr.skip(), gr.skip()
+        return [], gr.update(**theme.SHOW_SUBMIT_BUTTON), number
 
-    def undo(self, history: History) -> tuple[Any, Any]:
+    def undo(self, history: History, number: str, request: gr.Request) -> tuple[Any, Any, Any]:
         """Moves the last turn back into the message box."""
         turn = conversation.last_turn(history)
         if turn is None:
-            return gr.skip(), gr.skip()
-        message = {"text": turn.text, "files": [turn.picture] if turn.picture else []}
-        return history[: turn.start], gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
+            return gr.skip(), gr.skip(), gr.skip()
+        try:
+            with self.states.change(request.session_hash, number) as change:
+                message = {"text": turn.text, "files": [turn.picture] if turn.picture else []}
+                box = gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
+                return history[: turn.start], box, str(self.states.finish(change))
+        except StaleEvent as error:
+            return gr.skip(), gr.skip(), refuse(error)
+
+    def _put_back(self, history: History, number: str, request: gr.Request) -> Iterator[Updates]:
+        try:
+            with self.states.change(request.session_hash, number) as change:
+                yield history, gr.skip(), gr.skip(), str(self.states.finish(change))
+        except StaleEvent as error:
+            yield gr.skip(), gr.skip(), gr.skip(), refuse(error)
 
     def _turn(
         self,
@@ -180,81 +198,97 @@ class ChatEvents:
 
         offers: whether a picture that the adapter cannot see leads to an offer instead of an answer.
         """
-        session = request.session_hash
-        if conversation.is_streaming(before.history) and self.is_answering(session):
-            yield _still_answering()
-            return
-        with self._active.start(session) as active:
-            if active is None:
-                yield _still_answering()
-                return
-            cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
-            box = gr.update(**cleared, **theme.SHOW_STOP_BUTTON)
-            yield [*history, conversation.note("…", waiting=True)], box, gr.skip()
-            try:
-                last: Any = gr.skip()
-                answer = self._answer(active, history, settings, request, offers, switch_to)
-                with closing(answer) as updates:
-                    for update in updates:
-                        last = update[0]
-                        yield update
-                # The history is sent again, because the page drops the first of two updates within one frame.
-                end = last, gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
-            except AdapterError as error:
-                end = self._restore(before, settings, error)
-            except Exception:
-                log.exception("a chat turn failed")
-                end = self._restore(before, settings, AdapterError(texts.FAILED))
-            yield ([], gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()) if active.cleared else end
+        try:
+            with self.states.change(request.session_hash, before.number) as change:
+                yield from self._change(change, history, settings, before, request, offers, switch_to)
+        except StaleEvent as error:
+            yield gr.skip(), gr.skip(), gr.skip(), refuse(error)
+
+    def _change(
+        self,
+        change: Change,
+        history: History,
+        settings: dict[str, Any],
+        before: _Before,
+        request: gr.Request,
+        offers: bool,
+        switch_to: ChooseAdapter | None,
+    ) -> Iterator[Updates]:
+        number = str(change.number)
+        cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
+        box = gr.update(**cleared, **theme.SHOW_STOP_BUTTON)
+        yield [*history, conversation.note("…", waiting=True)], box, gr.skip(), number
+        adapter, shown = settings.get("adapter"), gr.skip()
+        try:
+            answer = self._answer(change, history, settings, request, offers, switch_to)
+            with closing(answer) as updates:
+                for update in updates:
+                    if change.is_stale:
+                        break
+                    if isinstance(update, str):
+                        yield gr.skip(), gr.skip(), panel_change({"adapter": (adapter, update)}, number), gr.skip()
+                        adapter = update
+                        time.sleep(FRAME_SECONDS)
+                    else:
+                        shown = update
+                        yield shown, gr.skip(), gr.skip(), number
+            # The history is sent again, because the page drops the first of two updates within one frame.
+            end: Any = shown, gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
+        except AdapterError as error:
+            end = self._restore(before, settings, adapter, error)
+        except Exception:
+            log.exception("a chat turn failed")
+            end = self._restore(before, settings, adapter, AdapterError(texts.FAILED))
+        yield _no_change() if change.is_stale else (*end, str(self.states.finish(change)))
 
     def _answer(
         self,
-        active: ActiveAnswer,
+        change: Change,
         history: History,
         values: dict[str, Any],
         request: gr.Request,
         offers: bool,
         switch_to: ChooseAdapter | None,
-    ) -> Generator[Updates, None, None]:
+    ) -> Generator[History | str, None, None]:
+        """Yields the history with more and more of the answer, and the name of an adapter to select."""
         settings = Settings.checked(values)
         conversation.check_size(history)
         for status in wait_for(self.provider):
-            if active.stopped:
-                yield conversation.mark_stopped(history), gr.skip(), gr.skip()
+            if change.stopped:
+                yield conversation.mark_stopped(history)
                 return
-            waiting = conversation.note(texts.waiting_for_model(status), waiting=True)
-            yield [*history, waiting], gr.skip(), gr.skip()
+            yield [*history, conversation.note(texts.waiting_for_model(status), waiting=True)]
         history = with_small_picture(history)
         if switch_to is not None and (name := switch_to()) is not None:
             settings = settings.replace(adapter=name)
-            yield gr.skip(), gr.skip(), gr.update(value=name)
-            time.sleep(FRAME_SECONDS)
+            yield name
         if offers and (offer := self._answers.offer(history, settings)):
-            yield [*history, offer], gr.skip(), gr.skip()
+            yield [*history, offer]
             return
         history = conversation.with_dividers(history, settings)
-        for messages in self._answers.stream(active, history, settings, client_of(request)):
-            yield [*history, *messages], gr.skip(), gr.skip()
+        for messages in self._answers.stream(change, history, settings, client_of(request)):
+            yield [*history, *messages]
 
-    def _restore(self, before: _Before, settings: dict[str, Any], error: AdapterError) -> Updates:
-        """Shows an error, and updates that put everything back as it was before the turn."""
+    def _restore(
+        self, before: _Before, settings: dict[str, Any], selected: object, error: AdapterError
+    ) -> tuple[Any, Any, Any]:
+        """Shows an error, and updates that put everything back as it was before the turn.
+
+        selected: the adapter that the turn has left in the picker.
+        """
         toast(error)
         message = before.message
         if message is not None and isinstance(error, BadPicture):
             # The file is removed, so that the text can be sent again.
             message = {**message, "files": []}
         value = {} if message is None else {"value": message}
-        name = settings.get("adapter")
-        selected = name if name in self.catalog.names() else BASE_ONLY
-        picker = gr.update(choices=theme.picker_choices(self.catalog), value=selected)
-        return before.history, gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), picker
+        adapter = settings.get("adapter")
+        if adapter not in self.catalog.names():
+            adapter = BASE_ONLY
+        panel = panel_change({"adapter": (selected, adapter)}, before.number)
+        return before.history, gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), panel
 
 
 def _no_change() -> Updates:
     # Gradio empties the outputs of a generator that ends without a yield.
-    return gr.skip(), gr.skip(), gr.skip()
-
-
-def _still_answering() -> Updates:
-    gr.Info(texts.STILL_ANSWERING, duration=6)
-    return _no_change()
+    return gr.skip(), gr.skip(), gr.skip(), gr.skip()

@@ -15,6 +15,7 @@ from adapter.ui.adapter_upload_panel import adapter_upload_panel
 from adapter.ui.chat_events import ChatEvents
 from adapter.ui.chatbot import VerbatimChatbot
 from adapter.ui.client_api import add_api_endpoints
+from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.conversation_store import ConversationStore
 from adapter.ui.images import camera_html, write_upload
 from adapter.ui.inside_panel import inside_panel
@@ -36,6 +37,7 @@ class TabParts(NamedTuple):
 def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True) -> TabParts:
     """Lays the chat out inside `page` and connects it. uploads: whether visitors may upload adapters."""
     examples = [_copied_to_uploads(example) for example in theme.examples()]
+    states = ConversationStates()
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320):
             chat = VerbatimChatbot(
@@ -73,7 +75,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
                 )
             with gr.Accordion(texts.SAMPLING, open=False):
                 sampling = sampling_inputs()
-            store = ConversationStore(provider, catalog)
+            store = ConversationStore(provider, catalog, states)
             pickers = [Picker(picker), Picker(mix, texts.NO_MIX)]
             if uploads:
                 adapter_upload_panel(provider, catalog, pickers[0], pickers[1:])
@@ -87,7 +89,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
         "mute_layers": inside.mute_layers,
         "mute_heads": inside.mute_heads,
     }
-    events = ChatEvents(provider, catalog, examples)
+    events = ChatEvents(provider, catalog, examples, states)
     _connect(page, events, store, chat, box, settings, inside.retry)
     picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
     add_api_endpoints(provider, catalog)
@@ -127,23 +129,24 @@ def _connect(
     settings: SettingsInputs,
     retry: gr.Button,
 ) -> None:
-    stored = store.outputs
+    seen = [chat, store.number]
     turn = {
         "inputs_kwargs": settings,
-        "outputs": [chat, box, settings["adapter"], *stored],
+        "outputs": [chat, box, store.panel, store.number, *store.outputs],
         "show_progress": "hidden",
         **MODEL,
         **PRIVATE,
     }
-    box.submit(store.saving_stream(events.send), [box, chat], **turn)
-    gr.on([chat.retry, retry.click], store.saving_stream(events.retry), chat, **turn)
-    chat.edit(store.saving_stream(events.edit), chat, **turn)
-    chat.option_select(store.saving_stream(events.choose_option), chat, **turn)
-    chat.example_select(store.saving_stream(events.send_example), chat, **turn)
-    box.stop(store.saving(events.stop), chat, [chat, box, *stored], **UNQUEUED)
-    chat.clear(events.clear, None, box, **UNQUEUED)
-    chat.undo(store.saving(events.undo), chat, [chat, box, *stored], **QUEUED)
-    store.connect(page, chat, settings, events.is_answering)
+    box.submit(store.saving_stream(events.send), [box, *seen], **turn)
+    gr.on([chat.retry, retry.click], store.saving_stream(events.retry), seen, **turn)
+    chat.edit(store.saving_stream(events.edit), seen, **turn)
+    chat.option_select(store.saving_stream(events.choose_option), seen, **turn)
+    chat.example_select(store.saving_stream(events.send_example), seen, **turn)
+    changed = [chat, box, store.number]
+    box.stop(store.saving(events.stop), seen, [*changed, *store.outputs], **UNQUEUED)
+    store.clear(chat).then(store.saving(events.clear), store.number, [*changed, *store.outputs], **QUEUED)
+    chat.undo(store.saving(events.undo), seen, [*changed, *store.outputs], **QUEUED)
+    store.connect(page, chat, settings)
     # Continuing a conversation that was opened from a link removes the link from the address.
     triggers = [box.submit, chat.retry, chat.edit, chat.option_select, chat.example_select, chat.undo, chat.clear]
     gr.on([*triggers, retry.click], None, None, None, js="() => window.chatPage.leaveLink()", **UNQUEUED)

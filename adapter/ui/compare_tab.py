@@ -28,8 +28,6 @@ from adapter.server.generation import (
 )
 from adapter.ui import theme
 from adapter.ui.answer_stream import (
-    ActiveAnswer,
-    ActiveAnswers,
     AnswerProgress,
     build_request,
     merge_answers,
@@ -38,6 +36,8 @@ from adapter.ui.answer_stream import (
 )
 from adapter.ui.chat_events import read_message
 from adapter.ui.chat_tab import SettingsInputs, TabParts, message_box, sampling_inputs
+from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
+from adapter.ui.conversation_store import refuse
 from adapter.ui.images import BadPicture, open_upload
 from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS, UNQUEUED, Picker, toast
 from adapter.ui.texts import page as texts
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_PANES, MAX_PANES = 2, 4
-# Updates of the message box and of each pane's answer.
+# Updates of the message box, of the comparison's number, and of each pane's answer.
 Updates = tuple[Any, ...]
 
 
@@ -58,9 +58,11 @@ class Pane(AnswerProgress):
 
     message: str = "…"  # the page's own, shown as long as there is no text
     marked_html: str | None = None  # the text with its differences marked
+    failed: bool = False
 
     def add(self, event: GenerationEvent | AdapterError) -> None:
         if isinstance(event, AdapterError):
+            self.failed = True
             self.message = without_folders(str(event))
             self.notes.append(self.message)
         elif event.position is not None:
@@ -80,68 +82,76 @@ class Pane(AnswerProgress):
 
 
 class CompareEvents:
-    """The event handlers of the tab. Thread-safe; each session has at most one comparison at a time."""
+    """The event handlers of the tab. Thread-safe; each session has at most one comparison at a time.
+
+    Comparisons have numbers as the conversation's states have, so that Stop ends the one that its visitor saw.
+    """
 
     def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
         self.provider = provider
         self.catalog = catalog
-        self._active = ActiveAnswers()
+        self._states = ConversationStates()
 
     def send(
-        self, message: dict[str, Any] | None, count: int, request: gr.Request, **values: Any
+        self, message: dict[str, Any] | None, number: str, count: int, request: gr.Request, **values: Any
     ) -> Iterator[Updates]:
         """values: sampling settings by name, and `adapter_0`, `strength_0` and so on of the panes."""
-        with self._active.start(request.session_hash) as active:
-            if active is None:
-                gr.Info(texts.STILL_ANSWERING, duration=6)
+        try:
+            with self._states.change(request.session_hash, number) as change:
+                yield from self._compare(change, message, count, request, values)
+        except StaleEvent as error:
+            yield _updates(gr.skip(), refuse(error))
+
+    def _compare(
+        self,
+        change: Change,
+        message: dict[str, Any] | None,
+        count: int,
+        request: gr.Request,
+        values: dict[str, Any],
+    ) -> Iterator[Updates]:
+        # None as long as nothing was answered: a message that is refused at once does not change the panes.
+        shown: list[Pane] | None = None
+        box: Any = gr.update(**theme.SHOW_SUBMIT_BUTTON)
+        try:
+            content = read_message(message)
+            if content is None:
                 yield _updates(gr.skip())
                 return
-            # None as long as nothing was answered: a message that is refused at once does not change the panes.
-            after_failure: list[Pane] | None = None
-            idle = theme.SHOW_SUBMIT_BUTTON
-            try:
-                content = read_message(message)
-                if content is None:
-                    yield _updates(gr.skip())
-                    return
-                text, picture = content
-                panes = _panes(count, values)
-                # Sent with every update, because Gradio may drop one of two quick updates.
-                answering = gr.update(**theme.SHOW_STOP_BUTTON)
-                yield _updates(answering)
-                for _ in self._answer(active, panes, text, picture, client_of(request)):
-                    after_failure = []
-                    yield _updates(answering, panes)
-                yield _updates(gr.update(**idle), panes)
-            except BadPicture as error:
-                toast(error)
-                yield _updates(gr.update(value={**(message or {}), "files": []}, **idle), after_failure)
-            except AdapterError as error:
-                toast(error)
-                yield _updates(gr.update(**idle), after_failure)
-            except Exception:
-                log.exception("a comparison failed")
-                toast(AdapterError(texts.FAILED))
-                yield _updates(gr.update(**idle), after_failure)
+            text, picture = content
+            panes = _panes(count, values)
+            # Sent with every update, because Gradio may drop one of two quick updates.
+            answering = gr.update(**theme.SHOW_STOP_BUTTON), str(change.number)
+            yield _updates(*answering)
+            for _ in self._answer(change, panes, text, picture, client_of(request)):
+                shown = []
+                yield _updates(*answering, panes)
+            shown = panes
+        except AdapterError as error:
+            toast(error)
+            if isinstance(error, BadPicture):
+                box = gr.update(value={**(message or {}), "files": []}, **theme.SHOW_SUBMIT_BUTTON)
+        except Exception:
+            log.exception("a comparison failed")
+            toast(AdapterError(texts.FAILED))
+        yield _updates(box, str(self._states.finish(change)), shown)
 
-    def stop(self, request: gr.Request) -> Any:
-        active = self._active.get(request.session_hash)
-        if active is None:  # the server was restarted, for example
-            return gr.update(**theme.SHOW_SUBMIT_BUTTON)
-        active.stop()
-        return gr.skip()
+    def stop(self, number: str, request: gr.Request) -> tuple[Any, Any]:
+        """Updates of the message box and the number."""
+        ended = self._states.stop(request.session_hash, number)
+        return (gr.skip(), gr.skip()) if ended is None else (gr.update(**theme.SHOW_SUBMIT_BUTTON), str(ended))
 
     def _answer(
-        self, active: ActiveAnswer, panes: list[Pane], text: str, picture: str | None, client: Client
+        self, change: Change, panes: list[Pane], text: str, picture: str | None, client: Client
     ) -> Iterator[None]:
         """Adds the answers to the panes until all have ended; yields whenever there is something new to show."""
         for status in wait_for(self.provider):
             for pane in panes:
                 pane.message = without_folders(texts.waiting_for_model(status))
-            if active.stopped:
+            if change.stopped:
                 break
             yield
-        if active.stopped:
+        if change.stopped:
             for pane in panes:
                 pane.message = texts.STOPPED_BEFORE_TEXT
             return
@@ -156,6 +166,10 @@ class CompareEvents:
                 except AdapterError as error:
                     errors.append(error)
                     panes[index].add(error)
+                except Exception:
+                    log.exception("an answer could not be begun")
+                    errors.append(AdapterError(texts.FAILED))
+                    panes[index].add(errors[-1])
             if not answers:
                 raise errors[0]
 
@@ -163,15 +177,15 @@ class CompareEvents:
                 for answer in answers.values():
                     answer.cancel()
 
-            active.cancel = cancel
-            if active.stopped:
+            change.cancel = cancel
+            if change.stopped:
                 cancel()
             yield
             for events in merge_answers(answers, REDRAW_SECONDS):
                 for index, event in events:
                     panes[index].add(event)
                 yield
-        if not active.stopped:
+        if not change.stopped:
             _mark_differences(panes)
 
     def _requests(
@@ -203,12 +217,14 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
 
 
 def _mark_differences(panes: Sequence[Pane]) -> None:
-    """Marks in each of the other panes the words that differ from the first pane."""
+    """Marks in each of the other panes the words that differ from the first pane. Answers that failed are not
+    whole: the rest of another one does not differ from them.
+    """
     first, *others = panes
-    if not first.text.strip():
+    if first.failed or not first.text.strip():
         return
     for pane in others:
-        if pane.text.strip():
+        if pane.text.strip() and not pane.failed:
             pane.marked_html, changed, words = mark_differences(first.text, pane.text)
             pane.notes.append(texts.changed_words(changed, words))
 
@@ -235,12 +251,15 @@ def mark_differences(first: str, other: str) -> tuple[str, int, int]:
     return "".join(parts), changed, len(words)
 
 
-def _updates(box: Any, panes: Sequence[Pane] | None = None) -> Updates:
-    """The box and the updates of all panes. panes: those in use; the rest are emptied. None changes no pane."""
+def _updates(box: Any, number: Any = None, panes: Sequence[Pane] | None = None) -> Updates:
+    """The box, the number and the updates of all panes. panes: those in use; the rest are emptied. None changes no
+    pane, and no number.
+    """
+    number = gr.skip() if number is None else number
     if panes is None:
-        return box, *[gr.skip()] * MAX_PANES
+        return box, number, *[gr.skip()] * MAX_PANES
     empty = theme.pane_html(texts.EMPTY_PANE, muted=True)
-    return box, *[pane.to_html() for pane in panes], *[empty] * (MAX_PANES - len(panes))
+    return box, number, *[pane.to_html() for pane in panes], *[empty] * (MAX_PANES - len(panes))
 
 
 def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
@@ -268,16 +287,17 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
                 name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **UNQUEUED)
         with gr.Accordion(texts.SAMPLING, open=False):
             inputs |= sampling_inputs()
+    number = gr.Textbox("0", visible=False)
     events = CompareEvents(provider, catalog)
     box.submit(
         events.send,
-        [box, count],
-        [box, *answers],
+        [box, number, count],
+        [box, number, *answers],
         inputs_kwargs=inputs,
         show_progress="hidden",
         **MODEL,
         **PRIVATE,
     )
-    box.stop(events.stop, None, box, **UNQUEUED)
+    box.stop(events.stop, number, [box, number], **UNQUEUED)
     count.change(lambda n: [gr.update(visible=i < n) for i in range(MAX_PANES)], count, columns, **UNQUEUED)
     return TabParts(pickers, box)

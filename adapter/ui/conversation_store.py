@@ -1,7 +1,7 @@
 """Saving and restoring a conversation: the browser's storage, a file, a link and a command line.
 
 The panel "This conversation" and its event handlers. The formats are in conversation_json.py; page.js
-reads and writes the browser's storage. The server stores nothing.
+reads and writes the browser's storage, and drops what is older than what it has. The server stores nothing.
 """
 
 from __future__ import annotations
@@ -25,33 +25,37 @@ from adapter.ui import conversation, conversation_json, theme
 from adapter.ui.command_line import command_line
 from adapter.ui.conversation import History
 from adapter.ui.conversation_json import Packed
+from adapter.ui.conversation_states import CLEAR_STEP, ConversationStates, StaleEvent
 from adapter.ui.status import QUEUED, UNQUEUED, toast
 from adapter.ui.texts import page as texts
 
 SAVE_SECONDS = 2.0  # between two saves while an answer is being streamed
 WAIT_SECONDS = 60.0  # for the adapters of a server that has just started
+PICKERS = ("adapter", "mix")  # the settings that are chosen from adapters
 
 
 class ConversationStore:
     """Lays out its panel when constructed; `connect` adds the events once the chat exists.
 
-    outputs: the components whose updates `saving` and `saving_stream` append to those of a handler.
+    number: the component with the number of the state that the page shows. panel: the component for
+    `panel_change`. outputs: those whose updates `saving` and `saving_stream` append to a handler's.
     """
 
-    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
-        self.provider, self.catalog = provider, catalog
+    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog, states: ConversationStates) -> None:
+        self.provider, self.catalog, self.states = provider, catalog, states
         with gr.Accordion(texts.THIS_CONVERSATION, open=False, elem_id="this-conversation"):
             with gr.Row():
                 self._export = gr.Button(texts.EXPORT, size="sm", min_width=60)
                 self._import = gr.UploadButton(texts.IMPORT, file_types=[".json"], size="sm", min_width=60)
                 self._link = gr.Button(texts.COPY_LINK, size="sm", min_width=60)
             self._command = theme.command_box(texts.NO_COMMAND_LINE, texts.COMMAND_LINE, "code")
-        # JSON that page.js writes to the browser's storage whenever it changes. Not gr.BrowserState, which reports
-        # a full storage as an error: page.js drops the oldest pictures instead.
+        # A number and JSON that page.js writes to the browser's storage whenever they change. Not gr.BrowserState,
+        # which reports a full storage as an error: page.js drops the oldest pictures instead.
         hidden = {"visible": "hidden", "show_label": False, "max_lines": 1}
         self._texts, self._pictures = gr.Textbox(**hidden), gr.Textbox(**hidden)
         # Values between the server's part of an event and the browser's.
         self._to_browser, self._from_browser = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        self.number, self.panel = gr.Textbox(visible=False), gr.Textbox(visible=False)
         self._storage_full = gr.Button(visible="hidden", elem_id="storage-full")
         self.outputs = [self._texts, self._pictures, self._command]
 
@@ -60,7 +64,9 @@ class ConversationStore:
     def saving_stream(
         self, handler: Callable[..., Iterator[tuple[Any, ...]]]
     ) -> Callable[..., Iterator[tuple[Any, ...]]]:
-        """The handler with updates of `outputs` appended. Its updates have to begin with the history's."""
+        """The handler with updates of `outputs` appended. Its updates begin with the history's and end with the
+        number's.
+        """
 
         @functools.wraps(handler)
         def handle(*inputs: Any, **settings: Any) -> Iterator[tuple[Any, ...]]:
@@ -70,7 +76,7 @@ class ConversationStore:
                 finished = isinstance(history, list) and not conversation.is_streaming(history)
                 if finished or (isinstance(history, list) and now >= due):
                     due = now + SAVE_SECONDS
-                    yield *update, *save(history)
+                    yield *update, *save(history, update[-1])
                 else:
                     yield *update, *[gr.skip()] * len(self.outputs)
 
@@ -84,27 +90,27 @@ class ConversationStore:
             update = handler(*inputs)
             if not isinstance(update[0], list):
                 return *update, *[gr.skip()] * len(self.outputs)
-            return *update, *self._saver(_history_in(inputs))(update[0])
+            return *update, *self._saver(_history_in(inputs))(update[0], update[-1])
 
         return handle
 
-    def _saver(self, before: History) -> Callable[[History], tuple[Any, ...]]:
-        """A function from a history to updates of `outputs`, which sends pictures only when they change."""
+    def _saver(self, before: History) -> Callable[[History, str], tuple[Any, ...]]:
+        """A function from a history and its number to updates of `outputs`. It sends pictures when they change."""
         known: dict[str, tuple[str, int] | None] = {}
         sent: Packed | None = None
 
-        def save(history: History) -> tuple[Any, ...]:
+        def save(history: History, number: str) -> tuple[Any, ...]:
             nonlocal sent
             if sent is None:
                 _, sent = conversation_json.to_browser(before, known)
             stored, packed = conversation_json.to_browser(history, known)
             pictures = gr.skip()
             if list(packed.paths) != list(sent.paths):
-                pictures = json.dumps(packed.pictures())
+                pictures = _numbered(packed.pictures(), number)
             if packed.dropped and not sent.dropped:
                 gr.Info(texts.not_kept_by_browser(*astuple(packed.dropped)), duration=8)
             sent = packed
-            return json.dumps(stored), pictures, self._command_line(history)
+            return _numbered(stored, number), pictures, self._command_line(history)
 
         return save
 
@@ -116,27 +122,26 @@ class ConversationStore:
 
     # Events.
 
-    def connect(
-        self,
-        page: gr.Blocks,
-        chat: gr.Chatbot,
-        settings: dict[str, Any],
-        is_answering: Callable[[str | None], bool],
-    ) -> None:
-        """settings: the chat's components by name; is_answering: whether a session's answer is being written."""
+    def connect(self, page: gr.Blocks, chat: gr.Chatbot, settings: dict[str, Any]) -> None:
+        """settings: the chat's components by name."""
         panel = [settings[name] for name in PANEL]
+        pickers = [settings[name] for name in PICKERS]
 
         restored = page.load(
             self.restore,
-            [self._texts, self._pictures, self._from_browser, self._to_browser],
-            [self._from_browser, chat, self._command, *panel],
-            js="() => window.chatPage.stored()",
+            [self._texts, self._pictures, self._from_browser, self._to_browser, *panel],
+            [self._from_browser, chat, self._command, self.number, self.panel, *pickers],
+            js="(a, b, c, d, ...panel) => [...window.chatPage.stored(), ...panel]",
             **QUEUED,
         )
-        restored.then(None, js="() => { window.chatPage.restored = true; }", **UNQUEUED)
+        # If it fails, the page can be used, and what it has stored stays: a reload tries again.
+        restored.failure(None, None, self.number, js="() => '1'", **UNQUEUED)
+        restored.success(None, js="() => { window.chatPage.restored = true; }", **UNQUEUED)
         for box, name in ((self._texts, "conversation"), (self._pictures, "pictures")):
             box.change(None, box, None, js=f"text => window.chatPage.store('{name}', text)", **UNQUEUED)
         restored.then(self.toast_missing, self._from_browser, None, **QUEUED)
+        changed = f"(change, ...values) => window.chatPage.changePanel({json.dumps(PANEL)}, change, values)"
+        self.panel.change(None, [self.panel, *panel], panel, js=changed, **UNQUEUED)
         gr.on(
             [component.change for component in panel],
             None,
@@ -146,20 +151,11 @@ class ConversationStore:
             **UNQUEUED,
         )
         self._storage_full.click(lambda: gr.Info(texts.STORAGE_FULL, duration=8), **QUEUED)
-        cleared = json.dumps(["", "", texts.NO_COMMAND_LINE])
-        chat.clear(None, None, self.outputs, js=f"() => (window.chatPage.clear(), {cleared})", **UNQUEUED)
-
-        imported = [chat, *self.outputs, *panel, self._from_browser]
-
-        def import_file(file: str, request: gr.Request) -> tuple[Any, ...]:
-            if is_answering(request.session_hash):
-                gr.Info(texts.STILL_ANSWERING, duration=6)
-                return *(gr.skip(),) * (len(imported) - 1), ""
-            return self.import_file(file)
-
-        uploaded = self._import.upload(import_file, self._import, imported, **QUEUED)
+        imported = [chat, self.number, *self.outputs, self.panel, *pickers, self._from_browser]
+        uploaded = self._import.upload(self.import_file, [self._import, self.number, *panel], imported, **QUEUED)
         leave = "imported => imported && window.chatPage.leaveLink()"
         uploaded.then(None, self._from_browser, None, js=leave, **UNQUEUED)
+        uploaded.then(self.toast_missing, self._from_browser, None, **QUEUED)
         exported = self._export.click(self.export, chat, self._to_browser, inputs_kwargs=settings, **QUEUED)
         save = f"text => window.chatPage.save('{texts.EXPORT_NAME}', text)"
         exported.success(None, self._to_browser, None, js=save, **UNQUEUED)
@@ -174,21 +170,38 @@ class ConversationStore:
         )
         copied.then(_toast_link, [self._to_browser, self._from_browser], None, **QUEUED)
 
-    def restore(self, stored: str, pictures: str, settings: str, packed: str) -> tuple[Any, ...]:
+    def clear(self, chat: gr.Chatbot) -> Any:
+        """Connects the browser's part of Clear: it forgets the conversation, and takes the next state's number."""
+        outputs, cleared = [self.number, self._command], json.dumps(texts.NO_COMMAND_LINE)
+        js = f"number => [window.chatPage.clear(number, {CLEAR_STEP}), {cleared}]"
+        return chat.clear(None, self.number, outputs, js=js, **UNQUEUED)
+
+    def restore(
+        self, stored: str, pictures: str, settings: str, packed: str, request: gr.Request, *panel: Any
+    ) -> tuple[Any, ...]:
         """Updates that restore the stored conversation, or show that of a link, which is not stored yet.
 
-        stored, pictures, settings: from the browser's storage; packed: from the link.
+        stored, pictures, settings: from the browser's storage; packed: from the link; panel: the side panel.
         """
-        history: History = []
+        try:
+            with self.states.change(request.session_hash, "0", texts.STILL_RESTORING) as change:
+                history = self._restored_history(stored, pictures, packed)
+                values = conversation_json.from_stored_settings(settings)
+                number = str(self.states.finish(change))
+        except StaleEvent as error:  # a page is loaded once
+            raise gr.Error(str(error), print_exception=False) from error
+        shown = history or gr.skip(), self._command_line(history), number
+        return _selected(values), *shown, *self._panel(values, panel, number)
+
+    def _restored_history(self, stored: str, pictures: str, packed: str) -> History:
         try:
             if packed:
                 history = conversation_json.from_link(packed)
                 gr.Info(texts.LINK_OPENED, duration=8)
+                return history
         except BadInput as error:
             toast(error)
-        history = history or conversation_json.from_browser(stored, pictures)
-        values = conversation_json.from_stored_settings(settings)
-        return _selected(values), history or gr.skip(), self._command_line(history), *self._panel(values)
+        return conversation_json.from_browser(stored, pictures)
 
     def toast_missing(self, selected: str) -> None:
         """Names the selected adapters that do not exist, once the server knows its adapters."""
@@ -202,46 +215,51 @@ class ConversationStore:
     def _catalog_is_loading(self) -> bool:
         return not self.catalog.names() and self.provider.status().state == "loading"
 
-    def import_file(self, file: str) -> tuple[Any, ...]:
-        """Updates of the chat, `outputs` and the panel, and "imported"; none of them if the file is refused."""
+    def import_file(self, file: str, number: str, request: gr.Request, *panel: Any) -> tuple[Any, ...]:
+        """Updates of the chat, its number, `outputs` and the panel, and the selected adapters; none and "" if it is
+        refused.
+        """
+        unchanged = [gr.skip()] * (1 + len(self.outputs) + 1 + len(PICKERS))
         try:
-            if Path(file).stat().st_size > transcript.MAX_BYTES:
-                raise BadInput(texts.import_too_large(transcript.MAX_BYTES))
-            imported = transcript.read(Path(file).read_bytes())
-            history = conversation_json.to_history(imported.messages)
+            with self.states.change(request.session_hash, number, texts.STILL_RESTORING) as change:
+                if Path(file).stat().st_size > transcript.MAX_BYTES:
+                    raise BadInput(texts.import_too_large(transcript.MAX_BYTES))
+                imported = transcript.read(Path(file).read_bytes())
+                history = conversation_json.to_history(imported.messages)
+                number = str(self.states.finish(change))
+        except StaleEvent as error:
+            return gr.skip(), refuse(error), *unchanged[1:], ""
         except (BadInput, OSError) as error:
             toast(error if isinstance(error, BadInput) else AdapterError(UPLOAD_NOT_KEPT))
-            return *(gr.skip(),) * (1 + len(self.outputs) + len(PANEL)), ""
+            return gr.skip(), *unchanged, ""
         stored, packed = conversation_json.to_browser(history, {})
         if imported.dropped:
             gr.Info(texts.not_imported(*astuple(imported.dropped)), duration=8)
         if packed.dropped:
             gr.Info(texts.not_kept_by_browser(*astuple(packed.dropped)), duration=8)
         values = conversation_json.from_stored_settings(imported.settings)
-        self.toast_missing(_selected(values))
-        outputs = json.dumps(stored), json.dumps(packed.pictures()), self._command_line(history)
-        return history, *outputs, *self._panel(values), "imported"
+        outputs = _numbered(stored, number), _numbered(packed.pictures(), number), self._command_line(history)
+        return history, number, *outputs, *self._panel(values, panel, number), _selected(values)
 
-    def _panel(self, values: dict[str, Any]) -> list[Any]:
-        """Updates of the side panel. An adapter that does not exist becomes the frozen base."""
-        updates = []
-        for name in PANEL:
-            if name not in values:
-                updates.append(gr.skip())
-            elif name in ("adapter", "mix"):
-                updates.append(self._select_adapter(values[name], dropdown=name == "mix"))
-            else:
-                updates.append(gr.update(value=values[name]))
-        return updates
-
-    def _select_adapter(self, name: str, dropdown: bool) -> Any:
-        choices = theme.picker_choices(self.catalog)
-        if name and self._catalog_is_loading():
-            choices.append((name, name))
-        elif name not in self.catalog.names():
-            name = BASE_ONLY
-        # Includes the choices, because a page may have been built when the catalog was still empty.
-        return gr.update(choices=theme.short_choices(choices, texts.NO_MIX) if dropdown else choices, value=name)
+    def _panel(self, values: dict[str, Any], seen: tuple[Any, ...], number: str) -> list[Any]:
+        """Updates of the side panel and of the pickers' choices. An adapter that does not exist becomes the frozen
+        base.
+        """
+        changes, pickers = {}, []
+        for name, before in zip(PANEL, seen, strict=True):
+            if name in values:
+                changes[name] = before, values[name]
+        for name in PICKERS:
+            choices = theme.picker_choices(self.catalog)
+            value = values.get(name)
+            if value and self._catalog_is_loading():
+                choices.append((value, value))
+            elif name in changes and value not in self.catalog.names():
+                changes[name] = changes[name][0], BASE_ONLY
+            # The choices, because a page may have been built when the catalog was still empty.
+            short = name == "mix"
+            pickers.append(gr.update(choices=theme.short_choices(choices, texts.NO_MIX) if short else choices))
+        return [panel_change(changes, number), *pickers]
 
     def export(self, history: History, **settings: Any) -> str:
         try:
@@ -272,9 +290,29 @@ def _history_in(inputs: tuple[Any, ...]) -> History:
 
 def _selected(values: dict[str, Any]) -> str:
     """The names of the selected adapters as JSON."""
-    return json.dumps([values[name] for name in ("adapter", "mix") if values.get(name)])
+    return json.dumps([values[name] for name in PICKERS if values.get(name)])
+
+
+def _numbered(stored: Any, number: str) -> str:
+    """What page.js stores: the state's number, a line break, and JSON."""
+    return f"{number}\n{json.dumps(stored)}"
 
 
 def _toast_link(address: str, copied: str) -> None:
     if address:
         gr.Info(texts.LINK_COPIED if copied else texts.link_to_copy(address), duration=8 if copied else 60)
+
+
+def refuse(error: StaleEvent) -> Any:
+    """Shows why an event changes nothing; returns an update of the number that the page should take over."""
+    gr.Info(str(error), duration=6)
+    return gr.skip() if error.number is None else str(error.number)
+
+
+def panel_change(changes: dict[str, tuple[Any, Any]], number: object) -> str:
+    """An update of the side panel by page.js. changes: (value that the event saw, new value) by name.
+
+    A value that the visitor has changed since the event began is the visitor's and stays. number: of the event,
+    because only a text that differs from the one before is a change.
+    """
+    return json.dumps([number, changes])

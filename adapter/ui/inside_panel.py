@@ -6,6 +6,7 @@ mute.js are the browser's part. Nothing is computed or requested while the panel
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 import threading
@@ -21,6 +22,7 @@ from adapter.server.generation import EngineProvider, client_of, wait_for, witho
 from adapter.ui import conversation, inside_charts
 from adapter.ui.answer_stream import build_request
 from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
+from adapter.ui.conversation_states import MAX_SESSIONS
 from adapter.ui.images import open_upload
 from adapter.ui.status import MODEL, PRIVATE, UNQUEUED
 from adapter.ui.texts import inside as texts
@@ -79,16 +81,19 @@ class InsideEvents:
     """The event handlers of the panel. Thread-safe.
 
     Caches the newest inspections, so that a click on a token costs no forward pass. A click on an answer that is
-    no longer cached repeats its inspection.
+    no longer cached repeats its inspection; one on an answer that is no longer the newest, or no longer shown when
+    the inspection ends, changes nothing.
     """
 
     def __init__(self, provider: EngineProvider) -> None:
         self.provider = provider
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, InspectedAnswer] = OrderedDict()
+        self._shown: OrderedDict[str | None, str] = OrderedDict()  # the key in each session's panel
 
     def show(self, history: History, colour: str, request: gr.Request) -> Iterator[Updates]:
         """Inspects the newest answer and shows its charts, or a message why there are none."""
+        self._show(request, "")
         try:
             _recorded_answer(history)
             for status in wait_for(self.provider):
@@ -104,12 +109,15 @@ class InsideEvents:
             return
         inspection, names, tokens = inspected
         muted = record.settings.mute_layers, record.settings.mute_heads
+        key = f"{_answer_id(history)}.{secrets.token_urlsafe(12)}"
+        self._add_to_cache(key, inspected)
+        self._show(request, key)
         colours = COLOURS if inspection.grounding is not None else COLOURS[:2]
         selected = colour if colour in [value for _, value in colours] else "drawn"
         yield (
             "",
             inside_charts.gates_html(inspection, names, muted),
-            inside_charts.answer_html(inspection, self._add_to_cache(inspected), tokens),
+            inside_charts.answer_html(inspection, key, tokens),
             gr.update(choices=colours, value=selected, visible=True),
             inside_charts.message_html(texts.CLICK_A_TOKEN),
         )
@@ -117,8 +125,11 @@ class InsideEvents:
     def show_token(self, history: History, event: gr.EventData, request: gr.Request) -> Any:
         """The numbers and the prompt map of a token that was clicked."""
         index, key = _event_value(event, "index"), _event_value(event, "key")
+        key = key if isinstance(key, str) else ""
+        if key and key.partition(".")[0] != _answer_id(history):
+            return gr.skip()
         with self._lock:
-            inspected = self._cache.get(key) if isinstance(key, str) else None
+            inspected = self._cache.get(key)
         try:
             if inspected is None:
                 inspected, _ = self._inspect(history, client_of(request))
@@ -127,6 +138,9 @@ class InsideEvents:
         except Exception:
             log.exception("an answer could not be inspected")
             return inside_charts.message_html(page_texts.FAILED)
+        with self._lock:
+            if key and self._shown.get(request.session_hash, key) != key:
+                return gr.skip()
         if type(index) is not int or not 0 <= index < len(inspected.inspection.tokens):
             return gr.skip()
         return inside_charts.token_html(inspected.inspection, index, inspected.names)
@@ -143,14 +157,19 @@ class InsideEvents:
         names = [texts.part(name, strength) for name, strength in request.parts]
         return InspectedAnswer(inspection, names, len(record.token_ids)), record
 
-    def _add_to_cache(self, inspected: InspectedAnswer) -> str:
-        """Returns a random key, which is sent only to the page that requested the inspection."""
-        key = secrets.token_urlsafe(12)
+    def _add_to_cache(self, key: str, inspected: InspectedAnswer) -> None:
+        """key: random, and sent only to the page that requested the inspection."""
         with self._lock:
             self._cache[key] = inspected
             while len(self._cache) > CACHE_SIZE:
                 self._cache.popitem(last=False)
-        return key
+
+    def _show(self, request: gr.Request, key: str) -> None:
+        with self._lock:
+            self._shown[request.session_hash] = key
+            self._shown.move_to_end(request.session_hash)
+            while len(self._shown) > MAX_SESSIONS:
+                self._shown.popitem(last=False)
 
 
 def _event_value(event: gr.EventData, name: str) -> Any:
@@ -159,6 +178,11 @@ def _event_value(event: gr.EventData, name: str) -> Any:
         return getattr(event, name)
     except (AttributeError, TypeError, LookupError):
         return None
+
+
+def _answer_id(history: History) -> str:
+    """Tells the newest recorded answer from all others."""
+    return hashlib.sha256(repr(conversation.last_recorded_answer(history)).encode()).hexdigest()[:16]
 
 
 def _recorded_answer(history: History) -> tuple[RecordedAnswer, AnswerRecord]:

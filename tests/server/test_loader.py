@@ -75,7 +75,7 @@ AT_ONCE = """
 import sys, threading
 from pathlib import Path
 from adapter.server.loader import import_libraries
-from train.ui.runs import read_progress
+from train.ui.metrics import read_progress
 assert "torch" not in sys.modules
 
 def loader():

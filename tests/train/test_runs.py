@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,15 +26,33 @@ from adapter.base.embedded import BASE
 from adapter.errors import BadInput, Busy
 from adapter.method.checkpoint import load_adapter
 from adapter.method.config import check_name
+from adapter.ui.texts import train as texts
 from tests.app_process import app_process, wait_until
+from tests.fake_engine import FakeCatalog
 from tests.tiny_models import endless_base
 from tests.train.test_data_upload import ROWS, write_jsonl
 from train.config import RecipeFile, read_recipe, recipe_text
+from train.ui import metrics
+from train.ui import runs as train_runs
 from train.ui.charts import run_html
 from train.ui.data_upload import open_sample
-from train.ui.events import SERVED, zip_adapter
+from train.ui.events import SERVED, TrainEvents, zip_adapter
+from train.ui.metrics import MetricsTail, RunProgress, read_progress
 from train.ui.plan import RunPlan, estimate_minutes, free_name, samples
-from train.ui.runs import RECIPE, RECORD, RunProgress, RunRecord, TrainingRun, TrainingRuns, read_progress
+from train.ui.runs import RECIPE, RECORD, RunRecord, TrainingRun, TrainingRuns
+
+_watchers: list[list[str]] = []
+sys.addaudithook(lambda event, arguments: event == "open" and [w.append(str(arguments[0])) for w in _watchers])
+
+
+@contextlib.contextmanager
+def watched_files() -> Iterator[list[str]]:
+    """The paths of the files that are opened meanwhile, by whatever function."""
+    opened: list[str] = []
+    _watchers.append(opened)
+    yield opened
+    _watchers.remove(opened)
+
 
 # Names, recipes and commands.
 
@@ -98,12 +120,15 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_the_estimate_grows_with_the_history_before_rows(tmp_path: Path) -> None:
     def minutes(history: float) -> float:
         config = plan_of(extra={"history": history}).recipe().train
-        estimate, measured = estimate_minutes(config, 60.0, BASE, tmp_path)
+        estimate, measured = estimate_minutes(config, 60.0, BASE, TrainingRuns(tmp_path))
         assert estimate is not None and not measured
         return estimate
 
     assert minutes(1.0) > minutes(0.5) > minutes(0.0) > 0
-    assert estimate_minutes(plan_of().recipe().train, 60.0, "another/base", tmp_path) == (None, False)
+    assert estimate_minutes(plan_of().recipe().train, 60.0, "another/base", TrainingRuns(tmp_path)) == (
+        None,
+        False,
+    )
 
 
 def test_every_sample_can_be_trained_on() -> None:
@@ -131,7 +156,204 @@ def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
     assert "Step 2 of 1,000" in shown and "<svg" in shown and "layer 2: 0.200" in shown
 
 
+GOOD = '{"step": 1, "loss": 2.5, "seconds": 1.0}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", "nonsense", "[1]", "3", "null", "[" * 5000, GOOD, '{"step": 1, "loss": NaN}', '{"step": true}',
+     '{"step": 1, "loss": 1e999}', '{"step": -1, "loss": 1}', '{"step": 1e300, "loss": 1}', '{"loss": 1}',
+     '{"step": 1, "loss": null, "seconds": {}}', '{"step": 1, "gates": [0.1, "a"]}', '{"step": 1, "loss": "2"}',
+     '{"step": 1, "gates": 7}', '{"step": 1%s, "loss": 1}' % ("0" * 400), '{"step": 1, "gates": [NaN]}',
+     '{"step": 1, "seconds": 1%s}' % ("0" * 400), '{"step": 1, "loss": 5e-324}', '{"step": 1, "loss": 1.7e308}',
+     '{"step": 1, "untrained_loss": []}',
+     '{"step": 1, "loss": -4}', "\x00\x00", "\ufeff{}"],
+)  # fmt: skip
+def test_a_broken_line_of_metrics_is_passed_over(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n" + f"{line}\n{GOOD}\n".encode())
+    progress = read_progress(tmp_path)
+    assert progress.losses[-1] == (1, 2.5) and progress.step == 1
+    for state in ("training", "ended"):
+        assert run_html(TrainingRun("n", state, RunRecord(), recipe_of("n"), progress, "", True, True))  # type: ignore[arg-type]
+
+
+def test_metrics_are_read_once_and_anew_if_they_were_replaced(tmp_path: Path) -> None:
+    file, tail = tmp_path / "metrics.jsonl", MetricsTail(tmp_path)
+    assert tail.read() == RunProgress()
+    file.write_text(GOOD + '\n{"step": 2, "lo')
+    assert tail.read().losses == ((1, 2.5),)
+    with open(file, "r+b") as opened:
+        opened.write(b" " * len(GOOD))  # what was read may change
+        opened.seek(0, 2)
+        opened.write(b'ss": 1.5}\n')
+    assert tail.read().losses == ((1, 2.5), (2, 1.5))
+    assert tail.read() is tail.read()
+    # The trainer replaces the file when it resumes.
+    (tmp_path / "new").write_text(GOOD.replace("2.5", "9.0") + "\n" + '{"step": 2, "loss": 8.0}\n' * 9)
+    (tmp_path / "new").replace(file)
+    assert tail.read().losses[:2] == ((1, 9.0), (2, 8.0))
+    file.unlink()
+    assert tail.read() == RunProgress()
+
+
+@pytest.mark.parametrize("end", [b"", b"\n" + GOOD.encode() + b"\n"])
+def test_of_long_metrics_the_end_is_read(end: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 MB, which nobody waits for: with a line that has no end too."""
+    read = 0
+
+    def counting_open(path: Path, mode: str) -> Any:
+        opened = io.open(path, mode)  # noqa: SIM115, UP020
+        whole = opened.read
+
+        def counting_read(count: int = -1) -> bytes:
+            nonlocal read
+            data = whole(count)
+            read += len(data)
+            return data
+
+        return SimpleNamespace(
+            __enter__=None, read=counting_read, seek=opened.seek, close=opened.close, fileno=opened.fileno
+        )
+
+    monkeypatch.setattr(metrics, "open", lambda *a: contextlib.closing(counting_open(*a)), raising=False)
+    tail, file = MetricsTail(tmp_path), tmp_path / "metrics.jsonl"
+    with open(file, "wb") as opened:
+        opened.truncate(100 * 2**20)
+        opened.seek(0, 2)
+        opened.write(end)
+    assert tail.read().losses == (((1, 2.5),) if end else ())
+    assert read <= metrics.MAX_BYTES
+    with open(file, "ab") as opened:
+        opened.write(b"\n" + GOOD.replace("2.5", "1.5").encode() + b"\n")
+    assert tail.read().losses[-1] == (1, 1.5)
+    assert read <= 2 * metrics.MAX_BYTES + 1000
+
+
 # Runs.
+
+
+def write_run(folder: Path, name: str, record: RunRecord | None = None) -> Path:
+    """A run that has ended, as its trainer leaves it."""
+    run = folder / name
+    run.mkdir(parents=True)
+    (run / RECIPE).write_text(recipe_text(recipe_of(name)))
+    (run / "log.txt").write_text("step 1\n")
+    (run / "metrics.jsonl").write_text(GOOD + "\n")
+    (run / RECORD).write_text(json.dumps(dataclasses.asdict(record or RunRecord(1.0, pid=2**22 - 1, started=1.0))))
+    return run
+
+
+def test_open_tabs_read_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 tabs watch 8 runs: nothing is read again until it has changed, however often they look."""
+    folders = [write_run(tmp_path, f"run-{i}") for i in range(8)]
+    tabs = [TrainEvents(TrainingRuns(tmp_path), FakeCatalog(), BASE)]  # type: ignore[arg-type]
+    checked: list[int] = []
+    process = psutil.Process
+    monkeypatch.setattr(psutil, "Process", lambda pid: checked.append(pid) or process(pid))
+
+    def look() -> int:
+        before = len(opened_files)
+        for tab in tabs * 5:
+            for _ in range(3):
+                for i in range(8):
+                    assert f"run-{i}" in tab.panel(f"run-{i}", None, None)[3]
+                tab.runs.speed(BASE)
+        return sum(str(tmp_path) in path for path in opened_files[before:])
+
+    with watched_files() as opened_files:
+        assert look() == 4 * 8  # record, recipe, log and metrics
+        assert look() == 0
+        with open(folders[3] / "metrics.jsonl", "a") as file:
+            file.write('{"step": 2, "loss": 1.0, "seconds": 2.0}\n')
+        assert look() == 1
+    assert tabs[0].runs.progress("run-3").step == 2
+    assert len(checked) <= 8, "a process that has ended is looked for once"
+
+
+@pytest.mark.parametrize("reads", range(1, 8))
+def test_a_run_that_is_removed_meanwhile(reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many looks at its files."""
+    folder = write_run(tmp_path, "echo")
+    tab = TrainEvents(TrainingRuns(tmp_path), FakeCatalog(), BASE)  # type: ignore[arg-type]
+    left, stat = reads, os.stat
+
+    def removing_stat(path: Any, *arguments: Any, **more: Any) -> Any:
+        nonlocal left
+        if str(path).startswith(str(folder)):
+            left -= 1
+            if not left:
+                shutil.rmtree(folder)
+        return stat(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", removing_stat)
+        assert len(tab.panel("echo", None, None)) == 12
+    assert left <= 0 and texts.NOTHING_YET in tab.panel("echo", None, None)[3]
+    assert tab.runs.get("echo") is None and tab.runs.taken() == [] and tab.runs._files._contents == {}
+
+
+@contextlib.contextmanager
+def fake_trainer(folder: Path, runs: TrainingRuns, launched: float = 1.0) -> Iterator[subprocess.Popen[bytes]]:
+    """A run whose process is slow to save: it only ends when its input does."""
+    script = "import signal, sys; signal.signal(15, signal.SIG_IGN); print(flush=True); sys.stdin.read()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder / "echo")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert child.stdout is not None and child.stdout.readline()
+        record = RunRecord(launched, pid=child.pid, started=psutil.Process(child.pid).create_time())
+        write_run(folder, "echo", record)
+        runs._child, runs._child_name = child, "echo"
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_server_that_closes_says_whether_the_run_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_runs, "CLOSE_SECONDS", 0.05)
+    runs = TrainingRuns(tmp_path)
+    with fake_trainer(tmp_path, runs) as child:
+        assert runs.close() == ("echo", False) and "still being saved" in texts.stopped_with_server("echo", False)
+        assert runs.close() is None, "the run is named once"
+        run = runs.get("echo")
+        assert run is not None and run.state == "stopping"
+        child.kill()
+        child.wait()
+        run = runs.get("echo")
+        assert run is not None and run.state == "stopped"
+        monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+        with pytest.raises(Busy, match="going down"):
+            runs.resume("echo")
+
+
+def test_a_stop_ends_the_process_that_was_seen_and_no_later_one(tmp_path: Path) -> None:
+    runs = TrainingRuns(tmp_path)
+    with fake_trainer(tmp_path, runs, launched=7.0):
+        runs.stop("echo", 6.0)
+        run = runs.get("echo")
+        assert run is not None and not run.record.stop
+        runs.stop("echo", 7.0)
+        run = runs.get("echo")
+        assert run is not None and run.record.stop
+
+
+def test_a_run_that_cannot_be_recorded_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = TrainingRuns(tmp_path)
+
+    def plan(folder: Path) -> tuple[RunPlan, str, str]:
+        return plan_of(data=write_jsonl(folder / "rows.jsonl", ROWS)), "", ""
+
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_runs, "_write_record", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        runs.start("echo", [], plan)
+    assert runs._child is not None and wait_until(lambda: runs._child.poll() is not None)  # type: ignore[union-attr]
+    assert runs.names() == []
 
 
 def recipe_of(name: str) -> RecipeFile:
@@ -235,10 +457,10 @@ def test_a_killed_trainer_leaves_an_adapter_that_answers(tiny_folder: Path, tmp_
             steps = [step for step, _ in run.progress.losses]
             assert steps == list(range(1, len(steps) + 1))
             # A server that shuts down stops its run, and waits for the save.
-            assert trainer.runs.close() == "echo"
+            assert trainer.runs.close() == ("echo", True)
             run = trainer.wait_for_end()
             assert run.state == "stopped" and run.saved
-            wait_until(lambda: trainer.runs.close() == "")  # its process has ended
+            assert trainer.runs.close() is None
         finally:
             trainer.runs.close()
 

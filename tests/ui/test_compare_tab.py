@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from PIL import Image
 
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.serve.request import Client, GenerationEvent, GenerationStats
-from adapter.ui import answer_stream, compare_tab
+from adapter.ui import compare_tab
 from adapter.ui.answer_stream import merge_answers
 from adapter.ui.compare_tab import MAX_PANES, CompareEvents, mark_differences
 from adapter.ui.texts import page as texts
@@ -24,10 +25,17 @@ from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_requ
 REQUEST = event_request()
 SAMPLING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 32, "seed": None}
 TWO = (("", 1.0), ("poet", 1.0))
+NEWER = map(str, itertools.count(10, 10))  # numbers, each newer than all that the server has seen
 
 
 def compare(
-    tab: Any, *panes: tuple[str, float], text: str = "hello", files: Any = (), count: int = 0, **sampling: Any
+    tab: Any,
+    *panes: tuple[str, float],
+    text: str = "hello",
+    files: Any = (),
+    count: int = 0,
+    number: str = "",
+    **sampling: Any,
 ) -> Iterator[Any]:
     """The updates of one message; tab: the event handlers, or an engine for them."""
     if not isinstance(tab, CompareEvents):
@@ -36,7 +44,9 @@ def compare(
     values = {f"adapter_{i}": name for i, (name, _) in enumerate(padded)}
     values |= {f"strength_{i}": strength for i, (_, strength) in enumerate(padded)}
     message = {"text": text, "files": list(files)}
-    return tab.send(message, count or len(panes), REQUEST, **values, **{**SAMPLING, **sampling})
+    return tab.send(
+        message, number or next(NEWER), count or len(panes), REQUEST, **values, **{**SAMPLING, **sampling}
+    )
 
 
 class ScriptedEngine:
@@ -85,7 +95,7 @@ def test_all_panes_have_the_same_seed() -> None:
     assert [(r.adapter, r.strength) for r in engine.requests] == [(None, 1.0), ("poet", 0.5), ("poet", 1.0)]
     assert len({r.sampling.seed for r in engine.requests}) == 1 and engine.requests[0].sampling.seed is not None
     assert {r.client for r in engine.requests} == {Client("192.0.2.1", "me")} and engine.closed == 3
-    box, *panes = updates[-1]
+    box, _, *panes = updates[-1]
     assert box["submit_btn"] is True and texts.EMPTY_PANE in panes[3]
     assert all("you said: hello!" in pane and "20 tokens/s" in pane for pane in panes[:3])
     assert texts.SAME_WORDS not in panes[0] and texts.SAME_WORDS in panes[1]
@@ -98,19 +108,19 @@ def test_panes_grow_together(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine()
     updates = compare(engine, *TWO)
     first, second = next(updates), next(updates)
-    assert first[0]["stop_btn"] is True and first[1] == gr.skip()  # it may still be refused
-    assert "…" in second[1]  # the last comparison is gone
+    assert first[0]["stop_btn"] is True and first[2] == gr.skip()  # it may still be refused
+    assert "…" in second[2]  # the last comparison is gone
     received: list[Any] = []
     reader = threading.Thread(target=lambda: received.extend(updates))
     reader.start()
     for index, text, pane in [(1, "yo ", "yo"), (0, "a ", "a"), (1, "ho", "yo ho"), (0, "b", "a b")]:
         engine.answers[index].emit(text)
-        wait_until(lambda: received and f">{pane}<" in received[-1][1 + index])  # noqa: B023
-    assert "<mark>" not in received[-1][2]
+        wait_until(lambda: received and f">{pane}<" in received[-1][2 + index])  # noqa: B023
+    assert "<mark>" not in received[-1][3]
     engine.answers[0].emit("!", "stop")
     engine.answers[1].emit("!", "length")
     reader.join(PATIENCE)
-    _, *panes = received[-1]
+    _, _, *panes = received[-1]
     assert "a b!" in panes[0] and "<mark>yo ho!</mark>" in panes[1]
     assert "cut at max tokens" in panes[1] and "2 of 2 words" in panes[1]
 
@@ -120,6 +130,8 @@ def test_an_error_ends_its_own_pane_only() -> None:
         def submit(self, request: Any) -> Any:
             if request.adapter == "see":
                 raise LoadError("Adapter 'see': /home/me/x/see/config.json is broken. <b>")
+            if request.strength == 0.25:
+                raise RuntimeError("/secret")
             answer = super().submit(request)
             if request.adapter == "poet":
                 answer.events = failing(answer.events)
@@ -129,8 +141,8 @@ def test_an_error_ends_its_own_pane_only() -> None:
         yield next(events)
         raise Busy("Somebody pulled the plug. Try again.")
 
-    *_, (_, *panes) = compare(FailingEngine(), ("", 1.0), ("poet", 1.0), ("see", 1.0), ("", 0.5))
-    assert "you said: hello!" in panes[0] and "you said: hello!" in panes[3]
+    *_, (_, _, *panes) = compare(FailingEngine(), ("", 1.0), ("poet", 1.0), ("see", 1.0), ("", 0.25))
+    assert "you said: hello!" in panes[0] and texts.FAILED in panes[3]
     assert "you said:" in panes[1] and "pulled the plug" in panes[1]
     assert "config.json is broken. &lt;b&gt;" in panes[2] and "/home" not in panes[2]
 
@@ -151,7 +163,7 @@ def test_what_is_wrong_for_all_panes_is_a_toast(
     updates = list(compare(engine, ("", 1.0), (adapter, 1.0), **wrong))
     assert len(toasts) == 1 and message in toasts[0] and not engine.requests
     assert updates[-1][0]["submit_btn"] is True
-    assert all(panes == [gr.skip()] * 4 for _, *panes in updates), "the last comparison is gone"
+    assert all(panes == [gr.skip()] * 4 for _, _, *panes in updates), "the last comparison is gone"
 
 
 @pytest.mark.parametrize(("error", "message"), [(Busy("Full. Wait."), "Full"), (ValueError("/secret"), "its log")])
@@ -173,7 +185,7 @@ def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_unreadable_picture_leaves_the_box_and_the_text_stays(uploads: Path, toasts: list[str]) -> None:
     (uploads / "a.png").write_bytes(b"no picture")
     picture = str(uploads / "a.png")
-    *_, (box, *panes) = compare(EchoEngine(), ("", 1.0), ("see", 1.0), text="What is it?", files=[picture])
+    *_, (box, _, *panes) = compare(EchoEngine(), ("", 1.0), ("see", 1.0), text="What is it?", files=[picture])
     assert box["value"] == {"text": "What is it?", "files": []} and box["submit_btn"] is True
     assert panes == [gr.skip()] * 4 and len(toasts) == 1
 
@@ -182,7 +194,7 @@ def test_the_picture_goes_to_visual_adapters(uploads: Path, toasts: list[str]) -
     Image.new("RGB", (8, 8)).save(uploads / "a.png")
     picture = str(uploads / "a.png")
     engine = EchoEngine()
-    *_, (_, *panes) = compare(engine, ("", 1.0), ("see", 1.0), text="", files=[picture])
+    *_, (_, _, *panes) = compare(engine, ("", 1.0), ("see", 1.0), text="", files=[picture])
     assert [r.image is not None for r in engine.requests] == [False, True]
     assert engine.requests[0].messages[0].text == "What is in this picture?"
     assert "picture not used" in panes[0] and "picture not used" not in panes[1]
@@ -194,15 +206,49 @@ def test_stop_cancels_all_panes() -> None:
     engine = ScriptedEngine()
     tab = CompareEvents(ReadyProvider(engine), FakeCatalog())
     updates = compare(tab, ("", 1.0), ("poet", 1.0), ("see", 1.0))
-    next(updates), next(updates)
+    _, number, *_ = next(updates)
+    next(updates)
     engine.answers[0].emit("a"), engine.answers[1].emit("b")
     next(updates)
-    assert tab.stop(REQUEST) == gr.skip()
+    assert tab.stop(number, REQUEST) == (gr.skip(), gr.skip())
     assert all(answer.cancelled for answer in engine.answers)
-    *_, (box, *panes) = updates
+    *_, (box, _, *panes) = updates
     assert box["submit_btn"] is True and "stopped" in panes[0] and "first word" in panes[2]
     assert not any("<mark>" in pane for pane in panes)
-    assert tab.stop(REQUEST)["submit_btn"] is True
+
+
+def test_a_late_stop_ends_no_later_comparison() -> None:
+    engine = ScriptedEngine()
+    tab = CompareEvents(ReadyProvider(engine), FakeCatalog())
+    first = compare(tab, *TWO, number="0")
+    seen = next(first)[1]
+    next(first)
+    for answer in engine.answers:
+        answer.emit("a", "stop")
+    *_, (_, number, *_) = first
+    assert tab.stop(seen, REQUEST) == (gr.skip(), gr.skip())
+    second = compare(tab, *TWO, number=number)
+    next(second), next(second)
+    assert tab.stop(seen, REQUEST) == (gr.skip(), gr.skip())
+    assert not any(answer.cancelled for answer in engine.answers[2:])
+    second.close()
+    # A server that was restarted knows nothing of it: the page gets its button back.
+    assert CompareEvents(ReadyProvider(engine), FakeCatalog()).stop(seen, REQUEST)[0]["submit_btn"] is True
+
+
+def test_an_answer_that_failed_is_not_compared() -> None:
+    """Words after the place where it failed do not differ from it."""
+    engine = ScriptedEngine()
+    updates = compare(engine, ("", 1.0), ("poet", 1.0), ("see", 1.0))
+    next(updates), next(updates)
+    failed, whole, cut = engine.answers
+    whole.emit("the sea is blue", "stop")
+    for answer in (failed, cut):
+        answer.emit("the")
+        answer.inbox.put(Busy("Pulled."))
+    *_, (_, _, *panes) = updates
+    assert not any("<mark>" in pane or "not in pane 1" in pane or texts.SAME_WORDS in pane for pane in panes)
+    assert "the sea is blue" in panes[1] and "Pulled." in panes[0]
 
 
 def test_leaving_cancels_all_panes() -> None:
@@ -215,23 +261,22 @@ def test_leaving_cancels_all_panes() -> None:
     assert all(answer.cancelled for answer in engine.answers)
 
 
-def test_one_comparison_at_a_time(toasts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_stream, "RELEASE_SECONDS", 0.05)
+def test_one_comparison_at_a_time(toasts: list[str]) -> None:
     tab = CompareEvents(ReadyProvider(EchoEngine()), FakeCatalog())
-    first = compare(tab, *TWO)
+    first = compare(tab, *TWO, number="5")
     next(first)
-    assert list(compare(tab, *TWO)) == [(gr.skip(),) * 5]
+    assert list(compare(tab, *TWO, number="5")) == [(gr.skip(),) * 6]
     assert "still being written" in toasts[0]
     first.close()
 
 
 def test_an_empty_message_changes_nothing(toasts: list[str]) -> None:
-    assert list(compare(EchoEngine(), *TWO, text=" ")) == [(gr.skip(),) * 5]
+    assert list(compare(EchoEngine(), *TWO, text=" ")) == [(gr.skip(),) * 6]
     assert toasts == [texts.NOTHING_TO_SEND]
 
 
 def test_answers_are_inert() -> None:
-    *_, (_, *panes) = compare(EchoEngine(), *TWO, text="<img src=x onerror=alert(1)> & ${1+1}")
+    *_, (_, _, *panes) = compare(EchoEngine(), *TWO, text="<img src=x onerror=alert(1)> & ${1+1}")
     assert all("<img" not in pane and "&lt;img" in pane for pane in panes[:2])
 
 

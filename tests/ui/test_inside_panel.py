@@ -220,6 +220,32 @@ def test_a_click_on_what_is_no_longer_cached_inspects_again(engine) -> None:
     assert texts.NO_ANSWER in panel.show_token([], clicked(0), REQUEST)
 
 
+def test_a_click_on_an_answer_that_has_been_replaced_changes_nothing(engine) -> None:
+    panel, old = InsideEvents(ReadyProvider(engine)), recorded(engine, tokens=4)
+    key = re.search(r'data-key="(.*?)"', last_updates(panel, old)[2])[1]
+    new = recorded(engine, tokens=3)
+    # The chat has a new answer, and the panel still shows the old one: even if that is no longer cached.
+    for events in (panel, InsideEvents(ReadyProvider(engine))):
+        assert events.show_token(new, clicked(1, key), REQUEST) == gr.skip()
+    # The new answer is shown while the old one's token is being inspected again.
+    panel._cache.clear()
+    inspect = engine.inspect
+
+    def meanwhile(*arguments: Any) -> Any:
+        engine.inspect = inspect
+        last_updates(panel, new)
+        return inspect(*arguments)
+
+    engine.inspect = meanwhile
+    assert panel.show_token(old, clicked(1, key), REQUEST) == gr.skip()
+    # Another page that shows the old answer is not concerned.
+    other = event_request("other")
+    *_, (_, _, markup, *_) = panel.show(old, "drawn", other)
+    key = re.search(r'data-key="(.*?)"', markup)[1]
+    last_updates(panel, new)
+    assert isinstance(panel.show_token(old, clicked(1, key), other), str)
+
+
 def test_the_cache_is_bounded(engine) -> None:
     panel, history = InsideEvents(ReadyProvider(engine)), recorded(engine, tokens=2)
     for _ in range(inside_panel.CACHE_SIZE + 3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,46 @@ from typing import Any
 import pytest
 
 import app
-from adapter.ui import theme
+from adapter.errors import Busy
+from adapter.ui import conversation_json, theme
 from adapter.ui.texts import page as texts
-from tests.app_process import wait_until
+from tests.app_process import PATIENCE, wait_until
 from tests.browser import CHROMIUM, PHOTOGRAPHS, QUIET, Visitor
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+
+class GatedEngine(EchoEngine):
+    """An engine whose answers wait after their first piece while `gate` is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def submit(self, request: Any) -> Any:
+        answer = super().submit(request)
+        events = answer.events
+
+        def gated() -> Iterator[Any]:
+            yield next(events)
+            assert self.gate.wait(PATIENCE)
+            yield from events
+
+        answer.events = gated()
+        return answer
+
+
+ENGINE = GatedEngine()
+
+
+@pytest.fixture
+def closed_gate() -> Iterator[GatedEngine]:
+    ENGINE.gate.clear()
+    yield ENGINE
+    ENGINE.error = None
+    ENGINE.gate.set()
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +59,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A page in this process whose engine echoes what it is told."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog())
+        page = app.build_page(ReadyProvider(ENGINE), FakeCatalog())
         _, address, _ = page.launch(
             prevent_thread_lock=True,
             quiet=True,
@@ -282,3 +316,97 @@ def test_no_camera_is_a_sentence(browser: Any, url: str, secure: bool, sentence:
     visitor.page.locator("#camera dialog").wait_for(state="hidden")
     assert visitor.complaints == []
     bare.close()
+
+
+def test_a_message_and_a_choice_during_the_restore_replace_nothing(
+    visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitor = visit()
+    visitor.ask("Good morning.")
+    visitor.pick("poet")
+    rows = visitor.rows()
+    restore, gate = conversation_json.from_browser, threading.Event()
+    monkeypatch.setattr(
+        conversation_json, "from_browser", lambda *stored: gate.wait(PATIENCE) and restore(*stored)
+    )
+    visitor.page.reload()
+    visitor.page.locator(".status.ready").wait_for()
+    visitor.pick("see")
+    visitor.type("And now?")
+    assert visitor.toast() == texts.STILL_RESTORING
+    assert visitor.box.input_value() == "And now?" and visitor.rows() == []
+    gate.set()
+    wait_for_rows(visitor, rows)
+    visitor.page.wait_for_function("() => window.chatPage.restored")
+    assert visitor.picked == "see"
+    visitor.box.press("Enter")
+    visitor.await_answers(2)
+    visitor.settle()
+    gone_on = visitor.rows()
+    assert gone_on[: len(rows)] == rows
+    visitor.reload()
+    wait_for_rows(visitor, gone_on)
+    assert visitor.picked == "see"
+
+
+def test_a_stop_that_is_on_its_way_when_the_answer_ends_changes_nothing(
+    visit: Callable[..., Visitor], closed_gate: GatedEngine
+) -> None:
+    visitor = visit()
+    held: list[Any] = []
+    visitor.type("Good morning.")
+    visitor.await_answers(1)
+    visitor.page.route("**/gradio_api/run/**", held.append)
+    visitor.page.locator("#box .stop-button").click()
+    wait_until(lambda: visitor.page.wait_for_timeout(20) or held)
+    closed_gate.gate.set()
+    assert visitor.settle() == "you said: Good morning.!"
+    rows = visitor.rows()
+    visitor.page.unroute("**/gradio_api/run/**")
+    with visitor.page.expect_response("**/gradio_api/run/**"):
+        for route in held:
+            route.continue_()
+    visitor.page.wait_for_function("() => window.chatPage.restored")
+    assert visitor.ask("And now?") == "you said: And now?!"
+    assert visitor.rows()[: len(rows)] == rows and not any("stopped" in row for row in visitor.rows())
+    rows = visitor.rows()
+    visitor.reload()
+    wait_for_rows(visitor, rows)
+
+
+def test_a_failed_answer_leaves_the_adapter_that_was_chosen_meanwhile(
+    visit: Callable[..., Visitor], closed_gate: GatedEngine
+) -> None:
+    visitor = visit()
+    visitor.pick("poet")
+    for choice, adapter in (("see", "see"), ("poet", "poet")):
+        closed_gate.gate.clear()
+        closed_gate.error = Busy("Pulled.")
+        visitor.type("Good morning.")
+        visitor.await_answers(1)
+        visitor.pick(choice)
+        closed_gate.gate.set()
+        assert visitor.toast() == "Pulled."
+        wait_until(lambda: visitor.rows() == [] and visitor.box.input_value() == "Good morning.")
+        assert visitor.picked == adapter
+    # What the answer itself has chosen is put back.
+    closed_gate.gate.clear()
+    visitor.page.get_by_label(texts.DEFAULT_QUESTION).first.click()
+    visitor.await_answers(1)
+    assert visitor.picked == "see"
+    closed_gate.gate.set()
+    assert visitor.toast() == "Pulled."
+    visitor.page.locator('#picker input[value="poet"]:checked').wait_for()
+
+
+def test_clear_while_an_answer_is_written(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
+    visitor = visit()
+    visitor.type("Good morning.")
+    visitor.await_answers(1)
+    clear(visitor)
+    closed_gate.gate.set()
+    visitor.page.locator("#box .submit-button").wait_for()
+    assert visitor.ask("And now?") == "you said: And now?!" and len(visitor.answers()) == 1
+    rows = visitor.rows()
+    visitor.reload()
+    wait_for_rows(visitor, rows)

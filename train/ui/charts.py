@@ -12,18 +12,20 @@ from collections.abc import Sequence
 
 from adapter.server.generation import without_folders
 from adapter.ui.texts import train as texts
-from train.ui.runs import Points, RunProgress, TrainingRun
+from train.ui.metrics import Points, RunProgress
+from train.ui.runs import TrainingRun
 
 WIDTH, HEIGHT = 400, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 8, 8, 20
 _MAX_POINTS = 300  # per line
+_SMALLEST, _LARGEST = 1e-300, 1e300  # values that a chart can show: powers of ten beyond are 0 or infinite
 _SMOOTHING = 0.8  # weight of the previous value in the exponential average of the loss
 
 
 def run_html(run: TrainingRun) -> str:
     """The panel of one run."""
     step, steps = run.progress.step, run.recipe.train.steps
-    share = 100 if run.state == "ended" else round(100 * step / steps)
+    share = 100 if run.state == "ended" else min(100, round(100 * step / steps))
     left = run.seconds_left if run.state == "training" else None
     line = texts.step_line(step, steps, left) if step or run.state == "training" else ""
     sentence = _sentence(run)
@@ -144,7 +146,7 @@ def _thin(points: Points) -> Points:
 
 def _round_up(value: float) -> float:
     """The next of 1, 2, 3, 4, 5, 6, 8 or 10 times a power of ten."""
-    if value <= 0:
+    if not _SMALLEST <= value <= _LARGEST:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 3, 4, 5, 6, 8, 10) if value <= factor * power * (1 + 1e-9))

@@ -72,6 +72,7 @@ class TrainEvents:
         # The trainer runs in another working directory than the server.
         self.base = os.path.abspath(base) if os.path.exists(base) else base
         self.samples: dict[str, Sample] = {sample.name: sample for sample in samples()}
+        self._drawn: dict[str, tuple[TrainingRun, str]] = {}  # the latest panel of each run, for all visitors
 
     # 1. Data. Updates of (the other data source, preview, summary, the settings, estimate, command, start).
 
@@ -130,7 +131,7 @@ class TrainEvents:
         try:
             plan = self._plan(summary, settings, Path("x"))
             kind = texts.PICTURES if summary["pictures"] else texts.TEXTS
-            minutes = estimate_minutes(plan.recipe().train, summary["tokens"], self.base, self.runs.folder)
+            minutes = estimate_minutes(plan.recipe().train, summary["tokens"], self.base, self.runs)
             estimate = texts.estimate(kind, *minutes)
         except AdapterError as error:
             return without_folders(str(error)), texts.NO_COMMAND
@@ -173,8 +174,9 @@ class TrainEvents:
 
         return self._act(None, summary, lambda: self.runs.start(settings.name or "", self.store.names(), plan))
 
-    def stop(self, name: str | None, summary: DataSummary | None) -> Updates:
-        return self._act(name, summary, lambda: self.runs.stop(name or ""))
+    def stop(self, name: str | None, launched: float | None, summary: DataSummary | None) -> Updates:
+        """launched: when the process began whose panel the visitor saw. Somebody may have gone on with the run."""
+        return self._act(name, summary, lambda: self.runs.stop(name or "", launched))
 
     def resume(self, name: str | None, summary: DataSummary | None) -> Updates:
         return self._act(name, summary, lambda: self.runs.resume(name or ""))
@@ -190,7 +192,8 @@ class TrainEvents:
         return self.panel(name, summary, None)
 
     def panel(self, name: str | None, summary: DataSummary | None, known_names: list[str] | None) -> Updates:
-        """Updates of (run picker, known names, run, start, stop, resume, chat, compare, download, log, timer).
+        """Updates of (run picker, known names, launched, run, start, stop, resume, chat, compare, download, log,
+        timer).
 
         known_names: the runs in the browser's picker; None to update the picker in any case.
         """
@@ -207,11 +210,12 @@ class TrainEvents:
         timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
         if run is None:
             hidden = gr.update(visible=False)
-            return picker, names, nothing_html(texts.NOTHING_YET), start, *[hidden] * 5, "", timer
+            return picker, names, None, nothing_html(texts.NOTHING_YET), start, *[hidden] * 5, "", timer
         return (
             picker,
             names,
-            run_html(run),
+            run.record.launched,
+            self._html(run),
             start,
             gr.update(visible=run.alive, interactive=run.state != "stopping"),
             gr.update(visible=not run.alive and run.state != "ended", interactive=running is None),
@@ -221,6 +225,13 @@ class TrainEvents:
             without_folders(self.runs.log(run.name)),
             timer,
         )
+
+    def _html(self, run: TrainingRun) -> str:
+        """The panel of a run, drawn once as long as nothing changes."""
+        drawn = self._drawn.get(run.name)
+        if drawn is None or drawn[0] != run:
+            drawn = self._drawn[run.name] = run, run_html(run)
+        return drawn[1]
 
     def _download(self, run: TrainingRun) -> Any:
         if run.alive or not run.adapter:

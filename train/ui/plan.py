@@ -21,8 +21,8 @@ from adapter.base.embedded import BASE
 from adapter.errors import BadInput
 from adapter.method.config import MAX_NAME_LENGTH, RESERVED_NAMES
 from adapter.server.loader import import_libraries
-from train.config import ConfigError, RecipeFile, TrainConfig, read_recipe
-from train.ui.runs import RECIPE, read_progress
+from train.config import RecipeFile, TrainConfig, read_recipe
+from train.ui.runs import TrainingRuns
 
 MIN_STEPS, MAX_STEPS = 10, 1000
 MIN_LR, MAX_LR = 0.001, 0.02
@@ -131,7 +131,9 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
     return name
 
 
-def estimate_minutes(config: TrainConfig, row_tokens: float, base: str, runs: Path) -> tuple[float | None, bool]:
+def estimate_minutes(
+    config: TrainConfig, row_tokens: float, base: str, runs: TrainingRuns
+) -> tuple[float | None, bool]:
     """Estimates the duration of a run, and whether the speed was measured on this machine.
 
     The speed is that of the latest run with the same base in `runs`, or else a constant for the embedded base and
@@ -144,15 +146,9 @@ def estimate_minutes(config: TrainConfig, row_tokens: float, base: str, runs: Pa
     return (_START_SECONDS + tokens / speed) / 60, measured
 
 
-def _tokens_per_second(base: str, runs: Path) -> tuple[float | None, bool]:
-    recipes = sorted(runs.glob(f"*/{RECIPE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in recipes[:5]:
-        progress = read_progress(path.parent)
-        try:
-            if progress.seconds >= 3 and read_recipe(path, []).base == base:
-                return progress.tokens / progress.seconds, True
-        except ConfigError:
-            continue
+def _tokens_per_second(base: str, runs: TrainingRuns) -> tuple[float | None, bool]:
+    if (measured := runs.speed(base)) is not None:
+        return measured, True
     if base != BASE:
         return None, False
     import_libraries()

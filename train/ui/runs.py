@@ -10,17 +10,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import psutil
 from filelock import FileLock
@@ -30,6 +29,7 @@ from adapter.files import atomic_write
 from adapter.method.config import check_name
 from adapter.server.loader import import_libraries
 from train.config import RecipeFile, read_recipe, recipe_text
+from train.ui.metrics import MetricsTail, RunProgress
 
 if TYPE_CHECKING:
     from train.ui.plan import RunPlan
@@ -42,10 +42,9 @@ CLOSE_SECONDS = 10.0
 _START_TOLERANCE = 5.0  # seconds by which a clock adjustment may shift a process's start time
 _LOG_BYTES = 8_000
 _MIN_FREE_BYTES = 500 * 2**20
-_METRICS_BYTES = 4 * 2**20  # of a long run's metrics, from the end
-_RECENT_STEPS = 20  # that the duration of a step is averaged over
+_SPEED_RUNS, _SPEED_SECONDS = 5, 3.0  # the runs that the speed is taken from, and how long one must have trained
 State = Literal["starting", "training", "stopping", "ended", "stopped", "failed", "killed"]
-Points = tuple[tuple[int, float], ...]
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -60,39 +59,6 @@ class RunRecord:
     stop: bool = False
     question: str = ""
     picture: str = ""
-
-
-@dataclass(frozen=True)
-class RunProgress:
-    """The metrics of a run. losses, held_out, largest_gate: (step, value); gates: mean size, lowest layer first.
-
-    untrained: the held-out loss before the first step; tokens, seconds: of all steps; step_seconds,
-    evaluation_seconds: the duration of a recent one; updated: when the metrics were last written.
-    """
-
-    step: int = 0
-    updated: float = 0.0
-    losses: Points = ()
-    held_out: Points = ()
-    largest_gate: Points = ()
-    gates: tuple[float, ...] = ()
-    untrained: float | None = None
-    tokens: int = 0
-    seconds: float = 0.0
-    step_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-
-    @property
-    def best(self) -> float | None:
-        """The held-out loss of the saved adapter."""
-        return min((value for _, value in self.held_out), default=None)
-
-    def seconds_left(self, steps: int, eval_every: int) -> float | None:
-        """None before the first step."""
-        if not self.step_seconds:
-            return None
-        left = max(steps - self.step, 0)
-        return left * self.step_seconds + math.ceil(left / eval_every) * self.evaluation_seconds
 
 
 @dataclass(frozen=True)
@@ -120,14 +86,54 @@ class TrainingRun:
         return self.progress.seconds_left(self.recipe.train.steps, self.recipe.train.eval_every)
 
 
+class RunFiles:
+    """The files of all runs, each of which is read when it has changed and once for all visitors. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._contents: dict[Path, tuple[tuple[int, int, int], object]] = {}
+        self._metrics: dict[Path, MetricsTail] = {}
+
+    def read(self, path: Path, read: Callable[[Path], Content | None]) -> Content | None:
+        """What `read` makes of a file; None without a file."""
+        with self._lock:
+            try:
+                stat = path.stat()
+            except OSError:
+                self._contents.pop(path, None)
+                return None
+            stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
+            known = self._contents.get(path)
+            if known is None or known[0] != stamp:
+                known = self._contents[path] = stamp, read(path)
+            return known[1]  # type: ignore[return-value]
+
+    def progress(self, folder: Path) -> RunProgress:
+        with self._lock:
+            if folder not in self._metrics:
+                self._metrics[folder] = MetricsTail(folder)
+            return self._metrics[folder].read()
+
+    def keep_only(self, folders: Iterable[Path]) -> None:
+        """Forgets the files of other runs, which somebody has removed."""
+        kept = set(folders)
+        with self._lock:
+            self._contents = {path: known for path, known in self._contents.items() if path.parent in kept}
+            self._metrics = {folder: tail for folder, tail in self._metrics.items() if folder in kept}
+
+
 class TrainingRuns:
     """The runs in one folder. Safe for any number of threads, and for several servers over the same folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for one of a visitor's actions at a time
+        self._child_lock = threading.Lock()  # for the process that this server has started
         self._child: subprocess.Popen[bytes] | None = None
         self._child_name = ""
+        self._closed = False
+        self._files = RunFiles()
+        self._ended: dict[str, RunRecord] = {}  # records of processes that have ended, and so for ever
 
     def names(self) -> list[str]:
         """The runs that this page started, latest first."""
@@ -139,8 +145,9 @@ class TrainingRuns:
 
     def taken(self) -> list[str]:
         """The names of folders, except those of runs that ended before anything was saved."""
-        names = [path.name for path in self.folder.glob("*")] if self.folder.is_dir() else []
-        return [name for name in names if not self._is_empty(name)]
+        folders = list(self.folder.glob("*")) if self.folder.is_dir() else []
+        self._files.keep_only(folders)
+        return [folder.name for folder in folders if not self._is_empty(folder.name)]
 
     def running(self) -> str | None:
         """The name of the running run."""
@@ -149,28 +156,38 @@ class TrainingRuns:
     def get(self, name: str) -> TrainingRun | None:
         """The run called `name`; None if there is none or its files cannot be read."""
         folder = self._folder(name)
-        record = None if folder is None else _read_record(folder)
+        record = None if folder is None else self._record(folder)
         if folder is None or record is None:
             return None
         # Checked before the files are read: a process that has ended has written all of them.
         alive = self._process(name) is not None
-        try:
-            recipe = read_recipe(folder / RECIPE, [])
-        except AdapterError:
+        recipe = self._files.read(folder / RECIPE, _read_recipe)
+        if recipe is None:
             return None
-        progress, last_line = read_progress(folder), (self.log(name).splitlines() or [""])[-1]
+        progress, last_line = self.progress(name), (self.log(name).splitlines() or [""])[-1]
         state = _state(folder, record, alive, progress, last_line)
         message = last_line.removeprefix("error: ") if state == "failed" else last_line
         return TrainingRun(name, state, record, recipe, progress, message, *_saved_files(folder))
 
+    def progress(self, name: str) -> RunProgress:
+        return self._files.progress(self.folder / name)
+
     def log(self, name: str) -> str:
         """The end of the trainer's log."""
         folder = self._folder(name)
-        if folder is None:
-            return ""
-        text = _read_end(folder / LOG, _LOG_BYTES)[0].decode("utf-8", errors="replace")
-        lines = (line.rpartition("\r")[2].rstrip() for line in text.split("\n"))
-        return "\n".join(line for line in lines if line)
+        return "" if folder is None else self._files.read(folder / LOG, _read_log) or ""
+
+    def speed(self, base: str) -> float | None:
+        """Tokens per second of the latest run with the same base, also of the command line."""
+        recipes = []
+        for path in self.folder.glob(f"*/{RECIPE}"):
+            with contextlib.suppress(OSError):
+                recipes.append((path.stat().st_mtime, path))
+        for _, path in sorted(recipes, reverse=True)[:_SPEED_RUNS]:
+            recipe, progress = self._files.read(path, _read_recipe), self.progress(path.parent.name)
+            if recipe is not None and recipe.base == base and progress.seconds >= _SPEED_SECONDS:
+                return progress.tokens / progress.seconds
+        return None
 
     # A visitor's actions.
 
@@ -206,28 +223,40 @@ class TrainingRuns:
                 raise BadInput("There is nothing to go on with. Start a new run.")
             self._launch(name, dataclasses.replace(run.record, stop=False), resume=run.saved)
 
-    def stop(self, name: str) -> None:
-        """Asks a run to stop and save after its current step. Asking again has no effect."""
+    def stop(self, name: str, launched: float | None = None) -> None:
+        """Asks a run to stop and save after its current step. Asking again has no effect.
+
+        launched: of the process that the visitor saw; a later one goes on. None: of any.
+        """
         folder = self._folder(name)
         with self._lock:
-            record = None if folder is None else _read_record(folder)
+            record = None if folder is None else _read_record(folder / RECORD)
             process = self._process(name)
             if folder is None or record is None or process is None or record.stop:
+                return
+            if launched is not None and launched != record.launched:
                 return
             # Written before the signal, so that a process that ends at once counts as stopped.
             _write_record(folder, dataclasses.replace(record, stop=True))
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
 
-    def close(self) -> str:
-        """Stops the run that this server started and waits a while for its save. Returns its name, or ""."""
-        child, name = self._child, self._child_name
+    def close(self) -> tuple[str, bool] | None:
+        """Stops the run that this server started and waits CLOSE_SECONDS for its save. Starts none afterwards.
+
+        Returns its name and whether it has ended; otherwise it goes on saving by itself. None without a run.
+        """
+        with self._child_lock:
+            self._closed = True
+            child, self._child = self._child, None
         if child is None or child.poll() is not None:
-            return ""
-        self.stop(name)
+            return None
+        self.stop(self._child_name)
+        if self._folder(self._child_name) is None:  # somebody has removed it
+            child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(CLOSE_SECONDS)
-        return name
+        return self._child_name, child.poll() is not None
 
     # Processes.
 
@@ -245,8 +274,12 @@ class TrainingRuns:
         command = [sys.executable, "-m", "train", "--config", str(folder / RECIPE), "--out", str(folder)]
         # PASSIVE: idle OpenMP threads must not spin on the cores that answer the chat.
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        with open(folder / LOG, "ab") as log:
-            self._child = subprocess.Popen(
+        started = None
+        # Held until the record names the process, because `close` stops it by its record.
+        with self._child_lock, open(folder / LOG, "ab") as log:
+            if self._closed:
+                raise Busy("The server is going down. Start the run when it is up again.")
+            child = self._child = subprocess.Popen(
                 [*command, *(["--resume"] if resume else [])],
                 cwd=ROOT,
                 env=environment,
@@ -255,78 +288,55 @@ class TrainingRuns:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C goes to the server only, which then asks the trainer to stop
             )
-        self._child_name, started = name, None
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self._child.pid)
-            started = process.create_time()
-            process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if os.name == "nt" else NICENESS)
-        _write_record(folder, dataclasses.replace(record, launched=launched, pid=self._child.pid, started=started))
+            self._child_name = name
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(child.pid)
+                started = process.create_time()
+                process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if os.name == "nt" else NICENESS)
+            record = dataclasses.replace(record, launched=launched, pid=child.pid, started=started)
+            try:
+                _write_record(folder, record)
+            except BaseException:
+                child.kill()
+                raise
 
     def _process(self, name: str) -> psutil.Process | None:
         """The run's process; None if it has ended, or if another process has its number now."""
-        if self._child is not None:
-            self._child.poll()  # otherwise it would stay a zombie
+        if (child := self._child) is not None:
+            child.poll()  # otherwise it would stay a zombie
         folder = self._folder(name)
-        record = None if folder is None else _read_record(folder)
+        record = None if folder is None else self._record(folder)
         if folder is None or record is None or record.pid is None or record.started is None:
+            return None
+        if self._ended.get(name) == record:
             return None
         try:
             process = psutil.Process(record.pid)
             command = process.cmdline()  # empty for a moment while a process starts
             same = not command or str(folder) in command
             same &= abs(process.create_time() - record.started) < _START_TOLERANCE
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.Error:
+            if same and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        except psutil.AccessDenied:
             return None
+        except psutil.Error:
+            pass
+        self._ended[name] = record
+        return None
+
+    def _record(self, folder: Path) -> RunRecord | None:
+        return self._files.read(folder / RECORD, _read_record)
 
     def _folder(self, name: str) -> Path | None:
         """The folder of a run; None for any other name, because the browser may send any."""
-        return self.folder / name if isinstance(name, str) and name in self.names() else None
+        if not isinstance(name, str) or name in ("", os.curdir, os.pardir) or name != Path(name).name:
+            return None
+        return self.folder / name if os.path.isfile(self.folder / name / RECORD) else None
 
     def _is_empty(self, name: str) -> bool:
         """Whether a run has ended and left neither a save nor an adapter."""
         folder = self._folder(name)
         return folder is not None and self._process(name) is None and not any(_saved_files(folder))
-
-
-def read_progress(folder: Path) -> RunProgress:
-    """The progress of the run in `folder`; empty if it has not written metrics yet."""
-    import_libraries()
-    from train.run_folder import METRICS  # imports torch
-
-    text, updated = _read_end(folder / METRICS, _METRICS_BYTES)
-    lines = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):  # the line that is being written
-            value = json.loads(line)
-            if isinstance(value, dict) and type(value.get("step")) is int:
-                lines.append(value)
-    return dataclasses.replace(_progress(lines), updated=updated)
-
-
-def _progress(lines: list[dict[str, Any]]) -> RunProgress:
-    def points(name: str) -> Points:
-        return tuple((line["step"], float(line[name])) for line in lines if name in line)
-
-    seconds = points("seconds")
-    recent = seconds[-_RECENT_STEPS - 1 :]
-    step_seconds = 0.0
-    if len(recent) > 1:
-        step_seconds = (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0])
-    elif recent:
-        step_seconds = recent[0][1] / max(recent[0][0], 1)
-    return RunProgress(
-        step=seconds[-1][0] if seconds else 0,
-        losses=points("loss"),
-        held_out=points("held_out_loss"),
-        largest_gate=points("largest_gate"),
-        gates=next((tuple(line["gates"]) for line in reversed(lines) if "gates" in line), ()),
-        untrained=next((line["untrained_loss"] for line in lines if "untrained_loss" in line), None),
-        tokens=int(points("tokens")[-1][1]) if seconds else 0,
-        seconds=seconds[-1][1] if seconds else 0.0,
-        step_seconds=max(step_seconds, 0.0),
-        evaluation_seconds=(points("evaluation_seconds") or ((0, 0.0),))[-1][1],
-    )
 
 
 def _state(folder: Path, record: RunRecord, alive: bool, progress: RunProgress, last_line: str) -> State:
@@ -351,19 +361,35 @@ def _saved_files(folder: Path) -> tuple[bool, bool]:
     return (folder / STATE).exists(), (folder / CONFIG).exists() and (folder / WEIGHTS).exists()
 
 
-def _read_end(path: Path, most_bytes: int) -> tuple[bytes, float]:
-    """The last bytes of a file and its time of modification; empty if it cannot be read."""
+def _read_end(path: Path, most_bytes: int) -> bytes:
+    """The last bytes of a file; none if it cannot be read."""
     try:
         with open(path, "rb") as file:
             file.seek(max(file.seek(0, 2) - most_bytes, 0))
-            return file.read(), os.fstat(file.fileno()).st_mtime
+            return file.read(most_bytes)
     except OSError:
-        return b"", 0.0
+        return b""
 
 
-def _read_record(folder: Path) -> RunRecord | None:
+def _read_log(path: Path) -> str:
+    text = _read_end(path, _LOG_BYTES).decode("utf-8", errors="replace")
+    lines = (line.rpartition("\r")[2].rstrip() for line in text.split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+def _read_recipe(path: Path) -> RecipeFile | None:
     try:
-        return RunRecord(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        return read_recipe(path, [])
+    except (AdapterError, OSError, ValueError):
+        return None
+
+
+def _read_record(path: Path) -> RunRecord | None:
+    try:
+        record = RunRecord(**json.loads(path.read_text(encoding="utf-8")))
+        numbers = (record.launched, record.pid or 0, record.started or 0)
+        usable = all(type(number) in (int, float) for number in numbers)
+        return record if usable and isinstance(record.question, str) and isinstance(record.picture, str) else None
     except (OSError, ValueError, TypeError):
         return None
 

@@ -60,9 +60,9 @@ def train_tab(
             with gr.Column(min_width=320, elem_classes="step"):
                 panel = _run()
     timer = gr.Timer(SLOW_TICK, active=False)
-    summary, known_names = gr.State(None), gr.State([])
+    summary, known_names, launched = gr.State(None), gr.State([]), gr.State(None)
     _connect_data(handlers, data, settings, summary, panel["start"])
-    _connect_run(handlers, data, settings, summary, known_names, panel, timer, tabs)
+    _connect_run(handlers, data, settings, summary, known_names, launched, panel, timer, tabs)
     _connect_afterwards(handlers, panel, timer, tabs, chat, compare)
 
 
@@ -146,6 +146,7 @@ def _connect_run(
     settings: dict[str, Any],
     summary: gr.State,
     known_names: gr.State,
+    launched: gr.State,
     panel: dict[str, Any],
     timer: gr.Timer,
     tabs: gr.Tabs,
@@ -153,7 +154,7 @@ def _connect_run(
     which = panel["which"]
     order = ("which", "run", "start", "stop", "go_on", "chat", "compare", "download", "log")
     first, *others = (panel[key] for key in order)
-    outputs = [first, known_names, *others, timer]
+    outputs = [first, known_names, launched, *others, timer]
     values = [settings[key] for key in ("name", "description", "steps", "rate")]
     panel["start"].click(
         handlers.start,
@@ -164,7 +165,7 @@ def _connect_run(
         **PREVIEW,
         **PRIVATE,
     )
-    panel["stop"].click(handlers.stop, [which, summary], outputs, **QUEUED)
+    panel["stop"].click(handlers.stop, [which, launched, summary], outputs, **QUEUED)
     panel["go_on"].click(handlers.resume, [which, summary], outputs, **QUEUED)
     gr.on([timer.tick, which.input], handlers.panel, [which, summary, known_names], outputs, **UNQUEUED)
 

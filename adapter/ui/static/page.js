@@ -50,9 +50,16 @@
     const kept = { ...rest, messages: newer.slice(Math.max(0, newer.findIndex(({ role }) => role === "user"))) };
     return newer.length > 0 && (write(KEYS.conversation, JSON.stringify(kept)) || writeNewerMessages(kept));
   };
+  let newest = 0; // number of the newest state of the conversation, see conversation_states.py
   let fullTimer = 0;
-  const store = (name, text) => {
-    if (!text) return remove(KEYS[name]);
+  const store = (name, numbered) => {
+    const end = numbered.indexOf("\n");
+    const [number, text] = [Number(numbered.slice(0, end)), numbered.slice(end + 1)];
+    if (!window.chatPage.restored || number < newest) return;
+    newest = number;
+    keep(name, text);
+  };
+  const keep = (name, text) => {
     let complete;
     if (name === "pictures") {
       complete = writePictures(JSON.parse(text));
@@ -71,6 +78,8 @@
   const LINK = "#chat=";
   const linkedConversation = () => (location.hash.startsWith(LINK) ? location.hash.slice(LINK.length) : "");
   addEventListener("hashchange", () => linkedConversation() && location.reload());
+  // Back and forward may show a page as it was left; the tab's conversation has gone on since.
+  addEventListener("pageshow", (event) => event.persisted && location.reload());
 
   const copyText = async (text) => {
     try {
@@ -83,12 +92,26 @@
 
   // Called by event listeners of conversation_store.py and chat_tab.py.
   window.chatPage = {
-    restored: false, // from then on settings are stored
+    restored: false, // from then on the conversation and settings are stored
     stored: () => [read(KEYS.conversation), read(KEYS.pictures), read(KEYS.settings), linkedConversation()],
     store,
     storeSettings: (names, values) =>
-      window.chatPage.restored && store("settings", JSON.stringify(Object.fromEntries(names.map((n, i) => [n, values[i]])))),
-    clear: () => [KEYS.conversation, KEYS.pictures].forEach(remove),
+      window.chatPage.restored && keep("settings", JSON.stringify(Object.fromEntries(names.map((n, i) => [n, values[i]])))),
+    // A value that the visitor has changed since the event began stays.
+    changePanel: (names, text, values) => {
+      const [, changes] = text ? JSON.parse(text) : [0, {}];
+      return values.map((value, i) => {
+        const [seen, chosen] = changes[names[i]] ?? [];
+        return seen !== undefined && (seen ?? "") === (value ?? "") ? chosen : value;
+      });
+    },
+    // Returns the number of the cleared conversation: newer than what the server has begun. The page's own may have
+    // been set back by the last update of an answer that was cleared before.
+    clear: (number, step) => {
+      [KEYS.conversation, KEYS.pictures].forEach(remove);
+      newest = Math.max(newest, Number(number)) + step;
+      return String(newest);
+    },
     // From now on a reload shows the stored conversation.
     leaveLink: () => linkedConversation() && history.replaceState(null, "", location.pathname + location.search),
     address: (packed) => (packed ? location.origin + location.pathname + LINK + packed : ""),

@@ -27,6 +27,10 @@ NOT_A_CONVERSATION = "This conversation holds something that is neither words no
 NOTHING_TO_SEND = "Type a message or add a picture first."
 STOPPED_BEFORE_TEXT = "Stopped before the first word."
 EMPTY_ANSWER = "The answer was empty."
+STILL_RESTORING = (
+    "Your conversation is still on its way. Try again in a moment, or reload the page if it does not come."
+)
+CHANGED_MEANWHILE = "The conversation has changed meanwhile. Look at it, and try again."
 # Additions to the statistics line, by finish reason.
 ENDINGS: dict[str | None, tuple[str, ...]] = {
     "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",)

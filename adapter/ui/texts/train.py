@@ -140,9 +140,10 @@ def try_it(question: str) -> str:
     return f"Try it with: “{question}”"
 
 
-def stopped_with_server(name: str) -> str:
-    """Printed in the terminal when the server stops."""
-    return f"The training of “{name}” stops too, saved: the Train tab goes on with it the next time."
+def stopped_with_server(name: str, ended: bool) -> str:
+    """Printed in the terminal when the server stops. ended: whether the trainer has; if not, it still saves."""
+    state = "stops too, saved" if ended else "stops too, and is still being saved"
+    return f"The training of “{name}” {state}: the Train tab goes on with it the next time."
 
 
 def layer(number: int, gate: float) -> str:

@@ -1,0 +1,430 @@
+"""Events of one page in every order: none of them overwrites what another one has made of the conversation.
+
+`Page` is the browser's part in Python: an event takes the chat and its number along when it is fired, updates
+arrive in the order of their channel, and the storage drops what is older than what it has, as page.js does.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import json
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from adapter.errors import Busy
+from adapter.serve.settings import PANEL, Settings
+from adapter.ui import conversation, conversation_json, conversation_states, theme
+from adapter.ui.chat_events import ChatEvents
+from adapter.ui.conversation import History
+from adapter.ui.conversation_states import CLEAR_STEP, ConversationStates, StaleEvent
+from adapter.ui.conversation_store import ConversationStore
+from adapter.ui.texts import page as texts
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
+from tests.ui.test_conversation import displayed
+
+SETTINGS = {**Settings().model_dump(), "temperature": 0.0, "max_tokens": 32}
+PANEL_VALUES = [Settings().model_dump()[name] for name in PANEL]
+
+
+@functools.cache
+def components() -> ConversationStore:
+    with gr.Blocks():
+        return ConversationStore(ReadyProvider(None), FakeCatalog(), ConversationStates())  # type: ignore[arg-type]
+
+
+class Page:
+    """One page and its server, which a test may exchange. `number` is "" until its conversation is restored."""
+
+    def __init__(self, number: str = "1", session: str = "me", engine: Any = None) -> None:
+        self.request = event_request(session)
+        self.engine = engine or EchoEngine()
+        self.chat: History = []
+        self.number = number
+        self.box: Any = None
+        self.stored: tuple[int, str] = (0, "")
+        self.start_server()
+
+    def start_server(self) -> None:
+        provider, catalog, states = ReadyProvider(self.engine), FakeCatalog(), ConversationStates()
+        self.store = copy.copy(components())
+        self.store.provider, self.store.states = provider, states
+        self.events = ChatEvents(provider, catalog, theme.examples(), states)  # type: ignore[arg-type]
+
+    def send(self, text: str) -> Iterator[Any]:
+        """Fires the event; its handler begins with the first `next`, as a request that is still on its way."""
+        send = self.store.saving_stream(self.events.send)
+        return send({"text": text, "files": []}, self.chat, self.number, self.request, **SETTINGS)
+
+    def retry(self) -> Iterator[Any]:
+        return self.store.saving_stream(self.events.retry)(self.chat, self.number, self.request, **SETTINGS)
+
+    def edit(self, text: str) -> Iterator[Any]:
+        event: Any = SimpleNamespace(index=0, value=text, previous_value="one")
+        edit = self.store.saving_stream(self.events.edit)
+        return edit(self.chat, self.number, event, self.request, **SETTINGS)
+
+    def undo(self) -> Callable[[], Any]:
+        chat, number = self.chat, self.number
+        return lambda: self.short(self.store.saving(self.events.undo)(chat, number, self.request))
+
+    def stop(self) -> Callable[[], Any]:
+        chat, number = self.chat, self.number
+        return lambda: self.short(self.store.saving(self.events.stop)(chat, number, self.request))
+
+    def clear(self) -> Callable[[], Any]:
+        """The browser's part at once; returns the server's."""
+        self.number = number = str(max(int(self.number), self.stored[0]) + CLEAR_STEP)
+        self.chat, self.stored = [], (int(number), "")
+        return lambda: self.short(self.store.saving(self.events.clear)(number, self.request))
+
+    def restore(self, history: History) -> Callable[[], Any]:
+        """Loads the page with `history` in the browser's storage."""
+        stored = json.dumps(conversation_json.to_browser(history, {})[0])
+
+        def restore() -> tuple[Any, ...]:
+            _, chat, _, number, *_ = self.store.restore(stored, "", "", "", self.request, *PANEL_VALUES)
+            return chat, gr.skip(), gr.skip(), number, gr.skip()
+
+        return restore
+
+    def import_file(self, file: Path) -> Callable[[], Any]:
+        number = self.number
+
+        def import_file() -> tuple[Any, ...]:
+            updates = self.store.import_file(str(file), number, self.request, *PANEL_VALUES)
+            return updates[0], gr.skip(), gr.skip(), updates[1], updates[2]
+
+        return import_file
+
+    @staticmethod
+    def short(updates: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The updates of an event without a panel in the order of those with one."""
+        chat, box, number, stored, *_ = updates
+        return chat, box, gr.skip(), number, stored
+
+    def apply(self, updates: tuple[Any, ...]) -> None:
+        chat, box, _, number, stored, *_ = updates
+        if isinstance(chat, list):
+            self.chat = chat
+        if isinstance(number, str):
+            self.number = number
+        if box != gr.skip():
+            self.box = box
+        if isinstance(stored, str):
+            count, _, text = stored.partition("\n")
+            if int(count) >= self.stored[0]:
+                self.stored = int(count), text
+
+    def run(self, event: Any) -> None:
+        """Applies the rest of an event's updates."""
+        for updates in [event()] if callable(event) else event:
+            self.apply(updates)
+
+    def texts(self) -> list[str]:
+        return words(self.chat)
+
+    def stored_texts(self) -> list[str]:
+        messages = json.loads(self.stored[1])["messages"] if self.stored[1] else []
+        return [message["text"] for message in messages if message["role"] != "page"]
+
+
+def words(history: History) -> list[str]:
+    """What was said, by either side."""
+    return [text for entry, text in zip(history, displayed(history), strict=True) if not conversation.kind(entry)]
+
+
+def until_words(page: Page, event: Iterator[Any]) -> None:
+    """Applies an answer's updates until a part of it is there."""
+    for updates in event:
+        page.apply(updates)
+        if conversation.is_streaming(page.chat) and "you said: " in page.texts():
+            return
+
+
+WHOLE = ["one", "you said: one!"]
+
+
+def test_a_stop_that_comes_after_the_end_changes_nothing() -> None:
+    page = Page()
+    answer = page.send("one")
+    until_words(page, answer)
+    stop = page.stop()
+    page.run(answer)
+    page.run(stop)
+    assert page.texts() == page.stored_texts() == WHOLE
+    assert "stopped" not in displayed(page.chat)[-1]
+
+
+def test_a_stop_ends_the_answer_that_was_seen_and_no_later_one() -> None:
+    page = Page()
+    first = page.send("one")
+    until_words(page, first)
+    stop = page.stop()
+    page.run(first)
+    second = page.send("two")
+    next(second)
+    page.run(stop)
+    page.run(second)
+    assert page.texts() == [*WHOLE, "two", "you said: two!"]
+
+
+@pytest.mark.parametrize("act", ["send", "retry", "edit", "undo", "import"])
+@pytest.mark.parametrize("arrives", ["while the answer is written", "after its end"])
+def test_who_saw_a_part_of_an_answer_does_not_replace_the_whole(
+    act: str, arrives: str, toasts: list[str], tmp_path: Path
+) -> None:
+    page = Page()
+    (tmp_path / "a.json").write_text(conversation_json.to_file(conversation.user_turn("x"), Settings())[0])
+    answer = page.send("one")
+    until_words(page, answer)
+    event: Any = {
+        "send": lambda: page.send("two"),
+        "retry": page.retry,
+        "edit": lambda: page.edit("other"),
+        "undo": page.undo,
+        "import": lambda: page.import_file(tmp_path / "a.json"),
+    }[act]()
+    if arrives == "after its end":
+        page.run(answer)
+    page.run(event)
+    page.run(answer)
+    assert page.texts() == page.stored_texts() == WHOLE
+    assert toasts == [texts.CHANGED_MEANWHILE if arrives == "after its end" else texts.STILL_ANSWERING]
+    page.run(page.send("two"))  # the page has the newest state now
+    assert page.texts() == [*WHOLE, "two", "you said: two!"]
+
+
+def test_a_message_before_the_conversation_is_restored_is_refused_and_replaces_nothing(toasts: list[str]) -> None:
+    old = [*conversation.user_turn("old"), conversation.answer("kept")]
+    page = Page(number="")
+    restore = page.restore(old)
+    page.run(page.send("new"))
+    assert page.box is None, "the message stays in its box"
+    assert toasts == [texts.STILL_RESTORING] and not page.engine.requests
+    page.run(restore)
+    page.run(page.send("new"))
+    assert page.texts() == page.stored_texts() == ["old", "kept", "new", "you said: new!"]
+
+
+def test_a_restore_that_is_under_way_is_not_overtaken(toasts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even by a page that thinks it is restored."""
+    page = Page(number="1")
+
+    def meanwhile(*_: Any) -> History:
+        page.run(page.send("new"))
+        return conversation.user_turn("old")
+
+    monkeypatch.setattr(conversation_json, "from_browser", meanwhile)
+    page.run(page.restore([]))
+    assert page.texts() == ["old"] and toasts == [texts.STILL_RESTORING]
+
+
+def test_clear_ends_the_answer_and_nothing_of_it_comes_back() -> None:
+    page = Page()
+    answer = page.send("one")
+    until_words(page, answer)
+    late = next(answer)  # on its way when the visitor clears
+    clear = page.clear()
+    page.apply(late)
+    page.run(clear)
+    page.run(answer)
+    assert page.chat == [] and page.stored_texts() == [] and page.engine.closed == 1
+    assert page.box["submit_btn"] is True
+    page.run(page.send("two"))
+    assert page.texts() == page.stored_texts() == ["two", "you said: two!"]
+
+
+def test_clear_that_meets_the_answers_end() -> None:
+    page = Page()
+    answer = page.send("one")
+    until_words(page, answer)
+    rest = list(answer)
+    clear = page.clear()
+    for updates in rest:
+        page.apply(updates)
+    assert page.stored_texts() == [], "the storage has taken a state older than the cleared one"
+    page.run(clear)
+    assert page.chat == []
+
+
+def test_a_message_that_overtakes_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation_states, "RELEASE_SECONDS", 0.01)
+    page = Page()
+    answer = page.send("one")
+    until_words(page, answer)
+    clear = page.clear()
+    refused = page.send("two")
+    page.run(refused)  # the answer before has been told to end, and has not yet
+    page.run(answer)
+    page.run(page.send("two"))
+    page.run(clear)
+    assert page.texts() == page.stored_texts() == ["two", "you said: two!"]
+
+
+def test_a_restarted_server_takes_what_the_page_has() -> None:
+    page = Page()
+    until_words(page, page.send("one"))
+    page.start_server()
+    page.run(page.stop())
+    assert not conversation.is_streaming(page.chat) and page.box["submit_btn"] is True
+    page.run(page.send("two"))
+    assert page.texts() == page.stored_texts() == ["one", "you said: ", "two", "you said: two!"]
+
+
+def test_after_a_lost_connection_the_page_goes_on_with_what_it_has() -> None:
+    page = Page()
+    answer = page.send("one")
+    until_words(page, answer)
+    answer.close()  # type: ignore[attr-defined]
+    page.run(page.send("two"))
+    assert page.texts()[-1] == "you said: two!"
+
+
+def test_a_refused_import_changes_nothing(tmp_path: Path, toasts: list[str]) -> None:
+    page = Page()
+    page.run(page.send("one"))
+    (tmp_path / "a.json").write_text("{")
+    page.run(page.import_file(tmp_path / "a.json"))
+    page.run(page.send("two"))
+    assert len(toasts) == 1 and page.texts() == [*WHOLE, "two", "you said: two!"]
+
+
+def test_an_empty_edit_does_not_put_an_old_state_back(toasts: list[str]) -> None:
+    page = Page()
+    answer = page.send("one")
+    until_words(page, answer)
+    edit = page.edit(" ")
+    page.run(answer)
+    page.run(edit)
+    assert page.texts() == WHOLE and texts.EMPTY_EDIT in toasts[0]
+
+
+def test_pages_do_not_stop_each_other() -> None:
+    one = Page(session="one")
+    other = Page(session="two")
+    other.events, other.store = one.events, one.store
+    answer = one.send("one")
+    until_words(one, answer)
+    other.number = one.number
+    other.run(other.stop())
+    other.run(other.clear())
+    one.run(answer)
+    assert one.texts() == WHOLE
+
+
+def test_the_server_keeps_the_numbers_of_so_many_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation_states, "MAX_SESSIONS", 3)
+    states = ConversationStates()
+    with states.change("first", "5") as change:
+        for number in range(10):
+            with states.change(f"session {number}", "1"):
+                pass
+        with pytest.raises(StaleEvent):
+            states.change("first", "5").__enter__()
+        assert not change.is_stale and len(states._by_session) == 3
+
+
+@pytest.mark.parametrize("number", ["", None, "x", "-1", "²", "9" * 5000, [], 1.5])
+def test_what_is_no_number_changes_nothing(number: Any) -> None:
+    states = ConversationStates()
+    with pytest.raises(StaleEvent):
+        states.change("me", number).__enter__()
+    assert states.stop("me", number) is None and states.clear("me", number) is False
+
+
+class World:
+    """A page on a slow network: what it sends arrives in any order, and answers come on two channels.
+
+    Checks that every event that is accepted builds on the newest state.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.page = Page()
+        self.states: dict[int, list[str]] = {1: []}  # by number: what the server sent, or the browser cleared
+        self.sent: list[tuple[str, Any, int, list[str]]] = []
+        self.running: list[tuple[Iterator[Any], int, list[str]]] = []
+        self.queued: deque[Any] = deque()
+        self.direct: deque[Any] = deque()
+        self.accepted = 0
+
+    def act(self) -> None:
+        page = self.page
+        kinds = ["send", "send", "retry", "undo", "clear"]
+        kinds += ["stop"] * 5 if conversation.is_streaming(page.chat) else []
+        kind = self.random.choice(kinds)
+        event: Any = page.send(str(self.random.randrange(1000))) if kind == "send" else getattr(page, kind)()
+        if kind == "clear":
+            self.states[int(page.number)] = []
+        self.sent.append((kind, event, int(page.number), page.texts()))
+
+    def arrive(self) -> None:
+        kind, event, number, seen = self.sent.pop(self.random.randrange(len(self.sent)))
+        self.page.engine.error = self.random.choice([None, None, None, Busy("The queue is full.")])
+        if callable(event):
+            updates = event()
+            (self.direct if kind == "stop" else self.queued).append(updates)
+            self.sends(updates)
+            if kind == "undo" and isinstance(updates[0], list):
+                self.accepts(number, seen)
+        else:
+            self.running.append((event, number, seen))
+
+    def step(self) -> None:
+        place = self.random.randrange(len(self.running))
+        event, number, seen = self.running[place]
+        begins = inspect.getgeneratorstate(event) == inspect.GEN_CREATED  # type: ignore[arg-type]
+        with suppress(StopIteration):
+            updates = next(event)
+            self.queued.append(updates)
+            self.sends(updates)
+            if begins and isinstance(updates[0], list):
+                self.accepts(number, seen)
+            return
+        del self.running[place]
+
+    def sends(self, updates: Any) -> None:
+        chat, _, _, number, *_ = updates
+        if isinstance(chat, list):
+            self.states[int(number)] = words(chat)
+
+    def accepts(self, number: int, seen: list[str]) -> None:
+        self.accepted += 1
+        assert self.states[number] == seen, f"an event that saw {seen} has replaced {self.states[number]}"
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.move(self.act)
+        while self.sent or self.running or self.queued or self.direct:
+            self.move(None)
+
+    def move(self, act: Callable[[], None] | None) -> None:
+        moves: list[Callable[[], None]] = [act] if act else []
+        moves += [self.arrive] * 2 if self.sent else []
+        moves += [self.step] * 4 if self.running else []
+        moves += [lambda: self.page.apply(self.queued.popleft())] * 4 if self.queued else []
+        moves += [lambda: self.page.apply(self.direct.popleft())] if self.direct else []
+        self.random.choice(moves)()
+
+
+def test_in_no_order_of_events_a_state_is_lost(monkeypatch: pytest.MonkeyPatch, toasts: list[str]) -> None:
+    monkeypatch.setattr(conversation_states, "RELEASE_SECONDS", 0.0)
+    accepted = 0
+    for seed in range(300):
+        world = World(seed)
+        world.run(100)
+        newest = max(world.states)
+        assert world.page.texts() == world.states[newest], f"seed {seed}"
+        assert world.page.stored_texts() == world.states[newest], f"seed {seed}"
+        accepted += world.accepted
+    assert accepted > 1000
