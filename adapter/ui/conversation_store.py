@@ -216,8 +216,8 @@ class ConversationStore:
         return not self.catalog.names() and self.provider.status().state == "loading"
 
     def import_file(self, file: str, number: str, request: gr.Request, *panel: Any) -> tuple[Any, ...]:
-        """Updates of the chat, its number, `outputs` and the panel, and the selected adapters; none and "" if it is
-        refused.
+        """Updates of the chat, its number, `outputs` and the panel, and the selected adapters; none and "" if
+        the file is refused.
         """
         unchanged = [gr.skip()] * (1 + len(self.outputs) + 1 + len(PICKERS))
         try:

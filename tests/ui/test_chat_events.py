@@ -17,7 +17,7 @@ from adapter.base.template import Message
 from adapter.errors import BadInput, Busy
 from adapter.serve.request import Client
 from adapter.serve.settings import Settings
-from adapter.ui import theme
+from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import TEXT_ONLY
 from adapter.ui.chat_events import ChatEvents, Updates
 from adapter.ui.conversation import History, answer, stats, user_turn

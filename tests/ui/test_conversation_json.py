@@ -30,9 +30,10 @@ from adapter.serve.transcript import PICTURE_NOT_KEPT, Dropped, Limits
 from adapter.ui import conversation, conversation_json, images
 from adapter.ui.command_line import command_line
 from adapter.ui.conversation import AnswerRecord, parse_record, parse_settings, settings_json
+from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.conversation_store import ConversationStore
 from adapter.ui.texts import page as texts
-from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
 
 SETTINGS = Settings(adapter="pirate", seed=7, mix_strength=0.5)
@@ -429,20 +430,20 @@ def test_33_turns_with_a_picture_are_restored_without_the_oldest_picture(uploads
 
 def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
     with gr.Blocks():
-        store = ConversationStore(ReadyProvider(EchoEngine()), FakeCatalog())
+        store = ConversationStore(ReadyProvider(EchoEngine()), FakeCatalog(), ConversationStates())
     save = store._saver(turns_with_pictures(32))
-    _, pictures, _ = save(turns_with_pictures(33))
-    assert len(json.loads(pictures)) == 32
+    _, pictures, _ = save(turns_with_pictures(33), "1")
+    assert pictures.startswith("1\n") and len(json.loads(pictures.partition("\n")[2])) == 32
     assert len(toasts) == 1 and "the oldest picture" in toasts[0] and "reload" in toasts[0]
-    save(turns_with_pictures(34))
-    store._saver(turns_with_pictures(34))(turns_with_pictures(35))
+    save(turns_with_pictures(34), "2")
+    store._saver(turns_with_pictures(34))(turns_with_pictures(35), "3")
     assert len(toasts) == 1
     file = uploads / "export.json"
     file.write_text(store.export(turns_with_pictures(66), **SETTINGS.model_dump()))
     assert "Not in the file" in toasts[1] and "the 2 oldest pictures" in toasts[1]
     document = json.loads(file.read_text())
     file.write_text(json.dumps({**document, "messages": document["messages"] * 11}))
-    history, *_ = store.import_file(str(file))
+    history, *_ = store.import_file(str(file), "1", event_request(), *[None] * len(PANEL))
     assert "Left out" in toasts[2] and "oldest messages" in toasts[2] and "reload" in toasts[3]
     assert conversation.latest_picture(history) is not None
 
