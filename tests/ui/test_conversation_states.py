@@ -259,12 +259,15 @@ def test_clear_that_meets_the_answers_end() -> None:
 
 def test_a_message_that_overtakes_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation_states, "RELEASE_SECONDS", 0.01)
-    page = Page()
+    page, begun = Page(), []
+    submit = page.engine.submit
+    page.engine.submit = lambda request: begun.append(submit(request)) or begun[-1]
     answer = page.send("one")
     until_words(page, answer)
     clear = page.clear()
     refused = page.send("two")
-    page.run(refused)  # the answer before has been told to end, and has not yet
+    page.run(refused)
+    assert begun[0].cancelled, "nobody waits for its end"
     page.run(answer)
     page.run(page.send("two"))
     page.run(clear)
