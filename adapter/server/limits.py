@@ -31,6 +31,8 @@ STREAMS_AT_ONCE = 64  # each open page holds one; a school may share an address
 CALLS_AT_ONCE = 24  # to /v1, half of what it takes
 REQUESTS_PER_MINUTE = 6000  # of pages: one asks for a hundred files when it opens, and every second after
 SESSIONS_PER_MINUTE = 120  # new ones; each costs Gradio 15 ms in which nothing else is served, and 0.3 MB
+# Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
+VALUES_AT_ONCE, VALUES_PER_MINUTE = 200_000, 1_000_000
 BODIES_AT_ONCE = 24  # messages and uploads that are on their way
 LOGINS_PER_MINUTE = 20
 LARGE_BYTES, LARGE_PER_HOUR = 2**20, 240  # Gradio keeps what an answer was asked with until somebody fetches it
@@ -118,6 +120,7 @@ class Limits:
         self._large = TokenBuckets(LARGE_PER_HOUR, 3600, clock)
         self._requests = TokenBuckets(REQUESTS_PER_MINUTE, 60, clock)
         self._sessions = TokenBuckets(SESSIONS_PER_MINUTE, 60, clock)
+        self._values = TokenBuckets(VALUES_PER_MINUTE, 60, clock)
         self._logins = TokenBuckets(LOGINS_PER_MINUTE, 60, clock)
         self._answering = Slots(ANSWERS_AT_ONCE)
         self._streams = Slots(STREAMS_AT_ONCE)
@@ -147,6 +150,10 @@ class Limits:
     def request(self, address: str) -> None:
         """Count a request of a page, whatever it asks for."""
         self._count(self._requests, address, "requests a minute")
+
+    def values(self, address: str, count: int) -> None:
+        """Count the values of a JSON body that is about to be parsed."""
+        self._count(self._values, address, "values a minute", count)
 
     def session(self, address: str) -> None:
         """Count a page that is opened, or a program that begins to ask."""

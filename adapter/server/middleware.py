@@ -21,8 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.server import texts
 from adapter.server.generation import client_of
-from adapter.server.limits import Limits, RateLimited
+from adapter.server.limits import VALUES_AT_ONCE, Limits, RateLimited
 from adapter.server.openai_api import error_response
+from adapter.server.openai_schema import ApiError
 from adapter.server.request_guard import Kind, find_route
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class RequestLimits:
             if kind == "v1":
                 release = self._limits.call(address)
                 self._limits.login(address, 0)
+                receive = self._counting_values(kind, address, receive)
                 send = self._counting_wrong_keys(address, send)
             else:
                 self._limits.request(address)
@@ -68,6 +70,8 @@ class RequestLimits:
                 elif kind in ("body", "login", "upload"):
                     release = self._limits.body(address)
                     receive = _bounded(receive, await self._check_length(kind, scope, address))
+                if kind == "body":
+                    receive = self._counting_values(kind, address, receive)
             await self._app(scope, receive, send)
         except _Refused as refused:
             await PlainTextResponse(refused.detail, refused.status_code)(scope, receive, send)
@@ -82,6 +86,26 @@ class RequestLimits:
                 with contextlib.suppress(RateLimited):
                     self._limits.login(address)
             await send(message)
+
+        return counting
+
+    def _counting_values(self, kind: Kind, address: str, receive: Receive) -> Receive:
+        """Receives a JSON body and counts its values before they are parsed."""
+        count = 0
+
+        async def counting() -> Message:
+            nonlocal count
+            message = await receive()
+            if message["type"] == "http.request":
+                count += sum(map(message.get("body", b"").count, b"[{,"))  # those in texts too
+                if count > VALUES_AT_ONCE:
+                    raise _refused(kind, 413, texts.too_many_values(VALUES_AT_ONCE))
+                if not message.get("more_body", False):
+                    try:
+                        self._limits.values(address, count)
+                    except RateLimited as error:
+                        raise _refused(kind, 429, str(error)) from None
+            return message
 
         return counting
 
@@ -184,6 +208,11 @@ class PartialUploads:
 
 class _Refused(HTTPException):
     """Of Starlette's kind, which FastAPI lets pass where it reads a body."""
+
+
+def _refused(kind: Kind, status: int, text: str) -> Exception:
+    """What is raised inside an application that reads a body."""
+    return ApiError(status, text) if kind == "v1" else _Refused(status, text)
 
 
 class _FolderSize:

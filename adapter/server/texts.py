@@ -54,6 +54,10 @@ def request_too_large(limit: int) -> str:
     return f"The request is larger than {limit // 2**20} MB. Start a new conversation, or send less."
 
 
+def too_many_values(limit: int) -> str:
+    return f"The request has more than {limit:,} values. Start a new conversation, or send less."
+
+
 def message_too_long(characters: int, most: int) -> str:
     return f"This message has {characters:,} characters; at most {most:,} fit. Shorten it, or send it in parts."
 

@@ -23,6 +23,8 @@ from adapter.serve.request import Answer, Client, Mailbox
 from adapter.server import limits, middleware
 from adapter.server.limits import LimitedEngine, LimitedProvider, Limits, RateLimited, Slots, TokenBuckets
 from adapter.server.middleware import RequestLimits
+from adapter.server.openai_api import error_response
+from adapter.server.openai_schema import ApiError
 from tests.app_process import PATIENCE
 
 SOMEBODY, ELSE = "203.0.113.7", "198.51.100.9"
@@ -217,7 +219,9 @@ def page_behind_limits(
 
     routes = [Route("/{path:path}", page, methods=["GET", "POST"])]
     return Starlette(
-        routes=routes, middleware=[Middleware(RequestLimits, limits=Limits(public), folder=folder, most=most)]
+        routes=routes,
+        exception_handlers={ApiError: lambda _, error: error_response(error)},  # as /v1 has
+        middleware=[Middleware(RequestLimits, limits=Limits(public), folder=folder, most=most)],
     )
 
 
@@ -275,6 +279,23 @@ def test_requests_are_limited_by_address(tmp_path: Path, monkeypatch: pytest.Mon
     statuses = [response.status_code for response in sent(app, *[small] * 3, *[("GET", "/config", {})] * 4)]
     assert statuses == [200] * 5 + [429] * 2
     assert sent(app, small, address=ELSE)[0].status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/predict", "/v1/chat/completions"])
+def test_values_are_counted_before_they_are_parsed(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr(limits, "VALUES_PER_MINUTE", 2000)
+    app = page_behind_limits(tmp_path, reads=True)
+    kinds: list[bytes] = [b"[" + b"[]," * 600, b"0," * 1001, b'{"a":1,' * 501, b"[" * 1001]
+    responses = sent(app, *[("POST", path, {"content": body}) for body in kinds])
+    assert [response.status_code for response in responses] == [413] * 4
+    assert all("1,000 values" in response.text for response in responses)
+    wide = [("POST", path, {"content": b"0," * 900})] * 4
+    assert [response.status_code for response in sent(app, *wide)] == [200] * 3 + [429]
+    assert sent(app, ("POST", path, {"content": b'"' + b"x" * 100_000 + b'"'}), address=ELSE)[0].status_code == 200
+    assert sent(app, ("POST", "/gradio_api/upload", {"content": b"," * 900}), address=ELSE)[0].status_code == 200
 
 
 def test_local_requests_are_not_limited(tmp_path: Path) -> None:
