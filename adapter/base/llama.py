@@ -149,6 +149,7 @@ def load_base(
     tokenizer = _load(AutoTokenizer, source, name_or_path)
     model = _load_packed(source, name_or_path, config, dtype) if chosen == "packed" else None
     if model is None:
+        is_plain = not getattr(config, "quantization_config", None)
         model, info = _load(
             AdaptedLlama,
             source,
@@ -160,7 +161,8 @@ def load_base(
             quantization_config=_bitsandbytes(chosen, dtype),
             output_loading_info=True,
         )
-        if missing := info["missing_keys"]:  # transformers would make them up
+        # transformers makes up what is missing. Formats of other quantisers have tensors that need not be stored.
+        if is_plain and (missing := info["missing_keys"]):
             raise _not_loaded(source, name_or_path, ValueError(f"{min(missing)} is not among its weights."))
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(model, tokenizer, name_or_path)
