@@ -13,9 +13,9 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -42,8 +42,10 @@ T = TypeVar("T")
 
 KEY_VARIABLE = "LLAMA_ADAPTER_API_KEY"
 MAX_BODY = 32 * 2**20  # a picture of the largest size as base64, and words
-MAX_OPEN = 48  # requests at once, whose bodies are in memory; the engine's other places are left to the page
+MAX_OPEN = 48  # requests at once; the engine's other places are left to the page
 BODY_SECONDS = 60.0
+BODIES_BYTES = 128 * 2**20  # of all bodies in memory, without the first WORDS_BYTES of each
+WORDS_BYTES = 2**18
 RETRY_SECONDS = 5
 _FINISH_REASONS: dict[str | None, str] = {"stop": "stop", "length": "length", "time": "length"}
 
@@ -73,6 +75,8 @@ def create_app(
     # Bodies, pictures and tokens take their time: not that of the event loop, which the page shares.
     pool = ThreadPoolExecutor(4, "openai-api")
 
+    bodies = _BodyMemory()
+
     async def in_thread(work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
 
@@ -84,28 +88,32 @@ def create_app(
             raise ApiError(503, f"The model is not there: {without_folders(status.text).rstrip('.')}.", code=code)
         return engine
 
+    async def begin(request: Request) -> tuple[_Completion, bool]:
+        """Submits a request; tells whether it is to be streamed. The body is in memory only until it returns."""
+        engine = engine_or_503()
+        with bodies.counted() as count:
+            raw = await _read_body(request, count)
+
+            def submit() -> tuple[_Completion, bool]:
+                prepare(request)
+                body = parse(raw)
+                generation = body.to_request(store.names(), engine.base.fingerprint.name, client_of(request))
+                try:
+                    return _Completion(body, engine.submit(generation)), body.stream
+                except TemplateError:  # some bases' templates want user and assistant to take turns
+                    raise ApiError(
+                        400, "The base's chat template refuses these roles in this order.", "messages"
+                    ) from None
+
+            return await in_thread(submit)
+
     # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
     documented = {"content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}}}
 
     @api.post("/chat/completions", openapi_extra={"requestBody": {**documented, "required": True}})
     async def chat_completions(request: Request) -> Response:
-        engine = engine_or_503()
-        raw = await _read_body(request)
-
-        def submit() -> tuple[ChatCompletionRequest, Answer]:
-            prepare(request)
-            body = parse(raw)
-            generation = body.to_request(store.names(), engine.base.fingerprint.name, client_of(request))
-            try:
-                return body, engine.submit(generation)
-            except TemplateError:  # some bases' templates want user and assistant to take turns
-                raise ApiError(
-                    400, "The base's chat template refuses these roles in this order.", "messages"
-                ) from None
-
-        body, answer = await in_thread(submit)
-        completion = _Completion(body, answer)
-        if not body.stream:
+        completion, stream = await begin(request)
+        if not stream:
             return _json(await _until_disconnect(request, completion.whole()))
         # What fails before the first event still gets a status of its own.
         first = await _until_disconnect(request, completion.first_event())
@@ -249,7 +257,36 @@ async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _read_body(request: Request) -> bytes:
+class _BodyMemory:
+    """Counts the bytes of bodies that are read or parsed. Used in the event loop only."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[Callable[[int], None]]:
+        """Yields a function that counts the bytes of one body so far, until the block ends; it raises Busy.
+
+        The first WORDS_BYTES are free, so that nobody's pictures keep words out.
+        """
+        mine = 0
+
+        def count(size: int) -> None:
+            nonlocal mine
+            more = max(0, size - WORDS_BYTES) - mine
+            if more > 0 and self._taken + more > BODIES_BYTES:
+                raise Busy("Many large requests are being read already. Try again in a minute.")
+            mine += more
+            self._taken += more
+
+        try:
+            yield count
+        finally:
+            self._taken -= mine
+
+
+async def _read_body(request: Request, count: Callable[[int], None]) -> bytes | bytearray:
+    """count: called with the bytes so far."""
     too_large = ApiError(413, f"The body is larger than {MAX_BODY // 2**20} MB. Make the picture smaller.")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MAX_BODY:
@@ -261,9 +298,10 @@ async def _read_body(request: Request) -> bytes:
                 body += piece
                 if len(body) > MAX_BODY:
                     raise too_large
+                count(len(body))
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
-    return bytes(body)
+    return body
 
 
 def _finish_reason(event: GenerationEvent) -> str:

@@ -169,7 +169,7 @@ class ChatCompletionRequest(_Body):
         )
 
 
-def parse(body: bytes) -> ChatCompletionRequest:
+def parse(body: bytes | bytearray) -> ChatCompletionRequest:
     """Raises ApiError with one sentence about the first thing that is wrong."""
     try:
         return ChatCompletionRequest.model_validate_json(body)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import io
 import json
 import re
 import socket
 import sysconfig
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.server import openai_api, texts
 from adapter.server.loader import LoadStatus
+from adapter.server.openai_schema import ChatCompletionRequest
 from tests.app_process import PATIENCE, app_process, wait_until
 from tests.fake_engine import FakeCard, FakeCatalog, ReadyProvider
 from tests.hostile_pictures import png
@@ -225,6 +227,57 @@ def test_open_requests_are_limited(
     wait_until(lambda: len(engine.cancelled_at) == openai_api.MAX_OPEN)
     patient = client.with_options(max_retries=30)  # a connection may still be closing
     assert patient.chat.completions.create(model="base", messages=HELLO).choices
+
+
+def test_large_bodies_share_their_memory_and_words_always_pass(
+    engine: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_api, "BODIES_BYTES", 3 * 2**20)
+    page = page_with(ReadyProvider(engine), FakeCatalog())
+    body = json.dumps(GOOD).encode()
+    large = body + b" " * 2**21
+
+    async def post(content: Any) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=page), base_url="http://here") as program:
+            return await program.post("/v1/chat/completions", content=content)
+
+    async def slowly(arrived: asyncio.Event, go_on: asyncio.Event) -> AsyncIterator[bytes]:
+        yield large[: 2**21]
+        arrived.set()  # it is asked for more
+        await go_on.wait()
+        yield large[2**21 :]
+
+    async def together() -> None:
+        arrived, go_on = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(post(slowly(arrived, go_on)))
+        await arrived.wait()
+        second = await post(large)
+        assert "large requests" in refused(second, 429) and second.headers["retry-after"]
+        assert (await post(body)).status_code == 200
+        go_on.set()
+        assert (await first).status_code == 200
+        for _ in range(5):  # what was counted is given back
+            assert (await post(large)).status_code == 200
+
+    asyncio.run(together())
+
+
+def test_a_body_is_not_kept_while_its_answer_is_written(engine: Scripted) -> None:
+    """It may have 32 MB, and an answer ten minutes."""
+    body = {"model": "see", "messages": [shown("forever", data_url())]}
+
+    async def answering() -> None:
+        transport = httpx.ASGITransport(app=page_with(ReadyProvider(engine), FakeCatalog()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as program:
+            task = asyncio.create_task(program.post("/v1/chat/completions", json=body))
+            await asyncio.to_thread(wait_until, lambda: engine.steps > 2)
+            gc.collect()
+            kept = [one for one in gc.get_objects() if type(one) is ChatCompletionRequest]
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert kept == []
+
+    asyncio.run(answering())
 
 
 # What a body may hold.
