@@ -252,7 +252,7 @@ def _jpeg_essence(data: bytes) -> _Essence:
                 kind = "progressive JPEG"
             return _Essence(b"".join([*kept, data[at:]]), kind, exif)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if marker > 0xC2 or components:
+            if marker > 0xC2:
                 raise ValueError("a kind of JPEG that no camera or browser writes")
             components = data[at + 9]
             kind = "progressive JPEG" if marker == 0xC2 else kind

@@ -22,7 +22,7 @@ from adapter.errors import BadInput
 from adapter.method import image_file
 from adapter.method.image_file import DECODE_BYTES, MAX_SIDE, open_image
 from tests.app_process import PATIENCE
-from tests.hostile_pictures import DECODED, REFUSED, encoded, noise
+from tests.hostile_pictures import DECODED, REFUSED, bmp_runs, encoded, noise
 
 
 def halves(mode: str = "RGB") -> Image.Image:
@@ -181,6 +181,11 @@ def test_eight_visitors_take_the_memory_of_two(measure: Callable[..., tuple[list
 def test_metadata_and_further_frames_are_cut_out(name: str) -> None:
     """In a WebP they are not: libwebp copies them and reads none."""
     assert len(image_file._essence(DECODED[name]()).data) < 2_000
+
+
+def test_a_bmp_of_run_lengths_is_not_decoded() -> None:
+    with pytest.raises(BadInput, match="Compressed BMP"):
+        open_image(bmp_runs(4_000, 4_000))
 
 
 def test_a_file_is_decoded_once_however_many_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,6 +152,35 @@ def test_a_full_storage_breaks_nothing(visit: Callable[..., Visitor]) -> None:
     assert visitor.complaints == []
 
 
+def test_a_nearly_full_storage_keeps_the_newest_messages(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+    visitor = visit()
+    visitor.page.evaluate(
+        """() => {
+            for (let size = 1 << 22; size; size >>= 1)
+                for (let n = 0; n < 3; n++)
+                    try { localStorage.setItem(`theirs${size}-${n}`, "x".repeat(size)); } catch {}
+            for (let n = 0; n < 3; n++) localStorage.removeItem(`theirs4096-${n}`);
+        }"""
+    )
+    turns = [
+        message
+        for number in range(80)
+        for message in (
+            {"role": "user", "text": f"{number} {'?' * 200}"},
+            {"role": "assistant", "text": f"{number}!"},
+        )
+    ]
+    file = tmp_path / "long.json"
+    file.write_text(json.dumps({"format": "llama-adapter conversation", "version": 2, "messages": turns}))
+    open_conversation_panel(visitor)
+    import_file(visitor, file)
+    wait_until(lambda: visitor.rows()[-1:] == ["79!"])
+    assert "storage is full" in visitor.toast()
+    visitor.reload()
+    wait_until(lambda: visitor.rows()[-1:] == ["79!"])
+    assert 2 <= len(visitor.rows()) < len(turns) and visitor.rows()[0].endswith("?")
+
+
 def test_without_any_storage_the_page_works(browser: Any, url: str) -> None:
     context = browser.new_context()
     context.add_init_script(
