@@ -103,7 +103,7 @@ def _settings_input(name: str) -> Any:
 def stream_answer(
     provider: EngineProvider,
     catalog: AdapterCatalog,
-    message: str,
+    message: str | None,
     picture: str | None,
     values: Mapping[str, Any],
     request: gr.Request,
@@ -113,7 +113,7 @@ def stream_answer(
     values: unchecked settings by name. Raises gr.Error with a sentence that says what to change.
     """
     try:
-        if not message.strip():
+        if not message or not message.strip():
             raise BadInput(texts.EMPTY_MESSAGE)
         check_length(message)
         for _ in wait_for(provider):

@@ -118,13 +118,16 @@ def limit_sessions(page: gr.Blocks, most: int, count_new: Callable[[str], None])
     def get_fn_of_session(blocks: gr.Blocks, api_name: str | None, body: Any) -> Any:
         request = getattr(body, "request", None)  # /call asks first without, and then from the queue
         if request is not None and (body.session_hash is None or body.session_hash not in blocks.state_holder):
-            if len(body.session_hash or "") > SESSION_CHARACTERS:
+            if body.session_hash == "" or len(body.session_hash or "") > SESSION_CHARACTERS:
                 raise HTTPException(422, texts.WRONG_VALUE)
             try:
                 count_new(client_of(request).address)
             except RateLimited as error:
                 raise HTTPException(429, str(error), {"Retry-After": str(error.retry_after)}) from None
-        return get_fn(blocks=blocks, api_name=api_name, body=body)
+        try:
+            return get_fn(blocks=blocks, api_name=api_name, body=body)
+        except KeyError:  # no event has this number, and Gradio would log a traceback for each request
+            raise HTTPException(422, texts.WRONG_VALUE) from None
 
     route_utils.get_fn = get_fn_of_session
 

@@ -263,6 +263,7 @@ def test_missing_and_mistyped_values_are_reported_and_not_logged(server: AppProc
         said = session.fire("chat", [wrong if i == place else value for i, value in enumerate(values)])
         assert "of another kind" in said or "needs a" in said, (place, wrong, said[:500])
         assert "xxxx" not in said
+    assert "message is empty" in session.fire("chat", [None, *values[1:]])
     assert len(server.log) - before < 5_000
 
 

@@ -112,6 +112,17 @@ def test_new_sessions_are_counted_before_they_are_made(sessions: Any, route: str
         assert long.status_code == 422 and texts.WRONG_VALUE in long.text and len(long.text) < 200
 
 
+@pytest.mark.parametrize("forged", [{"fn_index": 10**9}, {"fn_index": -1}, {"session_hash": ""}])
+def test_events_that_do_not_exist_and_sessions_without_a_name_are_answered(
+    sessions: Any, forged: dict[str, Any]
+) -> None:
+    """By itself Gradio fails in the middle of the queue, with 500 and a traceback in the log."""
+    _, client, _ = sessions
+    body = {"data": ["x"], "fn_index": 1, "session_hash": "a", **forged}
+    answered = client.post("/gradio_api/queue/join", json=body)
+    assert answered.status_code == 422 and texts.WRONG_VALUE in answered.text
+
+
 def test_sessions_that_are_in_use_are_kept(sessions: Any) -> None:
     """Gradio drops those that came first, and with them answers that are on their way."""
     page, client, _ = sessions
