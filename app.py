@@ -110,6 +110,7 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
         import_libraries()
         from adapter.base import embedded
         from adapter.base.llama import load_base
+        from adapter.method.config import base_label
         from adapter.serve.engine import Engine
         from adapter.serve.store import SHIPPED, AdapterStore
 
@@ -120,7 +121,7 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
         if name == embedded.BASE:
             report(f"Fetching and converting {name}, the first time only")
             embedded.base_folder()
-        report(f"Loading {name}")
+        report(f"Loading {base_label(name)}")
         if place.zero_gpu:
             from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
 

@@ -23,7 +23,7 @@ from adapter.base import memory
 from adapter.base.embedded import BASE
 from adapter.base.llama import QUANTIZATIONS, base_config, load_base
 from adapter.base.template import Message
-from adapter.errors import AdapterError, BadInput
+from adapter.errors import AdapterError, BadInput, first_line, with_detail
 from adapter.formats import registry
 from adapter.formats.convert import Options, convert, open_source
 from adapter.method.adapter import Adapter
@@ -36,7 +36,7 @@ from adapter.serve.inspection import format_table
 from adapter.serve.request import GenerationEvent, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.settings import MAX_STRENGTH, Settings
-from adapter.serve.store import SHIPPED, AdapterStore, strip_control_characters
+from adapter.serve.store import SHIPPED, AdapterStore
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for folder in args.adapters or ():
             if folder.is_file():
-                raise BadInput(f"--adapters '{folder}' is a file. Name the folder that the adapters are in.")
+                raise BadInput(
+                    f"--adapters '{folder.name}' is a file. Name the folder that the adapters are in.", str(folder)
+                )
         args.command(args, AdapterStore(*(args.adapters or ()), SHIPPED))
         sys.stdout.flush()
     except AdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_detail(error)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         _discard_output()
@@ -194,7 +196,7 @@ def _list(_: argparse.Namespace, store: AdapterStore) -> None:
         try:
             card = store.card(name)
         except AdapterError as error:
-            print(f"{name:12} cannot be used: {strip_control_characters(str(error))}")
+            print(f"{name:12} cannot be used: {with_detail(error)}")
             continue
         kind = "image" if card.is_visual else "text"
         print(f"{name:12} {kind:6} {card.bytes / 2**20:5.1f} MB  {card.description}")
@@ -306,7 +308,8 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
             messages, picture = transcript.read(args.messages.read_bytes()).to_answer()
         except OSError as error:
             raise BadInput(
-                f"'{args.messages}' cannot be read ({error.strerror}). Check the path and its rights."
+                f"'{args.messages.name}' cannot be read. Check the path and its rights.",
+                f"{args.messages}: {first_line(error)}",
             ) from error
         names = [name for name in (args.adapter, *(name for name, _ in args.mix)) if name is not None]
         if image is None and any(store.card(name).is_visual for name in names):

@@ -2,7 +2,15 @@
 
 
 class AdapterError(Exception):
-    """Base of everything below; `app.py` shows it as a toast, the command line as one line on stderr."""
+    """Base of everything below; `app.py` shows it as a toast, the command line as one line on stderr.
+
+    Its text is a sentence for anybody, whatever browser it is shown in: no folder of this machine and no other
+    exception's text is in it. detail: those, for whoever runs the program; only the command line and logs show it.
+    """
+
+    def __init__(self, sentence: str, detail: str = "") -> None:
+        super().__init__(sentence)
+        self.detail = detail
 
 
 class LoadError(AdapterError):
@@ -21,6 +29,13 @@ class EngineBroken(AdapterError):
     """The engine has failed again and again and answers nothing any more."""
 
 
+def with_detail(error: BaseException) -> str:
+    """The line about an error for the command line and for logs, without what could steer a terminal."""
+    detail = getattr(error, "detail", "")
+    line = f"{error} ({detail})" if detail else str(error)
+    return "".join(c if c.isprintable() else "?" for c in line)
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message for a sentence of our own; its class name where it has no message."""
+    """The first line of an error's message, for a detail; its class name where it has no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

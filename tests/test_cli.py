@@ -45,7 +45,7 @@ def test_list_and_show(adapters, tmp_path, capsys):
         (["generate"], "PROMPT or --prompt-ids"),
         (["generate", "--temperature", "9", "hi"], "Temperature"),
         (["generate", "--image", "/no/such.png", "hi"], "no picture"),
-        (["generate", "--base", "/no/such/folder", "hi"], "no folder '/no/such/folder'"),
+        (["generate", "--base", "/no/such/folder", "hi"], "no folder 'folder'. Check the path. (/no/such/folder)"),
         (["generate", "--base", "nobody/nothing", "hi"], "Cannot load the base"),
         (["generate", "--device", "foo", "hi"], "no device 'foo' here. Use 'cpu'"),
         (["generate", "--device", "meta", "hi"], "no device 'meta' here. Use 'cpu'"),

@@ -23,9 +23,10 @@ from accelerate import Accelerator
 
 from adapter.base.embedded import BASE
 from adapter.base.llama import Base, load_base, load_tokenizer
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
 from adapter.method.checkpoint import CARD, load_adapter, save_adapter
+from adapter.method.config import base_label
 from train.card import write_card
 from train.config import Precision, RecipeFile, changed, read_recipe, recipe_text
 from train.data import SkippedExamples, Tokeniser
@@ -46,18 +47,27 @@ _EPILOG = """examples:
 """
 
 
+_FAILED = "The trainer failed; its log on the server has the details. Go on tries it again."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
     args = _parser().parse_intermixed_args(arguments)
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    tell_page: Callable[[str], None] = print if args.for_page else lambda _: None
     try:
         _run(args)
     except Stopped as stopped:
-        print(f"\n{stopped}", file=sys.stderr)
+        print(f"\n{with_detail(stopped)}", file=sys.stderr)
+        tell_page(str(stopped))
         return 130
     except (AdapterError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_detail(error)}", file=sys.stderr)
+        tell_page(f"error: {error if isinstance(error, AdapterError) else _FAILED}")
         return 1
+    except Exception:
+        tell_page(f"error: {_FAILED}")
+        raise
     except KeyboardInterrupt:
         print("\nstopped at once; --resume goes on from the last save", file=sys.stderr)
         return 130
@@ -83,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--score", action="store_true", help="do not train: measure the adapter in --out again")
     parser.add_argument("--base", help="embedded name, Hugging Face id or folder")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    # What is written to stdout is then shown in a browser: sentences for anybody. The rest goes to stderr.
+    parser.add_argument("--for-page", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--tensorboard", action="store_true", help="write figures for TensorBoard too")
     return parser
 
@@ -146,7 +158,8 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
             temporary.write_text(recipe_text(recipe), encoding="utf-8")
         command = "python -m train --config recipe.yaml"
         save_adapter(adapter, folder, write_card(adapter, config, data, loss, {}, {}, "", command))
-        print(f"held-out loss {loss:.3f}; the adapter is in {folder}")
+        print(f"held-out loss {loss:.3f}")
+        print(f"the adapter is in {folder}", file=sys.stderr)
 
 
 def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
@@ -210,7 +223,7 @@ def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) ->
     precision, reason = choose_precision(precision, accelerator.device)
     if accelerator.is_main_process:
         print(f"precision {precision}: {reason}")
-        print(f"loading {name}")
+        print(f"loading {base_label(name)}")
     # The main process first: it fetches and converts the base for all.
     with accelerator.main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext():
         return load_to_train(name, precision, str(accelerator.device)), precision

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 from adapter.base.embedded import BASE, ENCODER
-from adapter.errors import AdapterError, BadInput
+from adapter.errors import AdapterError, BadInput, first_line
 from adapter.method.config import TuningConfig, VisionConfig, check_name
 
 Precision = Literal["auto", "bf16", "fp32", "nf4", "int8"]
@@ -228,7 +228,9 @@ def _check_run(data: Any, name: Any, where: str) -> None:
     """Checks what a run needs before anything is read or loaded."""
     path = data.get("path") if isinstance(data, dict) else None
     if isinstance(path, str) and not os.path.exists(path):
-        raise ConfigError(f"{where}: there is no file or folder '{path}'. Check the path of data.")
+        raise ConfigError(
+            f"{where}: there is no file or folder '{Path(path).name}'. Check the path of data.", path
+        )
     try:
         check_name(str(name))
     except BadInput as error:
@@ -271,11 +273,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The recipe '{path}' cannot be read ({error}).") from error
+        raise ConfigError(
+            f"The recipe '{path.name}' cannot be read. Check the path.", f"{path}: {first_line(error)}"
+        ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"The recipe '{path}' is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"The recipe '{path.name}' is no YAML. Mend it.", f"{path}: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"The recipe '{path}' must hold `key: value` lines.")
+        raise ConfigError(f"The recipe '{path.name}' must hold `key: value` lines.", str(path))
     return values
 
 

@@ -110,12 +110,12 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
             continue
         seen.add(record.image)
         if not os.path.isfile(record.image):  # unlike Path.is_file it raises for no name, however odd
-            missing += f"{record.image} ({record.where})"
+            missing += f"{_within(record.image, records.path)} ({record.where})"
         elif images:
             try:
                 open_image(record.image)
             except BadInput as error:
-                unreadable += f"{record.image} ({record.where}): {error}"
+                unreadable += f"{_within(record.image, records.path)} ({record.where}): {error}"
     uncaptioned = records.uncaptioned
     median, percentile_95 = np.percentile(lengths, [50, 95]).round().astype(int) if lengths else (0, 0)
     return Report(
@@ -136,6 +136,12 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
         unreadable=unreadable,
         uncaptioned=Faults(len(uncaptioned), uncaptioned[:_LISTED_FAULTS]),
     )
+
+
+def _within(image: Path, data: Path) -> Path:
+    """The image's path within the data's folder, as its record has it; a path elsewhere is left whole."""
+    folder = data if data.is_dir() else data.parent
+    return image.relative_to(folder) if image.is_relative_to(folder) else image
 
 
 def _histogram(lengths: array[int]) -> tuple[tuple[int, int, int], ...]:

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from adapter.base.llama import Base
+from adapter.errors import with_detail
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
 from train.config import TrainConfig
@@ -128,14 +130,14 @@ class _Run:
 
     def start(self, resume: bool) -> None:
         """Opens the run's folder and loads its state; either all processes raise TrainError or none does."""
-        problem = ""
+        problem: tuple[str, ...] = ()
         if self.is_main:
             try:
                 self.folder.open(resume)
             except TrainError as error:
-                problem = str(error)
+                problem = str(error), error.detail
         if problem := _from_main(self.accelerator, problem):
-            raise TrainError(problem)
+            raise TrainError(*problem)
         if resume:
             self._load()
         if self.is_main:
@@ -181,6 +183,7 @@ class _Run:
             if required:
                 raise
             self._log(f"warning: {error} Training goes on.")
+            tqdm.write(with_detail(error), file=sys.stderr)
 
     # Steps.
 
@@ -212,8 +215,9 @@ class _Run:
                 bar.set_postfix(self._status())
                 if stop and not last:
                     raise Stopped(
-                        f"stopped after step {progress.step} of {config.steps}. Everything is saved in "
-                        f"'{self.folder.path}': the same command with --resume goes on from there."
+                        f"stopped after step {progress.step} of {config.steps}. Everything is saved: the same "
+                        "command with --resume goes on from there.",
+                        str(self.folder.path),
                     )
         return self._finish()
 
@@ -366,13 +370,13 @@ class _Run:
         self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
 
 
-def _from_main(accelerator: Accelerator, text: str) -> str:
-    """Broadcasts the main process's text to every process."""
+def _from_main(accelerator: Accelerator, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Broadcasts the main process's texts to every process."""
     if accelerator.num_processes == 1:
-        return text
+        return texts
     from accelerate.utils import broadcast_object_list
 
-    return str(broadcast_object_list([text])[0])
+    return tuple(broadcast_object_list([texts])[0])
 
 
 @contextlib.contextmanager

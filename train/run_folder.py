@@ -47,19 +47,23 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             if resume and not state.exists():
-                raise TrainError(f"'{self.path}' holds no unfinished run. Start it without --resume.")
+                raise TrainError(
+                    f"'{self.path.name}' holds no unfinished run. Start it without --resume.", str(self.path)
+                )
             if not resume and state.exists():
                 raise TrainError(
-                    f"'{self.path}' holds an unfinished run. Go on with it by --resume, or give another folder "
-                    "with --out."
+                    f"'{self.path.name}' holds an unfinished run. Go on with it by --resume, or give another "
+                    "folder with --out.",
+                    str(self.path),
                 )
         except Timeout as error:
             raise TrainError(
-                f"'{self.path}' is in use by another run. Give this one its own with --out."
+                f"'{self.path.name}' is in use by another run. Give this one its own with --out.", str(self.path)
             ) from error
         except OSError as error:
             raise TrainError(
-                f"'{self.path}' cannot be written ({_reason(error)}). Give another folder with --out."
+                f"'{self.path.name}' cannot be written. Give another folder with --out.",
+                f"{self.path}: {_reason(error)}",
             ) from error
 
     def close(self) -> None:
@@ -74,17 +78,19 @@ class RunFolder:
             saved, trained_for = state["config"], BaseFingerprint(**state["base"])
         except Exception as error:  # whatever damaged bytes make torch.load raise
             raise TrainError(
-                f"'{path}' cannot be read ({_reason(error)}). Start anew with another --out."
+                f"'{path.name}' cannot be read. Start anew with another --out.", f"{path}: {_reason(error)}"
             ) from error
         if changed := sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key)):
             raise TrainError(
-                f"The run in '{self.path}' has other settings: {', '.join(changed)}. Resume it with the same "
-                "recipe, or start anew with another --out."
+                f"The run in '{self.path.name}' has other settings: {', '.join(changed)}. Resume it with the same "
+                "recipe, or start anew with another --out.",
+                str(self.path),
             )
         if differences := trained_for.differences(base):
             raise TrainError(
-                f"The run in '{self.path}' is for the base {trained_for.name}, not {base.name}: "
-                f"{'; '.join(differences)}."
+                f"The run in '{self.path.name}' is for the base {trained_for.name}, not {base.name}: "
+                f"{'; '.join(differences)}.",
+                str(self.path),
             )
         return state
 
@@ -95,8 +101,9 @@ class RunFolder:
                 torch.save(state, temporary)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
             raise TrainError(
-                f"The run cannot be saved in '{self.path}' ({_reason(error)}). The last good save is still there: "
-                "free some room."
+                f"The run cannot be saved in '{self.path.name}'. The last good save is still there: "
+                "free some room.",
+                f"{self.path}: {_reason(error)}",
             ) from error
 
     def save_adapter(self, adapter: Adapter) -> None:
@@ -105,7 +112,8 @@ class RunFolder:
             save_adapter(adapter, self.path)
         except Exception as error:  # safetensors has an error of its own for a full disk
             raise TrainError(
-                f"The adapter cannot be saved in '{self.path}' ({_reason(error)}). Free some room."
+                f"The adapter cannot be saved in '{self.path.name}'. Free some room.",
+                f"{self.path}: {_reason(error)}",
             ) from error
 
     def finish(self) -> None:

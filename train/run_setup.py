@@ -103,7 +103,7 @@ class FeatureCache:
                 features = self._encoder.encode([open_image(path)], **self._encoding)
             except BadInput as error:
                 features = None
-                self._skipped.add(example.where or str(path), f"{example.where}: {path}: {error}")
+                self._skipped.add(example.where or str(path), f"{example.where}: {path.name}: {error}")
             self._features[path] = features
             self._free_bytes -= _bytes(features)
             while self._free_bytes < 0 and len(self._features) > 1:

@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from adapter.errors import LoadError
+from adapter.errors import LoadError, first_line
 
 CACHE_VARIABLE = "LLAMA_ADAPTER_CACHE"
 _MANIFEST = "manifest.json"
@@ -126,9 +126,9 @@ def build_once(
                 _build(folder, fill, progress, made_from, required_bytes or 0)
     except OSError as error:
         raise LoadError(
-            f"Cannot keep {folder.name} in the cache folder {folder.parent}: {error.strerror or error}. "
-            f"Make it a folder that this user can write, with {needed} free, "
-            f"or set {CACHE_VARIABLE} to another one."
+            f"Cannot keep {folder.name} in the cache folder. Make it a folder that this user can write, with "
+            f"{needed} free, or set {CACHE_VARIABLE} to another one.",
+            f"{folder.parent}: {error.strerror or first_line(error)}",
         ) from error
     return folder
 
@@ -161,8 +161,9 @@ def _build(
     free = shutil.disk_usage(folder.parent).free
     if free < required_bytes:
         raise LoadError(
-            f"Preparing {folder.name} takes {required_bytes / 1e9:.1f} GB of disk in {folder.parent}, where "
-            f"{free / 1e9:.1f} GB are free. Make room, or set {CACHE_VARIABLE} to a folder on another disk."
+            f"Preparing {folder.name} takes {required_bytes / 1e9:.1f} GB of disk in the cache folder, where "
+            f"{free / 1e9:.1f} GB are free. Make room, or set {CACHE_VARIABLE} to a folder on another disk.",
+            str(folder.parent),
         )
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     result = scratch / "result"

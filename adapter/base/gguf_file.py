@@ -88,25 +88,33 @@ def open_gguf(file: Path) -> GgufBase:
         reader = gguf.GGUFReader(file)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except _UNREADABLE as error:
-        raise LoadError(f"'{file}' is no whole GGUF file ({first_line(error)}). {_REMEDY}") from error
+        raise LoadError(
+            f"'{file.name}' is no whole GGUF file. {_REMEDY}", f"{file}: {first_line(error)}"
+        ) from error
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise LoadError(
-            f"'{file}' holds a {architecture} model. LLaMA-Adapter needs a LLaMA: "
-            "choose a GGUF file whose general.architecture is llama."
+            f"'{file.name}' holds a {architecture} model. LLaMA-Adapter needs a LLaMA: "
+            "choose a GGUF file whose general.architecture is llama.",
+            str(file),
         )
     if metadata.get("split.count", 1) > 1:
         raise LoadError(
-            f"'{file}' is one of {metadata['split.count']} parts. Join them with llama.cpp's "
-            "`llama-gguf-split --merge` and name the result."
+            f"'{file.name}' is one of {metadata['split.count']} parts. Join them with llama.cpp's "
+            "`llama-gguf-split --merge` and name the result.",
+            str(file),
         )
     if metadata.get("llama.expert_count"):
-        raise LoadError(f"'{file}' is a mixture of experts (Mixtral). Choose a LLaMA without experts.")
+        raise LoadError(
+            f"'{file.name}' is a mixture of experts (Mixtral). Choose a LLaMA without experts.", str(file)
+        )
     by_name = {tensor.name: tensor for tensor in reader.tensors}
     try:
         config = _config(file, metadata, by_name)
     except KeyError as error:
-        raise LoadError(f"'{file}' does not say its {error.args[0]}. {_REMEDY}") from error
+        raise LoadError(
+            f"'{file.name}' lacks a field in its header. {_REMEDY}", f"{file}: {error.args[0]}"
+        ) from error
     by_name.pop(_ROPE_FACTORS, None)
     tensors = {_huggingface_name(name): tensor for name, tensor in by_name.items()}
     _check(file, tensors, config)
@@ -122,9 +130,11 @@ def _config(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any])
     context = metadata["llama.context_length"]
     rotated = metadata.get("llama.rope.dimension_count", head_dim)
     if rotated != head_dim or metadata.get("llama.attention.value_length", head_dim) != head_dim:
-        raise LoadError(f"'{file}' rotates a part of each head only, which LLaMA does not. Choose a LLaMA.")
+        raise LoadError(
+            f"'{file.name}' rotates a part of each head only, which LLaMA does not. Choose a LLaMA.", str(file)
+        )
     if 0 < metadata.get("llama.attention.sliding_window", 0) < context:
-        raise LoadError(f"'{file}' has a sliding window, which LLaMA has not. Choose a LLaMA.")
+        raise LoadError(f"'{file.name}' has a sliding window, which LLaMA has not. Choose a LLaMA.", str(file))
     kinds = {"F32": torch.float32, "F16": torch.float16}
     embedding = by_name.get("token_embd.weight")
     return LlamaConfig(
@@ -159,8 +169,9 @@ def _rope(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any], h
         return {"rope_type": "linear", "rope_theta": theta, "factor": metadata["llama.rope.scaling.factor"]}
     if scaling != "none":
         raise LoadError(
-            f"'{file}' stretches its context by '{scaling}', which is not supported from a GGUF file. "
-            "Use the model's Hugging Face repository."
+            f"'{file.name}' stretches its context by '{scaling}', which is not supported from a GGUF file. "
+            "Use the model's Hugging Face repository.",
+            str(file),
         )
     return {"rope_type": "default", "rope_theta": theta}
 
@@ -184,8 +195,9 @@ def _llama3_rope(file: Path, factors: Tensor, theta: float, head_dim: int) -> di
     plain = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     if factors.shape != scaled.shape or not torch.allclose(plain / scaled, factors.double(), rtol=1e-4):
         raise LoadError(
-            f"'{file}' scales its rotary frequencies in a way that is not Llama 3.1's. "
-            "Use the model's Hugging Face repository."
+            f"'{file.name}' scales its rotary frequencies in a way that is not Llama 3.1's. "
+            "Use the model's Hugging Face repository.",
+            str(file),
         )
     return scaling
 
@@ -204,12 +216,13 @@ def _check(file: Path, tensors: Mapping[str, Any], config: Any) -> None:
     missing, more = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or more:
         what = f"lacks {min(missing)}" if missing else f"holds {min(more)}, which a LLaMA does not have"
-        raise LoadError(f"'{file}' {what}. {_REMEDY}")
+        raise LoadError(f"'{file.name}' {what}. {_REMEDY}", str(file))
     for name, shape in expected.items():
         if _shape(tensors[name]) != shape:
             raise LoadError(
-                f"'{file}' holds {name} with shape {list(_shape(tensors[name]))}, "
-                f"its header means {list(shape)}. {_REMEDY}"
+                f"'{file.name}' holds {name} with shape {list(_shape(tensors[name]))}, "
+                f"its header means {list(shape)}. {_REMEDY}",
+                str(file),
             )
 
 
@@ -227,14 +240,15 @@ def _dequantized(tensor: Any, file: Path) -> Tensor:
         return torch.from_numpy(values if values.flags.writeable else values.copy())
     except NotImplementedError as error:
         raise LoadError(
-            f"'{file}' holds {tensor.name} as {tensor.tensor_type.name}, which the gguf package cannot unpack. "
-            "Choose the file in another quantisation, such as Q8_0 or Q4_K_M."
+            f"'{file.name}' holds {tensor.name} as {tensor.tensor_type.name}, which the gguf package cannot "
+            "unpack. Choose the file in another quantisation, such as Q8_0 or Q4_K_M.",
+            str(file),
         ) from error
 
 
 def _tokenizer(file: Path, metadata: Mapping[str, Any], config: Any) -> Any:
     if "tokenizer.ggml.tokens" not in metadata:
-        raise LoadError(f"'{file}' holds no tokenizer. {_REMEDY}")
+        raise LoadError(f"'{file.name}' holds no tokenizer. {_REMEDY}", str(file))
     kind, pre_tokenizer = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind == "gpt2" and pre_tokenizer in _SPLIT_DIGITS:
         tokenizer = _single_digit_tokenizer(metadata)
@@ -242,9 +256,12 @@ def _tokenizer(file: Path, metadata: Mapping[str, Any], config: Any) -> Any:
         tokenizer = _transformers_tokenizer(file)
     else:
         named = f"{kind} with pre-tokenizer {pre_tokenizer}"
-        raise LoadError(f"'{file}' has a tokenizer ({named}) that is not known here. {_REMEDY}")
+        raise LoadError(f"'{file.name}' has a tokenizer ({named}) that is not known here. {_REMEDY}", str(file))
     if len(tokenizer) > config.vocab_size:
-        raise LoadError(f"'{file}' has {len(tokenizer)} tokens and embeddings for {config.vocab_size}. {_REMEDY}")
+        raise LoadError(
+            f"'{file.name}' has {len(tokenizer)} tokens and embeddings for {config.vocab_size}. {_REMEDY}",
+            str(file),
+        )
     return tokenizer
 
 
@@ -255,7 +272,7 @@ def _transformers_tokenizer(file: Path) -> Any:
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # a foreign vocabulary can make the conversion raise anything
         raise LoadError(
-            f"The tokenizer in '{file}' cannot be converted ({first_line(error)}). {_REMEDY}"
+            f"The tokenizer in '{file.name}' cannot be converted. {_REMEDY}", f"{file}: {first_line(error)}"
         ) from error
 
 

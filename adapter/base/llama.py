@@ -38,7 +38,7 @@ from adapter.base.hf_folder import WEIGHT_FILES, open_tensors, tensor_files, ten
 from adapter.base.quantize import PackedLinear, pack, quantize_linears
 from adapter.errors import LoadError, first_line
 from adapter.method.attention import PromptKV
-from adapter.method.config import BaseFingerprint
+from adapter.method.config import BaseFingerprint, base_label
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def load_base(
     chosen = automatic if quantization == "auto" else quantization
     dtype = dtype or torch.bfloat16
     foreign = resolve.find_foreign(name_or_path)
-    memory.require(name_or_path, base_config(name_or_path, foreign), chosen, device, dtype)
+    memory.require(base_label(name_or_path), base_config(name_or_path, foreign), chosen, device, dtype)
     source = _source(name_or_path, foreign)
     config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
     tokenizer = _load(AutoTokenizer, source, name_or_path)
@@ -262,7 +262,9 @@ def base_weight(name_or_path: str, tensor: str) -> Tensor:
     """One weight of a base, such as "model.norm.weight", read without loading the base. Raises LoadError."""
     if (found := _stored(_source(name_or_path), tensor)) is None:
         raise LoadError(
-            f"{tensor} of the base '{name_or_path}' is not here. Name a folder that holds its safetensors."
+            f"{tensor} of the base '{base_label(name_or_path)}' is not here. "
+            "Name a folder that holds its safetensors.",
+            name_or_path,
         )
     return found
 
@@ -296,13 +298,13 @@ def _as_llama(config: Any, name: str) -> LlamaConfig:
         return config
     if config.model_type != "mistral":
         raise LoadError(
-            f"'{name}' is a {config.model_type} model. LLaMA-Adapter needs a LLaMA: "
+            f"'{base_label(name)}' is a {config.model_type} model. LLaMA-Adapter needs a LLaMA: "
             f"try {embedded.BASE} or huggyllama/llama-7b."
         )
     if (config.sliding_window or config.max_position_embeddings) < config.max_position_embeddings:
         raise LoadError(
-            f"'{name}' is a Mistral that attends to its last {config.sliding_window} tokens only, which a LLaMA "
-            "does not. Use one without a sliding window, such as mistralai/Mistral-7B-v0.3, or a LLaMA."
+            f"'{base_label(name)}' is a Mistral that attends to its last {config.sliding_window} tokens only, "
+            "which a LLaMA does not. Use one without a sliding window, such as mistralai/Mistral-7B-v0.3."
         )
     fields = config.to_dict()
     for key in ("model_type", "architectures", "sliding_window", "layer_types"):
@@ -337,7 +339,7 @@ def _not_loaded(source: str, name: str, error: BaseException) -> LoadError:
         remedy = "HF_HUB_OFFLINE is set: give a folder, unset it, or use " + embedded.BASE + "."
     else:
         remedy = "Check the name and the network, or give a folder."
-    return LoadError(f"Cannot load the base '{name}': {first_line(error)} {remedy}")
+    return LoadError(f"Cannot load the base '{base_label(name)}'. {remedy}", f"{name}: {first_line(error)}")
 
 
 def _memory(model: torch.nn.Module) -> int:
@@ -355,7 +357,7 @@ def _fingerprint(model: AdaptedLlama, tokenizer: Any, name: str) -> BaseFingerpr
     # Norm weights are never quantised, so their hash is the same in every precision.
     weights = model.model.norm.weight.detach().float().cpu().to(torch.bfloat16)
     return BaseFingerprint(
-        name=name,
+        name=base_label(name),
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,

@@ -59,8 +59,9 @@ class MetaBase:
         tokenizer = meta_tokenizer(self.tokenizer_file, later)
         if len(tokenizer) > config.vocab_size:
             raise LoadError(
-                f"'{self.tokenizer_file}' has {len(tokenizer)} tokens, the embeddings in '{self.folder}' are "
-                f"{config.vocab_size}. Lay the model's own tokenizer.model into its folder."
+                f"'{self.tokenizer_file.name}' has {len(tokenizer)} tokens, the embeddings in "
+                f"'{self.folder.name}' are {config.vocab_size}. Lay the model's own tokenizer.model there.",
+                f"{self.folder}: {self.tokenizer_file}",
             )
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         write_configs(folder, config, tokenizer, ends_of_answer(tokenizer))
@@ -74,7 +75,9 @@ class MetaBase:
         parts = [shard[theirs] for shard in self.shards]
         values = parts[0] if split_dim is None else torch.cat(parts, dim=split_dim)
         if not values.isfinite().all():
-            raise LoadError(f"{theirs} in '{self.folder}' holds numbers that are not finite. {_REMEDY}")
+            raise LoadError(
+                f"{theirs} in '{self.folder.name}' holds numbers that are not finite. {_REMEDY}", str(self.folder)
+            )
         if "q_proj" in name:
             return meta_to_hf_rotary(values, self.config.num_attention_heads)
         if "k_proj" in name:
@@ -91,19 +94,20 @@ def meta_files(folder: Path) -> list[Path]:
     """The files that a conversion reads. Raises LoadError if one is missing."""
     params = folder / "params.json"
     if not params.is_file():
-        raise LoadError(f"'{folder}' holds consolidated.*.pth but no params.json. {_REMEDY}")
+        raise LoadError(f"'{folder.name}' holds consolidated.*.pth but no params.json. {_REMEDY}", str(folder))
     shards = sorted(folder.glob("consolidated*.pth"))
     wanted = ["consolidated.pth"] if len(shards) == 1 and shards[0].name == "consolidated.pth" else None
     wanted = wanted or [f"consolidated.{number:02}.pth" for number in range(max(len(shards), 1))]
     for name in wanted:
         if not (folder / name).is_file():
-            raise LoadError(f"'{folder}' lacks {name}. {_REMEDY}")
+            raise LoadError(f"'{folder.name}' lacks {name}. {_REMEDY}", str(folder))
     for place in (folder, folder.resolve().parent):
         if (place / "tokenizer.model").is_file():
             return [params, *(folder / name for name in wanted), place / "tokenizer.model"]
     raise LoadError(
-        f"There is no tokenizer.model in '{folder}' or the folder above it, where Meta puts it. "
-        "Copy it there, or use the model's Hugging Face repository."
+        f"There is no tokenizer.model in '{folder.name}' or the folder above it, where Meta puts it. "
+        "Copy it there, or use the model's Hugging Face repository.",
+        str(folder),
     )
 
 
@@ -114,7 +118,9 @@ def open_meta(folder: Path) -> MetaBase:
         params = json.loads(params_file.read_text(encoding="utf-8"))
         dim, layers, heads = (int(params[key]) for key in ("dim", "n_layers", "n_heads"))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise LoadError(f"'{params_file}' is no params.json of a LLaMA ({error!r}). {_REMEDY}") from error
+        raise LoadError(
+            f"'{params_file.name}' is no params.json of a LLaMA. {_REMEDY}", f"{params_file}: {error!r}"
+        ) from error
     shards = [_load(file) for file in shard_files]
     if getattr(shards[0].get("tok_embeddings.weight"), "ndim", 0) != 2:
         raise LoadError(f"'{shard_files[0]}' holds no tok_embeddings.weight: it is no LLaMA. {_REMEDY}")
@@ -129,14 +135,16 @@ def _load(file: Path) -> Mapping[str, Tensor]:
         tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise LoadError(
-            f"'{file}' holds more than tensors, and such a file may run code. It was not opened. "
-            "Use Meta's own file, or the model's Hugging Face repository (safetensors)."
+            f"'{file.name}' holds more than tensors, and such a file may run code. It was not opened. "
+            "Use Meta's own file, or the model's Hugging Face repository (safetensors).",
+            str(file),
         ) from error
     except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        reason = first_line(error)
-        raise LoadError(f"'{file}' is damaged or not fully downloaded ({reason}). {_REMEDY}") from error
+        raise LoadError(
+            f"'{file.name}' is damaged or not fully downloaded. {_REMEDY}", f"{file}: {first_line(error)}"
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise LoadError(f"'{file}' is not a table of tensors, as consolidated.*.pth is. {_REMEDY}")
+        raise LoadError(f"'{file.name}' is not a table of tensors, as consolidated.*.pth is. {_REMEDY}", str(file))
     return {name: values for name, values in tensors.items() if not name.endswith(_IGNORED)}
 
 
@@ -179,8 +187,9 @@ def _config(
             dtype=embedding.dtype if embedding.dtype.is_floating_point else torch.bfloat16,
         )
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        reason = first_line(error)
-        raise LoadError(f"'{folder / 'params.json'}' describes no LLaMA ({reason}). {_REMEDY}") from error
+        raise LoadError(
+            f"'params.json' describes no LLaMA. {_REMEDY}", f"{folder}: {first_line(error)}"
+        ) from error
 
 
 def _feed_forward(dim: int, multiplier: float | None, multiple_of: int) -> int:
@@ -228,14 +237,15 @@ def _split_dims(folder: Path, config: Any, shards: Sequence[Mapping[str, Tensor]
         missing, unknown = ours.keys() - shard.keys(), shard.keys() - allowed
         if missing or unknown:
             what = f"lacks {min(missing)}" if missing else f"holds {min(unknown)}, which a LLaMA does not have"
-            raise LoadError(f"Shard {number:02} of '{folder}' {what}. {_REMEDY}")
+            raise LoadError(f"Shard {number:02} of '{folder.name}' {what}. {_REMEDY}", str(folder))
     shapes = {theirs: [tuple(shard[theirs].shape) for shard in shards] for theirs in ours}
     # wq's size hangs on dim alone: an N-th of its rows means that there were N shards.
     whole, rows = config.hidden_size, shapes["layers.0.attention.wq.weight"][0]
     if len(rows) == 2 and rows[1] == whole and whole % rows[0] == 0 and whole // rows[0] > len(shards):
         raise LoadError(
-            f"'{folder}' holds {len(shards)} of {whole // rows[0]} shards: consolidated.{len(shards):02}.pth is "
-            f"missing. {_REMEDY}"
+            f"'{folder.name}' holds {len(shards)} of {whole // rows[0]} shards: "
+            f"consolidated.{len(shards):02}.pth is missing. {_REMEDY}",
+            str(folder),
         )
     return {name: _split_dim(folder, theirs, expected[name], shapes[theirs]) for theirs, name in ours.items()}
 
@@ -249,8 +259,9 @@ def _split_dim(folder: Path, name: str, whole: tuple[int, ...], parts: Sequence[
     if alike and len(split) == 1 and first[split[0]] * len(parts) == whole[split[0]]:
         return split[0]
     raise LoadError(
-        f"params.json in '{folder}' means {name} to be {list(whole)}, {len(parts)} consolidated.*.pth hold "
-        f"{' and '.join(sorted({str(list(part)) for part in parts}))} each. {_REMEDY}"
+        f"params.json in '{folder.name}' means {name} to be {list(whole)}, {len(parts)} consolidated.*.pth hold "
+        f"{' and '.join(sorted({str(list(part)) for part in parts}))} each. {_REMEDY}",
+        str(folder),
     )
 
 

@@ -40,8 +40,9 @@ def meta_tokenizer(file: Path, later: bool = False) -> Any:
         ranks = _tiktoken_ranks(file)
         return _tiktoken(ranks, later) if ranks else _sentencepiece(file)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = first_line(error)
-        raise LoadError(f"'{file}' is not a tokenizer of Meta's or is damaged ({reason}). {_REMEDY}") from error
+        raise LoadError(
+            f"'{file.name}' is not a tokenizer of Meta's or is damaged. {_REMEDY}", f"{file}: {first_line(error)}"
+        ) from error
 
 
 def ends_of_answer(tokenizer: Any) -> list[int]:

@@ -86,13 +86,14 @@ def find_foreign(name: str) -> ForeignBase | None:
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise LoadError(
-                f"'{name}' is a file but no .gguf. Name a GGUF file, or the folder that holds the whole base."
+                f"'{path.name}' is a file but no .gguf. Name a GGUF file, or the folder of the whole base.",
+                name,
             )
         return ForeignBase(path, "GGUF", (path,), open_gguf)
     if path.suffix.lower() == ".gguf":
-        raise LoadError(f"There is no file '{name}'. Check the path.")
+        raise LoadError(f"There is no file '{path.name}'. Check the path.", name)
     if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):  # not a name on the Hub
-        raise LoadError(f"There is no folder '{name}'. Check the path.")
+        raise LoadError(f"There is no folder '{path.name}'. Check the path.", name)
     if not path.is_dir() or _has_huggingface_weights(path):
         return None
     if is_meta(path):
@@ -100,7 +101,7 @@ def find_foreign(name: str) -> ForeignBase | None:
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise LoadError(f"'{name}' holds several GGUF files: {names}. Name one of them.")
+        raise LoadError(f"'{path.name}' holds several GGUF files: {names}. Name one of them.", name)
     return ForeignBase(files[0], "GGUF", (files[0],), open_gguf) if files else None
 
 

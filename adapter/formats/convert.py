@@ -68,13 +68,15 @@ def open_source(source: str, options: Options = Options()) -> Source:
     if path.exists():
         return _open_path(path, path.name, options)
     if (repository := hub.parse(source)) is None:
-        raise LoadError(f"There is no '{source}'. What can be converted: {registry.CONVERTIBLE}; or user/repo.")
+        raise LoadError(
+            f"There is no '{path.name}'. What can be converted: {registry.CONVERTIBLE}; or user/repo.", source
+        )
     path, commit = hub.fetch(*repository)
     name = f"{repository[0]}@{commit}"
     try:
         return _open_path(path, name, options)
     except LoadError as error:
-        raise LoadError(f"{name}: {error}") from error  # the folder's own name is only the commit
+        raise LoadError(f"{name}: {error}", error.detail) from error  # the folder's own name is only the commit
 
 
 def _open_path(path: Path, name: str, options: Options) -> Source:
@@ -199,7 +201,9 @@ def _mismatches(foreign: ForeignAdapter, base: BaseFingerprint) -> list[str]:
 def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapter, list[str]]:
     """Convert `source` into the new folder `to`; returns the adapter and notes for the user. Raises LoadError."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise LoadError(f"'{to}' exists already and is not overwritten. Name a new folder with --to.")
+        raise LoadError(
+            f"'{to.name}' exists already and is not overwritten. Name a new folder with --to.", str(to)
+        )
     opened = open_source(source, options)
     to_format, activation = options.to_format, options.to_gate_activation
     if to_format in _RAW_GATES:
@@ -220,7 +224,9 @@ def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapte
                 with atomic_write(temporary / CARD) as readme:
                     readme.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise LoadError(f"'{to}' cannot be written ({error.strerror or error}). Choose another --to.") from error
+        raise LoadError(
+            f"'{to.name}' cannot be written. Choose another --to.", f"{to}: {error.strerror or error}"
+        ) from error
     return adapter, notes
 
 

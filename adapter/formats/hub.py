@@ -39,6 +39,6 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, str]:
                 f"{named} is not in the local cache and HF_HUB_OFFLINE is set. Unset it, or give a folder."
             ) from error
         raise LoadError(
-            f"Cannot fetch {named}: {first_line(error)} Check the network, or give a folder."
+            f"Cannot fetch {named}. Check the network, or give a folder.", first_line(error)
         ) from error
     return folder, folder.name

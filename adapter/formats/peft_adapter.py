@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapter.errors import LoadError
+from adapter.errors import LoadError, first_line
 from adapter.files import atomic_write
 from adapter.formats.tensors import ForeignAdapter, broken, insertion_layers, sanitize, stack_gates, stack_prompts
 from adapter.method.adapter import Adapter
@@ -35,7 +35,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         kind = config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoadError(
-            f"'{folder.name}': {CONFIG} is no PEFT configuration ({error}). Download it again."
+            f"'{folder.name}': {CONFIG} is no PEFT configuration. Download it again.", first_line(error)
         ) from error
     if kind != _PEFT_TYPE:
         raise LoadError(

@@ -72,7 +72,7 @@ def read(source: Path, layers: int | None = None) -> ForeignAdapter | OfficialV2
         files = sorted({path for pattern in _WEIGHT_FILES for path in source.glob(pattern)})
         if len(files) != 1:
             what = f"{len(files)} files of weights; name one of them" if files else "no adapter"
-            raise LoadError(f"'{source}' holds {what}. What can be converted: {CONVERTIBLE}.")
+            raise LoadError(f"'{source.name}' holds {what}. What can be converted: {CONVERTIBLE}.", str(source))
         path = files[0]
     tensors, extras = read_tensors(path)
     detected = detect_format(tensors, extras)

@@ -56,8 +56,8 @@ def broken(path: Path, problem: str) -> LoadError:
     return LoadError(f"'{path.name}': {problem}. Download it again, or ask its maker.")
 
 
-def _damaged(path: Path, reason: str) -> LoadError:
-    return LoadError(f"'{path.name}' is damaged or only half a download ({sanitize(reason)}). Download it again.")
+def _damaged(path: Path, why: str, detail: str = "") -> LoadError:
+    return LoadError(f"'{path.name}' is damaged or only half a download{why}. Download it again.", detail)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,26 +66,26 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with open(path, "rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise LoadError(f"'{path}' cannot be read ({error.strerror}). Check the path.") from error
+        raise LoadError(f"'{path.name}' cannot be read. Check the path.", f"{path}: {error.strerror}") from error
     if head.startswith(b"version https://git-lfs"):
         raise LoadError(f"'{path.name}' is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`.")
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         try:
             return load_file(path), {}
         except (OSError, SafetensorError) as error:
-            raise _damaged(path, str(error)) from error
+            raise _damaged(path, "", first_line(error)) from error
     return _find_state_dict(path, _unpickle(path, head))
 
 
 def _unpickle(path: Path, head: bytes) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if head.startswith(b"PK") and not is_zip:
-        raise _damaged(path, "its end is missing")
+        raise _damaged(path, ": its end is missing")
     try:
         if is_zip:
             with zipfile.ZipFile(path) as archive:  # torch only stores; compressed data could unpack to anything
                 if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-                    raise _damaged(path, "it was compressed, which torch.save never does")
+                    raise _damaged(path, ": it was compressed, which torch.save never does")
         # A full training checkpoint keeps its command line as a Namespace, which is data. mmap: it also holds the
         # whole base and the optimizer state, which are not needed.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -94,12 +94,13 @@ def _unpickle(path: Path, head: bytes) -> Any:
     except pickle.UnpicklingError as error:
         if match := _GLOBAL.search(str(error)):
             raise LoadError(
-                f"'{path.name}' holds code ({sanitize(match.group(1))}), which is not run. "
-                "Ask its maker for the bare tensors, best as .safetensors."
+                f"'{path.name}' holds code, which is not run. "
+                "Ask its maker for the bare tensors, best as .safetensors.",
+                sanitize(match.group(1)),
             ) from error
-        raise _damaged(path, "or no file of tensors at all") from error
+        raise _damaged(path, ", or no file of tensors at all") from error
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError) as error:
-        raise _damaged(path, first_line(error)) from error
+        raise _damaged(path, "", first_line(error)) from error
 
 
 def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from adapter.errors import LoadError
+from adapter.errors import LoadError, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.config import AdapterConfig, BaseFingerprint
+from adapter.method.config import AdapterConfig, BaseFingerprint, base_label
 from adapter.method.projection import LabelProjection
 
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
@@ -53,7 +53,8 @@ def read_config(folder: Path) -> AdapterConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(
             f"'{folder.name}' is not an adapter: {CONFIG} cannot be read. "
-            "Give a folder that `python -m train` wrote."
+            "Give a folder that `python -m train` wrote.",
+            f"{folder / CONFIG}: {first_line(error)}",
         ) from error
     return AdapterConfig.from_json(text, folder.name)
 
@@ -66,9 +67,10 @@ def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torc
     """
     config = read_config(folder)
     if base is not None and (differences := config.base.differences(base)):
+        made_for = base_label(config.base.name)
         raise LoadError(
-            f"Adapter '{folder.name}' was made for {config.base.name} and does not fit {base.name}: "
-            f"{'; '.join(differences)}. Load the base it names: {config.base.name}."
+            f"Adapter '{folder.name}' was made for {made_for} and does not fit {base.name}: "
+            f"{'; '.join(differences)}. Load the base it names: {made_for}."
         )
     adapter = _unfilled(folder, config)
     expected = dict(adapter.state_dict())
@@ -105,7 +107,7 @@ def _read_tensors(folder: Path, most_bytes: int) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise _broken(folder, "is missing") from error
     except (OSError, SafetensorError, KeyError) as error:  # KeyError: a number format that torch has not
-        raise _broken(folder, f"is damaged ({getattr(error, 'strerror', None) or error})") from error
+        raise _broken(folder, "is damaged", f"{folder / WEIGHTS}: {first_line(error)}") from error
 
 
 def _checked(folder: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
@@ -128,5 +130,5 @@ def _listed(names: set[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _broken(folder: Path, problem: str) -> LoadError:
-    return LoadError(f"Adapter '{folder.name}': {WEIGHTS} {problem}. Download or train the adapter again.")
+def _broken(folder: Path, problem: str, detail: str = "") -> LoadError:
+    return LoadError(f"Adapter '{folder.name}': {WEIGHTS} {problem}. Download or train the adapter again.", detail)

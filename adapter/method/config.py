@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapter.errors import BadInput, LoadError
+from adapter.errors import BadInput, LoadError, first_line
 
 FORMAT_VERSION = 1
 GATE_ACTIVATIONS = ("tanh", "identity")
@@ -21,6 +21,10 @@ MAX_NAME_LENGTH = 40  # characters of an adapter's name
 KIND_LENGTH = 3  # tokens that the word for a kind of thing may take in a `label` projection
 # Names that Windows reserves, and the name of the bare base in the API.
 RESERVED_NAMES = {"con", "prn", "aux", "nul", "base", *(f"{p}{i}" for p in ("com", "lpt") for i in range(10))}
+
+
+class InvalidConfig(LoadError, ValueError):
+    """A value of a configuration is wrong; the text says which, and why."""
 
 
 def check_name(name: str, taken: Iterable[str] = ()) -> str:
@@ -42,12 +46,18 @@ def check_name(name: str, taken: Iterable[str] = ()) -> str:
 def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            raise InvalidConfig(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise InvalidConfig(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def base_label(name: str) -> str:
+    """What fingerprints and messages call the base `name`: of a path on a machine only its last part."""
+    is_path = re.match(r"[/\\~.]|[A-Za-z]:[/\\]", name)
+    return (re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name) or name
 
 
 @dataclass(frozen=True)
@@ -117,9 +127,9 @@ class VisionConfig:
         if self.projection == "queries":
             _at_least(1, token_size=self.token_size, width=self.width, blocks=self.blocks, heads=self.heads)
             if self.blocks > MAX_BLOCKS:
-                raise ValueError(f"blocks must be at most {MAX_BLOCKS}, got {self.blocks}")
+                raise InvalidConfig(f"blocks must be at most {MAX_BLOCKS}, got {self.blocks}")
             if self.width % self.heads:
-                raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}")
+                raise InvalidConfig(f"width must be a multiple of heads {self.heads}, got {self.width}")
         else:
             _at_least(1, feature_size=self.feature_size, hidden=self.hidden)
         if self.projection == "label":
@@ -146,7 +156,7 @@ class TuningConfig:
         _at_least(1, intermediate_size=self.intermediate_size)
         _at_least(0, lora_rank=self.lora_rank)
         if not (self.norms or self.bias or self.scale or self.lora_rank):
-            raise ValueError("tuning must change something: norms, bias, scale or lora_rank")
+            raise InvalidConfig("tuning must change something: norms, bias, scale or lora_rank")
 
 
 @dataclass(frozen=True)
@@ -169,19 +179,19 @@ class AdapterConfig:
         _one_of("gate_activation", self.gate_activation, GATE_ACTIVATIONS)
         _one_of("template", self.template, TEMPLATES)
         if self.insertion_layers > self.base.num_hidden_layers:
-            raise ValueError(
+            raise InvalidConfig(
                 f"insertion_layers must be at most the base's {self.base.num_hidden_layers}, "
                 f"got {self.insertion_layers}"
             )
         if self.vision is not None and self.vision.projection == "label":
             taken = 2 * self.vision.name_length + KIND_LENGTH
             if self.prompt_length <= taken:
-                raise ValueError(
+                raise InvalidConfig(
                     f"prompt_length must be more than {taken} for a label projection with names of "
                     f"{self.vision.name_length} tokens, got {self.prompt_length}"
                 )
         if self.format_version != FORMAT_VERSION:
-            raise ValueError(
+            raise InvalidConfig(
                 f"format_version {self.format_version} is not the {FORMAT_VERSION} that this program reads"
             )
 
@@ -210,28 +220,31 @@ class AdapterConfig:
             if data.get("tuning") is not None:
                 data["tuning"] = _build(TuningConfig, data["tuning"], "tuning")
             return _build(cls, data, "config.json")
+        except InvalidConfig as error:
+            problem, detail = f" ({str(error)[:300]})", ""
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            raise LoadError(
-                f"{where}: config.json is not an adapter configuration ({str(error)[:300]}). "
-                "Download or train the adapter again."
-            ) from error
+            problem, detail = "", first_line(error)
+        raise LoadError(
+            f"{where}: config.json is not an adapter configuration{problem}. Download or train the adapter again.",
+            detail,
+        )
 
 
 def _build(cls: type, data: Any, where: str) -> Any:
     """A dataclass from a JSON object; unknown and missing keys and wrong types are errors."""
     if not isinstance(data, dict):
-        raise ValueError(f"{where} must be an object, got {type(data).__name__}")
+        raise InvalidConfig(f"{where} must be an object, got {type(data).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise ValueError(f"{where} has unknown key {', '.join(ascii(name)[1:-1] for name in unknown)}")
+        raise InvalidConfig(f"{where} has unknown key {', '.join(ascii(name)[1:-1] for name in unknown)}")
     missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in data)
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
+        raise InvalidConfig(f"{where} lacks {', '.join(missing)}")
     for name, value in data.items():
         expected = {"int": int, "str": str, "bool": bool}.get(str(fields[name].type))
         if expected is not None and type(value) is not expected:
-            raise ValueError(f"{where}.{name} must be {expected.__name__}, got {value!r}")
+            raise InvalidConfig(f"{where}.{name} must be {expected.__name__}, got {value!r}")
         if expected is str and name != "description" and not value.isprintable():
-            raise ValueError(f"{where}.{name} must be printable, got {value!r}")  # it stands in messages
+            raise InvalidConfig(f"{where}.{name} must be printable, got {value!r}")  # it stands in messages
     return cls(**data)

@@ -19,7 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from adapter.errors import BadInput
+from adapter.errors import BadInput, first_line
 
 MAX_BYTES = 20 * 2**20
 MAX_SIDE = 640  # pixels of what is returned; encoders look at 224 to 448
@@ -105,11 +105,13 @@ def _read(source: str | Path | bytes) -> bytes:
         try:
             # Only plain files: reading a device or a pipe might never end.
             if not path.is_file():
-                raise BadInput(f"There is no picture at '{path}'. Check the path.")
+                raise BadInput(f"There is no picture at '{path.name}'. Check the path.", str(path))
             size = path.stat().st_size
             source = path.read_bytes() if 0 < size <= MAX_BYTES else b""
-        except (OSError, ValueError):
-            raise BadInput(f"'{path}' cannot be read. Check the path and its rights.") from None
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"'{path.name}' cannot be read. Check the path and its rights.", f"{path}: {first_line(error)}"
+            ) from None
     if size > MAX_BYTES:
         raise BadInput(
             f"The picture's file has {size / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit. "

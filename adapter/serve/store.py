@@ -19,7 +19,7 @@ from adapter.base.llama import Base
 from adapter.errors import LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, read_config
-from adapter.method.config import AdapterConfig
+from adapter.method.config import AdapterConfig, BaseFingerprint
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class AdapterStore:
         self.folders = folders or (SHIPPED,)
         self.incoming = incoming or self.folders[0]
         self._lock = threading.Lock()
-        self._loaded: OrderedDict[tuple[Path, str], tuple[FileVersion, Adapter]] = OrderedDict()
+        self._loaded: OrderedDict[tuple[Path, BaseFingerprint], tuple[FileVersion, Adapter]] = OrderedDict()
 
     def names(self) -> list[str]:
         """The sorted names of all adapters."""
@@ -99,7 +99,7 @@ class AdapterStore:
         Raises LoadError while it is unknown or broken.
         """
         folder = self.folder(name)
-        key = (folder, base.fingerprint.name)
+        key = (folder, base.fingerprint)
         with self._lock:
             version = _file_version(folder)  # before reading: a change meanwhile is seen by the next call
             if version and key in self._loaded and self._loaded[key][0] == version:

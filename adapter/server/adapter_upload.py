@@ -71,8 +71,9 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
             return _move_into_store(folder, into, store)
     except OSError as error:
         raise LoadError(
-            f"The adapter cannot be kept on the server ({error.strerror or type(error).__name__}). "
-            "Somebody there has to make room, or let the folder be written."
+            "The adapter cannot be kept on the server. Somebody there has to make room, or let the folder be "
+            "written.",
+            str(error),
         ) from error
 
 

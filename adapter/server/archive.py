@@ -59,7 +59,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits = LIMITS) -> list[
                 room -= _write(opened, info, folder / place, min(limits.file_bytes, room), limits)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         # NotImplementedError: a packing unknown to Python; RuntimeError: a password; ValueError: broken fields.
-        raise BadInput(f"The zip cannot be read ({first_line(error)[:100]}). {_REMEDY}") from error
+        raise BadInput(f"The zip cannot be read. {_REMEDY}", first_line(error)) from error
     return left_out
 
 
@@ -138,7 +138,7 @@ def _write(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, room: i
                 file.write(chunk)
     except OSError as error:  # a file in place of a folder, a name that the disk cannot store, a full disk
         raise BadInput(
-            f"'{ascii(info.filename[:60])[1:-1]}' of the zip cannot be written ({error.strerror}). {_REMEDY}"
+            f"'{ascii(info.filename[:60])[1:-1]}' of the zip cannot be written. {_REMEDY}", first_line(error)
         ) from error
     return written
 

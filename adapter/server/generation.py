@@ -5,7 +5,6 @@ asks, how long a message may be, and how an error is told to strangers. Knows no
 from __future__ import annotations
 
 import html
-import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -71,11 +70,6 @@ def client_of(request: Any) -> Client:
     return Client(connection.host if connection else "", getattr(request, "session_hash", None) or "")
 
 
-def without_folders(text: str) -> str:
-    """The text with paths of this machine cut to their last part."""
-    return re.sub(r"(?<![\w:/.~])~?(?:/[^\s/'\":,;]+){2,}/?", lambda m: m[0].rstrip("/").rsplit("/", 1)[-1], text)
-
-
 def public_text(error: AdapterError) -> str:
-    """The error's sentence for a browser: without folders of this machine, and escaped as HTML."""
-    return html.escape(without_folders(str(error)), quote=False)
+    """The error's sentence, escaped as HTML."""
+    return html.escape(str(error), quote=False)

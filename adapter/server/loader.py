@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from adapter.errors import AdapterError, Busy
+from adapter.errors import AdapterError, Busy, with_detail
 
 if TYPE_CHECKING:
     from adapter.base.llama import Base
@@ -109,7 +109,7 @@ class ModelLoader:
             self._engine, description = self._load(self._report)
         except AdapterError as error:
             self._status = LoadStatus("failed", str(error))
-            log.error("%s", error)
+            log.error("%s", with_detail(error))
         except Exception as error:
             self._status = LoadStatus(
                 "failed",

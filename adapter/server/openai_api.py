@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
 from adapter.server import texts
-from adapter.server.generation import AdapterCatalog, EngineProvider, client_of, without_folders
+from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.server.openai_schema import BASE, ApiError, ChatCompletionRequest, find_model, parse
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def create_app(
         if engine is None:
             status = provider.status()
             code = "model_failed" if status.state == "failed" else "model_loading"
-            raise ApiError(503, f"The model is not there: {without_folders(status.text).rstrip('.')}.", code=code)
+            raise ApiError(503, f"The model is not there: {status.text.rstrip('.')}.", code=code)
         return engine
 
     async def begin(request: Request) -> tuple[_Completion, bool]:
@@ -320,7 +320,7 @@ def _usage(stats: GenerationStats | None) -> dict[str, Any]:
 
 def _public(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body of an error, without anything of this machine in it."""
-    text, param, code = without_folders(str(error)), None, None
+    text, param, code = str(error), None, None
     if isinstance(error, ApiError):  # written here, and the addresses in it are the API's
         text, status, param, code = str(error), error.status, error.param, error.code
     elif isinstance(error, HTTPException):

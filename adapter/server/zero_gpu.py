@@ -262,4 +262,5 @@ class _PassedAdapters:
 def _error_for_reader(error: Exception) -> AdapterError:
     if getattr(error, "title", "") == _WORKER_ERROR:
         return AdapterError(texts.GPU_WORKER_ENDED)
-    return Busy(texts.no_gpu(str(getattr(error, "message", error)).strip()))
+    # The message of a gr.Error, which spaces writes for people.
+    return Busy(texts.no_gpu(str(getattr(error, "message", "")).strip()))

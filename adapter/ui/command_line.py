@@ -61,7 +61,7 @@ def _base_options(base: Base) -> list[str]:
     from adapter.base.llama import QUANTIZATIONS
 
     name = base.fingerprint.name
-    options = [] if name == BASE else ["--base", Path(name).name if Path(name).is_absolute() else name]
+    options = [] if name == BASE else ["--base", name]
     # The quantization is left out where it is what "auto" chooses.
     cuda = base.device.type == "cuda"
     automatic = base.quantization == "nf4" if cuda else base.quantization not in QUANTIZATIONS

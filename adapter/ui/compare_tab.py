@@ -24,7 +24,6 @@ from adapter.server.generation import (
     EngineProvider,
     client_of,
     wait_for,
-    without_folders,
 )
 from adapter.ui import theme
 from adapter.ui.answer_stream import (
@@ -63,7 +62,7 @@ class Pane(AnswerProgress):
     def add(self, event: GenerationEvent | AdapterError) -> None:
         if isinstance(event, AdapterError):
             self.failed = True
-            self.message = without_folders(str(event))
+            self.message = str(event)
             self.notes.append(self.message)
         elif event.position is not None:
             self.message = texts.waiting(event.position)
@@ -147,7 +146,7 @@ class CompareEvents:
         """Adds the answers to the panes until all have ended; yields whenever there is something new to show."""
         for status in wait_for(self.provider):
             for pane in panes:
-                pane.message = without_folders(texts.waiting_for_model(status))
+                pane.message = texts.waiting_for_model(status)
             if change.stopped:
                 break
             yield

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
-from adapter.server.generation import EngineProvider, client_of, wait_for, without_folders
+from adapter.server.generation import EngineProvider, client_of, wait_for
 from adapter.ui import conversation, inside_charts
 from adapter.ui.answer_stream import build_request
 from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
@@ -97,11 +97,11 @@ class InsideEvents:
         try:
             _recorded_answer(history)
             for status in wait_for(self.provider):
-                yield _message_only(without_folders(page_texts.waiting_for_model(status)))
+                yield _message_only(page_texts.waiting_for_model(status))
             yield _message_only(texts.INSPECTING)
             inspected, record = self._inspect(history, client_of(request))
         except AdapterError as error:
-            yield _message_only(without_folders(str(error)))
+            yield _message_only(str(error))
             return
         except Exception:
             log.exception("an answer could not be inspected")
@@ -134,7 +134,7 @@ class InsideEvents:
             if inspected is None:
                 inspected, _ = self._inspect(history, client_of(request))
         except AdapterError as error:
-            return inside_charts.message_html(without_folders(str(error)))
+            return inside_charts.message_html(str(error))
         except Exception:
             log.exception("an answer could not be inspected")
             return inside_charts.message_html(page_texts.FAILED)

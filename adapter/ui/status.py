@@ -12,7 +12,7 @@ import gradio as gr
 
 from adapter.errors import AdapterError
 from adapter.serve.settings import BASE_ONLY
-from adapter.server.generation import AdapterCatalog, EngineProvider, public_text, without_folders
+from adapter.server.generation import AdapterCatalog, EngineProvider, public_text
 from adapter.ui import theme
 from adapter.ui.texts import page as texts
 
@@ -108,4 +108,4 @@ def toast(error: AdapterError) -> None:
 
 def _status(provider: EngineProvider) -> str:
     status = provider.status()
-    return theme.status_html(status, without_folders(status.text))
+    return theme.status_html(status, status.text)

@@ -24,7 +24,7 @@ from adapter.base import hf_folder, resolve
 from adapter.base import meta_checkpoint as meta
 from adapter.base.llama import AdaptedLlama, base_config, load_base, load_tokenizer
 from adapter.base.meta_tokenizer import meta_tokenizer
-from adapter.errors import LoadError
+from adapter.errors import LoadError, with_detail
 from tests.meta_llama import Meta, sentencepiece_model, tiktoken_table
 
 ROOT = Path(__file__).parents[2]
@@ -358,7 +358,7 @@ def test_bad_folders_are_refused_and_leave_nothing(damage, sentence, tmp_path, c
     damage(folder, written)
     with pytest.raises(LoadError, match=sentence) as caught:
         loaded(folder)
-    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value) and str(folder) in with_detail(caught.value)
     assert not Path("/tmp/llama_adapter_ran_code").exists()
     left = [path for path in cache.glob("*") if path.is_dir()] + list(cache.glob(".*"))
     assert left == []
@@ -368,6 +368,8 @@ def test_a_too_small_disk_is_reported_before_anything_is_written(tmp_path, cache
     folder = fresh(LLAMA).write(tmp_path / "model")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50 * 10**6))
-    with pytest.raises(LoadError, match=r"takes 0\.1 GB of disk in .*cache, where 0\.1 GB.*LLAMA_ADAPTER_CACHE"):
+    with pytest.raises(
+        LoadError, match=r"takes 0\.1 GB of disk in the cache folder, where 0\.1 GB.*LLAMA_ADAPTER"
+    ):
         loaded(folder)
     assert [path for path in cache.iterdir() if path.is_dir()] == []

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from adapter.__main__ import main
 from adapter.base.llama import base_fingerprint, load_base
-from adapter.errors import LoadError
+from adapter.errors import LoadError, with_detail
 from adapter.formats import hub
 from adapter.formats.convert import Options, change_gate_activation, convert, new_folder
 from adapter.method import checkpoint
@@ -174,8 +174,8 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"adapter_query.weight": _Code()}, "holds code (posix.system), which is not run"),
-        ({**V1, "extra": argparse.ArgumentError(None, "x")}, "holds code (argparse.ArgumentError)"),
+        ({"adapter_query.weight": _Code()}, "(posix.system)"),
+        ({**V1, "extra": argparse.ArgumentError(None, "x")}, "(argparse.ArgumentError)"),
         (OPTIMIZER, "the state of an optimizer and no model"),
         ({"optimizer": OPTIMIZER, "epoch": 3}, "the state of an optimizer and no model"),
         ({"epoch": 3}, "holds no tensors"),
@@ -196,7 +196,7 @@ def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypa
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(LoadError) as error:
         convert(str(tmp_path / "file.pth"), tmp_path / "to", Options(base=str(tiny_folder)))
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in with_detail(error.value) and "\n" not in str(error.value)
     assert names_in(tmp_path) == ["file.pth"]
 
 
@@ -204,7 +204,7 @@ def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypa
     "name, content, message",
     [
         ("page.pth", b"<html>Not found</html>", "damaged or only half a download"),
-        ("code.pth", pickle.dumps({"a": _Code()}, protocol=2), "holds code (posix.system)"),
+        ("code.pth", pickle.dumps({"a": _Code()}, protocol=2), "holds code, which is not run"),
         ("empty.pth", b"", "damaged or only half a download"),
         ("empty.safetensors", b"", "damaged or only half a download"),
         ("pointer.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
@@ -215,7 +215,7 @@ def test_a_file_without_tensors_is_refused(tiny_folder, tmp_path, monkeypatch, n
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LoadError) as error:
         convert(str(tmp_path / name), tmp_path / "to", Options(base=str(tiny_folder)))
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in with_detail(error.value) and "\n" not in str(error.value)
     assert names_in(tmp_path) == [name]
 
 
@@ -246,7 +246,7 @@ def test_a_truncated_download_is_refused(tiny_folder, tmp_path, name, share):
 @pytest.mark.parametrize(
     "source, message",
     [
-        ("/no/such/file.pth", "There is no '/no/such/file.pth'"),
+        ("/no/such/file.pth", "There is no 'file.pth'"),
         ("{tmp}/none", "holds no adapter"),
         ("{tmp}/two", "holds 2 files of weights; name one"),
         ("{tmp}/peft", "has no adapter_model.safetensors"),
@@ -260,8 +260,9 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path, source, message):
         (tmp_path / "two" / name).touch()
     (tmp_path / "peft" / "adapter_config.json").write_text('{"peft_type": "ADAPTION_PROMPT"}')
     (tmp_path / "odd" / "adapter_config.json").write_text("[]")
-    with pytest.raises(LoadError, match=message):
+    with pytest.raises(LoadError) as error:
         convert(source.format(tmp=tmp_path), tmp_path / "to")
+    assert message in with_detail(error.value)
     assert not (tmp_path / "to").exists()
 
 
@@ -295,8 +296,9 @@ def test_a_full_disk_leaves_nothing(ours, tmp_path, monkeypatch, to_format):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(LoadError, match="No space left on device"):
+    with pytest.raises(LoadError, match="cannot be written") as error:
         convert(str(ours), tmp_path / "to", Options(to_format=to_format))
+    assert "No space left on device" in with_detail(error.value)
     assert names_in(tmp_path) == ["poet"]
 
 

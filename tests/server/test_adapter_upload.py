@@ -291,7 +291,7 @@ def test_full_disk_is_reported(folder, store, tiny_fingerprint, monkeypatch):
         raise OSError(28, "No space left on device", str(store.incoming))
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    assert "No space left" in refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=LoadError)
+    assert "make room" in refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=LoadError)
 
 
 # Fuzzing: accepted unchanged, or refused with one sentence.

@@ -567,7 +567,7 @@ def test_incomplete_scienceqa_is_explained(tmp_path):
     with pytest.raises(DataError, match="split 'train': problem '1' is not in problems.json. Fetch both"):
         open_records(tmp_path)
     (tmp_path / "pid_splits.json").unlink()
-    with pytest.raises(DataError, match="pid_splits.json' cannot be read .No such file"):
+    with pytest.raises(DataError, match="pid_splits.json' cannot be read. Check the path"):
         open_records(tmp_path)
 
 

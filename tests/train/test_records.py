@@ -200,7 +200,7 @@ def test_a_file_may_hold_one_record(tmp_path):
         ("a.json", json.dumps(ALPACA, indent=2), "A file of records is one array"),
         ("a.json", json.dumps({"data": [ALPACA]}), "the record has the fields 'data'. Known formats: alpaca"),
         ("a.jsonl", "{}\n", "the format cannot be told; the record has no fields"),
-        ("a.jsonl", "hello\n", "a.jsonl, line 1, column 1: this is not JSON (Expecting value)"),
+        ("a.jsonl", "hello\n", "a.jsonl, line 1, column 1: this is not JSON."),
         ("a.jsonl", '"hello"\n', "a.jsonl, line 1: this is text, not an object"),
         ("a.json", "[1, 2]", "a.json, record 1 (line 1): this is a number, not an object"),
         ("a.json", json.dumps([ALPACA]).encode("utf-16"), "is not UTF-8. Save the file as UTF-8"),
@@ -252,7 +252,7 @@ def test_missing_paths_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        ('{"instruction": "a" "output": "b"}', "a.jsonl, line 4, column 21: this is not JSON (Expecting ',' "),
+        ('{"instruction": "a" "output": "b"}', "a.jsonl, line 4, column 21: this is not JSON."),
         ('{"instruction": "a", "output": "b",}', "a.jsonl, line 4, column "),
         (b'{"instruction": "caf\xe9", "output": "b"}', "a.jsonl, line 4: byte 0xe9 at offset OFFSET of the file"),
         ("[1]", "a.jsonl, line 4: this is a list, not an object"),

@@ -229,7 +229,7 @@ CATALOG: Any = FolderCatalog()
 
 def test_the_command_line_names_no_path_of_this_machine() -> None:
     history = [*conversation.user_turn("hi"), *answered("a", SETTINGS.replace(adapter="poet"))]
-    line = command_line(history, base("/data/llamas/big", "none"), CATALOG)
+    line = command_line(history, base("big", "none"), CATALOG)
     assert "--adapters runs generate --base big --quantization none --adapter poet" in line
     assert "/" not in line
     assert "--quantization" not in command_line(history, base(quantization="nf4", device="cuda"), CATALOG)

@@ -10,18 +10,18 @@ import pytest
 
 import app
 from adapter.errors import LoadError
-from adapter.server.generation import public_text, without_folders
+from adapter.server.generation import public_text
 from adapter.ui import theme
 from adapter.ui.answer_stream import ChatAnswers
 from adapter.ui.status import Picker
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 
 
-def test_errors_for_a_browser_name_no_folder_of_this_machine() -> None:
-    error = LoadError("Adapter 'a': /home/me/adapters/a/config.json is not JSON; see https://a.example/b/c. <b>")
-    assert public_text(error) == "Adapter 'a': config.json is not JSON; see https://a.example/b/c. &lt;b&gt;"
-    unchanged = "Load the base it names: huggyllama/llama-7b, 3/4 done, text/image."
-    assert without_folders(unchanged) == unchanged
+def test_errors_for_a_browser_have_no_detail_and_no_markup() -> None:
+    assert (
+        public_text(LoadError("Adapter 'a' is not <b>JSON</b>.", "/home/me/a"))
+        == "Adapter 'a' is not &lt;b&gt;JSON&lt;/b&gt;."
+    )
 
 
 def test_cards_describe_adapters() -> None:

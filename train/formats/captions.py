@@ -48,8 +48,9 @@ def open_rows(path: Path) -> Rows:
     pairs = tuple(sorted(_captioned(path)))
     if not pairs:
         raise DataError(
-            f"'{path}' holds no captions. Put NAME.txt beside each NAME.jpg, or a "
-            f"{' or '.join(_CAPTION_FILES)} in it."
+            f"'{path.name}' holds no captions. Put NAME.txt beside each NAME.jpg, or a "
+            f"{' or '.join(_CAPTION_FILES)} in it.",
+            str(path),
         )
     return _TextFiles(path, pairs)
 
@@ -154,7 +155,7 @@ def _cells(text: str, comma: bool, where: str) -> list[str]:
         return next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
         raise fault(
-            where, "caption", f"cannot be read as CSV ({error})", "Keep it on one line, its quotes doubled."
+            where, "caption", "cannot be read as CSV", "Keep it on one line, its quotes doubled."
         ) from error
 
 

@@ -76,9 +76,9 @@ def open_records(
     path = Path(path)
     folder = None if images is None else Path(images)
     if not os.path.exists(path):
-        raise DataError(f"There is no file or folder '{path}'. Check the path.")
+        raise DataError(f"There is no file or folder '{path.name}'. Check the path.", str(path))
     if folder and not os.path.isdir(folder):
-        raise DataError(f"There is no folder of images '{folder}'. Check the path.")
+        raise DataError(f"There is no folder of images '{folder.name}'. Check the path.", str(folder))
     if format not in ("auto", *FORMATS):
         raise DataError(f"'{format}' is no format. {_KNOWN}")
     name = _format_of(path) if format == "auto" else format
@@ -86,13 +86,15 @@ def open_records(
         problems = scienceqa.problems(path if path.is_dir() else path.parent, split, folder)
         return Records(path, name, scienceqa.ProblemRows(problems), _parse_problem)
     if split != "train":
-        raise DataError(f"'{path}' has no splits, so there is no '{split}'. Name the file that holds it.")
+        raise DataError(
+            f"'{path.name}' has no splits, so there is no '{split}'. Name the file that holds it.", str(path)
+        )
     if folder is None:
         folder = path if path.is_dir() else path.parent
     if name == "captions":
         return Records(path, name, captions.open_rows(path), partial(_parse_caption, images=folder))
     if path.is_dir():
-        raise DataError(f"'{path}' is a folder; format '{name}' is a file. Name the file in it.")
+        raise DataError(f"'{path.name}' is a folder; format '{name}' is a file. Name the file in it.", str(path))
     index = index_json(path)
     first, where = index.read(0)
     name = name or next((n for n in json_records.FIELDS if json_records.fits(n, first)), "")
@@ -109,7 +111,7 @@ def _format_of(path: Path) -> str:
             return "scienceqa"
         if captions.has_captions(path):
             return "captions"
-        raise DataError(f"'{path}' is a folder that holds neither problems nor captions. {_KNOWN}")
+        raise DataError(f"'{path.name}' is a folder that holds neither problems nor captions. {_KNOWN}", str(path))
     if path.suffix.lower() in (".tsv", ".csv") or path.name == "captions.json":
         return "captions"
     return "scienceqa" if path.name == "problems.json" else ""

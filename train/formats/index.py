@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from adapter.errors import first_line
 from train.formats.record import DataError, json_type
 
 _BOM = b"\xef\xbb\xbf"
@@ -68,11 +69,13 @@ class Index:
             if index == 0 and not self.is_array and text.lstrip().startswith("{"):
                 remedy = f"{_EXPECTED} Mend the record or take it out."
             raise DataError(
-                f"{self.path.name}, {number}line {line + error.lineno - 1}, {place}: "
-                f"this is not JSON ({error.msg}). {remedy}"
+                f"{self.path.name}, {number}line {line + error.lineno - 1}, {place}: this is not JSON. {remedy}",
+                error.msg,
             ) from error
         except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand brackets
-            raise DataError(f"{where}: this cannot be read as JSON ({error}). Take the record out.") from error
+            raise DataError(
+                f"{where}: this cannot be read as JSON. Take the record out.", first_line(error)
+            ) from error
         if not isinstance(value, dict):
             raise DataError(f"{where}: this is {json_type(value)}, not an object. Write each record as {{...}}.")
         return value, where
@@ -105,10 +108,10 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(decoded(path, raw, begin, 1))
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path.name}, line {error.lineno}, column {error.colno}: this is not JSON ({error.msg}). Mend it."
+            f"{path.name}, line {error.lineno}, column {error.colno}: this is not JSON. Mend it.", error.msg
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name} cannot be read as JSON ({error}). Mend it.") from error
+        raise DataError(f"{path.name} cannot be read as JSON. Mend it.", first_line(error)) from error
     if not isinstance(value, dict):
         raise DataError(f"{path.name} holds {json_type(value)}, not an object. Check that it is the right file.")
     return value
@@ -131,7 +134,9 @@ def opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error.strerror or error}). Check the path.") from error
+        raise DataError(
+            f"'{path.name}' cannot be read. Check the path.", f"{path}: {error.strerror or error}"
+        ) from error
 
 
 def _skip_bom(file: BinaryIO) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapter.base.embedded import BASE, base_folder
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, with_detail
 from train.reproduce.benchmark import Benchmark, open_benchmark
 from train.reproduce.report import write_report
 from train.reproduce.runs import FULL, QUICK, Plan, available_cores, perform_all, planned_runs, unrelated_text
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(reproduce(args, sys.argv[1:] if arguments is None else arguments))
     except (AdapterError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_detail(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; finished runs are kept, and the same command does the others", file=sys.stderr)

@@ -72,17 +72,26 @@ def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benc
     Features of the pictures are kept in `cache`. Raises AdapterError for what is missing or broken.
     """
     if not folder.is_dir():
-        raise AdapterError(f"There is no folder '{folder}'. Give the folder that holds ScienceQA's problems.json.")
+        raise AdapterError(
+            f"There is no folder '{folder.name}'. Give the folder that holds ScienceQA's problems.json.",
+            str(folder),
+        )
     if not (folder / "problems.json").is_file():
         raise AdapterError(
-            f"'{folder}' holds no problems.json. Give the folder that ScienceQA's problems.json, pid_splits.json "
-            "and images/ are in."
+            f"'{folder.name}' holds no problems.json. Give the folder that ScienceQA's problems.json, "
+            "pid_splits.json and images/ are in.",
+            str(folder),
         )
     splits = {split: _spread_evenly(problems(folder, split), count) for split, count in counts.items()}
     if empty := [name for name, part in splits.items() if not part]:
-        raise AdapterError(f"'{folder}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.")
+        raise AdapterError(
+            f"'{folder.name}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.",
+            str(folder),
+        )
     if "test" in splits and all(p.has_image for p in splits["test"]):
-        raise AdapterError(f"All test problems taken from '{folder}' have pictures; the tables need both kinds.")
+        raise AdapterError(
+            f"All test problems taken from '{folder.name}' have pictures; the tables need both kinds.", str(folder)
+        )
     return Benchmark(folder, dict(counts), splits, _features([p for part in splits.values() for p in part], cache))
 
 

@@ -10,7 +10,6 @@ import html
 import math
 from collections.abc import Sequence
 
-from adapter.server.generation import without_folders
 from adapter.ui.texts import train as texts
 from train.ui.metrics import Points, RunProgress
 from train.ui.runs import TrainingRun
@@ -48,13 +47,13 @@ def run_html(run: TrainingRun) -> str:
 def _sentence(run: TrainingRun) -> str:
     if run.state == "starting":
         # The trainer's log once there is one: reading, loading.
-        return without_folders(run.message).capitalize() + "…" if run.message else texts.STARTING
+        return run.message.capitalize() + "…" if run.message else texts.STARTING
     if run.state == "stopped":
         return texts.STOPPED if run.saved else texts.STOPPED_EARLY
     if run.state == "killed":
         return texts.KILLED_SAVED if run.saved else texts.KILLED_EARLY
     if run.state == "failed":
-        return without_folders(run.message)
+        return run.message
     return {"stopping": texts.STOPPING, "ended": texts.ENDED}.get(run.state, "")
 
 

@@ -21,7 +21,7 @@ from adapter.errors import AdapterError, BadInput
 from adapter.files import atomic_write
 from adapter.method.config import check_name
 from adapter.serve.settings import BASE_ONLY
-from adapter.server.generation import AdapterCatalog, without_folders
+from adapter.server.generation import AdapterCatalog
 from adapter.ui import theme
 from adapter.ui.status import FRAME_SECONDS, toast
 from adapter.ui.texts import page as page_texts
@@ -134,7 +134,7 @@ class TrainEvents:
             minutes = estimate_minutes(plan.recipe().train, summary["tokens"], self.base, self.runs)
             estimate = texts.estimate(kind, *minutes)
         except AdapterError as error:
-            return without_folders(str(error)), texts.NO_COMMAND
+            return str(error), texts.NO_COMMAND
         try:
             check_name(settings.name or "", self._taken_names())
         except BadInput as error:
@@ -222,7 +222,7 @@ class TrainEvents:
             gr.update(visible=run.adapter),
             gr.update(visible=run.adapter),
             self._download(run),
-            without_folders(self.runs.log(run.name)),
+            self.runs.log(run.name),
             timer,
         )
 

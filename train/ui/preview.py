@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
 from adapter.method.image_file import open_image
-from adapter.server.generation import without_folders
 from adapter.ui.texts import train as texts
 from adapter.ui.theme import ellipsize
 from train.ui.data_upload import Preview
@@ -49,7 +48,7 @@ def preview_html(preview: Preview) -> str:
 
 def problem_html(error: AdapterError) -> str:
     """The error message in place of the preview."""
-    return f'<div class="data-preview error" role="alert"><p>{html.escape(without_folders(str(error)))}</p></div>'
+    return f'<div class="data-preview error" role="alert"><p>{html.escape(str(error))}</p></div>'
 
 
 def nothing_html(text: str) -> str:
@@ -69,7 +68,7 @@ def _skipped_html(summary: Callable[[int], str], *kinds: Faults) -> str:
     listed = [fault for kind in kinds for fault in kind.first][:_LISTED_FAULTS]
     if count > len(listed):
         listed.append(texts.more(count - len(listed)))
-    items = "".join(f"<li>{html.escape(without_folders(fault))}</li>" for fault in listed)
+    items = "".join(f"<li>{html.escape(fault)}</li>" for fault in listed)
     return (
         f"<details open><summary>{html.escape(summary(count))}</summary>"
         f"<p>{html.escape(texts.SKIPPED)}</p><ul>{items}</ul></details>"

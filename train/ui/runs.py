@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = ROOT / "runs"  # where `python -m train` puts a run without --out
-RECORD, LOG, RECIPE, DATA = "run.json", "log.txt", "recipe.yaml", "data"
+RECORD, RECIPE, DATA = "run.json", "recipe.yaml", "data"
+MESSAGES, LOG = "messages.txt", "log.txt"  # what the trainer says to visitors, and all else that it prints
 NICENESS = 10  # of the trainer, so that the chat's threads run first
 CLOSE_SECONDS = 10.0
 _START_TOLERANCE = 5.0  # seconds by which a clock adjustment may shift a process's start time
@@ -63,7 +64,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One run at the moment of reading. message: the log's last line, or the error that ended the run.
+    """One run at the moment of reading. message: the trainer's last, or the error that ended the run.
 
     saved: whether it can be resumed (otherwise it starts anew); adapter: whether there is an adapter to chat with.
     """
@@ -173,9 +174,9 @@ class TrainingRuns:
         return self._files.progress(self.folder / name)
 
     def log(self, name: str) -> str:
-        """The end of the trainer's log."""
+        """The end of what the trainer says to visitors."""
         folder = self._folder(name)
-        return "" if folder is None else self._files.read(folder / LOG, _read_log) or ""
+        return "" if folder is None else self._files.read(folder / MESSAGES, _read_log) or ""
 
     def speed(self, base: str) -> float | None:
         """Tokens per second of the latest run with the same base, also of the command line."""
@@ -271,21 +272,22 @@ class TrainingRuns:
 
     def _launch(self, name: str, record: RunRecord, resume: bool) -> None:
         folder, launched = self.folder / name, time.time()
-        command = [sys.executable, "-m", "train", "--config", str(folder / RECIPE), "--out", str(folder)]
+        command = [sys.executable, "-m", "train", "--for-page", "--config", str(folder / RECIPE)]
+        command += ["--out", str(folder), *(["--resume"] if resume else [])]
         # PASSIVE: idle OpenMP threads must not spin on the cores that answer the chat.
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         started = None
         # Held until the record names the process, because `close` stops it by its record.
-        with self._child_lock, open(folder / LOG, "ab") as log:
+        with self._child_lock, open(folder / MESSAGES, "ab") as messages, open(folder / LOG, "ab") as log:
             if self._closed:
                 raise Busy("The server is going down. Start the run when it is up again.")
             child = self._child = subprocess.Popen(
-                [*command, *(["--resume"] if resume else [])],
+                command,
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=messages,
+                stderr=log,
                 start_new_session=True,  # Ctrl-C goes to the server only, which then asks the trainer to stop
             )
             self._child_name = name

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, first_line
 from train.reproduce.scenes.drawing import draw
 from train.reproduce.scenes.questions import Question, Skill, questions
 
@@ -50,7 +50,8 @@ def write_benchmark(folder: Path, counts: Mapping[str, int], seed: int = 0) -> P
         (folder / SPLITS).write_text(json.dumps(splits) + "\n", encoding="utf-8")
     except OSError as error:
         raise AdapterError(
-            f"The benchmark cannot be written to '{folder}' ({error}). Give another folder."
+            f"The benchmark cannot be written to '{folder.name}'. Give another folder.",
+            f"{folder}: {first_line(error)}",
         ) from error
     return folder
 

@@ -1,0 +1,323 @@
+"""What fails on the server is told to browsers in sentences that were written for them.
+
+No exception's text, no path and no library's words reach a response, an event stream or the page; the command line
+and the log have them.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+
+import app
+from adapter.errors import BadInput, LoadError, with_detail
+from adapter.method.checkpoint import save_adapter
+from adapter.method.config import VisionConfig, base_label
+from adapter.serve.engine import Engine
+from adapter.serve.store import AdapterStore
+from adapter.server import openai_api
+from adapter.server.loader import LazyStore
+from tests.app_process import PATIENCE, ROOT
+from tests.fake_engine import ReadyProvider
+from tests.server.test_faults_requests import FILE_DATA, Session
+from tests.tiny_models import random_adapter
+from train.ui.runs import TrainingRuns
+
+SECRET = "s3cret"
+PLACES = f"/srv/{SECRET} folder/key.txt", rf"C:\Users\{SECRET}\key.txt", f"<img src={SECRET}>\x1b[2J\n{SECRET}"
+
+
+def validation_error() -> ValidationError:
+    class Strict(BaseModel):
+        value: int
+
+    with pytest.raises(ValidationError) as caught:
+        Strict.model_validate({"value": SECRET})
+    return caught.value
+
+
+ERRORS: list[BaseException] = [
+    OSError(28, f"No space left on {SECRET}", PLACES[0]),
+    FileNotFoundError(2, "No such file", PLACES[1]),
+    *(RuntimeError(place) for place in PLACES),
+    ValueError(f"{PLACES[0]} does not appear to have a file named config.json"),
+    KeyError(PLACES[0]),
+    SafetensorError(f"Error while deserializing {PLACES[0]}"),
+    UnidentifiedImageError(f"cannot identify image file '{PLACES[0]}'"),
+    json.JSONDecodeError(PLACES[0], SECRET, 0),
+    UnicodeDecodeError("utf-8", SECRET.encode(), 0, 1, PLACES[0]),
+    zipfile.BadZipFile(PLACES[0]),
+    pickle.UnpicklingError(PLACES[0]),
+    validation_error(),
+    MemoryError(PLACES[0]),
+    LoadError("The thing cannot be read. Mend it.", PLACES[0]),
+]
+
+
+# By construction.
+
+KINDS = {"AdapterError", "LoadError", "BadInput", "Busy", "TrainError", "Stopped", "ConfigError", "DataError"}
+KINDS |= {"BadPicture", "RateLimited"}
+# The calls that make what a browser shows, with the position of the argument that only the operator sees.
+DETAIL = {**dict.fromkeys(KINDS, 1), "_damaged": 2, "_broken": 2}
+SHOWN = {
+    "LoadStatus",
+    "Error",
+    "Warning",
+    "Info",
+    "PlainTextResponse",
+    "JSONResponse",
+    "ApiError",
+    "HTTPException",
+}
+NUMBERS = {"lineno", "colno", "pos", "start", "status"}
+EXPLAIN = {"explain", "_sentence"}  # make sentences of a schema's structured errors
+
+
+def repeated_exceptions(source: str) -> list[str]:
+    """The calls in except clauses whose text for browsers is made from the exception that was caught."""
+    found = []
+    for handler in ast.walk(ast.parse(source)):
+        if not isinstance(handler, ast.ExceptHandler) or handler.name is None or handler.type is None:
+            continue
+        types = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+        if {ast.unparse(kind) for kind in types} <= KINDS:
+            continue  # its text is a sentence for browsers
+        tainted = {handler.name}
+
+        def repeats(node: ast.AST, tainted: set[str] = tainted) -> bool:
+            if isinstance(node, ast.Attribute) and node.attr in NUMBERS:
+                return False
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in EXPLAIN:
+                return False
+            if isinstance(node, ast.Name):
+                return node.id in tainted
+            return any(map(repeats, ast.iter_child_nodes(node)))
+
+        for node in (node for statement in handler.body for node in ast.walk(statement)):
+            if isinstance(node, ast.Assign) and repeats(node.value):
+                tainted |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func).rpartition(".")[2]
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg != "detail")]
+            if (name in SHOWN or name in DETAIL) and any(map(repeats, arguments[: DETAIL.get(name)])):
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*ROOT.glob("adapter/**/*.py"), *ROOT.glob("train/**/*.py"), ROOT / "app.py"})
+)
+def test_no_text_for_browsers_repeats_an_exception(path: Path) -> None:
+    assert repeated_exceptions(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "body, repeated",
+    [
+        ("raise BadInput(explain(error.errors()[0])) from None", False),
+        ('raise LoadError(f"No: {error}") from error', True),
+        ('raise LoadError("No.", str(error)) from error', False),
+        ('raise LoadError("No.", detail=str(error)) from error', False),
+        ('raise DataError(f"No, line {error.lineno}.", error.msg) from error', False),
+        ('raise DataError(f"No: {error.msg}") from error', True),
+        ('reason = first_line(error)\n    raise LoadError("No." + reason) from error', True),
+        ('raise _broken(folder, f"is damaged ({error})") from error', True),
+        ('status = LoadStatus("failed", str(error))', True),
+        ("raise gr.Error(str(error)) from None", True),
+    ],
+)
+def test_the_rule_finds_what_breaks_it(body: str, repeated: bool) -> None:
+    assert bool(repeated_exceptions(f"try:\n    work()\nexcept OSError as error:\n    {body}")) is repeated
+    assert repeated_exceptions(f"try:\n    work()\nexcept BadInput as error:\n    {body}") == []
+
+
+def test_details_are_one_line_and_survive_processes() -> None:
+    error = pickle.loads(pickle.dumps(LoadError("No. Mend it.", f"/a b/c\n\x1b[2J{SECRET}")))
+    assert str(error) == "No. Mend it." and with_detail(error) == f"No. Mend it. (/a b/c??[2J{SECRET})"
+    assert with_detail(ValueError("plain")) == "plain"
+
+
+@pytest.mark.parametrize(
+    "name, label",
+    [
+        ("/srv/models/big", "big"),
+        ("/srv/models/big/", "big"),
+        ("~/models/a b", "a b"),
+        ("./big", "big"),
+        (r"C:\Users\me\big", "big"),
+        (r"\\host\share\big", "big"),
+        ("huggyllama/llama-7b", "huggyllama/llama-7b"),
+        ("/", "/"),
+        ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct"),
+    ],
+)
+def test_a_base_is_called_without_its_folder(name: str, label: str) -> None:
+    assert base_label(name) == label
+
+
+# By trying: faults planted below everything that a browser can ask for.
+
+
+def picture() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(data, "PNG")
+    return data.getvalue()
+
+
+def no_trainer(*_: Any, **__: Any) -> None:
+    raise BadInput("No trainer is started here.")
+
+
+class Browser(Session):
+    """A visitor who asks for everything that a fault may be in, and collects all that comes back."""
+
+    def __init__(self, client: httpx.Client, folder: Path) -> None:
+        super().__init__(client)
+        self.folder = folder
+
+    def uploaded(self, name: str, data: bytes) -> dict[str, Any]:
+        return {"path": self.upload(name, data), "orig_name": name, "meta": FILE_DATA}
+
+    def defaults(self, event: str) -> list[Any]:
+        config = self.client.get("/config").json()
+        held = {c["id"]: c["props"].get("value") for c in config["components"]}
+        inputs = next(d["inputs"] for d in config["dependencies"] if d["api_name"] == event)
+        return [held.get(number) for number in inputs]
+
+    def chat(self) -> str:
+        _, history, _, *rest = self.defaults("send")
+        box = {"text": "hello", "files": [self.uploaded("a.png", picture())]}
+        return self.fire("send", [box, history, "eye", *rest]) + self.fire(
+            "send", [{"text": "hi", "files": []}, history, "one", *rest]
+        )
+
+    def compare(self) -> str:
+        _, count, _, strength, _, *rest = self.defaults("send_1")
+        return self.fire("send_1", [{"text": "hello", "files": []}, count, "one", strength, "", *rest])
+
+    def api(self) -> str:
+        values = ["hi", self.uploaded("a.png", picture()), "eye", 1.0, 0.0, 0.75, 4, None, "", 1.0]
+        text = ["hi", None, "one", 1.0, 0.0, 0.75, 4, None, "", 1.0]
+        return self.fire("chat", values) + self.fire("chat", text) + self.fire("adapters", [])
+
+    def openai(self) -> str:
+        said = self.client.get("/v1/models").text
+        for stream in (False, True):
+            body = {
+                "model": "one",
+                "messages": [{"role": "user", "content": "hi"}],
+                "max_tokens": 4,
+                "stream": stream,
+            }
+            said += self.client.post("/v1/chat/completions", json=body).text
+        return said
+
+    def bring(self) -> str:
+        files = [
+            self.uploaded(name, (self.folder / "one" / name).read_bytes())
+            for name in ("config.json", "adapter.safetensors")
+        ]
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w") as archive:
+            archive.writestr("config.json", "{")
+        return self.fire("upload_adapter", [files, "guest"]) + self.fire(
+            "upload_adapter", [[self.uploaded("p.zip", data.getvalue())], "x"]
+        )
+
+    def train(self) -> str:
+        rows = "\n".join(json.dumps({"instruction": f"say {i}", "output": f"{i}"}) for i in range(8))
+        said = self.fire("choose_upload", [self.uploaded("rows.jsonl", rows.encode()), None, "", ""])
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w") as archive:
+            for i in range(5):
+                archive.writestr(f"{i}.png", picture())
+                archive.writestr(f"{i}.txt", "red")
+        said += self.fire("choose_upload", [self.uploaded("pictures.zip", data.getvalue()), None, "", ""])
+        said += self.fire("start", [None, self.uploaded("rows.jsonl", rows.encode()), None, "mine", "", 20, 0.004])
+        return said + self.fire("panel", [None, None, None])
+
+    def look(self) -> str:
+        """The page as it is opened and refreshed."""
+        return self.client.get("/config").text + self.fire("refresh", self.defaults("refresh"))
+
+
+FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
+    "adapter.method.checkpoint._read_tensors": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
+    "adapter.method.checkpoint.load": (Browser.openai, Browser.bring),
+    "adapter.method.config._build": (Browser.chat, Browser.bring, Browser.look),
+    "adapter.method.checkpoint.Adapter": (Browser.chat, Browser.bring),
+    "adapter.serve.prompts.load_encoder": (Browser.chat, Browser.api),
+    "adapter.method.image_file._decode": (Browser.chat, Browser.api, Browser.train),
+    "adapter.serve.scheduler.encode_prompt": (Browser.compare, Browser.openai),
+    "adapter.serve.forward.Forward.__call__": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
+    "adapter.serve.engine.Engine.submit": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
+    "adapter.server.openai_api.parse": (Browser.openai,),
+    "adapter.server.adapter_upload._take_files": (Browser.bring,),
+    "adapter.server.adapter_upload._move_into_store": (Browser.bring,),
+    "adapter.server.archive._select": (Browser.bring, Browser.train),
+    "adapter.server.archive._write": (Browser.bring, Browser.train),
+    "train.ui.data_upload._tokenizer": (Browser.train,),
+    "train.formats.dataset.index_json": (Browser.train,),
+    "train.formats.index.Index.text": (Browser.train,),
+    "train.ui.runs.TrainingRuns._launch": (Browser.train,),
+}
+PAIRS = [(place, ask) for place, asks in FAULTS.items() for ask in asks]
+
+
+@pytest.fixture(scope="module")
+def browser(
+    tiny_base: Any, tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Browser]:
+    """A visitor of the page of a real engine on the tiny base, in this process."""
+    folder = tmp_path_factory.mktemp("texts")
+    save_adapter(random_adapter(tiny_fingerprint), folder / "one")
+    vision = VisionConfig(encoder="tf_efficientnet_lite0", feature_size=6, hidden=5)
+    save_adapter(random_adapter(tiny_fingerprint, vision=vision), folder / "eye")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+        environment.setattr(TrainingRuns, "_launch", no_trainer)
+        store = AdapterStore(folder, incoming=folder)
+        engine = Engine(tiny_base, store)
+        catalog = LazyStore()
+        catalog.bind(store)
+        provider: Any = ReadyProvider(engine)
+        page = app.build_page(provider, catalog, runs=TrainingRuns(folder / "runs"), base=str(tiny_folder))
+        routes = [openai_api.mount(provider, catalog)]
+        _, url, _ = page.launch(
+            prevent_thread_lock=True, quiet=True, ssr_mode=False, show_error=False, app_kwargs={"routes": routes}
+        )
+        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+            yield Browser(client, folder)
+        page.close(verbose=False)
+        engine.close()
+
+
+@pytest.mark.parametrize("number", range(len(PAIRS)), ids=lambda i: f"{PAIRS[i][0]}-{PAIRS[i][1].__name__}")
+def test_no_fault_is_told_in_its_own_words(browser: Browser, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A few of the errors at each place, in turn: all of them come at several."""
+    place, ask = PAIRS[number]
+    for error in (ERRORS[-1], *(ERRORS[(5 * number + step) % len(ERRORS)] for step in (0, 7))):
+        struck = []
+
+        def fail(*_: Any, error: BaseException = error, struck: list[Any] = struck, **__: Any) -> Any:
+            struck.append(error)
+            raise error
+
+        monkeypatch.setattr(place, fail)
+        said = ask(browser)
+        assert SECRET not in said and "Traceback" not in said, (error, said)
+        assert struck, "nothing came here: " + said
