@@ -69,7 +69,7 @@ ERRORS: list[BaseException] = [
 # By construction.
 
 KINDS = {"AdapterError", "LoadError", "BadInput", "Busy", "TrainError", "Stopped", "ConfigError", "DataError"}
-KINDS |= {"BadPicture", "RateLimited"}
+KINDS |= {"BadPicture", "RateLimited", "InvalidConfig", "_Refused"}
 # The calls that make what a browser shows, with the position of the argument that only the operator sees.
 DETAIL = {**dict.fromkeys(KINDS, 1), "_damaged": 2, "_broken": 2}
 SHOWN = {
@@ -261,7 +261,7 @@ FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
     "adapter.method.config._build": (Browser.chat, Browser.bring, Browser.look),
     "adapter.method.checkpoint.Adapter": (Browser.chat, Browser.bring),
     "adapter.serve.prompts.load_encoder": (Browser.chat, Browser.api),
-    "adapter.method.image_file._decode": (Browser.chat, Browser.api, Browser.train),
+    "adapter.method.image_file._read": (Browser.chat, Browser.api, Browser.train),
     "adapter.serve.scheduler.encode_prompt": (Browser.compare, Browser.openai),
     "adapter.serve.forward.Forward.__call__": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
     "adapter.serve.engine.Engine.submit": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
