@@ -5,16 +5,13 @@ Knows timm's names and where weights are; what an encoder computes is `adapter.m
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 
 from adapter.base import embedded, memory
-from adapter.errors import LoadError
+from adapter.errors import LoadError, first_line
 from adapter.method.vision import VisualEncoder
-
-log = logging.getLogger(__name__)
 
 
 def load_encoder(name: str = embedded.ENCODER, device: torch.device | str = "cpu") -> VisualEncoder:
@@ -49,7 +46,6 @@ def _load_from_hub(name: str) -> Any:
         if free is None or needed <= free:
             return timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub's client, the network or the cache raise
-        log.warning("The encoder '%s' cannot be loaded", name, exc_info=error)
         raise LoadError(
             f"The weights of encoder '{name}' cannot be loaded: they are neither here nor to be had from the Hub. "
             f"Start again with a network, or use an adapter that reads images with {embedded.ENCODER}.",

@@ -5,11 +5,12 @@ asks, how long a message may be, and how an error is told to strangers. Knows no
 from __future__ import annotations
 
 import html
+import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.errors import AdapterError, BadInput, LoadError, with_detail
 from adapter.serve.client import Client
 from adapter.server import texts
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from adapter.serve.store import AdapterCard, AdapterStore
     from adapter.server.loader import LoadStatus, ServingEngine
 
+log = logging.getLogger(__name__)
 MAX_CHARACTERS = 20_000  # of one message
 WAIT_SECONDS = 0.25
 
@@ -70,6 +72,16 @@ def client_of(request: Any) -> Client:
     return Client(connection.host if connection else "", getattr(request, "session_hash", None) or "")
 
 
+def browser_text(error: AdapterError) -> str:
+    """The error's sentence, which a browser may show.
+
+    The detail goes to the log, except that of what the visitor sent.
+    """
+    if error.detail and not isinstance(error, BadInput):
+        log.warning("%s", with_detail(error))
+    return str(error)
+
+
 def public_text(error: AdapterError) -> str:
-    """The error's sentence, escaped as HTML."""
-    return html.escape(str(error), quote=False)
+    """As `browser_text`, escaped as HTML."""
+    return html.escape(browser_text(error), quote=False)

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
 from adapter.server import texts
-from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
+from adapter.server.generation import AdapterCatalog, EngineProvider, browser_text, client_of
 from adapter.server.openai_schema import BASE, ApiError, ChatCompletionRequest, find_model, parse
 
 if TYPE_CHECKING:
@@ -320,7 +320,9 @@ def _usage(stats: GenerationStats | None) -> dict[str, Any]:
 
 def _public(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body of an error, without anything of this machine in it."""
-    text, param, code = str(error), None, None
+    status, text, param, code = 500, texts.FAILED, None, None
+    if isinstance(error, AdapterError):
+        text = browser_text(error)
     if isinstance(error, ApiError):  # written here, and the addresses in it are the API's
         text, status, param, code = str(error), error.status, error.param, error.code
     elif isinstance(error, HTTPException):
@@ -335,10 +337,6 @@ def _public(error: Exception) -> tuple[int, dict[str, Any]]:
         status, code = 429, "busy"
     elif isinstance(error, EngineBroken):
         status, code = 503, "model_failed"
-    else:
-        status = 500
-        if not isinstance(error, AdapterError):
-            text = texts.FAILED
     kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
     return status, {"error": {"message": text, "type": kind, "param": param, "code": code}}
 

@@ -22,6 +22,7 @@ from adapter.serve.settings import BASE_ONLY, Settings, slider
 from adapter.server.generation import (
     AdapterCatalog,
     EngineProvider,
+    browser_text,
     client_of,
     wait_for,
 )
@@ -62,7 +63,7 @@ class Pane(AnswerProgress):
     def add(self, event: GenerationEvent | AdapterError) -> None:
         if isinstance(event, AdapterError):
             self.failed = True
-            self.message = str(event)
+            self.message = browser_text(event)
             self.notes.append(self.message)
         elif event.position is not None:
             self.message = texts.waiting(event.position)

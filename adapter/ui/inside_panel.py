@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
-from adapter.server.generation import EngineProvider, client_of, wait_for
+from adapter.server.generation import EngineProvider, browser_text, client_of, wait_for
 from adapter.ui import conversation, inside_charts
 from adapter.ui.answer_stream import build_request
 from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
@@ -101,7 +101,7 @@ class InsideEvents:
             yield _message_only(texts.INSPECTING)
             inspected, record = self._inspect(history, client_of(request))
         except AdapterError as error:
-            yield _message_only(str(error))
+            yield _message_only(browser_text(error))
             return
         except Exception:
             log.exception("an answer could not be inspected")
@@ -134,7 +134,7 @@ class InsideEvents:
             if inspected is None:
                 inspected, _ = self._inspect(history, client_of(request))
         except AdapterError as error:
-            return inside_charts.message_html(str(error))
+            return inside_charts.message_html(browser_text(error))
         except Exception:
             log.exception("an answer could not be inspected")
             return inside_charts.message_html(page_texts.FAILED)

@@ -8,7 +8,7 @@ import timm
 from adapter.base import encoder, memory
 from adapter.base.encoder import load_encoder
 from adapter.base.memory import DeviceMemory
-from adapter.errors import LoadError
+from adapter.errors import LoadError, with_detail
 
 create = timm.create_model
 
@@ -31,7 +31,7 @@ def test_an_encoder_that_fits_or_may_fit_is_loaded(free, monkeypatch):
     assert load_encoder("resnet10t").num_classes == 1000
 
 
-def test_a_failure_names_the_encoder_and_not_the_machine(monkeypatch, caplog):
+def test_a_failure_names_the_encoder_and_not_the_machine(monkeypatch):
     def created(name, pretrained):
         if pretrained:
             raise OSError(13, "Permission denied", "/srv/secret/cache")
@@ -41,4 +41,4 @@ def test_a_failure_names_the_encoder_and_not_the_machine(monkeypatch, caplog):
     with pytest.raises(LoadError, match="'resnet10t' cannot be loaded") as caught:
         encoder.load_encoder("resnet10t")
     assert "Permission" not in str(caught.value) and "/srv" not in str(caught.value)
-    assert "/srv/secret/cache" in caplog.text, "whoever runs the server finds the cause"
+    assert "/srv/secret/cache" in with_detail(caught.value), "whoever runs the server finds the cause"

@@ -22,12 +22,13 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
 import app
-from adapter.errors import BadInput, LoadError, with_detail
+from adapter.errors import BadInput, Busy, LoadError, with_detail
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import VisionConfig, base_label
 from adapter.serve.engine import Engine
 from adapter.serve.store import AdapterStore
 from adapter.server import openai_api
+from adapter.server.generation import browser_text
 from adapter.server.loader import LazyStore
 from tests.app_process import PATIENCE, ROOT
 from tests.fake_engine import ReadyProvider
@@ -143,6 +144,12 @@ def test_no_text_for_browsers_repeats_an_exception(path: Path) -> None:
 def test_the_rule_finds_what_breaks_it(body: str, repeated: bool) -> None:
     assert bool(repeated_exceptions(f"try:\n    work()\nexcept OSError as error:\n    {body}")) is repeated
     assert repeated_exceptions(f"try:\n    work()\nexcept BadInput as error:\n    {body}") == []
+
+
+@pytest.mark.parametrize("kind, logged", [(LoadError, True), (Busy, True), (BadInput, False)])
+def test_the_log_has_the_details_of_what_the_server_has_to_mend(caplog: Any, kind: type, logged: bool) -> None:
+    assert browser_text(kind("No. Mend it.", PLACES[0])) == "No. Mend it."
+    assert (SECRET in caplog.text) is logged
 
 
 def test_details_are_one_line_and_survive_processes() -> None:
@@ -263,7 +270,7 @@ FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
     "adapter.serve.prompts.load_encoder": (Browser.chat, Browser.api),
     "adapter.method.image_file._read": (Browser.chat, Browser.api, Browser.train),
     "adapter.serve.scheduler.encode_prompt": (Browser.compare, Browser.openai),
-    "adapter.serve.forward.Forward.__call__": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
+    "adapter.serve.prompts.PromptKVBuilder.build": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
     "adapter.serve.engine.Engine.submit": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
     "adapter.server.openai_api.parse": (Browser.openai,),
     "adapter.server.adapter_upload._take_files": (Browser.bring,),

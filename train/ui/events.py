@@ -21,7 +21,7 @@ from adapter.errors import AdapterError, BadInput
 from adapter.files import atomic_write
 from adapter.method.config import check_name
 from adapter.serve.settings import BASE_ONLY
-from adapter.server.generation import AdapterCatalog
+from adapter.server.generation import AdapterCatalog, browser_text
 from adapter.ui import theme
 from adapter.ui.status import FRAME_SECONDS, toast
 from adapter.ui.texts import page as page_texts
@@ -134,7 +134,7 @@ class TrainEvents:
             minutes = estimate_minutes(plan.recipe().train, summary["tokens"], self.base, self.runs)
             estimate = texts.estimate(kind, *minutes)
         except AdapterError as error:
-            return str(error), texts.NO_COMMAND
+            return browser_text(error), texts.NO_COMMAND
         try:
             check_name(settings.name or "", self._taken_names())
         except BadInput as error:

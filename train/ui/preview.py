@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
 from adapter.method.image_file import open_image
+from adapter.server.generation import public_text
 from adapter.ui.texts import train as texts
 from adapter.ui.theme import ellipsize
 from train.ui.data_upload import Preview
@@ -48,7 +49,7 @@ def preview_html(preview: Preview) -> str:
 
 def problem_html(error: AdapterError) -> str:
     """The error message in place of the preview."""
-    return f'<div class="data-preview error" role="alert"><p>{html.escape(str(error))}</p></div>'
+    return f'<div class="data-preview error" role="alert"><p>{public_text(error)}</p></div>'
 
 
 def nothing_html(text: str) -> str:
