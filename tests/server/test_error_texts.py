@@ -70,7 +70,7 @@ ERRORS: list[BaseException] = [
 # By construction.
 
 KINDS = {"AdapterError", "LoadError", "BadInput", "Busy", "TrainError", "Stopped", "ConfigError", "DataError"}
-KINDS |= {"BadPicture", "RateLimited", "InvalidConfig", "_Refused"}
+KINDS |= {"BadPicture", "RateLimited", "InvalidConfig", "StaleEvent", "_Refused"}
 # The calls that make what a browser shows, with the position of the argument that only the operator sees.
 DETAIL = {**dict.fromkeys(KINDS, 1), "_damaged": 2, "_broken": 2}
 SHOWN = {

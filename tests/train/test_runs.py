@@ -237,7 +237,7 @@ def write_run(folder: Path, name: str, record: RunRecord | None = None) -> Path:
     run = folder / name
     run.mkdir(parents=True)
     (run / RECIPE).write_text(recipe_text(recipe_of(name)))
-    (run / "log.txt").write_text("step 1\n")
+    (run / "messages.txt").write_text("step 1\n")
     (run / "metrics.jsonl").write_text(GOOD + "\n")
     (run / RECORD).write_text(json.dumps(dataclasses.asdict(record or RunRecord(1.0, pid=2**22 - 1, started=1.0))))
     return run
@@ -261,7 +261,7 @@ def test_open_tabs_read_each_file_once(tmp_path: Path, monkeypatch: pytest.Monke
         return sum(str(tmp_path) in path for path in opened_files[before:])
 
     with watched_files() as opened_files:
-        assert look() == 4 * 8  # record, recipe, log and metrics
+        assert look() == 4 * 8  # record, recipe, messages and metrics
         assert look() == 0
         with open(folders[3] / "metrics.jsonl", "a") as file:
             file.write('{"step": 2, "loss": 1.0, "seconds": 2.0}\n')
