@@ -3,7 +3,7 @@
 SIGUSR1 and SIGUSR2 raise SystemExit and MemoryError in the engine's worker thread, wherever it is. In the folder
 $FAULTS the file `step_seconds`, which a test may change, says how long a decode step takes at least, and the file
 `counts` says how many requests are open and in the batch. $OLD_FAULT puts a fault of earlier versions back, for
-tests that must find it.
+tests that must find it. $SESSIONS is how many sessions of visitors Gradio keeps.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def main() -> int:
     slow_down(folder / "step_seconds")
     if fault := os.environ.get("OLD_FAULT"):
         OLD_FAULTS[fault]()
+    app.SESSIONS = int(os.environ.get("SESSIONS", app.SESSIONS))
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, raise_in_engine)
     threading.Thread(target=write_counts, args=[folder / "counts"], daemon=True).start()

@@ -176,10 +176,7 @@ def overflow(attacker: Attacker) -> str:
         body["messages"] = user("Say something.")
     if chance.random() < 0.3:
         connection = attacker.connection()
-        connection.refresh()
-        data = connection.defaults("send")
-        data[0] = {"text": "Say something.", "files": []}
-        data[2] = name
+        data = connection.message("Say something.", adapter=name)
         outputs, toasts = connection.fire("send", data)
         return "answer" if outputs and not toasts else "toast"
     return complete(attacker, body)
@@ -393,10 +390,7 @@ def leave(attacker: Attacker) -> str:
 def leave_page(attacker: Attacker) -> str:
     """Joins the page's queue and leaves: without listening, at the first news, or while the answer is written."""
     connection, chance = attacker.connection(), attacker.chance
-    connection.refresh()
-    data = connection.defaults("send")
-    data[0], data[6] = {"text": "Go on.", "files": []}, 1024
-    data[2] = chance.choice((*attacker.adapters, ""))
+    data = connection.message("Go on.", adapter=chance.choice((*attacker.adapters, "")), max_tokens=1024)
     joined = connection.join("send", data)
     if joined.status_code != 200:
         return checked(joined)
@@ -498,9 +492,7 @@ def pictures(attacker: Attacker) -> str:
     connection = attacker.connection()
     given = connection.upload(file)
     if way == 1:
-        connection.refresh()
-        data = connection.defaults("send")
-        data[0], data[2], data[6] = {"text": "What is this?", "files": [given]}, visual, 16
+        data = connection.message("What is this?", [given], adapter=visual, max_tokens=16)
         outputs, toasts = connection.fire("send", data)
         return "toast" if toasts or outputs is None else "answer"
     data = connection.defaults("export")

@@ -60,7 +60,7 @@ class Connection:
         self.address = address
         self._uploads: dict[Path, str] = {}
         self._config: dict[str, Any] = {}
-        self._refreshed: set[str] = set()
+        self._state = 0
         if signed_in:
             self.http.headers.update(KEY)
             given = self.http.post("/login", data={"username": USER, "password": PASSWORD})
@@ -108,10 +108,8 @@ class Connection:
         raise NoAnswer(" ".join([*toasts, "The stream of updates ended without the answer."]))
 
     def refresh(self) -> None:
-        """What an open page does every few seconds; the first time the session learns which adapters there are."""
-        if self.session not in self._refreshed:
-            self.fire("refresh", self.defaults("refresh"))
-            self._refreshed = {self.session}
+        """What an open page does every few seconds: the session learns which adapters there are."""
+        self.fire("refresh", self.defaults("refresh"))
 
     def updates(self, seconds: float = PATIENCE) -> Iterator[dict[str, Any]]:
         """What the server sends to this session. seconds: raises after so long, whatever heartbeats come."""
@@ -140,18 +138,29 @@ class Connection:
         ways = {"page": self._ask_page, "chat": self._ask_chat, "v1": self._ask_v1, "stream": self._ask_stream}
         return ways[question.through](question)
 
-    def _ask_page(self, question: Question) -> Answer:
+    def message(self, text: str, files: Any = (), said: Any = (), **settings: Any) -> list[Any]:
+        """The inputs of the page's event "send", as after Clear, with the turns `said` before."""
         self.refresh()
         data = self.defaults("send")
-        picture = [] if question.picture is None else [self.upload(question.picture)]
-        data[0] = {"text": question.text, "files": picture}
-        data[1] = [
-            {"role": role, "content": [{"type": "text", "text": text}], "metadata": {}, "options": []}
-            for turn in question.said
-            for role, text in zip(("user", "assistant"), turn, strict=True)
+        chosen = {c["props"].get("elem_id"): c["id"] for c in self.config["components"]}
+        first = self.event("send")["inputs"].index(chosen["picker"])  # of the settings, in their order
+        self._state += 10  # a state's number: newer than all that this session has had
+        data[:first] = [
+            {"text": text, "files": list(files)},
+            [
+                {"role": role, "content": [{"type": "text", "text": text}], "metadata": {}, "options": []}
+                for turn in said
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ],
+            str(self._state),
         ]
-        for name, value in {"adapter": question.adapter, **question.settings}.items():
-            data[2 + PANEL.index(name)] = str(value) if name == "seed" else value
+        for name, value in settings.items():
+            data[first + PANEL.index(name)] = str(value) if name == "seed" else value
+        return data
+
+    def _ask_page(self, question: Question) -> Answer:
+        files = [] if question.picture is None else [self.upload(question.picture)]
+        data = self.message(question.text, files, question.said, adapter=question.adapter, **question.settings)
         outputs, toasts = self.fire("send", data)
         if outputs is None:
             raise NoAnswer(toasts)

@@ -27,8 +27,9 @@ from tests.soak.people import KEY, PASSWORD, USER, Answer, Connection, Question
 VISITORS = 16
 PACE = 2.5  # seconds from one question of a visitor to the next: 30 answers a minute are one address's limit
 REPORT_SECONDS = 30.0
-# Growth that is allowed after the warm-up. Gradio keeps sessions, of 0.2 MB each, up to a limit.
+# Growth that is allowed after the warm-up, in which caches fill: of prefixes, pictures, prompts and sessions.
 GROWTH_MB, GROWTH_THREADS, GROWTH_FILES = 80, 16, 20
+SESSIONS = 200  # of Gradio's, of 0.3 MB each; by default it would keep more than a warm-up makes
 SETTLE_SECONDS = 60.0  # in which sockets of clients that left are closed
 
 
@@ -273,7 +274,11 @@ def besieged(
         *public,
         *("--adapters", str(folder / "evil"), *arguments),
         program=FAULTY_APP,
-        environment={"LLAMA_ADAPTER_RUNS": str(folder / "runs"), **(environment or {})},
+        environment={
+            "LLAMA_ADAPTER_RUNS": str(folder / "runs"),
+            "SESSIONS": str(SESSIONS),
+            **(environment or {}),
+        },
         ready=(401,),
     ) as server:
         server.wait_until(
