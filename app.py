@@ -55,6 +55,7 @@ from adapter.ui.compare_tab import compare_tab
 from adapter.ui.gradio_internals import (
     StrictBlocks,
     close_page,
+    forget_closed_sessions,
     limit_connections,
     limit_sessions,
     refuse_remote_files,
@@ -97,6 +98,7 @@ def build_page(
                 runs = runs or TrainingRuns(runs_folder())
                 train_tab(tabs, runs, store, chat, compare, base, enabled=training)
         refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
+        forget_closed_sessions(page)
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 

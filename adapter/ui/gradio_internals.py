@@ -7,6 +7,7 @@ version because of this file.
 
 from __future__ import annotations
 
+import datetime
 import os
 from abc import ABCMeta
 from collections.abc import Callable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # Photographs that come with Gradio; one of them is an example in the empty chat.
 PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
 
+CLOSED_SESSION_SECONDS = 3600  # that Gradio's state of a closed page is kept
 SESSION_CHARACTERS = 100  # Gradio's clients name theirs by at most 36
 
 # Class names of Gradio's elements, from the style sheets and scripts in static/.
@@ -135,6 +137,24 @@ def limit_sessions(page: gr.Blocks, most: int, count_new: Callable[[str], None])
 def limit_connections(page: gr.Blocks) -> None:
     """Make the server of a launched page close connections that say nothing or are too many."""
     page.server.config.http_protocol_class = ImpatientProtocol  # looked up for each new connection
+
+
+def forget_closed_sessions(page: gr.Blocks) -> None:
+    """Inside the Blocks: make Gradio forget a session some time after its page was closed.
+
+    By itself it keeps the last `state_session_capacity` of them for ever, 0.3 MB and the conversation each. Not at
+    once: a network may cut the stream that tells whether a page is open.
+    """
+
+    def forget() -> None:
+        holder, now = page.state_holder, datetime.datetime.now()
+        for session, state in list(holder.session_data.items()):
+            used = holder.time_last_used.get(session)
+            if state.is_closed and used and (now - used).total_seconds() > CLOSED_SESSION_SECONDS:
+                holder.session_data.pop(session, None)
+                holder.time_last_used.pop(session, None)
+
+    page.unload(forget)
 
 
 def close_page(page: gr.Blocks) -> None:

@@ -136,6 +136,22 @@ def test_each_tab_keeps_its_own_conversation(visit: Callable[..., Visitor], url:
     wait_for_rows(three, one.rows())
 
 
+def test_a_new_tab_finds_the_pictures_of_the_tab_that_was_changed_last(
+    visit: Callable[..., Visitor], url: str
+) -> None:
+    one = visit()
+    one.pick("see")
+    ask_about(one, PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
+    two = Visitor(one.context, url)
+    wait_for_rows(two, one.rows())
+    clear(two)
+    ask_about(two, PHOTOGRAPHS / "logo.png", "And this?")
+    one.ask("Really?")
+    three = Visitor(one.context, url)
+    wait_for_rows(three, one.rows())
+    assert loaded_picture(three) == loaded_picture(one)
+
+
 def test_a_full_storage_breaks_nothing(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.page.evaluate(

@@ -58,6 +58,9 @@
     if (!window.chatPage.restored || number < newest) return;
     newest = number;
     keep(name, text);
+    // Another tab may have written its own pictures beside this tab's texts.
+    const pictures = own.getItem(KEYS.pictures);
+    if (pictures !== null && pictures !== shared.getItem(KEYS.pictures)) attempt(() => shared.setItem(KEYS.pictures, pictures));
   };
   const keep = (name, text) => {
     let complete;
