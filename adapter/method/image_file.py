@@ -122,9 +122,14 @@ def _read(source: str | Path | bytes) -> bytes:
     return source
 
 
-def has_metadata(data: bytes) -> bool:
-    """Whether a PNG or JPEG holds more than its pixels need. Raises BadInput."""
-    return _essence(data).data != data
+def without_metadata(data: bytes) -> bytes | None:
+    """A PNG or JPEG with what its pixels need and nothing else; None for other files, and where EXIF turns it.
+
+    Raises BadInput.
+    """
+    essence = _essence(data)
+    plain = essence.kind in ("PNG", "JPEG") and _orientation(essence.exif) not in _TRANSPOSED
+    return essence.data if plain else None
 
 
 class _Essence(NamedTuple):
@@ -252,7 +257,8 @@ def _jpeg_essence(data: bytes) -> _Essence:
             # libjpeg holds all coefficients of a picture that comes in several scans.
             if data[at + 4] != components:
                 kind = "progressive JPEG"
-            return _Essence(b"".join([*kept, data[at:]]), kind, exif)
+            pixels_end = data.find(b"\xff\xd9", at) if kind == "JPEG" else -1  # cameras append films
+            return _Essence(b"".join([*kept, data[at : pixels_end + 2 if pixels_end > 0 else None]]), kind, exif)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if marker > 0xC2:
                 raise ValueError("a kind of JPEG that no camera or browser writes")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from adapter.errors import BadInput
 from adapter.files import atomic_write
 from adapter.method.image_file import MAX_BYTES as FILE_BYTES
-from adapter.method.image_file import ByteLRU, has_metadata, open_image
+from adapter.method.image_file import ByteLRU, open_image, without_metadata
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def shrink(data: bytes) -> bytes:
     key = hashlib.sha256(data).digest()
     if (small := _small.get(key)) is None:
         image = _open(data)
-        small = _ITSELF if _is_small(data, image) else _encode(image)
+        bare = without_metadata(data)
+        small = bare if bare is not None and _is_small(bare, image) else _encode(image)
+        _small.put(hashlib.sha256(small).digest(), _ITSELF, _ENTRY_BYTES)
         _small.put(key, small, len(small) + _ENTRY_BYTES)
-        if small != _ITSELF:
-            _small.put(hashlib.sha256(small).digest(), _ITSELF, _ENTRY_BYTES)
     return data if small == _ITSELF else small
 
 
@@ -61,12 +61,12 @@ def _open(data: bytes) -> Image:
 
 
 def _is_small(data: bytes, image: Image) -> bool:
-    """Whether the file is an RGB JPEG or PNG of that size, without metadata. image: the decoded file."""
+    """Whether a PNG or JPEG is opaque RGB of the size that it is decoded to. image: the decoded file."""
     from PIL import Image as PillowImage
 
-    if len(data) > MAX_BYTES or not data.startswith((b"\x89PNG", b"\xff\xd8\xff")) or has_metadata(data):
+    if len(data) > MAX_BYTES:
         return False
-    with PillowImage.open(BytesIO(data)) as opened:  # the header alone
+    with PillowImage.open(BytesIO(data), formats=("PNG", "JPEG")) as opened:  # the header alone
         return opened.mode == "RGB" and opened.size == image.size and "transparency" not in opened.info
 
 

@@ -232,20 +232,20 @@ def test_open_requests_are_limited(
 def test_large_bodies_share_their_memory_and_words_always_pass(
     engine: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai_api, "BODIES_BYTES", 3 * 2**20)
     page = page_with(ReadyProvider(engine), FakeCatalog())
     body = json.dumps(GOOD).encode()
     large = body + b" " * 2**21
+    monkeypatch.setattr(openai_api, "BODIES_BYTES", len(large) - openai_api.WORDS_BYTES)  # for one of them
 
     async def post(content: Any) -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=page), base_url="http://here") as program:
             return await program.post("/v1/chat/completions", content=content)
 
     async def slowly(arrived: asyncio.Event, go_on: asyncio.Event) -> AsyncIterator[bytes]:
-        yield large[: 2**21]
+        yield large[:-1]
         arrived.set()  # it is asked for more
         await go_on.wait()
-        yield large[2**21 :]
+        yield large[-1:]
 
     async def together() -> None:
         arrived, go_on = asyncio.Event(), asyncio.Event()

@@ -530,16 +530,30 @@ def test_no_path_leads_out_of_the_uploads(
     assert conversation.latest_picture(from_browser(stored, {path: path})) is None
 
 
-def test_metadata_of_a_picture_is_removed() -> None:
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_metadata_of_a_picture_is_removed(form: str, orientation: int) -> None:
     image = Image.new("RGB", (50, 40), "teal")
     exif = image.getexif()
-    exif[0x010E], exif[0x0112] = "the garden at home", 6
+    exif[0x010E], exif[0x0112] = "the garden at home", orientation
     written = io.BytesIO()
-    image.save(written, "JPEG", exif=exif)
-    small = images.shrink(written.getvalue())
-    assert b"garden" in written.getvalue() and b"garden" not in small
+    image.save(written, form, exif=exif)
+    data = written.getvalue() + b"a film of the garden"
+    small = images.shrink(data)
+    assert data.count(b"garden") == 2 and b"garden" not in small and images.shrink(small) == small
     with Image.open(io.BytesIO(small)) as image:
-        assert image.size == (40, 50)  # upright
+        assert image.size == ((50, 40) if orientation == 1 else (40, 50))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_small_picture_loses_its_metadata_and_no_pixel(form: str) -> None:
+    image = Image.effect_noise((200, 200), 90).convert("RGB")
+    bare, written = io.BytesIO(), io.BytesIO()
+    image.save(bare, form)
+    image.save(written, form, dpi=(300, 300), exif=image.getexif(), icc_profile=b"a profile")
+    assert len(bare.getvalue()) > 60_000 or form == "JPEG"
+    with Image.open(bare) as old, Image.open(io.BytesIO(images.shrink(written.getvalue()))) as new:
+        assert new.format == form and new.tobytes() == old.tobytes() and "icc_profile" not in new.info
 
 
 def test_a_link_holds_texts_without_pictures_and_tokens(uploads: Path) -> None:
