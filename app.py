@@ -46,6 +46,7 @@ from adapter.server.deployment import (
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import LimitedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
+from adapter.server.logs import set_up_logs
 from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUploads, RequestLimits
 from adapter.server.request_guard import RequestGuard
 from adapter.server.upload_folder import upload_folder
@@ -196,6 +197,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         return 1
     try:
         limit_connections(page)
+        set_up_logs()
         print(f"Open {shared or url} (Ctrl+C stops it)", flush=True)
         for folder in arguments.adapters or ():
             if not folder.is_dir():
@@ -228,8 +230,7 @@ def close(page: gr.Blocks, loader: ModelLoader, runs: TrainingRuns, uploads: Pat
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     place = find_place(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("adapter").setLevel(logging.INFO)
+    set_up_logs()
     if problem := port_problem(place.host, place.port):
         print(problem, file=sys.stderr)
         return 1

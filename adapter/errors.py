@@ -32,8 +32,12 @@ class EngineBroken(AdapterError):
 def with_detail(error: BaseException) -> str:
     """The line about an error for the command line and for logs, without what could steer a terminal."""
     detail = getattr(error, "detail", "")
-    line = f"{error} ({detail})" if detail else str(error)
-    return "".join(c if c.isprintable() else "?" for c in line)
+    return printable(f"{error} ({detail})" if detail else str(error))
+
+
+def printable(text: str) -> str:
+    """The text in one line, with what could steer a terminal as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -154,7 +154,7 @@ def test_the_log_has_the_details_of_what_the_server_has_to_mend(caplog: Any, kin
 
 def test_details_are_one_line_and_survive_processes() -> None:
     error = pickle.loads(pickle.dumps(LoadError("No. Mend it.", f"/a b/c\n\x1b[2J{SECRET}")))
-    assert str(error) == "No. Mend it." and with_detail(error) == f"No. Mend it. (/a b/c??[2J{SECRET})"
+    assert str(error) == "No. Mend it." and with_detail(error) == f"No. Mend it. (/a b/c\\n\\x1b[2J{SECRET})"
     assert with_detail(ValueError("plain")) == "plain"
 
 
