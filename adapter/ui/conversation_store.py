@@ -205,7 +205,7 @@ class ConversationStore:
 
     def toast_missing(self, selected: str) -> None:
         """Names the selected adapters that do not exist, once the server knows its adapters."""
-        names = json.loads(selected or "[]")
+        names = _names(selected)
         deadline = time.monotonic() + WAIT_SECONDS
         while names and self._catalog_is_loading() and time.monotonic() < deadline:
             time.sleep(0.25)
@@ -286,6 +286,15 @@ class ConversationStore:
 
 def _history_in(inputs: tuple[Any, ...]) -> History:
     return next((value for value in inputs if isinstance(value, list)), [])
+
+
+def _names(selected: str) -> list[str]:
+    """The names in what `_selected` wrote. A program may send any other text, and each toast takes memory."""
+    try:
+        names = json.loads(selected or "[]")
+    except (ValueError, RecursionError):
+        return []
+    return [name for name in names if isinstance(name, str)][: len(PICKERS)] if isinstance(names, list) else []
 
 
 def _selected(values: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ POLL_SECONDS_LOADING, POLL_SECONDS_READY = 1.0, 5.0
 REDRAW_SECONDS = 0.08
 # Gradio's page drops the first of two updates that arrive within one frame (6.31).
 FRAME_SECONDS = 0.1
+_MAX_TOASTS = 8  # of one event: a program may name as many adapters as a request has room for
 
 
 class Picker(NamedTuple):
@@ -97,7 +98,7 @@ def refresh_periodically(
 
 
 def _toast_missing(names: str) -> None:
-    for name in names.splitlines():
+    for name in names.splitlines()[:_MAX_TOASTS]:
         gr.Info(texts.adapter_gone(name), duration=8)
 
 

@@ -32,6 +32,7 @@ from adapter.ui.command_line import command_line
 from adapter.ui.conversation import AnswerRecord, parse_record, parse_settings, settings_json
 from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.conversation_store import ConversationStore
+from adapter.ui.status import _toast_missing
 from adapter.ui.texts import page as texts
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
@@ -426,6 +427,17 @@ def test_33_turns_with_a_picture_are_restored_without_the_oldest_picture(uploads
     assert dropped == Dropped(pictures=1)
     assert len(restored) == len(history) and restored[1:] == history[1:]
     assert displayed(restored)[0] == PICTURE_NOT_KEPT
+
+
+@pytest.mark.parametrize("sent", [json.dumps([f"{n}" for n in range(1000)]), "{", "[[]]", "7", "[" * 100_000])
+def test_a_forged_list_of_missing_adapters_makes_no_thousand_toasts(toasts: list[str], sent: str) -> None:
+    """Gradio keeps each toast until its session fetches it: a request of 8 MB made a gigabyte of them."""
+    with gr.Blocks():
+        store = ConversationStore(ReadyProvider(EchoEngine()), FakeCatalog(), ConversationStates())
+    store.toast_missing(sent)
+    assert len(toasts) == (2 if "999" in sent else 0)
+    _toast_missing("\n".join(map(str, range(1000))))
+    assert len(toasts) <= 10
 
 
 def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
