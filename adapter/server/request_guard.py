@@ -37,6 +37,8 @@ class Route:
 
 
 _POST = ("POST",)
+_READING = ("GET", "HEAD", "OPTIONS")
+_LOGOUT = Route("/logout")
 # /v1, and what the page, gradio_client and the commands of "Use via API" request of Gradio 6.31. Gradio has some
 # 80 routes more: they record, proxy, stream, edit code, and run private events by name.
 ROUTES = (
@@ -47,7 +49,7 @@ ROUTES = (
     Route("/assets/{path:path}"),
     Route("/static/{path:path}"),
     Route("/login", _POST, "login"),
-    Route("/logout"),
+    _LOGOUT,
     Route("/gradio_api/info"),
     Route("/gradio_api/startup-events"),
     Route("/gradio_api/heartbeat/{session_hash}", kind="stream"),
@@ -101,23 +103,23 @@ class RequestGuard:
             await self._app(scope, receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
-        elif (refusal := self._refusal(scope)) is not None:
+        elif (refusal := self._refusal(scope, route := find_route(scope))) is not None:
             await refuse(scope, *refusal)(scope, receive, send)
         else:
-            if get_route_path(scope) == "/logout":
+            if route is _LOGOUT:
                 # By default Gradio ends all sessions of the user, and here all visitors are the same one.
                 scope = {**scope, "query_string": b"all_session=false"}
             await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, route: Route | None) -> tuple[int, str] | None:
         """Status and sentence, or None for a request that may pass."""
-        headers, route = Headers(scope=scope), find_route(scope)
+        headers = Headers(scope=scope)
         if not self._public:
             if not _is_local(scope, headers):
                 return 403, texts.FOR_THIS_MACHINE_ONLY
             if _is_of_another_page(headers) and not _opens_the_page(scope, headers):
                 return 403, texts.OF_ANOTHER_PAGE
-        elif scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_of_another_page(headers):
+        elif _is_of_another_page(headers) and (scope["method"] not in _READING or route is _LOGOUT):
             return 403, texts.OF_ANOTHER_PAGE
         if route is None or (route.kind == "file" and not self._may_serve(get_route_path(scope))):
             return 404, texts.NOTHING_HERE

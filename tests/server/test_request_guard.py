@@ -135,7 +135,7 @@ def test_refused_routes_do_not_reach_gradio(uploads: Path, public: bool) -> None
 @pytest.mark.parametrize(
     "path",
     ["/login/", "//login", "/LOGIN", "/login//", "/./login", "/x/../login", "/login%2f", "/login%20", "/%6cogin",
-     "/login;x", "/login?x=/v1/", "/login%00"],
+     "/login;x", "/login?x=/v1/", "/login%00", "/login%0A"],
 )  # fmt: skip
 def test_no_spelling_of_login_escapes_the_count(uploads: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(limits, "LOGINS_PER_MINUTE", 3)
@@ -309,17 +309,20 @@ def test_on_a_public_server_pages_elsewhere_change_nothing(public: Page, headers
     for path in (JOIN, "/login", "/gradio_api/upload", "/v1/chat/completions"):
         assert (public.status("POST", path, headers, NAMED, content=b"{}") != 403) == may, path
     assert (len(public.reached) > before) == may
+    for path in ("/logout", "/logout%0A"):  # to which routers are blind
+        assert (public.status("GET", path, headers, NAMED) != 403) == may
     assert public.status("GET", "/config", headers, NAMED) == 200  # a Space's page is shown in a frame
 
 
 # Signing in and out.
 
 
-def test_signing_out_ends_nobody_elses_session(uploads: Path) -> None:
+@pytest.mark.parametrize("path", ["/logout", "/logout?all_session=true", "/logout%0A"])
+def test_signing_out_ends_nobody_elses_session(uploads: Path, path: str) -> None:
     page = Page(uploads, public=True, auth=[("me", "secret")])
     form = {"data": {"username": "me", "password": "secret"}}
     mine, theirs = (dict(page.ask("POST", "/login", **form).cookies) for _ in range(2))
     shown = [{"Cookie": "; ".join(f"{k}={v}" for k, v in cookies.items())} for cookies in (mine, theirs)]
     assert [page.status("GET", "/config", headers) for headers in (*shown, {})] == [200, 200, 401]
-    assert page.status("GET", "/logout?all_session=true", shown[0]) == 302
+    assert page.status("GET", path, shown[0]) == 302
     assert [page.status("GET", "/config", headers) for headers in shown] == [401, 200]
