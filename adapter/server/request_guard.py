@@ -78,10 +78,13 @@ _OF_PROXIES = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client
 
 
 def find_route(scope: Scope) -> Route | None:
-    """The allowed route of a request, matched as Starlette's router does; None if there is none."""
+    """The allowed route of a request, matched as Starlette's router does; None if there is none.
+
+    But for a path that ends in a line break, to which the router's patterns are blind.
+    """
     path = get_route_path(scope)
     for route in ROUTES:
-        if (not route.methods or scope["method"] in route.methods) and route.pattern.match(path):
+        if (not route.methods or scope["method"] in route.methods) and route.pattern.fullmatch(path):
             return route
     return None
 
