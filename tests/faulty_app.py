@@ -3,7 +3,8 @@
 SIGUSR1 and SIGUSR2 raise SystemExit and MemoryError in the engine's worker thread, wherever it is. In the folder
 $FAULTS the file `step_seconds`, which a test may change, says how long a decode step takes at least, and the file
 `counts` says how many requests are open and in the batch. $OLD_FAULT puts a fault of earlier versions back, for
-tests that must find it. $SESSIONS is how many sessions of visitors Gradio keeps.
+tests that must find it. $SESSIONS is how many sessions of visitors Gradio keeps. With $POISON the KV cache begins
+full of NaN: what is read before it is written is noticed, and the cache takes all of its memory at once.
 """
 
 from __future__ import annotations
@@ -61,6 +62,16 @@ def leave_slots_dirty() -> None:
     KVCache._zero = lambda self, slot, end: None  # type: ignore[method-assign]
 
 
+def poison_cache() -> None:
+    make = KVCache.__init__
+
+    def make_poisoned(self: KVCache, *arguments: Any) -> None:
+        make(self, *arguments)
+        self.data.fill_(float("nan"))
+
+    KVCache.__init__ = make_poisoned  # type: ignore[method-assign, assignment]
+
+
 OLD_FAULTS = {"dirty-slots": leave_slots_dirty}
 
 
@@ -69,6 +80,8 @@ def main() -> int:
     slow_down(folder / "step_seconds")
     if fault := os.environ.get("OLD_FAULT"):
         OLD_FAULTS[fault]()
+    if os.environ.get("POISON"):
+        poison_cache()
     app.SESSIONS = int(os.environ.get("SESSIONS", app.SESSIONS))
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, raise_in_engine)

@@ -62,7 +62,7 @@ def test_honest_visitors_get_under_attack_what_they_get_alone(
 @pytest.mark.slow
 def test_honest_visitors_notice_dirty_slots(tmp_path: Path, tiny_folder: Path, tiny_fingerprint: Any) -> None:
     """The control: with an old fault put back the same siege finds it."""
-    fault = {"OLD_FAULT": "dirty-slots"}
+    fault = {"OLD_FAULT": "dirty-slots", "POISON": ""}  # which would be noticed without an attack
     report = siege(tmp_path, tiny_folder, tiny_fingerprint, [attacks.overflow], rounds=3, **fault)
     assert report.differing or report.unanswered, str(report)
 

@@ -600,7 +600,7 @@ def sampling(attacker: Attacker) -> str:
         "top_p": (1e-30, 5e-324, 1e-9, 1, 0, 2, None),
         "seed": (0, 2**63 - 1, 2**63, -1, 1.5, "7", 10**400),
         "stop": (["a"] * 4, ["a"] * 5, [""], "\u0000", ["\ud800"], [" "], "e", ["x" * 200]),
-        "max_tokens": (1, 2048, 0, -1, 10**12, 1.0),
+        "max_tokens": (1, 64, 2049, 0, -1, 10**12, 1.0),
         "strength": (0, 2, 1e-300, 3, "1"),
         "mix": ({attacker.adapters[0]: 2}, {"../x": 1}, {attacker.adapters[0]: 1e-40}, []),
         "n": (1, 2),

@@ -29,7 +29,8 @@ PACE = 2.5  # seconds from one question of a visitor to the next: 30 answers a m
 REPORT_SECONDS = 30.0
 # Growth that is allowed after the warm-up, in which caches fill: of prefixes, pictures, prompts and sessions.
 GROWTH_MB, GROWTH_THREADS, GROWTH_FILES = 80, 16, 20
-SESSIONS = 200  # of Gradio's, of 0.3 MB each; by default it would keep more than a warm-up makes
+# By default the server would keep more than a warm-up fills: Gradio's sessions, of 0.3 MB each, and the KV cache.
+SESSIONS, CACHE_GB = 200, 1.0
 SETTLE_SECONDS = 60.0  # in which sockets of clients that left are closed
 
 
@@ -272,11 +273,12 @@ def besieged(
     with app_process(
         folder,
         *public,
-        *("--adapters", str(folder / "evil"), *arguments),
+        *("--cache-gb", str(CACHE_GB), "--adapters", str(folder / "evil"), *arguments),
         program=FAULTY_APP,
         environment={
             "LLAMA_ADAPTER_RUNS": str(folder / "runs"),
             "SESSIONS": str(SESSIONS),
+            "POISON": "1",
             **(environment or {}),
         },
         ready=(401,),

@@ -431,7 +431,7 @@ def test_33_turns_with_a_picture_are_restored_without_the_oldest_picture(uploads
 
 @pytest.mark.parametrize("sent", [json.dumps([f"{n}" for n in range(1000)]), "{", "[[]]", "7", "[" * 100_000])
 def test_a_forged_list_of_missing_adapters_makes_no_thousand_toasts(toasts: list[str], sent: str) -> None:
-    """Gradio keeps each toast until its session fetches it: a request of 8 MB made a gigabyte of them."""
+    """Gradio keeps each toast until its session fetches it, and a request has room for a million names."""
     with gr.Blocks():
         store = ConversationStore(ReadyProvider(EchoEngine()), FakeCatalog(), ConversationStates())
     store.toast_missing(sent)
