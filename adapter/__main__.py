@@ -305,12 +305,15 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
     image: Path | bytes | None = args.image
     if args.messages is not None:
         try:
-            messages, picture = transcript.read(args.messages.read_bytes()).to_answer()
+            read = transcript.read(args.messages.read_bytes())
         except OSError as error:
             raise BadInput(
                 f"'{args.messages.name}' cannot be read. Check the path and its rights.",
                 f"{args.messages}: {first_line(error)}",
             ) from error
+        if read.dropped:
+            print(f"note: left out, for a conversation holds no more: {read.dropped}", file=sys.stderr)
+        messages, picture = read.to_answer()
         names = [name for name in (args.adapter, *(name for name, _ in args.mix)) if name is not None]
         if image is None and any(store.card(name).is_visual for name in names):
             image = picture

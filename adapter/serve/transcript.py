@@ -13,7 +13,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
@@ -46,6 +48,7 @@ class Limits:
 FILE = Limits()
 # Brackets and commas of a JSON text, more than a written file can have. Each may become a value of 100 bytes.
 _MAX_VALUES = FILE.text_bytes + 100_000
+_large_texts = threading.BoundedSemaphore(2)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,15 @@ class Dropped:
 
     def __bool__(self) -> bool:
         return bool(self.messages or self.pictures or self.text_ends)
+
+    def __str__(self) -> str:
+        """ "the 3 oldest messages and the oldest picture" """
+        counted = (
+            (self.messages, "the oldest message", "the {} oldest messages"),
+            (self.pictures, "the oldest picture", "the {} oldest pictures"),
+            (self.text_ends, "the rest of a long text", "the rest of {} long texts"),
+        )
+        return " and ".join(one if n == 1 else several.format(n) for n, one, several in counted if n)
 
 
 @dataclass(frozen=True)
@@ -175,11 +187,19 @@ def read(text: str | bytes) -> Transcript:
     """Parse the text of a conversation file. Raises BadInput that says what is wrong, for any text."""
     if len(text) > MAX_BYTES:
         raise BadInput(f"The file has {len(text) / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit.")
-    try:
-        document = parse(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
-    except ValueError:
-        raise BadInput("The file is not JSON of a conversation. Choose one that was exported here.") from None
-    return check(document)
+    with parsing(len(text)):
+        try:
+            document = parse(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+        except ValueError:
+            raise BadInput("The file is not JSON of a conversation. Choose one that was exported here.") from None
+        return check(document)
+
+
+@contextmanager
+def parsing(size: int) -> Iterator[None]:
+    """Holds the values of a JSON text of `size`: those of two large texts are in memory at a time."""
+    with _large_texts if size > 2**20 else nullcontext():
+        yield
 
 
 def parse(text: str) -> Any:

@@ -159,14 +159,16 @@ def to_browser(
 
 def from_browser(stored_json: str, pictures_json: str) -> History:
     """The stored conversation; empty if the stored text is malformed. What is malformed in it gets a remark."""
-    stored, pictures = _parse(stored_json), _parse(pictures_json)
-    if not isinstance(stored, dict):
-        return []
-    document = {**stored, "settings": {}, "pictures": pictures if isinstance(pictures, dict) else {}}
-    try:
-        return to_history(transcript.check(document, BROWSER, lenient=True).messages, lenient=True)
-    except BadInput:
-        return []
+    with transcript.parsing(len(stored_json) + len(pictures_json)):
+        stored, pictures = _parse(stored_json), _parse(pictures_json)
+        if not isinstance(stored, dict):
+            return []
+        document = {**stored, "settings": {}, "pictures": pictures if isinstance(pictures, dict) else {}}
+        try:
+            messages = transcript.check(document, BROWSER, lenient=True).messages
+        except BadInput:
+            return []
+    return to_history(messages, lenient=True)
 
 
 def _parse(text: str) -> Any:

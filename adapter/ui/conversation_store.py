@@ -10,7 +10,6 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ class ConversationStore:
             if list(packed.paths) != list(sent.paths):
                 pictures = _numbered(packed.pictures(), number)
             if packed.dropped and not sent.dropped:
-                gr.Info(texts.not_kept_by_browser(*astuple(packed.dropped)), duration=8)
+                gr.Info(texts.not_kept_by_browser(packed.dropped), duration=8)
             sent = packed
             return _numbered(stored, number), pictures, self._command_line(history)
 
@@ -234,9 +233,9 @@ class ConversationStore:
             return gr.skip(), *unchanged, ""
         stored, packed = conversation_json.to_browser(history, {})
         if imported.dropped:
-            gr.Info(texts.not_imported(*astuple(imported.dropped)), duration=8)
+            gr.Info(texts.not_imported(imported.dropped), duration=8)
         if packed.dropped:
-            gr.Info(texts.not_kept_by_browser(*astuple(packed.dropped)), duration=8)
+            gr.Info(texts.not_kept_by_browser(packed.dropped), duration=8)
         values = conversation_json.from_stored_settings(imported.settings)
         outputs = _numbered(stored, number), _numbered(packed.pictures(), number), self._command_line(history)
         return history, number, *outputs, *self._panel(values, panel, number), _selected(values)
@@ -268,7 +267,7 @@ class ConversationStore:
                 return ""
             file, dropped = conversation_json.to_file(history, Settings.checked(settings))
             if dropped:
-                gr.Info(texts.not_in_file(*astuple(dropped)), duration=8)
+                gr.Info(texts.not_in_file(dropped), duration=8)
             return file
         except AdapterError as error:
             toast(error)

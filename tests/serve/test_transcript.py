@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.__main__ import main
+from adapter.__main__ import _parser, _request, main
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from adapter.serve import transcript
 from adapter.serve.transcript import PICTURE_NOT_KEPT, Dropped
+from tests.app_process import PATIENCE
 from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
 
 PICTURE = "data:image/png;base64," + base64.b64encode(b"bytes of a picture").decode()
@@ -84,6 +86,35 @@ def test_what_exceeds_a_limit_is_dropped_and_the_rest_read(messages: Any, droppe
         assert read.dropped == dropped and len(read.messages) == len(messages) - dropped.messages
         assert read.messages[0].text == first
         assert (read.messages[-1].picture is None) == ("picture" not in messages[-1])
+
+
+def test_the_command_line_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "conversation.json"
+    file.write_text(json.dumps({**RIGHT, "messages": [{"role": "user", "text": "x"}] * 2_001}))
+    store: Any = None  # no adapter is named
+    request = _request(_parser().parse_args(["generate", "--messages", str(file)]), store)
+    assert len(request.messages) == 1
+    assert capsys.readouterr().err.endswith(": the oldest message\n")
+
+
+def test_what_was_dropped_is_said_in_words() -> None:
+    assert str(Dropped(3, 1)) == "the 3 oldest messages and the oldest picture"
+    assert str(Dropped(1, 0, 2)) == "the oldest message and the rest of 2 long texts"
+    assert not Dropped()
+
+
+def test_the_values_of_two_large_texts_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened, real = [], transcript.parse
+    text = json.dumps(RIGHT)
+    large = text + " " * 2**20
+    monkeypatch.setattr(transcript, "parse", lambda text: happened.append(len(text)) or real(text))
+    with ThreadPoolExecutor(1) as pool:
+        with transcript.parsing(len(large)), transcript.parsing(len(large)):
+            third = pool.submit(transcript.read, large)
+            for _ in range(200):  # small ones do not wait
+                transcript.read(text)
+        assert third.result(PATIENCE).messages == ()
+    assert happened == [len(text)] * 200 + [len(large)]
 
 
 def test_a_picture_that_many_messages_name_is_in_memory_once() -> None:

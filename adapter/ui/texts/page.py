@@ -213,31 +213,17 @@ def link_to_copy(address: str) -> str:
     return f"Copy this link. It holds the words of this conversation, not its pictures: {address}"
 
 
-def not_kept_by_browser(*counts: int) -> str:
-    """counts: of messages, pictures and long texts that exceed a limit, here and below."""
-    return f"Gone after a reload, for the browser keeps no more: {_exceeding(*counts)}. An export holds more."
+def not_kept_by_browser(what: object) -> str:
+    """what: that exceeds a limit, a transcript's Dropped, here and below."""
+    return f"Gone after a reload, for the browser keeps no more: {what}. An export may hold more."
 
 
-def not_in_file(*counts: int) -> str:
-    return f"Not in the file, for it holds no more of a conversation: {_exceeding(*counts)}."
+def not_in_file(what: object) -> str:
+    return f"Not in the file, for it holds no more of a conversation: {what}."
 
 
-def not_imported(*counts: int) -> str:
-    return f"Left out, for a conversation holds no more: {_exceeding(*counts)}."
-
-
-def _exceeding(messages: int, pictures: int, text_ends: int) -> str:
-    """ "the 3 oldest messages and the oldest picture" """
-    parts = [
-        "the oldest message" if messages == 1 else f"the {messages} oldest messages" if messages else "",
-        "the oldest picture" if pictures == 1 else f"the {pictures} oldest pictures" if pictures else "",
-        "the rest of a long text"
-        if text_ends == 1
-        else f"the rest of {text_ends} long texts"
-        if text_ends
-        else "",
-    ]
-    return " and ".join(filter(None, parts))
+def not_imported(what: object) -> str:
+    return f"Left out, for a conversation holds no more: {what}."
 
 
 def muted(layers: Sequence[int], heads: Sequence[int]) -> list[str]:
