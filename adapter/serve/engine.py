@@ -200,18 +200,20 @@ class Engine:
         failure: BaseException | None = None
         while True:
             try:
+                if failure is not None:
+                    log.error("The engine failed", exc_info=failure)
                 if self._failures >= MAX_FAILURES:
                     self._refuse(EngineBroken(BROKEN))
                 elif failure is not None:
                     self._restart(failure)
                 failure = None
-                if not self._step():
-                    self._end_all()
-                    return
+                while self._step():  # within the try: an exception from outside may come between two steps
+                    pass
+                self._end_all()
+                return
             except BaseException as error:  # SystemExit and MemoryError too
                 failure = error
                 self._failures += 1
-                log.error("The engine failed", exc_info=error)
 
     def _restart(self, error: BaseException) -> None:
         """Fail all running rows, since half a step leaves their KV undefined. Waiting rows keep waiting."""
@@ -357,12 +359,11 @@ class Engine:
         self._wake.put(None)
 
     def _end(self, row: Row, last: GenerationEvent | AdapterError) -> None:
-        """Send a request's last event, once."""
+        """Send a request's last event, of which its reader reads one."""
         with self._lock:
-            if row not in self._open:
-                return
-            self._open.remove(row)
-        row.mailbox.put(last)
+            if row in self._open:
+                row.mailbox.put(last)  # before it is forgotten: an exception from outside may come in between
+                self._open.remove(row)
 
 
 def _log(error: BaseException) -> None:

@@ -104,7 +104,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[GenerationEvent | AdapterError] = queue.SimpleQueue()
-        self.on_put: Callable[[], None] | None = None
+        self.on_put: Callable[[], object] | None = None
 
     def put(self, event: GenerationEvent | AdapterError) -> None:
         self.events.put(event)

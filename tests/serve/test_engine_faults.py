@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
+import itertools
+import linecache
 import threading
 import weakref
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from adapter.base.decoder import fuse_linears
+from adapter.base.llama import Base
+from adapter.base.quantize import quantize_linears
 from adapter.base.template import Message
 from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
+from adapter.method.config import BaseFingerprint, TuningConfig, VisionConfig
+from adapter.method.vision import VisualFeatures
 from adapter.serve import engine as engine_module
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
@@ -41,19 +51,41 @@ HONEST = [
 ENDLESS = GenerationRequest((Message("user", "go on"),), sampling=replace(GREEDY, max_new_tokens=100))
 
 
-def overflowing(adapter: Adapter) -> Adapter:
-    """The same adapter with finite weights whose products are infinite."""
+PICTURE = Image.new("RGB", (8, 8))
+
+
+def bombs(fingerprint: BaseFingerprint) -> dict[str, Adapter]:
+    """Adapters with finite weights, from whose products infinite numbers come."""
+    tuning = TuningConfig(64, norms=True, bias=True, scale=True, lora_rank=2)
+    prompts, gates = random_adapter(fingerprint, 2), random_adapter(fingerprint, 2, gate_activation="identity")
+    tuned = random_adapter(fingerprint, 2, tuning=tuning)
+    visual = random_adapter(fingerprint, 2, vision=VisionConfig(encoder="any", feature_size=6, hidden=5))
+    assert tuned.tuning is not None and visual.projection is not None
+    large = [prompts.prompts, gates.gates, *tuned.tuning.parameters(), *visual.projection.parameters()]
     with torch.no_grad():
-        adapter.prompts.copy_(adapter.prompts.sign() * 1e38)
-    return adapter
+        for tensor in large:
+            tensor.copy_((torch.rand_like(tensor) + 1) * 1e38)
+    return {"bomb": prompts, "loud": gates, "tuned": tuned, "see": visual}
 
 
 @pytest.fixture
-def engine(tmp_path, tiny_base, tiny_fingerprint):
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / name)
-    save_adapter(overflowing(random_adapter(tiny_fingerprint, 2)), tmp_path / "bomb")
-    with closing(Engine(tiny_base, AdapterStore(tmp_path))) as engine:
+def served_base(request, tiny_base):
+    """fp32 or, where a test asks for "packed", as a CPU serves it: bfloat16, and eight bits in linear layers."""
+    if getattr(request, "param", "plain") == "plain":
+        return tiny_base
+    model = copy.deepcopy(tiny_base.model).bfloat16()
+    quantize_linears(model)
+    fuse_linears(model.model)
+    return Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "packed-int8", 0)
+
+
+@pytest.fixture
+def engine(tmp_path, served_base, tiny_fingerprint):
+    honest = {name: random_adapter(tiny_fingerprint, seed) for seed, name in enumerate(("one", "two"))}
+    for name, adapter in {**honest, **bombs(tiny_fingerprint)}.items():
+        save_adapter(adapter, tmp_path / name)
+    encoder = SimpleNamespace(encode=lambda images, **_: VisualFeatures(torch.randn(1, 6)))
+    with closing(Engine(served_base, AdapterStore(tmp_path), {"any": encoder})) as engine:
         yield engine
 
 
@@ -106,18 +138,20 @@ def run_in_thread(work):
 # Numbers that overflow.
 
 
+@pytest.mark.parametrize("served_base", ["plain", "packed"], indirect=True)
 def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
     bomb = replace(HONEST[0], adapter="bomb")
-    long = replace(bomb, messages=(), prompt_ids=tuple(range(90)))
-    mixed = replace(HONEST[0], adapter="one", mix=(("bomb", 0.5),))
-    ends = check_honest(bomb, long, mixed, bomb, long, mixed)
-    assert [type(end) for end in ends] == [AdapterError] * 6
-    assert (
-        str(ends[0])
-        == str(ends[1])
-        == ("Adapter 'bomb' makes the model's numbers overflow. Choose another adapter or a lower strength.")
-    )
-    assert "Adapters 'one' and 'bomb' together make" in str(ends[2])
+    attacks = [
+        bomb,
+        replace(bomb, messages=(), prompt_ids=tuple(range(90))),  # in two chunks
+        replace(bomb, adapter="one", mix=(("bomb", 0.5),)),
+        *(replace(bomb, adapter=name) for name in ("loud", "tuned")),
+        replace(bomb, adapter="see", image=PICTURE),
+    ]
+    who = ["Adapter 'bomb' makes"] * 2 + ["Adapters 'one' and 'bomb' together make"]
+    who += [f"Adapter '{name}' makes" for name in ("loud", "tuned", "see")]
+    what = "the model's numbers overflow. Choose another adapter or a lower strength."
+    assert [str(end) for end in check_honest(*attacks, *attacks)] == [f"{name} {what}" for name in who] * 2
     kept = engine._prefix_cache._entries.values()
     assert kept and all(kv.isfinite().all() for kv in kept)
 
@@ -412,3 +446,55 @@ def test_places_are_given_back_when_no_thread_can_be_started(engine, monkeypatch
         with pytest.raises(RuntimeError, match="new thread"):
             engine.submit(replace(HONEST[1], image="picture"))  # type: ignore[arg-type]
     assert tokens_of(engine.submit(HONEST[1]))
+
+
+# Exceptions from outside, such as those of tests/faulty_app.py.
+
+
+def test_an_exception_at_any_line_of_the_worker_leaves_no_reader_without_an_end(tmp_path, tiny_base):
+    """A trace function raises it: before each line of the engine that the worker runs for two answers."""
+    request = replace(HONEST[0], sampling=replace(GREEDY, max_new_tokens=2))
+
+    def ends(engine: Engine) -> list[str]:
+        answers, found = [engine.submit(request) for _ in range(2)], []
+
+        def read() -> None:
+            for answer in answers:
+                try:
+                    found.append(str(list(answer)[-1].finish_reason))
+                except AdapterError as error:
+                    found.append(str(error))
+
+        run_in_thread(read)
+        wait_until(lambda: not engine._open)
+        return found
+
+    def struck_at(target: int) -> bool:
+        """Whether the worker came as far as its line number `target`."""
+        lines, over = 0, False
+
+        def trace(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal lines
+            if frame.f_code.co_filename != engine_module.__file__:
+                return None
+            # Python takes and gives back a lock without room for an exception; a trace function would find some.
+            takes_lock = "with self._lock" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            lines += event == "line" and not takes_lock
+            if lines == target and not takes_lock and not over:
+                raise MemoryError  # which ends the tracing of this thread
+            return trace
+
+        threading.settrace(trace)
+        try:
+            engine = Engine(tiny_base, AdapterStore(tmp_path), cache_bytes=2**20)
+        finally:
+            threading.settrace(None)  # type: ignore[arg-type]
+        with closing(engine):
+            assert all(end == "length" or "Try again" in end for end in ends(engine)), target
+            struck, over = lines >= target, True
+            assert ends(engine) == ["length"] * 2, target
+        return struck
+
+    first = 4  # the lines before are run once, at the start of the program
+    last = next(target for target in itertools.count(first) if not struck_at(target))
+    assert last > first + 50
