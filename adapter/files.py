@@ -1,4 +1,4 @@
-"""Files that are replaced in one step. Knows paths only."""
+"""Files that are replaced in one step, and names of folders that are taken in one. Knows paths only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 
 @contextlib.contextmanager
@@ -24,3 +26,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def names_lock(folder: Path) -> FileLock:
+    """Held, by threads and processes, from the look at the names in `folder` until a new one is taken."""
+    return FileLock(folder / ".starting")

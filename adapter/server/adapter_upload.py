@@ -16,8 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from adapter.base import embedded
 from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.files import names_lock
 from adapter.formats import peft_adapter as peft
 from adapter.formats.convert import model_card, open_foreign
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
@@ -68,8 +71,9 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
             else:
                 _take_files(source, folder)
             _check(folder, store, base)
-            return _move_into_store(folder, into, store)
-    except OSError as error:
+            with names_lock(into):
+                return _move_into_store(folder, into, store)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise LoadError(
             "The adapter cannot be kept on the server. Somebody there has to make room, or let the folder be "
             "written.",
@@ -161,7 +165,11 @@ def _known_encoders(store: AdapterStore) -> set[str]:
 
 def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedAdapter:
     """Moves the folder into the store; an adapter of the same name is never replaced."""
-    name = next((known for known in store.names() if known.lower() == folder.name.lower()), None)
+    # In any case of its letters: some systems tell no cases apart, and people hardly. Runs have their names too.
+    names = {*store.names(), *(path.name for path in into.iterdir())}
+    name = next((known for known in sorted(names) if known.lower() == folder.name.lower()), None)
+    if name is not None and name not in store.names():
+        raise _taken(name)
     if name is not None:
         there = store.folder(name)
         same, _, _ = filecmp.cmpfiles(folder, there, [CONFIG, WEIGHTS], shallow=False)
@@ -170,12 +178,7 @@ def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedA
         raise _taken(name)
     for file in folder.iterdir():
         file.chmod(0o644)
-    try:
-        os.rename(folder, into / folder.name)
-    except OSError as error:
-        if (into / folder.name).exists():  # another upload was faster, or a training run has the name
-            raise _taken(folder.name) from error
-        raise
+    os.rename(folder, into / folder.name)
     return UploadedAdapter(folder.name, new=True)
 
 

@@ -29,7 +29,8 @@ _SMALL = 2**20  # bytes: a small file may be packed at any ratio
 class ArchiveLimits:
     """files: entries, folders included; ratio: of unpacked to packed bytes, for a file that is not small.
 
-    name: characters; endings: of the files that are unpacked; kind: what a sentence calls them.
+    name: characters; depth: folders that a file is in; endings: of the files that are unpacked; kind: what a
+    sentence calls them.
     """
 
     files: int = 4_000
@@ -37,6 +38,7 @@ class ArchiveLimits:
     total_bytes: int = 400 * 2**20
     ratio: int = 100
     name: int = 200
+    depth: int = 10
     endings: tuple[str, ...] = ALLOWED
     kind: str = "pictures or texts"
 
@@ -115,6 +117,8 @@ def _target(info: zipfile.ZipInfo, limits: ArchiveLimits) -> PurePosixPath:
         raise BadInput(f"The zip names a place outside of itself: {shown}. {_REMEDY}")
     if len(name) > limits.name or not name.isprintable():
         raise BadInput(f"The zip holds a file whose name is too long or cannot be shown: {shown}. {_REMEDY}")
+    if len(place.parts) > limits.depth + 1:  # each file could make a hundred folders
+        raise BadInput(f"The zip holds a file in more than {limits.depth} folders: {shown}. {_REMEDY}")
     mode = info.external_attr >> 16
     if stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise BadInput(f"The zip holds a link or a device: {shown}. {_REMEDY}")

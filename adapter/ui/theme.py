@@ -63,7 +63,8 @@ def model_card(catalog: AdapterCatalog, name: str) -> str:
         text = catalog.card_text(name)
     except AdapterError:
         text = ""
-    text = text.replace("![", "[").replace("<", "&lt;")
+    # As a character reference: if the sign were removed, the one before it would take its place.
+    text = text.replace("![", "&#33;[").replace("<", "&lt;")
     return re.sub(r"^(#+) ", r"##\1 ", text, flags=re.MULTILINE) or texts.NO_CARD
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import stat
 import struct
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import app
@@ -66,7 +69,7 @@ def refused(
     with pytest.raises(kind) as caught:
         add_adapter(files, name, store, base)
     assert store.names() == before
-    assert not list(store.incoming.glob(".*")) and str(store.incoming) not in str(caught.value)
+    assert not list(store.incoming.glob(".incoming*")) and str(store.incoming) not in str(caught.value)
     said = str(caught.value)
     assert said.endswith(".") and "Traceback" not in said and ".incoming" not in said
     return said
@@ -85,7 +88,7 @@ def test_an_uploaded_zip_has_the_same_files(folder, store, tiny_fingerprint, tmp
         assert (there / name).read_bytes() == (folder / name).read_bytes()
         assert stat.S_IMODE((there / name).stat().st_mode) == 0o644
     assert store.card("poet").description == "Rhymes." and store.card_text("poet") == "# poet\n\nRhymes."
-    assert not list(store.incoming.glob(".*"))
+    assert not list(store.incoming.glob(".incoming*"))
 
 
 def test_loose_files_need_a_name(folder, store, tiny_fingerprint):
@@ -132,8 +135,40 @@ def test_one_of_concurrent_uploads_gets_the_name(store, tiny_fingerprint, tmp_pa
         assert sum(crowd.map(one, archives)) == 1
         assert all(crowd.map(lambda i: add_adapter([archives[i]], f"n{i}", store, tiny_fingerprint).new, range(8)))
     assert store.names() == [*(f"n{i}" for i in range(8)), "poet"]
-    assert not list(store.incoming.glob(".*"))
+    assert not list(store.incoming.glob(".incoming*"))
     load_adapter(store.folder("poet"), tiny_fingerprint)
+
+
+def test_names_that_differ_in_case_alone_are_not_taken_at_once(store, tiny_fingerprint, tmp_path, monkeypatch):
+    """A visitor's adapter must not stand beside another one that people, and some systems, cannot tell apart."""
+    archives, both, rename = {}, threading.Barrier(2), os.rename
+    for seed, name in enumerate(("poet", "Poet")):
+        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / name)
+        archives[name] = zipped(tmp_path / name, tmp_path / f"{seed}.zip")
+
+    def late(*places: Path) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        rename(*places)
+
+    def upload_as(name: str) -> bool:
+        with contextlib.suppress(BadInput):
+            return add_adapter([archives[name]], name, store, tiny_fingerprint).new
+        return False
+
+    monkeypatch.setattr(upload.os, "rename", late)
+    with ThreadPoolExecutor(2) as crowd:
+        assert sum(crowd.map(upload_as, archives)) == 1
+    assert len(store.names()) == 1
+    (store.incoming / "Busy").mkdir()  # a run that has saved nothing yet
+    assert "Busy" in refused([archives["poet"]], store, tiny_fingerprint, "busy", BadInput)
+
+
+def test_shipped_adapters_are_not_replaced(store, folder, tiny_fingerprint, tmp_path):
+    shipped = AdapterStore(*store.folders, SHIPPED, incoming=store.incoming)
+    for name in ("pirate", "PIRATE", "see"):
+        archive = zipped(folder, tmp_path / f"{name}.zip")
+        assert "another adapter" in refused([archive], shipped, tiny_fingerprint, "", BadInput)
 
 
 def test_peft_adaption_prompts_are_converted(store, tiny_fingerprint, tmp_path):
@@ -262,6 +297,7 @@ def entry(name: str, mode: int = 0) -> zipfile.ZipInfo:
         ("poet/link.json", stat.S_IFLNK | 0o777, b"/etc/passwd"),
         ("poet/pipe.json", stat.S_IFIFO | 0o666, b""),
         ("poet/CONFIG.json", 0, b"{}"),  # one name on some systems
+        ("a/" * 11 + "deep.json", 0, b"{}"),  # thousands of such files would make millions of folders
     ],
 )
 def test_zips_with_outside_paths_or_links_are_refused(folder, store, tiny_fingerprint, tmp_path, name, mode, data):
@@ -286,11 +322,13 @@ def test_zip_bombs_and_too_many_files_are_refused(folder, store, tiny_fingerprin
     assert "MB" in refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=BadInput)
 
 
-def test_full_disk_is_reported(folder, store, tiny_fingerprint, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left", "/srv"), SafetensorError("No space left")])
+@pytest.mark.parametrize("place", ["shutil.copyfile", "adapter.server.adapter_upload._take_files", "os.rename"])
+def test_full_disk_is_reported(folder, store, tiny_fingerprint, monkeypatch, place, error):
     def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device", str(store.incoming))
+        raise error
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(place, full)
     assert "make room" in refused([folder / CONFIG, folder / WEIGHTS], store, tiny_fingerprint, kind=LoadError)
 
 
@@ -340,7 +378,7 @@ def test_fuzz_zip(folder, store, tiny_fingerprint, data):
     else:
         load_adapter(store.folder(name), tiny_fingerprint)
         shutil.rmtree(store.folder(name))
-    assert not list(store.incoming.glob(".*"))
+    assert not list(store.incoming.glob(".incoming*"))
 
 
 json_values = st.recursive(

@@ -46,6 +46,8 @@ def test_a_model_card_loads_nothing_into_the_browser() -> None:
     assert "without a card" in theme.model_card(catalog, "see")
     assert "frozen base" in theme.model_card(catalog, "")
     assert "without a card" in theme.model_card(catalog, "gone")
+    catalog.card_text = lambda name: "!![x](http://far.away/x.png) !!!![y][z] \\![w](http://far.away)"  # type: ignore[method-assign]
+    assert "![" not in theme.model_card(catalog, "poet")
 
 
 def test_dropdowns_start_with_the_preferred_adapters() -> None:

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import psutil
-from filelock import FileLock
 
 from adapter.errors import AdapterError, BadInput, Busy
-from adapter.files import atomic_write
+from adapter.files import atomic_write, names_lock
 from adapter.method.config import check_name
 from adapter.server.loader import import_libraries
 from train.config import RecipeFile, read_recipe, recipe_text
@@ -265,7 +264,7 @@ class TrainingRuns:
     def _exclusive(self) -> Iterator[None]:
         """Holds the lock for starting a run, shared by threads and servers. Raises Busy if a run is running."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock, FileLock(self.folder / ".starting"):
+        with self._lock, names_lock(self.folder):
             if (name := self.running()) is not None:
                 raise Busy(f"“{name}” is being trained. One at a time: wait for its end, or stop it.")
             yield
