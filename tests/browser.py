@@ -58,6 +58,7 @@ class Visitor:
         self.page.on("request", lambda request: self.requested.add(request.url))
         self.page.goto(url)
         self.page.locator(".status.ready").wait_for()
+        self.page.wait_for_function("() => window.chatPage?.restored")
         self.page.get_by_role("button", name="Sampling").click()
         self.set("Temperature", 0)
         self.set("Max tokens", 16)

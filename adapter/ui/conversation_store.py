@@ -133,6 +133,8 @@ class ConversationStore:
             js="(a, b, c, d, ...panel) => [...window.chatPage.stored(), ...panel]",
             **QUEUED,
         )
+        # Who has no conversation yet need not wait for it.
+        page.load(None, None, self.number, js="() => window.chatPage.isNew ? '1' : ''", **UNQUEUED)
         # If it fails, the page can be used, and what it has stored stays: a reload tries again.
         restored.failure(None, None, self.number, js="() => '1'", **UNQUEUED)
         restored.success(None, js="() => { window.chatPage.restored = true; }", **UNQUEUED)
@@ -182,10 +184,12 @@ class ConversationStore:
 
         stored, pictures, settings: from the browser's storage; packed: from the link; panel: the side panel.
         """
+        values = conversation_json.from_stored_settings(settings)
+        if not stored and not packed:
+            return _selected(values), *[gr.skip()] * 3, *self._panel(values, panel, "1")
         try:
             with self.states.change(request.session_hash, "0", texts.STILL_RESTORING) as change:
                 history = self._restored_history(stored, pictures, packed)
-                values = conversation_json.from_stored_settings(settings)
                 number = str(self.states.finish(change))
         except StaleEvent as error:  # a page is loaded once
             raise gr.Error(str(error), print_exception=False) from error

@@ -216,6 +216,17 @@ def test_a_message_before_the_conversation_is_restored_is_refused_and_replaces_n
     assert page.texts() == page.stored_texts() == ["old", "kept", "new", "you said: new!"]
 
 
+def test_who_has_nothing_stored_need_not_wait() -> None:
+    page = Page(number="1")
+    page.run(page.send("new"))
+    _, chat, _, number, panel, *_ = page.store.restore(
+        "", "", '{"strength": 0.5}', "", page.request, *PANEL_VALUES
+    )
+    assert chat == number == gr.skip() and json.loads(panel)[1] == {"strength": [1.0, 0.5]}
+    page.run(page.send("and more"))
+    assert page.texts()[-1] == "you said: and more!"
+
+
 def test_a_restore_that_is_under_way_is_not_overtaken(toasts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Even by a page that thinks it is restored."""
     page = Page(number="1")
@@ -225,7 +236,7 @@ def test_a_restore_that_is_under_way_is_not_overtaken(toasts: list[str], monkeyp
         return conversation.user_turn("old")
 
     monkeypatch.setattr(conversation_json, "from_browser", meanwhile)
-    page.run(page.restore([]))
+    page.run(page.restore(conversation.user_turn("old")))
     assert page.texts() == ["old"] and toasts == [texts.STILL_RESTORING]
 
 

@@ -50,12 +50,13 @@
     const kept = { ...rest, messages: newer.slice(Math.max(0, newer.findIndex(({ role }) => role === "user"))) };
     return newer.length > 0 && (write(KEYS.conversation, JSON.stringify(kept)) || writeNewerMessages(kept));
   };
+  const isNew = !read(KEYS.conversation) && !location.hash.startsWith("#chat="); // nothing will be restored
   let newest = 0; // number of the newest state of the conversation, see conversation_states.py
   let fullTimer = 0;
   const store = (name, numbered) => {
     const end = numbered.indexOf("\n");
     const [number, text] = [Number(numbered.slice(0, end)), numbered.slice(end + 1)];
-    if (!window.chatPage.restored || number < newest) return;
+    if (!(isNew || window.chatPage.restored) || number < newest) return;
     newest = number;
     keep(name, text);
     // Another tab may have written its own pictures beside this tab's texts.
@@ -95,6 +96,7 @@
 
   // Called by event listeners of conversation_store.py and chat_tab.py.
   window.chatPage = {
+    isNew,
     restored: false, // from then on the conversation and settings are stored
     stored: () => [read(KEYS.conversation), read(KEYS.pictures), read(KEYS.settings), linkedConversation()],
     store,
