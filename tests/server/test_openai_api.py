@@ -250,7 +250,9 @@ def test_large_bodies_share_their_memory_and_words_always_pass(
     async def together() -> None:
         arrived, go_on = asyncio.Event(), asyncio.Event()
         first = asyncio.create_task(post(slowly(arrived, go_on)))
-        await arrived.wait()
+        waiting = asyncio.create_task(arrived.wait())
+        await asyncio.wait({first, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        assert arrived.is_set(), "one large body has room"
         second = await post(large)
         assert "large requests" in refused(second, 429) and second.headers["retry-after"]
         assert (await post(body)).status_code == 200
