@@ -312,7 +312,7 @@ def test_the_newer_end_of_a_long_conversation_is_stored() -> None:
 
 # Limits: whoever writes and whoever reads fits a conversation with one function.
 
-ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates too
+ANY_TEXT = st.text(st.characters() | st.just("\ud800"), max_size=60)  # lone surrogates too
 NAMES = st.text("a_b*<é😀", max_size=255)
 
 
@@ -486,7 +486,10 @@ def test_an_export_holds_a_picture_once_and_decodes_it_once(
     monkeypatch.setattr(image_file, "_decode", lambda data: decoded.append(data) or real(data))
     written = io.BytesIO()
     Image.effect_noise((900, 700), 80).convert("RGB").save(written, "PNG")
+    encoded, encode = [], images._encode
+    monkeypatch.setattr(images, "_encode", lambda image: encoded.append(image) or encode(image))
     small = images.shrink(written.getvalue())
+    assert images.shrink(written.getvalue()) == small and len(encoded) == 1
     path = images.write_upload(small)
     history = [entry for n in range(300) for entry in (*conversation.user_turn(f"{n}?", path), *answered("a"))]
     file, dropped = conversation_json.to_file(history, SETTINGS)
