@@ -9,7 +9,6 @@ import json
 import random
 import re
 import secrets
-import string
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,11 +27,12 @@ from adapter.server.texts import FAILED
 from adapter.ui.chatbot import VerbatimChatbot
 from tests.app_process import PATIENCE, ROOT, AppProcess, tiny_app_process
 from tests.fake_engine import EchoEngine, ReadyProvider
+from tests.soak.attacks import random_json
+from tests.soak.people import FILE_DATA
 from tests.tiny_models import random_adapter
 
 pytestmark = pytest.mark.slow
 REQUESTS = 200
-FILE_DATA = {"_type": "gradio.FileData"}
 # What no response may hold: paths and files of this machine, stack traces.
 SECRETS = re.compile(r"Traceback|site-packages|root:x:0|File \"|lib/python3|" + re.escape(str(ROOT)))
 PATHS = [
@@ -90,19 +90,6 @@ def routes() -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def random_json(rng: random.Random, depth: int = 4) -> Any:
-    """Any JSON, often with the keys that the page's own requests have."""
-    kind = rng.randrange(9) if depth else 9
-    if kind < 3:
-        keys = ["data", "fn_index", "session_hash", "event_id", "event_data", "trigger_id", "messages", "model"]
-        keys += ["component_id", "fn_name", "path", "meta", "content", "role", "type", "file", "props", "x"]
-        return {key: random_json(rng, depth - 1) for key in rng.sample(keys, rng.randrange(1, 6))}
-    if kind == 3:
-        return [random_json(rng, depth - 1) for _ in range(rng.randrange(4))]
-    values = [None, True, -1, 10**30, 0.5, float(rng.random()), "", rng.choice(PATHS), FILE_DATA, "\ud800"]
-    return rng.choice([*values, "".join(rng.choices(string.printable, k=20))])
-
-
 def assert_no_leak(response: httpx.Response) -> None:
     """No stack trace and no path of the machine; a server error is one sentence."""
     text = response.text
@@ -120,7 +107,7 @@ def test_garbage_on_every_route(server: AppProcess, client: httpx.Client) -> Non
     statuses: dict[int, int] = {}
     for method, path in [*asked, *extra]:
         address = re.sub(r"\{[^}]*\}", lambda _: rng.choice(PATHS), path)
-        body = json.dumps(random_json(rng)).encode() if rng.random() < 0.7 else rng.randbytes(300)
+        body = json.dumps(random_json(rng, places=PATHS)).encode() if rng.random() < 0.7 else rng.randbytes(300)
         headers = {"content-type": rng.choice(["application/json", "multipart/form-data", "x", "text/plain"])}
         try:
             with client.stream(method, address, content=body, headers=headers) as response:

@@ -17,7 +17,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -212,15 +212,17 @@ PLACES = (
 )
 
 
-def random_json(chance: random.Random, depth: int = 4) -> Any:
+def random_json(chance: random.Random, depth: int = 4, places: Sequence[str] = PLACES) -> Any:
+    """Any JSON, often with the keys that the page's own requests have. places: of files, among its texts."""
     kind = chance.randrange(9) if depth else 9
     if kind < 3:
-        return {key: random_json(chance, depth - 1) for key in chance.sample(KEYS, chance.randrange(1, 6))}
+        keys = chance.sample(KEYS, chance.randrange(1, 6))
+        return {key: random_json(chance, depth - 1, places) for key in keys}
     if kind == 3:
-        return [random_json(chance, depth - 1) for _ in range(chance.randrange(5))]
+        return [random_json(chance, depth - 1, places) for _ in range(chance.randrange(5))]
     words = "".join(chance.choices(string.printable, k=20))
-    values = (None, True, -1, 10**30, 0.5, "", words, "\ud800", FILE_DATA, {"__type__": "update"}, *PLACES)
-    return chance.choice(values)
+    values = (None, True, -1, 10**30, 0.5, "", words, "\ud800", FILE_DATA, {"__type__": "update"})
+    return chance.choice((*values, chance.choice(places), chance.choice(places)))
 
 
 def random_body(chance: random.Random) -> bytes:
