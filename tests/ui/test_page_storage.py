@@ -436,7 +436,7 @@ def test_a_failed_answer_leaves_the_adapter_that_was_chosen_meanwhile(
         assert visitor.picked == adapter
     # What the answer itself has chosen is put back.
     closed_gate.gate.clear()
-    visitor.page.get_by_label(texts.DEFAULT_QUESTION).first.click()
+    visitor.page.get_by_label("What is this animal?").click()
     visitor.await_answers(1)
     assert visitor.picked == "see"
     closed_gate.gate.set()
