@@ -322,6 +322,8 @@ def forged(attacker: Attacker) -> str:
         more["session_hash"] = chance.choice(("", "../..", "x" * 5000, None, [1], "\x00"))
     if chance.random() < 0.3:
         more |= {"event_data": random_json(chance), "trigger_id": chance.choice((None, -1, "x", 10**20))}
+    if chance.random() < 0.3:  # past the queue
+        return checked(connection.join(name, data, "run/predict", **more))
     joined = connection.join(name, data, **more)
     status = checked(joined)
     if joined.status_code == 200 and "session_hash" not in more and chance.random() < 0.7:

@@ -83,11 +83,11 @@ class Connection:
         held = {c["id"]: c["props"].get("value") for c in self.config["components"]}
         return [held[number] for number in self.event(event)["inputs"]]
 
-    def join(self, event: str, data: Any, **more: Any) -> httpx.Response:
-        """Put an event into the page's queue. more: further fields, or others."""
+    def join(self, event: str, data: Any, route: str = "queue/join", **more: Any) -> httpx.Response:
+        """Put an event into the page's queue. more: further fields, or others. route: or "run/predict"."""
         body = {"data": data, "fn_index": self.event(event)["id"], "session_hash": self.session, **more}
         headers = {"Content-Type": "application/json"}
-        return self.http.post("/gradio_api/queue/join", content=json.dumps(body), headers=headers)
+        return self.http.post(f"/gradio_api/{route}", content=json.dumps(body), headers=headers)
 
     def fire(self, event: str, data: list[Any], **more: Any) -> tuple[Any, str]:
         """Fire an event; returns its last outputs, None if it failed, and the texts of its toasts."""
