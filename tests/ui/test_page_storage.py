@@ -403,7 +403,12 @@ def test_a_stop_that_is_on_its_way_when_the_answer_ends_changes_nothing(
     visitor.await_answers(1)
     visitor.page.route("**/gradio_api/run/**", lambda route: held.append(route))
     visitor.page.locator("#box .stop-button").click()
-    wait_until(lambda: visitor.page.wait_for_timeout(20) or held)
+    wait_until(
+        lambda: (
+            visitor.page.wait_for_timeout(20)
+            or any("Good morning." in (route.request.post_data or "") for route in held)
+        )
+    )
     closed_gate.gate.set()
     assert visitor.settle() == "you said: Good morning.!"
     rows = visitor.rows()

@@ -78,6 +78,8 @@
     fullTimer = setTimeout(() => find("#storage-full")?.click(), 50);
   };
 
+  const keepSettings = (names, values) => keep("settings", JSON.stringify(Object.fromEntries(names.map((n, i) => [n, values[i]]))));
+
   // A conversation in the address's fragment, which browsers do not send.
   const LINK = "#chat=";
   const linkedConversation = () => (location.hash.startsWith(LINK) ? location.hash.slice(LINK.length) : "");
@@ -100,15 +102,17 @@
     restored: false, // from then on the conversation and settings are stored
     stored: () => [read(KEYS.conversation), read(KEYS.pictures), read(KEYS.settings), linkedConversation()],
     store,
-    storeSettings: (names, values) =>
-      window.chatPage.restored && keep("settings", JSON.stringify(Object.fromEntries(names.map((n, i) => [n, values[i]])))),
+    storeSettings: (names, values) => window.chatPage.restored && keepSettings(names, values),
     // A value that the visitor has changed since the event began stays.
     changePanel: (names, text, values) => {
-      const [, changes] = text ? JSON.parse(text) : [0, {}];
-      return values.map((value, i) => {
+      if (!text) return values;
+      const [, changes] = JSON.parse(text);
+      const changed = values.map((value, i) => {
         const [seen, chosen] = changes[names[i]] ?? [];
         return seen !== undefined && (seen ?? "") === (value ?? "") ? chosen : value;
       });
+      keepSettings(names, changed);
+      return changed;
     },
     // Returns the number of the cleared conversation: newer than what the server has begun. The page's own may have
     // been set back by the last update of an answer that was cleared before.
