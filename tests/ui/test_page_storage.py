@@ -230,7 +230,7 @@ def test_export_clear_import(visit: Callable[..., Visitor], tmp_path: Path) -> N
     found = export(visitor, file)
     assert [m["role"] for m in found["messages"]] == ["user", "assistant", "user", "user", "assistant"]
     assert found["version"] == 2 and found["settings"]["adapter"] == "see"
-    assert found["messages"][2]["picture"].startswith("data:image/jpeg;base64,")
+    assert found["pictures"][found["messages"][2]["picture"]].startswith("data:image/jpeg;base64,")
     assert found["messages"][4]["record"]["adapter"] == "see"
     clear(visitor)
     visitor.pick("poet")
