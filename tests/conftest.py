@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.app_process import AppProcess, app_process
+from adapter.errors import AdapterError
+from tests.app_process import ROOT, AppProcess, app_process
 
 if TYPE_CHECKING:
     from adapter.base.llama import AdaptedLlama, Base
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+FOLDERS = [f"{folder}{os.sep}" for folder in (ROOT, tempfile.gettempdir(), Path.home()) if folder != Path("/")]
 
 # `make test` gives each worker a file at a time. These take longest and are started first: otherwise one worker
 # would still run one of them when the other has nothing left.
@@ -66,6 +69,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish() -> None:
     shutil.rmtree(os.environ["LLAMA_ADAPTER_RUNS"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_error_names_a_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test makes fail, the sentences of its errors name no folder of this machine: browsers show them."""
+    named, init = [], AdapterError.__init__
+
+    def checked(self: AdapterError, sentence: str, *detail: str) -> None:
+        named.extend(sentence for folder in FOLDERS if folder in sentence)
+        init(self, sentence, *detail)
+
+    monkeypatch.setattr(AdapterError, "__init__", checked)
+    yield
+    assert named == [], "what names a folder is an error's detail"
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,15 @@ def read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool = Fa
     to_run: the data must exist, and the name must be valid for a new folder.
     Raises ConfigError, which names the key and the nearest known one.
     """
-    where = str(path) if path is not None else "the command line"
+    try:
+        return _read_recipe(path, assignments, to_run)
+    except ConfigError as error:
+        error.detail = error.detail or (str(path) if path is not None else "")
+        raise
+
+
+def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) -> RecipeFile:
+    where = path.name if path is not None else "the command line"
     values = _assign(_read_yaml(path) if path is not None else {}, assignments)
     preset = values.pop("preset", None)
     if preset is not None:

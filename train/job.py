@@ -281,8 +281,9 @@ class _Run:
             self._log(f"warning: a gradient is not finite at step {self.progress.step + 1}; the step is left out")
             if self.progress.not_finite == _MOST_NOT_FINITE:
                 raise TrainError(
-                    f"{_MOST_NOT_FINITE} steps in a row had a gradient that is not finite. The last save is in "
-                    f"'{self.folder.path}'. Use a smaller lr, or clip_norm: 1."
+                    f"{_MOST_NOT_FINITE} steps in a row had a gradient that is not finite. Use a smaller lr, or "
+                    "clip_norm: 1.",
+                    f"the last save is in {self.folder.path}",
                 )
         else:
             self.progress.not_finite = 0
