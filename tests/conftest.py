@@ -73,7 +73,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def no_error_names_a_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever a test makes fail, the sentences of its errors name no folder of this machine: browsers show them."""
+    """The sentences of errors, which browsers show, name no folder of this machine, whatever a test makes fail."""
     named, init = [], AdapterError.__init__
 
     def checked(self: AdapterError, sentence: str, *detail: str) -> None:
