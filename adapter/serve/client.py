@@ -18,6 +18,14 @@ class Client:
     session: str = ""
 
     @property
+    def is_local(self) -> bool:
+        """Whether the request comes from this machine or straight from a program that uses the engine."""
+        try:
+            return not self.address or ip_address(self.address).is_loopback
+        except ValueError:
+            return False
+
+    @property
     def network(self) -> str:
         """What one person may own, by one name: an IPv4 address, or the first half of an IPv6 one."""
         try:

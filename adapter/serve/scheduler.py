@@ -286,6 +286,8 @@ class Scheduler:
         for row in list(self.waiting):
             if len(self.prefilling) + len(self.decoding) == MAX_ROWS:
                 return
+            if not self._has_share(row):
+                continue
             slot = self._slots.take(row.most_tokens)
             if slot is None:
                 if row.overtaken >= MAX_ROWS:
@@ -298,6 +300,20 @@ class Scheduler:
             self.prefilling.append(row)
             for other in passed:
                 other.overtaken += 1
+
+    def _has_share(self, row: Row) -> bool:
+        """Whether a row may start without its network taking what is reserved for others.
+
+        A quarter of the rows and of the cache, because rows may run for minutes and are not interrupted.
+        """
+        client = row.request.client
+        own = [
+            other for other in (*self.prefilling, *self.decoding) if other.request.client.network == client.network
+        ]
+        if client.is_local or not own:
+            return True
+        tokens = row.most_tokens + sum(other.most_tokens for other in own)
+        return len(own) < MAX_ROWS * 3 // 4 and tokens <= self._slots.capacity * 3 // 4
 
     def postprocess(self, row: Row, token: int) -> FinishReason | None:
         """Append the sampled token of a row whose prompt has been read; returns why the row ends here, or None."""

@@ -240,6 +240,34 @@ def test_rows_start_while_the_cache_has_room_and_short_ones_pass_a_long_one_for_
     assert len(scheduler.prefilling) == 16
 
 
+def test_one_network_leaves_rows_and_cache_to_others(make_row):
+    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024))
+    crowd = [make_row(client=Client("198.51.100.7", str(i))) for i in range(20)]
+    other = make_row(client=Client("203.0.113.9"))
+    for row in crowd:
+        scheduler.add(row)
+    scheduler.schedule(0.0)
+    assert len(scheduler.prefilling) == 12
+    scheduler.add(other)
+    scheduler.schedule(0.0)
+    assert other.slot and len(scheduler.prefilling) == 13
+    scheduler = Scheduler(frozenset([END]), SlotAllocator(1024))
+    large = [make_row(400, client=Client("198.51.100.7", str(i))) for i in range(2)]
+    other = make_row(300, client=Client("203.0.113.9"))
+    for row in (*large, other):
+        scheduler.add(row)
+    scheduler.schedule(0.0)
+    assert scheduler.prefilling == [large[0], other]  # the first takes 403 tokens, both would take all
+
+
+def test_who_is_alone_on_the_machine_has_all_of_it(make_row):
+    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024))
+    for i in range(20):
+        scheduler.add(make_row(client=Client("127.0.0.1", str(i))))
+    scheduler.schedule(0.0)
+    assert len(scheduler.prefilling) == 16
+
+
 @given(st.lists(st.integers(1, 1500), max_size=60), st.randoms(use_true_random=False))
 def test_slots_never_overlap_and_what_was_freed_can_be_taken_again(sizes, rng):
     allocator, taken = SlotAllocator(5000), []
