@@ -232,17 +232,19 @@ def strike_prefill(monkeypatch, error):
 
 
 @pytest.mark.parametrize(
-    "error, sentence",
+    "strike, error, sentence",
     [
-        (RuntimeError("secret /home/x"), r"failed on this request \(RuntimeError\). Try again."),
-        (MemoryError("secret"), "not enough memory"),
-        (torch.OutOfMemoryError("secret"), "not enough memory"),
-        (FloatingPointError("secret"), "The base's numbers overflow"),
-        (Busy("no place"), "no place"),
+        (
+            strike_detokenizer,
+            RuntimeError("secret /home/x"),
+            r"failed on this request \(RuntimeError\). Try again.",
+        ),
+        (strike_sampling_in_a_step, FloatingPointError("secret"), "The base's numbers overflow"),
+        (strike_join, MemoryError("secret"), "not enough memory"),
+        (strike_prefill, torch.OutOfMemoryError("secret"), "not enough memory"),
+        (strike_prefill, Busy("no place"), "no place"),
     ],
-    ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("strike", [strike_detokenizer, strike_sampling_in_a_step, strike_join, strike_prefill])
 def test_an_exception_in_one_row_ends_that_row(check_honest, monkeypatch, strike, error, sentence):
     strike(monkeypatch, error)
     for end in check_honest(*[MARKED] * (2 * MAX_FAILURES)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -52,6 +54,13 @@ def test_a_seed_repeats_and_no_seed_does_not():
 def test_the_lowest_temperatures_take_the_most_likely_token(temperature, scale):
     params = SamplingParams(temperature=temperature, top_p=1.0)
     assert sample(LOGITS * scale, params, params.generator())[0] == 1
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_refused(wrong):
+    for temperature in (0.0, 1.0):
+        with pytest.raises(FloatingPointError):
+            sample(torch.tensor([0.0, wrong, 1.0]), SamplingParams(temperature=temperature), torch.Generator())
 
 
 @pytest.mark.parametrize("top_p", [1e-45, 1e-300, 5e-324])
