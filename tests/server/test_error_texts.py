@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
 import app
+from adapter.base.llama import base_fingerprint
 from adapter.errors import BadInput, Busy, LoadError, with_detail
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import VisionConfig, base_label
@@ -34,6 +35,8 @@ from tests.app_process import PATIENCE, ROOT
 from tests.fake_engine import ReadyProvider
 from tests.server.test_faults_requests import FILE_DATA, Session
 from tests.tiny_models import random_adapter
+from train import __main__ as train_main
+from train.job import Stopped
 from train.ui.runs import TrainingRuns
 
 SECRET = "s3cret"
@@ -174,6 +177,32 @@ def test_details_are_one_line_and_survive_processes() -> None:
 )
 def test_a_base_is_called_without_its_folder(name: str, label: str) -> None:
     assert base_label(name) == label
+
+
+def test_a_fingerprint_names_no_folder(tiny_folder: Path) -> None:
+    """It is in /v1/models, in the status line and in every adapter that is trained."""
+    assert base_fingerprint(str(tiny_folder)).name == tiny_folder.name
+
+
+@pytest.mark.parametrize(
+    "error, shown",
+    [
+        (LoadError("No base. Mend it.", PLACES[0]), "error: No base. Mend it.\n"),
+        (OSError(28, "No space", PLACES[0]), f"error: {train_main._FAILED}\n"),
+        (Stopped("stopped after step 3 of 9.", PLACES[0]), "stopped after step 3 of 9.\n"),
+    ],
+)
+def test_the_trainer_says_sentences_to_the_page_and_all_to_its_log(
+    error: Exception, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fail(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(train_main, "_run", fail)
+    assert train_main.main(["--for-page"])
+    written = capsys.readouterr()
+    assert written.out == shown and SECRET in written.err
+    assert train_main.main([]) and capsys.readouterr().out == ""
 
 
 # By trying: faults planted below everything that a browser can ask for.
