@@ -74,7 +74,8 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(autouse=True)
 def no_error_names_a_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The sentences of errors, which browsers show, name no folder of this machine, whatever a test makes fail."""
-    named, init = [], AdapterError.__init__
+    named: list[str] = []
+    init = AdapterError.__init__
 
     def checked(self: AdapterError, sentence: str, *detail: str) -> None:
         named.extend(sentence for folder in FOLDERS if folder in sentence)
