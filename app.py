@@ -99,7 +99,6 @@ def build_page(
                 runs = runs or TrainingRuns(runs_folder())
                 train_tab(tabs, runs, store, chat, compare, base, enabled=training)
         refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
-        forget_closed_sessions(page)
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 
@@ -197,6 +196,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         return 1
     try:
         limit_connections(page)
+        forget_closed_sessions(page)
         set_up_logs()
         print(f"Open {shared or url} (Ctrl+C stops it)", flush=True)
         for folder in arguments.adapters or ():

@@ -140,21 +140,25 @@ def limit_connections(page: gr.Blocks) -> None:
 
 
 def forget_closed_sessions(page: gr.Blocks) -> None:
-    """Inside the Blocks: make Gradio forget a session some time after its page was closed.
+    """Make a launched page forget sessions some time after their pages were closed.
 
     By itself it keeps the last `state_session_capacity` of them for ever, 0.3 MB and the conversation each. Not at
-    once: a network may cut the stream that tells whether a page is open.
+    once: a network may cut the stream that tells whether a page is open. And not by an event of Gradio's, which
+    would make a session for every stream that ends.
     """
+    holder = page.state_holder
+    expire = holder.delete_all_expired_state  # called every second
 
-    def forget() -> None:
-        holder, now = page.state_holder, datetime.datetime.now()
+    def expire_and_forget() -> None:
+        expire()
+        now = datetime.datetime.now()
         for session, state in list(holder.session_data.items()):
             used = holder.time_last_used.get(session)
             if state.is_closed and used and (now - used).total_seconds() > CLOSED_SESSION_SECONDS:
                 holder.session_data.pop(session, None)
                 holder.time_last_used.pop(session, None)
 
-    page.unload(forget)
+    holder.delete_all_expired_state = expire_and_forget
 
 
 def close_page(page: gr.Blocks) -> None:

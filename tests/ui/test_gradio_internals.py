@@ -213,14 +213,16 @@ def test_every_class_in_the_style_sheets_is_ours_or_listed(frontend: str) -> Non
 
 def test_sessions_of_closed_pages_are_forgotten_after_a_while() -> None:
     with gr.Blocks() as page:
-        internals.forget_closed_sessions(page)
+        gr.Textbox()
     routes.App.create_app(page)
+    internals.forget_closed_sessions(page)
     holder, now = page.state_holder, datetime.datetime.now()
     long_ago = now - datetime.timedelta(seconds=internals.CLOSED_SESSION_SECONDS + 60)
     for session, closed, used in (("open", False, long_ago), ("just closed", True, now), ("gone", True, long_ago)):
         holder[session].is_closed = closed
         holder.time_last_used[session] = used
-    (forget,) = [fn.fn for fn in page.fns.values() if any(event == "unload" for _, event in fn.targets)]
-    forget()
+    holder.delete_all_expired_state()
     assert set(holder.session_data) == set(holder.time_last_used) == {"open", "just closed"}
     assert "session_data[session_hash].is_closed = True" in inspect.getsource(routes), "what tells a closed page"
+    called = "app.state_holder.delete_all_expired_state()"
+    assert called in inspect.getsource(route_utils), "it is called on the instance, again and again"
