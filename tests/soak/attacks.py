@@ -11,6 +11,7 @@ import io
 import json
 import random
 import secrets
+import shutil
 import socket
 import string
 import struct
@@ -48,7 +49,8 @@ class Broken(Exception):
 class Attacker:
     """One attacker. network: the first three bytes of the addresses that it changes between.
 
-    adapters: honest ones; evil: harmful ones that the server finds in its folder; zips: of evil ones.
+    adapters: honest ones; evil: harmful ones that the server finds in its folder; zips: of evil ones, to upload;
+    brought: where the server puts these.
     """
 
     url: str
@@ -57,6 +59,7 @@ class Attacker:
     adapters: tuple[str, ...]
     evil: tuple[str, ...]
     zips: tuple[Path, ...]
+    brought: Path
     pictures: tuple[Path, ...]
     timeout: float = 120.0
     _connection: Connection | None = field(default=None, repr=False)
@@ -183,7 +186,7 @@ def overflow(attacker: Attacker) -> str:
 
 
 def bring(attacker: Attacker) -> str:
-    """Uploads an evil adapter through the page, and asks it."""
+    """Uploads an evil adapter through the page, and asks it. It is deleted then: the server keeps all of them."""
     connection, chance = attacker.connection(), attacker.chance
     name = f"e{secrets.token_hex(4)}"
     file = connection.upload(chance.choice(attacker.zips))
@@ -191,7 +194,9 @@ def bring(attacker: Attacker) -> str:
     if outputs is None or name not in json.dumps(outputs):
         return "refused"
     body = {"model": name, "messages": user("Say something."), "max_tokens": ANSWER_TOKENS, "temperature": 0}
-    return f"kept, {complete(attacker, body)}"
+    got = complete(attacker, body)
+    shutil.rmtree(attacker.brought / name)
+    return f"kept, {got}"
 
 
 # Garbage.

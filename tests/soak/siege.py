@@ -288,9 +288,10 @@ def besieged(
         )
 
         def attacker(number: int) -> Attacker:
-            network = f"127.66.{number}"
+            network, chance = f"127.66.{number}", random.Random(number)
+            brought = folder / "runs"
             return Attacker(
-                server.url, network, random.Random(number), honest, evil, zips, bad_pictures, timeout=PATIENCE
+                server.url, network, chance, honest, evil, zips, brought, bad_pictures, timeout=PATIENCE
             )
 
         yield server, attacker
