@@ -401,7 +401,12 @@ def test_a_stop_that_is_on_its_way_when_the_answer_ends_changes_nothing(
     held: list[Any] = []
     visitor.type("Good morning.")
     visitor.await_answers(1)
-    visitor.page.route("**/gradio_api/run/**", lambda route: held.append(route))
+    arrived = threading.Event()
+
+    def hold(route: Any) -> None:
+        route.continue_() if arrived.is_set() else held.append(route)
+
+    visitor.page.route("**/gradio_api/run/**", hold)
     visitor.page.locator("#box .stop-button").click()
     wait_until(
         lambda: (
@@ -412,7 +417,7 @@ def test_a_stop_that_is_on_its_way_when_the_answer_ends_changes_nothing(
     closed_gate.gate.set()
     assert visitor.settle() == "you said: Good morning.!"
     rows = visitor.rows()
-    visitor.page.unroute("**/gradio_api/run/**")
+    arrived.set()
     with visitor.page.expect_response("**/gradio_api/run/**"):
         for route in held:
             route.continue_()
