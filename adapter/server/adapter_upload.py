@@ -35,6 +35,7 @@ _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 ZIP_LIMITS = ArchiveLimits(
     500, MAX_BYTES, MAX_BYTES, endings=(".json", ".safetensors", ".md", *_PICKLES), kind="adapter"
 )
+FOLDER_ADAPTERS, FOLDER_BYTES = 500, 8 * 2**30  # of the store's folder for new ones, in which runs lie too
 _MAX_CARD, _MAX_CONFIG = 200_000, 100_000  # bytes
 _STALE_SECONDS = 3600
 _NEEDED = f"Give a zip of its folder, or {CONFIG} and {WEIGHTS} together."
@@ -176,6 +177,9 @@ def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedA
         if len(same) == 2:
             return UploadedAdapter(name, new=False)
         raise _taken(name)
+    weights = [path.stat().st_size for path in (*into.glob(f"*/{WEIGHTS}"), folder / WEIGHTS)]
+    if len(weights) > FOLDER_ADAPTERS or sum(weights) > FOLDER_BYTES:
+        raise BadInput("The server has no place for more adapters. Somebody there has to delete some first.")
     for file in folder.iterdir():
         file.chmod(0o644)
     os.rename(folder, into / folder.name)

@@ -164,6 +164,23 @@ def test_names_that_differ_in_case_alone_are_not_taken_at_once(store, tiny_finge
     assert "Busy" in refused([archives["poet"]], store, tiny_fingerprint, "busy", BadInput)
 
 
+@pytest.mark.parametrize("limit", ["FOLDER_ADAPTERS", "FOLDER_BYTES"])
+def test_the_server_keeps_a_bounded_number_of_adapters(
+    folder, store, runs, tiny_fingerprint, tmp_path, monkeypatch, limit
+):
+    size = (folder / WEIGHTS).stat().st_size
+    monkeypatch.setattr(upload, limit, 2 if limit == "FOLDER_ADAPTERS" else 2 * size)
+    archive = zipped(folder, tmp_path / "poet.zip")
+    for name in ("one", "two"):
+        add_adapter([archive], name, store, tiny_fingerprint)
+    with pytest.raises(BadInput, match="no place for more adapters"):
+        add_adapter([archive], "three", store, tiny_fingerprint)
+    assert sorted(path.name for path in runs.iterdir() if path.name[0] != ".") == ["one", "two"]
+    assert not add_adapter([archive], "one", store, tiny_fingerprint).new
+    shutil.rmtree(runs / "one")
+    assert add_adapter([archive], "three", store, tiny_fingerprint).new
+
+
 def test_shipped_adapters_are_not_replaced(store, folder, tiny_fingerprint, tmp_path):
     shipped = AdapterStore(*store.folders, SHIPPED, incoming=store.incoming)
     for name in ("pirate", "PIRATE", "see"):
