@@ -40,6 +40,7 @@ from adapter.serve.scheduler import (
     Step,
     admit,
     any_visual,
+    find_displaced,
     load_adapters,
 )
 
@@ -104,7 +105,12 @@ class Engine:
         with self._lock:
             self._check_serving()
             if len(self._open) >= MAX_REQUESTS:
-                raise Busy(f"{MAX_REQUESTS} requests are waiting already. Try again in a minute.")
+                displaced = find_displaced(row, self._open)
+                if displaced is None:
+                    raise _full()
+                displaced.cancelled = True  # the scheduler takes it out
+                displaced.mailbox.put(_full())
+                self._open.remove(displaced)
             if request.image is not None:
                 self._encoder.submit(self._prepare, row)
             self._open.add(row)
@@ -364,6 +370,10 @@ class Engine:
             if row in self._open:
                 row.mailbox.put(last)  # before it is forgotten: an exception from outside may come in between
                 self._open.remove(row)
+
+
+def _full() -> Busy:
+    return Busy(f"{MAX_REQUESTS} requests are waiting already. Try again in a minute.")
 
 
 def _log(error: BaseException) -> None:

@@ -215,6 +215,22 @@ class Row:
         )
 
 
+def find_displaced(row: Row, others: Iterable[Row]) -> Row | None:
+    """The waiting row that gives up its place for `row` where all places are taken, or None if there is none.
+
+    It is the latest of the network that has the most places, if that keeps more than the network of `row` gets. So
+    nobody can keep others out by asking much.
+    """
+    places: dict[str, list[Row]] = {}
+    for other in others:
+        places.setdefault(other.request.client.network, []).append(other)
+    most = max(places.values(), key=len, default=[])
+    waiting = [other for other in most if other.started_at is None]
+    if not waiting or len(most) <= len(places.get(row.request.client.network, ())) + 1:
+        return None
+    return max(waiting, key=lambda other: other.submitted_at)
+
+
 @dataclass(frozen=True)
 class Step:
     """What the engine does next.

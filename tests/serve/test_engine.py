@@ -191,6 +191,23 @@ def test_too_many_requests_are_refused_and_the_others_are_served(engine, monkeyp
     assert len({tuple(token_ids(answer)) for answer in answers}) == 1
 
 
+def test_who_asks_for_little_gets_a_place_of_whoever_has_many(engine, monkeypatch, pace):
+    monkeypatch.setattr("adapter.serve.engine.MAX_REQUESTS", 6)
+    monkeypatch.setattr("adapter.serve.scheduler.MAX_ROWS", 4)
+    many = [engine.submit(replace(LONG, client=Client("198.51.100.7", str(i)))) for i in range(6)]
+    wait_until(lambda: len(engine._scheduler.waiting) == 3)
+    few = [engine.submit(replace(LONG, client=Client("203.0.113.9"))) for _ in range(3)]
+    for client in (Client("198.51.100.7", "new"), Client("203.0.113.9")):  # both networks have three places now
+        with pytest.raises(Busy, match="6 requests"):
+            engine.submit(replace(LONG, client=client))
+    pace.seconds = 0
+    for answer in many[3:]:  # the latest
+        with pytest.raises(Busy, match="6 requests"):
+            list(answer)
+    assert len({tuple(token_ids(e for e in a if e.position is None)) for a in (*many[:3], *few)}) == 1
+    wait_until(lambda: not engine._open and not engine._scheduler.has_work)
+
+
 def test_a_closed_engine_ends_open_answers_and_refuses_new_requests(engine, pace):
     answer = engine.submit(LONG)
     next(answer)
