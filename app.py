@@ -58,6 +58,7 @@ from adapter.ui.gradio_internals import (
     close_page,
     forget_closed_sessions,
     limit_connections,
+    limit_events,
     limit_sessions,
     refuse_remote_files,
     set_current_request,
@@ -155,6 +156,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     runs = TrainingRuns(runs_folder())
     page = build_page(provider, store, place.training, runs, arguments.base or BASE)
     limit_sessions(page, SESSIONS, limits.session)
+    limit_events(page, limits.event)
 
     def prepare(request: Request) -> None:
         if place.zero_gpu:

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from adapter.errors import Busy
@@ -33,6 +33,7 @@ REQUESTS_PER_MINUTE = 6000  # of pages: one asks for a hundred files when it ope
 SESSIONS_PER_MINUTE = 120  # new ones; each costs Gradio 15 ms in which nothing else is served, and 0.3 MB
 # Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
 VALUES_AT_ONCE, VALUES_PER_MINUTE = 200_000, 1_000_000
+EVENTS_AT_ONCE = 48  # of pages, that wait or run; the page runs 64 that need the model, and 64 may wait
 BODIES_AT_ONCE = 24  # messages and uploads that are on their way
 LOGINS_PER_MINUTE = 20
 LARGE_BYTES, LARGE_PER_HOUR = 2**20, 240  # Gradio keeps what an answer was asked with until somebody fetches it
@@ -158,6 +159,12 @@ class Limits:
     def session(self, address: str) -> None:
         """Count a page that is opened, or a program that begins to ask."""
         self._count(self._sessions, address, "new pages a minute")
+
+    def event(self, address: str, open_events: Iterable[str]) -> None:
+        """Count an event of a page that begins. open_events: the addresses of those that wait or run."""
+        key = self.key(address)
+        if key is not None and sum(self.key(other) == key for other in open_events) >= EVENTS_AT_ONCE:
+            raise RateLimited(texts.too_many_events(EVENTS_AT_ONCE), 5)
 
     def message(self, address: str, size: int) -> None:
         """Count a request of `size` bytes."""

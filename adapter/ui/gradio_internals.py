@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 from abc import ABCMeta
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +132,27 @@ def limit_sessions(page: gr.Blocks, most: int, count_new: Callable[[str], None])
             raise HTTPException(422, texts.WRONG_VALUE) from None
 
     route_utils.get_fn = get_fn_of_session
+
+
+def limit_events(page: gr.Blocks, count: Callable[[str, Iterable[str]], None]) -> None:
+    """Make the page's queue call `count` with the addresses of each new event and of all that wait or run.
+
+    By itself one visitor's events can fill it, and all others are told that it is full. count: raises RateLimited
+    for one too many.
+    """
+    queue = page._queue
+    push = queue.push
+
+    async def push_of_address(body: Any, request: Request, username: str | None) -> Any:
+        waiting = [event for events in queue.event_queue_per_concurrency_id.values() for event in events.queue]
+        running = [event for events in queue.active_jobs for event in events or ()]
+        try:
+            count(client_of(request).address, [client_of(event.request).address for event in (*waiting, *running)])
+        except RateLimited as error:
+            raise HTTPException(429, str(error), {"Retry-After": str(error.retry_after)}) from None
+        return await push(body=body, request=request, username=username)
+
+    queue.push = push_of_address
 
 
 def limit_connections(page: gr.Blocks) -> None:

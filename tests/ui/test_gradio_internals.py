@@ -7,18 +7,21 @@ import datetime
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
 import uvicorn
-from gradio import http_server, processing_utils, route_utils, routes, tunneling
+from gradio import http_server, processing_utils, queueing, route_utils, routes, tunneling
 from gradio.component_meta import ComponentMeta
 from gradio.context import LocalContext
 from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount
 from starlette.testclient import TestClient
 
+from adapter.serve.client import Client
+from adapter.server import limits
 from adapter.server.limits import RateLimited
 from adapter.server.request_guard import ROUTES
 from adapter.ui import gradio_internals as internals
@@ -58,6 +61,9 @@ def test_python_names() -> None:
         "Block does not download through processing_utils: refuse_remote_files has no effect"
     )
     assert "force_exit" in inspect.getsource(http_server.Server.__mro__[1]), "uvicorn.Server has no force_exit"
+    parameters = inspect.signature(queueing.Queue.push).parameters
+    assert list(parameters) == ["self", "body", "request", "username"], "Queue.push takes other arguments"
+    assert "blocks._queue.push(" in inspect.getsource(routes), "limit_events has no effect"
     assert "config.http_protocol_class(" in inspect.getsource(uvicorn.Server.startup), (
         "uvicorn does not look up the protocol for each connection: limit_connections has no effect"
     )
@@ -122,6 +128,33 @@ def test_events_that_do_not_exist_and_sessions_without_a_name_are_answered(
     body = {"data": ["x"], "fn_index": 1, "session_hash": "a", **forged}
     answered = client.post("/gradio_api/queue/join", json=body)
     assert answered.status_code == 422 and texts.WRONG_VALUE in answered.text
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_one_address_leaves_places_in_the_queue_to_others(
+    sessions: Any, running: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself Gradio tells everybody that the queue is full."""
+    page, client, _ = sessions
+    monkeypatch.setattr(limits, "EVENTS_AT_ONCE", 2)
+    page._queue.max_size = 3
+    internals.limit_events(page, limits.Limits(public=True).event)
+
+    def ask(address: str) -> Any:
+        monkeypatch.setattr(internals, "client_of", lambda request: Client(getattr(request, "of", address)))
+        asked = client.post("/gradio_api/queue/join", json={"data": ["x"], "fn_index": 1, "session_hash": "a"})
+        for queue in page._queue.event_queue_per_concurrency_id.values():
+            for event in queue.queue:
+                event.request = SimpleNamespace(of=getattr(event.request, "of", address))
+            if running:
+                page._queue.active_jobs.append(list(queue.queue))
+                queue.queue.clear()
+        return asked
+
+    assert [ask("203.0.113.7").status_code for _ in range(2)] == [200] * 2
+    refused = ask("203.0.113.7")
+    assert refused.status_code == 429 and refused.headers["retry-after"] == "5" and "under way" in refused.text
+    assert ask("198.51.100.9").status_code == 200
 
 
 def test_sessions_that_are_in_use_are_kept(sessions: Any) -> None:
