@@ -69,6 +69,7 @@ class ByteLRU(Generic[T]):
 
 
 _decoded: ByteLRU[Image.Image] = ByteLRU(_CACHE_BYTES)
+_refused: ByteLRU[str] = ByteLRU(2**20)  # why, of files that cannot be decoded: finding out may take as long
 # A file's hash chooses its thread: two files are decoded at a time, and no file twice. Threads of their own: the C
 # library keeps what a thread has freed, and 16 callers that decoded in theirs kept 1 GB.
 _decoders = tuple(ThreadPoolExecutor(1, f"decode-image-{number}") for number in range(2))
@@ -90,8 +91,15 @@ def open_image(source: str | Path | bytes) -> Image.Image:
 
 
 def _decode_once(key: bytes, data: bytes) -> Image.Image:
+    if (sentence := _refused.get(key)) is not None:
+        raise BadInput(sentence)
     if (image := _decoded.get(key)) is None:
-        image = _decode(data)
+        try:
+            image = _decode(data)
+        except BadInput as error:
+            if not isinstance(error.__context__, MemoryError):  # that may pass
+                _refused.put(key, str(error), 1000)
+            raise
         _decoded.put(key, image, 4 * image.width * image.height)  # Pillow pads RGB to 4 bytes
     return image
 

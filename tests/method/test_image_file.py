@@ -208,6 +208,26 @@ def test_a_file_is_decoded_once_however_many_ask_at_once(monkeypatch: pytest.Mon
     assert len(decoded) == 1 and all(image is images[0] for image in images)
 
 
+@pytest.mark.parametrize(("fault", "times"), [(ValueError, 1), (MemoryError, 2)])
+def test_a_damaged_file_is_decoded_once_too(
+    fault: type[Exception], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def fail(essence: Any) -> Image.Image:
+        decoded.append(essence)
+        raise fault
+
+    monkeypatch.setattr(image_file, "_small_rgb", fail)
+    data = encoded(noise(20, seed=8 + times))
+    sentences = []
+    for _ in range(2):
+        with pytest.raises(BadInput, match="damaged") as caught:
+            open_image(data)
+        sentences.append(str(caught.value))
+    assert len(decoded) == times and sentences[0] == sentences[1]
+
+
 def test_the_cache_forgets_the_oldest_within_its_bytes() -> None:
     cache: image_file.ByteLRU[str] = image_file.ByteLRU(100)
     for name in ("a", "b", "c"):
