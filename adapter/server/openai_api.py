@@ -73,11 +73,12 @@ def create_app(
     api = FastAPI(title="LLaMA-Adapter", docs_url=None, redoc_url=None)
     since = int(time.time())
     # Bodies, pictures and tokens take their time: not that of the event loop, which the page shares.
-    pool = ThreadPoolExecutor(4, "openai-api")
+    # Pictures wait for each other to be decoded, and words do not wait for pictures.
+    words, pictures = ThreadPoolExecutor(4, "openai-api"), ThreadPoolExecutor(4, "openai-api-pictures")
 
     bodies = _BodyMemory()
 
-    async def in_thread(work: Callable[[], T]) -> T:
+    async def in_thread(work: Callable[[], T], pool: ThreadPoolExecutor = words) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
 
     def engine_or_503() -> ServingEngine:
@@ -93,10 +94,10 @@ def create_app(
         engine = engine_or_503()
         with bodies.counted() as count:
             raw = await _read_body(request, count)
+            body = await in_thread(lambda: parse(raw))
 
             def submit() -> tuple[_Completion, bool]:
                 prepare(request)
-                body = parse(raw)
                 generation = body.to_request(store.names(), engine.base.fingerprint.name, client_of(request))
                 try:
                     return _Completion(body, engine.submit(generation)), body.stream
@@ -105,7 +106,7 @@ def create_app(
                         400, "The base's chat template refuses these roles in this order.", "messages"
                     ) from None
 
-            return await in_thread(submit)
+            return await in_thread(submit, pictures if body.has_picture else words)
 
     # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
     documented = {"content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}}}

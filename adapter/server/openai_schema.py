@@ -139,6 +139,10 @@ class ChatCompletionRequest(_Body):
     function_call: Annotated[Any, _only("none", "auto")] = None
     web_search_options: Annotated[Any, _only()] = None
 
+    @property
+    def has_picture(self) -> bool:
+        return any(isinstance(part, ImagePart) for message in self.messages for part in message.content)
+
     def to_request(self, adapters: Collection[str], base: str, client: Client) -> GenerationRequest:
         """The engine's request. adapters: the names that there are; base: the name of the frozen base.
 

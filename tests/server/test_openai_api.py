@@ -29,7 +29,7 @@ import app
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
-from adapter.server import openai_api, texts
+from adapter.server import openai_api, openai_schema, texts
 from adapter.server.loader import LoadStatus
 from adapter.server.openai_schema import ChatCompletionRequest
 from tests.app_process import PATIENCE, app_process, wait_until
@@ -260,6 +260,36 @@ def test_large_bodies_share_their_memory_and_words_always_pass(
         assert (await first).status_code == 200
         for _ in range(5):  # what was counted is given back
             assert (await post(large)).status_code == 200
+
+    asyncio.run(together())
+
+
+def test_words_do_not_wait_for_pictures_that_are_decoded(
+    engine: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, go_on, decoding = page_with(ReadyProvider(engine), FakeCatalog()), threading.Event(), []
+
+    def decode(url: str) -> Image.Image:
+        decoding.append(url)
+        assert go_on.wait(PATIENCE)
+        return Image.new("RGB", (8, 6))
+
+    monkeypatch.setattr(openai_schema, "_decode_picture", decode)
+    slow = {"model": "see", "messages": [shown("hello", data_url())]}
+
+    async def post(body: Any) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=page), base_url="http://here") as program:
+            return await program.post("/v1/chat/completions", json=body)
+
+    async def together() -> None:
+        seen = [asyncio.create_task(post(slow)) for _ in range(8)]
+        try:
+            await asyncio.to_thread(wait_until, lambda: len(decoding) == 4)
+            answered = await asyncio.wait_for(post(GOOD), 20)
+            assert answered.status_code == 200
+        finally:
+            go_on.set()
+        assert {response.status_code for response in await asyncio.gather(*seen)} == {200}
 
     asyncio.run(together())
 
