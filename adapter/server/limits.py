@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ANSWERS_PER_MINUTE = 30
 ANSWERS_AT_ONCE = 24  # the engine's other slots are left to other addresses
 INSPECTIONS_PER_MINUTE = 60
+INSPECTIONS_AT_ONCE = 6  # of the eight that the engine lets wait and run
 UPLOADS_PER_HOUR = 60
 STREAMS_AT_ONCE = 64  # each open page holds one; a school may share an address
 CALLS_AT_ONCE = 24  # to /v1, half of what it takes
@@ -124,6 +125,7 @@ class Limits:
         self._values = TokenBuckets(VALUES_PER_MINUTE, 60, clock)
         self._logins = TokenBuckets(LOGINS_PER_MINUTE, 60, clock)
         self._answering = Slots(ANSWERS_AT_ONCE)
+        self._inspecting = Slots(INSPECTIONS_AT_ONCE)
         self._streams = Slots(STREAMS_AT_ONCE)
         self._calls = Slots(CALLS_AT_ONCE)
         self._bodies = Slots(BODIES_AT_ONCE)
@@ -142,8 +144,15 @@ class Limits:
             raise
         return release
 
-    def inspection(self, address: str) -> None:
-        self._count(self._inspections, address, "looks inside a minute")
+    def inspection(self, address: str) -> Callable[[], None]:
+        """Count a look inside, as `answer` does."""
+        release = self._hold(self._inspecting, address, texts.too_many_inspections_at_once, 5)
+        try:
+            self._count(self._inspections, address, "looks inside a minute")
+        except RateLimited:
+            release()
+            raise
+        return release
 
     def upload(self, address: str) -> None:
         self._count(self._uploads, address, "uploads an hour")
@@ -225,8 +234,11 @@ class LimitedEngine:
 
     def inspect(self, request: GenerationRequest, answer_ids: Any) -> Inspection:
         """As the engine's. Raises RateLimited too."""
-        self._limits.inspection(request.client.address)
-        return self._engine.inspect(request, answer_ids)
+        release = self._limits.inspection(request.client.address)
+        try:
+            return self._engine.inspect(request, answer_ids)
+        finally:
+            release()
 
     def close(self) -> None:
         self._engine.close()

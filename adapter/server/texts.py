@@ -42,6 +42,10 @@ def too_many_answers_at_once(count: int) -> str:
     return f"{count} answers are being written for your address already. Wait for one of them to end."
 
 
+def too_many_inspections_at_once(count: int) -> str:
+    return f"{count} answers are being looked into for your address already. Wait for one of them to end."
+
+
 def too_many_events(count: int) -> str:
     return f"{count} actions of your address are under way already. Wait for some of them to end."
 

@@ -204,6 +204,25 @@ def test_inspections_have_their_own_limit() -> None:
     assert engine.asked == 1 and counted.base == "base"
 
 
+def test_one_address_leaves_inspections_to_others() -> None:
+    """Eight wait or run in all."""
+    engine, counted = limited(Clock())
+    depth = []
+
+    def inspect(request: Any, answer_ids: Any) -> str:
+        depth.append(request)
+        if len(depth) <= limits.INSPECTIONS_AT_ONCE:  # while this one runs
+            return counted.inspect(asked_by(SOMEBODY if len(depth) < limits.INSPECTIONS_AT_ONCE else ELSE), ())
+        with pytest.raises(RateLimited, match="looked into"):
+            counted.inspect(asked_by(SOMEBODY), ())
+        return "inspected"
+
+    engine.inspect = inspect  # type: ignore[method-assign]
+    for _ in range(2):  # their places are free again
+        depth.clear()
+        assert counted.inspect(asked_by(SOMEBODY), ()) == "inspected"
+
+
 # The middleware.
 
 
