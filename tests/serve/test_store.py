@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -40,6 +41,17 @@ def test_a_name_is_never_a_path(tmp_path, tiny_fingerprint, name):
     for folder in (tmp_path, tmp_path / "inner"):
         with pytest.raises(LoadError, match="no adapter"):
             AdapterStore(folder).load(name, None)
+
+
+def test_the_cards_of_many_adapters_do_not_look_at_all_of_them_each(tmp_path, tiny_fingerprint, monkeypatch):
+    """Every open page asks for all cards every few seconds, and visitors may bring 500 adapters."""
+    for number in range(20):
+        save_adapter(random_adapter(tiny_fingerprint), tmp_path / f"a{number}")
+    looked_at, is_file = [], os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: (looked_at.append(path), is_file(path))[1])
+    store = AdapterStore(tmp_path)
+    assert [store.card(name).name for name in store.names()] == sorted(f"a{number}" for number in range(20))
+    assert len(looked_at) == 40, "once for its name, once for its card"
 
 
 def test_the_first_folder_wins(tmp_path, tiny_fingerprint):
