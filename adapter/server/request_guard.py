@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import compile_path, get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -112,7 +113,14 @@ class RequestGuard:
             if route is _LOGOUT:
                 # By default Gradio ends all sessions of the user, and here all visitors are the same one.
                 scope = {**scope, "query_string": b"all_session=false"}
-            await self._app(scope, receive, send)
+            try:
+                await self._app(scope, receive, send)
+            except RuntimeError as error:
+                # Gradio's streams look for their event when they have begun. They have told it to the client by
+                # now, and each request would log a traceback.
+                if route is None or route.kind != "stream" or not isinstance(error.__cause__, HTTPException):
+                    raise
+                await send({"type": "http.response.body"})
 
     def _refusal(self, scope: Scope, route: Route | None) -> tuple[int, str] | None:
         """Status and sentence, or None for a request that may pass."""

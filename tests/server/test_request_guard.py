@@ -316,6 +316,18 @@ def test_on_a_public_server_pages_elsewhere_change_nothing(public: Page, headers
 # Signing in and out.
 
 
+@pytest.mark.parametrize("path", ["call/chat/unknown", "queue/data?session_hash=unknown"])
+def test_a_stream_of_an_event_that_is_not_there_logs_nothing(public: Page, path: str) -> None:
+    """An open page asks for one after the server has been started again."""
+
+    async def asked() -> str:
+        transport = httpx.ASGITransport(public.served, client=("203.0.113.7", 1))  # raises what uvicorn logs
+        async with httpx.AsyncClient(transport=transport, base_url=NAMED) as client:
+            return (await client.get(f"/gradio_api/{path}")).text
+
+    assert "404: Not Found" in asyncio.run(asked())
+
+
 def test_signing_out_ends_nobody_elses_session(uploads: Path) -> None:
     page = Page(uploads, public=True, auth=[("me", "secret")])
     form = {"data": {"username": "me", "password": "secret"}}
