@@ -303,3 +303,18 @@ def test_merged_answers_end_with_the_last_one_and_hide_unexpected_errors() -> No
 )
 def test_words_that_differ_are_marked(first: str, other: str, marked: tuple[str, int, int]) -> None:
     assert mark_differences(first, other) == marked
+
+
+def test_texts_that_repeat_themselves_are_not_compared_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's matcher would take 25 s, while all others' answers are slow."""
+    first, other = ["a", "b"] * 1000, ["b", "a", "a"] * 600
+    compared = []
+    monkeypatch.setattr(compare_tab.difflib, "SequenceMatcher", lambda *given, **_: compared.append(given))
+    marked, changed, words = mark_differences(
+        " ".join(["Yes", *first, "the", "end"]), " ".join(["Yes", *other, "the", "end"])
+    )
+    assert not compared and (changed, words) == (1800, 1803)
+    assert marked.startswith("Yes <mark>b a a b") and marked.endswith("a a</mark> the end")
+    same = " ".join(first)
+    assert mark_differences(same, same) == (same, 0, 2000)
+    assert mark_differences(same, same + " a b") == (f"{same} <mark>a b</mark>", 2, 2002)
