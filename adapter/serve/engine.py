@@ -183,9 +183,11 @@ class Engine:
         request = row.request
         try:
             if not row.cancelled:
-                row.prompt_kv, row.prefix_key = self.prompts.build(
+                row.prompt_kv, prompts = self.prompts.build(
                     row.adapters, request.image, request.mute_layers, request.mute_heads
                 )
+                # How many tokens were cached, and how soon the first comes, would tell what others have asked.
+                row.prefix_key = (request.client.network, request.client.session, prompts)
         except BaseException as error:  # whatever it is: the reader would wait for ever
             _log(error)
             self._end(row, _for_reader(error, request))

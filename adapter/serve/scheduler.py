@@ -179,7 +179,7 @@ class Row:
     submitted_at: float  # seconds of time.perf_counter
     mailbox: Mailbox = field(default_factory=Mailbox)
     prompt_kv: PromptKV | None = None
-    prefix_key: Hashable = ()  # identifies the prompts that the tokens are read with
+    prefix_key: Hashable = ()  # names who asks, and the prompts that the tokens are read with
     slot: Slot | None = None  # of the KV cache, while the row runs
     computed_tokens: int = 0  # tokens of the prompt whose KV is in the slot
     cached_tokens: int = 0  # of these, how many came from the prefix cache

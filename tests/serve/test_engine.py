@@ -299,6 +299,16 @@ def test_many_rows_at_once_get_what_each_gets_alone(engine):
     assert len({tuple(ids) for ids in alone}) > 4
 
 
+def test_nobody_learns_from_the_prefix_cache_what_others_have_asked(engine):
+    def cached(*client):
+        asked = generate(engine, messages=(), prompt_ids=tuple(range(40)), client=Client(*client))
+        return asked[-1].stats.cached_tokens
+
+    assert cached("203.0.113.7", "page") == 0
+    assert cached("198.51.100.9", "page") == cached("203.0.113.7", "another page") == cached("203.0.113.7") == 0
+    assert cached("203.0.113.7", "page") == 39
+
+
 def test_a_follow_up_reads_only_new_tokens_and_answers_as_from_a_cold_start(engine):
     first = generate(engine, adapter="one", messages=(), prompt_ids=tuple(range(40)))
     follow_up = {"messages": (), "prompt_ids": (*range(40), *token_ids(first), 5, 6, 7)}
