@@ -2,7 +2,7 @@
 
 Everything honest is asked alone first. Then sixteen visitors ask it again and again, each from an address of their
 own, while every attack runs. Memory, threads and files are measured when everybody pauses and no request is open:
-after the warm-up, which is a third of the time, and at the end.
+after the warm-up, which is half of the time, and at the end.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ class Siege:
         for thread in self._threads:
             thread.start()
         try:
-            self._run_for(seconds / 3, rounds, tell)
+            self._run_for(seconds / 2, rounds, tell)
             self._rest("warm")
-            self._run_for(2 * seconds / 3, rounds, tell)
+            self._run_for(seconds / 2, rounds, tell)
             self._rest("end")
             self._server.check_running()
         except AssertionError as error:
