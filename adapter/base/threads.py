@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,12 @@ _PARAMETERS_PER_THREAD = 1_000_000  # of one layer: below that, handing out the 
 
 def sleep_when_idle() -> None:
     """Let idle threads sleep soon, unless the environment says otherwise. Call it before torch is imported."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    if sys.platform == "linux" and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+        # Without this libgomp looks 100 times only once several threads have computed, as in the page's process,
+        # and one row is a third slower; with it, 1,000 times.
+        os.environ["OMP_WAIT_POLICY"] = "ACTIVE"
+        os.environ.setdefault("KMP_BLOCKTIME", "1")  # ms: Intel's runtime would take ACTIVE as for ever
 
 
 def available_cores() -> int:

@@ -45,12 +45,18 @@ def test_a_large_base_gets_all_cores_and_a_small_one_a_few(before, chosen, monke
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    [
+        ({}, ("2000", "ACTIVE")),
+        ({"GOMP_SPINCOUNT": "7"}, ("7", None)),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, (None, "PASSIVE")),
+    ],
 )
 def test_idle_threads_sleep_unless_the_environment_says_otherwise(given, expected, monkeypatch):
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards
+        monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     threads.sleep_when_idle()
-    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    assert (os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY")) == expected
