@@ -106,7 +106,7 @@ def test_it_loads_within_its_own_size(figures):
     assert figures["quantization"] == "packed-int8"
     assert figures["peak_bytes"] <= figures["limit_bytes"]
     if LAYERS == 32:
-        assert figures["limit_bytes"] == int(ROOM * figures["packed_bytes"])
+        assert figures["limit_bytes"] <= ROOM * figures["packed_bytes"]
         assert 6.8e9 < figures["packed_bytes"] < 7.0e9
 
 
