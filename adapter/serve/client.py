@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv6Address, ip_address
 
 
@@ -17,7 +18,7 @@ class Client:
     address: str = ""
     session: str = ""
 
-    @property
+    @cached_property  # the scheduler asks for each waiting row in every step
     def is_local(self) -> bool:
         """Whether the request comes from this machine or straight from a program that uses the engine."""
         try:
@@ -25,7 +26,7 @@ class Client:
         except ValueError:
             return False
 
-    @property
+    @cached_property
     def network(self) -> str:
         """What one person may own, by one name: an IPv4 address, or the first half of an IPv6 one."""
         try:

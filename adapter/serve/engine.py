@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from queue import SimpleQueue
 
@@ -107,9 +108,9 @@ class Engine:
             if len(self._open) >= MAX_REQUESTS:
                 displaced = find_displaced(row, self._open)
                 if displaced is None:
-                    raise _full()
+                    raise queue_full(MAX_REQUESTS)
                 displaced.cancelled = True  # the scheduler takes it out
-                displaced.mailbox.put(_full())
+                displaced.mailbox.put(queue_full(MAX_REQUESTS))
                 self._open.remove(displaced)
             if request.image is not None:
                 self._encoder.submit(self._prepare, row)
@@ -169,7 +170,7 @@ class Engine:
 
     def _check_serving(self) -> None:
         if self._refusal is not None:
-            raise type(self._refusal)(*self._refusal.args)
+            raise copy(self._refusal)
 
     def _cancel(self, row: Row) -> None:
         """The scheduler ends a row that has this flag. Takes no lock, see `_wake`."""
@@ -342,9 +343,8 @@ class Engine:
         tokens = self._batch.leave(row) if row in self._batch.rows else row.computed_tokens
         try:
             if keep and row.slot is not None and tokens:
-                ids = row.token_ids[:tokens]
-                if self._prefix_cache.make_room(row.prefix_key, ids, tokens * self._cache.token_bytes):
-                    self._prefix_cache.add(row.prefix_key, ids, self._cache.read(row.slot, tokens))
+                kv = self._cache.read(row.slot, tokens)
+                self._prefix_cache.add(row.prefix_key, row.token_ids[:tokens], kv)
         except Exception:  # no memory for the copy: the row has its answer, and the others need none of this
             log.exception("The KV of an answer was not kept")
         finally:
@@ -356,7 +356,7 @@ class Engine:
         with self._lock:
             rows = list(self._open)
         for row in rows:
-            self._end(row, type(self._refusal)(*self._refusal.args))
+            self._end(row, copy(self._refusal))
 
     # In any thread.
 
@@ -374,8 +374,8 @@ class Engine:
                 self._open.remove(row)
 
 
-def _full() -> Busy:
-    return Busy(f"{MAX_REQUESTS} requests are waiting already. Try again in a minute.")
+def queue_full(places: int) -> Busy:
+    return Busy(f"{places} requests are waiting already. Try again in a minute.")
 
 
 def _log(error: BaseException) -> None:

@@ -23,11 +23,9 @@ from adapter.errors import BadInput
 BLOCK = 64
 _MIN_SPACING = 256  # tokens between the slots of short rows: equally spaced slots are read by one call
 _SHORT = 256  # up to this many tokens, a row may be read as far as a longer neighbour
-
-
 _FEWEST_TOKENS = 512  # of all running rows
-_UNKNOWN_MEMORY = 3 * 2**30  # assumed to be free where the system does not say
-_MOST_PREFIX_TOKENS = 16 * 1024
+_MOST_PREFIX_TOKENS = 16 * 1024  # of all earlier rows
+_UNKNOWN_MEMORY = 3 * 2**30  # bytes, assumed to be free where the system does not say
 
 
 @dataclass(frozen=True)
@@ -135,30 +133,27 @@ class KVCache:
         f = base.fingerprint
         shape = (f.num_hidden_layers, 2, f.num_key_value_heads, round_to_blocks(capacity), f.head_dim)
         self.data = torch.empty(shape, dtype=base.model.dtype, device=base.device)
-        self.token_bytes = self.data.nbytes // shape[3]
 
     def step(self, slots: Sequence[Slot], starts: Sequence[int], count: int) -> StepCache:
         """This cache for a pass that reads `count` new tokens of each row behind the `starts` it holds of it.
 
         slots: of the rows, in ascending order. See StepCache for the runs.
         """
-        runs = []
-        for rows in _runs(slots, starts, count):
-            span = round_to_blocks(max(starts[i] for i in rows) + count)
-            for i in rows:
-                self._zero(slots[i], span)
-            runs.append(_Run([slots[i].start for i in rows], span))
+        runs = _runs(slots, [start + count for start in starts])
+        for run in runs:
+            for slot in run.slots:
+                self._zero(slot, run.span)
         return StepCache(self.data, runs, [slot.start + n for slot, n in zip(slots, starts, strict=True)], count)
 
     def read(self, slot: Slot, tokens: int) -> Tensor:
-        """A copy of the first `tokens` keys and values of a row: [layers, 2, Hkv, tokens, head_dim]."""
-        return self.data[:, :, :, slot.start : slot.start + tokens].clone()
+        """A view of the first `tokens` keys and values of a row: [layers, 2, Hkv, tokens, head_dim]."""
+        return self.data[:, :, :, slot.start : slot.start + tokens]
 
     def write(self, slot: Slot, kv: Tensor) -> None:
         """Set the first keys and values of a row that holds none: [layers, 2, Hkv, tokens, head_dim]."""
         tokens = kv.shape[3]
         assert tokens <= slot.tokens, "the row has outgrown its slot"
-        self.data[:, :, :, slot.start : slot.start + tokens] = kv
+        self.read(slot, tokens).copy_(kv)
         slot.finite = tokens
 
     def _zero(self, slot: Slot, end: int) -> None:
@@ -169,12 +164,44 @@ class KVCache:
             slot.finite = end
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """Rows that one call of attention reads: equally spaced `starts` in the pool, up to `span` tokens each."""
+    """Neighbouring rows that one call of attention reads, see StepCache. shortest, longest: tokens of a row."""
 
-    starts: list[int]
-    span: int
+    slots: list[Slot]
+    shortest: int
+    longest: int
+
+    @property
+    def span(self) -> int:
+        """Tokens that each slot is read up to."""
+        return round_to_blocks(self.longest)
+
+    @property
+    def spacing(self) -> int:
+        """Tokens from one slot to the next; 0 for a single one."""
+        return self.slots[1].start - self.slots[0].start if len(self.slots) > 1 else 0
+
+    def add(self, slot: Slot, length: int) -> bool:
+        """Add the next row if it lies and is as long as these; returns whether it does."""
+        shortest, longest = min(self.shortest, length), max(self.longest, length)
+        regular = self.spacing in (0, slot.start - self.slots[-1].start)
+        similar = longest <= max(_SHORT, 2 * shortest)
+        within = round_to_blocks(longest) <= min(other.tokens for other in (slot, *self.slots))
+        if not (regular and similar and within):
+            return False
+        self.slots.append(slot)
+        self.shortest, self.longest = shortest, longest
+        return True
+
+
+def _runs(slots: Sequence[Slot], lengths: Sequence[int]) -> list[_Run]:
+    """The rows in order, in as few runs as `_Run.add` makes of them."""
+    runs: list[_Run] = []
+    for slot, length in zip(slots, lengths, strict=True):
+        if not runs or not runs[-1].add(slot, length):
+            runs.append(_Run([slot], length, length))
+    return runs
 
 
 class StepCache:
@@ -187,16 +214,15 @@ class StepCache:
 
     def __init__(self, data: Tensor, runs: Sequence[_Run], places: Sequence[int], count: int) -> None:
         """data: the pool; places: where the new tokens of each row begin in it."""
-        self.spans, self.sizes = [run.span for run in runs], [len(run.starts) for run in runs]
+        self.spans, self.sizes = [run.span for run in runs], [len(run.slots) for run in runs]
         keys, values = [], []
         layers, _, heads, _, head_dim = data.shape
         layer, side, head, token, _ = data.stride()
         for run in runs:
-            spacing = run.starts[1] - run.starts[0] if len(run.starts) > 1 else 0
             view = data.as_strided(
-                (layers, 2, len(run.starts), heads, run.span, head_dim),
-                (layer, side, spacing * token, head, token, 1),
-                run.starts[0] * token,
+                (layers, 2, len(run.slots), heads, run.span, head_dim),
+                (layer, side, run.spacing * token, head, token, 1),
+                run.slots[0].start * token,
             )
             # Views by layer, made here at once: indexing in every layer costs a hundred microseconds a step.
             keys.append(view[:, 0].unbind())
@@ -223,24 +249,6 @@ class StepCache:
         return self._keys[layer], self._values[layer]
 
 
-def _runs(slots: Sequence[Slot], starts: Sequence[int], count: int) -> list[list[int]]:
-    """Indices of neighbouring rows that one call of attention reads, see StepCache."""
-    runs: list[list[int]] = []
-    for index, slot in enumerate(slots):
-        if runs:
-            run = runs[-1]
-            spacing = slot.start - slots[run[-1]].start
-            regular = len(run) == 1 or spacing == slots[run[1]].start - slots[run[0]].start
-            lengths = [starts[i] + count for i in (*run, index)]
-            similar = max(lengths) <= max(_SHORT, 2 * min(lengths))
-            within = round_to_blocks(max(lengths)) <= min(slots[i].tokens for i in (*run, index))
-            if regular and similar and within:
-                run.append(index)
-                continue
-        runs.append([index])
-    return runs
-
-
 class PrefixCache:
     """KV of rows that have ended, reused by later requests with a common prefix. Evicts the least recently used.
 
@@ -256,24 +264,19 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def make_room(self, key: Hashable, ids: Sequence[int], size: int) -> bool:
-        """Evict entries until the KV of `ids`, `size` bytes, fits; False if it never does.
+    def add(self, key: Hashable, ids: Sequence[int], kv: Tensor) -> None:
+        """Store a copy of the KV of these tokens, [layers, 2, Hkv, len(ids), head_dim], if it fits.
 
-        To be called before the copy is made, so that both never exist beyond the limit.
+        It is made once there is room, so that entries and copy never exceed the limit together.
         """
         for other in [e for e in self._entries if e[0] == key and tuple(ids[: len(e[1])]) == e[1]]:
             self._evict(other)  # the new entry contains it
-        if size > self._max_bytes:
-            return False
-        while self.bytes + size > self._max_bytes:
+        if kv.nbytes > self._max_bytes:
+            return
+        while self.bytes + kv.nbytes > self._max_bytes:
             self._evict(next(iter(self._entries)))
-        return True
-
-    def add(self, key: Hashable, ids: Sequence[int], kv: Tensor) -> None:
-        """Store the KV of these tokens, [layers, 2, Hkv, len(ids), head_dim], if it fits."""
-        if self.make_room(key, ids, kv.nbytes):
-            self._entries[key, tuple(ids)] = kv
-            self.bytes += kv.nbytes
+        self._entries[key, tuple(ids)] = kv.clone()
+        self.bytes += kv.nbytes
 
     def longest_prefix(self, key: Hashable, ids: Sequence[int]) -> Tensor | None:
         """The cached KV of the longest common prefix with `ids`; never of the last token, which must be read."""

@@ -323,10 +323,11 @@ class Scheduler:
         A quarter of the rows and of the cache, because rows may run for minutes and are not interrupted.
         """
         client = row.request.client
-        own = [
-            other for other in (*self.prefilling, *self.decoding) if other.request.client.network == client.network
-        ]
-        if client.is_local or not own:
+        if client.is_local:
+            return True
+        running = (*self.prefilling, *self.decoding)
+        own = [other for other in running if other.request.client.network == client.network]
+        if not own:
             return True
         tokens = row.most_tokens + sum(other.most_tokens for other in own)
         return len(own) < MAX_ROWS * 3 // 4 and tokens <= self._slots.capacity * 3 // 4

@@ -70,10 +70,6 @@ def message_too_long(characters: int, most: int) -> str:
     return f"This message has {characters:,} characters; at most {most:,} fit. Shorten it, or send it in parts."
 
 
-def too_many_waiting(count: int) -> str:
-    return f"{count} requests are waiting already. Try again in a minute."
-
-
 def not_loaded(status: str) -> str:
     return f"The model is not loaded. {status}"
 

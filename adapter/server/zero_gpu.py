@@ -27,7 +27,7 @@ from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
-from adapter.serve.engine import MAX_REQUESTS, Engine
+from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.inspection import Inspection
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.scheduler import admit
@@ -137,7 +137,7 @@ class ZeroGpuEngine:
             if self._closed:
                 raise Busy(texts.GPU_CLOSED)
             if len(self._open) >= MAX_REQUESTS:
-                raise Busy(texts.too_many_waiting(MAX_REQUESTS))
+                raise queue_full(MAX_REQUESTS)
             self._open.add(pending)
         context = contextvars.copy_context()  # spaces finds in it whose quota counts
         threading.Thread(
