@@ -160,7 +160,7 @@ def ram() -> DeviceMemory:
     if "MemAvailable" in meminfo:
         free = meminfo["MemAvailable"] + meminfo.get("SwapFree", 0)
         total += meminfo.get("SwapTotal", 0)
-    for limit, used in _control_groups():
+    for limit, used in _group_limits():
         total = min(total, limit)
         free = None if free is None else min(free, max(limit - used, 0))
     own = [max(limit - used, 0) for limit, used in _resource_limits()]
@@ -179,29 +179,37 @@ def cuda(device: str) -> DeviceMemory:
     return DeviceMemory(total, free)
 
 
-def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[tuple]:
-    """(limit, used) of each control group, version 2 or 1, that limits this process; without the page cache."""
-    names = {2: ("memory.max", "memory.current", "inactive_file")}
-    names[1] = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+def control_groups(
+    controller: str, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[tuple[int, Path]]:
+    """(version, folder) of each control group that this process is in for `controller`, the innermost first."""
     try:
         rows = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return
     for number, controllers, path in rows:
-        if number != "0" and "memory" not in controllers.split(","):
+        if number != "0" and controller not in controllers.split(","):
             continue
-        version, top = (2, root) if number == "0" else (1, root / "memory")
+        version, top = (2, root) if number == "0" else (1, root / controller)
         group = top / path.lstrip("/")
         for folder in (group, *group.parents):
             if not folder.is_relative_to(top):
                 break
-            limit_file, used_file, files = names[version]
-            try:
-                limit, used = int((folder / limit_file).read_text()), int((folder / used_file).read_text())
-            except (OSError, ValueError):  # "max", or not seen from inside this container
-                continue
-            if limit < _UNLIMITED:
-                yield limit, used - _read_numbers(folder / "memory.stat").get(files, 0)
+            yield version, folder
+
+
+def _group_limits(**places: Path) -> Iterator[tuple[int, int]]:
+    """(limit, used) of each control group that limits this process's memory; without the page cache."""
+    names = {2: ("memory.max", "memory.current", "inactive_file")}
+    names[1] = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for version, folder in control_groups("memory", **places):
+        limit_file, used_file, files = names[version]
+        try:
+            limit, used = int((folder / limit_file).read_text()), int((folder / used_file).read_text())
+        except (OSError, ValueError):  # "max", or not seen from inside this container
+            continue
+        if limit < _UNLIMITED:
+            yield limit, used - _read_numbers(folder / "memory.stat").get(files, 0)
 
 
 def _resource_limits(status: Path = Path("/proc/self/status")) -> Iterator[tuple[int, int]]:

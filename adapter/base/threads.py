@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import LlamaConfig
 
 # How often an idle thread of libgomp looks for work before it sleeps. Its default, 300,000, makes the threads of a
@@ -29,9 +30,9 @@ def sleep_when_idle() -> None:
 
 
 def available_cores() -> int:
-    """The number of cores that this process may use: its affinity, and the quota of its control group."""
+    """The number of cores that this process may use: its affinity, and the quota of its control groups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _control_group_quota(Path("/sys/fs/cgroup"))
+    quota = _control_group_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
@@ -52,17 +53,19 @@ def set_threads(config: LlamaConfig) -> int:
     return threads
 
 
-def _control_group_quota(root: Path) -> float | None:
-    """Cores that the process's control group, version 2 or 1, may use; None if there is no limit."""
-    for quota_file, period_file in (
-        ("cpu.max", "cpu.max"),
-        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
-    ):
+def _control_group_quota(**places: Path) -> float | None:
+    """Cores that the control groups of this process, version 2 or 1, let it use; None if there is no limit."""
+    from adapter.base.memory import control_groups  # imports torch
+
+    files = {2: ("cpu.max", "cpu.max"), 1: ("cpu.cfs_quota_us", "cpu.cfs_period_us")}
+    quotas = []
+    for version, folder in control_groups("cpu", **places):
+        quota_file, period_file = files[version]
         try:
-            quota = (root / quota_file).read_text().split()[0]
-            period = (root / period_file).read_text().split()[-1]
-            if quota not in ("max", "-1"):
-                return int(quota) / int(period)
-        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            quota = int((folder / quota_file).read_text().split()[0])
+            period = int((folder / period_file).read_text().split()[-1])
+        except (OSError, ValueError, IndexError):  # "max", or not seen from inside this container
             continue
-    return None
+        if quota > 0 and period > 0:
+            quotas.append(quota / period)
+    return min(quotas, default=None)

@@ -132,8 +132,8 @@ def test_control_groups_of_both_versions_bound_the_memory(tmp_path):
     (root / "memory" / "docker" / "memory.limit_in_bytes").write_text(str(9 * GIGA))
     (root / "memory" / "docker" / "memory.usage_in_bytes").write_text(str(GIGA))
     own.write_text("0::/user/job\n5:cpu,memory:/docker\n7:pids:/docker\n")
-    assert list(memory._control_groups(root, own)) == [(4 * GIGA, GIGA), (9 * GIGA, GIGA)]
-    assert list(memory._control_groups(root, tmp_path / "none")) == []
+    assert list(memory._group_limits(root=root, own=own)) == [(4 * GIGA, GIGA), (9 * GIGA, GIGA)]
+    assert list(memory._group_limits(root=root, own=tmp_path / "none")) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what a process uses is read from /proc")

@@ -20,13 +20,17 @@ from adapter.base import threads
         ({"cpu.max": "nonsense"}, None),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu.max": "max 100000", "job/cpu.max": "50000 100000"}, 0.5),  # a service outside of any container
+        ({"job/cpu.max": "300000 100000", "cpu.max": "200000 100000"}, 2),
     ],
 )
 def test_the_quota_of_a_control_group_is_read(files, cores, tmp_path):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert threads._control_group_quota(tmp_path) == cores
+    own = tmp_path / "self"
+    own.write_text("0::/job\n5:cpu,cpuacct:/\n")
+    assert threads._control_group_quota(root=tmp_path, own=own) == cores
 
 
 @pytest.mark.parametrize(("before", "chosen"), [(16, [3, 16, 1, 16]), (2, [2, 2, 1, 2])])

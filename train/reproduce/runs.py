@@ -26,6 +26,7 @@ import torch
 
 from adapter.base.embedded import BASE, ENCODER
 from adapter.base.llama import Base, load_base
+from adapter.base.threads import available_cores
 from adapter.errors import AdapterError
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
@@ -322,11 +323,6 @@ def perform_all(
         finally:
             pool.shutdown(cancel_futures=True)
     return {name: json.loads(path.read_text()) for name, path in paths.items()}
-
-
-def available_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def unrelated_text() -> str:
