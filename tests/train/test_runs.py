@@ -341,6 +341,24 @@ def test_a_stop_ends_the_process_that_was_seen_and_no_later_one(tmp_path: Path) 
         assert run is not None and run.record.stop
 
 
+def test_the_trainers_idle_threads_do_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the server's own threads do (adapter/base/threads.py), whose environment it inherits."""
+    given: dict[str, str] = {}
+
+    def start_process(_: Any, env: dict[str, str], **more: Any) -> None:
+        given.update(env)
+        raise OSError("enough")
+
+    for name, value in (("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "2000")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(subprocess, "Popen", start_process)
+    with pytest.raises(OSError, match="enough"):
+        TrainingRuns(tmp_path).start(
+            "echo", [], lambda folder: (plan_of(data=write_jsonl(folder / "rows.jsonl", ROWS)), "", "")
+        )
+    assert (given["OMP_WAIT_POLICY"], given["GOMP_SPINCOUNT"]) == ("PASSIVE", "0")
+
+
 def test_a_run_that_cannot_be_recorded_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = TrainingRuns(tmp_path)
 

@@ -273,8 +273,9 @@ class TrainingRuns:
         folder, launched = self.folder / name, time.time()
         command = [sys.executable, "-m", "train", "--for-page", "--config", str(folder / RECIPE)]
         command += ["--out", str(folder), *(["--resume"] if resume else [])]
-        # PASSIVE: idle OpenMP threads must not spin on the cores that answer the chat.
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        # Idle OpenMP threads must not spin on the cores that answer the chat; a count of the server's would count.
+        idle = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **idle}
         started = None
         # Held until the record names the process, because `close` stops it by its record.
         with self._child_lock, open(folder / MESSAGES, "ab") as messages, open(folder / LOG, "ab") as log:
