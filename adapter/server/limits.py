@@ -136,23 +136,13 @@ class Limits:
 
     def answer(self, address: str) -> Callable[[], None]:
         """Count an answer that begins. Returns what is to be called when it has ended."""
-        release = self._hold(self._answering, address, texts.too_many_answers_at_once, 5)
-        try:
-            self._count(self._answers, address, "answers a minute")
-        except RateLimited:
-            release()
-            raise
-        return release
+        sentence = texts.too_many_answers_at_once
+        return self._begin(self._answering, self._answers, address, sentence, "answers a minute")
 
     def inspection(self, address: str) -> Callable[[], None]:
         """Count a look inside, as `answer` does."""
-        release = self._hold(self._inspecting, address, texts.too_many_inspections_at_once, 5)
-        try:
-            self._count(self._inspections, address, "looks inside a minute")
-        except RateLimited:
-            release()
-            raise
-        return release
+        sentence = texts.too_many_inspections_at_once
+        return self._begin(self._inspecting, self._inspections, address, sentence, "looks inside a minute")
 
     def upload(self, address: str) -> None:
         self._count(self._uploads, address, "uploads an hour")
@@ -195,6 +185,18 @@ class Limits:
     def body(self, address: str) -> Callable[[], None]:
         """Count a page's message or upload that is on its way, as `answer` does."""
         return self._hold(self._bodies, address, texts.too_many_connections, 5)
+
+    def _begin(
+        self, slots: Slots, buckets: TokenBuckets, address: str, sentence: Callable[[int], str], what: str
+    ) -> Callable[[], None]:
+        """Hold a slot, and count a beginning."""
+        release = self._hold(slots, address, sentence, 5)
+        try:
+            self._count(buckets, address, what)
+        except RateLimited:
+            release()
+            raise
+        return release
 
     def _count(self, buckets: TokenBuckets, address: str, what: str, count: int = 1) -> None:
         if (key := self.key(address)) is not None and (wait := buckets.take(key, count)):

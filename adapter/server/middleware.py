@@ -169,7 +169,8 @@ class PartialUploads:
         self._broken = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _is_upload(scope["path"]):
+        route = find_route(scope) if scope["type"] == "http" else None
+        if route is None or route.kind != "upload":
             await self._app(scope, receive, send)
             return
         status = 0
@@ -243,10 +244,6 @@ def _measure(folder: Path) -> tuple[int, int]:
                 total += os.lstat(os.path.join(root, name)).st_size
                 count += 1
     return total, count
-
-
-def _is_upload(path: str) -> bool:
-    return path.endswith("/gradio_api/upload")
 
 
 def _rate_limited(kind: Kind, error: RateLimited) -> Response:

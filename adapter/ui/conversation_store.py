@@ -248,15 +248,14 @@ class ConversationStore:
         """Updates of the side panel and of the pickers' choices. An adapter that does not exist becomes the frozen
         base.
         """
-        changes, pickers = {}, []
+        changes, pickers, known = {}, [], theme.picker_choices(self.catalog)
         for name, before in zip(PANEL, seen, strict=True):
             if name in values:
                 changes[name] = before, values[name]
         for name in PICKERS:
-            choices = theme.picker_choices(self.catalog)
-            value = values.get(name)
+            value, choices = values.get(name), known
             if value and self._catalog_is_loading():
-                choices.append((value, value))
+                choices = [*known, (value, value)]
             elif name in changes and value not in self.catalog.names():
                 changes[name] = changes[name][0], BASE_ONLY
             # The choices, because a page may have been built when the catalog was still empty.

@@ -125,7 +125,7 @@ def limit_sessions(page: gr.Blocks, most: int, count_new: Callable[[str], None])
             try:
                 count_new(client_of(request).address)
             except RateLimited as error:
-                raise HTTPException(429, str(error), {"Retry-After": str(error.retry_after)}) from None
+                raise _too_many(error) from None
         try:
             return get_fn(blocks=blocks, api_name=api_name, body=body)
         except KeyError:  # no event has this number, and Gradio would log a traceback for each request
@@ -149,10 +149,14 @@ def limit_events(page: gr.Blocks, count: Callable[[str, Iterable[str]], None]) -
         try:
             count(client_of(request).address, [client_of(event.request).address for event in (*waiting, *running)])
         except RateLimited as error:
-            raise HTTPException(429, str(error), {"Retry-After": str(error.retry_after)}) from None
+            raise _too_many(error) from None
         return await push(body=body, request=request, username=username)
 
     queue.push = push_of_address
+
+
+def _too_many(error: RateLimited) -> HTTPException:
+    return HTTPException(429, str(error), {"Retry-After": str(error.retry_after)})
 
 
 def limit_connections(page: gr.Blocks) -> None:

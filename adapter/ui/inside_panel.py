@@ -93,7 +93,7 @@ class InsideEvents:
 
     def show(self, history: History, colour: str, request: gr.Request) -> Iterator[Updates]:
         """Inspects the newest answer and shows its charts, or a message why there are none."""
-        self._show(request, "")
+        self._remember(self._shown, request.session_hash, "", MAX_SESSIONS)
         try:
             _recorded_answer(history)
             for status in wait_for(self.provider):
@@ -110,8 +110,8 @@ class InsideEvents:
         inspection, names, tokens = inspected
         muted = record.settings.mute_layers, record.settings.mute_heads
         key = f"{_answer_id(history)}.{secrets.token_urlsafe(12)}"
-        self._add_to_cache(key, inspected)
-        self._show(request, key)
+        self._remember(self._cache, key, inspected, CACHE_SIZE)  # random, and sent to this page only
+        self._remember(self._shown, request.session_hash, key, MAX_SESSIONS)
         colours = COLOURS if inspection.grounding is not None else COLOURS[:2]
         selected = colour if colour in [value for _, value in colours] else "drawn"
         yield (
@@ -157,19 +157,13 @@ class InsideEvents:
         names = [texts.part(name, strength) for name, strength in request.parts]
         return InspectedAnswer(inspection, names, len(record.token_ids)), record
 
-    def _add_to_cache(self, key: str, inspected: InspectedAnswer) -> None:
-        """key: random, and sent only to the page that requested the inspection."""
+    def _remember(self, values: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+        """Set the value of `key`, and forget the oldest beyond `most`."""
         with self._lock:
-            self._cache[key] = inspected
-            while len(self._cache) > CACHE_SIZE:
-                self._cache.popitem(last=False)
-
-    def _show(self, request: gr.Request, key: str) -> None:
-        with self._lock:
-            self._shown[request.session_hash] = key
-            self._shown.move_to_end(request.session_hash)
-            while len(self._shown) > MAX_SESSIONS:
-                self._shown.popitem(last=False)
+            values[key] = value
+            values.move_to_end(key)
+            while len(values) > most:
+                values.popitem(last=False)
 
 
 def _event_value(event: gr.EventData, name: str) -> Any:
