@@ -27,6 +27,7 @@ from adapter.server.texts import FAILED
 from adapter.ui.chatbot import VerbatimChatbot
 from tests.app_process import PATIENCE, ROOT, AppProcess, tiny_app_process
 from tests.fake_engine import EchoEngine, ReadyProvider
+from tests.served_routes import served_routes
 from tests.soak.attacks import random_json
 from tests.soak.people import FILE_DATA
 from tests.tiny_models import random_adapter
@@ -76,18 +77,8 @@ def routes() -> list[tuple[str, str]]:
     """(method, path) of all that the page's server answers."""
     store = SimpleNamespace(names=list, card=None, card_text=None, bound=None)
     served = gr.routes.App.create_app(app.build_page(ReadyProvider(EchoEngine()), store))
-    found = {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/{path}")}
-
-    def walk(rows: list[Any]) -> None:
-        for row in rows:
-            for inner in (getattr(row, "original_router", None), getattr(row, "app", None)):
-                if hasattr(inner, "routes"):
-                    walk(inner.routes)
-            if hasattr(row, "path"):
-                found.update((method, row.path) for method in getattr(row, "methods", None) or {"GET"})
-
-    walk(served.routes)
-    return sorted(found)
+    of_v1 = {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/{path}")}
+    return sorted(of_v1 | served_routes(served))
 
 
 def assert_no_leak(response: httpx.Response) -> None:

@@ -75,7 +75,7 @@ AT_ONCE = """
 import sys, threading
 from pathlib import Path
 from adapter.server.loader import import_libraries
-from train.ui.metrics import read_progress
+from train.ui.metrics import MetricsTail
 assert "torch" not in sys.modules
 
 def loader():
@@ -84,7 +84,7 @@ def loader():
 
 failed = []
 threading.excepthook = lambda args: failed.append(repr(args.exc_value))
-threads = [threading.Thread(target=loader), threading.Thread(target=read_progress, args=[Path("nowhere")])]
+threads = [threading.Thread(target=loader), threading.Thread(target=MetricsTail, args=[Path("nowhere")])]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert not failed, failed

@@ -22,6 +22,7 @@ from adapter.server.limits import Limits
 from adapter.server.middleware import RequestLimits
 from adapter.server.request_guard import ROUTES, RequestGuard
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
+from tests.served_routes import served_routes
 
 LOCAL, NAMED = "http://127.0.0.1:7860", "http://chat.example"
 JOIN = "/gradio_api/queue/join"
@@ -92,20 +93,10 @@ def public(uploads: Path) -> Page:
 
 def gradios_routes() -> list[tuple[str, str]]:
     """(method, path) of all that Gradio's application answers, with "x" for what varies."""
-    found: set[tuple[str, str]] = set()
-
-    def walk(rows: list[Any]) -> None:
-        for row in rows:
-            for inner in (getattr(row, "original_router", None), getattr(row, "app", None)):
-                if hasattr(inner, "routes"):
-                    walk(inner.routes)
-            if hasattr(row, "path"):
-                found.update((m, re.sub(r"\{[^}]*\}", "x", row.path)) for m in row.methods or {"GET"})
-
     with gr.Blocks() as page:
         pass
-    walk(gr.routes.App.create_app(page).routes)
-    return sorted(found)
+    served = served_routes(gr.routes.App.create_app(page))
+    return sorted({(method, re.sub(r"\{[^}]*\}", "x", path)) for method, path in served})
 
 
 def is_allowed(method: str, path: str) -> bool:

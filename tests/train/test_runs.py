@@ -37,7 +37,7 @@ from train.ui import runs as train_runs
 from train.ui.charts import run_html
 from train.ui.data_upload import open_sample
 from train.ui.events import SERVED, TrainEvents, zip_adapter
-from train.ui.metrics import MetricsTail, RunProgress, read_progress
+from train.ui.metrics import MetricsTail, RunProgress
 from train.ui.plan import RunPlan, estimate_minutes, free_name, samples
 from train.ui.runs import RECIPE, RECORD, RunRecord, TrainingRun, TrainingRuns
 
@@ -141,14 +141,14 @@ def test_every_sample_can_be_trained_on() -> None:
 
 
 def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
-    assert read_progress(tmp_path) == RunProgress()
+    assert MetricsTail(tmp_path).read() == RunProgress()
     lines = [
         {"step": 0, "untrained_loss": 3.0, "evaluation_seconds": 2.0}, {"step": 0, "gates": [0.0, 0.0]},
         *({"step": i, "loss": 3 - i, "largest_gate": 0.1, "tokens": 100 * i, "seconds": 0.5 * i} for i in (1, 2)),
         {"step": 2, "held_out_loss": 1.5, "evaluation_seconds": 2.0}, {"step": 2, "gates": [0.1, 0.2]},
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
-    progress = read_progress(tmp_path)
+    progress = MetricsTail(tmp_path).read()
     assert (progress.step, progress.untrained, progress.best) == (2, 3.0, 1.5)
     assert progress.gates == (0.1, 0.2) and progress.losses == ((1, 2.0), (2, 1.0))
     assert progress.seconds_left(10, 4) == pytest.approx(8 * 0.5 + 2 * 2.0)
@@ -171,7 +171,7 @@ GOOD = '{"step": 1, "loss": 2.5, "seconds": 1.0}'
 )  # fmt: skip
 def test_a_broken_line_of_metrics_is_passed_over(line: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n" + f"{line}\n{GOOD}\n".encode())
-    progress = read_progress(tmp_path)
+    progress = MetricsTail(tmp_path).read()
     assert progress.losses[-1] == (1, 2.5) and progress.step == 1
     first = dataclasses.replace(progress, losses=progress.losses[:1])
     for state, shown in (("training", progress), ("ended", first)):

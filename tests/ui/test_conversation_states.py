@@ -65,6 +65,15 @@ class Page:
         send = self.store.saving_stream(self.events.send)
         return send({"text": text, "files": []}, self.chat, self.number, self.request, **SETTINGS)
 
+    def send_until_words(self, text: str) -> Iterator[Any]:
+        """Applies the updates until a part of the answer is there; returns the rest of them."""
+        event = self.send(text)
+        for updates in event:
+            self.apply(updates)
+            if conversation.is_streaming(self.chat) and "you said: " in self.texts():
+                break
+        return event
+
     def retry(self) -> Iterator[Any]:
         return self.store.saving_stream(self.events.retry)(self.chat, self.number, self.request, **SETTINGS)
 
@@ -143,21 +152,12 @@ def words(history: History) -> list[str]:
     return [text for entry, text in zip(history, displayed(history), strict=True) if not conversation.kind(entry)]
 
 
-def until_words(page: Page, event: Iterator[Any]) -> None:
-    """Applies an answer's updates until a part of it is there."""
-    for updates in event:
-        page.apply(updates)
-        if conversation.is_streaming(page.chat) and "you said: " in page.texts():
-            return
-
-
 WHOLE = ["one", "you said: one!"]
 
 
 def test_a_stop_that_comes_after_the_end_changes_nothing() -> None:
     page = Page()
-    answer = page.send("one")
-    until_words(page, answer)
+    answer = page.send_until_words("one")
     stop = page.stop()
     page.run(answer)
     page.run(stop)
@@ -167,8 +167,7 @@ def test_a_stop_that_comes_after_the_end_changes_nothing() -> None:
 
 def test_a_stop_ends_the_answer_that_was_seen_and_no_later_one() -> None:
     page = Page()
-    first = page.send("one")
-    until_words(page, first)
+    first = page.send_until_words("one")
     stop = page.stop()
     page.run(first)
     second = page.send("two")
@@ -185,8 +184,7 @@ def test_who_saw_a_part_of_an_answer_does_not_replace_the_whole(
 ) -> None:
     page = Page()
     (tmp_path / "a.json").write_text(conversation_json.to_file(conversation.user_turn("x"), Settings())[0])
-    answer = page.send("one")
-    until_words(page, answer)
+    answer = page.send_until_words("one")
     event: Any = {
         "send": lambda: page.send("two"),
         "retry": page.retry,
@@ -242,8 +240,7 @@ def test_a_restore_that_is_under_way_is_not_overtaken(toasts: list[str], monkeyp
 
 def test_clear_ends_the_answer_and_nothing_of_it_comes_back() -> None:
     page = Page()
-    answer = page.send("one")
-    until_words(page, answer)
+    answer = page.send_until_words("one")
     late = next(answer)  # on its way when the visitor clears
     clear = page.clear()
     page.apply(late)
@@ -257,8 +254,7 @@ def test_clear_ends_the_answer_and_nothing_of_it_comes_back() -> None:
 
 def test_clear_that_meets_the_answers_end() -> None:
     page = Page()
-    answer = page.send("one")
-    until_words(page, answer)
+    answer = page.send_until_words("one")
     rest = list(answer)
     clear = page.clear()
     for updates in rest:
@@ -273,8 +269,7 @@ def test_a_message_that_overtakes_clear(monkeypatch: pytest.MonkeyPatch) -> None
     page, begun = Page(), []
     submit = page.engine.submit
     page.engine.submit = lambda request: begun.append(submit(request)) or begun[-1]
-    answer = page.send("one")
-    until_words(page, answer)
+    answer = page.send_until_words("one")
     clear = page.clear()
     refused = page.send("two")
     page.run(refused)
@@ -287,7 +282,7 @@ def test_a_message_that_overtakes_clear(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_restarted_server_takes_what_the_page_has() -> None:
     page = Page()
-    until_words(page, page.send("one"))
+    page.send_until_words("one")
     page.start_server()
     page.run(page.stop())
     assert not conversation.is_streaming(page.chat) and page.box["submit_btn"] is True
@@ -297,8 +292,7 @@ def test_a_restarted_server_takes_what_the_page_has() -> None:
 
 def test_after_a_lost_connection_the_page_goes_on_with_what_it_has() -> None:
     page = Page()
-    answer = page.send("one")
-    until_words(page, answer)
+    answer = page.send_until_words("one")
     answer.close()  # type: ignore[attr-defined]
     page.run(page.send("two"))
     assert page.texts()[-1] == "you said: two!"
@@ -315,8 +309,7 @@ def test_a_refused_import_changes_nothing(tmp_path: Path, toasts: list[str]) -> 
 
 def test_an_empty_edit_does_not_put_an_old_state_back(toasts: list[str]) -> None:
     page = Page()
-    answer = page.send("one")
-    until_words(page, answer)
+    answer = page.send_until_words("one")
     edit = page.edit(" ")
     page.run(answer)
     page.run(edit)
@@ -327,8 +320,7 @@ def test_pages_do_not_stop_each_other() -> None:
     one = Page(session="one")
     other = Page(session="two")
     other.events, other.store = one.events, one.store
-    answer = one.send("one")
-    until_words(one, answer)
+    answer = one.send_until_words("one")
     other.number = one.number
     other.run(other.stop())
     other.run(other.clear())

@@ -151,11 +151,6 @@ class MetricsTail:
         )
 
 
-def read_progress(folder: Path) -> RunProgress:
-    """The progress of the run in `folder`; empty if it has not written metrics yet."""
-    return MetricsTail(folder).read()
-
-
 def _is_number(value: Any) -> bool:
     try:
         return type(value) in (int, float) and math.isfinite(value)
