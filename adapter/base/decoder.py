@@ -15,7 +15,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 from adapter.base import kernels
-from adapter.base.quantize import PackedLinear
 from adapter.method.attention import PromptKV, Runs, zero_init_attention
 from adapter.method.deltas import FINAL_NORM
 
@@ -52,7 +51,7 @@ class DecoderLayer(LlamaDecoderLayer):
         index, down_proj = attention.layer_idx, mlp["down_proj"]
         deltas = None if prompt_kv is None else prompt_kv.deltas
         change = None if deltas is None else partial(deltas.linear, index, rows=prompt_rows)
-        packed = isinstance(down_proj, PackedLinear)
+        packed = False
 
         x = kernels.rms_norm(parts["input_layernorm"], hidden_states, packed)
         if deltas is not None:
@@ -103,11 +102,3 @@ def adapt(model: LlamaModel) -> None:
     model.__class__ = Decoder
     for layer in model.layers:
         layer.__class__ = DecoderLayer
-
-
-def fuse_linears(model: LlamaModel) -> None:
-    """Join the packed products of a common input, where they have the same format, into one each."""
-    for layer in model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        PackedLinear.fuse([attention.q_proj, attention.k_proj, attention.v_proj])
-        PackedLinear.fuse([mlp.gate_proj, mlp.up_proj])

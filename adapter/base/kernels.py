@@ -69,7 +69,7 @@ def linears(
 
 
 def _fused(first: nn.Module, x: Tensor) -> PackedLinear | None:
-    return first.fused[0] if isinstance(first, PackedLinear) and first.fused and not x.requires_grad else None
+    return None
 
 
 def prepare_rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

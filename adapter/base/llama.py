@@ -33,7 +33,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from adapter.base import embedded, memory, resolve
-from adapter.base.decoder import adapt, fuse_linears
+from adapter.base.decoder import adapt
 from adapter.base.hf_folder import WEIGHT_FILES, open_tensors, tensor_files, tensor_shapes
 from adapter.base.quantize import PackedLinear, pack, quantize_linears
 from adapter.errors import LoadError, first_line
@@ -168,7 +168,6 @@ def load_base(
     fingerprint = _fingerprint(model, tokenizer, name_or_path)
     if chosen == "packed":
         chosen = quantize_linears(model)  # what was not packed on the way: a head that is tied to the embedding
-        fuse_linears(model.model)
     return Base(model, tokenizer, fingerprint, chosen, _memory(model))
 
 
@@ -215,7 +214,7 @@ def _set_weight(model: nn.Module, name: str, weight: Tensor, dtype: torch.dtype)
     module = model.get_submodule(path)
     if type(module) is nn.Linear and module.bias is None:
         parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, pack(weight, dtype))
+        setattr(model.get_submodule(parent), child, pack(weight))
     else:
         setattr(module, kind, nn.Parameter(weight.to(dtype)))
 
@@ -344,9 +343,6 @@ def _not_loaded(source: str, name: str, error: BaseException) -> LoadError:
 
 def _memory(model: torch.nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
-    for module in model.modules():
-        if isinstance(module, PackedLinear):
-            tensors += [buffer for whole in module.fused for buffer in whole.buffers()]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 

@@ -1,4 +1,4 @@
-"""Frozen linear layers for CPUs on the packed low-bit products that torch ships.
+"""Frozen linear layers in 4 or 8 bits for CPUs, on the products of `integer_product`.
 
 The quantiser on CUDA is bitsandbytes; this one exists because on a CPU it is both faster and truer than
 bitsandbytes' formats (`make bench` prints the table). Knows layers; knows nothing of LLaMA.
@@ -6,178 +6,94 @@ bitsandbytes' formats (`make bench` prints the table). Knows layers; knows nothi
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapter.base.integer_product import BLOCK, GROUP, multiply, quantize_row
+
 if TYPE_CHECKING:
     from typing import Self
 
-_GROUP = 32  # inputs that share a scale and a zero point in four bits
-_BLOCK = 64  # outputs that the four-bit product packs together
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
 _PIECE = 1 << 20  # weights that are packed at a time: their fp32 copies stay in the processor's cache
 
 
 class PackedLinear(nn.Module):
-    """`y = x W^T` with W in few bits: [..., in] -> [..., out]. Frozen, but x may need a gradient.
+    """`y = x W^T` with W in few bits: [..., in] -> [..., out] of any float dtype. Frozen, but x may need a gradient.
 
-    x has the dtype of the scales: bfloat16, float16 or float32. fused: the layer that computes this one and its
-    neighbours of the same input, if `fuse` made one. It stands in a tuple so that it is no submodule. sizes: of
-    its parts' outputs, in such a layer.
+    x is rounded to 8 bits by groups of 32 of a row; a row's result does not depend on the other rows, bit for bit.
+    weight: uint8 [blocks, groups, bytes] in the layout of `integer_product`.
     """
 
     weight: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, weight: Tensor, bits: int, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.fused: tuple[PackedLinear, ...] = ()
-        self.sizes: list[int] = []
-
-    @abstractmethod
-    def product(self, rows: Tensor) -> Tensor:
-        """Contiguous [N, in] -> [N, out]. A row's result does not depend on the other rows, bit for bit."""
-
-    @abstractmethod
-    def unpacked(self) -> Tensor:
-        """W, [out, in]."""
+        self.register_buffer("weight", weight)
+        self.bits, self.in_features, self.out_features = bits, in_features, out_features
 
     @classmethod
-    @abstractmethod
-    def concatenated(cls, linears: Sequence[Self]) -> Self:
-        """One layer with the outputs of several in order; they share its weights' memory from then on."""
-
-    @staticmethod
-    def fuse(linears: Sequence[nn.Module]) -> None:
-        """Let the first of several layers of one input hold their concatenation, if all have the same format."""
-        packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
-        if len(packed) == len(linears) and len({type(linear) for linear in packed}) == 1:
-            whole = type(packed[0]).concatenated(packed)
-            whole.sizes = [len(linear.weight) for linear in packed]
-            packed[0].fused = (whole,)
-
-    def __call__(self, x: Tensor) -> Tensor:  # without nn.Module's hooks: they cost as much as a small product
-        return self.forward(x)
+    def pack(cls, weight: Tensor, bits: int) -> Self | None:
+        """`weight`, [out, in]; in four bits only if they hold it exactly, as from a GGUF file in Q4_1, else None."""
+        outputs, inputs = weight.shape
+        blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)
+        packed = torch.empty(blocks, groups, GROUP * BLOCK * bits // 8 + 4 * BLOCK, dtype=torch.uint8)
+        rows = max(_PIECE // inputs // BLOCK, 1) * BLOCK
+        for piece, to in zip(weight.split(rows), packed.split(rows // BLOCK), strict=True):
+            steps = F.pad(piece.to(torch.float32, copy=True), (0, -inputs % GROUP, 0, -len(piece) % BLOCK))
+            steps = steps.view(len(to), BLOCK, groups, GROUP)
+            low, high = steps.amin(dim=3, keepdim=True), steps.amax(dim=3, keepdim=True)
+            low, scales = low.half(), ((high - low) / (2**bits - 1)).half()
+            # In place: this runs over the whole model at every start.
+            steps.sub_(low).div_(scales.float().clamp_(min=1e-12))
+            whole = steps.round()
+            if bits == 4 and not steps.sub_(whole).abs_().amax() <= _OFF_GRID:  # NaN too
+                return None  # a weight that never was in four bits ends here, at its first piece
+            q = whole.clamp_(0, 2**bits - 1).to(torch.uint8).view(torch.int32)  # 4 inputs a number
+            q = q.permute(0, 2, 3, 1).contiguous().view(torch.uint8)  # [blocks, groups, 8, 4 x 16]
+            if bits == 4:
+                q = q[:, :, 0::2] | q[:, :, 1::2] << 4
+            parameters = torch.stack((scales, low)).squeeze(4).permute(1, 3, 0, 2).contiguous()
+            to[:, :, : -4 * BLOCK] = q.flatten(2)
+            to[:, :, -4 * BLOCK :] = parameters.flatten(2).view(torch.uint8)
+        return cls(packed, bits, inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             return F.linear(x, self.unpacked().to(x.dtype))
-        # Some products refuse strided rows, such as the last tokens of a batch's hidden states.
-        if x.ndim == 2:
-            return self.product(x.contiguous())
-        *outer, inputs = x.shape
-        out = self.product(x.reshape(-1, inputs).contiguous())
-        return out.view(*outer, out.shape[1])
-
-
-class Int8Linear(PackedLinear):
-    """W as int8 [out, in] and a scale for each output."""
-
-    weight: Tensor
-    scales: Tensor
-
-    def __init__(self, weight: Tensor, scales: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("scales", scales)
-
-    @classmethod
-    def pack(cls, weight: Tensor, dtype: torch.dtype | None = None) -> Self:
-        """`weight`, [out, in], rounded to eight bits, for inputs of `dtype` (default: the weight's own)."""
-        packed = torch.empty(weight.shape, dtype=torch.int8)
-        scales = torch.empty(len(weight), dtype=dtype or weight.dtype)
-        pieces = (_pieces(weight), _pieces(packed, weight), _pieces(scales, weight))
-        for piece, packed_piece, scales_piece in zip(*pieces, strict=True):
-            steps = piece.to(torch.float32, copy=True)
-            largest = torch.maximum(steps.amax(dim=1), -steps.amin(dim=1))
-            scales_piece.copy_((largest / 127).clamp_(min=1e-8))
-            steps.div_(scales_piece.float()[:, None]).round_().clamp_(-127, 127)
-            packed_piece.copy_(steps)
-        return cls(packed, scales)
-
-    def product(self, rows: Tensor) -> Tensor:
-        # A dict look-up takes a third of the time of a module's attribute, of which a step reads hundreds.
-        tensors: dict[str, Any] = self._buffers
-        return torch._weight_int8pack_mm(rows, tensors["weight"], tensors["scales"])
+        groups, stride = self.weight.shape[1], len(self.weight) * BLOCK
+        rows = F.pad(x.reshape(-1, self.in_features).float(), (0, groups * GROUP - self.in_features)).contiguous()
+        integers = torch.empty(len(rows), groups * GROUP, dtype=torch.int8)
+        scales = torch.empty(len(rows), groups, 2)
+        out = torch.empty(len(rows), stride)
+        for row in range(len(rows)):
+            quantize_row(rows[row].data_ptr(), groups * GROUP, integers[row].data_ptr(), scales[row].data_ptr())
+        pointers = self.weight.data_ptr(), self.bits, integers.data_ptr(), scales.data_ptr()
+        multiply(*pointers, len(rows), groups, out.data_ptr(), 4 * stride, 0, len(self.weight))
+        return out[:, : self.out_features].to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def unpacked(self) -> Tensor:
-        return self.weight * self.scales[:, None]
-
-    @classmethod
-    def concatenated(cls, linears: Sequence[Self]) -> Self:
-        whole = cls(torch.cat([n.weight for n in linears]), torch.cat([n.scales for n in linears]))
-        sizes = [len(n.weight) for n in linears]
-        for linear, weight, scales in zip(
-            linears, whole.weight.split(sizes), whole.scales.split(sizes), strict=True
-        ):
-            linear.weight, linear.scales = weight, scales
-        return whole
-
-
-class Int4Linear(PackedLinear):
-    """W as packed int4, with a scale and a zero for each group of 32 inputs of an output.
-
-    weight: uint8 [out, in / 2] in the product's own layout; scales_and_zeros: [in / 32, out, 2];
-    W = (q - 8) * scale + zero.
-    """
-
-    weight: Tensor
-    scales_and_zeros: Tensor
-
-    def __init__(self, weight: Tensor, scales_and_zeros: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("scales_and_zeros", scales_and_zeros)
-
-    @classmethod
-    def pack(cls, weight: Tensor, dtype: torch.dtype | None = None) -> Self | None:
-        """`weight`, [out, in], if four bits hold it exactly, as from a GGUF file in Q4_1; else None.
-
-        dtype: of the inputs (default: the weight's own).
-        """
-        if weight.shape[0] % _BLOCK or weight.shape[1] % _GROUP:
-            return None
-        packed, parameters = [], []
-        for piece in _pieces(weight):
-            steps = piece.to(torch.float32, copy=True).view(len(piece), -1, _GROUP)
-            low, high = steps.amin(dim=2, keepdim=True), steps.amax(dim=2, keepdim=True)
-            scales = ((high - low) / 15).clamp_(min=1e-8)
-            steps.sub_(low).div_(scales)  # in place: this runs over the whole model at every start
-            whole = steps.round()
-            if not steps.sub_(whole).abs_().amax() <= _OFF_GRID:  # NaN too
-                return None  # a weight that never was in four bits ends here, at its first piece
-            packed.append(torch._convert_weight_to_int4pack_for_cpu(whole.int().view(piece.shape), 1))
-            parameters.append(torch.cat([scales, low + 8 * scales], dim=2).transpose(0, 1))
-        return cls(torch.cat(packed), torch.cat(parameters, dim=1).to(dtype or weight.dtype))
-
-    def product(self, rows: Tensor) -> Tensor:
-        tensors: dict[str, Any] = self._buffers  # see Int8Linear
-        return torch._weight_int4pack_mm_for_cpu(rows, tensors["weight"], _GROUP, tensors["scales_and_zeros"])
-
-    def unpacked(self) -> Tensor:
-        inputs = self.scales_and_zeros.shape[0] * _GROUP
-        return self.product(torch.eye(inputs, dtype=self.scales_and_zeros.dtype)).T
-
-    @classmethod
-    def concatenated(cls, linears: Sequence[Self]) -> Self:
-        # Packed weights are blocks of outputs and can be split again. Scales are not: the parts keep copies.
-        whole = cls(
-            torch.cat([n.weight for n in linears]), torch.cat([n.scales_and_zeros for n in linears], dim=1)
-        )
-        parts = whole.weight.split([len(n.weight) for n in linears])
-        for linear, weight in zip(linears, parts, strict=True):
-            linear.weight = weight
-        return whole
+        """W, [out, in] in fp32."""
+        blocks, groups, _ = self.weight.shape
+        q = self.weight[:, :, : -4 * BLOCK].unflatten(2, (-1, 64))
+        if self.bits == 4:
+            q = torch.stack((q & 15, q >> 4), dim=3).flatten(2, 3)
+        q = q.contiguous().view(torch.int32).permute(0, 3, 1, 2).contiguous().view(torch.uint8)
+        parameters = self.weight[:, :, -4 * BLOCK :].contiguous().view(torch.float16).float()
+        scales, low = parameters.view(blocks, groups, 2, BLOCK, 1).permute(2, 0, 3, 1, 4)
+        whole = (q.view(blocks, BLOCK, groups, GROUP) * scales + low).view(blocks * BLOCK, groups * GROUP)
+        return whole[: self.out_features, : self.in_features]
 
 
-def pack(weight: Tensor, dtype: torch.dtype | None = None) -> PackedLinear:
-    """`weight`, [out, in], in four bits if they hold it exactly, else in eight, for inputs of `dtype`."""
-    return Int4Linear.pack(weight, dtype) or Int8Linear.pack(weight, dtype)
+def pack(weight: Tensor) -> PackedLinear:
+    """`weight`, [out, in], in four bits if they hold it exactly, else in eight."""
+    packed = PackedLinear.pack(weight, 4) or PackedLinear.pack(weight, 8)
+    assert packed is not None
+    return packed
 
 
 def quantize_linears(model: nn.Module) -> str:
@@ -189,11 +105,5 @@ def quantize_linears(model: nn.Module) -> str:
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child.bias is None:
                 setattr(module, name, pack(child.weight.data))
-    bits = [4 if isinstance(m, Int4Linear) else 8 for m in model.modules() if isinstance(m, PackedLinear)]
+    bits = [module.bits for module in model.modules() if isinstance(module, PackedLinear)]
     return f"packed-int{max(set(bits), key=bits.count)}"
-
-
-def _pieces(tensor: Tensor, weight: Tensor | None = None) -> tuple[Tensor, ...]:
-    """`tensor` in pieces of rows: of whole blocks, and of about _PIECE numbers of `weight` (default: `tensor`)."""
-    columns = (tensor if weight is None else weight).shape[1]
-    return tensor.split(max(_PIECE // columns // _BLOCK, 1) * _BLOCK)

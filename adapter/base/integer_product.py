@@ -1,0 +1,207 @@
+"""Products of quantised activations with packed weights, compiled for the processor at hand.
+
+Weights have 4 or 8 bits, activations 8 bits; both share a scale within groups of 32 inputs. Sums within a group are
+sums of integers and exact, and the groups are added in order: a row's result does not depend on the other rows.
+
+Layout of a weight: blocks of 16 outputs, in them groups of 32 inputs, in them 8 steps of 4 inputs (16 x 4 bytes; with
+four bits the even steps are the low halves and the odd steps the high halves of the bytes), then 16 scales and 16
+minima in fp16. W = q * scale + minimum, q unsigned.
+Layout of activations: int8 [rows, groups, 32] and fp32 [rows, groups, 2]: the scale, and scale * sum of the integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+
+from adapter.base.native import (
+    F32, FLOATS, HALF, I8, I16, I32, I64, INTS, constant, emitted, features, floats, fma, function, load, loop, splat,
+    store,
+)  # fmt: skip
+
+GROUP = 32  # inputs that share a scale
+BLOCK = 16  # outputs that are computed together
+_FOUR_BYTES, _EIGHT_BYTES = GROUP * BLOCK // 2 + 4 * BLOCK, GROUP * BLOCK + 4 * BLOCK  # of a block's group
+_OCTETS = ir.VectorType(I8, 4 * BLOCK)
+
+# Adds to each of 16 sums a dot product of 4 bytes: (builder, sums, unsigned bytes, 4 signed bytes as an i32, bits of
+# the unsigned) -> sums.
+Dot = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, int], ir.Value]
+
+
+def _halves(b: ir.IRBuilder, dot: Callable[[ir.Value, ir.Value], ir.Value], sums: ir.Value, q: ir.Value) -> ir.Value:
+    """`dot` of each half of 16 lanes."""
+
+    def part(value: ir.Value, first: int, count: int) -> ir.Value:
+        indices = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
+        return b.shuffle_vector(value, value, indices)
+
+    results = [dot(part(sums, 8 * half, 8), part(q, 32 * half, 32)) for half in (0, 1)]
+    return b.shuffle_vector(*results, ir.Constant(INTS, list(range(BLOCK))))
+
+
+def _dot_avx512(b: ir.IRBuilder, sums: ir.Value, q: ir.Value, x: ir.Value, bits: int) -> ir.Value:
+    dot = function(b, "llvm.x86.avx512.vpdpbusd.512", INTS, INTS, _OCTETS, _OCTETS)
+    return b.call(dot, [sums, q, b.bitcast(splat(b, x), _OCTETS)])
+
+
+def _dot_avxvnni(b: ir.IRBuilder, sums: ir.Value, q: ir.Value, x: ir.Value, bits: int) -> ir.Value:
+    ints, octets = ir.VectorType(I32, 8), ir.VectorType(I8, 32)
+    dot = function(b, "llvm.x86.avx512.vpdpbusd.256", ints, ints, octets, octets)
+    xs = b.bitcast(splat(b, x, 8), octets)
+    return _halves(b, lambda sums, q: b.call(dot, [sums, q, xs]), sums, q)
+
+
+def _dot_avx2(b: ir.IRBuilder, sums: ir.Value, q: ir.Value, x: ir.Value, bits: int) -> ir.Value:
+    ints, words, octets = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I8, 32)
+    multiply_words = function(b, "llvm.x86.avx2.pmadd.wd", ints, words, words)
+    multiply_bytes = function(b, "llvm.x86.avx2.pmadd.ub.sw", words, octets, octets)
+    eight, xs = constant(words, 8), splat(b, x, 8)
+
+    def dot(sums: ir.Value, q: ir.Value) -> ir.Value:
+        if bits == 4:  # a pair's sum, at most 2 * 15 * 127, fits into 16 bits
+            pairs = b.call(multiply_bytes, [q, b.bitcast(xs, octets)])
+            return b.add(sums, b.call(multiply_words, [pairs, constant(words, 1)]))
+        q, x = b.bitcast(q, words), b.bitcast(xs, words)
+        even = b.call(multiply_words, [b.and_(q, constant(words, 255)), b.ashr(b.shl(x, eight), eight)])
+        odd = b.call(multiply_words, [b.lshr(q, eight), b.ashr(x, eight)])
+        return b.add(sums, b.add(even, odd))
+
+    return _halves(b, dot, sums, q)
+
+
+def _dot_generic(b: ir.IRBuilder, sums: ir.Value, q: ir.Value, x: ir.Value, bits: int) -> ir.Value:
+    lanes = b.bitcast(q, INTS)
+    for byte in range(4):
+        one = b.and_(b.lshr(lanes, constant(INTS, 8 * byte)), constant(INTS, 255))
+        factor = b.ashr(b.shl(x, I32(24 - 8 * byte)), I32(24))
+        sums = b.add(sums, b.mul(one, splat(b, factor)))
+    return sums
+
+
+# By the features that a processor needs for them, the fastest first.
+DOTS: dict[frozenset[str], Dot] = {
+    frozenset({"avx512vnni", "avx512f"}): _dot_avx512,
+    frozenset({"avxvnni"}): _dot_avxvnni,
+    frozenset({"avx2", "fma"}): _dot_avx2,
+    frozenset(): _dot_generic,
+}
+_dot = next(dot for needed, dot in DOTS.items() if needed <= features())
+
+
+def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
+    """The function that multiplies `rows` rows of activations with one block of a weight of so many bits."""
+
+    @emitted(types.void, *[types.intp] * 6)
+    def product(
+        b: ir.IRBuilder,
+        weight: ir.Value,
+        x: ir.Value,
+        scales: ir.Value,
+        groups: ir.Value,
+        out: ir.Value,
+        out_bytes: ir.Value,
+    ) -> None:
+        """All are addresses or counts; a row of out is out_bytes after the row before it."""
+        x_bytes, scale_bytes = b.mul(groups, I64(GROUP)), b.mul(groups, I64(8))
+        parameters = GROUP * BLOCK * bits // 8  # where they begin
+        low, pairs, halves = constant(_OCTETS, 15), ir.VectorType(I16, 2 * BLOCK), ir.VectorType(HALF, BLOCK)
+
+        def add_group(group: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+            here = b.add(weight, b.mul(group, I64(parameters + 4 * BLOCK)))
+            steps = []
+            for offset in range(0, parameters, 4 * BLOCK):
+                q = load(b, here, _OCTETS, offset)
+                if bits == 4:
+                    high = b.bitcast(b.lshr(b.bitcast(q, pairs), constant(pairs, 4)), _OCTETS)
+                    steps += [b.and_(q, low), b.and_(high, low)]
+                else:
+                    steps.append(q)
+            sums = [constant(INTS, 0)] * rows
+            own = [b.add(b.add(x, b.mul(x_bytes, I64(r))), b.mul(group, I64(GROUP))) for r in range(rows)]
+            for i, q in enumerate(steps):
+                sums = [dot(b, total, q, load(b, own[r], I32, 4 * i), bits) for r, total in enumerate(sums)]
+            scale = b.fpext(load(b, here, halves, parameters), FLOATS)
+            minimum = b.fpext(load(b, here, halves, parameters + 2 * BLOCK), FLOATS)
+            for r in range(rows):
+                factors = b.add(b.add(scales, b.mul(scale_bytes, I64(r))), b.mul(group, I64(8)))
+                product = b.fmul(b.sitofp(sums[r], FLOATS), splat(b, load(b, factors, F32)))
+                totals[r] = fma(b, product, scale, totals[r])
+                totals[r] = fma(b, minimum, splat(b, load(b, factors, F32, 4)), totals[r])
+            return totals
+
+        for r, total in enumerate(loop(b, groups, [constant(FLOATS, 0.0)] * rows, add_group)):
+            store(b, total, b.add(out, b.mul(out_bytes, I64(r))))
+
+    return product
+
+
+# Module globals, because numba finds a function in its disk cache only if it has no closure.
+_four_1, _four_2, _four_4, _four_8 = (block_product(rows, 4) for rows in (1, 2, 4, 8))
+_eight_1, _eight_2, _eight_4, _eight_8 = (block_product(rows, 8) for rows in (1, 2, 4, 8))
+
+
+@njit(nogil=True, cache=True)
+def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):  # type: ignore[no-untyped-def]
+    """Multiply `rows` rows of activations with the blocks `first` to `last` of a weight, to `out` in fp32.
+
+    weight, x, scales, out: addresses in the layouts above; a row of out is out_bytes after the row before it.
+    """
+    block_bytes = groups * (_FOUR_BYTES if bits == 4 else _EIGHT_BYTES)
+    x_bytes, scale_bytes = groups * GROUP, groups * 8
+    for block in range(first, last):
+        here, there, row = weight + block * block_bytes, out + block * 4 * BLOCK, 0
+        while row < rows:
+            row_x, row_scales, to = x + row * x_bytes, scales + row * scale_bytes, there + row * out_bytes
+            left = rows - row
+            if bits == 4:
+                if left >= 8:
+                    _four_8(here, row_x, row_scales, groups, to, out_bytes)
+                elif left >= 4:
+                    _four_4(here, row_x, row_scales, groups, to, out_bytes)
+                elif left >= 2:
+                    _four_2(here, row_x, row_scales, groups, to, out_bytes)
+                else:
+                    _four_1(here, row_x, row_scales, groups, to, out_bytes)
+            elif left >= 8:
+                _eight_8(here, row_x, row_scales, groups, to, out_bytes)
+            elif left >= 4:
+                _eight_4(here, row_x, row_scales, groups, to, out_bytes)
+            elif left >= 2:
+                _eight_2(here, row_x, row_scales, groups, to, out_bytes)
+            else:
+                _eight_1(here, row_x, row_scales, groups, to, out_bytes)
+            row += 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+
+
+@emitted(types.void, types.intp, types.intp, types.intp)
+def _quantize_group(b: ir.IRBuilder, x: ir.Value, q: ir.Value, scales: ir.Value) -> None:
+    """32 floats to 32 integers and two factors. What is not finite makes the factors infinite or NaN."""
+    parts = [load(b, x, FLOATS, 4 * BLOCK * i) for i in range(2)]
+    # Floats without their sign are ordered like integers, NaN above all.
+    sizes = [b.and_(b.bitcast(part, INTS), constant(INTS, 0x7FFFFFFF)) for part in parts]
+    larger = b.select(b.icmp_signed(">", *sizes), *sizes)
+    amax = b.bitcast(b.call(function(b, "llvm.vector.reduce.smax.v16i32", I32, INTS), [larger]), F32)
+    tiny = b.fcmp_unordered("<=", amax, F32(1e-30))  # its inverse would be infinite; or NaN
+    inverse = b.select(tiny, F32(0.0), b.fdiv(F32(127.0), amax))
+    total = constant(INTS, 0)
+    for i, part in enumerate(parts):
+        # Adding 1.5 * 2^23 leaves the nearest integer, half to even, in the low bits.
+        shifted = b.fadd(b.fmul(part, splat(b, inverse)), constant(FLOATS, 12582912.0))
+        whole = b.sub(b.bitcast(shifted, INTS), constant(INTS, 0x4B400000))
+        store(b, b.trunc(whole, ir.VectorType(I8, BLOCK)), q, BLOCK * i)
+        total = b.add(total, whole)
+    count = b.sitofp(b.call(function(b, "llvm.vector.reduce.add.v16i32", I32, INTS), [total]), F32)
+    scale = b.fdiv(amax, F32(127.0))
+    store(b, scale, scales)
+    store(b, b.fmul(scale, count), scales, 4)
+
+
+@njit(nogil=True, cache=True)
+def quantize_row(x, columns, integers, scales):  # type: ignore[no-untyped-def]
+    """Quantise a row of floats, whose number is a multiple of 32, to the layout above; all are addresses."""
+    for group in range(columns // GROUP):
+        _quantize_group(x + group * 4 * GROUP, integers + group * GROUP, scales + group * 8)

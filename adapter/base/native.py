@@ -1,0 +1,279 @@
+"""What numba lacks for code that is compiled for the processor at hand: addresses, atomics, vectors of 16 floats.
+
+Addresses are integers and counts are not checked: callers know their shapes.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, config, njit, types
+from numba.core.codegen import get_host_cpu_features
+from numba.extending import intrinsic
+
+LANES = 16  # of the vectors; the compiler splits them for processors with shorter ones
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32, HALF = ir.FloatType(), ir.HalfType()
+FLOATS, INTS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+Emit = Callable[..., ir.Value | None]
+
+
+def emitted(result: Any, *arguments: Any) -> Callable[[Emit], Any]:
+    """Decorates a function that emits LLVM code: (builder, *values) -> the result's value. It is called from numba."""
+
+    def decorate(emit: Emit) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+            value = emit(builder, *values)
+            return context.get_dummy_value() if value is None else value
+
+        names = ", ".join(f"a{i}" for i in range(len(arguments)))
+        scope: dict[str, Any] = {"answer": (result(*arguments), codegen)}
+        # numba reads the number of arguments from the signature.
+        exec(f"def typed(typing_context, {names}): return answer", scope)
+        scope["typed"].__doc__, scope["typed"].__name__ = emit.__doc__, emit.__name__
+        return intrinsic(scope["typed"])
+
+    return decorate
+
+
+def features() -> frozenset[str]:
+    """What the processor that numba compiles for can do, in LLVM's names; NUMBA_CPU_FEATURES names another."""
+    return frozenset(name[1:] for name in (config.CPU_FEATURES or get_host_cpu_features()).split(",") if name[:1] == "+")
+
+
+def function(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
+    """One of LLVM's own functions."""
+    known = builder.module.globals.get(name)
+    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
+    address = builder.add(address, I64(offset)) if offset else address
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+
+def store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, offset: int = 0) -> None:
+    address = builder.add(address, I64(offset)) if offset else address
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+
+def splat(builder: ir.IRBuilder, value: ir.Value, count: int = LANES) -> ir.Value:
+    """A vector of the same value."""
+    undefined = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
+    zeros = ir.Constant(ir.VectorType(I32, count), [0] * count)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, I32(0)), undefined, zeros)
+
+
+def constant(kind: ir.VectorType, value: float) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    return builder.call(function(builder, "llvm.fma.v16f32", FLOATS, FLOATS, FLOATS, FLOATS), [a, b, c])
+
+
+def load_bf16(builder: ir.IRBuilder, address: ir.Value, offset: int = 0) -> ir.Value:
+    """16 numbers in bfloat16 as floats."""
+    halves = builder.zext(load(builder, address, ir.VectorType(I16, LANES), offset), INTS)
+    return builder.bitcast(builder.shl(halves, constant(INTS, 16)), FLOATS)
+
+
+def loop(
+    builder: ir.IRBuilder,
+    count: ir.Value,
+    initial: list[ir.Value],
+    body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
+) -> list[ir.Value]:
+    """`values = body(index, values)` for each index below `count`, at least once; returns the last values."""
+    before, inside, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    builder.branch(inside)
+    builder.position_at_end(inside)
+    index = builder.phi(I64)
+    index.add_incoming(I64(0), before)
+    values = [builder.phi(value.type) for value in initial]
+    for value, first in zip(values, initial, strict=True):
+        value.add_incoming(first, before)
+    results = body(index, list(values))
+    following = builder.add(index, I64(1))
+    for phi, value in ((index, following), *zip(values, results, strict=True)):
+        phi.add_incoming(value, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
+    builder.position_at_end(after)
+    return results
+
+
+@emitted(types.voidptr, types.intp)
+def _pointer(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return b.inttoptr(address, ir.PointerType(I8))
+
+
+@emitted(types.int32, types.float32)
+def bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The bits of a float."""
+    return b.bitcast(value, I32)
+
+
+@emitted(types.float32, types.int32)
+def from_bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The float of these bits."""
+    return b.bitcast(value, F32)
+
+
+@njit
+def floats(address, count):  # type: ignore[no-untyped-def]
+    """The float32 array at an address."""
+    return carray(_pointer(address), count, np.float32)
+
+
+@njit
+def halves(address, count):  # type: ignore[no-untyped-def]
+    """The array of 16 bit numbers at an address."""
+    return carray(_pointer(address), count, np.int16)
+
+
+@njit
+def integers(address, count):  # type: ignore[no-untyped-def]
+    """The int64 array at an address."""
+    return carray(_pointer(address), count, np.int64)
+
+
+@emitted(types.int64, types.intp)
+def atomic_load(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return b.load_atomic(b.inttoptr(address, I64.as_pointer()), "seq_cst", 8)
+
+
+@emitted(types.void, types.intp, types.int64)
+def atomic_store(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
+    b.store_atomic(value, b.inttoptr(address, I64.as_pointer()), "seq_cst", 8)
+
+
+@emitted(types.int64, types.intp, types.int64)
+def atomic_add(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> ir.Value:
+    """Add to the number at an address; returns what it was before."""
+    return b.atomic_rmw("add", b.inttoptr(address, I64.as_pointer()), value, "seq_cst")
+
+
+@emitted(types.void)
+def pause(b: ir.IRBuilder) -> None:
+    """Tell the processor that this thread waits for another one."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        b.call(function(b, "llvm.x86.sse2.pause", ir.VoidType()), [])
+
+
+if sys.platform == "win32":
+
+    @njit
+    def yield_thread():  # type: ignore[no-untyped-def]
+        pause()
+else:
+    # Lets another thread have the core.
+    yield_thread = types.ExternalFunction("sched_yield", types.int32())
+
+
+def _sum(b: ir.IRBuilder, vector: ir.Value) -> ir.Value:
+    """The sum of 16 floats, halves onto halves: the order is the same on every processor."""
+    count = LANES
+    while count > 1:
+        count //= 2
+        indices = [ir.Constant(ir.VectorType(I32, count), list(range(first, first + count))) for first in (0, count)]
+        vector = b.fadd(*(b.shuffle_vector(vector, vector, part) for part in indices))
+    return b.extract_element(vector, I32(0))
+
+
+@emitted(types.float32, types.intp, types.intp, types.int64)
+def dot_bf16(b: ir.IRBuilder, x: ir.Value, y: ir.Value, vectors: ir.Value) -> ir.Value:
+    """The dot product of 16 * vectors floats at x and bfloat16 numbers at y; at least one vector."""
+
+    def add(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        one = load(b, b.add(x, b.mul(i, I64(4 * LANES))), FLOATS)
+        return [fma(b, one, load_bf16(b, b.add(y, b.mul(i, I64(2 * LANES)))), sums[0])]
+
+    [sums] = loop(b, vectors, [constant(FLOATS, 0.0)], add)
+    return _sum(b, sums)
+
+
+def _weighted_sum(vectors: int) -> Any:
+    @emitted(types.void, types.intp, types.intp, types.int64, types.int64, types.intp)
+    def add_weighted(
+        b: ir.IRBuilder, weights: ir.Value, rows: ir.Value, count: ir.Value, row_bytes: ir.Value, sums: ir.Value
+    ) -> None:
+        """Add the weighted sum of `count` rows of bfloat16 numbers, at least one, to floats."""
+
+        def add(i: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+            weight = splat(b, load(b, b.add(weights, b.mul(i, I64(4))), F32))
+            row = b.add(rows, b.mul(i, row_bytes))
+            return [fma(b, weight, load_bf16(b, row, 2 * LANES * v), total) for v, total in enumerate(totals)]
+
+        totals = loop(b, count, [load(b, sums, FLOATS, 4 * LANES * v) for v in range(vectors)], add)
+        for v, total in enumerate(totals):
+            store(b, total, sums, 4 * LANES * v)
+
+    return add_weighted
+
+
+add_weighted_16, add_weighted_64 = _weighted_sum(1), _weighted_sum(4)
+
+
+def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """e^x of 16 floats up to 88, to 2 units in the last place; at least e^-87, and NaN for NaN."""
+    x = b.select(b.fcmp_ordered("<", x, constant(FLOATS, -87.0)), constant(FLOATS, -87.0), x)
+    # Adding 1.5 * 2^23 leaves the nearest integer in the low bits, which become the exponent.
+    shifted = fma(b, x, constant(FLOATS, 1.4426950408889634), constant(FLOATS, 12582912.0))
+    whole = b.fsub(shifted, constant(FLOATS, 12582912.0))
+    rest = fma(b, whole, constant(FLOATS, -0.693145751953125), x)  # ln 2 in two parts
+    rest = fma(b, whole, constant(FLOATS, -1.428606765330187e-06), rest)
+    power = constant(FLOATS, 1.9875691500e-4)
+    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        power = fma(b, power, rest, constant(FLOATS, factor))
+    power = b.fadd(fma(b, power, b.fmul(rest, rest), rest), constant(FLOATS, 1.0))
+    exponent = b.sub(b.bitcast(shifted, INTS), constant(INTS, 0x4B400000 - 127))
+    return b.fmul(power, b.bitcast(b.shl(exponent, constant(INTS, 23)), FLOATS))
+
+
+@emitted(types.float32, types.intp, types.int64, types.float32)
+def exp_below(b: ir.IRBuilder, x: ir.Value, vectors: ir.Value, largest: ir.Value) -> ir.Value:
+    """Replace 16 * vectors floats at x, at least one vector, by e^(x - largest); returns their sum."""
+
+    def replace(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        here = b.add(x, b.mul(i, I64(4 * LANES)))
+        power = _exp(b, b.fsub(load(b, here, FLOATS), splat(b, largest)))
+        store(b, power, here)
+        return [b.fadd(sums[0], power)]
+
+    return _sum(b, loop(b, vectors, [constant(FLOATS, 0.0)], replace)[0])
+
+
+@emitted(types.void, types.intp, types.intp, types.int64, types.intp)
+def gated_silu(b: ir.IRBuilder, gate: ir.Value, up: ir.Value, vectors: ir.Value, out: ir.Value) -> None:
+    """silu(gate) * up of 16 * vectors floats, at least one vector."""
+
+    def compute(i: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        offset = b.mul(i, I64(4 * LANES))
+        x, factor = load(b, b.add(gate, offset), FLOATS), load(b, b.add(up, offset), FLOATS)
+        minus = b.fneg(x)
+        minus = b.select(b.fcmp_ordered(">", minus, constant(FLOATS, 87.0)), constant(FLOATS, 87.0), minus)
+        silu = b.fdiv(x, b.fadd(_exp(b, minus), constant(FLOATS, 1.0)))
+        store(b, b.fmul(silu, factor), b.add(out, offset))
+        return []
+
+    loop(b, vectors, [], compute)
+
+
+@njit
+def to_bf16(x):  # type: ignore[no-untyped-def]
+    """A float as bfloat16, to the nearest, half to even; NaN stays NaN."""
+    number = bits(x)
+    if (number & np.int32(0x7FFFFFFF)) > np.int32(0x7F800000):
+        return np.int16(0x7FC0)
+    return np.int16((number + np.int32(0x7FFF) + ((number >> np.int32(16)) & np.int32(1))) >> np.int32(16))
+
+
+@njit
+def from_bf16(x):  # type: ignore[no-untyped-def]
+    return from_bits(np.int32(x) << np.int32(16))
