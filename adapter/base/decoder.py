@@ -1,7 +1,8 @@
 """LLaMA's decoder layer with adaption prompts and V2's deltas as arguments of the call, written once.
 
-Training, serving, inspection and transformers' `generate()` all run this forward pass; `kernels` and
-`method.attention` choose faster forms of its parts by their inputs. Knows transformers' LLaMA modules; knows
+Training, serving, inspection and transformers' `generate()` run this forward pass; `kernels` and
+`method.attention` choose faster forms of its parts by their inputs, and `serve.compiled` is its compiled form for
+packed bases. Knows transformers' LLaMA modules; knows
 nothing of loading.
 """
 
@@ -41,19 +42,14 @@ class DecoderLayer(LlamaDecoderLayer):
     ) -> Tensor:
         """hidden_states: [B, T, hidden_size]; attention_mask: of SDPA, None for causal attention.
 
-        position_embeddings: cos and sin, [B or 1, T, head_dim], or prepared by `kernels`; prompt_kv, prompt_rows:
-        see PromptKV.
+        position_embeddings: cos and sin, [B or 1, T, head_dim]; prompt_kv, prompt_rows: see PromptKV.
         """
         assert position_embeddings is not None
-        # By dict: a module's attribute takes three times as long, and a step of one row reads hundreds.
-        parts: dict[str, Any] = self._modules
-        attention, mlp = parts["self_attn"], parts["mlp"]._modules
-        index, down_proj = attention.layer_idx, mlp["down_proj"]
+        attention, mlp, index = self.self_attn, self.mlp, self.self_attn.layer_idx
         deltas = None if prompt_kv is None else prompt_kv.deltas
         change = None if deltas is None else partial(deltas.linear, index, rows=prompt_rows)
-        packed = False
 
-        x = kernels.rms_norm(parts["input_layernorm"], hidden_states, packed)
+        x = kernels.rms_norm(self.input_layernorm, hidden_states)
         if deltas is not None:
             x = deltas.norm(index, "attention_norm", x, prompt_rows)
         query, key, value = kernels.query_key_value(attention, x, *position_embeddings, change)
@@ -63,15 +59,15 @@ class DecoderLayer(LlamaDecoderLayer):
             keys, values = key, value
         out = zero_init_attention(attention, query, keys, values, attention_mask, prompt_kv, prompt_rows)
         out = out.flatten(2)  # [B, T, H * head_dim]
-        projected = attention._modules["o_proj"](out)
+        projected = attention.o_proj(out)
         hidden_states = hidden_states + (projected if change is None else change("o", projected, out))
 
-        x = kernels.rms_norm(parts["post_attention_layernorm"], hidden_states, packed)
+        x = kernels.rms_norm(self.post_attention_layernorm, hidden_states)
         if deltas is not None:
             x = deltas.norm(index, "mlp_norm", x, prompt_rows)
-        gate, up = kernels.linears(("gate", "up"), (mlp["gate_proj"], mlp["up_proj"]), x, change)
-        product = kernels.gated_unit(mlp["act_fn"], gate, up)
-        projected = down_proj(product)
+        gate, up = kernels.linears(("gate", "up"), (mlp.gate_proj, mlp.up_proj), x, change)
+        product = kernels.gated_unit(mlp.act_fn, gate, up)
+        projected = mlp.down_proj(product)
         return hidden_states + (projected if change is None else change("down", projected, product))
 
 

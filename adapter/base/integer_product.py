@@ -1,12 +1,12 @@
 """Products of quantised activations with packed weights, compiled for the processor at hand.
 
-Weights have 4 or 8 bits, activations 8 bits; both share a scale within groups of 32 inputs. Sums within a group are
-sums of integers and exact, and the groups are added in order: a row's result does not depend on the other rows.
+Weights have 4 or 8 bits, activations 8 bits; both share a scale within groups of 32 inputs. Sums within a group
+are sums of integers and exact, and the groups are added in order: a row's result does not depend on other rows.
 
-Layout of a weight: blocks of 16 outputs, in them groups of 32 inputs, in them 8 steps of 4 inputs (16 x 4 bytes; with
-four bits the even steps are the low halves and the odd steps the high halves of the bytes), then 16 scales and 16
-minima in fp16. W = q * scale + minimum, q unsigned.
-Layout of activations: int8 [rows, groups, 32] and fp32 [rows, groups, 2]: the scale, and scale * sum of the integers.
+Layout of a weight: blocks of 16 outputs, in them groups of 32 inputs, in them 8 steps of 4 inputs (16 x 4 bytes;
+with 4 bits the even steps are the low halves and the odd steps the high halves of the bytes), then 16 scales and
+16 minima in fp16. W = q * scale + minimum, q unsigned.
+Layout of activations: int8 [rows, groups, 32], and fp32 [rows, groups, 2]: scale, and scale * sum of the integers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,22 @@ from llvmlite import ir
 from numba import njit, types
 
 from adapter.base.native import (
-    F32, FLOATS, HALF, I8, I16, I32, I64, INTS, constant, emitted, features, floats, fma, function, load, loop, splat,
+    F32,
+    FLOATS,
+    HALF,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    constant,
+    emitted,
+    features,
+    fma,
+    function,
+    load,
+    loop,
+    splat,
     store,
 )  # fmt: skip
 
@@ -27,12 +42,14 @@ BLOCK = 16  # outputs that are computed together
 _FOUR_BYTES, _EIGHT_BYTES = GROUP * BLOCK // 2 + 4 * BLOCK, GROUP * BLOCK + 4 * BLOCK  # of a block's group
 _OCTETS = ir.VectorType(I8, 4 * BLOCK)
 
-# Adds to each of 16 sums a dot product of 4 bytes: (builder, sums, unsigned bytes, 4 signed bytes as an i32, bits of
-# the unsigned) -> sums.
+# Adds to each of 16 sums a dot product of 4 bytes: (builder, sums, unsigned bytes, 4 signed bytes as an i32, bits
+# of the unsigned) -> sums.
 Dot = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, int], ir.Value]
 
 
-def _halves(b: ir.IRBuilder, dot: Callable[[ir.Value, ir.Value], ir.Value], sums: ir.Value, q: ir.Value) -> ir.Value:
+def _halves(
+    b: ir.IRBuilder, dot: Callable[[ir.Value, ir.Value], ir.Value], sums: ir.Value, q: ir.Value
+) -> ir.Value:
     """`dot` of each half of 16 lanes."""
 
     def part(value: ir.Value, first: int, count: int) -> ir.Value:
@@ -145,7 +162,7 @@ _eight_1, _eight_2, _eight_4, _eight_8 = (block_product(rows, 8) for rows in (1,
 
 
 @njit(nogil=True, cache=True)
-def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):  # type: ignore[no-untyped-def]
+def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
     """Multiply `rows` rows of activations with the blocks `first` to `last` of a weight, to `out` in fp32.
 
     weight, x, scales, out: addresses in the layouts above; a row of out is out_bytes after the row before it.
@@ -201,7 +218,7 @@ def _quantize_group(b: ir.IRBuilder, x: ir.Value, q: ir.Value, scales: ir.Value)
 
 
 @njit(nogil=True, cache=True)
-def quantize_row(x, columns, integers, scales):  # type: ignore[no-untyped-def]
+def quantize_row(x, columns, integers, scales):
     """Quantise a row of floats, whose number is a multiple of 32, to the layout above; all are addresses."""
     for group in range(columns // GROUP):
         _quantize_group(x + group * 4 * GROUP, integers + group * GROUP, scales + group * 8)

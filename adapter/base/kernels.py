@@ -2,7 +2,6 @@
 
 - Inputs that need a gradient: autograd functions that save little and compute their gradient in one step.
   transformers' own norm alone, which goes to fp32 and back, is a sixth of a training step on a CPU.
-- Packed layers (`base.quantize`), which decode on a CPU: few operations, because there each costs microseconds.
 - Else transformers' own formulas, so that without prompts the logits are transformers' bit for bit.
 
 Knows tensors and frozen modules; knows nothing of adapters.
@@ -19,19 +18,14 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, rotate_half
 
-from adapter.base.quantize import PackedLinear
-
 # What V2's deltas make of a linear layer: its name in `deltas.LINEARS`, its output, its input -> the new output.
 Change = Callable[[str, Tensor, Tensor], Tensor]
 
 
-def rms_norm(norm: LlamaRMSNorm, hidden: Tensor, packed: bool) -> Tensor:
+def rms_norm(norm: LlamaRMSNorm, hidden: Tensor) -> Tensor:
     """`norm` of hidden, [..., hidden_size]. A weight that is trained (full fine-tuning) gets its gradient too."""
     if hidden.requires_grad and not norm.weight.requires_grad:
         return _RMSNorm.apply(hidden, norm.weight, norm.variance_epsilon)
-    if packed:
-        weight: Any = norm._parameters["weight"]
-        return torch.rms_norm(hidden, weight.shape, weight, norm.variance_epsilon)
     return norm(hidden)
 
 
@@ -40,18 +34,10 @@ def query_key_value(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [B, H, T, head_dim], keys and values [B, Hkv, T, head_dim] of x, [B, T, hidden_size], rotated.
 
-    cos, sin: [B or 1, T, head_dim], whose halves are equal, or what `prepare_rotation` makes of them.
+    cos, sin: [B or 1, T, head_dim], whose halves are equal.
     """
     shape = (*x.shape[:2], -1, attention.head_dim)
-    parts: dict[str, Any] = attention._modules
-    fused = _fused(parts["q_proj"], x)
-    if fused is not None and change is None:
-        heads = fused(x).view(shape).transpose(1, 2)  # [B, H + 2 Hkv, T, head_dim]
-        kv_heads = heads.shape[1] // (attention.num_key_value_groups + 2)
-        rotated = rotate(heads.narrow(1, 0, heads.shape[1] - kv_heads), cos, sin)  # queries and keys together
-        query, key = rotated.split_with_sizes((heads.shape[1] - 2 * kv_heads, kv_heads), 1)
-        return query, key, heads.narrow(1, heads.shape[1] - kv_heads, kv_heads)
-    layers = (parts["q_proj"], parts["k_proj"], parts["v_proj"])
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
     query, key, value = (out.view(shape).transpose(1, 2) for out in linears("qkv", layers, x, change))
     return rotate(query, cos, sin), rotate(key, cos, sin), value
 
@@ -59,36 +45,15 @@ def query_key_value(
 def linears(
     names: Sequence[str], layers: Sequence[nn.Module], x: Tensor, change: Change | None
 ) -> Sequence[Tensor]:
-    """Each of several linear layers of one input, in one product where `PackedLinear.fuse` joined them."""
-    fused = _fused(layers[0], x)
-    if fused is None:
-        outputs: Sequence[Tensor] = [layer(x) for layer in layers]
-    else:
-        outputs = fused(x).split_with_sizes(fused.sizes, -1)
+    """Each of several linear layers of one input."""
+    outputs = [layer(x) for layer in layers]
     return outputs if change is None else [change(n, out, x) for n, out in zip(names, outputs, strict=True)]
 
 
-def _fused(first: nn.Module, x: Tensor) -> PackedLinear | None:
-    return None
-
-
-def prepare_rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, [B, T, head_dim], in the form for decoding: [B, 1, T, head_dim], the first half of sin negated.
-
-    A roll of x times this sin is `rotate_half(x) * sin`, without a negated copy and its concatenation.
-    """
-    signs = sin.new_ones(sin.shape[-1])
-    signs[: len(signs) // 2] = -1
-    return cos.unsqueeze(1), (sin * signs).unsqueeze(1)
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of x, [B, H, T, head_dim]; with prepared cos and sin it may be written over x."""
+    """Rotary position embedding of x, [B, H, T, head_dim]."""
     if x.requires_grad:
         return _Rotation.apply(x, cos, sin)
-    if cos.ndim == 4:
-        rolled = x.roll(x.shape[-1] // 2, -1)
-        return x.mul_(cos).addcmul_(rolled, sin)
     return x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)
 
 

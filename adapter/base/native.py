@@ -25,7 +25,7 @@ Emit = Callable[..., ir.Value | None]
 
 
 def emitted(result: Any, *arguments: Any) -> Callable[[Emit], Any]:
-    """Decorates a function that emits LLVM code: (builder, *values) -> the result's value. It is called from numba."""
+    """Decorates a function that emits LLVM code, (builder, *values) -> the result: it is called from numba."""
 
     def decorate(emit: Emit) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
@@ -44,7 +44,9 @@ def emitted(result: Any, *arguments: Any) -> Callable[[Emit], Any]:
 
 def features() -> frozenset[str]:
     """What the processor that numba compiles for can do, in LLVM's names; NUMBA_CPU_FEATURES names another."""
-    return frozenset(name[1:] for name in (config.CPU_FEATURES or get_host_cpu_features()).split(",") if name[:1] == "+")
+    return frozenset(
+        name[1:] for name in (config.CPU_FEATURES or get_host_cpu_features()).split(",") if name[:1] == "+"
+    )
 
 
 def function(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
@@ -126,19 +128,19 @@ def from_bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 @njit
-def floats(address, count):  # type: ignore[no-untyped-def]
+def floats(address, count):
     """The float32 array at an address."""
     return carray(_pointer(address), count, np.float32)
 
 
 @njit
-def halves(address, count):  # type: ignore[no-untyped-def]
+def halves(address, count):
     """The array of 16 bit numbers at an address."""
     return carray(_pointer(address), count, np.int16)
 
 
 @njit
-def integers(address, count):  # type: ignore[no-untyped-def]
+def integers(address, count):
     """The int64 array at an address."""
     return carray(_pointer(address), count, np.int64)
 
@@ -169,7 +171,7 @@ def pause(b: ir.IRBuilder) -> None:
 if sys.platform == "win32":
 
     @njit
-    def yield_thread():  # type: ignore[no-untyped-def]
+    def yield_thread():
         pause()
 else:
     # Lets another thread have the core.
@@ -181,7 +183,9 @@ def _sum(b: ir.IRBuilder, vector: ir.Value) -> ir.Value:
     count = LANES
     while count > 1:
         count //= 2
-        indices = [ir.Constant(ir.VectorType(I32, count), list(range(first, first + count))) for first in (0, count)]
+        indices = [
+            ir.Constant(ir.VectorType(I32, count), list(range(first, first + count))) for first in (0, count)
+        ]
         vector = b.fadd(*(b.shuffle_vector(vector, vector, part) for part in indices))
     return b.extract_element(vector, I32(0))
 
@@ -266,7 +270,7 @@ def gated_silu(b: ir.IRBuilder, gate: ir.Value, up: ir.Value, vectors: ir.Value,
 
 
 @njit
-def to_bf16(x):  # type: ignore[no-untyped-def]
+def to_bf16(x):
     """A float as bfloat16, to the nearest, half to even; NaN stays NaN."""
     number = bits(x)
     if (number & np.int32(0x7FFFFFFF)) > np.int32(0x7F800000):
@@ -275,5 +279,5 @@ def to_bf16(x):  # type: ignore[no-untyped-def]
 
 
 @njit
-def from_bf16(x):  # type: ignore[no-untyped-def]
+def from_bf16(x):
     return from_bits(np.int32(x) << np.int32(16))

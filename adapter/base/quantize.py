@@ -23,9 +23,9 @@ _PIECE = 1 << 20  # weights that are packed at a time: their fp32 copies stay in
 
 
 class PackedLinear(nn.Module):
-    """`y = x W^T` with W in few bits: [..., in] -> [..., out] of any float dtype. Frozen, but x may need a gradient.
+    """`y = x W^T` with W in few bits: [..., in] -> [..., out] of x's dtype. Frozen, but x may need a gradient.
 
-    x is rounded to 8 bits by groups of 32 of a row; a row's result does not depend on the other rows, bit for bit.
+    x is rounded to 8 bits by groups of 32 inputs; a row's result does not depend on other rows, bit for bit.
     weight: uint8 [blocks, groups, bytes] in the layout of `integer_product`.
     """
 
@@ -38,7 +38,7 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def pack(cls, weight: Tensor, bits: int) -> Self | None:
-        """`weight`, [out, in]; in four bits only if they hold it exactly, as from a GGUF file in Q4_1, else None."""
+        """`weight`, [out, in]. None if four bits do not hold it exactly, as they do one from a Q4_1 GGUF file."""
         outputs, inputs = weight.shape
         blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)
         packed = torch.empty(blocks, groups, GROUP * BLOCK * bits // 8 + 4 * BLOCK, dtype=torch.uint8)

@@ -4,46 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from adapter.method.attention import PromptKV
 from adapter.serve.forward import Forward
 from adapter.serve.kv_cache import KVCache, Slot
 
-# Prompts are padded and masked to a multiple of this, for the same reason as adapter.serve.kv_cache.BLOCK.
-_PROMPT_MULTIPLE = 16
-_NO_PROMPTS = PromptKV({})
 R = TypeVar("R")
-
-
-def stack_prompts(prompts: Sequence[PromptKV | None]) -> PromptKV | None:
-    """One PromptKV entry for each row in order, or None if no row has prompts."""
-    if all(p is None for p in prompts):
-        return None
-    return PromptKV.stack([p or _NO_PROMPTS for p in prompts], _PROMPT_MULTIPLE)
 
 
 @dataclass
 class _Member(Generic[R]):
     row: R
     slot: Slot
-    prompts: PromptKV | None
+    prompts: Any  # from Forward.prepare
     length: int  # tokens in the KV cache
 
 
 class DecodeBatch(Generic[R]):
-    """Rows that take decode steps together, each with its own slot of `cache`, length and prompts.
-
-    A row's logits do not depend on the other rows: bit for bit on a CPU in bfloat16, up to the order of summation
-    in fp32 and on CUDA.
-    """
+    """Rows that take decode steps together, each with its own slot of `cache`, length and prompts."""
 
     def __init__(self, cache: KVCache, forward: Forward) -> None:
         self._cache, self._forward = cache, forward
         self._members: list[_Member[R]] = []  # in the order of their slots
-        self._prompts: PromptKV | None = None
+        self._prompts: Any = None
         self._changed = False
 
     def __len__(self) -> int:
@@ -54,11 +39,14 @@ class DecodeBatch(Generic[R]):
         """The rows in the order of `step`."""
         return [member.row for member in self._members]
 
-    def join(self, row: R, slot: Slot, tokens: int, prompts: PromptKV | None) -> None:
-        """Add a row whose slot holds the KV of `tokens` tokens. Raises if its prompts do not fit the others'."""
+    def join(self, row: R, slot: Slot, tokens: int, prompts: Any) -> None:
+        """Add a row whose slot holds the KV of `tokens` tokens. Raises if its prompts do not fit the others'.
+
+        prompts: from Forward.prepare.
+        """
         members = sorted([*self._members, _Member(row, slot, prompts, tokens)], key=lambda m: m.slot.start)
         # Here and not in the step, whose failure would be that of all rows.
-        self._prompts = stack_prompts([m.prompts for m in members])
+        self._prompts = self._forward.stack([m.prompts for m in members])
         self._members, self._changed = members, False
 
     def leave(self, row: R) -> int:
@@ -71,10 +59,10 @@ class DecodeBatch(Generic[R]):
         """Feed each row its newest token; returns the logits of the next one, [B, vocab_size]."""
         members = self._members
         if self._changed:
-            self._prompts = stack_prompts([m.prompts for m in members])
+            self._prompts = self._forward.stack([m.prompts for m in members])
             self._changed = False
         slots, lengths = [m.slot for m in members], [m.length for m in members]
-        logits = self._forward(self._cache, tokens, slots, lengths, self._prompts)
+        logits = self._forward(self._cache, [[token] for token in tokens], slots, lengths, self._prompts)
         for member in members:
             member.length += 1
         return logits

@@ -1,8 +1,8 @@
 """The forward pass of a packed base on a CPU, compiled: all layers of several tokens in one call.
 
 It computes what `base.decoder.DecoderLayer` computes, and tests hold it to that. Each token is a row of its own
-through every operation, so that a prompt read in any chunks, an answer and a batch all give the same bits. The work
-is cut into small pieces that helper threads take if they are awake; nobody waits for a helper to begin.
+through every operation, so that a prompt read in any chunks, an answer and a batch all give the same bits. Work is
+cut into small pieces that helper threads take if they are awake; nobody waits for a helper to begin.
 Knows tensors; knows nothing of requests.
 """
 
@@ -21,14 +21,28 @@ from transformers.activations import SiLUActivation
 from adapter.base.integer_product import BLOCK, GROUP, multiply, quantize_row
 from adapter.base.llama import Base
 from adapter.base.native import (
-    LANES, add_weighted_16, add_weighted_64, atomic_add, atomic_load, atomic_store, dot_bf16, exp_below, floats, from_bf16,
-    gated_silu, halves, integers, pause, to_bf16, yield_thread,
+    LANES,
+    add_weighted_16,
+    add_weighted_64,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    dot_bf16,
+    exp_below,
+    floats,
+    from_bf16,
+    gated_silu,
+    halves,
+    integers,
+    pause,
+    to_bf16,
+    yield_thread,
 )  # fmt: skip
 from adapter.base.quantize import PackedLinear
 from adapter.method.attention import PromptKV
 from adapter.method.deltas import FINAL_NORM, LINEARS, NORMS
 
-# The plan: int64 numbers and addresses that all threads read. Its first three lines of the processor's cache change.
+# The plan: int64 numbers and addresses that all threads read. Its first fields change during a pass.
 _TICKETS, _DONE, _ACTIVE = 0, 8, 16  # pieces not taken yet; pieces done; whether a pass is running
 _KIND, _LAYER = 17, 18  # of the pieces
 (
@@ -45,25 +59,27 @@ _PLACE, _START, _ENTRY, _OUTPUT = range(4)
 _FIELDS = 4
 # Of a layer: the norms' addresses, then the address and the bits of each of the seven weights.
 _WEIGHTS = 2 + 2 * len(LINEARS)
-# Of an entry's layer: the norms' deltas, the number of prompt terms, their address, then five numbers for each linear
-# layer: addresses of bias, scale, down, up, and the rank.
+# Of an entry's layer: the norms' deltas, the number of prompt terms, their address, then five numbers for each
+# linear layer: addresses of bias, scale, down, up, and the rank.
 _DELTAS = 4 + 5 * len(LINEARS)
 _TERM = 4  # prompt length, addresses of keys, values and gates
 _Q, _K, _V, _O, _GATE, _UP, _DOWN = range(7)
 
-_NORM_1, _QUERY_KEY_VALUE, _ROTATE, _ATTEND, _QUANTIZE, _OUT, _NORM_2, _MLP_IN, _ACTIVATE, _MLP_OUT, _HEAD = range(11)
+_NORM_1, _QUERY_KEY_VALUE, _ROTATE, _ATTEND, _QUANTIZE, _OUT, _NORM_2, _MLP_IN, _ACTIVATE, _MLP_OUT, _HEAD = range(
+    11
+)
 _TILE = 64  # tokens that attention reads at a time
 _FEW = 4  # tokens up to which an operation by rows is not worth sharing
 _SPINS = 2000  # looks for work before a thread lets others have its core
 
 
 @njit
-def _padded(size):  # type: ignore[no-untyped-def]
+def _padded(size):
     return -(-size // GROUP) * GROUP
 
 
 @njit
-def _norm(plan, row, weight, delta, to):  # type: ignore[no-untyped-def]
+def _norm(plan, row, weight, delta, to):
     """RMS norm of a row of the residual stream."""
     size = plan[_HIDDEN]
     x, w, out = floats(row, size), floats(weight, size), floats(to, size)
@@ -78,7 +94,7 @@ def _norm(plan, row, weight, delta, to):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath={"reassoc"})  # so that it becomes a sum of vectors
-def _sum_of_squares(address, count):  # type: ignore[no-untyped-def]
+def _sum_of_squares(address, count):
     x, total = floats(address, count), np.float32(0)
     for i in range(count):
         total += x[i] * x[i]
@@ -86,7 +102,7 @@ def _sum_of_squares(address, count):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath={"reassoc"})
-def _dot(left, right, count):  # type: ignore[no-untyped-def]
+def _dot(left, right, count):
     x, y, total = floats(left, count), floats(right, count), np.float32(0)
     for i in range(count):
         total += x[i] * y[i]
@@ -94,14 +110,14 @@ def _dot(left, right, count):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _add(to, what, count):  # type: ignore[no-untyped-def]
+def _add(to, what, count):
     out, x = floats(to, count), floats(what, count)
     for i in range(count):
         out[i] += x[i]
 
 
 @njit
-def _change(entry, layer, linear, out, outputs, x, inputs, scratch):  # type: ignore[no-untyped-def]
+def _change(entry, layer, linear, out, outputs, x, inputs, scratch):
     """V2's delta of a linear layer, see LinearDelta."""
     if entry == 0:
         return
@@ -123,7 +139,7 @@ def _change(entry, layer, linear, out, outputs, x, inputs, scratch):  # type: ig
 
 
 @njit
-def _rotate(x, rotation, size):  # type: ignore[no-untyped-def]
+def _rotate(x, rotation, size):
     """RoPE of one head in place. rotation: cosines and sines of its halves, which are equal."""
     half = size // 2
     v, r = floats(x, size), floats(rotation, size)
@@ -134,14 +150,14 @@ def _rotate(x, rotation, size):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _store_bf16(to, x, count):  # type: ignore[no-untyped-def]
+def _store_bf16(to, x, count):
     out, v = halves(to, count), floats(x, count)
     for i in range(count):
         out[i] = to_bf16(v[i])
 
 
 @njit
-def _scores(query, keys, count, size, scaling, to):  # type: ignore[no-untyped-def]
+def _scores(query, keys, count, size, scaling, to):
     """Products of one query with `count` keys, scaled; returns the largest."""
     out, whole = floats(to, count), size // 16 * 16
     largest = np.float32(-np.inf)
@@ -159,7 +175,7 @@ def _scores(query, keys, count, size, scaling, to):  # type: ignore[no-untyped-d
 
 
 @njit
-def _add_values(weights, values, count, size, to):  # type: ignore[no-untyped-def]
+def _add_values(weights, values, count, size, to):
     done = 0
     while done + 64 <= size:
         add_weighted_64(weights, values + 2 * done, count, 2 * size, to + 4 * done)
@@ -176,7 +192,7 @@ def _add_values(weights, values, count, size, to):  # type: ignore[no-untyped-de
 
 
 @njit
-def _softmax_attention(query, group, size, keys, values, count, scaling, scratch):  # type: ignore[no-untyped-def]
+def _softmax_attention(query, group, size, keys, values, count, scaling, scratch):
     """Attention of the `group` queries of one KV head, by tiles of keys. Leaves in scratch the sums of values,
     [group, size], then the sums of weights, [group].
     """
@@ -192,7 +208,8 @@ def _softmax_attention(query, group, size, keys, values, count, scaling, scratch
             top = _scores(query + 4 * g * size, keys + 2 * tile * size, length, size, scaling, scores)
             top = top if top > largest[g] else largest[g]
             p = floats(scores, _TILE + LANES)
-            # Behind the tile, what pads it to whole vectors: its weights vanish. Then how much the earlier sums shrink.
+            # Behind the scores, what pads them to whole vectors: these weights vanish. Behind the tile, the
+            # largest score before, which becomes the factor of the earlier sums.
             p[length : _TILE + LANES] = -np.inf
             p[_TILE] = largest[g]
             exp_below(scores + 4 * _TILE, 1, top)
@@ -207,7 +224,7 @@ def _softmax_attention(query, group, size, keys, values, count, scaling, scratch
 
 
 @njit
-def _attend(plan, token, kv_head, layer, scratch):  # type: ignore[no-untyped-def]
+def _attend(plan, token, kv_head, layer, scratch):
     """Zero-init attention (equations 5 to 8) of the queries of one KV head of one token."""
     heads, kv_heads, size = plan[_HEADS], plan[_KV_HEADS], plan[_HEAD_DIM]
     group = heads // kv_heads
@@ -241,19 +258,19 @@ def _attend(plan, token, kv_head, layer, scratch):  # type: ignore[no-untyped-de
 
 
 @njit
-def _part_width(size):  # type: ignore[no-untyped-def]
+def _part_width(size):
     """Outputs of a linear layer in whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
 @njit
-def _qkv_width(plan):  # type: ignore[no-untyped-def]
+def _qkv_width(plan):
     size = plan[_HEAD_DIM]
     return _part_width(plan[_HEADS] * size) + 2 * _part_width(plan[_KV_HEADS] * size)
 
 
 @njit
-def _by_row(plan, kind, layer, token, scratch):  # type: ignore[no-untyped-def]
+def _by_row(plan, kind, layer, token, scratch):
     """An operation between two products, on one token."""
     hidden, heads, kv_heads, size = plan[_HIDDEN], plan[_HEADS], plan[_KV_HEADS], plan[_HEAD_DIM]
     mlp, queries, keys = plan[_MLP], plan[_HEADS] * plan[_HEAD_DIM], plan[_KV_HEADS] * plan[_HEAD_DIM]
@@ -312,20 +329,20 @@ def _by_row(plan, kind, layer, token, scratch):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _quantize(plan, token, x, columns):  # type: ignore[no-untyped-def]
+def _quantize(plan, token, x, columns):
     """Quantise a row of a buffer, the input of the next product. What pads it is zero."""
     columns = _padded(columns)
     quantize_row(x, columns, plan[_INTEGERS] + token * columns, plan[_SCALES] + token * (columns // GROUP) * 8)
 
 
 @njit
-def _share(count, pieces, piece):  # type: ignore[no-untyped-def]
+def _share(count, pieces, piece):
     """The first of `count` things that belong to a piece."""
     return count * piece // pieces
 
 
 @njit
-def _product(plan, weight, outputs, inputs, out, width, offset, first, last):  # type: ignore[no-untyped-def]
+def _product(plan, weight, outputs, inputs, out, width, offset, first, last):
     """The part of blocks `first` to `last` that lies in one weight, whose outputs begin at `offset`."""
     blocks, before = _part_width(outputs) // BLOCK, offset // BLOCK
     first, last = max(first - before, 0), min(last - before, blocks)
@@ -336,7 +353,7 @@ def _product(plan, weight, outputs, inputs, out, width, offset, first, last):  #
 
 
 @njit
-def _blocks(plan, kind):  # type: ignore[no-untyped-def]
+def _blocks(plan, kind):
     """Blocks of outputs of a product."""
     if kind == _QUERY_KEY_VALUE:
         return _qkv_width(plan) // BLOCK
@@ -348,7 +365,7 @@ def _blocks(plan, kind):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _pieces(plan, kind):  # type: ignore[no-untyped-def]
+def _pieces(plan, kind):
     """Into how many pieces an operation is cut."""
     threads, tokens = plan[_THREADS], plan[_TOKENS]
     if kind == _ATTEND:
@@ -359,7 +376,7 @@ def _pieces(plan, kind):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _run(plan, kind, layer, piece, thread):  # type: ignore[no-untyped-def]
+def _run(plan, kind, layer, piece, thread):
     """One piece of an operation."""
     scratch = plan[_SCRATCH] + thread * plan[_SCRATCH_BYTES]
     pieces = _pieces(plan, kind)
@@ -397,7 +414,7 @@ def _run(plan, kind, layer, piece, thread):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _take_pieces(plan, address, thread):  # type: ignore[no-untyped-def]
+def _take_pieces(plan, address, thread):
     """Run pieces of the current operation until none is left.
 
     While a thread holds a piece, the operation is not done, and so the plan does not change.
@@ -410,7 +427,7 @@ def _take_pieces(plan, address, thread):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _operation(plan, address, kind, layer):  # type: ignore[no-untyped-def]
+def _operation(plan, address, kind, layer):
     """Run one operation for all tokens, with the help of whoever is awake."""
     pieces = _pieces(plan, kind)
     if plan[_THREADS] == 1 or pieces == 1:
@@ -430,7 +447,7 @@ def _operation(plan, address, kind, layer):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _forward(address):  # type: ignore[no-untyped-def]
+def _forward(address):
     """All layers for the tokens of the plan."""
     plan = integers(address, _PLAN)
     atomic_store(address + 8 * _ACTIVE, 1)
@@ -443,7 +460,7 @@ def _forward(address):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _help(address, thread):  # type: ignore[no-untyped-def]
+def _help(address, thread):
     """Take pieces until no pass has been running for a while."""
     plan = integers(address, _PLAN)
     spins = 0
@@ -562,11 +579,11 @@ class CompiledPass:
     ) -> Tensor:
         """Read tokens, each into its place in the pool, [layers, 2, Hkv, capacity, head_dim] in bfloat16.
 
-        starts: the place of the first token of each token's row, entries: its row's prompts. A token attends to the
-        places from start to its own. outputs: indices of the tokens, in ascending order, behind which the logits
-        are wanted. Returns these, [outputs, vocab_size] in fp32.
+        starts: the place of the first token of each token's row, entries: its row's prompts. A token attends to
+        the places from start to its own. outputs: indices of the tokens, in ascending order, behind which the
+        logits are wanted. Returns these, [outputs, vocab_size] in fp32.
         """
-        tokens, config = len(ids), self._embedding
+        tokens = len(ids)
         if tokens > self._capacity:
             self._allocate(tokens)
         positions = torch.tensor(places) - torch.tensor(starts)
@@ -581,7 +598,12 @@ class CompiledPass:
         fields[outputs, _OUTPUT] = torch.arange(len(outputs))
         vocabulary = int(self._plan[_VOCABULARY])
         logits = torch.empty(len(outputs), -(-vocabulary // BLOCK) * BLOCK)
-        numbers = {_TOKENS: tokens, _OUTPUTS: len(outputs), _ROWS: fields.data_ptr(), _ROTATION: rotation.data_ptr()}
+        numbers = {
+            _TOKENS: tokens,
+            _OUTPUTS: len(outputs),
+            _ROWS: fields.data_ptr(),
+            _ROTATION: rotation.data_ptr(),
+        }
         numbers |= {_LOGITS: logits.data_ptr(), _POOL: pool.data_ptr(), _CAPACITY: pool.shape[3]}
         for name, value in numbers.items():
             self._set(name, value)

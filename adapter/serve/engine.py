@@ -26,7 +26,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
-from adapter.serve.forward import Forward
+from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, Inspection, Inspector
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator
 from adapter.serve.prompts import PromptKVBuilder
@@ -66,7 +66,7 @@ class Engine:
         follows from the memory that is free now. Raises BadInput if it is too small.
         """
         self.cache_budget = CacheBudget.choose(base, MAX_ROWS, cache_bytes)
-        threads = set_threads(base.model.config) if base.device.type == "cpu" else None
+        threads = set_threads(base.model.config) if base.device.type == "cpu" else 0
         log.info("Serving with %s%s", f"{threads} threads and " * bool(threads), self.cache_budget.describe())
         self.base = base
         self.store = store
@@ -78,7 +78,7 @@ class Engine:
         self._scheduler = Scheduler(base.stop_ids, SlotAllocator(self.cache_budget.tokens))
         self._open: set[Row] = set()  # from submit to the last event
         self._refusal: AdapterError | None = None  # why the worker stops and nothing is accepted any more
-        self._forward = Forward(base)  # this and the next four belong to the worker
+        self._forward = make_forward(base, threads)  # this and the next four belong to the worker
         self._cache = KVCache(base, self.cache_budget.tokens)
         self._batch: DecodeBatch[Row] = DecodeBatch(self._cache, self._forward)
         self._prefix_cache = PrefixCache(self.cache_budget.prefix_bytes)
@@ -157,6 +157,7 @@ class Engine:
         self._encoder.shutdown(cancel_futures=True)
         self._inspector.close()
         self._worker.join()
+        self._forward.close()
 
     @property
     def failure(self) -> str | None:
@@ -184,9 +185,10 @@ class Engine:
         request = row.request
         try:
             if not row.cancelled:
-                row.prompt_kv, prompts = self.prompts.build(
+                prompt_kv, prompts = self.prompts.build(
                     row.adapters, request.image, request.mute_layers, request.mute_heads
                 )
+                row.prompts = self._forward.prepare(prompt_kv)
                 # How many tokens were cached, and how soon the first comes, would tell what others have asked.
                 row.prefix_key = (request.client.network, request.client.session, prompts)
         except BaseException as error:  # whatever it is: the reader would wait for ever
@@ -276,16 +278,19 @@ class Engine:
                 self._cache.write(row.slot, kv)
                 row.computed_tokens = row.cached_tokens = kv.shape[3]
         chunk = row.token_ids[row.computed_tokens : row.computed_tokens + PREFILL_CHUNK]
-        logits = self._forward(self._cache, chunk, [row.slot], [row.computed_tokens], row.prompt_kv)
+        prompts = self._forward.stack([row.prompts])
+        logits = self._forward(self._cache, [chunk], [row.slot], [row.computed_tokens], prompts)
         row.computed_tokens += len(chunk)
         if row.computed_tokens < row.prompt_tokens:
             check_finite(logits)  # or later requests would find it in the prefix cache
         elif self._postprocess(row, logits[0]):
-            self._batch.join(row, row.slot, row.computed_tokens, row.prompt_kv)
+            self._batch.join(row, row.slot, row.computed_tokens, row.prompts)
 
     def _check_base(self) -> None:
         """Raises if the base cannot read a token: then a failure was not that of one row."""
-        if not self._forward(KVCache(self.base, BLOCK), [0], [Slot(0, BLOCK)], [0], None).isfinite().all():
+        nothing = self._forward.stack([self._forward.prepare(None)])
+        logits = self._forward(KVCache(self.base, BLOCK), [[0]], [Slot(0, BLOCK)], [0], nothing)
+        if not logits.isfinite().all():
             raise RuntimeError("the base's own numbers overflow")
 
     def _postprocess(self, row: Row, logits: Tensor) -> bool:

@@ -1,61 +1,144 @@
 """The base's forward pass for serving: next tokens of several rows, each with its own KV cache and prompts.
 
-Runs the base's own decoder layers. Knows tensors; knows nothing of requests.
+Knows tensors; knows nothing of requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from adapter.base.kernels import prepare_rotation
 from adapter.base.llama import Base
-from adapter.base.quantize import PackedLinear
 from adapter.method.attention import PromptKV
+from adapter.serve.compiled import CompiledPass, Entry
 from adapter.serve.kv_cache import KVCache, Slot
 
+# Prompts are padded and masked to a multiple of this, for the same reason as adapter.serve.kv_cache.BLOCK.
+_PROMPT_MULTIPLE = 16
+_NO_PROMPTS = PromptKV({})
 
-class Forward:
-    """The forward pass of one base for serving.
 
-    On a packed base every token is a row of its own for products and attention alike, so that a prompt read in any
-    chunks, an answer and a batch all give the same bits.
+class Forward(Protocol):
+    """The forward pass of one base for serving. A row's logits do not depend on the other rows."""
+
+    reads_ragged: bool  # whether each of several rows may have several new tokens
+
+    def prepare(self, prompts: PromptKV | None) -> Any:
+        """The prompts of one row in the form that the pass reads. In any thread."""
+
+    def stack(self, prepared: Sequence[Any]) -> Any:
+        """What `prepare` made of the rows in order, for the call. Raises if they do not fit together."""
+
+    def __call__(
+        self,
+        cache: KVCache,
+        ids: Sequence[Sequence[int]],
+        slots: Sequence[Slot],
+        starts: Sequence[int],
+        prompts: Any,
+        every: bool = False,
+    ) -> Tensor:
+        """Read the new tokens of each row; their KV goes into `cache`.
+
+        slots: of the rows, in ascending order; starts: how many tokens each slot holds; prompts: from `stack`.
+        Returns the logits after the last token of each row, or after every token, [rows or tokens, vocab_size] in
+        fp32.
+        """
+
+    def close(self) -> None: ...
+
+
+def make_forward(base: Base, threads: int) -> Forward:
+    """The fastest forward pass for a base; threads: at most so many on a CPU."""
+    return CompiledForward(base, threads) if CompiledPass.suits(base) else TorchForward(base)
+
+
+class CompiledForward:
+    """Of a packed base on a CPU. Bit for bit the same however tokens are divided among calls and rows."""
+
+    reads_ragged = True
+
+    def __init__(self, base: Base, threads: int) -> None:
+        self._run = CompiledPass(base, threads)
+        self._layers = base.model.config.num_hidden_layers
+
+    def prepare(self, prompts: PromptKV | None) -> Entry:
+        return Entry(prompts, self._layers)
+
+    def stack(self, prepared: Sequence[Entry]) -> Sequence[Entry]:
+        return list(prepared)
+
+    def __call__(
+        self,
+        cache: KVCache,
+        ids: Sequence[Sequence[int]],
+        slots: Sequence[Slot],
+        starts: Sequence[int],
+        prompts: Sequence[Entry],
+        every: bool = False,
+    ) -> Tensor:
+        places: list[int] = []
+        first: list[int] = []
+        entries: list[Entry] = []
+        outputs: list[int] = []
+        for new, slot, start, entry in zip(ids, slots, starts, prompts, strict=True):
+            assert start + len(new) <= slot.tokens, "the row has outgrown its slot"
+            places += range(slot.start + start, slot.start + start + len(new))
+            first += [slot.start] * len(new)
+            entries += [entry] * len(new)
+            outputs.append(len(places) - 1)
+        tokens = [token for new in ids for token in new]
+        return self._run(cache.data, tokens, places, first, entries, range(len(tokens)) if every else outputs)
+
+    def close(self) -> None:
+        self._run.close()
+
+
+class TorchForward:
+    """Of any base on any device, by its own decoder layers. Several rows have one new token each.
+
+    A row's logits are the same whatever other rows are there: bit for bit on a CPU in bfloat16, up to the order of
+    summation in fp32 and on CUDA.
     """
+
+    reads_ragged = False
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        linears = [m for m in base.model.model.layers.modules() if isinstance(m, (torch.nn.Linear, PackedLinear))]
-        self._packed = all(isinstance(m, PackedLinear) for m in linears)
-        self._layers: list[Any] = list(base.model.model.layers)
+
+    def prepare(self, prompts: PromptKV | None) -> PromptKV | None:
+        return self.stack([prompts])
+
+    def stack(self, prepared: Sequence[PromptKV | None]) -> PromptKV | None:
+        if all(p is None for p in prepared):
+            return None
+        return PromptKV.stack([p or _NO_PROMPTS for p in prepared], _PROMPT_MULTIPLE)
 
     @torch.inference_mode()
     def __call__(
         self,
         cache: KVCache,
-        ids: Sequence[int],
+        ids: Sequence[Sequence[int]],
         slots: Sequence[Slot],
         starts: Sequence[int],
         prompts: PromptKV | None,
+        every: bool = False,
     ) -> Tensor:
-        """Read one new token for each of several rows, or several for one; their KV goes into `cache`.
-
-        slots: of the rows, in ascending order; starts: how many tokens each slot holds; prompts: one entry a row,
-        or None. Returns the logits after the last token of each row, [rows, vocab_size] in fp32.
-        """
         device = self._base.device
-        rows, count = len(starts), len(ids)
+        tokens = [token for new in ids for token in new]
+        rows, count = len(ids), len(tokens)
         assert rows in (1, count)
         step = cache.step(slots, starts, count // rows)
         positions = torch.tensor(starts, device=device)
         if rows < count:
             positions = positions + torch.arange(count, device=device)
-        # Rows of their own: tokens [N, 1], masks [N, 1, 1, span]. Tokens of one row: [1, N], [1, 1, N, span].
-        as_rows = self._packed or rows == count
+        # Rows of one token: tokens [N, 1], masks [N, 1, 1, span]. Tokens of one row: [1, N], [1, 1, N, span].
+        as_rows = rows == count
         shape = (count, 1) if as_rows else (1, count)
-        sizes = step.sizes if rows == count else [count]
+        sizes = step.sizes if as_rows else [count]
         masks = []  # additive, one for each run of the cache
         for last, span in zip(positions.split(sizes), step.spans, strict=True):
             mask = torch.zeros(len(last), span, dtype=cache.data.dtype, device=device)
@@ -63,11 +146,11 @@ class Forward:
             masks.append(mask[:, None, None] if as_rows else mask[None, None])
 
         model = self._base.model.model
-        hidden = model.embed_tokens(torch.tensor(ids, device=device).view(shape))
+        hidden = model.embed_tokens(torch.tensor(tokens, device=device).view(shape))
         rotation = model.rotary_emb(hidden, positions.view(shape))
-        if self._packed:
-            rotation = prepare_rotation(*rotation)
-        for layer in self._layers:
+        for layer in model.layers:
             hidden = layer.forward(hidden, masks, rotation, step, prompts)
         hidden = model.final_norm(hidden, prompts).view(count, -1)
-        return self._base.model.lm_head(hidden[-rows:]).float()
+        return self._base.model.lm_head(hidden if every else hidden[-rows:]).float()
+
+    def close(self) -> None: ...

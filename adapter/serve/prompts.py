@@ -23,7 +23,6 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.deltas import Deltas
 from adapter.method.vision import VisualEncoder, VisualFeatures
-from adapter.serve.batch import stack_prompts
 
 _MAX_ENCODERS = 4
 _MAX_ENTRIES = 32  # of visual features, and of prompt keys and values
@@ -87,7 +86,7 @@ class PromptKVBuilder:
         mixed = PromptKV.mixed(parts)
         mixed = mute(mixed, layers=mute_layers) if mute_layers else mixed
         mixed = mute(mixed, heads=mute_heads) if mute_heads else mixed
-        return stack_prompts([mixed]), (*key, mute_layers, mute_heads)
+        return mixed, (*key, mute_layers, mute_heads)
 
     def _project(self, adapter: Adapter, image: Image.Image | None, image_hash: bytes) -> PromptKV:
         features = None if image is None else self._encode(adapter, image, image_hash)

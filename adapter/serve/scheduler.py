@@ -10,13 +10,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from adapter.base.llama import Base
 from adapter.base.template import encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
-from adapter.method.attention import PromptKV
 from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.kv_cache import Slot, SlotAllocator
@@ -178,7 +177,7 @@ class Row:
     detokenizer: Detokenizer
     submitted_at: float  # seconds of time.perf_counter
     mailbox: Mailbox = field(default_factory=Mailbox)
-    prompt_kv: PromptKV | None = None
+    prompts: Any = None  # from Forward.prepare
     prefix_key: Hashable = ()  # names who asks, and the prompts that the tokens are read with
     slot: Slot | None = None  # of the KV cache, while the row runs
     computed_tokens: int = 0  # tokens of the prompt whose KV is in the slot
