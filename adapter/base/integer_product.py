@@ -4,8 +4,8 @@ Weights have 4 or 8 bits, activations 8 bits; both share a scale within groups o
 are sums of integers and exact, and the groups are added in order: a row's result does not depend on other rows.
 
 Layout of a weight: blocks of 16 outputs, in them groups of 32 inputs, in them 8 steps of 4 inputs (16 x 4 bytes;
-with 4 bits the even steps are the low halves and the odd steps the high halves of the bytes), then 16 scales and
-16 minima in fp16. W = q * scale + minimum, q unsigned.
+with 4 bits the even steps are the low halves and the odd steps the high halves of the bytes), then 16 scales in
+fp16 and, with 4 bits, 16 minima. W = q * scale + minimum, q unsigned; with 8 bits the minimum is -128 * scale.
 Layout of activations: int8 [rows, groups, 32], and fp32 [rows, groups, 2]: scale, and scale * sum of the integers.
 """
 
@@ -35,11 +35,13 @@ from adapter.base.native import (
     loop,
     splat,
     store,
+    version_of,
 )  # fmt: skip
 
 GROUP = 32  # inputs that share a scale
 BLOCK = 16  # outputs that are computed together
-_FOUR_BYTES, _EIGHT_BYTES = GROUP * BLOCK // 2 + 4 * BLOCK, GROUP * BLOCK + 4 * BLOCK  # of a block's group
+PARAMETER_BYTES = {4: 4 * BLOCK, 8: 2 * BLOCK}  # of a block's group: the scales and minima
+_FOUR_BYTES, _EIGHT_BYTES = GROUP * BLOCK // 2 + PARAMETER_BYTES[4], GROUP * BLOCK + PARAMETER_BYTES[8]
 _OCTETS = ir.VectorType(I8, 4 * BLOCK)
 
 # Adds to each of 16 sums a dot product of 4 bytes: (builder, sums, unsigned bytes, 4 signed bytes as an i32, bits
@@ -128,7 +130,7 @@ def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
         low, pairs, halves = constant(_OCTETS, 15), ir.VectorType(I16, 2 * BLOCK), ir.VectorType(HALF, BLOCK)
 
         def add_group(group: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-            here = b.add(weight, b.mul(group, I64(parameters + 4 * BLOCK)))
+            here = b.add(weight, b.mul(group, I64(parameters + PARAMETER_BYTES[bits])))
             steps = []
             for offset in range(0, parameters, 4 * BLOCK):
                 q = load(b, here, _OCTETS, offset)
@@ -142,7 +144,10 @@ def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
             for i, q in enumerate(steps):
                 sums = [dot(b, total, q, load(b, own[r], I32, 4 * i), bits) for r, total in enumerate(sums)]
             scale = b.fpext(load(b, here, halves, parameters), FLOATS)
-            minimum = b.fpext(load(b, here, halves, parameters + 2 * BLOCK), FLOATS)
+            if bits == 4:
+                minimum = b.fpext(load(b, here, halves, parameters + 2 * BLOCK), FLOATS)
+            else:
+                minimum = b.fmul(scale, constant(FLOATS, -128.0))
             for r in range(rows):
                 factors = b.add(b.add(scales, b.mul(scale_bytes, I64(r))), b.mul(group, I64(8)))
                 product = b.fmul(b.sitofp(sums[r], FLOATS), splat(b, load(b, factors, F32)))
@@ -159,39 +164,6 @@ def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
 # Module globals, because numba finds a function in its disk cache only if it has no closure.
 _four_1, _four_2, _four_4, _four_8 = (block_product(rows, 4) for rows in (1, 2, 4, 8))
 _eight_1, _eight_2, _eight_4, _eight_8 = (block_product(rows, 8) for rows in (1, 2, 4, 8))
-
-
-@njit(nogil=True, cache=True)
-def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
-    """Multiply `rows` rows of activations with the blocks `first` to `last` of a weight, to `out` in fp32.
-
-    weight, x, scales, out: addresses in the layouts above; a row of out is out_bytes after the row before it.
-    """
-    block_bytes = groups * (_FOUR_BYTES if bits == 4 else _EIGHT_BYTES)
-    x_bytes, scale_bytes = groups * GROUP, groups * 8
-    for block in range(first, last):
-        here, there, row = weight + block * block_bytes, out + block * 4 * BLOCK, 0
-        while row < rows:
-            row_x, row_scales, to = x + row * x_bytes, scales + row * scale_bytes, there + row * out_bytes
-            left = rows - row
-            if bits == 4:
-                if left >= 8:
-                    _four_8(here, row_x, row_scales, groups, to, out_bytes)
-                elif left >= 4:
-                    _four_4(here, row_x, row_scales, groups, to, out_bytes)
-                elif left >= 2:
-                    _four_2(here, row_x, row_scales, groups, to, out_bytes)
-                else:
-                    _four_1(here, row_x, row_scales, groups, to, out_bytes)
-            elif left >= 8:
-                _eight_8(here, row_x, row_scales, groups, to, out_bytes)
-            elif left >= 4:
-                _eight_4(here, row_x, row_scales, groups, to, out_bytes)
-            elif left >= 2:
-                _eight_2(here, row_x, row_scales, groups, to, out_bytes)
-            else:
-                _eight_1(here, row_x, row_scales, groups, to, out_bytes)
-            row += 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
 
 
 @emitted(types.void, types.intp, types.intp, types.intp)
@@ -217,8 +189,50 @@ def _quantize_group(b: ir.IRBuilder, x: ir.Value, q: ir.Value, scales: ir.Value)
     store(b, b.fmul(scale, count), scales, 4)
 
 
-@njit(nogil=True, cache=True)
-def quantize_row(x, columns, integers, scales):
-    """Quantise a row of floats, whose number is a multiple of 32, to the layout above; all are addresses."""
-    for group in range(columns // GROUP):
-        _quantize_group(x + group * 4 * GROUP, integers + group * GROUP, scales + group * 8)
+def _compiled(version: int) -> Any:
+    """version: see version_of."""
+
+    @njit(nogil=True, cache=True)
+    def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
+        """Multiply `rows` rows of activations with the blocks `first` to `last` of a weight, to `out` in fp32.
+
+        weight, x, scales, out: addresses in the layouts above; a row of out is out_bytes after the row before it.
+        """
+        _ = version
+        block_bytes = groups * (_FOUR_BYTES if bits == 4 else _EIGHT_BYTES)
+        x_bytes, scale_bytes = groups * GROUP, groups * 8
+        for block in range(first, last):
+            here, there, row = weight + block * block_bytes, out + block * 4 * BLOCK, 0
+            while row < rows:
+                row_x, row_scales, to = x + row * x_bytes, scales + row * scale_bytes, there + row * out_bytes
+                left = rows - row
+                if bits == 4:
+                    if left >= 8:
+                        _four_8(here, row_x, row_scales, groups, to, out_bytes)
+                    elif left >= 4:
+                        _four_4(here, row_x, row_scales, groups, to, out_bytes)
+                    elif left >= 2:
+                        _four_2(here, row_x, row_scales, groups, to, out_bytes)
+                    else:
+                        _four_1(here, row_x, row_scales, groups, to, out_bytes)
+                elif left >= 8:
+                    _eight_8(here, row_x, row_scales, groups, to, out_bytes)
+                elif left >= 4:
+                    _eight_4(here, row_x, row_scales, groups, to, out_bytes)
+                elif left >= 2:
+                    _eight_2(here, row_x, row_scales, groups, to, out_bytes)
+                else:
+                    _eight_1(here, row_x, row_scales, groups, to, out_bytes)
+                row += 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+
+    @njit(nogil=True, cache=True)
+    def quantize_row(x, columns, integers, scales):
+        """Quantise a row of floats, whose number is a multiple of 32, to the layout above; all are addresses."""
+        _ = version
+        for group in range(columns // GROUP):
+            _quantize_group(x + group * 4 * GROUP, integers + group * GROUP, scales + group * 8)
+
+    return multiply, quantize_row
+
+
+multiply, quantize_row = _compiled(version_of("adapter.base.native"))

@@ -68,7 +68,7 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     plain = (sum(map(prod, shapes.values())) - linear_count) * dtype.itemsize  # embeddings, head, norms
     untied_head = 0 if config.tie_word_embeddings else head * dtype.itemsize
     stored = plain if config.dtype in (None, dtype) else 0  # else it is cast, into memory that is not mapped
-    packed = linear_count + head + 2 * (rows + config.vocab_size)
+    packed = (linear_count + head) * 17 // 16  # a scale in fp16 for each group of 32 weights of an output
     whole = linear_count * dtype.itemsize + plain
     cache = _conversation(config) * kv_bytes_per_token(config, dtype)
     return {

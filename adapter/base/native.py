@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import platform
 import sys
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,9 +46,17 @@ def emitted(result: Any, *arguments: Any) -> Callable[[Emit], Any]:
 
 def features() -> frozenset[str]:
     """What the processor that numba compiles for can do, in LLVM's names; NUMBA_CPU_FEATURES names another."""
-    return frozenset(
-        name[1:] for name in (config.CPU_FEATURES or get_host_cpu_features()).split(",") if name[:1] == "+"
-    )
+    names: str = config.CPU_FEATURES or get_host_cpu_features()  # type: ignore[attr-defined]
+    return frozenset(name[1:] for name in names.split(",") if name.startswith("+"))
+
+
+def version_of(*modules: str) -> int:
+    """A number that changes with the source of modules.
+
+    numba's disk cache sees changes of a function's own file and of what its closure holds, not of other modules: a
+    cached function holds this number of theirs.
+    """
+    return zlib.crc32(b"".join(Path(str(sys.modules[module].__file__)).read_bytes() for module in modules))
 
 
 def function(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapter.base.integer_product import BLOCK, GROUP, multiply, quantize_row
+from adapter.base.integer_product import BLOCK, GROUP, PARAMETER_BYTES, multiply, quantize_row
 
 if TYPE_CHECKING:
     from typing import Self
@@ -41,13 +41,18 @@ class PackedLinear(nn.Module):
         """`weight`, [out, in]. None if four bits do not hold it exactly, as they do one from a Q4_1 GGUF file."""
         outputs, inputs = weight.shape
         blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)
-        packed = torch.empty(blocks, groups, GROUP * BLOCK * bits // 8 + 4 * BLOCK, dtype=torch.uint8)
+        integers = GROUP * BLOCK * bits // 8  # bytes
+        packed = torch.empty(blocks, groups, integers + PARAMETER_BYTES[bits], dtype=torch.uint8)
         rows = max(_PIECE // inputs // BLOCK, 1) * BLOCK
         for piece, to in zip(weight.split(rows), packed.split(rows // BLOCK), strict=True):
             steps = F.pad(piece.to(torch.float32, copy=True), (0, -inputs % GROUP, 0, -len(piece) % BLOCK))
             steps = steps.view(len(to), BLOCK, groups, GROUP)
             low, high = steps.amin(dim=3, keepdim=True), steps.amax(dim=3, keepdim=True)
-            low, scales = low.half(), ((high - low) / (2**bits - 1)).half()
+            if bits == 4:
+                low, scales = low.half(), ((high - low) / 15).half()
+            else:
+                scales = (torch.maximum(high, -low) / 127).half()
+                low = scales * -128
             # In place: this runs over the whole model at every start.
             steps.sub_(low).div_(scales.float().clamp_(min=1e-12))
             whole = steps.round()
@@ -57,9 +62,11 @@ class PackedLinear(nn.Module):
             q = q.permute(0, 2, 3, 1).contiguous().view(torch.uint8)  # [blocks, groups, 8, 4 x 16]
             if bits == 4:
                 q = q[:, :, 0::2] | q[:, :, 1::2] << 4
-            parameters = torch.stack((scales, low)).squeeze(4).permute(1, 3, 0, 2).contiguous()
-            to[:, :, : -4 * BLOCK] = q.flatten(2)
-            to[:, :, -4 * BLOCK :] = parameters.flatten(2).view(torch.uint8)
+            parameters = (
+                torch.stack((scales, low) if bits == 4 else (scales,)).squeeze(4).permute(1, 3, 0, 2).contiguous()
+            )
+            to[:, :, :integers] = q.flatten(2)
+            to[:, :, integers:] = parameters.flatten(2).view(torch.uint8)
         return cls(packed, bits, inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,12 +86,14 @@ class PackedLinear(nn.Module):
     def unpacked(self) -> Tensor:
         """W, [out, in] in fp32."""
         blocks, groups, _ = self.weight.shape
-        q = self.weight[:, :, : -4 * BLOCK].unflatten(2, (-1, 64))
+        integers = GROUP * BLOCK * self.bits // 8  # bytes
+        q = self.weight[:, :, :integers].unflatten(2, (-1, 64))
         if self.bits == 4:
             q = torch.stack((q & 15, q >> 4), dim=3).flatten(2, 3)
         q = q.contiguous().view(torch.int32).permute(0, 3, 1, 2).contiguous().view(torch.uint8)
-        parameters = self.weight[:, :, -4 * BLOCK :].contiguous().view(torch.float16).float()
-        scales, low = parameters.view(blocks, groups, 2, BLOCK, 1).permute(2, 0, 3, 1, 4)
+        parameters = self.weight[:, :, integers:].contiguous().view(torch.float16).float()
+        scales, *low = parameters.view(blocks, groups, -1, BLOCK, 1).permute(2, 0, 3, 1, 4)
+        low = low[0] if low else scales * -128
         whole = (q.view(blocks, BLOCK, groups, GROUP) * scales + low).view(blocks * BLOCK, groups * GROUP)
         return whole[: self.out_features, : self.in_features]
 

@@ -36,6 +36,7 @@ from adapter.base.native import (
     integers,
     pause,
     to_bf16,
+    version_of,
     yield_thread,
 )  # fmt: skip
 from adapter.base.quantize import PackedLinear
@@ -446,32 +447,41 @@ def _operation(plan, address, kind, layer):
             yield_thread()
 
 
-@njit(nogil=True, cache=True)
-def _forward(address):
-    """All layers for the tokens of the plan."""
-    plan = integers(address, _PLAN)
-    atomic_store(address + 8 * _ACTIVE, 1)
-    for layer in range(plan[_LAYERS]):
-        for kind in range(_NORM_1, _HEAD):
-            _operation(plan, address, kind, layer)
-    _operation(plan, address, _NORM_1, plan[_LAYERS])
-    _operation(plan, address, _HEAD, plan[_LAYERS])
-    atomic_store(address + 8 * _ACTIVE, 0)
+def _compiled(version: int) -> Any:
+    """version: see version_of."""
+
+    @njit(nogil=True, cache=True)
+    def forward(address):
+        """All layers for the tokens of the plan."""
+        _ = version
+        plan = integers(address, _PLAN)
+        atomic_store(address + 8 * _ACTIVE, 1)
+        for layer in range(plan[_LAYERS]):
+            for kind in range(_NORM_1, _HEAD):
+                _operation(plan, address, kind, layer)
+        _operation(plan, address, _NORM_1, plan[_LAYERS])
+        _operation(plan, address, _HEAD, plan[_LAYERS])
+        atomic_store(address + 8 * _ACTIVE, 0)
+
+    @njit(nogil=True, cache=True)
+    def help_forward(address, thread):
+        """Take pieces until no pass has been running for a while."""
+        _ = version
+        plan = integers(address, _PLAN)
+        spins = 0
+        while spins < _SPINS or atomic_load(address + 8 * _ACTIVE):
+            if atomic_load(address + 8 * _TICKETS) > 0:
+                _take_pieces(plan, address, thread)
+                spins = 0
+            pause()
+            spins += 1
+            if spins % _SPINS == 0:
+                yield_thread()
+
+    return forward, help_forward
 
 
-@njit(nogil=True, cache=True)
-def _help(address, thread):
-    """Take pieces until no pass has been running for a while."""
-    plan = integers(address, _PLAN)
-    spins = 0
-    while spins < _SPINS or atomic_load(address + 8 * _ACTIVE):
-        if atomic_load(address + 8 * _TICKETS) > 0:
-            _take_pieces(plan, address, thread)
-            spins = 0
-        pause()
-        spins += 1
-        if spins % _SPINS == 0:
-            yield_thread()
+_forward, _help = _compiled(version_of("adapter.base.native", "adapter.base.integer_product"))
 
 
 class Entry:

@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from adapter.base import llama, quantize
-from adapter.base.decoder import fuse_linears
 from adapter.base.llama import AdaptedLlama, load_base
-from adapter.base.quantize import Int4Linear, PackedLinear, quantize_linears
+from adapter.base.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError, with_detail
 from tests.base.test_quantize import four_bit_weight
@@ -108,7 +107,7 @@ def four_bit_head(tiny_base, tmp_path_factory) -> Path:
 def test_every_quantisation_runs_in_every_dtype(quantization, dtype, four_bit_head):
     base = load_base(str(four_bit_head), quantization, "cpu", dtype)
     assert base.model.dtype == dtype
-    assert quantization != "auto" or isinstance(base.model.lm_head, Int4Linear)
+    assert quantization != "auto" or base.model.lm_head.bits == 4
     adapter = random_adapter(base.fingerprint, prompt_norm=True)
     prompts = torch.tensor([[5, 6, 7, 8], [9, 3, 2, 1]])
     settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "prompt_kv": adapter(base.model)}
@@ -123,7 +122,6 @@ def transformers_packed(folder: Path, dtype: torch.dtype) -> AdaptedLlama:
     """The packed model as transformers' own loader and a pass over the whole model make it."""
     model = AdaptedLlama.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").requires_grad_(False)
     quantize_linears(model)
-    fuse_linears(model.model)
     return model.eval()
 
 

@@ -11,13 +11,9 @@ from transformers import LlamaConfig
 
 from adapter.__main__ import main
 from adapter.base import llama, memory
-from adapter.base.decoder import fuse_linears
 from adapter.base.llama import base_config, load_base
 from adapter.base.memory import DeviceMemory, MemoryNeed, needs
-from adapter.base.quantize import quantize_linears
 from adapter.errors import LoadError
-from tests.base.test_quantize import four_bit_weight
-from tests.tiny_models import random_llama
 
 LLAMA_7B = LlamaConfig(intermediate_size=11008, dtype=torch.bfloat16)
 GIGA = 10**9
@@ -27,7 +23,7 @@ def test_the_sizes_of_a_7b():
     sizes = {kind: need.bytes / GIGA for kind, need in needs(LLAMA_7B).items()}
     assert sizes["bf16"] == pytest.approx(13.48, abs=0.01)
     assert sizes["int8"] == pytest.approx(7.01, abs=0.02)
-    assert sizes["packed"] == pytest.approx(6.87, abs=0.02)
+    assert sizes["packed"] == pytest.approx(7.29, abs=0.02)
     assert sizes["nf4"] == pytest.approx(4.17, abs=0.02)
     assert needs(LLAMA_7B, torch.float32)["bf16"].bytes == 2 * needs(LLAMA_7B)["bf16"].bytes
 
@@ -44,18 +40,6 @@ def test_the_computed_need_of_a_packed_base_is_its_memory(tiny_folder):
     base = load_base(str(tiny_folder), device="cpu")
     assert base.quantization == "packed-int8"
     assert needs(base_config(str(tiny_folder)))["packed"].bytes == pytest.approx(base.memory_bytes, rel=0.05)
-
-
-def test_layers_fused_in_four_bits_are_counted_with_their_own_scales():
-    model = random_llama(hidden_size=64, head_dim=16, num_key_value_heads=4).bfloat16()
-    for layer in model.model.layers:
-        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
-            linear.weight.copy_(four_bit_weight(64, 64))
-    quantize_linears(model)
-    apart = llama._memory(model)
-    fuse_linears(model.model)
-    scales = 4 * 3 * 64 * 2 * 2 * 2  # layers, parts, outputs, groups of inputs, scale and zero, bytes
-    assert llama._memory(model) == apart + scales
 
 
 def test_mapped_files_count_against_total_but_not_free_memory():

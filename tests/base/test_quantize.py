@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from adapter.base import quantize
-from adapter.base.quantize import Int4Linear, Int8Linear, PackedLinear, pack
+from adapter.base.quantize import PackedLinear, pack
 
-KINDS = pytest.mark.parametrize("kind", [Int4Linear, Int8Linear])
+BITS = pytest.mark.parametrize("bits", [4, 8])
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 
 
@@ -26,28 +26,35 @@ def four_bit_weight(rows, columns):
     return (((groups - low) / step).round() * step + low.half()).view(rows, columns)
 
 
-@KINDS
+def rounded(x):
+    """x as the product takes it: in 8 bits by groups of 32 inputs."""
+    groups = x.float().view(len(x), -1, 32)
+    scales = groups.abs().amax(2, keepdim=True) / 127
+    return ((groups / scales).round() * scales).view(x.shape)
+
+
+@BITS
 @DTYPES
-def test_product_and_gradient_are_those_of_the_weights(kind, dtype):
+def test_product_and_gradient_are_those_of_the_weights(bits, dtype):
     weight = four_bit_weight(128, 96)
-    linear = kind.pack(weight, dtype)
-    assert linear.weight.element_size() == 1 and linear(torch.zeros(1, 96, dtype=dtype)).dtype == dtype
+    linear = PackedLinear.pack(weight, bits)
+    assert linear(torch.zeros(1, 96, dtype=dtype)).dtype == dtype
     unpacked = linear.unpacked().float()
     # Half a step of eight bits, or what rounding the scales and the weights to `dtype` costs.
     assert (unpacked - weight).abs().max() < 0.03
-    close = {"rtol": 2e-2, "atol": 0.2} if dtype == torch.bfloat16 else {"rtol": 2e-3, "atol": 0.02}
-    for rows in (1, 7, 100):
+    close = {"rtol": 1e-2, "atol": 0.1} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 0.005}
+    for rows in (1, 2, 3, 7, 100):
         x = torch.randn(rows, 96).to(dtype)
-        assert_close(linear(x).float(), x.float() @ unpacked.T, **close)
+        assert_close(linear(x).float(), rounded(x) @ unpacked.T, **close)
     x = torch.randn(3, 96, dtype=dtype, requires_grad=True)
     linear(x).sum().backward()
     assert_close(x.grad.float(), unpacked.sum(0).expand(3, -1), rtol=2e-2, atol=0.2)
 
 
-@KINDS
+@BITS
 @DTYPES
-def test_a_row_is_a_row_bit_for_bit(kind, dtype):
-    linear = kind.pack(four_bit_weight(128, 96), dtype)
+def test_a_row_is_a_row_bit_for_bit(bits, dtype):
+    linear = PackedLinear.pack(four_bit_weight(128, 96), bits)
     x = torch.randn(33, 96).to(dtype)
     together = linear(x)
     x[:20] = float("nan")  # not even what is not finite reaches a neighbour
@@ -56,11 +63,11 @@ def test_a_row_is_a_row_bit_for_bit(kind, dtype):
     assert torch.equal(linear(x)[20:], together[20:])
 
 
-@KINDS
+@BITS
 @DTYPES
-def test_strided_and_empty_inputs(kind, dtype):
+def test_strided_and_empty_inputs(bits, dtype):
     """The hidden states that a batched `generate()` gives to the head are a slice: strided rows."""
-    linear = kind.pack(four_bit_weight(128, 96), dtype)
+    linear = PackedLinear.pack(four_bit_weight(128, 96), bits)
     x = torch.randn(5, 7, 96).to(dtype)
     strided = [x[:, -1:], x[:, 2], x[::2, 1:6:2], x.transpose(0, 1), torch.randn(96, 4).to(dtype).T, x[0, 0]]
     assert sum(not s.is_contiguous() for s in strided) == 5
@@ -71,25 +78,23 @@ def test_strided_and_empty_inputs(kind, dtype):
         assert empty.shape == (*shape[:-1], 128) and empty.dtype == dtype
 
 
-def test_int4_packs_only_weights_that_it_holds_exactly():
+def test_four_bits_are_for_weights_that_they_hold_exactly():
     weight = four_bit_weight(128, 96)
-    linear = Int4Linear.pack(weight.bfloat16())
-    assert linear.weight.numel() * 2 == weight.numel()
-    assert Int4Linear.pack(torch.randn(128, 96)) is None
-    assert Int4Linear.pack(four_bit_weight(48, 96)) is None  # no whole block of outputs
-    assert isinstance(pack(weight), Int4Linear) and isinstance(pack(torch.randn(128, 96)), Int8Linear)
+    assert pack(weight.bfloat16()).bits == pack(four_bit_weight(40, 96)).bits == 4
+    assert pack(torch.randn(128, 96)).bits == 8
+    assert pack(weight).weight.nbytes == weight.numel() * 5 // 8
 
 
-@KINDS
-def test_a_weight_packed_in_pieces_is_the_weight_packed_at_once(kind, monkeypatch):
+@BITS
+def test_a_weight_packed_in_pieces_is_the_weight_packed_at_once(bits, monkeypatch):
     weight = four_bit_weight(320, 64)
-    whole = kind.pack(weight)
+    whole = PackedLinear.pack(weight, bits)
     monkeypatch.setattr(quantize, "_PIECE", 128 * 64)  # 128, 128 and 64 rows
-    pieces = kind.pack(weight)
+    pieces = PackedLinear.pack(weight, bits)
     for one, other in zip(whole.buffers(), pieces.buffers(), strict=True):
         assert torch.equal(one, other)
     weight[300, 5] += 0.05
-    assert Int4Linear.pack(weight) is None, "the last piece counts too"
+    assert PackedLinear.pack(weight, 4) is None, "the last piece counts too"
 
 
 @DTYPES
@@ -97,22 +102,9 @@ def test_weights_of_zero_and_weights_that_are_not_finite(dtype):
     weight = torch.randn(64, 32)
     weight[3] = 0
     x = torch.randn(2, 32).to(dtype)
-    assert torch.equal(pack(weight, dtype)(x)[:, 3], torch.zeros(2, dtype=dtype))
+    assert torch.equal(pack(weight)(x)[:, 3], torch.zeros(2, dtype=dtype))
     weight[5, 7], weight[6, 7] = float("nan"), float("inf")
-    broken = pack(weight, dtype)  # a broken base must not answer as if it were whole
-    assert isinstance(broken, Int8Linear), "a comparison with NaN must not mean that four bits hold it"
+    broken = pack(weight)  # a broken base must not answer as if it were whole
+    assert broken.bits == 8, "a comparison with NaN must not mean that four bits hold it"
     out = broken(x)
     assert out.isfinite().all(0).tolist() == [i not in (5, 6) for i in range(64)]
-
-
-@KINDS
-def test_a_concatenated_layer_equals_its_parts_and_shares_their_memory(kind):
-    parts = [kind.pack(four_bit_weight(rows, 64).bfloat16()) for rows in (128, 64, 64)]
-    x = torch.randn(5, 64).bfloat16()
-    before = [part(x) for part in parts]
-    whole = kind.concatenated(parts)
-    assert torch.equal(whole(x), torch.cat(before, dim=1))
-    assert [torch.equal(part(x), want) for part, want in zip(parts, before, strict=True)] == [True] * 3
-    assert parts[1].weight.untyped_storage().data_ptr() == whole.weight.untyped_storage().data_ptr()
-    PackedLinear.fuse(parts)
-    assert parts[0].fused[0].sizes == [len(part(x)[0]) for part in parts]

@@ -16,9 +16,8 @@ from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import AdapterConfig, TuningConfig
 from adapter.method.deltas import LINEARS, NORMS
-from adapter.serve.batch import stack_prompts
 from adapter.serve.engine import Engine
-from adapter.serve.forward import Forward
+from adapter.serve.forward import CompiledForward, make_forward
 from adapter.serve.kv_cache import KVCache, Slot
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
@@ -142,12 +141,12 @@ def serving(request, tiny_base) -> Base:
 
 def test_the_serving_pass_equals_the_model(serving, tiny_fingerprint):
     adapter = tuned_adapter(tiny_fingerprint, size=0.05)
-    kv = stack_prompts([adapter(serving.model)])
-    cache, slot, forward = KVCache(serving, 64), Slot(0, 64), Forward(serving)
-    ids = IDS[0].tolist()
-    forward(cache, ids[:12], [slot], [0], kv)
-    out = forward(cache, ids[12:], [slot], [12], kv)
-    packed = forward._packed
+    kv = adapter(serving.model)
+    cache, slot, forward = KVCache(serving, 64), Slot(0, 64), make_forward(serving, 1)
+    ids, prompts = IDS[0].tolist(), forward.stack([forward.prepare(kv)])
+    forward(cache, [ids[:12]], [slot], [0], prompts)
+    out = forward(cache, [ids[12:]], [slot], [12], prompts)
+    packed = isinstance(forward, CompiledForward)
     torch.testing.assert_close(
         out, logits(serving.model, IDS[:1], kv)[:, -1].float(), rtol=0, atol=0.3 if packed else 1e-4
     )

@@ -19,7 +19,6 @@ import pytest
 import torch
 from PIL import Image
 
-from adapter.base.decoder import fuse_linears
 from adapter.base.llama import Base
 from adapter.base.quantize import quantize_linears
 from adapter.base.template import Message
@@ -75,7 +74,6 @@ def served_base(request, tiny_base):
         return tiny_base
     model = copy.deepcopy(tiny_base.model).bfloat16()
     quantize_linears(model)
-    fuse_linears(model.model)
     return Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "packed-int8", 0)
 
 
