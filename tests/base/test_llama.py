@@ -153,12 +153,12 @@ def test_loading_holds_one_weight_unpacked_and_maps_no_file(tiny_base, tmp_path,
     tiny_base.tokenizer.save_pretrained(tmp_path)
     seen, alive, sizes = [], [], []
 
-    def observe(weight, dtype):
+    def observe(weight):
         alive.append(sum(w() is not None for w in seen))
         seen.append(weakref.ref(weight.untyped_storage()))
         sizes.append(weight.numel())
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
-        return quantize.pack(weight, dtype)
+        return quantize.pack(weight)
 
     monkeypatch.setattr(llama, "pack", observe)
     base = load_base(str(tmp_path), device="cpu")

@@ -24,6 +24,7 @@ from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
+from adapter.serve.forward import TorchForward
 from adapter.serve.request import Client, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
@@ -326,13 +327,13 @@ def test_a_follow_up_reads_only_new_tokens_and_answers_as_from_a_cold_start(engi
 
 def test_long_prompts_are_read_in_chunks_between_the_decode_steps_of_others(engine, monkeypatch):
     monkeypatch.setattr("adapter.serve.engine.PREFILL_CHUNK", 16)
-    forward, lengths = engine._forward, []
+    forward, lengths = TorchForward.__call__, []
 
-    def counting_forward(cache, ids, *rest):
-        lengths.append(len(ids))
-        return forward(cache, ids, *rest)
+    def counting_forward(self, cache, ids, *rest):
+        lengths.append(max(map(len, ids)))
+        return forward(self, cache, ids, *rest)
 
-    monkeypatch.setattr(engine, "_forward", counting_forward)
+    monkeypatch.setattr(TorchForward, "__call__", counting_forward)
     prompt = {"messages": (), "prompt_ids": tuple(i % 90 for i in range(100)), "adapter": "two"}
     decoding = engine.submit(LONG)
     next(decoding)
@@ -464,15 +465,15 @@ def test_a_conversation_that_the_cache_never_holds_is_refused(tiny_base, engine)
 
 
 def test_a_failure_in_a_prefill_ends_that_request_only(engine, monkeypatch):
-    forward = engine._forward
+    forward = TorchForward.__call__
     healthy = token_ids(generate(engine))
 
-    def failing_forward(cache, ids, slots, starts, prompts):
+    def failing_forward(self, cache, ids, slots, starts, prompts):
         if prompts is not None:
             raise RuntimeError("secret path /root/x")
-        return forward(cache, ids, slots, starts, prompts)
+        return forward(self, cache, ids, slots, starts, prompts)
 
-    monkeypatch.setattr(engine, "_forward", failing_forward)
+    monkeypatch.setattr(TorchForward, "__call__", failing_forward)
     with pytest.raises(AdapterError, match="RuntimeError") as error:
         generate(engine, adapter="one")
     assert "secret" not in str(error.value)

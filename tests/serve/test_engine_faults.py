@@ -32,7 +32,7 @@ from adapter.serve import engine as engine_module
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.engine import MAX_FAILURES, MAX_REQUESTS, Engine
-from adapter.serve.forward import Forward
+from adapter.serve.forward import TorchForward
 from adapter.serve.kv_cache import PrefixCache
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
@@ -156,13 +156,13 @@ def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
 
 def test_nothing_that_overflowed_is_kept_of_a_prompt_that_was_read_in_part(engine, monkeypatch):
     """Cancelled between two chunks, whose logits nobody samples from."""
-    forward, answers = engine._forward, []
+    forward, answers = TorchForward.__call__, []
 
     def cancelling_forward(*arguments):
         answers[0].cancel()
         return forward(*arguments)
 
-    monkeypatch.setattr(engine, "_forward", cancelling_forward)
+    monkeypatch.setattr(TorchForward, "__call__", cancelling_forward)
     request = replace(HONEST[0], messages=(), prompt_ids=tuple(range(90)), adapter="bomb")
     with engine._lock:  # the worker starts when the answer is in its place
         thread = threading.Thread(target=lambda: answers.append(engine.submit(request)), daemon=True)
@@ -307,7 +307,7 @@ def test_a_reader_whose_event_loop_is_closed_disturbs_nobody(engine, check_hones
 
 @pytest.mark.parametrize(
     "of, name",
-    [(Forward, "__call__"), (Scheduler, "schedule"), (Scheduler, "reset")],
+    [(TorchForward, "__call__"), (Scheduler, "schedule"), (Scheduler, "reset")],
     ids=["pass", "schedule", "restart"],
 )
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, SystemExit])
@@ -319,7 +319,7 @@ def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, 
         raise error("secret")
 
     if name == "reset":
-        monkeypatch.setattr(Forward, "__call__", fail)
+        monkeypatch.setattr(TorchForward, "__call__", fail)
     monkeypatch.setattr(of, name, fail)
     answers, errors = [], []
 
@@ -347,14 +347,14 @@ def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, 
 
 def test_failures_that_pass_do_not_break_the_engine(engine, alone, monkeypatch):
     """Each time one fewer than break it: a prefill fails, and then the base itself that is asked in its place."""
-    forward, left = Forward.__call__, []
+    forward, left = TorchForward.__call__, []
 
     def failing(*arguments):
         if left:
             raise left.pop()
         return forward(*arguments)
 
-    monkeypatch.setattr(Forward, "__call__", failing)
+    monkeypatch.setattr(TorchForward, "__call__", failing)
     for _ in range(3):
         left.extend([RuntimeError()] * 2 * (MAX_FAILURES - 1))
         for _ in range(MAX_FAILURES - 1):
