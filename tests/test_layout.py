@@ -220,7 +220,7 @@ def test_an_installed_package_is_whole() -> None:
         for path in ROOT.joinpath(*package.split(".")).glob(pattern)
     }
     files = {path for folder in ("adapter", "train") for path in (ROOT / folder).rglob("*") if path.is_file()}
-    assert {path for path in files if path.suffix not in (".py", ".pyc")} <= packaged
+    assert {path for path in files if "__pycache__" not in path.parts and path.suffix != ".py"} <= packaged
 
 
 def test_requirements_are_ranges() -> None:
