@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from adapter.errors import LoadError
-from adapter.serve.request import GenerationEvent, GenerationStats
+from adapter.errors import AdapterError, LoadError
+from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.server.loader import LoadStatus
 
 
@@ -63,18 +63,32 @@ class EchoEngine:
         return EchoAnswer(self, request)
 
 
-class EchoAnswer:
+class EchoAnswer(Answer):
     def __init__(self, engine: EchoEngine, request: Any) -> None:
+        super().__init__(EchoMailbox(engine, request.messages[-1].text), lambda: None)
         self.engine = engine
-        self.cancelled = False
-        self.events = self._generate(request.messages[-1].text)
 
-    def _generate(self, message: str) -> Iterator[GenerationEvent]:
-        for position in reversed(range(self.engine.queue_length)):
+    def cancel(self) -> None:
+        self.mailbox.cancelled = True  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self.engine.closed += 1
+
+
+class EchoMailbox(Mailbox):
+    """Places in the queue come one at a time, then the first piece alone and the rest together, when asked for."""
+
+    def __init__(self, engine: EchoEngine, message: str) -> None:
+        super().__init__()
+        self.cancelled, self.begun, self.complete = False, False, True
+        self.events = self._generate(engine, message)
+
+    def _generate(self, engine: EchoEngine, message: str) -> Iterator[GenerationEvent]:
+        for position in reversed(range(engine.queue_length)):
             yield GenerationEvent(position=position)
         for index, text in enumerate(["you said: ", message, "!"]):
-            if self.engine.error and index == 1:
-                raise self.engine.error
+            if engine.error and index == 1:
+                raise engine.error
             stats = GenerationStats(5, index + 1, 0.0, 0.0, 0.1)
             if self.cancelled:
                 yield GenerationEvent(finish_reason="cancelled", stats=stats)
@@ -82,14 +96,17 @@ class EchoAnswer:
             last = index == 2
             yield GenerationEvent(text, 7, -0.1, "stop" if last else None, stats if last else None)
 
-    def __iter__(self) -> Iterator[GenerationEvent]:
-        return self.events
+    def empty(self) -> bool:
+        return False
 
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def close(self) -> None:
-        self.engine.closed += 1
+    def take(self) -> list[GenerationEvent | AdapterError]:
+        try:
+            event = next(self.events)
+            first = event.position is not None or not self.begun
+            self.begun = event.position is None
+            return [event] if first else [event, *self.events]
+        except AdapterError as error:
+            return [error]
 
 
 class ReadyProvider:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +19,8 @@ from adapter.serve.sampling import SamplingParams
 from adapter.serve.settings import Settings
 
 MAX_SECONDS = 600.0
+CROWD = 8  # readers at once; more of them share the lists of so many
+_reading: set[object] = set()  # of readers of lists, who share the time of one event loop
 FinishReason = Literal["stop", "length", "time", "cancelled"]
 
 
@@ -100,40 +103,69 @@ class GenerationEvent:
 
 
 class Mailbox:
-    """The queue of one request's events, filled by the engine from any thread. Does not keep the Answer alive."""
+    """The queue of one request's events, filled by the engine from any thread. Does not keep the Answer alive.
+
+    wake: what a reader wants to be called with the last event and, as long as `waiting` is set, with any other.
+    complete: whether the last event is in the queue, or has been taken out of it.
+    """
 
     def __init__(self) -> None:
-        self.events: queue.SimpleQueue[GenerationEvent | AdapterError] = queue.SimpleQueue()
-        self.on_put: Callable[[], object] | None = None
+        self._events: queue.SimpleQueue[GenerationEvent | AdapterError] = queue.SimpleQueue()
+        self.wake: Callable[[], object] | None = None
+        self.waiting = False
+        self.complete = False
 
     def put(self, event: GenerationEvent | AdapterError) -> None:
-        self.events.put(event)
-        if (on_put := self.on_put) is not None:
+        last = _is_last(event)
+        self._events.put(event)
+        self.complete = self.complete or last
+        if (wake := self.wake) is not None and (self.waiting or last):
             with contextlib.suppress(RuntimeError):  # the reader's event loop has been closed
-                on_put()
+                wake()
+
+    def get(self) -> GenerationEvent | AdapterError:
+        """The next event; waits for it."""
+        return self._events.get()
+
+    def empty(self) -> bool:
+        return self._events.empty()
+
+    def take(self) -> list[GenerationEvent | AdapterError]:
+        """All events that have arrived. Nothing follows an event that ends the answer."""
+        taken = []
+        while not self._events.empty():
+            taken.append(self._events.get())
+            if _is_last(taken[-1]):
+                break
+        return taken
 
 
 class Answer:
-    """The events of one request in order, for one reader, by `for` or `async for`. Raises errors in their place.
+    """The events of one request in order, for one reader. Raises errors in their place.
 
-    Deleting the object, `close()` and leaving `contextlib.closing` cancel an unfinished answer.
+    Whoever shows an answer reads lists of what has arrived, a few times a second: a reader that is woken for each
+    token costs more than the token's text. Deleting the object, `close()` and leaving `contextlib.closing` cancel
+    an unfinished answer.
     """
 
     def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
-        """cancel: the garbage collector may call it, in any thread, whatever locks that thread holds."""
-        self._mailbox = mailbox
+        """cancel: the garbage collector may call it, in any thread, whatever locks that thread holds.
+
+        ended: whether the last event has been read, or the reader has left.
+        """
+        self.mailbox = mailbox
         self._cancel = cancel
-        self._ended = False
+        self.ended = False
 
     def cancel(self) -> None:
         """Cancel the request; its last event then has finish_reason "cancelled"."""
-        if not self._ended:
+        if not self.ended:
             self._cancel()
 
     def close(self) -> None:
         """Cancel, and stop iterating."""
         self.cancel()
-        self._ended = True
+        self.ended = True
 
     __del__ = close
 
@@ -141,28 +173,95 @@ class Answer:
         return self
 
     def __next__(self) -> GenerationEvent:
-        if self._ended:
+        if self.ended:
             raise StopIteration
-        return self._receive(self._mailbox.events.get())
-
-    async def __aiter__(self) -> AsyncIterator[GenerationEvent]:
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-
-        self._mailbox.on_put = lambda: loop.call_soon_threadsafe(arrived.set)
-        try:
-            while not self._ended:
-                try:
-                    event = self._mailbox.events.get_nowait()
-                except queue.Empty:
-                    await arrived.wait()
-                    arrived.clear()
-                else:
-                    yield self._receive(event)
-        finally:
-            self.close()
-
-    def _receive(self, event: GenerationEvent | AdapterError) -> GenerationEvent:
-        self._ended = isinstance(event, AdapterError) or event.finish_reason is not None
+        event = self.mailbox.get()
+        self.ended = _is_last(event)
         if isinstance(event, AdapterError):
             raise event
         return event
+
+    def event_lists(self, seconds: float) -> Iterator[list[GenerationEvent]]:
+        """As `read_together`, for this answer alone."""
+        for received in read_together({0: self}, seconds):
+            yield from _raise_last([event for _, event in received])
+
+    async def async_event_lists(self, seconds: float) -> AsyncIterator[list[GenerationEvent]]:
+        """As `event_lists`, in an event loop. Closes the answer at the end, also if the reader leaves."""
+        loop, rung, mailbox, due = asyncio.get_running_loop(), asyncio.Event(), self.mailbox, 0.0
+        mailbox.wake = lambda: loop.call_soon_threadsafe(rung.set)
+        with contextlib.closing(self), _pauses(seconds) as next_due:
+            while not self.ended:
+                mailbox.waiting = True
+                while mailbox.empty():
+                    await rung.wait()
+                    rung.clear()
+                mailbox.waiting = False
+                while (rest := due - time.monotonic()) > 0 and not mailbox.complete:
+                    timer = loop.call_later(rest, rung.set)
+                    await rung.wait()
+                    timer.cancel()
+                    rung.clear()
+                due = next_due()
+                for events in _raise_last(self.take()):
+                    yield events
+
+    def take(self) -> list[GenerationEvent | AdapterError]:
+        """All events that have arrived; the last one may be an error."""
+        taken = self.mailbox.take()
+        self.ended = self.ended or any(map(_is_last, taken[-1:]))
+        return taken
+
+
+def read_together(
+    answers: Mapping[int, Answer], seconds: float
+) -> Iterator[list[tuple[int, GenerationEvent | AdapterError]]]:
+    """Yields lists of (key, event) of all that has arrived of several answers, until all have ended.
+
+    The first list comes with the first event, a list with an answer's last event at once, and any other at least
+    `seconds` after the one before, or longer in a crowd. An error ends its own answer only.
+    """
+    bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe where the garbage collector rings it
+    unfinished, due = dict(answers), 0.0
+    for answer in answers.values():
+        answer.mailbox.wake = lambda: bell.put(None)
+    with _pauses(seconds) as next_due:
+        while unfinished:
+            mailboxes = [answer.mailbox for answer in unfinished.values()]
+            for mailbox in mailboxes:
+                mailbox.waiting = True
+            while all(mailbox.empty() for mailbox in mailboxes):
+                bell.get()
+            for mailbox in mailboxes:
+                mailbox.waiting = False
+            while (rest := due - time.monotonic()) > 0 and not any(mailbox.complete for mailbox in mailboxes):
+                with contextlib.suppress(queue.Empty):
+                    bell.get(timeout=rest)
+            due = next_due()
+            received = [(key, event) for key, answer in unfinished.items() for event in answer.take()]
+            unfinished = {key: answer for key, answer in unfinished.items() if not answer.ended}
+            yield received
+
+
+@contextlib.contextmanager
+def _pauses(seconds: float) -> Iterator[Callable[[], float]]:
+    """Counts a reader. Yields a function that says when its next list is due, on the clock `time.monotonic`."""
+    reader = object()
+    _reading.add(reader)
+    try:
+        yield lambda: time.monotonic() + seconds * max(1.0, len(_reading) / CROWD)
+    finally:
+        _reading.discard(reader)
+
+
+def _raise_last(events: list[GenerationEvent | AdapterError]) -> Iterator[list[GenerationEvent]]:
+    """Yields the events; if an error is the last one, raises it after those before it."""
+    before = [event for event in events if isinstance(event, GenerationEvent)]
+    if before:
+        yield before
+    if events and isinstance(events[-1], AdapterError):
+        raise events[-1]
+
+
+def _is_last(event: GenerationEvent | AdapterError) -> bool:
+    return isinstance(event, AdapterError) or event.finish_reason is not None

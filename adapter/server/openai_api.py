@@ -47,6 +47,7 @@ BODY_SECONDS = 60.0
 BODIES_BYTES = 128 * 2**20  # of all bodies in memory, without the first WORDS_BYTES of each
 WORDS_BYTES = 2**18
 RETRY_SECONDS = 5
+CHUNK_SECONDS = 0.05  # between two chunks of a stream: of a fast answer each has several tokens
 _FINISH_REASONS: dict[str | None, str] = {"stop": "stop", "length": "length", "time": "length"}
 
 
@@ -117,7 +118,7 @@ def create_app(
         if not stream:
             return _json(await _until_disconnect(request, completion.whole()))
         # What fails before the first event still gets a status of its own.
-        first = await _until_disconnect(request, completion.first_event())
+        first = await _until_disconnect(request, completion.first_events())
         return EventSourceResponse(completion.chunks(first), headers={"Cache-Control": "no-cache"}, sep="\n")
 
     @api.get("/models")
@@ -177,37 +178,38 @@ class _Completion:
 
     def __init__(self, body: ChatCompletionRequest, answer: Answer) -> None:
         self._answer = answer
-        self._events = aiter(answer)
+        self._events = answer.async_event_lists(CHUNK_SECONDS)
         self._include_usage = body.stream_options.include_usage
         self._about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
 
     async def whole(self) -> dict[str, Any]:
         text = ""
         with closing(self._answer):
-            async for event in self._events:
-                text += event.text
+            async for events in self._events:
+                text += _text(events)
+        event = events[-1]
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(event)}
         return {**self._about, "object": "chat.completion", "choices": [choice], "usage": _usage(event.stats)}
 
-    async def first_event(self) -> GenerationEvent:
+    async def first_events(self) -> list[GenerationEvent]:
         return await anext(self._events)
 
-    async def chunks(self, event: GenerationEvent) -> AsyncIterator[dict[str, str]]:
-        """Server-sent events from the first event of the engine on. An error in mid-stream is the last one."""
+    async def chunks(self, events: list[GenerationEvent]) -> AsyncIterator[dict[str, str]]:
+        """Server-sent events from the first events of the engine on. An error in mid-stream is the last one."""
         with closing(self._answer):
             try:
                 yield self._chunk({"role": "assistant", "content": ""})
-                while event.finish_reason is None:
-                    if event.text:
-                        yield self._chunk({"content": event.text})
-                    event = await anext(self._events)
-                finish_reason = _finish_reason(event)
-                if event.text:
-                    yield self._chunk({"content": event.text})
+                while (last := events[-1]).finish_reason is None:
+                    if text := _text(events):
+                        yield self._chunk({"content": text})
+                    events = await anext(self._events)
+                finish_reason = _finish_reason(last)
+                if text := _text(events):
+                    yield self._chunk({"content": text})
                 yield self._chunk({}, finish_reason)
                 if self._include_usage:
-                    yield self._data(choices=[], usage=_usage(event.stats))
+                    yield self._data(choices=[], usage=_usage(last.stats))
                 yield {"data": "[DONE]"}
             except Exception as error:
                 yield {"data": json.dumps(_public(error)[1])}
@@ -303,6 +305,10 @@ async def _read_body(request: Request, count: Callable[[int], None]) -> bytes | 
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
     return body
+
+
+def _text(events: list[GenerationEvent]) -> str:
+    return "".join(event.text for event in events)
 
 
 def _finish_reason(event: GenerationEvent) -> str:

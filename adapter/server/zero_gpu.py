@@ -104,7 +104,7 @@ class ZeroGpuEngine:
         request = replace(request, messages=(), prompt_ids=tuple(admitted.prompt_ids), client=Client())
         pending = _PendingAnswer(0)
         self._start(pending, self._pickle_job(request, answer_ids), INSPECTION_SECONDS)
-        last = pending.mailbox.events.get()
+        last = pending.mailbox.get()
         if isinstance(last, AdapterError):
             raise last
         if pending.inspection is None:

@@ -1,21 +1,18 @@
-"""Streams answers: as chat messages, or several answers merged.
+"""Streams answers as chat messages.
 
 Knows the engine, the adapter catalog and conversations as data; knows no components and no updates of them.
 """
 
 from __future__ import annotations
 
-import logging
-import queue
 import secrets
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.errors import BadInput, LoadError
 from adapter.serve.settings import Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import conversation
@@ -30,9 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from adapter.base.template import Message
-    from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest
-
-log = logging.getLogger(__name__)
+    from adapter.serve.request import Client, GenerationEvent, GenerationRequest
 
 TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
 
@@ -94,7 +89,8 @@ class AnswerProgress:
         now = time.monotonic()
         self.first_time = self.first_time or now
         self.text += event.text
-        self.token_ids += [] if event.token_id is None else [event.token_id]
+        if event.token_id is not None:
+            self.token_ids.append(event.token_id)
         self.tokens = len(self.token_ids)
         self.rate = (self.tokens - 1) / (now - self.first_time) if self.tokens > 4 else None
         if event.stats is not None:
@@ -130,18 +126,17 @@ class ChatAnswers:
         image = open_upload(picture) if visual and picture else None
         request = build_request(conversation.to_messages(history), settings, image, client)
         progress.notes += texts.muted(request.mute_layers, request.mute_heads) if request.parts else ()
-        engine, drawn_time = self.provider.engine(), 0.0
+        engine = self.provider.engine()
         assert engine is not None
         with closing(engine.submit(request)) as events:
             change.cancel = events.cancel
             if change.stopped:
                 events.cancel()
-            for event in events:
-                if event.position is not None:
-                    yield [conversation.note(texts.waiting(event.position), waiting=True)]
-                    continue
-                progress.add(event)
-                text, now = progress.text, time.monotonic()
+            for arrived in events.event_lists(REDRAW_SECONDS):
+                for event in arrived:
+                    if event.position is None:
+                        progress.add(event)
+                text = progress.text
                 message = conversation.answer(text) if text.strip() else conversation.note(texts.EMPTY_ANSWER)
                 # max_tokens is the present length, so that the recorded settings reproduce exactly this text.
                 truncated = settings.replace(max_tokens=max(1, len(progress.token_ids)))
@@ -151,10 +146,11 @@ class ChatAnswers:
                     used = truncated if event.finish_reason in ("cancelled", "time") else settings
                     record = AnswerRecord(used, tuple(progress.token_ids), image is not None).to_json()
                     yield [message, conversation.stats(progress.stats_line(), record=record)]
-                elif text.strip() and now - drawn_time >= REDRAW_SECONDS:
-                    drawn_time = now
+                elif text.strip():
                     record = conversation.settings_json(truncated)
                     yield [message, conversation.stats(progress.stats_line(), live=True, record=record)]
+                elif event.position is not None:
+                    yield [conversation.note(texts.waiting(event.position), waiting=True)]
 
     def adapter_for(self, example: ExampleCard) -> str | None:
         """The adapter that demonstrates an example; None keeps the selected one."""
@@ -182,38 +178,3 @@ def with_small_picture(history: History) -> History:
         return history
     small = shrink_upload(turn.picture)
     return [*history[: turn.start], *conversation.replace_pictures(history[turn.start :], small)]
-
-
-def merge_answers(
-    answers: Mapping[int, Answer], seconds: float
-) -> Iterator[list[tuple[int, GenerationEvent | AdapterError]]]:
-    """Yields lists of (key, event) of several answers, at least `seconds` apart, until all have ended.
-
-    An error ends its own answer only. A caller that stops early must close the answers, which ends the
-    threads that read them.
-    """
-    inbox: queue.SimpleQueue[tuple[int, GenerationEvent | AdapterError | None]] = queue.SimpleQueue()
-
-    def read(key: int, answer: Answer) -> None:
-        try:
-            for event in answer:
-                inbox.put((key, event))
-        except AdapterError as error:
-            inbox.put((key, error))
-        except Exception:
-            log.exception("an answer failed")
-            inbox.put((key, AdapterError(texts.FAILED)))
-        inbox.put((key, None))
-
-    for key, answer in answers.items():
-        threading.Thread(target=read, args=(key, answer), name=f"answer-{key}", daemon=True).start()
-    unfinished, due = len(answers), 0.0
-    while unfinished:
-        received = [inbox.get()]
-        time.sleep(max(0.0, due - time.monotonic()))
-        due = time.monotonic() + seconds
-        while not inbox.empty():
-            received.append(inbox.get())
-        unfinished -= sum(event is None for _, event in received)
-        if events := [(key, event) for key, event in received if event is not None]:
-            yield events

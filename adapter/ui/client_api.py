@@ -7,7 +7,6 @@ and the adapter catalog.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
@@ -123,13 +122,12 @@ def stream_answer(
             raise BadInput(texts.image_not_seen(settings.adapter or None))
         image = None if picture is None else open_upload(picture)
         generation = build_request((Message("user", message),), settings, image, client_of(request))
-        engine, text, drawn_time = provider.engine(), "", 0.0
+        engine, text = provider.engine(), ""
         assert engine is not None
         with closing(engine.submit(generation)) as events:
-            for event in events:
-                text += event.text
-                if event.text and time.monotonic() - drawn_time >= REDRAW_SECONDS:
-                    drawn_time = time.monotonic()
+            for arrived in events.event_lists(REDRAW_SECONDS):
+                if new := "".join(event.text for event in arrived):
+                    text += new
                     yield text
         yield text
     except AdapterError as error:

@@ -31,7 +31,6 @@ from adapter.ui import theme
 from adapter.ui.answer_stream import (
     AnswerProgress,
     build_request,
-    merge_answers,
     uses_picture,
     with_seed,
 )
@@ -183,7 +182,9 @@ class CompareEvents:
             if change.stopped:
                 cancel()
             yield
-            for events in merge_answers(answers, REDRAW_SECONDS):
+            from adapter.serve.request import read_together
+
+            for events in read_together(answers, REDRAW_SECONDS):
                 for index, event in events:
                     panes[index].add(event)
                 yield

@@ -151,7 +151,8 @@ def test_async_readers_share_a_loop(engine):
     expected = token_ids(generate(engine, adapter="one"))
 
     async def read():
-        return [event.token_id async for event in engine.submit(GenerationRequest(HELLO, "one", sampling=GREEDY))]
+        answer = engine.submit(GenerationRequest(HELLO, "one", sampling=GREEDY))
+        return [event.token_id async for events in answer.async_event_lists(0.0) for event in events]
 
     async def read_several():
         return await asyncio.gather(*(read() for _ in range(5)))

@@ -295,7 +295,7 @@ def test_an_answer_whose_kv_cannot_be_kept_is_given(check_honest, monkeypatch):
 def test_a_reader_whose_event_loop_is_closed_disturbs_nobody(engine, check_honest):
     loop = asyncio.new_event_loop()
     left = engine.submit(ENDLESS)
-    events = aiter(left)
+    events = left.async_event_lists(0.0)
     loop.run_until_complete(anext(events))
     loop.close()
     check_honest()

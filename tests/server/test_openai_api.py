@@ -174,7 +174,7 @@ def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted)
     )
     assert chunks[0].choices[0].delta.role == "assistant" and len({chunk.id for chunk in chunks}) == 1
     said = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
-    assert [text for text in said if text] == ["you said: ", "hello", "!"]
+    assert "".join(text for text in said if text) == "you said: hello!"
     assert chunks[-2].choices[0].finish_reason == "stop" and chunks[-1].usage.total_tokens == 8
     assert engine.requests[1].adapter is None
 
@@ -567,7 +567,7 @@ def test_app_answers_openai_client(openai: Any, tmp_path: Path) -> None:
             chunk.choices[0].delta.content or ""
             for chunk in client.chat.completions.create(model="pirate", **asked, stream=True)
         ]
-        assert len(pieces) > 3 and "".join(pieces) == pirate.choices[0].message.content
+        assert len(pieces) > 1 and "".join(pieces) == pirate.choices[0].message.content
         picture = "data:image/png;base64," + base64.b64encode(COFFEE.read_bytes()).decode()
         seen = {**asked, "messages": [shown("What is this?", picture)]}
         assert client.chat.completions.create(model="see", **seen).choices[0].message.content.strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,9 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from adapter.errors import AdapterError, Busy, LoadError
-from adapter.serve.request import Client, GenerationEvent, GenerationStats
+from adapter.errors import Busy, LoadError
+from adapter.serve.request import Answer, Client, GenerationEvent, GenerationStats, Mailbox
 from adapter.ui import compare_tab
-from adapter.ui.answer_stream import merge_answers
 from adapter.ui.compare_tab import MAX_PANES, CompareEvents, mark_differences
 from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, wait_until
@@ -60,33 +58,22 @@ class ScriptedEngine:
         return self.answers[-1]
 
 
-class ScriptedAnswer:
+class ScriptedAnswer(Answer):
     def __init__(self) -> None:
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        super().__init__(Mailbox(), self.emit_cancelled)
         self.cancelled = False
         self.tokens = 0
 
     def emit(self, text: str, reason: Any = None) -> None:
         self.tokens += 1
         stats = GenerationStats(5, self.tokens, 0.0, 0.0, 0.1) if reason else None
-        self.inbox.put(GenerationEvent(text, 7, -0.1, reason, stats))
+        self.mailbox.put(GenerationEvent(text, 7, -0.1, reason, stats))
 
-    def __iter__(self) -> Iterator[GenerationEvent]:
-        while True:
-            event = self.inbox.get(timeout=PATIENCE)
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            if event.finish_reason:
-                return
-
-    def cancel(self) -> None:
+    def emit_cancelled(self) -> None:
         if not self.cancelled:
             self.cancelled = True
             stats = GenerationStats(5, self.tokens, 0.0, 0.0, 0.1)
-            self.inbox.put(GenerationEvent(finish_reason="cancelled", stats=stats))
-
-    close = cancel
+            self.mailbox.put(GenerationEvent(finish_reason="cancelled", stats=stats))
 
 
 def test_all_panes_have_the_same_seed() -> None:
@@ -134,7 +121,7 @@ def test_an_error_ends_its_own_pane_only() -> None:
                 raise RuntimeError("/secret")
             answer = super().submit(request)
             if request.adapter == "poet":
-                answer.events = failing(answer.events)
+                answer.mailbox.events = failing(answer.mailbox.events)
             return answer
 
     def failing(events: Any) -> Any:
@@ -244,7 +231,7 @@ def test_an_answer_that_failed_is_not_compared(failed: int) -> None:
     next(updates), next(updates)
     engine.answers[1 - failed].emit("the sea is blue", "stop")
     engine.answers[failed].emit("a")
-    engine.answers[failed].inbox.put(Busy("Pulled."))
+    engine.answers[failed].mailbox.put(Busy("Pulled."))
     *_, (_, _, *panes) = updates
     assert not any("<mark>" in pane or "not in pane 1" in pane for pane in panes)
     assert "the sea is blue" in panes[1 - failed] and "Pulled." in panes[failed]
@@ -277,17 +264,6 @@ def test_an_empty_message_changes_nothing(toasts: list[str]) -> None:
 def test_answers_are_inert() -> None:
     *_, (_, _, *panes) = compare(EchoEngine(), *TWO, text="<img src=x onerror=alert(1)> & ${1+1}")
     assert all("<img" not in pane and "&lt;img" in pane for pane in panes[:2])
-
-
-def test_merged_answers_end_with_the_last_one_and_hide_unexpected_errors() -> None:
-    one, two = ScriptedAnswer(), ScriptedAnswer()
-    one.inbox.put(ValueError("/secret"))
-    two.emit("x")
-    two.emit("y", "stop")
-    events = [event for batch in merge_answers({0: one, 1: two}, 0.0) for event in batch]  # type: ignore[dict-item]
-    (error,) = [event for key, event in events if key == 0]
-    assert isinstance(error, AdapterError) and "secret" not in str(error)
-    assert [event.text for key, event in events if key == 1] == ["x", "y"]
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_a_message_that_overtakes_clear(monkeypatch: pytest.MonkeyPatch) -> None
     clear = page.clear()
     refused = page.send("two")
     page.run(refused)
-    assert begun[0].cancelled, "nobody waits for its end"
+    assert begun[0].mailbox.cancelled, "nobody waits for its end"
     page.run(answer)
     page.run(page.send("two"))
     page.run(clear)

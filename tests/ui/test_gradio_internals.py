@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import gradio as gr
 import pytest
 import uvicorn
@@ -56,6 +57,13 @@ def test_python_names() -> None:
     assert "self.validate_inputs(" in inspect.getsource(gr.Blocks.preprocess_data), (
         "Blocks.preprocess_data does not call validate_inputs: StrictBlocks has no effect"
     )
+    parameters = inspect.signature(gr.Blocks.postprocess_data).parameters
+    assert list(parameters) == ["self", "block_fn", "predictions", "state"], (
+        "Blocks.postprocess_data takes other arguments"
+    )
+    assert inspect.iscoroutinefunction(gr.Blocks.postprocess_data) and "await self.postprocess_data(" in (
+        inspect.getsource(gr.Blocks.process_api)
+    ), "StrictBlocks.postprocess_data has no effect"
     download = "processing_utils.async_ssrf_protected_download("
     assert download in inspect.getsource(gr.blocks.Block) and processing_utils.async_ssrf_protected_download, (
         "Block does not download through processing_utils: refuse_remote_files has no effect"
@@ -259,3 +267,37 @@ def test_sessions_of_closed_pages_are_forgotten_after_a_while() -> None:
     assert "session_data[session_hash].is_closed = True" in inspect.getsource(routes), "what tells a closed page"
     called = "app.state_holder.delete_all_expired_state()"
     assert called in inspect.getsource(route_utils), "it is called on the instance, again and again"
+
+
+def test_an_update_costs_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No component is constructed for an output that is skipped, and no thread asked for words."""
+    made, threads = [], []
+    with internals.StrictBlocks() as page:
+        words, chat, skipped, box = gr.Textbox(), gr.Chatbot(), gr.Textbox(), gr.MultimodalTextbox()
+        said = [{"role": "user", "content": "hello"}]
+
+        def update() -> tuple[Any, ...]:
+            return "new", said, gr.skip(), gr.update(value={"text": "x", "files": []}, stop_btn=True)
+
+        gr.Button().click(update, None, [words, chat, skipped, box])
+    (event,) = page.fns.values()
+    plain: Any = asyncio.run(gr.Blocks.postprocess_data(page, event, update(), None))
+    init, run_sync = gr.Textbox.__init__, anyio.to_thread.run_sync
+
+    def count_made(self: Any, *values: Any, **more: Any) -> None:
+        made.append(self)
+        init(self, *values, **more)
+
+    async def count_thread(*values: Any, **more: Any) -> Any:
+        threads.append(values)
+        return await run_sync(*values, **more)
+
+    monkeypatch.setattr(gr.Textbox, "__init__", count_made)
+    monkeypatch.setattr(anyio.to_thread, "run_sync", count_thread)
+    cheap = asyncio.run(page.postprocess_data(event, update(), None))
+    assert not made and not threads
+    assert [as_json(value) for value in cheap] == [as_json(value) for value in plain]
+
+
+def as_json(value: Any) -> Any:
+    return value.model_dump() if hasattr(value, "model_dump") else value

@@ -32,14 +32,14 @@ class GatedEngine(EchoEngine):
 
     def submit(self, request: Any) -> Any:
         answer = super().submit(request)
-        events = answer.events
+        events = answer.mailbox.events
 
         def gated() -> Iterator[Any]:
             yield next(events)
             assert self.gate.wait(PATIENCE)
             yield from events
 
-        answer.events = gated()
+        answer.mailbox.events = gated()
         return answer
 
 
