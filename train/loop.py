@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import set_seed
-from torch import Tensor
+from torch import Tensor, nn
 
+from adapter.base.frozen_linear import FrozenLinear
 from adapter.base.llama import AdaptedLlama, Base
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
@@ -82,7 +82,7 @@ def total_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: in
     ).last_hidden_state
     targets = batch.labels[:, 1:]
     supervised = targets != IGNORED
-    return _HeadLoss.apply(hidden[:, :-1][supervised], model.lm_head.weight, targets[supervised])
+    return _HeadLoss.apply(hidden[:, :-1][supervised], model.lm_head, targets[supervised])
 
 
 def supervised_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
@@ -97,13 +97,13 @@ class _HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """hidden: [P, hidden_size]; weight: [vocab_size, hidden_size]; targets: [P]."""
+    def forward(ctx: Any, hidden: Tensor, head: nn.Linear | FrozenLinear, targets: Tensor) -> Tensor:
+        """hidden: [P, hidden_size]; head: of [vocab_size, hidden_size]; targets: [P]."""
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _CHUNK_POSITIONS):
             chunk = slice(start, start + _CHUNK_POSITIONS)
-            logits = F.linear(hidden[chunk], weight)
+            logits = head(hidden[chunk])
             pieces = zip(logits.split(_CACHE_POSITIONS), targets[chunk].split(_CACHE_POSITIONS), strict=True)
             for piece, piece_targets in pieces:
                 logs = piece.float().log_softmax(1)
@@ -112,7 +112,9 @@ class _HeadLoss(torch.autograd.Function):
                     minus_one = logs.new_full((len(piece_targets), 1), -1.0)
                     piece.copy_(logs.exp_().scatter_add_(1, piece_targets[:, None], minus_one))
             if gradient is not None:
-                gradient[chunk] = logits @ weight
+                gradient[chunk] = (
+                    head.input_gradient(logits) if isinstance(head, FrozenLinear) else logits @ head.weight
+                )
         ctx.save_for_backward(gradient)
         return total
 

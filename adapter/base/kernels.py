@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, rotate_half
 
+from adapter.base.frozen_linear import FrozenLinear
+
 # What V2's deltas make of a linear layer: its name in `deltas.LINEARS`, its output, its input -> the new output.
 Change = Callable[[str, Tensor, Tensor], Tensor]
 
@@ -46,7 +48,8 @@ def linears(
     names: Sequence[str], layers: Sequence[nn.Module], x: Tensor, change: Change | None
 ) -> Sequence[Tensor]:
     """Each of several linear layers of one input."""
-    outputs = [layer(x) for layer in layers]
+    frozen = isinstance(layers[0], FrozenLinear)
+    outputs: Sequence[Tensor] = FrozenLinear.products(layers, x) if frozen else [layer(x) for layer in layers]
     return outputs if change is None else [change(n, out, x) for n, out in zip(names, outputs, strict=True)]
 
 

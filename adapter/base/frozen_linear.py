@@ -1,0 +1,77 @@
+"""Frozen linear layers to train through on a CPU: oneDNN's products, with weights kept in its own layouts.
+
+torch multiplies fp32 by MKL, which is half as fast as oneDNN on AMD's processors, and brings bf16 weights into
+oneDNN's layout anew for every product. Knows layers; knows nothing of LLaMA.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_ONEDNN = torch.ops.mkldnn
+
+
+class FrozenLinear(nn.Module):
+    """`y = x W^T`, [..., in] -> [..., out], whose gradient goes to x only.
+
+    W is held twice, for y and for the gradient, each in oneDNN's layout. These are no buffers: modules cannot hash,
+    move or save such tensors.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        """weight: [out, in], fp32 or bf16, for inputs of the same dtype; it is not kept."""
+        super().__init__()
+        self._forward_weight = _ONEDNN._reorder_linear_weight(weight)
+        self._backward_weight = _ONEDNN._reorder_linear_weight(weight.T.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Products.apply(x, self)[0]
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T, without a graph."""
+        return _ONEDNN._linear_pointwise(x, self._forward_weight, None, "none", [], "")
+
+    def input_gradient(self, gradient: Tensor, other: Tensor | None = None) -> Tensor:
+        """The gradient of x from that of y, plus `other`, which gets no rounding of its own."""
+        if other is None:
+            return _ONEDNN._linear_pointwise(gradient, self._backward_weight, None, "none", [], "")
+        return _ONEDNN._linear_pointwise.binary(gradient, other, self._backward_weight, None, "add")
+
+    @staticmethod
+    def products(layers: Sequence[FrozenLinear], x: Tensor) -> tuple[Tensor, ...]:
+        """Each of several layers of one input; the gradient of x is summed within the products."""
+        return _Products.apply(x, *layers)
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *layers: FrozenLinear) -> tuple[Tensor, ...]:
+        ctx.layers = layers
+        return tuple(layer.product(x) for layer in layers)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        total = None
+        for layer, gradient in zip(ctx.layers, gradients, strict=True):
+            total = layer.input_gradient(gradient, total)
+        return total, *(None for _ in ctx.layers)
+
+
+def is_supported(dtype: torch.dtype) -> bool:
+    """Whether this processor has oneDNN's products of `dtype` with weights in its layouts. Arm's are untried."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and _ONEDNN._is_mkldnn_bf16_supported())
+
+
+def freeze_linears(model: nn.Module) -> None:
+    """Replace every bias-free `nn.Linear` in `model` by a FrozenLinear, in place."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear and child.bias is None:
+                setattr(module, name, FrozenLinear(child.weight.data))
