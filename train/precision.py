@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adapter.base.frozen_linear import freeze_linears, is_supported
+from adapter.base.frozen_linear import freeze_linears
 from adapter.base.llama import Base, load_base
 from train.config import Precision
 
@@ -64,6 +64,6 @@ def load_to_train(name: str, precision: Precision = "auto", device: str = "auto"
         # product passes no gradient on: it would be lost from then on, without a word.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if quantization == "none" and base.device.type == "cpu" and is_supported(dtype):
+    if quantization == "none" and base.device.type == "cpu":
         freeze_linears(base.model)
     return base

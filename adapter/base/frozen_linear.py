@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapter.base import memory
+
 _ONEDNN = torch.ops.mkldnn
 
 
 class FrozenLinear(nn.Module):
     """`y = x W^T`, [..., in] -> [..., out], whose gradient goes to x only.
 
-    W is held twice, for y and for the gradient, each in oneDNN's layout. These are no buffers: modules cannot hash,
-    move or save such tensors.
+    W is held twice, for y and for the gradient, each in oneDNN's layout. They are no buffers, because a module
+    cannot move or save such tensors.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -62,16 +64,25 @@ class _Products(torch.autograd.Function):
         return total, *(None for _ in ctx.layers)
 
 
-def is_supported(dtype: torch.dtype) -> bool:
-    """Whether this processor has oneDNN's products of `dtype` with weights in its layouts. Arm's are untried."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+def freeze_linears(model: nn.Module) -> bool:
+    """Replace every bias-free `nn.Linear` of a frozen model on a CPU by a FrozenLinear, in place.
+
+    Does nothing, and returns False, where oneDNN has no such products for the model's dtype (on Arm they are
+    untried), or where the second copy of the weights would take more than half of the free memory.
+    """
+    linears = [m for m in model.modules() if type(m) is nn.Linear and m.bias is None]
+    weights = sum(linear.weight.nbytes for linear in linears)
+    free = memory.available(torch.device("cpu"))
+    if not _is_supported({linear.weight.dtype for linear in linears}) or (free is not None and 2 * weights > free):
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and _ONEDNN._is_mkldnn_bf16_supported())
-
-
-def freeze_linears(model: nn.Module) -> None:
-    """Replace every bias-free `nn.Linear` in `model` by a FrozenLinear, in place."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child.bias is None:
                 setattr(module, name, FrozenLinear(child.weight.data))
+    return True
+
+
+def _is_supported(dtypes: set[torch.dtype]) -> bool:
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    return dtypes == {torch.float32} or (dtypes == {torch.bfloat16} and _ONEDNN._is_mkldnn_bf16_supported())

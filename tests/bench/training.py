@@ -1,9 +1,9 @@
-"""Training beside PEFT's AdaptionPrompt and LoRA and full fine-tuning: one base, one precision, the same rows.
+"""Training beside PEFT's AdaptionPrompt and LoRA and full fine-tuning: one base, the same rows.
 
-Each method runs in a process of its own, so that its peak memory can be measured. All are measured in turn in
-each round. Figures are medians over the rounds, ratios medians of the rounds' ratios. "Useful" tokens are those
-that are not padding. The precision is the one that the trainer chooses on this machine. Heavy imports are made in
-the processes that measure.
+Every method trains in bf16 and in fp32, each in a process of its own, so that its peak memory can be measured.
+All are measured in turn in each round; where a method is clearly slower in one precision than in the other, that
+one is measured in the first round only. Figures are medians over the rounds, ratios medians of the rounds' ratios.
+"Useful" tokens are those that are not padding. Heavy imports are made in the processes that measure.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from adapter.base.threads import sleep_when_idle
+
 ROUNDS = 3
 BATCH, LENGTH, STEPS = 8, 256, 2  # of the fixed shape; steps in a round
 ROWS, MEAN, SPREAD, SHORTEST, LONGEST = 128, 101, 0.55, 20, 400  # of the mixed lengths, in tokens
 PEER_STEPS = 6  # batches of 8 random rows; this trainer takes all 16 batches
 FULL_PAD = 512  # tokens to which the official loader pads every row
 IGNORED = -100
+PRECISIONS = ("bf16", "fp32")
+CLEARLY_SLOWER = 1.3  # times as long in the first round
 OURS, PROMPT, LORA, FULL = "this trainer", "PEFT AdaptionPrompt", "PEFT LoRA, r 8", "full fine-tuning"
 FLOOR, PADDED = "matrix products alone", f"{PROMPT}, padded to {FULL_PAD}"
 
@@ -38,50 +42,60 @@ Measure = Callable[[int], tuple[float, int]]  # round, -1 to warm up -> seconds,
 
 
 def run() -> None:
-    seconds, _ = _table("fixed", (OURS, PROMPT, LORA, FULL, FLOOR), f"{BATCH} x {LENGTH}, half supervised")
-    ours, floor = (statistics.median(s / STEPS for s in seconds[method]) for method in (OURS, FLOOR))
-    above = statistics.median(a / b for a, b in zip(seconds[OURS], seconds[FLOOR], strict=True))
-    print(
-        f"\nfloor, the products of a frozen base forward and backward and the head on supervised positions: "
-        f"{floor:.2f} s a step; this trainer {ours:.2f} s, {above:.2f} times that\n"
-    )
+    _table("fixed", (OURS, PROMPT, LORA, FULL, FLOOR), f"{BATCH} x {LENGTH}, half supervised")
     mixed = f"{SHORTEST} to {LONGEST} tokens, mean {MEAN}; peers under transformers' Trainer"
     _table("mixed", (OURS, PROMPT, LORA, FULL, PADDED), mixed)
 
 
-def _table(table: str, methods: Iterable[str], title: str) -> tuple[dict[str, list[float]], dict[str, float]]:
-    workers = {method: Worker(table, method) for method in methods}
-    seconds: dict[str, list[float]] = {method: [] for method in workers}
-    rates: dict[str, list[float]] = {method: [] for method in workers}
-    peaks: dict[str, float] = {}
+def _table(table: str, methods: Iterable[str], title: str) -> None:
+    rows = [(method, precision) for method in methods for precision in PRECISIONS]
+    workers = {row: Worker(table, *row) for row in rows}
+    rates: dict[tuple[str, str], list[float]] = {row: [] for row in workers}
+    peaks: dict[tuple[str, str], float] = {}
     for number in range(ROUNDS):
-        for method, worker in workers.items():
-            took, tokens, peaks[method] = worker.measure(number)
-            seconds[method].append(took)
-            rates[method].append(tokens / took)
+        for row, worker in list(workers.items()):
+            took, tokens, peaks[row] = worker.measure(number)
+            rates[row].append(tokens / took)
+        for method in methods if number == 0 else ():
+            slow = min(PRECISIONS, key=lambda precision: rates[method, precision][0])
+            if CLEARLY_SLOWER * rates[method, slow][0] < max(rates[method, p][0] for p in PRECISIONS):
+                workers.pop((method, slow)).close()
     for worker in workers.values():
         worker.close()
-    print(
-        f"| {title} | useful tokens/s | this trainer against it | peak memory, MB | this trainer's share of it |"
-    )
+    # What a method reaches in each round, in the better precision.
+    best = {m: max((rates[m, p] for p in PRECISIONS if (m, p) in workers), key=statistics.median) for m in methods}
+    chosen, reason = _automatic()
+    automatic = statistics.median(rates[OURS, chosen]) / statistics.median(best[OURS])
+    print(f"| {title} | precision | useful tokens/s | this trainer against it | peak memory, MB |")
     print("| --- | --- | --- | --- | --- |")
-    for method, rate in rates.items():
-        speedup = statistics.median(a / b for a, b in zip(rates[OURS], rate, strict=True))
-        print(
-            f"| {method} | {statistics.median(rate):.0f} | {speedup:.2f} | "
-            f"{peaks[method]:.0f} | {peaks[OURS] / peaks[method]:.2f} |"
-        )
-    return seconds, peaks
+    for (method, precision), rate in rates.items():
+        speedup = statistics.median(a / b for a, b in zip(rates[OURS, chosen], rate, strict=False))
+        memory = peaks[method, precision]
+        print(f"| {method} | {precision} | {statistics.median(rate):.0f} | {speedup:.2f} | {memory:.0f} |")
+    print(f"\nauto is {chosen} ({reason}): {automatic:.2f} of this trainer's fastest precision")
+    for method in [m for m in (PROMPT, LORA, FULL) if m in best]:
+        speedup = statistics.median(a / b for a, b in zip(rates[OURS, chosen], best[method], strict=False))
+        print(f"auto against the best precision of {method}: {speedup:.2f}")
+    print()
+
+
+def _automatic() -> tuple[str, str]:
+    """The precision in which this trainer trains here, and why."""
+    import torch
+
+    from train.precision import choose_precision
+
+    return choose_precision("auto", torch.device("cpu"))
 
 
 class Worker:
     """One method in a process of its own, loaded and warmed up."""
 
-    def __init__(self, table: str, method: str) -> None:
+    def __init__(self, table: str, method: str, precision: str) -> None:
         environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         self.method = method
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.training", table, method],
+            [sys.executable, "-m", "tests.bench.training", table, method, precision],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -104,12 +118,13 @@ class Worker:
         self._process.communicate()
 
 
-def _serve(table: str, method: str) -> None:
+def _serve(table: str, method: str, precision: str) -> None:
+    sleep_when_idle()  # as the trainer's threads do; the peers' too
     from transformers.utils.logging import disable_progress_bar
 
     results, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - Trainer prints as it likes
     disable_progress_bar()
-    measure = (fixed_turn if table == "fixed" else mixed_turn)(method)
+    measure = (fixed_turn if table == "fixed" else mixed_turn)(method, precision)
     for line in sys.stdin:
         result = measure(int(line))
         gc.collect()
@@ -143,7 +158,7 @@ def train_steps(base: Any, adapter: Any, optimizer: Any, batches: Iterable[Any])
     return tokens
 
 
-def _trainer() -> tuple[Any, Any, Any]:
+def _trainer(precision: Any) -> tuple[Any, Any, Any]:
     import torch
 
     from adapter.base.embedded import BASE
@@ -151,21 +166,18 @@ def _trainer() -> tuple[Any, Any, Any]:
     from train.loop import new_adapter
     from train.precision import load_to_train
 
-    base = load_to_train(BASE, "bf16")
+    base = load_to_train(BASE, precision, "cpu")
     adapter = new_adapter(TrainConfig("bench", "", steps=1), base)
     return base, adapter, torch.optim.AdamW(adapter.parameters(), lr=1e-4, fused=True)
 
 
-def _dtype() -> Any:
-    """The precision in which this trainer would train here: peers get the same."""
+def _dtype(precision: str) -> Any:
     import torch
 
-    from train.precision import choose_precision
-
-    return torch.bfloat16 if choose_precision("auto", torch.device("cpu"))[0] == "bf16" else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
-def _peer(method: str) -> Any:
+def _peer(method: str, precision: str) -> Any:
     """The base as transformers loads it, made trainable by the method of a peer."""
     import peft
     import torch
@@ -174,7 +186,7 @@ def _peer(method: str) -> Any:
     from adapter.base.embedded import base_folder
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base_folder(), dtype=_dtype()).train()
+    model = AutoModelForCausalLM.from_pretrained(base_folder(), dtype=_dtype(precision)).train()
     model.config.use_cache = False
     if method.startswith(PROMPT):
         layers = model.config.num_hidden_layers
@@ -189,7 +201,7 @@ def _peer(method: str) -> Any:
 # The fixed shape: bare steps.
 
 
-def fixed_turn(method: str) -> Measure:
+def fixed_turn(method: str, precision: str) -> Measure:
     """STEPS steps on one batch of BATCH x LENGTH random tokens, the second half of each row supervised."""
     import torch
 
@@ -199,7 +211,7 @@ def fixed_turn(method: str) -> Measure:
     if method == OURS:
         from train.data import Example, TokenisedRow, collate
 
-        base, adapter, optimizer = _trainer()
+        base, adapter, optimizer = _trainer(precision)
         rows = [
             TokenisedRow(row.tolist(), targets.tolist(), Example((), ""))
             for row, targets in zip(ids, labels, strict=True)
@@ -209,9 +221,9 @@ def fixed_turn(method: str) -> Measure:
         def steps() -> None:
             train_steps(base, adapter, optimizer, [batch] * STEPS)
     elif method == FLOOR:
-        steps = _floor(int((labels[:, 1:] != IGNORED).sum()))
+        steps = _floor(int((labels[:, 1:] != IGNORED).sum()), _dtype(precision))
     else:
-        model = _peer(method)
+        model = _peer(method, precision)
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
 
         def steps() -> None:
@@ -228,13 +240,13 @@ def fixed_turn(method: str) -> Measure:
     return measure
 
 
-def _floor(supervised: int) -> Callable[[], None]:
-    """The matrix products alone that a step on a frozen base cannot do without."""
+def _floor(supervised: int, dtype: Any) -> Callable[[], None]:
+    """torch's matrix products alone that a step on a frozen base cannot do without."""
     import torch
 
     from adapter.base.llama import load_base
 
-    model = load_base(quantization="none", dtype=_dtype()).model
+    model = load_base(quantization="none", device="cpu", dtype=dtype).model
     weights = [m.weight for layer in model.model.layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
     products = [(BATCH * LENGTH, weight) for weight in weights] + [(supervised, model.lm_head.weight)]
     inputs = {(n, size): torch.randn(n, size, dtype=weights[0].dtype) for n, w in products for size in w.shape}
@@ -253,7 +265,7 @@ def _floor(supervised: int) -> Callable[[], None]:
 # Mixed lengths: whole trainers.
 
 
-def mixed_turn(method: str) -> Measure:
+def mixed_turn(method: str, precision: str) -> Measure:
     """Ours: all ROWS rows once. Peers: PEER_STEPS random batches of them by transformers' Trainer."""
     from transformers import AutoTokenizer
 
@@ -265,8 +277,13 @@ def mixed_turn(method: str) -> Measure:
     tokeniser = Tokeniser(tokenizer, "raw", FULL_PAD)
     rows = tokeniser.rows(examples)  # shortest first
     if method != OURS:
-        return _trainer_turn(method, tokenizer, [{"input_ids": row.ids, "labels": row.labels} for row in rows])
-    base, adapter, optimizer = _trainer()
+        return _trainer_turn(
+            _peer(method, precision),
+            method == PADDED,
+            tokenizer,
+            [{"input_ids": row.ids, "labels": row.labels} for row in rows],
+        )
+    base, adapter, optimizer = _trainer(precision)
     source = iter(Batches(itertools.cycle(examples), tokeniser, BATCH, seed=0))
 
     def measure(number: int) -> tuple[float, int]:
@@ -278,13 +295,13 @@ def mixed_turn(method: str) -> Measure:
     return measure
 
 
-def _trainer_turn(method: str, tokenizer: Any, rows: list[dict[str, list[int]]]) -> Measure:
+def _trainer_turn(model: Any, padded: bool, tokenizer: Any, rows: list[dict[str, list[int]]]) -> Measure:
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    padding = {"padding": "max_length", "max_length": FULL_PAD} if method == PADDED else {"padding": True}
+    padding = {"padding": "max_length", "max_length": FULL_PAD} if padded else {"padding": True}
     trainer = Trainer(
-        model=_peer(method),
+        model=model,
         args=TrainingArguments(
             output_dir=tempfile.gettempdir(),  # into which nothing is written
             per_device_train_batch_size=BATCH,
@@ -302,7 +319,7 @@ def _trainer_turn(method: str, tokenizer: Any, rows: list[dict[str, list[int]]])
 
     def measure(number: int) -> tuple[float, int]:
         # The longest rows first, so that peak memory is that of an epoch's worst batch.
-        count = PEER_STEPS // (3 if method == PADDED else 1)
+        count = PEER_STEPS // (3 if padded else 1)
         chosen = rows[-BATCH:] if number < 0 else random.Random(number).sample(rows, count * BATCH)
         trainer.train_dataset = chosen
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import itertools
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from adapter.base.embedded import BASE
+from adapter.base.frozen_linear import freeze_linears
 from adapter.base.template import Message
 from adapter.method.checkpoint import load_adapter
 from adapter.method.gradients import CausalAttention, PromptTerm
@@ -134,6 +136,21 @@ def test_random_gates_are_the_ablation(tiny_base):
     assert 0.3 < gates.std() < 2 and new_adapter(CONFIG, tiny_base).gates.abs().max() == 0
 
 
+def test_gradients_through_frozen_products_are_those_of_plain_ones(tiny_base):
+    batch = batch_of(itertools.islice(examples("train"), 4), tiny_base)
+    adapter = new_adapter(dataclasses.replace(CONFIG, init="random", prompt_norm=True), tiny_base)
+    model, found = tiny_base.model, []
+    for _ in range(2):
+        adapter.zero_grad()
+        loss = supervised_loss(model, adapter, batch)
+        loss.backward()
+        found.append((loss.detach(), adapter.prompts.grad, adapter.gates.grad))
+        model = copy.deepcopy(tiny_base.model)
+        if not freeze_linears(model):
+            pytest.skip("oneDNN's products are not built in here")
+    torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize("length", [1, 7, 64, 65, 200])
 def test_attention_for_training_is_attention(length):
     torch.manual_seed(length)
@@ -147,10 +164,14 @@ def test_attention_for_training_is_attention(length):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_the_heads_loss_is_cross_entropy_in_any_number_of_pieces():
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_the_heads_loss_is_cross_entropy_in_any_number_of_pieces(is_frozen):
     hidden = torch.randn(600, 16, requires_grad=True)
-    weight, targets = torch.randn(50, 16), torch.randint(50, (600,))
-    own = _HeadLoss.apply(hidden, weight, targets) / 600
+    model, targets = torch.nn.ModuleDict({"head": torch.nn.Linear(16, 50, bias=False)}), torch.randint(50, (600,))
+    weight = model["head"].weight.detach()
+    if is_frozen and not freeze_linears(model):
+        pytest.skip("oneDNN's products are not built in here")
+    own = _HeadLoss.apply(hidden, model["head"], targets) / 600
     (mine,) = torch.autograd.grad(own, hidden)
     wanted = F.cross_entropy(hidden @ weight.T, targets)
     (theirs,) = torch.autograd.grad(wanted, hidden)

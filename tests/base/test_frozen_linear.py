@@ -1,0 +1,62 @@
+"""Frozen linear layers by oneDNN: values and gradients are those of `nn.Linear`, and the memory decides."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from adapter.base import frozen_linear, memory
+from adapter.base.frozen_linear import FrozenLinear, freeze_linears
+
+pytestmark = pytest.mark.skipif(
+    not frozen_linear._is_supported({torch.float32}), reason="oneDNN's products are not built in here"
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (2, 7, 24)])
+@pytest.mark.parametrize("outputs", [(40,), (24, 8, 8)])
+def test_values_and_the_summed_gradient_are_those_of_plain_layers(shape, outputs):
+    weights = [torch.randn(size, 24) for size in outputs]
+    x = torch.randn(shape, requires_grad=True)
+    got = FrozenLinear.products([FrozenLinear(weight) for weight in weights], x)
+    want = [x @ weight.T for weight in weights]
+    slopes = [torch.randn_like(out) for out in want]
+    torch.testing.assert_close(list(got), want)
+    torch.testing.assert_close(torch.autograd.grad(got, x, slopes), torch.autograd.grad(want, x, slopes))
+
+
+def test_a_layer_that_is_called_alone_or_without_a_gradient():
+    layer, x = nn.Linear(24, 40, bias=False), torch.randn(3, 24, requires_grad=True)
+    frozen = FrozenLinear(layer.weight.data)
+    torch.testing.assert_close(frozen(x), layer(x))
+    assert frozen(x).requires_grad and not frozen(x.detach()).requires_grad
+
+
+def test_a_frozen_model_computes_what_it_did(tiny):
+    ids = torch.randint(97, (2, 9))
+    frozen = copy.deepcopy(tiny)
+    assert freeze_linears(frozen)
+    assert not [m for m in frozen.modules() if type(m) is nn.Linear]
+    torch.testing.assert_close(frozen(input_ids=ids).logits, tiny(input_ids=ids).logits)
+
+
+def test_a_model_stays_where_a_second_copy_would_not_fit(tiny, monkeypatch):
+    frozen = copy.deepcopy(tiny)
+    weights = sum(m.weight.nbytes for m in frozen.modules() if type(m) is nn.Linear)
+    monkeypatch.setattr(memory, "available", lambda _: 2 * weights - 1)
+    assert not freeze_linears(frozen) and type(frozen.lm_head) is nn.Linear
+    monkeypatch.setattr(memory, "available", lambda _: 2 * weights)
+    assert freeze_linears(frozen)
+
+
+def test_a_precision_that_onednn_does_not_have_stays(tiny):
+    frozen = copy.deepcopy(tiny).half()
+    assert not freeze_linears(frozen) and type(frozen.lm_head) is nn.Linear
