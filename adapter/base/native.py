@@ -137,19 +137,19 @@ def from_bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return b.bitcast(value, F32)
 
 
-@njit
+@njit(error_model="numpy")
 def floats(address, count):
     """The float32 array at an address."""
     return carray(_pointer(address), count, np.float32)
 
 
-@njit
+@njit(error_model="numpy")
 def halves(address, count):
     """The array of 16 bit numbers at an address."""
     return carray(_pointer(address), count, np.int16)
 
 
-@njit
+@njit(error_model="numpy")
 def integers(address, count):
     """The int64 array at an address."""
     return carray(_pointer(address), count, np.int64)
@@ -180,7 +180,7 @@ def pause(b: ir.IRBuilder) -> None:
 
 if sys.platform == "win32":
 
-    @njit
+    @njit(error_model="numpy")
     def yield_thread():
         pause()
 else:
@@ -188,50 +188,155 @@ else:
     yield_thread = types.ExternalFunction("sched_yield", types.int32())
 
 
-def _sum(b: ir.IRBuilder, vector: ir.Value) -> ir.Value:
-    """The sum of 16 floats, halves onto halves: the order is the same on every processor."""
-    count = LANES
-    while count > 1:
-        count //= 2
-        indices = [
-            ir.Constant(ir.VectorType(I32, count), list(range(first, first + count))) for first in (0, count)
-        ]
-        vector = b.fadd(*(b.shuffle_vector(vector, vector, part) for part in indices))
-    return b.extract_element(vector, I32(0))
+def _sums(b: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
+    """The sum of each of 1, 2 or 4 vectors of 16 floats, as a vector.
+
+    Upper halves are added to lower halves, whatever the number of vectors and the processor: the bits are the same.
+    """
+    size = LANES  # of a run of partial sums of one vector
+    while size > 1:
+        pairs = [vectors[i : i + 2] for i in range(0, len(vectors), 2)]
+        lanes = vectors[0].type.count * len(pairs[0])
+        lower = [start + i for start in range(0, lanes, size) for i in range(size // 2)]
+        folded = []
+        for pair in pairs:
+            parts = [
+                ir.Constant(ir.VectorType(I32, lanes // 2), [i + offset for i in lower])
+                for offset in (0, size // 2)
+            ]
+            folded.append(b.fadd(*(b.shuffle_vector(pair[0], pair[-1], part) for part in parts)))
+        vectors, size = folded, size // 2
+    return vectors[0]
 
 
-@emitted(types.float32, types.intp, types.intp, types.int64)
-def dot_bf16(b: ir.IRBuilder, x: ir.Value, y: ir.Value, vectors: ir.Value) -> ir.Value:
-    """The dot product of 16 * vectors floats at x and bfloat16 numbers at y; at least one vector."""
-
-    def add(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-        one = load(b, b.add(x, b.mul(i, I64(4 * LANES))), FLOATS)
-        return [fma(b, one, load_bf16(b, b.add(y, b.mul(i, I64(2 * LANES)))), sums[0])]
-
-    [sums] = loop(b, vectors, [constant(FLOATS, 0.0)], add)
-    return _sum(b, sums)
-
-
-def _weighted_sum(vectors: int) -> Any:
-    @emitted(types.void, types.intp, types.intp, types.int64, types.int64, types.intp)
-    def add_weighted(
-        b: ir.IRBuilder, weights: ir.Value, rows: ir.Value, count: ir.Value, row_bytes: ir.Value, sums: ir.Value
+def _scores(queries: int, keys: int) -> Any:
+    @emitted(types.void, *[types.intp] * 5, types.float32, types.intp)
+    def scores(
+        b: ir.IRBuilder,
+        query: ir.Value,
+        query_bytes: ir.Value,
+        key: ir.Value,
+        key_bytes: ir.Value,
+        vectors: ir.Value,
+        scaling: ir.Value,
+        out: ir.Value,
     ) -> None:
-        """Add the weighted sum of `count` rows of bfloat16 numbers, at least one, to floats."""
+        """The scaled products of some queries, floats, and keys, bfloat16, of 16 * vectors numbers.
+
+        A query's scores lie SCORES_BYTES behind those of the query before it.
+        """
+
+        def add(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            here = b.add(key, b.mul(i, I64(2 * LANES)))
+            loaded = [load_bf16(b, b.add(here, b.mul(key_bytes, I64(k)))) for k in range(keys)]
+            for q in range(queries):
+                start = b.add(query, b.mul(query_bytes, I64(q)))
+                one = load(b, b.add(start, b.mul(i, I64(4 * LANES))), FLOATS)
+                for k in range(keys):
+                    sums[q * keys + k] = fma(b, one, loaded[k], sums[q * keys + k])
+            return sums
+
+        sums = loop(b, vectors, [constant(FLOATS, 0.0)] * (queries * keys), add)
+        for q in range(queries):
+            products = _sums(b, sums[q * keys : (q + 1) * keys])
+            store(b, b.fmul(products, splat(b, scaling, keys)), out, SCORES_BYTES * q)
+
+    return scores
+
+
+def _weighted_sums(queries: int, vectors: int) -> Any:
+    @emitted(types.void, *[types.intp] * 6)
+    def add_weighted(
+        b: ir.IRBuilder,
+        weights: ir.Value,
+        rows: ir.Value,
+        row_bytes: ir.Value,
+        count: ir.Value,
+        sums: ir.Value,
+        sum_bytes: ir.Value,
+    ) -> None:
+        """Add to some sums of 16 * vectors floats, each with its own weights, `count` rows of bfloat16 numbers."""
 
         def add(i: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-            weight = splat(b, load(b, b.add(weights, b.mul(i, I64(4))), F32))
             row = b.add(rows, b.mul(i, row_bytes))
-            return [fma(b, weight, load_bf16(b, row, 2 * LANES * v), total) for v, total in enumerate(totals)]
+            loaded = [load_bf16(b, row, 2 * LANES * v) for v in range(vectors)]
+            here = b.add(weights, b.mul(i, I64(4)))
+            for q in range(queries):
+                weight = splat(b, load(b, here, F32, SCORES_BYTES * q))
+                for v in range(vectors):
+                    totals[q * vectors + v] = fma(b, weight, loaded[v], totals[q * vectors + v])
+            return totals
 
-        totals = loop(b, count, [load(b, sums, FLOATS, 4 * LANES * v) for v in range(vectors)], add)
-        for v, total in enumerate(totals):
-            store(b, total, sums, 4 * LANES * v)
+        places = [b.add(sums, b.mul(sum_bytes, I64(q))) for q in range(queries)]
+        initial = [load(b, place, FLOATS, 4 * LANES * v) for place in places for v in range(vectors)]
+        for i, total in enumerate(loop(b, count, initial, add)):
+            store(b, total, places[i // vectors], 4 * LANES * (i % vectors))
 
     return add_weighted
 
 
-add_weighted_16, add_weighted_64 = _weighted_sum(1), _weighted_sum(4)
+TILE = 64  # keys that attention reads at a time
+SCORES_BYTES = 4 * (TILE + LANES)  # of a query's scores of a tile, and a vector behind them
+_scores_1x1, _scores_2x1, _scores_3x1, _scores_4x1 = (_scores(queries, 1) for queries in (1, 2, 3, 4))
+_scores_1x4, _scores_2x4, _scores_3x4, _scores_4x4 = (_scores(queries, 4) for queries in (1, 2, 3, 4))
+_add_1x1, _add_2x1, _add_3x1, _add_4x1 = (_weighted_sums(queries, 1) for queries in (1, 2, 3, 4))
+_add_1x4, _add_2x4, _add_3x4, _add_4x4 = (_weighted_sums(queries, 4) for queries in (1, 2, 3, 4))
+
+
+@njit(error_model="numpy")
+def scores(query, query_bytes, queries, key, key_bytes, keys, vectors, scaling, out):
+    """The scaled products of 1 to 4 queries with any number of keys, see `_scores`."""
+    k = 0
+    while k < keys:
+        here, to, four = key + k * key_bytes, out + 4 * k, k + 4 <= keys
+        if queries == 1:
+            if four:
+                _scores_1x4(query, query_bytes, here, key_bytes, vectors, scaling, to)
+            else:
+                _scores_1x1(query, query_bytes, here, key_bytes, vectors, scaling, to)
+        elif queries == 2:
+            if four:
+                _scores_2x4(query, query_bytes, here, key_bytes, vectors, scaling, to)
+            else:
+                _scores_2x1(query, query_bytes, here, key_bytes, vectors, scaling, to)
+        elif queries == 3:
+            if four:
+                _scores_3x4(query, query_bytes, here, key_bytes, vectors, scaling, to)
+            else:
+                _scores_3x1(query, query_bytes, here, key_bytes, vectors, scaling, to)
+        elif four:
+            _scores_4x4(query, query_bytes, here, key_bytes, vectors, scaling, to)
+        else:
+            _scores_4x1(query, query_bytes, here, key_bytes, vectors, scaling, to)
+        k += 4 if four else 1
+
+
+@njit(error_model="numpy")
+def add_weighted(weights, queries, rows, row_bytes, count, size, sums, sum_bytes):
+    """Add weighted rows of `size` numbers, a multiple of 16, to the sums of 1 to 4 queries."""
+    done = 0
+    while done < size:
+        here, to, four = rows + 2 * done, sums + 4 * done, done + 64 <= size
+        if queries == 1:
+            if four:
+                _add_1x4(weights, here, row_bytes, count, to, sum_bytes)
+            else:
+                _add_1x1(weights, here, row_bytes, count, to, sum_bytes)
+        elif queries == 2:
+            if four:
+                _add_2x4(weights, here, row_bytes, count, to, sum_bytes)
+            else:
+                _add_2x1(weights, here, row_bytes, count, to, sum_bytes)
+        elif queries == 3:
+            if four:
+                _add_3x4(weights, here, row_bytes, count, to, sum_bytes)
+            else:
+                _add_3x1(weights, here, row_bytes, count, to, sum_bytes)
+        elif four:
+            _add_4x4(weights, here, row_bytes, count, to, sum_bytes)
+        else:
+            _add_4x1(weights, here, row_bytes, count, to, sum_bytes)
+        done += 64 if four else 16
 
 
 def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
@@ -260,7 +365,8 @@ def exp_below(b: ir.IRBuilder, x: ir.Value, vectors: ir.Value, largest: ir.Value
         store(b, power, here)
         return [b.fadd(sums[0], power)]
 
-    return _sum(b, loop(b, vectors, [constant(FLOATS, 0.0)], replace)[0])
+    [sums] = loop(b, vectors, [constant(FLOATS, 0.0)], replace)
+    return b.extract_element(_sums(b, [sums]), I32(0))
 
 
 @emitted(types.void, types.intp, types.intp, types.int64, types.intp)
@@ -279,7 +385,7 @@ def gated_silu(b: ir.IRBuilder, gate: ir.Value, up: ir.Value, vectors: ir.Value,
     loop(b, vectors, [], compute)
 
 
-@njit
+@njit(error_model="numpy")
 def to_bf16(x):
     """A float as bfloat16, to the nearest, half to even; NaN stays NaN."""
     number = bits(x)
@@ -288,6 +394,6 @@ def to_bf16(x):
     return np.int16((number + np.int32(0x7FFF) + ((number >> np.int32(16)) & np.int32(1))) >> np.int32(16))
 
 
-@njit
+@njit(error_model="numpy")
 def from_bf16(x):
     return from_bits(np.int32(x) << np.int32(16))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,12 @@ from adapter.base.integer_product import BLOCK, GROUP, multiply, quantize_row
 from adapter.base.llama import Base
 from adapter.base.native import (
     LANES,
-    add_weighted_16,
-    add_weighted_64,
+    SCORES_BYTES,
+    TILE,
+    add_weighted,
     atomic_add,
     atomic_load,
     atomic_store,
-    dot_bf16,
     exp_below,
     floats,
     from_bf16,
@@ -35,6 +36,7 @@ from adapter.base.native import (
     halves,
     integers,
     pause,
+    scores,
     to_bf16,
     version_of,
     yield_thread,
@@ -69,17 +71,16 @@ _Q, _K, _V, _O, _GATE, _UP, _DOWN = range(7)
 _NORM_1, _QUERY_KEY_VALUE, _ROTATE, _ATTEND, _QUANTIZE, _OUT, _NORM_2, _MLP_IN, _ACTIVATE, _MLP_OUT, _HEAD = range(
     11
 )
-_TILE = 64  # tokens that attention reads at a time
 _FEW = 4  # tokens up to which an operation by rows is not worth sharing
 _SPINS = 2000  # looks for work before a thread lets others have its core
 
 
-@njit
+@njit(error_model="numpy")
 def _padded(size):
     return -(-size // GROUP) * GROUP
 
 
-@njit
+@njit(error_model="numpy")
 def _norm(plan, row, weight, delta, to):
     """RMS norm of a row of the residual stream."""
     size = plan[_HIDDEN]
@@ -94,7 +95,7 @@ def _norm(plan, row, weight, delta, to):
             out[i] *= np.float32(1) + change[i]
 
 
-@njit(fastmath={"reassoc"})  # so that it becomes a sum of vectors
+@njit(error_model="numpy", fastmath={"reassoc"})  # so that it becomes a sum of vectors
 def _sum_of_squares(address, count):
     x, total = floats(address, count), np.float32(0)
     for i in range(count):
@@ -102,7 +103,7 @@ def _sum_of_squares(address, count):
     return total
 
 
-@njit(fastmath={"reassoc"})
+@njit(error_model="numpy", fastmath={"reassoc"})
 def _dot(left, right, count):
     x, y, total = floats(left, count), floats(right, count), np.float32(0)
     for i in range(count):
@@ -110,14 +111,14 @@ def _dot(left, right, count):
     return total
 
 
-@njit
+@njit(error_model="numpy")
 def _add(to, what, count):
     out, x = floats(to, count), floats(what, count)
     for i in range(count):
         out[i] += x[i]
 
 
-@njit
+@njit(error_model="numpy")
 def _change(entry, layer, linear, out, outputs, x, inputs, scratch):
     """V2's delta of a linear layer, see LinearDelta."""
     if entry == 0:
@@ -139,7 +140,7 @@ def _change(entry, layer, linear, out, outputs, x, inputs, scratch):
             y[i] *= np.float32(1) + factor[i]
 
 
-@njit
+@njit(error_model="numpy")
 def _rotate(x, rotation, size):
     """RoPE of one head in place. rotation: cosines and sines of its halves, which are equal."""
     half = size // 2
@@ -150,81 +151,82 @@ def _rotate(x, rotation, size):
         v[i + half] = right * cos + left * sin
 
 
-@njit
+@njit(error_model="numpy")
 def _store_bf16(to, x, count):
     out, v = halves(to, count), floats(x, count)
     for i in range(count):
         out[i] = to_bf16(v[i])
 
 
-@njit
-def _scores(query, keys, count, size, scaling, to):
-    """Products of one query with `count` keys, scaled; returns the largest."""
-    out, whole = floats(to, count), size // 16 * 16
-    largest = np.float32(-np.inf)
+@njit(error_model="numpy")
+def _scalar_scores(query, keys, count, size, scaling, to):
+    """As `scores`, of one query, for heads whose size is no multiple of 16."""
+    out, q = floats(to, count), floats(query, size)
     for j in range(count):
-        key = keys + 2 * j * size
-        score = dot_bf16(query, key, size // 16) if whole else np.float32(0)
-        if whole < size:
-            q, k = floats(query, size), halves(key, size)
-            for i in range(whole, size):
-                score += q[i] * from_bf16(k[i])
-        score *= scaling
-        out[j] = score
-        largest = score if score > largest else largest
-    return largest
+        k, score = halves(keys + 2 * j * size, size), np.float32(0)
+        for i in range(size):
+            score += q[i] * from_bf16(k[i])
+        out[j] = score * scaling
 
 
-@njit
-def _add_values(weights, values, count, size, to):
-    done = 0
-    while done + 64 <= size:
-        add_weighted_64(weights, values + 2 * done, count, 2 * size, to + 4 * done)
-        done += 64
-    while done + 16 <= size:
-        add_weighted_16(weights, values + 2 * done, count, 2 * size, to + 4 * done)
-        done += 16
-    if done < size:
-        w, out = floats(weights, count), floats(to, size)
-        for j in range(count):
-            v = halves(values + 2 * j * size, size)
-            for i in range(done, size):
-                out[i] += w[j] * from_bf16(v[i])
+@njit(error_model="numpy")
+def _scalar_add_weighted(weights, rows, count, size, to):
+    """As `add_weighted`, of one query, for heads whose size is no multiple of 16."""
+    w, out = floats(weights, count), floats(to, size)
+    for j in range(count):
+        v = halves(rows + 2 * j * size, size)
+        for i in range(size):
+            out[i] += w[j] * from_bf16(v[i])
 
 
-@njit
+@njit(error_model="numpy")
 def _softmax_attention(query, group, size, keys, values, count, scaling, scratch):
     """Attention of the `group` queries of one KV head, by tiles of keys. Leaves in scratch the sums of values,
     [group, size], then the sums of weights, [group].
     """
-    totals, weights, maxima, tile = scratch, scratch + 4 * group * size, scratch + 4 * group * (size + 1), 0
-    scores = scratch + 4 * group * (size + 2)
+    totals, weights, maxima = scratch, scratch + 4 * group * size, scratch + 4 * group * (size + 1)
+    tile_scores = scratch + 4 * group * (size + 2)
     out, sums, largest = floats(totals, group * size), floats(weights, group), floats(maxima, group)
     out[:] = 0
     sums[:] = 0
     largest[:] = -np.inf
-    while tile < count:
-        length = min(_TILE, count - tile)
+    for tile in range(0, count, TILE):
+        length, vectors = min(TILE, count - tile), size // LANES
+        tile_keys, tile_values = keys + 2 * tile * size, values + 2 * tile * size
+        for first in range(0, group, 4 if size % LANES == 0 else 1):
+            some = min(4, group - first)
+            here, to = query + 4 * first * size, tile_scores + first * SCORES_BYTES
+            if size % LANES == 0:
+                scores(here, 4 * size, some, tile_keys, 2 * size, length, vectors, scaling, to)
+            else:
+                _scalar_scores(here, tile_keys, length, size, scaling, to)
         for g in range(group):
-            top = _scores(query + 4 * g * size, keys + 2 * tile * size, length, size, scaling, scores)
-            top = top if top > largest[g] else largest[g]
-            p = floats(scores, _TILE + LANES)
+            p = floats(tile_scores + g * SCORES_BYTES, TILE + LANES)
+            top = largest[g]
+            for j in range(length):
+                top = p[j] if p[j] > top else top
             # Behind the scores, what pads them to whole vectors: these weights vanish. Behind the tile, the
             # largest score before, which becomes the factor of the earlier sums.
-            p[length : _TILE + LANES] = -np.inf
-            p[_TILE] = largest[g]
-            exp_below(scores + 4 * _TILE, 1, top)
-            shrink = p[_TILE]
+            p[length : TILE + LANES] = -np.inf
+            p[TILE] = largest[g]
             largest[g] = top
-            sums[g] = sums[g] * shrink + exp_below(scores, -(-length // LANES), top)
+            exp_below(tile_scores + g * SCORES_BYTES + 4 * TILE, 1, top)
+            shrink = p[TILE]
+            total = exp_below(tile_scores + g * SCORES_BYTES, -(-length // LANES), top)
+            sums[g] = sums[g] * shrink + total
             if tile:
                 for i in range(g * size, (g + 1) * size):
                     out[i] *= shrink
-            _add_values(scores, values + 2 * tile * size, length, size, totals + 4 * g * size)
-        tile += _TILE
+        for first in range(0, group, 4 if size % LANES == 0 else 1):
+            some = min(4, group - first)
+            here, to = tile_scores + first * SCORES_BYTES, totals + 4 * first * size
+            if size % LANES == 0:
+                add_weighted(here, some, tile_values, 2 * size, length, size, to, 4 * size)
+            else:
+                _scalar_add_weighted(here, tile_values, length, size, to)
 
 
-@njit
+@njit(error_model="numpy")
 def _attend(plan, token, kv_head, layer, scratch):
     """Zero-init attention (equations 5 to 8) of the queries of one KV head of one token."""
     heads, kv_heads, size = plan[_HEADS], plan[_KV_HEADS], plan[_HEAD_DIM]
@@ -258,19 +260,19 @@ def _attend(plan, token, kv_head, layer, scratch):
                     out[i] += factor * totals[i]
 
 
-@njit
+@njit(error_model="numpy")
 def _part_width(size):
     """Outputs of a linear layer in whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
-@njit
+@njit(error_model="numpy")
 def _qkv_width(plan):
     size = plan[_HEAD_DIM]
     return _part_width(plan[_HEADS] * size) + 2 * _part_width(plan[_KV_HEADS] * size)
 
 
-@njit
+@njit(error_model="numpy")
 def _by_row(plan, kind, layer, token, scratch):
     """An operation between two products, on one token."""
     hidden, heads, kv_heads, size = plan[_HIDDEN], plan[_HEADS], plan[_KV_HEADS], plan[_HEAD_DIM]
@@ -329,20 +331,20 @@ def _by_row(plan, kind, layer, token, scratch):
         _quantize(plan, token, activated, mlp)
 
 
-@njit
+@njit(error_model="numpy")
 def _quantize(plan, token, x, columns):
     """Quantise a row of a buffer, the input of the next product. What pads it is zero."""
     columns = _padded(columns)
     quantize_row(x, columns, plan[_INTEGERS] + token * columns, plan[_SCALES] + token * (columns // GROUP) * 8)
 
 
-@njit
+@njit(error_model="numpy")
 def _share(count, pieces, piece):
     """The first of `count` things that belong to a piece."""
     return count * piece // pieces
 
 
-@njit
+@njit(error_model="numpy")
 def _product(plan, weight, outputs, inputs, out, width, offset, first, last):
     """The part of blocks `first` to `last` that lies in one weight, whose outputs begin at `offset`."""
     blocks, before = _part_width(outputs) // BLOCK, offset // BLOCK
@@ -353,7 +355,7 @@ def _product(plan, weight, outputs, inputs, out, width, offset, first, last):
         multiply(weight[0], weight[1], x, scales, tokens, groups, to, 4 * width, first, last)
 
 
-@njit
+@njit(error_model="numpy")
 def _blocks(plan, kind):
     """Blocks of outputs of a product."""
     if kind == _QUERY_KEY_VALUE:
@@ -365,7 +367,7 @@ def _blocks(plan, kind):
     return _part_width(plan[_HIDDEN]) // BLOCK
 
 
-@njit
+@njit(error_model="numpy")
 def _pieces(plan, kind):
     """Into how many pieces an operation is cut."""
     threads, tokens = plan[_THREADS], plan[_TOKENS]
@@ -376,7 +378,7 @@ def _pieces(plan, kind):
     return 1 if tokens <= _FEW else min(tokens, 4 * threads)
 
 
-@njit
+@njit(error_model="numpy")
 def _run(plan, kind, layer, piece, thread):
     """One piece of an operation."""
     scratch = plan[_SCRATCH] + thread * plan[_SCRATCH_BYTES]
@@ -414,7 +416,7 @@ def _run(plan, kind, layer, piece, thread):
             _by_row(plan, kind, layer, token, scratch)
 
 
-@njit
+@njit(error_model="numpy")
 def _take_pieces(plan, address, thread):
     """Run pieces of the current operation until none is left.
 
@@ -427,14 +429,10 @@ def _take_pieces(plan, address, thread):
             atomic_add(address + 8 * _DONE, 1)
 
 
-@njit
+@njit(error_model="numpy")
 def _operation(plan, address, kind, layer):
     """Run one operation for all tokens, with the help of whoever is awake."""
     pieces = _pieces(plan, kind)
-    if plan[_THREADS] == 1 or pieces == 1:
-        for piece in range(pieces):
-            _run(plan, kind, layer, piece, 0)
-        return
     plan[_KIND], plan[_LAYER] = kind, layer
     atomic_store(address + 8 * _DONE, 0)
     atomic_store(address + 8 * _TICKETS, pieces)
@@ -447,41 +445,33 @@ def _operation(plan, address, kind, layer):
             yield_thread()
 
 
+@cache
 def _compiled(version: int) -> Any:
-    """version: see version_of."""
+    """The compiled pass, from numba's disk cache or, in about ten seconds, anew. version: see version_of."""
 
-    @njit(nogil=True, cache=True)
-    def forward(address):
-        """All layers for the tokens of the plan."""
+    @njit("void(int64, int64)", nogil=True, cache=True, error_model="numpy")
+    def work(address, thread):
+        """Thread 0: all layers for the tokens of the plan. Others: help until no pass has been running for a while."""
         _ = version
-        plan = integers(address, _PLAN)
+        plan, spins = integers(address, _PLAN), 0
+        if thread > 0:
+            while spins < _SPINS or atomic_load(address + 8 * _ACTIVE):
+                if atomic_load(address + 8 * _TICKETS) > 0:
+                    _take_pieces(plan, address, thread)
+                    spins = 0
+                pause()
+                spins += 1
+                if spins % _SPINS == 0:
+                    yield_thread()
+            return
         atomic_store(address + 8 * _ACTIVE, 1)
-        for layer in range(plan[_LAYERS]):
-            for kind in range(_NORM_1, _HEAD):
-                _operation(plan, address, kind, layer)
-        _operation(plan, address, _NORM_1, plan[_LAYERS])
-        _operation(plan, address, _HEAD, plan[_LAYERS])
+        for operation in range(plan[_LAYERS] * _HEAD + 2):
+            layer = operation // _HEAD
+            kind = operation % _HEAD if layer < plan[_LAYERS] else _NORM_1 if operation % _HEAD == 0 else _HEAD
+            _operation(plan, address, kind, layer)
         atomic_store(address + 8 * _ACTIVE, 0)
 
-    @njit(nogil=True, cache=True)
-    def help_forward(address, thread):
-        """Take pieces until no pass has been running for a while."""
-        _ = version
-        plan = integers(address, _PLAN)
-        spins = 0
-        while spins < _SPINS or atomic_load(address + 8 * _ACTIVE):
-            if atomic_load(address + 8 * _TICKETS) > 0:
-                _take_pieces(plan, address, thread)
-                spins = 0
-            pause()
-            spins += 1
-            if spins % _SPINS == 0:
-                yield_thread()
-
-    return forward, help_forward
-
-
-_forward, _help = _compiled(version_of("adapter.base.native", "adapter.base.integer_product"))
+    return work
 
 
 class Entry:
@@ -541,6 +531,7 @@ class CompiledPass:
 
     def __init__(self, base: Base, threads: int) -> None:
         config, model = base.model.config, base.model.model
+        self._work = _compiled(version_of("adapter.base.native", "adapter.base.integer_product"))
         self._rotary, self._embedding = model.rotary_emb, model.embed_tokens
         self._kept: list[Tensor] = []
         self._buffers: list[Tensor] = []
@@ -567,12 +558,12 @@ class CompiledPass:
         records.append(last + [0] * (_WEIGHTS - len(last)))
         self._set(_MODEL, self._keep(torch.tensor(records)))
         group = config.num_attention_heads // config.num_key_value_heads
-        scratch = max(group * (config.head_dim + 2) + _TILE + LANES, 4096)
+        scratch = max(group * (config.head_dim + 2) + group * SCORES_BYTES // 4, 4096)
         self._set(_SCRATCH_BYTES, 4 * scratch)
         self._set(_SCRATCH, self._keep(torch.empty(threads, scratch)))
         self._set(_THREADS, threads)
         self._capacity = 0
-        self._helpers = [_Helper(self._plan, thread) for thread in range(1, threads)]
+        self._helpers = [_Helper(self._work, self._plan, thread) for thread in range(1, threads)]
 
     def close(self) -> None:
         for helper in self._helpers:
@@ -619,7 +610,7 @@ class CompiledPass:
             self._set(name, value)
         for helper in self._helpers:
             helper.wake()
-        _forward(self._address)
+        self._work(self._address, 0)
         return logits[:, :vocabulary]
 
     def _set(self, name: int, value: int) -> None:
@@ -668,8 +659,8 @@ class CompiledPass:
 class _Helper:
     """A thread that takes pieces of the passes. It sleeps when there have been none for some microseconds."""
 
-    def __init__(self, plan: Tensor, thread: int) -> None:
-        self._plan, self._thread = plan, thread
+    def __init__(self, compiled: Any, plan: Tensor, thread: int) -> None:
+        self._compiled, self._plan, self._thread = compiled, plan, thread
         self._wake = threading.Semaphore(0)
         self._asleep = self._closed = False
         threading.Thread(target=self._work, name=f"engine helper {thread}", daemon=True).start()
@@ -687,4 +678,4 @@ class _Helper:
         while not self._closed:
             self._asleep = True
             self._wake.acquire()
-            _help(self._plan.data_ptr(), self._thread)
+            self._compiled(self._plan.data_ptr(), self._thread)
