@@ -451,7 +451,7 @@ def _compiled(version: int) -> Any:
 
     @njit("void(int64, int64)", nogil=True, cache=True, error_model="numpy")
     def work(address, thread):
-        """Thread 0: all layers for the tokens of the plan. Others: help until no pass has been running for a while."""
+        """Thread 0: all layers for the tokens of the plan. Others: help until no pass has run for a while."""
         _ = version
         plan, spins = integers(address, _PLAN), 0
         if thread > 0:

@@ -1,0 +1,50 @@
+"""The products that are compiled for processors: all give the same bits, which are those of the formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from numba import njit
+
+from adapter.base.integer_product import BLOCK, DOTS, GROUP, block_product
+from adapter.base.native import features
+from adapter.base.quantize import PackedLinear
+from tests.base.test_quantize import four_bit_weight
+
+GROUPS = 5
+
+
+def product(weight: torch.Tensor, bits: int, rows: int, dot) -> tuple[torch.Tensor, torch.Tensor]:
+    """One block times `rows` rows with extreme activations, and what it should be."""
+    block = block_product(rows, bits, dot)
+
+    @njit
+    def run(*addresses):
+        block(*addresses)
+
+    torch.manual_seed(rows)
+    packed = PackedLinear.pack(weight, bits)
+    integers = torch.randint(-127, 128, (rows, GROUPS, GROUP), dtype=torch.int8)
+    integers[0, 0], integers[-1, 1] = 127, -127
+    factors = torch.rand(rows, GROUPS)
+    scales = torch.stack((factors, factors * integers.sum(2)), 2)
+    out = torch.empty(rows, BLOCK)
+    addresses = [tensor.data_ptr() for tensor in (packed.weight, integers, scales)]
+    run(*addresses, GROUPS, out.data_ptr(), 4 * BLOCK)
+    x = (integers * factors[:, :, None].double()).flatten(1)
+    return out, x @ packed.unpacked().double().T
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_every_instruction_set_gives_the_same_bits(bits, rows):
+    weight = four_bit_weight(BLOCK, GROUPS * GROUP)
+    weight[3, :GROUP] = weight[3, :GROUP].sign()  # the ends of the grid
+    possible = [dot for needed, dot in DOTS.items() if needed <= features()]
+    assert possible, "the last one needs nothing"
+    results = []
+    for dot in possible:
+        out, want = product(weight, bits, rows, dot)
+        torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-3)
+        results.append(out)
+    assert all(torch.equal(result, results[0]) for result in results)
