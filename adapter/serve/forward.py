@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapter.base.llama import Base
 from adapter.method.attention import PromptKV
-from adapter.serve.compiled import CompiledPass, Entry
+from adapter.serve.compiled_pass import CompiledPass, Entry
 from adapter.serve.kv_cache import KVCache, Slot
 
 # Prompts are padded and masked to a multiple of this, for the same reason as adapter.serve.kv_cache.BLOCK.
