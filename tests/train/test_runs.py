@@ -21,7 +21,10 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
+import train.precision
+import train.ui.plan
 from adapter.base.embedded import BASE
 from adapter.errors import BadInput, Busy
 from adapter.method.checkpoint import load_adapter
@@ -117,6 +120,12 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         plan_of(**wrong)
 
 
+@pytest.fixture
+def trains_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.precision, "default_device", lambda: torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("trains_on_cpu")
 def test_the_estimate_grows_with_the_history_before_rows(tmp_path: Path) -> None:
     def minutes(history: float) -> float:
         config = plan_of(extra={"history": history}).recipe().train
@@ -129,6 +138,25 @@ def test_the_estimate_grows_with_the_history_before_rows(tmp_path: Path) -> None
         None,
         False,
     )
+
+
+@pytest.mark.usefixtures("trains_on_cpu")
+def test_the_estimate_follows_the_precision_and_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def minutes(precision: str, cores: int) -> float:
+        monkeypatch.setattr(train.precision, "choose_precision", lambda *_: (precision, ""))
+        monkeypatch.setattr(train.ui.plan, "available_cores", lambda: cores)
+        estimate, _ = estimate_minutes(plan_of().recipe().train, 60.0, BASE, TrainingRuns(tmp_path))
+        assert estimate is not None
+        return estimate
+
+    assert minutes("fp32", 2) > minutes("bf16", 2) > minutes("bf16", 4)
+
+
+def test_there_is_no_estimate_for_a_gpu_that_was_never_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.precision, "default_device", lambda: torch.device("cuda"))
+    assert estimate_minutes(plan_of().recipe().train, 60.0, BASE, TrainingRuns(tmp_path)) == (None, False)
 
 
 def test_every_sample_can_be_trained_on() -> None:

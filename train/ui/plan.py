@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from adapter.base.embedded import BASE
+from adapter.base.threads import available_cores
 from adapter.errors import BadInput
 from adapter.method.config import MAX_NAME_LENGTH, RESERVED_NAMES
 from adapter.server.loader import import_libraries
@@ -136,8 +137,9 @@ def estimate_minutes(
 ) -> tuple[float | None, bool]:
     """Estimates the duration of a run, and whether the speed was measured on this machine.
 
-    The speed is that of the latest run with the same base in `runs`, or else a constant for the embedded base and
-    the precision that this machine trains in; the estimate is None for another base.
+    The speed is that of the latest run with the same base in `runs`, or else a constant for the embedded base, the
+    precision that this processor trains in and the cores that the run may use; the estimate is None for another
+    base, and on a GPU.
     """
     speed, measured = _tokens_per_second(base, runs)
     if speed is None:
@@ -152,12 +154,13 @@ def _tokens_per_second(base: str, runs: TrainingRuns) -> tuple[float | None, boo
     if base != BASE:
         return None, False
     import_libraries()
-    import torch
+    from train.precision import choose_precision, default_device
 
-    from train.precision import choose_precision
-
-    precision, _ = choose_precision("auto", torch.device("cpu"))
-    return _TOKENS_PER_SECOND[precision] * (os.cpu_count() or 2) / 2, False
+    device = default_device()
+    if device.type != "cpu":
+        return None, False
+    precision, _ = choose_precision("auto", device)
+    return _TOKENS_PER_SECOND[precision] * available_cores() / 2, False
 
 
 def _assignments(values: Mapping[str, Any]) -> list[str]:
