@@ -1,4 +1,4 @@
-"""`python -m tests.bench [TABLE ...]`: measure and print base, serving, crowd, training; all without arguments."""
+"""`python -m tests.bench [TABLE ...]`: measures and prints tables; without arguments all of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 
 from tests.bench.processor import describe_processor
 
-TABLES = ("base", "serving", "crowd", "training")
+TABLES = ("base", "serving", "crowd", "start", "training")
 
 
 def main() -> None:

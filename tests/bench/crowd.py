@@ -1,45 +1,43 @@
-"""The page's program under 1, 4 and 16 clients at once, each on a connection of its own."""
+"""People at the page against the engine alone, with the same requests in turn."""
 
 from __future__ import annotations
 
-import statistics
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
 
-from gradio_client import Client
+from tests.bench.engine import start_engine
+from tests.bench.page import start_page
+from tests.bench.programs import Program, measure_in_turn, median, print_head, print_row, ratio
+from tests.bench.serving import Tasks
 
-from tests.app_process import app_process
-
-CLIENTS = (1, 4, 16)
-ROUNDS = 3
-TOKENS = 48
+COUNTS = (1, 4, 16)
+TOKENS = 96
+QUESTION = "Tell me a long story about the sea."
 ADAPTERS = ("", "pirate", "extract", "")
 
 
 def run() -> None:
-    with tempfile.TemporaryDirectory() as folder, app_process(Path(folder)) as server:
-        clients = [server.client() for _ in range(max(CLIENTS))]
-        clients[0].predict(message="Hello!", max_tokens=4, api_name="/chat")
-        print("| clients at once | first text, s | whole answer, s | answers a minute in all |")
-        print("| --- | --- | --- | --- |")
-        for count in CLIENTS:
-            _measure(clients[:count])
+    tasks = Tasks()
+    print_head(
+        "people at once", "page, tokens/s in all", "engine alone", "page against engine", "clients, % of a core"
+    )
+    engine = start_engine()
+    with start_page("page") as page:
+        for count in COUNTS:
+            adapters = [ADAPTERS[number % len(ADAPTERS)] for number in range(count)]
+            shares = []
 
+            def rate(program: Program, adapters=adapters, shares=shares) -> float:
+                start = time.process_time()
+                seconds, tokens = program.run(tasks([QUESTION], TOKENS, adapters))
+                if program is page:
+                    shares.append(100 * (time.process_time() - start) / seconds)
+                return tokens / seconds
 
-def _measure(clients: list[Client]) -> None:
-    def request(number: int) -> tuple[float, float]:
-        start, first = time.perf_counter(), 0.0
-        question = {"message": f"{number}. Tell me about the sea.", "adapter": ADAPTERS[number % len(ADAPTERS)]}
-        job = clients[number % len(clients)].submit(**question, temperature=0, max_tokens=TOKENS, api_name="/chat")
-        for _ in job:
-            first = first or time.perf_counter() - start
-        return first, time.perf_counter() - start
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(len(clients)) as pool:
-        times = list(pool.map(request, range(ROUNDS * len(clients))))
-    rate = 60 * len(times) / (time.perf_counter() - start)
-    first, whole = (statistics.median(column) for column in zip(*times, strict=True))
-    print(f"| {len(clients)} | {first:.2f} | {whole:.2f} | {rate:.0f} |")
+            variants: dict[str, Callable[[], float]] = {"page": lambda: rate(page), "engine": lambda: rate(engine)}
+            speeds = measure_in_turn(variants)
+            alone = speeds["engine"]
+            print_row(
+                count, median(speeds["page"]), median(alone), ratio(speeds["page"], alone), median(shares, 0)
+            )
+    engine.close()

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 
-# They decide which kernels run, and whether the processor has bf16 and int8 products or they are emulated.
+from train.precision import choose_precision
+
+# They decide which kernels run: x86's for bf16 and int8 products, then Arm's.
 FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+FLAGS += ("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2")
 
 
 def describe_processor() -> str:
-    """One line, such as "Xeon … · 2 threads · avx2, avx512f · load 0.1"."""
+    """One line, such as "Xeon … · 2 cores, 2 threads · avx2, avx512f · bf16: this processor … · load 0.1"."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -22,7 +25,8 @@ def describe_processor() -> str:
     name = fields.get("model name") or platform.processor() or platform.machine()
     present = fields.get("flags", fields.get("Features", "")).split()
     flags = ", ".join(flag for flag in FLAGS if flag in present) or "none of the relevant flags"
-    parts = [name, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", flags]
+    precision, reason = choose_precision("auto", torch.device("cpu"))
+    parts = [name, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", flags, f"{precision}: {reason}"]
     # These emulate a processor that has less.
     parts += [
         f"{key}={os.environ[key]}" for key in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY") if key in os.environ

@@ -1,181 +1,164 @@
-"""Serving: one row beside llama.cpp and transformers, the cost of an adapter, and many rows in one batch.
+"""Serving beside llama.cpp, OpenVINO and transformers: one row, many rows, reading a prompt, what adapters cost.
 
-All variants are measured in turn in each round. Figures are medians over the rounds, ratios medians of the rounds'
-ratios.
+All programs are measured in turn in each round. Figures are medians over the rounds, ratios medians of the rounds'
+ratios. Peers always read the bare base.
 """
 
 from __future__ import annotations
 
-import resource
-import statistics
-import sysconfig
-import time
-from collections.abc import Callable
-from pathlib import Path
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-import torch
-
-from adapter.base.llama import Base, load_base
+from adapter.base.llama import load_tokenizer
 from adapter.base.template import Message, encode_prompt
-from adapter.method.image_file import open_image
-from adapter.serve.engine import Engine
-from adapter.serve.request import GenerationRequest
-from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
-from tests.bench.llama_peer import LlamaCpp
+from tests.bench.engine import start_engine, start_generate
+from tests.bench.llama_peer import start_llama
+from tests.bench.openvino_peer import start_openvino
+from tests.bench.page import start_page
+from tests.bench.programs import Program, Task, decode_speed, measure_in_turn, median, print_head, print_row, ratio
 
-ROUNDS = 7
-TOKENS = 64
-STORY = (Message("user", "Tell me a long story about a lighthouse."),)
-PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
+STORY = "Tell me a long story about a lighthouse."
+TOKENS = 96  # of one answer
+SHORT, LONG = 24, 72  # tokens of an answer in a batch, see decode_speed
+PROMPT = 512  # tokens, of the prompt that is read
+MESSAGES = (
+    "Hi, I'm Marta Lindqvist, head of logistics at Brightwater Foods in Malmö. Reach me at "
+    "marta.lindqvist@brightwaterfoods.se or call +46 40 555 01 92.",
+    "Kind regards\nDr. Samuel Okonkwo\nsenior radiologist\nSt. Bridget's Hospital, Galway\n+353 91 555 0147\n"
+    "samuel.okonkwo@stbridgets-galway.ie",
+    "The new account manager at Hollister & Vane is Priyanka Ramanathan, she sits in their Rotterdam office and "
+    "her address is p.ramanathan@hollistervane.nl.",
+    "We meet with the auditors from Castellan Advisory on 14 March 2027 at 9:30 in room 4.12, Theodora Papadakis "
+    "will take the minutes.",
+    "Please order 24 boxes of recycled copy paper for Wintermute Publishing, 18.90 euros each, to be delivered to "
+    "Antwerp by 3 June.",
+    "For the apartment in Valparaíso write to the owner, Ignacio Fuentealba, ignacio.fuentealba@correo-portal.cl, "
+    "or ring +56 32 255 0183 after six.",
+)
+COPY = (
+    "Repeat this text word by word: The ferry to the northern islands leaves from the old pier every weekday "
+    "at seven in the morning, and on Saturdays at nine. Tickets are sold at the office next to the lighthouse."
+)
 
 
-class BaseWithoutStop(Base):
-    """A base without end tokens: all answers have the length that was requested."""
+class Tasks:
+    """Makes tasks that no prefix cache knows: every question begins with a new number."""
 
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        return frozenset()
+    def __init__(self) -> None:
+        self._tokenizer = load_tokenizer()
+        self._numbers = itertools.count(100)
+
+    def __call__(self, texts: Sequence[str], tokens: int, adapters: Sequence[str] = ("",)) -> Task:
+        """One text for all adapters, or one for each."""
+        texts = [
+            f"{next(self._numbers)}. {text}" for text in (texts * len(adapters) if len(texts) == 1 else texts)
+        ]
+        prompts = [encode_prompt(self._tokenizer, (Message("user", text),)) for text in texts]
+        return Task(texts, prompts, tokens, adapters)
+
+    def reading(self, length: int) -> Task:
+        """A prompt of `length` tokens, of which none is cached, and one token of an answer."""
+        text = f"{next(self._numbers)}. {COPY * length}"
+        return Task([text], [self._tokenizer(text).input_ids[:length]], 1, [""])
 
 
 def run() -> None:
-    start = time.perf_counter()
-    base = BaseWithoutStop(**vars(load_base()))
-    loaded = time.perf_counter() - start
-    store = AdapterStore()
-    engine = Engine(base, store)
-    first = first_token(engine, GenerationRequest(STORY))
-    print(f"{base.describe()}; loaded from the cache in {loaded:.1f} s, then first token in {first:.2f} s\n")
-    _measure_one_row(engine, store)
-    _measure_batches(engine, store)
-    _measure_swaps(engine, store)
+    tasks = Tasks()
+    llama, openvino = start_llama(), start_openvino()
+    engine = start_engine()
+    _measure_one_row(tasks, engine, llama)
+    _measure_repeats(tasks, engine, llama)
     engine.close()
-    print(f"\npeak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MB")
+    engine = start_engine(endless=True)
+    peers = {"engine": engine, "OpenVINO": openvino, "llama.cpp": llama}
+    _measure_batches(tasks, peers)
+    _measure_reading(tasks, peers)
+    _measure_adapters(tasks, engine)
+    for program in peers.values():
+        if program is not None:
+            program.close()
 
 
-def _measure_one_row(engine: Engine, store: AdapterStore) -> None:
-    reference = load_base(quantization="none", device=str(engine.base.device))
-    llama_cpp = LlamaCpp.start(torch.get_num_threads(), encode_prompt(reference.tokenizer, STORY), TOKENS)
-    variants: dict[str, Callable[[], float]] = {
-        "transformers generate(), bf16": lambda: generate_speed(reference),
-        "engine, frozen base": lambda: decode_speed(engine),
-    }
-    if llama_cpp is not None:
-        variants = {"llama.cpp, Q4_1": llama_cpp.speed, **variants}
-    for name in store.names():
-        request = _request(name, store)
-        variants[f"engine, {name}"] = lambda request=request: decode_speed(engine, request)  # type: ignore[misc]
-    speeds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(ROUNDS):
-        for name, measure in variants.items():
-            speeds[name].append(measure())
-    if llama_cpp is not None:
-        llama_cpp.close()
-    print("| one row | tokens/s | against llama.cpp | against generate() | against the frozen base |")
-    print("| --- | --- | --- | --- | --- |")
-    references = ("llama.cpp, Q4_1", "transformers generate(), bf16", "engine, frozen base")
+def _speed(
+    program: Program | None, tasks: Callable[[int], Sequence[Task]], shorter: int = 1, longer: int = TOKENS
+) -> Callable[[], float] | None:
+    return None if program is None else partial(decode_speed, program, tasks, shorter, longer)
+
+
+def _measure_one_row(tasks: Tasks, engine: Program, llama: Program | None) -> None:
+    generate = start_generate()
+    names = ["", *AdapterStore().names()]
+
+    def story(adapter: str) -> Callable[[int], Sequence[Task]]:
+        return lambda tokens: [tasks([STORY], tokens, [adapter])]
+
+    with start_page("stream") as page:
+        variants = {"llama.cpp": _speed(llama, story("")), "generate() in bf16": _speed(generate, story(""))}
+        variants |= {f"engine, {name or 'base'}": _speed(engine, story(name)) for name in names}
+        variants |= {f"page, {name or 'base'}": _speed(page, story(name)) for name in names}
+        speeds = measure_in_turn(variants)
+    generate.close()
+    print_head("one row", "tokens/s", "against llama.cpp", "against generate()", "page against engine alone")
     for name, speed in speeds.items():
-        ratios = " | ".join(_ratio(speed, speeds[o]) if o in speeds else "-" for o in references)
-        print(f"| {name} | {statistics.median(speed):.1f} | {ratios} |")
-    print()
+        row = [median(speed), *(ratio(speed, speeds[peer]) for peer in ("llama.cpp", "generate() in bf16"))]
+        alone = speeds[name.replace("page", "engine")] if name.startswith("page") else None
+        print_row(name, *row, ratio(speed, alone) if alone else "")
 
 
-def _ratio(left: list[float], right: list[float]) -> str:
-    return f"{statistics.median(a / b for a, b in zip(left, right, strict=True)):.2f}"
+def _measure_repeats(tasks: Tasks, engine: Program, llama: Program | None) -> None:
+    """Whole answers that repeat their prompt. llama.cpp gets the same prompts, and answers as long."""
+    print_head("answers that repeat their prompt", "tokens an answer", "engine", "llama.cpp", "against llama.cpp")
+    for name, texts, adapter in (
+        ("contact details to JSON", MESSAGES, "extract"),
+        ("a text word by word", (COPY,), ""),
+    ):
+        lengths = [engine.run(tasks([text], TOKENS, [adapter]))[1] for text in texts]
+
+        def whole(limit: int, texts=texts, adapter=adapter, lengths=lengths) -> Sequence[Task]:
+            return [tasks([t], min(limit, n), [adapter]) for t, n in zip(texts, lengths, strict=True)]
+
+        speeds = measure_in_turn({"engine": _speed(engine, whole), "llama.cpp": _speed(llama, whole)})
+        figures = [median(speed) for speed in speeds.values()]
+        print_row(name, median(lengths, 0), *figures, ratio(speeds["engine"], speeds["llama.cpp"]))
 
 
-def decode_speed(engine: Engine, request: GenerationRequest | None = None) -> float:
-    """Tokens per second after the first token of one greedy answer, by default of the frozen base."""
-    *_, last = engine.submit(request or _request())
-    assert last.stats is not None
-    return last.stats.tokens_per_s
+def _measure_batches(tasks: Tasks, peers: Mapping[str, Program | None]) -> None:
+    """The engine's rows have the base and the shipped adapters in turn."""
+    print_head("rows, tokens/s in all", *peers, "engine against OpenVINO", "against llama.cpp")
+    names = ["", *AdapterStore().names()]
+    for count in (4, 8, 16):
+        adapters = [names[row % len(names)] for row in range(count)]
+
+        def rows(tokens: int, adapters=adapters) -> Sequence[Task]:
+            return [tasks([STORY], tokens, adapters)]
+
+        speeds = measure_in_turn({name: _speed(peer, rows, SHORT, LONG) for name, peer in peers.items()})
+        engine, *others = speeds.values()
+        print_row(count, *map(median, speeds.values()), *(ratio(engine, other) for other in others))
 
 
-def generate_speed(base: Base) -> float:
-    """Tokens per second of the same answer by transformers' generate()."""
-    ids = torch.tensor([encode_prompt(base.tokenizer, STORY)], device=base.device)
+def _measure_reading(tasks: Tasks, peers: Mapping[str, Program | None]) -> None:
+    def rate(program: Program) -> float:
+        return PROMPT / program.run(tasks.reading(PROMPT))[0]
 
-    def seconds(tokens: int) -> float:
-        start = time.perf_counter()
-        base.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            min_new_tokens=tokens,
-            max_new_tokens=tokens,
-        )
-        return time.perf_counter() - start
-
-    return (TOKENS - 1) / (seconds(TOKENS) - seconds(1))
+    print_head(f"a prompt of {PROMPT} tokens, tokens/s", *peers, "engine against OpenVINO", "against llama.cpp")
+    speeds = measure_in_turn({name: peer and partial(rate, peer) for name, peer in peers.items()})
+    engine, *others = speeds.values()
+    print_row("read", *map(median, speeds.values()), *(ratio(engine, other) for other in others))
 
 
-def _request(
-    adapter: str | None = None, store: AdapterStore | None = None, tokens: int = TOKENS
-) -> GenerationRequest:
-    visual = adapter is not None and store is not None and store.card(adapter).is_visual
-    return GenerationRequest(
-        STORY,
-        adapter=adapter,
-        image=open_image(PICTURE) if visual else None,
-        sampling=SamplingParams(temperature=0, max_new_tokens=tokens),
-    )
+def _measure_adapters(tasks: Tasks, engine: Program) -> None:
+    """What an adapter adds to the time of a token, all rows with the same one."""
+    names = AdapterStore().names()
+    print_head("cost of an adapter per token, %", *names)
+    for count, limits in ((1, (1, TOKENS)), (16, (SHORT, LONG))):
 
+        def rows(adapter: str, count=count) -> Callable[[int], Sequence[Task]]:
+            return lambda tokens: [tasks([STORY], tokens, [adapter] * count)]
 
-def _measure_batches(engine: Engine, store: AdapterStore) -> None:
-    names: list[str | None] = [None, *store.names()]
-    counts = (1, 4, 8, 16)
-    rates: dict[int, list[float]] = {count: [] for count in counts}
-    idle: list[float] = []
-    busy: list[float] = []
-    question = GenerationRequest((Message("user", "How far away is the Moon, and how do we know?"),))
-    for round_number in range(ROUNDS):
-        for count in counts:
-            answers = [engine.submit(_request(names[i % len(names)], store)) for i in range(count)]
-            for answer in answers:
-                next(answer)
-            start = time.perf_counter()
-            tokens = sum(sum(event.token_id is not None for event in answer) for answer in answers)
-            rates[count].append(tokens / (time.perf_counter() - start))
-        idle.append(first_token(engine, question, round_number))
-        answers = [engine.submit(_request(names[i % len(names)], store, 256)) for i in range(8)]
-        for answer in answers:
-            next(answer)
-        busy.append(first_token(engine, question, round_number + ROUNDS))
-        for answer in answers:
-            answer.close()
-    print(f"| rows, of {len(names)} adapters | tokens/s in all | against one row |")
-    print("| --- | --- | --- |")
-    for count, rate in rates.items():
-        print(f"| {count} | {statistics.median(rate):.1f} | {_ratio(rate, rates[1])} |")
-    print(
-        f"\nfirst token: idle {1000 * statistics.median(idle):.0f} ms, beside 8 busy rows "
-        f"{1000 * statistics.median(busy):.0f} ms, ratio {_ratio(busy, idle)}\n"
-    )
-
-
-def first_token(engine: Engine, request: GenerationRequest, number: int = 0) -> float:
-    """Seconds from the request to its first token; `number` makes the prompt new to the prefix cache."""
-    messages = (*request.messages[:-1], Message("user", f"{number}. {request.messages[-1].text}"))
-    start = time.perf_counter()
-    request = GenerationRequest(
-        messages, adapter=request.adapter, sampling=SamplingParams(temperature=0, max_new_tokens=1)
-    )
-    list(engine.submit(request))
-    return time.perf_counter() - start
-
-
-def _measure_swaps(engine: Engine, store: AdapterStore) -> None:
-    print("| adapter | swap cold, ms: read, check, project | swap warm, ms: prompts of a row |")
-    print("| --- | --- | --- |")
-    for name in store.names():
-        cold, warm = [], []
-        for _ in range(ROUNDS):
-            start = time.perf_counter()
-            adapter = AdapterStore().load(name, engine.base)
-            adapter(engine.base.model)
-            cold.append(time.perf_counter() - start)
-            engine.prompts.build([(adapter, 1.0)])
-            start = time.perf_counter()
-            engine.prompts.build([(adapter, 1.0)])
-            warm.append(time.perf_counter() - start)
-        print(f"| {name} | {1000 * statistics.median(cold):.1f} | {1000 * statistics.median(warm):.1f} |")
+        speeds = measure_in_turn({name: _speed(engine, rows(name), *limits) for name in ("", *names)})
+        base, *others = speeds.values()
+        costs = [[100 * (b / a - 1) for b, a in zip(base, other, strict=True)] for other in others]
+        print_row(f"{count} rows" if count > 1 else "1 row", *map(median, costs))

@@ -1,0 +1,48 @@
+"""The page's program under visitors, each on a connection of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.app_process import app_process
+from tests.bench.engine import PICTURE
+from tests.bench.programs import Task
+from tests.soak.people import Answer, Connection, Question
+
+
+class Page:
+    """Asks as `through` says, see Question."""
+
+    def __init__(self, url: str, through: str) -> None:
+        self._url, self._through = url, through
+        self._visitors: list[Connection] = []
+
+    def run(self, task: Task) -> tuple[float, int]:
+        """As Program.run, with a visitor for each answer."""
+        while len(self._visitors) < len(task.texts):
+            self._visitors.append(Connection(self._url, "127.0.0.1", signed_in=False))
+
+        def ask(visitor: Connection, text: str, adapter: str) -> Answer:
+            # The only shipped adapter that takes a picture.
+            picture = PICTURE if adapter == "see" else None
+            settings = {"temperature": 0.0, "max_tokens": task.tokens}
+            return visitor.ask(Question(text, self._through, adapter, picture, settings=settings))
+
+        with ThreadPoolExecutor(len(task.texts)) as pool:
+            start = time.perf_counter()
+            answers = list(pool.map(ask, self._visitors, task.texts, task.adapters))
+            seconds = time.perf_counter() - start
+        through_page = self._through == "page"
+        return seconds, sum(len(a.tokens) if through_page else a.tokens[0] for a in answers)
+
+
+@contextmanager
+def start_page(through: str) -> Iterator[Page]:
+    """through: see Question; one that tells the number of tokens."""
+    with TemporaryDirectory() as folder, app_process(Path(folder)) as server:
+        yield Page(server.url, through)
