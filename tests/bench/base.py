@@ -1,12 +1,11 @@
-"""The embedded base in every quantisation on this machine's CPU: speed, memory and perplexity.
+"""The embedded base in every quantisation on this machine's CPU: speed, memory, and perplexity against fp32.
 
 Speed is greedy decoding of one row by the engine, measured in turn, medians over the rounds. Perplexity is that of
-English prose: scikit-learn's descriptions of its bundled data sets.
+English prose (scikit-learn's descriptions of its bundled data sets), read by the forward pass that serves.
 """
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 
 import sklearn.datasets
@@ -14,44 +13,52 @@ import torch
 import torch.nn.functional as F
 
 from adapter.base.llama import Base, load_base
-from adapter.serve.engine import Engine
-from adapter.serve.store import AdapterStore
-from tests.bench.serving import decode_speed
+from adapter.base.threads import set_threads
+from adapter.serve.forward import make_forward
+from adapter.serve.kv_cache import KVCache, Slot
+from tests.bench.engine import start_engine
+from tests.bench.programs import decode_speed, measure_in_turn, median, print_head, print_row, ratio
+from tests.bench.serving import STORY, Tasks
 
 FORMATS = ("auto", "none", "nf4", "int8")
-ROUNDS = 5
-WINDOW = 512  # tokens
+TOKENS = 48
+WINDOW, WINDOWS = 512, 12  # tokens of a window
 
 
 def run() -> None:
-    bases = [load_base(quantization=name, device="cpu") for name in FORMATS]
-    engines = [Engine(base, AdapterStore()) for base in bases]
-    speeds: list[list[float]] = [[] for _ in bases]
-    for _ in range(ROUNDS):
-        for speed, engine in zip(speeds, engines, strict=True):
-            speed.append(decode_speed(engine))
-    text = "\n".join(
-        path.read_text() for path in sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))
+    tasks = Tasks()
+    engines = {name: start_engine(quantization=name) for name in FORMATS}
+    speeds = measure_in_turn(
+        {
+            name: lambda engine=engine: decode_speed(engine, lambda n: [tasks([STORY], n)], 1, TOKENS)  # type: ignore[misc]
+            for name, engine in engines.items()
+        }
     )
-    print("| quantization | decoding, tokens/s | against none | memory, MB | perplexity |")
-    print("| --- | --- | --- | --- | --- |")
-    medians = [statistics.median(speed) for speed in speeds]
-    for base, median in zip(bases, medians, strict=True):
-        print(
-            f"| {base.quantization} | {median:.1f} | {median / medians[1]:.2f} | "
-            f"{base.memory_bytes / 2**20:.0f} | {perplexity(base, text):.2f} |"
-        )
-    for engine in engines:
+    for engine in engines.values():
         engine.close()
+    files = sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))
+    text = "\n".join(file.read_text() for file in files)
+    exact = perplexity(load_base(quantization="none", device="cpu", dtype=torch.float32), text)
+    print_head("quantization", "decoding, tokens/s", "against none", "memory, MB", "perplexity", "against fp32, %")
+    print_row("fp32", "", "", "", f"{exact:.2f}", "")
+    for name in FORMATS:
+        base = load_base(quantization=name, device="cpu")
+        found = perplexity(base, text)
+        speed = [median(speeds[name]), ratio(speeds[name], speeds["none"])]
+        difference = f"{100 * (found / exact - 1):+.2f}"
+        print_row(base.quantization, *speed, round(base.memory_bytes / 2**20), f"{found:.2f}", difference)
 
 
-@torch.no_grad()
-def perplexity(base: Base, text: str, windows: int = 12) -> float:
-    """exp of the mean loss over the first `windows` windows of the text."""
-    ids = base.tokenizer(text).input_ids[: windows * WINDOW]
+@torch.inference_mode()
+def perplexity(base: Base, text: str) -> float:
+    """exp of the mean loss over the first windows of the text."""
+    ids = base.tokenizer(text, verbose=False).input_ids[: WINDOWS * WINDOW]
+    forward, cache = make_forward(base, set_threads(base.model.config)), KVCache(base, WINDOW)
+    prompts = forward.stack([forward.prepare(None)])
     losses = []
-    for start in range(0, len(ids) - 1, WINDOW):
-        window = torch.tensor([ids[start : start + WINDOW]], device=base.device)
-        logits = base.model(input_ids=window).logits[0, :-1].float()
-        losses.append(F.cross_entropy(logits, window[0, 1:]))
+    for start in range(0, len(ids), WINDOW):
+        window = ids[start : start + WINDOW]
+        logits = forward(cache, [window], [Slot(0, WINDOW)], [0], prompts, every=True)
+        losses.append(F.cross_entropy(logits[:-1], torch.tensor(window[1:])))
+    forward.close()
     return torch.stack(losses).mean().exp().item()

@@ -25,7 +25,7 @@ def run() -> None:
     with start_page("page") as page:
         for count in COUNTS:
             adapters = [ADAPTERS[number % len(ADAPTERS)] for number in range(count)]
-            shares = []
+            shares: list[float] = []
 
             def rate(program: Program, adapters=adapters, shares=shares) -> float:
                 start = time.process_time()

@@ -12,9 +12,9 @@ from tests.bench.programs import ProgramProcess, Task, serve
 PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 
 
-def start_engine(endless: bool = False) -> ProgramProcess:
+def start_engine(endless: bool = False, quantization: str = "auto") -> ProgramProcess:
     """endless: the base has no end token, so that every answer has as many tokens as were asked for."""
-    return ProgramProcess("tests.bench.engine", "endless" if endless else "engine")
+    return ProgramProcess("tests.bench.engine", "endless" if endless else "engine", quantization)
 
 
 def start_generate() -> ProgramProcess:
@@ -22,7 +22,7 @@ def start_generate() -> ProgramProcess:
     return ProgramProcess("tests.bench.engine", "generate")
 
 
-def _serve_engine(endless: bool) -> None:
+def _serve_engine(endless: bool, quantization: str) -> None:
     from adapter.base.llama import Base, load_base
     from adapter.method.image_file import open_image
     from adapter.serve.engine import Engine
@@ -35,7 +35,7 @@ def _serve_engine(endless: bool) -> None:
         def stop_ids(self) -> frozenset[int]:
             return frozenset()
 
-    base = load_base()
+    base = load_base(quantization=quantization)
     store = AdapterStore()
     engine = Engine(BaseWithoutStop(**vars(base)) if endless else base, store)
     picture = open_image(PICTURE)
@@ -85,7 +85,7 @@ def main() -> None:
     if sys.argv[1] == "generate":
         _serve_generate()
     else:
-        _serve_engine(endless=sys.argv[1] == "endless")
+        _serve_engine(sys.argv[1] == "endless", sys.argv[2])
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import torch
 from train.precision import choose_precision
 
 # They decide which kernels run: x86's for bf16 and int8 products, then Arm's.
-FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
-FLAGS += ("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2")
+FLAGS = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
 
 
 def describe_processor() -> str:

@@ -52,9 +52,7 @@ class Tasks:
 
     def __call__(self, texts: Sequence[str], tokens: int, adapters: Sequence[str] = ("",)) -> Task:
         """One text for all adapters, or one for each."""
-        texts = [
-            f"{next(self._numbers)}. {text}" for text in (texts * len(adapters) if len(texts) == 1 else texts)
-        ]
+        texts = [f"{next(self._numbers)}. {text}" for text in [*texts] * (len(adapters) // len(texts))]
         prompts = [encode_prompt(self._tokenizer, (Message("user", text),)) for text in texts]
         return Task(texts, prompts, tokens, adapters)
 
@@ -144,7 +142,7 @@ def _measure_reading(tasks: Tasks, peers: Mapping[str, Program | None]) -> None:
         return PROMPT / program.run(tasks.reading(PROMPT))[0]
 
     print_head(f"a prompt of {PROMPT} tokens, tokens/s", *peers, "engine against OpenVINO", "against llama.cpp")
-    speeds = measure_in_turn({name: peer and partial(rate, peer) for name, peer in peers.items()})
+    speeds = measure_in_turn({name: None if peer is None else partial(rate, peer) for name, peer in peers.items()})
     engine, *others = speeds.values()
     print_row("read", *map(median, speeds.values()), *(ratio(engine, other) for other in others))
 
