@@ -44,60 +44,70 @@ PARAMETER_BYTES = {4: 4 * BLOCK, 8: 2 * BLOCK}  # of a block's group: the scales
 _FOUR_BYTES, _EIGHT_BYTES = GROUP * BLOCK // 2 + PARAMETER_BYTES[4], GROUP * BLOCK + PARAMETER_BYTES[8]
 _OCTETS = ir.VectorType(I8, 4 * BLOCK)
 
-# Adds to each of 16 sums a dot product of 4 bytes: (builder, sums, unsigned bytes, 4 signed bytes as an i32, bits
-# of the unsigned) -> sums.
-Dot = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, int], ir.Value]
+# The dot products of a group in each of 16 lanes: (builder, 8 steps of 4 unsigned bytes a lane, 8 x 4 signed bytes
+# as an i32, bits of the unsigned) -> sums.
+Dot = Callable[[ir.IRBuilder, list[ir.Value], list[ir.Value], int], ir.Value]
+_EIGHT_INTS, _WORDS, _EIGHT_OCTETS = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I8, 32)
 
 
-def _halves(
-    b: ir.IRBuilder, dot: Callable[[ir.Value, ir.Value], ir.Value], sums: ir.Value, q: ir.Value
-) -> ir.Value:
-    """`dot` of each half of 16 lanes."""
-
-    def part(value: ir.Value, first: int, count: int) -> ir.Value:
-        indices = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
-        return b.shuffle_vector(value, value, indices)
-
-    results = [dot(part(sums, 8 * half, 8), part(q, 32 * half, 32)) for half in (0, 1)]
-    return b.shuffle_vector(*results, ir.Constant(INTS, list(range(BLOCK))))
+def _by_halves(b: ir.IRBuilder, steps: list[ir.Value], dot: Callable[[list[ir.Value]], ir.Value]) -> ir.Value:
+    """`dot` of each half of the 16 lanes."""
+    parts = [ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32))) for first in (0, 32)]
+    sums = [dot([b.shuffle_vector(q, q, part) for q in steps]) for part in parts]
+    return b.shuffle_vector(*sums, ir.Constant(INTS, list(range(BLOCK))))
 
 
-def _dot_avx512(b: ir.IRBuilder, sums: ir.Value, q: ir.Value, x: ir.Value, bits: int) -> ir.Value:
-    dot = function(b, "llvm.x86.avx512.vpdpbusd.512", INTS, INTS, _OCTETS, _OCTETS)
-    return b.call(dot, [sums, q, b.bitcast(splat(b, x), _OCTETS)])
+def _dot_avx512(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+    dot, sums = function(b, "llvm.x86.avx512.vpdpbusd.512", INTS, INTS, _OCTETS, _OCTETS), constant(INTS, 0)
+    for q, x in zip(steps, xs, strict=True):
+        sums = b.call(dot, [sums, q, b.bitcast(splat(b, x), _OCTETS)])
+    return sums
 
 
-def _dot_avxvnni(b: ir.IRBuilder, sums: ir.Value, q: ir.Value, x: ir.Value, bits: int) -> ir.Value:
-    ints, octets = ir.VectorType(I32, 8), ir.VectorType(I8, 32)
-    dot = function(b, "llvm.x86.avx512.vpdpbusd.256", ints, ints, octets, octets)
-    xs = b.bitcast(splat(b, x, 8), octets)
-    return _halves(b, lambda sums, q: b.call(dot, [sums, q, xs]), sums, q)
+def _dot_avxvnni(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+    types = (_EIGHT_INTS, _EIGHT_OCTETS, _EIGHT_OCTETS)
+    dot = function(b, "llvm.x86.avx512.vpdpbusd.256", _EIGHT_INTS, *types)
+
+    def half(steps: list[ir.Value]) -> ir.Value:
+        sums = constant(_EIGHT_INTS, 0)
+        for q, x in zip(steps, xs, strict=True):
+            sums = b.call(dot, [sums, q, b.bitcast(splat(b, x, 8), _EIGHT_OCTETS)])
+        return sums
+
+    return _by_halves(b, steps, half)
 
 
-def _dot_avx2(b: ir.IRBuilder, sums: ir.Value, q: ir.Value, x: ir.Value, bits: int) -> ir.Value:
-    ints, words, octets = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I8, 32)
-    multiply_words = function(b, "llvm.x86.avx2.pmadd.wd", ints, words, words)
-    multiply_bytes = function(b, "llvm.x86.avx2.pmadd.ub.sw", words, octets, octets)
-    eight, xs = constant(words, 8), splat(b, x, 8)
+def _dot_avx2(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+    multiply_words = function(b, "llvm.x86.avx2.pmadd.wd", _EIGHT_INTS, _WORDS, _WORDS)
+    multiply_bytes = function(b, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, _EIGHT_OCTETS, _EIGHT_OCTETS)
+    eight = constant(_WORDS, 8)
 
-    def dot(sums: ir.Value, q: ir.Value) -> ir.Value:
-        if bits == 4:  # a pair's sum, at most 2 * 15 * 127, fits into 16 bits
-            pairs = b.call(multiply_bytes, [q, b.bitcast(xs, octets)])
-            return b.add(sums, b.call(multiply_words, [pairs, constant(words, 1)]))
-        q, x = b.bitcast(q, words), b.bitcast(xs, words)
-        even = b.call(multiply_words, [b.and_(q, constant(words, 255)), b.ashr(b.shl(x, eight), eight)])
-        odd = b.call(multiply_words, [b.lshr(q, eight), b.ashr(x, eight)])
-        return b.add(sums, b.add(even, odd))
+    def half_4(steps: list[ir.Value]) -> ir.Value:
+        pairs = constant(_WORDS, 0)  # 8 steps of 2 * 15 * 127 fit into 16 bits
+        for q, x in zip(steps, xs, strict=True):
+            pairs = b.add(pairs, b.call(multiply_bytes, [q, b.bitcast(splat(b, x, 8), _EIGHT_OCTETS)]))
+        return b.call(multiply_words, [pairs, constant(_WORDS, 1)])
 
-    return _halves(b, dot, sums, q)
+    def half_8(steps: list[ir.Value]) -> ir.Value:
+        sums = constant(_EIGHT_INTS, 0)
+        for q, x in zip(steps, xs, strict=True):
+            q, x = b.bitcast(q, _WORDS), b.bitcast(splat(b, x, 8), _WORDS)
+            even = b.call(multiply_words, [b.and_(q, constant(_WORDS, 255)), b.ashr(b.shl(x, eight), eight)])
+            odd = b.call(multiply_words, [b.lshr(q, eight), b.ashr(x, eight)])
+            sums = b.add(sums, b.add(even, odd))
+        return sums
+
+    return _by_halves(b, steps, half_4 if bits == 4 else half_8)
 
 
-def _dot_generic(b: ir.IRBuilder, sums: ir.Value, q: ir.Value, x: ir.Value, bits: int) -> ir.Value:
-    lanes = b.bitcast(q, INTS)
-    for byte in range(4):
-        one = b.and_(b.lshr(lanes, constant(INTS, 8 * byte)), constant(INTS, 255))
-        factor = b.ashr(b.shl(x, I32(24 - 8 * byte)), I32(24))
-        sums = b.add(sums, b.mul(one, splat(b, factor)))
+def _dot_generic(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+    sums = constant(INTS, 0)
+    for q, x in zip(steps, xs, strict=True):
+        lanes = b.bitcast(q, INTS)
+        for byte in range(4):
+            one = b.and_(b.lshr(lanes, constant(INTS, 8 * byte)), constant(INTS, 255))
+            factor = b.ashr(b.shl(x, I32(24 - 8 * byte)), I32(24))
+            sums = b.add(sums, b.mul(one, splat(b, factor)))
     return sums
 
 
@@ -109,6 +119,7 @@ DOTS: dict[frozenset[str], Dot] = {
     frozenset(): _dot_generic,
 }
 _dot = next(dot for needed, dot in DOTS.items() if needed <= features())
+_MOST_ROWS = 8 if "avx512f" in features() else 4  # at a time: their sums and totals stay in registers
 
 
 def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
@@ -139,10 +150,8 @@ def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
                     steps += [b.and_(q, low), b.and_(high, low)]
                 else:
                     steps.append(q)
-            sums = [constant(INTS, 0)] * rows
             own = [b.add(b.add(x, b.mul(x_bytes, I64(r))), b.mul(group, I64(GROUP))) for r in range(rows)]
-            for i, q in enumerate(steps):
-                sums = [dot(b, total, q, load(b, own[r], I32, 4 * i), bits) for r, total in enumerate(sums)]
+            sums = [dot(b, steps, [load(b, start, I32, 4 * i) for i in range(8)], bits) for start in own]
             scale = b.fpext(load(b, here, halves, parameters), FLOATS)
             if bits == 4:
                 minimum = b.fpext(load(b, here, halves, parameters + 2 * BLOCK), FLOATS)
@@ -207,7 +216,7 @@ def _compiled(version: int) -> Any:
                 row_x, row_scales, to = x + row * x_bytes, scales + row * scale_bytes, there + row * out_bytes
                 left = rows - row
                 if bits == 4:
-                    if left >= 8:
+                    if left >= 8 and _MOST_ROWS == 8:
                         _four_8(here, row_x, row_scales, groups, to, out_bytes)
                     elif left >= 4:
                         _four_4(here, row_x, row_scales, groups, to, out_bytes)
@@ -215,7 +224,7 @@ def _compiled(version: int) -> Any:
                         _four_2(here, row_x, row_scales, groups, to, out_bytes)
                     else:
                         _four_1(here, row_x, row_scales, groups, to, out_bytes)
-                elif left >= 8:
+                elif left >= 8 and _MOST_ROWS == 8:
                     _eight_8(here, row_x, row_scales, groups, to, out_bytes)
                 elif left >= 4:
                     _eight_4(here, row_x, row_scales, groups, to, out_bytes)
@@ -223,16 +232,16 @@ def _compiled(version: int) -> Any:
                     _eight_2(here, row_x, row_scales, groups, to, out_bytes)
                 else:
                     _eight_1(here, row_x, row_scales, groups, to, out_bytes)
-                row += 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+                row += 8 if left >= 8 and _MOST_ROWS == 8 else 4 if left >= 4 else 2 if left >= 2 else 1
 
     @njit(nogil=True, cache=True)
-    def quantize_row(x, columns, integers, scales):
-        """Quantise a row of floats, whose number is a multiple of 32, to the layout above; all are addresses."""
+    def quantize(x, count, integers, scales):
+        """Quantise `count` floats, in whole groups of 32, to the layout above; the others are addresses."""
         _ = version
-        for group in range(columns // GROUP):
+        for group in range(count // GROUP):
             _quantize_group(x + group * 4 * GROUP, integers + group * GROUP, scales + group * 8)
 
-    return multiply, quantize_row
+    return multiply, quantize
 
 
-multiply, quantize_row = _compiled(version_of("adapter.base.native"))
+multiply, quantize = _compiled(version_of("adapter.base.native"))

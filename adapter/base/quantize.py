@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapter.base.integer_product import BLOCK, GROUP, PARAMETER_BYTES, multiply, quantize_row
+from adapter.base.integer_product import BLOCK, GROUP, PARAMETER_BYTES, multiply, quantize
 
 if TYPE_CHECKING:
     from typing import Self
@@ -77,8 +77,7 @@ class PackedLinear(nn.Module):
         integers = torch.empty(len(rows), groups * GROUP, dtype=torch.int8)
         scales = torch.empty(len(rows), groups, 2)
         out = torch.empty(len(rows), stride)
-        for row in range(len(rows)):
-            quantize_row(rows[row].data_ptr(), groups * GROUP, integers[row].data_ptr(), scales[row].data_ptr())
+        quantize(rows.data_ptr(), rows.numel(), integers.data_ptr(), scales.data_ptr())
         pointers = self.weight.data_ptr(), self.bits, integers.data_ptr(), scales.data_ptr()
         multiply(*pointers, len(rows), groups, out.data_ptr(), 4 * stride, 0, len(self.weight))
         return out[:, : self.out_features].to(x.dtype).view(*x.shape[:-1], self.out_features)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from adapter.base.integer_product import BLOCK, GROUP, multiply, quantize_row
+from adapter.base.integer_product import BLOCK, GROUP, multiply, quantize
 from adapter.base.native import (
     LANES,
     SCORES_BYTES,
@@ -287,7 +287,7 @@ def _by_row(plan, kind, layer, token):
             _norm(plan, stream, weights[0], delta, normed)
             columns = _padded(hidden)
             to = plan[LAST_INTEGERS] + fields[OUTPUT] * columns
-            quantize_row(normed, columns, to, plan[LAST_SCALES] + fields[OUTPUT] * columns // GROUP * 8)
+            quantize(normed, columns, to, plan[LAST_SCALES] + fields[OUTPUT] * columns // GROUP * 8)
     elif kind == ROTATE:
         query = plan[QKV] + 4 * token * _qkv_width(plan)
         key = query + 4 * _part_width(queries)
@@ -325,7 +325,7 @@ def _by_row(plan, kind, layer, token):
 def _quantize(plan, token, x, columns):
     """Quantise a row of a buffer, the input of the next product. What pads it is zero."""
     columns = _padded(columns)
-    quantize_row(x, columns, plan[INTEGERS] + token * columns, plan[SCALES] + token * (columns // GROUP) * 8)
+    quantize(x, columns, plan[INTEGERS] + token * columns, plan[SCALES] + token * (columns // GROUP) * 8)
 
 
 @njit(error_model="numpy")
