@@ -23,13 +23,17 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = (_WHOLE, _INDEX, "model-*-of-*.safetensors")
 
 
-def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a LLaMA of this LlamaConfig has on disk. A tied head is the embedding's."""
+def tensor_shapes(config: Any, model: Any = None) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a LLaMA of this LlamaConfig has on disk. A tied head is the embedding's.
+
+    model: one of this config, if there is one already.
+    """
     import torch
     from transformers import LlamaForCausalLM
 
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+    if model is None:
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config)
     shapes = {name: tuple(values.shape) for name, values in model.state_dict().items()}
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)

@@ -184,13 +184,13 @@ def _load_packed(source: str, name: str, config: LlamaConfig, dtype: torch.dtype
         folder = Path(source)
         if not folder.is_dir():
             folder = Path(snapshot_download(source, allow_patterns=[*WEIGHT_FILES, "generation_config.json"]))
-        files, shapes = tensor_files(folder), tensor_shapes(config)
+        with torch.device("meta"):
+            model = AdaptedLlama._from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
+        files, shapes = tensor_files(folder), tensor_shapes(config, model)
         if shapes.keys().isdisjoint(files):
             return None
         if missing := shapes.keys() - files.keys():
             raise ValueError(f"{min(missing)} is not among its weights.")
-        with torch.device("meta"):
-            model = AdaptedLlama._from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
         opened = {file: open_tensors(file) for file in set(files.values())}
         # The largest first, while there is room for their unpacked form.
         largest_first = sorted(shapes, key=lambda name: math.prod(shapes[name]), reverse=True)
