@@ -17,7 +17,6 @@ from dataclasses import replace
 from queue import SimpleQueue
 
 import torch
-from torch import Tensor
 
 from adapter.base.llama import Base
 from adapter.base.threads import set_threads
@@ -26,15 +25,15 @@ from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
+from adapter.serve.device import prefill_chunk
 from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, Inspection, Inspector
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import Answer, FinishReason, GenerationEvent, GenerationRequest
-from adapter.serve.sampling import check_finite, sample
+from adapter.serve.sampling import SampledToken, check_finite, sample
 from adapter.serve.scheduler import (
     MAX_ROWS,
-    PREFILL_CHUNK,
     Adapters,
     Row,
     Scheduler,
@@ -78,11 +77,12 @@ class Engine:
         self._scheduler = Scheduler(base.stop_ids, SlotAllocator(self.cache_budget.tokens))
         self._open: set[Row] = set()  # from submit to the last event
         self._refusal: AdapterError | None = None  # why the worker stops and nothing is accepted any more
-        self._forward = make_forward(base, threads)  # this and the next four belong to the worker
+        self._forward = make_forward(base, threads)  # this and the next five belong to the worker
         self._cache = KVCache(base, self.cache_budget.tokens)
         self._batch: DecodeBatch[Row] = DecodeBatch(self._cache, self._forward)
         self._prefix_cache = PrefixCache(self.cache_budget.prefix_bytes)
         self._failures = 0
+        self._prefill_chunk = prefill_chunk(base.device)
         self._inspector = Inspector(base, self.prompts)
         # Images are encoded beside the worker, so that they do not delay the decode steps.
         self._encoder = ThreadPoolExecutor(1, "encoder")
@@ -253,8 +253,8 @@ class Engine:
                 self._fail(step.prefill, error)
         elif rows := self._batch.rows:
             logits = self._batch.step([row.token_ids[-1] for row in rows])
-            for row, row_logits in zip(rows, logits, strict=True):
-                self._postprocess(row, row_logits)
+            for row, [token] in zip(rows, sample(logits, [row.sampler for row in rows]), strict=True):
+                self._postprocess(row, token)
         else:
             return True
         self._failures = 0
@@ -277,13 +277,15 @@ class Engine:
             if kv is not None:
                 self._cache.write(row.slot, kv)
                 row.computed_tokens = row.cached_tokens = kv.shape[3]
-        chunk = row.token_ids[row.computed_tokens : row.computed_tokens + PREFILL_CHUNK]
+        chunk = row.token_ids[row.computed_tokens : row.computed_tokens + self._prefill_chunk]
         prompts = self._forward.stack([row.prompts])
         logits = self._forward(self._cache, [chunk], [row.slot], [row.computed_tokens], prompts)
         row.computed_tokens += len(chunk)
         if row.computed_tokens < row.prompt_tokens:
             check_finite(logits)  # or later requests would find it in the prefix cache
-        elif self._postprocess(row, logits[0]):
+            return
+        [[token]] = sample(logits, [row.sampler])
+        if self._postprocess(row, token):
             self._batch.join(row, row.slot, row.computed_tokens, row.prompts)
 
     def _check_base(self) -> None:
@@ -293,10 +295,10 @@ class Engine:
         if not logits.isfinite().all():
             raise RuntimeError("the base's own numbers overflow")
 
-    def _postprocess(self, row: Row, logits: Tensor) -> bool:
-        """Sample the row's next token and send it; False if the row has ended with it. logits: [vocab_size]."""
+    def _postprocess(self, row: Row, sampled: SampledToken | None) -> bool:
+        """Send the row's next token, as from `sample`; False if the row has ended with it."""
         try:
-            event = self._next_event(row, logits)
+            event = self._next_event(row, sampled)
         except Exception as error:  # nothing of it is shared with other rows
             self._fail(row, error)
             return False
@@ -307,8 +309,10 @@ class Engine:
         self._release(row)
         return False
 
-    def _next_event(self, row: Row, logits: Tensor) -> GenerationEvent:
-        token, logprob = sample(logits, row.request.sampling, row.generator)
+    def _next_event(self, row: Row, sampled: SampledToken | None) -> GenerationEvent:
+        if sampled is None:
+            raise FloatingPointError("the logits are not finite")
+        token, logprob = sampled
         with self._lock:
             reason = self._scheduler.postprocess(row, token)
         now = time.perf_counter()

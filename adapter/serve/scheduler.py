@@ -20,9 +20,9 @@ from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.kv_cache import Slot, SlotAllocator
 from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
+from adapter.serve.sampling import Sampler
 
 MAX_ROWS = 16  # rows that run at once
-PREFILL_CHUNK = 64  # prompt tokens that are read between two decode steps of the other rows
 
 WeightedAdapters = list[tuple[Adapter, float]]  # adapters with their strengths
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class Row:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.token_ids)
-        self.generator = self.request.sampling.generator()
+        self.sampler = Sampler(self.request.sampling)
 
     @property
     def most_tokens(self) -> int:
@@ -235,8 +235,8 @@ class Step:
     """What the engine does next.
 
     finished: rows to end, which were cancelled or ran out of time. moved: waiting rows whose position changed.
-    prefill: the row whose next PREFILL_CHUNK prompt tokens are read, or None to decode one token for each running
-    row, if there is any.
+    prefill: the row whose next prompt tokens are read, or None to decode one token for each running row, if there
+    is any.
     """
 
     finished: list[tuple[Row, FinishReason]]

@@ -327,7 +327,7 @@ def test_a_follow_up_reads_only_new_tokens_and_answers_as_from_a_cold_start(engi
 
 
 def test_long_prompts_are_read_in_chunks_between_the_decode_steps_of_others(engine, monkeypatch):
-    monkeypatch.setattr("adapter.serve.engine.PREFILL_CHUNK", 16)
+    monkeypatch.setattr(engine, "_prefill_chunk", 16)
     forward, lengths = TorchForward.__call__, []
 
     def counting_forward(self, cache, ids, *rest):
@@ -341,8 +341,8 @@ def test_long_prompts_are_read_in_chunks_between_the_decode_steps_of_others(engi
     chunked = token_ids(generate(engine, **prompt))
     decoded = token_ids(decoding)
     assert max(lengths) == 16
-    monkeypatch.setattr("adapter.serve.engine.PREFILL_CHUNK", 128)
     with closing(Engine(engine.base, engine.store)) as whole:
+        monkeypatch.setattr(whole, "_prefill_chunk", 128)
         assert chunked == token_ids(generate(whole, **prompt))
         assert decoded == token_ids(whole.submit(LONG))[-len(decoded) :]
 

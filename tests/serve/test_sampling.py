@@ -1,69 +1,216 @@
-"""Sampling of the next token. Ranges of the parameters: test_settings."""
+"""Sampling of the next tokens, on a CPU and as on other devices. Ranges of the parameters: test_settings."""
 
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 
-from adapter.serve.sampling import SamplingParams, sample
+from adapter.serve import sampling
+from adapter.serve.sampling import Sampler, SamplingParams, sample
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
+HIGHEST = 1 - 2.0**-24  # of the random numbers
 
 
-def frequencies(params, count=2000):
-    generator = params.generator()
-    return (
-        torch.bincount(torch.tensor([sample(LOGITS, params, generator)[0] for _ in range(count)]), minlength=4)
-        / count
-    )
+def one_by_one(logits, params, numbers):
+    return [sampling._sample_on_cpu(*row) for row in zip(logits, params, numbers, strict=True)]
 
 
-def test_greedy_takes_the_most_likely_token_and_returns_the_models_logprob():
-    token, logprob = sample(LOGITS, SamplingParams(temperature=0), torch.Generator())
+# The second needs no GPU, so that it is tested where there is none.
+both_paths = pytest.mark.parametrize("sample_rows", [one_by_one, sampling._sample_on_device])
+
+
+def token_of(sample_rows, logits, params, number=0.5):
+    [sampled] = sample_rows(logits[None], [params], [number])
+    return sampled[0]
+
+
+def frequencies(sample_rows, params, count=2000):
+    numbers = Sampler(params).peek(count)
+    sampled = sample_rows(LOGITS.expand(count, -1), [params] * count, numbers)
+    return torch.bincount(torch.tensor([token for token, _ in sampled]), minlength=4) / count
+
+
+@both_paths
+def test_greedy_takes_the_most_likely_token_and_returns_the_models_logprob(sample_rows):
+    [(token, logprob)] = sample_rows(LOGITS[None], [SamplingParams(temperature=0)], [0.0])
     assert token == 1
     assert logprob == pytest.approx(LOGITS.log_softmax(-1)[1].item())
+    assert token_of(sample_rows, torch.tensor([1.0, 3.0, 3.0]), SamplingParams(temperature=0)) == 1
 
 
-def test_samples_follow_the_tempered_distribution():
-    found = frequencies(SamplingParams(temperature=0.7, top_p=1.0, seed=1))
+@both_paths
+def test_samples_follow_the_tempered_distribution(sample_rows):
+    found = frequencies(sample_rows, SamplingParams(temperature=0.7, top_p=1.0, seed=1))
     assert torch.allclose(found, (LOGITS / 0.7).softmax(-1), atol=0.03)
 
 
-def test_top_p_keeps_the_smallest_set_that_reaches_it():
+@both_paths
+def test_top_p_keeps_the_smallest_set_that_reaches_it(sample_rows):
     probabilities = LOGITS.softmax(-1)  # .087 .644 .237 .032
-    found = frequencies(SamplingParams(temperature=1.0, top_p=0.7, seed=1))
+    found = frequencies(sample_rows, SamplingParams(temperature=1.0, top_p=0.7, seed=1))
     assert found[0] == found[3] == 0
     assert found[1].item() == pytest.approx((probabilities[1] / probabilities[1:3].sum()).item(), abs=0.03)
-    assert frequencies(SamplingParams(temperature=1.0, top_p=0.01, seed=1), 50)[1] == 1
+    assert frequencies(sample_rows, SamplingParams(temperature=1.0, top_p=0.01, seed=1), 50)[1] == 1
+
+
+@both_paths
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("temperature", [0.1, 0.8, 2.0])
+def test_the_kept_set_is_that_of_a_sorted_vocabulary(sample_rows, temperature, top_p):
+    logits = 4 * torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    ordered, order = (logits.double() / temperature).softmax(-1).sort(descending=True)
+    size = len(logits) if top_p == 1 else int((ordered.cumsum(-1) < top_p).sum()) + 1
+    params = SamplingParams(temperature=temperature, top_p=top_p)
+    numbers = [(i + 0.5) / 500 for i in range(500)]
+    sampled = [token for token, _ in sample_rows(logits.expand(500, -1), [params] * 500, numbers)]
+    assert set(sampled) <= set(order[:size].tolist())
+    # All of its tokens that are likelier than the numbers are apart; they come as often as they are likely.
+    likely = order[:size][ordered[:size] / ordered[:size].sum() > 1 / 490].tolist()
+    assert set(likely) <= set(sampled)
+    for token in likely[:5]:
+        expected = (logits.double() / temperature).softmax(-1)[token] / ordered[:size].sum()
+        assert sampled.count(token) / 500 == pytest.approx(float(expected), abs=0.005)
+
+
+def mixed_params(rng: random.Random) -> SamplingParams:
+    return SamplingParams(
+        temperature=rng.choice([0.0, 0.0, 0.1, 0.7, 1.0, 2.0]),
+        top_p=rng.choice([0.05, 0.75, 0.95, 1.0]),
+        seed=rng.randrange(2**63),
+    )
+
+
+def test_both_paths_take_the_same_tokens():
+    rng = random.Random(0)
+    logits = 3 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0))
+    params = [mixed_params(rng) for _ in logits]
+    numbers = [rng.random() for _ in logits]
+    on_cpu, on_device = (path(logits, params, numbers) for path in (one_by_one, sampling._sample_on_device))
+    assert [token for token, _ in on_cpu] == [token for token, _ in on_device]
+    assert [logprob for _, logprob in on_cpu] == pytest.approx([logprob for _, logprob in on_device], abs=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_seed_gives_the_same_tokens_on_cuda():
+    rng = random.Random(0)
+    logits = 3 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0))
+    params = [mixed_params(rng) for _ in logits]
+    on_cpu, on_cuda = (sample(where, [Sampler(p) for p in params]) for where in (logits, logits.cuda()))
+    assert [token for [(token, _)] in on_cpu] == [token for [(token, _)] in on_cuda]
+    for [(_, left)], [(_, right)] in zip(on_cpu, on_cuda, strict=True):
+        assert left == pytest.approx(right, abs=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_batch_waits_for_cuda_once():
+    samplers = [Sampler(SamplingParams(temperature=t, seed=1)) for t in (0.0, 0.7, 1.0)]
+    logits = torch.randn(3, 1000, device="cuda")
+    sample(logits, samplers)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchroniz") as caught:
+            sample(logits, samplers)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchroniz" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_law_a_rows_token_and_the_bits_of_its_logprob_do_not_depend_on_the_other_rows(seed):
+    rng = random.Random(seed)
+    count = rng.choice([2, 8, 16])
+    logits = 3 * torch.randn(count, 5000, generator=torch.Generator().manual_seed(seed))
+    params = [mixed_params(rng) for _ in logits]
+    together = sample(logits, [Sampler(p) for p in params])
+    assert together == [sample(row[None], [Sampler(p)])[0] for row, p in zip(logits, params, strict=True)]
+    backwards = sample(logits.flip(0), [Sampler(p) for p in params[::-1]])
+    assert together == backwards[::-1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_is_not_finite_fails_alone(temperature):
+    params = [SamplingParams(temperature=temperature, seed=seed) for seed in range(5)]
+    logits = torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
+    expected = sample(logits, [Sampler(p) for p in params])
+    logits[1, 3], logits[2, 4], logits[4, 99] = math.nan, math.inf, -math.inf
+    assert sample(logits, [Sampler(p) for p in params]) == [expected[0], [None], [None], expected[3], [None]]
+
+
+@both_paths
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_told(sample_rows, wrong, temperature):
+    for logits in ([0.0, wrong, 1.0], [wrong, 0.0, 1.0], [wrong, wrong, wrong], [5.0, 0.0, wrong]):
+        assert sample_rows(torch.tensor([logits]), [SamplingParams(temperature=temperature)], [0.5]) == [None]
 
 
 def test_a_seed_repeats_and_no_seed_does_not():
     def tokens(seed):
-        params = SamplingParams(temperature=2.0, top_p=1.0, seed=seed)
-        generator = params.generator()
-        return [sample(LOGITS, params, generator)[0] for _ in range(64)]
+        sampler = Sampler(SamplingParams(temperature=2.0, top_p=1.0, seed=seed))
+        return [sample(LOGITS[None], [sampler])[0][0][0] for _ in range(64)]
 
     assert tokens(3) == tokens(3) != tokens(4)
     assert tokens(None) != tokens(None)
 
 
+@both_paths
 @pytest.mark.parametrize("temperature", [6e-38, 1e-45, 5e-324])
 @pytest.mark.parametrize("scale", [1.0, 1e38])
-def test_the_lowest_temperatures_take_the_most_likely_token(temperature, scale):
-    params = SamplingParams(temperature=temperature, top_p=1.0)
-    assert sample(LOGITS * scale, params, params.generator())[0] == 1
+def test_the_lowest_temperatures_take_the_most_likely_token(sample_rows, temperature, scale):
+    assert token_of(sample_rows, LOGITS * scale, SamplingParams(temperature=temperature, top_p=1.0)) == 1
 
 
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
-def test_logits_that_are_not_finite_are_refused(wrong):
-    for temperature in (0.0, 1.0):
-        with pytest.raises(FloatingPointError):
-            sample(torch.tensor([0.0, wrong, 1.0]), SamplingParams(temperature=temperature), torch.Generator())
-
-
+@both_paths
 @pytest.mark.parametrize("top_p", [1e-45, 1e-300, 5e-324])
-def test_the_lowest_top_p_keeps_the_most_likely_token(top_p):
-    params = SamplingParams(temperature=1.0, top_p=top_p)
-    assert sample(LOGITS, params, params.generator())[0] == 1
+def test_the_lowest_top_p_keeps_the_most_likely_token(sample_rows, top_p):
+    assert token_of(sample_rows, LOGITS, SamplingParams(temperature=1.0, top_p=top_p), HIGHEST) == 1
+
+
+@both_paths
+@pytest.mark.parametrize("top_p", [0.3, 0.6, 0.999, 1.0])
+def test_the_highest_random_number_samples_no_impossible_token(sample_rows, top_p):
+    for count in range(1, 60):
+        logits = torch.full((count + 5,), -1e9)
+        logits[:count] = torch.linspace(0, 0.5, count)
+        assert token_of(sample_rows, logits, SamplingParams(temperature=1.0, top_p=top_p), HIGHEST) < count
+
+
+# Drafts.
+
+
+def without_drafts(logits, sampler):
+    """One token at a time, while the rows are the valid ones: row i + 1 was computed behind drafts[i]."""
+    return [sample(row[None], [sampler])[0][0] for row in logits]
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("right", range(5))
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_law_drafts_change_no_token_logprob_or_later_random_number(monkeypatch, on_cpu, right, temperature):
+    """`right` drafts of four are what is sampled; afterwards the request goes on as if there had been none."""
+    if not on_cpu:
+        monkeypatch.setattr(sampling, "_by_row", lambda *rows: sampling._sample_on_device(*rows).__getitem__)
+    params = SamplingParams(temperature=temperature, top_p=0.95, seed=7)
+    logits = torch.randn(12, 300, generator=torch.Generator().manual_seed(1))
+    plain = Sampler(params)
+    expected = without_drafts(logits[: right + 1], plain)
+    drafts = [token for token, _ in expected[:right]] + [(expected[-1][0] + 1) % 300] * (4 - right)
+    sampler, other = Sampler(params), SamplingParams(temperature=1.0, seed=3)
+    beside = sample(logits[5:6], [Sampler(other)])[0]
+    assert sample(logits[:6], [sampler, Sampler(other)], [drafts, []]) == [expected, beside]
+    assert without_drafts(logits[6:], sampler) == without_drafts(logits[6:], plain)
+
+
+def test_logits_behind_a_wrong_draft_need_not_be_finite_and_others_must():
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    logits[1] = math.nan
+    params = SamplingParams(temperature=0)
+    [[(first, logprob)]] = sample(logits[:1], [Sampler(params)])
+    assert sample(logits, [Sampler(params)], [[first + 1, 0]]) == [[(first, logprob)]]
+    assert sample(logits, [Sampler(params)], [[first, 0]]) == [[(first, logprob), None]]
