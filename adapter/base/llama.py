@@ -129,21 +129,24 @@ def load_base(
     """Load a frozen LLaMA: the embedded default, a Hugging Face id or folder, a folder in Meta's format, or a GGUF
     file. The latter two are converted once and kept in the cache.
 
-    quantization: "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default bfloat16). "auto" is nf4 on
-    CUDA, and on a CPU torch's packed products: four bits where they hold the weights exactly, else eight. Weights
-    are packed while they are read, one by one, so that the memory of the packed base is enough to load it.
-    Raises LoadError with the remedy.
+    quantization: "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default bfloat16, on a GPU without it
+    float16). "auto" is "none" on a GPU with enough free memory, else nf4; on a CPU it is packed products: four
+    bits where they hold the weights exactly, else eight. Weights are packed while they are read, one by one, so
+    that the memory of the packed base is enough to load it. Raises LoadError with the remedy.
     """
     if quantization not in QUANTIZATIONS:
         raise LoadError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_device(device)
-    automatic = {"cuda": "nf4", "cpu": "packed"}.get(torch.device(device).type, "none")
-    chosen = automatic if quantization == "auto" else quantization
-    dtype = dtype or torch.bfloat16
+    dtype = dtype or memory.half_precision(device)
     foreign = resolve.find_foreign(name_or_path)
-    memory.require(base_label(name_or_path), base_config(name_or_path, foreign), chosen, device, dtype)
+    config, label = base_config(name_or_path, foreign), base_label(name_or_path)
+    chosen, why = quantization, "as asked"
+    if quantization == "auto":
+        chosen, why = memory.choose_quantization(config, device, dtype)
+    log.info("Loading %s on %s as %s: %s", label, device, dtype if chosen == "none" else chosen, why)
+    memory.require(label, config, chosen, device, dtype)
     source = _source(name_or_path, foreign)
     config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
     tokenizer = _load(AutoTokenizer, source, name_or_path)

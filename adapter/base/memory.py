@@ -1,7 +1,7 @@
 """Memory that a base needs in each quantisation, and memory that this machine has. Loads nothing.
 
 The need is computed from the config: linear layers in few bits, the rest in 16, and the KV cache of the shortest
-conversation that is of use.
+conversation that is of use. From both follows what "auto" means.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from adapter.errors import LoadError
 
 # Names in the table; `load_base` calls bf16 "none".
 KINDS = ("nf4", "int8", "packed", "bf16")
+_ROOMY = 4  # conversations whose KV caches must fit beside a base on a GPU before it gets 16 bits a weight
 _UNLIMITED = 1 << 60  # cgroups write "no limit" as a number of this order
 
 
@@ -88,6 +89,33 @@ def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
 def _conversation(config: Any) -> int:
     """Tokens of the shortest conversation that is of use: a base must leave room for its KV cache."""
     return min(config.max_position_embeddings, 2048)
+
+
+def half_precision(device: str) -> torch.dtype:
+    """The 16-bit numbers that a device multiplies: bf16, but fp16 on a GPU without it."""
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[str, str]:
+    """What "auto" means for a base with this LlamaConfig: a quantization for `load_base`, and why.
+
+    On a GPU that is none where there is room, because nf4 must be unpacked for each product.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return "packed", "processors multiply packed weights fastest"
+    if kind != "cuda":
+        return "none", f"nothing is known of other products on {kind}"
+    if getattr(config, "quantization_config", None):
+        return "none", "its weights are quantised already"
+    unquantised, free = needs(config, dtype)["bf16"], cuda(device).free
+    need = unquantised.bytes + _ROOMY * unquantised.cache
+    what = f"16 bits a weight and the KV caches of {_ROOMY} conversations take {_gigabytes(need)}"
+    if free is None or need <= free:
+        return "none", f"{what}, and {_gigabytes(free)} are free"
+    return "nf4", f"{what}, and only {_gigabytes(free)} are free"
 
 
 def require(name: str, config: Any, quantization: str, device: str, dtype: torch.dtype) -> None:

@@ -62,9 +62,8 @@ def _base_options(base: Base) -> list[str]:
 
     name = base.fingerprint.name
     options = [] if name == BASE else ["--base", name]
-    # The quantization is left out where it is what "auto" chooses.
-    cuda = base.device.type == "cuda"
-    automatic = base.quantization == "nf4" if cuda else base.quantization not in QUANTIZATIONS
+    # The quantization is left out where it is what "auto" chooses: a packed one. On a GPU free memory decides.
+    automatic = base.quantization not in QUANTIZATIONS
     return options if automatic else [*options, "--quantization", base.quantization]
 
 

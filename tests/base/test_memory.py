@@ -105,6 +105,54 @@ def test_load_base_refuses_before_it_loads(monkeypatch, tiny_folder):
         load_base(str(tiny_folder))
 
 
+ROOMY = needs(LLAMA_7B)["bf16"].bytes + 4 * needs(LLAMA_7B)["bf16"].cache
+
+
+@pytest.mark.parametrize(
+    ("free", "bf16", "chosen", "dtype"),
+    [
+        (ROOMY, True, "none", torch.bfloat16),
+        (ROOMY, False, "none", torch.float16),
+        (ROOMY - 1, True, "nf4", torch.bfloat16),
+        (ROOMY - 1, False, "nf4", torch.float16),
+        (None, True, "none", torch.bfloat16),
+    ],
+)
+def test_free_memory_and_the_gpu_decide_what_auto_loads(monkeypatch, caplog, tmp_path, free, bf16, chosen, dtype):
+    """Up to transformers' loader: no GPU is needed."""
+    LLAMA_7B.save_pretrained(tmp_path)
+    loaded = {}
+
+    def load(cls, *_, **options):
+        if cls is llama.AdaptedLlama:
+            loaded.update(options)
+            raise LoadError("far enough")
+        return LLAMA_7B
+
+    monkeypatch.setattr(llama, "_load", load)
+    monkeypatch.setattr(llama, "_check_device", lambda _: None)
+    monkeypatch.setattr(memory, "cuda", lambda _: DeviceMemory(80 * GIGA, free))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    with caplog.at_level("INFO", "adapter"), pytest.raises(LoadError, match="far enough"):
+        load_base(str(tmp_path), device="cuda:1")
+    [line] = [record.getMessage() for record in caplog.records]
+    bits = loaded["quantization_config"]
+    if chosen == "nf4":
+        assert bits.load_in_4bit and bits.bnb_4bit_compute_dtype == dtype
+        assert "as nf4: 16 bits a weight and the KV caches of 4 conversations take 17.8 GB, and only" in line
+    else:
+        assert bits is None and f"as {dtype}: " in line
+    assert loaded["dtype"] == dtype and "cuda:1" in line
+
+
+def test_auto_leaves_what_others_have_quantised_and_unknown_devices_alone(monkeypatch):
+    monkeypatch.setattr(memory, "cuda", lambda _: DeviceMemory(1, 1))
+    quantized = LlamaConfig(quantization_config={"quant_method": "gptq"})
+    assert memory.choose_quantization(quantized, "cuda", torch.bfloat16)[0] == "none"
+    assert memory.choose_quantization(LLAMA_7B, "mps", torch.bfloat16)[0] == "none"
+    assert memory.choose_quantization(LLAMA_7B, "cpu", torch.bfloat16)[0] == "packed"
+
+
 def test_control_groups_of_both_versions_bound_the_memory(tmp_path):
     root, own = tmp_path / "cgroup", tmp_path / "self"
     for folder, limit in (("user", "max"), ("user/job", str(4 * GIGA))):
