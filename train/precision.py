@@ -67,6 +67,7 @@ def load_to_train(name: str, precision: Precision = "auto", device: str = "auto"
         # product passes no gradient on: it would be lost from then on, without a word.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if quantization == "none" and base.device.type == "cpu":
-        freeze_linears(base.model)
+    if quantization == "none" and base.device.type == "cpu" and freeze_linears(base.model):
+        for parameter in base.model.parameters():  # else what is left keeps the whole mapped file in memory
+            parameter.data = parameter.data.clone()
     return base

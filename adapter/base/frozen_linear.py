@@ -21,15 +21,19 @@ _ONEDNN = torch.ops.mkldnn
 class FrozenLinear(nn.Module):
     """`y = x W^T`, [..., in] -> [..., out], whose gradient goes to x only.
 
-    W is held twice, for y and for the gradient, each in oneDNN's layout. They are no buffers, because a module
-    cannot move or save such tensors.
+    In bf16, W is held twice, for y and for the gradient, each in oneDNN's layout, which interleaves pairs of
+    numbers: to make it anew for every product takes a twentieth of a step. In fp32, W is read as it is.
     """
 
     def __init__(self, weight: Tensor) -> None:
-        """weight: [out, in], fp32 or bf16, for inputs of the same dtype; it is not kept."""
+        """weight: [out, in], fp32 or bf16, for inputs of the same dtype; in bf16 it is not kept."""
         super().__init__()
-        self._forward_weight = _ONEDNN._reorder_linear_weight(weight)
-        self._backward_weight = _ONEDNN._reorder_linear_weight(weight.T.contiguous())
+        # No buffers: a module cannot move or save tensors in such a layout.
+        if weight.dtype == torch.bfloat16:
+            self._forward_weight = _ONEDNN._reorder_linear_weight(weight)
+            self._backward_weight = _ONEDNN._reorder_linear_weight(weight.T.contiguous())
+        else:
+            self._forward_weight, self._backward_weight = weight, weight.T
 
     def forward(self, x: Tensor) -> Tensor:
         return _Products.apply(x, self)[0]
@@ -68,12 +72,12 @@ def freeze_linears(model: nn.Module) -> bool:
     """Replace every bias-free `nn.Linear` of a frozen model on a CPU by a FrozenLinear, in place.
 
     Does nothing, and returns False, where oneDNN has no such products for the model's dtype (on Arm they are
-    untried), or where the second copy of the weights would take more than half of the free memory.
+    untried), or where the copies of the weights would take more than half of the free memory.
     """
-    linears = [m for m in model.modules() if type(m) is nn.Linear and m.bias is None]
-    weights = sum(linear.weight.nbytes for linear in linears)
+    weights = [m.weight for m in model.modules() if type(m) is nn.Linear and m.bias is None]
+    copies = sum(2 * weight.nbytes for weight in weights if weight.dtype == torch.bfloat16)
     free = memory.available(torch.device("cpu"))
-    if not _is_supported({linear.weight.dtype for linear in linears}) or (free is not None and 2 * weights > free):
+    if not _is_supported({weight.dtype for weight in weights}) or (free is not None and 2 * copies > free):
         return False
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
