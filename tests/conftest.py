@@ -6,6 +6,7 @@ import what they need: the process that only hands tests to pytest-xdist's worke
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -116,6 +117,17 @@ def tiny_base(tiny: AdaptedLlama) -> Base:
     from tests.tiny_models import FINGERPRINT, character_tokenizer
 
     return Base(tiny, character_tokenizer(), FINGERPRINT, "none", 0)
+
+
+@pytest.fixture(scope="session")
+def packed_base(tiny_base: Base) -> Base:
+    """The tiny LLaMA in bfloat16, its linear layers packed in eight bits."""
+    from adapter.base.llama import Base
+    from adapter.base.quantize import quantize_linears
+
+    model = copy.deepcopy(tiny_base.model).bfloat16()
+    quantize_linears(model)
+    return Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "packed-int8", 0)
 
 
 @pytest.fixture(scope="session")

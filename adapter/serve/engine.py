@@ -26,6 +26,7 @@ from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.device import prefill_chunk
+from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, Inspection, Inspector
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator
@@ -102,6 +103,7 @@ class Engine:
             admitted.max_new_tokens,
             Detokenizer(self.base.tokenizer, request.stop),
             time.perf_counter(),
+            Drafter(admitted.prompt_ids) if self._forward.reads_ragged else None,
         )
         with self._lock:
             self._check_serving()
@@ -252,9 +254,7 @@ class Engine:
             except Exception as error:  # the other rows' KV is untouched
                 self._fail(step.prefill, error)
         elif rows := self._batch.rows:
-            logits = self._batch.step([row.token_ids[-1] for row in rows])
-            for row, [token] in zip(rows, sample(logits, [row.sampler for row in rows]), strict=True):
-                self._postprocess(row, token)
+            self._decode(rows)
         else:
             return True
         self._failures = 0
@@ -284,9 +284,17 @@ class Engine:
         if row.computed_tokens < row.prompt_tokens:
             check_finite(logits)  # or later requests would find it in the prefix cache
             return
-        [[token]] = sample(logits, [row.sampler])
-        if self._postprocess(row, token):
-            self._batch.join(row, row.slot, row.computed_tokens, row.prompts)
+        [sampled] = sample(logits, [row.sampler])
+        if self._postprocess(row, sampled):
+            self._batch.join(row, row.slot, row.prompts)
+
+    def _decode(self, rows: Sequence[Row]) -> None:
+        """Read the newest token of each row, and a draft of those behind it where that is worth it."""
+        drafts = [_draft(row, len(rows)) for row in rows]
+        tokens = [[row.token_ids[-1], *draft] for row, draft in zip(rows, drafts, strict=True)]
+        logits = self._batch.step(tokens, [row.kv_tokens for row in rows])
+        for row, sampled in zip(rows, sample(logits, [row.sampler for row in rows], drafts), strict=True):
+            self._postprocess(row, sampled)
 
     def _check_base(self) -> None:
         """Raises if the base cannot read a token: then a failure was not that of one row."""
@@ -295,19 +303,23 @@ class Engine:
         if not logits.isfinite().all():
             raise RuntimeError("the base's own numbers overflow")
 
-    def _postprocess(self, row: Row, sampled: SampledToken | None) -> bool:
-        """Send the row's next token, as from `sample`; False if the row has ended with it."""
-        try:
-            event = self._next_event(row, sampled)
-        except Exception as error:  # nothing of it is shared with other rows
-            self._fail(row, error)
-            return False
-        if event.finish_reason is None:
-            row.mailbox.put(event)
-            return True
-        self._end(row, event)
-        self._release(row)
-        return False
+    def _postprocess(self, row: Row, sampled: Sequence[SampledToken | None]) -> bool:
+        """Send the row's next tokens, as from `sample`; False if the row has ended with one of them."""
+        events: list[GenerationEvent] = []
+        for token in sampled:
+            try:
+                events.append(self._next_event(row, token))
+            except Exception as error:  # nothing of it is shared with other rows
+                row.mailbox.put(*events)
+                self._fail(row, error)
+                return False
+            if events[-1].finish_reason is not None:
+                row.mailbox.put(*events[:-1])
+                self._end(row, events[-1])
+                self._release(row)
+                return False
+        row.mailbox.put(*events)
+        return True
 
     def _next_event(self, row: Row, sampled: SampledToken | None) -> GenerationEvent:
         if sampled is None:
@@ -315,6 +327,8 @@ class Engine:
         token, logprob = sampled
         with self._lock:
             reason = self._scheduler.postprocess(row, token)
+        if row.drafter is not None:
+            row.drafter.append(token)
         now = time.perf_counter()
         if row.first_token_at is None:
             row.first_token_at = now
@@ -349,7 +363,9 @@ class Engine:
 
     def _release(self, row: Row, keep: bool = True) -> None:
         """Take an ended row out of the scheduler and the batch. keep: its KV goes to the prefix cache."""
-        tokens = self._batch.leave(row) if row in self._batch.rows else row.computed_tokens
+        if row in self._batch.rows:
+            self._batch.leave(row)
+        tokens = row.kv_tokens
         try:
             if keep and row.slot is not None and tokens:
                 kv = self._cache.read(row.slot, tokens)
@@ -381,6 +397,13 @@ class Engine:
             if row in self._open:
                 row.mailbox.put(last)  # before it is forgotten: an exception from outside may come in between
                 self._open.remove(row)
+
+
+def _draft(row: Row, rows: int) -> list[int]:
+    """A draft for a row in a step of so many rows. The answer would have room for it and one more token."""
+    if row.drafter is None:
+        return []
+    return row.drafter.propose(min(MAX_DRAFT, row.max_new_tokens - row.new_tokens - 1), rows)
 
 
 def queue_full(places: int) -> Busy:

@@ -115,9 +115,10 @@ class Mailbox:
         self.waiting = False
         self.complete = False
 
-    def put(self, event: GenerationEvent | AdapterError) -> None:
-        last = _is_last(event)
-        self._events.put(event)
+    def put(self, *events: GenerationEvent | AdapterError) -> None:
+        for event in events:
+            self._events.put(event)
+        last = any(map(_is_last, events))
         self.complete = self.complete or last
         if (wake := self.wake) is not None and (self.waiting or last):
             with contextlib.suppress(RuntimeError):  # the reader's event loop has been closed

@@ -18,6 +18,7 @@ from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
 from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
+from adapter.serve.drafts import Drafter
 from adapter.serve.kv_cache import Slot, SlotAllocator
 from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.sampling import Sampler
@@ -176,6 +177,7 @@ class Row:
     max_new_tokens: int
     detokenizer: Detokenizer
     submitted_at: float  # seconds of time.perf_counter
+    drafter: Drafter | None = None  # where the forward pass can read drafts
     mailbox: Mailbox = field(default_factory=Mailbox)
     prompts: Any = None  # from Forward.prepare
     prefix_key: Hashable = ()  # names who asks, and the prompts that the tokens are read with
@@ -200,6 +202,11 @@ class Row:
     @property
     def new_tokens(self) -> int:
         return len(self.token_ids) - self.prompt_tokens
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose KV is in the slot: of the answer all but the newest."""
+        return len(self.token_ids) - 1 if self.new_tokens else self.computed_tokens
 
     def stats(self, now: float) -> GenerationStats:
         started = self.submitted_at if self.started_at is None else self.started_at

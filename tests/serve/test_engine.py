@@ -49,9 +49,9 @@ def pace(monkeypatch):
     """Decode steps sleep for `pace.seconds`: an answer of 100 tokens is still running when a test needs it."""
     pace, step = SimpleNamespace(seconds=0.05), DecodeBatch.step
 
-    def slow_step(batch, tokens):
+    def slow_step(*arguments):
         time.sleep(pace.seconds)
-        return step(batch, tokens)
+        return step(*arguments)
 
     monkeypatch.setattr(DecodeBatch, "step", slow_step)
     return pace
@@ -238,10 +238,10 @@ def test_a_closed_answer_frees_its_row_and_the_others_go_on(engine):
 def test_a_cancelled_answer_ends_within_a_step(engine, monkeypatch):
     cancelled, step, steps = threading.Event(), DecodeBatch.step, []
 
-    def gated_step(batch, tokens):
-        steps.append(len(tokens))
+    def gated_step(*arguments):
+        steps.append(None)
         assert len(steps) < 2 or cancelled.wait(PATIENCE)
-        return step(batch, tokens)
+        return step(*arguments)
 
     monkeypatch.setattr(DecodeBatch, "step", gated_step)
     answer = engine.submit(LONG)
@@ -469,10 +469,10 @@ def test_a_failure_in_a_prefill_ends_that_request_only(engine, monkeypatch):
     forward = TorchForward.__call__
     healthy = token_ids(generate(engine))
 
-    def failing_forward(self, cache, ids, slots, starts, prompts):
+    def failing_forward(self, cache, ids, slots, starts, prompts, every=False):
         if prompts is not None:
             raise RuntimeError("secret path /root/x")
-        return forward(self, cache, ids, slots, starts, prompts)
+        return forward(self, cache, ids, slots, starts, prompts, every)
 
     monkeypatch.setattr(TorchForward, "__call__", failing_forward)
     with pytest.raises(AdapterError, match="RuntimeError") as error:
@@ -486,7 +486,7 @@ def test_a_failure_in_a_decode_step_ends_the_running_rows_and_the_engine_goes_on
     for answer in answers:
         next(answer)
 
-    def fail(_):
+    def fail(*_):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(engine._batch, "step", fail)

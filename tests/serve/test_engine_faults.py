@@ -254,8 +254,8 @@ def test_an_exception_in_one_row_ends_that_row(check_honest, monkeypatch, strike
 def test_logits_that_are_no_numbers_in_a_step_end_their_row(check_honest, monkeypatch):
     step = DecodeBatch.step
 
-    def struck(batch, tokens):
-        logits = step(batch, tokens)
+    def struck(batch, *arguments):
+        logits = step(batch, *arguments)
         for row, row_logits in zip(batch.rows, logits, strict=True):
             if row.request.stop:
                 row_logits[5] = float("nan")

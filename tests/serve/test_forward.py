@@ -22,14 +22,6 @@ from tests.tiny_models import random_adapter, random_llama
 IDS = [i * 7 % 95 for i in range(90)]
 
 
-@pytest.fixture(scope="module")
-def packed_base(tiny_base) -> Base:
-    """The tiny LLaMA in bfloat16, its linear layers packed in eight bits."""
-    model = copy.deepcopy(tiny_base.model).bfloat16()
-    quantize_linears(model)
-    return Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "packed-int8", 0)
-
-
 @pytest.fixture(params=["plain", "packed"])
 def base(request, tiny_base, packed_base) -> Base:
     return tiny_base if request.param == "plain" else packed_base

@@ -1,0 +1,339 @@
+"""Drafts: what a row guesses, and that nobody can tell an answer with drafts from one without."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapter.base.quantize import quantize_linears
+from adapter.errors import AdapterError
+from adapter.method.checkpoint import save_adapter
+from adapter.serve.batch import DecodeBatch
+from adapter.serve.drafts import MAX_DRAFT, Drafter
+from adapter.serve.engine import Engine
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.store import AdapterStore
+from tests.app_process import wait_until
+from tests.tiny_models import random_adapter, random_llama
+
+PROMPT = (10, 11, 12)  # which the tiny base answers at length
+PASSAGE = [7 * i % 101 for i in range(80)]  # no token twice
+
+
+def fed(tokens, prompt=()):
+    drafter = Drafter(prompt)
+    for token in tokens:
+        drafter.append(token)
+    return drafter
+
+
+# The drafter.
+
+
+def test_a_copied_passage_is_guessed_further_and_further():
+    drafter, lengths = Drafter([*PASSAGE, 200, 201]), []
+    for place, token in enumerate(PASSAGE[:40], 1):
+        drafter.append(token)
+        draft = drafter.propose(MAX_DRAFT, 1)
+        assert draft == PASSAGE[place : place + len(draft)]
+        lengths.append(len(draft))
+    assert lengths[0] >= 1 and lengths == sorted(lengths) and lengths[-1] == MAX_DRAFT
+    assert len(drafter.propose(4, 1)) == 4 and drafter.propose(0, 1) == []
+
+
+def test_a_loop_is_guessed_beyond_its_end():
+    assert fed([1, 2, 3] * 10).propose(7, 1) == [1, 2, 3, 1, 2, 3, 1]
+    assert fed([5] * 10).propose(5, 1) == [5] * 5
+
+
+def test_the_longer_match_counts_then_the_later_one():
+    assert fed([1, 2, 3, 9, 2, 4, 1, 2]).propose(1, 1) == [3]
+    assert fed([1, 2, 3, 1, 2, 4, 1, 2]).propose(1, 1) == [4]
+    assert fed([1, 2]).propose(1, 1) == fed([]).propose(1, 1) == []
+
+
+def test_a_row_whose_guesses_fail_pays_for_none_until_they_are_right_again():
+    chance = random.Random(0)
+    drafter, drafted = Drafter(PASSAGE), []
+    for _ in range(400):
+        drafter.append(chance.randrange(40))  # each has been seen, and says nothing of the next
+        drafted.append(len(drafter.propose(MAX_DRAFT, 1)))
+    assert sum(drafted[:10]) > 0  # it tries
+    assert sum(drafted[40:]) < 40
+    for token in PASSAGE[:20]:
+        drafter.append(token)
+    assert len(drafter.propose(MAX_DRAFT, 1)) > 4
+
+
+def test_drafts_are_shorter_where_more_rows_share_a_pass():
+    drafter = fed(PASSAGE[:8], [*PASSAGE, 200])
+    lengths = [len(drafter.propose(MAX_DRAFT, rows)) for rows in (1, 2, 4, 8, 16)]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] > 2 * lengths[-1]
+
+
+class CountedToken(int):
+    compared = 0
+
+    def __eq__(self, other):
+        CountedToken.compared += 1
+        return int(self) == int(other)
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3, 50, 10**6])
+def test_the_work_for_a_token_does_not_grow_with_the_row(kinds):
+    drafter, CountedToken.compared = Drafter([]), 0
+    for i in range(5000):
+        drafter.append(CountedToken(i * i % 9973 % kinds))
+        drafter.propose(MAX_DRAFT, 1)
+    assert CountedToken.compared < 30 * 5000
+
+
+# The engine: tokens, log-probabilities, texts and ends are those without drafts, bit for bit.
+
+
+@pytest.fixture
+def engine(tmp_path, packed_base, tiny_fingerprint):
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / name)
+    with closing(Engine(packed_base, AdapterStore(tmp_path))) as engine:
+        yield engine
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How many tokens each decode step has read."""
+    passes, step = [], DecodeBatch.step
+
+    def counted_step(batch, tokens, *arguments):
+        passes.append([len(new) for new in tokens])
+        return step(batch, tokens, *arguments)
+
+    monkeypatch.setattr(DecodeBatch, "step", counted_step)
+    return passes
+
+
+class Oracle:
+    """Drafts that begin as the answer does: as long as `length()` says, and right up to a place that it says."""
+
+    answers: Mapping[tuple[int, ...], Sequence[int]] = MappingProxyType({})
+    length = staticmethod(lambda: (MAX_DRAFT, MAX_DRAFT))
+
+    def __init__(self, prompt):
+        self.rest = list(self.answers.get(tuple(prompt), ()))
+
+    def append(self, token):
+        if self.rest:
+            self.rest.pop(0)
+
+    def propose(self, limit, rows):
+        length, right = Oracle.length()
+        draft = [*self.rest[:right], *[3] * MAX_DRAFT]
+        return draft[: min(length, limit)]
+
+
+@pytest.fixture
+def oracle(monkeypatch):
+    monkeypatch.setattr("adapter.serve.engine.Drafter", Oracle)
+    monkeypatch.setattr(Oracle, "answers", {})
+    return Oracle
+
+
+def ask(*prompt, adapter=None, tokens=40, temperature=0.0, **fields):
+    sampling = SamplingParams(temperature=temperature, top_p=0.9, seed=5, max_new_tokens=tokens)
+    return GenerationRequest(prompt_ids=prompt, adapter=adapter, sampling=sampling, **fields)
+
+
+def seen(answer):
+    """What a reader can tell of an answer but its times."""
+    events = [event for event in answer if event.position is None]
+    return [(event.token_id, event.logprob, event.text, event.finish_reason) for event in events]
+
+
+def without_drafts(monkeypatch, engine, requests):
+    with monkeypatch.context() as patch:
+        patch.setattr("adapter.serve.engine.MAX_DRAFT", 0)
+        found = [seen(engine.submit(request)) for request in requests]
+    wait_until(lambda: not engine._scheduler.has_work)  # a row is released behind its last event
+    engine._prefix_cache._entries.clear()
+    engine._prefix_cache.bytes = 0
+    return found
+
+
+def test_answers_that_repeat_themselves_take_fewer_steps_and_are_the_same(engine, monkeypatch, passes):
+    model = random_llama(std=0.1, random_norms=True).bfloat16()  # goes in circles
+    quantize_linears(model)
+    requests = [
+        ask(*(PASSAGE[start + i] % 95 for i in range(12)), adapter=adapter, temperature=temperature, tokens=60)
+        for start, adapter in ((0, "one"), (20, None), (40, "two"))
+        for temperature in (0.0, 0.4, 1.0)
+    ]
+    with closing(Engine(replace(engine.base, model=model), engine.store)) as looping:
+        expected = without_drafts(monkeypatch, looping, requests)
+        assert all(read == [1] for read in passes)
+        steps = len(passes)
+        passes.clear()
+        assert [seen(looping.submit(request)) for request in requests] == expected
+        assert len(passes) < 0.8 * steps
+        answers = [looping.submit(request) for request in requests]
+        assert [seen(answer) for answer in answers] == expected
+        assert max(map(len, passes)) > 1 and any(max(read) > 1 for read in passes if len(read) > 4)
+
+
+@pytest.mark.parametrize("right", [0, 1, 4, MAX_DRAFT])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_drafts_count_as_far_as_they_are_right(engine, monkeypatch, oracle, passes, right, temperature):
+    request = ask(*PROMPT, adapter="one", temperature=temperature)
+    (expected,) = without_drafts(monkeypatch, engine, [request])
+    oracle.answers[PROMPT] = [token for token, *_ in expected]
+    monkeypatch.setattr(oracle, "length", lambda: (MAX_DRAFT, right))
+    passes.clear()
+    assert seen(engine.submit(request)) == expected
+    assert len(passes) <= -(-(len(expected) - 1) // (right + 1)) and max(max(read) for read in passes) > 1
+
+
+def test_a_stop_text_within_a_draft_ends_the_answer_there(engine, monkeypatch, oracle, passes):
+    (whole,) = without_drafts(monkeypatch, engine, [ask(*PROMPT, temperature=1.5)])
+    text = "".join(text for _, _, text, _ in whole)
+    request = ask(*PROMPT, temperature=1.5, stop=(text[5:7],))
+    (expected,) = without_drafts(monkeypatch, engine, [request])
+    oracle.answers[PROMPT] = [token for token, *_ in whole]
+    passes.clear()
+    assert seen(engine.submit(request)) == expected and expected[-1][3] == "stop"
+    assert len(expected) < len(whole) and len(passes) == 1
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 17])
+def test_the_greatest_length_within_a_draft_ends_the_answer_there(engine, monkeypatch, oracle, passes, tokens):
+    (whole,) = without_drafts(monkeypatch, engine, [ask(*PROMPT)])
+    oracle.answers[PROMPT] = [token for token, *_ in whole]
+    passes.clear()
+    *_, last = events = list(engine.submit(ask(*PROMPT, tokens=tokens)))
+    assert [event.token_id for event in events] == [token for token, *_ in whole][:tokens]
+    assert last.finish_reason == "length" and last.stats.new_tokens == tokens
+    assert sum(map(sum, passes)) <= tokens - 1  # no pass reads what the answer has no room for
+
+
+def test_the_end_of_the_context_within_a_draft_ends_the_answer_there(engine, monkeypatch, oracle):
+    prompt = tuple(PASSAGE[i % 80] % 95 for i in range(120))
+    (expected,) = without_drafts(monkeypatch, engine, [ask(*prompt)])
+    oracle.answers[prompt] = [*(token for token, *_ in expected), *[5] * 40]
+    beside = engine._cache.data[:, :, :, 128:]
+    beside.fill_(7)
+    assert seen(engine.submit(ask(*prompt))) == expected and len(expected) == 8
+    assert bool((beside == 7).all())  # nothing is written beyond the slot
+
+
+def test_only_what_was_read_of_an_answer_is_kept(engine, monkeypatch, oracle):
+    """An answer that ends within a draft, and then one that goes on from it."""
+    (whole,) = without_drafts(monkeypatch, engine, [ask(*PROMPT)])
+    stopped = ask(*PROMPT, stop=("".join(text for _, _, text, _ in whole)[4:6],))
+    (first,) = without_drafts(monkeypatch, engine, [stopped])
+    ids = [token for token, *_ in first]
+    follow_up = ask(*PROMPT, *ids, 4, 5, 6)
+    (expected,) = without_drafts(monkeypatch, engine, [follow_up])
+    oracle.answers[PROMPT] = [*ids, *[9] * 40]
+    assert seen(engine.submit(stopped)) == first
+    wait_until(lambda: not engine._scheduler.has_work)
+    events = list(engine.submit(follow_up))
+    assert seen(events) == expected
+    assert events[-1].stats.cached_tokens == 3 + len(ids) - 1
+
+
+def test_a_cancelled_answer_ends_behind_the_step(engine, monkeypatch, oracle):
+    (whole,) = without_drafts(monkeypatch, engine, [ask(*PROMPT, tokens=100)])
+    oracle.answers[PROMPT] = [token for token, *_ in whole]
+    step, answers = DecodeBatch.step, []
+
+    def cancelling_step(*arguments):
+        answers[0].cancel()
+        return step(*arguments)
+
+    monkeypatch.setattr(DecodeBatch, "step", cancelling_step)
+    monkeypatch.setattr(engine, "_decode", lambda rows: answers and Engine._decode(engine, rows))
+    answers.append(engine.submit(ask(*PROMPT, tokens=100)))
+    *tokens, last = seen(answers[0])
+    assert tokens == whole[: len(tokens)] and len(tokens) == 2 + MAX_DRAFT
+    assert last == (None, None, "", "cancelled")
+    wait_until(lambda: not engine._scheduler.has_work)
+    assert not engine._open and not engine._batch
+
+
+def test_a_row_that_fails_within_a_draft_ends_alone_behind_the_tokens_before(engine, monkeypatch, oracle):
+    bad, good = ask(*PROMPT), ask(4, 5, 6, adapter="two", tokens=100)
+    whole, expected = without_drafts(monkeypatch, engine, [bad, good])
+    oracle.answers.update({PROMPT: [t for t, *_ in whole], (4, 5, 6): [t for t, *_ in expected]})
+    step = DecodeBatch.step
+
+    def struck(batch, tokens, *arguments):
+        logits, place = step(batch, tokens, *arguments), 0
+        for row, new in zip(batch.rows, tokens, strict=True):
+            if row.request is bad:
+                logits[place + 3, 5] = torch.nan  # behind the third token of the draft
+            place += len(new)
+        return logits
+
+    monkeypatch.setattr(DecodeBatch, "step", struck)
+    answers, got = [engine.submit(bad), engine.submit(good)], []
+    with pytest.raises(AdapterError, match="numbers overflow"):
+        for event in answers[0]:
+            got.append((event.token_id, event.logprob, event.text, event.finish_reason))
+    assert got == whole[:4]
+    assert seen(answers[1]) == expected
+    wait_until(lambda: not engine._scheduler.has_work)
+    kept = [ids for _, ids in engine._prefix_cache._entries]
+    assert kept and all(ids[:3] == (4, 5, 6) for ids in kept)
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from([None, "one", "two"]),
+        st.integers(1, 100),  # tokens of the prompt
+        st.integers(1, 40),  # tokens of the answer
+        st.sampled_from([0.0, 0.0, 0.7, 1.5]),  # temperature
+        st.one_of(st.none(), st.integers(0, 10)),  # cancelled after so many tokens
+        st.sampled_from([(), ("a",), ("the", "x")]),  # stop texts
+    ),
+    min_size=1,
+    max_size=16,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ROWS, st.integers(0, 2**31))
+def test_law_no_draft_changes_an_answer(engine, monkeypatch, rows, seed):
+    """Whatever is guessed, right or wrong, for whatever rows, that join, stop and are cancelled."""
+    chance = random.Random(seed)
+    requests = [
+        ask(*(chance.randrange(95) for _ in range(length)), adapter=name, tokens=new, temperature=t, stop=stop)
+        for name, length, new, t, _, stop in rows
+    ]
+    expected = without_drafts(monkeypatch, engine, requests)
+    with monkeypatch.context() as patch:
+        patch.setattr("adapter.serve.engine.Drafter", Oracle)
+        answers = {r.prompt_ids: [e[0] for e in answer] for r, answer in zip(requests, expected, strict=True)}
+        patch.setattr(Oracle, "answers", answers)
+        patch.setattr(Oracle, "length", lambda: (chance.randrange(MAX_DRAFT + 1), chance.randrange(MAX_DRAFT + 1)))
+        running = [engine.submit(request) for request in requests]
+        for answer, whole, (*_, cancel_after, _) in zip(running, expected, rows, strict=True):
+            got = []
+            for event in answer:
+                if event.position is not None:
+                    continue
+                if len(got) == cancel_after:
+                    answer.cancel()
+                got.append((event.token_id, event.logprob, event.text, event.finish_reason))
+            if got[-1][3] == "cancelled":
+                got.pop()
+            assert got == whole[: len(got)]
+            assert cancel_after is not None or len(got) == len(whole)
