@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import html
 import logging
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_CHARACTERS = 20_000  # of one message
-WAIT_SECONDS = 0.25
+STATUS_SECONDS = 0.25  # between the status lines of who waits for the model
 
 
 class EngineProvider(Protocol):
@@ -31,6 +30,9 @@ class EngineProvider(Protocol):
     def engine(self) -> ServingEngine | None: ...
 
     def status(self) -> LoadStatus: ...
+
+    def wait(self, seconds: float) -> None:
+        """Return after so many seconds, or as soon as loading has ended."""
 
 
 class AdapterCatalog(Protocol):
@@ -54,7 +56,7 @@ def wait_for(provider: EngineProvider) -> Iterator[str]:
         if status.state == "failed":
             raise LoadError(texts.not_loaded(status.text))
         yield f"{status.text}."
-        time.sleep(WAIT_SECONDS)
+        provider.wait(STATUS_SECONDS)
 
 
 def check_length(text: str) -> None:

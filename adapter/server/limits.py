@@ -258,3 +258,6 @@ class LimitedProvider:
 
     def status(self) -> LoadStatus:
         return self._provider.status()
+
+    def wait(self, seconds: float) -> None:
+        self._provider.wait(seconds)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -21,6 +23,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _IMPORT_LOCK = threading.Lock()
+# Installed for pictures and training; transformers and numba import them for what a LLaMA does not need.
+_UNUSED = ("torchvision", "scipy", "sklearn")
+
+
+@contextlib.contextmanager
+def unused_packages_hidden() -> Iterator[None]:
+    """Meanwhile packages that the engine does not need cannot be imported, which saves most of a second.
+
+    Does nothing once transformers is imported, which remembers what is installed.
+    """
+    hidden = [] if "transformers" in sys.modules else [name for name in _UNUSED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 def import_libraries() -> None:
@@ -29,7 +48,7 @@ def import_libraries() -> None:
     One thread at a time: their modules import each other in circles, and of two threads that begin at once Python
     lets one see half a module. Raises ImportError.
     """
-    with _IMPORT_LOCK:
+    with _IMPORT_LOCK, unused_packages_hidden():
         for name in ("adapter.serve.engine", "adapter.serve.store"):
             importlib.import_module(name)
 
@@ -71,6 +90,7 @@ class ModelLoader:
         self._engine: ServingEngine | None = None
         self._began = time.monotonic()
         self._status = LoadStatus("loading", "Loading the model")
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
 
     def start(self) -> None:
@@ -101,6 +121,10 @@ class ModelLoader:
             return status
         return LoadStatus("loading", f"{status.text} ({time.monotonic() - self._began:.0f} s)")
 
+    def wait(self, seconds: float) -> None:
+        """Return after so many seconds, or as soon as loading has ended."""
+        self._ended.wait(seconds)
+
     def _report(self, text: str) -> None:
         self._status = LoadStatus("loading", text)
 
@@ -119,6 +143,7 @@ class ModelLoader:
         else:
             self._status = LoadStatus("ready", description)
             log.info("%s: ready after %.1f s", description, time.monotonic() - self._began)
+        self._ended.set()
 
 
 class LazyStore:

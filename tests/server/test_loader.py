@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from adapter.server.generation import wait_for
 from adapter.server.limits import LimitedProvider, Limits
 from adapter.server.loader import LazyStore, LoadStatus, ModelLoader
 from adapter.ui.status import _status as status_line
-from tests.app_process import PATIENCE
+from tests.app_process import PATIENCE, ROOT
 from tests.fake_engine import FakeCatalog
 
 
@@ -61,6 +62,27 @@ def test_a_failure_is_raised_for_whoever_waits(error: Exception, message: str) -
         list(wait_for(loader))
 
 
+@pytest.mark.parametrize("error", [None, LoadError("No space left. Free some.")], ids=["loaded", "failed"])
+def test_who_waits_goes_on_as_soon_as_loading_has_ended(error: Exception | None) -> None:
+    proceed = threading.Event()
+
+    def load(report: Any) -> tuple[Any, str]:
+        proceed.wait()
+        if error is not None:
+            raise error
+        return SimpleNamespace(failure=None), "a base"
+
+    loader = ModelLoader(load)
+    loader.start()
+    provider = LimitedProvider(loader, Limits(False))
+    waiting = threading.Thread(target=provider.wait, args=[threading.TIMEOUT_MAX], daemon=True)
+    waiting.start()
+    proceed.set()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    assert loader.status().state == ("ready" if error is None else "failed")
+
+
 def test_a_lazy_store_is_empty_until_bound() -> None:
     store = LazyStore()
     assert store.names() == []
@@ -95,3 +117,53 @@ assert not failed, failed
 def test_libraries_can_be_imported_by_concurrent_threads():
     done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
+
+
+# `python app.py` until a base is loaded and has answered. Prints the imported modules and the collector's state.
+START = """
+import contextlib, gc, json, runpy, sys
+folder, sys.argv = sys.argv[1], ["app.py", "--port", "0"]
+with contextlib.suppress(SystemExit):  # its arguments are read after its imports
+    runpy.run_path("app.py", run_name="__main__")
+collects = gc.isenabled()
+
+import app
+arguments = app.parse(["--base", folder])
+loader = app.make_loader(arguments, app.find_place(arguments), app.LazyStore())
+loader.load_here()
+assert loader.status().state == "ready", loader.status()
+
+from adapter.base.template import Message
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+sampling = SamplingParams(max_new_tokens=2)
+list(loader.engine().submit(GenerationRequest((Message("user", "hello"),), sampling=sampling)))
+modules = [name for name, module in sys.modules.items() if module is not None]
+import scipy, torchvision  # which pictures and training need
+print(json.dumps({"modules": modules, "collector": [collects, gc.isenabled(), gc.get_freeze_count() > 100_000]}))
+loader.close()
+"""
+# Each takes a tenth of a second or more.
+NEEDLESS = {
+    "torchvision",
+    "timm",
+    "scipy",
+    "sklearn",
+    "skimage",
+    "matplotlib",
+    "peft",
+    "bitsandbytes",
+    "train.job",
+}
+
+
+@pytest.mark.slow
+def test_a_start_imports_nothing_that_serving_does_not_need(tiny_folder: Any) -> None:
+    command = [sys.executable, "-c", START, str(tiny_folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {"torch", "gradio", "transformers"} <= set(found["modules"])
+    assert NEEDLESS.isdisjoint(found["modules"])
+    # The garbage collector is off while the program starts; what is loaded is never looked through again.
+    assert found["collector"] == [False, True, True]

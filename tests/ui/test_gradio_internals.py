@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
+import importlib.util
 import inspect
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +29,7 @@ from adapter.server import limits
 from adapter.server.limits import RateLimited
 from adapter.server.request_guard import ROUTES
 from adapter.ui import gradio_internals as internals
+from adapter.ui.gradio_stubs import without_type_stubs
 from adapter.ui.texts import page as texts
 
 ROOT = Path(internals.__file__).parents[2]
@@ -301,3 +305,16 @@ def test_an_update_costs_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def as_json(value: Any) -> Any:
     return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+@pytest.mark.parametrize("lean", [True, False], ids=["without stubs", "control"])
+def test_importing_components_writes_no_type_stubs(lean, tmp_path, monkeypatch):
+    file = tmp_path / "own_component.py"
+    file.write_text("import gradio as gr\n\n\nclass OwnComponent(gr.Textbox):\n    pass\n")
+    spec = importlib.util.spec_from_file_location("own_component", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "own_component", module)
+    with without_type_stubs() if lean else contextlib.nullcontext():
+        spec.loader.exec_module(module)
+    assert file.with_suffix(".pyi").exists() is not lean
+    assert inspect.getfile(module.OwnComponent) == str(file)
