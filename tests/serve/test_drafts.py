@@ -242,7 +242,7 @@ def test_only_what_was_read_of_an_answer_is_kept(engine, monkeypatch, oracle):
     ids = [token for token, *_ in first]
     follow_up = ask(*PROMPT, *ids, 4, 5, 6)
     (expected,) = without_drafts(monkeypatch, engine, [follow_up])
-    oracle.answers[PROMPT] = [*ids, *[9] * 40]
+    oracle.answers[PROMPT] = [token for token, *_ in whole]  # goes on behind the stop text
     assert seen(engine.submit(stopped)) == first
     wait_until(lambda: not engine._scheduler.has_work)
     events = list(engine.submit(follow_up))

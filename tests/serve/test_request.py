@@ -65,6 +65,16 @@ def test_tokens_do_not_wake_a_reader_who_pauses_and_the_end_does(read):
     assert lists == [[token(0)], [*map(token, range(1, 5)), LAST]]
 
 
+def test_several_events_wake_a_waiting_reader_once():
+    mailbox, wakes = Mailbox(), []
+    mailbox.wake, mailbox.waiting = lambda: wakes.append(None), True
+    mailbox.put(token(0), token(1), token(2))
+    assert len(wakes) == 1 and not mailbox.complete
+    mailbox.put(token(3), LAST)
+    assert len(wakes) == 2 and mailbox.complete
+    assert mailbox.take() == [*map(token, range(4)), LAST]
+
+
 @pytest.mark.parametrize("read", [read_in_thread, read_in_loop])
 def test_what_arrived_before_an_error_is_read_before_it_is_raised(read):
     lists = []

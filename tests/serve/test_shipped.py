@@ -13,6 +13,7 @@ from adapter.base.template import Message
 from adapter.method.checkpoint import CARD, load_adapter
 from adapter.method.image_file import open_image
 from adapter.method.vision import VisualEncoder
+from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
@@ -61,6 +62,31 @@ def test_each_is_small_and_has_a_card_with_scores(name):
 def test_extract_writes_json(engine, text, expected):
     assert expected.items() <= json.loads(generate(engine, text, "extract")).items()
     assert not generate(engine, text).startswith("{")
+
+
+@pytest.mark.slow
+def test_extract_copies_its_message_in_fewer_steps_and_to_the_bit(engine, monkeypatch):
+    if not engine._forward.reads_ragged:
+        pytest.skip("only the compiled pass reads drafts")
+    step, steps = DecodeBatch.step, []
+
+    def counted_step(*arguments):
+        steps.append(None)
+        return step(*arguments)
+
+    monkeypatch.setattr(DecodeBatch, "step", counted_step)
+
+    def answer():
+        steps.clear()
+        text = "Please save Maria Keller, maria.keller@gmail.com, phone 0113 496 0744. She lives in Leeds."
+        sampling = SamplingParams(temperature=0.7, seed=1, max_new_tokens=64)
+        request = GenerationRequest((Message("user", text),), adapter="extract", sampling=sampling)
+        return [(event.token_id, event.logprob) for event in engine.submit(request) if event.position is None]
+
+    drafted = answer()
+    assert len(steps) < 0.75 * len(drafted)
+    monkeypatch.setattr("adapter.serve.engine.MAX_DRAFT", 0)
+    assert answer() == drafted and len(steps) == len(drafted) - 1
 
 
 @pytest.mark.slow
