@@ -13,7 +13,10 @@ PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 
 
 def start_engine(endless: bool = False, quantization: str = "auto") -> ProgramProcess:
-    """endless: the base has no end token, so that every answer has as many tokens as were asked for."""
+    """endless: the base has no end token, so that every answer has as many tokens as were asked for.
+
+    It makes no drafts then: behind its end an answer goes in circles, which nobody else would guess as well.
+    """
     return ProgramProcess("tests.bench.engine", "endless" if endless else "engine", quantization)
 
 
@@ -25,6 +28,7 @@ def start_generate() -> ProgramProcess:
 def _serve_engine(endless: bool, quantization: str) -> None:
     from adapter.base.llama import Base, load_base
     from adapter.method.image_file import open_image
+    from adapter.serve import engine as engine_module
     from adapter.serve.engine import Engine
     from adapter.serve.request import GenerationRequest
     from adapter.serve.sampling import SamplingParams
@@ -35,6 +39,8 @@ def _serve_engine(endless: bool, quantization: str) -> None:
         def stop_ids(self) -> frozenset[int]:
             return frozenset()
 
+    if endless:
+        engine_module.MAX_DRAFT = 0
     base = load_base(quantization=quantization)
     store = AdapterStore()
     engine = Engine(BaseWithoutStop(**vars(base)) if endless else base, store)
