@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +69,21 @@ def load_to_train(name: str, precision: Precision = "auto", device: str = "auto"
         # product passes no gradient on: it would be lost from then on, without a word.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if base.device.type == "cpu":
+        _keep_freed_memory()
     if quantization == "none" and base.device.type == "cpu" and freeze_linears(base.model):
         for parameter in base.model.parameters():  # else what is left keeps the whole mapped file in memory
             parameter.data = parameter.data.clone()
     return base
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep what a step frees for the next one, instead of returning it to the system.
+
+    Every step asks for the same memory again, and fetching its pages anew takes a twentieth of its time.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # of mallopt
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**30)

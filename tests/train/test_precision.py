@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -79,3 +83,24 @@ def test_a_run_says_what_was_chosen_and_why(tiny_folder, tmp_path, monkeypatch, 
     assert main([*words, *out]) == 0
     assert "precision fp32: this processor has no bf16 products\n" in capsys.readouterr().out
     assert "precision: fp32" in (tmp_path / "out" / "recipe.yaml").read_text()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for glibc")
+def test_a_steps_memory_is_kept_for_the_next_step():
+    """In a process of its own: an allocator's settings and its free memory are those of the whole process."""
+    program = """
+import resource, torch
+from train.precision import _keep_freed_memory
+{}
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        [torch.ones(10_000_000) for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+new_pages()
+print(new_pages())
+"""
+    command = [sys.executable, "-c"]
+    kept = int(subprocess.check_output([*command, program.format("_keep_freed_memory()")]))
+    returned = int(subprocess.check_output([*command, program.format("")]))
+    assert kept < 1000 < returned
