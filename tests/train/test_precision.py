@@ -87,20 +87,19 @@ def test_a_run_says_what_was_chosen_and_why(tiny_folder, tmp_path, monkeypatch, 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for glibc")
 def test_a_steps_memory_is_kept_for_the_next_step():
-    """In a process of its own: an allocator's settings and its free memory are those of the whole process."""
+    """In a process of its own, because an allocator's settings are those of the whole process."""
     program = """
 import resource, torch
 from train.precision import _keep_freed_memory
-{}
 def new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(3):
         [torch.ones(10_000_000) for _ in range(4)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+returned = new_pages()
+_keep_freed_memory()
 new_pages()
-print(new_pages())
+print(returned, new_pages())
 """
-    command = [sys.executable, "-c"]
-    kept = int(subprocess.check_output([*command, program.format("_keep_freed_memory()")]))
-    returned = int(subprocess.check_output([*command, program.format("")]))
+    returned, kept = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
     assert kept < 1000 < returned
