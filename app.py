@@ -68,6 +68,7 @@ from adapter.ui.gradio_internals import (
     limit_connections,
     limit_events,
     limit_sessions,
+    poll_disconnects_rarely,
     refuse_remote_files,
     set_current_request,
     set_upload_folder,
@@ -161,6 +162,7 @@ async def internal_error(*_: object) -> JSONResponse:
 def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     """Serves until a signal comes. uploads: the folder that Gradio keeps uploads in."""
     refuse_remote_files()
+    poll_disconnects_rarely()
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = LazyStore()

@@ -20,7 +20,8 @@ import uvicorn
 from gradio import http_server, processing_utils, queueing, route_utils, routes, tunneling
 from gradio.component_meta import ComponentMeta
 from gradio.context import LocalContext
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Match, Mount
 from starlette.testclient import TestClient
 
@@ -301,6 +302,31 @@ def test_an_update_costs_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> Non
     cheap = asyncio.run(page.postprocess_data(event, update(), None))
     assert not made and not threads
     assert [as_json(value) for value in cheap] == [as_json(value) for value in plain]
+
+
+def test_a_stream_asks_rarely_whether_its_browser_has_left_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Request, "is_disconnected", Request.is_disconnected)  # is put back after the test
+    internals.poll_disconnects_rarely()
+    received: list[str] = []
+    gone = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        received.append("asked")
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def stream() -> None:
+        request = Request({"type": "http", "method": "GET", "path": "/", "headers": []}, receive)
+        for _ in range(50):
+            assert not await request.is_disconnected()
+        assert len(received) <= 1
+        request.next_poll = 0.0  # type: ignore[attr-defined]
+        gone.set()
+        assert await request.is_disconnected() and await request.is_disconnected()
+
+    asyncio.run(stream())
+    source = inspect.getsource(StreamingResponse.__call__)
+    assert "listen_for_disconnect" in source, "a stream no longer hears that its browser has left"
 
 
 def as_json(value: Any) -> Any:
