@@ -72,6 +72,7 @@ from adapter.ui.gradio_internals import (
     refuse_remote_files,
     set_current_request,
     set_upload_folder,
+    without_early_applications,
 )
 from adapter.ui.status import header, refresh_periodically
 from adapter.ui.texts import page as texts
@@ -98,7 +99,10 @@ def build_page(
     training: whether visitors may train adapters here and upload their own; runs: what they train; base: its name.
     """
     # Uploads older than a day are deleted, looked for every hour.
-    with StrictBlocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with (
+        without_early_applications(),
+        StrictBlocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page,
+    ):
         status = header(provider)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(texts.CHAT, id="chat"):
@@ -109,7 +113,7 @@ def build_page(
                 runs = runs or TrainingRuns(runs_folder())
                 train_tab(tabs, runs, store, chat, compare, base, enabled=training)
         refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
-    page.queue(max_size=QUEUE_SIZE, api_open=False)
+        page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 
 

@@ -11,7 +11,8 @@ import datetime
 import os
 import time
 from abc import ABCMeta
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,21 @@ _IN_LOOP = (gr.Chatbot, gr.Textbox, gr.HTML)
 
 def _to_json(value: Any) -> Any:
     return value.model_dump() if isinstance(value, GradioModel | GradioRootModel) else value
+
+
+@contextmanager
+def without_early_applications() -> Iterator[None]:
+    """Meanwhile Gradio makes no FastAPI application.
+
+    By itself it makes one when a page is begun, one when it is built and one for its queue. `launch` makes the one
+    that serves.
+    """
+    create_app = vars(routes.App)["create_app"]
+    routes.App.create_app = staticmethod(lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        routes.App.create_app = create_app
 
 
 def subclass_component(name: str, parent: type, methods: dict[str, Any]) -> Any:

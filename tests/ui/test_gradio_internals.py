@@ -344,3 +344,11 @@ def test_importing_components_writes_no_type_stubs(lean, tmp_path, monkeypatch):
         spec.loader.exec_module(module)
     assert file.with_suffix(".pyi").exists() is not lean
     assert inspect.getfile(module.OwnComponent) == str(file)
+
+
+@pytest.mark.parametrize("lean", [True, False], ids=["without early applications", "control"])
+def test_a_page_that_is_being_built_gets_no_application(lean):
+    with internals.without_early_applications() if lean else contextlib.nullcontext(), gr.Blocks() as page:
+        page.queue()
+    assert (page.app is None) is lean
+    assert isinstance(routes.App.create_app(page), routes.App)

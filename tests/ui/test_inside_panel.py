@@ -383,7 +383,11 @@ def test_an_unexpected_error_is_a_sentence_without_its_reason(engine) -> None:
 
 def test_the_status_of_loading_is_shown_to_whoever_opens_the_panel_early(engine) -> None:
     history, states = recorded(engine), iter([None, None, engine, engine])
-    provider = SimpleNamespace(engine=lambda: next(states), status=lambda: LoadStatus("loading", "Loading it"))
+    provider = SimpleNamespace(
+        engine=lambda: next(states),
+        status=lambda: LoadStatus("loading", "Loading it"),
+        wait=lambda seconds: None,
+    )
     message = [update[0] for update in InsideEvents(provider).show(history, "drawn", REQUEST)]
     assert "Loading it" in message[0] and texts.INSPECTING in message[-2] and message[-1] == ""
     failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
