@@ -103,7 +103,6 @@ class Engine:
             admitted.max_new_tokens,
             Detokenizer(self.base.tokenizer, request.stop),
             time.perf_counter(),
-            Drafter(admitted.prompt_ids) if self._forward.reads_ragged else None,
         )
         with self._lock:
             self._check_serving()
@@ -285,6 +284,8 @@ class Engine:
             check_finite(logits)  # or later requests would find it in the prefix cache
             return
         [sampled] = sample(logits, [row.sampler])
+        if self._forward.reads_ragged:
+            row.drafter = Drafter(row.token_ids)
         if self._postprocess(row, sampled):
             self._batch.join(row, row.slot, row.prompts)
 

@@ -177,11 +177,11 @@ class Row:
     max_new_tokens: int
     detokenizer: Detokenizer
     submitted_at: float  # seconds of time.perf_counter
-    drafter: Drafter | None = None  # where the forward pass can read drafts
     mailbox: Mailbox = field(default_factory=Mailbox)
     prompts: Any = None  # from Forward.prepare
     prefix_key: Hashable = ()  # names who asks, and the prompts that the tokens are read with
     slot: Slot | None = None  # of the KV cache, while the row runs
+    drafter: Drafter | None = None  # while the row decodes, if the forward pass can read drafts
     computed_tokens: int = 0  # tokens of the prompt whose KV is in the slot
     cached_tokens: int = 0  # of these, how many came from the prefix cache
     cancelled: bool = False  # may be set by any thread, without a lock
