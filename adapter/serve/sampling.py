@@ -134,7 +134,7 @@ def _sample_on_cpu(row: Tensor, params: SamplingParams, number: float) -> Sample
             tokens, weights = tokens[order], weights[order]
         sums = weights.cumsum(dtype=np.float64)
         last = np.searchsorted(sums[:-1], reached)
-        token = int(tokens[np.searchsorted(sums[:last], number * sums[last], side="right")])
+        token = int(tokens[np.searchsorted(sums, number * sums[last], side="right")])
     return token, float(row.log_softmax(-1)[token])
 
 
@@ -164,6 +164,5 @@ def _draw(logits: Tensor, temperature: Tensor, top_p: Tensor, number: Tensor) ->
     sums = ordered.cumsum(-1)
     last = (sums[:, :-1] < top_p * sums[:, -1:]).sum(-1, keepdim=True)
     total = sums.gather(1, last)
-    # The second condition is for a product that is rounded up to the total: no later token is in question.
-    place = ((sums <= number * total) & (sums < total)).sum(-1, keepdim=True)
+    place = (sums <= number * total).sum(-1, keepdim=True)  # no number is so high that this rounds to the total
     return order.gather(1, place)[:, 0]

@@ -133,13 +133,15 @@ def test_law_a_rows_token_and_the_bits_of_its_logprob_do_not_depend_on_the_other
     assert together == backwards[::-1]
 
 
+@both_paths
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_that_is_not_finite_fails_alone(temperature):
-    params = [SamplingParams(temperature=temperature, seed=seed) for seed in range(5)]
+def test_a_row_that_is_not_finite_fails_alone(sample_rows, temperature):
+    params, numbers = [SamplingParams(temperature=temperature)] * 5, [0.1, 0.3, 0.5, 0.7, 0.9]
     logits = torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
-    expected = sample(logits, [Sampler(p) for p in params])
+    expected = sample_rows(logits, params, numbers)
+    assert None not in expected
     logits[1, 3], logits[2, 4], logits[4, 99] = math.nan, math.inf, -math.inf
-    assert sample(logits, [Sampler(p) for p in params]) == [expected[0], [None], [None], expected[3], [None]]
+    assert sample_rows(logits, params, numbers) == [expected[0], None, None, expected[3], None]
 
 
 @both_paths
@@ -163,7 +165,10 @@ def test_a_seed_repeats_and_no_seed_does_not():
 @pytest.mark.parametrize("temperature", [6e-38, 1e-45, 5e-324])
 @pytest.mark.parametrize("scale", [1.0, 1e38])
 def test_the_lowest_temperatures_take_the_most_likely_token(sample_rows, temperature, scale):
-    assert token_of(sample_rows, LOGITS * scale, SamplingParams(temperature=temperature, top_p=1.0)) == 1
+    params = SamplingParams(temperature=temperature, top_p=1.0)
+    assert token_of(sample_rows, LOGITS * scale, params) == 1
+    equal = torch.tensor([0.0, 2.0, 1.0, 2.0]) * scale
+    assert [token_of(sample_rows, equal, params, number) for number in (0.2, 0.4, 0.6, 0.8)] == [1, 1, 3, 3]
 
 
 @both_paths
