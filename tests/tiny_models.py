@@ -1,4 +1,6 @@
-"""Tiny random models: a LLaMA made in milliseconds, adapters for it, and the folder of one that never stops."""
+"""Random models: a tiny LLaMA made in milliseconds, adapters for it, a folder of one that never stops, and one of
+any size on disk.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from adapter.base.disk_cache import Progress
+from adapter.base.hf_folder import tensor_shapes, write_configs, write_weights
 from adapter.base.llama import AdaptedLlama
 from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
@@ -86,3 +90,40 @@ def endless_base(tiny_folder: Path, folder: Path) -> Path:
         model.get_output_embeddings().weight[FIRST_SPECIAL_TOKEN:] = 0
     model.save_pretrained(folder)
     return folder
+
+
+def seven_billion_config(layers: int = 32) -> LlamaConfig:
+    """The shape of LLaMA-7B, or of some of its layers."""
+    return LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        vocab_size=32000,
+        max_position_embeddings=2048,
+        dtype=torch.bfloat16,
+        architectures=["LlamaForCausalLM"],
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+
+
+def write_random_base(folder: Path, config: LlamaConfig) -> None:
+    """Writes a base of random numbers in bfloat16, in files of 2 GB, with a tokenizer of characters."""
+    write_configs(folder, config, character_tokenizer())
+    torch.manual_seed(0)
+    # One block of numbers again and again: drawing seven billion takes longer than all the rest. Its length is
+    # prime, so that no two rows are alike.
+    block = (torch.randn(16_777_213) * 0.02).bfloat16()
+    shapes = tensor_shapes(config)
+
+    def tensor(name: str) -> torch.Tensor:
+        shape = shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape)
+        count = shape[0] * shape[1]
+        return block.repeat(-(-count // len(block)))[:count].view(shape) * (1 + len(name) % 7 / 10)
+
+    with Progress("random-base") as progress:
+        write_weights(folder, shapes, torch.bfloat16, tensor, progress)

@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 LAYERS = int(os.environ.get("SEVEN_BILLION_LAYERS", "0"))
 ROOM = 1.15  # of the packed size, for the whole process: Python and its libraries are in it
@@ -33,46 +32,13 @@ TOKENS = 6  # that are read of an answer
 pytestmark = pytest.mark.skipif(not LAYERS, reason="takes 14 GB of disk and minutes: make huge")
 
 
-def config() -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=32,
-        vocab_size=32000,
-        max_position_embeddings=2048,
-        dtype=torch.bfloat16,
-        architectures=["LlamaForCausalLM"],
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The base on disk in bfloat16, in files of 2 GB."""
-    from adapter.base.disk_cache import Progress
-    from adapter.base.hf_folder import tensor_shapes, write_configs, write_weights
-    from tests.tiny_models import character_tokenizer
+    from tests.tiny_models import seven_billion_config, write_random_base
 
     folder = tmp_path_factory.mktemp("seven-billion")
-    write_configs(folder, config(), character_tokenizer())
-    torch.manual_seed(0)
-    # One block of numbers again and again: drawing seven billion takes longer than all the rest. Its length is
-    # prime, so that no two rows are alike.
-    block = (torch.randn(16_777_213) * 0.02).bfloat16()
-
-    def tensor(name: str) -> torch.Tensor:
-        shape = shapes[name]
-        if len(shape) == 1:
-            return torch.ones(shape)
-        count = shape[0] * shape[1]
-        return block.repeat(-(-count // len(block)))[:count].view(shape) * (1 + len(name) % 7 / 10)
-
-    shapes = tensor_shapes(config())
-    with Progress("seven-billion") as progress:
-        write_weights(folder, shapes, torch.bfloat16, tensor, progress)
+    write_random_base(folder, seven_billion_config(LAYERS))
     yield folder
     shutil.rmtree(folder)  # pytest would keep it
 
@@ -161,16 +127,17 @@ def main(folder: str, adapters: str) -> None:
     import resource
 
     from adapter.base import memory
-    from adapter.base.llama import load_base
+    from adapter.base.llama import base_config, load_base
     from adapter.errors import AdapterError
     from adapter.serve.engine import Engine
     from adapter.serve.request import Answer, GenerationRequest
     from adapter.serve.sampling import SamplingParams
     from adapter.serve.store import AdapterStore
 
-    packed = memory.needs(config())["packed"].bytes
+    config = base_config(folder)
+    packed = memory.needs(config)["packed"].bytes
     limit = int(ROOM * packed) + (0 if LAYERS == 32 else RUNTIME)
-    cache = len(ADAPTERS) * SLOT * memory.kv_bytes_per_token(config(), torch.bfloat16) * 4 // 3
+    cache = len(ADAPTERS) * SLOT * memory.kv_bytes_per_token(config, torch.bfloat16) * 4 // 3
     # What `require` asks room for beside the base is the cache of a conversation, which this test makes smaller.
     memory.require = lambda *_: None  # type: ignore[assignment]
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))

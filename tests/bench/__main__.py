@@ -7,7 +7,7 @@ import importlib
 
 from tests.bench.processor import describe_processor
 
-TABLES = ("base", "serving", "latency", "crowd", "start", "training")
+TABLES = ("base", "serving", "latency", "crowd", "start", "training", "gpu")
 
 
 def main() -> None:

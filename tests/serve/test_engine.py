@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -345,6 +346,26 @@ def test_long_prompts_are_read_in_chunks_between_the_decode_steps_of_others(engi
         monkeypatch.setattr(whole, "_prefill_chunk", 128)
         assert chunked == token_ids(generate(whole, **prompt))
         assert decoded == token_ids(whole.submit(LONG))[-len(decoded) :]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_rows_on_cuda_get_what_each_gets_alone_and_on_a_cpu(engine):
+    """Prompts are longer than a CPU reads at once. In fp32, whose sums are in another order there."""
+    requests = [
+        GenerationRequest(
+            adapter=("one", "two", None)[i % 3],
+            prompt_ids=tuple((7 * i + j) % 95 for j in range(70 + i)),
+            sampling=SamplingParams(temperature=(0.0, 0.7, 1.0)[i % 3], top_p=0.9, max_new_tokens=20, seed=i),
+        )
+        for i in range(9)
+    ]
+    on_cpu = [token_ids(engine.submit(request)) for request in requests]
+    base = replace(engine.base, model=deepcopy(engine.base.model).cuda())
+    with closing(Engine(base, engine.store)) as on_cuda:
+        alone = [token_ids(on_cuda.submit(request)) for request in requests]
+        together = [token_ids(answer) for answer in [on_cuda.submit(request) for request in requests]]
+    assert on_cpu == alone == together
 
 
 SCHEDULE = st.lists(
