@@ -31,7 +31,7 @@ MAX_DESCRIPTION_LENGTH = 120
 SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
 _PRESET = "quick"
 # The training speed of the embedded base on two idle cores, by precision, and the seconds before the first step.
-_TOKENS_PER_SECOND = {"bf16": 500.0, "fp32": 200.0}
+_TOKENS_PER_SECOND = {"bf16": 500.0, "fp32": 250.0}
 _START_SECONDS = 15.0
 _HISTORY_TOKENS = 50.0  # average length of the exchanges that TrainConfig.history puts before a row
 
