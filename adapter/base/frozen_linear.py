@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,8 @@ class FrozenLinear(nn.Module):
         return _ONEDNN._linear_pointwise.binary(gradient, other, self._backward_weight, None, "add")
 
     @staticmethod
-    def products(layers: Sequence[FrozenLinear], x: Tensor) -> tuple[Tensor, ...]:
-        """Each of several layers of one input; the gradient of x is summed within the products."""
+    def products(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
+        """Each of several FrozenLinears of one input; the gradient of x is summed within the products."""
         return _Products.apply(x, *layers)
 
 
@@ -74,16 +74,20 @@ def freeze_linears(model: nn.Module) -> bool:
     Does nothing, and returns False, where oneDNN has no such products for the model's dtype (on Arm they are
     untried), or where the copies of the weights would take more than half of the free memory.
     """
-    weights = [m.weight for m in model.modules() if type(m) is nn.Linear and m.bias is None]
+    weights: list[Tensor] = [m.weight for m in model.modules() if _is_plain(m)]
     copies = sum(2 * weight.nbytes for weight in weights if weight.dtype == torch.bfloat16)
     free = memory.available(torch.device("cpu"))
     if not _is_supported({weight.dtype for weight in weights}) or (free is not None and 2 * copies > free):
         return False
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.bias is None:
+            if _is_plain(child):
                 setattr(module, name, FrozenLinear(child.weight.data))
     return True
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) is nn.Linear and module.bias is None
 
 
 def _is_supported(dtypes: set[torch.dtype]) -> bool:
