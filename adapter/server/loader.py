@@ -49,8 +49,25 @@ def import_libraries() -> None:
     lets one see half a module. Raises ImportError.
     """
     with _IMPORT_LOCK, unused_packages_hidden():
+        _import_models()
         for name in ("adapter.serve.engine", "adapter.serve.store"):
             importlib.import_module(name)
+
+
+def _import_models() -> None:
+    """Import transformers.models without its list of names, a fifth of a second.
+
+    By itself it reads the source of each model for what it exports, as transformers has done just before (5.24). The
+    modules below it are found by their paths.
+    """
+    from transformers.utils import import_utils
+
+    list_names = import_utils.define_import_structure
+    import_utils.define_import_structure = lambda *_: {}
+    try:
+        importlib.import_module("transformers.models")
+    finally:
+        import_utils.define_import_structure = list_names
 
 
 class ServingEngine(Protocol):

@@ -139,8 +139,10 @@ from adapter.serve.sampling import SamplingParams
 sampling = SamplingParams(max_new_tokens=2)
 list(loader.engine().submit(GenerationRequest((Message("user", "hello"),), sampling=sampling)))
 modules = [name for name, module in sys.modules.items() if module is not None]
-import scipy, torchvision  # which pictures and training need
-print(json.dumps({"modules": modules, "collector": [collects, gc.isenabled(), gc.get_freeze_count() > 100_000]}))
+import scipy, torchvision, transformers  # the first two for pictures and training
+listed = ["BertModel" in dir(module) for module in (transformers, transformers.models)]
+collector = [collects, gc.isenabled(), gc.get_freeze_count() > 100_000]
+print(json.dumps({"modules": modules, "listed": listed, "collector": collector}))
 loader.close()
 """
 # Each takes a tenth of a second or more.
@@ -165,5 +167,6 @@ def test_a_start_imports_nothing_that_serving_does_not_need(tiny_folder: Any) ->
     found = json.loads(done.stdout.splitlines()[-1])
     assert {"torch", "gradio", "transformers"} <= set(found["modules"])
     assert NEEDLESS.isdisjoint(found["modules"])
+    assert found["listed"] == [True, False]  # the names of all models have been read once, not twice
     # The garbage collector is off while the program starts; what is loaded is never looked through again.
     assert found["collector"] == [False, True, True]
