@@ -57,8 +57,8 @@ def import_libraries() -> None:
 def _import_models() -> None:
     """Import transformers.models without its list of names, a fifth of a second.
 
-    By itself it reads the source of each model for what it exports, as transformers has done just before (5.24). The
-    modules below it are found by their paths.
+    By itself it reads the source of each model for what it exports, as transformers has done just before (5.24).
+    The modules below it are found by their paths.
     """
     from transformers.utils import import_utils
 

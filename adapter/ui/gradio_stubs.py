@@ -17,10 +17,10 @@ def without_type_stubs() -> Iterator[None]:
     """
     find_file = inspect.getfile
 
-    def getfile(value: Any) -> str:
-        if type(value).__name__ == "ComponentMeta":
+    def getfile(object: Any) -> str:
+        if type(object).__name__ == "ComponentMeta":
             raise OSError("a component of Gradio, of which no stub is to be written")
-        return find_file(value)
+        return find_file(object)
 
     inspect.getfile = getfile
     try:
