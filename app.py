@@ -70,6 +70,7 @@ from adapter.ui.gradio_internals import (
     limit_sessions,
     poll_disconnects_rarely,
     refuse_remote_files,
+    remember_schemas,
     set_current_request,
     set_upload_folder,
     without_early_applications,
@@ -167,6 +168,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     """Serves until a signal comes. uploads: the folder that Gradio keeps uploads in."""
     refuse_remote_files()
     poll_disconnects_rarely()
+    remember_schemas()
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = LazyStore()

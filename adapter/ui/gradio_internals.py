@@ -19,6 +19,7 @@ from typing import Any
 
 import gradio as gr
 from gradio import processing_utils, route_utils, routes, tunneling
+from gradio.components.base import Component
 from gradio.context import LocalContext
 from gradio.data_classes import GradioModel, GradioRootModel
 from gradio.utils import LRUCache
@@ -145,6 +146,22 @@ def set_upload_folder(folder: Path) -> None:
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     routes.DEFAULT_TEMP_DIR = str(folder)
+
+
+def remember_schemas() -> None:
+    """Make Gradio derive the schema of a kind of value once.
+
+    By itself it does so for every component, and constructs the message box anew when an answer begins and when it
+    ends: 0.7 ms each (6.31).
+    """
+    derive, schemas = Component.api_info, dict[Any, dict[str, Any]]()
+
+    def api_info(self: Component) -> dict[str, Any]:
+        if self.data_model not in schemas:
+            schemas[self.data_model] = derive(self)
+        return schemas[self.data_model]
+
+    Component.api_info = api_info  # type: ignore[method-assign]
 
 
 def poll_disconnects_rarely() -> None:

@@ -15,10 +15,12 @@ from typing import Any
 
 import anyio
 import gradio as gr
+import pydantic
 import pytest
 import uvicorn
 from gradio import http_server, processing_utils, queueing, route_utils, routes, tunneling
 from gradio.component_meta import ComponentMeta
+from gradio.components.base import Component
 from gradio.context import LocalContext
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -327,6 +329,23 @@ def test_a_stream_asks_rarely_whether_its_browser_has_left_and_is_told(monkeypat
     asyncio.run(stream())
     source = inspect.getsource(StreamingResponse.__call__)
     assert "listen_for_disconnect" in source, "a stream no longer hears that its browser has left"
+
+
+def test_schemas_are_derived_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    derived = []
+    box, chat = gr.MultimodalTextbox().api_info(), gr.Chatbot().api_info()
+    monkeypatch.setattr(Component, "api_info", Component.api_info)  # is put back after the test
+    internals.remember_schemas()
+    derive = pydantic.BaseModel.model_json_schema.__func__  # type: ignore[attr-defined]
+
+    def count(cls: Any, *values: Any, **more: Any) -> Any:
+        derived.append(cls)
+        return derive(cls, *values, **more)
+
+    monkeypatch.setattr(pydantic.BaseModel, "model_json_schema", classmethod(count))
+    for _ in range(3):
+        assert gr.MultimodalTextbox().api_info() == box and gr.Chatbot().api_info() == chat
+    assert len(derived) == 2
 
 
 def as_json(value: Any) -> Any:
