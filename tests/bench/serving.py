@@ -21,7 +21,7 @@ from tests.bench.programs import Program, Task, decode_speed, measure_in_turn, m
 
 STORY = "Tell me a long story about a lighthouse."
 TOKENS = 96  # of one answer
-SHORT, LONG = 24, 72  # tokens of an answer in a batch, see decode_speed
+SHORT, LONG = 24, 96  # tokens of an answer in a batch, see decode_speed
 PROMPT = 512  # tokens, of the prompt that is read
 MESSAGES = (
     "Hi, I'm Marta Lindqvist, head of logistics at Brightwater Foods in Malmö. Reach me at "
@@ -58,7 +58,7 @@ class Tasks:
 
     def reading(self, length: int) -> Task:
         """A prompt of `length` tokens, of which none is cached, and one token of an answer."""
-        text = f"{next(self._numbers)}. {COPY * length}"
+        text = f"{next(self._numbers)}. {COPY * (length // 40 + 1)}"
         return Task([text], [self._tokenizer(text).input_ids[:length]], 1, [""])
 
 
