@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 MAX_DRAFT = 15  # tokens
 # A pass takes about the time of this many tokens, and that of its tokens. Measured, see docs/log.md.
-_FIXED_COST = 5.0
+_FIXED_COST = 4.0
 # How often the token that followed the same tokens earlier is the right one. By how many tokens are the same: at
 # least so many; how often in general; as if that had been seen so many times; and the weight that remains of what
 # was seen one guess earlier.
