@@ -19,8 +19,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from adapter.method.adapter import Adapter
 from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
-from tests.bench.programs import Task, decode_speed, measure_in_turn, median, print_head, print_row, ratio
+from tests.bench.programs import Program, Task, decode_speed, measure_in_turn, median, print_head, print_row, ratio
 from tests.tiny_models import random_adapter, seven_billion_config, write_random_base
 from train.config import TrainConfig
 from train.data import IGNORED, Example, TokenisedRow, collate
@@ -178,41 +178,28 @@ def _measure_serving(name: str, device: str, quantization: str) -> None:
         ours, peer = _EngineProgram(engine, device), _GenerateProgram(base)
         for rows in ROWS:
 
-            def tasks(tokens: int, rows: int = rows) -> list[Task]:
-                return [make(rows, QUESTION, tokens)]
+            def decoding(program: Program, rows: int = rows) -> float:
+                return decode_speed(program, lambda tokens: [make(rows, QUESTION, tokens)], SHORT, LONG)
 
-            _print_serving(
-                quantization,
-                f"{rows} rows" if rows > 1 else "1 row",
-                ours,
-                lambda tasks=tasks: decode_speed(ours, tasks, SHORT, LONG),  # type: ignore[misc]
-                lambda tasks=tasks: decode_speed(peer, tasks, SHORT, LONG),  # type: ignore[misc]
-            )
+            _print_serving(quantization, f"{rows} rows" if rows > 1 else "1 row", ours, peer, decoding)
         for length in READ:
             if length + 1 > base.context_length:
                 continue
 
-            def reading(program: Any, length: int = length) -> float:
+            def reading(program: Program, length: int = length) -> float:
                 seconds, _ = program.run(make(1, length, 1))
-                return float(length / seconds)
+                return length / seconds
 
-            label = f"reading {length:,} tokens"
-            _print_serving(
-                quantization,
-                label,
-                ours,
-                lambda r=reading: r(ours),
-                lambda r=reading: r(peer),  # type: ignore[misc]
-            )
+            _print_serving(quantization, f"reading {length:,} tokens", ours, peer, reading)
 
 
 def _print_serving(
-    quantization: str, label: str, engine: _EngineProgram, ours: Callable[[], float], peer: Callable[[], float]
+    quantization: str, label: str, ours: _EngineProgram, peer: Program, measure: Callable[[Program], float]
 ) -> None:
-    engine.peak = 0.0
-    speeds = measure_in_turn({"ours": ours, "peer": peer})
+    ours.peak = 0.0
+    speeds = measure_in_turn({"ours": partial(measure, ours), "peer": partial(measure, peer)})
     against = ratio(speeds["ours"], speeds["peer"])
-    print_row(quantization, label, *(median(s) for s in speeds.values()), against, median([engine.peak], 0))
+    print_row(quantization, label, *(median(s) for s in speeds.values()), against, median([ours.peak], 0))
 
 
 # Training.
