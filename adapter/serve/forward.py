@@ -14,7 +14,8 @@ from torch import Tensor
 from adapter.base.llama import Base
 from adapter.method.attention import PromptKV
 from adapter.serve.compiled_pass import CompiledPass, Entry
-from adapter.serve.kv_cache import KVCache, Slot
+from adapter.serve.device import to_device
+from adapter.serve.kv_cache import KVCache, Slot, round_to_blocks
 
 # Prompts are padded and masked to a multiple of this, for the same reason as adapter.serve.kv_cache.BLOCK.
 _PROMPT_MULTIPLE = 16
@@ -108,6 +109,8 @@ class TorchForward:
 
     def __init__(self, base: Base) -> None:
         self._base = base
+        self._places = torch.arange(round_to_blocks(base.context_length), device=base.device)
+        self._seen, self._hidden = torch.tensor([0.0, float("-inf")], dtype=base.model.dtype, device=base.device)
 
     def prepare(self, prompts: PromptKV | None) -> PromptKV | None:
         return self.stack([prompts])
@@ -127,26 +130,23 @@ class TorchForward:
         prompts: PromptKV | None,
         every: bool = False,
     ) -> Tensor:
-        device = self._base.device
         tokens = [token for new in ids for token in new]
+        last = [start + i for start, new in zip(starts, ids, strict=True) for i in range(len(new))]
         rows, count = len(ids), len(tokens)
         assert rows in (1, count)
         step = cache.step(slots, starts, count // rows)
-        positions = torch.tensor(starts, device=device)
-        if rows < count:
-            positions = positions + torch.arange(count, device=device)
+        token_ids, positions = to_device([tokens, last], self._base.device)  # one copy, which waits for nothing
         # Rows of one token: tokens [N, 1], masks [N, 1, 1, span]. Tokens of one row: [1, N], [1, 1, N, span].
         as_rows = rows == count
         shape = (count, 1) if as_rows else (1, count)
         sizes = step.sizes if as_rows else [count]
         masks = []  # additive, one for each run of the cache
-        for last, span in zip(positions.split(sizes), step.spans, strict=True):
-            mask = torch.zeros(len(last), span, dtype=cache.data.dtype, device=device)
-            mask.masked_fill_(torch.arange(span, device=device) > last[:, None], float("-inf"))
+        for until, span in zip(positions.split(sizes), step.spans, strict=True):
+            mask = torch.where(self._places[:span] > until[:, None], self._hidden, self._seen)
             masks.append(mask[:, None, None] if as_rows else mask[None, None])
 
         model = self._base.model.model
-        hidden = model.embed_tokens(torch.tensor(tokens, device=device).view(shape))
+        hidden = model.embed_tokens(token_ids.view(shape))
         rotation = model.rotary_emb(hidden, positions.view(shape))
         for layer in model.layers:
             hidden = layer.forward(hidden, masks, rotation, step, prompts)

@@ -17,6 +17,7 @@ from torch import Tensor
 from adapter.base import memory
 from adapter.base.llama import Base
 from adapter.errors import BadInput
+from adapter.serve.device import to_device
 
 # The cache is read in whole blocks of tokens behind a mask. torch's attention then returns the same bits for a row
 # whatever longer rows are beside it, which it does not when the length is no multiple of its vector width.
@@ -233,7 +234,7 @@ class StepCache:
             self._targets = data[:, :, :, places[0] : places[0] + count].unbind()  # [2, Hkv, N, head_dim]
         else:
             self._targets = data.unbind()  # [2, Hkv, capacity, head_dim]
-            self._places = torch.tensor(places, device=data.device)
+            self._places = to_device(places, data.device)
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Write keys and values of N new tokens, [N, Hkv, 1, head_dim] or, of one row, [1, Hkv, N, head_dim].
