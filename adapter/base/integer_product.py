@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 
 from adapter.base.native import (
     F32,
@@ -26,6 +26,7 @@ from adapter.base.native import (
     I32,
     I64,
     INTS,
+    compiled,
     constant,
     emitted,
     features,
@@ -201,7 +202,7 @@ def _quantize_group(b: ir.IRBuilder, x: ir.Value, q: ir.Value, scales: ir.Value)
 def _compiled(version: int) -> Any:
     """version: see version_of."""
 
-    @njit(nogil=True, cache=True)
+    @compiled(f"void({', '.join(['int64'] * 10)})")
     def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
         """Multiply `rows` rows of activations with the blocks `first` to `last` of a weight, to `out` in fp32.
 
@@ -234,7 +235,7 @@ def _compiled(version: int) -> Any:
                     _eight_1(here, row_x, row_scales, groups, to, out_bytes)
                 row += 8 if left >= 8 and _MOST_ROWS == 8 else 4 if left >= 4 else 2 if left >= 2 else 1
 
-    @njit(nogil=True, cache=True)
+    @compiled("void(int64, int64, int64, int64)")
     def quantize(x, count, integers, scales):
         """Quantise `count` floats, in whole groups of 32, to the layout above; the others are addresses."""
         _ = version

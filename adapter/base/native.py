@@ -59,6 +59,19 @@ def version_of(*modules: str) -> int:
     return zlib.crc32(b"".join(Path(str(sys.modules[module].__file__)).read_bytes() for module in modules))
 
 
+def compiled(signature: str) -> Callable[[Callable[..., None]], Any]:
+    """Decorates a function that numba compiles, or takes from its disk cache; it runs without Python's lock."""
+    options: Any = {"nogil": True, "error_model": "numpy"}
+
+    def decorate(python: Callable[..., None]) -> Any:
+        try:
+            return njit(signature, cache=True, **options)(python)
+        except Exception:  # no folder that can be written to, a full disk, a damaged file
+            return njit(signature, **options)(python)
+
+    return decorate
+
+
 def function(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
     """One of LLVM's own functions."""
     known = builder.module.globals.get(name)

@@ -22,6 +22,7 @@ from adapter.base.native import (
     atomic_add,
     atomic_load,
     atomic_store,
+    compiled,
     exp_below,
     floats,
     from_bf16,
@@ -440,7 +441,7 @@ def compile_work() -> Any:
     """The function (address of the plan, thread), from numba's disk cache or, in about ten seconds, anew."""
     version = version_of("adapter.base.native", "adapter.base.integer_product")
 
-    @njit("void(int64, int64)", nogil=True, cache=True, error_model="numpy")
+    @compiled("void(int64, int64)")
     def work(address, thread):
         """Thread 0: all layers for the tokens of the plan. Others: help until no pass has run for a while."""
         _ = version

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from numba import njit
@@ -48,3 +52,27 @@ def test_every_instruction_set_gives_the_same_bits(bits, rows):
         torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-3)
         results.append(out)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, None], ids=["empty", "garbage", "nowhere"])
+def test_a_damaged_disk_cache_is_no_reason_to_fail(damage, tmp_path):
+    """None: there is no folder that can be written to."""
+    code = (
+        "from adapter.base.quantize import pack; import torch; print(pack(torch.ones(32, 32))(torch.ones(32))[0])"
+    )
+    (tmp_path / "file").touch()
+
+    def run(folder):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+    if damage is None:
+        result = run(tmp_path / "file" / "cache")
+    else:
+        assert run(tmp_path).returncode == 0
+        files = [path for path in tmp_path.rglob("*.nb?")]
+        assert len(files) >= 4, "an index and the code of two functions"
+        for file in files:
+            file.write_bytes(damage)
+        result = run(tmp_path)
+    assert result.returncode == 0 and "32." in result.stdout, result.stderr
