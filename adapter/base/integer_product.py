@@ -20,7 +20,6 @@ from numba import types
 from adapter.base.native import (
     F32,
     FLOATS,
-    HALF,
     I8,
     I16,
     I32,
@@ -33,6 +32,7 @@ from adapter.base.native import (
     fma,
     function,
     load,
+    load_fp16,
     loop,
     splat,
     store,
@@ -139,7 +139,7 @@ def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
         """All are addresses or counts; a row of out is out_bytes after the row before it."""
         x_bytes, scale_bytes = b.mul(groups, I64(GROUP)), b.mul(groups, I64(8))
         parameters = GROUP * BLOCK * bits // 8  # where they begin
-        low, pairs, halves = constant(_OCTETS, 15), ir.VectorType(I16, 2 * BLOCK), ir.VectorType(HALF, BLOCK)
+        low, pairs = constant(_OCTETS, 15), ir.VectorType(I16, 2 * BLOCK)
 
         def add_group(group: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
             here = b.add(weight, b.mul(group, I64(parameters + PARAMETER_BYTES[bits])))
@@ -153,9 +153,9 @@ def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
                     steps.append(q)
             own = [b.add(b.add(x, b.mul(x_bytes, I64(r))), b.mul(group, I64(GROUP))) for r in range(rows)]
             sums = [dot(b, steps, [load(b, start, I32, 4 * i) for i in range(8)], bits) for start in own]
-            scale = b.fpext(load(b, here, halves, parameters), FLOATS)
+            scale = load_fp16(b, here, parameters)
             if bits == 4:
-                minimum = b.fpext(load(b, here, halves, parameters + 2 * BLOCK), FLOATS)
+                minimum = load_fp16(b, here, parameters + 2 * BLOCK)
             else:
                 minimum = b.fmul(scale, constant(FLOATS, -128.0))
             for r in range(rows):

@@ -18,6 +18,7 @@ from numba import carray, config, njit, types
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
 LANES = 16  # of the vectors; the compiler splits them for processors with shorter ones
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -46,7 +47,8 @@ def emitted(result: Any, *arguments: Any) -> Callable[[Emit], Any]:
 
 def features() -> frozenset[str]:
     """What the processor that numba compiles for can do, in LLVM's names; NUMBA_CPU_FEATURES names another."""
-    names: str = config.CPU_FEATURES or get_host_cpu_features()  # type: ignore[attr-defined]
+    names: str | None = config.CPU_FEATURES  # type: ignore[attr-defined]
+    names = get_host_cpu_features() if names is None else names  # empty for NUMBA_CPU_NAME=generic
     return frozenset(name[1:] for name in names.split(",") if name.startswith("+"))
 
 
@@ -107,6 +109,20 @@ def load_bf16(builder: ir.IRBuilder, address: ir.Value, offset: int = 0) -> ir.V
     """16 numbers in bfloat16 as floats."""
     halves = builder.zext(load(builder, address, ir.VectorType(I16, LANES), offset), INTS)
     return builder.bitcast(builder.shl(halves, constant(INTS, 16)), FLOATS)
+
+
+def load_fp16(builder: ir.IRBuilder, address: ir.Value, offset: int = 0) -> ir.Value:
+    """16 numbers in fp16 as floats."""
+    if "f16c" in features() or not _X86:
+        return builder.fpext(load(builder, address, ir.VectorType(HALF, LANES), offset), FLOATS)
+    # Else LLVM calls a function that is not there. A half's exponent is moved, then corrected by a product.
+    halves = builder.zext(load(builder, address, ir.VectorType(I16, LANES), offset), INTS)
+    size = builder.shl(builder.and_(halves, constant(INTS, 0x7FFF)), constant(INTS, 13))
+    value = builder.bitcast(builder.fmul(builder.bitcast(size, FLOATS), constant(FLOATS, 2.0**112)), INTS)
+    special = builder.icmp_unsigned(">=", size, constant(INTS, 0x7C00 << 13))  # infinite or NaN
+    value = builder.select(special, builder.or_(size, constant(INTS, 0x7F800000)), value)
+    sign = builder.shl(builder.and_(halves, constant(INTS, 0x8000)), constant(INTS, 16))
+    return builder.bitcast(builder.or_(value, sign), FLOATS)
 
 
 def loop(
@@ -187,7 +203,7 @@ def atomic_add(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> ir.Value:
 @emitted(types.void)
 def pause(b: ir.IRBuilder) -> None:
     """Tell the processor that this thread waits for another one."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    if _X86:
         b.call(function(b, "llvm.x86.sse2.pause", ir.VoidType()), [])
 
 

@@ -70,9 +70,26 @@ def test_a_damaged_disk_cache_is_no_reason_to_fail(damage, tmp_path):
         result = run(tmp_path / "file" / "cache")
     else:
         assert run(tmp_path).returncode == 0
-        files = [path for path in tmp_path.rglob("*.nb?")]
+        files = list(tmp_path.rglob("*.nb?"))
         assert len(files) >= 4, "an index and the code of two functions"
         for file in files:
             file.write_bytes(damage)
         result = run(tmp_path)
     assert result.returncode == 0 and "32." in result.stdout, result.stderr
+
+
+def test_the_simplest_processor_gives_the_same_bits(tmp_path):
+    """It has neither AVX nor conversions of fp16. Some scales are subnormal."""
+    code = (
+        "from adapter.base.quantize import PackedLinear; import torch; torch.manual_seed(0); "
+        "w = torch.randn(48, 70); w[:16] *= 1e-4; grid = torch.randint(0, 16, (48, 70)) * 0.03125 - 0.25; "
+        "grid[:, ::32], grid[:, 1::32] = -0.25, 0.21875; x = torch.randn(9, 70); "
+        "print([PackedLinear.pack(*of)(x).flatten().tolist() for of in ((w, 8), (grid, 4))])"
+    )
+    outputs = []
+    for processor in ({}, {"NUMBA_CPU_NAME": "generic"}):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **processor}
+        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        outputs.append(result.stdout)
+    assert outputs[0] == outputs[1]
