@@ -80,6 +80,7 @@ class AnswerProgress:
     tokens: int = 0
     rate: float | None = None  # tokens/s; None for the first few tokens
     first_time: float = 0.0
+    first_tokens: int = 0  # that came in one list with the first
 
     def note_unused_picture(self, has_picture: bool, visual: bool) -> None:
         if visual != has_picture:
@@ -91,8 +92,11 @@ class AnswerProgress:
         self.text += event.text
         if event.token_id is not None:
             self.token_ids.append(event.token_id)
-        self.tokens = len(self.token_ids)
-        self.rate = (self.tokens - 1) / (now - self.first_time) if self.tokens > 4 else None
+        self.tokens, seconds = len(self.token_ids), now - self.first_time
+        if seconds < REDRAW_SECONDS / 2:
+            self.first_tokens = self.tokens
+        elif self.tokens > 4:
+            self.rate = (self.tokens - self.first_tokens) / seconds
         if event.stats is not None:
             self.tokens, self.rate = event.stats.new_tokens, event.stats.tokens_per_s or None
             self.notes += texts.ENDINGS[event.finish_reason]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,10 @@ from PIL import Image
 
 from adapter.base.template import Message
 from adapter.errors import BadInput, Busy
-from adapter.serve.request import Client
+from adapter.serve.request import Client, GenerationEvent
 from adapter.serve.settings import Settings
 from adapter.ui import conversation, theme
-from adapter.ui.answer_stream import TEXT_ONLY
+from adapter.ui.answer_stream import TEXT_ONLY, AnswerProgress
 from adapter.ui.chat_events import ChatEvents, Updates
 from adapter.ui.conversation import History, answer, stats, user_turn
 from adapter.ui.conversation_states import ConversationStates
@@ -115,6 +116,19 @@ def test_a_waiting_visitor_sees_how_many_are_before(toasts: list[str]) -> None:
     assert "2 before you" in last_lines[1] and "1 before you" in last_lines[2]
     assert "You are next" in last_lines[3]
     assert displayed(last_history(updates))[1] == "you said: hello!" and not toasts
+
+
+def test_the_speed_while_an_answer_is_written_is_that_after_its_first_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tokens of a list have come at once, for example those of a draft."""
+    progress, now = AnswerProgress(Settings()), 1.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for count, rate in ((6, None), (10, 10.0), (20, 15.0)):
+        for token in range(count):
+            progress.add(GenerationEvent("a", token))
+        assert progress.rate == rate
+        now += 1.0
 
 
 def test_a_picture_goes_to_the_visual_adapter(picture: str) -> None:
