@@ -41,6 +41,8 @@ def _serve_engine(endless: bool, quantization: str) -> None:
 
     if endless:
         engine_module.MAX_DRAFT = 0
+    if endless:
+        engine_module._draft = lambda row, rows: []
     base = load_base(quantization=quantization)
     store = AdapterStore()
     engine = Engine(BaseWithoutStop(**vars(base)) if endless else base, store)
