@@ -53,7 +53,7 @@ from adapter.server.deployment import (
 )
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import LimitedProvider, Limits
-from adapter.server.loader import LazyStore, ModelLoader, import_libraries, unused_packages_hidden
+from adapter.server.loader import LazyStore, ModelLoader, import_libraries
 from adapter.server.logs import set_up_logs
 from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUploads, RequestLimits
 from adapter.server.request_guard import RequestGuard
@@ -149,8 +149,7 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
 
     def load_lean(report: Callable[[str], None]) -> tuple[ServingEngine, str]:
         try:
-            with unused_packages_hidden():
-                return load(report)
+            return load(report)
         finally:
             if not gc.isenabled():
                 gc.freeze()  # what is loaded stays: no later collection looks through it and holds up a token
