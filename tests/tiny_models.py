@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -31,7 +32,7 @@ TINY = {
 FIRST_SPECIAL_TOKEN = 95  # <pad>, then <end>
 
 
-def tiny_config(**changes: int) -> LlamaConfig:
+def tiny_config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(
         **{**TINY, **changes},
         intermediate_size=64,
@@ -46,7 +47,7 @@ def tiny_config(**changes: int) -> LlamaConfig:
 FINGERPRINT = BaseFingerprint(name="tiny", **TINY)  # type: ignore[arg-type]
 
 
-def random_llama(seed: int = 0, std: float = 0.3, random_norms: bool = False, **changes: int) -> AdaptedLlama:
+def random_llama(seed: int = 0, std: float = 0.3, random_norms: bool = False, **changes: Any) -> AdaptedLlama:
     """fp32 and frozen. The default std is larger than that of transformers: attention is far from uniform."""
     torch.manual_seed(seed)
     model = AdaptedLlama(tiny_config(**changes))

@@ -68,13 +68,18 @@ class CompiledPass:
 
     @staticmethod
     def suits(base: Base) -> bool:
-        """Whether a base can be run: every linear layer is packed, and it is a LLaMA in bfloat16 on a CPU."""
-        model = base.model
+        """Whether a base can be run: every linear layer is packed, and it is a LLaMA in bfloat16 on a CPU.
+
+        What is unusual in its sizes is left to torch, which checks them: compiled code would read past the ends.
+        """
+        model, config = base.model, base.model.config
         linears = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, PackedLinear))]
         return (
             all(isinstance(m, PackedLinear) for m in linears)
             and all(isinstance(layer.mlp.act_fn, (torch.nn.SiLU, SiLUActivation)) for layer in model.model.layers)
             and model.dtype == torch.bfloat16
+            and 2 * len(model.model.rotary_emb.inv_freq) == config.head_dim  # whole heads are rotated
+            and config.num_attention_heads % config.num_key_value_heads == 0
             and base.device.type == "cpu"
         )
 

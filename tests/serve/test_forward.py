@@ -15,6 +15,7 @@ from adapter.base.llama import Base
 from adapter.base.quantize import quantize_linears
 from adapter.method.attention import LayerPrompts, PromptKV
 from adapter.method.config import TuningConfig
+from adapter.serve.compiled_pass import CompiledPass
 from adapter.serve.forward import CompiledForward, make_forward
 from adapter.serve.kv_cache import BLOCK, KVCache, Slot, SlotAllocator
 from tests.tiny_models import random_adapter, random_llama
@@ -160,6 +161,14 @@ def test_bases_of_any_shape(sizes, tiny_base):
         assert isinstance(forward, CompiledForward)
         logits = run(forward, KVCache(base, 128), [IDS], [Slot(0, 128)], [0], [prompts], every=True)
     assert_same(logits, whole_sequence(base, IDS, prompts), base)
+
+
+def test_a_base_whose_heads_are_rotated_in_part_is_not_for_compiled_code(tiny_base):
+    """It would take the angles of the next token, and read past the last one's."""
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    model = random_llama(rope_parameters=rope).bfloat16()
+    quantize_linears(model)
+    assert not CompiledPass.suits(replace(tiny_base, model=model))
 
 
 def test_a_long_row_is_read_by_tiles(compiled, packed_base):
