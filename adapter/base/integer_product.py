@@ -12,10 +12,11 @@ Layout of activations: int8 [rows, groups, 32], and fp32 [rows, groups, 2]: scal
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 
 from adapter.base.native import (
     F32,
@@ -199,50 +200,59 @@ def _quantize_group(b: ir.IRBuilder, x: ir.Value, q: ir.Value, scales: ir.Value)
     store(b, b.fmul(scale, count), scales, 4)
 
 
-def _compiled(version: int) -> Any:
-    """version: see version_of."""
+@njit(error_model="numpy")
+def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
+    """Multiply `rows` rows of activations with the blocks `first` to `last` of a weight, to `out` in fp32.
+
+    weight, x, scales, out: addresses in the layouts above; a row of out is out_bytes after the row before it.
+    """
+    block_bytes = groups * (_FOUR_BYTES if bits == 4 else _EIGHT_BYTES)
+    x_bytes, scale_bytes = groups * GROUP, groups * 8
+    for block in range(first, last):
+        here, there, row = weight + block * block_bytes, out + block * 4 * BLOCK, 0
+        while row < rows:
+            row_x, row_scales, to = x + row * x_bytes, scales + row * scale_bytes, there + row * out_bytes
+            left = rows - row
+            if bits == 4:
+                if left >= 8 and _MOST_ROWS == 8:
+                    _four_8(here, row_x, row_scales, groups, to, out_bytes)
+                elif left >= 4:
+                    _four_4(here, row_x, row_scales, groups, to, out_bytes)
+                elif left >= 2:
+                    _four_2(here, row_x, row_scales, groups, to, out_bytes)
+                else:
+                    _four_1(here, row_x, row_scales, groups, to, out_bytes)
+            elif left >= 8 and _MOST_ROWS == 8:
+                _eight_8(here, row_x, row_scales, groups, to, out_bytes)
+            elif left >= 4:
+                _eight_4(here, row_x, row_scales, groups, to, out_bytes)
+            elif left >= 2:
+                _eight_2(here, row_x, row_scales, groups, to, out_bytes)
+            else:
+                _eight_1(here, row_x, row_scales, groups, to, out_bytes)
+            row += 8 if left >= 8 and _MOST_ROWS == 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+
+
+@njit(error_model="numpy")
+def quantize(x, count, integers, scales):
+    """Quantise `count` floats, in whole groups of 32, to the layout above; the others are addresses."""
+    for group in range(count // GROUP):
+        _quantize_group(x + group * 4 * GROUP, integers + group * GROUP, scales + group * 8)
+
+
+@cache
+def compile_products() -> Any:
+    """`multiply` and `quantize` for callers in Python, from numba's disk cache or compiled anew."""
+    version = version_of("adapter.base.native")
 
     @compiled(f"void({', '.join(['int64'] * 10)})")
-    def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
-        """Multiply `rows` rows of activations with the blocks `first` to `last` of a weight, to `out` in fp32.
-
-        weight, x, scales, out: addresses in the layouts above; a row of out is out_bytes after the row before it.
-        """
+    def multiply_rows(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
         _ = version
-        block_bytes = groups * (_FOUR_BYTES if bits == 4 else _EIGHT_BYTES)
-        x_bytes, scale_bytes = groups * GROUP, groups * 8
-        for block in range(first, last):
-            here, there, row = weight + block * block_bytes, out + block * 4 * BLOCK, 0
-            while row < rows:
-                row_x, row_scales, to = x + row * x_bytes, scales + row * scale_bytes, there + row * out_bytes
-                left = rows - row
-                if bits == 4:
-                    if left >= 8 and _MOST_ROWS == 8:
-                        _four_8(here, row_x, row_scales, groups, to, out_bytes)
-                    elif left >= 4:
-                        _four_4(here, row_x, row_scales, groups, to, out_bytes)
-                    elif left >= 2:
-                        _four_2(here, row_x, row_scales, groups, to, out_bytes)
-                    else:
-                        _four_1(here, row_x, row_scales, groups, to, out_bytes)
-                elif left >= 8 and _MOST_ROWS == 8:
-                    _eight_8(here, row_x, row_scales, groups, to, out_bytes)
-                elif left >= 4:
-                    _eight_4(here, row_x, row_scales, groups, to, out_bytes)
-                elif left >= 2:
-                    _eight_2(here, row_x, row_scales, groups, to, out_bytes)
-                else:
-                    _eight_1(here, row_x, row_scales, groups, to, out_bytes)
-                row += 8 if left >= 8 and _MOST_ROWS == 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+        multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last)
 
     @compiled("void(int64, int64, int64, int64)")
-    def quantize(x, count, integers, scales):
-        """Quantise `count` floats, in whole groups of 32, to the layout above; the others are addresses."""
+    def quantize_groups(x, count, integers, scales):
         _ = version
-        for group in range(count // GROUP):
-            _quantize_group(x + group * 4 * GROUP, integers + group * GROUP, scales + group * 8)
+        quantize(x, count, integers, scales)
 
-    return multiply, quantize
-
-
-multiply, quantize = _compiled(version_of("adapter.base.native"))
+    return multiply_rows, quantize_groups

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapter.base.integer_product import BLOCK, GROUP, PARAMETER_BYTES, multiply, quantize
+from adapter.base.integer_product import BLOCK, GROUP, PARAMETER_BYTES, compile_products
 
 if TYPE_CHECKING:
     from typing import Self
@@ -72,6 +72,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             return F.linear(x, self.unpacked().to(x.dtype))
+        multiply, quantize = compile_products()
         groups, stride = self.weight.shape[1], len(self.weight) * BLOCK
         rows = F.pad(x.reshape(-1, self.in_features).float(), (0, groups * GROUP - self.in_features)).contiguous()
         integers = torch.empty(len(rows), groups * GROUP, dtype=torch.int8)
