@@ -196,18 +196,16 @@ def _softmax_attention(query, group, size, keys, values, count, scaling, scratch
             top = largest[g]
             for j in range(length):
                 top = p[j] if p[j] > top else top
-            # Behind the scores, what pads them to whole vectors: these weights vanish. Behind the tile, the
-            # largest score before, which becomes the factor of the earlier sums.
-            p[length : TILE + LANES] = -np.inf
-            p[TILE] = largest[g]
-            largest[g] = top
-            exp_below(tile_scores + g * SCORES_BYTES + 4 * TILE, 1, top)
-            shrink = p[TILE]
-            total = exp_below(tile_scores + g * SCORES_BYTES, -(-length // LANES), top)
-            sums[g] = sums[g] * shrink + total
+            pieces = -(-length // LANES)
+            p[length : pieces * LANES] = -np.inf  # what pads the scores to whole vectors: these weights vanish
+            total = exp_below(tile_scores + g * SCORES_BYTES, pieces, top)
             if tile:
+                p[TILE : TILE + LANES] = largest[g] - top  # behind the tile, the factor of the earlier sums
+                exp_below(tile_scores + g * SCORES_BYTES + 4 * TILE, 1, np.float32(0))
+                total += sums[g] * p[TILE]
                 for i in range(g * size, (g + 1) * size):
-                    out[i] *= shrink
+                    out[i] *= p[TILE]
+            sums[g], largest[g] = total, top
         for first in range(0, group, 4 if size % LANES == 0 else 1):
             some = min(4, group - first)
             here, to = tile_scores + first * SCORES_BYTES, totals + 4 * first * size
