@@ -55,7 +55,7 @@ FIELDS = 4
 # Of a layer: the norms' addresses, then the address and the bits of each of the seven weights.
 WEIGHTS = 2 + 2 * len(LINEARS)
 # Of an entry's layer: the norms' deltas, the number of prompt terms, their address, then five numbers for each
-# linear layer: addresses of bias, scale, down, up, and the rank.
+# linear layer: addresses of bias, scale, down, up by columns, and the rank.
 DELTAS = 4 + 5 * len(LINEARS)
 TERM = 4  # prompt length, addresses of keys, values and gates
 (_Q, _K, _V, _O, _GATE, _UP, _DOWN) = range(7)  # of LINEARS
@@ -120,9 +120,9 @@ def _change(entry, layer, linear, out, outputs, x, inputs):
     bias, scale, down, up, rank = fields[0], fields[1], fields[2], fields[3], fields[4]
     y = floats(out, outputs)
     for r in range(rank):
-        middle, columns = _dot(down + 4 * r * inputs, x, inputs), floats(up, outputs * rank)
+        middle, column = _dot(down + 4 * r * inputs, x, inputs), floats(up + 4 * r * outputs, outputs)
         for i in range(outputs):
-            y[i] += columns[i * rank + r] * middle
+            y[i] += column[i] * middle
     if bias:
         _add(out, bias, outputs)
     if scale:

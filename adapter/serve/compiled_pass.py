@@ -50,7 +50,8 @@ class Entry:
                 table[layer, column] = self._keep(norm.float())  # the final norm's layer is -1
             for (layer, name), delta in prompts.deltas.linears.items():
                 first = 4 + 5 * LINEARS.index(name)
-                for i, tensor in enumerate((delta.bias, delta.scale, delta.down, delta.up)):
+                columns = None if delta.up is None else delta.up.transpose(1, 2)
+                for i, tensor in enumerate((delta.bias, delta.scale, delta.down, columns)):
                     if tensor is not None:
                         table[layer, first + i] = self._keep(tensor.float())
                 if delta.down is not None:
