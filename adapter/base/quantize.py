@@ -6,6 +6,8 @@ bitsandbytes' formats (`make bench` prints the table). Knows layers; knows nothi
 
 from __future__ import annotations
 
+import threading
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
+_WORK_OF_A_THREAD = 1 << 28  # bytes of the weight times rows: below that, starting a thread is not worth it
 _PIECE = 1 << 20  # weights that are packed at a time: their fp32 copies stay in the processor's cache
 
 
@@ -80,7 +83,16 @@ class PackedLinear(nn.Module):
         out = torch.empty(len(rows), stride)
         quantize(rows.data_ptr(), rows.numel(), integers.data_ptr(), scales.data_ptr())
         pointers = self.weight.data_ptr(), self.bits, integers.data_ptr(), scales.data_ptr()
-        multiply(*pointers, len(rows), groups, out.data_ptr(), 4 * stride, 0, len(self.weight))
+        arguments = (*pointers, len(rows), groups, out.data_ptr(), 4 * stride)
+        blocks, work = len(self.weight), len(rows) * self.weight.numel()
+        shares = min(torch.get_num_threads(), blocks, 1 + work // _WORK_OF_A_THREAD)
+        ends = [blocks * (i + 1) // shares for i in range(shares)]
+        others = [threading.Thread(target=multiply, args=(*arguments, *share)) for share in pairwise(ends)]
+        for thread in others:
+            thread.start()
+        multiply(*arguments, 0, ends[0])
+        for thread in others:
+            thread.join()
         return out[:, : self.out_features].to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def unpacked(self) -> Tensor:

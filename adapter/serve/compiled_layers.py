@@ -436,8 +436,8 @@ def _operation(plan, address, kind, layer):
 
 @cache
 def compile_work() -> Any:
-    """The function (address of the plan, thread), from numba's disk cache or, in about ten seconds, anew."""
-    version = version_of("adapter.base.native", "adapter.base.integer_product")
+    """The function (address of the plan, thread), from numba's disk cache or, in 10 to 20 seconds, anew."""
+    version = version_of("adapter.base.native", "adapter.base.integer_product", "adapter.method.deltas")
 
     @compiled("void(int64, int64)")
     def work(address, thread):

@@ -6,6 +6,7 @@ if they are awake; nobody waits for one to begin. Knows tensors; knows nothing o
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +32,8 @@ class Entry:
         self._kept: list[Tensor] = []  # whose addresses are in the table
         if prompts is None:
             return
-        assert prompts.size == 1
+        if prompts.size != 1:
+            raise ValueError("the prompts of one row are one entry")
         table = torch.zeros(layers + 1, at.DELTAS, dtype=torch.int64)
         for layer, terms in prompts.layers.items():
             rows = [
@@ -127,7 +129,10 @@ class CompiledPass:
             at.SCRATCH: self._keep(torch.empty(threads, scratch)),
         })  # fmt: skip
         self._capacity = 0
-        self._helpers = [_Helper(self._work, self._plan, thread) for thread in range(1, threads)]
+        self._helpers: list[_Helper] = []
+        with contextlib.suppress(RuntimeError):  # no more threads for this process: those there are do all
+            for thread in range(1, threads):
+                self._helpers.append(_Helper(self._work, self._plan, thread))
 
     def close(self) -> None:
         for helper in self._helpers:

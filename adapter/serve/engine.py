@@ -186,10 +186,9 @@ class Engine:
         request = row.request
         try:
             if not row.cancelled:
-                prompt_kv, prompts = self.prompts.build(
+                row.prompt_kv, prompts = self.prompts.build(
                     row.adapters, request.image, request.mute_layers, request.mute_heads
                 )
-                row.prompts = self._forward.prepare(prompt_kv)
                 # How many tokens were cached, and how soon the first comes, would tell what others have asked.
                 row.prefix_key = (request.client.network, request.client.session, prompts)
         except BaseException as error:  # whatever it is: the reader would wait for ever
@@ -271,6 +270,8 @@ class Engine:
     def _prefill(self, row: Row) -> None:
         """Read the next chunk of a prompt. After the last one the row gets its first token and joins the batch."""
         assert row.slot is not None
+        if row.prepared is None:  # not earlier: it may be a copy of a V2 adapter, and many rows may wait
+            row.prepared, row.prompt_kv = self._forward.prepare(row.prompt_kv), None
         if row.computed_tokens == 0:
             kv = self._prefix_cache.longest_prefix(row.prefix_key, row.token_ids)
             if kv is not None:
@@ -279,7 +280,7 @@ class Engine:
         # With nobody's next token to delay, more at once: attention reads the earlier tokens fewer times.
         count = self._prefill_chunk * (1 if len(self._batch) else 4)
         chunk = row.token_ids[row.computed_tokens : row.computed_tokens + count]
-        prompts = self._forward.stack([row.prompts])
+        prompts = self._forward.stack([row.prepared])
         logits = self._forward(self._cache, [chunk], [row.slot], [row.computed_tokens], prompts)
         row.computed_tokens += len(chunk)
         if row.computed_tokens < row.prompt_tokens:
@@ -289,7 +290,7 @@ class Engine:
         if self._forward.reads_ragged:
             row.drafter = Drafter(row.token_ids)
         if self._postprocess(row, sampled):
-            self._batch.join(row, row.slot, row.prompts)
+            self._batch.join(row, row.slot, row.prepared)
 
     def _decode(self, rows: Sequence[Row]) -> None:
         """Read the newest token of each row, and a draft of those behind it where that is worth it."""

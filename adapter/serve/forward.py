@@ -86,7 +86,8 @@ class CompiledForward:
         entries: list[Entry] = []
         outputs: list[int] = []
         for new, slot, start, entry in zip(ids, slots, starts, prompts, strict=True):
-            assert start + len(new) <= slot.tokens, "the row has outgrown its slot"
+            if start + len(new) > slot.tokens:  # compiled code would write into another row's slot
+                raise RuntimeError("the row has outgrown its slot")
             places += range(slot.start + start, slot.start + start + len(new))
             first += [slot.start] * len(new)
             entries += [entry] * len(new)

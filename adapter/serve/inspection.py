@@ -216,9 +216,9 @@ def answer_logprobs(
 ) -> Tensor:
     """Log-probability of each answer token given the tokens before it: [T], fp32 on the CPU, in nats.
 
-    prompt_kv: one entry; None is the frozen base. The pass is transformers' own, so on a packed base the numbers
-    lie within bfloat16's rounding of those that the engine streamed. Raises BadInput for an empty or too long
-    answer and for unknown token ids, FloatingPointError if the model's numbers overflow.
+    prompt_kv: one entry; None is the frozen base. The pass is transformers' own in the base's dtype, so on a packed
+    base the numbers are those that the engine streamed up to bfloat16's rounding between layers. Raises BadInput
+    for an empty or too long answer and for unknown token ids, FloatingPointError if the numbers overflow.
     """
     ids, length = [*prompt_ids, *answer_ids], len(answer_ids)
     vocabulary = base.fingerprint.vocab_size

@@ -16,6 +16,7 @@ from adapter.base.llama import Base
 from adapter.base.template import encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
+from adapter.method.attention import PromptKV
 from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.drafts import Drafter
@@ -178,7 +179,8 @@ class Row:
     detokenizer: Detokenizer
     submitted_at: float  # seconds of time.perf_counter
     mailbox: Mailbox = field(default_factory=Mailbox)
-    prompts: Any = None  # from Forward.prepare
+    prompt_kv: PromptKV | None = None  # until the row starts
+    prepared: Any = None  # from Forward.prepare, as soon as it starts
     prefix_key: Hashable = ()  # names who asks, and the prompts that the tokens are read with
     slot: Slot | None = None  # of the KV cache, while the row runs
     drafter: Drafter | None = None  # while the row decodes, if the forward pass can read drafts
@@ -242,7 +244,7 @@ class Step:
     """What the engine does next.
 
     finished: rows to end, which were cancelled or ran out of time. moved: waiting rows whose position changed.
-    prefill: the row whose next prompt tokens are read, or None to decode one token for each running row, if there
+    prefill: the row whose next prompt tokens are read, or None to decode the running rows, if there
     is any.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -61,6 +63,17 @@ def test_a_row_is_a_row_bit_for_bit(bits, dtype):
     for rows in (1, 2, 3, 4, 8, 13):
         assert torch.equal(linear(x[33 - rows :]), together[33 - rows :])
     assert torch.equal(linear(x)[20:], together[20:])
+
+
+@BITS
+def test_threads_share_the_outputs(bits, monkeypatch):
+    linear, x = PackedLinear.pack(four_bit_weight(208, 96), bits), torch.randn(9, 96)
+    alone, threads = linear(x), []
+    monkeypatch.setattr(quantize, "_WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (threads.append(thread), start(thread)))
+    assert torch.equal(linear(x), alone) and len(threads) == 2
 
 
 @BITS
