@@ -216,7 +216,7 @@ def answer_logprobs(
 ) -> Tensor:
     """Log-probability of each answer token given the tokens before it: [T], fp32 on the CPU, in nats.
 
-    prompt_kv: one entry; None is the frozen base. The pass is transformers' own in the base's dtype, so on a packed
+    prompt_kv: one entry; None is the frozen base. The pass is transformers' own in the base's dtype: on a packed
     base the numbers are those that the engine streamed up to bfloat16's rounding between layers. Raises BadInput
     for an empty or too long answer and for unknown token ids, FloatingPointError if the numbers overflow.
     """
