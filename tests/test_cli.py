@@ -143,14 +143,14 @@ def ask(base, monkeypatch, capsys):
     return run
 
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of Italy."
 
 
 @pytest.mark.slow
 def test_generate_on_the_real_base(ask, capsys):
     assert main(["generate", "--temperature", "0", "--max-new-tokens", "16", QUESTION]) == 0
     captured = capsys.readouterr()
-    assert "Paris" in captured.out and "SmolLM2" in captured.err
+    assert "Rome" in captured.out and "SmolLM2" in captured.err
     answer = ask("--logprobs", QUESTION)
     assert answer["text"] == captured.out.strip() and answer["finish_reason"] == "stop"
     assert len(answer["token_ids"]) == len(answer["logprobs"]) == answer["new_tokens"]
@@ -167,4 +167,4 @@ def test_mix_compare_and_stop_on_the_real_base(ask):
     assert ask("--adapter", "pirate", QUESTION)["token_ids"] == pirate != base
     assert ask("--mix", "pirate=1", QUESTION)["token_ids"] == pirate
     assert ask("--mix", "pirate=0", QUESTION)["token_ids"] == base
-    assert ask("--stop", "Paris", QUESTION)["text"] == compared["base"]["text"].split("Paris")[0]
+    assert ask("--stop", "Rome", QUESTION)["text"] == compared["base"]["text"].split("Rome")[0]

@@ -59,8 +59,11 @@ class PackedLinear(nn.Module):
             # In place: this runs over the whole model at every start.
             steps.sub_(low).div_(scales.float().clamp_(min=1e-12))
             whole = steps.round()
-            if bits == 4 and not steps.sub_(whole).abs_().amax() <= _OFF_GRID:  # NaN too
-                return None  # a weight that never was in four bits ends here, at its first piece
+            if bits == 4:
+                errors = steps.sub_(whole)
+                if not errors.abs().amax() <= _OFF_GRID:  # NaN too
+                    return None  # a weight that never was in four bits ends here, at its first piece
+                low, scales = _fitted(whole, errors, low.float(), scales.float())
             q = whole.clamp_(0, 2**bits - 1).to(torch.uint8).view(torch.int32)  # 4 inputs a number
             q = q.permute(0, 2, 3, 1).contiguous().view(torch.uint8)  # [blocks, groups, 8, 4 x 16]
             if bits == 4:
@@ -108,6 +111,19 @@ class PackedLinear(nn.Module):
         low = low[0] if low else scales * -128
         whole = (q.view(blocks, BLOCK, groups, GROUP) * scales + low).view(blocks * BLOCK, groups * GROUP)
         return whole[: self.out_features, : self.in_features]
+
+
+def _fitted(whole: Tensor, errors: Tensor, low: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squares for `whole * scales + low` in each group, in fp16.
+
+    The weights have been rounded to bf16 since they were in four bits: the ends of a group alone give its scale to
+    eight bits. errors: of the weights in steps of the scales as they are.
+    """
+    mean = whole.mean(3, keepdim=True)
+    spread = whole - mean
+    slope = (errors * spread).sum(3, keepdim=True) / spread.square().sum(3, keepdim=True).clamp_(min=1)
+    offset = errors.mean(3, keepdim=True) - slope * mean
+    return (low + offset * scales).half(), (scales + slope * scales).half()
 
 
 def pack(weight: Tensor) -> PackedLinear:

@@ -33,7 +33,7 @@ from adapter.errors import AdapterError, LoadError
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
-from adapter.serve.forward import Forward
+from adapter.serve.forward import TorchForward
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
@@ -78,7 +78,7 @@ def streaming(server: AppProcess, model: str = "base", tokens: int = LONG) -> It
     "of, name",
     [
         (DecodeBatch, "step"),
-        (Forward, "__call__"),
+        (TorchForward, "__call__"),
         (FairQueue, "take"),
         (PromptKVBuilder, "build"),
         (DecodeBatch, "join"),
