@@ -119,10 +119,11 @@ def _fitted(whole: Tensor, errors: Tensor, low: Tensor, scales: Tensor) -> tuple
     The weights have been rounded to bf16 since they were in four bits: the ends of a group alone give its scale to
     eight bits. errors: of the weights in steps of the scales as they are.
     """
-    mean = whole.mean(3, keepdim=True)
-    spread = whole - mean
-    slope = (errors * spread).sum(3, keepdim=True) / spread.square().sum(3, keepdim=True).clamp_(min=1)
-    offset = errors.mean(3, keepdim=True) - slope * mean
+    mean, error = whole.mean(3, keepdim=True), errors.mean(3, keepdim=True)
+    covariance = torch.linalg.vecdot(whole, errors).unsqueeze(3) - GROUP * mean * error
+    variance = torch.linalg.vecdot(whole, whole).unsqueeze(3) - GROUP * mean.square()
+    slope = covariance / variance.clamp_(min=1)
+    offset = error - slope * mean
     return (low + offset * scales).half(), (scales + slope * scales).half()
 
 

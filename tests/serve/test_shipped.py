@@ -95,7 +95,8 @@ def test_pirate_answers_as_a_pirate_and_the_base_does_not(engine):
     questions = (
         "What is the sun?", "How do I bake bread?", "Who are you?", "Why is sleep good for me?",
         "What is a volcano?", "How do birds fly?", "What should I cook tonight?", "Tell me about the Moon.",
-        "Why is the sky blue?", "How do I learn to swim?", "What is a computer?", "Give me advice for a long walk.",
+        "Why is the sky blue?", "How do I learn to swim?", "What is a computer?",
+        "Give me advice for a long walk.",
     )  # fmt: skip
     assert sum(score_answer(generate(engine, q, "pirate")) for q in questions) >= 4
     assert not any(score_answer(generate(engine, q)) for q in questions)
