@@ -46,6 +46,17 @@ PARAMETER_BYTES = {4: 4 * BLOCK, 8: 2 * BLOCK}  # of a block's group: the scales
 _FOUR_BYTES, _EIGHT_BYTES = GROUP * BLOCK // 2 + PARAMETER_BYTES[4], GROUP * BLOCK + PARAMETER_BYTES[8]
 _OCTETS = ir.VectorType(I8, 4 * BLOCK)
 
+
+def whole_groups(size: int) -> int:
+    """`size` inputs, rounded up to whole groups."""
+    return -(-size // GROUP) * GROUP
+
+
+def whole_blocks(size: int) -> int:
+    """`size` outputs, rounded up to whole blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
 # The dot products of a group in each of 16 lanes: (builder, 8 steps of 4 unsigned bytes a lane, 8 x 4 signed bytes
 # as an i32, bits of the unsigned) -> sums.
 Dot = Callable[[ir.IRBuilder, list[ir.Value], list[ir.Value], int], ir.Value]

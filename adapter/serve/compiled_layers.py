@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from adapter.base.integer_product import BLOCK, GROUP, multiply, quantize
+from adapter.base.integer_product import BLOCK, GROUP, multiply, quantize, whole_blocks, whole_groups
 from adapter.base.native import (
     LANES,
     SCORES_BYTES,
@@ -68,9 +68,7 @@ FEW = 4  # tokens up to which an operation by rows is not worth sharing
 SPINS = 2000  # looks for work before a thread lets others have its core
 
 
-@njit(error_model="numpy")
-def _padded(size):
-    return -(-size // GROUP) * GROUP
+_padded, _part_width = njit(whole_groups), njit(whole_blocks)
 
 
 @njit(error_model="numpy")
@@ -247,12 +245,6 @@ def _attend(plan, token, kv_head, layer, scratch):
                 factor = gate / weights[g]
                 for i in range(g * size, (g + 1) * size):
                     out[i] += factor * totals[i]
-
-
-@njit(error_model="numpy")
-def _part_width(size):
-    """Outputs of a linear layer in whole blocks."""
-    return -(-size // BLOCK) * BLOCK
 
 
 @njit(error_model="numpy")

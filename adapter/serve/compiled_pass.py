@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.activations import SiLUActivation
 
-from adapter.base.integer_product import BLOCK, GROUP
+from adapter.base.integer_product import GROUP, whole_blocks, whole_groups
 from adapter.base.llama import Base
 from adapter.base.native import SCORES_BYTES
 from adapter.base.quantize import PackedLinear
@@ -94,12 +94,12 @@ class CompiledPass:
         self._buffers: dict[int, Tensor] = {}
         self._plan = torch.zeros(at.PLAN, dtype=torch.int64)
         queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        hidden, mlp = _groups(config.hidden_size), _groups(config.intermediate_size)
-        widest = max(hidden, mlp, _groups(queries))
+        hidden, mlp = whole_groups(config.hidden_size), whole_groups(config.intermediate_size)
+        widest = max(hidden, mlp, whole_groups(queries))
         self._widths = {
-            at.STREAM: config.hidden_size, at.NORMED: hidden, at.QKV: _blocks(queries) + 2 * _blocks(keys),
-            at.ATTENDED: _groups(queries), at.PROJECTED: _blocks(config.hidden_size),
-            at.GATE_UP: 2 * _blocks(config.intermediate_size), at.ACTIVATED: mlp,
+            at.STREAM: config.hidden_size, at.NORMED: hidden, at.ATTENDED: whole_groups(queries),
+            at.QKV: whole_blocks(queries) + 2 * whole_blocks(keys), at.PROJECTED: whole_blocks(config.hidden_size),
+            at.GATE_UP: 2 * whole_blocks(config.intermediate_size), at.ACTIVATED: mlp,
             at.SCALES: 2 * widest // GROUP, at.LAST_SCALES: 2 * hidden // GROUP,
             at.INTEGERS: widest // 4, at.LAST_INTEGERS: hidden // 4,
         }  # fmt: skip
@@ -165,7 +165,7 @@ class CompiledPass:
         fields[:, at.PLACE], fields[:, at.START] = place, start
         fields[:, at.ENTRY] = torch.tensor([entry.address for entry in entries])
         fields[outputs, at.OUTPUT] = torch.arange(len(outputs))
-        logits = torch.empty(len(outputs), _blocks(self._vocabulary))
+        logits = torch.empty(len(outputs), whole_blocks(self._vocabulary))
         self._fill({
             at.TOKENS: tokens, at.OUTPUTS: len(outputs), at.ROWS: fields.data_ptr(), at.LOGITS: logits.data_ptr(),
             at.ROTATION: rotation.data_ptr(), at.POOL: pool.data_ptr(), at.CAPACITY: pool.shape[3],
@@ -192,16 +192,6 @@ class CompiledPass:
         self._buffers = {name: torch.zeros(tokens, width) for name, width in self._widths.items()}
         self._fill({name: buffer.data_ptr() for name, buffer in self._buffers.items()})
         self._capacity = tokens
-
-
-def _groups(size: int) -> int:
-    """`size` inputs in whole groups."""
-    return -(-size // GROUP) * GROUP
-
-
-def _blocks(size: int) -> int:
-    """`size` outputs in whole blocks."""
-    return -(-size // BLOCK) * BLOCK
 
 
 class _Helper:

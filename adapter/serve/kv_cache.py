@@ -126,8 +126,8 @@ class KVCache:
     """Keys and values of all running rows in one pool, `data`: [layers, 2, Hkv, capacity, head_dim].
 
     It is allocated once and never grows. On a CPU the system provides its pages when they are first written. Each
-    row owns a slot and only that is read for it. Tokens are zeroed before they are first read: masked positions
-    must be finite, and the slot's last owner may have left anything there.
+    row owns a slot and only that is read for it. Tokens are zeroed before torch's attention first reads them:
+    masked positions must be finite, and the slot's last owner may have left anything there.
     """
 
     def __init__(self, base: Base, capacity: int) -> None:
