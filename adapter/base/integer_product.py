@@ -135,12 +135,13 @@ _dot = next(dot for needed, dot in DOTS.items() if needed <= features())
 _MOST_ROWS = 8 if "avx512f" in features() else 4  # at a time: their sums and totals stay in registers
 
 
-def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
-    """The function that multiplies `rows` rows of activations with one block of a weight of so many bits."""
+def block_product(rows: int, dot: Dot = _dot) -> Any:
+    """The function that multiplies `rows` rows of activations with one block of a weight."""
 
-    @emitted(types.void, *[types.intp] * 6)
+    @emitted(types.void, *[types.intp] * 7)
     def product(
         b: ir.IRBuilder,
+        bits: ir.Value,
         weight: ir.Value,
         x: ir.Value,
         scales: ir.Value,
@@ -148,44 +149,63 @@ def block_product(rows: int, bits: int, dot: Dot = _dot) -> Any:
         out: ir.Value,
         out_bytes: ir.Value,
     ) -> None:
-        """All are addresses or counts; a row of out is out_bytes after the row before it."""
-        x_bytes, scale_bytes = b.mul(groups, I64(GROUP)), b.mul(groups, I64(8))
-        parameters = GROUP * BLOCK * bits // 8  # where they begin
-        low, pairs = constant(_OCTETS, 15), ir.VectorType(I16, 2 * BLOCK)
-
-        def add_group(group: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-            here = b.add(weight, b.mul(group, I64(parameters + PARAMETER_BYTES[bits])))
-            steps = []
-            for offset in range(0, parameters, 4 * BLOCK):
-                q = load(b, here, _OCTETS, offset)
-                if bits == 4:
-                    high = b.bitcast(b.lshr(b.bitcast(q, pairs), constant(pairs, 4)), _OCTETS)
-                    steps += [b.and_(q, low), b.and_(high, low)]
-                else:
-                    steps.append(q)
-            own = [b.add(b.add(x, b.mul(x_bytes, I64(r))), b.mul(group, I64(GROUP))) for r in range(rows)]
-            sums = [dot(b, steps, [load(b, start, I32, 4 * i) for i in range(8)], bits) for start in own]
-            scale = load_fp16(b, here, parameters)
-            if bits == 4:
-                minimum = load_fp16(b, here, parameters + 2 * BLOCK)
-            else:
-                minimum = b.fmul(scale, constant(FLOATS, -128.0))
-            for r in range(rows):
-                factors = b.add(b.add(scales, b.mul(scale_bytes, I64(r))), b.mul(group, I64(8)))
-                product = b.fmul(b.sitofp(sums[r], FLOATS), splat(b, load(b, factors, F32)))
-                totals[r] = fma(b, product, scale, totals[r])
-                totals[r] = fma(b, minimum, splat(b, load(b, factors, F32, 4)), totals[r])
-            return totals
-
-        for r, total in enumerate(loop(b, groups, [constant(FLOATS, 0.0)] * rows, add_group)):
-            store(b, total, b.add(out, b.mul(out_bytes, I64(r))))
+        """bits: of the weight; the others are addresses or counts. Rows of out are out_bytes apart."""
+        arguments = (weight, x, scales, groups, out, out_bytes)
+        with b.if_else(b.icmp_signed("==", bits, I64(4))) as (four, eight):
+            with four:
+                _emit_product(b, rows, 4, dot, *arguments)
+            with eight:
+                _emit_product(b, rows, 8, dot, *arguments)
 
     return product
 
 
+def _emit_product(
+    b: ir.IRBuilder,
+    rows: int,
+    bits: int,
+    dot: Dot,
+    weight: ir.Value,
+    x: ir.Value,
+    scales: ir.Value,
+    groups: ir.Value,
+    out: ir.Value,
+    out_bytes: ir.Value,
+) -> None:
+    x_bytes, scale_bytes = b.mul(groups, I64(GROUP)), b.mul(groups, I64(8))
+    parameters = GROUP * BLOCK * bits // 8  # where they begin
+    low, pairs = constant(_OCTETS, 15), ir.VectorType(I16, 2 * BLOCK)
+
+    def add_group(group: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+        here = b.add(weight, b.mul(group, I64(parameters + PARAMETER_BYTES[bits])))
+        steps = []
+        for offset in range(0, parameters, 4 * BLOCK):
+            q = load(b, here, _OCTETS, offset)
+            if bits == 4:
+                high = b.bitcast(b.lshr(b.bitcast(q, pairs), constant(pairs, 4)), _OCTETS)
+                steps += [b.and_(q, low), b.and_(high, low)]
+            else:
+                steps.append(q)
+        own = [b.add(b.add(x, b.mul(x_bytes, I64(r))), b.mul(group, I64(GROUP))) for r in range(rows)]
+        sums = [dot(b, steps, [load(b, start, I32, 4 * i) for i in range(8)], bits) for start in own]
+        scale = load_fp16(b, here, parameters)
+        if bits == 4:
+            minimum = load_fp16(b, here, parameters + 2 * BLOCK)
+        else:
+            minimum = b.fmul(scale, constant(FLOATS, -128.0))
+        for r in range(rows):
+            factors = b.add(b.add(scales, b.mul(scale_bytes, I64(r))), b.mul(group, I64(8)))
+            product = b.fmul(b.sitofp(sums[r], FLOATS), splat(b, load(b, factors, F32)))
+            totals[r] = fma(b, product, scale, totals[r])
+            totals[r] = fma(b, minimum, splat(b, load(b, factors, F32, 4)), totals[r])
+        return totals
+
+    for r, total in enumerate(loop(b, groups, [constant(FLOATS, 0.0)] * rows, add_group)):
+        store(b, total, b.add(out, b.mul(out_bytes, I64(r))))
+
+
 # Module globals, because numba finds a function in its disk cache only if it has no closure.
-_four_1, _four_2, _four_4, _four_8 = (block_product(rows, 4) for rows in (1, 2, 4, 8))
-_eight_1, _eight_2, _eight_4, _eight_8 = (block_product(rows, 8) for rows in (1, 2, 4, 8))
+_product_1, _product_2, _product_4, _product_8 = (block_product(rows) for rows in (1, 2, 4, 8))
 
 
 @emitted(types.void, types.intp, types.intp, types.intp)
@@ -224,23 +244,14 @@ def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last)
         while row < rows:
             row_x, row_scales, to = x + row * x_bytes, scales + row * scale_bytes, there + row * out_bytes
             left = rows - row
-            if bits == 4:
-                if left >= 8 and _MOST_ROWS == 8:
-                    _four_8(here, row_x, row_scales, groups, to, out_bytes)
-                elif left >= 4:
-                    _four_4(here, row_x, row_scales, groups, to, out_bytes)
-                elif left >= 2:
-                    _four_2(here, row_x, row_scales, groups, to, out_bytes)
-                else:
-                    _four_1(here, row_x, row_scales, groups, to, out_bytes)
-            elif left >= 8 and _MOST_ROWS == 8:
-                _eight_8(here, row_x, row_scales, groups, to, out_bytes)
+            if left >= 8 and _MOST_ROWS == 8:
+                _product_8(bits, here, row_x, row_scales, groups, to, out_bytes)
             elif left >= 4:
-                _eight_4(here, row_x, row_scales, groups, to, out_bytes)
+                _product_4(bits, here, row_x, row_scales, groups, to, out_bytes)
             elif left >= 2:
-                _eight_2(here, row_x, row_scales, groups, to, out_bytes)
+                _product_2(bits, here, row_x, row_scales, groups, to, out_bytes)
             else:
-                _eight_1(here, row_x, row_scales, groups, to, out_bytes)
+                _product_1(bits, here, row_x, row_scales, groups, to, out_bytes)
             row += 8 if left >= 8 and _MOST_ROWS == 8 else 4 if left >= 4 else 2 if left >= 2 else 1
 
 

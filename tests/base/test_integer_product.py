@@ -20,7 +20,7 @@ GROUPS = 5
 
 def product(weight: torch.Tensor, bits: int, rows: int, dot) -> tuple[torch.Tensor, torch.Tensor]:
     """One block times `rows` rows with extreme activations, and what it should be."""
-    block = block_product(rows, bits, dot)
+    block = block_product(rows, dot)
 
     @njit
     def run(*addresses):
@@ -34,7 +34,7 @@ def product(weight: torch.Tensor, bits: int, rows: int, dot) -> tuple[torch.Tens
     scales = torch.stack((factors, factors * integers.sum(2)), 2)
     out = torch.empty(rows, BLOCK)
     addresses = [tensor.data_ptr() for tensor in (packed.weight, integers, scales)]
-    run(*addresses, GROUPS, out.data_ptr(), 4 * BLOCK)
+    run(bits, *addresses, GROUPS, out.data_ptr(), 4 * BLOCK)
     x = (integers * factors[:, :, None].double()).flatten(1)
     return out, x @ packed.unpacked().double().T
 
