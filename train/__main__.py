@@ -29,13 +29,15 @@ from adapter.method.checkpoint import CARD, load_adapter, save_adapter
 from adapter.method.config import base_label
 from train.card import write_card
 from train.config import Precision, RecipeFile, changed, read_recipe, recipe_text
-from train.data import SkippedExamples, Tokeniser
-from train.data_report import make_report
+from train.input.examples import FileExamples, SkippedExamples
+from train.input.features import FeatureCache
+from train.input.report import make_report
+from train.input.rows import Tokeniser
 from train.job import Stopped, train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
 from train.recipes.recipe import load_recipe, recipe_names
-from train.run_setup import FeatureCache, FileExamples, start_adapter, with_base, with_encoder
+from train.run_setup import start_adapter, with_base, with_encoder
 from train.score import Answerer
 
 _EPILOG = """examples:

@@ -29,10 +29,12 @@ from adapter.errors import with_detail
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
 from train.config import TrainConfig
-from train.data import Batch, Batches, Example, SkippedExamples, StreamPosition, TokenisedRow, Tokeniser, collate
+from train.input.batches import Batch, Batches, StreamPosition, collate
+from train.input.examples import Example, SkippedExamples
+from train.input.features import FeatureCache
+from train.input.rows import TokenisedRow, Tokeniser
 from train.loop import evaluate, total_loss, trainable_parameters
 from train.run_folder import MetricsWriter, RunFolder, TrainError
-from train.run_setup import FeatureCache
 
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 

@@ -19,7 +19,8 @@ from adapter.method.attention import PromptKV
 from adapter.method.config import AdapterConfig
 from adapter.method.vision import VisualFeatures
 from train.config import TrainConfig
-from train.data import IGNORED, Batch
+from train.input.batches import Batch
+from train.input.rows import IGNORED
 
 _CHUNK_POSITIONS = 256  # per product of the head: the logits of all positions would be most of the memory
 _CACHE_POSITIONS = 16  # whose logits in fp32 fit into a processor's cache

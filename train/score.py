@@ -12,7 +12,7 @@ from adapter.base.llama import Base
 from adapter.base.template import Message, encode_answer, encode_prompt
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualFeatures
-from train.data import stack_features
+from train.input.batches import stack_features
 from train.loop import batch_prompts
 
 Conversation = tuple[Message, ...]

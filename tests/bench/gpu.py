@@ -35,7 +35,9 @@ from adapter.serve.sampling import SamplingParams
 from tests.bench.programs import Program, Task, decode_speed, measure_in_turn, median, print_head, print_row, ratio
 from tests.tiny_models import random_adapter, seven_billion_config, write_random_base
 from train.config import TrainConfig
-from train.data import IGNORED, Example, TokenisedRow, collate
+from train.input.batches import collate
+from train.input.examples import Example
+from train.input.rows import IGNORED, TokenisedRow
 from train.loop import new_adapter, supervised_loss
 from train.precision import load_to_train
 

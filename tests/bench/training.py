@@ -209,7 +209,9 @@ def fixed_turn(method: str, precision: str) -> Measure:
     labels = ids.clone()
     labels[:, : LENGTH // 2] = IGNORED
     if method == OURS:
-        from train.data import Example, TokenisedRow, collate
+        from train.input.batches import collate
+        from train.input.examples import Example
+        from train.input.rows import TokenisedRow
 
         base, adapter, optimizer = _trainer(precision)
         rows = [
@@ -270,7 +272,8 @@ def mixed_turn(method: str, precision: str) -> Measure:
     from transformers import AutoTokenizer
 
     from adapter.base.embedded import base_folder
-    from train.data import Batches, Tokeniser, collate
+    from train.input.batches import Batches, collate
+    from train.input.rows import Tokeniser
 
     tokenizer = AutoTokenizer.from_pretrained(base_folder())
     examples = _examples(tokenizer)
@@ -335,7 +338,7 @@ def _examples(tokenizer: Any) -> list[Any]:
     import sklearn.datasets
 
     from adapter.base.template import Message
-    from train.data import Example
+    from train.input.examples import Example
 
     pages = sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))
     ids = 2 * tokenizer("\n".join(page.read_text() for page in pages), verbose=False).input_ids

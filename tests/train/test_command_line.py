@@ -14,9 +14,10 @@ from adapter.base.embedded import BASE
 from adapter.method.checkpoint import load_adapter, read_config
 from train.__main__ import main
 from train.config import ConfigError, TrainConfig, changed, presets, read_recipe
-from train.data import Example, Tokeniser, collate
+from train.input.batches import collate
+from train.input.examples import Example, FileExamples
+from train.input.rows import Tokeniser
 from train.loop import new_adapter, total_loss
-from train.run_setup import FileExamples
 
 
 @pytest.fixture
@@ -286,7 +287,7 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
     (tmp_path / "problems.json").write_text(json.dumps({i: {**problem, "split": names[i]} for i in names}))
     (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
     recipe = read_recipe(None, [f"data={tmp_path}", "steps=1", "held_out=5"])
-    from train.data import SkippedExamples
+    from train.input.examples import SkippedExamples
 
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples())
     assert len(examples.train_indices) == 2 and len(list(examples("validation"))) == 1

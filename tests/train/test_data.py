@@ -13,18 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapter.base.template import Message, encode_conversation
-from train.data import (
-    IGNORED,
-    Batches,
-    Example,
-    ShuffledExamples,
-    SkippedExamples,
-    StreamPosition,
-    Tokeniser,
-    collate,
-)
 from train.formats.dataset import DataError, open_records
-from train.history import sample_history, with_unseen_history
+from train.input.batches import Batches, StreamPosition, collate
+from train.input.examples import Example, ShuffledExamples, SkippedExamples
+from train.input.history import sample_history, with_unseen_history
+from train.input.rows import IGNORED, Tokeniser
 
 
 def numbered_examples(count=10**9):

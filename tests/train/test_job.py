@@ -24,7 +24,7 @@ from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter
 from tests.app_process import wait_until
 from train.__main__ import main
 from train.config import TrainConfig
-from train.data import Example
+from train.input.examples import Example
 from train.job import Stopped
 from train.loop import new_adapter
 from train.run_folder import METRICS, STATE, MetricsWriter, RunFolder, TrainError

@@ -18,7 +18,9 @@ from adapter.base.template import Message
 from adapter.method.checkpoint import load_adapter
 from adapter.method.gradients import CausalAttention, PromptTerm
 from train.config import TrainConfig
-from train.data import IGNORED, Example, Tokeniser, collate
+from train.input.batches import collate
+from train.input.examples import Example
+from train.input.rows import IGNORED, Tokeniser
 from train.job import train
 from train.loop import _HeadLoss, evaluate, new_adapter, supervised_loss
 from train.precision import load_to_train

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from train.config import TrainConfig
-from train.data import Example
-from train.history import with_unseen_history
+from train.input.examples import Example
+from train.input.history import with_unseen_history
 from train.recipes.extract_grammar import (
     FIELDS,
     Facts,

@@ -12,7 +12,7 @@ from adapter.errors import AdapterError
 from adapter.method.adapter import Adapter
 from train import recipes
 from train.config import TrainConfig
-from train.data import Example
+from train.input.examples import Example
 from train.score import Answerer
 
 

@@ -28,8 +28,8 @@ from adapter.method.image_file import open_image
 from adapter.method.projection import LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.config import TrainConfig
-from train.data import Example
-from train.history import with_unseen_history
+from train.input.examples import Example
+from train.input.history import with_unseen_history
 from train.recipes import see_concepts
 from train.recipes.recipe import Recipe
 from train.recipes.see_concepts import NAME_LENGTH, ClassFeatures, Vocabulary

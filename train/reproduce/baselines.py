@@ -14,7 +14,9 @@ from safetensors.torch import save
 from transformers import get_cosine_schedule_with_warmup
 
 from adapter.base.llama import Base
-from train.data import IGNORED, Batch, Batches, Example, Tokeniser, collate
+from train.input.batches import Batch, Batches, collate
+from train.input.examples import Example
+from train.input.rows import IGNORED, Tokeniser
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE
 
 RATES = {"lora": 1e-3, "full": 5e-5}

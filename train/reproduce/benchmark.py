@@ -20,8 +20,8 @@ from adapter.errors import AdapterError
 from adapter.files import atomic_write
 from adapter.method.image_file import open_image
 from adapter.method.vision import VisualFeatures
-from train.data import Example
 from train.formats.scienceqa import Problem, problems, question_text
+from train.input.examples import Example
 
 # What follows the problem: the options are written "(A)", so that the next token is the letter.
 _CUE = "\nAnswer: ("

@@ -14,8 +14,8 @@ from adapter.base.template import encode_answer, encode_prompt
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.vision import VisualFeatures
-from train.data import stack_features
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem, columns
+from train.input.batches import stack_features
 from train.loop import batch_prompts
 from train.reproduce.benchmark import TEMPLATE, Benchmark, prompt
 

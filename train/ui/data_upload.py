@@ -18,8 +18,8 @@ from adapter.server.loader import import_libraries
 from adapter.ui.texts import train as texts
 
 if TYPE_CHECKING:
-    from train.data_report import Report
     from train.formats.dataset import Record, Records
+    from train.input.report import Report
 
 MAX_FILE_BYTES = 40 * 2**20
 MAX_RECORDS = 20_000
@@ -168,8 +168,8 @@ def _count_images(records: Records, folder: Path) -> int:
 
 def make_preview(data: TrainingData, base: str) -> Preview:
     """Reads all records once, as the trainer will. Raises BadInput if too few can be trained on."""
-    from train.data import Tokeniser
-    from train.data_report import make_report
+    from train.input.report import make_report
+    from train.input.rows import Tokeniser
 
     tokenizer, template = _tokenizer(base)
     report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)

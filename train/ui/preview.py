@@ -20,8 +20,8 @@ from adapter.ui.theme import ellipsize
 from train.ui.data_upload import Preview
 
 if TYPE_CHECKING:
-    from train.data_report import Faults, Report
     from train.formats.dataset import Record
+    from train.input.report import Faults, Report
 
 _TURN_CHARACTERS = 220
 _THUMBNAIL_PIXELS = 96

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from adapter.errors import AdapterError, BadInput
 from adapter.method.image_file import open_image
-from train.data import IGNORED, Example, Tokeniser
 from train.formats.dataset import Records
+from train.input.examples import Example
+from train.input.rows import IGNORED, Tokeniser
 
 _LISTED_FAULTS = 10  # of each kind
 _BAR_WIDTH = 40  # characters

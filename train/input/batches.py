@@ -1,0 +1,124 @@
+"""Batches: rows of similar length, padded together with the features of their pictures. Knows no models.
+
+The order of batches is a function of the seed and of a StreamPosition, so that a run can stop and resume anywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from adapter.method.vision import VisualFeatures
+from train.formats.dataset import DataError
+from train.input.examples import Example, ShuffledExamples
+from train.input.rows import IGNORED, TokenisedRow, Tokeniser
+
+_GROUP_BATCHES = 32  # batches that are sorted by length together
+_MOST_EMPTY_GROUPS = 64  # in a row, after which there is nothing to learn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """input_ids, labels: [B, T], right-padded; labels are -100 before the answer and in the padding.
+
+    features: of the batch's images, in row order. rows: [B] index among [no image, image 0, ...]; None if all rows
+    have an image or none has.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    features: VisualFeatures | None
+    rows: Tensor | None
+
+    tokens: int  # without padding
+    supervised: int  # positions with loss
+
+    def to(self, device: torch.device) -> Batch:
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            labels=self.labels.to(device),
+            features=None if self.features is None else self.features.to(device),
+            rows=None if self.rows is None else self.rows.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class StreamPosition:
+    """A run's position in its examples: how many precede the current group, the group's number, its next batch."""
+
+    examples: int = 0
+    group: int = 0
+    batch: int = 0
+
+
+class Batches:
+    """Endless batches of rows of similar length, as lists of rows; `position` is that of the next one."""
+
+    def __init__(
+        self,
+        examples: Iterable[Example | None],
+        tokeniser: Tokeniser,
+        batch_size: int,
+        seed: int,
+        position: StreamPosition = StreamPosition(),
+    ) -> None:
+        self._stream = iter(examples)
+        self._tokeniser, self._batch_size, self._seed = tokeniser, batch_size, seed
+        self._group_size = batch_size * _GROUP_BATCHES
+        if isinstance(self._stream, ShuffledExamples):
+            self._stream.skip(position.examples)
+            # No group spans two epochs of a small file: the same example twice in a batch teaches less.
+            self._group_size = min(self._group_size, len(self._stream))
+        else:
+            next(itertools.islice(self._stream, position.examples, position.examples), None)
+        self.position = position
+
+    def __iter__(self) -> Iterator[list[TokenisedRow]]:
+        empty = 0
+        while True:
+            group = list(itertools.islice(self._stream, self._group_size))
+            start = self.position
+            rows = self._tokeniser.rows(group)
+            batches = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]
+            random.Random(f"{self._seed} {start.group}").shuffle(batches)
+            next_group = StreamPosition(start.examples + len(group), start.group + 1)
+            for number, batch in enumerate(batches):
+                if number >= start.batch:
+                    last = number == len(batches) - 1
+                    self.position = next_group if last else replace(start, batch=number + 1)
+                    yield batch
+            self.position = next_group
+            empty = 0 if batches else empty + 1
+            if not group or empty == _MOST_EMPTY_GROUPS:
+                raise DataError(
+                    "Nothing to learn: every example is broken, or too long before its answer begins. "
+                    "See which with --check, or raise max_length."
+                )
+
+
+def stack_features(features: Sequence[VisualFeatures | None]) -> tuple[VisualFeatures | None, Tensor | None]:
+    """The features of several rows in one, and `rows` as in Batch."""
+    present = [f for f in features if f is not None]
+    if not present:
+        return None, None
+    counter = itertools.count(1)
+    rows = torch.tensor([0 if f is None else next(counter) for f in features])
+    return VisualFeatures.cat(present), rows if len(present) < len(features) else None
+
+
+def collate(
+    rows: Sequence[TokenisedRow], pad: int, encode: Callable[[Example], VisualFeatures | None] | None = None
+) -> Batch:
+    """One batch of at least one row. encode: returns the features of an example whose image is a file."""
+    length = max(len(row.ids) for row in rows)
+    input_ids = torch.tensor([row.ids + [pad] * (length - len(row.ids)) for row in rows])
+    labels = torch.tensor([row.labels + [IGNORED] * (length - len(row.labels)) for row in rows])
+    features, index = stack_features([encode(row.example) if encode else row.example.features for row in rows])
+    supervised = int((labels[:, 1:] != IGNORED).sum())
+    return Batch(input_ids, labels, features, index, sum(len(row.ids) for row in rows), supervised)
