@@ -22,7 +22,7 @@ from adapter.base.embedded import BASE, ENCODER
 from adapter.errors import AdapterError, BadInput, first_line
 from adapter.method.config import TuningConfig, VisionConfig, check_name
 
-Precision = Literal["auto", "bf16", "fp32", "nf4", "int8"]
+Precision = Literal["auto", "bf16", "fp16", "fp32", "nf4", "int8"]
 _Config = TypeVar("_Config")
 
 
@@ -74,9 +74,14 @@ class TrainConfig:
     max_length: AtLeastOne = 512  # tokens; longer examples are truncated
     history: Annotated[Float, Field(ge=0, le=1)] = 0  # share of single-turn records trained with earlier turns
     eval_every: AtLeastOne = 100  # steps between evaluations
-    save_every: Count = 0  # steps between saves; 0: at each evaluation
+    save: Literal["best", "last"] = "best"  # the adapter that the run ends with: lowest held-out loss, or last step
+    save_every: Count = 0  # steps between saves of what --resume needs; 0: at each evaluation
+    checkpoint_every: Count = 0  # steps between numbered adapters that are kept; 0: none
     patience: Count = 0  # evaluations without improvement before stopping; 0: never
     held_out: Count = 96  # examples in the held-out loss
+    gradient_checkpointing: bool = False  # computes activations again in backward: less memory, more time
+    tracker: str = "none"  # one of accelerate's, such as tensorboard or wandb
+    push_to: str | None = None  # repository on the Hub, as user/name, that the finished adapter is sent to
     seed: int = 0
 
     @model_validator(mode="after")
