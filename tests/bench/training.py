@@ -30,13 +30,14 @@ from adapter.base.threads import sleep_when_idle
 ROUNDS = 3
 BATCH, LENGTH, STEPS = 8, 256, 2  # of the fixed shape; steps in a round
 ROWS, MEAN, SPREAD, SHORTEST, LONGEST = 128, 101, 0.55, 20, 400  # of the mixed lengths, in tokens
-PEER_STEPS = 6  # batches of 8 random rows; this trainer takes all 16 batches
+PEER_STEPS = 6  # batches of 8 random rows; whoever groups rows by length takes all 16 batches
 FULL_PAD = 512  # tokens to which the official loader pads every row
 IGNORED = -100
 PRECISIONS = ("bf16", "fp32")
 CLEARLY_SLOWER = 1.3  # times as long in the first round
 OURS, PROMPT, LORA, FULL = "this trainer", "PEFT AdaptionPrompt", "PEFT LoRA, r 8", "full fine-tuning"
 FLOOR, PADDED = "matrix products alone", f"{PROMPT}, padded to {FULL_PAD}"
+GROUPED = f"{PROMPT}, grouped by length"
 
 Measure = Callable[[int], tuple[float, int]]  # round, -1 to warm up -> seconds, useful tokens
 
@@ -44,7 +45,7 @@ Measure = Callable[[int], tuple[float, int]]  # round, -1 to warm up -> seconds,
 def run() -> None:
     _table("fixed", (OURS, PROMPT, LORA, FULL, FLOOR), f"{BATCH} x {LENGTH}, half supervised")
     mixed = f"{SHORTEST} to {LONGEST} tokens, mean {MEAN}; peers under transformers' Trainer"
-    _table("mixed", (OURS, PROMPT, LORA, FULL, PADDED), mixed)
+    _table("mixed", (OURS, GROUPED, PROMPT, LORA, FULL, PADDED), mixed)
 
 
 def _table(table: str, methods: Iterable[str], title: str) -> None:
@@ -73,7 +74,7 @@ def _table(table: str, methods: Iterable[str], title: str) -> None:
         memory = peaks[method, precision]
         print(f"| {method} | {precision} | {statistics.median(rate):.0f} | {speedup:.2f} | {memory:.0f} |")
     print(f"\nauto is {chosen} ({reason}): {automatic:.2f} of this trainer's fastest precision")
-    for method in [m for m in (PROMPT, LORA, FULL) if m in best]:
+    for method in [m for m in (GROUPED, PROMPT, LORA, FULL) if m in best]:
         speedup = statistics.median(a / b for a, b in zip(rates[OURS, chosen], best[method], strict=False))
         print(f"auto against the best precision of {method}: {speedup:.2f}")
     print()
@@ -268,7 +269,10 @@ def _floor(supervised: int, dtype: Any) -> Callable[[], None]:
 
 
 def mixed_turn(method: str, precision: str) -> Measure:
-    """Ours: all ROWS rows once. Peers: PEER_STEPS random batches of them by transformers' Trainer."""
+    """All ROWS rows once where they are grouped by length; else PEER_STEPS random batches of them.
+
+    Peers train by transformers' Trainer: with its sampler that groups by length, or in random order, its default.
+    """
     from transformers import AutoTokenizer
 
     from adapter.base.embedded import base_folder
@@ -282,7 +286,7 @@ def mixed_turn(method: str, precision: str) -> Measure:
     if method != OURS:
         return _trainer_turn(
             _peer(method, precision),
-            method == PADDED,
+            method,
             tokenizer,
             [{"input_ids": row.ids, "labels": row.labels} for row in rows],
         )
@@ -298,17 +302,18 @@ def mixed_turn(method: str, precision: str) -> Measure:
     return measure
 
 
-def _trainer_turn(model: Any, padded: bool, tokenizer: Any, rows: list[dict[str, list[int]]]) -> Measure:
+def _trainer_turn(model: Any, method: str, tokenizer: Any, rows: list[dict[str, list[int]]]) -> Measure:
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    padding = {"padding": "max_length", "max_length": FULL_PAD} if padded else {"padding": True}
+    padding = {"padding": "max_length", "max_length": FULL_PAD} if method == PADDED else {"padding": True}
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=tempfile.gettempdir(),  # into which nothing is written
             per_device_train_batch_size=BATCH,
             num_train_epochs=1,
+            train_sampling_strategy="group_by_length" if method == GROUPED else "random",
             learning_rate=1e-4,
             use_cpu=True,
             report_to=[],
@@ -322,7 +327,7 @@ def _trainer_turn(model: Any, padded: bool, tokenizer: Any, rows: list[dict[str,
 
     def measure(number: int) -> tuple[float, int]:
         # The longest rows first, so that peak memory is that of an epoch's worst batch.
-        count = PEER_STEPS // (3 if padded else 1)
+        count = {GROUPED: ROWS // BATCH, PADDED: PEER_STEPS // 3}.get(method, PEER_STEPS)
         chosen = rows[-BATCH:] if number < 0 else random.Random(number).sample(rows, count * BATCH)
         trainer.train_dataset = chosen
         start = time.perf_counter()
