@@ -73,8 +73,11 @@ class TrainConfig:
     disjoint: Count = 0  # this many lowest insertion layers train on images only, the rest and tuning on text only
     max_length: AtLeastOne = 512  # tokens; longer examples are truncated
     history: Annotated[Float, Field(ge=0, le=1)] = 0  # share of single-turn records trained with earlier turns
+    # This many rows of unrelated text for each row of the data, trained to leave the base's distribution as it is.
+    keep: Annotated[Float, Field(ge=0, lt=1)] = 0
+    keep_data: str | None = None  # that text, or records in any format; None: what the base writes by itself
     eval_every: AtLeastOne = 100  # steps between evaluations
-    save: Literal["best", "last"] = "best"  # the adapter that the run ends with: lowest held-out loss, or last step
+    save: Literal["best", "last"] = "best"  # the adapter that the run ends with: of lowest held-out loss, or last
     save_every: Count = 0  # steps between saves of what --resume needs; 0: at each evaluation
     checkpoint_every: Count = 0  # steps between numbered adapters that are kept; 0: none
     patience: Count = 0  # evaluations without improvement before stopping; 0: never
@@ -90,6 +93,8 @@ class TrainConfig:
             raise ValueError("steps and epochs exclude each other: leave one of them out")
         if not (self.steps or self.epochs):
             raise ValueError("steps or epochs must be above 0: set one of them, or a preset such as preset=small")
+        if self.keep_data is not None and not self.keep:
+            raise ValueError("keep_data needs a share of rows that are drawn from it: set keep, such as keep=0.1")
         if self.learn == "tuning" and self.tuning is None:
             raise ValueError("learn: tuning needs a tuning to learn, such as tuning: {norms: true, bias: true}")
         return self
@@ -161,7 +166,7 @@ def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) ->
         values["data"] = {"path": values["data"]}
     values.setdefault("name", path.stem if path is not None else "adapter")
     if to_run:
-        _check_run(values["data"], values["name"], where)
+        _check_run(values["data"], values.get("keep_data"), values["name"], where)
     values["train"] = {key: values[key] for key in values if key in inner}
     return build(RecipeFile, {key: values[key] for key in values if key in outer}, where)
 
@@ -237,13 +242,13 @@ _ALLOWED = {
 }
 
 
-def _check_run(data: Any, name: Any, where: str) -> None:
+def _check_run(data: Any, keep_data: Any, name: Any, where: str) -> None:
     """Checks what a run needs before anything is read or loaded."""
-    path = data.get("path") if isinstance(data, dict) else None
-    if isinstance(path, str) and not os.path.exists(path):
-        raise ConfigError(
-            f"{where}: there is no file or folder '{Path(path).name}'. Check the path of data.", path
-        )
+    for key, path in (("data", data.get("path") if isinstance(data, dict) else None), ("keep_data", keep_data)):
+        if isinstance(path, str) and not os.path.exists(path):
+            raise ConfigError(
+                f"{where}: there is no file or folder '{Path(path).name}'. Check the path of {key}.", path
+            )
     try:
         check_name(str(name))
     except BadInput as error:

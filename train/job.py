@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -25,17 +25,20 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from adapter.base.llama import Base
-from adapter.errors import with_detail
+from adapter.errors import AdapterError, with_detail
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
 from train.config import TrainConfig
 from train.input.batches import Batch, Batches, StreamPosition, collate
 from train.input.examples import Example, SkippedExamples
 from train.input.features import FeatureCache
-from train.input.rows import TokenisedRow, Tokeniser
-from train.loop import evaluate, total_loss, trainable_parameters
+from train.input.keep import OWN_TEXT, KeepRows, own_rows, rows_of_file
+from train.input.rows import TokenisedRow, Tokeniser, num_supervised
+from train.loop import evaluate, total_divergence, total_loss, trainable_parameters
 from train.run_folder import MetricsWriter, RunFolder, TrainError
 
+_T = TypeVar("_T")
+_KEEP_WEIGHT = 1.0  # of the mean divergence from the base, beside the mean loss of the answers
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 
 
@@ -122,6 +125,7 @@ class _Run:
             self.optimizer, max(1, int(config.warmup * config.steps)), config.steps
         )
         self.tensorboard = tensorboard
+        self.keep: KeepRows | None = None
         self.metrics: MetricsWriter | None = None  # of the main process
 
     def _log(self, text: str) -> None:
@@ -133,17 +137,27 @@ class _Run:
     def start(self, resume: bool) -> None:
         """Opens the run's folder and loads its state; either all processes raise TrainError or none does."""
         problem: tuple[str, ...] = ()
+        keep_rows: list[list[int]] = []
         if self.is_main:
             try:
                 self.folder.open(resume)
-            except TrainError as error:
+                keep_rows = self._keep_rows(resume) if self.config.keep else []
+            except AdapterError as error:
                 problem = str(error), error.detail
-        if problem := _from_main(self.accelerator, problem):
+        problem, keep_rows = _from_main(self.accelerator, (problem, keep_rows))
+        if problem:
             raise TrainError(*problem)
+        self.keep = KeepRows(keep_rows, self.config.seed) if self.config.keep else None
         if resume:
             self._load()
         if self.is_main:
             self.metrics = MetricsWriter(self.folder.path, self.progress.step, self._log, self.tensorboard)
+
+    def _keep_rows(self, resume: bool) -> list[list[int]]:
+        config = self.config
+        if config.keep_data is not None:
+            return rows_of_file(Path(config.keep_data), self.tokeniser, config.seed, self.skipped)
+        return own_rows(self.base, config.template, config.seed, self.folder.path / OWN_TEXT, resume)
 
     def close(self) -> None:
         if self.metrics is not None:
@@ -152,6 +166,12 @@ class _Run:
 
     def _load(self) -> None:
         state = self.folder.load(dataclasses.asdict(self.config), self.base.fingerprint)
+        if self.keep is not None and state["keep"] != self.keep.digest:
+            raise TrainError(
+                f"The text of keep has changed since the run in '{self.folder.path.name}' began. Put back what it "
+                "was, or start anew with another --out.",
+                str(self.folder.path),
+            )
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -169,6 +189,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "progress": dataclasses.asdict(self.progress),
+            "keep": None if self.keep is None else self.keep.digest,
         }
         self._try_to_save(lambda: self.folder.save(state), required)
 
@@ -225,21 +246,27 @@ class _Run:
 
     def _step(self, rows: list[TokenisedRow], stop: bool) -> bool:
         """One update from the rows of all processes. Returns whether any process was asked to stop."""
-        config, world = self.config, self.accelerator.num_processes
-        own_rows = rows[self.accelerator.process_index :: world]
-        if self.feature_cache is not None:
-            own_rows = self.feature_cache.usable(own_rows)
-        # [loss, supervised tokens, tokens, asked to stop], summed over processes together with the gradients.
-        sums = torch.zeros(4, dtype=torch.float64)
+        config = self.config
+        # [loss, supervised tokens, tokens, asked to stop, divergence, its positions], summed over processes
+        # together with the gradients.
+        sums = torch.zeros(6, dtype=torch.float64)
         sums[3] = float(stop)
-        size = -(-len(own_rows) // config.accumulate) if own_rows else 1
-        for start in range(0, len(own_rows), size):
-            batch = self._collate(own_rows[start : start + size])
+        for batch in self._micro_batches(rows):
             loss = total_loss(self.base.model, self.adapter, batch, config.disjoint)
             self.accelerator.backward(loss)
             sums[0] += loss.item()
             sums[1] += batch.supervised
             sums[2] += batch.tokens
+        if self.keep is not None:
+            # In batches of their own: beside shorter rows they would be mostly padding.
+            keep_rows = self.keep.draw(self.progress.step, rows, math.ceil(config.keep * config.batch_size))
+            # Gradients are divided by the supervised tokens of all processes, which are those of `rows`.
+            weight = _KEEP_WEIGHT * num_supervised(rows) / num_supervised(keep_rows)
+            for batch in self._micro_batches(keep_rows):
+                divergence = total_divergence(self.base.model, self.adapter, batch, config.disjoint)
+                self.accelerator.backward(weight * divergence)
+                sums[4] += divergence.item()
+                sums[5] += batch.supervised
         sums = self._reduce(sums)
         self.progress.tokens += int(sums[2])
         norm = self._update(int(sums[1]))
@@ -247,8 +274,17 @@ class _Run:
         if math.isfinite(mean_loss) and sums[1]:
             before = self.progress.running
             self.progress.running = mean_loss if math.isnan(before) else 0.95 * before + 0.05 * mean_loss
-        self._record(mean_loss, norm)
+        self._record(mean_loss, norm, float(sums[4]) / max(float(sums[5]), 1.0))
         return bool(sums[3])
+
+    def _micro_batches(self, rows: list[TokenisedRow]) -> Iterator[Batch]:
+        """This process's share of the rows, in `accumulate` pieces."""
+        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        if self.feature_cache is not None:
+            own = self.feature_cache.usable(own)
+        size = -(-len(own) // self.config.accumulate) or 1
+        for start in range(0, len(own), size):
+            yield self._collate(own[start : start + size])
 
     def _collate(self, rows: list[TokenisedRow]) -> Batch:
         encode = self.feature_cache.features if self.feature_cache is not None else None
@@ -357,7 +393,7 @@ class _Run:
             "gate": f"{self.adapter.gates.detach().abs().max():.3f}",
         }
 
-    def _record(self, loss: float, norm: float) -> None:
+    def _record(self, loss: float, norm: float, divergence: float) -> None:
         if self.metrics is None:
             return
         progress, gates = self.progress, self.adapter.gates.detach()
@@ -369,17 +405,18 @@ class _Run:
             lr=self.schedule.get_last_lr()[0],
             tokens=progress.tokens,
             seconds=round(progress.seconds, 3),
+            **({} if self.keep is None else {"divergence": divergence}),
         )
         self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
 
 
-def _from_main(accelerator: Accelerator, texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Broadcasts the main process's texts to every process."""
+def _from_main(accelerator: Accelerator, value: _T) -> _T:
+    """Broadcasts the main process's value to every process."""
     if accelerator.num_processes == 1:
-        return texts
+        return value
     from accelerate.utils import broadcast_object_list
 
-    return tuple(broadcast_object_list([texts])[0])
+    return broadcast_object_list([value])[0]
 
 
 @contextlib.contextmanager

@@ -91,27 +91,51 @@ def supervised_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoin
     return total_loss(model, adapter, batch, disjoint) / max(batch.supervised, 1)
 
 
+def total_divergence(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
+    """Summed KL(base || adapted) of the next token at the batch's supervised positions, in nats."""
+    supervised = batch.labels[:, 1:] != IGNORED
+    with torch.no_grad():
+        base = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1][supervised]
+    kv = batch_prompts(adapter, model, batch.features, batch.rows, disjoint)
+    hidden = model.model(
+        input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.rows
+    ).last_hidden_state
+    return _HeadLoss.apply(hidden[:, :-1][supervised], model.lm_head, base)
+
+
 class _HeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of a frozen head, piece by piece: no logits outlive their piece.
+    """Summed loss of a frozen head, piece by piece: no logits outlive their piece.
 
     The forward pass computes the gradient of the hidden states too, so that backward recomputes nothing.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear | FrozenLinear, targets: Tensor) -> Tensor:
-        """hidden: [P, hidden_size]; head: of [vocab_size, hidden_size]; targets: [P]."""
+        """hidden: [P, hidden_size]; head: of [vocab_size, hidden_size].
+
+        targets: token ids [P], for their cross-entropy; or hidden states of the base [P, hidden_size], for the
+        divergence KL(base || hidden).
+        """
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _CHUNK_POSITIONS):
             chunk = slice(start, start + _CHUNK_POSITIONS)
             logits = head(hidden[chunk])
-            pieces = zip(logits.split(_CACHE_POSITIONS), targets[chunk].split(_CACHE_POSITIONS), strict=True)
+            wanted = targets[chunk] if targets.ndim == 1 else head(targets[chunk])
+            pieces = zip(logits.split(_CACHE_POSITIONS), wanted.split(_CACHE_POSITIONS), strict=True)
             for piece, piece_targets in pieces:
                 logs = piece.float().log_softmax(1)
-                total -= logs.gather(1, piece_targets[:, None]).sum()
-                if gradient is not None:
+                if targets.ndim == 1:
+                    total -= logs.gather(1, piece_targets[:, None]).sum()
                     minus_one = logs.new_full((len(piece_targets), 1), -1.0)
-                    piece.copy_(logs.exp_().scatter_add_(1, piece_targets[:, None], minus_one))
+                    slope = logs.exp_().scatter_add_(1, piece_targets[:, None], minus_one)
+                else:
+                    base_logs = piece_targets.float().log_softmax(1)
+                    base_probabilities = base_logs.exp()
+                    total += (base_probabilities * base_logs.sub_(logs)).sum()
+                    slope = logs.exp_().sub_(base_probabilities)
+                if gradient is not None:
+                    piece.copy_(slope)
             if gradient is not None:
                 gradient[chunk] = (
                     head.input_gradient(logits) if isinstance(head, FrozenLinear) else logits @ head.weight

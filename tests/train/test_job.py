@@ -108,12 +108,13 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arg
 @pytest.mark.slow
 def test_two_processes_equal_one(arguments, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(arguments(one)) == 0
+    assert main(arguments(one, "keep=0.4")) == 0
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port=0", "-m"]
-    both = process(arguments(two), *launch)
+    both = process(arguments(two, "keep=0.4"), *launch)
     _, errors = both.communicate()
     assert both.returncode == 0, errors
     assert metrics(two, "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
+    assert metrics(two, "divergence") == pytest.approx(metrics(one, "divergence"), rel=1e-2, abs=1e-4)
     assert metrics(two, "held_out_loss") == pytest.approx(metrics(one, "held_out_loss"), rel=1e-3)
     left, right = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
     for name, tensor in left.items():

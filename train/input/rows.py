@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -51,6 +51,10 @@ class Tokeniser:
                 )
         return sorted(rows, key=lambda row: len(row.ids))
 
+    def text(self, text: str) -> list[int]:
+        """Tokens of a text without a template."""
+        return list(self._tokenizer(text, verbose=False).input_ids)
+
     def row(self, example: Example, truncate: bool = True) -> TokenisedRow:
         """Tokens and labels of one example. Raises BadInput if its messages cannot be templated."""
         messages = (*example.history, *example.messages, Message("assistant", example.answer))
@@ -61,3 +65,8 @@ class Tokeniser:
         labels = [token if has_loss else IGNORED for token, has_loss in zip(ids, supervised, strict=True)]
         end = self._max_length if truncate else None
         return TokenisedRow(ids[:end], labels[:end], example)
+
+
+def num_supervised(rows: Sequence[TokenisedRow]) -> int:
+    """Positions with loss; a row's first token is not predicted."""
+    return sum(label != IGNORED for row in rows for label in row.labels[1:])

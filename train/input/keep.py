@@ -1,0 +1,146 @@
+"""Rows that keep what the base knows: unrelated text, on which an adapter is trained towards the frozen base.
+
+Which rows a step gets is a function of the seed and the step. Knows tokens, and the base that may write the text;
+knows no losses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator
+from transformers import DynamicCache
+
+from adapter.base.llama import Base
+from adapter.base.template import Message, encode_prompt
+from adapter.errors import BadInput, first_line
+from adapter.files import atomic_write
+from train.formats.dataset import DataError, open_records
+from train.input.examples import Example, SkippedExamples, read_example
+from train.input.rows import TokenisedRow, Tokeniser
+
+OWN_TEXT = "keep.jsonl"  # in the run's folder: what the base wrote
+_ROW_TOKENS = 256  # of a row, at most
+_OWN_ROWS, _FILE_ROWS = 64, 1024  # that are drawn from, again and again: the base's distributions hold no surprise
+_CHARACTERS = 8  # of a token, at most on average, in a piece of text that is cut for a row
+_RECORDS = {".json", ".jsonl", ".csv", ".tsv"}  # other files are plain text
+
+
+class KeepRows:
+    """The rows to draw from, as token ids. Every position of a row carries loss."""
+
+    def __init__(self, rows: Sequence[list[int]], seed: int) -> None:
+        """Raises DataError if no row has two tokens."""
+        self._rows = [row for row in rows if len(row) > 1]
+        self._seed = seed
+        if not self._rows:
+            raise DataError("keep_data holds no text. Name another file, or leave it out.")
+
+    @property
+    def digest(self) -> str:
+        """Changes with the text."""
+        sha = hashlib.sha256()
+        for row in self._rows:
+            sha.update(array("q", [len(row), *row]).tobytes())
+        return sha.hexdigest()
+
+    def draw(self, step: int, batch: Sequence[TokenisedRow], count: int) -> list[TokenisedRow]:
+        """`count` rows for a step; every second one is shown a picture of the batch, if that has any."""
+        rng = random.Random(f"{self._seed} {step} keep")
+        shown = [
+            row.example for row in batch if row.example.picture is not None or row.example.features is not None
+        ]
+        rows = []
+        for number in range(count):
+            ids, example = rng.choice(self._rows), Example((), "")
+            if shown and (step + number) % 2:
+                other = rng.choice(shown)
+                example = Example((), "", other.features, other.picture, where=other.where)
+            rows.append(TokenisedRow(ids, ids, example))
+        return rows
+
+
+def rows_of_file(path: Path, tokeniser: Tokeniser, seed: int, skipped: SkippedExamples) -> list[list[int]]:
+    """Rows of plain text, or of records in any training format; drawn by the seed where there are many.
+
+    Raises DataError.
+    """
+    rng = random.Random(f"{seed} keep")
+    if path.is_dir() or path.suffix.lower() in _RECORDS:
+        records = open_records(path)
+        indices = rng.sample(range(len(records)), min(len(records), _FILE_ROWS))
+        examples = (read_example(records, index, skipped) for index in indices)
+        return [row.ids[:_ROW_TOKENS] for row in tokeniser.rows(examples)]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"The file '{path.name}' of keep_data cannot be read as text in UTF-8. Name another.",
+            f"{path}: {first_line(error)}",
+        ) from error
+    size = _ROW_TOKENS * _CHARACTERS
+    starts = range(0, len(text), size)
+    pieces = [text[start : start + size] for start in rng.sample(starts, min(len(starts), _FILE_ROWS))]
+    return [tokeniser.text(piece)[:_ROW_TOKENS] for piece in pieces if piece.strip()]
+
+
+def own_rows(base: Base, template: str, seed: int, file: Path, resume: bool) -> list[list[int]]:
+    """Rows that the base writes into `file`, and that a resumed run reads there. Raises DataError."""
+    try:
+        if resume:
+            return [json.loads(line)["ids"] for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = write_own_rows(base, template, seed, _OWN_ROWS)
+        lines = [json.dumps({"text": base.tokenizer.decode(ids), "ids": ids}) + "\n" for ids in rows]
+        with atomic_write(file) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
+        return rows
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"'{file.name}' in the run's folder cannot be {'read' if resume else 'written'}. Start anew with "
+            "another --out.",
+            f"{file}: {first_line(error)}",
+        ) from error
+
+
+@torch.no_grad()
+def write_own_rows(base: Base, template: str, seed: int, count: int) -> list[list[int]]:
+    """`count` rows of the base's own, at temperature 1: half are documents, half questions with their answers."""
+    generator = Generator().manual_seed(seed)
+    tokenizer = base.tokenizer
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    special = set(tokenizer.all_special_ids)
+    tokens = [i for i in range(len(tokenizer)) if i not in special]
+    # A document begins with any token: what the base itself would begin with is nearly always the same.
+    first = [tokens[i] for i in torch.randint(len(tokens), (count - count // 2,), generator=generator)]
+    header = user_header(tokenizer, template) or [first[0]]
+    groups = [[[*start, token] for token in first], [header] * (count // 2)]
+    return [row for prompts in groups if prompts for row in _continued(base, prompts, generator)]
+
+
+def user_header(tokenizer: Any, template: str) -> list[int]:
+    """The tokens of a conversation before the user's words; none if the base has no such template."""
+    mark = "@"
+    try:
+        text = tokenizer.decode(encode_prompt(tokenizer, [Message("user", mark)], template))
+    except BadInput:
+        return []
+    return list(tokenizer(text.partition(mark)[0], add_special_tokens=False).input_ids)
+
+
+def _continued(base: Base, prompts: Sequence[Sequence[int]], generator: Generator) -> list[list[int]]:
+    """Prompts of the same length, continued to rows; through ends of turns, after which the base begins others."""
+    length = min(_ROW_TOKENS, base.context_length)
+    rows = torch.tensor(prompts, device=base.device)
+    new, cache = rows, DynamicCache(config=base.model.config)
+    while rows.shape[1] < length:
+        logits = base.model(input_ids=new, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        new = torch.multinomial(logits.float().softmax(1).cpu(), 1, generator=generator).to(rows.device)
+        rows = torch.cat([rows, new], dim=1)
+    return rows.tolist()
