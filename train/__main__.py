@@ -155,7 +155,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         tensorboard=args.tensorboard,
     )
     if accelerator.is_main_process:
-        data = f"Trained on {len(examples.train_indices):,} records of `{Path(recipe.data.path).name}`."
+        data = f"Trained on {examples.learnt:,} records of `{Path(recipe.data.path).name}`."
         with atomic_write(folder / "recipe.yaml") as temporary:
             temporary.write_text(recipe_text(recipe), encoding="utf-8")
         command = "python -m train --config recipe.yaml"
@@ -168,7 +168,7 @@ def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples())
     config = examples.with_steps(recipe.train)
     tokeniser = Tokeniser(load_tokenizer(recipe.base), config.template, config.max_length)
-    report = make_report(examples.records, tokeniser, config.max_length, images=config.vision is not None)
+    report = make_report(examples.parts[0].records, tokeniser, config.max_length, images=config.vision is not None)
     print(report)
     print(f"a run would take {config.steps:,} steps of {config.batch_size} rows")
     if not report.clean:

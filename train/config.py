@@ -102,12 +102,16 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """The files to learn from. validation: the share of records to hold out, or the path of a separate file."""
+    """The files to learn from. validation: the share of records to hold out, or the path of a separate file.
+
+    weight: how often each record comes in an epoch, where there are several files.
+    """
 
     path: str
     format: str = "auto"  # a key of train.formats.FORMATS
     images: str | None = None  # the folder that image paths are relative to
     validation: str | Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight: AboveZero = 1.0
 
 
 @dataclass(frozen=True, config=_STRICT)

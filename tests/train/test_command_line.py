@@ -284,13 +284,15 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
     }  # fmt: skip
     splits = {"train": ["1", "2"], "val": ["3"], "test": ["4"]}
     names = {i: s for s, ids in splits.items() for i in ids}
-    (tmp_path / "problems.json").write_text(json.dumps({i: {**problem, "split": names[i]} for i in names}))
+    (tmp_path / "problems.json").write_text(
+        json.dumps({i: {**problem, "question": i, "split": names[i]} for i in names})
+    )
     (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
     recipe = read_recipe(None, [f"data={tmp_path}", "steps=1", "held_out=5"])
     from train.input.examples import SkippedExamples
 
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples())
-    assert len(examples.train_indices) == 2 and len(list(examples("validation"))) == 1
+    assert examples.learnt == 2 and len(list(examples("validation"))) == 1
     assert next(examples("train")).answer == "B"
 
 

@@ -7,6 +7,7 @@ import json
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from adapter.base.template import Message, encode_conversation
 from train.formats.dataset import DataError, open_records
 from train.input.batches import Batches, StreamPosition, collate
-from train.input.examples import Example, ShuffledExamples, SkippedExamples
+from train.input.examples import Example, Part, ShuffledExamples, SkippedExamples
 from train.input.history import sample_history, with_unseen_history
 from train.input.rows import IGNORED, Tokeniser
 
@@ -23,6 +24,10 @@ from train.input.rows import IGNORED, Tokeniser
 def numbered_examples(count=10**9):
     rng = random.Random(5)
     return (Example((Message("user", f"{i}>" + "x" * rng.randrange(9)),), str(i % 7)) for i in range(count))
+
+
+def all_of(records):
+    return [Part(records, np.arange(len(records)))]
 
 
 def ids(batches, count):
@@ -51,13 +56,13 @@ def test_every_example_comes_once_per_epoch(tokeniser, tmp_path):
     records = open_records(path)
 
     def texts(count):
-        stream = ShuffledExamples(records, range(50), 3, SkippedExamples())
+        stream = ShuffledExamples(all_of(records), 3, SkippedExamples())
         return [example.messages[0].text for example in itertools.islice(stream, count)]
 
     seen = texts(100)
     assert sorted(seen[:50]) == sorted(seen[50:]) == sorted(f"{i}>" for i in range(50))
     assert seen[:50] != seen[50:]
-    ahead = ShuffledExamples(records, range(50), 3, SkippedExamples())
+    ahead = ShuffledExamples(all_of(records), 3, SkippedExamples())
     ahead.skip(70)
     assert next(ahead).messages[0].text == seen[70]
 
@@ -79,7 +84,7 @@ def test_history_precedes_some_examples_and_carries_no_loss(tokeniser, tmp_path)
     records = open_records(path)
 
     def examples(share, count=50):
-        return list(itertools.islice(ShuffledExamples(records, range(50), 3, SkippedExamples(), share), count))
+        return list(itertools.islice(ShuffledExamples(all_of(records), 3, SkippedExamples(), share), count))
 
     assert not any(example.history for example in examples(0))
     seen = examples(0.5)
@@ -87,7 +92,7 @@ def test_history_precedes_some_examples_and_carries_no_loss(tokeniser, tmp_path)
     with_history = [example for example in seen if example.history]
     assert 10 < len(with_history) < 30 and all(len(example.messages) == 1 for example in with_history)
     assert sum(bool(example.history) for example in examples(1)) == 40
-    ahead = ShuffledExamples(records, range(50), 3, SkippedExamples(), 0.5)
+    ahead = ShuffledExamples(all_of(records), 3, SkippedExamples(), 0.5)
     ahead.skip(20)
     assert next(ahead) == seen[20]
     roomy = Tokeniser(tokeniser._tokenizer, "raw", 10_000)
@@ -105,7 +110,7 @@ def test_history_precedes_some_examples_and_carries_no_loss(tokeniser, tmp_path)
 def test_no_batch_holds_a_record_twice_if_there_are_enough(tokeniser, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"instruction": f"{i:02}>", "output": "a"}) for i in range(40)))
-    batches = Batches(ShuffledExamples(open_records(path), range(40), 0, SkippedExamples()), tokeniser, 8, seed=0)
+    batches = Batches(ShuffledExamples(all_of(open_records(path)), 0, SkippedExamples()), tokeniser, 8, seed=0)
     for rows in ids(batches, 30):
         assert len(set(rows)) == len(rows)
 

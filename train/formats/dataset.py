@@ -34,10 +34,12 @@ _KNOWN = "Known formats: " + "; ".join(f"{name} ({shape})" for name, shape in FO
 class Records(Sequence[Record]):
     """The records of one file or folder. Each is read on access, which raises DataError if it is broken.
 
-    Holds offsets and names, not records. Can be pickled, and used from any number of threads.
+    images: the folder that image paths are relative to. Holds offsets and names, not records. Can be pickled, and
+    used from any number of threads.
     """
 
     path: Path
+    images: Path
     format: str
     rows: Rows
     parse: Callable[[Any, str, int], Record]  # (value, where, index)
@@ -84,7 +86,7 @@ def open_records(
     name = _format_of(path) if format == "auto" else format
     if name == "scienceqa":
         problems = scienceqa.problems(path if path.is_dir() else path.parent, split, folder)
-        return Records(path, name, scienceqa.ProblemRows(problems), _parse_problem)
+        return Records(path, folder or path, name, scienceqa.ProblemRows(problems), _parse_problem)
     if split != "train":
         raise DataError(
             f"'{path.name}' has no splits, so there is no '{split}'. Name the file that holds it.", str(path)
@@ -92,7 +94,7 @@ def open_records(
     if folder is None:
         folder = path if path.is_dir() else path.parent
     if name == "captions":
-        return Records(path, name, captions.open_rows(path), partial(_parse_caption, images=folder))
+        return Records(path, folder, name, captions.open_rows(path), partial(_parse_caption, images=folder))
     if path.is_dir():
         raise DataError(f"'{path.name}' is a folder; format '{name}' is a file. Name the file in it.", str(path))
     index = index_json(path)
@@ -101,7 +103,7 @@ def open_records(
     if not name or not json_records.fits(name, first):
         problem = f"this is not of format '{name}'" if name else "the format cannot be told"
         raise DataError(f"{where}: {problem}; the record has {_keys(first)}. {_KNOWN}")
-    return Records(path, name, index, partial(_parse_json, name=name, images=folder))
+    return Records(path, folder, name, index, partial(_parse_json, name=name, images=folder))
 
 
 def _format_of(path: Path) -> str:

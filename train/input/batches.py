@@ -70,11 +70,8 @@ class Batches:
     ) -> None:
         self._stream = iter(examples)
         self._tokeniser, self._batch_size, self._seed = tokeniser, batch_size, seed
-        self._group_size = batch_size * _GROUP_BATCHES
         if isinstance(self._stream, ShuffledExamples):
             self._stream.skip(position.examples)
-            # No group spans two epochs of a small file: the same example twice in a batch teaches less.
-            self._group_size = min(self._group_size, len(self._stream))
         else:
             next(itertools.islice(self._stream, position.examples, position.examples), None)
         self.position = position
@@ -82,10 +79,12 @@ class Batches:
     def __iter__(self) -> Iterator[list[TokenisedRow]]:
         empty = 0
         while True:
-            group = list(itertools.islice(self._stream, self._group_size))
-            start = self.position
-            rows = self._tokeniser.rows(group)
-            batches = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]
+            start, size = self.position, self._batch_size * _GROUP_BATCHES
+            if isinstance(self._stream, ShuffledExamples):
+                # An epoch ends with its last group: every example comes once before any comes again.
+                size = min(size, self._stream.left_in_epoch())
+            group = list(itertools.islice(self._stream, size))
+            batches = _split(self._tokeniser.rows(group), -(-len(group) // self._batch_size))
             random.Random(f"{self._seed} {start.group}").shuffle(batches)
             next_group = StreamPosition(start.examples + len(group), start.group + 1)
             for number, batch in enumerate(batches):
@@ -100,6 +99,15 @@ class Batches:
                     "Nothing to learn: every example is broken, or too long before its answer begins. "
                     "See which with --check, or raise max_length."
                 )
+
+
+def _split(rows: list[TokenisedRow], count: int) -> list[list[TokenisedRow]]:
+    """`count` batches whose sizes differ by one at most; fewer if there are fewer rows.
+
+    Rows that are passed over make batches smaller and not fewer, so that an epoch has as many steps as was planned.
+    """
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]
 
 
 def stack_features(features: Sequence[VisualFeatures | None]) -> tuple[VisualFeatures | None, Tensor | None]:

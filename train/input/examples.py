@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from adapter.base.template import Message
@@ -16,6 +18,7 @@ from adapter.method.vision import VisualFeatures
 from train.config import DataConfig, TrainConfig
 from train.formats.dataset import DataError, Record, Records, open_records
 from train.input.history import sample_history
+from train.input.split import Scan, by_group, choose_groups, common_requests, draw_evenly, scan
 
 
 @dataclass(frozen=True)
@@ -60,41 +63,81 @@ class SkippedExamples:
             self._log("skipped more; from here on they are only counted")
 
 
-class ShuffledExamples(Iterator["Example | None"]):
-    """Endless examples of records, shuffled anew each epoch; None in place of a broken record.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Records of one file to learn from. indices: [N], their numbers in the file; weight: how often each of them
+    comes in an epoch.
+    """
 
+    records: Records
+    indices: np.ndarray
+    weight: float = 1.0
+
+    def examples_before(self, epoch: int) -> int:
+        return math.floor(self.weight * len(self.indices) * epoch)
+
+
+class ShuffledExamples(Iterator["Example | None"]):
+    """Endless examples of one or several files; None in place of a record that can no longer be read.
+
+    Each file's records are shuffled anew whenever all of them have come, and the files are mixed anew each epoch.
     history: the share of single-turn examples that get earlier exchanges.
     """
 
-    def __init__(
-        self, records: Records, indices: Sequence[int], seed: int, skipped: SkippedExamples, history: float = 0
-    ) -> None:
-        self._records, self._indices, self._seed, self._skipped = records, indices, seed, skipped
-        self._history = history
+    def __init__(self, parts: Sequence[Part], seed: int, skipped: SkippedExamples, history: float = 0) -> None:
+        self._parts, self._seed, self._skipped, self._history = parts, seed, skipped, history
         self._next = 0
-        self._epoch, self._order = -1, torch.empty(0)
+        self._epoch, self._start = 0, 0  # the number of the epoch's first example
+        self._mix = np.empty(0, dtype=np.int16)  # the part of each example of the epoch
+        self._taken: list[int] = []  # of each part
+        self._orders: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * len(parts)
 
-    def __len__(self) -> int:
-        """Examples per epoch."""
-        return len(self._indices)
+    def epoch_size(self, epoch: int) -> int:
+        return sum(part.examples_before(epoch + 1) - part.examples_before(epoch) for part in self._parts)
+
+    def left_in_epoch(self) -> int:
+        """The number of examples before the next epoch begins; at least 1."""
+        while (end := self._start + self.epoch_size(self._epoch)) <= self._next:
+            self._epoch, self._start, self._taken = self._epoch + 1, end, []
+        return end - self._next
 
     def skip(self, count: int) -> None:
         """Advances by `count` examples without reading them."""
         self._next += count
+        self._taken = []
 
     def __next__(self) -> Example | None:
+        self.left_in_epoch()
+        if not self._taken:
+            self._begin()
         number = self._next
+        part = int(self._mix[number - self._start])
+        index = self._index(part, self._taken[part])
         self._next += 1
-        epoch, at = divmod(number, len(self._indices))
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self._indices), generator=generator)
-        example = read_example(self._records, self._indices[int(self._order[at])], self._skipped)
+        self._taken[part] += 1
+        example = read_example(self._parts[part].records, index, self._skipped)
         if self._history and example and len(example.messages) == 1:
             rng = random.Random(f"{self._seed} {number} history")
             if rng.random() < self._history:
                 return replace(example, history=sample_history(rng))
         return example
+
+    def _begin(self) -> None:
+        """Mixes the epoch and counts what each part has given before the next example."""
+        before = [part.examples_before(self._epoch) for part in self._parts]
+        counts = [part.examples_before(self._epoch + 1) - n for part, n in zip(self._parts, before, strict=True)]
+        self._mix = np.repeat(np.arange(len(counts), dtype=np.int16), counts)
+        if len(counts) > 1:
+            self._mix = self._mix[_permutation(len(self._mix), self._seed, self._epoch)]
+        given = np.bincount(self._mix[: self._next - self._start], minlength=len(counts))
+        self._taken = [n + int(more) for n, more in zip(before, given, strict=True)]
+
+    def _index(self, part: int, number: int) -> int:
+        indices = self._parts[part].indices
+        cycle, at = divmod(number, len(indices))
+        if self._orders[part][0] != cycle:
+            self._orders[part] = cycle, _permutation(len(indices), self._seed, cycle)
+        return int(indices[self._orders[part][1][at]])
 
 
 def read_example(records: Records, index: int, skipped: SkippedExamples) -> Example | None:
@@ -102,45 +145,119 @@ def read_example(records: Records, index: int, skipped: SkippedExamples) -> Exam
     try:
         return Example.of(records[index])
     except DataError as error:
-        skipped.add(f"record {index + 1}", error)
+        skipped.add(_place(records, index), error)
         return None
 
 
 class FileExamples:
-    """The examples of a run on files: endless and shuffled by the seed for "train", once for "validation"."""
+    """The examples of a run on files: endless and shuffled by the seed for "train", once for "validation".
 
-    def __init__(self, data: DataConfig, config: TrainConfig, skipped: SkippedExamples) -> None:
-        """Raises DataError."""
-        self.records = _open(data, data.path)
+    parts: what is learnt; held_out: the (records, index) that every evaluation uses. digest: of the content of all
+    records and of how they are split, in hexadecimal: with another one, a run cannot be resumed.
+    """
+
+    def __init__(
+        self, data: DataConfig | Sequence[DataConfig], config: TrainConfig, skipped: SkippedExamples
+    ) -> None:
+        """Reads every record once. Raises DataError."""
         self._config, self._skipped = config, skipped
-        order = _permutation(self.records, config.seed)
-        self.train_indices: list[int] = order
-        self._validation: tuple[Records, list[int]]
-        if isinstance(data.validation, str):
-            records = _open(data, data.validation)
-            self._validation = (records, list(range(len(records))))
-        elif self.records.format == "scienceqa":
-            records = _open(data, data.path, "val")
-            self._validation = (records, _permutation(records, config.seed))
-        else:
-            count = min(config.held_out, int(len(order) * data.validation))
-            self._validation, self.train_indices = (self.records, order[:count]), order[count:]
-        if not self.train_indices:
-            raise DataError(f"'{data.path}' has no record left to learn from. Lower data.validation.")
+        sources = [_Source(one, skipped) for one in ([data] if isinstance(data, DataConfig) else data)]
+        self.digest = hashlib.sha256("\n".join(source.digest for source in sources).encode()).hexdigest()
+        common = common_requests([s for source in sources for s in (source.scan, source.separate_scan) if s])
+        weights = [source.data.weight * len(source.scan.indices) for source in sources]
+        wanted = [math.ceil(config.held_out * weight / sum(weights)) for weight in weights]
+        groups = [source.scan.groups(common) for source in sources]
+        chosen = [
+            choose_groups(of_source, count, source.share, config.seed)
+            for source, of_source, count in zip(sources, groups, wanted, strict=True)
+        ]
+        # A picture may be in several files: what one of them holds out, none teaches.
+        learnt = [~np.isin(of_source, np.concatenate(chosen)) for of_source in groups]
+        learnt_groups = np.concatenate([of_source[which] for of_source, which in zip(groups, learnt, strict=True)])
+        self.parts = tuple(source.part(which) for source, which in zip(sources, learnt, strict=True))
+        self.held_out: list[tuple[Records, int]] = []
+        for source, of_source, own, count in zip(sources, groups, chosen, wanted, strict=True):
+            records, found = source.records, source.scan
+            which = np.isin(of_source, own)
+            if source.separate is not None and source.separate_scan is not None:
+                records, found = source.separate, source.separate_scan
+                of_source = found.groups(common)
+                which = ~np.isin(of_source, learnt_groups)
+                if count and not which.any():
+                    raise DataError(
+                        f"All that '{records.path.name}' holds out is in the data to learn from too. Give other "
+                        "records as data.validation, or a share of these."
+                    )
+            indices = found.indices[which][by_group(of_source[which])]
+            self.held_out += [(records, int(indices[i])) for i in draw_evenly(len(indices), count, config.seed)]
+
+    @property
+    def learnt(self) -> int:
+        """The number of records to learn from."""
+        return sum(len(part.indices) for part in self.parts)
 
     def __call__(self, split: str) -> Iterator[Example | None]:
         if split == "train":
-            config = self._config
-            return ShuffledExamples(self.records, self.train_indices, config.seed, self._skipped, config.history)
-        records, indices = self._validation
-        return (read_example(records, index, self._skipped) for index in indices)
+            return self._train()
+        return (read_example(records, index, self._skipped) for records, index in self.held_out)
+
+    def _train(self) -> ShuffledExamples:
+        return ShuffledExamples(self.parts, self._config.seed, self._skipped, self._config.history)
 
     def with_steps(self, config: TrainConfig) -> TrainConfig:
-        """The configuration with its epochs converted to steps."""
+        """The configuration with its epochs converted to steps: in each of them, every record comes once."""
         if config.steps:
             return config
-        steps = max(1, math.ceil(len(self.train_indices) * config.epochs / config.batch_size))
-        return dataclasses.replace(config, steps=steps, epochs=0)
+        whole, stream = int(config.epochs), self._train()
+        steps = [math.ceil(stream.epoch_size(epoch) / config.batch_size) for epoch in range(whole + 1)]
+        total = sum(steps[:whole]) + math.ceil(steps[whole] * (config.epochs - whole))
+        return dataclasses.replace(config, steps=max(1, total), epochs=0)
+
+
+class _Source:
+    """The records of one DataConfig, and those of its validation file or split if it has one, read once."""
+
+    def __init__(self, data: DataConfig, skipped: SkippedExamples) -> None:
+        self.data = data
+        self.records = _open(data, data.path)
+        self.separate: Records | None = None
+        if isinstance(data.validation, str):
+            self.separate = _open(data, data.validation)
+        elif self.records.format == "scienceqa":
+            self.separate = _open(data, data.path, "val")
+        self.share = data.validation if isinstance(data.validation, float) and self.separate is None else 0.0
+        self.scan = _scan(self.records, skipped)
+        self.separate_scan = None if self.separate is None else _scan(self.separate, skipped)
+
+    @property
+    def digest(self) -> str:
+        validation = self.share if self.separate_scan is None else self.separate_scan.digest
+        images = "" if self.data.images is None else Path(self.data.images).name
+        return f"{self.scan.digest} {validation} {images} {self.data.weight}"
+
+    def part(self, learnt: np.ndarray) -> Part:
+        """learnt: [N], which of the readable records are learnt. Raises DataError if none is."""
+        if not learnt.any():
+            raise DataError(f"'{self.data.path}' has no record left to learn from. Lower data.validation.")
+        return Part(self.records, self.scan.indices[learnt], self.data.weight)
+
+
+def _scan(records: Records, skipped: SkippedExamples) -> Scan:
+    """Raises DataError, the first fault, if all records are broken."""
+    faults: list[DataError] = []
+
+    def skip(index: int, fault: DataError) -> None:
+        faults.append(fault) if not faults else None
+        skipped.add(_place(records, index), fault)
+
+    found = scan(records, skip)
+    if not len(found.indices):
+        raise DataError(f"'{records.path.name}' has no record that can be read. {faults[0]}", faults[0].detail)
+    return found
+
+
+def _place(records: Records, index: int) -> str:
+    return f"{records.path.name}, record {index + 1}"
 
 
 def _open(data: DataConfig, path: str, split: str = "train") -> Records:
@@ -148,5 +265,5 @@ def _open(data: DataConfig, path: str, split: str = "train") -> Records:
     return open_records(Path(path), data.format, images, split)
 
 
-def _permutation(records: Records, seed: int) -> list[int]:
-    return torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+def _permutation(count: int, seed: int, cycle: int) -> np.ndarray:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + cycle)).numpy()
