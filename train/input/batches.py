@@ -104,7 +104,7 @@ class Batches:
 def _split(rows: list[TokenisedRow], count: int) -> list[list[TokenisedRow]]:
     """`count` batches whose sizes differ by one at most; fewer if there are fewer rows.
 
-    Rows that are passed over make batches smaller and not fewer, so that an epoch has as many steps as was planned.
+    Rows that are passed over make batches smaller and not fewer, so that an epoch has the steps that were planned.
     """
     count = min(count, len(rows))
     return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from train.formats.dataset import DataError, Record, Records
 
-# A request that more records share is no sign of one conversation ("Hello"); these are told apart by all their text.
+# A request that more records share ("Hello") is no sign of one conversation: all their text tells them apart.
 _MOST_SHARING, _MOST_SHARING_SHARE = 20, 0.1
 
 
@@ -37,12 +37,15 @@ class Scan:
     digest: str
 
     def groups(self, common: np.ndarray) -> np.ndarray:
-        """[N], the hash of each record's group, whose records must stay on one side. common: of common_requests."""
+        """[N], the hash of each record's group, to be kept on one side. common: what common_requests returns."""
         return np.where(np.isin(self.requests, common), self.conversations, self.requests)
 
 
 def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
-    """Reads every record once. skip: gets the number and the fault of each broken one. Shows progress on a terminal."""
+    """Reads every record once. skip: gets the number and the fault of each broken one.
+
+    Shows progress on a terminal.
+    """
     indices, requests, conversations = array("q"), array("Q"), array("Q")
     digest = hashlib.sha256(f"{records.format} {len(records)}\n".encode())
     for i in tqdm(range(len(records)), desc="read", unit="record", disable=None, leave=False):
@@ -98,7 +101,7 @@ def by_group(groups: np.ndarray) -> np.ndarray:
 
 
 def draw_evenly(count: int, wanted: int, seed: int) -> list[int]:
-    """`wanted` of the numbers below `count`, ascending: one at random from each of as many stretches of one length."""
+    """`wanted` of the numbers below `count`, ascending: one at random from each of as many equal stretches."""
     if count <= wanted:
         return list(range(count))
     rng = random.Random(f"{seed} held out")
