@@ -270,8 +270,8 @@ class _Run:
         sums = self._reduce(sums)
         self.progress.tokens += int(sums[2])
         norm = self._update(int(sums[1]))
-        mean_loss = float(sums[0]) / max(float(sums[1]), 1.0)
-        if math.isfinite(mean_loss) and sums[1]:
+        mean_loss = float(sums[0]) / float(sums[1]) if sums[1] else math.nan
+        if math.isfinite(mean_loss):
             before = self.progress.running
             self.progress.running = mean_loss if math.isnan(before) else 0.95 * before + 0.05 * mean_loss
         self._record(mean_loss, norm, float(sums[4]) / max(float(sums[5]), 1.0))

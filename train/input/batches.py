@@ -58,7 +58,11 @@ class StreamPosition:
 
 
 class Batches:
-    """Endless batches of rows of similar length, as lists of rows; `position` is that of the next one."""
+    """Endless batches of rows of similar length, as lists of rows; `position` is that of the next one.
+
+    An epoch of n examples from files has ceil(n / batch_size) batches, whichever of them are passed over: the others
+    come once, in batches whose sizes differ by one at most, and a batch may be empty.
+    """
 
     def __init__(
         self,
@@ -77,14 +81,26 @@ class Batches:
         self.position = position
 
     def __iter__(self) -> Iterator[list[TokenisedRow]]:
-        empty = 0
+        passed_over = 0  # examples in a row
         while True:
             start, size = self.position, self._batch_size * _GROUP_BATCHES
+            most_passed_over = size * _MOST_EMPTY_GROUPS
             if isinstance(self._stream, ShuffledExamples):
                 # An epoch ends with its last group: every example comes once before any comes again.
                 size = min(size, self._stream.left_in_epoch())
+                most_passed_over = min(most_passed_over, self._stream.epoch_size())
             group = list(itertools.islice(self._stream, size))
-            batches = _split(self._tokeniser.rows(group), -(-len(group) // self._batch_size))
+            rows = self._tokeniser.rows(group)
+            passed_over = 0 if rows else passed_over + len(group)
+            if not group or passed_over >= most_passed_over:
+                raise DataError(
+                    "Nothing to learn: every example is broken, or too long before its answer begins. "
+                    "See which with --check, or raise max_length."
+                )
+            count = -(-len(group) // self._batch_size)
+            if not isinstance(self._stream, ShuffledExamples):
+                count = min(count, len(rows))
+            batches = [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]
             random.Random(f"{self._seed} {start.group}").shuffle(batches)
             next_group = StreamPosition(start.examples + len(group), start.group + 1)
             for number, batch in enumerate(batches):
@@ -93,21 +109,6 @@ class Batches:
                     self.position = next_group if last else replace(start, batch=number + 1)
                     yield batch
             self.position = next_group
-            empty = 0 if batches else empty + 1
-            if not group or empty == _MOST_EMPTY_GROUPS:
-                raise DataError(
-                    "Nothing to learn: every example is broken, or too long before its answer begins. "
-                    "See which with --check, or raise max_length."
-                )
-
-
-def _split(rows: list[TokenisedRow], count: int) -> list[list[TokenisedRow]]:
-    """`count` batches whose sizes differ by one at most; fewer if there are fewer rows.
-
-    Rows that are passed over make batches smaller and not fewer, so that an epoch has the steps that were planned.
-    """
-    count = min(count, len(rows))
-    return [rows[i * len(rows) // count : (i + 1) * len(rows) // count] for i in range(count)]
 
 
 def stack_features(features: Sequence[VisualFeatures | None]) -> tuple[VisualFeatures | None, Tensor | None]:

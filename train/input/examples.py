@@ -92,7 +92,9 @@ class ShuffledExamples(Iterator["Example | None"]):
         self._taken: list[int] = []  # of each part
         self._orders: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * len(parts)
 
-    def epoch_size(self, epoch: int) -> int:
+    def epoch_size(self, epoch: int | None = None) -> int:
+        """The number of examples in an epoch, by default that of the latest example."""
+        epoch = self._epoch if epoch is None else epoch
         return sum(part.examples_before(epoch + 1) - part.examples_before(epoch) for part in self._parts)
 
     def left_in_epoch(self) -> int:
