@@ -60,7 +60,7 @@ class StreamPosition:
 class Batches:
     """Endless batches of rows of similar length, as lists of rows; `position` is that of the next one.
 
-    An epoch of n examples from files has ceil(n / batch_size) batches, whichever of them are passed over: the others
+    An epoch of n examples from files has ceil(n / batch_size) batches, whichever are passed over: the other ones
     come once, in batches whose sizes differ by one at most, and a batch may be empty.
     """
 
