@@ -65,7 +65,7 @@ def batch_prompts(
     """Prompts for a batch; features and rows as in Batch. With rows, entry 0 is the adapter without an image.
 
     disjoint: images train the projection and this many lowest insertion layers, text the layers above
-    (arXiv 2304.15010, section 3.3); 0: both train everything.
+    (arXiv 2304.15010, section 4.2); 0: both train everything.
     """
     frozen_for_text, frozen_for_images = (slice(0, disjoint), slice(disjoint, None)) if disjoint else (None, None)
     if features is None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from adapter.base.llama import Base
-from adapter.base.template import Message, encode_answer, encode_prompt
+from adapter.base.template import Message, default_template, encode_answer, encode_prompt
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualFeatures
 from train.input.batches import stack_features
@@ -67,7 +67,7 @@ class Answerer:
         rows = []
         for i, (conversation, answer) in enumerate(zip(conversations, answers, strict=True)):
             prompt = encode_prompt(tokenizer, conversation, self._template)
-            target = encode_answer(tokenizer, answer)
+            target = encode_answer(tokenizer, answer, self._template)
             rows.append((prompt + target, len(prompt), i))
         rows.sort(key=lambda row: len(row[0]))
         for start in range(0, len(rows), _BATCH_ROWS):
@@ -87,7 +87,7 @@ class Answerer:
 
     @property
     def _template(self) -> str:
-        return "chat" if self.adapter is None else self.adapter.config.template
+        return default_template(self.base.tokenizer) if self.adapter is None else self.adapter.config.template
 
     @torch.no_grad()
     def _prompts(self, features: Sequence[VisualFeatures | None]) -> dict:

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal
 
-from adapter.errors import BadInput
+from jinja2 import TemplateError
+
+from adapter.errors import BadInput, first_line
 
 Role = Literal["system", "user", "assistant"]
 
-# The template of Stanford's Alpaca data, which the published LLaMA-Adapter V1 was trained with. It ends in
+# The template of Stanford's Alpaca data, which the published LLaMA-Adapter was trained with. It ends in
 # "### Response:" without a newline. A follow-up turn continues with another Instruction/Response pair.
-_ALPACA_HEAD = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-)
+_ALPACA_TASK = "Below is an instruction that describes a task"
+_ALPACA_INPUT = ", paired with an input that provides further context"
+_ALPACA_REQUEST = ". Write a response that appropriately completes the request.\n\n"
+_ALPACA_CUE = "### Response:"
+_INPUT_LINE = re.compile(r"[\r\n]*^### Input:[ \t]*\r?\n", re.MULTILINE)
+# What would open a turn: Alpaca's template has no control tokens that could be told from a user's words.
+_TURN_HEADING = re.compile(r"#(##\s*(?:Instruction|Response)\s*:)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    input: what the text of a user's turn is about, the second field of Alpaca's records. The template `alpaca`
+    writes it under a heading of its own, the other templates after a blank line.
+    """
 
     role: Role
     text: str
+    input: str = ""
+
+    @property
+    def full_text(self) -> str:
+        """Text and input, a blank line between them."""
+        return "\n\n".join(part for part in (self.text, self.input) if part.strip()) or self.text
+
+
+def default_template(tokenizer: Any) -> str:
+    """The template of a base that nobody chose one for: its own, or Alpaca's if it has none."""
+    return "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "chat") -> list[int]:
@@ -30,34 +53,73 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
 
     `template` is `chat` (the base's own chat template), `alpaca`, or `raw` (the texts one after another, with the
     control tokens that they spell; under the other two nobody's words can end a turn or begin another).
-    Raises BadInput if there is nothing to answer or the base has no chat template.
+    Raises BadInput if there is nothing to answer, or if the base has no chat template or one that refuses these
+    turns.
     """
-    if not messages or not any(m.text.strip() for m in messages):
+    if not any(m.full_text.strip() for m in messages):
         raise BadInput("The message is empty. Type something first.")
     if template == "raw":
-        return list(tokenizer("".join(m.text for m in messages)).input_ids)
-    messages = [Message(m.role, _without_control(tokenizer, m.text)) for m in messages]
+        return list(tokenizer("".join(m.full_text for m in messages)).input_ids)
+    messages = [_without_control(tokenizer, message) for message in messages]
     if template == "alpaca":
         return list(tokenizer(_alpaca(messages)).input_ids)
     if not getattr(tokenizer, "chat_template", None):
         raise BadInput("This base has no chat template. Use template 'alpaca' or 'raw' with it.")
-    turns = [{"role": m.role, "content": m.text} for m in messages]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    turns = [{"role": m.role, "content": m.full_text} for m in messages]
+    chat_template = _undated(tokenizer.get_chat_template())
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, chat_template=chat_template, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:  # some templates take no system turn, others no two turns of one role
+        raise BadInput(
+            "The chat template of this base refuses a conversation with these turns. Leave the system message "
+            "out, and let user and assistant take turns.",
+            first_line(error),
+        ) from error
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _without_control(tokenizer: Any, text: str) -> str:
-    """The text with a space inside everything that the tokenizer would read as a control token."""
+def _without_control(tokenizer: Any, message: Message) -> Message:
+    """The message with a space inside everything that the tokenizer would read as a control token."""
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    text, given = message.text, message.input
     for token in {*tokenizer.all_special_tokens, *added}:
         if len(token) > 1:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
+            text, given = (part.replace(token, f"{token[0]} {token[1:]}") for part in (text, given))
+    return replace(message, text=text, input=given)
 
 
-def encode_answer(tokenizer: Any, answer: str) -> list[int]:
+# Meta's templates name this day where they are not told another.
+_DAY = datetime(2024, 7, 26)
+
+
+def _undated(chat_template: str) -> str:
+    """The template with one day in place of today's.
+
+    So an adapter is served with the prompt that it was trained with, and prefix caches hold over midnight.
+
+    transformers passes `strftime_now` as a global function, and no function of a caller's; a macro hides it.
+    """
+    if "strftime_now" not in chat_template:
+        return chat_template
+    values = {f"%{letter}": _DAY.strftime(f"%{letter}") for letter in "aAbBcdDeFHIjmMpSTuwxXyYzZ"}
+    values |= {f"%-{letter}": values[f"%{letter}"].lstrip("0") or "0" for letter in "dHIjmMSy"}
+    filters = "".join(f" | replace('{directive}', '{value}')" for directive, value in values.items())
+    # transformers' environment drops the newline after a block, so the template itself stays as it is.
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filters} }}}}{{%- endmacro %}}\n{chat_template}"
+
+
+def encode_answer(tokenizer: Any, answer: str, template: str = "chat") -> list[int]:
     """Token ids of an answer and its end token: the supervised part of a training example."""
-    return [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    ids = list(tokenizer(answer, add_special_tokens=False).input_ids)
+    if template == "alpaca":
+        # The published adapters learnt the answer as it continues the prompt's text; alone, some tokenizers begin
+        # it with a space.
+        cue = tokenizer(_ALPACA_CUE, add_special_tokens=False).input_ids
+        both = tokenizer(_ALPACA_CUE + answer, add_special_tokens=False).input_ids
+        ids = both[len(cue) :] if both[: len(cue)] == cue else ids
+    return [*ids, tokenizer.eos_token_id]
 
 
 def encode_conversation(
@@ -73,7 +135,10 @@ def encode_conversation(
     for i, message in enumerate(messages):
         if message.role != "assistant" or not (all_turns or i == len(messages) - 1):
             continue
-        prompt, answer = encode_prompt(tokenizer, messages[:i], template), encode_answer(tokenizer, message.text)
+        prompt, answer = (
+            encode_prompt(tokenizer, messages[:i], template),
+            encode_answer(tokenizer, message.text, template),
+        )
         if prompt[: len(ids)] != ids:
             ids, learnt = ids[:-1], learnt[:-1]  # some templates do not end earlier turns with a token
         if prompt[: len(ids)] != ids:
@@ -84,12 +149,32 @@ def encode_conversation(
 
 
 def _alpaca(messages: Sequence[Message]) -> str:
-    parts = [_ALPACA_HEAD]
-    for message in messages:
-        if message.role == "user":
-            parts.append(f"### Instruction:\n{message.text}\n\n")
-        elif message.role == "assistant":
-            parts.append(f"### Response:{message.text}\n\n")
+    """The published prompt. A text with a line `### Input:` is split there, so that one text can hold both fields.
+
+    Its head tells of an input if the first turn has one: later turns leave the beginning as it is.
+    """
+    turns = [_split_input(m) if m.role == "user" else m for m in messages]
+    turns = [replace(m, text=_without_turns(m.text), input=_without_turns(m.input)) for m in turns]
+    with_input = next((bool(m.input) for m in turns if m.role == "user"), False)
+    parts = [f"{_ALPACA_TASK}{_ALPACA_INPUT if with_input else ''}{_ALPACA_REQUEST}"]
+    for turn in turns:
+        if turn.role == "user":
+            given = f"### Input:\n{turn.input}\n\n" if turn.input else ""
+            parts.append(f"### Instruction:\n{turn.text}\n\n{given}")
+        elif turn.role == "assistant":
+            parts.append(f"{_ALPACA_CUE}{turn.text}\n\n")
         else:
-            parts[0] = f"{message.text}\n\n"
-    return "".join(parts) + "### Response:"
+            parts[0] = f"{turn.text}\n\n"
+    return "".join(parts) + _ALPACA_CUE
+
+
+def _split_input(message: Message) -> Message:
+    if message.input.strip():
+        return message
+    text, *given = _INPUT_LINE.split(message.text, maxsplit=1)
+    return replace(message, text=text, input=given[0] if given and given[0].strip() else "")
+
+
+def _without_turns(text: str) -> str:
+    """The text with a space inside every heading that would open a turn."""
+    return _TURN_HEADING.sub(r"# \1", text)

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from adapter.base.llama import Base
-from adapter.base.template import encode_prompt
+from adapter.base.template import default_template, encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
@@ -97,7 +97,7 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
     elif adapters:
         template = adapters[0][0].config.template
     else:
-        template = "chat" if base.tokenizer.chat_template else "alpaca"
+        template = default_template(base.tokenizer)
     return encode_prompt(base.tokenizer, request.messages, template)
 
 

@@ -296,7 +296,7 @@ def test_scienceqa_is_validated_on_its_own_split(tmp_path):
     assert next(examples("train")).answer == "B"
 
 
-# Disjoint parameters for images and text (arXiv 2304.15010, section 3.3).
+# Disjoint parameters for images and text (arXiv 2304.15010, section 4.2).
 
 
 def test_with_disjoint_parameters_images_and_text_train_different_layers(tiny_base):

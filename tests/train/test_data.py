@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.base.template import Message, encode_conversation
+from adapter.base.template import Message, encode_answer, encode_conversation, encode_prompt
+from tests.tiny_models import character_tokenizer
 from train.formats.dataset import DataError, open_records
 from train.input.batches import Batches, StreamPosition, collate
 from train.input.examples import Example, Part, ShuffledExamples, SkippedExamples
@@ -166,7 +167,6 @@ def test_all_answers_of_a_conversation_carry_loss_if_asked(tiny_base, template):
 @pytest.mark.parametrize("template", ["chat", "alpaca"])
 def test_earlier_answers_are_templated_as_in_the_chat(base, template):
     """Loss on all answers does not change the tokens before the last one."""
-    from adapter.base.template import encode_answer, encode_prompt
 
     ids, learnt = encode_conversation(base.tokenizer, TURNS, template, True)
     assert ids == encode_prompt(base.tokenizer, TURNS[:-1], template) + encode_answer(base.tokenizer, "second")
@@ -180,3 +180,15 @@ def test_a_batch_counts_tokens_with_loss(tokeniser):
     assert batch.supervised == int((batch.labels[:, 1:] != IGNORED).sum()) == 12
     assert batch.tokens == sum(len(row.ids) for row in rows) < batch.input_ids.numel()
     assert batch.to(torch.device("cpu")).tokens == batch.tokens
+
+
+def test_an_alpaca_record_is_learnt_with_the_prompt_that_it_is_served_with(tmp_path):
+    """Instruction and input in a record, one text in the chat; the end token is learnt with the answer."""
+    record = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
+    (tmp_path / "data.json").write_text(json.dumps([record]))
+    tokenizer = character_tokenizer()
+    row = Tokeniser(tokenizer, "alpaca", 512).row(Example.of(open_records(tmp_path / "data.json")[0]))
+    asked = encode_prompt(tokenizer, [Message("user", "Add.\n\n### Input:\n2 and 3")], "alpaca")
+    assert row.ids == [*asked, *tokenizer("5").input_ids, tokenizer.eos_token_id]
+    assert [label for label in row.labels if label != IGNORED] == row.ids[len(asked) :]
+    assert "paired with an input" in tokenizer.decode(row.ids) and "### Input:" in tokenizer.decode(row.ids)

@@ -63,7 +63,7 @@ def test_alpaca(tmp_path):
     )
     assert records.format == "alpaca"
     assert turns(records[0]) == turns(records[2]) == [("user", "Name a colour."), ("assistant", "Red.")]
-    assert turns(records[1]) == [("user", "Name a colour.\n\nOf the sky"), ("assistant", "Red.")]
+    assert records[1].messages[0] == Message("user", "Name a colour.", "Of the sky")
     assert records[0].image is None and records[1].where == "data.jsonl, line 2"
 
 

@@ -306,5 +306,5 @@ def test_a_deleted_file_is_a_data_error(tmp_path):
 def test_a_record_holds_its_conversation_and_its_place(tmp_path):
     path = write(tmp_path, "alpaca.jsonl", "\n" + to_jsonl([ALPACA]))
     assert open_records(path)[0] == Record(
-        (Message("user", "Add.\n\n2 and 3"), Message("assistant", "5")), None, "alpaca.jsonl, line 2"
+        (Message("user", "Add.", "2 and 3"), Message("assistant", "5")), None, "alpaca.jsonl, line 2"
     )

@@ -5,6 +5,7 @@ Each parser turns one JSON object into a Record or raises DataError. Reads no fi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -42,15 +43,15 @@ def parse(format: str, value: dict[str, Any], where: str, images: Path) -> Recor
 
 
 def _parse_alpaca(value: dict[str, Any], where: str, images: Path) -> Record:
-    """The user's turn is the instruction and, after a blank line, the input if there is one."""
+    """The user's turn is the instruction with its input, if there is one."""
     instruction = text_of(required(value, "instruction", where), "instruction", where)
     given = value.get("input")
     given = "" if given is None else text_of(given, "input", where)
     output = text_of(required(value, "output", where), "output", where)
-    request = "\n\n".join(part for part in (instruction, given) if part.strip())
-    if not request:
+    request = Message("user", instruction, given if given.strip() else "")
+    if not request.full_text.strip():
         raise DataError(f"{where}: 'instruction' and 'input' are both empty. Fill one in, or take the record out.")
-    messages = (Message("user", request), Message("assistant", output))
+    messages = (request, Message("assistant", output))
     return Record(messages, single_image(image_paths(value, where, images), where), where)
 
 
@@ -83,7 +84,7 @@ def _parse_chat(value: dict[str, Any], where: str, images: Path) -> Record:
         )
     image = single_image(paths, where)
     if image:
-        turns = [Message(turn.role, without_placeholders(turn.text)) for turn in turns]
+        turns = [replace(turn, text=without_placeholders(turn.text)) for turn in turns]
     return Record(check_conversation(turns, "messages", where), image, where)
 
 

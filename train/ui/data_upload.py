@@ -208,6 +208,7 @@ def _first_records(records: Records) -> tuple[Record, ...]:
 def _tokenizer(base: str) -> tuple[Any, str]:
     """The base's tokenizer and the template to train with. Raises LoadError."""
     from adapter.base.llama import load_tokenizer
+    from adapter.base.template import default_template
 
     tokenizer = load_tokenizer(base)
-    return tokenizer, "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
+    return tokenizer, default_template(tokenizer)

@@ -95,7 +95,7 @@ def _histogram_html(report: Report) -> str:
 
 def _record_html(record: Record) -> str:
     *earlier, answer = record.messages
-    request = next((turn.text for turn in reversed(earlier) if turn.role == "user"), "")
+    request = next((turn.full_text for turn in reversed(earlier) if turn.role == "user"), "")
     picture = _thumbnail(record.image) if record.image is not None else ""
     request = ellipsize(request, _TURN_CHARACTERS)
     answer_text = ellipsize(answer.text, _TURN_CHARACTERS) or texts.NO_ANSWER
