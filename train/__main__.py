@@ -17,12 +17,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 
 from adapter.base.embedded import BASE
-from adapter.base.llama import Base, load_base, load_tokenizer
+from adapter.base.llama import Base, base_fingerprint, load_base, load_tokenizer
+from adapter.base.resolve import find_foreign
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
 from adapter.method.checkpoint import CARD, load_adapter, save_adapter
@@ -33,10 +35,11 @@ from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.report import make_report
 from train.input.rows import Tokeniser
-from train.job import Stopped, train
+from train.job import Stopped, check_run, in_main, train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
 from train.recipes.recipe import load_recipe, recipe_names
+from train.run_folder import RunInputs, adapter_digest
 from train.run_setup import start_adapter, with_base, with_encoder
 from train.score import Answerer
 
@@ -128,12 +131,23 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     folder: Path = args.out or Path("runs") / recipe.train.name
     accelerator = _accelerator(args)
     log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
+    # What can be refused is refused before minutes of reading and loading.
+    check_run(folder, args.resume, accelerator)
+    start_from = _start_digest(recipe.start_from, folder)
+    # A base in another format is only known once it is converted.
+    known_base = base_fingerprint(recipe.base) if find_foreign(recipe.base) is None else None
     skipped = SkippedExamples(log)
     log(f"reading {Path(recipe.data.path).name}")
     examples = FileExamples(recipe.data, recipe.train, skipped)
-    config, encoder = with_encoder(examples.with_steps(recipe.train), accelerator.device)
-    base, precision = _load_to_train(recipe.base, recipe.precision, accelerator)
+    config = examples.with_steps(recipe.train)
+    asked = "" if recipe.precision == "auto" else recipe.precision
+    inputs = RunInputs(examples.digest, asked, start_from)
+    started = check_run(folder, args.resume, accelerator, config, inputs, known_base)
+    precision = _choose_precision(recipe.precision, started, accelerator)
+    inputs = dataclasses.replace(inputs, precision=precision)
     recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
+    config, encoder = with_encoder(config, accelerator.device)
+    base = _load_to_train(recipe.base, precision, accelerator)
     config = with_base(config, base)
     feature_cache = None
     if encoder is not None and config.vision is not None:
@@ -152,6 +166,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         skipped=skipped,
         resume=args.resume,
         accelerator=accelerator,
+        inputs=inputs,
         tensorboard=args.tensorboard,
     )
     if accelerator.is_main_process:
@@ -182,6 +197,8 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     folder: Path = args.out or Path("runs") / name
     accelerator = _accelerator(args)
     base_name = args.base or BASE
+    if not args.score:
+        check_run(folder, args.resume, accelerator)
     served = load_base(base_name, device=str(accelerator.device))
     recipe = load_recipe(name, served)
     config = changed(recipe.config, assignments)
@@ -189,7 +206,9 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         adapter = load_adapter(folder, served.fingerprint, served.device)
         loss = _recorded_loss(folder / CARD)
     else:
-        base, _ = _load_to_train(base_name, "auto", accelerator)
+        started = check_run(folder, args.resume, accelerator, config, base=served.fingerprint)
+        precision = _choose_precision("auto", started, accelerator)
+        base = _load_to_train(base_name, precision, accelerator)
         adapter = new_adapter(config, base)
         recipe.prepare(adapter)
         adapter, loss = train(
@@ -200,6 +219,7 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
             adapter,
             resume=args.resume,
             accelerator=accelerator,
+            inputs=RunInputs(precision=precision),
             tensorboard=args.tensorboard,
         )
         del base
@@ -217,18 +237,40 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
 def _accelerator(args: argparse.Namespace) -> Accelerator:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise AdapterError("This machine has no CUDA device. Use --device cpu or auto.")
-    return Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    return Accelerator(mixed_precision="no", cpu=args.device == "cpu" or not torch.cuda.is_available())
 
 
-def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) -> tuple[Base, Precision]:
-    """The base, and the precision that was chosen for it."""
-    precision, reason = choose_precision(precision, accelerator.device)
+def _start_digest(start_from: str | None, folder: Path) -> str:
+    if start_from is None:
+        return ""
+    if Path(start_from).resolve() == folder.resolve():
+        raise AdapterError(
+            f"start_from is '{folder.name}', which this run would write over. Give another folder with --out."
+        )
+    return adapter_digest(Path(start_from))
+
+
+def _choose_precision(asked: Precision, started: RunInputs | None, accelerator: Accelerator) -> Precision:
+    """The precision of the base in all processes: a resumed run keeps the one that was chosen at its start."""
+
+    def choose() -> tuple[Precision, str]:
+        if asked == "auto" and started is not None and started.precision:
+            return cast(Precision, started.precision), "as when the run started"
+        return choose_precision(asked, accelerator.device)
+
+    precision, reason = in_main(accelerator, choose)
     if accelerator.is_main_process:
         print(f"precision {precision}: {reason}")
+    return precision
+
+
+def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) -> Base:
+    if accelerator.is_main_process:
         print(f"loading {base_label(name)}")
-    # The main process first: it fetches and converts the base for all.
-    with accelerator.main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext():
-        return load_to_train(name, precision, str(accelerator.device)), precision
+    # The first process of each machine first: it fetches and converts the base for the others there.
+    first = accelerator.local_main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext()
+    with first:
+        return load_to_train(name, precision, str(accelerator.device))
 
 
 def _recorded_loss(card: Path) -> float:

@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -28,6 +30,7 @@ from adapter.base.llama import Base
 from adapter.errors import AdapterError, with_detail
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
+from adapter.method.config import BaseFingerprint
 from train.config import TrainConfig
 from train.input.batches import Batch, Batches, StreamPosition, collate
 from train.input.examples import Example, SkippedExamples
@@ -35,9 +38,9 @@ from train.input.features import FeatureCache
 from train.input.keep import OWN_TEXT, KeepRows, own_rows, rows_of_file
 from train.input.rows import TokenisedRow, Tokeniser, num_supervised
 from train.loop import evaluate, total_divergence, total_loss, trainable_parameters
-from train.run_folder import MetricsWriter, RunFolder, TrainError
+from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError
 
-_T = TypeVar("_T")
+Result = TypeVar("Result")
 _KEEP_WEIGHT = 1.0  # of the mean divergence from the base, beside the mean loss of the answers
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 
@@ -74,19 +77,53 @@ def train(
     skipped: SkippedExamples | None = None,
     resume: bool = False,
     accelerator: Accelerator | None = None,
+    inputs: RunInputs | None = None,
     tensorboard: bool = False,
 ) -> tuple[Adapter, float]:
     """Trains `adapter` in place. Returns the best one, which `folder` then holds, and its held-out loss.
 
-    examples("train") is endless, examples("validation") finite. Every process calls this with the same arguments.
+    examples("train") is endless, examples("validation") finite. Every process calls this with the same arguments,
+    but for `folder`: only the first process reads and writes its own. inputs: a resumed run must have the same.
     Raises TrainError if the folder is in use, holds another run or cannot be written, and Stopped after Ctrl-C.
     """
-    run = _Run(config, base, folder, adapter, feature_cache, skipped, accelerator, tensorboard)
+    run = _Run(config, base, folder, adapter, feature_cache, skipped, accelerator, inputs, tensorboard)
     try:
         run.start(resume)
         return run.run(examples)
     finally:
         run.close()
+
+
+def check_run(
+    folder: Path,
+    resume: bool,
+    accelerator: Accelerator,
+    config: TrainConfig | None = None,
+    inputs: RunInputs | None = None,
+    base: BaseFingerprint | None = None,
+) -> RunInputs | None:
+    """Raises, before anything large is loaded, what `train` would raise about the folder and what is resumed.
+
+    None, or "" in `inputs`: not known yet. Returns the inputs of the run to resume; None for a new run.
+    """
+    inputs = inputs or RunInputs()
+    if len(set(gather_object([inputs]))) > 1:
+        raise TrainError(
+            "The processes do not train the same run: their data, precision or start_from differ. Give every "
+            "machine the same files and settings."
+        )
+
+    def check() -> RunInputs | None:
+        opened = RunFolder(folder)
+        try:
+            opened.open(resume)
+            if not resume or config is None:
+                return None
+            return RunInputs(**opened.load(config, inputs, base)["inputs"])
+        finally:
+            opened.close()
+
+    return in_main(accelerator, check)
 
 
 class _Run:
@@ -99,13 +136,14 @@ class _Run:
         feature_cache: FeatureCache | None,
         skipped: SkippedExamples | None,
         accelerator: Accelerator | None,
+        inputs: RunInputs | None,
         tensorboard: bool,
     ) -> None:
         if not config.steps:
             raise ValueError("steps must be set: convert epochs to steps with FileExamples.with_steps")
-        self.config, self.base, self.folder = config, base, RunFolder(folder)
+        self.config, self.base, self.folder, self.inputs = config, base, RunFolder(folder), inputs or RunInputs()
         self.adapter = adapter.to(base.device).train()
-        self.accelerator = accelerator or Accelerator(cpu=base.device.type == "cpu")
+        self.accelerator = accelerator or Accelerator(mixed_precision="no", cpu=base.device.type == "cpu")
         self.is_main = self.accelerator.is_main_process
         self.skipped = skipped or SkippedExamples(self._log)
         self.feature_cache = feature_cache
@@ -136,22 +174,16 @@ class _Run:
 
     def start(self, resume: bool) -> None:
         """Opens the run's folder and loads its state; either all processes raise TrainError or none does."""
-        problem: tuple[str, ...] = ()
-        keep_rows: list[list[int]] = []
-        if self.is_main:
-            try:
-                self.folder.open(resume)
-                keep_rows = self._keep_rows(resume) if self.config.keep else []
-            except AdapterError as error:
-                problem = str(error), error.detail
-        problem, keep_rows = _from_main(self.accelerator, (problem, keep_rows))
-        if problem:
-            raise TrainError(*problem)
+        keep_rows = in_main(self.accelerator, lambda: self._open(resume))
         self.keep = KeepRows(keep_rows, self.config.seed) if self.config.keep else None
         if resume:
             self._load()
         if self.is_main:
             self.metrics = MetricsWriter(self.folder.path, self.progress.step, self._log, self.tensorboard)
+
+    def _open(self, resume: bool) -> list[list[int]]:
+        self.folder.open(resume)
+        return self._keep_rows(resume) if self.config.keep else []
 
     def _keep_rows(self, resume: bool) -> list[list[int]]:
         config = self.config
@@ -165,7 +197,8 @@ class _Run:
         self.folder.close()
 
     def _load(self) -> None:
-        state = self.folder.load(dataclasses.asdict(self.config), self.base.fingerprint)
+        load = partial(self.folder.load, self.config, self.inputs, self.base.fingerprint)
+        state = in_main(self.accelerator, load)
         if self.keep is not None and state["keep"] != self.keep.digest:
             raise TrainError(
                 f"The text of keep has changed since the run in '{self.folder.path.name}' began. Put back what it "
@@ -185,6 +218,7 @@ class _Run:
         state = {
             "config": dataclasses.asdict(self.config),
             "base": dataclasses.asdict(self.base.fingerprint),
+            "inputs": dataclasses.asdict(self.inputs),
             "adapter": self.adapter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -198,13 +232,14 @@ class _Run:
 
     def _try_to_save(self, save: Callable[[], None], required: bool) -> None:
         """Saves in the main process. A failure is only logged, as the next save tries again, unless `required`."""
+        if required:
+            in_main(self.accelerator, save)
+            return
         if not self.is_main:
             return
         try:
             save()
         except TrainError as error:
-            if required:
-                raise
             self._log(f"warning: {error} Training goes on.")
             tqdm.write(with_detail(error), file=sys.stderr)
 
@@ -342,11 +377,14 @@ class _Run:
             self._log(f"{len(self.skipped.places)} examples were skipped")
         if not progress.best_step:
             self._save_best(required=True)  # no evaluation was finite
-        self.accelerator.wait_for_everyone()
-        best = load_adapter(self.folder.path, self.base.fingerprint, self.base.device)
+        # The other processes may be on machines that do not see the folder.
+        best = in_main(self.accelerator, lambda: load_adapter(self.folder.path).state_dict())
+        self.adapter.load_state_dict(best)
         if self.is_main:
             self.folder.finish()
-        return best, progress.held_out if math.isinf(progress.best) else progress.best
+        return self.adapter.requires_grad_(False).eval(), progress.held_out if math.isinf(
+            progress.best
+        ) else progress.best
 
     # Evaluation and metrics.
 
@@ -410,13 +448,23 @@ class _Run:
         self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
 
 
-def _from_main(accelerator: Accelerator, value: _T) -> _T:
-    """Broadcasts the main process's value to every process."""
+def in_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """What `work` returns in the main process, in all processes, and likewise an AdapterError that it raises."""
     if accelerator.num_processes == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
+        return work()
+    outcome: list[Any] = [None, None]
+    failure: AdapterError | None = None
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except AdapterError as error:
+            failure, outcome[1] = error, (str(error), error.detail)
+    result, problem = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    if problem is not None:
+        raise TrainError(*problem)
+    return result
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ Knows files; knows nothing of how a step is computed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,42 @@ from torch import Tensor
 from adapter.errors import AdapterError, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import save_adapter
+from adapter.method.checkpoint import CONFIG, WEIGHTS, read_config, save_adapter
 from adapter.method.config import BaseFingerprint
+from train.config import TrainConfig
 
 STATE = "state.pt"
 METRICS = "metrics.jsonl"
 _UNMOVED_GATE, _UNMOVED_STEPS = 1e-5, 50  # gates that are all below this after so many steps do not learn
 _SATURATED_GATE = 2.65  # tanh of this is 0.99
+# Settings that change nothing about the adapter of a run: a resumed run may have others. Of keep_data the content
+# is compared.
+_FREE_SETTINGS = {"save_every", "checkpoint_every", "gradient_checkpointing", "tracker", "push_to", "keep_data"}
+# Settings that the encoder and the base decide; they are 1 until those are loaded.
+_SIZES = {"vision.feature_size", "vision.token_size", "tuning.intermediate_size"}
 
 
 class TrainError(AdapterError):
     """A run cannot start, continue or be saved."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is made from besides its settings and its base; "" where it is not known.
+
+    data: digest of the records. precision: of the frozen base, as chosen. start_from: digest of that adapter.
+    """
+
+    data: str = ""
+    precision: str = ""
+    start_from: str = ""
+
+
+def adapter_digest(folder: Path) -> str:
+    """The digest of an adapter's numbers and configuration. Raises LoadError if there is no adapter."""
+    read_config(folder)  # raises a sentence
+    files = [folder / CONFIG, folder / WEIGHTS]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()[:16]
 
 
 class RunFolder:
@@ -70,26 +97,30 @@ class RunFolder:
         """Releases the lock."""
         self._lock.release()
 
-    def load(self, config: Mapping[str, Any], base: BaseFingerprint) -> dict[str, Any]:
-        """Reads what `save` wrote. Raises TrainError if it was written for other settings or another base."""
+    def load(
+        self, config: TrainConfig | None, inputs: RunInputs, base: BaseFingerprint | None = None
+    ) -> dict[str, Any]:
+        """Reads what `save` wrote. Raises TrainError, which names each difference, if that was another run's.
+
+        None, or "" in `inputs`: not known yet, and not compared.
+        """
         path = self.path / STATE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            saved, trained_for = state["config"], BaseFingerprint(**state["base"])
+            saved, saved_inputs = state["config"], RunInputs(**state["inputs"])
+            trained_for = BaseFingerprint(**state["base"])
         except Exception as error:  # whatever damaged bytes make torch.load raise
             raise TrainError(
                 f"'{path.name}' cannot be read. Start anew with another --out.", f"{path}: {_reason(error)}"
             ) from error
-        if changed := sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key)):
+        differences = [] if config is None else _changed_settings(saved, asdict(config))
+        differences += _changed_inputs(saved_inputs, inputs)
+        if base is not None and (reasons := trained_for.differences(base)):
+            differences.append(f"its base was {trained_for.name} and is {base.name} ({', '.join(reasons)})")
+        if differences:
             raise TrainError(
-                f"The run in '{self.path.name}' has other settings: {', '.join(changed)}. Resume it with the same "
-                "recipe, or start anew with another --out.",
-                str(self.path),
-            )
-        if differences := trained_for.differences(base):
-            raise TrainError(
-                f"The run in '{self.path.name}' is for the base {trained_for.name}, not {base.name}: "
-                f"{'; '.join(differences)}.",
+                f"The run in '{self.path.name}' cannot go on, because it would be another run: "
+                f"{'; '.join(differences)}. Resume it as it was started, or start anew with another --out.",
                 str(self.path),
             )
         return state
@@ -119,6 +150,36 @@ class RunFolder:
     def finish(self) -> None:
         """Removes state.pt: the run is complete and cannot be resumed."""
         (self.path / STATE).unlink(missing_ok=True)
+
+
+def _changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> list[str]:
+    """What differs, such as "lr was 0.01 and is 0.5"."""
+    differences: list[str] = []
+    for key in sorted({*saved, *now} - _FREE_SETTINGS):
+        was, is_now, name = saved.get(key), now.get(key), f"{group}{key}"
+        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
+            differences += _changed_settings(was, is_now, f"{name}.")
+        elif was != is_now and not (name in _SIZES and is_now == 1):
+            differences.append(f"{name} was {_shown(was)} and is {_shown(is_now)}")
+    return differences
+
+
+def _changed_inputs(saved: RunInputs, now: RunInputs) -> list[str]:
+    differences = []
+    if saved.data and now.data and saved.data != now.data:
+        differences.append("its data has changed since it started, or which of it is held out")
+    if saved.precision and now.precision and saved.precision != now.precision:
+        differences.append(f"precision was {saved.precision} and is {now.precision}")
+    if saved.start_from != now.start_from:
+        differences.append("start_from is not the adapter that it started from")
+    return differences
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "set"
+    text = "not set" if value is None else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _reason(error: BaseException) -> str:

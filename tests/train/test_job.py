@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,9 +65,9 @@ def arguments(tiny_folder, data) -> Callable[..., list[str]]:
     ]  # fmt: skip
 
 
-def process(arguments: list[str], *launch: str, **options) -> subprocess.Popen[str]:
+def process(arguments: list[str], *launch: str, variables=None, **options) -> subprocess.Popen[str]:
     """`python -m train` as a process with one thread, as the tests themselves have."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(variables or {})}
     command = [sys.executable, "-m", *launch, "train", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)
@@ -119,6 +120,36 @@ def test_two_processes_equal_one(arguments, tmp_path):
     left, right = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
     for name, tensor in left.items():
         torch.testing.assert_close(tensor, right[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_machines_without_a_shared_disk_stop_resume_and_end(arguments, tmp_path):
+    """As two nodes: each process has a folder of its own, and only the first writes into it."""
+    small = ["vision=", "steps=30", "accumulate=2"]
+    one = tmp_path / "one"
+    assert main(arguments(one, *small)) == 0
+    folders = tmp_path / "first", tmp_path / "second"
+
+    def start(*more: str) -> list[subprocess.Popen[str]]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        world |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        return [
+            process(arguments(folder, *small, *more), variables={**world, "RANK": str(rank)})
+            for rank, folder in enumerate(folders)
+        ]
+
+    nodes = start()
+    wait_for_step(nodes[0], folders[0], 8)
+    nodes[1].send_signal(signal.SIGINT)  # one of them is enough
+    errors = [node.communicate()[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [130, 130], errors
+    nodes = start("--resume")
+    errors = [node.communicate()[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    assert (folders[0] / WEIGHTS).exists() and not folders[1].exists()
+    assert metrics(folders[0], "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -206,7 +237,7 @@ def stopped_run(train_echo, tmp_path, monkeypatch) -> Path:
 def test_an_unfinished_run_is_resumed_with_its_own_settings_only(train_echo, stopped_run):
     with pytest.raises(TrainError, match="holds an unfinished run"):
         train_echo()
-    with pytest.raises(TrainError, match="other settings: lr"):
+    with pytest.raises(TrainError, match="lr was 0.01 and is 0.5"):
         train_echo(resume=True, lr=0.5)
     resumed, loss = train_echo(resume=True)
     whole, whole_loss = train_echo("whole")

@@ -1,0 +1,152 @@
+"""What a resumed run must have in common with the one that was stopped, and which sentence refuses another."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import train.__main__
+from adapter.base.template import Message
+from adapter.method.checkpoint import WEIGHTS
+from train.__main__ import main
+from train.config import TrainConfig
+from train.input.examples import Example
+from train.recipes.recipe import Recipe
+from train.run_folder import STATE, MetricsWriter
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": f"{i}>", "output": str(i % 3)} for i in range(60)]))
+    return path
+
+
+@pytest.fixture
+def run(rows, tiny_folder, tmp_path) -> Callable[..., int]:
+    """`python -m train` for six steps on the tiny base; returns the exit status."""
+    return lambda *more, out="out": main([
+        f"data={rows}", "precision=fp32", "template=raw", "batch_size=4", "prompt_length=4", "eval_every=3",
+        "steps=6", f"--base={tiny_folder}", f"--out={tmp_path / out}", "--device=cpu", *more,
+    ])  # fmt: skip
+
+
+@pytest.fixture
+def stop_after(monkeypatch) -> Callable[[int], None]:
+    """Lets the next run be asked to stop after its step `step`."""
+    record = MetricsWriter.record
+
+    def stop_after(step: int) -> None:
+        def record_and_interrupt(self, at, **values):
+            record(self, at, **values)
+            if at == step and "loss" in values:
+                monkeypatch.setattr(MetricsWriter, "record", record)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(MetricsWriter, "record", record_and_interrupt)
+
+    return stop_after
+
+
+@pytest.fixture
+def refused_before_loading(run, monkeypatch, capsys) -> Callable[..., str]:
+    """Runs the command, which fails before it loads the base. Returns its error."""
+
+    def refused(*arguments: str, **options: str) -> str:
+        with monkeypatch.context() as patch:
+            for name in ("load_to_train", "load_base"):
+                patch.setattr(train.__main__, name, lambda *_: pytest.fail("a base was loaded"))
+            assert run(*arguments, **options) == 1
+        return capsys.readouterr().err
+
+    return refused
+
+
+def add_a_record(rows: Path) -> None:
+    records = json.loads(rows.read_text())
+    rows.write_text(json.dumps([*records, {"instruction": "60>", "output": "0"}]))
+
+
+@pytest.mark.parametrize(
+    "change, more, sentence",
+    [
+        (add_a_record, (), "its data has changed since it started"),
+        (lambda _: None, ("data.validation=0.5",), "or which of it is held out"),
+        (lambda _: None, ("precision=bf16",), "precision was fp32 and is bf16"),
+        (lambda _: None, ("lr=0.5", "seed=3"), "lr was 0.01 and is 0.5; seed was 0 and is 3"),
+        (lambda _: None, ("tuning.norms=true",), "tuning was not set and is set"),
+    ],
+    ids=["data", "split", "precision", "settings", "groups"],
+)
+def test_a_resumed_run_is_the_one_that_was_stopped(
+    run, stop_after, refused_before_loading, rows, change, more, sentence
+):
+    stop_after(3)
+    assert run() == 130
+    change(rows)
+    assert sentence in refused_before_loading(*more, "--resume")
+
+
+def test_a_resumed_run_starts_from_the_same_adapter(run, stop_after, refused_before_loading, tmp_path):
+    assert run(out="first") == 0
+    start = f"start_from={tmp_path / 'first'}"
+    assert "which this run would write over" in refused_before_loading(start, out="first")
+    stop_after(3)
+    assert run(start) == 130
+    assert "start_from is not the adapter" in refused_before_loading("--resume")
+    assert run("lr=0.5", out="first") == 0
+    assert "start_from is not the adapter" in refused_before_loading(start, "--resume")
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(run, stop_after, tmp_path, monkeypatch, capsys):
+    """The run is moved to a machine where "auto" means another one."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert run("precision=auto", out="whole") == 0
+    stop_after(3)
+    assert run("precision=auto") == 130
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert run("precision=auto", "--resume") == 0
+    assert "precision fp32: as when the run started" in capsys.readouterr().out
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+def test_what_changes_no_number_may_change(run, stop_after, tmp_path):
+    assert run(out="whole") == 0
+    stop_after(4)
+    assert run() == 130
+    assert run("save_every=1", "gradient_checkpointing=true", "--resume") == 0
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+def test_a_recipe_of_the_project_is_resumed_with_the_same_assignments(
+    tiny_folder, stop_after, tmp_path, monkeypatch, capsys
+):
+    def examples(split: str):
+        rng = random.Random(split)
+        source = (Example((Message("user", f"{word}>"),), word) for word in iter(lambda: rng.choice("abcd"), ""))
+        return source if split == "train" else itertools.islice(source, 8)
+
+    config = TrainConfig("parrot", steps=6, batch_size=4, prompt_length=4, template="raw", eval_every=3)
+    recipe = Recipe(config, "Says it again.", examples, lambda _: {"parrots, %": 50.0})
+    monkeypatch.setattr(train.__main__, "recipe_names", lambda: ["parrot"])
+    monkeypatch.setattr(train.__main__, "load_recipe", lambda *_: recipe)
+    command = ["parrot", f"--base={tiny_folder}", f"--out={tmp_path / 'out'}", "--device=cpu"]
+    stop_after(3)
+    assert main([*command, "lr=0.02"]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(train.__main__, "load_to_train", lambda *_: pytest.fail("the base was loaded"))
+        assert main([*command, "--resume"]) == 1
+        assert "lr was 0.02 and is 0.01" in capsys.readouterr().err
+        patch.setattr(train.__main__, "load_base", lambda *_: pytest.fail("a base was loaded"))
+        assert main(command) == 1
+        assert "holds an unfinished run" in capsys.readouterr().err
+    assert main([*command, "lr=0.02", "--resume"]) == 0
+    assert not (tmp_path / "out" / STATE).exists()
