@@ -16,6 +16,7 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests neither see nor change what was trained or uploaded on this machine.
 os.environ["LLAMA_ADAPTER_RUNS"] = tempfile.mkdtemp(prefix="runs-")
+os.environ["LLAMA_ADAPTER_FEATURES"] = tempfile.mkdtemp(prefix="features-")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,7 +70,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    shutil.rmtree(os.environ["LLAMA_ADAPTER_RUNS"], ignore_errors=True)
+    for folder in ("LLAMA_ADAPTER_RUNS", "LLAMA_ADAPTER_FEATURES"):
+        shutil.rmtree(os.environ[folder], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -151,10 +151,8 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     config = with_base(config, base)
     feature_cache = None
     if encoder is not None and config.vision is not None:
-        # Every process skips its own unreadable images, and has to log them.
-        feature_cache = FeatureCache(
-            encoder, config.vision, skipped if accelerator.is_main_process else SkippedExamples()
-        )
+        encoder.compute_in(base.model.dtype)
+        feature_cache = FeatureCache.on_disk(encoder, config.vision, skipped, log)
     adapter = start_adapter(recipe, config, base)
     adapter, loss = train(
         config,

@@ -36,6 +36,7 @@ from train.input.batches import Batch, Batches, StreamPosition, collate
 from train.input.examples import Example, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.keep import OWN_TEXT, KeepRows, own_rows, rows_of_file
+from train.input.prefetch import Prefetch
 from train.input.rows import TokenisedRow, Tokeniser, num_supervised
 from train.loop import evaluate, total_divergence, total_loss, trainable_parameters
 from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError
@@ -64,6 +65,20 @@ class _Progress:
     tokens: int = 0
     seconds: float = 0.0
     skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _StepInput:
+    """What one step of this process reads. position: of the next step. keep_weight: of keep_batches' divergence.
+
+    skipped: examples that were found to be unusable on the way, as arguments of SkippedExamples.add.
+    """
+
+    batches: list[Batch]
+    keep_batches: list[Batch]
+    keep_weight: float
+    position: StreamPosition
+    skipped: list[tuple[str, str]]
 
 
 def train(
@@ -213,7 +228,15 @@ class _Run:
         self.skipped.places.update(self.progress.skipped)
         self._log(f"going on after step {self.progress.step} of {self.config.steps}")
 
+    def _share_skipped(self) -> None:
+        """Tells the first process, which logs and saves for all, which pictures the others could not read."""
+        if self.accelerator.num_processes > 1:
+            for place, reason in gather_object(self.skipped.take_new()):
+                self.skipped.add(place, reason)
+            self.skipped.take_new()
+
     def _save(self, required: bool) -> None:
+        self._share_skipped()
         self.progress.skipped = sorted(self.skipped.places)
         state = {
             "config": dataclasses.asdict(self.config),
@@ -248,6 +271,7 @@ class _Run:
     def run(self, examples: Callable[[str], Iterable[Example | None]]) -> tuple[Adapter, float]:
         config, progress = self.config, self.progress
         held_out = self._held_out_batches(examples("validation"))
+        self._share_skipped()
         if not progress.step:
             self._evaluate(held_out, "untrained_loss")
         batches = Batches(examples("train"), self.tokeniser, config.batch_size, config.seed, progress.position)
@@ -255,14 +279,16 @@ class _Run:
             total=config.steps, initial=progress.step, desc=config.name, unit="step", dynamic_ncols=True,
             disable=None if self.is_main else True,  # None: no bar unless stderr is a terminal
         )  # fmt: skip
-        with bar, stop_signals() as stop_requests:
-            for rows in batches:
-                if progress.step >= config.steps or self._out_of_patience():
-                    break
+        step_inputs = Prefetch(partial(self._step_inputs, batches))
+        with bar, stop_signals() as stop_requests, step_inputs:
+            while progress.step < config.steps and not self._out_of_patience():
                 started = time.perf_counter()
-                stop = self._step(rows, bool(stop_requests))
+                step_input = next(step_inputs)
+                for place, reason in step_input.skipped:
+                    self.skipped.add(place, reason)
+                stop = self._step(step_input, bool(stop_requests))
                 progress.step += 1
-                progress.position = batches.position
+                progress.position = step_input.position
                 progress.seconds += time.perf_counter() - started
                 last = progress.step == config.steps
                 if progress.step % config.eval_every == 0 or last:
@@ -279,29 +305,39 @@ class _Run:
                     )
         return self._finish()
 
-    def _step(self, rows: list[TokenisedRow], stop: bool) -> bool:
+    def _step_inputs(self, batches: Batches, stopping: Callable[[], bool]) -> Iterator[_StepInput]:
+        """Endless; changes nothing but `batches`, so that it can run ahead of the steps in a thread."""
+        stream, config = iter(batches), self.config
+        for step in itertools.count(self.progress.step):
+            with self.skipped.deferred() as skipped:
+                rows = next(stream)
+                keep_rows: list[TokenisedRow] = []
+                if self.keep is not None:
+                    # In batches of their own: beside shorter rows they would be mostly padding.
+                    keep_rows = self.keep.draw(step, rows, math.ceil(config.keep * config.batch_size))
+                # Gradients are divided by the supervised tokens of all processes, which are those of `rows`.
+                weight = _KEEP_WEIGHT * num_supervised(rows) / max(num_supervised(keep_rows), 1)
+                own, own_keep = (self._micro_batches(r, stopping) for r in (rows, keep_rows))
+            yield _StepInput(own, own_keep, weight, batches.position, skipped)
+
+    def _step(self, step_input: _StepInput, stop: bool) -> bool:
         """One update from the rows of all processes. Returns whether any process was asked to stop."""
-        config = self.config
+        config, device = self.config, self.base.device
         # [loss, supervised tokens, tokens, asked to stop, divergence, its positions], summed over processes
         # together with the gradients.
         sums = torch.zeros(6, dtype=torch.float64)
         sums[3] = float(stop)
-        for batch in self._micro_batches(rows):
-            loss = total_loss(self.base.model, self.adapter, batch, config.disjoint)
+        for batch in step_input.batches:
+            loss = total_loss(self.base.model, self.adapter, batch.to(device), config.disjoint)
             self.accelerator.backward(loss)
             sums[0] += loss.item()
             sums[1] += batch.supervised
             sums[2] += batch.tokens
-        if self.keep is not None:
-            # In batches of their own: beside shorter rows they would be mostly padding.
-            keep_rows = self.keep.draw(self.progress.step, rows, math.ceil(config.keep * config.batch_size))
-            # Gradients are divided by the supervised tokens of all processes, which are those of `rows`.
-            weight = _KEEP_WEIGHT * num_supervised(rows) / num_supervised(keep_rows)
-            for batch in self._micro_batches(keep_rows):
-                divergence = total_divergence(self.base.model, self.adapter, batch, config.disjoint)
-                self.accelerator.backward(weight * divergence)
-                sums[4] += divergence.item()
-                sums[5] += batch.supervised
+        for batch in step_input.keep_batches:
+            divergence = total_divergence(self.base.model, self.adapter, batch.to(device), config.disjoint)
+            self.accelerator.backward(step_input.keep_weight * divergence)
+            sums[4] += divergence.item()
+            sums[5] += batch.supervised
         sums = self._reduce(sums)
         self.progress.tokens += int(sums[2])
         norm = self._update(int(sums[1]))
@@ -312,18 +348,20 @@ class _Run:
         self._record(mean_loss, norm, float(sums[4]) / max(float(sums[5]), 1.0))
         return bool(sums[3])
 
-    def _micro_batches(self, rows: list[TokenisedRow]) -> Iterator[Batch]:
+    def _micro_batches(self, rows: list[TokenisedRow], stopping: Callable[[], bool]) -> list[Batch]:
         """This process's share of the rows, in `accumulate` pieces."""
-        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        if self.feature_cache is not None:
-            own = self.feature_cache.usable(own)
+        own = self._with_features(rows[self.accelerator.process_index :: self.accelerator.num_processes], stopping)
         size = -(-len(own) // self.config.accumulate) or 1
-        for start in range(0, len(own), size):
-            yield self._collate(own[start : start + size])
+        return [self._collate(own[start : start + size]) for start in range(0, len(own), size)]
+
+    def _with_features(
+        self, rows: list[TokenisedRow], stopping: Callable[[], bool] = lambda: False
+    ) -> list[TokenisedRow]:
+        return rows if self.feature_cache is None else self.feature_cache.with_features(rows, stopping)
 
     def _collate(self, rows: list[TokenisedRow]) -> Batch:
-        encode = self.feature_cache.features if self.feature_cache is not None else None
-        return collate(rows, self.tokeniser.pad, encode).to(self.base.device)
+        batch = collate(rows, self.tokeniser.pad)
+        return batch.pin() if self.base.device.type == "cuda" else batch
 
     def _reduce(self, sums: Tensor) -> Tensor:
         """Sums gradients and `sums` over processes.
@@ -373,6 +411,7 @@ class _Run:
         progress = self.progress
         if self._out_of_patience():
             self._log(f"stopped early: no better for {progress.worse} evaluations")
+        self._share_skipped()
         if self.skipped.places:
             self._log(f"{len(self.skipped.places)} examples were skipped")
         if not progress.best_step:
@@ -394,9 +433,8 @@ class _Run:
         size = max(1, self.config.batch_size // self.accelerator.num_processes // self.config.accumulate)
         pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
         pieces = pieces[self.accelerator.process_index :: self.accelerator.num_processes]
-        if self.feature_cache is not None:
-            pieces = [self.feature_cache.usable(piece) for piece in pieces]
-        return [self._collate(piece) for piece in pieces if piece]
+        pieces = [self._with_features(piece) for piece in pieces]
+        return [self._collate(piece).to(self.base.device) for piece in pieces if piece]
 
     def _evaluate(self, held_out: list[Batch], name: str = "held_out_loss") -> int:
         """Measures and records the held-out loss. Returns the number of tokens that it is the mean of."""

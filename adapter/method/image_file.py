@@ -83,7 +83,7 @@ def open_image(source: str | Path | bytes) -> Image.Image:
     BadInput for files over 20 MB, for pictures over MAX_MEGAPIXELS (before they are decoded), and for whatever is
     damaged or no picture.
     """
-    data = _read(source)
+    data = read_image(source)
     key = hashlib.sha256(data).digest()
     if (image := _decoded.get(key)) is None:
         image = _decoders[key[0] % len(_decoders)].submit(_decode_once, key, data).result()
@@ -104,7 +104,7 @@ def _decode_once(key: bytes, data: bytes) -> Image.Image:
     return image
 
 
-def _read(source: str | Path | bytes) -> bytes:
+def read_image(source: str | Path | bytes) -> bytes:
     """The bytes of a picture's file. Raises BadInput if there is none, or it is too large or empty."""
     if isinstance(source, bytes):
         size = len(source)

@@ -39,12 +39,19 @@ class Batch:
     supervised: int  # positions with loss
 
     def to(self, device: torch.device) -> Batch:
+        return self._map(lambda t: t.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        """In pinned memory, from which a GPU copies while the CPU goes on."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            input_ids=self.input_ids.to(device),
-            labels=self.labels.to(device),
-            features=None if self.features is None else self.features.to(device),
-            rows=None if self.rows is None else self.rows.to(device),
+            input_ids=change(self.input_ids),
+            labels=change(self.labels),
+            features=None if self.features is None else self.features.map(change),
+            rows=None if self.rows is None else change(self.rows),
         )
 
 
@@ -121,13 +128,11 @@ def stack_features(features: Sequence[VisualFeatures | None]) -> tuple[VisualFea
     return VisualFeatures.cat(present), rows if len(present) < len(features) else None
 
 
-def collate(
-    rows: Sequence[TokenisedRow], pad: int, encode: Callable[[Example], VisualFeatures | None] | None = None
-) -> Batch:
-    """One batch of at least one row. encode: returns the features of an example whose image is a file."""
+def collate(rows: Sequence[TokenisedRow], pad: int) -> Batch:
+    """One batch of at least one row, with the features that the examples have."""
     length = max(len(row.ids) for row in rows)
     input_ids = torch.tensor([row.ids + [pad] * (length - len(row.ids)) for row in rows])
     labels = torch.tensor([row.labels + [IGNORED] * (length - len(row.labels)) for row in rows])
-    features, index = stack_features([encode(row.example) if encode else row.example.features for row in rows])
+    features, index = stack_features([row.example.features for row in rows])
     supervised = int((labels[:, 1:] != IGNORED).sum())
     return Batch(input_ids, labels, features, index, sum(len(row.ids) for row in rows), supervised)

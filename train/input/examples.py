@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,16 +53,37 @@ class SkippedExamples:
     def __init__(self, log: Callable[[str], None] = print, most_logged: int = 20) -> None:
         self._log, self._most_logged = log, most_logged
         self.places: set[str] = set()
+        self._new: list[tuple[str, str]] = []
+        self._of_thread = threading.local()
 
     def add(self, place: str, reason: object) -> None:
         """reason: the sentence to log, which names the place too."""
+        deferred: list[tuple[str, str]] | None = getattr(self._of_thread, "deferred", None)
+        if deferred is not None:
+            deferred.append((place, str(reason)))
+            return
         if place in self.places:
             return
         self.places.add(place)
+        self._new.append((place, str(reason)))
         if len(self.places) <= self._most_logged:
             self._log(f"skipped: {reason}")
         elif len(self.places) == self._most_logged + 1:
             self._log("skipped more; from here on they are only counted")
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[list[tuple[str, str]]]:
+        """Collects what this thread adds, as arguments of `add`, for another thread to add when it gets there."""
+        self._of_thread.deferred = found = []
+        try:
+            yield found
+        finally:
+            self._of_thread.deferred = None
+
+    def take_new(self) -> list[tuple[str, str]]:
+        """What was added since the last call, as arguments of `add`, for other processes."""
+        new, self._new = self._new, []
+        return new
 
 
 @dataclass(frozen=True, eq=False)

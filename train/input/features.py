@@ -1,56 +1,115 @@
-"""Features of pictures by the frozen encoder, kept for the next epoch. Knows picture files; knows no tokens."""
+"""Features of pictures by the frozen encoder, each picture encoded once. Knows picture files; knows no tokens."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from pathlib import Path
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import Tensor
 
 from adapter.errors import BadInput
 from adapter.method.config import VisionConfig
-from adapter.method.image_file import open_image
+from adapter.method.image_file import ByteLRU, open_image, read_image
 from adapter.method.vision import VisualEncoder, VisualFeatures
-from train.input.examples import Example, SkippedExamples
+from train.input.examples import SkippedExamples
+from train.input.feature_store import FeatureStore, open_store
 from train.input.rows import TokenisedRow
+
+_MEMORY_BYTES = 2**29
+_ENCODED_TOGETHER = 32  # on a GPU
 
 
 class FeatureCache:
-    """Features of image files by the encoder of one adapter; evicts the least recently used.
+    """Features of picture files by the encoder of one adapter, in memory and on disk, by the content of the file.
 
-    Each image is encoded alone, so that its features are bit-identical in any batch and process, and a resumed run
-    equals one that never stopped.
+    On a CPU each picture is encoded alone: together is hardly faster there, and alone its features have the same
+    bits in any batch and process, so that a resumed run equals one that never stopped, whatever is still on disk.
+    Features are kept in half precision and leave as fp32; what was just encoded passes through half precision too.
     """
 
     def __init__(
-        self, encoder: VisualEncoder, vision: VisionConfig, skipped: SkippedExamples, max_bytes: int = 2**30
+        self,
+        encoder: VisualEncoder,
+        vision: VisionConfig,
+        skipped: SkippedExamples,
+        store: FeatureStore | None = None,
     ) -> None:
-        self._encoder, self._encoding, self._skipped = encoder, vision.encoding, skipped
-        self._free_bytes = max_bytes
-        self._features: OrderedDict[Path, VisualFeatures | None] = OrderedDict()
+        self._encoder, self._encoding, self._skipped, self._store = encoder, vision.encoding, skipped, store
+        self._memory: ByteLRU[VisualFeatures] = ByteLRU(_MEMORY_BYTES)
 
-    def usable(self, rows: list[TokenisedRow]) -> list[TokenisedRow]:
-        """The rows that have no image or a readable one; the others are counted as skipped."""
-        return [row for row in rows if row.example.picture is None or self._encode(row.example) is not None]
+    @staticmethod
+    def on_disk(
+        encoder: VisualEncoder, vision: VisionConfig, skipped: SkippedExamples, log: Callable[[str], None]
+    ) -> FeatureCache:
+        """A cache whose features later runs find in the user's cache folder."""
+        fingerprint = hashlib.sha256(f"{encoder.fingerprint()} {vision.encoding}".encode()).hexdigest()
+        return FeatureCache(encoder, vision, skipped, open_store(encoder.name, fingerprint, log))
 
-    def features(self, example: Example) -> VisualFeatures | None:
-        """[1, ...]; None for an example without an image."""
-        return example.features if example.picture is None else self._encode(example)
+    def with_features(
+        self, rows: Sequence[TokenisedRow], stopping: Callable[[], bool] = lambda: False
+    ) -> list[TokenisedRow]:
+        """The rows with the features of their pictures; rows without one as they are.
 
-    def _encode(self, example: Example) -> VisualFeatures | None:
-        path = example.picture
-        assert path is not None
-        if path not in self._features:
-            try:
-                features = self._encoder.encode([open_image(path)], **self._encoding)
-            except BadInput as error:
-                features = None
-                self._skipped.add(example.where or str(path), f"{example.where}: {path.name}: {error}")
-            self._features[path] = features
-            self._free_bytes -= _bytes(features)
-            while self._free_bytes < 0 and len(self._features) > 1:
-                self._free_bytes += _bytes(self._features.popitem(last=False)[1])
-        self._features.move_to_end(path)
-        return self._features[path]
+        A row whose picture cannot be read is left out and counted as skipped. Incomplete once `stopping` says so.
+        """
+        keys: list[bytes | None] = []
+        found: dict[bytes, VisualFeatures] = {}
+        images: dict[bytes, Image.Image] = {}
+        for row in rows:
+            picture, key = row.example.picture, b""
+            if picture is not None:
+                try:
+                    data = read_image(picture)
+                    key = hashlib.sha256(data).digest()
+                    if key not in found and key not in images:
+                        if (features := self._get(key)) is None:
+                            images[key] = open_image(data)
+                        else:
+                            found[key] = features
+                except BadInput as error:
+                    where = row.example.where
+                    self._skipped.add(where or picture.name, f"{where}: {picture.name}: {error}")
+                    key = None
+            keys.append(key)
+        together = 1 if self._encoder.device.type == "cpu" else _ENCODED_TOGETHER
+        missing = list(images)
+        for start in range(0, len(missing), together):
+            if stopping():
+                return []
+            chunk = missing[start : start + together]
+            encoded = self._encoder.encode([images[key] for key in chunk], **self._encoding).map(_in_half)
+            encoded = encoded.to("cpu")
+            for i, key in enumerate(chunk):
+                found[key] = encoded[i : i + 1].map(Tensor.clone)  # a view would keep the whole chunk in memory
+                self._put(key, found[key])
+        return [
+            row._replace(example=replace(row.example, features=found[key].to(torch.float32))) if key else row
+            for row, key in zip(rows, keys, strict=True)
+            if key is not None
+        ]
+
+    def _get(self, key: bytes) -> VisualFeatures | None:
+        if (features := self._memory.get(key)) is not None:
+            return features
+        features = None if self._store is None else self._store.get(key.hex())
+        if features is not None:
+            self._memory.put(key, features, _bytes(features))
+        return features
+
+    def _put(self, key: bytes, features: VisualFeatures) -> None:
+        self._memory.put(key, features, _bytes(features))
+        if self._store is not None:
+            self._store.put(key.hex(), features)
 
 
-def _bytes(features: VisualFeatures | None) -> int:
-    return sum(t.nbytes for t in vars(features).values() if t is not None) if features is not None else 0
+def _in_half(values: Tensor) -> Tensor:
+    """float16, which keeps 11 bits where bfloat16 keeps 8; as they are if they are too large for it."""
+    half = values.half()
+    return half if half.isfinite().all() else values
+
+
+def _bytes(features: VisualFeatures) -> int:
+    return sum(tensor.nbytes for tensor in vars(features).values() if tensor is not None)
