@@ -6,22 +6,27 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
+import statistics
 
 import pytest
 import torch
 
 from adapter.base.llama import load_base
+from adapter.base.template import encode_answer, encode_prompt
 from adapter.errors import AdapterError
 from adapter.method.config import VisionConfig
 from adapter.method.projection import GlobalProjection
 from adapter.method.vision import VisualFeatures
 from tests.tiny_models import TINY
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem
+from train.input.rows import IGNORED, Tokeniser
 from train.reproduce import runs
 from train.reproduce.__main__ import main
 from train.reproduce.baselines import Baseline
-from train.reproduce.benchmark import Benchmark, open_benchmark, prompt
-from train.reproduce.report import plot
+from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark, open_benchmark, prompt
+from train.reproduce.intervals import difference, over_seeds, ratio
+from train.reproduce.report import plot, write_report
 from train.reproduce.runs import FULL, QUICK, STRENGTHS, Run, layer_shares, planned_runs, whiten
 from train.reproduce.scenes.writer import write_benchmark
 from train.reproduce.scoring import adapter_arguments, answer, chance, perplexity, table_row
@@ -47,40 +52,38 @@ def problems(tmp_path):
 @pytest.fixture
 def figures(problems):
     """Results in which every claim holds."""
+    shown = problems * 60
 
-    def result(right, loss=0.5, **more):
-        answers = {"right": right, "loss": [loss] * 4}
-        return {"test": answers, "val": answers, "seen": answers, **more}
-
-    def trained(right, loss=0.5, **more):
-        by_strength = {str(s): 20.0 + s for s in STRENGTHS}
-        figures = {"parameters": 1000, "seconds": 10.0, "tokens": 5000, "losses": [2.0, 1.0, 0.5], "bytes": 4000}
-        return result(right, loss, **{**figures, "perplexity": by_strength, "accuracy": by_strength, **more})
+    def result(right, loss=0.5, perplexity=20.0, **more):
+        answers = {"right": right * 60, "loss": [loss] * 240}
+        by_strength = {**{str(s): perplexity + s for s in STRENGTHS}, "0.0": 20.0, "1.0": perplexity}
+        results = {"test": answers, "val": answers, "seen": answers, "perplexity": by_strength}
+        training = {"parameters": 1000, "seconds": 10.0, "tokens": 5000, "losses": [2.0, 1.0, 0.5], "bytes": 4000}
+        made = {"precision": "bf16", "commit": "abc", "processor": "Z80", "torch": "2", "time": "2026-01-01 00:00"}
+        return {**results, **training, **made, "accuracy": by_strength, "total_seconds": 60.0, **more}
 
     blind, sighted, wrong = [1, 0, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]
-    found = {
-        "base": result([0, 0, 0, 0], perplexity={"-": 20.0}),
-        "text": trained(blind),
-        "lora": trained(blind, perplexity={"-": 30.0}, seconds=20.0),
-        "full": trained(blind, perplexity={"-": 40.0}, seconds=40.0, bytes=4_000_000),
-        "layers-10": trained(wrong),
-        "layers-20": trained([1, 1, 0, 0]),
-        **{f"zero-{seed}": trained(sighted) for seed in (0, 1, 2)},
-        **{f"random-{seed}": trained(wrong) for seed in (0, 1, 2)},
-        **{f"long-{steps}": trained(sighted, loss=steps / 100) for steps in FULL.long},
+    groups = {
+        "text": result(blind, perplexity=21.0),
+        "keep": result(blind, perplexity=20.5),
+        "lora": result(blind, perplexity=30.0, seconds=20.0),
+        "full": result(blind, perplexity=40.0, seconds=40.0, bytes=4_000_000),
+        "layers-10": result(wrong),
+        "layers-20": result([1, 1, 0, 0]),
+        "zero": result(sighted),
+        "random": result(wrong),
+        **{f"long-{steps}": result(sighted, loss=steps / 100) for steps in FULL.long},
     }
-    return Figures(found, problems, FULL, LAYERS)
+    runs = {f"{group}-{seed}": found for group, found in groups.items() for seed in FULL.seeds}
+    return Figures({"base-0": result([0, 0, 0, 0]), **runs}, shown, FULL, LAYERS)
 
 
-@pytest.fixture
-def broken(figures):
-    """The same results with all runs alike: nothing is better than anything else."""
-    same = {name: {**figures.results["zero-0"], **result} for name, result in figures.results.items()}
-    for result in same.values():
-        result["test"] = figures.results["base"]["test"]
-        result["seconds"] = result["bytes"] = 1
-        result["perplexity"] = {**{str(s): 50.0 for s in STRENGTHS}, "-": 20.0}
-    return Figures(same, figures.problems, FULL, LAYERS)
+def changed(figures, change):
+    """The same figures after `change(name, result)` of every trained run, which returns the new result."""
+    results = {
+        name: result if name == "base-0" else change(name, result) for name, result in figures.results.items()
+    }
+    return Figures(results, figures.problems, FULL, LAYERS)
 
 
 def test_columns_are_those_of_the_paper(problems):
@@ -145,7 +148,7 @@ def test_whitening_gives_all_features_one_scale():
 
 
 def test_the_key_of_a_run_changes_with_every_setting():
-    run = Run("zero-0", pictures=True, steps=10)
+    run = Run("zero", pictures=True, steps=10)
     keys = {run.key("a"), run.key("b"), run.key("a", base="other")}
     changes = {"init": "random", "seed": 1, "steps": 11, "layers": 3, "pictures": False, "questions": 9}
     for change in ({name: value} for name, value in changes.items()):
@@ -166,18 +169,99 @@ def test_a_third_two_thirds_all():
     assert layer_shares(30) == (10, 20, 30)
 
 
-def test_claims_follow_from_the_figures(figures, broken):
-    assert [c.text for c in claims(figures) if not c.held] == []
-    assert [c.held for c in claims(broken)].count(True) <= 4  # nothing is lost where there is nothing to lose
-    assert not any(c.held for c in claims(broken) if "pictures are worth" in c.text or "zero-init" in c.text)
+def test_claims_follow_from_the_figures(figures):
+    assert [c.text for c in claims(figures) if c.held is not True] == []
+
+
+def test_no_claim_holds_where_all_runs_are_alike(figures):
+    alike = {**figures.results["text-0"], **{"test": figures.results["base-0"]["test"]}, "bytes": 1}
+    alike["perplexity"] = dict.fromkeys(alike["perplexity"], 50.0)
+    held = [c.text for c in claims(changed(figures, lambda *_: alike)) if c.held]
+    # Nothing is lost where there is nothing to lose.
+    assert all("points (table" in text or "no accuracy" in text for text in held), held
+
+
+def test_what_the_seeds_disagree_on_is_not_decided(figures):
+    """One training seed of three is no better than random-init, one learns nothing, one has it all."""
+    shares = {"zero-0": 0, "zero-1": 1, "zero-2": 4}
+
+    def change(name, result):
+        right = [int(i % 4 < shares[name]) for i in range(240)] if name in shares else result["test"]["right"]
+        return {**result, "test": {**result["test"], "right": right}}
+
+    (claim,) = [c for c in claims(changed(figures, change)) if "zero-init" in c.text]
+    assert claim.held is None and claim.markdown().startswith("| not decided |")
+
+
+def test_rows_and_claims_of_runs_that_are_missing_are_left_out(figures, tmp_path):
+    few = {name: result for name, result in figures.results.items() if name in ("base-0", "text-0", "zero-1")}
+    partial = Figures(few, figures.problems, FULL, LAYERS)
+    report = write_report(
+        partial, tmp_path, command="it", base="tiny", data="Drawn.", sizes=FULL.counts, missing=["full-0"]
+    )
+    assert "**Not all runs are finished.** Missing: full-0." in report
+    assert not any(claim.held for claim in claims(partial))  # one seed tells nothing of the spread
+    assert "| text-only adapter | 50.0 |" in report and "full fine-tuning |" not in report
+    assert "## What held" in report and "\nTable 6" not in report
+
+
+def test_intervals_over_seeds_are_students():
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert found.mean == 2 and found.half == pytest.approx(4.3027 * (1 / 3) ** 0.5, rel=1e-4)
+    assert over_seeds([1.0]).half is None and over_seeds([1.0]).exceeds(0.5) is None
+    assert found.exceeds(-1) is True and found.exceeds(0) is None and found.exceeds(5) is False
+
+
+def test_a_difference_counts_the_spread_of_seeds_and_of_questions():
+    from scipy.stats import ttest_ind, ttest_rel
+
+    ours, theirs = [[1.0], [2.0], [4.0]], [[0.0], [1.0], [0.5]]
+    welch = ttest_ind([1, 2, 4], [0, 1, 0.5], equal_var=False).confidence_interval(0.95)
+    found = difference(ours, theirs)
+    assert (found.low, found.high) == pytest.approx((welch.low, welch.high), rel=1e-6)
+    # A base that was not trained has one "seed": only the questions spread, each its own control.
+    first, second = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+    paired = ttest_rel(first, second).confidence_interval(0.95)
+    found = difference([first], [second])
+    assert (found.low, found.high) == pytest.approx((paired.low, paired.high), rel=1e-6)
+    both = difference([first, second, first], [second])
+    assert (
+        both.half
+        > difference([[statistics.fmean(q) for q in zip(first, second, first, strict=True)]], [second]).half
+    )
+    found = ratio([2.0, 2.0], [1.0, 1.0])
+    assert found.mean == pytest.approx(math.log(2)) and found.half == 0
+
+
+def test_every_row_of_a_claim_has_all_seeds():
+    runs = planned_runs(FULL, LAYERS)
+    assert len({run.name for run in runs}) == len(runs)
+    seeds = {group: [run.seed for run in runs if run.group == group] for group in {run.group for run in runs}}
+    assert seeds.pop("base") == [0]
+    assert all(found == list(FULL.seeds) for found in seeds.values()) and len(FULL.seeds) >= 3
+    # Whoever stops early has a first figure for every row.
+    assert {run.group for run in runs[: len(seeds) + 1]} == {"base", *seeds}
+
+
+def test_scores_use_the_tokens_of_training(tiny_base, problems, tmp_path):
+    benchmark = Benchmark(tmp_path, {}, {"train": tuple(problems)}, {})
+    tokeniser = Tokeniser(tiny_base.tokenizer, TEMPLATE, MAX_LENGTH)
+    for example in itertools.islice(benchmark.examples(False, 0, 0), 8):
+        row = tokeniser.row(example)
+        scored = encode_prompt(tiny_base.tokenizer, list(example.messages), TEMPLATE)
+        letter = encode_answer(tiny_base.tokenizer, example.answer)[0]
+        assert row.ids[: len(scored) + 1] == [*scored, letter]
+        assert row.labels[: len(scored) + 1] == [*[IGNORED] * len(scored), letter]
 
 
 def test_tables_as_csv_and_markdown(figures):
     tables = {table.name: table for table in figures.tables()}
-    assert set(tables) == {"table2", "table3", "table4", "table5", "table6", "forgetting"}
+    assert set(tables) == {"table2", "table3", "table4", "table5", "table6", "forgetting", "strengths"}
     rows = list(csv.DictReader(tables["table2"].csv().splitlines()))
     assert next(row[""] for row in rows) == "random choice"
     assert float(rows[3]["IMG"]) == 100 and float(rows[2]["IMG"]) == 0
+    assert float(rows[3]["IMG ±"]) == 0 and rows[0]["IMG ±"] == ""
+    assert "| multi-modal adapter | 100.0 ± 0.0 |" in tables["table2"].markdown()
     for table in tables.values():
         assert all(len(row) == len(table.head) for row in table.rows)
         assert table.markdown().count("\n|") == len(table.rows) + 2
@@ -199,6 +283,7 @@ def test_plots_are_written(figures, tmp_path):
         (["--scienceqa", "."], "holds no problems.json"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--steps", "1"], "--steps must be at least 2"),
+        (["--quick", "--report"], "No run of 'out' is finished"),
         (["--quick", "--base", "nowhere"], "'nowhere' is no folder with a config.json"),
     ],
 )
@@ -279,19 +364,27 @@ def test_the_command_performs_every_run_once(tiny_folder, tmp_path, capsys, monk
     for heading in ("What held", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Forgetting"):
         assert heading in report
     assert (out / "report.md").read_text() == report[report.index("# The paper's") :].rstrip("\n") + "\n"
-    for name in ("table2", "table3", "table4", "table5", "table6", "forgetting"):
+    for name in ("table2", "table3", "table4", "table5", "table6", "forgetting", "strengths"):
         assert (out / f"{name}.csv").stat().st_size > 50
     results = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
     assert len(results) == len(planned_runs(QUICK, TINY["num_hidden_layers"]))
     assert "| yes | at strength 0 the base is back, exactly |" in report
 
-    # A second call performs no run.
+    # A second call performs no run; without its file a run is missing, and the report says so.
     monkeypatch.setattr(runs, "ProcessPoolExecutor", None)
     assert main(command) == 0
+    assert "Not all runs are finished" not in capsys.readouterr().out
+    (other,) = (path for path in results if path.name.startswith("lora-1"))
+    text = other.read_text()
+    other.unlink()
+    assert main([*command, "--report"]) == 0
+    assert "Missing: lora-1." in capsys.readouterr().out
+    other.write_text(text)
+    results[other] = other.stat().st_mtime_ns
     assert {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == results
 
     # Features of the pictures come from the file.
-    benchmark = open_benchmark(out / f"benchmark-{QUICK.train}-0", out, QUICK.counts)
+    benchmark = open_benchmark(out / f"benchmark-{QUICK.train}-7", out, QUICK.counts)
     assert len(benchmark.features) == sum(p.has_image for part in benchmark.splits.values() for p in part)
 
 

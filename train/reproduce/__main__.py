@@ -12,7 +12,6 @@ import dataclasses
 import json
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,17 +20,18 @@ from adapter.base.threads import available_cores
 from adapter.errors import AdapterError, with_detail
 from train.reproduce.benchmark import Benchmark, open_benchmark
 from train.reproduce.report import write_report
-from train.reproduce.runs import FULL, QUICK, Plan, perform_all, planned_runs, unrelated_text
+from train.reproduce.runs import FULL, QUICK, Plan, finished, perform_all, planned_runs, unrelated_text
 from train.reproduce.scenes.writer import SPLITS, write_benchmark
 from train.reproduce.tables import Figures
 
 # What a reader has to know before believing a figure.
-_DRAWN = """drawn and written by rule (`train/reproduce/scenes`), in ScienceQA's format, seed {seed}.
-  The benchmark was cut to what this base can learn in minutes: choices of picture questions stand in an order of
-  their own (alphabet, size), because with shuffled ones trials of 160 to 240 steps of 16 learnt nothing from the
-  pictures; kinds of question that stayed at chance for that, or that the encoder's features do not tell, were
-  left out. Kinds and settings were chosen by looking at the test split of seed 0: another --seed gives
-  pictures and questions that nobody chose by, though of the same held-out combinations, phrasings and words"""
+_DRAWN = """Problems are drawn and written by rule (`train/reproduce/scenes`), in ScienceQA's format, seed {seed}.
+  Test questions have combinations, wordings and words of their own. The benchmark was cut to what this base can
+  learn in minutes: choices of picture questions stand in an order of their own (alphabet, size), because with
+  shuffled ones trials learnt nothing from the pictures, and kinds of question that stayed at chance were left out.
+  That was chosen by looking at the test split of seed 0, and settings by validation problems of seed 11. Nothing
+  was chosen by the problems of any other seed."""
+_SEED = 7  # of the benchmark; see _DRAWN
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,13 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", default=BASE, help=f"folder of another frozen base (default: {BASE})")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core, at most 2)")
     parser.add_argument("--steps", type=int, help=f"training steps of each run (default: {FULL.steps})")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the drawn benchmark")
+    parser.add_argument("--seed", type=int, default=_SEED, help=f"seed of the drawn benchmark (default: {_SEED})")
+    parser.add_argument(
+        "--report", action="store_true", help="perform no run: write the report of those that are finished"
+    )
     return parser
 
 
 def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     """Does everything that the parsed arguments ask for and returns the report. given: the arguments as typed."""
-    started = time.perf_counter()
     plan = QUICK if args.quick else FULL
     if args.steps is not None:
         if args.steps < 2:
@@ -82,16 +84,22 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     layers = _num_layers(args.base)
     benchmark = _open_or_draw(args, plan, out)
     text = unrelated_text()[: plan.text]
-    results = perform_all(planned_runs(plan, layers), benchmark, out, jobs, text, args.base)
+    runs = planned_runs(plan, layers)
+    if not args.report:
+        perform_all(runs, benchmark, out, jobs, text, args.base)
+    results = finished(runs, benchmark, out, args.base)
+    if not results:
+        raise AdapterError(f"No run of '{out.name}' is finished. Leave out --report to perform them.", str(out))
     return write_report(
         Figures(results, benchmark.splits["test"], plan, layers),
         out,
         command=shlex.join(["python", "-m", "train.reproduce", *given]),
         base=args.base,
-        data=f"ScienceQA, from {args.scienceqa}" if args.scienceqa else _DRAWN.format(seed=args.seed),
-        seconds=time.perf_counter() - started,
-        jobs=jobs,
+        data=f"The problems are ScienceQA's, from {args.scienceqa}."
+        if args.scienceqa
+        else _DRAWN.format(seed=args.seed),
         sizes={split: len(part) for split, part in benchmark.splits.items()},
+        missing=[run.name for run in runs if run.name not in results],
     )
 
 

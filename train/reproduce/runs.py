@@ -10,8 +10,10 @@ import hashlib
 import json
 import multiprocessing
 import os
+import platform
 import pydoc_data.topics
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +29,6 @@ import torch
 
 from adapter.base.embedded import BASE, ENCODER
 from adapter.base.llama import Base, load_base
-from adapter.base.threads import available_cores
 from adapter.errors import AdapterError
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
@@ -40,8 +42,8 @@ from train.reproduce.baselines import RANK, RATES, Baseline
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark, open_benchmark
 from train.reproduce.scoring import Answers, ForwardArguments, adapter_arguments, answer, no_arguments, perplexity
 
-SEEDS = (0, 1, 2)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+KEEP = 0.1  # rows of unrelated text for each row of the data, where forgetting is trained against
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 _HIDDEN = 256  # of the projection
 # Of Python's language reference.
@@ -58,17 +60,18 @@ class Plan:
     """The size of everything.
 
     train, val, test: problems; of a real data set at most so many. long: steps of the runs over `few` problems
-    that continue after over-fitting. text: characters of unrelated text to read, at most.
+    that continue after over-fitting. text: characters of unrelated text to read, at most. seeds: of training.
     """
 
-    steps: int = 640
+    steps: int = 400
     train: int = 2400
     val: int = 240
     test: int = 720
-    few: int = 320
-    long: tuple[int, ...] = (160, 320, 640)
+    few: int = 240
+    long: tuple[int, ...] = (120, 480)
     text: int = 16_384
     batch_size: int = 8
+    seeds: tuple[int, ...] = (0, 1, 2)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -77,27 +80,33 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(steps=3, train=32, val=8, test=32, few=16, long=(2, 3, 4), text=2000, batch_size=8)
+QUICK = Plan(steps=3, train=32, val=8, test=32, few=16, long=(2, 4), text=2000, seeds=(0, 1))
 
 
 @dataclass(frozen=True)
 class Run:
     """What is trained and measured.
 
-    method: "base", "adapter", "lora" or "full". questions: number of problems to train on, repeatedly; 0: all.
-    forgetting: unrelated text is measured too, for an adapter at each of STRENGTHS.
+    group: its runs differ by their seed only. method: "base", "adapter", "lora" or "full". keep: see TrainConfig.
+    questions: number of problems to train on, repeatedly; 0: all. strengths: an adapter's perplexity and accuracy
+    are measured at each of STRENGTHS.
     """
 
-    name: str
+    group: str
     method: str = "adapter"
     pictures: bool = False
     init: Literal["zero", "random"] = "zero"
     layers: int | None = None  # None: all
+    keep: float = 0.0
     seed: int = 0
     steps: int = 0
     questions: int = 0
     batch_size: int = 16
-    forgetting: bool = False
+    strengths: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}-{self.seed}"
 
     def key(self, benchmark: str, base: str = BASE) -> str:
         """Name of the results file: it changes with the settings, the benchmark's fingerprint and the base."""
@@ -125,27 +134,29 @@ class Run:
             held_out=0,  # the last adapter counts, as in the paper, not the best
             max_length=MAX_LENGTH,
             seed=self.seed,
+            keep=self.keep,
         )
 
 
 def planned_runs(plan: Plan, layers: int) -> list[Run]:
-    """All runs, the longest first. layers: number of layers of the base."""
+    """All runs: every row with the first seed, then with the next. layers: number of layers of the base."""
     adapter = Run("", steps=plan.steps, batch_size=plan.batch_size)
     visual = replace(adapter, pictures=True)
-    return [
-        replace(adapter, name="full", method="full", forgetting=True),
-        *(
-            replace(visual, name=f"long-{steps}", steps=steps, questions=plan.few)
-            for steps in sorted(plan.long, reverse=True)
-        ),
-        replace(visual, name="zero-0", forgetting=True),
-        replace(adapter, name="text", forgetting=True),
-        replace(adapter, name="lora", method="lora", forgetting=True),
-        *(replace(visual, name=f"random-{seed}", init="random", seed=seed) for seed in SEEDS),
-        *(replace(visual, name=f"zero-{seed}", seed=seed) for seed in SEEDS[1:]),
-        *(replace(visual, name=f"layers-{count}", layers=count) for count in layer_shares(layers)[:2]),
-        Run("base", "base", forgetting=True),
+    rows = [
+        replace(adapter, group="full", method="full"),
+        replace(adapter, group="keep", keep=KEEP, strengths=True),
+        replace(visual, group="zero", strengths=True),
+        replace(visual, group="random", init="random"),
+        *(replace(visual, group=f"long-{steps}", steps=steps, questions=plan.few) for steps in plan.long),
+        replace(adapter, group="lora", method="lora"),
+        replace(adapter, group="text", strengths=True),
+        *(replace(visual, group=f"layers-{count}", layers=count) for count in layer_shares(layers)[:2]),
     ]
+    first = plan.seeds[0]
+    repeated = [
+        replace(row, seed=seed, strengths=row.strengths and seed == first) for seed in plan.seeds for row in rows
+    ]
+    return [Run("base", "base"), *repeated]
 
 
 def layer_shares(layers: int) -> tuple[int, int, int]:
@@ -184,17 +195,21 @@ def perform(run: Run, benchmark: Benchmark, out: Path, text: str, base: str = BA
 
 
 class _Measurement:
-    """The figures of one run as they are measured."""
+    """The figures of one run as they are measured.
+
+    Times are the process's on the processor: those of a clock on the wall would depend on what else it does.
+    """
 
     def __init__(self, run: Run, benchmark: Benchmark, text: str, base: str) -> None:
         self.run, self.benchmark, self.text, self.base = run, benchmark, text, base
         self.precision, _ = choose_precision("auto", torch.device("cpu"))
-        self.results: dict[str, Any] = {"precision": self.precision}
+        self.results: dict[str, Any] = {"precision": self.precision, **provenance()}
+        self._started = time.process_time()
 
     def measure_base(self) -> None:
         base = load_to_train(self.base, self.precision, device="cpu")
         self._score(base, no_arguments)
-        self.results["perplexity"] = {"-": perplexity(base, self.text)}
+        self._finish()
 
     def train_adapter(self, folder: Path) -> None:
         run, benchmark = self.run, self.benchmark
@@ -208,16 +223,19 @@ class _Measurement:
         def examples(split: str) -> Any:
             return benchmark.examples(run.pictures, run.questions, run.seed) if split == "train" else ()
 
+        started = time.process_time()
         trained, _ = train(config, base, examples, folder, adapter)
+        seconds = time.process_time() - started
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "loss" in line]
-        seconds, tokens = steps[-1]["seconds"], steps[-1]["tokens"]
-        self._record_training(adapter.num_parameters, seconds, tokens, [step["loss"] for step in steps])
+        self._record_training(
+            adapter.num_parameters, seconds, steps[-1]["tokens"], [step["loss"] for step in steps]
+        )
         self.results["bytes"] = (folder / "adapter.safetensors").stat().st_size
         self.results["largest_gate"] = steps[-1]["largest_gate"]
         self._score(base, adapter_arguments(base, trained))
-        if run.forgetting:
-            self._measure_strengths(base, trained)
+        self._measure_strengths(base, trained)
+        self._finish()
 
     def train_baseline(self) -> None:
         run = self.run
@@ -230,28 +248,65 @@ class _Measurement:
         self._record_training(baseline.num_parameters, seconds, tokens, losses)
         self.results["bytes"] = baseline.file_bytes
         self._score(base, no_arguments)
-        if run.forgetting:
-            self.results["perplexity"] = {"-": perplexity(base, self.text)}
+        self._finish()
 
     def _record_training(self, parameters: int, seconds: float, tokens: int, losses: list[float]) -> None:
         self.results |= {"parameters": parameters, "seconds": seconds, "tokens": tokens, "losses": losses}
 
     def _score(self, base: Base, arguments: ForwardArguments) -> None:
-        splits = self.benchmark.splits
-        seen = splits["train"][: self.run.questions or None][: len(splits["val"])]
-        for name, problems in (("val", splits["val"]), ("test", splits["test"]), ("seen", seen)):
-            found = answer(base, problems, self.benchmark, arguments, self.run.pictures)
-            self.results[name] = _as_json(found)
+        """Answers the test's problems; after over-fitting also those of validation, and those that were seen."""
+        splits, few = self.benchmark.splits, self.run.questions
+        parts = {"test": splits["test"]}
+        if few:
+            parts |= {"val": splits["val"], "seen": splits["train"][:few]}
+        for name, problems in parts.items():
+            self.results[name] = _as_json(answer(base, problems, self.benchmark, arguments, self.run.pictures))
+        self.results["perplexity"] = {str(1.0): perplexity(base, self.text, arguments)}
 
     def _measure_strengths(self, base: Base, adapter: Adapter) -> None:
-        """Measures unrelated text, and the test's problems without a picture, at each strength."""
+        """Measures unrelated text, and the test's problems without a picture, with the gates scaled."""
         problems = [p for p in self.benchmark.splits["test"] if not p.has_image]
-        self.results["perplexity"], self.results["accuracy"] = {}, {}
-        for strength in STRENGTHS:
+        self.results["accuracy"] = {}
+        for strength in STRENGTHS if self.run.strengths else (0.0,):
             arguments = adapter_arguments(base, adapter, strength)
             self.results["perplexity"][str(strength)] = perplexity(base, self.text, arguments)
-            found = answer(base, problems, self.benchmark, arguments, shown=False)
-            self.results["accuracy"][str(strength)] = found.accuracy()
+            if self.run.strengths:
+                found = answer(base, problems, self.benchmark, arguments, shown=False)
+                self.results["accuracy"][str(strength)] = found.accuracy()
+
+    def _finish(self) -> None:
+        self.results["total_seconds"] = time.process_time() - self._started
+
+
+def provenance() -> dict[str, str]:
+    """What a figure was measured with: commit, processor, torch, and the time in UTC."""
+    return {
+        "commit": _commit(),
+        "processor": _processor(),
+        "torch": torch.__version__,
+        "time": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def _commit() -> str:
+    """Of the repository that this file is in; "+" behind it if files have been changed since."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        found = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip() + "+" * (changes.returncode != 0)
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def whiten(projection: GlobalProjection, levels: torch.Tensor) -> None:
@@ -291,38 +346,42 @@ def _as_json(answers: Answers) -> dict[str, Any]:
 
 def perform_all(
     runs: Sequence[Run], benchmark: Benchmark, out: Path, jobs: int, text: str, base: str = BASE
-) -> dict[str, Any]:
-    """Performs `jobs` runs at a time and returns all results by name. Results that are in `out` are reused.
+) -> None:
+    """Performs `jobs` runs at a time, those whose results are not in `out` already.
 
     text: unrelated to the benchmark. Raises AdapterError if a process dies.
     """
-    paths = {run.name: results_path(run, benchmark, out, base) for run in runs}
-    missing = [run for run in runs if not paths[run.name].exists()]
+    missing = [run for run in runs if not results_path(run, benchmark, out, base).exists()]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {jobs} at a time", flush=True)
+    if not missing:
+        return
     started = time.perf_counter()
-    if missing:
-        context = multiprocessing.get_context("spawn")
-        numbers: Any = context.Queue()
-        for number in range(jobs):
-            numbers.put(number)
-        pool = ProcessPoolExecutor(jobs, context, _start_process, (numbers, jobs, out))
-        try:
-            futures = {
-                pool.submit(_perform, run, benchmark.folder, benchmark.counts, out, text, base): run
-                for run in missing
-            }
-            for future in as_completed(futures):
-                future.result()
-                minutes = (time.perf_counter() - started) / 60
-                print(f"{futures[future].name} is finished after {minutes:.1f} minutes", flush=True)
-        except BrokenProcessPool as error:
-            raise AdapterError(
-                f"A run's process died, probably for want of memory. The logs are in '{out}'. Try --jobs 1: "
-                "finished runs are not done again."
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return {name: json.loads(path.read_text()) for name, path in paths.items()}
+    context = multiprocessing.get_context("spawn")
+    numbers: Any = context.Queue()
+    for number in range(jobs):
+        numbers.put(number)
+    pool = ProcessPoolExecutor(jobs, context, _start_process, (numbers, out))
+    try:
+        futures = {
+            pool.submit(_perform, run, benchmark.folder, benchmark.counts, out, text, base): run for run in missing
+        }
+        for future in as_completed(futures):
+            future.result()
+            minutes = (time.perf_counter() - started) / 60
+            print(f"{futures[future].name} is finished after {minutes:.1f} minutes", flush=True)
+    except BrokenProcessPool as error:
+        raise AdapterError(
+            f"A run's process died, probably for want of memory. The logs are in '{out}'. Try --jobs 1: "
+            "finished runs are not done again."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def finished(runs: Sequence[Run], benchmark: Benchmark, out: Path, base: str = BASE) -> dict[str, Any]:
+    """Results by name of the run, of those runs that have been finished."""
+    paths = {run.name: results_path(run, benchmark, out, base) for run in runs}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def unrelated_text() -> str:
@@ -336,14 +395,16 @@ def _perform(run: Run, folder: Path, counts: dict[str, int], out: Path, text: st
     perform(run, open_benchmark(folder, out, counts), out, text, base)
 
 
-def _start_process(numbers: Any, jobs: int, out: Path) -> None:
-    """Takes a share of the cores, and redirects what runs print to a file.
+def _start_process(numbers: Any, out: Path) -> None:
+    """Gives the process one thread on a core of its own, and redirects what runs print to a file.
 
-    Two processes with a thread each are faster than one after the other with two.
+    Two processes with a thread each are faster than one after the other with two, and a run's time on the
+    processor means the same at any --jobs.
     """
     number = numbers.get()
     sys.stdout = sys.stderr = open(out / f"log-{number}.txt", "a", buffering=1)  # noqa: SIM115 - till the end
-    torch.set_num_threads(max(1, available_cores() // jobs))
-    if hasattr(os, "sched_setaffinity") and available_cores() >= jobs:
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
         with suppress(OSError):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[number::jobs])
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, [cores[number % len(cores)]])

@@ -101,20 +101,20 @@ class _Sampler:
         """One of the pool; every fourth entry is kept for the test."""
         return self.rng.choice([item for i, item in enumerate(pool) if (i % 4 == 3) == self.test])
 
-    def combination(self, kinds: Sequence[str] = _KINDS) -> tuple[str, str]:
+    def combination(self, kinds: Sequence[str] = _KINDS, colors: Sequence[str] = _COLORS) -> tuple[str, str]:
         """A kind and a colour that may occur together in the split."""
         while True:
-            found = self.rng.choice(kinds), self.rng.choice(_COLORS)
+            found = self.rng.choice(kinds), self.rng.choice(colors)
             if (found in HELD_OUT) == self.test:
                 return found
 
     def scene(self, things: Sequence[Thing]) -> Scene:
         return Scene(self.rng.choice(_PLACES), tuple(things), self.rng.randrange(2**31))
 
-    def large(self, kinds: Sequence[str] = _KINDS) -> Thing:
+    def large(self, kinds: Sequence[str] = _KINDS, colors: Sequence[str] = _COLORS) -> Thing:
         """One large thing near the middle."""
         u = self.rng.uniform
-        return Thing(*self.combination(kinds), 0.5 + u(-0.12, 0.12), 0.5 + u(-0.12, 0.12), u(0.46, 0.62))
+        return Thing(*self.combination(kinds, colors), 0.5 + u(-0.12, 0.12), 0.5 + u(-0.12, 0.12), u(0.46, 0.62))
 
     def small(self, combination: tuple[str, str], x: float, y: float, size: float = 0.28) -> Thing:
         u = self.rng.uniform
@@ -144,7 +144,8 @@ def _group(sampler: _Sampler) -> Question:
 
 
 def _color(sampler: _Sampler) -> Question:
-    thing = sampler.large()
+    # The colour first: drawn by kind, some would be the answer more often, and in the test others.
+    thing = sampler.large(colors=(sampler.rng.choice(_COLORS),))
     text = sampler.wording()
     return sampler.picture_question(text, thing.color, _COLORS, sampler.scene([thing]))
 
