@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 
 import pytest
+from scipy.stats import chisquare
 
 from adapter.errors import AdapterError
 from adapter.method.image_file import open_image
@@ -97,13 +98,13 @@ def test_test_split_has_its_own_words(known, unseen):
         assert len(before & after) <= 1, before & after  # "light" is the opposite of two words
 
 
-def test_right_answers_are_spread_evenly_over_the_choices(known):
-    places = defaultdict(Counter)
-    for question, skill in known:
-        places[skill.name, len(question.choices)][question.answer] += 1
-    for (name, count), found in places.items():
-        share = max(found.values()) / found.total()
-        assert share < 1 / count + 4 * (0.25 / found.total()) ** 0.5, (name, found)
+@pytest.mark.parametrize("test", [False, True])
+def test_right_answers_are_spread_evenly_over_the_choices(test):
+    places = {}
+    for question, skill in questions(3000, test=test, seed=0):
+        places.setdefault(skill.name, [0] * len(question.choices))[question.answer] += 1
+    for name, found in places.items():
+        assert chisquare(found).pvalue > 1e-4, (name, found)
 
 
 def test_picture_questions_cannot_be_answered_from_their_text(known, unseen):

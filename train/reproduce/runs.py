@@ -131,7 +131,8 @@ class Run:
             template=TEMPLATE,
             vision=vision,
             eval_every=self.steps,
-            held_out=0,  # the last adapter counts, as in the paper, not the best
+            held_out=0,
+            save="last",
             max_length=MAX_LENGTH,
             seed=self.seed,
             keep=self.keep,
