@@ -1,17 +1,16 @@
-"""Images with captions: a table of two columns, or a folder with captions beside the images or in a list."""
+"""Images with captions: rows of a table or a data set, or a folder with captions beside the images or in a list."""
 
 from __future__ import annotations
 
-import csv
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from adapter.base.template import Message
-from train.formats.index import Index, decoded, index_lines, opened, read_json
-from train.formats.record import DataError, Record, Rows, fault, image_path, text_of
+from train.formats.index import decoded, opened, read_json
+from train.formats.record import DataError, Record, image_path, text_of
 
 # The user turn of an image. Several, so that the adapter learns from the image and not from the wording.
 REQUESTS = (
@@ -22,75 +21,66 @@ REQUESTS = (
     "Write a caption for this picture.",
     "What can be seen here?",
 )
-_IMAGE_COLUMNS = ("url", "path", "image")
+# Columns of a table or data set, the first that is there.
+IMAGE_COLUMNS = ("image", "path", "url", "file_name", "filename")
+CAPTION_COLUMNS = ("caption", "captions", "text")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-_CAPTION_FILES = ("captions.tsv", "captions.json")
+CAPTION_FILES = ("captions.tsv", "captions.csv", "captions.json")
 
 
 def has_captions(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _CAPTION_FILES) or next(_captioned(folder), None) is not None
+    return caption_file(folder) is not None or next(_captioned(folder), None) is not None
 
 
 def uncaptioned(path: Path) -> tuple[str, ...]:
     """The images of a folder without a caption beside them; none where a caption file lists the images."""
-    if any((path / name).is_file() for name in _CAPTION_FILES):
+    if caption_file(path) is not None:
         return ()
     return tuple(sorted(image for image, _, exists in _walk(path) if not exists))
 
 
-def open_rows(path: Path) -> Rows:
-    """The (image, caption) pairs of a .tsv, .csv or captions.json, or of a folder. Raises DataError."""
-    if not path.is_dir():
-        return _open_json(path) if path.suffix.lower() == ".json" else _open_table(path)
-    for name in _CAPTION_FILES:
-        if (path / name).is_file():
-            return open_rows(path / name)
+def caption_columns(value: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The names of an object's image and caption; None if it has no such fields."""
+    image = next((name for name in IMAGE_COLUMNS if name in value), None)
+    caption = next((name for name in CAPTION_COLUMNS if name in value), None)
+    return None if image is None or caption is None else (image, caption)
+
+
+def caption_file(folder: Path) -> Path | None:
+    """The file in a folder that lists its images and captions."""
+    return next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
+
+
+def open_folder(path: Path) -> TextFiles:
+    """The images of a folder with captions beside them. Raises DataError."""
     pairs = tuple(sorted(_captioned(path)))
     if not pairs:
         raise DataError(
             f"'{path.name}' holds no captions. Put NAME.txt beside each NAME.jpg, or a "
-            f"{' or '.join(_CAPTION_FILES)} in it.",
+            f"{' or '.join(CAPTION_FILES)} in it.",
             str(path),
         )
-    return _TextFiles(path, pairs)
+    return TextFiles(path, pairs)
 
 
-def parse(pair: tuple[str, str], where: str, index: int, images: Path) -> Record:
-    """The record of a pair; its number in the file chooses the user's request. Raises DataError."""
-    image = image_path(pair[0], "image", where, images)
-    caption = text_of(pair[1], "caption", where, blank=False).strip()
+def open_json(path: Path) -> JsonCaptions:
+    pairs = tuple(read_json(path).items())
+    if not pairs:
+        raise DataError(f"{path.name} is an empty object. Check that it is the right file.")
+    return JsonCaptions(path, pairs)
+
+
+def parse(value: Mapping[str, Any], where: str, index: int, images: Path) -> Record:
+    """The record of an object; its number in the file chooses the user's request. Raises DataError."""
+    columns = caption_columns(value)
+    assert columns is not None
+    image = image_path(value[columns[0]], columns[0], where, images)
+    caption = text_of(value[columns[1]], columns[1], where, blank=False).strip()
     return Record((Message("user", REQUESTS[index % len(REQUESTS)]), Message("assistant", caption)), image, where)
 
 
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """A .tsv or .csv file. image, caption: the columns; first: the first line with data."""
-
-    index: Index
-    comma: bool
-    width: int
-    image: int
-    caption: int
-    first: int  # 1 below a header
-
-    def __len__(self) -> int:
-        return len(self.index) - self.first
-
-    def read(self, index: int) -> tuple[tuple[str, str], str]:
-        text, line = self.index.text(index + self.first)
-        where = f"{self.index.path.name}, line {line}"
-        cells = _cells(text, self.comma, where)
-        if len(cells) != self.width:
-            sign = "comma" if self.comma else "tab"
-            raise DataError(
-                f"{where}: {len(cells)} cells where the first line has {self.width}. "
-                f"Separate image and caption by one {sign}; put a caption that holds one in quotes."
-            )
-        return (cells[self.image], cells[self.caption]), where
-
-
 @dataclass(frozen=True)
-class _JsonCaptions:
+class JsonCaptions:
     """captions.json. It is one object and is held in memory: two short strings per image."""
 
     path: Path
@@ -99,12 +89,13 @@ class _JsonCaptions:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def read(self, index: int) -> tuple[tuple[str, str], str]:
-        return self.pairs[index], f"{self.path.name}, entry '{self.pairs[index][0]}'"
+    def read(self, index: int) -> tuple[dict[str, Any], str]:
+        image, caption = self.pairs[index]
+        return {"image": image, "caption": caption}, f"{self.path.name}, entry '{image}'"
 
 
 @dataclass(frozen=True)
-class _TextFiles:
+class TextFiles:
     """NAME.txt beside NAME.jpg. Names are held in memory, captions are read on access."""
 
     folder: Path
@@ -113,55 +104,12 @@ class _TextFiles:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def read(self, index: int) -> tuple[tuple[str, str], str]:
+    def read(self, index: int) -> tuple[dict[str, Any], str]:
         image, text = self.pairs[index]
         with opened(self.folder / text) as file:
             line = file.readline()
         caption = decoded(self.folder / text, line, 0, 1).removeprefix("\ufeff")
-        return (image, caption), f"{text}, line 1"
-
-
-def _open_json(path: Path) -> _JsonCaptions:
-    pairs = tuple(read_json(path).items())
-    if not pairs:
-        raise DataError(f"{path.name} is an empty object. Check that it is the right file.")
-    return _JsonCaptions(path, pairs)
-
-
-def _open_table(path: Path) -> _Table:
-    index = index_lines(path)
-    text, line = index.text(0)
-    comma = "\t" not in text
-    cells = _cells(text, comma, f"{path.name}, line {line}")
-    names = [cell.strip().lower() for cell in cells]
-    images = [names.index(name) for name in _IMAGE_COLUMNS if name in names]
-    if "caption" in names and images:
-        if len(index) == 1:
-            raise DataError(f"{path.name} has a header and nothing below it. Check that it is the right file.")
-        return _Table(index, comma, len(names), images[0], names.index("caption"), first=1)
-    if len(cells) != 2:
-        raise DataError(
-            f"{path.name}, line {line}: {len(cells)} columns and no header with 'caption' and one of "
-            f"{', '.join(repr(name) for name in _IMAGE_COLUMNS)}. Add one, or keep two columns: image, caption."
-        )
-    return _Table(index, comma, 2, 0, 1, first=0)
-
-
-def _cells(text: str, comma: bool, where: str) -> list[str]:
-    if not comma:
-        # Tabs need no quotes: a quote is part of a caption, unless a CSV writer quoted the whole cell.
-        return [_unquoted(cell) for cell in text.split("\t")]
-    try:
-        return next(csv.reader([text], skipinitialspace=True, strict=True), [])
-    except csv.Error as error:
-        raise fault(
-            where, "caption", "cannot be read as CSV", "Keep it on one line, its quotes doubled."
-        ) from error
-
-
-def _unquoted(cell: str) -> str:
-    quoted = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
-    return quoted[1].replace('""', '"') if quoted else cell
+        return {"image": image, "caption": caption}, f"{text}, line 1"
 
 
 def _captioned(folder: Path) -> Iterator[tuple[str, str]]:

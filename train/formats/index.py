@@ -5,8 +5,10 @@ Knows bytes, lines and JSON; knows nothing of what the records mean.
 
 from __future__ import annotations
 
+import csv
 import json
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +34,7 @@ class Index:
     starts: array[int] = field(repr=False)  # [N + 1] in bytes; the last one is the end of the records
     lines: array[int] = field(repr=False)  # [N] from 1; in a JSON array the line of the comma before the record
     is_array: bool  # a JSON array; otherwise one record per line
+    is_csv: bool = False  # whose records may span several lines
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -49,6 +52,8 @@ class Index:
             line += raw.count(b"\n", 0, begin)
             start += begin
             raw = raw.strip()
+        elif self.is_csv:
+            raw = raw.rstrip(b"\r\n")
         else:
             raw = raw.partition(b"\n")[0].rstrip(b"\r")  # blank lines may follow
         return decoded(self.path, raw, start, line), line
@@ -97,6 +102,41 @@ def index_lines(path: Path) -> Index:
     with opened(path) as file:
         _skip_bom(file)
         return _index_lines(path, file)
+
+
+def index_csv(path: Path) -> Index:
+    """Indexes the rows of a table whose cells are separated by commas. Raises DataError."""
+    starts, lines = array("q"), array("I")
+    with opened(path) as file:
+        begin, at, number = _skip_bom(file), 0, 0
+
+        def read_lines() -> Iterator[str]:
+            nonlocal at, number
+            for line in file:
+                at, number = at + len(line), number + 1
+                # Quotes, commas and line ends are the same bytes in any encoding that ASCII is part of.
+                yield line.decode("latin-1").replace("\r", " ")
+
+        rows = csv.reader(read_lines(), skipinitialspace=True)
+        while True:
+            start, line = begin + at, number + 1
+            try:
+                cells = next(rows, None)
+            except csv.Error as error:  # its cells are limited to 131,072 characters
+                raise DataError(
+                    f"{path.name}, line {line}: a cell that begins in this row does not end. Close its quotes, or "
+                    "write texts of this length as JSONL.",
+                    str(error),
+                ) from error
+            if cells is None:
+                break
+            if len(cells) > 1 or any(cell.strip() for cell in cells):
+                starts.append(start)
+                lines.append(line)
+    if not lines:
+        raise DataError(f"{path.name} is empty. Check that it is the right file.")
+    starts.append(begin + at)
+    return Index(path, starts, lines, is_array=False, is_csv=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
