@@ -137,8 +137,9 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     # A base in another format is only known once it is converted.
     known_base = base_fingerprint(recipe.base) if find_foreign(recipe.base) is None else None
     skipped = SkippedExamples(log)
-    log(f"reading {Path(recipe.data.path).name}")
+    log(f"reading {', '.join(Path(part.path).name for part in recipe.data)}")
     examples = FileExamples(recipe.data, recipe.train, skipped)
+    log(examples.describe())
     config = examples.with_steps(recipe.train)
     asked = "" if recipe.precision == "auto" else recipe.precision
     inputs = RunInputs(examples.digest, asked, start_from)
@@ -168,7 +169,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         tensorboard=args.tensorboard,
     )
     if accelerator.is_main_process:
-        data = f"Trained on {examples.learnt:,} records of `{Path(recipe.data.path).name}`."
+        data = f"Trained on {examples.learnt:,} records of `{examples.name}`."
         with atomic_write(folder / "recipe.yaml") as temporary:
             temporary.write_text(recipe_text(recipe), encoding="utf-8")
         command = "python -m train --config recipe.yaml"
@@ -178,13 +179,17 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
 
 
 def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
-    examples = FileExamples(recipe.data, recipe.train, SkippedExamples())
+    examples = FileExamples(recipe.data, recipe.train, SkippedExamples(lambda _: None))
     config = examples.with_steps(recipe.train)
     tokeniser = Tokeniser(load_tokenizer(recipe.base), config.template, config.max_length)
-    report = make_report(examples.parts[0].records, tokeniser, config.max_length, images=config.vision is not None)
-    print(report)
-    print(f"a run would take {config.steps:,} steps of {config.batch_size} rows")
-    if not report.clean:
+    clean = True
+    for part in examples.parts:
+        report = make_report(part.records, tokeniser, config.max_length, images=config.vision is not None)
+        print(*([f"{part.records.name}:"] if len(examples.parts) > 1 else []), report, sep="\n")
+        clean &= report.clean
+    print(examples.describe())
+    print(f"a run would take {config.steps:,} steps of up to {config.batch_size} rows")
+    if not clean:
         raise AdapterError("Not everything can be learnt from, see above. Training passes over what is broken.")
 
 

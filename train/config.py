@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from adapter.base.embedded import BASE, ENCODER
 from adapter.errors import AdapterError, BadInput, first_line
 from adapter.method.config import TuningConfig, VisionConfig, check_name
+from train.formats.hf_datasets import hub_id
 
 Precision = Literal["auto", "bf16", "fp16", "fp32", "nf4", "int8"]
 _Config = TypeVar("_Config")
@@ -102,12 +103,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """The files to learn from. validation: the share of records to hold out, or the path of a separate file.
+    """Records to learn from. path: a file, a folder, or the id of a data set on the Hub (`hf:user/name`).
 
-    weight: how often each record comes in an epoch, where there are several files.
+    validation: the share of records to hold out, or the path of a separate file, or another split of the data.
+    weight: how often each record comes in an epoch, where there are several parts.
     """
 
     path: str
+    split: str | None = None  # of data that has several; None: train
+    config: str | None = None  # of a data set that has several
     format: str = "auto"  # a key of train.formats.FORMATS
     images: str | None = None  # the folder that image paths are relative to
     validation: str | Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -118,7 +122,7 @@ class DataConfig:
 class RecipeFile:
     """A run on files. A YAML recipe holds the fields of TrainConfig at the top level, beside these."""
 
-    data: DataConfig
+    data: tuple[DataConfig, ...]  # one, or the parts of a mixture
     train: TrainConfig
     base: str = BASE
     precision: Precision = "auto"
@@ -166,8 +170,10 @@ def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) ->
             values[group] = {**sizes, **values[group]}
     if "data" not in values:
         raise ConfigError(f"{where}: 'data' is missing: the file or folder to learn from.")
-    if isinstance(values["data"], str):
-        values["data"] = {"path": values["data"]}
+    parts = values["data"] if isinstance(values["data"], list) else [values["data"]]
+    if not parts:
+        raise ConfigError(f"{where}: 'data' is an empty list. Name a file or folder to learn from.")
+    values["data"] = [{"path": part} if isinstance(part, str) else part for part in parts]
     values.setdefault("name", path.stem if path is not None else "adapter")
     if to_run:
         _check_run(values["data"], values.get("keep_data"), values["name"], where)
@@ -177,7 +183,15 @@ def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) ->
 
 def recipe_text(recipe: RecipeFile) -> str:
     """The recipe as YAML that `read_recipe` reads back; default values are left out."""
-    text: dict[str, Any] = {"data": dataclasses.asdict(recipe.data)}
+    parts = [
+        {
+            field.name: value
+            for field in dataclasses.fields(part)
+            if (value := getattr(part, field.name)) != field.default
+        }
+        for part in recipe.data
+    ]
+    text: dict[str, Any] = {"data": parts if len(parts) > 1 else parts[0]}
     for config in (recipe, recipe.train):
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
@@ -211,6 +225,8 @@ def _sentence(cls: type, error: ValidationError) -> str:
         return f"{problem['ctx']['error']}."
     keys: list[str] = []
     for part in problem["loc"]:  # it ends in the member of a union that was tried
+        if isinstance(part, int):  # of the parts of a mixture
+            continue
         keys.append(str(part))
         if part not in _GROUPS:
             break
@@ -223,7 +239,7 @@ def _sentence(cls: type, error: ValidationError) -> str:
     allowed = [
         _ALLOWED.get(p["type"], p["msg"]).format(**p.get("ctx", {}))
         for p in problems
-        if list(map(str, p["loc"]))[: len(keys)] == keys
+        if [part for part in p["loc"] if isinstance(part, str)][: len(keys)] == keys
     ]
     return f"'{name}' must be {' or '.join(dict.fromkeys(allowed))}, got {problem['input']!r}."
 
@@ -246,10 +262,12 @@ _ALLOWED = {
 }
 
 
-def _check_run(data: Any, keep_data: Any, name: Any, where: str) -> None:
+def _check_run(data: Sequence[Any], keep_data: Any, name: Any, where: str) -> None:
     """Checks what a run needs before anything is read or loaded."""
-    for key, path in (("data", data.get("path") if isinstance(data, dict) else None), ("keep_data", keep_data)):
-        if isinstance(path, str) and not os.path.exists(path):
+    paths = [("data", part.get("path")) for part in data if isinstance(part, dict)]
+    for key, path in (*paths, ("keep_data", keep_data)):
+        on_hub = key == "data" and isinstance(path, str) and hub_id(path) is not None
+        if isinstance(path, str) and not on_hub and not os.path.exists(path):
             raise ConfigError(
                 f"{where}: there is no file or folder '{Path(path).name}'. Check the path of {key}.", path
             )

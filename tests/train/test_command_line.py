@@ -13,7 +13,7 @@ from PIL import Image
 from adapter.base.embedded import BASE
 from adapter.method.checkpoint import load_adapter, read_config
 from train.__main__ import main
-from train.config import ConfigError, TrainConfig, changed, presets, read_recipe
+from train.config import ConfigError, DataConfig, TrainConfig, changed, presets, read_recipe
 from train.input.batches import collate
 from train.input.examples import Example, FileExamples
 from train.input.rows import Tokeniser
@@ -49,7 +49,7 @@ def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
     )
     recipe = read_recipe(path, ["steps=7", "data.images=pictures", "vision.hidden=32", "precision=nf4"])
     assert recipe.train.name == "recipe" and recipe.train.steps == 7 and recipe.train.lr == 1e-3
-    assert recipe.data.images == "pictures" and recipe.data.validation == 0.1
+    assert recipe.data == (DataConfig("a.json", images="pictures", validation=0.1),)
     assert recipe.train.vision.hidden == 32 and recipe.precision == "nf4"
 
 
@@ -122,7 +122,7 @@ history: 0.5
 eval_every: 10
 """
     recipe = read_recipe(write_recipe(tmp_path, lines), [])
-    assert recipe.precision == "bf16" and recipe.data.validation == 0.1 and recipe.train.vision.hidden == 512
+    assert recipe.precision == "bf16" and recipe.data[0].validation == 0.1 and recipe.train.vision.hidden == 512
     quick = read_recipe(None, ["preset=quick", "data=a.jsonl", "name=poet"]).train
     assert dataclasses.replace(recipe.train, vision=None) == quick
 

@@ -30,7 +30,7 @@ def write_rows(path: Path, rows) -> Path:
 
 def open_examples(path, seed=0, held_out=96, log=lambda _: None, **data) -> FileExamples:
     config = TrainConfig("x", steps=1, seed=seed, held_out=held_out)
-    sources = path if isinstance(path, list) else DataConfig(str(path), **data)
+    sources = path if isinstance(path, list) else [DataConfig(str(path), **data)]
     return FileExamples(sources, config, SkippedExamples(log))
 
 
@@ -266,7 +266,7 @@ def test_few_rows_take_the_steps_of_their_epochs(tmp_path):
     """65 rows in batches of 64: 5 epochs were 6 steps, of which the second mixed two epochs."""
     path = write_rows(tmp_path / "a.jsonl", numbered(65))
     config = TrainConfig("x", epochs=5, batch_size=64, held_out=0)
-    examples = FileExamples(DataConfig(str(path)), config, SkippedExamples())
+    examples = FileExamples([DataConfig(str(path))], config, SkippedExamples())
     assert examples.with_steps(config).steps == 10
 
 
@@ -280,7 +280,7 @@ def test_broken_records_are_not_part_of_an_epoch(tmp_path):
     logged: list[str] = []
     config = TrainConfig("x", epochs=2, batch_size=4, held_out=0)
     path = write_rows(tmp_path / "a.jsonl", rows)
-    examples = FileExamples(DataConfig(str(path)), config, SkippedExamples(logged.append))
+    examples = FileExamples([DataConfig(str(path))], config, SkippedExamples(logged.append))
     assert examples.learnt == 20 and examples.with_steps(config).steps == 10 and len(logged) == 20
     seen = [example.answer for example in itertools.islice(examples("train"), 20)]
     assert sorted(seen) == sorted(f"{i}." for i in range(0, 40, 2))

@@ -1,4 +1,4 @@
-"""Images with captions: rows of a table or a data set, or a folder with captions beside the images or in a list."""
+"""Images with captions: rows of a table or data set, or a folder with captions beside the images or in a list."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REQUESTS = (
 IMAGE_COLUMNS = ("image", "path", "url", "file_name", "filename")
 CAPTION_COLUMNS = ("caption", "captions", "text")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-CAPTION_FILES = ("captions.tsv", "captions.csv", "captions.json")
+CAPTION_FILES = ("captions.tsv", "captions.csv", "captions.json", "metadata.csv", "metadata.jsonl")
 
 
 def has_captions(folder: Path) -> bool:

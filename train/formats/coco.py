@@ -31,7 +31,9 @@ class CocoCaptions:
         image, caption, number = self.pairs[index]
         where = f"{self.path.name}, annotation {number}"
         if image not in self.names:
-            raise DataError(f"{where}: image {image} is not in 'images'. Take the annotation out, or add its image.")
+            raise DataError(
+                f"{where}: image {image} is not in 'images'. Take the annotation out, or add its image."
+            )
         return {"image": self.names[image], "caption": caption}, where
 
 

@@ -6,15 +6,16 @@ Knows nothing of tokens or tensors, and opens no images.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
-from train.formats import captions, json_records, scienceqa
+from train.formats import captions, coco, hf_datasets, json_records, scienceqa, table
 from train.formats.index import index_json
 from train.formats.record import DataError, Record, Rows
+from train.formats.shards import Shards, open_shards, shards
 
 __all__ = ["DataError", "Record", "Records", "open_records"]
 
@@ -23,10 +24,13 @@ FORMATS = {
     "alpaca": "objects with 'instruction' and 'output', and perhaps 'input' and 'image'",
     "chat": "objects with 'messages': [{'role', 'content'}, ...]",
     "llava": "objects with 'conversations': [{'from', 'value'}, ...], and perhaps 'image'",
-    "captions": "a .tsv or .csv of image and caption, or a folder of pictures with NAME.txt, captions.tsv or "
-    "captions.json",
+    "pairs": "objects with 'question' and 'answer', 'prompt' and 'completion', or 'input' and 'output'",
+    "captions": "objects or rows with 'image' and 'caption', COCO's captions_*.json, or a folder of pictures with "
+    "NAME.txt, captions.tsv or captions.json",
     "scienceqa": "a folder with problems.json and pid_splits.json",
 }
+# Which of them are a property of one object, in JSON, in a row of a table or of a data set; the first that fits.
+_OF_OBJECTS = (*json_records.FIELDS, "captions")
 _KNOWN = "Known formats: " + "; ".join(f"{name} ({shape})" for name, shape in FORMATS.items()) + "."
 
 
@@ -45,9 +49,18 @@ class Records(Sequence[Record]):
     parse: Callable[[Any, str, int], Record]  # (value, where, index)
 
     @property
+    def name(self) -> str:
+        """For messages."""
+        return self.path.name
+
+    @property
+    def has_splits(self) -> bool:
+        return isinstance(self.rows, (hf_datasets.DatasetRows, Shards, scienceqa.ProblemRows))
+
+    @property
     def uncaptioned(self) -> tuple[str, ...]:
         """Images in the folder that have no caption and so are no record. Walks the folder."""
-        return captions.uncaptioned(self.path) if self.format == "captions" else ()
+        return captions.uncaptioned(self.path) if isinstance(self.rows, captions.TextFiles) else ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,60 +79,117 @@ class Records(Sequence[Record]):
 
 
 def open_records(
-    path: Path | str, format: str = "auto", images: Path | str | None = None, split: str = "train"
+    path: Path | str,
+    format: str = "auto",
+    images: Path | str | None = None,
+    split: str | None = None,
+    config: str | None = None,
 ) -> Records:
-    """Opens a file or folder of records.
+    """Opens a file or folder of records, or a data set of the Hugging Face Hub.
 
+    path: a file, a folder, or the id of a data set on the Hub, as `user/name` or `hf:user/name`.
     format: one of FORMATS, or "auto": recognised by the path and the first record.
     images: the folder that image paths are relative to; by default the file's own (ScienceQA has its own layout).
-    split: of ScienceQA; other formats have none.
+    split: of ScienceQA, of shards, or of a data set; by default train. Other formats have none.
+    config: the configuration of a data set that has several.
     Raises DataError if there are no records or the format is unknown; not for broken records or missing images.
     """
-    path = Path(path)
     folder = None if images is None else Path(images)
-    if not os.path.exists(path):
-        raise DataError(f"There is no file or folder '{path.name}'. Check the path.", str(path))
     if folder and not os.path.isdir(folder):
         raise DataError(f"There is no folder of images '{folder.name}'. Check the path.", str(folder))
     if format not in ("auto", *FORMATS):
         raise DataError(f"'{format}' is no format. {_KNOWN}")
-    name = _format_of(path) if format == "auto" else format
-    if name == "scienceqa":
-        problems = scienceqa.problems(path if path.is_dir() else path.parent, split, folder)
-        return Records(path, folder or path, name, scienceqa.ProblemRows(problems), _parse_problem)
-    if split != "train":
+    if (identifier := hf_datasets.hub_id(str(path))) is not None:
+        return _of_dataset(str(path), Path(identifier), format, folder or Path(), split, config)
+    path = Path(path)
+    if not os.path.exists(path):
+        raise DataError(f"There is no file or folder '{path.name}'. Check the path.", str(path))
+    if format in ("auto", "scienceqa") and (path.name == "problems.json" or scienceqa.is_scienceqa(path)):
+        problems = scienceqa.problems(path if path.is_dir() else path.parent, split or "train", folder)
+        return Records(path, folder or path, "scienceqa", scienceqa.ProblemRows(problems), _parse_problem)
+    if format == "scienceqa":
+        raise DataError(f"'{path.name}' holds no problems.json. {_KNOWN}", str(path))
+    folder = folder or (path if path.is_dir() else path.parent)
+    own_rows = _folder_rows(path, split) if path.is_dir() else _file_rows(path)
+    if own_rows is None:
+        return _of_dataset(str(path), path, format, folder, split, config)
+    if split is not None and not path.is_dir():
         raise DataError(
             f"'{path.name}' has no splits, so there is no '{split}'. Name the file that holds it.", str(path)
         )
-    if folder is None:
-        folder = path if path.is_dir() else path.parent
-    if name == "captions":
-        return Records(path, folder, name, captions.open_rows(path), partial(_parse_caption, images=folder))
-    if path.is_dir():
-        raise DataError(f"'{path.name}' is a folder; format '{name}' is a file. Name the file in it.", str(path))
-    index = index_json(path)
-    first, where = index.read(0)
-    name = name or next((n for n in json_records.FIELDS if json_records.fits(n, first)), "")
-    if not name or not json_records.fits(name, first):
+    return _of_rows(path, own_rows, format, folder)
+
+
+def _of_dataset(
+    path: str, shown: Path, format: str, images: Path, split: str | None, config: str | None
+) -> Records:
+    rows = hf_datasets.open_rows(path, split or "train", config)
+    records = _of_rows(shown, rows, format, images)
+    if records.format != "captions":
+        return records
+    columns = captions.caption_columns(dict.fromkeys(rows.dataset.column_names))
+    assert columns is not None
+    return _of_rows(shown, hf_datasets.expand(rows, columns[1]), "captions", images)
+
+
+def _of_rows(path: Path, rows: Rows, format: str, images: Path) -> Records:
+    first, where = _first(path, rows)
+    name = next((n for n in _OF_OBJECTS if _fits(n, first)), "") if format == "auto" else format
+    if not name or not _fits(name, first):
         problem = f"this is not of format '{name}'" if name else "the format cannot be told"
         raise DataError(f"{where}: {problem}; the record has {_keys(first)}. {_KNOWN}")
-    return Records(path, folder, name, index, partial(_parse_json, name=name, images=folder))
+    parse = partial(_parse_caption, images=images) if name == "captions" else None
+    return Records(path, images, name, rows, parse or partial(_parse_json, name=name, images=images))
 
 
-def _format_of(path: Path) -> str:
-    """The format if the path alone determines it, else ""."""
-    if path.is_dir():
-        if scienceqa.is_scienceqa(path):
-            return "scienceqa"
-        if captions.has_captions(path):
-            return "captions"
-        raise DataError(f"'{path.name}' is a folder that holds neither problems nor captions. {_KNOWN}", str(path))
-    if path.suffix.lower() in (".tsv", ".csv") or path.name == "captions.json":
-        return "captions"
-    return "scienceqa" if path.name == "problems.json" else ""
+def _first(path: Path, rows: Rows) -> tuple[Mapping[str, Any], str]:
+    """What has the fields of all records, and its place: the columns, or the first record."""
+    if isinstance(rows, table.Table):
+        return dict.fromkeys(rows.header), path.name
+    if isinstance(rows, hf_datasets.DatasetRows):
+        return dict.fromkeys(rows.dataset.column_names), path.name
+    if isinstance(rows, (captions.TextFiles, captions.JsonCaptions, coco.CocoCaptions)):
+        return {"image": None, "caption": None}, path.name
+    return rows.read(0)
 
 
-def _keys(value: dict[str, Any]) -> str:
+def _file_rows(path: Path) -> Rows | None:
+    """None for a file that `datasets` reads."""
+    if path.suffix.lower() in table.SUFFIXES:
+        return table.open_table(path, _is_header, ("image", "caption"), _KNOWN)
+    if path.name == "captions.json":
+        return captions.open_json(path)
+    if hf_datasets.is_hf_dataset(path):
+        return None
+    return (coco.open_coco(path) if path.suffix.lower() == ".json" else None) or index_json(path)
+
+
+def _folder_rows(path: Path, split: str | None) -> Rows | None:
+    """None for a folder that `datasets` reads."""
+    if (listed := captions.caption_file(path)) is not None:
+        return _file_rows(listed)
+    if captions.has_captions(path):
+        return captions.open_folder(path)
+    if hf_datasets.is_hf_dataset(path):
+        return None
+    if files := shards(path):
+        return open_shards(path, files, split)
+    raise DataError(
+        f"'{path.name}' is a folder that holds neither problems nor captions nor records. {_KNOWN}", str(path)
+    )
+
+
+def _fits(format: str, value: Mapping[str, Any]) -> bool:
+    if format == "captions":
+        return captions.caption_columns(value) is not None
+    return format in json_records.FIELDS and json_records.fits(format, value)
+
+
+def _is_header(names: Mapping[str, Any]) -> bool:
+    return any(_fits(format, names) for format in _OF_OBJECTS)
+
+
+def _keys(value: Mapping[str, Any]) -> str:
     names = [repr(key) for key in value]
     return ("the fields " + ", ".join(names[:8]) + ", ..." * (len(names) > 8)) if names else "no fields"
 
@@ -129,7 +199,7 @@ def _parse_json(value: dict[str, Any], where: str, index: int, *, name: str, ima
     return json_records.parse(name, value, where, images)
 
 
-def _parse_caption(value: tuple[str, str], where: str, index: int, *, images: Path) -> Record:
+def _parse_caption(value: dict[str, Any], where: str, index: int, *, images: Path) -> Record:
     return captions.parse(value, where, index, images)
 
 

@@ -1,10 +1,11 @@
-"""Formats of JSON records: Stanford Alpaca's, OpenAI's and Hugging Face's chat messages, LLaVA's conversations.
+"""Formats of records: Stanford Alpaca's, OpenAI's and Hugging Face's chat messages, LLaVA's conversations, pairs.
 
-Each parser turns one JSON object into a Record or raises DataError. Reads no files.
+Each parser turns one object, of JSON or a row of a table, into a Record or raises DataError. Reads no files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -28,13 +29,25 @@ from train.formats.record import (
 _ROLES = get_args(Role)
 _LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 _IMAGE_KEYS = ("image", "path", "url", "image_url")  # keys of a content block that may name its image
-# The fields by which a format is recognised.
-FIELDS = {"alpaca": ("instruction", "output"), "chat": ("messages",), "llava": ("conversations",)}
+# The fields by which a format is recognised; each format may have several sets of them.
+FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "alpaca": (("instruction", "output"),),
+    "chat": (("messages",),),
+    "llava": (("conversations",),),
+    "pairs": (
+        ("question", "answer"), ("prompt", "completion"), ("prompt", "response"), ("query", "response"),
+        ("input", "output"),
+    ),
+}  # fmt: skip
 
 
-def fits(format: str, value: dict[str, Any]) -> bool:
+def fits(format: str, value: Mapping[str, Any]) -> bool:
     """Whether an object has the fields of the format."""
-    return all(name in value for name in FIELDS[format])
+    return _fields(format, value) is not None
+
+
+def _fields(format: str, value: Mapping[str, Any]) -> tuple[str, ...] | None:
+    return next((fields for fields in FIELDS[format] if all(name in value for name in fields)), None)
 
 
 def parse(format: str, value: dict[str, Any], where: str, images: Path) -> Record:
@@ -120,4 +133,16 @@ def _parse_llava(value: dict[str, Any], where: str, images: Path) -> Record:
     return Record(check_conversation(turns, "conversations", where), image, where)
 
 
-_PARSERS = {"alpaca": _parse_alpaca, "chat": _parse_chat, "llava": _parse_llava}
+def _parse_pair(value: dict[str, Any], where: str, images: Path) -> Record:
+    """Both are text, or both lists of messages, as TRL has them."""
+    asked, answered = _fields("pairs", value) or FIELDS["pairs"][0]
+    if isinstance(value.get(asked), list) and isinstance(value.get(answered), list):
+        return _parse_chat({**value, "messages": [*value[asked], *value[answered]]}, where, images)
+    request = text_of(required(value, asked, where), asked, where, blank=False)
+    answer = text_of(required(value, answered, where), answered, where)
+    image = single_image(image_paths(value, where, images), where)
+    request = without_placeholders(request) if image else request
+    return Record((Message("user", request), Message("assistant", answer)), image, where)
+
+
+_PARSERS = {"alpaca": _parse_alpaca, "chat": _parse_chat, "llava": _parse_llava, "pairs": _parse_pair}

@@ -1,7 +1,9 @@
-"""One record of training data, the checks that all formats share, and their error. Reads no files."""
+"""One record of training data, its picture, the checks that all formats share, and their error. Reads no files."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +18,54 @@ class DataError(AdapterError):
     """Training data cannot be read. Names the file, the line or record, the field, and the remedy."""
 
 
+class PictureColumns(Protocol):
+    """A data set whose columns hold files."""
+
+    def picture_bytes(self, column: str, row: int, element: int | None) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class EmbeddedPicture:
+    """A picture that is no file of its own but the content of one, in a column of a data set.
+
+    element: its number, in a column of lists. name: of the file that it was, for messages.
+    """
+
+    source: PictureColumns
+    column: str
+    row: int
+    element: int | None
+    name: str
+
+    def read_bytes(self) -> bytes:
+        return self.source.picture_bytes(self.column, self.row, self.element)
+
+
+Picture = Path | EmbeddedPicture
+
+
+def picture_source(picture: Picture) -> Path | bytes:
+    """What `adapter.method.image_file.open_image` takes."""
+    return picture if isinstance(picture, Path) else picture.read_bytes()
+
+
+def picture_key(picture: Picture) -> str:
+    """Equal for equal pictures: the path of a file, or a digest of the content."""
+    if isinstance(picture, Path):
+        return os.path.normpath(picture)
+    return hashlib.sha256(picture.read_bytes()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Record:
     """A conversation to learn from.
 
-    messages: end in an assistant turn; assistant turns carry loss. image: the path of the user's image, which
-    may not exist. where: the place in its file, such as "alpaca.jsonl, line 12", for messages.
+    messages: end in an assistant turn; assistant turns carry loss. image: the user's; a path may not exist.
+    where: the place in its file, such as "alpaca.jsonl, line 12", for messages.
     """
 
     messages: tuple[Message, ...]
-    image: Path | None
+    image: Picture | None
     where: str
 
 
@@ -80,8 +120,13 @@ def object_of(value: Any, field: str, where: str) -> dict[str, Any]:
     return value
 
 
-def image_path(value: Any, field: str, where: str, folder: Path) -> Path:
-    """The path that a record names, relative to `folder` unless it is absolute. Opens nothing."""
+def image_path(value: Any, field: str, where: str, folder: Path) -> Picture:
+    """The path that a record names, relative to `folder` unless it is absolute, or the picture that it holds.
+
+    Opens nothing.
+    """
+    if isinstance(value, EmbeddedPicture):
+        return value
     name = text_of(value, field, where, blank=False)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", name):
         shown = name if len(name) <= 80 else name[:77] + "..."
@@ -91,8 +136,8 @@ def image_path(value: Any, field: str, where: str, folder: Path) -> Path:
     return folder / name
 
 
-def image_paths(value: dict[str, Any], where: str, folder: Path) -> list[Path]:
-    """The paths in a record's `image` and `images`, each one path or a list; null and "" are no image."""
+def image_paths(value: dict[str, Any], where: str, folder: Path) -> list[Picture]:
+    """The pictures in a record's `image` and `images`, each one path or a list; null and "" are no image."""
     paths = []
     for key in ("image", "images"):
         named = value.get(key)
@@ -103,7 +148,7 @@ def image_paths(value: dict[str, Any], where: str, folder: Path) -> list[Path]:
     return paths
 
 
-def single_image(paths: Sequence[Path], where: str) -> Path | None:
+def single_image(paths: Sequence[Picture], where: str) -> Picture | None:
     """The image of a conversation, if it has one. Raises DataError if it has several; naming one twice is fine."""
     distinct = list(dict.fromkeys(paths))
     if len(distinct) > 1:

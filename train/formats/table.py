@@ -1,4 +1,4 @@
-"""Tables in .csv and .tsv files: each row as an object, by the names in the first line. Knows cells, not formats."""
+"""Tables in .csv and .tsv files: each row as an object, by the names in the first line. Knows no formats."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Table:
         return dict(zip(self.header, cells, strict=True)), where
 
 
-def open_table(path: Path, is_header: Callable[[dict[str, str]], bool], default: tuple[str, ...], known: str) -> Table:
+def open_table(
+    path: Path, is_header: Callable[[dict[str, str]], bool], default: tuple[str, ...], known: str
+) -> Table:
     """is_header: whether a first line, in lower case, names the columns of a format. default: the names of the
     columns where there is no such line. known: what is known, for the error. Raises DataError.
     """
@@ -70,8 +72,8 @@ def _cells(text: str, comma: bool, where: str) -> list[str]:
         return next(csv.reader(text.splitlines(keepends=True), skipinitialspace=True, strict=True), [])
     except csv.Error as error:
         raise DataError(
-            f"{where}: this row cannot be read as CSV. Put a cell that holds a quote, comma or new line in quotes, "
-            "its own quotes doubled.",
+            f"{where}: this row cannot be read as CSV. Put a cell that holds a quote, comma or new line in "
+            "quotes, its own quotes doubled.",
             str(error),
         ) from error
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import math
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from adapter.base.template import Message
 from adapter.method.vision import VisualFeatures
 from train.config import DataConfig, TrainConfig
 from train.formats.dataset import DataError, Record, Records, open_records
+from train.formats.record import Picture
 from train.input.history import sample_history
 from train.input.split import Scan, by_group, choose_groups, common_requests, draw_evenly, scan
 
@@ -35,7 +37,7 @@ class Example:
     messages: tuple[Message, ...]
     answer: str
     features: VisualFeatures | None = None
-    picture: Path | None = None
+    picture: Picture | None = None
     all_turns: bool = False
     where: str = ""
     history: tuple[Message, ...] = ()
@@ -177,16 +179,15 @@ def read_example(records: Records, index: int, skipped: SkippedExamples) -> Exam
 class FileExamples:
     """The examples of a run on files: endless and shuffled by the seed for "train", once for "validation".
 
-    parts: what is learnt; held_out: the (records, index) that every evaluation uses. digest: of the content of all
+    name: of its files, for people. parts: what is learnt; held_out: the (records, index) that every evaluation uses. digest: of the content of all
     records and of how they are split, in hexadecimal: with another one, a run cannot be resumed.
     """
 
-    def __init__(
-        self, data: DataConfig | Sequence[DataConfig], config: TrainConfig, skipped: SkippedExamples
-    ) -> None:
+    def __init__(self, data: Sequence[DataConfig], config: TrainConfig, skipped: SkippedExamples) -> None:
         """Reads every record once. Raises DataError."""
         self._config, self._skipped = config, skipped
-        sources = [_Source(one, skipped) for one in ([data] if isinstance(data, DataConfig) else data)]
+        sources = [_Source(one, skipped) for one in data]
+        self.name = " and ".join(source.records.name for source in sources)
         self.digest = hashlib.sha256("\n".join(source.digest for source in sources).encode()).hexdigest()
         common = common_requests([s for source in sources for s in (source.scan, source.separate_scan) if s])
         weights = [source.data.weight * len(source.scan.indices) for source in sources]
@@ -210,11 +211,22 @@ class FileExamples:
                 which = ~np.isin(of_source, learnt_groups)
                 if count and not which.any():
                     raise DataError(
-                        f"All that '{records.path.name}' holds out is in the data to learn from too. Give other "
+                        f"All that '{records.name}' holds out is in the data to learn from too. Give other "
                         "records as data.validation, or a share of these."
                     )
             indices = found.indices[which][by_group(of_source[which])]
             self.held_out += [(records, int(indices[i])) for i in draw_evenly(len(indices), count, config.seed)]
+
+        self._readable = sum(len(source.scan.indices) for source in sources)
+        self._own_held_out = sum(records is source.records for source in sources for records, _ in self.held_out)
+
+    def describe(self) -> str:
+        """How the records are split, in a sentence."""
+        neither = self._readable - self.learnt - self._own_held_out
+        text = f"{self.learnt:,} records to learn from, {len(self.held_out):,} held out for every evaluation"
+        if neither:
+            text += f", {neither:,} used for neither, as they share a picture or a conversation with held-out ones"
+        return text
 
     @property
     def learnt(self) -> int:
@@ -244,13 +256,15 @@ class _Source:
 
     def __init__(self, data: DataConfig, skipped: SkippedExamples) -> None:
         self.data = data
-        self.records = _open(data, data.path)
+        self.records = _open(data, data.path, data.split)
         self.separate: Records | None = None
         if isinstance(data.validation, str):
-            self.separate = _open(data, data.validation)
-        elif self.records.format == "scienceqa":
+            is_split = self.records.has_splits and re.fullmatch(r"\w+", data.validation)
+            where = (data.path, data.validation) if is_split else (data.validation, None)
+            self.separate = _open(data, *where)
+        elif self.records.format == "scienceqa" and data.split in (None, "train"):
             self.separate = _open(data, data.path, "val")
-        self.share = data.validation if isinstance(data.validation, float) and self.separate is None else 0.0
+        self.share = 0.0 if isinstance(data.validation, str) or self.separate is not None else data.validation
         self.scan = _scan(self.records, skipped)
         self.separate_scan = None if self.separate is None else _scan(self.separate, skipped)
 
@@ -277,17 +291,16 @@ def _scan(records: Records, skipped: SkippedExamples) -> Scan:
 
     found = scan(records, skip)
     if not len(found.indices):
-        raise DataError(f"'{records.path.name}' has no record that can be read. {faults[0]}", faults[0].detail)
+        raise DataError(f"'{records.name}' has no record that can be read. {faults[0]}", faults[0].detail)
     return found
 
 
 def _place(records: Records, index: int) -> str:
-    return f"{records.path.name}, record {index + 1}"
+    return f"{records.name}, record {index + 1}"
 
 
-def _open(data: DataConfig, path: str, split: str = "train") -> Records:
-    images = None if data.images is None else Path(data.images)
-    return open_records(Path(path), data.format, images, split)
+def _open(data: DataConfig, path: str, split: str | None) -> Records:
+    return open_records(path, data.format, data.images, split, data.config)
 
 
 def _permutation(count: int, seed: int, cycle: int) -> np.ndarray:

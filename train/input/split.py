@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from train.formats.dataset import DataError, Record, Records
+from train.formats.dataset import DataError, Records
+from train.formats.record import picture_key
 
 # A request that more records share ("Hello") is no sign of one conversation: all their text tells them apart.
 _MOST_SHARING, _MOST_SHARING_SHARE = 20, 0.1
@@ -56,9 +57,15 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
             digest.update(b"broken\n")
             continue
         indices.append(i)
-        requests.append(_hash(_request(record)))
-        conversations.append(_hash(_conversation(record)))
-        digest.update(_content(record, records).encode("utf-8", "surrogatepass"))
+        picture = "" if record.image is None else picture_key(record.image)
+        turns = [(turn.role, _normalised(turn.full_text)) for turn in record.messages]
+        first = next((text for role, text in turns if role == "user"), "")
+        requests.append(_hash(f"picture {picture}" if picture else f"text {first}"))
+        conversations.append(_hash(repr((picture, turns))))
+        # The name of a file within the folder, so that the folder may move.
+        picture = picture.removeprefix(f"{os.path.normpath(records.images)}{os.sep}")
+        content = picture, [(turn.role, turn.text, turn.input) for turn in record.messages]
+        digest.update(f"{content!r}\n".encode())
     return Scan(
         np.array(indices, dtype=np.int64),
         np.array(requests, dtype=np.uint64),
@@ -109,25 +116,9 @@ def draw_evenly(count: int, wanted: int, seed: int) -> list[int]:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    data = text.encode("utf-8", "surrogatepass")  # of names of files
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _request(record: Record) -> str:
-    if record.image is not None:
-        return f"picture {os.path.normpath(record.image)}"
-    return next((_normalised(turn.text) for turn in record.messages if turn.role == "user"), "")
-
-
-def _conversation(record: Record) -> str:
-    picture = _request(record) if record.image is not None else ""
-    return "\0".join([picture, *(f"{turn.role} {_normalised(turn.text)}" for turn in record.messages)])
-
-
-def _content(record: Record, records: Records) -> str:
-    """All that is learnt from a record. Its picture by the name within the folder, so that the folder may move."""
-    picture = "" if record.image is None else os.fspath(record.image).removeprefix(f"{records.images}{os.sep}")
-    return "\0".join([picture, *(f"{turn.role} {turn.text}" for turn in record.messages)]) + "\n"

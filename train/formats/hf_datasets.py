@@ -1,0 +1,215 @@
+"""Data sets that the library `datasets` reads: Parquet and Arrow files, folders of them, and ids on the Hub.
+
+Runs no code of a data set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapter.errors import first_line
+from train.formats.record import DataError, EmbeddedPicture
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PREFIX = "hf:"
+_SUFFIXES = (".parquet", ".arrow")
+_SAVED = ("state.json", "dataset_dict.json")  # of Dataset.save_to_disk and DatasetDict.save_to_disk
+_FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".zip", *_SUFFIXES)
+
+
+def hub_id(path: str) -> str | None:
+    """The id of a data set on the Hub that a path means: `hf:user/name`, or `user/name` where nothing is there."""
+    if path.startswith(_PREFIX):
+        return path.removeprefix(_PREFIX)
+    first, slash, _ = path.partition("/")
+    looks_like_one = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None and not path.lower().endswith(_FILES)
+    return path if slash and looks_like_one and not os.path.exists(path) and not os.path.exists(first) else None
+
+
+def is_hf_dataset(path: Path) -> bool:
+    """Whether a file or folder is one that `datasets` reads. Looks into folders of a folder too."""
+    if not path.is_dir():
+        return path.suffix.lower() in _SUFFIXES
+    if any((path / name).is_file() for name in _SAVED):
+        return True
+    return any(name.lower().endswith(_SUFFIXES) for _, _, names in os.walk(path) for name in names)
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetRows:
+    """The rows of a data set as objects. Pictures in its columns are not read before they are needed.
+
+    name: for messages. expanded: a column of lists, each of whose elements makes a row of its own.
+    """
+
+    dataset: Any  # datasets.Dataset
+    name: str
+    expanded: str | None = None
+    ends: Sequence[int] = field(default=(), repr=False)  # of the rows that each row of the data set makes
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.expanded is None else int(self.ends[-1]) if len(self.ends) else 0
+
+    def read(self, index: int) -> tuple[dict[str, Any], str]:
+        row, element = index, None
+        if self.expanded is not None:
+            import numpy as np
+
+            row = int(np.searchsorted(np.asarray(self.ends), index, side="right"))
+            element = index - int(self.ends[row - 1] if row else 0)
+        where = f"{self.name}, row {row + 1}"
+        value = {name: self._value(name, row) for name in self.dataset.column_names}
+        if self.expanded is not None:
+            value[self.expanded] = value[self.expanded][element]
+        return value, where
+
+    def picture_bytes(self, column: str, row: int, element: int | None) -> bytes:
+        scalar = self.dataset.data.column(column)[row]
+        data = _bytes_of(scalar if element is None else scalar[element])
+        assert data is not None
+        return data
+
+    def _value(self, column: str, row: int) -> Any:
+        scalar = self.dataset.data.column(column)[row]
+        if not _holds_pictures(scalar.type):
+            return scalar.as_py()
+        if not scalar.is_valid:
+            return None
+        if not _is_list(scalar.type):
+            return self._picture(scalar, column, row, None)
+        return [self._picture(scalar[i], column, row, i) for i in range(len(scalar))]
+
+    def _picture(
+        self, scalar: pa.Scalar, column: str, row: int, element: int | None
+    ) -> EmbeddedPicture | str | None:
+        """A picture in the data set, or the path of one that is a file."""
+        path = scalar["path"].as_py() if scalar.is_valid and "path" in _fields(scalar.type) else None
+        if _bytes_of(scalar, read=False) is None:
+            return path
+        number = "" if element is None else f"[{element}]"
+        return EmbeddedPicture(self, column, row, element, Path(path).name if path else f"{column}{number}")
+
+
+def open_rows(path: str, split: str, config: str | None) -> DatasetRows:
+    """Raises DataError."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"Reading '{_name(path)}' takes the package datasets: pip install 'datasets>=4'.", str(error)
+        ) from error
+    identifier = hub_id(path)
+    name = identifier or _name(path)
+    try:
+        dataset = _load(datasets, path, identifier, split, config)
+    except Exception as error:  # of pyarrow, huggingface_hub and the operating system, besides its own
+        raise _explained(error, name, identifier is not None, split) from error
+    if not len(dataset):
+        raise DataError(f"'{name}' has no rows in its split '{split}'. Check that it is the right one.")
+    return DatasetRows(dataset, name)
+
+
+def expand(rows: DatasetRows, column: str) -> DatasetRows:
+    """The rows with one for each element of a column of lists; the same rows if it is none."""
+    import pyarrow.compute as pc
+
+    data = rows.dataset.data.column(column)
+    if not _is_list(data.type):
+        return rows
+    lengths = pc.fill_null(pc.list_value_length(data), 0).to_numpy()
+    if not lengths.any():
+        raise DataError(f"'{rows.name}' has nothing in its column '{column}'. Check that it is the right one.")
+    return DatasetRows(rows.dataset, rows.name, column, lengths.cumsum())
+
+
+def _load(datasets: Any, path: str, identifier: str | None, split: str, config: str | None) -> Any:
+    datasets.disable_progress_bars()
+    if identifier is not None:
+        return datasets.load_dataset(identifier, config, split=split)
+    folder = Path(path)
+    if folder.is_dir() and any((folder / name).is_file() for name in _SAVED):
+        loaded = datasets.load_from_disk(path)
+        return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+    if folder.is_dir():
+        return datasets.load_dataset(path, config, split=split)
+    if folder.suffix.lower() == ".arrow":
+        return datasets.Dataset.from_file(path)
+    return datasets.load_dataset("parquet", data_files=path, split="train")
+
+
+def _explained(error: Exception, name: str, on_hub: bool, split: str) -> DataError:
+    from datasets import config
+
+    detail = f"{type(error).__name__}: {first_line(error)}"
+    text = str(error)
+    if (on_hub and isinstance(error, ConnectionError)) or "OfflineModeIsEnabled" in detail:
+        if config.HF_HUB_OFFLINE:
+            return DataError(
+                f"The data set '{name}' is not on this machine, and HF_HUB_OFFLINE=1 forbids to fetch it. Unset "
+                "it, or fetch the data set where there is a network.",
+                detail,
+            )
+        return DataError(f"The Hugging Face Hub cannot be reached for the data set '{name}'. Try again.", detail)
+    if "split" in text.lower() or isinstance(error, KeyError):
+        return DataError(
+            f"The data set '{name}' has no split '{split}'. Choose one that it has as data.split.", detail
+        )
+    if "config name" in text.lower() or "BuilderConfig" in text:
+        return DataError(
+            f"The data set '{name}' has several configurations, and not that one. Choose one of its own as "
+            "data.config.",
+            detail,
+        )
+    if on_hub and isinstance(error, FileNotFoundError):
+        return DataError(
+            f"There is no data set '{name}' on the Hugging Face Hub that may be read. Check the id, or log in if "
+            "it is not public.",
+            detail,
+        )
+    return DataError(f"'{name}' cannot be read as a data set. Check that its files are whole and alike.", detail)
+
+
+def _name(path: str) -> str:
+    return Path(path).name
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _fields(kind: pa.DataType) -> set[str]:
+    import pyarrow as pa
+
+    return {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    """Whether a column holds files: bytes, or `datasets.Image`, which is bytes and a path."""
+    if _is_list(kind):
+        return _holds_pictures(kind.value_type)
+    return _is_bytes(kind) or {"bytes", "path"} <= _fields(kind)
+
+
+def _bytes_of(scalar: pa.Scalar, read: bool = True) -> bytes | None:
+    """The bytes of a file; None if there are none. read: False: b"" in their place."""
+    if scalar.is_valid and not _is_bytes(scalar.type):
+        scalar = scalar["bytes"]
+    buffer = scalar.as_buffer() if scalar.is_valid else None
+    if buffer is None or not buffer.size:
+        return None
+    return buffer.to_pybytes() if read else b""
