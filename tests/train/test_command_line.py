@@ -254,7 +254,12 @@ def test_two_stages_train_disjoint_parameters(arguments, tmp_path):
 def test_check_reads_everything_and_trains_nothing(arguments, tmp_path, capsys, rows):
     assert main([*arguments, "--check"]) == 0
     output = capsys.readouterr().out
-    assert "60 records" in output and "6 steps of 4 rows" in output and not (tmp_path / "out").exists()
+    assert (
+        "60 records" in output
+        and "6 steps of up to 4 rows" in output
+        and "57 records to learn from, 3 held out" in output
+        and not (tmp_path / "out").exists()
+    )
     rows.write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
     assert main([*arguments, "--check"]) == 1
     assert "'output' is missing" in capsys.readouterr().out

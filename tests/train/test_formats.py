@@ -311,12 +311,12 @@ def test_requests_vary_and_are_reproducible(tmp_path):
     [
         (
             "a.jpg\tA cat.\nb.jpg\n",
-            "line 2: 1 cells where the first line has 2. Separate image and caption by one tab",
+            "line 2: 1 cells where the first line has 2. Separate the cells by one tab",
         ),
         ("a.jpg\tA cat.\nb.jpg\tA dog\trunning\n", "line 2: 3 cells where the first line has 2"),
         (
             "a.jpg,A cat.\nb.jpg,A dog, running\n",
-            "line 2: 3 cells where the first line has 2. Separate image and ca",
+            "line 2: 3 cells where the first line has 2. Separate the cells",
         ),
         ("a.jpg\tA cat.\n\nb.jpg\t  \n", "line 3: 'caption' is empty"),
         ("a.jpg\tA cat.\n\tA dog.\n", "line 2: 'image' is empty"),
@@ -324,7 +324,7 @@ def test_requests_vary_and_are_reproducible(tmp_path):
             "a.jpg\tA cat.\nhttp://x.org/b.jpg\tA dog.\n",
             "line 2: 'image' is an address, 'http://x.org/b.jpg'. Downl",
         ),
-        ('a.jpg,A cat.\nb.jpg,"A dog\nruns"\n', "line 2: 'caption' cannot be read as CSV"),
+        ('a.jpg,A cat.\nb.jpg,"A dog" runs\n', "line 2: this row cannot be read as CSV"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path, text, message):
@@ -340,7 +340,7 @@ def test_a_broken_row_is_named(tmp_path, text, message):
     [
         ("", "pairs.tsv is empty"),
         ("path\tcaption\n", "pairs.tsv has a header and nothing below it"),
-        ("a.jpg\n", "line 1: 1 columns and no header with 'caption' and one of 'url', 'path', 'image'. Add one"),
+        ("a.jpg\n", "line 1: 1 columns and no header of a known format. Name the columns"),
         ("id\tfile\ttext\n1\ta.jpg\tA cat.\n", "line 1: 3 columns and no header"),
     ],
 )
@@ -388,7 +388,7 @@ def test_a_folder_with_a_list_of_captions(tmp_path):
 
 
 def test_a_folder_or_list_without_captions(tmp_path):
-    with pytest.raises(DataError, match="holds no captions. Put NAME.txt beside each NAME.jpg, or a captions.tsv"):
+    with pytest.raises(DataError, match="holds neither problems nor captions nor records"):
         open_records(tmp_path, "captions")
     (tmp_path / "captions.json").write_text("[]")
     with pytest.raises(DataError, match="captions.json holds a list, not an object"):
@@ -588,6 +588,7 @@ def test_every_format_is_recognised(tmp_path):
             folders["llava"], {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
         ),
         "captions": folders["captions"] / "pairs.tsv",
+        "pairs": jsonl(folders["pairs"], {"question": "a", "answer": "b"}),
         "scienceqa": folders["scienceqa"],
     }
     assert examples.keys() == FORMATS.keys()

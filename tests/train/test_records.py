@@ -240,10 +240,10 @@ def test_missing_paths_are_named(tmp_path):
         open_records(path, images=tmp_path / "pictures")
     with pytest.raises(DataError, match="has no splits, so there is no 'val'"):
         open_records(path, split="val")
-    with pytest.raises(DataError, match="is a folder; format 'alpaca' is a file"):
-        open_records(tmp_path, "alpaca")
-    with pytest.raises(DataError, match="holds neither problems nor captions. Known formats"):
-        open_records(tmp_path)
+    path.unlink()
+    for format in ("auto", "alpaca"):
+        with pytest.raises(DataError, match="holds neither problems nor captions nor records. Known formats"):
+            open_records(tmp_path, format)
 
 
 # A broken record raises when it is read and does not affect the others.

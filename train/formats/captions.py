@@ -52,15 +52,8 @@ def caption_file(folder: Path) -> Path | None:
 
 
 def open_folder(path: Path) -> TextFiles:
-    """The images of a folder with captions beside them. Raises DataError."""
-    pairs = tuple(sorted(_captioned(path)))
-    if not pairs:
-        raise DataError(
-            f"'{path.name}' holds no captions. Put NAME.txt beside each NAME.jpg, or a "
-            f"{' or '.join(CAPTION_FILES)} in it.",
-            str(path),
-        )
-    return TextFiles(path, pairs)
+    """The images of a folder that have captions beside them."""
+    return TextFiles(path, tuple(sorted(_captioned(path))))
 
 
 def open_json(path: Path) -> JsonCaptions:

@@ -179,8 +179,9 @@ def read_example(records: Records, index: int, skipped: SkippedExamples) -> Exam
 class FileExamples:
     """The examples of a run on files: endless and shuffled by the seed for "train", once for "validation".
 
-    name: of its files, for people. parts: what is learnt; held_out: the (records, index) that every evaluation uses. digest: of the content of all
-    records and of how they are split, in hexadecimal: with another one, a run cannot be resumed.
+    name: of its files. parts: what is learnt; held_out: the (records, index) that every evaluation uses.
+    digest: of the content of all records and of how they are split, in hexadecimal: with another one, a run cannot
+    be resumed.
     """
 
     def __init__(self, data: Sequence[DataConfig], config: TrainConfig, skipped: SkippedExamples) -> None:

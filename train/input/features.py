@@ -14,6 +14,7 @@ from adapter.errors import BadInput
 from adapter.method.config import VisionConfig
 from adapter.method.image_file import ByteLRU, open_image, read_image
 from adapter.method.vision import VisualEncoder, VisualFeatures
+from train.formats.record import picture_source
 from train.input.examples import SkippedExamples
 from train.input.feature_store import FeatureStore, open_store
 from train.input.rows import TokenisedRow
@@ -62,7 +63,7 @@ class FeatureCache:
             picture, key = row.example.picture, b""
             if picture is not None:
                 try:
-                    data = read_image(picture)
+                    data = read_image(picture_source(picture))
                     key = hashlib.sha256(data).digest()
                     if key not in found and key not in images:
                         if (features := self._get(key)) is None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from adapter.errors import AdapterError, BadInput
 from adapter.method.image_file import open_image
 from train.formats.dataset import Records
+from train.formats.record import Picture, picture_key, picture_source
 from train.input.examples import Example
 from train.input.rows import IGNORED, Tokeniser
 
@@ -93,7 +94,7 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
     broken, missing, unreadable = Faults(), Faults(), Faults()
     lengths = array("I")
     empty = truncated = answerless = supervised = 0
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for i in tqdm(range(len(records)), desc="check", unit="record", disable=None, leave=False):
         try:
             record = records[i]
@@ -107,16 +108,17 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
         supervised += row_supervised
         truncated += len(ids) > max_length
         answerless += len(ids) > max_length and not row_supervised
-        if record.image is None or record.image in seen:
+        if record.image is None or (key := picture_key(record.image)) in seen:
             continue
-        seen.add(record.image)
-        if not os.path.isfile(record.image):  # unlike Path.is_file it raises for no name, however odd
-            missing += f"{_within(record.image, records.path)} ({record.where})"
+        seen.add(key)
+        place = f"{_within(record.image, records.path)} ({record.where})"
+        if isinstance(record.image, Path) and not os.path.isfile(record.image):  # raises for no name, however odd
+            missing += place
         elif images:
             try:
-                open_image(record.image)
+                open_image(picture_source(record.image))
             except BadInput as error:
-                unreadable += f"{_within(record.image, records.path)} ({record.where}): {error}"
+                unreadable += f"{place}: {error}"
     uncaptioned = records.uncaptioned
     median, percentile_95 = np.percentile(lengths, [50, 95]).round().astype(int) if lengths else (0, 0)
     return Report(
@@ -139,8 +141,10 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
     )
 
 
-def _within(image: Path, data: Path) -> Path:
+def _within(image: Picture, data: Path) -> Path | str:
     """The image's path within the data's folder, as its record has it; a path elsewhere is left whole."""
+    if not isinstance(image, Path):
+        return image.name
     folder = data if data.is_dir() else data.parent
     return image.relative_to(folder) if image.is_relative_to(folder) else image
 

@@ -155,7 +155,8 @@ def _count_images(records: Records, folder: Path) -> int:
             continue
         count += 1
         try:
-            inside = record.image.resolve().is_relative_to(root)
+            # A picture within the data is within what was sent.
+            inside = not isinstance(record.image, Path) or record.image.resolve().is_relative_to(root)
         except (OSError, ValueError, RuntimeError):  # a null character, a loop
             inside = False
         if not inside:

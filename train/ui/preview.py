@@ -9,7 +9,6 @@ import base64
 import html
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
@@ -17,6 +16,7 @@ from adapter.method.image_file import open_image
 from adapter.server.generation import public_text
 from adapter.ui.texts import train as texts
 from adapter.ui.theme import ellipsize
+from train.formats.record import Picture, picture_source
 from train.ui.data_upload import Preview
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ def _hidden_label(label: str) -> str:
     return f'<span class="screen-reader-only">{label}: </span>'
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(picture: Picture) -> str:
     """A thumbnail as a data URL, so that no copy stays on the server."""
     try:
-        image = open_image(path).copy()
+        image = open_image(picture_source(picture)).copy()
     except AdapterError:
         return '<span class="no-picture"></span>'
     image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
