@@ -30,7 +30,7 @@ OWN_TEXT = "keep.jsonl"  # in the run's folder: what the base wrote
 _ROW_TOKENS = 256  # of a row, at most
 _OWN_ROWS, _FILE_ROWS = 64, 1024  # that are drawn from, again and again: the base's distributions hold no surprise
 _CHARACTERS = 8  # of a token, at most on average, in a piece of text that is cut for a row
-_RECORDS = {".json", ".jsonl", ".csv", ".tsv"}  # other files are plain text
+_PLAIN_TEXT = {"", ".txt", ".text", ".md", ".rst"}  # suffixes; what has another is read as records
 
 
 class KeepRows:
@@ -73,7 +73,7 @@ def rows_of_file(path: Path, tokeniser: Tokeniser, seed: int, skipped: SkippedEx
     Raises DataError.
     """
     rng = random.Random(f"{seed} keep")
-    if path.is_dir() or path.suffix.lower() in _RECORDS:
+    if path.is_dir() or path.suffix.lower() not in _PLAIN_TEXT:
         records = open_records(path)
         indices = rng.sample(range(len(records)), min(len(records), _FILE_ROWS))
         examples = (read_example(records, index, skipped) for index in indices)
