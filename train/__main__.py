@@ -31,6 +31,7 @@ from adapter.method.checkpoint import CARD, load_adapter, save_adapter
 from adapter.method.config import base_label
 from train.card import write_card
 from train.config import Precision, RecipeFile, changed, read_recipe, recipe_text
+from train.evaluate.answerer import Answerer
 from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.report import make_report
@@ -41,7 +42,6 @@ from train.precision import choose_precision, load_to_train
 from train.recipes.recipe import load_recipe, recipe_names
 from train.run_folder import RunInputs, adapter_digest
 from train.run_setup import start_adapter, with_base, with_encoder
-from train.score import Answerer
 
 _EPILOG = """examples:
   python -m train pirate steps=50

@@ -19,6 +19,9 @@ from adapter.method.config import VisionConfig
 from adapter.method.projection import GlobalProjection
 from adapter.method.vision import VisualFeatures
 from tests.tiny_models import TINY
+from train.evaluate.answerer import Answerer
+from train.evaluate.perplexity import perplexity, text_windows, unrelated_text
+from train.evaluate.scienceqa import chance, table_row
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem
 from train.input.rows import IGNORED, Tokeniser
 from train.reproduce import runs
@@ -29,7 +32,7 @@ from train.reproduce.intervals import difference, over_seeds, ratio
 from train.reproduce.report import plot, write_report
 from train.reproduce.runs import FULL, QUICK, STRENGTHS, Run, layer_shares, planned_runs, whiten
 from train.reproduce.scenes.writer import write_benchmark
-from train.reproduce.scoring import adapter_arguments, answer, chance, perplexity, table_row
+from train.reproduce.scoring import answer
 from train.reproduce.tables import Figures, claims
 
 LAYERS = 30  # of the embedded base
@@ -97,7 +100,7 @@ def test_columns_are_those_of_the_paper(problems):
 
 def test_the_likeliest_of_a_problems_letters_is_its_answer(tiny_base, problems, tmp_path):
     benchmark = Benchmark(tmp_path, {}, {"test": tuple(problems)}, {})
-    found = answer(tiny_base, problems, benchmark)
+    found = answer(Answerer(tiny_base), problems, benchmark)
     for i, one in enumerate(problems):
         text = prompt(one).text.replace("\n", "")  # the tiny tokenizer has printable characters only
         assert text.endswith("Answer: (")
@@ -114,12 +117,13 @@ def test_strength_zero_scores_like_the_base(tiny_base, tiny_fingerprint, problem
 
     adapter = random_adapter(tiny_fingerprint, gate=2.0)
     benchmark = Benchmark(tmp_path, {}, {"test": tuple(problems)}, {})
-    bare = answer(tiny_base, problems, benchmark)
-    assert answer(tiny_base, problems, benchmark, adapter_arguments(tiny_base, adapter, 0.0)) == bare
-    assert answer(tiny_base, problems, benchmark, adapter_arguments(tiny_base, adapter)) != bare
-    text = "some words of no relation " * 40
-    assert perplexity(tiny_base, text, adapter_arguments(tiny_base, adapter, 0.0)) == perplexity(tiny_base, text)
-    assert perplexity(tiny_base, text, adapter_arguments(tiny_base, adapter)) != perplexity(tiny_base, text)
+    bare = answer(Answerer(tiny_base), problems, benchmark)
+    assert answer(Answerer(tiny_base, adapter, 0.0), problems, benchmark) == bare
+    assert answer(Answerer(tiny_base, adapter), problems, benchmark) != bare
+    windows = text_windows(tiny_base.tokenizer, "some words of no relation " * 40)
+    bare = perplexity(Answerer(tiny_base), windows)
+    assert perplexity(Answerer(tiny_base, adapter, 0.0), windows) == bare
+    assert perplexity(Answerer(tiny_base, adapter), windows) != bare
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -354,7 +358,7 @@ def test_real_data_are_read_evenly_over_the_split(tmp_path, monkeypatch, capsys)
 
 
 def test_unrelated_text_needs_no_download():
-    assert len(runs.unrelated_text()) > 20_000
+    assert len(unrelated_text()) > 20_000
 
 
 @pytest.mark.slow
@@ -398,6 +402,6 @@ def test_a_run_on_the_real_base(name, tmp_path):
     data = write_benchmark(tmp_path / "data", plan.counts | {"test": 32})
     benchmark = open_benchmark(data, tmp_path, plan.counts)
     run = next(run for run in planned_runs(plan, LAYERS) if run.name == name)
-    results = json.loads(runs.perform(run, benchmark, tmp_path, runs.unrelated_text()[: plan.text]).read_text())
+    results = json.loads(runs.perform(run, benchmark, tmp_path, unrelated_text()[: plan.text]).read_text())
     assert len(results["losses"]) == 2 and len(results["test"]["right"]) == 12
     assert all(value > 1 for value in results["perplexity"].values())

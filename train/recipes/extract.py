@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from train.config import TrainConfig
+from train.evaluate.answerer import Answerer
 from train.input.examples import Example
 from train.input.history import with_unseen_history
 from train.recipes.extract_grammar import (
@@ -33,7 +34,6 @@ from train.recipes.extract_grammar import (
 from train.recipes.extract_values import draw_record
 from train.recipes.recipe import Recipe
 from train.recipes.text_data import DATA, read_yaml
-from train.score import Answerer
 
 Fields = dict[str, str | int]
 

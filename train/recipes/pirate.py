@@ -16,12 +16,12 @@ from functools import cache
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from train.config import TrainConfig
+from train.evaluate.answerer import Answerer, Conversation
 from train.input.examples import Example
 from train.input.history import with_unseen_history
 from train.recipes.pirate_voice import score_answer, to_pirate
 from train.recipes.recipe import Recipe
 from train.recipes.text_data import DATA, phrases, read_yaml, words
-from train.score import Answerer, Conversation
 
 AnswerFunction = Callable[[list[Conversation]], list[str]]
 

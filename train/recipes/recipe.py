@@ -12,8 +12,8 @@ from adapter.errors import AdapterError
 from adapter.method.adapter import Adapter
 from train import recipes
 from train.config import TrainConfig
+from train.evaluate.answerer import Answerer
 from train.input.examples import Example
-from train.score import Answerer
 
 
 @dataclass(frozen=True)

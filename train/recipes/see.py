@@ -28,6 +28,7 @@ from adapter.method.image_file import open_image
 from adapter.method.projection import LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.config import TrainConfig
+from train.evaluate.answerer import Answerer, Conversation
 from train.input.examples import Example
 from train.input.history import with_unseen_history
 from train.recipes import see_concepts
@@ -36,7 +37,6 @@ from train.recipes.see_concepts import NAME_LENGTH, ClassFeatures, Vocabulary
 from train.recipes.see_drawings import drawings, plain, varied
 from train.recipes.see_names import class_names, class_sentence, concept, drawing_sentence
 from train.recipes.text_data import DATA, phrases, read_yaml
-from train.score import Answerer, Conversation
 
 CARD_TEXT = """Trained on captioned drawings (Tux Paint's stamps, Noto's emoji) and on the encoder's own knowledge of its 1,000
 classes: features drawn around its weight vectors, without any photograph. Tested on drawings that training never saw,
@@ -245,10 +245,10 @@ class _PreparedRecipe:
         if not photos:
             return {}
         features = self._encoder.encode([open_image(photo.path) for photo in photos])
-        pictures = [features[i : i + 1] for i in range(len(photos))]
+        paths = [photo.path for photo in photos]
         questions = [_TEST_QUESTION] * len(photos)
-        answers = answerer.generate(questions, pictures, max_new_tokens=40)
-        later_answers = answerer.generate(with_unseen_history(questions), pictures, max_new_tokens=40)
+        answers = answerer.generate(questions, paths, max_new_tokens=40)
+        later_answers = answerer.generate(with_unseen_history(questions), paths, max_new_tokens=40)
         assert features.logits is not None
         likeliest = [class_names()[int(c)] for c in features.logits.argmax(1)]
         if answerer.adapter is not None:

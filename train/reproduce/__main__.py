@@ -18,9 +18,10 @@ from pathlib import Path
 from adapter.base.embedded import BASE, base_folder
 from adapter.base.threads import available_cores
 from adapter.errors import AdapterError, with_detail
+from train.evaluate.perplexity import unrelated_text
 from train.reproduce.benchmark import Benchmark, open_benchmark
 from train.reproduce.report import write_report
-from train.reproduce.runs import FULL, QUICK, Plan, finished, perform_all, planned_runs, unrelated_text
+from train.reproduce.runs import FULL, QUICK, Plan, finished, perform_all, planned_runs
 from train.reproduce.scenes.writer import SPLITS, write_benchmark
 from train.reproduce.tables import Figures
 

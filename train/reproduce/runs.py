@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import platform
-import pydoc_data.topics
 import shutil
 import subprocess
 import sys
@@ -35,21 +34,20 @@ from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
 from adapter.method.projection import GlobalProjection
 from train.config import TrainConfig
+from train.evaluate.answerer import Answerer
+from train.evaluate.perplexity import perplexity, text_windows
 from train.job import train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
 from train.reproduce.baselines import RANK, RATES, Baseline
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark, open_benchmark
-from train.reproduce.scoring import Answers, ForwardArguments, adapter_arguments, answer, no_arguments, perplexity
+from train.reproduce.scoring import Answers, answer
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 KEEP = 0.1  # rows of unrelated text for each row of the data, where forgetting is trained against
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 _HIDDEN = 256  # of the projection
-# Of Python's language reference.
-_UNRELATED_TOPICS = (
-    "assignment", "class", "conversions", "dynamic-features", "exceptions", "execmodel", "import", "try",
-)  # fmt: skip
+_WINDOWS = 8  # of unrelated text, at most
 
 
 # Which runs there are.
@@ -209,7 +207,7 @@ class _Measurement:
 
     def measure_base(self) -> None:
         base = load_to_train(self.base, self.precision, device="cpu")
-        self._score(base, no_arguments)
+        self._score(Answerer(base))
         self._finish()
 
     def train_adapter(self, folder: Path) -> None:
@@ -234,7 +232,7 @@ class _Measurement:
         )
         self.results["bytes"] = (folder / "adapter.safetensors").stat().st_size
         self.results["largest_gate"] = steps[-1]["largest_gate"]
-        self._score(base, adapter_arguments(base, trained))
+        self._score(Answerer(base, trained))
         self._measure_strengths(base, trained)
         self._finish()
 
@@ -248,31 +246,35 @@ class _Measurement:
         )
         self._record_training(baseline.num_parameters, seconds, tokens, losses)
         self.results["bytes"] = baseline.file_bytes
-        self._score(base, no_arguments)
+        self._score(Answerer(base))
         self._finish()
 
     def _record_training(self, parameters: int, seconds: float, tokens: int, losses: list[float]) -> None:
         self.results |= {"parameters": parameters, "seconds": seconds, "tokens": tokens, "losses": losses}
 
-    def _score(self, base: Base, arguments: ForwardArguments) -> None:
+    def _perplexity(self, answerer: Answerer) -> float:
+        windows = text_windows(answerer.base.tokenizer, self.text)
+        return perplexity(answerer, windows[:_WINDOWS])
+
+    def _score(self, answerer: Answerer) -> None:
         """Answers the test's problems; after over-fitting also those of validation, and those that were seen."""
         splits, few = self.benchmark.splits, self.run.questions
         parts = {"test": splits["test"]}
         if few:
             parts |= {"val": splits["val"], "seen": splits["train"][:few]}
         for name, problems in parts.items():
-            self.results[name] = _as_json(answer(base, problems, self.benchmark, arguments, self.run.pictures))
-        self.results["perplexity"] = {str(1.0): perplexity(base, self.text, arguments)}
+            self.results[name] = _as_json(answer(answerer, problems, self.benchmark, self.run.pictures))
+        self.results["perplexity"] = {str(1.0): self._perplexity(answerer)}
 
     def _measure_strengths(self, base: Base, adapter: Adapter) -> None:
         """Measures unrelated text, and the test's problems without a picture, with the gates scaled."""
         problems = [p for p in self.benchmark.splits["test"] if not p.has_image]
         self.results["accuracy"] = {}
         for strength in STRENGTHS if self.run.strengths else (0.0,):
-            arguments = adapter_arguments(base, adapter, strength)
-            self.results["perplexity"][str(strength)] = perplexity(base, self.text, arguments)
+            answerer = Answerer(base, adapter, strength)
+            self.results["perplexity"][str(strength)] = self._perplexity(answerer)
             if self.run.strengths:
-                found = answer(base, problems, self.benchmark, arguments, shown=False)
+                found = answer(answerer, problems, self.benchmark, shown=False)
                 self.results["accuracy"][str(strength)] = found.accuracy()
 
     def _finish(self) -> None:
@@ -383,12 +385,6 @@ def finished(runs: Sequence[Run], benchmark: Benchmark, out: Path, base: str = B
     """Results by name of the run, of those runs that have been finished."""
     paths = {run.name: results_path(run, benchmark, out, base) for run in runs}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-
-
-def unrelated_text() -> str:
-    """Prose that is unrelated to the benchmark and needs no download."""
-    topics = pydoc_data.topics.topics
-    return "\n".join(topics[name] for name in _UNRELATED_TOPICS if name in topics)
 
 
 def _perform(run: Run, folder: Path, counts: dict[str, int], out: Path, text: str, base: str) -> None:

@@ -1,0 +1,220 @@
+"""Greedy answers and likelihoods of a base, with an adapter at a strength or bare.
+
+Answers come from the serving engine, likelihoods from one forward pass in batches: in bfloat16 the two differ by
+rounding. Knows token ids and features of pictures; knows nothing of files or metrics.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adapter.base.encoder import load_encoder
+from adapter.base.llama import Base
+from adapter.base.template import Message, default_template, encode_answer, encode_prompt
+from adapter.method.adapter import Adapter
+from adapter.method.image_file import open_image
+from adapter.method.vision import VisualEncoder, VisualFeatures
+from adapter.serve.engine import Engine
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from train.input.batches import stack_features
+from train.input.rows import IGNORED
+from train.loop import batch_prompts
+
+Conversation = tuple[Message, ...]
+Features = Sequence[VisualFeatures | None]
+_BATCH_ROWS, _BATCH_TOKENS = 16, 4096  # at most, of one forward pass
+_HEAD_POSITIONS = 256  # whose logits are held at a time: a vocabulary is wide
+_SUBMITTED = 48  # requests in the engine at a time, which refuses more than 64
+_NAME = "adapter"
+
+
+class TokenScores(NamedTuple):
+    """Of one row's labelled tokens in order: log-probabilities in nats, and whether each is the likeliest."""
+
+    logprobs: Tensor
+    greedy: Tensor
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """The base with one adapter at a strength, or bare. Pictures are for visual adapters; others ignore them."""
+
+    base: Base
+    adapter: Adapter | None = None
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.adapter is not None:
+            self.adapter.eval()
+
+    @property
+    def template(self) -> str:
+        """The adapter's, or the one that the bare base is served with."""
+        return default_template(self.base.tokenizer) if self.adapter is None else self.adapter.config.template
+
+    @property
+    def is_visual(self) -> bool:
+        return self.adapter is not None and self.adapter.config.is_visual
+
+    def load(self, name: str, base: Base) -> Adapter:
+        """The adapter, for the engine."""
+        assert name == _NAME and self.adapter is not None
+        return self.adapter
+
+    # Answers.
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        pictures: Sequence[Path | None] | None = None,
+        max_new_tokens: int = 96,
+    ) -> list[str]:
+        """The greedy answer to each conversation. pictures: files that the users show."""
+        return self.generate_from([self.encode(c) for c in conversations], pictures, max_new_tokens)
+
+    def generate_from(
+        self,
+        prompts: Sequence[Sequence[int]],
+        pictures: Sequence[Path | None] | None = None,
+        max_new_tokens: int = 96,
+        stop: tuple[str, ...] = (),
+    ) -> list[str]:
+        """The greedy answer to each prompt of token ids. Raises BadInput for one that the context cannot hold."""
+        texts: list[str] = []
+        with closing(Engine(self.base, self, self._encoders)) as engine:
+            answers = deque()
+            for i, prompt in enumerate(prompts):
+                if len(answers) == _SUBMITTED:
+                    texts.append("".join(event.text for event in answers.popleft()))
+                picture = pictures[i] if pictures and self.is_visual else None
+                request = GenerationRequest(
+                    prompt_ids=tuple(prompt),
+                    adapter=None if self.adapter is None else _NAME,
+                    strength=self.strength,
+                    image=None if picture is None else open_image(picture),
+                    sampling=SamplingParams(temperature=0, max_new_tokens=max_new_tokens),
+                    stop=stop,
+                )
+                answers.append(engine.submit(request))
+            texts += ["".join(event.text for event in answer) for answer in answers]
+        return texts
+
+    # Likelihoods.
+
+    def nll(
+        self,
+        conversations: Sequence[Conversation],
+        answers: Sequence[str],
+        features: Features | None = None,
+    ) -> list[float]:
+        """Mean negative log-likelihood per token, in nats, of each given answer and its end."""
+        ids, labels = [], []
+        for conversation, answer in zip(conversations, answers, strict=True):
+            prompt, target = self.encode(conversation), encode_answer(self.base.tokenizer, answer, self.template)
+            ids.append(prompt + target)
+            labels.append([IGNORED] * len(prompt) + target)
+        return [-scores.logprobs.mean().item() for scores in self.token_scores(ids, labels, features)]
+
+    @torch.no_grad()
+    def token_scores(
+        self, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], features: Features | None = None
+    ) -> list[TokenScores]:
+        """Scores of the labelled tokens of each row, given those before them; a row's first token has none.
+
+        labels: as in TokenisedRow, -100 where a token is not scored.
+        """
+        results = [TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool))] * len(ids)
+        for chosen in _batches([len(row) for row in ids]):
+            hidden = self._hidden([ids[i] for i in chosen], features and [features[i] for i in chosen])
+            for row, i in enumerate(chosen):
+                targets = torch.tensor(labels[i][1:], device=hidden.device)
+                scored = targets != IGNORED
+                states, targets = hidden[row, : len(targets)][scored], targets[scored]
+                pieces = [
+                    _scores(self.base.model.lm_head(part), wanted)
+                    for part, wanted in zip(
+                        states.split(_HEAD_POSITIONS), targets.split(_HEAD_POSITIONS), strict=True
+                    )
+                ]
+                if pieces:
+                    results[i] = TokenScores(*map(torch.cat, zip(*pieces, strict=True)))
+        return results
+
+    @torch.no_grad()
+    def next_logprobs(
+        self, prompts: Sequence[Sequence[int]], tokens: Sequence[int], features: Features | None = None
+    ) -> Tensor:
+        """Log-probabilities of `tokens` as the next one of each prompt: [prompts, tokens], in nats, on the CPU."""
+        wanted = torch.tensor(tokens, device=self.base.device)
+        result = torch.empty(len(prompts), len(tokens))
+        for chosen in _batches([len(prompt) for prompt in prompts]):
+            hidden = self._hidden([prompts[i] for i in chosen], features and [features[i] for i in chosen])
+            ends = torch.tensor([len(prompts[i]) - 1 for i in chosen], device=hidden.device)
+            logits = self.base.model.lm_head(hidden[torch.arange(len(chosen), device=hidden.device), ends])
+            result[chosen] = logits.float().log_softmax(-1)[:, wanted].cpu()
+        return result
+
+    def encode(self, conversation: Conversation) -> list[int]:
+        """The tokens of a conversation up to where the answer begins."""
+        return encode_prompt(self.base.tokenizer, conversation, self.template)
+
+    def features(self, pictures: Sequence[Path | None]) -> list[VisualFeatures | None]:
+        """Features of picture files. Raises BadInput for a file that is no picture."""
+        if not self.is_visual:
+            return [None] * len(pictures)
+        assert self.adapter is not None and self.adapter.config.vision is not None
+        (encoder,) = self._encoders.values()
+        options = self.adapter.config.vision.encoding
+        # One by one: a row must not depend on its neighbours.
+        return [None if path is None else encoder.encode([open_image(path)], **options) for path in pictures]
+
+    @cached_property
+    def _encoders(self) -> dict[str, VisualEncoder]:
+        if not self.is_visual:
+            return {}
+        assert self.adapter is not None and self.adapter.config.vision is not None
+        name = self.adapter.config.vision.encoder
+        return {name: load_encoder(name, self.base.device)}
+
+    def _hidden(self, ids: Sequence[Sequence[int]], features: Features | None) -> Tensor:
+        """The last hidden states, [rows, longest, hidden_size]. Causal attention hides the padding at the end."""
+        width = max(map(len, ids))
+        batch = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.base.device)
+        arguments = {}
+        if self.adapter is not None:
+            stacked, rows = stack_features(features if features and self.is_visual else [])
+            kv = batch_prompts(
+                self.adapter, self.base.model, None if stacked is None else stacked.to(self.base.device), rows
+            )
+            rows = None if rows is None else rows.to(self.base.device)
+            arguments = {"prompt_kv": kv.scaled(self.strength), "prompt_rows": rows}
+        return self.base.model.model(input_ids=batch, use_cache=False, **arguments).last_hidden_state
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of rows in batches of similar length."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) == _BATCH_ROWS or (len(batch) + 1) * lengths[i] > _BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _scores(logits: Tensor, targets: Tensor) -> TokenScores:
+    """logits: [P, vocab_size]; targets: [P]."""
+    logits = logits.float()
+    logprobs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    return TokenScores(logprobs.cpu(), (logits.argmax(-1) == targets).cpu())
