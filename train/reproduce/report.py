@@ -1,4 +1,7 @@
-"""The report: tables as CSV, plots as PNG and report.md. Knows figures, matplotlib and files; performs no runs."""
+"""The report: reproduce.md, with tables as CSV and plots as PNG in reproduce/.
+
+Knows figures, matplotlib and files; performs no runs.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from adapter.base.embedded import ENCODER
 from train.reproduce.runs import KEEP, STRENGTHS
 from train.reproduce.tables import METHODS, Figures, claims
 
+_NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
 _INTRO = """# The paper's claims, tried anew
 
 LLaMA-Adapter (arXiv 2303.16199), its tables on ScienceQA, at the scale of this machine. The command below wrote
@@ -25,7 +29,7 @@ _VALIDITY = """## Before you believe a figure
   interval holds values for which the claim is true and values for which it is false.
 - Times are a run's own time on the processor, with one thread on one core; a neighbour can slow it by what caches
   and memory are shared.
-- Learning rates of LoRA and full fine-tuning are untuned.
+- Learning rates of LoRA and full fine-tuning are untuned. They have no `keep`, which would suit them as well.
 """
 _METHOD = """## How
 
@@ -59,15 +63,16 @@ def write_report(
     sizes: dict[str, int],
     missing: Sequence[str],
 ) -> str:
-    """Writes CSV, PNG and report.md into `out` and returns the report's text.
+    """Writes reproduce.md and, as CSV and PNG, reproduce/ into `out`, and returns the report's text.
 
     command: that the user gave. data: a sentence on where the problems come from. sizes: problems by split.
     missing: names of runs that have not been performed, whose rows are left out.
     """
-    tables = figures.tables()
+    tables, files = figures.tables(), out / _NAME
+    files.mkdir(exist_ok=True)
     for table in tables:
-        (out / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
-    pictures = {path.stem: path.name for path in plot(figures, out)}
+        (files / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, files)}
     plan, results = figures.plan, figures.results.values()
     parts = [
         _INTRO,
@@ -75,8 +80,10 @@ def write_report(
         *([f"**Not all runs are finished.** Missing: {', '.join(missing)}.\n"] if missing else []),
         _VALIDITY.format(data=data),
         "## What held\n",
-        "\n".join(["| held | claim | measured |", "| --- | --- | --- |", *(c.markdown() for c in claims(figures))])
-        + "\n",
+        "| held | claim | measured, and its 95 % interval |",
+        "| --- | --- | --- |",
+        *(claim.markdown() for claim in claims(figures)),
+        "",
     ]
     for table in tables:
         parts.append(table.markdown())
@@ -97,7 +104,7 @@ def write_report(
         )
     )
     text = "\n".join(parts)
-    (out / "report.md").write_text(text, encoding="utf-8")
+    (out / f"{_NAME}.md").write_text(text, encoding="utf-8")
     return text
 
 
@@ -108,14 +115,15 @@ def _provenance(results: Iterable[Mapping[str, Any]]) -> str:
     values = {name: _listed(result[name] for result in results) for name in ("commit", "processor", "torch")}
     hours = sum(result["total_seconds"] for result in results) / 3600
     return (
-        f"{len(results)} runs, begun from {times[0]} to {times[-1]} UTC, {hours:.1f} hours on one core in all. "
+        f"{len(results)} runs, begun from {times[0]} to {times[-1]} UTC; {hours:.1f} hours of one core in all. "
         f"Commit {values['commit']}; {values['processor']}; Python {platform.python_version()}, "
         f"torch {values['torch']}."
     )
 
 
 def _listed(values: Iterable[str]) -> str:
-    return " and ".join(sorted(set(values)))
+    *others, last = sorted(set(values))
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 # Plots.
