@@ -20,6 +20,7 @@ from torch import Tensor
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.base.template import Message, default_template, encode_answer, encode_prompt
+from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
 from adapter.method.image_file import open_image
 from adapter.method.vision import VisualEncoder, VisualFeatures
@@ -89,7 +90,10 @@ class Answerer:
         max_new_tokens: int = 96,
         stop: tuple[str, ...] = (),
     ) -> list[str]:
-        """The greedy answer to each prompt of token ids. Raises BadInput for one that the context cannot hold."""
+        """The greedy answer to each prompt of token ids.
+
+        Raises BadInput for a file that is no picture, and for a prompt that the context cannot hold.
+        """
         texts: list[str] = []
         with closing(Engine(self.base, self, self._encoders)) as engine:
             answers = deque()
@@ -97,15 +101,19 @@ class Answerer:
                 if len(answers) == _SUBMITTED:
                     texts.append("".join(event.text for event in answers.popleft()))
                 picture = pictures[i] if pictures and self.is_visual else None
-                request = GenerationRequest(
-                    prompt_ids=tuple(prompt),
-                    adapter=None if self.adapter is None else _NAME,
-                    strength=self.strength,
-                    image=None if picture is None else open_image(picture),
-                    sampling=SamplingParams(temperature=0, max_new_tokens=max_new_tokens),
-                    stop=stop,
-                )
-                answers.append(engine.submit(request))
+                try:
+                    request = GenerationRequest(
+                        prompt_ids=tuple(prompt),
+                        adapter=None if self.adapter is None else _NAME,
+                        strength=self.strength,
+                        image=None if picture is None else open_image(picture),
+                        sampling=SamplingParams(temperature=0, max_new_tokens=max_new_tokens),
+                        stop=stop,
+                    )
+                    answers.append(engine.submit(request))
+                except BadInput as error:
+                    which = "" if picture is None else f", {picture.name}"
+                    raise BadInput(f"Item {i + 1}{which}: {error}") from error
             texts += ["".join(event.text for event in answer) for answer in answers]
         return texts
 
@@ -189,6 +197,11 @@ class Answerer:
     def _hidden(self, ids: Sequence[Sequence[int]], features: Features | None) -> Tensor:
         """The last hidden states, [rows, longest, hidden_size]. Causal attention hides the padding at the end."""
         width = max(map(len, ids))
+        if width > self.base.context_length:
+            raise BadInput(
+                f"A prompt and its answer have {width} tokens, and this base reads {self.base.context_length}. "
+                "Shorten it or take it out."
+            )
         batch = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.base.device)
         arguments = {}
         if self.adapter is not None:

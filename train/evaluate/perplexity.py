@@ -29,7 +29,7 @@ def text_windows(tokenizer: Any, text: str) -> list[list[int]]:
     """A text's tokens in windows of at most WINDOW, each after the token that the tokenizer begins texts with."""
     begin = list(tokenizer("").input_ids)
     begin = begin[:1] if begin[:1] == [tokenizer.bos_token_id] else []
-    ids = tokenizer(text, add_special_tokens=False).input_ids
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     size = WINDOW - len(begin)
     windows = [begin + ids[start : start + size] for start in range(0, len(ids), size)]
     return [window for window in windows if len(window) > 1]

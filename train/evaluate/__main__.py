@@ -1,0 +1,223 @@
+"""The command line: `python -m train.evaluate` measures adapters beside their bare base."""
+
+from __future__ import annotations
+
+import logging
+
+from adapter.base.threads import sleep_when_idle
+
+sleep_when_idle()
+# Before the import, which warns that an optional kernel is not installed.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from adapter.base.embedded import BASE
+from adapter.base.llama import Base, load_base
+from adapter.errors import AdapterError, with_detail
+from adapter.method.adapter import Adapter
+from adapter.method.checkpoint import CONFIG, load_adapter
+from adapter.serve.settings import MAX_STRENGTH
+from adapter.serve.store import SHIPPED, AdapterStore
+from train.evaluate.answerer import Answerer
+from train.evaluate.perplexity import unrelated_text
+from train.evaluate.report import System, adapter_digest, circumstances, format_table, write_json
+from train.evaluate.tasks import (
+    Captions,
+    ExactMatch,
+    HeldOutLoss,
+    MultipleChoice,
+    Perplexity,
+    ScienceQA,
+    Task,
+    forgetting,
+)
+
+_EPILOG = """examples:
+  python -m train.evaluate scienceqa ScienceQA/data --adapter runs/mine --out mine.json
+  python -m train.evaluate forgetting --adapter pirate
+  python -m train.evaluate exact-match test.jsonl --adapter extract --base path/to/llama --precision bf16
+  python -m train.evaluate lm-eval --tasks arc_easy,hellaswag --adapter runs/mine
+"""
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status."""
+    args = _parser().parse_args(arguments)
+    try:
+        _evaluate(args, sys.argv[1:] if arguments is None else arguments)
+    except (AdapterError, OSError) as error:
+        print(f"error: {with_detail(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
+    if args.limit is not None and args.limit < 1:
+        raise AdapterError(f"--limit must be at least 1, got {args.limit}.")
+    if not 0 <= args.strength <= MAX_STRENGTH:
+        raise AdapterError(f"--strength must lie from 0 to {MAX_STRENGTH:g}, got {args.strength:g}.")
+    if args.no_base and not args.adapter:
+        raise AdapterError("--no-base without --adapter leaves nothing to measure. Name an adapter.")
+    folders = [_folder(name) for name in args.adapter]
+    task: Task = args.task(args)  # before the base: what is wrong with the data is said at once
+    base, precision = _load(args)
+    adapters: list[tuple[Path | None, Adapter | None]] = [] if args.no_base else [(None, None)]
+    adapters += [(folder, load_adapter(folder, base.fingerprint, base.device)) for folder in folders]
+    print(f"{base.fingerprint.name}, {precision}", file=sys.stderr)
+    systems = []
+    for folder, adapter in adapters:
+        answerer = Answerer(base, adapter, args.strength)
+        name = "bare base" if folder is None else folder.resolve().name
+        if adapter is not None and args.strength != 1:
+            name += f" at {args.strength:g}"
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        measured = task.measure(answerer, args.seed)
+        strength = None if adapter is None else args.strength
+        digest = None if folder is None else adapter_digest(folder)
+        systems.append(System(name, answerer.template, strength, digest, measured.figures, measured.answers))
+    about = circumstances(base, precision, args.seed, shlex.join(["python", "-m", "train.evaluate", *given]))
+    templates = ", ".join(f"{system.name} {system.template}" for system in systems)
+    notes = (*task.notes, f"templates: {templates}", "±: half of the 95 % interval")
+    print(format_table(systems))
+    print("\n".join(f"- {note}" for note in notes))
+    print(f"- {base.fingerprint.name}, {precision}; {about['processor']}; {about['date']}, {about['commit']}")
+    if args.out is not None:
+        write_json(args.out, {**about, "task": args.name, "limit": args.limit}, notes, systems)
+
+
+def _folder(name: str) -> Path:
+    """The folder of an adapter: a path to it, or a name in runs/ or among the shipped ones. Raises LoadError."""
+    path = Path(name).expanduser()
+    return path if (path / CONFIG).is_file() else AdapterStore(Path("runs"), SHIPPED).folder(name)
+
+
+def _load(args: argparse.Namespace) -> tuple[Base, str]:
+    """The base, and its precision for the report. Raises LoadError."""
+    if args.precision in _DTYPES:
+        dtype = _DTYPES[args.precision]
+        base = load_base(args.base, quantization="none", device=args.device, dtype=dtype)
+        return base, f"{args.precision} on {base.device}"
+    base = load_base(args.base, "auto" if args.precision == "served" else args.precision, args.device)
+    name = str(base.model.dtype).removeprefix("torch.") if base.quantization == "none" else base.quantization
+    return base, f"{name} on {base.device}" + ", as served" * (args.precision == "served")
+
+
+# Arguments.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m train.evaluate",
+        description="Measure adapters beside their bare base: one table, and one JSON file with --out.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, dest="name", metavar="TASK")
+
+    def add_task(name: str, make: Callable[[argparse.Namespace], Task], help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(task=make)
+        add = command.add_argument
+        add("--adapter", action="append", default=[], metavar="NAME|DIR", help="repeatable; none: base alone")
+        add("--strength", type=float, default=1.0, help=f"of the adapters, 0 to {MAX_STRENGTH:g}")
+        add("--no-base", action="store_true", help="leave the bare base out")
+        add("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
+        add(
+            "--precision",
+            choices=("served", *_DTYPES, "nf4", "int8"),
+            default="served",
+            help="of the frozen base; served: as the chat serves it here, packed on a CPU",
+        )
+        add("--device", default="auto")
+        add("--limit", type=int, metavar="N", help="so many items at most, drawn evenly")
+        add("--seed", type=int, default=0, help="of the bootstrap")
+        add("--out", type=Path, metavar="FILE.json")
+        return command
+
+    def add_file(command: argparse.ArgumentParser, help: str) -> argparse.ArgumentParser:
+        command.add_argument("file", type=Path, metavar="DATA", help=help)
+        command.add_argument("--format", default="auto", help="of training data")
+        command.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
+        command.add_argument("--split", default="train", help="of formats that have splits")
+        return command
+
+    def add_tokens(command: argparse.ArgumentParser, default: int) -> None:
+        command.add_argument("--max-new-tokens", type=int, default=default)
+
+    cue = "text behind each question, as the adapter was trained with"
+    command = add_task(
+        "scienceqa",
+        lambda a: ScienceQA.open(a.folder, a.split, a.limit, a.cue, a.max_new_tokens),
+        "ScienceQA's nine columns, by likelihood and by generated text",
+    )
+    command.add_argument("folder", type=Path, metavar="DIR", help="of problems.json, pid_splits.json and pictures")
+    command.add_argument("--split", default="test")
+    command.add_argument("--cue", default="", help=cue)
+    add_tokens(command, 32)
+
+    command = add_task(
+        "multiple-choice",
+        lambda a: MultipleChoice.open(a.file, a.images, a.limit, a.cue),
+        "JSONL with question, choices and answer: accuracy by log-likelihood",
+    )
+    command.add_argument("file", type=Path, metavar="DATA", help="answer: a choice's text, letter or index")
+    command.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
+    command.add_argument("--cue", default="", help=cue)
+
+    command = add_task(
+        "exact-match",
+        lambda a: ExactMatch.open(a.file, a.format, a.images, a.split, a.limit, a.max_new_tokens),
+        "greedy answers beside the wanted ones: exact match and token F1",
+    )
+    add_tokens(add_file(command, "any training format, or JSONL with prompt and answer"), 64)
+
+    command = add_task(
+        "captions",
+        lambda a: Captions.open(a.file, a.format, a.images, a.split, a.limit, a.max_new_tokens),
+        "greedy captions beside all references of a picture: BLEU-4 and CIDEr",
+    )
+    add_tokens(add_file(command, "any format of captions"), 64)
+
+    command = add_task(
+        "loss",
+        lambda a: HeldOutLoss.open(a.file, a.format, a.images, a.split, a.limit, a.max_length),
+        "the loss of a data file's answers, as the trainer measures it",
+    )
+    add_file(command, "any training format").add_argument("--max-length", type=int, default=512)
+
+    command = add_task("perplexity", lambda a: Perplexity.open(a.file, a.limit), "perplexity of a text file")
+    command.add_argument("file", type=Path, metavar="FILE")
+
+    command = add_task(
+        "forgetting",
+        lambda a: forgetting(unrelated_text() if a.file is None else Perplexity.open(a.file, None).text, a.limit),
+        "perplexity of unrelated text against the adapter's strength",
+    )
+    command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="default: of Python's reference")
+
+    command = add_task("lm-eval", _harness, "tasks of EleutherAI's lm-evaluation-harness")
+    command.add_argument("--tasks", required=True, metavar="A,B")
+    command.add_argument("--include", type=Path, metavar="DIR", help="folder with tasks of your own")
+    command.add_argument("--shots", type=int, metavar="N", help="examples before each question")
+    command.add_argument("--template", action="store_true", help="put prompts into the adapter's chat template")
+    return parser
+
+
+def _harness(args: argparse.Namespace) -> Task:
+    from train.evaluate.harness import HarnessTasks  # an extra, and seconds to import
+
+    return HarnessTasks(args.tasks.split(","), args.include, args.limit, args.shots, args.template)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

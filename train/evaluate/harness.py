@@ -1,0 +1,165 @@
+"""lm-evaluation-harness (EleutherAI's lm-eval) on a base with an adapter, as a model class of its own.
+
+Not through /v1: the harness needs the log-likelihoods of given texts there, which OpenAI's chat completions cannot
+tell. Knows lm-eval; knows nothing of data files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adapter.base.template import Message, encode_prompt
+from adapter.errors import AdapterError, first_line
+from train.evaluate.answerer import Answerer
+from train.evaluate.intervals import Figure
+from train.evaluate.tasks import Measured
+from train.input.rows import IGNORED
+
+try:
+    import lm_eval
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise AdapterError(
+        "lm-eval is not installed here. Install it: pip install 'llama-adapter[evaluate]'.", str(error)
+    ) from error
+
+_MAX_NEW_TOKENS = 256  # where a task does not say
+
+
+class HarnessModel(TemplateLM):
+    """A base with an adapter, or bare, as lm-eval asks it."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        super().__init__()
+        self.answerer = answerer
+        self.tokenizer = answerer.base.tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"{self.answerer.base.fingerprint.tokenizer}-{self.answerer.template}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        return self.answerer.template
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The adapter's own template, with its control tokens as text."""
+        messages = [Message(turn["role"], turn["content"]) for turn in chat_history]  # type: ignore[arg-type]
+        return self.tokenizer.decode(encode_prompt(self.tokenizer, messages, self.answerer.template))
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        if add_special_tokens is None:
+            begin = self.tokenizer.bos_token
+            add_special_tokens = not (begin and string.startswith(begin))
+        return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """Contexts that are too long lose their beginning."""
+        ids, labels = [], []
+        for _texts, context, continuation in requests:
+            context = (context + continuation)[-self.answerer.base.context_length :][: -len(continuation)]
+            ids.append(context + continuation)
+            labels.append([IGNORED] * len(context) + continuation)
+        scores = self.answerer.token_scores(ids, labels)
+        return [(float(s.logprobs.sum()), bool(s.greedy.all())) for s in scores]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        totals = []
+        for request in requests:
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.answerer.base.context_length - 1,
+                context_len=1,
+            )
+            pairs = [(None, *make_disjoint_window(window)) for window in windows]
+            totals.append(sum(total for total, _ in self._loglikelihood_tokens(pairs)))
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy, whatever the task says of temperature."""
+        texts = [""] * len(requests)
+        groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
+        for i, request in enumerate(requests):
+            options = request.args[1]
+            until = options.get("until") or ()
+            stop = (until,) if isinstance(until, str) else tuple(until)
+            most = int(options.get("max_gen_toks", _MAX_NEW_TOKENS))
+            groups.setdefault((tuple(s for s in stop if s), most), []).append(i)
+        for (stop, most), members in groups.items():
+            room = self.answerer.base.context_length - most
+            prompts = [self.tok_encode(requests[i].args[0])[-max(1, room) :] for i in members]
+            for i, text in zip(members, self.answerer.generate_from(prompts, None, most, stop), strict=True):
+                texts[i] = text
+        return texts
+
+
+class HarnessTasks:
+    """Tasks of lm-eval by name. Their intervals are lm-eval's standard errors."""
+
+    def __init__(
+        self, names: Sequence[str], include: Path | None, limit: int | None, shots: int | None, template: bool
+    ) -> None:
+        """include: a folder with tasks of one's own. template: prompts are put into the adapter's template."""
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        self._names, self._limit, self._shots, self._template = list(names), limit, shots, template
+        self._manager = TaskManager(include_path=None if include is None else str(include))
+        self.notes = (
+            f"lm-eval {lm_eval.__version__}; ± is 1.96 of its standard errors; --limit takes the first items",
+        )
+        if unknown := [name for name in names if name not in self._manager.all_tasks]:
+            raise AdapterError(
+                f"lm-eval has no task '{unknown[0]}'. `lm-eval ls tasks` lists them; --include names a folder "
+                "with tasks of your own."
+            )
+
+    def measure(self, answerer: Answerer, seed: int) -> Measured:
+        """Raises AdapterError if a task's data cannot be had."""
+        try:
+            with contextlib.redirect_stdout(None):
+                found = lm_eval.simple_evaluate(
+                    model=HarnessModel(answerer),
+                    tasks=self._names,
+                    task_manager=self._manager,
+                    num_fewshot=self._shots,
+                    limit=self._limit,
+                    apply_chat_template=self._template,
+                    log_samples=False,
+                    random_seed=seed,
+                    numpy_random_seed=seed,
+                    torch_random_seed=seed,
+                    fewshot_random_seed=seed,
+                )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise AdapterError(
+                f"lm-eval could not run {', '.join(self._names)}. Check the task, and that its data can be had.",
+                first_line(error),
+            ) from error
+        assert found is not None
+        figures: dict[str, dict[str, Figure]] = {}
+        for task, metrics in found["results"].items():
+            n = int(found["n-samples"].get(task, {}).get("effective", 0))
+            for key, value in metrics.items():
+                metric, _, which = key.partition(",")
+                if isinstance(value, float) and "stderr" not in metric and which:
+                    error = metrics.get(f"{metric}_stderr,{which}")
+                    half = 1.96 * error if isinstance(error, float) else float("nan")
+                    name = metric if which == "none" else f"{metric} ({which})"
+                    figures.setdefault(task, {})[name] = Figure(value, value - half, value + half, n, "lm-eval")
+        return Measured(figures)

@@ -1,0 +1,107 @@
+"""An evaluation's table and JSON, and what they were measured on. Knows figures; knows nothing of tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapter.base.llama import Base
+from adapter.files import atomic_write
+from adapter.method.checkpoint import CONFIG, WEIGHTS
+from train.evaluate.intervals import Figure
+
+
+@dataclass(frozen=True)
+class System:
+    """One line's subject: an adapter at a strength, or the bare base, and what it reached."""
+
+    name: str
+    template: str
+    strength: float | None  # None for the bare base
+    digest: str | None  # of the adapter's files
+    figures: Mapping[str, Mapping[str, Figure]]
+    answers: tuple[str, ...] = ()
+
+
+def format_table(systems: Sequence[System]) -> str:
+    """In Markdown: a line for each row and system, `value ± half of its 95 % interval`, and the item count."""
+    columns = list(dict.fromkeys(c for s in systems for row in s.figures.values() for c in row))
+    lines = [["", "", *columns, "n"]]
+    for row in dict.fromkeys(row for s in systems for row in s.figures):
+        for system in systems:
+            if (figures := system.figures.get(row)) is not None:
+                n = max(figure.n for figure in figures.values())
+                cells = [_cell(figures[c]) if c in figures else "" for c in columns]
+                lines.append([row, system.name, *cells, f"{n:,}"])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rule = ["-" * width for width in widths]
+    lines.insert(1, rule)
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _cell(figure: Figure) -> str:
+    half = (figure.high - figure.low) / 2
+    digits = 1 if figure.value >= 10 else 3
+    return f"{figure.value:.{digits}f} ± {half:.{digits}f}"
+
+
+def circumstances(base: Base, precision: str, seed: int, command: str) -> dict[str, Any]:
+    """What the figures depend on beside the data and the adapters."""
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "commit": code_version(),
+        "processor": describe_device(base.device),
+        "base": dataclasses.asdict(base.fingerprint),
+        "precision": precision,
+        "seed": seed,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def write_json(path: Path, about: Mapping[str, Any], notes: Sequence[str], systems: Sequence[System]) -> None:
+    """Raises OSError."""
+    with atomic_write(path) as temporary:
+        content = {**about, "notes": list(notes), "systems": [dataclasses.asdict(s) for s in systems]}
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def adapter_digest(folder: Path) -> str:
+    """Of an adapter's two files: changes with anything that it computes."""
+    return hashlib.sha256((folder / CONFIG).read_bytes() + (folder / WEIGHTS).read_bytes()).hexdigest()[:16]
+
+
+def describe_device(device: torch.device) -> str:
+    """The name of the GPU or processor, and the latter's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+
+
+def code_version() -> str | None:
+    """The commit of this code, with "-dirty" if it was changed since; None where it is no checkout."""
+    here = Path(__file__).parent
+    for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["describe", "--always", "--dirty"]):
+        try:
+            found = subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    return found.stdout.strip()
