@@ -120,7 +120,7 @@ def test_strength_zero_scores_like_the_base(tiny_base, tiny_fingerprint, problem
     bare = answer(Answerer(tiny_base), problems, benchmark)
     assert answer(Answerer(tiny_base, adapter, 0.0), problems, benchmark) == bare
     assert answer(Answerer(tiny_base, adapter), problems, benchmark) != bare
-    windows = text_windows(tiny_base.tokenizer, "some words of no relation " * 40)
+    windows = text_windows(tiny_base, "some words of no relation " * 40)
     bare = perplexity(Answerer(tiny_base), windows)
     assert perplexity(Answerer(tiny_base, adapter, 0.0), windows) == bare
     assert perplexity(Answerer(tiny_base, adapter), windows) != bare

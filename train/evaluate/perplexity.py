@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pydoc_data.topics
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from adapter.base.llama import Base
 from train.evaluate.answerer import Answerer
 from train.input.rows import IGNORED
 
@@ -25,12 +25,13 @@ def unrelated_text() -> str:
     return "\n".join(topics[name] for name in _UNRELATED_TOPICS if name in topics)
 
 
-def text_windows(tokenizer: Any, text: str) -> list[list[int]]:
+def text_windows(base: Base, text: str) -> list[list[int]]:
     """A text's tokens in windows of at most WINDOW, each after the token that the tokenizer begins texts with."""
+    tokenizer = base.tokenizer
     begin = list(tokenizer("").input_ids)
     begin = begin[:1] if begin[:1] == [tokenizer.bos_token_id] else []
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    size = WINDOW - len(begin)
+    size = min(WINDOW, base.context_length) - len(begin)
     windows = [begin + ids[start : start + size] for start in range(0, len(ids), size)]
     return [window for window in windows if len(window) > 1]
 

@@ -267,7 +267,7 @@ class Perplexity:
         return Perplexity(text, limit)
 
     def measure(self, answerer: Answerer, seed: int) -> Measured:
-        windows = drawn(text_windows(answerer.base.tokenizer, self.text), self.limit)
+        windows = drawn(text_windows(answerer.base, self.text), self.limit)
         if not windows:
             raise DataError("The text has fewer than two tokens. Give a longer one.")
         strengths = self.strengths if answerer.adapter is not None else ()

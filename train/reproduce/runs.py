@@ -253,7 +253,7 @@ class _Measurement:
         self.results |= {"parameters": parameters, "seconds": seconds, "tokens": tokens, "losses": losses}
 
     def _perplexity(self, answerer: Answerer) -> float:
-        windows = text_windows(answerer.base.tokenizer, self.text)
+        windows = text_windows(answerer.base, self.text)
         return perplexity(answerer, windows[:_WINDOWS])
 
     def _score(self, answerer: Answerer) -> None:

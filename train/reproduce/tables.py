@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from train.evaluate.scienceqa import chance, table_row
 from train.formats.scienceqa import COLUMNS, Problem, columns
 from train.reproduce.intervals import Interval, difference, over_seeds, ratio
 from train.reproduce.runs import STRENGTHS, Plan, layer_shares
-from train.evaluate.scienceqa import chance, table_row
 
 Result = Mapping[str, Any]
 Cell = str | float | int | Interval | None
