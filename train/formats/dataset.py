@@ -123,7 +123,7 @@ def open_records(
 def _of_dataset(
     path: str, shown: Path, format: str, images: Path, split: str | None, config: str | None
 ) -> Records:
-    rows = hf_datasets.open_rows(path, split or "train", config)
+    rows = hf_datasets.open_rows(path, split, config)
     records = _of_rows(shown, rows, format, images)
     if records.format != "captions":
         return records

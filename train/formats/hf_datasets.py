@@ -5,8 +5,10 @@ Runs no code of a data set.
 
 from __future__ import annotations
 
+import bisect
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "hf:"
 _SUFFIXES = (".parquet", ".arrow")
-_SAVED = ("state.json", "dataset_dict.json")  # of Dataset.save_to_disk and DatasetDict.save_to_disk
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what Dataset and DatasetDict write to disk
 _FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".zip", *_SUFFIXES)
 
 
@@ -37,8 +39,6 @@ def is_hf_dataset(path: Path) -> bool:
     """Whether a file or folder is one that `datasets` reads. Looks into folders of a folder too."""
     if not path.is_dir():
         return path.suffix.lower() in _SUFFIXES
-    if any((path / name).is_file() for name in _SAVED):
-        return True
     return any(name.lower().endswith(_SUFFIXES) for _, _, names in os.walk(path) for name in names)
 
 
@@ -49,7 +49,7 @@ class DatasetRows:
     name: for messages. expanded: a column of lists, each of whose elements makes a row of its own.
     """
 
-    dataset: Any  # datasets.Dataset
+    dataset: Any = field(repr=False)  # datasets.Dataset
     name: str
     expanded: str | None = None
     ends: Sequence[int] = field(default=(), repr=False)  # of the rows that each row of the data set makes
@@ -58,16 +58,15 @@ class DatasetRows:
         return len(self.dataset) if self.expanded is None else int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, index: int) -> tuple[dict[str, Any], str]:
-        row, element = index, None
+        row, element = index, 0
         if self.expanded is not None:
-            import numpy as np
-
-            row = int(np.searchsorted(np.asarray(self.ends), index, side="right"))
+            row = bisect.bisect_right(self.ends, index)
             element = index - int(self.ends[row - 1] if row else 0)
         where = f"{self.name}, row {row + 1}"
         value = {name: self._value(name, row) for name in self.dataset.column_names}
         if self.expanded is not None:
             value[self.expanded] = value[self.expanded][element]
+            where += f", {self.expanded} {element + 1}"
         return value, where
 
     def picture_bytes(self, column: str, row: int, element: int | None) -> bytes:
@@ -97,8 +96,8 @@ class DatasetRows:
         return EmbeddedPicture(self, column, row, element, Path(path).name if path else f"{column}{number}")
 
 
-def open_rows(path: str, split: str, config: str | None) -> DatasetRows:
-    """Raises DataError."""
+def open_rows(path: str, split: str | None, config: str | None) -> DatasetRows:
+    """split: by default train. Raises DataError."""
     try:
         import datasets
     except ImportError as error:
@@ -110,9 +109,9 @@ def open_rows(path: str, split: str, config: str | None) -> DatasetRows:
     try:
         dataset = _load(datasets, path, identifier, split, config)
     except Exception as error:  # of pyarrow, huggingface_hub and the operating system, besides its own
-        raise _explained(error, name, identifier is not None, split) from error
+        raise _explained(error, name, identifier is not None, split or "train") from error
     if not len(dataset):
-        raise DataError(f"'{name}' has no rows in its split '{split}'. Check that it is the right one.")
+        raise _empty(name)
     return DatasetRows(dataset, name)
 
 
@@ -129,16 +128,20 @@ def expand(rows: DatasetRows, column: str) -> DatasetRows:
     return DatasetRows(rows.dataset, rows.name, column, lengths.cumsum())
 
 
-def _load(datasets: Any, path: str, identifier: str | None, split: str, config: str | None) -> Any:
-    datasets.disable_progress_bars()
-    if identifier is not None:
-        return datasets.load_dataset(identifier, config, split=split)
+def _load(datasets: Any, path: str, identifier: str | None, split: str | None, config: str | None) -> Any:
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     folder = Path(path)
-    if folder.is_dir() and any((folder / name).is_file() for name in _SAVED):
-        loaded = datasets.load_from_disk(path)
-        return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+    if identifier is not None:
+        return datasets.load_dataset(identifier, config, split=split or "train")
+    if (folder / _SAVED_SPLITS).is_file():
+        return datasets.load_from_disk(path)[split or "train"]
+    if folder.is_dir() and not (folder / _SAVED).is_file():
+        return datasets.load_dataset(path, config, split=split or "train")
+    if split is not None:
+        raise KeyError(split)
     if folder.is_dir():
-        return datasets.load_dataset(path, config, split=split)
+        return datasets.load_from_disk(path)
     if folder.suffix.lower() == ".arrow":
         return datasets.Dataset.from_file(path)
     return datasets.load_dataset("parquet", data_files=path, split="train")
@@ -147,9 +150,10 @@ def _load(datasets: Any, path: str, identifier: str | None, split: str, config: 
 def _explained(error: Exception, name: str, on_hub: bool, split: str) -> DataError:
     from datasets import config
 
-    detail = f"{type(error).__name__}: {first_line(error)}"
-    text = str(error)
-    if (on_hub and isinstance(error, ConnectionError)) or "OfflineModeIsEnabled" in detail:
+    detail, text = f"{type(error).__name__}: {first_line(error)}", str(error)
+    listed = re.search(r"\[('[\w.-]+'(?:, '[\w.-]+')*)\]", text)
+    choices = f"Choose one of {listed[1].replace(chr(39), '')}" if listed else "Choose one of its own"
+    if on_hub and isinstance(error, ConnectionError):
         if config.HF_HUB_OFFLINE:
             return DataError(
                 f"The data set '{name}' is not on this machine, and HF_HUB_OFFLINE=1 forbids to fetch it. Unset "
@@ -157,23 +161,23 @@ def _explained(error: Exception, name: str, on_hub: bool, split: str) -> DataErr
                 detail,
             )
         return DataError(f"The Hugging Face Hub cannot be reached for the data set '{name}'. Try again.", detail)
-    if "split" in text.lower() or isinstance(error, KeyError):
-        return DataError(
-            f"The data set '{name}' has no split '{split}'. Choose one that it has as data.split.", detail
-        )
-    if "config name" in text.lower() or "BuilderConfig" in text:
-        return DataError(
-            f"The data set '{name}' has several configurations, and not that one. Choose one of its own as "
-            "data.config.",
-            detail,
-        )
+    if isinstance(error, ValueError) and "corresponds to no data" in text:
+        return _empty(name)
+    if isinstance(error, KeyError) or (isinstance(error, ValueError) and text.startswith("Unknown split")):
+        return DataError(f"The data set '{name}' has no split '{split}'. {choices} as data.split.", detail)
+    if isinstance(error, ValueError) and text.startswith(("Config name is missing", "BuilderConfig")):
+        return DataError(f"The data set '{name}' has several configurations. {choices} as data.config.", detail)
     if on_hub and isinstance(error, FileNotFoundError):
         return DataError(
-            f"There is no data set '{name}' on the Hugging Face Hub that may be read. Check the id, or log in if "
-            "it is not public.",
+            f"There is no '{name}' here, and no data set of that id on the Hugging Face Hub that may be read. "
+            "Check it, or log in if the data set is not public.",
             detail,
         )
     return DataError(f"'{name}' cannot be read as a data set. Check that its files are whole and alike.", detail)
+
+
+def _empty(name: str) -> DataError:
+    return DataError(f"The data set '{name}' has no rows. Check that it is the right one.")
 
 
 def _name(path: str) -> str:

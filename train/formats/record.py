@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ class EmbeddedPicture:
     element: its number, in a column of lists. name: of the file that it was, for messages.
     """
 
-    source: PictureColumns
+    source: PictureColumns = field(repr=False)
     column: str
     row: int
     element: int | None
@@ -53,6 +54,11 @@ def picture_key(picture: Picture) -> str:
     """Equal for equal pictures: the path of a file, or a digest of the content."""
     if isinstance(picture, Path):
         return os.path.normpath(picture)
+    return _digest(picture)
+
+
+@lru_cache(1)  # rows of one picture follow each other
+def _digest(picture: EmbeddedPicture) -> str:
     return hashlib.sha256(picture.read_bytes()).hexdigest()
 
 
@@ -127,6 +133,8 @@ def image_path(value: Any, field: str, where: str, folder: Path) -> Picture:
     """
     if isinstance(value, EmbeddedPicture):
         return value
+    if value is None:
+        raise fault(where, field, "is null", "Give it a picture, or take the record out.")
     name = text_of(value, field, where, blank=False)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", name):
         shown = name if len(name) <= 80 else name[:77] + "..."
