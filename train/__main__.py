@@ -13,7 +13,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 import argparse
 import contextlib
 import dataclasses
-import re
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,9 +27,10 @@ from adapter.base.llama import Base, base_fingerprint, load_base, load_tokenizer
 from adapter.base.resolve import find_foreign
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
+from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, load_adapter, save_adapter
 from adapter.method.config import base_label
-from train.card import write_card
+from train.card import Scores, with_scores, write_card
 from train.config import Precision, RecipeFile, changed, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer
 from train.input.examples import FileExamples, SkippedExamples
@@ -39,7 +40,7 @@ from train.input.rows import Tokeniser
 from train.job import Stopped, check_run, in_main, train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
-from train.recipes.recipe import load_recipe, recipe_names
+from train.recipes.recipe import Recipe, load_recipe, recipe_names
 from train.run_folder import RunInputs, adapter_digest
 from train.run_setup import start_adapter, with_base, with_encoder
 
@@ -155,7 +156,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         encoder.compute_in(base.model.dtype)
         feature_cache = FeatureCache.on_disk(encoder, config.vision, skipped, log)
     adapter = start_adapter(recipe, config, base)
-    adapter, loss = train(
+    adapter, held_out = train(
         config,
         base,
         examples,
@@ -173,8 +174,8 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         with atomic_write(folder / "recipe.yaml") as temporary:
             temporary.write_text(recipe_text(recipe), encoding="utf-8")
         command = "python -m train --config recipe.yaml"
-        save_adapter(adapter, folder, write_card(adapter, config, data, loss, {}, {}, "", command))
-        print(f"held-out loss {loss:.3f}")
+        save_adapter(adapter, folder, write_card(adapter, config, data, held_out, {}, {}, "", command))
+        print(f"held-out loss {held_out.loss:.3f}")
         print(f"the adapter is in {folder}", file=sys.stderr)
 
 
@@ -199,47 +200,60 @@ def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
 def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace) -> None:
     folder: Path = args.out or Path("runs") / name
     accelerator = _accelerator(args)
+    if args.score and assignments:
+        raise AdapterError("--score trains nothing: leave out " + ", ".join(assignments) + ".")
     base_name = args.base or BASE
     if not args.score:
         check_run(folder, args.resume, accelerator)
     served = load_base(base_name, device=str(accelerator.device))
     recipe = load_recipe(name, served)
-    config = changed(recipe.config, assignments)
     if args.score:
-        adapter = load_adapter(folder, served.fingerprint, served.device)
-        loss = _recorded_loss(folder / CARD)
-    else:
-        started = check_run(folder, args.resume, accelerator, config, base=served.fingerprint)
-        precision = _choose_precision("auto", started, accelerator)
-        base = _load_to_train(base_name, precision, accelerator)
-        adapter = new_adapter(config, base)
-        recipe.prepare(adapter)
-        adapter, loss = train(
-            config,
-            base,
-            recipe.examples,
-            folder,
-            adapter,
-            resume=args.resume,
-            accelerator=accelerator,
-            inputs=RunInputs(precision=precision),
-            tensorboard=args.tensorboard,
-        )
-        del base
-    if not accelerator.is_main_process:
+        if not accelerator.is_main_process:
+            return
+        adapter, card = load_adapter(folder, served.fingerprint, served.device), folder / CARD
+        scores = _measure(recipe, served, adapter)
+        text = card.read_text(encoding="utf-8") if card.exists() else f"# {folder.name}\n"
+        save_adapter(adapter, folder, with_scores(text, name, *scores))
         return
-    print(f"measuring {config.name} on {served.describe()}")
+    config = changed(recipe.config, assignments)
+    started = check_run(folder, args.resume, accelerator, config, base=served.fingerprint)
+    precision = _choose_precision("auto", started, accelerator)
+    base = _load_to_train(base_name, precision, accelerator)
+    adapter = new_adapter(config, base)
+    recipe.prepare(adapter)
+    adapter, held_out = train(
+        config,
+        base,
+        recipe.examples,
+        folder,
+        adapter,
+        resume=args.resume,
+        accelerator=accelerator,
+        inputs=RunInputs(precision=precision),
+        tensorboard=args.tensorboard,
+    )
+    del base
+    if accelerator.is_main_process:
+        card = write_card(adapter, config, recipe.data, held_out, *_measure(recipe, served, adapter))
+        save_adapter(adapter, folder, card)
+
+
+def _measure(recipe: Recipe, served: Base, adapter: Adapter) -> tuple[Scores, Scores, str]:
+    """Scores of the adapter and of the bare base, and what they were measured on."""
+    print(f"measuring {recipe.config.name} on {served.describe()}")
     scores = recipe.scores(Answerer(served, adapter))
     base_scores = recipe.scores(Answerer(served, None))
     for measure, value in scores.items():
         print(f"{measure:45} {value:8.3f}   bare base {base_scores.get(measure, float('nan')):8.3f}")
-    served_as = f"{served.quantization} on {served.device.type}"
-    save_adapter(adapter, folder, write_card(adapter, config, recipe.data, loss, scores, base_scores, served_as))
+    return scores, base_scores, f"{served.quantization} on {served.device.type}"
 
 
 def _accelerator(args: argparse.Namespace) -> Accelerator:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise AdapterError("This machine has no CUDA device. Use --device cpu or auto.")
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
+        raise AdapterError("This trainer has no fp8. Launch it with --mixed_precision bf16, fp16 or no.")
+    # "no": the frozen base is in the precision of the recipe, and what it trains is in fp32.
     return Accelerator(mixed_precision="no", cpu=args.device == "cpu" or not torch.cuda.is_available())
 
 
@@ -274,13 +288,6 @@ def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) ->
     first = accelerator.local_main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext()
     with first:
         return load_to_train(name, precision, str(accelerator.device))
-
-
-def _recorded_loss(card: Path) -> float:
-    """The held-out loss that training wrote into the card; NaN if there is none."""
-    text = card.read_text() if card.exists() else ""
-    match = re.search(r"Held-out loss at the end of training: ([\d.]+)", text)
-    return float(match.group(1).rstrip(".")) if match else float("nan")
 
 
 if __name__ == "__main__":

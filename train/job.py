@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from adapter.base.llama import Base
 from adapter.errors import AdapterError, with_detail
@@ -68,6 +67,22 @@ class _Progress:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Held-out losses of a run, in nats a token; NaN where there was nothing to measure on.
+
+    loss: of the adapter that the run ended with, after `step` steps. best, last: of the lowest evaluation, and of
+    the one after the last step.
+    """
+
+    loss: float
+    step: int
+    best: float
+    best_step: int
+    last: float
+    last_step: int
+
+
+@dataclass(frozen=True)
 class _StepInput:
     """What one step of this process reads. position: of the next step. keep_weight: of keep_batches' divergence.
 
@@ -94,8 +109,9 @@ def train(
     accelerator: Accelerator | None = None,
     inputs: RunInputs | None = None,
     tensorboard: bool = False,
-) -> tuple[Adapter, float]:
-    """Trains `adapter` in place. Returns the best one, which `folder` then holds, and its held-out loss.
+) -> tuple[Adapter, HeldOut]:
+    """Trains `adapter` in place. Returns the one that config.save names, which `folder` then holds, and its
+    held-out losses.
 
     examples("train") is endless, examples("validation") finite. Every process calls this with the same arguments,
     but for `folder`: only the first process reads and writes its own. inputs: a resumed run must have the same.
@@ -168,15 +184,17 @@ class _Run:
         gates = [p for p in self.parameters if p is adapter.gates]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [p for p in self.parameters if p is not adapter.gates], "lr": config.lr},
-                *([{"params": gates, "lr": config.gate_lr, "weight_decay": 0.0}] if gates else []),
+                {"params": [p for p in self.parameters if p is not adapter.gates], "initial_lr": config.lr},
+                *([{"params": gates, "initial_lr": config.gate_lr, "weight_decay": 0.0}] if gates else []),
             ],
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
         )
-        self.schedule = get_cosine_schedule_with_warmup(
-            self.optimizer, max(1, int(config.warmup * config.steps)), config.steps
+        # Gradients are of summed losses, and so hardly small: they overflow fp16 rather than vanish in it.
+        self.scaler = torch.amp.GradScaler(
+            base.device.type, init_scale=2.0**8, growth_interval=200, enabled=base.model.dtype == torch.float16
         )
+        self.since = 0.0  # when the current step began, its waiting for rows included
         self.tensorboard = tensorboard
         self.keep: KeepRows | None = None
         self.metrics: MetricsWriter | None = None  # of the main process
@@ -222,7 +240,7 @@ class _Run:
             )
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         progress = state["progress"]
         self.progress = _Progress(**{**progress, "position": StreamPosition(**progress["position"])})
         self.skipped.places.update(self.progress.skipped)
@@ -244,31 +262,37 @@ class _Run:
             "inputs": dataclasses.asdict(self.inputs),
             "adapter": self.adapter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "progress": dataclasses.asdict(self.progress),
             "keep": None if self.keep is None else self.keep.digest,
         }
         self._try_to_save(lambda: self.folder.save(state), required)
 
-    def _save_best(self, required: bool) -> None:
-        self._try_to_save(lambda: self.folder.save_adapter(self.adapter), required)
+    def _save_adapter(self, required: bool) -> bool:
+        return self._try_to_save(lambda: self.folder.save_adapter(self.adapter), required)
 
-    def _try_to_save(self, save: Callable[[], None], required: bool) -> None:
-        """Saves in the main process. A failure is only logged, as the next save tries again, unless `required`."""
-        if required:
-            in_main(self.accelerator, save)
-            return
-        if not self.is_main:
-            return
-        try:
-            save()
-        except TrainError as error:
-            self._log(f"warning: {error} Training goes on.")
-            tqdm.write(with_detail(error), file=sys.stderr)
+    def _try_to_save(self, save: Callable[[], None], required: bool) -> bool:
+        """Saves in the main process. A failure is only logged, as the next save tries again, unless `required`.
+
+        Returns whether it is saved, in all processes.
+        """
+
+        def attempt() -> bool:
+            try:
+                save()
+            except TrainError as error:
+                if required:
+                    raise
+                self._log(f"warning: {error} Training goes on.")
+                tqdm.write(with_detail(error), file=sys.stderr)
+                return False
+            return True
+
+        return in_main(self.accelerator, attempt)
 
     # Steps.
 
-    def run(self, examples: Callable[[str], Iterable[Example | None]]) -> tuple[Adapter, float]:
+    def run(self, examples: Callable[[str], Iterable[Example | None]]) -> tuple[Adapter, HeldOut]:
         config, progress = self.config, self.progress
         held_out = self._held_out_batches(examples("validation"))
         self._share_skipped()
@@ -281,20 +305,16 @@ class _Run:
         )  # fmt: skip
         step_inputs = Prefetch(partial(self._step_inputs, batches))
         with bar, stop_signals() as stop_requests, step_inputs:
+            self.since = time.perf_counter()
             while progress.step < config.steps and not self._out_of_patience():
-                started = time.perf_counter()
                 step_input = next(step_inputs)
                 for place, reason in step_input.skipped:
                     self.skipped.add(place, reason)
                 stop = self._step(step_input, bool(stop_requests))
                 progress.step += 1
                 progress.position = step_input.position
-                progress.seconds += time.perf_counter() - started
                 last = progress.step == config.steps
-                if progress.step % config.eval_every == 0 or last:
-                    self._evaluate_and_keep_best(held_out, last)
-                if progress.step % (config.save_every or config.eval_every) == 0 or last or stop:
-                    self._save(required=stop or last)
+                self._after_step(held_out, last, stop)
                 bar.update()
                 bar.set_postfix(self._status())
                 if stop and not last:
@@ -304,6 +324,15 @@ class _Run:
                         str(self.folder.path),
                     )
         return self._finish()
+
+    def _after_step(self, held_out: list[Batch], last: bool, stop: bool) -> None:
+        """Evaluates and saves what is due; the time that this takes is not the steps'."""
+        config, step = self.config, self.progress.step
+        if step % config.eval_every == 0 or last:
+            self._evaluate_and_save(held_out, last)
+        if step % (config.save_every or config.eval_every) == 0 or last or stop:
+            self._save(required=stop or last)
+        self.since = time.perf_counter()
 
     def _step_inputs(self, batches: Batches, stopping: Callable[[], bool]) -> Iterator[_StepInput]:
         """Endless; changes nothing but `batches`, so that it can run ahead of the steps in a thread."""
@@ -329,13 +358,13 @@ class _Run:
         sums[3] = float(stop)
         for batch in step_input.batches:
             loss = total_loss(self.base.model, self.adapter, batch.to(device), config.disjoint)
-            self.accelerator.backward(loss)
+            self.scaler.scale(loss).backward()
             sums[0] += loss.item()
             sums[1] += batch.supervised
             sums[2] += batch.tokens
         for batch in step_input.keep_batches:
             divergence = total_divergence(self.base.model, self.adapter, batch.to(device), config.disjoint)
-            self.accelerator.backward(step_input.keep_weight * divergence)
+            self.scaler.scale(step_input.keep_weight * divergence).backward()
             sums[4] += divergence.item()
             sums[5] += batch.supervised
         sums = self._reduce(sums)
@@ -345,6 +374,7 @@ class _Run:
         if math.isfinite(mean_loss):
             before = self.progress.running
             self.progress.running = mean_loss if math.isnan(before) else 0.95 * before + 0.05 * mean_loss
+        self.progress.seconds += time.perf_counter() - self.since
         self._record(mean_loss, norm, float(sums[4]) / max(float(sums[5]), 1.0))
         return bool(sums[3])
 
@@ -382,48 +412,55 @@ class _Run:
 
     def _update(self, supervised: int) -> float:
         """Takes the optimiser's step, unless a gradient is not finite. Returns the norm of the gradients."""
+        config, progress = self.config, self.progress
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate_factor(progress.step, config.steps, config.warmup)
+        self.scaler.unscale_(self.optimizer)
         for p in self.parameters:
             assert p.grad is not None
             p.grad /= max(supervised, 1)
-        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        limit = math.inf if config.clip_norm is None else config.clip_norm
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if not math.isfinite(norm):
-            self.progress.not_finite += 1
-            self._log(f"warning: a gradient is not finite at step {self.progress.step + 1}; the step is left out")
-            if self.progress.not_finite == _MOST_NOT_FINITE:
+            progress.not_finite += 1
+            also = " and the loss scale of fp16 halved" if self.scaler.is_enabled() else ""
+            self._log(f"warning: a gradient is not finite at step {progress.step + 1}; the step is left out{also}")
+            if progress.not_finite == _MOST_NOT_FINITE:
                 raise TrainError(
                     f"{_MOST_NOT_FINITE} steps in a row had a gradient that is not finite. Use a smaller lr, or "
                     "clip_norm: 1.",
                     f"the last save is in {self.folder.path}",
                 )
         else:
-            self.progress.not_finite = 0
+            progress.not_finite = 0
             if supervised:
-                self.optimizer.step()
-        self.schedule.step()
+                self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
         return norm
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.progress.worse >= self.config.patience
 
-    def _finish(self) -> tuple[Adapter, float]:
-        progress = self.progress
+    def _finish(self) -> tuple[Adapter, HeldOut]:
+        progress, save_last = self.progress, self.config.save == "last"
         if self._out_of_patience():
             self._log(f"stopped early: no better for {progress.worse} evaluations")
         self._share_skipped()
         if self.skipped.places:
             self._log(f"{len(self.skipped.places)} examples were skipped")
-        if not progress.best_step:
-            self._save_best(required=True)  # no evaluation was finite
-        # The other processes may be on machines that do not see the folder.
-        best = in_main(self.accelerator, lambda: load_adapter(self.folder.path).state_dict())
-        self.adapter.load_state_dict(best)
+        if save_last or not progress.best_step:  # 0: no evaluation was finite
+            self._save_adapter(required=True)
+            kept, kept_step = progress.held_out, progress.step
+        else:
+            # The other processes may be on machines that do not see the folder.
+            tensors = in_main(self.accelerator, lambda: load_adapter(self.folder.path).state_dict())
+            self.adapter.load_state_dict(tensors)
+            kept, kept_step = progress.best, progress.best_step
         if self.is_main:
             self.folder.finish()
-        return self.adapter.requires_grad_(False).eval(), progress.held_out if math.isinf(
-            progress.best
-        ) else progress.best
+        held_out = HeldOut(kept, kept_step, progress.best, progress.best_step, progress.held_out, progress.step)
+        return self.adapter.requires_grad_(False).eval(), held_out
 
     # Evaluation and metrics.
 
@@ -449,14 +486,16 @@ class _Run:
             self.metrics.record_gates(progress.step, self.adapter.gates.detach())
         return int(count)
 
-    def _evaluate_and_keep_best(self, held_out: list[Batch], last: bool) -> None:
+    def _evaluate_and_save(self, held_out: list[Batch], last: bool) -> None:
         progress, count = self.progress, self._evaluate(held_out)
         status = ", ".join(f"{name} {value}" for name, value in self._status().items())
         self._log(f"{self.config.name} step {progress.step}: {status}")
-        if progress.held_out < progress.best or not count:
+        better = progress.held_out < progress.best or not count
+        # A best one that is not on the disk would be none at the end.
+        saved = self._save_adapter(required=last) if better or self.config.save == "last" else True
+        if better and saved:
             progress.best, progress.best_step, progress.worse = progress.held_out, progress.step, 0
-            self._save_best(required=last)
-        else:
+        elif not better:
             progress.worse += 1
 
     def _status(self) -> dict[str, str]:
@@ -478,12 +517,24 @@ class _Run:
             loss=loss,
             gradient_norm=norm,
             largest_gate=float(gates.abs().max()),
-            lr=self.schedule.get_last_lr()[0],
+            lr=self.optimizer.param_groups[0]["lr"],
             tokens=progress.tokens,
             seconds=round(progress.seconds, 3),
             **({} if self.keep is None else {"divergence": divergence}),
         )
         self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """The share of the learning rate at which step `step` of 0 to `steps` - 1 is taken.
+
+    It rises in equal parts over the warm-up, one of which the first step takes already, and falls as a cosine,
+    which is at 0 once all steps are taken.
+    """
+    rising = int(warmup * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / (steps - rising))
 
 
 def in_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

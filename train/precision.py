@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from adapter.base.frozen_linear import freeze_linears
 from adapter.base.llama import Base, load_base
+from adapter.base.memory import half_precision
 from train.config import Precision
 
 # Values of ONEDNN_MAX_CPU_ISA that leave its bf16 products on: from AVX512_CORE_BF16 upwards.
@@ -21,15 +22,22 @@ _ISA_WITH_BF16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 def choose_precision(precision: Precision, device: torch.device) -> tuple[Precision, str]:
     """The precision that "auto" means on `device`, and why; another one as it is, because it was asked for.
 
-    bf16 where the hardware multiplies it and fp32 elsewhere: a step in emulated bf16 takes two to four times as
-    long as in fp32. ATEN_CPU_CAPABILITY does not matter, because the products are oneDNN's.
+    What `accelerate launch --mixed_precision` asks for; else bf16 where the hardware multiplies it, fp16 on GPUs
+    that have tensor cores for it alone (V100, T4), and fp32 elsewhere: a step in emulated bf16 takes two to four
+    times as long as in fp32. ATEN_CPU_CAPABILITY does not matter, because the products are oneDNN's.
     """
     if precision != "auto":
         return precision, "as asked"
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched in ("bf16", "fp16"):
+        return cast(Precision, launched), "as accelerate was asked for"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("bf16", f"{name} multiplies it") if native else ("fp32", f"{name} has no bf16")
+        if native:
+            return "bf16", f"{name} multiplies it"
+        tensor_cores = torch.cuda.get_device_capability(device) >= (7, 0)
+        return ("fp16" if tensor_cores else "fp32"), f"{name} has no bf16"
     if device.type != "cpu":
         return "fp32", f"nothing is known of bf16 on {device.type}"
     has = _cpu_capabilities()  # Arm's name is plain "bf16"
@@ -59,9 +67,12 @@ def default_device() -> torch.device:
 
 def load_to_train(name: str, precision: Precision = "auto", device: str = "auto") -> Base:
     """The base in one of train.config.Precision. Raises LoadError."""
+    if device == "auto":
+        device = str(default_device())
     if precision == "auto":
-        precision, _ = choose_precision(precision, default_device() if device == "auto" else torch.device(device))
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        precision, _ = choose_precision(precision, torch.device(device))
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = dtypes.get(precision) or half_precision(device)  # of what nf4 and int8 leave unquantised
     quantization = precision if precision in ("nf4", "int8") else "none"
     base = load_base(name, quantization=quantization, device=device, dtype=dtype)
     for module in base.model.modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from tests.app_process import wait_until
 from train.__main__ import main
 from train.config import TrainConfig
 from train.input.examples import Example
-from train.job import Stopped
+from train.job import HeldOut, Stopped, rate_factor
 from train.loop import new_adapter
 from train.run_folder import METRICS, STATE, MetricsWriter, RunFolder, TrainError
 
@@ -239,9 +241,9 @@ def test_an_unfinished_run_is_resumed_with_its_own_settings_only(train_echo, sto
         train_echo()
     with pytest.raises(TrainError, match="lr was 0.01 and is 0.5"):
         train_echo(resume=True, lr=0.5)
-    resumed, loss = train_echo(resume=True)
-    whole, whole_loss = train_echo("whole")
-    assert loss == whole_loss and torch.equal(resumed.prompts, whole.prompts)
+    resumed, held_out = train_echo(resume=True)
+    whole, whole_held_out = train_echo("whole")
+    assert held_out == whole_held_out and torch.equal(resumed.prompts, whole.prompts)
 
 
 def test_a_damaged_state_is_named(train_echo, stopped_run):
@@ -252,9 +254,95 @@ def test_a_damaged_state_is_named(train_echo, stopped_run):
 
 
 def test_the_best_adapter_is_kept_and_training_stops_when_nothing_improves(train_echo, tmp_path):
-    _, loss = train_echo(steps=200, lr=1.0, gate_lr=1.0, patience=2)
+    _, held_out = train_echo(steps=200, lr=1.0, gate_lr=1.0, patience=2)
     losses = metrics(tmp_path / "run", "held_out_loss")
-    assert loss == min(losses) and len(losses) == losses.index(min(losses)) + 3 < 50
+    assert held_out.loss == held_out.best == min(losses) and len(losses) == losses.index(min(losses)) + 3 < 50
+    assert held_out.step == held_out.best_step == 4 * (losses.index(min(losses)) + 1)
+    assert (held_out.last, held_out.last_step) == (losses[-1], 4 * len(losses))
+
+
+@pytest.fixture
+def measured(monkeypatch) -> None:
+    """Held-out losses of 9 before the first step and 3, 2 and 4 after steps 4, 8 and 12, whatever is trained."""
+    losses = itertools.cycle([9.0, 3.0, 2.0, 4.0])
+    monkeypatch.setattr(train.job, "evaluate", lambda *_: (next(losses), 1))
+
+
+def test_the_adapter_is_kept_that_is_asked_for(train_echo, tmp_path, measured):
+    best, held_out = train_echo("best")
+    assert held_out == HeldOut(loss=2, step=8, best=2, best_step=8, last=4, last_step=12)
+    last, held_out = train_echo("last", save="last")
+    assert held_out == HeldOut(loss=4, step=12, best=2, best_step=8, last=4, last_step=12)
+    assert not torch.equal(best.prompts, last.prompts)
+    for adapter, folder in ((best, "best"), (last, "last")):
+        assert torch.equal(adapter.prompts, load_adapter(tmp_path / folder).prompts)
+
+
+def test_a_best_adapter_that_could_not_be_saved_is_not_said_to_be_kept(
+    train_echo, tmp_path, measured, monkeypatch, capsys
+):
+    """The disk is full while the adapter of the lowest loss is to be saved."""
+    save_adapter, tries = RunFolder.save_adapter, itertools.count(1)
+
+    def full_at_the_second(self, adapter):
+        if next(tries) == 2:
+            raise TrainError("The disk is full.")
+        save_adapter(self, adapter)
+
+    monkeypatch.setattr(RunFolder, "save_adapter", full_at_the_second)
+    trained, held_out = train_echo()
+    assert "Training goes on" in capsys.readouterr().out
+    assert (held_out.loss, held_out.step) == (3, 4)
+    assert torch.equal(trained.prompts, load_adapter(tmp_path / "run").prompts)
+
+
+# Learning rate, time and precision of a step.
+
+
+@pytest.mark.parametrize("steps, warmup, rising", [(10, 0.3, 3), (10, 0, 0), (1, 0.05, 0), (12, 0.05, 0)])
+def test_the_rate_moves_the_first_step_and_is_zero_after_the_last(train_echo, tmp_path, steps, warmup, rising):
+    factors = [rate_factor(step, steps, warmup) for step in range(steps + 1)]
+    assert factors[0] > 0 and factors[rising] == max(factors) == 1 and factors[-1] == pytest.approx(0)
+    assert factors[:rising] == sorted(factors[:rising]) and factors[rising:] == sorted(factors[rising:])[::-1]
+    train_echo(steps=steps, warmup=warmup, lr=0.5)
+    assert metrics(tmp_path / "run", "lr") == pytest.approx([0.5 * factor for factor in factors[:-1]])
+
+
+def test_the_first_step_moves_the_gates(train_echo, tmp_path):
+    train_echo(steps=1, warmup=0.5)
+    assert metrics(tmp_path / "run", "largest_gate")[0] > 0.005
+
+
+def test_the_time_of_steps_is_all_but_evaluations_and_saves(train_echo, tmp_path, monkeypatch):
+    """By a clock of the test: an hour for each wait for rows, a day for each evaluation and each save."""
+    clock = [0.0]
+    monkeypatch.setattr(train.job, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def takes(owner, name, seconds):
+        function = getattr(owner, name)
+
+        def slow(*args, **kwargs):
+            clock[0] += seconds
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    takes(train.job.Prefetch, "__next__", 3_600)
+    takes(train.job, "evaluate", 86_400)
+    takes(RunFolder, "save", 86_400)
+    train_echo()
+    seconds = metrics(tmp_path / "run", "seconds")
+    assert seconds == [3_600.0 * step for step in range(1, 13)]
+
+
+def test_a_first_step_that_is_not_finite_brings_no_warning_of_torch(train_echo, monkeypatch, recwarn, capsys):
+    total_loss, calls = train.job.total_loss, itertools.count()
+    monkeypatch.setattr(
+        train.job, "total_loss", lambda *args: total_loss(*args) * (1.0 if next(calls) else float("nan"))
+    )
+    train_echo()
+    assert "not finite at step 1;" in capsys.readouterr().out
+    assert [w for w in recwarn if "lr_scheduler" in str(w.message)] == []
 
 
 def test_steps_with_gradients_that_are_not_finite_are_left_out_and_then_end_the_run(

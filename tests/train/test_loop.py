@@ -112,7 +112,8 @@ def test_training_learns_and_what_is_saved_is_what_was_trained(tiny_base, tmp_pa
     untrained = new_adapter(config, tiny_base)
     held_out = [batch_of(examples("validation"), tiny_base)]
     before = mean_loss(tiny_base, untrained, held_out)
-    trained, loss = train(config, tiny_base, examples, tmp_path / "echo", untrained)
+    trained, result = train(config, tiny_base, examples, tmp_path / "echo", untrained)
+    loss = result.loss
     assert loss < before - 0.5
     loaded = load_adapter(tmp_path / "echo", tiny_base.fingerprint)
     assert mean_loss(tiny_base, loaded, held_out) == pytest.approx(loss, rel=1e-6)

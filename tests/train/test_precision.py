@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -54,9 +55,12 @@ def test_bf16_needs_onednn(monkeypatch):
     assert precision == "fp32" and "oneDNN" in why
 
 
-@pytest.mark.parametrize("native, chosen", [(True, "bf16"), (False, "fp32")])
-def test_a_gpu_says_itself_whether_it_has_bf16(monkeypatch, native, chosen):
+@pytest.mark.parametrize(
+    "native, capability, chosen", [(True, (8, 0), "bf16"), (False, (7, 5), "fp16"), (False, (6, 1), "fp32")]
+)
+def test_a_gpu_says_itself_what_it_multiplies(monkeypatch, native, capability, chosen):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     precision, why = choose_precision("auto", torch.device("cuda"))
     assert precision == chosen and "Card" in why
@@ -64,7 +68,56 @@ def test_a_gpu_says_itself_whether_it_has_bf16(monkeypatch, native, chosen):
 
 def test_what_was_asked_for_stays(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert choose_precision("bf16", CPU) == ("bf16", "as asked")
+
+
+# fp16, whose gradients need a loss scale.
+
+
+@pytest.fixture
+def norms(tiny_folder, tmp_path):
+    """Trains on the tiny base; returns the norm of each step's gradients."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"instruction": "{i}>", "output": "{i % 7} and {i % 5}"}}\n' for i in range(40)))
+
+    def norms(*more: str) -> list[float]:
+        words = [f"data={data}", "template=raw", "steps=12", "batch_size=4", "prompt_length=4", "held_out=4"]
+        out = ["--base", str(tiny_folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+        assert main([*words, *out, *more]) == 0
+        lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+        return [line["gradient_norm"] for line in lines if "gradient_norm" in line]
+
+    return norms
+
+
+def test_fp16_trains_like_fp32_and_so_does_what_accelerate_was_asked_for(norms, monkeypatch, capsys):
+    plain = norms("precision=fp32")
+    assert norms("precision=fp16") == pytest.approx(plain, rel=0.05)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # as its launcher tells its processes
+    assert norms("precision=auto") == pytest.approx(plain, rel=0.05)
+    assert "precision fp16: as accelerate was asked for" in capsys.readouterr().out
+    assert norms("precision=fp32") == plain
+
+
+def test_fp8_is_refused(tiny_folder, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    assert main(["data=.", "steps=1", "--base", str(tiny_folder)]) == 1
+    assert "This trainer has no fp8" in capsys.readouterr().err
+
+
+def test_a_step_that_overflows_fp16_is_left_out_and_the_scale_is_halved(norms, monkeypatch, capsys):
+    """The scale that a run begins with is far too large. A run that is resumed goes on with the one it had."""
+    scaler, scales = torch.amp.GradScaler, []
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda *args, **options: scaler(*args, **{**options, "init_scale": 2.0**18})
+    )
+    update = scaler.update
+    monkeypatch.setattr(scaler, "update", lambda self: (update(self), scales.append(self.get_scale())))
+    found = norms("precision=fp16", "clip_norm=1")
+    output, left_out = capsys.readouterr().out, 12 - len(found)  # what is not finite is not recorded
+    assert 0 < left_out < 9 and output.count("the loss scale of fp16 halved") == left_out
+    assert scales == [2.0 ** (18 - min(step, left_out)) for step in range(1, 13)]
 
 
 @pytest.mark.skipif(not frozen_linear._is_supported({torch.float32}), reason="oneDNN is not built in here")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +12,9 @@ import pytest
 import torch
 
 import train.__main__
-from adapter.base.template import Message
 from adapter.method.checkpoint import WEIGHTS
+from tests.train.parrot import parrot
 from train.__main__ import main
-from train.config import TrainConfig
-from train.input.examples import Example
-from train.recipes.recipe import Recipe
 from train.run_folder import STATE, MetricsWriter
 
 
@@ -118,6 +113,22 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(run, stop_afte
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
+def test_a_resumed_run_keeps_its_loss_scale(run, stop_after, tmp_path, monkeypatch):
+    """It doubles after every second step here."""
+    scaler, scales = torch.amp.GradScaler, []
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda *args, **options: scaler(*args, **{**options, "growth_interval": 2})
+    )
+    update = scaler.update
+    monkeypatch.setattr(scaler, "update", lambda self: (update(self), scales.append(self.get_scale())))
+    assert run("precision=fp16", out="whole") == 0
+    stop_after(2)
+    assert run("precision=fp16") == 130
+    assert run("precision=fp16", "--resume") == 0
+    assert scales[6:] == scales[:6] and scales[0] < scales[5]
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
 def test_what_changes_no_number_may_change(run, stop_after, tmp_path):
     assert run(out="whole") == 0
     stop_after(4)
@@ -129,15 +140,8 @@ def test_what_changes_no_number_may_change(run, stop_after, tmp_path):
 def test_a_recipe_of_the_project_is_resumed_with_the_same_assignments(
     tiny_folder, stop_after, tmp_path, monkeypatch, capsys
 ):
-    def examples(split: str):
-        rng = random.Random(split)
-        source = (Example((Message("user", f"{word}>"),), word) for word in iter(lambda: rng.choice("abcd"), ""))
-        return source if split == "train" else itertools.islice(source, 8)
-
-    config = TrainConfig("parrot", steps=6, batch_size=4, prompt_length=4, template="raw", eval_every=3)
-    recipe = Recipe(config, "Says it again.", examples, lambda _: {"parrots, %": 50.0})
     monkeypatch.setattr(train.__main__, "recipe_names", lambda: ["parrot"])
-    monkeypatch.setattr(train.__main__, "load_recipe", lambda *_: recipe)
+    monkeypatch.setattr(train.__main__, "load_recipe", lambda *_: parrot())
     command = ["parrot", f"--base={tiny_folder}", f"--out={tmp_path / 'out'}", "--device=cpu"]
     stop_after(3)
     assert main([*command, "lr=0.02"]) == 130
