@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adapter.base.template import Message
 from train.formats import captions, scienceqa
@@ -261,6 +264,98 @@ def test_faults_of_llava(tmp_path, value, message):
     check_fault(tmp_path, value, message, "llava")
 
 
+# Pairs of a request and its answer, and tables.
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("question", "answer"),
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("query", "response"),
+        ("input", "output"),
+    ],
+)
+def test_pairs(tmp_path, names):
+    asked, answered = names
+    records = open_records(jsonl(tmp_path, {asked: "Häh?", answered: "Ja.", "id": 3}, {asked: " ", answered: "x"}))
+    assert records.format == "pairs" and turns(records[0]) == [("user", "Häh?"), ("assistant", "Ja.")]
+    with pytest.raises(DataError, match=f"data.jsonl, line 2: '{asked}' is empty"):
+        records[1]
+    record = one(tmp_path, {asked: "What?\n<image>", answered: "A cat.", "image": "a.png"})
+    assert record.image == tmp_path / "a.png" and record.messages[0].text == "What?"
+
+
+def test_pairs_of_messages(tmp_path):
+    asked = [{"role": "system", "content": "Be brief."}, USER]
+    record = one(tmp_path, {"prompt": asked, "completion": [BOT]})
+    assert [role for role, _ in turns(record)] == ["system", "user", "assistant"]
+    with pytest.raises(DataError, match="'prompt' is a list, not text"):
+        one(tmp_path, {"prompt": asked, "completion": "text"})
+
+
+TABLE = [
+    {"Instruction": "Add, please.", "input": "2\nand\n3", "output": 'The "answer":\r\n5'},
+    {"Instruction": "Say ü.", "input": "", "output": "ü\u2028ü"},
+    {"Instruction": "Say \U0001f600.", "input": "", "output": ""},
+]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_a_csv_of_instructions_has_cells_of_several_lines(tmp_path, newline, bom):
+    path = tmp_path / "rows.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(bom)
+        writer = csv.DictWriter(file, TABLE[0], lineterminator=newline)
+        writer.writeheader()
+        writer.writerows(TABLE)
+        file.write(newline)
+    records = open_records(path)
+    assert records.format == "alpaca" and len(records) == 3
+    for row, record in zip(TABLE, records, strict=True):
+        assert record.messages[0] == Message("user", row["Instruction"], row["input"])
+        assert record.messages[1].text == row["output"]
+    assert [record.where for record in records] == [f"rows.csv, line {n}" for n in (2, 6, 7)]
+    assert pickle.loads(pickle.dumps(records))[2] == records[2]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1, max_size=9)] * 2),
+        min_size=1, max_size=6,
+    ),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+)  # fmt: skip
+def test_any_csv_is_read_as_it_was_written(tmp_path_factory, rows, quoting):
+    path = tmp_path_factory.getbasetemp() / "random.csv"
+    # Spaces after a comma are no part of a cell without quotes.
+    rows = [(f"q{asked}", f"a{answered}") for asked, answered in rows]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=quoting).writerows([("question", "answer"), *rows])
+    assert [tuple(m.text for m in record.messages) for record in open_records(path)] == rows
+
+
+def test_a_quote_that_is_not_closed_is_found_where_it_opens(tmp_path):
+    rows = "".join(f"q{i},{'x' * 100}\n" for i in range(3000))
+    with pytest.raises(
+        DataError, match="pairs.csv, line 3: a cell that begins in this row does not end. Close its"
+    ):
+        table(tmp_path, f'question,answer\na,b\nc,"d\n{rows}', "pairs.csv")
+    # Fewer lines than the longest cell may have: the row is broken, and those before it are read.
+    records = table(tmp_path, 'question,answer\na,b\nc,"d\ne,f\n', "pairs.csv")
+    assert turns(records[0]) == [("user", "a"), ("assistant", "b")]
+    with pytest.raises(DataError, match="pairs.csv, line 3: this row cannot be read as CSV"):
+        records[1]
+
+
+def test_a_tsv_may_name_the_columns_of_any_format(tmp_path):
+    records = table(tmp_path, 'Question\tAnswer\nWhat is 5"?\tA length.\n')
+    assert records.format == "pairs" and turns(records[0]) == [("user", 'What is 5"?'), ("assistant", "A length.")]
+
+
 # Captions.
 
 
@@ -399,6 +494,67 @@ def test_a_folder_or_list_without_captions(tmp_path):
     (tmp_path / "captions.json").write_text('{"a.jpg":\n x}')
     with pytest.raises(DataError, match="captions.json, line 2, column 2: this is not JSON"):
         open_records(tmp_path)
+
+
+# COCO.
+
+
+def write_coco(folder: Path, images=None, annotations=None, **more) -> Path:
+    path = folder / "captions_val.json"
+    images = [{"id": 9, "file_name": "9.jpg"}, {"id": 7, "file_name": "7.jpg"}] if images is None else images
+    if annotations is None:
+        annotations = [
+            {"image_id": i, "id": 100 + n, "caption": f" Nr {n}. "} for n, i in enumerate((7, 9, 7, 5, 9))
+        ]
+    path.write_text(json.dumps({"info": {}, **more, "images": images, "annotations": annotations}))
+    return path
+
+
+def test_captions_of_coco(tmp_path):
+    (tmp_path / "val").mkdir()
+    records = open_records(write_coco(tmp_path, licenses=[{"id": 1}]), images=tmp_path / "val")
+    assert records.format == "captions" and len(records) == 5
+    names = ["7", "9", "7", "9"]
+    found = [records[i] for i in (0, 1, 2, 4)]
+    assert pairs(found) == [
+        (f"{tmp_path}/val/{n}.jpg", f"Nr {i}.") for n, i in zip(names, (0, 1, 2, 4), strict=True)
+    ]
+    assert len({record.messages[0].text for record in records[:3]}) == 3 and found[0].where.endswith(
+        "annotation 100"
+    )
+    with pytest.raises(DataError, match="captions_val.json, annotation 103: image 5 is not in 'images'. Take"):
+        records[3]
+    assert pickle.loads(pickle.dumps(records))[1] == records[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": []}, "captions_val.json: 'images' is an empty list"),
+        ({"images": {}}, "captions_val.json: 'images' is an object, not a list"),
+        ({"images": [{"id": 1}]}, "captions_val.json: 'images[0].file_name' is missing"),
+        ({"images": [{"id": [], "file_name": "a"}]}, "captions_val.json: 'images[0].id' is a list"),
+        ({"annotations": []}, "captions_val.json: 'annotations' is an empty list"),
+        ({"annotations": [{"image_id": 7, "bbox": []}]}, "captions_val.json: 'annotations[0].caption' is missing"),
+        ({"annotations": [3]}, "captions_val.json: 'annotations[0]' is a number, not an object"),
+    ],
+)
+def test_faults_of_coco(tmp_path, changed, message):
+    with pytest.raises(DataError) as error:
+        open_records(write_coco(tmp_path, **changed))
+    assert str(error.value).startswith(message)
+
+
+def test_objects_with_images_and_captions_are_captions(tmp_path):
+    """As in a folder of the library `datasets`, where metadata.jsonl lists the pictures."""
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "A cat."}\n')
+    assert pairs(open_records(tmp_path)) == [(f"{tmp_path}/a.jpg", "A cat.")]
+    lines = [{"image": "b.jpg", "caption": "A dog."}, {"image": "c.jpg", "caption": None}, {"caption": "d"}]
+    records = open_records(jsonl(tmp_path, *lines))
+    assert records.format == "captions" and pairs(records[:1]) == [(f"{tmp_path}/b.jpg", "A dog.")]
+    for i, message in ((1, "line 2: 'caption' is null"), (2, "line 3: 'image' is missing")):
+        with pytest.raises(DataError, match=message):
+            records[i]
 
 
 # ScienceQA.

@@ -10,7 +10,7 @@ from typing import Any
 
 from adapter.base.template import Message
 from train.formats.index import decoded, opened, read_json
-from train.formats.record import DataError, Record, image_path, text_of
+from train.formats.record import DataError, Record, fault, image_path, text_of
 
 # The user turn of an image. Several, so that the adapter learns from the image and not from the wording.
 REQUESTS = (
@@ -66,7 +66,9 @@ def open_json(path: Path) -> JsonCaptions:
 def parse(value: Mapping[str, Any], where: str, index: int, images: Path) -> Record:
     """The record of an object; its number in the file chooses the user's request. Raises DataError."""
     columns = caption_columns(value)
-    assert columns is not None
+    if columns is None:
+        missing = "caption" if any(name in value for name in IMAGE_COLUMNS) else "image"
+        raise fault(where, missing, "is missing", "Add it, or take the record out.")
     image = image_path(value[columns[0]], columns[0], where, images)
     caption = text_of(value[columns[1]], columns[1], where, blank=False).strip()
     return Record((Message("user", REQUESTS[index % len(REQUESTS)]), Message("assistant", caption)), image, where)

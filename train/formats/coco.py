@@ -21,8 +21,8 @@ class CocoCaptions:
     """
 
     path: Path
-    names: dict[Any, Any] = field(repr=False)
-    pairs: tuple[tuple[Any, Any, Any], ...] = field(repr=False)
+    names: dict[int | str, Any] = field(repr=False)
+    pairs: tuple[tuple[int | str, Any, Any], ...] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -48,12 +48,12 @@ def open_coco(path: Path) -> CocoCaptions | None:
         return None  # perhaps records in lines, of which the index says what is wrong
     if "annotations" not in value:
         return None
-    names = {}
+    names: dict[int | str, Any] = {}
     for i, image in enumerate(list_of(required(value, "images", path.name), "images", path.name)):
         image = object_of(image, f"images[{i}]", path.name)
         number = _id(required(image, "id", path.name, f"images[{i}].id"), f"images[{i}].id", path.name)
         names[number] = required(image, "file_name", path.name, f"images[{i}].file_name")
-    pairs = []
+    pairs: list[tuple[int | str, Any, Any]] = []
     for i, item in enumerate(list_of(value["annotations"], "annotations", path.name)):
         place = f"annotations[{i}]"
         item = object_of(item, place, path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def _cells(text: str, comma: bool, where: str) -> list[str]:
         # Tabs need no quotes: a quote is part of a cell, unless a CSV writer quoted the whole cell.
         return [_unquoted(cell) for cell in text.split("\t")]
     try:
-        return next(csv.reader(text.splitlines(keepends=True), skipinitialspace=True, strict=True), [])
+        return next(csv.reader(io.StringIO(text, newline="\n"), skipinitialspace=True, strict=True), [])
     except csv.Error as error:
         raise DataError(
             f"{where}: this row cannot be read as CSV. Put a cell that holds a quote, comma or new line in "
