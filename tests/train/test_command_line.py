@@ -13,7 +13,7 @@ from PIL import Image
 from adapter.base.embedded import BASE
 from adapter.method.checkpoint import load_adapter, read_config
 from train.__main__ import main
-from train.config import ConfigError, DataConfig, TrainConfig, changed, presets, read_recipe
+from train.config import ConfigError, DataConfig, TrainConfig, changed, presets, read_recipe, recipe_text
 from train.input.batches import collate
 from train.input.examples import Example, FileExamples
 from train.input.rows import Tokeniser
@@ -79,12 +79,26 @@ def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
         ("data: a\nsteps: 1\nlearn: tuning", "learn: tuning needs a tuning"),
         ("- a\n- b", "must hold `key: value` lines"),
         ("data: [", "is no YAML"),
+        ("data: []\nsteps: 1", "'data' is an empty list"),
+        ("data: [a, {path: b, wieght: 2}]\nsteps: 1", "unknown key 'data.wieght'; did you mean 'weight'?"),
+        ("data: [a, {path: b, weight: 0}]\nsteps: 1", "'data.weight' must be above 0, got 0"),
+        ("data: [a, 3]\nsteps: 1", "'data' must be a group of keys, got 3"),
+        ("data: [{format: chat}]\nsteps: 1", "'data.path' is missing"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_a_sentence(tmp_path, lines, message):
     with pytest.raises(ConfigError) as error:
         read_recipe(write_recipe(tmp_path, lines), [])
     assert message in str(error.value)
+
+
+def test_a_mixture_is_read_and_written_back(tmp_path):
+    parts = "[a.json, {path: 'hf:user/name', weight: 2, split: test, config: main, validation: 0}]"
+    recipe = read_recipe(None, [f"data={parts}", "steps=1", "name=x"])
+    of_hub = DataConfig("hf:user/name", "test", "main", validation=0.0, weight=2.0)
+    assert recipe.data == (DataConfig("a.json"), of_hub)
+    for again in (recipe, dataclasses.replace(recipe, data=recipe.data[:1])):
+        assert read_recipe(write_recipe(tmp_path, recipe_text(again)), []) == again
 
 
 def test_presets_are_recipes_and_own_keys_come_first():
@@ -263,6 +277,36 @@ def test_check_reads_everything_and_trains_nothing(arguments, tmp_path, capsys, 
     rows.write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
     assert main([*arguments, "--check"]) == 1
     assert "'output' is missing" in capsys.readouterr().out
+
+
+def test_a_mixture_of_pictures_and_text_trains_disjoint_parameters(arguments, rows, tmp_path, capsys, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    images = [Image.new("RGB", (30, 30), (20 * i, 0, 0)) for i in range(12)]
+    captioned = datasets.Dataset.from_dict({"image": images, "caption": [["a", "b"]] * 12})
+    captioned.cast_column("image", datasets.Image()).to_parquet(tmp_path / "c.parquet")
+    data = [{"path": str(tmp_path / "c.parquet"), "weight": 2.5, "validation": 0.2}, {"path": str(rows)}]
+    words = [
+        *arguments,
+        f"data={json.dumps(data)}",
+        "vision.projection=global",
+        "disjoint=1",
+        "epochs=1",
+        "steps=0",
+    ]
+    assert main([*words, "--check"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "c.parquet:\n24 records" in said and "rows.json:\n60 records" in said and "12 images, all opened" in said
+    )
+    # 20 captions of 10 pictures 2.5 times, and 57 rows, in batches of 4.
+    assert "77 records to learn from, 7 held out" in said and "a run would take 27 steps" in said
+    assert main(words) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Trained on 77 records of `c.parquet and rows.json`" in card
+    gates = load_adapter(tmp_path / "out").gates.abs().amax(1)
+    assert (gates > 0).all(), "the lowest layer learns from pictures, the others from text"
+    assert read_recipe(tmp_path / "out/recipe.yaml", []).data[0].weight == 2.5
 
 
 def test_check_names_images_without_a_caption(arguments, tmp_path, capsys):
