@@ -11,16 +11,18 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
-from transformers import get_cosine_schedule_with_warmup
 
 from adapter.base.llama import Base
+from train.config import TrainConfig
 from train.input.batches import Batch, Batches, collate
 from train.input.examples import Example
 from train.input.rows import IGNORED, Tokeniser
+from train.job import rate_factor
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE
 
 RATES = {"lora": 1e-3, "full": 5e-5}
 RANK = 8
+_WARMUP = TrainConfig.warmup  # the trainer's
 
 
 class Baseline:
@@ -62,19 +64,18 @@ class Baseline:
         optimizer = torch.optim.AdamW(
             masters, lr=RATES[self._method], betas=(0.9, 0.95), weight_decay=0.02, fused=True
         )
-        schedule = get_cosine_schedule_with_warmup(optimizer, max(1, int(0.05 * steps)), steps)
         tokeniser = Tokeniser(self._base.tokenizer, TEMPLATE, MAX_LENGTH)
         batches = iter(Batches(examples, tokeniser, batch_size, seed))
         losses, tokens = [], 0
-        for _ in range(steps):
+        for step in range(steps):
             batch = collate(next(batches), tokeniser.pad)
             loss = self._loss(batch)
             loss.backward()
             for master, p in zip(masters, self._parameters, strict=True):
                 master.grad, p.grad = (None if p.grad is None else p.grad.float()), None
             torch.nn.utils.clip_grad_norm_(masters, 1.0)
+            optimizer.param_groups[0]["lr"] = RATES[self._method] * rate_factor(step, steps, _WARMUP)
             optimizer.step()
-            schedule.step()
             with torch.no_grad():
                 for master, p in zip(masters, self._parameters, strict=True):
                     p.copy_(master)

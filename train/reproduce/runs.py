@@ -61,12 +61,12 @@ class Plan:
     that continue after over-fitting. text: characters of unrelated text to read, at most. seeds: of training.
     """
 
-    steps: int = 400
+    steps: int = 440
     train: int = 2400
     val: int = 240
     test: int = 720
-    few: int = 240
-    long: tuple[int, ...] = (120, 480)
+    few: int = 160
+    long: tuple[int, ...] = (80, 320)
     text: int = 16_384
     batch_size: int = 8
     seeds: tuple[int, ...] = (0, 1, 2)
