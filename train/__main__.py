@@ -16,6 +16,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +24,7 @@ import torch
 from accelerate import Accelerator
 
 from adapter.base.embedded import BASE
-from adapter.base.llama import Base, base_fingerprint, load_base, load_tokenizer
+from adapter.base.llama import Base, base_config, base_fingerprint, load_base, load_tokenizer
 from adapter.base.resolve import find_foreign
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
@@ -42,7 +43,7 @@ from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
 from train.recipes.recipe import Recipe, load_recipe, recipe_names
 from train.run_folder import RunInputs, adapter_digest
-from train.run_setup import start_adapter, with_base, with_encoder
+from train.run_setup import check_pictures, complete, start_adapter, with_encoder, with_template
 
 _EPILOG = """examples:
   python -m train pirate steps=50
@@ -138,9 +139,13 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     # A base in another format is only known once it is converted.
     known_base = base_fingerprint(recipe.base) if find_foreign(recipe.base) is None else None
     skipped = SkippedExamples(log)
+    with _first_process_first(accelerator):
+        tokenizer = load_tokenizer(recipe.base)
+    recipe = complete(recipe, tokenizer, base_config(recipe.base), log)
     log(f"reading {', '.join(Path(part.path).name for part in recipe.data)}")
     examples = FileExamples(recipe.data, recipe.train, skipped)
     log(examples.describe())
+    check_pictures(recipe.train, examples, log)
     config = examples.with_steps(recipe.train)
     asked = "" if recipe.precision == "auto" else recipe.precision
     inputs = RunInputs(examples.digest, asked, start_from)
@@ -148,9 +153,8 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     precision = _choose_precision(recipe.precision, started, accelerator)
     inputs = dataclasses.replace(inputs, precision=precision)
     recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
-    config, encoder = with_encoder(config, accelerator.device)
+    config, encoder = with_encoder(config, accelerator.device, recipe.start_from is None)
     base = _load_to_train(recipe.base, precision, accelerator)
-    config = with_base(config, base)
     feature_cache = None
     if encoder is not None and config.vision is not None:
         encoder.compute_in(base.model.dtype)
@@ -180,9 +184,12 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
 
 
 def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(recipe.base)
+    recipe = complete(recipe, tokenizer, base_config(recipe.base), print)
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples(lambda _: None))
+    check_pictures(recipe.train, examples, print)
     config = examples.with_steps(recipe.train)
-    tokeniser = Tokeniser(load_tokenizer(recipe.base), config.template, config.max_length)
+    tokeniser = Tokeniser(tokenizer, config.template, config.max_length)
     clean = True
     for part in examples.parts:
         report = make_report(part.records, tokeniser, config.max_length, images=config.vision is not None)
@@ -202,6 +209,9 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     accelerator = _accelerator(args)
     if args.score and assignments:
         raise AdapterError("--score trains nothing: leave out " + ", ".join(assignments) + ".")
+    stated = {assignment.partition("=")[0].partition(".")[0] for assignment in assignments}
+    if unused := sorted(stated & {"epochs", "history", "vision", "tuning"}):
+        raise AdapterError(f"{', '.join(unused)}: recipe {name} makes its own data and adapter. Leave it out.")
     base_name = args.base or BASE
     if not args.score:
         check_run(folder, args.resume, accelerator)
@@ -216,6 +226,7 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         save_adapter(adapter, folder, with_scores(text, name, *scores))
         return
     config = changed(recipe.config, assignments)
+    config = with_template(config, served.tokenizer, "template" in stated, print)
     started = check_run(folder, args.resume, accelerator, config, base=served.fingerprint)
     precision = _choose_precision("auto", started, accelerator)
     base = _load_to_train(base_name, precision, accelerator)
@@ -284,10 +295,13 @@ def _choose_precision(asked: Precision, started: RunInputs | None, accelerator: 
 def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) -> Base:
     if accelerator.is_main_process:
         print(f"loading {base_label(name)}")
-    # The first process of each machine first: it fetches and converts the base for the others there.
-    first = accelerator.local_main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext()
-    with first:
+    with _first_process_first(accelerator):
         return load_to_train(name, precision, str(accelerator.device))
+
+
+def _first_process_first(accelerator: Accelerator) -> AbstractContextManager[None]:
+    """The first process of each machine goes first: it fetches and converts the base for the others there."""
+    return accelerator.local_main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext()
 
 
 if __name__ == "__main__":

@@ -62,12 +62,12 @@ class TrainConfig:
     warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.05  # share of the steps
     clip_norm: AboveZero | None = None
     prompt_length: AtLeastOne = 10
-    insertion_layers: int | None = None  # None: all layers of the base
+    insertion_layers: int | None = None  # the topmost; None: all of the base's; -2: all but the lowest 2
     init: Literal["zero", "random"] = "zero"  # random: gates from N(0, 1), arXiv 2303.16199, table 5
     prompt_std: AboveZero = 1.0  # of the prompts' normal initialisation
     prompt_norm: bool = False
-    gate_activation: str = "tanh"
-    template: str = "chat"
+    gate_activation: Literal["tanh", "identity"] = "tanh"
+    template: Literal["chat", "alpaca", "raw"] = "chat"  # not set, and the base has no chat template: alpaca
     vision: VisionConfig | None = None
     tuning: TuningConfig | None = None  # also train norms and linear maps (arXiv 2304.15010)
     learn: Literal["all", "prompts", "tuning"] = "all"  # prompts: with gates and projection, all but the tuning
@@ -96,9 +96,25 @@ class TrainConfig:
             raise ValueError("steps or epochs must be above 0: set one of them, or a preset such as preset=small")
         if self.keep_data is not None and not self.keep:
             raise ValueError("keep_data needs a share of rows that are drawn from it: set keep, such as keep=0.1")
-        if self.learn == "tuning" and self.tuning is None:
-            raise ValueError("learn: tuning needs a tuning to learn, such as tuning: {norms: true, bias: true}")
+        if self.insertion_layers == 0:
+            raise ValueError("insertion_layers must not be 0: leave it out for all layers of the base")
+        if self.disjoint and self.learn == "tuning":
+            raise ValueError(
+                "disjoint shares out the prompts' layers, and learn: tuning trains none: leave one out"
+            )
+        vision = _settings(self.vision) if self.vision is not None else {}
+        if unused := _UNUSED_BY.get(str(vision.get("projection", "global")), frozenset()) & vision.keys():
+            keys = ", ".join(f"vision.{key}" for key in sorted(unused))
+            raise ValueError(f"{keys} has no meaning for vision.projection {vision.get('projection', 'global')!r}")
         return self
+
+    def layers_of(self, base_layers: int) -> int:
+        """The number of insertion layers in a base of `base_layers` layers. Raises ConfigError if none is left."""
+        count = self.insertion_layers
+        layers = base_layers if count is None else base_layers + count if count < 0 else count
+        if layers < 1:
+            raise ConfigError(f"insertion_layers {count} leaves no layer of this base's {base_layers}. Lower it.")
+        return layers
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -127,12 +143,61 @@ class RecipeFile:
     base: str = BASE
     precision: Precision = "auto"
     start_from: str | None = None  # an adapter to continue training
+    # The preset whose settings `train` holds where the recipe states no others.
+    preset: str | None = dataclasses.field(default=None, compare=False)
+    # The settings that the recipe states itself, such as "lr" or "vision.hidden": neither defaults nor a preset's.
+    stated: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> RecipeFile:
+        if self.train.learn == "tuning" and self.start_from is None:
+            raise ValueError(
+                "learn: tuning trains a tuning beside prompts that have been trained: name their adapter by "
+                "start_from, or train both with learn: all"
+            )
+        if self.train.learn == "prompts" and self.train.tuning is not None and self.start_from is None:
+            raise ValueError("learn: prompts leaves the tuning untrained: leave tuning out, or learn: all")
+        return self
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The settings that `preset=NAME` stands for. source: where its figures come from."""
+
+    source: str
+    settings: dict[str, Any]
 
 
 @cache
-def presets() -> dict[str, dict[str, Any]]:
-    """The settings that `preset=NAME` stands for."""
-    return yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    entries = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
+    return {name: Preset(**entry) for name, entry in entries.items()}
+
+
+def describe_preset(recipe: RecipeFile) -> str:
+    """What the recipe's preset sets, where that comes from, and what the recipe itself states otherwise."""
+    if recipe.preset is None:
+        return ""
+    preset = presets()[recipe.preset]
+    settings = flatten(preset.settings)
+    lines = [f"preset {recipe.preset}: {preset.source}", "  sets " + _listed(settings)]
+    replaced = {key for key in ("steps", "epochs") if key in settings and not getattr(recipe.train, key)}
+    if own := sorted(replaced | (settings.keys() & recipe.stated)):
+        lines.append(f"  but the recipe states its own {', '.join(own)}")
+    return "\n".join(lines)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Keys of groups joined by dots: {"vision": {"hidden": 3}} -> {"vision.hidden": 3}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {yaml.safe_dump(value).partition(chr(10))[0]}" for key, value in settings.items())
 
 
 def read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool = False) -> RecipeFile:
@@ -151,13 +216,14 @@ def read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool = Fa
 def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) -> RecipeFile:
     where = path.name if path is not None else "the command line"
     values = _assign(_read_yaml(path) if path is not None else {}, assignments)
-    preset = values.pop("preset", None)
+    stated = sorted(flatten(values))
+    preset = values.get("preset")
     if preset is not None:
         if preset not in presets():
             raise ConfigError(f"There is no preset '{preset}'{_nearest(str(preset), presets())}")
-        values = _merge(presets()[preset], values)
+        values = _merge(presets()[preset].settings, values)
     outer, inner = (_fields(cls) for cls in (RecipeFile, TrainConfig))
-    known = (outer | inner | {"preset"}) - {"train"}
+    known = (outer | inner) - {"train", "stated"}
     for key in values:
         if key not in known:
             raise ConfigError(f"{where}: unknown key '{key}'{_nearest(str(key), known)}")
@@ -178,26 +244,29 @@ def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) ->
     if to_run:
         _check_run(values["data"], values.get("keep_data"), values["name"], where)
     values["train"] = {key: values[key] for key in values if key in inner}
+    values["stated"] = stated
     return build(RecipeFile, {key: values[key] for key in values if key in outer}, where)
 
 
 def recipe_text(recipe: RecipeFile) -> str:
-    """The recipe as YAML that `read_recipe` reads back; default values are left out."""
-    parts = [
-        {
-            field.name: value
-            for field in dataclasses.fields(part)
-            if (value := getattr(part, field.name)) != field.default
-        }
-        for part in recipe.data
-    ]
+    """The recipe as YAML that `read_recipe` reads back; default values and sizes that follow are left out."""
+    parts = [_settings(part) for part in recipe.data]
     text: dict[str, Any] = {"data": parts if len(parts) > 1 else parts[0]}
     for config in (recipe, recipe.train):
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            if field.name not in ("data", "train") and value != field.default:
-                text[field.name] = _asdict(value) if dataclasses.is_dataclass(value) else value
+        text |= {key: value for key, value in _settings(config).items() if key not in _NOT_WRITTEN}
+    if recipe.start_from is not None:
+        text.pop("vision", None)  # it is the adapter's, whose names of things are no settings
     return yaml.safe_dump(text, sort_keys=False)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """The fields that have not their default value, groups likewise."""
+    values = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
+    return {
+        name: _settings(value) if dataclasses.is_dataclass(value) else value
+        for name, (value, default) in values.items()
+        if value != default and name not in DERIVED
+    }
 
 
 def changed(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
@@ -244,6 +313,11 @@ def _sentence(cls: type, error: ValidationError) -> str:
     return f"'{name}' must be {' or '.join(dict.fromkeys(allowed))}, got {problem['input']!r}."
 
 
+# Settings of `vision` that the other projections do without.
+_UNUSED_BY = {"global": {"projected", "width", "blocks", "heads"}, "queries": {"hidden"}}
+# Sizes that follow from the encoder and the base.
+DERIVED = frozenset({"feature_size", "token_size", "intermediate_size", "num_classes", "num_kinds", "name_length"})
+_NOT_WRITTEN = {"data", "train", "preset", "stated"}
 # Names of groups of keys in locations; TrainConfig's keys stand at the top level of a recipe.
 _GROUPS = {"train": TrainConfig, "data": DataConfig, "vision": VisionConfig, "tuning": TuningConfig}
 # What is allowed, by the type of pydantic's error.

@@ -3,49 +3,160 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import LlamaConfig
 
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
+from adapter.base.template import default_template
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import load_adapter
+from adapter.method.checkpoint import load_adapter, read_config
 from adapter.method.vision import VisualEncoder
-from train.config import ConfigError, RecipeFile, TrainConfig
+from train.config import DERIVED, ConfigError, RecipeFile, TrainConfig, describe_preset, flatten
+from train.input.examples import FileExamples
 from train.loop import new_adapter
 
+# What an adapter in `start_from` has already, and what is only for prompts that are new.
+_TAKEN = ("prompt_length", "insertion_layers", "gate_activation", "prompt_norm", "template", "vision", "tuning")
+_FOR_NEW = ("init", "prompt_std")
 
-def with_encoder(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, VisualEncoder | None]:
-    """The configuration with its encoder's sizes, and that encoder; None for a text adapter."""
+
+def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callable[[str], None]) -> RecipeFile:
+    """The recipe with what follows from its preset, the adapter in `start_from` and the base, each told to `log`.
+
+    Raises ConfigError if the recipe asks for what the base or that adapter has not.
+    """
+    if recipe.preset is not None:
+        log(describe_preset(recipe))
+    recipe = _with_start(recipe)
+    stated = recipe.stated | (set() if recipe.start_from is None else {"template"})
+    config = with_template(recipe.train, tokenizer, "template" in stated, log)
+    return dataclasses.replace(recipe, train=_with_base(config, base, "max_length" in stated, log))
+
+
+def _with_start(recipe: RecipeFile) -> RecipeFile:
+    """The recipe with the settings of the adapter in `start_from`, if it names one.
+
+    Raises ConfigError if the recipe itself states others; a preset's give way. A tuning is added to an adapter
+    that has none (V2's second stage). Raises LoadError if there is no adapter.
+    """
+    if recipe.start_from is None:
+        return recipe
+    config, folder = recipe.train, Path(recipe.start_from)
+    start = read_config(folder)
+    taken: dict[str, Any] = {key: getattr(start, key) for key in _TAKEN}
+    if start.tuning is None:
+        taken["tuning"] = config.tuning
+    if "description" not in recipe.stated:
+        taken["description"] = start.description
+    wanted = flatten(
+        dataclasses.asdict(config) | {"insertion_layers": config.layers_of(start.base.num_hidden_layers)}
+    )
+    found = flatten(dataclasses.asdict(start))
+    differences = []
+    for key in sorted(recipe.stated):
+        group, _, last = key.partition(".")
+        if group not in _TAKEN or last in DERIVED or (group == "tuning" and start.tuning is None):
+            continue
+        if key in ("vision", "tuning") and getattr(start, key) is not None:  # stated as none
+            differences.append(f"no {key} where the adapter has one")
+        elif wanted.get(key) != found.get(key):
+            differences.append(f"{key} {wanted.get(key)!r} where the adapter has {found.get(key)!r}")
+    if differences:
+        raise ConfigError(
+            f"The recipe states {'; '.join(differences)}. Leave it out: the adapter '{folder.name}' in start_from "
+            "is trained on as it is."
+        )
+    if unused := sorted(recipe.stated.intersection(_FOR_NEW)):
+        raise ConfigError(
+            f"{' and '.join(unused)} is for new prompts, and start_from names an adapter that has its own. "
+            "Leave one of them out."
+        )
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in _FOR_NEW}
+    return dataclasses.replace(recipe, train=dataclasses.replace(config, **taken, **defaults))
+
+
+def with_template(config: TrainConfig, tokenizer: Any, stated: bool, log: Callable[[str], None]) -> TrainConfig:
+    """The configuration with a template that the base has: Alpaca's for one without a chat template.
+
+    Raises ConfigError if `chat` is not merely the default but stated.
+    """
+    if config.template != "chat" or default_template(tokenizer) == "chat":
+        return config
+    if stated:
+        raise ConfigError("This base has no chat template. Train with template: alpaca or raw.")
+    log("template alpaca: this base has no chat template")
+    return dataclasses.replace(config, template="alpaca")
+
+
+def _with_base(config: TrainConfig, base: LlamaConfig, stated: bool, log: Callable[[str], None]) -> TrainConfig:
+    """The configuration with its base's sizes. stated: whether max_length is."""
+    layers, context = config.layers_of(base.num_hidden_layers), base.max_position_embeddings
+    if config.disjoint and config.vision is None:
+        raise ConfigError("disjoint shares layers out between pictures and text: set vision too, or leave it out.")
+    if config.disjoint >= layers and config.tuning is None:
+        raise ConfigError(
+            f"disjoint {config.disjoint} leaves none of the {layers} insertion layers for text. Lower it."
+        )
+    if config.max_length > context:
+        if stated:
+            raise ConfigError(
+                f"max_length {config.max_length} is more than the {context} tokens that this base reads."
+            )
+        log(f"max_length {context}: this base reads no more")
+        config = dataclasses.replace(config, max_length=context)
+    if config.tuning is None:
+        return config
+    tuning = dataclasses.replace(config.tuning, intermediate_size=base.intermediate_size)
+    return dataclasses.replace(config, tuning=tuning)
+
+
+def check_pictures(config: TrainConfig, examples: FileExamples, log: Callable[[str], None]) -> None:
+    """Raises ConfigError if the configuration is for pictures, or for texts beside them, and there are none."""
+    pictures, text = examples.pictures, examples.readable - examples.pictures
+    if config.vision is None and pictures:
+        log(f"the pictures of {pictures:,} records are left out: vision is not set")
+    if config.vision is not None and not pictures:
+        raise ConfigError("vision is set, and no record has a picture. Leave vision out, or name the pictures.")
+    if config.disjoint and not text:
+        raise ConfigError("disjoint shares layers out between pictures and text, and all records have a picture.")
+
+
+def with_encoder(
+    config: TrainConfig, device: torch.device, starts_anew: bool = True
+) -> tuple[TrainConfig, VisualEncoder | None]:
+    """The configuration with its encoder's sizes, and that encoder; None for a text adapter.
+
+    starts_anew: the adapter is a new one, so that its sizes are not known yet.
+    """
     vision = config.vision
     if vision is None:
         return config, None
-    if vision.projection == "label":
+    if vision.projection == "label" and starts_anew:
         raise ConfigError("vision.projection 'label' needs names of its own: choose 'global' or 'queries'.")
     encoder = load_encoder(vision.encoder, device)
-    vision = dataclasses.replace(vision, feature_size=encoder.feature_size, token_size=encoder.token_size)
+    if starts_anew:
+        vision = dataclasses.replace(vision, feature_size=encoder.feature_size, token_size=encoder.token_size)
     return dataclasses.replace(config, vision=vision), encoder
-
-
-def with_base(config: TrainConfig, base: Base) -> TrainConfig:
-    """The configuration with its base's sizes."""
-    if config.tuning is None:
-        return config
-    tuning = dataclasses.replace(config.tuning, intermediate_size=base.model.config.intermediate_size)
-    return dataclasses.replace(config, tuning=tuning)
 
 
 def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapter:
     """The adapter to train: a new one, or the one in `start_from`. Raises LoadError if that is for another base.
 
-    If the recipe has a tuning and the loaded adapter has none, an untrained one is added.
+    config: the recipe's, after `complete`. If it has a tuning and the loaded adapter has none, an untrained one
+    is added.
     """
     if recipe.start_from is None:
         return new_adapter(config, base)
     loaded = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
+    adapter_config = dataclasses.replace(loaded.config, description=config.description)
     if config.tuning is None or loaded.config.tuning is not None:
+        loaded.config = adapter_config
         return loaded
-    adapter = Adapter(dataclasses.replace(loaded.config, tuning=config.tuning)).to(base.device)
+    adapter = Adapter(dataclasses.replace(adapter_config, tuning=config.tuning)).to(base.device)
     adapter.load_state_dict({**adapter.state_dict(), **loaded.state_dict()})
     return adapter

@@ -181,7 +181,7 @@ class FileExamples:
 
     name: of its files. parts: what is learnt; held_out: the (records, index) that every evaluation uses.
     digest: of the content of all records and of how they are split, in hexadecimal: with another one, a run cannot
-    be resumed.
+    be resumed. readable: how many records can be read; pictures: how many of these have one.
     """
 
     def __init__(self, data: Sequence[DataConfig], config: TrainConfig, skipped: SkippedExamples) -> None:
@@ -189,6 +189,7 @@ class FileExamples:
         self._config, self._skipped = config, skipped
         sources = [_Source(one, skipped) for one in data]
         self.name = " and ".join(source.records.name for source in sources)
+        self.pictures = sum(source.scan.pictures for source in sources)
         self.digest = hashlib.sha256("\n".join(source.digest for source in sources).encode()).hexdigest()
         common = common_requests([s for source in sources for s in (source.scan, source.separate_scan) if s])
         weights = [source.data.weight * len(source.scan.indices) for source in sources]
@@ -218,12 +219,12 @@ class FileExamples:
             indices = found.indices[which][by_group(of_source[which])]
             self.held_out += [(records, int(indices[i])) for i in draw_evenly(len(indices), count, config.seed)]
 
-        self._readable = sum(len(source.scan.indices) for source in sources)
+        self.readable = sum(len(source.scan.indices) for source in sources)
         self._own_held_out = sum(records is source.records for source in sources for records, _ in self.held_out)
 
     def describe(self) -> str:
         """How the records are split, in a sentence."""
-        neither = self._readable - self.learnt - self._own_held_out
+        neither = self.readable - self.learnt - self._own_held_out
         text = f"{self.learnt:,} records to learn from, {len(self.held_out):,} held out for every evaluation"
         if neither:
             text += f", {neither:,} used for neither, as they share a picture or a conversation with held-out ones"

@@ -30,12 +30,14 @@ class Scan:
 
     indices, requests, conversations: [N], of the readable records: their number in the file, a hash of the picture
     or else of the first request, and one of the whole conversation. digest: of all records, in hexadecimal.
+    pictures: how many of the readable records have one.
     """
 
     indices: np.ndarray
     requests: np.ndarray
     conversations: np.ndarray
     digest: str
+    pictures: int
 
     def groups(self, common: np.ndarray) -> np.ndarray:
         """[N], the hash of each record's group, to be kept on one side. common: what common_requests returns."""
@@ -49,6 +51,7 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
     """
     indices, requests, conversations = array("q"), array("Q"), array("Q")
     digest = hashlib.sha256(f"{records.format} {len(records)}\n".encode())
+    pictures = 0
     for i in tqdm(range(len(records)), desc="read", unit="record", disable=None, leave=False):
         try:
             record = records[i]
@@ -57,6 +60,7 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
             digest.update(b"broken\n")
             continue
         indices.append(i)
+        pictures += record.image is not None
         picture = "" if record.image is None else picture_key(record.image)
         turns = [(turn.role, _normalised(turn.full_text)) for turn in record.messages]
         first = next((text for role, text in turns if role == "user"), "")
@@ -71,6 +75,7 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
         np.array(requests, dtype=np.uint64),
         np.array(conversations, dtype=np.uint64),
         digest.hexdigest(),
+        pictures,
     )
 
 

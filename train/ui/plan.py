@@ -22,7 +22,7 @@ from adapter.base.threads import available_cores
 from adapter.errors import BadInput
 from adapter.method.config import MAX_NAME_LENGTH, RESERVED_NAMES
 from adapter.server.loader import import_libraries
-from train.config import RecipeFile, TrainConfig, read_recipe
+from train.config import RecipeFile, TrainConfig, flatten, read_recipe
 from train.ui.runs import TrainingRuns
 
 MIN_STEPS, MAX_STEPS = 10, 1000
@@ -92,7 +92,7 @@ class RunPlan:
     def assignments(self, data: str) -> list[str]:
         """The run as `key=value` arguments of the command line. Raises ConfigError."""
         values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": _PRESET, "name": self.name}
-        values.update(_flatten(self.extra))
+        values.update(flatten(self.extra))
         if self.description:
             values["description"] = self.description
         if self.template != "chat":
@@ -165,14 +165,6 @@ def _tokens_per_second(base: str, runs: TrainingRuns) -> tuple[float | None, boo
 
 def _assignments(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={_to_yaml(value)}" for key, value in values.items()]
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _to_yaml(value: Any) -> str:

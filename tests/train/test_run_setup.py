@@ -1,0 +1,300 @@
+"""What a run takes from its preset, its base and the adapter that it starts from; what it refuses, and with which
+sentence.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer
+
+from adapter.formats import official_v2
+from adapter.method.checkpoint import load_adapter, read_config, save_adapter
+from adapter.method.config import TuningConfig, VisionConfig
+from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter, tiny_config
+from train import job
+from train.__main__ import main
+from train.config import ConfigError, TrainConfig, describe_preset, flatten, presets, read_recipe, recipe_text
+from train.loop import new_adapter, trainable_parameters
+from train.run_setup import complete
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": f"{i}>", "output": str(i % 3)} for i in range(20)]))
+    return path
+
+
+@pytest.fixture
+def command(rows, tiny_folder, tmp_path):
+    """The command of a short run on the tiny base, into the folder `out`."""
+
+    def build(*more: str, out: str = "out", base: Path = tiny_folder) -> list[str]:
+        short = ["batch_size=4", "eval_every=2", "steps=2", "precision=fp32", "max_length=100"]
+        place = ["--base", str(base), "--out", str(tmp_path / out), "--device", "cpu"]
+        return [f"data={rows}", *short, *more, *place]
+
+    return build
+
+
+@pytest.fixture
+def start(tmp_path) -> Path:
+    """An adapter for the tiny base that differs from a recipe's defaults in all that it has settings for."""
+    return saved(
+        tmp_path / "start", template="raw", prompt_length=5, insertion_layers=3, prompt_norm=True,
+        gate_activation="identity", description="An echo.",
+    )  # fmt: skip
+
+
+def saved(folder: Path, **config) -> Path:
+    save_adapter(random_adapter(FINGERPRINT, **config), folder)
+    return folder
+
+
+def completed(*assignments: str, log=lambda _: None, tokenizer=None):
+    recipe = read_recipe(None, ["data=a", *assignments])
+    return complete(recipe, tokenizer or character_tokenizer(), tiny_config(), log)
+
+
+# start_from.
+
+
+def test_a_run_trains_the_adapter_that_it_starts_from_with_that_adapters_template(
+    command, start, tmp_path, monkeypatch
+):
+    """Else it would learn one prompt and be served with another."""
+    templates = []
+    tokeniser = job.Tokeniser
+    monkeypatch.setattr(job, "Tokeniser", lambda *a: templates.append(a[1]) or tokeniser(*a))
+    assert main(command("preset=quick", f"start_from={start}", "description=New.")) == 0
+    assert templates == ["raw"]
+    assert read_config(tmp_path / "out") == dataclasses.replace(read_config(start), description="New.")
+    again = read_recipe(tmp_path / "out" / "recipe.yaml", [])
+    assert complete(again, character_tokenizer(), tiny_config(), print).train.template == "raw"
+
+
+@pytest.mark.parametrize(
+    "stated, message",
+    [
+        (["template=alpaca"], "template 'alpaca' where the adapter has 'raw'"),
+        (["prompt_length=9"], "prompt_length 9 where the adapter has 5"),
+        (["insertion_layers=-2"], "insertion_layers 2 where the adapter has 3"),
+        (["prompt_norm=false"], "prompt_norm False where the adapter has True"),
+        (["gate_activation=tanh"], "gate_activation 'tanh' where the adapter has 'identity'"),
+        (["vision.projection=global"], "vision.projection 'global' where the adapter has None"),
+        (["template=chat", "prompt_length=9"], "prompt_length 9 where the adapter has 5; template 'chat' where"),
+        (["init=random"], "init is for new prompts"),
+        (["prompt_std=0.5", "init=zero"], "init and prompt_std is for new prompts"),
+    ],
+)
+def test_a_recipe_that_states_another_adapter_than_it_starts_from_is_refused(start, stated, message):
+    with pytest.raises(ConfigError) as error:
+        completed("steps=1", f"start_from={start}", *stated)
+    assert message in str(error.value)
+
+
+def test_a_recipe_may_state_what_the_adapter_has_and_how_it_is_described(start):
+    stated = ["template=raw", "prompt_length=5", "insertion_layers=-1", "prompt_norm=true", "description=New."]
+    assert completed("steps=1", f"start_from={start}", *stated).train.description == "New."
+    assert completed("steps=1", f"start_from={start}").train.description == "An echo."
+
+
+def test_a_preset_gives_way_to_the_adapter_and_the_written_recipe_is_read_back(start, tmp_path):
+    recipe = completed("preset=v1", f"start_from={start}")
+    assert (recipe.train.template, recipe.train.prompt_length, recipe.train.lr) == ("raw", 5, 2.25e-3)
+    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))
+    again = read_recipe(tmp_path / "recipe.yaml", [])
+    assert complete(again, character_tokenizer(), tiny_config(), print) == recipe
+
+
+VISION = VisionConfig("tf_efficientnet_lite0", feature_size=6, hidden=7, channels="BGR")
+
+
+def test_the_pictures_settings_are_those_of_the_adapter(tmp_path):
+    start = f"start_from={saved(tmp_path / 'start', vision=VISION)}"
+    assert completed("steps=1", start).train.vision == VISION
+    assert completed("steps=1", start, "vision.hidden=7", "vision.channels=BGR").train.vision == VISION
+    for stated, message in (
+        ("vision.hidden=9", "vision.hidden 9 where the adapter has 7"),
+        ("vision.channels=RGB", "vision.channels 'RGB' where the adapter has 'BGR'"),
+        ("vision=", "no vision where the adapter has one"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            completed("steps=1", start, stated)
+
+
+def test_a_projection_with_names_of_its_own_can_be_trained_further(tmp_path):
+    """Only the adapter has those names, so that no recipe can state them; not even the one that the run writes."""
+    label = VisionConfig(
+        "tf_efficientnet_lite0", "label", feature_size=6, num_classes=3, num_kinds=2, name_length=1
+    )
+    start = saved(tmp_path / "start", vision=label, prompt_length=8, tuning=TuningConfig(64, norms=True))
+    recipe = completed("steps=1", f"start_from={start}")
+    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))
+    assert "intermediate_size" not in recipe_text(recipe)
+    again = complete(read_recipe(tmp_path / "recipe.yaml", []), character_tokenizer(), tiny_config(), print)
+    assert again.train.vision == label and again == recipe
+
+
+def test_a_tuning_is_added_or_taken_and_never_replaced(tmp_path, start):
+    """The V2 paper's second stage adds it, and a third goes on with it."""
+    second = completed("preset=v2-instructions", f"start_from={start}").train
+    assert second.tuning == TuningConfig(64, norms=True, bias=True, scale=True) and second.template == "raw"
+    tuned = f"start_from={saved(tmp_path / 'tuned', tuning=TuningConfig(64, norms=True))}"
+    third = completed("steps=1", "learn=tuning", tuned).train
+    assert third.tuning == TuningConfig(64, norms=True)
+    with pytest.raises(ConfigError, match="tuning.lora_rank 2 where the adapter has 0"):
+        completed("steps=1", tuned, "tuning.norms=true", "tuning.lora_rank=2")
+
+
+def test_learning_a_tuning_that_is_not_there_is_refused(tiny_base):
+    adapter = new_adapter(TrainConfig("x", steps=1), tiny_base)
+    with pytest.raises(ConfigError, match="learn: tuning finds no tuning"):
+        trainable_parameters(adapter, "tuning")
+
+
+# The base's template.
+
+
+@pytest.fixture
+def plain_folder(tiny_base, tmp_path) -> Path:
+    """The tiny base without a chat template, as bases that have not been taught to chat; it reads 256 tokens."""
+    folder = tmp_path / "plain"
+    model = copy.deepcopy(tiny_base.model)
+    model.config.max_position_embeddings = 256
+    model.save_pretrained(folder)
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    assert not AutoTokenizer.from_pretrained(folder).chat_template
+    return folder
+
+
+def test_a_base_without_a_chat_template_is_trained_with_alpacas(command, plain_folder, tmp_path, capsys):
+    long = "max_length=200"
+    assert main(command(long, "--check", base=plain_folder)) == 0
+    assert main(command(long, base=plain_folder)) == 0
+    told = "template alpaca: this base has no chat template"
+    assert capsys.readouterr().out.count(told) == 2
+    assert load_adapter(tmp_path / "out").config.template == "alpaca"  # so it is served with it
+    assert read_recipe(tmp_path / "out" / "recipe.yaml", []).train.template == "alpaca"
+    assert main(command("template=chat", out="chat", base=plain_folder)) == 1
+    assert "This base has no chat template" in capsys.readouterr().err
+
+
+def test_a_base_with_a_chat_template_keeps_it():
+    log = []
+    assert completed("steps=1", "max_length=100", log=log.append).train.template == "chat" and not log
+
+
+# Presets.
+
+
+@pytest.mark.parametrize("preset, left_out", [("v1", 2), ("v1-multimodal", 2), ("v2-captions", 1)])
+@pytest.mark.parametrize("depth", [30, 32])
+def test_published_presets_leave_out_the_papers_number_of_lowest_layers(preset, left_out, depth):
+    """30 of the 32 layers of LLaMA-7B in the first paper, 31 in the second."""
+    config = dataclasses.replace(read_recipe(None, ["data=a", f"preset={preset}"]).train, vision=None)
+    base = SimpleNamespace(fingerprint=dataclasses.replace(FINGERPRINT, num_hidden_layers=depth))
+    assert new_adapter(config, base).config.layers == range(left_out, depth)
+
+
+@pytest.mark.parametrize("count, layers", [(None, 4), (3, 3), (-1, 3), (-3, 1)])
+def test_insertion_layers_are_counted_from_the_top_or_left_out_from_below(tiny_base, count, layers):
+    config = TrainConfig("x", steps=1, insertion_layers=count)
+    assert new_adapter(config, tiny_base).config.layers == range(4 - layers, 4)
+
+
+def test_a_preset_for_deeper_bases_is_refused(tiny_base):
+    with pytest.raises(ConfigError, match="insertion_layers -4 leaves no layer of this base's 4"):
+        new_adapter(TrainConfig("x", steps=1, insertion_layers=-4), tiny_base)
+
+
+def test_the_published_presets_have_the_published_figures():
+    v1, pictures, captions, instructions = (
+        presets()[name].settings for name in ("v1", "v1-multimodal", "v2-captions", "v2-instructions")
+    )
+    for settings, rate in ((v1, 9e-3), (pictures, 9e-3), (captions, 1e-4), (instructions, 1e-3)):
+        assert settings["lr"] == settings["gate_lr"] == pytest.approx(rate * settings["batch_size"] / 256)
+        assert settings["save"] == "last" and settings["template"] == "alpaca"
+    assert (v1["epochs"], v1["warmup"], v1["batch_size"], v1["weight_decay"]) == (5, 2 / 5, 64, 0.02)
+    # Section 4.2 of the first paper keeps the other settings of its section 4.1.
+    assert {key: value for key, value in pictures.items() if key != "vision"} == v1
+    # What the released V2 checkpoints hold, by the reader of these.
+    vision = VisionConfig(**captions["vision"], token_size=768)
+    assert vision.encoder == official_v2.ENCODER and vision.encoding["projected"] and vision.channels == "BGR"
+    assert (vision.projection, vision.width, vision.blocks, vision.heads) == ("queries", 768, 8, 16)
+    assert captions["prompt_length"] == 10 and captions["learn"] == "prompts"
+    assert instructions["tuning"] == {"norms": True, "bias": True, "scale": True}
+
+
+def test_the_projection_of_v1_with_pictures_has_the_papers_size(tiny_base):
+    """0.6 M parameters (section 4.2) between CLIP's 5 x 1,024 multi-scale features and a base of width 4,096."""
+    from adapter.method.projection import build_projection
+
+    vision = VisionConfig(**presets()["v1-multimodal"].settings["vision"], feature_size=5 * 1024)
+    projection = build_projection(vision, 4096, 10)
+    assert sum(p.numel() for p in projection.parameters()) == pytest.approx(0.6e6, rel=0.02)
+
+
+def test_a_run_tells_what_its_preset_sets_and_where_that_comes_from(command, capsys):
+    main(command("preset=v1", "--check"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("preset v1: LLaMA-Adapter for text, arXiv 2303.16199, section 4.1")
+    assert "insertion_layers -2" in lines[1] and "save last" in lines[1] and "warmup 0.4" in lines[1]
+    assert lines[2] == "  but the recipe states its own batch_size, epochs, max_length"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_names_its_source_and_tells_all_that_it_sets(name):
+    start = ["start_from=x"] if name == "v2-instructions" else []
+    told = describe_preset(read_recipe(None, [f"preset={name}", "data=a", *start]))
+    assert all(f" {key} " in told for key in flatten(presets()[name].settings)) and presets()[name].source in told
+
+
+# Settings that would be ignored.
+
+
+@pytest.mark.parametrize(
+    "stated, message",
+    [
+        (["disjoint=2"], "set vision too"),
+        (["disjoint=4", "vision.projection=global"], "disjoint 4 leaves none of the 4 insertion layers for text"),
+        (["max_length=129"], "max_length 129 is more than the 128 tokens that this base reads"),
+    ],
+)
+def test_what_the_base_or_adapter_cannot_do_is_refused(stated, message):
+    with pytest.raises(ConfigError, match=message):
+        completed("steps=1", *stated)
+
+
+def test_rows_are_cut_where_the_base_ends_and_that_is_told():
+    log = []
+    assert completed("steps=1", log=log.append).train.max_length == 128
+    assert log == ["max_length 128: this base reads no more"]
+
+
+def test_pictures_that_are_not_seen_are_told_and_missing_ones_refused(command, rows, tmp_path, capsys):
+    assert main(command("vision.projection=global")) == 1
+    assert "vision is set, and no record has a picture" in capsys.readouterr().err
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    records = json.loads(rows.read_text())
+    rows.write_text(json.dumps([{**record, "image": "a.png"} for record in records]))
+    assert main(command("--check")) == 0
+    assert "the pictures of 20 records are left out: vision is not set" in capsys.readouterr().out
+    assert main(command("vision.projection=global", "disjoint=1", "--check")) == 1
+    assert "all records have a picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stated", ["epochs=2", "history=0.5", "vision.projection=global", "tuning.norms=true"])
+def test_settings_that_a_recipe_of_the_project_does_without_are_refused(stated, capsys, monkeypatch):
+    monkeypatch.setattr("train.__main__.load_base", lambda *_, **__: pytest.fail("the base was loaded"))
+    assert main(["pirate", stated]) == 1
+    assert "recipe pirate makes its own data" in capsys.readouterr().err
