@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("file", type=Path, metavar="DATA", help=help)
         command.add_argument("--format", default="auto", help="of training data")
         command.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
-        command.add_argument("--split", default="train", help="of formats that have splits")
+        command.add_argument("--split", help="of data that has splits (default: train)")
         return command
 
     def add_tokens(command: argparse.ArgumentParser, default: int) -> None:

@@ -119,7 +119,11 @@ class HarnessTasks:
         """include: a folder with tasks of one's own. template: prompts are put into the adapter's template."""
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self._names, self._limit, self._shots, self._template = list(names), limit, shots, template
-        self._manager = TaskManager(include_path=None if include is None else str(include))
+        folder = None if include is None else str(include)
+        # lm-eval's own tasks are thousands of files, and take seconds to list.
+        self._manager = TaskManager(include_path=folder, include_defaults=False)
+        if not set(names) <= set(self._manager.all_tasks):
+            self._manager = TaskManager(include_path=folder)
         self.notes = (
             f"lm-eval {lm_eval.__version__}; ± is 1.96 of its standard errors; --limit takes the first items",
         )
@@ -158,8 +162,8 @@ class HarnessTasks:
             for key, value in metrics.items():
                 metric, _, which = key.partition(",")
                 if isinstance(value, float) and "stderr" not in metric and which:
-                    error = metrics.get(f"{metric}_stderr,{which}")
-                    half = 1.96 * error if isinstance(error, float) else float("nan")
+                    deviation = metrics.get(f"{metric}_stderr,{which}")
+                    half = 1.96 * deviation if isinstance(deviation, float) else float("nan")
                     name = metric if which == "none" else f"{metric} ({which})"
                     figures.setdefault(task, {})[name] = Figure(value, value - half, value + half, n, "lm-eval")
         return Measured(figures)

@@ -14,15 +14,15 @@ from typing import Any, Protocol, TypeVar
 from adapter.base.template import Message, encode_answer
 from adapter.errors import BadInput
 from adapter.method.vision import VisualFeatures
-from train.evaluate.answerer import Answerer, Conversation
+from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, mean, ratio, share
 from train.evaluate.metrics import CAPTION_METRICS, caption_scores, exact_match, token_f1
 from train.evaluate.perplexity import STRENGTHS, WINDOW, text_windows, window_losses
 from train.evaluate.scienceqa import by_column, extract_letter
 from train.formats import scienceqa
 from train.formats.dataset import open_records
-from train.formats.index import decoded, index_json, opened
-from train.formats.record import DataError, fault, image_path, list_of, required, text_of
+from train.formats.index import Index, decoded, index_json, opened
+from train.formats.record import DataError, Picture, fault, image_path, list_of, picture_key, required, text_of
 from train.input.examples import Example
 from train.input.rows import IGNORED, Tokeniser
 
@@ -39,9 +39,11 @@ class Measured:
 
 
 class Task(Protocol):
-    """notes: what a reader has to know of the figures."""
+    """One thing to measure on data that has been read."""
 
-    notes: tuple[str, ...]
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know of the figures."""
 
     def measure(self, answerer: Answerer, seed: int) -> Measured:
         """seed: of the intervals."""
@@ -108,7 +110,7 @@ class Choice:
     question: str
     choices: tuple[str, ...]
     answer: int
-    image: Path | None
+    image: Picture | None
     where: str
 
 
@@ -128,7 +130,8 @@ class MultipleChoice:
         """JSON or JSONL. Raises DataError."""
         rows = _json_rows(path)
         folder = images or path.parent
-        return MultipleChoice([_choice(*rows.read(i), folder) for i in drawn(range(len(rows)), limit)], cue)
+        read = map(rows.read, drawn(range(len(rows)), limit))
+        return MultipleChoice([_choice(value, where, folder) for value, where in read], cue)
 
     def measure(self, answerer: Answerer, seed: int) -> Measured:
         tokenizer = answerer.base.tokenizer
@@ -166,15 +169,9 @@ class ExactMatch:
 
     @staticmethod
     def open(
-        path: Path, format: str, images: Path | None, split: str, limit: int | None, max_new_tokens: int
+        path: Path, format: str, images: Path | None, split: str | None, limit: int | None, max_new_tokens: int
     ) -> ExactMatch:
-        """Any format of training data, or JSON and JSONL with `prompt` and `answer`. Raises DataError."""
-        if path.suffix.lower() in (".json", ".jsonl") and path.is_file() and format == "auto":
-            rows = _json_rows(path)
-            if "prompt" in rows.read(0)[0]:
-                folder = images or path.parent
-                read = [_prompt(*rows.read(i), folder) for i in drawn(range(len(rows)), limit)]
-                return ExactMatch(read, max_new_tokens)
+        """Any format of training data. Raises DataError."""
         return ExactMatch(_examples(path, format, images, split, limit), max_new_tokens)
 
     def measure(self, answerer: Answerer, seed: int) -> Measured:
@@ -190,31 +187,31 @@ class ExactMatch:
 
 @dataclass(frozen=True)
 class Captions:
-    """Greedy captions beside all references of each picture. pictures: with the request and the references."""
+    """Greedy captions beside all references of each picture. examples: the first of each picture."""
 
-    pictures: Mapping[Path, tuple[Conversation, tuple[str, ...]]]
+    examples: Sequence[Example]
+    references: Sequence[Sequence[str]]
     max_new_tokens: int = 64
     notes: tuple[str, ...] = (CAPTION_METRICS,)
 
     @staticmethod
     def open(
-        path: Path, format: str, images: Path | None, split: str, limit: int | None, max_new_tokens: int
+        path: Path, format: str, images: Path | None, split: str | None, limit: int | None, max_new_tokens: int
     ) -> Captions:
         """Raises DataError. A picture's request is that of its first record."""
-        pictures: dict[Path, tuple[Conversation, tuple[str, ...]]] = {}
+        groups: dict[str, list[Example]] = {}
         for example in _examples(path, format, images, split, None):
             if example.picture is None:
                 raise DataError(f"{example.where}: no picture, so there is nothing to caption. Take it out.")
-            request, references = pictures.get(example.picture, (example.messages, ()))
-            pictures[example.picture] = (request, (*references, example.answer))
-        chosen = drawn(list(pictures), limit)
-        return Captions({path: pictures[path] for path in chosen}, max_new_tokens)
+            groups.setdefault(picture_key(example.picture), []).append(example)
+        chosen = drawn(list(groups.values()), limit)
+        references = [[example.answer for example in group] for group in chosen]
+        return Captions([group[0] for group in chosen], references, max_new_tokens)
 
     def measure(self, answerer: Answerer, seed: int) -> Measured:
-        requests = [request for request, _ in self.pictures.values()]
-        references = [texts for _, texts in self.pictures.values()]
-        texts = answerer.generate(requests, list(self.pictures), self.max_new_tokens)
-        return Measured({"captions": caption_scores(texts, references, seed)}, tuple(texts))
+        pictures = [example.picture for example in self.examples]
+        texts = answerer.generate([e.messages for e in self.examples], pictures, self.max_new_tokens)
+        return Measured({"captions": caption_scores(texts, self.references, seed)}, tuple(texts))
 
 
 @dataclass(frozen=True)
@@ -227,7 +224,7 @@ class HeldOutLoss:
 
     @staticmethod
     def open(
-        path: Path, format: str, images: Path | None, split: str, limit: int | None, max_length: int
+        path: Path, format: str, images: Path | None, split: str | None, limit: int | None, max_length: int
     ) -> HeldOutLoss:
         """Raises DataError."""
         return HeldOutLoss(_examples(path, format, images, split, limit), max_length)
@@ -285,7 +282,7 @@ def forgetting(text: str, limit: int | None) -> Perplexity:
 
 
 def _with_features(
-    answerer: Answerer, pictures: Sequence[tuple[Path | None, str]]
+    answerer: Answerer, pictures: Sequence[tuple[Picture | None, str]]
 ) -> Iterator[tuple[slice, list[VisualFeatures | None]]]:
     """Slices of all items, with their features. pictures: of each item, and its place in the data."""
     for start in range(0, len(pictures), _PICTURES):
@@ -293,7 +290,7 @@ def _with_features(
         yield part, [_features(answerer, picture, where) for picture, where in pictures[part]]
 
 
-def _features(answerer: Answerer, picture: Path | None, where: str) -> VisualFeatures | None:
+def _features(answerer: Answerer, picture: Picture | None, where: str) -> VisualFeatures | None:
     try:
         (features,) = answerer.features([picture])
     except BadInput as error:
@@ -301,12 +298,12 @@ def _features(answerer: Answerer, picture: Path | None, where: str) -> VisualFea
     return features
 
 
-def _examples(path: Path, format: str, images: Path | None, split: str, limit: int | None) -> list[Example]:
+def _examples(path: Path, format: str, images: Path | None, split: str | None, limit: int | None) -> list[Example]:
     records = open_records(path, format, images, split)
     return [Example.of(record) for record in drawn(records, limit)]
 
 
-def _json_rows(path: Path) -> Any:
+def _json_rows(path: Path) -> Index:
     if not path.is_file():
         raise DataError(f"There is no file '{path.name}'. Check the path.", str(path))
     return index_json(path)
@@ -330,11 +327,3 @@ def _choice(value: dict[str, Any], where: str, images: Path) -> Choice:
         raise fault(where, "answer", f"is {answer!r}, which names no choice", remedy)
     image = value.get("image")
     return Choice(question, choices, answer, image_path(image, "image", where, images) if image else None, where)
-
-
-def _prompt(value: dict[str, Any], where: str, images: Path) -> Example:
-    prompt = text_of(required(value, "prompt", where), "prompt", where, blank=False)
-    answer = text_of(required(value, "answer", where), "answer", where)
-    image = value.get("image")
-    picture = image_path(image, "image", where, images) if image else None
-    return Example((Message("user", prompt),), answer, picture=picture, where=where)

@@ -35,8 +35,8 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "chat": (("messages",),),
     "llava": (("conversations",),),
     "pairs": (
-        ("question", "answer"), ("prompt", "completion"), ("prompt", "response"), ("query", "response"),
-        ("input", "output"),
+        ("question", "answer"), ("prompt", "answer"), ("prompt", "completion"), ("prompt", "response"),
+        ("query", "response"), ("input", "output"),
     ),
 }  # fmt: skip
 

@@ -1,0 +1,453 @@
+"""What `python -m train.evaluate` measures: metrics by hand, likelihoods of a known model, and data's errors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adapter.base.llama import Base
+from adapter.base.template import Message
+from adapter.errors import AdapterError, BadInput
+from adapter.method.config import VisionConfig
+from adapter.method.deltas import TuningConfig
+from adapter.method.vision import VisualFeatures
+from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter
+from train.evaluate import answerer as answerer_module
+from train.evaluate.answerer import Answerer
+from train.evaluate.intervals import mean, ratio, share
+from train.evaluate.metrics import caption_scores, caption_words, exact_match, token_f1
+from train.evaluate.perplexity import STRENGTHS, text_windows
+from train.evaluate.scienceqa import extract_letter
+from train.evaluate.tasks import (
+    Captions,
+    ExactMatch,
+    HeldOutLoss,
+    MultipleChoice,
+    Perplexity,
+    ScienceQA,
+    drawn,
+    forgetting,
+)
+from train.formats.dataset import DataError, open_records
+from train.formats.scienceqa import COLUMNS
+from train.input.batches import collate
+from train.input.examples import Example
+from train.input.rows import IGNORED, Tokeniser
+from train.loop import evaluate
+from train.reproduce.scenes.writer import write_benchmark
+
+VISION = VisionConfig(encoder="any", feature_size=6, hidden=5)
+TUNING = TuningConfig(64, norms=True, bias=True, scale=True, lora_rank=2)
+ASK = (Message("user", "say it"),)
+
+
+class Bigrams:
+    """A model whose next token depends on the newest one alone, by a table of logits [97, 97]."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+        self.device = table.device
+        self.config = SimpleNamespace(max_position_embeddings=100_000)
+
+    def model(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.table[input_ids])
+
+    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+def bigrams(probabilities: dict[str, float]) -> Answerer:
+    """The same probabilities after every character; those that are not named share the rest."""
+    tokenizer = character_tokenizer()
+    rest = (1 - sum(probabilities.values())) / (97 - len(probabilities))
+    row = torch.full((97,), math.log(rest))
+    for character, probability in probabilities.items():
+        row[tokenizer(character).input_ids[0]] = math.log(probability)
+    return Answerer(Base(Bigrams(row.expand(97, 97)), tokenizer, FINGERPRINT, "none", 0))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def wide_base(tiny_base):
+    """The tiny base with room for long prompts."""
+    model = copy.deepcopy(tiny_base.model)
+    model.config.max_position_embeddings = 4096
+    return Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "none", 0)
+
+
+class FakeEncoder:
+    """Six features of a picture: the means of its channels, twice."""
+
+    device = torch.device("cpu")
+
+    def encode(self, images, batch_size=32, **_):
+        means = torch.tensor(np.array([np.asarray(image).mean((0, 1)) for image in images])).float() / 255
+        return VisualFeatures(torch.cat([means, means], dim=1))
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    monkeypatch.setattr(answerer_module, "load_encoder", lambda name, device: FakeEncoder())
+
+
+def visual(fingerprint, **config):
+    adapter = random_adapter(fingerprint, 2, gate=2.0, vision=VISION, **config)
+    for parameter in adapter.projection.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return adapter
+
+
+ADAPTERS = {
+    "none": lambda fingerprint: None,
+    "text": lambda fingerprint: random_adapter(fingerprint, 1, gate=2.0),
+    "visual": visual,
+    "tuning": lambda fingerprint: random_adapter(fingerprint, 3, tuning=TUNING),
+    "visual tuning": lambda fingerprint: visual(fingerprint, tuning=TUNING),
+}
+
+
+@pytest.fixture(params=list(ADAPTERS))
+def adapter(request, tiny_fingerprint):
+    made = ADAPTERS[request.param](tiny_fingerprint)
+    if made is not None and made.tuning is not None:
+        for parameter in made.tuning.parameters():
+            torch.nn.init.normal_(parameter, mean=float(parameter.mean()), std=0.1)
+    return made
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    paths = [tmp_path / f"{color}.png" for color in ("red", "green", "blue")]
+    for path in paths:
+        Image.new("RGB", (9, 7), path.stem).save(path)
+    return paths
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def values(measured):
+    return {(row, c): f.value for row, figures in measured.figures.items() for c, f in figures.items()}
+
+
+# Metrics and intervals.
+
+
+def test_intervals_are_those_of_the_books():
+    figure = share([True] * 8 + [False] * 2)
+    assert (figure.value, figure.n, figure.interval) == (80, 10, "Wilson")
+    assert (figure.low, figure.high) == pytest.approx((49.016, 94.332), abs=1e-3)
+    assert (share([False] * 10).low, share([False] * 10).high) == pytest.approx((0, 27.753), abs=1e-3)
+    assert share([True] * 3).high == 100
+
+    numbers = np.random.default_rng(0).normal(5, 2, 400).tolist()
+    figure = mean(numbers, seed=0, scale=10)
+    half = 1.96 * 10 * np.std(numbers) / 20
+    assert figure.value == pytest.approx(10 * np.mean(numbers)) and figure.interval == "bootstrap"
+    assert (figure.high - figure.low) / 2 == pytest.approx(half, rel=0.1)
+    assert mean(numbers, 0) == mean(numbers, 0) != mean(numbers, 1)
+    # Losses over tokens: a long item counts by its tokens.
+    assert ratio([9.0, 1.0], [9, 3], 0).value == pytest.approx(10 / 12)
+    assert ratio([2.0] * 5, [1] * 5, 0, math.exp).low == pytest.approx(math.exp(2))
+
+
+def test_texts_are_compared_as_for_squad():
+    assert exact_match("The  Answer!", "answer") and not exact_match("answers", "answer")
+    assert token_f1("a cat sat down", "The cat sat.") == pytest.approx(2 * 2 / (3 + 2))
+    assert token_f1("dog dog", "dog") == pytest.approx(2 / 3)
+    assert (token_f1("", ""), token_f1("the", ""), token_f1("x", "")) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("The answer is B.", 1), ("Because. The answer is (C)", 2), ("answer: a", 0), ("Answer: B", 1),
+        ("B", 1), (" (A) yes, it is", 0), ("C. blue", 2), ("B) green", 1), ("A\nreason", 0), ("B: green", 1),
+        ("blue", 2), ("Green.", 1), ("A green thing", None), ("I do not know", None), ("", None), ("D", None),
+        ("The answer is D.", None), ("The answer is A. The answer is B.", None), ("The answer is Blue", None),
+        ("The answer is B. So the answer is B.", 1), ("the answer is that", None),
+    ],
+)  # fmt: skip
+def test_the_letter_of_a_generated_answer(text, index):
+    assert extract_letter(text, ("red", "green", "blue")) == index
+
+
+def test_captions_score_as_computed_by_hand():
+    pytest.importorskip("pycocoevalcap")
+    assert caption_words("A man's RED-hot dog, isn't it?") == "a man 's red-hot dog is n't it"
+    # 8 words against 9: all words, 6 of 7 pairs, 5 of 6 triples, 4 of 5 fours, and the brevity penalty.
+    said, wanted = "the quick brown fox jumps over the dog", "the quick brown fox jumps over the lazy dog"
+    bleu = caption_scores([said, said], [[wanted], [wanted]], 0)["BLEU-4"]
+    assert bleu.value == pytest.approx(100 * math.exp(1 - 9 / 8) * (6 / 7 * 5 / 6 * 4 / 5) ** 0.25)
+    # Two pictures whose words differ: a perfect caption has 10, one that fits one of two references 5.
+    scores = caption_scores(["one two three four", "b c d e"], [["one two three four"], ["b c d e", "f g h i"]], 0)
+    assert scores["CIDEr"].value == pytest.approx(100 * (10 + 5) / 2)
+    assert scores["CIDEr"].n == 2 and scores["BLEU-4"].value == pytest.approx(100)
+
+
+def test_bleu_is_that_of_cocos_server():
+    bleu = pytest.importorskip("pycocoevalcap.bleu.bleu")
+    said = ["a red ball lies on the grass today", "two dogs run", "the cat on the mat sleeps in the sun"]
+    wanted = [
+        ["a red ball lies on green grass", "the ball on the grass is red today"],
+        ["two dogs run over a field"],
+        ["the cat sleeps on the mat in the sun", "a cat", "the cat on the mat"],
+    ]
+    expected, _ = bleu.Bleu(4).compute_score(dict(enumerate(wanted)), {i: [s] for i, s in enumerate(said)}, 0)
+    assert caption_scores(said, wanted, 0)["BLEU-4"].value == pytest.approx(100 * expected[3], rel=1e-6)
+
+
+def test_missing_libraries_are_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
+    with pytest.raises(AdapterError, match=r"llama-adapter\[evaluate\]"):
+        caption_scores(["a"], [["a"]], 0)
+
+
+# Likelihoods and answers.
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
+@torch.no_grad()
+def test_any_adapter_scores_as_row_by_row(wide_base, adapter, strength, encoder, pictures):
+    answerer = Answerer(wide_base, adapter, strength)
+    shown = [pictures[0], None, pictures[1], *[None] * 20]  # more rows than fit into a batch
+    ids = [wide_base.tokenizer("x" * (3 + i) + "yz").input_ids for i in range(len(shown))]
+    labels = [[IGNORED] * (len(row) - 2) + row[-2:] for row in ids]
+    features = answerer.features(shown)
+    scores = answerer.token_scores(ids, labels, features)
+    following = answerer.next_logprobs(ids, [7, 8], features)
+    for row, feature, score, two in zip(ids, features, scores, following, strict=True):
+        kv = None if adapter is None else adapter(wide_base.model, feature).scaled(strength)
+        logs = wide_base.model(input_ids=torch.tensor([row]), prompt_kv=kv).logits[0].log_softmax(-1)
+        expected = logs[torch.arange(len(row) - 3, len(row) - 1), torch.tensor(row[-2:])]
+        torch.testing.assert_close(score.logprobs, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(two, logs[-1, [7, 8]], atol=1e-4, rtol=1e-4)
+        assert score.greedy.tolist() == (logs[-3:-1].argmax(-1) == torch.tensor(row[-2:])).tolist()
+    bare = Answerer(wide_base).token_scores(ids, labels)
+    same = all(torch.equal(a.logprobs, b.logprobs) for a, b in zip(scores, bare, strict=True))
+    assert same == (adapter is None or strength == 0)  # strength 0 is the base, to the bit
+
+
+@torch.no_grad()
+def test_any_adapter_answers_with_its_likeliest_tokens(wide_base, adapter, encoder, pictures):
+    answerer = Answerer(wide_base, adapter, 0.7)
+    asked = [(Message("user", f"say {i}"),) for i in range(60)]  # more than the engine takes at once
+    shown = [pictures[i % 3] if i % 4 else None for i in range(60)]
+    texts = answerer.generate(asked, shown, max_new_tokens=3)
+    for i in (0, 1, 2, 59):
+        ids = answerer.encode(asked[i])
+        (feature,) = answerer.features([shown[i]])
+        kv = None if adapter is None else adapter(wide_base.model, feature).scaled(0.7)
+        for _ in range(3):
+            ids.append(int(wide_base.model(input_ids=torch.tensor([ids]), prompt_kv=kv).logits[0, -1].argmax()))
+            if ids[-1] in wide_base.stop_ids:
+                break
+        wanted = wide_base.tokenizer.decode(ids[len(answerer.encode(asked[i])) :], skip_special_tokens=True)
+        assert texts[i] == wanted
+
+
+def test_the_right_letter_counts_among_the_problems_choices_only(tmp_path, monkeypatch):
+    folder = write_benchmark(tmp_path / "drawn", {"train": 4, "val": 4, "test": 60})
+    task = ScienceQA.open(folder, "test", None, "", 32)
+    answerer = bigrams({"D": 0.5, "B": 0.2, "A": 0.1})  # D is the likeliest where there is one
+    monkeypatch.setattr(
+        Answerer, "generate_from", lambda self, prompts, *_: [f"The answer is {'AB?'[i % 3]}." for i in range(60)]
+    )
+    figures = task.measure(answerer, 0).figures
+    problems = json.loads((folder / "problems.json").read_text())
+    numbers = json.loads((folder / "pid_splits.json").read_text())["test"]
+    belongs = {
+        "NAT": lambda p: p["subject"] == "natural science", "SOC": lambda p: p["subject"] == "social science",
+        "LAN": lambda p: p["subject"] == "language science", "TXT": lambda p: p["hint"],
+        "IMG": lambda p: p["image"], "NO": lambda p: not p["hint"] and not p["image"],
+        "G1-6": lambda p: int(p["grade"][5:]) <= 6, "G7-12": lambda p: int(p["grade"][5:]) > 6,
+        "Avg": lambda p: True,
+    }  # fmt: skip
+    assert tuple(belongs) == COLUMNS
+    for column, condition in belongs.items():
+        chosen = [(i, problems[number]) for i, number in enumerate(numbers) if condition(problems[number])]
+        if not chosen:
+            assert column not in figures["likeliest letter"]
+            continue
+        likeliest = [(3 if len(p["choices"]) > 3 else 1) == p["answer"] for _, p in chosen]
+        generated = [i % 3 == p["answer"] and i % 3 < 2 for i, p in chosen]
+        assert figures["likeliest letter"][column].value == pytest.approx(100 * sum(likeliest) / len(chosen))
+        assert figures["generated letter"][column].value == pytest.approx(100 * sum(generated) / len(chosen))
+        assert figures["likeliest letter"][column].n == len(chosen)
+    assert len(figures["likeliest letter"]) >= 7
+    assert figures["unreadable"]["Avg"].value == pytest.approx(100 / 3)
+    assert len(drawn(task.problems, 7)) == 7 and drawn(task.problems, 7)[0] is task.problems[0]
+
+
+def test_pictures_of_the_benchmark_reach_the_adapter(wide_base, tiny_fingerprint, tmp_path, encoder):
+    folder = write_benchmark(tmp_path / "drawn", {"train": 4, "val": 4, "test": 96})
+    task = ScienceQA.open(folder, "test", 24, "\nAnswer: (", 4)
+    seen = []
+    adapter = visual(tiny_fingerprint)
+    adapter.projection.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    measured = task.measure(Answerer(wide_base, adapter), 0)
+    shown = sum(problem.image is not None for problem in task.problems)
+    assert 0 < shown < 24 and len(measured.answers) == 24
+    assert sum(seen) >= 2 * shown  # for the likelihoods, and for the answers
+    assert task.measure(Answerer(wide_base, adapter), 0) == measured
+
+
+def test_choices_by_sum_and_by_length(tmp_path):
+    rows = [
+        {"question": "q", "choices": ["c", "aaa"], "answer": "A"},  # likelier as a whole
+        {"question": "q", "choices": ["c", "aaa"], "answer": "aaa"},  # likelier by the character
+        {"question": "q", "choices": ["c", "aaa", "x"], "answer": 0},
+    ]
+    task = MultipleChoice.open(jsonl(tmp_path / "quiz.jsonl", *rows), None, None, "")
+    figures = task.measure(bigrams({"a": 0.4, "c": 0.3}), 0).figures["accuracy"]
+    assert figures["by sum"].value == pytest.approx(200 / 3)
+    assert figures["by length"].value == pytest.approx(100 / 3)
+    assert figures["by sum"].n == 3
+
+
+def test_answers_beside_the_wanted_ones(tmp_path, monkeypatch):
+    path = jsonl(
+        tmp_path / "test.jsonl", {"prompt": "p", "answer": "a cat sat"}, {"prompt": "q", "answer": "Dogs."}
+    )
+    monkeypatch.setattr(Answerer, "generate_from", lambda self, prompts, *_: ["The cat ran", "dogs"])
+    found = values(ExactMatch.open(path, "auto", None, None, None, 8).measure(bigrams({}), 0))
+    assert found == {("answers", "exact match"): 50, ("answers", "token F1"): pytest.approx((50 + 100) / 2)}
+    alpaca = jsonl(tmp_path / "alpaca.jsonl", {"instruction": "i", "input": "", "output": "the cat ran"})
+    monkeypatch.setattr(Answerer, "generate_from", lambda self, prompts, *_: ["cat ran"])
+    measured = ExactMatch.open(alpaca, "auto", None, None, None, 8).measure(bigrams({}), 0)
+    assert values(measured)["answers", "exact match"] == 100 and measured.answers == ("cat ran",)
+
+
+@pytest.mark.parametrize("coco", [False, True])
+def test_all_references_of_a_picture_count_once(tmp_path, pictures, monkeypatch, coco):
+    pytest.importorskip("pycocoevalcap")
+    captions = [("red.png", "a b c d"), ("blue.png", "w x y z"), ("red.png", "e f g h")]
+    if coco:
+        images = [{"id": i, "file_name": name} for i, name in enumerate(("red.png", "blue.png"))]
+        ids = {image["file_name"]: image["id"] for image in images}
+        notes = [{"id": i, "image_id": ids[name], "caption": text} for i, (name, text) in enumerate(captions)]
+        path = tmp_path / "captions_val2017.json"
+        path.write_text(json.dumps({"images": images, "annotations": notes}))
+    else:
+        path = tmp_path / "captions.tsv"
+        path.write_text("".join(f"{name}\t{text}\n" for name, text in captions))
+    asked = []
+
+    def generate_from(self, prompts, shown, *_):
+        asked.extend(shown)
+        return ["a b c d" if picture.stem == "red" else "nothing of that kind" for picture in shown]
+
+    monkeypatch.setattr(Answerer, "generate_from", generate_from)
+    task = Captions.open(path, "auto", tmp_path, None, None, 8)
+    found = task.measure(bigrams({}), 0).figures["captions"]
+    assert [picture.name for picture in asked] == ["red.png", "blue.png"]
+    # Ten for the one reference and nothing for the other; nothing for the second picture.
+    assert found["CIDEr"].value == pytest.approx(100 * (10 / 2 + 0) / 2) and found["CIDEr"].n == 2
+
+
+def test_loss_is_the_trainers(wide_base, adapter, tmp_path, encoder, pictures):
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    path = jsonl(
+        tmp_path / "talk.jsonl",
+        {"messages": talk * 2, "image": "red.png"},
+        {"messages": talk},
+        {"messages": [{"role": "user", "content": "long " * 30}, {"role": "assistant", "content": "cut " * 30}]},
+    )
+    figure = HeldOutLoss.open(path, "auto", None, None, None, 200).measure(Answerer(wide_base, adapter), 0)
+    template = "chat"
+    rows = Tokeniser(wide_base.tokenizer, template, 200).rows(map(Example.of, open_records(path)))
+    answerer = Answerer(wide_base, adapter or random_adapter(FINGERPRINT, gate=0))
+    rows = [
+        row._replace(example=Example(row.example.messages, "", answerer.features([row.example.picture])[0]))
+        for row in rows
+    ]
+    total, count = evaluate(wide_base.model, answerer.adapter, [collate(rows, 0)])
+    assert figure.figures["held-out loss"]["loss"].value == pytest.approx(total / count, rel=1e-5)
+
+
+def test_perplexity_of_a_uniform_model_is_its_vocabulary(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("some words " * 100)
+    task = Perplexity.open(path, None)
+    figure = task.measure(bigrams({}), 0).figures["text"]["perplexity"]
+    assert figure.value == pytest.approx(97, rel=1e-5) and figure.low == pytest.approx(97, rel=1e-5)
+    assert figure.n == math.ceil(1100 / 256)
+    assert Perplexity.open(path, 2).measure(bigrams({}), 0).figures["text"]["perplexity"].n == 2
+
+
+def test_every_window_begins_as_the_tokenizer_begins_texts(tiny_base):
+    class Beginning:
+        bos_token_id = 1
+
+        def __call__(self, text, add_special_tokens=True, **_):
+            return SimpleNamespace(input_ids=[1] * add_special_tokens + [5] * len(text))
+
+    base = Base(tiny_base.model, Beginning(), FINGERPRINT, "none", 0)
+    windows = text_windows(base, "x" * 300)
+    assert [window[0] for window in windows] == [1, 1, 1] and sum(map(len, windows)) == 303
+    assert max(map(len, windows)) == base.context_length
+
+
+def test_forgetting_begins_at_the_base(wide_base, tiny_fingerprint):
+    task = forgetting("some words of no relation " * 60, 3)
+    bare = values(task.measure(Answerer(wide_base), 0))
+    found = values(task.measure(Answerer(wide_base, random_adapter(tiny_fingerprint, gate=2.0)), 0))
+    assert list(found) == [(f"strength {s:g}", "perplexity") for s in STRENGTHS]
+    assert bare == {("text", "perplexity"): found["strength 0", "perplexity"]}
+    assert len(set(found.values())) == len(STRENGTHS)
+
+
+# Data that is wrong.
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            {"question": "q", "choices": ["a", "b"], "answer": "C"},
+            "line 2: 'answer' is 'C', which names no",
+        ),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "'answer' is 2"),
+        ({"question": "q", "choices": ["a", "b"], "answer": True}, "'answer' is True"),
+        ({"question": "q", "choices": ["x", "x"], "answer": "x"}, "'answer' is 'x'"),
+        ({"question": "q", "choices": [], "answer": 0}, "'choices' is an empty list"),
+        ({"question": "q", "choices": ["a", ""], "answer": 0}, r"'choices\[1\]' is empty"),
+        ({"choices": ["a"], "answer": 0}, "'question' is missing"),
+    ],
+)
+def test_a_wrong_question_is_named(tmp_path, row, sentence):
+    path = jsonl(tmp_path / "quiz.jsonl", {"question": "q", "choices": ["a", "b"], "answer": "b"}, row)
+    with pytest.raises(DataError, match=sentence):
+        MultipleChoice.open(path, None, None, "")
+
+
+def test_what_cannot_be_measured_is_said(tmp_path, wide_base, tiny_fingerprint, encoder):
+    with pytest.raises(DataError, match="holds no problems.json"):
+        ScienceQA.open(tmp_path, "test", None, "", 8)
+    with pytest.raises(DataError, match="no file 'no.txt'"):
+        Perplexity.open(tmp_path / "no.txt", None)
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"empty.txt is empty"):
+        Perplexity.open(tmp_path / "empty.txt", None)
+    path = jsonl(tmp_path / "talk.jsonl", {"prompt": "p", "answer": "a"})
+    with pytest.raises(DataError, match="line 1: no picture"):
+        Captions.open(path, "auto", None, None, None, 8)
+    with pytest.raises(DataError, match="Raise --max-length"):
+        HeldOutLoss.open(path, "auto", None, None, None, 4).measure(Answerer(wide_base), 0)
+    quiz = jsonl(tmp_path / "quiz.jsonl", {"question": "q", "choices": ["a"], "answer": 0, "image": "no.png"})
+    task = MultipleChoice.open(quiz, None, None, "")
+    assert task.measure(Answerer(wide_base), 0).figures  # the bare base reads no picture
+    with pytest.raises(DataError, match=r"quiz.jsonl, line 1: no.png: "):
+        task.measure(Answerer(wide_base, visual(tiny_fingerprint)), 0)
+    with pytest.raises(BadInput, match="Item 2: .* tokens"):
+        Answerer(wide_base).generate([ASK, (Message("user", "x" * 5000),)])
+    with pytest.raises(BadInput, match="5000 tokens, and this base reads 4096"):
+        Answerer(wide_base).next_logprobs([[5] * 5000], [1])

@@ -1,0 +1,204 @@
+"""`python -m train.evaluate` as a program: its table and JSON, what it refuses, and lm-eval's tasks through it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from adapter.base.llama import load_base
+from adapter.method.checkpoint import save_adapter
+from adapter.method.deltas import TuningConfig
+from tests.tiny_models import random_adapter
+from train.evaluate.__main__ import main
+from train.evaluate.answerer import Answerer
+from train.evaluate.report import adapter_digest, code_version
+
+ROWS = [
+    {"question": "What do bees make?", "choices": ["honey", "iron", "paper money"], "answer": 0},
+    {"question": "How many legs has a spider?", "choices": ["six", "eight"], "answer": 1},
+    {"question": "Which is a colour?", "choices": ["table", "red", "quickly"], "answer": 1},
+    {"question": "Where?", "choices": ["up", "down the stairs", "in it", "x"], "answer": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_base, tmp_path_factory):
+    """The tiny base with room for long prompts, adapters for it, and data."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    tiny_base.model.save_pretrained(folder / "base")
+    tiny_base.tokenizer.save_pretrained(folder / "base")
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    fingerprint = load_base(str(folder / "base"), quantization="none", device="cpu").fingerprint
+    save_adapter(random_adapter(fingerprint, gate=2.0), folder / "poet")
+    save_adapter(random_adapter(fingerprint, 1, tuning=TuningConfig(64, bias=True)), folder / "tuned")
+    (folder / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+@pytest.fixture
+def run(folder, capsys):
+    def run(*words, adapters=("poet",), code=0):
+        named = [word for name in adapters for word in ("--adapter", str(folder / name))]
+        base = ["--base", str(folder / "base"), "--device", "cpu", "--precision", "fp32"]
+        assert main([*map(str, words), *base, *named]) == code
+        return capsys.readouterr()
+
+    return run
+
+
+def test_one_command_one_table_one_json(run, folder, tmp_path):
+    files = [tmp_path / f"{i}.json" for i in range(3)]
+    printed = [
+        run("multiple-choice", folder / "quiz.jsonl", "--out", file, "--seed", 5, adapters=("poet", "tuned")).out
+        for file in files[:2]
+    ]
+    first, second = (json.loads(file.read_text()) for file in files[:2])
+    assert printed[0] == printed[1] and first["systems"] == second["systems"]
+    bare, poet, tuned = first["systems"]
+    assert (bare["name"], poet["name"], tuned["name"]) == ("bare base", "poet", "tuned")
+    assert (bare["digest"], bare["strength"], poet["strength"]) == (None, None, 1.0)
+    assert poet["digest"] == adapter_digest(folder / "poet") != tuned["digest"]
+    figure = poet["figures"]["accuracy"]["by sum"]
+    assert (figure["n"] == 4 and figure["low"] < figure["value"] < figure["high"]) or figure["value"] in (0, 100)
+    assert figure["interval"] == "Wilson"
+    assert first["seed"] == 5 and first["precision"] == "fp32 on cpu" and first["commit"] == code_version()
+    assert first["command"].startswith("python -m train.evaluate multiple-choice")
+    assert first["base"]["name"] == "base"
+    assert {"date", "processor", "versions", "task", "limit"} <= set(first)
+    header, _, *lines = [line.split("|")[1:-1] for line in printed[0].splitlines() if line[0] == "|"]
+    assert [cell.strip() for cell in header] == ["", "", "by sum", "by length", "n"]
+    assert [line[1].strip() for line in lines] == ["bare base", "poet", "tuned"] and lines[0][-1].strip() == "4"
+    for told in ("fp32 on cpu", "templates: bare base chat, poet chat", "lm-eval's acc_norm", first["processor"]):
+        assert told in printed[0]
+
+    run("multiple-choice", folder / "quiz.jsonl", "--limit", 2, "--no-base", "--strength", 0, "--out", files[2])
+    (weak,) = json.loads(files[2].read_text())["systems"]
+    assert weak["name"] == "poet at 0" and weak["figures"]["accuracy"]["by sum"]["n"] == 2
+
+
+def test_strength_zero_is_the_base(run, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("some words of no relation " * 100)
+    run("forgetting", text, "--limit", 3, "--out", tmp_path / "out.json", adapters=("poet", "tuned"))
+    bare, *adapted = json.loads((tmp_path / "out.json").read_text())["systems"]
+    for system in adapted:
+        figures = [row["perplexity"] for row in system["figures"].values()]
+        assert figures[0] == bare["figures"]["text"]["perplexity"] != figures[-1]
+
+
+def test_answers_are_in_the_json(run, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "hi", "answer": "ho"}\n{"prompt": "ha", "answer": "he"}\n')
+    out = run("exact-match", data, "--max-new-tokens", 3, "--out", tmp_path / "out.json").out
+    systems = json.loads((tmp_path / "out.json").read_text())["systems"]
+    assert all(len(system["answers"]) == 2 for system in systems) and "token F1" in out
+    assert "held-out loss" in run("loss", data).out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["forgetting", "--limit", "0"], "--limit must be at least 1, got 0."),
+        (["forgetting", "--strength", "3"], "--strength must lie from 0 to 2, got 3."),
+        (["forgetting", "--no-base"], "--no-base without --adapter leaves nothing to measure."),
+        (["forgetting", "--adapter", "nobody"], "There is no adapter 'nobody'. Choose one of: "),
+        (["forgetting", "--base", "embedded-none.gguf"], "There is no file 'embedded-none.gguf'."),
+        (["exact-match", "no.jsonl"], "There is no file or folder 'no.jsonl'."),
+        (["multiple-choice", "no.jsonl"], "There is no file 'no.jsonl'."),
+    ],
+)
+def test_refusals_are_one_line(words, sentence, capsys):
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {sentence}") and error.count("\n") == 1
+
+
+def test_an_adapter_of_another_base_is_refused(run, folder, tmp_path, tiny_fingerprint):
+    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["base"]["tokenizer"] = "of another"
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    error = run("forgetting", "--limit", 1, adapters=(str(tmp_path / "other"),), code=1).err
+    assert "was made for" in error
+
+
+# lm-eval.
+
+TASK = """task: quiz{kind}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/quiz.jsonl}}, cache_dir: {cache}}}
+test_split: test
+output_type: {output}
+doc_to_text: "{{{{question}}}}"
+target_delimiter: ""
+"""
+CHOICES = 'doc_to_target: answer\ndoc_to_choice: "{{choices}}"\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n'
+ANSWERS = """doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["e"], max_gen_toks: 5}
+metric_list: [{metric: exact_match}]
+"""
+
+
+def test_lm_eval_agrees_with_our_own(run, folder, tmp_path):
+    pytest.importorskip("lm_eval")
+    for kind, output, rest in (("", "multiple_choice", CHOICES), ("gen", "generate_until", ANSWERS)):
+        text = TASK.format(kind=kind, output=output, folder=folder, cache=tmp_path / "cache")
+        (tmp_path / f"quiz{kind}.yaml").write_text(text + rest)
+    words = ["lm-eval", "--tasks", "quiz,quizgen", "--include", tmp_path, "--template"]
+    run(*words, "--out", tmp_path / "theirs.json")
+    run("multiple-choice", folder / "quiz.jsonl", "--out", tmp_path / "ours.json")
+    theirs, ours = (json.loads((tmp_path / f"{name}.json").read_text())["systems"] for name in ("theirs", "ours"))
+    accuracies = set()
+    for one, other in zip(theirs, ours, strict=True):
+        found, wanted = one["figures"]["quiz"], other["figures"]["accuracy"]
+        assert found["acc"]["value"] == pytest.approx(wanted["by sum"]["value"] / 100)
+        assert found["acc_norm"]["value"] == pytest.approx(wanted["by length"]["value"] / 100)
+        assert found["acc"]["n"] == 4 and found["acc"]["interval"] == "lm-eval"
+        assert one["figures"]["quizgen"]["exact_match"]["n"] == 4
+        accuracies |= {found["acc"]["value"], found["acc_norm"]["value"]}
+    assert len(accuracies) > 1
+
+
+@pytest.mark.slow  # lm-eval lists its 14,000 tasks
+def test_a_task_that_lm_eval_has_not_is_named(capsys):
+    pytest.importorskip("lm_eval")
+    assert main(["lm-eval", "--tasks", "quizzes"]) == 1
+    assert "lm-eval has no task 'quizzes'" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_lm_eval_reads_and_asks_the_model_itself(folder):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from train.evaluate.harness import HarnessModel
+
+    base = load_base(str(folder / "base"), quantization="none", device="cpu", dtype=torch.float32)
+    model = HarnessModel(Answerer(base))
+
+    def asked(kind, *arguments):
+        return getattr(model, kind)([Instance(kind, {}, arguments, 0)])[0]
+
+    ids = base.tokenizer("context and more").input_ids
+    logs = base.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    tokens = torch.tensor(ids[7:])
+    total, greedy = asked("loglikelihood", "context", " and more")
+    assert total == pytest.approx(logs[torch.arange(6, len(ids) - 1), tokens].sum().item(), rel=1e-4)
+    assert greedy is False
+    # The model's own answer is the greedy one, and a text to stop at ends it.
+    answer = asked("generate_until", "context", {"until": [], "max_gen_toks": 4})
+    assert len(answer) == 4 and asked("loglikelihood", "context", answer)[1] is True
+    ended = asked("generate_until", "context", {"until": [answer[2]], "max_gen_toks": 4})
+    assert ended == answer.split(answer[2])[0]
+    # Every token once, the first one after the token that begins texts.
+    text = "words " * 500
+    assert len(base.tokenizer(text).input_ids) > base.context_length
+    assert -asked("loglikelihood_rolling", text) > 1000 and math.isfinite(asked("loglikelihood_rolling", text))
+    begun = [base.tokenizer.eos_token_id, *ids]
+    logs = base.model(input_ids=torch.tensor([begun])).logits[0].log_softmax(-1)
+    expected = logs[torch.arange(len(ids)), torch.tensor(ids)].sum().item()
+    assert asked("loglikelihood_rolling", "context and more") == pytest.approx(expected, rel=1e-4)
