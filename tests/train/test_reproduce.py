@@ -33,7 +33,7 @@ from train.reproduce.report import plot, write_report
 from train.reproduce.runs import FULL, QUICK, STRENGTHS, Run, layer_shares, planned_runs, whiten
 from train.reproduce.scenes.writer import write_benchmark
 from train.reproduce.scoring import answer
-from train.reproduce.tables import Figures, claims
+from train.reproduce.tables import Figures, claims, steps_until_learnt
 
 LAYERS = 30  # of the embedded base
 
@@ -272,6 +272,11 @@ def test_tables_as_csv_and_markdown(figures):
     for table in tables.values():
         assert all(len(row) == len(table.head) for row in table.rows)
         assert table.markdown().count("\n|") == len(table.rows) + 2
+
+
+def test_steps_until_learnt_are_counted_on_the_smoothed_loss():
+    assert steps_until_learnt([1.0, 0.1, *[1.0] * 10]) == 12  # one lucky step is none
+    assert steps_until_learnt([1.0] + [0.0] * 20) == 10  # 0.9 ** 9 < 0.4
 
 
 def test_plots_are_written(figures, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapter.base.embedded import ENCODER
 from train.reproduce.runs import KEEP, STRENGTHS
-from train.reproduce.tables import METHODS, Figures, claims
+from train.reproduce.tables import METHODS, Figures, claims, smoothed
 
 _NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
 _INTRO = """# The paper's claims, tried anew
@@ -162,21 +162,13 @@ def _plot_losses(axes: Any, figures: Figures) -> None:
     """The paper's figure 5."""
     for init in ("zero", "random"):
         for i, run in enumerate(figures.runs(init)):
-            losses = _smooth(run["losses"])
+            losses = smoothed(run["losses"])
             label = None if i else _NAMES[init]
             axes.plot(range(1, len(losses) + 1), losses, color=_COLORS[init], alpha=0.8, label=label)
     axes.set(
         title="Figure 5: training loss, a line a seed", xlabel="step", ylabel="loss, nats a token", ylim=(0, 2)
     )
     axes.legend(frameon=False)
-
-
-def _smooth(losses: Sequence[float], keep: float = 0.9) -> list[float]:
-    smoothed, running = [], losses[0]
-    for loss in losses:
-        running = keep * running + (1 - keep) * loss
-        smoothed.append(running)
-    return smoothed
 
 
 def _plot_columns(axes: Any, figures: Figures) -> None:

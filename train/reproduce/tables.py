@@ -22,6 +22,7 @@ Result = Mapping[str, Any]
 Cell = str | float | int | Interval | None
 _GAP = 25.0  # points on image questions that a picture must be worth
 _SLACK = 2.0  # points that count as equal
+_LEARNT = 0.4  # nats a token: most questions without a picture are answered by then
 METHODS = {
     "text": "this adapter, text only",
     "keep": "the same with keep",
@@ -164,10 +165,12 @@ class Figures:
         for count, group in self.by_layers().items():
             if self.has(group):
                 seconds = self.over_seeds(group, lambda run: run["seconds"])
+                steps = self.over_seeds(group, lambda run: steps_until_learnt(run["losses"]))
                 accuracies = (self.accuracy(group, "IMG"), self.accuracy(group, "Avg"))
                 parameters = self.runs(group)[0]["parameters"]
-                rows.append((count, parameters, seconds, self.without_picture(group), *accuracies))
-        cost_head = ("insertion layers", "trained parameters", "training, CPU s")
+                rows.append((count, parameters, seconds, steps, self.without_picture(group), *accuracies))
+        steps_head = f"steps until the training loss is {_LEARNT:g}"
+        cost_head = ("insertion layers", "trained parameters", "training, CPU s", steps_head)
         head = (*cost_head, "without a picture, %", "IMG, %", "Avg, %")
         title = "Table 4: how many layers are given prompts (multi-modal adapter)"
         return Table("table4", title, head, tuple(rows))
@@ -246,6 +249,20 @@ def has_no_picture(problem: Problem) -> bool:
 def final_loss(losses: Sequence[float]) -> float:
     """Mean of the last tenth."""
     return statistics.fmean(losses[-max(1, len(losses) // 10) :])
+
+
+def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
+    """Running means over about ten steps."""
+    means, running = [], losses[0]
+    for loss in losses:
+        running = keep * running + (1 - keep) * loss
+        means.append(running)
+    return means
+
+
+def steps_until_learnt(losses: Sequence[float]) -> int:
+    """Steps until the smoothed loss is below _LEARNT; all of them if it never is."""
+    return next((step for step, loss in enumerate(smoothed(losses), 1) if loss < _LEARNT), len(losses))
 
 
 # Claims.
