@@ -41,7 +41,6 @@ from train.loop import evaluate, total_divergence, total_loss, trainable_paramet
 from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError
 
 Result = TypeVar("Result")
-_KEEP_WEIGHT = 1.0  # of the mean divergence from the base, beside the mean loss of the answers
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 
 
@@ -345,7 +344,7 @@ class _Run:
                     # In batches of their own: beside shorter rows they would be mostly padding.
                     keep_rows = self.keep.draw(step, rows, math.ceil(config.keep * config.batch_size))
                 # Gradients are divided by the supervised tokens of all processes, which are those of `rows`.
-                weight = _KEEP_WEIGHT * num_supervised(rows) / max(num_supervised(keep_rows), 1)
+                weight = config.keep * num_supervised(rows) / max(num_supervised(keep_rows), 1)
                 own, own_keep = (self._micro_batches(r, stopping) for r in (rows, keep_rows))
             yield _StepInput(own, own_keep, weight, batches.position, skipped)
 

@@ -137,13 +137,25 @@ def test_rows_are_drawn_by_seed_and_step_and_half_of_them_see_a_picture_of_the_b
     assert all(row.example.features is None for row in keep.draw(0, batch[2:], 9))
 
 
+@pytest.mark.parametrize("longest, length", [(3, 64), (90, 90), (400, 128)])
+def test_a_row_is_a_part_of_a_text_as_long_as_the_longest_row_of_the_batch(longest, length):
+    keep, batch = (
+        KeepRows([list(range(128))], 0),
+        [TokenisedRow([1] * n, [1], Example((), "")) for n in (2, longest)],
+    )
+    rows = [row for step in range(30) for row in keep.draw(step, batch, 2)]
+    assert {len(row.ids) for row in rows} == {length}
+    assert all(row.ids == list(range(row.ids[0], row.ids[0] + length)) for row in rows)
+    assert len({row.ids[0] for row in rows}) > 10 or length == 128
+
+
 def test_a_file_is_plain_text_or_records_in_any_format(tiny_base, tmp_path):
     tokeniser, skipped = Tokeniser(tiny_base.tokenizer, "raw", 64), SkippedExamples()
     text, records = tmp_path / "prose.txt", tmp_path / "rows.jsonl"
-    text.write_text("All that is said. " * 400)
+    text.write_text("All that is said. " * 512)
     records.write_text('{"instruction": "ab>", "output": "cd"}\n{"instruction": "x"}\n')
     rows = rows_of_file(text, tokeniser, 0, skipped)
-    assert len(rows) == 4 and {len(row) for row in rows} == {256}
+    assert len(rows) == 9 and {len(row) for row in rows} == {128}
     assert tiny_base.tokenizer.decode(rows[0])[:100] in text.read_text()
     assert rows_of_file(records, tokeniser, 0, skipped) == [[*tokeniser.text("ab>cd"), 96]]
     assert len(skipped.places) == 1
@@ -251,6 +263,6 @@ def test_an_adapter_that_keeps_the_base_is_nearer_to_it_and_learns(train_echo, t
     for keep in (0.0, 0.5):
         adapter, loss = train_echo(str(keep), keep=keep, steps=40, lr=0.05, gate_lr=0.05, eval_every=40)
         with torch.no_grad():
-            found[keep] = loss, total_divergence(tiny_base.model, adapter, text).item() / text.supervised
+            found[keep] = loss.loss, total_divergence(tiny_base.model, adapter, text).item() / text.supervised
     assert found[0.5][1] < 0.8 * found[0.0][1]
     assert found[0.5][0] < 5.0  # 11 at first

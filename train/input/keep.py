@@ -27,7 +27,10 @@ from train.input.examples import Example, SkippedExamples, read_example
 from train.input.rows import TokenisedRow, Tokeniser
 
 OWN_TEXT = "keep.jsonl"  # in the run's folder: what the base wrote
-_ROW_TOKENS = 256  # of a row, at most
+_ROW_TOKENS = 128  # of a text, at most
+_FEWEST_TOKENS = (
+    64  # of a row, unless its text is shorter: positions of so few are enough to keep four times as many
+)
 _OWN_ROWS, _FILE_ROWS = 64, 1024  # that are drawn from, again and again: the base's distributions hold no surprise
 _CHARACTERS = 8  # of a token, at most on average, in a piece of text that is cut for a row
 _PLAIN_TEXT = {"", ".txt", ".text", ".md", ".rst"}  # suffixes; what has another is read as records
@@ -52,14 +55,20 @@ class KeepRows:
         return sha.hexdigest()
 
     def draw(self, step: int, batch: Sequence[TokenisedRow], count: int) -> list[TokenisedRow]:
-        """`count` rows for a step; every second one is shown a picture of the batch, if that has any."""
+        """`count` rows for a step; every second one is shown a picture of the batch, if that has any.
+
+        A row is a part of a text, no longer than the longest row of the batch, so that rows cost their share.
+        """
         rng = random.Random(f"{self._seed} {step} keep")
         shown = [
             row.example for row in batch if row.example.picture is not None or row.example.features is not None
         ]
+        length = max(_FEWEST_TOKENS, *(len(row.ids) for row in batch))
         rows = []
         for number in range(count):
-            ids, example = rng.choice(self._rows), Example((), "")
+            text, example = rng.choice(self._rows), Example((), "")
+            start = rng.randrange(max(1, len(text) - length + 1))
+            ids = text[start : start + length]
             if shown and (step + number) % 2:
                 other = rng.choice(shown)
                 example = Example((), "", other.features, other.picture, where=other.where)
