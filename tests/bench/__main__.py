@@ -7,7 +7,7 @@ import importlib
 
 from tests.bench.processor import describe_processor
 
-TABLES = ("base", "serving", "latency", "crowd", "start", "training", "gpu")
+TABLES = ("base", "serving", "latency", "crowd", "start", "training", "pictures", "gpu")
 
 
 def main() -> None:
