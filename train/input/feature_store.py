@@ -23,6 +23,7 @@ SIZE_VARIABLE = "LLAMA_ADAPTER_FEATURES_GB"
 _SHARE_OF_DISK = 4  # a quarter of what is free
 _COUNTS = 100  # of all files, while the room is filled once: other processes write too
 _DIGEST_BYTES = 32
+_CLOCK_STEP = 1.0  # seconds by which a file's time may lie behind the clock
 
 
 class FeatureStore:
@@ -42,7 +43,7 @@ class FeatureStore:
         max_bytes: of all features in `folder`; None: a quarter of what they take and what the disk has free.
         """
         self._folder, self._own, self._log = folder, folder / key, log
-        self._opened = time.time()
+        self._opened = time.time() - _CLOCK_STEP
         self._writes = True
         self._unused: list[Path] = []  # not since the store was opened; the oldest last
         self.bytes = 0  # of all files, when they were last counted and what was written since

@@ -1,0 +1,282 @@
+"""Features of pictures: encoded once over epochs and runs, in the same bits, within a number of bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from adapter.base.template import Message
+from adapter.errors import AdapterError
+from adapter.method.config import VisionConfig
+from adapter.method.vision import VisualEncoder, VisualFeatures
+from train.input import feature_store
+from train.input.examples import Example, SkippedExamples
+from train.input.feature_store import FOLDER_VARIABLE, SIZE_VARIABLE, FeatureStore, open_store
+from train.input.features import FeatureCache
+from train.input.rows import TokenisedRow
+
+VISION = VisionConfig("fake", feature_size=3)
+
+
+class FakeEncoder:
+    """Features are the mean colour. encoded: the number of pictures of each call."""
+
+    name = "fake"
+
+    def __init__(self, device: str = "cpu", scale: float = 1 / 3) -> None:
+        self.device, self.scale, self.encoded = torch.device(device), scale, []
+
+    def fingerprint(self) -> str:
+        return "0"
+
+    def encode(self, images, **options) -> VisualFeatures:
+        self.encoded.append(len(images))
+        colours = [image.resize((1, 1)).getpixel((0, 0)) for image in images]
+        return VisualFeatures(torch.tensor(colours).float() * self.scale)
+
+
+@pytest.fixture
+def picture(tmp_path) -> Callable[..., Path]:
+    def write(colour: int, name: str = "") -> Path:
+        path = tmp_path / (name or f"{colour}.png")
+        Image.new("RGB", (8, 8), (colour, 200, 100)).save(path)
+        return path
+
+    return write
+
+
+def rows_of(*pictures: Path | None) -> list[TokenisedRow]:
+    question = (Message("user", "?"),)
+    return [TokenisedRow([1, 2], [1, 2], Example(question, "x", picture=p, where=f"row {p}")) for p in pictures]
+
+
+def levels(rows: list[TokenisedRow]) -> list[torch.Tensor | None]:
+    return [None if row.example.features is None else row.example.features.levels for row in rows]
+
+
+@pytest.mark.parametrize("device, calls", [("cpu", [1] * 6), ("cuda", [6])])
+def test_a_picture_is_encoded_once_over_epochs_runs_and_copies(device, calls, picture, monkeypatch):
+    """On a GPU together, on a CPU alone."""
+    paths = [picture(colour) for colour in range(0, 120, 20)]
+    copy = picture(20, "copy.png")
+    for encoded in (calls, []):  # the second time: another run
+        encoder = FakeEncoder(device)
+        cache = FeatureCache.on_disk(encoder, VISION, SkippedExamples(), lambda _: None)
+        for _ in range(2):
+            *got, none = levels(cache.with_features(rows_of(*paths, copy, None)))
+            assert [round(3 * float(g[0, 0])) for g in got] == [*range(0, 120, 20), 20] and none is None
+        assert encoder.encoded == encoded
+    other = VisionConfig("fake", feature_size=3, channels="BGR")
+    FeatureCache.on_disk(encoder, other, SkippedExamples(), lambda _: None).with_features(rows_of(paths[0]))
+    assert encoder.encoded == [1], "features of other options are others"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "features"))
+    return tmp_path / "features"
+
+
+def test_a_picture_that_changes_between_epochs_gets_new_features(picture):
+    cache = FeatureCache.on_disk(FakeEncoder(), VISION, SkippedExamples(), lambda _: None)  # type: ignore[arg-type]
+    path = picture(30)
+    before, found = levels(cache.with_features(rows_of(path))), path.stat()
+    picture(60, path.name)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    after = levels(cache.with_features(rows_of(path)))
+    assert (round(3 * float(before[0][0, 0])), round(3 * float(after[0][0, 0]))) == (30, 60)
+
+
+def test_features_have_the_same_bits_in_any_batch_and_from_anywhere(tmp_path):
+    """Alone, among others, from memory, from disk, and after the disk was emptied."""
+    import timm
+
+    rng, paths = random.Random(0), []
+    for i in range(18):
+        small = Image.frombytes("RGB", (8, 8), rng.randbytes(192))
+        small.resize((80, 60)).save(tmp_path / f"{i}.png")
+        paths.append(tmp_path / f"{i}.png")
+    torch.manual_seed(0)
+    encoder = VisualEncoder("x", timm.create_model("mobilenetv3_small_100"))
+    vision = VisionConfig("x", projection="queries", token_size=encoder.token_size)
+    alone = FeatureCache(encoder, vision, SkippedExamples())
+    expected = [alone.with_features(rows_of(path))[0].example.features for path in paths]
+
+    def check(cache: FeatureCache) -> None:
+        for row, features in zip(cache.with_features(rows_of(*paths)), expected, strict=True):
+            assert torch.equal(row.example.features.levels, features.levels)
+            assert torch.equal(row.example.features.tokens, features.tokens)
+            assert features.tokens.dtype == torch.float32
+
+    stored = FeatureCache(encoder, vision, SkippedExamples(), FeatureStore(tmp_path / "store", "x"))
+    check(stored)  # encoded among others
+    check(stored)  # from memory
+    check(FeatureCache(encoder, vision, SkippedExamples(), FeatureStore(tmp_path / "store", "x")))  # from disk
+    check(FeatureCache(encoder, vision, SkippedExamples(), FeatureStore(tmp_path / "empty", "x")))
+
+
+def test_values_too_large_for_half_precision_are_kept_whole(picture):
+    cache = FeatureCache.on_disk(FakeEncoder(scale=1001.0), VISION, SkippedExamples(), lambda _: None)  # type: ignore[arg-type]
+    (got,) = levels(cache.with_features(rows_of(picture(30))))
+    assert got.tolist() == [[30030.0, 200200.0, 100100.0]]
+
+
+def test_rows_whose_picture_cannot_be_read_are_left_out_and_counted(picture, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    logged: list[str] = []
+    skipped = SkippedExamples(logged.append)
+    cache = FeatureCache(FakeEncoder(), VISION, skipped)  # type: ignore[arg-type]
+    paths = [tmp_path / "bad.png", picture(10), tmp_path / "none.png", None]
+    for _ in range(2):
+        assert [row.example.picture for row in cache.with_features(rows_of(*paths))] == [paths[1], None]
+    assert len(skipped.places) == len(logged) == 2 and "bad.png" in logged[0] and "none.png" in logged[1]
+
+
+# The store.
+
+
+def features(number: int) -> VisualFeatures:
+    return VisualFeatures(torch.full((1, 500), float(number)), tokens=torch.full((1, 2, 3), 0.5).half())
+
+
+NAMES = [f"{i:02x}{i:062x}" for i in range(40)]
+FILE_BYTES = 2200  # at most
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def age(folder: Path, seconds: float = 100) -> None:
+    """Makes all files of the folder as old as if they had been used some time ago, in the order of their names."""
+    for i, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        os.utime(path, times=(time.time() - seconds + i / 10,) * 2)
+
+
+def test_what_does_not_fit_is_not_kept_and_the_rest_stays(tmp_path):
+    """An epoch over more pictures than fit finds as many as fit, where an LRU would find none."""
+    store = FeatureStore(tmp_path, "x", 20 * FILE_BYTES)
+    hits = []
+    for _ in range(3):
+        hits.append(0)
+        for i, name in enumerate(NAMES):
+            if store.get(name) is None:
+                store.put(name, features(i))
+            else:
+                hits[-1] += 1
+        assert bytes_in(tmp_path) <= 20 * FILE_BYTES
+    assert hits[0] == 0 and 20 <= hits[1] == hits[2]
+
+
+def test_what_was_used_longest_ago_gives_way_to_a_later_run(tmp_path):
+    first = FeatureStore(tmp_path, "x", 20 * FILE_BYTES)
+    for i in range(20):
+        first.put(NAMES[i], features(i))
+    age(tmp_path)
+    later = FeatureStore(tmp_path, "y", 20 * FILE_BYTES)
+    same = FeatureStore(tmp_path, "x", 20 * FILE_BYTES)
+    assert same.get(NAMES[0]) is not None, "the oldest, and now in use"
+    for i in range(30, 35):
+        later.put(NAMES[i], features(i))
+    assert all(later.get(NAMES[i]) is not None for i in range(30, 35))
+    left = [i for i in range(20) if same.get(NAMES[i]) is not None]
+    assert 0 in left and 1 not in left and left[1:] == list(range(left[1], 20)) and len(left) >= 15
+    assert bytes_in(tmp_path) <= 20 * FILE_BYTES
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: data[:900] + bytes([data[900] ^ 1]) + data[901:],
+        lambda data: data + b"x",
+        lambda data: os.urandom(len(data)),
+    ],
+)
+def test_a_damaged_file_is_made_again(damage, tmp_path):
+    store = FeatureStore(tmp_path, "x", 10**6)
+    store.put(NAMES[3], features(3))
+    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    path.write_bytes(damage(path.read_bytes()))
+    assert store.get(NAMES[3]) is None
+    store.put(NAMES[3], features(3))
+    got = store.get(NAMES[3])
+    assert got is not None and got.levels[0, 0] == 3 and got.logits is None and got.tokens.dtype == torch.half
+
+
+def test_several_at_once_share_a_folder_and_its_bound(tmp_path):
+    """Each has a store of its own, as processes have; one is a later run, which makes room by evicting."""
+    bound = 20 * FILE_BYTES
+    for i in range(20):
+        FeatureStore(tmp_path, "x", bound).put(NAMES[i], features(i))
+    age(tmp_path)
+
+    def work(seed: int) -> int:
+        store, rng, found = FeatureStore(tmp_path, "x", bound), random.Random(seed), 0
+        for _ in range(300):
+            i = rng.randrange(40)
+            got = store.get(NAMES[i])
+            assert got is None or torch.equal(got.levels, features(i).levels)
+            found += got is not None
+            if got is None:
+                store.put(NAMES[i], features(i))
+        return found
+
+    with ThreadPoolExecutor(4) as threads:
+        assert min(threads.map(work, range(4))) > 50
+    # Each may add one file that the others have not counted yet.
+    assert bytes_in(tmp_path) <= bound + 4 * FILE_BYTES
+
+
+@pytest.mark.parametrize("place", ["replace", "folder"])
+def test_a_disk_that_fails_ends_the_keeping_and_not_the_run(place, own_folder, picture, monkeypatch):
+    logged: list[str] = []
+    if place == "folder":
+        own_folder.write_text("a file where a folder should be")
+    encoder = FakeEncoder()
+    cache = FeatureCache.on_disk(encoder, VISION, SkippedExamples(), logged.append)  # type: ignore[arg-type]
+    if place == "replace":
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(feature_store.os, "replace", full)
+    for i in range(3):
+        assert len(cache.with_features(rows_of(picture(i)))) == 1
+    warnings = [line for line in logged if "no longer be kept" in line]
+    assert len(warnings) == 1 and str(own_folder) not in "".join(logged)
+    assert not own_folder.is_dir() or not any(path.is_file() for path in own_folder.rglob("*"))
+
+
+@pytest.mark.parametrize("size, bound", [("0", None), ("0.5", 5 * 10**8), ("", "a quarter")])
+def test_the_room_is_chosen_or_a_quarter_of_the_disk(size, bound, monkeypatch, tmp_path):
+    monkeypatch.setenv(SIZE_VARIABLE, size)
+    monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: SimpleNamespace(free=8 * 10**9))
+    logged: list[str] = []
+    store = open_store("a/name of an encoder", "f" * 64, logged.append)
+    if bound is None:
+        assert store is None
+        return
+    assert store is not None and store.max_bytes == (2 * 10**9 if bound == "a quarter" else bound)
+    assert "at most" in logged[0] and str(tmp_path) not in logged[0]
+    store.put(NAMES[0], features(0))
+    assert store.get(NAMES[0]) is not None
+
+
+@pytest.mark.parametrize("size", ["plenty", "-1", "nan", "inf"])
+def test_a_room_that_is_no_size_is_named(size, monkeypatch):
+    monkeypatch.setenv(SIZE_VARIABLE, size)
+    with pytest.raises(AdapterError, match=f"{SIZE_VARIABLE} must be a number of gigabytes.*'{size}'"):
+        open_store("x", "y")
