@@ -102,10 +102,12 @@ class TrainConfig:
             raise ValueError(
                 "disjoint shares out the prompts' layers, and learn: tuning trains none: leave one out"
             )
-        vision = _settings(self.vision) if self.vision is not None else {}
-        if unused := _UNUSED_BY.get(str(vision.get("projection", "global")), frozenset()) & vision.keys():
-            keys = ", ".join(f"vision.{key}" for key in sorted(unused))
-            raise ValueError(f"{keys} has no meaning for vision.projection {vision.get('projection', 'global')!r}")
+        if self.vision is not None:
+            projection = self.vision.projection
+            unused = _UNUSED_BY.get(projection, set()) & _settings(self.vision).keys()
+            if unused:
+                keys = ", ".join(f"vision.{key}" for key in sorted(unused))
+                raise ValueError(f"{keys} has no meaning for vision.projection '{projection}'")
         return self
 
     def layers_of(self, base_layers: int) -> int:
@@ -314,7 +316,7 @@ def _sentence(cls: type, error: ValidationError) -> str:
 
 
 # Settings of `vision` that the other projections do without.
-_UNUSED_BY = {"global": {"projected", "width", "blocks", "heads"}, "queries": {"hidden"}}
+_UNUSED_BY: dict[str, set[str]] = {"global": {"projected", "width", "blocks", "heads"}, "queries": {"hidden"}}
 # Sizes that follow from the encoder and the base.
 DERIVED = frozenset({"feature_size", "token_size", "intermediate_size", "num_classes", "num_kinds", "name_length"})
 _NOT_WRITTEN = {"data", "train", "preset", "stated"}

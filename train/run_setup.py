@@ -15,6 +15,7 @@ from adapter.base.llama import Base
 from adapter.base.template import default_template
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, read_config
+from adapter.method.config import AdapterConfig
 from adapter.method.vision import VisualEncoder
 from train.config import DERIVED, ConfigError, RecipeFile, TrainConfig, describe_preset, flatten
 from train.input.examples import FileExamples
@@ -53,9 +54,23 @@ def _with_start(recipe: RecipeFile) -> RecipeFile:
         taken["tuning"] = config.tuning
     if "description" not in recipe.stated:
         taken["description"] = start.description
-    wanted = flatten(
-        dataclasses.asdict(config) | {"insertion_layers": config.layers_of(start.base.num_hidden_layers)}
-    )
+    if differences := _differences(recipe, start):
+        raise ConfigError(
+            f"The recipe states {'; '.join(differences)}. Leave it out: the adapter '{folder.name}' in start_from "
+            "is trained on as it is."
+        )
+    if unused := sorted(recipe.stated.intersection(_FOR_NEW)):
+        raise ConfigError(
+            f"Leave {' and '.join(unused)} out, or start_from: that adapter has prompts, and this is for new ones."
+        )
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in _FOR_NEW}
+    return dataclasses.replace(recipe, train=dataclasses.replace(config, **taken, **defaults))
+
+
+def _differences(recipe: RecipeFile, start: AdapterConfig) -> list[str]:
+    """What the recipe states otherwise than the adapter has it: the keys with both values."""
+    layers = recipe.train.layers_of(start.base.num_hidden_layers)
+    wanted = flatten(dataclasses.asdict(recipe.train) | {"insertion_layers": layers})
     found = flatten(dataclasses.asdict(start))
     differences = []
     for key in sorted(recipe.stated):
@@ -66,18 +81,7 @@ def _with_start(recipe: RecipeFile) -> RecipeFile:
             differences.append(f"no {key} where the adapter has one")
         elif wanted.get(key) != found.get(key):
             differences.append(f"{key} {wanted.get(key)!r} where the adapter has {found.get(key)!r}")
-    if differences:
-        raise ConfigError(
-            f"The recipe states {'; '.join(differences)}. Leave it out: the adapter '{folder.name}' in start_from "
-            "is trained on as it is."
-        )
-    if unused := sorted(recipe.stated.intersection(_FOR_NEW)):
-        raise ConfigError(
-            f"{' and '.join(unused)} is for new prompts, and start_from names an adapter that has its own. "
-            "Leave one of them out."
-        )
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in _FOR_NEW}
-    return dataclasses.replace(recipe, train=dataclasses.replace(config, **taken, **defaults))
+    return differences
 
 
 def with_template(config: TrainConfig, tokenizer: Any, stated: bool, log: Callable[[str], None]) -> TrainConfig:

@@ -90,8 +90,8 @@ def test_a_run_trains_the_adapter_that_it_starts_from_with_that_adapters_templat
         (["gate_activation=tanh"], "gate_activation 'tanh' where the adapter has 'identity'"),
         (["vision.projection=global"], "vision.projection 'global' where the adapter has None"),
         (["template=chat", "prompt_length=9"], "prompt_length 9 where the adapter has 5; template 'chat' where"),
-        (["init=random"], "init is for new prompts"),
-        (["prompt_std=0.5", "init=zero"], "init and prompt_std is for new prompts"),
+        (["init=random"], "Leave init out, or start_from"),
+        (["prompt_std=0.5", "init=zero"], "Leave init and prompt_std out"),
     ],
 )
 def test_a_recipe_that_states_another_adapter_than_it_starts_from_is_refused(start, stated, message):
