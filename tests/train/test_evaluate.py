@@ -203,6 +203,9 @@ def test_bleu_is_that_of_cocos_server():
     ]
     expected, _ = bleu.Bleu(4).compute_score(dict(enumerate(wanted)), {i: [s] for i, s in enumerate(said)}, 0)
     assert caption_scores(said, wanted, 0)["BLEU-4"].value == pytest.approx(100 * expected[3], rel=1e-6)
+    # No four words in common: without smoothing that is zero.
+    assert caption_scores(["a red ball lies", "dogs"], wanted[:2], 0)["BLEU-4"].value > 1
+    assert caption_scores(["a red ball rolls", "dogs"], wanted[:2], 0)["BLEU-4"].value == 0
 
 
 def test_missing_libraries_are_named(monkeypatch):
@@ -239,10 +242,10 @@ def test_any_adapter_scores_as_row_by_row(wide_base, adapter, strength, encoder,
 @torch.no_grad()
 def test_any_adapter_answers_with_its_likeliest_tokens(wide_base, adapter, encoder, pictures):
     answerer = Answerer(wide_base, adapter, 0.7)
-    asked = [(Message("user", f"say {i}"),) for i in range(60)]  # more than the engine takes at once
-    shown = [pictures[i % 3] if i % 4 else None for i in range(60)]
+    asked = [(Message("user", f"say {i}"),) for i in range(70)]  # more than the engine takes at once
+    shown = [pictures[i % 3] if i % 4 else None for i in range(70)]
     texts = answerer.generate(asked, shown, max_new_tokens=3)
-    for i in (0, 1, 2, 59):
+    for i in (0, 1, 2, 69):
         ids = answerer.encode(asked[i])
         (feature,) = answerer.features([shown[i]])
         kv = None if adapter is None else adapter(wide_base.model, feature).scaled(0.7)
@@ -284,10 +287,10 @@ def test_the_right_letter_counts_among_the_problems_choices_only(tmp_path, monke
         assert figures["likeliest letter"][column].n == len(chosen)
     assert len(figures["likeliest letter"]) >= 7
     assert figures["unreadable"]["Avg"].value == pytest.approx(100 / 3)
-    assert len(drawn(task.problems, 7)) == 7 and drawn(task.problems, 7)[0] is task.problems[0]
+    assert drawn(range(10), 4) == [0, 2, 5, 7] and drawn("abc", None) == drawn("abc", 9) == [*"abc"]
 
 
-def test_pictures_of_the_benchmark_reach_the_adapter(wide_base, tiny_fingerprint, tmp_path, encoder):
+def test_pictures_reach_the_adapter(wide_base, tiny_fingerprint, tmp_path, encoder, pictures):
     folder = write_benchmark(tmp_path / "drawn", {"train": 4, "val": 4, "test": 96})
     task = ScienceQA.open(folder, "test", 24, "\nAnswer: (", 4)
     seen = []
@@ -298,6 +301,23 @@ def test_pictures_of_the_benchmark_reach_the_adapter(wide_base, tiny_fingerprint
     assert 0 < shown < 24 and len(measured.answers) == 24
     assert sum(seen) >= 2 * shown  # for the likelihoods, and for the answers
     assert task.measure(Answerer(wide_base, adapter), 0) == measured
+    seen.clear()
+    row = {"question": "q", "choices": ["a", "b"], "answer": 0}
+    quiz = jsonl(tmp_path / "quiz.jsonl", row, {**row, "image": "red.png"})
+    MultipleChoice.open(quiz, None, None, "").measure(Answerer(wide_base, adapter), 0)
+    assert seen == [2]  # both choices of the second question
+
+
+@torch.no_grad()
+def test_likelihoods_are_computed_on_the_bases_device(tiny_base, tiny_fingerprint, monkeypatch):
+    """On the meta device, which refuses tensors of another one."""
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
+    model = copy.deepcopy(tiny_base.model).to("meta")
+    base = Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "none", 0)
+    adapter = visual(tiny_fingerprint, tuning=TUNING).to("meta")
+    shown = VisualFeatures(torch.rand(1, 6))
+    hidden = Answerer(base, adapter, 0.5)._hidden([[1, 2], [3]], [shown, None])
+    assert hidden.shape == (2, 2, 32) and hidden.device.type == "meta"
 
 
 def test_choices_by_sum_and_by_length(tmp_path):

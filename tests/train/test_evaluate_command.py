@@ -83,6 +83,10 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
 def test_strength_zero_is_the_base(run, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("some words of no relation " * 100)
+    for strength in (0, 1):
+        run("perplexity", text, "--limit", 2, "--strength", strength, "--out", tmp_path / "out.json")
+        bare, poet = json.loads((tmp_path / "out.json").read_text())["systems"]
+        assert (bare["figures"] == poet["figures"]) == (strength == 0)
     run("forgetting", text, "--limit", 3, "--out", tmp_path / "out.json", adapters=("poet", "tuned"))
     bare, *adapted = json.loads((tmp_path / "out.json").read_text())["systems"]
     for system in adapted:
