@@ -61,7 +61,7 @@ class Plan:
     that continue after over-fitting. text: characters of unrelated text to read, at most. seeds: of training.
     """
 
-    steps: int = 440
+    steps: int = 400
     train: int = 2400
     val: int = 240
     test: int = 720
