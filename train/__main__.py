@@ -145,7 +145,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     log(f"reading {', '.join(Path(part.path).name for part in recipe.data)}")
     examples = FileExamples(recipe.data, recipe.train, skipped)
     log(examples.describe())
-    check_pictures(recipe.train, examples, log)
+    check_pictures(recipe, examples, log)
     config = examples.with_steps(recipe.train)
     asked = "" if recipe.precision == "auto" else recipe.precision
     inputs = RunInputs(examples.digest, asked, start_from)
@@ -153,7 +153,9 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     precision = _choose_precision(recipe.precision, started, accelerator)
     inputs = dataclasses.replace(inputs, precision=precision)
     recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
-    config, encoder = with_encoder(config, accelerator.device, recipe.start_from is None)
+    encoder = None
+    if examples.pictures:
+        config, encoder = with_encoder(config, accelerator.device, recipe.start_from is None)
     base = _load_to_train(recipe.base, precision, accelerator)
     feature_cache = None
     if encoder is not None and config.vision is not None:
@@ -187,7 +189,7 @@ def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(recipe.base)
     recipe = complete(recipe, tokenizer, base_config(recipe.base), print)
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples(lambda _: None))
-    check_pictures(recipe.train, examples, print)
+    check_pictures(recipe, examples, print)
     config = examples.with_steps(recipe.train)
     tokeniser = Tokeniser(tokenizer, config.template, config.max_length)
     clean = True

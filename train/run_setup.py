@@ -119,15 +119,19 @@ def _with_base(config: TrainConfig, base: LlamaConfig, stated: bool, log: Callab
     return dataclasses.replace(config, tuning=tuning)
 
 
-def check_pictures(config: TrainConfig, examples: FileExamples, log: Callable[[str], None]) -> None:
-    """Raises ConfigError if the configuration is for pictures, or for texts beside them, and there are none."""
-    pictures, text = examples.pictures, examples.readable - examples.pictures
+def check_pictures(recipe: RecipeFile, examples: FileExamples, log: Callable[[str], None]) -> None:
+    """Raises ConfigError if the recipe is for pictures, or for texts beside them, and there are none.
+
+    An adapter that has learnt to see may go on with text alone, as V2's second stage does.
+    """
+    config, pictures = recipe.train, examples.pictures
     if config.vision is None and pictures:
         log(f"the pictures of {pictures:,} records are left out: vision is not set")
-    if config.vision is not None and not pictures:
+    if config.vision is not None and not pictures and recipe.start_from is None:
         raise ConfigError("vision is set, and no record has a picture. Leave vision out, or name the pictures.")
-    if config.disjoint and not text:
-        raise ConfigError("disjoint shares layers out between pictures and text, and all records have a picture.")
+    if config.disjoint and pictures in (0, examples.readable):
+        found = "all records have a picture" if pictures else "no record has one"
+        raise ConfigError(f"disjoint shares layers out between pictures and text, and {found}. Leave it out.")
 
 
 def with_encoder(
@@ -144,7 +148,10 @@ def with_encoder(
         raise ConfigError("vision.projection 'label' needs names of its own: choose 'global' or 'queries'.")
     encoder = load_encoder(vision.encoder, device)
     if starts_anew:
-        vision = dataclasses.replace(vision, feature_size=encoder.feature_size, token_size=encoder.token_size)
+        token_size = encoder.num_classes if vision.projected else encoder.token_size
+        # An encoder without a head says so itself when it is to encode.
+        sizes = {"feature_size": encoder.feature_size, "token_size": token_size or encoder.token_size}
+        vision = dataclasses.replace(vision, **sizes)
     return dataclasses.replace(config, vision=vision), encoder
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
+import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
 from adapter.formats import official_v2
 from adapter.method.checkpoint import load_adapter, read_config, save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
+from adapter.method.vision import VisualEncoder
 from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter, tiny_config
 from train import job
 from train.__main__ import main
@@ -291,6 +294,42 @@ def test_pictures_that_are_not_seen_are_told_and_missing_ones_refused(command, r
     assert "the pictures of 20 records are left out: vision is not set" in capsys.readouterr().out
     assert main(command("vision.projection=global", "disjoint=1", "--check")) == 1
     assert "all records have a picture" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_clip(monkeypatch) -> list[str]:
+    """Makes the release's encoder small and random; lists the names that are loaded."""
+    loaded: list[str] = []
+
+    def load(name: str, device) -> VisualEncoder:
+        loaded.append(name)
+        small = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 12, "patch_size": 112}
+        return VisualEncoder(name, timm.create_model(name, pretrained=False, **small), device)
+
+    monkeypatch.setattr("train.run_setup.load_encoder", load)
+    return loaded
+
+
+def test_the_two_stages_of_v2_by_their_presets(command, rows, tmp_path, small_clip):
+    """Captions train prompts, gates and queries; then text, without the encoder, norms, biases and scales."""
+    for i, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (30, 30), colour).save(tmp_path / f"{i}.png")
+    captions = "image\tcaption\n" + "".join(f"{i % 2}.png\t{'ab'[i % 2]}\n" for i in range(8))
+    (tmp_path / "captions.tsv").write_text(captions)
+    small = ["vision.width=24", "vision.heads=2", "vision.blocks=1", "max_length=128", "template=raw", "lr=0.01"]
+    data = f"data={tmp_path / 'captions.tsv'}"
+    assert main(command("preset=v2-captions", data, *small, "gate_lr=0.01", "data.validation=0")) == 0
+    assert small_clip == [official_v2.ENCODER]
+    first = load_adapter(tmp_path / "out")
+    assert first.config.layers == range(1, 4) and first.config.vision.channels == "BGR"
+    assert first.config.vision.token_size == 12 and first.projection.visual_query.weight.shape == (10, 24)
+    assert main(command("preset=v2-instructions", f"start_from={tmp_path / 'out'}", out="second")) == 0
+    assert small_clip == [official_v2.ENCODER]
+    second = load_adapter(tmp_path / "second")
+    assert second.config == dataclasses.replace(first.config, tuning=second.config.tuning)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    assert all(p.abs().max() > 0 for p in second.tuning.parameters())
 
 
 @pytest.mark.parametrize("stated", ["epochs=2", "history=0.5", "vision.projection=global", "tuning.norms=true"])
