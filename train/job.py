@@ -336,6 +336,8 @@ class _Run:
     def _step_inputs(self, batches: Batches, stopping: Callable[[], bool]) -> Iterator[_StepInput]:
         """Endless; changes nothing but `batches`, so that it can run ahead of the steps in a thread."""
         stream, config = iter(batches), self.config
+        if self.base.device.type == "cuda":
+            torch.cuda.set_device(self.base.device)  # each thread has its own
         for step in itertools.count(self.progress.step):
             with self.skipped.deferred() as skipped:
                 rows = next(stream)

@@ -4,6 +4,7 @@ nothing of image files, prompts, LLaMA or adapters.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from adapter.errors import LoadError
 _STAGES = 5  # levels taken from an encoder that has more
 _POSITION_SIZE = 64  # size of the position encoding of a feature map's cells
 _MAX_ASPECT_RATIO = 1.6  # longer pictures are squeezed to this
-_VERSION = 1  # of what `encode` computes from a picture: raise it when that changes
+_VERSION = 1  # of what a picture becomes in here and in `image_file`: raise it when that changes
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ class VisualEncoder:
         if channels == "BGR":
             pixels = pixels.flip(3)  # and not mean and std: releases trained on BGR took it for RGB
         batch = (pixels.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # [B, 3, H, W]
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+        whole = self._dtype == torch.float32
+        with contextlib.nullcontext() if whole else torch.autocast(self.device.type, self._dtype):
             final, stages = self._model.forward_intermediates(batch.to(self.device), indices=self._stages)
             pooled = self._model.forward_head(final, pre_logits=True)  # [B, last level]
             levels = torch.cat([*(s.flatten(2).float().mean(2) for s in stages), pooled.float()], dim=1)

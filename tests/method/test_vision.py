@@ -114,6 +114,32 @@ def test_tokens_pass_the_encoders_own_head_if_asked(unlearned):
         unlearned("mobilenetv3_small_050").encode([noise(0)], tokens=True, projected=True)
 
 
+@pytest.mark.parametrize("name, changes", [("vit_tiny_patch16_224", True), ("mobilenetv3_small_050", False)])
+def test_a_transformer_computes_in_half_precision_and_convolutions_do_not(unlearned, name, changes):
+    """Features are fp32 all the same, and the fingerprint tells the two apart."""
+    encoder, image = unlearned(name), noise(0)
+    whole, fingerprint = encoder.encode([image], tokens=True), encoder.fingerprint()
+    assert fingerprint == unlearned(name).fingerprint() == encoder.compute_in(torch.float32).fingerprint()
+    half = encoder.compute_in(torch.bfloat16).encode([image], tokens=True)
+    assert (encoder.fingerprint() != fingerprint) == changes
+    for before, after in zip(vars(whole).values(), vars(half).values(), strict=True):
+        assert after.dtype == torch.float32 and torch.equal(before, after) != changes
+        assert torch.cosine_similarity(before.flatten(), after.flatten(), 0) > 0.999
+
+
+@pytest.mark.parametrize("change", ["weight", "buffer", "transform"])
+def test_a_fingerprint_changes_with_what_features_depend_on(unlearned, change):
+    encoder = unlearned("mobilenetv3_small_050")
+    before = encoder.fingerprint()
+    if change == "weight":
+        next(encoder._model.parameters()).view(-1)[0] += 1e-3
+    elif change == "buffer":
+        next(encoder._model.buffers()).view(-1)[0] += 1
+    else:
+        encoder._crop = 1.0
+    assert encoder.fingerprint() != before
+
+
 @pytest.mark.slow
 def test_clip_encodes_as_in_the_v2_release(unlearned):
     """ViT-L/14 without weights: 257 tokens of the width that official projections expect."""

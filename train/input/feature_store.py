@@ -45,7 +45,7 @@ class FeatureStore:
         self._folder, self._own, self._log = folder, folder / key, log
         self._opened = time.time() - _CLOCK_STEP
         self._writes = True
-        self._unused: list[Path] = []  # not since the store was opened; the oldest last
+        self._unused: list[str] = []  # paths of files, not used since the store was opened; the oldest last
         self.bytes = 0  # of all files, when they were last counted and what was written since
         self._uncounted = 0  # bytes that this process has written since
         self._count()
@@ -105,10 +105,10 @@ class FeatureStore:
                 return False
             path = self._unused.pop()
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                found = path.stat()
+                found = os.stat(path)
                 if found.st_mtime >= self._opened:
                     continue
-                path.unlink()
+                os.unlink(path)
                 self.bytes -= found.st_size
         return True
 
@@ -116,9 +116,9 @@ class FeatureStore:
         files = []
         for folder, _, names in os.walk(self._folder):
             for name in names:
-                path = Path(folder, name)
+                path = os.path.join(folder, name)
                 with contextlib.suppress(OSError):
-                    found = path.stat()
+                    found = os.stat(path)
                     files.append((found.st_mtime, found.st_size, path))
         self.bytes = sum(size for _, size, _ in files)
         self._uncounted = 0
