@@ -184,8 +184,13 @@ def describe_preset(recipe: RecipeFile) -> str:
     preset = presets()[recipe.preset]
     settings = flatten(preset.settings)
     lines = [f"preset {recipe.preset}: {preset.source}", "  sets " + _listed(settings)]
-    replaced = {key for key in ("steps", "epochs") if key in settings and not getattr(recipe.train, key)}
-    if own := sorted(replaced | (settings.keys() & recipe.stated)):
+    own = sorted(settings.keys() & recipe.stated)
+    own += [
+        f"{key} in place of {other}"
+        for key, other in (("steps", "epochs"), ("epochs", "steps"))
+        if key in recipe.stated and key not in settings and other in settings
+    ]
+    if own:
         lines.append(f"  but the recipe states its own {', '.join(own)}")
     return "\n".join(lines)
 

@@ -150,7 +150,10 @@ def with_encoder(
     if starts_anew:
         token_size = encoder.num_classes if vision.projected else encoder.token_size
         # An encoder without a head says so itself when it is to encode.
-        sizes = {"feature_size": encoder.feature_size, "token_size": token_size or encoder.token_size}
+        sizes: dict[str, Any] = {
+            "feature_size": encoder.feature_size,
+            "token_size": token_size or encoder.token_size,
+        }
         vision = dataclasses.replace(vision, **sizes)
     return dataclasses.replace(config, vision=vision), encoder
 

@@ -252,7 +252,7 @@ def test_a_run_tells_what_its_preset_sets_and_where_that_comes_from(command, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("preset v1: LLaMA-Adapter for text, arXiv 2303.16199, section 4.1")
     assert "insertion_layers -2" in lines[1] and "save last" in lines[1] and "warmup 0.4" in lines[1]
-    assert lines[2] == "  but the recipe states its own batch_size, epochs, max_length"
+    assert lines[2] == "  but the recipe states its own batch_size, max_length, steps in place of epochs"
 
 
 @pytest.mark.parametrize("name", presets())
