@@ -1,7 +1,8 @@
 """Training on drawn pictures: two epochs, and one by a second run, with the encoder's features on disk or not.
 
-Every run is the trainer's own command in a process of its own, on the embedded base. Encoders of timm have random
-weights: what they compute is noise, and takes the time it takes. Heavy imports are made in these processes.
+Figures are seconds of the clock and, in brackets, of the processor. Every run is the trainer's own command in a process
+of its own, on the embedded base. Encoders of timm have random weights: what they compute is noise, and takes the time
+it takes. Heavy imports are made in these processes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import itertools
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 # CLIP takes a CPU too long for 2,000.
@@ -23,23 +24,21 @@ COLOURS = ("red", "green", "blue", "white", "yellow", "purple")
 
 
 def run() -> None:
-    print("| encoder | pictures | features on disk | epoch 1, s | epoch 2, s | second run, epoch 1, s | CPU, s |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| encoder | pictures | features on disk | epoch 1 | epoch 2 | second run, epoch 1 |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for encoder, count in PICTURES.items():
         for on_disk in (False, True):
             measure(encoder, count, on_disk)
 
 
 def measure(encoder: str, count: int, on_disk: bool) -> None:
-    """Prints the row of one encoder; the CPU seconds are those of the first run, from start to end."""
+    """Prints the row of one encoder."""
     with tempfile.TemporaryDirectory() as folder:
         draw_pictures(Path(folder), count)
-        before = _cpu_seconds()
-        first = _epochs(encoder, Path(folder), 2, on_disk)
-        used = _cpu_seconds() - before
+        epochs = _epochs(encoder, Path(folder), 2, on_disk)
         # Without the disk the second run is as the first.
-        second = _epochs(encoder, Path(folder), 1, on_disk)[0] if on_disk else first[0]
-        figures = " | ".join(f"{seconds:.1f}" for seconds in (*first, second, used))
+        epochs += _epochs(encoder, Path(folder), 1, on_disk) if on_disk else epochs[:1]
+        figures = " | ".join(f"{clock:.1f} ({processor:.1f})" for clock, processor in epochs)
         print(f"| {encoder} | {count} | {'yes' if on_disk else 'no'} | {figures} |", flush=True)
 
 
@@ -60,42 +59,48 @@ def draw_pictures(folder: Path, count: int) -> None:
     (folder / "captions.tsv").write_text("image\tcaption\n" + "".join(lines))
 
 
-def _epochs(encoder: str, folder: Path, epochs: int, on_disk: bool) -> list[float]:
-    """The seconds of each epoch of a run."""
-    out = folder / f"run-of-{epochs}"
+def _epochs(encoder: str, folder: Path, epochs: int, on_disk: bool) -> list[tuple[float, float]]:
+    """The seconds of each epoch of a run: of the clock, and of the processor."""
     environment = {
         **os.environ,
         "LLAMA_ADAPTER_FEATURES": str(folder / "features"),
         "LLAMA_ADAPTER_FEATURES_GB": "10" if on_disk else "0",
     }
-    arguments = [encoder, str(folder / "captions.tsv"), str(epochs), str(out)]
+    arguments = [encoder, str(folder / "captions.tsv"), str(epochs), str(folder / f"run-of-{epochs}")]
     command = [sys.executable, "-m", "tests.bench.pictures", *arguments]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    seconds = [0.0, *(line["seconds"] for line in lines if "loss" in line)]
-    ends = [round(epoch * (len(seconds) - 1) / epochs) for epoch in range(epochs + 1)]
-    return [seconds[end] - seconds[start] for start, end in itertools.pairwise(ends)]
-
-
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    output = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+    times = json.loads(output.splitlines()[-1])
+    ends = [round(epoch * (len(times) - 1) / epochs) for epoch in range(epochs + 1)]
+    return [
+        (times[end][0] - times[start][0], times[end][1] - times[start][1])
+        for start, end in itertools.pairwise(ends)
+    ]
 
 
 def _train(encoder: str, data: str, epochs: str, out: str) -> int:
     import timm
 
     from train.__main__ import main
+    from train.run_folder import MetricsWriter
 
-    create = timm.create_model
+    create, record, times = timm.create_model, MetricsWriter.record, []
+
+    def recorded(self, step, **values):
+        if "loss" in values or not times:  # a step, or the evaluation before the first
+            times.append((time.perf_counter(), time.process_time()))
+        record(self, step, **values)
+
+    MetricsWriter.record = recorded
     timm.create_model = lambda name, pretrained=False, **options: create(name, **options)
-    return main(
+    status = main(
         [
             f"data={data}", "name=pictures", "template=raw", f"batch_size={BATCH}", f"held_out={HELD_OUT}",
             f"epochs={epochs}", "eval_every=1000000", f"vision.encoder={encoder}", "vision.projection=queries",
             "prompt_norm=true", "--device=cpu", f"--out={out}",
         ]
     )  # fmt: skip
+    print(json.dumps(times))
+    return status
 
 
 if __name__ == "__main__":
