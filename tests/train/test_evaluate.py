@@ -393,6 +393,14 @@ def test_loss_is_the_trainers(wide_base, adapter, tmp_path, encoder, pictures):
     assert figure.figures["held-out loss"]["loss"].value == pytest.approx(total / count, rel=1e-5)
 
 
+def test_numbers_that_overflow_are_no_figures():
+    answerer = bigrams({})
+    answerer.base.model.table = answerer.base.model.table * float("inf")
+    for measure in (lambda: answerer.next_logprobs([[1]], [2]), lambda: answerer.token_scores([[1, 2]], [[1, 2]])):
+        with pytest.raises(BadInput, match="overflow in this precision"):
+            measure()
+
+
 def test_perplexity_of_a_uniform_model_is_its_vocabulary(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("some words " * 100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from adapter.method.deltas import TuningConfig
 from tests.tiny_models import random_adapter
 from train.evaluate.__main__ import main
 from train.evaluate.answerer import Answerer
-from train.evaluate.report import adapter_digest, code_version
+from train.evaluate.intervals import Figure
+from train.evaluate.report import System, adapter_digest, code_version, format_table
 
 ROWS = [
     {"question": "What do bees make?", "choices": ["honey", "iron", "paper money"], "answer": 0},
@@ -92,6 +94,22 @@ def test_strength_zero_is_the_base(run, tmp_path):
     for system in adapted:
         figures = [row["perplexity"] for row in system["figures"].values()]
         assert figures[0] == bare["figures"]["text"]["perplexity"] != figures[-1]
+
+
+def test_other_weights_of_the_same_shape_are_told(run, folder, tmp_path):
+    shutil.copytree(folder / "poet", tmp_path / "poet")
+    config = json.loads((tmp_path / "poet" / "config.json").read_text())
+    config["base"]["weights"] = "of another"
+    (tmp_path / "poet" / "config.json").write_text(json.dumps(config))
+    words = ["multiple-choice", folder / "quiz.jsonl"]
+    assert "poet was trained on other weights" in run(*words, adapters=(str(tmp_path / "poet"),)).out
+    assert "other weights" not in run(*words).out
+
+
+def test_a_figure_without_an_interval_stands_alone():
+    figures = {"task": {"a": Figure(0.25, None, None, 3, "lm-eval"), "b": Figure(50.0, 40.0, 60.0, 4, "Wilson")}}
+    line = format_table([System("poet", "chat", 1.0, "", figures)]).splitlines()[-1]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["task", "poet", "0.250", "50.0 ± 10.0", "4"]
 
 
 def test_answers_are_in_the_json(run, tmp_path):

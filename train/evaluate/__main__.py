@@ -74,6 +74,7 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
     adapters: list[tuple[Path | None, Adapter | None]] = [] if args.no_base else [(None, None)]
     adapters += [(folder, load_adapter(folder, base.fingerprint, base.device)) for folder in folders]
     print(f"{base.fingerprint.name}, {precision}", file=sys.stderr)
+    notes: list[str] = list(task.notes)
     systems = []
     for folder, adapter in adapters:
         answerer = Answerer(base, adapter, args.strength)
@@ -82,12 +83,15 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
             name += f" at {args.strength:g}"
         print(f"measuring {name}", file=sys.stderr, flush=True)
         measured = task.measure(answerer, args.seed)
+        if adapter is not None and adapter.config.base.weights not in ("", base.fingerprint.weights):
+            notes.append(f"{name} was trained on other weights of this shape: {adapter.config.base.name}")
         strength = None if adapter is None else args.strength
         digest = None if folder is None else adapter_digest(folder)
         systems.append(System(name, answerer.template, strength, digest, measured.figures, measured.answers))
     about = circumstances(base, precision, args.seed, shlex.join(["python", "-m", "train.evaluate", *given]))
     templates = ", ".join(f"{system.name} {system.template}" for system in systems)
-    notes = (*task.notes, f"templates: {templates}", "±: half of the 95 % interval")
+    kinds = {figure.interval for s in systems for row in s.figures.values() for figure in row.values()}
+    notes += [f"templates: {templates}", f"±: half of the 95 % interval ({', '.join(sorted(kinds))})"]
     print(format_table(systems))
     print("\n".join(f"- {note}" for note in notes))
     print(f"- {base.fingerprint.name}, {precision}; {about['processor']}; {about['date']}, {about['commit']}")

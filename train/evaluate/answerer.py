@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
@@ -25,7 +26,7 @@ from adapter.method.image_file import open_image
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from adapter.serve.engine import Engine
 from adapter.serve.request import Answer, GenerationRequest
-from adapter.serve.sampling import SamplingParams
+from adapter.serve.sampling import SamplingParams, check_finite
 from train.formats.record import Picture, picture_source
 from train.input.batches import stack_features
 from train.input.rows import IGNORED
@@ -98,7 +99,7 @@ class Answerer:
         texts: list[str] = []
         with closing(Engine(self.base, self, self._encoders)) as engine:
             answers: deque[Answer] = deque()
-            for i, prompt in enumerate(prompts):
+            for i, prompt in enumerate(tqdm(prompts, "answers", disable=None, leave=False)):
                 if len(answers) == _SUBMITTED:
                     texts.append("".join(event.text for event in answers.popleft()))
                 picture = pictures[i] if pictures and self.is_visual else None
@@ -150,7 +151,7 @@ class Answerer:
                 scored = targets != IGNORED
                 states, targets = hidden[row, : len(targets)][scored], targets[scored]
                 pieces = [
-                    _scores(self.base.model.lm_head(part), wanted)
+                    _scores(self._logits(part), wanted)
                     for part, wanted in zip(
                         states.split(_HEAD_POSITIONS), targets.split(_HEAD_POSITIONS), strict=True
                     )
@@ -169,8 +170,8 @@ class Answerer:
         for chosen in _batches([len(prompt) for prompt in prompts]):
             hidden = self._hidden([prompts[i] for i in chosen], features and [features[i] for i in chosen])
             ends = torch.tensor([len(prompts[i]) - 1 for i in chosen], device=hidden.device)
-            logits = self.base.model.lm_head(hidden[torch.arange(len(chosen), device=hidden.device), ends])
-            result[chosen] = logits.float().log_softmax(-1)[:, wanted].cpu()
+            logits = self._logits(hidden[torch.arange(len(chosen), device=hidden.device), ends])
+            result[chosen] = logits.log_softmax(-1)[:, wanted].cpu()
         return result
 
     def encode(self, conversation: Conversation) -> list[int]:
@@ -219,6 +220,18 @@ class Answerer:
             arguments = {"prompt_kv": kv.scaled(self.strength), "prompt_rows": rows}
         return self.base.model.model(input_ids=batch, use_cache=False, **arguments).last_hidden_state
 
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [P, hidden_size]. Returns [P, vocab_size] in fp32."""
+        logits = self.base.model.lm_head(hidden).float()
+        try:
+            check_finite(logits)
+        except FloatingPointError as error:
+            raise BadInput(
+                "The numbers overflow in this precision. Measure in another, such as bf16 or fp32, or at a lower "
+                "strength."
+            ) from error
+        return logits
+
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Indices of rows in batches of similar length."""
@@ -233,7 +246,6 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _scores(logits: Tensor, targets: Tensor) -> TokenScores:
-    """logits: [P, vocab_size]; targets: [P]."""
-    logits = logits.float()
+    """logits: [P, vocab_size] in fp32; targets: [P]."""
     logprobs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
     return TokenScores(logprobs.cpu(), (logits.argmax(-1) == targets).cpu())

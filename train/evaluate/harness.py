@@ -125,7 +125,7 @@ class HarnessTasks:
         if not set(names) <= set(self._manager.all_tasks):
             self._manager = TaskManager(include_path=folder)
         self.notes = (
-            f"lm-eval {lm_eval.__version__}; ± is 1.96 of its standard errors; --limit takes the first items",
+            f"lm-eval {lm_eval.__version__}, intervals of 1.96 standard errors; --limit takes the first items",
         )
         if unknown := [name for name in names if name not in self._manager.all_tasks]:
             raise AdapterError(
@@ -163,7 +163,8 @@ class HarnessTasks:
                 metric, _, which = key.partition(",")
                 if isinstance(value, float) and "stderr" not in metric and which:
                     deviation = metrics.get(f"{metric}_stderr,{which}")
-                    half = 1.96 * deviation if isinstance(deviation, float) else float("nan")
+                    half = 1.96 * deviation if isinstance(deviation, float) else None
+                    low, high = (None, None) if half is None else (value - half, value + half)
                     name = metric if which == "none" else f"{metric} ({which})"
-                    figures.setdefault(task, {})[name] = Figure(value, value - half, value + half, n, "lm-eval")
+                    figures.setdefault(task, {})[name] = Figure(value, low, high, n, "lm-eval")
         return Measured(figures)

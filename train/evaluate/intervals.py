@@ -14,11 +14,11 @@ _Z = 1.959963984540054  # of 95 %
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value, its 95 % interval and how that was computed, and the number of items it is over."""
+    """A measured value, its 95 % interval, if known, how that was computed, and the number of items it is over."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     interval: str  # Wilson, bootstrap, or another program's
 

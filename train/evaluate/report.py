@@ -51,9 +51,11 @@ def format_table(systems: Sequence[System]) -> str:
 
 
 def _cell(figure: Figure) -> str:
-    half = (figure.high - figure.low) / 2
     digits = 1 if figure.value >= 10 else 3
-    return f"{figure.value:.{digits}f} ± {half:.{digits}f}"
+    value = f"{figure.value:.{digits}f}"
+    if figure.low is None or figure.high is None:
+        return value
+    return f"{value} ± {(figure.high - figure.low) / 2:.{digits}f}"
 
 
 def circumstances(base: Base, precision: str, seed: int, command: str) -> dict[str, Any]:
