@@ -1,8 +1,8 @@
 """Training on drawn pictures: two epochs, and one by a second run, with the encoder's features on disk or not.
 
-Figures are seconds of the clock and, in brackets, of the processor. Every run is the trainer's own command in a process
-of its own, on the embedded base. Encoders of timm have random weights: what they compute is noise, and takes the time
-it takes. Heavy imports are made in these processes.
+Figures are seconds of the clock and, in brackets, of the processor. Every run is the trainer's own command in a
+process of its own, on the embedded base. Encoders of timm have random weights: what they compute is noise, and
+takes the time it takes. Heavy imports are made in these processes.
 """
 
 from __future__ import annotations
@@ -83,14 +83,15 @@ def _train(encoder: str, data: str, epochs: str, out: str) -> int:
     from train.__main__ import main
     from train.run_folder import MetricsWriter
 
-    create, record, times = timm.create_model, MetricsWriter.record, []
+    create, record = timm.create_model, MetricsWriter.record
+    times: list[tuple[float, float]] = []
 
-    def recorded(self, step, **values):
+    def recorded(self: MetricsWriter, step: int, **values: float) -> None:
         if "loss" in values or not times:  # a step, or the evaluation before the first
             times.append((time.perf_counter(), time.process_time()))
         record(self, step, **values)
 
-    MetricsWriter.record = recorded
+    MetricsWriter.record = recorded  # type: ignore[method-assign]
     timm.create_model = lambda name, pretrained=False, **options: create(name, **options)
     status = main(
         [

@@ -76,7 +76,8 @@ class SkippedExamples:
     @contextlib.contextmanager
     def deferred(self) -> Iterator[list[tuple[str, str]]]:
         """Collects what this thread adds, as arguments of `add`, for another thread to add when it gets there."""
-        self._of_thread.deferred = found = []
+        found: list[tuple[str, str]] = []
+        self._of_thread.deferred = found
         try:
             yield found
         finally:

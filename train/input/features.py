@@ -54,13 +54,15 @@ class FeatureCache:
     ) -> list[TokenisedRow]:
         """The rows with the features of their pictures; rows without one as they are.
 
-        A row whose picture cannot be read is left out and counted as skipped. Incomplete once `stopping` says so.
+        A row whose picture cannot be read is left out and counted as skipped. Once `stopping` says so, nothing
+        more is encoded, and rows that would need it are left out.
         """
         keys: list[bytes | None] = []
         found: dict[bytes, VisualFeatures] = {}
         images: dict[bytes, Image.Image] = {}
         for row in rows:
-            picture, key = row.example.picture, b""
+            picture = row.example.picture
+            key: bytes | None = b""
             if picture is not None:
                 try:
                     data = read_image(picture_source(picture))
@@ -75,22 +77,29 @@ class FeatureCache:
                     self._skipped.add(where or picture.name, f"{where}: {picture.name}: {error}")
                     key = None
             keys.append(key)
-        together = 1 if self._encoder.device.type == "cpu" else _ENCODED_TOGETHER
-        missing = list(images)
-        for start in range(0, len(missing), together):
-            if stopping():
-                return []
-            chunk = missing[start : start + together]
-            encoded = self._encoder.encode([images[key] for key in chunk], **self._encoding).map(_in_half)
-            encoded = encoded.to("cpu")
-            for i, key in enumerate(chunk):
-                found[key] = encoded[i : i + 1].map(Tensor.clone)  # a view would keep the whole chunk in memory
-                self._put(key, found[key])
+        found |= self._encode(images, stopping)
         return [
             row._replace(example=replace(row.example, features=found[key].to(torch.float32))) if key else row
             for row, key in zip(rows, keys, strict=True)
-            if key is not None
+            if key is not None and (not key or key in found)
         ]
+
+    def _encode(
+        self, images: dict[bytes, Image.Image], stopping: Callable[[], bool]
+    ) -> dict[bytes, VisualFeatures]:
+        """Encodes and keeps the images, until `stopping` says that nobody waits for them."""
+        together = 1 if self._encoder.device.type == "cpu" else _ENCODED_TOGETHER
+        keys, encoded = list(images), {}
+        for start in range(0, len(keys), together):
+            if stopping():
+                break
+            chunk = keys[start : start + together]
+            features = self._encoder.encode([images[key] for key in chunk], **self._encoding)
+            features = features.map(_in_half).to("cpu")
+            for i, key in enumerate(chunk):
+                encoded[key] = features[i : i + 1].map(Tensor.clone)  # a view would keep the chunk in memory
+                self._put(key, encoded[key])
+        return encoded
 
     def _get(self, key: bytes) -> VisualFeatures | None:
         if (features := self._memory.get(key)) is not None:
