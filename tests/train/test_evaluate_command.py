@@ -127,6 +127,7 @@ def test_answers_are_in_the_json(run, tmp_path):
         (["forgetting", "--limit", "0"], "--limit must be at least 1, got 0."),
         (["forgetting", "--strength", "3"], "--strength must lie from 0 to 2, got 3."),
         (["forgetting", "--no-base"], "--no-base without --adapter leaves nothing to measure."),
+        (["forgetting", "--out", "no-folder/x.json"], "There is no folder 'no-folder' for --out. Make it first."),
         (["forgetting", "--adapter", "nobody"], "There is no adapter 'nobody'. Choose one of: "),
         (["forgetting", "--base", "embedded-none.gguf"], "There is no file 'embedded-none.gguf'."),
         (["exact-match", "no.jsonl"], "There is no file or folder 'no.jsonl'."),

@@ -68,6 +68,8 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         raise AdapterError(f"--strength must lie from 0 to {MAX_STRENGTH:g}, got {args.strength:g}.")
     if args.no_base and not args.adapter:
         raise AdapterError("--no-base without --adapter leaves nothing to measure. Name an adapter.")
+    if args.out is not None and not args.out.parent.is_dir():
+        raise AdapterError(f"There is no folder '{args.out.parent.name}' for --out. Make it first.")
     folders = [_folder(name) for name in args.adapter]
     task: Task = args.task(args)  # before the base: what is wrong with the data is said at once
     base, precision = _load(args)
