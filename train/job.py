@@ -41,6 +41,7 @@ from train.loop import evaluate, total_divergence, total_loss, trainable_paramet
 from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError
 
 Result = TypeVar("Result")
+_KEEP_WEIGHT = 3.0  # of a row's divergence, beside a row's loss; docs/log.md has the trials
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 
 
@@ -346,7 +347,7 @@ class _Run:
                     # In batches of their own: beside shorter rows they would be mostly padding.
                     keep_rows = self.keep.draw(step, rows, math.ceil(config.keep * config.batch_size))
                 # Gradients are divided by the supervised tokens of all processes, which are those of `rows`.
-                weight = config.keep * num_supervised(rows) / max(num_supervised(keep_rows), 1)
+                weight = _KEEP_WEIGHT * config.keep * num_supervised(rows) / max(num_supervised(keep_rows), 1)
                 own, own_keep = (self._micro_batches(r, stopping) for r in (rows, keep_rows))
             yield _StepInput(own, own_keep, weight, batches.position, skipped)
 
