@@ -32,7 +32,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, load_adapter, save_adapter
 from adapter.method.config import base_label
 from train.card import Scores, with_scores, write_card
-from train.config import Precision, RecipeFile, changed, read_recipe, recipe_text
+from train.config import Precision, RecipeFile, TrainConfig, changed, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer
 from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
@@ -41,9 +41,11 @@ from train.input.rows import Tokeniser
 from train.job import Stopped, check_run, in_main, train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
+from train.publish import check_push, push
 from train.recipes.recipe import Recipe, load_recipe, recipe_names
 from train.run_folder import RunInputs, adapter_digest
 from train.run_setup import check_pictures, complete, start_adapter, with_encoder, with_template
+from train.tracker import check_tracker
 
 _EPILOG = """examples:
   python -m train pirate steps=50
@@ -102,7 +104,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     # What is written to stdout is then shown in a browser: sentences for anybody. The rest goes to stderr.
     parser.add_argument("--for-page", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--tensorboard", action="store_true", help="write figures for TensorBoard too")
     return parser
 
 
@@ -135,12 +136,13 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
     # What can be refused is refused before minutes of reading and loading.
     check_run(folder, args.resume, accelerator)
+    in_main(accelerator, lambda: _check_services(recipe.train))
     start_from = _start_digest(recipe.start_from, folder)
-    # A base in another format is only known once it is converted.
-    known_base = base_fingerprint(recipe.base) if find_foreign(recipe.base) is None else None
-    skipped = SkippedExamples(log)
     with _first_process_first(accelerator):
         tokenizer = load_tokenizer(recipe.base)
+        # A base in another format is only known once it is converted.
+        known_base = base_fingerprint(recipe.base) if find_foreign(recipe.base) is None else None
+    skipped = SkippedExamples(log)
     recipe = complete(recipe, tokenizer, base_config(recipe.base), log)
     log(f"reading {', '.join(Path(part.path).name for part in recipe.data)}")
     examples = FileExamples(recipe.data, recipe.train, skipped)
@@ -173,7 +175,6 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         resume=args.resume,
         accelerator=accelerator,
         inputs=inputs,
-        tensorboard=args.tensorboard,
     )
     if accelerator.is_main_process:
         data = f"Trained on {examples.learnt:,} records of `{examples.name}`."
@@ -183,6 +184,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         save_adapter(adapter, folder, write_card(adapter, config, data, held_out, {}, {}, "", command))
         print(f"held-out loss {held_out.loss:.3f}")
         print(f"the adapter is in {folder}", file=sys.stderr)
+        _push(folder, config)
 
 
 def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
@@ -229,6 +231,7 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         return
     config = changed(recipe.config, assignments)
     config = with_template(config, served.tokenizer, "template" in stated, print)
+    in_main(accelerator, lambda: _check_services(config))
     started = check_run(folder, args.resume, accelerator, config, base=served.fingerprint)
     precision = _choose_precision("auto", started, accelerator)
     base = _load_to_train(base_name, precision, accelerator)
@@ -243,12 +246,12 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         resume=args.resume,
         accelerator=accelerator,
         inputs=RunInputs(precision=precision),
-        tensorboard=args.tensorboard,
     )
     del base
     if accelerator.is_main_process:
         card = write_card(adapter, config, recipe.data, held_out, *_measure(recipe, served, adapter))
         save_adapter(adapter, folder, card)
+        _push(folder, config)
 
 
 def _measure(recipe: Recipe, served: Base, adapter: Adapter) -> tuple[Scores, Scores, str]:
@@ -268,6 +271,18 @@ def _accelerator(args: argparse.Namespace) -> Accelerator:
         raise AdapterError("This trainer has no fp8. Launch it with --mixed_precision bf16, fp16 or no.")
     # "no": the frozen base is in the precision of the recipe, and what it trains is in fp32.
     return Accelerator(mixed_precision="no", cpu=args.device == "cpu" or not torch.cuda.is_available())
+
+
+def _check_services(config: TrainConfig) -> None:
+    """Raises what would fail during or after the run."""
+    check_tracker(config.tracker)
+    check_push(config.push_to)
+
+
+def _push(folder: Path, config: TrainConfig) -> None:
+    if config.push_to is not None:
+        print(f"sending it to {config.push_to}")
+        print(f"sent to {push(folder, config.push_to)}")
 
 
 def _start_digest(start_from: str | None, folder: Path) -> str:

@@ -25,6 +25,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from adapter.base.decoder import set_gradient_checkpointing
 from adapter.base.llama import Base
 from adapter.errors import AdapterError, with_detail
 from adapter.method.adapter import Adapter
@@ -39,6 +40,7 @@ from train.input.prefetch import Prefetch
 from train.input.rows import TokenisedRow, Tokeniser, num_supervised
 from train.loop import evaluate, total_divergence, total_loss, trainable_parameters
 from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError
+from train.tracker import start_tracker, stop_tracker
 
 Result = TypeVar("Result")
 _KEEP_WEIGHT = 3.0  # of a row's divergence, beside a row's loss; docs/log.md has the trials
@@ -108,7 +110,6 @@ def train(
     resume: bool = False,
     accelerator: Accelerator | None = None,
     inputs: RunInputs | None = None,
-    tensorboard: bool = False,
 ) -> tuple[Adapter, HeldOut]:
     """Trains `adapter` in place. Returns the one that config.save names, which `folder` then holds, and its
     held-out losses.
@@ -117,7 +118,7 @@ def train(
     but for `folder`: only the first process reads and writes its own. inputs: a resumed run must have the same.
     Raises TrainError if the folder is in use, holds another run or cannot be written, and Stopped after Ctrl-C.
     """
-    run = _Run(config, base, folder, adapter, feature_cache, skipped, accelerator, inputs, tensorboard)
+    run = _Run(config, base, folder, adapter, feature_cache, skipped, accelerator, inputs)
     try:
         run.start(resume)
         return run.run(examples)
@@ -168,7 +169,6 @@ class _Run:
         skipped: SkippedExamples | None,
         accelerator: Accelerator | None,
         inputs: RunInputs | None,
-        tensorboard: bool,
     ) -> None:
         if not config.steps:
             raise ValueError("steps must be set: convert epochs to steps with FileExamples.with_steps")
@@ -194,8 +194,9 @@ class _Run:
         self.scaler = torch.amp.GradScaler(
             base.device.type, init_scale=2.0**8, growth_interval=200, enabled=base.model.dtype == torch.float16
         )
+        if config.gradient_checkpointing:
+            set_gradient_checkpointing(base.model.model, True)
         self.since = 0.0  # when the current step began, its waiting for rows included
-        self.tensorboard = tensorboard
         self.keep: KeepRows | None = None
         self.metrics: MetricsWriter | None = None  # of the main process
 
@@ -211,8 +212,13 @@ class _Run:
         self.keep = KeepRows(keep_rows, self.config.seed) if self.config.keep else None
         if resume:
             self._load()
+        in_main(self.accelerator, self._start_tracker)
         if self.is_main:
-            self.metrics = MetricsWriter(self.folder.path, self.progress.step, self._log, self.tensorboard)
+            self.metrics = MetricsWriter(self.folder.path, self.progress.step, self._log, self.accelerator.log)
+
+    def _start_tracker(self) -> None:
+        self.folder.drop_checkpoints_after(self.progress.step)
+        start_tracker(self.accelerator, self.config, self.folder.path, self.progress.step)
 
     def _open(self, resume: bool) -> list[list[int]]:
         self.folder.open(resume)
@@ -225,8 +231,9 @@ class _Run:
         return own_rows(self.base, config.template, config.seed, self.folder.path / OWN_TEXT, resume)
 
     def close(self) -> None:
-        if self.metrics is not None:
-            self.metrics.close()
+        if self.config.gradient_checkpointing:
+            set_gradient_checkpointing(self.base.model.model, False)
+        stop_tracker(self.accelerator)
         self.folder.close()
 
     def _load(self) -> None:
@@ -328,6 +335,8 @@ class _Run:
     def _after_step(self, held_out: list[Batch], last: bool, stop: bool) -> None:
         """Evaluates and saves what is due; the time that this takes is not the steps'."""
         config, step = self.config, self.progress.step
+        if config.checkpoint_every and step % config.checkpoint_every == 0:
+            self._try_to_save(lambda: self.folder.save_checkpoint(self.adapter, step), required=False)
         if step % config.eval_every == 0 or last:
             self._evaluate_and_save(held_out, last)
         if step % (config.save_every or config.eval_every) == 0 or last or stop:

@@ -1,5 +1,6 @@
 """The folder of a training run: the best adapter so far, which can be served at any time; `state.pt` with all that
-an exact continuation needs (latest adapter, optimiser, position in the data); and `metrics.jsonl`.
+an exact continuation needs (latest adapter, optimiser, position in the data); `metrics.jsonl`; and, where a recipe
+asks for them, the adapters of some steps in `checkpoints`.
 
 Knows files; knows nothing of how a step is computed.
 """
@@ -10,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from train.config import TrainConfig
 
 STATE = "state.pt"
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 _UNMOVED_GATE, _UNMOVED_STEPS = 1e-5, 50  # gates that are all below this after so many steps do not learn
 _SATURATED_GATE = 2.65  # tanh of this is 0.99
 # Settings that change nothing about the adapter of a run: a resumed run may have others. Of keep_data the content
@@ -147,6 +150,23 @@ class RunFolder:
                 f"{self.path}: {_reason(error)}",
             ) from error
 
+    def save_checkpoint(self, adapter: Adapter, step: int) -> None:
+        """Writes the adapter into a folder of its own, which can be served like any other."""
+        folder = self.path / CHECKPOINTS / f"step-{step:06d}"
+        try:
+            save_adapter(adapter, folder)
+        except Exception as error:
+            raise TrainError(
+                f"The adapter of step {step} cannot be kept in '{self.path.name}'. Free some room.",
+                f"{folder}: {_reason(error)}",
+            ) from error
+
+    def drop_checkpoints_after(self, step: int) -> None:
+        """Removes the numbered adapters of later steps, which are another run's or will be written anew."""
+        for folder in (self.path / CHECKPOINTS).glob("step-*"):
+            if folder.name[5:].isdigit() and int(folder.name[5:]) > step:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def finish(self) -> None:
         """Removes state.pt: the run is complete and cannot be resumed."""
         (self.path / STATE).unlink(missing_ok=True)
@@ -187,22 +207,25 @@ def _reason(error: BaseException) -> str:
 
 
 class MetricsWriter:
-    """Writes metrics.jsonl, one JSON object with its `step` per line, and TensorBoard events if asked to."""
+    """Writes metrics.jsonl, one JSON object with its `step` per line, and passes its figures on to a tracker."""
 
-    def __init__(self, folder: Path, last_step: int, log: Callable[[str], None], tensorboard: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        last_step: int,
+        log: Callable[[str], None],
+        track: Callable[[dict[str, float], int], None] = lambda *_: None,
+    ) -> None:
         """last_step: the step that a resumed run continues after; recorded lines of later steps are dropped."""
-        self._path, self._log = folder / METRICS, log
+        self._path, self._log, self._track = folder / METRICS, log, track
         self._warned: set[str] = set()
-        self._tensorboard = _tensorboard(folder) if tensorboard else None
         self._drop_after(last_step)
 
     def record(self, step: int, **values: float) -> None:
         """Writes the finite values. A full disk loses metrics but does not end the run."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._write({"step": step, **finite})
-        if self._tensorboard is not None:
-            for name, value in finite.items():
-                self._tensorboard.add_scalar(name, value, step)
+        self._track(finite, step)
 
     def record_gates(self, step: int, gates: Tensor) -> None:
         """Writes the mean absolute gate of each layer, lowest first. gates: [L, H]."""
@@ -214,10 +237,6 @@ class MetricsWriter:
             self._warn("the gates have not moved. Raise gate_lr; at zero gates nothing else learns")
         if activation == "tanh" and (gates.abs() > _SATURATED_GATE).float().mean() > 0.5:
             self._warn("most gates are saturated and hardly learn any more. Lower gate_lr")
-
-    def close(self) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
     def _write(self, line: dict[str, Any]) -> None:
         with contextlib.suppress(OSError), open(self._path, "a") as file:
@@ -238,11 +257,3 @@ class MetricsWriter:
                     lines.append(line + "\n")
         with contextlib.suppress(OSError), atomic_write(self._path) as temporary:
             temporary.write_text("".join(lines))
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise TrainError("TensorBoard is not installed: pip install tensorboard.") from error
-    return SummaryWriter(folder / "tensorboard")

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
@@ -90,6 +91,18 @@ def _final_delta(hidden: Tensor, prompt_kv: PromptKV | None, rows: Tensor | None
     if prompt_kv is None or prompt_kv.deltas is None:
         return hidden
     return prompt_kv.deltas.norm(-1, FINAL_NORM, hidden, rows)
+
+
+def set_gradient_checkpointing(model: LlamaModel, enabled: bool) -> None:
+    """Whether layers compute their activations again in the backward pass instead of keeping them.
+
+    transformers' own function would also make the embeddings require a gradient, for layers below the lowest
+    insertion layer too.
+    """
+    for layer in model.layers:
+        layer.train(enabled)  # which transformers asks for; nothing in a layer depends on it
+        layer.gradient_checkpointing = enabled
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 def adapt(model: LlamaModel) -> None:

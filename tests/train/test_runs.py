@@ -103,6 +103,12 @@ def test_the_command_makes_the_same_recipe_as_the_tab(changes: dict[str, Any], t
     assert plan.steps is None or recipe.train.steps == plan.steps
 
 
+def test_the_loss_that_is_kept_is_that_of_the_adapter_that_is_kept():
+    progress = RunProgress(held_out=((10, 2.0), (20, 1.5), (30, 1.75)))
+    assert (progress.kept_loss("best"), progress.kept_loss("last")) == (1.5, 1.75)
+    assert RunProgress().kept_loss("last") is None
+
+
 def test_a_typed_description_overrides_the_samples() -> None:
     extra = {"description": "The sample's own."}
     assert plan_of(extra=extra).recipe().train.description == "The sample's own."
@@ -177,7 +183,7 @@ def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
     progress = MetricsTail(tmp_path).read()
-    assert (progress.step, progress.untrained, progress.best) == (2, 3.0, 1.5)
+    assert (progress.step, progress.untrained, progress.kept_loss("best")) == (2, 3.0, 1.5)
     assert progress.gates == (0.1, 0.2) and progress.losses == ((1, 2.0), (2, 1.0))
     assert progress.seconds_left(10, 4) == pytest.approx(8 * 0.5 + 2 * 2.0)
     shown = run_html(TrainingRun("n", "training", RunRecord(), recipe_of("n"), progress, "", True, True))
@@ -483,7 +489,7 @@ def test_a_run_is_stopped_resumed_and_found_by_other_servers(trainer: Trainer) -
     run = trainer.wait_for_end()
     assert run.state == "ended" and not run.saved and run.progress.step == 600
     assert [step for step, _ in run.progress.losses] == list(range(1, 601))
-    assert run.progress.untrained and run.progress.best and run.progress.best < run.progress.untrained
+    assert run.progress.untrained and (run.progress.kept_loss("best") or 9) < run.progress.untrained
     with pytest.raises(BadInput, match="nothing to go on with"):
         trainer.runs.resume("echo")
     names = zipfile.ZipFile(zip_adapter(trainer.folder / "echo")).namelist()

@@ -62,8 +62,9 @@ def _numbers(run: TrainingRun) -> str:
     cells = []
     if progress.untrained is not None:
         cells.append((f"{texts.HELD_OUT}, {texts.BEFORE}", f"{progress.untrained:.2f}"))
-    if run.state == "ended" and progress.best is not None:
-        cells.append((f"{texts.HELD_OUT}, {texts.AFTER}", f"{progress.best:.2f}"))
+    kept_loss = progress.kept_loss(run.recipe.train.save)
+    if run.state == "ended" and kept_loss is not None:
+        cells.append((f"{texts.HELD_OUT}, {texts.AFTER}", f"{kept_loss:.2f}"))
     elif progress.held_out:
         cells.append((f"{texts.HELD_OUT}, {texts.NOW}", f"{progress.held_out[-1][1]:.2f}"))
     if progress.largest_gate:

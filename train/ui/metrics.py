@@ -42,10 +42,10 @@ class RunProgress:
     step_seconds: float = 0.0
     evaluation_seconds: float = 0.0
 
-    @property
-    def best(self) -> float | None:
-        """The held-out loss of the saved adapter."""
-        return min((value for _, value in self.held_out), default=None)
+    def kept_loss(self, save: str) -> float | None:
+        """The held-out loss of the adapter that a run keeps; save: "best" or "last", as in TrainConfig."""
+        losses = [value for _, value in self.held_out]
+        return None if not losses else losses[-1] if save == "last" else min(losses)
 
     def seconds_left(self, steps: int, eval_every: int) -> float | None:
         """None before the first step."""

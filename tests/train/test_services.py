@@ -1,0 +1,227 @@
+"""What a run does beside its steps: trackers, numbered adapters, the Hub, activations that are computed again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from accelerate import tracking
+from huggingface_hub import constants
+from huggingface_hub.utils import filter_repo_objects
+from torch.profiler import ProfilerActivity, profile
+
+import train.job
+import train.publish
+from adapter.base.decoder import set_gradient_checkpointing
+from adapter.base.template import Message
+from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter
+from adapter.serve.store import AdapterStore
+from tests.train.parrot import CONFIG as PARROT
+from train.__main__ import main
+from train.input.batches import Batch, collate
+from train.input.examples import Example, FileExamples
+from train.input.rows import Tokeniser
+from train.loop import new_adapter, total_loss
+from train.run_folder import CHECKPOINTS, METRICS, STATE
+
+
+@pytest.fixture
+def run(tiny_folder, tmp_path) -> Callable[..., int]:
+    """`python -m train` for six steps on the tiny base, in runs/NAME; returns the exit status."""
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([{"instruction": f"{i}>", "output": str(i % 3)} for i in range(60)]))
+    return lambda *more, out="out": main([
+        f"data={data}", "precision=fp32", "template=raw", "batch_size=4", "prompt_length=4", "eval_every=3",
+        "steps=6", f"--base={tiny_folder}", f"--out={tmp_path / 'runs' / out}", "--device=cpu", *more,
+    ])  # fmt: skip
+
+
+@pytest.fixture
+def unread(monkeypatch) -> None:
+    monkeypatch.setattr(FileExamples, "__init__", lambda *_: pytest.fail("the data was read"))
+
+
+# Trackers.
+
+
+class Notebook(tracking.GeneralTracker):
+    """A tracker that keeps what it is given."""
+
+    name = "notebook"
+    requires_logging_directory = True
+    pages: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    def __init__(self, run_name: str, logging_dir: str, **_: Any) -> None:
+        super().__init__()
+        Notebook.pages, self.run_name, self.logging_dir = [], run_name, logging_dir
+
+    @property
+    def tracker(self) -> list[dict[str, Any]]:
+        return self.pages
+
+    def store_init_configuration(self, values: dict) -> None:
+        Notebook.settings = {**values}
+
+    def log(self, values: dict, step: int | None = None, **_: Any) -> None:
+        self.pages.append({"step": step, **values})
+
+    def finish(self) -> None:
+        self.pages.append({"finished": True})
+
+
+@pytest.fixture
+def notebook(monkeypatch) -> type[Notebook]:
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
+    return Notebook
+
+
+def test_a_tracker_gets_the_settings_and_the_figures_of_metrics(run, notebook, tmp_path):
+    assert run("tracker=notebook", "lr=0.02", "tuning.norms=true") == 0
+    lines = [json.loads(line) for line in (tmp_path / "runs/out" / METRICS).read_text().splitlines()]
+    assert notebook.pages == [*(line for line in lines if "gates" not in line), {"finished": True}]
+    assert notebook.settings["lr"] == 0.02 and notebook.settings["tuning.norms"] is True
+    assert all(isinstance(value, int | float | str | bool) for value in notebook.settings.values())
+
+
+def test_a_tracker_ends_with_a_run_that_fails(run, notebook, monkeypatch):
+    monkeypatch.setattr(train.job, "total_loss", lambda *_: (_ for _ in ()).throw(OSError("broken")))
+    assert run("tracker=notebook") == 1
+    assert notebook.pages[-1] == {"finished": True}
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [("tensorboar", "There is no tracker 'tensorboar'. Choose one of: none, "), ("wandb", "pip install wandb")],
+)
+def test_a_tracker_that_is_not_here_is_refused_before_data_is_read(
+    run, unread, monkeypatch, capsys, name, sentence
+):
+    monkeypatch.setattr(tracking, "get_available_trackers", list)
+    assert run(f"tracker={name}") == 1
+    assert sentence in capsys.readouterr().err
+
+
+# Numbered adapters.
+
+
+def test_every_so_many_steps_an_adapter_is_kept_that_can_be_served(run, tmp_path, tiny_base):
+    assert run("checkpoint_every=2", "save=last") == 0
+    numbered = AdapterStore(tmp_path / "runs/out" / CHECKPOINTS)
+    assert sorted(numbered.names()) == ["step-000002", "step-000004", "step-000006"]
+    adapters = [numbered.load(name, tiny_base) for name in sorted(numbered.names())]
+    assert len({float(adapter.gates.sum()) for adapter in adapters}) == 3
+    assert torch.equal(adapters[-1].prompts, load_adapter(tmp_path / "runs/out").prompts)
+    assert AdapterStore(tmp_path / "runs").names() == ["out"]
+    # A run that starts anew in the same folder has adapters of its own only.
+    assert run("checkpoint_every=3", "steps=3") == 0
+    assert AdapterStore(tmp_path / "runs/out" / CHECKPOINTS).names() == ["step-000003"]
+
+
+# The Hub.
+
+
+class FakeHub:
+    """`huggingface_hub.HfApi`, whose Hub is a dictionary."""
+
+    files: ClassVar[dict[str, list[str]]] = {}
+    error: Exception | None = None
+
+    def create_repo(self, repo_id: str, exist_ok: bool) -> str:
+        assert exist_ok
+        if FakeHub.error is not None:
+            raise FakeHub.error
+        return f"https://hub/{repo_id}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str):
+        names = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
+        FakeHub.files[repo_id] = sorted(filter_repo_objects(names, allow_patterns=allow_patterns))
+
+
+@pytest.fixture
+def hub(monkeypatch) -> type[FakeHub]:
+    monkeypatch.setattr(train.publish, "HfApi", FakeHub)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(train.publish, "get_token", lambda: "a token")
+    monkeypatch.setattr(FakeHub, "files", {})
+    return FakeHub
+
+
+def test_the_finished_adapter_is_sent_with_its_card_and_nothing_private(run, hub, tmp_path, capsys):
+    folder = tmp_path / "runs/out"
+    for private in ("data/secret.json", "log.txt", "run.json", "messages.txt", f"data/{CONFIG}"):
+        (folder / private).parent.mkdir(parents=True, exist_ok=True)
+        (folder / private).write_text("{}")
+    assert run("push_to=somebody/helper", "checkpoint_every=2") == 0
+    assert hub.files == {"somebody/helper": sorted([CARD, WEIGHTS, CONFIG, METRICS, "recipe.yaml"])}
+    assert "sent to https://hub/somebody/helper" in capsys.readouterr().out
+
+
+def test_a_push_that_fails_loses_nothing_and_says_how_to_try_again(run, hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hub, "error", OSError("503 of the Hub"))
+    assert run("push_to=somebody/helper") == 1
+    error = capsys.readouterr().err
+    assert "is finished and saved, but could not be sent to somebody/helper" in error
+    assert f"hf upload somebody/helper . . --include {CONFIG} --include {WEIGHTS}" in error and "503" in error
+    folder = tmp_path / "runs/out"
+    assert (folder / CARD).exists() and not (folder / STATE).exists() and load_adapter(folder).gates.abs().max()
+
+
+@pytest.mark.parametrize(
+    "repo, token, offline, sentence",
+    [
+        ("helper", "x", False, "push_to must be a repository on the Hub"),
+        ("a/b c", "x", False, "push_to must be a repository on the Hub"),
+        ("a/b", None, False, "hf auth login"),
+        ("a/b", "x", True, "HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_a_push_that_cannot_be_is_refused_before_data_is_read(
+    run, hub, unread, monkeypatch, capsys, repo, token, offline, sentence
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(train.publish, "get_token", lambda: token)
+    assert run(f"push_to={repo}") == 1
+    assert sentence in capsys.readouterr().err
+
+
+# Activations that are computed again.
+
+
+@pytest.fixture
+def batch(tiny_base) -> Batch:
+    tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 128)
+    rows = (Example((Message("user", "ab" * 30 + ">"),), "cd" * 20) for _ in itertools.repeat(None, 4))
+    return collate(tokeniser.rows(rows), tokeniser.pad)
+
+
+def test_gradients_are_equal_and_activations_take_less(tiny_base, batch):
+    adapter = new_adapter(PARROT, tiny_base)
+    torch.nn.init.constant_(adapter.gates, 0.3)
+    found = []
+    for enabled in (False, True):
+        set_gradient_checkpointing(tiny_base.model.model, enabled)
+        try:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+                loss = total_loss(tiny_base.model, adapter, batch)
+            kept = sum(event.self_cpu_memory_usage for event in measured.key_averages())
+            adapter.zero_grad()
+            loss.backward()
+            found.append((kept, adapter.prompts.grad.clone(), adapter.gates.grad.clone()))
+        finally:
+            set_gradient_checkpointing(tiny_base.model.model, False)
+    (plain, *gradients), (checkpointed, *same) = found
+    assert all(map(torch.equal, gradients, same))
+    assert 0 < checkpointed < plain / 3
+
+
+def test_a_run_recomputes_activations_where_that_is_asked_for(run, monkeypatch):
+    calls = []
+    monkeypatch.setattr(train.job, "set_gradient_checkpointing", lambda _, enabled: calls.append(enabled))
+    assert run() == 0 and calls == []
+    assert run("gradient_checkpointing=true") == 0 and calls == [True, False]
