@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 from adapter.base.template import Message, Role
 from train.formats.record import (
     DataError,
+    Picture,
     Record,
     check_conversation,
     fault,
@@ -85,10 +86,10 @@ def _parse_chat(value: dict[str, Any], where: str, images: Path) -> Record:
         if isinstance(content, list):
             texts = []
             for j, block in enumerate(content):
-                text, image = _parse_block(block, f"{field}.content[{j}]", where, images)
+                text, shown = _parse_block(block, f"{field}.content[{j}]", where, images)
                 texts += [text] if text is not None else []
-                paths += [image] if image else []
-                refers_to_record |= text is None and image is None
+                paths += [shown] if shown else []
+                refers_to_record |= text is None and shown is None
             content = "\n".join(texts)
         turns.append(Message(cast(Role, role), text_of(content, f"{field}.content", where)))
     if refers_to_record and not record_has_image:
@@ -101,7 +102,7 @@ def _parse_chat(value: dict[str, Any], where: str, images: Path) -> Record:
     return Record(check_conversation(turns, "messages", where), image, where)
 
 
-def _parse_block(block: Any, field: str, where: str, images: Path) -> tuple[str | None, Path | None]:
+def _parse_block(block: Any, field: str, where: str, images: Path) -> tuple[str | None, Picture | None]:
     """The text or the image of a content block; neither for an image block without a name."""
     block = object_of(block, field, where)
     kind = required(block, "type", where, f"{field}.type")
