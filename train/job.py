@@ -43,7 +43,7 @@ from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError
 from train.tracker import start_tracker, stop_tracker
 
 Result = TypeVar("Result")
-_KEEP_WEIGHT = 3.0  # of a row's divergence, beside a row's loss; docs/log.md has the trials
+_KEEP_WEIGHT = 2.0  # of a row's divergence, beside a row's loss; docs/log.md has the trials
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 
 
