@@ -322,6 +322,19 @@ def test_a_mixture_of_pictures_and_text_trains_disjoint_parameters(arguments, ro
     assert read_recipe(tmp_path / "out/recipe.yaml", []).data[0].weight == 2.5
 
 
+def test_a_step_whose_rows_are_all_passed_over_learns_nothing(arguments, rows, tmp_path):
+    long = [{"instruction": "x" * 99, "output": "a"}] * 4
+    rows.write_text(
+        json.dumps([*long, {"instruction": "1>", "output": "1"}, {"instruction": "2>", "output": "2"}])
+    )
+    words = ["batch_size=1", "steps=0", "epochs=2", "max_length=32", "held_out=0"]
+    assert main([*arguments, *words]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if "lr" in line]) == 12, "an epoch is six steps"
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 4 and min(losses) > 0, "each of the two rows that are left, once an epoch"
+
+
 def test_check_names_images_without_a_caption(arguments, tmp_path, capsys):
     for i in range(5):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")

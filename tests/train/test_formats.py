@@ -525,6 +525,8 @@ def test_captions_of_coco(tmp_path):
     with pytest.raises(DataError, match="captions_val.json, annotation 103: image 5 is not in 'images'. Take"):
         records[3]
     assert pickle.loads(pickle.dumps(records))[1] == records[1]
+    (tmp_path / "captions_val.json").rename(tmp_path / "captions.json")
+    assert len(open_records(tmp_path)) == 5
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,22 @@ def test_a_picture_in_two_files_is_held_out_of_both(tmp_path):
     assert not inside & outside and len(outside) > 12
 
 
+def test_a_picture_is_the_same_by_any_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    names = [path for i in range(30) for path in (f"{i}.jpg", f"./in/../{i}.jpg", f"{tmp_path}/{i}.jpg")]
+    (tmp_path / "c.tsv").write_text("".join(f"{name}\tCaption.\n" for name in names))
+    digests = []
+    for path in (tmp_path / "c.tsv", Path("c.tsv")):
+        examples = open_examples(path, validation=0.2)
+        inside, outside = (
+            {Path(record.image).name for record in side} for side in (learnt(examples), held_out(examples))
+        )
+        assert len(outside) == 6 and not inside & outside
+        digests.append(examples.digest)
+    assert digests[0] == digests[1]
+
+
 def test_few_large_groups_take_no_more_than_a_quarter(tmp_path):
     (tmp_path / "four.tsv").write_text("".join(f"{i % 4}.jpg\tCaption {i}.\n" for i in range(40)))
     assert open_examples(tmp_path / "four.tsv").learnt == 30

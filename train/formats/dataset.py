@@ -157,11 +157,11 @@ def _file_rows(path: Path) -> Rows | None:
     """None for a file that `datasets` reads."""
     if path.suffix.lower() in table.SUFFIXES:
         return table.open_table(path, _is_header, ("image", "caption"), _KNOWN)
-    if path.name == "captions.json":
-        return captions.open_json(path)
     if hf_datasets.is_hf_dataset(path):
         return None
-    return (coco.open_coco(path) if path.suffix.lower() == ".json" else None) or index_json(path)
+    if path.suffix.lower() == ".json" and (of_coco := coco.open_coco(path)):
+        return of_coco
+    return captions.open_json(path) if path.name == "captions.json" else index_json(path)
 
 
 def _folder_rows(path: Path, split: str | None) -> Rows | None:

@@ -53,7 +53,7 @@ def picture_source(picture: Picture) -> Path | bytes:
 def picture_key(picture: Picture) -> str:
     """Equal for equal pictures: the path of a file, or a digest of the content."""
     if isinstance(picture, Path):
-        return os.path.normpath(picture)
+        return os.path.abspath(picture)
     return _digest(picture)
 
 

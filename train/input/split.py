@@ -67,7 +67,7 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
         requests.append(_hash(f"picture {picture}" if picture else f"text {first}"))
         conversations.append(_hash(repr((picture, turns))))
         # The name of a file within the folder, so that the folder may move.
-        picture = picture.removeprefix(f"{os.path.normpath(records.images)}{os.sep}")
+        picture = picture.removeprefix(f"{os.path.abspath(records.images)}{os.sep}")
         content = picture, [(turn.role, turn.text, turn.input) for turn in record.messages]
         digest.update(f"{content!r}\n".encode())
     return Scan(
