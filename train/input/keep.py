@@ -28,10 +28,8 @@ from train.input.rows import TokenisedRow, Tokeniser
 
 OWN_TEXT = "keep.jsonl"  # in the run's folder: what the base wrote
 _ROW_TOKENS = 128  # of a text, at most
-_FEWEST_TOKENS = (
-    64  # of a row, unless its text is shorter: positions of so few are enough to keep four times as many
-)
-_OWN_ROWS, _FILE_ROWS = 64, 1024  # that are drawn from, again and again: the base's distributions hold no surprise
+_FEWEST_TOKENS = 64  # of a row of a longer text: what is kept at so few positions is kept at 256 (docs/log.md)
+_OWN_ROWS, _FILE_ROWS = 64, 1024  # texts that are drawn from, again and again
 _CHARACTERS = 8  # of a token, at most on average, in a piece of text that is cut for a row
 _PLAIN_TEXT = {"", ".txt", ".text", ".md", ".rst"}  # suffixes; what has another is read as records
 
@@ -60,9 +58,8 @@ class KeepRows:
         A row is a part of a text, no longer than the longest row of the batch, so that rows cost their share.
         """
         rng = random.Random(f"{self._seed} {step} keep")
-        shown = [
-            row.example for row in batch if row.example.picture is not None or row.example.features is not None
-        ]
+        examples = [row.example for row in batch]
+        shown = [e for e in examples if e.picture is not None or e.features is not None]
         length = max(_FEWEST_TOKENS, *(len(row.ids) for row in batch))
         rows = []
         for number in range(count):
