@@ -29,8 +29,8 @@ from adapter.base.resolve import find_foreign
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import CARD, load_adapter, save_adapter
-from adapter.method.config import base_label
+from adapter.method.checkpoint import CARD, check_base, load_adapter, read_config, save_adapter
+from adapter.method.config import BaseFingerprint, base_label
 from train.card import Scores, with_scores, write_card
 from train.config import Precision, RecipeFile, TrainConfig, changed, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer
@@ -137,11 +137,11 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     # What can be refused is refused before minutes of reading and loading.
     check_run(folder, args.resume, accelerator)
     in_main(accelerator, lambda: _check_services(recipe.train))
-    start_from = _start_digest(recipe.start_from, folder)
     with _first_process_first(accelerator):
         tokenizer = load_tokenizer(recipe.base)
         # A base in another format is only known once it is converted.
         known_base = base_fingerprint(recipe.base) if find_foreign(recipe.base) is None else None
+    start_from = _start_digest(recipe.start_from, folder, known_base)
     skipped = SkippedExamples(log)
     recipe = complete(recipe, tokenizer, base_config(recipe.base), log)
     log(f"reading {', '.join(Path(part.path).name for part in recipe.data)}")
@@ -224,9 +224,9 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     if args.score:
         if not accelerator.is_main_process:
             return
-        adapter, card = load_adapter(folder, served.fingerprint, served.device), folder / CARD
+        adapter, file = load_adapter(folder, served.fingerprint, served.device), folder / CARD
         scores = _measure(recipe, served, adapter)
-        text = card.read_text(encoding="utf-8") if card.exists() else f"# {folder.name}\n"
+        text = file.read_text(encoding="utf-8") if file.exists() else f"# {folder.name}\n"
         save_adapter(adapter, folder, with_scores(text, name, *scores))
         return
     config = changed(recipe.config, assignments)
@@ -285,13 +285,16 @@ def _push(folder: Path, config: TrainConfig) -> None:
         print(f"sent to {push(folder, config.push_to)}")
 
 
-def _start_digest(start_from: str | None, folder: Path) -> str:
+def _start_digest(start_from: str | None, folder: Path, base: BaseFingerprint | None) -> str:
+    """The digest of the adapter in `start_from`. Raises LoadError if there is none, or it is for another base."""
     if start_from is None:
         return ""
     if Path(start_from).resolve() == folder.resolve():
         raise AdapterError(
             f"start_from is '{folder.name}', which this run would write over. Give another folder with --out."
         )
+    if base is not None:
+        check_base(read_config(Path(start_from)), Path(start_from).name, base)
     return adapter_digest(Path(start_from))
 
 

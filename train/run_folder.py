@@ -118,7 +118,7 @@ class RunFolder:
             ) from error
         differences = [] if config is None else _changed_settings(saved, asdict(config))
         differences += _changed_inputs(saved_inputs, inputs)
-        if base is not None and (reasons := trained_for.differences(base)):
+        if base is not None and (reasons := _changed_base(trained_for, base)):
             differences.append(f"its base was {trained_for.name} and is {base.name} ({', '.join(reasons)})")
         if differences:
             raise TrainError(
@@ -182,6 +182,12 @@ def _changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any], group: s
         elif was != is_now and not (name in _SIZES and is_now == 1):
             differences.append(f"{name} was {_shown(was)} and is {_shown(is_now)}")
     return differences
+
+
+def _changed_base(saved: BaseFingerprint, now: BaseFingerprint) -> list[str]:
+    """Unlike an adapter, which may be used with a sibling of its base, a run goes on with the same weights."""
+    changed = saved.weights and now.weights and saved.weights != now.weights
+    return [*saved.differences(now), *(["other weights"] if changed else [])]
 
 
 def _changed_inputs(saved: RunInputs, now: RunInputs) -> list[str]:

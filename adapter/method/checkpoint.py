@@ -59,6 +59,16 @@ def read_config(folder: Path) -> AdapterConfig:
     return AdapterConfig.from_json(text, folder.name)
 
 
+def check_base(config: AdapterConfig, name: str, base: BaseFingerprint) -> None:
+    """Raises LoadError if the adapter called `name` was made for another base."""
+    if differences := config.base.differences(base):
+        made_for = base_label(config.base.name)
+        raise LoadError(
+            f"Adapter '{name}' was made for {made_for} and does not fit {base.name}: "
+            f"{'; '.join(differences)}. Load the base it names: {made_for}."
+        )
+
+
 def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torch.device | str = "cpu") -> Adapter:
     """The adapter in `folder`, frozen, in eval mode. Raises LoadError that says what is wrong.
 
@@ -66,12 +76,8 @@ def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torc
     vanish afterwards.
     """
     config = read_config(folder)
-    if base is not None and (differences := config.base.differences(base)):
-        made_for = base_label(config.base.name)
-        raise LoadError(
-            f"Adapter '{folder.name}' was made for {made_for} and does not fit {base.name}: "
-            f"{'; '.join(differences)}. Load the base it names: {made_for}."
-        )
+    if base is not None:
+        check_base(config, folder.name, base)
     adapter = _unfilled(folder, config)
     expected = dict(adapter.state_dict())
     found = _read_tensors(folder, most_bytes=_HEADER_BYTES + 8 * sum(like.numel() for like in expected.values()))

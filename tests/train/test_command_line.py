@@ -250,7 +250,8 @@ def test_unusable_data_is_explained(arguments, tmp_path, capsys, text, message):
     assert message in capsys.readouterr().err
 
 
-def test_starting_from_an_adapter_of_another_base_is_refused(arguments, capsys):
+def test_starting_from_an_adapter_of_another_base_is_refused_before_data_is_read(arguments, capsys, monkeypatch):
+    monkeypatch.setattr(FileExamples, "__init__", lambda *_: pytest.fail("data was read"))
     folder = Path(__file__).parents[2] / "assets" / "adapters" / "pirate"
     unstated = [a for a in arguments if not a.startswith(("template", "prompt_length"))]
     assert main([*unstated, f"start_from={folder}"]) == 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import train.__main__
 from adapter.method.checkpoint import WEIGHTS
@@ -88,6 +90,18 @@ def test_a_resumed_run_is_the_one_that_was_stopped(
     assert run() == 130
     change(rows)
     assert sentence in refused_before_loading(*more, "--resume")
+
+
+def test_a_resumed_run_has_the_same_base(run, stop_after, refused_before_loading, tiny_folder, tmp_path):
+    """The other base is a sibling: an adapter of one can be used with the other."""
+    sibling = tmp_path / "sibling"
+    shutil.copytree(tiny_folder, sibling)
+    tensors = load_file(sibling / "model.safetensors")
+    tensors["model.norm.weight"] += 0.5
+    save_file(tensors, sibling / "model.safetensors", metadata={"format": "pt"})
+    stop_after(3)
+    assert run() == 130
+    assert "and is sibling (other weights)" in refused_before_loading(f"--base={sibling}", "--resume")
 
 
 def test_a_resumed_run_starts_from_the_same_adapter(run, stop_after, refused_before_loading, tmp_path):
