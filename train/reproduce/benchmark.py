@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +26,7 @@ from train.input.examples import Example
 
 # What follows the problem: the options are written "(A)", so that the next token is the letter.
 _CUE = "\nAnswer: ("
-TEMPLATE = "raw"
+TEMPLATE: Final = "raw"
 MAX_LENGTH = 1024  # tokens of a training example
 _AT_ONCE = 64  # pictures that are open together
 
