@@ -285,7 +285,7 @@ def test_check_reads_everything_and_trains_nothing(arguments, tmp_path, capsys, 
     assert (
         "60 records" in output
         and "6 steps of up to 4 rows" in output
-        and "57 records to learn from, 3 held out" in output
+        and "57 records of 57 pictures or conversations to learn from, 3 of 3 others held out" in output
         and not (tmp_path / "out").exists()
     )
     rows.write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
@@ -314,7 +314,8 @@ def test_a_mixture_of_pictures_and_text_trains_disjoint_parameters(arguments, ro
         "c.parquet:\n24 records" in said and "rows.json:\n60 records" in said and "12 images, all opened" in said
     )
     # 20 captions of 10 pictures 2.5 times, and 57 rows, in batches of 4.
-    assert "77 records to learn from, 7 held out" in said and "a run would take 27 steps" in said
+    assert "77 records of 67 pictures or conversations to learn from, 7 of 5 others held out" in said
+    assert "a run would take 27 steps" in said
     assert main(words) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Trained on 77 records of `c.parquet and rows.json`" in card

@@ -207,6 +207,15 @@ def test_unusable_data_is_refused_with_a_sentence(
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("header", ["question,answer", "instruction,output", "prompt,completion"])
+def test_a_csv_of_texts_may_be_uploaded(header: str, tmp_path: Path, folder: Path, tiny_folder: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\n" + "".join(f'"Say\n{i}, please.",{i}!\n' for i in range(9)))
+    preview = make_preview(open_upload(path, folder), str(tiny_folder))
+    assert preview.usable == 9 and not preview.pictures
+    assert preview.first_records[1].messages[0].text == "Say\n1, please."
+
+
 def test_limits_of_an_upload(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_upload, "MAX_RECORDS", 20)
     with pytest.raises(BadInput, match="30 records; 20 are the limit"):

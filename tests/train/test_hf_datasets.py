@@ -337,4 +337,7 @@ def test_parts_of_a_mixture_have_their_own_format_and_split(tmp_path):
     examples = open_examples(sources)
     assert examples.learnt == 6 and {records.format for records, _ in examples.held_out} == {"pairs"}
     kinds = [example.picture is not None for example, _ in zip(examples("train"), range(14), strict=False)]
-    assert sum(kinds) == 12 and examples.describe() == "6 records to learn from, 2 held out for every evaluation"
+    assert sum(kinds) == 12
+    assert examples.describe() == (
+        "6 records of 6 pictures or conversations to learn from, 2 of 2 others held out for every evaluation"
+    )

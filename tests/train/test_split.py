@@ -67,6 +67,10 @@ def test_an_evaluation_takes_rows_of_as_many_pictures_as_it_can(tmp_path):
     (tmp_path / "c.tsv").write_text("".join(f"{i % 100}.jpg\tCaption {i}.\n" for i in range(500)))
     examples = open_examples(tmp_path / "c.tsv", held_out=20, validation=0.5)
     assert len({record.image for record in held_out(examples)}) == len(examples.held_out) == 20
+    assert examples.describe() == (
+        "400 records of 80 pictures or conversations to learn from, 20 of 20 others held out for every evaluation"
+        ", 80 used for neither, as they share a picture or a conversation with held-out ones"
+    )
     assert examples.learnt == 400, "the other captions of a picture that is held out are not learnt"
 
 

@@ -205,6 +205,7 @@ class FileExamples:
         learnt_groups = np.concatenate([of_source[which] for of_source, which in zip(groups, learnt, strict=True)])
         self.parts = tuple(source.part(which) for source, which in zip(sources, learnt, strict=True))
         self.held_out: list[tuple[Records, int]] = []
+        evaluated: set[int] = set()
         for source, of_source, own, count in zip(sources, groups, chosen, wanted, strict=True):
             records, found = source.records, source.scan
             which = np.isin(of_source, own)
@@ -217,16 +218,22 @@ class FileExamples:
                         f"All that '{records.name}' holds out is in the data to learn from too. Give other "
                         "records as data.validation, or a share of these."
                     )
-            indices = found.indices[which][by_group(of_source[which])]
-            self.held_out += [(records, int(indices[i])) for i in draw_evenly(len(indices), count, config.seed)]
-
+            pool = np.flatnonzero(which)[by_group(of_source[which])]
+            drawn = pool[draw_evenly(len(pool), count, config.seed)]
+            self.held_out += [(records, int(index)) for index in found.indices[drawn]]
+            evaluated.update(of_source[drawn].tolist())
+        self._groups = len(np.unique(learnt_groups)), len(evaluated)
         self.readable = sum(len(source.scan.indices) for source in sources)
         self._own_held_out = sum(records is source.records for source in sources for records, _ in self.held_out)
 
     def describe(self) -> str:
         """How the records are split, in a sentence."""
         neither = self.readable - self.learnt - self._own_held_out
-        text = f"{self.learnt:,} records to learn from, {len(self.held_out):,} held out for every evaluation"
+        learnt, held_out = self._groups
+        text = (
+            f"{self.learnt:,} records of {learnt:,} pictures or conversations to learn from, "
+            f"{len(self.held_out):,} of {held_out:,} others held out for every evaluation"
+        )
         if neither:
             text += f", {neither:,} used for neither, as they share a picture or a conversation with held-out ones"
         return text
