@@ -252,6 +252,19 @@ def test_a_resumed_run_keeps_the_same_rows_and_equals_one_that_never_stopped(
     )
 
 
+@pytest.mark.parametrize("keep, shape", [(0.1, (1, 64)), (0.5, (2, 64)), (0.0, None)])
+def test_a_step_reads_the_share_that_was_asked_for(train_echo, monkeypatch, keep, shape):
+    seen = []
+
+    def spy(model, adapter, batch, disjoint):
+        seen.append(tuple(batch.input_ids.shape))
+        return total_divergence(model, adapter, batch, disjoint)
+
+    monkeypatch.setattr(train.job, "total_divergence", spy)
+    train_echo(keep=keep, steps=3)
+    assert seen == ([shape] * 3 if shape else [])
+
+
 def test_micro_batches_of_kept_rows_equal_the_whole(train_echo):
     whole, pieces = (train_echo(str(n), batch_size=6, accumulate=n)[0] for n in (1, 3))
     torch.testing.assert_close(whole.gates, pieces.gates, rtol=1e-3, atol=1e-4)
