@@ -16,10 +16,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 # CLIP takes a CPU too long for 2,000.
 PICTURES = {"tf_efficientnet_lite0": 2000, "vit_base_patch16_clip_224": 128, "vit_large_patch14_clip_224": 32}
-BATCH, HELD_OUT = 32, 8
+BATCH, HELD_OUT, LAYERS = 32, 8, 8
 COLOURS = ("red", "green", "blue", "white", "yellow", "purple")
 
 
@@ -79,6 +80,7 @@ def _epochs(encoder: str, folder: Path, epochs: int, on_disk: bool) -> list[tupl
 
 def _train(encoder: str, data: str, epochs: str, out: str) -> int:
     import timm
+    import torch
 
     from train.__main__ import main
     from train.run_folder import MetricsWriter
@@ -91,13 +93,17 @@ def _train(encoder: str, data: str, epochs: str, out: str) -> int:
             times.append((time.perf_counter(), time.process_time()))
         record(self, step, **values)
 
+    def seeded(name: str, pretrained: bool = False, **options: Any) -> Any:
+        torch.manual_seed(0)  # other weights have other features
+        return create(name, **options)
+
     MetricsWriter.record = recorded  # type: ignore[method-assign]
-    timm.create_model = lambda name, pretrained=False, **options: create(name, **options)
+    timm.create_model = seeded
     status = main(
         [
             f"data={data}", "name=pictures", "template=raw", f"batch_size={BATCH}", f"held_out={HELD_OUT}",
             f"epochs={epochs}", "eval_every=1000000", f"vision.encoder={encoder}", "vision.projection=queries",
-            "prompt_norm=true", "--device=cpu", f"--out={out}",
+            "prompt_norm=true", f"insertion_layers={LAYERS}", "--device=cpu", f"--out={out}",
         ]
     )  # fmt: skip
     print(json.dumps(times))
