@@ -17,6 +17,8 @@ from train.evaluate.__main__ import main
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
 from train.evaluate.report import System, adapter_digest, code_version, format_table
+from train.formats.scienceqa import COLUMNS
+from train.reproduce.scenes.writer import write_benchmark
 
 ROWS = [
     {"question": "What do bees make?", "choices": ["honey", "iron", "paper money"], "answer": 0},
@@ -94,6 +96,23 @@ def test_strength_zero_is_the_base(run, tmp_path):
     for system in adapted:
         figures = [row["perplexity"] for row in system["figures"].values()]
         assert figures[0] == bare["figures"]["text"]["perplexity"] != figures[-1]
+
+
+def test_pictures_and_columns_through_the_command_line(run, tmp_path):
+    pytest.importorskip("pycocoevalcap")
+    benchmark = write_benchmark(tmp_path / "drawn", {"train": 2, "val": 2, "test": 48})
+    words = ["--max-new-tokens", 3, "--limit", 12]
+    table = run("scienceqa", benchmark, *words, "--cue", "\nAnswer: (").out
+    header, _, *lines = [line.split("|")[1:-1] for line in table.splitlines() if line[0] == "|"]
+    assert [c for c in COLUMNS if c in map(str.strip, header)] == [c.strip() for c in header[2:-1]]
+    assert {line[0].strip() for line in lines} == {"likeliest letter", "generated letter", "unreadable"}
+    assert all(line[-1].strip() == "12" for line in lines)
+    pictures = sorted(benchmark.rglob("image.png"))[:4]
+    captions = "".join(f"{path.relative_to(tmp_path)}\tdrawing {i % 2}\n" for path in pictures for i in range(2))
+    (tmp_path / "captions.tsv").write_text(captions)
+    table = run("captions", tmp_path / "captions.tsv", *words, adapters=("tuned",)).out
+    assert "| captions | tuned     |" in table and "BLEU-4 by sacrebleu" in table
+    assert table.splitlines()[2].split("|")[-2].strip() == "4"
 
 
 def test_other_weights_of_the_same_shape_are_told(run, folder, tmp_path):
