@@ -13,6 +13,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -182,7 +183,8 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
             temporary.write_text(recipe_text(recipe), encoding="utf-8")
         command = "python -m train --config recipe.yaml"
         save_adapter(adapter, folder, write_card(adapter, config, data, held_out, {}, {}, "", command))
-        print(f"held-out loss {held_out.loss:.3f}")
+        if math.isfinite(held_out.loss):
+            print(f"held-out loss {held_out.loss:.3f}")
         print(f"the adapter is in {folder}", file=sys.stderr)
         _push(folder, config)
 
@@ -219,7 +221,8 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     base_name = args.base or BASE
     if not args.score:
         check_run(folder, args.resume, accelerator)
-    served = load_base(base_name, device=str(accelerator.device))
+    with _first_process_first(accelerator):
+        served = load_base(base_name, device=str(accelerator.device))
     recipe = load_recipe(name, served)
     if args.score:
         if not accelerator.is_main_process:

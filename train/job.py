@@ -549,16 +549,18 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
 
 
 def in_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """What `work` returns in the main process, in all processes, and likewise an AdapterError that it raises."""
+    """What `work` returns in the main process, in all processes; if it fails there, it fails in all of them."""
     if accelerator.num_processes == 1:
         return work()
     outcome: list[Any] = [None, None]
-    failure: AdapterError | None = None
+    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
         except AdapterError as error:
             failure, outcome[1] = error, (str(error), error.detail)
+        except Exception as error:
+            failure, outcome[1] = error, ("The first process has failed. Its own error says why.", "")
     result, problem = broadcast_object_list(outcome)
     if failure is not None:
         raise failure

@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from tests.app_process import wait_until
 from train.__main__ import main
 from train.config import TrainConfig
 from train.input.examples import Example
-from train.job import HeldOut, Stopped, rate_factor
+from train.job import HeldOut, Stopped, in_main, rate_factor
 from train.loop import new_adapter
 from train.run_folder import METRICS, STATE, MetricsWriter, RunFolder, TrainError
 
@@ -178,6 +179,28 @@ def test_a_full_disk_loses_a_save_but_not_the_run(arguments, tmp_path):
     assert "cannot be saved" in output and "Training goes on" in output
     assert run.returncode == 1 and "free some room" in errors
     assert load_adapter(tmp_path / "run").gates.abs().max() > 0
+
+
+@pytest.mark.parametrize("error", [TrainError("The disk is full.", "/dev/sda"), OSError("of another kind")])
+def test_what_fails_in_the_first_process_fails_in_all(monkeypatch, error):
+    """By two processes whose group is a list."""
+    sent: list[Any] = []
+
+    def broadcast(values):
+        sent.append(values)
+        return sent[0]
+
+    monkeypatch.setattr(train.job, "broadcast_object_list", broadcast)
+
+    def work():
+        raise error
+
+    for is_main in (True, False):
+        process = types.SimpleNamespace(num_processes=2, is_main_process=is_main)
+        with pytest.raises((TrainError, OSError)) as raised:
+            in_main(process, work if is_main else lambda: pytest.fail("work of the first process"))
+        assert is_main is (raised.value is error)
+        assert isinstance(error, OSError) or str(raised.value) == "The disk is full."
 
 
 # On generated examples.
