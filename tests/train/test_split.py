@@ -95,6 +95,15 @@ def test_a_conversation_its_copies_and_its_beginnings_stay_on_one_side(tmp_path,
     assert not inside & outside and len(inside) == 54 and len(examples.held_out) == 18
 
 
+def test_an_instruction_with_another_input_is_another_request(tmp_path):
+    """Thousands of Alpaca's records ask "Rewrite this sentence." of another sentence each."""
+    rows = [{"instruction": "Add one.", "input": str(i), "output": str(i + 1)} for i in range(8)]
+    examples = open_examples(write_rows(tmp_path / "a.jsonl", rows), validation=0.25)
+    assert len(held_out(examples)) == 2
+    other = [*rows[:-1], {**rows[-1], "input": "seven"}]
+    assert open_examples(write_rows(tmp_path / "b.jsonl", other), validation=0.25).digest != examples.digest
+
+
 def test_a_request_that_many_share_does_not_make_them_one_conversation(tmp_path):
     rows = [{"instruction": "Tell a joke.", "output": f"Joke {i % 80}."} for i in range(160)]
     examples = open_examples(write_rows(tmp_path / "a.jsonl", rows), validation=0.1)
