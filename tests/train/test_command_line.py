@@ -105,6 +105,9 @@ def test_a_wrong_recipe_is_refused_with_a_sentence(tmp_path, lines, message):
 def test_a_mixture_is_read_and_written_back(tmp_path):
     parts = "[a.json, {path: 'hf:user/name', weight: 2, split: test, config: main, validation: 0}]"
     recipe = read_recipe(None, [f"data={parts}", "steps=1", "name=x"])
+    assert read_recipe(None, [f"data={parts}".replace("a.json, ", ""), "steps=1"], to_run=True).data[0].weight == 2
+    with pytest.raises(ConfigError, match="there is no file or folder 'a.json'. Check the path of data"):
+        read_recipe(None, [f"data={parts}", "steps=1"], to_run=True)
     of_hub = DataConfig("hf:user/name", "test", "main", validation=0.0, weight=2.0)
     assert recipe.data == (DataConfig("a.json"), of_hub)
     for again in (recipe, dataclasses.replace(recipe, data=recipe.data[:1])):
