@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 import train.job
@@ -94,13 +95,13 @@ def pictures(tmp_path, monkeypatch) -> list[Path]:
 def train_seen(tiny_base, tmp_path):
     """Trains on examples; returns the adapter."""
 
-    def run(examples, folder="run", skipped=None, resume=False, encoder=None, **changes):
+    def run(examples, folder="run", skipped=None, resume=False, encoder=None, accelerator=None, **changes):
         config, skipped = dataclasses.replace(CONFIG, **changes), skipped or SkippedExamples()
         cache = FeatureCache.on_disk(encoder or FakeEncoder(), config.vision, skipped, lambda _: None)
         splits = {"train": examples, "validation": itertools.islice(examples, 8)}
         return train.job.train(
             config, tiny_base, splits.__getitem__, tmp_path / folder, new_adapter(config, tiny_base),
-            feature_cache=cache, skipped=skipped, resume=resume,
+            feature_cache=cache, skipped=skipped, resume=resume, accelerator=accelerator,
         )[0]  # fmt: skip
 
     return run
@@ -179,6 +180,19 @@ def test_only_what_was_used_counts_as_skipped(train_seen, pictures, tmp_path):
         patch.setattr(train.job, "Prefetch", OnDemand)
         train_seen(Missing(pictures), "again", skipped=again, steps=5, held_out=1)
     assert skipped.places == again.places != set()
+
+
+def test_the_first_process_tells_what_the_others_could_not_read(train_seen, pictures, tmp_path, monkeypatch):
+    class OneOfTwo(Accelerator):
+        num_processes = property(lambda self: 2)
+
+    logged: list[str] = []
+    skipped = SkippedExamples(logged.append)
+    monkeypatch.setattr(
+        train.job, "gather_object", lambda found: [*found, ("row 7", "row 7: its picture is broken")]
+    )
+    train_seen(Seen(pictures), skipped=skipped, steps=2, accelerator=OneOfTwo(mixed_precision="no", cpu=True))
+    assert logged == ["skipped: row 7: its picture is broken"] and skipped.places == {"row 7"}
 
 
 class OnDemand:
