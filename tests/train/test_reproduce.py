@@ -18,7 +18,7 @@ from adapter.errors import AdapterError
 from adapter.method.config import VisionConfig
 from adapter.method.projection import GlobalProjection
 from adapter.method.vision import VisualFeatures
-from tests.tiny_models import TINY
+from tests.tiny_models import TINY, endless_base
 from train.evaluate.answerer import Answerer
 from train.evaluate.perplexity import perplexity, text_windows, unrelated_text
 from train.evaluate.scienceqa import chance, table_row
@@ -370,7 +370,8 @@ def test_unrelated_text_needs_no_download():
 def test_the_command_performs_every_run_once(tiny_folder, tmp_path, capsys, monkeypatch):
     """On a tiny base: the claims are about the command, not about the figures."""
     out = tmp_path / "out"
-    command = ["--quick", "--base", str(tiny_folder), "--out", str(out)]
+    base = endless_base(tiny_folder, tmp_path / "base")  # whose context holds the problems
+    command = ["--quick", "--base", str(base), "--out", str(out)]
     assert main(command) == 0
     report = capsys.readouterr().out
     for heading in ("What held", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Forgetting"):
