@@ -195,6 +195,7 @@ def test_the_base_writes_documents_and_conversations(tiny_base):
     assert rows == write_own_rows(tiny_base, "chat", seed=0, count=6)
     assert rows != write_own_rows(tiny_base, "chat", seed=1, count=6)
     assert user_header(tiny_base.tokenizer, "raw") == []
+    assert len({row[0] for row in write_own_rows(tiny_base, "raw", seed=0, count=6)}) == 6
 
 
 # Whole runs.

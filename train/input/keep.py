@@ -117,16 +117,17 @@ def own_rows(base: Base, template: str, seed: int, file: Path, resume: bool) -> 
 
 @torch.no_grad()
 def write_own_rows(base: Base, template: str, seed: int, count: int) -> list[list[int]]:
-    """`count` rows of the base's own, at temperature 1: half are documents, half questions with their answers."""
+    """`count` rows of the base's own, at temperature 1; half are conversations where the template has a head."""
     generator = Generator().manual_seed(seed)
     tokenizer = base.tokenizer
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     special = set(tokenizer.all_special_ids)
     tokens = [i for i in range(len(tokenizer)) if i not in special]
+    header = user_header(tokenizer, template)
+    conversations = count // 2 if header else 0
     # A document begins with any token: what the base itself would begin with is nearly always the same.
-    first = [tokens[i] for i in torch.randint(len(tokens), (count - count // 2,), generator=generator)]
-    header = user_header(tokenizer, template) or [first[0]]
-    groups = [[[*start, token] for token in first], [header] * (count // 2)]
+    first = [tokens[i] for i in torch.randint(len(tokens), (count - conversations,), generator=generator)]
+    groups = [[[*start, token] for token in first], [header] * conversations]
     return [row for prompts in groups if prompts for row in _continued(base, prompts, generator)]
 
 
