@@ -135,6 +135,7 @@ def test_rows_are_drawn_by_seed_and_step_and_half_of_them_see_a_picture_of_the_b
     assert sum(p is not None for p in pictures) == len(rows) / 2
     assert all(any(p is b.example.features for b in batch[:2]) for p in pictures if p is not None)
     assert all(row.example.features is None for row in keep.draw(0, batch[2:], 9))
+    assert len(keep.draw(0, [], 3)) == 3, "all rows of the batch were passed over"
 
 
 @pytest.mark.parametrize("longest, length", [(3, 64), (90, 90), (400, 128)])

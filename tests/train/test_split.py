@@ -141,6 +141,49 @@ def test_a_picture_is_the_same_by_any_path(tmp_path, monkeypatch):
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize("pictures, outside", [(4, 1), (1, 0)])
+def test_a_picture_that_many_records_show_is_still_one_picture(tmp_path, pictures, outside):
+    """A request that many share tells nothing; a picture does, such as each of VQA's few with a hundred questions."""
+    (tmp_path / "c.tsv").write_text("".join(f"{i % pictures}.jpg\tCaption {i}.\n" for i in range(400)))
+    examples = open_examples(tmp_path / "c.tsv", validation=0.25)
+    inside, outside_of = ({record.image for record in side} for side in (learnt(examples), held_out(examples)))
+    assert len(outside_of) == outside and not inside & outside_of
+
+
+def test_a_picture_behind_links_is_the_same(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    for i in range(30):
+        (tmp_path / f"real/{i}.jpg").touch()
+        (tmp_path / f"real/link-{i}.jpg").symlink_to(f"{i}.jpg")
+    names = [name for i in range(30) for name in (f"real/{i}.jpg", f"folder/{i}.jpg", f"real/link-{i}.jpg")]
+    (tmp_path / "c.tsv").write_text("".join(f"{name}\tCaption.\n" for name in names))
+    examples = open_examples(tmp_path / "c.tsv", validation=0.2)
+    inside, outside = (
+        {record.image.resolve() for record in side} for side in (learnt(examples), held_out(examples))
+    )
+    assert len(outside) == 6 and not inside & outside
+    (tmp_path / "moved").mkdir()
+    moved = (tmp_path / "folder").rename(tmp_path / "moved/folder"), (tmp_path / "real").rename(tmp_path / "moved/real")
+    (tmp_path / "c.tsv").rename(tmp_path / "moved/c.tsv")
+    assert all(moved) and open_examples(tmp_path / "moved/c.tsv", validation=0.2).digest == examples.digest
+
+
+@pytest.mark.parametrize(
+    "count, options, said",
+    [
+        (5, {}, "none held out, as each picture or conversation is more than data.validation allows"),
+        (5, {"validation": 0.0}, "none held out"),
+        (5, {"held_out": 0}, "none held out"),
+        (20, {}, "1 of 1 others held out for every evaluation"),
+    ],
+)
+def test_few_records_that_hold_nothing_out_say_so(tmp_path, count, options, said):
+    examples = open_examples(write_rows(tmp_path / "a.jsonl", numbered(count)), **options)
+    assert examples.describe().partition("to learn from, ")[2] == said
+    assert examples.learnt + len(examples.held_out) == count
+
+
 def test_few_large_groups_take_no_more_than_a_quarter(tmp_path):
     (tmp_path / "four.tsv").write_text("".join(f"{i % 4}.jpg\tCaption {i}.\n" for i in range(40)))
     assert open_examples(tmp_path / "four.tsv").learnt == 30
@@ -362,6 +405,21 @@ def test_parts_of_a_mixture_share_the_rows_of_an_evaluation_as_they_share_the_st
     sources = [DataConfig(str(path), weight=w, validation=0.5) for path, w in zip(paths, (1.0, 3.0), strict=True)]
     of_part = Counter(records.path.name for records, _ in open_examples(sources).held_out)
     assert of_part == {"0.jsonl": 48, "1.jsonl": 48}
+
+
+@pytest.mark.parametrize("rows", [96, 2, 0])
+def test_parts_of_a_mixture_give_as_many_rows_as_an_evaluation_uses(tmp_path, rows):
+    """Five parts gave 100 of 96 rows, and 5 of 2, and the last ones were then cut off."""
+    paths = [write_rows(tmp_path / f"{i}.jsonl", numbered(100, 1000 * i)) for i in range(5)]
+    examples = open_examples([DataConfig(str(path), validation=0.5) for path in paths], held_out=rows)
+    of_part = Counter(records.path.name for records, _ in examples.held_out)
+    assert len(examples.held_out) == rows and all(count in (rows // 5, rows // 5 + 1) for count in of_part.values())
+
+
+def test_a_part_that_holds_nothing_out_takes_no_rows_from_the_others(tmp_path):
+    paths = [write_rows(tmp_path / f"{i}.jsonl", numbered(n, 10_000 * i)) for i, n in enumerate((900, 200))]
+    sources = [DataConfig(str(path), validation=v) for path, v in zip(paths, (0.0, 0.5), strict=True)]
+    assert len(open_examples(sources).held_out) == 96
 
 
 def test_a_part_without_records_is_named(tmp_path):

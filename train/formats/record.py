@@ -51,10 +51,20 @@ def picture_source(picture: Picture) -> Path | bytes:
 
 
 def picture_key(picture: Picture) -> str:
-    """Equal for equal pictures: the path of a file, or a digest of the content."""
-    if isinstance(picture, Path):
-        return os.path.abspath(picture)
-    return _digest(picture)
+    """Equal for equal pictures: the path of a file behind all links, or a digest of the content."""
+    if not isinstance(picture, Path):
+        return _digest(picture)
+    folder, name = os.path.split(os.path.abspath(picture))
+    path = os.path.join(_real_path(folder), name)
+    return _real_path(path) if os.path.islink(path) else path
+
+
+@lru_cache(1024)  # thousands of pictures lie in one folder
+def _real_path(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a null character
+        return path
 
 
 @lru_cache(1)  # rows of one picture follow each other

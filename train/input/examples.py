@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import math
 import random
 import re
@@ -190,11 +191,10 @@ class FileExamples:
         self._config, self._skipped = config, skipped
         sources = [_Source(one, skipped) for one in data]
         self.name = " and ".join(source.records.name for source in sources)
-        self.pictures = sum(source.scan.pictures for source in sources)
+        self.pictures = sum(int(source.scan.pictured.sum()) for source in sources)
         self.digest = hashlib.sha256("\n".join(source.digest for source in sources).encode()).hexdigest()
         common = common_requests([s for source in sources for s in (source.scan, source.separate_scan) if s])
-        weights = [source.data.weight * len(source.scan.indices) for source in sources]
-        wanted = [math.ceil(config.held_out * weight / sum(weights)) for weight in weights]
+        wanted = _rows_of_each(sources, config.held_out)
         groups = [source.scan.groups(common) for source in sources]
         chosen = [
             choose_groups(of_source, count, source.share, config.seed)
@@ -222,6 +222,7 @@ class FileExamples:
             drawn = pool[draw_evenly(len(pool), count, config.seed)]
             self.held_out += [(records, int(index)) for index in found.indices[drawn]]
             evaluated.update(of_source[drawn].tolist())
+        self._should_hold_out = any(wanted)
         self._groups = len(np.unique(learnt_groups)), len(evaluated)
         self.readable = sum(len(source.scan.indices) for source in sources)
         self._own_held_out = sum(records is source.records for source in sources for records, _ in self.held_out)
@@ -230,10 +231,13 @@ class FileExamples:
         """How the records are split, in a sentence."""
         neither = self.readable - self.learnt - self._own_held_out
         learnt, held_out = self._groups
-        text = (
-            f"{self.learnt:,} records of {learnt:,} pictures or conversations to learn from, "
-            f"{len(self.held_out):,} of {held_out:,} others held out for every evaluation"
-        )
+        text = f"{self.learnt:,} records of {learnt:,} pictures or conversations to learn from, "
+        if self.held_out:
+            text += f"{len(self.held_out):,} of {held_out:,} others held out for every evaluation"
+        elif self._should_hold_out:
+            text += "none held out, as each picture or conversation is more than data.validation allows"
+        else:
+            text += "none held out"
         if neither:
             text += f", {neither:,} used for neither, as they share a picture or a conversation with held-out ones"
         return text
@@ -279,6 +283,10 @@ class _Source:
         self.separate_scan = None if self.separate is None else _scan(self.separate, skipped)
 
     @property
+    def holds_out(self) -> bool:
+        return self.share > 0 or self.separate is not None
+
+    @property
     def digest(self) -> str:
         validation = self.share if self.separate_scan is None else self.separate_scan.digest
         images = "" if self.data.images is None else Path(self.data.images).name
@@ -289,6 +297,13 @@ class _Source:
         if not learnt.any():
             raise DataError(f"'{self.data.path}' has no record left to learn from. Lower data.validation.")
         return Part(self.records, self.scan.indices[learnt], self.data.weight)
+
+
+def _rows_of_each(sources: Sequence[_Source], rows: int) -> list[int]:
+    """How many of an evaluation's rows each source gives: of those that hold out, as they share the steps."""
+    weights = [source.data.weight * len(source.scan.indices) * source.holds_out for source in sources]
+    ends = [round(rows * end / (sum(weights) or 1)) for end in itertools.accumulate(weights, initial=0)]
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def _scan(records: Records, skipped: SkippedExamples) -> Scan:

@@ -60,7 +60,7 @@ class KeepRows:
         rng = random.Random(f"{self._seed} {step} keep")
         examples = [row.example for row in batch]
         shown = [e for e in examples if e.picture is not None or e.features is not None]
-        length = max(_FEWEST_TOKENS, *(len(row.ids) for row in batch))
+        length = max([_FEWEST_TOKENS, *(len(row.ids) for row in batch)])
         rows = []
         for number in range(count):
             text, example = rng.choice(self._rows), Example((), "")

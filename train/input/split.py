@@ -12,6 +12,7 @@ import unicodedata
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,15 +30,15 @@ class Scan:
     """What tells the records of a file apart; broken records are left out.
 
     indices, requests, conversations: [N], of the readable records: their number in the file, a hash of the picture
-    or else of the first request, and one of the whole conversation. digest: of all records, in hexadecimal.
-    pictures: how many of the readable records have one.
+    or else of the first request, and one of the whole conversation. pictured: [N], whether there is a picture.
+    digest: of all records, in hexadecimal.
     """
 
     indices: np.ndarray
     requests: np.ndarray
     conversations: np.ndarray
+    pictured: np.ndarray
     digest: str
-    pictures: int
 
     def groups(self, common: np.ndarray) -> np.ndarray:
         """[N], the hash of each record's group, to be kept on one side. common: what common_requests returns."""
@@ -49,9 +50,9 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
 
     Shows progress on a terminal.
     """
-    indices, requests, conversations = array("q"), array("Q"), array("Q")
+    indices, requests, conversations, pictured = array("q"), array("Q"), array("Q"), array("b")
     digest = hashlib.sha256(f"{records.format} {len(records)}\n".encode())
-    pictures = 0
+    folder = f"{os.path.abspath(records.images)}{os.sep}"
     for i in tqdm(range(len(records)), desc="read", unit="record", disable=None, leave=False):
         try:
             record = records[i]
@@ -60,28 +61,28 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
             digest.update(b"broken\n")
             continue
         indices.append(i)
-        pictures += record.image is not None
+        pictured.append(record.image is not None)
         picture = "" if record.image is None else picture_key(record.image)
         turns = [(turn.role, _normalised(turn.full_text)) for turn in record.messages]
         first = next((text for role, text in turns if role == "user"), "")
         requests.append(_hash(f"picture {picture}" if picture else f"text {first}"))
         conversations.append(_hash(repr((picture, turns))))
-        # The name of a file within the folder, so that the folder may move.
-        picture = picture.removeprefix(f"{os.path.abspath(records.images)}{os.sep}")
+        if isinstance(record.image, Path):  # by its name within the folder, so that the folder may move
+            picture = os.path.abspath(record.image).removeprefix(folder)
         content = picture, [(turn.role, turn.text, turn.input) for turn in record.messages]
         digest.update(f"{content!r}\n".encode())
     return Scan(
         np.array(indices, dtype=np.int64),
         np.array(requests, dtype=np.uint64),
         np.array(conversations, dtype=np.uint64),
+        np.array(pictured, dtype=bool),
         digest.hexdigest(),
-        pictures,
     )
 
 
 def common_requests(scans: Sequence[Scan]) -> np.ndarray:
-    """The hashes of requests that so many records share that they tell nothing apart."""
-    requests, counts = np.unique(np.concatenate([s.requests for s in scans]), return_counts=True)
+    """The hashes of requests that so many records share that they tell nothing apart. Pictures always do."""
+    requests, counts = np.unique(np.concatenate([s.requests[~s.pictured] for s in scans]), return_counts=True)
     return requests[counts > max(_MOST_SHARING, int(_MOST_SHARING_SHARE * counts.sum()))]
 
 
