@@ -143,7 +143,7 @@ def test_a_picture_is_the_same_by_any_path(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("pictures, outside", [(4, 1), (1, 0)])
 def test_a_picture_that_many_records_show_is_still_one_picture(tmp_path, pictures, outside):
-    """A request that many share tells nothing; a picture does, such as each of VQA's few with a hundred questions."""
+    """A request that many share tells nothing; a picture does, however many questions are asked about it."""
     (tmp_path / "c.tsv").write_text("".join(f"{i % pictures}.jpg\tCaption {i}.\n" for i in range(400)))
     examples = open_examples(tmp_path / "c.tsv", validation=0.25)
     inside, outside_of = ({record.image for record in side} for side in (learnt(examples), held_out(examples)))
@@ -164,9 +164,9 @@ def test_a_picture_behind_links_is_the_same(tmp_path):
     )
     assert len(outside) == 6 and not inside & outside
     (tmp_path / "moved").mkdir()
-    moved = (tmp_path / "folder").rename(tmp_path / "moved/folder"), (tmp_path / "real").rename(tmp_path / "moved/real")
-    (tmp_path / "c.tsv").rename(tmp_path / "moved/c.tsv")
-    assert all(moved) and open_examples(tmp_path / "moved/c.tsv", validation=0.2).digest == examples.digest
+    for name in ("folder", "real", "c.tsv"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert open_examples(tmp_path / "moved/c.tsv", validation=0.2).digest == examples.digest
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_parts_of_a_mixture_give_as_many_rows_as_an_evaluation_uses(tmp_path, ro
     paths = [write_rows(tmp_path / f"{i}.jsonl", numbered(100, 1000 * i)) for i in range(5)]
     examples = open_examples([DataConfig(str(path), validation=0.5) for path in paths], held_out=rows)
     of_part = Counter(records.path.name for records, _ in examples.held_out)
-    assert len(examples.held_out) == rows and all(count in (rows // 5, rows // 5 + 1) for count in of_part.values())
+    assert len(examples.held_out) == rows and set(of_part.values()) <= {rows // 5, rows // 5 + 1}
 
 
 def test_a_part_that_holds_nothing_out_takes_no_rows_from_the_others(tmp_path):
