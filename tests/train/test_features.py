@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -258,6 +259,21 @@ def test_a_disk_that_fails_ends_the_keeping_and_not_the_run(place, own_folder, p
     warnings = [line for line in logged if "no longer be kept" in line]
     assert len(warnings) == 1 and str(own_folder) not in "".join(logged)
     assert not own_folder.is_dir() or not any(path.is_file() for path in own_folder.rglob("*"))
+
+
+def test_other_users_of_the_machine_see_no_pictures_features(own_folder, picture):
+    """Nor their names, the digests of pictures; also where the folder is deleted in the middle of a run."""
+    cache = FeatureCache.on_disk(FakeEncoder(), VISION, SkippedExamples(), lambda _: None)  # type: ignore[arg-type]
+    for i in range(2):
+        cache.with_features(rows_of(picture(i)))
+        assert own_folder.stat().st_mode & 0o777 == 0o700 and bytes_in(own_folder)
+        shutil.rmtree(own_folder)
+
+
+def test_a_folder_of_features_in_an_unknown_home_is_named(monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, "~nobody-of-this-name/features")
+    with pytest.raises(AdapterError, match=f"{FOLDER_VARIABLE} must be a folder; the home that '~nobody"):
+        open_store("x", "y")
 
 
 @pytest.mark.parametrize("size, bound", [("0", None), ("0.5", 5 * 10**8), ("", "a quarter")])

@@ -35,6 +35,7 @@ from tests.fake_engine import FakeCatalog
 from tests.tiny_models import endless_base
 from tests.train.test_data_upload import ROWS, write_jsonl
 from train.config import RecipeFile, read_recipe, recipe_text
+from train.input.feature_store import SIZE_VARIABLE
 from train.ui import metrics
 from train.ui import runs as train_runs
 from train.ui.charts import run_html
@@ -375,8 +376,11 @@ def test_a_stop_ends_the_process_that_was_seen_and_no_later_one(tmp_path: Path) 
         assert run is not None and run.record.stop
 
 
-def test_the_trainers_idle_threads_do_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the server's own threads do (adapter/base/threads.py), whose environment it inherits."""
+@pytest.mark.parametrize("wanted", [None, "2"])
+def test_the_trainers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str | None) -> None:
+    """Its idle threads do not spin, whatever the server's own threads do (adapter/base/threads.py), whose
+    environment it inherits. Of visitors' pictures it keeps nothing that another visitor's run would find.
+    """
     given: dict[str, str] = {}
 
     def start_process(_: Any, env: dict[str, str], **more: Any) -> None:
@@ -385,12 +389,16 @@ def test_the_trainers_idle_threads_do_not_spin(tmp_path: Path, monkeypatch: pyte
 
     for name, value in (("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "2000")):
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv(SIZE_VARIABLE, raising=False)
+    if wanted is not None:
+        monkeypatch.setenv(SIZE_VARIABLE, wanted)
     monkeypatch.setattr(subprocess, "Popen", start_process)
     with pytest.raises(OSError, match="enough"):
         TrainingRuns(tmp_path).start(
             "echo", [], lambda folder: (plan_of(data=write_jsonl(folder / "rows.jsonl", ROWS)), "", "")
         )
     assert (given["OMP_WAIT_POLICY"], given["GOMP_SPINCOUNT"]) == ("PASSIVE", "0")
+    assert given[SIZE_VARIABLE] == (wanted or "0")
 
 
 def test_a_run_that_cannot_be_recorded_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ class FeatureStore:
         self._uncounted = 0  # bytes that this process has written since
         self._count()
         if max_bytes is None:
-            existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+            existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
             max_bytes = (self.bytes + shutil.disk_usage(existing).free) // _SHARE_OF_DISK
         self.max_bytes = max_bytes
 
@@ -78,6 +78,8 @@ class FeatureStore:
         try:
             if not self._make_room(len(data)):
                 return
+            # Names and features tell of the pictures: a folder that is made here is nobody else's to read.
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not synced, as it would take longer than most pictures: the digest finds what a power cut left.
             temporary.write_bytes(data)
@@ -132,11 +134,10 @@ def open_store(encoder: str, fingerprint: str, log: Callable[[str], None] = prin
     fingerprint: of all that the features depend on beside the picture. Raises AdapterError if a variable of the
     environment makes no sense.
     """
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    folder = Path(chosen).expanduser().absolute() if chosen else cache_dir() / "features"
     max_bytes = _chosen_bytes()
     if max_bytes == 0:
         return None
+    folder = _chosen_folder() or cache_dir() / "features"
     name = re.sub(r"[^\w.-]", "_", encoder)[:80]
     store = FeatureStore(folder, f"{name}-{fingerprint[:16]}", max_bytes, log)
     log(
@@ -144,6 +145,16 @@ def open_store(encoder: str, fingerprint: str, log: Callable[[str], None] = prin
         f"{store.max_bytes / 1e9:.1f} GB at most"
     )
     return store
+
+
+def _chosen_folder() -> Path | None:
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    try:
+        return Path(chosen).expanduser().absolute() if chosen else None
+    except RuntimeError as error:
+        raise AdapterError(
+            f"{FOLDER_VARIABLE} must be a folder; the home that '{chosen}' names is not known.", first_line(error)
+        ) from error
 
 
 def _chosen_bytes() -> int | None:

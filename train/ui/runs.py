@@ -275,7 +275,8 @@ class TrainingRuns:
         command += ["--out", str(folder), *(["--resume"] if resume else [])]
         # Idle OpenMP threads must not spin on the cores that answer the chat; a count of the server's would count.
         idle = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **idle}
+        # Of visitors' pictures nothing is kept outside of their runs, unless the server's owner wants it.
+        environment = {_features_variable(): "0", **os.environ, "PYTHONUNBUFFERED": "1", **idle}
         started = None
         # Held until the record names the process, because `close` stops it by its record.
         with self._child_lock, open(folder / MESSAGES, "ab") as messages, open(folder / LOG, "ab") as log:
@@ -352,6 +353,14 @@ def _state(folder: Path, record: RunRecord, alive: bool, progress: RunProgress, 
     if last_line.startswith("error: "):
         return "failed"
     return "stopped" if record.stop or last_line.startswith("stopped after step") else "killed"
+
+
+def _features_variable() -> str:
+    """The variable that says how much of pictures' features is kept."""
+    import_libraries()
+    from train.input.feature_store import SIZE_VARIABLE
+
+    return SIZE_VARIABLE
 
 
 def _saved_files(folder: Path) -> tuple[bool, bool]:
