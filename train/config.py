@@ -53,7 +53,7 @@ class TrainConfig:
     name: str
     description: str = ""
     steps: Count = 0  # either steps
-    epochs: Annotated[Float, Field(ge=0)] = 0  # or epochs, for data of a known length
+    epochs: Annotated[Float, Field(ge=0, le=10_000)] = 0  # or epochs, for data of a known length
     batch_size: AtLeastOne = 16  # rows per step, over all processes
     accumulate: AtLeastOne = 1  # micro-batches that a process splits its rows into
     lr: AboveZero = 1e-2
@@ -86,7 +86,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False  # computes activations again in backward: less memory, more time
     tracker: str = "none"  # one of accelerate's, such as tensorboard or wandb
     push_to: str | None = None  # repository on the Hub, as user/name, that the finished adapter is sent to
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")
     def _check_pairs(self) -> TrainConfig:
@@ -133,7 +133,7 @@ class DataConfig:
     format: str = "auto"  # a key of train.formats.FORMATS
     images: str | None = None  # the folder that image paths are relative to
     validation: str | Annotated[float, Field(ge=0, lt=1)] = 0.05
-    weight: AboveZero = 1.0
+    weight: Annotated[Float, Field(gt=0, le=1000)] = 1.0
 
 
 @dataclass(frozen=True, config=_STRICT)
