@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from adapter.errors import AdapterError
 from adapter.method.image_file import open_image
-from train.formats.scienceqa import COLUMNS, columns, problems
+from train.formats.scienceqa import COLUMNS, columns, problems, question_text
 from train.reproduce.scenes.drawing import COLORS, PLACES, SIZE, THINGS, Scene, Thing, draw
 from train.reproduce.scenes.questions import GROUPS, HELD_OUT, questions, skills
 from train.reproduce.scenes.writer import write_benchmark
@@ -63,6 +63,16 @@ def test_files_follow_the_seed(tmp_path):
 def test_questions_are_distinct(known, unseen):
     for part in (known, unseen):
         assert len({question for question, _ in part}) == len(part)
+
+
+def test_splits_share_no_text_and_no_picture(folder):
+    seen = set()
+    for split in COUNTS:
+        read = problems(folder, split)
+        own = {question_text(p) for p in read if p.image is None}
+        own |= {hashlib.sha256(p.image.read_bytes()).hexdigest() for p in read if p.image is not None}
+        assert len(own) == len(read) and not own & seen
+        seen |= own
 
 
 def test_test_split_has_its_own_combinations(known, unseen):
