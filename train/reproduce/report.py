@@ -37,14 +37,16 @@ _METHOD = """## How
   features, one MLP, one vector added to every prompt), its first layer started from the main components of the
   training pictures' features.
 - One prompt for all: the problem as in the paper, then "Answer: (". The answer learnt is the letter. Scored is the
-  likeliest of the problem's own letters, in one forward pass.
+  likeliest of the problem's own letters, in one forward pass; beside other rows {precision} may round otherwise,
+  which can turn a question or two.
 - {train:,} problems to train on, {val:,} for validation, {test:,} to test. {steps} steps of {batch_size} in every
   run but those of table 6; the last adapter counts. Training seeds {seeds}.
 - LoRA (PEFT, rank 8, all linear maps) and full fine-tuning ({precision}, fp32 copies for the optimiser, which is
   torch's fused AdamW) get the same problems in the same batches as the text-only adapter. None of them sees a
   picture, and so they are compared on problems without one.
-- "With keep": `keep: {keep:g}` of the trainer. For each row of a batch {keep:g} rows that the base wrote by itself
-  (of a batch at least one), on which the adapter is trained to leave the base's distribution as it is.
+- "With keep": `keep: {keep:g}` of the trainer. To each batch is added a share of {keep:g} of its rows, at least one,
+  of text that the base wrote by itself, on which the adapter is trained to leave the base's distribution as it is.
+  The time of training includes the writing, about 20 s.
 - Table 6 trains on {few} problems, each of its rows from the start, with a schedule of its own length.
 - Unrelated text: the language reference that comes with Python (`pydoc_data.topics`).
 """
