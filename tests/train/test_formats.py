@@ -328,14 +328,22 @@ def test_a_csv_of_instructions_has_cells_of_several_lines(tmp_path, newline, bom
         min_size=1, max_size=6,
     ),
     st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    st.sampled_from(",;"),
 )  # fmt: skip
-def test_any_csv_is_read_as_it_was_written(tmp_path_factory, rows, quoting):
+def test_any_csv_is_read_as_it_was_written(tmp_path_factory, rows, quoting, separator):
     path = tmp_path_factory.getbasetemp() / "random.csv"
     # Spaces after a comma are no part of a cell without quotes.
     rows = [(f"q{asked}", f"a{answered}") for asked, answered in rows]
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, quoting=quoting).writerows([("question", "answer"), *rows])
+        csv.writer(file, delimiter=separator, quoting=quoting).writerows([("question", "answer"), *rows])
     assert [tuple(m.text for m in record.messages) for record in open_records(path)] == rows
+
+
+def test_a_semicolon_is_named_where_cells_are_missing(tmp_path):
+    records = table(tmp_path, "Question;Answer;Note\nWhat, then?;This.;\na;b\n", "pairs.csv")
+    assert turns(records[0]) == [("user", "What, then?"), ("assistant", "This.")]
+    with pytest.raises(DataError, match="2 cells where the first line has 3. Separate the cells by one semicolon"):
+        records[1]
 
 
 def test_a_quote_that_is_not_closed_is_found_where_it_opens(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.train.test_formats import CAPITALS, MAGNETS, science
 from train.config import DataConfig, TrainConfig
 from train.formats.dataset import DataError
 from train.input.batches import Batches, StreamPosition
@@ -276,6 +277,15 @@ def test_the_digest_is_of_all_that_the_split_depends_on(tmp_path):
     sources = [DataConfig(str(path)), DataConfig(str(separate))]
     digests += [open_examples(order).digest for order in (sources, sources[::-1], sources[:1] * 2)]
     assert len(set(digests)) == len(digests)
+
+
+def test_the_digest_of_scienceqa_is_the_same_by_its_file_and_elsewhere(tmp_path):
+    science(tmp_path, **{"1": MAGNETS, "22": CAPITALS})
+    digests = {open_examples(tmp_path).digest, open_examples(tmp_path / "problems.json").digest}
+    (tmp_path / "moved").mkdir()
+    for name in ("problems.json", "pid_splits.json"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert {*digests, open_examples(tmp_path / "moved/problems.json").digest} == digests and len(digests) == 1
 
 
 # Epochs.

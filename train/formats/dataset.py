@@ -105,8 +105,9 @@ def open_records(
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder '{path.name}'. Check the path.", str(path))
     if format in ("auto", "scienceqa") and (path.name == "problems.json" or scienceqa.is_scienceqa(path)):
-        problems = scienceqa.problems(path if path.is_dir() else path.parent, split or "train", folder)
-        return Records(path, folder or path, "scienceqa", scienceqa.ProblemRows(problems), _parse_problem)
+        home = path if path.is_dir() else path.parent
+        problems = scienceqa.problems(home, split or "train", folder)
+        return Records(path, folder or home, "scienceqa", scienceqa.ProblemRows(problems), _parse_problem)
     if format == "scienceqa":
         raise DataError(f"'{path.name}' holds no problems.json. {_KNOWN}", str(path))
     folder = folder or (path if path.is_dir() else path.parent)

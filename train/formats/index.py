@@ -104,8 +104,8 @@ def index_lines(path: Path) -> Index:
         return _index_lines(path, file)
 
 
-def index_csv(path: Path) -> Index:
-    """Indexes the rows of a table whose cells are separated by commas. Raises DataError."""
+def index_csv(path: Path, separator: str) -> Index:
+    """Indexes the rows of a table whose cells may be quoted. Raises DataError."""
     starts, lines = array("q"), array("I")
     with opened(path) as file:
         begin, at, number = _skip_bom(file), 0, 0
@@ -114,10 +114,10 @@ def index_csv(path: Path) -> Index:
             nonlocal at, number
             for line in file:
                 at, number = at + len(line), number + 1
-                # Quotes, commas and line ends are the same bytes in any encoding that ASCII is part of.
+                # Quotes, separators and line ends are the same bytes in any encoding that ASCII is part of.
                 yield line.decode("latin-1").replace("\r", " ")
 
-        rows = csv.reader(read_lines(), skipinitialspace=True)
+        rows = csv.reader(read_lines(), delimiter=separator, skipinitialspace=True)
         while True:
             start, line = begin + at, number + 1
             try:

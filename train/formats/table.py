@@ -13,6 +13,7 @@ from train.formats.index import Index, index_csv, index_lines
 from train.formats.record import DataError
 
 SUFFIXES = (".tsv", ".csv")
+_NAMES = {"\t": "tab", ",": "comma", ";": "semicolon"}  # of separators
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,7 @@ class Table:
     """header: the names of the columns; first: the first row with data, 1 below a header."""
 
     index: Index
-    comma: bool
+    separator: str
     header: tuple[str, ...]
     first: int
 
@@ -30,9 +31,9 @@ class Table:
     def read(self, index: int) -> tuple[dict[str, str], str]:
         text, line = self.index.text(index + self.first)
         where = f"{self.index.path.name}, line {line}"
-        cells = _cells(text, self.comma, where)
+        cells = _cells(text, self.separator, where)
         if len(cells) != len(self.header):
-            sign = "comma" if self.comma else "tab"
+            sign = _NAMES[self.separator]
             raise DataError(
                 f"{where}: {len(cells)} cells where the first line has {len(self.header)}. "
                 f"Separate the cells by one {sign}; put a cell that holds one in quotes."
@@ -48,33 +49,45 @@ def open_table(
     """
     index = index_lines(path)
     text, line = index.text(0)
-    if comma := "\t" not in text:
-        index = index_csv(path)
+    separator = _separator(text, is_header)
+    if separator != "\t":
+        index = index_csv(path, separator)
         text, line = index.text(0)
-    cells = _cells(text, comma, f"{path.name}, line {line}")
+    cells = _cells(text, separator, f"{path.name}, line {line}")
     header = tuple(cell.strip().lower() for cell in cells)
     if is_header(dict.fromkeys(header, "")):
         if len(index) == 1:
             raise DataError(f"{path.name} has a header and nothing below it. Check that it is the right file.")
-        return Table(index, comma, header, first=1)
+        return Table(index, separator, header, first=1)
     if len(cells) != len(default):
         raise DataError(
             f"{path.name}, line {line}: {len(cells)} columns and no header of a known format. Name the columns in "
             f"the first line, or keep two: {', '.join(default)}. {known}"
         )
-    return Table(index, comma, default, first=0)
+    return Table(index, separator, default, first=0)
 
 
-def _cells(text: str, comma: bool, where: str) -> list[str]:
-    if not comma:
+def _separator(line: str, is_header: Callable[[dict[str, str]], bool]) -> str:
+    """The character between the cells of a file with this first line; spreadsheets write semicolons where a comma
+    is the decimal point.
+    """
+    if "\t" in line:
+        return "\t"
+    names = dict.fromkeys((cell.strip('" ').lower() for cell in line.split(";")), "")
+    return ";" if ";" in line and is_header(names) else ","
+
+
+def _cells(text: str, separator: str, where: str) -> list[str]:
+    if separator == "\t":
         # Tabs need no quotes: a quote is part of a cell, unless a CSV writer quoted the whole cell.
         return [_unquoted(cell) for cell in text.split("\t")]
     try:
-        return next(csv.reader(io.StringIO(text, newline="\n"), skipinitialspace=True, strict=True), [])
+        lines = io.StringIO(text, newline="\n")
+        return next(csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True), [])
     except csv.Error as error:
         raise DataError(
-            f"{where}: this row cannot be read as CSV. Put a cell that holds a quote, comma or new line in "
-            "quotes, its own quotes doubled.",
+            f"{where}: this row cannot be read as CSV. Put a cell that holds a quote, {_NAMES[separator]} or new "
+            "line in quotes, its own quotes doubled.",
             str(error),
         ) from error
 
