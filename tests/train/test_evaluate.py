@@ -163,7 +163,13 @@ def test_texts_are_compared_as_for_squad():
     assert exact_match("The  Answer!", "answer") and not exact_match("answers", "answer")
     assert token_f1("a cat sat down", "The cat sat.") == pytest.approx(2 * 2 / (3 + 2))
     assert token_f1("dog dog", "dog") == pytest.approx(2 / 3)
-    assert (token_f1("", ""), token_f1("the", ""), token_f1("x", "")) == (1, 1, 0)
+    assert (token_f1("", ""), token_f1("the", ""), token_f1("x", "")) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [("", "A"), ("The", "A"), ("-", "+"), ("", "?")])
+def test_letters_and_signs_are_not_empty_answers(answer, wanted):
+    assert not exact_match(answer, wanted) and not token_f1(answer, wanted)
+    assert exact_match(f"{wanted} ", wanted.lower())
 
 
 @pytest.mark.parametrize(
@@ -174,6 +180,8 @@ def test_texts_are_compared_as_for_squad():
         ("blue", 2), ("Green.", 1), ("A green thing", None), ("I do not know", None), ("", None), ("D", None),
         ("The answer is D.", None), ("The answer is A. The answer is B.", None), ("The answer is Blue", None),
         ("The answer is B. So the answer is B.", 1), ("the answer is that", None),
+        ("The answer is a magnet.", None), ("the answer: a red one", None), ("The answer is b.\nYes", 1),
+        ("THE ANSWER IS C", 2), ("The answer is (a) red", 0),
     ],
 )  # fmt: skip
 def test_the_letter_of_a_generated_answer(text, index):

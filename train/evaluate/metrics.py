@@ -27,9 +27,12 @@ _PUNCTUATION = {"''", "'", "``", "`", "(", ")", "{", "}", ".", "?", "!", ",", ":
 
 
 def normalised(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation and English articles (SQuAD's evaluation)."""
+    """The words of a text in lower case, without punctuation and English articles (SQuAD's evaluation).
+
+    Unlike there, a text of nothing else keeps them: the answers "A" and "-" are not empty ones.
+    """
     plain = "".join(character for character in text.lower() if character not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split() or plain.split() or text.lower().split()
 
 
 def exact_match(answer: str, wanted: str) -> bool:

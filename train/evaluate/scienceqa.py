@@ -37,8 +37,11 @@ def extract_letter(text: str, choices: Sequence[str]) -> int | None:
     "B. ..."), else an answer that is a choice's text.
     """
     letters = LETTERS[: len(choices)]
-    stated = set(re.findall(rf"\banswer(?: is)?:? *(?:\(([{letters}])\)|([{letters}])\b)", text, re.I))
-    named = {(a or b).upper() for a, b in stated}
+    small = letters.lower()
+    # A small letter that words follow is the article: "the answer is a magnet" names no letter.
+    letter = rf"(?:\(([{letters}{small}])\)|([{letters}])\b|([{small}])(?=[.!]?\s*$))"
+    stated = re.findall(rf"\b(?i:answer(?: is)?):? *{letter}", text, re.MULTILINE)
+    named = {"".join(groups).upper() for groups in stated}
     if not named:
         begins = re.match(rf"\s*(?:\(?([{letters}])(?:[).:,]|\s*$|\s*\n))", text)
         named = {begins[1]} if begins else set()
