@@ -39,12 +39,12 @@ from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.report import make_report
 from train.input.rows import Tokeniser
-from train.job import Stopped, check_run, in_main, train
+from train.job import HeldOut, Stopped, check_run, in_main, train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
 from train.publish import check_push, push
 from train.recipes.recipe import Recipe, load_recipe, recipe_names
-from train.run_folder import RunInputs, adapter_digest
+from train.run_folder import CHECKPOINTS, RunInputs, adapter_digest
 from train.run_setup import check_pictures, complete, start_adapter, with_encoder, with_template
 from train.tracker import check_tracker
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell_page(f"error: {_FAILED}")
         raise
     except KeyboardInterrupt:
-        print("\nstopped at once; --resume goes on from the last save", file=sys.stderr)
+        print("\nstopped at once; --resume goes on from the last save, if there is one", file=sys.stderr)
         return 130
     finally:
         if torch.distributed.is_initialized():
@@ -165,7 +165,17 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         encoder.compute_in(base.model.dtype)
         feature_cache = FeatureCache.on_disk(encoder, config.vision, skipped, log)
     adapter = start_adapter(recipe, config, base)
-    adapter, held_out = train(
+
+    def finish(adapter: Adapter, held_out: HeldOut) -> None:
+        data = f"Trained on {examples.learnt:,} records of `{examples.name}`."
+        with atomic_write(folder / "recipe.yaml") as temporary:
+            temporary.write_text(recipe_text(recipe), encoding="utf-8")
+        command = "python -m train --config recipe.yaml"
+        save_adapter(adapter, folder, write_card(adapter, config, data, held_out, {}, {}, "", command))
+        if math.isfinite(held_out.loss):
+            print(f"held-out loss {held_out.loss:.3f}")
+
+    train(
         config,
         base,
         examples,
@@ -176,15 +186,9 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         resume=args.resume,
         accelerator=accelerator,
         inputs=inputs,
+        finish=finish,
     )
     if accelerator.is_main_process:
-        data = f"Trained on {examples.learnt:,} records of `{examples.name}`."
-        with atomic_write(folder / "recipe.yaml") as temporary:
-            temporary.write_text(recipe_text(recipe), encoding="utf-8")
-        command = "python -m train --config recipe.yaml"
-        save_adapter(adapter, folder, write_card(adapter, config, data, held_out, {}, {}, "", command))
-        if math.isfinite(held_out.loss):
-            print(f"held-out loss {held_out.loss:.3f}")
         print(f"the adapter is in {folder}", file=sys.stderr)
         _push(folder, config)
 
@@ -240,7 +244,12 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     base = _load_to_train(base_name, precision, accelerator)
     adapter = new_adapter(config, base)
     recipe.prepare(adapter)
-    adapter, held_out = train(
+
+    def finish(adapter: Adapter, held_out: HeldOut) -> None:
+        scores = _measure(recipe, served, adapter)
+        save_adapter(adapter, folder, write_card(adapter, config, recipe.data, held_out, *scores))
+
+    train(
         config,
         base,
         recipe.examples,
@@ -249,11 +258,9 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         resume=args.resume,
         accelerator=accelerator,
         inputs=RunInputs(precision=precision),
+        finish=finish,
     )
-    del base
     if accelerator.is_main_process:
-        card = write_card(adapter, config, recipe.data, held_out, *_measure(recipe, served, adapter))
-        save_adapter(adapter, folder, card)
         _push(folder, config)
 
 
@@ -292,9 +299,10 @@ def _start_digest(start_from: str | None, folder: Path, base: BaseFingerprint | 
     """The digest of the adapter in `start_from`. Raises LoadError if there is none, or it is for another base."""
     if start_from is None:
         return ""
-    if Path(start_from).resolve() == folder.resolve():
+    start, own = Path(start_from).resolve(), folder.resolve()
+    if start == own or start.parent == own / CHECKPOINTS:
         raise AdapterError(
-            f"start_from is '{folder.name}', which this run would write over. Give another folder with --out."
+            f"start_from is '{start.name}', which this run would write over. Give another folder with --out."
         )
     if base is not None:
         check_base(read_config(Path(start_from)), Path(start_from).name, base)

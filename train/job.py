@@ -110,18 +110,21 @@ def train(
     resume: bool = False,
     accelerator: Accelerator | None = None,
     inputs: RunInputs | None = None,
+    finish: Callable[[Adapter, HeldOut], None] = lambda *_: None,
 ) -> tuple[Adapter, HeldOut]:
     """Trains `adapter` in place. Returns the one that config.save names, which `folder` then holds, and its
     held-out losses.
 
     examples("train") is endless, examples("validation") finite. Every process calls this with the same arguments,
     but for `folder`: only the first process reads and writes its own. inputs: a resumed run must have the same.
+    finish: called in the first process with what is returned, to measure and to write what else belongs to the
+    finished run; until it returns, the run can be resumed.
     Raises TrainError if the folder is in use, holds another run or cannot be written, and Stopped after Ctrl-C.
     """
     run = _Run(config, base, folder, adapter, feature_cache, skipped, accelerator, inputs)
     try:
         run.start(resume)
-        return run.run(examples)
+        return run.run(examples, finish)
     finally:
         run.close()
 
@@ -233,7 +236,7 @@ class _Run:
     def close(self) -> None:
         if self.config.gradient_checkpointing:
             set_gradient_checkpointing(self.base.model.model, False)
-        stop_tracker(self.accelerator)
+        stop_tracker(self.accelerator, self._log)
         self.folder.close()
 
     def _load(self) -> None:
@@ -299,7 +302,9 @@ class _Run:
 
     # Steps.
 
-    def run(self, examples: Callable[[str], Iterable[Example | None]]) -> tuple[Adapter, HeldOut]:
+    def run(
+        self, examples: Callable[[str], Iterable[Example | None]], finish: Callable[[Adapter, HeldOut], None]
+    ) -> tuple[Adapter, HeldOut]:
         config, progress = self.config, self.progress
         held_out = self._held_out_batches(examples("validation"))
         self._share_skipped()
@@ -330,7 +335,7 @@ class _Run:
                         "command with --resume goes on from there.",
                         str(self.folder.path),
                     )
-        return self._finish()
+        return self._finish(finish)
 
     def _after_step(self, held_out: list[Batch], last: bool, stop: bool) -> None:
         """Evaluates and saves what is due; the time that this takes is not the steps'."""
@@ -453,7 +458,7 @@ class _Run:
     def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.progress.worse >= self.config.patience
 
-    def _finish(self) -> tuple[Adapter, HeldOut]:
+    def _finish(self, finish: Callable[[Adapter, HeldOut], None]) -> tuple[Adapter, HeldOut]:
         progress, save_last = self.progress, self.config.save == "last"
         if self._out_of_patience():
             self._log(f"stopped early: no better for {progress.worse} evaluations")
@@ -468,10 +473,12 @@ class _Run:
             tensors = in_main(self.accelerator, lambda: load_adapter(self.folder.path).state_dict())
             self.adapter.load_state_dict(tensors)
             kept, kept_step = progress.best, progress.best_step
-        if self.is_main:
-            self.folder.finish()
+        self.adapter.requires_grad_(False).eval()
         held_out = HeldOut(kept, kept_step, progress.best, progress.best_step, progress.held_out, progress.step)
-        return self.adapter.requires_grad_(False).eval(), held_out
+        if self.is_main:
+            finish(self.adapter, held_out)
+            self.folder.finish()
+        return self.adapter, held_out
 
     # Evaluation and metrics.
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,12 +75,12 @@ class RunFolder:
         """Locks the folder for this process. It must hold an unfinished run if and only if `resume`."""
         state = self.path / STATE
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            if resume and not state.exists():
+            if resume and not state.exists():  # before the folder is made: its name may be mistyped
                 raise TrainError(
                     f"'{self.path.name}' holds no unfinished run. Start it without --resume.", str(self.path)
                 )
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
             if not resume and state.exists():
                 raise TrainError(
                     f"'{self.path.name}' holds an unfinished run. Go on with it by --resume, or give another "
@@ -228,10 +229,13 @@ class MetricsWriter:
         self._drop_after(last_step)
 
     def record(self, step: int, **values: float) -> None:
-        """Writes the finite values. A full disk loses metrics but does not end the run."""
+        """Writes the finite values. A full disk or a tracker that fails loses figures but does not end the run."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._write({"step": step, **finite})
-        self._track(finite, step)
+        try:
+            self._track(finite, step)
+        except Exception as error:  # whatever a service's client raises
+            self._warn(f"the tracker does not take all figures; {METRICS} has them", first_line(error))
 
     def record_gates(self, step: int, gates: Tensor) -> None:
         """Writes the mean absolute gate of each layer, lowest first. gates: [L, H]."""
@@ -248,10 +252,12 @@ class MetricsWriter:
         with contextlib.suppress(OSError), open(self._path, "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _warn(self, text: str) -> None:
+    def _warn(self, text: str, detail: str = "") -> None:
         if text not in self._warned:
             self._warned.add(text)
             self._log(f"warning: {text}.")
+            if detail:
+                print(detail, file=sys.stderr)
 
     def _drop_after(self, step: int) -> None:
         if not self._path.exists():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
 from adapter.errors import first_line
 from train.config import TrainConfig, flatten
-from train.run_folder import TrainError
+from train.run_folder import METRICS, TrainError
 
 NONE = "none"
 
@@ -46,9 +47,14 @@ def start_tracker(accelerator: Accelerator, config: TrainConfig, folder: Path, s
         ) from error
 
 
-def stop_tracker(accelerator: Accelerator) -> None:
+def stop_tracker(accelerator: Accelerator, log: Callable[[str], None]) -> None:
+    """Sends what is left. A failure is only logged: the run itself is as good without."""
     for tracker in accelerator.trackers:
-        tracker.finish()
+        try:
+            tracker.finish()
+        except Exception as error:
+            log(f"warning: the tracker {tracker.name} may lack the last figures; {METRICS} has them.")
+            print(first_line(error), file=sys.stderr)
     accelerator.trackers.clear()
 
 

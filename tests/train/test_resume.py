@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train.__main__
-from adapter.method.checkpoint import WEIGHTS
+from adapter.method.checkpoint import CARD, WEIGHTS
 from tests.train.parrot import parrot
 from train.__main__ import main
-from train.run_folder import STATE, MetricsWriter
+from train.run_folder import CHECKPOINTS, STATE, MetricsWriter
 
 
 @pytest.fixture
@@ -113,6 +113,38 @@ def test_a_resumed_run_starts_from_the_same_adapter(run, stop_after, refused_bef
     assert "start_from is not the adapter" in refused_before_loading("--resume")
     assert run("lr=0.5", out="first") == 0
     assert "start_from is not the adapter" in refused_before_loading(start, "--resume")
+
+
+def test_a_run_does_not_start_from_what_it_writes_over(run, refused_before_loading, tmp_path):
+    assert run("checkpoint_every=2") == 0
+    own = tmp_path / "out" / CHECKPOINTS / "step-000002"
+    assert "start_from is 'step-000002', which this run" in refused_before_loading(f"start_from={own}")
+    assert run(f"start_from={own}", out="other") == 0
+
+
+def test_a_mistyped_folder_is_not_made(refused_before_loading, tmp_path):
+    assert "'otu' holds no unfinished run" in refused_before_loading("--resume", out="otu")
+    assert not (tmp_path / "otu").exists()
+
+
+@pytest.mark.parametrize("what", ["write_card", "_measure"])
+def test_a_run_that_is_killed_after_its_last_step_can_be_completed(
+    run, tiny_folder, tmp_path, monkeypatch, capsys, what
+):
+    """While its scores are measured, or before its card is written."""
+    monkeypatch.setattr(train.__main__, "recipe_names", lambda: ["parrot"])
+    monkeypatch.setattr(train.__main__, "load_recipe", lambda *_: parrot())
+    command = ["parrot", f"--base={tiny_folder}", f"--out={tmp_path / 'out'}", "--device=cpu"]
+    finish = run if what == "write_card" else lambda *more: main([*command, *more])
+    with monkeypatch.context() as patch:
+        patch.setattr(train.__main__, what, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert finish() == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    weights = (tmp_path / "out" / WEIGHTS).read_bytes()
+    assert finish("--resume") == 0
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == weights
+    assert "after 6 steps" in (tmp_path / "out" / CARD).read_text()
+    assert not (tmp_path / "out" / STATE).exists()
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(run, stop_after, tmp_path, monkeypatch, capsys):

@@ -95,6 +95,19 @@ def test_a_tracker_ends_with_a_run_that_fails(run, notebook, monkeypatch):
     assert notebook.pages[-1] == {"finished": True}
 
 
+@pytest.mark.parametrize("method", ["log", "finish"])
+def test_a_tracker_that_fails_ends_no_run(run, notebook, monkeypatch, tmp_path, capsys, method):
+    def fail(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(Notebook, method, fail)
+    assert run("tracker=notebook") == 0
+    assert (tmp_path / "runs/out" / CARD).exists()
+    printed = capsys.readouterr()
+    assert printed.out.count("warning: the tracker ") == 1 and "no network" not in printed.out
+    assert printed.err.count("no network") == 1
+
+
 @pytest.mark.parametrize(
     "name, sentence",
     [("tensorboar", "There is no tracker 'tensorboar'. Choose one of: none, "), ("wandb", "pip install wandb")],
