@@ -44,8 +44,8 @@ _METHOD = """## How
 - LoRA (PEFT, rank 8, all linear maps) and full fine-tuning ({precision}, fp32 copies for the optimiser, which is
   torch's fused AdamW) get the same problems in the same batches as the text-only adapter. None of them sees a
   picture, and so they are compared on problems without one.
-- "With keep": `keep: {keep:g}` of the trainer. To each batch is added a share of {keep:g} of its rows, at least one,
-  of text that the base wrote by itself, on which the adapter is trained to leave the base's distribution as it is.
+- "With keep": `keep: {keep:g}` of the trainer. To each batch is added a share of {keep:g} of its rows, of text
+  that the base wrote by itself, on which the adapter is trained to leave the base's distribution as it is.
   The time of training includes the writing, about 20 s.
 - Table 6 trains on {few} problems, each of its rows from the start, with a schedule of its own length.
 - Unrelated text: the language reference that comes with Python (`pydoc_data.topics`).

@@ -138,18 +138,21 @@ class Run:
 
 
 def planned_runs(plan: Plan, layers: int) -> list[Run]:
-    """All runs: every row with the first seed, then with the next. layers: number of layers of the base."""
+    """All runs: every row with the first seed, then with the next, in the order of how many claims need them.
+
+    layers: number of layers of the base.
+    """
     adapter = Run("", steps=plan.steps, batch_size=plan.batch_size)
     visual = replace(adapter, pictures=True)
     rows = [
-        replace(adapter, group="full", method="full"),
-        replace(adapter, group="keep", keep=KEEP, strengths=True),
-        replace(visual, group="zero", strengths=True),
-        replace(visual, group="random", init="random"),
-        *(replace(visual, group=f"long-{steps}", steps=steps, questions=plan.few) for steps in plan.long),
-        replace(adapter, group="lora", method="lora"),
         replace(adapter, group="text", strengths=True),
+        replace(visual, group="zero", strengths=True),
+        replace(adapter, group="keep", keep=KEEP, strengths=True),
+        replace(adapter, group="lora", method="lora"),
+        replace(adapter, group="full", method="full"),
+        replace(visual, group="random", init="random"),
         *(replace(visual, group=f"layers-{count}", layers=count) for count in layer_shares(layers)[:2]),
+        *(replace(visual, group=f"long-{steps}", steps=steps, questions=plan.few) for steps in plan.long),
     ]
     first = plan.seeds[0]
     repeated = [
