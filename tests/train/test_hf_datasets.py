@@ -189,14 +189,14 @@ def test_splits_are_chosen_by_name(tmp_path):
     folder, saved = as_folder(alpaca(8), tmp_path / "folder"), as_saved_splits(alpaca(8), tmp_path)
     for path in (folder, saved):
         assert len(open_records(path, split="test")) == 1
-        with pytest.raises(DataError, match="has no split 'dev'. Choose one of .*as data.split"):
+        with pytest.raises(DataError, match="has no split 'dev'. Choose one of train, test as data.split"):
             open_records(path, split="dev")
         # The test split repeats a record of the training split, which is learnt.
         with pytest.raises(DataError, match="All that '.*' holds out is in the data to learn from too"):
             open_examples(path, validation="test")
     with pytest.raises(DataError, match="Choose one of train, test as data.split"):
         open_records(folder, split="dev")
-    with pytest.raises(DataError, match="has no split 'test'"):
+    with pytest.raises(DataError, match="has no splits, so there is no 'test'. Name the file that holds it"):
         open_records(as_parquet(alpaca(2), tmp_path), split="test")
 
 

@@ -112,12 +112,12 @@ def open_records(
         raise DataError(f"'{path.name}' holds no problems.json. {_KNOWN}", str(path))
     folder = folder or (path if path.is_dir() else path.parent)
     own_rows = _folder_rows(path, split) if path.is_dir() else _file_rows(path)
-    if own_rows is None:
-        return _of_dataset(str(path), path, format, folder, split, config)
     if split is not None and not path.is_dir():
         raise DataError(
             f"'{path.name}' has no splits, so there is no '{split}'. Name the file that holds it.", str(path)
         )
+    if own_rows is None:
+        return _of_dataset(str(path), path, format, folder, split, config)
     return _of_rows(path, own_rows, format, folder)
 
 

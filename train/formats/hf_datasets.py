@@ -135,7 +135,10 @@ def _load(datasets: Any, path: str, identifier: str | None, split: str | None, c
     if identifier is not None:
         return datasets.load_dataset(identifier, config, split=split or "train")
     if (folder / _SAVED_SPLITS).is_file():
-        return datasets.load_from_disk(path)[split or "train"]
+        splits = datasets.load_from_disk(path)
+        if (split or "train") not in splits:
+            raise KeyError(str(list(splits)))
+        return splits[split or "train"]
     if folder.is_dir() and not (folder / _SAVED).is_file():
         return datasets.load_dataset(path, config, split=split or "train")
     if split is not None:
