@@ -226,7 +226,7 @@ def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) ->
     stated = sorted(flatten(values))
     preset = values.get("preset")
     if preset is not None:
-        if preset not in presets():
+        if not isinstance(preset, str) or preset not in presets():
             raise ConfigError(f"There is no preset '{preset}'{_nearest(str(preset), presets())}")
         values = _merge(presets()[preset].settings, values)
     outer, inner = (_fields(cls) for cls in (RecipeFile, TrainConfig))
@@ -285,7 +285,12 @@ def changed(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
 def build(cls: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
     """Validates a mapping as one of the dataclasses above. Raises ConfigError, which begins with `where`."""
     # As JSON, because only there does pydantic's strict mode take an object for a dataclass.
-    text = json.dumps(values, default=lambda v: _asdict(v) if dataclasses.is_dataclass(v) else str(v))
+    try:
+        text = json.dumps(values, default=lambda v: _asdict(v) if dataclasses.is_dataclass(v) else str(v))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: a key is no text, or a group contains itself. Write keys as text.", first_line(error)
+        ) from error
     try:
         return TypeAdapter(cls).validate_json(text)
     except ValidationError as error:
