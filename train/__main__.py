@@ -201,9 +201,10 @@ def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
     config = examples.with_steps(recipe.train)
     tokeniser = Tokeniser(tokenizer, config.template, config.max_length)
     clean = True
-    for part in examples.parts:
-        report = make_report(part.records, tokeniser, config.max_length, images=config.vision is not None)
-        print(*([f"{part.records.name}:"] if len(examples.parts) > 1 else []), report, sep="\n")
+    files = dict.fromkeys([*(part.records for part in examples.parts), *(of for of, _ in examples.held_out)])
+    for records in files:
+        report = make_report(records, tokeniser, config.max_length, images=config.vision is not None)
+        print(*([f"{records.name}:"] if len(files) > 1 else []), report, sep="\n")
         clean &= report.clean
     print(examples.describe())
     print(f"a run would take {config.steps:,} steps of up to {config.batch_size} rows")

@@ -303,6 +303,15 @@ def test_check_reads_everything_and_trains_nothing(arguments, tmp_path, capsys, 
     assert "'output' is missing" in capsys.readouterr().out
 
 
+def test_check_reads_the_validation_file_too(arguments, tmp_path, capsys):
+    separate = tmp_path / "separate.json"
+    separate.write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
+    assert main([*arguments, f"data.validation={separate}", "--check"]) == 1
+    said = capsys.readouterr().out
+    assert "rows.json:\n60 records" in said and "separate.json:\n2 records" in said
+    assert "separate.json, record 2 (line 1): 'output' is missing" in said
+
+
 def test_a_mixture_of_pictures_and_text_trains_disjoint_parameters(arguments, rows, tmp_path, capsys, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))

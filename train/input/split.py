@@ -22,7 +22,7 @@ from train.formats.dataset import DataError, Records
 from train.formats.record import picture_key
 
 # A request that more records share ("Hello") is no sign of one conversation: all their text tells them apart.
-_MOST_SHARING, _MOST_SHARING_SHARE = 20, 0.1
+_COMMON_COUNT, _COMMON_SHARE = 20, 0.1  # above both
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
 def common_requests(scans: Sequence[Scan]) -> np.ndarray:
     """The hashes of requests that so many records share that they tell nothing apart. Pictures always do."""
     requests, counts = np.unique(np.concatenate([s.requests[~s.pictured] for s in scans]), return_counts=True)
-    return requests[counts > max(_MOST_SHARING, int(_MOST_SHARING_SHARE * counts.sum()))]
+    return requests[counts > max(_COMMON_COUNT, int(_COMMON_SHARE * counts.sum()))]
 
 
 def choose_groups(groups: np.ndarray, most: int, share: float, seed: int) -> np.ndarray:
