@@ -270,6 +270,19 @@ def test_other_users_of_the_machine_see_no_pictures_features(own_folder, picture
         shutil.rmtree(own_folder)
 
 
+def test_a_folder_that_may_not_be_looked_into_is_no_reason_to_stop(own_folder, monkeypatch):
+    stat = os.stat
+
+    def forbidden(path, **options):
+        if str(path).startswith(str(own_folder)):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", forbidden)
+    store = open_store("x", "y", lambda _: None)
+    assert store is not None and store.max_bytes > 0
+
+
 def test_a_folder_of_features_in_an_unknown_home_is_named(monkeypatch):
     monkeypatch.setenv(FOLDER_VARIABLE, "~nobody-of-this-name/features")
     with pytest.raises(AdapterError, match=f"{FOLDER_VARIABLE} must be a folder; the home that '~nobody"):
