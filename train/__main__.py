@@ -30,7 +30,14 @@ from adapter.base.resolve import find_foreign
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import CARD, check_base, load_adapter, read_config, save_adapter
+from adapter.method.checkpoint import (
+    CARD,
+    adapter_digest,
+    check_base,
+    load_adapter,
+    read_config,
+    save_adapter,
+)
 from adapter.method.config import BaseFingerprint, base_label
 from train.card import Scores, with_scores, write_card
 from train.config import Precision, RecipeFile, TrainConfig, changed, read_recipe, recipe_text
@@ -44,7 +51,7 @@ from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
 from train.publish import check_push, push
 from train.recipes.recipe import Recipe, load_recipe, recipe_names
-from train.run_folder import CHECKPOINTS, RunInputs, adapter_digest
+from train.run_folder import CHECKPOINTS, RunInputs
 from train.run_setup import check_pictures, complete, start_adapter, with_encoder, with_template
 from train.tracker import check_tracker
 

@@ -8,7 +8,6 @@ Knows files; knows nothing of how a step is computed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import shutil
@@ -25,7 +24,7 @@ from torch import Tensor
 from adapter.errors import AdapterError, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import CONFIG, WEIGHTS, read_config, save_adapter
+from adapter.method.checkpoint import save_adapter
 from adapter.method.config import BaseFingerprint
 from train.config import TrainConfig
 
@@ -55,13 +54,6 @@ class RunInputs:
     data: str = ""
     precision: str = ""
     start_from: str = ""
-
-
-def adapter_digest(folder: Path) -> str:
-    """The digest of an adapter's numbers and configuration. Raises LoadError if there is no adapter."""
-    read_config(folder)  # raises a sentence
-    files = [folder / CONFIG, folder / WEIGHTS]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()[:16]
 
 
 class RunFolder:

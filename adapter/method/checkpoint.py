@@ -5,6 +5,7 @@ Loading is strict: what is missing, unexpected, misshapen, not finite or out of 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def read_config(folder: Path) -> AdapterConfig:
             f"{folder / CONFIG}: {first_line(error)}",
         ) from error
     return AdapterConfig.from_json(text, folder.name)
+
+
+def adapter_digest(folder: Path) -> str:
+    """The digest of an adapter's numbers and configuration. Raises LoadError if there is no adapter."""
+    read_config(folder)  # raises a sentence
+    files = [folder / CONFIG, folder / WEIGHTS]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()[:16]
 
 
 def check_base(config: AdapterConfig, name: str, base: BaseFingerprint) -> None:

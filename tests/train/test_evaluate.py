@@ -388,8 +388,10 @@ def test_loss_is_the_trainers(wide_base, adapter, tmp_path, encoder, pictures):
         {"messages": talk * 2, "image": "red.png"},
         {"messages": talk},
         {"messages": [{"role": "user", "content": "long " * 30}, {"role": "assistant", "content": "cut " * 30}]},
+        {"messages": [{"role": "user", "content": "longer " * 30}, {"role": "assistant", "content": "lost"}]},
     )
-    figure = HeldOutLoss.open(path, "auto", None, None, None, 200).measure(Answerer(wide_base, adapter), 0)
+    task = HeldOutLoss.open(path, "auto", None, None, None, 200)
+    figure = task.measure(Answerer(wide_base, adapter), 0).figures["held-out loss"]["loss"]
     template = "chat"
     rows = Tokeniser(wide_base.tokenizer, template, 200).rows(map(Example.of, open_records(path)))
     answerer = Answerer(wide_base, adapter or random_adapter(FINGERPRINT, gate=0))
@@ -398,7 +400,9 @@ def test_loss_is_the_trainers(wide_base, adapter, tmp_path, encoder, pictures):
         for row in rows
     ]
     total, count = evaluate(wide_base.model, answerer.adapter, [collate(rows, 0)])
-    assert figure.figures["held-out loss"]["loss"].value == pytest.approx(total / count, rel=1e-5)
+    assert figure.value == pytest.approx(total / count, rel=1e-5)
+    # The last record's answer begins too late.
+    assert figure.n == 3 and figure.low is not None and math.isfinite(figure.low)
 
 
 def test_numbers_that_overflow_are_no_figures():

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from adapter.base.llama import load_base
-from adapter.method.checkpoint import save_adapter
+from adapter.method.checkpoint import adapter_digest, save_adapter
 from adapter.method.deltas import TuningConfig
 from tests.tiny_models import random_adapter
 from train.evaluate.__main__ import main
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
-from train.evaluate.report import System, adapter_digest, code_version, format_table
+from train.evaluate.report import System, code_version, format_table, write_json
 from train.formats.scienceqa import COLUMNS
 from train.reproduce.scenes.writer import write_benchmark
 
@@ -131,6 +131,14 @@ def test_a_figure_without_an_interval_stands_alone():
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["task", "poet", "0.250", "50.0 ± 10.0", "4"]
 
 
+def test_json_holds_no_nan(tmp_path):
+    system = System("a", "raw", 1.0, "d", {"row": {"column": Figure(math.nan, 0.5, math.inf, 1, "lm-eval")}})
+    write_json(tmp_path / "out.json", {}, [], [system])
+    found = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
+    figure = found["systems"][0]["figures"]["row"]["column"]
+    assert (figure["value"], figure["low"], figure["high"]) == (None, 0.5, None)
+
+
 def test_answers_are_in_the_json(run, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "hi", "answer": "ho"}\n{"prompt": "ha", "answer": "he"}\n')
@@ -147,6 +155,7 @@ def test_answers_are_in_the_json(run, tmp_path):
         (["forgetting", "--strength", "3"], "--strength must lie from 0 to 2, got 3."),
         (["forgetting", "--no-base"], "--no-base without --adapter leaves nothing to measure."),
         (["forgetting", "--out", "no-folder/x.json"], "There is no folder 'no-folder' for --out. Make it first."),
+        (["forgetting", "--out", "docs"], "--out docs is a folder. Name a file."),
         (["forgetting", "--adapter", "nobody"], "There is no adapter 'nobody'. Choose one of: "),
         (["forgetting", "--base", "embedded-none.gguf"], "There is no file 'embedded-none.gguf'."),
         (["exact-match", "no.jsonl"], "There is no file or folder 'no.jsonl'."),

@@ -22,12 +22,12 @@ from adapter.base.embedded import BASE
 from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError, with_detail
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import CONFIG, load_adapter
+from adapter.method.checkpoint import CONFIG, adapter_digest, load_adapter
 from adapter.serve.settings import MAX_STRENGTH
 from adapter.serve.store import SHIPPED, AdapterStore
 from train.evaluate.answerer import Answerer
 from train.evaluate.perplexity import unrelated_text
-from train.evaluate.report import System, adapter_digest, circumstances, format_table, write_json
+from train.evaluate.report import System, circumstances, format_table, write_json
 from train.evaluate.tasks import (
     Captions,
     ExactMatch,
@@ -68,6 +68,8 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         raise AdapterError(f"--strength must lie from 0 to {MAX_STRENGTH:g}, got {args.strength:g}.")
     if args.no_base and not args.adapter:
         raise AdapterError("--no-base without --adapter leaves nothing to measure. Name an adapter.")
+    if args.out is not None and args.out.is_dir():
+        raise AdapterError(f"--out {args.out.name or args.out} is a folder. Name a file.")
     if args.out is not None and not args.out.parent.is_dir():
         raise AdapterError(f"There is no folder '{args.out.parent.name}' for --out. Make it first.")
     folders = [_folder(name) for name in args.adapter]

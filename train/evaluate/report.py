@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import platform
 import subprocess
@@ -17,7 +16,6 @@ import torch
 
 from adapter.base.llama import Base
 from adapter.files import atomic_write
-from adapter.method.checkpoint import CONFIG, WEIGHTS
 from train.evaluate.intervals import Figure
 
 
@@ -73,15 +71,11 @@ def circumstances(base: Base, precision: str, seed: int, command: str) -> dict[s
 
 
 def write_json(path: Path, about: Mapping[str, Any], notes: Sequence[str], systems: Sequence[System]) -> None:
-    """Raises OSError."""
+    """Raises OSError. A number that is not finite, which JSON has not, is null."""
+    content = {**about, "notes": list(notes), "systems": [dataclasses.asdict(s) for s in systems]}
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
     with atomic_write(path) as temporary:
-        content = {**about, "notes": list(notes), "systems": [dataclasses.asdict(s) for s in systems]}
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def adapter_digest(folder: Path) -> str:
-    """Of an adapter's two files: changes with anything that it computes."""
-    return hashlib.sha256((folder / CONFIG).read_bytes() + (folder / WEIGHTS).read_bytes()).hexdigest()[:16]
 
 
 def describe_device(device: torch.device) -> str:

@@ -220,7 +220,9 @@ class HeldOutLoss:
 
     examples: Sequence[Example]
     max_length: int = 512
-    notes: tuple[str, ...] = ("nats a token of the answers, each with its end",)
+    notes: tuple[str, ...] = (
+        "nats a token of the answers, each with its end; without records whose answer begins beyond --max-length",
+    )
 
     @staticmethod
     def open(
@@ -236,9 +238,10 @@ class HeldOutLoss:
         for part, features in _with_features(answerer, [(e.picture, e.where) for e in self.examples]):
             rows = [tokeniser.row(example) for example in self.examples[part]]
             scores = answerer.token_scores([r.ids for r in rows], [r.labels for r in rows], features)
+            scores = [s for s in scores if len(s.logprobs)]
             sums += [-float(s.logprobs.sum()) for s in scores]
             counts += [len(s.logprobs) for s in scores]
-        if not sum(counts):
+        if not counts:
             raise DataError(f"No answer begins within {self.max_length} tokens. Raise --max-length.")
         return Measured({"held-out loss": {"loss": ratio(sums, counts, seed)}})
 
