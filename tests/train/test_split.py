@@ -114,6 +114,13 @@ def test_a_request_that_many_share_does_not_make_them_one_conversation(tmp_path)
     assert len(examples.held_out) == 16 and len(outside) == 8 and not inside & outside
 
 
+def test_an_evaluation_of_a_task_with_few_phrasings_uses_all_of_them(tmp_path):
+    """As each of the 15 has under a tenth of the records, one of them was the whole evaluation."""
+    rows = [{"instruction": f"Phrasing {i % 15}.", "output": f"Answer {i}."} for i in range(1500)]
+    examples = open_examples(write_rows(tmp_path / "a.jsonl", rows))
+    assert len(examples.held_out) == 75 and len(set(texts(held_out(examples)))) > 10
+
+
 def test_a_picture_in_two_files_is_held_out_of_both(tmp_path):
     (tmp_path / "c.tsv").write_text("".join(f"{i}.jpg\tCaption {i}.\n" for i in range(60)))
     chats = [{**talk(f"What is in picture {i}?", "A thing."), "image": f"./{i}.jpg"} for i in range(59, -1, -1)]

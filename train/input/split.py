@@ -21,8 +21,9 @@ from tqdm import tqdm
 from train.formats.dataset import DataError, Records
 from train.formats.record import picture_key
 
-# A request that more records share ("Hello") is no sign of one conversation: all their text tells them apart.
-_COMMON_COUNT, _COMMON_SHARE = 20, 0.1  # above both
+# A request that more records share than these ("Hello") is no sign of one conversation: their whole text is.
+# Nor are the few phrasings of one task, of which a single one would be held out.
+_COMMON_COUNT, _COMMON_SHARE = 20, 0.02  # above both
 
 
 @dataclass(frozen=True, eq=False)
