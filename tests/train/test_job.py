@@ -113,7 +113,8 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arg
 def test_two_processes_equal_one(arguments, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(arguments(one, "keep=0.4")) == 0
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port=0", "-m"]
+    # Not `accelerate launch --cpu`, which starts a single process unless it is given MPI.
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     both = process(arguments(two, "keep=0.4"), *launch)
     _, errors = both.communicate()
     assert both.returncode == 0, errors
