@@ -21,13 +21,6 @@ from train.loop import new_adapter, total_loss
 
 
 @pytest.fixture
-def rows(tmp_path) -> Path:
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"instruction": f"{i}>", "output": str(i % 3)} for i in range(60)]))
-    return path
-
-
-@pytest.fixture
 def arguments(rows, tiny_folder, tmp_path):
     return [
         f"data={rows}", "precision=fp32", "template=raw", "batch_size=4", "prompt_length=4", "eval_every=3",

@@ -31,7 +31,7 @@ from train.config import TrainConfig
 from train.input.examples import Example
 from train.job import HeldOut, Stopped, in_main, rate_factor
 from train.loop import new_adapter
-from train.run_folder import METRICS, STATE, MetricsWriter, RunFolder, TrainError
+from train.run_folder import METRICS, STATE, RunFolder, TrainError
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("ab", "cd", "ef", "gh")
@@ -243,20 +243,11 @@ def test_a_folder_that_cannot_be_written_is_named(train_echo, tmp_path):
 
 
 @pytest.fixture
-def stopped_run(train_echo, tmp_path, monkeypatch) -> Path:
+def stopped_run(train_echo, tmp_path, stop_after) -> Path:
     """The folder of a run that was asked to stop after its fifth step."""
-    record, recorded = MetricsWriter.record, []
-
-    def record_and_interrupt(self, step, **values):
-        record(self, step, **values)
-        recorded.append(step)
-        if len(recorded) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, "record", record_and_interrupt)
-        with pytest.raises(Stopped, match="--resume"):
-            train_echo()
+    stop_after(5)
+    with pytest.raises(Stopped, match="--resume"):
+        train_echo()
     return tmp_path / "run"
 
 

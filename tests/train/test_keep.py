@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import random
-import signal
 
 import pytest
 import torch
@@ -28,7 +26,7 @@ from train.input.keep import OWN_TEXT, KeepRows, rows_of_file, user_header, writ
 from train.input.rows import TokenisedRow, Tokeniser, num_supervised
 from train.job import Stopped
 from train.loop import _HeadLoss, new_adapter, total_divergence
-from train.run_folder import METRICS, MetricsWriter, TrainError
+from train.run_folder import METRICS, TrainError
 
 WORDS = ("ab", "cd", "ef", "gh")
 CONFIG = TrainConfig(
@@ -222,23 +220,14 @@ def divergences(folder):
 
 @pytest.mark.parametrize("source", ["file", "own"])
 def test_a_resumed_run_keeps_the_same_rows_and_equals_one_that_never_stopped(
-    train_echo, tmp_path, monkeypatch, source
+    train_echo, tmp_path, stop_after, source
 ):
     text = tmp_path / "prose.txt"
     text.write_text("All that is said. " * 400)
     changes = {"keep_data": str(text)} if source == "file" else {}
-    record, recorded = MetricsWriter.record, []
-
-    def record_and_interrupt(self, step, **values):
-        record(self, step, **values)
-        recorded.append(step)
-        if len(recorded) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, "record", record_and_interrupt)
-        with pytest.raises(Stopped):
-            train_echo(**changes)
+    stop_after(5)
+    with pytest.raises(Stopped):
+        train_echo(**changes)
     changed = text if source == "file" else tmp_path / "run" / OWN_TEXT
     content = changed.read_text()
     changed.write_text(content[content.index("\n") + 1 :] if source == "own" else content[200:])

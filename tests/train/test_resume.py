@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,14 +15,7 @@ import train.__main__
 from adapter.method.checkpoint import CARD, WEIGHTS
 from tests.train.parrot import parrot
 from train.__main__ import main
-from train.run_folder import CHECKPOINTS, STATE, MetricsWriter
-
-
-@pytest.fixture
-def rows(tmp_path) -> Path:
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"instruction": f"{i}>", "output": str(i % 3)} for i in range(60)]))
-    return path
+from train.run_folder import CHECKPOINTS, STATE
 
 
 @pytest.fixture
@@ -34,23 +25,6 @@ def run(rows, tiny_folder, tmp_path) -> Callable[..., int]:
         f"data={rows}", "precision=fp32", "template=raw", "batch_size=4", "prompt_length=4", "eval_every=3",
         "steps=6", f"--base={tiny_folder}", f"--out={tmp_path / out}", "--device=cpu", *more,
     ])  # fmt: skip
-
-
-@pytest.fixture
-def stop_after(monkeypatch) -> Callable[[int], None]:
-    """Lets the next run be asked to stop after its step `step`."""
-    record = MetricsWriter.record
-
-    def stop_after(step: int) -> None:
-        def record_and_interrupt(self, at, **values):
-            record(self, at, **values)
-            if at == step and "loss" in values:
-                monkeypatch.setattr(MetricsWriter, "record", record)
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr(MetricsWriter, "record", record_and_interrupt)
-
-    return stop_after
 
 
 @pytest.fixture
