@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -94,6 +95,7 @@ def _without_control(tokenizer: Any, message: Message) -> Message:
 _DAY = datetime(2024, 7, 26)
 
 
+@cache
 def _undated(chat_template: str) -> str:
     """The template with one day in place of today's.
 
