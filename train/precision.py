@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +19,20 @@ from train.config import Precision
 
 # Values of ONEDNN_MAX_CPU_ISA that leave its bf16 products on: from AVX512_CORE_BF16 upwards.
 _ISA_WITH_BF16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+
+
+def processor_fields() -> dict[str, str]:
+    """What Linux tells of the last core, such as "model name" and "flags"; nothing on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def processor_name() -> str:
+    """What the system calls this machine's processor."""
+    return processor_fields().get("model name") or platform.processor() or platform.machine()
 
 
 def choose_precision(precision: Precision, device: torch.device) -> tuple[Precision, str]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
-from pathlib import Path
 
 import torch
 
-from train.precision import choose_precision
+from train.precision import choose_precision, processor_fields, processor_name
 
 # They decide which kernels run: x86's for bf16 and int8 products, then Arm's.
 FLAGS = (
@@ -19,16 +17,16 @@ FLAGS = (
 
 def describe_processor() -> str:
     """One line, such as "Xeon … · 2 cores, 2 threads · avx2, avx512f · bf16: this processor … · load 0.1"."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    name = fields.get("model name") or platform.processor() or platform.machine()
+    fields = processor_fields()
     present = fields.get("flags", fields.get("Features", "")).split()
     flags = ", ".join(flag for flag in FLAGS if flag in present) or "none of the relevant flags"
     precision, reason = choose_precision("auto", torch.device("cpu"))
-    parts = [name, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", flags, f"{precision}: {reason}"]
+    parts = [
+        processor_name(),
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        flags,
+        f"{precision}: {reason}",
+    ]
     # These emulate a processor that has less.
     parts += [
         f"{key}={os.environ[key]}" for key in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY") if key in os.environ

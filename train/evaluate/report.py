@@ -17,6 +17,7 @@ import torch
 from adapter.base.llama import Base
 from adapter.files import atomic_write
 from train.evaluate.intervals import Figure
+from train.precision import processor_name
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,8 @@ def describe_device(device: torch.device) -> str:
     """The name of the GPU or processor, and the latter's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    name = fields.get("model name") or platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+    return f"{processor_name()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def code_version() -> str | None:

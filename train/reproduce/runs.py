@@ -10,9 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -36,9 +34,10 @@ from adapter.method.projection import GlobalProjection
 from train.config import TrainConfig
 from train.evaluate.answerer import Answerer
 from train.evaluate.perplexity import perplexity, text_windows
+from train.evaluate.report import code_version
 from train.job import train
 from train.loop import new_adapter
-from train.precision import choose_precision, load_to_train
+from train.precision import choose_precision, load_to_train, processor_name
 from train.reproduce.baselines import RANK, RATES, Baseline
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark, open_benchmark
 from train.reproduce.scoring import Answers, answer
@@ -287,32 +286,11 @@ class _Measurement:
 def provenance() -> dict[str, str]:
     """What a figure was measured with: commit, processor, torch, and the time in UTC."""
     return {
-        "commit": _commit(),
-        "processor": _processor(),
+        "commit": code_version() or "unknown",
+        "processor": processor_name(),
         "torch": torch.__version__,
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
     }
-
-
-def _commit() -> str:
-    """Of the repository that this file is in; "+" behind it if files have been changed since."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        found = subprocess.run(
-            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changes = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip() + "+" * (changes.returncode != 0)
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def whiten(projection: GlobalProjection, levels: torch.Tensor) -> None:

@@ -22,9 +22,6 @@ class Answers:
         """In percent."""
         return 100 * sum(self.right) / len(self.right)
 
-    def mean_loss(self) -> float:
-        return sum(self.loss) / len(self.loss)
-
 
 def answer(answerer: Answerer, problems: Sequence[Problem], benchmark: Benchmark, shown: bool = True) -> Answers:
     """Answers each problem by the likeliest of its letters. shown: with the pictures."""
