@@ -311,7 +311,8 @@ def _scan(records: Records, skipped: SkippedExamples) -> Scan:
     faults: list[DataError] = []
 
     def skip(index: int, fault: DataError) -> None:
-        faults.append(fault) if not faults else None
+        if not faults:
+            faults.append(fault)
         skipped.add(_place(records, index), fault)
 
     found = scan(records, skip)
