@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +67,19 @@ def test_every_example_comes_once_per_epoch(tokeniser, tmp_path):
     ahead = ShuffledExamples(all_of(records), 3, SkippedExamples())
     ahead.skip(70)
     assert next(ahead).messages[0].text == seen[70]
+
+
+def test_history_has_the_manner_of_every_shipped_adapter():
+    rng = random.Random(2)
+    answers = {message.text for _ in range(1500) for message in sample_history(rng) if message.role == "assistant"}
+    for manner in (
+        r"(Arr|Ahoy)",
+        r"The picture shows an? ",
+        r'\{"type": "order"',
+        r"[^?]+[.!] [^.!?]+\?$",
+        r"1\. .+\n2\. ",
+    ):
+        assert sum(bool(re.match(manner, answer)) for answer in answers) >= 2, manner
 
 
 def test_scores_after_history_use_none_of_trainings_exchanges():

@@ -1,7 +1,7 @@
 """Earlier exchanges before an example, so that an adapter works when it is chosen in mid-conversation.
 
 An adapter that was only trained on first turns falls back into the style of the earlier answers. The exchanges in
-history.tsv have many styles on purpose; their answers carry no loss.
+history.tsv have many styles on purpose, those of the shipped adapters among them; their answers carry no loss.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def _exchanges(use: str) -> list[tuple[Message, Message]]:
     with open(Path(__file__).with_name("history.tsv"), encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [
-            (Message("user", row["user"]), Message("assistant", row["assistant"]))
+            # A line break is written as \n, as a row is one line.
+            (Message("user", row["user"]), Message("assistant", row["assistant"].replace("\\n", "\n")))
             for row in rows
             if row["use"] == use
         ]
