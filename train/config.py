@@ -58,9 +58,12 @@ class TrainConfig:
     accumulate: AtLeastOne = 1  # micro-batches that a process splits its rows into
     lr: AboveZero = 1e-2
     gate_lr: AboveZero = 1e-2
+    tuning_lr: AboveZero | None = None  # of the tuning, where it differs from lr
     weight_decay: Annotated[Float, Field(ge=0)] = 0.02
     warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.05  # share of the steps
     clip_norm: AboveZero | None = None
+    # Decay per step of an exponential moving average of what is trained, which is evaluated and saved; 0: none.
+    average: Annotated[Float, Field(ge=0, lt=1)] = 0
     prompt_length: AtLeastOne = 10
     insertion_layers: int | None = None  # the topmost; None: all of the base's; -2: all but the lowest 2
     init: Literal["zero", "random"] = "zero"  # random: gates from N(0, 1), arXiv 2303.16199, table 5

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from adapter.base.decoder import set_gradient_checkpointing
@@ -184,11 +185,21 @@ class _Run:
         self.tokeniser = Tokeniser(base.tokenizer, config.template, config.max_length, self.skipped)
         self.progress = _Progress()
         self.parameters = trainable_parameters(adapter, config.learn)
-        gates = [p for p in self.parameters if p is adapter.gates]
+        self.average = (
+            AveragedModel(self.adapter, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+            if config.average
+            else None
+        )
+        tuning = set() if adapter.tuning is None else set(map(id, adapter.tuning.parameters()))
+        parts: dict[str, list[torch.nn.Parameter]] = {"lr": [], "gate_lr": [], "tuning_lr": []}
+        for p in self.parameters:
+            parts["gate_lr" if p is adapter.gates else "tuning_lr" if id(p) in tuning else "lr"].append(p)
+        rates = {"lr": config.lr, "gate_lr": config.gate_lr, "tuning_lr": config.tuning_lr or config.lr}
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [p for p in self.parameters if p is not adapter.gates], "initial_lr": config.lr},
-                *([{"params": gates, "initial_lr": config.gate_lr, "weight_decay": 0.0}] if gates else []),
+                {"params": part, "initial_lr": rates[name]} | ({"weight_decay": 0.0} if name == "gate_lr" else {})
+                for name, part in parts.items()
+                if part
             ],
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
@@ -202,6 +213,11 @@ class _Run:
         self.since = 0.0  # when the current step began, its waiting for rows included
         self.keep: KeepRows | None = None
         self.metrics: MetricsWriter | None = None  # of the main process
+
+    @property
+    def result(self) -> Adapter:
+        """What is evaluated and saved: the averaged adapter, or the one that is trained."""
+        return self.adapter if self.average is None else cast(Adapter, self.average.module)
 
     def _log(self, text: str) -> None:
         if self.is_main:
@@ -249,6 +265,8 @@ class _Run:
                 str(self.folder.path),
             )
         self.adapter.load_state_dict(state["adapter"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         progress = state["progress"]
@@ -271,6 +289,7 @@ class _Run:
             "base": dataclasses.asdict(self.base.fingerprint),
             "inputs": dataclasses.asdict(self.inputs),
             "adapter": self.adapter.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": dataclasses.asdict(self.progress),
@@ -279,7 +298,7 @@ class _Run:
         self._try_to_save(lambda: self.folder.save(state), required)
 
     def _save_adapter(self, required: bool) -> bool:
-        return self._try_to_save(lambda: self.folder.save_adapter(self.adapter), required)
+        return self._try_to_save(lambda: self.folder.save_adapter(self.result), required)
 
     def _try_to_save(self, save: Callable[[], None], required: bool) -> bool:
         """Saves in the main process. A failure is only logged, as the next save tries again, unless `required`.
@@ -341,7 +360,7 @@ class _Run:
         """Evaluates and saves what is due; the time that this takes is not the steps'."""
         config, step = self.config, self.progress.step
         if config.checkpoint_every and step % config.checkpoint_every == 0:
-            self._try_to_save(lambda: self.folder.save_checkpoint(self.adapter, step), required=False)
+            self._try_to_save(lambda: self.folder.save_checkpoint(self.result, step), required=False)
         if step % config.eval_every == 0 or last:
             self._evaluate_and_save(held_out, last)
         if step % (config.save_every or config.eval_every) == 0 or last or stop:
@@ -451,6 +470,8 @@ class _Run:
             progress.not_finite = 0
             if supervised:
                 self.scaler.step(self.optimizer)
+                if self.average is not None:
+                    self.average.update_parameters(self.adapter)
         self.scaler.update()
         self.optimizer.zero_grad()
         return norm
@@ -467,6 +488,7 @@ class _Run:
             self._log(f"{len(self.skipped.places)} examples were skipped")
         if save_last or not progress.best_step:  # 0: no evaluation was finite
             self._save_adapter(required=True)
+            self.adapter.load_state_dict(self.result.state_dict())
             kept, kept_step = progress.held_out, progress.step
         else:
             # The other processes may be on machines that do not see the folder.
@@ -494,7 +516,7 @@ class _Run:
     def _evaluate(self, held_out: list[Batch], name: str = "held_out_loss") -> int:
         """Measures and records the held-out loss. Returns the number of tokens that it is the mean of."""
         progress, started = self.progress, time.perf_counter()
-        total, count = evaluate(self.base.model, self.adapter, held_out)
+        total, count = evaluate(self.base.model, self.result, held_out)
         sums = torch.tensor([total, count], dtype=torch.float64, device=self.accelerator.device)
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         progress.held_out = total / count if count else math.nan

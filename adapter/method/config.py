@@ -144,17 +144,18 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """What an adapter of the V2 family (arXiv 2304.15010) changes in every layer beside the attention."""
+    """What an adapter of the V2 family (arXiv 2304.15010) changes in its layers beside the attention."""
 
     intermediate_size: int  # of the base's MLPs
     norms: bool = False
     bias: bool = False  # of linear maps, with `scale` equation 5 of the paper
     scale: bool = False
     lora_rank: int = 0
+    layers: int = 0  # the topmost so many are changed; 0: all of the base's, as in V2
 
     def __post_init__(self) -> None:
         _at_least(1, intermediate_size=self.intermediate_size)
-        _at_least(0, lora_rank=self.lora_rank)
+        _at_least(0, lora_rank=self.lora_rank, layers=self.layers)
         if not (self.norms or self.bias or self.scale or self.lora_rank):
             raise InvalidConfig("tuning must change something: norms, bias, scale or lora_rank")
 
@@ -182,6 +183,10 @@ class AdapterConfig:
             raise InvalidConfig(
                 f"insertion_layers must be at most the base's {self.base.num_hidden_layers}, "
                 f"got {self.insertion_layers}"
+            )
+        if self.tuning is not None and self.tuning.layers > self.base.num_hidden_layers:
+            raise InvalidConfig(
+                f"tuning.layers must be at most the base's {self.base.num_hidden_layers}, got {self.tuning.layers}"
             )
         if self.vision is not None and self.vision.projection == "label":
             taken = 2 * self.vision.name_length + KIND_LENGTH

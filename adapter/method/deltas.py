@@ -165,14 +165,15 @@ def _stacked(values: Sequence[Tensor | None], sizes: Sequence[int], axis: int | 
 class Tuning(nn.Module):
     """The trainable part of a V2 adapter beside its prompts: zero at first, so that it leaves the base as it is.
 
-    norms: [2 N + 1, hidden_size], of attention_norm and mlp_norm of each layer and the final norm; for each linear
-    map bias.NAME, scale.NAME: [N, out], down.NAME: [N, r, in], up.NAME: [N, out, r].
+    norms: [2 L + 1, hidden_size], of attention_norm and mlp_norm of the topmost L layers and the final norm; for
+    each linear map bias.NAME, scale.NAME: [L, out], down.NAME: [L, r, in], up.NAME: [L, out, r].
     """
 
     def __init__(self, config: TuningConfig, base: BaseFingerprint) -> None:
         super().__init__()
-        layers, rank = base.num_hidden_layers, config.lora_rank
-        self._layers = layers
+        total, rank = base.num_hidden_layers, config.lora_rank
+        layers = config.layers or total
+        self._layers = range(total - layers, total)
         self.norms = nn.Parameter(torch.zeros(2 * layers + 1, base.hidden_size)) if config.norms else None
         self.bias, self.scale, self.down, self.up = (nn.ParameterDict() for _ in range(4))
         for name, (outputs, inputs) in linear_sizes(base, config.intermediate_size).items():
@@ -187,22 +188,22 @@ class Tuning(nn.Module):
     def forward(self, dtype: torch.dtype, entries: int = 1) -> Deltas:
         """The deltas of all layers in the base's dtype, the same for each of U entries."""
 
-        def one(tensors: nn.ParameterDict, name: str, layer: int, kind: torch.dtype) -> Tensor | None:
-            return _expanded(tensors[name][layer].to(kind), entries) if name in tensors else None
+        def one(tensors: nn.ParameterDict, name: str, index: int, kind: torch.dtype) -> Tensor | None:
+            return _expanded(tensors[name][index].to(kind), entries) if name in tensors else None
 
         linears = {
             (layer, name): LinearDelta(
-                one(self.bias, name, layer, dtype),
-                one(self.scale, name, layer, torch.float32),
-                one(self.down, name, layer, dtype),
-                one(self.up, name, layer, dtype),
+                one(self.bias, name, index, dtype),
+                one(self.scale, name, index, torch.float32),
+                one(self.down, name, index, dtype),
+                one(self.up, name, index, dtype),
             )
-            for layer in range(self._layers)
+            for index, layer in enumerate(self._layers)
             for name in {**self.bias, **self.scale, **self.down}
         }
         norms = {}
         if self.norms is not None:
-            keys = [*((layer, name) for layer in range(self._layers) for name in NORMS), (-1, FINAL_NORM)]
+            keys = [*((layer, name) for layer in self._layers for name in NORMS), (-1, FINAL_NORM)]
             norms = {key: _expanded(delta, entries) for key, delta in zip(keys, self.norms, strict=True)}
         return Deltas(linears, norms, entries)
 

@@ -48,6 +48,7 @@ RUNS = [
     {"vision": replace(QUERIES, blocks=MAX_BLOCKS)},
     *({"tuning": TuningConfig(64, **{name: True})} for name in ("norms", "bias", "scale")),
     *({"tuning": TuningConfig(64, lora_rank=rank)} for rank in (1, 200)),
+    *({"tuning": replace(TUNING, layers=layers)} for layers in (1, 4)),
     {"tuning": TUNING, "vision": QUERIES},
 ]
 REFUSED = [
@@ -57,6 +58,7 @@ REFUSED = [
     ({"gate_activation": "relu"}, "gate_activation must be one of tanh, identity"),
     ({"template": ""}, "template must be one of"),
     ({"format_version": 2}, "format_version 2"),
+    ({"tuning": replace(TUNING, layers=5)}, "tuning.layers must be at most the base's 4, got 5"),
     ({"vision": LABEL, "prompt_length": 4 + KIND_LENGTH}, "prompt_length must be more than 7 .* got 7"),
 ]
 REFUSED_PARTS = [
@@ -72,6 +74,7 @@ REFUSED_PARTS = [
     (TUNING, "lora_rank", -1, "lora_rank must be a whole number of at least 0"),
     (TUNING, "lora_rank", 1.5, "lora_rank must be a whole number"),
     (TUNING, "intermediate_size", 0, "intermediate_size must be a whole number"),
+    (TUNING, "layers", -1, "layers must be a whole number of at least 0"),
 ]
 
 

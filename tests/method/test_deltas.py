@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from contextlib import closing
 
 import pytest
@@ -50,7 +51,8 @@ def merged(model, adapter, strength=1.0):
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", "gate": "gate_proj", "up": "up_proj"}
     names["down"] = "down_proj"
     with torch.no_grad():
-        for i, layer in enumerate(model.model.layers):
+        layers = model.model.layers[-adapter.config.tuning.layers :]
+        for i, layer in enumerate(layers):
             for name in LINEARS:
                 linear = getattr(layer.self_attn if name in "qkvo" else layer.mlp, names[name])
                 scale = 1 + strength * (tuning.scale[name][i] if name in tuning.scale else torch.zeros(()))
@@ -78,8 +80,9 @@ def merged(model, adapter, strength=1.0):
         TuningConfig(64, bias=True),
         TuningConfig(64, scale=True),
         TuningConfig(64, lora_rank=2),
+        dataclasses.replace(ALL, layers=1),
     ],
-    ids=["all", "norms", "bias", "scale", "lora"],
+    ids=["all", "norms", "bias", "scale", "lora", "topmost"],
 )
 def test_deltas_equal_merged_weights(tiny, tiny_fingerprint, tuning, strength):
     adapter = tuned_adapter(tiny_fingerprint, tuning=tuning)

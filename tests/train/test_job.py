@@ -112,10 +112,10 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arg
 @pytest.mark.slow
 def test_two_processes_equal_one(arguments, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(arguments(one, "keep=0.4")) == 0
+    assert main(arguments(one, "keep=0.4", "average=0.5")) == 0
     # Not `accelerate launch --cpu`, which starts a single process unless it is given MPI.
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    both = process(arguments(two, "keep=0.4"), *launch)
+    both = process(arguments(two, "keep=0.4", "average=0.5"), *launch)
     _, errors = both.communicate()
     assert both.returncode == 0, errors
     assert metrics(two, "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)

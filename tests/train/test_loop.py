@@ -16,6 +16,7 @@ from adapter.base.embedded import BASE
 from adapter.base.frozen_linear import freeze_linears
 from adapter.base.template import Message
 from adapter.method.checkpoint import load_adapter
+from adapter.method.config import TuningConfig
 from adapter.method.gradients import CausalAttention, PromptTerm
 from train.config import TrainConfig
 from train.input.batches import collate
@@ -72,6 +73,15 @@ def test_after_two_steps_prompts_and_gates_moved_and_the_base_did_not(tiny_base,
     moved = (trained.prompts - prompts).abs().amax(dim=(1, 2))
     decay = 1 - CONFIG.lr * CONFIG.weight_decay
     assert (moved > 0).all() and not torch.allclose(trained.prompts, prompts * decay**2)
+
+
+def test_each_part_has_its_own_learning_rate(tiny_base, tmp_path):
+    """AdamW's first step is as large as its rate; what is zero at first has not decayed."""
+    tuning = TuningConfig(tiny_base.model.config.intermediate_size, bias=True)
+    config = dataclasses.replace(CONFIG, steps=1, warmup=0, tuning=tuning, lr=0.5, gate_lr=3e-2, tuning_lr=7e-3)
+    trained, _ = train(config, tiny_base, examples, tmp_path / "echo", new_adapter(config, tiny_base))
+    assert trained.gates.abs().max() == pytest.approx(3e-2, rel=1e-3)
+    assert trained.tuning.bias["o"].abs().max() == pytest.approx(7e-3, rel=1e-3)
 
 
 def test_at_zero_gates_only_the_gates_have_a_gradient(tiny_base):

@@ -133,6 +133,30 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(run, stop_afte
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
+def test_a_resumed_run_goes_on_with_its_average(run, stop_after, tmp_path):
+    assert run("average=0.9", "save=last", out="whole") == 0
+    stop_after(4)
+    assert run("average=0.9", "save=last") == 130
+    assert run("average=0.9", "save=last", "--resume") == 0
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+def test_the_average_is_that_of_the_adapters_after_each_step(run, tmp_path):
+    """And it changes nothing about what is trained."""
+    assert run("save=last", "checkpoint_every=1", out="plain") == 0
+    assert run("save=last", "checkpoint_every=1", "average=0.75", out="averaged") == 0
+    plain, averaged = (
+        [load_file(folder / WEIGHTS) for folder in sorted((tmp_path / out / CHECKPOINTS).iterdir())]
+        for out in ("plain", "averaged")
+    )
+    expected = plain[0]
+    for step in range(6):
+        expected = {name: 0.75 * value + 0.25 * plain[step][name] for name, value in expected.items()}
+        torch.testing.assert_close(averaged[step], expected)
+    assert load_file(tmp_path / "averaged" / WEIGHTS).keys() == expected.keys()
+    torch.testing.assert_close(load_file(tmp_path / "averaged" / WEIGHTS), expected)
+
+
 def test_a_resumed_run_keeps_its_loss_scale(run, stop_after, tmp_path, monkeypatch):
     """It doubles after every second step here."""
     scaler, scales = torch.amp.GradScaler, []
