@@ -2,8 +2,9 @@
 
 Pattern syntax: `[a|b|]` picks one alternative (may nest), `{slot}` prints a form of a field or of the context,
 `<...>` is kept only if every field in it still has to be stated (no nesting), `*` is where loose fragments go.
-A slot is "form field" ("on date"), or "field" alone. The phrases are in `data/extract_train.yaml` and
-`data/extract_held_out.yaml`.
+A slot is "form field" ("on date"), or "field" alone. In whole messages `~` is where a distractor may stand, and `\n`
+is a line break. The phrases are in `data/`: all files `extract_train*.yaml` make one book, `extract_validation.yaml`
+is for the held-out loss and `extract_held_out.yaml` for development.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 # Patterns whose words tell a field from what only looks like one get no noise.
 _CONTEXT = re.compile(r"\{(other|firm|town)| not |\bnot\b|never|instead")
 _REPLACED, _DROPPED, _ADDED = 0.12, 0.06, 0.06
+_KEPT, _UNCOUNTED = 0.6, 0.18  # shares of optional parts of whole messages, and of orders that give no quantity
 
 Phrases = tuple[str, ...]
 
@@ -38,7 +40,8 @@ class Phrasebook:
     """All phrases that one split may use for one type of record.
 
     heads: first sentences; fragments, notes, labels: by field. followups: sentences that state further fields.
-    distractors: sentences that state none, though they may look like it.
+    distractors: sentences that state none, though they may look like it. messages: whole messages of one kind, which
+    decide the fields of their record; drills: short ones for rare values.
     """
 
     heads: Phrases
@@ -48,11 +51,17 @@ class Phrasebook:
     note_heads: Phrases
     labels: Mapping[str, Phrases]
     distractors: Phrases
+    messages: Phrases
+    drills: Phrases
 
 
 @dataclass(frozen=True)
 class SplitPhrases:
-    """All phrases of one split. books: by type of record, "self" for people who write about themselves."""
+    """All phrases of one split. books: by type of record, "self" for people who write about themselves.
+
+    earlier_share, instruction_share, note_share: the shares of examples late in a conversation, under an instruction,
+    and in notes.
+    """
 
     books: Mapping[str, Phrasebook]
     openings: Phrases
@@ -63,6 +72,9 @@ class SplitPhrases:
     signature_bodies: Phrases
     signoffs: Phrases
     chat: tuple[tuple[str, str], ...]  # (question, answer) of earlier turns
+    earlier_share: float = 0.2
+    instruction_share: float = 0.28
+    note_share: float = 0.14
 
 
 @dataclass
@@ -73,15 +85,42 @@ class Facts:
     values: dict[str, str | int]
     forms: dict[str, str] = field(default_factory=dict)
 
+    def lower(self) -> None:
+        """Puts all values and forms in lower case."""
+        self.values = {
+            name: value.lower() if isinstance(value, str) else value for name, value in self.values.items()
+        }
+        self.forms = {slot: form.lower() for slot, form in self.forms.items()}
+
+
+def _merged(left: Any, right: Any) -> Any:
+    """Two phrase books in one: mappings are merged by key, lists of phrases are joined."""
+    if isinstance(left, Mapping):
+        return {key: _merged(left[key], right[key]) if key in left and key in right else left.get(key, right.get(key))
+                for key in (*left, *(key for key in right if key not in left))}  # fmt: skip
+    if isinstance(left, float):
+        return right
+    return (*phrases(left), *phrases(right))
+
 
 @cache
-def split_phrases(held_out: bool) -> SplitPhrases:
-    """The phrases of training texts, or of validation and test texts."""
-    data = read_yaml(DATA / ("extract_held_out.yaml" if held_out else "extract_train.yaml"))
+def split_phrases(split: str) -> SplitPhrases:
+    """The phrases of "train", of "validation" (the held-out loss) or of "test" (development)."""
+    pattern = {
+        "train": "extract_train*.yaml",
+        "validation": "extract_validation.yaml",
+        "test": "extract_held_out.yaml",
+    }
+    data: Any = {}
+    for path in sorted(DATA.glob(pattern[split])):
+        data = _merged(data, read_yaml(path))
     asides = data.get("asides", {})
 
     def by_name(mapping: Mapping[str, Any]) -> dict[str, Phrases]:
         return {name: phrases(value) for name, value in mapping.items()}
+
+    def whole(text: Any) -> Phrases:
+        return tuple(line.replace("\\n", "\n") for line in phrases(text))
 
     books = {
         kind: Phrasebook(
@@ -96,15 +135,18 @@ def split_phrases(held_out: bool) -> SplitPhrases:
                 *phrases(asides.get("anywhere", ())),
                 *phrases(asides.get(kind, ())),
             ),
+            messages=whole(book.get("messages", ())),
+            drills=whole(book.get("drills", ())),
         )
         for kind, book in data["books"].items()
     }
     lists = ("openings", "closings", "instructions", "separators", "signature_bodies", "signoffs")
     return SplitPhrases(
         books=books,
-        block_titles=by_name(data["block_titles"]),
+        block_titles=by_name(data.get("block_titles", {})),
         chat=tuple(data["chat"].items()),
-        **{name: phrases(data[name]) for name in lists},
+        **{name: phrases(data.get(name, ())) for name in lists},
+        **data.get("shares", {}),
     )
 
 
@@ -114,6 +156,11 @@ def slot_fields(slot: str) -> frozenset[str]:
     if slot == "q item":
         return frozenset({"item", "quantity"})
     return frozenset({slot.split()[-1]}) & _ALL_FIELDS
+
+
+def slots_of(frame: str) -> frozenset[str]:
+    """The slots of a frame."""
+    return frozenset(_SLOT.findall(frame))
 
 
 @lru_cache(maxsize=20_000)
@@ -181,6 +228,98 @@ def fill_slots(text: str, forms: Mapping[str, str]) -> str:
 def capitalize_first(text: str) -> str:
     """The text with its first letter in upper case; the rest is unchanged."""
     return text[:1].upper() + text[1:]
+
+
+def draw_message(messages: Sequence[str], distractors: Sequence[str], rng: random.Random) -> str:
+    """A frame of a whole message: choices resolved, optional parts in or out, at most one distractor at a `~`."""
+    frame = resolve_choices(rng.choice(messages), rng)
+    frame = _OPTIONAL.sub(lambda match: match.group(1) if rng.random() < _KEPT else "", frame)
+    if "{q item}" in frame and rng.random() < _UNCOUNTED:
+        frame = frame.replace("{q item}", "{some item}")
+    places = frame.count("~")
+    chosen = rng.randrange(places) if places and rng.random() < 0.5 else -1
+    parts = frame.split("~")
+    text = parts[0]
+    for place, part in enumerate(parts[1:]):
+        distractor = resolve_choices(rng.choice(distractors), rng) if place == chosen else ""
+        if distractor and (not text.strip() or text.rstrip()[-1] in ".!?\n" or text.endswith("\n")):
+            distractor = capitalize_first(distractor)
+        text = (
+            text + distractor + part
+            if distractor
+            else text.rstrip(" ") + (part if text.strip() else part.lstrip(" "))
+        )
+    return re.sub(r"[^\S\n]{2,}", " ", re.sub(r" +\n", "\n", text)).strip()
+
+
+def fill_sentences(frame: str, forms: Mapping[str, str]) -> str:
+    """Prints the slots of a whole message; what begins a sentence gets a capital if the message itself does so."""
+    capitals = not frame[:1].islower()
+    parts: list[str] = []
+    end = 0
+    for match in _SLOT.finditer(frame):
+        parts.append(frame[end : match.start()])
+        form = forms[match.group(1)]
+        before = frame[: match.start()]
+        if (
+            capitals
+            and match.group(1) != "email"
+            and (not before.strip() or re.search(r"[.!?][ \n]+$|\n$", before))
+        ):
+            form = capitalize_first(form)
+        # "p.m." and "Inc." bring their own full stop.
+        end = match.end() + (form.endswith(".") and re.match(r"\.(?!\.)", frame[match.end() :]) is not None)
+        parts.append(form)
+    return "".join(parts) + frame[end:]
+
+
+_ABBREVIATIONS = {"please": "pls", "thanks": "thx", "you": "u", "tomorrow": "tmrw", "and": "&", "are": "r", "your": "ur",
+                  "because": "cos", "with": "w/", "about": "abt", "see": "c", "okay": "k", "message": "msg",
+                  "people": "ppl", "at": "@"}  # fmt: skip
+_EMOJI = ("🙂", "👍", "🙏", "😊", "🎉", "😅", "☎️", "📦", ":)", ";-)", "xx", "!!", "...", "👌", "✅", "❤️")
+
+
+def stylize(frame: str, rng: random.Random) -> str:
+    """A whole message as a hurried writer types it: slips, small letters, missing marks, short forms, emoji."""
+    roll = rng.random()
+    slips, small, short, unmarked = roll < 0.5, 0.3 < roll < 0.85, 0.65 < roll < 0.9, 0.4 < roll < 0.8
+    pieces = re.split(r"(\{[^{}]+\})", frame)
+    for i in range(0, len(pieces), 2):  # the text between slots
+        text = pieces[i]
+        if slips:
+            text = re.sub(r"[A-Za-z]{4,}", lambda match: _slip(match.group(0), rng), text)
+        if short:
+            text = re.sub(r"\b[a-z]+\b", lambda match: _short(match.group(0), rng), text)
+        if small:
+            text = text.lower()
+        if unmarked:
+            text = re.sub(r"'(?=[a-z])", "", text) if rng.random() < 0.7 else text
+            # A mark between two slots is what tells one from the other.
+            text = re.sub(r"(?<=[a-z])[.!](?=\s|$)", "", text) if rng.random() < 0.6 else text
+            text = re.sub(r"(?<=[a-z]),(?= [a-z])", "", text)
+        pieces[i] = text
+    text = "".join(pieces)
+    if rng.random() < 0.2:
+        text += " " + rng.choice(_EMOJI)
+    return text.strip()
+
+
+def _slip(word: str, rng: random.Random) -> str:
+    """The word, at times with two letters swapped, one left out or one doubled."""
+    if rng.random() > 0.09:
+        return word
+    at = rng.randrange(1, len(word) - 1)
+    return rng.choice(
+        (
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:at] + word[at + 1 :],
+            word[: at + 1] + word[at:],
+        )
+    )
+
+
+def _short(word: str, rng: random.Random) -> str:
+    return _ABBREVIATIONS[word] if word in _ABBREVIATIONS and rng.random() < 0.4 else word
 
 
 def prose(book: Phrasebook, record: Facts, rng: random.Random) -> list[str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from zlib import crc32
 
-from train.recipes.extract_grammar import FIELDS, Facts, capitalize_first
+from train.recipes.extract_grammar import FIELDS, Facts, capitalize_first, slot_fields
 from train.recipes.text_data import DATA, read_yaml, words
 
 _MONTHS = "January February March April May June July August September October November December".split()
@@ -97,13 +97,13 @@ def _invented_name(rng: random.Random, held_out: bool) -> str:
     return ("".join(syllables) + rng.choice(ends)).capitalize()
 
 
-def _person(rng: random.Random, held_out: bool) -> Person:
+def _person(rng: random.Random, held_out: bool, rare: bool = False) -> Person:
     """A person with a name in two parts mostly, also with initials, double names, titles, invented names."""
     pool = names(held_out)
     woman = rng.random() < 0.5
     first = rng.choice(pool.women if woman else pool.men)
-    last = _invented_name(rng, held_out) if rng.random() < 0.15 else rng.choice(pool.surnames)
-    if rng.random() < 0.06:
+    last = _invented_name(rng, held_out) if rng.random() < (0.7 if rare else 0.15) else rng.choice(pool.surnames)
+    if rng.random() < (0.5 if rare else 0.06):
         first = _invented_name(rng, held_out)
     roll = rng.random()
     full = f"{first} {last}"
@@ -121,10 +121,11 @@ def _person(rng: random.Random, held_out: bool) -> Person:
     return Person(full, first, last, woman)
 
 
-def _company(rng: random.Random, held_out: bool) -> str:
+def _company(rng: random.Random, held_out: bool, rare: bool = False) -> str:
     """A company: one or two words, and often a line of business or a legal form."""
     lists = _lists(held_out)
-    core = _invented_name(rng, held_out) if rng.random() < 0.3 else rng.choice(lists["company_words"])
+    invented = rng.random() < (0.8 if rare else 0.3)
+    core = _invented_name(rng, held_out) if invented else rng.choice(lists["company_words"])
     roll = rng.random()
     if roll < 0.3:
         return core
@@ -248,6 +249,31 @@ def _topic_forms(rng: random.Random, held_out: bool) -> dict[str, str]:
     return {"raw": raw, "": raw, "the": rng.choice(("the ", "the ", "our ", "the ")) + raw}
 
 
+def _event_forms(rng: random.Random, held_out: bool) -> dict[str, str]:
+    """Forms of an event with a name of its own."""
+    raw = rng.choice(_lists(held_out)["events"])
+    return {"raw": raw, "": raw, "event": raw, "the": "the " + raw}
+
+
+def _customer(rng: random.Random, held_out: bool, person: Person, rare: bool) -> tuple[str, str]:
+    """Article and name of whoever ordered: a person mostly, a company, a body such as "museum shop"."""
+    roll = rng.random()
+    if roll < 0.22:
+        return "", _company(rng, held_out, rare)
+    if roll < 0.36:
+        return "the ", rng.choice(_lists(held_out)["bodies"])
+    if roll < 0.46:
+        return "", person.first
+    if roll < 0.56:
+        titles = (
+            ("Mrs.", "Ms.", "Dr.", "Mrs", "Ms", "Madame")
+            if person.woman
+            else ("Mr.", "Mr", "Dr.", "Herr", "Prof.")
+        )
+        return "", f"{rng.choice(titles)} {person.last}"
+    return "", person.full
+
+
 def _price(rng: random.Random, held_out: bool) -> str:
     """An amount with its currency, in one of the world's formats."""
     whole = rng.choice((rng.randint(2, 99), rng.randint(100, 950)))
@@ -298,9 +324,9 @@ def _quantity(rng: random.Random) -> tuple[int, str, str]:
     return count, spoken, str(count)
 
 
-def _partner(rng: random.Random, held_out: bool) -> tuple[str, str]:
+def _partner(rng: random.Random, held_out: bool, rare: bool) -> tuple[str, str]:
     """Article and name of whom one meets: one person mostly, also two, a title with a surname, a team."""
-    one = _person(rng, held_out)
+    one = _person(rng, held_out, rare)
     roll = rng.random()
     if roll < 0.5:
         return "", one.full
@@ -314,22 +340,42 @@ def _partner(rng: random.Random, held_out: bool) -> tuple[str, str]:
     return "the ", rng.choice(_lists(held_out)["teams"])
 
 
-def draw_record(kind: str, rng: random.Random, held_out: bool) -> Facts:
-    """A record of that kind with some fields missing, and every slot that the phrases may print."""
-    person = _person(rng, held_out)
-    draw = {"person": _draw_person, "meeting": _draw_meeting, "order": _draw_order}[kind]
-    values, forms = draw(rng, held_out, person)
+def draw_record(
+    kind: str,
+    rng: random.Random,
+    held_out: bool,
+    slots: frozenset[str] = frozenset(),
+    rare: bool = False,
+) -> Facts:
+    """A record of that kind and every slot that the phrases may print.
+
+    slots: those of a frame, whose fields it has then; some fields at random if there are none. rare: names are
+    invented.
+    """
+    person = _person(rng, held_out, rare)
+    draw_fields = {"person": _person_fields, "meeting": _meeting_fields, "order": _order_fields}[kind]
+    chosen = frozenset().union(*map(slot_fields, slots)) if slots else draw_fields(rng)
+    if kind == "person":
+        values, forms = _draw_person(rng, held_out, person, chosen, rare)
+    elif kind == "meeting":
+        values, forms = _draw_meeting(rng, held_out, chosen, slots, rare)
+    else:
+        values, forms = _draw_order(rng, held_out, person, chosen, rare)
     for name, value in values.items():
         forms.setdefault(name, str(value))
         forms.setdefault("raw " + name, str(value))
-    return Facts(kind, values, forms | _context_forms(rng, held_out, person))
+    return Facts(kind, values, forms | _context_forms(rng, held_out, person, values))
 
 
-def _draw_person(rng: random.Random, held_out: bool, person: Person) -> ValuesAndForms:
+def _person_fields(rng: random.Random) -> set[str]:
+    return {"name", *rng.sample(FIELDS["person"][1:], rng.choices((1, 2, 3, 4), (22, 42, 28, 8))[0])}
+
+
+def _draw_person(
+    rng: random.Random, held_out: bool, person: Person, chosen: Collection[str], rare: bool
+) -> ValuesAndForms:
     lists = _lists(held_out)
-    fields = FIELDS["person"]
-    chosen = {"name", *rng.sample(fields[1:], rng.choices((1, 2, 3, 4), (22, 42, 28, 8))[0])}
-    company = _company(rng, held_out) if "company" in chosen else ""
+    company = _company(rng, held_out, rare) if "company" in chosen else ""
     role = rng.choice(lists["roles"])
     if rng.random() < 0.15:
         role = f"{rng.choice(lists['role_ranks'])} {role}"
@@ -337,43 +383,52 @@ def _draw_person(rng: random.Random, held_out: bool, person: Person) -> ValuesAn
               "email": _email(rng, held_out, person, company), "phone": _phone(rng, held_out)}  # fmt: skip
     unique = role.startswith("head of") or role.isupper()
     article = "the " if unique else "an " if role[0] in "aeiou" else "a "
-    return {name: values[name] for name in fields if name in chosen}, {"a role": article + role}
+    return {name: values[name] for name in FIELDS["person"] if name in chosen}, {
+        "a role": article + role,
+        "A role": capitalize_first(article) + role,
+    }
 
 
-def _draw_meeting(rng: random.Random, held_out: bool, _: Person) -> ValuesAndForms:
-    fields = FIELDS["meeting"]
-    chosen = set(rng.sample(fields, rng.choices((2, 3, 4, 5), (18, 34, 34, 14))[0]))
-    if not chosen & {"with", "topic"}:
-        chosen.add("with")
+def _meeting_fields(rng: random.Random) -> set[str]:
+    chosen = set(rng.sample(FIELDS["meeting"], rng.choices((2, 3, 4, 5), (18, 34, 34, 14))[0]))
+    return chosen if chosen & {"with", "topic"} else chosen | {"with"}
+
+
+def _draw_meeting(
+    rng: random.Random, held_out: bool, chosen: Collection[str], slots: Collection[str], rare: bool
+) -> ValuesAndForms:
     spans = {
-        "topic": _topic_forms(rng, held_out),
+        "topic": _event_forms(rng, held_out) if "event topic" in slots else _topic_forms(rng, held_out),
         "date": date_forms(rng, held_out),
         "place": _place_forms(rng, held_out),
     }
-    article, partner = _partner(rng, held_out)
+    article, partner = _partner(rng, held_out, rare)
+    if "you with" in slots:
+        article, partner = "", f"you and {_person(rng, held_out, rare).first}"
     time = _time(rng, held_out)
-    spans["with"] = {"raw": partner, "": article + partner, "with": f"with {article}{partner}"}
+    spans["with"] = {"raw": partner, "": article + partner, "with": f"with {article}{partner}", "you": partner}
     spans["time"] = {"raw": time, "": time, "at": f"at {time}"}
-    values: dict[str, str | int] = {name: spans[name]["raw"] for name in fields if name in chosen}
+    values: dict[str, str | int] = {name: spans[name]["raw"] for name in FIELDS["meeting"] if name in chosen}
     forms = {slot: text for name in values for slot, text in _slots(name, spans[name]).items()}
     return values, forms
 
 
-def _draw_order(rng: random.Random, held_out: bool, person: Person) -> ValuesAndForms:
-    one, many = _product(rng, held_out)
-    count, spoken, written = _quantity(rng)
+def _order_fields(rng: random.Random) -> set[str]:
     odds = {"quantity": 0.78, "price": 0.5, "customer": 0.5, "date": 0.45}
     chosen = {"item", *(name for name, share in odds.items() if rng.random() < share)}
-    if len(chosen) == 1:
-        chosen.add(rng.choice(("quantity", "price", "customer")))
+    return chosen if len(chosen) > 1 else chosen | {rng.choice(("quantity", "price", "customer"))}
+
+
+def _draw_order(
+    rng: random.Random, held_out: bool, person: Person, chosen: Collection[str], rare: bool
+) -> ValuesAndForms:
+    one, many = _product(rng, held_out)
+    count, spoken, written = _quantity(rng)
     several = count != 1 if "quantity" in chosen else rng.random() < 0.3
     item = many if several else one
     if spoken == "a" and item[0] in "aeiou":
         spoken = "an"
-    if rng.random() < 0.25:
-        customer = _company(rng, held_out)
-    else:
-        customer = person.first if rng.random() < 0.12 else person.full
+    article, customer = _customer(rng, held_out, person, rare)
     drawn: dict[str, str | int] = {
         "item": item,
         "quantity": count,
@@ -382,6 +437,12 @@ def _draw_order(rng: random.Random, held_out: bool, person: Person) -> ValuesAnd
     }
     values = {name: value for name, value in drawn.items() if name in chosen}
     forms = {"q item": f"{spoken} {item}", "raw quantity": written, "quantity": spoken}
+    forms |= {
+        "customer": article + customer,
+        "raw customer": customer,
+        "the item": "the " + item,
+        "The item": "The " + item,
+    }
     if "date" in chosen:
         date = date_forms(rng, held_out)
         forms |= _slots("date", date)
@@ -396,17 +457,29 @@ def _slots(name: str, forms: Mapping[str, str]) -> dict[str, str]:
     return {f"{form} {name}".strip(): text for form, text in forms.items()}
 
 
-def _context_forms(rng: random.Random, held_out: bool, person: Person) -> dict[str, str]:
-    """Slots that are no field: pronouns, people and companies who are not the subject, small numbers."""
-    other = _person(rng, held_out)
+def _context_forms(
+    rng: random.Random, held_out: bool, person: Person, values: Mapping[str, str | int]
+) -> dict[str, str]:
+    """Slots that are no field: pronouns, people and companies who are not the subject, old days and small numbers."""
+    other, sender = _person(rng, held_out), _person(rng, held_out)
+    lists = _lists(held_out)
     he, him, his = ("she", "her", "her") if person.woman else ("he", "him", "his")
     if rng.random() >= 0.85:
         pronouns = {"he": person.first, "him": person.first, "his": person.first + "'s"}
     else:
         pronouns = {"he": he, "him": him, "his": his}
+    # What does not count must not look like what does: "from Friday to Friday".
+    days = [day for day in _DAYS if day not in str(values.get("date", ""))]
+    old_n = rng.randint(2, 40)
     forms = pronouns | {
         "other": other.first, "other full": f"{other.first} {other.last}", "firm": _company(rng, held_out),
-        "town": rng.choice(_lists(held_out)["cities"]), "n": str(rng.randint(2, 30)), "day": rng.choice(_DAYS),
-        "first": person.first, "self": him + "self",
+        "town": rng.choice(lists["cities"]), "n": str(rng.randint(2, 30)), "day": rng.choice(days),
+        "first": person.first, "self": him + "self", "sender": f"{sender.first} {sender.last}",
+        "some_role": capitalize_first(rng.choice(lists["roles"])), "their_phone": _phone(rng, held_out),
+        "their_mail": _email(rng, held_out, other, ""), "old_time": _time(rng, held_out),
+        "old_place": _place_forms(rng, held_out)[""], "old_price": _price(rng, held_out),
+        "old_n": str(old_n + (old_n == values.get("quantity"))), "code": str(rng.randint(1000, 99999)),
+        "age": str(rng.randint(19, 79)), "year": str(rng.randint(1995, 2024)),
+        "nick": _invented_name(rng, held_out)[:4], "mr": f"{'Ms' if person.woman else 'Mr'} {person.last}",
     }  # fmt: skip
-    return forms | {slot.capitalize(): capitalize_first(forms[slot]) for slot in ("he", "his")}
+    return forms | {slot.capitalize(): capitalize_first(forms[slot]) for slot in ("he", "his", "him")}
