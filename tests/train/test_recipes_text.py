@@ -40,7 +40,7 @@ def own_words(clause: str) -> list[str]:
 
 
 def sentences_of(message: str) -> list[str]:
-    """The sentences of a whole message, so that no long mail hides a phrase; mail formulas and fields alone are no phrase."""
+    """The sentences of a whole message that have words enough to be a phrase."""
     sentences = re.split(r"(?<=[.!?]) |\n|~", message)
     return [sentence for sentence in sentences if len(own_words(normalized(sentence))) > 2]
 

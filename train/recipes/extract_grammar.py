@@ -242,14 +242,13 @@ def draw_message(messages: Sequence[str], distractors: Sequence[str], rng: rando
     text = parts[0]
     for place, part in enumerate(parts[1:]):
         distractor = resolve_choices(rng.choice(distractors), rng) if place == chosen else ""
-        if distractor and (not text.strip() or text.rstrip()[-1] in ".!?\n" or text.endswith("\n")):
+        if not text.strip() or re.search(r"[.!?] *$|\n$", text):
             distractor = capitalize_first(distractor)
-        text = (
-            text + distractor + part
-            if distractor
-            else text.rstrip(" ") + (part if text.strip() else part.lstrip(" "))
-        )
-    return re.sub(r"[^\S\n]{2,}", " ", re.sub(r" +\n", "\n", text)).strip()
+        text += distractor
+        # Nothing stands at the `~`: the space before it goes, or the one after it where a line begins.
+        text = text if distractor else text.rstrip(" ")
+        text += part if text.strip() and not text.endswith("\n") else part.lstrip(" ")
+    return re.sub(r"[^\S\n]{2,}", " ", re.sub(r" *\n *", "\n", text)).strip()
 
 
 def fill_sentences(frame: str, forms: Mapping[str, str]) -> str:

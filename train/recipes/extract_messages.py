@@ -11,6 +11,7 @@ import random
 
 from adapter.base.template import Message
 from train.input.examples import Example
+from train.input.history import sample_history
 from train.recipes.extract_grammar import (
     FIELDS,
     Facts,
@@ -47,12 +48,15 @@ def draw_example(rng: random.Random, split: str) -> Example:
     earlier: list[Message] = []
     if rng.random() < phrases.earlier_share:
         for _ in range(rng.choice((1, 1, 2))):
-            if rng.random() < 0.35:
+            roll = rng.random()
+            if roll < 0.35:
                 question, expected = text_and_fields(rng, split)
-                answer = answer_text(expected)
-            else:
+                earlier += [Message("user", question), Message("assistant", answer_text(expected))]
+            elif roll < 0.6 or split != "train":
                 question, answer = rng.choice(phrases.chat)
-            earlier += [Message("user", question), Message("assistant", answer)]
+                earlier += [Message("user", question), Message("assistant", answer)]
+            else:  # the manners of other adapters
+                earlier += sample_history(rng)
     text, expected = text_and_fields(rng, split)
     if rng.random() < phrases.instruction_share:
         text = resolve_choices(rng.choice(phrases.instructions), rng).replace("{text}", text)
