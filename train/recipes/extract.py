@@ -17,6 +17,7 @@ from train.config import TrainConfig
 from train.evaluate.answerer import Answerer
 from train.input.examples import Example
 from train.input.history import with_unseen_history
+from train.recipes.extract_form import answer_form
 from train.recipes.extract_grammar import FIELDS
 from train.recipes.extract_messages import Fields, answer_text, draw_example
 from train.recipes.recipe import Recipe
@@ -28,6 +29,7 @@ _TEST_SEED = 7001
 CONFIG = TrainConfig(
     name="extract",
     description="Turns a message about a person, a meeting or an order into a JSON object.",
+    form=answer_form(),
     steps=1800,
     batch_size=8,
     lr=6e-3,
