@@ -39,18 +39,20 @@ from adapter.method.checkpoint import (
     save_adapter,
 )
 from adapter.method.config import BaseFingerprint, base_label
-from train.card import Scores, with_scores, write_card
+from train.card import Measured, with_sealed_scores, write_card
 from train.config import Precision, RecipeFile, TrainConfig, changed, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer
+from train.evaluate.perplexity import forgetting
+from train.evaluate.report import describe_device
 from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.report import make_report
 from train.input.rows import Tokeniser
-from train.job import HeldOut, Stopped, check_run, in_main, train
+from train.job import HeldOut, Stopped, TrainingTime, check_run, in_main, train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
 from train.publish import check_push, push
-from train.recipes.recipe import Recipe, load_recipe, recipe_names
+from train.recipes.recipe import Measure, load_recipe, recipe_names
 from train.run_folder import CHECKPOINTS, RunInputs
 from train.run_setup import check_pictures, complete, start_adapter, with_encoder, with_template
 from train.tracker import check_tracker
@@ -107,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder of the run and its adapter (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
     parser.add_argument("--check", action="store_true", help="do not train: read all data and say what is wrong")
-    parser.add_argument("--score", action="store_true", help="do not train: measure the adapter in --out again")
+    parser.add_argument(
+        "--score", action="store_true", help="do not train: measure the adapter in --out on the sealed test sets"
+    )
     parser.add_argument("--base", help="embedded name, Hugging Face id or folder")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     # What is written to stdout is then shown in a browser: sentences for anybody. The rest goes to stderr.
@@ -173,12 +177,14 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         feature_cache = FeatureCache.on_disk(encoder, config.vision, skipped, log)
     adapter = start_adapter(recipe, config, base)
 
-    def finish(adapter: Adapter, held_out: HeldOut) -> None:
+    def finish(adapter: Adapter, held_out: HeldOut, time: TrainingTime) -> None:
         data = f"Trained on {examples.learnt:,} records of `{examples.name}`."
         with atomic_write(folder / "recipe.yaml") as temporary:
             temporary.write_text(recipe_text(recipe), encoding="utf-8")
         command = "python -m train --config recipe.yaml"
-        save_adapter(adapter, folder, write_card(adapter, config, data, held_out, {}, {}, "", command))
+        trained_on = f"{precision} on {describe_device(base.device)}"
+        card = write_card(adapter, config, data, held_out, time, trained_on, command=command)
+        save_adapter(adapter, folder, card)
         if math.isfinite(held_out.loss):
             print(f"held-out loss {held_out.loss:.3f}")
 
@@ -240,9 +246,12 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         if not accelerator.is_main_process:
             return
         adapter, file = load_adapter(folder, served.fingerprint, served.device), folder / CARD
-        scores = _measure(recipe, served, adapter)
+        scores = _measure(
+            name, lambda answerer: {**recipe.scores(answerer), **forgetting(answerer)}, served, adapter
+        )
         text = file.read_text(encoding="utf-8") if file.exists() else f"# {folder.name}\n"
-        save_adapter(adapter, folder, with_scores(text, name, *scores))
+        with atomic_write(file) as temporary:
+            temporary.write_text(with_sealed_scores(text, name, scores, adapter_digest(folder)), encoding="utf-8")
         return
     config = changed(recipe.config, assignments)
     config = with_template(config, served.tokenizer, "template" in stated, print)
@@ -253,9 +262,10 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     adapter = new_adapter(config, base)
     recipe.prepare(adapter)
 
-    def finish(adapter: Adapter, held_out: HeldOut) -> None:
-        scores = _measure(recipe, served, adapter)
-        save_adapter(adapter, folder, write_card(adapter, config, recipe.data, held_out, *scores))
+    def finish(adapter: Adapter, held_out: HeldOut, time: TrainingTime) -> None:
+        scores = _measure(name, recipe.development, served, adapter)
+        trained_on = f"{precision} on {describe_device(base.device)}"
+        save_adapter(adapter, folder, write_card(adapter, config, recipe.data, held_out, time, trained_on, scores))
 
     train(
         config,
@@ -272,14 +282,14 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         _push(folder, config)
 
 
-def _measure(recipe: Recipe, served: Base, adapter: Adapter) -> tuple[Scores, Scores, str]:
-    """Scores of the adapter and of the bare base, and what they were measured on."""
-    print(f"measuring {recipe.config.name} on {served.describe()}")
-    scores = recipe.scores(Answerer(served, adapter))
-    base_scores = recipe.scores(Answerer(served, None))
-    for measure, value in scores.items():
-        print(f"{measure:45} {value:8.3f}   bare base {base_scores.get(measure, float('nan')):8.3f}")
-    return scores, base_scores, f"{served.quantization} on {served.device.type}"
+def _measure(name: str, measure: Measure, served: Base, adapter: Adapter) -> Measured:
+    """Scores of the adapter and of the bare base."""
+    print(f"measuring {name} on {served.describe()}")
+    scores, base_scores = measure(Answerer(served, adapter)), measure(Answerer(served, None))
+    for what, figure in scores.items():
+        base = base_scores.get(what)
+        print(f"{what:45} {figure.value:8.3f}   bare base {base.value if base else math.nan:8.3f}")
+    return Measured(scores, base_scores, f"{served.quantization} on {describe_device(served.device)}")
 
 
 def _accelerator(args: argparse.Namespace) -> Accelerator:

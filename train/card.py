@@ -1,16 +1,34 @@
-"""The model card that is saved with an adapter: what it does, how it was trained, its scores."""
+"""The model card that is saved with an adapter: what it does, its scores, how it was trained."""
 
 from __future__ import annotations
 
+import datetime
 import math
+import re
+from dataclasses import dataclass
 
 from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig
 from train.config import TrainConfig
-from train.job import HeldOut
+from train.evaluate.intervals import Figure
+from train.evaluate.report import code_version
+from train.job import HeldOut, TrainingTime
 
-Scores = dict[str, float]
-_SCORES = "## Scores"
+Scores = dict[str, Figure]
+_SEALED = "## Scores on sealed test sets"
+_DEVELOPMENT = "## Scores on development sets"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores by measure of an adapter and of the bare base.
+
+    served: what they were measured on: the base's precision, and the processor.
+    """
+
+    adapter: Scores
+    base: Scores
+    served: str
 
 
 def write_card(
@@ -18,24 +36,22 @@ def write_card(
     config: TrainConfig,
     data: str,
     held_out: HeldOut,
-    scores: Scores,
-    base_scores: Scores,
-    served: str,
+    time: TrainingTime,
+    trained_on: str,
+    development: Measured | None = None,
     command: str = "",
 ) -> str:
-    """The text of README.md.
+    """The text of README.md, for an adapter that was trained just now.
 
-    served: the precision and device of the base that `scores` were measured on. command: what trained the adapter,
-    if not a recipe of this project.
+    data: what it was trained on. trained_on: the precision of training, and the processor. command: what trained
+    the adapter, if not a recipe of this project.
     """
     about: AdapterConfig = adapter.config
     kind = "image" if about.is_visual else "text"
     steps = f"{config.steps}" if held_out.last_step == config.steps else f"{held_out.last_step} of {config.steps}"
     rates = f"learning rate {config.lr:g} (gates {config.gate_lr:g}), {steps} steps of {config.batch_size}"
-    rescoring = (
-        f"`python -m train {config.name} --score --out FOLDER` measures the table again for the adapter in FOLDER."
-    )
     licence = "" if command else "license: apache-2.0\n"  # the licence of a user's own data is not known
+    scoring = "" if command else _SCORING.format(name=config.name)
     return f"""---
 {licence}base_model: {about.base.name}
 tags: [llama-adapter, {kind}]
@@ -50,47 +66,82 @@ each of the topmost {about.insertion_layers} layers, one {about.gate_activation}
 Template: {about.template}.{_vision_sentence(about)}
 Fingerprint of the base: tokenizer {about.base.tokenizer}, weights {about.base.weights}.
 
-{_scores_section(config.name, scores, base_scores, served)}{_held_out_sentence(held_out)}
-
-## How it was made
+{"" if development is None else _development_section(config.name, development)}## How it was made
 
 `{command or f"python -m train {config.name}"}`: AdamW, {rates}, cosine with warm-up, seed {config.seed}.
-{rescoring if scores else ""}
-
+{_held_out_sentence(held_out)}
+Finished on {_today()} with the code of {_commit()}, in {trained_on}. Training and its evaluations took
+{_duration(time.wall)} ({_duration(time.processor)} of processor time).
+{scoring}
 {data}
 """
 
 
-def with_scores(card: str, name: str, scores: Scores, base_scores: Scores, served: str) -> str:
-    """A card with these scores in place of its own; how the adapter was made stays as it is written there."""
-    section = _scores_section(name, scores, base_scores, served)
-    start = card.find(_SCORES)
-    if start < 0:
-        return f"{card.rstrip()}\n\n{section.rstrip()}\n"
-    table_end = card.rfind("|\n", start, _end_of_section(card, start)) + 2
-    return card[:start] + section.rstrip() + "\n" + card[table_end:]
+_SCORING = """
+`python -m train {name} --score --out FOLDER` measures the adapter in FOLDER on the sealed test sets.
+"""
 
 
-def _end_of_section(card: str, start: int) -> int:
-    end = card.find("\n## ", start + 1)
-    return end if end >= 0 else len(card)
+def with_sealed_scores(card: str, name: str, scores: Measured, digest: str) -> str:
+    """A card with these scores on the sealed sets in place of its own; all else stays as it is written there.
+
+    digest: of the scored adapter. The card counts how many times it was scored.
+    """
+    start = card.find(_SEALED)
+    section, rest = "", card
+    if start >= 0:
+        end = _next_section(card, start + len(_SEALED))
+        section, rest = card[start:end], card[:start] + card[end:]
+    before = re.search(rf"{digest}, was scored on them (\d+) time", section)
+    times = int(before[1]) + 1 if before else 1
+    section = f"""{_SEALED}
+
+Nothing was trained on these sets or chosen by them. This adapter, {digest}, was scored on them {times} \
+time{"s" * (times > 1)}, last on
+{_today()} with the code of {_commit()}: {scores.served}, greedy decoding.
+
+{_table(name, scores)}
+"""
+    place = _next_section(rest, 0)
+    head, tail = rest[:place].rstrip(), rest[place:]
+    return f"{head}\n\n{section}\n{tail}" if tail else f"{head}\n\n{section}"
 
 
-def _scores_section(name: str, scores: Scores, base_scores: Scores, served: str) -> str:
-    if not scores:
-        return ""
-    rows = "\n".join(
-        f"| {measure} | {value:.3g} | {_number(base_scores.get(measure))} |" for measure, value in scores.items()
-    )
-    return f"""{_SCORES}
+def _development_section(name: str, scores: Measured) -> str:
+    return f"""{_DEVELOPMENT}
 
-Measured on held-out data with the base as served by default ({served}); greedy decoding.
+Sets that decisions about the recipe were made by: {scores.served}, greedy decoding.
 
-| measure | {name} | bare base |
-| --- | --- | --- |
-{rows}
+{_table(name, scores)}
 
 """
+
+
+def _table(name: str, scores: Measured) -> str:
+    """In Markdown: a line for each measure, with 95 % intervals and the number of items."""
+    lines = [f"| measure | {name} | bare base | n |", "| --- | --- | --- | --- |"]
+    for measure, figure in scores.adapter.items():
+        base = scores.base.get(measure)
+        lines.append(f"| {measure} | {_cell(figure)} | {'-' if base is None else _cell(base)} | {figure.n:,} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: Figure) -> str:
+    value = _number(figure.value)
+    if figure.low is None or figure.high is None:
+        return value
+    return f"{value} ({_number(figure.low)} to {_number(figure.high)})"
+
+
+def _number(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.001 else "0"
+
+
+def _next_section(card: str, start: int) -> int:
+    """Where the next heading of the second level begins; the end, if there is none."""
+    found = re.compile(r"^## ", re.M).search(card, start)
+    return found.start() if found else len(card)
 
 
 def _held_out_sentence(held_out: HeldOut) -> str:
@@ -113,5 +164,16 @@ def _vision_sentence(config: AdapterConfig) -> str:
     return f" Pictures: {vision.encoder}, {vision.channels}, {vision.projection} projection."
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def _commit() -> str:
+    commit = code_version()
+    return "an unknown commit" if commit is None else f"commit {commit}"

@@ -65,7 +65,9 @@ class _Progress:
     running: float = math.nan  # exponential average of the loss over about the last twenty steps
     not_finite: int = 0  # steps in a row
     tokens: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of steps alone
+    wall_seconds: float = 0.0  # of everything
+    processor_seconds: float = 0.0
     skipped: list[str] = field(default_factory=list)
 
 
@@ -83,6 +85,17 @@ class HeldOut:
     best_step: int
     last: float
     last_step: int
+
+
+@dataclass(frozen=True)
+class TrainingTime:
+    """How long a run and those that it resumed trained and evaluated, in seconds.
+
+    wall: by the clock. processor: of all threads of the first process.
+    """
+
+    wall: float
+    processor: float
 
 
 @dataclass(frozen=True)
@@ -111,15 +124,15 @@ def train(
     resume: bool = False,
     accelerator: Accelerator | None = None,
     inputs: RunInputs | None = None,
-    finish: Callable[[Adapter, HeldOut], None] = lambda *_: None,
+    finish: Callable[[Adapter, HeldOut, TrainingTime], None] = lambda *_: None,
 ) -> tuple[Adapter, HeldOut]:
     """Trains `adapter` in place. Returns the one that config.save names, which `folder` then holds, and its
     held-out losses.
 
     examples("train") is endless, examples("validation") finite. Every process calls this with the same arguments,
     but for `folder`: only the first process reads and writes its own. inputs: a resumed run must have the same.
-    finish: called in the first process with what is returned, to measure and to write what else belongs to the
-    finished run; until it returns, the run can be resumed.
+    finish: called in the first process with what is returned and the time it took, to measure and to write what
+    else belongs to the finished run; until it returns, the run can be resumed.
     Raises TrainError if the folder is in use, holds another run or cannot be written, and Stopped after Ctrl-C.
     """
     run = _Run(config, base, folder, adapter, feature_cache, skipped, accelerator, inputs)
@@ -211,6 +224,7 @@ class _Run:
         if config.gradient_checkpointing:
             set_gradient_checkpointing(base.model.model, True)
         self.since = 0.0  # when the current step began, its waiting for rows included
+        self.counted = time.perf_counter(), time.process_time()  # up to when wall_seconds and the other are
         self.keep: KeepRows | None = None
         self.metrics: MetricsWriter | None = None  # of the main process
 
@@ -284,6 +298,7 @@ class _Run:
     def _save(self, required: bool) -> None:
         self._share_skipped()
         self.progress.skipped = sorted(self.skipped.places)
+        self._count_time()
         state = {
             "config": dataclasses.asdict(self.config),
             "base": dataclasses.asdict(self.base.fingerprint),
@@ -296,6 +311,13 @@ class _Run:
             "keep": None if self.keep is None else self.keep.digest,
         }
         self._try_to_save(lambda: self.folder.save(state), required)
+
+    def _count_time(self) -> None:
+        """Adds what has passed since the last call."""
+        progress, (wall, processor) = self.progress, self.counted
+        self.counted = time.perf_counter(), time.process_time()
+        progress.wall_seconds += self.counted[0] - wall
+        progress.processor_seconds += self.counted[1] - processor
 
     def _save_adapter(self, required: bool) -> bool:
         return self._try_to_save(lambda: self.folder.save_adapter(self.result), required)
@@ -322,7 +344,9 @@ class _Run:
     # Steps.
 
     def run(
-        self, examples: Callable[[str], Iterable[Example | None]], finish: Callable[[Adapter, HeldOut], None]
+        self,
+        examples: Callable[[str], Iterable[Example | None]],
+        finish: Callable[[Adapter, HeldOut, TrainingTime], None],
     ) -> tuple[Adapter, HeldOut]:
         config, progress = self.config, self.progress
         held_out = self._held_out_batches(examples("validation"))
@@ -479,7 +503,7 @@ class _Run:
     def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.progress.worse >= self.config.patience
 
-    def _finish(self, finish: Callable[[Adapter, HeldOut], None]) -> tuple[Adapter, HeldOut]:
+    def _finish(self, finish: Callable[[Adapter, HeldOut, TrainingTime], None]) -> tuple[Adapter, HeldOut]:
         progress, save_last = self.progress, self.config.save == "last"
         if self._out_of_patience():
             self._log(f"stopped early: no better for {progress.worse} evaluations")
@@ -497,8 +521,9 @@ class _Run:
             kept, kept_step = progress.best, progress.best_step
         self.adapter.requires_grad_(False).eval()
         held_out = HeldOut(kept, kept_step, progress.best, progress.best_step, progress.held_out, progress.step)
+        self._count_time()
         if self.is_main:
-            finish(self.adapter, held_out)
+            finish(self.adapter, held_out, TrainingTime(progress.wall_seconds, progress.processor_seconds))
             self.folder.finish()
         return self.adapter, held_out
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from adapter.base.template import Message
 from train.config import TrainConfig
+from train.evaluate.intervals import Figure
 from train.input.examples import Example
 from train.recipes.recipe import Recipe
 
@@ -24,4 +25,11 @@ def examples(split: str) -> Iterator[Example]:
 
 def parrot(score: float = 50.0, **changes: Any) -> Recipe:
     config = dataclasses.replace(CONFIG, **changes)
-    return Recipe(config, "Says it again.", examples, lambda answerer: {"parrots, %": score})
+    figure = Figure(score, score - 10, score + 10, 4, "Wilson")
+    return Recipe(
+        config,
+        "Says it again.",
+        examples,
+        development=lambda answerer: {"parrots, %": figure},
+        scores=lambda answerer: {"parrots, sealed, %": figure},
+    )

@@ -1,18 +1,20 @@
-"""Cards: which held-out loss they give, and what measuring again leaves as it was."""
+"""Cards: what they say of training, and what scoring changes in them."""
 
 from __future__ import annotations
 
+import datetime
 import math
 
 import pytest
 
 import train.__main__
-from adapter.method.checkpoint import CARD, save_adapter
+from adapter.method.checkpoint import CARD, WEIGHTS, save_adapter
 from tests.tiny_models import FINGERPRINT, random_adapter
 from tests.train.parrot import CONFIG, parrot
 from train.__main__ import main
-from train.card import with_scores, write_card
-from train.job import HeldOut
+from train.card import Measured, with_sealed_scores, write_card
+from train.evaluate.intervals import Figure
+from train.job import HeldOut, TrainingTime
 
 PARROT = parrot()
 
@@ -21,12 +23,18 @@ PARROT = parrot()
 def command(tiny_folder, tmp_path, monkeypatch):
     """Arguments of `python -m train` for the parrot, and a way to change what that recipe is."""
     monkeypatch.setattr(train.__main__, "recipe_names", lambda: ["parrot"])
+    monkeypatch.setattr("train.evaluate.perplexity.unrelated_text", lambda: "An assignment binds a name. " * 20)
 
     def command(*more: str, recipe=PARROT) -> list[str]:
         monkeypatch.setattr(train.__main__, "load_recipe", lambda *_: recipe)
         return ["parrot", f"--base={tiny_folder}", f"--out={tmp_path / 'out'}", "--device=cpu", *more]
 
     return command
+
+
+def a_card(held_out: HeldOut, seconds: TrainingTime) -> str:
+    adapter = random_adapter(FINGERPRINT)
+    return write_card(adapter, CONFIG, "Data.", held_out, seconds, "fp32 on a slate", command="python -m train")
 
 
 @pytest.mark.parametrize(
@@ -39,40 +47,77 @@ def command(tiny_folder, tmp_path, monkeypatch):
     ],
 )
 def test_a_card_says_which_held_out_loss_it_gives(held_out, sentence):
-    card = write_card(random_adapter(FINGERPRINT), CONFIG, "Data.", held_out, {}, {}, "", "python -m train")
+    card = a_card(held_out, TrainingTime(60, 60))
     assert sentence in card
     assert "60 of 6 steps" in card  # of those that were planned
 
 
-def test_measuring_again_leaves_how_the_adapter_was_made(command, tmp_path):
-    """The recipe has other settings by now than those that the adapter was trained with."""
+@pytest.mark.parametrize(
+    "seconds, sentence",
+    [
+        (TrainingTime(100, 90.4), "100 s (90 s of processor time)"),
+        (TrainingTime(3000, 1200), "50 min (20 min of processor time)"),
+        (TrainingTime(9000, 7000), "2.5 h (117 min of processor time)"),
+    ],
+)
+def test_a_card_says_when_where_and_how_long(seconds, sentence):
+    card = a_card(HeldOut(1.5, 60, 1.5, 60, 1.5, 60), seconds)
+    text = " ".join(card.split())
+    assert f"in fp32 on a slate. Training and its evaluations took {sentence}." in text
+    assert f"Finished on {datetime.date.today()} with the code of " in text
+
+
+def test_training_measures_development_sets_and_scoring_the_sealed_ones(command, tmp_path):
+    """The recipe has other settings at the scoring than those that the adapter was trained with."""
     assert main(command("lr=0.02")) == 0
     before = (tmp_path / "out" / CARD).read_text()
-    assert "learning rate 0.02 (gates 0.01), 6 steps of 4" in before and "| parrots, % | 50 | 50 |" in before
+    assert "learning rate 0.02 (gates 0.01), 6 steps of 4" in before
+    assert "| parrots, % | 50 (40 to 60) | 50 (40 to 60) | 4 |" in before and "sealed, %" not in before
+    weights = (tmp_path / "out" / WEIGHTS).read_bytes()
     assert main(command("--score", recipe=parrot(75.0, steps=999, lr=0.5))) == 0
-    after = (tmp_path / "out" / CARD).read_text()
-    assert after == before.replace("| 50 | 50 |", "| 75 | 75 |")
+    scored = (tmp_path / "out" / CARD).read_text()
+    assert "| parrots, sealed, % | 75 (65 to 85) | 75 (65 to 85) | 4 |" in scored
+    assert "language reference | " in scored  # what it forgot
+    assert scored.index("## Scores on sealed") < scored.index("## Scores on development")
+    start, end = scored.index("## Scores on sealed"), scored.index("## Scores on development")
+    assert scored[:start] + scored[end:] == before
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == weights
+
+
+def test_a_card_counts_how_often_an_adapter_was_scored(command, tmp_path):
+    assert main(command()) == 0
+    assert main(command("--score")) == 0
+    first = (tmp_path / "out" / CARD).read_text()
+    assert main(command("--score", recipe=parrot(75.0))) == 0
+    second = (tmp_path / "out" / CARD).read_text()
+    assert "was scored on them 1 time," in first and "was scored on them 2 times," in second
+    row, new_row = (f"sealed, % | {figure} | {figure} | 4" for figure in ("50 (40 to 60)", "75 (65 to 85)"))
+    assert second == first.replace("1 time,", "2 times,").replace(row, new_row)
+    # Other weights have not been scored before.
+    save_adapter(random_adapter(FINGERPRINT), tmp_path / "out", second)
+    assert main(command("--score")) == 0
+    assert "was scored on them 1 time," in (tmp_path / "out" / CARD).read_text()
 
 
 def test_an_adapter_whose_making_is_unknown_gets_its_scores_and_nothing_else(command, tmp_path):
     save_adapter(random_adapter(FINGERPRINT), tmp_path / "out", "# poet\n\nBy somebody else.\n")
     assert main(command("--score")) == 0
     card = (tmp_path / "out" / CARD).read_text()
-    assert card.startswith("# poet\n\nBy somebody else.\n\n## Scores\n") and card.endswith("| 50 | 50 |\n")
+    assert card.startswith("# poet\n\nBy somebody else.\n\n## Scores on sealed test sets\n")
+    assert "| parrots, sealed, % | 50 (40 to 60) | 50 (40 to 60) | 4 |\n" in card
     assert "steps" not in card and "AdamW" not in card
+
+
+def test_numbers_of_a_card_have_three_digits_and_no_exponent():
+    figures = {
+        name: Figure(value, None, None, 1200, "none")
+        for name, value in {"nothing": 0.0, "loss": 0.0424, "all": 100.0, "lost": 12345.6, "tiny": 1e-7}.items()
+    }
+    card = with_sealed_scores("", "it", Measured(figures, {}, "int4 on a slate"), "d16e57")
+    for line in ("nothing | 0 |", "loss | 0.0424 |", "all | 100 |", "lost | 12,346 |", "tiny | 0 |"):
+        assert f"| {line} - | 1,200 |" in card
 
 
 def test_settings_are_refused_where_nothing_is_trained(command, capsys):
     assert main(command("--score", "steps=3")) == 1
     assert "leave out steps=3" in capsys.readouterr().err
-
-
-def test_the_shipped_cards_can_be_measured_again():
-    from tests.app_process import ROOT
-
-    for path in sorted((ROOT / "assets" / "adapters").glob(f"*/{CARD}")):
-        card = path.read_text(encoding="utf-8")
-        again = with_scores(card, path.parent.name, {"new": 1.0}, {}, "bf16 on cpu")
-        assert "| new | 1 | - |" in again and "(bf16 on cpu)" in again
-        for part in ("Held-out loss: ", "## How it was made"):
-            assert again.split(part)[1:] == card.split(part)[1:]

@@ -220,10 +220,12 @@ def examples(split):
 def train_echo(tiny_base, tmp_path):
     """Trains on generated words with changes to ECHO; returns the adapter and the held-out loss."""
 
-    def run(folder="run", resume=False, **changes):
+    def run(folder="run", resume=False, finish=lambda *_: None, **changes):
         config = dataclasses.replace(ECHO, **changes)
         adapter = new_adapter(config, tiny_base)
-        return train.job.train(config, tiny_base, examples, tmp_path / folder, adapter, resume=resume)
+        return train.job.train(
+            config, tiny_base, examples, tmp_path / folder, adapter, resume=resume, finish=finish
+        )
 
     return run
 
@@ -329,9 +331,13 @@ def test_the_first_step_moves_the_gates(train_echo, tmp_path):
 
 
 def test_the_time_of_steps_is_all_but_evaluations_and_saves(train_echo, tmp_path, monkeypatch):
-    """By a clock of the test: an hour for each wait for rows, a day for each evaluation and each save."""
-    clock = [0.0]
-    monkeypatch.setattr(train.job, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    """By a clock of the test: an hour for each wait for rows, a day for each evaluation and each save.
+
+    The time of training is of all of them, but for the last save.
+    """
+    clock, finished = [0.0], []
+    clocks = types.SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: clock[0] / 2)
+    monkeypatch.setattr(train.job, "time", clocks)
 
     def takes(owner, name, seconds):
         function = getattr(owner, name)
@@ -345,9 +351,18 @@ def test_the_time_of_steps_is_all_but_evaluations_and_saves(train_echo, tmp_path
     takes(train.job.Prefetch, "__next__", 3_600)
     takes(train.job, "evaluate", 86_400)
     takes(RunFolder, "save", 86_400)
-    train_echo()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_echo(finish=lambda _, __, time: finished.append(time))
     seconds = metrics(tmp_path / "run", "seconds")
     assert seconds == [3_600.0 * step for step in range(1, 13)]
+    assert finished[0].wall == clock[0] > 12 * 3_600 + 3 * 86_400
+    assert finished[0].processor == clock[0] / 2
+    # A run that is resumed has also taken the time before; the resumed one reads no rows.
+    before = clock[0]
+    train_echo(resume=True, finish=lambda _, __, time: finished.append(time))
+    assert finished[1].wall == pytest.approx(before - 86_400 + clock[0] - before)
 
 
 def test_a_first_step_that_is_not_finite_brings_no_warning_of_torch(train_echo, monkeypatch, recwarn, capsys):

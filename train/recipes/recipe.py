@@ -13,7 +13,10 @@ from adapter.method.adapter import Adapter
 from train import recipes
 from train.config import TrainConfig
 from train.evaluate.answerer import Answerer
+from train.evaluate.intervals import Figure
 from train.input.examples import Example
+
+Measure = Callable[[Answerer], dict[str, Figure]]
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,17 @@ class Recipe:
     """One adapter that can be trained by name.
 
     config: settings of the training run. data: what the adapter is trained and tested on, for its card.
-    examples("train") is endless, examples("validation") is finite and disjoint from it. scores(answerer) returns
-    named numbers measured on test data that is disjoint from both. prepare(adapter) fills buffers of a new adapter
+    examples("train") is endless, examples("validation") is finite and disjoint from it.
+    development(answerer) measures the sets that the recipe is developed on, when a training ends; scores(answerer)
+    measures the sealed sets, which decide nothing, when `--score` asks for them. prepare(adapter) fills buffers of a new adapter
     that are not trained, such as names of classes.
     """
 
     config: TrainConfig
     data: str
     examples: Callable[[str], Iterable[Example]]
-    scores: Callable[[Answerer], dict[str, float]]
+    development: Measure
+    scores: Measure
     prepare: Callable[[Adapter], None] = lambda _: None
 
 

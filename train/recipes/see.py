@@ -29,6 +29,7 @@ from adapter.method.projection import LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.config import TrainConfig
 from train.evaluate.answerer import Answerer, Conversation
+from train.evaluate.intervals import Figure, mean, share
 from train.input.examples import Example
 from train.input.history import with_unseen_history
 from train.recipes import see_concepts
@@ -49,6 +50,11 @@ _VARIANTS = 3  # of each drawing, beside the plain one
 _CHOICES = 10  # captions to choose from in the test
 _WHOLE = 0.7  # share of training pictures with all levels of the encoder
 _TEST_QUESTION = (Message("user", "What is in this picture?"),)
+
+
+def scores(answerer: Answerer) -> dict[str, Figure]:
+    """On the sealed sets."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def recipe(base: Base) -> Recipe:
         ),
     )
     prepared = _PreparedRecipe(encoder, vocabulary, train, held_out, base.tokenizer, config)
-    return Recipe(config, CARD_TEXT, prepared.examples, prepared.scores, prepared.prepare)
+    return Recipe(config, CARD_TEXT, prepared.examples, prepared.development, scores, prepared.prepare)
 
 
 def _encode_drawings(encoder: VisualEncoder) -> tuple[_DrawingFeatures, _DrawingFeatures]:
@@ -215,11 +221,11 @@ class _PreparedRecipe:
             answers.append(class_sentence(first, float(top[i, 0]), second, float(posterior[i, same_kind].sum())))
         return answers
 
-    def scores(self, answerer: Answerer) -> dict[str, float]:
+    def development(self, answerer: Answerer) -> dict[str, Figure]:
         """Scores on held-out drawings by likelihood, and on photographs by accepted words."""
         return {**self._drawing_scores(answerer), **self._photo_scores(answerer)}
 
-    def _drawing_scores(self, answerer: Answerer) -> dict[str, float]:
+    def _drawing_scores(self, answerer: Answerer) -> dict[str, Figure]:
         part = self._held_out
         chosen = list(range(0, len(part.names), 2))
         rng = random.Random(7)
@@ -235,12 +241,12 @@ class _PreparedRecipe:
         exchanged = [part.views[0][i : i + 1] for i in (*chosen[1:], chosen[0])]
         wrong = answerer.nll([_TEST_QUESTION] * len(chosen), captions[::_CHOICES], exchanged)
         return {
-            f"caption loss, {len(chosen)} unseen drawings": losses[:, 0].mean().item(),
-            "caption loss, pictures exchanged": sum(wrong) / len(wrong),
-            f"right caption of {_CHOICES}, %": 100 * (losses.argmin(1) == 0).float().mean().item(),
+            "caption loss of unseen drawings": mean(losses[:, 0].tolist(), seed=0),
+            "caption loss, pictures exchanged": mean(wrong, seed=0),
+            f"right caption of {_CHOICES}, %": share((losses.argmin(1) == 0).tolist()),
         }
 
-    def _photo_scores(self, answerer: Answerer) -> dict[str, float]:
+    def _photo_scores(self, answerer: Answerer) -> dict[str, Figure]:
         photos, _ = photographs()
         if not photos:
             return {}
@@ -255,10 +261,10 @@ class _PreparedRecipe:
             for photo, answer in zip(photos, answers, strict=True):
                 print(f"{'right' if photo.named_in(answer) else 'WRONG'}  {photo.path.name:40} {answer}")
 
-        def percent(texts: list[str]) -> float:
-            return 100 * sum(p.named_in(t) for p, t in zip(photos, texts, strict=True)) / len(photos)
+        def percent(texts: list[str]) -> Figure:
+            return share([p.named_in(t) for p, t in zip(photos, texts, strict=True)])
 
-        name = f"names the thing in {len(photos)} photographs, %"
+        name = "names the thing in a photograph, %"
         return {
             name: percent(answers),
             f"{name}, after other talk": percent(later_answers),
