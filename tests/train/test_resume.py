@@ -111,7 +111,7 @@ def test_a_run_that_is_killed_after_its_last_step_can_be_completed(
     command = ["parrot", f"--base={tiny_folder}", f"--out={tmp_path / 'out'}", "--device=cpu"]
     finish = run if what == "write_card" else lambda *more: main([*command, *more])
     with monkeypatch.context() as patch:
-        patch.setattr(train.__main__, what, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train.__main__, what, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert finish() == 130
     assert "--resume goes on" in capsys.readouterr().err
     weights = (tmp_path / "out" / WEIGHTS).read_bytes()
