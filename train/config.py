@@ -71,6 +71,7 @@ class TrainConfig:
     prompt_norm: bool = False
     gate_activation: Literal["tanh", "identity"] = "tanh"
     template: Literal["chat", "alpaca", "raw"] = "chat"  # not set, and the base has no chat template: alpaca
+    form: str | None = None  # a grammar that the adapter's answers are held to when it is served
     vision: VisionConfig | None = None
     tuning: TuningConfig | None = None  # also train norms and linear maps (arXiv 2304.15010)
     learn: Literal["all", "prompts", "tuning"] = "all"  # prompts: with gates and projection, all but the tuning

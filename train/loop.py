@@ -38,6 +38,7 @@ def new_adapter(config: TrainConfig, base: Base) -> Adapter:
             prompt_norm=config.prompt_norm,
             template=config.template,
             description=config.description,
+            form=config.form,
             vision=config.vision,
             tuning=config.tuning,
         )

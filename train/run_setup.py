@@ -54,6 +54,8 @@ def _with_start(recipe: RecipeFile) -> RecipeFile:
         taken["tuning"] = config.tuning
     if "description" not in recipe.stated:
         taken["description"] = start.description
+    if "form" not in recipe.stated:
+        taken["form"] = start.form
     if differences := _differences(recipe, start):
         raise ConfigError(
             f"The recipe states {'; '.join(differences)}. Leave it out: the adapter '{folder.name}' in start_from "
@@ -167,7 +169,7 @@ def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapte
     if recipe.start_from is None:
         return new_adapter(config, base)
     loaded = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
-    adapter_config = dataclasses.replace(loaded.config, description=config.description)
+    adapter_config = dataclasses.replace(loaded.config, description=config.description, form=config.form)
     if config.tuning is None or loaded.config.tuning is not None:
         loaded.config = adapter_config
         return loaded

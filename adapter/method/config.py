@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapter.errors import BadInput, LoadError, first_line
+from adapter.method.form import check_form
 
 FORMAT_VERSION = 1
 GATE_ACTIVATIONS = ("tanh", "identity")
@@ -171,6 +172,7 @@ class AdapterConfig:
     prompt_norm: bool = False  # pass prompts through the layer's frozen input_layernorm before k_proj, v_proj
     template: str = "chat"
     description: str = ""
+    form: str | None = None  # a grammar that the answers belong to, see `method.form`
     vision: VisionConfig | None = None
     tuning: TuningConfig | None = None
     format_version: int = field(default=FORMAT_VERSION)
@@ -195,6 +197,13 @@ class AdapterConfig:
                     f"prompt_length must be more than {taken} for a label projection with names of "
                     f"{self.vision.name_length} tokens, got {self.prompt_length}"
                 )
+        if self.form is not None:
+            if not isinstance(self.form, str) or not self.form.strip():
+                raise InvalidConfig(f"form must be a grammar or null, got {self.form!r}")
+            try:
+                check_form(self.form)
+            except BadInput as error:
+                raise InvalidConfig(f"form: {error}", error.detail) from error
         if self.format_version != FORMAT_VERSION:
             raise InvalidConfig(
                 f"format_version {self.format_version} is not the {FORMAT_VERSION} that this program reads"

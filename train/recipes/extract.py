@@ -18,9 +18,11 @@ from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, ratio, share
 from train.input.examples import Example
 from train.input.history import with_unseen_history
+from train.recipes.extract_form import answer_form
 from train.recipes.extract_grammar import FIELDS
 from train.recipes.extract_messages import Fields, answer_text, draw_example
 from train.recipes.recipe import Recipe
+from train.recipes.sealed_sets import extract_scores
 from train.recipes.text_data import DATA, read_yaml
 
 VALIDATION_SIZE, TEST_SIZE = 300, 200
@@ -29,6 +31,7 @@ _TEST_SEED = 7001
 CONFIG = TrainConfig(
     name="extract",
     description="Turns a message about a person, a meeting or an order into a JSON object.",
+    form=answer_form(),
     steps=1800,
     batch_size=8,
     lr=6e-3,
@@ -82,8 +85,8 @@ def hand_written() -> list[Example]:
 
 
 def scores(answerer: Answerer) -> dict[str, Figure]:
-    """On the sealed sets."""
-    return {}
+    """On the sealed sets, by the same rule."""
+    return extract_scores(answerer, score_answer, _INSTRUCTION_FOR_BASE)
 
 
 def development(answerer: Answerer) -> dict[str, Figure]:

@@ -1,0 +1,293 @@
+"""The sealed sets of the text recipes: their sizes, labels and scores, and that training shares nothing with them.
+
+The tests name no sealed text: what they find is counted, so that a failure shows nothing to those who change recipes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adapter.base.template import Message
+from train.evaluate.intervals import Figure
+from train.recipes import pirate_voice, sealed_sets
+from train.recipes.extract import answer_text, score_answer
+from train.recipes.extract_grammar import FIELDS
+from train.recipes.text_data import DATA, read_yaml, words
+
+PARTS = ("generated", "hand_written")
+# Values that a message may have in common with training's: everybody has the same weekdays.
+CLOSED = {"type", "quantity", "price", "date", "time"}
+
+
+def lines(value: Any) -> Iterator[str]:
+    """Every line of text in a YAML file's content."""
+    if isinstance(value, str):
+        yield from value.splitlines()
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from lines(key)
+            yield from lines(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from lines(entry)
+
+
+def normalized(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def pieces(pattern: str) -> set[str]:
+    """The literal parts of a pattern, normalised: what stands between slots, choices and end marks."""
+    parts = re.split(r"\{[^}]*\}|[\[\]|<>*.;:!?]", pattern)
+    return {normalized(part) for part in parts} - {""}
+
+
+def learnt(name: str) -> list[str]:
+    """The lines of the recipes' data files but for development sets, which nothing is trained on."""
+    paths = [path for path in sorted(DATA.glob(name)) if "hand_written" not in path.name]
+    assert paths
+    return [line for path in paths for line in lines(read_yaml(path))]
+
+
+def questions(value: Any) -> Iterator[str]:
+    """Every line, and every form filled with every topic of its register."""
+    yield from lines(value)
+    for entry in value.values() if isinstance(value, dict) else ():
+        if isinstance(entry, dict) and {"forms", "topics"} <= set(entry):
+            topics = [topic for line in lines(entry["topics"]) for topic in (line, *words(line))]
+            yield from (form.replace("{}", topic) for form in lines(entry["forms"]) for topic in topics)
+        yield from questions(entry) if isinstance(entry, dict) else ()
+
+
+def test_the_sets_have_their_sizes():
+    generated, by_hand = map(sealed_sets.extract_tests, PARTS)
+    assert (len(generated), len(by_hand)) == (200, 100)
+    kinds = [Counter(test.fields["type"] for test in tests) for tests in (generated, by_hand)]
+    assert [sorted(count.values()) for count in kinds] == [[66, 67, 67], [33, 33, 34]]
+    assert len({test.text for test in (*generated, *by_hand)}) == 300
+    assert len(set(sealed_sets.pirate_questions())) == 300
+    assert len(set(sealed_sets.tutor_questions())) == 100
+    assert len(set(sealed_sets.tutor_conversations())) == 50
+    assert {len(conversation) for conversation in sealed_sets.tutor_conversations()} == {3, 5}
+    assert len(set(sealed_sets.off_task_messages())) == 40
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_label_is_a_span_of_its_message_in_order(part):
+    faults: Counter[str] = Counter()
+    for test in sealed_sets.extract_tests(part):
+        names = list(test.fields)
+        kind = test.fields["type"]
+        faults["order"] += names != ["type", *(n for n in FIELDS[kind] if n in test.fields)] or len(names) < 2
+        for name, value in list(test.fields.items())[1:]:
+            if name == "quantity":
+                faults["number"] += type(value) is not int or value < 1
+                continue
+            faults["span"] += value not in test.text
+            faults["edge"] += value != value.strip() or bool(re.match(r"(the|an?|on|at|in|by) ", value, re.I))
+    assert not +faults
+
+
+def test_no_phrase_of_the_messages_is_trained_on():
+    book = {k: v for k, v in read_yaml(sealed_sets.SEALED / "extract_book.yaml").items() if k != "values"}
+    sealed = {piece for line in lines(book) for piece in pieces(line) if len(piece.split()) > 2}
+    known = {piece for line in learnt("extract_*.yaml") for piece in pieces(line)}
+    compared, shared = len(sealed), len(sealed & known)
+    assert compared > 150 and shared == 0
+    long = [f" {piece} " for piece in known if len(piece.split()) > 3]
+    texts = [f" {normalized(test.text)} " for part in PARTS for test in sealed_sets.extract_tests(part)]
+    compared, shared = len(long), sum(piece in text for piece in long for text in texts)
+    assert compared > 300 and shared == 0
+
+
+def test_no_value_of_the_messages_is_trained_on():
+    known = {normalized(entry) for line in learnt("extract_*.yaml") for entry in words(line)}
+    values = {
+        normalized(value)
+        for part in PARTS
+        for test in sealed_sets.extract_tests(part)
+        for name, value in test.fields.items()
+        if name not in CLOSED
+    }
+    compared, shared = len(values), len(values & known)
+    assert compared > 400 and shared == 0
+
+
+def test_no_question_is_trained_on():
+    known = {normalized(text) for path in DATA.glob("*.yaml") for text in questions(read_yaml(path))}
+    sealed = [
+        *sealed_sets.pirate_questions(),
+        *sealed_sets.tutor_questions(),
+        *(turn.text for conversation in sealed_sets.tutor_conversations() for turn in conversation[::2]),
+        *sealed_sets.off_task_messages(),
+    ]
+    assert {"what is bread", "how do you boil an egg"} <= known
+    shared = sum(normalized(text) in known for text in sealed)
+    assert shared == 0
+
+
+# Scores.
+
+
+class Fake:
+    """An answerer that looks the answer up by the last message, and notes what it is asked."""
+
+    adapter: Any = "some adapter"
+    base = None
+    is_visual = False
+
+    def __init__(self, answers: dict[str, str], otherwise: str) -> None:
+        self.answers, self.otherwise = answers, otherwise
+        self.asked: list[tuple[Message, ...]] = []
+
+    def generate(self, conversations: Sequence[tuple[Message, ...]], *_: Any, **__: Any) -> list[str]:
+        self.asked += conversations
+        return [self.answers.get(c[-1].text, self.otherwise) for c in conversations]
+
+
+PROSE = "The sky is blue today, my friend."
+EARLIER = (Message("user", "Hi"), Message("assistant", "Ahoy!"))
+
+
+@pytest.fixture
+def others(monkeypatch) -> None:
+    """Earlier exchanges without a base."""
+    monkeypatch.setattr(sealed_sets, "after_others", lambda _, own, given: [(*EARLIER, *c) for c in given])
+
+
+def values(figures: dict[str, Figure]) -> list[float]:
+    return [figure.value for figure in figures.values()]
+
+
+def right_objects() -> dict[str, str]:
+    tests = [test for part in PARTS for test in sealed_sets.extract_tests(part)]
+    return {test.text: answer_text(test.fields) for test in tests}
+
+
+@pytest.mark.usefixtures("others")
+def test_extract_is_all_right_with_right_answers_and_all_wrong_with_wrong_ones():
+    right = sealed_sets.extract_scores(Fake(right_objects(), PROSE), score_answer, "Turn it into JSON: ")
+    assert values(right) == [100] * 10
+    assert [figure.n for figure in right.values()] == [300, 300, 200, 200, 100, 100, 60, 60, 60, 40]
+    wrong = sealed_sets.extract_scores(Fake({}, '{"type": "person", "salary": 3}'), score_answer, "")
+    assert {name: figure.value for name, figure in wrong.items() if "single fields" not in name} == {
+        name: 0 for name in wrong if "single fields" not in name
+    }
+    assert max(values(wrong)) < 40  # a third of the types, and no other field
+
+
+@pytest.mark.usefixtures("others")
+def test_only_the_bare_base_is_told_what_to_write():
+    for adapter, told in (("some adapter", False), (None, True)):
+        fake = Fake({}, PROSE)
+        fake.adapter = adapter
+        sealed_sets.extract_scores(fake, score_answer, "JSON please: ")
+        messages = [c[-1].text.startswith("JSON please: ") for c in fake.asked]
+        assert messages == [told] * 360 + [False] * 40
+
+
+@pytest.mark.usefixtures("others")
+def test_pirate_and_tutor_scores_ask_the_recipes_rule():
+    for answer, expected in (("Arr! The sea be blue, matey.", 100), (PROSE, 0)):
+        fake = Fake({}, answer)
+        figures = sealed_sets.pirate_scores(fake, pirate_voice.score_answer)
+        assert values(figures) == [expected] * 2 and [figure.n for figure in figures.values()] == [300, 60]
+        assert [len(c) for c in fake.asked] == [1] * 300 + [3] * 60
+    seen: list[tuple[Message, ...]] = []
+
+    def rule(text: str, conversation: tuple[Message, ...]) -> bool:
+        seen.append(conversation)
+        return text == PROSE
+
+    for answer, expected in ((PROSE, 100), ("No.", 0)):
+        figures = sealed_sets.tutor_scores(Fake({}, answer), rule)
+        assert values(figures) == [expected] * 3 and [figure.n for figure in figures.values()] == [100, 50, 60]
+    assert {c[-1].role for c in seen} == {"user"} and {len(c) for c in seen} == {1, 3, 5}
+
+
+def test_a_visual_adapter_must_not_claim_to_see_a_picture():
+    fake = Fake({}, "The picture shows a cat on a mat.")
+    assert values(sealed_sets.off_task_scores(fake)) == [100]
+    fake.is_visual = True
+    assert values(sealed_sets.off_task_scores(fake)) == [0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "claims"),
+    [
+        ("The picture shows a cat.", True),
+        ("I see a red car.", True),
+        ("This is a drawing of a dog.", True),
+        ("It shows a bridge, perhaps a viaduct.", True),
+        ("The picture shows nothing, I cannot see one. ", False),
+        ("I don't see a picture here. Please show me one.", False),
+        ("There is no photo of a cat.", False),
+        ("A viaduct is a kind of bridge.", False),
+    ],
+)
+def test_claims_picture(answer, claims):
+    assert sealed_sets.claims_picture(answer) is claims
+
+
+def test_sensible_answers():
+    assert sealed_sets.is_sensible(PROSE) and sealed_sets.is_sensible(f"{PROSE} {PROSE}")
+    for bad in ("", "Yes.", ' {"type": "person"}', f"{PROSE} {PROSE} {PROSE}", "no " * 20):
+        assert not sealed_sets.is_sensible(bad)
+
+
+def test_an_object_has_a_known_type_and_its_fields_only():
+    order = {"type": "order", "item": "kite"}
+    assert sealed_sets.is_object(json.dumps(order))
+    for bad in (
+        {},
+        {"type": "animal"},
+        {"type": ["order"]},
+        {"item": "kite"},
+        {**order, "name": "Ann"},
+        [order],
+        "x",
+    ):
+        assert not sealed_sets.is_object(json.dumps(bad))
+    assert not sealed_sets.is_object("Here it is: " + json.dumps(order))
+
+
+def test_other_adapters_answer_the_earlier_turns_in_turn(monkeypatch, tmp_path):
+    for name in ("extract", "pirate", "see", "tutor"):
+        (tmp_path / name).mkdir()
+    asked: dict[str, list[Any]] = {}
+
+    @dataclasses.dataclass
+    class Other:
+        base: Any
+        name: Any
+
+        def generate(self, conversations, pictures, **_):
+            name = self.name.label
+            asked[name] = [*zip(conversations, pictures or [None] * len(conversations), strict=True)]
+            return [f"{name} {i}" for i, _ in enumerate(conversations)]
+
+    def load(folder, *_):
+        return SimpleNamespace(label=folder.name, config=SimpleNamespace(is_visual=folder.name == "see"))
+
+    monkeypatch.setattr(sealed_sets, "ADAPTERS", tmp_path)
+    monkeypatch.setattr(sealed_sets, "load_adapter", load)
+    monkeypatch.setattr(sealed_sets, "Answerer", Other)
+    base = SimpleNamespace(fingerprint=None, device="cpu")
+    given = [(Message("user", str(i)),) for i in range(7)]
+    late = sealed_sets.after_others(base, "pirate", given)
+    assert [c[1].text for c in late] == [
+        "extract 0", "see 0", "tutor 0", "extract 1", "see 1", "tutor 1", "extract 2",
+    ]  # fmt: skip
+    assert [c[2:] for c in late] == given and all(c[0].role == "user" for c in late)
+    assert [picture for _, picture in asked["see"]] == [sealed_sets.PICTURE] * 2 and sealed_sets.PICTURE.exists()
+    assert not any(picture for name in ("extract", "tutor") for _, picture in asked[name])
+    messages = {test.text for test in sealed_sets.extract_tests("generated")}
+    assert {c[0].text in messages for c, _ in asked["extract"]} == {True}
