@@ -1,6 +1,6 @@
 """The sealed sets of the text recipes: their sizes, labels and scores, and that training shares nothing with them.
 
-The tests name no sealed text: what they find is counted, so that a failure shows nothing to those who change recipes.
+Nothing sealed is named: what is found is counted, so that a failure shows nothing to those who change recipes.
 """
 
 from __future__ import annotations
