@@ -102,15 +102,6 @@ def test_held_out_labels_titles_words_and_names_are_new():
     assert min(map(len, (new.surnames, new.women, new.men))) > 200
 
 
-def test_held_out_dates_have_formats_of_their_own():
-    rng = random.Random(0)
-    train, held_out = (
-        {re.sub(r"\d", "#", extract_values.date_forms(rng, split)["raw"]) for _ in range(3000)}
-        for split in (False, True)
-    )
-    assert "##.##.####" in held_out - train
-
-
 def test_sentences_of_held_out_texts_differ_from_those_of_training_texts():
     rng = random.Random(1)
     frames: dict[bool, set[str]] = {False: set(), True: set()}

@@ -2,7 +2,7 @@
 
 The object has its "type" first, then only the fields that the text gives, in the order of `FIELDS`. A value is a span
 of the text, letter for letter, without a leading article or preposition; "quantity" alone is a number ("a dozen" is
-12, "a red mug" is 1). Phrases, names, words and some formats of validation and test are disjoint from training's.
+12, "a red mug" is 1). Phrases, names and words of validation and test are disjoint from training's.
 """
 
 from __future__ import annotations

@@ -242,7 +242,9 @@ def draw_message(messages: Sequence[str], distractors: Sequence[str], rng: rando
     text = parts[0]
     for place, part in enumerate(parts[1:]):
         distractor = resolve_choices(rng.choice(distractors), rng) if place == chosen else ""
-        if not text.strip() or re.search(r"[.!?] *$|\n$", text):
+        if distractor and not re.search(r"[.,:;!?\n] *$|^ *$", text):
+            text = text.rstrip() + ". "
+        if re.search(r"[.!?\n] *$|^ *$", text):
             distractor = capitalize_first(distractor)
         text += distractor
         # Nothing stands at the `~`: the space before it goes, or the one after it where a line begins.
@@ -294,7 +296,7 @@ def stylize(frame: str, rng: random.Random) -> str:
         if unmarked:
             text = re.sub(r"'(?=[a-z])", "", text) if rng.random() < 0.7 else text
             # A mark between two slots is what tells one from the other.
-            text = re.sub(r"(?<=[a-z])[.!](?=\s|$)", "", text) if rng.random() < 0.6 else text
+            text = re.sub(r"(?<=[a-z])[.!](?= [A-Za-z])", "", text) if rng.random() < 0.6 else text
             text = re.sub(r"(?<=[a-z]),(?= [a-z])", "", text)
         pieces[i] = text
     text = "".join(pieces)
@@ -370,12 +372,23 @@ def labelled_list(book: Phrasebook, record: Facts, rng: random.Random, title: st
     return f"{title}\n{joined}" if title else joined
 
 
+# Common words that would be a value where they stand: noise is none of these.
+_VALUE_LIKE = frozenset(
+    "agent artist author director doctor employee executive lawyer leader manager officer owner player police president "
+    "professor reporter scientist season teacher worker one two three four five six seven eight nine ten hundred thousand "
+    "million today tonight tomorrow yesterday morning evening afternoon day week month year spring summer fall march may "
+    "mr mrs american democrat republican congress hospital school bank store office not never instead no former old new "
+    "from at for with by to of on in".split()
+)
+
+
 @cache
 def _common_words() -> Phrases:
     """Some thousand common English words."""
     from faker import Faker
 
-    return tuple(sorted({word.lower() for word in Faker("en_US").get_words_list() if word.isalpha()}))
+    found = {word.lower() for word in Faker("en_US").get_words_list() if word.isalpha()}
+    return tuple(sorted(found - _VALUE_LIKE))
 
 
 def nonsense(rng: random.Random) -> str:

@@ -123,7 +123,8 @@ def _text(record: Facts, rng: random.Random, split: str) -> str:
     book = phrases.books[record.kind]
     roll = rng.random()
     if roll < phrases.note_share:
-        return fill_slots(note(book, record, rng, rng.choice(phrases.separators)), record.forms)
+        text = fill_slots(note(book, record, rng, rng.choice(phrases.separators)), record.forms)
+        return text.replace("..", ".")  # after "p.m." and "Inc."
     if roll < phrases.note_share + 0.05:
         return fill_slots(
             labelled_list(book, record, rng, rng.choice(phrases.block_titles[record.kind])), record.forms
