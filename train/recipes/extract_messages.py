@@ -182,8 +182,9 @@ def _message(record: Facts, rng: random.Random, phrases: SplitPhrases, noisy: bo
         if starts_sentence and not sentence.startswith("{email}"):
             filled = capitalize_first(filled)
         last = number + 1 == len(sentences)
+        cut = filled.endswith(".") and not filled.endswith(tuple(record.forms.values()))
         starts_sentence = True
-        if not last and all(states_fields[number : number + 2]) and filled.endswith(".") and rng.random() < 0.25:
+        if not last and all(states_fields[number : number + 2]) and cut and rng.random() < 0.25:
             filled, starts_sentence = filled[:-1] + rng.choice((", and", ";", ",", " -")), False
         text += filled + ("" if last else " ")
     if rng.random() < 0.12:

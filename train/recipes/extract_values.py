@@ -368,9 +368,9 @@ def _place_forms(rng: random.Random, held_out: bool) -> dict[str, str]:
     elif roll < 0.78 and not held_out:
         owner = rng.choice((rng.choice(names(held_out).women), rng.choice(names(held_out).men))) + "'s"
         raw, preposition = rng.choice(
-            (("my place", "at "), ("your place", "at "), ("our place", "at "), (f"{owner} place", "at "), (f"{owner} office", "in "), ("my office", "in "), ("your office", "in "),
-             (f"{owner} kitchen", "in "), (f"{owner} garden", "in "), (f"{owner} flat", "at "), ("our usual table", "at "), ("my parents' house", "at "), (f"{owner} house", "at "),
-             ("your desk", "at "), ("our Leeds office", "in "), (f"{owner} studio", "in "), ("my garage", "in "), (f"{owner} workshop", "in "))
+            (("my place", "at "), ("your place", "at "), (f"{owner} place", "at "), (f"{owner} office", "in "), ("my office", "in "), ("your office", "in "),
+             (f"{owner} kitchen", "in "), (f"{owner} garden", "in "), (f"{owner} flat", "at "), ("my parents' house", "at "), (f"{owner} house", "at "),
+             ("your desk", "at "), (f"{owner} studio", "in "), ("my garage", "in "), (f"{owner} workshop", "in "))
         )  # fmt: skip
     elif roll < 0.83 and not held_out:
         article = "the "
@@ -454,7 +454,9 @@ def _price(rng: random.Random, held_out: bool) -> str:
     if not held_out:
         big, word = (
             f"{rng.randint(1, 9)},{rng.randint(100, 990)}",
-            rng.choice((*_NUMBERS[2:], "thirty", "forty", "fifty", "sixty", "ninety", "a hundred", "two hundred")),
+            rng.choice(
+                (*_NUMBERS[2:], "thirty", "forty", "fifty", "sixty", "ninety", "one hundred", "two hundred")
+            ),
         )
         forms += [
             f"{whole} pounds", f"£{whole}", f"{whole} quid", f"{whole} bucks", f"{whole}p", f"{whole} cents", f"{word} euros", f"{word} pounds", f"{word} dollars", f"{whole}€", f"{whole} €",
