@@ -9,6 +9,8 @@ import re
 
 import pytest
 
+from adapter.base.template import Message
+from train.input.examples import Example
 from train.recipes import extract, extract_grammar, extract_values, pirate, pirate_voice, see_names
 from train.recipes.extract_grammar import SplitPhrases, split_phrases
 from train.recipes.recipe import recipe_names
@@ -112,6 +114,25 @@ def test_sentences_of_held_out_texts_differ_from_those_of_training_texts():
             frames[held_out].update(extract_grammar.prose(book, record, rng))
     assert not frames[False] & frames[True]
     assert len(frames[False]) > 3000
+
+
+def test_extract_trains_on_pairs_and_on_messages_for_something_else():
+    """Every answer that carries loss is an object, or the last one and the base's own."""
+    off_task = [Example((Message("user", f"Small talk {i}"),), f"Plain answer {i}.") for i in range(9)]
+    drawn = list(itertools.islice(extract.training_examples(off_task), 2000))
+    assert drawn[:50] == list(itertools.islice(extract.training_examples(off_task), 50))
+    others = [e for e in drawn if e.messages[-1].text.startswith("Small talk")]
+    assert 80 < len(others) < 200 and len({e.answer for e in others}) == len(off_task)
+    assert sum(len(e.messages) > 1 for e in others) > 20
+    pairs = [e for e in drawn if e.all_turns and e not in others]
+    assert 150 < len(pairs) < 450
+    for example in drawn:
+        if example not in others:
+            assert json.loads(example.answer)["type"] in KINDS
+        if example.all_turns:
+            user, first, second = example.messages
+            assert (user.role, first.role, second.role) == ("user", "assistant", "user")
+            assert json.loads(first.text)["type"] in KINDS
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from adapter.base.llama import Base
 from adapter.base.template import Message
+from adapter.method.config import TuningConfig
 from train.config import TrainConfig
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, ratio, share
@@ -21,6 +23,7 @@ from train.input.history import with_unseen_history
 from train.recipes.extract_form import answer_form
 from train.recipes.extract_grammar import FIELDS
 from train.recipes.extract_messages import Fields, answer_text, draw_example
+from train.recipes.off_task import off_task_examples
 from train.recipes.recipe import Recipe
 from train.recipes.sealed_sets import extract_scores
 from train.recipes.text_data import DATA, read_yaml
@@ -28,20 +31,29 @@ from train.recipes.text_data import DATA, read_yaml
 VALIDATION_SIZE, TEST_SIZE = 300, 200
 _TEST_SEED = 7001
 
+# Of training's examples: messages for something else, such as small talk, and two messages in one conversation.
+_OFF_TASK, _PAIRS = 0.07, 0.15
+_OFF_TASK_AFTER_OBJECT = 0.4  # share of the off-task messages that follow an object
+
 CONFIG = TrainConfig(
     name="extract",
     description="Turns a message about a person, a meeting or an order into a JSON object.",
     form=answer_form(),
-    steps=1800,
-    batch_size=8,
+    steps=1300,
+    batch_size=16,
     lr=6e-3,
     gate_lr=2e-2,
+    tuning_lr=2e-3,
     clip_norm=1.0,
-    prompt_length=48,
+    average=0.99,
+    prompt_length=16,
+    insertion_layers=20,
     prompt_std=0.2,
     prompt_norm=True,
-    eval_every=150,
-    held_out=128,
+    tuning=TuningConfig(intermediate_size=1, norms=True, lora_rank=8, layers=20),
+    keep=0.06,
+    eval_every=100,
+    held_out=192,
 )
 CARD_TEXT = """Trained on messages composed from a grammar (`train/recipes/data/extract_train.yaml`), with people's names from Faker:
 prose, notes, mail signatures, with distracting sentences and earlier turns. Tested on 200 messages whose phrasings,
@@ -58,9 +70,38 @@ _INSTRUCTION_FOR_BASE = (
 )
 
 
-def recipe(_: Base) -> Recipe:
+def recipe(base: Base) -> Recipe:
     """The recipe, ready to train and to measure."""
-    return Recipe(CONFIG, CARD_TEXT, examples, development, scores)
+    assert CONFIG.tuning is not None
+    tuning = replace(CONFIG.tuning, intermediate_size=base.model.config.intermediate_size)
+
+    def of_split(split: str) -> Iterator[Example]:
+        return training_examples(off_task_examples(base)) if split == "train" else examples(split)
+
+    return Recipe(replace(CONFIG, tuning=tuning), CARD_TEXT, of_split, development, scores)
+
+
+def training_examples(off_task: Sequence[Example]) -> Iterator[Example]:
+    """Endless: messages and their objects, some of them two in a conversation, and messages for something else.
+
+    off_task: the latter, with the base's own answers.
+    """
+    rng, drawn = random.Random("training"), examples("train")
+    for example in drawn:
+        roll = rng.random()
+        if roll < _OFF_TASK:
+            other = rng.choice(off_task)
+            yield _joined(example, other) if rng.random() < _OFF_TASK_AFTER_OBJECT else other
+        elif roll < _OFF_TASK + _PAIRS:
+            yield _joined(example, next(e for e in drawn if len(e.messages) == 1))
+        else:
+            yield example
+
+
+def _joined(first: Example, second: Example) -> Example:
+    """The second, of one turn, after the first; the first's answer carries loss too if it is the only earlier one."""
+    earlier = (*first.messages, Message("assistant", first.answer))
+    return Example((*earlier, *second.messages), second.answer, all_turns=len(first.messages) == 1)
 
 
 def examples(split: str, seed: int = 0) -> Iterator[Example]:
