@@ -49,7 +49,8 @@ def write_card(
     about: AdapterConfig = adapter.config
     kind = "image" if about.is_visual else "text"
     steps = f"{config.steps}" if held_out.last_step == config.steps else f"{held_out.last_step} of {config.steps}"
-    rates = f"learning rate {config.lr:g} (gates {config.gate_lr:g}), {steps} steps of {config.batch_size}"
+    tuning = "" if config.tuning_lr is None else f", tuning {config.tuning_lr:g}"
+    rates = f"learning rate {config.lr:g} (gates {config.gate_lr:g}{tuning}), {steps} steps of {config.batch_size}"
     licence = "" if command else "license: apache-2.0\n"  # the licence of a user's own data is not known
     scoring = "" if command else _SCORING.format(name=config.name)
     return f"""---
@@ -63,7 +64,7 @@ tags: [llama-adapter, {kind}]
 
 {adapter.num_parameters:,} trained parameters for {about.base.name}: {about.prompt_length} adaption prompts in
 each of the topmost {about.insertion_layers} layers, one {about.gate_activation} gate a head.
-Template: {about.template}.{_vision_sentence(about)}
+{_tuning_sentence(about)}Template: {about.template}.{_vision_sentence(about)}
 Fingerprint of the base: tokenizer {about.base.tokenizer}, weights {about.base.weights}.
 
 {"" if development is None else _development_section(config.name, development)}## How it was made
@@ -155,6 +156,16 @@ def _held_out_sentence(held_out: HeldOut) -> str:
     elif held_out.last_step != held_out.step:
         sentence += f" ({held_out.last:.3f} after the last, {held_out.last_step})"
     return f"{sentence}."
+
+
+def _tuning_sentence(config: AdapterConfig) -> str:
+    tuning = config.tuning
+    if tuning is None:
+        return ""
+    lora = f"LoRA of rank {tuning.lora_rank}"
+    kinds = {lora: tuning.lora_rank, "norms": tuning.norms, "biases": tuning.bias, "scales": tuning.scale}
+    used = ", ".join(kind for kind, is_used in kinds.items() if is_used)
+    return f"Beside them, in the topmost {tuning.layers or config.base.num_hidden_layers} layers: {used}.\n"
 
 
 def _vision_sentence(config: AdapterConfig) -> str:

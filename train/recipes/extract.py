@@ -39,11 +39,11 @@ CONFIG = TrainConfig(
     name="extract",
     description="Turns a message about a person, a meeting or an order into a JSON object.",
     form=answer_form(),
-    steps=1300,
+    steps=1350,
     batch_size=16,
     lr=6e-3,
     gate_lr=2e-2,
-    tuning_lr=2e-3,
+    tuning_lr=3e-3,
     clip_norm=1.0,
     average=0.99,
     prompt_length=16,
@@ -52,16 +52,18 @@ CONFIG = TrainConfig(
     prompt_norm=True,
     tuning=TuningConfig(intermediate_size=1, norms=True, lora_rank=8, layers=20),
     keep=0.06,
-    eval_every=100,
-    held_out=192,
+    eval_every=150,
+    held_out=128,
+    checkpoint_every=300,
 )
-CARD_TEXT = """Trained on messages composed from a grammar (`train/recipes/data/extract_train.yaml`), with people's names from Faker:
-prose, notes, mail signatures, with distracting sentences and earlier turns. Tested on 200 messages whose phrasings,
-names, products and some formats of dates, phone numbers and prices never occur in training
-(`train/recipes/data/extract_held_out.yaml`), and on sentences written by hand
-(`train/recipes/data/extract_hand_written.yaml`). The bare base is told in words which fields to write; the adapter
-gets the message alone. Validation messages have the test's phrases in other combinations; mistakes on them were read
-while the recipe was written, the test was only scored."""
+CARD_TEXT = """Trained on messages composed from phrase books (`train/recipes/data/extract_train*.yaml`), with people's names from
+Faker, invented names and addresses among them: chats, mails, notes, lists and signatures, with asides, typing slips,
+instructions and earlier turns in the manner of other adapters; and on messages for something else, with the bare
+base's own answers. The held-out loss is that of messages from another book, with other words and names
+(`train/recipes/data/extract_validation.yaml`). Development sets, whose mistakes were read: 200 messages from a third
+book (`train/recipes/data/extract_held_out.yaml`) and sentences written by hand
+(`train/recipes/data/extract_hand_written.yaml`). The bare base is told in words which fields to write; the adapter gets
+the message alone."""
 _INSTRUCTION_FOR_BASE = (
     'Turn this message into one JSON object. Its first field is "type": person, meeting or order. The other fields, '
     "only those that the message gives: "
