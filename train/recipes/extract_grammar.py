@@ -288,7 +288,7 @@ def stylize(frame: str, rng: random.Random) -> str:
     for i in range(0, len(pieces), 2):  # the text between slots
         text = pieces[i]
         if slips:
-            text = re.sub(r"[A-Za-z]{4,}", lambda match: _slip(match.group(0), rng), text)
+            text = re.sub(r"[A-Za-z]{4,}", lambda match: _slipped_at_times(match.group(0), rng), text)
         if short:
             text = re.sub(r"\b[a-z]+\b", lambda match: _short(match.group(0), rng), text)
         if small:
@@ -305,10 +305,8 @@ def stylize(frame: str, rng: random.Random) -> str:
     return text.strip()
 
 
-def _slip(word: str, rng: random.Random) -> str:
-    """The word, at times with two letters swapped, one left out or one doubled."""
-    if rng.random() > 0.09:
-        return word
+def slipped(word: str, rng: random.Random) -> str:
+    """The word, of four letters or more, with two letters swapped, one left out or one doubled."""
     at = rng.randrange(1, len(word) - 1)
     return rng.choice(
         (
@@ -317,6 +315,10 @@ def _slip(word: str, rng: random.Random) -> str:
             word[: at + 1] + word[at:],
         )
     )
+
+
+def _slipped_at_times(word: str, rng: random.Random) -> str:
+    return slipped(word, rng) if rng.random() < 0.09 else word
 
 
 def _short(word: str, rng: random.Random) -> str:

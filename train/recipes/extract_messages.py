@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 from adapter.base.template import Message
 from train.input.examples import Example
@@ -26,6 +27,8 @@ from train.recipes.extract_grammar import (
     note,
     prose,
     resolve_choices,
+    slipped,
+    slot_fields,
     slots_of,
     split_phrases,
     stylize,
@@ -34,7 +37,8 @@ from train.recipes.extract_values import draw_record
 
 Fields = dict[str, str | int]
 
-_WHOLE_MESSAGES, _DRILLS = 0.62, 0.08  # shares of training texts
+_WHOLE_MESSAGES, _DRILLS = 0.66, 0.08  # shares of training texts
+_SLIPS = 0.03  # share of whole messages with a slip in a value
 
 
 def answer_text(expected: Fields) -> str:
@@ -112,10 +116,26 @@ def _filled(kind: str, frame: str, rng: random.Random, split: str, rare: bool = 
     lower = rng.random() < (0.1 if frame[:1].isupper() else 0.22)
     if lower:
         record.lower()
+    if split == "train" and rng.random() < _SLIPS:
+        _slip_in_value(record, rng)
     text = fill_sentences(frame, record.forms)
     if lower:
         text = text.lower()
     return text, _expected(record, text)
+
+
+def _slip_in_value(record: Facts, rng: random.Random) -> None:
+    """A typing slip in a value: the answer repeats it as it stands."""
+    for name in ("role", "topic", "item", "company"):
+        long_words = re.findall(r"[a-z]{5,}", str(record.values.get(name, "")))
+        if long_words:
+            word = rng.choice(long_words)
+            slip = slipped(word, rng)
+            record.values[name] = str(record.values[name]).replace(word, slip)
+            for slot in record.forms:
+                if slot_fields(slot) & {name}:
+                    record.forms[slot] = record.forms[slot].replace(word, slip)
+            return
 
 
 def _text(record: Facts, rng: random.Random, split: str) -> str:

@@ -699,7 +699,9 @@ def _draw_order(
         "customer": customer,
     }
     values = {name: value for name, value in drawn.items() if name in chosen}
-    forms = {"q item": f"{spoken} {item}", "raw quantity": written, "quantity": spoken}
+    # "a" and "a couple of" need the thing behind them, "3x" too.
+    alone = "one" if count == 1 else written if spoken.endswith("x") else spoken.removesuffix(" of")
+    forms = {"q item": f"{spoken} {item}", "raw quantity": written, "quantity": alone}
     forms |= {
         "customer": article + customer,
         "raw customer": customer,
