@@ -11,7 +11,15 @@ import pytest
 
 from adapter.base.template import Message
 from train.input.examples import Example
-from train.recipes import extract, extract_grammar, extract_values, pirate, pirate_voice, see_names
+from train.recipes import (
+    extract,
+    extract_grammar,
+    extract_messages,
+    extract_values,
+    pirate,
+    pirate_voice,
+    see_names,
+)
 from train.recipes.extract_grammar import SplitPhrases, split_phrases
 from train.recipes.recipe import recipe_names
 from train.recipes.see import photographs
@@ -154,6 +162,61 @@ def test_every_value_is_a_span_of_its_text_and_the_object_is_in_order(split):
         assert not re.search(r"[{}\[\]<~]|\S\*|  |(?<!\.)\.\.(?!\.)", text), text
         assert {message.role for message in example.messages[::2]} == {"user"}
     assert kinds == set(KINDS)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_every_whole_message_can_be_filled_and_gives_a_field(split):
+    rng = random.Random(2)
+    for kind, drills in itertools.product(KINDS, (False, True)):
+        book = split_phrases(split).books[kind]
+        for message in book.drills if drills else book.messages:
+            frame = extract_grammar.draw_message([message], book.distractors, rng)
+            record = extract_values.draw_record(
+                kind, rng, split != "train", extract_grammar.slots_of(frame), drills
+            )
+            text = extract_grammar.fill_sentences(frame, record.forms)
+            assert record.values and "{" not in text, message
+
+
+def test_hurried_writing_touches_no_slot_and_no_mark_between_two():
+    rng, changed = random.Random(3), 0
+    for message in split_phrases("train").books["meeting"].messages:
+        frame = extract_grammar.draw_message([message], ["it rained."], rng)
+        hurried = extract_grammar.stylize(frame, rng)
+        slots = re.findall(r"\{[^}]+\}", frame)
+        assert re.findall(r"\{[^}]+\}", hurried) == slots
+        marks = re.findall(r"\}[.,:] \{", frame)
+        assert re.findall(r"\}[.,:] \{", hurried) == marks
+        changed += hurried != frame
+    assert changed > 100
+
+
+def test_a_slip_in_a_value_is_in_the_text_too():
+    rng, slips = random.Random(4), 0
+    for _ in range(200):
+        record = extract_values.draw_record("order", rng, False, frozenset({"q item", "customer"}))
+        before = dict(record.values)
+        extract_messages.slip_in_value(record, rng)
+        slips += record.values != before
+        assert str(record.values["item"]) in extract_grammar.fill_slots("{q item} to {customer}", record.forms)
+    assert slips > 100
+
+
+def test_an_old_day_is_never_the_day_of_the_meeting():
+    rng = random.Random(5)
+    for _ in range(400):
+        record = extract_values.draw_record("meeting", rng, False, frozenset({"on date", "day"}))
+        assert record.forms["day"] not in str(record.values["date"])
+
+
+def test_kinds_and_fields_are_balanced():
+    drawn = [json.loads(example.answer) for example in itertools.islice(extract.examples("train", 8), 3000)]
+    for kind in KINDS:
+        objects = [fields for fields in drawn if fields["type"] == kind]
+        assert 0.29 < len(objects) / len(drawn) < 0.38
+        for name in extract_grammar.FIELDS[kind]:
+            there = sum(name in fields for fields in objects) / len(objects)
+            assert 0.2 < there < 0.75 or name in ("name", "item"), (name, there)
 
 
 def test_quantity_is_decidable_from_the_text():

@@ -117,14 +117,14 @@ def _filled(kind: str, frame: str, rng: random.Random, split: str, rare: bool = 
     if lower:
         record.lower()
     if split == "train" and rng.random() < _SLIPS:
-        _slip_in_value(record, rng)
+        slip_in_value(record, rng)
     text = fill_sentences(frame, record.forms)
     if lower:
         text = text.lower()
     return text, _expected(record, text)
 
 
-def _slip_in_value(record: Facts, rng: random.Random) -> None:
+def slip_in_value(record: Facts, rng: random.Random) -> None:
     """A typing slip in a value: the answer repeats it as it stands."""
     for name in ("role", "topic", "item", "company"):
         long_words = re.findall(r"[a-z]{5,}", str(record.values.get(name, "")))
