@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 
@@ -9,6 +10,7 @@ import pytest
 
 import train.__main__
 from adapter.method.checkpoint import CARD, WEIGHTS, save_adapter
+from adapter.method.config import TuningConfig
 from tests.tiny_models import FINGERPRINT, random_adapter
 from tests.train.parrot import CONFIG, parrot
 from train.__main__ import main
@@ -50,6 +52,16 @@ def test_a_card_says_which_held_out_loss_it_gives(held_out, sentence):
     card = a_card(held_out, TrainingTime(60, 60))
     assert sentence in card
     assert "60 of 6 steps" in card  # of those that were planned
+
+
+def test_a_card_names_the_tuning_and_its_rate():
+    held_out, seconds = HeldOut(1.5, 6, 1.5, 6, 1.5, 6), TrainingTime(1, 1)
+    assert "Beside them" not in a_card(held_out, seconds)
+    adapter = random_adapter(FINGERPRINT, tuning=TuningConfig(64, norms=True, lora_rank=2, layers=1))
+    config = dataclasses.replace(CONFIG, tuning_lr=0.003)
+    card = write_card(adapter, config, "Data.", held_out, seconds, "fp32 on a slate")
+    assert "Beside them, in the topmost 1 layers: LoRA of rank 2, norms.\nTemplate" in card
+    assert ", tuning 0.003), 6 steps" in card
 
 
 @pytest.mark.parametrize(
