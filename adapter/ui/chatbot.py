@@ -3,7 +3,7 @@
 Gradio's Chatbot renders Markdown and HTML. Text that looks like a tag would vanish, and the address of a picture
 would make the browser request it. An invisible character (WORD_JOINER) after each character that begins such
 markup prevents that. It is added to what is sent to the browser and removed from what comes back. page.js removes
-it from what is copied.
+it from what is copied. An answer that is a JSON object is sent as a table (json_table.py) and comes back as text.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import gradio as gr
 from adapter.ui import conversation
 from adapter.ui.conversation import History
 from adapter.ui.gradio_internals import subclass_component
+from adapter.ui.json_table import table_html, text_of_table
 from adapter.ui.texts import page as texts
 
 WORD_JOINER = "\u2060"  # invisible, and allows no line break
@@ -47,22 +48,34 @@ def _preprocess(self: gr.Chatbot, payload: Any) -> Any:
     for message in payload.root if payload is not None else ():
         if any(block.type not in ("text", "file") for block in message.content):
             raise gr.Error(texts.NOT_A_CONVERSATION, print_exception=False)
-    return _map_texts(gr.Chatbot.preprocess(self, payload), unescape_markup)
+    return _map_texts(gr.Chatbot.preprocess(self, payload), _from_browser)
 
 
 def _postprocess(self: gr.Chatbot, value: Any) -> Any:
-    return gr.Chatbot.postprocess(self, value and _map_texts(value, escape_markup))
+    return gr.Chatbot.postprocess(self, value and _map_texts(value, _to_browser))
 
 
-def _map_texts(history: History, change: Callable[[str], str]) -> History:
-    """The history with `change` applied to all texts, except the page's own messages, which are HTML already."""
+def _to_browser(role: str, text: str) -> str:
+    table = table_html(text) if role == "assistant" else None
+    return escape_markup(text) if table is None else table
+
+
+def _from_browser(_: str, text: str) -> str:
+    json_text = text_of_table(text)
+    return unescape_markup(text) if json_text is None else json_text
+
+
+def _map_texts(history: History, change: Callable[[str, str], str]) -> History:
+    """The history with `change` applied to the role and each of its texts, except the page's own messages, which
+    are HTML already.
+    """
     return [
         entry
         if conversation.kind(entry)
         else {
             **entry,
             "content": [
-                {**block, "text": change(block["text"])} if block["type"] == "text" else block
+                {**block, "text": change(entry["role"], block["text"])} if block["type"] == "text" else block
                 for block in entry["content"]
             ],
         }

@@ -39,6 +39,7 @@ from adapter.ui.chat_tab import SettingsInputs, TabParts, message_box, sampling_
 from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.conversation_store import refuse
 from adapter.ui.images import BadPicture, open_upload
+from adapter.ui.json_table import differing_fields, read_object, table_html
 from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS, UNQUEUED, Picker, toast
 from adapter.ui.texts import page as texts
 
@@ -78,8 +79,8 @@ class Pane(AnswerProgress):
         line = self.stats_line() if self.tokens else ""
         if not self.text.strip():
             return theme.pane_html(html.escape(self.message), line, muted=True)
-        body = html.escape(self.text.strip()) if self.marked_html is None else self.marked_html
-        return theme.pane_html(body, line)
+        body = table_html(self.text) or html.escape(self.text.strip())
+        return theme.pane_html(body if self.marked_html is None else self.marked_html, line)
 
 
 class CompareEvents:
@@ -220,16 +221,23 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
 
 
 def _mark_differences(panes: Sequence[Pane]) -> None:
-    """Marks in each of the other panes the words that differ from the first pane. Answers that failed are not
-    whole: the rest of another one does not differ from them.
+    """Marks in each of the other panes the words that differ from the first pane; of a JSON object the values, if
+    the first pane has one too. Answers that failed are not whole: the rest of another one does not differ from
+    them.
     """
     first, *others = panes
     if first.failed or not first.text.strip():
         return
     for pane in others:
-        if pane.text.strip() and not pane.failed:
+        if not pane.text.strip() or pane.failed:
+            continue
+        if (fields := read_object(pane.text)) is None:
             pane.marked_html, changed, words = mark_differences(first.text, pane.text)
             pane.notes.append(texts.changed_words(changed, words))
+        elif (others := read_object(first.text)) is not None:
+            differing = differing_fields(fields, others)
+            pane.marked_html = table_html(pane.text, differing)
+            pane.notes.append(texts.changed_fields(len(differing), len(fields.pairs)))
 
 
 def mark_differences(first: str, other: str) -> tuple[str, int, int]:

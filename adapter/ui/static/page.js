@@ -135,8 +135,12 @@
     },
   };
 
-  // Removes the invisible characters that chatbot.py adds from what is copied.
-  const unescapeMarkup = (text) => text.replace(/([<&!\\])\u2060/g, "$1");
+  // Removes the invisible characters that chatbot.py adds from what is copied. Of a table only its JSON is copied.
+  const jsonOfTable = (text) => {
+    if (!text.startsWith('<div class="json-answer">')) return null;
+    return new DOMParser().parseFromString(text, "text/html").querySelector(".json-answer code")?.textContent;
+  };
+  const unescapeMarkup = (text) => jsonOfTable(text) ?? text.replace(/([<&!\\])\u2060/g, "$1");
   document.addEventListener("copy", (event) => {
     const { target } = event;
     const field = target.matches?.("textarea, input");

@@ -38,6 +38,9 @@ ENDINGS: dict[str | None, tuple[str, ...]] = {
 
 NO_IMAGE, PICTURE_NOT_USED = "no image", "picture not used"
 
+# A JSON object as a table.
+FIELD, VALUE, JSON = "Field", "Value", "JSON"
+
 # Components of the chat.
 CONVERSATION, MESSAGE = "Conversation", "Message"
 ADAPTER, STRENGTH, SAMPLING = "Adapter", "Strength", "Sampling"
@@ -155,6 +158,13 @@ def changed_words(changed: int, words: int) -> str:
     if not changed:
         return SAME_WORDS
     return f"{changed} of {words} {'word' if words == 1 else 'words'} not in pane 1"
+
+
+def changed_fields(changed: int, fields: int) -> str:
+    """As `changed_words`, of JSON objects."""
+    if not changed:
+        return "field for field as pane 1"
+    return f"{changed} of {fields} {'field' if fields == 1 else 'fields'} not as in pane 1"
 
 
 def waiting_for_model(status: str) -> str:

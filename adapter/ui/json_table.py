@@ -1,0 +1,134 @@
+"""An answer that is one JSON object as a table in HTML, with its text behind it, and that text again.
+
+Knows JSON and HTML; knows no components. The text stays what the model is told and what is stored: a table is made
+when an answer is sent to the browser, and its text is taken out of it when it comes back. page.js takes the text
+out of a table that is copied.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from adapter.ui.texts import page as texts
+
+MOST_CHARACTERS = 20_000  # of a text that is made a table; an imported one may be a hundred times as long
+_MOST_LEVELS = 4  # of tables in tables
+_OPENING = '<div class="json-answer">'
+_TEXT = re.compile(r"<code>([^<]*)</code></pre></details></div>\Z")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_MARKUP = re.compile(r"[\x00-\x1f!-'*;-?\[-`{-\x7f]")  # whatever HTML or Markdown may read, in ASCII
+_REFERENCE = re.compile(r"&#(\d{1,3});")
+
+
+class Fields(NamedTuple):
+    """Names and values of an object in their order; complete: whether its closing brace is there."""
+
+    pairs: list[tuple[str, Any]]
+    complete: bool
+
+
+def read_object(text: str) -> Fields | None:
+    """What is complete of the object that a text is, or begins to be. None for any other text."""
+    text = text.strip()
+    if not text.startswith("{") or len(text) > MOST_CHARACTERS:
+        return None
+    decode = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
+    pairs: list[tuple[str, Any]] = []
+    start = 1  # of the next pair
+    while True:
+        start = _skip(text, start)
+        if text[start : start + 1] == "}":
+            return Fields(pairs, True) if not pairs and start + 1 == len(text) else None
+        try:
+            name, end = decode(text, start)
+            colon = _skip(text, end)
+            value, end = decode(text, _skip(text, colon + 1))
+        except (ValueError, IndexError, RecursionError):
+            return Fields(pairs, False) if _may_begin_object("{" + text[start:]) else None
+        if not isinstance(name, str) or text[colon] != ":":
+            return None
+        end = _skip(text, end)
+        if end == len(text):  # 1 may become 12
+            if isinstance(value, str | list | dict):
+                pairs.append((name, value))
+            return Fields(pairs, False)
+        pairs.append((name, value))
+        if text[end] == "}":
+            return Fields(pairs, True) if end + 1 == len(text) else None
+        if text[end] != ",":
+            return None
+        start = end + 1
+
+
+def _skip(text: str, start: int) -> int:
+    found = _SPACE.match(text, start)
+    return found.end() if found else len(text)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _may_begin_object(text: str) -> bool:
+    try:
+        from_json(text, allow_partial=True, allow_inf_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def table_html(text: str, marked: Collection[str] = ()) -> str | None:
+    """The table of a text that is an object or begins to be one, with a field at least; None for any other text.
+
+    It is one line without a character that Markdown or HTML would read. marked: fields whose values are marked.
+    """
+    fields = read_object(text)
+    if fields is None or not fields.pairs:
+        return None
+    rest = "" if fields.complete else '<tr><td colspan="2">…</td></tr>'
+    head = f'<thead><tr><th scope="col">{texts.FIELD}</th><th scope="col">{texts.VALUE}</th></tr></thead>'
+    behind = f"<details><summary>{texts.JSON}</summary><pre><code>{_escape(text)}</code></pre></details>"
+    rows = _rows(fields.pairs, 1, marked)
+    return f"{_OPENING}<table>{head}<tbody>{rows}{rest}</tbody></table>{behind}</div>"
+
+
+def text_of_table(table: str) -> str | None:
+    """The text that `table_html` was given; None for what is no table of its."""
+    found = _TEXT.search(table) if table.startswith(_OPENING) else None
+    return _REFERENCE.sub(lambda reference: chr(int(reference[1])), found[1]) if found else None
+
+
+def differing_fields(fields: Fields, others: Fields) -> list[str]:
+    """Names of fields that the others have not, or with another value."""
+    known = {name: json.dumps(value) for name, value in others.pairs}  # as JSON: 1 equals true in Python
+    return [name for name, value in fields.pairs if known.get(name) != json.dumps(value)]
+
+
+def _rows(pairs: list[tuple[str, Any]], level: int, marked: Collection[str] = ()) -> str:
+    rows = []
+    for name, value in pairs:
+        cell = _cell(value, level)
+        cell = f"<mark>{cell}</mark>" if name in marked else cell
+        rows.append(f'<tr><th scope="row">{_escape(name)}</th><td>{cell}</td></tr>')
+    return "".join(rows)
+
+
+def _cell(value: Any, level: int) -> str:
+    if isinstance(value, str) and value.strip():
+        return _escape(value)
+    if value and isinstance(value, dict | list) and level < _MOST_LEVELS:
+        if isinstance(value, dict):
+            return f"<table><tbody>{_rows(list(value.items()), level + 1)}</tbody></table>"
+        return f"<ul>{''.join(f'<li>{_cell(item, level + 1)}</li>' for item in value)}</ul>"
+    return _escape(json.dumps(value, ensure_ascii=False))
+
+
+def _escape(text: str) -> str:
+    """Half of a pair of surrogates, which no text in UTF-8 has, becomes U+FFFD."""
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)

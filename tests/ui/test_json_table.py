@@ -1,0 +1,201 @@
+"""Answers that are JSON objects as tables: what becomes one, what it holds, and the text that comes back."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from typing import Any
+
+import gradio as gr
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapter.base.template import Message
+from adapter.serve.settings import Settings
+from adapter.ui import conversation, conversation_json
+from adapter.ui.chatbot import VerbatimChatbot
+from adapter.ui.compare_tab import Pane, _mark_differences
+from adapter.ui.conversation import answer, user_turn
+from adapter.ui.json_table import MOST_CHARACTERS, Fields, read_object, table_html, text_of_table
+
+HOSTILE = [
+    "<script>alert(1)</script>", "</code></pre></details></div><b>", "<img src=x onerror=alert(1)>", "&lt;",
+    "&#60;", "**b** _c_ `d` ~e~", "![x](http://a.example/b.png)", "| a | b |\n|---|---|", "\n\n# heading\n\n<div>",
+    "\r\n", "\0", "\ud800", "\u202e", r"\(x\)", "$$x$$", "word " * 2000, "x" * 2000,
+]  # fmt: skip
+TAGS = {"div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "details", "summary", "pre", "code"}
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+OBJECTS = st.dictionaries(st.text(), ANY_JSON, min_size=1, max_size=4)
+
+
+class Shown(HTMLParser):
+    """What a browser makes of HTML: its tags, and the text of each cell and of the code."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.cells: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.open.append(tag)
+        assert {name for name, _ in attrs} <= {"class", "scope", "colspan"}
+        if tag in ("th", "td", "code"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if {"th", "td", "code"} & set(self.open):
+            self.cells[-1] += data
+
+
+def cells(text: str) -> list[str]:
+    """The cells of a text's table below its head, without the text behind it."""
+    table = table_html(text)
+    assert table is not None
+    shown = Shown(table).cells
+    assert shown[:2] == ["Field", "Value"]
+    return shown[2:-1]
+
+
+@pytest.mark.parametrize(
+    "text, pairs",
+    [
+        ("{", []),
+        ('{"na', []),
+        ('{"name"', []),
+        ('{"name":', []),
+        ('{"name": "Ma', []),
+        ('{"name": "Maria"', [("name", "Maria")]),
+        ('{"name": "Maria", "pho', [("name", "Maria")]),
+        ('{"name": "Maria", "numbers": [1, 2', [("name", "Maria")]),
+        ('{"quantity": 1', []),  # or 12
+        ('{"quantity": 12,', [("quantity", 12)]),
+        ('{"ok": tr', []),
+    ],
+)
+def test_an_object_that_is_being_written_has_the_pairs_that_are_complete(text, pairs):
+    assert read_object(text) == Fields(pairs, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "Hello", "[1]", '"x"', "{name} is", '{"a": 1,}', '{"a": 1} and more', '{"a": "x" "b"', '{"a" "b"}',
+        '{"a": NaN}', '{"a": 1, oops', "{'a': 1}", '{"a": drunk}', '{"a": ' * 5000, '{"a": ' + "9" * 9999 + "}",
+        json.dumps({"a": "x" * MOST_CHARACTERS}), 'Here it is: {"a": 1}', '```json\n{"a": 1}\n```',
+    ],
+)  # fmt: skip
+def test_other_text_is_no_object(text):
+    assert read_object(text) is None and table_html(text) is None
+
+
+@pytest.mark.parametrize("text", ["{}", "{ }", "{", '{"type": "per'])
+def test_an_object_without_a_field_stays_text(text):
+    assert table_html(text) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(OBJECTS, st.data())
+def test_what_is_complete_of_an_object_only_grows(value: dict[str, Any], data: st.DataObject) -> None:
+    text = json.dumps(value, ensure_ascii=False)
+    assert read_object(text) == Fields(list(value.items()), True)
+    start = data.draw(st.integers(1, len(text) - 1))
+    begun = read_object(text[:start])
+    assert begun is not None and not begun.complete and begun.pairs == list(value.items())[: len(begun.pairs)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(OBJECTS, st.booleans(), st.sampled_from([None, 1]))
+def test_the_text_comes_back_as_it_was(value: dict[str, Any], ascii_only: bool, indent: int | None) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent) + "\n"
+    table = table_html(text)
+    assert table is not None and "\n" not in table and text_of_table(table) == text
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_whatever_a_value_holds_is_text(value):
+    for text in (json.dumps({"field": value}), json.dumps({value[:99]: {"inner": [value]}})):
+        table = table_html(text)
+        assert table is not None and text_of_table(table) == text
+        assert set(Shown(table).tags) <= TAGS
+        assert not set("*_`~[]$\\|#!\n") & set(table.replace("&#", ""))  # nothing for Markdown to read
+        table.encode()  # half a pair of surrogates would break the stream
+    if value.isprintable():
+        assert cells(json.dumps({"field": value})) == ["field", value]
+
+
+def test_values_that_are_no_text_are_shown_as_json_has_them():
+    value = {"a": 12, "b": 1.50, "c": None, "d": True, "e": "", "f": [], "g": {}, "h": "12"}
+    assert cells(json.dumps(value))[1::2] == ["12", "1.5", "null", "true", '""', "[]", "{}", "12"]
+
+
+def test_values_with_values_are_tables_and_lists_down_to_a_depth():
+    text = json.dumps({"to": {"city": "Leeds", "tags": ["a", "b"]}})
+    shown = Shown(table_html(text) or "")
+    assert shown.tags.count("table") == 2 and shown.tags.count("li") == 2
+    assert shown.cells[2:] == ["to", "", "city", "Leeds", "tags", "ab", text]
+    deep: Any = "end"
+    for _ in range(50):
+        deep = {"in": deep}
+    table = Shown(table_html(json.dumps(deep)) or "")
+    assert table.tags.count("table") == 4 and '"in":' in table.cells[-2]
+
+
+def test_an_object_that_was_cut_says_that_there_is_more():
+    assert cells('{"name": "Maria", "pho') == ["name", "Maria", "…"]
+    assert "…" not in "".join(cells('{"name": "Maria"}'))
+
+
+def test_only_an_answer_becomes_a_table_and_only_for_the_browser():
+    text = '{"note": "<b> *x* \\u2060"}'
+    history = [*user_turn(text), answer(text), *user_turn("And?"), answer(text[:-4])]
+    with gr.Blocks():
+        chatbot = VerbatimChatbot()
+        sent = chatbot.postprocess(history)
+        received = chatbot.preprocess(sent)
+    assert ["<table>" in message.content[0].text for message in sent.root] == [False, True, False, False]
+    assert [conversation.text_of(entry) for entry in received] == [conversation.text_of(e) for e in history]
+    assert conversation.to_messages(received)[1] == Message("assistant", text)
+    assert json.dumps(text)[1:-1] in conversation_json.to_file(received, Settings())[0]
+
+
+@pytest.mark.parametrize(
+    "text", ['<div class="json-answer">', '<div class="json-answer"><code>&#99999999;</code>', ""]
+)
+def test_a_table_that_a_browser_made_up_is_text(text):
+    assert text_of_table(text) is None
+
+
+def test_a_pane_of_the_comparison_shows_a_table():
+    pane = Pane(Settings())
+    pane.text = ' {"name": "<i>Maria</i>"}'
+    assert "<td>&#60;i&#62;Maria&#60;/i&#62;</td>" in pane.to_html()
+    pane.text = "Hello {there}"
+    assert "<table>" not in pane.to_html()
+
+
+def test_of_two_objects_the_values_that_differ_are_marked():
+    first, same, other, prose = (Pane(Settings()) for _ in range(4))
+    first.text = '{"name": "Maria", "city": "Leeds", "ok": true}'
+    same.text = first.text.replace("{", "{ ")
+    other.text = '{"name": "Maria", "city": "<York>", "ok": 1, "phone": "555"}'
+    prose.text = "Maria"
+    _mark_differences([first, same, other, prose])
+    assert "<mark>" not in same.to_html() and "field for field as pane 1" in same.to_html()
+    for value in ("&#60;York&#62;", "1", "555"):
+        assert f"<td><mark>{value}</mark></td>" in other.to_html()
+    assert "<td>Maria</td>" in other.to_html() and "3 of 4 fields not as in pane 1" in other.to_html()
+    assert "1 of 1 word not in pane 1" in prose.to_html()
+    _mark_differences([prose, first])
+    assert "<mark>" not in first.to_html() and "pane 1" not in first.to_html()
