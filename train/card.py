@@ -1,13 +1,20 @@
-"""The model card that is saved with an adapter: what it does, its scores, how it was trained."""
+"""The model card that is saved with an adapter: what it does, its scores, how it was trained.
+
+`python -m train.card` writes the table of the shipped adapters in the project's README anew, from their cards.
+"""
 
 from __future__ import annotations
 
 import datetime
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
+from adapter.method.checkpoint import CARD, read_config
 from adapter.method.config import AdapterConfig
 from train.config import TrainConfig
 from train.evaluate.intervals import Figure
@@ -17,6 +24,10 @@ from train.job import HeldOut, TrainingTime
 Scores = dict[str, Figure]
 _SEALED = "## Scores on sealed test sets"
 _DEVELOPMENT = "## Scores on development sets"
+_ROOT = Path(__file__).parents[1]
+_README, _SHIPPED = _ROOT / "README.md", _ROOT / "assets" / "adapters"
+_MARKS = "<!-- By `python -m train.card`, from the cards. -->\n", "<!-- End of the table. -->\n"
+_MEASURES = 3  # of each adapter in the README, the first ones of its card
 
 
 @dataclass(frozen=True)
@@ -188,3 +199,46 @@ def _today() -> str:
 def _commit() -> str:
     commit = code_version()
     return "an unknown commit" if commit is None else f"commit {commit}"
+
+
+# The README's table.
+
+
+def with_table(readme: str, folders: Sequence[Path]) -> str:
+    """The README with the table of the adapters in `folders` between its two marks. Raises ValueError without."""
+    start, end = (readme.index(mark) for mark in _MARKS)
+    return readme[: start + len(_MARKS[0])] + _readme_table(folders) + readme[end:]
+
+
+def shipped_folders() -> list[Path]:
+    """Folders of the shipped adapters, by name."""
+    return sorted(folder for folder in _SHIPPED.iterdir() if (folder / CARD).is_file())
+
+
+def _readme_table(folders: Sequence[Path]) -> str:
+    lines = ["| adapter | measure | score | bare base |", "| --- | --- | --- | --- |"]
+    unsealed = []
+    for folder in folders:
+        card = (folder / CARD).read_text(encoding="utf-8")
+        if _SEALED not in card:
+            unsealed.append(folder.name)
+        about = f"[{folder.name}](assets/adapters/{folder.name}): {read_config(folder).description}"
+        for number, (measure, score, base) in enumerate(_first_rows(card)):
+            lines.append(f"| {'' if number else about} | {measure} | {score} | {base} |")
+    where = "On sealed test sets, which decided nothing, with 95 % intervals"
+    if unsealed:
+        where += f"; of {', '.join(unsealed)} on sets that the recipe was developed on"
+    table = "\n".join(lines)
+    return f"{table}\n\n{where}. The cards have the other measures.\n"
+
+
+def _first_rows(card: str) -> list[tuple[str, str, str]]:
+    """Measure, score and the bare base's, of the first lines of a card's first table."""
+    table = card[card.find("| measure |") :].split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2 : 2 + _MEASURES]]
+    return [(measure, score, base) for measure, score, base, *_ in cells]
+
+
+if __name__ == "__main__":
+    with atomic_write(_README) as temporary:
+        temporary.write_text(with_table(_README.read_text(encoding="utf-8"), shipped_folders()), encoding="utf-8")

@@ -40,11 +40,11 @@ def generate(engine, text, adapter=None, image=None):
     return "".join(event.text for event in engine.submit(request))
 
 
-@pytest.mark.parametrize("name", ["extract", "pirate", "see"])
+@pytest.mark.parametrize("name", sorted(folder.name for folder in SHIPPED.iterdir()))
 def test_each_is_small_and_has_a_card_with_scores(name):
     adapter = load_adapter(SHIPPED / name)
     assert name in recipe_names() and adapter.config.description
-    assert (SHIPPED / name / "adapter.safetensors").stat().st_size < 12 * 2**20
+    assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) <= 10_000_000
     card = (SHIPPED / name / CARD).read_text()
     assert f"python -m train {name}" in card and "| bare base |" in card
     assert adapter.activated_gates().abs().max() > 0.05

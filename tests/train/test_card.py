@@ -11,10 +11,11 @@ import pytest
 import train.__main__
 from adapter.method.checkpoint import CARD, WEIGHTS, save_adapter
 from adapter.method.config import TuningConfig
+from tests.app_process import ROOT
 from tests.tiny_models import FINGERPRINT, random_adapter
 from tests.train.parrot import CONFIG, parrot
 from train.__main__ import main
-from train.card import Measured, with_sealed_scores, write_card
+from train.card import Measured, shipped_folders, with_sealed_scores, with_table, write_card
 from train.evaluate.intervals import Figure
 from train.job import HeldOut, TrainingTime
 
@@ -133,3 +134,35 @@ def test_numbers_of_a_card_have_three_digits_and_no_exponent():
 def test_settings_are_refused_where_nothing_is_trained(command, capsys):
     assert main(command("--score", "steps=3")) == 1
     assert "leave out steps=3" in capsys.readouterr().err
+
+
+def test_the_shipped_cards_can_be_measured_again():
+    scores = Measured({"new": Figure(1.0, None, None, 3, "none")}, {}, "bf16 on cpu")
+    for folder in shipped_folders():
+        card = (folder / CARD).read_text(encoding="utf-8")
+        first = with_sealed_scores(card, folder.name, scores, "d16e57")
+        assert "| new | 1 | - | 3 |" in first and "bf16 on cpu" in first
+        assert first.split("## How it was made")[1:] == card.split("## How it was made")[1:]
+        again = with_sealed_scores(first, folder.name, scores, "d16e57")
+        assert again == first.replace(" 1 time,", " 2 times,")
+
+
+def test_the_readme_has_what_the_cards_say():
+    """Else: `python -m train.card`."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert shipped_folders() and with_table(readme, shipped_folders()) == readme
+
+
+def test_the_readme_changes_with_a_card(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    folder = tmp_path / "poet"
+    save_adapter(random_adapter(FINGERPRINT), folder, "# poet\n\nBy somebody else.\n")
+    unscored = with_table(readme, [folder])
+    figures = {f"measure {i}": Figure(10.0 * i, 9.0 * i, 11.0 * i, 40, "Wilson") for i in range(5)}
+    scored = Measured(figures, figures, "int4 on a slate")
+    (folder / CARD).write_text(with_sealed_scores("# poet\n", "poet", scored, "d16e57"))
+    table = with_table(readme, [folder])
+    assert "| [poet](assets/adapters/poet): " in table and " | measure 0 | 0 (0 to 0) | 0 (0 to 0) |" in table
+    assert "|  | measure 2 | 20 (18 to 22) | 20 (18 to 22) |" in table and "measure 3" not in table
+    assert "of poet on sets" in unscored and "of poet on sets" not in table
+    assert with_table(table, shipped_folders()) == readme
