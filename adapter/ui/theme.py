@@ -28,7 +28,9 @@ _STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = sorted(_STATIC.glob("*.css"))
 SCRIPT = _STATIC / "page.js"  # goes into the page's head
 ICON = _STATIC / "icon.png"
-DRAWING = Path(__file__).parents[2] / "assets" / "examples" / "traffic-light.png"
+_ASSETS = Path(__file__).resolve().parents[2] / "assets"
+SHIPPED = _ASSETS / "adapters"  # as in serve/store.py, which imports torch: the page is there before it
+DRAWING = _ASSETS / "examples" / "traffic-light.png"
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,16 @@ class ExampleCard:
 
 
 def examples() -> list[ExampleCard]:
-    """Two texts, a photograph and a drawing."""
+    """Texts, a photograph and a drawing, for the shipped adapters."""
     question = texts.DEFAULT_QUESTION
-    return [
+    cards = [
         ExampleCard(texts.EXAMPLE_EXTRACT, texts.EXAMPLE_EXTRACT_MESSAGE, "extract"),
         ExampleCard(texts.EXAMPLE_PIRATE, texts.EXAMPLE_PIRATE_MESSAGE, "pirate"),
         ExampleCard(texts.EXAMPLE_PHOTOGRAPH, question, "see", str(PHOTOGRAPHS / "cheetah1.jpg")),
         ExampleCard(texts.EXAMPLE_DRAWING, question, "see", str(DRAWING)),
+        ExampleCard(texts.EXAMPLE_TUTOR, texts.EXAMPLE_TUTOR_MESSAGE, "tutor"),
     ]
+    return [card for card in cards if (SHIPPED / card.adapter).is_dir()]
 
 
 def model_card(catalog: AdapterCatalog, name: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 import app
 from adapter.errors import LoadError
+from adapter.serve.store import SHIPPED
 from adapter.server.generation import public_text
 from adapter.ui import theme
 from adapter.ui.answer_stream import ChatAnswers
@@ -59,13 +60,19 @@ def test_dropdowns_start_with_the_preferred_adapters() -> None:
     assert Picker(dropdown, "None").first_value(["pirate"], "") == ""
 
 
-def test_examples_have_their_pictures_and_adapters() -> None:
+def test_examples_have_their_pictures_and_adapters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each shipped adapter has an example, and none is there for an adapter that is not."""
     examples = theme.examples()
-    assert [example.picture is not None for example in examples] == [False, False, True, True]
+    assert {example.adapter for example in examples} == {folder.name for folder in SHIPPED.iterdir()}
+    assert theme.SHIPPED == SHIPPED
+    assert [example.picture is not None for example in examples[:4]] == [False, False, True, True]
     assert all(Path(example.picture).is_file() for example in examples if example.picture)
     answers = ChatAnswers(ReadyProvider(EchoEngine()), FakeCatalog())
     assert answers.adapter_for(examples[2]) == "see"
     assert answers.adapter_for(examples[1]) is None  # "pirate" is not in this catalog: the selected one stays
+    (tmp_path / "tutor").mkdir()
+    monkeypatch.setattr(theme, "SHIPPED", tmp_path)
+    assert [example.adapter for example in theme.examples()] == ["tutor"]
 
 
 def test_endpoints_for_programs() -> None:

@@ -115,6 +115,8 @@ EXAMPLE_PIRATE = "Ask a pirate\n“Why is the sky blue?”"
 EXAMPLE_PIRATE_MESSAGE = "Why is the sky blue?"
 EXAMPLE_PHOTOGRAPH = "What is this animal?\nA photograph"
 EXAMPLE_DRAWING = "And what is this?\nA drawing"
+EXAMPLE_TUTOR = "Be asked back by a tutor\n“Why do leaves fall in autumn?”"
+EXAMPLE_TUTOR_MESSAGE = "Why do leaves fall in autumn?"
 
 
 def broken_card(name: str) -> str:
