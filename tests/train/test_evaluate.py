@@ -20,6 +20,7 @@ from adapter.method.deltas import TuningConfig
 from adapter.method.vision import VisualFeatures
 from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter
 from train.evaluate import answerer as answerer_module
+from train.evaluate import perplexity
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import mean, ratio, share
 from train.evaluate.metrics import caption_scores, caption_words, exact_match, token_f1
@@ -443,6 +444,19 @@ def test_forgetting_begins_at_the_base(wide_base, tiny_fingerprint):
     assert list(found) == [(f"strength {s:g}", "perplexity") for s in STRENGTHS]
     assert bare == {("text", "perplexity"): found["strength 0", "perplexity"]}
     assert len(set(found.values())) == len(STRENGTHS)
+
+
+def test_what_a_card_says_of_forgetting(wide_base, tiny_fingerprint, monkeypatch):
+    monkeypatch.setattr(perplexity, "unrelated_text", lambda: "some words of no relation " * 60)
+    bare, adapted = Answerer(wide_base), Answerer(wide_base, random_adapter(tiny_fingerprint, gate=2.0))
+    windows = text_windows(wide_base, perplexity.unrelated_text())
+    for answerer in (bare, adapted):
+        ((name, figure),) = perplexity.forgetting(answerer).items()
+        assert name.startswith("perplexity of Python 3.")
+        assert figure.value == pytest.approx(perplexity.perplexity(answerer, windows))
+        assert figure.low < figure.value < figure.high and figure.n == len(windows) > 3
+        assert perplexity.forgetting(answerer) == {name: figure}
+    assert perplexity.forgetting(bare) != perplexity.forgetting(adapted)
 
 
 # Data that is wrong.
