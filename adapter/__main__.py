@@ -29,6 +29,7 @@ from adapter.formats.convert import Options, convert, open_source
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES
+from adapter.method.form import NO_FORM, json_schema_form
 from adapter.method.image_file import open_image
 from adapter.serve import transcript
 from adapter.serve.engine import Engine
@@ -132,6 +133,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=defaults.max_tokens)
     add("--seed", type=int)
     add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before it")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--schema", type=Path, metavar="FILE", help="a JSON schema that the answer belongs to")
+    form.add_argument("--no-form", action="store_true", help="do not hold the answer to the adapter's form")
     add("--raw", action="store_true", help="no chat template around PROMPT")
     add("--json", action="store_true", help="one JSON object instead of a stream")
     add("--logprobs", action="store_true", help="with --json: of each token")
@@ -329,7 +333,21 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
         mute_layers=tuple(args.mute_layer),
         mute_heads=tuple(args.mute_head),
         stop=tuple(args.stop),
+        form=NO_FORM if args.no_form else None if args.schema is None else _schema_form(args.schema),
     )
+
+
+def _schema_form(file: Path) -> str:
+    try:
+        schema = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(
+            f"'{file.name}' is not JSON that can be read. Give a file with a JSON schema.",
+            f"{file}: {first_line(error)}",
+        ) from error
+    if not isinstance(schema, dict):
+        raise BadInput(f'\'{file.name}\' is no JSON schema: it must be an object, such as {{"type": "object"}}.')
+    return json_schema_form(schema)
 
 
 def _print_compared(answers: dict[str, list[GenerationEvent]], args: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from adapter.base.llama import Base
 from adapter.base.threads import set_threads
 from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter
+from adapter.method.form import NO_FORM
 from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
@@ -32,7 +33,7 @@ from adapter.serve.inspection import CLOSED, Inspection, Inspector
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import Answer, FinishReason, GenerationEvent, GenerationRequest
-from adapter.serve.sampling import SampledToken, check_finite, sample
+from adapter.serve.sampling import Sampled, check_finite, sample
 from adapter.serve.scheduler import (
     MAX_ROWS,
     Adapters,
@@ -103,6 +104,7 @@ class Engine:
             admitted.max_new_tokens,
             Detokenizer(self.base.tokenizer, request.stop),
             time.perf_counter(),
+            admitted.form,
         )
         with self._lock:
             self._check_serving()
@@ -139,7 +141,7 @@ class Engine:
         Raises BadInput, LoadError, Busy or EngineBroken, see Inspector.
         """
         self._check_serving()
-        ids = admit(request, self.base, self._load).prompt_ids
+        ids = admit(replace(request, form=NO_FORM), self.base, self._load).prompt_ids
         adapters = load_adapters(request, self._load)
         try:
             return self._inspector.inspect(
@@ -307,12 +309,13 @@ class Engine:
         if not logits.isfinite().all():
             raise RuntimeError("the base's own numbers overflow")
 
-    def _postprocess(self, row: Row, sampled: Sequence[SampledToken | None]) -> bool:
+    def _postprocess(self, row: Row, sampled: Sequence[Sampled]) -> bool:
         """Send the row's next tokens, as from `sample`; False if the row has ended with one of them."""
         events: list[GenerationEvent] = []
-        for token in sampled:
+        complete = row.form is not None and row.form.complete
+        for number, token in enumerate(sampled, start=1):
             try:
-                events.append(self._next_event(row, token))
+                events.append(self._next_event(row, token, complete and number == len(sampled)))
             except Exception as error:  # nothing of it is shared with other rows
                 row.mailbox.put(*events)
                 self._fail(row, error)
@@ -325,9 +328,12 @@ class Engine:
         row.mailbox.put(*events)
         return True
 
-    def _next_event(self, row: Row, sampled: SampledToken | None) -> GenerationEvent:
+    def _next_event(self, row: Row, sampled: Sampled, complete: bool) -> GenerationEvent:
+        """complete: whether nothing can follow the token in the row's form."""
         if sampled is None:
             raise FloatingPointError("the logits are not finite")
+        if isinstance(sampled, AdapterError):
+            raise sampled
         token, logprob = sampled
         with self._lock:
             reason = self._scheduler.postprocess(row, token)
@@ -337,6 +343,8 @@ class Engine:
         if row.first_token_at is None:
             row.first_token_at = now
         text = "" if reason == "stop" else row.detokenizer.push(token)
+        if complete:
+            reason = "stop"
         if reason is not None or row.detokenizer.stopped:
             text += row.detokenizer.flush()
         if row.detokenizer.stopped:
@@ -407,7 +415,9 @@ def _draft(row: Row, rows: int) -> list[int]:
     """A draft for a row in a step of so many rows. The answer would have room for it and one more token."""
     if row.drafter is None:
         return []
-    return row.drafter.propose(min(MAX_DRAFT, row.max_new_tokens - row.new_tokens - 1), rows)
+    limit = min(MAX_DRAFT, row.max_new_tokens - row.new_tokens - 1)
+    guesses = row.drafter.propose(limit, rows)
+    return guesses if row.form is None else row.form.draft(guesses, limit)
 
 
 def queue_full(places: int) -> Busy:

@@ -31,7 +31,9 @@ class GenerationRequest:
     mix: further adapters with their strengths; their gated terms are added to those of `adapter`, which chooses
     the template. Every visual adapter gets the image. mute_layers, mute_heads: where the gates of all adapters are
     set to zero; indices of the base's layers, and of the heads in every layer. stop: strings that end the answer
-    and are not part of it. max_seconds: wall-clock limit from the start of prefill.
+    and are not part of it. form: a grammar that the answer belongs to (see `method.form`); None: that of the
+    adapter, if only one has a strength above 0; NO_FORM: none. max_seconds: wall-clock limit from the start of
+    prefill.
     Raises BadInput when a value is out of range.
     """
 
@@ -46,6 +48,7 @@ class GenerationRequest:
     mute_layers: tuple[int, ...] = ()
     mute_heads: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
+    form: str | None = None
     client: Client = field(default_factory=Client)
     max_seconds: float = MAX_SECONDS
 

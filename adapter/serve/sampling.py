@@ -6,19 +6,25 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from adapter.errors import AdapterError
 from adapter.serve.device import to_device
+from adapter.serve.form import Allowed, FormState
 from adapter.serve.settings import Settings
 
 _DEFAULTS = Settings()
 _ROUNDING = 2.0**-24  # of fp32, relative
 _LOWEST_TEMPERATURE = 1e-30  # at which the likeliest token is sampled as at 0
 
-SampledToken = tuple[int, float]  # a token, and its log-probability before temperature and top-p
+SampledToken = tuple[int, float]  # a token, and its log-probability before form, temperature and top-p
+# Or why there is none: None where the logits are not finite, and what the row's form raised.
+Sampled = SampledToken | AdapterError | None
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,15 @@ def check_finite(logits: Tensor) -> None:
 
 
 class Sampler:
-    """The parameters and the random numbers of one request. Without a seed the system chooses one.
+    """The parameters, the form and the random numbers of one request. Without a seed the system chooses one.
 
     Each token that is sampled at a temperature above 0 uses up one number. They are made on the CPU, so that a
     seed gives the same ones on every device.
     """
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, form: FormState | None = None) -> None:
         self.params = params
+        self.form = form
         self._random = random.Random(params.seed)
         self._numbers: list[float] = []  # drawn and not yet used up
 
@@ -68,7 +75,7 @@ class Sampler:
 
 def sample(
     logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]] | None = None
-) -> list[list[SampledToken | None]]:
+) -> list[list[Sampled]]:
     """Sample the next tokens of several requests, on the device of `logits` and with one transfer to the host.
 
     logits: [N, vocab_size], for each request in order one row, or 1 + len(drafts[i]) consecutive ones. Drafts are
@@ -77,8 +84,9 @@ def sample(
     Returns for each request its new tokens in order: one, and another for each draft that equals the token sampled
     in its place. Later rows are worth nothing, and no random number is used for them: tokens, log-probabilities
     and later random numbers are those that sampling one token at a time gives. A request's tokens do not depend on
-    the other requests; on a CPU neither do the bits of their log-probabilities. None stands where logits are not
-    finite, and ends the list.
+    the other requests; on a CPU neither do the bits of their log-probabilities. The request's form has accepted
+    its tokens; the one that completes it is the last. None stands where logits are not finite, an AdapterError
+    where the form has failed, and either ends the list. Elsewhere than on a CPU a request with a form gets one.
     """
     drafts = [()] * len(samplers) if drafts is None else drafts
     params: list[SamplingParams] = []
@@ -86,14 +94,18 @@ def sample(
     for sampler, guesses in zip(samplers, drafts, strict=True):
         params += [sampler.params] * (1 + len(guesses))
         numbers += sampler.peek(1 + len(guesses))
-    token_of = _by_row(logits.float(), params, numbers)
-    found: list[list[SampledToken | None]] = []
+    forms = [s.form for s, guesses in zip(samplers, drafts, strict=True) for _ in range(1 + len(guesses))]
+    on_cpu = logits.device.type == "cpu"
+    token_of = _by_row(logits.float(), params, numbers, forms)
+    found: list[list[Sampled]] = []
     row = 0
     for sampler, guesses in zip(samplers, drafts, strict=True):
-        tokens: list[SampledToken | None] = []
+        tokens: list[Sampled] = []
         for i, guess in enumerate((*guesses, None), start=row):
             tokens.append(token := token_of(i))
-            if token is None or token[0] != guess:
+            if not isinstance(token, tuple) or token[0] != guess:
+                break
+            if sampler.form is not None and (sampler.form.complete or not on_cpu):
                 break
         sampler.use(len(tokens))
         found.append(tokens)
@@ -102,28 +114,62 @@ def sample(
 
 
 def _by_row(
-    logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]
-) -> Callable[[int], SampledToken | None]:
+    logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float], forms: Sequence[FormState | None]
+) -> Callable[[int], Sampled]:
     """The token of the i-th row: on a CPU it is sampled when it is asked for, elsewhere all are at once."""
     if logits.device.type == "cpu":
-        return lambda i: _sample_on_cpu(logits[i], params[i], numbers[i])
-    return _sample_on_device(logits, params, numbers).__getitem__
+        return lambda i: _accepted(
+            forms[i], lambda: _sample_on_cpu(logits[i], params[i], numbers[i], _allowed(forms[i]))
+        )
+    allowed: list[Allowed | None] = [None] * len(forms)
+    failed: dict[int, AdapterError] = {}
+    for i, form in enumerate(forms):
+        try:
+            allowed[i] = _allowed(form)
+        except AdapterError as error:
+            failed[i] = error
+    tokens = _sample_on_device(logits, params, numbers, allowed)
+    return lambda i: failed[i] if i in failed else _accepted(forms[i], lambda: tokens[i])
 
 
-def _sample_on_cpu(row: Tensor, params: SamplingParams, number: float) -> SampledToken | None:
+def _allowed(form: FormState | None) -> Allowed | None:
+    return None if form is None else form.allowed()
+
+
+def _accepted(form: FormState | None, choose: Callable[[], SampledToken | None]) -> Sampled:
+    """The token that is chosen, when the form has accepted it; or what the form raises."""
+    try:
+        token = choose()
+        if form is not None and token is not None:
+            form.accept(token[0])
+        return token
+    except AdapterError as error:
+        return error
+
+
+def _sample_on_cpu(
+    row: Tensor, params: SamplingParams, number: float, allowed: Allowed | None = None
+) -> SampledToken | None:
     """One token, [vocab_size] -> token, by a random number between 0 and 1; None if a logit is not finite.
 
     By numpy, whose reductions take a fifth of the time of torch's and wake no other thread.
     """
     logits = row.numpy()
     token = int(logits.argmax())  # the first NaN, if there is one
-    highest = logits[token]
-    if not (highest < np.inf and logits.min() > -np.inf):
+    if not (logits[token] < np.inf and logits.min() > -np.inf):
         return None
+    if isinstance(allowed, int):
+        return allowed, float(row.log_softmax(-1)[allowed])
+    if allowed is not None and not _has(allowed, token):
+        tokens = np.flatnonzero(np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little"))
+        token = int(tokens[logits[tokens].argmax()])
     if params.temperature > 0:
+        highest = logits[token]
         temperature = np.float32(max(params.temperature, _LOWEST_TEMPERATURE))
         reach = temperature * np.float32(math.log(_ROUNDING / len(logits)))
         tokens = np.flatnonzero(logits >= highest + reach)  # the others together are lost in the rounding of fp32
+        if allowed is not None:
+            tokens = tokens[_has(allowed, tokens)]
         weights = np.exp((logits[tokens] - highest) / temperature)
         reached = params.top_p * float(weights.sum())
         if params.top_p < 1:
@@ -138,12 +184,22 @@ def _sample_on_cpu(row: Tensor, params: SamplingParams, number: float) -> Sample
     return token, float(row.log_softmax(-1)[token])
 
 
+def _has(bits: NDArray[np.uint32], tokens: Any) -> Any:
+    """Whether the bits of a token or of an array of tokens are set."""
+    return bits[tokens >> 5] >> (tokens & 31) & 1 != 0
+
+
 def _sample_on_device(
-    logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]
+    logits: Tensor,
+    params: Sequence[SamplingParams],
+    numbers: Sequence[float],
+    allowed: Sequence[Allowed | None] | None = None,
 ) -> list[SampledToken | None]:
     """As _sample_on_cpu, for all rows of `logits`, [N, vocab_size]. Waits for the device once, at its end."""
-    tokens, lowest = logits.argmax(-1), logits.amin(-1)
-    logprobs = logits.log_softmax(-1)  # all NaN where a logit is NaN or +inf
+    lowest, logprobs = logits.amin(-1), logits.log_softmax(-1)  # all NaN where a logit is NaN or +inf
+    if allowed is not None and any(a is not None for a in allowed):
+        logits = _masked(logits, allowed)
+    tokens = logits.argmax(-1)
     if tempered := [row for row, p in enumerate(params) if p.temperature > 0]:
         settings = [(params[row].temperature, params[row].top_p, numbers[row]) for row in tempered]
         index = to_device(tempered, logits.device)
@@ -151,6 +207,24 @@ def _sample_on_device(
     chosen = logprobs.gather(1, tokens[:, None])[:, 0].where(lowest > -torch.inf, torch.nan)
     found = torch.stack((tokens.float(), chosen)).T.tolist()  # fp32 holds tokens up to 2^24 exactly
     return [None if math.isnan(logprob) else (int(token), logprob) for token, logprob in found]
+
+
+def _masked(logits: Tensor, allowed: Sequence[Allowed | None]) -> Tensor:
+    """A copy of the logits, [N, vocab_size], with -inf for the tokens that a row does not allow."""
+    width = logits.shape[1]
+    bits = np.full((len(allowed), (width + 31) // 32), -1, np.int32)
+    for row, one in zip(bits, allowed, strict=True):
+        if isinstance(one, int):
+            row[:] = 0
+            row.view(np.uint32)[one >> 5] = 1 << (one & 31)
+        elif one is not None:
+            row[:] = one.view(np.int32)
+    packed = torch.from_numpy(bits)
+    if logits.device.type == "cuda":
+        packed = packed.pin_memory()
+    packed = packed.to(logits.device, non_blocking=True)
+    places = torch.arange(width, device=logits.device)
+    return logits.masked_fill((packed[:, places >> 5] >> (places & 31) & 1) == 0, -torch.inf)
 
 
 def _draw(logits: Tensor, temperature: Tensor, top_p: Tensor, number: Tensor) -> Tensor:

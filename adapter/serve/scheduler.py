@@ -17,9 +17,11 @@ from adapter.base.template import default_template, encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
+from adapter.method.form import NO_FORM, check_form
 from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.drafts import Drafter
+from adapter.serve.form import FormState, start_form
 from adapter.serve.kv_cache import Slot, SlotAllocator
 from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.sampling import Sampler
@@ -46,6 +48,7 @@ class Admitted:
     adapters: WeightedAdapters
     prompt_ids: list[int]
     max_new_tokens: int
+    form: FormState | None
 
 
 def admit(
@@ -54,7 +57,7 @@ def admit(
     """Load the request's adapters, tokenise its prompt and limit its answer to the context of `base`.
 
     load: returns an adapter by name; cache_tokens: how many tokens a KV cache can hold of one row. Raises
-    BadInput or LoadError for a request that cannot be served.
+    BadInput or LoadError for a request that cannot be served, Busy if its form cannot be checked now.
     """
     adapters = load_adapters(request, load)
     if request.image is not None and not any_visual(adapters):
@@ -74,7 +77,7 @@ def admit(
         )
     room = min(room, (cache_tokens or room + len(ids)) - len(ids))
     active = [(adapter, strength) for adapter, strength in adapters if strength > 0]
-    return Admitted(active, ids, min(room, request.sampling.max_new_tokens))
+    return Admitted(active, ids, min(room, request.sampling.max_new_tokens), _form(request, base, active, ids))
 
 
 def load_adapters(request: GenerationRequest, load: Callable[[str], Adapter]) -> WeightedAdapters:
@@ -99,6 +102,20 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
     else:
         template = default_template(base.tokenizer)
     return encode_prompt(base.tokenizer, request.messages, template)
+
+
+def _form(request: GenerationRequest, base: Base, active: WeightedAdapters, ids: list[int]) -> FormState | None:
+    """The form of the answer: the request's, or that of the only adapter that takes part."""
+    if request.form is not None:
+        form = request.form
+        if form != NO_FORM:
+            check_form(form)
+    else:
+        form = (active[0][0].config.form if len(active) == 1 else None) or NO_FORM
+    if form == NO_FORM:
+        return None
+    asked = next((message.full_text for message in reversed(request.messages) if message.role == "user"), None)
+    return start_form(base, form, base.tokenizer.decode(ids) if asked is None else asked)
 
 
 # The waiting queue.
@@ -178,6 +195,7 @@ class Row:
     max_new_tokens: int
     detokenizer: Detokenizer
     submitted_at: float  # seconds of time.perf_counter
+    form: FormState | None = None  # that the answer is held to
     mailbox: Mailbox = field(default_factory=Mailbox)
     prompt_kv: PromptKV | None = None  # until the row starts
     prepared: Any = None  # from Forward.prepare, as soon as it starts
@@ -194,7 +212,7 @@ class Row:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.token_ids)
-        self.sampler = Sampler(self.request.sampling)
+        self.sampler = Sampler(self.request.sampling, self.form)
 
     @property
     def most_tokens(self) -> int:

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from adapter.base.template import Message, Role
+from adapter.errors import BadInput
 from adapter.serve.settings import MaxTokens, Seed, Settings, Strength, Temperature, TopP, explain
 from adapter.server.generation import check_length
 from adapter.server.texts import DEFAULT_QUESTION
@@ -105,8 +106,30 @@ class StreamOptions(_Body):
     include_usage: StrictBool = False
 
 
+class JsonSchema(_Body):
+    name: str = ""
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: StrictBool = True  # the answer is held to the schema either way
+
+
+class TextFormat(_Body):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(_Body):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(_Body):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
 class ChatCompletionRequest(_Body):
-    """OpenAI's body; `strength` and `mix` are this server's own."""
+    """OpenAI's body; `strength`, `mix` and `grammar` are this server's own."""
 
     model: str = Field(description="base, or the name of an adapter")
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -124,13 +147,16 @@ class ChatCompletionRequest(_Body):
     ] = []
     strength: Strength = _DEFAULT.strength
     mix: dict[str, Strength] = Field({}, max_length=MAX_MIX, description="further adapters with their strengths")
+    response_format: ResponseFormat | None = Field(
+        None, description="the form of the answer; without one, that of the adapter; text: none"
+    )
+    grammar: str | None = Field(None, description="a form as a Lark grammar, in place of response_format")
     # What cannot be had here, with the values that ask for nothing.
     n: Annotated[Any, _only(1)] = 1
     logprobs: Annotated[Any, _only(False)] = False
     presence_penalty: Annotated[Any, _only(0)] = 0
     frequency_penalty: Annotated[Any, _only(0)] = 0
     logit_bias: Annotated[Any, _only({})] = None
-    response_format: Annotated[Any, _only({"type": "text"})] = None
     modalities: Annotated[Any, _only(["text"])] = None
     audio: Annotated[Any, _only()] = None
     tools: Annotated[Any, _only([])] = None
@@ -142,6 +168,26 @@ class ChatCompletionRequest(_Body):
     @property
     def has_picture(self) -> bool:
         return any(isinstance(part, ImagePart) for message in self.messages for part in message.content)
+
+    def form(self) -> str | None:
+        """As in GenerationRequest. Raises ApiError for one that cannot be used."""
+        from adapter.method.form import JSON_OBJECT, NO_FORM, check_form, json_schema_form
+
+        asked = self.response_format
+        if self.grammar is not None and not (asked is None or isinstance(asked, TextFormat)):
+            raise ApiError(400, "Give either response_format or grammar.", "grammar")
+        field = "response_format" if self.grammar is None else "grammar"
+        try:
+            if self.grammar is not None:
+                form = self.grammar
+            elif isinstance(asked, JsonSchemaFormat):
+                form = json_schema_form(asked.json_schema.json_schema)
+            else:
+                return None if asked is None else NO_FORM if isinstance(asked, TextFormat) else JSON_OBJECT
+            check_form(form)
+            return form
+        except BadInput as error:
+            raise ApiError(400, str(error), field) from error
 
     def to_request(self, adapters: Collection[str], base: str, client: Client) -> GenerationRequest:
         """The engine's request. adapters: the names that there are; base: the name of the frozen base.
@@ -169,6 +215,7 @@ class ChatCompletionRequest(_Body):
             ),
             mix=tuple(self.mix.items()),
             stop=tuple(self.stop),
+            form=self.form(),
             client=client,
         )
 
@@ -218,7 +265,8 @@ def _refusal(problem: ErrorDetails) -> ApiError:
     elif top in _SETTINGS:
         text = explain(problem, top, f"'{where}'")
     elif kind.startswith("union_tag"):
-        text = f"'{where}' must be a part of type text or image_url."
+        types = "text, json_object or json_schema" if where == "response_format" else "text or image_url"
+        text = f"'{where}' must be {'' if where == 'response_format' else 'a part '}of type {types}."
     elif where.endswith(".content"):
         text = f"'{where}' must be a text or a list of parts."
     elif kind == "missing":
@@ -243,6 +291,8 @@ def _path(location: tuple[int | str, ...]) -> str:
     for index, step in enumerate(location):
         if index >= 2 and location[index - 2] == "content" and isinstance(location[index - 1], int):
             continue  # pydantic names the kind of part here
+        if index == 1 and location[0] == "response_format":
+            continue  # and here the type of form
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)[:100]
     return path
 

@@ -26,6 +26,7 @@ from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
+from adapter.method.form import NO_FORM
 from adapter.method.vision import VisualEncoder
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.inspection import Inspection
@@ -87,9 +88,8 @@ class ZeroGpuEngine:
         """As Engine.submit. A request that cannot be served is refused before a worker is started."""
         admitted = admit(request, self.base, self._load)
         seconds = min(START_SECONDS + admitted.max_new_tokens / TOKENS_PER_SECOND, MAX_SECONDS)
-        request = replace(
+        request = replace(  # with its messages: the form of the answer may be about them
             request,
-            messages=(),
             prompt_ids=tuple(admitted.prompt_ids),
             client=Client(),
             max_seconds=min(request.max_seconds, seconds - _MARGIN_SECONDS),
@@ -100,8 +100,9 @@ class ZeroGpuEngine:
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
         """As Engine.inspect."""
+        request = replace(request, form=NO_FORM)
         admitted = admit(request, self.base, self._load)
-        request = replace(request, messages=(), prompt_ids=tuple(admitted.prompt_ids), client=Client())
+        request = replace(request, prompt_ids=tuple(admitted.prompt_ids), client=Client())
         pending = _PendingAnswer(0)
         self._start(pending, self._pickle_job(request, answer_ids), INSPECTION_SECONDS)
         last = pending.mailbox.get()

@@ -200,7 +200,7 @@ def without_drafts(logits, sampler):
 def test_law_drafts_change_no_token_logprob_or_later_random_number(monkeypatch, on_cpu, right, temperature):
     """`right` drafts of four are what is sampled; afterwards the request goes on as if there had been none."""
     if not on_cpu:
-        monkeypatch.setattr(sampling, "_by_row", lambda *rows: sampling._sample_on_device(*rows).__getitem__)
+        monkeypatch.setattr(sampling, "_by_row", lambda *rows: sampling._sample_on_device(*rows[:3]).__getitem__)
     params = SamplingParams(temperature=temperature, top_p=0.95, seed=7)
     logits = torch.randn(12, 300, generator=torch.Generator().manual_seed(1))
     plain = Sampler(params)

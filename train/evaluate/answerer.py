@@ -22,6 +22,7 @@ from adapter.base.llama import Base
 from adapter.base.template import Message, default_template, encode_answer, encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
+from adapter.method.form import NO_FORM
 from adapter.method.image_file import open_image
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from adapter.serve.engine import Engine
@@ -50,11 +51,15 @@ class TokenScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Answerer:
-    """The base with one adapter at a strength, or bare. Pictures are for visual adapters; others ignore them."""
+    """The base with one adapter at a strength, or bare. Pictures are for visual adapters; others ignore them.
+
+    with_form: answers are held to the adapter's form, as when it is served; without, they show what it has learnt.
+    """
 
     base: Base
     adapter: Adapter | None = None
     strength: float = 1.0
+    with_form: bool = False
 
     def __post_init__(self) -> None:
         if self.adapter is not None:
@@ -83,7 +88,8 @@ class Answerer:
         max_new_tokens: int = 96,
     ) -> list[str]:
         """The greedy answer to each conversation. pictures: files that the users show."""
-        return self.generate_from([self.encode(c) for c in conversations], pictures, max_new_tokens)
+        prompts = [self.encode(c) for c in conversations]
+        return self.generate_from(prompts, pictures, max_new_tokens, conversations=conversations)
 
     def generate_from(
         self,
@@ -91,8 +97,9 @@ class Answerer:
         pictures: Sequence[Picture | None] | None = None,
         max_new_tokens: int = 96,
         stop: tuple[str, ...] = (),
+        conversations: Sequence[Conversation] | None = None,
     ) -> list[str]:
-        """The greedy answer to each prompt of token ids.
+        """The greedy answer to each prompt of token ids. conversations: what the prompts say, for a form about it.
 
         Raises BadInput for a file that is no picture, and for a prompt that the context cannot hold.
         """
@@ -105,12 +112,14 @@ class Answerer:
                 picture = pictures[i] if pictures and self.is_visual else None
                 try:
                     request = GenerationRequest(
+                        messages=() if conversations is None else conversations[i],
                         prompt_ids=tuple(prompt),
                         adapter=None if self.adapter is None else _NAME,
                         strength=self.strength,
                         image=None if picture is None else open_image(picture_source(picture)),
                         sampling=SamplingParams(temperature=0, max_new_tokens=max_new_tokens),
                         stop=stop,
+                        form=None if self.with_form else NO_FORM,
                     )
                     answers.append(engine.submit(request))
                 except BadInput as error:
