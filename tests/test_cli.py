@@ -49,6 +49,8 @@ def test_list_and_show(adapters, tmp_path, capsys):
         (["generate", "--base", "nobody/nothing", "hi"], "Cannot load the base"),
         (["generate", "--device", "foo", "hi"], "no device 'foo' here. Use 'cpu'"),
         (["generate", "--device", "meta", "hi"], "no device 'meta' here. Use 'cpu'"),
+        (["generate", "--schema", "/no/such.json", "hi"], "'such.json' is not JSON that can be read"),
+        (["generate", "--schema", __file__, "hi"], "is not JSON that can be read"),
         (["--adapters", __file__, "list"], "is a file"),
         (["generate", "--mix", "nobody=0.5", "hi"], "no adapter 'nobody'"),
         (["generate", "--adapter", "poet", "--mix", "poet=7", "hi"], "Strength"),

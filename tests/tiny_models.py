@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from tokenizers.decoders import Fuse
+from tokenizers.decoders import ByteFallback, Fuse
+from tokenizers.decoders import Sequence as Decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -64,7 +65,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     characters = {chr(32 + i): i for i in range(FIRST_SPECIAL_TOKEN)}
     model = Tokenizer(WordLevel({**characters, "<pad>": 95, "<end>": 96}, unk_token="<pad>"))
     model.pre_tokenizer = Split("", "isolated")
-    model.decoder = Fuse()
+    model.decoder = Decoders([ByteFallback(), Fuse()])  # a base's tokenizer is of bytes one way or another
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 NO_FORM = ""  # in a request: answers are free, whatever form the adapter has
 MAX_FORM_BYTES = 16 * 2**10  # of UTF-8; rules that refer to one another end the process where they are far deeper
 MAX_DEPTH = 64  # of a JSON schema
-_CHECK_SECONDS, _CHECK_BYTES = 2, 2**30  # of processor and of memory that a form may take to be checked
+_CHECK_SECONDS, _CHECK_BYTES = 1, 2**30  # of processor and of memory that a form may take to be checked
 _CHECKS = threading.BoundedSemaphore(2)  # processes at once
-_WAIT_SECONDS = 10.0
+_WAIT_SECONDS = 30.0
 _MESSAGE = re.compile(r"\bMESSAGE_WORDS\b")
 # Scripts that put no space between words: each of their characters is a word.
 _UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
@@ -147,10 +147,8 @@ def _problem(form: str) -> str:
 def _limit_process() -> None:
     """Limit what this process may take, where the system can."""
     if sys.platform != "win32":
-        import os
         import resource
 
-        os.nice(10)
         resource.setrlimit(resource.RLIMIT_CPU, (_CHECK_SECONDS, _CHECK_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (_CHECK_BYTES, _CHECK_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -28,6 +28,7 @@ from starlette.applications import Starlette
 import app
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
+from adapter.method.form import JSON_OBJECT, NO_FORM, json_schema_form
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.server import openai_api, openai_schema, texts
 from adapter.server.loader import LoadStatus
@@ -40,6 +41,11 @@ COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 HELLO = [{"role": "user", "content": "hello"}]
 GOOD = {"model": "base", "messages": HELLO}
 STATS = GenerationStats(5, 3, 0.0, 0.0, 0.1, cached_tokens=2)
+
+
+def schema_format(schema: Any) -> dict[str, Any]:
+    """A response_format with a JSON schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
 class Scripted:
@@ -399,7 +405,15 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
         ({"n": 2}, 400, "'n'"),
         ({"n": True}, 400, "'n'"),
         ({"tools": [{}]}, 400, "'tools'"),
-        ({"response_format": {"type": "json_object"}}, 400, "'response_format'"),
+        ({"response_format": {"type": "xml"}}, 400, "'response_format' must be of type text, json_object or"),
+        ({"response_format": {"type": "json_schema"}}, 400, "'response_format.json_schema' is missing"),
+        ({"response_format": schema_format({"uniqueItems": True})}, 400, "Unimplemented keys"),
+        ({"response_format": schema_format({"$ref": "http://127.0.0.1:9/a"})}, 400, "nothing is fetched"),
+        ({"response_format": schema_format(5)}, 400, "'response_format.json_schema.schema' must be an object"),
+        ({"grammar": "start: ("}, 400, "The form cannot be used"),
+        ({"grammar": ""}, 400, "The form cannot be used"),
+        ({"grammar": 5}, 400, "'grammar' must be a text"),
+        ({"grammar": 'start: "a"', "response_format": {"type": "json_object"}}, 400, "either response_format or"),
         ({"audio": {"voice": "alloy"}}, 400, "'audio'"),
         ({"logprobs": True}, 400, "'logprobs'"),
         ({"frequency_penalty": 0.5}, 400, "'frequency_penalty'"),
@@ -409,6 +423,23 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
 def test_invalid_fields_are_refused_by_name(engine: Scripted, changed: Any, status: int, words: str) -> None:
     assert words in refused(ask(engine, json={**GOOD, **changed}), status)
     assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({}, None),
+        ({"response_format": None}, None),
+        ({"response_format": {"type": "text"}}, NO_FORM),
+        ({"response_format": {"type": "json_object"}}, JSON_OBJECT),
+        ({"response_format": schema_format({"enum": ["a", None]})}, json_schema_form({"enum": ["a", None]})),
+        ({"grammar": 'start: "a"'}, 'start: "a"'),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_form_of_the_answer(engine: Scripted, fields: Any, form: str | None, stream: bool) -> None:
+    assert ask(engine, json={**GOOD, **fields, "stream": stream}).status_code == 200
+    assert engine.requests[-1].form == form
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,272 @@
+"""Answers with a form: each belongs to it, whatever is sampled, in whatever company, on whichever pass."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+
+from adapter.base.template import Message
+from adapter.errors import BadInput
+from adapter.method.checkpoint import save_adapter
+from adapter.method.form import JSON_OBJECT, NO_FORM, json_schema_form
+from adapter.serve import engine as engine_module
+from adapter.serve import sampling
+from adapter.serve.engine import Engine
+from adapter.serve.form import FormState, start_form
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import Sampler, SamplingParams, sample
+from adapter.serve.store import AdapterStore
+from tests.serve.test_detokenizer import TOKENIZERS
+from tests.tiny_models import character_tokenizer, random_adapter
+
+LISTS = 'start: "<" /[a-z]{1,4}/ (", and " /[0-9]{2}/){0,3} ">"'
+IS_LIST = re.compile(r"<[a-z]{1,4}(, and [0-9]{2}){0,3}>")
+SHOUT = 'start: /[A-Z]{3}/ "!"'
+# After its first letter the next ones could come from 2^40 places.
+EXPLODES = "start: /[a-z]/ a0\n" + "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(40)) + 'a40: "x"'
+HELLO = (Message("user", "hello there"),)
+GREEDY = SamplingParams(temperature=0, max_new_tokens=40)
+
+
+@pytest.fixture(params=["tiny_base", "packed_base"])
+def engine(request, tmp_path, tiny_fingerprint):
+    """On the plain pass, and on the compiled one, which reads drafts."""
+    save_adapter(random_adapter(tiny_fingerprint, 0), tmp_path / "free")
+    for name in ("shouts", "shouts-too"):
+        save_adapter(random_adapter(tiny_fingerprint, 1, form=SHOUT), tmp_path / name)
+    with closing(Engine(request.getfixturevalue(request.param), AdapterStore(tmp_path))) as engine:
+        yield engine
+
+
+def ask(**request):
+    return GenerationRequest(**{"messages": HELLO, "sampling": GREEDY, "form": NO_FORM, **request})
+
+
+def text(events):
+    return "".join(event.text for event in events)
+
+
+def law_requests():
+    seeds = [SamplingParams(temperature=t, top_p=p, max_new_tokens=40, seed=s) for s, t, p in
+             ((1, 0.5, 1.0), (2, 1.5, 0.9), (3, 2.0, 1.0))]  # fmt: skip
+    return [ask(form=form, sampling=s, adapter=a) for s in (GREEDY, *seeds) for form in (LISTS, NO_FORM)
+            for a in (None, "free")]  # fmt: skip
+
+
+def test_law_every_answer_belongs_to_its_form_and_is_what_it_is_alone(engine):
+    requests = law_requests()
+    together = [list(answer) for answer in [engine.submit(request) for request in requests]]
+    for request, events in zip(requests, together, strict=True):
+        alone = list(engine.submit(request))
+        assert [e.token_id for e in events] == [e.token_id for e in alone]
+        if request.form:
+            assert IS_LIST.fullmatch(text(events))
+            assert events[-1].finish_reason == "stop"
+            assert events[-1].token_id is not None and ">" in events[-1].text  # no further token was computed
+        assert sum(e.token_id is not None for e in events) == events[-1].stats.new_tokens
+
+
+def test_law_forced_drafts_change_no_answer(packed_base, monkeypatch):
+    def answers():
+        with closing(Engine(packed_base, AdapterStore())) as engine:
+            return [
+                [(e.token_id, e.logprob, e.text) for e in engine.submit(r)]
+                for r in law_requests()
+                if not r.adapter
+            ]
+
+    drafted, draft = [], FormState.draft
+
+    def counted(state, guesses, limit):
+        drafted.append(len(found := draft(state, guesses, limit)))
+        return found
+
+    monkeypatch.setattr(FormState, "draft", counted)
+    with_drafts = answers()
+    assert max(drafted) >= 4  # ", and " is forced
+    monkeypatch.setattr(engine_module, "_draft", lambda row, rows: [])
+    assert answers() == with_drafts
+
+
+def test_without_the_masks_answers_leave_the_form(packed_base, monkeypatch):
+    """The control: these random models write no lists by themselves."""
+    monkeypatch.setattr(sampling, "_allowed", lambda form: None)
+    monkeypatch.setattr(sampling, "_accepted", lambda form, choose: choose())
+    with closing(Engine(packed_base, AdapterStore())) as engine:
+        assert not IS_LIST.fullmatch(text(engine.submit(ask(form=LISTS))))
+
+
+def test_whose_form_is_used(engine):
+    def form_of(**request):
+        return bool(re.fullmatch("[A-Z]{3}!", text(engine.submit(ask(**request)))))
+
+    assert form_of(adapter="shouts", form=None)
+    assert form_of(form=SHOUT)
+    assert not form_of(adapter="shouts", form=NO_FORM)
+    assert not form_of(adapter="shouts", form=LISTS)
+    assert not form_of(adapter="shouts", strength=0.0, form=None)
+    assert not form_of(adapter="shouts", mix=(("free", 0.5),), form=None)
+    assert not form_of(adapter="shouts", mix=(("shouts-too", 0.5),), form=None)
+    assert form_of(adapter="shouts", mix=(("free", 0.0),), form=None)
+    shouting, free = engine.compare(ask(form=None), ["shouts", "free"])
+    assert re.fullmatch("[A-Z]{3}!", text(shouting)) and not re.fullmatch("[A-Z]{3}!", text(free))
+
+
+def test_a_form_that_fails_in_the_middle_ends_its_row_only(engine):
+    honest = [ask(form=form, sampling=replace(GREEDY, max_new_tokens=30)) for form in (LISTS, NO_FORM)]
+    expected = [[e.token_id for e in engine.submit(request)] for request in honest]
+    answers = [engine.submit(request) for request in (honest[0], ask(form=EXPLODES), honest[1])]
+    with pytest.raises(BadInput, match="became too complex in the middle of this answer"):
+        list(answers[1])
+    assert [[e.token_id for e in answers[i]] for i in (0, 2)] == expected
+
+
+def test_an_answer_that_is_cut_ends_with_length_and_one_that_is_done_with_stop(engine):
+    cut = list(engine.submit(ask(form='start: "abcdefgh"', sampling=replace(GREEDY, max_new_tokens=5))))
+    done = list(engine.submit(ask(form='start: "abcdefgh"', sampling=replace(GREEDY, max_new_tokens=8))))
+    assert (text(cut), cut[-1].finish_reason) == ("abcde", "length")
+    assert (text(done), done[-1].finish_reason) == ("abcdefgh", "stop")
+    empty = list(engine.submit(ask(form='start: ""')))
+    assert (text(empty), empty[-1].finish_reason) == ("", "stop")
+    assert text(engine.submit(ask(form='start: "abcdefgh"', stop=("de",)))) == "abc"
+
+
+def test_a_json_schema(engine):
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer", "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    for seed in range(4):
+        params = SamplingParams(temperature=1.5, top_p=1.0, max_new_tokens=80, seed=seed)
+        answer = text(engine.submit(ask(form=json_schema_form(schema), sampling=params)))
+        value = json.loads(answer)
+        assert set(value) == {"name", "age"} and len(value["name"]) <= 6 and value["age"] <= 99
+        assert answer.startswith('{"name": "') and '", "age": ' in answer
+
+
+# The masks.
+
+
+class Held:
+    """A form of one token: those of `tokens`."""
+
+    complete = False
+
+    def __init__(self, size, tokens):
+        bits = np.zeros((size + 31) // 32 * 32, np.uint8)
+        bits[tokens] = 1
+        self.bits = np.packbits(bits, bitorder="little").view(np.uint32)
+
+    def allowed(self):
+        return self.bits
+
+    def accept(self, token):
+        pass
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (0.7, 1.0), (1.0, 0.8)])
+def test_law_what_a_form_forbids_is_as_if_it_were_never_likely(monkeypatch, on_cpu, temperature, top_p):
+    generator = torch.Generator().manual_seed(5)
+    size, rows = 300, 24
+    logits = torch.randn(rows, size, generator=generator) * 3
+    allowed = [torch.randperm(size, generator=generator)[: (1, 5, 250)[row % 3]].numpy() for row in range(rows)]
+    forms = [Held(size, tokens) for tokens in allowed]
+    forms[-1].bits = int(allowed[-1][0])  # the only one, as where a form forces it
+    allowed[-1] = allowed[-1][:1]
+    params = SamplingParams(temperature=temperature, top_p=top_p, seed=3)
+    if not on_cpu:
+        monkeypatch.setattr(sampling, "_by_row", on_device)
+    found = sample(logits, [Sampler(params, form) for form in forms])
+    unlikely = torch.full_like(logits, -1e30)
+    for row, tokens in enumerate(allowed):
+        unlikely[row, tokens] = logits[row, tokens]
+    expected = sample(unlikely, [Sampler(params) for _ in forms])
+    logprobs = logits.log_softmax(-1)
+    for row, ([(token, logprob)], [(wanted, _)]) in enumerate(zip(found, expected, strict=True)):
+        assert token == wanted and token in allowed[row]
+        assert logprob == pytest.approx(logprobs[row, token].item(), abs=1e-5)  # the model's, before the form
+
+
+def on_device(logits, params, numbers, forms):
+    return sampling._sample_on_device(
+        logits, params, numbers, [form and form.allowed() for form in forms]
+    ).__getitem__
+
+
+# Tokenizers.
+
+
+def tokenizers():
+    """A text's first token begins with a space in the one; in the other each token is bytes of the text."""
+    byte_level = copy.deepcopy(TOKENIZERS["byte level"])
+    byte_level.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    return {"sentencepiece": TOKENIZERS["sentencepiece"], "byte level": byte_level}
+
+
+READABLE = tokenizers()
+
+
+def base_with(tokenizer):
+    """What `start_form` needs of a base."""
+    size = len(tokenizer)
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        fingerprint=SimpleNamespace(vocab_size=size, name="tiny"),
+        stop_ids=frozenset({tokenizer.eos_token_id}),
+    )
+
+
+def reads(base, form, message, answer):
+    """Whether the form lets the tokens of an answer and its end pass one by one."""
+    state = start_form(base, form, message)
+    for token in base.tokenizer(answer, add_special_tokens=False).input_ids:
+        allowed = state.allowed()
+        if not (token == allowed if isinstance(allowed, int) else sampling._has(allowed, token)):
+            return False
+        state.accept(token)
+    end = state.allowed()
+    return state.complete or bool(sampling._has(end, base.tokenizer.eos_token_id))
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_values_are_words_of_the_message_as_json_spells_them(name):
+    base, form = base_with(READABLE[name]), 'start: "{\\"a\\": \\"" MESSAGE_WORDS "\\"}"'
+    message = 'Zoë "Zo" O\'Brien,\nC:\\tmp, 12.50 € – 日本'
+    for value in ("Zoë", '"Zo"', '"Zo" O\'Brien', "O'Brien,\nC", "C:\\tmp", "12.50 €", "12", "日", message):
+        assert reads(base, form, message, json.dumps({"a": value}, ensure_ascii=False)), value
+    for value in ("", "zoë", "Zo ", "Bri", "O'Brien, C", "tmp 12", "日 本", "Zoë O"):
+        assert not reads(base, form, message, json.dumps({"a": value}, ensure_ascii=False)), value
+    assert not reads(base, form, message, '{"a": ""Zo""}')  # a bare quote would end the value
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_an_object_and_prose(name):
+    base, form = (
+        base_with(READABLE[name]),
+        "start: %json {} | PROSE\nPROSE: /[^{\\s](?s:.*)/".replace(
+            "%json {}", JSON_OBJECT.removeprefix("start: ")
+        ),
+    )
+    for answer in ('{"a b": [1, null, {"c": "ü"}]}', "{}", "Good morning!\n{ is a brace."):
+        assert reads(base, form, "", answer), answer
+    for answer in ('{"a":1}', "{ }", "\t{}", '{"a": 1', "{} and more", "\n"):
+        assert not reads(base, form, "", answer), answer
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused():
+    tokenizer = character_tokenizer()
+    tokenizer.backend_tokenizer.decoder = None
+    with pytest.raises(BadInput, match="tokenizer of tiny cannot hold answers to a form"):
+        start_form(base_with(tokenizer), LISTS, "")
