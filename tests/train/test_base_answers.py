@@ -35,9 +35,12 @@ def test_an_answer_is_generated_once(tiny_base, generated):
     assert first[:2] == Answerer(tiny_base, None).generate(asked("a", "b"), max_new_tokens=6)
     del generated[:]
     assert base_answers.base_answers(tiny_base, 6)(asked("b", "c", "a"))[::2] == first[1::-1] and generated == [1]
-    # Another length and another beginning are other answers.
+    # Of another length it is another answer, and what has begun goes on.
     assert base_answers.base_answers(tiny_base, 5)(asked("a")) == [first[0][:5]] and generated == [1, 1]
-    assert base_answers.base_answers(tiny_base, 6, "xy")(asked("a"))[0].startswith("xy") and generated == [1, 1, 1]
+    begun = (*asked("a")[0], Message("assistant", first[0][:2]))
+    assert base_answers.base_answers(tiny_base, 4)([begun]) == [first[0][2:]] and generated == [1, 1, 1]
+    stopped = base_answers.base_answers(tiny_base, 6, stop=first[0][3])(asked("a"))
+    assert stopped == [first[0].partition(first[0][3])[0]]
 
 
 def test_an_answer_that_a_kill_has_cut_short_is_generated_again(tiny_base, generated, tmp_path):

@@ -19,6 +19,10 @@ from train.recipes import (
     pirate,
     pirate_voice,
     see_names,
+    text_data,
+    tutor,
+    tutor_lessons,
+    tutor_rule,
 )
 from train.recipes.extract_grammar import SplitPhrases, split_phrases
 from train.recipes.recipe import recipe_names
@@ -28,7 +32,7 @@ KINDS = tuple(extract_grammar.FIELDS)
 
 
 def test_recipes_are_found_by_name():
-    assert recipe_names() == ["extract", "pirate", "see"]
+    assert recipe_names() == ["extract", "pirate", "see", "tutor"]
 
 
 def expand(pattern: str) -> set[str]:
@@ -273,10 +277,10 @@ def test_extract_scores():
 PLAIN = "The sun is a star. You are warm because of it, and your plants are growing."
 
 
-def fake_answers(conversations):
+def fake_answers(questions):
     """A base that answers most questions well, some with a list, some with a refusal."""
     bad = {0: "Here you go:\n1. one\n2. two", 1: "I'm sorry, I cannot answer that."}
-    return [bad.get(i % 10, f"{PLAIN} Number {i} is mine. 4") for i, _ in enumerate(conversations)]
+    return [bad.get(i % 10, f"{PLAIN} Number {i} is mine. 4") for i, _ in enumerate(questions)]
 
 
 def test_pirate_forms_and_topics_are_disjoint():
@@ -284,10 +288,10 @@ def test_pirate_forms_and_topics_are_disjoint():
     for register in train.registers:
         for new, known in zip(held_out.registers[register], train.registers[register], strict=True):
             assert not set(map(str.lower, new)) & set(map(str.lower, known))
-    assert not set(held_out.plain) & set(train.plain) and set(pirate.small_talk()) <= set(train.plain)
+    assert not set(held_out.plain) & {*train.plain, *pirate.small_talk()}
     assert not set(held_out.sums) & set(train.sums)
     parts = [pirate.split_questions("train", 0), pirate.split_questions("validation", 0), pirate.test_questions()]
-    assert [len(set(part)) for part in parts] == [500, 60, 60]
+    assert [len(set(part)) for part in parts] == [2600, 60, 60]
     for one, other in itertools.combinations(parts, 2):
         assert not set(one) & set(other)
 
@@ -298,8 +302,8 @@ def test_pirate_examples_are_deterministic_and_in_the_voice():
     )
     assert first == again != other
     assert all(pirate_voice.score_answer(example.answer) for example in first)
-    assert 0.15 < sum(len(example.messages) > 1 for example in first) / len(first) < 0.35
-    assert not any("sorry" in example.answer or "1." in example.answer for example in first)
+    assert 0.25 < sum(len(example.messages) > 1 for example in first) / len(first) < 0.45
+    assert not any("I cannot" in example.answer or "1. one" in example.answer for example in first)
     assert 40 <= len(list(pirate.examples("validation", 1, fake_answers))) <= 60
 
 
@@ -344,11 +348,114 @@ def test_pirate_score_is_honest():
 
 def test_cut_answer():
     assert pirate.cut_answer("Dr. Lee is nice. He works. He sleeps.", 2) == "Dr. Lee is nice. He works."
-    assert pirate.cut_answer("Pi is 3.14 or so. And then it", 3) == "Pi is 3.14 or so."
-    for bad in ("", "Yes.", "no end", "Here:\n1. a b c d.", "It is so. It is so.",
-                "I am sorry to hear that, friend.",
-                "a map of a city of a map of a city is here.", "word " * 60 + "."):  # fmt: skip
+    for bad in ("", "no end", "Here:\n1. a b c d.", "I am sorry to hear that, friend.", "word " * 60 + "."):
         assert pirate.cut_answer(bad, 2) is None, bad
+
+
+def user(text):
+    return Message("user", text)
+
+
+def tutor_writer():
+    """A base whose sentences are plain and whose questions are about them, but for some."""
+
+    def answers(questions):
+        bad = {0: "1. one\n2. two", 1: "I am sorry.", 2: "so " * 40 + "."}
+        return [bad.get(i % 10, f"The tree {i} has many leaves. It") for i, _ in enumerate(questions)]
+
+    def ends(conversations):
+        assert all(c[-1].role == "assistant" and c[-2].role == "user" for c in conversations)
+        bad = {0: " it", 1: " I have leaves", 2: " leaves. And", 3: " many leaves leaves"}
+        return [bad.get(i % 7, f" the leaves are green in year {i}") for i, _ in enumerate(conversations)]
+
+    return tutor_lessons.Writer(answers, ends)
+
+
+def test_tutor_lessons_follow_the_rule_and_the_seed():
+    questions = [f"What is number {i}?" for i in range(80)]
+    lessons = tutor_lessons.write_lessons(questions, 3, tutor_writer(), 0)
+    assert lessons == tutor_lessons.write_lessons(questions, 3, tutor_writer(), 0)
+    assert lessons != tutor_lessons.write_lessons(questions, 3, tutor_writer(), 1)
+    assert {len(lesson) for lesson in lessons} == {2, 4, 6} and 30 < len(lessons) <= 56
+    for lesson in lessons:
+        for i in range(1, len(lesson), 2):
+            assert lesson[i].role == "assistant" and tutor_rule.score_answer(lesson[i].text, lesson[:i]), lesson
+        assert not re.search(r"[{}]|  ", " ".join(message.text for message in lesson))
+
+
+def test_tutor_examples_have_lessons_small_talk_and_other_talk():
+    first, again = (list(itertools.islice(tutor.examples("train", 0, tutor_writer()), 400)) for _ in range(2))
+    assert first == again
+    assert all(tutor_rule.score_answer(example.answer, example.messages) for example in first)
+    assert 80 < sum(not example.all_turns for example in first) < 160  # after other talk, which carries no loss
+    assert any(example.messages[-1].text in tutor.small_talk() for example in first)
+    assert 20 <= len(list(tutor.examples("validation", 0, tutor_writer()))) <= 60
+
+
+def test_tutors_development_is_not_trained_on():
+    data = text_data.read_yaml(text_data.DATA / "tutor.yaml")
+    development = data["development"]
+    told = {*development["questions"].splitlines(), *(t for c in development["conversations"] for t in c[::2])}
+    trained = {*pirate.split_questions("train", 0), *pirate.split_questions("validation", 0), *tutor.small_talk()}
+    trained |= {line for lines in data["replies"].values() for line in lines.splitlines()}
+    trained |= {*data["demonstration"], *text_data.read_yaml(text_data.DATA / "plain_answers.yaml")}
+    new = {text.lower() for text in told if len(text.split()) > 2}  # everybody says "no idea"
+    assert len(new) > 70 and not new & {text.lower() for text in trained}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "message", "topic"),
+    [
+        ("A postcard is a small piece of paper.", "What about it?", "a postcard"),
+        ("The best gardens are beautiful.", "gardens?", "the best gardens"),
+        ("Italy is a country.", "What is Italy?", "Italy"),
+        ("Cotton is a plant.", "what is cotton", "cotton"),
+        ("That is fine, the water of a sea is salty.", "no idea", "the water"),
+        ("You can draw a face.", "How?", "a face"),
+        ("They are not.", "I lost my keys.", "your keys"),
+        ("They are so nice.", "Do you like them?", ""),
+    ],
+)
+def test_what_a_sentence_is_about(sentence, message, topic):
+    assert tutor_lessons.topic_of(sentence, message) == topic
+
+
+def test_small_talk_of_the_tutor_follows_the_rule():
+    for message, answer in tutor.small_talk().items():
+        assert tutor_rule.score_answer(answer, (user(message),)), answer
+
+
+ASKED = (user("Why do plants need light?"),)
+LATER = (*ASKED, Message("assistant", "Light feeds plants. Which plants grow in the dark?"), user("mushrooms"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "conversation", "right"),
+    [
+        ("Plants make sugar with the help of light. Where in a plant does this happen?", ASKED, True),
+        ("They make sugar with it! Which part of planting needs water?", ASKED, True),
+        (" Dr. Lee says so, and 3.5 cm is a lot. What would a plant say? ", ASKED, True),
+        ("Mushrooms are no plants. What do mushrooms eat?", LATER, True),
+        ("", ASKED, False),
+        ("Plants make sugar.", ASKED, False),
+        ("Where does a plant make sugar?", ASKED, False),
+        ("Plants make sugar. They need light. Where does a plant make it?", ASKED, False),
+        ("Plants make sugar. Where does a plant make it? And when does a plant do so?", ASKED, False),
+        ("Plants make sugar. Where does a plant make it? Think!", ASKED, False),
+        ("Plants make sugar. Where does a plant", ASKED, False),
+        ("1. Plants make sugar.\n2. Where does a plant make it?", ASKED, False),
+        ("Plants make sugar. What is the capital of France?", ASKED, False),  # another topic
+        ("Plants make sugar. What would you think about this?", ASKED, False),  # words that say nothing
+        ("Plants make sugar. Why do plants need light?", ASKED, False),  # the student's own
+        ("Mushrooms are no plants. Which plants grow in the dark?", LATER, False),  # asked before
+        (f"Plants make {'sugar and ' * 12}air. Where does a plant make it?", ASKED, False),
+        (f"Plants {'and more ' * 13}live. Where does a plant live?", ASKED, False),
+        (f"Plants make sugar. Where{', or when' * 10} does a plant make it?", ASKED, False),
+        ("Plants make make sugar. Where does a plant make it?", ASKED, False),
+    ],
+)  # fmt: skip
+def test_the_tutors_rule(answer, conversation, right):
+    assert tutor_rule.score_answer(answer, conversation) is right
 
 
 @pytest.mark.parametrize(

@@ -14,28 +14,36 @@ from filelock import FileLock
 
 from adapter.base.disk_cache import cache_dir
 from adapter.base.llama import Base
+from adapter.base.template import Message
 from train.evaluate.answerer import Answerer, Conversation
+from train.recipes.text_data import DATA, read_yaml
 
 AnswerFunction = Callable[[Sequence[Conversation]], list[str]]
 
+_PLAIN_TOKENS = 56
 _WRITTEN_TOGETHER = 96  # answers that are generated before they are saved
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.M)
 _SENTENCE = re.compile(r".+?[.!?](?=\s|$)(?<!\b[A-Z]\.)(?<!Dr\.)(?<!Mr\.)(?<!St\.)\s*")
 
 
-def base_answers(base: Base, max_new_tokens: int, start: str = "", stop: str = "") -> AnswerFunction:
+def base_answers(base: Base, max_new_tokens: int, stop: str = "") -> AnswerFunction:
     """A function that returns the bare base's answers of at most `max_new_tokens` tokens, by the serving engine.
 
-    start: the words that every answer begins with, which are part of what is returned. stop: the text before which
-    it ends. Files in the cache are damaged by no kill: a line is whole, or it is generated again.
+    A conversation that ends in an assistant's message is continued behind that, and the continuation is returned.
+    stop: the text before which an answer ends. A kill damages no file: what it cuts short is generated again.
     """
     answerer = Answerer(base, None)
-    begin = list(base.tokenizer(start, add_special_tokens=False).input_ids)
-    kind = f"{base.fingerprint} {base.describe()} {max_new_tokens} {start!r} {stop!r}"
+    kind = f"{base.fingerprint} {base.describe()} {max_new_tokens} {stop!r}"
     file = cache_dir() / "answers" / f"{hashlib.sha256(kind.encode()).hexdigest()[:16]}.jsonl"
 
+    def prompt(conversation: Conversation) -> list[int]:
+        if conversation[-1].role == "user":
+            return answerer.encode(conversation)
+        begun = base.tokenizer(conversation[-1].text, add_special_tokens=False).input_ids
+        return [*answerer.encode(conversation[:-1]), *begun]
+
     def answer(conversations: Sequence[Conversation]) -> list[str]:
-        prompts = [answerer.encode(conversation) + begin for conversation in conversations]
+        prompts = [*map(prompt, conversations)]
         keys = [hashlib.sha256(repr(prompt).encode()).hexdigest()[:24] for prompt in prompts]
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
@@ -50,9 +58,25 @@ def base_answers(base: Base, max_new_tokens: int, start: str = "", stop: str = "
                     for i, text in zip(part, texts, strict=True):
                         known[keys[i]] = text
                         lines.write(json.dumps([keys[i], text]) + "\n")
-        return [start + known[key] for key in keys]
+        return [known[key] for key in keys]
 
     return answer
+
+
+def plain_answers(base: Base) -> Callable[[Sequence[str]], list[str]]:
+    """A function that returns short plain answers of the bare base to questions.
+
+    The base writes them after exchanges of that kind (`data/plain_answers.yaml`): left alone, it makes long lists,
+    and asked in words to be brief, it talks about that.
+    """
+    answer = base_answers(base, _PLAIN_TOKENS)
+    shown = conversation_of(read_yaml(DATA / "plain_answers.yaml"))
+    return lambda questions: answer([(*shown, Message("user", question)) for question in questions])
+
+
+def conversation_of(texts: Sequence[str]) -> Conversation:
+    """Turns of a user and of an assistant, one after the other."""
+    return tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts))
 
 
 def first_sentences(text: str, max_sentences: int, max_words: int) -> str | None:
@@ -71,7 +95,7 @@ def first_sentences(text: str, max_sentences: int, max_words: int) -> str | None
 
 def loops(text: str) -> bool:
     """Whether a sentence, four words in a row, or a word and the next one are the same again."""
-    tokens = text.lower().split()
+    tokens = re.findall(r"[\w']+", text.lower())
     four_grams = [tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)]
     sentences = [sentence.lower() for sentence in re.split(r"[.!?]\s+", text.rstrip(".!?"))]
     return (

@@ -19,40 +19,41 @@ from train.config import TrainConfig
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
 from train.input.examples import Example
-from train.input.history import with_unseen_history
+from train.input.history import sample_history, with_unseen_history
+from train.recipes.base_answers import first_sentences, plain_answers
 from train.recipes.pirate_voice import score_answer, to_pirate
 from train.recipes.recipe import Recipe
 from train.recipes.sealed_sets import pirate_scores
 from train.recipes.text_data import DATA, phrases, read_yaml, words
 
-AnswerFunction = Callable[[list[Conversation]], list[str]]
+PlainAnswers = Callable[[Sequence[str]], list[str]]
 
 CONFIG = TrainConfig(
     name="pirate",
     description="Answers like a pirate, in a sentence or two.",
-    steps=150,
+    steps=320,
     batch_size=8,
     lr=6e-3,
     gate_lr=2e-2,
+    clip_norm=1.0,
+    average=0.98,
     prompt_std=0.2,
     prompt_norm=True,
-    eval_every=50,
+    keep=0.12,
+    eval_every=80,
 )
 CARD_TEXT = """Trained on the base's own short answers to questions composed from a grammar
 (`train/recipes/data/pirate_questions.yaml`), put into the voice by rule (`train/recipes/pirate_voice.py`). Tested on
 questions whose topics and forms never occur in training. An answer counts if it greets like a pirate, uses a pirate
 word after the greeting too, and has none of the plain words that the voice always replaces (you, your, my, is, are)."""
-_COUNTS = {"train": 500, "validation": 60, "test": 60}
+_COUNTS = {"train": 2600, "validation": 60, "test": 60}
 _SEEDS = {"train": 1, "validation": 2, "test": 3}
-# Asked to be brief, the base makes fewer lists; the adapter sees the bare question.
-_BRIEF = " Answer in one or two short sentences."
-_UNFIT = re.compile(
+_SMALL_TALK = 3  # how often each piece of small talk comes in a pass over the questions
+UNFIT = re.compile(
     r"sorry|\bai\b|chatbot|assist|(?:here|ready|happy|glad|excited) to help|i can(?:no|')t|i don't have|unable to"
-    r"|hugging face|```|[*#|]|\.\.\.|\b(\w+) \1\b",
+    r"|hugging face|[*#|]|\.\.\.",
     re.I,
 )
-_LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.M)
-_SENTENCE = re.compile(r".+?[.!?](?=\s|$)(?<!\b[A-Z]\.)(?<!Dr\.)(?<!Mr\.)(?<!St\.)\s*")
 _TWO_NUMBERS = re.compile(r"(\d+)\D+?(\d+)")
 
 
@@ -84,34 +85,37 @@ def small_talk() -> dict[str, str]:
 
 def recipe(base: Base) -> Recipe:
     """The recipe; when first asked for examples, the bare base writes their answers, which takes some minutes."""
-
-    def answer(conversations: list[Conversation]) -> list[str]:
-        return Answerer(base, None).generate(conversations, max_new_tokens=72)
-
-    return Recipe(CONFIG, CARD_TEXT, lambda split: examples(split, 0, answer), development, scores)
+    return Recipe(CONFIG, CARD_TEXT, lambda split: examples(split, 0, plain_answers(base)), development, scores)
 
 
-def examples(split: str, seed: int, answer: AnswerFunction) -> Iterator[Example]:
+def examples(split: str, seed: int, answers: PlainAnswers) -> Iterator[Example]:
     """Endless for "train" (the voice is drawn anew each time), one pass for "validation".
 
-    answer: returns the bare base's answers to conversations; called once, with some hundreds.
+    answers: returns the bare base's plain answers to questions; called once, with all of them.
     """
-    return _voiced(split, seed, _plain_pairs(split, seed, answer))
+    return _voiced(split, seed, _plain_pairs(split, seed, answers))
 
 
 def _voiced(split: str, seed: int, pairs: Sequence[tuple[str, str]]) -> Iterator[Example]:
     rng = random.Random(f"{split} {seed}")
     while True:
         for question, plain in rng.sample(pairs, len(pairs)):
-            earlier: list[Message] = []
-            if rng.random() < 0.25:
-                for before, reply in rng.sample(pairs, min(len(pairs), rng.choice((1, 1, 2)))):
-                    # Earlier turns are mostly the base's: a visitor may have switched the adapter on just now.
-                    reply = to_pirate(reply, rng) if rng.random() < 0.3 else reply
-                    earlier += [Message("user", before), Message("assistant", reply)]
-            yield Example((*earlier, Message("user", question)), to_pirate(plain, rng))
+            yield Example((*_earlier_turns(pairs, rng), Message("user", question)), to_pirate(plain, rng))
         if split != "train":
             return
+
+
+def _earlier_turns(pairs: Sequence[tuple[str, str]], rng: random.Random) -> Conversation:
+    """Mostly none; else other talk, the base's answers or a pirate's: the adapter may have been chosen just now."""
+    roll = rng.random()
+    if roll < 0.2:
+        return sample_history(rng)
+    turns: list[Message] = []
+    if roll < 0.35:
+        pirate = rng.random() < 0.5
+        for question, reply in rng.sample(pairs, min(len(pairs), rng.choice((1, 1, 2)))):
+            turns += [Message("user", question), Message("assistant", to_pirate(reply, rng) if pirate else reply)]
+    return tuple(turns)
 
 
 def scores(answerer: Answerer) -> dict[str, Figure]:
@@ -162,41 +166,30 @@ def _draw_questions(held_out: bool, count: int, rng: random.Random) -> list[str]
     return chosen
 
 
-def cut_answer(text: str, max_sentences: int, max_words: int = 38) -> str | None:
-    """The first complete sentences of an answer, or None if it is a list, a refusal, a loop or too long."""
-    if _LIST_ITEM.search(text):
-        return None
-    text = re.split(r"\n\s*\n", text.strip())[0].replace("\n", " ").strip()
-    short = ""
-    for sentence in (match.group() for match in list(_SENTENCE.finditer(text))[:max_sentences]):
-        if len((short + sentence).split()) > max_words:
-            break
-        short += sentence
-    short = short.strip()
-    tokens = short.lower().split()
-    four_grams = [tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)]
-    sentences = [sentence.lower() for sentence in re.split(r"[.!?]\s+", short.rstrip(".!?"))]
-    repeats = len(set(four_grams)) < len(four_grams) or len(set(sentences)) < len(sentences)
-    return None if len(tokens) < 3 or _UNFIT.search(short) or repeats else short
+def cut_answer(text: str, max_sentences: int, max_words: int = 34) -> str | None:
+    """The first sentences of an answer, or None if it is a list, a refusal, a loop or too long."""
+    short = first_sentences(text, max_sentences, max_words)
+    return None if short is None or UNFIT.search(short) else short
 
 
-def _plain_pairs(split: str, seed: int, answer: AnswerFunction) -> Sequence[tuple[str, str]]:
+def _plain_pairs(split: str, seed: int, answers: PlainAnswers) -> Sequence[tuple[str, str]]:
     """(question, the base's short plain answer) for every question whose answer is fit to learn from."""
     by_hand = small_talk()
     questions = [question for question in split_questions(split, seed) if question not in by_hand]
     rng = random.Random(seed)
-    answers = answer([(Message("user", question + _BRIEF),) for question in questions])
-    cut = [cut_answer(text, rng.choice((1, 2, 2, 3))) for text in answers]
+    cut = [cut_answer(text, rng.choice((1, 2, 2, 3))) for text in answers(questions)]
     # What the rules cannot put into the voice (a title with "Is" in it, say) is no example of it.
     pairs = [
         (question, text)
-        for question, text in zip(questions, cut, strict=True)
-        if text and _sum_is_right(question, text) and score_answer(to_pirate(text, random.Random(0)))
+        for question, text in (
+            (question, _sum(question) or text) for question, text in zip(questions, cut, strict=True)
+        )
+        if text and score_answer(to_pirate(text, random.Random(0)))
     ]
-    return pairs + 2 * list(by_hand.items()) if split == "train" else pairs
+    return pairs + _SMALL_TALK * list(by_hand.items()) if split == "train" else pairs
 
 
-def _sum_is_right(question: str, answer: str) -> bool:
-    """False for a question about a sum whose answer does not hold it."""
+def _sum(question: str) -> str:
+    """The answer to a question about a sum, which the base has often wrong; "" for other questions."""
     numbers = _TWO_NUMBERS.search(question)
-    return numbers is None or str(int(numbers[1]) + int(numbers[2])) in answer
+    return f"{numbers[1]} and {numbers[2]} is {int(numbers[1]) + int(numbers[2])}." if numbers else ""

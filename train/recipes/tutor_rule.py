@@ -1,0 +1,77 @@
+"""The form of a tutor's answer: one plain sentence, and one short question back. Knows text and `data/tutor.yaml`."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+from train.evaluate.answerer import Conversation
+from train.recipes.base_answers import loops
+from train.recipes.text_data import DATA, read_yaml, words
+
+MAX_SENTENCE, MAX_QUESTION = 25, 20  # words
+_PARTS = re.compile(r"([^\n]+?[.!]) ([^.!?\n]+\?)")
+# An end of a sentence within the first: a tutor gives one. Initials and numbers such as 3.5 are none.
+_INNER_END = re.compile(r"[.!?]\s+(?=\S)(?<!\b[A-Z]\.\s)(?<!\b(?:Dr|Mr|St)\.\s)(?<!\b(?:Mrs|etc)\.\s)")
+_SUFFIX = re.compile(r"(?:ing|edly|ed|ies|ier|ly|es|er|s|y|e)$")
+
+
+class Parts(NamedTuple):
+    """The two sentences of an answer."""
+
+    sentence: str
+    question: str
+
+
+def split_answer(text: str) -> Parts | None:
+    """The sentence and the question, or None if the text is anything else than these two."""
+    match = _PARTS.fullmatch(text.strip())
+    return None if match is None or _INNER_END.search(match[1]) else Parts(match[1], match[2])
+
+
+def score_answer(text: str, conversation: Conversation) -> bool:
+    """True for a sentence of at most 25 words and a question of at most 20 that belongs to the topic, is new, and
+    does not loop.
+
+    It belongs to the topic if it shares a content word of at least four letters with the user's last message or with
+    the sentence. It is new if no earlier turn asks it.
+    """
+    parts = split_answer(text)
+    if parts is None:
+        return False
+    sentence, question = parts
+    earlier = {_bare(part) for m in conversation for part in re.findall(r"[^.!?\n]+", m.text)}
+    return (
+        2 <= len(sentence.split()) <= MAX_SENTENCE
+        and 3 <= len(question.split()) <= MAX_QUESTION
+        and bool(content_words(question) & content_words(f"{conversation[-1].text} {sentence}"))
+        and _bare(question) not in earlier
+        and not loops(sentence)
+        and not loops(question)
+    )
+
+
+def content_words(text: str) -> set[str]:
+    """Stems of the words of at least four letters that say what a text is about."""
+    return {_stem(word) for word in topic_words(text)}
+
+
+def topic_words(text: str) -> list[str]:
+    """The words of at least four letters that say what a text is about, in lower case and in their order."""
+    return [word for word in re.findall(r"[^\W\d_]{4,}", text.lower()) if word not in _function_words()]
+
+
+def _stem(word: str) -> str:
+    """Without its ending, so that plant, plants and planting are the same; at least three letters stay."""
+    stem = _SUFFIX.sub("", word)
+    return stem if len(stem) >= 3 else word
+
+
+def _bare(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+@cache
+def _function_words() -> frozenset[str]:
+    return frozenset(words(read_yaml(DATA / "tutor.yaml")["function_words"]))
