@@ -1,6 +1,6 @@
-"""Phrases and word lists from YAML files. Knows files; knows nothing of recipes and models.
+"""Phrases and word lists from YAML files, rows of TSV files. Knows files; knows nothing of recipes and models.
 
-A value is a list, a block of text with one phrase a line, or a text of words separated by commas.
+A YAML value is a list, a block of text with one phrase a line, or a text of words separated by commas.
 """
 
 from __future__ import annotations
@@ -29,3 +29,9 @@ def phrases(value: str | Sequence[str]) -> tuple[str, ...]:
 def words(text: str) -> tuple[str, ...]:
     """The entries of a text that are separated by commas."""
     return tuple(entry.strip() for entry in text.split(","))
+
+
+def table(path: Path) -> list[tuple[str, ...]]:
+    """The rows of a file with tabs between cells; lines that begin with # are comments."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [tuple(line.split("\t")) for line in lines if not line.startswith("#")]
