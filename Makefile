@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 TEST = HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak huge screenshots install dev chromium clean
+.PHONY: help demo test check bench soak huge screenshots pictures install dev chromium clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -43,6 +43,9 @@ huge: dev ## load and serve a base of 7B shape in limited memory (14 GB of disk,
 
 screenshots: dev chromium ## walk through the page as a newcomer, timed, and take the README's pictures
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.screenshots $(ARGS)
+
+pictures: dev ## fetch the pictures that see is trained and tested on (2.5 GB; ARGS=drawings: to train)
+	$(BIN)/python -m train.recipes.see_pictures $(ARGS)
 
 install: $(VENV)/.runtime ## only install what serving and training need
 
