@@ -66,8 +66,8 @@ def test_extract_answers_with_a_table(visit: Callable[..., Visitor], width: int,
     page.locator("#chat .json-answer summary").click()
     text = page.locator("#chat .json-answer code").inner_text()
     assert json.loads(text) == shown
-    page.locator("#chat .bot-row").first.hover()
-    visitor.button("Copy message").click()
+    page.locator("#chat .message-row:has(.json-answer)").hover()
+    page.locator('#chat .message-row:has(.json-answer) + .message-buttons [title="Copy message"]').click()
     assert page.evaluate("() => navigator.clipboard.readText()") == text
     open_conversation_panel(visitor)
     assert [m["text"] for m in export(visitor, tmp_path / "c.json")["messages"]] == [MESSAGE, text]
