@@ -234,8 +234,8 @@ def _mark_differences(panes: Sequence[Pane]) -> None:
         if (fields := read_object(pane.text)) is None:
             pane.marked_html, changed, words = mark_differences(first.text, pane.text)
             pane.notes.append(texts.changed_words(changed, words))
-        elif (others := read_object(first.text)) is not None:
-            differing = differing_fields(fields, others)
+        elif (other := read_object(first.text)) is not None:
+            differing = differing_fields(fields, other)
             pane.marked_html = table_html(pane.text, differing)
             pane.notes.append(texts.changed_fields(len(differing), len(fields.pairs)))
 
