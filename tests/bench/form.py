@@ -6,7 +6,6 @@ Both are asked in turn. Processor time counts, beside the clock: other programs 
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from contextlib import closing
 from statistics import median
@@ -20,7 +19,7 @@ from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.bench.serving import MESSAGES
 
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", "9"))
+ROUNDS = 6
 ROWS = 16
 
 

@@ -31,8 +31,8 @@ from tests.tiny_models import character_tokenizer, random_adapter
 LISTS = 'start: "<" /[a-z]{1,4}/ (", and " /[0-9]{2}/){0,3} ">"'
 IS_LIST = re.compile(r"<[a-z]{1,4}(, and [0-9]{2}){0,3}>")
 SHOUT = 'start: /[A-Z]{3}/ "!"'
-# After its first letter the next ones could come from 2^40 places.
-EXPLODES = "start: /[a-z]/ a0\n" + "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(40)) + 'a40: "x"'
+# After three letters, so in a decode step, the next ones could come from 2^40 places.
+EXPLODES = "start: /[a-z]{3}/ a0\n" + "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(40)) + 'a40: "x"'
 HELLO = (Message("user", "hello there"),)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=40)
 

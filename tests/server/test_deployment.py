@@ -191,6 +191,14 @@ def test_zero_gpu_engine_equals_engine(tiny_base: Any, store: AdapterStore) -> N
         zero_engine.close()
 
 
+def test_a_form_about_the_message_reaches_the_worker(tiny_base: Any, store: AdapterStore) -> None:
+    with closing(ZeroGpuEngine(tiny_base, store, undecorated, gr.Error)) as zero_engine:
+        for message in ("x", "yes, z"):
+            events = list(zero_engine.submit(request_for(message, form='start: MESSAGE_WORDS "."')))
+            answer = "".join(event.text for event in events)
+            assert answer.endswith(".") and answer[:-1] in message
+
+
 def test_invalid_requests_start_no_worker(tiny_base: Any, store: AdapterStore) -> None:
     engine = Engine(tiny_base, store)
 
