@@ -37,6 +37,7 @@ _CHOICES = 10  # captions to choose from
 _LATE = 60  # conversations in which an adapter answers after others
 _TOKENS = 40  # of an answer
 _SIDE, _MARGIN = 256, 8  # of a drawing, in pixels
+_CONVERTED = {".tga", ".tiff"}  # photographs in formats that no page takes
 # What an answer to each kind of question can be; its first word of these counts.
 _VOCABULARY = {
     "animal": "yes no",
@@ -234,7 +235,7 @@ def _files(pictures: Sequence[Picture]) -> Iterator[list[Path]]:
         files = []
         for number, picture in enumerate(pictures):
             file = picture.file
-            if picture in drawn or file.suffix.lower() == ".tga":
+            if picture in drawn or file.suffix.lower() in _CONVERTED:
                 image = draw(file) if picture in drawn else Image.open(file).convert("RGB")
                 file = Path(folder) / f"{number}.png"
                 image.save(file)
