@@ -137,19 +137,26 @@ def test_no_question_is_trained_on():
 # Scores.
 
 
+def adapter(form: str | None = None) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(form=form))
+
+
+@dataclasses.dataclass
 class Fake:
     """An answerer that looks the answer up by the last message, and notes what it is asked."""
 
-    adapter: Any = "some adapter"
-    base = None
-    is_visual = False
-
-    def __init__(self, answers: dict[str, str], otherwise: str) -> None:
-        self.answers, self.otherwise = answers, otherwise
-        self.asked: list[tuple[Message, ...]] = []
+    answers: dict[str, str]
+    otherwise: str
+    adapter: Any = dataclasses.field(default_factory=adapter)
+    base: Any = None
+    is_visual: bool = False
+    with_form: bool = False
+    asked: list[tuple[Message, ...]] = dataclasses.field(default_factory=list)
 
     def generate(self, conversations: Sequence[tuple[Message, ...]], *_: Any, **__: Any) -> list[str]:
         self.asked += conversations
+        if self.with_form:
+            return [PROSE] * len(conversations)
         return [self.answers.get(c[-1].text, self.otherwise) for c in conversations]
 
 
@@ -185,10 +192,19 @@ def test_extract_is_all_right_with_right_answers_and_all_wrong_with_wrong_ones()
 
 
 @pytest.mark.usefixtures("others")
+def test_an_adapter_with_a_form_is_measured_with_and_without_it():
+    fake = Fake(right_objects(), PROSE, adapter('start: "x"'))
+    figures = sealed_sets.extract_scores(fake, score_answer, "")
+    without = {name: figure for name, figure in figures.items() if "without its form" in name}
+    assert len(figures) == 20 and values(without) == [100] * 10
+    # The fake's form is prose: no object, and sensible off its task.
+    assert values({name: figures[name] for name in set(figures) - set(without)}).count(0) == 9
+
+
+@pytest.mark.usefixtures("others")
 def test_only_the_bare_base_is_told_what_to_write():
-    for adapter, told in (("some adapter", False), (None, True)):
-        fake = Fake({}, PROSE)
-        fake.adapter = adapter
+    for measured, told in ((adapter(), False), (None, True)):
+        fake = Fake({}, PROSE, measured)
         sealed_sets.extract_scores(fake, score_answer, "JSON please: ")
         messages = [c[-1].text.startswith("JSON please: ") for c in fake.asked]
         assert messages == [told] * 360 + [False] * 40
@@ -268,9 +284,11 @@ def test_other_adapters_answer_the_earlier_turns_in_turn(monkeypatch, tmp_path):
     class Other:
         base: Any
         name: Any
+        with_form: bool = False
 
         def generate(self, conversations, pictures, **_):
             name = self.name.label
+            assert self.with_form  # as it is served
             asked[name] = [*zip(conversations, pictures or [None] * len(conversations), strict=True)]
             return [f"{name} {i}" for i, _ in enumerate(conversations)]
 

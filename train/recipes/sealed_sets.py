@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapter.base.llama import Base
@@ -85,6 +85,7 @@ def off_task_messages() -> list[str]:
 def extract_scores(answerer: Answerer, score_answer: ScoreObject, instruction: str) -> dict[str, Figure]:
     """Whole objects and single fields of 300 messages; its manner in mid-conversation and on messages of no kind.
 
+    An adapter with a form is measured as it is served, and without its form, which is its own merit.
     instruction: what the bare base is told before each message.
     """
     generated, by_hand = extract_tests("generated"), extract_tests("hand_written")
@@ -97,15 +98,20 @@ def extract_scores(answerer: Answerer, score_answer: ScoreObject, instruction: s
         return [score_answer(a, test.fields) for a, test in zip(answers, tests, strict=True)]
 
     everything = [*generated, *by_hand]
-    found = marks(answerer.generate(conversations(everything)), everything)
-    figures = _object_figures("all", found)
-    figures |= _object_figures("generated", found[: len(generated)])
-    figures |= _object_figures("hand-written", found[len(generated) :])
     late = _of_each_kind(by_hand, _LATE // len(FIELDS))
-    answers = answerer.generate(after_others(answerer.base, "extract", conversations(late)))
-    figures[_named("an object of a known type, after other adapters", late)] = share([*map(is_object, answers)])
-    figures |= _object_figures("after other adapters", marks(answers, late))
-    return figures | off_task_scores(answerer)
+    after = after_others(answerer.base, "extract", conversations(late))
+    figures: dict[str, Figure] = {}
+    for form, measured in _with_and_without_form(answerer):
+        found = marks(measured.generate(conversations(everything)), everything)
+        figures |= _object_figures(f"all{form}", found)
+        figures |= _object_figures(f"generated{form}", found[: len(generated)])
+        figures |= _object_figures(f"hand-written{form}", found[len(generated) :])
+        answers = measured.generate(after)
+        manner = _named(f"an object of a known type, after other adapters{form}", late)
+        figures[manner] = share([*map(is_object, answers)])
+        figures |= _object_figures(f"after other adapters{form}", marks(answers, late))
+        figures |= off_task_scores(measured, form)
+    return figures
 
 
 def pirate_scores(answerer: Answerer, score_answer: Callable[[str], bool]) -> dict[str, Figure]:
@@ -136,12 +142,15 @@ def tutor_scores(answerer: Answerer, score_answer: Callable[[str, Conversation],
     return figures
 
 
-def off_task_scores(answerer: Answerer) -> dict[str, Figure]:
-    """The share of sensible answers to messages that an adapter was not made for; no picture is shown."""
+def off_task_scores(answerer: Answerer, where: str = "") -> dict[str, Figure]:
+    """The share of sensible answers to messages that an adapter was not made for; no picture is shown.
+
+    where: an addition to the measure's name.
+    """
     messages = off_task_messages()
     answers = answerer.generate([_asked(message) for message in messages], max_new_tokens=_OFF_TASK_TOKENS)
     right = [is_sensible(text) and not (answerer.is_visual and claims_picture(text)) for text in answers]
-    return {_named("sensible off its task", messages): share(right)}
+    return {_named(f"sensible off its task{where}", messages): share(right)}
 
 
 def after_others(base: Base, own: str, conversations: Sequence[Conversation]) -> list[Conversation]:
@@ -161,7 +170,7 @@ def after_others(base: Base, own: str, conversations: Sequence[Conversation]) ->
             texts = phrases(data["no_picture" if adapter.config.is_visual else "first_questions"])
         asked = [_asked(texts[i % len(texts)]) for i in rows]
         shown = [PICTURE] * len(asked) if adapter.config.is_visual else None
-        answers = Answerer(base, adapter).generate(asked, shown)
+        answers = Answerer(base, adapter, with_form=True).generate(asked, shown)
         for i, question, answer in zip(rows, asked, answers, strict=True):
             result[i] = (*question, Message("assistant", answer), *conversations[i])
     return result
@@ -188,6 +197,13 @@ def claims_picture(answer: str) -> bool:
     """Whether a sentence of the answer says what a picture shows, rather than that there is none."""
     sentences = _SENTENCE.findall(answer)
     return any(_SHOWS.search(sentence) and not _DENIES.search(sentence) for sentence in sentences)
+
+
+def _with_and_without_form(answerer: Answerer) -> list[tuple[str, Answerer]]:
+    """What to add to the names of measures, and the answerer: twice for an adapter that has a form."""
+    if answerer.adapter is None or answerer.adapter.config.form is None:
+        return [("", answerer)]
+    return [("", replace(answerer, with_form=True)), (", without its form", replace(answerer, with_form=False))]
 
 
 def _asked(text: str) -> Conversation:
