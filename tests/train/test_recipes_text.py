@@ -366,7 +366,7 @@ def tutor_writer():
     def ends(conversations):
         assert all(c[-1].role == "assistant" and c[-2].role == "user" for c in conversations)
         bad = {0: " it", 1: " I have leaves", 2: " leaves. And", 3: " many leaves leaves"}
-        return [bad.get(i % 7, f" the leaves are green in year {i}") for i, _ in enumerate(conversations)]
+        return [bad.get(i % 16, f" the leaves are green in year {i}") for i, _ in enumerate(conversations)]
 
     return tutor_lessons.Writer(answers, ends)
 
@@ -387,7 +387,8 @@ def test_tutor_examples_have_lessons_small_talk_and_other_talk():
     first, again = (list(itertools.islice(tutor.examples("train", 0, tutor_writer()), 400)) for _ in range(2))
     assert first == again
     assert all(tutor_rule.score_answer(example.answer, example.messages) for example in first)
-    assert 80 < sum(not example.all_turns for example in first) < 160  # after other talk, which carries no loss
+    assert 220 < sum(not example.all_turns for example in first) < 300
+    assert 80 < sum(len(e.messages) > 1 and not e.all_turns for e in first) < 160  # after other talk
     assert any(example.messages[-1].text in tutor.small_talk() for example in first)
     assert 20 <= len(list(tutor.examples("validation", 0, tutor_writer()))) <= 60
 
