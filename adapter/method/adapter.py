@@ -75,8 +75,8 @@ class Adapter(nn.Module):
         if features is not None:
             if self.projection is None:
                 raise BadInput("This adapter reads text only. Choose one that reads images.")
-            visual = self.projection(features, model.get_input_embeddings().weight)  # [U, K or 1, hidden]
-            prompts = prompts + visual.unsqueeze(1)  # equation 10
+            visual = self.projection(features, model, self.config.layers)  # [U, L or 1, K or 1, hidden]
+            prompts = prompts + visual  # equation 10
         kv = project_prompts(model, prompts, gates, self.config.layers, self.config.prompt_norm)
         if self.tuning is None:
             return kv

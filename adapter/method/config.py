@@ -116,6 +116,9 @@ class VisionConfig:
     num_classes: int = 0  # of the encoder and further concepts, that have names; `label` only
     num_kinds: int = 0  # common words over groups of names; `label` only
     name_length: int = 0  # tokens a name may take; `label` only
+    name_states: bool = False  # names as the base's hidden states, layer by layer, not as embeddings; `label` only
+    num_facts: int = 0  # questions that linear heads on the features answer by a word; `label` only
+    fact_size: int = 0  # words that a head chooses from, at most
     token_size: int = 0  # width of the encoder's tokens; `queries` only, like the rest
     projected: bool = False  # tokens have passed the encoder's own head, as CLIP's do in V2
     width: int = 192  # in which queries and tokens meet
@@ -136,6 +139,8 @@ class VisionConfig:
         if self.projection == "label":
             _at_least(2, num_classes=self.num_classes)  # a picture gets the likeliest name and the next
             _at_least(1, num_kinds=self.num_kinds, name_length=self.name_length)
+            _at_least(0, num_facts=self.num_facts)
+            _at_least(1 if self.num_facts else 0, fact_size=self.fact_size)
 
     @property
     def encoding(self) -> dict[str, Any]:
@@ -191,7 +196,7 @@ class AdapterConfig:
                 f"tuning.layers must be at most the base's {self.base.num_hidden_layers}, got {self.tuning.layers}"
             )
         if self.vision is not None and self.vision.projection == "label":
-            taken = 2 * self.vision.name_length + KIND_LENGTH
+            taken = 2 * self.vision.name_length + KIND_LENGTH + self.vision.num_facts
             if self.prompt_length <= taken:
                 raise InvalidConfig(
                     f"prompt_length must be more than {taken} for a label projection with names of "

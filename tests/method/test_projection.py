@@ -20,8 +20,9 @@ from tests.tiny_models import random_adapter
 
 GLOBAL = VisionConfig(encoder="any", feature_size=6, hidden=5)
 LABEL = replace(GLOBAL, projection="label", num_classes=6, num_kinds=2, name_length=2)
+STATES = replace(LABEL, name_states=True, num_facts=1, fact_size=3)
 QUERIES = VisionConfig(encoder="any", projection="queries", token_size=7, width=12, blocks=2, heads=3)
-LENGTH = 4 + KIND_LENGTH + 2  # two names, a kind and two free prompts
+LENGTH = 4 + KIND_LENGTH + 2  # two names, a kind and two free prompts, one of them a fact's in STATES
 
 
 def features(rows=2):
@@ -40,6 +41,10 @@ def spell(projection):
     projection.kinds[:, :2] = KINDS
     projection.kind_of.copy_(KIND_OF)
     projection.concept_bias[4:] = -30.0  # the head is silent
+    if projection.states:
+        projection.lead[:2] = torch.tensor([30, 31])
+        projection.facts[0, :2] = torch.tensor([40, 41])
+        projection.fact_weight[0, 1, 2] = 1.0
     return projection
 
 
@@ -52,7 +57,7 @@ def visual_adapter(fingerprint, vision):
     return adapter
 
 
-@pytest.mark.parametrize("vision", [GLOBAL, LABEL, QUERIES])
+@pytest.mark.parametrize("vision", [GLOBAL, LABEL, STATES, QUERIES])
 @torch.no_grad()
 def test_an_image_changes_its_own_rows_logits_only(tiny, tiny_fingerprint, vision):
     adapter = visual_adapter(tiny_fingerprint, vision)
@@ -65,7 +70,7 @@ def test_an_image_changes_its_own_rows_logits_only(tiny, tiny_fingerprint, visio
     assert not torch.allclose(alone[0], alone[2], atol=1e-2)
 
 
-@pytest.mark.parametrize("vision", [GLOBAL, LABEL, QUERIES])
+@pytest.mark.parametrize("vision", [GLOBAL, LABEL, STATES, QUERIES])
 def test_save_then_load_is_the_identity(tiny, tiny_fingerprint, vision, tmp_path):
     adapter = visual_adapter(tiny_fingerprint, vision)
     save_adapter(adapter, tmp_path / "see")
@@ -78,27 +83,27 @@ def test_save_then_load_is_the_identity(tiny, tiny_fingerprint, vision, tmp_path
 def test_the_global_projection_adds_one_vector_to_every_prompt_of_every_layer(tiny, tiny_fingerprint):
     adapter = visual_adapter(tiny_fingerprint, GLOBAL)
     shown = features(1)
-    vector = adapter.projection(shown, tiny.get_input_embeddings().weight)
-    assert vector.shape == (1, 1, 32)
+    vector = adapter.projection(shown, tiny, range(2))
+    assert vector.shape == (1, 1, 1, 32)
     plain = random_adapter(tiny_fingerprint, prompt_length=LENGTH, prompt_norm=True)
     plain.gates.copy_(adapter.gates)
-    plain.prompts.copy_(adapter.prompts + vector[0, 0])
+    plain.prompts.copy_(adapter.prompts + vector[0, 0, 0])
     for index, (prompts,) in plain(tiny).layers.items():
         assert_close(adapter(tiny, shown).layers[index][0].values, prompts.values)
 
 
-def test_an_untrained_label_projection_adds_names_only(tiny_fingerprint):
+def test_an_untrained_global_projection_adds_nothing(tiny, tiny_fingerprint):
     fresh = Adapter(AdapterConfig(base=tiny_fingerprint, insertion_layers=2, prompt_length=LENGTH, vision=GLOBAL))
-    assert fresh.projection(features(), torch.randn(97, 32)).abs().max() == 0
+    assert fresh.projection(features(), tiny, range(2)).abs().max() == 0
 
 
-def test_the_label_projection_spells_its_candidates():
+def test_the_label_projection_spells_its_candidates(tiny):
     projection = spell(LabelProjection(LABEL, 32, prompt_length=LENGTH))
     logits = torch.tensor([[0.2, 0.3, 0.4, 0.1]]).log()
     shown = VisualFeatures(torch.randn(1, 6), logits)
     assert_close(projection.posterior(shown)[0, :4], torch.tensor([0.2, 0.3, 0.4, 0.1]))
-    embedding = torch.randn(97, 32)
-    got = projection(shown, embedding)[0]
+    embedding = tiny.get_input_embeddings().weight
+    got = projection(shown, tiny, range(2))[0, 0]
     assert got.shape == (LENGTH, 32)
 
     def unit(token):
@@ -111,7 +116,38 @@ def test_the_label_projection_spells_its_candidates():
     assert got[3].abs().max() == 0  # behind the end of a short name
     assert_close(got[4], unit(20) * 0.5)
     torch.nn.init.eye_(projection.before.weight)
-    assert_close(projection(shown, embedding)[0, 1], unit(9) + unit(8))  # the token before is told along
+    assert_close(projection(shown, tiny, range(2))[0, 0, 1], unit(9) + unit(8))  # the token before is told along
+
+
+def test_with_name_states_a_layer_gets_what_the_base_has_there_of_the_name(tiny):
+    projection = spell(LabelProjection(STATES, 32, prompt_length=LENGTH))
+    shown = VisualFeatures(torch.ones(1, 6), torch.tensor([[0.2, 0.3, 0.4, 0.1]]).log())
+    got = projection(shown, tiny, range(1, 4))[0]
+    assert got.shape == (3, LENGTH, 32)
+
+    def states(*tokens):
+        read = []
+        hooks = [layer.register_forward_pre_hook(lambda _, args: read.append(args[0])) for layer in tiny.model.layers]
+        tiny(input_ids=torch.tensor([[30, 31, *tokens]]))
+        for hook in hooks:
+            hook.remove()
+        hidden = torch.stack(read[1:])[:, 0, 2:]  # what layers 1, 2 and 3 read
+        return hidden / hidden.pow(2).mean(-1, keepdim=True).sqrt()
+
+    assert_close(got[:, :2], states(8, 9))
+    assert_close(got[:, 2:3], states(7) * 0.75)
+    assert got[:, 3].abs().max() == 0  # behind the end of a short name
+    assert_close(got[:, 4:6], states(20, 21) * 0.5)
+    assert_close(got[:, 7:8], states(41))  # the fact's likelier word
+
+
+def test_a_fact_is_the_word_that_its_head_prefers():
+    projection = spell(LabelProjection(STATES, 32, prompt_length=LENGTH))
+    levels = torch.zeros(2, 6)
+    levels[0, 2], levels[1, 2] = 1.0, -1.0
+    assert projection.fact_words(VisualFeatures(levels)).tolist() == [[41], [40]]
+    projection.fact_bias[0, 2] = 9.0  # of a word that is not there
+    assert projection.fact_words(VisualFeatures(levels)).tolist() == [[41], [40]]
 
 
 def test_concepts_share_a_softmax_with_the_encoders_classes():
@@ -134,11 +170,11 @@ def test_names_shared_by_classes_add_up():
     assert_close(posterior[0, :3], torch.tensor([0.5, 0.0, 0.4]))
 
 
-def test_features_of_another_encoder_are_refused():
+def test_features_of_another_encoder_are_refused(tiny):
     projection = LabelProjection(LABEL, 32, prompt_length=LENGTH)
     for logits in (None, torch.zeros(1, 7)):
         with pytest.raises(LoadError, match="encoder"):
-            projection(VisualFeatures(torch.zeros(1, 6), logits), torch.randn(97, 32))
+            projection(VisualFeatures(torch.zeros(1, 6), logits), tiny, range(2))
 
 
 def test_a_text_adapter_refuses_a_picture(tiny, tiny_fingerprint):
@@ -159,15 +195,15 @@ def test_zero_gates_with_visual_queries_are_the_base(tiny, tiny_fingerprint):
     assert torch.equal(tiny(input_ids=ids, prompt_kv=kv).logits, tiny(input_ids=ids).logits)
 
 
-def test_queries_differ_and_the_order_of_tokens_does_not_matter():
+def test_queries_differ_and_the_order_of_tokens_does_not_matter(tiny):
     projection = QueryProjection(QUERIES, 32, prompt_length=LENGTH)
     shown = features()
-    added = projection(shown, torch.empty(0, 32))
+    added = projection(shown, tiny, range(2))[:, 0]
     assert added.shape == (2, LENGTH, 32)
     assert_close(added.pow(2).mean(2), torch.ones(2, LENGTH), rtol=1e-2, atol=0)  # as large as prompts are
     assert (added[:, 1:] - added[:, :1]).abs().amax(2).min() > 1e-2
     turned = replace(shown, tokens=shown.tokens.flip(1))
-    assert_close(projection(turned, torch.empty(0, 32)), added, rtol=1e-4, atol=1e-5)
+    assert_close(projection(turned, tiny, range(2))[:, 0], added, rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_of_the_query_projection_gets_a_gradient_from_step_two(tiny, tiny_fingerprint):
@@ -226,9 +262,9 @@ def test_a_wrong_vision_setting_is_refused_by_name(wrong, words):
         replace(QUERIES, **wrong)
 
 
-def test_a_config_without_the_fields_of_queries_is_read(tiny_fingerprint):
+def test_a_config_without_the_fields_that_came_later_is_read(tiny_fingerprint):
     config = AdapterConfig(base=tiny_fingerprint, insertion_layers=2, vision=GLOBAL)
     data = json.loads(config.to_json())
-    for new in ("channels", "token_size", "width", "blocks", "heads"):
+    for new in ("channels", "token_size", "width", "blocks", "heads", "name_states", "num_facts", "fact_size"):
         del data["vision"][new]
     assert AdapterConfig.from_json(json.dumps(data), "old") == config

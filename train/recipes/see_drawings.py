@@ -1,45 +1,106 @@
-"""Captioned drawings for the `see` recipe: Tux Paint's stamps and Noto's colour emoji, and pictures made of them.
+"""Captioned drawings for the `see` recipe: Tux Paint's stamps, emoji and icons in many styles, and pictures of them.
 
-Both come from Debian packages (tuxpaint-stamps-default, fonts-noto-color-emoji); the images are read where they are
-installed and never copied. Knows images and captions; knows nothing of models.
+All come from packages: Debian's tuxpaint-stamps-default and fonts-noto-color-emoji, and the npm packages of
+ICON_SETS in `runs/drawings`. The images are read where they are and never copied. Knows images and captions; knows
+nothing of models.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import random
-from collections.abc import Iterator
+import re
+import tarfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-from train.recipes.see_names import emoji_name, renamed, stamp_name
+from adapter.errors import AdapterError
+from train.recipes.see_names import emoji_name, renamed, see_words, stamp_name, with_article
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+ICONS = Path("runs/drawings")  # where the npm packages lie, as `npm pack` leaves them
+# npm's @iconify-json/NAME at a version; the first ones are emoji, the others icons in black.
+EMOJI_SETS = {
+    "twemoji": "1.2.5",
+    "fluent-emoji-flat": "1.2.6",
+    "noto-v1": "1.2.5",
+    "emojione": "1.2.3",
+    "emojione-v1": "1.2.3",
+    "streamline-emojis": "1.2.4",
+    "fxemoji": "1.2.2",
+}
+ICON_SETS = {
+    "game-icons": "1.2.4",
+    "lucide-lab": "1.2.3",
+    "temaki": "1.2.6",
+}
+UNSEEN_STYLE = "fxemoji"  # held out as a whole
 _EMOJI_SIZE = 109  # the only size that this bitmap font has
+_ICON_SIZE = 192
 _NEWEST_EMOJI = 15  # version of Unicode's emoji that the font knows
 _HELD_OUT_PERCENT = 15
+_PHOTOGRAPHIC, _DRAWN = 0.28, 0.5  # shares of a stamp's pixels that equal a neighbour: at most, at least
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """`name`: what it shows, with its article ("a red apple"); `image`: RGBA, cropped to what is drawn."""
+    """name: what it shows, with its article ("a red apple"). style: where it is from. draw: makes the image, RGBA."""
 
     name: str
-    image: Image.Image
+    style: str
     held_out: bool
+    draw: Callable[[], Image.Image]
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """Cropped to what is drawn."""
+        image = self.draw().convert("RGBA")
+        return image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
+
+    @property
+    def is_photo(self) -> bool | None:
+        """Whether it is the cut-out of a photograph, None where that is hard to tell.
+
+        By the share of pixels that are just as bright as the one beside or above: a photograph has noise.
+        """
+        if self.style != "stamp":
+            return False
+        small = self.image.copy()
+        small.thumbnail((256, 256))
+        pixels = np.asarray(small).astype(float)
+        opaque, grey = pixels[..., 3] > 250, pixels[..., :3].mean(2)
+        inner = opaque[1:, 1:] & opaque[:-1, 1:] & opaque[1:, :-1]
+        step = np.minimum(abs(grey[1:, 1:] - grey[:-1, 1:]), abs(grey[1:, 1:] - grey[1:, :-1]))
+        if inner.sum() < 500:
+            return None
+        flat = float((step[inner] < 0.7).mean())
+        return True if flat <= _PHOTOGRAPHIC else False if flat >= _DRAWN else None
 
 
-def drawings() -> list[Drawing]:
-    """Every captioned drawing on this machine. Raises FileNotFoundError if neither package is installed."""
-    found = [*_stamps(), *_emoji()]
-    if not found:
-        raise FileNotFoundError(
-            "No captioned drawings: install the Debian packages tuxpaint-stamps-default and fonts-noto-color-emoji."
+def drawings() -> Iterator[Drawing]:
+    """Every captioned drawing. Raises AdapterError if a package is missing."""
+    missing = [str(path) for path in (STAMPS, EMOJI_FONT) if not path.exists()]
+    missing += [path.name for name in (*EMOJI_SETS, *ICON_SETS) if not (path := _archive(name)).is_file()]
+    if missing:
+        packages = " ".join(f"@iconify-json/{name}@{version}" for name, version in (EMOJI_SETS | ICON_SETS).items())
+        raise AdapterError(
+            f"Drawings are missing: {', '.join(missing)}. Get them with `apt-get install tuxpaint-stamps-default "
+            f"fonts-noto-color-emoji` and `mkdir -p {ICONS} && cd {ICONS} && npm pack {packages}`."
         )
-    return found
+    yield from _stamps()
+    yield from _noto()
+    for style in EMOJI_SETS:
+        yield from _icons(style, _emoji_by_slug())
+    for style in ICON_SETS:
+        yield from _icons(style, {name.replace(" ", "-"): with_article(name) for name in see_words("icons")})
 
 
 def _is_held_out(key: bytes) -> bool:
@@ -53,25 +114,22 @@ def _stamps() -> Iterator[Drawing]:
             continue
         lines = caption.read_text(encoding="utf-8", errors="replace").splitlines()
         if name := renamed(stamp_name(lines[0])) if lines else "":
-            yield Drawing(name, _crop(Image.open(path)), _is_held_out(path.read_bytes()))
+            yield Drawing(name, "stamp", _is_held_out(path.read_bytes()), partial(Image.open, path))
 
 
-def _emoji() -> Iterator[Drawing]:
-    if not EMOJI_FONT.is_file():
-        return
+@cache
+def _emoji_names() -> dict[str, str]:
+    """The emoji that show a thing: characters and names."""
     import emoji
 
-    font = ImageFont.truetype(str(EMOJI_FONT), _EMOJI_SIZE)
+    names = {}
     for text, data in sorted(emoji.EMOJI_DATA.items()):
         if data["status"] != emoji.STATUS["fully_qualified"] or any(map(_is_modifier, text)):
             continue
         name = renamed(emoji_name(data["en"].strip(":").replace("_", " ")))
-        if not name or data.get("E", 0) > _NEWEST_EMOJI:
-            continue
-        canvas = Image.new("RGBA", (160, 160))
-        ImageDraw.Draw(canvas).text((8, 8), text, font=font, embedded_color=True)
-        if canvas.getbbox():
-            yield Drawing(name, _crop(canvas), _is_held_out(name.encode()))
+        if name and data.get("E", 0) <= _NEWEST_EMOJI:
+            names[text] = name
+    return names
 
 
 def _is_modifier(char: str) -> bool:
@@ -79,9 +137,59 @@ def _is_modifier(char: str) -> bool:
     return 0x1F3FB <= ord(char) <= 0x1F3FF or 0x1F1E6 <= ord(char) <= 0x1F1FF or ord(char) == 0x20E3
 
 
-def _crop(image: Image.Image) -> Image.Image:
-    image = image.convert("RGBA")
-    return image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
+@cache
+def _emoji_by_slug() -> dict[str, str]:
+    """Names of emoji by what icon sets call them: "red-apple", in one set "redapple"."""
+    import emoji
+
+    slugs = {}
+    for text, name in _emoji_names().items():
+        slug = re.sub(r"[^a-z0-9]+", "-", emoji.EMOJI_DATA[text]["en"].lower()).strip("-")
+        slugs |= {slug: name, slug.replace("-", ""): name}
+    return slugs
+
+
+def _noto() -> Iterator[Drawing]:
+    font = ImageFont.truetype(str(EMOJI_FONT), _EMOJI_SIZE)
+
+    def draw(text: str) -> Image.Image:
+        canvas = Image.new("RGBA", (160, 160))
+        ImageDraw.Draw(canvas).text((8, 8), text, font=font, embedded_color=True)
+        return canvas
+
+    for text, name in _emoji_names().items():
+        if font.getmask(text).getbbox():
+            yield Drawing(name, "noto", _is_held_out(name.encode()), partial(draw, text))
+
+
+def _archive(style: str) -> Path:
+    return ICONS / f"iconify-json-{style}-{(EMOJI_SETS | ICON_SETS)[style]}.tgz"
+
+
+def _icons(style: str, names: dict[str, str]) -> Iterator[Drawing]:
+    """The icons of a set that `names` has, by their names in the set."""
+    with tarfile.open(_archive(style)) as archive:
+        member = archive.extractfile("package/icons.json")
+        assert member is not None
+        icons = json.load(member)
+    for key, icon in icons["icons"].items():
+        if not (name := names.get(key)):
+            continue
+        left, top = icon.get("left", 0), icon.get("top", 0)
+        width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
+        svg = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+        )
+        held_out = style == UNSEEN_STYLE or _is_held_out(name.encode())
+        yield Drawing(name, style, held_out, partial(_draw_svg, svg))
+
+
+def _draw_svg(svg: str) -> Image.Image:
+    import resvg_py
+
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=_ICON_SIZE, skip_system_fonts=True)
+    return Image.open(io.BytesIO(bytes(png)))
 
 
 def plain(drawing: Drawing, size: int = 256) -> Image.Image:
@@ -95,6 +203,8 @@ def plain(drawing: Drawing, size: int = 256) -> Image.Image:
 def varied(drawing: Drawing, rng: random.Random, size: int = 256) -> Image.Image:
     """The drawing flipped, turned, scaled, shifted, with other brightness and contrast, on any background."""
     image = drawing.image
+    if drawing.style in ICON_SETS:
+        image = _dyed(image, _random_colour(rng))
     if rng.random() < 0.5:
         image = ImageOps.mirror(image)
     image = ImageOps.contain(image, (size, size))
@@ -112,13 +222,64 @@ def varied(drawing: Drawing, rng: random.Random, size: int = 256) -> Image.Image
 def _background(rng: random.Random, size: int) -> Image.Image:
     if rng.random() < 0.5:
         return Image.new("RGB", (size, size), "white")
-
-    def colour() -> tuple[int, int, int]:
-        return (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
-
     if rng.random() < 0.5:
-        return Image.new("RGB", (size, size), colour())
+        return Image.new("RGB", (size, size), _random_colour(rng))
     ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((size, size))
-    return Image.composite(
-        Image.new("RGB", (size, size), colour()), Image.new("RGB", (size, size), colour()), ramp
-    )
+    ends = (Image.new("RGB", (size, size), _random_colour(rng)) for _ in range(2))
+    return Image.composite(*ends, ramp)
+
+
+def _random_colour(rng: random.Random) -> tuple[int, int, int]:
+    return (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
+
+
+def _dyed(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    dyed = Image.new("RGBA", image.size, colour)
+    dyed.putalpha(image.getchannel("A"))
+    return dyed
+
+
+def photograph_like(cut_outs: list[Drawing], rng: random.Random, size: int = 256) -> Image.Image:
+    """A picture with a photograph's texture all over: cut-outs of photographs before the inside of another one."""
+    inside = rng.choice(cut_outs).image
+    width, height = (max(8, int(side * rng.uniform(0.3, 0.6))) for side in inside.size)
+    left, top = (inside.width - width) // 2, (inside.height - height) // 2
+    canvas = Image.new("RGB", (width, height), _random_colour(rng))
+    part = inside.crop((left, top, left + width, top + height))
+    canvas.paste(part, (0, 0), part)
+    canvas = canvas.resize((size, size), Image.Resampling.BICUBIC)
+    canvas = canvas.filter(ImageFilter.GaussianBlur(rng.choice((0, 0, 2, 5))))
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        side = int(size * rng.uniform(0.4, 1.0))
+        image = ImageOps.contain(rng.choice(cut_outs).image, (side, side))
+        canvas.paste(image, (rng.randint(0, size - image.width), rng.randint(0, size - image.height)), image)
+    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(1, 8), (size, size, 3))
+    noisy = Image.fromarray((np.asarray(canvas) + noise).clip(0, 255).astype(np.uint8))
+    return ImageEnhance.Brightness(noisy).enhance(rng.uniform(0.5, 1.25))
+
+
+COLOURS = ("black", "white", "grey", "brown", "red", "orange", "yellow", "green", "blue", "purple", "pink")
+_HUES = ((15, "red"), (35, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (290, "purple"), (335, "pink"))
+
+
+def colour_shares(image: Image.Image) -> np.ndarray:
+    """The share of each of COLOURS in an RGB picture, or in the opaque part of an RGBA one."""
+    small = image.resize((64, 64), Image.Resampling.BOX)
+    opaque = np.asarray(small.getchannel("A")) > 128 if small.mode == "RGBA" else np.ones((64, 64), bool)
+    rgb = np.asarray(small.convert("RGB"))[opaque].astype(float) / 255
+    value, low = rgb.max(1), rgb.min(1)
+    hue = np.asarray(small.convert("RGB").convert("HSV"))[opaque][:, 0] * (360 / 255)
+    chroma = value - low
+    names = np.full(len(rgb), "red", dtype="U6")
+    for end, name in reversed(_HUES):
+        names[hue < end] = name
+    warm = (names == "red") | (names == "orange") | (names == "yellow")
+    names[((names == "orange") | ((names == "yellow") & (hue < 50))) & (value < 0.65)] = "brown"
+    names[(names == "red") & (value < 0.5)] = "brown"
+    names[(names == "red") & (low > 0.45)] = "pink"
+    names[warm & (chroma < 0.25) & (value < 0.7)] = "brown"
+    pale = chroma < np.where(warm, 0.12, 0.1)
+    names[pale] = "grey"
+    names[pale & (value > 0.87)] = "white"
+    names[value < 0.2] = "black"
+    return np.array([(names == colour).mean() if len(names) else 0.0 for colour in COLOURS])
