@@ -58,23 +58,24 @@ class GlobalProjection(nn.Module):
 class LabelProjection(nn.Module):
     """The names that the encoder's classifier gives the picture, in the base's own terms.
 
-    The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest
-    kind of thing (KIND_LENGTH tokens), a word for each fact, and free ones. A kind's probability is the sum over its
-    names, so that "dog" can be certain where the breed is not. An MLP of all features and of the encoder's
-    confidences fills the free prompts with what names do not cover.
+    The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest kind of
+    thing (KIND_LENGTH tokens), a word for each fact, and free ones. A kind's probability is the sum over its names,
+    so that "dog" can be certain where the breed is not. An MLP of all features and of the encoder's confidences
+    fills the free prompts with what names do not cover.
 
     With `name_states` a token's prompt is, in each insertion layer, the hidden state that the frozen base has there
-    when it reads `lead` and the name: the layers then copy a name as they copy words of a text. Without, it is the
-    frozen embedding, one for all layers, plus a trained map of the token before it, which tells after which token it
-    follows (the key of an induction head). Both at unit RMS, scaled by how likely the name is.
+    when it reads `lead` and the name: the layers copy a name then as they copy words of a text. Without, it is the
+    frozen embedding, one for all layers, plus a trained map of the token before it, which tells after which token
+    it follows (the key of an induction head). Both at unit RMS, scaled by how likely the name is.
 
-    The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head
-    on the features tells apart. Names, kinds, facts and heads are data, set before training and saved with the
-    adapter: name_of: [num_classes] row of `names`, for classes may share one; names: [num_classes, name_length] and
-    kinds: [num_kinds, KIND_LENGTH] token ids, -1 behind the end; kind_of: [num_classes] each name's kind or -1;
+    The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head on
+    the features tells apart. Names, kinds, facts and heads are data, set before training and saved with the adapter:
+    name_of: [num_classes] row of `names`, for classes may share one; names: [num_classes, name_length] and kinds:
+    [num_kinds, KIND_LENGTH] token ids, -1 behind the end; kind_of: [num_classes] each name's kind or -1;
     concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head;
-    facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size, feature_size] tells
-    apart; lead: [LEAD_LENGTH] token ids, -1 behind the end.
+    gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others (with `name_states`);
+    facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size, feature_size] tells apart;
+    lead: [LEAD_LENGTH] token ids, -1 behind the end.
     """
 
     name_of: Tensor
@@ -87,6 +88,8 @@ class LabelProjection(nn.Module):
     facts: Tensor
     fact_weight: Tensor
     fact_bias: Tensor
+    gate_weight: Tensor
+    gate_bias: Tensor
     lead: Tensor
 
     def __init__(self, vision: VisionConfig, hidden_size: int, prompt_length: int) -> None:
@@ -113,6 +116,8 @@ class LabelProjection(nn.Module):
         self.end = nn.Parameter(torch.zeros(hidden_size))
         if self.states:
             self.register_buffer("lead", torch.full((LEAD_LENGTH,), -1, dtype=torch.int32))
+            self.register_buffer("gate_weight", torch.zeros(vision.feature_size, dtype=torch.float16))
+            self.register_buffer("gate_bias", torch.zeros(1, dtype=torch.float16))
         else:
             self.before = nn.Linear(hidden_size, hidden_size, bias=False)
             nn.init.zeros_(self.before.weight)
@@ -144,9 +149,16 @@ class LabelProjection(nn.Module):
             )
         codes = F.linear(features.levels.float(), self.concept_basis.float())
         concepts = F.linear(codes, self.concept_weight.float(), self.concept_bias.float())
+        if self.states:
+            is_concept = self.concept_bias != 0
+            concepts = concepts + F.logsigmoid(self.gate(features.levels))[:, None] * is_concept
         # The classifier's own classes have no row in the head: it only adds zero.
         joint = F.pad(logits.float(), (0, classes - logits.shape[1])) + concepts
         return joint.new_zeros(joint.shape).index_add(1, self.name_of, joint.softmax(1))
+
+    def gate(self, levels: Tensor) -> Tensor:
+        """How much a picture is of those that the concepts' head knows: log-odds, [B]."""
+        return levels.float() @ self.gate_weight.float() + self.gate_bias.float()
 
     def fact_words(self, features: VisualFeatures) -> Tensor:
         """The likeliest word of each fact, its token id: [B, num_facts]."""
@@ -208,7 +220,9 @@ class LabelProjection(nn.Module):
         inputs = []
         for layer in model.model.layers[: max(layers) + 1]:
             inputs.append(hidden[:, len(lead) :])
-            hidden = layer(hidden, position_embeddings=rotation)  # causal: what stands behind a name changes nothing
+            hidden = layer(
+                hidden, position_embeddings=rotation
+            )  # causal: what stands behind a name changes nothing
         return _unit_rms(torch.stack([inputs[index] for index in layers], dim=1))
 
 

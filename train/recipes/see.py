@@ -1,22 +1,27 @@
-"""Recipe of the `see` adapter: one sentence that says what a picture shows.
+"""Recipe of the `see` adapter: one sentence that says what a picture shows, and answers to simple questions about it.
 
-Nobody's photographs are trained on. Half of the examples are class features, drawn around the encoder's own weight
+Nobody's photographs are trained on. Some of the examples are class features, drawn around the encoder's own weight
 vector of a class, with the sentence that the encoder's posterior allows; the others are captioned drawings. Questions,
 names and word lists are in `data/see.yaml`, the benchmark of photographs is `data/see_photos.tsv`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
@@ -31,24 +36,51 @@ from train.config import TrainConfig
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, mean, share
 from train.input.examples import Example
-from train.input.history import with_unseen_history
-from train.recipes import see_concepts
+from train.input.feature_store import open_store
+from train.input.history import sample_history, with_unseen_history
+from train.recipes import see_concepts, see_names
+from train.recipes.off_task import off_task_examples
 from train.recipes.recipe import Recipe
-from train.recipes.see_concepts import NAME_LENGTH, ClassFeatures, Vocabulary
-from train.recipes.see_drawings import drawings, plain, varied
-from train.recipes.see_names import class_names, class_sentence, concept, drawing_sentence
+from train.recipes.see_concepts import NAME_LENGTH, ClassFeatures, ConceptHeads, Vocabulary
+from train.recipes.see_drawings import (
+    COLOURS,
+    UNSEEN_STYLE,
+    Drawing,
+    colour_shares,
+    drawings,
+    photograph_like,
+    plain,
+    varied,
+)
+from train.recipes.see_names import (
+    class_names,
+    colour_answer,
+    concept,
+    drawing_sentence,
+    group_answer,
+    hedged,
+    medium_answer,
+    posterior_sentence,
+    with_article,
+)
 from train.recipes.text_data import DATA, phrases, read_yaml
 
-CARD_TEXT = """Trained on captioned drawings (Tux Paint's stamps, Noto's emoji) and on the encoder's own knowledge of its 1,000
-classes: features drawn around its weight vectors, without any photograph. Tested on drawings that training never saw,
-and on photographs from packages (`train/recipes/data/see_photos.tsv` lists them with the accepted words), where
-"encoder" is how often the name of the encoder's likeliest class, or its kind, is accepted. Nothing is trained on the
-photographs, but they were looked at while the recipe was designed."""
+CARD_TEXT = """Trained on captioned drawings (Tux Paint's stamps, emoji and icons in eleven styles) and on the encoder's own
+knowledge of its 1,000 classes: features drawn around its weight vectors, without any photograph. Developed on drawings
+that training never saw, and on photographs from packages (`train/recipes/data/see_photos.tsv` lists them with the
+accepted words), where "encoder" is how often the name of the encoder's likeliest class, or its kind, is accepted.
+Nothing is trained on the photographs, but they were looked at while the recipe was designed."""
 UNPACKED_PHOTOS = Path("runs/photos")
-_NO_PICTURE = "I see no picture yet. Please add one."
-_VARIANTS = 3  # of each drawing, beside the plain one
+_VARIANTS = 2  # of each drawing, beside the plain one
+_CHUNK = 64  # drawings that are in memory at a time
+_VIEWS_VERSION = 1  # of what `see_drawings` makes of a drawing: raise it when that changes
+_PHOTOGRAPH_LIKE = 800
 _CHOICES = 10  # captions to choose from in the test
-_WHOLE = 0.7  # share of training pictures with all levels of the encoder
+_SCORED = 120  # drawings of each test, at most
+_HISTORY = 0.3  # share of examples after other talk
+_LEAST_SHARE = 0.5  # of a colour that a thing is said to have
+_COLOUR, _MEDIUM = 0, 1  # numbers of the facts
+_MEDIA = ("drawing", "photograph")
 _TEST_QUESTION = (Message("user", "What is in this picture?"),)
 
 
@@ -58,11 +90,40 @@ def scores(answerer: Answerer) -> dict[str, Figure]:
 
 
 @dataclass(frozen=True)
-class _DrawingFeatures:
-    """Features of encoded drawings: views[v] holds those of all `names` in variant v, the plain one first."""
+class _Pictures:
+    """Encoded drawings: views[v] holds the features of all in variant v, the plain one first.
+
+    colours: [N, len(COLOURS)], shares. media: whether each is a photograph's cut-out, None where unknown.
+    """
 
     names: list[str]
+    styles: list[str]
+    colours: Tensor
+    media: list[bool | None]
+    held_out: list[bool]
     views: list[VisualFeatures]
+
+    def part(self, held_out: bool) -> _Pictures:
+        """Those to train on, or those held out."""
+        chosen = [i for i, value in enumerate(self.held_out) if value is held_out]
+        rows = torch.tensor(chosen)
+        names, styles, media, flags = (
+            [values[i] for i in chosen] for values in (self.names, self.styles, self.media, self.held_out)
+        )
+        return _Pictures(names, styles, self.colours[rows], media, flags, [view[rows] for view in self.views])
+
+    def colour(self, i: int) -> str:
+        """The colour that most of the drawing has, or ""."""
+        most, which = self.colours[i].max(0)
+        return COLOURS[int(which)] if most >= _LEAST_SHARE else ""
+
+    @cached_property
+    def by_colour(self) -> dict[str, list[int]]:
+        return {
+            colour: found
+            for colour in COLOURS
+            if (found := [i for i in range(len(self.names)) if self.colour(i) == colour])
+        }
 
 
 @dataclass(frozen=True)
@@ -93,11 +154,23 @@ def photographs() -> tuple[list[Photo], int]:
     return found, missing
 
 
+@cache
+def _drawings(held_out: bool) -> list[Drawing]:
+    return [drawing for drawing in drawings() if drawing.held_out is held_out]
+
+
+@cache
+def training_names() -> frozenset[str]:
+    """All names that answers in training have: of drawings and their concepts, of classes and of kinds."""
+    drawn = {drawing.name for drawing in _drawings(held_out=False)}
+    classes = {text for name in class_names() for text in (name.text, with_article(name.kind)) if text}
+    return frozenset(drawn | set(map(concept, drawn)) | classes)
+
+
 def recipe(base: Base) -> Recipe:
-    """The recipe; encodes some 7,000 pictures first, which takes two minutes on an idle machine."""
+    """The recipe; it encodes some 25,000 pictures when it is asked for examples, which takes ten minutes."""
     encoder = load_encoder(ENCODER)
-    train, held_out = _encode_drawings(encoder)
-    counts = Counter(map(concept, train.names))
+    counts = Counter(concept(drawing.name) for drawing in _drawings(held_out=False))
     class_texts = {name.text for name in class_names()}
     # A concept needs more than one drawing, or to be a class as well, for its head to mean anything.
     concepts = [name for name, count in counts.items() if count > 1 or name in class_texts]
@@ -105,16 +178,17 @@ def recipe(base: Base) -> Recipe:
     config = TrainConfig(
         name="see",
         description="Says what a picture shows: photographs of common things and drawings.",
-        steps=800,
+        steps=440,
         batch_size=24,
         lr=1.25e-3,
         gate_lr=5e-3,
         warmup=0.08,
         clip_norm=1.0,
+        average=0.99,
         prompt_length=24,
         prompt_std=0.1,
         prompt_norm=True,
-        eval_every=100,
+        eval_every=110,
         held_out=120,
         vision=VisionConfig(
             encoder=ENCODER,
@@ -124,57 +198,129 @@ def recipe(base: Base) -> Recipe:
             num_classes=len(vocabulary.rows),
             num_kinds=len(vocabulary.kinds),
             name_length=NAME_LENGTH,
+            name_states=True,
+            num_facts=2,
+            fact_size=len(COLOURS),
         ),
     )
-    prepared = _PreparedRecipe(encoder, vocabulary, train, held_out, base.tokenizer, config)
+    prepared = _PreparedRecipe(encoder, vocabulary, base, config)
     return Recipe(config, CARD_TEXT, prepared.examples, prepared.development, scores, prepared.prepare)
 
 
-def _encode_drawings(encoder: VisualEncoder) -> tuple[_DrawingFeatures, _DrawingFeatures]:
-    """Features of the drawings to train on, and of those held out."""
-    found = drawings()
-    views = []
-    for variant in range(_VARIANTS + 1):
-        rng = random.Random(variant)
-        views.append(encoder.encode([varied(d, rng) if variant else plain(d) for d in found]))
-    parts = []
-    for held_out in (False, True):
-        chosen = torch.tensor([i for i, d in enumerate(found) if d.held_out is held_out])
-        parts.append(_DrawingFeatures([found[i].name for i in chosen.tolist()], [view[chosen] for view in views]))
-    return parts[0], parts[1]
+def _encode(encoder: VisualEncoder, shown: Sequence[Drawing]) -> _Pictures:
+    """The drawings' plain views and _VARIANTS more of each. Features are kept on disk for later runs."""
+    store = open_store(encoder.name, encoder.fingerprint())
+    content = hashlib.sha256(repr([(d.style, d.name) for d in shown]).encode()).hexdigest()
+    keys = [
+        hashlib.sha256(f"see {_VIEWS_VERSION} {v} {content}".encode()).hexdigest() for v in range(_VARIANTS + 1)
+    ]
+    views = [store and store.get(key) for key in keys]
+    parts: list[list[VisualFeatures]] = [[] for _ in keys]
+    rngs = [random.Random(v) for v in range(_VARIANTS + 1)]
+    colours, media = [], []
+    for start in tqdm(range(0, len(shown), _CHUNK), "drawings", disable=None):
+        # Copies, which keep their images no longer than this.
+        chunk = [replace(drawing) for drawing in shown[start : start + _CHUNK]]
+        colours += [colour_shares(drawing.image) for drawing in chunk]
+        media += [drawing.is_photo for drawing in chunk]
+        if None in views:
+            for v, (part, rng) in enumerate(zip(parts, rngs, strict=True)):
+                part.append(encoder.encode([varied(d, rng) if v else plain(d) for d in chunk]))
+    if None in views:
+        views = [VisualFeatures.cat(part) for part in parts]
+        for key, view in zip(keys, views, strict=True):
+            if store:
+                store.put(key, view)
+    names, styles = [drawing.name for drawing in shown], [drawing.style for drawing in shown]
+    held_out = [drawing.held_out for drawing in shown]
+    return _Pictures(names, styles, torch.from_numpy(np.array(colours)).float(), media, held_out, views)
 
 
 class _PreparedRecipe:
-    """What is computed once: features, names and the fitted concept head."""
+    """What is computed once, when it is first needed: features, names and the fitted heads."""
 
-    def __init__(
-        self,
-        encoder: VisualEncoder,
-        vocabulary: Vocabulary,
-        train: _DrawingFeatures,
-        held_out: _DrawingFeatures,
-        tokenizer: Any,
-        config: TrainConfig,
-    ) -> None:
-        self._encoder, self._vocabulary, self._train, self._held_out = encoder, vocabulary, train, held_out
+    def __init__(self, encoder: VisualEncoder, vocabulary: Vocabulary, base: Base, config: TrainConfig) -> None:
+        self._encoder, self._vocabulary, self._base, self._config = encoder, vocabulary, base, config
+        self._row_of = {name.text: row for row, name in enumerate(vocabulary.names)}
+
+    @cached_property
+    def _all(self) -> _Pictures:
+        return _encode(self._encoder, list(drawings()))
+
+    @cached_property
+    def _train(self) -> _Pictures:
+        return self._all.part(held_out=False)
+
+    @cached_property
+    def _held_out(self) -> _Pictures:
+        return self._all.part(held_out=True)
+
+    @cached_property
+    def _photograph_like(self) -> tuple[VisualFeatures, Tensor]:
+        """Features and colours of pictures with a photograph's texture."""
+        rng = random.Random(5)
+        cut_outs = [copy for d in _drawings(held_out=False) if (copy := replace(d)).is_photo]
+        pictures = [photograph_like(cut_outs, rng) for _ in range(_PHOTOGRAPH_LIKE)]
+        colours = torch.from_numpy(np.array([colour_shares(picture) for picture in pictures])).float()
+        return self._encoder.encode(pictures), colours
+
+    @cached_property
+    def _class_features(self) -> ClassFeatures:
+        return ClassFeatures(self._encoder, self._photograph_like[0])
+
+    @cached_property
+    def _heads(self) -> tuple[LabelProjection, list[list[VisualFeatures]]]:
+        """A projection with all names and heads, and the training drawings' views as heads see them that do not know
+        their style, and as heads that do not know their names.
+        """
+        vision, train = self._config.vision, self._train
+        assert vision is not None
+        # The size of the base does not matter here: names and heads are copied into the adapter's projection.
+        projection = LabelProjection(vision, 1, self._config.prompt_length)
+        see_concepts.store_names(projection, self._vocabulary, self._base.tokenizer)
+        self._fit_facts(projection)
+        count = len(train.views)
         all_views = VisualFeatures.cat(train.views)
-        self._class_features = ClassFeatures(encoder, all_views)
-        assert config.vision is not None
-        # The size of the base does not matter here: names and head are copied into the adapter's projection.
-        self._projection = LabelProjection(config.vision, 1, config.prompt_length)
-        see_concepts.store_names(self._projection, vocabulary, tokenizer)
-        row_of = {name.text: row for row, name in enumerate(vocabulary.names)}
-        targets = torch.tensor([row_of.get(concept(name), -1) for name in train.names]).repeat(len(train.views))
-        named = targets >= 0
-        see_concepts.fit_concept_head(
-            self._projection, vocabulary, all_views[named], targets[named], self._class_features
+        concepts = list(map(concept, train.names))
+        targets = torch.tensor([self._row_of.get(name, -1) for name in concepts]).repeat(count)
+        see_concepts.open_gate_for(projection, _MEDIUM, _MEDIA.index("drawing"), _MEDIA.index("photograph"))
+        gate = projection.gate(all_views.levels)
+        heads = ConceptHeads(self._vocabulary, all_views, self._class_features, gate)
+        head = heads.fit(targets, targets >= 0)
+        heads.store(projection, head)
+        unknown = []
+        for keys in (train.styles, concepts):
+            number = {key: i % see_concepts.FOLDS for i, key in enumerate(sorted(set(keys)))}
+            part = torch.tensor([number[key] for key in keys]).repeat(count)
+            logits = heads.logits_without(targets, targets >= 0, part, head)
+            views = VisualFeatures(all_views.levels, logits)
+            unknown.append([views[i * len(concepts) : (i + 1) * len(concepts)] for i in range(count)])
+        return projection, unknown
+
+    def _fit_facts(self, projection: LabelProjection) -> None:
+        train, (photographs, photograph_colours) = self._train, self._photograph_like
+
+        def tokens(words: Sequence[str]) -> list[int]:
+            return [self._base.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in words]
+
+        features = VisualFeatures.cat([train.views[0], photographs])
+        see_concepts.fit_fact(
+            projection, _COLOUR, tokens(COLOURS), features, torch.cat([train.colours, photograph_colours])
         )
+        known = torch.tensor([i for i, medium in enumerate(train.media) if medium is not None])
+        is_photo = torch.tensor([float(bool(train.media[i])) for i in known.tolist()])
+        is_photo = torch.cat([is_photo.repeat(len(train.views)), torch.ones(len(photographs))])
+        features = VisualFeatures.cat([*(view[known] for view in train.views), photographs])
+        shares = torch.stack([1 - is_photo, is_photo], dim=1)
+        see_concepts.fit_fact(projection, _MEDIUM, tokens(_MEDIA), features, shares)
 
     def prepare(self, adapter: Adapter) -> None:
-        """Copies names, kinds and concept head into a new adapter."""
+        """Copies names, kinds and heads into a new adapter."""
         buffers = dict(adapter.named_buffers())
-        for name, values in self._projection.named_buffers():
+        for name, values in self._heads[0].named_buffers():
             buffers[f"projection.{name}"].copy_(values)
+
+    # Examples.
 
     def examples(self, split: str, seed: int = 0) -> Iterator[Example]:
         """Endless for "train"; for "validation" every second held-out drawing, and as many class features."""
@@ -182,57 +328,148 @@ class _PreparedRecipe:
         generator = torch.Generator().manual_seed(rng.randrange(2**32))
         if split != "train":
             for i in range(1, len(self._held_out.names), 2):
-                yield self._drawing_example(self._held_out, i, rng)
+                answer = drawing_sentence(self._held_out.names[i])
+                features = _padded(self._held_out.views[0][i : i + 1], len(self._vocabulary.rows))
+                yield Example(_question("questions", rng), answer, features)
                 yield from self._class_examples(1, rng, generator)
             return
+        off_task = off_task_examples(self._base)
         while True:
-            for _ in range(24):
-                yield self._drawing_example(self._train, rng.randrange(len(self._train.names)), rng)
-            yield from self._class_examples(26, rng, generator)
-            yield Example(_conversation(rng), _NO_PICTURE)
+            batch = [self._drawing_example(rng) for _ in range(22)]
+            batch += self._class_examples(17, rng, generator)
+            batch += [self._group_example(rng, generator) for _ in range(4)]
+            batch += [self._colour_example(rng) for _ in range(2)]
+            batch += [self._medium_example(rng) for _ in range(2)]
+            for example in batch:
+                yield _after_other_talk(example, rng)
+            for example in rng.sample(off_task, 2):
+                yield _after_other_talk(example, rng)
+            replies = phrases(read_yaml(DATA / "off_task.yaml")["no_picture"])
+            yield _after_other_talk(Example(_question("questions", rng), rng.choice(replies)), rng)
 
-    def _drawing_example(self, part: _DrawingFeatures, i: int, rng: random.Random) -> Example:
-        features = rng.choice(part.views)[i : i + 1]
-        return Example(_conversation(rng), drawing_sentence(part.names[i]), self._drop_levels(features, rng))
+    def _drawing(self, i: int, rng: random.Random) -> VisualFeatures:
+        """A view of training drawing `i`, as one of an unknown style or, less often, an unknown name."""
+        unknown = self._heads[1][rng.random() < 0.4]
+        return rng.choice(unknown)[i : i + 1]
 
-    def _drop_levels(self, features: VisualFeatures, rng: random.Random) -> VisualFeatures:
-        """At times leaves out all but the last level, as in class features, so that their absence means nothing."""
-        if rng.random() < _WHOLE:
-            return features
-        levels = features.levels.clone()
-        levels[:, : -self._encoder.classifier[0].shape[1]] = 0
-        return VisualFeatures(levels, features.logits)
+    def _drawing_example(self, rng: random.Random) -> Example:
+        i = rng.randrange(len(self._train.names))
+        features = self._drawing(i, rng)
+        answer = drawing_sentence(self._train.names[i])
+        # What the heads do not know of is at times answered as a visitor's picture would be, with doubt.
+        if rng.random() < 0.3:
+            row = self._row_of.get(concept(self._train.names[i]), -1)
+            (sentence,) = self._sentences(features)
+            if hedged(sentence) or row < 0 or self._vocabulary.names[row].text in sentence:
+                answer = sentence
+        return Example(_question("questions", rng), answer, features)
 
     def _class_examples(self, count: int, rng: random.Random, generator: torch.Generator) -> Iterator[Example]:
-        classes = torch.randint(len(self._encoder.classifier[1]), (count,), generator=generator)
-        features = self._class_features.draw(classes, generator, mixed=0.5, whole=_WHOLE)
+        features = self._draw_classes(count, generator)
         for i, answer in enumerate(self._sentences(features)):
-            yield Example(_conversation(rng), answer, features[i : i + 1])
+            yield Example(_question("questions", rng), answer, features[i : i + 1])
+
+    def _draw_classes(self, count: int, generator: torch.Generator) -> VisualFeatures:
+        """Class features, with logits as long as the drawings' are, so that they go into one batch."""
+        classes = torch.randint(len(self._encoder.classifier[1]), (count,), generator=generator)
+        features = self._class_features.draw(classes, generator, mixed=0.5)
+        return _padded(features, len(self._vocabulary.rows))
+
+    def _group_example(self, rng: random.Random, generator: torch.Generator) -> Example:
+        """Whether a thing is an animal, a food or the like."""
+        kinds, group_of = self._vocabulary.kinds, see_names.group_of_kind()
+        groups = list(dict.fromkeys(group_of.values()))
+        while True:
+            if rng.random() < 0.5:
+                i = rng.randrange(len(self._train.names))
+                features, kind = self._drawing(i, rng), see_names.concept_kind(concept(self._train.names[i]))
+                certain = bool(kind)
+            else:
+                features = self._draw_classes(1, generator)
+                mass, which = self._kind_masses(features)[0].max(0)
+                kind, certain = kinds[int(which)], bool(mass > 0.6)
+            mine = group_of.get(kind, "")
+            group = mine if mine and rng.random() < 0.5 else rng.choice(groups)
+            if certain and (group == mine or rng.random() < 0.7):
+                return Example(
+                    self._follow_up("group_questions", rng, with_article(group)),
+                    group_answer(group, group == mine),
+                    features,
+                )
+
+    def _colour_example(self, rng: random.Random) -> Example:
+        train, (photographs, colours) = self._train, self._photograph_like
+        if rng.random() < 0.3:
+            while True:
+                i = rng.randrange(len(photographs))
+                most, which = colours[i].max(0)
+                if most >= _LEAST_SHARE:
+                    features = _padded(photographs[i : i + 1], len(self._vocabulary.rows))
+                    return Example(
+                        self._follow_up("colour_questions", rng), colour_answer(COLOURS[int(which)]), features
+                    )
+        colour = rng.choice(list(train.by_colour))
+        i = rng.choice(train.by_colour[colour])
+        features = self._heads[1][0][0][i : i + 1]
+        return Example(self._follow_up("colour_questions", rng), colour_answer(colour), features)
+
+    def _medium_example(self, rng: random.Random) -> Example:
+        train, (photographs, _) = self._train, self._photograph_like
+        if rng.random() < 0.5:
+            i = rng.randrange(len(photographs))
+            features = _padded(photographs[i : i + 1], len(self._vocabulary.rows))
+            return Example(self._follow_up("medium_questions", rng), medium_answer(True), features)
+        i = rng.choice([i for i, medium in enumerate(train.media) if medium is False])
+        features = rng.choice(self._heads[1][0])[i : i + 1]
+        return Example(self._follow_up("medium_questions", rng), medium_answer(False), features)
+
+    def _follow_up(self, questions: str, rng: random.Random, group: str = "") -> Conversation:
+        return _question(questions, rng, group)
+
+    def _kind_masses(self, features: VisualFeatures) -> Tensor:
+        """The probability of each kind, [B, kinds]."""
+        projection, posterior = self._heads[0], self._heads[0].posterior(features)
+        column = torch.where(projection.kind_of < 0, len(projection.kinds), projection.kind_of)
+        masses = posterior.new_zeros(len(posterior), len(projection.kinds) + 1).index_add(1, column, posterior)
+        return masses[:, :-1]
 
     def _sentences(self, features: VisualFeatures) -> list[str]:
         """The sentence that the posterior of each picture allows."""
-        posterior = self._projection.posterior(features)
+        projection, names = self._heads[0], self._vocabulary.names
+        posterior = projection.posterior(features)
         top, chosen = posterior.topk(2, dim=1)
-        names = self._vocabulary.names
+        masses, kinds = self._kind_masses(features).max(1)
+        members = torch.where(projection.kind_of == kinds[:, None], posterior, -1.0).argmax(1)
         answers = []
         for i in range(len(posterior)):
-            first, second = (names[int(row)] for row in chosen[i])
-            same_kind = [n for n, name in enumerate(names) if name.kind and name.kind == first.kind]
-            answers.append(class_sentence(first, float(top[i, 0]), second, float(posterior[i, same_kind].sum())))
+            first, second, member = (names[int(row)] for row in (*chosen[i], members[i]))
+            kind = self._vocabulary.kinds[int(kinds[i])]
+            answers.append(posterior_sentence(first, float(top[i, 0]), second, kind, float(masses[i]), member))
         return answers
 
-    def development(self, answerer: Answerer) -> dict[str, Figure]:
-        """Scores on held-out drawings by likelihood, and on photographs by accepted words."""
-        return {**self._drawing_scores(answerer), **self._photo_scores(answerer)}
+    # Scores.
 
-    def _drawing_scores(self, answerer: Answerer) -> dict[str, Figure]:
+    def development(self, answerer: Answerer) -> dict[str, Figure]:
+        """Scores on held-out drawings by likelihood, on photographs by accepted words, and on simple questions."""
+        known = training_names()
         part = self._held_out
-        chosen = list(range(0, len(part.names), 2))
-        rng = random.Random(7)
+        seen = [i for i, name in enumerate(part.names) if name in known and part.styles[i] == UNSEEN_STYLE]
+        unseen = [i for i, name in enumerate(part.names) if name not in known]
+        return {
+            **self._caption_scores(answerer, seen, "known names in an unseen style"),
+            **self._caption_scores(answerer, unseen, "names that were no answer in training"),
+            **self._question_scores(answerer),
+            **self._photo_scores(answerer),
+        }
+
+    def _caption_scores(self, answerer: Answerer, candidates: list[int], which: str) -> dict[str, Figure]:
+        part, rng = self._held_out, random.Random(7)
+        chosen = rng.sample(candidates, min(len(candidates), _SCORED))
+        names = list(dict.fromkeys(part.names[j] for j in candidates))
         captions: list[str] = []
         pictures: list[VisualFeatures | None] = []
         for i in chosen:
-            others = [n for n in dict.fromkeys(part.names[j] for j in chosen) if n != part.names[i]]
+            others = [name for name in names if name != part.names[i]]
             for name in (part.names[i], *rng.sample(others, _CHOICES - 1)):
                 captions.append(drawing_sentence(name))
                 pictures.append(part.views[0][i : i + 1])
@@ -241,10 +478,45 @@ class _PreparedRecipe:
         exchanged = [part.views[0][i : i + 1] for i in (*chosen[1:], chosen[0])]
         wrong = answerer.nll([_TEST_QUESTION] * len(chosen), captions[::_CHOICES], exchanged)
         return {
-            "caption loss of unseen drawings": mean(losses[:, 0].tolist(), seed=0),
-            "caption loss, pictures exchanged": mean(wrong, seed=0),
-            f"right caption of {_CHOICES}, %": share((losses.argmin(1) == 0).tolist()),
+            f"right caption of {_CHOICES}, {which}, %": share((losses.argmin(1) == 0).tolist()),
+            f"caption loss, {which}": mean(losses[:, 0].tolist(), seed=0),
+            f"caption loss, {which}, pictures exchanged": mean(wrong, seed=0),
         }
+
+    def _question_scores(self, answerer: Answerer) -> dict[str, Figure]:
+        """Simple questions about held-out drawings and the photographs: the right word must stand in the answer."""
+        rng = random.Random(3)
+        group_of = see_names.group_of_kind()
+        groups = list(dict.fromkeys(group_of.values()))
+        asked: dict[str, list[tuple[Conversation, Drawing | Photo, str, str]]]
+        asked = {"group": [], "colour": [], "medium": []}
+        for shown in rng.sample(_drawings(held_out=True), 4 * _SCORED):
+            drawing = replace(shown)  # a copy, whose image is kept no longer than this
+            if kind := see_names.concept_kind(concept(drawing.name)):
+                mine = group_of.get(kind, "")
+                group = mine if mine and rng.random() < 0.5 else rng.choice(groups)
+                words = ("yes", "no") if group == mine else ("no", "yes")
+                asked["group"].append((_question("group_questions", rng, with_article(group)), drawing, *words))
+            colours = colour_shares(drawing.image)
+            if colours.max() >= _LEAST_SHARE:
+                question = _question("colour_questions", rng)
+                asked["colour"].append((question, drawing, COLOURS[int(colours.argmax())], ""))
+            if (is_photo := drawing.is_photo) is not None:
+                words = (_MEDIA[is_photo], _MEDIA[not is_photo])
+                asked["medium"].append((_question("medium_questions", rng), drawing, *words))
+        asked["medium"] = asked["medium"][: _SCORED // 2]
+        for photo in photographs()[0]:
+            asked["medium"].append((_question("medium_questions", rng), photo, *_MEDIA[::-1]))
+        result = {}
+        for which, items in asked.items():
+            items = items[:_SCORED]
+            answers = _answers(answerer, [item[0] for item in items], [item[1] for item in items])
+            right = [
+                _has_word(text, item[2]) and not (item[3] and _has_word(text, item[3]))
+                for item, text in zip(items, answers, strict=True)
+            ]
+            result[f"answers a question about its {which}, %"] = share(right)
+        return result
 
     def _photo_scores(self, answerer: Answerer) -> dict[str, Figure]:
         photos, _ = photographs()
@@ -265,18 +537,48 @@ class _PreparedRecipe:
             return share([p.named_in(t) for p, t in zip(photos, texts, strict=True)])
 
         name = "names the thing in a photograph, %"
-        return {
+        wrong = [answer for photo, answer in zip(photos, answers, strict=True) if not photo.named_in(answer)]
+        result = {
             name: percent(answers),
             f"{name}, after other talk": percent(later_answers),
-            "the encoder's likeliest class names it, %": percent([f"{n.text} {n.kind}" for n in likeliest]),
+            "the encoder's likeliest class names it, %": percent([n.text for n in likeliest]),
+            "that class or its kind names it, %": percent([f"{n.text} {n.kind}" for n in likeliest]),
         }
+        if wrong:
+            result["of the wrong answers, says that it is not sure, %"] = share(list(map(hedged, wrong)))
+        return result
 
 
-def _conversation(rng: random.Random) -> Conversation:
-    """A question about a picture, at times after other talk."""
-    data = read_yaml(DATA / "see.yaml")
-    earlier: list[Message] = []
-    if rng.random() < 0.2:
-        for question, answer in rng.sample(list(data["earlier"].items()), rng.choice((1, 2))):
-            earlier += [Message("user", question), Message("assistant", answer)]
-    return (*earlier, Message("user", rng.choice(phrases(data["questions"]))))
+def _padded(features: VisualFeatures, classes: int) -> VisualFeatures:
+    """With a logit for each of `classes`; a projection adds nothing to those of concepts but its own head's."""
+    assert features.logits is not None
+    missing = classes - features.logits.shape[1]
+    return VisualFeatures(features.levels, torch.nn.functional.pad(features.logits, (0, missing)))
+
+
+def _answers(answerer: Answerer, questions: Sequence[Conversation], shown: Sequence[Drawing | Photo]) -> list[str]:
+    with TemporaryDirectory() as folder:
+        paths = []
+        for number, picture in enumerate(shown):
+            path = Path(folder) / f"{number}.png"
+            if isinstance(picture, Photo):
+                path = picture.path
+            else:
+                plain(replace(picture)).save(path)
+            paths.append(path)
+        return answerer.generate(questions, paths, max_new_tokens=40)
+
+
+def _has_word(text: str, word: str) -> bool:
+    return bool(re.search(rf"\b{word}\b", text, re.IGNORECASE))
+
+
+def _after_other_talk(example: Example, rng: random.Random) -> Example:
+    if rng.random() >= _HISTORY:
+        return example
+    return Example(example.messages, example.answer, example.features, history=sample_history(rng))
+
+
+def _question(which: str, rng: random.Random, group: str = "") -> Conversation:
+    question = rng.choice(phrases(read_yaml(DATA / "see.yaml")[which]))
+    return (Message("user", question.format(group)),)

@@ -1,7 +1,7 @@
 """What the `see` adapter can call a picture: the encoder's classes and the concepts that drawings show, their tokens,
-and the linear head that tells the concepts apart.
+and the linear heads that tell concepts, colours, drawings and photographs apart.
 
-The head is fitted once, before the adapter is trained, and stored with it. Knows features and names; knows no
+The heads are fitted once, before the adapter is trained, and stored with it. Knows features and names; knows no
 conversations.
 """
 
@@ -17,10 +17,13 @@ from torch import Tensor
 
 from adapter.method.projection import CONCEPT_RANK, LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
-from train.recipes.see_names import Name, class_names
+from train.recipes.see_names import Name, class_names, concept_kind
 
 NAME_LENGTH = 7
+FOLDS = 4
+_LEAD = "The picture shows"
 _STEPS, _BATCH, _NOISE = 300, 384, 0.3
+_FACT_STEPS, _FACT_BATCH = 1000, 256
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def vocabulary(concepts: Iterable[str], tokenizer: Any) -> Vocabulary:
     index: dict[str, int] = {}
     names: list[Name] = []
     rows = []
-    for name in (*classes, *map(Name, short)):
+    for name in (*classes, *(Name(c, concept_kind(c)) for c in short)):
         if name.text not in index:
             index[name.text] = len(names)
             names.append(name)
@@ -48,7 +51,9 @@ def vocabulary(concepts: Iterable[str], tokenizer: Any) -> Vocabulary:
 
 
 def store_names(projection: LabelProjection, vocabulary: Vocabulary, tokenizer: Any) -> None:
-    """Stores the tokens of names and kinds in the projection's buffers."""
+    """Stores the tokens of names and kinds, and of what stands before them, in the projection's buffers."""
+    lead = tokenizer(_LEAD, add_special_tokens=False).input_ids
+    projection.lead[: len(lead)] = torch.tensor(lead)
     projection.name_of.copy_(vocabulary.rows)
     names = [name.text for name in vocabulary.names]
     for table, texts in ((projection.names, names), (projection.kinds, vocabulary.kinds)):
@@ -67,26 +72,21 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 class ClassFeatures:
     """Draws features of imagined photographs around the encoder's own weight vector of a class.
 
-    The pooled features are the mean over drawings, plus a step along the class's weight vector, plus part of some
-    drawing's own deviation; the logits are the encoder's classifier on them. The other levels are unknown: zero, or
-    that drawing's, so that neither tells whether a picture is a photograph.
+    The pooled features are the mean over pictures with a photograph's texture, plus a step along the class's weight
+    vector, plus part of such a picture's own deviation; the logits are the encoder's classifier on them. The other
+    levels are that picture's.
     """
 
-    def __init__(self, encoder: VisualEncoder, drawings: VisualFeatures) -> None:
+    def __init__(self, encoder: VisualEncoder, photograph_like: VisualFeatures) -> None:
         self._weight, self._bias = encoder.classifier
-        size = self._weight.shape[1]
-        pooled = drawings.levels[:, -size:]
-        self._other_levels = drawings.levels[:, :-size]
+        self.pooled = self._weight.shape[1]
+        pooled = photograph_like.levels[:, -self.pooled :]
+        self._other_levels = photograph_like.levels[:, : -self.pooled]
         self._mean = pooled.mean(0)
         self._deviations = pooled - self._mean
 
-    def draw(
-        self, classes: Tensor, generator: torch.Generator, mixed: float = 0.0, whole: float = 0.0
-    ) -> VisualFeatures:
-        """One row of features for each class.
-
-        mixed: share of rows that lie between the class and a near one. whole: share of rows with the other levels.
-        """
+    def draw(self, classes: Tensor, generator: torch.Generator, mixed: float = 0.0) -> VisualFeatures:
+        """One row of features for each class. mixed: share of rows that lie between the class and a near one."""
         count = len(classes)
 
         def uniform(low: float, high: float) -> Tensor:
@@ -101,60 +101,120 @@ class ClassFeatures:
         picked = torch.randint(len(self._deviations), (count,), generator=generator)
         pooled = self._mean + uniform(3, 8) * direction + uniform(0.4, 1.0) * self._deviations[picked]
         pooled = pooled.clamp(min=0)  # they come out of a rectifier
-        has_levels = torch.rand(count, 1, generator=generator) < whole
-        levels = torch.cat([self._other_levels[picked] * has_levels, pooled], dim=1)
+        levels = torch.cat([self._other_levels[picked], pooled], dim=1)
         return VisualFeatures(levels, F.linear(pooled, self._weight, self._bias))
 
 
-def fit_concept_head(
-    projection: LabelProjection,
-    vocabulary: Vocabulary,
-    drawings: VisualFeatures,
-    targets: Tensor,
-    class_features: ClassFeatures,
-) -> None:
-    """Fits the linear head of the concepts and stores it in the projection's buffers.
+class ConceptHeads:
+    """The linear head of the concepts, and heads that were fitted without some of the drawings.
 
-    It learns drawings (targets: [B] rows of names) against class features, jointly with the encoder's own logits, so
-    that it stays silent on photographs.
+    A head knows the drawings that it was fitted on better than any that a visitor will show. What it would have said
+    of a training drawing, had it not known it, comes from a head that was fitted without its part.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, drawings: VisualFeatures, class_features: ClassFeatures, gate: Tensor
+    ) -> None:
+        """gate: [B], log-odds that each picture is a drawing, as the projection's gate says."""
+        self._rows, self._class_features = vocabulary.rows, class_features
+        assert drawings.logits is not None
+        self._logits = drawings.logits
+        levels, pooled = drawings.levels, class_features.pooled
+        self._mean, scale = levels.mean(0), levels.std(0) + 1e-3
+        standard = ((levels - self._mean) / scale)[:, -pooled:]
+        torch.manual_seed(0)  # of the random projection that the decomposition begins with
+        _, _, axes = torch.pca_lowrank(standard, q=CONCEPT_RANK, niter=3)
+        basis = torch.zeros(CONCEPT_RANK, levels.shape[1])
+        basis[:, -pooled:] = (axes / (standard @ axes).std(0)).T / scale[-pooled:]
+        self._basis, self._gate = basis, F.logsigmoid(gate)
+        self._codes = (levels - self._mean) @ basis.T
+
+    def fit(self, targets: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight [concepts, CONCEPT_RANK] and bias of a head on the codes of the drawings.
+
+        targets: [B] rows of names; used: [B], which drawings to learn from. The head learns drawings against class
+        features, jointly with the encoder's own logits, so that it stays silent on photographs.
+        """
+        generator = torch.Generator().manual_seed(0)
+        chosen = used.nonzero()[:, 0]
+        num_classes = self._logits.shape[1]
+        num_concepts = len(self._rows) - num_classes
+        weight = torch.zeros(num_concepts, CONCEPT_RANK, requires_grad=True)
+        bias = torch.full((num_concepts,), -2.0, requires_grad=True)
+        optimizer = torch.optim.AdamW([weight, bias], lr=0.05, weight_decay=0.3)
+        # Half-open for class features: the head itself learns to be silent on photographs, too.
+        made_gate = torch.tensor(0.5).log()
+        for _ in range(_STEPS):
+            picked = chosen[torch.randint(len(chosen), (_BATCH,), generator=generator)]
+            classes = torch.randint(num_classes, (_BATCH // 2,), generator=generator)
+            made = self._class_features.draw(classes, generator, mixed=0.5)
+            noise = _NOISE * torch.randn(_BATCH, CONCEPT_RANK, generator=generator)
+            made_codes = (made.levels - self._mean) @ self._basis.T
+            inputs = torch.cat([self._codes[picked] + noise, made_codes])
+            assert made.logits is not None
+            class_logits = torch.cat([self._logits[picked], made.logits])
+            gate = torch.cat([self._gate[picked], made_gate.expand(len(classes))])
+            concepts = F.linear(inputs, weight, bias) + gate[:, None]
+            joint = torch.cat([class_logits, concepts], dim=1).log_softmax(1)
+            wanted = torch.cat([targets[picked], self._rows[classes]])
+            # A name's probability is the sum over the classes that share it.
+            log_likelihood = torch.where(self._rows == wanted[:, None], joint, -torch.inf).logsumexp(1)
+            (-log_likelihood.mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return weight.detach(), bias.detach()
+
+    def store(self, projection: LabelProjection, head: tuple[Tensor, Tensor]) -> None:
+        """Writes the head into the projection, which takes features that are not centred."""
+        weight, bias = head
+        num_classes = self._logits.shape[1]
+        projection.concept_basis.copy_(self._basis)
+        projection.concept_weight[num_classes:] = weight
+        projection.concept_bias[num_classes:] = bias - weight @ (self._basis @ self._mean)
+
+    def logits_without(self, targets: Tensor, used: Tensor, part: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits with which a projection that has `head` says of each drawing what heads without its part say.
+
+        part: [B] numbers of parts, from 0. Returns [B, all classes].
+        """
+        extra = torch.empty(len(part), len(head[0]))
+        for number in range(int(part.max()) + 1):
+            inside = part == number
+            weight, bias = self.fit(targets, used & ~inside)
+            extra[inside] = F.linear(self._codes[inside], weight - head[0], bias - head[1])
+        return torch.cat([self._logits, extra], dim=1)
+
+
+def fit_fact(
+    projection: LabelProjection, fact: int, tokens: list[int], features: VisualFeatures, shares: Tensor
+) -> None:
+    """Fits the linear head that answers fact number `fact` by one of `tokens`, and stores it in the projection.
+
+    shares: [B, len(tokens)], how right each word is about each picture.
     """
     generator = torch.Generator().manual_seed(0)
-    rows = vocabulary.rows
-    assert drawings.logits is not None
-    logits = drawings.logits
-    num_classes = logits.shape[1]
-    num_concepts = len(rows) - num_classes
-    # Only the pooled features are common to drawings and class features.
-    pooled = class_features.draw(torch.zeros(1, dtype=torch.long), generator).levels.ne(0).any(0)
-    levels = drawings.levels * pooled
+    levels = features.levels
     mean, scale = levels.mean(0), levels.std(0) + 1e-3
-    scale[~pooled] = 1.0
     standard = (levels - mean) / scale
-    _, _, axes = torch.pca_lowrank(standard, q=CONCEPT_RANK, niter=3)
-    spread = (standard @ axes).std(0)
-    basis = (axes / spread).T * pooled
-    codes = standard @ basis.T
-    weight = torch.zeros(num_concepts, CONCEPT_RANK, requires_grad=True)
-    bias = torch.full((num_concepts,), -2.0, requires_grad=True)
-    optimizer = torch.optim.AdamW([weight, bias], lr=0.05, weight_decay=0.3)
-    for _ in range(_STEPS):
-        picked = torch.randint(len(codes), (_BATCH,), generator=generator)
-        classes = torch.randint(num_classes, (_BATCH // 2,), generator=generator)
-        made = class_features.draw(classes, generator, mixed=0.5)
-        noise = _NOISE * torch.randn(_BATCH, CONCEPT_RANK, generator=generator)
-        inputs = torch.cat([codes[picked] + noise, ((made.levels - mean) / scale) @ basis.T])
-        assert made.logits is not None
-        class_logits = torch.cat([logits[picked], made.logits])
-        joint = torch.cat([class_logits, F.linear(inputs, weight, bias)], dim=1).log_softmax(1)
-        wanted = torch.cat([targets[picked], rows[classes]])
-        # A name's probability is the sum over the classes that share it.
-        log_likelihood = torch.where(rows == wanted[:, None], joint, -torch.inf).logsumexp(1)
-        (-log_likelihood.mean()).backward()
+    weight = torch.zeros(len(tokens), levels.shape[1], requires_grad=True)
+    bias = torch.zeros(len(tokens), requires_grad=True)
+    optimizer = torch.optim.AdamW([weight, bias], lr=3e-3, weight_decay=0.3)
+    # Words that are seldom right come as often as others.
+    balance = (shares / shares.sum(0)).sum(1)
+    for _ in range(_FACT_STEPS):
+        picked = torch.multinomial(balance, _FACT_BATCH, replacement=True, generator=generator)
+        loss = F.cross_entropy(F.linear(standard[picked], weight, bias), shares[picked])
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        # The head takes raw features: the standardisation goes into basis and bias.
-        folded = basis / scale
-        projection.concept_basis.copy_(folded)
-        projection.concept_weight[num_classes:] = weight
-        projection.concept_bias[num_classes:] = bias - weight @ (folded @ mean)
+        folded = weight / scale
+        projection.facts[fact, : len(tokens)] = torch.tensor(tokens)
+        projection.fact_weight[fact, : len(tokens)] = folded
+        projection.fact_bias[fact, : len(tokens)] = bias - folded @ mean
+
+
+def open_gate_for(projection: LabelProjection, fact: int, word: int, other: int) -> None:
+    """Makes the gate of the concepts say how much likelier `word` is than `other` as the answer to a fact."""
+    projection.gate_weight.copy_(projection.fact_weight[fact, word] - projection.fact_weight[fact, other])
+    projection.gate_bias.copy_(projection.fact_bias[fact, word] - projection.fact_bias[fact, other])

@@ -90,7 +90,9 @@ def drawings() -> Iterator[Drawing]:
     missing = [str(path) for path in (STAMPS, EMOJI_FONT) if not path.exists()]
     missing += [path.name for name in (*EMOJI_SETS, *ICON_SETS) if not (path := _archive(name)).is_file()]
     if missing:
-        packages = " ".join(f"@iconify-json/{name}@{version}" for name, version in (EMOJI_SETS | ICON_SETS).items())
+        packages = " ".join(
+            f"@iconify-json/{name}@{version}" for name, version in (EMOJI_SETS | ICON_SETS).items()
+        )
         raise AdapterError(
             f"Drawings are missing: {', '.join(missing)}. Get them with `apt-get install tuxpaint-stamps-default "
             f"fonts-noto-color-emoji` and `mkdir -p {ICONS} && cd {ICONS} && npm pack {packages}`."
@@ -259,7 +261,15 @@ def photograph_like(cut_outs: list[Drawing], rng: random.Random, size: int = 256
 
 
 COLOURS = ("black", "white", "grey", "brown", "red", "orange", "yellow", "green", "blue", "purple", "pink")
-_HUES = ((15, "red"), (35, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (290, "purple"), (335, "pink"))
+_HUES = (
+    (15, "red"),
+    (40, "orange"),
+    (68, "yellow"),
+    (165, "green"),
+    (255, "blue"),
+    (290, "purple"),
+    (335, "pink"),
+)
 
 
 def colour_shares(image: Image.Image) -> np.ndarray:

@@ -13,7 +13,8 @@ from functools import cache
 
 from train.recipes.text_data import DATA, read_yaml, words
 
-_SURE, _SURE_OF_KIND = 0.4, 0.6  # least probabilities of a name and of a kind that is named
+_SURE, _SURE_OF_KIND = 0.4, 0.35  # least probabilities of a name and of a kind that is named
+_NOT_SURE = "I am not sure"
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,55 @@ def drawing_sentence(name: str) -> str:
     return f"The picture shows {name}."
 
 
-def class_sentence(first: Name, probability: float, second: Name, kind_probability: float) -> str:
+def concept_kind(concept: str) -> str:
+    """The kind of what a drawing shows, "" where no everyday word fits."""
+    return _kinds().get(re.sub(r"^(an?|the|some|two) ", "", concept), "")
+
+
+@cache
+def _kinds() -> dict[str, str]:
+    table = read_yaml(DATA / "see.yaml")["kinds"]
+    return {name: kind for kind, names in table.items() for name in words(names)}
+
+
+@cache
+def group_of_kind() -> dict[str, str]:
+    """The group of things that each kind is of, such as animal: {"dog": "animal", ...}. Kinds of none are left out."""
+    groups = read_yaml(DATA / "see.yaml")["groups"]
+    return {kind: group for group, kinds in groups.items() for kind in words(kinds)}
+
+
+def posterior_sentence(first: Name, probability: float, second: Name, kind: str, mass: float, member: Name) -> str:
     """The answer that says no more than the encoder knows.
 
-    first, second: the likeliest names. probability: of the first. kind_probability: of all names of its kind.
+    first, second: the likeliest names. probability: of the first. kind: the likeliest kind; mass: the probability of
+    all its names; member: the likeliest of them.
     """
-    kind = first.kind
-    kind_is_clear = not kind or re.search(rf"\b{re.escape(kind)}\b", first.text)
-    if probability >= _SURE or (kind_is_clear and kind_probability >= _SURE_OF_KIND):
-        return f"The picture shows {first.text}{'' if kind_is_clear else f', a kind of {kind}'}."
-    if kind and kind_probability >= _SURE_OF_KIND and kind not in see_words("no_kind_alone"):
-        return f"The picture shows {with_article(kind)}, perhaps {first.text}."
-    return f"The picture shows {first.text} or {second.text}."
+    if probability >= _SURE:
+        kind_is_clear = not first.kind or re.search(rf"\b{re.escape(first.kind)}\b", first.text)
+        return f"The picture shows {first.text}{'' if kind_is_clear else f', a kind of {first.kind}'}."
+    if mass >= _SURE_OF_KIND:
+        alone = read_yaml(DATA / "see.yaml")["kind_alone"].get(kind) or with_article(kind)
+        return f"The picture shows {alone}, perhaps {member.text}."
+    return f"{_NOT_SURE}, perhaps {first.text} or {second.text}."
+
+
+def hedged(answer: str) -> bool:
+    """Whether an answer says that it is not sure, rather than name a thing."""
+    return _NOT_SURE in answer
+
+
+def group_answer(group: str, belongs: bool) -> str:
+    """The answer to whether a thing is of a group."""
+    name = with_article(group)
+    return f"Yes, it is {name}." if belongs else f"No, it is not {name}."
+
+
+def colour_answer(colour: str) -> str:
+    """The answer to which colour a thing is."""
+    return f"It is mostly {colour}."
+
+
+def medium_answer(is_photo: bool) -> str:
+    """The answer to whether a picture is a drawing or a photograph."""
+    return f"It is a {'photograph' if is_photo else 'drawing'}."
