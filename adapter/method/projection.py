@@ -58,24 +58,24 @@ class GlobalProjection(nn.Module):
 class LabelProjection(nn.Module):
     """The names that the encoder's classifier gives the picture, in the base's own terms.
 
-    The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest kind of
-    thing (KIND_LENGTH tokens), a word for each fact, and free ones. A kind's probability is the sum over its names,
-    so that "dog" can be certain where the breed is not. An MLP of all features and of the encoder's confidences
-    fills the free prompts with what names do not cover.
+    The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest
+    kind of thing (KIND_LENGTH tokens), a word for each fact, and free ones. A kind's probability is the sum
+    over its names, so that "dog" can be certain where the breed is not. An MLP of all features and of the
+    encoder's confidences fills the free prompts with what names do not cover.
 
-    With `name_states` a token's prompt is, in each insertion layer, the hidden state that the frozen base has there
-    when it reads `lead` and the name: the layers copy a name then as they copy words of a text. Without, it is the
-    frozen embedding, one for all layers, plus a trained map of the token before it, which tells after which token
-    it follows (the key of an induction head). Both at unit RMS, scaled by how likely the name is.
+    With `name_states` a token's prompt is, in each insertion layer, the hidden state that the frozen base has
+    there when it reads `lead` and the name: the layers copy a name then as they copy words of a text. Without,
+    it is the frozen embedding, one for all layers, plus a trained map of the token before it, which tells after
+    which token it follows (the key of an induction head). Both at unit RMS, scaled by how likely the name is.
 
-    The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head on
-    the features tells apart. Names, kinds, facts and heads are data, set before training and saved with the adapter:
-    name_of: [num_classes] row of `names`, for classes may share one; names: [num_classes, name_length] and kinds:
-    [num_kinds, KIND_LENGTH] token ids, -1 behind the end; kind_of: [num_classes] each name's kind or -1;
-    concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head;
-    gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others (with `name_states`);
-    facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size, feature_size] tells apart;
-    lead: [LEAD_LENGTH] token ids, -1 behind the end.
+    The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head
+    on the features tells apart. Names, kinds, facts and heads are data, set before training and saved with the
+    adapter: name_of: [num_classes] row of `names`, for classes may share one; names: [num_classes, name_length]
+    and kinds: [num_kinds, KIND_LENGTH] token ids, -1 behind the end; kind_of: [num_classes] each name's kind or
+    -1; concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head;
+    gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others (with
+    `name_states`); facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size,
+    feature_size] tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end.
     """
 
     name_of: Tensor

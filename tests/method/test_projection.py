@@ -127,7 +127,9 @@ def test_with_name_states_a_layer_gets_what_the_base_has_there_of_the_name(tiny)
 
     def states(*tokens):
         read = []
-        hooks = [layer.register_forward_pre_hook(lambda _, args: read.append(args[0])) for layer in tiny.model.layers]
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args: read.append(args[0])) for layer in tiny.model.layers
+        ]
         tiny(input_ids=torch.tensor([[30, 31, *tokens]]))
         for hook in hooks:
             hook.remove()

@@ -36,10 +36,11 @@ from train.__main__ import main
 from train.config import TrainConfig
 from train.evaluate.answerer import Answerer
 from train.input import keep
+from train.input.examples import Example
 from train.job import Stopped, _Run
 from train.loop import batch_prompts, new_adapter
 from train.recipes import extract, pirate, see, see_concepts
-from train.recipes.see_drawings import Drawing
+from train.recipes.see_drawings import Drawing, varied
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "orange", "brown")
 SHAPES = ("ball", "box", "cat", "dog", "egg", "fish", "hat", "house", "key", "tree")
@@ -150,14 +151,17 @@ class Paths:
             image = Image.new("RGBA", (64, 64))
             shape = ImageDraw.Draw(image).ellipse if i % 2 else ImageDraw.Draw(image).rectangle
             shape((8, 8, 30 + i % 20, 50), fill=COLOURS[i % 8])
-            return Drawing(f"a {COLOURS[i % 8]} {SHAPES[i // 8]}", image, i % 4 == 0)
+            return Drawing(f"a {COLOURS[i % 8]} {SHAPES[i // 8]}", f"style {i % 3}", i % 4 == 0, lambda: image)
 
         photos = [see.Photo(self.folder / "red.png", ("red",))]
         with (
             patch.object(see, "drawings", lambda: [drawing(i) for i in range(80)]),
             patch.object(see, "photographs", lambda: (photos, 0)),
+            patch.object(see, "photograph_like", lambda _, rng: varied(drawing(1), rng)),
+            patch.object(see, "off_task_examples", lambda _: [Example((Message("user", "Hi!"),), "Hello!")] * 2),
             patch.object(see_concepts, "_STEPS", 2),
-            patch.object(see, "_VARIANTS", 2),
+            patch.object(see_concepts, "_FACT_STEPS", 2),
+            patch.object(see, "_PHOTOGRAPH_LIKE", 8),
         ):
             self.recipe("see")
 

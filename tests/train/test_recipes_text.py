@@ -8,6 +8,7 @@ import random
 import re
 
 import pytest
+from PIL import Image
 
 from adapter.base.template import Message
 from train.input.examples import Example
@@ -18,6 +19,7 @@ from train.recipes import (
     extract_values,
     pirate,
     pirate_voice,
+    see_drawings,
     see_names,
     text_data,
     tutor,
@@ -480,10 +482,51 @@ def test_names_of_drawings(caption, name, concept):
 
 def test_see_sentences_say_no_more_than_the_encoder_knows():
     cat, dog = see_names.Name("a tabby cat", "cat"), see_names.Name("a beagle", "dog")
-    assert see_names.class_sentence(dog, 0.9, cat, 0.9) == "The picture shows a beagle, a kind of dog."
-    assert see_names.class_sentence(dog, 0.3, cat, 0.9) == "The picture shows a dog, perhaps a beagle."
-    assert see_names.class_sentence(cat, 0.3, dog, 0.9) == "The picture shows a tabby cat."
-    assert see_names.class_sentence(cat, 0.3, dog, 0.3) == "The picture shows a tabby cat or a beagle."
+    for sentence, arguments in {
+        "The picture shows a beagle, a kind of dog.": (dog, 0.9, cat, "dog", 0.9, dog),
+        "The picture shows a tabby cat.": (cat, 0.9, dog, "cat", 0.9, cat),
+        "The picture shows a dog, perhaps a beagle.": (cat, 0.3, dog, "dog", 0.6, dog),
+        "The picture shows a piece of clothing, perhaps a sari.": (
+            cat, 0.3, dog, "clothing", 0.6, see_names.Name("a sari")
+        ),
+        "I am not sure, perhaps a tabby cat or a beagle.": (cat, 0.3, dog, "dog", 0.3, dog),
+    }.items():  # fmt: skip
+        assert see_names.posterior_sentence(*arguments) == sentence
+        assert see_names.hedged(sentence) is sentence.startswith("I am not sure")
+
+
+def test_see_knows_kinds_and_groups_of_what_drawings_show():
+    assert see_names.concept_kind("a barn owl") == "bird" and see_names.concept_kind("a gear") == ""
+    groups = see_names.group_of_kind()
+    assert groups["bird"] == "animal" and groups["truck"] == "vehicle" and "person" not in groups
+    known = {name.kind for name in see_names.class_names()}
+    assert set(groups) <= known and {see_names.concept_kind(c) for c in ("a taco", "an oak", "a saw")} <= known
+    assert see_names.group_answer("animal", True) == "Yes, it is an animal."
+    assert see_names.group_answer("piece of clothing", False) == "No, it is not a piece of clothing."
+
+
+def test_colours_have_the_names_that_people_use():
+    for name, colour in {
+        "red": "#d02020",
+        "orange": "#f08c10",
+        "yellow": "#f8e030",
+        "green": "#20a040",
+        "blue": "#2050d0",
+        "purple": "#8030b0",
+        "pink": "#f080b0",
+        "brown": "#7a4a20",
+        "black": "#101010",
+        "grey": "#808080",
+        "white": "#fafafa",
+    }.items():
+        shares = see_drawings.colour_shares(Image.new("RGB", (9, 9), colour))
+        assert see_drawings.COLOURS[shares.argmax()] == name and shares.sum() == 1
+
+
+def test_what_lies_around_a_drawing_has_no_colour():
+    image = Image.new("RGBA", (64, 64), (0, 0, 255, 0))
+    image.paste((255, 0, 0, 255), (16, 16, 48, 48))
+    assert see_drawings.colour_shares(image)[see_drawings.COLOURS.index("red")] == 1
 
 
 def test_see_tables_are_whole():

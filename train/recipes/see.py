@@ -14,7 +14,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -154,12 +154,10 @@ def photographs() -> tuple[list[Photo], int]:
     return found, missing
 
 
-@cache
 def _drawings(held_out: bool) -> list[Drawing]:
     return [drawing for drawing in drawings() if drawing.held_out is held_out]
 
 
-@cache
 def training_names() -> frozenset[str]:
     """All names that answers in training have: of drawings and their concepts, of classes and of kinds."""
     drawn = {drawing.name for drawing in _drawings(held_out=False)}

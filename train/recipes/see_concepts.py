@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapter.method.projection import CONCEPT_RANK, LabelProjection
+from adapter.method.projection import CONCEPT_RANK, LEAD_LENGTH, LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.recipes.see_names import Name, class_names, concept_kind
 
@@ -52,7 +52,7 @@ def vocabulary(concepts: Iterable[str], tokenizer: Any) -> Vocabulary:
 
 def store_names(projection: LabelProjection, vocabulary: Vocabulary, tokenizer: Any) -> None:
     """Stores the tokens of names and kinds, and of what stands before them, in the projection's buffers."""
-    lead = tokenizer(_LEAD, add_special_tokens=False).input_ids
+    lead = tokenizer(_LEAD, add_special_tokens=False).input_ids[-LEAD_LENGTH:]
     projection.lead[: len(lead)] = torch.tensor(lead)
     projection.name_of.copy_(vocabulary.rows)
     names = [name.text for name in vocabulary.names]
