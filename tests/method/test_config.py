@@ -43,6 +43,9 @@ RUNS = [
     {"vision": replace(LABEL, num_classes=2)},
     {"vision": replace(LABEL, num_classes=2, num_kinds=1, name_length=1), "prompt_length": 2 + KIND_LENGTH + 1},
     {"vision": replace(LABEL, name_length=4), "prompt_length": 8 + KIND_LENGTH + 1},
+    {"vision": replace(LABEL, name_states=True)},
+    {"vision": replace(LABEL, num_facts=1, fact_size=1)},
+    {"vision": replace(LABEL, name_states=True, num_facts=2, fact_size=3)},
     *({"vision": replace(QUERIES, **{name: 1})} for name in ("token_size", "blocks", "heads")),
     {"vision": replace(QUERIES, token_size=1, width=1, blocks=1, heads=1), "prompt_length": 1},
     {"vision": replace(QUERIES, heads=12)},
@@ -68,6 +71,8 @@ REFUSED = [
 REFUSED_PARTS = [
     *((LABEL, name, 0, f"{name} must be a whole number of at least") for name in ("feature_size", "hidden")),
     *((LABEL, name, 0, f"{name} must be a whole number of at least 1") for name in ("num_kinds", "name_length")),
+    (LABEL, "num_facts", -1, "num_facts must be a whole number of at least 0"),
+    (replace(LABEL, num_facts=1, fact_size=1), "fact_size", 0, "fact_size must be a whole number of at least 1"),
     (LABEL, "num_classes", 1, "num_classes must be a whole number of at least 2, got 1"),
     *(
         (QUERIES, name, -1, f"{name} must be a whole number")
