@@ -63,9 +63,10 @@ from train.recipes.see_names import (
     posterior_sentence,
     with_article,
 )
+from train.recipes.see_sealed import see_scores
 from train.recipes.text_data import DATA, phrases, read_yaml
 
-CARD_TEXT = """Trained on captioned drawings (Tux Paint's stamps, emoji and icons in eleven styles) and on the encoder's own
+CARD_TEXT = """Trained on captioned drawings (Tux Paint's stamps, emoji and icons, in eleven styles) and on the encoder's own
 knowledge of its 1,000 classes: features drawn around its weight vectors, without any photograph. Developed on drawings
 that training never saw, and on photographs from packages (`train/recipes/data/see_photos.tsv` lists them with the
 accepted words), where "encoder" is how often the name of the encoder's likeliest class, or its kind, is accepted.
@@ -86,7 +87,7 @@ _TEST_QUESTION = (Message("user", "What is in this picture?"),)
 
 def scores(answerer: Answerer) -> dict[str, Figure]:
     """On the sealed sets."""
-    return {}
+    return see_scores(answerer, training_names(), hedged)
 
 
 @dataclass(frozen=True)
