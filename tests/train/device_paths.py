@@ -143,7 +143,13 @@ class Paths:
 
     def extract(self) -> None:
         few = extract.hand_written()[:2]
-        with patch.object(extract, "test_set", lambda: few), patch.object(extract, "hand_written", lambda: few):
+        with (
+            patch.object(extract, "test_set", lambda: few),
+            patch.object(extract, "hand_written", lambda: few),
+            patch.object(
+                extract, "off_task_examples", lambda _: [Example((Message("user", "Hi!"),), "Hello!")] * 2
+            ),
+        ):
             self.recipe("extract")
 
     def see(self) -> None:
