@@ -46,10 +46,8 @@ _VOCABULARY = {
     "colour": "red orange yellow green blue purple violet magenta pink brown black white grey gray beige turquoise",
     "medium": "photograph photo drawing illustration cartoon clipart emoji icon painting sketch",
 }
-_SAME = {
-    "photo": "photograph",
-    **dict.fromkeys(("illustration", "cartoon", "clipart", "emoji", "icon"), "drawing"),
-}
+_DRAWN = ("illustration", "cartoon", "clipart", "emoji", "icon", "painting", "sketch")
+_SAME = {"photo": "photograph", **dict.fromkeys(_DRAWN, "drawing")}
 _GROUPS = ("animal", "food", "vehicle")
 
 
@@ -216,7 +214,8 @@ def draw(file: Path) -> Image.Image:
         import resvg_py
 
         svg = file.read_text(encoding="utf-8")
-        image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * _SIDE))))
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * _SIDE, skip_system_fonts=True)
+        image = Image.open(io.BytesIO(bytes(png)))
     else:
         image = Image.open(file)
     image = image.convert("RGBA")
