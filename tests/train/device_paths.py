@@ -40,7 +40,7 @@ from train.input.examples import Example
 from train.job import Stopped, _Run
 from train.loop import batch_prompts, new_adapter
 from train.recipes import extract, pirate, see, see_concepts
-from train.recipes.see_drawings import Drawing, varied
+from train.recipes.see_drawings import UNSEEN_STYLE, Drawing, varied
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "orange", "brown")
 SHAPES = ("ball", "box", "cat", "dog", "egg", "fish", "hat", "house", "key", "tree")
@@ -157,7 +157,9 @@ class Paths:
             image = Image.new("RGBA", (64, 64))
             shape = ImageDraw.Draw(image).ellipse if i % 2 else ImageDraw.Draw(image).rectangle
             shape((8, 8, 30 + i % 20, 50), fill=COLOURS[i % 8])
-            return Drawing(f"a {COLOURS[i % 8]} {SHAPES[i // 8]}", f"style {i % 3}", i % 4 == 0, lambda: image)
+            # Half of the held-out ones have a style of their own, and the name of one in training.
+            style, named = (UNSEEN_STYLE, i + 1) if i % 8 == 0 else (f"style {i % 3}", i)
+            return Drawing(f"a {COLOURS[named % 8]} {SHAPES[named // 8]}", style, i % 4 == 0, lambda: image)
 
         photos = [see.Photo(self.folder / "red.png", ("red",))]
         with (

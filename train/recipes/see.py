@@ -489,7 +489,8 @@ class _PreparedRecipe:
         groups = list(dict.fromkeys(group_of.values()))
         asked: dict[str, list[tuple[Conversation, Drawing | Photo, str, str]]]
         asked = {"group": [], "colour": [], "medium": []}
-        for shown in rng.sample(_drawings(held_out=True), 4 * _SCORED):
+        held_out = _drawings(held_out=True)
+        for shown in rng.sample(held_out, min(len(held_out), 4 * _SCORED)):
             drawing = replace(shown)  # a copy, whose image is kept no longer than this
             if kind := see_names.concept_kind(concept(drawing.name)):
                 mine = group_of.get(kind, "")
@@ -508,7 +509,8 @@ class _PreparedRecipe:
             asked["medium"].append((_question("medium_questions", rng), photo, *_MEDIA[::-1]))
         result = {}
         for which, items in asked.items():
-            items = items[:_SCORED]
+            if not (items := items[:_SCORED]):
+                continue
             answers = _answers(answerer, [item[0] for item in items], [item[1] for item in items])
             right = [
                 _has_word(text, item[2]) and not (item[3] and _has_word(text, item[3]))

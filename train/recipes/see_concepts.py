@@ -200,7 +200,7 @@ def fit_fact(
     bias = torch.zeros(len(tokens), requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], lr=3e-3, weight_decay=0.3)
     # Words that are seldom right come as often as others.
-    balance = (shares / shares.sum(0)).sum(1)
+    balance = (shares / shares.sum(0).clamp(min=1)).sum(1)
     for _ in range(_FACT_STEPS):
         picked = torch.multinomial(balance, _FACT_BATCH, replacement=True, generator=generator)
         loss = F.cross_entropy(F.linear(standard[picked], weight, bias), shares[picked])
