@@ -108,10 +108,14 @@ class _Pictures:
         """Those to train on, or those held out."""
         chosen = [i for i, value in enumerate(self.held_out) if value is held_out]
         rows = torch.tensor(chosen)
-        names, styles, media, flags = (
-            [values[i] for i in chosen] for values in (self.names, self.styles, self.media, self.held_out)
+        return _Pictures(
+            [self.names[i] for i in chosen],
+            [self.styles[i] for i in chosen],
+            self.colours[rows],
+            [self.media[i] for i in chosen],
+            [held_out] * len(chosen),
+            [view[rows] for view in self.views],
         )
-        return _Pictures(names, styles, self.colours[rows], media, flags, [view[rows] for view in self.views])
 
     def colour(self, i: int) -> str:
         """The colour that most of the drawing has, or ""."""
@@ -213,7 +217,9 @@ def _encode(encoder: VisualEncoder, shown: Sequence[Drawing]) -> _Pictures:
     keys = [
         hashlib.sha256(f"see {_VIEWS_VERSION} {v} {content}".encode()).hexdigest() for v in range(_VARIANTS + 1)
     ]
-    views = [store and store.get(key) for key in keys]
+    kept = [store.get(key) if store else None for key in keys]
+    views = [view for view in kept if view is not None]
+    to_encode = len(views) < len(keys)
     parts: list[list[VisualFeatures]] = [[] for _ in keys]
     rngs = [random.Random(v) for v in range(_VARIANTS + 1)]
     colours, media = [], []
@@ -222,10 +228,10 @@ def _encode(encoder: VisualEncoder, shown: Sequence[Drawing]) -> _Pictures:
         chunk = [replace(drawing) for drawing in shown[start : start + _CHUNK]]
         colours += [colour_shares(drawing.image) for drawing in chunk]
         media += [drawing.is_photo for drawing in chunk]
-        if None in views:
+        if to_encode:
             for v, (part, rng) in enumerate(zip(parts, rngs, strict=True)):
                 part.append(encoder.encode([varied(d, rng) if v else plain(d) for d in chunk]))
-    if None in views:
+    if to_encode:
         views = [VisualFeatures.cat(part) for part in parts]
         for key, view in zip(keys, views, strict=True):
             if store:

@@ -144,7 +144,7 @@ def _emoji_by_slug() -> dict[str, str]:
     """Names of emoji by what icon sets call them: "red-apple", in one set "redapple"."""
     import emoji
 
-    slugs = {}
+    slugs: dict[str, str] = {}
     for text, name in _emoji_names().items():
         slug = re.sub(r"[^a-z0-9]+", "-", emoji.EMOJI_DATA[text]["en"].lower()).strip("-")
         slugs |= {slug: name, slug.replace("-", ""): name}
@@ -227,8 +227,8 @@ def _background(rng: random.Random, size: int) -> Image.Image:
     if rng.random() < 0.5:
         return Image.new("RGB", (size, size), _random_colour(rng))
     ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((size, size))
-    ends = (Image.new("RGB", (size, size), _random_colour(rng)) for _ in range(2))
-    return Image.composite(*ends, ramp)
+    one, other = (Image.new("RGB", (size, size), _random_colour(rng)) for _ in range(2))
+    return Image.composite(one, other, ramp)
 
 
 def _random_colour(rng: random.Random) -> tuple[int, int, int]:
