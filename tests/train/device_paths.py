@@ -142,7 +142,7 @@ class Paths:
             self.recipe("pirate")
 
     def extract(self) -> None:
-        few, small_talk = extract.hand_written()[:2], Example((Message("user", "Hi!"),), "Hello!")
+        few = extract.hand_written()[:2]
         with (
             patch.object(extract, "test_set", lambda: few),
             patch.object(extract, "hand_written", lambda: few),
