@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -142,13 +143,14 @@ class Paths:
             self.recipe("pirate")
 
     def extract(self) -> None:
-        few = extract.hand_written()[:2]
+        few, small_talk = extract.hand_written()[:2], Example((Message("user", "Hi!"),), "Hello!")
+        assert extract.CONFIG.tuning is not None
+        small = replace(extract.CONFIG, insertion_layers=3, tuning=replace(extract.CONFIG.tuning, layers=3))
         with (
+            patch.object(extract, "CONFIG", small),
             patch.object(extract, "test_set", lambda: few),
             patch.object(extract, "hand_written", lambda: few),
-            patch.object(
-                extract, "off_task_examples", lambda _: [Example((Message("user", "Hi!"),), "Hello!")] * 2
-            ),
+            patch.object(extract, "off_task_examples", lambda _: [small_talk] * 2),
         ):
             self.recipe("extract")
 
