@@ -134,9 +134,9 @@ class Paths:
             self.recipe("parrot")
 
     def pirate(self) -> None:
-        def pairs(split: str, seed: int, answer: pirate.AnswerFunction) -> list[tuple[str, str]]:
+        def pairs(split: str, seed: int, answers: pirate.PlainAnswers) -> list[tuple[str, str]]:
             question = "What is a ship?"
-            answer([(Message("user", question),)])  # of which nothing is fit to learn from
+            answers([question])  # of which nothing is fit to learn from
             return [(question, "A ship is a large boat.")] * 4
 
         with patch.object(pirate, "_plain_pairs", pairs), patch.dict(pirate._COUNTS, test=2):
