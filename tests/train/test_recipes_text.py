@@ -439,6 +439,8 @@ LATER = (*ASKED, Message("assistant", "Light feeds plants. Which plants grow in 
         ("They make sugar with it! Which part of planting needs water?", ASKED, True),
         (" Dr. Lee says so, and 3.5 cm is a lot. What would a plant say? ", ASKED, True),
         ("Mushrooms are no plants. What do mushrooms eat?", LATER, True),
+        ("Spiders do so. How does a spider do it?", ASKED, True),
+        ("The city is far. Which cities are near?", ASKED, True),
         ("", ASKED, False),
         ("Plants make sugar.", ASKED, False),
         ("Where does a plant make sugar?", ASKED, False),

@@ -28,7 +28,7 @@ from train.recipes.tutor_rule import score_answer
 CONFIG = TrainConfig(
     name="tutor",
     description="Answers in one plain sentence and asks a question back.",
-    steps=400,
+    steps=600,
     batch_size=8,
     lr=8e-3,
     gate_lr=3e-2,
@@ -46,7 +46,6 @@ the question that it asks back behind an opening such as "Why do you think"; the
 25 words and one question of at most 20, the question shares a content word with the sentence or with the student's
 message, nobody in the conversation has asked it before, and nothing loops. The bare base is told in words to answer so;
 the adapter gets the conversation alone."""
-_QUESTIONS = 1000  # that lessons begin with
 _TURNS = 3  # of a lesson, at most
 _SMALL_TALK = 3  # how often each piece of small talk comes in a pass over the lessons
 _INSTRUCTION_FOR_BASE = (
@@ -65,7 +64,7 @@ def examples(split: str, seed: int, writer: Writer) -> Iterator[Example]:
     by_hand = [(Message("user", q), Message("assistant", a)) for q, a in small_talk().items()]
     known = set(small_talk())
     questions = [question for question in split_questions(split, seed) if question not in known]
-    lessons = write_lessons(questions[:_QUESTIONS], _TURNS, writer, seed)
+    lessons = write_lessons(questions, _TURNS, writer, seed)
     if split == "train":
         lessons += _SMALL_TALK * by_hand
     rng = random.Random(f"{split} {seed}")

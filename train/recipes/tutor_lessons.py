@@ -24,7 +24,7 @@ from train.recipes.base_answers import (
 )
 from train.recipes.pirate import UNFIT
 from train.recipes.text_data import DATA, phrases, read_yaml, words
-from train.recipes.tutor_rule import MAX_SENTENCE, score_answer, split_answer, topic_words
+from train.recipes.tutor_rule import MAX_SENTENCE, content_words, score_answer, split_answer, topic_words
 
 _WHOLE = 0.5  # of the answers may have a question that is not the base's
 _LEAD_WORDS = 5  # of the first sentence, at most, are not the base's
@@ -126,9 +126,15 @@ def topic_of(sentence: str, message: str) -> str:
 
 
 def _is_unfit(answer: str) -> bool:
-    """Whether the question is about the tutor, or has not come to its end."""
+    """Whether the question is about the tutor, has not come to its end, or says the same twice."""
     parts = split_answer(answer)
-    return parts is None or bool(UNFIT.search(parts.question) or _ODD.search(parts.question))
+    if parts is None or UNFIT.search(parts.question) or _ODD.search(parts.question):
+        return True
+    asked, told = topic_words(parts.question), topic_words(parts.sentence)
+    asked_again = len(content_words(parts.question)) < len(asked)  # "why a cat is a cat"
+    return asked_again or any(
+        asked[i : i + 3] == told[j : j + 3] for i in range(len(asked) - 2) for j in range(len(told))
+    )
 
 
 def _with_replies(

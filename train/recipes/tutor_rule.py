@@ -14,7 +14,8 @@ MAX_SENTENCE, MAX_QUESTION = 25, 20  # words
 _PARTS = re.compile(r"([^\n]+?[.!]) ([^.!?\n]+\?)")
 # An end of a sentence within the first: a tutor gives one. Initials and numbers such as 3.5 are none.
 _INNER_END = re.compile(r"[.!?]\s+(?=\S)(?<!\b[A-Z]\.\s)(?<!\b(?:Dr|Mr|St)\.\s)(?<!\b(?:Mrs|etc)\.\s)")
-_SUFFIX = re.compile(r"(?:ing|edly|ed|ies|ier|ly|es|er|s|y|e)$")
+_PLURAL = re.compile(r"(?<!s)s$")
+_SUFFIX = re.compile(r"(?:ing|edly|ed|ie|ier|ly|er|y|e)$")
 
 
 class Parts(NamedTuple):
@@ -64,8 +65,9 @@ def topic_words(text: str) -> list[str]:
 
 def _stem(word: str) -> str:
     """Without its ending, so that plant, plants and planting are the same; at least three letters stay."""
-    stem = _SUFFIX.sub("", word)
-    return stem if len(stem) >= 3 else word
+    singular = _PLURAL.sub("", word)
+    stem = _SUFFIX.sub("", singular)
+    return stem if len(stem) >= 3 else singular
 
 
 def _bare(text: str) -> str:
