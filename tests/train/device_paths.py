@@ -10,6 +10,7 @@ from tests.train.pretended_device import install
 DEVICE = install()  # before anything decorates its functions with what this replaces
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -139,7 +140,15 @@ class Paths:
             answers([question])  # of which nothing is fit to learn from
             return [(question, "A ship is a large boat.")] * 4
 
-        with patch.object(pirate, "_plain_pairs", pairs), patch.dict(pirate._COUNTS, test=2):
+        cache = patch.dict(os.environ, LLAMA_ADAPTER_CACHE=str(self.folder / "cache"))  # nothing is known there
+        few = patch.object(keep, "_OWN_ROWS", 4), patch.object(keep, "_ROW_TOKENS", 16)
+        with (
+            cache,
+            few[0],
+            few[1],
+            patch.object(pirate, "_plain_pairs", pairs),
+            patch.dict(pirate._COUNTS, test=2),
+        ):
             self.recipe("pirate")
 
     def extract(self) -> None:
