@@ -100,6 +100,8 @@ class TrainConfig:
             raise ValueError("steps or epochs must be above 0: set one of them, or a preset such as preset=small")
         if self.keep_data is not None and not self.keep:
             raise ValueError("keep_data needs a share of rows that are drawn from it: set keep, such as keep=0.1")
+        if self.tuning_lr is not None and self.learn == "prompts":
+            raise ValueError("tuning_lr has no meaning for learn: prompts, which trains no tuning: leave one out")
         if self.insertion_layers == 0:
             raise ValueError("insertion_layers must not be 0: leave it out for all layers of the base")
         if self.disjoint and self.learn == "tuning":

@@ -32,7 +32,7 @@ from adapter.errors import AdapterError, with_detail
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
 from adapter.method.config import BaseFingerprint
-from train.config import TrainConfig
+from train.config import ConfigError, TrainConfig
 from train.input.batches import Batch, Batches, StreamPosition, collate
 from train.input.examples import Example, SkippedExamples
 from train.input.features import FeatureCache
@@ -189,6 +189,10 @@ class _Run:
     ) -> None:
         if not config.steps:
             raise ValueError("steps must be set: convert epochs to steps with FileExamples.with_steps")
+        if config.tuning_lr is not None and adapter.tuning is None:
+            raise ConfigError(
+                "tuning_lr finds no tuning to learn: leave it out, or set one, such as tuning: {lora_rank: 8}."
+            )
         self.config, self.base, self.folder, self.inputs = config, base, RunFolder(folder), inputs or RunInputs()
         self.adapter = adapter.to(base.device).train()
         self.accelerator = accelerator or Accelerator(mixed_precision="no", cpu=base.device.type == "cpu")

@@ -59,6 +59,7 @@ def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
         ("steps: 1", "'data' is missing"),
         ("data: a", "steps or epochs must be above 0: set one of them, or a preset"),
         ("data: a\nsteps: 1\nepochs: 2", "steps and epochs exclude each other"),
+        ("data: a\nsteps: 1\nlearn: prompts\ntuning_lr: 1", "tuning_lr has no meaning for learn: prompts"),
         ("data: a\nsteps: 1\nvision: yes", "'vision' must be"),
         ("data: a\nsteps: 1\nvision: {projection: glob}", "vision.projection must be one of"),
         ("data: a\nsteps: 1\npreset: v3", "There is no preset 'v3'"),
@@ -424,3 +425,11 @@ def test_with_disjoint_parameters_images_and_text_train_different_layers(tiny_ba
     assert trained_by([image]) == (low, True, False)
     assert trained_by([text]) == ([not layer for layer in low], False, True)
     assert trained_by([image, text]) == ([True] * len(low), True, True)
+
+
+def test_a_rate_for_a_tuning_that_is_not_there_is_refused(tiny_folder, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "a>", "output": "b"}\n' * 4)
+    arguments = [f"data={rows}", "precision=fp32", "template=raw", "steps=1", "tuning_lr=0.1", "--device=cpu"]
+    assert main([*arguments, f"--base={tiny_folder}", f"--out={tmp_path / 'out'}"]) == 1
+    assert "tuning_lr finds no tuning to learn" in capsys.readouterr().err
