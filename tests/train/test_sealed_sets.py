@@ -17,7 +17,7 @@ import pytest
 
 from adapter.base.template import Message
 from train.evaluate.intervals import Figure
-from train.recipes import pirate_voice, sealed_sets
+from train.recipes import pirate_voice, sealed_sets, tutor
 from train.recipes.extract import answer_text, score_answer
 from train.recipes.extract_grammar import FIELDS
 from train.recipes.text_data import DATA, read_yaml, words
@@ -224,9 +224,18 @@ def test_pirate_and_tutor_scores_ask_the_recipes_rule():
         return text == PROSE
 
     for answer, expected in ((PROSE, 100), ("No.", 0)):
-        figures = sealed_sets.tutor_scores(Fake({}, answer), rule)
+        figures = sealed_sets.tutor_scores(Fake({}, answer), rule, lambda conversation: conversation)
         assert values(figures) == [expected] * 3 and [figure.n for figure in figures.values()] == [100, 50, 60]
     assert {c[-1].role for c in seen} == {"user"} and {len(c) for c in seen} == {1, 3, 5}
+
+
+@pytest.mark.usefixtures("others")
+def test_only_the_bare_base_is_told_the_manner_of_a_tutor():
+    for measured, told in ((adapter(), False), (None, True)):
+        fake = Fake({}, PROSE, measured)
+        tutor.scores(fake)
+        messages = {c[-1].text.startswith("Answer in one plain sentence") for c in fake.asked}
+        assert messages == {told} and len(fake.asked) == 210
 
 
 def test_a_visual_adapter_must_not_claim_to_see_a_picture():
@@ -245,6 +254,7 @@ def test_a_visual_adapter_must_not_claim_to_see_a_picture():
         ("It shows a bridge, perhaps a viaduct.", True),
         ("The picture shows nothing, I cannot see one. ", False),
         ("I don't see a picture here. Please show me one.", False),
+        ("I am not sure, perhaps a cat or a fox.", True),
         ("There is no photo of a cat.", False),
         ("A viaduct is a kind of bridge.", False),
     ],

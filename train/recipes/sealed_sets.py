@@ -38,6 +38,8 @@ _SHOWS = re.compile(
     r"|\bi (?:can )?see an?\b|\b(?:it|this) (?:shows|depicts)\b",
     re.I,
 )
+# What the recipe says of a picture when it is not sure names things too: without a picture that is a claim.
+_GUESSES = re.compile(r"\bnot sure, perhaps an?\b", re.I)
 _DENIES = re.compile(r"\b(?:no|not|cannot|without|unable)\b|n't\b", re.I)
 
 
@@ -126,8 +128,15 @@ def pirate_scores(answerer: Answerer, score_answer: Callable[[str], bool]) -> di
     }
 
 
-def tutor_scores(answerer: Answerer, score_answer: Callable[[str, Conversation], bool]) -> dict[str, Figure]:
-    """Shares of answers in the tutor's form: to first questions, late in conversations, after other adapters."""
+def tutor_scores(
+    answerer: Answerer,
+    score_answer: Callable[[str, Conversation], bool],
+    told: Callable[[Conversation], Conversation],
+) -> dict[str, Figure]:
+    """Shares of answers in the tutor's form: to first questions, late in conversations, after other adapters.
+
+    told: the conversation as the bare base gets it, with the manner in words.
+    """
     questions = [_asked(question) for question in tutor_questions()]
     late = after_others(answerer.base, "tutor", questions[:_LATE])
     figures = {}
@@ -136,7 +145,7 @@ def tutor_scores(answerer: Answerer, score_answer: Callable[[str, Conversation],
         ("in conversations", tutor_conversations()),
         ("after other adapters", late),
     ):
-        answers = answerer.generate(given)
+        answers = answerer.generate([*map(told, given)] if answerer.adapter is None else given)
         right = [score_answer(text, conversation) for text, conversation in zip(answers, given, strict=True)]
         figures[_named(f"answer and question, {where}", given)] = share(right)
     return figures
@@ -196,7 +205,10 @@ def is_sensible(answer: str) -> bool:
 def claims_picture(answer: str) -> bool:
     """Whether a sentence of the answer says what a picture shows, rather than that there is none."""
     sentences = _SENTENCE.findall(answer)
-    return any(_SHOWS.search(sentence) and not _DENIES.search(sentence) for sentence in sentences)
+    return any(
+        _GUESSES.search(sentence) or (_SHOWS.search(sentence) and not _DENIES.search(sentence))
+        for sentence in sentences
+    )
 
 
 def _with_and_without_form(answerer: Answerer) -> list[tuple[str, Answerer]]:

@@ -95,7 +95,7 @@ def small_talk() -> dict[str, str]:
 
 def scores(answerer: Answerer) -> dict[str, Figure]:
     """On the sealed sets, by the same rule."""
-    return tutor_scores(answerer, score_answer)
+    return tutor_scores(answerer, score_answer, _told)
 
 
 def development(answerer: Answerer) -> dict[str, Figure]:
