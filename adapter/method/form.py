@@ -7,6 +7,7 @@ the terminal MESSAGE_WORDS, a run of whole words of the message that is answered
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -145,10 +146,11 @@ def _problem(form: str) -> str:
 
 
 def _limit_process() -> None:
-    """Limit what this process may take, where the system can."""
+    """Limit what this process may take, where the system can. Answers that are being written come first."""
     if sys.platform != "win32":
         import resource
 
+        os.nice(10)
         resource.setrlimit(resource.RLIMIT_CPU, (_CHECK_SECONDS, _CHECK_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (_CHECK_BYTES, _CHECK_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

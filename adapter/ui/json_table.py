@@ -25,6 +25,13 @@ _MARKUP = re.compile(r"[\x00-\x1f!-'*;-?\[-`{-\x7f]")  # whatever HTML or Markdo
 _REFERENCE = re.compile(r"&#(\d{1,3});")
 
 
+class _Number(float):
+    """A number with a fraction or an exponent. written: as the text has it, 12.50 for one."""
+
+    def __init__(self, written: str) -> None:
+        self.written = written
+
+
 class Fields(NamedTuple):
     """Names and values of an object in their order; complete: whether its closing brace is there."""
 
@@ -37,7 +44,7 @@ def read_object(text: str) -> Fields | None:
     text = text.strip()
     if not text.startswith("{") or len(text) > MOST_CHARACTERS:
         return None
-    decode = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
+    decode = json.JSONDecoder(parse_float=_Number, parse_constant=_refuse_constant).raw_decode
     pairs: list[tuple[str, Any]] = []
     start = 1  # of the next pair
     while True:
@@ -125,7 +132,7 @@ def _cell(value: Any, level: int) -> str:
         if isinstance(value, dict):
             return f"<table><tbody>{_rows(list(value.items()), level + 1)}</tbody></table>"
         return f"<ul>{''.join(f'<li>{_cell(item, level + 1)}</li>' for item in value)}</ul>"
-    return _escape(json.dumps(value, ensure_ascii=False))
+    return _escape(value.written if isinstance(value, _Number) else json.dumps(value, ensure_ascii=False))
 
 
 def _escape(text: str) -> str:

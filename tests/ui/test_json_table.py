@@ -136,8 +136,14 @@ def test_whatever_a_value_holds_is_text(value):
 
 
 def test_values_that_are_no_text_are_shown_as_json_has_them():
-    value = {"a": 12, "b": 1.50, "c": None, "d": True, "e": "", "f": [], "g": {}, "h": "12"}
-    assert cells(json.dumps(value))[1::2] == ["12", "1.5", "null", "true", '""', "[]", "{}", "12"]
+    value = {"a": 12, "c": None, "d": True, "e": "", "f": [], "g": {}, "h": "12"}
+    assert cells(json.dumps(value))[1::2] == ["12", "null", "true", '""', "[]", "{}", "12"]
+
+
+@pytest.mark.parametrize("number", ["12.50", "1e999", "-0.0", "0.1234567890123456789"])
+def test_a_number_is_shown_as_it_is_written(number):
+    assert cells(f'{{"price": {number}}}') == ["price", number]
+    assert cells(f'{{"prices": [{number}]}}')[1] == number
 
 
 def test_values_with_values_are_tables_and_lists_down_to_a_depth():
