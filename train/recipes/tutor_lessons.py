@@ -57,7 +57,7 @@ class Writer:
 def write_lessons(questions: Sequence[str], turns: int, writer: Writer, seed: int) -> list[Conversation]:
     """A lesson for every question to which the base finds a sentence and a question back, of up to `turns` turns.
 
-    A lesson ends with the tutor's answer. After each turn, the half of the lessons goes on.
+    A lesson ends with the tutor's answer. After each turn, the half of the lessons goes on if the base finds more.
     """
     rng = random.Random(f"lessons {seed}")
     asked: list[Conversation] = [(Message("user", question),) for question in questions]
@@ -66,9 +66,11 @@ def write_lessons(questions: Sequence[str], turns: int, writer: Writer, seed: in
     done: list[Conversation] = []
     for _ in range(turns - 1):
         going_on = rng.sample(range(len(lessons)), len(lessons) // 2)
-        done += [lesson for i, lesson in enumerate(lessons) if i not in set(going_on)]
         asked, sentences = _with_replies(writer, [lessons[i] for i in going_on], rng)
-        lessons = _with_answers(writer, asked, sentences, rng)
+        longer = _with_answers(writer, asked, sentences, rng)
+        grown = {lesson[:-2] for lesson in longer}
+        done += [lesson for lesson in lessons if lesson not in grown]
+        lessons = longer
     return [lesson for lesson in done + lessons if not any(_BROKEN.search(message.text) for message in lesson)]
 
 
@@ -87,15 +89,18 @@ def _with_answers(
     shown, openings, whole = (
         conversation_of(data["demonstration"]), phrases(data["openings"]), phrases(data["whole_questions"]),
     )  # fmt: skip
-    topics = [
-        topic_of(sentence, conversation[-1].text) for conversation, sentence in zip(asked, sentences, strict=True)
+    known = [
+        (conversation, sentence, topic)
+        for conversation, sentence in zip(asked, sentences, strict=True)
+        if (topic := topic_of(sentence, conversation[-1].text))
     ]
-    known = [(*one, topic) for *one, topic in zip(asked, sentences, topics, strict=True) if topic]
     begun = [f"{sentence} {rng.choice(openings).format(topic)}" for _, sentence, topic in known]
     ends = writer.questions(
-        [(*shown, *one, Message("assistant", text)) for (one, *_), text in zip(known, begun, strict=True)]
+        [(*shown, *one, Message("assistant", text)) for (one, _, _), text in zip(known, begun, strict=True)]
     )
-    candidates = [(one, f"{text}{end.rstrip()}?") for (one, *_), text, end in zip(known, begun, ends, strict=True)]
+    candidates = [
+        (one, f"{text}{end.rstrip()}?") for (one, _, _), text, end in zip(known, begun, ends, strict=True)
+    ]
     candidates += [
         (one, f"{sentence} {rng.choice(whole).format(topic)}")
         for one, sentence, topic in known
