@@ -32,6 +32,8 @@ _MESSAGE = re.compile(r"\bMESSAGE_WORDS\b")
 # Scripts that put no space between words: each of their characters is a word.
 _UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
 _WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|.", re.DOTALL)
+_MOST_WORDS = 300  # and marks: llguidance gives up on runs of words of a message of a thousand
+_ANY_TEXT = r'/([^"\\\x00-\x1f]|\\["\\\/bfnrt])+/'  # inside a JSON string
 # Of the separators of `json.dumps`: where white space is free, a small model may write it for ever.
 _SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _TOO_COMPLEX = "The form is too complex. Make it smaller: fewer choices, fewer levels, simpler patterns."
@@ -68,12 +70,16 @@ JSON_OBJECT = json_schema_form({"type": "object"})  # any
 def with_message(form: str, message: str) -> str:
     """The form with MESSAGE_WORDS defined, if it uses that: one or more of the message's words.
 
-    A form that has been through this stays as it is.
+    Of a message without words, or of more than 300, it is any text that JSON can hold. A form
+    that has been through this stays as it is.
     """
     if not _MESSAGE.search(form) or re.search(r"^MESSAGE_WORDS\s*:", form, re.MULTILINE):
         return form
     text = message.encode("utf-8", "replace").decode()
-    chunks = [json.dumps(chunk, ensure_ascii=False)[1:-1] for chunk in _WORDS.findall(text)]
+    parts = _WORDS.findall(text)
+    if not 0 < sum(not part.isspace() for part in parts) <= _MOST_WORDS:
+        return f"{form}\nMESSAGE_WORDS: {_ANY_TEXT}"
+    chunks = [json.dumps(part, ensure_ascii=False)[1:-1] for part in parts]
     words = json.dumps({"substring_chunks": chunks}, ensure_ascii=False)
     return f"{form}\nMESSAGE_WORDS: %regex {words} & /\\S((?s:.*)\\S)?/"
 

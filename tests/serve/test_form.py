@@ -251,6 +251,15 @@ def test_values_are_words_of_the_message_as_json_spells_them(name):
     assert not reads(base, form, message, '{"a": ""Zo""}')  # a bare quote would end the value
 
 
+@pytest.mark.parametrize("message", ["", " \n", " ".join(f"w{i * 7919}" for i in range(1000))])
+def test_a_message_of_no_or_too_many_words_leaves_values_free(message):
+    base, form = base_with(next(iter(READABLE.values()))), 'start: "{\\"a\\": \\"" MESSAGE_WORDS "\\"}"'
+    for value in ("w7919 w15838", 'of "Zoë"\n', "C:\\tmp"):
+        assert reads(base, form, message, json.dumps({"a": value}, ensure_ascii=False)), value
+    assert not reads(base, form, message, '{"a": ""Zo""}')
+    assert not reads(base, form, message, '{"a": "two\nlines"}')
+
+
 @pytest.mark.parametrize("name", READABLE)
 def test_an_object_and_prose(name):
     base, form = (
