@@ -271,7 +271,7 @@ def test_the_right_letter_counts_among_the_problems_choices_only(tmp_path, monke
     task = ScienceQA.open(folder, "test", None, "", 32)
     answerer = bigrams({"D": 0.5, "B": 0.2, "A": 0.1})  # D is the likeliest where there is one
     monkeypatch.setattr(
-        Answerer, "generate_from", lambda self, prompts, *_: [f"The answer is {'AB?'[i % 3]}." for i in range(60)]
+        Answerer, "generate_from", lambda self, prompts, *_, **__: [f"The answer is {'AB?'[i % 3]}." for i in range(60)]
     )
     figures = task.measure(answerer, 0).figures
     problems = json.loads((folder / "problems.json").read_text())
@@ -346,11 +346,11 @@ def test_answers_beside_the_wanted_ones(tmp_path, monkeypatch):
     path = jsonl(
         tmp_path / "test.jsonl", {"prompt": "p", "answer": "a cat sat"}, {"prompt": "q", "answer": "Dogs."}
     )
-    monkeypatch.setattr(Answerer, "generate_from", lambda self, prompts, *_: ["The cat ran", "dogs"])
+    monkeypatch.setattr(Answerer, "generate_from", lambda self, prompts, *_, **__: ["The cat ran", "dogs"])
     found = values(ExactMatch.open(path, "auto", None, None, None, 8).measure(bigrams({}), 0))
     assert found == {("answers", "exact match"): 50, ("answers", "token F1"): pytest.approx((50 + 100) / 2)}
     alpaca = jsonl(tmp_path / "alpaca.jsonl", {"instruction": "i", "input": "", "output": "the cat ran"})
-    monkeypatch.setattr(Answerer, "generate_from", lambda self, prompts, *_: ["cat ran"])
+    monkeypatch.setattr(Answerer, "generate_from", lambda self, prompts, *_, **__: ["cat ran"])
     measured = ExactMatch.open(alpaca, "auto", None, None, None, 8).measure(bigrams({}), 0)
     assert values(measured)["answers", "exact match"] == 100 and measured.answers == ("cat ran",)
 
@@ -370,7 +370,7 @@ def test_all_references_of_a_picture_count_once(tmp_path, pictures, monkeypatch,
         path.write_text("".join(f"{name}\t{text}\n" for name, text in captions))
     asked = []
 
-    def generate_from(self, prompts, shown, *_):
+    def generate_from(self, prompts, shown, *_, **__):
         asked.extend(shown)
         return ["a b c d" if picture.stem == "red" else "nothing of that kind" for picture in shown]
 

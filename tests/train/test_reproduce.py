@@ -148,7 +148,7 @@ def test_whitening_gives_all_features_one_scale():
     after = projection.mlp[0](projection.norm(levels))
     assert after.mean(0).abs().max() < 1e-2
     assert before.mean() < 0.1 and 0.8 < after.std(0).mean() < 1.2
-    assert projection(VisualFeatures(levels), torch.empty(0)).abs().max() == 0  # as gently as the gates
+    assert projection(VisualFeatures(levels), None, []).abs().max() == 0  # as gently as the gates
 
 
 def test_the_key_of_a_run_changes_with_every_setting():
