@@ -271,7 +271,9 @@ def test_the_right_letter_counts_among_the_problems_choices_only(tmp_path, monke
     task = ScienceQA.open(folder, "test", None, "", 32)
     answerer = bigrams({"D": 0.5, "B": 0.2, "A": 0.1})  # D is the likeliest where there is one
     monkeypatch.setattr(
-        Answerer, "generate_from", lambda self, prompts, *_, **__: [f"The answer is {'AB?'[i % 3]}." for i in range(60)]
+        Answerer,
+        "generate_from",
+        lambda self, prompts, *_, **__: [f"The answer is {'AB?'[i % 3]}." for i in range(60)],
     )
     figures = task.measure(answerer, 0).figures
     problems = json.loads((folder / "problems.json").read_text())
