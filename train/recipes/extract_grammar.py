@@ -141,12 +141,12 @@ def split_phrases(split: str) -> SplitPhrases:
         for kind, book in data["books"].items()
     }
     lists = ("openings", "closings", "instructions", "separators", "signature_bodies", "signoffs")
+    others: dict[str, Any] = {name: phrases(data.get(name, ())) for name in lists} | data.get("shares", {})
     return SplitPhrases(
         books=books,
         block_titles=by_name(data.get("block_titles", {})),
         chat=tuple(data["chat"].items()),
-        **{name: phrases(data.get(name, ())) for name in lists},
-        **data.get("shares", {}),
+        **others,
     )
 
 

@@ -527,7 +527,7 @@ def _quantity(rng: random.Random, held_out: bool) -> tuple[int, str, str]:
              (35, "thirty-five"), (2, "a couple of"), (6, "half a dozen"), (2, "just two"), (3, "another three"), (5, "exactly 5"), (20, "a total of 20"), (4, "4x"), (3, "3x"), (8, "8x"), (2, "2x"), (15, "15 x"))
         )  # fmt: skip
         return count, spoken, str(count)
-    many = (15, 20, 24, 25, 30, 40, 48, 50, 60, 75, 100, 150, 200, 500)
+    many: tuple[int, ...] = (15, 20, 24, 25, 30, 40, 48, 50, 60, 75, 100, 150, 200, 500)
     if not held_out:
         many += (
             rng.randint(13, 99),
