@@ -70,8 +70,8 @@ JSON_OBJECT = json_schema_form({"type": "object"})  # any
 def with_message(form: str, message: str) -> str:
     """The form with MESSAGE_WORDS defined, if it uses that: one or more of the message's words.
 
-    Of a message without words, or of more than 300, it is any text that JSON can hold. A form
-    that has been through this stays as it is.
+    Of a message without words, or of more than 300, it is any text that JSON can hold. A form that has been
+    through this stays as it is.
     """
     if not _MESSAGE.search(form) or re.search(r"^MESSAGE_WORDS\s*:", form, re.MULTILINE):
         return form

@@ -156,6 +156,13 @@ class LabelProjection(nn.Module):
         joint = F.pad(logits.float(), (0, classes - logits.shape[1])) + concepts
         return joint.new_zeros(joint.shape).index_add(1, self.name_of, joint.softmax(1))
 
+    def kind_masses(self, posterior: Tensor) -> Tensor:
+        """Probability of each kind, [B, num_kinds], from `posterior`."""
+        # The last column sums the names without a kind.
+        column = torch.where(self.kind_of < 0, len(self.kinds), self.kind_of)
+        masses = posterior.new_zeros(len(posterior), len(self.kinds) + 1).index_add(1, column, posterior)
+        return masses[:, :-1]
+
     def gate(self, levels: Tensor) -> Tensor:
         """How much a picture is of those that the concepts' head knows: log-odds, [B]."""
         return levels.float() @ self.gate_weight.float() + self.gate_bias.float()
@@ -171,10 +178,7 @@ class LabelProjection(nn.Module):
         with torch.no_grad():
             posterior = self.posterior(features)
             top, chosen = posterior.topk(2, dim=1)
-            # The last column sums the names without a kind; it is left out of the maximum.
-            column = torch.where(self.kind_of < 0, len(self.kinds), self.kind_of)
-            by_kind = posterior.new_zeros(len(posterior), len(self.kinds) + 1).index_add(1, column, posterior)
-            mass, kind = by_kind[:, :-1].max(dim=1)
+            mass, kind = self.kind_masses(posterior).max(dim=1)
             ratio = top[:, 1] / top[:, 0]
             confidences = torch.stack([top[:, 0], top[:, 1], ratio, mass], dim=1)
             # The second token of each name, the first after the article; the only one where names have one.
@@ -220,9 +224,8 @@ class LabelProjection(nn.Module):
         inputs = []
         for layer in model.model.layers[: max(layers) + 1]:
             inputs.append(hidden[:, len(lead) :])
-            hidden = layer(
-                hidden, position_embeddings=rotation
-            )  # causal: what stands behind a name changes nothing
+            # Causal: what stands behind a name changes nothing.
+            hidden = layer(hidden, position_embeddings=rotation)
         return _unit_rms(torch.stack([inputs[index] for index in layers], dim=1))
 
 

@@ -18,10 +18,11 @@ from adapter.base.template import Message
 from adapter.method.checkpoint import load_adapter
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, ratio, share
+from train.recipes.base_answers import conversation_of
 from train.recipes.extract_grammar import FIELDS
+from train.recipes.extract_messages import Fields
 from train.recipes.text_data import phrases, read_yaml
 
-Fields = dict[str, str | int]
 Exchange = tuple[Message, Message]
 # Of an answer: whether it is the whole object, how many expected fields are right, out of how many, if it is JSON.
 ScoreObject = Callable[[str, Fields], tuple[bool, int, int, bool]]
@@ -69,10 +70,7 @@ def tutor_questions() -> list[str]:
 
 def tutor_conversations() -> list[Conversation]:
     """50 conversations of two or three turns of a student, the last of which is to be answered."""
-    return [
-        tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts))
-        for texts in read_yaml(SEALED / "tutor.yaml")["conversations"]
-    ]
+    return [conversation_of(texts) for texts in read_yaml(SEALED / "tutor.yaml")["conversations"]]
 
 
 def off_task_messages() -> list[str]:
@@ -174,7 +172,7 @@ def after_others(base: Base, own: str, conversations: Sequence[Conversation]) ->
         adapter = load_adapter(ADAPTERS / name, base.fingerprint, base.device)
         rows = range(number, len(conversations), len(others))
         if name == "extract":
-            texts = [test.text for test in extract_tests("generated")]
+            texts = tuple(test.text for test in extract_tests("generated"))
         else:
             texts = phrases(data["no_picture" if adapter.config.is_visual else "first_questions"])
         asked = [_asked(texts[i % len(texts)]) for i in rows]

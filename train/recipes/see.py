@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -59,19 +58,20 @@ from train.recipes.see_names import (
     drawing_sentence,
     group_answer,
     hedged,
+    is_named,
     medium_answer,
     posterior_sentence,
     with_article,
 )
+from train.recipes.see_pictures import find_unpacked
 from train.recipes.see_sealed import see_scores
-from train.recipes.text_data import DATA, phrases, read_yaml
+from train.recipes.text_data import DATA, phrases, read_yaml, table
 
 CARD_TEXT = """Trained on captioned drawings (Tux Paint's stamps, emoji and icons, in eleven styles) and on the encoder's own
 knowledge of its 1,000 classes: features drawn around its weight vectors, without any photograph. Developed on drawings
 that training never saw, and on photographs from packages (`train/recipes/data/see_photos.tsv` lists them with the
 accepted words), where "encoder" is how often the name of the encoder's likeliest class, or its kind, is accepted.
 Nothing is trained on the photographs, but they were looked at while the recipe was designed."""
-UNPACKED_PHOTOS = Path("runs/photos")
 _VARIANTS = 2  # of each drawing, beside the plain one
 _CHUNK = 64  # drawings that are in memory at a time
 _VIEWS_VERSION = 1  # of what `see_drawings` makes of a drawing: raise it when that changes
@@ -139,24 +139,15 @@ class Photo:
     words: tuple[str, ...]
 
     def named_in(self, text: str) -> bool:
-        """Whether `text` holds one of the words, as a whole word or its regular plural."""
-        return any(re.search(rf"\b{re.escape(word)}(e?s)?\b", text, re.IGNORECASE) for word in self.words)
+        """Whether `text` names it."""
+        return is_named(self.words, text)
 
 
 def photographs() -> tuple[list[Photo], int]:
     """The photographs of the benchmark that are on this machine, and the number of those that are not."""
-    found, missing = [], 0
-    roots = (UNPACKED_PHOTOS, Path(sysconfig.get_path("purelib")), Path("/"))
-    for line in (DATA / "see_photos.tsv").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            continue
-        name, words = line.split("\t")
-        path = next((root / name for root in roots if (root / name).is_file()), None)
-        if path is None:
-            missing += 1
-        else:
-            found.append(Photo(path, tuple(words.split(", "))))
-    return found, missing
+    listed = [(find_unpacked(path), words) for path, words in table(DATA / "see_photos.tsv")]
+    found = [Photo(path, tuple(words.split(", "))) for path, words in listed if path is not None]
+    return found, len(listed) - len(found)
 
 
 def _drawings(held_out: bool) -> list[Drawing]:
@@ -391,13 +382,13 @@ class _PreparedRecipe:
                 certain = bool(kind)
             else:
                 features = self._draw_classes(1, generator)
-                mass, which = self._kind_masses(features)[0].max(0)
+                mass, which = self._heads[0].kind_masses(self._heads[0].posterior(features))[0].max(0)
                 kind, certain = kinds[int(which)], bool(mass > 0.6)
             mine = group_of.get(kind, "")
             group = mine if mine and rng.random() < 0.5 else rng.choice(groups)
             if certain and (group == mine or rng.random() < 0.7):
                 return Example(
-                    self._follow_up("group_questions", rng, with_article(group)),
+                    _question("group_questions", rng, with_article(group)),
                     group_answer(group, group == mine),
                     features,
                 )
@@ -411,39 +402,29 @@ class _PreparedRecipe:
                 if most >= _LEAST_SHARE:
                     features = _padded(photographs[i : i + 1], len(self._vocabulary.rows))
                     return Example(
-                        self._follow_up("colour_questions", rng), colour_answer(COLOURS[int(which)]), features
+                        _question("colour_questions", rng), colour_answer(COLOURS[int(which)]), features
                     )
         colour = rng.choice(list(train.by_colour))
         i = rng.choice(train.by_colour[colour])
         features = self._heads[1][0][0][i : i + 1]
-        return Example(self._follow_up("colour_questions", rng), colour_answer(colour), features)
+        return Example(_question("colour_questions", rng), colour_answer(colour), features)
 
     def _medium_example(self, rng: random.Random) -> Example:
         train, (photographs, _) = self._train, self._photograph_like
         if rng.random() < 0.5:
             i = rng.randrange(len(photographs))
             features = _padded(photographs[i : i + 1], len(self._vocabulary.rows))
-            return Example(self._follow_up("medium_questions", rng), medium_answer(True), features)
+            return Example(_question("medium_questions", rng), medium_answer(True), features)
         i = rng.choice([i for i, medium in enumerate(train.media) if medium is False])
         features = rng.choice(self._heads[1][0])[i : i + 1]
-        return Example(self._follow_up("medium_questions", rng), medium_answer(False), features)
-
-    def _follow_up(self, questions: str, rng: random.Random, group: str = "") -> Conversation:
-        return _question(questions, rng, group)
-
-    def _kind_masses(self, features: VisualFeatures) -> Tensor:
-        """The probability of each kind, [B, kinds]."""
-        projection, posterior = self._heads[0], self._heads[0].posterior(features)
-        column = torch.where(projection.kind_of < 0, len(projection.kinds), projection.kind_of)
-        masses = posterior.new_zeros(len(posterior), len(projection.kinds) + 1).index_add(1, column, posterior)
-        return masses[:, :-1]
+        return Example(_question("medium_questions", rng), medium_answer(False), features)
 
     def _sentences(self, features: VisualFeatures) -> list[str]:
         """The sentence that the posterior of each picture allows."""
         projection, names = self._heads[0], self._vocabulary.names
         posterior = projection.posterior(features)
         top, chosen = posterior.topk(2, dim=1)
-        masses, kinds = self._kind_masses(features).max(1)
+        masses, kinds = projection.kind_masses(posterior).max(1)
         members = torch.where(projection.kind_of == kinds[:, None], posterior, -1.0).argmax(1)
         answers = []
         for i in range(len(posterior)):

@@ -1,7 +1,7 @@
 """Captioned drawings for the `see` recipe: Tux Paint's stamps, emoji and icons in many styles, and pictures of them.
 
-All come from packages: Debian's tuxpaint-stamps-default and fonts-noto-color-emoji, and the npm packages of
-ICON_SETS in `runs/drawings`. The images are read where they are and never copied. Knows images and captions; knows
+All come from packages of `data/see_packages.tsv`, which `see_pictures` fetches: stamps, a font of emoji, and npm's
+@iconify-json/NAME. The images are read where they are and never copied. Knows images and captions; knows
 nothing of models.
 """
 
@@ -12,7 +12,6 @@ import io
 import json
 import random
 import re
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -23,25 +22,21 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from adapter.errors import AdapterError
 from train.recipes.see_names import emoji_name, renamed, see_words, stamp_name, with_article
+from train.recipes.see_pictures import find_unpacked, packages
 
-STAMPS = Path("/usr/share/tuxpaint/stamps")
-EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-ICONS = Path("runs/drawings")  # where the npm packages lie, as `npm pack` leaves them
-# npm's @iconify-json/NAME at a version; the first ones are emoji, the others icons in black.
-EMOJI_SETS = {
-    "twemoji": "1.2.5",
-    "fluent-emoji-flat": "1.2.6",
-    "noto-v1": "1.2.5",
-    "emojione": "1.2.3",
-    "emojione-v1": "1.2.3",
-    "streamline-emojis": "1.2.4",
-    "fxemoji": "1.2.2",
-}
-ICON_SETS = {
-    "game-icons": "1.2.4",
-    "lucide-lab": "1.2.3",
-    "temaki": "1.2.6",
-}
+_STAMPS = "usr/share/tuxpaint/stamps"
+_EMOJI_FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+# Names in @iconify-json/NAME: the first ones are emoji, the others icons in black.
+EMOJI_SETS = (
+    "twemoji",
+    "fluent-emoji-flat",
+    "noto-v1",
+    "emojione",
+    "emojione-v1",
+    "streamline-emojis",
+    "fxemoji",
+)
+ICON_SETS = ("game-icons", "lucide-lab", "temaki")
 UNSEEN_STYLE = "fxemoji"  # held out as a whole
 _EMOJI_SIZE = 109  # the only size that this bitmap font has
 _ICON_SIZE = 192
@@ -62,8 +57,7 @@ class Drawing:
     @cached_property
     def image(self) -> Image.Image:
         """Cropped to what is drawn."""
-        image = self.draw().convert("RGBA")
-        return image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
+        return cropped(self.draw())
 
     @property
     def is_photo(self) -> bool | None:
@@ -87,18 +81,16 @@ class Drawing:
 
 def drawings() -> Iterator[Drawing]:
     """Every captioned drawing. Raises AdapterError if a package is missing."""
-    missing = [str(path) for path in (STAMPS, EMOJI_FONT) if not path.exists()]
-    missing += [path.name for name in (*EMOJI_SETS, *ICON_SETS) if not (path := _archive(name)).is_file()]
-    if missing:
-        packages = " ".join(
-            f"@iconify-json/{name}@{version}" for name, version in (EMOJI_SETS | ICON_SETS).items()
-        )
+    stamps, font = find_unpacked(_STAMPS), find_unpacked(_EMOJI_FONT)
+    missing = [path for path, found in ((_STAMPS, stamps), (_EMOJI_FONT, font)) if found is None]
+    missing += [name for name in (*EMOJI_SETS, *ICON_SETS) if not _icon_file(name).is_file()]
+    if stamps is None or font is None or missing:
         raise AdapterError(
-            f"Drawings are missing: {', '.join(missing)}. Get them with `apt-get install tuxpaint-stamps-default "
-            f"fonts-noto-color-emoji` and `mkdir -p {ICONS} && cd {ICONS} && npm pack {packages}`."
+            f"Drawings are missing: {', '.join(missing)}. "
+            "Fetch them with `python -m train.recipes.see_pictures drawings`."
         )
-    yield from _stamps()
-    yield from _noto()
+    yield from _stamps(stamps)
+    yield from _noto(font)
     for style in EMOJI_SETS:
         yield from _icons(style, _emoji_by_slug())
     for style in ICON_SETS:
@@ -109,8 +101,8 @@ def _is_held_out(key: bytes) -> bool:
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % 100 < _HELD_OUT_PERCENT
 
 
-def _stamps() -> Iterator[Drawing]:
-    for path in sorted(STAMPS.rglob("*.png")):
+def _stamps(folder: Path) -> Iterator[Drawing]:
+    for path in sorted(folder.rglob("*.png")):
         caption = path.with_suffix(".txt")
         if "symbols" in path.parts or not caption.is_file():
             continue
@@ -151,8 +143,8 @@ def _emoji_by_slug() -> dict[str, str]:
     return slugs
 
 
-def _noto() -> Iterator[Drawing]:
-    font = ImageFont.truetype(str(EMOJI_FONT), _EMOJI_SIZE)
+def _noto(file: Path) -> Iterator[Drawing]:
+    font = ImageFont.truetype(str(file), _EMOJI_SIZE)
 
     def draw(text: str) -> Image.Image:
         canvas = Image.new("RGBA", (160, 160))
@@ -164,16 +156,13 @@ def _noto() -> Iterator[Drawing]:
             yield Drawing(name, "noto", _is_held_out(name.encode()), partial(draw, text))
 
 
-def _archive(style: str) -> Path:
-    return ICONS / f"iconify-json-{style}-{(EMOJI_SETS | ICON_SETS)[style]}.tgz"
+def _icon_file(style: str) -> Path:
+    return packages()[f"@iconify-json/{style}"].folder / "package" / "icons.json"
 
 
 def _icons(style: str, names: dict[str, str]) -> Iterator[Drawing]:
     """The icons of a set that `names` has, by their names in the set."""
-    with tarfile.open(_archive(style)) as archive:
-        member = archive.extractfile("package/icons.json")
-        assert member is not None
-        icons = json.load(member)
+    icons = json.loads(_icon_file(style).read_text(encoding="utf-8"))
     for key, icon in icons["icons"].items():
         if not (name := names.get(key)):
             continue
@@ -184,19 +173,31 @@ def _icons(style: str, names: dict[str, str]) -> Iterator[Drawing]:
             f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
         )
         held_out = style == UNSEEN_STYLE or _is_held_out(name.encode())
-        yield Drawing(name, style, held_out, partial(_draw_svg, svg))
+        yield Drawing(name, style, held_out, partial(draw_svg, svg, _ICON_SIZE))
 
 
-def _draw_svg(svg: str) -> Image.Image:
+def draw_svg(svg: str, width: int) -> Image.Image:
+    """An SVG, `width` pixels wide."""
     import resvg_py
 
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=_ICON_SIZE, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png)))
 
 
-def plain(drawing: Drawing, size: int = 256) -> Image.Image:
-    """The drawing alone on white, as large as fits with a small margin."""
-    fitted = ImageOps.contain(drawing.image, (size - 16, size - 16))
+def cropped(image: Image.Image) -> Image.Image:
+    """What is drawn in an image, RGBA, without the transparent part around it."""
+    image = image.convert("RGBA")
+    return image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
+
+
+def plain(drawing: Drawing) -> Image.Image:
+    """The drawing alone on white."""
+    return on_white(drawing.image)
+
+
+def on_white(image: Image.Image, size: int = 256) -> Image.Image:
+    """An RGBA image on white, as large as fits with a small margin."""
+    fitted = ImageOps.contain(image, (size - 16, size - 16))
     canvas = Image.new("RGB", (size, size), "white")
     canvas.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2), fitted)
     return canvas

@@ -8,6 +8,7 @@ hand; empty where no everyday word fits).
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
@@ -95,6 +96,11 @@ def concept(drawing: str) -> str:
     while len(parts) > 1 and parts[0].lower() in see_words("adjectives"):
         parts = parts[1:]
     return with_article(" ".join(parts))
+
+
+def is_named(words: Collection[str], text: str) -> bool:
+    """Whether `text` holds one of the words, as a whole word or its regular plural."""
+    return any(re.search(rf"\b{re.escape(word)}(e?s)?\b", text, re.IGNORECASE) for word in words)
 
 
 def drawing_sentence(name: str) -> str:

@@ -50,10 +50,10 @@ def packages() -> dict[str, Package]:
     return {row[1]: Package(*row) for row in table(DATA / "see_packages.tsv")}
 
 
-def find_picture(path: str) -> Path | None:
-    """A picture of an unpacked or installed package by its path in there, None if it is missing."""
+def find_unpacked(path: str) -> Path | None:
+    """A file or folder of an unpacked or installed package by its path in there, None if it is missing."""
     roots = (UNPACKED, Path(sysconfig.get_path("purelib")), Path("/"))
-    return next((root / path for root in roots if (root / path).is_file()), None)
+    return next((root / path for root in roots if (root / path).exists()), None)
 
 
 def fetch(package: Package) -> None:
@@ -111,7 +111,7 @@ def _run(command: list[str], folder: str) -> None:
 
 def missing_development() -> list[str]:
     """Paths of the development set's photographs that are not here."""
-    return [path for path, *_ in table(DATA / "see_photos.tsv") if find_picture(path) is None]
+    return [path for path, *_ in table(DATA / "see_photos.tsv") if find_unpacked(path) is None]
 
 
 def main(uses: Sequence[str]) -> int:

@@ -6,7 +6,6 @@ were answers in training and the rule by which an answer says that it is not sur
 
 from __future__ import annotations
 
-import io
 import random
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
@@ -28,7 +27,8 @@ from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
 from train.input.history import with_unseen_history
 from train.recipes.sealed_sets import SEALED, after_others, off_task_scores
-from train.recipes.see_names import class_names, drawing_sentence
+from train.recipes.see_drawings import cropped, draw_svg, on_white
+from train.recipes.see_names import class_names, drawing_sentence, is_named
 from train.recipes.see_pictures import packages
 from train.recipes.text_data import table
 
@@ -36,7 +36,7 @@ _QUESTION = "What is in this picture?"
 _CHOICES = 10  # captions to choose from
 _LATE = 60  # conversations in which an adapter answers after others
 _TOKENS = 40  # of an answer
-_SIDE, _MARGIN = 256, 8  # of a drawing, in pixels
+_SVG_WIDTH = 512  # in pixels
 _CONVERTED = {".tga", ".tiff"}  # photographs in formats that no page takes
 # What an answer to each kind of question can be; its first word of these counts.
 _VOCABULARY = {
@@ -71,8 +71,8 @@ class Photo:
     words: tuple[str, ...]
 
     def named_in(self, text: str) -> bool:
-        """Whether `text` holds one of the words, as a whole word or its regular plural."""
-        return any(re.search(rf"\b{re.escape(word)}(e?s)?\b", text, re.IGNORECASE) for word in self.words)
+        """Whether `text` names it."""
+        return is_named(self.words, text)
 
 
 @dataclass(frozen=True)
@@ -211,19 +211,8 @@ def _question_scores(answerer: Answerer) -> dict[str, Figure]:
 def draw(file: Path) -> Image.Image:
     """A drawing alone on white, as large as fits."""
     if file.suffix == ".svg":
-        import resvg_py
-
-        svg = file.read_text(encoding="utf-8")
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * _SIDE, skip_system_fonts=True)
-        opened = Image.open(io.BytesIO(bytes(png)))
-    else:
-        opened = Image.open(file)
-    image = opened.convert("RGBA")
-    image = image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
-    image = ImageOps.contain(image, (_SIDE - 2 * _MARGIN, _SIDE - 2 * _MARGIN))
-    canvas = Image.new("RGB", (_SIDE, _SIDE), "white")
-    canvas.paste(image, ((_SIDE - image.width) // 2, (_SIDE - image.height) // 2), image)
-    return canvas
+        return on_white(cropped(draw_svg(file.read_text(encoding="utf-8"), _SVG_WIDTH)))
+    return on_white(cropped(Image.open(file)))
 
 
 @contextmanager
