@@ -225,11 +225,13 @@ def _readme_table(folders: Sequence[Path]) -> str:
         about = f"[{folder.name}](assets/adapters/{folder.name}): {read_config(folder).description}"
         for number, (measure, score, base) in enumerate(_first_rows(card)):
             lines.append(f"| {'' if number else about} | {measure} | {score} | {base} |")
-    where = "On sealed test sets, which decided nothing, with 95 % intervals"
+    where = []
+    if len(unsealed) < len(folders):
+        where.append("on sealed test sets, which decided nothing")
     if unsealed:
-        where += f"; of {', '.join(unsealed)} on sets that the recipe was developed on"
+        where.append(f"of {', '.join(unsealed)} on sets that the recipe was developed on")
     table = "\n".join(lines)
-    return f"{table}\n\n{where}. The cards have the other measures.\n"
+    return f"{table}\n\nWith 95 % intervals, {'; '.join(where)}. The cards have the other measures.\n"
 
 
 def _first_rows(card: str) -> list[tuple[str, str, str]]:
