@@ -521,7 +521,7 @@ def test_pirate_and_see_on_the_real_base(base):
     picture = open_image(Path(sysconfig.get_path("purelib"), "skimage/data/coffee.png"))
     with closing(Engine(base, store)) as engine:
         for name, text, image in (
-            ("pirate", "What is the sun?", None),
+            ("pirate", "What is a cat?", None),
             ("see", "What is in this picture?", picture),
         ):
             adapter, asked = store.load(name, base), (Message("user", text),)

@@ -616,7 +616,7 @@ def test_programs_in_the_documents_run(
     monkeypatch.chdir(tmp_path)
     client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=30)
     assert len(client.models.list().data) > 1  # the model is there
-    for document, count in (("README.md", 3), ("docs/api.md", 4)):
+    for document, count in (("README.md", 3), ("docs/api.md", 5)):
         text = (root / document).read_text(encoding="utf-8")
         programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
         assert len(programs) == count, document
