@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from adapter.base.decoder import set_gradient_checkpointing
@@ -203,7 +203,7 @@ class _Run:
         self.progress = _Progress()
         self.parameters = trainable_parameters(adapter, config.learn)
         self.average = (
-            AveragedModel(self.adapter, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+            AveragedModel(self.adapter, multi_avg_fn=partial(_average_in, config.average))
             if config.average
             else None
         )
@@ -592,6 +592,15 @@ class _Run:
             **({} if self.keep is None else {"divergence": divergence}),
         )
         self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
+
+
+def _average_in(decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
+    """Moves the averages towards `values` in place, after `count` earlier ones.
+
+    Early in a run the decay is smaller, as in TensorFlow's ExponentialMovingAverage with num_updates: otherwise
+    the first values would weigh most for as long as a short run lasts.
+    """
+    torch._foreach_lerp_(list(averages), list(values), 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:

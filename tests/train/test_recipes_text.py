@@ -449,6 +449,8 @@ LATER = (*ASKED, Message("assistant", "Light feeds plants. Which plants grow in 
         ("Plants make sugar. Where does a plant make it? Think!", ASKED, False),
         ("Plants make sugar. Where does a plant", ASKED, False),
         ("1. Plants make sugar.\n2. Where does a plant make it?", ASKED, False),
+        ("- Plants make sugar! Where does a plant make it?", ASKED, False),
+        ("1. Plants make sugar. Where does a plant make it?", ASKED, False),
         ("Plants make sugar. What is the capital of France?", ASKED, False),  # another topic
         ("Plants make sugar. What would you think about this?", ASKED, False),  # words that say nothing
         ("Plants make sugar. Why do plants need light?", ASKED, False),  # the student's own

@@ -263,9 +263,39 @@ def test_claims_picture(answer, claims):
     assert sealed_sets.claims_picture(answer) is claims
 
 
+@pytest.mark.parametrize(
+    ("answer", "claims"),
+    [
+        ("There is a dog.", True),
+        ("It is a dog.", True),
+        ("You can see a boat on a lake.", True),
+        ("Yes, it is an animal.", True),
+        ("It is mostly red.", True),
+        ("It's a photograph.", True),
+        ("It is hard to say.", False),
+        ("There is no picture.", False),
+        ("It is not a dog, I see none.", False),
+    ],
+)
+def test_asked_about_a_picture_an_answer_that_names_a_thing_claims_one(answer, claims):
+    assert sealed_sets.claims_picture(answer, asked_about_picture=True) is claims
+    assert not sealed_sets.claims_picture(answer)
+
+
 def test_sensible_answers():
     assert sealed_sets.is_sensible(PROSE) and sealed_sets.is_sensible(f"{PROSE} {PROSE}")
-    for bad in ("", "Yes.", ' {"type": "person"}', f"{PROSE} {PROSE} {PROSE}", "no " * 20):
+    assert sealed_sets.is_sensible("Note: it opens at 9:30, as I said: bring an umbrella.")
+    for bad in (
+        "",
+        "Yes.",
+        ' {"type": "person"}',
+        '```json\n{"type": "person", "name": "Ann"}\n```',
+        '"type": "person", "name": "Ann"',
+        'Here it is: {"type": "person", "name": "Ann"}',
+        f"{PROSE} {PROSE} {PROSE}",
+        "no " * 20,
+        "a a a",
+    ):
         assert not sealed_sets.is_sensible(bad)
 
 

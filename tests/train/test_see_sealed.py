@@ -108,6 +108,21 @@ def test_a_photograph_is_named_by_whole_words() -> None:
     assert photo.named_in("The picture shows two Cats.") and not photo.named_in("A catfish in a category.")
 
 
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ("It is not a cat.", False),
+        ("No cat is to be seen.", False),
+        ("It is not a dog but a cat.", True),
+        ("Not a dog, a cat.", True),
+        ("I am not sure, perhaps a cat or a fox.", True),
+        ("A cat, not a dog.", True),
+    ],
+)
+def test_what_a_photograph_does_not_show_is_not_named(answer: str, named: bool) -> None:
+    assert Photo(ASKED, ("cat",)).named_in(answer) is named
+
+
 class Seer:
     """Answers every question in turn with what it is given, and finds right captions as told."""
 

@@ -736,12 +736,15 @@ def _context_forms(
     # What does not count must not look like what does: "from Friday to Friday".
     days = [day for day in _DAYS if day not in str(values.get("date", ""))]
     old_n = rng.randint(2, 40)
+    old_time = _time(rng, held_out)
+    while old_time in str(values.get("time", "")):
+        old_time = _time(rng, held_out)
     forms = pronouns | {
         "other": other.first, "other full": f"{other.first} {other.last}", "firm": _company(rng, held_out),
         "town": rng.choice(lists["cities"]), "n": str(rng.randint(2, 30)), "day": rng.choice(days),
         "first": person.first, "self": him + "self", "sender": f"{sender.first} {sender.last}",
         "some_role": capitalize_first(rng.choice(lists["roles"])), "their_phone": _phone(rng, held_out),
-        "their_mail": _email(rng, held_out, other, ""), "old_time": _time(rng, held_out),
+        "their_mail": _email(rng, held_out, other, ""), "old_time": old_time,
         "old_place": _place_forms(rng, held_out)[""], "old_price": _price(rng, held_out),
         "old_n": str(old_n + (old_n == values.get("quantity"))), "code": str(rng.randint(1000, 99999)),
         "age": str(rng.randint(19, 79)), "year": str(rng.randint(1995, 2024)),

@@ -39,9 +39,19 @@ _SHOWS = re.compile(
     r"|\bi (?:can )?see an?\b|\b(?:it|this) (?:shows|depicts)\b",
     re.I,
 )
+# To a question about a picture that is not there, "there is a dog" and "yes, it is an animal" are claims too.
+_NAMES = re.compile(
+    r"\b(?:there (?:is|are)|there's|(?:it|this|that|he|she)(?: is|'s| looks like| appears to be| seems to be)"
+    r"|(?:these|those|they) are|(?:you|we) can see|we see)\s+"
+    r"(?:mostly |mainly |probably |likely |perhaps |actually |indeed )*"
+    r"(?:an?|the|one|two|three|some|several|many|red|orange|yellow|green|blue|purple|pink|brown|black|white|gr[ae]y)\b",
+    re.I,
+)
 # What the recipe says of a picture when it is not sure names things too: without a picture that is a claim.
 _GUESSES = re.compile(r"\bnot sure, perhaps an?\b", re.I)
 _DENIES = re.compile(r"\b(?:no|not|cannot|without|unable)\b|n't\b", re.I)
+_KEY = re.compile(r"""["']?\b\w+["']?\s*:\s*["'\d\[{]""")
+_STUTTER = re.compile(r"\b(\w+)(?:\W+\1\b){2}", re.I)
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,11 @@ def off_task_messages() -> list[str]:
     The last ten are about a picture, and there is none.
     """
     data = read_yaml(SEALED / "good_company.yaml")
-    return [*phrases(data["off_task"]), *phrases(data["no_picture"])]
+    return [*phrases(data["off_task"]), *_about_no_picture()]
+
+
+def _about_no_picture() -> list[str]:
+    return list(phrases(read_yaml(SEALED / "good_company.yaml")["no_picture"]))
 
 
 def extract_scores(answerer: Answerer, score_answer: ScoreObject, instruction: str) -> dict[str, Figure]:
@@ -156,7 +170,11 @@ def off_task_scores(answerer: Answerer, where: str = "") -> dict[str, Figure]:
     """
     messages = off_task_messages()
     answers = answerer.generate([_asked(message) for message in messages], max_new_tokens=_OFF_TASK_TOKENS)
-    right = [is_sensible(text) and not (answerer.is_visual and claims_picture(text)) for text in answers]
+    about_picture = set(_about_no_picture())
+    right = [
+        is_sensible(text) and not (answerer.is_visual and claims_picture(text, message in about_picture))
+        for message, text in zip(messages, answers, strict=True)
+    ]
     return {_named(f"sensible off its task{where}", messages): share(right)}
 
 
@@ -194,18 +212,30 @@ def is_object(answer: str) -> bool:
 
 
 def is_sensible(answer: str) -> bool:
-    """Whether the answer is prose of at least three words that does not loop: no four words in a row three times."""
+    """Whether the answer is prose of at least three words that does not loop.
+
+    An object is no prose, nor is one in a fence, in a sentence or without its braces. A loop is a word three times in
+    a row, or four words in a row three times.
+    """
     words = re.findall(r"\w+", answer.lower())
     four_grams = Counter(zip(*(words[i:] for i in range(4)), strict=False))
-    return not answer.lstrip().startswith("{") and len(words) >= 3 and max(four_grams.values(), default=0) < 3
+    is_object = answer.lstrip("`json \n").startswith("{") or len(_KEY.findall(answer)) > 1
+    is_loop = _STUTTER.search(answer) is not None or max(four_grams.values(), default=0) >= 3
+    return len(words) >= 3 and not is_object and not is_loop
 
 
-def claims_picture(answer: str) -> bool:
-    """Whether a sentence of the answer says what a picture shows, rather than that there is none."""
-    sentences = _SENTENCE.findall(answer)
+def claims_picture(answer: str, asked_about_picture: bool = False) -> bool:
+    """Whether a sentence of the answer says what a picture shows, rather than that there is none.
+
+    asked_about_picture: the question was about one, so that "it is a dog" is about it too.
+    """
     return any(
-        _GUESSES.search(sentence) or (_SHOWS.search(sentence) and not _DENIES.search(sentence))
-        for sentence in sentences
+        _GUESSES.search(sentence)
+        or (
+            (_SHOWS.search(sentence) or (asked_about_picture and _NAMES.search(sentence)))
+            and not _DENIES.search(sentence)
+        )
+        for sentence in _SENTENCE.findall(answer)
     )
 
 

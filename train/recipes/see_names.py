@@ -16,6 +16,10 @@ from train.recipes.text_data import DATA, read_yaml, words
 
 _SURE, _SURE_OF_KIND = 0.4, 0.35  # least probabilities of a name and of a kind that is named
 _NOT_SURE = "I am not sure"
+# "not a cat", up to the end of the clause; "not sure, perhaps a cat" is a guess.
+_DENIED = re.compile(
+    r"\b(?:not|no|never|isn't|aren't)\b(?! sure\b| certain\b| only\b)[^,;.:!?]*?(?=[,;.:!?]|\bbut\b|$)", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,9 @@ def concept(drawing: str) -> str:
 
 
 def is_named(words: Collection[str], text: str) -> bool:
-    """Whether `text` holds one of the words, as a whole word or its regular plural."""
-    return any(re.search(rf"\b{re.escape(word)}(e?s)?\b", text, re.IGNORECASE) for word in words)
+    """Whether `text` holds one of the words, as a whole word or its regular plural, and not as what it is not."""
+    said = _DENIED.sub("", text)
+    return any(re.search(rf"\b{re.escape(word)}(e?s)?\b", said, re.IGNORECASE) for word in words)
 
 
 def drawing_sentence(name: str) -> str:

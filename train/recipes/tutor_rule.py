@@ -14,6 +14,7 @@ MAX_SENTENCE, MAX_QUESTION = 25, 20  # words
 _PARTS = re.compile(r"([^\n]+?[.!]) ([^.!?\n]+\?)")
 # An end of a sentence within the first: a tutor gives one. Initials and numbers such as 3.5 are none.
 _INNER_END = re.compile(r"[.!?]\s+(?=\S)(?<!\b[A-Z]\.\s)(?<!\b(?:Dr|Mr|St)\.\s)(?<!\b(?:Mrs|etc)\.\s)")
+_LIST_MARK = re.compile(r"(?:[-*\u2022#>]|\d+[.)])\s")
 _PLURAL = re.compile(r"(?<!s)s$")
 _SUFFIX = re.compile(r"(?:ing|edly|ed|ie|ier|ly|er|y|e)$")
 
@@ -28,7 +29,9 @@ class Parts(NamedTuple):
 def split_answer(text: str) -> Parts | None:
     """The sentence and the question, or None if the text is anything else than these two."""
     match = _PARTS.fullmatch(text.strip())
-    return None if match is None or _INNER_END.search(match[1]) else Parts(match[1], match[2])
+    if match is None or _INNER_END.search(match[1]) or _LIST_MARK.match(match[1]):
+        return None
+    return Parts(match[1], match[2])
 
 
 def score_answer(text: str, conversation: Conversation) -> bool:
