@@ -39,7 +39,7 @@ CONFIG = TrainConfig(
     name="extract",
     description="Turns a message about a person, a meeting or an order into a JSON object.",
     form=answer_form(),
-    steps=2000,
+    steps=1400,
     batch_size=16,
     lr=6e-3,
     gate_lr=2e-2,
@@ -52,9 +52,9 @@ CONFIG = TrainConfig(
     prompt_norm=True,
     tuning=TuningConfig(intermediate_size=1, norms=True, lora_rank=8, layers=20),
     keep=0.06,
-    eval_every=250,
+    eval_every=280,
     held_out=128,
-    checkpoint_every=500,
+    checkpoint_every=280,
 )
 CARD_TEXT = """Trained on messages composed from phrase books (`train/recipes/data/extract_train*.yaml`), with people's names from
 Faker, invented names and addresses among them: chats, mails, notes, lists and signatures, with asides, typing slips,
