@@ -54,7 +54,7 @@ from train.precision import choose_precision, load_to_train
 from train.publish import check_push, push
 from train.recipes.recipe import Measure, load_recipe, recipe_names
 from train.run_folder import CHECKPOINTS, RunInputs
-from train.run_setup import check_pictures, complete, start_adapter, with_encoder, with_template
+from train.run_setup import check_pictures, complete, go_on_from, start_adapter, with_encoder, with_template
 from train.tracker import check_tracker
 
 _EPILOG = """examples:
@@ -233,6 +233,10 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     accelerator = _accelerator(args)
     if args.score and assignments:
         raise AdapterError("--score trains nothing: leave out " + ", ".join(assignments) + ".")
+    settings = dict.fromkeys(assignments)
+    starts = [text for text in settings if text.startswith("start_from=")]
+    start_from = starts[-1].partition("=")[2] if starts else None
+    assignments = [text for text in settings if text not in starts]
     stated = {assignment.partition("=")[0].partition(".")[0] for assignment in assignments}
     if unused := sorted(stated & {"epochs", "history", "vision", "tuning"}):
         raise AdapterError(f"{', '.join(unused)}: recipe {name} makes its own data and adapter. Leave it out.")
@@ -256,16 +260,23 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     config = changed(recipe.config, assignments)
     config = with_template(config, served.tokenizer, "template" in stated, print)
     in_main(accelerator, lambda: _check_services(config))
-    started = check_run(folder, args.resume, accelerator, config, base=served.fingerprint)
+    inputs = RunInputs(start_from=_start_digest(start_from, folder, served.fingerprint))
+    started = check_run(folder, args.resume, accelerator, config, inputs, served.fingerprint)
     precision = _choose_precision("auto", started, accelerator)
     base = _load_to_train(base_name, precision, accelerator)
     adapter = new_adapter(config, base)
-    recipe.prepare(adapter)
+    if start_from is None:
+        recipe.prepare(adapter)
+    else:
+        go_on_from(Path(start_from), adapter, base)
 
     def finish(adapter: Adapter, held_out: HeldOut, time: TrainingTime) -> None:
         scores = _measure(name, recipe.development, served, adapter)
         trained_on = f"{precision} on {describe_device(base.device)}"
-        save_adapter(adapter, folder, write_card(adapter, config, recipe.data, held_out, time, trained_on, scores))
+        card = write_card(
+            adapter, config, recipe.data, held_out, time, trained_on, scores, start=inputs.start_from
+        )
+        save_adapter(adapter, folder, card)
 
     train(
         config,
@@ -275,7 +286,7 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         adapter,
         resume=args.resume,
         accelerator=accelerator,
-        inputs=RunInputs(precision=precision),
+        inputs=dataclasses.replace(inputs, precision=precision),
         finish=finish,
     )
     if accelerator.is_main_process:

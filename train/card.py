@@ -51,11 +51,12 @@ def write_card(
     trained_on: str,
     development: Measured | None = None,
     command: str = "",
+    start: str = "",
 ) -> str:
     """The text of README.md, for an adapter that was trained just now.
 
     data: what it was trained on. trained_on: the precision of training, and the processor. command: what trained
-    the adapter, if not a recipe of this project.
+    the adapter, if not a recipe of this project. start: digest of the adapter that a recipe's run went on from.
     """
     about: AdapterConfig = adapter.config
     kind = "image" if about.is_visual else "text"
@@ -63,6 +64,8 @@ def write_card(
     tuning = "" if config.tuning_lr is None else f", tuning {config.tuning_lr:g}"
     rates = f"learning rate {config.lr:g} (gates {config.gate_lr:g}{tuning}), {steps} steps of {config.batch_size}"
     licence = "" if command else "license: apache-2.0\n"  # the licence of a user's own data is not known
+    started = f"\nIt went on from an adapter of the same recipe with the digest {start}." if start else ""
+    run = command or f"python -m train {config.name}{' start_from=FOLDER' if start else ''}"
     scoring = "" if command else _SCORING.format(name=config.name)
     return f"""---
 {licence}base_model: {about.base.name}
@@ -80,7 +83,7 @@ Fingerprint of the base: tokenizer {about.base.tokenizer}, weights {about.base.w
 
 {"" if development is None else _development_section(config.name, development)}## How it was made
 
-`{command or f"python -m train {config.name}"}`: AdamW, {rates}, cosine with warm-up, seed {config.seed}.
+`{run}`: AdamW, {rates}, cosine with warm-up, seed {config.seed}.{started}
 {_held_out_sentence(held_out)}
 Finished on {_today()} with the code of {_commit()}, in {trained_on}. Training and its evaluations took
 {_duration(time.wall)} ({_duration(time.processor)} of processor time).

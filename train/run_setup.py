@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.base.template import default_template
+from adapter.errors import LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, read_config
 from adapter.method.config import AdapterConfig
@@ -176,3 +177,17 @@ def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapte
     adapter = Adapter(dataclasses.replace(adapter_config, tuning=config.tuning)).to(base.device)
     adapter.load_state_dict({**adapter.state_dict(), **loaded.state_dict()})
     return adapter
+
+
+def go_on_from(folder: Path, adapter: Adapter, base: Base) -> None:
+    """Gives a new adapter of a recipe the weights of the one in `folder`. Raises LoadError if that is of another
+    form, or for another base.
+    """
+    start = load_adapter(folder, base.fingerprint, base.device)
+    own = adapter.config
+    if dataclasses.replace(start.config, description=own.description, form=own.form) != own:
+        raise LoadError(
+            f"The adapter '{folder.name}' in start_from is not one of this recipe: its prompts, layers or parts "
+            "differ. Leave start_from out."
+        )
+    adapter.load_state_dict(start.state_dict())
