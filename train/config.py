@@ -344,6 +344,7 @@ DERIVED = frozenset(
         "name_length",
         "num_facts",
         "fact_size",
+        "certainty",
     }
 )
 _NOT_WRITTEN = {"data", "train", "preset", "stated"}

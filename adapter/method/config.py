@@ -119,6 +119,7 @@ class VisionConfig:
     name_states: bool = False  # names as the base's hidden states, layer by layer, not as embeddings; `label` only
     num_facts: int = 0  # questions that linear heads on the features answer by a word; `label` only
     fact_size: int = 0  # words that a head chooses from, at most
+    certainty: bool = False  # a word says how sure the names are; `label` only
     token_size: int = 0  # width of the encoder's tokens; `queries` only, like the rest
     projected: bool = False  # tokens have passed the encoder's own head, as CLIP's do in V2
     width: int = 192  # in which queries and tokens meet
@@ -196,7 +197,7 @@ class AdapterConfig:
                 f"tuning.layers must be at most the base's {self.base.num_hidden_layers}, got {self.tuning.layers}"
             )
         if self.vision is not None and self.vision.projection == "label":
-            taken = 2 * self.vision.name_length + KIND_LENGTH + self.vision.num_facts
+            taken = 2 * self.vision.name_length + KIND_LENGTH + self.vision.num_facts + self.vision.certainty
             if self.prompt_length <= taken:
                 raise InvalidConfig(
                     f"prompt_length must be more than {taken} for a label projection with names of "

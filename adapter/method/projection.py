@@ -59,8 +59,8 @@ class LabelProjection(nn.Module):
     """The names that the encoder's classifier gives the picture, in the base's own terms.
 
     The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest
-    kind of thing (KIND_LENGTH tokens), a word for each fact, and free ones. A kind's probability is the sum
-    over its names, so that "dog" can be certain where the breed is not. An MLP of all features and of the
+    kind of thing (KIND_LENGTH tokens), a word for each fact, with `certainty` one for how sure that is, and free
+    ones. A kind's probability is the sum over its names, so that "dog" can be certain where the breed is not. An MLP of all features and of the
     encoder's confidences fills the free prompts with what names do not cover.
 
     With `name_states` a token's prompt is, in each insertion layer, the hidden state that the frozen base has
@@ -75,7 +75,9 @@ class LabelProjection(nn.Module):
     -1; concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head;
     gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others (with
     `name_states`); facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size,
-    feature_size] tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end.
+    feature_size] tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end; certainty_words: [3] token ids, one
+    for a name at least as probable as the first of certainty_bounds [2], one for a kind as probable as the second,
+    and one for neither.
     """
 
     name_of: Tensor
@@ -91,12 +93,15 @@ class LabelProjection(nn.Module):
     gate_weight: Tensor
     gate_bias: Tensor
     lead: Tensor
+    certainty_words: Tensor
+    certainty_bounds: Tensor
 
     def __init__(self, vision: VisionConfig, hidden_size: int, prompt_length: int) -> None:
         super().__init__()
         classes, length = vision.num_classes, vision.name_length
-        self.states, self.num_facts = vision.name_states, vision.num_facts
-        self.free = prompt_length - 2 * length - KIND_LENGTH - vision.num_facts  # at least 1: AdapterConfig
+        self.states, self.num_facts, self.certainty = vision.name_states, vision.num_facts, vision.certainty
+        spelled = 2 * length + KIND_LENGTH + vision.num_facts + vision.certainty
+        self.free = prompt_length - spelled  # at least 1: AdapterConfig
         # Half-size types, which are saved as they are: a posterior needs no more than fp16.
         self.register_buffer("name_of", torch.arange(classes, dtype=torch.int32))
         self.register_buffer("names", torch.full((classes, length), -1, dtype=torch.int32))
@@ -110,6 +115,9 @@ class LabelProjection(nn.Module):
             self.register_buffer("facts", torch.full(shape, -1, dtype=torch.int32))
             self.register_buffer("fact_weight", torch.zeros(*shape, vision.feature_size, dtype=torch.float16))
             self.register_buffer("fact_bias", torch.zeros(*shape, dtype=torch.float16))
+        if self.certainty:
+            self.register_buffer("certainty_words", torch.full((3,), -1, dtype=torch.int32))
+            self.register_buffer("certainty_bounds", torch.zeros(2))
         self.norm = nn.LayerNorm(vision.feature_size)
         inputs = vision.feature_size + hidden_size + _CONFIDENCES
         self.mlp = _zero_mlp(inputs, vision.hidden, self.free * hidden_size)
@@ -128,7 +136,8 @@ class LabelProjection(nn.Module):
         On CUDA such an index would end the process's use of the device, and with it everybody's answers.
         """
         bounds = {"name_of": (0, len(self.names)), "kind_of": (-1, len(self.kinds))}
-        tokens = ("names", "kinds", *(("facts",) if self.num_facts else ()), *(("lead",) if self.states else ()))
+        optional = {"facts": self.num_facts, "lead": self.states, "certainty_words": self.certainty}
+        tokens = ("names", "kinds", *(name for name, is_there in optional.items() if is_there))
         bounds |= dict.fromkeys(tokens, (-1, vocab_size))
         for name, (low, end) in bounds.items():
             table = self.get_buffer(name)
@@ -189,6 +198,10 @@ class LabelProjection(nn.Module):
             words = [(self.names[chosen[:, 0]], ones), (self.names[chosen[:, 1]], ratio), (self.kinds[kind], mass)]
             if self.num_facts:
                 words += [(word[:, None], ones) for word in self.fact_words(features).unbind(1)]
+            if self.certainty:
+                is_name, is_kind = top[:, 0] >= self.certainty_bounds[0], mass >= self.certainty_bounds[1]
+                level = torch.where(is_name, 0, torch.where(is_kind, 1, 2))
+                words.append((self.certainty_words[level][:, None], ones))
         spelled = [
             prompts * weight[:, None, None, None]
             for prompts, (_, weight) in zip(self._spell([w for w, _ in words], model, layers), words, strict=True)

@@ -45,7 +45,7 @@ RUNS = [
     {"vision": replace(LABEL, name_length=4), "prompt_length": 8 + KIND_LENGTH + 1},
     {"vision": replace(LABEL, name_states=True)},
     {"vision": replace(LABEL, num_facts=1, fact_size=1)},
-    {"vision": replace(LABEL, name_states=True, num_facts=2, fact_size=3)},
+    {"vision": replace(LABEL, name_states=True, num_facts=2, fact_size=3, certainty=True)},
     *({"vision": replace(QUERIES, **{name: 1})} for name in ("token_size", "blocks", "heads")),
     {"vision": replace(QUERIES, token_size=1, width=1, blocks=1, heads=1), "prompt_length": 1},
     {"vision": replace(QUERIES, heads=12)},

@@ -172,17 +172,17 @@ def recipe(base: Base) -> Recipe:
     config = TrainConfig(
         name="see",
         description="Says what a picture shows: photographs of common things and drawings.",
-        steps=440,
+        steps=700,
         batch_size=24,
         lr=1.25e-3,
         gate_lr=5e-3,
         warmup=0.08,
         clip_norm=1.0,
         average=0.99,
-        prompt_length=24,
+        prompt_length=25,
         prompt_std=0.1,
         prompt_norm=True,
-        eval_every=110,
+        eval_every=100,
         held_out=120,
         vision=VisionConfig(
             encoder=ENCODER,
@@ -195,6 +195,7 @@ def recipe(base: Base) -> Recipe:
             name_states=True,
             num_facts=2,
             fact_size=len(COLOURS),
+            certainty=True,
         ),
     )
     prepared = _PreparedRecipe(encoder, vocabulary, base, config)
@@ -333,7 +334,7 @@ class _PreparedRecipe:
         while True:
             batch = [self._drawing_example(rng) for _ in range(22)]
             batch += self._class_examples(17, rng, generator)
-            batch += [self._group_example(rng, generator) for _ in range(4)]
+            batch += [self._group_example(rng, generator) for _ in range(7)]
             batch += [self._colour_example(rng) for _ in range(2)]
             batch += [self._medium_example(rng) for _ in range(2)]
             for example in batch:

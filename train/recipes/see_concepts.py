@@ -17,11 +17,12 @@ from torch import Tensor
 
 from adapter.method.projection import CONCEPT_RANK, LEAD_LENGTH, LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
-from train.recipes.see_names import Name, class_names, concept_kind
+from train.recipes.see_names import SURE, SURE_OF_KIND, Name, class_names, concept_kind
 
 NAME_LENGTH = 7
 FOLDS = 4
 _LEAD = "The picture shows"
+_CERTAINTY = ("clear", "probably", "unsure")  # of a name, of a kind, of neither
 _STEPS, _BATCH, _NOISE = 300, 384, 0.3
 _FACT_STEPS, _FACT_BATCH = 1000, 256
 
@@ -54,6 +55,8 @@ def store_names(projection: LabelProjection, vocabulary: Vocabulary, tokenizer: 
     """Stores the tokens of names and kinds, and of what stands before them, in the projection's buffers."""
     lead = tokenizer(_LEAD, add_special_tokens=False).input_ids[-LEAD_LENGTH:]
     projection.lead[: len(lead)] = torch.tensor(lead)
+    projection.certainty_words.copy_(torch.tensor([_tokens(tokenizer, word)[0] for word in _CERTAINTY]))
+    projection.certainty_bounds.copy_(torch.tensor([SURE, SURE_OF_KIND]))
     projection.name_of.copy_(vocabulary.rows)
     names = [name.text for name in vocabulary.names]
     for table, texts in ((projection.names, names), (projection.kinds, vocabulary.kinds)):

@@ -14,7 +14,7 @@ from functools import cache
 
 from train.recipes.text_data import DATA, read_yaml, words
 
-_SURE, _SURE_OF_KIND = 0.4, 0.35  # least probabilities of a name and of a kind that is named
+SURE, SURE_OF_KIND = 0.4, 0.35  # least probabilities of a name and of a kind that is named
 _NOT_SURE = "I am not sure"
 # "not a cat", up to the end of the clause; "not sure, perhaps a cat" is a guess.
 _DENIED = re.compile(
@@ -137,10 +137,10 @@ def posterior_sentence(first: Name, probability: float, second: Name, kind: str,
     first, second: the likeliest names. probability: of the first. kind: the likeliest kind; mass: the probability of
     all its names; member: the likeliest of them.
     """
-    if probability >= _SURE:
+    if probability >= SURE:
         kind_is_clear = not first.kind or re.search(rf"\b{re.escape(first.kind)}\b", first.text)
         return f"The picture shows {first.text}{'' if kind_is_clear else f', a kind of {first.kind}'}."
-    if mass >= _SURE_OF_KIND:
+    if mass >= SURE_OF_KIND:
         alone = read_yaml(DATA / "see.yaml")["kind_alone"].get(kind) or with_article(kind)
         return f"The picture shows {alone}, perhaps {member.text}."
     return f"{_NOT_SURE}, perhaps {first.text} or {second.text}."
