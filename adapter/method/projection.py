@@ -59,9 +59,10 @@ class LabelProjection(nn.Module):
     """The names that the encoder's classifier gives the picture, in the base's own terms.
 
     The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest
-    kind of thing (KIND_LENGTH tokens), a word for each fact, with `certainty` one for how sure that is, and free
-    ones. A kind's probability is the sum over its names, so that "dog" can be certain where the breed is not. An MLP of all features and of the
-    encoder's confidences fills the free prompts with what names do not cover.
+    kind of thing (KIND_LENGTH tokens), a word for each fact, with `certainty` one for how sure that is, and
+    free ones. A kind's probability is the sum over its names, so that "dog" can be certain where the breed is
+    not. An MLP of all features and of the encoder's confidences fills the free prompts with what names do not
+    cover.
 
     With `name_states` a token's prompt is, in each insertion layer, the hidden state that the frozen base has
     there when it reads `lead` and the name: the layers copy a name then as they copy words of a text. Without,
@@ -75,9 +76,9 @@ class LabelProjection(nn.Module):
     -1; concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head;
     gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others (with
     `name_states`); facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size,
-    feature_size] tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end; certainty_words: [3] token ids, one
-    for a name at least as probable as the first of certainty_bounds [2], one for a kind as probable as the second,
-    and one for neither.
+    feature_size] tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end; certainty_words: [3] token ids,
+    for a name at least as probable as the first of certainty_bounds [2], for a kind as probable as the second,
+    and for neither.
     """
 
     name_of: Tensor

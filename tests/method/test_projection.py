@@ -152,6 +152,20 @@ def test_a_fact_is_the_word_that_its_head_prefers():
     assert projection.fact_words(VisualFeatures(levels)).tolist() == [[41], [40]]
 
 
+@torch.no_grad()
+def test_a_word_says_how_sure_the_names_are(tiny):
+    """A likely name, a likely kind of several names, and neither."""
+    projection = spell(LabelProjection(replace(STATES, certainty=True), tiny.config.hidden_size, LENGTH + 1))
+    projection.certainty_words.copy_(torch.tensor([50, 51, 52]))
+    projection.certainty_bounds.copy_(torch.tensor([0.4, 0.35]))
+    logits = torch.tensor([[9.0, 0, 0, 0], [1.3, 1.2, 0, 1], [-0.6, -0.6, 0.2, 0.2]])
+    shown = VisualFeatures(torch.zeros(3, 6), logits)
+    place = 4 + KIND_LENGTH + 1  # behind the fact
+    prompts = projection(shown, tiny, (0, 1))
+    expected = projection._states(torch.tensor([[50], [51], [52]]), tiny, (0, 1))
+    assert_close(prompts[:, :, place] - projection.end, expected[:, :, 0])
+
+
 def test_concepts_share_a_softmax_with_the_encoders_classes():
     projection = spell(LabelProjection(LABEL, 32, prompt_length=LENGTH))
     projection.concept_basis[0, 3] = 1.0
@@ -267,6 +281,6 @@ def test_a_wrong_vision_setting_is_refused_by_name(wrong, words):
 def test_a_config_without_the_fields_that_came_later_is_read(tiny_fingerprint):
     config = AdapterConfig(base=tiny_fingerprint, insertion_layers=2, vision=GLOBAL)
     data = json.loads(config.to_json())
-    for new in ("channels", "token_size", "width", "blocks", "heads", "name_states", "num_facts", "fact_size"):
+    for new in ("channels", "token_size", "width", "blocks", "heads", "name_states", "num_facts", "fact_size", "certainty"):
         del data["vision"][new]
     assert AdapterConfig.from_json(json.dumps(data), "old") == config
