@@ -55,6 +55,7 @@ from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import LimitedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
 from adapter.server.logs import set_up_logs
+from adapter.server.metrics import MeasuredProvider, Metrics, routes
 from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUploads, RequestLimits
 from adapter.server.request_guard import RequestGuard
 from adapter.server.upload_folder import upload_folder
@@ -176,7 +177,8 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         loader.load_here()  # spaces keeps what is on the GPU before the launch for its workers
     limits = Limits(place.public)
     most = ADAPTER_BYTES if place.training else UPLOAD_BYTES
-    provider = LimitedProvider(loader, limits)
+    metrics = Metrics(loader, store)
+    provider = MeasuredProvider(LimitedProvider(loader, limits), metrics)
     runs = TrainingRuns(runs_folder())
     page = build_page(provider, store, place.training, runs, arguments.base or BASE)
     limit_sessions(page, SESSIONS, limits.session)
@@ -209,7 +211,10 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
             # Of the FastAPI application that Gradio serves the page with.
             app_kwargs={
                 "exception_handlers": {Exception: internal_error},
-                "routes": [openai_api.mount(provider, store, place.auth, prepare)],
+                "routes": [
+                    openai_api.mount(provider, store, place.auth, prepare),
+                    *routes(provider, metrics, place.auth),
+                ],
                 "middleware": [
                     Middleware(RequestGuard, public=place.public, files=uploads),
                     Middleware(RequestLimits, limits=limits, folder=uploads, most=most),

@@ -45,6 +45,7 @@ from adapter.serve.scheduler import (
     find_displaced,
     load_adapters,
 )
+from adapter.serve.statistics import EngineStatistics
 
 log = logging.getLogger(__name__)
 
@@ -75,15 +76,17 @@ class Engine:
         # Not a Condition, whose `notify` needs its lock: the garbage collector may free an answer, and so wake the
         # worker, in a thread that holds the lock. Putting into a SimpleQueue is safe there.
         self._wake: SimpleQueue[None] = SimpleQueue()
-        self._lock = threading.Lock()  # of the next three
-        self._scheduler = Scheduler(base.stop_ids, SlotAllocator(self.cache_budget.tokens))
+        self._lock = threading.Lock()  # of the next four
+        self._slots = SlotAllocator(self.cache_budget.tokens)
+        self._scheduler = Scheduler(base.stop_ids, self._slots)
         self._open: set[Row] = set()  # from submit to the last event
         self._refusal: AdapterError | None = None  # why the worker stops and nothing is accepted any more
-        self._forward = make_forward(base, threads)  # this and the next five belong to the worker
+        self._forward = make_forward(base, threads)  # this and the next six belong to the worker
         self._cache = KVCache(base, self.cache_budget.tokens)
         self._batch: DecodeBatch[Row] = DecodeBatch(self._cache, self._forward)
         self._prefix_cache = PrefixCache(self.cache_budget.prefix_bytes)
         self._failures = 0
+        self._done = EngineStatistics()  # the counts of steps; replaced as a whole, read by any thread
         self._prefill_chunk = prefill_chunk(base.device)
         self._inspector = Inspector(base, self.prompts)
         # Images are encoded beside the worker, so that they do not delay the decode steps.
@@ -167,6 +170,22 @@ class Engine:
         """Why the engine answers nothing any more, if it has failed again and again."""
         return str(self._refusal) if isinstance(self._refusal, EngineBroken) else None
 
+    def statistics(self) -> EngineStatistics:
+        """What the engine has done, and what it holds now."""
+        with self._lock:
+            waiting = sum(row.started_at is None for row in self._open)
+            return replace(
+                self._done,
+                running=len(self._open) - waiting,
+                waiting=waiting,
+                cache_tokens=self._slots.tokens,
+                cache_capacity=self._slots.capacity,
+            )
+
+    def replicas(self) -> Mapping[str, EngineStatistics]:
+        """The one that there is, in this process."""
+        return {"": self.statistics()}
+
     # In the caller's thread.
 
     def _load(self, name: str) -> Adapter:
@@ -248,13 +267,25 @@ class Engine:
             self._finish(row, reason)
         for row in step.moved:
             row.mailbox.put(GenerationEvent(position=row.position))
+        done, began = self._done, time.perf_counter()
         if step.prefill is not None:
             try:
                 self._prefill(step.prefill)
             except Exception as error:  # the other rows' KV is untouched
                 self._fail(step.prefill, error)
+            self._done = replace(
+                done,
+                prefill_steps=done.prefill_steps + 1,
+                prefill_seconds=done.prefill_seconds + time.perf_counter() - began,
+            )
         elif rows := self._batch.rows:
             self._decode(rows)
+            self._done = replace(
+                done,
+                decode_steps=done.decode_steps + 1,
+                decode_seconds=done.decode_seconds + time.perf_counter() - began,
+                decode_rows=done.decode_rows + len(rows),
+            )
         else:
             return True
         self._failures = 0

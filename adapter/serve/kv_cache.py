@@ -111,6 +111,11 @@ class SlotAllocator:
     def free(self, slot: Slot) -> None:
         self._taken.remove(slot)
 
+    @property
+    def tokens(self) -> int:
+        """Of all slots that are taken."""
+        return sum(slot.tokens for slot in self._taken)
+
     def clear(self) -> None:
         self._taken.clear()
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import queue
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -110,6 +111,8 @@ class Mailbox:
 
     wake: what a reader wants to be called with the last event and, as long as `waiting` is set, with any other.
     complete: whether the last event is in the queue, or has been taken out of it.
+
+    An observer learns how the answer has ended, whether or not anybody reads it.
     """
 
     def __init__(self) -> None:
@@ -117,15 +120,36 @@ class Mailbox:
         self.wake: Callable[[], object] | None = None
         self.waiting = False
         self.complete = False
+        self._last: GenerationEvent | AdapterError | None = None
+        self._observers: deque[Callable[[GenerationEvent | AdapterError], object]] = deque()
 
     def put(self, *events: GenerationEvent | AdapterError) -> None:
+        last = next(filter(_is_last, events), None)
+        if self._last is None and last is not None:
+            self._last = last
+            self._tell_observers()  # before the reader, who may ask for the figures next
         for event in events:
             self._events.put(event)
-        last = any(map(_is_last, events))
-        self.complete = self.complete or last
-        if (wake := self.wake) is not None and (self.waiting or last):
+        self.complete = self.complete or last is not None
+        if (wake := self.wake) is not None and (self.waiting or last is not None):
             with contextlib.suppress(RuntimeError):  # the reader's event loop has been closed
                 wake()
+
+    def observe(self, tell: Callable[[GenerationEvent | AdapterError], object]) -> None:
+        """Let `tell` be called once with the last event: now if it is there, else by the thread that puts it.
+
+        That thread may hold the engine's lock, or be the garbage collector's: `tell` takes no lock.
+        """
+        self._observers.append(tell)
+        self._tell_observers()
+
+    def _tell_observers(self) -> None:
+        while self._last is not None:
+            try:  # of two threads that come here at once, one gets it
+                tell = self._observers.popleft()
+            except IndexError:
+                return
+            tell(self._last)
 
     def get(self) -> GenerationEvent | AdapterError:
         """The next event; waits for it."""

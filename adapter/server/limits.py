@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adapter.errors import Busy
@@ -20,6 +20,7 @@ from adapter.server import texts
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
     from adapter.serve.request import Answer, GenerationRequest
+    from adapter.serve.statistics import EngineStatistics
     from adapter.server.generation import EngineProvider
     from adapter.server.loader import LoadStatus, ServingEngine
 
@@ -241,6 +242,9 @@ class LimitedEngine:
             return self._engine.inspect(request, answer_ids)
         finally:
             release()
+
+    def replicas(self) -> Mapping[str, EngineStatistics]:
+        return self._engine.replicas()
 
     def close(self) -> None:
         self._engine.close()

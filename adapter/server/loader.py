@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapter.base.llama import Base
     from adapter.serve.inspection import Inspection
     from adapter.serve.request import Answer, GenerationRequest
+    from adapter.serve.statistics import EngineStatistics
     from adapter.serve.store import AdapterCard, AdapterStore
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ def _import_models() -> None:
 class ServingEngine(Protocol):
     """What the page and the API need of an engine, wherever it computes; adapter.serve.engine.Engine is one.
 
-    failure: why it answers nothing any more, as a sentence; None while it does.
+    failure: why it answers nothing any more, as a sentence; None while it does. replicas: the figures of each
+    engine that computes for it, by a short label ("" for the one in this process); returns at once.
     """
 
     base: Base
@@ -86,6 +88,8 @@ class ServingEngine(Protocol):
     def submit(self, request: GenerationRequest) -> Answer: ...
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection: ...
+
+    def replicas(self) -> Mapping[str, EngineStatistics]: ...
 
     def close(self) -> None: ...
 

@@ -56,6 +56,9 @@ class RequestLimits:
             return
         route = find_route(scope)
         kind = route.kind if route else ""
+        if kind == "health":  # costs nothing; a probe that is refused would have the server started again
+            await self._app(scope, receive, send)
+            return
         release: Callable[[], None] = lambda: None  # noqa: E731
         try:
             if kind == "v1":

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEY_VARIABLE = "LLAMA_ADAPTER_API_KEY"
+NO_KEY = "A key is needed: Authorization: Bearer KEY."
 MAX_BODY = 32 * 2**20  # a picture of the largest size as base64, and words
 MAX_OPEN = 48  # requests at once; the engine's other places are left to the page
 BODY_SECONDS = 60.0
@@ -62,8 +63,19 @@ def mount(
     The key that a client must show is LLAMA_ADAPTER_API_KEY, or else the page's USER:PASS; without both none is.
     prepare: called with each request in the context in which the engine is asked.
     """
+    return Mount("/v1", _Guard(create_app(provider, store, prepare), find_key(auth)))
+
+
+def find_key(auth: str | None) -> bytes | None:
+    """The key that a client must show, see `mount`."""
     key = os.environ.get(KEY_VARIABLE, "").strip() or auth
-    return Mount("/v1", _Guard(create_app(provider, store, prepare), key))
+    return None if key is None else key.encode().strip()  # no header ends in a blank
+
+
+def shows_key(request: Request, key: bytes) -> bool:
+    """Whether a request has the header Authorization: Bearer KEY."""
+    scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(shown.encode("latin-1").strip(), key)
 
 
 def create_app(
@@ -138,9 +150,9 @@ def create_app(
 class _Guard:
     """ASGI middleware: admits requests by key and number, before anything of them is read."""
 
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
+    def __init__(self, app: ASGIApp, key: bytes | None) -> None:
         self._app = app
-        self._key = None if key is None else key.encode().strip()  # no header ends in a blank
+        self._key = key
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,11 +176,8 @@ class _Guard:
             self._open -= 1
 
     def _admit(self, request: Request) -> None:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if self._key is not None and not (
-            scheme.lower() == "bearer" and hmac.compare_digest(key.encode("latin-1").strip(), self._key)
-        ):
-            raise ApiError(401, "A key is needed: Authorization: Bearer KEY.", code="invalid_api_key")
+        if self._key is not None and not shows_key(request, self._key):
+            raise ApiError(401, NO_KEY, code="invalid_api_key")
         if self._open > MAX_OPEN:
             raise Busy(f"{MAX_OPEN} requests are open already. Try again in a minute.")
 

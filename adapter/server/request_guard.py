@@ -21,7 +21,7 @@ from adapter.server import texts
 from adapter.server.openai_api import error_response
 from adapter.server.openai_schema import ApiError
 
-Kind = Literal["", "body", "login", "upload", "stream", "file", "v1"]
+Kind = Literal["", "body", "login", "upload", "stream", "file", "v1", "health"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Route:
 _POST = ("POST",)
 _READING = ("GET", "HEAD", "OPTIONS")
 _LOGOUT = Route("/logout")
-# /v1, and what the page, gradio_client and the commands of "Use via API" request of Gradio 6.31. Gradio has some
-# 80 routes more: they record, proxy, stream, edit code, and run private events by name.
+# /v1, what watches the server, and what the page, gradio_client and the commands of "Use via API" request of
+# Gradio 6.31. Gradio has some 80 routes more: they record, proxy, stream, edit code, and run private events by
+# name.
 ROUTES = (
     Route("/", ("GET", "HEAD")),
     Route("/config"),
@@ -71,6 +72,9 @@ ROUTES = (
     Route("/gradio_api/upload_progress", kind="stream"),
     Route("/gradio_api/file={path_or_url:path}", ("GET", "HEAD"), "file"),
     Route("/v1/{path:path}", (), "v1"),
+    Route("/healthz", ("GET", "HEAD"), "health"),
+    Route("/readyz", ("GET", "HEAD"), "health"),
+    Route("/metrics", ("GET", "HEAD"), "v1"),  # with the key of /v1, guesses of which are counted
 )
 
 _LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
@@ -126,7 +130,7 @@ class RequestGuard:
         """Status and sentence, or None for a request that may pass."""
         headers = Headers(scope=scope)
         if not self._public:
-            if not _is_local(scope, headers):
+            if not is_local(scope, headers):
                 return 403, texts.FOR_THIS_MACHINE_ONLY
             if _is_of_another_page(headers) and not _opens_the_page(scope, headers):
                 return 403, texts.OF_ANOTHER_PAGE
@@ -141,7 +145,7 @@ class RequestGuard:
         return "\0" not in named and any(Path(os.path.abspath(named)).is_relative_to(f) for f in self._folders)
 
 
-def _is_local(scope: Scope, headers: Headers) -> bool:
+def is_local(scope: Scope, headers: Headers) -> bool:
     """Whether a program on this machine asks, and no proxy for another one.
 
     A page elsewhere may have its own name resolved to this machine: its requests then name it as Host.

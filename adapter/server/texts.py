@@ -13,6 +13,7 @@ FOR_THIS_MACHINE_ONLY = (
     "This page was started for its own machine only, and this request comes from elsewhere or through a proxy. "
     "Whoever runs it can let others in by starting it with --public."
 )
+METRICS_NOT_FOR_ALL = "The figures of this server are for its own machine, or for who shows the key of /v1."
 OF_ANOTHER_PAGE = "A web page of another address sent this request. Open this page itself, in a tab of its own."
 
 # Limits, and bodies that are refused.

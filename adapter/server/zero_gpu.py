@@ -32,6 +32,7 @@ from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.inspection import Inspection
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.scheduler import admit
+from adapter.serve.statistics import EngineStatistics
 from adapter.serve.store import AdapterStore
 from adapter.server import texts
 
@@ -111,6 +112,10 @@ class ZeroGpuEngine:
         if pending.inspection is None:
             raise Busy(texts.GPU_CLOSED)
         return pending.inspection
+
+    def replicas(self) -> Mapping[str, EngineStatistics]:
+        """None: a worker lives for one answer."""
+        return {}
 
     def close(self) -> None:
         """End all open answers, and the workers."""

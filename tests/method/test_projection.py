@@ -281,6 +281,16 @@ def test_a_wrong_vision_setting_is_refused_by_name(wrong, words):
 def test_a_config_without_the_fields_that_came_later_is_read(tiny_fingerprint):
     config = AdapterConfig(base=tiny_fingerprint, insertion_layers=2, vision=GLOBAL)
     data = json.loads(config.to_json())
-    for new in ("channels", "token_size", "width", "blocks", "heads", "name_states", "num_facts", "fact_size", "certainty"):
+    for new in (
+        "channels",
+        "token_size",
+        "width",
+        "blocks",
+        "heads",
+        "name_states",
+        "num_facts",
+        "fact_size",
+        "certainty",
+    ):
         del data["vision"][new]
     assert AdapterConfig.from_json(json.dumps(data), "old") == config

@@ -124,6 +124,22 @@ def test_only_this_machine_may_ask(server: AppProcess, client: httpx.Client) -> 
     assert client.get("/v1/models").status_code == client.get("/config").status_code == 200
 
 
+def test_who_runs_it_sees_its_health_and_figures(server: AppProcess, client: httpx.Client) -> None:
+    """tests/server/test_metrics.py has the rules."""
+    assert client.get("/healthz").json() == {"state": "alive"}
+    assert client.get("/readyz").json() == {"state": "ready"}
+    answers = 'llama_adapter_requests_total{adapter="one",ending="length"}'
+
+    def count() -> float:
+        [line] = [line for line in client.get("/metrics").text.splitlines() if line.startswith(answers)]
+        return float(line.removeprefix(answers))
+
+    before = count()  # of the fixture's answers
+    server.answer(model="one")
+    assert count() == before + 1
+    assert client.get("/metrics", headers={"X-Forwarded-For": "203.0.113.7"}).status_code == 403
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_server_files_are_not_served(server: AppProcess, client: httpx.Client, path: str) -> None:
     served = [

@@ -156,6 +156,7 @@ NEEDLESS = {
     "matplotlib",
     "peft",
     "bitsandbytes",
+    "prometheus_client",
     "train.job",
 }
 

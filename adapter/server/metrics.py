@@ -1,0 +1,256 @@
+"""What whoever runs the server asks it: /healthz, /readyz, and /metrics in Prometheus' format.
+
+Knows counts, seconds and the names of adapters; no message, address or session is kept here. Imports no Gradio,
+and the client of Prometheus only when figures are asked for: that takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from adapter.errors import BadInput, Busy
+from adapter.server import texts
+from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
+from adapter.server.openai_api import NO_KEY, find_key, shows_key
+from adapter.server.request_guard import is_local
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+    from adapter.serve.inspection import Inspection
+    from adapter.serve.request import Answer, GenerationEvent, GenerationRequest, GenerationStats
+    from adapter.serve.statistics import EngineStatistics
+    from adapter.server.loader import LoadStatus, ServingEngine
+
+MOST_NAMES = 100  # of adapters with figures of their own, which they keep as long as the server runs
+OTHER = "other"  # the rest, and names that there are not
+_MOST_PENDING = 1000
+# Fields of EngineStatistics, by the names and texts of their figures.
+_HELD = {
+    "running": ("running_rows", "Rows that have started"),
+    "waiting": ("waiting_rows", "Rows that wait for their turn"),
+    "cache_tokens": ("cache_tokens", "Tokens of the KV cache that running rows hold"),
+    "cache_capacity": ("cache_capacity_tokens", "Tokens that the KV cache has room for"),
+}
+_FIRST_TOKEN_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+def routes(provider: EngineProvider, metrics: Metrics, auth: str | None) -> list[Route]:
+    """The three routes. auth: the page's USER:PASS, or None; see `openai_api.mount` for the key that follows.
+
+    No handler but that of /metrics, which has a thread of its own, waits for anything: probes are answered while
+    all threads are busy.
+    """
+    key = find_key(auth)
+
+    async def healthz(request: Request) -> Response:
+        return JSONResponse({"state": "alive"})
+
+    async def readyz(request: Request) -> Response:
+        status = provider.status()
+        if status.state == "ready":
+            return JSONResponse({"state": "ready"})
+        return JSONResponse({"state": status.state, "reason": status.text}, 503)
+
+    async def figures(request: Request) -> Response:
+        if not _asks_from_here(request) and not (key is not None and shows_key(request, key)):
+            if key is None or "authorization" not in request.headers:
+                return PlainTextResponse(texts.METRICS_NOT_FOR_ALL, 403)
+            return PlainTextResponse(NO_KEY, 401, {"WWW-Authenticate": "Bearer"})  # counted as a guess
+        content, kind = await asyncio.to_thread(metrics.render)
+        return Response(content, headers={"Content-Type": kind})
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", figures)]
+
+
+def _asks_from_here(request: Request) -> bool:
+    """Whether a program on this machine asks, and no proxy for another one."""
+    if request.client is None or not client_of(request).is_local:
+        return False
+    return is_local(request.scope, request.headers)
+
+
+class Metrics:
+    """The figures of one server: answers by adapter and by ending, and those of the engine's replicas."""
+
+    def __init__(self, provider: EngineProvider, store: AdapterCatalog) -> None:
+        self._provider, self._store = provider, store
+        self._names: set[str] = set()
+        # Endings may come from anywhere, even from the garbage collector while this thread holds a lock.
+        self._ended: deque[tuple[str, str, GenerationStats | None]] = deque()
+        self._lock = threading.Lock()
+        self._figures: _Figures | None = None  # behind the lock
+
+    def label(self, request: GenerationRequest) -> str:
+        """What a request is counted under: its adapter, "base", "mix" or OTHER, so that labels are few."""
+        names = [name for name, _ in request.parts]
+        if len(names) != 1:
+            return "mix" if names else "base"
+        [name] = names
+        if name not in self._names:
+            if len(self._names) >= MOST_NAMES or name not in self._store.names():
+                return OTHER
+            self._names.add(name)
+        return name
+
+    def ended(self, label: str, last: GenerationEvent | Exception) -> None:
+        """Count an answer by its last event, or by what was raised in place of it. Takes no lock."""
+        stats = None if isinstance(last, Exception) else last.stats
+        self._ended.append((label, _ending(last), stats))
+
+    def fold_if_many(self) -> None:
+        """Bounds what has not been added up yet. To be called with each request."""
+        if len(self._ended) > _MOST_PENDING:
+            with self._lock:
+                self._fold()
+
+    def render(self) -> tuple[bytes, str]:
+        """All figures, and their content type."""
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        with self._lock:
+            return generate_latest(self._fold()), CONTENT_TYPE_LATEST
+
+    def _fold(self) -> CollectorRegistry:
+        self._figures = self._figures or _Figures(self._provider)
+        while self._ended:  # only here, behind the lock, is anything taken out
+            self._figures.add(*self._ended.popleft())
+        return self._figures.registry
+
+
+def _ending(last: GenerationEvent | Exception) -> str:
+    """stop, length, time, cancelled; refused: what was asked, or how much, could not be served; error."""
+    if isinstance(last, (BadInput, Busy, TemplateError)):
+        return "refused"
+    return "error" if isinstance(last, Exception) else last.finish_reason or "error"
+
+
+class _Figures:
+    """Prometheus' counters in a registry of their own. Not thread-safe."""
+
+    def __init__(self, provider: EngineProvider) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Histogram
+
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"llama_adapter_{name}", text, labels, registry=self.registry)
+
+        self._requests = counter("requests", "Answers, by adapter and by how they ended", "adapter", "ending")
+        self._prompt = counter("prompt_tokens", "Tokens of the prompts of answers", "adapter")
+        self._cached = counter("cached_prompt_tokens", "Of these, tokens found in a prefix cache", "adapter")
+        self._generated = counter("generated_tokens", "Tokens of answers", "adapter")
+        self._first_token = Histogram(
+            "llama_adapter_time_to_first_token_seconds",
+            "From a request to the first token of its answer: the queue, then reading the prompt",
+            buckets=_FIRST_TOKEN_SECONDS,
+            registry=self.registry,
+        )
+        self.registry.register(_EngineFigures(provider))
+
+    def add(self, label: str, ending: str, stats: GenerationStats | None) -> None:
+        self._requests.labels(label, ending).inc()
+        if stats is None:
+            return
+        self._prompt.labels(label).inc(stats.prompt_tokens)
+        self._cached.labels(label).inc(stats.cached_tokens)
+        self._generated.labels(label).inc(stats.new_tokens)
+        if stats.new_tokens:
+            self._first_token.observe(stats.queue_s + stats.prefill_s)
+
+
+class _EngineFigures:
+    """The engine's state and its replicas' statistics, read when they are asked for."""
+
+    def __init__(self, provider: EngineProvider) -> None:
+        self._provider = provider
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        ready = self._provider.status().state == "ready"
+        yield GaugeMetricFamily("llama_adapter_ready", "1 if /readyz says so, else 0", ready)
+        steps = CounterMetricFamily(
+            "llama_adapter_engine_steps", "Steps of the engine, by what they read", labels=["replica", "phase"]
+        )
+        seconds = CounterMetricFamily(
+            "llama_adapter_engine_step_seconds", "What these steps took", labels=["replica", "phase"]
+        )
+        rows = CounterMetricFamily(
+            "llama_adapter_engine_decode_rows", "Rows of all decode steps together", labels=["replica"]
+        )
+        held = {
+            field: GaugeMetricFamily(f"llama_adapter_engine_{name}", text, labels=["replica"])
+            for field, (name, text) in _HELD.items()
+        }
+        engine = self._provider.engine()
+        for replica, found in ({} if engine is None else engine.replicas()).items():
+            steps.add_metric([replica, "prefill"], found.prefill_steps)
+            steps.add_metric([replica, "decode"], found.decode_steps)
+            seconds.add_metric([replica, "prefill"], found.prefill_seconds)
+            seconds.add_metric([replica, "decode"], found.decode_seconds)
+            rows.add_metric([replica], found.decode_rows)
+            for field, gauge in held.items():
+                gauge.add_metric([replica], getattr(found, field))
+        yield from (steps, seconds, rows, *held.values())
+
+
+class MeasuredEngine:
+    """An engine whose answers are counted, whether or not anybody reads them."""
+
+    def __init__(self, engine: ServingEngine, metrics: Metrics) -> None:
+        self._engine, self._metrics = engine, metrics
+        self.base = engine.base
+
+    @property
+    def failure(self) -> str | None:
+        return self._engine.failure
+
+    def submit(self, request: GenerationRequest) -> Answer:
+        """As the engine's."""
+        self._metrics.fold_if_many()
+        label = self._metrics.label(request)
+        try:
+            answer = self._engine.submit(request)
+        except Exception as error:
+            self._metrics.ended(label, error)
+            raise
+        answer.mailbox.observe(partial(self._metrics.ended, label))
+        return answer
+
+    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
+        return self._engine.inspect(request, answer_ids)
+
+    def replicas(self) -> Mapping[str, EngineStatistics]:
+        return self._engine.replicas()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class MeasuredProvider:
+    """A provider whose engine is a MeasuredEngine."""
+
+    def __init__(self, provider: EngineProvider, metrics: Metrics) -> None:
+        self._provider, self._metrics = provider, metrics
+
+    def engine(self) -> MeasuredEngine | None:
+        engine = self._provider.engine()
+        return None if engine is None else MeasuredEngine(engine, self._metrics)
+
+    def status(self) -> LoadStatus:
+        return self._provider.status()
+
+    def wait(self, seconds: float) -> None:
+        self._provider.wait(seconds)

@@ -1,0 +1,443 @@
+"""/healthz, /readyz and /metrics: what is counted, what is never told, and who may read it."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import FrozenInstanceError, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+import app
+from adapter.base.template import Message
+from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.method.checkpoint import save_adapter
+from adapter.serve.batch import DecodeBatch
+from adapter.serve.client import Client
+from adapter.serve.engine import Engine
+from adapter.serve.request import Answer, GenerationEvent, GenerationRequest, Mailbox
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.statistics import EngineStatistics
+from adapter.serve.store import AdapterStore
+from adapter.server import limits, metrics, openai_api, texts
+from adapter.server.limits import LimitedProvider, Limits
+from adapter.server.loader import ModelLoader
+from adapter.server.metrics import MeasuredProvider, Metrics, routes
+from adapter.server.middleware import RequestLimits
+from adapter.server.request_guard import RequestGuard
+from tests.app_process import wait_until
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
+from tests.tiny_models import random_adapter
+
+HELLO = (Message("user", "hello there"),)
+GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
+LONG = replace(GREEDY, max_new_tokens=100)
+KEY, STRANGER = "a key", "203.0.113.7"
+LOCAL, NAMED = "http://127.0.0.1:7860", "http://chat.example"
+Figures = dict[tuple[str, ...], float]
+
+
+class Server:
+    """The tiny engine as app.py serves it: limited, and counted."""
+
+    def __init__(self, engine: Engine, store: AdapterStore) -> None:
+        self.raw = engine
+        self.metrics = Metrics(ReadyProvider(engine), store)
+        provider = LimitedProvider(ReadyProvider(engine), Limits(public=True))
+        self.engine = MeasuredProvider(provider, self.metrics).engine()
+
+    def ask(self, **request: Any) -> Answer:
+        return self.engine.submit(GenerationRequest(**{"messages": HELLO, "sampling": GREEDY, **request}))
+
+    def figures(self) -> Figures:
+        return figures(self.metrics)
+
+    def endings(self) -> Figures:
+        return {key[1:]: value for key, value in self.figures().items() if key[0] == "requests_total"}
+
+    def wait_for(self, *ending: str) -> None:
+        wait_until(lambda: ending in self.endings(), self.endings)
+
+
+def figures(measured: Metrics) -> Figures:
+    """All samples by their name and the values of their labels, which are in alphabetical order."""
+    text, kind = measured.render()
+    assert kind.startswith("text/plain")
+    return {
+        (sample.name.removeprefix("llama_adapter_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+@pytest.fixture
+def server(tmp_path: Path, tiny_base: Any, tiny_fingerprint: Any) -> Iterator[Server]:
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / name)
+    store = AdapterStore(tmp_path)
+    with closing(Engine(tiny_base, store)) as engine:
+        yield Server(engine, store)
+
+
+class Pace:
+    """Decode steps wait for a permit each while `held` is set; `steps` have begun."""
+
+    def __init__(self) -> None:
+        self.held, self.steps, self._permits = False, 0, threading.Semaphore(0)
+
+    def begin_step(self) -> None:
+        self.steps += 1
+        if self.held:
+            self._permits.acquire()
+
+    def permit(self) -> None:
+        self._permits.release()
+
+    def release(self) -> None:
+        self.held = False
+        self.permit()
+
+
+@pytest.fixture
+def pace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pace]:
+    pace, step = Pace(), DecodeBatch.step
+    monkeypatch.setattr(DecodeBatch, "step", lambda *arguments: pace.begin_step() or step(*arguments))
+    yield pace
+    pace.release()
+
+
+# What is counted.
+
+
+def test_answers_are_counted_by_adapter_and_ending(server: Server) -> None:
+    whole = list(server.ask())
+    text = "".join(event.text for event in whole)
+    stats = [whole[-1].stats, list(server.ask(adapter="one"))[-1].stats]
+    list(server.ask(stop=(text[4:7],)))
+    list(server.ask(adapter="one", mix=(("two", 0.5),)))
+    list(server.ask(adapter="two", max_seconds=1e-9))
+    with pytest.raises(BadInput):
+        server.ask(messages=(Message("user", "x" * 1000),))
+    with pytest.raises(LoadError):
+        server.ask(adapter="nobody")
+    assert server.endings() == {
+        ("base", "length"): 1,
+        ("one", "length"): 1,
+        ("base", "stop"): 1,
+        ("mix", "length"): 1,
+        ("two", "time"): 1,
+        ("base", "refused"): 1,
+        ("other", "error"): 1,
+    }
+    found = server.figures()
+    assert found["generated_tokens_total", "one"] == stats[1].new_tokens == 20
+    assert found["prompt_tokens_total", "one"] == stats[1].prompt_tokens
+    assert found["prompt_tokens_total", "base"] == 2 * stats[0].prompt_tokens
+    assert 0 < found["cached_prompt_tokens_total", "base"] < stats[0].prompt_tokens  # of the second answer
+    assert found["time_to_first_token_seconds_count",] == 4 + bool(found.get(("generated_tokens_total", "two")))
+    assert found["time_to_first_token_seconds_sum",] >= sum(s.queue_s + s.prefill_s for s in stats)
+
+
+def test_an_answer_whose_reader_has_left_is_counted(server: Server, pace: Pace) -> None:
+    pace.held = True
+    answer = server.ask(sampling=LONG)
+    wait_until(lambda: pace.steps)
+    assert server.endings() == {}
+    del answer
+    pace.release()
+    server.wait_for("base", "cancelled")
+    assert server.endings() == {("base", "cancelled"): 1}
+    assert server.figures()["generated_tokens_total", "base"] >= 1
+
+
+def test_limits_and_failures_are_counted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    me = Client(STRANGER)
+    for _ in range(limits.ANSWERS_PER_MINUTE):
+        server.ask(client=me, sampling=replace(GREEDY, max_new_tokens=1)).close()
+    with pytest.raises(limits.RateLimited):
+        server.ask(client=me)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(DecodeBatch, "step", fails)
+    with pytest.raises(AdapterError, match="RuntimeError"):
+        list(server.ask())
+    found = server.endings()
+    assert found["base", "refused"] == found["base", "error"] == 1
+
+
+def test_engine_figures(server: Server, pace: Pace) -> None:
+    list(server.ask())
+    wait_until(lambda: server.raw.statistics().decode_steps == pace.steps)  # its last step has ended too
+    before = server.raw.statistics()
+    assert (before.running, before.waiting, before.cache_tokens) == (0, 0, 0)
+    assert before.prefill_steps == 1 and before.decode_rows == before.decode_steps <= 19
+    assert before.prefill_seconds > 0 < before.decode_seconds
+    pace.held = True
+    answers = [server.ask(sampling=LONG) for _ in range(18)]
+    wait_until(lambda: server.raw.statistics().running == 16 or pace.permit())
+    held = server.figures()
+    assert held["engine_running_rows", ""] == 16 and held["engine_waiting_rows", ""] == 2
+    assert held["engine_cache_tokens", ""] >= 16 * 64
+    assert held["engine_cache_capacity_tokens", ""] == server.raw.cache_budget.tokens
+    pace.release()
+    for answer in answers:
+        list(answer)
+    wait_until(lambda: server.raw.statistics().decode_steps == pace.steps)
+    after = server.raw.statistics()
+    assert after.prefill_steps == 1 + 18 and (after.running, after.waiting, after.cache_tokens) == (0, 0, 0)
+    assert after.decode_rows > after.decode_steps, "rows were decoded together"
+    # Every token but the first of each answer, which the prompt's last chunk gives, is one row of one step.
+    found = server.figures()
+    assert found["engine_decode_rows_total", ""] == found["generated_tokens_total", "base"] - 19
+    assert found["engine_steps_total", "decode", ""] == after.decode_steps == pace.steps
+    assert found["engine_steps_total", "prefill", ""] == after.prefill_steps
+    assert found["engine_step_seconds_total", "decode", ""] == pytest.approx(after.decode_seconds)
+
+
+def test_statistics_can_be_sent_and_not_be_changed() -> None:
+    sent = pickle.loads(pickle.dumps(EngineStatistics(decode_steps=3)))
+    assert sent == EngineStatistics(decode_steps=3)
+    with pytest.raises(FrozenInstanceError):
+        sent.decode_steps = 4
+
+
+def test_each_replica_has_its_figures() -> None:
+    replicas = {"a/1": EngineStatistics(decode_steps=3, running=2), "b/1": EngineStatistics(decode_steps=5)}
+    provider = ReadyProvider(SimpleNamespace(replicas=lambda: replicas))
+    found = figures(Metrics(provider, FakeCatalog()))
+    assert found["engine_steps_total", "decode", "a/1"] == 3 and found["engine_steps_total", "decode", "b/1"] == 5
+    assert found["engine_running_rows", "a/1"] == 2 and found["ready",] == 1
+
+
+def test_a_model_that_is_loading_has_no_figures() -> None:
+    loader = ModelLoader(lambda report: (EchoEngine(), "echo"))
+    found = figures(Metrics(loader, FakeCatalog()))
+    assert found == {
+        ("ready",): 0,
+        **{key: 0 for key in found if key[0].startswith("time_to_first_token_seconds")},
+    }
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_observer_is_told_the_last_event_once(at_once: bool) -> None:
+    """Whichever comes first, even if both come at once."""
+    for _ in range(50):
+        mailbox, told = Mailbox(), []
+        last = GenerationEvent(finish_reason="stop")
+        put, observe = partial(mailbox.put, GenerationEvent("x"), last), partial(mailbox.observe, told.append)
+        if at_once:
+            threads = [threading.Thread(target=work) for work in (put, observe)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        else:
+            observe()
+            assert told == []
+            put()
+        mailbox.put(last)
+        assert told == [last]
+
+
+# What is never told.
+
+
+def test_nothing_of_a_request_is_told(server: Server) -> None:
+    secret = "xyzzy"
+    client = Client("198.51.100.77", f"session {secret}")
+    list(server.ask(messages=(Message("user", f"my {secret}"),), client=client, stop=(f"stop {secret}",)))
+    hostile = f'{secret}"}} 1\nllama_adapter_ready 7\n'
+    for request in ({"adapter": hostile}, {"adapter": "one", "mix": ((hostile, 1.0),)}):
+        with pytest.raises(LoadError):
+            server.ask(**request)
+    text = server.metrics.render()[0].decode()
+    assert secret not in text and "198.51.100" not in text and "llama_adapter_ready 7" not in text
+    assert ("other", "error") in server.endings() and ("mix", "error") in server.endings()
+
+
+def test_a_name_is_escaped() -> None:
+    """Whatever a catalog has."""
+    store, name = FakeCatalog(), 'x"} 1\nllama_adapter_ready 7\n'
+    store.cards[name] = store.cards["poet"]
+    measured = Metrics(ReadyProvider(SimpleNamespace(replicas=dict)), store)
+    measured.ended(measured.label(GenerationRequest(HELLO, name)), BadInput("no"))
+    found = figures(measured)
+    assert found["ready",] == 1 and found["requests_total", name, "refused"] == 1
+
+
+def test_labels_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MOST_NAMES", 3)
+    store = FakeCatalog()
+    store.cards = {f"n{i}": store.cards["poet"] for i in range(9)}
+    measured = Metrics(ReadyProvider(SimpleNamespace(replicas=dict)), store)
+    labels = [measured.label(GenerationRequest(HELLO, f"n{i}")) for i in range(9)]
+    assert labels == ["n0", "n1", "n2", *["other"] * 6]
+    assert measured.label(GenerationRequest(HELLO, "n1")) == "n1"
+
+
+def test_what_nobody_asks_for_does_not_pile_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_MOST_PENDING", 2)
+    for _ in range(8):
+        list(server.ask(sampling=replace(GREEDY, max_new_tokens=1)))
+        assert len(server.metrics._ended) <= 3
+    assert server.endings() == {("base", "length"): 8}
+
+
+# Who may read it.
+
+
+class Served:
+    """The three routes behind the guard and the limits, as app.py has them."""
+
+    def __init__(self, public: bool, auth: str | None = None, provider: Any = None) -> None:
+        provider = provider or ReadyProvider(SimpleNamespace(replicas=dict))
+        own = [
+            *routes(provider, Metrics(provider, FakeCatalog()), auth),
+            Route("/config", PlainTextResponse("page")),
+        ]
+        middleware = [
+            Middleware(RequestGuard, public=public, files=Path("nowhere")),
+            Middleware(RequestLimits, limits=Limits(public), folder=Path("nowhere")),
+        ]
+        self.application = Starlette(routes=own, middleware=middleware)
+
+    def ask(self, path: str, headers: Any = None, base: str = LOCAL, address: str = "127.0.0.1") -> httpx.Response:
+        return ask(self.application, path, headers, base, address)
+
+
+def ask(application: Any, path: str, headers: Any, base: str, address: str) -> httpx.Response:
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(application, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(asked())
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(openai_api.KEY_VARIABLE, raising=False)
+
+
+FROM_ELSEWHERE = [
+    {"address": STRANGER, "base": NAMED},
+    {"address": STRANGER},
+    {"base": NAMED},  # a proxy of this machine that keeps Host, or a name that was rebound
+    {"headers": {"X-Forwarded-For": STRANGER}},
+    {"headers": {"Via": "1.1 proxy"}},
+    {"headers": {"Origin": "https://evil.example"}},
+]
+
+
+@pytest.mark.parametrize("request_", FROM_ELSEWHERE)
+@pytest.mark.parametrize("key", [None, KEY])
+def test_strangers_read_no_figures(
+    request_: dict[str, Any], key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if key is not None:
+        monkeypatch.setenv(openai_api.KEY_VARIABLE, key)
+    served = Served(public=True)
+    refused = served.ask("/metrics", **request_)
+    assert refused.status_code == 403 and refused.text == texts.METRICS_NOT_FOR_ALL
+    for path in ("/healthz", "/readyz"):
+        assert served.ask(path, **request_).status_code == 200
+    headers = {**request_.get("headers", {}), "Authorization": f"Bearer {KEY}"}
+    shown = served.ask("/metrics", **{**request_, "headers": headers})
+    assert shown.status_code == (200 if key else 403)
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_this_machine_reads_all(public: bool) -> None:
+    served = Served(public)
+    assert "llama_adapter_ready 1.0" in served.ask("/metrics").text
+    assert served.ask("/metrics").headers["content-type"].startswith("text/plain; version=")
+    assert [served.ask(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+
+
+def test_on_a_server_for_its_own_machine_nobody_else_asks_anything() -> None:
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert Served(public=False).ask(path, {"X-Forwarded-For": STRANGER}).status_code == 403
+
+
+def test_the_pages_password_is_a_key() -> None:
+    served = Served(public=True, auth="me:secret")
+    sent = {"address": STRANGER, "base": NAMED}
+    assert served.ask("/metrics", {"Authorization": "Bearer me:secret"}, **sent).status_code == 200
+    assert served.ask("/metrics", **sent).status_code == 403
+    wrong = served.ask("/metrics", {"Authorization": "Bearer me:guess"}, **sent)
+    assert wrong.status_code == 401 and wrong.headers["www-authenticate"] == "Bearer"
+
+
+def test_guesses_are_limited_and_probes_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LOGINS_PER_MINUTE", 3)
+    monkeypatch.setattr(limits, "REQUESTS_PER_MINUTE", 2)
+    served = Served(public=True, auth="me:secret")
+    sent = {"address": STRANGER, "base": NAMED}
+    guess = {"Authorization": "Bearer me:guess"}
+    assert [served.ask("/metrics", guess, **sent).status_code for _ in range(5)] == [401, 401, 401, 429, 429]
+    assert served.ask("/metrics", {"Authorization": "Bearer me:secret"}, **sent).status_code == 429
+    assert [served.ask("/config", **sent).status_code for _ in range(3)] == [200, 200, 429]
+    assert [served.ask("/healthz", **sent).status_code for _ in range(3)] == [200, 200, 200]
+
+
+def test_probes_pass_where_the_page_asks_for_a_password() -> None:
+    """Over Gradio's own application, which does."""
+    provider = ReadyProvider(EchoEngine())
+    page = app.build_page(provider, FakeCatalog())
+    page.auth, page.auth_message, page.share = [("me", "secret")], None, False
+    page.config = page.get_config_file()
+    own = routes(provider, Metrics(provider, FakeCatalog()), "me:secret")
+    served = gr.routes.App.create_app(page, app_kwargs={"routes": own})
+    statuses = [
+        ask(served, path, None, NAMED, STRANGER).status_code for path in ("/healthz", "/readyz", "/config")
+    ]
+    assert statuses == [200, 200, 401]
+
+
+def test_readiness_is_that_of_the_model() -> None:
+    engine, proceed, failure = SimpleNamespace(failure=None, replicas=dict), threading.Event(), []
+
+    def load(report: Any) -> tuple[Any, str]:
+        report("Loading tiny")
+        proceed.wait()
+        if failure:
+            raise LoadError("No space left. Free some.")
+        return engine, "tiny"
+
+    loader = ModelLoader(load)
+    served = Served(public=True, provider=loader)
+    loader.start()
+    wait_until(lambda: "tiny" in loader.status().text)
+    waits = served.ask("/readyz", address=STRANGER)
+    assert waits.status_code == 503 and waits.json()["state"] == "loading"
+    assert waits.json()["reason"].startswith("Loading tiny (")
+    assert served.ask("/healthz").json() == {"state": "alive"}
+    proceed.set()
+    loader.wait(threading.TIMEOUT_MAX)
+    assert served.ask("/readyz").json() == {"state": "ready"}
+    engine.failure = "It has failed."
+    broken = served.ask("/readyz")
+    assert broken.status_code == 503 and broken.json() == {"state": "failed", "reason": "It has failed."}
+    assert served.ask("/healthz").status_code == 200 and "llama_adapter_ready 0.0" in served.ask("/metrics").text
+    failure.append(True)
+    again = ModelLoader(load)
+    again.load_here()
+    refused = Served(public=True, provider=again).ask("/readyz")
+    assert refused.status_code == 503 and refused.json()["reason"] == "No space left. Free some."
