@@ -11,15 +11,13 @@ sleep_when_idle()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import argparse
-import contextlib
 import dataclasses
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -48,7 +46,7 @@ from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.report import make_report
 from train.input.rows import Tokeniser
-from train.job import HeldOut, Stopped, TrainingTime, check_run, in_main, train
+from train.job import HeldOut, Stopped, TrainingTime, check_run, in_all, in_main, train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
 from train.publish import check_push, push
@@ -128,8 +126,15 @@ def _run(args: argparse.Namespace) -> None:
         if args.score:
             raise AdapterError("--score is for recipes of the project, which know how to. Leave it out.")
         base = [f"base={args.base}"] if args.base else []
-        recipe = read_recipe(args.config, [*assignments, *base], to_run=True)
-        (_check_files if args.check else _train_files)(recipe, args)
+
+        def read() -> RecipeFile:
+            return read_recipe(args.config, [*assignments, *base], to_run=True)
+
+        if args.check:
+            _check_files(read())
+            return
+        accelerator = _accelerator(args)
+        _train_files(in_all(accelerator, read), args, accelerator)
     elif len(recipes) == 1 and recipes[0] in recipe_names():
         if args.check:
             raise AdapterError("--check is for files of your own. Leave it out.")
@@ -142,24 +147,31 @@ def _run(args: argparse.Namespace) -> None:
 # The user's files.
 
 
-def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
+def _train_files(recipe: RecipeFile, args: argparse.Namespace, accelerator: Accelerator) -> None:
     folder: Path = args.out or Path("runs") / recipe.train.name
-    accelerator = _accelerator(args)
     log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
     # What can be refused is refused before minutes of reading and loading.
     check_run(folder, args.resume, accelerator)
     in_main(accelerator, lambda: _check_services(recipe.train))
-    with _first_process_first(accelerator):
-        tokenizer = load_tokenizer(recipe.base)
-        # A base in another format is only known once it is converted.
-        known_base = base_fingerprint(recipe.base) if find_foreign(recipe.base) is None else None
-    start_from = _start_digest(recipe.start_from, folder, known_base)
     skipped = SkippedExamples(log)
-    recipe = complete(recipe, tokenizer, base_config(recipe.base), log)
-    log(f"reading {', '.join(Path(part.path).name for part in recipe.data)}")
-    examples = FileExamples(recipe.data, recipe.train, skipped)
-    log(examples.describe())
-    check_pictures(recipe, examples, log)
+
+    def know_base() -> tuple[Any, BaseFingerprint | None]:
+        # A base in another format is only known once it is converted.
+        foreign = find_foreign(recipe.base) is not None
+        return load_tokenizer(recipe.base), None if foreign else base_fingerprint(recipe.base)
+
+    def read_files() -> tuple[RecipeFile, FileExamples, str]:
+        start_from = _start_digest(recipe.start_from, folder, known_base)
+        whole = complete(recipe, tokenizer, base_config(recipe.base), log)
+        log(f"reading {', '.join(Path(part.path).name for part in whole.data)}")
+        examples = FileExamples(whole.data, whole.train, skipped)
+        log(examples.describe())
+        check_pictures(whole, examples, log)
+        return whole, examples, start_from
+
+    # What one machine lacks, all are told: they would wait for it.
+    tokenizer, known_base = in_all(accelerator, know_base, in_turn=True)
+    recipe, examples, start_from = in_all(accelerator, read_files)
     config = examples.with_steps(recipe.train)
     asked = "" if recipe.precision == "auto" else recipe.precision
     inputs = RunInputs(examples.digest, asked, start_from)
@@ -206,7 +218,7 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
         _push(folder, config)
 
 
-def _check_files(recipe: RecipeFile, args: argparse.Namespace) -> None:
+def _check_files(recipe: RecipeFile) -> None:
     tokenizer = load_tokenizer(recipe.base)
     recipe = complete(recipe, tokenizer, base_config(recipe.base), print)
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples(lambda _: None))
@@ -243,8 +255,7 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     base_name = args.base or BASE
     if not args.score:
         check_run(folder, args.resume, accelerator)
-    with _first_process_first(accelerator):
-        served = load_base(base_name, device=str(accelerator.device))
+    served = in_all(accelerator, lambda: load_base(base_name, device=str(accelerator.device)), in_turn=True)
     recipe = load_recipe(name, served)
     if args.score:
         if not accelerator.is_main_process:
@@ -355,13 +366,7 @@ def _choose_precision(asked: Precision, started: RunInputs | None, accelerator: 
 def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) -> Base:
     if accelerator.is_main_process:
         print(f"loading {base_label(name)}")
-    with _first_process_first(accelerator):
-        return load_to_train(name, precision, str(accelerator.device))
-
-
-def _first_process_first(accelerator: Accelerator) -> AbstractContextManager[None]:
-    """The first process of each machine goes first: it fetches and converts the base for the others there."""
-    return accelerator.local_main_process_first() if accelerator.num_processes > 1 else contextlib.nullcontext()
+    return in_all(accelerator, lambda: load_to_train(name, precision, str(accelerator.device)), in_turn=True)
 
 
 if __name__ == "__main__":

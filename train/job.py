@@ -156,10 +156,11 @@ def check_run(
     None, or "" in `inputs`: not known yet. Returns the inputs of the run to resume; None for a new run.
     """
     inputs = inputs or RunInputs()
-    if len(set(gather_object([inputs]))) > 1:
+    same = None if base is None else dataclasses.replace(base, name="")  # the folder's, where it is one
+    if len(set(gather_object([(inputs, same)]))) > 1:
         raise TrainError(
-            "The processes do not train the same run: their data, precision or start_from differ. Give every "
-            "machine the same files and settings."
+            "The processes do not train the same run: their base, data, precision or start_from differ. Give "
+            "every machine the same files and settings."
         )
 
     def check() -> RunInputs | None:
@@ -633,6 +634,29 @@ def in_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
         raise failure
     if problem is not None:
         raise TrainError(*problem)
+    return result
+
+
+def in_all(accelerator: Accelerator, work: Callable[[], Result], in_turn: bool = False) -> Result:
+    """What `work` returns in this process; if it fails in one process, it fails in all, which would wait for it.
+
+    in_turn: the first process of each machine goes first: it fetches and converts the base for the others there.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    failure: Exception | None = None
+    with accelerator.local_main_process_first() if in_turn else contextlib.nullcontext():
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    told = (str(failure), failure.detail) if isinstance(failure, AdapterError) else ("Its own error says why.", "")
+    outcomes: list[tuple[str, str] | None] = gather_object([None if failure is None else told])
+    if failure is not None:
+        raise failure
+    for process, problem in enumerate(outcomes):
+        if problem is not None:
+            raise TrainError(f"Process {process} of {len(outcomes)} has failed: {problem[0]}", problem[1])
     return result
 
 
