@@ -40,7 +40,7 @@ from train.input.keep import OWN_TEXT, KeepRows, own_rows, rows_of_file
 from train.input.prefetch import Prefetch
 from train.input.rows import TokenisedRow, Tokeniser, num_supervised
 from train.loop import evaluate, total_divergence, total_loss, trainable_parameters
-from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError
+from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError, settings_that_count
 from train.tracker import start_tracker, stop_tracker
 
 Result = TypeVar("Result")
@@ -156,12 +156,8 @@ def check_run(
     None, or "" in `inputs`: not known yet. Returns the inputs of the run to resume; None for a new run.
     """
     inputs = inputs or RunInputs()
-    same = None if base is None else dataclasses.replace(base, name="")  # the folder's, where it is one
-    if len(set(gather_object([(inputs, same)]))) > 1:
-        raise TrainError(
-            "The processes do not train the same run: their base, data, precision or start_from differ. Give "
-            "every machine the same files and settings."
-        )
+    # Weights may be on one machine already, and not on another yet.
+    _check_same(config, inputs, None if base is None else dataclasses.replace(base, weights=""))
 
     def check() -> RunInputs | None:
         opened = RunFolder(folder)
@@ -174,6 +170,18 @@ def check_run(
             opened.close()
 
     return in_main(accelerator, check)
+
+
+def _check_same(config: TrainConfig | None, inputs: RunInputs, base: BaseFingerprint | None) -> None:
+    """Raises TrainError, in all processes, if they would not train the same run."""
+    settings = None if config is None else settings_that_count(config)
+    base = None if base is None else dataclasses.replace(base, name="")  # which is the folder's, where it is one
+    first, *others = gather_object([(settings, inputs, base)])
+    if any(other != first for other in others):
+        raise TrainError(
+            "The processes do not train the same run: their settings, base, data, precision or start_from differ. "
+            "Give every machine the same files and settings."
+        )
 
 
 class _Run:
@@ -246,6 +254,7 @@ class _Run:
 
     def start(self, resume: bool) -> None:
         """Opens the run's folder and loads its state; either all processes raise TrainError or none does."""
+        _check_same(self.config, self.inputs, self.base.fingerprint)  # with the weights, as it is loaded
         keep_rows = in_main(self.accelerator, lambda: self._open(resume))
         self.keep = KeepRows(keep_rows, self.config.seed) if self.config.keep else None
         if resume:

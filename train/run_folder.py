@@ -165,6 +165,11 @@ class RunFolder:
         (self.path / STATE).unlink(missing_ok=True)
 
 
+def settings_that_count(config: TrainConfig) -> dict[str, Any]:
+    """The settings that all processes of a run must have alike."""
+    return {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
+
+
 def _changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> list[str]:
     """What differs, such as "lr was 0.01 and is 0.5"."""
     differences: list[str] = []

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ import train.job
 from adapter.base.template import Message
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter
 from tests.app_process import wait_until
+from tests.tiny_models import random_llama
 from train.__main__ import main
 from train.config import TrainConfig
 from train.input.examples import Example
@@ -73,7 +75,7 @@ def process(arguments: list[str], *launch: str, variables=None, **options) -> su
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(variables or {})}
     command = [sys.executable, "-m", *launch, "train", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)
+    return subprocess.Popen(command, env=environment, **pipes, **{"cwd": ROOT, **options})
 
 
 def metrics(folder: Path, name: str) -> list[float]:
@@ -154,6 +156,115 @@ def test_two_machines_without_a_shared_disk_stop_resume_and_end(arguments, tmp_p
     assert [node.returncode for node in nodes] == [0, 0], errors
     assert (folders[0] / WEIGHTS).exists() and not folders[1].exists()
     assert metrics(folders[0], "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
+
+
+@pytest.fixture
+def nodes(data, tiny_folder, tmp_path) -> list[Path]:
+    """Two machines' disks: each has its copies of data and base, and nothing of the other's."""
+    folders = [tmp_path / "node0", tmp_path / "node1"]
+    for folder in folders:
+        shutil.copytree(data.parent, folder / "data")
+        shutil.copytree(tiny_folder, folder / "base")
+        (folder / "recipe.yaml").write_text("warmup: 0.1")
+    return folders
+
+
+def own_disk(folder: Path) -> dict[str, str]:
+    """Variables of a process in that folder that otherwise would name a folder that both share."""
+    names = ("HF_HOME", "LLAMA_ADAPTER_CACHE", "LLAMA_ADAPTER_FEATURES", "LLAMA_ADAPTER_RUNS")
+    return {"PYTHONPATH": str(ROOT), **{name: str(folder / "home" / name) for name in names}}
+
+
+NOT_THE_SAME = "do not train the same run: their settings, base, data"
+ON_A_NODE = ["--config=recipe.yaml", "data=data/rows.jsonl", "--base=base", "vision=", "steps=30", "accumulate=2"]
+
+
+@pytest.mark.slow
+def test_accelerate_trains_on_two_nodes(arguments, tmp_path, nodes):
+    """By the commands of docs/cluster.md: alike with one process, stopped on the main node and resumed."""
+    one = tmp_path / "one"
+    assert main(arguments(one, "vision=", "steps=30", "accumulate=2", "warmup=0.1")) == 0
+
+    def start(*more: str) -> list[subprocess.Popen[str]]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        launch = "accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 2 --num_processes 2"
+        launch += f" --main_process_ip 127.0.0.1 --main_process_port {port} --mixed_precision no --machine_rank"
+        return [
+            process(arguments("run", *ON_A_NODE, *more), *launch.split(), str(rank), "-m",
+                    variables=own_disk(folder), cwd=folder)
+            for rank, folder in enumerate(nodes)
+        ]  # fmt: skip
+
+    run = nodes[0] / "run"
+    launched = start()
+    wait_for_step(launched[0], run, 8)
+    launched[0].send_signal(signal.SIGTERM)
+    errors = [launcher.communicate()[1] for launcher in launched]
+    assert 0 not in [launcher.returncode for launcher in launched], errors
+    assert (run / STATE).exists(), errors
+    launched = start("--resume")
+    errors = [launcher.communicate()[1] for launcher in launched]
+    assert [launcher.returncode for launcher in launched] == [0, 0], errors
+    assert not (nodes[1] / "run").exists() and not (run / STATE).exists()
+    assert len(metrics(run, "loss")) == 30
+    assert metrics(run, "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
+    left, right = load_file(one / WEIGHTS), load_file(run / WEIGHTS)
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=1e-2, atol=1e-3)
+
+
+def lack_data(node: Path) -> str:
+    (node / "data" / "rows.jsonl").unlink()
+    return "there is no file or folder 'rows.jsonl'"
+
+
+def lack_base(node: Path) -> str:
+    shutil.rmtree(node / "base")
+    return "has failed"
+
+
+def lack_recipe(node: Path) -> str:
+    (node / "recipe.yaml").unlink()
+    return "Process 1 of 2 has failed"
+
+
+def have_other_settings(node: Path) -> str:
+    (node / "recipe.yaml").write_text("warmup: 0.5")
+    return NOT_THE_SAME
+
+
+def have_other_data(node: Path) -> str:
+    rows = node / "data" / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("ab", "ba"))
+    return NOT_THE_SAME
+
+
+def have_another_base(node: Path) -> str:
+    random_llama(random_norms=True).save_pretrained(node / "base")
+    return NOT_THE_SAME
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change", [lack_recipe, lack_data, lack_base, have_other_settings, have_other_data, have_another_base]
+)
+def test_what_one_node_lacks_ends_the_run_on_both(arguments, nodes, change):
+    sentence = change(nodes[1])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    processes = [
+        process(
+            arguments("run", *ON_A_NODE), variables={**own_disk(folder), **world, "RANK": str(rank)}, cwd=folder
+        )
+        for rank, folder in enumerate(nodes)
+    ]
+    errors = [one.communicate()[1] for one in processes]
+    assert [one.returncode for one in processes] == [1, 1], errors
+    assert sentence in errors[0] and "Traceback" not in errors[0] + errors[1], errors
+    assert not (nodes[0] / "run" / METRICS).exists()
 
 
 @pytest.mark.slow
