@@ -244,7 +244,8 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     folder: Path = args.out or Path("runs") / name
     accelerator = _accelerator(args)
     if args.score and assignments:
-        raise AdapterError("--score trains nothing: leave out " + ", ".join(assignments) + ".")
+        names = [assignment.partition("=")[0] for assignment in assignments]
+        raise AdapterError("--score trains nothing: leave out " + ", ".join(names) + ".")
     settings = dict.fromkeys(assignments)
     starts = [text for text in settings if text.startswith("start_from=")]
     start_from = starts[-1].partition("=")[2] if starts else None

@@ -7,9 +7,11 @@ import datetime
 import math
 
 import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
 
 import train.__main__
-from adapter.method.checkpoint import CARD, WEIGHTS, save_adapter
+from adapter.method.checkpoint import CARD, WEIGHTS, adapter_digest, save_adapter
 from adapter.method.config import TuningConfig
 from tests.app_process import ROOT
 from tests.tiny_models import FINGERPRINT, random_adapter
@@ -95,6 +97,25 @@ def test_training_measures_development_sets_and_scoring_the_sealed_ones(command,
     start, end = scored.index("## Scores on sealed"), scored.index("## Scores on development")
     assert scored[:start] + scored[end:] == before
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == weights
+
+
+def test_a_recipe_goes_on_from_an_adapter_of_its_own(command, tmp_path, capsys):
+    """Which it begins with, whose digest its card gives."""
+    assert main(command("save=last")) == 0
+    first = tmp_path / "first"
+    (tmp_path / "out").rename(first)
+    weights, start = (first / WEIGHTS).read_bytes(), f"start_from={first}"
+    assert main(command(start, "save=last", "steps=1", "lr=1e-9", "gate_lr=1e-9")) == 0
+    card = (tmp_path / "out" / CARD).read_text()
+    assert "`python -m train parrot start_from=FOLDER`" in card
+    assert f"went on from an adapter of the same recipe with the digest {adapter_digest(first)}." in card
+    assert (first / WEIGHTS).read_bytes() == weights
+    assert_close(load_file(tmp_path / "out" / WEIGHTS), load_file(first / WEIGHTS), atol=1e-5, rtol=1e-5)
+    assert main(command(start, "--score")) == 1
+    assert "trains nothing: leave out start_from." in capsys.readouterr().err
+    (tmp_path / "out").rename(tmp_path / "second")
+    assert main(command(start, "prompt_length=5")) == 1
+    assert "is not one of this recipe" in capsys.readouterr().err
 
 
 def test_a_card_counts_how_often_an_adapter_was_scored(command, tmp_path):
