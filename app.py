@@ -41,6 +41,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from adapter.base.embedded import BASE
+from adapter.errors import LoadError
 from adapter.server import openai_api
 from adapter.server.deployment import (
     PROXIES_OF_A_SPACE,
@@ -122,7 +123,7 @@ def build_page(
 def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -> ModelLoader:
     """A loader that binds `store` first, so that the picker fills early, and then loads the base."""
 
-    def load(report: Callable[[str], None]) -> tuple[ServingEngine, str]:
+    def load(report: Callable[[str], None]) -> ServingEngine:
         report("Starting")
         # Takes seconds, so not at the top: the page is up meanwhile.
         import_libraries()
@@ -139,16 +140,20 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
         if name == embedded.BASE:
             report(f"Fetching and converting {name}, the first time only")
             embedded.base_folder()
+        if arguments.cluster:
+            report(f"Starting replicas of {base_label(name)}")
+            settings = arguments.quantization, arguments.cache_bytes, arguments.replicas
+            return import_cluster()(arguments.cluster, name, *settings, adapters)
         report(f"Loading {base_label(name)}")
         if place.zero_gpu:
             from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
 
             base = load_for_zero_gpu(name, arguments.quantization)
-            return ZeroGpuEngine(base, adapters, spaces.GPU, gr.Error), base.describe()
+            return ZeroGpuEngine(base, adapters, spaces.GPU, gr.Error)
         base = load_base(name, arguments.quantization)
-        return Engine(base, adapters, cache_bytes=arguments.cache_bytes), base.describe()
+        return Engine(base, adapters, cache_bytes=arguments.cache_bytes)
 
-    def load_lean(report: Callable[[str], None]) -> tuple[ServingEngine, str]:
+    def load_lean(report: Callable[[str], None]) -> ServingEngine:
         try:
             return load(report)
         finally:
@@ -157,6 +162,18 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
                 gc.enable()
 
     return ModelLoader(load_lean)
+
+
+def import_cluster() -> Callable[..., ServingEngine]:
+    """adapter.serve.cluster.connect. Raises LoadError where Ray is not installed."""
+    try:
+        from adapter.serve.cluster import connect
+    except ImportError as error:
+        raise LoadError(
+            "--cluster needs Ray, which is not installed: pip install '.[cluster]' in the folder of this program.",
+            str(error),
+        ) from error
+    return connect
 
 
 async def internal_error(*_: object) -> JSONResponse:

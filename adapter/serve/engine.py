@@ -94,6 +94,10 @@ class Engine:
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
 
+    def describe(self) -> str:
+        """One line about the base."""
+        return self.base.describe()
+
     def submit(self, request: GenerationRequest) -> Answer:
         """Start one answer. Raises BadInput, LoadError, Busy or EngineBroken for what can be checked at once.
 

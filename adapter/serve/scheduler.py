@@ -241,13 +241,24 @@ class Row:
         )
 
 
-def find_displaced(row: Row, others: Iterable[Row]) -> Row | None:
+class Queued(Protocol):
+    """A request in a queue: started_at is None while it waits."""
+
+    request: GenerationRequest
+    submitted_at: float
+    started_at: float | None
+
+
+QueuedRow = TypeVar("QueuedRow", bound=Queued)
+
+
+def find_displaced(row: QueuedRow, others: Iterable[QueuedRow]) -> QueuedRow | None:
     """The waiting row that gives up its place for `row` where all places are taken, or None if there is none.
 
     It is the latest of the network that has the most places, if that keeps more than the network of `row` gets. So
     nobody can keep others out by asking much.
     """
-    places: dict[str, list[Row]] = {}
+    places: dict[str, list[QueuedRow]] = {}
     for other in others:
         places.setdefault(other.request.client.network, []).append(other)
     most = max(places.values(), key=len, default=[])

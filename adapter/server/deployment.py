@@ -66,6 +66,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="gigabytes for the keys and values of running and earlier conversations (default: a third of the "
         "memory that is free once the base is loaded, or what 16 whole conversations take if that is less)",
     )
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="answer by replicas on Ray: `local` starts them here, `auto` or an address joins a cluster",
+    )
+    parser.add_argument(
+        "--replicas",
+        metavar="N",
+        type=_replicas,
+        help="replicas of the base (default 1); `1-4` starts more of them where many wait. With --cluster",
+    )
     parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
     parser.add_argument(
         "--public",
@@ -90,11 +101,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--port must lie between 1 and 65535, got {arguments.port}")
     if arguments.cache_gb is not None and not 0 < arguments.cache_gb < 1e6:
         parser.error(f"--cache-gb must be a number of gigabytes above 0, got {arguments.cache_gb}")
+    if arguments.replicas is not None and not arguments.cluster:
+        parser.error("--replicas needs --cluster: local for this machine")
+    arguments.replicas = arguments.replicas or (1, 1)
     arguments.cache_bytes = None if arguments.cache_gb is None else int(arguments.cache_gb * 1e9)
     for folder in arguments.adapters or ():
         if folder.is_file():
             parser.error(f"--adapters {folder} is a file; name the folder that the adapters are in")
     return arguments
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    """The least and the most: "2" or "1-4"."""
+    least, _, most = text.partition("-")
+    if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least)):
+        raise argparse.ArgumentTypeError(f"replicas are a number of at least 1, or two such as 1-4, not {text!r}")
+    return int(least), int(most or least)
 
 
 def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Place:

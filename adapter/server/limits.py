@@ -224,6 +224,9 @@ class LimitedEngine:
     def failure(self) -> str | None:
         return self._engine.failure
 
+    def describe(self) -> str:
+        return self._engine.describe()
+
     def submit(self, request: GenerationRequest) -> Answer:
         """As the engine's. Raises RateLimited too."""
         release = self._limits.answer(request.client.address)

@@ -85,6 +85,9 @@ class ServingEngine(Protocol):
     @property
     def failure(self) -> str | None: ...
 
+    def describe(self) -> str:
+        """One line for people: the base, and what runs where."""
+
     def submit(self, request: GenerationRequest) -> Answer: ...
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection: ...
@@ -105,10 +108,10 @@ class LoadStatus:
 class ModelLoader:
     """Runs `load` and holds the engine that it returns; until then `status` says how far it is.
 
-    load: is passed a function that reports progress; returns the engine and one line that describes the base.
+    load: is passed a function that reports progress; returns the engine.
     """
 
-    def __init__(self, load: Callable[[Callable[[str], None]], tuple[ServingEngine, str]]) -> None:
+    def __init__(self, load: Callable[[Callable[[str], None]], ServingEngine]) -> None:
         self._load = load
         self._engine: ServingEngine | None = None
         self._began = time.monotonic()
@@ -140,6 +143,8 @@ class ModelLoader:
         if self._engine is not None and (failure := self._engine.failure) is not None:
             return LoadStatus("failed", failure)
         status = self._status
+        if status.state == "ready" and self._engine is not None:
+            return LoadStatus("ready", self._engine.describe())
         if status.state != "loading":
             return status
         return LoadStatus("loading", f"{status.text} ({time.monotonic() - self._began:.0f} s)")
@@ -153,7 +158,8 @@ class ModelLoader:
 
     def _run(self) -> None:
         try:
-            self._engine, description = self._load(self._report)
+            self._engine = self._load(self._report)
+            description = self._engine.describe()
         except AdapterError as error:
             self._status = LoadStatus("failed", str(error))
             log.error("%s", with_detail(error))

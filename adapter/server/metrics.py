@@ -217,6 +217,9 @@ class MeasuredEngine:
     def failure(self) -> str | None:
         return self._engine.failure
 
+    def describe(self) -> str:
+        return self._engine.describe()
+
     def submit(self, request: GenerationRequest) -> Answer:
         """As the engine's."""
         self._metrics.fold_if_many()

@@ -30,7 +30,8 @@ from adapter.method.form import NO_FORM
 from adapter.method.vision import VisualEncoder
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.inspection import Inspection
-from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, GenerationStats, Mailbox
+from adapter.serve.remote import RemoteAnswer
+from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest
 from adapter.serve.scheduler import admit
 from adapter.serve.statistics import EngineStatistics
 from adapter.serve.store import AdapterStore
@@ -85,6 +86,9 @@ class ZeroGpuEngine:
         self._open: set[_PendingAnswer] = set()
         self._closed = False
 
+    def describe(self) -> str:
+        return self.base.describe()
+
     def submit(self, request: GenerationRequest) -> Answer:
         """As Engine.submit. A request that cannot be served is refused before a worker is started."""
         admitted = admit(request, self.base, self._load)
@@ -95,7 +99,7 @@ class ZeroGpuEngine:
             client=Client(),
             max_seconds=min(request.max_seconds, seconds - _MARGIN_SECONDS),
         )
-        pending = _PendingAnswer(len(admitted.prompt_ids))
+        pending = _PendingAnswer(request, len(admitted.prompt_ids))
         self._start(pending, self._pickle_job(request), seconds)
         return Answer(pending.mailbox, pending.cancel)
 
@@ -104,7 +108,7 @@ class ZeroGpuEngine:
         request = replace(request, form=NO_FORM)
         admitted = admit(request, self.base, self._load)
         request = replace(request, prompt_ids=tuple(admitted.prompt_ids), client=Client())
-        pending = _PendingAnswer(0)
+        pending = _PendingAnswer(request, 0)
         self._start(pending, self._pickle_job(request, answer_ids), INSPECTION_SECONDS)
         last = pending.mailbox.get()
         if isinstance(last, AdapterError):
@@ -159,7 +163,7 @@ class ZeroGpuEngine:
                 for item in events:
                     if pending.ended:
                         break
-                    pending.deliver(item)
+                    pending.receive(item)
             pending.end(Busy(texts.GPU_CLOSED))
         except self._gpu_error as error:
             pending.end(_error_for_reader(error))
@@ -171,53 +175,19 @@ class ZeroGpuEngine:
                 self._open.discard(pending)
 
 
-class _PendingAnswer:
-    """The parent's side of an answer. After its last event the reader gets no other."""
+class _PendingAnswer(RemoteAnswer):
+    """An answer or an inspection that a worker computes."""
 
-    def __init__(self, prompt_tokens: int) -> None:
-        self.mailbox = Mailbox()
-        self.inspection: Inspection | None = None
-        self.ended = False
-        self._prompt_tokens, self._tokens = prompt_tokens, 0
-        self._submitted = self._first = time.perf_counter()
-        # Reentrant: the garbage collector may free and so cancel the answer while this thread delivers an event.
-        self._lock = threading.RLock()
+    inspection: Inspection | None = None
 
-    def deliver(self, item: Any) -> None:
-        """Passes on an event of a worker."""
+    def receive(self, item: Any) -> None:
+        """Takes what a worker yields."""
         if isinstance(item, bytes):
             item = pickle.loads(item)
         if isinstance(item, Inspection):
             self.inspection = item
-            item = GenerationEvent(finish_reason="stop", stats=self._stats())
-        if isinstance(item, AdapterError) or item.finish_reason is not None:
-            self.end(item)
-            return
-        with self._lock:
-            if not self.ended:
-                self._first = self._first if self._tokens else time.perf_counter()
-                self._tokens += item.token_id is not None
-                self.mailbox.put(item)
-
-    def end(self, last: GenerationEvent | AdapterError) -> None:
-        with self._lock:
-            if self.ended:
-                return
-            self.ended = True
-        if isinstance(last, GenerationEvent) and last.stats is not None:
-            # Only the parent knows how long the worker took to start.
-            waited = time.perf_counter() - self._submitted - last.stats.prefill_s - last.stats.decode_s
-            last = replace(last, stats=replace(last.stats, queue_s=max(0.0, waited)))
-        self.mailbox.put(last)
-
-    def cancel(self) -> None:
-        """Ends the answer for its reader at once; the worker ends after its next step, or before its first."""
-        self.end(GenerationEvent(finish_reason="cancelled", stats=self._stats()))
-
-    def _stats(self) -> GenerationStats:
-        now = time.perf_counter()
-        first = self._first if self._tokens else now
-        return GenerationStats(self._prompt_tokens, self._tokens, 0.0, 0.0, now - first)
+            item = GenerationEvent(finish_reason="stop", stats=self.stats())
+        self.deliver(item)
 
 
 def _load_encoders(store: AdapterStore) -> dict[str, VisualEncoder]:

@@ -146,6 +146,28 @@ def test_password_may_come_from_the_environment(
     assert "secret" not in capsys.readouterr().err
 
 
+def test_replicas_are_a_number_or_a_range(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--cluster", "local"]).replicas == (1, 1)
+    assert parse(["--cluster", "auto", "--replicas", "3"]).replicas == (3, 3)
+    assert parse(["--cluster", "auto", "--replicas", "1-4"]).replicas == (1, 4)
+    for wrong in ("0", "4-1", "-1", "a", "1-", "-", ""):
+        with pytest.raises(SystemExit):
+            parse(["--cluster", "auto", f"--replicas={wrong}"])
+        assert "replicas are a number" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(["--replicas", "2"])
+    assert "--replicas needs --cluster" in capsys.readouterr().err
+
+
+def test_a_cluster_without_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import app
+
+    monkeypatch.delitem(sys.modules, "adapter.serve.cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LoadError, match=r"pip install '\.\[cluster\]'"):
+        app.import_cluster()
+
+
 # ZeroGPU without a process: outside of its Spaces the decorator does nothing.
 
 

@@ -22,12 +22,12 @@ from tests.fake_engine import FakeCatalog
 
 
 def test_the_loader_reports_and_then_has_the_engine() -> None:
-    proceed, engine = threading.Event(), SimpleNamespace(failure=None)
+    proceed, engine = threading.Event(), SimpleNamespace(failure=None, describe=lambda: "a base on a device")
 
-    def load(report: Any) -> tuple[Any, str]:
+    def load(report: Any) -> Any:
         report("Converting")
         proceed.wait()
-        return engine, "a base on a device"
+        return engine
 
     loader = ModelLoader(load)
     loader.start()
@@ -39,8 +39,8 @@ def test_the_loader_reports_and_then_has_the_engine() -> None:
 
 
 def test_the_status_line_tells_that_the_engine_has_failed_since() -> None:
-    engine = SimpleNamespace(base=None, failure=None)
-    loader = ModelLoader(lambda report: (engine, "a base"))  # type: ignore[arg-type,return-value]
+    engine = SimpleNamespace(base=None, failure=None, describe=lambda: "a base")
+    loader = ModelLoader(lambda report: engine)  # type: ignore[arg-type,return-value]
     loader.load_here()
     provider = LimitedProvider(loader, Limits(False))
     assert "a base" in status_line(provider)
@@ -54,7 +54,7 @@ def test_the_status_line_tells_that_the_engine_has_failed_since() -> None:
     [(LoadError("No space left. Free some."), "Free some"), (ValueError("x"), "log says why")],
 )
 def test_a_failure_is_raised_for_whoever_waits(error: Exception, message: str) -> None:
-    def load(report: Any) -> tuple[Any, str]:
+    def load(report: Any) -> Any:
         raise error
 
     loader = ModelLoader(load)
@@ -67,11 +67,11 @@ def test_a_failure_is_raised_for_whoever_waits(error: Exception, message: str) -
 def test_who_waits_goes_on_as_soon_as_loading_has_ended(error: Exception | None) -> None:
     proceed = threading.Event()
 
-    def load(report: Any) -> tuple[Any, str]:
+    def load(report: Any) -> Any:
         proceed.wait()
         if error is not None:
             raise error
-        return SimpleNamespace(failure=None), "a base"
+        return SimpleNamespace(failure=None, describe=lambda: "a base")
 
     loader = ModelLoader(load)
     loader.start()
@@ -157,6 +157,7 @@ NEEDLESS = {
     "peft",
     "bitsandbytes",
     "prometheus_client",
+    "ray",
     "train.job",
 }
 
