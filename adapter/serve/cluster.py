@@ -19,8 +19,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,10 +66,8 @@ _START_SECONDS = 600.0  # that a base may take to load
 LOST = "The machine that wrote this answer is gone. Ask again: another one will answer."
 NO_REPLICA = "No replica is up at the moment. Ask again in a minute."
 
-References = Mapping[
-    str, tuple[str, "ray.ObjectRef[Adapter]"]
-]  # of adapters by name: their digest, where they are
-_passed: ContextVar[Mapping[str, Adapter]] = ContextVar("adapters of the request that is being admitted")
+# Of adapters by name: their digest, and the object of Ray's that they are.
+References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,31 @@ class BaseDescription:
         return Base(model, self.tokenizer, self.fingerprint, self.quantization, self.memory_bytes)
 
 
-class _PassedAdapters:
-    """The adapters that came with a request, as Engine's store."""
+class _ReplicaAdapters:
+    """The adapters of a replica, as Engine's store: those that came with requests lately, by name and content."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Adapter] = OrderedDict()
+
+    async def fetch(self, request: GenerationRequest, references: References, base: Base) -> GenerationRequest:
+        """Gets what is missing. Returns the request with the names by which the adapters are kept here."""
+        names: dict[str | None, str | None] = {None: None}
+        for name, (digest, reference) in references.items():
+            names[name] = key = f"{name} ({digest[:12]})"
+            adapter = self._kept.pop(key, None)
+            if adapter is None:
+                adapter = (await reference).to(base.device).requires_grad_(False).eval()
+            self._kept[key] = adapter
+        while len(self._kept) > max(_KEPT_ADAPTERS, len(references)):
+            self._kept.popitem(last=False)
+        mix = tuple((str(names[name]), strength) for name, strength in request.mix)
+        return replace(request, adapter=names[request.adapter], mix=mix)
 
     def load(self, name: str, base: Base) -> Adapter:
-        return _passed.get()[name]
+        try:
+            return self._kept[name]
+        except KeyError:  # so many others have come since it was fetched
+            raise Busy("Too many adapters are asked for at once. Try again.") from None
 
 
 class Replica:
@@ -106,8 +123,8 @@ class Replica:
         if base == embedded.BASE:
             embedded.base_folder()
         self._base = load_base(base, quantization)
-        self._engine = Engine(self._base, _PassedAdapters(), cache_bytes=cache_bytes)
-        self._adapters: OrderedDict[str, Adapter] = OrderedDict()  # by digest
+        self._adapters = _ReplicaAdapters()
+        self._engine = Engine(self._base, self._adapters, cache_bytes=cache_bytes)
 
     def describe(self) -> BaseDescription:
         """The base, without its weights."""
@@ -122,7 +139,8 @@ class Replica:
     ) -> AsyncIterator[list[GenerationEvent | AdapterError]]:
         """Yields an empty list once the request is accepted, then lists of events; an error ends the answer."""
         try:
-            answer = await self._with_adapters(adapters, lambda: self._engine.submit(request))
+            request = await self._adapters.fetch(request, adapters, self._base)
+            answer = await asyncio.to_thread(self._engine.submit, request)
             yield []
             async for events in answer.async_event_lists(_EVENT_SECONDS):
                 yield list(events)
@@ -134,22 +152,10 @@ class Replica:
     ) -> Inspection | AdapterError:
         """As Engine.inspect; an error is returned."""
         try:
-            return await self._with_adapters(adapters, lambda: self._engine.inspect(request, answer_ids))
+            request = await self._adapters.fetch(request, adapters, self._base)
+            return await asyncio.to_thread(self._engine.inspect, request, answer_ids)
         except AdapterError as error:
             return error
-
-    async def _with_adapters(self, adapters: References, work: Callable[[], Any]) -> Any:
-        """Runs `work` in a thread, in which the engine finds the adapters."""
-        found = {}
-        for name, (digest, reference) in adapters.items():
-            adapter = self._adapters.pop(digest, None)
-            if adapter is None:
-                adapter = (await reference).to(self._base.device).requires_grad_(False).eval()
-            self._adapters[digest] = found[name] = adapter
-        while len(self._adapters) > _KEPT_ADAPTERS:
-            self._adapters.popitem(last=False)
-        _passed.set(found)
-        return await asyncio.to_thread(work)
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What the pages are told of this replica every second."""

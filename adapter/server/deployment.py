@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -113,10 +114,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _replicas(text: str) -> tuple[int, int]:
     """The least and the most: "2" or "1-4"."""
-    least, _, most = text.partition("-")
-    if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least)):
+    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
+    least, most = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
+    if not 1 <= least <= most:
         raise argparse.ArgumentTypeError(f"replicas are a number of at least 1, or two such as 1-4, not {text!r}")
-    return int(least), int(most or least)
+    return least, most
 
 
 def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Place:

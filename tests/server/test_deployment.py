@@ -328,7 +328,7 @@ def test_overflow_in_a_worker_is_told(tiny_base: Any, store: AdapterStore, tiny_
 
 def test_answer_may_be_freed_while_its_event_is_delivered(tiny_base: Any, store: AdapterStore) -> None:
     """By the garbage collector, in the thread that delivers and holds the answer's lock."""
-    pending = _PendingAnswer(1)
+    pending = _PendingAnswer(GenerationRequest(), 1)
     answers = [Answer(pending.mailbox, pending.cancel)]
 
     def deliver() -> None:

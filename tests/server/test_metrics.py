@@ -412,14 +412,18 @@ def test_probes_pass_where_the_page_asks_for_a_password() -> None:
 
 
 def test_readiness_is_that_of_the_model() -> None:
-    engine, proceed, failure = SimpleNamespace(failure=None, replicas=dict), threading.Event(), []
+    engine, proceed, failure = (
+        SimpleNamespace(failure=None, replicas=dict, describe=lambda: "tiny"),
+        threading.Event(),
+        [],
+    )
 
     def load(report: Any) -> tuple[Any, str]:
         report("Loading tiny")
         proceed.wait()
         if failure:
             raise LoadError("No space left. Free some.")
-        return engine, "tiny"
+        return engine
 
     loader = ModelLoader(load)
     served = Served(public=True, provider=loader)
