@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import os
 import re
 import socket
@@ -21,6 +22,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 # Ray reads them when it starts.
@@ -59,6 +61,7 @@ APP = "llama-adapter"
 _EVENT_SECONDS = 0.02  # between the lists of an answer's events
 _POSITION_SECONDS = 0.25  # between the looks at who waits for a replica
 _STATUS_SECONDS = 1.0
+_EMPTY_SECONDS = 3.0
 _KEPT_ADAPTERS = 32  # of a replica, beside those in use
 _MOST_LOST = 3  # replicas that one answer is begun on
 _CONNECT_SECONDS = 10.0
@@ -170,18 +173,23 @@ class Replica:
 class Router(ConsistentHashRouter):
     """Ray's router, which also says which replicas it knows. It is made in the process that asks."""
 
-    _latest: Router | None = None  # Ray makes another one when it reads the deployment's settings
+    _latest: Router | None = None  # Ray makes another one, empty at first, when the deployment's settings come
+    _replicas_seen: Mapping[str, RunningReplica] = MappingProxyType({})
+    _empty_since = 0.0  # on the clock `time.monotonic`; inf: there are replicas
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
         if replicas:
-            Router._latest = self
+            Router._latest, Router._empty_since = self, math.inf
+            Router._replicas_seen = {replica.replica_id.unique_id: replica for replica in replicas}
+        elif Router._latest is self:
+            Router._empty_since = min(Router._empty_since, time.monotonic())
 
     @staticmethod
-    def known() -> dict[str, RunningReplica]:
-        """By the ends of their names."""
-        found = {} if Router._latest is None else Router._latest.curr_replicas
-        return {name.unique_id: replica for name, replica in found.items()}
+    def known() -> Mapping[str, RunningReplica]:
+        """By the ends of their names. A list that is empty for a moment only, as at the start, is none."""
+        is_empty = time.monotonic() - Router._empty_since > _EMPTY_SECONDS
+        return {} if is_empty else Router._replicas_seen
 
 
 def build(
