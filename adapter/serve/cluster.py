@@ -21,6 +21,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -248,16 +249,19 @@ def connect(
     address: "local" starts Ray on this machine, which ends with this process. Raises LoadError.
     """
     local = address == "local"
+    # What Ray starts here ends with the thread that has started it: not with the one that calls this.
+    starter = ThreadPoolExecutor(1, "ray")
     try:
         if (place := re.fullmatch(r"(.+):(\d+)", address)) is not None:
             # Ray itself would try for minutes.
             socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
-        ray.init(
+        starter.submit(
+            ray.init,
             address,
             include_dashboard=False if local else None,
             log_to_driver=False,
             logging_level=logging.WARNING,
-        )
+        ).result()
         # Visitors come to the page, so Serve needs no server of its own.
         serve.start(proxy_location="Disabled")
         found = serve.status().applications.get(APP)
@@ -271,18 +275,18 @@ def connect(
             handle = serve.get_app_handle(APP)
         description: BaseDescription = handle.describe.remote().result(timeout_s=_START_SECONDS)
     except Exception as error:  # Ray raises bare ones too
-        _leave()
+        _leave(starter)
         raise LoadError(
             "The cluster cannot be reached, or no replica came up: `ray status` and `serve status` say more.",
             f"{type(error).__name__}: {error}",
         ) from error
     if description.fingerprint.name != base_label(base):
-        _leave()
+        _leave(starter)
         raise LoadError(
             f"The cluster serves {description.fingerprint.name}, not {base_label(base)}. Ask for that base, or "
             "end what is there by `serve shutdown`."
         )
-    return RayEngine(handle, description.without_weights(), store)
+    return RayEngine(handle, description.without_weights(), store, starter)
 
 
 def _share(local: bool, replicas: int) -> tuple[float, float]:
@@ -296,17 +300,21 @@ def _share(local: bool, replicas: int) -> tuple[float, float]:
     return (cores / replicas if cores < replicas else cores // replicas), 0
 
 
-def _leave() -> None:
+def _leave(starter: ThreadPoolExecutor) -> None:
     """Ends the connection, and with it a cluster that this process started."""
     ray.shutdown()
+    starter.shutdown()
 
 
 class RayEngine:
     """An engine whose answers are computed by replicas. Thread-safe."""
 
-    def __init__(self, handle: DeploymentHandle, base: Base, store: AdapterStore) -> None:
+    def __init__(
+        self, handle: DeploymentHandle, base: Base, store: AdapterStore, starter: ThreadPoolExecutor
+    ) -> None:
+        """starter: has the thread that has started Ray, and is shut down by `close`."""
         self.base, self.store = base, store
-        self._handle = handle
+        self._handle, self._starter = handle, starter
         self._cpu_base: Any = _CpuBase(
             base.fingerprint, torch.device("cpu")
         )  # adapters stay on the CPU in this process
@@ -392,7 +400,7 @@ class RayEngine:
         asyncio.run_coroutine_threadsafe(self._end_tasks(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        _leave()
+        _leave(self._starter)
 
     def _load(self, name: str) -> Adapter:
         return self.store.load(name, self._cpu_base)
