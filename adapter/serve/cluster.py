@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import math
 import os
 import re
 import socket
@@ -23,7 +22,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 # Ray reads them when it starts.
@@ -36,9 +34,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import RayServeException
-from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
-from ray.serve.request_router import RunningReplica
 from ray.serve.schema import ApplicationStatus
 from transformers import LlamaConfig
 
@@ -48,6 +44,7 @@ from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.config import BaseFingerprint, base_label
 from adapter.method.form import NO_FORM
+from adapter.serve import replica_router
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.inspection import CLOSED, Inspection
 from adapter.serve.remote import RemoteAnswer
@@ -62,7 +59,6 @@ APP = "llama-adapter"
 _EVENT_SECONDS = 0.02  # between the lists of an answer's events
 _POSITION_SECONDS = 0.25  # between the looks at who waits for a replica
 _STATUS_SECONDS = 1.0
-_EMPTY_SECONDS = 3.0
 _KEPT_ADAPTERS = 32  # of a replica, beside those in use
 _MOST_LOST = 3  # replicas that one answer is begun on
 _CONNECT_SECONDS = 10.0
@@ -171,28 +167,6 @@ class Replica:
             raise RuntimeError(self._engine.failure)
 
 
-class Router(ConsistentHashRouter):
-    """Ray's router, which also says which replicas it knows. It is made in the process that asks."""
-
-    _latest: Router | None = None  # Ray makes another one, empty at first, when the deployment's settings come
-    _replicas_seen: Mapping[str, RunningReplica] = MappingProxyType({})
-    _empty_since = 0.0  # on the clock `time.monotonic`; inf: there are replicas
-
-    def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        super().update_replicas(replicas)
-        if replicas:
-            Router._latest, Router._empty_since = self, math.inf
-            Router._replicas_seen = {replica.replica_id.unique_id: replica for replica in replicas}
-        elif Router._latest is self:
-            Router._empty_since = min(Router._empty_since, time.monotonic())
-
-    @staticmethod
-    def known() -> Mapping[str, RunningReplica]:
-        """By the ends of their names. A list that is empty for a moment only, as at the start, is none."""
-        is_empty = time.monotonic() - Router._empty_since > _EMPTY_SECONDS
-        return {} if is_empty else Router._replicas_seen
-
-
 def build(
     base: str = embedded.BASE,
     quantization: str = "auto",
@@ -220,7 +194,7 @@ def build(
         graceful_shutdown_wait_loop_s=1.0,
         health_check_period_s=5.0,
         request_router_config={
-            "request_router_class": f"{__name__}:Router",
+            "request_router_class": "adapter.serve.replica_router:Router",
             "request_routing_stats_period_s": _STATUS_SECONDS,
             "request_routing_stats_timeout_s": 10.0,
         },
@@ -330,7 +304,7 @@ class RayEngine:
     @property
     def failure(self) -> str | None:
         """That no replica is up, which may pass: requests wait for one."""
-        return None if Router.known() else NO_REPLICA
+        return None if replica_router.known else NO_REPLICA
 
     def submit(self, request: GenerationRequest) -> Answer:
         """As Engine.submit."""
@@ -341,7 +315,7 @@ class RayEngine:
         with self._lock:
             if self._closed:
                 raise Busy(CLOSED)
-            places = MAX_REQUESTS * max(1, len(Router.known()))
+            places = MAX_REQUESTS * max(1, len(replica_router.known))
             if len(self._open) >= places:
                 displaced = find_displaced(answer, self._open)
                 if displaced is None:
@@ -369,7 +343,7 @@ class RayEngine:
 
     def replicas(self) -> Mapping[str, EngineStatistics]:
         """What each replica counts, by the number of its machine and the end of its name."""
-        known = Router.known()
+        known = replica_router.known
         machines = sorted({replica.node_id for replica in known.values()})
         return {
             f"machine {machines.index(replica.node_id) + 1}/{name}": replica.routing_stats["statistics"]
@@ -379,7 +353,7 @@ class RayEngine:
 
     def describe(self) -> str:
         """One line: the base, and what runs where."""
-        about, count = f"{self.base.fingerprint.name}: {self.base.quantization}", len(Router.known())
+        about, count = f"{self.base.fingerprint.name}: {self.base.quantization}", len(replica_router.known)
         if not count:
             return f"{about}, no replica is up"
         rows: dict[str, list[str]] = {}
@@ -505,4 +479,4 @@ def _digest(adapter: Adapter) -> str:
 
 def _lost(error: BaseException) -> AdapterError:
     log.warning("A replica was lost: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
-    return Busy(LOST if Router.known() else NO_REPLICA)
+    return Busy(LOST if replica_router.known else NO_REPLICA)
