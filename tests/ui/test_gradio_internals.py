@@ -24,7 +24,7 @@ from gradio.components.base import Component
 from gradio.context import LocalContext
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.routing import Match, Mount
+from starlette.routing import Match, Mount, Route
 from starlette.testclient import TestClient
 
 from adapter.serve.client import Client
@@ -225,7 +225,10 @@ def test_a_subclass_writes_no_file_and_keeps_the_frontend() -> None:
 def test_routes() -> None:
     with gr.Blocks() as page:
         pass
-    served = gr.routes.App.create_app(page, app_kwargs={"routes": [Mount("/v1", PlainTextResponse("v1"))]})
+    # As app.py adds them.
+    ours = [Mount("/v1", PlainTextResponse("v1"))]
+    ours += [Route(path, PlainTextResponse("x"), methods=["GET"]) for path in ("/healthz", "/readyz", "/metrics")]
+    served = gr.routes.App.create_app(page, app_kwargs={"routes": ours})
 
     def serves(method: str, path: str) -> bool:
         scope = {"type": "http", "path": path, "method": method, "root_path": "", "headers": []}
