@@ -82,7 +82,7 @@ def test_a_photograph_is_inspected_and_answered_with_muted_layers(inside: Inside
     panel.locator(".token").wait_for()
     assert "che" in panel.locator(".token .word").inner_text()
     assert NUMBERS.search(panel.locator(".token").inner_text())
-    assert panel.locator(".token td").count() == 30 * 24
+    assert panel.locator(".token td").count() == 30 * 25
     visitor.page.keyboard.press("Home")
     visitor.page.keyboard.press("Enter")
     first = panel.locator(".tokens button").first
