@@ -10,19 +10,19 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from adapter.errors import Busy
 from adapter.serve.client import Client
 from adapter.server import texts
+from adapter.server.generation import WrappedEngine, WrappedProvider
 
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
     from adapter.serve.request import Answer, GenerationRequest
-    from adapter.serve.statistics import EngineStatistics
     from adapter.server.generation import EngineProvider
-    from adapter.server.loader import LoadStatus, ServingEngine
+    from adapter.server.loader import ServingEngine
 
 ANSWERS_PER_MINUTE = 30
 ANSWERS_AT_ONCE = 24  # the engine's other slots are left to other addresses
@@ -213,58 +213,35 @@ class Limits:
         return lambda: slots.release(key)
 
 
-class LimitedEngine:
+class LimitedEngine(WrappedEngine):
     """An engine that counts by the address of a request's client."""
 
     def __init__(self, engine: ServingEngine, limits: Limits) -> None:
-        self._engine, self._limits = engine, limits
-        self.base = engine.base
-
-    @property
-    def failure(self) -> str | None:
-        return self._engine.failure
-
-    def describe(self) -> str:
-        return self._engine.describe()
+        super().__init__(engine)
+        self._limits = limits
 
     def submit(self, request: GenerationRequest) -> Answer:
         """As the engine's. Raises RateLimited too."""
         release = self._limits.answer(request.client.address)
         try:
-            answer = self._engine.submit(request)
+            answer = super().submit(request)
         except BaseException:
             release()
             raise
         weakref.finalize(answer, release).atexit = False  # its reader has dropped it, however that came about
         return answer
 
-    def inspect(self, request: GenerationRequest, answer_ids: Any) -> Inspection:
+    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
         """As the engine's. Raises RateLimited too."""
         release = self._limits.inspection(request.client.address)
         try:
-            return self._engine.inspect(request, answer_ids)
+            return super().inspect(request, answer_ids)
         finally:
             release()
 
-    def replicas(self) -> Mapping[str, EngineStatistics]:
-        return self._engine.replicas()
 
-    def close(self) -> None:
-        self._engine.close()
-
-
-class LimitedProvider:
+class LimitedProvider(WrappedProvider[LimitedEngine]):
     """A provider whose engine is a LimitedEngine."""
 
     def __init__(self, provider: EngineProvider, limits: Limits) -> None:
-        self._provider, self._limits = provider, limits
-
-    def engine(self) -> LimitedEngine | None:
-        engine = self._provider.engine()
-        return None if engine is None else LimitedEngine(engine, self._limits)
-
-    def status(self) -> LoadStatus:
-        return self._provider.status()
-
-    def wait(self, seconds: float) -> None:
-        self._provider.wait(seconds)
+        super().__init__(provider, lambda engine: LimitedEngine(engine, limits))

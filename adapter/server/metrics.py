@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,13 @@ from starlette.routing import Route
 
 from adapter.errors import BadInput, Busy
 from adapter.server import texts
-from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
+from adapter.server.generation import (
+    AdapterCatalog,
+    EngineProvider,
+    WrappedEngine,
+    WrappedProvider,
+    client_of,
+)
 from adapter.server.openai_api import NO_KEY, find_key, shows_key
 from adapter.server.request_guard import is_local
 
@@ -28,10 +34,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-    from adapter.serve.inspection import Inspection
     from adapter.serve.request import Answer, GenerationEvent, GenerationRequest, GenerationStats
-    from adapter.serve.statistics import EngineStatistics
-    from adapter.server.loader import LoadStatus, ServingEngine
+    from adapter.server.loader import ServingEngine
 
 MOST_NAMES = 100  # of adapters with figures of their own, which they keep as long as the server runs
 OTHER = "other"  # the rest, and names that there are not
@@ -206,54 +210,28 @@ class _EngineFigures:
         yield from (steps, seconds, rows, *held.values())
 
 
-class MeasuredEngine:
+class MeasuredEngine(WrappedEngine):
     """An engine whose answers are counted, whether or not anybody reads them."""
 
     def __init__(self, engine: ServingEngine, metrics: Metrics) -> None:
-        self._engine, self._metrics = engine, metrics
-        self.base = engine.base
-
-    @property
-    def failure(self) -> str | None:
-        return self._engine.failure
-
-    def describe(self) -> str:
-        return self._engine.describe()
+        super().__init__(engine)
+        self._metrics = metrics
 
     def submit(self, request: GenerationRequest) -> Answer:
         """As the engine's."""
         self._metrics.fold_if_many()
         label = self._metrics.label(request)
         try:
-            answer = self._engine.submit(request)
+            answer = super().submit(request)
         except Exception as error:
             self._metrics.ended(label, error)
             raise
         answer.mailbox.observe(partial(self._metrics.ended, label))
         return answer
 
-    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
-        return self._engine.inspect(request, answer_ids)
 
-    def replicas(self) -> Mapping[str, EngineStatistics]:
-        return self._engine.replicas()
-
-    def close(self) -> None:
-        self._engine.close()
-
-
-class MeasuredProvider:
+class MeasuredProvider(WrappedProvider[MeasuredEngine]):
     """A provider whose engine is a MeasuredEngine."""
 
     def __init__(self, provider: EngineProvider, metrics: Metrics) -> None:
-        self._provider, self._metrics = provider, metrics
-
-    def engine(self) -> MeasuredEngine | None:
-        engine = self._provider.engine()
-        return None if engine is None else MeasuredEngine(engine, self._metrics)
-
-    def status(self) -> LoadStatus:
-        return self._provider.status()
-
-    def wait(self, seconds: float) -> None:
-        self._provider.wait(seconds)
+        super().__init__(provider, lambda engine: MeasuredEngine(engine, metrics))
