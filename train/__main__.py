@@ -246,10 +246,9 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     if args.score and assignments:
         names = [assignment.partition("=")[0] for assignment in assignments]
         raise AdapterError("--score trains nothing: leave out " + ", ".join(names) + ".")
-    settings = dict.fromkeys(assignments)
-    starts = [text for text in settings if text.startswith("start_from=")]
+    starts = [text for text in assignments if text.startswith("start_from=")]
     start_from = starts[-1].partition("=")[2] if starts else None
-    assignments = [text for text in settings if text not in starts]
+    assignments = [text for text in assignments if text not in starts]
     stated = {assignment.partition("=")[0].partition(".")[0] for assignment in assignments}
     if unused := sorted(stated & {"epochs", "history", "vision", "tuning"}):
         raise AdapterError(f"{', '.join(unused)}: recipe {name} makes its own data and adapter. Leave it out.")
@@ -272,7 +271,8 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     config = changed(recipe.config, assignments)
     config = with_template(config, served.tokenizer, "template" in stated, print)
     in_main(accelerator, lambda: _check_services(config))
-    inputs = RunInputs(start_from=_start_digest(start_from, folder, served.fingerprint))
+    digest = in_all(accelerator, lambda: _start_digest(start_from, folder, served.fingerprint))
+    inputs = RunInputs(start_from=digest)
     started = check_run(folder, args.resume, accelerator, config, inputs, served.fingerprint)
     precision = _choose_precision("auto", started, accelerator)
     base = _load_to_train(base_name, precision, accelerator)
