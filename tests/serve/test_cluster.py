@@ -129,6 +129,11 @@ def sessions_apart(engine) -> tuple[str, str]:
     return "s0", next(name for i in range(1, 50) if replica_of(engine, name := f"s{i}") != first)
 
 
+def wait_for_new(engine, before: set[str], count: int) -> None:
+    """Waits for two replicas, `count` of them new: the router knows dead ones for a while."""
+    wait_until(lambda: len(engine.replicas()) == 2 and len(set(engine.replicas()) - before) == count)
+
+
 def replica_processes() -> list[psutil.Process]:
     return [
         p
@@ -198,7 +203,7 @@ def test_a_full_replica_overflows_and_a_full_cluster_says_how_many_are_before(en
 
 
 def test_a_killed_replica_ends_its_own_answers_only(engine):
-    apart = sessions_apart(engine)
+    apart, before = sessions_apart(engine), set(engine.replicas())
     answers = [begin(engine, session) for session in apart]
     victim = replica_processes()[0]
     os.kill(victim.pid, signal.SIGKILL)
@@ -215,11 +220,12 @@ def test_a_killed_replica_ends_its_own_answers_only(engine):
     assert not alive.mailbox.complete
     alive.cancel()
     assert list(alive)[-1].finish_reason == "cancelled"
-    wait_until(lambda: len(engine.replicas()) == 2)
+    wait_for_new(engine, before, 1)
 
 
 def test_what_was_not_shown_yet_is_asked_again(engine):
     """The router does not know yet that the replicas are gone."""
+    before = set(engine.replicas())
     for process in replica_processes():
         os.kill(process.pid, signal.SIGKILL)
     answers = [engine.submit(request(f"s{i}")) for i in range(4)]
@@ -228,7 +234,7 @@ def test_what_was_not_shown_yet_is_asked_again(engine):
         with contextlib.suppress(Busy):
             endings.append(list(answer)[-1].finish_reason)
     assert endings == ["length"] * 4
-    wait_until(lambda: len(engine.replicas()) == 2)
+    wait_for_new(engine, before, 2)
 
 
 ANOTHER_PAGE = """
