@@ -47,7 +47,7 @@ from adapter.method.form import NO_FORM
 from adapter.serve import replica_router
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.inspection import CLOSED, Inspection
-from adapter.serve.remote import RemoteAnswer
+from adapter.serve.remote import RemoteAnswer, stand_in
 from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest
 from adapter.serve.scheduler import MAX_ROWS, admit, find_displaced
 from adapter.serve.statistics import EngineStatistics
@@ -59,14 +59,14 @@ APP = "llama-adapter"
 _EVENT_SECONDS = 0.02  # between the lists of an answer's events
 _POSITION_SECONDS = 0.25  # between the looks at who waits for a replica
 _STATUS_SECONDS = 1.0
-_KEPT_ADAPTERS = 32  # of a replica, beside those in use
+_KEPT_ADAPTERS = 32  # of a replica; a row keeps its own alive
 _MOST_LOST = 3  # replicas that one answer is begun on
 _CONNECT_SECONDS = 10.0
 _START_SECONDS = 600.0  # that a base may take to load
 LOST = "The machine that wrote this answer is gone. Ask again: another one will answer."
 NO_REPLICA = "No replica is up at the moment. Ask again in a minute."
 
-# Of adapters by name: their digest, and the object of Ray's that they are.
+# Adapters by name: the digest of each, and where it is in Ray's object store.
 References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
 
 
@@ -289,9 +289,7 @@ class RayEngine:
         """starter: has the thread that has started Ray, and is shut down by `close`."""
         self.base, self.store = base, store
         self._handle, self._starter = handle, starter
-        self._cpu_base: Any = _CpuBase(
-            base.fingerprint, torch.device("cpu")
-        )  # adapters stay on the CPU in this process
+        self._cpu_base = stand_in(base)
         self._lock = threading.Lock()
         self._open: dict[RemoteAnswer, asyncio.Task[None] | None] = {}  # in the order in which they were asked
         self._closed = False
@@ -332,9 +330,8 @@ class RayEngine:
         request = replace(request, prompt_ids=tuple(ids))
         handle: Any = self._handle.options(session_id=_conversation(request))
         try:
-            found = handle.inspect.remote(request, list(answer_ids), self._refer(request)).result(
-                timeout_s=MAX_SECONDS
-            )
+            response = handle.inspect.remote(request, answer_ids, self._refer(request))
+            found = response.result(timeout_s=MAX_SECONDS)
         except (RayError, RayServeException, TimeoutError) as error:
             raise _lost(error) from error
         if isinstance(found, AdapterError):
@@ -452,12 +449,6 @@ class RayEngine:
                 if told.get(answer) != position:
                     told[answer] = position
                     answer.deliver(GenerationEvent(position=position))
-
-
-@dataclass(frozen=True)
-class _CpuBase:
-    fingerprint: BaseFingerprint
-    device: torch.device
 
 
 def _conversation(request: GenerationRequest) -> str:

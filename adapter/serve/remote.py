@@ -1,11 +1,19 @@
-"""The reader's side of an answer that another process computes. Knows events; knows no transport."""
+"""This process's side of answers that another one computes: their events, and a base to load their adapters with.
+
+Knows no transport.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import torch
+
+from adapter.base.llama import Base
 from adapter.errors import AdapterError
 from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats, Mailbox
 
@@ -13,7 +21,8 @@ from adapter.serve.request import GenerationEvent, GenerationRequest, Generation
 class RemoteAnswer:
     """Passes on the events of an answer. After its last event the reader gets no other.
 
-    submitted_at, started_at: on the clock `time.perf_counter`; None until the other process has begun.
+    submitted_at, started_at: on the clock `time.perf_counter`. The second is None until the other process says
+    that it has begun.
     """
 
     def __init__(self, request: GenerationRequest, prompt_tokens: int) -> None:
@@ -58,3 +67,8 @@ class RemoteAnswer:
         now = time.perf_counter()
         first = self._first if self.tokens else now
         return GenerationStats(self._prompt_tokens, self.tokens, 0.0, 0.0, now - first)
+
+
+def stand_in(base: Base) -> Any:
+    """What a store needs of `base` to load adapters that stay on the CPU of this process."""
+    return SimpleNamespace(fingerprint=base.fingerprint, device=torch.device("cpu"))

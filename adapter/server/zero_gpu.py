@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from adapter.method.form import NO_FORM
 from adapter.method.vision import VisualEncoder
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.inspection import Inspection
-from adapter.serve.remote import RemoteAnswer
+from adapter.serve.remote import RemoteAnswer, stand_in
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest
 from adapter.serve.scheduler import admit
 from adapter.serve.statistics import EngineStatistics
@@ -78,8 +77,7 @@ class ZeroGpuEngine:
         self.base = base
         self._gpu_error = gpu_error
         self.store = store
-        # Adapters stay on the CPU in this process.
-        self._cpu_base: Any = SimpleNamespace(fingerprint=base.fingerprint, device=torch.device("cpu"))
+        self._cpu_base = stand_in(base)
         self._work = gpu(_worker_task(base, _load_encoders(store)), duration=lambda job, seconds: seconds)
         self._lock = threading.Lock()
         self.failure = None  # a worker that fails is followed by another
