@@ -27,6 +27,7 @@ from typing import Any
 # Ray reads them when it starts.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here phones home
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine needs more than the default of 30
+os.environ.setdefault("RAY_worker_niceness", "0")  # or replicas starve beside any other program, the page too
 
 import ray
 import torch
@@ -240,14 +241,12 @@ def connect(
         serve.start(proxy_location="Disabled")
         found = serve.status().applications.get(APP)
         if found is None or found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
-            handle = serve.run(
-                build(base, quantization, cache_bytes, replicas, *_share(local, replicas[1])),
-                name=APP,
-                route_prefix=None,
+            application = build(base, quantization, cache_bytes, replicas, *_share(local, replicas[1]))
+            serve.run_many(
+                [serve.RunTarget(application, name=APP, route_prefix=None)], wait_for_applications_running=False
             )
-        else:
-            handle = serve.get_app_handle(APP)
-        description: BaseDescription = handle.describe.remote().result(timeout_s=_START_SECONDS)
+        handle = serve.get_app_handle(APP)
+        description = _wait_for_replica(handle)
     except Exception as error:  # Ray raises bare ones too
         _leave(starter)
         raise LoadError(
@@ -261,6 +260,18 @@ def connect(
             "end what is there by `serve shutdown`."
         )
     return RayEngine(handle, description.without_weights(), store, starter)
+
+
+def _wait_for_replica(handle: DeploymentHandle) -> BaseDescription:
+    """What the first one that is up says of its base."""
+    answer, deadline = handle.describe.remote(), time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            return answer.result(timeout_s=_STATUS_SECONDS)
+        except TimeoutError:
+            found = serve.status().applications[APP]
+            if found.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
+                raise RuntimeError(f"{found.status}: {found.message}") from None
 
 
 def _share(local: bool, replicas: int) -> tuple[float, float]:

@@ -58,9 +58,9 @@ def address(tmp_path_factory) -> Iterator[str]:
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
     command += ["--min-worker-port=0", "--max-worker-port=0"]  # any, so that none of them is `port`
-    environment = {**os.environ, "RAY_raylet_start_wait_time_s": "180", "RAY_USAGE_STATS_ENABLED": "0"}
     with open(folder / "log", "wb") as log:
-        head = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        # adapter.serve.cluster has set what Ray reads from the environment.
+        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             wait_until(lambda: "Ray runtime started" in (folder / "log").read_text() or head.poll() is not None)
             assert head.poll() is None, (folder / "log").read_text()
