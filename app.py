@@ -213,7 +213,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
             share=place.share,
             theme=theme.gradio_theme(),
             css_paths=theme.STYLE_SHEETS,
-            head=f"<script>{theme.SCRIPT.read_text(encoding='utf-8')}</script>",
+            head=theme.HEAD,
             footer_links=["api"],
             run_history=False,
             enable_monitoring=False,

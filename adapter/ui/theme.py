@@ -26,7 +26,8 @@ _DESCRIPTION_CHARACTERS = 110  # on an adapter's card
 PREFERRED_ADAPTERS = ("pirate", "extract", "see")
 _STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = sorted(_STATIC.glob("*.css"))
-SCRIPT = _STATIC / "page.js"  # goes into the page's head
+SCRIPTS = ("page.js",)  # go into the page's head
+HEAD = "".join(f"<script>{(_STATIC / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
 ICON = _STATIC / "icon.png"
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
 SHIPPED = _ASSETS / "adapters"  # as in serve/store.py, which imports torch: the page is there before it

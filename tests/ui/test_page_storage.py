@@ -66,7 +66,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             ssr_mode=False,
             theme=theme.gradio_theme(),
             css_paths=theme.STYLE_SHEETS,
-            head=f"<script>{theme.SCRIPT.read_text(encoding='utf-8')}</script>",
+            head=theme.HEAD,
             favicon_path=theme.ICON,
         )
         yield address
