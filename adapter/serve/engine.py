@@ -29,8 +29,8 @@ from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.device import prefill_chunk
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.forward import make_forward
-from adapter.serve.inspection import CLOSED, Inspection, Inspector
-from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator
+from adapter.serve.inspection import CLOSED, Inspection, Inspector, base_logprobs
+from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import Answer, FinishReason, GenerationEvent, GenerationRequest
 from adapter.serve.sampling import Sampled, check_finite, sample
@@ -50,6 +50,7 @@ from adapter.serve.statistics import EngineStatistics
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 64  # running or waiting
+BASE_CHUNK = 16  # tokens of an answer that the frozen base reads at once, and more of them beside other rows
 MAX_FAILURES = 3  # of the forward pass in a row, after which the engine is broken
 BROKEN = "The model has failed several times in a row and stopped. Whoever runs this server must start it again."
 
@@ -112,6 +113,11 @@ class Engine:
             Detokenizer(self.base.tokenizer, request.stop),
             time.perf_counter(),
             admitted.form,
+        )
+        row.reads_base = bool(
+            request.base_logprobs
+            and admitted.adapters
+            and 2 * round_to_blocks(row.most_tokens) <= self._slots.capacity
         )
         with self._lock:
             self._check_serving()
@@ -336,6 +342,42 @@ class Engine:
         logits = self._batch.step(tokens, [row.kv_tokens for row in rows])
         for row, sampled in zip(rows, sample(logits, [row.sampler for row in rows], drafts), strict=True):
             self._postprocess(row, sampled)
+        # A pass of its own over several tokens: it reads the weights once, and delays the others less than a row
+        # of the batch would, which takes part in each step.
+        chunk = BASE_CHUNK * min(4, len(rows))
+        behind = [row for row in self._batch.rows if row.base_behind >= chunk]
+        if behind:
+            self._read_base(max(behind, key=lambda row: row.base_behind))
+
+    def _read_base(self, row: Row) -> None:
+        """Let the frozen base read the row's next tokens, and send what it gives those of the answer."""
+        assert row.base_slot is not None
+        try:
+            if row.base_tokens == 0:
+                kv = self._prefix_cache.longest_prefix(row.base_prefix_key, row.token_ids[: row.prompt_tokens])
+                if kv is not None:
+                    self._cache.write(row.base_slot, kv)
+                    row.base_tokens = kv.shape[3]
+            start, of_prompt = row.base_tokens, row.base_tokens < row.prompt_tokens - 1
+            end = min(row.prompt_tokens - 1 if of_prompt else row.kv_tokens, start + self._prefill_chunk)
+            nothing = self._forward.stack([self._forward.prepare(None)])
+            ids = [row.token_ids[start:end]]
+            logits = self._forward(self._cache, ids, [row.base_slot], [start], nothing, not of_prompt)
+            check_finite(logits)
+            row.base_tokens = end
+            if not of_prompt:
+                found = base_logprobs(self.base, logits, row.token_ids[start + 1 : end + 1])
+                row.mailbox.put(GenerationEvent(base_logprobs=found))
+        except Exception as error:  # the answer goes on without
+            _log(error)
+            row.reads_base = False
+            self._check_base()
+
+    def _read_base_to_end(self, row: Row) -> None:
+        """Before the last event: unless most of the prompt has not been read, for which others would wait."""
+        if row.prompt_tokens - row.base_tokens <= self._prefill_chunk:
+            while row.base_behind > 0:
+                self._read_base(row)
 
     def _check_base(self) -> None:
         """Raises if the base cannot read a token: then a failure was not that of one row."""
@@ -357,6 +399,7 @@ class Engine:
                 return False
             if events[-1].finish_reason is not None:
                 row.mailbox.put(*events[:-1])
+                self._read_base_to_end(row)
                 self._end(row, events[-1])
                 self._release(row)
                 return False
@@ -395,6 +438,7 @@ class Engine:
         except Exception as error:
             self._fail(row, error)
             return
+        self._read_base_to_end(row)
         self._end(row, event)
         self._release(row)
 
@@ -417,6 +461,9 @@ class Engine:
             if keep and row.slot is not None and tokens:
                 kv = self._cache.read(row.slot, tokens)
                 self._prefix_cache.add(row.prefix_key, row.token_ids[:tokens], kv)
+                if row.base_slot is not None and row.reads_base and (tokens := row.base_tokens):
+                    kv = self._cache.read(row.base_slot, tokens)
+                    self._prefix_cache.add(row.base_prefix_key, row.token_ids[:tokens], kv)
         except Exception:  # no memory for the copy: the row has its answer, and the others need none of this
             log.exception("The KV of an answer was not kept")
         finally:

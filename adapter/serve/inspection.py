@@ -7,7 +7,7 @@ model and no running request is touched. Knows the base, adapters and token ids;
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -21,9 +21,11 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import LayerPrompts, PromptKV, grouped
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.prompts import PromptKVBuilder
+from adapter.serve.request import BaseLogprobs
 from adapter.serve.sampling import check_finite
 
 MAX_TOKENS = 2048  # of prompt and answer together
+TOP_LOGPROBS = 3
 MAX_WAITING = 8  # inspections that wait or run
 CLOSED = "The engine has been closed. Start the program again."
 _LOGITS_CHUNK = 64  # positions whose logits are held at a time: a vocabulary is wide
@@ -64,7 +66,7 @@ class Inspection:
     layers: tuple[int, ...]
     shares: Tensor
     logprobs: Tensor  # [T], as answered: with the adapters, and with the image if there is one
-    base_logprobs: Tensor  # [T], of the frozen base
+    base: tuple[BaseLogprobs, ...]  # what the frozen base gives each token
     no_image_logprobs: Tensor | None = None  # [T], with the adapters but without the image; None if there is none
 
     @property
@@ -76,6 +78,10 @@ class Inspection:
     def influence(self) -> Tensor:
         """[T]: log p with the adapters minus log p of the frozen base, in nats."""
         return self.logprobs - self.base_logprobs
+
+    @property
+    def base_logprobs(self) -> Tensor:
+        return torch.tensor([one.logprob for one in self.base])
 
     @property
     def grounding(self) -> Tensor | None:
@@ -170,7 +176,11 @@ def inspect_answer(
         layers=layers,
         shares=torch.stack([recorder.shares[layer] for layer in layers], dim=1),
         logprobs=logprobs,
-        base_logprobs=answer_logprobs(base, prompt_ids, answer_ids),
+        base=tuple(
+            one
+            for logits, ids in _logits(base, prompt_ids, answer_ids, None)
+            for one in base_logprobs(base, logits, ids.tolist())
+        ),
         no_image_logprobs=None if no_image is None else answer_logprobs(base, prompt_ids, answer_ids, no_image),
     )
 
@@ -216,9 +226,21 @@ def answer_logprobs(
 ) -> Tensor:
     """Log-probability of each answer token given the tokens before it: [T], fp32 on the CPU, in nats.
 
-    prompt_kv: one entry; None is the frozen base. The pass is transformers' own in the base's dtype: on a packed
-    base the numbers are those that the engine streamed up to bfloat16's rounding between layers. Raises BadInput
-    for an empty or too long answer and for unknown token ids, FloatingPointError if the numbers overflow.
+    prompt_kv: one entry; None is the frozen base. Raises as `_logits`.
+    """
+    chunks = _logits(base, prompt_ids, answer_ids, prompt_kv)
+    return torch.cat([logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1) for logits, ids in chunks]).cpu()
+
+
+@torch.no_grad()
+def _logits(
+    base: Base, prompt_ids: Sequence[int], answer_ids: Sequence[int], prompt_kv: PromptKV | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits in fp32 and the token that was chosen by them, of some places of the answer at a time.
+
+    The pass is transformers' own in the base's dtype: on a packed base the numbers are those that the engine
+    streamed up to bfloat16's rounding between layers. Raises BadInput for an empty or too long answer and for
+    unknown token ids, FloatingPointError if the numbers overflow.
     """
     ids, length = [*prompt_ids, *answer_ids], len(answer_ids)
     vocabulary = base.fingerprint.vocab_size
@@ -231,12 +253,22 @@ def answer_logprobs(
     tokens = torch.tensor([ids], device=base.device)
     output = base.model.model(input_ids=tokens[:, :-1], use_cache=False, prompt_kv=prompt_kv)
     hidden = output.last_hidden_state[0, -length:]  # [T, hidden_size]
-    logprobs = []
     for states, chosen in zip(hidden.split(_LOGITS_CHUNK), tokens[0, -length:].split(_LOGITS_CHUNK), strict=True):
-        logits = base.model.lm_head(states).float()  # [_LOGITS_CHUNK, vocab_size]
-        logprobs.append(logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1))
-    check_finite(found := torch.cat(logprobs).cpu())
-    return found
+        logits = base.model.lm_head(states).float()
+        check_finite(logits)
+        yield logits, chosen
+
+
+def base_logprobs(base: Base, logits: Tensor, ids: Sequence[int]) -> tuple[BaseLogprobs, ...]:
+    """What `base` gives the tokens `ids`, from its logits at their places, [T, vocab_size]."""
+    logprobs, top = logits - logits.logsumexp(-1, keepdim=True), logits.topk(TOP_LOGPROBS)
+    chosen = logprobs.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0].tolist()
+    likeliest = logprobs.gather(1, top.indices).tolist()
+    texts = [[base.tokenizer.decode([i]) for i in each] for each in top.indices.tolist()]
+    return tuple(
+        BaseLogprobs(logprob, tuple(zip(*each, strict=True)))
+        for logprob, *each in zip(chosen, texts, likeliest, strict=True)
+    )
 
 
 def format_table(inspection: Inspection) -> str:

@@ -34,7 +34,8 @@ class GenerationRequest:
     set to zero; indices of the base's layers, and of the heads in every layer. stop: strings that end the answer
     and are not part of it. form: a grammar that the answer belongs to (see `method.form`); None: that of the
     adapter, if only one has a strength above 0; NO_FORM: none. max_seconds: wall-clock limit from the start of
-    prefill.
+    prefill. base_logprobs: let the frozen base read the answer too, and send what it gives each token, where an
+    adapter answers and the KV cache has room for both.
     Raises BadInput when a value is out of range.
     """
 
@@ -52,6 +53,7 @@ class GenerationRequest:
     form: str | None = None
     client: Client = field(default_factory=Client)
     max_seconds: float = MAX_SECONDS
+    base_logprobs: bool = False
 
     def __post_init__(self) -> None:
         Settings.checked(
@@ -92,10 +94,19 @@ class GenerationStats:
 
 
 @dataclass(frozen=True)
+class BaseLogprobs:
+    """What the frozen base gives a token of an answer, in nats; top: its likeliest tokens there, as text."""
+
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class GenerationEvent:
     """One decoded token, or a change of the place in the queue: `position` requests are ahead.
 
-    `text` may be empty. The last event has finish_reason and stats.
+    `text` may be empty. The last event has finish_reason and stats. base_logprobs: of the answer's next tokens in
+    order; they come some tokens later than the tokens.
     """
 
     text: str = ""
@@ -104,6 +115,7 @@ class GenerationEvent:
     finish_reason: FinishReason | None = None
     stats: GenerationStats | None = None
     position: int | None = None
+    base_logprobs: tuple[BaseLogprobs, ...] = ()
 
 
 class Mailbox:

@@ -201,6 +201,9 @@ class Row:
     prepared: Any = None  # from Forward.prepare, as soon as it starts
     prefix_key: Hashable = ()  # names who asks, and the prompts that the tokens are read with
     slot: Slot | None = None  # of the KV cache, while the row runs
+    base_slot: Slot | None = None  # where the frozen base reads the same tokens, if the request asks for that
+    base_tokens: int = 0  # tokens whose KV is in that slot
+    reads_base: bool = False  # whether the row takes a slot for that
     drafter: Drafter | None = None  # while the row decodes, if the forward pass can read drafts
     computed_tokens: int = 0  # tokens of the prompt whose KV is in the slot
     cached_tokens: int = 0  # of these, how many came from the prefix cache
@@ -227,6 +230,16 @@ class Row:
     def kv_tokens(self) -> int:
         """Tokens whose KV is in the slot: of the answer all but the newest."""
         return len(self.token_ids) - 1 if self.new_tokens else self.computed_tokens
+
+    @property
+    def base_behind(self) -> int:
+        """Tokens that the frozen base has still to read."""
+        return self.kv_tokens - self.base_tokens if self.reads_base else 0
+
+    @property
+    def base_prefix_key(self) -> Hashable:
+        """The prefix key that this client's tokens have when the frozen base reads them."""
+        return (self.request.client.network, self.request.client.session, ())
 
     def stats(self, now: float) -> GenerationStats:
         started = self.submitted_at if self.started_at is None else self.started_at
@@ -341,18 +354,31 @@ class Scheduler:
                 return
             if not self._has_share(row):
                 continue
-            slot = self._slots.take(row.most_tokens)
-            if slot is None:
+            if not self._take_slots(row):
                 if row.overtaken >= MAX_ROWS:
                     return
                 passed.append(row)
                 continue
-            row.slot = slot
             row.started_at = now  # before the row leaves the queue: a row that has started is ended by a failure
             self.waiting.take(row)
             self.prefilling.append(row)
             for other in passed:
                 other.overtaken += 1
+
+    def _take_slots(self, row: Row) -> bool:
+        """Give a row all slots that it needs, or none and return False."""
+        row.slot = self._slots.take(row.most_tokens)
+        if row.slot is not None and row.reads_base:
+            row.base_slot = self._slots.take(row.most_tokens)
+            if row.base_slot is None:
+                self._free_slots(row)
+        return row.slot is not None
+
+    def _free_slots(self, row: Row) -> None:
+        for slot in (row.slot, row.base_slot):
+            if slot is not None:
+                self._slots.free(slot)
+        row.slot = row.base_slot = None
 
     def _has_share(self, row: Row) -> bool:
         """Whether a row may start without its network taking what is reserved for others.
@@ -366,7 +392,7 @@ class Scheduler:
         own = [other for other in running if other.request.client.network == client.network]
         if not own:
             return True
-        tokens = row.most_tokens + sum(other.most_tokens for other in own)
+        tokens = sum(other.most_tokens * (1 + other.reads_base) for other in (row, *own))
         return len(own) < MAX_ROWS * 3 // 4 and tokens <= self._slots.capacity * 3 // 4
 
     def postprocess(self, row: Row, token: int) -> FinishReason | None:
@@ -380,11 +406,9 @@ class Scheduler:
         return "length" if row.new_tokens >= row.max_new_tokens else None
 
     def remove(self, row: Row) -> None:
-        """Forget a row that has ended, and free its slot."""
+        """Forget a row that has ended, and free its slots."""
         self._stop(row)
-        if row.slot is not None:
-            self._slots.free(row.slot)
-            row.slot = None
+        self._free_slots(row)
 
     def reset(self) -> None:
         """Forget all rows that have started, after a failure. Waiting rows keep their places."""

@@ -545,3 +545,65 @@ def test_pirate_and_see_on_the_real_base(base):
                 words = [base.tokenizer.decode([i]) for i in ids]
                 assert found.grounding.max() > 2, list(zip(words, found.grounding.tolist(), strict=True))
                 assert found.grounding[-2] < found.grounding.max()  # the full stop
+
+
+# What the base gives each token while an answer is being written.
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_law_the_base_reads_along_what_a_pass_over_the_whole_answer_gives(engine, prompt_ids, monkeypatch, chunk):
+    """And the answer is the one without; the second turn begins with what the base has read in the first."""
+    monkeypatch.setattr("adapter.serve.engine.BASE_CHUNK", chunk)
+    alone, events = generate(engine, "one", mix=(("two", 0.5),))
+    ids = [event.token_id for event in events]
+    read = []
+    monkeypatch.setattr(engine, "_forward", Counting(engine._forward, read))
+    for turn in range(2):
+        received = list(engine.submit(replace(alone, base_logprobs=True)))
+        assert [event.token_id for event in received if event.token_id is not None] == ids
+        assert received[-1].finish_reason == "length" and not received[-1].base_logprobs
+        found = [one for event in received for one in event.base_logprobs]
+        expected = answer_logprobs(engine.base, prompt_ids, ids)
+        assert_close(torch.tensor([one.logprob for one in found]), expected, atol=1e-3, rtol=0)
+        assert all(len(one.top) == 3 and one.top[0][1] >= one.logprob - 1e-6 for one in found)
+        tokens = len(prompt_ids) + len(ids) - 1
+        assert sum(read) == (tokens if turn == 0 else len(ids)), "the prompt is not read again"
+        read.clear()
+    wait_until(lambda: len(engine._slots) == 0)
+
+
+class Counting:
+    """A forward pass that counts the tokens that are read without prompts."""
+
+    def __init__(self, forward, read):
+        self._forward, self._read = forward, read
+
+    def __getattr__(self, name):
+        return getattr(self._forward, name)
+
+    def __call__(self, cache, ids, slots, starts, prompts, every=False):
+        if prompts is None:
+            self._read.append(sum(map(len, ids)))
+        return self._forward(cache, ids, slots, starts, prompts, every)
+
+
+def test_the_base_reads_along_where_it_is_asked_to_and_there_is_room(engine, monkeypatch):
+    request, _ = generate(engine, "one")
+    room = engine._slots.capacity
+
+    def found(**changes):
+        received = list(engine.submit(replace(request, **changes)))
+        assert received[-1].stats.new_tokens == 12
+        return sum(len(event.base_logprobs) for event in received)
+
+    assert found(base_logprobs=True) == 12
+    assert found() == found(base_logprobs=True, strength=0.0) == found(base_logprobs=True, adapter=None) == 0
+    engine._slots.capacity = 64  # one slot
+    assert found(base_logprobs=True) == 0
+    engine._slots.capacity = room
+
+    def broken(*_):
+        raise RuntimeError("no memory for the logits")
+
+    monkeypatch.setattr("adapter.serve.engine.base_logprobs", broken)
+    assert found(base_logprobs=True) == 0 and engine.failure is None

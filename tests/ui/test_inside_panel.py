@@ -290,9 +290,9 @@ def test_a_long_answer_is_small_html_and_a_very_long_one_is_cut(engine) -> None:
     last_updates(InsideEvents(ReadyProvider(engine)), history)
     one = engine.inspections[0]
     times = 26
-    wide = {name: torch.cat([getattr(one, name)] * times) for name in ("shares", "logprobs", "base_logprobs")}
-    wide["no_image_logprobs"] = wide["base_logprobs"]
-    long = replace(one, tokens=(" winter",) * (10 * times), **wide)
+    wide = {name: torch.cat([getattr(one, name)] * times) for name in ("shares", "logprobs")}
+    wide["no_image_logprobs"] = wide["logprobs"]
+    long = replace(one, tokens=(" winter",) * (10 * times), base=one.base * times, **wide)
     markup = inside_charts.answer_html(long, "key", 1000)
     assert markup.count("data-i=") == 260 and len(markup) < 60_000
     assert texts.only_first(260, 1000) in markup
