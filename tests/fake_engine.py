@@ -86,6 +86,8 @@ class EchoMailbox(Mailbox):
     def _generate(self, engine: EchoEngine, message: str) -> Iterator[GenerationEvent]:
         for position in reversed(range(engine.queue_length)):
             yield GenerationEvent(position=position)
+        if engine.queue_length:
+            yield GenerationEvent(progress=0.4)
         for index, text in enumerate(["you said: ", message, "!"]):
             if engine.error and index == 1:
                 raise engine.error
@@ -102,8 +104,8 @@ class EchoMailbox(Mailbox):
     def take(self) -> list[GenerationEvent | AdapterError]:
         try:
             event = next(self.events)
-            first = event.position is not None or not self.begun
-            self.begun = event.position is None
+            first = not event.is_output or not self.begun
+            self.begun = event.is_output
             return [event] if first else [event, *self.events]
         except AdapterError as error:
             return [error]

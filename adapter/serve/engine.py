@@ -328,6 +328,7 @@ class Engine:
         row.computed_tokens += len(chunk)
         if row.computed_tokens < row.prompt_tokens:
             check_finite(logits)  # or later requests would find it in the prefix cache
+            row.mailbox.put(GenerationEvent(progress=row.prefill_progress))
             return
         [sampled] = sample(logits, [row.sampler])
         if self._forward.reads_ragged:

@@ -103,10 +103,11 @@ class BaseLogprobs:
 
 @dataclass(frozen=True)
 class GenerationEvent:
-    """One decoded token, or a change of the place in the queue: `position` requests are ahead.
+    """One decoded token, a change of the place in the queue, or how far the prompt is read.
 
-    `text` may be empty. The last event has finish_reason and stats. base_logprobs: of the answer's next tokens in
-    order; they come some tokens later than the tokens.
+    `position` requests are ahead; `progress` is the share of the prompt's uncached tokens that are read, 0 to 1,
+    and comes with long prompts only. `text` may be empty. The last event has finish_reason and stats.
+    base_logprobs: of the answer's next tokens in order; they come some tokens later than the tokens.
     """
 
     text: str = ""
@@ -115,7 +116,13 @@ class GenerationEvent:
     finish_reason: FinishReason | None = None
     stats: GenerationStats | None = None
     position: int | None = None
+    progress: float | None = None
     base_logprobs: tuple[BaseLogprobs, ...] = ()
+
+    @property
+    def is_output(self) -> bool:
+        """Whether it is a part of the answer, rather than about the wait for it."""
+        return self.position is None and self.progress is None
 
 
 class Mailbox:

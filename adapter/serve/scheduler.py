@@ -241,6 +241,11 @@ class Row:
         """The prefix key that this client's tokens have when the frozen base reads them."""
         return (self.request.client.network, self.request.client.session, ())
 
+    @property
+    def prefill_progress(self) -> float:
+        """The share of the prompt that is read, of what the prefix cache did not have."""
+        return (self.computed_tokens - self.cached_tokens) / (self.prompt_tokens - self.cached_tokens)
+
     def stats(self, now: float) -> GenerationStats:
         started = self.submitted_at if self.started_at is None else self.started_at
         first = now if self.first_token_at is None else self.first_token_at

@@ -138,7 +138,7 @@ class ChatAnswers:
                 events.cancel()
             for arrived in events.event_lists(REDRAW_SECONDS):
                 for event in arrived:
-                    if event.position is None:
+                    if event.is_output:
                         progress.add(event)
                 text = progress.text
                 message = conversation.answer(text) if text.strip() else conversation.note(texts.EMPTY_ANSWER)
@@ -153,8 +153,8 @@ class ChatAnswers:
                 elif text.strip():
                     record = conversation.settings_json(truncated)
                     yield [message, conversation.stats(progress.stats_line(), live=True, record=record)]
-                elif event.position is not None:
-                    yield [conversation.note(texts.waiting(event.position), waiting=True)]
+                elif not event.is_output:
+                    yield [conversation.note(texts.before_answer(event.position, event.progress), waiting=True)]
 
     def adapter_for(self, example: ExampleCard) -> str | None:
         """The adapter that demonstrates an example; None keeps the selected one."""

@@ -67,8 +67,8 @@ class Pane(AnswerProgress):
             self.failed = True
             self.message = browser_text(event)
             self.notes.append(self.message)
-        elif event.position is not None:
-            self.message = texts.waiting(event.position)
+        elif not event.is_output:
+            self.message = texts.before_answer(event.position, event.progress)
         else:
             super().add(event)
             if event.finish_reason:

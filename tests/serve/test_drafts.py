@@ -156,7 +156,7 @@ def ask(*prompt, adapter=None, tokens=40, temperature=0.0, **fields):
 
 def seen(answer):
     """What a reader can tell of an answer but its times."""
-    events = [event for event in answer if event.position is None]
+    events = [event for event in answer if event.is_output]
     return [(event.token_id, event.logprob, event.text, event.finish_reason) for event in events]
 
 
@@ -328,7 +328,7 @@ def test_law_no_draft_changes_an_answer(engine, monkeypatch, rows, seed):
         for answer, whole, (*_, cancel_after, _) in zip(running, expected, rows, strict=True):
             got = []
             for event in answer:
-                if event.position is not None:
+                if not event.is_output:
                     continue
                 if len(got) == cancel_after:
                     answer.cancel()

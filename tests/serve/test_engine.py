@@ -207,7 +207,7 @@ def test_who_asks_for_little_gets_a_place_of_whoever_has_many(engine, monkeypatc
     for answer in many[3:]:  # the latest
         with pytest.raises(Busy, match="6 requests"):
             list(answer)
-    assert len({tuple(token_ids(e for e in a if e.position is None)) for a in (*many[:3], *few)}) == 1
+    assert len({tuple(token_ids(e for e in a if e.is_output)) for a in (*many[:3], *few)}) == 1
     wait_until(lambda: not engine._open and not engine._scheduler.has_work)
 
 
@@ -340,9 +340,11 @@ def test_long_prompts_are_read_in_chunks_between_the_decode_steps_of_others(engi
     decoding = engine.submit(LONG)
     next(decoding)
     lengths.clear()
-    chunked = token_ids(generate(engine, **prompt))
+    events = generate(engine, **prompt)
+    chunked = token_ids(event for event in events if event.is_output)
     decoded = token_ids(decoding)
     assert max(lengths) == 16
+    assert [event.progress for event in events[:7]] == [0.16, 0.32, 0.48, 0.64, 0.8, 0.96, None]
     with closing(Engine(engine.base, engine.store)) as whole:
         monkeypatch.setattr(whole, "_prefill_chunk", 128)
         assert chunked == token_ids(generate(whole, **prompt))
@@ -463,7 +465,7 @@ def test_rows_that_find_no_room_wait_and_the_cache_never_grows(engine, tiny_base
         while small._open:
             running.append(len(small._batch) + len(small._scheduler.prefilling))
             time.sleep(0.001)
-        assert [[e.token_id for e in answer if e.position is None] for answer in answers] == expected
+        assert [[e.token_id for e in answer if e.is_output] for answer in answers] == expected
         assert max(running) == 2
         assert small._cache.data.data_ptr() == place and small._cache.data.shape[3] == 256
         assert small._prefix_cache.bytes <= small.cache_budget.prefix_bytes

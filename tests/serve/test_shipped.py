@@ -81,7 +81,7 @@ def test_extract_copies_its_message_in_fewer_steps_and_to_the_bit(engine, monkey
         text = "Please save Maria Keller, maria.keller@gmail.com, phone 0113 496 0744. She lives in Leeds."
         sampling = SamplingParams(temperature=0.7, seed=1, max_new_tokens=64)
         request = GenerationRequest((Message("user", text),), adapter="extract", sampling=sampling)
-        return [(event.token_id, event.logprob) for event in engine.submit(request) if event.position is None]
+        return [(event.token_id, event.logprob) for event in engine.submit(request) if event.is_output]
 
     drafted = answer()
     assert len(steps) < 0.75 * len(drafted)

@@ -110,11 +110,11 @@ def test_stop_ends_the_answer_with_what_was_written() -> None:
     assert engine.closed == 1
 
 
-def test_a_waiting_visitor_sees_how_many_are_before(toasts: list[str]) -> None:
+def test_a_waiting_visitor_sees_how_many_are_before_and_how_far_the_message_is_read(toasts: list[str]) -> None:
     updates = list(send(events_of(EchoEngine(queue_length=3)), "hello"))
     last_lines = [displayed(chat)[-1] for chat, *_ in updates if isinstance(chat, list)]
     assert "2 before you" in last_lines[1] and "1 before you" in last_lines[2]
-    assert "You are next" in last_lines[3]
+    assert "You are next" in last_lines[3] and "Reading your message, 40 %" in last_lines[4]
     assert displayed(last_history(updates))[1] == "you said: hello!" and not toasts
 
 

@@ -148,8 +148,10 @@ def wrong_panes(fewest: int, most: int, count: object) -> str:
     return f"A comparison has {fewest} to {most} panes, got {count}."
 
 
-def waiting(position: int) -> str:
-    """position: the number of requests in the queue before this one."""
+def before_answer(position: int | None, progress: float | None) -> str:
+    """position: the number of requests in the queue before this one; progress: the share of it that is read."""
+    if progress is not None:
+        return f"Reading your message, {100 * progress:.0f} %"
     if position == 0:
         return "Everybody is being answered at once already. You are next."
     return f"Waiting for a place: {position} before you."
