@@ -96,10 +96,12 @@ def build_page(
     training: bool = True,
     runs: TrainingRuns | None = None,
     base: str = BASE,
+    public: bool = False,
 ) -> gr.Blocks:
     """The whole page over an engine that may still be loading and a store of adapters.
 
     training: whether visitors may train adapters here and upload their own; runs: what they train; base: its name.
+    public: whether others than this machine may ask.
     """
     # Uploads older than a day are deleted, looked for every hour.
     with (
@@ -114,7 +116,7 @@ def build_page(
                 compare = compare_tab(provider, store)
             with gr.Tab(texts.TRAIN, id="train"):
                 runs = runs or TrainingRuns(runs_folder())
-                train_tab(tabs, runs, store, chat, compare, base, enabled=training)
+                train_tab(tabs, runs, store, chat, compare, base, enabled=training, public=public)
         refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
@@ -197,7 +199,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     metrics = Metrics(loader, store)
     provider = MeasuredProvider(LimitedProvider(loader, limits), metrics)
     runs = TrainingRuns(runs_folder())
-    page = build_page(provider, store, place.training, runs, arguments.base or BASE)
+    page = build_page(provider, store, place.training, runs, arguments.base or BASE, place.public)
     limit_sessions(page, SESSIONS, limits.session)
     limit_events(page, limits.event)
 

@@ -151,7 +151,7 @@ def test_uploads_are_previewed_before_anything_is_trained(visit: Callable[..., V
     tab = TrainTab(visit(390, 844))
     page = tab.page
     hint = page.locator("#steps .step > .hint").bounding_box()["y"]
-    assert page.get_by_text(texts.UPLOAD_HINT).bounding_box()["y"] >= hint  # nothing of it is cut off
+    assert page.get_by_text("zip of pictures").bounding_box()["y"] >= hint  # nothing of it is cut off
     rows = [json.dumps({"instruction": f"Say {i}.", "output": f"{i}!"}) for i in range(12)]
     (tmp_path / "numbers.jsonl").write_text("\n".join([*rows, '{"instruction": "x"}']))
     preview = tab.upload(tmp_path / "numbers.jsonl")
@@ -181,12 +181,31 @@ def test_uploads_are_previewed_before_anything_is_trained(visit: Callable[..., V
         archive.writestr("../evil.txt", "x")
     assert "outside of itself" in tab.upload(tmp_path / "evil.zip").inner_text()
     assert tab.button("start").is_disabled()
-    # A taken name is refused with a toast, and stays in its field.
+    # A taken name blocks Start, says why, and stays in its field.
     page.locator('#train-upload [aria-label="Clear"]').click()
     tab.choose_sample("butler")
     tab.name.fill("pirate")
-    tab.wait_for_command("“pirate” already")
-    tab.button("start").click()
-    assert "already" in tab.visitor.toast()
+    page.locator("#train-takes", has_text="already").wait_for()
+    page.locator("#train-start:disabled").wait_for()
     assert tab.name.input_value() == "pirate"
+    tab.name.fill("mine")
+    page.locator("#train-start:enabled").wait_for()
+    # Rows are typed, after the template.
+    with page.expect_download() as download:
+        page.locator("a.template").click()
+    download.value.save_as(tmp_path / "template.csv")
+    tab.upload(tmp_path / "template.csv")
+    page.locator("#train-preview", has_text="3 records").wait_for()  # which are too few
+    tab.clear_upload()
+    page.locator("#train-rows button.label-wrap").click()
+    for row in range(4):
+        for column, text in enumerate((f"Say {row}.", f"{row}!")):
+            page.locator(f'#train-rows [data-row="{row}"][data-col="{column}"]').dblclick()
+            page.locator("#train-rows [role=grid] textarea").fill(text)
+            page.keyboard.press("Enter")
+    page.get_by_role("button", name=texts.USE_ROWS).click()
+    page.locator("#train-preview .records").wait_for()
+    preview = page.locator("#train-preview").inner_text()
+    assert "4 records of text in typed-rows.jsonl" in preview and "Say 3." in preview and "4 are few" in preview
+    page.locator("#train-start:enabled").wait_for()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390

@@ -179,16 +179,33 @@ def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
     assert MetricsTail(tmp_path).read() == RunProgress()
     lines = [
         {"step": 0, "untrained_loss": 3.0, "evaluation_seconds": 2.0}, {"step": 0, "gates": [0.0, 0.0]},
-        *({"step": i, "loss": 3 - i, "largest_gate": 0.1, "tokens": 100 * i, "seconds": 0.5 * i} for i in (1, 2)),
-        {"step": 2, "held_out_loss": 1.5, "evaluation_seconds": 2.0}, {"step": 2, "gates": [0.1, 0.2]},
+        *({"step": i, "loss": 3 - i, "largest_gate": 0.1, "seconds": i / 2 + 9} for i in (1, 2, 3)),
+        {"step": 3, "held_out_loss": 1.5, "evaluation_seconds": 2.0}, {"step": 3, "gates": [0.1, 0.2]},
     ]  # fmt: skip
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 4, "lo')
     progress = MetricsTail(tmp_path).read()
-    assert (progress.step, progress.untrained, progress.kept_loss("best")) == (2, 3.0, 1.5)
-    assert progress.gates == (0.1, 0.2) and progress.losses == ((1, 2.0), (2, 1.0))
-    assert progress.seconds_left(10, 4) == pytest.approx(8 * 0.5 + 2 * 2.0)
+    assert (progress.step, progress.untrained, progress.kept_loss("best")) == (3, 3.0, 1.5)
+    assert progress.gates == (0.1, 0.2) and progress.losses == ((1, 2.0), (2, 1.0), (3, 0.0))
+    assert progress.seconds_left(10, 4) == pytest.approx(7 * 0.5 + 2 * 2.0)  # the slow first step does not count
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines[:4])) + "\n")
+    assert MetricsTail(tmp_path).read().seconds_left(10, 4) is None  # known from the third step on
     shown = run_html(TrainingRun("n", "training", RunRecord(), recipe_of("n"), progress, "", True, True))
-    assert "Step 2 of 1,000" in shown and "<svg" in shown and "layer 2: 0.200" in shown
+    assert "Step 3 of 1,000" in shown and "<svg" in shown and "layer 2: 0.200" in shown
+
+
+def test_held_out_loss_that_has_turned_upward_is_told() -> None:
+    def shown(*losses: float, **settings: Any) -> str:
+        held_out = tuple((20 * (i + 1), loss) for i, loss in enumerate(losses))
+        recipe = recipe_of("n")
+        recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **settings))
+        return run_html(
+            TrainingRun("n", "training", RunRecord(), recipe, RunProgress(held_out=held_out), "", True, True)
+        )
+
+    assert "by heart at step 40; the best is kept" in shown(2.0, 1.5, 1.6)
+    assert "by heart at step 40; the last is kept" in shown(2.0, 1.5, 1.6, save="last")
+    for losses in ((), (2.0,), (2.0, 1.5), (2.0, 1.5, 1.51), (2.0, 1.5, 1.6, 1.4)):
+        assert "by heart" not in shown(*losses)
 
 
 GOOD = '{"step": 1, "loss": 2.5, "seconds": 1.0}'
@@ -292,7 +309,7 @@ def test_open_tabs_read_each_file_once(tmp_path: Path, monkeypatch: pytest.Monke
         for tab in tabs * 5:
             for _ in range(3):
                 for i in range(8):
-                    assert f"run-{i}" in tab.panel(f"run-{i}", None, None)[3]
+                    assert f"run-{i}" in tab.panel(f"run-{i}", None, "", "", None)[3]
                 tab.runs.speed(BASE)
         return sum(str(tmp_path) in path for path in opened_files[before:])
 
@@ -323,8 +340,8 @@ def test_a_run_that_is_removed_meanwhile(reads: int, tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", removing_stat)
-        assert len(tab.panel("echo", None, None)) == 12
-    assert left <= 0 and texts.NOTHING_YET in tab.panel("echo", None, None)[3]
+        assert len(tab.panel("echo", None, "", "", None)) == 12
+    assert left <= 0 and texts.NOTHING_YET in tab.panel("echo", None, "", "", None)[3]
     assert tab.runs.get("echo") is None and tab.runs.taken() == [] and tab.runs._files._contents == {}
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 import app
+from adapter.ui.texts import train as texts
 from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.train.test_data_upload import ROWS, write_jsonl
 from train.ui.events import TrainEvents
-from train.ui.runs import TrainingRuns
+from train.ui.runs import RunRecord, TrainingRuns
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def test_forged_values_start_nothing_and_show_a_toast(
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     forged: Any = {"sample": "../../x"}
-    tab.start(sample or next(iter(tab.samples)), None, forged, name, "", steps, rate)
+    tab.start("", sample or next(iter(tab.samples)), None, forged, name, "", steps, rate)
     assert len(toasts) == 1 and tab.runs.names() == []
 
 
@@ -92,11 +96,52 @@ def test_untouched_proposals_follow_the_data_and_typed_values_stay(tab: TrainEve
         ("", "needs a name"),
     ],
 )
-def test_a_refused_name_is_explained_in_place_of_the_command(name: str, message: str, tab: TrainEvents) -> None:
+def test_a_refused_name_is_explained_and_blocks_start(name: str, message: str, tab: TrainEvents) -> None:
     summary = tab.choose_sample(next(iter(tab.samples)), None, "", "")[2]
-    estimate, command = tab.describe_settings(summary, name, "", 40, 0.004)
-    assert message in command and "python" not in command and estimate.startswith("Learns from text")
-    assert tab.describe_settings(summary, "mine", "", 40, 0.004)[1].startswith("python -m train")
+    problem, command, start = tab.describe_settings(summary, name, "", 40, 0.004)
+    assert message in problem and command == texts.NO_COMMAND and not start["interactive"]
+    assert not tab.panel(None, summary, name, "", None)[4]["interactive"]  # nor does the timer allow it
+    estimate, command, start = tab.describe_settings(summary, "mine", "", 40, 0.004)
+    assert estimate.startswith("Learns from text") and command.startswith("python -m train")
+    assert start["interactive"] and tab.panel(None, summary, "mine", "", None)[4]["interactive"]
+
+
+def test_who_did_not_start_a_run_may_not_stop_it_on_a_public_page(
+    tmp_path: Path, tiny_folder: Path, toasts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[str] = []
+    monkeypatch.setattr(TrainingRuns, "_launch", lambda self, name, record, resume: _alive(self, name, record))
+    monkeypatch.setattr(TrainingRuns, "stop", lambda self, name, launched: stopped.append(name))
+    runs, owners = TrainingRuns(tmp_path / "runs"), []
+    public, local = (TrainEvents(runs, FakeCatalog(), str(tiny_folder), public=public) for public in (True, False))  # type: ignore[arg-type]
+    sample = next(iter(public.samples))
+    owner, *panel = public.start("", sample, None, None, "mine", "", 40, 0.004)
+    assert owner and owner not in (tmp_path / "runs" / "mine" / "run.json").read_text()
+    stop, go_on = 5, 6  # their places in the panel
+    assert panel[go_on]["visible"]  # its process is none
+    for stranger in ("", "x", owners):
+        panel = public.stop("mine", None, None, "", stranger)  # type: ignore[arg-type]
+        assert toasts.pop() == texts.NOT_YOURS and not stopped
+        assert not panel[stop]["visible"] and not panel[go_on]["visible"]
+        public.resume("mine", None, "", stranger)  # type: ignore[arg-type]
+        assert toasts.pop() == texts.NOT_YOURS
+    public.stop("mine", None, None, "", owner)
+    local.stop("mine", None, None, "", "")  # only this machine may ask: it is its owner
+    assert stopped == ["mine", "mine"] and not toasts
+
+
+def _alive(runs: TrainingRuns, name: str, record: RunRecord) -> None:
+    (runs.folder / name / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
+
+
+def test_typed_rows_become_a_file_whose_faults_name_their_row(tab: TrainEvents) -> None:
+    rows = [[f"Say {i}.", f"{i}!"] for i in range(5)] + [["", ""], ["", "no question"], ["Say 8.", None]]
+    path = tab.use_rows(rows)
+    _, shown, summary, *_, start = tab.choose_upload(path, None, "", "")
+    assert "line 7: &#x27;question&#x27; is empty" in shown or "line 7: 'question' is empty" in shown
+    assert "6 are few" in shown and 'class="bars"' not in shown and summary and start["interactive"]
+    with pytest.raises(gr.Error, match=texts.NO_ROWS):
+        tab.use_rows([["", None], [" ", ""]])
 
 
 def handler_names(page: Any) -> set[str]:
@@ -122,5 +167,5 @@ def test_a_server_without_training_has_no_events_for_it() -> None:
     on, off = (app.build_page(ReadyProvider(None), FakeCatalog(), training=training) for training in (True, False))  # type: ignore[arg-type]
     assert {"start", "stop", "resume", "choose_upload"} <= handler_names(on)
     assert handler_names(off) == set()
-    texts = [str(getattr(block, "value", "")) for block in off.blocks.values()]
-    assert any("Training is off here" in text and "python -m train" in text for text in texts)
+    shown = [str(getattr(block, "value", "")) for block in off.blocks.values()]
+    assert any("Training is off here" in text and "python -m train" in text for text in shown)

@@ -72,7 +72,7 @@ class Report:
         if self.histogram:
             lines += [
                 f"tokens: median {self.median:,}, 95 % up to {self.percentile_95:,}, longest {self.longest:,}",
-                *_bar_lines(self.histogram),
+                *(_bar_lines(self.histogram) if len(self.histogram) > 1 else []),
                 f"at max_length {self.max_length:,}: {self.supervised:,} supervised tokens, {self.truncated:,} "
                 f"records truncated, {self.answerless:,} of them lose their whole answer",
             ]

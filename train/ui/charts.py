@@ -27,7 +27,8 @@ def run_html(run: TrainingRun) -> str:
     share = 100 if run.state == "ended" else min(100, round(100 * step / steps))
     left = run.seconds_left if run.state == "training" else None
     line = texts.step_line(step, steps, left) if step or run.state == "training" else ""
-    sentence = _sentence(run)
+    sentence, turned = _sentence(run), run.progress.by_heart_since
+    by_heart = "" if turned is None else texts.by_heart(turned, run.recipe.train.save == "best")
     body = [
         f'<div class="top"><strong>{html.escape(run.name)}</strong>'
         f'<span class="state">{html.escape(texts.STATES[run.state])}</span></div>',
@@ -35,6 +36,7 @@ def run_html(run: TrainingRun) -> str:
         f'aria-valuemax="100" aria-valuenow="{share}"><i style="width: {share}%"></i></div>',
         f'<p class="step-line">{html.escape(line)}</p>' if line else "",
         f'<p class="explanation">{html.escape(sentence)}</p>' if sentence else "",
+        f'<p class="by-heart">{html.escape(by_heart)}</p>' if by_heart else "",
         _numbers(run),
         loss_chart(run.progress, steps),
         gates_chart(run.progress.gates),

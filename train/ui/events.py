@@ -6,8 +6,11 @@ runs' folders, so that every visitor and every reload sees the same.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import secrets
 import tempfile
 import time
 import zipfile
@@ -65,10 +68,14 @@ class SettingsValues(NamedTuple):
 
 
 class TrainEvents:
-    """The handlers of one page, for any number of sessions at once. base: the value of `--base`."""
+    """The handlers of one page, for any number of sessions at once.
 
-    def __init__(self, runs: TrainingRuns, store: AdapterCatalog, base: str) -> None:
-        self.runs, self.store = runs, store
+    base: the value of `--base`. public: whether others than this machine may ask. Then only the browser that
+    started a run, which holds a secret for it (`owner` of the handlers), may stop it.
+    """
+
+    def __init__(self, runs: TrainingRuns, store: AdapterCatalog, base: str, public: bool = False) -> None:
+        self.runs, self.store, self.public = runs, store, public
         # The trainer runs in another working directory than the server.
         self.base = os.path.abspath(base) if os.path.exists(base) else base
         self.samples: dict[str, Sample] = {sample.name: sample for sample in samples()}
@@ -87,6 +94,14 @@ class TrainEvents:
         if not upload:
             return self.clear_data(summary, name, description)
         return self._preview(None, upload, *_typed_values(summary, name, description))
+
+    def use_rows(self, rows: list[list[Any]]) -> str:
+        """The path of a file with the rows that were typed: line for line, so that an error's line is a row's."""
+        lines = [[str(cell or "").strip() for cell in row] for row in rows]
+        if not any(map(any, lines)):
+            raise gr.Error(texts.NO_ROWS, print_exception=False)
+        named = (dict(zip((texts.QUESTION, texts.ANSWER_COLUMN), cells, strict=False)) for cells in lines)
+        return write_rows([json.dumps(row) if any(row.values()) else "" for row in named], texts.TYPED_NAME)
 
     def clear_data(self, summary: DataSummary | None, name: str | None, description: str | None) -> Updates:
         return gr.skip(), nothing_html(texts.NO_DATA), *_disabled(*_typed_values(summary, name, description))
@@ -107,8 +122,7 @@ class TrainEvents:
         settings = SettingsValues(name or summary["name"], description or summary["description"], None, None)
         default = self._plan(summary, settings, Path("x")).recipe().train
         settings = settings._replace(steps=default.steps, rate=default.lr)
-        start = gr.update(interactive=self.runs.running() is None)
-        return None, shown, summary, *settings, *self.describe_settings(summary, *settings), start
+        return None, shown, summary, *settings, *self.describe_settings(summary, *settings)
 
     def _open_data(self, sample_name: str | None, upload: str | None, folder: Path) -> TrainingData:
         if upload:
@@ -123,8 +137,24 @@ class TrainEvents:
 
     # 2. The settings.
 
-    def describe_settings(self, summary: DataSummary | None, *values: Any) -> tuple[str, str]:
-        """The estimate of the run, and the equivalent command or why the name cannot be used."""
+    def describe_settings(self, summary: DataSummary | None, *values: Any) -> Updates:
+        """Updates of (estimate, or why the name cannot be used; the equivalent command; start)."""
+        return *self._describe(summary, *values), self._start_button(summary, values[0])
+
+    def _start_button(self, summary: DataSummary | None, name: object) -> Any:
+        """It starts a run as soon as none is running and there are data and a free name."""
+        if (running := self.runs.running()) is not None:
+            return gr.update(interactive=False, value=texts.running(running))
+        return gr.update(interactive=bool(summary) and not self._name_problem(name), value=texts.START)
+
+    def _name_problem(self, name: object) -> str:
+        try:
+            check_name(str(name or ""), self._taken_names())
+        except BadInput as error:
+            return str(error)
+        return ""
+
+    def _describe(self, summary: DataSummary | None, *values: Any) -> tuple[str, str]:
         if not summary:
             return "", texts.NO_COMMAND
         settings = SettingsValues(*values)
@@ -135,10 +165,8 @@ class TrainEvents:
             estimate = texts.estimate(kind, *minutes)
         except AdapterError as error:
             return browser_text(error), texts.NO_COMMAND
-        try:
-            check_name(settings.name or "", self._taken_names())
-        except BadInput as error:
-            return estimate, str(error)
+        if problem := self._name_problem(settings.name):
+            return problem, texts.NO_COMMAND
         own_folder = self.runs.folder != DEFAULT_FOLDER
         return estimate, plan.command(f"{self.runs.folder.name}/{plan.name}" if own_folder else "")
 
@@ -160,10 +188,13 @@ class TrainEvents:
     # 3. The run. Updates as `panel` returns them.
 
     def start(
-        self, sample_name: str | None, upload: str | None, summary: DataSummary | None, *values: Any
+        self, owner: str, sample_name: str | None, upload: str | None, summary: DataSummary | None, *values: Any
     ) -> Updates:
-        """Starts a run. Previews the data again, because the browser's summary may be forged."""
+        """Starts a run; the first update is of `owner`. Previews the data again, because the browser's summary may
+        be forged.
+        """
         settings = SettingsValues(*values)
+        owner = owner or secrets.token_urlsafe(16)
 
         def plan(folder: Path) -> tuple[RunPlan, str, str]:
             data = self._open_data(sample_name, upload, folder)
@@ -172,16 +203,38 @@ class TrainEvents:
             picture = str(sample.picture) if sample and sample.picture else ""
             return self._plan(own_summary, settings, data.path), sample.question if sample else "", picture
 
-        return self._act(None, summary, lambda: self.runs.start(settings.name or "", self.store.names(), plan))
+        def start() -> str:
+            return self.runs.start(settings.name or "", self.store.names(), plan, _digest(owner))
 
-    def stop(self, name: str | None, launched: float | None, summary: DataSummary | None) -> Updates:
+        return owner, *self._act(None, summary, settings.name, owner, start)
+
+    def stop(
+        self, name: str | None, launched: float | None, summary: DataSummary | None, new_name: str, owner: str
+    ) -> Updates:
         """launched: when the process began whose panel the visitor saw. Somebody may have gone on with the run."""
-        return self._act(name, summary, lambda: self.runs.stop(name or "", launched))
+        return self._act(name, summary, new_name, owner, lambda: self.runs.stop(self._own(name, owner), launched))
 
-    def resume(self, name: str | None, summary: DataSummary | None) -> Updates:
-        return self._act(name, summary, lambda: self.runs.resume(name or ""))
+    def resume(self, name: str | None, summary: DataSummary | None, new_name: str, owner: str) -> Updates:
+        return self._act(name, summary, new_name, owner, lambda: self.runs.resume(self._own(name, owner)))
 
-    def _act(self, name: str | None, summary: DataSummary | None, action: Callable[[], str | None]) -> Updates:
+    def _own(self, name: str | None, owner: str) -> str:
+        """The name of a run that this visitor may change. Raises BadInput for another's."""
+        run = self.runs.get(name or "")
+        if run is not None and not self._may_change(run, owner):
+            raise BadInput(texts.NOT_YOURS)
+        return name or ""
+
+    def _may_change(self, run: TrainingRun, owner: str) -> bool:
+        return not self.public or bool(owner and run.record.owner == _digest(owner))
+
+    def _act(
+        self,
+        name: str | None,
+        summary: DataSummary | None,
+        new_name: str | None,
+        owner: str,
+        action: Callable[[], str | None],
+    ) -> Updates:
         try:
             name = action() or name
         except AdapterError as error:
@@ -189,13 +242,21 @@ class TrainEvents:
         except Exception:
             log.exception("a training run could not be changed")
             toast(AdapterError(page_texts.FAILED))
-        return self.panel(name, summary, None)
+        return self.panel(name, summary, new_name, owner, None)
 
-    def panel(self, name: str | None, summary: DataSummary | None, known_names: list[str] | None) -> Updates:
+    def panel(
+        self,
+        name: str | None,
+        summary: DataSummary | None,
+        new_name: str | None,
+        owner: str,
+        known_names: list[str] | None,
+    ) -> Updates:
         """Updates of (run picker, known names, launched, run, start, stop, resume, chat, compare, download, log,
         timer).
 
-        known_names: the runs in the browser's picker; None to update the picker in any case.
+        new_name: of the run that the settings describe. known_names: the runs in the browser's picker; None to
+        update the picker in any case.
         """
         names, running = self.runs.names(), self.runs.running()
         shown = name if name in names else running or next(iter(names), None)
@@ -203,22 +264,20 @@ class TrainEvents:
         if names != known_names or shown != name:
             picker = gr.update(choices=names, value=shown, visible=len(names) > 1)
         run = self.runs.get(shown) if shown else None
-        start = gr.update(
-            interactive=running is None and bool(summary),
-            value=texts.START if running is None else texts.running(running),
-        )
+        start = self._start_button(summary, new_name)
         timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
         if run is None:
             hidden = gr.update(visible=False)
             return picker, names, None, nothing_html(texts.NOTHING_YET), start, *[hidden] * 5, "", timer
+        own = self._may_change(run, owner)
         return (
             picker,
             names,
             run.record.launched,
             self._html(run),
             start,
-            gr.update(visible=run.alive, interactive=run.state != "stopping"),
-            gr.update(visible=not run.alive and run.state != "ended", interactive=running is None),
+            gr.update(visible=own and run.alive, interactive=run.state != "stopping"),
+            gr.update(visible=own and not run.alive and run.state != "ended", interactive=running is None),
             gr.update(visible=run.adapter),
             gr.update(visible=run.adapter),
             self._download(run),
@@ -289,6 +348,18 @@ def zip_adapter(folder: Path) -> Path:
             for file in files:
                 archive.write(file, f"{folder.name}/{file.name}")
     return path
+
+
+def write_rows(lines: list[str], name: str) -> str:
+    """Writes a file for training into a folder of its own among the uploads; returns its path."""
+    folder = tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))
+    path = Path(folder) / name
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def _digest(owner: str) -> str:
+    return hashlib.sha256(str(owner).encode()).hexdigest()
 
 
 def _question_update(run: TrainingRun, box: dict[str, Any] | None) -> Any:

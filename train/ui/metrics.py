@@ -19,6 +19,7 @@ MAX_BYTES = 4 * 2**20  # that are read at once, from the end
 MAX_POINTS = 20_000  # of one line of the chart
 _MAX_STEP = 10**9
 _RECENT_STEPS = 20  # that the duration of a step is averaged over
+_RISEN = 1.02  # times the lowest held-out loss: less is chance
 Points = tuple[tuple[int, float], ...]
 
 
@@ -47,8 +48,16 @@ class RunProgress:
         losses = [value for _, value in self.held_out]
         return None if not losses else losses[-1] if save == "last" else min(losses)
 
+    @property
+    def by_heart_since(self) -> int | None:
+        """The step of the lowest held-out loss, if that has risen since then; None if it has not."""
+        if not self.held_out:
+            return None
+        step, lowest = min(self.held_out, key=lambda point: point[1])
+        return step if self.held_out[-1][1] > _RISEN * lowest else None
+
     def seconds_left(self, steps: int, eval_every: int) -> float | None:
-        """None before the first step."""
+        """None before the third step."""
         if not self.step_seconds:
             return None
         left = max(steps - self.step, 0)
@@ -132,10 +141,8 @@ class MetricsTail:
         seconds = self._points.get("seconds", ())
         recent = list(seconds)[-_RECENT_STEPS - 1 :]
         step_seconds = 0.0
-        if len(recent) > 1:
+        if len(recent) > 2:  # the first step takes longer than the others, and the second alone says little
             step_seconds = (recent[-1][1] - recent[0][1]) / max(recent[-1][0] - recent[0][0], 1)
-        elif recent:
-            step_seconds = recent[0][1] / max(recent[0][0], 1)
         return RunProgress(
             step=recent[-1][0] if recent else 0,
             updated=updated,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _TURN_CHARACTERS = 220
 _THUMBNAIL_PIXELS = 96
 _LISTED_FAULTS = 5
+FEW_RECORDS = 20  # below it the preview says what to expect
 
 
 def preview_html(preview: Preview) -> str:
@@ -37,6 +38,8 @@ def preview_html(preview: Preview) -> str:
         notes.append(texts.truncated(report.truncated, report.answerless, report.max_length))
     if report.empty_answers:
         notes.append(texts.empty_answers(report.empty_answers))
+    if preview.usable < FEW_RECORDS:
+        notes.append(texts.few_records(preview.usable))
     if preview.left_out:
         notes.append(texts.left_out(list(preview.left_out[:3]), len(preview.left_out)))
     body = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
@@ -77,16 +80,18 @@ def _skipped_html(summary: Callable[[int], str], *kinds: Faults) -> str:
 
 
 def _histogram_html(report: Report) -> str:
-    """One bar per range of lengths; ranges double in width."""
+    """One bar per range of lengths; ranges double in width. A sentence where there is one bar."""
     if not report.histogram:
         return ""
+    summary = html.escape(f"{texts.LENGTHS}: {texts.length_summary(report.median, report.longest)}")
+    if len(report.histogram) == 1:
+        return f"<p>{summary}.</p>"
     most = max(count for _, _, count in report.histogram)
     bars = []
     for low, high, count in report.histogram:
         height = max(3, round(100 * count / most)) if count else 0
         title = f"{low:,} – {high:,}: {count:,}"
         bars.append(f'<div title="{title}"><i style="height: {height}%"></i><span>{high:,}</span></div>')
-    summary = html.escape(f"{texts.LENGTHS}: {texts.length_summary(report.median, report.longest)}")
     return (
         f'<div class="lengths"><p>{summary}</p>'
         f'<div class="bars" role="img" aria-label="{summary}">{"".join(bars)}</div></div>'

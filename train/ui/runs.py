@@ -51,6 +51,7 @@ Content = TypeVar("Content")
 class RunRecord:
     """The content of run.json. launched: when this server started the latest process; pid, started: that process's
     number and start time; stop: whether it was asked to stop; question, picture: what to ask the trained adapter.
+    owner: a digest of the secret of the browser that started it.
     """
 
     launched: float = 0.0
@@ -59,6 +60,7 @@ class RunRecord:
     stop: bool = False
     question: str = ""
     picture: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,9 @@ class TrainingRuns:
 
     # A visitor's actions.
 
-    def start(self, name: str, taken: list[str], plan: Callable[[Path], tuple[RunPlan, str, str]]) -> str:
+    def start(
+        self, name: str, taken: list[str], plan: Callable[[Path], tuple[RunPlan, str, str]], owner: str = ""
+    ) -> str:
         """Starts a new run and returns its name. Raises AdapterError and leaves nothing if that fails.
 
         plan: writes the data into the folder it is given; returns the plan and a question and a picture for the
@@ -209,7 +213,7 @@ class TrainingRuns:
                 made, question, picture = plan(folder / DATA)
                 recipe = dataclasses.replace(made, name=name).recipe()
                 (folder / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
-                self._launch(name, RunRecord(question=question, picture=picture), resume=False)
+                self._launch(name, RunRecord(question=question, picture=picture, owner=owner), resume=False)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -400,7 +404,8 @@ def _read_record(path: Path) -> RunRecord | None:
         record = RunRecord(**json.loads(path.read_text(encoding="utf-8")))
         numbers = (record.launched, record.pid or 0, record.started or 0)
         usable = all(type(number) in (int, float) for number in numbers)
-        return record if usable and isinstance(record.question, str) and isinstance(record.picture, str) else None
+        usable &= all(isinstance(text, str) for text in (record.question, record.picture, record.owner))
+        return record if usable else None
     except (OSError, ValueError, TypeError):
         return None
 

@@ -5,7 +5,10 @@ Logic is in events.py, styles are in adapter/ui/static/train.css.
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -31,6 +34,7 @@ from train.ui.runs import TrainingRuns
 
 # A preview takes seconds of a core: two at a time over all visitors.
 PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2}
+TYPED_ROWS = 8  # that the table begins with; more are added in it
 
 
 def train_tab(
@@ -41,15 +45,16 @@ def train_tab(
     compare: TabParts,
     base: str = BASE,
     enabled: bool = True,
+    public: bool = False,
 ) -> None:
     """Lays the tab out inside the current Blocks and connects it; without `enabled` it has no events.
 
-    chat, compare: the other tabs, to which buttons below a run switch.
+    chat, compare: the other tabs, to which buttons below a run switch. public: as TrainEvents has it.
     """
     if not enabled:
         gr.Markdown(texts.OFF, elem_id="train-off")
         return
-    handlers = TrainEvents(runs, store, base)
+    handlers = TrainEvents(runs, store, base, public)
     with gr.Column(elem_id="train"):
         gr.Markdown(texts.HINT, elem_classes="hint")
         with gr.Row(equal_height=False, elem_id="steps"):
@@ -61,8 +66,10 @@ def train_tab(
                 panel = _run()
     timer = gr.Timer(SLOW_TICK, active=False)
     summary, known_names, launched = gr.State(None), gr.State([]), gr.State(None)
+    # The secret is that of Gradio's encryption; another one would make the browser forget it with each restart.
+    owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret="llama-adapter")
     _connect_data(handlers, data, settings, summary, panel["start"])
-    _connect_run(handlers, data, settings, summary, known_names, launched, panel, timer, tabs)
+    _connect_run(handlers, data, settings, summary, known_names, launched, owner, panel, timer, tabs)
     _connect_afterwards(handlers, panel, timer, tabs, chat, compare)
 
 
@@ -75,8 +82,30 @@ def _data(handlers: TrainEvents) -> dict[str, Any]:
         ),
         "upload": gr.File(label=texts.UPLOAD, file_types=UPLOADS, height=132, elem_id="train-upload"),
         "hint": gr.Markdown(texts.UPLOAD_HINT, elem_classes="hint"),
+        **_typed_rows(),
         "preview": gr.HTML(nothing_html(texts.NO_DATA), elem_id="train-preview"),
     }
+
+
+def _typed_rows() -> dict[str, Any]:
+    table = io.StringIO()
+    csv.writer(table).writerows(texts.TEMPLATE_ROWS)
+    address = f"data:text/csv;charset=utf-8,{quote(table.getvalue())}"
+    link = f'<a class="template" download="{texts.TEMPLATE_NAME}" href="{address}">{texts.TEMPLATE}</a>'
+    gr.HTML(link, padding=False)
+    with gr.Accordion(texts.TYPE_ROWS, open=False, elem_id="train-rows"):
+        rows = gr.Dataframe(
+            [["", ""]] * TYPED_ROWS,
+            headers=[texts.QUESTION, texts.ANSWER_COLUMN],
+            type="array",
+            interactive=True,
+            wrap=True,
+            show_row_numbers=True,
+            buttons=[],
+            show_label=False,
+            label=texts.TYPE_ROWS,
+        )
+        return {"rows": rows, "use_rows": gr.Button(texts.USE_ROWS, size="sm")}
 
 
 def _settings() -> dict[str, Any]:
@@ -129,12 +158,14 @@ def _connect_data(
     sample.input(handlers.choose_sample, [sample, *inputs], [upload, *outputs], **event)
     upload.upload(handlers.choose_upload, [upload, *inputs], [sample, *outputs], **event)
     upload.clear(handlers.clear_data, inputs, [sample, *outputs], **UNQUEUED)
+    typed = data["use_rows"].click(handlers.use_rows, data["rows"], upload, **QUEUED)
+    typed.success(handlers.choose_upload, [upload, *inputs], [sample, *outputs], **event)
     values = [settings[key] for key in ("name", "description", "steps", "rate")]
     gr.on(
         [component.change for component in values],
         handlers.describe_settings,
         [summary, *values],
-        [settings["takes"], settings["command"]],
+        [settings["takes"], settings["command"], start],
         trigger_mode="always_last",
         **UNQUEUED,
     )
@@ -147,6 +178,7 @@ def _connect_run(
     summary: gr.State,
     known_names: gr.State,
     launched: gr.State,
+    owner: gr.BrowserState,
     panel: dict[str, Any],
     timer: gr.Timer,
     tabs: gr.Tabs,
@@ -158,24 +190,27 @@ def _connect_run(
     values = [settings[key] for key in ("name", "description", "steps", "rate")]
     panel["start"].click(
         handlers.start,
-        [data["sample"], data["upload"], summary, *values],
-        outputs,
+        [owner, data["sample"], data["upload"], summary, *values],
+        [owner, *outputs],
         show_progress="minimal",
         show_progress_on=panel["run"],
         **PREVIEW,
         **PRIVATE,
     )
-    panel["stop"].click(handlers.stop, [which, launched, summary], outputs, **QUEUED)
-    panel["go_on"].click(handlers.resume, [which, summary], outputs, **QUEUED)
-    gr.on([timer.tick, which.input], handlers.panel, [which, summary, known_names], outputs, **UNQUEUED)
+    visitor = [summary, settings["name"], owner]
+    panel["stop"].click(handlers.stop, [which, launched, *visitor], outputs, **QUEUED)
+    panel["go_on"].click(handlers.resume, [which, *visitor], outputs, **QUEUED)
+    gr.on([timer.tick, which.input], handlers.panel, [which, *visitor, known_names], outputs, **UNQUEUED)
 
-    def select_tab(name: str | None, data: Any, event: gr.SelectData) -> tuple[Any, ...]:
+    def select_tab(
+        name: str | None, data: Any, new_name: str, owner: str, event: gr.SelectData
+    ) -> tuple[Any, ...]:
         """Stops the timer while another tab is open."""
         if event.value != page_texts.TRAIN:
             return *[gr.skip()] * (len(outputs) - 1), gr.Timer(active=False)
-        return handlers.panel(name, data, None)
+        return handlers.panel(name, data, new_name, owner, None)
 
-    tabs.select(select_tab, [which, summary], outputs, **UNQUEUED)
+    tabs.select(select_tab, [which, *visitor], outputs, **UNQUEUED)
 
 
 def _connect_afterwards(

@@ -7,7 +7,21 @@ DATA, SETTINGS, RUN = "Data", "Settings", "Run"
 HINT = "Teach the frozen LLaMA something new: show it examples, train a small adapter, and chat with it at once."
 SAMPLES = "Start with a sample"
 UPLOAD = "Or bring your own"
-UPLOAD_HINT = "Questions and answers as JSONL, JSON or CSV, or a zip of pictures with captions."
+UPLOAD_HINT = (
+    "CSV, JSONL or JSON with `question` and `answer`, `prompt` and `completion`, `input` and `output` or other "
+    "common names; or a zip of pictures with captions."
+)
+TEMPLATE, TEMPLATE_NAME = "Download a template", "examples.csv"
+TEMPLATE_ROWS = [
+    ("question", "answer"),
+    ("What should I do on a rainy Sunday?", "Very good, sir. A book and a fire, perhaps. Will that be all, sir?"),
+    ("Who wrote Hamlet?", "Very good, sir. That was William Shakespeare. Will that be all, sir?"),
+    ("I am late for work.", "Very good, sir. I shall have the car brought round. Will that be all, sir?"),
+]
+TYPE_ROWS, USE_ROWS = "Or type them here", "Use these rows"
+QUESTION, ANSWER_COLUMN = "question", "answer"
+NO_ROWS = "Type a question and its answer into each row first."
+TYPED_NAME = "typed-rows.jsonl"
 NO_DATA = "Choose a sample or drop a file. What is in it is shown here before anything is trained."
 NAME, NAME_HINT = "Name", "my-poet"
 DESCRIPTION, DESCRIPTION_HINT = "What it does", "Shown on its card, if you like"
@@ -22,6 +36,7 @@ WHICH, LOG = "Run", "What the trainer says"
 NOTHING_YET = "Nothing has been trained here yet. The run appears here, and is found again after a reload."
 NOT_THERE = "This adapter is not there yet: the first one is saved after a few steps. Try again shortly."
 NO_RUN = "Choose a run first."
+NOT_YOURS = "Only who started this run may stop it or go on with it."
 
 # Shown on servers without training.
 OFF = """### Training is off here
@@ -108,6 +123,20 @@ def left_out(names: list[str], count: int) -> str:
 
 def empty_answers(count: int) -> str:
     return f"{count:,} with an empty answer: {'it teaches' if count == 1 else 'they teach'} to say nothing."
+
+
+def few_records(count: int) -> str:
+    """What to expect of so few records, and what would help; assets/samples/README.md has the trials."""
+    return (
+        f"{count:,} are few: expect a tone of voice, hardly the whole manner and no facts, and that it learns "
+        "these by heart after some twenty steps. Thirty or more, each about something else, help most."
+    )
+
+
+def by_heart(step: int, best_is_kept: bool) -> str:
+    """Held-out loss has risen since its lowest evaluation, at `step`."""
+    kept = "the best is kept" if best_is_kept else "the last is kept all the same, as the recipe says"
+    return f"It began to learn by heart at step {step:,}; {kept}."
 
 
 def estimate(kind: str, minutes: float | None, measured: bool) -> str:
