@@ -32,7 +32,7 @@ from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, Inspection, Inspector, base_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import PromptKVBuilder
-from adapter.serve.request import Answer, FinishReason, GenerationEvent, GenerationRequest
+from adapter.serve.request import Answer, BaseLogprobs, FinishReason, GenerationEvent, GenerationRequest
 from adapter.serve.sampling import Sampled, check_finite, sample
 from adapter.serve.scheduler import (
     MAX_ROWS,
@@ -348,10 +348,12 @@ class Engine:
         chunk = BASE_CHUNK * min(4, len(rows))
         behind = [row for row in self._batch.rows if row.base_behind >= chunk]
         if behind:
-            self._read_base(max(behind, key=lambda row: row.base_behind))
+            row = max(behind, key=lambda row: row.base_behind)
+            if found := self._read_base(row):
+                row.mailbox.put(GenerationEvent(base_logprobs=found))
 
-    def _read_base(self, row: Row) -> None:
-        """Let the frozen base read the row's next tokens, and send what it gives those of the answer."""
+    def _read_base(self, row: Row) -> tuple[BaseLogprobs, ...]:
+        """Let the frozen base read the row's next tokens; returns what it gives those of the answer."""
         assert row.base_slot is not None
         try:
             if row.base_tokens == 0:
@@ -365,20 +367,22 @@ class Engine:
             ids = [row.token_ids[start:end]]
             logits = self._forward(self._cache, ids, [row.base_slot], [start], nothing, not of_prompt)
             check_finite(logits)
+            found = () if of_prompt else base_logprobs(self.base, logits, row.token_ids[start + 1 : end + 1])
             row.base_tokens = end
-            if not of_prompt:
-                found = base_logprobs(self.base, logits, row.token_ids[start + 1 : end + 1])
-                row.mailbox.put(GenerationEvent(base_logprobs=found))
+            return found
         except Exception as error:  # the answer goes on without
             _log(error)
             row.reads_base = False
             self._check_base()
+            return ()
 
-    def _read_base_to_end(self, row: Row) -> None:
-        """Before the last event: unless most of the prompt has not been read, for which others would wait."""
+    def _with_base(self, row: Row, event: GenerationEvent) -> GenerationEvent:
+        """The last event with the base's part of all tokens that lack it, unless the others would wait long."""
+        found: tuple[BaseLogprobs, ...] = ()
         if row.prompt_tokens - row.base_tokens <= self._prefill_chunk:
             while row.base_behind > 0:
-                self._read_base(row)
+                found += self._read_base(row)
+        return replace(event, base_logprobs=found)
 
     def _check_base(self) -> None:
         """Raises if the base cannot read a token: then a failure was not that of one row."""
@@ -400,8 +404,7 @@ class Engine:
                 return False
             if events[-1].finish_reason is not None:
                 row.mailbox.put(*events[:-1])
-                self._read_base_to_end(row)
-                self._end(row, events[-1])
+                self._end(row, self._with_base(row, events[-1]))
                 self._release(row)
                 return False
         row.mailbox.put(*events)
@@ -439,8 +442,7 @@ class Engine:
         except Exception as error:
             self._fail(row, error)
             return
-        self._read_base_to_end(row)
-        self._end(row, event)
+        self._end(row, self._with_base(row, event))
         self._release(row)
 
     def _fail(self, row: Row, error: Exception) -> None:

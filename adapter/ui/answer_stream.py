@@ -5,6 +5,7 @@ Knows the engine, the adapter catalog and conversations as data; knows no compon
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from adapter.base.template import Message
-    from adapter.serve.request import Client, GenerationEvent, GenerationRequest
+    from adapter.serve.request import BaseLogprobs, Client, GenerationEvent, GenerationRequest
 
 TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
 
@@ -38,7 +39,7 @@ def uses_picture(catalog: AdapterCatalog, settings: Settings) -> bool:
 
 
 def build_request(
-    messages: tuple[Message, ...], settings: Settings, image: Image | None, client: Client
+    messages: tuple[Message, ...], settings: Settings, image: Image | None, client: Client, xray: bool = False
 ) -> GenerationRequest:
     """Raises BadInput."""
     from adapter.serve.request import GenerationRequest
@@ -61,7 +62,14 @@ def build_request(
         mute_layers=settings.mute_layers,
         mute_heads=settings.mute_heads,
         client=client,
+        base_logprobs=xray,
     )
+
+
+def xray_line(text: str, logprob: float, base: BaseLogprobs) -> str:
+    """A token for xray.js: its text, its log-probability, the frozen base's, and the base's likeliest tokens."""
+    top = [[other, round(value, 3)] for other, value in base.top]
+    return json.dumps([text, round(logprob, 3), round(base.logprob, 3), top])
 
 
 def with_seed(settings: Settings) -> Settings:
@@ -81,6 +89,8 @@ class AnswerProgress:
     rate: float | None = None  # tokens/s; None for the first few tokens
     first_time: float = 0.0
     first_tokens: int = 0  # that came in one list with the first
+    xray: list[str] = field(default_factory=list)  # a line for each token that the frozen base has read
+    _written: list[tuple[str, float | None]] = field(default_factory=list)  # text and log-probability by token
 
     def note_unused_picture(self, has_picture: bool, visual: bool) -> None:
         if visual != has_picture:
@@ -92,11 +102,15 @@ class AnswerProgress:
         self.text += event.text
         if event.token_id is not None:
             self.token_ids.append(event.token_id)
+            self._written.append((event.text, event.logprob))
         self.tokens, seconds = len(self.token_ids), now - self.first_time
         if seconds < REDRAW_SECONDS / 2:
             self.first_tokens = self.tokens
         elif self.tokens > 4:
             self.rate = (self.tokens - self.first_tokens) / seconds
+        for base in event.base_logprobs:
+            text, logprob = self._written[len(self.xray)]
+            self.xray.append(xray_line(text, logprob or 0.0, base))
         if event.stats is not None:
             self.tokens, self.rate = event.stats.new_tokens, event.stats.tokens_per_s or None
             self.notes += texts.ENDINGS[event.finish_reason]
@@ -122,13 +136,18 @@ class ChatAnswers:
         text = texts.reads_text_only(settings.adapter or None, bool(visual))
         return conversation.offer(text, [*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)])
 
-    def stream(self, change: Change, history: History, settings: Settings, client: Client) -> Iterator[History]:
-        """Yields the messages that follow the user turn, each time with more of the answer."""
+    def stream(
+        self, change: Change, history: History, settings: Settings, client: Client, xray: bool = False
+    ) -> Iterator[History]:
+        """Yields the messages that follow the user turn, each time with more of the answer.
+
+        xray: with what the frozen base gives its tokens.
+        """
         visual, picture = uses_picture(self.catalog, settings), conversation.latest_picture(history)
         progress = AnswerProgress(settings := with_seed(settings))
         progress.note_unused_picture(picture is not None, visual)
         image = open_upload(picture) if visual and picture else None
-        request = build_request(conversation.to_messages(history), settings, image, client)
+        request = build_request(conversation.to_messages(history), settings, image, client, xray)
         progress.notes += texts.muted(request.mute_layers, request.mute_heads) if request.parts else ()
         engine = self.provider.engine()
         assert engine is not None
@@ -141,7 +160,9 @@ class ChatAnswers:
                     if event.is_output:
                         progress.add(event)
                 text = progress.text
-                message = conversation.answer(text) if text.strip() else conversation.note(texts.EMPTY_ANSWER)
+                message = conversation.note(texts.EMPTY_ANSWER)
+                if text.strip():
+                    message = conversation.answer(text, "\n".join(progress.xray))
                 # max_tokens is the present length, so that the recorded settings reproduce exactly this text.
                 truncated = settings.replace(max_tokens=max(1, len(progress.token_ids)))
                 if event.finish_reason == "cancelled" and not text.strip():

@@ -19,12 +19,13 @@ from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import BASE_ONLY, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, check_length, client_of, wait_for
 from adapter.ui import conversation, theme
-from adapter.ui.answer_stream import TEXT_ONLY, ChatAnswers, with_small_picture
+from adapter.ui.answer_stream import TEXT_ONLY, ChatAnswers, with_small_picture, xray_line
 from adapter.ui.chatbot import unescape_markup
 from adapter.ui.conversation import History
 from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.conversation_store import panel_change, refuse
 from adapter.ui.images import BadPicture
+from adapter.ui.inside_panel import inspect_newest
 from adapter.ui.status import FRAME_SECONDS, toast
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
@@ -177,6 +178,27 @@ class ChatEvents:
         except StaleEvent as error:
             return gr.skip(), gr.skip(), refuse(error)
 
+    def xray(self, on: bool, history: History, number: str, request: gr.Request) -> tuple[Any, Any]:
+        """Adds to the newest answer what the frozen base gives its tokens, if it was written without."""
+        lines_at = [i for i, entry in enumerate(history) if conversation.kind(entry) == conversation.STATS]
+        newest = lines_at[-1] - 1 if lines_at else -1
+        if not on or newest < 1 or conversation.is_streaming(history) or conversation.xray_of(history[newest]):
+            return gr.skip(), gr.skip()
+        try:
+            inspection = inspect_newest(self.provider, history, client_of(request))[0].inspection
+            tokens = zip(inspection.tokens, inspection.logprobs.tolist(), inspection.base, strict=True)
+            lines = "\n".join(xray_line(*token) for token in tokens)
+            with self.states.change(request.session_hash, number) as change:
+                answer = conversation.answer(conversation.text_of(history[newest]), lines)
+                return [*history[:newest], answer, *history[newest + 1 :]], str(self.states.finish(change))
+        except StaleEvent as error:
+            return gr.skip(), refuse(error)
+        except BadInput:  # nothing to compare: no answer yet, or the frozen base's own
+            return gr.skip(), gr.skip()
+        except AdapterError as error:
+            toast(error)
+            return gr.skip(), gr.skip()
+
     def _put_back(self, history: History, number: str, request: gr.Request) -> Iterator[Updates]:
         try:
             with self.states.change(request.session_hash, number) as change:
@@ -266,7 +288,8 @@ class ChatEvents:
             yield [*history, offer]
             return
         history = conversation.with_dividers(history, settings)
-        for messages in self._answers.stream(change, history, settings, client_of(request)):
+        xray = values.get("xray") is True
+        for messages in self._answers.stream(change, history, settings, client_of(request), xray):
             yield [*history, *messages]
 
     def _restore(

@@ -22,6 +22,7 @@ from adapter.ui.inside_panel import inside_panel
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
+from adapter.ui.xray import xray_bar
 
 # Components by the name of their setting: the `inputs_kwargs` of an event listener.
 SettingsInputs = dict[str, Any]
@@ -53,6 +54,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
                 examples=[_example_card(example) for example in examples],
                 elem_id="chat",
             )
+            xray = xray_bar(chat)
             with gr.Column(elem_id="compose"):
                 box = message_box(texts.PLACEHOLDER, "box")
                 gr.HTML(camera_html(), elem_id="camera", padding=False)
@@ -88,6 +90,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
         "mix_strength": mix_strength,
         "mute_layers": inside.mute_layers,
         "mute_heads": inside.mute_heads,
+        "xray": xray,
     }
     events = ChatEvents(provider, catalog, examples, states)
     _connect(page, events, store, chat, box, settings, inside.retry)
@@ -144,6 +147,7 @@ def _connect(
     chat.example_select(store.saving_stream(events.send_example), seen, **turn)
     changed = [chat, box, store.number]
     box.stop(store.saving(events.stop), seen, [*changed, *store.outputs], **UNQUEUED)
+    settings["xray"].input(events.xray, [settings["xray"], *seen], [chat, store.number], **QUEUED)
     store.clear(chat).then(store.saving(events.clear), store.number, [*changed, *store.outputs], **QUEUED)
     chat.undo(store.saving(events.undo), seen, [*changed, *store.outputs], **QUEUED)
     store.connect(page, chat, settings)

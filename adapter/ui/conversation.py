@@ -38,8 +38,10 @@ def user_turn(text: str, picture: str | None = None) -> History:
     return [*entries, _entry("user", _text_block(text))]
 
 
-def answer(text: str) -> Entry:
-    return _entry("assistant", _text_block(text))
+def answer(text: str, xray: str = "") -> Entry:
+    """xray: what the frozen base gives its tokens, for xray.js. It is stored as a record is, see `stats`."""
+    entry = _entry("assistant", _text_block(text))
+    return {**entry, "metadata": {"log": xray}} if xray else entry
 
 
 def note(text: str, *, waiting: bool = False) -> Entry:
@@ -139,6 +141,11 @@ def record_of(entry: Entry) -> str:
     """The record that a statistics line carries; empty for any other message."""
     record = (entry.get("metadata") or {}).get("log")
     return record if kind(entry) == STATS and isinstance(record, str) else ""
+
+
+def xray_of(entry: Entry) -> str:
+    """What `answer` stores with an answer."""
+    return "" if kind(entry) else (entry.get("metadata") or {}).get("log") or ""
 
 
 # Reading a history.

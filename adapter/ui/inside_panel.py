@@ -99,7 +99,7 @@ class InsideEvents:
             for status in wait_for(self.provider):
                 yield _message_only(page_texts.waiting_for_model(status))
             yield _message_only(texts.INSPECTING)
-            inspected, record = self._inspect(history, client_of(request))
+            inspected, record = inspect_newest(self.provider, history, client_of(request))
         except AdapterError as error:
             yield _message_only(browser_text(error))
             return
@@ -132,7 +132,7 @@ class InsideEvents:
             inspected = self._cache.get(key)
         try:
             if inspected is None:
-                inspected, _ = self._inspect(history, client_of(request))
+                inspected, _ = inspect_newest(self.provider, history, client_of(request))
         except AdapterError as error:
             return inside_charts.message_html(browser_text(error))
         except Exception:
@@ -145,18 +145,6 @@ class InsideEvents:
             return gr.skip()
         return inside_charts.token_html(inspected.inspection, index, inspected.names)
 
-    def _inspect(self, history: History, client: Client) -> tuple[InspectedAnswer, AnswerRecord]:
-        """Raises AdapterError with the reason why an answer cannot be inspected."""
-        answered, record = _recorded_answer(history)
-        engine = self.provider.engine()
-        if engine is None:
-            raise BadInput(self.provider.status().text)
-        image = open_upload(answered.picture) if record.picture and answered.picture else None
-        request = build_request(answered.messages, record.settings, image, client)
-        inspection = engine.inspect(request, record.token_ids[:MAX_TOKENS])
-        names = [texts.part(name, strength) for name, strength in request.parts]
-        return InspectedAnswer(inspection, names, len(record.token_ids)), record
-
     def _remember(self, values: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
         """Set the value of `key`, and forget the oldest beyond `most`."""
         with self._lock:
@@ -164,6 +152,21 @@ class InsideEvents:
             values.move_to_end(key)
             while len(values) > most:
                 values.popitem(last=False)
+
+
+def inspect_newest(
+    provider: EngineProvider, history: History, client: Client
+) -> tuple[InspectedAnswer, AnswerRecord]:
+    """Raises AdapterError with the reason why the newest answer cannot be inspected."""
+    answered, record = _recorded_answer(history)
+    engine = provider.engine()
+    if engine is None:
+        raise BadInput(provider.status().text)
+    image = open_upload(answered.picture) if record.picture and answered.picture else None
+    request = build_request(answered.messages, record.settings, image, client)
+    inspection = engine.inspect(request, record.token_ids[:MAX_TOKENS])
+    names = [texts.part(name, strength) for name, strength in request.parts]
+    return InspectedAnswer(inspection, names, len(record.token_ids)), record
 
 
 def _event_value(event: gr.EventData, name: str) -> Any:

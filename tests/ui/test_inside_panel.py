@@ -30,7 +30,9 @@ from adapter.serve.settings import Settings
 from adapter.serve.store import AdapterStore
 from adapter.server.loader import LoadStatus
 from adapter.ui import conversation, inside_charts, inside_panel
+from adapter.ui.chat_events import ChatEvents
 from adapter.ui.conversation import AnswerRecord, History
+from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.inside_panel import InsideEvents
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
@@ -411,3 +413,23 @@ def test_only_the_hidden_field_and_a_click_on_a_token_reach_the_server() -> None
                 (reach if dependency["backend_fn"] else alone).add((name, event))
     assert reach == {("inside-request", "change"), ("inside-answer", "token")}
     assert alone == {("inside", "expand"), ("chat", "change"), ("inside-unmute", "click")}
+
+
+# X-ray of an answer that was written without.
+
+
+def test_xray_reads_the_newest_answer_once_more(engine) -> None:
+    events = ChatEvents(ReadyProvider(engine), FakeCatalog(), [], ConversationStates())
+    history = [*recorded(engine), *recorded(engine, tokens=4)]
+    shown, number = events.xray(True, history, "5", REQUEST)
+    assert [bool(conversation.xray_of(entry)) for entry in shown] == [False] * 4 + [True, False]
+    assert number == "7" and len(engine.inspections) == 1
+    lines = [json.loads(line) for line in conversation.xray_of(shown[4]).split("\n")]
+    found = engine.inspections[0]
+    assert [line[0] for line in lines] == list(found.tokens)
+    for (_, logprob, base, top), influence in zip(lines, found.influence.tolist(), strict=True):
+        assert abs(logprob - base - influence) < 0.01 and len(top) == 3 and top[0][1] >= base
+    asked = [*history, *conversation.user_turn("And?")]
+    cases = [(False, history), (True, shown), (True, []), (True, recorded(engine, adapter="")), (True, asked[:1])]
+    for on, other in cases:
+        assert events.xray(on, other, "9", REQUEST) == (gr.skip(), gr.skip())

@@ -187,3 +187,46 @@ def test_the_panel_fits_a_phone_and_is_accessible(visit: Callable[..., Visitor])
             for node in rule["nodes"]
         ]
         assert len(report["passes"]) > 10 and found == [], scheme
+
+
+COLOURED = "() => [...CSS.highlights].filter(([name, words]) => name !== 'xray-seen' && words.size).length"
+A_WORD = """() => {
+    const box = [...CSS.highlights.get('xray-above-4')][0].getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+}"""
+
+
+def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    page, switch = visitor.page, visitor.page.locator("#xray-switch input")
+    visitor.pick("pirate")
+    plain = visitor.ask("Why is the sky blue?")
+    assert page.evaluate(COLOURED) == 0
+    switch.check()
+    page.wait_for_function(COLOURED)  # the answer is read once more
+    switch.uncheck()
+    page.wait_for_function(f"() => !({COLOURED})()")
+    switch.check()
+    assert visitor.answering(visitor.button("Retry").click) == plain
+    page.wait_for_function(f"() => ({COLOURED})() > 2")
+    # What the base would have said: by mouse and by keyboard.
+    card = page.locator("#xray-card")
+    assert not card.is_visible()
+    page.mouse.move(*page.evaluate(A_WORD))
+    card.wait_for()
+    assert re.search(r"With the adapter [\d.]+ %, without (< )?[\d.]+ %", card.inner_text())
+    assert card.locator(".top").count() == 3
+    page.mouse.move(0, 0)
+    card.wait_for(state="hidden")
+    page.locator('#chat [data-testid="bot"][tabindex]').last.focus()
+    page.keyboard.press("ArrowRight")
+    first = card.locator(".word").inner_text()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("word => document.querySelector('#xray-card .word').textContent !== word", arg=first)
+    assert plain.startswith(first)
+    page.keyboard.press("Escape")
+    card.wait_for(state="hidden")
+    # The frozen base has nothing to show.
+    visitor.pick("")
+    visitor.ask("And the sea?")
+    assert page.evaluate("() => document.querySelectorAll('#chat [data-testid=bot][tabindex]').length") == 1

@@ -39,6 +39,13 @@ MUTED_LAYERS, MUTED_HEADS = "Muted layers", "Muted heads"
 UNMUTE_ALL, ASK_AGAIN = "Unmute all", "Ask again"
 
 
+# X-ray.
+XRAY = "X-ray: see what the adapter changed"
+LESS_LIKELY, MORE_LIKELY = "less likely", "likelier with the adapter"
+BOTH = "With the adapter {}, without {}"
+INSTEAD = "The frozen base would have said here:"
+
+
 def part(name: str, strength: float) -> str:
     """An adapter of the answer."""
     return f"{name} at {strength:g}"

@@ -1,0 +1,130 @@
+/* X-ray of the answers: colours words in the bubbles by influence. Gradio runs this once, with `element`, `props` and
+   `watch`. The value has one text for each answer: a line for each token, as answer_stream.py writes it. Nothing of it
+   becomes HTML: the colours are highlights of the text that is there, and the card's lines are texts. */
+
+const BOUNDS = [0.5, 1.5, 3, 5]; // nats, from which a word has the next darker shade
+const paint = {};
+for (const side of ['above', 'below'])
+  BOUNDS.forEach((_, i) => CSS.highlights?.set(`xray-${side}-${i + 1}`, paint[side + (i + 1)] = new Highlight()));
+const seen = new Highlight();
+CSS.highlights?.set('xray-seen', seen);
+let words = []; // {bubble, range, token} in the order of the page
+let current = null;
+const card = document.createElement('div');
+card.id = 'xray-card';
+card.popover = 'manual';
+card.setAttribute('role', 'status');
+element.append(card);
+
+const isOn = () => Boolean(document.querySelector('#xray-switch input')?.checked);
+const bubbles = () => [...document.querySelectorAll('#chat [data-testid="bot"]')].filter(b => !b.querySelector('.aside'));
+const parse = line => {
+  try { return JSON.parse(line); } catch { return null; }
+};
+
+function draw() {
+  Object.values(paint).forEach(highlight => highlight.clear());
+  const before = current;
+  words = [];
+  if (!card.isConnected) element.append(card); // a new value makes the element's content anew
+  bubbles().forEach((bubble, i) => {
+    const tokens = isOn() ? String(props.value?.[i] ?? '').split('\n').map(parse) : [];
+    const readable = tokens.filter(token => Array.isArray(token) && token.length === 4 && typeof token[0] === 'string');
+    place(bubble, readable);
+    if (readable.length) bubble.tabIndex = 0;
+    else bubble.removeAttribute('tabindex');
+  });
+  current = words.find(word => word.bubble === before?.bubble && word.n === before.n) ?? null;
+  if (before && !current) hide();
+}
+
+/* Finds each token in the bubble's text, behind the one before. What Markdown does not show is passed over. */
+function place(bubble, tokens) {
+  const walker = document.createTreeWalker(bubble, NodeFilter.SHOW_TEXT), nodes = [];
+  let text = '';
+  while (walker.nextNode()) {
+    nodes.push([text.length, walker.currentNode]);
+    text += walker.currentNode.data;
+  }
+  const point = at => {
+    const [start, node] = nodes.findLast(([first]) => first <= at);
+    return [node, at - start];
+  };
+  let at = 0;
+  for (const [n, token] of tokens.entries()) {
+    const word = token[0].trim(), found = word ? text.indexOf(word, at) : -1;
+    if (found < 0 || found - at > (/[\p{L}\p{N}]/u.test(word) ? 40 : 2)) continue;
+    at = found + word.length;
+    const range = new Range(), [last, end] = point(at - 1);
+    range.setStart(...point(found));
+    range.setEnd(last, end + 1);
+    words.push({bubble, n, range, token});
+    const influence = token[1] - token[2], shade = BOUNDS.filter(bound => Math.abs(influence) >= bound).length;
+    if (shade) paint[(influence > 0 ? 'above' : 'below') + shade].add(range);
+  }
+}
+
+const percent = logprob => {
+  const p = 100 * Math.exp(logprob);
+  return p < 0.1 ? '< 0.1 %' : `${p.toFixed(p < 10 ? 1 : 0)} %`;
+};
+
+function show(word) {
+  if (word === current) return;
+  current = word;
+  const [text, logprob, base, top] = word.token;
+  const line = (content, kind = '') => Object.assign(document.createElement('p'), {textContent: content, className: kind});
+  const fill = (template, ...values) => values.reduce((all, value) => all.replace('{}', () => value), template);
+  const likeliest = (Array.isArray(top) ? top : []).map(([other, value]) => {
+    const row = line(String(other).trim() || JSON.stringify(other), 'top');
+    row.dataset.p = percent(value);
+    row.style.setProperty('--p', Math.exp(value));
+    return row;
+  });
+  card.replaceChildren(line(text.trim(), 'word'), line(fill(props.both, percent(logprob), percent(base))),
+                       line(props.instead), ...likeliest);
+  seen.clear();
+  seen.add(word.range);
+  if (!card.matches(':popover-open')) card.showPopover();
+  const {left, top: upper, bottom} = word.range.getBoundingClientRect(), {width, height} = card.getBoundingClientRect();
+  card.style.left = `${Math.max(8, Math.min(left, innerWidth - width - 8))}px`;
+  card.style.top = `${bottom + height + 8 < innerHeight ? bottom + 6 : Math.max(8, upper - height - 6)}px`;
+}
+
+function hide() {
+  current = null;
+  seen.clear();
+  if (card.matches(':popover-open')) card.hidePopover();
+}
+
+const under = ({clientX: x, clientY: y, target}) => words.find(({bubble, range}) => bubble.contains(target) &&
+  [...range.getClientRects()].some(r => x >= r.left && x <= r.right && y >= r.top && y <= r.bottom));
+for (const kind of ['pointermove', 'click']) document.addEventListener(kind, event => {
+  const word = isOn() && event.target.closest?.('#chat') ? under(event) : null;
+  if (word) show(word);
+  else if (current && !event.target.closest?.('#xray-card')) hide();
+});
+document.addEventListener('scroll', hide, true);
+document.addEventListener('focusout', event => event.target.matches?.('#chat [data-testid="bot"]') && hide());
+
+/* In a focused bubble the arrow keys move from word to word. */
+document.addEventListener('keydown', event => {
+  if (event.key === 'Escape' && current) {
+    event.preventDefault();
+    hide();
+  }
+  const step = {ArrowLeft: -1, ArrowRight: 1}[event.key], own = words.filter(({bubble}) => bubble === event.target);
+  if (!step || !own.length) return;
+  event.preventDefault();
+  show(own[Math.max(0, Math.min(own.length - 1, own.indexOf(current) + step))]);
+}, true);
+
+let due = 0;
+const redraw = () => {
+  cancelAnimationFrame(due);
+  due = requestAnimationFrame(draw);
+};
+watch('value', redraw);
+document.addEventListener('change', event => event.target.closest?.('#xray-switch') && redraw());
+const chat = document.querySelector('#chat');
+if (chat) new MutationObserver(redraw).observe(chat, {childList: true, subtree: true, characterData: true});
