@@ -1,5 +1,5 @@
-"""Replicas on Ray against one engine in its own process, with the same requests in turn; and how soon the next
-answer of a conversation comes after its replica was killed.
+"""Replicas on Ray against one engine in its own process, with the same requests in turn; how soon a cancelled
+answer makes room for the next, and how soon the next answer of a conversation comes after its replica was killed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from tests.bench.serving import Tasks
 ROWS = (1, 8, 16)
 TOKENS = 96
 QUESTION = "Tell me a long story about the sea."
-_KILL = "kill"  # in place of a question: kill its replica, ask again, and say how long that took
-_KILLS = 3
+# In place of a question: do this, and say how long the next answer took.
+_CANCEL, _KILL = "cancel one of a full batch", "kill the replica"
+_CANCELS, _KILLS = 9, 3
 
 
 def run() -> None:
@@ -46,6 +47,9 @@ def run() -> None:
             found = measure_in_turn({name: lambda p=p: figure(p) for name, p in programs.items()})  # type: ignore[misc]
             one, two = (ratio(found[name], found["engine"]) for name in ("one replica", "two replicas"))
             print_row(rows, what, *(median(found[name]) for name in programs), one, two)
+    cancelled = [programs["one replica"].run(Task([_CANCEL], [[]], 1, [""]))[0] for _ in range(_CANCELS)]
+    longest = f"{1000 * max(cancelled):.0f} ms at most (of {_CANCELS})"
+    print(f"\nfrom cancelling one row of a full batch to the first token of who waited: {longest}")
     killed = [programs["two replicas"].run(Task([_KILL], [[]], 1, [""]))[0] for _ in range(_KILLS)]
     print(
         f"\nfrom kill -9 of a replica to the next answer of its conversation: {median(killed, 2)} s (of {_KILLS})"
@@ -62,6 +66,7 @@ def _serve_cluster(replicas: int) -> None:
     from adapter.serve.cluster import APP, RayEngine, connect
     from adapter.serve.request import Answer, GenerationRequest
     from adapter.serve.sampling import SamplingParams
+    from adapter.serve.scheduler import MAX_ROWS
     from adapter.serve.store import AdapterStore
 
     engine: RayEngine = connect("local", BASE, "auto", None, (replicas, replicas), AdapterStore())
@@ -74,13 +79,35 @@ def _serve_cluster(replicas: int) -> None:
         )
         return engine.submit(request)
 
+    def cancel() -> tuple[float, int]:
+        answers = [submit([1] * 20, "", 2000, str(row)) for row in range(MAX_ROWS)]
+        for answer in answers:
+            while next(answer).token_id is None:
+                pass
+        waiting = submit([1] * 20, "", 1, "waits")
+        while next(waiting).position is None:
+            pass
+        start = time.perf_counter()
+        answers[0].cancel()
+        while next(waiting).token_id is None:
+            pass
+        seconds = time.perf_counter() - start
+        for answer in answers:
+            answer.cancel()
+        while any(found.running for found in engine.replicas().values()):
+            time.sleep(0.1)
+        return seconds, 0
+
+    killed: set[str] = set()  # which the router knows for a while
+
     def kill() -> tuple[float, int]:
         """The replica that answers the conversation "0", in the middle of an answer."""
-        while len(engine.replicas()) < replicas:
+        while len(engine.replicas().keys() - killed) < replicas:
             time.sleep(0.1)
         answer = submit([1] * 20, "", 2000, "0")
-        while not (busy := [name for name, found in engine.replicas().items() if found.running]):
+        while not (busy := [n for n, found in engine.replicas().items() if found.running and n not in killed]):
             time.sleep(0.1)
+        killed.add(busy[0])
         name = f"SERVE_REPLICA::{APP}#Replica#{busy[0].rpartition('/')[2]}"
         start = time.perf_counter()
         ray.kill(ray.get_actor(name, namespace="serve"))
@@ -90,6 +117,8 @@ def _serve_cluster(replicas: int) -> None:
         return time.perf_counter() - start, 0
 
     def run(task: Task) -> tuple[float, int]:
+        if list(task.texts) == [_CANCEL]:
+            return cancel()
         if list(task.texts) == [_KILL]:
             return kill()
         start = time.perf_counter()
