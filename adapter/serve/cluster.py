@@ -1,4 +1,4 @@
-"""Engines on several machines: replicas of `Engine` in Ray Serve, and an engine for the page that asks them.
+"""Engines on several machines: the page's engine, which asks replicas of `Engine` in Ray Serve (replica.py).
 
 A replica is one base with its continuous batch, unchanged. The page holds no weights of the base: it tokenises,
 passes a request with its adapters to a replica, and relays the events. A conversation keeps to one replica, whose
@@ -18,10 +18,9 @@ import socket
 import threading
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 # Ray reads them when it starts.
@@ -33,182 +32,33 @@ import ray
 import torch
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
-from transformers import LlamaConfig
 
-from adapter.base import embedded
-from adapter.base.llama import AdaptedLlama, Base, load_base
+from adapter.base.llama import Base
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
-from adapter.method.config import BaseFingerprint, base_label
+from adapter.method.config import base_label
 from adapter.method.form import NO_FORM
 from adapter.serve import replica_router
-from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
+from adapter.serve.engine import MAX_REQUESTS, queue_full
 from adapter.serve.inspection import CLOSED, Inspection
 from adapter.serve.remote import RemoteAnswer, stand_in
+from adapter.serve.replica import APP, STATUS_SECONDS, BaseDescription, References, build
 from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest
-from adapter.serve.scheduler import MAX_ROWS, admit, find_displaced
+from adapter.serve.scheduler import admit, find_displaced
 from adapter.serve.statistics import EngineStatistics
 from adapter.serve.store import AdapterStore
 
 log = logging.getLogger(__name__)
 
-APP = "llama-adapter"
-_EVENT_SECONDS = 0.02  # between the lists of an answer's events
 _POSITION_SECONDS = 0.25  # between the looks at who waits for a replica
-_STATUS_SECONDS = 1.0
-_KEPT_ADAPTERS = 32  # of a replica; a row keeps its own alive
 _MOST_LOST = 3  # replicas that one answer is begun on
 _CONNECT_SECONDS = 10.0
 _START_SECONDS = 600.0  # that a base may take to load
 LOST = "The machine that wrote this answer is gone. Ask again: another one will answer."
 NO_REPLICA = "No replica is up at the moment. Ask again in a minute."
-
-# Adapters by name: the digest of each, and where it is in Ray's object store.
-References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
-
-
-@dataclass(frozen=True)
-class BaseDescription:
-    """What the page needs of a base that lies on other machines. eos: ids in its generation config."""
-
-    config: LlamaConfig
-    eos: int | list[int] | None
-    tokenizer: Any
-    fingerprint: BaseFingerprint
-    quantization: str
-    memory_bytes: int
-
-    def without_weights(self) -> Base:
-        """A base that tokenises and knows its sizes."""
-        with torch.device("meta"):
-            model = AdaptedLlama(self.config)
-        model.generation_config.eos_token_id = self.eos
-        return Base(model, self.tokenizer, self.fingerprint, self.quantization, self.memory_bytes)
-
-
-class _ReplicaAdapters:
-    """The adapters of a replica, as Engine's store: those that came with requests lately, by name and content."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, Adapter] = OrderedDict()
-
-    async def fetch(self, request: GenerationRequest, references: References, base: Base) -> GenerationRequest:
-        """Gets what is missing. Returns the request with the names by which the adapters are kept here."""
-        names: dict[str | None, str | None] = {None: None}
-        for name, (digest, reference) in references.items():
-            names[name] = key = f"{name} ({digest[:12]})"
-            adapter = self._kept.pop(key, None)
-            if adapter is None:
-                adapter = (await reference).to(base.device).requires_grad_(False).eval()
-            self._kept[key] = adapter
-        while len(self._kept) > max(_KEPT_ADAPTERS, len(references)):
-            self._kept.popitem(last=False)
-        mix = tuple((str(names[name]), strength) for name, strength in request.mix)
-        return replace(request, adapter=names[request.adapter], mix=mix)
-
-    def load(self, name: str, base: Base) -> Adapter:
-        try:
-            return self._kept[name]
-        except KeyError:  # so many others have come since it was fetched
-            raise Busy("Too many adapters are asked for at once. Try again.") from None
-
-
-class Replica:
-    """The deployment: an engine that gets its adapters with the requests, and keeps those used lately."""
-
-    def __init__(self, base: str, quantization: str = "auto", cache_bytes: int | None = None) -> None:
-        if base == embedded.BASE:
-            embedded.base_folder()
-        self._base = load_base(base, quantization)
-        self._adapters = _ReplicaAdapters()
-        self._engine = Engine(self._base, self._adapters, cache_bytes=cache_bytes)
-
-    def describe(self) -> BaseDescription:
-        """The base, without its weights."""
-        base, model = self._base, self._base.model
-        eos = None if model.generation_config is None else model.generation_config.eos_token_id
-        return BaseDescription(
-            model.config, eos, base.tokenizer, base.fingerprint, base.quantization, base.memory_bytes
-        )
-
-    async def answer(
-        self, request: GenerationRequest, adapters: References
-    ) -> AsyncIterator[list[GenerationEvent | AdapterError]]:
-        """Yields an empty list once the request is accepted, then lists of events; an error ends the answer."""
-        try:
-            request = await self._adapters.fetch(request, adapters, self._base)
-            answer = await asyncio.to_thread(self._engine.submit, request)
-            yield []
-            async for events in answer.async_event_lists(_EVENT_SECONDS):
-                yield list(events)
-        except AdapterError as error:
-            yield [error]
-
-    async def inspect(
-        self, request: GenerationRequest, answer_ids: Sequence[int], adapters: References
-    ) -> Inspection | AdapterError:
-        """As Engine.inspect; an error is returned."""
-        try:
-            request = await self._adapters.fetch(request, adapters, self._base)
-            return await asyncio.to_thread(self._engine.inspect, request, answer_ids)
-        except AdapterError as error:
-            return error
-
-    def record_routing_stats(self) -> dict[str, Any]:
-        """What the pages are told of this replica every second."""
-        return {"statistics": self._engine.statistics()}
-
-    def check_health(self) -> None:
-        """Called by Serve, which replaces a replica that raises."""
-        if self._engine.failure is not None:
-            raise RuntimeError(self._engine.failure)
-
-
-def build(
-    base: str = embedded.BASE,
-    quantization: str = "auto",
-    cache_bytes: int | None = None,
-    replicas: tuple[int, int] = (1, 1),
-    cpus: float = 1,
-    gpus: float = 0,
-) -> serve.Application:
-    """The application of `serve.run`. replicas: the least and the most; cpus, gpus: of each."""
-    least, most = replicas
-    # Ray counts requests that run on a replica and those that wait for one.
-    scaling: dict[str, Any] = {"num_replicas": least}
-    if most > least:
-        scaling = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=least, max_replicas=most, target_ongoing_requests=MAX_ROWS / 2, upscale_delay_s=10
-            )
-        }
-    deployment = serve.deployment(
-        name="Replica",
-        max_ongoing_requests=MAX_ROWS,  # one more overflows to another replica, or waits for one
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-        # A replica that goes ends its answers first.
-        graceful_shutdown_timeout_s=MAX_SECONDS,
-        graceful_shutdown_wait_loop_s=1.0,
-        health_check_period_s=5.0,
-        request_router_config={
-            "request_router_class": "adapter.serve.replica_router:Router",
-            "request_routing_stats_period_s": _STATUS_SECONDS,
-            "request_routing_stats_timeout_s": 10.0,
-        },
-        **scaling,
-    )(Replica)
-    return deployment.bind(base, quantization, cache_bytes)
-
-
-def app(args: dict[str, Any]) -> serve.Application:
-    """The application of a Serve config file, whose `args` are those of `build`. See docs/cluster.md."""
-    if "replicas" in args:
-        args = {**args, "replicas": tuple(args["replicas"])}
-    return build(**args)
 
 
 def connect(
@@ -267,7 +117,7 @@ def _wait_for_replica(handle: DeploymentHandle) -> BaseDescription:
     answer, deadline = handle.describe.remote(), time.monotonic() + _START_SECONDS
     while True:
         try:
-            return answer.result(timeout_s=_STATUS_SECONDS)
+            return answer.result(timeout_s=STATUS_SECONDS)
         except TimeoutError:
             found = serve.status().applications[APP]
             if found.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
