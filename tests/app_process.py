@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 # Seconds after which a wait fails: enough for a machine that is busy with other things. No test measures time.
-PATIENCE = 180.0
+PATIENCE = 600.0
 APP, FAULTY_APP = ("app.py",), ("-m", "tests.faulty_app")
 Found = TypeVar("Found")
 

@@ -20,6 +20,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # no token, which Ray would keep in th
 pytest.importorskip("ray", reason="Ray has no wheel here: pip install '.[cluster]'")
 
 import psutil
+from ray import serve
 
 from adapter.base.llama import load_base
 from adapter.base.template import Message
@@ -28,6 +29,7 @@ from adapter.method.checkpoint import save_adapter
 from adapter.serve import cluster
 from adapter.serve.client import Client
 from adapter.serve.engine import Engine
+from adapter.serve.replica import APP, build
 from adapter.serve.request import Answer, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.scheduler import MAX_ROWS
@@ -134,6 +136,14 @@ def wait_for_new(engine, before: set[str], count: int) -> None:
     wait_until(lambda: len(engine.replicas()) == 2 and len(set(engine.replicas()) - before) == count)
 
 
+def deploy(base_folder: Path, replicas: int) -> None:
+    """As another `serve deploy` of the application."""
+    application = build(str(base_folder), "none", replicas=(replicas, replicas))
+    serve.run_many(
+        [serve.RunTarget(application, name=APP, route_prefix=None)], wait_for_applications_running=False
+    )
+
+
 def replica_processes() -> list[psutil.Process]:
     return [
         p
@@ -235,6 +245,17 @@ def test_what_was_not_shown_yet_is_asked_again(engine):
             endings.append(list(answer)[-1].finish_reason)
     assert endings == ["length"] * 4
     wait_for_new(engine, before, 2)
+
+
+def test_replicas_that_go_end_their_answers_first(engine, base_folder):
+    before = set(engine.replicas())
+    answers = [begin(engine, session) for session in sessions_apart(engine)]
+    deploy(base_folder, 1)
+    wait_until(lambda: set(engine.replicas()) != before)
+    assert not any(answer.mailbox.complete for answer in answers)
+    assert [list(answer)[-1].finish_reason for answer in answers] == ["length", "length"]
+    wait_until(lambda: len(engine.replicas()) == 1 and not set(engine.replicas()) & before)
+    deploy(base_folder, 2)
 
 
 ANOTHER_PAGE = """
