@@ -80,15 +80,14 @@ def chat(walk: Walk) -> None:
 def inside(walk: Walk) -> None:
     page = walk.page
     with walk.step("the panel Inside shows gates, tokens and prompts"):
-        page.locator("#inside > button.label-wrap").click()
+        page.locator("#inside-open").click()
         page.locator("#inside .tokens button").first.wait_for()
         page.get_by_label("Grounding").check()
         tokens = page.locator("#inside .tokens button")
         tokens.nth(min(3, tokens.count() - 1)).click()
         page.locator("#inside .token table").wait_for()
-    page.locator("#inside").evaluate("e => e.scrollIntoView({block: 'start'})")
     walk.shoot("inside")
-    page.locator("#inside > button.label-wrap").click()
+    page.locator("#inside-open").click()
 
 
 def compare(walk: Walk) -> None:

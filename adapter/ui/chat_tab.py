@@ -58,6 +58,8 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
             with gr.Column(elem_id="compose"):
                 box = message_box(texts.PLACEHOLDER, "box")
                 gr.HTML(camera_html(), elem_id="camera", padding=False)
+        with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
+            inside = inside_panel(provider, chat)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             picker = gr.Radio(
                 theme.picker_choices(catalog),
@@ -81,7 +83,6 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
             pickers = [Picker(picker), Picker(mix, texts.NO_MIX)]
             if uploads:
                 adapter_upload_panel(provider, catalog, pickers[0], pickers[1:])
-    inside = inside_panel(provider, chat)
     settings: SettingsInputs = {
         "adapter": picker,
         "strength": strength,

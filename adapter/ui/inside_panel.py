@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 MAX_TOKENS = 512  # of an answer that are inspected
 CACHE_SIZE = 16
-COLOURS = [(texts.DRAWN, "drawn"), (texts.INFLUENCE, "influence"), (texts.GROUNDING, "grounding")]
+COLOURS = [(texts.INFLUENCE, "influence"), (texts.DRAWN, "drawn"), (texts.GROUNDING, "grounding")]
 # Updates of the message, the gates, the tokens, the choice of colours and the details of one token.
 Updates = tuple[Any, ...]
 
@@ -113,7 +113,7 @@ class InsideEvents:
         self._remember(self._cache, key, inspected, CACHE_SIZE)  # random, and sent to this page only
         self._remember(self._shown, request.session_hash, key, MAX_SESSIONS)
         colours = COLOURS if inspection.grounding is not None else COLOURS[:2]
-        selected = colour if colour in [value for _, value in colours] else "drawn"
+        selected = colour if colour in [value for _, value in colours] else "influence"
         yield (
             "",
             inside_charts.gates_html(inspection, names, muted),
@@ -207,9 +207,16 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
     """Lays the panel out in the current Blocks and connects it."""
     # Outside of the accordion, because its content does not exist before it is first opened.
     conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-request")
+    # Closed it is not seen: the button beside X-ray opens it.
     with gr.Accordion(texts.INSIDE, open=False, elem_id="inside") as accordion:
         message = gr.HTML(inside_charts.message_html(texts.INSPECTING), elem_id="inside-message")
         with gr.Row(elem_id="inside-maps"):
+            with gr.Column(scale=7, min_width=300):
+                colour = gr.Radio(
+                    COLOURS, value="influence", label=texts.COLOUR_OF, elem_id="inside-colour", visible=False
+                )
+                answer = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-answer")
+                token = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-token")
             with gr.Column(scale=4, min_width=300):
                 gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")
                 with gr.Row(elem_id="inside-mutes"):
@@ -217,12 +224,6 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
                     unmute = gr.Button(texts.UNMUTE_ALL, size="sm", elem_id="inside-unmute")
                     mute_layers = _mute_chips("layer", texts.MUTED_LAYERS)
                     mute_heads = _mute_chips("head", texts.MUTED_HEADS)
-            with gr.Column(scale=7, min_width=300):
-                colour = gr.Radio(
-                    COLOURS, value="drawn", label=texts.COLOUR_OF, elem_id="inside-colour", visible=False
-                )
-                answer = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-answer")
-                token = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-token")
     events = InsideEvents(provider)
     in_browser = {"inputs": [chat, conversation_hash], "outputs": conversation_hash, **UNQUEUED}
     accordion.expand(None, js=_HASH_JS % "false", **in_browser)

@@ -1,4 +1,4 @@
-"""X-ray of the answers in the chat: its switch, its colours' key and its script.
+"""X-ray of the answers in the chat: its switch, its colours' key and its script; and the button that opens Inside.
 
 The engine sends what the frozen base gives each token; answer_stream.py writes that into the answer's message, and
 xray.js draws it. Knows components only.
@@ -22,6 +22,8 @@ _KEY = (
 _LOGS_JS = """history => [(history ?? []).filter(entry => entry.role === 'assistant' && !entry.metadata?.id)
   .map(entry => entry.metadata?.log ?? '')]"""
 
+_OPEN_JS = "() => { document.querySelector('#inside > .label-wrap').click(); }"
+
 
 def xray_bar(chat: gr.Chatbot) -> gr.Checkbox:
     """Lays the switch out in the current Blocks; what it shows follows the conversation."""
@@ -35,5 +37,7 @@ def xray_bar(chat: gr.Chatbot) -> gr.Checkbox:
             instead=texts.INSTEAD,
             elem_id="xray",
         )
+        opener = gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open")
+    opener.click(None, None, None, js=_OPEN_JS, **UNQUEUED)
     chat.change(None, chat, drawing, js=_LOGS_JS, **UNQUEUED)
     return switch

@@ -112,7 +112,7 @@ def recorded(engine: RecordingEngine, picture: str | None = None, tokens: int = 
     return answered(AnswerRecord(used, tuple(ids), picture is not None).to_json(), picture)
 
 
-def last_updates(panel: InsideEvents, history: History, colour: str = "drawn") -> tuple[Any, ...]:
+def last_updates(panel: InsideEvents, history: History, colour: str = "influence") -> tuple[Any, ...]:
     """The last updates of message, gates, answer, colours and token."""
     return list(panel.show(history, colour, REQUEST))[-1]
 
@@ -195,7 +195,7 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture, mute) ->
 def test_shades_are_proportional_to_the_numbers(engine) -> None:
     _, gates, answer, colours, _ = last_updates(InsideEvents(ReadyProvider(engine)), recorded(engine), "grounding")
     (inspection,) = engine.inspections
-    assert [value for _, value in colours["choices"]] == ["drawn", "influence"] and colours["value"] == "drawn"
+    assert [value for _, value in colours["choices"]] == ["influence", "drawn"] and colours["value"] == "influence"
     shades = [float(v) for v in re.findall(r"--v:([-\d.]+)", gates)]
     largest = inspection.parts[0].gates.abs().max()
     assert shades == [round(float(v / largest), 2) for v in inspection.parts[0].gates.flatten()]

@@ -38,7 +38,7 @@ class InsideVisitor:
         self.page.on("request", record)
 
     def toggle(self) -> None:
-        self.panel.locator(".label-wrap").click()
+        self.page.locator("#inside-open").click()
 
     def wait_for_charts(self, inspections: int) -> None:
         """Wait until the panel shows the charts of the last of so many inspections."""

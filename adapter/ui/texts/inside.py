@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 INSIDE = "Inside: why this answer came out as it did"
+LOOK_INSIDE = "Look inside"
 INSPECTING = "Reading the answer once more…"
 NO_ANSWER = "Ask something with an adapter: here you will see what each word of the answer came from."
 NO_RECORD = "How the newest answer came about was not kept with it. Ask again to look inside."
