@@ -130,9 +130,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     defaults = Settings()
     add("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
     add("--top-p", type=float, default=defaults.top_p)
+    for name in ("top_k", "min_p", "repetition_penalty"):
+        field = Settings.model_fields[name]
+        add(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default, help=field.description)
     add("--max-new-tokens", type=int, default=defaults.max_tokens)
     add("--seed", type=int)
     add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before it")
+    add("--system", default="", metavar="TEXT", help=Settings.model_fields["system"].description)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--schema", type=Path, metavar="FILE", help="a JSON schema that the answer belongs to")
     form.add_argument("--no-form", action="store_true", help="do not hold the answer to the adapter's form")
@@ -321,12 +325,22 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
         names = [name for name in (args.adapter, *(name for name, _ in args.mix)) if name is not None]
         if image is None and any(store.card(name).is_visual for name in names):
             image = picture
+    if args.system:
+        messages = (Message("system", args.system), *messages)
     return GenerationRequest(
         messages=messages,
         adapter=args.adapter,
         image=None if image is None else open_image(image),
         strength=args.strength,
-        sampling=SamplingParams(args.temperature, args.top_p, args.max_new_tokens, args.seed),
+        sampling=SamplingParams(
+            args.temperature,
+            args.top_p,
+            args.max_new_tokens,
+            args.seed,
+            args.top_k,
+            args.min_p,
+            args.repetition_penalty,
+        ),
         raw=args.raw,
         prompt_ids=args.prompt_ids,
         mix=tuple(args.mix),

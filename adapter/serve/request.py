@@ -22,7 +22,7 @@ from adapter.serve.settings import Settings
 MAX_SECONDS = 600.0
 CROWD = 8  # readers at once; more of them share the lists of so many
 _reading: set[object] = set()  # of readers of lists, who share the time of one event loop
-FinishReason = Literal["stop", "length", "time", "cancelled"]
+FinishReason = Literal["stop", "length", "time", "cancelled", "repetition"]  # the last one as vLLM calls it
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class GenerationRequest:
     the template. Every visual adapter gets the image. mute_layers, mute_heads: where the gates of all adapters are
     set to zero; indices of the base's layers, and of the heads in every layer. stop: strings that end the answer
     and are not part of it. form: a grammar that the answer belongs to (see `method.form`); None: that of the
-    adapter, if only one has a strength above 0; NO_FORM: none. max_seconds: wall-clock limit from the start of
-    prefill. base_logprobs: let the frozen base read the answer too, and send what it gives each token, where an
-    adapter answers and the KV cache has room for both.
+    adapter, if only one has a strength above 0; NO_FORM: none. end_repetition: whether an answer ends as soon as
+    it goes in circles (see `scheduler.repeats`). max_seconds: wall-clock limit from the start of prefill.
+    base_logprobs: let the frozen base read the answer too, and send what it gives each token, where an adapter
+    answers and the KV cache has room for both.
     Raises BadInput when a value is out of range.
     """
 
@@ -51,6 +52,7 @@ class GenerationRequest:
     mute_heads: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     form: str | None = None
+    end_repetition: bool = False
     client: Client = field(default_factory=Client)
     max_seconds: float = MAX_SECONDS
     base_logprobs: bool = False

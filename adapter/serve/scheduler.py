@@ -7,7 +7,7 @@ its lock: `schedule -> run -> postprocess`.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -215,7 +215,7 @@ class Row:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.token_ids)
-        self.sampler = Sampler(self.request.sampling, self.form)
+        self.sampler = Sampler(self.request.sampling, self.form, self.token_ids)
 
     @property
     def most_tokens(self) -> int:
@@ -284,6 +284,21 @@ def find_displaced(row: QueuedRow, others: Iterable[QueuedRow]) -> QueuedRow | N
     if not waiting or len(most) <= len(places.get(row.request.client.network, ())) + 1:
         return None
     return max(waiting, key=lambda other: other.submitted_at)
+
+
+def repeats(tokens: Sequence[int], new: int) -> bool:
+    """Whether an answer goes in circles: its last tokens are one unit of up to 64 tokens, again and again.
+
+    Four times or more, and 64 tokens or more: lists, tables, code, refrains and rows of equal numbers or dashes
+    are shorter, or differ somewhere. new: how many of the tokens are the answer's.
+    """
+    for unit in range(1, 65):
+        length = max(4 * unit, 64)
+        if length > new:
+            return False
+        if tokens[-1] == tokens[-1 - unit] and tokens[-length:-unit] == tokens[unit - length :]:
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -408,6 +423,8 @@ class Scheduler:
             self.decoding.append(row)
         if token in self._stop_ids:
             return "stop"
+        if row.request.end_repetition and repeats(row.token_ids, row.new_tokens):
+            return "repetition"
         return "length" if row.new_tokens >= row.max_new_tokens else None
 
     def remove(self, row: Row) -> None:

@@ -14,10 +14,15 @@ from pydantic_core import ErrorDetails
 
 from adapter.errors import BadInput
 
+PAGE_PENALTY = 1.1  # repetition penalty where a person chats; measured, see docs/log.md
 BASE_ONLY = ""  # the value of `adapter` and `mix` for "no adapter"
 MAX_STRENGTH = 2.0
 MAX_TEMPERATURE = 2.0
 MAX_TOKENS = 2048
+MAX_PENALTY = 2.0
+MAX_TOP_K = 100_000
+MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
+MAX_SYSTEM = 2000  # characters: each answer's record holds them
 MAX_SEED = 2**63 - 1
 _LONGEST_NAME = 255  # of a folder
 _LONGEST_LIST = 1024  # layers or heads that are muted
@@ -41,6 +46,11 @@ def _to_seed(value: Any) -> Any:
         return value
 
 
+def _to_stops(value: Any) -> Any:
+    """Stop texts as they are typed: one a line, and `\\n` for a line break within one."""
+    return [line.replace("\\n", "\n") for line in value.splitlines() if line] if isinstance(value, str) else value
+
+
 def _is_name(value: str) -> str:
     if not value.isprintable():
         raise ValueError("not printable")
@@ -51,8 +61,14 @@ Name = Annotated[str, BeforeValidator(_to_name), Field(max_length=_LONGEST_NAME)
 Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH, strict=True, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, strict=True, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
+TopK = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=0, le=MAX_TOP_K, strict=True)]
+MinP = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
+RepetitionPenalty = Annotated[float, Field(ge=1, le=MAX_PENALTY, strict=True, allow_inf_nan=False)]
 MaxTokens = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=1, le=MAX_TOKENS, strict=True)]
 Seed = Annotated[Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] | None, BeforeValidator(_to_seed)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stops = Annotated[Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS)], BeforeValidator(_to_stops)]
+System = Annotated[str, BeforeValidator(_to_name), Field(max_length=MAX_SYSTEM)]
 Indices = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(max_length=_LONGEST_LIST)]
 
 
@@ -102,6 +118,27 @@ class Settings(BaseModel):
     )
     mute_layers: Indices = Field((), description="Layers, by the base's count, in which all gates are shut")
     mute_heads: Indices = Field((), description="Heads whose gates are shut in every layer")
+    top_k: TopK = Field(
+        0,
+        title="Top-k",
+        description="Top-k: only the k likeliest tokens; 0 is off",
+        json_schema_extra={"step": 1, "page_maximum": 100},
+    )
+    min_p: MinP = Field(
+        0.0,
+        title="Min-p",
+        description="Min-p: only tokens at least so likely as this part of the likeliest; 0 is off",
+        json_schema_extra={"step": 0.01},
+    )
+    repetition_penalty: RepetitionPenalty = Field(
+        1.0,
+        title="Repetition penalty",
+        description=f"Repetition penalty from 1 (none) to {MAX_PENALTY:g}, on tokens of the prompt and the "
+        "answer; answers with a form have none",
+        json_schema_extra={"step": 0.01, "page_default": PAGE_PENALTY},
+    )
+    stop: Stops = Field((), description=f"Texts that end the answer before them, one a line, {MAX_STOPS} at most")
+    system: System = Field("", description="System prompt, in place of the base's own")
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Settings:
@@ -123,7 +160,10 @@ class Settings(BaseModel):
 
 
 # The page's side panel, which is kept in the browser and exported; page.js keeps the values in this order.
-PANEL = ("adapter", "strength", "temperature", "top_p", "max_tokens", "seed", "mix", "mix_strength")
+PANEL = (
+    *("adapter", "strength", "temperature", "top_p", "max_tokens", "seed", "mix", "mix_strength"),
+    *("top_k", "min_p", "repetition_penalty", "stop", "system"),
+)
 
 
 def slider(name: str) -> dict[str, float]:
@@ -144,7 +184,7 @@ def _extra(name: str) -> dict[str, Any]:
 
 
 def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `kept` that the page's side panel can show, by field; the seed as the text of its box."""
+    """Those of `kept` that the page's side panel can show, by field; seed and stop texts as their boxes' text."""
     found: dict[str, Any] = {}
     for name in PANEL:
         if name not in kept:
@@ -157,7 +197,11 @@ def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
             limits = slider(name)
             if not limits["minimum"] <= value <= limits["maximum"]:
                 continue
-        found[name] = ("" if value is None else str(value)) if name == "seed" else value
+        if name == "seed":
+            value = "" if value is None else str(value)
+        elif name == "stop":
+            value = "\n".join(text.replace("\n", "\\n") for text in value)
+        found[name] = value
     return found
 
 
@@ -165,6 +209,10 @@ def explain(problem: ErrorDetails, name: str, title: str | None = None) -> str:
     """What is wrong with the value of field `name`, for people. title: what the sentence calls the field."""
     if name.startswith("mute_"):
         return "Layers and heads to mute are whole numbers."
+    if name == "stop":
+        return f"Stop texts are at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters."
+    if name == "system":
+        return f"The system prompt is a text of at most {MAX_SYSTEM} characters."
     field = Settings.model_fields[name]
     title = title or field.title
     value = problem["input"]

@@ -134,7 +134,7 @@ class Metrics:
 
 
 def _ending(last: GenerationEvent | Exception) -> str:
-    """stop, length, time, cancelled; refused: what was asked, or how much, could not be served; error."""
+    """stop, length, time, cancelled, repetition; refused: what was asked, or how much, could not be; error."""
     if isinstance(last, (BadInput, Busy, TemplateError)):
         return "refused"
     return "error" if isinstance(last, Exception) else last.finish_reason or "error"

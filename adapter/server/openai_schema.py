@@ -25,7 +25,20 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from adapter.base.template import Message, Role
 from adapter.errors import BadInput
-from adapter.serve.settings import MaxTokens, Seed, Settings, Strength, Temperature, TopP, explain
+from adapter.serve.settings import (
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
+    MaxTokens,
+    MinP,
+    RepetitionPenalty,
+    Seed,
+    Settings,
+    Strength,
+    Temperature,
+    TopK,
+    TopP,
+    explain,
+)
 from adapter.server.generation import check_length
 from adapter.server.texts import DEFAULT_QUESTION
 
@@ -36,13 +49,16 @@ if TYPE_CHECKING:
 
 BASE = "base"  # the frozen base's name, beside its own
 MAX_MESSAGES = 256
-MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 MAX_MIX = 4
 _ROLES: dict[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant"
 }  # fmt: skip
 _DEFAULT = Settings()
-_SETTINGS = {"temperature", "top_p", "max_tokens", "seed", "strength", "mix_strength"}  # whose sentences are used
+# Whose sentences are used.
+_SETTINGS = {
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("max_tokens", "seed", "strength", "mix_strength"),
+}
 
 
 class ApiError(Exception):
@@ -129,7 +145,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class ChatCompletionRequest(_Body):
-    """OpenAI's body; `strength`, `mix` and `grammar` are this server's own."""
+    """OpenAI's body; `top_k`, `min_p` and `repetition_penalty` are vLLM's; `strength`, `mix`, `grammar` ours."""
 
     model: str = Field(description="base, or the name of an adapter")
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -137,6 +153,9 @@ class ChatCompletionRequest(_Body):
     stream_options: StreamOptions = StreamOptions()
     temperature: Temperature = _DEFAULT.temperature
     top_p: TopP = _DEFAULT.top_p
+    top_k: TopK = _DEFAULT.top_k
+    min_p: MinP = _DEFAULT.min_p
+    repetition_penalty: RepetitionPenalty = _DEFAULT.repetition_penalty
     max_tokens: MaxTokens = _DEFAULT.max_tokens
     max_completion_tokens: MaxTokens | None = None
     seed: Seed = _DEFAULT.seed
@@ -174,8 +193,12 @@ class ChatCompletionRequest(_Body):
         from adapter.method.form import JSON_OBJECT, NO_FORM, check_form, json_schema_form
 
         asked = self.response_format
-        if self.grammar is not None and not (asked is None or isinstance(asked, TextFormat)):
+        free = asked is None or isinstance(asked, TextFormat)
+        if self.grammar is not None and not free:
             raise ApiError(400, "Give either response_format or grammar.", "grammar")
+        if self.repetition_penalty > 1 and not (free and self.grammar is None):
+            text = "An answer with a form has no 'repetition_penalty'. Leave one of them out."
+            raise ApiError(400, text, "repetition_penalty")
         field = "response_format" if self.grammar is None else "grammar"
         try:
             if self.grammar is not None:
@@ -211,7 +234,13 @@ class ChatCompletionRequest(_Body):
             image=None if picture is None else _decode_picture(picture),
             strength=self.strength,
             sampling=SamplingParams(
-                self.temperature, self.top_p, self.max_completion_tokens or self.max_tokens, self.seed
+                self.temperature,
+                self.top_p,
+                self.max_completion_tokens or self.max_tokens,
+                self.seed,
+                self.top_k,
+                self.min_p,
+                self.repetition_penalty,
             ),
             mix=tuple(self.mix.items()),
             stop=tuple(self.stop),

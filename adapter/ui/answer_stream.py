@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
 from adapter.serve.settings import Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
@@ -27,7 +28,6 @@ from adapter.ui.theme import ExampleCard
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from adapter.base.template import Message
     from adapter.serve.request import BaseLogprobs, Client, GenerationEvent, GenerationRequest
 
 TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
@@ -47,6 +47,8 @@ def build_request(
 
     if settings.mix and settings.mix == settings.adapter:
         raise BadInput(texts.mixed_with_itself(settings.mix))
+    if settings.system:
+        messages = (Message("system", settings.system), *messages)
     return GenerationRequest(
         messages=messages,
         adapter=settings.adapter or None,
@@ -57,10 +59,15 @@ def build_request(
             top_p=settings.top_p,
             max_new_tokens=settings.max_tokens,
             seed=settings.seed,
+            top_k=settings.top_k,
+            min_p=settings.min_p,
+            repetition_penalty=settings.repetition_penalty,
         ),
         mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
         mute_layers=settings.mute_layers,
         mute_heads=settings.mute_heads,
+        stop=settings.stop,
+        end_repetition=True,
         client=client,
         base_logprobs=xray,
     )
@@ -168,7 +175,7 @@ class ChatAnswers:
                 if event.finish_reason == "cancelled" and not text.strip():
                     yield [conversation.note(texts.STOPPED_BEFORE_TEXT)]
                 elif event.stats is not None:
-                    used = truncated if event.finish_reason in ("cancelled", "time") else settings
+                    used = truncated if event.finish_reason in ("cancelled", "time", "repetition") else settings
                     record = AnswerRecord(used, tuple(progress.token_ids), image is not None).to_json()
                     yield [message, conversation.stats(progress.stats_line(), record=record)]
                 elif text.strip():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from adapter.serve.settings import BASE_ONLY, slider
+from adapter.serve.settings import BASE_ONLY, MAX_STOPS, MAX_SYSTEM, slider
 from adapter.server.generation import MAX_CHARACTERS, AdapterCatalog, EngineProvider
 from adapter.ui import theme
 from adapter.ui.adapter_upload_panel import adapter_upload_panel
@@ -79,6 +79,15 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
                 )
             with gr.Accordion(texts.SAMPLING, open=False):
                 sampling = sampling_inputs()
+            with gr.Accordion(texts.SYSTEM_PROMPT, open=False):
+                system = gr.Textbox(
+                    label=texts.SYSTEM_PROMPT,
+                    show_label=False,
+                    info=texts.SYSTEM_INFO,
+                    placeholder=texts.SYSTEM_PLACEHOLDER,
+                    max_length=MAX_SYSTEM,
+                    lines=3,
+                )
             store = ConversationStore(provider, catalog, states)
             pickers = [Picker(picker), Picker(mix, texts.NO_MIX)]
             if uploads:
@@ -87,6 +96,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
         "adapter": picker,
         "strength": strength,
         **sampling,
+        "system": system,
         "mix": mix,
         "mix_strength": mix_strength,
         "mute_layers": inside.mute_layers,
@@ -118,9 +128,15 @@ def sampling_inputs() -> SettingsInputs:
     return {
         "temperature": gr.Slider(**slider("temperature"), label=texts.TEMPERATURE, info=texts.TEMPERATURE_INFO),
         "top_p": gr.Slider(**slider("top_p"), label=texts.TOP_P),
+        "top_k": gr.Slider(**slider("top_k"), label=texts.TOP_K, info=texts.TOP_K_INFO),
+        "min_p": gr.Slider(**slider("min_p"), label=texts.MIN_P, info=texts.MIN_P_INFO),
+        "repetition_penalty": gr.Slider(
+            **slider("repetition_penalty"), label=texts.PENALTY, info=texts.PENALTY_INFO
+        ),
         "max_tokens": gr.Slider(**slider("max_tokens"), label=texts.MAX_TOKENS),
         # Not gr.Number: an empty one shows and sends 0 (gradio 6.31).
         "seed": gr.Textbox(label=texts.SEED, placeholder=texts.NEW_SEED, max_lines=1, max_length=20),
+        "stop": gr.Textbox(label=texts.STOP, info=texts.STOP_INFO, lines=1, max_lines=MAX_STOPS),
     }
 
 

@@ -15,7 +15,7 @@ import gradio as gr
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
-from adapter.serve.settings import PANEL, Settings
+from adapter.serve.settings import PAGE_PENALTY, PANEL, Settings
 from adapter.server.generation import (
     AdapterCatalog,
     EngineProvider,
@@ -48,6 +48,11 @@ def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None
         seed: float | None = None,
         mix: str | None = None,
         mix_strength: float = default.mix_strength,
+        top_k: float = default.top_k,
+        min_p: float = default.min_p,
+        repetition_penalty: float = PAGE_PENALTY,
+        stop: str | None = None,
+        system: str | None = None,
     ) -> Iterator[str]:
         values = {
             "adapter": (adapter or "").strip(),
@@ -58,6 +63,11 @@ def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None
             "seed": seed,
             "mix": (mix or "").strip(),
             "mix_strength": mix_strength,
+            "top_k": top_k,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "stop": stop or "",
+            "system": system,
         }
         yield from stream_answer(provider, catalog, message, image, values, request)
 
@@ -93,10 +103,11 @@ def _describe(catalog: AdapterCatalog, name: str) -> dict[str, Any]:
 def _settings_input(name: str) -> Any:
     """The component that documents a setting of /chat."""
     field = Settings.model_fields[name]
-    if name in ("adapter", "mix"):
+    if name in ("adapter", "mix", "stop", "system"):
         return gr.Textbox(label=field.description)
-    precision = 0 if name in ("max_tokens", "seed") else None
-    return gr.Number(field.default, label=field.description, precision=precision)
+    precision = 0 if name in ("max_tokens", "seed", "top_k") else None
+    default = PAGE_PENALTY if name == "repetition_penalty" else field.default
+    return gr.Number(default, label=field.description, precision=precision)
 
 
 def stream_answer(

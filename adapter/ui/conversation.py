@@ -283,6 +283,8 @@ def with_dividers(history: Sequence[Entry], settings: Settings | None = None) ->
 
 # Records: how an answer was generated. They come back from a browser, so everything in them is checked.
 
+# Of the settings, what records have always had; the later ones have their defaults where they are missing.
+_OLDEST_FIELDS = {"adapter", "strength", "temperature", "top_p", "max_tokens", "seed"}
 _MAX_TOKENS = 4096
 _MAX_CHARACTERS = 100_000
 
@@ -318,7 +320,7 @@ def parse_record(text: str) -> AnswerRecord | None:
 def parse_settings(text: str) -> Settings | None:
     """The settings in a record with or without tokens; None for anything else."""
     fields = _parse_fields(text)
-    if not fields.keys() >= Settings.model_fields.keys() or fields["seed"] is None:
+    if not fields.keys() >= _OLDEST_FIELDS or fields["seed"] is None:
         return None
     try:
         # Records by earlier versions have 0 where the time limit ended an answer before its first token.

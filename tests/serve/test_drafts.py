@@ -149,8 +149,8 @@ def oracle(monkeypatch):
     return Oracle
 
 
-def ask(*prompt, adapter=None, tokens=40, temperature=0.0, **fields):
-    sampling = SamplingParams(temperature=temperature, top_p=0.9, seed=5, max_new_tokens=tokens)
+def ask(*prompt, adapter=None, tokens=40, temperature=0.0, penalty=1.0, **fields):
+    sampling = SamplingParams(temperature, top_p=0.9, seed=5, max_new_tokens=tokens, repetition_penalty=penalty)
     return GenerationRequest(prompt_ids=prompt, adapter=adapter, sampling=sampling, **fields)
 
 
@@ -191,9 +191,9 @@ def test_answers_that_repeat_themselves_take_fewer_steps_and_are_the_same(engine
 
 
 @pytest.mark.parametrize("right", [0, 1, 4, MAX_DRAFT])
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_drafts_count_as_far_as_they_are_right(engine, monkeypatch, oracle, passes, right, temperature):
-    request = ask(*PROMPT, adapter="one", temperature=temperature)
+@pytest.mark.parametrize(("temperature", "penalty"), [(0.0, 1.0), (1.5, 1.0), (0.0, 1.3)])
+def test_drafts_count_as_far_as_they_are_right(engine, monkeypatch, oracle, passes, right, temperature, penalty):
+    request = ask(*PROMPT, adapter="one", temperature=temperature, penalty=penalty)
     (expected,) = without_drafts(monkeypatch, engine, [request])
     oracle.answers[PROMPT] = [token for token, *_ in expected]
     monkeypatch.setattr(oracle, "length", lambda: (MAX_DRAFT, right))
@@ -211,6 +211,19 @@ def test_a_stop_text_within_a_draft_ends_the_answer_there(engine, monkeypatch, o
     passes.clear()
     assert seen(engine.submit(request)) == expected and expected[-1][3] == "stop"
     assert len(expected) < len(whole) and len(passes) == 1
+
+
+def test_going_in_circles_within_a_draft_ends_the_answer_there_where_that_is_asked_for(
+    engine, monkeypatch, oracle, passes
+):
+    monkeypatch.setattr("adapter.serve.scheduler.repeats", lambda tokens, new: new == 7)
+    (whole,) = without_drafts(monkeypatch, engine, [ask(*PROMPT)])
+    assert len(whole) > 7
+    oracle.answers[PROMPT] = [token for token, *_ in whole]
+    passes.clear()
+    ended = seen(engine.submit(ask(*PROMPT, end_repetition=True)))
+    assert [token for token, *_ in ended] == [token for token, *_ in whole[:7]]
+    assert ended[-1][3] == "repetition" and len(passes) == 1
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8, 17])

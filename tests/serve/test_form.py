@@ -199,7 +199,7 @@ def test_law_what_a_form_forbids_is_as_if_it_were_never_likely(monkeypatch, on_c
         assert logprob == pytest.approx(logprobs[row, token].item(), abs=1e-5)  # the model's, before the form
 
 
-def on_device(logits, params, numbers, forms):
+def on_device(logits, params, numbers, forms, penalised):
     return sampling._sample_on_device(
         logits, params, numbers, [form and form.allowed() for form in forms]
     ).__getitem__

@@ -5,8 +5,17 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from adapter.serve import sampling
 from adapter.serve.sampling import Sampler, SamplingParams, sample
@@ -76,10 +85,76 @@ def test_the_kept_set_is_that_of_a_sorted_vocabulary(sample_rows, temperature, t
         assert sampled.count(token) / 500 == pytest.approx(float(expected), abs=0.005)
 
 
+@both_paths
+@pytest.mark.parametrize("seed", range(8))
+def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, seed):
+    rng = random.Random(seed)
+    logits = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(seed))
+    logits[:3] += 8  # some of the likeliest are penalised
+    seen = np.array([*range(0, 1000, 3), 0, 3])  # tokens may come twice
+    params = SamplingParams(
+        temperature=rng.choice([0.3, 0.8, 1.5]),
+        top_p=rng.choice([0.6, 0.9, 1.0]),
+        top_k=rng.choice([0, 3, 50]),
+        min_p=rng.choice([0.0, 0.02, 0.3]),
+        repetition_penalty=rng.choice([1.1, 1.5, 2.0]),
+    )
+    warpers = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(params.repetition_penalty),
+            TemperatureLogitsWarper(params.temperature),
+            *([TopKLogitsWarper(params.top_k)] if params.top_k else []),
+            TopPLogitsWarper(params.top_p),
+            *([MinPLogitsWarper(params.min_p)] if params.min_p else []),
+        ]
+    )
+    expected = warpers(torch.from_numpy(seen)[None], logits[None].clone())[0].softmax(-1)
+    numbers = [(i + 0.5) / 500 for i in range(500)]
+    sampled = sample_with_seen(sample_rows, logits.expand(500, -1), params, numbers, seen)
+    found = torch.bincount(torch.tensor([token for token, _ in sampled]), minlength=1000) / 500
+    assert torch.allclose(found, expected, atol=0.0041)
+    assert not found[expected == 0].any()
+    for token, logprob in sampled[::100]:  # of the unchanged logits
+        assert logprob == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-5)
+    greedy = SamplingParams(temperature=0, repetition_penalty=params.repetition_penalty)
+    penalised = warpers[0](torch.from_numpy(seen)[None], logits[None].clone())[0]
+    [(token, _)] = sample_with_seen(sample_rows, logits[None], greedy, [0.0], seen)
+    assert token == penalised.argmax()
+
+
+def sample_with_seen(sample_rows, logits, params, numbers, seen):
+    if sample_rows is one_by_one:
+        return [
+            sampling._sample_on_cpu(row, params, n, None, seen) for row, n in zip(logits, numbers, strict=True)
+        ]
+    return sample_rows(logits, [params] * len(logits), numbers, None, [seen] * len(logits))
+
+
+def test_a_penalty_is_on_the_prompt_and_on_what_was_sampled_and_off_where_there_is_a_form():
+    params = SamplingParams(temperature=0, repetition_penalty=2.0)
+    sampler = Sampler(params, None, [1])
+    logits = torch.tensor([[1.5, 2.0, 1.2, -1.0]])  # 1 is in the prompt; then 0 has been sampled, and then 2
+    assert [sample(logits, [sampler])[0][0][0] for _ in range(4)] == [0, 2, 1, 1]
+
+    class AnyForm:
+        complete = False
+
+        def allowed(self):
+            return np.full(1, 0xFFFFFFFF, np.uint32)
+
+        def accept(self, token):
+            pass
+
+    assert sample(logits, [Sampler(params, AnyForm(), [1])])[0][0][0] == 1
+
+
 def mixed_params(rng: random.Random) -> SamplingParams:
     return SamplingParams(
         temperature=rng.choice([0.0, 0.0, 0.1, 0.7, 1.0, 2.0]),
         top_p=rng.choice([0.05, 0.75, 0.95, 1.0]),
+        top_k=rng.choice([0, 0, 1, 20, 5000]),
+        min_p=rng.choice([0.0, 0.0, 0.05, 1.0]),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
         seed=rng.randrange(2**63),
     )
 
@@ -89,7 +164,13 @@ def test_both_paths_take_the_same_tokens():
     logits = 3 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0))
     params = [mixed_params(rng) for _ in logits]
     numbers = [rng.random() for _ in logits]
-    on_cpu, on_device = (path(logits, params, numbers) for path in (one_by_one, sampling._sample_on_device))
+    seen = [
+        np.array(rng.sample(range(1000), 100)) if p.repetition_penalty > 1 else np.empty(0, int) for p in params
+    ]
+    on_cpu = [
+        sampling._sample_on_cpu(*row, None, s) for *row, s in zip(logits, params, numbers, seen, strict=True)
+    ]
+    on_device = sampling._sample_on_device(logits, params, numbers, None, seen)
     assert [token for token, _ in on_cpu] == [token for token, _ in on_device]
     assert [logprob for _, logprob in on_cpu] == pytest.approx([logprob for _, logprob in on_device], abs=1e-5)
 
@@ -100,7 +181,10 @@ def test_a_seed_gives_the_same_tokens_on_cuda():
     rng = random.Random(0)
     logits = 3 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0))
     params = [mixed_params(rng) for _ in logits]
-    on_cpu, on_cuda = (sample(where, [Sampler(p) for p in params]) for where in (logits, logits.cuda()))
+    prompt = range(0, 1000, 7)
+    on_cpu, on_cuda = (
+        sample(where, [Sampler(p, None, prompt) for p in params]) for where in (logits, logits.cuda())
+    )
     assert [token for [(token, _)] in on_cpu] == [token for [(token, _)] in on_cuda]
     for [(_, left)], [(_, right)] in zip(on_cpu, on_cuda, strict=True):
         assert left == pytest.approx(right, abs=1e-4)
@@ -127,9 +211,13 @@ def test_law_a_rows_token_and_the_bits_of_its_logprob_do_not_depend_on_the_other
     count = rng.choice([2, 8, 16])
     logits = 3 * torch.randn(count, 5000, generator=torch.Generator().manual_seed(seed))
     params = [mixed_params(rng) for _ in logits]
-    together = sample(logits, [Sampler(p) for p in params])
-    assert together == [sample(row[None], [Sampler(p)])[0] for row, p in zip(logits, params, strict=True)]
-    backwards = sample(logits.flip(0), [Sampler(p) for p in params[::-1]])
+
+    def samplers():
+        return [Sampler(p, None, range(i, 5000, 9)) for i, p in enumerate(params)]
+
+    together = sample(logits, samplers())
+    assert together == [sample(row[None], [one])[0] for row, one in zip(logits, samplers(), strict=True)]
+    backwards = sample(logits.flip(0), samplers()[::-1])
     assert together == backwards[::-1]
 
 
@@ -196,13 +284,20 @@ def without_drafts(logits, sampler):
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("right", range(5))
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_law_drafts_change_no_token_logprob_or_later_random_number(monkeypatch, on_cpu, right, temperature):
+def test_law_drafts_change_no_token_logprob_or_later_random_number(
+    monkeypatch, on_cpu, right, temperature, penalty
+):
     """`right` drafts of four are what is sampled; afterwards the request goes on as if there had been none."""
     if not on_cpu:
-        monkeypatch.setattr(sampling, "_by_row", lambda *rows: sampling._sample_on_device(*rows[:3]).__getitem__)
-    params = SamplingParams(temperature=temperature, top_p=0.95, seed=7)
+        monkeypatch.setattr(
+            sampling, "_by_row", lambda *rows: sampling._sample_on_device(*rows[:3], None, rows[4]).__getitem__
+        )
+    params = SamplingParams(temperature=temperature, top_p=0.95, seed=7, repetition_penalty=penalty)
     logits = torch.randn(12, 300, generator=torch.Generator().manual_seed(1))
+    if penalty > 1:  # the tokens of the draft are what the next ones would be
+        logits[1:] = logits[0] + 0.1 * logits[1:]
     plain = Sampler(params)
     expected = without_drafts(logits[: right + 1], plain)
     drafts = [token for token, _ in expected[:right]] + [(expected[-1][0] + 1) % 300] * (4 - right)

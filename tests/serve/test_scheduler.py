@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapter.base.llama import load_tokenizer
 from adapter.serve import scheduler as scheduler_module
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.kv_cache import BLOCK, SlotAllocator
 from adapter.serve.request import Client, GenerationRequest
-from adapter.serve.scheduler import FairQueue, Row, Scheduler
+from adapter.serve.scheduler import FairQueue, Row, Scheduler, repeats
 
 END = 9  # the stop id
 
@@ -282,3 +283,42 @@ def test_slots_never_overlap_and_what_was_freed_can_be_taken_again(sizes, rng):
     for slot in taken:
         allocator.free(slot)
     assert allocator.take(allocator.capacity) is not None
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+HONEST = {
+    "numbers that count": "\n".join(f"{i}. Take {i} steps, then turn left." for i in range(1, 30)),
+    "a list of like items": "\n".join(
+        f"- A {kind} for the {kind} garden" for kind in ["rose", "tulip", "lily", "daisy", "iris"]
+    ),
+    "a table": "| a | b | c | d | e | f |\n"
+    + "| --- " * 6
+    + "|\n"
+    + "".join(f"| {i} | 0 | 0 | 0 | 0 | 0 |\n" for i in range(9)),
+    "code": "".join(f"    if (x == {i}) {{\n        return {i * i};\n    }}\n" for i in range(12)),
+    "a row of zeros": "zeros = [" + "0, " * 20 + "0]",
+    "a ruler": "Title\n" + "-" * 40 + "\nText",
+    "a refrain": "Row, row, row your boat, gently down the stream. " * 3,
+    "laughter": "ha " * 20,
+    "digits of a third": "0." + "3" * 30,
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_lists_tables_and_code_do_not_go_in_circles(name, tokenizer):
+    tokens = tokenizer(HONEST[name]).input_ids
+    assert not any(repeats(tokens[:end], end) for end in range(1, len(tokens) + 1))
+
+
+def test_an_answer_that_goes_in_circles_is_found_where_it_has_gone_round_four_times(tokenizer):
+    sentence = tokenizer("You can also use a slow cooker to cook the chicken and the vegetables. ").input_ids
+    prompt = sentence * 9
+    assert not repeats(prompt, 0)  # a message that repeats itself is no answer that does
+    answer = list(range(1000, 1040)) + sentence * 6
+    ends = [end for end in range(1, len(answer) + 1) if repeats([*prompt, *answer[:end]], end)]
+    assert ends[0] == 40 + max(64, 4 * len(sentence)) and ends == list(range(ends[0], len(answer) + 1))
+    assert [repeats([7] * count, count) for count in (63, 64)] == [False, True]

@@ -9,7 +9,7 @@ import pytest
 from adapter.errors import BadInput
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
-from adapter.serve.settings import PANEL, Settings, panel_values, slider
+from adapter.serve.settings import PAGE_PENALTY, PANEL, Settings, panel_values, slider
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,14 @@ def test_a_seed_is_read_as_typed_or_sent(typed: Any, seed: int | None) -> None:
         ("top_p", 0, "Top-p must lie above 0 and be at most 1, got 0."),
         ("max_tokens", 2049, "Max tokens must lie between 1 and 2048, got 2049."),
         ("max_tokens", 1.5, "Max tokens needs a whole number, got 1.5."),
+        ("top_k", -1, "Top-k must lie between 0 and 100000, got -1."),
+        ("top_k", 1.5, "Top-k needs a whole number, got 1.5."),
+        ("min_p", 1.5, "Min-p must lie between 0 and 1, got 1.5."),
+        ("repetition_penalty", 0.5, "Repetition penalty must lie between 1 and 2, got 0.5."),
+        ("stop", "1\n2\n3\n4\n5", "Stop texts are at most 4 texts of 1 to 200 characters."),
+        ("stop", ["x" * 201], "Stop texts are at most 4"),
+        ("stop", [""], "Stop texts are at most 4"),
+        ("system", "x" * 2001, "The system prompt is a text of at most 2000 characters."),
         ("mix_strength", -1, "Second strength must lie between 0 and 2, got -1."),
         *((("seed", seed, "The seed must be a whole number")) for seed in ("x", "1.5", 1.5, True, -1, 2**63)),
         ("seed", "9" * 5000, "The seed must be a whole number"),
@@ -61,8 +69,10 @@ def test_sliders_offer_a_part_of_each_range() -> None:
     assert slider("top_p") == {"minimum": 0.05, "maximum": 1, "value": 0.75, "step": 0.05}
     assert slider("max_tokens") == {"minimum": 16, "maximum": 1024, "value": 256, "step": 16}
     assert slider("mix_strength")["value"] == 0.5
+    assert slider("top_k") == {"minimum": 0, "maximum": 100, "value": 0, "step": 1}
+    assert slider("repetition_penalty")["value"] == PAGE_PENALTY > Settings().repetition_penalty == 1
     kept = {"max_tokens": 2000, "top_p": 0.01, "seed": 12, "mix": None, "strength": 2, "unknown": 1}
     assert panel_values(kept) == {"seed": "12", "mix": "", "strength": 2.0}
     assert panel_values(panel_values(Settings().model_dump())) == {
-        name: "" if name == "seed" else getattr(Settings(), name) for name in PANEL
+        name: "" if name in ("seed", "stop") else getattr(Settings(), name) for name in PANEL
     }

@@ -30,6 +30,7 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
 from adapter.method.form import JSON_OBJECT, NO_FORM, json_schema_form
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
+from adapter.serve.sampling import SamplingParams
 from adapter.server import openai_api, openai_schema, texts
 from adapter.server.loader import LoadStatus
 from adapter.server.openai_schema import ChatCompletionRequest
@@ -158,7 +159,7 @@ def shown(text: str, *urls: str) -> dict[str, Any]:
 def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted) -> None:
     whole = client.chat.completions.create(
         model="poet", messages=HELLO, temperature=0.5, top_p=0.9, max_tokens=20, seed=7, stop=["\n"], user="me",
-        extra_body={"strength": 0.5, "mix": {"see": 0.25}},
+        extra_body={"strength": 0.5, "mix": {"see": 0.25}, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.2},
     )  # fmt: skip
     assert whole.choices[0].message.content == "you said: hello!" and whole.choices[0].finish_reason == "stop"
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens) == (5, 3, 8)
@@ -171,7 +172,8 @@ def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted)
         ("\n",),
     )
     sampling = request.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed) == (0.5, 0.9, 20, 7)
+    assert sampling == SamplingParams(0.5, 0.9, 20, 7, top_k=40, min_p=0.05, repetition_penalty=1.2)
+    assert not request.end_repetition
 
     chunks = list(
         client.chat.completions.create(
@@ -417,6 +419,10 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
         ({"audio": {"voice": "alloy"}}, 400, "'audio'"),
         ({"logprobs": True}, 400, "'logprobs'"),
         ({"frequency_penalty": 0.5}, 400, "'frequency_penalty'"),
+        ({"repetition_penalty": 0.9}, 400, "'repetition_penalty' must lie between 1 and 2, got 0.9."),
+        ({"repetition_penalty": 1.1, "response_format": {"type": "json_object"}}, 400, "Leave one of them out."),
+        ({"top_k": -1}, 400, "'top_k' must lie between 0 and 100000, got -1."),
+        ({"min_p": 2}, 400, "'min_p' must lie between 0 and 1, got 2."),
         ({"logit_bias": {"5": 1}}, 400, "'logit_bias'"),
     ],
 )
@@ -481,7 +487,10 @@ MESSAGE = st.fixed_dictionaries({
     "role": st.sampled_from(["system", "user", "assistant"]) | JSON,
     "content": NEAR["text"] | st.lists(PART) | JSON,
 })  # fmt: skip
-FIELDS = ("temperature", "top_p", "max_tokens", "stop", "seed", "stream", "stream_options", "strength", "mix", "n")
+FIELDS = (
+    *("top_k", "min_p", "repetition_penalty"),
+    *("temperature", "top_p", "max_tokens", "stop", "seed", "stream", "stream_options", "strength", "mix", "n"),
+)
 BODY = st.fixed_dictionaries(
     {"model": st.sampled_from(["base", "poet", "see"]) | JSON, "messages": st.lists(MESSAGE, max_size=3) | JSON},
     optional=dict.fromkeys(FIELDS, JSON),

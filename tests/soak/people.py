@@ -236,7 +236,7 @@ def questions(adapters: tuple[str, ...], visual: str, picture: Path, tokens: int
     """
     one, two = adapters
     greedy = {"temperature": 0.0, "max_tokens": tokens}
-    sampled = {"temperature": 0.8, "top_p": 0.9, "seed": 7, "max_tokens": tokens}
+    sampled = {"temperature": 0.8, "top_p": 0.9, "seed": 7, "max_tokens": tokens, "repetition_penalty": 1.1}
     mixed = {**greedy, "mix": two, "mix_strength": 0.5}
     talk = (("What is bread made of?", "Flour, water, salt and yeast."), ("And cake?", "Flour, eggs and sugar."))
     asked = []

@@ -192,13 +192,16 @@ def test_dividers_depend_on_the_answers_alone(turns: list[Settings]) -> None:
     strength=st.floats(0, 2),
     seed=st.integers(0, 2**63 - 1),
     muted=st.lists(st.integers(0, 29), max_size=3),
+    penalty=st.floats(1, 2),
+    stop=st.lists(st.sampled_from(["-x", "\n", "a b"]), max_size=4),
 )
 def test_the_command_line_has_the_settings(
-    prompt: str, temperature: float, strength: float, seed: int, muted: list[int]
+    prompt: str, temperature: float, strength: float, seed: int, muted: list[int], penalty: float, stop: list[str]
 ) -> None:
     used = SETTINGS.replace(
         strength=strength, temperature=temperature, max_tokens=64, seed=seed, mix="see", mix_strength=strength,
-        mute_layers=tuple(muted), mute_heads=(2,),
+        mute_layers=tuple(muted), mute_heads=(2,), repetition_penalty=penalty, stop=stop, system=prompt[:2000],
+        top_k=3 if muted else 0,
     )  # fmt: skip
     line = command_line([*conversation.user_turn(prompt), *answered("a", used)], base(), CATALOG)
     arguments = shlex.split(line)
@@ -208,6 +211,8 @@ def test_the_command_line_has_the_settings(
     assert (read.adapter, read.mix, read.strength) == ("pirate", [("see", strength)], strength)
     assert (read.temperature, read.top_p, read.max_new_tokens, read.seed) == (temperature, 0.75, 64, seed)
     assert (read.mute_layer, read.mute_head) == (muted, [2])
+    assert (read.repetition_penalty, read.stop, read.system) == (penalty, stop, used.system)
+    assert (read.top_k, read.min_p) == (used.top_k, 0.0)
     assert (read.base, read.quantization) == (BASE, "auto")
 
 
@@ -609,8 +614,18 @@ def test_invalid_stored_settings_are_ignored() -> None:
         "mix": [1],
     }
     assert conversation_json.from_stored_settings(wrong) == {}
-    same = conversation_json.from_stored_settings(conversation_json.panel_settings(SETTINGS))
-    assert same == {**{name: getattr(SETTINGS, name) for name in PANEL}, "seed": "7"}
+    chosen = SETTINGS.replace(stop="###\n\\n", system="Be brief.", repetition_penalty=1.25, top_k=40)
+    assert chosen.stop == ("###", "\n")  # one a line; what is typed as a line break
+    same = conversation_json.from_stored_settings(conversation_json.panel_settings(chosen))
+    expected = {**{name: getattr(chosen, name) for name in PANEL}, "seed": "7", "stop": "###\n\\n"}
+    assert same == expected and Settings.checked(same) == chosen.replace(mute_layers=(), mute_heads=())
+
+
+def test_a_record_of_before_the_later_settings_has_their_defaults() -> None:
+    later = {"top_k", "min_p", "repetition_penalty", "stop", "system"}
+    old = {name: value for name, value in SETTINGS.model_dump().items() if name not in later}
+    assert parse_settings(json.dumps(old)) == SETTINGS
+    assert parse_settings(json.dumps({**old, "repetition_penalty": 3})) is None
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "[" * 99_999, '{"adapter": NaN}', "x" * 200_000])

@@ -10,6 +10,7 @@ import pytest
 
 import app
 from adapter.errors import LoadError
+from adapter.serve.settings import PAGE_PENALTY
 from adapter.serve.store import SHIPPED
 from adapter.server.generation import public_text
 from adapter.ui import theme
@@ -81,7 +82,10 @@ def test_endpoints_for_programs() -> None:
     assert set(endpoints) == {"/chat", "/adapters"} and page.api_open is False
     parameters = endpoints["/chat"]["parameters"]
     names = ["message", "image", "adapter", "strength", "temperature", "top_p", "max_tokens", "seed"]
-    assert [parameter["parameter_name"] for parameter in parameters] == [*names, "mix", "mix_strength"]
+    assert [parameter["parameter_name"] for parameter in parameters] == [
+        *names, "mix", "mix_strength", "top_k", "min_p", "repetition_penalty", "stop", "system"
+    ]  # fmt: skip
+    assert parameters[-3]["parameter_default"] == PAGE_PENALTY > 1
     assert all(parameter["parameter_has_default"] for parameter in parameters[1:])
 
 

@@ -33,7 +33,8 @@ STILL_RESTORING = (
 CHANGED_MEANWHILE = "The conversation has changed meanwhile. Look at it, and try again."
 # Additions to the statistics line, by finish reason.
 ENDINGS: dict[str | None, tuple[str, ...]] = {
-    "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",)
+    "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",),
+    "repetition": ("it began to repeat itself",),
 }  # fmt: skip
 
 NO_IMAGE, PICTURE_NOT_USED = "no image", "picture not used"
@@ -50,6 +51,13 @@ SECOND_ADAPTER, SECOND_STRENGTH = "Second adapter", "Second strength"
 SECOND_INFO = "Added on top of the first"
 TEMPERATURE, TEMPERATURE_INFO = "Temperature", "0 takes the likeliest word"
 TOP_P, MAX_TOKENS, SEED, NEW_SEED = "Top-p", "Max tokens", "Seed", "A new one each time"
+TOP_K, TOP_K_INFO = "Top-k", "Only so many of the likeliest words; 0 is off"
+MIN_P, MIN_P_INFO = "Min-p", "Only words at least so likely as this part of the likeliest"
+PENALTY = "Repetition penalty"
+PENALTY_INFO = "Above 1, words that were there come less often. Structured answers have none"
+STOP, STOP_INFO = "Stop texts", "The answer ends before one of them. One a line"
+SYSTEM_PROMPT, SYSTEM_INFO = "System prompt", "In place of the base's own. Adapters were trained without one"
+SYSTEM_PLACEHOLDER = "You are a patient teacher."
 # Errors of a turn, and parts of the statistics line.
 BASE_NAME = "frozen base"
 EMPTY_EDIT = "The edited message is empty. Write something, or use undo to remove it."
