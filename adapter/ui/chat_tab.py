@@ -13,7 +13,7 @@ from adapter.server.generation import MAX_CHARACTERS, AdapterCatalog, EngineProv
 from adapter.ui import theme
 from adapter.ui.adapter_upload_panel import adapter_upload_panel
 from adapter.ui.chat_events import ChatEvents
-from adapter.ui.chatbot import VerbatimChatbot
+from adapter.ui.chatbot import LATEX, VerbatimChatbot
 from adapter.ui.client_api import add_api_endpoints
 from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.conversation_store import ConversationStore
@@ -48,7 +48,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
                 buttons=["copy"],
                 editable="user",
                 group_consecutive_messages=False,  # an edit then keeps the picture, see conversation.py
-                latex_delimiters=[],
+                latex_delimiters=LATEX,
                 allow_tags=False,
                 placeholder=texts.EMPTY_CHAT,
                 examples=[_example_card(example) for example in examples],

@@ -48,6 +48,18 @@ CSS_CLASSES = {
         *("option", "options", "placeholder", "placeholder-content", "image-container"),
         *("example", "examples", "example-content", "example-image-container"),
         *("example-text", "example-text-content"),
+        *(
+            "katex",
+            "katex-display",
+            "token",
+            "keyword",
+            "tag",
+            "function",
+            "string",
+            "number",
+            "attr-value",
+            "comment",
+        ),
     ),
     "multimodal textbox": (
         *("full-container", "submit-button", "stop-button", "thumbnail-item", "delete-button"),

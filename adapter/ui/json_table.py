@@ -99,7 +99,8 @@ def table_html(text: str, marked: Collection[str] = ()) -> str | None:
         return None
     rest = "" if fields.complete else '<tr><td colspan="2">…</td></tr>'
     head = f'<thead><tr><th scope="col">{texts.FIELD}</th><th scope="col">{texts.VALUE}</th></tr></thead>'
-    behind = f"<details><summary>{texts.JSON}</summary><pre><code>{_escape(text)}</code></pre></details>"
+    copy = f"<button>{texts.COPY}</button>"  # page.js copies
+    behind = f"<details><summary>{texts.JSON}</summary>{copy}<pre><code>{_escape(text)}</code></pre></details>"
     rows = _rows(fields.pairs, 1, marked)
     return f"{_OPENING}<table>{head}<tbody>{rows}{rest}</tbody></table>{behind}</div>"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gradio as gr
@@ -12,11 +13,17 @@ from hypothesis import strategies as st
 from adapter.base.template import Message
 from adapter.serve.settings import Settings
 from adapter.ui import conversation
-from adapter.ui.chatbot import WORD_JOINER, VerbatimChatbot, escape_markup, unescape_markup
+from adapter.ui.chatbot import (
+    WORD_JOINER,
+    VerbatimChatbot,
+    escape_all_but_latex,
+    escape_markup,
+    unescape_markup,
+)
 from adapter.ui.conversation import History, UserTurn, answer, note, stats, user_turn
 from adapter.ui.texts import page as texts
 
-MARKUP = st.text(st.sampled_from([*"<>&![]()\\/ax1; \n", WORD_JOINER]), max_size=40) | st.text(max_size=40)
+MARKUP = st.text(st.sampled_from([*"<>&![]()\\/ax1; \n`$", WORD_JOINER]), max_size=40) | st.text(max_size=40)
 
 
 def displayed(history: History) -> list[str]:
@@ -116,9 +123,41 @@ def test_unescaping_is_the_inverse_of_escaping(text: str) -> None:
     assert escape_markup(text).replace(WORD_JOINER, "") == text.replace(WORD_JOINER, "")
 
 
+@given(MARKUP)
+def test_an_answer_differs_in_its_latex_only(text: str) -> None:
+    escaped = escape_all_but_latex(text)
+    assert unescape_markup(escaped) == text
+    assert not re.search(r"<[A-Za-z/!?]|&[A-Za-z#]|!\[|`mermaid", escaped)
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        (r"a \(x\) b \[y\] $$z$$", [r"\(", r"\)", r"\[", r"\]", "$$", "$$"]),
+        (r"`\(a\)` \(b\)", [r"\(", r"\)"]),
+        ("```sh\necho $$ \\(a\\)\n``` $5 and $10", []),
+        (r"\(open", []),
+    ],
+)
+def test_what_is_latex_in_an_answer(text: str, latex: list[str]) -> None:
+    assert re.findall(r"\\[()\[\]]|\$\$", escape_all_but_latex(text)) == latex
+
+
 @pytest.mark.parametrize(
     "text",
-    ["<div>", "</p>", "<!-- x", "<?php", "&lt;", "&#60;", "![x](http://a.example/b.png)", r"\(x\)", r"\[x\]"],
+    [
+        "<div>",
+        "</p>",
+        "<!-- x",
+        "<?php",
+        "&lt;",
+        "&#60;",
+        "![x](http://a.example/b.png)",
+        r"\(x\)",
+        r"\[x\]",
+        "$$x$$",
+        "`mermaid",
+    ],
 )
 def test_nothing_begins_as_a_tag_or_a_picture(text: str) -> None:
     assert text[:2] not in escape_markup(f"a{text}b")

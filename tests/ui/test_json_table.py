@@ -24,7 +24,22 @@ HOSTILE = [
     "&#60;", "**b** _c_ `d` ~e~", "![x](http://a.example/b.png)", "| a | b |\n|---|---|", "\n\n# heading\n\n<div>",
     "\r\n", "\0", "\ud800", "\u202e", r"\(x\)", "$$x$$", "word " * 2000, "x" * 2000,
 ]  # fmt: skip
-TAGS = {"div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "details", "summary", "pre", "code"}
+TAGS = {
+    "div",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "ul",
+    "li",
+    "details",
+    "summary",
+    "button",
+    "pre",
+    "code",
+}
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

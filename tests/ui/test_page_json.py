@@ -66,6 +66,9 @@ def test_extract_answers_with_a_table(visit: Callable[..., Visitor], width: int,
     page.locator("#chat .json-answer summary").click()
     text = page.locator("#chat .json-answer code").inner_text()
     assert json.loads(text) == shown
+    page.locator("#chat .json-answer button").click()
+    page.locator("#chat .json-answer button.copied").wait_for()
+    assert page.evaluate("() => navigator.clipboard.readText()") == text
     page.locator("#chat .message-row:has(.json-answer)").hover()
     page.locator('#chat .message-row:has(.json-answer) + .message-buttons [title="Copy message"]').click()
     assert page.evaluate("() => navigator.clipboard.readText()") == text

@@ -154,6 +154,13 @@
     navigator.clipboard.writeText = (text) => write(unescapeMarkup(text));
   }
 
+  // The button beside the JSON behind a table.
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.(".json-answer button");
+    const copied = button && (await copyText(button.parentElement.querySelector("code").textContent));
+    button?.classList.toggle("copied", copied);
+  });
+
   // Esc stops the answer of the visible tab.
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
@@ -180,14 +187,14 @@
     }
   };
   // Accessibility that Gradio lacks (6.31): its list of examples has no items, its pictures are buttons without a
-  // name, and the keyboard does not reach a card that scrolls.
+  // name, and the keyboard does not reach a card or code that scrolls.
   const setAttribute = (selector, name, value) => {
     for (const element of document.querySelectorAll(selector)) element.setAttribute(name, value);
   };
   const fixAccessibility = () => {
     setAttribute("#chat .examples[role=list]", "role", "group");
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", camera()?.dataset.picture ?? "");
-    setAttribute("#about .prose:not([tabindex])", "tabindex", "0");
+    setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
   };
   const onChange = () => {
     restoreFocus();

@@ -40,7 +40,7 @@ ENDINGS: dict[str | None, tuple[str, ...]] = {
 NO_IMAGE, PICTURE_NOT_USED = "no image", "picture not used"
 
 # A JSON object as a table.
-FIELD, VALUE, JSON = "Field", "Value", "JSON"
+FIELD, VALUE, JSON, COPY = "Field", "Value", "JSON", "Copy"
 
 # Components of the chat.
 CONVERSATION, MESSAGE = "Conversation", "Message"
