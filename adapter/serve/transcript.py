@@ -28,6 +28,8 @@ MAX_BYTES = 32 * 2**20
 # Remarks in place of what is not kept.
 PICTURE_NOT_KEPT = "The picture of this message is not kept any more."
 MESSAGE_NOT_KEPT = "A message that stood here cannot be read any more."
+# The remark above a turn whose answer, and those after it, are given without what went before.
+FORGOTTEN = "Without what went before"
 _MAX_TEXT = 100_000  # characters
 _MAX_LINE = 500
 _MAX_RECORD = 100_000
@@ -83,6 +85,9 @@ class TranscriptMessage:
     record: dict[str, Any] | None = None
 
 
+_FORGOTTEN = TranscriptMessage("page", FORGOTTEN)
+
+
 @dataclass(frozen=True)
 class Transcript:
     """A whole conversation. settings: as in the file, not checked; dropped: what the limits left out of it."""
@@ -94,7 +99,8 @@ class Transcript:
     def to_answer(self) -> tuple[tuple[Message, ...], bytes | None]:
         """The messages up to the user's last one, and the latest picture among them."""
         end = max((i + 1 for i, part in enumerate(self.messages) if part.role == "user"), default=0)
-        asked = self.messages[:end]
+        begin = max((i for i, part in enumerate(self.messages[:end]) if part == _FORGOTTEN), default=0)
+        asked = self.messages[begin:end]
         pictures = [part.picture for part in asked if part.picture is not None]
         return merge_turns((part.role, part.text) for part in asked), pictures[-1] if pictures else None
 

@@ -177,7 +177,8 @@ class ChatAnswers:
                 elif event.stats is not None:
                     used = truncated if event.finish_reason in ("cancelled", "time", "repetition") else settings
                     record = AnswerRecord(used, tuple(progress.token_ids), image is not None).to_json()
-                    yield [message, conversation.stats(progress.stats_line(), record=record)]
+                    line = conversation.stats(progress.stats_line(), record=record)
+                    yield conversation.with_alone_option([*history, message, line])[len(history) :]
                 elif text.strip():
                     record = conversation.settings_json(truncated)
                     yield [message, conversation.stats(progress.stats_line(), live=True, record=record)]

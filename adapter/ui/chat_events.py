@@ -127,12 +127,14 @@ class ChatEvents:
     def choose_option(
         self, history: History, number: str, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
-        """Handles a button of an offer: switches to its adapter, or answers without the picture."""
-        if not conversation.ends_with_offer(history):
+        """Handles a button below the last message: of an offer, or to answer without what went before."""
+        if not conversation.ends_with_options(history):
             yield _no_change()
             return
         choice, before = str(event.value), _Before(history, number)
-        if choice == TEXT_ONLY:
+        if choice == conversation.ALONE:
+            yield from self._turn(conversation.alone(history), settings, before, request)
+        elif choice == TEXT_ONLY:
             yield from self._turn(history[:-1], settings, before, request, offers=False)
         else:
             yield from self._turn(history[:-1], settings, before, request, switch_to=lambda: choice)

@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 
 from adapter.base.template import Message
 from adapter.errors import BadInput
+from adapter.serve import transcript
 from adapter.serve.settings import Settings
-from adapter.serve.transcript import merge_turns
 from adapter.ui.texts import page as texts
 
 Entry = dict[str, Any]
 History = list[Entry]
 
 # metadata.id of the page's own messages, which are shown to the user and never sent to the model.
-STATS, NOTE, OFFER, DIVIDER = "stats", "note", "offer", "divider"
+STATS, NOTE, OFFER, DIVIDER, FORGOTTEN = "stats", "note", "offer", "divider", "forgotten"
+ALONE = "alone"  # the option of an answer: give it without what went before
 
 MAX_HISTORY = 2_000_000  # characters as JSON, where a base reads some ten thousand tokens
 
@@ -73,6 +74,11 @@ def divider(text: str) -> Entry:
     return _entry("assistant", _text_block(_page_html(text, "divider")), DIVIDER)
 
 
+def forgotten() -> Entry:
+    """The line above a turn before which the model sees nothing."""
+    return _entry("assistant", _text_block(_page_html(transcript.FORGOTTEN, "divider")), FORGOTTEN)
+
+
 def stats_line(settings: Settings, tokens: int, tokens_per_s: float | None, notes: Sequence[str] = ()) -> str:
     """`adapter · strength · tokens · tokens/s · notes`; the frozen base has no strength."""
     parts = [settings.adapter, texts.strength(settings.strength)] if settings.adapter else [texts.BASE_NAME]
@@ -117,7 +123,7 @@ def _mark_pending(entry: Entry) -> Entry:
 
 
 def kind(entry: Entry) -> str | None:
-    """STATS, NOTE, OFFER or DIVIDER for the page's own message; None for one of the user or the model."""
+    """STATS, NOTE or the like for the page's own message; None for one of the user or the model."""
     return (entry.get("metadata") or {}).get("id")
 
 
@@ -158,7 +164,7 @@ def check_size(history: Sequence[Entry]) -> None:
 
 
 class UserTurn(NamedTuple):
-    """A user turn: where it begins in the history, its text and its picture. It includes the divider above it."""
+    """A user turn: where it begins in the history, its text and its picture. It includes the lines above it."""
 
     start: int
     text: str
@@ -175,12 +181,19 @@ class RecordedAnswer(NamedTuple):
 
 def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
     """The messages for the model: texts only, adjacent ones of one role joined, those by the page left out."""
-    return merge_turns((entry["role"], text_of(entry)) for entry in history if kind(entry) is None)
+    return transcript.merge_turns(
+        (entry["role"], text_of(entry)) for entry in _remembered(history) if kind(entry) is None
+    )
 
 
 def latest_picture(history: Sequence[Entry]) -> str | None:
     """Path of the newest picture of the conversation, the one that a visual adapter sees."""
-    return next((path for entry in reversed(history) if (path := picture_path(entry))), None)
+    return next((path for entry in reversed(_remembered(history)) if (path := picture_path(entry))), None)
+
+
+def _remembered(history: Sequence[Entry]) -> Sequence[Entry]:
+    """What the model sees: all behind the last FORGOTTEN."""
+    return history[max((i for i, entry in enumerate(history) if kind(entry) == FORGOTTEN), default=0) :]
 
 
 def last_turn(history: Sequence[Entry]) -> UserTurn | None:
@@ -191,7 +204,7 @@ def last_turn(history: Sequence[Entry]) -> UserTurn | None:
     picture = picture_path(history[end])
     if picture is None and end and (picture := picture_path(history[end - 1])):
         start = end - 1
-    if start and kind(history[start - 1]) == DIVIDER:
+    while start and kind(history[start - 1]) in (DIVIDER, FORGOTTEN):
         start -= 1
     return UserTurn(start, text_of(history[end]), picture)
 
@@ -209,8 +222,8 @@ def last_turn_is_unanswered(history: Sequence[Entry]) -> bool:
     return not any(map(record_of, history[_last_user_index(history) + 1 :]))
 
 
-def ends_with_offer(history: Sequence[Entry]) -> bool:
-    return bool(history) and kind(history[-1]) == OFFER
+def ends_with_options(history: Sequence[Entry]) -> bool:
+    return bool(history) and bool(history[-1].get("options"))
 
 
 def is_streaming(history: Sequence[Entry]) -> bool:
@@ -228,6 +241,25 @@ def _last_user_index(history: Sequence[Entry]) -> int:
 def without_last_answer(history: Sequence[Entry]) -> History:
     """The history up to and including the last user turn."""
     return list(history[: _last_user_index(history) + 1])
+
+
+def alone(history: Sequence[Entry]) -> History:
+    """The history up to the last user turn, which is to be answered without what went before."""
+    turn = last_turn(history)
+    assert turn is not None
+    return [*history[: turn.start], forgotten(), *user_turn(turn.text, turn.picture)]
+
+
+def with_alone_option(history: History) -> History:
+    """The history with the option ALONE below its last answer, if another adapter has answered before it.
+
+    An adapter that reads another one's answers goes on in their voice, or in neither.
+    """
+    # What the model sees begins with FORGOTTEN and a divider, or with a turn that has none.
+    switched = any(kind(entry) == DIVIDER for entry in _remembered(history)[2:])
+    if not switched or kind(history[-1]) != STATS:
+        return history
+    return [*history[:-1], {**history[-1], "options": [{"label": texts.ALONE, "value": ALONE}]}]
 
 
 def replace_pictures(history: Sequence[Entry], path: str) -> History:

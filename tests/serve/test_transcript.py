@@ -17,7 +17,7 @@ from adapter.__main__ import _parser, _request, main
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from adapter.serve import transcript
-from adapter.serve.transcript import PICTURE_NOT_KEPT, Dropped
+from adapter.serve.transcript import FORGOTTEN, PICTURE_NOT_KEPT, Dropped, Transcript, TranscriptMessage
 from tests.app_process import PATIENCE
 from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
 
@@ -135,6 +135,15 @@ def test_a_file_of_millions_of_values_is_refused_before_it_is_parsed(
     monkeypatch.setattr(transcript.json, "loads", lambda *_, **__: pytest.fail("it was parsed"))
     with pytest.raises(BadInput, match="not JSON"):
         transcript.read(text[: transcript.MAX_BYTES])
+
+
+def test_what_is_answered_begins_behind_what_is_forgotten() -> None:
+    turns = [
+        TranscriptMessage("user", "a"),
+        TranscriptMessage("assistant", "b"),
+        TranscriptMessage("page", FORGOTTEN),
+    ]
+    assert Transcript((*turns, TranscriptMessage("user", "c"))).to_answer() == ((Message("user", "c"),), None)
 
 
 def test_what_is_answered_are_the_messages_up_to_the_last_of_the_user() -> None:

@@ -168,6 +168,22 @@ def test_a_picture_for_a_text_adapter_leads_to_an_offer(picture: str) -> None:
     assert "picture not used" in displayed(last_history(updates))[-1]
 
 
+def test_an_answer_after_a_switch_is_given_again_without_what_went_before() -> None:
+    engine = EchoEngine()
+    events = events_of(engine)
+    first = last_history(list(send(events, "of travel")))
+    assert not first[-1]["options"]
+    history = last_history(list(send(events, "who are you?", first, adapter="poet")))
+    [option] = history[-1]["options"]
+    pressed, settings = event(value=option["value"], index=0), {**DEFAULTS, "adapter": "poet"}
+    alone = last_history(list(events.choose_option(history, next(NEWER), pressed, REQUEST, **settings)))
+    assert [len(request.messages) for request in engine.requests] == [1, 3, 1]
+    assert [kind for entry in alone if (kind := conversation.kind(entry))] == [
+        conversation.STATS, conversation.FORGOTTEN, conversation.DIVIDER, conversation.STATS
+    ]  # fmt: skip
+    assert not alone[-1]["options"]
+
+
 def test_an_edit_keeps_the_picture_and_drops_what_followed(picture: str) -> None:
     engine = EchoEngine()
     events = events_of(engine)

@@ -47,6 +47,34 @@ def test_only_words_reach_the_model() -> None:
     )
 
 
+def test_what_stands_above_a_forgotten_line_reaches_no_model() -> None:
+    before = [*user_turn("a", "/tmp/1.png"), answer("x"), stats("s"), conversation.divider("pirate")]
+    history = [*before, *user_turn("b"), answer("y"), stats("s")]
+    alone = conversation.alone(history)
+    assert conversation.to_messages(alone) == (Message("user", "b"),)
+    assert conversation.latest_picture(alone) is None
+    later = [*alone, answer("z"), *user_turn("c")]
+    assert [m.text for m in conversation.to_messages(later)] == ["b", "z", "c"]
+    assert conversation.alone([*alone, answer("z")]) == alone, "asked twice, there is one line"
+    assert conversation.last_turn(alone).start == len(before) - 1, "undo takes the line along"  # type: ignore
+
+
+def test_an_answer_alone_is_offered_where_another_adapter_has_answered_before() -> None:
+    def offered(history: History) -> bool:
+        return bool(conversation.with_alone_option(history)[-1]["options"])
+
+    first = [*user_turn("a"), answer("x"), stats("s")]
+    assert not offered(first) and not offered([*first, *user_turn("b"), answer("y"), stats("s")])
+    switched = [*first, conversation.divider("pirate"), *user_turn("b")]
+    history = [*switched, answer("y"), stats("s")]
+    assert offered(history) and offered([*history, *user_turn("c"), answer("z"), stats("s")])
+    assert not offered([*switched, note("no answer")])
+    alone = [conversation.forgotten(), conversation.divider("pirate"), *user_turn("b"), answer("y"), stats("s")]
+    assert not offered([*first, *alone]) and not offered(
+        [*first, *alone, *user_turn("c"), answer("z"), stats("s")]
+    )
+
+
 def test_the_newest_picture_is_in_effect() -> None:
     history = [*user_turn("a", "/tmp/1.png"), answer("x"), *user_turn("b", "/tmp/2.png")]
     assert conversation.latest_picture(history) == "/tmp/2.png"

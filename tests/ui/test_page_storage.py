@@ -13,6 +13,7 @@ import pytest
 
 import app
 from adapter.errors import Busy
+from adapter.serve.transcript import FORGOTTEN
 from adapter.ui import conversation_json, theme
 from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, wait_until
@@ -333,6 +334,23 @@ def test_dividers_through_retry_edit_and_undo(visit: Callable[..., Visitor]) -> 
     visitor.button("Undo").click()
     dividers.wait_for(state="detached")
     assert visitor.box.input_value() == "And the moon?" and len(visitor.rows()) == 3
+
+
+def test_after_a_switch_the_last_message_can_be_answered_alone(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    lines, alone = visitor.page.locator("#chat .divider"), visitor.page.get_by_role("button", name=texts.ALONE)
+    visitor.ask("Where shall I go in May?")
+    assert alone.count() == 0
+    visitor.pick("poet")
+    visitor.ask("Who are you?")
+    visitor.reload()
+    visitor.answering(alone.click)
+    assert [message.text for message in ENGINE.requests[-1].messages] == ["Who are you?"]
+    assert lines.all_inner_texts() == [FORGOTTEN, "poet"] and alone.count() == 0
+    visitor.reload()
+    wait_until(lambda: lines.all_inner_texts() == [FORGOTTEN, "poet"], visitor.rows)
+    visitor.ask("And then?")
+    assert len(ENGINE.requests[-1].messages) == 3
 
 
 def test_the_camera_takes_a_picture(visit: Callable[..., Visitor]) -> None:

@@ -63,6 +63,7 @@ BASE_NAME = "frozen base"
 EMPTY_EDIT = "The edited message is empty. Write something, or use undo to remove it."
 EMPTY_MESSAGE = "The message is empty. Write something."
 WITHOUT_PICTURE = "Answer from the text alone"
+ALONE = "Answer without what went before"
 PICTURE_GONE = "This picture is no longer on the server. Reload the page, or send the picture again."
 # The panel "This conversation", and conversations that were stored.
 CUT_OFF, CUT_OFF_BEFORE_TEXT = "cut off", "Cut off before the first word."
