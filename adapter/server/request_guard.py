@@ -54,6 +54,7 @@ ROUTES = (
     _LOGOUT,
     Route("/gradio_api/info"),
     Route("/gradio_api/startup-events"),
+    Route("/gradio_api/app_id"),  # asked by a page that has lost its server, until it is back
     Route("/gradio_api/heartbeat/{session_hash}", kind="stream"),
     Route("/gradio_api/queue/join", _POST, "body"),
     Route("/gradio_api/queue/data", kind="stream"),

@@ -40,7 +40,11 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
     examples = [_copied_to_uploads(example) for example in theme.examples()]
     states = ConversationStates()
     with gr.Row(equal_height=False):
-        with gr.Column(scale=7, min_width=320):
+        with gr.Column(scale=7, min_width=320, elem_id="talk"):
+            # Before the conversation, so that the keyboard comes to it first; page.css puts it below.
+            with gr.Column(elem_id="compose"):
+                box = message_box(texts.PLACEHOLDER, "box")
+                gr.HTML(camera_html(), elem_id="camera", padding=False)
             chat = VerbatimChatbot(
                 show_label=False,
                 label=texts.CONVERSATION,
@@ -55,9 +59,6 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
                 elem_id="chat",
             )
             xray = xray_bar(chat)
-            with gr.Column(elem_id="compose"):
-                box = message_box(texts.PLACEHOLDER, "box")
-                gr.HTML(camera_html(), elem_id="camera", padding=False)
         with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
             inside = inside_panel(provider, chat)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
@@ -105,9 +106,16 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
     }
     events = ChatEvents(provider, catalog, examples, states)
     _connect(page, events, store, chat, box, settings, inside.retry)
+    for elem_id, text in (("one-picture", texts.ONE_PICTURE), ("no-picture", texts.NO_PICTURE)):
+        _note_button(elem_id, text)
     picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
     add_api_endpoints(provider, catalog)
     return TabParts(pickers, box)
+
+
+def _note_button(elem_id: str, text: str) -> None:
+    """A hidden button whose click, by a script, shows a note."""
+    gr.Button(visible="hidden", elem_id=elem_id).click(lambda: gr.Info(text, duration=6), **QUEUED)
 
 
 def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:

@@ -66,7 +66,7 @@ CSS_CLASSES = {
     ),
 }
 # Values of attributes in their selectors, as written in Gradio's scripts.
-ATTRIBUTES = ("accordion-content", "Copy message")
+ATTRIBUTES = ("accordion-content", "aria-dropeffect", "data-tab-id", "Cancel", "Copy message", "Edit", "Submit")
 
 
 class StrictBlocks(gr.Blocks):

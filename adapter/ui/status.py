@@ -60,6 +60,8 @@ def header(provider: EngineProvider) -> gr.HTML:
     """Lays out the top of the page; returns the status line."""
     with gr.Row(elem_id="top"):
         gr.HTML(theme.header_html(), elem_id="head")
+        gr.HTML(theme.keys_html(), elem_id="keys")
+        gr.HTML(theme.server_gone_html(), elem_id="server-gone")
         return gr.HTML(_status(provider), elem_id="status")
 
 

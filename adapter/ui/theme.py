@@ -26,7 +26,7 @@ _DESCRIPTION_CHARACTERS = 110  # on an adapter's card
 PREFERRED_ADAPTERS = ("pirate", "extract", "see")
 _STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = sorted(_STATIC.glob("*.css"))
-SCRIPTS = ("page.js",)  # go into the page's head
+SCRIPTS = ("page.js", "composer.js")  # go into the page's head, in this order
 HEAD = "".join(f"<script>{(_STATIC / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
 ICON = _STATIC / "icon.png"
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -129,6 +129,24 @@ def status_html(status: LoadStatus, text: str) -> str:
 
 def header_html() -> str:
     return f"<h1>{html.escape(texts.TITLE)}</h1><p>{html.escape(texts.SENTENCE)}</p>"
+
+
+def server_gone_html() -> str:
+    """Takes the status line's place while the server does not answer, see composer.js."""
+    return f'<div class="status failed" role="alert"><i></i>{html.escape(texts.SERVER_GONE)}</div>'
+
+
+def keys_html() -> str:
+    """The dialog that lists the keys; composer.js opens it."""
+    rows = "".join(
+        f"<dt>{' '.join(f'<kbd>{html.escape(key)}</kbd>' for key in keys)}</dt><dd>{html.escape(text)}</dd>"
+        for keys, text in texts.KEYS
+    )
+    title, close = html.escape(texts.KEYS_TITLE), html.escape(texts.CLOSE)
+    return (
+        f'<dialog aria-label="{title}"><h2>{title}</h2><dl>{rows}</dl>'
+        f'<form method="dialog"><button>{close}</button></form></dialog>'
+    )
 
 
 def ellipsize(text: str, limit: int) -> str:

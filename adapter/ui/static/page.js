@@ -102,6 +102,7 @@
     restored: false, // from then on the conversation and settings are stored
     stored: () => [read(KEYS.conversation), read(KEYS.pictures), read(KEYS.settings), linkedConversation()],
     store,
+    attach: (file, box) => attach(file, box),
     storeSettings: (names, values) => window.chatPage.restored && keepSettings(names, values),
     // A value that the visitor has changed since the event began stays.
     changePanel: (names, text, values) => {
@@ -245,14 +246,14 @@
       0.92,
     );
   };
-  const attach = async (file) => {
-    find("#box .thumbnail-item .delete-button")?.click(); // the box holds one picture
+  const attach = async (file, box = find("#box")) => {
+    box.querySelector(".thumbnail-item .delete-button")?.click(); // the box holds one picture
     await new Promise((done) => setTimeout(done, 100));
     const clipboardData = new DataTransfer();
     clipboardData.items.add(file);
-    const box = find("#box textarea");
-    box.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
-    box.focus();
+    const field = box.querySelector("textarea");
+    field.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+    field.focus();
   };
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("#camera button");

@@ -15,6 +15,19 @@ SENTENCE = (
     "some change how it answers, some let it see a picture."
 )
 CHAT, COMPARE, TRAIN = "Chat", "Compare", "Train"
+SERVER_GONE = (
+    "The server does not answer. Your conversation is kept in this browser; the page goes on by itself when the "
+    "server is back."
+)
+KEYS_TITLE, CLOSE = "Keys", "Close"
+KEYS = (
+    (("Enter",), "Send the message, or an edit of one"),
+    (("Shift", "Enter"), "A new line"),
+    (("Esc",), "Stop the answer; in an edit, put the message back"),
+    (("/",), "Go to the message"),
+    (("↑", "↓"), "Choose an adapter, once the list has the focus"),
+    (("?",), "This list"),
+)
 
 # The chat.
 PLACEHOLDER = "Message, or drop a picture"
@@ -79,6 +92,8 @@ LINK_TOO_LONG = "This conversation is too long for a link. Export it instead."
 LINK_UNREADABLE = "The link holds no conversation that can be read here. It may have been cut."
 LINK_OPENED = "This conversation came with the link. Yours is kept; a message here replaces it."
 COMMAND_LINE, NO_COMMAND_LINE = "The newest answer, from the command line", "Appears when there is an answer."
+ONE_PICTURE = "A message takes one picture. The first of those that were dropped is in it."
+NO_PICTURE = "Only pictures go into a message. Adapters and training data have their own places on this page."
 STORAGE_FULL = "The browser's storage is full: the oldest part of this conversation will be gone after a reload."
 TOO_LONG_TO_GO_ON = "This conversation is too long to go on with. Export it to keep it, and start a new one."
 # Camera.

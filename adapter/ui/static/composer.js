@@ -1,0 +1,129 @@
+/* Around the message box: pictures dropped anywhere, the keyboard, drafts, and a server that is gone. Loaded after
+   page.js, whose `attach` it uses. What it relies on in Gradio is listed in gradio_internals.py. */
+
+(() => {
+  const find = (selector) => document.querySelector(selector);
+  const visible = (element) => Boolean(element?.getClientRects().length);
+  const box = () => [...document.querySelectorAll(".box")].find(visible);
+  const FIELDS = "textarea, select, [contenteditable=true], input:not([type=radio], [type=checkbox], [type=range])";
+
+  // What is dropped anywhere goes into the message box, and the browser never opens it. Gradio's own places for files
+  // keep theirs, and text that is dropped on a field is the browser's.
+  const isOurs = ({ target, dataTransfer }) =>
+    dataTransfer.types.includes("Files")
+      ? target.closest?.(".box") || !target.closest?.("[aria-dropeffect]")
+      : !target.closest?.(FIELDS);
+  const drop = async (event) => {
+    find("#tabs").toggleAttribute("data-dropping", false);
+    if (event.target.closest?.(FIELDS) && !event.dataTransfer.types.includes("Files")) event.stopPropagation();
+    if (!isOurs(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const files = [...event.dataTransfer.files];
+    const text = files.length ? "" : event.dataTransfer.getData("text/plain");
+    const pictures = files.filter(({ type }) => type.startsWith("image/"));
+    if (!files.length && !text) return;
+    if (!box()) find("#tabs [data-tab-id=chat]").click(); // the Train tab has none
+    while (!box()) await new Promise(requestAnimationFrame);
+    if (text) write(box().querySelector("textarea"), (old) => (old ? `${old}\n${text}` : text));
+    if (pictures.length) window.chatPage.attach(pictures[0], box());
+    if (files.length && files.length !== 1) find("#one-picture").click();
+    else if (files.length && !pictures.length) find("#no-picture").click();
+  };
+  const write = (field, change) => {
+    field.value = change(field.value);
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    field.focus();
+  };
+  document.addEventListener("drop", drop, true);
+  document.addEventListener("dragover", (event) => {
+    if (!isOurs(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    find("#tabs").toggleAttribute("data-dropping", true);
+  }, true);
+  document.addEventListener("dragleave", (event) => event.relatedTarget || find("#tabs").toggleAttribute("data-dropping", false));
+
+  // Keys. Gradio (6.31) makes each radio and each tab a stop of its own, and an edit has no keys.
+  const showKeys = () => find("#keys dialog").showModal();
+  const KEYS = { "/": () => box()?.querySelector("textarea").focus(), "?": showKeys };
+  const chooseTab = (tab, key) => {
+    const tabs = [...tab.parentElement.querySelectorAll("[role=tab]")];
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
+    const next = step && tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length];
+    next?.click();
+    next?.focus();
+  };
+  const endEdit = (field, title) => {
+    const buttons = field.closest(".message-row").nextElementSibling;
+    buttons.querySelector(`[title="${title}"]`)?.click();
+    if (title === "Cancel") requestAnimationFrame(() => buttons.querySelector('[title="Edit"]')?.focus());
+  };
+  document.addEventListener("keydown", (event) => {
+    const { target, key } = event;
+    if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (target.matches?.(".edit-textarea")) {
+      const title = key === "Enter" && !event.shiftKey ? "Submit" : key === "Escape" ? "Cancel" : "";
+      if (!title) return;
+      event.preventDefault();
+      endEdit(target, title);
+    } else if (target.matches?.("[role=tab]")) {
+      chooseTab(target, key);
+    }
+    if (!KEYS[key] || target.closest?.(FIELDS) || find("dialog[open]")) return;
+    event.preventDefault();
+    KEYS[key]();
+  });
+  let groups = 0;
+  const groupStops = () => {
+    for (const radio of document.querySelectorAll("fieldset input[type=radio]")) {
+      const group = (radio.closest("fieldset").dataset.group ||= `group-${++groups}`);
+      if (radio.name !== group) radio.name = group; // an equal one would be a change too, without end
+    }
+    for (const tab of document.querySelectorAll("[role=tab]"))
+      tab.tabIndex = tab.getAttribute("aria-selected") === "true" ? 0 : -1;
+  };
+
+  // An unsent message outlives a reload of its tab; Gradio reloads the page when a server is back.
+  const DRAFT = "llama-adapter:draft";
+  const draft = (act) => {
+    try {
+      return act(sessionStorage);
+    } catch {
+      return ""; // a browser may forbid it
+    }
+  };
+  let restored = false;
+  const restoreDraft = () => {
+    const field = find("#box textarea");
+    if (restored || !field) return;
+    restored = true;
+    const text = draft((storage) => storage.getItem(DRAFT));
+    if (text && !field.value) write(field, () => text);
+  };
+  addEventListener("pagehide", () => draft((storage) => storage.setItem(DRAFT, find("#box textarea")?.value ?? "")));
+
+  new MutationObserver(() => {
+    groupStops();
+    restoreDraft();
+  }).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["aria-selected", "name"] });
+
+  // The status line is red while the server does not answer what the page asks it every few seconds.
+  const LATE_MS = 20_000;
+  const serverIs = (there) => find("#top")?.toggleAttribute("data-server-gone", !there);
+  const send = window.fetch;
+  window.fetch = async (input, options) => {
+    if (!/\/(run\/predict|app_id)$/.test(input.url ?? input)) return send(input, options);
+    const late = setTimeout(() => serverIs(false), LATE_MS);
+    try {
+      const response = await send(input, options);
+      serverIs(true);
+      return response;
+    } catch (error) {
+      serverIs(false);
+      throw error;
+    } finally {
+      clearTimeout(late);
+    }
+  };
+})();
