@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from adapter.errors import AdapterError, LoadError
-from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
+from adapter.serve.request import Answer, FinishReason, GenerationEvent, GenerationStats, Mailbox
 from adapter.server.loader import LoadStatus
 
 
@@ -45,18 +45,22 @@ class FakeCatalog:
 class EchoEngine:
     """Answers in three pieces, "you said: ", the last message and "!", and records the requests.
 
-    error: raised in place of the second piece; queue_length: requests that are served before.
+    error: raised in place of the second piece; queue_length: requests that are served before; ending: of the
+    answers.
     """
 
     base = SimpleNamespace(
         fingerprint=SimpleNamespace(name="echo"), quantization="none", device=SimpleNamespace(type="cpu")
     )
 
-    def __init__(self, error: Exception | None = None, queue_length: int = 0) -> None:
+    def __init__(
+        self, error: Exception | None = None, queue_length: int = 0, ending: FinishReason = "stop"
+    ) -> None:
         self.requests: list[Any] = []
         self.closed = 0
         self.error = error
         self.queue_length = queue_length
+        self.ending = ending
 
     def submit(self, request: Any) -> EchoAnswer:
         self.requests.append(request)
@@ -96,7 +100,7 @@ class EchoMailbox(Mailbox):
                 yield GenerationEvent(finish_reason="cancelled", stats=stats)
                 return
             last = index == 2
-            yield GenerationEvent(text, 7, -0.1, "stop" if last else None, stats if last else None)
+            yield GenerationEvent(text, 7, -0.1, engine.ending if last else None, stats if last else None)
 
     def empty(self) -> bool:
         return False

@@ -289,11 +289,11 @@ def find_displaced(row: QueuedRow, others: Iterable[QueuedRow]) -> QueuedRow | N
 def repeats(tokens: Sequence[int], new: int) -> bool:
     """Whether an answer goes in circles: its last tokens are one unit of up to 64 tokens, again and again.
 
-    Four times or more, and 64 tokens or more: lists, tables, code, refrains and rows of equal numbers or dashes
+    Three times or more, and 64 tokens or more: lists, tables, code, refrains and rows of equal numbers or dashes
     are shorter, or differ somewhere. new: how many of the tokens are the answer's.
     """
     for unit in range(1, 65):
-        length = max(4 * unit, 64)
+        length = max(3 * unit, 64)
         if length > new:
             return False
         if tokens[-1] == tokens[-1 - unit] and tokens[-length:-unit] == tokens[unit - length :]:

@@ -7,7 +7,10 @@ import importlib
 
 from tests.bench.processor import describe_processor
 
-TABLES = ("base", "serving", "latency", "crowd", "cluster", "start", "training", "pictures", "form", "xray", "gpu")
+TABLES = (
+    *("base", "serving", "latency", "crowd", "cluster", "start", "training", "pictures"),
+    *("form", "sampling", "xray", "gpu"),
+)
 
 
 def main() -> None:

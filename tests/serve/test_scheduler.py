@@ -303,6 +303,8 @@ HONEST = {
     "a row of zeros": "zeros = [" + "0, " * 20 + "0]",
     "a ruler": "Title\n" + "-" * 40 + "\nText",
     "a refrain": "Row, row, row your boat, gently down the stream. " * 3,
+    "a line of a song three times": "Oh, the grand old Duke of York, he had ten thousand men. " * 3,
+    "a matrix": "\n".join("[" + ", ".join("1" if i == j else "0" for j in range(8)) + "]," for i in range(8)),
     "laughter": "ha " * 20,
     "digits of a third": "0." + "3" * 30,
 }
@@ -314,11 +316,11 @@ def test_honest_lists_tables_and_code_do_not_go_in_circles(name, tokenizer):
     assert not any(repeats(tokens[:end], end) for end in range(1, len(tokens) + 1))
 
 
-def test_an_answer_that_goes_in_circles_is_found_where_it_has_gone_round_four_times(tokenizer):
+def test_an_answer_that_goes_in_circles_is_found_where_it_has_gone_round_often_enough(tokenizer):
     sentence = tokenizer("You can also use a slow cooker to cook the chicken and the vegetables. ").input_ids
     prompt = sentence * 9
     assert not repeats(prompt, 0)  # a message that repeats itself is no answer that does
     answer = list(range(1000, 1040)) + sentence * 6
     ends = [end for end in range(1, len(answer) + 1) if repeats([*prompt, *answer[:end]], end)]
-    assert ends[0] == 40 + max(64, 4 * len(sentence)) and ends == list(range(ends[0], len(answer) + 1))
+    assert ends[0] == 40 + max(64, 3 * len(sentence)) and ends == list(range(ends[0], len(answer) + 1))
     assert [repeats([7] * count, count) for count in (63, 64)] == [False, True]

@@ -79,6 +79,25 @@ def test_send_streams_and_closes(toasts: list[str]) -> None:
     assert request.client == Client("192.0.2.1", "me")
 
 
+def test_system_prompt_and_stop_texts_go_with_every_turn() -> None:
+    engine = EchoEngine()
+    history = [*conversation.user_turn("hi"), conversation.answer("ho")]
+    list(send(events_of(engine), "hello", history, system=" Be brief. ", stop="###\nThe end", top_k=5))
+    request = engine.requests[0]
+    roles = [("system", "Be brief."), ("user", "hi"), ("assistant", "ho"), ("user", "hello")]
+    assert [(message.role, message.text) for message in request.messages] == roles
+    assert request.stop == ("###", "The end") and request.sampling.top_k == 5
+
+
+def test_an_answer_that_goes_in_circles_ends_with_a_note_and_can_be_reproduced() -> None:
+    engine = EchoEngine(ending="repetition")
+    history = last_history(list(send(events_of(engine), "hello")))
+    assert engine.requests[0].end_repetition
+    assert displayed(history)[2].endswith("· it began to repeat itself</span>")
+    record = conversation.parse_record(conversation.record_of(history[-1]))
+    assert record is not None and record.settings.max_tokens == len(record.token_ids) == 3
+
+
 def test_leaving_closes_the_stream() -> None:
     engine = EchoEngine()
     updates = send(events_of(engine), "hello")
