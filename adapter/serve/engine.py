@@ -218,7 +218,7 @@ class Engine:
         try:
             if not row.cancelled:
                 row.prompt_kv, prompts = self.prompts.build(
-                    row.adapters, request.image, request.mute_layers, request.mute_heads
+                    row.adapters, request.image, request.mute_layers, request.mute_heads, request.gates
                 )
                 # How many tokens were cached, and how soon the first comes, would tell what others have asked.
                 row.prefix_key = (request.client.network, request.client.session, prompts)

@@ -69,10 +69,11 @@ class PromptKVBuilder:
         image: Image.Image | None = None,
         mute_layers: tuple[int, ...] = (),
         mute_heads: tuple[int, ...] = (),
+        gates: tuple[tuple[int, int, float], ...] = (),
     ) -> tuple[PromptKV | None, Hashable]:
         """One entry with the gated terms of all adapters at their strengths, and a key that identifies it.
 
-        None for the frozen base. Visual adapters get the image; mute_layers and mute_heads are as in
+        None for the frozen base. Visual adapters get the image; mute_layers, mute_heads and gates are as in
         GenerationRequest. Raises BadInput for a layer or head that has nothing to mute.
         """
         image_hash = b"" if image is None else hash_image(image)
@@ -86,7 +87,8 @@ class PromptKVBuilder:
         mixed = PromptKV.mixed(parts)
         mixed = mute(mixed, layers=mute_layers) if mute_layers else mixed
         mixed = mute(mixed, heads=mute_heads) if mute_heads else mixed
-        return mixed, (*key, mute_layers, mute_heads)
+        mixed = scale_gates(mixed, gates) if gates else mixed
+        return mixed, (*key, mute_layers, mute_heads, gates)
 
     def _project(self, adapter: Adapter, image: Image.Image | None, image_hash: bytes) -> PromptKV:
         features = None if image is None else self._encode(adapter, image, image_hash)
@@ -132,6 +134,19 @@ def mute(kv: PromptKV, layers: Collection[int] = (), heads: Collection[int] = ()
         norms = {key: delta for key, delta in deltas.norms.items() if key[0] not in muted_layers}
         deltas = Deltas(linears, norms, deltas.size) if linears or norms else None
     return PromptKV(prompts, kv.size, deltas)
+
+
+def scale_gates(kv: PromptKV, factors: Sequence[tuple[int, int, float]]) -> PromptKV:
+    """The same prompts with single gates multiplied, by (layer, head, factor). Raises as `mute`."""
+    _check_known("layer", {layer for layer, _, _ in factors}, kv.layers)
+    tables = {layer: torch.ones_like(kv.layers[layer][0].gates[0]) for layer, _, _ in factors}  # [H]
+    _check_known("head", {head for _, head, _ in factors}, range(min(map(len, tables.values()))))
+    for layer, head, factor in factors:
+        tables[layer][head] = factor
+    layers = dict(kv.layers)
+    for layer, table in tables.items():
+        layers[layer] = tuple(replace(p, gates=p.gates * table) for p in layers[layer])
+    return replace(kv, layers=layers)
 
 
 def _zero_gates(gates: Tensor, heads: Collection[int]) -> Tensor:

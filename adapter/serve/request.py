@@ -17,9 +17,10 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.client import Client
 from adapter.serve.sampling import SamplingParams
-from adapter.serve.settings import Settings
+from adapter.serve.settings import MAX_STRENGTH, Settings
 
 MAX_SECONDS = 600.0
+MAX_GATES = 4096  # of one request that have a factor of their own
 CROWD = 8  # readers at once; more of them share the lists of so many
 _reading: set[object] = set()  # of readers of lists, who share the time of one event loop
 FinishReason = Literal["stop", "length", "time", "cancelled", "repetition"]  # the last one as vLLM calls it
@@ -31,12 +32,13 @@ class GenerationRequest:
 
     mix: further adapters with their strengths; their gated terms are added to those of `adapter`, which chooses
     the template. Every visual adapter gets the image. mute_layers, mute_heads: where the gates of all adapters are
-    set to zero; indices of the base's layers, and of the heads in every layer. stop: strings that end the answer
-    and are not part of it. form: a grammar that the answer belongs to (see `method.form`); None: that of the
-    adapter, if only one has a strength above 0; NO_FORM: none. end_repetition: whether an answer ends as soon as
-    it goes in circles (see `scheduler.repeats`). max_seconds: wall-clock limit from the start of prefill.
-    base_logprobs: let the frozen base read the answer too, and send what it gives each token, where an adapter
-    answers and the KV cache has room for both.
+    set to zero; indices of the base's layers, and of the heads in every layer. gates: factors from 0 to 2 of
+    single gates of all adapters, as (layer, head, factor). stop: strings that end the answer and are not part of
+    it. form: a grammar that the answer belongs to (see `method.form`); None: that of the adapter, if only one has
+    a strength above 0; NO_FORM: none. end_repetition: whether an answer ends as soon as it goes in circles (see
+    `scheduler.repeats`). max_seconds: wall-clock limit from the start of prefill. base_logprobs: let the frozen
+    base read the answer too, and send what it gives each token, where an adapter answers and the KV cache has
+    room for both.
     Raises BadInput when a value is out of range.
     """
 
@@ -50,6 +52,7 @@ class GenerationRequest:
     mix: tuple[tuple[str, float], ...] = ()
     mute_layers: tuple[int, ...] = ()
     mute_heads: tuple[int, ...] = ()
+    gates: tuple[tuple[int, int, float], ...] = ()
     stop: tuple[str, ...] = ()
     form: str | None = None
     end_repetition: bool = False
@@ -61,6 +64,8 @@ class GenerationRequest:
         Settings.checked(
             {"strength": self.strength, "mute_layers": self.mute_layers, "mute_heads": self.mute_heads}
         )
+        if len(self.gates) > MAX_GATES or not all(0 <= factor <= MAX_STRENGTH for _, _, factor in self.gates):
+            raise BadInput(f"Factors of gates lie between 0 and {MAX_STRENGTH:g}, at most {MAX_GATES} of them.")
         for _, strength in self.mix:
             Settings.checked({"strength": strength})
         if not 0 < self.max_seconds <= MAX_SECONDS:

@@ -19,6 +19,7 @@ from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.conversation_store import ConversationStore
 from adapter.ui.images import camera_html, write_upload
 from adapter.ui.inside_panel import inside_panel
+from adapter.ui.playable_gates import gate_player
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
@@ -61,6 +62,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
             xray = xray_bar(chat)
         with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
             inside = inside_panel(provider, chat)
+            gate_player(provider, catalog, chat, inside, saves=uploads)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             picker = gr.Radio(
                 theme.picker_choices(catalog),

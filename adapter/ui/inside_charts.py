@@ -8,6 +8,7 @@ shown as text too. The model's text is escaped. inside.js and inside.css add beh
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,16 @@ def message_html(text: str) -> str:
     return f'<p class="remark">{html.escape(text)}</p>'
 
 
-def gates_html(inspection: Inspection, names: AdapterNames, muted: tuple[Sequence[int], Sequence[int]]) -> str:
+def gates_html(
+    inspection: Inspection,
+    names: AdapterNames,
+    muted: tuple[Sequence[int], Sequence[int]],
+    factors: Sequence[tuple[int, int, float]] = (),
+) -> str:
     """A heat map of each adapter's gates, layer by head, whose headings mute a layer or a head.
 
-    muted: layers and heads that were muted in this answer.
+    muted: layers and heads that were muted in this answer; factors: of gates that are painted, as in
+    GenerationRequest.
     """
     largest = max(float(part.gates.abs().max()) for part in inspection.parts) or 1.0
     maps = []
@@ -44,8 +51,9 @@ def gates_html(inspection: Inspection, names: AdapterNames, muted: tuple[Sequenc
         table = _table(texts.GATES_OF.format(name), texts.GATE_CELL, head, rows)
         maps.append(f"<figure>{caption}{table}</figure>")
     muted_then = "|".join(",".join(str(i) for i in sorted(set(which))) for which in muted)
+    painted = f'data-muted="{muted_then}" data-factors="{json.dumps(list(factors))}"'
     return (
-        f'<div class="gates" data-muted="{muted_then}"><p>{html.escape(texts.GATES_MEAN)}</p>{"".join(maps)}'
+        f'<div class="gates" {painted}><p>{html.escape(texts.GATES_MEAN)}</p>{"".join(maps)}'
         f"{_legend(-largest, largest)}{_READOUT}</div>"
     )
 

@@ -30,7 +30,7 @@ from adapter.ui.texts import page as page_texts
 
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
-    from adapter.serve.request import Client
+    from adapter.serve.request import Client, GenerationRequest
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +70,16 @@ class InspectedAnswer(NamedTuple):
 
 
 class InsidePanel(NamedTuple):
-    """The components of the panel that the chat uses: two settings, and a button that retries with them."""
+    """The components of the panel that others use: two settings, a button that retries with them, the grid of
+    gates, the column above it, and the field that changes with the conversation.
+    """
 
     mute_layers: gr.HTML
     mute_heads: gr.HTML
     retry: gr.Button
+    gates: gr.HTML
+    above_gates: gr.Column
+    conversation_hash: gr.Textbox
 
 
 class InsideEvents:
@@ -158,15 +163,25 @@ def inspect_newest(
     provider: EngineProvider, history: History, client: Client
 ) -> tuple[InspectedAnswer, AnswerRecord]:
     """Raises AdapterError with the reason why the newest answer cannot be inspected."""
-    answered, record = _recorded_answer(history)
+    request, _, record = newest_request(provider, history, client)
     engine = provider.engine()
-    if engine is None:
-        raise BadInput(provider.status().text)
-    image = open_upload(answered.picture) if record.picture and answered.picture else None
-    request = build_request(answered.messages, record.settings, image, client)
+    assert engine is not None
     inspection = engine.inspect(request, record.token_ids[:MAX_TOKENS])
     names = [texts.part(name, strength) for name, strength in request.parts]
     return InspectedAnswer(inspection, names, len(record.token_ids)), record
+
+
+def newest_request(
+    provider: EngineProvider, history: History, client: Client
+) -> tuple[GenerationRequest, str, AnswerRecord]:
+    """The request that the newest answer was given, its text and its record. Raises as `inspect_newest`."""
+    answered, record = _recorded_answer(history)
+    if provider.engine() is None:
+        raise BadInput(provider.status().text)
+    image = open_upload(answered.picture) if record.picture and answered.picture else None
+    newest = max(i for i, entry in enumerate(history) if conversation.record_of(entry))
+    request = build_request(answered.messages, record.settings, image, client)
+    return request, conversation.text_of(history[newest - 1]), record
 
 
 def _event_value(event: gr.EventData, name: str) -> Any:
@@ -218,6 +233,7 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
                 answer = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-answer")
                 token = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-token")
             with gr.Column(scale=4, min_width=300):
+                above_gates = gr.Column(elem_id="inside-play")
                 gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")
                 with gr.Row(elem_id="inside-mutes"):
                     retry = gr.Button(texts.ASK_AGAIN, size="sm", elem_id="inside-retry")
@@ -232,7 +248,7 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
     conversation_hash.change(events.show, [chat, colour], [message, gates, answer, colour, token], **on_server)
     answer.token(events.show_token, chat, token, **on_server)
     unmute.click(None, js="() => [[], []]", outputs=[mute_layers, mute_heads], **UNQUEUED)
-    return InsidePanel(mute_layers, mute_heads, retry)
+    return InsidePanel(mute_layers, mute_heads, retry, gates, above_gates, conversation_hash)
 
 
 def _mute_chips(kind: str, title: str) -> gr.HTML:

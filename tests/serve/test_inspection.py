@@ -23,6 +23,7 @@ from adapter.base.llama import Base
 from adapter.base.quantize import quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import BadInput, Busy, LoadError
+from adapter.method.adapter import with_gate_factors
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
@@ -610,3 +611,33 @@ def test_the_base_reads_along_where_it_is_asked_to_and_there_is_room(engine, mon
 
     monkeypatch.setattr("adapter.serve.engine.base_logprobs", broken)
     assert found(base_logprobs=True) == 0 and engine.failure is None
+
+
+# Factors of single gates.
+
+
+def test_law_factors_of_gates_are_those_of_an_adapter_with_such_gates(engine, tiny_fingerprint):
+    """0 in all of a layer is muting it; 2 in all gates is the double strength; one gate is that gate alone."""
+    request, plain = generate(engine, "one")
+    adapter = engine.store.load("one", engine.base)
+    layers, heads = adapter.config.layers, range(tiny_fingerprint.num_attention_heads)
+
+    def logprobs(**changes):
+        return [e.logprob for e in engine.submit(replace(request, **changes)) if e.token_id is not None]
+
+    def of_all(factor, some=layers):
+        return tuple((layer, head, factor) for layer in some for head in heads)
+
+    assert logprobs(gates=of_all(0.0, layers[:1])) == logprobs(mute_layers=layers[:1])
+    assert logprobs(gates=of_all(2.0)) == logprobs(strength=2.0)
+    assert logprobs(gates=of_all(1.0)) == [event.logprob for event in plain]
+    half = logprobs(gates=((gate := (layers[1], 0, 0.5)),))
+    save_adapter(with_gate_factors(adapter, [gate]), engine.store.folders[0] / "other")
+    assert_close(torch.tensor(half), torch.tensor(logprobs(adapter="other")), atol=1e-4, rtol=0)
+    assert half != logprobs()
+    for wrong, sentence in (((99, 0, 0.0), "layer 99"), ((layers[0], 77, 0.0), "head 77")):
+        with pytest.raises(BadInput, match=f"nothing to mute in {sentence}"):
+            list(engine.submit(replace(request, gates=(wrong,))))
+    for wrong in (((0, 0, 2.1),), ((0, 0, math.nan),), of_all(1.0) * 4096):
+        with pytest.raises(BadInput, match="Factors of gates"):
+            replace(request, gates=wrong)

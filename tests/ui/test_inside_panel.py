@@ -399,11 +399,12 @@ def test_the_status_of_loading_is_shown_to_whoever_opens_the_panel_early(engine)
 # The closed panel.
 
 
-def test_only_the_hidden_field_and_a_click_on_a_token_reach_the_server() -> None:
+def test_only_the_hidden_field_and_what_is_pressed_reach_the_server() -> None:
     """A conversation that grows and a panel that opens run in the browser alone; it decides about the field."""
     page = app.build_page(ReadyProvider(None), FakeCatalog())
     by_id = {component["id"]: component["props"].get("elem_id") for component in page.config["components"]}
     mine = {"inside", "inside-request", "inside-answer", "inside-unmute", "inside-gates", "inside-token"}
+    mine |= {"inside-save", "inside-rewritten"}
     reach, alone = set(), set()
     for dependency in page.config["dependencies"]:
         outputs = {by_id.get(i) for i in dependency["outputs"]}
@@ -411,8 +412,10 @@ def test_only_the_hidden_field_and_a_click_on_a_token_reach_the_server() -> None
             name = by_id.get(target)
             if name in mine or outputs & mine:
                 (reach if dependency["backend_fn"] else alone).add((name, event))
-    assert reach == {("inside-request", "change"), ("inside-answer", "token")}
-    assert alone == {("inside", "expand"), ("chat", "change"), ("inside-unmute", "click")}
+    pressed = {("inside-gates", "play"), ("inside-find-button", "click"), ("inside-save", "click")}
+    assert reach == {("inside-request", "change"), ("inside-answer", "token")} | pressed
+    browser = {("inside", "expand"), ("chat", "change"), ("inside-unmute", "click"), ("inside-request", "change")}
+    assert alone == browser
 
 
 # X-ray of an answer that was written without.

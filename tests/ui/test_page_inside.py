@@ -230,3 +230,48 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     visitor.pick("")
     visitor.ask("And the sea?")
     assert page.evaluate("() => document.querySelectorAll('#chat [data-testid=bot][tabindex]').length") == 1
+
+
+def test_gates_are_painted_and_the_answer_is_written_beside(inside: InsideVisitor) -> None:
+    visitor, panel, page = inside.visitor, inside.panel, inside.page
+    visitor.pick("pirate")
+    original = visitor.ask("Why is the sky blue?")
+    inside.toggle()
+    inside.wait_for_charts(1)
+    rewritten = panel.locator(".rewritten .answer-text")
+    assert rewritten.count() == 0 and not panel.get_by_role("button", name="Save as an adapter").is_visible()
+    # Dragged from one corner to the other, all gates on the way are shut.
+    cells = panel.locator(".gates td")
+    for end in (0, 268):
+        cells.nth(end).scroll_into_view_if_needed()
+    cells.nth(252).hover()
+    page.mouse.down()
+    cells.nth(260).hover()
+    cells.nth(269).hover()
+    page.mouse.up()
+    assert panel.locator("td.shut").count() >= 3
+    rewritten.wait_for()
+    assert panel.get_by_role("button", name="Save as an adapter").is_visible()
+    # By keyboard: amplified, then put back.
+    panel.get_by_role("radio", name="amplify").check()
+    cells.nth(0).focus()
+    page.keyboard.press("Enter")
+    assert panel.locator("td.loud").count() == 1
+    panel.get_by_role("radio", name="put back").check()
+    cells.nth(0).focus()
+    page.keyboard.press("Enter")
+    assert panel.locator("td.loud").count() == 0
+    # Few gates keep the first word.
+    word = original.split()[0].strip("!,.")
+    panel.get_by_label("Word to keep").fill(word)
+    panel.get_by_role("button", name="Find the voice").click()
+    panel.get_by_text(f"gates keep “{word}”").wait_for()
+    page.wait_for_function(
+        "word => document.querySelector('.rewritten .answer-text').innerText.includes(word)", arg=word
+    )
+    assert panel.locator("td.shut").count() > 50
+    assert visitor.answers()[-1] == original, "the conversation is what it was"
+    # Another answer has its own gates.
+    visitor.ask("And the sea?")
+    rewritten.wait_for(state="detached")
+    panel.locator("td.shut").first.wait_for(state="detached")

@@ -2,6 +2,7 @@
    `watch`. One cell of a chart is in the tab order, arrow keys move from there. Mute buttons send a "mute" event to
    mute.js. */
 
+const factors = new Map(); // of painted gates, by 'layer,head'
 const items = group => [...group.querySelectorAll('button, td')];
 
 function prepare() {
@@ -10,7 +11,11 @@ function prepare() {
     group.querySelectorAll('[aria-pressed]').forEach(item => item.removeAttribute('aria-pressed'));
   }
   for (const out of element.querySelectorAll('.readout')) out.textContent = '';
+  factors.clear();
+  for (const [layer, head, factor] of JSON.parse(element.querySelector('.gates')?.dataset.factors ?? '[]'))
+    factors.set(`${layer},${head}`, factor);
   showMuted();
+  showFactors();
 }
 
 function neighbour(group, item, key) {
@@ -77,6 +82,49 @@ element.addEventListener('click', event => {
   for (const other of tokens.querySelectorAll('button')) other.toggleAttribute('aria-pressed', false);
   button.setAttribute('aria-pressed', 'true');
   trigger('token', {index: Number(button.dataset.i), key: tokens.dataset.key});
+});
+
+/* Gates are painted with the chosen brush: by dragging, or with Enter or the space bar on one. */
+const nameOf = cell => {
+  const [layer, head] = [cell.parentElement.cells[0], cell.closest('table').tHead.rows[0].cells[cell.cellIndex]]
+    .map(heading => heading.querySelector('[data-mute]')?.dataset.n);
+  return layer === undefined ? null : `${layer},${head}`;
+};
+function showFactors() {
+  for (const cell of element.querySelectorAll('.gates td')) {
+    const factor = factors.get(nameOf(cell)) ?? 1;
+    cell.classList.toggle('shut', factor < 1);
+    cell.classList.toggle('loud', factor > 1);
+  }
+}
+function paint(cell) {
+  const factor = Number(document.querySelector('#inside-brush input:checked')?.value ?? 0), name = nameOf(cell);
+  if (factor === 1) factors.delete(name);
+  else factors.set(name, factor);
+  showFactors();
+}
+const play = () => trigger('play', {gates: [...factors].map(([name, factor]) => [...name.split(',').map(Number), factor])});
+let painting = false;
+element.addEventListener('pointerdown', event => {
+  const cell = event.target.closest('.gates td');
+  if (!cell) return;
+  event.target.releasePointerCapture(event.pointerId); // or a finger would stay on the first one
+  painting = true;
+  paint(cell);
+});
+element.addEventListener('pointerover', event => {
+  const cell = event.target.closest('.gates td');
+  if (painting && cell) paint(cell);
+});
+for (const kind of ['pointerup', 'pointercancel']) document.addEventListener(kind, () => {
+  if (painting) play();
+  painting = false;
+});
+element.addEventListener('keydown', event => {
+  if (!['Enter', ' '].includes(event.key) || !event.target.matches('.gates td')) return;
+  event.preventDefault();
+  paint(event.target);
+  play();
 });
 
 new MutationObserver(() => element.isConnected && showMuted())
