@@ -384,7 +384,7 @@ def test_an_unexpected_error_is_a_sentence_without_its_reason(engine) -> None:
 
 
 def test_the_status_of_loading_is_shown_to_whoever_opens_the_panel_early(engine) -> None:
-    history, states = recorded(engine), iter([None, None, engine, engine])
+    history, states = recorded(engine), iter([None, None, engine, engine, engine])
     provider = SimpleNamespace(
         engine=lambda: next(states),
         status=lambda: LoadStatus("loading", "Loading it"),
