@@ -108,7 +108,7 @@ class Engine:
         row = Row(
             request,
             admitted.adapters,
-            admitted.prompt_ids,
+            [*admitted.prompt_ids, *request.answer_ids],
             admitted.max_new_tokens,
             Detokenizer(self.base.tokenizer, request.stop),
             time.perf_counter(),
@@ -424,7 +424,8 @@ class Engine:
         now = time.perf_counter()
         if row.first_token_at is None:
             row.first_token_at = now
-        text = "" if reason == "stop" else row.detokenizer.push(token)
+        text, row.text = row.text, ""
+        text += "" if reason == "stop" else row.detokenizer.push(token)
         if complete:
             reason = "stop"
         if reason is not None or row.detokenizer.stopped:
@@ -437,7 +438,7 @@ class Engine:
         """End a row between its tokens."""
         try:
             event = GenerationEvent(
-                row.detokenizer.flush(), finish_reason=reason, stats=row.stats(time.perf_counter())
+                row.text + row.detokenizer.flush(), finish_reason=reason, stats=row.stats(time.perf_counter())
             )
         except Exception as error:
             self._fail(row, error)

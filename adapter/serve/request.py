@@ -30,6 +30,9 @@ FinishReason = Literal["stop", "length", "time", "cancelled", "repetition"]  # t
 class GenerationRequest:
     """One answer to generate. `prompt_ids` replaces `messages`; `raw` skips the chat template.
 
+    answer_ids: the beginning of the answer, behind which it goes on as if it had not been interrupted. The text of
+    the first event that has one begins with theirs; counts and limits are those of the new tokens.
+
     mix: further adapters with their strengths; their gated terms are added to those of `adapter`, which chooses
     the template. Every visual adapter gets the image. mute_layers, mute_heads: where the gates of all adapters are
     set to zero; indices of the base's layers, and of the heads in every layer. gates: factors from 0 to 2 of
@@ -49,6 +52,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     raw: bool = False
     prompt_ids: tuple[int, ...] | None = None
+    answer_ids: tuple[int, ...] = ()
     mix: tuple[tuple[str, float], ...] = ()
     mute_layers: tuple[int, ...] = ()
     mute_heads: tuple[int, ...] = ()

@@ -43,7 +43,9 @@ class Adapters(Protocol):
 
 @dataclass(frozen=True)
 class Admitted:
-    """A request that can be served. adapters: those with a strength above 0; max_new_tokens: of the answer."""
+    """A request that can be served. adapters: those with a strength above 0; prompt_ids: without the beginning of
+    the answer; max_new_tokens: of the rest of it.
+    """
 
     adapters: WeightedAdapters
     prompt_ids: list[int]
@@ -64,18 +66,19 @@ def admit(
         which = f"Adapter '{request.adapter}'" if request.adapter else "The frozen base"
         raise BadInput(f"{which} reads text only. Choose an adapter that reads images.")
     ids = _tokenize(request, base, adapters)
-    room = base.context_length - len(ids)
+    tokens = len(ids) + len(request.answer_ids)
+    room = base.context_length - tokens
     if room < 1:
         raise BadInput(
-            f"The conversation has {len(ids)} tokens and this base reads {base.context_length}. "
+            f"The conversation has {tokens} tokens and this base reads {base.context_length}. "
             "Shorten the message or start a new conversation."
         )
-    if cache_tokens is not None and len(ids) >= cache_tokens:
+    if cache_tokens is not None and tokens >= cache_tokens:
         raise BadInput(
-            f"The conversation has {len(ids)} tokens and this server has memory for {cache_tokens}. Shorten the "
+            f"The conversation has {tokens} tokens and this server has memory for {cache_tokens}. Shorten the "
             "message or start a new conversation; whoever runs the server can give it more (--cache-gb)."
         )
-    room = min(room, (cache_tokens or room + len(ids)) - len(ids))
+    room = min(room, (cache_tokens or room + tokens) - tokens)
     active = [(adapter, strength) for adapter, strength in adapters if strength > 0]
     return Admitted(active, ids, min(room, request.sampling.max_new_tokens), _form(request, base, active, ids))
 
@@ -90,8 +93,10 @@ def any_visual(adapters: WeightedAdapters) -> bool:
 
 
 def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters) -> list[int]:
+    vocabulary = base.fingerprint.vocab_size
+    if not all(0 <= i < vocabulary and i not in base.stop_ids for i in request.answer_ids):
+        raise BadInput("This answer cannot go on: it has ended, or is another base's.")
     if request.prompt_ids is not None:
-        vocabulary = base.fingerprint.vocab_size
         if not request.prompt_ids or not all(0 <= i < vocabulary for i in request.prompt_ids):
             raise BadInput(f"Prompt ids must be numbers from 0 to {vocabulary - 1}, and at least one.")
         return list(request.prompt_ids)
@@ -115,7 +120,10 @@ def _form(request: GenerationRequest, base: Base, active: WeightedAdapters, ids:
     if form == NO_FORM:
         return None
     asked = next((message.full_text for message in reversed(request.messages) if message.role == "user"), None)
-    return start_form(base, form, base.tokenizer.decode(ids) if asked is None else asked)
+    state = start_form(base, form, base.tokenizer.decode(ids) if asked is None else asked)
+    for token in request.answer_ids:
+        state.accept(token)
+    return state
 
 
 # The waiting queue.
@@ -212,10 +220,15 @@ class Row:
     overtaken: int = 0  # how many later rows have started first, because this one found no room in the KV cache
     started_at: float | None = None  # when the row left the queue
     first_token_at: float | None = None
+    text: str = ""  # to be sent with the next event: that of the beginning of the answer
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.token_ids)
         self.sampler = Sampler(self.request.sampling, self.form, self.token_ids)
+        begun = self.request.answer_ids  # whose random numbers have been used
+        self.sampler.peek(len(begun))
+        self.sampler.use(len(begun))
+        self.text = "".join(map(self.detokenizer.push, begun))
 
     @property
     def most_tokens(self) -> int:

@@ -131,6 +131,20 @@ def test_prompt_ids_and_raw_skip_the_template(engine):
     assert token_ids(generate(engine, messages=(), prompt_ids=ids)) == token_ids(raw)
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_an_answer_goes_on_as_if_it_had_not_been_interrupted(engine, temperature):
+    sampling = replace(GREEDY, temperature=temperature, seed=3, repetition_penalty=1.2)
+    whole = generate(engine, adapter="one", sampling=sampling)
+    assert whole[-1].finish_reason == "length"
+    for cut in (1, 7, 19):
+        rest = replace(sampling, max_new_tokens=20 - cut)
+        begun = tuple(token_ids(whole[:cut]))
+        events = generate(engine, adapter="one", sampling=rest, answer_ids=begun)
+        assert token_ids(events) == token_ids(whole[cut:]) and text(events) == text(whole)
+    with pytest.raises(BadInput, match="cannot go on"):
+        generate(engine, answer_ids=(min(engine.base.stop_ids),))
+
+
 def test_compare_gives_all_adapters_one_random_seed(engine):
     sampling = replace(GREEDY, temperature=1.5, top_p=1.0)
     request = GenerationRequest(HELLO, sampling=sampling)
