@@ -50,7 +50,10 @@ class EchoEngine:
     """
 
     base = SimpleNamespace(
-        fingerprint=SimpleNamespace(name="echo"), quantization="none", device=SimpleNamespace(type="cpu")
+        fingerprint=SimpleNamespace(name="echo"),
+        quantization="none",
+        device=SimpleNamespace(type="cpu"),
+        context_length=100,
     )
 
     def __init__(

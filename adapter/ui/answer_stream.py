@@ -10,15 +10,15 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
-from adapter.serve.settings import Settings
+from adapter.serve.settings import MAX_TOKENS, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import conversation
-from adapter.ui.conversation import AnswerRecord, Entry, History
+from adapter.ui.conversation import AnswerRecord, Entry, History, Variant
 from adapter.ui.conversation_states import Change
 from adapter.ui.images import open_upload, shrink_upload
 from adapter.ui.status import REDRAW_SECONDS
@@ -96,6 +96,7 @@ class AnswerProgress:
     rate: float | None = None  # tokens/s; None for the first few tokens
     first_time: float = 0.0
     first_tokens: int = 0  # that came in one list with the first
+    begun_tokens: int = 0  # of the beginning that it goes on from
     xray: list[str] = field(default_factory=list)  # a line for each token that the frozen base has read
     _written: list[tuple[str, float | None]] = field(default_factory=list)  # text and log-probability by token
 
@@ -119,7 +120,8 @@ class AnswerProgress:
             text, logprob = self._written[len(self.xray)]
             self.xray.append(xray_line(text, logprob or 0.0, base))
         if event.stats is not None:
-            self.tokens, self.rate = event.stats.new_tokens, event.stats.tokens_per_s or None
+            self.tokens = self.begun_tokens + event.stats.new_tokens
+            self.rate = event.stats.tokens_per_s or None
             self.notes += texts.ENDINGS[event.finish_reason]
 
     def stats_line(self) -> str:
@@ -144,17 +146,32 @@ class ChatAnswers:
         return conversation.offer(text, [*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)])
 
     def stream(
-        self, change: Change, history: History, settings: Settings, client: Client, xray: bool = False
+        self,
+        change: Change,
+        history: History,
+        settings: Settings,
+        client: Client,
+        xray: bool = False,
+        variants: tuple[Variant, ...] = (),
+        begun: Variant | None = None,
     ) -> Iterator[History]:
         """Yields the messages that follow the user turn, each time with more of the answer.
 
-        xray: with what the frozen base gives its tokens.
+        xray: with what the frozen base gives its tokens. variants: earlier answers to the same question, which are
+        kept beside it. begun: the one that it goes on from, with its settings but for the number of tokens.
         """
+        former = None if begun is None else conversation.parse_record(begun.record)
+        begun_ids = () if former is None else former.token_ids
+        if former is not None:
+            settings = former.settings.replace(max_tokens=settings.max_tokens)
+            xray = False  # of the whole answer, or not at all
         visual, picture = uses_picture(self.catalog, settings), conversation.latest_picture(history)
-        progress = AnswerProgress(settings := with_seed(settings))
+        progress = AnswerProgress(settings := with_seed(settings), token_ids=list(begun_ids))
+        progress.begun_tokens = progress.first_tokens = len(begun_ids)
         progress.note_unused_picture(picture is not None, visual)
         image = open_upload(picture) if visual and picture else None
         request = build_request(conversation.to_messages(history), settings, image, client, xray)
+        request = replace(request, answer_ids=begun_ids)
         progress.notes += texts.muted(request.mute_layers, request.mute_heads) if request.parts else ()
         engine = self.provider.engine()
         assert engine is not None
@@ -166,18 +183,26 @@ class ChatAnswers:
                 for event in arrived:
                     if event.is_output:
                         progress.add(event)
-                text = progress.text
+                text = progress.text or (begun.text if begun else "")
                 message = conversation.note(texts.EMPTY_ANSWER)
                 if text.strip():
                     message = conversation.answer(text, "\n".join(progress.xray))
                 # max_tokens is the present length, so that the recorded settings reproduce exactly this text.
-                truncated = settings.replace(max_tokens=max(1, len(progress.token_ids)))
+                truncated = settings.replace(max_tokens=min(max(1, len(progress.token_ids)), MAX_TOKENS))
                 if event.finish_reason == "cancelled" and not text.strip():
                     yield [conversation.note(texts.STOPPED_BEFORE_TEXT)]
                 elif event.stats is not None:
-                    used = truncated if event.finish_reason in ("cancelled", "time", "repetition") else settings
-                    record = AnswerRecord(used, tuple(progress.token_ids), image is not None).to_json()
-                    line = conversation.stats(progress.stats_line(), record=record)
+                    ended = event.finish_reason in ("cancelled", "time", "repetition") or begun is not None
+                    record = AnswerRecord(
+                        truncated if ended else settings,
+                        tuple(progress.token_ids),
+                        image is not None,
+                        event.finish_reason in ("length", "time", "cancelled"),
+                        event.stats.prompt_tokens + event.stats.new_tokens,
+                        engine.base.context_length,
+                        variants,
+                    )
+                    line = conversation.stats(progress.stats_line(), record=record.to_json())
                     yield conversation.with_alone_option([*history, message, line])[len(history) :]
                 elif text.strip():
                     record = conversation.settings_json(truncated)

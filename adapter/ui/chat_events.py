@@ -21,7 +21,7 @@ from adapter.server.generation import AdapterCatalog, EngineProvider, check_leng
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import TEXT_ONLY, ChatAnswers, with_small_picture, xray_line
 from adapter.ui.chatbot import unescape_markup
-from adapter.ui.conversation import History
+from adapter.ui.conversation import History, Variant
 from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.conversation_store import panel_change, refuse
 from adapter.ui.images import BadPicture
@@ -41,12 +41,14 @@ ChooseAdapter = Callable[[], str | None]
 class _Before(NamedTuple):
     """What to restore if a turn fails: the conversation, and the message if it came from the message box.
 
-    number: of the state that the visitor saw.
+    number: of the state that the visitor saw. variants, begun: as of ChatAnswers.stream.
     """
 
     history: History
     number: object
     message: dict[str, Any] | None = None
+    variants: tuple[Variant, ...] = ()
+    begun: Variant | None = None
 
 
 def read_message(message: dict[str, Any] | None) -> tuple[str, str | None] | None:
@@ -100,7 +102,8 @@ class ChatEvents:
             yield _no_change()
         else:
             shortened = conversation.without_last_answer(history)
-            yield from self._turn(shortened, settings, _Before(history, number), request)
+            before = _Before(history, number, variants=conversation.variants(history))
+            yield from self._turn(shortened, settings, before, request)
 
     def edit(
         self, history: History, number: str, event: gr.EditData, request: gr.Request, **settings: Any
@@ -127,7 +130,14 @@ class ChatEvents:
     def choose_option(
         self, history: History, number: str, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
-        """Handles a button below the last message: of an offer, or to answer without what went before."""
+        """Handles a button below the last message: of an offer, or of an answer."""
+        if event.value in (conversation.PREVIOUS, conversation.NEXT):
+            step = 1 if event.value == conversation.NEXT else -1
+            yield from self._put_back(conversation.with_variant(history, step), number, request)
+            return
+        if event.value == conversation.CONTINUE:
+            yield from self._continue(history, number, request, settings)
+            return
         if not conversation.ends_with_options(history):
             yield _no_change()
             return
@@ -138,6 +148,20 @@ class ChatEvents:
             yield from self._turn(history[:-1], settings, before, request, offers=False)
         else:
             yield from self._turn(history[:-1], settings, before, request, switch_to=lambda: choice)
+
+    def _continue(
+        self, history: History, number: str, request: gr.Request, settings: dict[str, Any]
+    ) -> Iterator[Updates]:
+        """Goes on with an answer that was cut, where it ended."""
+        record = conversation.parse_record(conversation.record_of(history[-1])) if history else None
+        if record is None or not (found := conversation.variants(history)):
+            yield _no_change()
+            return
+        before = _Before(
+            history, number, variants=(*record.before, *record.after), begun=found[len(record.before)]
+        )
+        shortened = conversation.without_last_answer(history)
+        yield from self._turn(shortened, settings, before, request, offers=False)
 
     def send_example(
         self, history: History, number: str, event: gr.SelectData, request: gr.Request, **settings: Any
@@ -241,10 +265,11 @@ class ChatEvents:
         number = str(change.number)
         cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
         box = gr.update(**cleared, **theme.SHOW_STOP_BUTTON)
-        yield [*history, conversation.note("…", waiting=True)], box, gr.skip(), number
+        begun = [] if before.begun is None else [conversation.answer(before.begun.text)]
+        yield [*history, *begun, conversation.note("…", waiting=True)], box, gr.skip(), number
         adapter, shown = settings.get("adapter"), gr.skip()
         try:
-            answer = self._answer(change, history, settings, request, offers, switch_to)
+            answer = self._answer(change, history, settings, before, request, offers, switch_to)
             with closing(answer) as updates:
                 for update in updates:
                     if change.is_stale:
@@ -270,6 +295,7 @@ class ChatEvents:
         change: Change,
         history: History,
         values: dict[str, Any],
+        before: _Before,
         request: gr.Request,
         offers: bool,
         switch_to: ChooseAdapter | None,
@@ -289,9 +315,13 @@ class ChatEvents:
         if offers and (offer := self._answers.offer(history, settings)):
             yield [*history, offer]
             return
-        history = conversation.with_dividers(history, settings)
+        if before.begun is None:
+            history = conversation.with_dividers(history, settings)
         xray = values.get("xray") is True
-        for messages in self._answers.stream(change, history, settings, client_of(request), xray):
+        answer = self._answers.stream(
+            change, history, settings, client_of(request), xray, before.variants, before.begun
+        )
+        for messages in answer:
             yield [*history, *messages]
 
     def _restore(

@@ -86,7 +86,7 @@ def _preprocess(self: gr.Chatbot, payload: Any) -> Any:
 
 
 def _postprocess(self: gr.Chatbot, value: Any) -> Any:
-    return gr.Chatbot.postprocess(self, value and _map_texts(value, _to_browser))
+    return gr.Chatbot.postprocess(self, value and _map_texts(conversation.with_buttons(value), _to_browser))
 
 
 def _to_browser(role: str, text: str) -> str:

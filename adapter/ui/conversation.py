@@ -11,7 +11,7 @@ import html
 import json
 import mimetypes
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,9 @@ History = list[Entry]
 # metadata.id of the page's own messages, which are shown to the user and never sent to the model.
 STATS, NOTE, OFFER, DIVIDER, FORGOTTEN = "stats", "note", "offer", "divider", "forgotten"
 ALONE = "alone"  # the option of an answer: give it without what went before
+
+# Buttons below the newest answer; no valid adapter names.
+PREVIOUS, NEXT, CONTINUE = " previous", " next", " continue"
 
 MAX_HISTORY = 2_000_000  # characters as JSON, where a base reads some ten thousand tokens
 
@@ -179,6 +182,14 @@ class RecordedAnswer(NamedTuple):
     record: str
 
 
+class Variant(NamedTuple):
+    """One of the answers to a question: its text, its statistics line, and its record without other variants."""
+
+    text: str
+    about: str
+    record: str
+
+
 def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
     """The messages for the model: texts only, adjacent ones of one role joined, those by the page left out."""
     return transcript.merge_turns(
@@ -313,24 +324,78 @@ def with_dividers(history: Sequence[Entry], settings: Settings | None = None) ->
     return divided
 
 
+def variants(history: Sequence[Entry]) -> tuple[Variant, ...]:
+    """All answers to the last question, the one that is shown among them; empty if it has no record."""
+    record = parse_record(record_of(history[-1])) if len(history) > 1 else None
+    if record is None or is_streaming(history):
+        return ()
+    alone = replace(record, before=(), after=()).to_json()
+    return (*record.before, Variant(text_of(history[-2]), page_text(history[-1]), alone), *record.after)
+
+
+def with_variant(history: Sequence[Entry], step: int) -> History:
+    """The history with the next or previous of the variants of its last answer in place of that."""
+    found, record = variants(history), parse_record(record_of(history[-1])) if history else None
+    if record is None or len(found) < 2:
+        return list(history)
+    index = (len(record.before) + step) % len(found)
+    text, about, own = found[index]
+    chosen = parse_record(own)
+    assert chosen is not None  # parse_record has seen to it
+    chosen = replace(chosen, before=found[:index], after=found[index + 1 :])
+    shown = [answer(text), stats(about, record=chosen.to_json())]
+    return with_alone_option(with_dividers([*history[:-2], *shown]))
+
+
+def with_buttons(history: History) -> History:
+    """The history with those buttons below its last answer that follow from its record."""
+    record = parse_record(record_of(history[-1])) if history and not is_streaming(history) else None
+    if record is None:
+        return history
+    buttons = [(texts.CONTINUE, CONTINUE)] if record.cut else []
+    if count := len(record.before) + len(record.after):
+        place = f"{len(record.before) + 1}/{count + 1}"
+        buttons = [("‹", PREVIOUS), (place, NEXT), ("›", NEXT), *buttons]
+    others = [
+        option for option in history[-1].get("options") or () if option["value"] not in (PREVIOUS, NEXT, CONTINUE)
+    ]
+    options = [*({"label": label, "value": value} for label, value in buttons), *others]
+    return [*history[:-1], {**history[-1], "options": options}]
+
+
 # Records: how an answer was generated. They come back from a browser, so everything in them is checked.
 
 # Of the settings, what records have always had; the later ones have their defaults where they are missing.
 _OLDEST_FIELDS = {"adapter", "strength", "temperature", "top_p", "max_tokens", "seed"}
 _MAX_TOKENS = 4096
 _MAX_CHARACTERS = 100_000
+_MAX_VARIANTS = 8
 
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """settings: those of the answer, with the seed that was used; picture: whether the adapter saw a picture."""
+    """settings: those of the answer, with the seed that was used; picture: whether the adapter saw a picture.
+
+    cut: whether it ended before the model ended it. context_tokens: of the conversation up to its end, of
+    context_length that the base reads; 0 where that is unknown. before, after: its variants.
+    """
 
     settings: Settings
     token_ids: tuple[int, ...]
     picture: bool
+    cut: bool = False
+    context_tokens: int = 0
+    context_length: int = 0
+    before: tuple[Variant, ...] = ()
+    after: tuple[Variant, ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps({**self.settings.model_dump(), "token_ids": self.token_ids, "picture": self.picture})
+        fields = {"token_ids": self.token_ids, "picture": self.picture}
+        fields |= {name: value for name, value in vars(self).items() if name != "settings" and value}
+        text = json.dumps({**self.settings.model_dump(), **fields})
+        if self.before and (len(text) > _MAX_CHARACTERS or len(self.before) >= _MAX_VARIANTS):
+            return replace(self, before=self.before[1:]).to_json()
+        return text
 
 
 def settings_json(settings: Settings) -> str:
@@ -344,9 +409,21 @@ def parse_record(text: str) -> AnswerRecord | None:
     ids, picture = fields.get("token_ids"), fields.get("picture")
     if settings is None or not isinstance(ids, list) or len(ids) > _MAX_TOKENS or type(picture) is not bool:
         return None
-    if not all(type(token) is int and token >= 0 for token in ids):
+    context = [fields.get(name, 0) for name in ("context_tokens", "context_length")]
+    if not all(type(number) is int and number >= 0 for number in (*ids, *context)):
         return None
-    return AnswerRecord(settings, tuple(ids), picture)
+    before, after = (_parse_variants(fields.get(name)) for name in ("before", "after"))
+    return AnswerRecord(settings, tuple(ids), picture, fields.get("cut") is True, *context, before, after)
+
+
+def _parse_variants(found: Any) -> tuple[Variant, ...]:
+    parsed = []
+    for item in found[:_MAX_VARIANTS] if isinstance(found, list) else ():
+        if isinstance(item, list) and len(item) == 3 and all(isinstance(part, str) for part in item):
+            record = parse_record(item[2])
+            if record is not None:
+                parsed.append(Variant(item[0], item[1], replace(record, before=(), after=()).to_json()))
+    return tuple(parsed)
 
 
 def parse_settings(text: str) -> Settings | None:

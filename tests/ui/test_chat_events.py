@@ -18,7 +18,7 @@ from adapter.base.template import Message
 from adapter.errors import BadInput, Busy
 from adapter.serve.request import Client, GenerationEvent
 from adapter.serve.settings import Settings
-from adapter.ui import conversation, theme
+from adapter.ui import conversation, conversation_json, theme
 from adapter.ui.answer_stream import TEXT_ONLY, AnswerProgress
 from adapter.ui.chat_events import ChatEvents, Updates
 from adapter.ui.conversation import History, answer, stats, user_turn
@@ -127,6 +127,64 @@ def test_stop_ends_the_answer_with_what_was_written() -> None:
     assert displayed(last_history(rest))[:2] == ["hello", "you said: "]
     assert "stopped" in displayed(last_history(rest))[2] and rest[-1][1]["submit_btn"] is True
     assert engine.closed == 1
+
+
+def buttons(history: History) -> dict[str, str]:
+    """Labels and values of the buttons below the newest answer."""
+    return {o["label"]: o["value"] for o in conversation.with_buttons(history)[-1]["options"]}
+
+
+def choose(events: ChatEvents, history: History, value: str, **settings: Any) -> list[Updates]:
+    chosen = event(value=value, index=0)
+    return list(events.choose_option(history, next(NEWER), chosen, REQUEST, **{**DEFAULTS, **settings}))
+
+
+def test_a_retry_keeps_the_former_answers_to_page_through() -> None:
+    events = events_of(EchoEngine())
+    history = last_history(list(send(events, "hello")))
+    assert buttons(history) == {}
+    for strength in (0.5, 0.25):
+        settings = {**DEFAULTS, "adapter": "poet", "strength": strength}
+        history = last_history(list(events.retry(history, next(NEWER), REQUEST, **settings)))
+    assert list(buttons(history)) == ["‹", "3/3", "›"]
+    lines = []
+    for label in ("‹", "‹", "‹", "›"):  # from the first one back to the last one, and forth again
+        lines.append(displayed(history)[-1])
+        history = last_history(choose(events, history, buttons(history)[label]))
+    assert lines[0] == lines[3] and len(set(lines)) == 3 and displayed(history)[-1] == lines[2]
+    assert list(buttons(history)) == ["‹", "1/3", "›"]
+    # The conversation goes on from the one that is shown, and a stored one has them all.
+    stored = conversation_json.to_browser(history, {})[0]
+    assert buttons(conversation_json.from_browser(json.dumps(stored), "{}")) == buttons(history)
+    history = last_history(list(send(events, "and?", history)))
+    assert displayed(history)[1] == "you said: hello!" and buttons(history) == {}
+    edited = event(index=0, value="bye", previous_value="hello")
+    history = last_history(list(events.edit(history, next(NEWER), edited, REQUEST, **DEFAULTS)))
+    assert buttons(history) == {}
+
+
+def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
+    engine = EchoEngine()
+    events = events_of(engine)
+    updates = send(events, "hello", adapter="poet", strength=0.5)
+    number = next(number for chat, *_, number in updates if "you said: " in displayed(chat))
+    events.stop([], number, REQUEST)
+    cut = last_history(list(updates))
+    seed = engine.requests[0].sampling.seed
+    assert buttons(cut) == {"Continue": conversation.CONTINUE}
+    updates_of_rest = choose(events, cut, conversation.CONTINUE, strength=2.0, max_tokens=16)
+    assert displayed(updates_of_rest[0][0])[:2] == ["hello", "you said: "]  # it stays while the rest is waited for
+    request = engine.requests[-1]
+    assert request.answer_ids == (7,) and request.messages == (Message("user", "hello"),)
+    assert (request.strength, request.sampling.seed, request.sampling.max_new_tokens) == (0.5, seed, 16)
+    rest = last_history(updates_of_rest)
+    record = conversation.parse_record(conversation.record_of(rest[-1]))
+    assert record is not None and record.token_ids == (7,) * 4 and record.settings.max_tokens == 4
+    assert (record.context_tokens, record.context_length) == (8, 100)
+    assert " 4 tokens " in conversation.page_text(rest[-1]) and buttons(rest) == {}
+    # A failure loses nothing.
+    engine.error = Busy("Try again.")
+    assert last_history(choose(events, cut, conversation.CONTINUE)) == cut and len(toasts) == 1
 
 
 def test_a_waiting_visitor_sees_how_many_are_before_and_how_far_the_message_is_read(toasts: list[str]) -> None:

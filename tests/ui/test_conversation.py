@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -208,3 +210,15 @@ def test_the_chatbot_escapes_all_but_messages_by_the_page() -> None:
         received = chatbot.preprocess(sent)
     assert [conversation.text_of(entry) for entry in received] == [conversation.text_of(e) for e in history]
     assert VerbatimChatbot().postprocess(None).root == []
+
+
+def test_a_record_has_room_for_its_variants_only() -> None:
+    ids = tuple(range(10_000, 12_000))
+    record = conversation.AnswerRecord(Settings(seed=1), ids, False)
+    others = tuple(conversation.Variant(f"answer {i}", "poet", record.to_json()) for i in range(20))
+    kept = conversation.parse_record(replace(record, before=others).to_json())
+    assert kept is not None and kept.token_ids == ids
+    assert 1 <= len(kept.before) < 8 and kept.before == others[-len(kept.before) :]
+    for forged in (7, [7], [["a", "b", 3]], [["a", "b", "{}"]]):
+        text = json.dumps({**json.loads(record.to_json()), "before": forged})
+        assert conversation.parse_record(text) == record

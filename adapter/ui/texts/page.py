@@ -55,6 +55,8 @@ NO_IMAGE, PICTURE_NOT_USED = "no image", "picture not used"
 # A JSON object as a table.
 FIELD, VALUE, JSON, COPY = "Field", "Value", "JSON", "Copy"
 
+CONTINUE = "Continue"  # an answer that was cut
+
 # Components of the chat.
 CONVERSATION, MESSAGE = "Conversation", "Message"
 ADAPTER, STRENGTH, SAMPLING = "Adapter", "Strength", "Sampling"
