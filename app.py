@@ -116,7 +116,7 @@ def build_page(
                 compare = compare_tab(provider, store)
             with gr.Tab(texts.TRAIN, id="train"):
                 runs = runs or TrainingRuns(runs_folder())
-                train_tab(tabs, runs, store, chat, compare, base, enabled=training, public=public)
+                train_tab(page, tabs, provider, runs, store, chat, compare, base, enabled=training, public=public)
         refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -125,17 +125,22 @@ def encode_answer(tokenizer: Any, answer: str, template: str = "chat") -> list[i
 
 
 def encode_conversation(
-    tokenizer: Any, messages: Sequence[Message], template: str = "chat", all_turns: bool = False
+    tokenizer: Any,
+    messages: Sequence[Message],
+    template: str = "chat",
+    all_turns: bool = False,
+    unlearnt: Container[int] = (),
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation that ends in an answer, and which of them are to be learnt.
 
     These are the tokens of the last answer and of its end; with all_turns those of the earlier answers too, where
-    the template lets them stand as they were written. Raises BadInput as `encode_prompt`.
+    the template lets them stand as they were written, but for the messages in `unlearnt`. Raises BadInput as
+    `encode_prompt`.
     """
     ids: list[int] = []
     learnt: list[bool] = []
     for i, message in enumerate(messages):
-        if message.role != "assistant" or not (all_turns or i == len(messages) - 1):
+        if message.role != "assistant" or i in unlearnt or not (all_turns or i == len(messages) - 1):
             continue
         prompt, answer = (
             encode_prompt(tokenizer, messages[:i], template),

@@ -24,6 +24,7 @@ from adapter.ui.chatbot import unescape_markup
 from adapter.ui.conversation import History, Variant
 from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.conversation_store import panel_change, refuse
+from adapter.ui.corrections import add_correction
 from adapter.ui.images import BadPicture
 from adapter.ui.inside_panel import inspect_newest
 from adapter.ui.status import FRAME_SECONDS, toast
@@ -126,6 +127,31 @@ class ChatEvents:
             return
         edited = [*history[:index], *conversation.user_turn(text)]
         yield from self._turn(edited, settings, _Before(before, number), request)
+
+    def correct(
+        self, history: History, number: str, known: object, event: gr.EditData, request: gr.Request
+    ) -> tuple[Any, Any, Any]:
+        """Puts the visitor's words in place of an answer. Updates of (chatbot, corrections, number)."""
+        index = event.index
+        if not (isinstance(index, int) and 0 < index < len(history) and conversation.is_answer(history[index])):
+            return gr.skip(), gr.skip(), gr.skip()
+        text, before = (unescape_markup(str(value)).strip() for value in (event.value, event.previous_value))
+        corrections: Any = gr.skip()
+        try:
+            with self.states.change(request.session_hash, number) as change:
+                shown = [*history[:index], conversation.answer(before), *history[index + 1 :]]
+                try:
+                    if not text:
+                        raise BadInput(texts.EMPTY_CORRECTION)
+                    check_length(text)
+                    if text != before:
+                        shown = conversation.with_correction(history, index, text)
+                        corrections = add_correction(known, history, index, text)
+                except BadInput as error:
+                    toast(error)
+                return shown, corrections, str(self.states.finish(change))
+        except StaleEvent as error:
+            return gr.skip(), gr.skip(), refuse(error)
 
     def choose_option(
         self, history: History, number: str, event: gr.SelectData, request: gr.Request, **settings: Any

@@ -17,6 +17,7 @@ from adapter.ui.chatbot import LATEX, VerbatimChatbot
 from adapter.ui.client_api import add_api_endpoints
 from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.conversation_store import ConversationStore
+from adapter.ui.corrections import CorrectionsPanel, corrections_panel
 from adapter.ui.images import camera_html, write_upload
 from adapter.ui.inside_panel import inside_panel
 from adapter.ui.playable_gates import gate_player
@@ -34,6 +35,7 @@ class TabParts(NamedTuple):
 
     pickers: list[Picker]
     message_box: gr.MultimodalTextbox
+    corrections: CorrectionsPanel | None = None
 
 
 def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True) -> TabParts:
@@ -51,7 +53,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
                 label=texts.CONVERSATION,
                 height="70dvh",  # page.css fits it to the window
                 buttons=["copy"],
-                editable="user",
+                editable="all",
                 group_consecutive_messages=False,  # an edit then keeps the picture, see conversation.py
                 latex_delimiters=LATEX,
                 allow_tags=False,
@@ -64,6 +66,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
             inside = inside_panel(provider, chat)
             gate_player(provider, catalog, chat, inside, saves=uploads)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
+            corrections = corrections_panel(page)
             picker = gr.Radio(
                 theme.picker_choices(catalog),
                 value=BASE_ONLY,
@@ -110,9 +113,11 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
     _connect(page, events, store, chat, box, settings, inside.retry)
     for elem_id, text in (("one-picture", texts.ONE_PICTURE), ("no-picture", texts.NO_PICTURE)):
         _note_button(elem_id, text)
+    corrected = [chat, corrections.known, store.number, *store.outputs]
+    chat.edit(store.saving(events.correct), [chat, store.number, corrections.known], corrected, **QUEUED)
     picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
     add_api_endpoints(provider, catalog)
-    return TabParts(pickers, box)
+    return TabParts(pickers, box, corrections)
 
 
 def _note_button(elem_id: str, text: str) -> None:

@@ -130,6 +130,10 @@ def kind(entry: Entry) -> str | None:
     return (entry.get("metadata") or {}).get("id")
 
 
+def is_answer(entry: Entry) -> bool:
+    return entry["role"] == "assistant" and kind(entry) is None
+
+
 def text_of(entry: Entry) -> str:
     return "\n".join(block["text"] for block in entry["content"] if block["type"] == "text")
 
@@ -276,6 +280,14 @@ def with_alone_option(history: History) -> History:
 def replace_pictures(history: Sequence[Entry], path: str) -> History:
     """The history with every picture replaced by the one at `path`."""
     return [_entry("user", _file_block(path)) if picture_path(entry) else entry for entry in history]
+
+
+def with_correction(history: Sequence[Entry], index: int, text: str) -> History:
+    """The history with the visitor's words in place of the answer at `index`, which has no record any more."""
+    corrected = [*history[:index], answer(text), *history[index + 1 :]]
+    if index + 1 < len(history) and kind(history[index + 1]) == STATS:
+        corrected[index + 1] = stats(texts.YOUR_WORDS)
+    return corrected
 
 
 def mark_stopped(

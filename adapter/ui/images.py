@@ -152,6 +152,7 @@ def camera_html() -> str:
         "insecure": texts.CAMERA_INSECURE,
         "busy": texts.CAMERA_BUSY,
         "picture": texts.SHOW_PICTURE,
+        "correct": texts.SAY_IT_LIKE_THIS,
     }
     data = " ".join(f'data-{name}="{html.escape(text)}"' for name, text in messages.items())
     take, snap, cancel = (html.escape(text) for text in (texts.TAKE_PICTURE, texts.TAKE, texts.CANCEL))

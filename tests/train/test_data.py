@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from adapter.base.template import Message, encode_answer, encode_conversation, encode_prompt
 from tests.tiny_models import character_tokenizer
-from train.formats.dataset import DataError, open_records
+from train.formats.dataset import DataError, Record, open_records
 from train.input.batches import Batches, StreamPosition, collate
 from train.input.examples import Example, Part, ShuffledExamples, SkippedExamples
 from train.input.history import sample_history, with_unseen_history
@@ -175,6 +175,14 @@ def test_all_answers_of_a_conversation_carry_loss_if_asked(tiny_base, template):
             assert texts[0].startswith("first") and texts[-1].endswith("second")
         else:
             assert texts == wanted
+
+
+def test_an_unlearnt_answer_carries_no_loss_and_changes_no_token(tiny_base):
+    record = Record(TURNS, None, "line 1", unlearnt=(2,))
+    ids, labels, _ = Tokeniser(tiny_base.tokenizer, "chat", 99).row(Example.of(record))
+    learnt = [token for token in labels if token != -100]
+    assert tiny_base.tokenizer.decode(learnt, skip_special_tokens=True) == "second"
+    assert ids == encode_conversation(tiny_base.tokenizer, TURNS, "chat", True)[0]
 
 
 @pytest.mark.slow

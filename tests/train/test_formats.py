@@ -264,6 +264,21 @@ def test_faults_of_llava(tmp_path, value, message):
     check_fault(tmp_path, value, message, "llava")
 
 
+def test_weights_of_answers(tmp_path):
+    """As in OpenAI's files: 0 leaves an earlier answer unlearnt."""
+
+    def messages(*weights):
+        answers = [{"role": "assistant", "content": "b"} | ({} if w is None else {"weight": w}) for w in weights]
+        return {"messages": [m for a in answers for m in ({"role": "user", "content": "a"}, a)]}
+
+    assert one(tmp_path, messages(0, 1, 0, None)).unlearnt == (1, 5)
+    assert one(tmp_path, messages(None, None)).unlearnt == ()
+    with pytest.raises(DataError, match=r"line 1: 'messages\[1\].weight' is 0 in the last turn"):
+        one(tmp_path, messages(0))
+    with pytest.raises(DataError, match=r"'messages\[1\].weight' is neither 0 nor 1"):
+        one(tmp_path, messages(0.5, 1))
+
+
 # Pairs of a request and its answer, and tables.
 
 

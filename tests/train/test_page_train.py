@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
+from adapter.ui.chatbot import WORD_JOINER
+from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
 from tests.app_process import app_process
 from tests.browser import PHOTOGRAPHS, Visitor
 from tests.tiny_models import endless_base
+from train.ui.teach import LEAST
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -145,6 +148,45 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     assert base and trained and base != trained
     stats = [line.partition(" ·")[0] for line in page.locator("#panes .stats").all_inner_texts()]
     assert stats == ["frozen base", "jeeves"]
+
+
+def test_an_adapter_is_taught_by_chatting(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    page = visitor.page
+
+    def correct(number: int, text: str) -> None:
+        visitor.ask(f"Question {number}?")
+        page.locator("#chat .bot-row").nth(-2).hover()
+        visitor.button("Say it like this").click()
+        page.locator("#chat textarea.edit-textarea").fill(text)
+        visitor.button("Submit").click()
+        page.locator("#teach summary", has_text=f"{number} correction").wait_for()
+
+    for number in range(1, LEAST):
+        correct(number, f"Yes, sir, <b> {number}.")
+    assert page.locator("#teach-start").is_disabled()
+    assert visitor.answers()[-1].replace(WORD_JOINER, "") == "Yes, sir, <b> 7."
+    visitor.reload()
+    page.locator("#teach summary", has_text="7 corrections").wait_for()
+    correct(LEAST, "Yes, sir.")
+    page.locator("#teach summary").click()
+    assert "Yes, sir, <b> 7." in page.locator("#teach .corrections").inner_text()
+    with page.expect_download() as download:
+        page.get_by_role("button", name=page_texts.EXPORT_CORRECTIONS).click()
+    rows = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert [row["messages"][-1]["content"] for row in rows][-2:] == ["Yes, sir, <b> 7.", "Yes, sir."]
+    page.locator("#teach-start:enabled").click()
+    # The question is answered by the base, and by the adapter as it learns; a reload finds the run again.
+    page.locator("#teach-run li", has_text="Before").wait_for()
+    visitor.reload()
+    page.locator("#teach-run li", has_text="Step").first.wait_for()
+    page.locator("#teach-run .run.ended").wait_for()
+    page.locator("#teach-run li", has_text="Step 60").wait_for()
+    page.locator("#teach-chat").click()
+    page.locator('#picker input[value="my-voice"]:checked').wait_for()
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 1440
+    page.get_by_role("button", name=page_texts.FORGET_CORRECTION).click()
+    page.locator("#teach summary", has_text="7 corrections").wait_for()
 
 
 def test_uploads_are_previewed_before_anything_is_trained(visit: Callable[..., Visitor], tmp_path: Path) -> None:

@@ -71,11 +71,12 @@ def _parse_alpaca(value: dict[str, Any], where: str, images: Path) -> Record:
 
 def _parse_chat(value: dict[str, Any], where: str, images: Path) -> Record:
     """Content is text or blocks. The image is named in a block or in the record's `image` or `images`; a block
-    {"type": "image"} without a name refers to the latter.
+    {"type": "image"} without a name refers to the latter. An assistant turn of `weight` 0 carries no loss, as in
+    OpenAI's files.
     """
     paths = image_paths(value, where, images)
     record_has_image = bool(paths)
-    turns, refers_to_record = [], False
+    turns, refers_to_record, unlearnt = [], False, []
     for i, item in enumerate(list_of(required(value, "messages", where), "messages", where)):
         field = f"messages[{i}]"
         item = object_of(item, field, where)
@@ -91,7 +92,15 @@ def _parse_chat(value: dict[str, Any], where: str, images: Path) -> Record:
                 paths += [shown] if shown else []
                 refers_to_record |= text is None and shown is None
             content = "\n".join(texts)
+        if item.get("weight", 1) not in (0, 1, None):
+            raise fault(where, f"{field}.weight", "is neither 0 nor 1", "0 leaves a turn unlearnt, 1 learns it.")
+        if role == "assistant" and item.get("weight") == 0:
+            unlearnt.append(i)
         turns.append(Message(cast(Role, role), text_of(content, f"{field}.content", where)))
+    if len(turns) - 1 in unlearnt:
+        raise fault(
+            where, f"messages[{len(turns) - 1}].weight", "is 0 in the last turn", "It is the one to learn."
+        )
     if refers_to_record and not record_has_image:
         raise DataError(
             f"{where}: an image block in 'messages' names no picture and the record has no 'images'. Name it."
@@ -99,7 +108,7 @@ def _parse_chat(value: dict[str, Any], where: str, images: Path) -> Record:
     image = single_image(paths, where)
     if image:
         turns = [replace(turn, text=without_placeholders(turn.text)) for turn in turns]
-    return Record(check_conversation(turns, "messages", where), image, where)
+    return Record(check_conversation(turns, "messages", where), image, where, tuple(unlearnt))
 
 
 def _parse_block(block: Any, field: str, where: str, images: Path) -> tuple[str | None, Picture | None]:

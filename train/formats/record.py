@@ -77,12 +77,14 @@ class Record:
     """A conversation to learn from.
 
     messages: end in an assistant turn; assistant turns carry loss. image: the user's; a path may not exist.
-    where: the place in its file, such as "alpaca.jsonl, line 12", for messages.
+    where: the place in its file, such as "alpaca.jsonl, line 12", for messages. unlearnt: the numbers of assistant
+    turns without loss.
     """
 
     messages: tuple[Message, ...]
     image: Picture | None
     where: str
+    unlearnt: tuple[int, ...] = ()
 
 
 class Rows(Protocol):

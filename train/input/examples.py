@@ -32,7 +32,7 @@ class Example:
 
     features, picture: the image, either encoded or as a file. all_turns: earlier assistant turns carry loss too.
     where: the record's place in its file, for messages. history: earlier exchanges that carry no loss and are left
-    out of rows that would be too long with them.
+    out of rows that would be too long with them. unlearnt: the numbers of messages that carry no loss either.
     """
 
     messages: tuple[Message, ...]
@@ -42,12 +42,15 @@ class Example:
     all_turns: bool = False
     where: str = ""
     history: tuple[Message, ...] = ()
+    unlearnt: tuple[int, ...] = ()
 
     @staticmethod
     def of(record: Record) -> Example:
-        """The example of a record, in which all assistant turns carry loss."""
+        """The example of a record, in which all assistant turns carry loss but those of `unlearnt`."""
         *messages, answer = record.messages
-        return Example(tuple(messages), answer.text, picture=record.image, all_turns=True, where=record.where)
+        return Example(
+            tuple(messages), answer.text, None, record.image, True, record.where, unlearnt=record.unlearnt
+        )
 
 
 class SkippedExamples:

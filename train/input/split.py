@@ -71,7 +71,7 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
         if isinstance(record.image, Path):  # by its name within the folder, so that the folder may move
             picture = os.path.abspath(record.image).removeprefix(folder)
         content = picture, [(turn.role, turn.text, turn.input) for turn in record.messages]
-        digest.update(f"{content!r}\n".encode())
+        digest.update(f"{content!r}{record.unlearnt or ''}\n".encode())
     return Scan(
         np.array(indices, dtype=np.int64),
         np.array(requests, dtype=np.uint64),

@@ -23,6 +23,15 @@ _SMOOTHING = 0.8  # weight of the previous value in the exponential average of t
 
 def run_html(run: TrainingRun) -> str:
     """The panel of one run."""
+    steps = run.recipe.train.steps
+    body = [progress_html(run), _numbers(run), loss_chart(run.progress, steps), gates_chart(run.progress.gates)]
+    if run.adapter and run.record.question and not run.alive:
+        body.append(f'<p class="try-it">{html.escape(texts.try_it(run.record.question))}</p>')
+    return f'<div class="run {run.state}">{"".join(body)}</div>'
+
+
+def progress_html(run: TrainingRun) -> str:
+    """The head of the panel: how far the run is, and what is to be said of it."""
     step, steps = run.progress.step, run.recipe.train.steps
     share = 100 if run.state == "ended" else min(100, round(100 * step / steps))
     left = run.seconds_left if run.state == "training" else None
@@ -37,13 +46,8 @@ def run_html(run: TrainingRun) -> str:
         f'<p class="step-line">{html.escape(line)}</p>' if line else "",
         f'<p class="explanation">{html.escape(sentence)}</p>' if sentence else "",
         f'<p class="by-heart">{html.escape(by_heart)}</p>' if by_heart else "",
-        _numbers(run),
-        loss_chart(run.progress, steps),
-        gates_chart(run.progress.gates),
     ]
-    if run.adapter and run.record.question and not run.alive:
-        body.append(f'<p class="try-it">{html.escape(texts.try_it(run.record.question))}</p>')
-    return f'<div class="run {run.state}">{"".join(body)}</div>'
+    return "".join(body)
 
 
 def _sentence(run: TrainingRun) -> str:

@@ -15,6 +15,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -117,7 +118,7 @@ class TrainEvents:
             log.exception("training data could not be previewed")
             return None, problem_html(AdapterError(page_texts.FAILED)), *_disabled(name, description)
         sample = self.samples.get(sample_name or "")
-        proposed = free_name(f"my-{sample.name}" if sample else Path(preview.name).stem, self._taken_names())
+        proposed = free_name(f"my-{sample.name}" if sample else Path(preview.name).stem, self.taken_names())
         summary = _summary(preview, sample, proposed)
         settings = SettingsValues(name or summary["name"], description or summary["description"], None, None)
         default = self._plan(summary, settings, Path("x")).recipe().train
@@ -132,7 +133,7 @@ class TrainEvents:
             raise BadInput(texts.NO_DATA)
         return open_sample(sample.path)
 
-    def _taken_names(self) -> list[str]:
+    def taken_names(self) -> list[str]:
         return [*self.store.names(), *self.runs.taken()]
 
     # 2. The settings.
@@ -149,7 +150,7 @@ class TrainEvents:
 
     def _name_problem(self, name: object) -> str:
         try:
-            check_name(str(name or ""), self._taken_names())
+            check_name(str(name or ""), self.taken_names())
         except BadInput as error:
             return str(error)
         return ""
@@ -190,11 +191,17 @@ class TrainEvents:
     def start(
         self, owner: str, sample_name: str | None, upload: str | None, summary: DataSummary | None, *values: Any
     ) -> Updates:
-        """Starts a run; the first update is of `owner`. Previews the data again, because the browser's summary may
-        be forged.
-        """
+        """Starts a run; the first update is of `owner`."""
         settings = SettingsValues(*values)
         owner = owner or secrets.token_urlsafe(16)
+        act = partial(self.launch, owner, sample_name, upload, settings)
+        return owner, *self._act(None, summary, settings.name, owner, act)
+
+    def launch(self, owner: str, sample_name: str | None, upload: str | None, settings: SettingsValues) -> str:
+        """Starts a run and returns its name. Raises AdapterError.
+
+        Previews the data again, because the browser's summary may be forged.
+        """
 
         def plan(folder: Path) -> tuple[RunPlan, str, str]:
             data = self._open_data(sample_name, upload, folder)
@@ -203,28 +210,25 @@ class TrainEvents:
             picture = str(sample.picture) if sample and sample.picture else ""
             return self._plan(own_summary, settings, data.path), sample.question if sample else "", picture
 
-        def start() -> str:
-            return self.runs.start(settings.name or "", self.store.names(), plan, _digest(owner))
-
-        return owner, *self._act(None, summary, settings.name, owner, start)
+        return self.runs.start(settings.name or "", self.store.names(), plan, _digest(owner))
 
     def stop(
         self, name: str | None, launched: float | None, summary: DataSummary | None, new_name: str, owner: str
     ) -> Updates:
         """launched: when the process began whose panel the visitor saw. Somebody may have gone on with the run."""
-        return self._act(name, summary, new_name, owner, lambda: self.runs.stop(self._own(name, owner), launched))
+        return self._act(name, summary, new_name, owner, lambda: self.runs.stop(self.own(name, owner), launched))
 
     def resume(self, name: str | None, summary: DataSummary | None, new_name: str, owner: str) -> Updates:
-        return self._act(name, summary, new_name, owner, lambda: self.runs.resume(self._own(name, owner)))
+        return self._act(name, summary, new_name, owner, lambda: self.runs.resume(self.own(name, owner)))
 
-    def _own(self, name: str | None, owner: str) -> str:
+    def own(self, name: str | None, owner: str) -> str:
         """The name of a run that this visitor may change. Raises BadInput for another's."""
         run = self.runs.get(name or "")
-        if run is not None and not self._may_change(run, owner):
+        if run is not None and not self.may_change(run, owner):
             raise BadInput(texts.NOT_YOURS)
         return name or ""
 
-    def _may_change(self, run: TrainingRun, owner: str) -> bool:
+    def may_change(self, run: TrainingRun, owner: str) -> bool:
         return not self.public or bool(owner and run.record.owner == _digest(owner))
 
     def _act(
@@ -269,7 +273,7 @@ class TrainEvents:
         if run is None:
             hidden = gr.update(visible=False)
             return picker, names, None, nothing_html(texts.NOTHING_YET), start, *[hidden] * 5, "", timer
-        own = self._may_change(run, owner)
+        own = self.may_change(run, owner)
         return (
             picker,
             names,

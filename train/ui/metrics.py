@@ -27,8 +27,9 @@ Points = tuple[tuple[int, float], ...]
 class RunProgress:
     """The metrics of a run. losses, held_out, largest_gate: (step, value); gates: mean size, lowest layer first.
 
-    untrained: the held-out loss before the first step; tokens, seconds: of all steps; step_seconds,
-    evaluation_seconds: the duration of a recent one; updated: when the metrics were last written.
+    untrained: the held-out loss before the first step; evaluated: the step of the latest evaluation; tokens,
+    seconds: of all steps; step_seconds, evaluation_seconds: the duration of a recent one; updated: when they were
+    last written.
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class RunProgress:
     largest_gate: Points = ()
     gates: tuple[float, ...] = ()
     untrained: float | None = None
+    evaluated: int = 0
     tokens: int = 0
     seconds: float = 0.0
     step_seconds: float = 0.0
@@ -47,6 +49,12 @@ class RunProgress:
         """The held-out loss of the adapter that a run keeps; save: "best" or "last", as in TrainConfig."""
         losses = [value for _, value in self.held_out]
         return None if not losses else losses[-1] if save == "last" else min(losses)
+
+    def kept_step(self, save: str) -> int:
+        """The step of the adapter that is saved so far; save: as of `kept_loss`."""
+        if save == "last" or not self.held_out:
+            return self.evaluated
+        return min(self.held_out, key=lambda point: point[1])[0]
 
     @property
     def by_heart_since(self) -> int | None:
@@ -151,6 +159,7 @@ class MetricsTail:
             largest_gate=points("largest_gate"),
             gates=self._gates,
             untrained=self._untrained,
+            evaluated=self._points["evaluation_seconds"][-1][0] if "evaluation_seconds" in self._points else 0,
             tokens=int(last("tokens")),
             seconds=last("seconds"),
             step_seconds=max(step_seconds, 0.0),

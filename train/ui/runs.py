@@ -174,6 +174,17 @@ class TrainingRuns:
     def progress(self, name: str) -> RunProgress:
         return self._files.progress(self.folder / name)
 
+    def saved_at(self, name: str) -> str:
+        """Tells one save of a run's adapter from the others; "" before the first."""
+        import_libraries()
+        from adapter.method.checkpoint import WEIGHTS
+
+        folder = self._folder(name)
+        try:
+            return "" if folder is None else str((folder / WEIGHTS).stat().st_mtime_ns)
+        except OSError:
+            return ""
+
     def log(self, name: str) -> str:
         """The end of what the trainer says to visitors."""
         folder = self._folder(name)

@@ -14,9 +14,10 @@ import gradio as gr
 
 from adapter.base.embedded import BASE
 from adapter.method.config import MAX_NAME_LENGTH
-from adapter.server.generation import AdapterCatalog
+from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import theme
 from adapter.ui.chat_tab import TabParts
+from adapter.ui.corrections import BROWSER_SECRET
 from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
 from adapter.ui.texts import train as texts
@@ -31,6 +32,7 @@ from train.ui.plan import (
 )
 from train.ui.preview import nothing_html
 from train.ui.runs import TrainingRuns
+from train.ui.teach import teach_panel
 
 # A preview takes seconds of a core: two at a time over all visitors.
 PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2}
@@ -38,7 +40,9 @@ TYPED_ROWS = 8  # that the table begins with; more are added in it
 
 
 def train_tab(
+    page: gr.Blocks,
     tabs: gr.Tabs,
+    provider: EngineProvider,
     runs: TrainingRuns,
     store: AdapterCatalog,
     chat: TabParts,
@@ -66,11 +70,13 @@ def train_tab(
                 panel = _run()
     timer = gr.Timer(SLOW_TICK, active=False)
     summary, known_names, launched = gr.State(None), gr.State([]), gr.State(None)
-    # The secret is that of Gradio's encryption; another one would make the browser forget it with each restart.
-    owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret="llama-adapter")
+    owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
     _connect_data(handlers, data, settings, summary, panel["start"])
     _connect_run(handlers, data, settings, summary, known_names, launched, owner, panel, timer, tabs)
     _connect_afterwards(handlers, panel, timer, tabs, chat, compare)
+    if chat.corrections is not None:
+        taught, chat_with_taught = teach_panel(page, handlers, provider, chat.corrections, owner)
+        _connect_chat(handlers, chat_with_taught, taught, timer, tabs, chat)
 
 
 def _data(handlers: TrainEvents) -> dict[str, Any]:
@@ -222,12 +228,19 @@ def _connect_afterwards(
     compare: TabParts,
 ) -> None:
     event = {"queue": True, "show_progress": "hidden", **PRIVATE}
-    box, message = chat.message_box, compare.message_box
-    picker, *panes = (picker.component for picker in (chat.pickers[0], *compare.pickers[:2]))
-    panel["chat"].click(handlers.chat_with, [panel["which"], box], [tabs, picker, box, timer], **event)
+    message, panes = compare.message_box, [picker.component for picker in compare.pickers[:2]]
+    _connect_chat(handlers, panel["chat"], panel["which"], timer, tabs, chat)
     panel["compare"].click(
         handlers.compare_with, [panel["which"], message], [tabs, *panes, message, timer], **event
     )
+
+
+def _connect_chat(
+    handlers: TrainEvents, button: gr.Button, run: Any, timer: gr.Timer, tabs: gr.Tabs, chat: TabParts
+) -> None:
+    box, picker = chat.message_box, chat.pickers[0].component
+    outputs = [tabs, picker, box, timer]
+    button.click(handlers.chat_with, [run, box], outputs, queue=True, show_progress="hidden", **PRIVATE)
 
 
 def _step(number: int, title: str) -> str:

@@ -57,7 +57,7 @@
   const endEdit = (field, title) => {
     const buttons = field.closest(".message-row").nextElementSibling;
     buttons.querySelector(`[title="${title}"]`)?.click();
-    if (title === "Cancel") requestAnimationFrame(() => buttons.querySelector('[title="Edit"]')?.focus());
+    if (title === "Cancel") requestAnimationFrame(() => buttons.querySelector('[title="Edit"], [title="Say it like this"]')?.focus());
   };
   document.addEventListener("keydown", (event) => {
     const { target, key } = event;

@@ -80,6 +80,13 @@ EMPTY_MESSAGE = "The message is empty. Write something."
 WITHOUT_PICTURE = "Answer from the text alone"
 ALONE = "Answer without what went before"
 PICTURE_GONE = "This picture is no longer on the server. Reload the page, or send the picture again."
+# Corrections of answers.
+SAY_IT_LIKE_THIS, YOUR_WORDS = "Say it like this", "your words"
+EMPTY_CORRECTION = "The answer is empty. Write what it should say."
+NOT_ABOUT_PICTURES = (
+    "Changed here, but not collected: corrections teach from words, and this answer is about a picture."
+)
+EXPORT_CORRECTIONS, FORGET_CORRECTION = "Export as JSONL", "Forget the newest"
 # The panel "This conversation", and conversations that were stored.
 CUT_OFF, CUT_OFF_BEFORE_TEXT = "cut off", "Cut off before the first word."
 OFFER_NOT_ANSWERED = "Not answered yet. Retry answers it."
@@ -164,6 +171,10 @@ def adapter_already_here(name: str) -> str:
 
 def adapter_gone(name: str) -> str:
     return f"The adapter “{name}” is gone, and chosen no more."
+
+
+def corrections(count: int) -> str:
+    return f"{count} {'correction' if count == 1 else 'corrections'}, in this browser only"
 
 
 def pane(number: int) -> str:

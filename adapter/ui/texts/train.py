@@ -82,6 +82,12 @@ BEFORE, NOW, AFTER, LARGEST = "before", "now", "after", "largest gate"
 LOWEST, TOPMOST = "lowest layer", "topmost"
 STEP = "step"
 
+# Teach by chatting.
+LESSON = "Name, and what to ask meanwhile"
+TAUGHT_NAME, TAUGHT = "my-voice", "Answers as it was corrected in the chat"
+WATCHED = "Asked again while it learns"
+WATCHED_QUESTION = "What is the best way to spend a rainy Sunday?"
+
 # The preview.
 TEXTS, PICTURES = "text", "pictures"
 REQUEST, ANSWER = "Asked", "Answer"
@@ -131,6 +137,15 @@ def few_records(count: int) -> str:
         f"{count:,} are few: expect a tone of voice, hardly the whole manner and no facts, and that it learns "
         "these by heart after some twenty steps. Thirty or more, each about something else, help most."
     )
+
+
+def train_on_these(missing: int) -> str:
+    """The label of the button. missing: how many corrections are wanted before."""
+    return "Train on these" if missing <= 0 else f"Train on these: {missing} more"
+
+
+def watched_step(step: int) -> str:
+    return f"Step {step:,}" if step else "Before"
 
 
 def by_heart(step: int, best_is_kept: bool) -> str:

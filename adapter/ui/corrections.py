@@ -1,0 +1,97 @@
+"""Corrections: answers as a visitor would have them, collected in the browser as records to train on.
+
+Knows conversations as data and the panel that lists the corrections; knows no training. The server keeps none.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from adapter.errors import BadInput
+from adapter.ui import conversation
+from adapter.ui.conversation import Entry
+from adapter.ui.status import UNQUEUED
+from adapter.ui.texts import page as texts
+from adapter.ui.theme import ellipsize
+
+# A record as `train.formats` reads it, OpenAI's: {"messages": [{"role", "content", perhaps "weight"}]}.
+Correction = dict[str, Any]
+
+FILE_NAME = "corrections.jsonl"
+MAX_CORRECTIONS = 200
+MAX_CHARACTERS = 1_500  # of one record: the trainer cuts at 512 tokens, and a cut would take the answer
+SHOWN_CHARACTERS = 90
+# Gradio encrypts with it what the browser keeps. A random one, its default, would lose that with each restart.
+BROWSER_SECRET = "llama-adapter"
+
+
+class CorrectionsPanel(NamedTuple):
+    """panel: hidden while there are no corrections; others may add to it. known: the corrections."""
+
+    panel: gr.Column
+    known: gr.BrowserState
+
+
+def corrections_panel(page: gr.Blocks) -> CorrectionsPanel:
+    """Lays the panel out in the current Blocks and connects it."""
+    known = gr.BrowserState([], storage_key="llama-adapter:corrections", secret=BROWSER_SECRET)
+    with gr.Column(visible=False, elem_id="teach") as panel:
+        shown = gr.HTML(elem_id="corrections", padding=False)
+        with gr.Row():
+            export = gr.Button(texts.EXPORT_CORRECTIONS, size="sm", min_width=60)
+            forget = gr.Button(texts.FORGET_CORRECTION, size="sm", min_width=60)
+    gr.on([page.load, known.change], _show, known, [panel, shown], **UNQUEUED)
+    lines = "rows.map(row => JSON.stringify(row) + '\\n').join('')"
+    export.click(None, known, None, js=f"rows => window.chatPage.save('{FILE_NAME}', {lines})", **UNQUEUED)
+    forget.click(None, known, known, js="rows => [rows.slice(0, -1)]", **UNQUEUED)
+    return CorrectionsPanel(panel, known)
+
+
+def checked(known: object) -> list[Correction]:
+    """The corrections that a browser holds, without what is none."""
+    rows = [row for row in known if isinstance(row, dict)] if isinstance(known, list) else []
+    return [
+        row for row in rows if isinstance(m := row.get("messages"), list) and all(isinstance(x, dict) for x in m)
+    ]
+
+
+def add_correction(known: object, history: Sequence[Entry], index: int, text: str) -> list[Correction]:
+    """The corrections with that of the answer at `index`. Raises BadInput for an answer about a picture.
+
+    Of the conversation before its question, the newest exchanges are kept that a record has room for; their
+    answers are not learnt. A correction of the same answer is replaced.
+    """
+    before = conversation.to_messages(history[:index])
+    if conversation.latest_picture(history[:index]) is not None:
+        raise BadInput(texts.NOT_ABOUT_PICTURES)
+    size = len(text) + len(before[-1].text)
+    start = len(before) - 1
+    while start >= 2 and (size := size + sum(len(m.text) for m in before[start - 2 : start])) <= MAX_CHARACTERS:
+        start -= 2
+    messages = [
+        {"role": m.role, "content": m.text, **({"weight": 0} if m.role == "assistant" else {})}
+        for m in before[start:]
+    ]
+    others = [row for row in checked(known) if row["messages"][:-1] != messages]
+    return [*others, {"messages": [*messages, {"role": "assistant", "content": text}]}][-MAX_CORRECTIONS:]
+
+
+def _show(known: object) -> tuple[Any, str]:
+    rows = checked(known)
+    return gr.update(visible=bool(rows)), _corrections_html(rows)
+
+
+def _corrections_html(rows: Sequence[Correction]) -> str:
+    pairs = [[str(message.get("content", "")) for message in row["messages"][-2:]] for row in rows]
+    items = "".join(
+        "<li>" + "".join(f"<p>{html.escape(ellipsize(text, SHOWN_CHARACTERS))}</p>" for text in pair) + "</li>"
+        for pair in reversed(pairs)
+    )
+    return (
+        f"<details><summary>{html.escape(texts.corrections(len(rows)))}</summary>"
+        f'<ol class="corrections" tabindex="0">{items}</ol></details>'
+    )
