@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from PIL import Image
@@ -150,7 +151,8 @@ def inspect_answer(
     prompts: PromptKV,
     no_image: PromptKV | None = None,
 ) -> Inspection:
-    """Inspect an answer that was given with `prompts`: one entry, which mixes the terms of `adapters` in order.
+    """Inspect an answer that was given with `prompts`: one entry, which mixes the terms of `adapters` in order,
+    and behind them such as belong to none (see PromptKVBuilder.build).
 
     no_image: the same prompts without the image, if there was one. One pass over prompt and answer records
     everything; the frozen base and `no_image` take one pass each. All passes have the same shape, so that what
@@ -203,7 +205,7 @@ class _Recorder:
         """query: [1, H, tokens, head_dim]; attended, the attention over the words: [1, tokens, H, head_dim]."""
         query = query[:, :, -self._length :].float()  # [1, H, T, head_dim]
         added = torch.zeros_like(query)
-        for owner, prompts in zip(self._owners[layer], terms, strict=True):
+        for owner, prompts in zip_longest(self._owners[layer], terms):
             keys, values = prompts.keys.float(), prompts.values.float()  # [1, Hkv, K, head_dim]
             scores = grouped(query, keys.shape[1]) @ keys.transpose(2, 3) * scaling
             if prompts.score_mask is not None:
@@ -214,7 +216,8 @@ class _Recorder:
             head_weights = gates.abs() if gates.any() else torch.ones_like(gates)
             by_head = softmax.view(*query.shape[1:3], -1)  # [H, T, K]
             weights = torch.einsum("h,htk->tk", head_weights / head_weights.sum(), by_head)
-            self.weights[owner, layer] = weights.cpu()
+            if owner is not None:
+                self.weights[owner, layer] = weights.cpu()
         added_norm = added[0].norm(dim=-1).T  # [T, H]
         total = added_norm + attended[0, -self._length :].float().norm(dim=-1)
         self.shares[layer] = (added_norm / total.clamp(min=torch.finfo(total.dtype).tiny)).cpu()

@@ -26,6 +26,7 @@ from adapter.method.vision import VisualEncoder, VisualFeatures
 
 _MAX_ENCODERS = 4
 _MAX_ENTRIES = 32  # of visual features, and of prompt keys and values
+_BLANK = Image.new("RGB", (224, 224), (128, 128, 128))
 T = TypeVar("T")
 
 
@@ -75,16 +76,24 @@ class PromptKVBuilder:
 
         None for the frozen base. Visual adapters get the image; mute_layers, mute_heads and gates are as in
         GenerationRequest. Raises BadInput for a layer or head that has nothing to mute.
+
+        A mix sums the terms, which are those of `adapters` in order. A visual adapter brings not only what it sees
+        but how it answers, and drowns the voice of the others. So its terms with a blank picture are taken off,
+        times the text adapters' strength (1 at most): what is left is what this picture changes. They come last.
         """
         image_hash = b"" if image is None else hash_image(image)
-        parts, key = [], []
+        voice = min(1.0, sum(strength for adapter, strength in adapters if not adapter.config.is_visual))
+        parts, blanks, key = [], [], []
         for adapter, strength in adapters:
             seen, seen_hash = (image, image_hash) if adapter.config.is_visual else (None, b"")
             parts.append(self._project(adapter, seen, seen_hash).scaled(strength))
+            if seen is not None and voice:
+                blank = self._project(adapter, _BLANK, hash_image(_BLANK)).scaled(-strength * voice)
+                blanks.append(replace(blank, deltas=None))
             key.append((adapter, strength, seen_hash))
         if not parts:
             return None, ()
-        mixed = PromptKV.mixed(parts)
+        mixed = PromptKV.mixed([*parts, *blanks])
         mixed = mute(mixed, layers=mute_layers) if mute_layers else mixed
         mixed = mute(mixed, heads=mute_heads) if mute_heads else mixed
         mixed = scale_gates(mixed, gates) if gates else mixed

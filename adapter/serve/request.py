@@ -34,14 +34,14 @@ class GenerationRequest:
     the first event that has one begins with theirs; counts and limits are those of the new tokens.
 
     mix: further adapters with their strengths; their gated terms are added to those of `adapter`, which chooses
-    the template. Every visual adapter gets the image. mute_layers, mute_heads: where the gates of all adapters are
-    set to zero; indices of the base's layers, and of the heads in every layer. gates: factors from 0 to 2 of
-    single gates of all adapters, as (layer, head, factor). stop: strings that end the answer and are not part of
-    it. form: a grammar that the answer belongs to (see `method.form`); None: that of the adapter, if only one has
-    a strength above 0; NO_FORM: none. end_repetition: whether an answer ends as soon as it goes in circles (see
-    `scheduler.repeats`). max_seconds: wall-clock limit from the start of prefill. base_logprobs: let the frozen
-    base read the answer too, and send what it gives each token, where an adapter answers and the KV cache has
-    room for both.
+    the template. Every visual adapter gets the image, and beside text adapters says only what it changes (see
+    PromptKVBuilder.build). mute_layers, mute_heads: where the gates of all adapters are set to zero; indices of
+    the base's layers, and of the heads in every layer. gates: factors from 0 to 2 of single gates of all adapters,
+    as (layer, head, factor). stop: strings that end the answer and are not part of it. form: a grammar that the
+    answer belongs to (see `method.form`); None: that of the adapter, if only one has a strength above 0; NO_FORM:
+    none. end_repetition: whether an answer ends as soon as it goes in circles (see `scheduler.repeats`).
+    max_seconds: wall-clock limit from the start of prefill. base_logprobs: let the frozen base read the answer
+    too, and send what it gives each token, where an adapter answers and the KV cache has room for both.
     Raises BadInput when a value is out of range.
     """
 

@@ -114,7 +114,7 @@ class Settings(BaseModel):
         1.0,
         title="Second strength",
         description="Strength of the second adapter",
-        json_schema_extra={"step": 0.05, "page_default": 0.5},
+        json_schema_extra={"step": 0.05, "page_default": 1.1},
     )
     mute_layers: Indices = Field((), description="Layers, by the base's count, in which all gates are shut")
     mute_heads: Indices = Field((), description="Heads whose gates are shut in every layer")

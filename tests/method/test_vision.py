@@ -197,6 +197,35 @@ def test_tokens_of_a_vision_transformer_reach_an_adapter(unlearned, monkeypatch,
     torch.testing.assert_close(keys[0][:, :, : want.shape[2]], want)
 
 
+def test_in_a_mix_with_a_text_adapter_only_what_the_picture_changes_is_left(tiny_base, tiny_fingerprint):
+    """The terms of a blank picture are taken off as far as the text adapter takes part, and not without it."""
+
+    class Encoder:
+        def encode(self, images, **_):
+            return VisualFeatures(torch.tensor([[float(x) for x in images[0].getpixel((0, 0))]]) / 100)
+
+    vision = VisionConfig(encoder="any", feature_size=3, hidden=5)
+    see, voice = random_adapter(tiny_fingerprint, vision=vision), random_adapter(tiny_fingerprint, 2)
+    for parameter in see.projection.parameters():
+        torch.nn.init.normal_(parameter)
+    builder, image = PromptKVBuilder(tiny_base, {"any": Encoder()}), Image.new("RGB", (9, 9), "red")
+
+    def terms(adapters, shown=image):
+        return builder.build(adapters, shown)[0].layers[3]
+
+    with torch.inference_mode():
+        blank = see(tiny_base.model, Encoder().encode([Image.new("RGB", (9, 9), (128, 128, 128))])).layers[3][0]
+    for strength, taken in ((0.4, 0.4), (1.0, 1.0), (1.5, 1.0)):
+        shown, text, off = terms([(see, 0.5), (voice, strength)])
+        assert torch.equal(shown.keys, terms([(see, 0.5)])[0].keys)
+        assert torch.equal(text.gates, terms([(voice, strength)])[0].gates)
+        assert torch.equal(off.keys, blank.keys) and not torch.equal(off.keys, shown.keys)
+        torch.testing.assert_close(off.gates, blank.gates * -0.5 * taken)
+        assert len(terms([(voice, strength), (see, 0.5)])) == 3
+    assert len(terms([(see, 0.5)])) == 1 and len(terms([(see, 0.5), (see, 0.5)])) == 2
+    assert len(terms([(see, 0.5), (voice, 1.0)], None)) == 2
+
+
 def test_an_elongated_image_is_squeezed_before_the_crop(unlearned):
     strip = Image.new("RGB", (1000, 20), "white")
     ImageDraw.Draw(strip).rectangle((0, 0, 299, 20), fill="black")

@@ -68,7 +68,7 @@ def test_sliders_offer_a_part_of_each_range() -> None:
     assert slider("temperature") == {"minimum": 0, "maximum": 2, "value": 0.1, "step": 0.05}
     assert slider("top_p") == {"minimum": 0.05, "maximum": 1, "value": 0.75, "step": 0.05}
     assert slider("max_tokens") == {"minimum": 16, "maximum": 1024, "value": 256, "step": 16}
-    assert slider("mix_strength")["value"] == 0.5
+    assert slider("mix_strength")["value"] == 1.1
     assert slider("top_k") == {"minimum": 0, "maximum": 100, "value": 0, "step": 1}
     assert slider("repetition_penalty")["value"] == PAGE_PENALTY > Settings().repetition_penalty == 1
     kept = {"max_tokens": 2000, "top_p": 0.01, "seed": 12, "mix": None, "strength": 2, "unknown": 1}
