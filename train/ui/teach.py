@@ -126,7 +126,7 @@ class TeachEvents:
         settings = Settings().replace(adapter=adapter, temperature=0.0, max_tokens=MAX_TOKENS)
         request = build_request((Message("user", question),), settings, None, client)
         with closing(engine.submit(request)) as events:
-            return "".join(event.text for event in events)
+            return "".join(event.text for arrived in events.event_lists(TICK) for event in arrived)
 
 
 def teach_panel(
