@@ -47,7 +47,10 @@ def _to_seed(value: Any) -> Any:
 
 
 def _to_stops(value: Any) -> Any:
-    """Stop texts as they are typed: one a line, and `\\n` for a line break within one."""
+    """Stop texts as they are typed: one a line, and `\\n` for a line break within one. A box that was never shown
+    sends None.
+    """
+    value = () if value is None else value
     return [line.replace("\\n", "\n") for line in value.splitlines() if line] if isinstance(value, str) else value
 
 

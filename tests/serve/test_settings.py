@@ -76,3 +76,8 @@ def test_sliders_offer_a_part_of_each_range() -> None:
     assert panel_values(panel_values(Settings().model_dump())) == {
         name: "" if name in ("seed", "stop") else getattr(Settings(), name) for name in PANEL
     }
+
+
+def test_a_box_of_stop_texts_that_was_never_shown_has_none() -> None:
+    """As the page's, in an accordion that is still closed."""
+    assert Settings.checked({"stop": None, "system": None}).stop == ()
