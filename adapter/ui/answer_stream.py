@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
     from adapter.serve.request import BaseLogprobs, Client, GenerationEvent, GenerationRequest
 
+# How long an answer goes on without a page, which may be reloading, and how long it is waited for until the server
+# notices that the page has left.
+UNREAD_SECONDS, HANDOVER_SECONDS = 30.0, 30.0
 TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
 
 
@@ -126,6 +130,55 @@ class AnswerProgress:
 
     def stats_line(self) -> str:
         return conversation.stats_line(self.settings, self.tokens, self.rate, self.notes)
+
+
+def answer_key(session: str | None, number: object) -> str:
+    """The key of the answer that is one state of a page. As secret as the session's name, which browsers make."""
+    return f"{session}:{number}"
+
+
+@dataclass
+class RunningAnswer:
+    """An answer that another page may go on with. updates: as of ChatEvents._answer; change: that cancels it;
+    shown: the history that was shown last; left: set when no page reads it any more.
+    """
+
+    updates: Generator[History | str, None, None]
+    change: Change
+    shown: History
+    left: threading.Event = field(default_factory=threading.Event)
+
+
+class RunningAnswers:
+    """The answers of all pages that are being written, or have just been, by their keys. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, RunningAnswer] = {}
+
+    def add(self, key: str, answer: RunningAnswer) -> None:
+        answer.left.clear()
+        self._by_key[key] = answer
+
+    def leave(self, key: str, answer: RunningAnswer) -> None:
+        """To be called when a page reads it no more: ends it, unless another page takes it in time."""
+        answer.left.set()
+        if answer.change.stopped:
+            self._end(key)
+            return
+        timer = threading.Timer(UNREAD_SECONDS, self._end, (key,))
+        timer.daemon = True
+        timer.start()
+
+    def take(self, key: str) -> RunningAnswer | None:
+        """The answer, when no other page reads it any more; None if there is none, or another page goes on."""
+        answer = self._by_key.get(key)
+        if answer is None or not answer.left.wait(HANDOVER_SECONDS):
+            return None
+        return self._by_key.pop(key, None)
+
+    def _end(self, key: str) -> None:
+        if (answer := self._by_key.pop(key, None)) is not None:
+            answer.updates.close()
 
 
 class ChatAnswers:

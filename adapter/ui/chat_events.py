@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -19,7 +18,15 @@ from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import BASE_ONLY, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, check_length, client_of, wait_for
 from adapter.ui import conversation, theme
-from adapter.ui.answer_stream import TEXT_ONLY, ChatAnswers, with_small_picture, xray_line
+from adapter.ui.answer_stream import (
+    TEXT_ONLY,
+    ChatAnswers,
+    RunningAnswer,
+    RunningAnswers,
+    answer_key,
+    with_small_picture,
+    xray_line,
+)
 from adapter.ui.chatbot import unescape_markup
 from adapter.ui.conversation import History, Variant
 from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
@@ -78,6 +85,7 @@ class ChatEvents:
         self.examples = examples
         self.states = states
         self._answers = ChatAnswers(provider, catalog)
+        self._running = RunningAnswers()
 
     def send(
         self,
@@ -204,6 +212,23 @@ class ChatEvents:
             switch_to=lambda: self._answers.adapter_for(example),
         )
 
+    def follow(
+        self, key: str, history: History, number: str, request: gr.Request, **settings: Any
+    ) -> Iterator[Updates]:
+        """Goes on with the answer that was being written when the conversation was stored."""
+        running = self._running.take(key) if key else None
+        if running is None:
+            yield _no_change()
+            return
+        try:
+            with self.states.change(request.session_hash, number) as change:
+                change.cancel = running.change.stop
+                yield running.shown, gr.update(**theme.SHOW_STOP_BUTTON), gr.skip(), str(change.number)
+                yield from self._read(running, change, settings, _Before(history, number), request)
+        except StaleEvent:  # the visitor has gone on without it
+            running.updates.close()
+            yield _no_change()
+
     def stop(self, history: History, number: str, request: gr.Request) -> tuple[Any, Any, Any]:
         """Updates of (chatbot, message box, number), as those of `clear` and `undo`."""
         ended = self.states.stop(request.session_hash, number)
@@ -288,32 +313,47 @@ class ChatEvents:
         offers: bool,
         switch_to: ChooseAdapter | None,
     ) -> Iterator[Updates]:
-        number = str(change.number)
         cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
         box = gr.update(**cleared, **theme.SHOW_STOP_BUTTON)
         begun = [] if before.begun is None else [conversation.answer(before.begun.text)]
-        yield [*history, *begun, conversation.note("…", waiting=True)], box, gr.skip(), number
-        adapter, shown = settings.get("adapter"), gr.skip()
+        waiting = [*history, *begun, conversation.note("…", waiting=True)]
+        yield waiting, box, gr.skip(), str(change.number)
+        answer = self._answer(change, history, settings, before, request, offers, switch_to)
+        yield from self._read(RunningAnswer(answer, change, waiting), change, settings, before, request)
+
+    def _read(
+        self,
+        running: RunningAnswer,
+        change: Change,
+        settings: dict[str, Any],
+        before: _Before,
+        request: gr.Request,
+    ) -> Iterator[Updates]:
+        """Shows an answer to its end. If the page leaves before, another one may go on with it."""
+        number, adapter = str(change.number), settings.get("adapter")
+        key = answer_key(request.session_hash, number)
+        self._running.add(key, running)
         try:
-            answer = self._answer(change, history, settings, before, request, offers, switch_to)
-            with closing(answer) as updates:
-                for update in updates:
-                    if change.is_stale:
-                        break
-                    if isinstance(update, str):
+            for update in running.updates:
+                if isinstance(update, str):
+                    if not change.is_stale:
                         yield gr.skip(), gr.skip(), panel_change({"adapter": (adapter, update)}, number), gr.skip()
-                        adapter = update
-                        time.sleep(FRAME_SECONDS)
-                    else:
-                        shown = update
-                        yield shown, gr.skip(), gr.skip(), number
+                    adapter = update
+                    time.sleep(FRAME_SECONDS)
+                    continue
+                running.shown = update
+                if change.is_stale:
+                    break
+                yield update, gr.skip(), gr.skip(), number
             # The history is sent again, because the page drops the first of two updates within one frame.
-            end: Any = shown, gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
+            end: Any = _ended(running.shown), gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
         except AdapterError as error:
             end = self._restore(before, settings, adapter, error)
         except Exception:
             log.exception("a chat turn failed")
             end = self._restore(before, settings, adapter, AdapterError(texts.FAILED))
+        finally:
+            self._running.leave(key, running)
         yield _no_change() if change.is_stale else (*end, str(self.states.finish(change)))
 
     def _answer(
@@ -368,6 +408,13 @@ class ChatEvents:
             adapter = BASE_ONLY
         panel = panel_change({"adapter": (selected, adapter)}, before.number)
         return before.history, gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), panel
+
+
+def _ended(history: History) -> History:
+    """The history of an answer that has ended, maybe by an error that no page has seen."""
+    if not conversation.is_streaming(history):
+        return history
+    return conversation.mark_stopped(history, texts.CUT_OFF, texts.CUT_OFF_BEFORE_TEXT)
 
 
 def _no_change() -> Updates:

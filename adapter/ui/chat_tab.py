@@ -42,6 +42,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
     """Lays the chat out inside `page` and connects it. uploads: whether visitors may upload adapters."""
     examples = [_copied_to_uploads(example) for example in theme.examples()]
     states = ConversationStates()
+    gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False)
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
             # Before the conversation, so that the keyboard comes to it first; page.css puts it below.
@@ -182,7 +183,8 @@ def _connect(
     settings["xray"].input(events.xray, [settings["xray"], *seen], [chat, store.number], **QUEUED)
     store.clear(chat).then(store.saving(events.clear), store.number, [*changed, *store.outputs], **QUEUED)
     chat.undo(store.saving(events.undo), seen, [*changed, *store.outputs], **QUEUED)
-    store.connect(page, chat, settings)
+    store.answer.change(store.saving_stream(events.follow), [store.answer, *seen], **turn)
+    store.connect(page, chat, box, settings)
     # Continuing a conversation that was opened from a link removes the link from the address.
     triggers = [box.submit, chat.retry, chat.edit, chat.option_select, chat.example_select, chat.undo, chat.clear]
     gr.on([*triggers, retry.click], None, None, None, js="() => window.chatPage.leaveLink()", **UNQUEUED)

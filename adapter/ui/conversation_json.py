@@ -22,7 +22,7 @@ from adapter.ui import conversation, images
 from adapter.ui.conversation import Entry, History, parse_record, parse_settings, settings_json
 from adapter.ui.texts import page as texts
 
-# A browser stores about 5 million characters for a site.
+# Of one conversation. To restore it, the browser sends all of it in one request.
 BROWSER = Limits(text_bytes=1_000_000, pictures=32, picture_bytes=2_700_000)
 MAX_LINK = 8_000  # characters; mail and messengers may cut longer ones
 _MAX_LINK_TEXT = 400_000  # bytes
@@ -38,10 +38,12 @@ class Packed(NamedTuple):
     paths: dict[str, str]
     dropped: Dropped
 
-    def pictures(self) -> dict[str, str]:
-        """Data URLs by key, the newest last; without those whose file was just deleted."""
+    def pictures(self, known: Iterable[str] = ()) -> dict[str, str]:
+        """Data URLs by key, without those of the keys `known` and those whose file was just deleted."""
         urls = {}
         for key, path in self.paths.items():
+            if key in known:
+                continue
             with contextlib.suppress(BadInput):
                 urls[key] = images.data_url(images.shrink(images.read_upload(path)))
         return urls
@@ -148,7 +150,7 @@ def panel_settings(settings: Settings) -> dict[str, Any]:
     return panel_values(settings.model_dump(include=set(PANEL)))
 
 
-# The browser's storage: the texts in one entry, and the pictures, which change less often, in another.
+# The browser's storage: a document for each conversation, and the pictures of all once each.
 
 
 def to_browser(
@@ -191,26 +193,31 @@ def from_stored_settings(stored: object) -> dict[str, Any]:
 # A link.
 
 
-def to_link(history: Sequence[Entry]) -> str:
-    """The texts of the conversation for an address's fragment, which browsers send nowhere. Raises BadInput."""
-    messages, dropped = fit(_to_transcript(history, token_ids=False), lambda path: None, FILE)
-    text = json.dumps(transcript.to_document(messages), ensure_ascii=False).encode()
+def to_link(history: Sequence[Entry], settings: Settings) -> str:
+    """Texts and settings of the conversation for an address's fragment, which browsers send nowhere. Raises
+    BadInput.
+    """
+    lacking = {"role": "page", "text": texts.PICTURE_NOT_SENT}
+    sent = [lacking if "picture" in message else message for message in _to_transcript(history, token_ids=False)]
+    messages, dropped = fit(sent, lambda path: None, FILE)
+    document = {**transcript.to_document(messages), "settings": panel_settings(settings)}
+    text = json.dumps(document, ensure_ascii=False).encode()
     packed = base64.urlsafe_b64encode(zlib.compress(text, 9)).decode().rstrip("=")
     if dropped or len(packed) > MAX_LINK or len(text) > _MAX_LINK_TEXT:
         raise BadInput(texts.LINK_TOO_LONG)
     return packed
 
 
-def from_link(packed: str) -> History:
-    """The conversation of a link. Raises BadInput for anything else."""
+def from_link(packed: str) -> tuple[History, dict[str, Any]]:
+    """The conversation of a link, and the side panel's values. Raises BadInput for anything else."""
     try:
         if len(packed) > MAX_LINK or not re.fullmatch(r"[A-Za-z0-9_-]+", packed):
             raise BadInput(texts.LINK_UNREADABLE)
         compressed = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
         text = zlib.decompressobj().decompress(compressed, _MAX_LINK_TEXT)
-        parts = transcript.read(text).messages
-        if not parts or any(part.picture for part in parts):
+        read = transcript.read(text)
+        if not read.messages or any(part.picture for part in read.messages):
             raise BadInput(texts.LINK_UNREADABLE)
-        return to_history(parts)
+        return to_history(read.messages), from_stored_settings(read.settings)
     except (BadInput, ValueError, zlib.error):
         raise BadInput(texts.LINK_UNREADABLE) from None

@@ -18,8 +18,8 @@ MAX_SESSIONS = 10_000  # whose newest number is kept; a session that is forgotte
 # How long to wait for the previous answer: the user may send the next message as soon as the last update is shown.
 RELEASE_SECONDS = 1.0
 _MAX_DIGITS = 15
-# What Clear adds in page.js: the change that is under way, which the page may not have heard of, and its end have
-# the next two numbers.
+# What conversations.js adds when another conversation is shown: the change that is under way, which the page may
+# not have heard of, and its end have the next two numbers.
 CLEAR_STEP = 3
 
 
@@ -73,9 +73,10 @@ class ConversationStates:
       change is under way; it begins the next state. Otherwise it is refused, and changes nothing.
     - An answer is one state while it is written and the next one when it is complete: an event of somebody who saw
       a part of it is stale afterwards.
-    - What is older than the newest state is dropped: here the rest of an answer, in page.js a text to be stored.
-    - Clear acts in the browser at once and takes a number beyond all that is under way. A number that is newer
-      than the server's is the newest.
+    - What is older than the newest state is dropped: here the rest of an answer, in conversations.js a text to be
+      stored.
+    - Clear and opening another conversation act in the browser at once and take a number beyond all that is under
+      way. A number that is newer than the server's is the newest.
     - After a restart the server knows no numbers, and the first event's state is the newest.
 
     Thread-safe. Stop is a flag, and the answer's own event handler then sends the last update: with Gradio's
@@ -141,10 +142,11 @@ class ConversationStates:
         change.stop()
         return None
 
-    def clear(self, session: str | None, seen: object) -> bool:
+    def clear(self, session: str | None, seen: object, stop: bool = True) -> bool:
         """Makes `seen`, an empty conversation, the newest state, and ends what is written to an older one.
 
-        Returns whether it still is the newest one when that has ended.
+        Returns whether it still is the newest one when that has ended. stop: whether its answer is stopped, too;
+        otherwise the answer goes on without this page.
         """
         number = _parse(seen)
         if number is None:
@@ -154,9 +156,12 @@ class ConversationStates:
             state.newest = max(state.newest, number)
             change = state.change
         if change is not None and change.is_stale:
-            change.stop()
+            if stop:
+                change.stop()
             with self._changed:
                 self._changed.wait_for(lambda: state.change is not change, RELEASE_SECONDS)
+                if not stop and state.change is change:  # it waits, and sends nothing any more
+                    self._by_session[session] = _State(state.newest)
         return state.newest == number
 
     def _state(self, session: str | None, number: int) -> _State:

@@ -1,7 +1,7 @@
 """Saving and restoring a conversation: the browser's storage, a file, a link and a command line.
 
-The panel "This conversation" and its event handlers. The formats are in conversation_json.py; page.js
-reads and writes the browser's storage, and drops what is older than what it has. The server stores nothing.
+The panel "This conversation" and its event handlers. The formats are in conversation_json.py; conversations.js
+has the browser's storage and the list of conversations. The server stores nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from adapter.serve.settings import BASE_ONLY, PANEL, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.texts import UPLOAD_NOT_KEPT
 from adapter.ui import conversation, conversation_json, theme
+from adapter.ui.answer_stream import answer_key
 from adapter.ui.command_line import command_line
 from adapter.ui.conversation import History
 from adapter.ui.conversation_json import Packed
@@ -37,7 +38,8 @@ class ConversationStore:
     """Lays out its panel when constructed; `connect` adds the events once the chat exists.
 
     number: the component with the number of the state that the page shows. panel: the component for
-    `panel_change`. outputs: those whose updates `saving` and `saving_stream` append to a handler's.
+    `panel_change`. answer: changes to the key of an answer that was being written when a conversation that is
+    opened was stored. outputs: those whose updates `saving` and `saving_stream` append to a handler's.
     """
 
     def __init__(self, provider: EngineProvider, catalog: AdapterCatalog, states: ConversationStates) -> None:
@@ -48,15 +50,16 @@ class ConversationStore:
                 self._import = gr.UploadButton(texts.IMPORT, file_types=[".json"], size="sm", min_width=60)
                 self._link = gr.Button(texts.COPY_LINK, size="sm", min_width=60)
             self._command = theme.command_box(texts.NO_COMMAND_LINE, texts.COMMAND_LINE, "code")
-        # A number and JSON that page.js writes to the browser's storage whenever they change. Not gr.BrowserState,
-        # which reports a full storage as an error: page.js drops the oldest pictures instead.
-        hidden = {"visible": "hidden", "show_label": False, "max_lines": 1}
-        self._texts, self._pictures = gr.Textbox(**hidden), gr.Textbox(**hidden)
+        # A number and JSON that conversations.js stores whenever they change. Not gr.BrowserState: five million
+        # characters are all that it has room for.
+        self._stored = gr.Textbox(visible="hidden", show_label=False, max_lines=1)
         # Values between the server's part of an event and the browser's.
         self._to_browser, self._from_browser = gr.Textbox(visible=False), gr.Textbox(visible=False)
         self.number, self.panel = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        self.answer = gr.Textbox(visible=False)
         self._storage_full = gr.Button(visible="hidden", elem_id="storage-full")
-        self.outputs = [self._texts, self._pictures, self._command]
+        self._open = gr.Button(visible="hidden", elem_id="open-conversation")
+        self.outputs = [self._stored, self._command]
 
     # Saving with the updates of the chat's events.
 
@@ -69,7 +72,7 @@ class ConversationStore:
 
         @functools.wraps(handler)
         def handle(*inputs: Any, **settings: Any) -> Iterator[tuple[Any, ...]]:
-            save, due = self._saver(_history_in(inputs)), 0.0
+            save, due = self._saver(inputs), 0.0
             for update in handler(*inputs, **settings):
                 history, now = update[0], time.monotonic()
                 finished = isinstance(history, list) and not conversation.is_streaming(history)
@@ -89,27 +92,37 @@ class ConversationStore:
             update = handler(*inputs)
             if not isinstance(update[0], list):
                 return *update, *[gr.skip()] * len(self.outputs)
-            return *update, *self._saver(_history_in(inputs))(update[0], update[-1])
+            return *update, *self._saver(inputs)(update[0], update[-1])
 
         return handle
 
-    def _saver(self, before: History) -> Callable[[History, str], tuple[Any, ...]]:
-        """A function from a history and its number to updates of `outputs`. It sends pictures when they change."""
+    def _saver(self, inputs: tuple[Any, ...]) -> Callable[[History, str], tuple[Any, ...]]:
+        """A function from a history and its number to updates of `outputs`. inputs: of the event.
+
+        The pictures that the browser does not have are sent at the beginning and at the end, because the page may
+        miss an update.
+        """
+        before = next((value for value in inputs if isinstance(value, list)), [])
+        session = next((value.session_hash for value in inputs if hasattr(value, "session_hash")), None)
         known: dict[str, tuple[str, int] | None] = {}
         sent: Packed | None = None
+        dropped: object = None
 
         def save(history: History, number: str) -> tuple[Any, ...]:
-            nonlocal sent
+            nonlocal sent, dropped
+            first, streaming = sent is None, conversation.is_streaming(history)
             if sent is None:
                 _, sent = conversation_json.to_browser(before, known)
+                dropped = sent.dropped
             stored, packed = conversation_json.to_browser(history, known)
-            pictures = gr.skip()
-            if list(packed.paths) != list(sent.paths):
-                pictures = _numbered(packed.pictures(), number)
-            if packed.dropped and not sent.dropped:
+            if streaming:
+                stored["answer"] = answer_key(session, number)
+            if first or not streaming:
+                stored["pictures"] = packed.pictures(sent.paths)
+            if packed.dropped and not dropped:
                 gr.Info(texts.not_kept_by_browser(packed.dropped), duration=8)
-            sent = packed
-            return _numbered(stored, number), pictures, self._command_line(history)
+            dropped = packed.dropped
+            return _numbered(stored, number), self._command_line(history)
 
         return save
 
@@ -121,34 +134,43 @@ class ConversationStore:
 
     # Events.
 
-    def connect(self, page: gr.Blocks, chat: gr.Chatbot, settings: dict[str, Any]) -> None:
+    def connect(
+        self, page: gr.Blocks, chat: gr.Chatbot, box: gr.MultimodalTextbox, settings: dict[str, Any]
+    ) -> None:
         """settings: the chat's components by name."""
         panel = [settings[name] for name in PANEL]
         pickers = [settings[name] for name in PICKERS]
-
-        restored = page.load(
-            self.restore,
-            [self._texts, self._pictures, self._from_browser, self._to_browser, *panel],
-            [self._from_browser, chat, self._command, self.number, self.panel, *pickers],
-            js="(a, b, c, d, ...panel) => [...window.chatPage.stored(), ...panel]",
+        names = json.dumps(PANEL)
+        shown = [self._from_browser, chat, self._command, self.number, self.answer, box]
+        restore = {
+            "fn": self.restore,
+            "inputs": [*[self._stored] * 6, *panel],  # conversations.js puts its own values in place of the six
+            "outputs": [*shown, self.panel, *pickers],
+            "js": "async (a, b, c, d, e, f, ...panel) => [...await window.chatPage.stored(), ...panel]",
             **QUEUED,
-        )
+        }
+        restored = page.load(**restore)
         # Who has no conversation yet need not wait for it.
-        page.load(None, None, self.number, js="() => window.chatPage.isNew ? '1' : ''", **UNQUEUED)
+        page.load(None, None, self.number, js="() => window.chatPage.number()", **UNQUEUED)
         # If it fails, the page can be used, and what it has stored stays: a reload tries again.
         restored.failure(None, None, self.number, js="() => '1'", **UNQUEUED)
-        restored.success(None, js="() => { window.chatPage.restored = true; }", **UNQUEUED)
-        for box, name in ((self._texts, "conversation"), (self._pictures, "pictures")):
-            box.change(None, box, None, js=f"text => window.chatPage.store('{name}', text)", **UNQUEUED)
-        restored.then(self.toast_missing, self._from_browser, None, **QUEUED)
-        changed = f"(change, ...values) => window.chatPage.changePanel({json.dumps(PANEL)}, change, values)"
+        ready = f"(...values) => window.chatPage.ready({names}, values)"
+        restored.success(None, panel, None, js=ready, **UNQUEUED)
+        # Meanwhile the page has no number, so that it sends nothing to the conversation before.
+        js = f"number => [window.chatPage.leave(number, {CLEAR_STEP}) && '', []]"
+        opened = self._open.click(None, self.number, [self.number, chat], js=js, **UNQUEUED).then(**restore)
+        opened.failure(None, None, self.number, js="() => window.chatPage.newest()", **UNQUEUED)
+        self._stored.change(None, self._stored, None, js="text => window.chatPage.store(text)", **UNQUEUED)
+        for event in (restored, opened):
+            event.then(self.toast_missing, self._from_browser, None, **QUEUED)
+        changed = f"(change, ...values) => window.chatPage.changePanel({names}, change, values)"
         self.panel.change(None, [self.panel, *panel], panel, js=changed, **UNQUEUED)
         gr.on(
             [component.change for component in panel],
             None,
             panel,
             None,
-            js=f"(...values) => window.chatPage.storeSettings({json.dumps(PANEL)}, values)",
+            js=f"(...values) => window.chatPage.storeSettings({names}, values)",
             **UNQUEUED,
         )
         self._storage_full.click(lambda: gr.Info(texts.STORAGE_FULL, duration=8), **QUEUED)
@@ -160,7 +182,7 @@ class ConversationStore:
         exported = self._export.click(self.export, chat, self._to_browser, inputs_kwargs=settings, **QUEUED)
         save = f"text => window.chatPage.save('{texts.EXPORT_NAME}', text)"
         exported.success(None, self._to_browser, None, js=save, **UNQUEUED)
-        linked = self._link.click(self.link, chat, self._to_browser, **QUEUED)
+        linked = self._link.click(self.link, chat, self._to_browser, inputs_kwargs=settings, **QUEUED)
         copied = linked.success(
             None,
             self._to_browser,
@@ -172,39 +194,49 @@ class ConversationStore:
         copied.then(_toast_link, [self._to_browser, self._from_browser], None, **QUEUED)
 
     def clear(self, chat: gr.Chatbot) -> Any:
-        """Connects the browser's part of Clear: it forgets the conversation, and takes the next state's number."""
+        """Connects the browser's part of Clear: it deletes the conversation, and takes the next state's number."""
         outputs, cleared = [self.number, self._command], json.dumps(texts.NO_COMMAND_LINE)
         js = f"number => [window.chatPage.clear(number, {CLEAR_STEP}), {cleared}]"
         return chat.clear(None, self.number, outputs, js=js, **UNQUEUED)
 
     def restore(
-        self, stored: str, pictures: str, settings: str, packed: str, request: gr.Request, *panel: Any
+        self,
+        stored: str,
+        pictures: str,
+        settings: str,
+        packed: str,
+        answer: str,
+        number: str,
+        request: gr.Request,
+        *panel: Any,
     ) -> tuple[Any, ...]:
-        """Updates that restore the stored conversation, or show that of a link, which is not stored yet.
+        """Updates that show a stored conversation, an empty one, or that of a link, which is not stored yet.
 
-        stored, pictures, settings: from the browser's storage; packed: from the link; panel: the side panel.
+        stored, pictures, settings: from the browser's storage; packed: from the link; answer: key of the one that
+        was being written; number: of the new state, "0" in a page that is being loaded; panel: the side panel.
         """
         values = conversation_json.from_stored_settings(settings)
-        if not stored and not packed:
-            return _selected(values), *[gr.skip()] * 3, *self._panel(values, panel, "1")
+        loading = number == "0"
+        if loading and not stored and not packed:
+            return _selected(values), *[gr.skip()] * 5, *self._panel(values, panel, "1")
+        if not loading:
+            self.states.clear(request.session_hash, number, stop=False)
         try:
-            with self.states.change(request.session_hash, "0", texts.STILL_RESTORING) as change:
-                history = self._restored_history(stored, pictures, packed)
+            with self.states.change(request.session_hash, number, texts.STILL_RESTORING) as change:
+                try:
+                    history = conversation_json.from_browser(stored, pictures)
+                    if packed:
+                        history, sent = conversation_json.from_link(packed)
+                        values |= sent
+                        gr.Info(texts.LINK_OPENED, duration=8)
+                except BadInput as error:
+                    toast(error)
                 number = str(self.states.finish(change))
-        except StaleEvent as error:  # a page is loaded once
+        except StaleEvent as error:
             raise gr.Error(str(error), print_exception=False) from error
-        shown = history or gr.skip(), self._command_line(history), number
+        box = gr.skip() if loading else gr.update(**theme.SHOW_SUBMIT_BUTTON)
+        shown = history, self._command_line(history), number, answer, box
         return _selected(values), *shown, *self._panel(values, panel, number)
-
-    def _restored_history(self, stored: str, pictures: str, packed: str) -> History:
-        try:
-            if packed:
-                history = conversation_json.from_link(packed)
-                gr.Info(texts.LINK_OPENED, duration=8)
-                return history
-        except BadInput as error:
-            toast(error)
-        return conversation_json.from_browser(stored, pictures)
 
     def toast_missing(self, selected: str) -> None:
         """Names the selected adapters that do not exist, once the server knows its adapters."""
@@ -213,7 +245,7 @@ class ConversationStore:
         while names and self._catalog_is_loading() and time.monotonic() < deadline:
             time.sleep(0.25)
         for name in sorted(set(names) - set(self.catalog.names())):
-            gr.Info(texts.adapter_gone(name), duration=8)
+            gr.Info(texts.adapter_missing(name), duration=8)
 
     def _catalog_is_loading(self) -> bool:
         return not self.catalog.names() and self.provider.status().state == "loading"
@@ -241,7 +273,8 @@ class ConversationStore:
         if packed.dropped:
             gr.Info(texts.not_kept_by_browser(packed.dropped), duration=8)
         values = conversation_json.from_stored_settings(imported.settings)
-        outputs = _numbered(stored, number), _numbered(packed.pictures(), number), self._command_line(history)
+        stored |= {"pictures": packed.pictures(), "imported": True}
+        outputs = _numbered(stored, number), self._command_line(history)
         return history, number, *outputs, *self._panel(values, panel, number), _selected(values)
 
     def _panel(self, values: dict[str, Any], seen: tuple[Any, ...], number: str) -> list[Any]:
@@ -276,18 +309,14 @@ class ConversationStore:
             toast(error)
             return ""
 
-    def link(self, history: History) -> str:
+    def link(self, history: History, **settings: Any) -> str:
         try:
             if not history:
                 raise BadInput(texts.NOTHING_TO_EXPORT)
-            return conversation_json.to_link(history)
+            return conversation_json.to_link(history, Settings.checked(settings))
         except AdapterError as error:
             toast(error)
             return ""
-
-
-def _history_in(inputs: tuple[Any, ...]) -> History:
-    return next((value for value in inputs if isinstance(value, list)), [])
 
 
 def _names(selected: str) -> list[str]:
@@ -305,7 +334,7 @@ def _selected(values: dict[str, Any]) -> str:
 
 
 def _numbered(stored: Any, number: str) -> str:
-    """What page.js stores: the state's number, a line break, and JSON."""
+    """What conversations.js stores: the state's number, a line break, and JSON."""
     return f"{number}\n{json.dumps(stored)}"
 
 
@@ -321,7 +350,7 @@ def refuse(error: StaleEvent) -> Any:
 
 
 def panel_change(changes: dict[str, tuple[Any, Any]], number: object) -> str:
-    """An update of the side panel by page.js. changes: (value that the event saw, new value) by name.
+    """An update of the side panel by conversations.js. changes: (value that the event saw, new value) by name.
 
     A value that the visitor has changed since the event began is the visitor's and stays. number: of the event,
     because only a text that differs from the one before is a change.

@@ -26,7 +26,7 @@ _DESCRIPTION_CHARACTERS = 110  # on an adapter's card
 PREFERRED_ADAPTERS = ("pirate", "extract", "see")
 _STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = sorted(_STATIC.glob("*.css"))
-SCRIPTS = ("page.js", "composer.js")  # go into the page's head, in this order
+SCRIPTS = ("conversations.js", "page.js", "composer.js")  # go into the page's head, in this order
 HEAD = "".join(f"<script>{(_STATIC / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
 ICON = _STATIC / "icon.png"
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -36,25 +36,28 @@ DRAWING = _ASSETS / "examples" / "traffic-light.png"
 
 @dataclass(frozen=True)
 class ExampleCard:
-    """A card of the empty chat, which sends `text` (and `picture`) with `adapter`, if that is installed.
+    """A card of the empty chat, which sends `text` (and `picture`) with `adapter`, if that is installed."""
 
-    label: one or two lines; the first one is set in bold.
-    """
-
-    label: str
+    title: str
     text: str
     adapter: str
     picture: str | None = None
 
+    @property
+    def label(self) -> str:
+        """What the card shows: its title, which is set in bold, and the words that it sends."""
+        return f"{self.title}\n“{self.text}”"
+
 
 def examples() -> list[ExampleCard]:
     """Texts, a photograph and a drawing, for the shipped adapters."""
-    question = texts.DEFAULT_QUESTION
     cards = [
         ExampleCard(texts.EXAMPLE_EXTRACT, texts.EXAMPLE_EXTRACT_MESSAGE, "extract"),
         ExampleCard(texts.EXAMPLE_PIRATE, texts.EXAMPLE_PIRATE_MESSAGE, "pirate"),
-        ExampleCard(texts.EXAMPLE_PHOTOGRAPH, question, "see", str(PHOTOGRAPHS / "cheetah1.jpg")),
-        ExampleCard(texts.EXAMPLE_DRAWING, question, "see", str(DRAWING)),
+        ExampleCard(
+            texts.EXAMPLE_PHOTOGRAPH, texts.EXAMPLE_PHOTOGRAPH_MESSAGE, "see", str(PHOTOGRAPHS / "cheetah1.jpg")
+        ),
+        ExampleCard(texts.EXAMPLE_DRAWING, texts.EXAMPLE_DRAWING_MESSAGE, "see", str(DRAWING)),
         ExampleCard(texts.EXAMPLE_TUTOR, texts.EXAMPLE_TUTOR_MESSAGE, "tutor"),
     ]
     return [card for card in cards if (SHIPPED / card.adapter).is_dir()]
@@ -125,6 +128,49 @@ def format_bytes(count: int) -> str:
 def status_html(status: LoadStatus, text: str) -> str:
     """The header's line about the model; text: the status, without paths of this machine."""
     return f'<div class="status {status.state}"><i></i>{html.escape(text)}</div>'
+
+
+_ICONS = {
+    "list": '<path d="M4 6h16M4 12h16M4 18h10"/>',
+    "new": '<path d="M12 5v14M5 12h14"/>',
+    "rename": '<path d="M4 20h4L19 9l-4-4L4 16zM13 7l4 4"/>',
+    "delete": '<path d="M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13"/>',
+    "close": '<path d="M6 6l12 12M18 6L6 18"/>',
+}
+
+
+def icon_button(name: str, text: str, shown: str = "") -> str:
+    """A button that conversations.js gives its behaviour by its name. shown: the text beside the icon."""
+    icon = (
+        '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.7" stroke-linecap="round" '
+        f'stroke-linejoin="round" aria-hidden="true">{_ICONS[name]}</svg>'
+    )
+    shown = f"<span>{html.escape(shown)}</span>" if shown else ""
+    return f'<button type="button" name="{name}" aria-label="{text}" title="{text}">{icon}{shown}</button>'
+
+
+def conversations_html() -> str:
+    """The list of conversations, which conversations.js fills, its buttons, and the line with Undo."""
+    data = {
+        "untitled": texts.UNTITLED,
+        "base": texts.BASE_NAME,
+        "empty": texts.NO_CONVERSATIONS,
+        "none": texts.NOTHING_FOUND,
+        "forgotten": texts.NOTHING_IS_KEPT,
+    }
+    attributes = " ".join(f'data-{name}="{html.escape(text)}"' for name, text in data.items())
+    rename, delete = icon_button("rename", texts.RENAME), icon_button("delete", texts.DELETE)
+    row = f'<li><button type="button" name="open"><span></span><span></span></button>{rename}{delete}</li>'
+    return (
+        f"{icon_button('list', texts.CONVERSATIONS, texts.CONVERSATIONS)}"
+        f"{icon_button('new', texts.NEW_CONVERSATION, texts.NEW_CONVERSATION)}"
+        f'<div class="undo" role="status" data-text="{html.escape(texts.DELETED)}" hidden><span></span>'
+        f'<button type="button" name="undo">{texts.UNDO}</button></div>'
+        f'<dialog aria-label="{texts.CONVERSATIONS}" {attributes}><header><h2>{texts.CONVERSATIONS}</h2>'
+        f"{icon_button('new', texts.NEW_CONVERSATION)}{icon_button('close', texts.CLOSE)}</header>"
+        f'<input type="search" placeholder="{texts.SEARCH}" aria-label="{texts.SEARCH}">'
+        f'<ul></ul><p role="status"></p><template>{row}</template></dialog>'
+    )
 
 
 def header_html() -> str:

@@ -411,11 +411,12 @@ def test_what_is_exported_is_imported(uploads: Path, history: conversation.Histo
 @given(history=HISTORIES)
 def test_a_link_that_is_made_opens(uploads: Path, history: conversation.History) -> None:
     try:
-        packed = conversation_json.to_link(history)
+        packed = conversation_json.to_link(history, SETTINGS)
     except BadInput:
         return
     if history:
-        opened = conversation_json.from_link(packed)
+        opened, values = conversation_json.from_link(packed)
+        assert values == conversation_json.from_stored_settings(conversation_json.panel_settings(SETTINGS))
         assert len(conversation_json._to_transcript(opened)) == len(conversation_json._to_transcript(history))
 
 
@@ -423,10 +424,10 @@ def test_a_link_that_is_made_opens(uploads: Path, history: conversation.History)
 def test_a_link_that_is_short_only_when_compressed_opens_or_is_not_made(count: int, text: str) -> None:
     history = [entry for _ in range(count) for entry in (*conversation.user_turn("a"), conversation.answer(text))]
     if count == 1:
-        assert conversation_json.from_link(conversation_json.to_link(history)) == history
+        assert conversation_json.from_link(conversation_json.to_link(history, SETTINGS))[0] == history
     else:
         with pytest.raises(BadInput, match="too long"):
-            conversation_json.to_link(history)
+            conversation_json.to_link(history, SETTINGS)
 
 
 def test_33_turns_with_a_picture_are_restored_without_the_oldest_picture(uploads: Path) -> None:
@@ -452,12 +453,14 @@ def test_a_forged_list_of_missing_adapters_makes_no_thousand_toasts(toasts: list
 def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
     with gr.Blocks():
         store = ConversationStore(ReadyProvider(EchoEngine()), FakeCatalog(), ConversationStates())
-    save = store._saver(turns_with_pictures(32))
-    _, pictures, _ = save(turns_with_pictures(33), "1")
-    assert pictures.startswith("1\n") and len(json.loads(pictures.partition("\n")[2])) == 32
+    save = store._saver((turns_with_pictures(32),))
+    sent, _ = save(turns_with_pictures(33), "1")
+    document = json.loads(sent.partition("\n")[2])
+    assert sent.startswith("1\n") and len(document["pictures"]) == 1, "the browser has the others"
+    assert len({message["picture"] for message in document["messages"] if "picture" in message}) == 32
     assert len(toasts) == 1 and "the oldest picture" in toasts[0] and "reload" in toasts[0]
     save(turns_with_pictures(34), "2")
-    store._saver(turns_with_pictures(34))(turns_with_pictures(35), "3")
+    store._saver((turns_with_pictures(34),))(turns_with_pictures(35), "3")
     assert len(toasts) == 1
     file = uploads / "export.json"
     file.write_text(store.export(turns_with_pictures(66), **SETTINGS.model_dump()))
@@ -584,14 +587,15 @@ def test_a_small_picture_loses_its_metadata_and_no_pixel(form: str) -> None:
 
 def test_a_link_holds_texts_without_pictures_and_tokens(uploads: Path) -> None:
     history = [*conversation.user_turn("what?", images.write_upload(png())), *answered("a cat")]
-    opened = conversation_json.from_link(conversation_json.to_link(history))
-    assert displayed(opened) == [PICTURE_NOT_KEPT, "what?", "a cat", "a line · 2 tokens"]
+    opened, values = conversation_json.from_link(conversation_json.to_link(history, SETTINGS))
+    assert values["adapter"] == SETTINGS.adapter and values["strength"] == SETTINGS.strength
+    assert displayed(opened) == [texts.PICTURE_NOT_SENT, "what?", "a cat", "a line · 2 tokens"]
     assert (
         parse_settings(conversation.record_of(opened[-1])) == SETTINGS
         and parse_record(conversation.record_of(opened[-1])) is None
     )
     with pytest.raises(BadInput, match="too long"):
-        conversation_json.to_link([conversation.answer(f"{n * n % 104_729:x}") for n in range(5000)])
+        conversation_json.to_link([conversation.answer(f"{n * n % 104_729:x}") for n in range(5000)], SETTINGS)
     bomb = (
         conversation_json.base64.urlsafe_b64encode(conversation_json.zlib.compress(b" " * 10_000_000, 9))
         .decode()

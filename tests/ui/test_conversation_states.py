@@ -1,7 +1,7 @@
 """Events of one page in every order: none of them overwrites what another one has made of the conversation.
 
 `Page` is the browser's part in Python: an event takes the chat and its number along when it is fired, updates
-arrive in the order of their channel, and the storage drops what is older than what it has, as page.js does.
+arrive in the order of their channel, and the storage drops what is older than what it has, as in the browser.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import pytest
 
 from adapter.errors import Busy
 from adapter.serve.settings import PANEL, Settings
-from adapter.ui import conversation, conversation_json, conversation_states, theme
+from adapter.ui import answer_stream, conversation, conversation_json, conversation_states, theme
+from adapter.ui.answer_stream import answer_key
 from adapter.ui.chat_events import ChatEvents
 from adapter.ui.conversation import History
 from adapter.ui.conversation_states import CLEAR_STEP, ConversationStates, StaleEvent
 from adapter.ui.conversation_store import ConversationStore
 from adapter.ui.texts import page as texts
+from tests.app_process import wait_until
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 from tests.ui.test_conversation import displayed
 
@@ -101,10 +103,28 @@ class Page:
         stored = json.dumps(conversation_json.to_browser(history, {})[0])
 
         def restore() -> tuple[Any, ...]:
-            _, chat, _, number, *_ = self.store.restore(stored, "", "", "", self.request, *PANEL_VALUES)
+            _, chat, _, number, *_ = self.store.restore(stored, *[""] * 4, "0", self.request, *PANEL_VALUES)
             return chat, gr.skip(), gr.skip(), number, gr.skip()
 
         return restore
+
+    def open(self, history: History) -> Callable[[], Any]:
+        """Another conversation is chosen from the list: the browser makes its number and sends it along."""
+        number = str(max(int(self.number), self.stored[0]) + CLEAR_STEP)
+        self.chat, self.number, self.stored = [], "", (int(number), "")
+        stored = json.dumps(conversation_json.to_browser(history, {})[0]) if history else ""
+
+        def restore() -> tuple[Any, ...]:
+            _, chat, _, new, _, box, *_ = self.store.restore(
+                stored, "", "", "", "", number, self.request, *PANEL_VALUES
+            )
+            return chat, box, gr.skip(), new, gr.skip()
+
+        return restore
+
+    def follow(self, key: str) -> Iterator[Any]:
+        follow = self.store.saving_stream(self.events.follow)
+        return follow(key, self.chat, self.number, self.request, **SETTINGS)
 
     def import_file(self, file: Path) -> Callable[[], Any]:
         number = self.number
@@ -217,8 +237,8 @@ def test_a_message_before_the_conversation_is_restored_is_refused_and_replaces_n
 def test_who_has_nothing_stored_need_not_wait() -> None:
     page = Page(number="1")
     page.run(page.send("new"))
-    _, chat, _, number, panel, *_ = page.store.restore(
-        "", "", '{"strength": 0.5}', "", page.request, *PANEL_VALUES
+    _, chat, _, number, _, _, panel, *_ = page.store.restore(
+        "", "", '{"strength": 0.5}', "", "", "0", page.request, *PANEL_VALUES
     )
     assert chat == number == gr.skip() and json.loads(panel)[1] == {"strength": [1.0, 0.5]}
     page.run(page.send("and more"))
@@ -296,6 +316,90 @@ def test_after_a_lost_connection_the_page_goes_on_with_what_it_has() -> None:
     answer.close()  # type: ignore[attr-defined]
     page.run(page.send("two"))
     assert page.texts()[-1] == "you said: two!"
+
+
+def test_an_answer_goes_on_after_a_reload() -> None:
+    page = Page()
+    answer = page.send_until_words("one")
+    document = json.loads(page.stored[1])
+    assert document["answer"] == answer_key("me", page.number)
+    answer.close()  # type: ignore[attr-defined]
+    assert page.engine.closed == 0, "it waits for the page"
+    again, other = Page(session="again"), Page(session="other")
+    for reloaded in (again, other):
+        reloaded.events, reloaded.store = page.events, page.store
+        reloaded.run(reloaded.open([*conversation.user_turn("one"), conversation.answer("you said: ")]))
+    again.run(again.follow(document["answer"]))
+    assert again.texts() == again.stored_texts() == WHOLE and page.engine.closed == 1
+    assert "answer" not in json.loads(again.stored[1]) and again.box["submit_btn"] is True
+    other.run(other.follow(document["answer"]))
+    assert other.texts() == ["one", "you said: "], "one page goes on with it"
+    again.run(again.send("two"))
+    assert again.texts() == [*WHOLE, "two", "you said: two!"]
+
+
+def test_an_answer_that_has_been_followed_can_be_stopped_and_followed_again() -> None:
+    page = Page()
+    page.send_until_words("one").close()  # type: ignore[attr-defined]
+    again = Page(session="again")
+    again.events, again.store = page.events, page.store
+    again.run(again.open(conversation.user_turn("one")))
+    follow = again.follow(json.loads(page.stored[1])["answer"])
+    again.apply(next(follow))
+    assert again.texts() == ["one", "you said: "] and conversation.is_streaming(again.chat)
+    again.apply(again.stop()())
+    again.run(follow)
+    assert "stopped" in displayed(again.chat)[-1] and again.texts() == ["one", "you said: "]
+
+
+def test_an_answer_that_no_page_reads_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_stream, "UNREAD_SECONDS", 0.0)
+    page = Page()
+    page.send_until_words("one").close()  # type: ignore[attr-defined]
+    wait_until(lambda: page.engine.closed == 1)
+    page.run(page.follow(json.loads(page.stored[1])["answer"]))
+    assert page.texts() == ["one", "you said: "]
+
+
+def test_an_answer_that_another_page_reads_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_stream, "HANDOVER_SECONDS", 0.0)
+    page = Page()
+    answer = page.send_until_words("one")
+    other = Page(session="other")
+    other.events, other.store = page.events, page.store
+    other.run(other.follow(json.loads(page.stored[1])["answer"]))
+    assert other.chat == []
+    page.run(answer)
+    assert page.texts() == WHOLE
+
+
+def test_another_conversation_is_opened_while_an_answer_is_written() -> None:
+    page = Page()
+    answer = page.send_until_words("one")
+    key, late = json.loads(page.stored[1])["answer"], next(answer)
+    opening = page.open([*conversation.user_turn("old"), conversation.answer("kept")])
+    assert page.chat == [] and page.number == ""
+    page.apply(late)
+    page.run(opening)
+    page.run(answer)
+    assert page.texts() == ["old", "kept"] and page.stored_texts() == [], (
+        "nothing of it comes to another conversation"
+    )
+    assert page.box["submit_btn"] is True
+    page.run(page.send("new"))
+    assert page.texts() == page.stored_texts() == ["old", "kept", "new", "you said: new!"]
+    page.run(page.open(conversation.user_turn("one")))
+    page.run(page.follow(key))
+    assert page.texts() == page.stored_texts() == WHOLE, "it went on meanwhile"
+
+
+def test_a_message_on_its_way_when_another_conversation_is_opened_changes_neither(toasts: list[str]) -> None:
+    page = Page()
+    page.run(page.send("one"))
+    send = page.send("two")
+    page.run(page.open(conversation.user_turn("old")))
+    page.run(send)
+    assert page.texts() == ["old"] and toasts == [texts.CHANGED_MEANWHILE]
 
 
 def test_a_refused_import_changes_nothing(tmp_path: Path, toasts: list[str]) -> None:

@@ -14,11 +14,17 @@ from typing import Any
 import pytest
 
 from adapter.serve.store import SHIPPED
-from adapter.ui.texts import page as texts
-from tests.app_process import ROOT, app_process, free_port
+from tests.app_process import ROOT, app_process, free_port, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
 from tests.ui.test_page_compare import CompareVisitor
-from tests.ui.test_page_storage import ask_about, export, loaded_picture, open_conversation_panel, wait_for_rows
+from tests.ui.test_page_storage import (
+    ask_about,
+    export,
+    loaded_picture,
+    open_conversation_panel,
+    stored,
+    wait_for_rows,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 LONG = "Tell me a very long story about a dragon, in many chapters."
@@ -50,15 +56,17 @@ def test_a_reload_restores_text_picture_settings_and_the_same_answer(visit: Call
     assert visitor.rows() == []
 
 
-def test_a_reload_while_an_answer_is_written_keeps_its_text(visit: Callable[..., Visitor]) -> None:
+def test_a_reload_while_an_answer_is_written_goes_on_with_it(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.set("Max tokens", 1024)
     visitor.type(LONG)
     visitor.await_answers(1)
-    visitor.page.wait_for_function("() => localStorage.getItem('llama-adapter:words')?.length > 1000")
+    wait_until(lambda: any(record["document"]["messages"][1:] for record in stored(visitor)))
     visitor.reload()
-    visitor.page.get_by_text(texts.CUT_OFF).first.wait_for()
-    assert visitor.rows()[0] == LONG
+    visitor.page.locator("#box .stop-button").wait_for()
+    seen = visitor.answers()[0]
+    visitor.page.locator("#box .stop-button").click()
+    assert len(visitor.settle()) >= len(seen) > 0 and visitor.rows()[0] == LONG and "stopped" in visitor.stats()
     visitor.page.get_by_role("button", name="Sampling").click()
     visitor.set("Max tokens", 16)
     assert visitor.ask("Thank you.") and visitor.rows()[0] == LONG

@@ -84,6 +84,32 @@ def clear(visitor: Visitor) -> None:
     visitor.page.locator("#chat .example").first.wait_for()
 
 
+def open_list(visitor: Visitor) -> None:
+    visitor.page.get_by_role("button", name=texts.CONVERSATIONS).click()
+    visitor.page.locator("#conversations dialog[open]").wait_for()
+
+
+def titles(visitor: Visitor) -> list[str]:
+    return visitor.page.locator("#conversations li button[name=open] span:first-child").all_inner_texts()
+
+
+def new_conversation(visitor: Visitor) -> None:
+    visitor.page.get_by_role("button", name=texts.NEW_CONVERSATION).click()
+    visitor.page.locator("#chat .example").first.wait_for()
+
+
+def stored(visitor: Visitor) -> list[dict[str, Any]]:
+    """The conversations in the browser's storage."""
+    return visitor.page.evaluate(
+        """() => new Promise(done => {
+            indexedDB.open("llama-adapter").onsuccess = ({ target: { result } }) => {
+                const all = result.transaction("conversations").objectStore("conversations").getAll();
+                all.onsuccess = () => done(all.result);
+            };
+        })"""
+    )
+
+
 def wait_for_rows(visitor: Visitor, rows: list[str]) -> None:
     expected = (
         "rows => JSON.stringify([...document.querySelectorAll('#chat .message')].map(e => e.innerText.trim())"
@@ -153,59 +179,42 @@ def test_a_new_tab_finds_the_pictures_of_the_tab_that_was_changed_last(
     assert loaded_picture(three) == loaded_picture(one)
 
 
-def test_a_full_storage_breaks_nothing(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
-    visitor.page.evaluate(
-        """() => {
-            for (let size = 1 << 22; size; size >>= 1)
-                for (let n = 0; n < 3; n++)
-                    try { localStorage.setItem(`theirs${size}-${n}`, "x".repeat(size)); } catch {}
-        }"""
-    )
-    visitor.pick("see")
-    assert ask_about(visitor, PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
-    assert visitor.toast() and visitor.answers()
+def test_a_full_storage_keeps_what_it_has_and_says_so(browser: Any, url: str) -> None:
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    quota = {
+        "origin": url.rstrip("/"),
+        "quotaSize": 120_000,
+    }  # before the first use: Chromium remembers for a while
+    context.new_cdp_session(context.new_page()).send("Storage.overrideQuotaForOrigin", quota)
+    visitor = Visitor(context, url)
+    visitor.ask("Good morning.")
+    for number in range(12):
+        kept = visitor.rows()
+        assert visitor.ask(f"{number} {'?' * 19_000}")
+        if visitor.page.get_by_test_id("toast-body").count():
+            break
+    assert texts.STORAGE_FULL in visitor.toast() and visitor.complaints == []
     visitor.reload()
-    assert visitor.complaints == []
-
-
-def test_a_nearly_full_storage_keeps_the_newest_messages(visit: Callable[..., Visitor], tmp_path: Path) -> None:
-    visitor = visit()
-    visitor.page.evaluate(
-        """() => {
-            for (let size = 1 << 22; size; size >>= 1)
-                for (let n = 0; n < 3; n++)
-                    try { localStorage.setItem(`theirs${size}-${n}`, "x".repeat(size)); } catch {}
-            for (let n = 0; n < 3; n++) localStorage.removeItem(`theirs4096-${n}`);
-        }"""
-    )
-    turns = [
-        message
-        for number in range(80)
-        for message in (
-            {"role": "user", "text": f"{number} {'?' * 200}"},
-            {"role": "assistant", "text": f"{number}!"},
-        )
-    ]
-    file = tmp_path / "long.json"
-    file.write_text(json.dumps({"format": "llama-adapter conversation", "version": 2, "messages": turns}))
-    open_conversation_panel(visitor)
-    import_file(visitor, file)
-    wait_until(lambda: visitor.rows()[-1:] == ["79!"])
-    assert "storage is full" in visitor.toast()
-    visitor.reload()
-    wait_until(lambda: visitor.rows()[-1:] == ["79!"])
-    assert 2 <= len(visitor.rows()) < len(turns) and visitor.rows()[0].endswith("?")
+    wait_until(lambda: visitor.rows()[:3] == kept[:3])
+    context.close()
 
 
 def test_without_any_storage_the_page_works(browser: Any, url: str) -> None:
     context = browser.new_context()
     context.add_init_script(
-        """Object.defineProperty(window, "localStorage",
-            { configurable: true, get() { throw new DOMException("no", "SecurityError"); } })"""
+        """for (const name of ["localStorage", "sessionStorage", "indexedDB"])
+            Object.defineProperty(window, name,
+                { configurable: true, get() { throw new DOMException("no", "SecurityError"); } })"""
     )
     visitor = Visitor(context, url)
-    assert visitor.ask("Good morning.") and visitor.complaints == []
+    assert visitor.ask("Good morning.")
+    new_conversation(visitor)
+    assert visitor.ask("Good evening.")
+    open_list(visitor)
+    visitor.page.get_by_text(texts.NOTHING_IS_KEPT).wait_for()
+    visitor.page.locator("#conversations li").get_by_text("Good morning.").click()
+    visitor.page.locator("#chat").get_by_text("you said: Good morning.!").wait_for()
+    assert visitor.complaints == []
     context.close()
 
 
@@ -213,11 +222,50 @@ def test_broken_storage_is_an_empty_conversation(visit: Callable[..., Visitor]) 
     visitor = visit()
     visitor.ask("Good morning.")
     visitor.page.evaluate(
-        """() => [localStorage, sessionStorage].forEach(
-            storage => Object.keys(storage).forEach(key => storage.setItem(key, '{broken')))"""
+        """() => new Promise(done => {
+            [localStorage, sessionStorage].forEach(
+                storage => Object.keys(storage).forEach(key => storage.setItem(key, '{broken')));
+            indexedDB.open("llama-adapter").onsuccess = ({ target: { result } }) => {
+                const put = result.transaction("conversations", "readwrite").objectStore("conversations");
+                const messages = [null, 7, { role: "user", text: [] }];
+                const document = { format: "llama-adapter conversation", version: 2, messages };
+                put.put({ id: "{broken", document }).onsuccess = done;
+            };
+        })"""
     )
     visitor.reload()
-    assert visitor.rows() == [] and visitor.ask("Good evening.")
+    visitor.page.get_by_text("cannot be read any more").first.wait_for()
+    open_list(visitor)
+    assert visitor.page.locator("#conversations li").count() == 2
+    visitor.page.keyboard.press("Escape")
+    assert visitor.ask("Good evening.")
+
+
+def test_what_an_earlier_version_has_stored_is_taken_over_once(
+    visit: Callable[..., Visitor], tmp_path: Path
+) -> None:
+    visitor = visit()
+    visitor.pick("see")
+    ask_about(visitor, PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
+    rows = visitor.rows()
+    open_conversation_panel(visitor)
+    document = export(visitor, tmp_path / "a.json")
+    pictures = document.pop("pictures")
+    visitor = visit()
+    visitor.page.evaluate(
+        """([words, pictures]) => [localStorage, sessionStorage].forEach(storage => {
+            storage.setItem("llama-adapter:words", JSON.stringify(words));
+            storage.setItem("llama-adapter:pictures", JSON.stringify(pictures));
+        })""",
+        [document, pictures],
+    )
+    visitor.reload()
+    wait_for_rows(visitor, rows)
+    assert loaded_picture(visitor)
+    visitor.reload()
+    wait_for_rows(visitor, rows)
+    open_list(visitor)
+    assert visitor.page.locator("#conversations li").count() == 1
 
 
 def test_export_clear_import(visit: Callable[..., Visitor], tmp_path: Path) -> None:
@@ -295,7 +343,9 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(
     reader.reload()
     wait_for_rows(reader, gone_on)
     reader.page.goto(link.partition("#")[0] + "#chat=broken")
-    assert "no conversation" in reader.toast()
+    assert "no conversation" in reader.toast() and reader.rows() == []
+    open_list(reader)
+    reader.page.locator("#conversations li button").first.click()
     wait_for_rows(reader, gone_on)
     # A file that is brought in is the reader's own, and leaves the link.
     open_conversation_panel(reader)

@@ -240,7 +240,8 @@ def _connect_chat(
 ) -> None:
     box, picker = chat.message_box, chat.pickers[0].component
     outputs = [tabs, picker, box, timer]
-    button.click(handlers.chat_with, [run, box], outputs, queue=True, show_progress="hidden", **PRIVATE)
+    fresh = button.click(None, js="() => window.chatPage.openNew()", **UNQUEUED)
+    fresh.then(handlers.chat_with, [run, box], outputs, queue=True, show_progress="hidden", **PRIVATE)
 
 
 def _step(number: int, title: str) -> str:

@@ -95,16 +95,28 @@ EXPORT, IMPORT, COPY_LINK = "Export", "Import", "Copy link"
 EXPORT_NAME = "conversation.json"
 NOTHING_TO_EXPORT = "There is no conversation yet."
 LINK_COPIED = (
-    "Link copied. It holds the words of this conversation, not its pictures. Whoever has the link can read them."
+    "Link copied. It holds the words and settings of this conversation, not its pictures. Whoever has the link "
+    "can read them."
 )
+PICTURE_NOT_SENT = "The picture of this message was not sent with the link."
 LINK_TOO_LONG = "This conversation is too long for a link. Export it instead."
 LINK_UNREADABLE = "The link holds no conversation that can be read here. It may have been cut."
-LINK_OPENED = "This conversation came with the link. Yours is kept; a message here replaces it."
+LINK_OPENED = "This conversation came with the link. A message here adds it to your own, which are kept."
 COMMAND_LINE, NO_COMMAND_LINE = "The newest answer, from the command line", "Appears when there is an answer."
 ONE_PICTURE = "A message takes one picture. The first of those that were dropped is in it."
 NO_PICTURE = "Only pictures go into a message. Adapters and training data have their own places on this page."
-STORAGE_FULL = "The browser's storage is full: the oldest part of this conversation will be gone after a reload."
+STORAGE_FULL = (
+    "The browser's storage is full: what is new here may be gone after a reload. Export it, or delete others."
+)
 TOO_LONG_TO_GO_ON = "This conversation is too long to go on with. Export it to keep it, and start a new one."
+# The list of conversations.
+CONVERSATIONS, NEW_CONVERSATION = "Conversations", "New conversation"
+SEARCH, RENAME, DELETE, CLOSE, UNDO = "Search", "Rename", "Delete", "Close", "Undo"
+DELETED = "“{}” was deleted."
+NO_CONVERSATIONS = "Your conversations will be listed here. They are kept in this browser only."
+NOTHING_FOUND = "No conversation has these words."
+NOTHING_IS_KEPT = "This browser keeps nothing for this page: what is listed here is gone when the page is closed."
+UNTITLED = "Untitled"
 # Camera.
 TAKE_PICTURE, TAKE, CANCEL = "Take a picture", "Take", "Cancel"
 NO_CAMERA = "No camera was found."
@@ -140,15 +152,15 @@ BASE_CARD = "None (frozen base)\nThe LLaMA as it is, with nothing added"
 SEES_PICTURES, READS_TEXT = "Sees pictures", "Text"
 ABOUT_BASE = "The frozen base, without an adapter."
 NO_CARD = "This adapter came without a card."
-EXAMPLE_EXTRACT = "Turn a message into JSON\n“Hi, this is Maria Keller from …”"
+EXAMPLE_EXTRACT = "Turn a message into JSON"
 EXAMPLE_EXTRACT_MESSAGE = (
     "Hi, this is Maria Keller from Nordlicht Ltd in Hamburg, you can call me on +49 40 5550 173."
 )
-EXAMPLE_PIRATE = "Ask a pirate\n“Why is the sky blue?”"
+EXAMPLE_PIRATE = "Ask a pirate"
 EXAMPLE_PIRATE_MESSAGE = "Why is the sky blue?"
-EXAMPLE_PHOTOGRAPH = "What is this animal?\nA photograph"
-EXAMPLE_DRAWING = "And what is this?\nA drawing"
-EXAMPLE_TUTOR = "Be asked back by a tutor\n“Why do leaves fall in autumn?”"
+EXAMPLE_PHOTOGRAPH, EXAMPLE_PHOTOGRAPH_MESSAGE = "Show a photograph", "What is this animal?"
+EXAMPLE_DRAWING, EXAMPLE_DRAWING_MESSAGE = "Show a drawing", "What is this?"
+EXAMPLE_TUTOR = "Be asked back by a tutor"
 EXAMPLE_TUTOR_MESSAGE = "Why do leaves fall in autumn?"
 
 
@@ -167,6 +179,11 @@ def adapter_saved(name: str) -> str:
 
 def adapter_already_here(name: str) -> str:
     return f"This adapter was here already: “{name}”. It is chosen."
+
+
+def adapter_missing(name: str) -> str:
+    """Of a conversation that was stored, imported or opened from a link."""
+    return f"This conversation was using the adapter “{name}”, which this server does not have."
 
 
 def adapter_gone(name: str) -> str:
@@ -265,7 +282,7 @@ def import_too_large(most: int) -> str:
 
 def link_to_copy(address: str) -> str:
     """Shown if the browser does not allow copying."""
-    return f"Copy this link. It holds the words of this conversation, not its pictures: {address}"
+    return f"Copy this link. It holds the words and settings of this conversation, not its pictures: {address}"
 
 
 def not_kept_by_browser(what: object) -> str:

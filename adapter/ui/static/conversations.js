@@ -1,0 +1,337 @@
+/* Conversations in the browser: kept in IndexedDB, listed, opened, renamed and deleted; links and files.
+   Sends no requests: conversation_store.py calls window.chatPage and is called by a click on #open-conversation. The
+   list's elements and texts come from theme.conversations_html. */
+
+(() => {
+  const OLD = ["llama-adapter:words", "llama-adapter:pictures"]; // where earlier versions kept one conversation
+  const [SETTINGS, CURRENT] = ["llama-adapter:settings", "llama-adapter:conversation"];
+  const UNDO_MS = 3_600_000; // after which a deleted conversation is gone from the browser
+  const LINK = "#chat=";
+  const find = (selector) => document.querySelector(selector);
+  const newId = () => Date.now().toString(36) + Math.random().toString(36).slice(2);
+  const TAB = newId();
+
+  // A browser may forbid any storage, in a frame of another site for example: what is kept then goes with the page.
+  const attempt = (action) => {
+    try {
+      return action() ?? true;
+    } catch {
+      return false;
+    }
+  };
+  const FORBIDDEN = { getItem: () => null, setItem: () => {}, removeItem: () => {} };
+  const shared = attempt(() => window.localStorage) || FORBIDDEN;
+  const own = attempt(() => window.sessionStorage) || FORBIDDEN; // this tab's
+  const database = new Promise((resolve, reject) => {
+    setTimeout(() => reject(new Error("IndexedDB does not answer")), 5_000);
+    const request = indexedDB.open("llama-adapter", 1);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore("conversations", { keyPath: "id" });
+      request.result.createObjectStore("pictures"); // data URLs by a hash of the picture
+    };
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+  // Resolves to the result of the request that `act` returns, when all is written; rejects if nothing is.
+  const transact = async (mode, act) => {
+    const transaction = (await database).transaction(["conversations", "pictures"], mode);
+    return new Promise((resolve, reject) => {
+      transaction.onabort = () => reject(transaction.error);
+      const request = act(transaction.objectStore("conversations"), transaction.objectStore("pictures"));
+      transaction.oncomplete = () => resolve(request?.result);
+    });
+  };
+
+  // What the list shows, by id: {id, title, changed, deleted, tab, settings, document}. document: of transcript.py, with
+  // pictures by key; title: only if the visitor chose one; tab: the one that wrote it.
+  const conversations = new Map();
+  const pictures = new Map(); // that this page has written, by key: the browser may not have kept them
+  let shown = { id: "" }; // the page's conversation; changed: the time of its record when the page read it
+  let settings; // the side panel's, by name
+  let newest = 0; // number of the newest state of the conversation, see conversation_states.py
+  let writing = Promise.resolve(); // one after the other
+  let [restored, opening, full, keepsNothing, deleted] = [false, false, false, false, ""];
+
+  const messagesOf = (record) => [record?.document?.messages ?? []].flat().filter((message) => message instanceof Object);
+  const picturesOf = (record) => messagesOf(record).flatMap(({ picture }) => picture ?? []);
+  const firstWords = (record) => messagesOf(record).find(({ role, text }) => role === "user" && text)?.text;
+  const titleOf = (record) => String(record.title || firstWords(record) || list().dataset.untitled).slice(0, 200);
+  const listed = () =>
+    [...conversations.values()].filter((r) => messagesOf(r).length && !r.deleted).sort((a, b) => b.changed - a.changed);
+  const linked = () => (location.hash.startsWith(LINK) ? location.hash.slice(LINK.length) : "");
+
+  const refresh = async () => {
+    for (const record of await transact("readonly", (records) => records.getAll())) {
+      const newer = conversations.get(record.id)?.changed > record.changed; // there was no room for it
+      if (!newer) conversations.set(record.id, record);
+    }
+  };
+  // Two requests of one transaction see the same state: no picture of what another tab is writing is removed.
+  const removeOld = () =>
+    transact("readwrite", (records, images) => {
+      records.getAll().onsuccess = ({ target: { result } }) => {
+        const gone = (r) => !messagesOf(r).length || (r.deleted && r.deleted < Date.now() - UNDO_MS);
+        const old = result.filter(gone);
+        old.forEach((record) => records.delete(record.id));
+        const used = new Set(result.filter((record) => !old.includes(record)).flatMap(picturesOf));
+        images.getAllKeys().onsuccess = ({ target }) =>
+          target.result.filter((key) => !used.has(key)).forEach((key) => images.delete(key));
+      };
+    });
+  const takeOver = async () => {
+    for (const storage of [shared, own]) {
+      const [words, images] = OLD.map((key) => storage.getItem(key) ?? "");
+      const document = attempt(() => JSON.parse(words));
+      const known = [...conversations.values()].some((r) => JSON.stringify(r.document) === JSON.stringify(document));
+      if (document?.messages && !known) {
+        const kept = attempt(() => JSON.parse(storage.getItem(SETTINGS))) || undefined;
+        const record = { id: newId(), changed: Date.now(), tab: TAB, settings: kept, document };
+        conversations.set(record.id, record);
+        await write({ id: record.id }, record, attempt(() => JSON.parse(images || "{}")) || {});
+      }
+      OLD.forEach((key) => storage.removeItem(key));
+    }
+  };
+  const begin = async () => {
+    await database.catch(() => (keepsNothing = true));
+    for (const step of [removeOld, refresh, takeOver]) await step().catch(() => {}); // the page works without
+    shown.id = linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId());
+  };
+
+  const write = (mine, record, sent) =>
+    transact("readwrite", (records, images) => {
+      for (const [key, url] of Object.entries(sent)) images.put(url, key);
+      records.get(record.id).onsuccess = ({ target: { result: before } }) => {
+        const same = JSON.stringify(messagesOf(before)) === JSON.stringify(messagesOf(record));
+        if (before && before.tab !== TAB && before.changed !== mine.changed && !same) {
+          // Another tab has gone on with it: both are kept.
+          conversations.set(before.id, before);
+          mine.id = record.id = newId();
+          conversations.set(mine.id, record);
+          if (mine === shown) own.setItem(CURRENT, mine.id);
+        }
+        records.put(record);
+      };
+    });
+  const store = (numbered) => {
+    const end = numbered.indexOf("\n");
+    const number = Number(numbered.slice(0, end));
+    if (number < newest) return;
+    newest = number;
+    const { pictures: sent = {}, imported, ...document } = JSON.parse(numbered.slice(end + 1));
+    if (imported) shown = { id: newId() };
+    const mine = shown;
+    if (document.messages.length) hideUndo();
+    attempt(() => own.setItem(CURRENT, mine.id));
+    const keep = () => {
+      const before = conversations.get(mine.id);
+      return { ...before, id: mine.id, changed: Date.now(), deleted: 0, tab: TAB, settings, document };
+    };
+    conversations.set(mine.id, keep());
+    Object.entries(sent).forEach(([key, url]) => pictures.set(key, url));
+    writing = writing.then(async () => {
+      const record = keep();
+      try {
+        await write(mine, record, sent);
+        full = false;
+      } catch (error) {
+        if (error?.name !== "QuotaExceededError") return;
+        if (!full) find("#storage-full").click();
+        full = true;
+        await write(mine, record, {}).catch(() => {});
+      }
+    });
+  };
+  const amend = (id, changes) => {
+    if (!conversations.has(id)) return;
+    conversations.set(id, { ...conversations.get(id), ...changes });
+    const change = (records) => {
+      records.get(id).onsuccess = ({ target: { result } }) => result && records.put({ ...result, ...changes });
+    };
+    writing = writing.then(() => transact("readwrite", change)).catch(() => {});
+  };
+  const remember = (names, values) => {
+    settings = Object.fromEntries(names.map((name, i) => [name, values[i]]));
+    for (const storage of [shared, own]) attempt(() => storage.setItem(SETTINGS, JSON.stringify(settings)));
+    amend(shown.id, { settings });
+  };
+
+  // The list, and what is done in it.
+  const list = () => find("#conversations dialog");
+  const undo = () => find("#conversations .undo");
+  const hideUndo = () => (undo().hidden = true);
+  let next = "";
+  const open = (id) => {
+    next = id;
+    list().close();
+    find("#open-conversation").click();
+    if (matchMedia("(hover: hover)").matches) find("#box textarea")?.focus();
+  };
+  const remove = (id) => {
+    if (!messagesOf(conversations.get(id)).length) return;
+    amend(id, { deleted: Date.now() });
+    deleted = id;
+    undo().querySelector("span").textContent = undo().dataset.text.replace("{}", titleOf(conversations.get(id)));
+    undo().hidden = false;
+  };
+  const render = () => {
+    const words = list().querySelector("input[type=search]").value.trim().toLowerCase();
+    const matches = (r) => [titleOf(r), ...messagesOf(r).map(({ text }) => text ?? "")].join("\n").toLowerCase().includes(words);
+    const found = listed().filter(matches);
+    list().querySelector("ul").replaceChildren(...found.map(row));
+    const { none, empty, forgotten } = list().dataset;
+    list().querySelector("p").textContent = !found.length ? (words ? none : empty) : keepsNothing ? forgotten : "";
+  };
+  const row = (record) => {
+    const item = list().querySelector("template").content.firstElementChild.cloneNode(true);
+    const [title, about] = item.querySelectorAll("span");
+    const when = new Date(record.changed).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    title.textContent = titleOf(record);
+    about.textContent = [record.settings?.adapter || list().dataset.base, when].join(" · ");
+    item.dataset.id = record.id;
+    if (record.id === shown.id) item.querySelector("button").setAttribute("aria-current", "true");
+    return item;
+  };
+  const rename = (item) => {
+    const field = document.createElement("input");
+    field.value = titleOf(conversations.get(item.dataset.id));
+    field.setAttribute("aria-label", item.querySelector("[name=rename]").title);
+    const finish = (save) => {
+      if (!field.isConnected) return;
+      if (save) amend(item.dataset.id, { title: field.value.trim() });
+      field.onblur = null;
+      render();
+      list().querySelector(`[data-id="${item.dataset.id}"] button`)?.focus();
+    };
+    field.onblur = () => finish(true);
+    field.onkeydown = (event) => {
+      if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+      event.preventDefault(); // Esc would close the list
+      finish(event.key === "Enter");
+    };
+    item.querySelector("button").replaceWith(field);
+    field.select();
+  };
+  const actions = {
+    list: async () => {
+      list().showModal();
+      list().querySelector("input").value = "";
+      render();
+      await refresh().then(render, () => {}); // other tabs may have written
+    },
+    new: () => open(newId()),
+    close: () => list().close(),
+    open: (item) => open(item.dataset.id),
+    rename,
+    delete: (item) => {
+      remove(item.dataset.id);
+      render();
+      if (item.dataset.id === shown.id) open(newId());
+    },
+    undo: () => {
+      amend(deleted, { deleted: 0 });
+      hideUndo();
+      open(deleted);
+    },
+  };
+  document.addEventListener("click", (event) => {
+    if (event.target === list()) return list().close(); // beside it
+    const button = event.target.closest?.("#conversations button");
+    if (button) actions[button.name]?.(button.closest("li"));
+  });
+  document.addEventListener("input", (event) => event.target.matches?.("#conversations [type=search]") && render());
+
+  addEventListener("hashchange", () => linked() && location.reload());
+  // Back and forward may show a page as it was left; the tab's conversation has gone on since.
+  addEventListener("pageshow", (event) => event.persisted && location.reload());
+  const leaveLink = () => linked() && history.replaceState(null, "", location.pathname + location.search);
+  const copyText = async (text) => {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch {
+      return false; // no https, or not allowed
+    }
+  };
+
+  const begun = begin();
+  // Shows another conversation. Returns its number: newer than what the server has begun. The page's own may have been
+  // set back by the last update of an answer that was left before.
+  const show = (id, number, step) => {
+    shown = { id };
+    attempt(() => own.setItem(CURRENT, id));
+    newest = Math.max(newest, Number(number)) + step;
+    return String(newest);
+  };
+  const isNew = () => !linked() && !messagesOf(conversations.get(shown.id)).length;
+
+  // Called by event listeners of conversation_store.py, chat_tab.py and the Train tab.
+  window.chatPage = {
+    get restored() {
+      return restored;
+    },
+    // The number of a page that has nothing to restore.
+    number: async () => {
+      await begun;
+      return isNew() ? "1" : "";
+    },
+    // The conversation to be shown: its document, pictures, settings, link, running answer and number.
+    stored: async () => {
+      await begun;
+      await writing;
+      await refresh().catch(() => {});
+      const record = conversations.get(shown.id);
+      shown.changed = record?.changed;
+      const found = {};
+      for (const key of new Set(picturesOf(record))) {
+        const url = pictures.get(key) ?? (await transact("readonly", (_, images) => images.get(key)).catch(() => {}));
+        if (url) found[key] = url;
+      }
+      const panel = JSON.stringify(record?.settings) ?? (restored ? "" : (own.getItem(SETTINGS) ?? shared.getItem(SETTINGS)));
+      const document = messagesOf(record).length ? JSON.stringify(record.document) : "";
+      const number = opening ? String(newest) : "0";
+      opening = false;
+      return [document, JSON.stringify(found), panel ?? "", linked(), record?.document?.answer ?? "", number];
+    },
+    ready: (names, values) => {
+      restored = true;
+      remember(names, values);
+    },
+    store,
+    storeSettings: (names, values) => restored && remember(names, values),
+    // A value that the visitor has changed since the event began stays.
+    changePanel: (names, text, values) => {
+      if (!text) return values;
+      const [, changes] = JSON.parse(text);
+      const changed = values.map((value, i) => {
+        const [seen, chosen] = changes[names[i]] ?? [];
+        return seen !== undefined && (seen ?? "") === (value ?? "") ? chosen : value;
+      });
+      remember(names, changed);
+      return changed;
+    },
+    openNew: actions.new,
+    leave: (number, step) => {
+      leaveLink();
+      hideUndo();
+      opening = true;
+      return show(next, number, step);
+    },
+    clear: (number, step) => {
+      remove(shown.id);
+      return show(newId(), number, step);
+    },
+    newest: () => String(newest),
+    leaveLink, // from now on a reload shows the stored conversation
+    address: (packed) => (packed ? location.origin + location.pathname + LINK + packed : ""),
+    copy: async (address) => (address && (await copyText(address)) ? "yes" : ""),
+    save: (name, text) => {
+      if (!text) return;
+      const anchor = document.createElement("a");
+      anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+      anchor.download = name;
+      anchor.click();
+      setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
+    },
+  };
+})();
