@@ -436,7 +436,8 @@ class Scheduler:
             self.decoding.append(row)
         if token in self._stop_ids:
             return "stop"
-        if row.request.end_repetition and repeats(row.token_ids, row.new_tokens):
+        written = row.new_tokens + len(row.request.answer_ids)
+        if row.request.end_repetition and repeats(row.token_ids, written):
             return "repetition"
         return "length" if row.new_tokens >= row.max_new_tokens else None
 

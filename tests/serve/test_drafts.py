@@ -224,6 +224,8 @@ def test_going_in_circles_within_a_draft_ends_the_answer_there_where_that_is_ask
     ended = seen(engine.submit(ask(*PROMPT, end_repetition=True)))
     assert [token for token, *_ in ended] == [token for token, *_ in whole[:7]]
     assert ended[-1][3] == "repetition" and len(passes) == 1
+    begun = tuple(token for token, *_ in whole[:4])  # what was written before counts
+    assert len(seen(engine.submit(ask(*PROMPT, end_repetition=True, answer_ids=begun)))) == 3
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8, 17])

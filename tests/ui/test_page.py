@@ -39,6 +39,33 @@ def test_the_swap_changes_the_answer_in_mid_conversation(visit: Callable[..., Vi
     assert len(visitor.answers()) == 1
 
 
+def test_what_goes_in_circles_ends_and_a_penalty_system_prompt_and_stop_texts_change_the_answer(
+    visit: Callable[..., Visitor],
+) -> None:
+    visitor = visit()
+    visitor.set("Max tokens", 96)
+    visitor.set("Repetition penalty", 1)
+    asked = "Count: one, one, one, one, one, one, one, one,"
+    circles = visitor.ask(asked)
+    assert "it began to repeat itself" in visitor.stats() and circles.count("one") > 20
+    visitor.set("Repetition penalty", 1.1)
+    penalised = visitor.answering(visitor.button("Retry").click)
+    assert penalised != circles and "repeat itself" not in visitor.stats()
+    visitor.page.get_by_role("button", name="System prompt").click()
+    system = visitor.page.get_by_role("textbox", name="System prompt")
+    system_text = "Answer every message with the word yes only."
+    system.fill(system_text)
+    told = visitor.answering(visitor.button("Retry").click)
+    assert told != penalised
+    stop = visitor.page.get_by_role("textbox", name="Stop texts")
+    stop.fill(told[1:4])
+    assert visitor.answering(visitor.button("Retry").click) == told[:1]
+    visitor.reload()
+    for panel in ("Sampling", "System prompt"):
+        visitor.page.get_by_role("button", name=panel).click()
+    assert (system.input_value(), stop.input_value()) == (system_text, told[1:4])
+
+
 def test_stop_stops_and_the_conversation_goes_on(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.set("Max tokens", 512)
