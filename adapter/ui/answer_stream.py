@@ -258,8 +258,8 @@ class ChatAnswers:
                     line = conversation.stats(progress.stats_line(), record=record.to_json())
                     yield conversation.with_alone_option([*history, message, line])[len(history) :]
                 elif text.strip():
-                    record = conversation.settings_json(truncated)
-                    yield [message, conversation.stats(progress.stats_line(), live=True, record=record)]
+                    so_far = conversation.settings_json(truncated)
+                    yield [message, conversation.stats(progress.stats_line(), live=True, record=so_far)]
                 elif not event.is_output:
                     yield [conversation.note(texts.before_answer(event.position, event.progress), waiting=True)]
 

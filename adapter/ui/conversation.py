@@ -421,11 +421,11 @@ def parse_record(text: str) -> AnswerRecord | None:
     ids, picture = fields.get("token_ids"), fields.get("picture")
     if settings is None or not isinstance(ids, list) or len(ids) > _MAX_TOKENS or type(picture) is not bool:
         return None
-    context = [fields.get(name, 0) for name in ("context_tokens", "context_length")]
-    if not all(type(number) is int and number >= 0 for number in (*ids, *context)):
+    tokens, length = fields.get("context_tokens", 0), fields.get("context_length", 0)
+    if not all(type(number) is int and number >= 0 for number in (*ids, tokens, length)):
         return None
     before, after = (_parse_variants(fields.get(name)) for name in ("before", "after"))
-    return AnswerRecord(settings, tuple(ids), picture, fields.get("cut") is True, *context, before, after)
+    return AnswerRecord(settings, tuple(ids), picture, fields.get("cut") is True, tokens, length, before, after)
 
 
 def _parse_variants(found: Any) -> tuple[Variant, ...]:
