@@ -50,7 +50,7 @@ from adapter.serve.statistics import EngineStatistics
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 64  # running or waiting
-BASE_CHUNK = 16  # tokens of an answer that the frozen base reads at once, and more of them beside other rows
+BASE_CHUNK = 32  # tokens of an answer that the frozen base reads at once; first fewer, beside other rows more
 MAX_FAILURES = 3  # of the forward pass in a row, after which the engine is broken
 BROKEN = "The model has failed several times in a row and stopped. Whoever runs this server must start it again."
 
@@ -345,8 +345,12 @@ class Engine:
             self._postprocess(row, sampled)
         # A pass of its own over several tokens: it reads the weights once, and delays the others less than a row
         # of the batch would, which takes part in each step.
-        chunk = BASE_CHUNK * min(4, len(rows))
-        behind = [row for row in self._batch.rows if row.base_behind >= chunk]
+        chunk = BASE_CHUNK * min(2, len(rows))
+        behind = [
+            row
+            for row in self._batch.rows
+            if row.base_behind >= min(chunk, max(8, row.base_tokens - row.prompt_tokens))
+        ]
         if behind:
             row = max(behind, key=lambda row: row.base_behind)
             if found := self._read_base(row):

@@ -264,9 +264,9 @@ def _logits(
 
 def base_logprobs(base: Base, logits: Tensor, ids: Sequence[int]) -> tuple[BaseLogprobs, ...]:
     """What `base` gives the tokens `ids`, from its logits at their places, [T, vocab_size]."""
-    logprobs, top = logits - logits.logsumexp(-1, keepdim=True), logits.topk(TOP_LOGPROBS)
-    chosen = logprobs.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0].tolist()
-    likeliest = logprobs.gather(1, top.indices).tolist()
+    total, top = logits.logsumexp(-1, keepdim=True), logits.topk(TOP_LOGPROBS)
+    chosen = (logits.gather(1, torch.tensor(ids, device=logits.device)[:, None]) - total)[:, 0].tolist()
+    likeliest = (top.values - total).tolist()
     texts = [[base.tokenizer.decode([i]) for i in each] for each in top.indices.tolist()]
     return tuple(
         BaseLogprobs(logprob, tuple(zip(*each, strict=True)))
