@@ -124,7 +124,7 @@ def train(walk: Walk) -> None:
         page.locator("#train-chat").click()
         page.locator(f'#picker input[value="{NAME}"]:checked').wait_for()
         page.locator("#box textarea").press("Enter")
-        walk.wait_for_answers(3)
+        walk.wait_for_answers(1)  # in a conversation of its own
     walk.shoot("own")
 
 

@@ -160,6 +160,7 @@ class ConversationStore:
         js = f"number => [window.chatPage.leave(number, {CLEAR_STEP}) && '', []]"
         opened = self._open.click(None, self.number, [self.number, chat], js=js, **UNQUEUED).then(**restore)
         opened.failure(None, None, self.number, js="() => window.chatPage.newest()", **UNQUEUED)
+        opened.then(None, js="() => window.chatPage.opened()", **UNQUEUED)
         self._stored.change(None, self._stored, None, js="text => window.chatPage.store(text)", **UNQUEUED)
         for event in (restored, opened):
             event.then(self.toast_missing, self._from_browser, None, **QUEUED)

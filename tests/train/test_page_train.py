@@ -133,8 +133,10 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     page.locator('#picker input[value="jeeves"]:checked').wait_for()
     page.locator("#chat").wait_for()
     assert tab.visitor.box.input_value().startswith("What is the best way")
+    page.locator("#chat .example").first.wait_for()
     assert tab.visitor.answering(lambda: tab.visitor.box.press("Enter"))
     assert tab.visitor.stats().startswith("jeeves · strength 1")
+    assert len(tab.visitor.answers()) == 1, "it begins a conversation of its own"
     # Compare it with the base.
     tab.open()
     tab.button("compare").click()

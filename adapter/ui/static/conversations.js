@@ -185,7 +185,7 @@
   const row = (record) => {
     const item = list().querySelector("template").content.firstElementChild.cloneNode(true);
     const [title, about] = item.querySelectorAll("span");
-    const when = new Date(record.changed).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    const when = new Date(record.changed).toLocaleString([], { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
     title.textContent = titleOf(record);
     about.textContent = [record.settings?.adapter || list().dataset.base, when].join(" · ");
     item.dataset.id = record.id;
@@ -215,6 +215,7 @@
   const actions = {
     list: async () => {
       list().showModal();
+      list().append(undo()); // what is beside the list cannot be pressed
       list().querySelector("input").value = "";
       render();
       await refresh().then(render, () => {}); // other tabs may have written
@@ -239,6 +240,7 @@
     const button = event.target.closest?.("#conversations button");
     if (button) actions[button.name]?.(button.closest("li"));
   });
+  document.addEventListener("close", (event) => event.target === list() && list().before(undo()), true);
   document.addEventListener("input", (event) => event.target.matches?.("#conversations [type=search]") && render());
 
   addEventListener("hashchange", () => linked() && location.reload());
@@ -310,7 +312,13 @@
       remember(names, changed);
       return changed;
     },
-    openNew: actions.new,
+    // Resolves when the new conversation is there, so that what follows meets no update of it.
+    openNew: () =>
+      new Promise((resolve) => {
+        window.chatPage.opened = resolve;
+        actions.new();
+      }),
+    opened: () => {},
     leave: (number, step) => {
       leaveLink();
       hideUndo();

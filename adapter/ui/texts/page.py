@@ -112,7 +112,7 @@ TOO_LONG_TO_GO_ON = "This conversation is too long to go on with. Export it to k
 # The list of conversations.
 CONVERSATIONS, NEW_CONVERSATION = "Conversations", "New conversation"
 SEARCH, RENAME, DELETE, CLOSE, UNDO = "Search", "Rename", "Delete", "Close", "Undo"
-DELETED = "“{}” was deleted."
+DELETED = "Deleted: {}"
 NO_CONVERSATIONS = "Your conversations will be listed here. They are kept in this browser only."
 NOTHING_FOUND = "No conversation has these words."
 NOTHING_IS_KEPT = "This browser keeps nothing for this page: what is listed here is gone when the page is closed."
