@@ -23,7 +23,6 @@
   const shared = attempt(() => window.localStorage) || FORBIDDEN;
   const own = attempt(() => window.sessionStorage) || FORBIDDEN; // this tab's
   const database = new Promise((resolve, reject) => {
-    setTimeout(() => reject(new Error("IndexedDB does not answer")), 5_000);
     const request = indexedDB.open("llama-adapter", 1);
     request.onupgradeneeded = () => {
       request.result.createObjectStore("conversations", { keyPath: "id" });
@@ -32,6 +31,8 @@
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });
+  // A page does not wait for ever for a storage that does not answer. What comes later is listed and kept all the same.
+  const soon = (promise) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, 10_000))]);
   // Resolves to the result of the request that `act` returns, when all is written; rejects if nothing is.
   const transact = async (mode, act) => {
     const transaction = (await database).transaction(["conversations", "pictures"], mode);
@@ -93,8 +94,11 @@
     }
   };
   const begin = async () => {
-    await database.catch(() => (keepsNothing = true));
-    for (const step of [removeOld, refresh, takeOver]) await step().catch(() => {}); // the page works without
+    const load = async () => {
+      await database.catch(() => (keepsNothing = true));
+      for (const step of [removeOld, refresh, takeOver]) await step().catch(() => {}); // the page works without
+    };
+    await soon(load());
     shown.id = linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId());
   };
 
@@ -280,8 +284,7 @@
     // The conversation to be shown: its document, pictures, settings, link, running answer and number.
     stored: async () => {
       await begun;
-      await writing;
-      await refresh().catch(() => {});
+      await soon(writing.then(refresh)).catch(() => {});
       const record = conversations.get(shown.id);
       shown.changed = record?.changed;
       const found = {};
