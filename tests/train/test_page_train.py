@@ -159,7 +159,7 @@ def test_an_adapter_is_taught_by_chatting(visit: Callable[..., Visitor]) -> None
     def correct(number: int, text: str) -> None:
         visitor.ask(f"Question {number}?")
         page.locator("#chat .bot-row").nth(-2).hover()
-        visitor.button("Say it like this").click()
+        page.locator('#chat [title="Say it like this"]:visible').last.click()
         page.locator("#chat textarea.edit-textarea").fill(text)
         visitor.button("Submit").click()
         page.locator("#teach summary", has_text=f"{number} correction").wait_for()

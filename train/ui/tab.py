@@ -70,13 +70,14 @@ def train_tab(
                 panel = _run()
     timer = gr.Timer(SLOW_TICK, active=False)
     summary, known_names, launched = gr.State(None), gr.State([]), gr.State(None)
-    owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
+    assert chat.corrections is not None
+    with chat.corrections.around:
+        owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
     _connect_data(handlers, data, settings, summary, panel["start"])
     _connect_run(handlers, data, settings, summary, known_names, launched, owner, panel, timer, tabs)
     _connect_afterwards(handlers, panel, timer, tabs, chat, compare)
-    if chat.corrections is not None:
-        taught, chat_with_taught = teach_panel(page, handlers, provider, chat.corrections, owner)
-        _connect_chat(handlers, chat_with_taught, taught, timer, tabs, chat)
+    taught, chat_with_taught = teach_panel(page, handlers, provider, chat.corrections, owner)
+    _connect_chat(handlers, chat_with_taught, taught, timer, tabs, chat)
 
 
 def _data(handlers: TrainEvents) -> dict[str, Any]:

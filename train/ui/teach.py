@@ -134,7 +134,9 @@ def teach_panel(
 ) -> tuple[gr.Textbox, gr.Button]:
     """Adds to the corrections' panel. Returns the run's name and the button that chats with it."""
     events = TeachEvents(handlers, provider)
-    lesson = gr.BrowserState(None, storage_key="llama-adapter:lesson", secret=BROWSER_SECRET)
+    with corrections.around:
+        lesson = gr.BrowserState(None, storage_key="llama-adapter:lesson", secret=BROWSER_SECRET)
+        run, timer = gr.Textbox(visible=False), gr.Timer(TICK, active=False)
     with corrections.panel:
         with gr.Accordion(texts.LESSON, open=False, elem_id="lesson-settings"):
             name = gr.Textbox(label=texts.NAME, placeholder=texts.TAUGHT_NAME, max_lines=1)
@@ -146,7 +148,6 @@ def teach_panel(
             chat = gr.Button(
                 texts.CHAT_WITH, size="sm", variant="primary", visible=False, min_width=60, elem_id="teach-chat"
             )
-    run, timer = gr.Textbox(visible=False), gr.Timer(TICK, active=False)
     outputs = [lesson, shown, stop, chat, run, timer]
     followed = {"show_progress": "hidden", **MODEL, **PRIVATE}
     gr.on([page.load, corrections.known.change], events.count, corrections.known, start, **UNQUEUED)
