@@ -54,7 +54,7 @@ NO_STYLE = "The adapter made no word of this answer much likelier, so there is n
 SEARCHING = "Trying sets of gates…"
 
 # X-ray.
-XRAY = "X-ray: see what the adapter changed"
+XRAY = "X-ray: what the adapter changed"
 LESS_LIKELY, MORE_LIKELY = "less likely", "likelier with the adapter"
 BOTH = "With the adapter {}, without {}"
 INSTEAD = "The frozen base would have said here:"
