@@ -93,11 +93,11 @@ def inside(walk: Walk) -> None:
 def compare(walk: Walk) -> None:
     page = walk.page
     walk.open_tab("Compare")
-    with walk.step("two answers to one message are compared"):
+    with walk.step("one message is answered at five strengths"):
         page.locator("#message textarea").fill("How does a boat float?")
         page.locator("#message textarea").press("Enter")
-        page.locator("#panes .stats").nth(1).wait_for()
-        page.locator("#message .submit-button").wait_for()
+        page.locator("#film").get_by_text("as recorded").wait_for(state="detached")
+        page.locator("#film mark").first.wait_for(state="attached")
     walk.shoot("compare")
 
 

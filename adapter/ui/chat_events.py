@@ -172,7 +172,7 @@ class ChatEvents:
         if event.value == conversation.CONTINUE:
             yield from self._continue(history, number, request, settings)
             return
-        if not conversation.ends_with_options(history):
+        if not conversation.ends_with_options(history) or event.value == conversation.FILM:
             yield _no_change()
             return
         choice, before = str(event.value), _Before(history, number)

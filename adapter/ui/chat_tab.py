@@ -18,6 +18,7 @@ from adapter.ui.client_api import add_api_endpoints
 from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.conversation_store import ConversationStore
 from adapter.ui.corrections import CorrectionsPanel, corrections_panel
+from adapter.ui.filmstrip import CLOSE_JS, film_sheet
 from adapter.ui.images import camera_html, write_upload
 from adapter.ui.inside_panel import inside_panel
 from adapter.ui.playable_gates import gate_player
@@ -36,6 +37,7 @@ class TabParts(NamedTuple):
     pickers: list[Picker]
     message_box: gr.MultimodalTextbox
     corrections: CorrectionsPanel | None = None
+    view: gr.Radio | None = None
 
 
 def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True) -> TabParts:
@@ -46,7 +48,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
             # Before the conversation, so that the keyboard comes to it first; page.css puts it below.
-            with gr.Column(elem_id="compose"):
+            with gr.Column(elem_id="compose") as compose:
                 box = message_box(texts.PLACEHOLDER, "box")
                 gr.HTML(camera_html(), elem_id="camera", padding=False)
             chat = VerbatimChatbot(
@@ -63,6 +65,8 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
                 elem_id="chat",
             )
             xray = xray_bar(chat)
+            with compose:
+                film_sheet(provider, catalog, chat)
         with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
             inside = inside_panel(provider, chat)
             gate_player(provider, catalog, chat, inside, saves=uploads)
@@ -188,6 +192,9 @@ def _connect(
     # Continuing a conversation that was opened from a link removes the link from the address.
     triggers = [box.submit, chat.retry, chat.edit, chat.option_select, chat.example_select, chat.undo, chat.clear]
     gr.on([*triggers, retry.click], None, None, None, js="() => window.chatPage.leaveLink()", **UNQUEUED)
+    # A film is of the newest answer. Its button is an option too.
+    triggers.remove(chat.option_select)
+    gr.on([*triggers, retry.click], None, None, None, js=CLOSE_JS, **UNQUEUED)
 
 
 def _copied_to_uploads(example: ExampleCard) -> ExampleCard:

@@ -1,18 +1,17 @@
-"""The compare tab: one message to two to four adapters, answered as rows of one batch with one seed.
+"""The compare tab: one message answered by one adapter at five strengths, or by two to four adapters side by side.
 
-Its components, its event handlers, and the marking of words that differ.
+All are rows of one batch with one seed. In a blind vote the panes name no adapter until one is chosen; votes
+are kept in the browser only (votes.js).
 """
 
 from __future__ import annotations
 
-import difflib
-import html
+import functools
 import logging
-import re
-from collections import Counter
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -20,67 +19,62 @@ import gradio as gr
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import BASE_ONLY, Settings, slider
-from adapter.server.generation import (
-    AdapterCatalog,
-    EngineProvider,
-    browser_text,
-    client_of,
-    wait_for,
-)
-from adapter.ui import theme
-from adapter.ui.answer_stream import (
-    AnswerProgress,
-    build_request,
-    uses_picture,
-    with_seed,
-)
+from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
+from adapter.ui import filmstrip, theme
+from adapter.ui.answer_stream import build_request, uses_picture, with_seed
 from adapter.ui.chat_events import read_message
-from adapter.ui.chat_tab import SettingsInputs, TabParts, message_box, sampling_inputs
+from adapter.ui.chat_tab import TabParts, message_box, sampling_inputs
+from adapter.ui.comparison import Pane, answer_together, mark
 from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.conversation_store import refuse
 from adapter.ui.images import BadPicture, open_upload
-from adapter.ui.json_table import differing_fields, read_object, table_html
-from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS, UNQUEUED, Picker, toast
+from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker, toast
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
-    from adapter.serve.request import Client, GenerationEvent, GenerationRequest
+    from adapter.serve.request import Client, GenerationRequest
 
 log = logging.getLogger(__name__)
 
 MIN_PANES, MAX_PANES = 2, 4
-MAX_EQUAL_PAIRS = 100_000  # of a word here and a word there; English of 1,500 words has 25,000
-# Updates of the message box, of the comparison's number, and of each pane's answer.
+STRENGTHS, SIDE_BY_SIDE, BLIND = "strengths", "side by side", "blind"  # values of the choice between views
+# Updates of the message box, the number, the ballot and the film; then of each pane's answer, of
+# each one's adapter, and of each one's strength.
 Updates = tuple[Any, ...]
+
+_VOTES_JS = (Path(__file__).parent / "static" / "votes.js").read_text(encoding="utf-8")
+_VOTES_TEMPLATE = (
+    '<p role="status"></p><button type="button" name="export">${export_label}</button>'
+    '<button type="button" name="forget">${forget_label}</button>'
+)
 
 
 @dataclass
-class Pane(AnswerProgress):
-    """The answer of one pane."""
+class Ballot:
+    """Answers in hidden order that wait for a vote. settings: what all have in common, by field."""
 
-    message: str = "…"  # the page's own, shown as long as there is no text
-    marked_html: str | None = None  # the text with its differences marked
-    failed: bool = False
+    message: str
+    picture: bool
+    settings: dict[str, Any]
+    panes: list[Pane]
 
-    def add(self, event: GenerationEvent | AdapterError) -> None:
-        if isinstance(event, AdapterError):
-            self.failed = True
-            self.message = browser_text(event)
-            self.notes.append(self.message)
-        elif not event.is_output:
-            self.message = texts.before_answer(event.position, event.progress)
-        else:
-            super().add(event)
-            if event.finish_reason:
-                cancelled = event.finish_reason == "cancelled"
-                self.message = texts.STOPPED_BEFORE_TEXT if cancelled else texts.EMPTY_ANSWER
-
-    def to_html(self) -> str:
-        line = self.stats_line() if self.tokens else ""
-        if not self.text.strip():
-            return theme.pane_html(html.escape(self.message), line, muted=True)
-        body = table_html(self.text) or html.escape(self.text.strip())
-        return theme.pane_html(body if self.marked_html is None else self.marked_html, line)
+    def records(self, chosen: Pane) -> list[dict[str, Any]]:
+        """Preferences as DPO is trained on them, one for each other answer with other words."""
+        return [
+            {
+                "prompt": self.message,
+                "chosen": chosen.text.strip(),
+                "rejected": other.text.strip(),
+                "chosen_adapter": chosen.settings.adapter or None,
+                "rejected_adapter": other.settings.adapter or None,
+                "chosen_strength": chosen.settings.strength,
+                "rejected_strength": other.settings.strength,
+                "picture": self.picture,
+                "settings": self.settings,
+            }
+            for other in self.panes
+            if other.text.strip() != chosen.text.strip()
+        ]
 
 
 class CompareEvents:
@@ -95,12 +89,18 @@ class CompareEvents:
         self._states = ConversationStates()
 
     def send(
-        self, message: dict[str, Any] | None, number: str, count: int, request: gr.Request, **values: Any
+        self,
+        message: dict[str, Any] | None,
+        number: str,
+        view: str,
+        count: int,
+        request: gr.Request,
+        **values: Any,
     ) -> Iterator[Updates]:
-        """values: sampling settings by name, and `adapter_0`, `strength_0` and so on of the panes."""
+        """values: sampling settings by name, `film_adapter`, and `adapter_0`, `strength_0` and so on."""
         try:
             with self._states.change(request.session_hash, number) as change:
-                yield from self._compare(change, message, count, request, values)
+                yield from self._compare(change, message, view, count, request, values)
         except StaleEvent as error:
             yield _updates(gr.skip(), refuse(error))
 
@@ -108,12 +108,13 @@ class CompareEvents:
         self,
         change: Change,
         message: dict[str, Any] | None,
+        view: str,
         count: int,
         request: gr.Request,
         values: dict[str, Any],
     ) -> Iterator[Updates]:
-        # None as long as nothing was answered: a message that is refused at once does not change the panes.
-        shown: list[Pane] | None = None
+        shown = None  # as long as nothing was answered: a message that is refused at once changes no pane
+        film, ballot = view == STRENGTHS, None
         box: Any = gr.update(**theme.SHOW_SUBMIT_BUTTON)
         try:
             content = read_message(message)
@@ -121,14 +122,29 @@ class CompareEvents:
                 yield _updates(gr.skip())
                 return
             text, picture = content
-            panes = _panes(count, values)
+            panes = _frames(values) if film else _panes(count, values)
+            if view == BLIND:
+                random.shuffle(panes)
             # Sent with every update, because Gradio may drop one of two quick updates.
             answering = gr.update(**theme.SHOW_STOP_BUTTON), str(change.number)
             yield _updates(*answering)
-            for _ in self._answer(change, panes, text, picture, client_of(request)):
-                shown = []
-                yield _updates(*answering, panes)
-            shown = panes
+            client = client_of(request)
+            answers = answer_together(
+                self.provider,
+                change,
+                panes,
+                lambda: self._requests(panes, text, picture, client),
+                all_or_none=film,
+            )
+            for _ in answers:
+                yield _updates(*answering, view, shown := panes)
+            if film:
+                filmstrip.mark_frames(panes)
+            elif view == BLIND and not change.stopped and _differ(panes):
+                settings = panes[0].settings.model_dump(include=set(values))
+                ballot = Ballot(text, picture is not None, settings, panes)
+            elif not change.stopped:
+                _mark_differences(panes)
         except AdapterError as error:
             toast(error)
             if isinstance(error, BadPicture):
@@ -136,61 +152,22 @@ class CompareEvents:
         except Exception:
             log.exception("a comparison failed")
             toast(AdapterError(texts.FAILED))
-        yield _updates(box, str(self._states.finish(change)), shown)
+        yield _updates(box, str(self._states.finish(change)), view, shown, ballot=ballot, ended=True)
 
     def stop(self, number: str, request: gr.Request) -> tuple[Any, Any]:
         """Updates of the message box and the number."""
         ended = self._states.stop(request.session_hash, number)
         return (gr.skip(), gr.skip()) if ended is None else (gr.update(**theme.SHOW_SUBMIT_BUTTON), str(ended))
 
-    def _answer(
-        self, change: Change, panes: list[Pane], text: str, picture: str | None, client: Client
-    ) -> Iterator[None]:
-        """Adds the answers to the panes until all have ended; yields whenever there is something new to show."""
-        for status in wait_for(self.provider):
-            for pane in panes:
-                pane.message = texts.waiting_for_model(status)
-            if change.stopped:
-                break
-            yield
-        if change.stopped:
-            for pane in panes:
-                pane.message = texts.STOPPED_BEFORE_TEXT
-            return
-        engine = self.provider.engine()
-        assert engine is not None
-        requests = self._requests(panes, text, picture, client)
-        with ExitStack() as stack:
-            answers, errors = {}, []
-            for index, request in enumerate(requests):
-                try:
-                    answers[index] = stack.enter_context(closing(engine.submit(request)))
-                except AdapterError as error:
-                    errors.append(error)
-                    panes[index].add(error)
-                except Exception:
-                    log.exception("an answer could not be begun")
-                    errors.append(AdapterError(texts.FAILED))
-                    panes[index].add(errors[-1])
-            if not answers:
-                raise errors[0]
-
-            def cancel() -> None:
-                for answer in answers.values():
-                    answer.cancel()
-
-            change.cancel = cancel
-            if change.stopped:
-                cancel()
-            yield
-            from adapter.serve.request import read_together
-
-            for events in read_together(answers, REDRAW_SECONDS):
-                for index, event in events:
-                    panes[index].add(event)
-                yield
-        if not change.stopped:
-            _mark_differences(panes)
+    def vote(self, choice: int, ballot: Ballot | None) -> Updates:
+        """Reveals the panes of a ballot: updates of the votes, and of a comparison from the ballot on."""
+        if ballot is None or choice >= len(ballot.panes):
+            return (gr.skip(),) * (3 + 3 * MAX_PANES)
+        chosen = ballot.panes[choice]
+        _mark_differences(ballot.panes)
+        chosen.notes.insert(0, texts.YOUR_CHOICE)
+        _, _, *updates = _updates(None, None, BLIND, ballot.panes, ended=True)
+        return ballot.records(chosen), *updates
 
     def _requests(
         self, panes: list[Pane], text: str, picture: str | None, client: Client
@@ -204,11 +181,14 @@ class CompareEvents:
         requests = []
         for pane, is_visual in zip(panes, visual, strict=True):
             pane.note_unused_picture(image is not None, is_visual)
-            settings = pane.settings.replace(seed=seed)
-            requests.append(
-                build_request((Message("user", text),), settings, image if is_visual else None, client)
-            )
+            pane.settings = pane.settings.replace(seed=seed)
+            messages = (Message("user", text),)
+            requests.append(build_request(messages, pane.settings, image if is_visual else None, client))
         return requests
+
+
+def _frames(values: Mapping[str, Any]) -> list[Pane]:
+    return filmstrip.frames_of(Settings.checked({**values, "adapter": values["film_adapter"]}))
 
 
 def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
@@ -220,112 +200,118 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
     ]
 
 
+def _differ(panes: Sequence[Pane]) -> bool:
+    """Whether there is something to choose from."""
+    texts = {pane.text.strip() for pane in panes}
+    return len(texts) > 1 and "" not in texts and not any(pane.failed for pane in panes)
+
+
 def _mark_differences(panes: Sequence[Pane]) -> None:
-    """Marks in each of the other panes the words that differ from the first pane; of a JSON object the values, if
-    the first pane has one too. Answers that failed are not whole: the rest of another one does not differ from
-    them.
+    for pane in panes[1:]:
+        mark(pane, panes[0], texts.IN_PANE_1)
+
+
+def _updates(
+    box: Any,
+    number: Any = None,
+    view: str = SIDE_BY_SIDE,
+    panes: Sequence[Pane] | None = None,
+    *,
+    ballot: Ballot | None = None,
+    ended: bool = False,
+) -> Updates:
+    """panes: those in use, or the frames of the film; of the panes the rest are emptied. None changes neither.
+
+    ballot: while there is one, and until a comparison has ended, a blind one names no adapter.
     """
-    first, *others = panes
-    if first.failed or not first.text.strip():
-        return
-    for pane in others:
-        if not pane.text.strip() or pane.failed:
-            continue
-        if (fields := read_object(pane.text)) is None:
-            pane.marked_html, changed, words = mark_differences(first.text, pane.text)
-            pane.notes.append(texts.changed_words(changed, words))
-        elif (other := read_object(first.text)) is not None:
-            differing = differing_fields(fields, other)
-            pane.marked_html = table_html(pane.text, differing)
-            pane.notes.append(texts.changed_fields(len(differing), len(fields.pairs)))
-
-
-def mark_differences(first: str, other: str) -> tuple[str, int, int]:
-    """`other` as HTML in which words that `first` lacks at their place are marked.
-
-    Also returns how many words are marked, and how many `other` has. Words are separated by white space.
-    """
-    pairs = re.findall(r"(\S+)(\s*)", other.strip())  # (word, white space after it)
-    words = [word for word, _ in pairs]
-    parts, changed = [], 0
-    for operation, start, end in _operations(first.split(), words):
-        if start == end:
-            continue
-        run = "".join(word + space for word, space in pairs[start:end])
-        text, space = run.rstrip(), run[len(run.rstrip()) :]
-        if operation == "equal":
-            parts.append(html.escape(run))
-        else:
-            changed += end - start
-            parts.append(f"<mark>{html.escape(text)}</mark>{space}")
-    return "".join(parts), changed, len(words)
-
-
-def _operations(first: Sequence[str], words: Sequence[str]) -> list[tuple[str, int, int]]:
-    """What is equal and what is not in `words`, from where to where.
-
-    Two texts that repeat themselves, as small models do, have so many equal words that to compare 2,000 of them
-    takes 25 s of Python. Of these all between the equal beginning and the equal end counts as different.
-    """
-    count = Counter(first)
-    if sum(count[word] for word in words) <= MAX_EQUAL_PAIRS:
-        matcher = difflib.SequenceMatcher(None, first, words, autojunk=False)
-        return [(operation, start, end) for operation, _, _, start, end in matcher.get_opcodes()]
-    shorter = min(len(first), len(words))
-    start = next((i for i in range(shorter) if first[i] != words[i]), shorter)
-    rest = shorter - start
-    tail = next((i for i in range(rest) if first[-1 - i] != words[-1 - i]), rest)
-    end = len(words) - tail
-    return [("equal", 0, start), ("replace", start, end), ("equal", end, len(words))]
-
-
-def _updates(box: Any, number: Any = None, panes: Sequence[Pane] | None = None) -> Updates:
-    """The box, the number and the updates of all panes. panes: those in use; the rest are emptied. None changes no
-    pane, and no number.
-    """
-    number = gr.skip() if number is None else number
-    if panes is None:
-        return box, number, *[gr.skip()] * MAX_PANES
+    skip = gr.skip()
+    number = skip if number is None else number
+    if panes is None or view == STRENGTHS:
+        film = skip if panes is None else filmstrip.film_html(panes)
+        return box, number, skip, film, *[skip] * 3 * MAX_PANES
+    rest = MAX_PANES - len(panes)
+    pickers = [skip] * 2 * MAX_PANES
+    if view == BLIND and (ballot or not ended):
+        state = "blind ready" if ballot else "blind"
+        answers = [f'<div class="{state}">{pane.to_html(blind=True)}</div>' for pane in panes]
+    else:
+        answers = [pane.to_html() for pane in panes]
+        if view == BLIND:
+            names, strengths = zip(*[(p.settings.adapter, p.settings.strength) for p in panes], strict=True)
+            pickers = [*names, *[skip] * rest, *strengths, *[skip] * rest]
     empty = theme.pane_html(texts.EMPTY_PANE, muted=True)
-    return box, number, *[pane.to_html() for pane in panes], *[empty] * (MAX_PANES - len(panes))
+    return box, number, ballot if ended else skip, skip, *answers, *[empty] * rest, *pickers
 
 
 def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
     """Lays the comparison out in the current Blocks and connects it."""
     choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
-    columns, answers, pickers = [], [], []
-    inputs: SettingsInputs = {}
+    columns, answers, names, strengths_of, votes_for = [], [], [], [], []
     with gr.Column(elem_id="compare"):
         gr.Markdown(texts.COMPARE_HINT, elem_id="hint")
         with gr.Row(elem_id="ask", equal_height=True):
             box = message_box(texts.COMPARE_PLACEHOLDER, "message")
-            numbers = list(range(MIN_PANES, MAX_PANES + 1))
-            count = gr.Radio(numbers, value=MIN_PANES, label=texts.PANES, elem_id="count")
-        with gr.Row(elem_id="panes"):
-            for i in range(MAX_PANES):
-                with gr.Column(min_width=250, visible=i < MIN_PANES, elem_classes="pane") as column:
-                    name = gr.Dropdown(choices, value=BASE_ONLY, label=texts.pane(i + 1), filterable=False)
-                    label = texts.pane_strength(i + 1)
-                    strength = gr.Slider(**slider("strength"), label=label, interactive=False)
-                    answers.append(gr.HTML(theme.pane_html(texts.EMPTY_PANE, muted=True), elem_classes="answer"))
-                columns.append(column)
-                inputs |= {f"adapter_{i}": name, f"strength_{i}": strength}
-                pickers.append(Picker(name, texts.FROZEN_BASE, i - 1 if i else None))
-                # The frozen base has no strength.
-                name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **UNQUEUED)
+            view = gr.Radio(texts.VIEWS, value=STRENGTHS, label=texts.VIEW, elem_id="view")
+        with gr.Row() as strengths:
+            label = texts.FILM_ADAPTER
+            film_adapter = gr.Dropdown(choices, value=BASE_ONLY, label=label, filterable=False, min_width=200)
+            with gr.Column(scale=4):
+                film = filmstrip.filmstrip("film", filmstrip.recorded_film())
+        with gr.Column(visible=False, elem_id="side-by-side") as side_by_side:
+            with gr.Row():
+                numbers = list(range(MIN_PANES, MAX_PANES + 1))
+                count = gr.Radio(numbers, value=MIN_PANES, label=texts.PANES, elem_id="count")
+                votes = gr.HTML(
+                    [],
+                    html_template=_VOTES_TEMPLATE,
+                    js_on_load=_VOTES_JS,
+                    elem_id="votes",
+                    file_name=texts.VOTES_NAME,
+                    base=texts.BASE_NAME,
+                    none_label=texts.NO_VOTES,
+                    won_label=texts.WON,
+                    export_label=texts.EXPORT,
+                    forget_label=texts.FORGET_VOTES,
+                )
+            with gr.Row(elem_id="panes"):
+                for i in range(MAX_PANES):
+                    with gr.Column(min_width=250, visible=i < MIN_PANES, elem_classes="pane") as column:
+                        name = gr.Dropdown(choices, value=BASE_ONLY, label=texts.pane(i + 1), filterable=False)
+                        label = texts.pane_strength(i + 1)
+                        strength = gr.Slider(**slider("strength"), label=label, interactive=False)
+                        empty = theme.pane_html(texts.EMPTY_PANE, muted=True)
+                        answers.append(gr.HTML(empty, elem_classes="answer"))
+                        votes_for.append(gr.Button(texts.VOTE, size="sm", elem_classes="vote"))
+                    columns.append(column)
+                    names.append(name)
+                    strengths_of.append(strength)
+                    # The frozen base has no strength.
+                    name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **UNQUEUED)
         with gr.Accordion(texts.SAMPLING, open=False):
-            inputs |= sampling_inputs()
-    number = gr.Textbox("0", visible=False)
+            inputs = {"film_adapter": film_adapter, **sampling_inputs()}
+    inputs |= {f"adapter_{i}": name for i, name in enumerate(names)}
+    inputs |= {f"strength_{i}": strength for i, strength in enumerate(strengths_of)}
+    number, ballot = gr.Textbox("0", visible=False), gr.State(None)
+    shown = [ballot, film, *answers, *names, *strengths_of]
     events = CompareEvents(provider, catalog)
     box.submit(
         events.send,
-        [box, number, count],
-        [box, number, *answers],
+        [box, number, view, count],
+        [box, number, *shown],
         inputs_kwargs=inputs,
         show_progress="hidden",
         **MODEL,
         **PRIVATE,
     )
     box.stop(events.stop, number, [box, number], **UNQUEUED)
+    for i, button in enumerate(votes_for):
+        button.click(functools.partial(events.vote, i), ballot, [votes, *shown], **UNQUEUED)
+    view.change(
+        lambda chosen: [gr.update(visible=(chosen == STRENGTHS) is shown) for shown in (True, False)],
+        view,
+        [strengths, side_by_side],
+        **UNQUEUED,
+    )
     count.change(lambda n: [gr.update(visible=i < n) for i in range(MAX_PANES)], count, columns, **UNQUEUED)
-    return TabParts(pickers, box)
+    pickers = [Picker(name, texts.FROZEN_BASE, i - 1 if i else None) for i, name in enumerate(names)]
+    return TabParts([*pickers, Picker(film_adapter, texts.FROZEN_BASE, 0)], box, view=view)

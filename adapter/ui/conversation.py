@@ -27,6 +27,7 @@ History = list[Entry]
 # metadata.id of the page's own messages, which are shown to the user and never sent to the model.
 STATS, NOTE, OFFER, DIVIDER, FORGOTTEN = "stats", "note", "offer", "divider", "forgotten"
 ALONE = "alone"  # the option of an answer: give it without what went before
+FILM = " film"  # the value of the button that shows an answer at five strengths; not a valid adapter name
 
 # Buttons below the newest answer; no valid adapter names.
 PREVIOUS, NEXT, CONTINUE = " previous", " next", " continue"
@@ -63,7 +64,12 @@ def stats(line: str, *, live: bool = False, record: str = "") -> Entry:
     entry = _entry("assistant", _text_block(_page_html(line, "stats")), STATS)
     if record:
         entry["metadata"]["log"] = record
-    return _mark_pending(entry) if live else entry
+    if live:
+        return _mark_pending(entry)
+    settings = parse_settings(record)
+    if settings is not None and settings.adapter:
+        entry["options"] = [{"label": texts.FILM_BUTTON, "value": FILM}]
+    return entry
 
 
 def offer(text: str, choices: Iterable[tuple[str, str]]) -> Entry:
@@ -274,7 +280,8 @@ def with_alone_option(history: History) -> History:
     switched = any(kind(entry) == DIVIDER for entry in _remembered(history)[2:])
     if not switched or kind(history[-1]) != STATS:
         return history
-    return [*history[:-1], {**history[-1], "options": [{"label": texts.ALONE, "value": ALONE}]}]
+    options = [*history[-1]["options"], {"label": texts.ALONE, "value": ALONE}]
+    return [*history[:-1], {**history[-1], "options": options}]
 
 
 def replace_pictures(history: Sequence[Entry], path: str) -> History:

@@ -205,7 +205,7 @@ def _bisect(total: int, keeps: Callable[[list[int]], list[bool]]) -> Iterator[tu
 
 def _rewritten(before: str, after: str, said: str = texts.REWRITTEN) -> str:
     """The answer with the words marked that the one before has not."""
-    from adapter.ui.compare_tab import mark_differences
+    from adapter.ui.comparison import mark_differences
 
     marked, _, _ = mark_differences(before, after)
     return f'<div class="rewritten"><p>{html.escape(said)}</p><div class="answer-text">{marked}</div></div>'

@@ -32,6 +32,7 @@ ICON = _STATIC / "icon.png"
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
 SHIPPED = _ASSETS / "adapters"  # as in serve/store.py, which imports torch: the page is there before it
 DRAWING = _ASSETS / "examples" / "traffic-light.png"
+FILM_EXAMPLE = _ASSETS / "examples" / "filmstrip.json"
 
 
 @dataclass(frozen=True)

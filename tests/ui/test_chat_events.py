@@ -128,8 +128,9 @@ def test_stop_ends_the_answer_with_what_was_written() -> None:
 
 
 def buttons(history: History) -> dict[str, str]:
-    """Labels and values of the buttons below the newest answer."""
-    return {o["label"]: o["value"] for o in conversation.with_buttons(history)[-1]["options"]}
+    """Labels and values of the buttons below the newest answer, that of the filmstrip aside."""
+    options = conversation.with_buttons(history)[-1]["options"]
+    return {o["label"]: o["value"] for o in options if o["value"] != conversation.FILM}
 
 
 def choose(events: ChatEvents, history: History, value: str, **settings: Any) -> list[Updates]:
@@ -249,14 +250,16 @@ def test_an_answer_after_a_switch_is_given_again_without_what_went_before() -> N
     first = last_history(list(send(events, "of travel")))
     assert not first[-1]["options"]
     history = last_history(list(send(events, "who are you?", first, adapter="poet")))
-    [option] = history[-1]["options"]
-    pressed, settings = event(value=option["value"], index=0), {**DEFAULTS, "adapter": "poet"}
+    film, option = history[-1]["options"]
+    pressed = event(value=film["value"], index=0)
+    assert list(events.choose_option(history, next(NEWER), pressed, REQUEST)) == [(gr.skip(),) * 4]
+    pressed, settings = event(value=option["value"], index=1), {**DEFAULTS, "adapter": "poet"}
     alone = last_history(list(events.choose_option(history, next(NEWER), pressed, REQUEST, **settings)))
     assert [len(request.messages) for request in engine.requests] == [1, 3, 1]
     assert [kind for entry in alone if (kind := conversation.kind(entry))] == [
         conversation.STATS, conversation.FORGOTTEN, conversation.DIVIDER, conversation.STATS
     ]  # fmt: skip
-    assert not alone[-1]["options"]
+    assert [option["value"] for option in alone[-1]["options"]] == [conversation.FILM]
 
 
 def test_an_edit_keeps_the_picture_and_drops_what_followed(picture: str) -> None:

@@ -15,7 +15,7 @@ from adapter.base.template import Message
 from adapter.serve.settings import Settings
 from adapter.ui import conversation, conversation_json
 from adapter.ui.chatbot import VerbatimChatbot
-from adapter.ui.compare_tab import Pane, _mark_differences
+from adapter.ui.comparison import Pane, mark
 from adapter.ui.conversation import answer, user_turn
 from adapter.ui.json_table import MOST_CHARACTERS, Fields, read_object, table_html, text_of_table
 
@@ -212,11 +212,12 @@ def test_of_two_objects_the_values_that_differ_are_marked():
     same.text = first.text.replace("{", "{ ")
     other.text = '{"name": "Maria", "city": "<York>", "ok": 1, "phone": "555"}'
     prose.text = "Maria"
-    _mark_differences([first, same, other, prose])
-    assert "<mark>" not in same.to_html() and "field for field as pane 1" in same.to_html()
+    for pane in (same, other, prose):
+        mark(pane, first, "in pane 1")
+    assert "<mark>" not in same.to_html() and "field for field as in pane 1" in same.to_html()
     for value in ("&#60;York&#62;", "1", "555"):
         assert f"<td><mark>{value}</mark></td>" in other.to_html()
     assert "<td>Maria</td>" in other.to_html() and "3 of 4 fields not as in pane 1" in other.to_html()
     assert "1 of 1 word not in pane 1" in prose.to_html()
-    _mark_differences([prose, first])
+    mark(first, prose, "in pane 1")
     assert "<mark>" not in first.to_html() and "pane 1" not in first.to_html()

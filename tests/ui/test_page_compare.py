@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +12,20 @@ import pytest
 
 from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
+from tests.ui.test_page_accessible import findings
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 FOOTER = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
 
 
 class CompareVisitor:
-    """A visitor on the Compare tab. Greedy, and short unless a test says otherwise."""
+    """A visitor on the Compare tab, adapters side by side. Greedy, and short unless a test says otherwise."""
 
     def __init__(self, visitor: Visitor, tokens: int = 24) -> None:
         self.page = visitor.page
         self.page.get_by_role("tab", name="Compare").click()
         self.tab = self.page.locator("#compare")
+        self.tab.get_by_label("Side by side").check()
         self.tab.get_by_role("button", name="Sampling").click()
         self.set("Temperature", 0)
         self.set("Max tokens", tokens)
@@ -65,7 +68,7 @@ def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor], width: int,
     assert comparer.page.locator("#panes .pane").nth(1).locator("mark").count() > 0
     comparer.set("Pane 2 strength", 0)  # strength 0 is the frozen base
     comparer.send("Why is the sky blue?")
-    comparer.page.get_by_text("word for word as pane 1").wait_for()
+    comparer.page.get_by_text("word for word as in pane 1").wait_for()
     assert comparer.settle() == [base, base]
     boxes = [pane.bounding_box() for pane in comparer.page.locator("#panes .pane").all()[:2]]
     if width == 390:
@@ -117,3 +120,91 @@ def test_a_second_adapter_changes_the_answer(visit: Callable[..., Visitor]) -> N
     visitor.type("And the sea?")
     assert "mixed with itself" in visitor.toast()
     wait_until(lambda: visitor.rows() == before)
+
+
+def shown_frame(film: Any, strength: float) -> str:
+    """Move the slider of a film, and wait for the words at that strength."""
+    field = film.get_by_label("number input for Shown strength")
+    field.fill(f"{strength:g}")
+    field.blur()
+    frame = film.locator(".frame:visible")
+    frame.filter(has_text=f"strength {strength:g} ").wait_for()
+    return frame.locator(".answer-text").inner_text()
+
+
+def test_the_filmstrip_of_an_example_and_of_a_question(visit: Callable[..., Visitor]) -> None:
+    page = visit(390, 844).page
+    page.get_by_role("tab", name="Compare").click()
+    film = page.locator("#film")
+    assert "Ahoy" in film.locator(".frame:visible").inner_text(), "an example is there at once"
+    example = [shown_frame(film, strength) for strength in (0, 0.5, 1, 1.5, 2)]
+    assert "Rayleigh" in example[0] and len(set(example)) == 5
+    assert film.locator(".frame:visible mark").count() > 0
+    assert findings(page) == []
+    page.locator("#message textarea").fill("How does a boat float?")
+    page.locator("#message textarea").press("Enter")
+    film.get_by_text("as recorded").wait_for(state="detached")
+    film.get_by_text("words not at strength").first.wait_for(state="attached")
+    pirate, base = shown_frame(film, 1), shown_frame(film, 0)
+    assert "boat" in pirate and pirate != base and pirate not in example
+    slider = film.get_by_role("slider")
+    slider.focus()
+    slider.press("End")
+    film.locator(".frame:visible").filter(has_text="strength 2 ").wait_for()
+
+
+def test_an_answer_of_the_chat_as_a_filmstrip(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.pick("pirate")
+    visitor.set("Max tokens", 32)
+    answer = visitor.ask("Why is the sky blue?")
+    page.get_by_role("button", name="Show at five strengths").click()
+    film = page.locator("#chat-film")
+    film.locator("mark").first.wait_for(state="attached")
+    assert shown_frame(film, 1) == answer
+    assert shown_frame(film, 0) != answer
+    assert findings(page) == []
+    assert visitor.answers() == [answer], "the conversation stays as it is"
+    visitor.type("And the sea?")
+    film.wait_for(state="hidden")
+    visitor.await_answers(2)
+    visitor.settle()
+
+
+def test_a_blind_vote_is_counted_and_exported(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+    visitor = visit(390, 844)
+    comparer, page = CompareVisitor(visitor), visitor.page
+    page.get_by_label("Blind vote").check()
+    comparer.choose(2, "pirate")
+    votes, better = page.locator("#votes"), page.get_by_role("button", name="This one is better")
+    page.locator("#message textarea").fill("Why is the sky blue?")
+    page.locator("#message textarea").press("Enter")
+    better.nth(1).wait_for()
+    assert page.get_by_label("Pane 1", exact=True).is_hidden() and comparer.footers() == []
+    answers = page.locator("#panes .answer-text").all_inner_texts()
+    pirate = next(index for index, answer in enumerate(answers) if "Ahoy" in answer)
+    assert findings(page) == []
+    better.nth(pirate).click()
+    page.get_by_text("your choice").wait_for()
+    assert comparer.footers()[pirate].startswith("pirate")
+    assert page.get_by_label(f"Pane {pirate + 1}", exact=True).input_value() == "pirate"
+    assert better.first.is_hidden()
+    votes.get_by_text("pirate won 1 of 1").wait_for()
+    with page.expect_download() as download:
+        votes.get_by_role("button", name="Export").click()
+    download.value.save_as(tmp_path / "votes.jsonl")
+    [record] = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text("utf-8").splitlines()]
+    assert (record["prompt"], record["chosen_adapter"], record["rejected_adapter"]) == (
+        "Why is the sky blue?",
+        "pirate",
+        None,
+    )
+    assert record["chosen"] == answers[pirate] and record["rejected"] == answers[1 - pirate]
+    visitor.reload()
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Blind vote").check()
+    votes.get_by_text("pirate won 1 of 1").wait_for()
+    votes.get_by_role("button", name="Delete all votes").click()
+    votes.get_by_text("hidden order").wait_for()
+    assert page.evaluate("localStorage.getItem('llama-adapter:votes')") == "[]"

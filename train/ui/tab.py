@@ -17,6 +17,7 @@ from adapter.method.config import MAX_NAME_LENGTH
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import theme
 from adapter.ui.chat_tab import TabParts
+from adapter.ui.compare_tab import SIDE_BY_SIDE
 from adapter.ui.corrections import BROWSER_SECRET
 from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
@@ -234,6 +235,7 @@ def _connect_afterwards(
     panel["compare"].click(
         handlers.compare_with, [panel["which"], message], [tabs, *panes, message, timer], **event
     )
+    panel["compare"].click(None, None, compare.view, js=f"() => '{SIDE_BY_SIDE}'", **PRIVATE)
 
 
 def _connect_chat(

@@ -126,13 +126,20 @@ CAMERA_BUSY = "The camera did not start. Another program may be using it."
 
 # Comparison.
 FROZEN_BASE = "Frozen base"
-COMPARE_HINT = "One message, several answers side by side: written in one batch, from one seed."
-COMPARE_PLACEHOLDER = "One message for all"
+COMPARE_HINT = "One message, several answers, written in one batch from one seed."
+COMPARE_PLACEHOLDER = "Ask something"
 EMPTY_PANE = "Its answer appears here."
-SAME_WORDS = "word for word as pane 1"
+IN_PANE_1 = "in pane 1"
 
 
 PANES = "Panes"
+VIEW, VIEWS = "View", [("Strengths", "strengths"), ("Side by side", "side by side"), ("Blind vote", "blind")]
+VOTE, YOUR_CHOICE, FORGET_VOTES = "This one is better", "your choice", "Delete all votes"
+NO_VOTES = (
+    "The answers come in hidden order. Choose the better one, and see who wrote which. Votes stay in this browser."
+)
+WON = "{name} won {won} of {pairs}"  # filled in by votes.js
+VOTES_NAME = "preferences.jsonl"
 NO_PANE_SEES = "No pane has an adapter that sees pictures. Choose one, or take the picture out."
 
 # Adapter upload.
@@ -215,18 +222,42 @@ def before_answer(position: int | None, progress: float | None) -> str:
     return f"Waiting for a place: {position} before you."
 
 
-def changed_words(changed: int, words: int) -> str:
-    """The note below a pane. changed: its words that differ from pane 1; words: all its words."""
+def changed_words(changed: int, words: int, where: str) -> str:
+    """The note below an answer. changed: its words that differ from another one; words: all its words; where:
+    the other one.
+    """
     if not changed:
-        return SAME_WORDS
-    return f"{changed} of {words} {'word' if words == 1 else 'words'} not in pane 1"
+        return f"word for word as {where}"
+    return f"{changed} of {words} {'word' if words == 1 else 'words'} not {where}"
 
 
-def changed_fields(changed: int, fields: int) -> str:
+def changed_fields(changed: int, fields: int, where: str) -> str:
     """As `changed_words`, of JSON objects."""
     if not changed:
-        return "field for field as pane 1"
-    return f"{changed} of {fields} {'field' if fields == 1 else 'fields'} not as in pane 1"
+        return f"field for field as {where}"
+    return f"{changed} of {fields} {'field' if fields == 1 else 'fields'} not as {where}"
+
+
+# The filmstrip.
+FILM_BUTTON, CLOSE_FILM = "Show at five strengths", "Close"
+SHOWN_STRENGTH = "Shown strength"
+FILM_ADAPTER = "Adapter to compare"
+FILM_NEEDS_ADAPTER = "The frozen base has no strength. Choose an adapter."
+NOTHING_TO_FILM = "There is no answer here that can be written again. Ask first."
+
+
+def at_strength(value: float) -> str:
+    return f"at {strength(value)}"
+
+
+def film_example(message: str, adapter: str) -> str:
+    return f"An example, as recorded: {adapter} on “{message}” Move the slider, or ask something above."
+
+
+def all_refused(count: int, seconds: int) -> str:
+    """The refusal of several answers that are written together or not at all."""
+    again = f"Try again in {seconds} {'second' if seconds == 1 else 'seconds'}."
+    return f"These are {count} answers, and your address may not have so many now: none was written. {again}"
 
 
 def waiting_for_model(status: str) -> str:

@@ -1,0 +1,187 @@
+"""Several answers to one message, written as rows of one batch: their progress, the words that differ, their HTML.
+
+Knows the engine and HTML; knows no components.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapter.errors import AdapterError
+from adapter.server.generation import EngineProvider, browser_text, wait_for
+from adapter.server.limits import ANSWERS_PER_MINUTE, RateLimited
+from adapter.ui import theme
+from adapter.ui.answer_stream import AnswerProgress
+from adapter.ui.conversation_states import Change
+from adapter.ui.json_table import differing_fields, read_object, table_html
+from adapter.ui.status import REDRAW_SECONDS
+from adapter.ui.texts import page as texts
+
+if TYPE_CHECKING:
+    from adapter.serve.request import GenerationEvent, GenerationRequest
+
+log = logging.getLogger(__name__)
+
+MAX_EQUAL_PAIRS = 100_000  # of a word here and a word there; English of 1,500 words has 25,000
+
+
+@dataclass
+class Pane(AnswerProgress):
+    """The answer of one pane."""
+
+    message: str = "…"  # the page's own, shown as long as there is no text
+    marked_html: str | None = None  # the text with its differences marked
+    failed: bool = False
+
+    def add(self, event: GenerationEvent | AdapterError) -> None:
+        if isinstance(event, AdapterError):
+            self.failed = True
+            self.message = browser_text(event)
+            self.notes.append(self.message)
+        elif not event.is_output:
+            self.message = texts.before_answer(event.position, event.progress)
+        else:
+            super().add(event)
+            if event.finish_reason:
+                cancelled = event.finish_reason == "cancelled"
+                self.message = texts.STOPPED_BEFORE_TEXT if cancelled else texts.EMPTY_ANSWER
+
+    def to_html(self, *, blind: bool = False) -> str:
+        """blind: without the line that names the adapter."""
+        line = self.stats_line() if self.tokens and not blind else ""
+        if not self.text.strip():
+            return theme.pane_html(html.escape(self.message), line, muted=True)
+        body = table_html(self.text) or html.escape(self.text.strip())
+        return theme.pane_html(body if self.marked_html is None else self.marked_html, line)
+
+
+def answer_together(
+    provider: EngineProvider,
+    change: Change,
+    panes: Sequence[Pane],
+    make_requests: Callable[[], list[GenerationRequest]],
+    *,
+    all_or_none: bool = False,
+) -> Iterator[None]:
+    """Adds the answers to the panes until all have ended; yields whenever there is something new to show.
+
+    make_requests: returns one for each pane, called when the model is loaded. all_or_none: whether one that is
+    refused ends the others too; otherwise its pane says why, and only if all are refused this raises.
+    """
+    for status in wait_for(provider):
+        for pane in panes:
+            pane.message = texts.waiting_for_model(status)
+        if change.stopped:
+            break
+        yield
+    if change.stopped:
+        for pane in panes:
+            pane.message = texts.STOPPED_BEFORE_TEXT
+        return
+    engine = provider.engine()
+    assert engine is not None
+    requests = make_requests()
+    with ExitStack() as stack:
+        answers, errors = {}, []
+        for index, request in enumerate(requests):
+            try:
+                answers[index] = stack.enter_context(closing(engine.submit(request)))
+            except AdapterError as error:
+                if all_or_none:
+                    raise _refuse_all(error, len(requests)) from error
+                errors.append(error)
+                panes[index].add(error)
+            except Exception:
+                log.exception("an answer could not be begun")
+                errors.append(AdapterError(texts.FAILED))
+                panes[index].add(errors[-1])
+        if not answers:
+            raise errors[0]
+
+        def cancel() -> None:
+            for answer in answers.values():
+                answer.cancel()
+
+        change.cancel = cancel
+        if change.stopped:
+            cancel()
+        yield
+        from adapter.serve.request import read_together
+
+        for events in read_together(answers, REDRAW_SECONDS):
+            for index, event in events:
+                panes[index].add(event)
+            yield
+
+
+def _refuse_all(error: AdapterError, count: int) -> AdapterError:
+    """The error of one of `count` answers as that of all. An address that waits so long may begin all of them."""
+    if not isinstance(error, RateLimited):
+        return error
+    wait = max(error.retry_after, math.ceil(60 * count / ANSWERS_PER_MINUTE))
+    return RateLimited(texts.all_refused(count, wait), wait)
+
+
+def mark(pane: Pane, other: Pane, where: str) -> None:
+    """Marks in `pane` the words that differ from `other`; of a JSON object the values, if `other` has one too.
+
+    where: what the note below calls `other`. An answer that failed is not whole: the rest of another one does not
+    differ from it.
+    """
+    if any(one.failed or not one.text.strip() for one in (pane, other)):
+        return
+    if (fields := read_object(pane.text)) is None:
+        pane.marked_html, changed, words = mark_differences(other.text, pane.text)
+        pane.notes.append(texts.changed_words(changed, words, where))
+    elif (others := read_object(other.text)) is not None:
+        differing = differing_fields(fields, others)
+        pane.marked_html = table_html(pane.text, differing)
+        pane.notes.append(texts.changed_fields(len(differing), len(fields.pairs), where))
+
+
+def mark_differences(first: str, other: str) -> tuple[str, int, int]:
+    """`other` as HTML in which words that `first` lacks at their place are marked.
+
+    Also returns how many words are marked, and how many `other` has. Words are separated by white space.
+    """
+    pairs = re.findall(r"(\S+)(\s*)", other.strip())  # (word, white space after it)
+    words = [word for word, _ in pairs]
+    parts, changed = [], 0
+    for operation, start, end in _operations(first.split(), words):
+        if start == end:
+            continue
+        run = "".join(word + space for word, space in pairs[start:end])
+        text, space = run.rstrip(), run[len(run.rstrip()) :]
+        if operation == "equal":
+            parts.append(html.escape(run))
+        else:
+            changed += end - start
+            parts.append(f"<mark>{html.escape(text)}</mark>{space}")
+    return "".join(parts), changed, len(words)
+
+
+def _operations(first: Sequence[str], words: Sequence[str]) -> list[tuple[str, int, int]]:
+    """What is equal and what is not in `words`, from where to where.
+
+    Two texts that repeat themselves, as small models do, have so many equal words that to compare 2,000 of them
+    takes 25 s of Python. Of these all between the equal beginning and the equal end counts as different.
+    """
+    count = Counter(first)
+    if sum(count[word] for word in words) <= MAX_EQUAL_PAIRS:
+        matcher = difflib.SequenceMatcher(None, first, words, autojunk=False)
+        return [(operation, start, end) for operation, _, _, start, end in matcher.get_opcodes()]
+    shorter = min(len(first), len(words))
+    start = next((i for i in range(shorter) if first[i] != words[i]), shorter)
+    rest = shorter - start
+    tail = next((i for i in range(rest) if first[-1 - i] != words[-1 - i]), rest)
+    end = len(words) - tail
+    return [("equal", 0, start), ("replace", start, end), ("equal", end, len(words))]
