@@ -111,7 +111,7 @@ def build_page(
         status = header(provider)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(texts.CHAT, id="chat"):
-                chat = chat_tab(page, provider, store, uploads=training)
+                chat = chat_tab(page, provider, store, uploads=training, public=public)
             with gr.Tab(texts.COMPARE, id="compare"):
                 compare = compare_tab(provider, store)
             with gr.Tab(texts.TRAIN, id="train"):

@@ -80,6 +80,8 @@ class Visitor:
         wait_until(is_set, lambda: f"{label} does not take {value}")
 
     def pick(self, name: str) -> None:
+        if not self.page.locator("#picker").is_visible():
+            self.page.locator("#chip").click()
         self.page.locator(f'#picker input[value="{name}"]').check()
 
     @property

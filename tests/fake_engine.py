@@ -19,6 +19,8 @@ class FakeCard:
     description: str = "what it does"
     is_visual: bool = False
     bytes: int = 621_000
+    own: bool = False
+    config: Any = None
 
 
 class FakeCatalog:

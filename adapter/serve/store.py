@@ -38,6 +38,7 @@ class AdapterCard:
     name: str
     config: AdapterConfig
     bytes: int  # of adapter.safetensors
+    own: bool = False  # whether it was trained or uploaded here
 
     @property
     def description(self) -> str:
@@ -57,6 +58,7 @@ class AdapterStore:
         """incoming: the folder of trained and uploaded adapters, one of `folders`."""
         self.folders = folders or (SHIPPED,)
         self.incoming = incoming or self.folders[0]
+        self._own = incoming
         self._lock = threading.Lock()
         self._loaded: OrderedDict[tuple[Path, BaseFingerprint], tuple[FileVersion, Adapter]] = OrderedDict()
 
@@ -81,7 +83,7 @@ class AdapterStore:
             raise LoadError(
                 f"Adapter '{name}': {WEIGHTS} is missing. Download or train the adapter again."
             ) from error
-        return AdapterCard(name, read_config(folder), size)
+        return AdapterCard(name, read_config(folder), size, folder.parent == self._own)
 
     def card_text(self, name: str) -> str:
         """The model card of adapter `name` without its front matter; empty if it has none."""

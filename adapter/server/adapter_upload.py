@@ -1,4 +1,5 @@
-"""Adapter upload: checks a visitor's adapter in a staging folder, then moves it into the store in one step.
+"""Adapters of visitors: an upload is checked in a staging folder, then moved into the store in one step; what was
+uploaded or trained here can be renamed, deleted and put back.
 
 Knows files, the store and the base's fingerprint; knows no Gradio. Files that can hold code are never opened.
 """
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from adapter.base import embedded
@@ -38,6 +40,8 @@ ZIP_LIMITS = ArchiveLimits(
 FOLDER_ADAPTERS, FOLDER_BYTES = 500, 8 * 2**30  # of the store's folder for new ones, in which runs lie too
 _MAX_CARD, _MAX_CONFIG = 200_000, 100_000  # bytes
 _STALE_SECONDS = 3600
+DELETED, DELETED_SECONDS = ".deleted", 86_400  # a folder beside the adapters, and how long it keeps one at least
+_UNFINISHED, _RUN_LOCK = "state.pt", ".lock"  # of a training run, see train/run_folder.py
 _NEEDED = f"Give a zip of its folder, or {CONFIG} and {WEIGHTS} together."
 
 
@@ -162,6 +166,69 @@ def _known_encoders(store: AdapterStore) -> set[str]:
             vision = store.card(name).config.vision
             encoders |= {vision.encoder} if vision is not None else set()
     return encoders
+
+
+def rename_adapter(name: str, new_name: str, store: AdapterStore) -> str:
+    """Gives an adapter that was added here another name, and returns it. Raises BadInput or LoadError."""
+    with names_lock(store.incoming), _own_folder(name, store) as folder:
+        if (folder / _UNFINISHED).exists():
+            raise BadInput(f"“{name}” is a training run that has not ended. Let it end first, then rename it.")
+        same = new_name.strip().lower() == name.lower()
+        taken = {*store.names(), *(path.name for path in store.incoming.iterdir())} - ({name} if same else set())
+        new_name = check_name(new_name, taken)
+        _move(folder, store.incoming / new_name)
+        return new_name
+
+
+def delete_adapter(name: str, store: AdapterStore) -> str:
+    """Moves an adapter that was added here aside, and returns what `restore_adapter` needs.
+
+    What was deleted longer than DELETED_SECONDS ago is removed. Raises BadInput or LoadError.
+    """
+    with names_lock(store.incoming), _own_folder(name, store) as folder:
+        aside = store.incoming / DELETED
+        for old in aside.glob("*"):
+            if time.time() - float(old.name) > DELETED_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+        token = str(time.time())
+        (aside / token).mkdir(parents=True)
+        _move(folder, aside / token / name)
+        return token
+
+
+def restore_adapter(name: str, token: str, store: AdapterStore) -> str:
+    """Puts a deleted adapter back, and returns its name. Raises BadInput or LoadError."""
+    with names_lock(store.incoming):
+        if name in store.names():
+            raise _taken(name)
+        _move(store.incoming / DELETED / token / name, store.incoming / name)
+        return name
+
+
+@contextlib.contextmanager
+def _own_folder(name: str, store: AdapterStore) -> Iterator[Path]:
+    """The folder of an adapter that was added here, while no training run writes to it."""
+    if not store.card(name).own:
+        raise BadInput(f"“{name}” came with the program, so it stays as it is.")
+    folder = store.folder(name)
+    lock = FileLock(folder / _RUN_LOCK, timeout=0)
+    try:
+        if (folder / _RUN_LOCK).exists():
+            lock.acquire()
+        yield folder
+    except Timeout as error:
+        raise BadInput(f"“{name}” is being trained. Wait for the end of that, or stop it.") from error
+    finally:
+        lock.release()
+
+
+def _move(folder: Path, to: Path) -> None:
+    try:
+        os.rename(folder, to)
+    except OSError as error:
+        raise LoadError(
+            f"“{folder.name}” could not be moved on the server. It is as it was.", str(error)
+        ) from error
 
 
 def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedAdapter:

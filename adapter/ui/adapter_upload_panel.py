@@ -1,20 +1,27 @@
-"""The part of the side column where a visitor uploads an adapter. The checks are in server/adapter_upload.py."""
+"""The parts of the side column where a visitor uploads an adapter, and renames or deletes one that was added here.
+
+What they do to files is in server/adapter_upload.py.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
+from adapter.serve.settings import BASE_ONLY
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.loader import import_libraries
 from adapter.ui import theme
-from adapter.ui.status import PRIVATE, Picker, toast
+from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED, Picker, toast
 from adapter.ui.texts import page as texts
+
+if TYPE_CHECKING:
+    from adapter.serve.store import AdapterStore
 
 log = logging.getLogger(__name__)
 
@@ -64,3 +71,60 @@ def adapter_upload_panel(
     button.click(
         upload_adapter, [files, name], outputs, concurrency_limit=1, concurrency_id="adapter-upload", **PRIVATE
     )
+
+
+def own_adapter_panel(catalog: AdapterCatalog, picker: Picker) -> None:
+    """Lays out, in the current Blocks, what can be done to the adapter in `picker` if it was added here.
+
+    The other pickers follow by themselves, see status.py.
+    """
+    with gr.Row(visible=False, elem_id="own-actions") as actions:
+        name = gr.Textbox(
+            label=texts.RENAME,
+            show_label=False,
+            submit_btn=texts.RENAME,
+            max_lines=1,
+            max_length=40,
+            min_width=140,
+        )
+        delete = gr.Button(texts.DELETE, size="sm", min_width=70, scale=0, elem_id="delete-adapter")
+    undo = gr.Button(visible=False, size="sm", elem_id="undo-delete")
+    deleted = gr.State(("", ""))  # the name and the token of the last one
+
+    def show(selected: str | None) -> tuple[Any, str]:
+        try:
+            own = bool(selected) and catalog.card(selected or "").own
+        except AdapterError:
+            own = False
+        return gr.update(visible=own), selected or ""
+
+    def apply(act: Callable[[AdapterStore], tuple[str, tuple[str, str]]]) -> tuple[Any, ...]:
+        """Updates after `act`, which returns the adapter to select, and what Undo puts back from now on."""
+        try:
+            chosen, last = act(catalog.bound())
+        except AdapterError as error:
+            toast(error)
+            return gr.skip(), gr.skip(), gr.skip()
+        button = gr.update(visible=bool(last[0]), value=texts.undo_delete(last[0]))
+        return picker.update(theme.picker_choices(catalog), chosen), button, last
+
+    def rename(selected: str, new_name: str, last: tuple[str, str]) -> tuple[Any, ...]:
+        from adapter.server.adapter_upload import rename_adapter
+
+        return apply(lambda store: (rename_adapter(selected, new_name or "", store), last))
+
+    def remove(selected: str) -> tuple[Any, ...]:
+        from adapter.server.adapter_upload import delete_adapter
+
+        return apply(lambda store: (BASE_ONLY, (selected, delete_adapter(selected, store))))
+
+    def restore(last: tuple[str, str]) -> tuple[Any, ...]:
+        from adapter.server.adapter_upload import restore_adapter
+
+        return apply(lambda store: (restore_adapter(*last, store), ("", "")))
+
+    outputs = [picker.component, undo, deleted]
+    picker.component.change(show, picker.component, [actions, name], **UNQUEUED)
+    name.submit(rename, [picker.component, name, deleted], outputs, **QUEUED)
+    delete.click(remove, picker.component, outputs, **QUEUED)
+    undo.click(restore, deleted, outputs, **QUEUED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import gradio as gr
 from adapter.serve.settings import BASE_ONLY, MAX_STOPS, MAX_SYSTEM, slider
 from adapter.server.generation import MAX_CHARACTERS, AdapterCatalog, EngineProvider
 from adapter.ui import theme
-from adapter.ui.adapter_upload_panel import adapter_upload_panel
+from adapter.ui.adapter_upload_panel import adapter_upload_panel, own_adapter_panel
 from adapter.ui.chat_events import ChatEvents
 from adapter.ui.chatbot import LATEX, VerbatimChatbot
 from adapter.ui.client_api import add_api_endpoints
@@ -40,8 +41,14 @@ class TabParts(NamedTuple):
     view: gr.Radio | None = None
 
 
-def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True) -> TabParts:
-    """Lays the chat out inside `page` and connects it. uploads: whether visitors may upload adapters."""
+def chat_tab(
+    page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True, public: bool = False
+) -> TabParts:
+    """Lays the chat out inside `page` and connects it.
+
+    uploads: whether visitors may upload adapters. public: whether others than this machine may ask; then nobody
+    renames or deletes here what others brought.
+    """
     examples = [_copied_to_uploads(example) for example in theme.examples()]
     states = ConversationStates()
     gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False)
@@ -51,6 +58,7 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
             with gr.Column(elem_id="compose") as compose:
                 box = message_box(texts.PLACEHOLDER, "box")
                 gr.HTML(camera_html(), elem_id="camera", padding=False)
+            chip = gr.Button(texts.CHIP["base"], size="sm", elem_id="chip")
             chat = VerbatimChatbot(
                 show_label=False,
                 label=texts.CONVERSATION,
@@ -72,22 +80,31 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
             gate_player(provider, catalog, chat, inside, saves=uploads)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             corrections = corrections_panel(page)
-            picker = gr.Radio(
-                theme.picker_choices(catalog),
-                value=BASE_ONLY,
-                label=texts.ADAPTER,
-                elem_id="picker",
-                elem_classes="cards",
-            )
-            strength = gr.Slider(**slider("strength"), label=texts.STRENGTH, info=texts.STRENGTH_INFO)
-            with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
-                about = gr.Markdown(theme.model_card(catalog, BASE_ONLY))
-            with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
-                choices = theme.short_choices(theme.picker_choices(catalog), texts.NO_MIX)
-                mix = gr.Dropdown(choices, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
-                mix_strength = gr.Slider(
-                    **slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO
+            # On a phone a sheet, which the chip opens.
+            with gr.Column(elem_id="adapter-panel"):
+                find = gr.Textbox(
+                    show_label=False,
+                    label=texts.FIND_ADAPTER,
+                    placeholder=texts.FIND_ADAPTER,
+                    elem_id="find-adapter",
                 )
+                picker = gr.Radio(
+                    theme.picker_choices(catalog),
+                    value=BASE_ONLY,
+                    label=texts.ADAPTER,
+                    elem_id="picker",
+                    elem_classes="cards",
+                )
+                strength = gr.Slider(**slider("strength"), label=texts.STRENGTH, info=texts.STRENGTH_INFO)
+                own = gr.Column(elem_id="own-adapter")
+                with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
+                    about = gr.Markdown(theme.model_card(catalog, BASE_ONLY))
+                with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
+                    choices = theme.short_choices(theme.picker_choices(catalog), texts.NO_MIX)
+                    mix = gr.Dropdown(choices, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
+                    mix_strength = gr.Slider(
+                        **slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO
+                    )
             with gr.Accordion(texts.SAMPLING, open=False):
                 sampling = sampling_inputs()
             with gr.Accordion(texts.SYSTEM_PROMPT, open=False):
@@ -103,6 +120,9 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
             pickers = [Picker(picker), Picker(mix, texts.NO_MIX)]
             if uploads:
                 adapter_upload_panel(provider, catalog, pickers[0], pickers[1:])
+                with own:
+                    if not public:
+                        own_adapter_panel(catalog, pickers[0])
     settings: SettingsInputs = {
         "adapter": picker,
         "strength": strength,
@@ -121,8 +141,23 @@ def chat_tab(page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog,
     corrected = [chat, corrections.known, store.number, *store.outputs]
     chat.edit(store.saving(events.correct), [chat, store.number, corrections.known], corrected, **QUEUED)
     picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
+    find.change(None, find, None, js="text => window.chatPage.findAdapter(text)", **UNQUEUED)
+    apart = [mix, inside.mute_layers, inside.mute_heads]
+    picker.input(_choose_alone, apart, apart, **QUEUED)
+    chip.click(None, js="() => window.chatPage.openAdapters()", **UNQUEUED)
+    named = [picker, strength, mix, mix_strength, *apart[1:]]
+    label = f"(...values) => window.chatPage.chip({json.dumps(texts.CHIP)}, ...values)"
+    gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
     add_api_endpoints(provider, catalog)
     return TabParts(pickers, box, corrections)
+
+
+def _choose_alone(mix: str | None, layers: list[int] | None, heads: list[int] | None) -> tuple[Any, ...]:
+    """Another adapter is chosen: what was mixed into the one before, or muted in it, does not follow it."""
+    if not (mix or layers or heads):
+        return (gr.skip(),) * 3
+    gr.Info(texts.not_taken_along(mix or "", bool(layers or heads)), duration=6)
+    return BASE_ONLY, [], []
 
 
 def _note_button(elem_id: str, text: str) -> None:

@@ -66,7 +66,16 @@ CSS_CLASSES = {
     ),
 }
 # Values of attributes in their selectors, as written in Gradio's scripts.
-ATTRIBUTES = ("accordion-content", "aria-dropeffect", "data-tab-id", "Cancel", "Copy message", "Edit", "Submit")
+ATTRIBUTES = (
+    "accordion-content",
+    "aria-dropeffect",
+    "data-tab-id",
+    "Cancel",
+    "Copy message",
+    "Edit",
+    "Submit",
+    "-radio-label",
+)
 
 
 class StrictBlocks(gr.Blocks):

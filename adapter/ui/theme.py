@@ -78,8 +78,11 @@ def model_card(catalog: AdapterCatalog, name: str) -> str:
 
 
 def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
-    """(label, value) of each adapter, the frozen base first. A label's three lines are styled as a card."""
-    choices = [(texts.BASE_CARD, "")]
+    """(label, value) of each adapter, the frozen base first and those that were added here last.
+
+    A label's three lines are styled as a card; page.css knows the last group by the end of its labels.
+    """
+    choices, own = [(texts.BASE_CARD, "")], []
     for name in catalog.names():
         try:
             card = catalog.card(name)
@@ -88,8 +91,14 @@ def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
             continue
         kind = texts.SEES_PICTURES if card.is_visual else texts.READS_TEXT
         description = ellipsize(card.description, _DESCRIPTION_CHARACTERS)
-        choices.append((f"{name}\n{description}\n{kind} · {format_bytes(card.bytes)}", name))
-    return choices
+        if not description:
+            description = texts.no_description(card.config.prompt_length, card.config.insertion_layers)
+        label = f"{name}\n{description}\n{kind} · {format_bytes(card.bytes)}"
+        if card.own:
+            own.append((f"{label} · {texts.ADDED_HERE}", name))
+        else:
+            choices.append((label, name))
+    return [*choices, *own]
 
 
 def short_choices(choices: list[tuple[str, str]], none: str) -> list[tuple[str, str]]:

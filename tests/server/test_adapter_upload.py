@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -29,10 +30,17 @@ from adapter.formats import peft_adapter as peft
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import adapter_upload as upload
-from adapter.server.adapter_upload import UploadedAdapter, add_adapter
+from adapter.server.adapter_upload import (
+    UploadedAdapter,
+    add_adapter,
+    delete_adapter,
+    rename_adapter,
+    restore_adapter,
+)
 from tests.browser import Visitor
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 from tests.tiny_models import random_adapter
+from train.run_folder import STATE
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -186,6 +194,56 @@ def test_shipped_adapters_are_not_replaced(store, folder, tiny_fingerprint, tmp_
     for name in ("pirate", "PIRATE", "see"):
         archive = zipped(folder, tmp_path / f"{name}.zip")
         assert "another adapter" in refused([archive], shipped, tiny_fingerprint, "", BadInput)
+
+
+def test_what_was_added_here_is_renamed_deleted_and_put_back(folder, store, tiny_fingerprint, tmp_path):
+    add_adapter(list(folder.iterdir()), "guest", store, tiny_fingerprint)
+    shutil.copytree(folder, tmp_path / "mine" / "kept")
+    files = {path.name: path.read_bytes() for path in store.folder("guest").iterdir()}
+    assert rename_adapter("guest", " bard ", store) == "bard" and store.names() == ["bard", "kept"]
+    assert rename_adapter("bard", "Bard", store) == "Bard", "the case of its letters alone is another name too"
+    with pytest.raises(BadInput, match="already"):
+        rename_adapter("Bard", "KEPT", store)
+    with pytest.raises(BadInput, match="letters"):
+        rename_adapter("Bard", "../kept", store)
+    token = delete_adapter("Bard", store)
+    assert store.names() == ["kept"]
+    assert restore_adapter("Bard", token, store) == "Bard"
+    assert {path.name: path.read_bytes() for path in store.folder("Bard").iterdir()} == files
+    token = delete_adapter("Bard", store)
+    add_adapter(list(folder.iterdir()), "Bard", store, tiny_fingerprint)
+    with pytest.raises(BadInput, match="another adapter"):
+        restore_adapter("Bard", token, store)
+    for act in (lambda name: delete_adapter(name, store), lambda name: rename_adapter(name, "new", store)):
+        with pytest.raises(BadInput, match="stays"):
+            act("kept")
+        with pytest.raises(LoadError, match="no adapter"):
+            act("../mine/kept")
+    assert store.names() == ["Bard", "kept"]
+
+
+def test_training_runs_are_left_alone_until_they_end(folder, store, tiny_fingerprint):
+    add_adapter(list(folder.iterdir()), "guest", store, tiny_fingerprint)
+    with FileLock(store.folder("guest") / ".lock"):
+        for act in (lambda: delete_adapter("guest", store), lambda: rename_adapter("guest", "new", store)):
+            with pytest.raises(BadInput, match="being trained"):
+                act()
+    (store.folder("guest") / STATE).touch()
+    with pytest.raises(BadInput, match="not ended"):
+        rename_adapter("guest", "new", store)
+    assert delete_adapter("guest", store) and store.names() == []
+
+
+def test_the_deleted_are_removed_after_a_day(folder, store, runs, tiny_fingerprint, monkeypatch):
+    for name in ("one", "two"):
+        add_adapter(list(folder.iterdir()), name, store, tiny_fingerprint)
+    first = delete_adapter("one", store)
+    assert (runs / upload.DELETED / first / "one").is_dir()
+    monkeypatch.setattr(upload, "DELETED_SECONDS", -1)
+    second = delete_adapter("two", store)
+    assert [path.name for path in (runs / upload.DELETED).iterdir()] == [second]
+    with pytest.raises(LoadError, match="could not be moved"):
+        restore_adapter("one", first, store)
 
 
 def test_peft_adaption_prompts_are_converted(store, tiny_fingerprint, tmp_path):

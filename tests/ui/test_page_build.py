@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -24,6 +25,19 @@ def test_errors_for_a_browser_have_no_detail_and_no_markup() -> None:
         public_text(LoadError("Adapter 'a' is not <b>JSON</b>.", "/home/me/a"))
         == "Adapter 'a' is not &lt;b&gt;JSON&lt;/b&gt;."
     )
+
+
+def test_cards_are_grouped_and_never_blank() -> None:
+    catalog = FakeCatalog()
+    catalog.cards["poet"].own = True
+    catalog.cards["see"].description, catalog.cards["see"].config = (
+        "",
+        SimpleNamespace(prompt_length=10, insertion_layers=30),
+    )
+    labels = {value: label for label, value in theme.picker_choices(catalog)}
+    assert list(labels) == ["", "see", "poet"], "those that were added here come last"
+    assert labels["poet"].endswith(" · added here") and not labels["see"].endswith("here")
+    assert labels["see"].splitlines()[1] == "No description: 10 prompts in 30 layers"
 
 
 def test_cards_describe_adapters() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapter.serve.store import SHIPPED
 from adapter.ui.texts import page as texts
 from tests.app_process import app_process, free_port, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
@@ -106,6 +109,74 @@ def test_keyboard(visit: Callable[..., Visitor]) -> None:
     assert edit.input_value() == "Good\nnight."
     assert visitor.answering(lambda: edit.press("Enter"))
     assert visitor.rows()[0].split() == ["Good", "night."]
+
+
+def test_a_chip_opens_the_picker_as_a_sheet_on_a_phone(visit: Callable[..., Visitor], adapters: Path) -> None:
+    visitor = visit(390, 844)
+    page, chip, panel = visitor.page, visitor.page.locator("#chip"), visitor.page.locator("#adapter-panel")
+    assert not panel.is_visible() and chip.inner_text() == "No adapter"
+    visitor.pick("pirate")
+    page.get_by_label("number input for Strength").fill("0.5")
+    wait_until(lambda: chip.inner_text() == "pirate · strength 0.5")
+    assert not page.locator("#find-adapter").is_visible()
+    names = [f"parrot-{number}" for number in range(4)]
+    for name in names:
+        shutil.copytree(SHIPPED / "pirate", adapters / name)
+    page.locator("#find-adapter").wait_for()
+    page.locator("#find-adapter textarea").fill("PARROT-2")
+    shown = page.locator("#picker label:visible")
+    wait_until(lambda: [card.split("\n")[0] for card in shown.all_inner_texts()] == ["parrot-2", "pirate"])
+    page.keyboard.press("Escape")
+    panel.wait_for(state="hidden")
+    assert page.evaluate("() => document.activeElement.id") == "chip"
+    for name in names:
+        shutil.rmtree(adapters / name)
+    assert visitor.ask("Good morning.") and visitor.stats().startswith("pirate · strength 0.5")
+
+
+def test_what_is_mixed_in_does_not_follow_to_another_adapter(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    page, chip = visitor.page, visitor.page.locator("#chip")
+    visitor.pick("pirate")
+    assert not chip.is_visible(), "the picker shows it"
+    page.locator("#mix").get_by_role("button").first.click()
+    page.get_by_label("Second adapter").click()
+    page.get_by_role("option", name="see").click()
+    wait_until(lambda: chip.is_visible() and chip.inner_text() == "pirate · strength 1 · with see 0.5")
+    visitor.pick("tutor")
+    assert texts.not_taken_along("see", muted=False) in visitor.toast()
+    chip.wait_for(state="hidden")
+    assert page.get_by_label("Second adapter").input_value() == texts.NO_MIX
+    assert visitor.ask("Hello.") and "with see" not in visitor.stats()
+
+
+def test_an_adapter_that_was_added_here_is_renamed_and_deleted_with_undo(visit: Callable[..., Visitor]) -> None:
+    runs = Path(os.environ["LLAMA_ADAPTER_RUNS"])
+    shutil.copytree(SHIPPED / "pirate", runs / "macaw")
+    visitor = visit()
+    page = visitor.page
+    visitor.pick("pirate")
+    assert not page.locator("#delete-adapter").is_visible()
+    visitor.pick("macaw")
+    name = page.locator("#own-actions").get_by_label(texts.RENAME)
+    wait_until(lambda: name.input_value() == "macaw")
+    name.fill("pirate")
+    name.press("Enter")
+    assert "already" in visitor.toast()
+    name.fill("cockatoo")
+    name.press("Enter")
+    wait_until(lambda: visitor.picked == "cockatoo")
+    assert visitor.ask("Hello.") and visitor.stats().startswith("cockatoo")
+    page.locator("#delete-adapter").click()
+    undo = page.get_by_role("button", name=texts.undo_delete("cockatoo"))
+    undo.wait_for()
+    assert visitor.picked == "" and not (runs / "cockatoo").exists()
+    undo.click()
+    wait_until(lambda: visitor.picked == "cockatoo")
+    undo.wait_for(state="hidden")
+    assert (runs / "cockatoo").is_dir()
+    page.goto("about:blank")
+    shutil.rmtree(runs / "cockatoo")
 
 
 def test_a_server_that_is_gone_is_red_and_nothing_is_lost_when_it_is_back(browser: Any, tmp_path: Path) -> None:

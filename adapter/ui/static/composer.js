@@ -84,6 +84,38 @@
       tab.tabIndex = tab.getAttribute("aria-selected") === "true" ? 0 : -1;
   };
 
+  // The picker: found by its words, and on a phone a sheet that the chip opens.
+  const phone = matchMedia("(max-width: 640px)");
+  const showFound = () => {
+    const words = (find("#find-adapter textarea, #find-adapter input")?.value ?? "").toLowerCase();
+    for (const card of document.querySelectorAll("#picker label"))
+      card.toggleAttribute("data-hidden", !card.innerText.toLowerCase().includes(words) && !card.matches(".selected"));
+  };
+  const fitPanel = () => {
+    const panel = find("#adapter-panel");
+    const kind = phone.matches ? "auto" : null;
+    if (!find("#picker > span") || panel.popover === kind) return;
+    panel.popover = kind;
+    panel.role = kind && "dialog";
+    panel.ariaLabel = kind && find("#picker > span").innerText;
+  };
+  phone.addEventListener("change", fitPanel);
+  Object.assign(window.chatPage, {
+    findAdapter: showFound,
+    openAdapters: () => {
+      if (phone.matches) find("#adapter-panel").showPopover();
+      find("#picker input:checked").focus();
+    },
+    // Named on a phone always, beside the picker only what does not show there.
+    chip: (words, adapter, strength, mix, mixStrength, layers, heads) => {
+      const muted = (layers ?? []).length + (heads ?? []).length;
+      find("#chip")?.toggleAttribute("data-apart", Boolean(mix || muted));
+      const parts = [adapter || words.base, adapter && `${words.strength} ${strength}`];
+      parts.push(mix && `${words.mix} ${mix} ${mixStrength}`, muted && `${muted} ${words.muted}`);
+      return parts.filter(Boolean).join(" · ");
+    },
+  });
+
   // An unsent message outlives a reload of its tab; Gradio reloads the page when a server is back.
   const DRAFT = "llama-adapter:draft";
   const draft = (act) => {
@@ -106,6 +138,8 @@
   new MutationObserver(() => {
     groupStops();
     restoreDraft();
+    fitPanel();
+    showFound();
   }).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["aria-selected", "name"] });
 
   // The status line is red while the server does not answer what the page asks it every few seconds.

@@ -35,7 +35,7 @@
   // Esc stops the answer of the visible tab.
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
-    if (find("dialog[open]") || event.target.closest?.("[role=listbox], [aria-expanded=true], .edit-textarea")) return;
+    if (find("dialog[open], :popover-open") || event.target.closest?.("[role=listbox], [aria-expanded=true], .edit-textarea")) return;
     [...document.querySelectorAll(".box .stop-button")].find(visible)?.click();
   });
 

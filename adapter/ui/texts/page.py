@@ -59,6 +59,9 @@ CONTINUE = "Continue"  # an answer that was cut
 
 # Components of the chat.
 CONVERSATION, MESSAGE = "Conversation", "Message"
+FIND_ADAPTER = "Find an adapter"
+# Parts of the chip below the message box; composer.js joins them.
+CHIP = {"base": "No adapter", "strength": "strength", "mix": "with", "muted": "muted"}
 ADAPTER, STRENGTH, SAMPLING = "Adapter", "Strength", "Sampling"
 STRENGTH_INFO = "0 is the frozen base, 1 the adapter as trained"
 ABOUT = "About this adapter"
@@ -152,11 +155,13 @@ UPLOAD_FILES = "The adapter's files"
 UPLOAD_NAME = "Name"
 UPLOAD_NAME_HINT = "As the zip is called"
 UPLOAD_BUTTON = "Add it"
+RENAME, DELETE = "Rename", "Delete"
 UPLOAD_LATER = "The model is still being loaded, and an adapter is checked against it. Try again in a minute."
 
 # Adapter cards and examples: the first line is bold.
 BASE_CARD = "None (frozen base)\nThe LLaMA as it is, with nothing added"
 SEES_PICTURES, READS_TEXT = "Sees pictures", "Text"
+ADDED_HERE = "added here"  # page.css knows the group by it
 ABOUT_BASE = "The frozen base, without an adapter."
 NO_CARD = "This adapter came without a card."
 EXAMPLE_EXTRACT = "Turn a message into JSON"
@@ -169,6 +174,19 @@ EXAMPLE_PHOTOGRAPH, EXAMPLE_PHOTOGRAPH_MESSAGE = "Show a photograph", "What is t
 EXAMPLE_DRAWING, EXAMPLE_DRAWING_MESSAGE = "Show a drawing", "What is this?"
 EXAMPLE_TUTOR = "Be asked back by a tutor"
 EXAMPLE_TUTOR_MESSAGE = "Why do leaves fall in autumn?"
+
+
+def no_description(prompts: int, layers: int) -> str:
+    return f"No description: {prompts} prompts in {'the topmost layer' if layers == 1 else f'{layers} layers'}"
+
+
+def not_taken_along(mix: str, muted: bool) -> str:
+    """The note when another adapter is chosen. mix: the second adapter; muted: whether layers or heads were."""
+    parts = [
+        *([f"“{mix}” is no longer mixed in"] if mix else []),
+        *(["nothing is muted any more"] if muted else []),
+    ]
+    return f"Another adapter: {', and '.join(parts)}."
 
 
 def broken_card(name: str) -> str:
@@ -191,6 +209,10 @@ def adapter_already_here(name: str) -> str:
 def adapter_missing(name: str) -> str:
     """Of a conversation that was stored, imported or opened from a link."""
     return f"This conversation was using the adapter “{name}”, which this server does not have."
+
+
+def undo_delete(name: str) -> str:
+    return f"“{name}” is deleted. Undo"
 
 
 def adapter_gone(name: str) -> str:
