@@ -61,8 +61,9 @@ def header(provider: EngineProvider) -> gr.HTML:
     with gr.Row(elem_id="top"):
         gr.HTML(theme.header_html(), elem_id="head")
         gr.HTML(theme.keys_html(), elem_id="keys")
+        status = gr.HTML(_status(provider), elem_id="status")
         gr.HTML(theme.server_gone_html(), elem_id="server-gone")
-        return gr.HTML(_status(provider), elem_id="status")
+        return status
 
 
 def refresh_periodically(
