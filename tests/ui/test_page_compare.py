@@ -95,6 +95,7 @@ def test_stop_ends_all_panes_and_a_new_message_clears(visit: Callable[..., Visit
     comparer.choose(3, "see")
     comparer.send("What is in this picture?")
     comparer.page.get_by_text("picture not used").nth(1).wait_for()
+    comparer.page.get_by_text("not in pane 1").wait_for()
     seen: Any = comparer.settle()[2]
     assert re.search("cheetah|leopard|cat", seen, re.IGNORECASE) and "dragon" not in seen
     footers = comparer.footers()
