@@ -117,7 +117,8 @@ def build_page(
             with gr.Tab(texts.TRAIN, id="train"):
                 runs = runs or TrainingRuns(runs_folder())
                 train_tab(page, tabs, provider, runs, store, chat, compare, base, enabled=training, public=public)
-        refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
+        boxes = [chat.message_box, compare.message_box]
+        refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers], boxes)
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 

@@ -56,6 +56,7 @@ class EchoEngine:
         quantization="none",
         device=SimpleNamespace(type="cpu"),
         context_length=100,
+        memory_bytes=2**20,
     )
 
     def __init__(
@@ -66,6 +67,9 @@ class EchoEngine:
         self.error = error
         self.queue_length = queue_length
         self.ending = ending
+
+    def replicas(self) -> dict[str, Any]:
+        return {}
 
     def submit(self, request: Any) -> EchoAnswer:
         self.requests.append(request)

@@ -58,6 +58,7 @@ def chat_tab(
             with gr.Column(elem_id="compose") as compose:
                 box = message_box(texts.PLACEHOLDER, "box")
                 gr.HTML(camera_html(), elem_id="camera", padding=False)
+                context = gr.HTML(elem_id="context", padding=False)
             chip = gr.Button(texts.CHIP["base"], size="sm", elem_id="chip")
             chat = VerbatimChatbot(
                 show_label=False,
@@ -73,6 +74,9 @@ def chat_tab(
                 elem_id="chat",
             )
             xray = xray_bar(chat)
+            lines = json.dumps([texts.CONTEXT, texts.CONTEXT_NEARLY_FULL])
+            line = f"messages => window.chatPage.contextLine(messages, {lines})"
+            chat.change(None, chat, context, js=line, **UNQUEUED)
             with compose:
                 film_sheet(provider, catalog, chat)
         with gr.Column(scale=5, min_width=330, elem_id="inside-column"):

@@ -1,11 +1,11 @@
 """The live parts of an open page: the header's status line, and every picker of adapters.
 
-Knows Gradio's components and the catalog's names; knows no engine and no conversation.
+Knows Gradio's components and the catalog's names; knows no conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -14,6 +14,7 @@ from adapter.errors import AdapterError
 from adapter.serve.settings import BASE_ONLY
 from adapter.server.generation import AdapterCatalog, EngineProvider, public_text
 from adapter.ui import theme
+from adapter.ui.room import room_html, running_rows
 from adapter.ui.texts import page as texts
 
 # Options of event listeners.
@@ -24,7 +25,7 @@ QUEUED = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # Options of every event that runs the model, on the page or by the API: they share one limit. It is higher than
 # what the engine accepts, so that the engine's scheduler decides the order.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
-POLL_SECONDS_LOADING, POLL_SECONDS_READY = 1.0, 5.0
+POLL_SECONDS_LOADING, POLL_SECONDS_READY, POLL_SECONDS_RUNNING = 1.0, 5.0, 1.0  # the last one while rows run
 # Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
 REDRAW_SECONDS = 0.08
 # Gradio's page drops the first of two updates that arrive within one frame (6.31).
@@ -67,9 +68,16 @@ def header(provider: EngineProvider) -> gr.HTML:
 
 
 def refresh_periodically(
-    provider: EngineProvider, catalog: AdapterCatalog, status: gr.HTML, pickers: Sequence[Picker]
+    provider: EngineProvider,
+    catalog: AdapterCatalog,
+    status: gr.HTML,
+    pickers: Sequence[Picker],
+    boxes: Sequence[gr.MultimodalTextbox],
 ) -> None:
-    """Updates the status line and the pickers every few seconds while the page is open."""
+    """Updates the status line and the pickers every few seconds while the page is open.
+
+    boxes: where messages come from; rows run then.
+    """
     known = gr.State(theme.picker_choices(catalog))
     missing_names = gr.Textbox(visible="hidden", show_label=False)  # one a line
     timer = gr.Timer(POLL_SECONDS_LOADING)
@@ -77,8 +85,9 @@ def refresh_periodically(
     def refresh(choices: list[tuple[str, str]], *selected: str | None) -> tuple[Any, ...]:
         before = [(label, value) for label, value in choices]  # tuples, which the browser has turned into lists
         now = theme.picker_choices(catalog)
-        ready = provider.status().state == "ready"
-        updates = _status(provider), now, gr.Timer(POLL_SECONDS_READY if ready else POLL_SECONDS_LOADING)
+        seconds = POLL_SECONDS_READY if provider.status().state == "ready" else POLL_SECONDS_LOADING
+        seconds = POLL_SECONDS_RUNNING if running_rows(provider) else seconds
+        updates = _status(provider, selected), now, gr.Timer(seconds)
         if now == before:
             return *updates, "", *[gr.skip()] * len(pickers)
         names = [value for _, value in now if value]
@@ -97,6 +106,7 @@ def refresh_periodically(
     event = {"inputs": [known, *components], "outputs": [status, known, timer, missing_names, *components]}
     # The first picker changes when an adapter has been uploaded, which has to appear in all of them at once.
     gr.on([timer.tick, components[0].change], refresh, **event, **UNQUEUED)
+    gr.on([box.submit for box in boxes], lambda: gr.Timer(POLL_SECONDS_RUNNING), None, timer, **UNQUEUED)
     missing_names.change(_toast_missing, missing_names, None, **QUEUED)
 
 
@@ -110,6 +120,6 @@ def toast(error: AdapterError) -> None:
     gr.Warning(public_text(error), duration=12)
 
 
-def _status(provider: EngineProvider) -> str:
+def _status(provider: EngineProvider, selected: Collection[object] = ()) -> str:
     status = provider.status()
-    return theme.status_html(status, status.text)
+    return theme.status_html(status, status.text) + room_html(provider, selected)

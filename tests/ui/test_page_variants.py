@@ -1,7 +1,8 @@
-"""Going on with a cut answer and paging through answers, in a real browser on the real base."""
+"""Going on with a cut answer, paging through answers, how full the context is, and the strip of running rows."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -35,8 +36,28 @@ def test_an_answer_goes_on_and_a_retry_keeps_the_former_one(visit: Callable[...,
     assert visitor.answers() == [whole] and visitor.stats().startswith("pirate · strength 1")
     assert findings(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    tokens = re.fullmatch(r"(\d+) of 8,192 tokens of context", page.locator("#context").inner_text())
+    assert tokens and 32 < int(tokens[1]) < 100
     visitor.reload()
     page.get_by_role("button", name="2/3", exact=True).wait_for()
     press("›")
     page.get_by_role("button", name="3/3", exact=True).wait_for()
     assert visitor.answers() == [plain]
+
+
+def test_the_room_ticks_and_a_full_context_is_told(visit: Callable[..., Visitor]) -> None:
+    visitor = visit(390, 844)
+    page = visitor.page
+    visitor.set("Max tokens", 1024)
+    visitor.type("Tell me a very long story about a dragon, in many chapters.")
+    cell = page.locator(".room .cell")
+    cell.filter(has_text=re.compile(r"^frozen base [1-9]")).wait_for()
+    first = cell.inner_text()
+    page.wait_for_function("text => document.querySelector('.room .cell').innerText !== text", arg=first)
+    page.locator("#box .stop-button").click()
+    visitor.settle()
+    cell.wait_for(state="detached")
+    assert "on one base of" in page.locator(".room").inner_text() and findings(page) == []
+    script = """log => window.chatPage.contextLine([{metadata: {log}}, {}], ["TOKENS", "TOKENS of LENGTH!"])"""
+    shown = [page.evaluate(script, log) for log in ("x", '{"context_tokens": 7000, "context_length": 8192}')]
+    assert shown == ["", '<span class="full">7,000 of 8,192!</span>']

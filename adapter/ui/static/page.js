@@ -128,6 +128,25 @@
     field.focus();
   };
   window.chatPage.attach = attach; // for composer.js
+
+  // How much of what the base reads the conversation has, by the record of its newest answer.
+  const recordOf = (log) => {
+    try {
+      return JSON.parse(log) ?? {};
+    } catch {
+      return {}; // no record, or what the X-ray keeps
+    }
+  };
+  window.chatPage.contextLine = (messages, [line, warning]) => {
+    for (const { metadata } of [...(messages ?? [])].reverse()) {
+      const { context_tokens: tokens, context_length: length } = recordOf(metadata?.log);
+      if (!length) continue;
+      const full = tokens > 0.8 * length;
+      const filled = (full ? warning : line).replace("TOKENS", Number(tokens).toLocaleString("en"));
+      return `<span class="${full ? "full" : ""}">${filled.replace("LENGTH", Number(length).toLocaleString("en"))}</span>`;
+    }
+    return "";
+  };
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("#camera button");
     if (!button) return;
