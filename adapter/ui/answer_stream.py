@@ -246,7 +246,7 @@ class ChatAnswers:
                     yield [conversation.note(texts.STOPPED_BEFORE_TEXT)]
                 elif event.stats is not None:
                     ended = event.finish_reason in ("cancelled", "time", "repetition") or begun is not None
-                    record = AnswerRecord(
+                    answered = AnswerRecord(
                         truncated if ended else settings,
                         tuple(progress.token_ids),
                         image is not None,
@@ -255,7 +255,7 @@ class ChatAnswers:
                         engine.base.context_length,
                         variants,
                     )
-                    line = conversation.stats(progress.stats_line(), record=record.to_json())
+                    line = conversation.stats(progress.stats_line(), record=answered.to_json())
                     yield conversation.with_alone_option([*history, message, line])[len(history) :]
                 elif text.strip():
                     so_far = conversation.settings_json(truncated)

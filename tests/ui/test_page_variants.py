@@ -45,17 +45,14 @@ def test_an_answer_goes_on_and_a_retry_keeps_the_former_one(visit: Callable[...,
     assert visitor.answers() == [plain]
 
 
-def test_the_room_ticks_and_a_full_context_is_told(visit: Callable[..., Visitor]) -> None:
+def test_the_room_shows_the_row_and_a_full_context_is_told(visit: Callable[..., Visitor]) -> None:
     visitor = visit(390, 844)
     page = visitor.page
     visitor.set("Max tokens", 1024)
     visitor.type("Tell me a very long story about a dragon, in many chapters.")
     cell = page.locator(".room .cell")
-    cell.filter(has_text=re.compile(r"^frozen base [1-9]")).wait_for()
-    first = cell.inner_text()
-    page.wait_for_function("text => document.querySelector('.room .cell').innerText !== text", arg=first)
-    page.locator("#box .stop-button").click()
-    visitor.settle()
+    cell.filter(has_text=re.compile(r"^frozen base \d")).wait_for()
+    page.locator("#box .submit-button").wait_for()  # it ends by itself, here or there
     cell.wait_for(state="detached")
     assert "on one base of" in page.locator(".room").inner_text() and findings(page) == []
     script = """log => window.chatPage.contextLine([{metadata: {log}}, {}], ["TOKENS", "TOKENS of LENGTH!"])"""
