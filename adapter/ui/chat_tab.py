@@ -51,10 +51,9 @@ def chat_tab(
     """
     examples = [_copied_to_uploads(example) for example in theme.examples()]
     states = ConversationStates()
-    gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False)
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
-            # Before the conversation, so that the keyboard comes to it first; page.css puts it below.
+            # Before all else, so that the keyboard comes to it first; page.css puts it below the conversation.
             with gr.Column(elem_id="compose") as compose:
                 box = message_box(texts.PLACEHOLDER, "box")
                 gr.HTML(camera_html(), elem_id="camera", padding=False)
@@ -79,6 +78,7 @@ def chat_tab(
             chat.change(None, chat, context, js=line, **UNQUEUED)
             with compose:
                 film_sheet(provider, catalog, chat)
+        gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False)
         with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
             inside = inside_panel(provider, chat)
             gate_player(provider, catalog, chat, inside, saves=uploads)
