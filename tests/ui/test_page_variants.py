@@ -54,7 +54,7 @@ def test_the_room_shows_the_row_and_a_full_context_is_told(visit: Callable[..., 
     cell.filter(has_text=re.compile(r"^frozen base \d")).wait_for()
     page.locator("#box .submit-button").wait_for()  # it ends by itself, here or there
     cell.wait_for(state="detached")
-    assert "on one base of" in page.locator(".room").inner_text() and findings(page) == []
+    assert "one base of" in page.locator(".room").inner_text() and findings(page) == []
     script = """log => window.chatPage.contextLine([{metadata: {log}}, {}], ["TOKENS", "TOKENS of LENGTH!"])"""
     shown = [page.evaluate(script, log) for log in ("x", '{"context_tokens": 7000, "context_length": 8192}')]
     assert shown == ["", '<span class="full">7,000 of 8,192!</span>']

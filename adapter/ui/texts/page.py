@@ -288,7 +288,7 @@ def all_refused(count: int, seconds: int) -> str:
 
 
 def one_base(size: str) -> str:
-    return f"on one base of {size}"
+    return f"one base of {size}"
 
 
 def waiting_for_model(status: str) -> str:
