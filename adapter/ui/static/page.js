@@ -67,7 +67,7 @@
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", camera()?.dataset.picture ?? "");
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
     for (const name of ["title", "aria-label"])
-      setAttribute(`#chat .bot-row + .message-buttons [${name}="Edit"]`, name, camera()?.dataset.correct ?? "");
+      setAttribute(`#chat .message-buttons-left [${name}="Edit"]`, name, camera()?.dataset.correct ?? "");
   };
   const onChange = () => {
     restoreFocus();
