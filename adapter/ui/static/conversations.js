@@ -11,7 +11,6 @@
   const newId = () => Date.now().toString(36) + Math.random().toString(36).slice(2);
   const TAB = newId();
 
-  // A browser may forbid any storage, in a frame of another site for example: what is kept then goes with the page.
   const attempt = (action) => {
     try {
       return action() ?? true;
@@ -19,9 +18,15 @@
       return false;
     }
   };
-  const FORBIDDEN = { getItem: () => null, setItem: () => {}, removeItem: () => {} };
-  const shared = attempt(() => window.localStorage) || FORBIDDEN;
-  const own = attempt(() => window.sessionStorage) || FORBIDDEN; // this tab's
+  // A browser may forbid any storage, in a frame of another site for example: what is kept then goes with the page.
+  const inMemory = (kept = new Map()) => ({
+    getItem: (key) => kept.get(key) ?? null,
+    setItem: (key, value) => void kept.set(key, String(value)),
+    removeItem: (key) => void kept.delete(key),
+  });
+  for (const name of ["localStorage", "sessionStorage"]) // Gradio's BrowserState (6.31) relies on the first
+    if (!attempt(() => window[name].getItem(""))) Object.defineProperty(window, name, { value: inMemory() });
+  const [shared, own] = [localStorage, sessionStorage]; // the second is this tab's
   const database = new Promise((resolve, reject) => {
     const request = indexedDB.open("llama-adapter", 1);
     request.onupgradeneeded = () => {

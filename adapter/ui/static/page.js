@@ -66,8 +66,11 @@
     setAttribute("#chat .examples[role=list]", "role", "group");
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", camera()?.dataset.picture ?? "");
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
-    for (const name of ["title", "aria-label"])
-      setAttribute(`#chat .message-buttons-left [${name}="Edit"]`, name, camera()?.dataset.correct ?? "");
+    const correct = camera()?.dataset.correct ?? "";
+    for (const name of ["title", "aria-label"]) {
+      setAttribute(`#chat .message-buttons-left [${name}="Edit"]`, name, correct);
+      setAttribute(`#chat .message-buttons-right [${name}="${correct}"]`, name, "Edit"); // a row that was an answer's
+    }
   };
   const onChange = () => {
     restoreFocus();
