@@ -306,13 +306,13 @@ def test_the_page_starts_replicas_of_the_real_base_on_this_machine(tmp_path, bas
     """Their greedy answers are those of one engine, and the page's figures have both."""
     with app_process(tmp_path, "--cluster", "local", "--replicas", "2") as page:
         text = page.answer("What is a ship?", "pirate", 24)
-        figures = page.get("/metrics").text
+        # The page is ready with the first replica.
+        page.wait_until(lambda: len(set(re.findall(r'replica="(machine 1/\w+)"', page.get("/metrics").text))) == 2)
     asked = GenerationRequest(
         (Message("user", "What is a ship?"),), adapter="pirate", sampling=replace(GREEDY, max_new_tokens=24)
     )
     with closing(Engine(base, AdapterStore())) as alone:
         assert text == "".join(event.text for event in alone.submit(asked))
-    assert len(set(re.findall(r'replica="(machine 1/\w+)"', figures))) == 2
 
 
 def test_a_cluster_that_is_not_there_is_said(tmp_path):
