@@ -248,14 +248,16 @@ class Browser(Session):
         return said
 
     def compare(self) -> str:
-        _, _, count, _, strength, _, *rest = self.defaults("send_1")
+        _, _, view, count, _, *rest = self.defaults("send_1")
         self.fresh()
-        return self.fire("send_1", [{"text": "hello", "files": []}, "1", count, "one", strength, "", *rest])
+        return self.fire("send_1", [{"text": "hello", "files": []}, "1", view, count, "one", *rest])
 
     def api(self) -> str:
-        values = ["hi", self.uploaded("a.png", picture()), "eye", 1.0, 0.0, 0.75, 4, None, "", 1.0]
-        text = ["hi", None, "one", 1.0, 0.0, 0.75, 4, None, "", 1.0]
-        return self.fire("chat", values) + self.fire("chat", text) + self.fire("adapters", [])
+        said = ""
+        for adapter, image in (("eye", self.uploaded("a.png", picture())), ("one", None)):
+            values = ["hi", image, adapter, 1.0, 0.0, 0.75, 4]
+            said += self.fire("chat", [*values, *self.defaults("chat")[len(values) :]])
+        return said + self.fire("adapters", [])
 
     def openai(self) -> str:
         said = self.client.get("/v1/models").text
@@ -290,8 +292,9 @@ class Browser(Session):
                 archive.writestr(f"{i}.png", picture())
                 archive.writestr(f"{i}.txt", "red")
         said += self.fire("choose_upload", [self.uploaded("pictures.zip", data.getvalue()), None, "", ""])
-        said += self.fire("start", [None, self.uploaded("rows.jsonl", rows.encode()), None, "mine", "", 20, 0.004])
-        return said + self.fire("panel", [None, None, None])
+        uploaded = self.uploaded("rows.jsonl", rows.encode())
+        said += self.fire("start", [None, None, uploaded, None, "mine", "", 20, 0.004])
+        return said + self.fire("panel", [None] * 5)
 
     def look(self) -> str:
         """The page as it is opened and refreshed."""
