@@ -39,7 +39,8 @@ def test_the_loader_reports_and_then_has_the_engine() -> None:
 
 
 def test_the_status_line_tells_that_the_engine_has_failed_since() -> None:
-    engine = SimpleNamespace(base=None, failure=None, describe=lambda: "a base")
+    base = SimpleNamespace(memory_bytes=2**20)
+    engine = SimpleNamespace(base=base, failure=None, describe=lambda: "a base", replicas=dict)
     loader = ModelLoader(lambda report: engine)  # type: ignore[arg-type,return-value]
     loader.load_here()
     provider = LimitedProvider(loader, Limits(False))

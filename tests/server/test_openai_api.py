@@ -53,12 +53,15 @@ class Scripted:
     """An engine that says "you said: ", the last message and "!"; "forever" goes on until it is cancelled."""
 
     def __init__(self) -> None:
-        self.base = SimpleNamespace(fingerprint=SimpleNamespace(name="Tiny-LLaMA"))
+        self.base = SimpleNamespace(fingerprint=SimpleNamespace(name="Tiny-LLaMA"), memory_bytes=2**20)
         self.requests: list[Any] = []
         self.at_once: Exception | None = None
         self.later: AdapterError | None = None
         self.steps = 0
         self.cancelled_at: list[int] = []
+
+    def replicas(self) -> dict[str, Any]:
+        return {}
 
     def submit(self, request: Any) -> Answer:
         self.requests.append(request)
