@@ -341,7 +341,7 @@
     newest: () => String(newest),
     leaveLink, // from now on a reload shows the stored conversation
     address: (packed) => (packed ? location.origin + location.pathname + LINK + packed : ""),
-    copy: async (address) => (address && (await copyText(address)) ? "yes" : ""),
+    copy: async (text) => (text && (await copyText(text)) ? "yes" : ""), // also for page.js
     save: (name, text) => {
       if (!text) return;
       const anchor = document.createElement("a");

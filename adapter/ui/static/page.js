@@ -28,8 +28,9 @@
   // The button beside the JSON behind a table.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest?.(".json-answer button");
-    const copied = button && (await copyText(button.parentElement.querySelector("code").textContent));
-    button?.classList.toggle("copied", copied);
+    if (!button) return;
+    const copied = await window.chatPage.copy(button.parentElement.querySelector("code").textContent);
+    button.classList.toggle("copied", Boolean(copied));
   });
 
   // Esc stops the answer of the visible tab.
