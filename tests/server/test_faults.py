@@ -377,7 +377,9 @@ def leave_page(server: AppProcess) -> None:
     """As a browser: join the queue for an event, and leave its stream of updates."""
     config = server.get("/config").json()
     event = next(d for d in config["dependencies"] if d["api_name"] == "chat")
-    data = ["go on", None, None, 1, 0, 1, LONG, None, None, 1]
+    held = {c["id"]: c["props"].get("value") for c in config["components"]}
+    data = ["go on", None, None, 1, 0, 1, LONG]
+    data += [held[number] for number in event["inputs"][len(data) :]]
     join = {"data": data, "fn_index": event["id"], "session_hash": f"gone{time.monotonic_ns()}"}
     httpx.post(f"{server.url}/gradio_api/queue/join", json=join, timeout=PATIENCE).raise_for_status()
     address = f"{server.url}/gradio_api/queue/data?session_hash={join['session_hash']}"
