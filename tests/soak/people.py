@@ -17,8 +17,21 @@ from typing import Any, NamedTuple
 import httpx
 
 from adapter.serve.settings import PANEL
+from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE
 
+# What the page calls the settings, whose order among an event's inputs is that of its layout.
+LABELS = {
+    "adapter": texts.ADAPTER,
+    "strength": texts.STRENGTH,
+    "temperature": texts.TEMPERATURE,
+    "top_p": texts.TOP_P,
+    "max_tokens": texts.MAX_TOKENS,
+    "seed": texts.SEED,
+    "mix": texts.SECOND_ADAPTER,
+    "mix_strength": texts.SECOND_STRENGTH,
+    "repetition_penalty": texts.PENALTY,
+}
 USER, PASSWORD = "visitor", "open sesame"
 KEY = {"Authorization": f"Bearer {USER}:{PASSWORD}"}
 FILE_DATA = {"_type": "gradio.FileData"}
@@ -142,10 +155,10 @@ class Connection:
         """The inputs of the page's event "send", as after Clear, with the turns `said` before."""
         self.refresh()
         data = self.defaults("send")
-        chosen = {c["props"].get("elem_id"): c["id"] for c in self.config["components"]}
-        first = self.event("send")["inputs"].index(chosen["picker"])  # of the settings, in their order
+        labels = {c["id"]: c["props"].get("label") for c in self.config["components"]}
+        inputs = [labels[number] for number in self.event("send")["inputs"]]
         self._state += 10  # a state's number: newer than all that this session has had
-        data[:first] = [
+        data[:3] = [
             {"text": text, "files": list(files)},
             [
                 {"role": role, "content": [{"type": "text", "text": text}], "metadata": {}, "options": []}
@@ -155,7 +168,7 @@ class Connection:
             str(self._state),
         ]
         for name, value in settings.items():
-            data[first + PANEL.index(name)] = str(value) if name == "seed" else value
+            data[inputs.index(LABELS[name])] = str(value) if name == "seed" else value
         return data
 
     def _ask_page(self, question: Question) -> Answer:
