@@ -36,6 +36,7 @@ from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.request import Answer, GenerationRequest
 from adapter.serve.sampling import SamplingParams
+from adapter.serve.settings import PAGE_PENALTY
 from adapter.serve.store import AdapterStore
 from adapter.server.deployment import Place, describe_access, find_place, parse
 from adapter.server.limits import ANSWERS_PER_MINUTE
@@ -182,8 +183,8 @@ def store(tmp_path: Path, tiny_fingerprint: Any) -> AdapterStore:
     return AdapterStore(tmp_path)
 
 
-def request_for(text: str = "hello", tokens: int = 12, **more: Any) -> GenerationRequest:
-    sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
+def request_for(text: str = "hello", tokens: int = 12, penalty: float = 1.0, **more: Any) -> GenerationRequest:
+    sampling = SamplingParams(temperature=0, max_new_tokens=tokens, repetition_penalty=penalty)
     return GenerationRequest((Message("user", text),), sampling=sampling, **more)
 
 
@@ -487,7 +488,9 @@ def test_zero_gpu_space_equals_engine(zero: AppProcess, plain: Engine) -> None:
         given = client.predict(message="What is this?", adapter=name, api_name="/chat", **GREEDY, **more)
         picture = open_image(COFFEE) if name == "see" else None
         strength = more.get("strength", 1.0)
-        request = request_for("What is this?", adapter=name or None, image=picture, strength=strength)
+        request = request_for(
+            "What is this?", penalty=PAGE_PENALTY, adapter=name or None, image=picture, strength=strength
+        )
         assert given == answer_without_cache(plain, request)
     begun = [event for event in events(zero) if event["event"] == "begin"]
     assert [e["event"] for e in events(zero)].count("fork") < len(begun), "a worker was used again"
