@@ -255,7 +255,9 @@ def test_replicas_that_go_end_their_answers_first(engine, base_folder):
     assert not any(answer.mailbox.complete for answer in answers)
     assert [list(answer)[-1].finish_reason for answer in answers] == ["length", "length"]
     wait_until(lambda: len(engine.replicas()) == 1 and not set(engine.replicas()) & before)
-    deploy(base_folder, 2)
+    alone = set(engine.replicas())
+    deploy(base_folder, 2)  # which replaces that one, too
+    wait_for_new(engine, alone, 2)
 
 
 ANOTHER_PAGE = """
