@@ -104,7 +104,8 @@ def test_the_comparison_shows_a_table_and_marks_what_differs(visit: Callable[...
     for pane in (1, 2):
         comparer.choose(pane, "extract")
     comparer.send(MESSAGE)
+    comparer.page.get_by_text("field for field as in pane 1").wait_for()
     comparer.settle()
     assert table(comparer.page, "#panes")["name"] == "Maria Keller"
-    assert comparer.footers()[1].endswith("field for field as pane 1")
+    assert comparer.footers()[1].endswith("field for field as in pane 1")
     assert comparer.page.locator("#panes .json-answer table").count() == 2
