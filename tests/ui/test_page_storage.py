@@ -239,6 +239,8 @@ def test_broken_storage_is_an_empty_conversation(visit: Callable[..., Visitor]) 
     assert visitor.page.locator("#conversations li").count() == 2
     visitor.page.keyboard.press("Escape")
     assert visitor.ask("Good evening.")
+    # Gradio notes each broken BrowserState in the console and goes on with its default.
+    visitor.complaints[:] = [c for c in visitor.complaints if not c.startswith("Error reading from localStorage:")]
 
 
 def test_what_an_earlier_version_has_stored_is_taken_over_once(
