@@ -145,6 +145,7 @@ class Visitor:
         toast = self.page.get_by_test_id("toast-body").first
         toast.wait_for()
         text = toast.inner_text()
-        self.page.get_by_test_id("toast-close").first.click()
+        # Not locator.click(): it would wait for a button that has gone by itself meanwhile.
+        self.page.evaluate("""() => document.querySelector('[data-testid="toast-close"]')?.click()""")
         toast.wait_for(state="hidden")
         return text
