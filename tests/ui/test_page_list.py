@@ -144,7 +144,8 @@ def test_a_reload_follows_the_answer_that_is_being_written(
     visitor.reload()
     visitor.page.get_by_text(texts.CUT_OFF).first.wait_for()  # until the server has noticed the reload
     closed_gate.gate.set()
-    wait_until(lambda: visitor.settle() == "you said: Good morning.!")
+    wait_until(lambda: visitor.answers()[-1:] == ["you said: Good morning.!"])  # none while the list is redrawn
+    visitor.settle()
     visitor.page.get_by_text(texts.CUT_OFF).wait_for(state="hidden")
     rows = visitor.rows()
     wait_until(lambda: not any("answer" in record["document"] for record in stored(visitor)))
