@@ -19,6 +19,7 @@ from adapter.errors import BadInput
 from adapter.files import atomic_write
 from adapter.method.image_file import MAX_BYTES as FILE_BYTES
 from adapter.method.image_file import ByteLRU, open_image, without_metadata
+from adapter.ui import theme
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
@@ -137,13 +138,6 @@ def _is_png(data: bytes) -> bool:
     return data.startswith(b"\x89PNG")
 
 
-_CAMERA_ICON = (
-    '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.7" stroke-linecap="round" '
-    'stroke-linejoin="round" aria-hidden="true"><path d="M4 8h3l1.6-2.4h6.8L17 8h3a1 1 0 0 1 1 1v9a1 1 0 0 1-1 1H4'
-    'a1 1 0 0 1-1-1V9a1 1 0 0 1 1-1z"/><circle cx="12" cy="13" r="3.4"/></svg>'
-)
-
-
 def camera_html() -> str:
     """The camera's button and dialog; page.js gives them their behaviour and reads its messages from data-*."""
     messages = {
@@ -154,10 +148,10 @@ def camera_html() -> str:
         "picture": texts.SHOW_PICTURE,
         "correct": texts.SAY_IT_LIKE_THIS,
     }
-    data = " ".join(f'data-{name}="{html.escape(text)}"' for name, text in messages.items())
+    data = theme.data_attributes(messages)
     take, snap, cancel = (html.escape(text) for text in (texts.TAKE_PICTURE, texts.TAKE, texts.CANCEL))
     return (
-        f'<button type="button" name="open" aria-label="{take}" title="{take}">{_CAMERA_ICON}</button>'
+        f'<button type="button" name="open" aria-label="{take}" title="{take}">{theme.icon("camera")}</button>'
         f'<dialog aria-label="{take}" class="silent" {data}><video playsinline muted></video>'
         f'<p role="status"></p><div><button type="button" name="close">{cancel}</button>'
         f'<button type="button" name="take">{snap}</button></div></dialog>'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,29 +147,40 @@ _ICONS = {
     "rename": '<path d="M4 20h4L19 9l-4-4L4 16zM13 7l4 4"/>',
     "delete": '<path d="M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13"/>',
     "close": '<path d="M6 6l12 12M18 6L6 18"/>',
+    "camera": '<path d="M4 8h3l1.6-2.4h6.8L17 8h3a1 1 0 0 1 1 1v9a1 1 0 0 1-1 1H4a1 1 0 0 1-1-1V9a1 1 0 0 1 1-1z"'
+    '/><circle cx="12" cy="13" r="3.4"/>',
 }
+
+
+def icon(name: str) -> str:
+    return (
+        '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.7" stroke-linecap="round" '
+        f'stroke-linejoin="round" aria-hidden="true">{_ICONS[name]}</svg>'
+    )
+
+
+def data_attributes(values: Mapping[str, str]) -> str:
+    """Texts for a script, which reads them from data-*."""
+    return " ".join(f'data-{name}="{html.escape(text)}"' for name, text in values.items())
 
 
 def icon_button(name: str, text: str, shown: str = "") -> str:
     """A button that conversations.js gives its behaviour by its name. shown: the text beside the icon."""
-    icon = (
-        '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.7" stroke-linecap="round" '
-        f'stroke-linejoin="round" aria-hidden="true">{_ICONS[name]}</svg>'
-    )
     shown = f"<span>{html.escape(shown)}</span>" if shown else ""
-    return f'<button type="button" name="{name}" aria-label="{text}" title="{text}">{icon}{shown}</button>'
+    return f'<button type="button" name="{name}" aria-label="{text}" title="{text}">{icon(name)}{shown}</button>'
 
 
 def conversations_html() -> str:
     """The list of conversations, which conversations.js fills, its buttons, and the line with Undo."""
-    data = {
-        "untitled": texts.UNTITLED,
-        "base": texts.BASE_NAME,
-        "empty": texts.NO_CONVERSATIONS,
-        "none": texts.NOTHING_FOUND,
-        "forgotten": texts.NOTHING_IS_KEPT,
-    }
-    attributes = " ".join(f'data-{name}="{html.escape(text)}"' for name, text in data.items())
+    attributes = data_attributes(
+        {
+            "untitled": texts.UNTITLED,
+            "base": texts.BASE_NAME,
+            "empty": texts.NO_CONVERSATIONS,
+            "none": texts.NOTHING_FOUND,
+            "forgotten": texts.NOTHING_IS_KEPT,
+        }
+    )
     rename, delete = icon_button("rename", texts.RENAME), icon_button("delete", texts.DELETE)
     row = f'<li><button type="button" name="open"><span></span><span></span></button>{rename}{delete}</li>'
     return (
