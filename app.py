@@ -117,8 +117,7 @@ def build_page(
             with gr.Tab(texts.TRAIN, id="train"):
                 runs = runs or TrainingRuns(runs_folder())
                 train_tab(page, tabs, provider, runs, store, chat, compare, base, enabled=training, public=public)
-        boxes = [chat.message_box, compare.message_box]
-        refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers], boxes)
+        refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 

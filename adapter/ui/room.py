@@ -30,8 +30,9 @@ def room_html(provider: EngineProvider, own: Collection[object]) -> str:
     engine = provider.engine()
     if engine is None:
         return ""
-    shown = {*own, *(folder.name for folder in theme.SHIPPED.iterdir())}
-    cells = "".join(_cell(row, shown) for row in running_rows(provider)[:MOST_CELLS])
+    rows = running_rows(provider)[:MOST_CELLS]
+    shown = {*own, *(folder.name for folder in theme.SHIPPED.iterdir())} if rows else ()
+    cells = "".join(_cell(row, shown) for row in rows)
     base = html.escape(texts.one_base(f"{engine.base.memory_bytes / 2**20:.0f} MB"))
     return f'<div class="room">{cells}<small>{base}</small></div>'
 

@@ -68,16 +68,9 @@ def header(provider: EngineProvider) -> gr.HTML:
 
 
 def refresh_periodically(
-    provider: EngineProvider,
-    catalog: AdapterCatalog,
-    status: gr.HTML,
-    pickers: Sequence[Picker],
-    boxes: Sequence[gr.MultimodalTextbox],
+    provider: EngineProvider, catalog: AdapterCatalog, status: gr.HTML, pickers: Sequence[Picker]
 ) -> None:
-    """Updates the status line and the pickers every few seconds while the page is open.
-
-    boxes: where messages come from; rows run then.
-    """
+    """Updates the status line and the pickers every few seconds while the page is open."""
     known = gr.State(theme.picker_choices(catalog))
     missing_names = gr.Textbox(visible="hidden", show_label=False)  # one a line
     timer = gr.Timer(POLL_SECONDS_LOADING)
@@ -106,7 +99,6 @@ def refresh_periodically(
     event = {"inputs": [known, *components], "outputs": [status, known, timer, missing_names, *components]}
     # The first picker changes when an adapter has been uploaded, which has to appear in all of them at once.
     gr.on([timer.tick, components[0].change], refresh, **event, **UNQUEUED)
-    gr.on([box.submit for box in boxes], lambda: gr.Timer(POLL_SECONDS_RUNNING), None, timer, **UNQUEUED)
     missing_names.change(_toast_missing, missing_names, None, **QUEUED)
 
 

@@ -7,11 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.app_process import wait_until
 from tests.browser import Visitor
 from tests.ui.test_page_accessible import findings
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 QUESTION = "Why is the sky blue?"
+SEE_CELL = """() => {
+  const see = () => { window.cell ??= document.querySelector(".room .cell")?.innerText; };
+  new MutationObserver(see).observe(document.body, {childList: true, subtree: true});
+}"""
 
 
 @pytest.mark.parametrize("width", [1440, 390])
@@ -52,11 +57,15 @@ def test_the_room_shows_the_row_and_a_full_context_is_told(visit: Callable[..., 
     visitor = visit(390, 844)
     page = visitor.page
     visitor.set("Max tokens", 1024)
-    visitor.type("Tell me a very long story about a dragon, in many chapters.")
-    cell = page.locator(".room .cell")
-    cell.filter(has_text=re.compile(r"^frozen base \d")).wait_for()
-    page.locator("#box .submit-button").wait_for()  # it ends by itself, here or there
-    cell.wait_for(state="detached")
+    page.evaluate(SEE_CELL)
+
+    def cell() -> str:
+        """What the strip showed while an answer was written. It looks every five seconds where nothing runs."""
+        visitor.ask("Tell me a very long story about a dragon, in many chapters.")
+        return page.evaluate("window.cell ?? ''")
+
+    assert re.match(r"frozen base\s+\d", wait_until(cell))
+    page.locator(".room .cell").wait_for(state="detached")
     assert "one base of" in page.locator(".room").inner_text() and findings(page) == []
     script = """log => window.chatPage.contextLine([{metadata: {log}}, {}], ["TOKENS", "TOKENS of LENGTH!"])"""
     shown = [page.evaluate(script, log) for log in ("x", '{"context_tokens": 7000, "context_length": 8192}')]
