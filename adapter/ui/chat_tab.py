@@ -216,6 +216,10 @@ def _connect(
         **MODEL,
         **PRIVATE,
     }
+    # A film is of the newest answer, and its button is an option. This is first: Gradio runs in turn what one event
+    # triggers (6.31), and the film would stay until the next answer has ended.
+    changing = [box.submit, chat.retry, retry.click, chat.edit, chat.example_select, chat.undo, chat.clear]
+    gr.on(changing, None, None, None, js=CLOSE_JS, **UNQUEUED)
     box.submit(store.saving_stream(events.send), [box, *seen], **turn)
     gr.on([chat.retry, retry.click], store.saving_stream(events.retry), seen, **turn)
     chat.edit(store.saving_stream(events.edit), seen, **turn)
@@ -229,11 +233,8 @@ def _connect(
     store.answer.change(store.saving_stream(events.follow), [store.answer, *seen], **turn)
     store.connect(page, chat, box, settings)
     # Continuing a conversation that was opened from a link removes the link from the address.
-    triggers = [box.submit, chat.retry, chat.edit, chat.option_select, chat.example_select, chat.undo, chat.clear]
-    gr.on([*triggers, retry.click], None, None, None, js="() => window.chatPage.leaveLink()", **UNQUEUED)
-    # A film is of the newest answer. Its button is an option too.
-    triggers.remove(chat.option_select)
-    gr.on([*triggers, retry.click], None, None, None, js=CLOSE_JS, **UNQUEUED)
+    triggers = [*changing, chat.option_select]
+    gr.on(triggers, None, None, None, js="() => window.chatPage.leaveLink()", **UNQUEUED)
 
 
 def _copied_to_uploads(example: ExampleCard) -> ExampleCard:
