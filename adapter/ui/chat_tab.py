@@ -216,8 +216,8 @@ def _connect(
         **MODEL,
         **PRIVATE,
     }
-    # A film is of the newest answer, and its button is an option. This is first: Gradio runs in turn what one event
-    # triggers (6.31), and the film would stay until the next answer has ended.
+    # A film is of the newest answer, and its button is an option. First, because Gradio runs in turn what one
+    # event triggers (6.31): the film would stay until the next answer has ended.
     changing = [box.submit, chat.retry, retry.click, chat.edit, chat.example_select, chat.undo, chat.clear]
     gr.on(changing, None, None, None, js=CLOSE_JS, **UNQUEUED)
     box.submit(store.saving_stream(events.send), [box, *seen], **turn)
