@@ -213,6 +213,9 @@ def _connect(
         "inputs_kwargs": settings,
         "outputs": [chat, box, store.panel, store.number, *store.outputs],
         "show_progress": "hidden",
+        # An answer of another conversation may still be pending: by default Gradio's page then drops a message
+        # without a word (6.31). Two events of one state are told apart by its number.
+        "trigger_mode": "multiple",
         **MODEL,
         **PRIVATE,
     }
