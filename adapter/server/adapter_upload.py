@@ -188,7 +188,7 @@ def delete_adapter(name: str, store: AdapterStore) -> str:
     with names_lock(store.incoming), _own_folder(name, store) as folder:
         aside = store.incoming / DELETED
         for old in aside.glob("*"):
-            if time.time() - float(old.name) > DELETED_SECONDS:
+            if time.time() - old.stat().st_mtime > DELETED_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
         token = str(time.time())
         (aside / token).mkdir(parents=True)
