@@ -235,9 +235,6 @@ def _connect(
     chat.undo(store.saving(events.undo), seen, [*changed, *store.outputs], **QUEUED)
     store.answer.change(store.saving_stream(events.follow), [store.answer, *seen], **turn)
     store.connect(page, chat, box, settings)
-    # Continuing a conversation that was opened from a link removes the link from the address.
-    triggers = [*changing, chat.option_select]
-    gr.on(triggers, None, None, None, js="() => window.chatPage.leaveLink()", **UNQUEUED)
 
 
 def _copied_to_uploads(example: ExampleCard) -> ExampleCard:

@@ -177,8 +177,6 @@ class ConversationStore:
         self._storage_full.click(lambda: gr.Info(texts.STORAGE_FULL, duration=8), **QUEUED)
         imported = [chat, self.number, *self.outputs, self.panel, *pickers, self._from_browser]
         uploaded = self._import.upload(self.import_file, [self._import, self.number, *panel], imported, **QUEUED)
-        leave = "imported => imported && window.chatPage.leaveLink()"
-        uploaded.then(None, self._from_browser, None, js=leave, **UNQUEUED)
         uploaded.then(self.toast_missing, self._from_browser, None, **QUEUED)
         exported = self._export.click(self.export, chat, self._to_browser, inputs_kwargs=settings, **QUEUED)
         save = f"text => window.chatPage.save('{texts.EXPORT_NAME}', text)"

@@ -65,6 +65,7 @@
   const listed = () =>
     [...conversations.values()].filter((r) => messagesOf(r).length && !r.deleted).sort((a, b) => b.changed - a.changed);
   const linked = () => (location.hash.startsWith(LINK) ? location.hash.slice(LINK.length) : "");
+  const leaveLink = () => linked() && history.replaceState(null, "", location.pathname + location.search);
 
   const refresh = async () => {
     for (const record of await transact("readonly", (records) => records.getAll())) {
@@ -127,6 +128,7 @@
     const number = Number(numbered.slice(0, end));
     if (number < newest) return;
     newest = number;
+    leaveLink(); // from now on a reload shows the stored conversation
     const { pictures: sent = {}, imported, ...document } = JSON.parse(numbered.slice(end + 1));
     if (imported) shown = { id: newId() };
     const mine = shown;
@@ -255,7 +257,6 @@
   addEventListener("hashchange", () => linked() && location.reload());
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
-  const leaveLink = () => linked() && history.replaceState(null, "", location.pathname + location.search);
   const copyText = async (text) => {
     try {
       await navigator.clipboard.writeText(text);
@@ -335,11 +336,11 @@
       return show(next, number, step);
     },
     clear: (number, step) => {
+      leaveLink();
       remove(shown.id);
       return show(newId(), number, step);
     },
     newest: () => String(newest),
-    leaveLink, // from now on a reload shows the stored conversation
     address: (packed) => (packed ? location.origin + location.pathname + LINK + packed : ""),
     copy: async (text) => (text && (await copyText(text)) ? "yes" : ""), // also for page.js
     save: (name, text) => {
