@@ -330,15 +330,16 @@ class ChatEvents:
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Shows an answer to its end. If the page leaves before, another one may go on with it."""
-        number, adapter = str(change.number), settings.get("adapter")
+        number, switched = str(change.number), dict[str, Any]()
         key = answer_key(request.session_hash, number)
         self._running.add(key, running)
         try:
             for update in running.updates:
                 if isinstance(update, str):
+                    switched = _switch(settings, update)
                     if not change.is_stale:
-                        yield gr.skip(), gr.skip(), panel_change({"adapter": (adapter, update)}, number), gr.skip()
-                    adapter = update
+                        seen = {name: (settings.get(name), value) for name, value in switched.items()}
+                        yield gr.skip(), gr.skip(), panel_change(seen, number), gr.skip()
                     time.sleep(FRAME_SECONDS)
                     continue
                 running.shown = update
@@ -348,10 +349,10 @@ class ChatEvents:
             # The history is sent again, because the page drops the first of two updates within one frame.
             end: Any = _ended(running.shown), gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
         except AdapterError as error:
-            end = self._restore(before, settings, adapter, error)
+            end = self._restore(before, settings, switched, error)
         except Exception:
             log.exception("a chat turn failed")
-            end = self._restore(before, settings, adapter, AdapterError(texts.FAILED))
+            end = self._restore(before, settings, switched, AdapterError(texts.FAILED))
         finally:
             self._running.leave(key, running)
         yield _no_change() if change.is_stale else (*end, str(self.states.finish(change)))
@@ -376,6 +377,10 @@ class ChatEvents:
             yield [*history, conversation.note(texts.waiting_for_model(status), waiting=True)]
         history = with_small_picture(history)
         if switch_to is not None and (name := switch_to()) is not None:
+            muted = bool(settings.mute_layers or settings.mute_heads)
+            if name != settings.adapter and (settings.mix or muted):
+                gr.Info(texts.not_taken_along(settings.mix, muted), duration=6)
+                settings = settings.replace(mix=BASE_ONLY, mute_layers=(), mute_heads=())
             settings = settings.replace(adapter=name)
             yield name
         if offers and (offer := self._answers.offer(history, settings)):
@@ -391,11 +396,11 @@ class ChatEvents:
             yield [*history, *messages]
 
     def _restore(
-        self, before: _Before, settings: dict[str, Any], selected: object, error: AdapterError
+        self, before: _Before, settings: dict[str, Any], switched: dict[str, Any], error: AdapterError
     ) -> tuple[Any, Any, Any]:
         """Shows an error, and updates that put everything back as it was before the turn.
 
-        selected: the adapter that the turn has left in the picker.
+        switched: what the turn has changed in the side panel.
         """
         toast(error)
         message = before.message
@@ -406,8 +411,16 @@ class ChatEvents:
         adapter = settings.get("adapter")
         if adapter not in self.catalog.names():
             adapter = BASE_ONLY
-        panel = panel_change({"adapter": (selected, adapter)}, before.number)
+        former = {**{name: settings.get(name) for name in switched}, "adapter": adapter}
+        back = {name: (switched.get(name, settings.get(name)), value) for name, value in former.items()}
+        panel = panel_change(back, before.number)
         return before.history, gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), panel
+
+
+def _switch(settings: dict[str, Any], adapter: str) -> dict[str, Any]:
+    """What changes in the side panel with the adapter. What is muted the page forgets by itself."""
+    other = adapter != settings.get("adapter")
+    return {"adapter": adapter, **({"mix": BASE_ONLY} if other and settings.get("mix") else {})}
 
 
 def _ended(history: History) -> History:

@@ -146,10 +146,12 @@ def chat_tab(
     chat.edit(store.saving(events.correct), [chat, store.number, corrections.known], corrected, **QUEUED)
     picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
     find.change(None, find, None, js="text => window.chatPage.findAdapter(text)", **UNQUEUED)
-    apart = [mix, inside.mute_layers, inside.mute_heads]
-    picker.input(_choose_alone, apart, apart, **QUEUED)
+    muted = [inside.mute_layers, inside.mute_heads]
+    picker.input(_choose_alone, [mix, *muted], [mix, *muted], **QUEUED)
+    # Also by an example, an offer or another conversation. Not what is mixed: that belongs to the conversation.
+    picker.change(None, None, muted, js="() => [[], []]", **UNQUEUED)
     chip.click(None, js="() => window.chatPage.openAdapters()", **UNQUEUED)
-    named = [picker, strength, mix, mix_strength, *apart[1:]]
+    named = [picker, strength, mix, mix_strength, *muted]
     label = f"(...values) => window.chatPage.chip({json.dumps(texts.CHIP)}, ...values)"
     gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
     add_api_endpoints(provider, catalog)

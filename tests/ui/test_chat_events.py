@@ -23,7 +23,7 @@ from adapter.ui.answer_stream import TEXT_ONLY, AnswerProgress
 from adapter.ui.chat_events import ChatEvents, Updates
 from adapter.ui.conversation import History, answer, stats, user_turn
 from adapter.ui.conversation_states import ConversationStates
-from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
+from tests.fake_engine import EchoEngine, FakeCard, FakeCatalog, ReadyProvider, event_request
 from tests.ui.test_conversation import displayed
 
 REQUEST = event_request()
@@ -242,6 +242,26 @@ def test_a_picture_for_a_text_adapter_leads_to_an_offer(picture: str) -> None:
     )
     assert engine.requests[1].adapter == "poet" and engine.requests[1].image is None
     assert "picture not used" in displayed(last_history(updates))[-1]
+
+
+def test_nothing_mixed_or_muted_follows_to_another_adapter(picture: str, toasts: list[str]) -> None:
+    engine = EchoEngine()
+    events = events_of(engine)
+    events.catalog.cards["bard"] = FakeCard("bard")
+    history = last_history(list(send(events, "what?", files=[picture], adapter="poet")))
+    settings = {**DEFAULTS, "adapter": "poet", "mix": "bard", "mute_layers": [3]}
+    for choice, kept in ((TEXT_ONLY, ("poet", (("bard", 1.0),), (3,))), ("see", ("see", (), ()))):
+        pressed = event(value=choice, index=0)
+        updates = list(events.choose_option(history, next(NEWER), pressed, REQUEST, **settings))
+        asked = engine.requests[-1]
+        assert (asked.adapter, asked.mix, asked.mute_layers) == kept
+    assert [json.loads(panel)[1] for *_, panel, _ in updates if isinstance(panel, str)] == [
+        {"adapter": ["poet", "see"], "mix": ["bard", ""]}
+    ]
+    assert any("“bard” is no longer mixed in, and nothing is muted" in text for text in toasts)
+    engine.error = Busy("Pulled.")
+    updates = list(events.choose_option(history, next(NEWER), pressed, REQUEST, **settings))
+    assert json.loads(updates[-1][2])[1] == {"adapter": ["see", "poet"], "mix": ["", "bard"]}
 
 
 def test_an_answer_after_a_switch_is_given_again_without_what_went_before() -> None:

@@ -307,15 +307,15 @@ class TrainEvents:
     # After a run.
 
     def chat_with(self, name: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
-        """Updates of (tabs, adapter picker, message box, timer)."""
+        """Updates of (tabs, adapter picker, second adapter, message box, timer)."""
         if (run := self._servable(name)) is None:
-            yield (gr.skip(),) * 4
+            yield (gr.skip(),) * 5
             return
         # The picker before the tab: of two updates within one frame Gradio's page drops the first (6.31).
         picker = gr.update(choices=theme.picker_choices(self.store), value=run.name)
-        yield gr.skip(), picker, _question_update(run, box), gr.Timer(active=False)
+        yield gr.skip(), picker, BASE_ONLY, _question_update(run, box), gr.Timer(active=False)
         time.sleep(FRAME_SECONDS)
-        yield gr.Tabs(selected="chat"), gr.skip(), gr.skip(), gr.skip()
+        yield gr.Tabs(selected="chat"), *[gr.skip()] * 4
 
     def compare_with(self, name: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
         """Updates of (tabs, first pane's picker, second pane's picker, message box, timer)."""

@@ -241,8 +241,8 @@ def _connect_afterwards(
 def _connect_chat(
     handlers: TrainEvents, button: gr.Button, run: Any, timer: gr.Timer, tabs: gr.Tabs, chat: TabParts
 ) -> None:
-    box, picker = chat.message_box, chat.pickers[0].component
-    outputs = [tabs, picker, box, timer]
+    box = chat.message_box
+    outputs = [tabs, *[picker.component for picker in chat.pickers], box, timer]
     fresh = button.click(None, js="() => window.chatPage.openNew()", **UNQUEUED)
     fresh.then(handlers.chat_with, [run, box], outputs, queue=True, show_progress="hidden", **PRIVATE)
 
