@@ -22,6 +22,7 @@ LEAVING = re.compile("AbortError|Connection errored out")
 # The browser itself notes what happens: an answer can be shorter than the way to a question about it and back.
 WATCH = """() => {
     window.began = false;
+    window.before = Number(window.chatPage.newest());
     window.shown = [];
     const look = () => {
         window.began ||= Boolean(document.querySelector('#box .stop-button'));
@@ -118,7 +119,8 @@ class Visitor:
         """Do what starts an answer; wait for its beginning and its end, and return its text."""
         self.page.evaluate(WATCH)
         act()
-        self.page.wait_for_function("() => window.began")
+        # A short answer may end before the page draws its beginning. It takes two of the conversation's numbers.
+        self.page.wait_for_function("() => window.began || window.chatPage.newest() >= window.before + 2")
         return self.settle()
 
     def ask(self, text: str) -> str:

@@ -125,6 +125,13 @@ def test_a_photograph_is_inspected_and_answered_with_muted_layers(inside: Inside
     panel.locator("#mute-layers button").first.wait_for(state="detached")
     assert panel.locator(".gates td.muted").count() == 0
     assert visitor.answering(visitor.button("Retry").click) and "muted" not in visitor.stats()
+    # An example that chooses another adapter takes nothing along.
+    inside.mute("layer", 5)
+    panel.locator("#mute-layers button").wait_for()
+    visitor.page.get_by_role("button", name="New conversation").click()
+    visitor.answering(visitor.page.locator("#chat .example").first.click)
+    assert visitor.stats().startswith("extract") and "muted" not in visitor.stats()
+    panel.locator("#mute-layers button").wait_for(state="detached")
 
 
 def test_all_heads_muted_equal_the_frozen_base_and_a_reload_loses_nothing(inside: InsideVisitor) -> None:
