@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adapter.errors import AdapterError
-from tests.app_process import ROOT, AppProcess, app_process
+from tests.app_process import FAULTY_APP, ROOT, AppProcess, app_process
 
 if TYPE_CHECKING:
     from adapter.base.llama import AdaptedLlama, Base
@@ -170,10 +170,10 @@ def toasts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="session")
 def real_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppProcess]:
-    """`python app.py` on the embedded base with the shipped adapters."""
+    """app.py on the embedded base with the shipped adapters. Its answers can be slowed down."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "adapters").mkdir()
-    with app_process(folder, "--adapters", str(folder / "adapters")) as server:
+    with app_process(folder, "--adapters", str(folder / "adapters"), program=FAULTY_APP) as server:
         yield server
 
 

@@ -13,7 +13,7 @@ import pytest
 from adapter.serve.store import SHIPPED
 from adapter.ui.chatbot import WORD_JOINER
 from adapter.ui.texts import page as texts
-from tests.app_process import wait_until
+from tests.app_process import AppProcess, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -66,13 +66,14 @@ def test_what_goes_in_circles_ends_and_a_penalty_system_prompt_and_stop_texts_ch
     assert (system.input_value(), stop.input_value()) == (system_text, told[1:4])
 
 
-def test_stop_stops_and_the_conversation_goes_on(visit: Callable[..., Visitor]) -> None:
+def test_stop_stops_and_the_conversation_goes_on(visit: Callable[..., Visitor], real_page: AppProcess) -> None:
     visitor = visit()
     visitor.set("Max tokens", 512)
-    visitor.type("Tell me a very long story about a dragon, in many chapters.")
-    visitor.await_answers(1)
-    visitor.page.locator("#box .stop-button").click()
-    text = visitor.settle()
+    with real_page.steps_of(0.1):
+        visitor.type("Tell me a very long story about a dragon, in many chapters.")
+        visitor.await_answers(1)
+        visitor.page.locator("#box .stop-button").click()
+        text = visitor.settle()
     assert "stopped" in visitor.stats()
     visitor.page.wait_for_timeout(800)
     assert visitor.answers() == [text]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.app_process import wait_until
+from tests.app_process import AppProcess, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
 from tests.ui.test_page_accessible import findings
 
@@ -79,15 +79,18 @@ def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor], width: int,
     comparer.page.screenshot(path=tmp_path / f"compare_{width}.png", full_page=True)
 
 
-def test_stop_ends_all_panes_and_a_new_message_clears(visit: Callable[..., Visitor]) -> None:
+def test_stop_ends_all_panes_and_a_new_message_clears(
+    visit: Callable[..., Visitor], real_page: AppProcess
+) -> None:
     visitor = visit()
     comparer = CompareVisitor(visitor, tokens=512)
     comparer.tab.locator("#count").get_by_text("3").click()
     comparer.choose(2, "Frozen base")
     comparer.choose(3, "Frozen base")
-    comparer.send("Tell me a very long story about a dragon, in many chapters.")
-    comparer.page.locator("#message .stop-button").click()
-    texts = comparer.settle()
+    with real_page.steps_of(0.1):
+        comparer.send("Tell me a very long story about a dragon, in many chapters.")
+        comparer.page.locator("#message .stop-button").click()
+        texts = comparer.settle()
     assert len(texts) == 3 and all("stopped" in footer for footer in comparer.footers())
     comparer.set("Max tokens", 16)
     comparer.page.locator("#message input[type=file]").set_input_files(PHOTOGRAPHS / "cheetah1.jpg")

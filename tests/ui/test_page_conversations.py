@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from adapter.serve.store import SHIPPED
-from tests.app_process import ROOT, app_process, free_port, wait_until
+from tests.app_process import ROOT, AppProcess, app_process, free_port, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
 from tests.ui.test_page_compare import CompareVisitor
 from tests.ui.test_page_storage import (
@@ -56,16 +56,19 @@ def test_a_reload_restores_text_picture_settings_and_the_same_answer(visit: Call
     assert visitor.rows() == []
 
 
-def test_a_reload_while_an_answer_is_written_goes_on_with_it(visit: Callable[..., Visitor]) -> None:
+def test_a_reload_while_an_answer_is_written_goes_on_with_it(
+    visit: Callable[..., Visitor], real_page: AppProcess
+) -> None:
     visitor = visit()
     visitor.set("Max tokens", 1024)
-    visitor.type(LONG)
-    visitor.await_answers(1)
-    wait_until(lambda: any(record["document"]["messages"][1:] for record in stored(visitor)))
-    visitor.reload()
-    visitor.page.locator("#box .stop-button").wait_for()
-    seen = visitor.answers()[0]
-    visitor.page.locator("#box .stop-button").click()
+    with real_page.steps_of(0.1):
+        visitor.type(LONG)
+        visitor.await_answers(1)
+        wait_until(lambda: any(record["document"]["messages"][1:] for record in stored(visitor)))
+        visitor.reload()
+        visitor.page.locator("#box .stop-button").wait_for()
+        seen = visitor.answers()[0]
+        visitor.page.locator("#box .stop-button").click()
     assert len(visitor.settle()) >= len(seen) > 0 and visitor.rows()[0] == LONG and "stopped" in visitor.stats()
     visitor.page.get_by_role("button", name="Sampling").click()
     visitor.set("Max tokens", 16)
@@ -103,24 +106,26 @@ def test_a_restart_without_uploads_and_with_fewer_adapters(browser: Any, tmp_pat
     context.close()
 
 
-def test_keys(visit: Callable[..., Visitor]) -> None:
+def test_keys(visit: Callable[..., Visitor], real_page: AppProcess) -> None:
     visitor = visit()
     visitor.set("Max tokens", 1024)
     visitor.box.fill("Tell me")
     visitor.box.press("Shift+Enter")
     visitor.page.keyboard.type(LONG)
     assert visitor.box.input_value() == f"Tell me\n{LONG}" and visitor.rows() == []
-    visitor.box.press("Enter")
-    visitor.await_answers(1)
-    visitor.page.locator("h1").click()  # from anywhere
-    visitor.page.keyboard.press("Escape")
-    visitor.settle()
+    with real_page.steps_of(0.1):
+        visitor.box.press("Enter")
+        visitor.await_answers(1)
+        visitor.page.locator("h1").click()  # from anywhere
+        visitor.page.keyboard.press("Escape")
+        visitor.settle()
     assert "stopped" in visitor.stats()
     visitor.page.wait_for_function("() => document.activeElement === document.querySelector('#box textarea')")
     comparer = CompareVisitor(visitor, tokens=512)
-    comparer.send(LONG)
-    comparer.page.keyboard.press("Escape")
-    comparer.settle()
+    with real_page.steps_of(0.1):
+        comparer.send(LONG)
+        comparer.page.keyboard.press("Escape")
+        comparer.settle()
     assert all("stopped" in footer for footer in comparer.footers())
 
 
