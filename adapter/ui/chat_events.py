@@ -331,6 +331,8 @@ class ChatEvents:
     ) -> Iterator[Updates]:
         """Shows an answer to its end. If the page leaves before, another one may go on with it."""
         number, switched = str(change.number), dict[str, Any]()
+        # With every update: a page that is being loaded may lose the first one (Gradio 6.31).
+        answering = gr.update(**theme.SHOW_STOP_BUTTON)
         key = answer_key(request.session_hash, number)
         self._running.add(key, running)
         try:
@@ -345,7 +347,7 @@ class ChatEvents:
                 running.shown = update
                 if change.is_stale:
                     break
-                yield update, gr.skip(), gr.skip(), number
+                yield update, answering, gr.skip(), number
             # The history is sent again, because the page drops the first of two updates within one frame.
             end: Any = _ended(running.shown), gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
         except AdapterError as error:
