@@ -65,7 +65,7 @@ CSS_CLASSES = {
         *("full-container", "submit-button", "stop-button", "thumbnail-item", "delete-button"),
     ),
 }
-# Values of attributes in their selectors, as written in Gradio's scripts.
+# Values of attributes in their selectors, and addresses that page.js listens to, as written in Gradio's scripts.
 ATTRIBUTES = (
     "accordion-content",
     "aria-dropeffect",
@@ -75,6 +75,8 @@ ATTRIBUTES = (
     "Edit",
     "Submit",
     "-radio-label",
+    "queue/join",
+    "queue/data",
 )
 
 

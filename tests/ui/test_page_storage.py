@@ -504,6 +504,32 @@ def test_a_stop_that_is_on_its_way_when_the_answer_ends_changes_nothing(
     wait_for_rows(visitor, rows)
 
 
+# What the server streams arrives a tenth of a second late, as from far away.
+FAR_AWAY = """(() => {
+    const { fetch } = window;
+    window.fetch = async (...asked) => {
+        const response = await fetch(...asked);
+        if (!String(asked[0]?.url ?? asked[0]).includes('/queue/data')) return response;
+        const late = new TransformStream({
+            transform: async (part, stream) => {
+                await new Promise(done => setTimeout(done, 100));
+                stream.enqueue(part);
+            },
+        });
+        return new Response(response.body.pipeThrough(late), response);
+    };
+})()"""
+
+
+def test_no_event_waits_for_ever_for_a_stream_that_the_server_has_ended(browser: Any, url: str) -> None:
+    for _ in range(5):  # without the guard three of four pages wait
+        context = browser.new_context()
+        context.add_init_script(FAR_AWAY)
+        visitor = Visitor(context, url)  # waits until the page is ready
+        assert visitor.ask("Good morning.") == "you said: Good morning.!"
+        context.close()
+
+
 def test_a_failed_answer_leaves_the_adapter_that_was_chosen_meanwhile(
     visit: Callable[..., Visitor], closed_gate: GatedEngine
 ) -> None:

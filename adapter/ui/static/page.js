@@ -6,6 +6,25 @@
   const find = (selector) => document.querySelector(selector);
   const visible = (element) => Boolean(element?.getClientRects().length);
 
+  // Gradio's server ends the stream of results when it knows of no event under way. An event that begins at that moment
+  // takes the old stream to be open, and would wait for its results for ever (6.31). Any other event opens a new one.
+  let [streams, missed] = [0, false];
+  const { fetch } = window;
+  window.fetch = async (...asked) => {
+    const path = String(asked[0]?.url ?? asked[0]);
+    if (path.includes("/queue/data")) {
+      streams += 1;
+      missed = false;
+      asked[0]?.signal?.addEventListener("abort", () => {
+        streams -= 1;
+        if (missed) setTimeout(() => missed && !streams && find("#new-stream").click(), 50);
+      });
+    }
+    const response = await fetch(...asked);
+    if (path.includes("/queue/join") && streams) missed = true; // maybe
+    return response;
+  };
+
   // Removes the invisible characters that chatbot.py adds from what is copied. Of a table only its JSON is copied.
   const jsonOfTable = (text) => {
     if (!text.startsWith('<div class="json-answer">')) return null;
