@@ -527,6 +527,8 @@ def test_no_event_waits_for_ever_for_a_stream_that_the_server_has_ended(browser:
         context.add_init_script(FAR_AWAY)
         visitor = Visitor(context, url)  # waits until the page is ready
         assert visitor.ask("Good morning.") == "you said: Good morning.!"
+        new_conversation(visitor)
+        assert visitor.ask("And now?") == "you said: And now?!", "sent while the conversation was being opened"
         context.close()
 
 

@@ -172,12 +172,29 @@
   const undo = () => find("#conversations .undo");
   const hideUndo = () => (undo().hidden = true);
   let next = "";
+  let [isOpening, afterOpening] = [false, []];
   const open = (id) => {
     next = id;
+    isOpening = true;
     list().close();
     find("#open-conversation").click();
     if (matchMedia("(hover: hover)").matches) find("#box textarea")?.focus();
   };
+  // A message that is sent meanwhile waits until the conversation is there.
+  const send = () => find("#box .submit-button")?.click();
+  const isSending = ({ type, key, shiftKey, isComposing, target }) =>
+    type === "click"
+      ? target.closest?.("#box .submit-button")
+      : key === "Enter" && !shiftKey && !isComposing && target.matches?.("#box textarea");
+  for (const type of ["keydown", "click"]) {
+    const wait = (event) => {
+      if (!isOpening || !isSending(event)) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      if (!afterOpening.includes(send)) afterOpening.push(send);
+    };
+    document.addEventListener(type, wait, true);
+  }
   const remove = (id) => {
     if (!messagesOf(conversations.get(id)).length) return;
     amend(id, { deleted: Date.now() });
@@ -324,10 +341,13 @@
     // Resolves when the new conversation is there, so that what follows meets no update of it.
     openNew: () =>
       new Promise((resolve) => {
-        window.chatPage.opened = resolve;
+        afterOpening.push(resolve);
         actions.new();
       }),
-    opened: () => {},
+    opened: () => {
+      isOpening = false;
+      afterOpening.splice(0).forEach((act) => act());
+    },
     leave: (number, step) => {
       leaveLink();
       hideUndo();
