@@ -213,13 +213,23 @@ class _RecentlyUsed(LRUCache[str, Any]):
         return super().__getitem__(key)
 
 
+class _PendingMessages(_RecentlyUsed):
+    """Gradio deletes a session's messages when one of its streams is cut, even if another one reads them, which
+    then ends with an error. Here they go with the least recently used session only.
+    """
+
+    def __delitem__(self, key: str) -> None:
+        if len(self) >= self.max_size:  # popitem deletes, too
+            super().__delitem__(key)
+
+
 def limit_sessions(page: gr.Blocks, most: int, count_new: Callable[[str], None]) -> None:
     """Make the page keep at most `most` sessions, and call `count_new` with the address that begins a new one.
 
     A client names its sessions itself. By itself Gradio makes one for every name, keeps a part of each for ever,
     and cuts the answers of those that have been there longest. count_new: raises RateLimited for one too many.
     """
-    page._queue.pending_messages_per_session = _RecentlyUsed(most)
+    page._queue.pending_messages_per_session = _PendingMessages(most)
     page._queue.pending_event_ids_session = _RecentlyUsed(most)
     get_fn = route_utils.get_fn  # comes before all else that is done for a session
 
