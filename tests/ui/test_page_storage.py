@@ -529,6 +529,9 @@ def test_no_event_waits_for_ever_for_a_stream_that_the_server_has_ended(browser:
         assert visitor.ask("Good morning.") == "you said: Good morning.!"
         new_conversation(visitor)
         assert visitor.ask("And now?") == "you said: And now?!", "sent while the conversation was being opened"
+        new_conversation(visitor)
+        visitor.page.locator("#chat .example").nth(1).click()
+        visitor.await_answers(1)
         context.close()
 
 

@@ -172,7 +172,7 @@
   const undo = () => find("#conversations .undo");
   const hideUndo = () => (undo().hidden = true);
   let next = "";
-  let [isOpening, afterOpening] = [false, []];
+  let [isOpening, isWaiting, afterOpening] = [false, false, []];
   const open = (id) => {
     next = id;
     isOpening = true;
@@ -180,21 +180,23 @@
     find("#open-conversation").click();
     if (matchMedia("(hover: hover)").matches) find("#box textarea")?.focus();
   };
-  // A message that is sent meanwhile waits until the conversation is there.
-  const send = () => find("#box .submit-button")?.click();
-  const isSending = ({ type, key, shiftKey, isComposing, target }) =>
-    type === "click"
-      ? target.closest?.("#box .submit-button")
-      : key === "Enter" && !shiftKey && !isComposing && target.matches?.("#box textarea");
-  for (const type of ["keydown", "click"]) {
-    const wait = (event) => {
-      if (!isOpening || !isSending(event)) return;
-      event.preventDefault();
-      event.stopImmediatePropagation();
-      if (!afterOpening.includes(send)) afterOpening.push(send);
-    };
-    document.addEventListener(type, wait, true);
-  }
+  // A message or an example that is sent meanwhile waits until the conversation is there.
+  const SENDERS = "#box .submit-button, #chat .example";
+  const senderOf = ({ type, key, shiftKey, isComposing, target }) => {
+    if (type === "click") return target.closest?.(SENDERS);
+    return key === "Enter" && !shiftKey && !isComposing && target.matches?.("#box textarea") && target;
+  };
+  const wait = (event) => {
+    const sender = isOpening && senderOf(event);
+    if (!sender) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    const example = [...document.querySelectorAll("#chat .example")].indexOf(sender); // they may be drawn anew
+    const again = () => (document.querySelectorAll("#chat .example")[example] ?? find("#box .submit-button"))?.click();
+    if (!isWaiting) afterOpening.push(again);
+    isWaiting = true;
+  };
+  for (const type of ["keydown", "click"]) document.addEventListener(type, wait, true);
   const remove = (id) => {
     if (!messagesOf(conversations.get(id)).length) return;
     amend(id, { deleted: Date.now() });
@@ -345,7 +347,7 @@
         actions.new();
       }),
     opened: () => {
-      isOpening = false;
+      isOpening = isWaiting = false;
       afterOpening.splice(0).forEach((act) => act());
     },
     leave: (number, step) => {
