@@ -20,6 +20,7 @@ from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.conversation_store import ConversationStore
 from adapter.ui.corrections import CorrectionsPanel, corrections_panel
 from adapter.ui.filmstrip import CLOSE_JS, film_sheet
+from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.images import camera_html, write_upload
 from adapter.ui.inside_panel import inside_panel
 from adapter.ui.playable_gates import gate_player
@@ -92,7 +93,7 @@ def chat_tab(
                     placeholder=texts.FIND_ADAPTER,
                     elem_id="find-adapter",
                 )
-                picker = gr.Radio(
+                picker = AdapterRadio(
                     theme.picker_choices(catalog),
                     value=BASE_ONLY,
                     label=texts.ADAPTER,
@@ -156,6 +157,16 @@ def chat_tab(
     gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
     add_api_endpoints(provider, catalog)
     return TabParts(pickers, box, corrections)
+
+
+def _any_adapter(_: gr.Radio, name: Any) -> str | None:
+    return name if isinstance(name, str) else None
+
+
+# Gradio's answers an adapter that has just been deleted or renamed with an error; handlers say what is missing.
+AdapterRadio: Any = subclass_component(
+    "AdapterRadio", gr.Radio, {"__module__": __name__, "preprocess": _any_adapter}
+)
 
 
 def _choose_alone(mix: str | None, layers: list[int] | None, heads: list[int] | None) -> tuple[Any, ...]:
