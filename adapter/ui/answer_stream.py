@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
@@ -143,7 +143,7 @@ class RunningAnswer:
     shown: the history that was shown last; left: set when no page reads it any more.
     """
 
-    updates: Generator[History | str, None, None]
+    updates: Generator[History | dict[str, Any], None, None]
     change: Change
     shown: History
     left: threading.Event = field(default_factory=threading.Event)

@@ -337,11 +337,11 @@ class ChatEvents:
         self._running.add(key, running)
         try:
             for update in running.updates:
-                if isinstance(update, str):
-                    switched = _switch(settings, update)
+                if isinstance(update, dict):
+                    switched = update
                     if not change.is_stale:
-                        seen = {name: (settings.get(name), value) for name, value in switched.items()}
-                        yield gr.skip(), gr.skip(), panel_change(seen, number), gr.skip()
+                        changes = {name: (settings.get(name), value) for name, value in switched.items()}
+                        yield gr.skip(), gr.skip(), panel_change(changes, number), gr.skip()
                     time.sleep(FRAME_SECONDS)
                     continue
                 running.shown = update
@@ -368,8 +368,8 @@ class ChatEvents:
         request: gr.Request,
         offers: bool,
         switch_to: ChooseAdapter | None,
-    ) -> Generator[History | str, None, None]:
-        """Yields the history with more and more of the answer, and the name of an adapter to select."""
+    ) -> Generator[History | dict[str, Any], None, None]:
+        """Yields the history with more and more of the answer, and what changes in the side panel, by name."""
         settings = Settings.checked(values)
         conversation.check_size(history)
         for status in wait_for(self.provider):
@@ -379,12 +379,14 @@ class ChatEvents:
             yield [*history, conversation.note(texts.waiting_for_model(status), waiting=True)]
         history = with_small_picture(history)
         if switch_to is not None and (name := switch_to()) is not None:
+            switched = {"adapter": name}
             muted = bool(settings.mute_layers or settings.mute_heads)
             if name != settings.adapter and (settings.mix or muted):
                 gr.Info(texts.not_taken_along(settings.mix, muted), duration=6)
-                settings = settings.replace(mix=BASE_ONLY, mute_layers=(), mute_heads=())
-            settings = settings.replace(adapter=name)
-            yield name
+                switched |= {"mix": BASE_ONLY} if settings.mix else {}
+                settings = settings.replace(mute_layers=(), mute_heads=())  # in the panel chat_tab.py unmutes them
+            settings = settings.replace(**switched)
+            yield switched
         if offers and (offer := self._answers.offer(history, settings)):
             yield [*history, offer]
             return
@@ -413,16 +415,9 @@ class ChatEvents:
         adapter = settings.get("adapter")
         if adapter not in self.catalog.names():
             adapter = BASE_ONLY
-        former = {**{name: settings.get(name) for name in switched}, "adapter": adapter}
-        back = {name: (switched.get(name, settings.get(name)), value) for name, value in former.items()}
-        panel = panel_change(back, before.number)
+        seen, former = {"adapter": settings.get("adapter"), **switched}, {**settings, "adapter": adapter}
+        panel = panel_change({name: (value, former.get(name)) for name, value in seen.items()}, before.number)
         return before.history, gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), panel
-
-
-def _switch(settings: dict[str, Any], adapter: str) -> dict[str, Any]:
-    """What changes in the side panel with the adapter. What is muted the page forgets by itself."""
-    other = adapter != settings.get("adapter")
-    return {"adapter": adapter, **({"mix": BASE_ONLY} if other and settings.get("mix") else {})}
 
 
 def _ended(history: History) -> History:
