@@ -61,8 +61,8 @@ from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUpload
 from adapter.server.request_guard import RequestGuard
 from adapter.server.upload_folder import upload_folder
 from adapter.ui import theme
-from adapter.ui.chat_tab import chat_tab
-from adapter.ui.compare_tab import compare_tab
+from adapter.ui.chat.tab import chat_tab
+from adapter.ui.compare.tab import compare_tab
 from adapter.ui.gradio_internals import (
     StrictBlocks,
     close_page,
@@ -79,9 +79,9 @@ from adapter.ui.gradio_internals import (
 )
 from adapter.ui.status import header, refresh_periodically
 from adapter.ui.texts import page as texts
-from adapter.ui.texts.train import stopped_with_server
 from train.ui.runs import TrainingRuns
-from train.ui.tab import train_tab
+from train.ui.tab import STYLE_SHEET, train_tab
+from train.ui.texts import stopped_with_server
 
 if TYPE_CHECKING:
     from adapter.server.loader import ServingEngine
@@ -167,9 +167,9 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
 
 
 def import_cluster() -> Callable[..., ServingEngine]:
-    """adapter.serve.cluster.connect. Raises LoadError where Ray is not installed."""
+    """adapter.cluster.engine.connect. Raises LoadError where Ray is not installed."""
     try:
-        from adapter.serve.cluster import connect
+        from adapter.cluster.engine import connect
     except ImportError as error:
         raise LoadError(
             "--cluster needs Ray, which is not installed: pip install '.[cluster]' in the folder of this program.",
@@ -214,7 +214,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
             auth=tuple(place.auth.split(":", 1)) if place.auth else None,
             share=place.share,
             theme=theme.gradio_theme(),
-            css_paths=theme.STYLE_SHEETS,
+            css_paths=[*theme.STYLE_SHEETS, STYLE_SHEET],
             head=theme.HEAD,
             footer_links=["api"],
             run_history=False,

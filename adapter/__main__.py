@@ -21,6 +21,7 @@ sleep_when_idle()
 
 from adapter.base import memory
 from adapter.base.embedded import BASE
+from adapter.base.image_file import open_image
 from adapter.base.llama import QUANTIZATIONS, base_config, load_base
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, first_line, with_detail
@@ -30,14 +31,13 @@ from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES
 from adapter.method.form import NO_FORM, json_schema_form
-from adapter.method.image_file import open_image
-from adapter.serve import transcript
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import format_table
 from adapter.serve.request import GenerationEvent, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.settings import MAX_STRENGTH, Settings
 from adapter.serve.store import SHIPPED, AdapterStore
+from adapter.server import transcript
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

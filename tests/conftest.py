@@ -125,7 +125,7 @@ def tiny_base(tiny: AdaptedLlama) -> Base:
 def packed_base(tiny_base: Base) -> Base:
     """The tiny LLaMA in bfloat16, its linear layers packed in eight bits."""
     from adapter.base.llama import Base
-    from adapter.base.quantize import quantize_linears
+    from adapter.base.packed.quantize import quantize_linears
 
     model = copy.deepcopy(tiny_base.model).bfloat16()
     quantize_linears(model)

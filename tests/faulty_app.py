@@ -21,7 +21,7 @@ from typing import Any
 
 import app
 from adapter.serve.batch import DecodeBatch
-from adapter.serve.compiled_pass import CompiledPass
+from adapter.serve.compiled.forward import CompiledPass
 from adapter.serve.kv_cache import KVCache
 
 COUNT_EVERY_SECONDS = 0.05

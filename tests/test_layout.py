@@ -15,7 +15,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # A room may import itself and the rooms before it.
-ADAPTER_ROOMS = ["", "errors", "files", "method", "base", "serve", "formats", "server", "ui", "__main__"]
+ADAPTER_ROOMS = [
+    "",
+    "errors",
+    "files",
+    "method",
+    "base",
+    "serve",
+    "cluster",
+    "formats",
+    "server",
+    "ui",
+    "__main__",
+]
 # "" is the trainer's own files. The Train tab starts `python -m train` as a process.
 TRAIN_ROOMS = ["formats", "config", "input", "", "evaluate", "recipes", "reproduce", "card", "__main__", "ui"]
 # What the trainer, its tab aside, may use of adapter/.

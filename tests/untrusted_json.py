@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from adapter.serve import transcript
+from adapter.server import transcript
 
 _EVENTS = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove")
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})

@@ -35,7 +35,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from adapter.base import embedded, memory, resolve
 from adapter.base.decoder import adapt
 from adapter.base.hf_folder import WEIGHT_FILES, open_tensors, tensor_files, tensor_shapes
-from adapter.base.quantize import pack, quantize_linears
+from adapter.base.packed.quantize import pack, quantize_linears
 from adapter.errors import LoadError, first_line
 from adapter.method.attention import PromptKV
 from adapter.method.config import BaseFingerprint, base_label

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapter.base.llama import Base
 from adapter.method.attention import PromptKV
-from adapter.serve.compiled_pass import CompiledPass, Entry
+from adapter.serve.compiled.forward import CompiledPass, Entry
 from adapter.serve.device import to_device
 from adapter.serve.kv_cache import KVCache, Slot, round_to_blocks
 

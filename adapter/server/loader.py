@@ -54,7 +54,7 @@ def import_libraries() -> None:
         for name in ("adapter.serve.engine", "adapter.serve.store"):
             importlib.import_module(name)
         # numba imports scipy, for functions that nothing here has, when the first one is compiled or read.
-        importlib.import_module("adapter.base.integer_product").compile_products()
+        importlib.import_module("adapter.base.packed.integer_product").compile_products()
 
 
 def _import_models() -> None:

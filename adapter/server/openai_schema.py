@@ -360,7 +360,7 @@ def _conversation(messages: list[ChatMessage]) -> tuple[tuple[Message, ...], str
 
 
 def _decode_picture(url: str) -> Image.Image:
-    from adapter.method.image_file import MAX_BYTES, open_image
+    from adapter.base.image_file import MAX_BYTES, open_image
 
     data = url.partition(",")[2]
     if len(data) * 3 // 4 > MAX_BYTES + 1024:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from adapter.base.template import Message
 from adapter.errors import BadInput
-from adapter.serve import transcript
 from adapter.serve.settings import Settings
+from adapter.server import transcript
 from adapter.ui.texts import page as texts
 
 Entry = dict[str, Any]

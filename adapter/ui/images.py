@@ -15,10 +15,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapter.base.image_file import MAX_BYTES as FILE_BYTES
+from adapter.base.image_file import ByteLRU, open_image, without_metadata
 from adapter.errors import BadInput
 from adapter.files import atomic_write
-from adapter.method.image_file import MAX_BYTES as FILE_BYTES
-from adapter.method.image_file import ByteLRU, open_image, without_metadata
 from adapter.ui import theme
 from adapter.ui.texts import page as texts
 

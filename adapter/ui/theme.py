@@ -25,11 +25,11 @@ SHOW_SUBMIT_BUTTON = {"submit_btn": True, "stop_btn": False}
 _DESCRIPTION_CHARACTERS = 110  # on an adapter's card
 # The adapters that the panes of a comparison start with, where they exist.
 PREFERRED_ADAPTERS = ("pirate", "extract", "see")
-_STATIC = Path(__file__).parent / "static"
-STYLE_SHEETS = sorted(_STATIC.glob("*.css"))
+STATIC = Path(__file__).parent / "static"
+STYLE_SHEETS = sorted(STATIC.glob("*.css"))
 SCRIPTS = ("conversations.js", "page.js", "composer.js")  # go into the page's head, in this order
-HEAD = "".join(f"<script>{(_STATIC / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
-ICON = _STATIC / "icon.png"
+HEAD = "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
+ICON = STATIC / "icon.png"
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
 SHIPPED = _ASSETS / "adapters"  # as in serve/store.py, which imports torch: the page is there before it
 DRAWING = _ASSETS / "examples" / "traffic-light.png"

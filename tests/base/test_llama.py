@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from adapter.base import llama, memory, quantize
+from adapter.base import llama, memory
 from adapter.base.llama import AdaptedLlama, load_base
 from adapter.base.memory import DeviceMemory
-from adapter.base.quantize import PackedLinear, quantize_linears
+from adapter.base.packed import quantize
+from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError, with_detail
-from tests.base.test_quantize import four_bit_weight
+from tests.base.packed.test_quantize import four_bit_weight
 from tests.tiny_models import random_adapter, random_llama
 
 PROMPT = (Message("user", "Name three colours."),)

@@ -62,9 +62,9 @@ def _serve_cluster(replicas: int) -> None:
     import ray
 
     from adapter.base.embedded import BASE
+    from adapter.cluster.engine import RayEngine, connect
+    from adapter.cluster.replica import APP
     from adapter.serve.client import Client
-    from adapter.serve.cluster import RayEngine, connect
-    from adapter.serve.replica import APP
     from adapter.serve.request import Answer, GenerationRequest
     from adapter.serve.sampling import SamplingParams
     from adapter.serve.scheduler import MAX_ROWS

@@ -26,8 +26,8 @@ def start_generate() -> ProgramProcess:
 
 
 def _serve_engine(endless: bool, quantization: str) -> None:
+    from adapter.base.image_file import open_image
     from adapter.base.llama import Base, load_base
-    from adapter.method.image_file import open_image
     from adapter.serve import engine as engine_module
     from adapter.serve.engine import Engine
     from adapter.serve.request import GenerationRequest

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adapter.base.llama import Base
-from adapter.base.quantize import quantize_linears
+from adapter.base.packed.quantize import quantize_linears
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV

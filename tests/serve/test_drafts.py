@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapter.base.quantize import quantize_linears
+from adapter.base.packed.quantize import quantize_linears
 from adapter.errors import AdapterError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.batch import DecodeBatch

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from adapter.base.llama import Base
-from adapter.base.quantize import quantize_linears
+from adapter.base.packed.quantize import quantize_linears
 from adapter.base.template import Message
 from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter

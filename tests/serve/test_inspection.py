@@ -19,15 +19,15 @@ from torch.testing import assert_close
 
 from adapter.__main__ import main
 from adapter.base.encoder import load_encoder
+from adapter.base.image_file import open_image
 from adapter.base.llama import Base
-from adapter.base.quantize import quantize_linears
+from adapter.base.packed.quantize import quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import BadInput, Busy, LoadError
 from adapter.method.adapter import with_gate_factors
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
-from adapter.method.image_file import open_image
 from adapter.method.vision import VisualFeatures
 from adapter.serve import inspection, prompts
 from adapter.serve.engine import Engine

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from adapter.base.image_file import open_image
 from adapter.base.template import Message
 from adapter.method.checkpoint import CARD, load_adapter
-from adapter.method.image_file import open_image
 from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine

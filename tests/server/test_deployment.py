@@ -163,7 +163,7 @@ def test_replicas_are_a_number_or_a_range(capsys: pytest.CaptureFixture[str]) ->
 def test_a_cluster_without_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import app
 
-    monkeypatch.delitem(sys.modules, "adapter.serve.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "adapter.cluster.engine", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LoadError, match=r"pip install '\.\[cluster\]'"):
         app.import_cluster()
@@ -479,7 +479,7 @@ def answer_without_cache(engine: Engine, request: GenerationRequest) -> str:
 def test_zero_gpu_space_equals_engine(zero: AppProcess, plain: Engine) -> None:
     from gradio_client import handle_file
 
-    from adapter.method.image_file import open_image
+    from adapter.base.image_file import open_image
 
     launch = events(zero)[0]
     assert launch == {"event": "launch", "decorated": 1, "loaded": True}, "all is on the GPU before the launch"

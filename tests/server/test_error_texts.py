@@ -307,7 +307,7 @@ FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
     "adapter.method.config._build": (Browser.chat, Browser.bring, Browser.look),
     "adapter.method.checkpoint.Adapter": (Browser.chat, Browser.bring),
     "adapter.serve.prompts.load_encoder": (Browser.chat, Browser.api),
-    "adapter.method.image_file.read_image": (Browser.chat, Browser.api, Browser.train),
+    "adapter.base.image_file.read_image": (Browser.chat, Browser.api, Browser.train),
     "adapter.serve.scheduler.encode_prompt": (Browser.compare, Browser.openai),
     "adapter.serve.prompts.PromptKVBuilder.build": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
     "adapter.serve.engine.Engine.submit": (Browser.chat, Browser.compare, Browser.api, Browser.openai),

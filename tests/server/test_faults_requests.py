@@ -24,7 +24,7 @@ import app
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.store import AdapterStore
 from adapter.server.texts import FAILED
-from adapter.ui.chatbot import VerbatimChatbot
+from adapter.ui.chat.chatbot import VerbatimChatbot
 from tests.app_process import PATIENCE, ROOT, AppProcess, tiny_app_process
 from tests.fake_engine import EchoEngine, ReadyProvider
 from tests.served_routes import served_routes

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adapter.base.template import Message
 from adapter.serve.settings import Settings
 from adapter.ui import conversation
-from adapter.ui.chatbot import (
+from adapter.ui.chat.chatbot import (
     WORD_JOINER,
     VerbatimChatbot,
     escape_all_but_latex,

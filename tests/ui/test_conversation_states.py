@@ -23,12 +23,13 @@ import pytest
 
 from adapter.errors import Busy
 from adapter.serve.settings import PANEL, Settings
-from adapter.ui import answer_stream, conversation, conversation_json, conversation_states, theme
+from adapter.ui import answer_stream, conversation, conversation_states, theme
 from adapter.ui.answer_stream import answer_key
-from adapter.ui.chat_events import ChatEvents
+from adapter.ui.chat import conversation_json
+from adapter.ui.chat.conversation_store import ConversationStore
+from adapter.ui.chat.events import ChatEvents
 from adapter.ui.conversation import History
 from adapter.ui.conversation_states import CLEAR_STEP, ConversationStates, StaleEvent
-from adapter.ui.conversation_store import ConversationStore
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from adapter.base.template import Message
 from adapter.serve.settings import Settings
-from adapter.ui import conversation, conversation_json
-from adapter.ui.chatbot import VerbatimChatbot
+from adapter.ui import conversation
+from adapter.ui.chat import conversation_json
+from adapter.ui.chat.chatbot import VerbatimChatbot
 from adapter.ui.comparison import Pane, mark
 from adapter.ui.conversation import answer, user_turn
 from adapter.ui.json_table import MOST_CHARACTERS, Fields, read_object, table_html, text_of_table

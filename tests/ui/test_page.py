@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapter.serve.store import SHIPPED
-from adapter.ui.chatbot import WORD_JOINER
+from adapter.ui.chat.chatbot import WORD_JOINER
 from adapter.ui.texts import page as texts
 from tests.app_process import AppProcess, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor

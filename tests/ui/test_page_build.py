@@ -16,7 +16,7 @@ from adapter.serve.store import SHIPPED
 from adapter.server.generation import public_text
 from adapter.ui import theme
 from adapter.ui.answer_stream import ChatAnswers
-from adapter.ui.filmstrip import CLOSE_JS
+from adapter.ui.chat.filmstrip import CLOSE_JS
 from adapter.ui.status import Picker
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adapter.base.encoder import load_encoder
+from adapter.base.image_file import open_image
 from adapter.base.llama import Base
 from adapter.base.template import Message, default_template, encode_answer, encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
 from adapter.method.form import NO_FORM
-from adapter.method.image_file import open_image
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from adapter.serve.engine import Engine
 from adapter.serve.request import Answer, GenerationRequest

@@ -46,7 +46,7 @@ Picture = Path | EmbeddedPicture
 
 
 def picture_source(picture: Picture) -> Path | bytes:
-    """What `adapter.method.image_file.open_image` takes."""
+    """What `adapter.base.image_file.open_image` takes."""
     return picture if isinstance(picture, Path) else picture.read_bytes()
 
 

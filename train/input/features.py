@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adapter.base.image_file import ByteLRU, open_image, read_image
 from adapter.errors import BadInput
 from adapter.method.config import VisionConfig
-from adapter.method.image_file import ByteLRU, open_image, read_image
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.formats.record import picture_source
 from train.input.examples import SkippedExamples

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from adapter.base.image_file import open_image
 from adapter.errors import AdapterError, BadInput
-from adapter.method.image_file import open_image
 from train.formats.dataset import Records
 from train.formats.record import Picture, picture_key, picture_source
 from train.input.examples import Example

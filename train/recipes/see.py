@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
+from adapter.base.image_file import open_image
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
-from adapter.method.image_file import open_image
 from adapter.method.projection import LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.config import TrainConfig

@@ -19,9 +19,9 @@ from PIL import Image
 
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
+from adapter.base.image_file import open_image
 from adapter.base.template import Message
 from adapter.errors import AdapterError
-from adapter.method.image_file import open_image
 from adapter.method.vision import VisualEncoder
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share

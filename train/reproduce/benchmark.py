@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
+from adapter.base.image_file import open_image
 from adapter.base.template import Message
 from adapter.errors import AdapterError
 from adapter.files import atomic_write
-from adapter.method.image_file import open_image
 from adapter.method.vision import VisualFeatures
 from train.formats.scienceqa import Problem, problems, question_text
 from train.input.examples import Example

@@ -1,6 +1,6 @@
 """The state and metrics of a run as HTML and SVG. Knows numbers and the page's texts.
 
-Colours and sizes are in adapter/ui/static/train.css. Own SVG, not gr.LinePlot and gr.BarPlot (tried with 6.31):
+Colours and sizes are in static/train.css. Own SVG, not gr.LinePlot and gr.BarPlot (tried with 6.31):
 those show no points at evaluations, sort layers as text and have no description for screen readers.
 """
 
@@ -10,7 +10,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from adapter.ui.texts import train as texts
+from train.ui import texts
 from train.ui.metrics import Points, RunProgress
 from train.ui.runs import TrainingRun
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import PICTURES, TABLES, unpack
 from adapter.server.loader import import_libraries
-from adapter.ui.texts import train as texts
+from train.ui import texts
 
 if TYPE_CHECKING:
     from train.formats.dataset import Record, Records

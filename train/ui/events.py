@@ -29,7 +29,7 @@ from adapter.server.generation import AdapterCatalog, browser_text
 from adapter.ui import theme
 from adapter.ui.status import FRAME_SECONDS, toast
 from adapter.ui.texts import page as page_texts
-from adapter.ui.texts import train as texts
+from train.ui import texts
 from train.ui.charts import run_html
 from train.ui.data_upload import Preview, TrainingData, make_preview, open_sample, open_upload
 from train.ui.plan import MAX_DESCRIPTION_LENGTH, RunPlan, Sample, estimate_minutes, free_name, samples

@@ -11,12 +11,12 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from adapter.base.image_file import open_image
 from adapter.errors import AdapterError
-from adapter.method.image_file import open_image
 from adapter.server.generation import public_text
-from adapter.ui.texts import train as texts
 from adapter.ui.theme import ellipsize
 from train.formats.record import Picture, picture_source
+from train.ui import texts
 from train.ui.data_upload import Preview
 
 if TYPE_CHECKING:

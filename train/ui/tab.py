@@ -1,12 +1,13 @@
 """The Train tab: its components, and which event calls which handler.
 
-Logic is in events.py, styles are in adapter/ui/static/train.css.
+Logic is in events.py, styles are in static/train.css.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,12 +17,12 @@ from adapter.base.embedded import BASE
 from adapter.method.config import MAX_NAME_LENGTH
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import theme
-from adapter.ui.chat_tab import TabParts
-from adapter.ui.compare_tab import SIDE_BY_SIDE
-from adapter.ui.corrections import BROWSER_SECRET
+from adapter.ui.chat.corrections import BROWSER_SECRET
+from adapter.ui.chat.tab import TabParts
+from adapter.ui.compare.tab import SIDE_BY_SIDE
 from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
-from adapter.ui.texts import train as texts
+from train.ui import texts
 from train.ui.data_upload import UPLOADS
 from train.ui.events import SLOW_TICK, TrainEvents
 from train.ui.plan import (
@@ -35,6 +36,7 @@ from train.ui.preview import nothing_html
 from train.ui.runs import TrainingRuns
 from train.ui.teach import teach_panel
 
+STYLE_SHEET = Path(__file__).parent / "static" / "train.css"
 # A preview takes seconds of a core: two at a time over all visitors.
 PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2}
 TYPED_ROWS = 8  # that the table begins with; more are added in it

@@ -1,0 +1,280 @@
+"""Products of quantised activations with packed weights, compiled for the processor at hand.
+
+Weights have 4 or 8 bits, activations 8 bits; both share a scale within groups of 32 inputs. Sums within a group
+are sums of integers and exact, and the groups are added in order: a row's result does not depend on other rows.
+
+Layout of a weight: blocks of 16 outputs, in them groups of 32 inputs, in them 8 steps of 4 inputs (16 x 4 bytes;
+with 4 bits the even steps are the low halves and the odd steps the high halves of the bytes), then 16 scales in
+fp16 and, with 4 bits, 16 minima. W = q * scale + minimum, q unsigned; with 8 bits the minimum is -128 * scale.
+Layout of activations: int8 [rows, groups, 32], and fp32 [rows, groups, 2]: scale, and scale * sum of the integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+
+from adapter.base.packed.native import (
+    F32,
+    FLOATS,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    compiled,
+    constant,
+    emitted,
+    features,
+    fma,
+    function,
+    load,
+    load_fp16,
+    loop,
+    splat,
+    store,
+    version_of,
+)  # fmt: skip
+
+GROUP = 32  # inputs that share a scale
+BLOCK = 16  # outputs that are computed together
+PARAMETER_BYTES = {4: 4 * BLOCK, 8: 2 * BLOCK}  # of a block's group: the scales and minima
+_FOUR_BYTES, _EIGHT_BYTES = GROUP * BLOCK // 2 + PARAMETER_BYTES[4], GROUP * BLOCK + PARAMETER_BYTES[8]
+_OCTETS = ir.VectorType(I8, 4 * BLOCK)
+
+
+def whole_groups(size: int) -> int:
+    """`size` inputs, rounded up to whole groups."""
+    return -(-size // GROUP) * GROUP
+
+
+def whole_blocks(size: int) -> int:
+    """`size` outputs, rounded up to whole blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+# The dot products of a group in each of 16 lanes: (builder, 8 steps of 4 unsigned bytes a lane, 8 x 4 signed bytes
+# as an i32, bits of the unsigned) -> sums.
+Dot = Callable[[ir.IRBuilder, list[ir.Value], list[ir.Value], int], ir.Value]
+_EIGHT_INTS, _WORDS, _EIGHT_OCTETS = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I8, 32)
+
+
+def _by_halves(b: ir.IRBuilder, steps: list[ir.Value], dot: Callable[[list[ir.Value]], ir.Value]) -> ir.Value:
+    """`dot` of each half of the 16 lanes."""
+    parts = [ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32))) for first in (0, 32)]
+    sums = [dot([b.shuffle_vector(q, q, part) for q in steps]) for part in parts]
+    return b.shuffle_vector(*sums, ir.Constant(INTS, list(range(BLOCK))))
+
+
+def _dot_avx512(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+    dot, sums = function(b, "llvm.x86.avx512.vpdpbusd.512", INTS, INTS, _OCTETS, _OCTETS), constant(INTS, 0)
+    for q, x in zip(steps, xs, strict=True):
+        sums = b.call(dot, [sums, q, b.bitcast(splat(b, x), _OCTETS)])
+    return sums
+
+
+def _dot_avxvnni(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+    types = (_EIGHT_INTS, _EIGHT_OCTETS, _EIGHT_OCTETS)
+    dot = function(b, "llvm.x86.avx512.vpdpbusd.256", _EIGHT_INTS, *types)
+
+    def half(steps: list[ir.Value]) -> ir.Value:
+        sums = constant(_EIGHT_INTS, 0)
+        for q, x in zip(steps, xs, strict=True):
+            sums = b.call(dot, [sums, q, b.bitcast(splat(b, x, 8), _EIGHT_OCTETS)])
+        return sums
+
+    return _by_halves(b, steps, half)
+
+
+def _dot_avx2(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+    multiply_words = function(b, "llvm.x86.avx2.pmadd.wd", _EIGHT_INTS, _WORDS, _WORDS)
+    multiply_bytes = function(b, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, _EIGHT_OCTETS, _EIGHT_OCTETS)
+    eight = constant(_WORDS, 8)
+
+    def half_4(steps: list[ir.Value]) -> ir.Value:
+        pairs = constant(_WORDS, 0)  # 8 steps of 2 * 15 * 127 fit into 16 bits
+        for q, x in zip(steps, xs, strict=True):
+            pairs = b.add(pairs, b.call(multiply_bytes, [q, b.bitcast(splat(b, x, 8), _EIGHT_OCTETS)]))
+        return b.call(multiply_words, [pairs, constant(_WORDS, 1)])
+
+    def half_8(steps: list[ir.Value]) -> ir.Value:
+        sums = constant(_EIGHT_INTS, 0)
+        for q, x in zip(steps, xs, strict=True):
+            q, x = b.bitcast(q, _WORDS), b.bitcast(splat(b, x, 8), _WORDS)
+            even = b.call(multiply_words, [b.and_(q, constant(_WORDS, 255)), b.ashr(b.shl(x, eight), eight)])
+            odd = b.call(multiply_words, [b.lshr(q, eight), b.ashr(x, eight)])
+            sums = b.add(sums, b.add(even, odd))
+        return sums
+
+    return _by_halves(b, steps, half_4 if bits == 4 else half_8)
+
+
+def _dot_generic(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+    sums = constant(INTS, 0)
+    for q, x in zip(steps, xs, strict=True):
+        lanes = b.bitcast(q, INTS)
+        for byte in range(4):
+            one = b.and_(b.lshr(lanes, constant(INTS, 8 * byte)), constant(INTS, 255))
+            factor = b.ashr(b.shl(x, I32(24 - 8 * byte)), I32(24))
+            sums = b.add(sums, b.mul(one, splat(b, factor)))
+    return sums
+
+
+# By the features that a processor needs for them, the fastest first.
+DOTS: dict[frozenset[str], Dot] = {
+    frozenset({"avx512vnni", "avx512f"}): _dot_avx512,
+    frozenset({"avxvnni"}): _dot_avxvnni,
+    frozenset({"avx2", "fma"}): _dot_avx2,
+    frozenset(): _dot_generic,
+}
+_dot = next(dot for needed, dot in DOTS.items() if needed <= features())
+_MOST_ROWS = 8 if "avx512f" in features() else 4  # at a time: their sums and totals stay in registers
+
+
+def block_product(rows: int, dot: Dot = _dot) -> Any:
+    """The function that multiplies `rows` rows of activations with one block of a weight."""
+
+    @emitted(types.void, *[types.intp] * 7)
+    def product(
+        b: ir.IRBuilder,
+        bits: ir.Value,
+        weight: ir.Value,
+        x: ir.Value,
+        scales: ir.Value,
+        groups: ir.Value,
+        out: ir.Value,
+        out_bytes: ir.Value,
+    ) -> None:
+        """bits: of the weight; the others are addresses or counts. Rows of out are out_bytes apart."""
+        arguments = (weight, x, scales, groups, out, out_bytes)
+        with b.if_else(b.icmp_signed("==", bits, I64(4))) as (four, eight):
+            with four:
+                _emit_product(b, rows, 4, dot, *arguments)
+            with eight:
+                _emit_product(b, rows, 8, dot, *arguments)
+
+    return product
+
+
+def _emit_product(
+    b: ir.IRBuilder,
+    rows: int,
+    bits: int,
+    dot: Dot,
+    weight: ir.Value,
+    x: ir.Value,
+    scales: ir.Value,
+    groups: ir.Value,
+    out: ir.Value,
+    out_bytes: ir.Value,
+) -> None:
+    x_bytes, scale_bytes = b.mul(groups, I64(GROUP)), b.mul(groups, I64(8))
+    parameters = GROUP * BLOCK * bits // 8  # where they begin
+    low, pairs = constant(_OCTETS, 15), ir.VectorType(I16, 2 * BLOCK)
+
+    def add_group(group: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+        here = b.add(weight, b.mul(group, I64(parameters + PARAMETER_BYTES[bits])))
+        steps = []
+        for offset in range(0, parameters, 4 * BLOCK):
+            q = load(b, here, _OCTETS, offset)
+            if bits == 4:
+                high = b.bitcast(b.lshr(b.bitcast(q, pairs), constant(pairs, 4)), _OCTETS)
+                steps += [b.and_(q, low), b.and_(high, low)]
+            else:
+                steps.append(q)
+        own = [b.add(b.add(x, b.mul(x_bytes, I64(r))), b.mul(group, I64(GROUP))) for r in range(rows)]
+        sums = [dot(b, steps, [load(b, start, I32, 4 * i) for i in range(8)], bits) for start in own]
+        scale = load_fp16(b, here, parameters)
+        if bits == 4:
+            minimum = load_fp16(b, here, parameters + 2 * BLOCK)
+        else:
+            minimum = b.fmul(scale, constant(FLOATS, -128.0))
+        for r in range(rows):
+            factors = b.add(b.add(scales, b.mul(scale_bytes, I64(r))), b.mul(group, I64(8)))
+            product = b.fmul(b.sitofp(sums[r], FLOATS), splat(b, load(b, factors, F32)))
+            totals[r] = fma(b, product, scale, totals[r])
+            totals[r] = fma(b, minimum, splat(b, load(b, factors, F32, 4)), totals[r])
+        return totals
+
+    for r, total in enumerate(loop(b, groups, [constant(FLOATS, 0.0)] * rows, add_group)):
+        store(b, total, b.add(out, b.mul(out_bytes, I64(r))))
+
+
+# Module globals, because numba finds a function in its disk cache only if it has no closure.
+_product_1, _product_2, _product_4, _product_8 = (block_product(rows) for rows in (1, 2, 4, 8))
+
+
+@emitted(types.void, types.intp, types.intp, types.intp)
+def _quantize_group(b: ir.IRBuilder, x: ir.Value, q: ir.Value, scales: ir.Value) -> None:
+    """32 floats to 32 integers and two factors. What is not finite makes the factors infinite or NaN."""
+    parts = [load(b, x, FLOATS, 4 * BLOCK * i) for i in range(2)]
+    # Floats without their sign are ordered like integers, NaN above all.
+    sizes = [b.and_(b.bitcast(part, INTS), constant(INTS, 0x7FFFFFFF)) for part in parts]
+    larger = b.select(b.icmp_signed(">", *sizes), *sizes)
+    amax = b.bitcast(b.call(function(b, "llvm.vector.reduce.smax.v16i32", I32, INTS), [larger]), F32)
+    tiny = b.fcmp_unordered("<=", amax, F32(1e-30))  # its inverse would be infinite; or NaN
+    inverse = b.select(tiny, F32(0.0), b.fdiv(F32(127.0), amax))
+    total = constant(INTS, 0)
+    for i, part in enumerate(parts):
+        # Adding 1.5 * 2^23 leaves the nearest integer, half to even, in the low bits.
+        shifted = b.fadd(b.fmul(part, splat(b, inverse)), constant(FLOATS, 12582912.0))
+        whole = b.sub(b.bitcast(shifted, INTS), constant(INTS, 0x4B400000))
+        store(b, b.trunc(whole, ir.VectorType(I8, BLOCK)), q, BLOCK * i)
+        total = b.add(total, whole)
+    count = b.sitofp(b.call(function(b, "llvm.vector.reduce.add.v16i32", I32, INTS), [total]), F32)
+    scale = b.fdiv(amax, F32(127.0))
+    store(b, scale, scales)
+    store(b, b.fmul(scale, count), scales, 4)
+
+
+@njit(error_model="numpy")
+def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
+    """Multiply `rows` rows of activations with the blocks `first` to `last` of a weight, to `out` in fp32.
+
+    weight, x, scales, out: addresses in the layouts above; a row of out is out_bytes after the row before it.
+    """
+    block_bytes = groups * (_FOUR_BYTES if bits == 4 else _EIGHT_BYTES)
+    x_bytes, scale_bytes = groups * GROUP, groups * 8
+    for block in range(first, last):
+        here, there, row = weight + block * block_bytes, out + block * 4 * BLOCK, 0
+        while row < rows:
+            row_x, row_scales, to = x + row * x_bytes, scales + row * scale_bytes, there + row * out_bytes
+            left = rows - row
+            if left >= 8 and _MOST_ROWS == 8:
+                _product_8(bits, here, row_x, row_scales, groups, to, out_bytes)
+            elif left >= 4:
+                _product_4(bits, here, row_x, row_scales, groups, to, out_bytes)
+            elif left >= 2:
+                _product_2(bits, here, row_x, row_scales, groups, to, out_bytes)
+            else:
+                _product_1(bits, here, row_x, row_scales, groups, to, out_bytes)
+            row += 8 if left >= 8 and _MOST_ROWS == 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+
+
+@njit(error_model="numpy")
+def quantize(x, count, integers, scales):
+    """Quantise `count` floats, in whole groups of 32, to the layout above; the others are addresses."""
+    for group in range(count // GROUP):
+        _quantize_group(x + group * 4 * GROUP, integers + group * GROUP, scales + group * 8)
+
+
+@cache
+def compile_products() -> Any:
+    """`multiply` and `quantize` for callers in Python, from numba's disk cache or compiled anew."""
+    version = version_of("adapter.base.packed.native")
+
+    @compiled(f"void({', '.join(['int64'] * 10)})")
+    def multiply_rows(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
+        _ = version
+        multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last)
+
+    @compiled("void(int64, int64, int64, int64)")
+    def quantize_groups(x, count, integers, scales):
+        _ = version
+        quantize(x, count, integers, scales)
+
+    return multiply_rows, quantize_groups

@@ -1,0 +1,334 @@
+"""Engines on several machines: the page's engine, which asks replicas of `Engine` in Ray Serve (replica.py).
+
+A replica is one base with its continuous batch, unchanged. The page holds no weights of the base: it tokenises,
+passes a request with its adapters to a replica, and relays the events. A conversation keeps to one replica, whose
+prefix cache has it, by Ray's consistent hashing; it overflows to the next one where that runs all its rows, and
+moves when its replica is gone. There is no `serve.multiplexed`, which would keep adapters apart that share a batch
+here, and no `serve.batch`, which would wait for a batch that the engine forms by itself. Needs extra `cluster`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import re
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+# Ray reads them when it starts.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here phones home
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine needs more than the default of 30
+os.environ.setdefault("RAY_worker_niceness", "0")  # or replicas starve beside any other program, the page too
+
+import ray
+import torch
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
+
+from adapter.base.llama import Base
+from adapter.cluster import router as replica_router
+from adapter.cluster.replica import APP, STATUS_SECONDS, BaseDescription, References, build
+from adapter.errors import AdapterError, Busy, LoadError
+from adapter.method.adapter import Adapter
+from adapter.method.config import base_label
+from adapter.method.form import NO_FORM
+from adapter.serve.engine import MAX_REQUESTS, queue_full
+from adapter.serve.inspection import CLOSED, Inspection
+from adapter.serve.remote import RemoteAnswer, stand_in
+from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest
+from adapter.serve.scheduler import admit, find_displaced
+from adapter.serve.statistics import EngineStatistics
+from adapter.serve.store import AdapterStore
+
+log = logging.getLogger(__name__)
+
+_POSITION_SECONDS = 0.25  # between the looks at who waits for a replica
+_MOST_LOST = 3  # replicas that one answer is begun on
+_CONNECT_SECONDS = 10.0
+_START_SECONDS = 600.0  # that a base may take to load
+LOST = "The machine that wrote this answer is gone. Ask again: another one will answer."
+NO_REPLICA = "No replica is up at the moment. Ask again in a minute."
+
+
+def connect(
+    address: str,
+    base: str,
+    quantization: str,
+    cache_bytes: int | None,
+    replicas: tuple[int, int],
+    store: AdapterStore,
+) -> RayEngine:
+    """Joins a cluster, deploys the replicas unless they are there, and waits until one answers.
+
+    address: "local" starts Ray on this machine, which ends with this process. Raises LoadError.
+    """
+    local = address == "local"
+    # What Ray starts here ends with the thread that has started it: not with the one that calls this.
+    starter = ThreadPoolExecutor(1, "ray")
+    try:
+        if (place := re.fullmatch(r"(.+):(\d+)", address)) is not None:
+            # Ray itself would try for minutes.
+            socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
+        starter.submit(
+            ray.init,
+            address,
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        ).result()
+        # Visitors come to the page, so Serve needs no server of its own.
+        serve.start(proxy_location="Disabled")
+        found = serve.status().applications.get(APP)
+        if found is None or found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
+            application = build(base, quantization, cache_bytes, replicas, *_share(local, replicas[1]))
+            serve.run_many(
+                [serve.RunTarget(application, name=APP, route_prefix=None)], wait_for_applications_running=False
+            )
+        handle = serve.get_app_handle(APP)
+        description = _wait_for_replica(handle)
+    except Exception as error:  # Ray raises bare ones too
+        _leave(starter)
+        raise LoadError(
+            "The cluster cannot be reached, or no replica came up: `ray status` and `serve status` say more.",
+            f"{type(error).__name__}: {error}",
+        ) from error
+    if description.fingerprint.name != base_label(base):
+        _leave(starter)
+        raise LoadError(
+            f"The cluster serves {description.fingerprint.name}, not {base_label(base)}. Ask for that base, or "
+            "end what is there by `serve shutdown`."
+        )
+    return RayEngine(handle, description.without_weights(), store, starter)
+
+
+def _wait_for_replica(handle: DeploymentHandle) -> BaseDescription:
+    """What the first one that is up says of its base."""
+    answer, deadline = handle.describe.remote(), time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            return answer.result(timeout_s=STATUS_SECONDS)
+        except TimeoutError:
+            found = serve.status().applications[APP]
+            if found.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
+                raise RuntimeError(f"{found.status}: {found.message}") from None
+
+
+def _share(local: bool, replicas: int) -> tuple[float, float]:
+    """CPUs and GPUs of each replica: one GPU where there are some; else the cores of this or of one machine."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("GPU", 0) >= 1 for node in nodes):
+        return 1, 1
+    cores = min((node.get("CPU", 1.0) for node in nodes), default=1.0)
+    if not local:
+        return max(1.0, cores - 1), 0  # the page needs one
+    return (cores / replicas if cores < replicas else cores // replicas), 0
+
+
+def _leave(starter: ThreadPoolExecutor) -> None:
+    """Ends the connection, and with it a cluster that this process started."""
+    ray.shutdown()
+    starter.shutdown()
+
+
+class RayEngine:
+    """An engine whose answers are computed by replicas. Thread-safe."""
+
+    def __init__(
+        self, handle: DeploymentHandle, base: Base, store: AdapterStore, starter: ThreadPoolExecutor
+    ) -> None:
+        """starter: has the thread that has started Ray, and is shut down by `close`."""
+        self.base, self.store = base, store
+        self._handle, self._starter = handle, starter
+        self._cpu_base = stand_in(base)
+        self._lock = threading.Lock()
+        self._open: dict[RemoteAnswer, asyncio.Task[None] | None] = {}  # in the order in which they were asked
+        self._closed = False
+        self._references: weakref.WeakKeyDictionary[Adapter, tuple[str, Any]] = weakref.WeakKeyDictionary()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cluster", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._watch_queue(), self._loop)
+
+    @property
+    def failure(self) -> str | None:
+        """That no replica is up, which may pass: requests wait for one."""
+        return None if replica_router.known else NO_REPLICA
+
+    def submit(self, request: GenerationRequest) -> Answer:
+        """As Engine.submit."""
+        admitted = admit(request, self.base, self._load)
+        adapters = self._refer(request)
+        request = replace(request, prompt_ids=tuple(admitted.prompt_ids))
+        answer = RemoteAnswer(request, len(admitted.prompt_ids))
+        with self._lock:
+            if self._closed:
+                raise Busy(CLOSED)
+            places = MAX_REQUESTS * max(1, len(replica_router.known))
+            if len(self._open) >= places:
+                displaced = find_displaced(answer, self._open)
+                if displaced is None:
+                    raise queue_full(places)
+                self._leave_queue(displaced)
+                displaced.end(queue_full(places))
+            self._open[answer] = None
+        self._loop.call_soon_threadsafe(self._start, answer, adapters)
+        return Answer(answer.mailbox, lambda: self._cancel(answer))
+
+    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
+        """As Engine.inspect."""
+        ids = admit(replace(request, form=NO_FORM), self.base, self._load).prompt_ids
+        request = replace(request, prompt_ids=tuple(ids))
+        handle: Any = self._handle.options(session_id=_conversation(request))
+        try:
+            response = handle.inspect.remote(request, answer_ids, self._refer(request))
+            found = response.result(timeout_s=MAX_SECONDS)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise _lost(error) from error
+        if isinstance(found, AdapterError):
+            raise found
+        return found
+
+    def replicas(self) -> Mapping[str, EngineStatistics]:
+        """What each replica counts, by the number of its machine and the end of its name."""
+        known = replica_router.known
+        machines = sorted({replica.node_id for replica in known.values()})
+        return {
+            f"machine {machines.index(replica.node_id) + 1}/{name}": replica.routing_stats["statistics"]
+            for name, replica in known.items()
+            if "statistics" in replica.routing_stats
+        }
+
+    def describe(self) -> str:
+        """One line: the base, and what runs where."""
+        about, count = f"{self.base.fingerprint.name}: {self.base.quantization}", len(replica_router.known)
+        if not count:
+            return f"{about}, no replica is up"
+        rows: dict[str, list[str]] = {}
+        for name, found in self.replicas().items():
+            rows.setdefault(name.partition("/")[0], []).append(str(found.running))
+        where = "; ".join(f"{machine} runs {' + '.join(counts)}" for machine, counts in sorted(rows.items()))
+        return f"{about}, {count} replica{'s' * (count > 1)}{f' ({where})' * bool(where)}"
+
+    def close(self) -> None:
+        """Ends all open answers. Replicas of a cluster that was joined stay for the next page."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            rest = list(self._open)
+        for answer in rest:
+            answer.end(Busy(CLOSED))
+        asyncio.run_coroutine_threadsafe(self._end_tasks(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        _leave(self._starter)
+
+    def _load(self, name: str) -> Adapter:
+        return self.store.load(name, self._cpu_base)
+
+    def _refer(self, request: GenerationRequest) -> dict[str, tuple[str, Any]]:
+        """Where replicas find the adapters of a request: in Ray's object store, put there once by this page."""
+        found = {}
+        for name, _ in request.parts:
+            adapter = self._load(name)
+            if adapter not in self._references:
+                self._references[adapter] = _digest(adapter), ray.put(adapter)
+            found[name] = self._references[adapter]
+        return found
+
+    def _cancel(self, answer: RemoteAnswer) -> None:
+        """Takes no lock: the garbage collector may call it in a thread that holds it."""
+        answer.cancel()
+        self._loop.call_soon_threadsafe(self._leave_queue, answer)
+
+    # In the event loop.
+
+    async def _end_tasks(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, answer: RemoteAnswer, adapters: References) -> None:
+        if answer in self._open:
+            self._open[answer] = self._loop.create_task(self._relay(answer, adapters))
+
+    def _leave_queue(self, answer: RemoteAnswer) -> None:
+        if (task := self._open.pop(answer, None)) is not None:
+            self._loop.call_soon_threadsafe(task.cancel)
+
+    async def _relay(self, answer: RemoteAnswer, adapters: References) -> None:
+        """Asks for an answer and passes on its events; again elsewhere if the replica is lost before the first."""
+        handle: Any = self._handle.options(stream=True, session_id=_conversation(answer.request))
+        try:
+            for attempt in range(1, _MOST_LOST + 1):
+                events = handle.answer.remote(answer.request, adapters)
+                try:
+                    async for received in events:
+                        answer.started_at = answer.started_at or time.perf_counter()
+                        for event in received:
+                            answer.deliver(event)
+                except (RayError, RayServeException) as error:
+                    if answer.tokens or attempt == _MOST_LOST:
+                        answer.end(_lost(error))
+                        return
+                    answer.started_at = None
+                    await asyncio.sleep(0.1 * attempt)
+                except asyncio.CancelledError:
+                    events.cancel()
+                    raise
+                else:
+                    answer.end(Busy(LOST))  # unless its last event has come
+                    return
+        except asyncio.CancelledError:
+            answer.end(Busy(CLOSED))
+        except Exception:
+            log.exception("An answer from the cluster failed")
+            answer.end(AdapterError("The cluster failed on this request. Try again."))
+        finally:
+            self._open.pop(answer, None)
+
+    async def _watch_queue(self) -> None:
+        """Tells those who wait for a replica how many are before them."""
+        told: weakref.WeakKeyDictionary[RemoteAnswer, int] = weakref.WeakKeyDictionary()
+        while True:
+            await asyncio.sleep(_POSITION_SECONDS)
+            before = time.perf_counter() - _POSITION_SECONDS
+            waiting = [a for a in list(self._open) if a.started_at is None and a.submitted_at < before]
+            for position, answer in enumerate(waiting):
+                if told.get(answer) != position:
+                    told[answer] = position
+                    answer.deliver(GenerationEvent(position=position))
+
+
+def _conversation(request: GenerationRequest) -> str:
+    """A name for the conversation: its page's, or else who asks and how the talk began."""
+    if request.client.session:
+        return request.client.session
+    began = "\n".join(message.text for message in request.messages[:2]) or repr(request.prompt_ids)[:200]
+    return hashlib.sha256(f"{request.client.network}\n{began}".encode()).hexdigest()
+
+
+def _digest(adapter: Adapter) -> str:
+    """Of configuration and weights."""
+    found = hashlib.sha256(adapter.config.to_json().encode())
+    for name, tensor in sorted(adapter.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _lost(error: BaseException) -> AdapterError:
+    log.warning("A replica was lost: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+    return Busy(LOST if replica_router.known else NO_REPLICA)

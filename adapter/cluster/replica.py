@@ -1,0 +1,173 @@
+"""A replica of `Engine` in Ray Serve, and its deployment. Its page is in cluster.py. Needs the extra `cluster`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from transformers import LlamaConfig
+
+from adapter.base import embedded
+from adapter.base.llama import AdaptedLlama, Base, load_base
+from adapter.errors import AdapterError, Busy
+from adapter.method.adapter import Adapter
+from adapter.method.config import BaseFingerprint
+from adapter.serve.engine import Engine
+from adapter.serve.inspection import Inspection
+from adapter.serve.request import MAX_SECONDS, GenerationEvent, GenerationRequest
+from adapter.serve.scheduler import MAX_ROWS
+
+APP = "llama-adapter"
+STATUS_SECONDS = 1.0  # between a replica's reports to the pages
+_EVENT_SECONDS = 0.02  # between the lists of an answer's events
+_KEPT_ADAPTERS = 32  # of a replica; a row keeps its own alive
+
+# Adapters by name: the digest of each, and where it is in Ray's object store.
+References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
+
+
+@dataclass(frozen=True)
+class BaseDescription:
+    """What the page needs of a base that lies on other machines. eos: ids in its generation config."""
+
+    config: LlamaConfig
+    eos: int | list[int] | None
+    tokenizer: Any
+    fingerprint: BaseFingerprint
+    quantization: str
+    memory_bytes: int
+
+    def without_weights(self) -> Base:
+        """A base that tokenises and knows its sizes."""
+        with torch.device("meta"):
+            model = AdaptedLlama(self.config)
+        model.generation_config.eos_token_id = self.eos
+        return Base(model, self.tokenizer, self.fingerprint, self.quantization, self.memory_bytes)
+
+
+class _ReplicaAdapters:
+    """The adapters of a replica, as Engine's store: those that came with requests lately, by name and content."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Adapter] = OrderedDict()
+
+    async def fetch(self, request: GenerationRequest, references: References, base: Base) -> GenerationRequest:
+        """Gets what is missing. Returns the request with the names by which the adapters are kept here."""
+        names: dict[str | None, str | None] = {None: None}
+        for name, (digest, reference) in references.items():
+            names[name] = key = f"{name} ({digest[:12]})"
+            adapter = self._kept.pop(key, None)
+            if adapter is None:
+                adapter = (await reference).to(base.device).requires_grad_(False).eval()
+            self._kept[key] = adapter
+        while len(self._kept) > max(_KEPT_ADAPTERS, len(references)):
+            self._kept.popitem(last=False)
+        mix = tuple((str(names[name]), strength) for name, strength in request.mix)
+        return replace(request, adapter=names[request.adapter], mix=mix)
+
+    def load(self, name: str, base: Base) -> Adapter:
+        try:
+            return self._kept[name]
+        except KeyError:  # so many others have come since it was fetched
+            raise Busy("Too many adapters are asked for at once. Try again.") from None
+
+
+class Replica:
+    """The deployment: an engine that gets its adapters with the requests, and keeps those used lately."""
+
+    def __init__(self, base: str, quantization: str = "auto", cache_bytes: int | None = None) -> None:
+        if base == embedded.BASE:
+            embedded.base_folder()
+        self._base = load_base(base, quantization)
+        self._adapters = _ReplicaAdapters()
+        self._engine = Engine(self._base, self._adapters, cache_bytes=cache_bytes)
+
+    def describe(self) -> BaseDescription:
+        """The base, without its weights."""
+        base, model = self._base, self._base.model
+        eos = None if model.generation_config is None else model.generation_config.eos_token_id
+        return BaseDescription(
+            model.config, eos, base.tokenizer, base.fingerprint, base.quantization, base.memory_bytes
+        )
+
+    async def answer(
+        self, request: GenerationRequest, adapters: References
+    ) -> AsyncIterator[list[GenerationEvent | AdapterError]]:
+        """Yields an empty list once the request is accepted, then lists of events; an error ends the answer."""
+        try:
+            request = await self._adapters.fetch(request, adapters, self._base)
+            answer = await asyncio.to_thread(self._engine.submit, request)
+            yield []
+            async for events in answer.async_event_lists(_EVENT_SECONDS):
+                yield list(events)
+        except AdapterError as error:
+            yield [error]
+
+    async def inspect(
+        self, request: GenerationRequest, answer_ids: Sequence[int], adapters: References
+    ) -> Inspection | AdapterError:
+        """As Engine.inspect; an error is returned."""
+        try:
+            request = await self._adapters.fetch(request, adapters, self._base)
+            return await asyncio.to_thread(self._engine.inspect, request, answer_ids)
+        except AdapterError as error:
+            return error
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What the pages are told of this replica every second."""
+        return {"statistics": self._engine.statistics()}
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces a replica that raises."""
+        if self._engine.failure is not None:
+            raise RuntimeError(self._engine.failure)
+
+
+def build(
+    base: str = embedded.BASE,
+    quantization: str = "auto",
+    cache_bytes: int | None = None,
+    replicas: tuple[int, int] = (1, 1),
+    cpus: float = 1,
+    gpus: float = 0,
+) -> serve.Application:
+    """The application of `serve.run`. replicas: the least and the most; cpus, gpus: of each."""
+    least, most = replicas
+    # Ray counts requests that run on a replica and those that wait for one.
+    scaling: dict[str, Any] = {"num_replicas": least}
+    if most > least:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=least, max_replicas=most, target_ongoing_requests=MAX_ROWS / 2, upscale_delay_s=10
+            )
+        }
+    deployment = serve.deployment(
+        name="Replica",
+        max_ongoing_requests=MAX_ROWS,  # one more overflows to another replica, or waits for one
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        # A replica that goes ends its answers first.
+        graceful_shutdown_timeout_s=MAX_SECONDS,
+        graceful_shutdown_wait_loop_s=1.0,
+        health_check_period_s=5.0,
+        request_router_config={
+            "request_router_class": "adapter.cluster.router:Router",
+            "request_routing_stats_period_s": STATUS_SECONDS,
+            "request_routing_stats_timeout_s": 10.0,
+        },
+        **scaling,
+    )(Replica)
+    return deployment.bind(base, quantization, cache_bytes)
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """The application of a Serve config file, whose `args` are those of `build`. See docs/cluster.md."""
+    if "replicas" in args:
+        args = {**args, "replicas": tuple(args["replicas"])}
+    return build(**args)

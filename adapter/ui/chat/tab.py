@@ -1,0 +1,267 @@
+"""The chat tab: its components, and which event calls which handler."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from adapter.serve.settings import BASE_ONLY, MAX_STOPS, MAX_SYSTEM, slider
+from adapter.server.generation import MAX_CHARACTERS, AdapterCatalog, EngineProvider
+from adapter.ui import theme
+from adapter.ui.chat.adapter_upload_panel import adapter_upload_panel, own_adapter_panel
+from adapter.ui.chat.chatbot import LATEX, VerbatimChatbot
+from adapter.ui.chat.client_api import add_api_endpoints
+from adapter.ui.chat.conversation_store import ConversationStore
+from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
+from adapter.ui.chat.events import ChatEvents
+from adapter.ui.chat.filmstrip import CLOSE_JS, film_sheet
+from adapter.ui.chat.xray import xray_bar
+from adapter.ui.conversation_states import ConversationStates
+from adapter.ui.gradio_internals import subclass_component
+from adapter.ui.images import camera_html, write_upload
+from adapter.ui.inside.panel import inside_panel
+from adapter.ui.inside.playable_gates import gate_player
+from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
+from adapter.ui.texts import page as texts
+from adapter.ui.theme import ExampleCard
+
+# Components by the name of their setting: the `inputs_kwargs` of an event listener.
+SettingsInputs = dict[str, Any]
+
+
+class TabParts(NamedTuple):
+    """The components of a tab that other parts of the page update."""
+
+    pickers: list[Picker]
+    message_box: gr.MultimodalTextbox
+    corrections: CorrectionsPanel | None = None
+    view: gr.Radio | None = None
+
+
+def chat_tab(
+    page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True, public: bool = False
+) -> TabParts:
+    """Lays the chat out inside `page` and connects it.
+
+    uploads: whether visitors may upload adapters. public: whether others than this machine may ask; then nobody
+    renames or deletes here what others brought.
+    """
+    examples = [_copied_to_uploads(example) for example in theme.examples()]
+    states = ConversationStates()
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=7, min_width=320, elem_id="talk"):
+            # Before all else, so that the keyboard comes to it first; page.css puts it below the conversation.
+            with gr.Column(elem_id="compose") as compose:
+                box = message_box(texts.PLACEHOLDER, "box")
+                gr.HTML(camera_html(), elem_id="camera", padding=False)
+                context = gr.HTML(elem_id="context", padding=False)
+            chip = gr.Button(texts.CHIP["base"], size="sm", elem_id="chip")
+            chat = VerbatimChatbot(
+                show_label=False,
+                label=texts.CONVERSATION,
+                height="70dvh",  # page.css fits it to the window
+                buttons=["copy"],
+                editable="all",
+                group_consecutive_messages=False,  # an edit then keeps the picture, see conversation.py
+                latex_delimiters=LATEX,
+                allow_tags=False,
+                placeholder=texts.EMPTY_CHAT,
+                examples=[_example_card(example) for example in examples],
+                elem_id="chat",
+            )
+            xray = xray_bar(chat)
+            lines = json.dumps([texts.CONTEXT, texts.CONTEXT_NEARLY_FULL])
+            line = f"messages => window.chatPage.contextLine(messages, {lines})"
+            chat.change(None, chat, context, js=line, **UNQUEUED)
+            with compose:
+                film_sheet(provider, catalog, chat)
+        gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False)
+        with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
+            inside = inside_panel(provider, chat)
+            gate_player(provider, catalog, chat, inside, saves=uploads)
+        with gr.Column(scale=3, min_width=280, elem_id="side"):
+            corrections = corrections_panel(page)
+            # On a phone a sheet, which the chip opens.
+            with gr.Column(elem_id="adapter-panel"):
+                find = gr.Textbox(
+                    show_label=False,
+                    label=texts.FIND_ADAPTER,
+                    placeholder=texts.FIND_ADAPTER,
+                    elem_id="find-adapter",
+                )
+                picker = AdapterRadio(
+                    theme.picker_choices(catalog),
+                    value=BASE_ONLY,
+                    label=texts.ADAPTER,
+                    elem_id="picker",
+                    elem_classes="cards",
+                )
+                strength = gr.Slider(**slider("strength"), label=texts.STRENGTH, info=texts.STRENGTH_INFO)
+                own = gr.Column(elem_id="own-adapter")
+                with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
+                    about = gr.Markdown(theme.model_card(catalog, BASE_ONLY))
+                with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
+                    choices = theme.short_choices(theme.picker_choices(catalog), texts.NO_MIX)
+                    mix = gr.Dropdown(choices, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
+                    mix_strength = gr.Slider(
+                        **slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO
+                    )
+            with gr.Accordion(texts.SAMPLING, open=False):
+                sampling = sampling_inputs()
+            with gr.Accordion(texts.SYSTEM_PROMPT, open=False):
+                system = gr.Textbox(
+                    label=texts.SYSTEM_PROMPT,
+                    show_label=False,
+                    info=texts.SYSTEM_INFO,
+                    placeholder=texts.SYSTEM_PLACEHOLDER,
+                    max_length=MAX_SYSTEM,
+                    lines=3,
+                )
+            store = ConversationStore(provider, catalog, states)
+            pickers = [Picker(picker), Picker(mix, texts.NO_MIX)]
+            if uploads:
+                adapter_upload_panel(provider, catalog, pickers[0], pickers[1:])
+                with own:
+                    if not public:
+                        own_adapter_panel(catalog, pickers[0])
+    settings: SettingsInputs = {
+        "adapter": picker,
+        "strength": strength,
+        **sampling,
+        "system": system,
+        "mix": mix,
+        "mix_strength": mix_strength,
+        "mute_layers": inside.mute_layers,
+        "mute_heads": inside.mute_heads,
+        "xray": xray,
+    }
+    events = ChatEvents(provider, catalog, examples, states)
+    _connect(page, events, store, chat, box, settings, inside.retry)
+    for elem_id, text in (("one-picture", texts.ONE_PICTURE), ("no-picture", texts.NO_PICTURE)):
+        _note_button(elem_id, text)
+    corrected = [chat, corrections.known, store.number, *store.outputs]
+    chat.edit(store.saving(events.correct), [chat, store.number, corrections.known], corrected, **QUEUED)
+    picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
+    find.change(None, find, None, js="text => window.chatPage.findAdapter(text)", **UNQUEUED)
+    muted = [inside.mute_layers, inside.mute_heads]
+    picker.input(_choose_alone, [mix, *muted], [mix, *muted], **QUEUED)
+    # Also by an example, an offer or another conversation. Not what is mixed: that belongs to the conversation.
+    picker.change(None, None, muted, js="() => [[], []]", **UNQUEUED)
+    chip.click(None, js="() => window.chatPage.openAdapters()", **UNQUEUED)
+    named = [picker, strength, mix, mix_strength, *muted]
+    label = f"(...values) => window.chatPage.chip({json.dumps(texts.CHIP)}, ...values)"
+    gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
+    add_api_endpoints(provider, catalog)
+    return TabParts(pickers, box, corrections)
+
+
+def _any_adapter(_: gr.Radio, name: Any) -> str | None:
+    return name if isinstance(name, str) else None
+
+
+# Gradio's answers an adapter that has just been deleted or renamed with an error; handlers say what is missing.
+AdapterRadio: Any = subclass_component(
+    "AdapterRadio", gr.Radio, {"__module__": __name__, "preprocess": _any_adapter}
+)
+
+
+def _choose_alone(mix: str | None, layers: list[int] | None, heads: list[int] | None) -> tuple[Any, ...]:
+    """Another adapter is chosen: what was mixed into the one before, or muted in it, does not follow it."""
+    if not (mix or layers or heads):
+        return (gr.skip(),) * 3
+    gr.Info(texts.not_taken_along(mix or "", bool(layers or heads)), duration=6)
+    return BASE_ONLY, [], []
+
+
+def _note_button(elem_id: str, text: str) -> None:
+    """A hidden button whose click, by a script, shows a note."""
+    gr.Button(visible="hidden", elem_id=elem_id).click(lambda: gr.Info(text, duration=6), **QUEUED)
+
+
+def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
+    return gr.MultimodalTextbox(
+        show_label=False,
+        label=texts.MESSAGE,
+        placeholder=placeholder,
+        file_types=["image"],
+        file_count="single",
+        max_plain_text_length=10 * MAX_CHARACTERS,
+        max_lines=8,
+        elem_id=elem_id,
+        elem_classes="box",
+    )
+
+
+def sampling_inputs() -> SettingsInputs:
+    return {
+        "temperature": gr.Slider(**slider("temperature"), label=texts.TEMPERATURE, info=texts.TEMPERATURE_INFO),
+        "top_p": gr.Slider(**slider("top_p"), label=texts.TOP_P),
+        "top_k": gr.Slider(**slider("top_k"), label=texts.TOP_K, info=texts.TOP_K_INFO),
+        "min_p": gr.Slider(**slider("min_p"), label=texts.MIN_P, info=texts.MIN_P_INFO),
+        "repetition_penalty": gr.Slider(
+            **slider("repetition_penalty"), label=texts.PENALTY, info=texts.PENALTY_INFO
+        ),
+        "max_tokens": gr.Slider(**slider("max_tokens"), label=texts.MAX_TOKENS),
+        # Not gr.Number: an empty one shows and sends 0 (gradio 6.31).
+        "seed": gr.Textbox(label=texts.SEED, placeholder=texts.NEW_SEED, max_lines=1, max_length=20),
+        "stop": gr.Textbox(label=texts.STOP, info=texts.STOP_INFO, lines=1, max_lines=MAX_STOPS),
+    }
+
+
+def _connect(
+    page: gr.Blocks,
+    events: ChatEvents,
+    store: ConversationStore,
+    chat: gr.Chatbot,
+    box: gr.MultimodalTextbox,
+    settings: SettingsInputs,
+    retry: gr.Button,
+) -> None:
+    seen = [chat, store.number]
+    turn = {
+        "inputs_kwargs": settings,
+        "outputs": [chat, box, store.panel, store.number, *store.outputs],
+        "show_progress": "hidden",
+        # An answer of another conversation may still be pending: by default Gradio's page then drops a message
+        # without a word (6.31). Two events of one state are told apart by its number.
+        "trigger_mode": "multiple",
+        **MODEL,
+        **PRIVATE,
+    }
+    # A film is of the newest answer, and its button is an option. First, because Gradio runs in turn what one
+    # event triggers (6.31): the film would stay until the next answer has ended.
+    changing = [box.submit, chat.retry, retry.click, chat.edit, chat.example_select, chat.undo, chat.clear]
+    gr.on(changing, None, None, None, js=CLOSE_JS, **UNQUEUED)
+    box.submit(store.saving_stream(events.send), [box, *seen], **turn)
+    gr.on([chat.retry, retry.click], store.saving_stream(events.retry), seen, **turn)
+    chat.edit(store.saving_stream(events.edit), seen, **turn)
+    chat.option_select(store.saving_stream(events.choose_option), seen, **turn)
+    chat.example_select(store.saving_stream(events.send_example), seen, **turn)
+    changed = [chat, box, store.number]
+    box.stop(store.saving(events.stop), seen, [*changed, *store.outputs], **UNQUEUED)
+    settings["xray"].input(events.xray, [settings["xray"], *seen], [chat, store.number], **QUEUED)
+    store.clear(chat).then(store.saving(events.clear), store.number, [*changed, *store.outputs], **QUEUED)
+    chat.undo(store.saving(events.undo), seen, [*changed, *store.outputs], **QUEUED)
+    store.answer.change(store.saving_stream(events.follow), [store.answer, *seen], **turn)
+    store.connect(page, chat, box, settings)
+
+
+def _copied_to_uploads(example: ExampleCard) -> ExampleCard:
+    """The example with its picture copied to the uploads, the only files that a message may name.
+
+    As a static path the copy is not deleted by age.
+    """
+    if example.picture is None:
+        return example
+    copy = write_upload(Path(example.picture).read_bytes())
+    gr.set_static_paths(copy)
+    return replace(example, picture=copy)
+
+
+def _example_card(example: ExampleCard) -> Any:
+    card: dict[str, Any] = {"text": example.text, "display_text": example.label}
+    return {**card, "files": [example.picture]} if example.picture else card

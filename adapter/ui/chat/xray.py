@@ -1,0 +1,43 @@
+"""X-ray of the answers in the chat: its switch, its colours' key and its script; and the button that opens Inside.
+
+The engine sends what the frozen base gives each token; answer_stream.py writes that into the answer's message, and
+xray.js draws it. Knows components only.
+"""
+
+from __future__ import annotations
+
+import html
+
+import gradio as gr
+
+from adapter.ui import theme
+from adapter.ui.status import UNQUEUED
+from adapter.ui.texts import inside as texts
+
+_JS = (theme.STATIC / "xray.js").read_text(encoding="utf-8")
+_KEY = (
+    f'<div id="xray-key"><span>{html.escape(texts.LESS_LIKELY)}</span><i></i>'
+    f"<span>{html.escape(texts.MORE_LIKELY)}</span></div>"
+)
+_LOGS_JS = """history => [(history ?? []).filter(entry => entry.role === 'assistant' && !entry.metadata?.id)
+  .map(entry => entry.metadata?.log ?? '')]"""
+
+_OPEN_JS = "() => { document.querySelector('#inside > .label-wrap').click(); }"
+
+
+def xray_bar(chat: gr.Chatbot) -> gr.Checkbox:
+    """Lays the switch out in the current Blocks; what it shows follows the conversation."""
+    with gr.Row(elem_id="xray-bar"):
+        switch = gr.Checkbox(False, label=texts.XRAY, container=False, elem_id="xray-switch")
+        drawing = gr.HTML(
+            [],
+            html_template=_KEY,
+            js_on_load=_JS,
+            both=texts.BOTH,
+            instead=texts.INSTEAD,
+            elem_id="xray",
+        )
+        opener = gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open")
+    opener.click(None, None, None, js=_OPEN_JS, **UNQUEUED)
+    chat.change(None, chat, drawing, js=_LOGS_JS, **UNQUEUED)
+    return switch

@@ -1,0 +1,265 @@
+"""The panel Inside: an inspection of the newest answer, and the layers and heads that are muted in the next one.
+
+Its components and event handlers. The engine computes the numbers, inside_charts.py draws them, inside.js and
+mute.js are the browser's part. Nothing is computed or requested while the panel is closed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gradio as gr
+
+from adapter.errors import AdapterError, BadInput
+from adapter.server.generation import EngineProvider, browser_text, client_of, wait_for
+from adapter.ui import conversation, theme
+from adapter.ui.answer_stream import build_request
+from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
+from adapter.ui.conversation_states import MAX_SESSIONS
+from adapter.ui.images import open_upload
+from adapter.ui.inside import charts as inside_charts
+from adapter.ui.status import MODEL, PRIVATE, UNQUEUED
+from adapter.ui.texts import inside as texts
+from adapter.ui.texts import page as page_texts
+
+if TYPE_CHECKING:
+    from adapter.serve.inspection import Inspection
+    from adapter.serve.request import Client, GenerationRequest
+
+log = logging.getLogger(__name__)
+
+MAX_TOKENS = 512  # of an answer that are inspected
+CACHE_SIZE = 16
+COLOURS = [(texts.INFLUENCE, "influence"), (texts.DRAWN, "drawn"), (texts.GROUNDING, "grounding")]
+# Updates of the message, the gates, the tokens, the choice of colours and the details of one token.
+Updates = tuple[Any, ...]
+
+
+_CHARTS_JS = (theme.STATIC / "inside.js").read_text(encoding="utf-8")
+_MUTE_JS = (theme.STATIC / "mute.js").read_text(encoding="utf-8")
+# Converts the values to numbers, because the template would insert anything else as markup.
+_MUTE_TEMPLATE = (
+    '${(Array.isArray(value) ? value : []).map(Number).map((n, i) => (i ? "" : `<span>${title}</span>`) + '
+    '`<button type="button" data-n="${n}" aria-label="${unmute} ${n}">${n} <b>×</b></button>`).join("")}'
+)
+# A hidden field asks for an inspection when its value changes, to a hash of the conversation. It stays as it is
+# while an answer is being streamed or the panel is closed.
+_HASH_JS = """(history, before) => {
+  history = history ?? [];
+  if (%s || history.at(-1)?.metadata?.status === 'pending') return before;
+  const text = JSON.stringify(history);
+  let sum = 0;
+  for (let i = 0; i < text.length; i++) sum = (sum * 31 + text.charCodeAt(i)) | 0;
+  return history.length + ':' + text.length + ':' + sum;
+}"""
+_IS_CLOSED_JS = "!document.querySelector('#inside .label-wrap.open')"
+
+
+class InspectedAnswer(NamedTuple):
+    """The inspection of an answer, the names of its adapters, and how many tokens the whole answer has."""
+
+    inspection: Inspection
+    names: list[str]
+    tokens: int
+
+
+class InsidePanel(NamedTuple):
+    """The components of the panel that others use: two settings, a button that retries with them, the grid of
+    gates, the column above it, and the field that changes with the conversation.
+    """
+
+    mute_layers: gr.HTML
+    mute_heads: gr.HTML
+    retry: gr.Button
+    gates: gr.HTML
+    above_gates: gr.Column
+    conversation_hash: gr.Textbox
+
+
+class InsideEvents:
+    """The event handlers of the panel. Thread-safe.
+
+    Caches the newest inspections, so that a click on a token costs no forward pass. A click on an answer that is
+    no longer cached repeats its inspection; one on an answer that is no longer the newest, or no longer shown when
+    the inspection ends, changes nothing.
+    """
+
+    def __init__(self, provider: EngineProvider) -> None:
+        self.provider = provider
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[str, InspectedAnswer] = OrderedDict()
+        self._shown: OrderedDict[str | None, str] = OrderedDict()  # the key in each session's panel
+
+    def show(self, history: History, colour: str, request: gr.Request) -> Iterator[Updates]:
+        """Inspects the newest answer and shows its charts, or a message why there are none."""
+        self._remember(self._shown, request.session_hash, "", MAX_SESSIONS)
+        try:
+            _recorded_answer(history)
+            for status in wait_for(self.provider):
+                yield _message_only(page_texts.waiting_for_model(status))
+            yield _message_only(texts.INSPECTING)
+            inspected, record = inspect_newest(self.provider, history, client_of(request))
+        except AdapterError as error:
+            yield _message_only(browser_text(error))
+            return
+        except Exception:
+            log.exception("an answer could not be inspected")
+            yield _message_only(page_texts.FAILED)
+            return
+        inspection, names, tokens = inspected
+        muted = record.settings.mute_layers, record.settings.mute_heads
+        key = f"{_answer_id(history)}.{secrets.token_urlsafe(12)}"
+        self._remember(self._cache, key, inspected, CACHE_SIZE)  # random, and sent to this page only
+        self._remember(self._shown, request.session_hash, key, MAX_SESSIONS)
+        colours = COLOURS if inspection.grounding is not None else COLOURS[:2]
+        selected = colour if colour in [value for _, value in colours] else "influence"
+        yield (
+            "",
+            inside_charts.gates_html(inspection, names, muted),
+            inside_charts.answer_html(inspection, key, tokens),
+            gr.update(choices=colours, value=selected, visible=True),
+            inside_charts.message_html(texts.CLICK_A_TOKEN),
+        )
+
+    def show_token(self, history: History, event: gr.EventData, request: gr.Request) -> Any:
+        """The numbers and the prompt map of a token that was clicked."""
+        index, key = _event_value(event, "index"), _event_value(event, "key")
+        key = key if isinstance(key, str) else ""
+        if key and key.partition(".")[0] != _answer_id(history):
+            return gr.skip()
+        with self._lock:
+            inspected = self._cache.get(key)
+        try:
+            if inspected is None:
+                inspected, _ = inspect_newest(self.provider, history, client_of(request))
+        except AdapterError as error:
+            return inside_charts.message_html(browser_text(error))
+        except Exception:
+            log.exception("an answer could not be inspected")
+            return inside_charts.message_html(page_texts.FAILED)
+        with self._lock:
+            if key and self._shown.get(request.session_hash, key) != key:
+                return gr.skip()
+        if type(index) is not int or not 0 <= index < len(inspected.inspection.tokens):
+            return gr.skip()
+        return inside_charts.token_html(inspected.inspection, index, inspected.names)
+
+    def _remember(self, values: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+        """Set the value of `key`, and forget the oldest beyond `most`."""
+        with self._lock:
+            values[key] = value
+            values.move_to_end(key)
+            while len(values) > most:
+                values.popitem(last=False)
+
+
+def inspect_newest(
+    provider: EngineProvider, history: History, client: Client
+) -> tuple[InspectedAnswer, AnswerRecord]:
+    """Raises AdapterError with the reason why the newest answer cannot be inspected."""
+    request, _, record = newest_request(provider, history, client)
+    engine = provider.engine()
+    assert engine is not None
+    inspection = engine.inspect(request, record.token_ids[:MAX_TOKENS])
+    names = [texts.part(name, strength) for name, strength in request.parts]
+    return InspectedAnswer(inspection, names, len(record.token_ids)), record
+
+
+def newest_request(
+    provider: EngineProvider, history: History, client: Client
+) -> tuple[GenerationRequest, str, AnswerRecord]:
+    """The request that the newest answer was given, its text and its record. Raises as `inspect_newest`."""
+    answered, record = _recorded_answer(history)
+    if provider.engine() is None:
+        raise BadInput(provider.status().text)
+    image = open_upload(answered.picture) if record.picture and answered.picture else None
+    newest = max(i for i, entry in enumerate(history) if conversation.record_of(entry))
+    request = build_request(answered.messages, record.settings, image, client)
+    return request, conversation.text_of(history[newest - 1]), record
+
+
+def _event_value(event: gr.EventData, name: str) -> Any:
+    """A value that the browser sent with an event; None where it sent anything else."""
+    try:
+        return getattr(event, name)
+    except (AttributeError, TypeError, LookupError):
+        return None
+
+
+def _answer_id(history: History) -> str:
+    """Tells the newest recorded answer from all others."""
+    return hashlib.sha256(repr(conversation.last_recorded_answer(history)).encode()).hexdigest()[:16]
+
+
+def _recorded_answer(history: History) -> tuple[RecordedAnswer, AnswerRecord]:
+    """The newest answer and its record. Raises BadInput if it has none, or no adapter."""
+    lines = [entry for entry in history if conversation.kind(entry) == conversation.STATS]
+    if not lines and not any(message.role == "assistant" for message in conversation.to_messages(history)):
+        raise BadInput(texts.NO_ANSWER)
+    answered = conversation.last_recorded_answer(history)
+    record = None if answered is None else conversation.parse_record(answered.record)
+    # An older answer may have a record where the newest has none.
+    if answered is None or record is None or not conversation.record_of(lines[-1]):
+        raise BadInput(texts.NO_RECORD)
+    if not record.settings.adapters:
+        raise BadInput(texts.NO_GATES)
+    if record.picture and answered.picture is None:
+        raise BadInput(texts.NO_PICTURE)
+    return answered, record
+
+
+def _message_only(text: str) -> Updates:
+    return inside_charts.message_html(text), "", "", gr.update(visible=False), ""
+
+
+def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
+    """Lays the panel out in the current Blocks and connects it."""
+    # Outside of the accordion, because its content does not exist before it is first opened.
+    conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-request")
+    # Closed it is not seen: the button beside X-ray opens it.
+    with gr.Accordion(texts.INSIDE, open=False, elem_id="inside") as accordion:
+        message = gr.HTML(inside_charts.message_html(texts.INSPECTING), elem_id="inside-message")
+        with gr.Row(elem_id="inside-maps"):
+            with gr.Column(scale=7, min_width=300):
+                colour = gr.Radio(
+                    COLOURS, value="influence", label=texts.COLOUR_OF, elem_id="inside-colour", visible=False
+                )
+                answer = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-answer")
+                token = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-token")
+            with gr.Column(scale=4, min_width=300):
+                above_gates = gr.Column(elem_id="inside-play")
+                gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")
+                with gr.Row(elem_id="inside-mutes"):
+                    retry = gr.Button(texts.ASK_AGAIN, size="sm", elem_id="inside-retry")
+                    unmute = gr.Button(texts.UNMUTE_ALL, size="sm", elem_id="inside-unmute")
+                    mute_layers = _mute_chips("layer", texts.MUTED_LAYERS)
+                    mute_heads = _mute_chips("head", texts.MUTED_HEADS)
+    events = InsideEvents(provider)
+    in_browser = {"inputs": [chat, conversation_hash], "outputs": conversation_hash, **UNQUEUED}
+    accordion.expand(None, js=_HASH_JS % "false", **in_browser)
+    chat.change(None, js=_HASH_JS % _IS_CLOSED_JS, **in_browser)
+    on_server = {"show_progress": "hidden", **MODEL, **PRIVATE}
+    conversation_hash.change(events.show, [chat, colour], [message, gates, answer, colour, token], **on_server)
+    answer.token(events.show_token, chat, token, **on_server)
+    unmute.click(None, js="() => [[], []]", outputs=[mute_layers, mute_heads], **UNQUEUED)
+    return InsidePanel(mute_layers, mute_heads, retry, gates, above_gates, conversation_hash)
+
+
+def _mute_chips(kind: str, title: str) -> gr.HTML:
+    """The muted layers or heads; its value is a list of numbers, which the browser changes by itself."""
+    return gr.HTML(
+        [],
+        html_template=_MUTE_TEMPLATE,
+        js_on_load=_MUTE_JS,
+        kind=kind,
+        title=title,
+        unmute=texts.UNMUTE[kind],
+        elem_id=f"mute-{kind}s",
+        elem_classes="chips",
+    )

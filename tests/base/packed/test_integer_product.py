@@ -1,0 +1,96 @@
+"""The products that are compiled for processors: all give the same bits, which are those of the formula."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from numba import njit
+
+from adapter.base.packed.integer_product import BLOCK, DOTS, GROUP, block_product
+from adapter.base.packed.native import features
+from adapter.base.packed.quantize import PackedLinear
+from tests.base.packed.test_quantize import four_bit_weight
+
+GROUPS = 5
+
+
+def product(weight: torch.Tensor, bits: int, rows: int, dot) -> tuple[torch.Tensor, torch.Tensor]:
+    """One block times `rows` rows with extreme activations, and what it should be."""
+    block = block_product(rows, dot)
+
+    @njit
+    def run(*addresses):
+        block(*addresses)
+
+    torch.manual_seed(rows)
+    packed = PackedLinear.pack(weight, bits)
+    integers = torch.randint(-127, 128, (rows, GROUPS, GROUP), dtype=torch.int8)
+    integers[0, 0], integers[-1, 1] = 127, -127
+    factors = torch.rand(rows, GROUPS)
+    scales = torch.stack((factors, factors * integers.sum(2)), 2)
+    out = torch.empty(rows, BLOCK)
+    addresses = [tensor.data_ptr() for tensor in (packed.weight, integers, scales)]
+    run(bits, *addresses, GROUPS, out.data_ptr(), 4 * BLOCK)
+    x = (integers * factors[:, :, None].double()).flatten(1)
+    return out, x @ packed.unpacked().double().T
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_every_instruction_set_gives_the_same_bits(bits, rows):
+    weight = four_bit_weight(BLOCK, GROUPS * GROUP)
+    weight[3, :GROUP] = weight[3, :GROUP].sign()  # the ends of the grid
+    possible = [dot for needed, dot in DOTS.items() if needed <= features()]
+    assert possible, "the last one needs nothing"
+    results = []
+    for dot in possible:
+        out, want = product(weight, bits, rows, dot)
+        torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-3)
+        results.append(out)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, None], ids=["empty", "garbage", "nowhere"])
+def test_a_damaged_disk_cache_is_no_reason_to_fail(damage, tmp_path):
+    """None: there is no folder that can be written to."""
+    code = (
+        "from adapter.base.packed.quantize import pack; import torch; "
+        "print(pack(torch.ones(32, 32))(torch.ones(32))[0])"
+    )
+    (tmp_path / "file").touch()
+
+    def run(folder):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+    if damage is None:
+        result = run(tmp_path / "file" / "cache")
+    else:
+        assert run(tmp_path).returncode == 0
+        files = list(tmp_path.rglob("*.nb?"))
+        assert len(files) >= 4, "an index and the code of two functions"
+        for file in files:
+            file.write_bytes(damage)
+        result = run(tmp_path)
+    assert result.returncode == 0 and "32." in result.stdout, result.stderr
+
+
+def test_the_simplest_processor_gives_the_same_bits(tmp_path):
+    """It has neither AVX nor conversions of fp16. Some scales are subnormal."""
+    code = (
+        "from adapter.base.packed.quantize import PackedLinear; import torch; torch.manual_seed(0); "
+        "w = torch.randn(48, 70); w[:16] *= 1e-4; grid = torch.randint(0, 16, (48, 70)) * 0.03125 - 0.25; "
+        "grid[:, ::32], grid[:, 1::32] = -0.25, 0.21875; x = torch.randn(9, 70); "
+        "print([PackedLinear.pack(*of)(x).flatten().tolist() for of in ((w, 8), (grid, 4))])"
+    )
+    outputs = []
+    for processor in ({}, {"NUMBA_CPU_NAME": "generic"}):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **processor}
+        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        outputs.append(result.stdout)
+    assert outputs[0] == outputs[1]

@@ -1,0 +1,123 @@
+"""Packed linear layers: they compute what their weights say, for every input that a layer can meet."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from adapter.base.packed import quantize
+from adapter.base.packed.quantize import PackedLinear, pack
+
+BITS = pytest.mark.parametrize("bits", [4, 8])
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def four_bit_weight(rows, columns):
+    """A weight as a GGUF file in Q4_1 holds it: sixteen steps between the ends of each group of 32."""
+    groups = torch.randn(rows, columns // 32, 32)
+    low, high = groups.aminmax(dim=2, keepdim=True)
+    step = ((high - low) / 15).half().float()
+    return (((groups - low) / step).round() * step + low.half()).view(rows, columns)
+
+
+def rounded(x):
+    """x as the product takes it: in 8 bits by groups of 32 inputs."""
+    groups = x.float().view(len(x), -1, 32)
+    scales = groups.abs().amax(2, keepdim=True) / 127
+    return ((groups / scales).round() * scales).view(x.shape)
+
+
+@BITS
+@DTYPES
+def test_product_and_gradient_are_those_of_the_weights(bits, dtype):
+    weight = four_bit_weight(128, 96)
+    linear = PackedLinear.pack(weight, bits)
+    assert linear(torch.zeros(1, 96, dtype=dtype)).dtype == dtype
+    unpacked = linear.unpacked().float()
+    # Half a step of eight bits, or what rounding the scales and the weights to `dtype` costs.
+    assert (unpacked - weight).abs().max() < 0.03
+    close = {"rtol": 1e-2, "atol": 0.1} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 0.005}
+    for rows in (1, 2, 3, 7, 100):
+        x = torch.randn(rows, 96).to(dtype)
+        assert_close(linear(x).float(), rounded(x) @ unpacked.T, **close)
+    x = torch.randn(3, 96, dtype=dtype, requires_grad=True)
+    linear(x).sum().backward()
+    assert_close(x.grad.float(), unpacked.sum(0).expand(3, -1), rtol=2e-2, atol=0.2)
+
+
+@BITS
+@DTYPES
+def test_a_row_is_a_row_bit_for_bit(bits, dtype):
+    linear = PackedLinear.pack(four_bit_weight(128, 96), bits)
+    x = torch.randn(33, 96).to(dtype)
+    together = linear(x)
+    x[:20] = float("nan")  # not even what is not finite reaches a neighbour
+    for rows in (1, 2, 3, 4, 8, 13):
+        assert torch.equal(linear(x[33 - rows :]), together[33 - rows :])
+    assert torch.equal(linear(x)[20:], together[20:])
+
+
+@BITS
+def test_threads_share_the_outputs(bits, monkeypatch):
+    linear, x = PackedLinear.pack(four_bit_weight(208, 96), bits), torch.randn(9, 96)
+    alone, threads = linear(x), []
+    monkeypatch.setattr(quantize, "_WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (threads.append(thread), start(thread)))
+    assert torch.equal(linear(x), alone) and len(threads) == 2
+
+
+@BITS
+@DTYPES
+def test_strided_and_empty_inputs(bits, dtype):
+    """The hidden states that a batched `generate()` gives to the head are a slice: strided rows."""
+    linear = PackedLinear.pack(four_bit_weight(128, 96), bits)
+    x = torch.randn(5, 7, 96).to(dtype)
+    strided = [x[:, -1:], x[:, 2], x[::2, 1:6:2], x.transpose(0, 1), torch.randn(96, 4).to(dtype).T, x[0, 0]]
+    assert sum(not s.is_contiguous() for s in strided) == 5
+    for inputs in strided:
+        assert torch.equal(linear(inputs), linear(inputs.contiguous().clone()))
+    for shape in ((0, 96), (2, 0, 96), (0, 3, 96)):
+        empty = linear(torch.empty(shape, dtype=dtype))
+        assert empty.shape == (*shape[:-1], 128) and empty.dtype == dtype
+
+
+def test_four_bits_are_for_weights_that_they_hold_exactly():
+    weight = four_bit_weight(128, 96)
+    assert pack(weight.bfloat16()).bits == pack(four_bit_weight(40, 96)).bits == 4
+    assert pack(torch.randn(128, 96)).bits == 8
+    assert pack(weight).weight.nbytes == weight.numel() * 5 // 8
+
+
+@BITS
+def test_a_weight_packed_in_pieces_is_the_weight_packed_at_once(bits, monkeypatch):
+    weight = four_bit_weight(320, 64)
+    whole = PackedLinear.pack(weight, bits)
+    monkeypatch.setattr(quantize, "_PIECE", 128 * 64)  # 128, 128 and 64 rows
+    pieces = PackedLinear.pack(weight, bits)
+    for one, other in zip(whole.buffers(), pieces.buffers(), strict=True):
+        assert torch.equal(one, other)
+    weight[300, 5] += 0.05
+    assert PackedLinear.pack(weight, 4) is None, "the last piece counts too"
+
+
+@DTYPES
+def test_weights_of_zero_and_weights_that_are_not_finite(dtype):
+    weight = torch.randn(64, 32)
+    weight[3] = 0
+    x = torch.randn(2, 32).to(dtype)
+    assert torch.equal(pack(weight)(x)[:, 3], torch.zeros(2, dtype=dtype))
+    weight[5, 7], weight[6, 7] = float("nan"), float("inf")
+    broken = pack(weight)  # a broken base must not answer as if it were whole
+    assert broken.bits == 8, "a comparison with NaN must not mean that four bits hold it"
+    out = broken(x)
+    assert out.isfinite().all(0).tolist() == [i not in (5, 6) for i in range(64)]

@@ -1,0 +1,303 @@
+"""Picture files of every kind: what they show, and that those built to hurt take no more than is stated."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from adapter.base import image_file
+from adapter.base.image_file import DECODE_BYTES, MAX_SIDE, open_image
+from adapter.errors import BadInput
+from tests.app_process import PATIENCE
+from tests.hostile_pictures import DECODED, REFUSED, bmp_runs, encoded, noise
+
+
+def halves(mode: str = "RGB") -> Image.Image:
+    """Red on the left, blue on the right, 40 x 20."""
+    image = Image.new("RGB", (40, 20), (255, 0, 0))
+    image.paste((0, 0, 255), (20, 0, 40, 20))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "kind, mode", [("PNG", "RGB"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("WEBP", "RGB")]
+)
+def test_colours_survive_every_format_and_mode(kind, mode):
+    image = open_image(encoded(halves(mode), kind))
+    assert (image.mode, image.size) == ("RGB", (40, 20))
+    left, right = image.getpixel((4, 10)), image.getpixel((35, 10))
+    assert left[0] > 200 > left[2] + 100 and right[2] > 200 > right[0] + 100
+
+
+def test_transparent_pixels_become_white():
+    image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    image.putpixel((5, 5), (10, 20, 30, 255))
+    got = open_image(encoded(image))
+    assert got.getpixel((0, 0)) == (255, 255, 255) and got.getpixel((5, 5)) == (10, 20, 30)
+
+
+def test_sixteen_bits_are_scaled():
+    ramp = np.linspace(0, 65535, 100, dtype=np.uint16).reshape(1, 100).repeat(4, 0)
+    got = np.asarray(open_image(encoded(Image.fromarray(ramp))))[0, :, 0]
+    assert got[0] == 0 and got[-1] == 255 and 120 < got[50] < 136
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    got = open_image(encoded(halves(), "JPEG", exif=exif))
+    assert got.size == (20, 40)
+    assert got.getpixel((10, 3))[0] > 200 and got.getpixel((10, 36))[2] > 200
+
+
+def test_the_first_frame_of_an_animation_is_used():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_image(data).getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_files_that_are_not_images_are_refused_with_a_remedy(tmp_path):
+    whole = encoded(Image.effect_noise((64, 64), 90), "JPEG")
+    cases = [
+        (b"", "empty"),
+        (b"hello, I am a text file", "not a picture"),
+        (whole[: len(whole) // 2], "damaged"),
+        (encoded(halves())[:60], "damaged"),
+        (tmp_path / "nothing.png", "no picture at"),
+        (tmp_path, "no picture at"),
+        (b"\0" * (20 * 2**20 + 1), "20 MB are the limit"),
+    ]
+    for source, words in cases:
+        with pytest.raises(BadInput, match=words) as caught:
+            open_image(source)
+        assert any(w in str(caught.value) for w in ("again", "Check")), caught.value
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded():
+    data = encoded(Image.new("1", (20_000, 20_000)))
+    assert len(data) < 2**20
+    with pytest.raises(BadInput, match="megapixels"):
+        open_image(data)
+
+
+# Files that are built to hurt. What they take is measured in a process of its own.
+
+MEASURE = """
+import json, resource, sys, threading
+from adapter.errors import BadInput
+from adapter.base.image_file import open_image
+
+resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2)  # without its guards it shall not take the machine's
+open_image(sys.argv[1])  # what is imported late
+
+
+def memory(name):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
+
+
+def outcome(path):
+    try:
+        return list(open_image(path).size)
+    except BadInput as error:
+        return str(error)
+
+
+def measured(paths):
+    with open("/proc/self/clear_refs", "w") as references:
+        references.write("5")  # the peak counts from here
+    before, outcomes = memory("VmRSS:"), []
+    threads = [threading.Thread(target=lambda path=path: outcomes.append(outcome(path))) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(json.dumps([outcomes, memory("VmHWM:") - before]), flush=True)
+
+
+for line in sys.stdin:
+    measured(json.loads(line))
+"""
+
+
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[list[Any], int]]]:
+    """A function from files, opened at once by a thread each, to sizes or refusals, and to bytes taken at most."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("memory is measured on Linux only")
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "small").write_bytes(encoded(noise(700), "PNG"))
+    command = [sys.executable, "-c", MEASURE, str(folder / "small")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        def measured(*files: bytes) -> tuple[list[Any], int]:
+            paths = [str(folder / str(number)) for number in range(len(files))]
+            for path, file in zip(paths, files, strict=True):
+                Path(path).write_bytes(file)
+            process.stdin.write(json.dumps(paths) + "\n")
+            process.stdin.flush()
+            outcomes, taken = json.loads(process.stdout.readline())
+            return outcomes, taken
+
+        yield measured
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("name", [*REFUSED, *DECODED])
+def test_no_file_takes_more_than_is_stated(name: str, measure: Callable[..., tuple[list[Any], int]]) -> None:
+    (outcome,), taken = measure({**REFUSED, **DECODED}[name]())
+    if name in DECODED:
+        assert max(outcome) <= MAX_SIDE, outcome
+        assert taken <= DECODE_BYTES
+    else:
+        assert isinstance(outcome, str) and "again" in outcome, outcome
+        assert taken <= DECODE_BYTES if "cut" in name else taken < 64 * 2**20, "it is refused before it is decoded"
+
+
+def test_eight_visitors_take_the_memory_of_two(measure: Callable[..., tuple[list[Any], int]]) -> None:
+    file = DECODED["lossless WebP of 12 megapixels"]()
+    outcomes, taken = measure(*[file + bytes([number]) for number in range(8)])
+    assert outcomes == [[640, 480]] * 8
+    assert taken <= 2 * DECODE_BYTES
+
+
+@pytest.mark.parametrize(
+    "name", ["EXIF of 2.5 GB in a PNG", "EXIF of 2.5 GB in a JPEG", "250,000 GIF frames", "8 MB of GIF comments"]
+)
+def test_metadata_and_further_frames_are_cut_out(name: str) -> None:
+    """In a WebP they are not: libwebp copies them and reads none."""
+    assert len(image_file._essence(DECODED[name]()).data) < 2_000
+
+
+def test_a_bmp_of_run_lengths_is_not_decoded() -> None:
+    with pytest.raises(BadInput, match="Compressed BMP"):
+        open_image(bmp_runs(4_000, 4_000))
+
+
+def test_a_file_is_decoded_once_however_many_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, real = [], image_file._decode
+    entered, go_on = threading.Event(), threading.Event()
+
+    def counted(data: bytes) -> Image.Image:
+        decoded.append(data)
+        entered.set()
+        assert go_on.wait(PATIENCE)
+        return real(data)
+
+    monkeypatch.setattr(image_file, "_decode", counted)
+    data = encoded(noise(20, seed=7))
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(open_image, data) for _ in range(8)]
+        assert entered.wait(PATIENCE)
+        go_on.set()
+        images = [future.result() for future in futures]
+    assert len(decoded) == 1 and all(image is images[0] for image in images)
+
+
+@pytest.mark.parametrize(("fault", "times"), [(ValueError, 1), (MemoryError, 2)])
+def test_a_damaged_file_is_decoded_once_too(
+    fault: type[Exception], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def fail(essence: Any) -> Image.Image:
+        decoded.append(essence)
+        raise fault
+
+    monkeypatch.setattr(image_file, "_small_rgb", fail)
+    data = encoded(noise(20, seed=8 + times))
+    sentences = []
+    for _ in range(2):
+        with pytest.raises(BadInput, match="damaged") as caught:
+            open_image(data)
+        sentences.append(str(caught.value))
+    assert len(decoded) == times and sentences[0] == sentences[1]
+
+
+def test_the_cache_forgets_the_oldest_within_its_bytes() -> None:
+    cache: image_file.ByteLRU[str] = image_file.ByteLRU(100)
+    for name in ("a", "b", "c"):
+        cache.put(name.encode(), name, 40)
+    assert [cache.get(key) for key in (b"a", b"b", b"c")] == [None, "b", "c"]
+    cache.get(b"b")
+    cache.put(b"d", "d", 40)
+    assert [cache.get(key) for key in (b"b", b"c", b"d")] == ["b", None, "d"]
+    cache.put(b"e", "e", 1000)
+    assert cache.get(b"e") is None
+
+
+# Small before it is wide, and still the same picture.
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "CMYK", "YCbCr"])
+def test_a_large_picture_of_any_mode_is_what_it_shows(mode: str) -> None:
+    shown = Image.new("RGB", (2_000, 1_000), "white")
+    shown.paste("black", (1_000, 0, 2_000, 1_000))
+    image = shown.convert("L").convert("I").point(lambda v: v * 257).convert(mode) if mode == "I;16" else None
+    kind = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    got = open_image(encoded(image or shown.convert(mode), kind))
+    assert got.size == (640, 320)
+    assert min(got.getpixel((20, 160))) > 250 and max(got.getpixel((620, 160))) < 5
+
+
+def test_transparent_colours_do_not_bleed_when_they_are_reduced() -> None:
+    """A palette, a colour key and an alpha channel: the red that is transparent is nowhere seen."""
+    image = Image.new("RGB", (1_500, 1_500), "red")
+    image.paste("blue", (0, 0, 751, 1_500))
+    key = encoded(image, transparency=(255, 0, 0))
+    palette = encoded(image.quantize(4), transparency=image.quantize(4).getpixel((1_000, 5)))
+    alpha = image.convert("RGBA")
+    alpha.putalpha(Image.eval(image.getchannel("B"), lambda v: v))
+    for data in (key, palette, encoded(alpha)):
+        pixels = np.asarray(open_image(data)).astype(int)
+        assert pixels.shape == (640, 640, 3)
+        assert (pixels[..., 0] <= pixels[..., 1] + 40).all(), "red without green is the transparent colour"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "words before it", orientation
+    image = noise(30).resize((30, 20))
+    for kind in ("PNG", "JPEG", "WEBP"):
+        data = encoded(image, kind, exif=exif)
+        with Image.open(io.BytesIO(data)) as opened:
+            assert open_image(data).tobytes() == ImageOps.exif_transpose(opened).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_a_small_picture_has_pillows_pixels(kind: str) -> None:
+    data = encoded(noise(60), kind)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert open_image(data).tobytes() == opened.convert("RGB").tobytes()
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP"]),
+    changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=12),
+    cut=st.integers(0, 200),
+)
+def test_a_damaged_file_is_a_picture_or_a_sentence(kind: str, changes: list[tuple[int, int]], cut: int) -> None:
+    exif = {"exif": Image.Exif()} if kind in ("PNG", "JPEG", "WEBP") else {}
+    data = bytearray(encoded(noise(12), kind, **exif))
+    for at, value in changes:
+        data[at % len(data)] = value
+    try:
+        assert open_image(bytes(data[: len(data) - cut])).mode == "RGB"
+    except BadInput as error:
+        assert str(error).endswith(".")

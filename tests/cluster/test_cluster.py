@@ -1,0 +1,322 @@
+"""Replicas on Ray: two of the endless tiny base, in a cluster of this machine, asked as the page asks them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # no token, which Ray would keep in the home folder
+pytest.importorskip("ray", reason="Ray has no wheel here: pip install '.[cluster]'")
+
+import psutil
+from ray import serve
+
+from adapter.base.llama import load_base
+from adapter.base.template import Message
+from adapter.cluster import engine as cluster
+from adapter.cluster.replica import APP, build
+from adapter.errors import BadInput, Busy, LoadError
+from adapter.method.checkpoint import save_adapter
+from adapter.serve.client import Client
+from adapter.serve.engine import Engine
+from adapter.serve.request import Answer, GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.scheduler import MAX_ROWS
+from adapter.serve.settings import MAX_TOKENS
+from adapter.serve.store import AdapterStore
+from tests.app_process import PATIENCE, ROOT, app_process, free_port, wait_until
+from tests.tiny_models import endless_base, random_adapter
+
+GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
+ENDLESS = replace(GREEDY, max_new_tokens=MAX_TOKENS)
+HELLO = (Message("user", "hello there"),)
+
+
+@pytest.fixture(scope="module")
+def base_folder(tiny_folder, tmp_path_factory) -> Path:
+    return endless_base(tiny_folder, tmp_path_factory.mktemp("base") / "endless")
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    """A head of a cluster with two cores, which outlives a page that joins it."""
+    port, folder = free_port(), tmp_path_factory.mktemp("ray")
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]  # any, so that none of them is `port`
+    with open(folder / "log", "wb") as log:
+        # adapter.cluster.engine has set what Ray reads from the environment.
+        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_until(lambda: "Ray runtime started" in (folder / "log").read_text() or head.poll() is not None)
+            assert head.poll() is None, (folder / "log").read_text()
+            yield f"127.0.0.1:{port}"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                children = psutil.Process(head.pid).children(recursive=True)
+                for process in (head, *children):
+                    process.kill()
+            head.wait()
+
+
+@pytest.fixture(scope="module")
+def page(address, base_folder, adapters, tiny_fingerprint):
+    base = load_base(str(base_folder), "none", "cpu")
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(random_adapter(base.fingerprint, seed), adapters / name)
+    with closing(connect(address, base_folder, adapters)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(page):
+    """With both replicas up and nothing running."""
+    wait_until(lambda: len(page.replicas()) == 2 and not any(s.running for s in page.replicas().values()))
+    return page
+
+
+def connect(address, base_folder, adapters):
+    return cluster.connect(address, str(base_folder), "none", None, (2, 2), AdapterStore(adapters))
+
+
+def request(session: str = "", **changes) -> GenerationRequest:
+    return GenerationRequest(
+        **{"messages": HELLO, "sampling": GREEDY, "client": Client("127.0.0.1", session), **changes}
+    )
+
+
+def begin(engine, session: str) -> Answer:
+    """An answer that does not end by itself, of which the first token has come."""
+    answer = engine.submit(request(session, sampling=ENDLESS))
+    while next(answer).token_id is None:
+        pass
+    return answer
+
+
+def running(engine) -> list[int]:
+    return sorted(found.running for found in engine.replicas().values())
+
+
+def replica_of(engine, session: str) -> str:
+    """The name of the replica that a session's answers come from."""
+    before = engine.replicas()
+    list(engine.submit(request(session)))
+
+    def grown() -> list[str]:
+        return [n for n, s in engine.replicas().items() if s.decode_rows > before[n].decode_rows]
+
+    [name] = wait_until(grown)
+    return name
+
+
+def sessions_apart(engine) -> tuple[str, str]:
+    """Two sessions with a replica each."""
+    first = replica_of(engine, "s0")
+    return "s0", next(name for i in range(1, 50) if replica_of(engine, name := f"s{i}") != first)
+
+
+def wait_for_new(engine, before: set[str], count: int) -> None:
+    """Waits for two replicas, `count` of them new: the router knows dead ones for a while."""
+    wait_until(lambda: len(engine.replicas()) == 2 and len(set(engine.replicas()) - before) == count)
+
+
+def deploy(base_folder: Path, replicas: int) -> None:
+    """As another `serve deploy` of the application."""
+    application = build(str(base_folder), "none", replicas=(replicas, replicas))
+    serve.run_many(
+        [serve.RunTarget(application, name=APP, route_prefix=None)], wait_for_applications_running=False
+    )
+
+
+def replica_processes() -> list[psutil.Process]:
+    return [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if "ServeReplica:llama-adapter" in "".join(p.info["cmdline"] or ())
+    ]
+
+
+def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
+    base = load_base(str(base_folder), "none", "cpu")
+    requests = [
+        request(),
+        request(adapter="one"),
+        request(adapter="one", strength=0.5, mix=(("two", 1.0),)),
+        request(adapter="two", sampling=SamplingParams(temperature=1.0, max_new_tokens=20, seed=7)),
+        request(adapter="two", stop=("e",)),
+    ]
+    with closing(Engine(base, AdapterStore(adapters))) as alone:
+        for asked in requests:
+            expected, got = list(alone.submit(asked)), list(engine.submit(asked))
+            assert [e.token_id for e in got if e.is_output] == [e.token_id for e in expected]
+            assert "".join(e.text for e in got) == "".join(e.text for e in expected)
+            assert got[-1].finish_reason == expected[-1].finish_reason
+            assert got[-1].stats.new_tokens == expected[-1].stats.new_tokens
+        ids = [e.token_id for e in got if e.token_id is not None]
+        expected_inspection = alone.inspect(requests[1], ids)
+        found = engine.inspect(requests[1], ids)
+    assert type(found) is type(expected_inspection) and engine.describe().startswith("endless: none, 2 replicas")
+
+
+def test_what_cannot_be_served_is_refused_by_the_page(engine):
+    with pytest.raises(LoadError, match="no adapter 'nobody'"):
+        engine.submit(request(adapter="nobody"))
+    with pytest.raises(BadInput, match="numbers from 0 to 96"):
+        engine.submit(request(prompt_ids=(97,)))
+    with pytest.raises(BadInput, match="nothing to mute"):
+        list(engine.submit(request(adapter="one", mute_layers=(0,))))  # the replica's own error
+
+
+def test_an_adapter_is_known_everywhere_at_once_and_so_is_its_end(engine, adapters):
+    apart, fingerprint = sessions_apart(engine), engine.base.fingerprint
+
+    def answers() -> list[str]:
+        return ["".join(e.text for e in engine.submit(request(s, adapter="new"))) for s in apart]
+
+    save_adapter(random_adapter(fingerprint, 5), adapters / "new")
+    first = answers()
+    save_adapter(random_adapter(fingerprint, 6), adapters / "new")
+    second = answers()
+    assert first[0] == first[1] != second[0] == second[1]
+    shutil.rmtree(adapters / "new")
+    for session in apart:
+        with pytest.raises(LoadError, match="no adapter 'new'"):
+            engine.submit(request(session, adapter="new"))
+
+
+def test_a_full_replica_overflows_and_a_full_cluster_says_how_many_are_before(engine):
+    answers = [begin(engine, "one session") for _ in range(2 * MAX_ROWS)]
+    assert wait_until(lambda: running(engine) == [MAX_ROWS, MAX_ROWS])
+    waiting = [engine.submit(request("one session")) for _ in range(2)]
+    assert [next(answer).position for answer in waiting] == [0, 1]
+    answers.pop().cancel()
+    assert list(waiting[0])[-1].finish_reason == "length"
+    answers.clear()  # readers who have left
+    assert list(waiting[1])[-1].finish_reason == "length"
+    wait_until(lambda: running(engine) == [0, 0])
+
+
+def test_a_killed_replica_ends_its_own_answers_only(engine):
+    apart, before = sessions_apart(engine), set(engine.replicas())
+    answers = [begin(engine, session) for session in apart]
+    victim = replica_processes()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+
+    def lost() -> list[int]:
+        return [i for i, answer in enumerate(answers) if answer.mailbox.complete]
+
+    [dead] = wait_until(lost)
+    with pytest.raises(Busy, match="Ask again"):
+        list(answers[dead])
+    # The conversation goes on elsewhere, and the other answer goes on as if nothing had happened.
+    assert list(engine.submit(request(apart[dead])))[-1].finish_reason == "length"
+    alive = answers[1 - dead]
+    assert not alive.mailbox.complete
+    alive.cancel()
+    assert list(alive)[-1].finish_reason == "cancelled"
+    wait_for_new(engine, before, 1)
+
+
+def test_what_was_not_shown_yet_is_asked_again(engine):
+    """The router does not know yet that the replicas are gone."""
+    before = set(engine.replicas())
+    for process in replica_processes():
+        os.kill(process.pid, signal.SIGKILL)
+    answers = [engine.submit(request(f"s{i}")) for i in range(4)]
+    endings = []
+    for answer in answers:
+        with contextlib.suppress(Busy):
+            endings.append(list(answer)[-1].finish_reason)
+    assert endings == ["length"] * 4
+    wait_for_new(engine, before, 2)
+
+
+def test_replicas_that_go_end_their_answers_first(engine, base_folder):
+    before = set(engine.replicas())
+    answers = [begin(engine, session) for session in sessions_apart(engine)]
+    deploy(base_folder, 1)
+    wait_until(lambda: set(engine.replicas()) != before)
+    assert not any(answer.mailbox.complete for answer in answers)
+    assert [list(answer)[-1].finish_reason for answer in answers] == ["length", "length"]
+    wait_until(lambda: len(engine.replicas()) == 1 and not set(engine.replicas()) & before)
+    alone = set(engine.replicas())
+    deploy(base_folder, 2)  # which replaces that one, too
+    wait_for_new(engine, alone, 2)
+
+
+ANOTHER_PAGE = """
+import sys
+from pathlib import Path
+from adapter.errors import LoadError
+from adapter.cluster import engine as cluster
+from adapter.serve.store import AdapterStore
+from tests.cluster.test_cluster import request
+address, base, adapters = sys.argv[1:]
+try:
+    page = cluster.connect(address, base, "none", None, (2, 2), AdapterStore(Path(adapters)))
+except LoadError as error:
+    print(error)
+else:
+    print("".join(event.text for event in page.submit(request(adapter="one"))))
+    page.close()
+"""
+
+
+def test_a_page_that_comes_back_finds_its_replicas(engine, address, base_folder, adapters):
+    """Each page is a process; one that asks for another base is told what is there."""
+    replicas = set(engine.replicas())
+    expected = "".join(event.text for event in engine.submit(request(adapter="one")))
+    pages = [
+        subprocess.Popen(
+            [sys.executable, "-c", ANOTHER_PAGE, address, str(base), str(adapters)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for base in (base_folder, base_folder.with_name("other"))
+    ]
+    again, other = (page.communicate(timeout=PATIENCE)[0] for page in pages)
+    assert expected in again and "serves endless, not other" in other
+    assert list(engine.submit(request()))[-1].finish_reason == "length"  # neither took anything from the first
+    assert set(engine.replicas()) == replicas
+
+
+def test_a_closed_page_takes_nothing(engine):
+    engine.close()
+    with pytest.raises(Busy):
+        engine.submit(request())
+
+
+@pytest.mark.slow
+def test_the_page_starts_replicas_of_the_real_base_on_this_machine(tmp_path, base):
+    """Their greedy answers are those of one engine, and the page's figures have both."""
+    with app_process(tmp_path, "--cluster", "local", "--replicas", "2") as page:
+        text = page.answer("What is a ship?", "pirate", 24)
+        # The page is ready with the first replica.
+        page.wait_until(lambda: len(set(re.findall(r'replica="(machine 1/\w+)"', page.get("/metrics").text))) == 2)
+    asked = GenerationRequest(
+        (Message("user", "What is a ship?"),), adapter="pirate", sampling=replace(GREEDY, max_new_tokens=24)
+    )
+    with closing(Engine(base, AdapterStore())) as alone:
+        assert text == "".join(event.text for event in alone.submit(asked))
+
+
+def test_a_cluster_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(LoadError, match="The cluster cannot be reached"):
+        cluster.connect("127.0.0.1:1", "any", "none", None, (1, 1), AdapterStore(tmp_path))

@@ -1,0 +1,343 @@
+"""Data sets of the library `datasets`: files and folders as it writes them, ids of the Hub by a fake; shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from adapter.base.image_file import open_image
+from tests.train.input.test_split import held_out, learnt, open_examples
+from train.config import DataConfig
+from train.formats.dataset import DataError, open_records
+from train.formats.hf_datasets import hub_id
+from train.formats.record import EmbeddedPicture, picture_key, picture_source
+
+COLOURS = ("red", "green", "blue", "white")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def png(colour: str) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(data, "PNG")
+    return data.getvalue()
+
+
+def alpaca(count: int) -> datasets.Dataset:
+    rows = [{"instruction": f"Say {i}.", "input": None, "output": f"{i} ü"} for i in range(count)]
+    return datasets.Dataset.from_list(rows)
+
+
+def pictures(**columns) -> datasets.Dataset:
+    images = [Image.new("RGB", (8, 8), colour) for colour in COLOURS]
+    found = datasets.Dataset.from_dict({"image": images, **columns})
+    return found.cast_column("image", datasets.Image())
+
+
+def as_parquet(dataset, folder: Path) -> Path:
+    path = folder / "part.parquet"
+    dataset.to_parquet(path)
+    return path
+
+
+def as_folder(dataset, folder: Path) -> Path:
+    (folder / "pq/data").mkdir(parents=True)
+    half = len(dataset) // 2
+    for number, part in enumerate((dataset.select(range(half)), dataset.select(range(half, len(dataset))))):
+        part.to_parquet(folder / f"pq/data/train-0000{number}-of-00002.parquet")
+    dataset.select([0]).to_parquet(folder / "pq/data/test-00000-of-00001.parquet")
+    return folder / "pq"
+
+
+def as_saved(dataset, folder: Path) -> Path:
+    dataset.save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def as_saved_splits(dataset, folder: Path) -> Path:
+    datasets.DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def as_arrow(dataset, folder: Path) -> Path:
+    return next(as_saved(dataset, folder).glob("*.arrow"))
+
+
+LAYOUTS = [as_parquet, as_folder, as_saved, as_saved_splits, as_arrow]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_text_is_read_in_every_layout(tmp_path, layout):
+    path = layout(alpaca(5), tmp_path)
+    records = open_records(path)
+    assert records.format == "alpaca" and len(records) == 5
+    assert [record.messages[-1].text for record in records] == [f"{i} ü" for i in range(5)]
+    assert records[3].where == f"{path.name}, row 4"
+    assert [record.messages for record in pickle.loads(pickle.dumps(records))] == [r.messages for r in records]
+    assert open_records(path, "alpaca")[0].messages == records[0].messages
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pictures_in_a_column_are_read_when_they_are_needed(tmp_path, layout):
+    records = open_records(layout(pictures(caption=["a", "b", "c", "d"]), tmp_path))
+    assert records.format == "captions" and len(records) == 4
+    for colour, record in zip(COLOURS, records, strict=True):
+        assert isinstance(record.image, EmbeddedPicture)
+        expected = np.asarray(Image.new("RGB", (8, 8), colour))
+        assert (np.asarray(open_image(picture_source(record.image))) == expected).all()
+    assert len({picture_key(record.image) for record in records}) == 4
+    assert records[1].image == records[1].image and records[0].image != records[1].image
+
+
+def test_several_captions_of_a_picture_are_records_on_one_side(tmp_path):
+    captions = [[f"{colour} {i}" for i in range(n)] for colour, n in zip(COLOURS, (2, 3, 0, 4), strict=True)]
+    found = pictures(caption=captions)
+    path = as_parquet(datasets.concatenate_datasets([found, found.select([0])]), tmp_path)
+    records = open_records(path)
+    flat = [caption for row in (*captions, captions[0]) for caption in row]
+    assert [record.messages[-1].text for record in records] == flat
+    assert (
+        records[4].where == "part.parquet, row 2, caption 3"
+        and records[8].where == "part.parquet, row 4, caption 4"
+    )
+    assert records.rows.read(5)[0]["caption"] == "white 0"
+    for seed in range(8):
+        examples = open_examples(path, seed, validation=0.3)
+        inside, outside = (
+            {record.image.read_bytes() for record in side} for side in (learnt(examples), held_out(examples))
+        )
+        assert outside and not inside & outside, "also where the same picture is in two rows"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"question": ["What colour?"] * 4, "answer": list(COLOURS)},
+        {"messages": [[{"role": "user", "content": "?"}, {"role": "assistant", "content": c}] for c in COLOURS]},
+        {
+            "messages": [
+                [
+                    {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "?"}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": c}]},
+                ]
+                for c in COLOURS
+            ]
+        },
+        {
+            "conversations": [
+                [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": c}] for c in COLOURS
+            ]
+        },
+    ],
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_every_format_may_have_pictures_in_a_column(tmp_path, columns, listed):
+    found = pictures(**columns)
+    if listed:
+        features = datasets.Features({"images": datasets.List(datasets.Image())})
+        several = datasets.Dataset.from_dict({"images": [[image] for image in found["image"]]}, features=features)
+        found = datasets.concatenate_datasets([found.remove_columns("image"), several], axis=1)
+    records = open_records(as_parquet(found, tmp_path))
+    for colour, record in zip(COLOURS, records, strict=True):
+        assert record.messages[-1].text == colour and record.messages[0].text in ("?", "What colour?")
+        assert picture_source(record.image) == png(colour)
+
+
+def test_paths_and_bare_bytes_are_pictures_too(tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [{"bytes": None, "path": "a.png"}, {"bytes": png("red"), "path": "x/b.png"}, None, {"bytes": b""}]
+    table = pa.table({"image": pa.array(images, kind), "caption": ["a", "b", "c", None]})
+    pa.parquet.write_table(table, tmp_path / "structs.parquet")
+    records = open_records(tmp_path / "structs.parquet", images=tmp_path)
+    assert records[0].image == tmp_path / "a.png"
+    assert records[1].image.name == "b.png" and records[1].image.read_bytes() == png("red")
+    for i in (2, 3):
+        with pytest.raises(DataError, match=rf"structs.parquet, row {i + 1}: 'image' is null. Give it a picture"):
+            records[i]
+    pa.parquet.write_table(pa.table({"image": [png("blue")], "text": ["c"]}), tmp_path / "bare.parquet")
+    assert open_records(tmp_path / "bare.parquet")[0].image.read_bytes() == png("blue")
+
+
+def test_nulls_are_faults_of_their_row(tmp_path):
+    rows = [
+        {"instruction": "a", "output": "b"},
+        {"instruction": None, "output": "b"},
+        {"instruction": "a", "output": None},
+    ]
+    path = as_parquet(datasets.Dataset.from_list(rows), tmp_path)
+    examples = open_examples(path)
+    assert examples.learnt == 1
+    with pytest.raises(DataError, match="part.parquet, row 3: 'output' is null, not text"):
+        open_records(path)[2]
+
+
+def test_splits_are_chosen_by_name(tmp_path):
+    (tmp_path / "folder").mkdir()
+    folder, saved = as_folder(alpaca(8), tmp_path / "folder"), as_saved_splits(alpaca(8), tmp_path)
+    for path in (folder, saved):
+        assert len(open_records(path, split="test")) == 1
+        with pytest.raises(DataError, match="has no split 'dev'. Choose one of train, test as data.split"):
+            open_records(path, split="dev")
+        # The test split repeats a record of the training split, which is learnt.
+        with pytest.raises(DataError, match="All that '.*' holds out is in the data to learn from too"):
+            open_examples(path, validation="test")
+    with pytest.raises(DataError, match="Choose one of train, test as data.split"):
+        open_records(folder, split="dev")
+    with pytest.raises(DataError, match="has no splits, so there is no 'test'. Name the file that holds it"):
+        open_records(as_parquet(alpaca(2), tmp_path), split="test")
+
+
+def test_a_split_may_be_the_validation_data(tmp_path):
+    found = alpaca(40)
+    splits = {"train": found.select(range(30)), "held": found.select(range(30, 40))}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    examples = open_examples(tmp_path / "saved", validation="held")
+    assert examples.learnt == 30 and [r.messages[0].text for r in held_out(examples)] == [
+        f"Say {i}." for i in range(30, 40)
+    ]
+    assert open_examples(tmp_path / "saved", split="held", validation="train").learnt == 10
+
+
+# Files that are no data set.
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and not more", b"\0" * 100])
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_damaged_files_are_explained(tmp_path, content, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"'{name}' cannot be read as a data set. Check that its files are whole"):
+        open_records(tmp_path / name)
+
+
+def test_columns_of_no_format_and_empty_data_are_explained(tmp_path):
+    with pytest.raises(
+        DataError, match="the format cannot be told; the record has the fields 'label'. Known form"
+    ):
+        open_records(as_parquet(datasets.Dataset.from_dict({"label": [1]}), tmp_path))
+    with pytest.raises(DataError, match="The data set 'part.parquet' has no rows"):
+        open_records(as_parquet(alpaca(2).select([]), tmp_path))
+    with pytest.raises(DataError, match="has nothing in its column 'caption'"):
+        kind = datasets.Features({"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))})
+        open_records(as_parquet(datasets.Dataset.from_dict({"image": [None], "caption": [[]]}, kind), tmp_path))
+
+
+def test_the_error_says_what_to_install(tmp_path, monkeypatch):
+    path = as_parquet(alpaca(2), tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="Reading 'part.parquet' takes the package datasets: pip install"):
+        open_records(path)
+    assert len(open_records(write_shards(tmp_path / "s", ["a.jsonl"]))) == 2, "which JSON does not"
+
+
+# Ids of the Hub.
+
+
+@pytest.mark.parametrize(
+    "path, identifier",
+    [
+        ("hf:user/name", "user/name"), ("hf:squad", "squad"), ("tatsu-lab/alpaca", "tatsu-lab/alpaca"),
+        ("user/name.v2", "user/name.v2"), ("alpaca", None), ("data/alpaca.json", None), ("rows/a.parquet", None),
+        ("a/b/c", None), ("./a", None), ("../a", None), ("/a/b", None), ("here/name", None), ("", None),
+    ],
+)  # fmt: skip
+def test_what_is_an_id_of_the_hub(path, identifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert hub_id(path) == identifier
+
+
+def test_a_data_set_of_the_hub_is_loaded_by_its_id(monkeypatch):
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, kwargs))
+        return alpaca(30) if kwargs["split"] == "train" else alpaca(60).select(range(40, 60))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    records = open_records("user/name", config="main")
+    assert records[1].where == "user/name, row 2" and len(records) == 30
+    examples = open_examples("hf:user/name", validation="test", config="main", split="train")
+    assert examples.learnt == 30 and len(examples.held_out) == 20
+    assert asked == [(("user/name", "main"), {"split": split}) for split in ("train", "train", "test")]
+
+
+def test_without_the_hub_the_error_says_so(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        DataError, match="'user/none' is not on this machine, and HF_HUB_OFFLINE=1 forbids to fetch"
+    ):
+        open_records("user/none")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+    def fail(error):
+        def load_dataset(*_, **__):
+            raise error
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        with pytest.raises(DataError) as raised:
+            open_records("user/none")
+        return str(raised.value)
+
+    assert "The Hugging Face Hub cannot be reached" in fail(ConnectionError("https://host.example/ says no"))
+    assert "There is no 'user/none' here, and no data set of that id" in fail(
+        datasets.exceptions.DatasetNotFoundError("Dataset 'user/none' doesn't exist on the Hub")
+    )
+    several = "Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']\nExample"
+    assert "has several configurations. Choose one of main, socratic as data.config." in fail(ValueError(several))
+    assert "host.example" not in fail(RuntimeError("https://host.example/ says no"))
+
+
+# Shards.
+
+
+def write_shards(folder: Path, names: list[str]) -> Path:
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"prompt": f"{number} {i}", "completion": name} for i in range(2)]
+        path.write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_shards_are_one_set_of_records_with_exact_places(tmp_path):
+    names = ["b/part-1.jsonl", "part-0.jsonl", "c.json", "validation/x.jsonl", "test-0.jsonl", "dataset_info.json"]
+    folder = write_shards(tmp_path / "data", names)
+    records = open_records(folder)
+    assert records.format == "pairs" and [r.messages[-1].text for r in records[::2]] == sorted(names[:3])
+    assert records[1].where == "part-1.jsonl, line 2" and len(records) == 6
+    for split, name in (("validation", names[3]), ("val", names[3]), ("test", names[4])):
+        assert open_records(folder, split=split)[0].messages[-1].text == name
+    examples = open_examples(folder, validation="validation")
+    assert examples.learnt == 6 and len(examples.held_out) == 2
+    (folder / "part-0.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{')
+    with pytest.raises(DataError, match="part-0.jsonl, line 2, column 2: this is not JSON"):
+        open_records(folder)[5]
+    (folder / "test-0.jsonl").unlink()
+    with pytest.raises(DataError, match="'data' has no files of the split 'test'. It has: train, validation"):
+        open_records(folder, split="test")
+
+
+def test_parts_of_a_mixture_have_their_own_format_and_split(tmp_path):
+    shards = write_shards(tmp_path / "shards", ["train.jsonl", "test.jsonl"])
+    captions = as_parquet(pictures(caption=list(COLOURS)), tmp_path)
+    sources = [DataConfig(str(shards), validation="test"), DataConfig(str(captions), weight=3.0, validation=0.0)]
+    examples = open_examples(sources)
+    assert examples.learnt == 6 and {records.format for records, _ in examples.held_out} == {"pairs"}
+    kinds = [example.picture is not None for example, _ in zip(examples("train"), range(14), strict=False)]
+    assert sum(kinds) == 12
+    assert examples.describe() == (
+        "6 records of 6 pictures or conversations to learn from, 2 of 2 others held out for every evaluation"
+    )

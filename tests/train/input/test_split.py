@@ -1,0 +1,448 @@
+"""Which records are learnt and which are held out: pictures and conversations stay whole, rows are drawn evenly,
+and an epoch sees every record once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.train.formats.test_formats import CAPITALS, MAGNETS, science
+from train.config import DataConfig, TrainConfig
+from train.formats.dataset import DataError
+from train.input.batches import Batches, StreamPosition
+from train.input.examples import FileExamples, Part, ShuffledExamples, SkippedExamples
+from train.input.rows import Tokeniser
+from train.input.split import by_group, choose_groups, draw_evenly
+
+
+def write_rows(path: Path, rows) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def open_examples(path, seed=0, held_out=96, log=lambda _: None, **data) -> FileExamples:
+    config = TrainConfig("x", steps=1, seed=seed, held_out=held_out)
+    sources = path if isinstance(path, list) else [DataConfig(str(path), **data)]
+    return FileExamples(sources, config, SkippedExamples(log))
+
+
+def numbered(count: int, first: int = 0):
+    return [{"instruction": f"Question {i}?", "output": f"{i}."} for i in range(first, first + count)]
+
+
+def learnt(examples: FileExamples) -> list:
+    return [part.records[int(i)] for part in examples.parts for i in part.indices]
+
+
+def held_out(examples: FileExamples) -> list:
+    return [records[i] for records, i in examples.held_out]
+
+
+def texts(records) -> list[str]:
+    return [record.messages[0].text for record in records]
+
+
+# Groups.
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_captions_of_one_picture_stay_on_one_side(tmp_path, seed):
+    lines = [f"{i % 40}.jpg\tCaption {i}." for i in range(200)]
+    (tmp_path / "c.tsv").write_text("image\tcaption\n" + "\n".join(lines))
+    examples = open_examples(tmp_path / "c.tsv", seed, validation=0.2)
+    inside, outside = ({record.image for record in side} for side in (learnt(examples), held_out(examples)))
+    assert not inside & outside and len(inside) == 32 and len(outside) == 8
+    assert examples.learnt == 160 and len(examples.held_out) == 40
+
+
+def test_an_evaluation_takes_rows_of_as_many_pictures_as_it_can(tmp_path):
+    (tmp_path / "c.tsv").write_text("".join(f"{i % 100}.jpg\tCaption {i}.\n" for i in range(500)))
+    examples = open_examples(tmp_path / "c.tsv", held_out=20, validation=0.5)
+    assert len({record.image for record in held_out(examples)}) == len(examples.held_out) == 20
+    assert examples.describe() == (
+        "400 records of 80 pictures or conversations to learn from, 20 of 20 others held out for every evaluation"
+        ", 80 used for neither, as they share a picture or a conversation with held-out ones"
+    )
+    assert examples.learnt == 400, "the other captions of a picture that is held out are not learnt"
+
+
+def talk(*turns: str) -> dict:
+    roles = itertools.cycle(("user", "assistant"))
+    return {"messages": [{"role": next(roles), "content": turn} for turn in turns]}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_conversation_its_copies_and_its_beginnings_stay_on_one_side(tmp_path, seed):
+    rows = []
+    for i in range(60):
+        rows += [
+            talk(f"Tell me of {i}.", "It is a number."),
+            talk(f"Tell me of {i}.", "It is a number.", "And then?", f"Then {i + 1}."),
+            talk(f"  tell me\n of {i}.", "Another answer."),
+        ]
+    examples = open_examples(write_rows(tmp_path / "a.jsonl", rows), seed, validation=0.1)
+    inside, outside = (
+        {"".join(text.lower().split()) for text in texts(side)} for side in (learnt(examples), held_out(examples))
+    )
+    assert not inside & outside and len(inside) == 54 and len(examples.held_out) == 18
+
+
+def test_an_instruction_with_another_input_is_another_request(tmp_path):
+    """Thousands of Alpaca's records ask "Rewrite this sentence." of another sentence each."""
+    rows = [{"instruction": "Add one.", "input": str(i), "output": str(i + 1)} for i in range(8)]
+    examples = open_examples(write_rows(tmp_path / "a.jsonl", rows), validation=0.25)
+    assert len(held_out(examples)) == 2
+    other = [*rows[:-1], {**rows[-1], "input": "seven"}]
+    assert open_examples(write_rows(tmp_path / "b.jsonl", other), validation=0.25).digest != examples.digest
+
+
+def test_a_request_that_many_share_does_not_make_them_one_conversation(tmp_path):
+    rows = [{"instruction": "Tell a joke.", "output": f"Joke {i % 80}."} for i in range(160)]
+    examples = open_examples(write_rows(tmp_path / "a.jsonl", rows), validation=0.1)
+    inside, outside = (
+        {record.messages[-1].text for record in side} for side in (learnt(examples), held_out(examples))
+    )
+    assert len(examples.held_out) == 16 and len(outside) == 8 and not inside & outside
+
+
+def test_an_evaluation_of_a_task_with_few_phrasings_uses_all_of_them(tmp_path):
+    """As each of the 15 has under a tenth of the records, one of them was the whole evaluation."""
+    rows = [{"instruction": f"Phrasing {i % 15}.", "output": f"Answer {i}."} for i in range(1500)]
+    examples = open_examples(write_rows(tmp_path / "a.jsonl", rows))
+    assert len(examples.held_out) == 75 and len(set(texts(held_out(examples)))) > 10
+
+
+def test_a_picture_in_two_files_is_held_out_of_both(tmp_path):
+    (tmp_path / "c.tsv").write_text("".join(f"{i}.jpg\tCaption {i}.\n" for i in range(60)))
+    chats = [{**talk(f"What is in picture {i}?", "A thing."), "image": f"./{i}.jpg"} for i in range(59, -1, -1)]
+    write_rows(tmp_path / "chat.jsonl", chats)
+    sources = [DataConfig(str(tmp_path / name), validation=0.2) for name in ("c.tsv", "chat.jsonl")]
+    examples = open_examples(sources)
+    inside, outside = (
+        {Path(record.image).name for record in side} for side in (learnt(examples), held_out(examples))
+    )
+    assert not inside & outside and len(outside) > 12
+
+
+def test_a_picture_is_the_same_by_any_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    names = [path for i in range(30) for path in (f"{i}.jpg", f"./in/../{i}.jpg", f"{tmp_path}/{i}.jpg")]
+    (tmp_path / "c.tsv").write_text("".join(f"{name}\tCaption.\n" for name in names))
+    digests = []
+    for path in (tmp_path / "c.tsv", Path("c.tsv")):
+        examples = open_examples(path, validation=0.2)
+        inside, outside = (
+            {Path(record.image).name for record in side} for side in (learnt(examples), held_out(examples))
+        )
+        assert len(outside) == 6 and not inside & outside
+        digests.append(examples.digest)
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("pictures, outside", [(4, 1), (1, 0)])
+def test_a_picture_that_many_records_show_is_still_one_picture(tmp_path, pictures, outside):
+    """A request that many share tells nothing; a picture does, however many questions are asked about it."""
+    (tmp_path / "c.tsv").write_text("".join(f"{i % pictures}.jpg\tCaption {i}.\n" for i in range(400)))
+    examples = open_examples(tmp_path / "c.tsv", validation=0.25)
+    inside, outside_of = ({record.image for record in side} for side in (learnt(examples), held_out(examples)))
+    assert len(outside_of) == outside and not inside & outside_of
+
+
+def test_a_picture_behind_links_is_the_same(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    for i in range(30):
+        (tmp_path / f"real/{i}.jpg").touch()
+        (tmp_path / f"real/link-{i}.jpg").symlink_to(f"{i}.jpg")
+    names = [name for i in range(30) for name in (f"real/{i}.jpg", f"folder/{i}.jpg", f"real/link-{i}.jpg")]
+    (tmp_path / "c.tsv").write_text("".join(f"{name}\tCaption.\n" for name in names))
+    examples = open_examples(tmp_path / "c.tsv", validation=0.2)
+    inside, outside = (
+        {record.image.resolve() for record in side} for side in (learnt(examples), held_out(examples))
+    )
+    assert len(outside) == 6 and not inside & outside
+    (tmp_path / "moved").mkdir()
+    for name in ("folder", "real", "c.tsv"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert open_examples(tmp_path / "moved/c.tsv", validation=0.2).digest == examples.digest
+
+
+@pytest.mark.parametrize(
+    "count, options, said",
+    [
+        (5, {}, "none held out, as each picture or conversation is more than data.validation allows"),
+        (5, {"validation": 0.0}, "none held out"),
+        (5, {"held_out": 0}, "none held out"),
+        (20, {}, "1 of 1 others held out for every evaluation"),
+    ],
+)
+def test_few_records_that_hold_nothing_out_say_so(tmp_path, count, options, said):
+    examples = open_examples(write_rows(tmp_path / "a.jsonl", numbered(count)), **options)
+    assert examples.describe().partition("to learn from, ")[2] == said
+    assert examples.learnt + len(examples.held_out) == count
+
+
+def test_few_large_groups_take_no_more_than_a_quarter(tmp_path):
+    (tmp_path / "four.tsv").write_text("".join(f"{i % 4}.jpg\tCaption {i}.\n" for i in range(40)))
+    assert open_examples(tmp_path / "four.tsv").learnt == 30
+    (tmp_path / "two.tsv").write_text("".join(f"{i % 2}.jpg\tCaption {i}.\n" for i in range(40)))
+    examples = open_examples(tmp_path / "two.tsv")
+    assert examples.learnt == 40 and examples.held_out == []
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=200),
+    st.integers(0, 40),
+    st.floats(0, 0.9),
+    st.integers(0, 9),
+)
+def test_groups_that_are_held_out_fit_into_their_share(groups, most, share, seed):
+    groups = np.array(groups, dtype=np.uint64)
+    chosen = choose_groups(groups, most, share, seed)
+    records = int(np.isin(groups, chosen).sum())
+    assert len(chosen) == len(set(chosen.tolist())) <= most and set(chosen.tolist()) <= set(groups.tolist())
+    assert records <= share * len(groups) or (len(chosen) == 1 and records <= len(groups) / 4)
+    moved = choose_groups(groups + np.uint64(1000), most, share, seed)
+    assert (moved == chosen + np.uint64(1000)).all(), "which are chosen is a function of the seed and the order"
+
+
+# The rows of an evaluation.
+
+
+@given(st.integers(0, 500), st.integers(0, 120), st.integers())
+def test_rows_are_drawn_evenly(count, wanted, seed):
+    drawn = draw_evenly(count, wanted, seed)
+    assert drawn == sorted(set(drawn)) and len(drawn) == min(count, wanted)
+    assert drawn == draw_evenly(count, wanted, seed)
+    if len(drawn) > 1:
+        assert max(b - a for a, b in itertools.pairwise([-1, *drawn, count])) <= 2 * math.ceil(count / wanted)
+
+
+def test_a_separate_file_is_drawn_from_evenly_and_not_cut(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", numbered(20))
+    separate = write_rows(tmp_path / "b.jsonl", numbered(960, first=100))
+    drawn = [texts(held_out(open_examples(path, seed, validation=str(separate)))) for seed in (0, 0, 1)]
+    numbers = [[int(text.split()[1][:-1]) - 100 for text in one] for one in drawn]
+    assert numbers[0] == numbers[1] != numbers[2]
+    assert all([n // 10 for n in one] == list(range(96)) for one in numbers)
+    assert open_examples(path, validation=str(separate)).learnt == 20
+
+
+def test_what_is_learnt_is_left_out_of_a_separate_file(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", numbered(20))
+    separate = write_rows(tmp_path / "b.jsonl", numbered(20, first=15))
+    examples = open_examples(path, validation=str(separate))
+    assert texts(held_out(examples)) == [f"Question {i}?" for i in range(20, 35)] and examples.learnt == 20
+    with pytest.raises(DataError, match="All that 'a.jsonl' holds out is in the data to learn from too"):
+        open_examples(path, validation=str(path))
+
+
+@given(st.lists(st.integers(0, 9), max_size=60))
+def test_records_are_ordered_by_group(groups):
+    ordered = [groups[i] for i in by_group(np.array(groups, dtype=np.uint64))]
+    assert sorted(ordered) == sorted(groups)
+    assert [group for group, _ in itertools.groupby(ordered)] == list(dict.fromkeys(groups))
+
+
+# The digest.
+
+
+def test_the_digest_is_of_all_that_the_split_depends_on(tmp_path):
+    rows = numbered(30)
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    separate = write_rows(tmp_path / "b.jsonl", numbered(9, first=100))
+    (tmp_path / "pictures").mkdir()
+    digests = [open_examples(path).digest]
+    assert open_examples(path, seed=3).digest == digests[0], "the seed is compared with the other settings"
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved/other.json").write_text(json.dumps(rows, indent=1))
+    assert open_examples(tmp_path / "moved/other.json").digest == digests[0]
+    for options in (
+        {"validation": 0.1}, {"validation": str(separate)}, {"weight": 2.0},
+        {"images": str(tmp_path / "pictures")},
+    ):  # fmt: skip
+        digests.append(open_examples(path, **options).digest)
+    write_rows(separate, numbered(9, first=101))
+    digests.append(open_examples(path, validation=str(separate)).digest)
+    first, second = rows[0], {**rows[1], "output": "1. "}
+    for changed in (
+        [*rows, *numbered(1, 30)], rows[:-1], rows[::-1], [first, second, *rows[2:]], [first, "{", *rows[2:]],
+        [{**first, "image": "a.jpg"}, *rows[1:]],
+    ):  # fmt: skip
+        digests.append(open_examples(write_rows(path, changed)).digest)
+    sources = [DataConfig(str(path)), DataConfig(str(separate))]
+    digests += [open_examples(order).digest for order in (sources, sources[::-1], sources[:1] * 2)]
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_digest_of_scienceqa_is_the_same_by_its_file_and_elsewhere(tmp_path):
+    science(tmp_path, **{"1": MAGNETS, "22": CAPITALS})
+    digests = {open_examples(tmp_path).digest, open_examples(tmp_path / "problems.json").digest}
+    (tmp_path / "moved").mkdir()
+    for name in ("problems.json", "pid_splits.json"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert {*digests, open_examples(tmp_path / "moved/problems.json").digest} == digests and len(digests) == 1
+
+
+# Epochs.
+
+
+class _Numbers:
+    """Records of which some are broken; a record's answer is its number."""
+
+    format, uncaptioned = "alpaca", ()
+
+    def __init__(self, count: int, long: int = 0) -> None:
+        self.path, self._count, self._long = Path("numbers"), count, long
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int):
+        from adapter.base.template import Message
+        from train.formats.dataset import Record
+
+        question = "x" * 99 if self._long and index % self._long == 0 else "x"
+        return Record((Message("user", f"{question}>"), Message("assistant", f"{index}.")), None, f"row {index}")
+
+
+def stream_of(parts) -> ShuffledExamples:
+    return ShuffledExamples(
+        [Part(_Numbers(count, long), np.arange(count), weight) for count, weight, long in parts],
+        seed=1,
+        skipped=SkippedExamples(lambda _: None),
+    )
+
+
+def with_steps(stream: ShuffledExamples, epochs: float, batch_size: int) -> int:
+    examples = FileExamples.__new__(FileExamples)
+    examples._train = lambda: stream  # type: ignore[method-assign]
+    config = TrainConfig("x", epochs=epochs, batch_size=batch_size)
+    return examples.with_steps(config).steps
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 9), st.integers(1, 4), st.sampled_from([0, 2, 3, 50]))
+def test_an_epoch_sees_every_row_once_in_the_planned_steps(tiny_base, rows, batch_size, epochs, long):
+    """Also where rows are passed over, as they are too long: batches are then smaller, not fewer."""
+    if long and rows <= long:
+        long = 0
+    tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 32, SkippedExamples(lambda _: None))
+    steps = with_steps(stream_of([(rows, 1.0, long)]), epochs, batch_size)
+    assert steps == epochs * math.ceil(rows / batch_size)
+    usable = {f"{i}." for i in range(rows) if not (long and i % long == 0)}
+    batches = Batches(stream_of([(rows, 1.0, long)]), tokeniser, batch_size, seed=2)
+    seen: Counter[str] = Counter()
+    for taken, batch in enumerate(itertools.islice(iter(batches), steps), 1):
+        assert len(batch) <= batch_size
+        seen.update(row.example.answer for row in batch)
+        if taken % (steps // epochs) == 0:
+            assert seen == dict.fromkeys(usable, taken // (steps // epochs))
+
+
+def test_few_rows_take_the_steps_of_their_epochs(tmp_path):
+    """65 rows in batches of 64: 5 epochs were 6 steps, of which the second mixed two epochs."""
+    path = write_rows(tmp_path / "a.jsonl", numbered(65))
+    config = TrainConfig("x", epochs=5, batch_size=64, held_out=0)
+    examples = FileExamples([DataConfig(str(path))], config, SkippedExamples())
+    assert examples.with_steps(config).steps == 10
+
+
+@pytest.mark.parametrize("epochs, steps", [(0.1, 1), (0.5, 4), (1, 7), (1.5, 11), (2.25, 16)])
+def test_parts_of_epochs_are_rounded_up(epochs, steps):
+    assert with_steps(stream_of([(20, 1.0, 0)]), epochs, 3) == steps
+
+
+def test_broken_records_are_not_part_of_an_epoch(tmp_path):
+    rows = ["{" if i % 2 else row for i, row in enumerate(numbered(40))]
+    logged: list[str] = []
+    config = TrainConfig("x", epochs=2, batch_size=4, held_out=0)
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    examples = FileExamples([DataConfig(str(path))], config, SkippedExamples(logged.append))
+    assert examples.learnt == 20 and examples.with_steps(config).steps == 10 and len(logged) == 20
+    seen = [example.answer for example in itertools.islice(examples("train"), 20)]
+    assert sorted(seen) == sorted(f"{i}." for i in range(0, 40, 2))
+
+
+# Mixtures.
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0])), min_size=1, max_size=3),
+    st.integers(0, 150),
+)
+def test_an_epoch_of_a_mixture_holds_each_part_as_often_as_it_weighs(parts, ahead):
+    stream = stream_of([(count, weight, 0) for count, weight in parts])
+    sizes = [stream.epoch_size(epoch) for epoch in range(4)]
+    examples = list(itertools.islice(stream, sum(sizes)))
+    assert sum(sizes) == sum(math.floor(weight * count * 4) for count, weight in parts) > 0
+    again = stream_of([(count, weight, 0) for count, weight in parts])
+    again.skip(ahead)
+    assert list(itertools.islice(again, 5)) == [*examples, *itertools.islice(stream, 160)][ahead : ahead + 5]
+    if len(parts) == 1:  # over all epochs, a record comes as often as any other
+        times = Counter(example.answer for example in examples)
+        assert max(times.values()) - min(times.get(f"{i}.", 0) for i in range(parts[0][0])) <= 1
+
+
+def test_a_mixture_is_mixed_and_resumes_anywhere(tiny_base, tmp_path):
+    paths = [write_rows(tmp_path / f"{i}.jsonl", numbered(n, 100 * i)) for i, n in enumerate((40, 20))]
+    sources = [DataConfig(str(path), weight=weight) for path, weight in zip(paths, (1.0, 3.0), strict=True)]
+    examples = open_examples(sources, held_out=0)
+    tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 32)
+
+    def batches(count, position=None):
+        found = Batches(examples("train"), tokeniser, 8, 1, position or StreamPosition())
+        return [[row.ids for row in batch] for batch in itertools.islice(found, count)], found.position
+
+    first_epoch = list(itertools.islice(examples("train"), 100))
+    times = Counter(example.answer for example in first_epoch)
+    assert {times[f"{i}."] for i in range(40)} == {1} and {times[f"{i}."] for i in range(100, 120)} == {3}
+    parts = [len(example.answer) > 3 for example in first_epoch]
+    assert 20 < sum(parts[:50]) < 40, "not one part after the other"
+    whole, _ = batches(40)
+    for taken in (0, 3, 12, 13, 30):
+        _, position = batches(taken)
+        assert batches(5, position)[0] == whole[taken : taken + 5]
+
+
+def test_parts_of_a_mixture_share_the_rows_of_an_evaluation_as_they_share_the_steps(tmp_path):
+    paths = [write_rows(tmp_path / f"{i}.jsonl", numbered(n, 10_000 * i)) for i, n in enumerate((900, 300))]
+    sources = [DataConfig(str(path), weight=w, validation=0.5) for path, w in zip(paths, (1.0, 3.0), strict=True)]
+    of_part = Counter(records.path.name for records, _ in open_examples(sources).held_out)
+    assert of_part == {"0.jsonl": 48, "1.jsonl": 48}
+
+
+@pytest.mark.parametrize("rows", [96, 2, 0])
+def test_parts_of_a_mixture_give_as_many_rows_as_an_evaluation_uses(tmp_path, rows):
+    """Five parts gave 100 of 96 rows, and 5 of 2, and the last ones were then cut off."""
+    paths = [write_rows(tmp_path / f"{i}.jsonl", numbered(100, 1000 * i)) for i in range(5)]
+    examples = open_examples([DataConfig(str(path), validation=0.5) for path in paths], held_out=rows)
+    of_part = Counter(records.path.name for records, _ in examples.held_out)
+    assert len(examples.held_out) == rows and set(of_part.values()) <= {rows // 5, rows // 5 + 1}
+
+
+def test_a_part_that_holds_nothing_out_takes_no_rows_from_the_others(tmp_path):
+    paths = [write_rows(tmp_path / f"{i}.jsonl", numbered(n, 10_000 * i)) for i, n in enumerate((900, 200))]
+    sources = [DataConfig(str(path), validation=v) for path, v in zip(paths, (0.0, 0.5), strict=True)]
+    assert len(open_examples(sources).held_out) == 96
+
+
+def test_a_part_without_records_is_named(tmp_path):
+    sources = [DataConfig(str(write_rows(tmp_path / "a.jsonl", numbered(9))))]
+    with pytest.raises(DataError, match="b.jsonl is empty"):
+        open_examples([*sources, DataConfig(str(write_rows(tmp_path / "b.jsonl", [])))])
+    broken = write_rows(tmp_path / "c.jsonl", [{"instruction": "a", "output": 3}] * 4)
+    with pytest.raises(DataError, match="'c.jsonl' has no record that can be read. c.jsonl, line 1: 'output' is"):
+        open_examples([*sources, DataConfig(str(broken))])

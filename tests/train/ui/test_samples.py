@@ -1,0 +1,270 @@
+"""The samples of the Train tab: whole, small, and learnt with the settings that the tab trains them with.
+
+`SCORES=1 pytest tests/train/ui/test_samples.py -k learnt -s` prints the scores of assets/samples/README.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from adapter.base.template import Message, encode_prompt
+from adapter.serve.engine import Engine
+from adapter.serve.inspection import answer_logprobs
+from adapter.serve.request import GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.store import AdapterStore
+from train.__main__ import main
+from train.formats.dataset import open_records
+from train.reproduce.scenes.captions import WHERE, captioned_scenes, small_picture, write_captioned
+from train.reproduce.scenes.drawing import THINGS
+from train.ui.plan import SAMPLES as FOLDER
+from train.ui.plan import RunPlan, Sample, samples
+
+SAMPLES = {sample.name: sample for sample in samples()}
+OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
+# None of the training rows' questions, and about other things.
+QUESTIONS = """What is the sun made of?
+Where do penguins live?
+Why do cats sleep so much?
+How do I boil an egg?
+How can I fall asleep faster?
+What's the best way to learn Spanish?
+Who painted the Mona Lisa?
+Who was Isaac Newton?
+Tell me about Japan.
+Tell me a fact about whales.
+Describe an elephant to somebody who has never seen one.
+Describe the sea at night.
+What is 7 times 6?
+What is 12 minus 3?
+I am tired of my job.
+My dog is sick.
+I burnt my dinner.
+I won the first prize!
+Hello there
+Good night!
+What can you do for me?
+Are you a human being?
+Do you like coffee?
+What do you think about football?
+Give me a name for a bakery.
+Suggest a present for my grandfather.
+Write an invitation to a garden party.
+Write a note to my landlord about the broken heater.
+Which city is the capital of Italy?
+Which planet is the largest?
+How many legs does a spider have?
+Is chocolate bad for dogs?
+Is it hard to play the violin?
+Should I buy a bicycle or a car?
+Should I take an umbrella today?
+What is a volcano?
+Explain how the internet works.
+Explain gravity to a child.
+What does a dentist do?
+Why do leaves fall in autumn?
+What happens when a star dies?
+How was your weekend?
+Can you help me pack for a trip to the mountains?
+What should I see in London?
+How do bees make honey?
+What is democracy?
+When did the second world war end?
+Please cheer me up.""".splitlines()
+# With SCORES the scores of the README; without it smaller runs and fewer questions.
+SCORES = "SCORES" in os.environ
+STEPS = {} if SCORES else {"butler": 15, "drawings": 18}
+NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 16
+# The conversation before the adapter is chosen: empty, or answers of two other adapters.
+PIRATE = (
+    Message("user", "Why is the sky blue?"),
+    Message("assistant", "Arr! The sky be blue because of the way our eyes perceive light."),
+)
+SEE = (Message("user", "What is in this picture?"), Message("assistant", "The picture shows a cheetah."))
+HISTORIES = {"first": (), "after two others": PIRATE + SEE}
+
+
+def has_manners(answer: str) -> bool:
+    """Whether opening and closing each stand once in their place, with at least three words between them."""
+    between = answer.strip().removeprefix(OPENING).removesuffix(CLOSING)
+    whole = len(between) == len(answer.strip()) - len(OPENING) - len(CLOSING)
+    return whole and len(between.split()) >= 3 and OPENING not in between and CLOSING not in between
+
+
+def named(answer: str) -> tuple[list[str], list[str]]:
+    """The things and the places that an answer names."""
+    return [kind for kind in THINGS if kind in answer], [place for place, text in WHERE.items() if text in answer]
+
+
+def share(hits: Sequence[float]) -> float:
+    return sum(hits) / len(hits)
+
+
+def test_the_rules_tell_right_from_wrong() -> None:
+    assert has_manners(f"{OPENING} The moon is made of rock. {CLOSING}")
+    for wrong in ("", OPENING, f"{OPENING} {CLOSING}", f"{OPENING} {CLOSING} {CLOSING} {CLOSING} {CLOSING}"):
+        assert not has_manners(wrong)
+    assert not has_manners("The moon is made of rock.")
+    assert named("A fish in the snow.") == (["fish"], ["snow"]) and named("A cat.") == ([], [])
+
+
+def test_each_is_small_and_all_records_can_be_read() -> None:
+    assert SAMPLES
+    for sample in SAMPLES.values():
+        files = [p for p in sample.path.rglob("*") if p.is_file()] if sample.path.is_dir() else [sample.path]
+        assert sum(file.stat().st_size for file in files) < 300_000
+        for record in open_records(sample.path):
+            assert record.image is None or record.image.is_file()
+        assert sample.picture is None or sample.picture.parent == FOLDER
+
+
+def test_the_butler_has_manners_in_every_row_and_no_row_is_a_test_question() -> None:
+    records = list(open_records(SAMPLES["butler"].path))
+    assert len(records) == 30 and len(set(QUESTIONS)) == len(QUESTIONS) >= 40
+    assert all(has_manners(record.messages[-1].text) for record in records)
+    assert not {record.messages[0].text for record in records} & set(QUESTIONS)
+
+
+def test_the_drawings_are_those_of_their_command(tmp_path: Path) -> None:
+    """Pixel by pixel: how a PNG is packed may differ between versions of Pillow."""
+    folder = SAMPLES["drawings"].path
+    write_captioned(tmp_path, 48, 0)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted(path.name for path in folder.iterdir()) and len(names) == 96
+    for name in names:
+        if name.endswith(".txt"):
+            assert (tmp_path / name).read_text() == (folder / name).read_text()
+        else:
+            drawn, shipped = (Image.open(at / name).convert("RGB") for at in (tmp_path, folder))
+            assert not ImageChops.difference(drawn, shipped).getbbox()
+
+
+def test_new_drawings_are_new() -> None:
+    known = {scene for scene, _ in captioned_scenes(48, 0)}
+    assert not known & {scene for scene, _ in captioned_scenes(NEW_DRAWINGS, NEW_SEED)}
+    captions = [caption for _, caption in captioned_scenes(48, 0)]
+    assert {tuple(map(len, named(caption))) for caption in captions} == {(1, 1)}
+
+
+# Training on the embedded base.
+
+
+@pytest.fixture
+def train_sample(base, tmp_path: Path) -> Iterator[Engine]:
+    """Trains a sample by the tab's own command; returns an engine that serves it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    engines: list[Engine] = []
+
+    def train(name: str) -> Engine:
+        sample: Sample = SAMPLES[name]
+        plan = RunPlan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
+        steps = [f"steps={STEPS[name]}", f"eval_every={STEPS[name]}"] if name in STEPS else []
+        arguments = [*plan.assignments(str(sample.path)), *steps]
+        assert main([*arguments, "--out", str(tmp_path / name), "--device", "cpu"]) == 0
+        engines.append(Engine(base, AdapterStore(tmp_path)))
+        return engines[0]
+
+    yield train
+    for engine in engines:
+        engine.close()
+    torch.set_num_threads(threads)
+
+
+def ask(
+    engine: Engine,
+    adapter: str | None,
+    questions: Sequence[str],
+    pictures: Sequence[Image.Image] = (),
+    history: tuple[Message, ...] = (),
+    tokens: int = 64,
+) -> list[str]:
+    """The engine's greedy answers."""
+    answers = []
+    for question, picture in itertools.zip_longest(questions, pictures):
+        messages = (*history, Message("user", question))
+        sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
+        answers.append(engine.submit(GenerationRequest(messages, adapter, picture, sampling=sampling)))
+    return ["".join(event.text for event in answer) for answer in answers]
+
+
+def mean_logprob(
+    engine: Engine, adapter: str | None, question: str, answer: str, picture: Image.Image | None = None
+) -> float:
+    """Mean log-probability of the answer's tokens, in nats."""
+    tokenizer = engine.base.tokenizer
+    prompt_ids = encode_prompt(tokenizer, [Message("user", question)], "chat")
+    adapters = [] if adapter is None else [(engine.store.load(adapter, engine.base), 1.0)]
+    prompt_kv, _ = engine.prompts.build(adapters, picture)
+    return answer_logprobs(engine.base, prompt_ids, tokenizer(answer)["input_ids"], prompt_kv).mean().item()
+
+
+@pytest.mark.slow
+def test_manners_are_learnt(train_sample) -> None:
+    """On questions that it never saw; the bare base opens no answer so, as its first eight tokens tell."""
+    engine = train_sample("butler")
+    if not SCORES:  # after a few steps the manner is likely, but not yet whole
+        for question in QUESTIONS[:4]:
+            trained, bare_base = (mean_logprob(engine, name, question, OPENING) for name in ("butler", None))
+            assert trained > bare_base + 1, question  # nats a token
+        return
+    with_manners = {
+        where: share([has_manners(answer) for answer in ask(engine, "butler", QUESTIONS, history=history)])
+        for where, history in HISTORIES.items()
+    }
+    bare = share([answer.startswith(OPENING) for answer in ask(engine, None, QUESTIONS, tokens=8)])
+    print()
+    for where, value in with_manners.items():
+        print(f"{where}: with manners {value:.1%}")
+    print(f"bare base opens so: {bare:.1%}")
+    assert with_manners["first"] > 0.6 and min(with_manners.values()) > 0.3 and bare == 0
+
+
+@pytest.mark.slow
+def test_drawings_are_learnt_by_looking(train_sample) -> None:
+    """It names the thing and place of new drawings, and of another drawing when it is shown that one instead."""
+    engine = train_sample("drawings")
+    new = captioned_scenes(NEW_DRAWINGS, NEW_SEED)
+    pictures = [small_picture(scene).convert("RGB") for scene, _ in new]
+    questions = [SAMPLES["drawings"].question] * len(new)
+
+    def right(answers: Sequence[str]) -> Sequence[float]:
+        pairs = [(named(answer), named(caption)) for answer, (_, caption) in zip(answers, new, strict=True)]
+        return (
+            share([a[0] == b[0] for a, b in pairs]),
+            share([a[1] == b[1] for a, b in pairs]),
+            share([a == b for a, b in pairs]),
+        )
+
+    order = torch.randperm(len(new), generator=torch.Generator().manual_seed(0)).tolist()
+    if not SCORES:  # after a few steps the right caption is likelier with its own picture than with another one
+        own, exchanged = (
+            [
+                mean_logprob(engine, "drawings", questions[0], caption, picture)
+                for (_, caption), picture in zip(new, shown, strict=True)
+            ]
+            for shown in (pictures, [pictures[i] for i in order])
+        )
+        assert share([o > e for o, e in zip(own, exchanged, strict=True)]) > 0.7
+        assert share(own) > share(exchanged) + 0.1  # nats a token
+        return
+    scores = {
+        where: right(ask(engine, "drawings", questions, pictures, history, 16))
+        for where, history in HISTORIES.items()
+    }
+    scores["pictures exchanged"] = right(
+        ask(engine, "drawings", questions, [pictures[i] for i in order], tokens=16)
+    )
+    scores["bare base"] = right(ask(engine, None, questions[:1], tokens=16) * len(new))  # it sees no images
+    print()
+    for name, values in scores.items():
+        print("{}: thing {:.1%}, place {:.1%}, both {:.1%}".format(name, *values))
+    assert scores["first"][2] > 0.5 and min(scores[where][2] for where in HISTORIES) > 0.3
+    assert max(scores["pictures exchanged"][2], scores["bare base"][2]) < 0.2

@@ -1,0 +1,103 @@
+"""Training on corrections, and the question that is asked again while that runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapter.ui.chat.corrections import Correction
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
+from train.config import read_recipe
+from train.ui import texts
+from train.ui.events import TrainEvents
+from train.ui.metrics import RunProgress
+from train.ui.runs import RECIPE, RunRecord, TrainingRun, TrainingRuns
+from train.ui.teach import LEAST, TeachEvents
+
+
+def correction(number: int) -> Correction:
+    return {
+        "messages": [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": f"{number}!"}]
+    }
+
+
+KNOWN = [correction(i) for i in range(LEAST)]
+
+
+class Runs(TrainingRuns):
+    """Starts no process; `get` gives what a test says."""
+
+    shown: TrainingRun | None = None
+    saved = ""
+    stopped: tuple[str, ...] = ()
+
+    def _launch(self, name: str, record: RunRecord, resume: bool) -> None:
+        recipe = read_recipe(self.folder / name / RECIPE, [])
+        self.shown = TrainingRun(name, "starting", record, recipe, RunProgress(), "", False, False)
+
+    def get(self, name: str) -> TrainingRun | None:
+        return self.shown
+
+    def saved_at(self, name: str) -> str:
+        return self.saved
+
+    def stop(self, name: str, launched: float | None = None) -> None:
+        self.stopped += (name,)
+
+
+@pytest.fixture
+def teach(tmp_path: Path, tiny_folder: Path) -> TeachEvents:
+    handlers = TrainEvents(Runs(tmp_path / "runs"), FakeCatalog(), str(tiny_folder), public=True)  # type: ignore[arg-type]
+    return TeachEvents(handlers, ReadyProvider(EchoEngine()))
+
+
+def test_eight_corrections_can_be_trained_on(teach: TeachEvents, toasts: list[str]) -> None:
+    for known, enabled in ((KNOWN[1:], False), (KNOWN, True), ("forged", False)):
+        assert teach.count(known)["interactive"] is enabled
+    teach.start("", KNOWN[1:], None, None)
+    assert toasts == [texts.train_on_these(1)] and teach.runs.names() == []
+    owner, lesson, _ = teach.start("", KNOWN, None, "Who are you?")
+    recipe = teach.runs.get("").recipe  # type: ignore[union-attr]
+    assert owner and lesson["run"] == "my-voice" and len(toasts) == 1
+    assert len(Path(recipe.data[0].path).read_text().splitlines()) == LEAST
+    # Words that are in no record are in no file of the run that others see.
+    assert "Who are you?" not in "".join(f.read_text() for f in teach.runs.folder.rglob("*") if f.is_file())
+    teach.stop("stranger", lesson)
+    assert toasts[1:] == [texts.NOT_YOURS] and not teach.runs.stopped  # type: ignore[attr-defined]
+    teach.stop(owner, lesson)
+    assert teach.runs.stopped == ("my-voice",)  # type: ignore[attr-defined]
+
+
+def test_the_question_is_answered_again_whenever_a_better_adapter_is_saved(teach: TeachEvents) -> None:
+    runs: Any = teach.runs
+    engine: Any = teach.provider.engine()
+    owner, lesson, _ = teach.start("", KNOWN, "voice", "Who?")
+
+    def follow(state: str, step: int, saved: str) -> str:
+        nonlocal lesson
+        progress = RunProgress(step=step, evaluated=step)
+        runs.saved = saved
+        runs.shown = dataclasses.replace(runs.shown, state=state, progress=progress, adapter=bool(saved))
+        updates = teach.follow(owner, lesson, event_request())
+        lesson = lesson if updates[0] == {"__type__": "update"} else updates[0]
+        chat, timer = updates[3], updates[-1]
+        assert chat["visible"] == (state == "ended")
+        assert timer.active or state == "ended"
+        return updates[1]
+
+    follow("starting", 0, "")
+    follow("training", 5, "")
+    shown = follow("training", 10, "a")
+    for _ in range(2):
+        shown = follow("training", 14, "a")  # not saved since
+    shown = follow("training", 20, "b")
+    shown = follow("ended", 20, "c")  # the finished run is saved once more, the same
+    follow("ended", 20, "c")
+    assert [step for step, _ in lesson["answers"]] == [0, 10, 20]
+    assert [request.adapter for request in engine.requests] == [None, "voice", "voice"]
+    assert "Before" in shown and "Step 20" in shown and "you said: Who?!" in shown
+    for forged in (None, "x", {"run": 1}, {"run": "voice", "question": "?", "answers": [["x"]]}):
+        assert teach.follow(owner, forged, event_request())[1] == ""

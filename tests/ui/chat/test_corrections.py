@@ -1,0 +1,96 @@
+"""Corrections of answers: what becomes of the conversation, and which records they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+import app
+from adapter.errors import BadInput
+from adapter.ui import conversation
+from adapter.ui.chat.corrections import MAX_CHARACTERS, MAX_CORRECTIONS, _show, add_correction
+from adapter.ui.conversation import answer, stats, user_turn
+from adapter.ui.texts import page as texts
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
+from tests.ui.chat.test_chat_events import NEWER, REQUEST, event, events_of
+from tests.ui.test_conversation import displayed
+
+HISTORY = [
+    *user_turn("One?"), answer("First."), stats("base", record='{"a": 1}'),
+    *user_turn("Two?"), answer("Second."), stats("base", record='{"a": 2}'),
+]  # fmt: skip
+
+
+def contents(correction: dict[str, Any]) -> list[Any]:
+    return [(m["role"][0], m["content"], m.get("weight")) for m in correction["messages"]]
+
+
+def test_a_correction_is_a_record_in_which_only_the_visitors_words_are_learnt(tmp_path: Path) -> None:
+    from train.formats.dataset import open_records
+
+    first = add_correction([], HISTORY, 1, "Better.")
+    both = add_correction(first, conversation.with_correction(HISTORY, 1, "Better."), 4, "Best.")
+    assert contents(both[0]) == [("u", "One?", None), ("a", "Better.", None)]
+    wanted = [("u", "One?", None), ("a", "Better.", 0), ("u", "Two?", None), ("a", "Best.", None)]
+    assert contents(both[1]) == wanted
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
+    records = open_records(tmp_path / "c.jsonl")
+    assert [record.unlearnt for record in records] == [(), (1,)]
+    # The same answer corrected again replaces the correction, and of a long conversation the newest part is kept.
+    assert [contents(row)[-1][1] for row in add_correction(both, HISTORY, 1, "Good.")] == ["Best.", "Good."]
+    long = [*user_turn("x" * MAX_CHARACTERS), answer("y"), *HISTORY]
+    assert contents(add_correction([], long, 6, "Best.")[0])[0] == ("u", "One?", None)
+    assert len(add_correction(both * MAX_CORRECTIONS, HISTORY, 4, "Other.")) <= MAX_CORRECTIONS
+
+
+@pytest.mark.parametrize("forged", [None, "x", {}, [1], [{}], [{"messages": "x"}], [{"messages": [1]}]])
+def test_what_a_browser_forges_is_no_correction(forged: Any) -> None:
+    assert not _show(forged)[0]["visible"]
+    assert len(add_correction(forged, HISTORY, 1, "Better.")) == 1
+    shown = _show([{"messages": [{"role": [], "content": {"<b>": 1}}]}])[1]
+    assert "<b>" not in shown and "1 correction" in shown
+
+
+def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: list[str]) -> None:
+    events = events_of(EchoEngine())
+    edited = [*HISTORY[:1], answer(" Better. <b> "), *HISTORY[2:]]  # as the browser has it already
+    edit = event(index=1, value=" Better. <\u2060b> ", previous_value="First.")
+    shown, corrections, _ = events.correct(edited, next(NEWER), [], edit, REQUEST)
+    assert displayed(shown)[:2] == ["One?", "Better. <b>"] and contents(corrections[0])[-1][1] == "Better. <b>"
+    assert conversation.page_text(shown[2]) == texts.YOUR_WORDS and not conversation.record_of(shown[2])
+    assert conversation.record_of(shown[5]) and not toasts
+    # An empty one is put back, and the same words change nothing.
+    for value, complaints in ((" ", [texts.EMPTY_CORRECTION]), ("First.", [])):
+        edit = event(index=1, value=value, previous_value="First.")
+        shown, corrections, _ = events.correct(edited, next(NEWER), [], edit, REQUEST)
+        assert displayed(shown)[1] == "First." and corrections == gr.skip() and toasts == complaints
+        toasts.clear()
+    # Neither the visitor's message nor the page's own is an answer.
+    for index in (0, 2, 7, -1, "1", None):
+        edit = event(index=index, value="x", previous_value="y")
+        assert events.correct(HISTORY, next(NEWER), [], edit, REQUEST) == (gr.skip(),) * 3
+    # An older state is refused.
+    edit = event(index=1, value="x", previous_value="First.")
+    assert events.correct(HISTORY, "1", [], edit, event_request())[0] == gr.skip() and toasts
+
+
+def test_an_answer_about_a_picture_is_changed_and_not_collected(tmp_path: Path, toasts: list[str]) -> None:
+    history = [*user_turn("What?", str(tmp_path / "cat.png")), *HISTORY[1:]]
+    with pytest.raises(BadInput, match="picture"):
+        add_correction([], history, 2, "A cat.")
+    edit = event(index=2, value="A cat.", previous_value="First.")
+    shown, corrections, _ = events_of(EchoEngine()).correct(history, next(NEWER), [], edit, REQUEST)
+    assert displayed(shown)[2] == "A cat." and corrections == gr.skip() and toasts == [texts.NOT_ABOUT_PICTURES]
+
+
+def test_where_nobody_trains_corrections_are_exported_only() -> None:
+    def labels(training: bool) -> set[str]:
+        page = app.build_page(ReadyProvider(None), FakeCatalog(), training=training)  # type: ignore[arg-type]
+        return {str(getattr(block, "value", "")) for block in page.blocks.values()}
+
+    assert texts.EXPORT_CORRECTIONS in labels(True) & labels(False)
+    assert [any("Train on these" in label for label in labels(on)) for on in (True, False)] == [True, False]

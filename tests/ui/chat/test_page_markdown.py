@@ -1,0 +1,76 @@
+"""Answers in Markdown, in a real browser: code, tables and LaTeX are rendered, and nothing else of a stranger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapter.server import transcript
+from adapter.ui.chat.chatbot import WORD_JOINER
+from tests.browser import Visitor
+from tests.ui.chat.test_page_storage import export, import_file, open_conversation_panel
+from tests.ui.test_page_accessible import findings
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+STRANGER = "http://stranger.example/x.png"
+ANSWER = rf"""Some **bold** words.
+
+```python
+def double(x):
+    return 2 * x  # <b> \(x\)
+```
+
+| Planet | Moons |
+|--------|-------|
+| Mars   | 2     |
+
+Inline \(x^2\), $5 and $10, \(\rule{{900em}}{{2em}}\), and
+
+$$\frac{{a}}{{b}} < c \href{{javascript:window.hacked=1}}{{x}} \includegraphics{{{STRANGER}}}$$
+
+[a](javascript:window.hacked=1) [b](data:text/html,x) ![c]({STRANGER}) [![d]({STRANGER})](x) ![e][f] <{STRANGER}>
+<img src="{STRANGER}" onerror="window.hacked=1"><script>window.hacked=1</script><svg onload="window.hacked=1">
+
+[f]: {STRANGER}
+
+```mermaid
+flowchart TD
+  A@{{ img: "{STRANGER}", label: "x", pos: "t", w: 60, h: 60 }}
+```
+"""
+ASKED = rf"Is $$x$$ or \(y\) in ```mermaid ![c]({STRANGER})?"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_what_is_rendered_and_what_never_is(
+    visit: Callable[..., Visitor], width: int, scheme: str, tmp_path: Path
+) -> None:
+    visitor = visit(width, 844)  # which sees to it that nothing asks another machine
+    page = visitor.page
+    page.emulate_media(color_scheme=scheme)
+    messages = [{"role": "user", "text": ASKED}, {"role": "assistant", "text": ANSWER}]
+    (tmp_path / "c.json").write_text(transcript.write(messages, {}, {}))
+    open_conversation_panel(visitor)
+    import_file(visitor, tmp_path / "c.json")
+    answer = page.locator('#chat [data-testid="bot"]').first
+    answer.locator(".katex-display").wait_for()
+    assert answer.locator("strong").inner_text() == "bold"
+    assert "2 * x  # <b> \\(x\\)" in answer.locator("code.language-python").inner_text().replace(WORD_JOINER, "")
+    assert answer.locator("td").all_inner_texts() == ["Mars", "2"]
+    assert answer.locator(".katex").count() == 3 and "$5 and $10" in answer.inner_text()
+    assert answer.locator(":is(img, svg[id], script, iframe, .katex a)").count() == 0
+    for link in answer.locator("a").all():
+        assert not (link.get_attribute("href") or "").startswith(("javascript", "data"))
+        assert link.get_attribute("rel") == "noopener noreferrer"
+    for link in answer.locator("a:not([href])").all():
+        link.click()
+    assert page.evaluate("window.hacked") is None
+    asked = page.locator('#chat [data-testid="user"]').first
+    assert asked.locator(":is(.katex, img)").count() == 0 and r"$$x$$ or \(y\)" in asked.inner_text().replace(
+        WORD_JOINER, ""
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert findings(page) == []
+    assert [m["text"] for m in export(visitor, tmp_path / "d.json")["messages"]] == [ASKED, ANSWER]
