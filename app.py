@@ -235,7 +235,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
                     *routes(provider, metrics, place.auth),
                 ],
                 "middleware": [
-                    Middleware(RequestGuard, public=place.public, files=uploads),
+                    Middleware(RequestGuard, public=place.public, files=uploads, frames=place.frames),
                     Middleware(RequestLimits, limits=limits, folder=uploads, most=most),
                     Middleware(PartialUploads, folder=uploads),
                 ],

@@ -20,6 +20,7 @@ FIRST_PORT = 7860
 AUTH_VARIABLE = "LLAMA_ADAPTER_AUTH"
 TRAIN_VARIABLE = "LLAMA_ADAPTER_TRAIN"
 RUNS_VARIABLE = "LLAMA_ADAPTER_RUNS"
+FRAMES_VARIABLE = "LLAMA_ADAPTER_FRAMES"
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 # Visitors of a Space come through proxies of its own network, which alone are believed about addresses.
 PROXIES_OF_A_SPACE = "127.0.0.1,::1,10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
@@ -30,7 +31,8 @@ class Place:
     """host, port: to listen on, port None being the first free one. auth: USER:PASS.
 
     public: whether others than programs on this machine may ask; if not, their requests are refused. training:
-    whether visitors may train adapters and upload their own.
+    whether visitors may train adapters and upload their own. frames: the origins of pages that may show this one
+    in a frame, as in a content security policy.
     """
 
     host: str
@@ -41,6 +43,7 @@ class Place:
     auth: str | None
     public: bool
     training: bool
+    frames: str
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -142,6 +145,7 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
         auth=arguments.auth,
         public=public,
         training=_may_train(arguments.train, environment.get(TRAIN_VARIABLE, ""), public),
+        frames=" ".join(environment.get(FRAMES_VARIABLE, "https://huggingface.co" if space else "").split()),
     )
 
 

@@ -61,10 +61,11 @@ class RequestLimits:
             return
         release: Callable[[], None] = lambda: None  # noqa: E731
         try:
-            if kind == "v1":
-                release = self._limits.call(address)
+            if kind in ("v1", "figures"):  # which is shown to who has the key of /v1
+                if kind == "v1":
+                    release = self._limits.call(address)
+                    receive = self._counting_values(kind, address, receive)
                 self._limits.login(address, 0)
-                receive = self._counting_values(kind, address, receive)
                 send = self._counting_wrong_keys(address, send)
             else:
                 self._limits.request(address)

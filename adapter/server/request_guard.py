@@ -1,6 +1,5 @@
-"""ASGI middleware before everything else: which requests reach the page and /v1 at all, by route and by sender.
-
-Knows HTTP, the paths of Gradio's routes and its folder of uploads; imports no Gradio.
+"""ASGI middleware before everything else: which requests reach the page and /v1, by route and by sender, and what
+the page may load.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import compile_path, get_route_path
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.server import texts
 from adapter.server.openai_api import error_response
 from adapter.server.openai_schema import ApiError
 
-Kind = Literal["", "body", "login", "upload", "stream", "file", "v1", "health"]
+Kind = Literal["", "body", "login", "upload", "stream", "file", "v1", "figures", "health"]
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,19 @@ ROUTES = (
     Route("/v1/{path:path}", (), "v1"),
     Route("/healthz", ("GET", "HEAD"), "health"),
     Route("/readyz", ("GET", "HEAD"), "health"),
-    Route("/metrics", ("GET", "HEAD"), "v1"),  # with the key of /v1, guesses of which are counted
+    Route("/metrics", ("GET", "HEAD"), "figures"),
 )
 
-_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+# What the page may load and from where, whatever text ends up in it. Gradio writes its configuration into inline
+# scripts and compiles the functions of events that run in the browser (6.31).
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self' "
+)
+# Neither host.docker.internal nor 0.0.0.0: browsers do not say Sec-Fetch-Site to them, so a GET that a page
+# elsewhere sends there would look like a program's.
+_LOOPBACK = re.compile(r"(localhost\.?|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 # What proxies add. nginx adds none of them by itself and replaces Host by its own, but speaks HTTP/1.0.
 _OF_PROXIES = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
@@ -102,24 +110,32 @@ class RequestGuard:
     machine only whatever does not come from it, as far as the request tells.
     """
 
-    def __init__(self, app: ASGIApp, public: bool, files: Path) -> None:
-        """public: whether others may ask; files: the folder that file= serves from, that of uploads."""
-        self._app, self._public = app, public
+    def __init__(self, app: ASGIApp, public: bool, files: Path, frames: str = "") -> None:
+        """public: whether others may ask; files: the folder that file= serves from, that of uploads.
+
+        frames: the origins of other pages that may show this one in a frame, as in a content security policy.
+        """
+        self._app, self._public, self._policy = app, public, (_POLICY + frames).strip()
         self._folders = {Path(os.path.abspath(files)), Path(os.path.realpath(files))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = self._policy
+            await send(message)
+
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
         elif (refusal := self._refusal(scope, route := find_route(scope))) is not None:
-            await refuse(scope, *refusal)(scope, receive, send)
+            await refuse(scope, *refusal)(scope, receive, send_with_policy)
         else:
             if route is _LOGOUT:
                 # By default Gradio ends all sessions of the user, and here all visitors are the same one.
                 scope = {**scope, "query_string": b"all_session=false"}
             try:
-                await self._app(scope, receive, send)
+                await self._app(scope, receive, send_with_policy)
             except RuntimeError as error:
                 # Gradio's streams look for their event when they have begun. They have told it to the client by
                 # now, and each request would log a traceback.
@@ -135,7 +151,10 @@ class RequestGuard:
                 return 403, texts.FOR_THIS_MACHINE_ONLY
             if _is_of_another_page(headers) and not _opens_the_page(scope, headers):
                 return 403, texts.OF_ANOTHER_PAGE
-        elif _is_of_another_page(headers) and (scope["method"] not in _READING or route is _LOGOUT):
+        elif _is_of_another_page(headers) and (
+            scope["method"] not in _READING or route is _LOGOUT or "origin" in headers
+        ):
+            # With an origin even GET: its page wants to read the answer, which Gradio would allow to any (6.31).
             return 403, texts.OF_ANOTHER_PAGE
         if route is None or (route.kind == "file" and not self._may_serve(get_route_path(scope))):
             return 404, texts.NOTHING_HERE

@@ -397,6 +397,13 @@ def test_guesses_are_limited_and_probes_are_not(monkeypatch: pytest.MonkeyPatch)
     assert [served.ask("/healthz", **sent).status_code for _ in range(3)] == [200, 200, 200]
 
 
+def test_figures_take_no_place_of_v1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CALLS_AT_ONCE", 0)
+    served, sent = Served(public=True, auth="me:secret"), {"address": STRANGER, "base": NAMED}
+    assert served.ask("/metrics", {"Authorization": "Bearer me:secret"}, **sent).status_code == 200
+    assert served.ask("/v1/models", **sent).status_code == 429
+
+
 def test_probes_pass_where_the_page_asks_for_a_password() -> None:
     """Over Gradio's own application, which does."""
     provider = ReadyProvider(EchoEngine())

@@ -31,7 +31,9 @@ JOIN = "/gradio_api/queue/join"
 class Page:
     """Gradio's application behind the guard and the limits, and which requests have come through to it."""
 
-    def __init__(self, uploads: Path, public: bool, auth: Any = None, root_path: str = "") -> None:
+    def __init__(
+        self, uploads: Path, public: bool, auth: Any = None, root_path: str = "", frames: str = ""
+    ) -> None:
         self.reached: list[str] = []
         reached = self.reached
 
@@ -48,7 +50,7 @@ class Page:
         page.auth, page.auth_message, page.share, page.max_file_size = auth, None, False, 10**6
         page.show_error, page.config, page.root_path = False, page.get_config_file(), root_path
         middleware = [
-            Middleware(RequestGuard, public=public, files=uploads),
+            Middleware(RequestGuard, public=public, files=uploads, frames=frames),
             Middleware(RequestLimits, limits=Limits(public), folder=uploads),
             Middleware(Reached),
         ]
@@ -190,7 +192,9 @@ def test_web_sockets_are_refused() -> None:
 # Who asks: a server for its own machine.
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "127.1.2.3", "[::1]:7860"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "localhost.:7860", "127.1.2.3", "[::1]:7860"]
+)
 def test_this_machine_may_ask(private: Page, host: str) -> None:
     own = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
     for headers in ({"Host": host}, own):
@@ -211,6 +215,8 @@ def test_this_machine_may_ask(private: Page, host: str) -> None:
         {"CF-Connecting-IP": "203.0.113.7"},
         {"Host": "chat.example"},
         {"Host": "192.168.0.5:7860"},
+        {"Host": "0.0.0.0:7860"},
+        {"Host": "host.docker.internal:7860"},
         {"Host": "127.0.0.1.evil.example"},
         {"Host": "localhost.evil.example:7860"},
         {"Host": "evil.example#127.0.0.1"},
@@ -301,7 +307,18 @@ def test_on_a_public_server_pages_elsewhere_change_nothing(public: Page, headers
         assert (public.status("POST", path, headers, NAMED, content=b"{}") != 403) == may, path
     assert (len(public.reached) > before) == may
     assert (public.status("GET", "/logout", headers, NAMED) != 403) == may
-    assert public.status("GET", "/config", headers, NAMED) == 200  # a Space's page is shown in a frame
+    assert (public.status("GET", "/config", headers, NAMED) == 200) == may, "nor may they read it"
+
+
+def test_a_page_elsewhere_may_show_a_public_page_in_a_frame_where_the_policy_lets_it(uploads: Path) -> None:
+    framed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
+    for frames, sources in (("", "'self'"), ("https://hub.example", "'self' https://hub.example")):
+        page = Page(uploads, public=True, frames=frames)
+        for path in ("/config", "/nothing"):  # a refusal, too
+            policy = page.ask("GET", path, framed, NAMED).headers["content-security-policy"]
+            assert policy.endswith(f"frame-ancestors {sources}")
+            assert "img-src 'self' data: blob:; " in policy and "connect-src 'self'; " in policy
+        assert page.reached == ["GET /config"]
 
 
 # Signing in and out.
