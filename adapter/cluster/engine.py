@@ -1,4 +1,4 @@
-"""Engines on several machines: the page's engine, which asks replicas of `Engine` in Ray Serve (replica.py).
+"""The page's engine, which asks replicas of `Engine` in Ray Serve.
 
 A replica is one base with its continuous batch, unchanged. The page holds no weights of the base: it tokenises,
 passes a request with its adapters to a replica, and relays the events. A conversation keeps to one replica, whose
@@ -31,7 +31,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # or replicas starve beside a
 import ray
 import torch
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
@@ -57,6 +57,7 @@ _POSITION_SECONDS = 0.25  # between the looks at who waits for a replica
 _MOST_LOST = 3  # replicas that one answer is begun on
 _CONNECT_SECONDS = 10.0
 _START_SECONDS = 600.0  # that a base may take to load
+_FAILED = "The cluster failed on this request. Try again."
 LOST = "The machine that wrote this answer is gone. Ask again: another one will answer."
 NO_REPLICA = "No replica is up at the moment. Ask again in a minute."
 
@@ -73,28 +74,13 @@ def connect(
 
     address: "local" starts Ray on this machine, which ends with this process. Raises LoadError.
     """
-    local = address == "local"
     # What Ray starts here ends with the thread that has started it: not with the one that calls this.
     starter = ThreadPoolExecutor(1, "ray")
     try:
-        if (place := re.fullmatch(r"(.+):(\d+)", address)) is not None:
-            # Ray itself would try for minutes.
-            socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
-        starter.submit(
-            ray.init,
-            address,
-            include_dashboard=False if local else None,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        ).result()
-        # Visitors come to the page, so Serve needs no server of its own.
-        serve.start(proxy_location="Disabled")
+        _join(address, starter)
         found = serve.status().applications.get(APP)
         if found is None or found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
-            application = build(base, quantization, cache_bytes, replicas, *_share(local, replicas[1]))
-            serve.run_many(
-                [serve.RunTarget(application, name=APP, route_prefix=None)], wait_for_applications_running=False
-            )
+            deploy(build(base, quantization, cache_bytes, replicas, *_share(address == "local", replicas[1])))
         handle = serve.get_app_handle(APP)
         description = _wait_for_replica(handle)
     except Exception as error:  # Ray raises bare ones too
@@ -110,6 +96,28 @@ def connect(
             "end what is there by `serve shutdown`."
         )
     return RayEngine(handle, description.without_weights(), store, starter)
+
+
+def _join(address: str, starter: ThreadPoolExecutor) -> None:
+    """Connects this process to Ray and Ray Serve, which are started at the address "local"."""
+    if (place := re.fullmatch(r"(.+):(\d+)", address)) is not None:
+        # Ray itself would try for minutes.
+        socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
+    dashboard = False if address == "local" else None
+    options: dict[str, Any] = {
+        "include_dashboard": dashboard,
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+    }
+    starter.submit(ray.init, address, **options).result()
+    # Visitors come to the page, so Serve needs no server of its own.
+    serve.start(proxy_location="Disabled")
+
+
+def deploy(application: serve.Application) -> None:
+    """Deploys the replicas, in place of those that are there; does not wait for them."""
+    target = serve.RunTarget(application, name=APP, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
 
 
 def _wait_for_replica(handle: DeploymentHandle) -> BaseDescription:
@@ -151,6 +159,7 @@ class RayEngine:
         self.base, self.store = base, store
         self._handle, self._starter = handle, starter
         self._cpu_base = stand_in(base)
+        # Whatever changes _open holds the lock. The garbage collector's `_cancel` changes nothing by itself.
         self._lock = threading.Lock()
         self._open: dict[RemoteAnswer, asyncio.Task[None] | None] = {}  # in the order in which they were asked
         self._closed = False
@@ -179,7 +188,7 @@ class RayEngine:
                 displaced = find_displaced(answer, self._open)
                 if displaced is None:
                     raise queue_full(places)
-                self._leave_queue(displaced)
+                self._stop_relay(self._open.pop(displaced))
                 displaced.end(queue_full(places))
             self._open[answer] = None
         self._loop.call_soon_threadsafe(self._start, answer, adapters)
@@ -193,6 +202,9 @@ class RayEngine:
         try:
             response = handle.inspect.remote(request, answer_ids, self._refer(request))
             found = response.result(timeout_s=MAX_SECONDS)
+        except RayTaskError as error:  # it was raised by the replica's own code, which is up
+            log.exception("Inspecting an answer in the cluster failed")
+            raise AdapterError(_FAILED) from error
         except (RayError, RayServeException, TimeoutError) as error:
             raise _lost(error) from error
         if isinstance(found, AdapterError):
@@ -261,11 +273,17 @@ class RayEngine:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start(self, answer: RemoteAnswer, adapters: References) -> None:
-        if answer in self._open:
-            self._open[answer] = self._loop.create_task(self._relay(answer, adapters))
+        with self._lock:
+            if answer in self._open:
+                self._open[answer] = self._loop.create_task(self._relay(answer, adapters))
 
     def _leave_queue(self, answer: RemoteAnswer) -> None:
-        if (task := self._open.pop(answer, None)) is not None:
+        with self._lock:
+            task = self._open.pop(answer, None)
+        self._stop_relay(task)
+
+    def _stop_relay(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None:
             self._loop.call_soon_threadsafe(task.cancel)
 
     async def _relay(self, answer: RemoteAnswer, adapters: References) -> None:
@@ -279,6 +297,8 @@ class RayEngine:
                         answer.started_at = answer.started_at or time.perf_counter()
                         for event in received:
                             answer.deliver(event)
+                except RayTaskError:
+                    raise  # by the replica's own code: another replica would do the same
                 except (RayError, RayServeException) as error:
                     if answer.tokens or attempt == _MOST_LOST:
                         answer.end(_lost(error))
@@ -295,9 +315,10 @@ class RayEngine:
             answer.end(Busy(CLOSED))
         except Exception:
             log.exception("An answer from the cluster failed")
-            answer.end(AdapterError("The cluster failed on this request. Try again."))
+            answer.end(AdapterError(_FAILED))
         finally:
-            self._open.pop(answer, None)
+            with self._lock:
+                self._open.pop(answer, None)
 
     async def _watch_queue(self) -> None:
         """Tells those who wait for a replica how many are before them."""

@@ -1,4 +1,4 @@
-"""A replica of `Engine` in Ray Serve, and its deployment. Its page is in cluster.py. Needs the extra `cluster`."""
+"""A replica of `Engine` in Ray Serve, and its deployment. Needs the extra `cluster`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from adapter.serve.scheduler import MAX_ROWS
 APP = "llama-adapter"
 STATUS_SECONDS = 1.0  # between a replica's reports to the pages
 _EVENT_SECONDS = 0.02  # between the lists of an answer's events
-_KEPT_ADAPTERS = 32  # of a replica; a row keeps its own alive
+_CACHED_ADAPTERS = 32  # of a replica; a row keeps its own alive
 
 # Adapters by name: the digest of each, and where it is in Ray's object store.
 References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
@@ -56,25 +56,24 @@ class _ReplicaAdapters:
     """The adapters of a replica, as Engine's store: those that came with requests lately, by name and content."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Adapter] = OrderedDict()
+        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
 
     async def fetch(self, request: GenerationRequest, references: References, base: Base) -> GenerationRequest:
-        """Gets what is missing. Returns the request with the names by which the adapters are kept here."""
+        """Gets what is missing. Returns the request with the names of the adapters in this cache."""
         names: dict[str | None, str | None] = {None: None}
         for name, (digest, reference) in references.items():
             names[name] = key = f"{name} ({digest[:12]})"
-            adapter = self._kept.pop(key, None)
-            if adapter is None:
-                adapter = (await reference).to(base.device).requires_grad_(False).eval()
-            self._kept[key] = adapter
-        while len(self._kept) > max(_KEPT_ADAPTERS, len(references)):
-            self._kept.popitem(last=False)
+            if key not in self._adapters:
+                self._adapters[key] = (await reference).to(base.device).requires_grad_(False).eval()
+            self._adapters.move_to_end(key)  # without taking it out: `load` reads in another thread
+        while len(self._adapters) > max(_CACHED_ADAPTERS, len(references)):
+            self._adapters.popitem(last=False)
         mix = tuple((str(names[name]), strength) for name, strength in request.mix)
         return replace(request, adapter=names[request.adapter], mix=mix)
 
     def load(self, name: str, base: Base) -> Adapter:
         try:
-            return self._kept[name]
+            return self._adapters[name]
         except KeyError:  # so many others have come since it was fetched
             raise Busy("Too many adapters are asked for at once. Try again.") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -9,10 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,13 +25,14 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # no token, which Ray would keep in th
 pytest.importorskip("ray", reason="Ray has no wheel here: pip install '.[cluster]'")
 
 import psutil
-from ray import serve
+import ray
+import torch
 
 from adapter.base.llama import load_base
 from adapter.base.template import Message
 from adapter.cluster import engine as cluster
-from adapter.cluster.replica import APP, build
-from adapter.errors import BadInput, Busy, LoadError
+from adapter.cluster.replica import _ReplicaAdapters, build
+from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.client import Client
 from adapter.serve.engine import Engine
@@ -136,14 +142,6 @@ def wait_for_new(engine, before: set[str], count: int) -> None:
     wait_until(lambda: len(engine.replicas()) == 2 and len(set(engine.replicas()) - before) == count)
 
 
-def deploy(base_folder: Path, replicas: int) -> None:
-    """As another `serve deploy` of the application."""
-    application = build(str(base_folder), "none", replicas=(replicas, replicas))
-    serve.run_many(
-        [serve.RunTarget(application, name=APP, route_prefix=None)], wait_for_applications_running=False
-    )
-
-
 def replica_processes() -> list[psutil.Process]:
     return [
         p
@@ -181,6 +179,86 @@ def test_what_cannot_be_served_is_refused_by_the_page(engine):
         engine.submit(request(prompt_ids=(97,)))
     with pytest.raises(BadInput, match="nothing to mute"):
         list(engine.submit(request(adapter="one", mute_layers=(0,))))  # the replica's own error
+
+
+def test_an_exception_of_a_replicas_own_code_is_not_a_lost_machine(engine, monkeypatch):
+    """It is asked once, and the sentence says that the cluster failed, not that a machine is gone."""
+    asked = []
+
+    class CountedHandle:
+        def __init__(self, handle):
+            self.handle = handle
+
+        def options(self, **options):
+            asked.append(options)
+            return self.handle.options(**options)
+
+    adapter = engine._load("one")
+    monkeypatch.setitem(engine._references, adapter, ("0" * 64, ray.put("no adapter")))
+    monkeypatch.setattr(engine, "_handle", CountedHandle(engine._handle))
+    with pytest.raises(AdapterError, match="failed on this request"):
+        list(engine.submit(request(adapter="one")))
+    assert len(asked) == 1
+    with pytest.raises(AdapterError, match="failed on this request"):
+        engine.inspect(request(adapter="one"), [5])
+
+
+def test_answers_may_end_while_another_one_looks_for_a_place(engine, monkeypatch):
+    find_displaced = cluster.find_displaced
+
+    def slowly(answer, others):
+        """An answer ends in the event loop's thread while the first of the others is looked at."""
+
+        def one_after_another():
+            for number, other in enumerate(others):
+                if number == 0:
+                    engine._loop.call_soon_threadsafe(engine._leave_queue, other)
+                    time.sleep(0.5)  # without the lock the other thread ends it meanwhile
+                yield other
+
+        return find_displaced(answer, one_after_another())
+
+    monkeypatch.setattr(cluster, "find_displaced", slowly)
+    monkeypatch.setattr(cluster, "MAX_REQUESTS", 2)
+    answers = [begin(engine, f"s{i}") for i in range(2 * len(engine.replicas()))]
+    with pytest.raises(Busy):
+        engine.submit(request())
+    for answer in answers:
+        answer.cancel()
+
+
+def test_an_adapter_that_is_asked_for_again_is_never_missing(monkeypatch):
+    """The replica's event loop refreshes its place in the cache while the engine's threads load it."""
+    interval, adapters, done = sys.getswitchinterval(), _ReplicaAdapters(), threading.Event()
+    base, asked = SimpleNamespace(device="cpu"), request(adapter="one")
+
+    class Reference:
+        def __await__(self):
+            yield from ()
+            return torch.nn.Linear(1, 1)
+
+    async def fetch(times: int) -> None:
+        for _ in range(times):
+            await adapters.fetch(asked, {"one": ("0" * 64, reference)}, base)
+
+    def load() -> int:
+        count = 0
+        while not done.is_set() or not count:
+            adapters.load("one (000000000000)", base)
+            count += 1
+        return count
+
+    reference = Reference()
+    asyncio.run(fetch(1))
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            loaded = pool.submit(load)
+            asyncio.run(fetch(20_000))
+            done.set()
+            assert loaded.result() > 0
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_an_adapter_is_known_everywhere_at_once_and_so_is_its_end(engine, adapters):
@@ -250,13 +328,13 @@ def test_what_was_not_shown_yet_is_asked_again(engine):
 def test_replicas_that_go_end_their_answers_first(engine, base_folder):
     before = set(engine.replicas())
     answers = [begin(engine, session) for session in sessions_apart(engine)]
-    deploy(base_folder, 1)
+    cluster.deploy(build(str(base_folder), "none", replicas=(1, 1)))
     wait_until(lambda: set(engine.replicas()) != before)
     assert not any(answer.mailbox.complete for answer in answers)
     assert [list(answer)[-1].finish_reason for answer in answers] == ["length", "length"]
     wait_until(lambda: len(engine.replicas()) == 1 and not set(engine.replicas()) & before)
     alone = set(engine.replicas())
-    deploy(base_folder, 2)  # which replaces that one, too
+    cluster.deploy(build(str(base_folder), "none", replicas=(2, 2)))  # which replaces that one, too
     wait_for_new(engine, alone, 2)
 
 
@@ -267,32 +345,27 @@ from adapter.errors import LoadError
 from adapter.cluster import engine as cluster
 from adapter.serve.store import AdapterStore
 from tests.cluster.test_cluster import request
-address, base, adapters = sys.argv[1:]
-try:
-    page = cluster.connect(address, base, "none", None, (2, 2), AdapterStore(Path(adapters)))
-except LoadError as error:
-    print(error)
-else:
-    print("".join(event.text for event in page.submit(request(adapter="one"))))
-    page.close()
+address, *bases, adapters = sys.argv[1:]
+for base in bases:
+    try:
+        page = cluster.connect(address, base, "none", None, (2, 2), AdapterStore(Path(adapters)))
+    except LoadError as error:
+        print(error)
+    else:
+        print("".join(event.text for event in page.submit(request(adapter="one"))))
+        page.close()
 """
 
 
 def test_a_page_that_comes_back_finds_its_replicas(engine, address, base_folder, adapters):
-    """Each page is a process; one that asks for another base is told what is there."""
+    """In a process of its own; where it asks for another base it is told what is there."""
     replicas = set(engine.replicas())
     expected = "".join(event.text for event in engine.submit(request(adapter="one")))
-    pages = [
-        subprocess.Popen(
-            [sys.executable, "-c", ANOTHER_PAGE, address, str(base), str(adapters)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for base in (base_folder, base_folder.with_name("other"))
-    ]
-    again, other = (page.communicate(timeout=PATIENCE)[0] for page in pages)
-    assert expected in again and "serves endless, not other" in other
+    asked = (address, str(base_folder.with_name("other")), str(base_folder), str(adapters))
+    page = subprocess.run(
+        [sys.executable, "-c", ANOTHER_PAGE, *asked], stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=PATIENCE
+    )
+    assert "serves endless, not other" in page.stdout and expected in page.stdout
     assert list(engine.submit(request()))[-1].finish_reason == "length"  # neither took anything from the first
     assert set(engine.replicas()) == replicas
 
