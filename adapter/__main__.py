@@ -30,8 +30,8 @@ from adapter.formats.convert import Options, convert, open_source
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES
-from adapter.method.form import NO_FORM, json_schema_form
 from adapter.serve.engine import Engine
+from adapter.serve.form import NO_FORM, json_schema_form
 from adapter.serve.inspection import format_table
 from adapter.serve.request import GenerationEvent, GenerationRequest
 from adapter.serve.sampling import SamplingParams

@@ -19,6 +19,7 @@ ADAPTER_ROOMS = [
     "",
     "errors",
     "files",
+    "lru",
     "method",
     "base",
     "serve",
@@ -31,7 +32,7 @@ ADAPTER_ROOMS = [
 # "" is the trainer's own files. The Train tab starts `python -m train` as a process.
 TRAIN_ROOMS = ["formats", "config", "input", "", "evaluate", "recipes", "reproduce", "card", "__main__", "ui"]
 # What the trainer, its tab aside, may use of adapter/.
-USED_BY_TRAINER = {"", "errors", "files", "method", "base", "serve"}
+USED_BY_TRAINER = {"", "errors", "files", "lru", "method", "base", "serve"}
 KNOW_GRADIO = ("adapter.ui", "train.ui", "app")
 SAY_NOTHING = {"utils", "util", "helpers", "helper", "misc", "common", "tools", "shared"}
 

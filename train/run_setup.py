@@ -13,11 +13,12 @@ from transformers import LlamaConfig
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.base.template import default_template
-from adapter.errors import LoadError
+from adapter.errors import BadInput, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, read_config
 from adapter.method.config import AdapterConfig
 from adapter.method.vision import VisualEncoder
+from adapter.serve.form import check_form
 from train.config import DERIVED, ConfigError, RecipeFile, TrainConfig, describe_preset, flatten
 from train.input.examples import FileExamples
 from train.loop import new_adapter
@@ -37,6 +38,11 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
     recipe = _with_start(recipe)
     stated = recipe.stated | (set() if recipe.start_from is None else {"template"})
     config = with_template(recipe.train, tokenizer, "template" in stated, log)
+    if config.form is not None:
+        try:
+            check_form(config.form)
+        except BadInput as error:
+            raise ConfigError(f"form: {error}") from error
     return dataclasses.replace(recipe, train=_with_base(config, base, "max_length" in stated, log))
 
 

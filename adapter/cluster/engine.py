@@ -42,8 +42,8 @@ from adapter.cluster.replica import APP, STATUS_SECONDS, BaseDescription, Refere
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.config import base_label
-from adapter.method.form import NO_FORM
 from adapter.serve.engine import MAX_REQUESTS, queue_full
+from adapter.serve.form import NO_FORM
 from adapter.serve.inspection import CLOSED, Inspection
 from adapter.serve.remote import RemoteAnswer, stand_in
 from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest

@@ -22,12 +22,12 @@ from adapter.base.llama import Base
 from adapter.base.threads import set_threads
 from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter
-from adapter.method.form import NO_FORM
 from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.device import prefill_chunk
 from adapter.serve.drafts import MAX_DRAFT, Drafter
+from adapter.serve.form import NO_FORM
 from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, Inspection, Inspector, base_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks

@@ -1,31 +1,155 @@
-"""Which tokens may come next in an answer that has a form. Knows forms and token ids; knows no logits.
+"""Forms: grammars that answers belong to. They are checked as text, compiled for a base's vocabulary and followed.
 
-What a form is, as text, is in `adapter.method.form`. llguidance compiles it for a base's vocabulary and keeps a
-row's place in it.
+A form is a grammar in the Lark syntax of llguidance, in which `%json {...}` stands for a JSON schema. It may use
+the terminal MESSAGE_WORDS, a run of whole words of the message that is answered, as a JSON string spells them.
+
+Run as a program, this file checks a form that it reads from stdin. Therefore it imports neither torch nor numpy,
+whose libraries may reserve more memory than a form may take.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from llguidance import LLMatcher, LLTokenizer
-from numpy.typing import NDArray
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from adapter.base.llama import Base
-from adapter.errors import BadInput, first_line
-from adapter.method.form import limits, with_message
+from adapter.errors import BadInput, Busy, first_line
+from adapter.lru import LRU
+from adapter.method.config import MAX_FORM_BYTES
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from adapter.base.llama import Base
+
+    # Of the next token: the only one that is allowed, or a bit for each, [vocab_size / 32].
+    Allowed = int | NDArray[np.uint32]
+
+NO_FORM = ""  # in a request: answers are free, whatever form the adapter has
+MAX_DEPTH = 64  # of a JSON schema
+_CHECK_SECONDS, _CHECK_BYTES = 1, 2**30  # of processor and of memory that a form may take to be checked
+_CHECKS = threading.BoundedSemaphore(2)  # processes at once
+_WAIT_SECONDS = 30.0
+_LIMITS = LLParserLimits(  # of the work that a form may be, at once and at each token
+    max_items_in_row=1000,
+    initial_lexer_fuel=200_000,
+    step_lexer_fuel=50_000,
+    step_max_items=10_000,
+    max_lexer_states=30_000,
+    max_grammar_size=50_000,
+    verbose_errors=False,
+)
 _MAX_COMPILED = 16  # forms of one base that are kept
 _vocabularies: weakref.WeakKeyDictionary[object, _Vocabulary] = weakref.WeakKeyDictionary()  # by tokenizer
 _lock = threading.Lock()  # of the dictionary
+# What is wrong with the forms that were checked last, as a sentence and its detail; ("", "") with those that can
+# be used.
+_checked: LRU[str, tuple[str, str]] = LRU(256)
+_MESSAGE = re.compile(r"\bMESSAGE_WORDS\b")
+# Scripts that put no space between words: each of their characters is a word.
+_UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|.", re.DOTALL)
+_MOST_WORDS = 300  # and marks: llguidance gives up on runs of words of a message of a thousand
+_ANY_TEXT = r'/([^"\\\x00-\x1f]|\\["\\\/bfnrt])+/'  # inside a JSON string
+# Of the separators of `json.dumps`: where white space is free, a small model may write it for ever.
+_SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_TOO_COMPLEX = "The form is too complex. Make it smaller: fewer choices, fewer levels, simpler patterns."
 
-# Of the next token: the only one that is allowed, or a bit for each, [vocab_size / 32].
-Allowed = int | NDArray[np.uint32]
+
+def json_schema_form(schema: Mapping[str, Any]) -> str:
+    """The form of a JSON value of `schema`, in one line as `json.dumps` writes it. Raises BadInput.
+
+    Nothing is fetched: a $ref may point into the schema itself only.
+    """
+    for depth, key, value in _entries(schema):
+        if depth > MAX_DEPTH:
+            raise BadInput(f"The JSON schema has more than {MAX_DEPTH} levels. Make it flatter.")
+        if key == "$ref" and isinstance(value, str) and not value.startswith("#"):
+            raise BadInput("A $ref may point into its own schema only, as in #/$defs/name: nothing is fetched.")
+    return "start: %json " + json.dumps({**schema, "x-guidance": _SPACING}, ensure_ascii=False)
+
+
+def _entries(schema: Mapping[str, Any]) -> Iterator[tuple[int, str, Any]]:
+    """Level, key and value of everything in a schema, without recursion."""
+    open_values: list[tuple[int, Any]] = [(1, schema)]
+    while open_values:
+        depth, value = open_values.pop()
+        entries = value.items() if isinstance(value, Mapping) else [("", v) for v in value]
+        for key, entry in entries:
+            yield depth, key, entry
+            if isinstance(entry, (Mapping, list)):
+                open_values.append((depth + 1, entry))
+
+
+JSON_OBJECT = json_schema_form({"type": "object"})  # any
+
+
+def with_message(form: str, message: str) -> str:
+    """The form with MESSAGE_WORDS defined, if it uses that: one or more of the message's words.
+
+    Of a message without words, or of more than 300, it is any text that JSON can hold. A form that has been
+    through this stays as it is.
+    """
+    if not _MESSAGE.search(form) or re.search(r"^MESSAGE_WORDS\s*:", form, re.MULTILINE):
+        return form
+    text = message.encode("utf-8", "replace").decode()
+    parts = _WORDS.findall(text)
+    if not 0 < sum(not part.isspace() for part in parts) <= _MOST_WORDS:
+        return f"{form}\nMESSAGE_WORDS: {_ANY_TEXT}"
+    chunks = [json.dumps(part, ensure_ascii=False)[1:-1] for part in parts]
+    words = json.dumps({"substring_chunks": chunks}, ensure_ascii=False)
+    return f"{form}\nMESSAGE_WORDS: %regex {words} & /\\S((?s:.*)\\S)?/"
+
+
+def check_form(form: str) -> None:
+    """Raises BadInput, with the reason in its sentence, if a form cannot be used; Busy if many are being checked.
+
+    A process of its own tries it, once: some small grammars take hours, gigabytes, or the whole stack.
+    """
+    try:
+        size = len(form.encode())
+    except UnicodeEncodeError:
+        raise BadInput("The form holds half a character. Take it out.") from None
+    if size > MAX_FORM_BYTES:
+        raise BadInput(f"The form has {size} bytes; {MAX_FORM_BYTES} are the limit. Make it smaller.")
+    sentence, detail = _checked.compute(form, lambda: _check_in_process(form))
+    if sentence:
+        raise BadInput(sentence, detail)
+
+
+def _check_in_process(form: str) -> tuple[str, str]:
+    """What is wrong with a form, as in `_checked`. Raises Busy."""
+    if not _CHECKS.acquire(timeout=_WAIT_SECONDS):
+        raise Busy("Many forms are being checked already. Try again in a minute.")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=json.dumps(with_message(form, "Some words.")),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=_WAIT_SECONDS,
+            cwd=Path(__file__).parents[2],
+        )
+    except subprocess.TimeoutExpired:
+        raise Busy("The form could not be checked in time. Try again in a minute.") from None
+    finally:
+        _CHECKS.release()
+    if done.returncode:
+        return _TOO_COMPLEX, done.stderr[-500:]
+    problem = json.loads(done.stdout)
+    return (f"The form cannot be used: {problem}." if problem else ""), ""
 
 
 def start_form(base: Base, form: str, message: str) -> FormState:
@@ -53,29 +177,20 @@ class _Vocabulary:
         # SentencePiece begins a text with a space that its decoder takes away again.
         first = backend.encode("{", add_special_tokens=False).ids
         self._begins_with_space = self._tokenizer.decode_bytes(first).startswith(b" ")
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()
+        self._compiled: LRU[str, LLMatcher] = LRU(_MAX_COMPILED)
 
     def matcher(self, form: str, message: str) -> LLMatcher:
         """At the beginning of an answer. Raises BadInput for a form that cannot be used."""
         grammar = with_message(form, message)
-        with self._lock:
-            if grammar in self._compiled:
-                self._compiled.move_to_end(grammar)
-                return self._compiled[grammar].deep_copy()
-        matcher = self._compile(grammar)
-        if grammar == form:  # of no message
-            with self._lock:
-                self._compiled[grammar] = matcher.deep_copy()
-                while len(self._compiled) > _MAX_COMPILED:
-                    self._compiled.popitem(last=False)
-        return matcher
+        if grammar != form:  # it is that of one message
+            return self._compile(grammar)
+        return self._compiled.compute(grammar, lambda: self._compile(grammar)).deep_copy()
 
     def _compile(self, grammar: str) -> LLMatcher:
         grammars: list[dict[str, str]] = [{"name": "form", "lark_grammar": grammar}]
         if self._begins_with_space:
             grammars.insert(0, {"lark_grammar": 'start: " "? @form'})
-        matcher = LLMatcher(self._tokenizer, json.dumps({"grammars": grammars}), limits=limits(), log_level=0)
+        matcher = LLMatcher(self._tokenizer, json.dumps({"grammars": grammars}), limits=_LIMITS, log_level=0)
         if matcher.is_error():
             raise BadInput(
                 "The form is too complex for this base and message. Use a simpler form or a shorter message.",
@@ -91,6 +206,8 @@ class FormState:
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        import numpy as np
+
         self._matcher = matcher
         self._bits = np.zeros((vocab_size + 31) // 32, np.uint32)
         self._forced: deque[int] = deque()  # next tokens that are not chosen, which the matcher has read already
@@ -109,10 +226,15 @@ class FormState:
         return self._bits
 
     def accept(self, token: int) -> None:
-        """Go on behind an allowed token. Raises BadInput if that fails."""
-        if self._forced:
+        """Go on behind a token. Raises BadInput if it is not allowed, or if the form cannot go on."""
+        if self._forced and self._forced[0] == token:
             self._forced.popleft()
         else:
+            if self._forced:  # the forced text may have been written with other tokens
+                self._matcher.rollback(len(self._forced))
+                self._forced.clear()
+            if not self._matcher.validate_tokens([token]):
+                raise BadInput("The answer has left its form, so it cannot go on. Ask again, or without the form.")
             self._matcher.consume_token(token)
             self._check()
         if not self._forced:
@@ -140,3 +262,35 @@ class FormState:
                 "The form became too complex in the middle of this answer. Use a simpler one, or none.",
                 self._matcher.get_error()[:500],
             )
+
+
+def _problem(form: str) -> str:
+    """What is wrong with a form, in llguidance's words; empty if it can be used with a vocabulary of bytes."""
+    matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_lark(form), limits=_LIMITS, log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+        if not matcher.is_error():
+            return ""
+        if "NoExtension" in matcher.get_error():
+            return "no text has it"
+    lines = matcher.get_error().splitlines()
+    reason = re.sub(r"^at \d+\(\d+\): ", "", lines[0]).removeprefix("failed to compile JSON schema: ")
+    if "regex parse error" in reason:
+        reason = next((line for line in lines if line.startswith("error: ")), reason)
+    return reason.rstrip(".: ")[:300]
+
+
+def _limit_process() -> None:
+    """Limit what this process may take, where the system can. Answers that are being written come first."""
+    if sys.platform != "win32":
+        import resource
+
+        os.nice(10)
+        resource.setrlimit(resource.RLIMIT_CPU, (_CHECK_SECONDS, _CHECK_SECONDS))
+        resource.setrlimit(resource.RLIMIT_AS, (_CHECK_BYTES, _CHECK_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    _limit_process()
+    print(json.dumps(_problem(json.loads(sys.stdin.read()))))

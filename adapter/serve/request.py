@@ -38,7 +38,7 @@ class GenerationRequest:
     PromptKVBuilder.build). mute_layers, mute_heads: where the gates of all adapters are set to zero; indices of
     the base's layers, and of the heads in every layer. gates: factors from 0 to 2 of single gates of all adapters,
     as (layer, head, factor). stop: strings that end the answer and are not part of it. form: a grammar that the
-    answer belongs to (see `method.form`); None: that of the adapter, if only one has a strength above 0; NO_FORM:
+    answer belongs to (see `serve.form`); None: that of the adapter, if only one has a strength above 0; NO_FORM:
     none. end_repetition: whether an answer ends as soon as it goes in circles (see `scheduler.repeats`).
     max_seconds: wall-clock limit from the start of prefill. base_logprobs: let the frozen base read the answer
     too, and send what it gives each token, where an adapter answers and the KV cache has room for both.

@@ -7,7 +7,7 @@ import random
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from adapter.errors import AdapterError
 from adapter.serve.device import to_device
-from adapter.serve.form import Allowed, FormState
+from adapter.serve.form import FormState
 from adapter.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from adapter.serve.form import Allowed
 
 _DEFAULTS = Settings()
 _ROUNDING = 2.0**-24  # of fp32, relative

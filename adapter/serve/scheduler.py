@@ -17,11 +17,10 @@ from adapter.base.template import default_template, encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
-from adapter.method.form import NO_FORM, check_form
 from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.drafts import Drafter
-from adapter.serve.form import FormState, start_form
+from adapter.serve.form import NO_FORM, FormState, check_form, start_form
 from adapter.serve.kv_cache import Slot, SlotAllocator
 from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.sampling import Sampler

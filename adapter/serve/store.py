@@ -8,18 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
 import time
 import unicodedata
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapter.base.llama import Base
-from adapter.errors import LoadError
+from adapter.errors import BadInput, LoadError
+from adapter.lru import LRU
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, read_config
 from adapter.method.config import AdapterConfig, BaseFingerprint
+from adapter.serve.form import check_form
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ class AdapterStore:
         self.folders = folders or (SHIPPED,)
         self.incoming = incoming or self.folders[0]
         self._own = incoming
-        self._lock = threading.Lock()
-        self._loaded: OrderedDict[tuple[Path, BaseFingerprint], tuple[FileVersion, Adapter]] = OrderedDict()
+        self._loaded: LRU[tuple[Path, BaseFingerprint, FileVersion], Adapter] = LRU(_MAX_LOADED)
 
     def names(self) -> list[str]:
         """The sorted names of all adapters."""
@@ -98,28 +97,30 @@ class AdapterStore:
     def load(self, name: str, base: Base) -> Adapter:
         """Adapter `name` on the base's device: the same read-only object until its files change.
 
-        Raises LoadError while it is unknown or broken.
+        Raises LoadError while it is unknown or broken, Busy if its form cannot be checked now.
         """
         folder = self.folder(name)
-        key = (folder, base.fingerprint)
-        with self._lock:
-            version = _file_version(folder)  # before reading: a change meanwhile is seen by the next call
-            if version and key in self._loaded and self._loaded[key][0] == version:
-                self._loaded.move_to_end(key)
-                return self._loaded[key][1]
-            self._loaded.pop(key, None)
-            adapter = load_adapter(folder, base.fingerprint, base.device)
-            expected, actual = adapter.config.base.weights, base.fingerprint.weights
-            if expected and actual and expected != actual:
-                log.warning(
-                    "Adapter '%s' was trained on other weights of the same shape (%s): answers may differ.",
-                    name,
-                    adapter.config.base.name,
-                )
-            self._loaded[key] = (version, adapter)
-            while len(self._loaded) > _MAX_LOADED:
-                self._loaded.popitem(last=False)
-            return adapter
+        version = _file_version(folder)  # before reading: a change meanwhile is seen by the next call
+        if not version:
+            return _load(folder, base)
+        return self._loaded.compute((folder, base.fingerprint, version), lambda: _load(folder, base))
+
+
+def _load(folder: Path, base: Base) -> Adapter:
+    adapter = load_adapter(folder, base.fingerprint, base.device)
+    if adapter.config.form is not None:
+        try:
+            check_form(adapter.config.form)
+        except BadInput as error:
+            raise LoadError(f"Adapter '{folder.name}': {error}", error.detail) from error
+    expected, actual = adapter.config.base.weights, base.fingerprint.weights
+    if expected and actual and expected != actual:
+        log.warning(
+            "Adapter '%s' was trained on other weights of the same shape (%s): answers may differ.",
+            folder.name,
+            adapter.config.base.name,
+        )
+    return adapter
 
 
 def strip_control_characters(text: str, keep: str = "") -> str:

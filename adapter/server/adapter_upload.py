@@ -27,6 +27,7 @@ from adapter.formats import peft_adapter as peft
 from adapter.formats.convert import model_card, open_foreign
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.method.config import BaseFingerprint, check_name
+from adapter.serve.form import check_form
 from adapter.serve.store import AdapterStore
 from adapter.server.archive import ArchiveLimits, unpack
 from adapter.server.middleware import ADAPTER_BYTES
@@ -150,7 +151,10 @@ def _convert_peft(source: Path, folder: Path, base: BaseFingerprint) -> None:
 
 def _check(folder: Path, store: AdapterStore, base: BaseFingerprint) -> None:
     """Loads it as strictly as for an answer. Raises LoadError or BadInput."""
-    vision = load_adapter(folder, base).config.vision
+    config = load_adapter(folder, base).config
+    if config.form is not None:
+        check_form(config.form)
+    vision = config.vision
     if vision is not None and vision.encoder not in _known_encoders(store):
         raise BadInput(
             f"Adapter '{folder.name}' sees through the encoder '{_printable(vision.encoder)}', which is not here. "

@@ -190,7 +190,7 @@ class ChatCompletionRequest(_Body):
 
     def form(self) -> str | None:
         """As in GenerationRequest. Raises ApiError for one that cannot be used."""
-        from adapter.method.form import JSON_OBJECT, NO_FORM, check_form, json_schema_form
+        from adapter.serve.form import JSON_OBJECT, NO_FORM, check_form, json_schema_form
 
         asked = self.response_format
         free = asked is None or isinstance(asked, TextFormat)

@@ -25,9 +25,9 @@ from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
-from adapter.method.form import NO_FORM
 from adapter.method.vision import VisualEncoder
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
+from adapter.serve.form import NO_FORM
 from adapter.serve.inspection import Inspection
 from adapter.serve.remote import RemoteAnswer, stand_in
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest

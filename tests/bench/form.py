@@ -12,8 +12,8 @@ from statistics import median
 
 from adapter.base.llama import load_base
 from adapter.base.template import Message
-from adapter.method.form import NO_FORM
 from adapter.serve.engine import Engine
+from adapter.serve.form import NO_FORM
 from adapter.serve.request import Client, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore

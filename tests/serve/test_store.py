@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -32,6 +33,19 @@ def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):
     with pytest.raises(LoadError, match="no adapter 'poet'"):
         store.load("poet", tiny_base)
     assert torch.isfinite(second.prompts).all()  # a row that uses it can go on
+
+
+def test_a_form_is_checked_when_its_adapter_is_loaded_and_not_when_it_is_listed(
+    tmp_path, tiny_fingerprint, tiny_base, monkeypatch
+):
+    save_adapter(random_adapter(tiny_fingerprint, form="start: ("), tmp_path / "poet")
+    store = AdapterStore(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process"))
+        assert store.card("poet").config.form == "start: ("
+    for _ in range(2):
+        with pytest.raises(LoadError, match="Adapter 'poet': The form cannot be used: 1\\(9\\): Expected token"):
+            store.load("poet", tiny_base)
 
 
 @pytest.mark.parametrize("name", ["../poet", "/etc", "", ".", "poet/../poet"])

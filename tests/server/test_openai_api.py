@@ -28,7 +28,7 @@ from starlette.applications import Starlette
 import app
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
-from adapter.method.form import JSON_OBJECT, NO_FORM, json_schema_form
+from adapter.serve.form import JSON_OBJECT, NO_FORM, json_schema_form
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.serve.sampling import SamplingParams
 from adapter.server import openai_api, openai_schema, texts

@@ -337,3 +337,8 @@ def test_settings_that_a_recipe_of_the_project_does_without_are_refused(stated, 
     monkeypatch.setattr("train.__main__.load_base", lambda *_, **__: pytest.fail("the base was loaded"))
     assert main(["pirate", stated]) == 1
     assert "recipe pirate makes its own data" in capsys.readouterr().err
+
+
+def test_a_form_that_cannot_be_used_is_refused_before_anything_is_read():
+    with pytest.raises(ConfigError, match="form: The form cannot be used: no start rule found"):
+        completed("form='answer: \"x\"'")

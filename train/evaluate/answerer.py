@@ -23,9 +23,9 @@ from adapter.base.llama import Base
 from adapter.base.template import Message, default_template, encode_answer, encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
-from adapter.method.form import NO_FORM
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from adapter.serve.engine import Engine
+from adapter.serve.form import NO_FORM
 from adapter.serve.request import Answer, GenerationRequest
 from adapter.serve.sampling import SamplingParams, check_finite
 from train.formats.record import Picture, picture_source

@@ -1,0 +1,80 @@
+"""The cache of the most recently used values."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+_MISSING: Any = object()
+
+
+class LRU(Generic[K, V]):
+    """The most recently used values, of which `size` sums up to `limit` at most: by default so many values.
+
+    Thread-safe. Values are not None.
+    """
+
+    def __init__(self, limit: int, size: Callable[[V], int] = lambda value: 1) -> None:
+        self._limit, self._size_of = limit, size
+        self.size = 0  # of all values
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+        self._computing: dict[K, threading.Lock] = {}
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[K]:
+        with self._lock:
+            return iter(list(self._values))
+
+    def get(self, key: K) -> V | None:
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key]
+
+    def put(self, key: K, value: V) -> None:
+        """Keep a value, unless it is larger than the limit: then the others stay."""
+        size = self._size_of(value)
+        self.pop(key)
+        if self.make_room(size):
+            with self._lock:
+                self._values[key] = value
+                self.size += size
+
+    def pop(self, key: K) -> None:
+        """Forget a value, if it is there."""
+        with self._lock:
+            value = self._values.pop(key, _MISSING)
+            self.size -= 0 if value is _MISSING else self._size_of(value)
+
+    def make_room(self, size: int) -> bool:
+        """Forget values until `size` more fit; False, without forgetting any, if they never would."""
+        with self._lock:
+            if size > self._limit:
+                return False
+            while self.size + size > self._limit:
+                self.size -= self._size_of(self._values.popitem(last=False)[1])
+            return True
+
+    def compute(self, key: K, make: Callable[[], V]) -> V:
+        """The value of `key`, made on a miss by one of its callers. Callers with other keys do not wait."""
+        if (value := self.get(key)) is not None:
+            return value
+        with self._lock:
+            lock = self._computing.setdefault(key, threading.Lock())
+        try:
+            with lock:
+                if (value := self.get(key)) is None:
+                    value = make()
+                    self.put(key, value)
+                return value
+        finally:
+            with self._lock:
+                self._computing.pop(key, None)
