@@ -341,4 +341,4 @@ def test_settings_that_a_recipe_of_the_project_does_without_are_refused(stated, 
 
 def test_a_form_that_cannot_be_used_is_refused_before_anything_is_read():
     with pytest.raises(ConfigError, match="form: The form cannot be used: no start rule found"):
-        completed("form='answer: \"x\"'")
+        completed("steps=1", "form='answer: \"x\"'")
