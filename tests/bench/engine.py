@@ -15,7 +15,8 @@ PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 def start_engine(endless: bool = False, quantization: str = "auto") -> ProgramProcess:
     """endless: the base has no end token, so that every answer has as many tokens as were asked for.
 
-    It makes no drafts then: behind its end an answer goes in circles, which nobody else would guess as well.
+    It makes no drafts then: behind its end an answer goes in circles, which nobody else would guess as well. It
+    has no forms either, which need an end token.
     """
     return ProgramProcess("tests.bench.engine", "endless" if endless else "engine", quantization)
 
@@ -30,6 +31,7 @@ def _serve_engine(endless: bool, quantization: str) -> None:
     from adapter.base.llama import Base, load_base
     from adapter.serve import engine as engine_module
     from adapter.serve.engine import Engine
+    from adapter.serve.form import NO_FORM
     from adapter.serve.request import GenerationRequest
     from adapter.serve.sampling import SamplingParams
     from adapter.serve.store import AdapterStore
@@ -39,8 +41,6 @@ def _serve_engine(endless: bool, quantization: str) -> None:
         def stop_ids(self) -> frozenset[int]:
             return frozenset()
 
-    if endless:
-        engine_module.MAX_DRAFT = 0
     if endless:
         engine_module._draft = lambda row, rows: []
     base = load_base(quantization=quantization)
@@ -54,6 +54,7 @@ def _serve_engine(endless: bool, quantization: str) -> None:
             image=picture if adapter and store.card(adapter).is_visual else None,
             sampling=SamplingParams(temperature=0, max_new_tokens=tokens),
             prompt_ids=tuple(prompt),
+            form=NO_FORM if endless else None,
         )
 
     def run(task: Task) -> tuple[float, int]:

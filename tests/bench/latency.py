@@ -1,9 +1,11 @@
-"""How soon an answer begins, alone and beside eight others, and what it takes to change the adapter."""
+"""How soon answers begin: alone, beside eight others, after a change of the adapter, after a start."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from adapter.base.llama import load_base
 from adapter.base.template import Message
@@ -11,10 +13,13 @@ from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
+from tests.app_process import app_process
 from tests.bench.programs import ROUNDS, median, print_head, print_row, ratio
+from tests.soak.people import Connection, Question
 
 QUESTION = "How far away is the Moon, and how do we know?"
 STORY = "Tell me a long story about a lighthouse."
+FIRST = Question("Hello! Who are you?", through="chat", settings={"temperature": 0.0, "max_tokens": 1})
 
 
 def run() -> None:
@@ -47,6 +52,10 @@ def run() -> None:
             warm.append(time.perf_counter() - start)
         print_row(name, *(f"{1000 * statistics.median(times):.1f}" for times in (cold, warm)))
     engine.close()
+    _start_page()  # fills the caches
+    starts = zip(*(_start_page() for _ in range(ROUNDS)), strict=True)
+    print_head("seconds from the start of `python app.py`, warm cache", "to the page", "to the first words")
+    print_row("", *(median(times) for times in starts))
 
 
 def _request(text: str, tokens: int) -> GenerationRequest:
@@ -58,3 +67,13 @@ def _first_token(engine: Engine, text: str) -> float:
     start = time.perf_counter()
     list(engine.submit(_request(text, 1)))
     return time.perf_counter() - start
+
+
+def _start_page() -> tuple[float, float]:
+    with TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        with app_process(Path(folder), ready=()) as server:
+            page = time.perf_counter() - start
+            visitor = Connection(server.url, "127.0.0.1", signed_in=False)
+            visitor.ask(FIRST)
+            return page, time.perf_counter() - start
