@@ -303,7 +303,7 @@ def test_check_reads_the_validation_file_too(arguments, tmp_path, capsys):
     assert main([*arguments, f"data.validation={separate}", "--check"]) == 1
     said = capsys.readouterr().out
     assert "rows.json:\n60 records" in said and "separate.json:\n2 records" in said
-    assert "separate.json, record 2 (line 1): 'output' is missing" in said
+    assert "separate.json, record 2: 'output' is missing" in said
 
 
 def test_a_mixture_of_pictures_and_text_trains_disjoint_parameters(arguments, rows, tmp_path, capsys, monkeypatch):

@@ -261,7 +261,7 @@ class Perplexity:
         if not path.is_file():
             raise DataError(f"There is no file '{path.name}'. Check the path.", str(path))
         with opened(path) as file:
-            text = decoded(path, file.read(), 0, 1).removeprefix("\ufeff")
+            text = decoded(file.read(), path.name).removeprefix("\ufeff")
         if not text.strip():
             raise DataError(f"{path.name} is empty. Check that it is the right file.", str(path))
         return Perplexity(text, limit)

@@ -1,8 +1,9 @@
-"""Images with captions: rows of a table or data set, or a folder with captions beside the images or in a list."""
+"""Images with captions: rows of a table or data set, a folder with captions beside the images, lists of them."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from adapter.base.template import Message
 from train.formats.index import decoded, opened, read_json
-from train.formats.record import DataError, Record, fault, image_path, text_of
+from train.formats.record import DataError, Record, fault, image_path, list_of, object_of, required, text_of
 
 # The user turn of an image. Several, so that the adapter learns from the image and not from the wording.
 REQUESTS = (
@@ -26,10 +27,48 @@ IMAGE_COLUMNS = ("image", "path", "url", "file_name", "filename")
 CAPTION_COLUMNS = ("caption", "captions", "text")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 CAPTION_FILES = ("captions.tsv", "captions.csv", "captions.json", "metadata.csv", "metadata.jsonl")
+_KEYS_OF_COCO = rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:'
+
+
+@dataclass(frozen=True)
+class ListedCaptions:
+    """Images and captions that are held in memory: two short texts each, unchecked, and what names the pair."""
+
+    path: Path
+    unit: str  # of the names: entry or annotation
+    pairs: tuple[tuple[Any, Any, Any], ...] = field(repr=False)
+    columns = ("image", "caption")
+    has_splits = False
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, index: int) -> tuple[dict[str, Any], str]:
+        image, caption, name = self.pairs[index]
+        return {"image": image, "caption": caption}, f"{self.path.name}, {self.unit} {name!r}"
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """NAME.txt beside NAME.jpg. Names are held in memory, captions are read on access."""
+
+    folder: Path
+    pairs: tuple[tuple[str, str], ...] = field(repr=False)  # (image, text), relative to the folder
+    columns = ("image", "caption")
+    has_splits = False
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, index: int) -> tuple[dict[str, Any], str]:
+        image, text = self.pairs[index]
+        with opened(self.folder / text) as file:
+            caption = decoded(file.readline(), f"{text}, line 1")
+        return {"image": image, "caption": caption.removeprefix("\ufeff")}, f"{text}, line 1"
 
 
 def has_captions(folder: Path) -> bool:
-    return caption_file(folder) is not None or next(_captioned(folder), None) is not None
+    return caption_file(folder) is not None or any(exists for _, _, exists in _walk(folder))
 
 
 def uncaptioned(path: Path) -> tuple[str, ...]:
@@ -53,14 +92,43 @@ def caption_file(folder: Path) -> Path | None:
 
 def open_folder(path: Path) -> TextFiles:
     """The images of a folder that have captions beside them."""
-    return TextFiles(path, tuple(sorted(_captioned(path))))
+    return TextFiles(path, tuple(sorted((image, text) for image, text, exists in _walk(path) if exists)))
 
 
-def open_json(path: Path) -> JsonCaptions:
-    pairs = tuple(read_json(path).items())
-    if not pairs:
+def open_json(path: Path) -> ListedCaptions | None:
+    """The pairs of captions.json or of COCO's captions_*.json; None for another file. Raises DataError."""
+    with opened(path) as file:
+        of_coco = re.match(_KEYS_OF_COCO, file.read(200).removeprefix(b"\xef\xbb\xbf"))
+    if path.name != "captions.json" and not of_coco:
+        return None
+    try:
+        value = read_json(path)
+    except DataError:
+        if path.name == "captions.json":
+            raise
+        return None  # perhaps records in lines, of which the index says what is wrong
+    if of_coco and "annotations" in value:
+        return _of_coco(path, value)
+    if path.name != "captions.json":
+        return None
+    if not value:
         raise DataError(f"{path.name} is an empty object. Check that it is the right file.")
-    return JsonCaptions(path, pairs)
+    return ListedCaptions(path, "entry", tuple((image, caption, image) for image, caption in value.items()))
+
+
+def _of_coco(path: Path, value: dict[str, Any]) -> ListedCaptions:
+    """Of a list of images, and a list of annotations that each caption one of them."""
+
+    def objects(key: str, *fields: str) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+        for i, item in enumerate(list_of(required(value, key, path.name), key, path.name)):
+            place = f"{key}[{i}]"
+            item = object_of(item, place, path.name)
+            yield item, [required(item, field, path.name, f"{place}.{field}") for field in fields]
+
+    names = {str(number): name for _, (number, name) in objects("images", "id", "file_name")}
+    annotations = enumerate(objects("annotations", "image_id", "caption"), 1)
+    pairs = ((names.get(str(id)), caption, item.get("id", i)) for i, (item, (id, caption)) in annotations)
+    return ListedCaptions(path, "annotation", tuple(pairs))
 
 
 def parse(value: Mapping[str, Any], where: str, index: int, images: Path) -> Record:
@@ -72,44 +140,6 @@ def parse(value: Mapping[str, Any], where: str, index: int, images: Path) -> Rec
     image = image_path(value[columns[0]], columns[0], where, images)
     caption = text_of(value[columns[1]], columns[1], where, blank=False).strip()
     return Record((Message("user", REQUESTS[index % len(REQUESTS)]), Message("assistant", caption)), image, where)
-
-
-@dataclass(frozen=True)
-class JsonCaptions:
-    """captions.json. It is one object and is held in memory: two short strings per image."""
-
-    path: Path
-    pairs: tuple[tuple[str, str], ...] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def read(self, index: int) -> tuple[dict[str, Any], str]:
-        image, caption = self.pairs[index]
-        return {"image": image, "caption": caption}, f"{self.path.name}, entry '{image}'"
-
-
-@dataclass(frozen=True)
-class TextFiles:
-    """NAME.txt beside NAME.jpg. Names are held in memory, captions are read on access."""
-
-    folder: Path
-    pairs: tuple[tuple[str, str], ...] = field(repr=False)  # (image, text), relative to the folder
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def read(self, index: int) -> tuple[dict[str, Any], str]:
-        image, text = self.pairs[index]
-        with opened(self.folder / text) as file:
-            line = file.readline()
-        caption = decoded(self.folder / text, line, 0, 1).removeprefix("\ufeff")
-        return {"image": image, "caption": caption}, f"{text}, line 1"
-
-
-def _captioned(folder: Path) -> Iterator[tuple[str, str]]:
-    """(image, text file) of every image with a NAME.txt beside it."""
-    return ((image, text) for image, text, exists in _walk(folder) if exists)
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, str, bool]]:

@@ -1,21 +1,17 @@
-"""Training data in any known format: recognises the format and gives random access to the records.
-
-Knows nothing of tokens or tensors, and opens no images.
-"""
+"""Training data in any known format: recognises the format and gives random access to the records."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
-from train.formats import captions, coco, hf_datasets, json_records, scienceqa, table
+from train.formats import captions, hf_datasets, json_records, scienceqa, table
 from train.formats.index import index_json
 from train.formats.record import DataError, Record, Rows
-from train.formats.shards import Shards, open_shards, shards
+from train.formats.shards import open_shards, shards
 
 __all__ = ["DataError", "Record", "Records", "open_records"]
 
@@ -38,8 +34,7 @@ _KNOWN = "Known formats: " + "; ".join(f"{name} ({shape})" for name, shape in FO
 class Records(Sequence[Record]):
     """The records of one file or folder. Each is read on access, which raises DataError if it is broken.
 
-    images: the folder that image paths are relative to. Holds offsets and names, not records. Can be pickled, and
-    used from any number of threads.
+    images: the folder that image paths are relative to. Holds offsets and names; many threads may read.
     """
 
     path: Path
@@ -52,10 +47,6 @@ class Records(Sequence[Record]):
     def name(self) -> str:
         """For messages."""
         return self.path.name
-
-    @property
-    def has_splits(self) -> bool:
-        return isinstance(self.rows, (hf_datasets.DatasetRows, Shards, scienceqa.ProblemRows))
 
     @property
     def uncaptioned(self) -> tuple[str, ...]:
@@ -100,79 +91,56 @@ def open_records(
     if format not in ("auto", *FORMATS):
         raise DataError(f"'{format}' is no format. {_KNOWN}")
     if (identifier := hf_datasets.hub_id(str(path))) is not None:
-        return _of_dataset(str(path), Path(identifier), format, folder or Path(), split, config)
+        found = hf_datasets.open_rows(str(path), split, config)
+        return _of_rows(Path(identifier), found, format, folder or Path())
     path = Path(path)
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder '{path.name}'. Check the path.", str(path))
     if format in ("auto", "scienceqa") and (path.name == "problems.json" or scienceqa.is_scienceqa(path)):
         home = path if path.is_dir() else path.parent
         problems = scienceqa.problems(home, split or "train", folder)
-        return Records(path, folder or home, "scienceqa", scienceqa.ProblemRows(problems), _parse_problem)
+        return Records(path, folder or home, "scienceqa", scienceqa.ProblemRows(problems), scienceqa.parse)
     if format == "scienceqa":
         raise DataError(f"'{path.name}' holds no problems.json. {_KNOWN}", str(path))
-    folder = folder or (path if path.is_dir() else path.parent)
-    own_rows = _folder_rows(path, split) if path.is_dir() else _file_rows(path)
     if split is not None and not path.is_dir():
         raise DataError(
             f"'{path.name}' has no splits, so there is no '{split}'. Name the file that holds it.", str(path)
         )
-    if own_rows is None:
-        return _of_dataset(str(path), path, format, folder, split, config)
-    return _of_rows(path, own_rows, format, folder)
-
-
-def _of_dataset(
-    path: str, shown: Path, format: str, images: Path, split: str | None, config: str | None
-) -> Records:
-    rows = hf_datasets.open_rows(path, split, config)
-    records = _of_rows(shown, rows, format, images)
-    if records.format != "captions":
-        return records
-    columns = captions.caption_columns(dict.fromkeys(rows.dataset.column_names))
-    assert columns is not None
-    return _of_rows(shown, hf_datasets.expand(rows, columns[1]), "captions", images)
+    rows = _folder_rows(path, split, config) if path.is_dir() else _file_rows(path)
+    return _of_rows(path, rows, format, folder or (path if path.is_dir() else path.parent))
 
 
 def _of_rows(path: Path, rows: Rows, format: str, images: Path) -> Records:
-    first, where = _first(path, rows)
+    # What has the fields of all records: the columns, or the first record.
+    first, where = (dict.fromkeys(rows.columns), path.name) if rows.columns else rows.read(0)
     name = next((n for n in _OF_OBJECTS if _fits(n, first)), "") if format == "auto" else format
     if not name or not _fits(name, first):
         problem = f"this is not of format '{name}'" if name else "the format cannot be told"
         raise DataError(f"{where}: {problem}; the record has {_keys(first)}. {_KNOWN}")
-    parse = partial(_parse_caption, images=images) if name == "captions" else None
-    return Records(path, images, name, rows, parse or partial(_parse_json, name=name, images=images))
+    if name != "captions":
+        return Records(path, images, name, rows, lambda v, at, _: json_records.parse(name, v, at, images))
+    columns = captions.caption_columns(first)
+    if columns and isinstance(rows, hf_datasets.DatasetRows):
+        rows = hf_datasets.expand(rows, columns[1])
+    return Records(path, images, name, rows, lambda v, at, number: captions.parse(v, at, number, images))
 
 
-def _first(path: Path, rows: Rows) -> tuple[Mapping[str, Any], str]:
-    """What has the fields of all records, and its place: the columns, or the first record."""
-    if isinstance(rows, table.Table):
-        return dict.fromkeys(rows.header), path.name
-    if isinstance(rows, hf_datasets.DatasetRows):
-        return dict.fromkeys(rows.dataset.column_names), path.name
-    if isinstance(rows, (captions.TextFiles, captions.JsonCaptions, coco.CocoCaptions)):
-        return {"image": None, "caption": None}, path.name
-    return rows.read(0)
-
-
-def _file_rows(path: Path) -> Rows | None:
-    """None for a file that `datasets` reads."""
-    if path.suffix.lower() in table.SUFFIXES:
+def _file_rows(path: Path) -> Rows:
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix in table.SUFFIXES:
         return table.open_table(path, _is_header, ("image", "caption"), _KNOWN)
     if hf_datasets.is_hf_dataset(path):
-        return None
-    if path.suffix.lower() == ".json" and (of_coco := coco.open_coco(path)):
-        return of_coco
-    return captions.open_json(path) if path.name == "captions.json" else index_json(path)
+        return hf_datasets.open_rows(str(path), None, None)
+    return (path.suffix.lower() == ".json" and captions.open_json(path)) or index_json(path)
 
 
-def _folder_rows(path: Path, split: str | None) -> Rows | None:
-    """None for a folder that `datasets` reads."""
+def _folder_rows(path: Path, split: str | None, config: str | None) -> Rows:
     if (listed := captions.caption_file(path)) is not None:
         return _file_rows(listed)
     if captions.has_captions(path):
         return captions.open_folder(path)
     if hf_datasets.is_hf_dataset(path):
-        return None
+        return hf_datasets.open_rows(str(path), split, config)
     if files := shards(path):
         return open_shards(path, files, split)
     raise DataError(
@@ -193,16 +161,3 @@ def _is_header(names: Mapping[str, Any]) -> bool:
 def _keys(value: Mapping[str, Any]) -> str:
     names = [repr(key) for key in value]
     return ("the fields " + ", ".join(names[:8]) + ", ..." * (len(names) > 8)) if names else "no fields"
-
-
-# Functions at module level, so that Records can be pickled.
-def _parse_json(value: dict[str, Any], where: str, index: int, *, name: str, images: Path) -> Record:
-    return json_records.parse(name, value, where, images)
-
-
-def _parse_caption(value: dict[str, Any], where: str, index: int, *, images: Path) -> Record:
-    return captions.parse(value, where, index, images)
-
-
-def _parse_problem(value: scienceqa.Problem, where: str, index: int) -> Record:
-    return scienceqa.parse(value, where)

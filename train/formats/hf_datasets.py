@@ -12,18 +12,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapter.errors import first_line
 from train.formats.record import DataError, EmbeddedPicture
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 _PREFIX = "hf:"
 _SUFFIXES = (".parquet", ".arrow")
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what Dataset and DatasetDict write to disk
-_FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".zip", *_SUFFIXES)
+_FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".zip", ".gz", *_SUFFIXES)
 
 
 def hub_id(path: str) -> str | None:
@@ -44,15 +41,20 @@ def is_hf_dataset(path: Path) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class DatasetRows:
-    """The rows of a data set as objects. Pictures in its columns are not read before they are needed.
+    """The rows of a data set as objects. Pictures in its columns are read again when they are needed.
 
     name: for messages. expanded: a column of lists, each of whose elements makes a row of its own.
     """
 
-    dataset: Any = field(repr=False)  # datasets.Dataset
+    dataset: Any = field(repr=False)  # datasets.Dataset, as tables of Arrow: it decodes no pictures
     name: str
     expanded: str | None = None
     ends: Sequence[int] = field(default=(), repr=False)  # of the rows that each row of the data set makes
+    has_splits = True
+
+    @property
+    def columns(self) -> Sequence[str]:
+        return list(self.dataset.column_names)
 
     def __len__(self) -> int:
         return len(self.dataset) if self.expanded is None else int(self.ends[-1]) if len(self.ends) else 0
@@ -63,37 +65,35 @@ class DatasetRows:
             row = bisect.bisect_right(self.ends, index)
             element = index - int(self.ends[row - 1] if row else 0)
         where = f"{self.name}, row {row + 1}"
-        value = {name: self._value(name, row) for name in self.dataset.column_names}
+        value = {name: self._without_bytes(cell, name, row) for name, cell in self._row(row).items()}
         if self.expanded is not None:
             value[self.expanded] = value[self.expanded][element]
             where += f", {self.expanded} {element + 1}"
         return value, where
 
-    def picture_bytes(self, column: str, row: int, element: int | None) -> bytes:
-        scalar = self.dataset.data.column(column)[row]
-        data = _bytes_of(scalar if element is None else scalar[element])
-        assert data is not None
-        return data
+    def _row(self, row: int) -> dict[str, Any]:
+        return self.dataset[row].to_pylist()[0]
 
-    def _value(self, column: str, row: int) -> Any:
-        scalar = self.dataset.data.column(column)[row]
-        if not _holds_pictures(scalar.type):
-            return scalar.as_py()
-        if not scalar.is_valid:
-            return None
-        if not _is_list(scalar.type):
-            return self._picture(scalar, column, row, None)
-        return [self._picture(scalar[i], column, row, i) for i in range(len(scalar))]
-
-    def _picture(
-        self, scalar: pa.Scalar, column: str, row: int, element: int | None
-    ) -> EmbeddedPicture | str | None:
-        """A picture in the data set, or the path of one that is a file."""
-        path = scalar["path"].as_py() if scalar.is_valid and "path" in _fields(scalar.type) else None
-        if _bytes_of(scalar, read=False) is None:
+    def _without_bytes(self, cell: Any, column: str, row: int, element: int | None = None) -> Any:
+        """A cell whose files (bytes, or `datasets.Image`: bytes and a path) are pictures, or the paths of some."""
+        if isinstance(cell, list) and element is None:
+            return [self._without_bytes(item, column, row, number) for number, item in enumerate(cell)]
+        of_image = isinstance(cell, dict) and "bytes" in cell
+        data, path = (cell["bytes"], cell.get("path")) if of_image else (cell, None)
+        if not of_image and not isinstance(cell, bytes):
+            return cell
+        if not data:
             return path
+
+        def read_bytes() -> bytes:
+            found = self._row(row)[column]
+            found = found if element is None else found[element]
+            return found["bytes"] if of_image else found
+
         number = "" if element is None else f"[{element}]"
-        return EmbeddedPicture(self, column, row, element, Path(path).name if path else f"{column}{number}")
+        return EmbeddedPicture(
+            read_bytes, (column, row, element), Path(path).name if path else f"{column}{number}"
+        )
 
 
 def open_rows(path: str, split: str | None, config: str | None) -> DatasetRows:
@@ -112,15 +112,16 @@ def open_rows(path: str, split: str | None, config: str | None) -> DatasetRows:
         raise _explained(error, name, identifier is not None, split or "train") from error
     if not len(dataset):
         raise _empty(name)
-    return DatasetRows(dataset, name)
+    return DatasetRows(dataset.with_format("arrow"), name)
 
 
 def expand(rows: DatasetRows, column: str) -> DatasetRows:
     """The rows with one for each element of a column of lists; the same rows if it is none."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     data = rows.dataset.data.column(column)
-    if not _is_list(data.type):
+    if not (pa.types.is_list(data.type) or pa.types.is_large_list(data.type)):
         return rows
     lengths = pc.fill_null(pc.list_value_length(data), 0).to_numpy()
     if not lengths.any():
@@ -185,38 +186,3 @@ def _empty(name: str) -> DataError:
 
 def _name(path: str) -> str:
     return Path(path).name
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _fields(kind: pa.DataType) -> set[str]:
-    import pyarrow as pa
-
-    return {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _holds_pictures(kind: pa.DataType) -> bool:
-    """Whether a column holds files: bytes, or `datasets.Image`, which is bytes and a path."""
-    if _is_list(kind):
-        return _holds_pictures(kind.value_type)
-    return _is_bytes(kind) or {"bytes", "path"} <= _fields(kind)
-
-
-def _bytes_of(scalar: pa.Scalar, read: bool = True) -> bytes | None:
-    """The bytes of a file; None if there are none. read: False: b"" in their place."""
-    if scalar.is_valid and not _is_bytes(scalar.type):
-        scalar = scalar["bytes"]
-    buffer = scalar.as_buffer() if scalar.is_valid else None
-    if buffer is None or not buffer.size:
-        return None
-    return buffer.to_pybytes() if read else b""

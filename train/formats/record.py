@@ -1,11 +1,11 @@
-"""One record of training data, its picture, the checks that all formats share, and their error. Reads no files."""
+"""One record of training data, its picture, the checks that all formats share, and their error."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,27 +19,17 @@ class DataError(AdapterError):
     """Training data cannot be read. Names the file, the line or record, the field, and the remedy."""
 
 
-class PictureColumns(Protocol):
-    """A data set whose columns hold files."""
-
-    def picture_bytes(self, column: str, row: int, element: int | None) -> bytes: ...
-
-
 @dataclass(frozen=True)
 class EmbeddedPicture:
     """A picture that is no file of its own but the content of one, in a column of a data set.
 
-    element: its number, in a column of lists. name: of the file that it was, for messages.
+    read: reads it. place: the column, the row, and its number in a column of lists. name: of the file that it was,
+    for messages.
     """
 
-    source: PictureColumns = field(repr=False)
-    column: str
-    row: int
-    element: int | None
+    read_bytes: Callable[[], bytes] = field(repr=False, compare=False)
+    place: tuple[str, int, int | None]
     name: str
-
-    def read_bytes(self) -> bytes:
-        return self.source.picture_bytes(self.column, self.row, self.element)
 
 
 Picture = Path | EmbeddedPicture
@@ -88,7 +78,16 @@ class Record:
 
 
 class Rows(Protocol):
-    """Random access to the raw records of a file or folder: a value for the format's parser, and its place."""
+    """Random access to the raw records of a file or folder: a value for the format's parser, and its place.
+
+    columns: the fields of all records; none where each has its own. has_splits: whether `split` may be another.
+    """
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    @property
+    def has_splits(self) -> bool: ...
 
     def __len__(self) -> int: ...
 

@@ -94,6 +94,8 @@ class ProblemRows:
     """The problems as Rows."""
 
     problems: Sequence[Problem] = field(repr=False)
+    columns = ()
+    has_splits = True
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -102,7 +104,7 @@ class ProblemRows:
         return self.problems[index], _where(self.problems[index].id)
 
 
-def parse(problem: Problem, where: str) -> Record:
+def parse(problem: Problem, where: str, index: int) -> Record:
     """The answer is the letter alone: the score compares the likelihoods of the letters."""
     messages = (Message("user", question_text(problem)), Message("assistant", problem.letter))
     return Record(messages, problem.image, where)

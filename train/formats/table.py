@@ -1,4 +1,4 @@
-"""Tables in .csv and .tsv files: each row as an object, by the names in the first line. Knows no formats."""
+"""Tables in .csv and .tsv files: each row as an object, by the names in the first line."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _NAMES = {"\t": "tab", ",": "comma", ";": "semicolon"}  # of separators
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """header: the names of the columns; first: the first row with data, 1 below a header."""
+    """columns: their names; first: the first row with data, 1 below a header."""
 
     index: Index
     separator: str
-    header: tuple[str, ...]
+    columns: tuple[str, ...]
     first: int
+    has_splits = False
 
     def __len__(self) -> int:
         return len(self.index) - self.first
 
     def read(self, index: int) -> tuple[dict[str, str], str]:
-        text, line = self.index.text(index + self.first)
-        where = f"{self.index.path.name}, line {line}"
+        text, where = self.index.text(index + self.first)
         cells = _cells(text, self.separator, where)
-        if len(cells) != len(self.header):
+        if len(cells) != len(self.columns):
             sign = _NAMES[self.separator]
             raise DataError(
-                f"{where}: {len(cells)} cells where the first line has {len(self.header)}. "
+                f"{where}: {len(cells)} cells where the first line has {len(self.columns)}. "
                 f"Separate the cells by one {sign}; put a cell that holds one in quotes."
             )
-        return dict(zip(self.header, cells, strict=True)), where
+        return dict(zip(self.columns, cells, strict=True)), where
 
 
 def open_table(
@@ -48,12 +48,12 @@ def open_table(
     columns where there is no such line. known: what is known, for the error. Raises DataError.
     """
     index = index_lines(path)
-    text, line = index.text(0)
+    text, where = index.text(0)
     separator = _separator(text, is_header)
     if separator != "\t":
         index = index_csv(path, separator)
-        text, line = index.text(0)
-    cells = _cells(text, separator, f"{path.name}, line {line}")
+        text, where = index.text(0)
+    cells = _cells(text, separator, where)
     header = tuple(cell.strip().lower() for cell in cells)
     if is_header(dict.fromkeys(header, "")):
         if len(index) == 1:
@@ -61,7 +61,7 @@ def open_table(
         return Table(index, separator, header, first=1)
     if len(cells) != len(default):
         raise DataError(
-            f"{path.name}, line {line}: {len(cells)} columns and no header of a known format. Name the columns in "
+            f"{where}: {len(cells)} columns and no header of a known format. Name the columns in "
             f"the first line, or keep two: {', '.join(default)}. {known}"
         )
     return Table(index, separator, default, first=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import sys
 from pathlib import Path
 
@@ -86,7 +85,6 @@ def test_text_is_read_in_every_layout(tmp_path, layout):
     assert records.format == "alpaca" and len(records) == 5
     assert [record.messages[-1].text for record in records] == [f"{i} ü" for i in range(5)]
     assert records[3].where == f"{path.name}, row 4"
-    assert [record.messages for record in pickle.loads(pickle.dumps(records))] == [r.messages for r in records]
     assert open_records(path, "alpaca")[0].messages == records[0].messages
 
 
@@ -109,10 +107,8 @@ def test_several_captions_of_a_picture_are_records_on_one_side(tmp_path):
     records = open_records(path)
     flat = [caption for row in (*captions, captions[0]) for caption in row]
     assert [record.messages[-1].text for record in records] == flat
-    assert (
-        records[4].where == "part.parquet, row 2, caption 3"
-        and records[8].where == "part.parquet, row 4, caption 4"
-    )
+    places = "part.parquet, row 2, caption 3", "part.parquet, row 4, caption 4"
+    assert (records[4].where, records[8].where) == places
     assert records.rows.read(5)[0]["caption"] == "white 0"
     for seed in range(8):
         examples = open_examples(path, seed, validation=0.3)
@@ -172,11 +168,7 @@ def test_paths_and_bare_bytes_are_pictures_too(tmp_path):
 
 
 def test_nulls_are_faults_of_their_row(tmp_path):
-    rows = [
-        {"instruction": "a", "output": "b"},
-        {"instruction": None, "output": "b"},
-        {"instruction": "a", "output": None},
-    ]
+    rows = [{"instruction": a, "output": b} for a, b in (("a", "b"), (None, "b"), ("a", None))]
     path = as_parquet(datasets.Dataset.from_list(rows), tmp_path)
     examples = open_examples(path)
     assert examples.learnt == 1
@@ -194,8 +186,6 @@ def test_splits_are_chosen_by_name(tmp_path):
         # The test split repeats a record of the training split, which is learnt.
         with pytest.raises(DataError, match="All that '.*' holds out is in the data to learn from too"):
             open_examples(path, validation="test")
-    with pytest.raises(DataError, match="Choose one of train, test as data.split"):
-        open_records(folder, split="dev")
     with pytest.raises(DataError, match="has no splits, so there is no 'test'. Name the file that holds it"):
         open_records(as_parquet(alpaca(2), tmp_path), split="test")
 
@@ -323,7 +313,7 @@ def test_shards_are_one_set_of_records_with_exact_places(tmp_path):
     examples = open_examples(folder, validation="validation")
     assert examples.learnt == 6 and len(examples.held_out) == 2
     (folder / "part-0.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{')
-    with pytest.raises(DataError, match="part-0.jsonl, line 2, column 2: this is not JSON"):
+    with pytest.raises(DataError, match="part-0.jsonl, line 2: this is not JSON"):
         open_records(folder)[5]
     (folder / "test-0.jsonl").unlink()
     with pytest.raises(DataError, match="'data' has no files of the split 'test'. It has: train, validation"):

@@ -185,7 +185,7 @@ LONG_LINE = (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n")
     [
         ("a.exe", b"MZ", "of no known kind"),
         ("a.jsonl", b"", "is empty"),
-        ("a.jsonl", b"hello\nworld", "line 1, column 1: this is not JSON"),
+        ("a.jsonl", b"hello\nworld", "line 1: this is not JSON"),
         ("a.json", b'{"a": 1}', "the format cannot be told"),
         ("a.csv", b"cat.png,a cat\ndog.png,a dog", "names pictures that did not come with it"),
         ("a.jsonl", LINE, "has 1 record that can be learnt from; 4 are the least."),
@@ -242,7 +242,7 @@ def test_a_preview_names_broken_truncated_and_empty_records(
     preview = make_preview(open_upload(write_jsonl(tmp_path / "a.jsonl", rows), folder), str(tiny_folder))
     shown = preview_html(preview)
     assert "33 records of text in a.jsonl" in shown
-    assert "a.jsonl, line 31, column 20: this is not JSON" in shown.replace("&#x27;", "'")
+    assert "a.jsonl, line 31: this is not JSON" in shown.replace("&#x27;", "'")
     assert "1 longer than 512 tokens loses its end" in shown and "1 with an empty answer" in shown
     assert "say 0" in shown and str(tmp_path) not in shown and "<b>" not in shown
     assert preview.usable == 32 and 0 < preview.tokens < 100
