@@ -55,9 +55,8 @@ class Pane(AnswerProgress):
                 cancelled = event.finish_reason == "cancelled"
                 self.message = texts.STOPPED_BEFORE_TEXT if cancelled else texts.EMPTY_ANSWER
 
-    def to_html(self, *, blind: bool = False) -> str:
-        """blind: without the line that names the adapter."""
-        line = self.stats_line() if self.tokens and not blind else ""
+    def to_html(self) -> str:
+        line = self.stats_line() if self.tokens else ""
         if not self.text.strip():
             return theme.pane_html(html.escape(self.message), line, muted=True)
         body = table_html(self.text) or html.escape(self.text.strip())

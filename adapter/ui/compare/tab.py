@@ -1,16 +1,12 @@
 """The compare tab: one message answered by one adapter at five strengths, or by two to four adapters side by side.
 
-All are rows of one batch with one seed. In a blind vote the panes name no adapter until one is chosen; votes
-are kept in the browser only (votes.js).
+All are rows of one batch with one seed.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -37,45 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_PANES, MAX_PANES = 2, 4
-STRENGTHS, SIDE_BY_SIDE, BLIND = "strengths", "side by side", "blind"  # values of the choice between views
-# Updates of the message box, the number, the ballot and the film; then of each pane's answer, of
-# each one's adapter, and of each one's strength.
+STRENGTHS, SIDE_BY_SIDE = "strengths", "side by side"  # values of the choice between views
+# Updates of the message box, the number and the film; then of each pane's answer.
 Updates = tuple[Any, ...]
-
-_VOTES_JS = (theme.STATIC / "votes.js").read_text(encoding="utf-8")
-_VOTES_TEMPLATE = (
-    '<p role="status"></p><button type="button" name="export">${export_label}</button>'
-    '<button type="button" name="forget">${forget_label}</button>'
-)
-
-
-@dataclass
-class Ballot:
-    """Answers in hidden order that wait for a vote. settings: what all have in common, by field."""
-
-    message: str
-    picture: bool
-    settings: dict[str, Any]
-    panes: list[Pane]
-
-    def records(self, chosen: Pane) -> list[dict[str, Any]]:
-        """Preferences as DPO is trained on them, one for each other answer with other words."""
-        return [
-            {
-                "prompt": self.message,
-                "chosen": chosen.text.strip(),
-                "rejected": other.text.strip(),
-                "chosen_adapter": chosen.settings.adapter or None,
-                "rejected_adapter": other.settings.adapter or None,
-                "chosen_strength": chosen.settings.strength,
-                "rejected_strength": other.settings.strength,
-                "picture": self.picture,
-                "settings": self.settings,
-            }
-            for other in self.panes
-            if other.text.strip() != chosen.text.strip()
-        ]
-
 
 class CompareEvents:
     """The event handlers of the tab. Thread-safe; each session has at most one comparison at a time.
@@ -114,7 +74,7 @@ class CompareEvents:
         values: dict[str, Any],
     ) -> Iterator[Updates]:
         shown = None  # as long as nothing was answered: a message that is refused at once changes no pane
-        film, ballot = view == STRENGTHS, None
+        film = view == STRENGTHS
         box: Any = gr.update(**theme.SHOW_SUBMIT_BUTTON)
         try:
             content = read_message(message)
@@ -123,8 +83,6 @@ class CompareEvents:
                 return
             text, picture = content
             panes = _frames(values) if film else _panes(count, values)
-            if view == BLIND:
-                random.shuffle(panes)
             # Sent with every update, because Gradio may drop one of two quick updates.
             answering = gr.update(**theme.SHOW_STOP_BUTTON), str(change.number)
             yield _updates(*answering)
@@ -140,9 +98,6 @@ class CompareEvents:
                 yield _updates(*answering, view, shown := panes)
             if film:
                 filmstrip.mark_frames(panes)
-            elif view == BLIND and not change.stopped and _differ(panes):
-                settings = panes[0].settings.model_dump(include=set(values))
-                ballot = Ballot(text, picture is not None, settings, panes)
             elif not change.stopped:
                 _mark_differences(panes)
         except AdapterError as error:
@@ -152,22 +107,12 @@ class CompareEvents:
         except Exception:
             log.exception("a comparison failed")
             toast(AdapterError(texts.FAILED))
-        yield _updates(box, str(self._states.finish(change)), view, shown, ballot=ballot, ended=True)
+        yield _updates(box, str(self._states.finish(change)), view, shown)
 
     def stop(self, number: str, request: gr.Request) -> tuple[Any, Any]:
         """Updates of the message box and the number."""
         ended = self._states.stop(request.session_hash, number)
         return (gr.skip(), gr.skip()) if ended is None else (gr.update(**theme.SHOW_SUBMIT_BUTTON), str(ended))
-
-    def vote(self, choice: int, ballot: Ballot | None) -> Updates:
-        """Reveals the panes of a ballot: updates of the votes, and of a comparison from the ballot on."""
-        if ballot is None or choice >= len(ballot.panes):
-            return (gr.skip(),) * (3 + 3 * MAX_PANES)
-        chosen = ballot.panes[choice]
-        _mark_differences(ballot.panes)
-        chosen.notes.insert(0, texts.YOUR_CHOICE)
-        _, _, *updates = _updates(None, None, BLIND, ballot.panes, ended=True)
-        return ballot.records(chosen), *updates
 
     def _requests(
         self, panes: list[Pane], text: str, picture: str | None, client: Client
@@ -200,12 +145,6 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
     ]
 
 
-def _differ(panes: Sequence[Pane]) -> bool:
-    """Whether there is something to choose from."""
-    texts = {pane.text.strip() for pane in panes}
-    return len(texts) > 1 and "" not in texts and not any(pane.failed for pane in panes)
-
-
 def _mark_differences(panes: Sequence[Pane]) -> None:
     for pane in panes[1:]:
         mark(pane, panes[0], texts.IN_PANE_1)
@@ -216,37 +155,21 @@ def _updates(
     number: Any = None,
     view: str = SIDE_BY_SIDE,
     panes: Sequence[Pane] | None = None,
-    *,
-    ballot: Ballot | None = None,
-    ended: bool = False,
 ) -> Updates:
-    """panes: those in use, or the frames of the film; of the panes the rest are emptied. None changes neither.
-
-    ballot: while there is one, and until a comparison has ended, a blind one names no adapter.
-    """
+    """panes: those in use, or the frames of the film; of the panes the rest are emptied. None changes neither."""
     skip = gr.skip()
     number = skip if number is None else number
     if panes is None or view == STRENGTHS:
-        film = skip if panes is None else filmstrip.film_html(panes)
-        return box, number, skip, film, *[skip] * 3 * MAX_PANES
-    rest = MAX_PANES - len(panes)
-    pickers = [skip] * 2 * MAX_PANES
-    if view == BLIND and (ballot or not ended):
-        state = "blind ready" if ballot else "blind"
-        answers = [f'<div class="{state}">{pane.to_html(blind=True)}</div>' for pane in panes]
-    else:
-        answers = [pane.to_html() for pane in panes]
-        if view == BLIND:
-            names, strengths = zip(*[(p.settings.adapter, p.settings.strength) for p in panes], strict=True)
-            pickers = [*names, *[skip] * rest, *strengths, *[skip] * rest]
+        return box, number, skip if panes is None else filmstrip.film_html(panes), *[skip] * MAX_PANES
     empty = theme.pane_html(texts.EMPTY_PANE, muted=True)
-    return box, number, ballot if ended else skip, skip, *answers, *[empty] * rest, *pickers
+    rest = [empty] * (MAX_PANES - len(panes))
+    return box, number, skip, *[pane.to_html() for pane in panes], *rest
 
 
 def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
     """Lays the comparison out in the current Blocks and connects it."""
     choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
-    columns, answers, names, strengths_of, votes_for = [], [], [], [], []
+    columns, answers, names, strengths_of = [], [], [], []
     with gr.Column(elem_id="compare"):
         gr.Markdown(texts.COMPARE_HINT, elem_id="hint")
         with gr.Row(elem_id="ask", equal_height=True):
@@ -258,21 +181,8 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
             with gr.Column(scale=4):
                 film = filmstrip.filmstrip("film", filmstrip.recorded_film())
         with gr.Column(visible=False, elem_id="side-by-side") as side_by_side:
-            with gr.Row():
-                numbers = list(range(MIN_PANES, MAX_PANES + 1))
-                count = gr.Radio(numbers, value=MIN_PANES, label=texts.PANES, elem_id="count")
-                votes = gr.HTML(
-                    [],
-                    html_template=_VOTES_TEMPLATE,
-                    js_on_load=_VOTES_JS,
-                    elem_id="votes",
-                    file_name=texts.VOTES_NAME,
-                    base=texts.BASE_NAME,
-                    none_label=texts.NO_VOTES,
-                    won_label=texts.WON,
-                    export_label=texts.EXPORT,
-                    forget_label=texts.FORGET_VOTES,
-                )
+            numbers = list(range(MIN_PANES, MAX_PANES + 1))
+            count = gr.Radio(numbers, value=MIN_PANES, label=texts.PANES, elem_id="count")
             with gr.Row(elem_id="panes"):
                 for i in range(MAX_PANES):
                     with gr.Column(min_width=250, visible=i < MIN_PANES, elem_classes="pane") as column:
@@ -281,7 +191,6 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
                         strength = gr.Slider(**slider("strength"), label=label, interactive=False)
                         empty = theme.pane_html(texts.EMPTY_PANE, muted=True)
                         answers.append(gr.HTML(empty, elem_classes="answer"))
-                        votes_for.append(gr.Button(texts.VOTE, size="sm", elem_classes="vote"))
                     columns.append(column)
                     names.append(name)
                     strengths_of.append(strength)
@@ -291,21 +200,18 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
             inputs = {"film_adapter": film_adapter, **sampling_inputs()}
     inputs |= {f"adapter_{i}": name for i, name in enumerate(names)}
     inputs |= {f"strength_{i}": strength for i, strength in enumerate(strengths_of)}
-    number, ballot = gr.Textbox("0", visible=False), gr.State(None)
-    shown = [ballot, film, *answers, *names, *strengths_of]
+    number = gr.Textbox("0", visible=False)
     events = CompareEvents(provider, catalog)
     box.submit(
         events.send,
         [box, number, view, count],
-        [box, number, *shown],
+        [box, number, film, *answers],
         inputs_kwargs=inputs,
         show_progress="hidden",
         **MODEL,
         **PRIVATE,
     )
     box.stop(events.stop, number, [box, number], **UNQUEUED)
-    for i, button in enumerate(votes_for):
-        button.click(functools.partial(events.vote, i), ballot, [votes, *shown], **UNQUEUED)
     view.change(
         lambda chosen: [gr.update(visible=(chosen == STRENGTHS) is shown) for shown in (True, False)],
         view,

@@ -138,16 +138,8 @@ COMPARE_HINT = "One message, several answers, written in one batch from one seed
 COMPARE_PLACEHOLDER = "Ask something"
 EMPTY_PANE = "Its answer appears here."
 IN_PANE_1 = "in pane 1"
-
-
 PANES = "Panes"
-VIEW, VIEWS = "View", [("Strengths", "strengths"), ("Side by side", "side by side"), ("Blind vote", "blind")]
-VOTE, YOUR_CHOICE, FORGET_VOTES = "This one is better", "your choice", "Delete all votes"
-NO_VOTES = (
-    "The answers come in hidden order. Choose the better one, and see who wrote which. Votes stay in this browser."
-)
-WON = "{name} won {won} of {pairs}"  # filled in by votes.js
-VOTES_NAME = "preferences.jsonl"
+VIEW, VIEWS = "View", [("Strengths", "strengths"), ("Side by side", "side by side")]
 NO_PANE_SEES = "No pane has an adapter that sees pictures. Choose one, or take the picture out."
 
 # Adapter upload.

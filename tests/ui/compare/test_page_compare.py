@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -177,41 +176,3 @@ def test_an_answer_of_the_chat_as_a_filmstrip(visit: Callable[..., Visitor]) -> 
     film.wait_for(state="hidden")
     visitor.await_answers(2)
     visitor.settle()
-
-
-def test_a_blind_vote_is_counted_and_exported(visit: Callable[..., Visitor], tmp_path: Path) -> None:
-    visitor = visit(390, 844)
-    comparer, page = CompareVisitor(visitor), visitor.page
-    page.get_by_label("Blind vote").check()
-    comparer.choose(2, "pirate")
-    votes, better = page.locator("#votes"), page.get_by_role("button", name="This one is better")
-    page.locator("#message textarea").fill("Why is the sky blue?")
-    page.locator("#message textarea").press("Enter")
-    better.nth(1).wait_for()
-    assert page.get_by_label("Pane 1", exact=True).is_hidden() and comparer.footers() == []
-    answers = page.locator("#panes .answer-text").all_inner_texts()
-    pirate = next(index for index, answer in enumerate(answers) if "Ahoy" in answer)
-    assert findings(page) == []
-    better.nth(pirate).click()
-    page.get_by_text("your choice").wait_for()
-    assert comparer.footers()[pirate].startswith("pirate")
-    assert page.get_by_label(f"Pane {pirate + 1}", exact=True).input_value() == "pirate"
-    assert better.first.is_hidden()
-    votes.get_by_text("pirate won 1 of 1").wait_for()
-    with page.expect_download() as download:
-        votes.get_by_role("button", name="Export").click()
-    download.value.save_as(tmp_path / "votes.jsonl")
-    [record] = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text("utf-8").splitlines()]
-    assert (record["prompt"], record["chosen_adapter"], record["rejected_adapter"]) == (
-        "Why is the sky blue?",
-        "pirate",
-        None,
-    )
-    assert record["chosen"] == answers[pirate] and record["rejected"] == answers[1 - pirate]
-    visitor.reload()
-    page.get_by_role("tab", name="Compare").click()
-    page.get_by_label("Blind vote").check()
-    votes.get_by_text("pirate won 1 of 1").wait_for()
-    votes.get_by_role("button", name="Delete all votes").click()
-    votes.get_by_text("hidden order").wait_for()
-    assert page.evaluate("localStorage.getItem('llama-adapter:votes')") == "[]"
