@@ -113,7 +113,7 @@ def build_page(
             with gr.Tab(texts.CHAT, id="chat"):
                 chat = chat_tab(page, provider, store, uploads=training, public=public)
             with gr.Tab(texts.COMPARE, id="compare"):
-                compare = compare_tab(provider, store)
+                compare = compare_tab(provider, store, tabs, chat.chat)
             with gr.Tab(texts.TRAIN, id="train"):
                 runs = runs or TrainingRuns(runs_folder())
                 train_tab(page, tabs, provider, runs, store, chat, compare, base, enabled=training, public=public)

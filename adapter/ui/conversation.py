@@ -27,10 +27,9 @@ History = list[Entry]
 # metadata.id of the page's own messages, which are shown to the user and never sent to the model.
 STATS, NOTE, OFFER, DIVIDER, FORGOTTEN = "stats", "note", "offer", "divider", "forgotten"
 ALONE = "alone"  # the option of an answer: give it without what went before
-FILM = " film"  # the value of the button that shows an answer at five strengths; not a valid adapter name
 
 # Buttons below the newest answer; no valid adapter names.
-PREVIOUS, NEXT, CONTINUE = " previous", " next", " continue"
+PREVIOUS, NEXT, CONTINUE, FILM = " previous", " next", " continue", " film"
 
 MAX_HISTORY = 2_000_000  # characters as JSON, where a base reads some ten thousand tokens
 
@@ -64,12 +63,7 @@ def stats(line: str, *, live: bool = False, record: str = "") -> Entry:
     entry = _entry("assistant", _text_block(_page_html(line, "stats")), STATS)
     if record:
         entry["metadata"]["log"] = record
-    if live:
-        return _mark_pending(entry)
-    settings = parse_settings(record)
-    if settings is not None and settings.adapter:
-        entry["options"] = [{"label": texts.FILM_BUTTON, "value": FILM}]
-    return entry
+    return _mark_pending(entry) if live else entry
 
 
 def offer(text: str, choices: Iterable[tuple[str, str]]) -> Entry:
@@ -375,9 +369,10 @@ def with_buttons(history: History) -> History:
     if count := len(record.before) + len(record.after):
         place = f"{len(record.before) + 1}/{count + 1}"
         buttons = [("‹", PREVIOUS), (place, NEXT), ("›", NEXT), *buttons]
-    others = [
-        option for option in history[-1].get("options") or () if option["value"] not in (PREVIOUS, NEXT, CONTINUE)
-    ]
+    if record.settings.adapter:
+        buttons.append((texts.FILM_BUTTON, FILM))
+    own = (PREVIOUS, NEXT, CONTINUE, FILM)
+    others = [option for option in history[-1].get("options") or () if option["value"] not in own]
     options = [*({"label": label, "value": value} for label, value in buttons), *others]
     return [*history[:-1], {**history[-1], "options": options}]
 

@@ -18,7 +18,6 @@ from adapter.ui.chat.client_api import add_api_endpoints
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
 from adapter.ui.chat.events import ChatEvents
-from adapter.ui.chat.filmstrip import CLOSE_JS, film_sheet
 from adapter.ui.chat.xray import xray_bar
 from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.gradio_internals import subclass_component
@@ -40,6 +39,7 @@ class TabParts(NamedTuple):
     message_box: gr.MultimodalTextbox
     corrections: CorrectionsPanel | None = None
     view: gr.Radio | None = None
+    chat: gr.Chatbot | None = None
 
 
 def chat_tab(
@@ -55,7 +55,7 @@ def chat_tab(
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
             # Before all else, so that the keyboard comes to it first; page.css puts it below the conversation.
-            with gr.Column(elem_id="compose") as compose:
+            with gr.Column(elem_id="compose"):
                 box = message_box(texts.PLACEHOLDER, "box")
                 gr.HTML(camera_html(), elem_id="camera", padding=False)
                 context = gr.HTML(elem_id="context", padding=False)
@@ -77,8 +77,6 @@ def chat_tab(
             lines = json.dumps([texts.CONTEXT, texts.CONTEXT_NEARLY_FULL])
             line = f"messages => window.chatPage.contextLine(messages, {lines})"
             chat.change(None, chat, context, js=line, **UNQUEUED)
-            with compose:
-                film_sheet(provider, catalog, chat)
         gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False)
         with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
             inside = inside_panel(provider, chat)
@@ -156,7 +154,7 @@ def chat_tab(
     label = f"(...values) => window.chatPage.chip({json.dumps(texts.CHIP)}, ...values)"
     gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
     add_api_endpoints(provider, catalog)
-    return TabParts(pickers, box, corrections)
+    return TabParts(pickers, box, corrections, chat=chat)
 
 
 def _any_adapter(_: gr.Radio, name: Any) -> str | None:
@@ -232,10 +230,6 @@ def _connect(
         **MODEL,
         **PRIVATE,
     }
-    # A film is of the newest answer, and its button is an option. First, because Gradio runs in turn what one
-    # event triggers (6.31): the film would stay until the next answer has ended.
-    changing = [box.submit, chat.retry, retry.click, chat.edit, chat.example_select, chat.undo, chat.clear]
-    gr.on(changing, None, None, None, js=CLOSE_JS, **UNQUEUED)
     box.submit(store.saving_stream(events.send), [box, *seen], **turn)
     gr.on([chat.retry, retry.click], store.saving_stream(events.retry), seen, **turn)
     chat.edit(store.saving_stream(events.edit), seen, **turn)

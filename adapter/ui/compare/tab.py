@@ -6,7 +6,8 @@ All are rows of one batch with one seed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -15,13 +16,14 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
 from adapter.serve.settings import BASE_ONLY, Settings, slider
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
-from adapter.ui import theme
+from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request, uses_picture, with_seed
-from adapter.ui.chat import filmstrip
 from adapter.ui.chat.conversation_store import refuse
 from adapter.ui.chat.events import read_message
 from adapter.ui.chat.tab import TabParts, message_box, sampling_inputs
+from adapter.ui.compare import filmstrip
 from adapter.ui.comparison import Pane, answer_together, mark
+from adapter.ui.conversation import History
 from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.images import BadPicture, open_upload
 from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker, toast
@@ -36,6 +38,16 @@ MIN_PANES, MAX_PANES = 2, 4
 STRENGTHS, SIDE_BY_SIDE = "strengths", "side by side"  # values of the choice between views
 # Updates of the message box, the number and the film; then of each pane's answer.
 Updates = tuple[Any, ...]
+
+@dataclass(frozen=True)
+class Question:
+    """What all panes are asked. film: whether the panes are the frames of a film."""
+
+    panes: list[Pane]
+    messages: tuple[Message, ...]
+    picture: str | None
+    film: bool
+
 
 class CompareEvents:
     """The event handlers of the tab. Thread-safe; each session has at most one comparison at a time.
@@ -58,48 +70,82 @@ class CompareEvents:
         **values: Any,
     ) -> Iterator[Updates]:
         """values: sampling settings by name, `film_adapter`, and `adapter_0`, `strength_0` and so on."""
-        try:
-            with self._states.change(request.session_hash, number) as change:
-                yield from self._compare(change, message, view, count, request, values)
-        except StaleEvent as error:
-            yield _updates(gr.skip(), refuse(error))
+
+        def read() -> Question | None:
+            if (content := read_message(message)) is None:
+                return None
+            film = view == STRENGTHS
+            panes = _frames(values) if film else _panes(count, values)
+            return Question(panes, (Message("user", content[0]),), content[1], film)
+
+        yield from self._compare(read, number, request, message)
+
+    def film_of_chat(
+        self, history: History, number: str, event: gr.SelectData, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """Writes the chat's newest answer as a film, if the button that was pressed is the one for it.
+
+        Updates of the tabs, the view and the film's adapter, then of a comparison.
+        """
+        skip = gr.skip()
+        answered = conversation.last_recorded_answer(history)
+        record = answered and conversation.parse_record(answered.record)
+        if event.value != conversation.FILM or answered is None or record is None:
+            yield (skip,) * (3 + 3 + MAX_PANES)
+            return
+        picture = answered.picture if record.picture else None
+        message = {"text": answered.messages[-1].text, "files": [picture] if picture else []}
+
+        def read() -> Question:
+            return Question(filmstrip.frames_of(record.settings), answered.messages, picture, film=True)
+
+        yield gr.Tabs(selected="compare"), STRENGTHS, record.settings.adapter, *_updates(gr.update(value=message))
+        for update in self._compare(read, number, request, message):
+            yield skip, skip, skip, *update
 
     def _compare(
         self,
-        change: Change,
-        message: dict[str, Any] | None,
-        view: str,
-        count: int,
+        read: Callable[[], Question | None],
+        number: str,
         request: gr.Request,
-        values: dict[str, Any],
+        message: dict[str, Any] | None,
+    ) -> Iterator[Updates]:
+        """read: returns what is asked, None for nothing; message: in the box."""
+        try:
+            with self._states.change(request.session_hash, number) as change:
+                yield from self._answer(change, read, client_of(request), message)
+        except StaleEvent as error:
+            yield _updates(gr.skip(), refuse(error))
+
+    def _answer(
+        self,
+        change: Change,
+        read: Callable[[], Question | None],
+        client: Client,
+        message: dict[str, Any] | None,
     ) -> Iterator[Updates]:
         shown = None  # as long as nothing was answered: a message that is refused at once changes no pane
-        film = view == STRENGTHS
         box: Any = gr.update(**theme.SHOW_SUBMIT_BUTTON)
         try:
-            content = read_message(message)
-            if content is None:
+            if (question := read()) is None:
                 yield _updates(gr.skip())
                 return
-            text, picture = content
-            panes = _frames(values) if film else _panes(count, values)
             # Sent with every update, because Gradio may drop one of two quick updates.
             answering = gr.update(**theme.SHOW_STOP_BUTTON), str(change.number)
             yield _updates(*answering)
-            client = client_of(request)
             answers = answer_together(
                 self.provider,
                 change,
-                panes,
-                lambda: self._requests(panes, text, picture, client),
-                all_or_none=film,
+                question.panes,
+                lambda: self._requests(question, client),
+                all_or_none=question.film,
             )
             for _ in answers:
-                yield _updates(*answering, view, shown := panes)
-            if film:
-                filmstrip.mark_frames(panes)
+                yield _updates(*answering, shown := question)
+            if question.film:
+                filmstrip.mark_frames(question.panes)
             elif not change.stopped:
-                _mark_differences(panes)
+                _mark_differences(question.panes)
         except AdapterError as error:
             toast(error)
             if isinstance(error, BadPicture):
@@ -107,28 +153,25 @@ class CompareEvents:
         except Exception:
             log.exception("a comparison failed")
             toast(AdapterError(texts.FAILED))
-        yield _updates(box, str(self._states.finish(change)), view, shown)
+        yield _updates(box, str(self._states.finish(change)), shown)
 
     def stop(self, number: str, request: gr.Request) -> tuple[Any, Any]:
         """Updates of the message box and the number."""
         ended = self._states.stop(request.session_hash, number)
         return (gr.skip(), gr.skip()) if ended is None else (gr.update(**theme.SHOW_SUBMIT_BUTTON), str(ended))
 
-    def _requests(
-        self, panes: list[Pane], text: str, picture: str | None, client: Client
-    ) -> list[GenerationRequest]:
+    def _requests(self, question: Question, client: Client) -> list[GenerationRequest]:
         """One request for each pane, all with the same seed; visual adapters get the picture."""
-        image = None if picture is None else open_upload(picture)
-        visual = [uses_picture(self.catalog, pane.settings) for pane in panes]
+        image = None if question.picture is None else open_upload(question.picture)
+        visual = [uses_picture(self.catalog, pane.settings) for pane in question.panes]
         if image is not None and not any(visual):
             raise BadInput(texts.NO_PANE_SEES)
-        seed = with_seed(panes[0].settings).seed
+        seed = with_seed(question.panes[0].settings).seed
         requests = []
-        for pane, is_visual in zip(panes, visual, strict=True):
+        for pane, is_visual in zip(question.panes, visual, strict=True):
             pane.note_unused_picture(image is not None, is_visual)
             pane.settings = pane.settings.replace(seed=seed)
-            messages = (Message("user", text),)
-            requests.append(build_request(messages, pane.settings, image if is_visual else None, client))
+            requests.append(build_request(question.messages, pane.settings, image if is_visual else None, client))
         return requests
 
 
@@ -150,24 +193,22 @@ def _mark_differences(panes: Sequence[Pane]) -> None:
         mark(pane, panes[0], texts.IN_PANE_1)
 
 
-def _updates(
-    box: Any,
-    number: Any = None,
-    view: str = SIDE_BY_SIDE,
-    panes: Sequence[Pane] | None = None,
-) -> Updates:
-    """panes: those in use, or the frames of the film; of the panes the rest are emptied. None changes neither."""
+def _updates(box: Any, number: Any = None, question: Question | None = None) -> Updates:
+    """question: whose panes are shown; of the panes the rest are emptied. None changes neither panes nor film."""
     skip = gr.skip()
     number = skip if number is None else number
-    if panes is None or view == STRENGTHS:
-        return box, number, skip if panes is None else filmstrip.film_html(panes), *[skip] * MAX_PANES
+    if question is None or question.film:
+        film = skip if question is None else filmstrip.film_html(question.panes)
+        return box, number, film, *[skip] * MAX_PANES
     empty = theme.pane_html(texts.EMPTY_PANE, muted=True)
-    rest = [empty] * (MAX_PANES - len(panes))
-    return box, number, skip, *[pane.to_html() for pane in panes], *rest
+    rest = [empty] * (MAX_PANES - len(question.panes))
+    return box, number, skip, *[pane.to_html() for pane in question.panes], *rest
 
 
-def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
-    """Lays the comparison out in the current Blocks and connects it."""
+def compare_tab(
+    provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs, chat: gr.Chatbot | None
+) -> TabParts:
+    """Lays the comparison out in the current Blocks and connects it; a button below an answer of `chat` opens it."""
     choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
     columns, answers, names, strengths_of = [], [], [], []
     with gr.Column(elem_id="compare"):
@@ -202,15 +243,10 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog) -> TabParts:
     inputs |= {f"strength_{i}": strength for i, strength in enumerate(strengths_of)}
     number = gr.Textbox("0", visible=False)
     events = CompareEvents(provider, catalog)
-    box.submit(
-        events.send,
-        [box, number, view, count],
-        [box, number, film, *answers],
-        inputs_kwargs=inputs,
-        show_progress="hidden",
-        **MODEL,
-        **PRIVATE,
-    )
+    shown, options = [box, number, film, *answers], {"show_progress": "hidden", **MODEL, **PRIVATE}
+    box.submit(events.send, [box, number, view, count], shown, inputs_kwargs=inputs, **options)
+    if chat is not None:
+        chat.option_select(events.film_of_chat, [chat, number], [tabs, view, film_adapter, *shown], **options)
     box.stop(events.stop, number, [box, number], **UNQUEUED)
     view.change(
         lambda chosen: [gr.update(visible=(chosen == STRENGTHS) is shown) for shown in (True, False)],

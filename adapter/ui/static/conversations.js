@@ -353,7 +353,6 @@
     leave: (number, step) => {
       leaveLink();
       hideUndo();
-      find("#film-close")?.click(); // it shows an answer of the conversation before
       opening = true;
       return show(next, number, step);
     },

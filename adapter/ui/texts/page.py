@@ -258,11 +258,10 @@ def changed_fields(changed: int, fields: int, where: str) -> str:
 
 
 # The filmstrip.
-FILM_BUTTON, CLOSE_FILM = "Show at five strengths", "Close"
+FILM_BUTTON, AT_FIVE_STRENGTHS = "◑", "Show at five strengths"  # an icon; page.js gives it its name
 SHOWN_STRENGTH = "Shown strength"
 FILM_ADAPTER = "Adapter to compare"
 FILM_NEEDS_ADAPTER = "The frozen base has no strength. Choose an adapter."
-NOTHING_TO_FILM = "There is no answer here that can be written again. Ask first."
 
 
 def at_strength(value: float) -> str:
