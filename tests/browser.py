@@ -15,7 +15,6 @@ from tests.app_process import PATIENCE, wait_until
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"
 PATIENCE_MS = 1000 * PATIENCE
 LEAVING = re.compile("AbortError|Connection errored out")

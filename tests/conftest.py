@@ -191,14 +191,14 @@ def url(real_page: AppProcess) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium with a fake camera. One a file: while it runs, Playwright's event loop does."""
+    """Chromium. One a file: while it runs, Playwright's event loop does."""
     playwright = pytest.importorskip("playwright.sync_api")
-    from tests.browser import CAMERA, CHROMIUM, QUIET
+    from tests.browser import CHROMIUM, QUIET
 
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *CAMERA])
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield chromium
         chromium.close()
 

@@ -1,4 +1,4 @@
-"""Pictures of a conversation, reduced in size and without metadata; and the camera's button and dialog.
+"""Pictures of a conversation, reduced in size and without metadata.
 
 A picture is reduced when it is added to a conversation, so that the browser's storage, an export and the command
 line hold the bytes that the model saw. Knows picture files and Gradio's upload folder; knows no conversation.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import os
 import tempfile
 from io import BytesIO
@@ -19,7 +18,6 @@ from adapter.base.image_file import MAX_BYTES as FILE_BYTES
 from adapter.base.image_file import ByteLRU, open_image, without_metadata
 from adapter.errors import BadInput
 from adapter.files import atomic_write
-from adapter.ui import theme
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
@@ -136,23 +134,3 @@ def data_url_length(data: bytes) -> int:
 
 def _is_png(data: bytes) -> bool:
     return data.startswith(b"\x89PNG")
-
-
-def camera_html() -> str:
-    """The camera's button and dialog; page.js gives them their behaviour and reads its messages from data-*."""
-    messages = {
-        "none": texts.NO_CAMERA,
-        "refused": texts.CAMERA_REFUSED,
-        "insecure": texts.CAMERA_INSECURE,
-        "busy": texts.CAMERA_BUSY,
-        "picture": texts.SHOW_PICTURE,
-        "correct": texts.SAY_IT_LIKE_THIS,
-    }
-    data = theme.data_attributes(messages)
-    take, snap, cancel = (html.escape(text) for text in (texts.TAKE_PICTURE, texts.TAKE, texts.CANCEL))
-    return (
-        f'<button type="button" name="open" aria-label="{take}" title="{take}">{theme.icon("camera")}</button>'
-        f'<dialog aria-label="{take}" class="silent" {data}><video playsinline muted></video>'
-        f'<p role="status"></p><div><button type="button" name="close">{cancel}</button>'
-        f'<button type="button" name="take">{snap}</button></div></dialog>'
-    )

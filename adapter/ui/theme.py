@@ -147,8 +147,6 @@ _ICONS = {
     "rename": '<path d="M4 20h4L19 9l-4-4L4 16zM13 7l4 4"/>',
     "delete": '<path d="M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13"/>',
     "close": '<path d="M6 6l12 12M18 6L6 18"/>',
-    "camera": '<path d="M4 8h3l1.6-2.4h6.8L17 8h3a1 1 0 0 1 1 1v9a1 1 0 0 1-1 1H4a1 1 0 0 1-1-1V9a1 1 0 0 1 1-1z"'
-    '/><circle cx="12" cy="13" r="3.4"/>',
 }
 
 
@@ -205,14 +203,22 @@ def server_gone_html() -> str:
 
 
 def keys_html() -> str:
-    """The dialog that lists the keys; composer.js opens it."""
+    """The dialog that lists the keys; composer.js opens it. page.js reads names of buttons from its data-*."""
     rows = "".join(
         f"<dt>{' '.join(f'<kbd>{html.escape(key)}</kbd>' for key in keys)}</dt><dd>{html.escape(text)}</dd>"
         for keys, text in texts.KEYS
     )
+    names = data_attributes(
+        {
+            "picture": texts.SHOW_PICTURE,
+            "correct": texts.SAY_IT_LIKE_THIS,
+            "film": texts.FILM_BUTTON,
+            "film-name": texts.AT_FIVE_STRENGTHS,
+        }
+    )
     title, close = html.escape(texts.KEYS_TITLE), html.escape(texts.CLOSE)
     return (
-        f'<dialog aria-label="{title}"><h2>{title}</h2><dl>{rows}</dl>'
+        f'<dialog aria-label="{title}" {names}><h2>{title}</h2><dl>{rows}</dl>'
         f'<form method="dialog"><button>{close}</button></form></dialog>'
     )
 

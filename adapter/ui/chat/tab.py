@@ -21,7 +21,7 @@ from adapter.ui.chat.events import ChatEvents
 from adapter.ui.chat.xray import xray_bar
 from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.gradio_internals import subclass_component
-from adapter.ui.images import camera_html, write_upload
+from adapter.ui.images import write_upload
 from adapter.ui.inside.panel import inside_panel
 from adapter.ui.inside.playable_gates import gate_player
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
@@ -57,7 +57,6 @@ def chat_tab(
             # Before all else, so that the keyboard comes to it first; page.css puts it below the conversation.
             with gr.Column(elem_id="compose"):
                 box = message_box(texts.PLACEHOLDER, "box")
-                gr.HTML(camera_html(), elem_id="camera", padding=False)
                 context = gr.HTML(elem_id="context", padding=False)
             chip = gr.Button(texts.CHIP["base"], size="sm", elem_id="chip")
             chat = VerbatimChatbot(

@@ -1,4 +1,4 @@
-/* The page's behaviour in the browser: keys, focus and the camera. Conversations are in conversations.js.
+/* The page's behaviour in the browser: keys and focus. Conversations are in conversations.js.
    Knows the elements' ids; its texts come from data-… attributes. Sends no requests. What it relies on in Gradio is
    listed in gradio_internals.py. */
 
@@ -82,11 +82,14 @@
   const setAttribute = (selector, name, value) => {
     for (const element of document.querySelectorAll(selector)) element.setAttribute(name, value);
   };
+  const names = () => find("#keys dialog")?.dataset ?? {};
   const fixAccessibility = () => {
+    for (const option of document.querySelectorAll("#chat .option")) // an icon
+      if (option.textContent.trim() === names().film) option.ariaLabel = option.title = names().filmName;
     setAttribute("#chat .examples[role=list]", "role", "group");
-    setAttribute("#chat .image-container button:not([aria-label])", "aria-label", camera()?.dataset.picture ?? "");
+    setAttribute("#chat .image-container button:not([aria-label])", "aria-label", names().picture ?? "");
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
-    const correct = camera()?.dataset.correct ?? "";
+    const correct = names().correct ?? "";
     for (const name of ["title", "aria-label"]) {
       setAttribute(`#chat .message-buttons-left [${name}="Edit"]`, name, correct);
       setAttribute(`#chat .message-buttons-right [${name}="${correct}"]`, name, "Edit"); // a row that was an answer's
@@ -99,48 +102,7 @@
   addEventListener("DOMContentLoaded", onChange);
   new MutationObserver(onChange).observe(document.documentElement, { childList: true, subtree: true });
 
-  // The camera. Its picture is pasted into the message box.
-  let stream = null;
-  const camera = () => find("#camera dialog");
-  const showMessage = (name) => {
-    camera().querySelector("p").textContent = camera().dataset[name] ?? "";
-    camera().classList.toggle("silent", !name);
-  };
-  const openCamera = async () => {
-    showMessage("");
-    camera().showModal();
-    if (!navigator.mediaDevices?.getUserMedia) return showMessage("insecure");
-    try {
-      const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-      if (!camera().open) return opened.getTracks().forEach((track) => track.stop());
-      stream = opened;
-      const video = camera().querySelector("video");
-      video.srcObject = stream;
-      await video.play();
-    } catch (error) {
-      if (!camera().open) return;
-      showMessage({ NotAllowedError: "refused", SecurityError: "refused", NotFoundError: "none" }[error.name] ?? "busy");
-    }
-  };
-  const closeCamera = () => {
-    stream?.getTracks().forEach((track) => track.stop());
-    stream = null;
-  };
-  const takePicture = () => {
-    const video = camera().querySelector("video");
-    if (!video.videoWidth) return;
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
-    canvas.getContext("2d").drawImage(video, 0, 0);
-    canvas.toBlob(
-      (blob) => {
-        camera().close();
-        attach(new File([blob], "camera.jpg", { type: "image/jpeg" }));
-      },
-      "image/jpeg",
-      0.92,
-    );
-  };
+  // A picture that was dropped is pasted into the message box.
   const attach = async (file, box = find("#box")) => {
     box.querySelector(".thumbnail-item .delete-button")?.click(); // the box holds one picture
     await new Promise((done) => setTimeout(done, 100));
@@ -170,10 +132,4 @@
     }
     return "";
   };
-  document.addEventListener("click", (event) => {
-    const button = event.target.closest?.("#camera button");
-    if (!button) return;
-    ({ open: openCamera, take: takePicture, close: () => camera().close() })[button.name]?.();
-  });
-  document.addEventListener("close", (event) => event.target === camera() && closeCamera(), true);
 })();

@@ -125,13 +125,6 @@ NO_CONVERSATIONS = "Your conversations will be listed here. They are kept in thi
 NOTHING_FOUND = "No conversation has these words."
 NOTHING_IS_KEPT = "This browser keeps nothing for this page: what is listed here is gone when the page is closed."
 UNTITLED = "Untitled"
-# Camera.
-TAKE_PICTURE, TAKE, CANCEL = "Take a picture", "Take", "Cancel"
-NO_CAMERA = "No camera was found."
-CAMERA_REFUSED = "The browser did not allow the camera. Allow it for this page and try again."
-CAMERA_INSECURE = "Browsers open the camera on https addresses and on localhost only."
-CAMERA_BUSY = "The camera did not start. Another program may be using it."
-
 # Comparison.
 FROZEN_BASE = "Frozen base"
 COMPARE_HINT = "One message, several answers, written in one batch from one seed."

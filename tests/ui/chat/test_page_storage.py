@@ -1,4 +1,4 @@
-"""The page in Chromium over a fake engine: the browser's storage, files and links, dividers and the camera."""
+"""The page in Chromium over a fake engine: the browser's storage, files and links, and dividers."""
 
 from __future__ import annotations
 
@@ -409,34 +409,6 @@ def test_after_a_switch_the_last_message_can_be_answered_alone(visit: Callable[.
     wait_until(lambda: lines.all_inner_texts() == [FORGOTTEN, "poet"], visitor.rows)
     visitor.ask("And then?")
     assert len(ENGINE.requests[-1].messages) == 3
-
-
-def test_the_camera_takes_a_picture(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
-    visitor.attach(PHOTOGRAPHS / "cheetah1.jpg")  # the box holds one picture: the new one
-    visitor.page.get_by_label(texts.TAKE_PICTURE).first.click()
-    visitor.page.wait_for_function("() => document.querySelector('#camera video').videoWidth > 0")
-    visitor.page.get_by_role("button", name=texts.TAKE, exact=True).click()
-    visitor.page.locator('#box .thumbnail-item img[src*="camera"]').wait_for()
-    assert visitor.page.locator("#box .thumbnail-item").count() == 1
-    assert visitor.page.evaluate("() => document.querySelector('#camera video').srcObject.active") is False
-    visitor.pick("see")
-    assert visitor.ask("What is this?") and loaded_picture(visitor)
-
-
-@pytest.mark.parametrize(("secure", "sentence"), [(True, texts.NO_CAMERA), (False, texts.CAMERA_INSECURE)])
-def test_no_camera_is_a_sentence(browser: Any, url: str, secure: bool, sentence: str) -> None:
-    bare = browser.browser_type.launch(executable_path=CHROMIUM, args=QUIET)  # without the camera of the tests
-    context = bare.new_context(permissions=["camera"])
-    if not secure:  # as on http elsewhere than on localhost
-        context.add_init_script("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
-    visitor = Visitor(context, url)
-    visitor.page.get_by_label(texts.TAKE_PICTURE).first.click()
-    visitor.page.get_by_text(sentence).wait_for()
-    visitor.page.keyboard.press("Escape")
-    visitor.page.locator("#camera dialog").wait_for(state="hidden")
-    assert visitor.complaints == []
-    bare.close()
 
 
 def test_a_message_and_a_choice_during_the_restore_replace_nothing(
