@@ -262,7 +262,7 @@ class ChatEvents:
         if not on or newest < 1 or conversation.is_streaming(history) or conversation.xray_of(history[newest]):
             return gr.skip(), gr.skip()
         try:
-            inspection = inspect_newest(self.provider, history, client_of(request))[0].inspection
+            inspection = inspect_newest(self.provider, history, client_of(request)).inspection
             tokens = zip(inspection.tokens, inspection.logprobs.tolist(), inspection.base, strict=True)
             lines = "\n".join(xray_line(*token) for token in tokens)
             with self.states.change(request.session_hash, number) as change:
@@ -380,11 +380,9 @@ class ChatEvents:
         history = with_small_picture(history)
         if switch_to is not None and (name := switch_to()) is not None:
             switched = {"adapter": name}
-            muted = bool(settings.mute_layers or settings.mute_heads)
-            if name != settings.adapter and (settings.mix or muted):
-                gr.Info(texts.not_taken_along(settings.mix, muted), duration=6)
-                switched |= {"mix": BASE_ONLY} if settings.mix else {}
-                settings = settings.replace(mute_layers=(), mute_heads=())  # in the panel chat_tab.py unmutes them
+            if name != settings.adapter and settings.mix:
+                gr.Info(texts.not_taken_along(settings.mix), duration=6)
+                switched["mix"] = BASE_ONLY
             settings = settings.replace(**switched)
             yield switched
         if offers and (offer := self._answers.offer(history, settings)):

@@ -132,24 +132,19 @@ def chat_tab(
         "system": system,
         "mix": mix,
         "mix_strength": mix_strength,
-        "mute_layers": inside.mute_layers,
-        "mute_heads": inside.mute_heads,
         "xray": xray,
     }
     events = ChatEvents(provider, catalog, examples, states)
-    _connect(page, events, store, chat, box, settings, inside.retry)
+    _connect(page, events, store, chat, box, settings)
     for elem_id, text in (("one-picture", texts.ONE_PICTURE), ("no-picture", texts.NO_PICTURE)):
         _note_button(elem_id, text)
     corrected = [chat, corrections.known, store.number, *store.outputs]
     chat.edit(store.saving(events.correct), [chat, store.number, corrections.known], corrected, **QUEUED)
     picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
     find.change(None, find, None, js="text => window.chatPage.findAdapter(text)", **UNQUEUED)
-    muted = [inside.mute_layers, inside.mute_heads]
-    picker.input(_choose_alone, [mix, *muted], [mix, *muted], **QUEUED)
-    # Also by an example, an offer or another conversation. Not what is mixed: that belongs to the conversation.
-    picker.change(None, None, muted, js="() => [[], []]", **UNQUEUED)
+    picker.input(_choose_alone, mix, mix, **QUEUED)
     chip.click(None, js="() => window.chatPage.openAdapters()", **UNQUEUED)
-    named = [picker, strength, mix, mix_strength, *muted]
+    named = [picker, strength, mix, mix_strength]
     label = f"(...values) => window.chatPage.chip({json.dumps(texts.CHIP)}, ...values)"
     gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
     add_api_endpoints(provider, catalog)
@@ -166,12 +161,12 @@ AdapterRadio: Any = subclass_component(
 )
 
 
-def _choose_alone(mix: str | None, layers: list[int] | None, heads: list[int] | None) -> tuple[Any, ...]:
-    """Another adapter is chosen: what was mixed into the one before, or muted in it, does not follow it."""
-    if not (mix or layers or heads):
-        return (gr.skip(),) * 3
-    gr.Info(texts.not_taken_along(mix or "", bool(layers or heads)), duration=6)
-    return BASE_ONLY, [], []
+def _choose_alone(mix: str | None) -> Any:
+    """Another adapter is chosen: what was mixed into the one before does not follow it."""
+    if not mix:
+        return gr.skip()
+    gr.Info(texts.not_taken_along(mix), duration=6)
+    return BASE_ONLY
 
 
 def _note_button(elem_id: str, text: str) -> None:
@@ -216,7 +211,6 @@ def _connect(
     chat: gr.Chatbot,
     box: gr.MultimodalTextbox,
     settings: SettingsInputs,
-    retry: gr.Button,
 ) -> None:
     seen = [chat, store.number]
     turn = {
@@ -230,7 +224,7 @@ def _connect(
         **PRIVATE,
     }
     box.submit(store.saving_stream(events.send), [box, *seen], **turn)
-    gr.on([chat.retry, retry.click], store.saving_stream(events.retry), seen, **turn)
+    chat.retry(store.saving_stream(events.retry), seen, **turn)
     chat.edit(store.saving_stream(events.edit), seen, **turn)
     chat.option_select(store.saving_stream(events.choose_option), seen, **turn)
     chat.example_select(store.saving_stream(events.send_example), seen, **turn)

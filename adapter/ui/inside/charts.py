@@ -30,28 +30,25 @@ def message_html(text: str) -> str:
 def gates_html(
     inspection: Inspection,
     names: AdapterNames,
-    muted: tuple[Sequence[int], Sequence[int]],
     factors: Sequence[tuple[int, int, float]] = (),
 ) -> str:
-    """A heat map of each adapter's gates, layer by head, whose headings mute a layer or a head.
+    """A heat map of each adapter's gates, layer by head.
 
-    muted: layers and heads that were muted in this answer; factors: of gates that are painted, as in
-    GenerationRequest.
+    factors: of gates that are painted, as in GenerationRequest.
     """
     largest = max(float(part.gates.abs().max()) for part in inspection.parts) or 1.0
     maps = []
     for name, part in zip(names, inspection.parts, strict=True):
         heads = range(part.gates.shape[1])
-        head = "".join(f'<th scope="col">{_mute_button("head", i)}</th>' for i in heads)
+        head = "".join(f'<th scope="col">{i}</th>' for i in heads)
         rows = [
-            _row(_mute_button("layer", layer), [(v / largest, _short(v)) for v in values])
+            _row(str(layer), [(v / largest, _short(v)) for v in values])
             for layer, values in zip(part.layers, part.gates.tolist(), strict=True)
         ]
         caption = f"<figcaption>{html.escape(name)}</figcaption>" if len(names) > 1 else ""
         table = _table(texts.GATES_OF.format(name), texts.GATE_CELL, head, rows)
         maps.append(f"<figure>{caption}{table}</figure>")
-    muted_then = "|".join(",".join(str(i) for i in sorted(set(which))) for which in muted)
-    painted = f'data-muted="{muted_then}" data-factors="{json.dumps(list(factors))}"'
+    painted = f'data-factors="{json.dumps(list(factors))}"'
     return (
         f'<div class="gates" {painted}><p>{html.escape(texts.GATES_MEAN)}</p>{"".join(maps)}'
         f"{_legend(-largest, largest)}{_READOUT}</div>"
@@ -126,11 +123,6 @@ def token_numbers(inspection: Inspection, index: int) -> str:
 
 
 _READOUT = '<output class="readout" aria-live="polite"></output>'
-
-
-def _mute_button(kind: str, number: int) -> str:
-    label = html.escape(f"{texts.MUTE[kind]} {number}")
-    return f'<button type="button" data-mute="{kind}" data-n="{number}" aria-label="{label}">{number}</button>'
 
 
 def _table(label: str, cell_text: str, head: str, rows: Sequence[str]) -> str:

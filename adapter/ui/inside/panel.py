@@ -1,7 +1,7 @@
-"""The panel Inside: an inspection of the newest answer, and the layers and heads that are muted in the next one.
+"""The panel Inside: an inspection of the newest answer.
 
-Its components and event handlers. The engine computes the numbers, inside_charts.py draws them, inside.js and
-mute.js are the browser's part. Nothing is computed or requested while the panel is closed.
+Its components and event handlers. The engine computes the numbers, charts.py draws them, inside.js is the browser's
+part. Nothing is computed or requested while the panel is closed.
 """
 
 from __future__ import annotations
@@ -42,12 +42,6 @@ Updates = tuple[Any, ...]
 
 
 _CHARTS_JS = (theme.STATIC / "inside.js").read_text(encoding="utf-8")
-_MUTE_JS = (theme.STATIC / "mute.js").read_text(encoding="utf-8")
-# Converts the values to numbers, because the template would insert anything else as markup.
-_MUTE_TEMPLATE = (
-    '${(Array.isArray(value) ? value : []).map(Number).map((n, i) => (i ? "" : `<span>${title}</span>`) + '
-    '`<button type="button" data-n="${n}" aria-label="${unmute} ${n}">${n} <b>×</b></button>`).join("")}'
-)
 # A hidden field asks for an inspection when its value changes, to a hash of the conversation. It stays as it is
 # while an answer is being streamed or the panel is closed.
 _HASH_JS = """(history, before) => {
@@ -70,13 +64,10 @@ class InspectedAnswer(NamedTuple):
 
 
 class InsidePanel(NamedTuple):
-    """The components of the panel that others use: two settings, a button that retries with them, the grid of
-    gates, the column above it, and the field that changes with the conversation.
+    """The components of the panel that others use: the grid of gates, the column above it, and the field that
+    changes with the conversation.
     """
 
-    mute_layers: gr.HTML
-    mute_heads: gr.HTML
-    retry: gr.Button
     gates: gr.HTML
     above_gates: gr.Column
     conversation_hash: gr.Textbox
@@ -104,7 +95,7 @@ class InsideEvents:
             for status in wait_for(self.provider):
                 yield _message_only(page_texts.waiting_for_model(status))
             yield _message_only(texts.INSPECTING)
-            inspected, record = inspect_newest(self.provider, history, client_of(request))
+            inspected = inspect_newest(self.provider, history, client_of(request))
         except AdapterError as error:
             yield _message_only(browser_text(error))
             return
@@ -113,7 +104,6 @@ class InsideEvents:
             yield _message_only(page_texts.FAILED)
             return
         inspection, names, tokens = inspected
-        muted = record.settings.mute_layers, record.settings.mute_heads
         key = f"{_answer_id(history)}.{secrets.token_urlsafe(12)}"
         self._remember(self._cache, key, inspected, CACHE_SIZE)  # random, and sent to this page only
         self._remember(self._shown, request.session_hash, key, MAX_SESSIONS)
@@ -121,7 +111,7 @@ class InsideEvents:
         selected = colour if colour in [value for _, value in colours] else "influence"
         yield (
             "",
-            inside_charts.gates_html(inspection, names, muted),
+            inside_charts.gates_html(inspection, names),
             inside_charts.answer_html(inspection, key, tokens),
             gr.update(choices=colours, value=selected, visible=True),
             inside_charts.message_html(texts.CLICK_A_TOKEN),
@@ -137,7 +127,7 @@ class InsideEvents:
             inspected = self._cache.get(key)
         try:
             if inspected is None:
-                inspected, _ = inspect_newest(self.provider, history, client_of(request))
+                inspected = inspect_newest(self.provider, history, client_of(request))
         except AdapterError as error:
             return inside_charts.message_html(browser_text(error))
         except Exception:
@@ -159,16 +149,14 @@ class InsideEvents:
                 values.popitem(last=False)
 
 
-def inspect_newest(
-    provider: EngineProvider, history: History, client: Client
-) -> tuple[InspectedAnswer, AnswerRecord]:
+def inspect_newest(provider: EngineProvider, history: History, client: Client) -> InspectedAnswer:
     """Raises AdapterError with the reason why the newest answer cannot be inspected."""
     request, _, record = newest_request(provider, history, client)
     engine = provider.engine()
     assert engine is not None
     inspection = engine.inspect(request, record.token_ids[:MAX_TOKENS])
     names = [texts.part(name, strength) for name, strength in request.parts]
-    return InspectedAnswer(inspection, names, len(record.token_ids)), record
+    return InspectedAnswer(inspection, names, len(record.token_ids))
 
 
 def newest_request(
@@ -235,11 +223,6 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
             with gr.Column(scale=4, min_width=300):
                 above_gates = gr.Column(elem_id="inside-play")
                 gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")
-                with gr.Row(elem_id="inside-mutes"):
-                    retry = gr.Button(texts.ASK_AGAIN, size="sm", elem_id="inside-retry")
-                    unmute = gr.Button(texts.UNMUTE_ALL, size="sm", elem_id="inside-unmute")
-                    mute_layers = _mute_chips("layer", texts.MUTED_LAYERS)
-                    mute_heads = _mute_chips("head", texts.MUTED_HEADS)
     events = InsideEvents(provider)
     in_browser = {"inputs": [chat, conversation_hash], "outputs": conversation_hash, **UNQUEUED}
     accordion.expand(None, js=_HASH_JS % "false", **in_browser)
@@ -247,19 +230,4 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
     on_server = {"show_progress": "hidden", **MODEL, **PRIVATE}
     conversation_hash.change(events.show, [chat, colour], [message, gates, answer, colour, token], **on_server)
     answer.token(events.show_token, chat, token, **on_server)
-    unmute.click(None, js="() => [[], []]", outputs=[mute_layers, mute_heads], **UNQUEUED)
-    return InsidePanel(mute_layers, mute_heads, retry, gates, above_gates, conversation_hash)
-
-
-def _mute_chips(kind: str, title: str) -> gr.HTML:
-    """The muted layers or heads; its value is a list of numbers, which the browser changes by itself."""
-    return gr.HTML(
-        [],
-        html_template=_MUTE_TEMPLATE,
-        js_on_load=_MUTE_JS,
-        kind=kind,
-        title=title,
-        unmute=texts.UNMUTE[kind],
-        elem_id=f"mute-{kind}s",
-        elem_classes="chips",
-    )
+    return InsidePanel(gates, above_gates, conversation_hash)

@@ -82,8 +82,8 @@ class GateEvents:
         """
         try:
             client = client_of(request)
-            asked, text, record = newest_request(self.provider, history, client)
-            inspected, _ = inspect_newest(self.provider, history, client)
+            asked, text, _ = newest_request(self.provider, history, client)
+            inspected = inspect_newest(self.provider, history, client)
             inspection = inspected.inspection
             yield inside_charts.message_html(texts.SEARCHING), gr.skip(), gr.skip()
             keeps, ranked = _target(word.strip(), inspection), _rank(inspection)
@@ -98,8 +98,7 @@ class GateEvents:
                 found = few
                 yield inside_charts.message_html(texts.searching(tried, BATCH * ROUNDS, few)), gr.skip(), gr.skip()
             gates = _all_but(ranked[:found], ranked)
-            muted = record.settings.mute_layers, record.settings.mute_heads
-            grid = inside_charts.gates_html(inspection, inspected.names, muted, gates)
+            grid = inside_charts.gates_html(inspection, inspected.names, gates)
             for written in self._answers([replace(asked, gates=gates)]):
                 said = texts.found(found, len(ranked), word.strip())
                 yield _rewritten(text, written[0], said), json.dumps(gates), grid

@@ -107,12 +107,10 @@
       find("#picker input:checked").focus();
     },
     // Named on a phone always, beside the picker only what does not show there.
-    chip: (words, adapter, strength, mix, mixStrength, layers, heads) => {
-      const muted = (layers ?? []).length + (heads ?? []).length;
-      find("#chip")?.toggleAttribute("data-apart", Boolean(mix || muted));
+    chip: (words, adapter, strength, mix, mixStrength) => {
+      find("#chip")?.toggleAttribute("data-apart", Boolean(mix));
       const parts = [adapter || words.base, adapter && `${words.strength} ${strength}`];
-      parts.push(mix && `${words.mix} ${mix} ${mixStrength}`, muted && `${muted} ${words.muted}`);
-      return parts.filter(Boolean).join(" · ");
+      return [...parts, mix && `${words.mix} ${mix} ${mixStrength}`].filter(Boolean).join(" · ");
     },
   });
 

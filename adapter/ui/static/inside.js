@@ -1,6 +1,5 @@
 /* The charts of the panel Inside in the browser. Gradio runs this once for each chart, with `element`, `trigger` and
-   `watch`. One cell of a chart is in the tab order, arrow keys move from there. Mute buttons send a "mute" event to
-   mute.js. */
+   `watch`. One cell of a chart is in the tab order, arrow keys move from there. */
 
 const factors = new Map(); // of painted gates, by 'layer,head'
 const items = group => [...group.querySelectorAll('button, td')];
@@ -14,21 +13,20 @@ function prepare() {
   factors.clear();
   for (const [layer, head, factor] of JSON.parse(element.querySelector('.gates')?.dataset.factors ?? '[]'))
     factors.set(`${layer},${head}`, factor);
-  showMuted();
   showFactors();
 }
 
 function neighbour(group, item, key) {
-  const cell = item.closest('td, th');
+  const cell = item.closest('td');
   if (!cell) {
     const all = items(group), at = all.indexOf(item);
     return {ArrowLeft: all[at - 1], ArrowRight: all[at + 1], ArrowUp: all[at - 1], ArrowDown: all[at + 1],
             Home: all[0], End: all.at(-1)}[key];
   }
   const rows = [...group.rows], row = rows.indexOf(cell.parentElement), column = cell.cellIndex;
-  const at = (r, c) => { const other = rows[r]?.cells[c]; return other?.querySelector('button') ?? (other?.matches('td') ? other : null); };
+  const at = (r, c) => [rows[r]?.cells[c]].find(other => other?.matches('td'));
   return {ArrowLeft: at(row, column - 1), ArrowRight: at(row, column + 1), ArrowUp: at(row - 1, column),
-          ArrowDown: at(row + 1, column), Home: at(row, 0) ?? at(row, 1), End: at(row, rows[row].cells.length - 1)}[key];
+          ArrowDown: at(row + 1, column), Home: at(row, 1), End: at(row, rows[row].cells.length - 1)}[key];
 }
 
 function describe(cell) {
@@ -36,24 +34,6 @@ function describe(cell) {
   const values = {row: cell.parentElement.cells[0].innerText.trim(),
                   column: table.tHead.rows[0].cells[cell.cellIndex].innerText.trim(), value: cell.innerText.trim()};
   return table.dataset.cellText.replace(/\{(\w+)\}/g, (_, name) => values[name]);
-}
-
-/* Strike through what is muted for the next answer. */
-function showMuted() {
-  const gates = element.querySelector('.gates');
-  if (!gates) return;
-  const numbers = id => [...document.querySelectorAll(`#${id} [data-n]`)].map(chip => chip.dataset.n);
-  const muted = {layer: numbers('mute-layers'), head: numbers('mute-heads')};
-  for (const button of gates.querySelectorAll('[data-mute]'))
-    button.setAttribute('aria-pressed', muted[button.dataset.mute].includes(button.dataset.n));
-  for (const table of gates.querySelectorAll('table')) {
-    const off = button => button?.getAttribute('aria-pressed') === 'true';
-    const columns = [...table.tHead.rows[0].cells].map(cell => off(cell.querySelector('button')));
-    for (const row of table.tBodies[0].rows)
-      for (const cell of row.cells)
-        cell.classList.toggle('muted', off(row.cells[0].querySelector('button')) || columns[cell.cellIndex]);
-  }
-  gates.toggleAttribute('data-changed', `${muted.layer}|${muted.head}` !== gates.dataset.muted);
 }
 
 element.addEventListener('keydown', event => {
@@ -75,8 +55,6 @@ for (const kind of ['focusin', 'mouseover']) element.addEventListener(kind, even
 
 element.addEventListener('click', event => {
   const button = event.target.closest('button');
-  if (button?.dataset.mute)
-    document.dispatchEvent(new CustomEvent('mute', {detail: {kind: button.dataset.mute, n: Number(button.dataset.n)}}));
   if (!button?.dataset.i) return;
   const tokens = button.closest('.tokens');
   for (const other of tokens.querySelectorAll('button')) other.toggleAttribute('aria-pressed', false);
@@ -87,8 +65,8 @@ element.addEventListener('click', event => {
 /* Gates are painted with the chosen brush: by dragging, or with Enter or the space bar on one. */
 const nameOf = cell => {
   const [layer, head] = [cell.parentElement.cells[0], cell.closest('table').tHead.rows[0].cells[cell.cellIndex]]
-    .map(heading => heading.querySelector('[data-mute]')?.dataset.n);
-  return layer === undefined ? null : `${layer},${head}`;
+    .map(heading => heading.textContent.trim());
+  return `${layer},${head}`;
 };
 function showFactors() {
   for (const cell of element.querySelectorAll('.gates td')) {
@@ -126,8 +104,5 @@ element.addEventListener('keydown', event => {
   paint(event.target);
   play();
 });
-
-new MutationObserver(() => element.isConnected && showMuted())
-  .observe(element.closest('#inside') ?? element, {childList: true, subtree: true});
 watch('value', prepare);
 prepare();

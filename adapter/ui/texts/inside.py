@@ -11,8 +11,7 @@ NO_GATES = "The frozen base answered, which has no gates and no prompts. Choose 
 NO_PICTURE = "The picture of this answer is not here any more. Send it again to look inside."
 GATES_MEAN = (
     "Each square is a gate: how loudly one head (column) of one layer (row) listens to the adapter. 0 hears none "
-    "of it, below 0 it is taken away. Drag over gates, and the answer is written without them; press a number at "
-    "the edge to mute its row or column in the next messages."
+    "of it, below 0 it is taken away. Drag over gates, and the answer is written without them."
 )
 COLOUR_OF = "Colour of the words"
 DRAWN, INFLUENCE, GROUNDING = "Drawn", "Influence", "Grounding"
@@ -36,10 +35,6 @@ GATE_CELL, PROMPT_CELL = "Layer {row}, head {column}: {value}", "Layer {row}, pr
 LAYER = "layer"
 END_TOKEN = "end"
 GATES_OF, PROMPTS_OF = "Gates of {}, layer by head", "Prompts of {} that this word looked at, layer by prompt"
-MUTE, UNMUTE = {"layer": "Mute layer", "head": "Mute head"}, {"layer": "Unmute layer", "head": "Unmute head"}
-MUTED_LAYERS, MUTED_HEADS = "Muted layers", "Muted heads"
-UNMUTE_ALL, ASK_AGAIN = "Unmute all", "Ask again"
-
 
 # Playable gates.
 BRUSH = "Drag over gates to"

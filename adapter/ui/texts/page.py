@@ -66,7 +66,7 @@ ANOTHER_ADAPTER = "another adapter"
 CONVERSATION, MESSAGE = "Conversation", "Message"
 FIND_ADAPTER = "Find an adapter"
 # Parts of the chip below the message box; composer.js joins them.
-CHIP = {"base": "No adapter", "strength": "strength", "mix": "with", "muted": "muted"}
+CHIP = {"base": "No adapter", "strength": "strength", "mix": "with"}
 ADAPTER, STRENGTH, SAMPLING = "Adapter", "Strength", "Sampling"
 STRENGTH_INFO = "0 is the frozen base, 1 the adapter as trained"
 ABOUT = "About this adapter"
@@ -170,13 +170,9 @@ def no_description(prompts: int, layers: int) -> str:
     return f"No description: {prompts} prompts in {'the topmost layer' if layers == 1 else f'{layers} layers'}"
 
 
-def not_taken_along(mix: str, muted: bool) -> str:
-    """The note when another adapter is chosen. mix: the second adapter; muted: whether layers or heads were."""
-    parts = [
-        *([f"“{mix}” is no longer mixed in"] if mix else []),
-        *(["nothing is muted any more"] if muted else []),
-    ]
-    return f"Another adapter: {', and '.join(parts)}."
+def not_taken_along(mix: str) -> str:
+    """The note when another adapter is chosen. mix: the second adapter."""
+    return f"Another adapter: “{mix}” is no longer mixed in."
 
 
 def broken_card(name: str) -> str:
