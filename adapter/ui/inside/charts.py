@@ -56,30 +56,26 @@ def gates_html(
 
 
 def answer_html(inspection: Inspection, key: str, total: int) -> str:
-    """The answer as one button for each token, which holds its shade (-1 to 1) in each of the three colourings.
+    """The answer as one button for each token, which holds its shade (-1 to 1) in each colouring.
 
     key: returned by a click; total: the number of tokens of the answer, of which `inspection` may hold the first.
     """
-    measures = {"d": inspection.prompt_share, "i": inspection.influence}
+    measures = {"i": inspection.influence}
     if inspection.grounding is not None:
         measures["g"] = inspection.grounding
-    low, high = float(inspection.prompt_share.min()), float(inspection.prompt_share.max())
     largest = {name: float(values.abs().max()) or 1.0 for name, values in measures.items()}
     shades = {name: (values / largest[name]).tolist() for name, values in measures.items()}
-    # Scaled from the lowest value, because the share drawn from the adapter differs little between tokens.
-    shades["d"] = ((inspection.prompt_share - low) / ((high - low) or 1.0)).tolist()
     buttons = []
     for i, text in enumerate(inspection.tokens):
         style = ";".join(f"--{name}:{_digits(values[i])}" for name, values in shades.items())
-        signs = [mark for name, mark in (("i", "ni"), ("g", "ng")) if name in measures and measures[name][i] < 0]
+        signs = [f"n{name}" for name, values in measures.items() if values[i] < 0]
         marks = f' class="{" ".join(signs)}"' if signs else ""
         label, after = _token_label(text, last=i == total - 1)
         buttons.append(
             f'<button type="button" data-i="{i}"{marks} style="{style}" '
             f'title="{token_numbers(inspection, i)}">{label}</button>{after}'
         )
-    legends = [_explanation("drawn", texts.DRAWN_MEANS, _legend(low, high, percent=True))]
-    legends.append(_explanation("influence", texts.INFLUENCE_MEANS, _legend(-largest["i"], largest["i"])))
+    legends = [_explanation("influence", texts.INFLUENCE_MEANS, _legend(-largest["i"], largest["i"]))]
     if "g" in largest:
         legends.append(_explanation("grounding", texts.GROUNDING_MEANS, _legend(-largest["g"], largest["g"])))
     cut = message_html(texts.only_first(len(inspection.tokens), total)) if total > len(inspection.tokens) else ""
@@ -115,7 +111,6 @@ def token_numbers(inspection: Inspection, index: int) -> str:
     """A token's numbers as a sentence; safe as HTML and in an attribute."""
     grounding = None if inspection.grounding is None else _signed(inspection.grounding[index])
     return texts.token_numbers(
-        f"{float(inspection.prompt_share[index]) * 100:.1f}",
         _signed(inspection.influence[index]),
         grounding,
         _signed(inspection.logprobs[index]),

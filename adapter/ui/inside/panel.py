@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 MAX_TOKENS = 512  # of an answer that are inspected
 CACHE_SIZE = 16
-COLOURS = [(texts.INFLUENCE, "influence"), (texts.DRAWN, "drawn"), (texts.GROUNDING, "grounding")]
+COLOURS = [(texts.INFLUENCE, "influence"), (texts.GROUNDING, "grounding")]
 # Updates of the message, the gates, the tokens, the choice of colours and the details of one token.
 Updates = tuple[Any, ...]
 
@@ -107,13 +107,13 @@ class InsideEvents:
         key = f"{_answer_id(history)}.{secrets.token_urlsafe(12)}"
         self._remember(self._cache, key, inspected, CACHE_SIZE)  # random, and sent to this page only
         self._remember(self._shown, request.session_hash, key, MAX_SESSIONS)
-        colours = COLOURS if inspection.grounding is not None else COLOURS[:2]
-        selected = colour if colour in [value for _, value in colours] else "influence"
+        grounded = inspection.grounding is not None
+        selected = colour if grounded and colour == "grounding" else "influence"
         yield (
             "",
             inside_charts.gates_html(inspection, names),
             inside_charts.answer_html(inspection, key, tokens),
-            gr.update(choices=colours, value=selected, visible=True),
+            gr.update(value=selected, visible=grounded),
             inside_charts.message_html(texts.CLICK_A_TOKEN),
         )
 

@@ -14,8 +14,7 @@ GATES_MEAN = (
     "of it, below 0 it is taken away. Drag over gates, and the answer is written without them."
 )
 COLOUR_OF = "Colour of the words"
-DRAWN, INFLUENCE, GROUNDING = "Drawn", "Influence", "Grounding"
-DRAWN_MEANS = "How much of what each word was made of came from the adapter rather than from the words before it."
+INFLUENCE, GROUNDING = "Influence", "Grounding"
 INFLUENCE_MEANS = (
     "How much likelier the adapter made each word than the frozen base finds it; below 0, less likely. "
     "In nats: +1 is 2.7 times, +5 is 150 times."
@@ -60,9 +59,9 @@ def part(name: str, strength: float) -> str:
     return f"{name} at {strength:g}"
 
 
-def token_numbers(drawn: str, influence: str, grounding: str | None, log_p: str) -> str:
+def token_numbers(influence: str, grounding: str | None, log_p: str) -> str:
     """The numbers of one token."""
-    parts = [f"drawn {drawn} %", f"influence {influence}"]
+    parts = [f"influence {influence}"]
     parts += [] if grounding is None else [f"grounding {grounding}"]
     return " · ".join([*parts, f"log p {log_p}"])
 
