@@ -6,7 +6,6 @@ base projects them to keys and values.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -85,25 +84,6 @@ class Adapter(nn.Module):
         if frozen is not None and features is not None:
             deltas = deltas.map(Tensor.detach)
         return replace(kv, deltas=deltas)
-
-
-def with_gate_factors(adapter: Adapter, factors: Sequence[tuple[int, int, float]]) -> Adapter:
-    """A copy whose activated gates are multiplied, by (layer of the base, head, factor).
-
-    Raises BadInput for a gate that the adapter does not have, or that tanh cannot make so large.
-    """
-    copied = copy.deepcopy(adapter)
-    for layer, head, factor in factors:
-        if layer not in adapter.config.layers or not 0 <= head < adapter.gates.shape[1]:
-            raise BadInput(f"This adapter has no gate in layer {layer}, head {head}.")
-        row = adapter.config.layers.index(layer)
-        gate = adapter.activated_gates()[row, head] * factor
-        if adapter.config.gate_activation == "tanh":
-            if gate.abs() >= 1:
-                raise BadInput(f"The gate of layer {layer}, head {head} cannot be larger. Amplify it less.")
-            gate = gate.atanh()
-        copied.gates.data[row, head] = gate
-    return copied
 
 
 def project_prompts(

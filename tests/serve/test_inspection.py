@@ -24,7 +24,6 @@ from adapter.base.llama import Base
 from adapter.base.packed.quantize import quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import BadInput, Busy, LoadError
-from adapter.method.adapter import with_gate_factors
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
@@ -631,8 +630,11 @@ def test_law_factors_of_gates_are_those_of_an_adapter_with_such_gates(engine, ti
     assert logprobs(gates=of_all(0.0, layers[:1])) == logprobs(mute_layers=layers[:1])
     assert logprobs(gates=of_all(2.0)) == logprobs(strength=2.0)
     assert logprobs(gates=of_all(1.0)) == [event.logprob for event in plain]
-    half = logprobs(gates=((gate := (layers[1], 0, 0.5)),))
-    save_adapter(with_gate_factors(adapter, [gate]), engine.store.folders[0] / "other")
+    half = logprobs(gates=((layers[1], 0, 0.5),))
+    other = copy.deepcopy(adapter)
+    gate = 0.5 * adapter.activated_gates()[1, 0]
+    other.gates.data[1, 0] = gate.atanh() if adapter.config.gate_activation == "tanh" else gate
+    save_adapter(other, engine.store.folders[0] / "other")
     assert_close(torch.tensor(half), torch.tensor(logprobs(adapter="other")), atol=1e-4, rtol=0)
     assert half != logprobs()
     for wrong, sentence in (((99, 0, 0.0), "layer 99"), ((layers[0], 77, 0.0), "head 77")):

@@ -23,7 +23,6 @@ from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.images import write_upload
 from adapter.ui.inside.panel import inside_panel
-from adapter.ui.inside.playable_gates import gate_player
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
@@ -78,8 +77,7 @@ def chat_tab(
             chat.change(None, chat, context, js=line, **UNQUEUED)
         gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False)
         with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
-            inside = inside_panel(provider, chat)
-            gate_player(provider, catalog, chat, inside, saves=uploads)
+            inside_panel(provider, chat)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             corrections = corrections_panel(page)
             # On a phone a sheet, which the chip opens.

@@ -39,6 +39,7 @@ STRENGTHS, SIDE_BY_SIDE = "strengths", "side by side"  # values of the choice be
 # Updates of the message box, the number and the film; then of each pane's answer.
 Updates = tuple[Any, ...]
 
+
 @dataclass(frozen=True)
 class Question:
     """What all panes are asked. film: whether the panes are the frames of a film."""
@@ -208,7 +209,7 @@ def _updates(box: Any, number: Any = None, question: Question | None = None) -> 
 def compare_tab(
     provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs, chat: gr.Chatbot | None
 ) -> TabParts:
-    """Lays the comparison out in the current Blocks and connects it; a button below an answer of `chat` opens it."""
+    """Lays the comparison out and connects it. A button below an answer of `chat` opens it."""
     choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
     columns, answers, names, strengths_of = [], [], [], []
     with gr.Column(elem_id="compare"):

@@ -8,7 +8,6 @@ shown as text too. The model's text is escaped. inside.js and inside.css add beh
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,15 +26,8 @@ def message_html(text: str) -> str:
     return f'<p class="remark">{html.escape(text)}</p>'
 
 
-def gates_html(
-    inspection: Inspection,
-    names: AdapterNames,
-    factors: Sequence[tuple[int, int, float]] = (),
-) -> str:
-    """A heat map of each adapter's gates, layer by head.
-
-    factors: of gates that are painted, as in GenerationRequest.
-    """
+def gates_html(inspection: Inspection, names: AdapterNames) -> str:
+    """A heat map of each adapter's gates, layer by head."""
     largest = max(float(part.gates.abs().max()) for part in inspection.parts) or 1.0
     maps = []
     for name, part in zip(names, inspection.parts, strict=True):
@@ -48,9 +40,8 @@ def gates_html(
         caption = f"<figcaption>{html.escape(name)}</figcaption>" if len(names) > 1 else ""
         table = _table(texts.GATES_OF.format(name), texts.GATE_CELL, head, rows)
         maps.append(f"<figure>{caption}{table}</figure>")
-    painted = f'data-factors="{json.dumps(list(factors))}"'
     return (
-        f'<div class="gates" {painted}><p>{html.escape(texts.GATES_MEAN)}</p>{"".join(maps)}'
+        f'<div class="gates"><p>{html.escape(texts.GATES_MEAN)}</p>{"".join(maps)}'
         f"{_legend(-largest, largest)}{_READOUT}</div>"
     )
 

@@ -1,17 +1,20 @@
-"""The panel Inside: an inspection of the newest answer.
+"""The panel Inside: an inspection of the newest answer, and that answer written once more with painted gates.
 
-Its components and event handlers. The engine computes the numbers, charts.py draws them, inside.js is the browser's
-part. Nothing is computed or requested while the panel is closed.
+Its components and event handlers. The engine computes the numbers, charts.py draws them, inside.js is the part of
+the browser. Nothing is computed or requested while the panel is closed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import html
 import logging
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
@@ -20,11 +23,12 @@ from adapter.errors import AdapterError, BadInput
 from adapter.server.generation import EngineProvider, browser_text, client_of, wait_for
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request
+from adapter.ui.comparison import mark_differences
 from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
 from adapter.ui.conversation_states import MAX_SESSIONS
 from adapter.ui.images import open_upload
 from adapter.ui.inside import charts as inside_charts
-from adapter.ui.status import MODEL, PRIVATE, UNQUEUED
+from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS, UNQUEUED
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
 
@@ -39,7 +43,7 @@ CACHE_SIZE = 16
 COLOURS = [(texts.INFLUENCE, "influence"), (texts.GROUNDING, "grounding")]
 # Updates of the message, the gates, the tokens, the choice of colours and the details of one token.
 Updates = tuple[Any, ...]
-
+Gates = tuple[tuple[int, int, float], ...]  # as in GenerationRequest
 
 _CHARTS_JS = (theme.STATIC / "inside.js").read_text(encoding="utf-8")
 # A hidden field asks for an inspection when its value changes, to a hash of the conversation. It stays as it is
@@ -63,16 +67,6 @@ class InspectedAnswer(NamedTuple):
     tokens: int
 
 
-class InsidePanel(NamedTuple):
-    """The components of the panel that others use: the grid of gates, the column above it, and the field that
-    changes with the conversation.
-    """
-
-    gates: gr.HTML
-    above_gates: gr.Column
-    conversation_hash: gr.Textbox
-
-
 class InsideEvents:
     """The event handlers of the panel. Thread-safe.
 
@@ -86,6 +80,26 @@ class InsideEvents:
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, InspectedAnswer] = OrderedDict()
         self._shown: OrderedDict[str | None, str] = OrderedDict()  # the key in each session's panel
+
+    def play(self, history: History, event: gr.EventData, request: gr.Request) -> Iterator[str]:
+        """Writes the newest answer with the gates of the event."""
+        try:
+            gates = parse_gates(_event_value(event, "gates"))
+            if not gates:
+                yield ""
+                return
+            asked, before, _ = newest_request(self.provider, history, client_of(request))
+            engine, after = self.provider.engine(), ""
+            assert engine is not None
+            with closing(engine.submit(replace(asked, gates=gates))) as answer:
+                for arrived in answer.event_lists(REDRAW_SECONDS):
+                    after += "".join(event.text for event in arrived)
+                    yield _rewritten(before, after)
+        except AdapterError as error:
+            yield inside_charts.message_html(browser_text(error))
+        except Exception:
+            log.exception("an answer could not be written with other gates")
+            yield inside_charts.message_html(page_texts.FAILED)
 
     def show(self, history: History, colour: str, request: gr.Request) -> Iterator[Updates]:
         """Inspects the newest answer and shows its charts, or a message why there are none."""
@@ -172,6 +186,24 @@ def newest_request(
     return request, conversation.text_of(history[newest - 1]), record
 
 
+def parse_gates(value: Any) -> Gates:
+    """Factors as the browser sends them. Raises BadInput for anything else."""
+    try:
+        gates = tuple((layer, head, float(factor)) for layer, head, factor in value)
+    except (TypeError, ValueError):
+        raise BadInput(page_texts.WRONG_VALUE) from None
+    if any(type(i) is not int for gate in gates for i in gate[:2]):
+        raise BadInput(page_texts.WRONG_VALUE)
+    return gates
+
+
+def _rewritten(before: str, after: str) -> str:
+    """The answer with the words marked that the one before has not."""
+    marked, _, _ = mark_differences(before, after)
+    said = html.escape(texts.REWRITTEN)
+    return f'<div class="rewritten"><p>{said}</p><div class="answer-text">{marked}</div></div>'
+
+
 def _event_value(event: gr.EventData, name: str) -> Any:
     """A value that the browser sent with an event; None where it sent anything else."""
     try:
@@ -206,7 +238,7 @@ def _message_only(text: str) -> Updates:
     return inside_charts.message_html(text), "", "", gr.update(visible=False), ""
 
 
-def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
+def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> None:
     """Lays the panel out in the current Blocks and connects it."""
     # Outside of the accordion, because its content does not exist before it is first opened.
     conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-request")
@@ -221,7 +253,9 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
                 answer = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-answer")
                 token = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-token")
             with gr.Column(scale=4, min_width=300):
-                above_gates = gr.Column(elem_id="inside-play")
+                with gr.Column(elem_id="inside-play"):
+                    gr.Radio(texts.BRUSHES, value=0, label=texts.BRUSH, elem_id="inside-brush")
+                    rewritten = gr.HTML("", elem_id="inside-rewritten")
                 gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")
     events = InsideEvents(provider)
     in_browser = {"inputs": [chat, conversation_hash], "outputs": conversation_hash, **UNQUEUED}
@@ -230,4 +264,5 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> InsidePanel:
     on_server = {"show_progress": "hidden", **MODEL, **PRIVATE}
     conversation_hash.change(events.show, [chat, colour], [message, gates, answer, colour, token], **on_server)
     answer.token(events.show_token, chat, token, **on_server)
-    return InsidePanel(gates, above_gates, conversation_hash)
+    gates.play(events.play, chat, rewritten, trigger_mode="always_last", **on_server)
+    conversation_hash.change(None, None, rewritten, js="() => ''", **UNQUEUED)

@@ -11,8 +11,6 @@ function prepare() {
   }
   for (const out of element.querySelectorAll('.readout')) out.textContent = '';
   factors.clear();
-  for (const [layer, head, factor] of JSON.parse(element.querySelector('.gates')?.dataset.factors ?? '[]'))
-    factors.set(`${layer},${head}`, factor);
   showFactors();
 }
 

@@ -39,13 +39,6 @@ GATES_OF, PROMPTS_OF = "Gates of {}, layer by head", "Prompts of {} that this wo
 BRUSH = "Drag over gates to"
 BRUSHES = [("mute", 0), ("amplify", 2), ("put back", 1)]
 REWRITTEN = "With these gates:"
-WORD_TO_KEEP, WHOLE_VOICE = "Word to keep", "empty: the whole voice"
-FIND = "Find the voice"
-SAVE_SPARSE = "Save as an adapter"
-NOTHING_TO_SAVE = "No gate is changed. Drag over some first."
-ONE_ADAPTER_TO_SAVE = "Several adapters answered, and only one can be saved. Ask again with one."
-NO_STYLE = "The adapter made no word of this answer much likelier, so there is no voice to find. Name a word."
-SEARCHING = "Trying sets of gates…"
 
 # X-ray.
 XRAY = "X-ray: what the adapter changed"
@@ -68,24 +61,3 @@ def token_numbers(influence: str, grounding: str | None, log_p: str) -> str:
 
 def only_first(shown: int, total: int) -> str:
     return f"These are the first {shown} of {total} tokens."
-
-
-def searching(tried: int, most: int, few: int) -> str:
-    return f"Tried {tried} of at most {most} sets of gates; {few} gates still keep it…"
-
-
-def found(few: int, total: int, word: str) -> str:
-    """few: gates that kept a word, or the voice if it is empty, in an answer that was written with them alone."""
-    kept = f"“{word}”" if word else "the voice"
-    return f"{few} of {total} gates keep {kept}; all others are shut. The answer then:"
-
-
-def no_such_word(word: str, most: int) -> str:
-    return f"“{word[:40]}” is not among the first {most} tokens of the answer. Copy a word from there."
-
-
-def sparse_card(name: str, source: str, count: int, total: int) -> str:
-    return (
-        f"# {name}\n\n{source} with {count} of its {total} gates: the others were shut, or some amplified, in the "
-        "page's panel Inside, and nothing was trained again. Its scores are not known.\n"
-    )

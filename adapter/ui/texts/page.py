@@ -184,10 +184,6 @@ def adapter_uploaded(name: str) -> str:
     return f"The adapter “{name}” is here, and chosen."
 
 
-def adapter_saved(name: str) -> str:
-    return f"Saved as the adapter “{name}”. It will be in the list in some seconds."
-
-
 def adapter_already_here(name: str) -> str:
     return f"This adapter was here already: “{name}”. It is chosen."
 

@@ -156,6 +156,7 @@ class Tags(HTMLParser):
 # Charts.
 
 
+# Answers that older versions of the page stored may have muted layers and heads.
 @pytest.mark.parametrize("mute", [{}, {"mute_layers": [2], "mute_heads": [0, 3]}])
 def test_the_charts_have_the_numbers_of_the_inspection(engine, picture, mute) -> None:
     panel, history = (
@@ -174,14 +175,11 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture, mute) ->
         assert [[number(text) for text in row] for row in rows] == [
             [round(v, 2) for v in row] for row in part.gates.tolist()
         ]
-    assert re.findall(r'data-mute="layer" data-n="(\d+)"', gates) == ["1", "2", "3", "2", "3"]
-    assert f'data-muted="{"2|0,3" if mute else "|"}"' in gates
+    assert re.findall(r'<th scope="row">(\d+)</th>', gates) == ["1", "2", "3", "2", "3"]
     titles = re.findall(r'title="(.*?)"', answer)
     assert titles == [inside_charts.token_numbers(inspection, i) for i in range(len(inspection.tokens))]
-    first = re.fullmatch(r"drawn (.*) % · influence (.*) · grounding (.*) · log p (.*)", titles[0])
-    drawn, *nats = map(number, first.groups())
-    assert drawn == round(float(inspection.prompt_share[0]) * 100, 1)
-    assert nats == [
+    first = re.fullmatch(r"influence (.*) · grounding (.*) · log p (.*)", titles[0])
+    assert [*map(number, first.groups())] == [
         round(float(v[0]), 2) for v in (inspection.influence, inspection.grounding, inspection.logprobs)
     ]
     key = re.search(r'data-key="(.*?)"', answer)[1]
@@ -197,14 +195,12 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture, mute) ->
 def test_shades_are_proportional_to_the_numbers(engine) -> None:
     _, gates, answer, colours, _ = last_updates(InsideEvents(ReadyProvider(engine)), recorded(engine), "grounding")
     (inspection,) = engine.inspections
-    assert [value for _, value in colours["choices"]] == ["influence", "drawn"] and colours["value"] == "influence"
+    assert colours["value"] == "influence" and not colours["visible"]
     shades = [float(v) for v in re.findall(r"--v:([-\d.]+)", gates)]
     largest = inspection.parts[0].gates.abs().max()
     assert shades == [round(float(v / largest), 2) for v in inspection.parts[0].gates.flatten()]
     influence = [float(v) for v in re.findall(r"--i:([-\d.]+)", answer)]
     assert influence == [round(float(v / inspection.influence.abs().max()), 2) for v in inspection.influence]
-    drawn = [float(v) for v in re.findall(r"--d:([-\d.]+)", answer)]
-    assert min(drawn) == 0 and max(drawn) == 1 and drawn.index(1) == int(inspection.prompt_share.argmax())
     below = re.findall(r'data-i="(\d+)" class="ni"', answer)
     assert [int(i) for i in below] == (inspection.influence < 0).nonzero().flatten().tolist()
     assert "--g" not in answer and "grounding" not in answer
@@ -244,7 +240,7 @@ def test_a_click_on_an_answer_that_has_been_replaced_changes_nothing(engine) -> 
     assert panel.show_token(old, clicked(1, key), REQUEST) == gr.skip()
     # Another page that shows the old answer is not concerned.
     other = event_request("other")
-    *_, (_, _, markup, *_) = panel.show(old, "drawn", other)
+    *_, (_, _, markup, *_) = panel.show(old, "influence", other)
     key = re.search(r'data-key="(.*?)"', markup)[1]
     last_updates(panel, new)
     assert isinstance(panel.show_token(old, clicked(1, key), other), str)
@@ -276,7 +272,7 @@ def test_the_text_of_a_model_is_inert(engine) -> None:
     for markup in (
         inside_charts.answer_html(inspection, "key", len(bad)),
         *[inside_charts.token_html(inspection, i, ["<b>"]) for i in range(len(bad))],
-        inside_charts.gates_html(inspection, ['<i "x">'], ((), ())),
+        inside_charts.gates_html(inspection, ['<i "x">']),
         inside_charts.message_html("<script>"),
     ):
         tags = Tags(markup)
@@ -392,7 +388,7 @@ def test_the_status_of_loading_is_shown_to_whoever_opens_the_panel_early(engine)
         status=lambda: LoadStatus("loading", "Loading it"),
         wait=lambda seconds: None,
     )
-    message = [update[0] for update in InsideEvents(provider).show(history, "drawn", REQUEST)]
+    message = [update[0] for update in InsideEvents(provider).show(history, "influence", REQUEST)]
     assert "Loading it" in message[0] and texts.INSPECTING in message[-2] and message[-1] == ""
     failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
     assert "No memory" in reason_shown(InsideEvents(failed), history)
@@ -405,8 +401,7 @@ def test_only_the_hidden_field_and_what_is_pressed_reach_the_server() -> None:
     """A conversation that grows and a panel that opens run in the browser alone; it decides about the field."""
     page = app.build_page(ReadyProvider(None), FakeCatalog())
     by_id = {component["id"]: component["props"].get("elem_id") for component in page.config["components"]}
-    mine = {"inside", "inside-request", "inside-answer", "inside-unmute", "inside-gates", "inside-token"}
-    mine |= {"inside-save", "inside-rewritten"}
+    mine = {"inside", "inside-request", "inside-answer", "inside-gates", "inside-token", "inside-rewritten"}
     reach, alone = set(), set()
     for dependency in page.config["dependencies"]:
         outputs = {by_id.get(i) for i in dependency["outputs"]}
@@ -414,10 +409,44 @@ def test_only_the_hidden_field_and_what_is_pressed_reach_the_server() -> None:
             name = by_id.get(target)
             if name in mine or outputs & mine:
                 (reach if dependency["backend_fn"] else alone).add((name, event))
-    pressed = {("inside-gates", "play"), ("inside-find-button", "click"), ("inside-save", "click")}
-    assert reach == {("inside-request", "change"), ("inside-answer", "token")} | pressed
-    browser = {("inside", "expand"), ("chat", "change"), ("inside-unmute", "click"), ("inside-request", "change")}
-    assert alone == browser
+    assert reach == {("inside-request", "change"), ("inside-answer", "token"), ("inside-gates", "play")}
+    assert alone == {("inside", "expand"), ("chat", "change"), ("inside-request", "change")}
+
+
+# Painted gates.
+
+
+def played(events: InsideEvents, history: History, gates: Any) -> str:
+    return list(events.play(history, gr.EventData(None, {"gates": gates}), REQUEST))[-1]
+
+
+def test_an_answer_is_written_with_the_painted_gates(engine) -> None:
+    panel, history = InsideEvents(ReadyProvider(engine.engine)), recorded(engine)
+    gates = [[layer, 0, 2] for layer in engine.engine.store.load("one", engine.engine.base).config.layers]
+
+    def answer(gates: Any) -> list[str]:
+        sampling = SamplingParams(0, max_new_tokens=10)
+        request = GenerationRequest((Message("user", QUESTION),), "one", sampling=sampling, gates=gates)
+        return "".join(event.text for event in engine.engine.submit(request)).split()
+
+    markup = played(panel, history, gates)
+    plain = re.sub(r"<[^>]+>", "", markup.partition('answer-text">')[2]).split()
+    assert plain == answer(tuple(map(tuple, gates))) != answer(()) and "<mark>" in markup
+    assert played(panel, history, []) == ""
+    assert texts.NO_ANSWER in played(panel, [], gates)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        *[(w, "another kind") for w in (None, "x", [[1, 2]], [["1", 0, 0]], [[True, 0, 0]], [[0.5, 0, 1]])],
+        ([[0, 0, "<b>"]], "another kind"),
+        ([[0, 0, 3]], "between 0 and 2"),
+        ([[99, 0, 0]], "nothing to mute in layer 99"),
+    ],
+)
+def test_wrong_gates_are_one_sentence(engine, wrong: Any, sentence: str) -> None:
+    assert sentence in played(InsideEvents(ReadyProvider(engine.engine)), recorded(engine, tokens=2), wrong)
 
 
 # X-ray of an answer that was written without.
