@@ -56,7 +56,6 @@ class EchoEngine:
         quantization="none",
         device=SimpleNamespace(type="cpu"),
         context_length=100,
-        memory_bytes=2**20,
     )
 
     def __init__(

@@ -5,7 +5,7 @@ Knows Gradio's components and the catalog's names; knows no conversation.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -14,7 +14,6 @@ from adapter.errors import AdapterError
 from adapter.serve.settings import BASE_ONLY
 from adapter.server.generation import AdapterCatalog, EngineProvider, public_text
 from adapter.ui import theme
-from adapter.ui.room import room_html, running_rows
 from adapter.ui.texts import page as texts
 
 # Options of event listeners.
@@ -25,7 +24,7 @@ QUEUED = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # Options of every event that runs the model, on the page or by the API: they share one limit. It is higher than
 # what the engine accepts, so that the engine's scheduler decides the order.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
-POLL_SECONDS_LOADING, POLL_SECONDS_READY, POLL_SECONDS_RUNNING = 1.0, 5.0, 1.0  # the last one while rows run
+POLL_SECONDS_LOADING, POLL_SECONDS_READY = 1.0, 5.0
 # Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
 REDRAW_SECONDS = 0.08
 # Gradio's page drops the first of two updates that arrive within one frame (6.31).
@@ -80,8 +79,7 @@ def refresh_periodically(
         before = [(label, value) for label, value in choices]  # tuples, which the browser has turned into lists
         now = theme.picker_choices(catalog)
         seconds = POLL_SECONDS_READY if provider.status().state == "ready" else POLL_SECONDS_LOADING
-        seconds = POLL_SECONDS_RUNNING if running_rows(provider) else seconds
-        updates = _status(provider, selected), now, gr.Timer(seconds)
+        updates = _status(provider), now, gr.Timer(seconds)
         if now == before:
             return *updates, "", *[gr.skip()] * len(pickers)
         names = [value for _, value in now if value]
@@ -113,6 +111,6 @@ def toast(error: AdapterError) -> None:
     gr.Warning(public_text(error), duration=12)
 
 
-def _status(provider: EngineProvider, selected: Collection[object] = ()) -> str:
+def _status(provider: EngineProvider) -> str:
     status = provider.status()
-    return theme.status_html(status, status.text) + room_html(provider, selected)
+    return theme.status_html(status, status.text)

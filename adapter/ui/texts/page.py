@@ -59,8 +59,6 @@ CONTINUE = "Continue"  # an answer that was cut
 # How full the context is; page.js fills in the numbers.
 CONTEXT = "TOKENS of LENGTH tokens of context"
 CONTEXT_NEARLY_FULL = "TOKENS of LENGTH tokens: nearly full. Start a new conversation."
-# The strip of running rows.
-ANOTHER_ADAPTER = "another adapter"
 
 # Components of the chat.
 CONVERSATION, MESSAGE = "Conversation", "Message"
@@ -261,10 +259,6 @@ def all_refused(count: int, seconds: int) -> str:
     """The refusal of several answers that are written together or not at all."""
     again = f"Try again in {seconds} {'second' if seconds == 1 else 'seconds'}."
     return f"These are {count} answers, and your address may not have so many now: none was written. {again}"
-
-
-def one_base(size: str) -> str:
-    return f"one base of {size}"
 
 
 def waiting_for_model(status: str) -> str:
