@@ -126,6 +126,7 @@
     for (const { metadata } of [...(messages ?? [])].reverse()) {
       const { context_tokens: tokens, context_length: length } = recordOf(metadata?.log);
       if (!length) continue;
+      if (!(tokens > 0.5 * length)) break;
       const full = tokens > 0.8 * length;
       const filled = (full ? warning : line).replace("TOKENS", Number(tokens).toLocaleString("en"));
       return `<span class="${full ? "full" : ""}">${filled.replace("LENGTH", Number(length).toLocaleString("en"))}</span>`;
