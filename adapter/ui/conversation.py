@@ -266,13 +266,15 @@ def alone(history: Sequence[Entry]) -> History:
 
 
 def with_alone_option(history: History) -> History:
-    """The history with the option ALONE below its last answer, if another adapter has answered before it.
+    """The history with the option ALONE below its last answer, if it went wrong behind those of another adapter.
 
-    An adapter that reads another one's answers goes on in their voice, or in neither.
+    An adapter that reads another one's answers may go in circles, or say nothing.
     """
     # What the model sees begins with FORGOTTEN and a divider, or with a turn that has none.
     switched = any(kind(entry) == DIVIDER for entry in _remembered(history)[2:])
     if not switched or kind(history[-1]) != STATS:
+        return history
+    if kind(history[-2]) != NOTE and texts.ENDINGS["repetition"][0] not in page_text(history[-1]):
         return history
     options = [*history[-1]["options"], {"label": texts.ALONE, "value": ALONE}]
     return [*history[:-1], {**history[-1], "options": options}]
