@@ -216,7 +216,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
             theme=theme.gradio_theme(),
             css_paths=[*theme.STYLE_SHEETS, STYLE_SHEET],
             head=theme.HEAD,
-            footer_links=["api"],
+            footer_links=[],
             run_history=False,
             enable_monitoring=False,
             show_error=False,  # only gr.Error's own text reaches the browser

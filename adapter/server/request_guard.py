@@ -39,7 +39,7 @@ class Route:
 _POST = ("POST",)
 _READING = ("GET", "HEAD", "OPTIONS")
 _LOGOUT = Route("/logout")
-# /v1, what watches the server, and what the page, gradio_client and the commands of "Use via API" request of
+# /v1, what watches the server, and what the page, gradio_client and the commands in docs/api.md request of
 # Gradio 6.31. Gradio has some 80 routes more: they record, proxy, stream, edit code, and run private events by
 # name.
 ROUTES = (

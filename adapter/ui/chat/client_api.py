@@ -1,6 +1,6 @@
 """The endpoints for programs that use gradio_client, /chat and /adapters.
 
-Names, descriptions and labels are the manual that Gradio's API page shows. Knows Gradio's components, the engine
+Names, descriptions and labels are the manual that gradio_client prints. Knows Gradio's components, the engine
 and the adapter catalog.
 """
 

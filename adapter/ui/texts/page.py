@@ -266,7 +266,7 @@ def waiting_for_model(status: str) -> str:
 
 
 # Requests that are malformed.
-WRONG_VALUE = "The request has a value of another kind than is needed. Reload the page, or see Use via API."
+WRONG_VALUE = "The request has a value of another kind than is needed. Reload the page, or see docs/api.md."
 TOO_FEW_VALUES = "The request lacks some of the values that it needs. Reload the page and try again."
 NOTHING_IS_FETCHED = "Files are uploaded here: nothing is fetched from other addresses."
 
@@ -348,7 +348,7 @@ def _counted(what: str, numbers: Sequence[int]) -> str:
     return f"{what}{'s' if len(set(numbers)) > 1 else ''} {', '.join(spans)}" if spans else ""
 
 
-# Gradio's API page.
+# The manual of the endpoints for gradio_client.
 API_CHAT = (
     "Answers one message, with or without a picture. It streams: each result is the whole text so far. "
     "What cannot be answered is an error with a sentence that says what to change."
