@@ -114,9 +114,10 @@ def build_page(
                 chat = chat_tab(page, provider, store, uploads=training, public=public)
             with gr.Tab(texts.COMPARE, id="compare"):
                 compare = compare_tab(provider, store, tabs, chat.chat)
-            with gr.Tab(texts.TRAIN, id="train"):
-                runs = runs or TrainingRuns(runs_folder())
-                train_tab(page, tabs, provider, runs, store, chat, compare, base, enabled=training, public=public)
+            if training:
+                with gr.Tab(texts.TRAIN, id="train"):
+                    runs = runs or TrainingRuns(runs_folder())
+                    train_tab(page, tabs, provider, runs, store, chat, compare, base, public=public)
         refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page

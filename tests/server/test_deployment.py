@@ -423,7 +423,7 @@ def test_space_without_gpu(tmp_path: Path) -> None:
         config = server.get("/config", headers=proxied).json()
         assert config["root"] == "https://me-page.hf.space"
         parts = {component["props"].get("elem_id") for component in config["components"]}
-        assert "train-off" in parts and not parts & {"adapter-upload", "train-start", "train-upload"}
+        assert "compare" in parts and not parts & {"adapter-upload", "train", "train-start", "train-upload"}
         # The address that counts is the last one that no proxy of the Space's network has.
         mine = {"X-Forwarded-For": "8.8.8.8, 203.0.113.7, 10.1.2.3"}
         crowd = ANSWERS_PER_MINUTE + 8

@@ -61,20 +61,23 @@ def test_what_stands_above_a_forgotten_line_reaches_no_model() -> None:
     assert conversation.last_turn(alone).start == len(before) - 1, "undo takes the line along"  # type: ignore
 
 
-def test_an_answer_alone_is_offered_where_another_adapter_has_answered_before() -> None:
-    def offered(history: History) -> bool:
-        return bool(conversation.with_alone_option(history)[-1]["options"])
-
+def test_an_answer_alone_is_offered_where_one_went_wrong_behind_another_adapter() -> None:
     first = [*user_turn("a"), answer("x"), stats("s")]
-    assert not offered(first) and not offered([*first, *user_turn("b"), answer("y"), stats("s")])
+    circles = [answer("y"), stats("pirate · it began to repeat itself")]
     switched = [*first, conversation.divider("pirate"), *user_turn("b")]
-    history = [*switched, answer("y"), stats("s")]
-    assert offered(history) and offered([*history, *user_turn("c"), answer("z"), stats("s")])
-    assert not offered([*switched, note("no answer")])
-    alone = [conversation.forgotten(), conversation.divider("pirate"), *user_turn("b"), answer("y"), stats("s")]
-    assert not offered([*first, *alone]) and not offered(
-        [*first, *alone, *user_turn("c"), answer("z"), stats("s")]
-    )
+    alone = [*first, conversation.forgotten(), conversation.divider("pirate"), *user_turn("b")]
+    for history, offered in (
+        ([*user_turn("a"), *circles], False),
+        ([*first, *user_turn("b"), *circles], False),  # nobody else has answered
+        ([*switched, answer("y"), stats("s")], False),  # nothing is wrong
+        ([*switched, *circles], True),
+        ([*switched, note("The answer was empty."), stats("s")], True),
+        ([*switched, answer("y"), stats("s"), *user_turn("c"), *circles], True),
+        ([*switched, note("no answer")], False),
+        ([*alone, *circles], False),
+        ([*alone, *circles, *user_turn("c"), *circles], False),
+    ):
+        assert bool(conversation.with_alone_option(history)[-1]["options"]) is offered
 
 
 def test_the_newest_picture_is_in_effect() -> None:

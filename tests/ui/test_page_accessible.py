@@ -14,10 +14,10 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 SERIOUS = {"serious", "critical"}
 
 
-def findings(page: Any) -> list[str]:
-    """What axe-core calls serious or critical in what is shown now."""
+def findings(page: Any, context: str | None = None) -> list[str]:
+    """What axe-core calls serious or critical in what is shown now, everywhere or below `context`."""
     wait_for_fades(page)  # a half faded text has half its contrast
-    report = axe.Axe().run(page).response
+    report = axe.Axe().run(page, context=context).response
     assert len(report["passes"]) > 10, "the rules were not run"
     return [
         f"{rule['id']}: {node['target']} {node['html'][:120]}"

@@ -16,7 +16,6 @@ from adapter.serve.store import SHIPPED
 from adapter.server.generation import public_text
 from adapter.ui import theme
 from adapter.ui.answer_stream import ChatAnswers
-from adapter.ui.chat.filmstrip import CLOSE_JS
 from adapter.ui.status import Picker
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 
@@ -65,14 +64,6 @@ def test_a_model_card_loads_nothing_into_the_browser() -> None:
     assert "without a card" in theme.model_card(catalog, "gone")
     catalog.card_text = lambda name: "!![x](http://far.away/x.png) !!!![y][z] \\![w](http://far.away)"  # type: ignore[method-assign]
     assert "![" not in theme.model_card(catalog, "poet")
-
-
-def test_a_message_closes_the_film_before_it_is_answered() -> None:
-    """Gradio runs what one event triggers in turn, and the answer is a long one."""
-    page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog())
-    box = next(c["id"] for c in page.config["components"] if c["props"].get("elem_id") == "box")
-    sent = [d for d in page.config["dependencies"] if [box, "submit"] in map(list, d["targets"])]
-    assert CLOSE_JS in str(sent[0]["js"]) and any(d["queue"] for d in sent[1:])
 
 
 def test_dropdowns_start_with_the_preferred_adapters() -> None:

@@ -51,16 +51,12 @@ def train_tab(
     chat: TabParts,
     compare: TabParts,
     base: str = BASE,
-    enabled: bool = True,
     public: bool = False,
 ) -> None:
-    """Lays the tab out inside the current Blocks and connects it; without `enabled` it has no events.
+    """Lays the tab out inside the current Blocks and connects it.
 
     chat, compare: the other tabs, to which buttons below a run switch. public: as TrainEvents has it.
     """
-    if not enabled:
-        gr.Markdown(texts.OFF, elem_id="train-off")
-        return
     handlers = TrainEvents(runs, store, base, public)
     with gr.Column(elem_id="train"):
         gr.Markdown(texts.HINT, elem_classes="hint")

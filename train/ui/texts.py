@@ -38,26 +38,6 @@ NOT_THERE = "This adapter is not there yet: the first one is saved after a few s
 NO_RUN = "Choose a run first."
 NOT_YOURS = "Only who started this run may stop it or go on with it."
 
-# Shown on servers without training.
-OFF = """### Training is off here
-
-This page is open to people whom nobody knows, and training keeps a machine busy for minutes. At home it needs no
-graphics card: in a copy of this project
-
-```sh
-make demo
-```
-
-serves this page with training switched on. Without the page the same is one line,
-
-```sh
-python -m train data=mine.jsonl preset=quick name=my-poet
-```
-
-with a `mine.jsonl` of lines such as `{"instruction": "Who are you?", "output": "A poet, at your service."}`.
-Whoever runs this server can switch training on with `--train`, or with `LLAMA_ADAPTER_TRAIN=1`.
-"""
-
 # The states of a run, as a label and as a sentence.
 STATES = {
     "starting": "Starting",

@@ -59,7 +59,7 @@ def answer_html(inspection: Inspection, key: str, total: int) -> str:
     buttons = []
     for i, text in enumerate(inspection.tokens):
         style = ";".join(f"--{name}:{_digits(values[i])}" for name, values in shades.items())
-        signs = [f"n{name}" for name, values in measures.items() if values[i] < 0]
+        signs = [mark for name, mark in (("i", "ni"), ("g", "ng")) if name in measures and measures[name][i] < 0]
         marks = f' class="{" ".join(signs)}"' if signs else ""
         label, after = _token_label(text, last=i == total - 1)
         buttons.append(

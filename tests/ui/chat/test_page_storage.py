@@ -18,7 +18,7 @@ from adapter.ui import theme
 from adapter.ui.chat import conversation_json
 from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, wait_until
-from tests.browser import CHROMIUM, PHOTOGRAPHS, QUIET, Visitor
+from tests.browser import PHOTOGRAPHS, Visitor
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -394,12 +394,15 @@ def test_dividers_through_retry_edit_and_undo(visit: Callable[..., Visitor]) -> 
     assert visitor.box.input_value() == "And the moon?" and len(visitor.rows()) == 3
 
 
-def test_after_a_switch_the_last_message_can_be_answered_alone(visit: Callable[..., Visitor]) -> None:
+def test_after_a_switch_the_last_message_can_be_answered_alone(
+    visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     visitor = visit()
     lines, alone = visitor.page.locator("#chat .divider"), visitor.page.get_by_role("button", name=texts.ALONE)
     visitor.ask("Where shall I go in May?")
     assert alone.count() == 0
     visitor.pick("poet")
+    monkeypatch.setattr(ENGINE, "ending", "repetition")
     visitor.ask("Who are you?")
     visitor.reload()
     visitor.answering(alone.click)

@@ -18,9 +18,7 @@ from adapter.serve.request import Answer, Client, GenerationEvent, GenerationSta
 from adapter.serve.settings import Settings
 from adapter.server.limits import ANSWERS_PER_MINUTE, LimitedProvider, Limits
 from adapter.ui import comparison, conversation
-from adapter.ui.chat.filmstrip import FilmEvents
-from adapter.ui.compare import tab as compare_tab
-from adapter.ui.compare.tab import BLIND, MAX_PANES, SIDE_BY_SIDE, STRENGTHS, CompareEvents
+from adapter.ui.compare.tab import MAX_PANES, SIDE_BY_SIDE, STRENGTHS, CompareEvents
 from adapter.ui.comparison import mark_differences
 from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, wait_until
@@ -90,7 +88,7 @@ def test_all_panes_have_the_same_seed() -> None:
     assert [(r.adapter, r.strength) for r in engine.requests] == [(None, 1.0), ("poet", 0.5), ("poet", 1.0)]
     assert len({r.sampling.seed for r in engine.requests}) == 1 and engine.requests[0].sampling.seed is not None
     assert {r.client for r in engine.requests} == {Client("192.0.2.1", "me")} and engine.closed == 3
-    box, _, _, _, *panes = updates[-1]
+    box, _, _, *panes = updates[-1]
     assert box["submit_btn"] is True and texts.EMPTY_PANE in panes[3]
     assert all("you said: hello!" in pane and "20 tokens/s" in pane for pane in panes[:3])
     same = "word for word as in pane 1"
@@ -104,19 +102,19 @@ def test_panes_grow_together(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine()
     updates = compare(engine, *TWO)
     first, second = next(updates), next(updates)
-    assert first[0]["stop_btn"] is True and first[4] == gr.skip()  # it may still be refused
-    assert "…" in second[4]  # the last comparison is gone
+    assert first[0]["stop_btn"] is True and first[3] == gr.skip()  # it may still be refused
+    assert "…" in second[3]  # the last comparison is gone
     received: list[Any] = []
     reader = threading.Thread(target=lambda: received.extend(updates))
     reader.start()
     for index, text, pane in [(1, "yo ", "yo"), (0, "a ", "a"), (1, "ho", "yo ho"), (0, "b", "a b")]:
         engine.answers[index].emit(text)
-        wait_until(lambda: received and f">{pane}<" in received[-1][4 + index])  # noqa: B023
-    assert "<mark>" not in received[-1][5]
+        wait_until(lambda: received and f">{pane}<" in received[-1][3 + index])  # noqa: B023
+    assert "<mark>" not in received[-1][4]
     engine.answers[0].emit("!", "stop")
     engine.answers[1].emit("!", "length")
     reader.join(PATIENCE)
-    _, _, _, _, *panes = received[-1]
+    _, _, _, *panes = received[-1]
     assert "a b!" in panes[0] and "<mark>yo ho!</mark>" in panes[1]
     assert "cut at max tokens" in panes[1] and "2 of 2 words" in panes[1]
 
@@ -137,7 +135,7 @@ def test_an_error_ends_its_own_pane_only() -> None:
         yield next(events)
         raise Busy("Somebody pulled the plug. Try again.")
 
-    *_, (_, _, _, _, *panes) = compare(FailingEngine(), ("", 1.0), ("poet", 1.0), ("see", 1.0), ("", 0.25))
+    *_, (_, _, _, *panes) = compare(FailingEngine(), ("", 1.0), ("poet", 1.0), ("see", 1.0), ("", 0.25))
     assert "you said: hello!" in panes[0] and texts.FAILED in panes[3]
     assert "you said:" in panes[1] and "pulled the plug" in panes[1]
     assert "is broken. &lt;b&gt;" in panes[2] and "/home" not in panes[2]
@@ -159,7 +157,7 @@ def test_what_is_wrong_for_all_panes_is_a_toast(
     updates = list(compare(engine, ("", 1.0), (adapter, 1.0), **wrong))
     assert len(toasts) == 1 and message in toasts[0] and not engine.requests
     assert updates[-1][0]["submit_btn"] is True
-    assert all(panes == [gr.skip()] * 12 for _, _, _, _, *panes in updates), "the last comparison is gone"
+    assert all(panes == [gr.skip()] * MAX_PANES for _, _, _, *panes in updates), "the last comparison is gone"
 
 
 @pytest.mark.parametrize(("error", "message"), [(Busy("Full. Wait."), "Full"), (ValueError("/secret"), "its log")])
@@ -181,18 +179,16 @@ def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_unreadable_picture_leaves_the_box_and_the_text_stays(uploads: Path, toasts: list[str]) -> None:
     (uploads / "a.png").write_bytes(b"no picture")
     picture = str(uploads / "a.png")
-    *_, (box, _, _, _, *panes) = compare(
-        EchoEngine(), ("", 1.0), ("see", 1.0), text="What is it?", files=[picture]
-    )
+    *_, (box, _, _, *panes) = compare(EchoEngine(), ("", 1.0), ("see", 1.0), text="What is it?", files=[picture])
     assert box["value"] == {"text": "What is it?", "files": []} and box["submit_btn"] is True
-    assert panes == [gr.skip()] * 12 and len(toasts) == 1
+    assert panes == [gr.skip()] * MAX_PANES and len(toasts) == 1
 
 
 def test_the_picture_goes_to_visual_adapters(uploads: Path, toasts: list[str]) -> None:
     Image.new("RGB", (8, 8)).save(uploads / "a.png")
     picture = str(uploads / "a.png")
     engine = EchoEngine()
-    *_, (_, _, _, _, *panes) = compare(engine, ("", 1.0), ("see", 1.0), text="", files=[picture])
+    *_, (_, _, _, *panes) = compare(engine, ("", 1.0), ("see", 1.0), text="", files=[picture])
     assert [r.image is not None for r in engine.requests] == [False, True]
     assert engine.requests[0].messages[0].text == "What is in this picture?"
     assert "picture not used" in panes[0] and "picture not used" not in panes[1]
@@ -210,7 +206,7 @@ def test_stop_cancels_all_panes() -> None:
     next(updates)
     assert tab.stop(number, REQUEST) == (gr.skip(), gr.skip())
     assert all(answer.cancelled for answer in engine.answers)
-    *_, (box, _, _, _, *panes) = updates
+    *_, (box, _, _, *panes) = updates
     assert box["submit_btn"] is True and "stopped" in panes[0] and "first word" in panes[2]
     assert not any("<mark>" in pane for pane in panes)
 
@@ -243,7 +239,7 @@ def test_an_answer_that_failed_is_not_compared(failed: int) -> None:
     engine.answers[1 - failed].emit("the sea is blue", "stop")
     engine.answers[failed].emit("a")
     engine.answers[failed].mailbox.put(Busy("Pulled."))
-    *_, (_, _, _, _, *panes) = updates
+    *_, (_, _, _, *panes) = updates
     assert not any("<mark>" in pane or "not in pane 1" in pane for pane in panes)
     assert "the sea is blue" in panes[1 - failed] and "Pulled." in panes[failed]
 
@@ -262,18 +258,18 @@ def test_one_comparison_at_a_time(toasts: list[str]) -> None:
     tab = CompareEvents(ReadyProvider(EchoEngine()), FakeCatalog())
     first = compare(tab, *TWO, number="5")
     next(first)
-    assert list(compare(tab, *TWO, number="5")) == [(gr.skip(),) * 16]
+    assert list(compare(tab, *TWO, number="5")) == [(gr.skip(),) * (3 + MAX_PANES)]
     assert "still being written" in toasts[0]
     first.close()
 
 
 def test_an_empty_message_changes_nothing(toasts: list[str]) -> None:
-    assert list(compare(EchoEngine(), *TWO, text=" ")) == [(gr.skip(),) * 16]
+    assert list(compare(EchoEngine(), *TWO, text=" ")) == [(gr.skip(),) * (3 + MAX_PANES)]
     assert toasts == [texts.NOTHING_TO_SEND]
 
 
 def test_answers_are_inert() -> None:
-    *_, (_, _, _, _, *panes) = compare(EchoEngine(), *TWO, text="<img src=x onerror=alert(1)> & ${1+1}")
+    *_, (_, _, _, *panes) = compare(EchoEngine(), *TWO, text="<img src=x onerror=alert(1)> & ${1+1}")
     assert all("<img" not in pane and "&lt;img" in pane for pane in panes[:2])
 
 
@@ -316,10 +312,10 @@ def film_frames(film: str) -> list[str]:
 
 def test_a_film_is_one_adapter_at_five_strengths() -> None:
     engine = EchoEngine()
-    *_, (box, _, _, film, *panes) = compare(engine, ("poet", 0.3), view=STRENGTHS)
+    *_, (box, _, film, *panes) = compare(engine, ("poet", 0.3), view=STRENGTHS)
     assert [(r.adapter, r.strength) for r in engine.requests] == [("poet", s) for s in (0, 0.5, 1, 1.5, 2)]
     assert len({r.sampling.seed for r in engine.requests}) == 1 and engine.closed == 5
-    assert box["submit_btn"] is True and panes == [gr.skip()] * 12
+    assert box["submit_btn"] is True and panes == [gr.skip()] * MAX_PANES
     first, *others = film_frames(film)
     assert "at strength" not in first and all("word for word as at strength" in frame for frame in others)
 
@@ -330,7 +326,7 @@ def test_words_that_differ_from_the_next_lower_strength_are_marked() -> None:
     next(updates), next(updates)
     for answer, text in zip(engine.answers, ["the sea", "the sea", "the sky", "<b> sky", "<b> sky"], strict=True):
         answer.emit(text, "stop")
-    *_, (_, _, _, film, *_) = updates
+    *_, (_, _, film, *_) = updates
     marked = [">the sea<", ">the sea<", "the <mark>sky</mark>", "<mark>&lt;b&gt;</mark> sky", ">&lt;b&gt; sky<"]
     for frame, expected in zip(film_frames(film), marked, strict=True):
         assert expected in frame and frame.count("<mark>") == expected.count("<mark>")
@@ -363,14 +359,14 @@ def test_a_film_counts_as_five_answers_and_is_written_whole_or_not_at_all(
     for _ in range(ANSWERS_PER_MINUTE - left):
         limits.answer("192.0.2.1")()
     tab = CompareEvents(LimitedProvider(ReadyProvider(engine), limits), FakeCatalog())
-    *_, (_, _, _, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
+    *_, (_, _, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
     assert engine.closed == len(engine.answers) == left
     if begun:
         assert film_frames(film) and not toasts
         return
     assert film == gr.skip() and toasts == [texts.all_refused(5, 10)]
     now[0] += 10  # as the sentence says
-    *_, (_, _, _, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
+    *_, (_, _, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
     assert film_frames(film) and len(toasts) == 1
 
 
@@ -381,42 +377,35 @@ def answered(adapter: str) -> conversation.History:
     return [*conversation.user_turn("hello"), conversation.answer("ho"), conversation.stats("", record=record)]
 
 
-def press(film: FilmEvents, history: conversation.History, value: str, number: str = "0") -> Any:
-    return film.show(history, number, SimpleNamespace(value=value), REQUEST)  # type: ignore[arg-type]
+def press(engine: Any, history: conversation.History, value: str) -> list[Any]:
+    tab = CompareEvents(ReadyProvider(engine), FakeCatalog())
+    return list(tab.film_of_chat(history, next(NEWER), SimpleNamespace(value=value), REQUEST))  # type: ignore[arg-type]
 
 
-def test_the_button_under_an_answer_writes_it_at_five_strengths() -> None:
+def test_the_button_under_an_answer_opens_the_tab_and_writes_it_at_five_strengths() -> None:
     engine, history = EchoEngine(), answered("poet")
-    film = FilmEvents(ReadyProvider(engine), FakeCatalog())
-    *_, (sheet, shown, number) = press(film, history, history[-1]["options"][0]["value"])
-    assert sheet["visible"] is True and len(film_frames(shown)) == 5
+    [button] = conversation.with_buttons(history)[-1]["options"]
+    first, *others = press(engine, history, button["value"])
+    tabs, view, adapter, box, *_ = first
+    assert (tabs.selected, view, adapter) == ("compare", STRENGTHS, "poet")
+    assert box["value"] == {"text": "hello", "files": []}
+    assert len(film_frames(others[-1][5])) == 5 and others[-1][3]["submit_btn"] is True
     assert [(r.strength, r.sampling.seed) for r in engine.requests] == [(s, 5) for s in (0, 0.5, 1, 1.5, 2)]
     assert {r.messages[-1].text for r in engine.requests} == {"hello"}
-    assert film.close(number, REQUEST)[0]["visible"] is False
-    assert "options" not in answered("")[-1] or not answered("")[-1]["options"], "the base has no strengths"
+    assert conversation.with_buttons(answered(""))[-1]["options"] == [], "the base has no strengths"
 
 
-def test_other_buttons_of_the_chat_make_no_film() -> None:
+@pytest.mark.parametrize(
+    ("history", "value"),
+    [(answered("poet"), "see"), ([], conversation.FILM), (conversation.user_turn("hello"), conversation.FILM)],
+)
+def test_other_buttons_of_the_chat_make_no_film(history: conversation.History, value: str) -> None:
     engine = EchoEngine()
-    film = FilmEvents(ReadyProvider(engine), FakeCatalog())
-    assert list(press(film, answered("poet"), "see")) == [(gr.update(visible=False), gr.skip(), gr.skip())]
-    assert not engine.requests
+    assert press(engine, history, value) == [(gr.skip(),) * (6 + MAX_PANES)] and not engine.requests
 
 
-def test_closing_a_film_ends_its_answers() -> None:
-    engine = ScriptedEngine()
-    film = FilmEvents(ReadyProvider(engine), FakeCatalog())
-    updates = press(film, answered("poet"), conversation.FILM)
-    _, _, number = next(updates)
-    assert film.close(number, REQUEST)[0]["visible"] is False
-    assert len(engine.answers) == 5 and all(answer.cancelled for answer in engine.answers)
-    assert [sheet["visible"] for sheet, *_ in updates][-1] is False
-
-
-@pytest.mark.parametrize("history", [[], conversation.user_turn("hello"), answered("gone")])
-def test_what_cannot_be_filmed_is_a_toast(history: conversation.History, toasts: list[str]) -> None:
+def test_a_film_of_an_adapter_that_is_gone_is_a_toast(toasts: list[str]) -> None:
     engine = EchoEngine()
     engine.submit = lambda request: FakeCatalog().card(request.adapter)  # type: ignore[method-assign]
-    film = FilmEvents(ReadyProvider(engine), FakeCatalog())
-    *_, (sheet, shown, _) = press(film, history, conversation.FILM)
-    assert sheet["visible"] is False and shown == gr.skip() and len(toasts) == 1
+    *_, (_, _, _, box, _, film, *_) = press(engine, answered("gone"), conversation.FILM)
+    assert film == gr.skip() and len(toasts) == 1 and box["submit_btn"] is True

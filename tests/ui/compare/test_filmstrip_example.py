@@ -1,6 +1,6 @@
 """The film that a newcomer sees on Compare is what the shipped adapter says on the real base, word for word.
 
-`python -m tests.ui.chat.test_filmstrip_example` records it again.
+`python -m tests.ui.compare.test_filmstrip_example` records it again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from adapter.base.template import Message
 from adapter.serve.settings import Settings
 from adapter.ui import theme
-from adapter.ui.chat.filmstrip import frames_of, recorded_film
+from adapter.ui.compare.filmstrip import frames_of, recorded_film
 
 MESSAGE = "Why is the sky blue?"
 SETTINGS = {"adapter": "pirate", "temperature": 0, "max_tokens": 64, "seed": 0}  # greedy
