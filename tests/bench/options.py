@@ -71,7 +71,7 @@ def run() -> None:
 
 
 def _measure(engine: Engine, rows: int, number: int, way: GenerationRequest, name: str) -> float:
-    """Milliseconds of processor time a token, prompts included. All rows have one message, so that they end together."""
+    """Milliseconds of processor time a token, prompts included. All rows have one message and end together."""
     client = Client(session=name)  # or one way would find the prompts that another one has read
     texts = [f"{next(_numbers)}. {MESSAGES[number % len(MESSAGES)]}" for _ in range(rows)]
     begun = time.process_time()
