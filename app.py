@@ -66,10 +66,10 @@ from adapter.ui.compare.tab import compare_tab
 from adapter.ui.gradio_internals import (
     StrictBlocks,
     close_page,
-    forget_closed_sessions,
     limit_connections,
     limit_events,
     limit_sessions,
+    limit_unread_results,
     poll_disconnects_rarely,
     refuse_remote_files,
     remember_schemas,
@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     from adapter.server.loader import ServingEngine
 
 QUEUE_SIZE = 64
-SESSIONS = 1000  # of whose conversations Gradio keeps a copy; the browser has its own
+SESSIONS = 1000  # that Gradio knows; conversations are in the browser
 
 
 def build_page(
@@ -247,7 +247,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         return 1
     try:
         limit_connections(page)
-        forget_closed_sessions(page)
+        limit_unread_results(page, limits)
         set_up_logs()
         print(f"Open {shared or url} (Ctrl+C stops it)", flush=True)
         for folder in arguments.adapters or ():

@@ -32,13 +32,13 @@ UPLOADS_PER_HOUR = 60
 STREAMS_AT_ONCE = 64  # each open page holds one; a school may share an address
 CALLS_AT_ONCE = 24  # to /v1, half of what it takes
 REQUESTS_PER_MINUTE = 6000  # of pages: one asks for a hundred files when it opens, and every second after
-SESSIONS_PER_MINUTE = 120  # new ones; each costs Gradio 15 ms in which nothing else is served, and 0.3 MB
+SESSIONS_PER_MINUTE = 120  # new ones, which take the place of older ones in Gradio
 # Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
 VALUES_AT_ONCE, VALUES_PER_MINUTE = 200_000, 1_000_000
 EVENTS_AT_ONCE = 48  # of pages, that wait or run; the page runs 64 that need the model, and 64 may wait
 BODIES_AT_ONCE = 24  # messages and uploads that are on their way
 LOGINS_PER_MINUTE = 20
-LARGE_BYTES, LARGE_PER_HOUR = 2**20, 240  # Gradio keeps what an answer was asked with until somebody fetches it
+UNREAD_BYTES = 64 * 2**20  # of results that nobody has fetched; an export has up to 20 MB
 _MAX_ADDRESSES = 10_000
 
 
@@ -120,7 +120,6 @@ class Limits:
         self._answers = TokenBuckets(ANSWERS_PER_MINUTE, 60, clock)
         self._inspections = TokenBuckets(INSPECTIONS_PER_MINUTE, 60, clock)
         self._uploads = TokenBuckets(UPLOADS_PER_HOUR, 3600, clock)
-        self._large = TokenBuckets(LARGE_PER_HOUR, 3600, clock)
         self._requests = TokenBuckets(REQUESTS_PER_MINUTE, 60, clock)
         self._sessions = TokenBuckets(SESSIONS_PER_MINUTE, 60, clock)
         self._values = TokenBuckets(VALUES_PER_MINUTE, 60, clock)
@@ -165,11 +164,6 @@ class Limits:
         key = self.key(address)
         if key is not None and sum(self.key(other) == key for other in open_events) >= EVENTS_AT_ONCE:
             raise RateLimited(texts.too_many_events(EVENTS_AT_ONCE), 5)
-
-    def message(self, address: str, size: int) -> None:
-        """Count a request of `size` bytes."""
-        if size > LARGE_BYTES:
-            self._count(self._large, address, "large requests an hour")
 
     def login(self, address: str, count: int = 1) -> None:
         """Count tries at the password; 0 only checks whether there may be another."""

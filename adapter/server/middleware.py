@@ -128,7 +128,6 @@ class RequestLimits:
             return length
         if length > MESSAGE_BYTES:
             raise _Refused(413, texts.request_too_large(MESSAGE_BYTES))
-        self._limits.message(address, length)
         if kind == "login":
             self._limits.login(address)
         return length

@@ -7,18 +7,20 @@ version because of this file.
 
 from __future__ import annotations
 
-import datetime
+import asyncio
 import os
+import sys
 import time
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-from gradio import processing_utils, route_utils, routes, tunneling
+from gradio import processing_utils, route_utils, routes, state_holder, tunneling
 from gradio.components.base import Component
 from gradio.context import LocalContext
 from gradio.data_classes import GradioModel, GradioRootModel
@@ -28,13 +30,14 @@ from starlette.requests import Request
 
 from adapter.server.connections import ImpatientProtocol
 from adapter.server.generation import client_of
-from adapter.server.limits import RateLimited
+from adapter.server.limits import UNREAD_BYTES, Limits, RateLimited
 from adapter.ui.texts import page as texts
 
 # Photographs that come with Gradio; one of them is an example in the empty chat.
 PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
 
-CLOSED_SESSION_SECONDS = 3600  # that Gradio's state of a closed page is kept
+UNREAD_SECONDS = 300.0  # that results wait for a stream to fetch one: more than the largest takes to arrive
+_MESSAGE_BYTES = 500  # of a message without its output
 SESSION_CHARACTERS = 100  # Gradio's clients name theirs by at most 36
 
 # Class names of Gradio's elements, from the style sheets and scripts in static/.
@@ -213,14 +216,76 @@ class _RecentlyUsed(LRUCache[str, Any]):
         return super().__getitem__(key)
 
 
+class _Results(asyncio.Queue[Any]):
+    """The messages for one session. size: bytes of those that nobody has fetched; network: of who asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size, self.fetched, self.network = 0, time.monotonic(), ""
+
+    def _put(self, message: Any) -> None:
+        size = _MESSAGE_BYTES + _memory(getattr(message, "output", None))
+        self.size += size
+        super()._put((message, size))
+
+    def _get(self) -> Any:
+        message, size = super()._get()
+        self.size -= size
+        self.fetched = time.monotonic()
+        return message
+
+
+def _memory(value: Any) -> int:
+    """Bytes of a value of JSON."""
+    total, rest = 0, [value]
+    while rest:
+        part = rest.pop()
+        total += sys.getsizeof(part)
+        rest += part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else ()
+    return total
+
+
 class _PendingMessages(_RecentlyUsed):
     """Gradio deletes a session's messages when one of its streams is cut, even if another one reads them, which
-    then ends with an error. Here they go with the least recently used session only.
+    then ends with an error. Here they go with the least recently used session, or if nobody fetches them.
     """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, _Results())
 
     def __delitem__(self, key: str) -> None:
         if len(self) >= self.max_size:  # popitem deletes, too
             super().__delitem__(key)
+
+    def drop(self, key: str) -> None:
+        """Drop a session's messages. Its streams then end, its events when they have the next message for it."""
+        with suppress(KeyError):
+            super().__delitem__(key)
+
+    def drop_excess(self, network: str, limit: int) -> None:
+        """Drop messages until the network's sessions have `limit` bytes: first of who has long fetched none."""
+        mine = sorted((r.fetched, key, r.size) for key, r in list(self.items()) if r.network == network)
+        excess = sum(size for _, _, size in mine) - limit
+        for _, key, size in mine:
+            if excess > 0 and size:
+                self.drop(key)
+                excess -= size
+
+
+class _Session(state_holder.SessionState):
+    """A session without Gradio's record of all values that its components had, for links that are refused here.
+
+    The record is all that makes sessions dear: 27 ms, 0.46 MB, and what visitors sent and got (6.31).
+    """
+
+    def __init__(self, blocks: gr.Blocks) -> None:
+        super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks={}))
+
+    def _update_config(self, key: int) -> None:
+        pass
+
+    def _update_value_in_config(self, key: int, value: Any) -> None:
+        pass
 
 
 def limit_sessions(page: gr.Blocks, most: int, count_new: Callable[[str], None]) -> None:
@@ -229,6 +294,7 @@ def limit_sessions(page: gr.Blocks, most: int, count_new: Callable[[str], None])
     A client names its sessions itself. By itself Gradio makes one for every name, keeps a part of each for ever,
     and cuts the answers of those that have been there longest. count_new: raises RateLimited for one too many.
     """
+    state_holder.SessionState = _Session
     page._queue.pending_messages_per_session = _PendingMessages(most)
     page._queue.pending_event_ids_session = _RecentlyUsed(most)
     get_fn = route_utils.get_fn  # comes before all else that is done for a session
@@ -271,6 +337,35 @@ def limit_events(page: gr.Blocks, count: Callable[[str, Iterable[str]], None]) -
     queue.push = push_of_address
 
 
+def limit_unread_results(page: gr.Blocks, limits: Limits) -> None:
+    """Bound the results that a launched page holds for sessions which do not fetch them, by address and time.
+
+    By itself Gradio keeps all of them, for sessions too that nobody has opened a stream for.
+    """
+    queue, holder = page._queue, page.state_holder
+    send, expire = queue.send_message, holder.delete_all_expired_state
+    pending: _PendingMessages = queue.pending_messages_per_session
+
+    def send_bounded(event: Any, message: Any) -> None:
+        if (results := pending.get(event.session_hash)) is None:
+            event.alive = False
+            return
+        send(event, message)
+        if results.size and (network := limits.key(client_of(event.request).address)) is not None:
+            results.network = network
+            pending.drop_excess(network, UNREAD_BYTES)
+
+    def expire_unread() -> None:
+        expire()
+        oldest = time.monotonic() - UNREAD_SECONDS
+        for session, results in list(pending.items()):
+            if results.size and results.fetched < oldest:
+                pending.drop(session)
+
+    queue.send_message = send_bounded
+    holder.delete_all_expired_state = expire_unread  # called every second
+
+
 def _too_many(error: RateLimited) -> HTTPException:
     return HTTPException(429, str(error), {"Retry-After": str(error.retry_after)})
 
@@ -278,28 +373,6 @@ def _too_many(error: RateLimited) -> HTTPException:
 def limit_connections(page: gr.Blocks) -> None:
     """Make the server of a launched page close connections that say nothing or are too many."""
     page.server.config.http_protocol_class = ImpatientProtocol  # looked up for each new connection
-
-
-def forget_closed_sessions(page: gr.Blocks) -> None:
-    """Make a launched page forget sessions some time after their pages were closed.
-
-    By itself it keeps the last `state_session_capacity` of them for ever, 0.3 MB and the conversation each. Not at
-    once: a network may cut the stream that tells whether a page is open. And not by an event of Gradio's, which
-    would make a session for every stream that ends.
-    """
-    holder = page.state_holder
-    expire = holder.delete_all_expired_state  # called every second
-
-    def expire_and_forget() -> None:
-        expire()
-        now = datetime.datetime.now()
-        for session, state in list(holder.session_data.items()):
-            used = holder.time_last_used.get(session)
-            if state.is_closed and used and (now - used).total_seconds() > CLOSED_SESSION_SECONDS:
-                holder.session_data.pop(session, None)
-                holder.time_last_used.pop(session, None)
-
-    holder.delete_all_expired_state = expire_and_forget
 
 
 def close_page(page: gr.Blocks) -> None:

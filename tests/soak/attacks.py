@@ -425,6 +425,23 @@ def never_read(attacker: Attacker) -> str:
     return "unread"
 
 
+def unread(attacker: Attacker) -> str:
+    """Joins every event of the page with a large conversation, in sessions of one address that fetch no result."""
+    address = f"{attacker.network}.252"
+    connection = Connection(attacker.url, address, timeout=attacker.timeout)
+    turn = {"role": "user", "content": [{"type": "text", "text": "x" * 90_000}], "metadata": {}, "options": []}
+    statuses = []
+    for event in connection.config["dependencies"]:
+        name = event["api_name"]
+        if name.startswith("js_fn") or name in ("start", "resume"):  # a run would take all cores
+            continue
+        data = [[turn] * 20 if isinstance(value, list) else value for value in connection.defaults(name)]
+        connection.session = secrets.token_hex(6)
+        statuses.append(checked(connection.join(name, data)))
+    connection.close()
+    return ", ".join(sorted(set(statuses)))
+
+
 def slow_body(attacker: Attacker) -> str:
     """Sends a body byte by byte."""
     chance = attacker.chance
@@ -643,7 +660,7 @@ def messages(attacker: Attacker) -> str:
 
 
 ATTACKS: tuple[Attack, ...] = (
-    *(overflow, bring, garbage, raw, large, forged, leave, leave_page, never_read, slow_body, pictures),
+    *(overflow, bring, garbage, raw, large, forged, leave, leave_page, never_read, unread, slow_body, pictures),
     *(login, intruder, uploads, flood, sampling, messages),
 )
 

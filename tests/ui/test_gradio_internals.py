@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import importlib.util
 import inspect
 import re
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +18,11 @@ import gradio as gr
 import pydantic
 import pytest
 import uvicorn
-from gradio import http_server, processing_utils, queueing, route_utils, routes, tunneling
+from gradio import http_server, processing_utils, queueing, route_utils, routes, state_holder, tunneling
 from gradio.component_meta import ComponentMeta
 from gradio.components.base import Component
 from gradio.context import LocalContext
+from gradio.server_messages import ProcessCompletedMessage
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Match, Mount, Route
@@ -98,6 +99,7 @@ def test_python_names() -> None:
 def sessions(monkeypatch: pytest.MonkeyPatch) -> tuple[gr.Blocks, TestClient, list[str]]:
     """A page that keeps three sessions; its client; the addresses of new ones, of which there may be four."""
     monkeypatch.setattr(route_utils, "get_fn", route_utils.get_fn)  # put back afterwards
+    monkeypatch.setattr(state_holder, "SessionState", state_holder.SessionState)
     addresses: list[str] = []
 
     def count_new(address: str) -> None:
@@ -266,19 +268,66 @@ def test_every_class_in_the_style_sheets_is_ours_or_listed(frontend: str) -> Non
             assert uses(name, ours) or path.stem == "train", f"{path.name} uses .{name}: list it if it is Gradio's"
 
 
-def test_sessions_of_closed_pages_are_forgotten_after_a_while() -> None:
-    with gr.Blocks() as page:
-        gr.Textbox()
-    routes.App.create_app(page)
-    internals.forget_closed_sessions(page)
-    holder, now = page.state_holder, datetime.datetime.now()
-    long_ago = now - datetime.timedelta(seconds=internals.CLOSED_SESSION_SECONDS + 60)
-    for session, closed, used in (("open", False, long_ago), ("just closed", True, now), ("gone", True, long_ago)):
-        holder[session].is_closed = closed
-        holder.time_last_used[session] = used
-    holder.delete_all_expired_state()
-    assert set(holder.session_data) == set(holder.time_last_used) == {"open", "just closed"}
-    assert "session_data[session_hash].is_closed = True" in inspect.getsource(routes), "what tells a closed page"
+@pytest.mark.parametrize("lean", [True, False], ids=["ours", "control"])
+def test_a_session_holds_nothing_of_what_was_sent(sessions: Any, lean: bool, monkeypatch: Any) -> None:
+    page, client, _ = sessions
+    if not lean:
+        monkeypatch.setattr(state_holder, "SessionState", internals._Session.__base__)
+    secret = "a secret of mine"
+    asked = {"data": [secret], "fn_index": 0, "session_hash": "a"}
+    assert secret in client.post("/gradio_api/run/predict", json=asked).text
+    assert (secret in repr(vars(page.state_holder["a"]))) is not lean
+
+
+def sent(page: gr.Blocks, session: str, size: int, address: str = "203.0.113.7") -> Any:
+    """An event of the session whose result has so many bytes; nobody fetches it."""
+    request = SimpleNamespace(client=SimpleNamespace(host=address))
+    event = SimpleNamespace(session_hash=session, alive=True, _id="x", request=request)
+    page._queue.send_message(event, ProcessCompletedMessage(output={"data": ["x" * size]}, success=True))  # type: ignore[arg-type]
+    return event
+
+
+def begin(page: gr.Blocks, *names: str) -> dict[str, Any]:
+    """Open sessions in the queue, as joining it does; returns their messages, which change."""
+    pending: Any = page._queue.pending_messages_per_session
+    pending.max_size = 100
+    for name in names:
+        pending[name] = None
+    return pending
+
+
+@pytest.mark.parametrize("bounded", [True, False], ids=["bounded", "control"])
+def test_results_that_nobody_fetches_are_bounded(sessions: Any, bounded: bool, monkeypatch: Any) -> None:
+    page, _, _ = sessions
+    monkeypatch.setattr(internals, "UNREAD_BYTES", 10_000)
+    if bounded:
+        internals.limit_unread_results(page, limits.Limits(public=True))
+    pending = begin(page, "read", "other", *"abcdef")
+    for name in ("other", *"abcdef", "read"):
+        sent(page, name, 3000, "198.51.100.9" if name == "other" else "203.0.113.7")
+        if name != "read":
+            pending["read"].fetched = time.monotonic()  # its stream fetches one after the other
+    assert set(pending) == ({"other", "read", "f"} if bounded else {"other", "read", *"abcdef"})
+    assert pending["read"].get_nowait().output["data"] == ["x" * 3000] and pending["read"].size == 0
+    if bounded:
+        gone = sent(page, "a", 3000)
+        assert not gone.alive, "nothing more is computed for it"
+        for _ in range(20):  # one that fetches may get any number
+            assert sent(page, "read", 3000).alive and pending["read"].get_nowait()
+        sent(page, "f", 20_000)
+        assert set(pending) == {"other", "read"}, "nor may a single session have more"
+
+
+def test_results_that_are_not_fetched_for_minutes_are_dropped(sessions: Any) -> None:
+    page, _, _ = sessions
+    internals.limit_unread_results(page, limits.Limits(public=False))
+    pending = begin(page, *"abc")
+    for name in "ab":
+        sent(page, name, 10)
+    for name in "ac":
+        pending[name].fetched -= internals.UNREAD_SECONDS + 1
+    page.state_holder.delete_all_expired_state()
+    assert set(pending) == {"b", "c"}, "a session that has fetched all stays"
     called = "app.state_holder.delete_all_expired_state()"
     assert called in inspect.getsource(route_utils), "it is called on the instance, again and again"
 
