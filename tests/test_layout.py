@@ -152,6 +152,19 @@ def english_beside_the_texts(modules: Modules) -> list[str]:
     return found
 
 
+def toasts_elsewhere(modules: Modules) -> list[str]:
+    """Calls that show a toast, whose text Gradio renders as HTML, beside the module that escapes it."""
+    makers = {"Info", "Success", "Warning", "Error"}
+    return [
+        f"{name}: {ast.unparse(node)}"
+        for name, tree in modules.items()
+        if name != "adapter.ui.toasts"
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Call) and ast.unparse(node.func) in {f"gr.{maker}" for maker in makers})
+        or (isinstance(node, ast.ImportFrom) and node.module == "gradio" and makers & {a.name for a in node.names})
+    ]
+
+
 def ambient_state(modules: Modules) -> list[str]:
     """Context variables: who asks is an argument of the request."""
     return [name for name, tree in modules.items() if re.search(r"\bContextVar\(", ast.unparse(tree))]
@@ -168,7 +181,14 @@ def rooms_without_a_boundary(modules: Modules) -> list[str]:
     ]
 
 
-RULES = [arrows_upwards, circles, gradio_outside_of_the_page, files_that_say_nothing, ambient_state]
+RULES = [
+    arrows_upwards,
+    circles,
+    gradio_outside_of_the_page,
+    files_that_say_nothing,
+    toasts_elsewhere,
+    ambient_state,
+]
 
 
 @pytest.mark.parametrize("rule", [*RULES, rooms_without_a_boundary])
@@ -203,7 +223,10 @@ def test_the_pages_words_are_in_its_texts_only() -> None:
         (files_that_say_nothing, "adapter.serve.new", "import torch"),
         (ambient_state, "adapter.server.new", "import contextvars\nWHO = contextvars.ContextVar('who')"),
         (rooms_without_a_boundary, "adapter.new.__init__", '"""A room."""'),
-        (english_beside_the_texts, "adapter.ui.new", "gr.Warning('Something is wrong')"),
+        (toasts_elsewhere, "train.ui.new", "def tell(name):\n    gr.Info(name)"),
+        (toasts_elsewhere, "adapter.ui.new", "def tell(name):\n    raise gr.Error(name) from None"),
+        (toasts_elsewhere, "adapter.ui.new", "from gradio import Warning"),
+        (english_beside_the_texts, "adapter.ui.new", "gr.Button('Something is wrong')"),
     ],
 )
 def test_each_rule_finds_what_breaks_it(rule: Callable[[Modules], list[str]], name: str, source: str) -> None:

@@ -32,6 +32,7 @@ from adapter.server.connections import ImpatientProtocol
 from adapter.server.generation import client_of
 from adapter.server.limits import UNREAD_BYTES, Limits, RateLimited
 from adapter.ui.texts import page as texts
+from adapter.ui.toasts import refusal
 
 # Photographs that come with Gradio; one of them is an example in the empty chat.
 PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
@@ -91,7 +92,7 @@ class StrictBlocks(gr.Blocks):
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         if len(inputs) < len(block_fn.inputs):
-            raise gr.Error(texts.TOO_FEW_VALUES, print_exception=False)
+            raise refusal(texts.TOO_FEW_VALUES)
 
     async def preprocess_data(self, *values: Any, **more: Any) -> list[Any]:
         try:
@@ -99,7 +100,7 @@ class StrictBlocks(gr.Blocks):
         except (gr.Error, TypeError, ValueError, LookupError, AttributeError) as error:
             if isinstance(error, gr.Error) and not error.print_exception:
                 raise  # the page's own, a sentence for the visitor
-            raise gr.Error(texts.WRONG_VALUE, print_exception=False) from error
+            raise refusal(texts.WRONG_VALUE) from error
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
         """As Gradio's, which makes an update of an answer ten times as dear as its words are (6.31).
@@ -160,7 +161,7 @@ def refuse_remote_files() -> None:
     """Make Gradio refuse files that a request names by an http address; by itself it downloads them."""
 
     async def refuse(*_: object, **__: object) -> str:
-        raise gr.Error(texts.NOTHING_IS_FETCHED, print_exception=False)
+        raise refusal(texts.NOTHING_IS_FETCHED)
 
     processing_utils.async_ssrf_protected_download = refuse
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from adapter.errors import AdapterError
 from adapter.serve.settings import BASE_ONLY
-from adapter.server.generation import AdapterCatalog, EngineProvider, public_text
+from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import theme
 from adapter.ui.texts import page as texts
+from adapter.ui.toasts import toast
 
 # Options of event listeners.
 PRIVATE = {"api_visibility": "private"}
@@ -103,12 +103,7 @@ def refresh_periodically(
 
 def _toast_missing(names: str) -> None:
     for name in names.splitlines()[:_MAX_TOASTS]:
-        gr.Info(texts.adapter_gone(name), duration=8)
-
-
-def toast(error: AdapterError) -> None:
-    """Shows an error's message on the page that sent the current event."""
-    gr.Warning(public_text(error), duration=12)
+        toast(texts.adapter_gone(name))
 
 
 def _status(provider: EngineProvider) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gradio as gr
+from markdown_it import MarkdownIt
 
 from adapter.errors import AdapterError
 from adapter.server.generation import AdapterCatalog
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Updates of a message box while an answer is being streamed, and afterwards. Neither changes its text.
 SHOW_STOP_BUTTON = {"submit_btn": False, "stop_btn": True}
 SHOW_SUBMIT_BUTTON = {"submit_btn": True, "stop_btn": False}
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 _DESCRIPTION_CHARACTERS = 110  # on an adapter's card
 # The adapters that the panes of a comparison start with, where they exist.
 PREFERRED_ADAPTERS = ("pirate", "extract", "see")
@@ -66,16 +67,21 @@ def examples() -> list[ExampleCard]:
 
 
 def model_card(catalog: AdapterCatalog, name: str) -> str:
-    """The adapter's model card as Markdown that makes the browser load nothing."""
+    """The adapter's model card as HTML without anything that its author could style or make the browser load."""
     if not name:
         return texts.ABOUT_BASE
     try:
         text = catalog.card_text(name)
     except AdapterError:
         text = ""
-    # As a character reference: if the sign were removed, the one before it would take its place.
-    text = text.replace("![", "&#33;[").replace("<", "&lt;")
-    return re.sub(r"^(#+) ", r"##\1 ", text, flags=re.MULTILINE) or texts.NO_CARD
+    tokens = _MARKDOWN.parse(text or texts.NO_CARD)
+    for token in tokens:
+        if token.type.startswith("heading"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"  # below the headings of the page
+        for part in token.children or ():
+            if part.type == "link_open":
+                part.attrs |= {"target": "_blank", "rel": "noopener noreferrer"}
+    return _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
 
 
 def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:

@@ -79,9 +79,8 @@ KINDS |= {"BadPicture", "RateLimited", "InvalidConfig", "StaleEvent", "_Refused"
 DETAIL = {**dict.fromkeys(KINDS, 1), "_damaged": 2, "_broken": 2}
 SHOWN = {
     "LoadStatus",
-    "Error",
-    "Warning",
-    "Info",
+    "toast",
+    "refusal",
     "PlainTextResponse",
     "JSONResponse",
     "ApiError",
@@ -142,7 +141,7 @@ def test_no_text_for_browsers_repeats_an_exception(path: Path) -> None:
         ('reason = first_line(error)\n    raise LoadError("No." + reason) from error', True),
         ('raise _broken(folder, f"is damaged ({error})") from error', True),
         ('status = LoadStatus("failed", str(error))', True),
-        ("raise gr.Error(str(error)) from None", True),
+        ("raise refusal(str(error)) from None", True),
     ],
 )
 def test_the_rule_finds_what_breaks_it(body: str, repeated: bool) -> None:

@@ -17,14 +17,16 @@ from adapter.server.generation import public_text
 from adapter.ui import theme
 from adapter.ui.answer_stream import ChatAnswers
 from adapter.ui.status import Picker
+from adapter.ui.toasts import refusal, toast
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 
 
-def test_errors_for_a_browser_have_no_detail_and_no_markup() -> None:
-    assert (
-        public_text(LoadError("Adapter 'a' is not <b>JSON</b>.", "/home/me/a"))
-        == "Adapter 'a' is not &lt;b&gt;JSON&lt;/b&gt;."
-    )
+def test_errors_for_a_browser_have_no_detail_and_no_markup(toasts: list[str]) -> None:
+    shown = "Adapter 'a' is not &lt;b&gt;JSON&lt;/b&gt;."
+    error = LoadError("Adapter 'a' is not <b>JSON</b>.", "/home/me/a")
+    toast(error)
+    toast(str(error))
+    assert toasts == [shown, shown] and public_text(error) == shown and refusal(error).message == shown
 
 
 def test_cards_are_grouped_and_never_blank() -> None:
@@ -57,13 +59,14 @@ def test_cards_describe_adapters() -> None:
 def test_a_model_card_loads_nothing_into_the_browser() -> None:
     catalog = FakeCatalog()
     card = theme.model_card(catalog, "poet")
-    assert card.startswith("### poet") and "as trained" in card
-    assert "![" not in card and "<img" not in card
+    assert "<h3>poet</h3>" in card and "as trained" in card and "<img" not in card
     assert "without a card" in theme.model_card(catalog, "see")
     assert "frozen base" in theme.model_card(catalog, "")
     assert "without a card" in theme.model_card(catalog, "gone")
-    catalog.card_text = lambda name: "!![x](http://far.away/x.png) !!!![y][z] \\![w](http://far.away)"  # type: ignore[method-assign]
-    assert "![" not in theme.model_card(catalog, "poet")
+    hostile = "!![x](http://far.away/x.png) ![y][z] \\![w](javascript:a) <img src=x>\n\n[z]: http://far.away"
+    catalog.card_text = lambda name: hostile  # type: ignore[method-assign]
+    card = theme.model_card(catalog, "poet")
+    assert "<img" not in card and 'href="javascript' not in card and card.count("<a href") == 2
 
 
 def test_dropdowns_start_with_the_preferred_adapters() -> None:

@@ -27,8 +27,9 @@ from adapter.method.config import check_name
 from adapter.serve.settings import BASE_ONLY
 from adapter.server.generation import AdapterCatalog, browser_text
 from adapter.ui import theme
-from adapter.ui.status import FRAME_SECONDS, toast
+from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as page_texts
+from adapter.ui.toasts import refusal, toast
 from train.ui import texts
 from train.ui.charts import run_html
 from train.ui.data_upload import Preview, TrainingData, make_preview, open_sample, open_upload
@@ -100,7 +101,7 @@ class TrainEvents:
         """The path of a file with the rows that were typed: line for line, so that an error's line is a row's."""
         lines = [[str(cell or "").strip() for cell in row] for row in rows]
         if not any(map(any, lines)):
-            raise gr.Error(texts.NO_ROWS, print_exception=False)
+            raise refusal(texts.NO_ROWS)
         named = (dict(zip((texts.QUESTION, texts.ANSWER_COLUMN), cells, strict=False)) for cells in lines)
         return write_rows([json.dumps(row) if any(row.values()) else "" for row in named], texts.TYPED_NAME)
 

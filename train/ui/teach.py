@@ -22,9 +22,10 @@ from adapter.serve.settings import Settings
 from adapter.server.generation import EngineProvider, client_of
 from adapter.ui.answer_stream import build_request
 from adapter.ui.chat.corrections import BROWSER_SECRET, FILE_NAME, CorrectionsPanel, checked
-from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, toast
+from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
 from adapter.ui.theme import ellipsize
+from adapter.ui.toasts import toast
 from train.ui import texts
 from train.ui.charts import progress_html
 from train.ui.events import SettingsValues, TrainEvents, write_rows

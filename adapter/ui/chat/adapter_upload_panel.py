@@ -17,8 +17,9 @@ from adapter.serve.settings import BASE_ONLY
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.loader import import_libraries
 from adapter.ui import theme
-from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED, Picker, toast
+from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
+from adapter.ui.toasts import toast
 
 if TYPE_CHECKING:
     from adapter.serve.store import AdapterStore
@@ -62,7 +63,7 @@ def adapter_upload_panel(
         message = (
             texts.adapter_uploaded(uploaded.name) if uploaded.new else texts.adapter_already_here(uploaded.name)
         )
-        gr.Info(message, duration=6)
+        toast(message, 6)
         choices = theme.picker_choices(catalog)
         return None, "", picker.update(choices, uploaded.name), *[other.update(choices, None) for other in others]
 

@@ -20,6 +20,7 @@ from adapter.ui.conversation import History
 from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.json_table import table_html, text_of_table
 from adapter.ui.texts import page as texts
+from adapter.ui.toasts import refusal
 
 WORD_JOINER = "\u2060"  # invisible, and allows no line break
 # The beginning of a tag, an entity, a picture, a Mermaid diagram or LaTeX. A character that is already followed by
@@ -81,7 +82,7 @@ def _preprocess(self: gr.Chatbot, payload: Any) -> Any:
     """
     for message in payload.root if payload is not None else ():
         if any(block.type not in ("text", "file") for block in message.content):
-            raise gr.Error(texts.NOT_A_CONVERSATION, print_exception=False)
+            raise refusal(texts.NOT_A_CONVERSATION)
     return _map_texts(gr.Chatbot.preprocess(self, payload), _from_browser)
 
 

@@ -28,6 +28,7 @@ from adapter.ui.answer_stream import build_request, uses_picture
 from adapter.ui.images import open_upload
 from adapter.ui.status import MODEL, REDRAW_SECONDS
 from adapter.ui.texts import page as texts
+from adapter.ui.toasts import refusal
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None
             for _ in wait_for(provider):
                 pass
         except AdapterError as error:
-            raise gr.Error(public_text(error), print_exception=False) from None
+            raise refusal(error) from None
         return [_describe(catalog, name) for name in catalog.names()]
 
     with gr.Column(visible=False):
@@ -142,7 +143,7 @@ def stream_answer(
                     yield text
         yield text
     except AdapterError as error:
-        raise gr.Error(public_text(error), print_exception=False) from None
+        raise refusal(error) from None
     except Exception:
         log.exception("an API call failed")
-        raise gr.Error(texts.FAILED, print_exception=False) from None
+        raise refusal(texts.FAILED) from None

@@ -27,8 +27,9 @@ from adapter.ui.chat.command_line import command_line
 from adapter.ui.chat.conversation_json import Packed
 from adapter.ui.conversation import History
 from adapter.ui.conversation_states import CLEAR_STEP, ConversationStates, StaleEvent
-from adapter.ui.status import QUEUED, UNQUEUED, toast
+from adapter.ui.status import QUEUED, UNQUEUED
 from adapter.ui.texts import page as texts
+from adapter.ui.toasts import refusal, toast
 
 SAVE_SECONDS = 2.0  # between two saves while an answer is being streamed
 WAIT_SECONDS = 60.0  # for the adapters of a server that has just started
@@ -121,7 +122,7 @@ class ConversationStore:
             if first or not streaming:
                 stored["pictures"] = packed.pictures(sent.paths)
             if packed.dropped and not dropped:
-                gr.Info(texts.not_kept_by_browser(packed.dropped), duration=8)
+                toast(texts.not_kept_by_browser(packed.dropped))
             dropped = packed.dropped
             return _numbered(stored, number), self._command_line(history)
 
@@ -175,7 +176,7 @@ class ConversationStore:
             js=f"(...values) => window.chatPage.storeSettings({names}, values)",
             **UNQUEUED,
         )
-        self._storage_full.click(lambda: gr.Info(texts.STORAGE_FULL, duration=8), **QUEUED)
+        self._storage_full.click(lambda: toast(texts.STORAGE_FULL), **QUEUED)
         imported = [chat, self.number, *self.outputs, self.panel, *pickers, self._from_browser]
         uploaded = self._import.upload(self.import_file, [self._import, self.number, *panel], imported, **QUEUED)
         uploaded.then(self.toast_missing, self._from_browser, None, **QUEUED)
@@ -228,12 +229,12 @@ class ConversationStore:
                     if packed:
                         history, sent = conversation_json.from_link(packed)
                         values |= sent
-                        gr.Info(texts.LINK_OPENED, duration=8)
+                        toast(texts.LINK_OPENED)
                 except BadInput as error:
                     toast(error)
                 number = str(self.states.finish(change))
         except StaleEvent as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refusal(str(error)) from error
         box = gr.skip() if loading else gr.update(**theme.SHOW_SUBMIT_BUTTON)
         shown = history, self._command_line(history), number, answer, box
         return _selected(values), *shown, *self._panel(values, panel, number)
@@ -245,7 +246,7 @@ class ConversationStore:
         while names and self._catalog_is_loading() and time.monotonic() < deadline:
             time.sleep(0.25)
         for name in sorted(set(names) - set(self.catalog.names())):
-            gr.Info(texts.adapter_missing(name), duration=8)
+            toast(texts.adapter_missing(name))
 
     def _catalog_is_loading(self) -> bool:
         return not self.catalog.names() and self.provider.status().state == "loading"
@@ -264,14 +265,17 @@ class ConversationStore:
                 number = str(self.states.finish(change))
         except StaleEvent as error:
             return gr.skip(), refuse(error), *unchanged[1:], ""
-        except (BadInput, OSError) as error:
-            toast(error if isinstance(error, BadInput) else AdapterError(UPLOAD_NOT_KEPT))
+        except BadInput as error:
+            toast(error)
+            return gr.skip(), *unchanged, ""
+        except OSError:
+            toast(AdapterError(UPLOAD_NOT_KEPT))
             return gr.skip(), *unchanged, ""
         stored, packed = conversation_json.to_browser(history, {})
         if imported.dropped:
-            gr.Info(texts.not_imported(imported.dropped), duration=8)
+            toast(texts.not_imported(imported.dropped))
         if packed.dropped:
-            gr.Info(texts.not_kept_by_browser(packed.dropped), duration=8)
+            toast(texts.not_kept_by_browser(packed.dropped))
         values = conversation_json.from_stored_settings(imported.settings)
         stored |= {"pictures": packed.pictures(), "imported": True}
         outputs = _numbered(stored, number), self._command_line(history)
@@ -299,11 +303,11 @@ class ConversationStore:
     def export(self, history: History, **settings: Any) -> str:
         try:
             if not history:
-                gr.Info(texts.NOTHING_TO_EXPORT, duration=4)
+                toast(texts.NOTHING_TO_EXPORT, 4)
                 return ""
             file, dropped = conversation_json.to_file(history, Settings.checked(settings))
             if dropped:
-                gr.Info(texts.not_in_file(dropped), duration=8)
+                toast(texts.not_in_file(dropped))
             return file
         except AdapterError as error:
             toast(error)
@@ -340,12 +344,12 @@ def _numbered(stored: Any, number: str) -> str:
 
 def _toast_link(address: str, copied: str) -> None:
     if address:
-        gr.Info(texts.LINK_COPIED if copied else texts.link_to_copy(address), duration=8 if copied else 60)
+        toast(texts.LINK_COPIED if copied else texts.link_to_copy(address), 8 if copied else 60)
 
 
 def refuse(error: StaleEvent) -> Any:
     """Shows why an event changes nothing; returns an update of the number that the page should take over."""
-    gr.Info(str(error), duration=6)
+    toast(str(error), 6)
     return gr.skip() if error.number is None else str(error.number)
 
 

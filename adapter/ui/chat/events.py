@@ -34,9 +34,10 @@ from adapter.ui.conversation import History, Variant
 from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.images import BadPicture
 from adapter.ui.inside.panel import inspect_newest
-from adapter.ui.status import FRAME_SECONDS, toast
+from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
+from adapter.ui.toasts import toast
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def read_message(message: dict[str, Any] | None) -> tuple[str, str | None] | Non
     message = message or {}
     text, files = (message.get("text") or "").strip(), message.get("files") or []
     if not text and not files:
-        gr.Info(texts.NOTHING_TO_SEND, duration=4)
+        toast(texts.NOTHING_TO_SEND, 4)
         return None
     check_length(text)
     return text or texts.DEFAULT_QUESTION, files[-1] if files else None
@@ -381,7 +382,7 @@ class ChatEvents:
         if switch_to is not None and (name := switch_to()) is not None:
             switched = {"adapter": name}
             if name != settings.adapter and settings.mix:
-                gr.Info(texts.not_taken_along(settings.mix), duration=6)
+                toast(texts.not_taken_along(settings.mix), 6)
                 switched["mix"] = BASE_ONLY
             settings = settings.replace(**switched)
             yield switched

@@ -26,6 +26,7 @@ from adapter.ui.inside.panel import inside_panel
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
+from adapter.ui.toasts import toast
 
 # Components by the name of their setting: the `inputs_kwargs` of an event listener.
 SettingsInputs = dict[str, Any]
@@ -98,7 +99,7 @@ def chat_tab(
                 strength = gr.Slider(**slider("strength"), label=texts.STRENGTH, info=texts.STRENGTH_INFO)
                 own = gr.Column(elem_id="own-adapter")
                 with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
-                    about = gr.Markdown(theme.model_card(catalog, BASE_ONLY))
+                    about = gr.HTML(theme.model_card(catalog, BASE_ONLY))
                 with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
                     choices = theme.short_choices(theme.picker_choices(catalog), texts.NO_MIX)
                     mix = gr.Dropdown(choices, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
@@ -163,13 +164,13 @@ def _choose_alone(mix: str | None) -> Any:
     """Another adapter is chosen: what was mixed into the one before does not follow it."""
     if not mix:
         return gr.skip()
-    gr.Info(texts.not_taken_along(mix), duration=6)
+    toast(texts.not_taken_along(mix), 6)
     return BASE_ONLY
 
 
 def _note_button(elem_id: str, text: str) -> None:
     """A hidden button whose click, by a script, shows a note."""
-    gr.Button(visible="hidden", elem_id=elem_id).click(lambda: gr.Info(text, duration=6), **QUEUED)
+    gr.Button(visible="hidden", elem_id=elem_id).click(lambda: toast(text, 6), **QUEUED)
 
 
 def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:

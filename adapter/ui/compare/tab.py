@@ -26,8 +26,9 @@ from adapter.ui.comparison import Pane, answer_together, mark
 from adapter.ui.conversation import History
 from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.images import BadPicture, open_upload
-from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker, toast
+from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
+from adapter.ui.toasts import toast
 
 if TYPE_CHECKING:
     from adapter.serve.request import Client, GenerationRequest

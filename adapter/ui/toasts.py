@@ -1,0 +1,30 @@
+"""Toasts: every note, warning and refusal that a visitor sees for some seconds.
+
+Gradio renders their text as HTML, and its sanitizer keeps pictures, forms and styles.
+"""
+
+from __future__ import annotations
+
+import html
+
+import gradio as gr
+
+from adapter.errors import AdapterError
+from adapter.server.generation import browser_text
+
+
+def toast(what: AdapterError | str, seconds: float = 8) -> None:
+    """Shows a note, or an error's sentence as a warning, on the page that sent the current event."""
+    if isinstance(what, AdapterError):
+        gr.Warning(_escape(browser_text(what)), duration=12)
+    else:
+        gr.Info(_escape(what), duration=seconds)
+
+
+def refusal(why: AdapterError | str) -> gr.Error:
+    """The exception that ends an event with a toast."""
+    return gr.Error(_escape(browser_text(why) if isinstance(why, AdapterError) else why), print_exception=False)
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=False)

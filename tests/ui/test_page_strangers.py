@@ -1,0 +1,71 @@
+"""What strangers wrote, in a real browser: a link, a file and a card load nothing and lie over nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapter.serve.settings import Settings
+from adapter.serve.store import SHIPPED
+from adapter.ui import conversation
+from adapter.ui.chat import conversation_json
+from adapter.ui.texts import page as texts
+from tests.browser import Visitor
+from tests.ui.chat.test_page_storage import import_file, open_conversation_panel
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+STRANGER = "http://stranger.example/x.png"
+NAME = f'<img src="{STRANGER}"><a href="{STRANGER}" style="position:fixed;inset:0">x</a>'
+CARD = f"""# A card
+![x]({STRANGER}) [![y]({STRANGER})]({STRANGER}) {NAME} [z](javascript:window.hacked=1)
+
+| measure | value |
+|---------|-------|
+| score   | 1     |
+
+```mermaid
+flowchart TD
+  A@{{ img: "{STRANGER}", label: "x", pos: "t", w: 60, h: 60 }}
+```
+"""
+# Whatever may load something, or lie over the page.
+MARKUP = ":is(img, svg, form, iframe, [style])"
+
+
+@pytest.mark.parametrize("way", ["link", "file"])
+def test_an_adapters_name_is_text(visit: Callable[..., Visitor], url: str, way: str, tmp_path: Path) -> None:
+    visitor = visit()
+    settings = Settings(adapter=NAME)
+    history = [*conversation.user_turn("hi"), conversation.answer("ho")]
+    if way == "link":
+        visitor.page.goto(f"{url}#chat={conversation_json.to_link(history, settings)}")
+    else:
+        file = json.loads(conversation_json.to_file(history, settings)[0])
+        (tmp_path / "c.json").write_text(json.dumps(file))
+        open_conversation_panel(visitor)
+        import_file(visitor, tmp_path / "c.json")
+    toast = visitor.page.get_by_test_id("toast-text").filter(has_text=texts.adapter_missing(NAME))
+    toast.wait_for()
+    assert toast.locator(f":scope {MARKUP}, :scope a").count() == 0
+
+
+def test_a_card_is_text_and_tables(visit: Callable[..., Visitor], adapters: Path) -> None:
+    shutil.copytree(SHIPPED / "pirate", adapters / "guest")
+    (adapters / "guest" / "README.md").write_text(CARD)
+    try:
+        visitor = visit()
+        visitor.page.locator('#picker input[value="guest"]').wait_for()
+        visitor.pick("guest")
+        visitor.page.get_by_role("button", name=texts.ABOUT).click()
+        card = visitor.page.locator("#about .prose").filter(has_text="A card")
+        card.locator("td").first.wait_for()
+        assert card.locator("h3").inner_text() == "A card" and card.locator("code.language-mermaid").count() == 1
+        assert card.locator(MARKUP).count() == 0
+        for link in card.locator("a").all():
+            assert link.get_attribute("href") == STRANGER and link.get_attribute("rel") == "noopener noreferrer"
+    finally:
+        shutil.rmtree(adapters / "guest")
