@@ -5,7 +5,7 @@ files; knows nothing of where the numbers come from or what becomes of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,11 +51,24 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         return {name: folder / file for name, file in names.items()}
     if not whole.is_file():
         return {}
-    with open_tensors(whole) as tensors:
+    with _open(whole) as tensors:
         return dict.fromkeys(tensors.keys(), whole)
 
 
-def open_tensors(file: Path) -> Any:
+def stored_tensors(files: Mapping[str, Path], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors in order, each read from its file when it is asked for.
+
+    Raises OSError, KeyError or SafetensorError if one is not there.
+    """
+    opened: dict[Path, Any] = {}
+    for name in names:
+        file = files[name]
+        if file not in opened:
+            opened[file] = _open(file)
+        yield name, opened[file].get_tensor(name)
+
+
+def _open(file: Path) -> Any:
     """An open safetensors file, whose tensors are read into memory of their own, not mapped.
 
     A mapped file counts whole against the limits of a process's memory as long as one of its tensors lives, and

@@ -1,7 +1,4 @@
-"""The frozen base: load it, quantise it, run it with adaption prompts as arguments.
-
-Knows LLaMA models and their tokenizers; knows nothing of adapters on disk, images or conversations.
-"""
+"""The frozen base: loading, quantising, and running it with adaption prompts as arguments of the call."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import hashlib
 import logging
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from adapter.base import embedded, memory, resolve
 from adapter.base.decoder import adapt
-from adapter.base.hf_folder import WEIGHT_FILES, open_tensors, tensor_files, tensor_shapes
+from adapter.base.hf_folder import WEIGHT_FILES, stored_tensors, tensor_files, tensor_shapes
+from adapter.base.packed.integer_product import compile_problem
 from adapter.base.packed.quantize import pack, quantize_linears
 from adapter.errors import LoadError, first_line
 from adapter.method.attention import PromptKV
@@ -145,6 +144,8 @@ def load_base(
     chosen, why = quantization, "as asked"
     if quantization == "auto":
         chosen, why = memory.choose_quantization(config, device, dtype)
+        if chosen == "packed" and (problem := compile_problem()):
+            chosen, why = "none", f"packed products cannot be compiled here ({problem})"
     log.info("Loading %s on %s as %s: %s", label, device, dtype if chosen == "none" else chosen, why)
     memory.require(label, config, chosen, device, dtype)
     source = _source(name_or_path, foreign)
@@ -152,21 +153,7 @@ def load_base(
     tokenizer = _load(AutoTokenizer, source, name_or_path)
     model = _load_packed(source, name_or_path, config, dtype) if chosen == "packed" else None
     if model is None:
-        is_plain = not getattr(config, "quantization_config", None)
-        model, info = _load(
-            AdaptedLlama,
-            source,
-            name_or_path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=_ATTENTION,
-            device_map={"": device},
-            quantization_config=_bitsandbytes(chosen, dtype),
-            output_loading_info=True,
-        )
-        # transformers makes up what is missing. Formats of other quantisers have tensors that need not be stored.
-        if is_plain and (missing := info["missing_keys"]):
-            raise _not_loaded(source, name_or_path, ValueError(f"{min(missing)} is not among its weights."))
+        model = _load_by_transformers(source, name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(model, tokenizer, name_or_path)
     if chosen == "packed":
@@ -193,14 +180,14 @@ def _load_packed(source: str, name: str, config: LlamaConfig, dtype: torch.dtype
         if shapes.keys().isdisjoint(files):
             return None
         if missing := shapes.keys() - files.keys():
-            raise ValueError(f"{min(missing)} is not among its weights.")
-        opened = {file: open_tensors(file) for file in set(files.values())}
+            raise _wrong_weight(name, min(missing), "is not among its weights")
         # The largest first, while there is room for their unpacked form.
         largest_first = sorted(shapes, key=lambda name: math.prod(shapes[name]), reverse=True)
-        for tensor in tqdm(largest_first, "Loading weights", disable=None):
-            weight = opened[files[tensor]].get_tensor(tensor)
+        stored = stored_tensors(files, largest_first)
+        for tensor, weight in tqdm(stored, "Loading weights", len(shapes), disable=None):
             if tuple(weight.shape) != shapes[tensor]:
-                raise ValueError(f"{tensor} has shape {tuple(weight.shape)}, not {shapes[tensor]}.")
+                raise _wrong_weight(name, tensor, f"has shape {tuple(weight.shape)}, not {shapes[tensor]}")
+            _require_finite(name, tensor, weight)
             _set_weight(model, tensor, weight, dtype)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _not_loaded(source, name, error) from error
@@ -208,6 +195,31 @@ def _load_packed(source: str, name: str, config: LlamaConfig, dtype: torch.dtype
     model.tie_weights()
     with contextlib.suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _load_by_transformers(
+    source: str, name: str, config: LlamaConfig, quantization: str, device: str, dtype: torch.dtype
+) -> AdaptedLlama:
+    model, info = _load(
+        AdaptedLlama,
+        source,
+        name,
+        config=config,
+        dtype=dtype,
+        attn_implementation=_ATTENTION,
+        device_map={"": device},
+        quantization_config=_bitsandbytes(quantization, dtype),
+        output_loading_info=True,
+    )
+    # transformers makes up what is missing. Formats of other quantisers have tensors that need not be stored.
+    if not getattr(config, "quantization_config", None) and (missing := info["missing_keys"]):
+        raise _wrong_weight(name, min(missing), "is not among its weights")
+    tensors: Iterable[tuple[str, Tensor]] = model.state_dict().items()
+    if quantization != "none" and (files := _local_files(source)):
+        tensors = stored_tensors(files, files)  # bitsandbytes' kernels make finite codes of NaN
+    for tensor, values in tensors:
+        _require_finite(name, tensor, values)
     return model
 
 
@@ -274,16 +286,20 @@ def base_weight(name_or_path: str, tensor: str) -> Tensor:
 def _stored(source: str, name: str) -> Tensor | None:
     """One tensor of a base's safetensors in a folder or in the Hub's cache; None if it is not found."""
     try:
-        folder = Path(source)
-        if not folder.is_dir():
-            config = try_to_load_from_cache(source, "config.json")
-            if not isinstance(config, str | Path):
-                return None
-            folder = Path(config).parent
-        with open_tensors(tensor_files(folder)[name]) as tensors:
-            return tensors.get_tensor(name)
+        return dict(stored_tensors(_local_files(source), [name]))[name]
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
+
+
+def _local_files(source: str) -> dict[str, Path]:
+    """The safetensors file of each tensor in a folder or in the Hub's cache; empty if there is none."""
+    folder = Path(source)
+    if not folder.is_dir():
+        config = try_to_load_from_cache(source, "config.json")
+        if not isinstance(config, str | Path):
+            return {}
+        folder = Path(config).parent
+    return tensor_files(folder)
 
 
 def _source(name_or_path: str, foreign: resolve.ForeignBase | None = None) -> str:
@@ -342,6 +358,20 @@ def _not_loaded(source: str, name: str, error: BaseException) -> LoadError:
     else:
         remedy = "Check the name and the network, or give a folder."
     return LoadError(f"Cannot load the base '{base_label(name)}'. {remedy}", f"{name}: {first_line(error)}")
+
+
+def _wrong_weight(name: str, tensor: str, what: str) -> LoadError:
+    return LoadError(
+        f"Cannot load the base '{base_label(name)}': {tensor} {what}. Get its files again, or use another base.",
+        name,
+    )
+
+
+def _require_finite(name: str, tensor: str, values: Tensor) -> None:
+    if not values.is_floating_point() or values.itemsize == 1 or not values.numel():
+        return  # aminmax, which is many times as fast as isfinite, has no eight-bit floats of other quantisers
+    if not all(bound.isfinite() for bound in values.aminmax()):  # NaN if there is one
+        raise _wrong_weight(name, tensor, "holds numbers that are not finite")
 
 
 def _memory(model: torch.nn.Module) -> int:

@@ -63,7 +63,8 @@ class OfficialV2:
         by_kind = self._by_kind()
         prompts, gates = self._prompts(base, by_kind["gate"])
         length = prompts.shape[1]
-        state = {"prompts": prompts, "gates": gates, **self._projection(by_kind["visual"], length)}
+        projection = {f"projection.{name}": tensor for name, tensor in by_kind["visual"].items()}
+        state = {"prompts": prompts, "gates": gates, **projection}
         tuning = self._tuning_config(by_kind, intermediate_size)
         config = AdapterConfig(
             base=base,
@@ -116,10 +117,13 @@ class OfficialV2:
                 f"'{self.path.name}' does not fit {base.name}: its prompts are {tuple(rows.shape)}, hidden_size "
                 f"is {base.hidden_size}. Name the base that it was made for with --base."
             )
-        # All layers may have a gate though only the topmost have prompts.
-        count = next((n for n in range(len(layers), 0, -1) if len(rows) % n == 0 and n >= len(layers) - 1), 0)
+        # All layers may have a gate though only the topmost have prompts, as many as visual queries.
+        queries = self.tensors.get("visual_query.weight")
+        possible = [len(layers), len(layers) - 1] if queries is None else [len(rows) // max(len(queries), 1)]
+        count = next((n for n in possible if 0 < n <= len(layers) and len(rows) % n == 0), 0)
         if not count:
-            raise broken(self.path, f"its {len(rows)} prompts cannot be shared out among {len(layers)} layers")
+            of = "" if queries is None else f" by {len(queries)} visual queries"
+            raise broken(self.path, f"its {len(rows)} prompts cannot be shared out among {len(layers)} layers{of}")
         active = []
         for layer in layers[len(layers) - count :]:
             gate = gates[f"layers.{layer}.attention.gate"].flatten().tanh()
@@ -144,12 +148,6 @@ class OfficialV2:
             blocks=len(blocks),
             heads=heads,
         )
-
-    def _projection(self, visual: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
-        queries = visual.get("visual_query.weight")
-        if queries is not None and len(queries) != length:
-            raise broken(self.path, f"it has {len(queries)} visual queries and {length} prompts a layer")
-        return {f"projection.{name}": tensor for name, tensor in visual.items()}
 
     def _tuning_config(
         self, by_kind: Mapping[str, Mapping[str, Tensor]], intermediate_size: int

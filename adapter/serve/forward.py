@@ -5,6 +5,7 @@ Knows tensors; knows nothing of requests.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 
 from adapter.base.llama import Base
+from adapter.errors import first_line
 from adapter.method.attention import PromptKV
 from adapter.serve.compiled.forward import CompiledPass, Entry
 from adapter.serve.device import to_device
 from adapter.serve.kv_cache import KVCache, Slot, round_to_blocks
+
+log = logging.getLogger(__name__)
 
 # Prompts are padded and masked to a multiple of this, for the same reason as adapter.serve.kv_cache.BLOCK.
 _PROMPT_MULTIPLE = 16
@@ -54,7 +58,12 @@ class Forward(Protocol):
 
 def make_forward(base: Base, threads: int) -> Forward:
     """The fastest forward pass for a base; threads: at most so many on a CPU."""
-    return CompiledForward(base, threads) if CompiledPass.suits(base) else TorchForward(base)
+    if CompiledPass.suits(base):
+        try:
+            return CompiledForward(base, threads)
+        except Exception as error:  # numba and LLVM raise nearly anything where they cannot compile
+            log.warning("The layers cannot be compiled here, and torch computes them: %s", first_line(error))
+    return TorchForward(base)
 
 
 class CompiledForward:
@@ -64,10 +73,10 @@ class CompiledForward:
 
     def __init__(self, base: Base, threads: int) -> None:
         self._run = CompiledPass(base, threads)
-        self._layers = base.model.config.num_hidden_layers
+        self._base = base
 
     def prepare(self, prompts: PromptKV | None) -> Entry:
-        return Entry(prompts, self._layers)
+        return Entry(prompts, self._base)
 
     def stack(self, prepared: Sequence[Entry]) -> Sequence[Entry]:
         return list(prepared)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
+import shutil
 import weakref
 from itertools import product
 from pathlib import Path
@@ -12,16 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
 from torch.testing import assert_close
 
-from adapter.base import llama, memory
+from adapter.base import embedded, llama, memory
 from adapter.base.llama import AdaptedLlama, load_base
 from adapter.base.memory import DeviceMemory
-from adapter.base.packed import quantize
+from adapter.base.packed import integer_product, quantize
 from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError, with_detail
 from tests.base.packed.test_quantize import four_bit_weight
+from tests.base.test_gguf_file import write as write_gguf
+from tests.meta_llama import Meta, sentencepiece_model
 from tests.tiny_models import random_adapter, random_llama
 
 PROMPT = (Message("user", "Name three colours."),)
@@ -201,22 +206,76 @@ def test_a_base_of_other_files_is_read_by_transformers(tiny_base, tmp_path):
     )
 
 
+BROKEN = "model.layers.2.mlp.up_proj.weight"
+
+
+def with_number(number: float):
+    def change(tensors):
+        tensors[BROKEN][3, 5] = number
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda tensors: tensors.pop(BROKEN), "is not among its weights"),
+        (lambda tensors: tensors.update({BROKEN: torch.zeros(3, 4)}), r"has shape \(3, 4\), not|size|shape"),
+        (with_number(math.nan), "holds numbers that are not finite"),
+        (with_number(-math.inf), "holds numbers that are not finite"),
+    ],
+    ids=["missing", "misshapen", "nan", "infinite"],
+)
 @pytest.mark.parametrize("quantization", ["auto", "none", "int8", "nf4"])
-def test_a_missing_or_misshapen_weight_is_an_error(quantization, tiny_base, tmp_path):
-    """transformers fills a missing one with random numbers."""
-    save_tiny(tiny_base, tmp_path)
+def test_a_broken_weight_is_an_error_that_names_it(quantization, damage, sentence, four_bit_head, tmp_path):
+    """transformers fills a missing one with random numbers, and bitsandbytes makes numbers of NaN."""
+    shutil.copytree(four_bit_head, tmp_path, dirs_exist_ok=True)
     tensors = load_file(tmp_path / "model.safetensors")
-    name = "model.layers.2.mlp.up_proj.weight"
-    del tensors[name]
+    damage(tensors)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(LoadError) as caught:
+    if "shape" in sentence and quantization in ("int8", "nf4"):
+        pytest.skip("transformers takes any shape")
+    with pytest.raises(LoadError, match=sentence if quantization == "auto" else None) as caught:
         load_base(str(tmp_path), quantization, "cpu")
-    assert f"{name} is not among its weights" in with_detail(caught.value)
-    if quantization in ("auto", "none"):  # of the others transformers takes any shape
-        save_file({**tensors, name: torch.zeros(3, 4)}, tmp_path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(LoadError) as caught:
-            load_base(str(tmp_path), quantization, "cpu")
-        assert re.search("size|shape", with_detail(caught.value))
+    assert re.search(sentence, with_detail(caught.value)), caught.value
+    assert "shape" in sentence or BROKEN in str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["embedded", "pickle", "Meta", "GGUF"])
+def test_a_weight_that_is_not_finite_is_found_in_every_format(format, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_ADAPTER_CACHE", str(tmp_path / "cache"))
+    name, broken = str(tmp_path / "base"), "model.layers.1.self_attn.v_proj.weight"
+    if format == "Meta":
+        written = Meta({"dim": 32, "n_heads": 4, "n_layers": 3, "multiple_of": 16, "vocab_size": -1}, 340).filled()
+        written.tensors["layers.1.attention.wv.weight"][2, 3] = math.nan
+        written.write(tmp_path / "base")
+    elif format == "GGUF":
+        model = random_llama(vocab_size=340)
+        model.model.layers[1].self_attn.v_proj.weight[2, 3] = math.nan
+        pieces = SentencePieceProcessor(model_file=str(sentencepiece_model(tmp_path / "pieces")))
+        name = str(write_gguf(tmp_path / "base.gguf", model, pieces))
+    else:
+        model = random_llama()
+        model.model.layers[1].self_attn.v_proj.weight[2, 3] = math.nan
+        model.save_pretrained(name)
+        tiny_base.tokenizer.save_pretrained(name)
+        if format == "pickle":
+            torch.save(load_file(tmp_path / "base" / "model.safetensors"), tmp_path / "base" / "pytorch_model.bin")
+            (tmp_path / "base" / "model.safetensors").unlink()
+        else:
+            monkeypatch.setattr(embedded, "base_folder", lambda: tmp_path / "base")
+            name = embedded.BASE
+    with pytest.raises(LoadError, match=f"{broken} holds numbers that are not finite"):
+        load_base(name, device="cpu")
+
+
+def test_where_packed_products_cannot_be_compiled_torch_multiplies(tiny_folder, monkeypatch, caplog):
+    monkeypatch.setattr(integer_product, "compile_products", lambda: 1 / 0)
+    with caplog.at_level(logging.INFO, "adapter"):
+        base = load_base(str(tiny_folder), device="cpu")
+    assert base.quantization == "none" and base.model(input_ids=torch.arange(9)[None]).logits.isfinite().all()
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "packed products cannot be compiled here (division by zero)" in line
 
 
 def check_rows_of_linears(base, exact):

@@ -182,6 +182,15 @@ def test_the_vision_config_is_that_of_the_release(multi_head, tmp_path):
     )
 
 
+def test_visual_queries_tell_the_number_of_layers(multi_head, tmp_path):
+    """Twelve prompts are three a layer in the four layers that have a gate, or four a layer in three of them."""
+    tensors = random_v2(to_meta_order(meta_weights(multi_head[0])), False, True)
+    tensors |= {"adapter_query.weight": torch.randn(12, HIDDEN), "visual_query.weight": torch.randn(4, WIDTH)}
+    tensors["llama.layers.0.attention.gate"] = torch.randn(1, HEADS, 1, 1)
+    adapter = converted(multi_head, tensors, tmp_path)
+    assert (adapter.config.insertion_layers, adapter.config.prompt_length) == (3, 4)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path, lora):
     model, _ = multi_head

@@ -39,6 +39,7 @@ from adapter.base.packed.native import (
     store,
     version_of,
 )  # fmt: skip
+from adapter.errors import first_line
 
 GROUP = 32  # inputs that share a scale
 BLOCK = 16  # outputs that are computed together
@@ -278,3 +279,12 @@ def compile_products() -> Any:
         quantize(x, count, integers, scales)
 
     return multiply_rows, quantize_groups
+
+
+def compile_problem() -> str:
+    """Why this processor or this numba cannot compile the products; empty if it can."""
+    try:
+        compile_products()
+    except Exception as error:  # numba and LLVM raise nearly anything
+        return first_line(error)
+    return ""

@@ -150,7 +150,8 @@ def loop(
 
 
 @emitted(types.voidptr, types.intp)
-def _pointer(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+def pointer(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """The address as numba's `carray` takes it."""
     return b.inttoptr(address, ir.PointerType(I8))
 
 
@@ -169,19 +170,13 @@ def from_bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
 @njit(error_model="numpy")
 def floats(address, count):
     """The float32 array at an address."""
-    return carray(_pointer(address), count, np.float32)
+    return carray(pointer(address), count, np.float32)
 
 
 @njit(error_model="numpy")
 def halves(address, count):
     """The array of 16 bit numbers at an address."""
-    return carray(_pointer(address), count, np.int16)
-
-
-@njit(error_model="numpy")
-def integers(address, count):
-    """The int64 array at an address."""
-    return carray(_pointer(address), count, np.int64)
+    return carray(pointer(address), count, np.int16)
 
 
 @emitted(types.int64, types.intp)

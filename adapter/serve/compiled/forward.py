@@ -1,7 +1,7 @@
-"""The forward pass of a packed base on a CPU, compiled: all layers of several tokens in one call.
+"""The compiled pass of one base: what it reads is checked and laid out here, and its helper threads live here.
 
 A prompt read in any chunks, an answer and a batch all give the same bits. Helper threads take pieces of the work
-if they are awake; nobody waits for one to begin. Knows tensors; knows nothing of requests.
+if they are awake; nobody waits for one to begin.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.activations import SiLUActivation
@@ -19,51 +20,76 @@ from adapter.base.llama import Base
 from adapter.base.packed.integer_product import GROUP, whole_blocks, whole_groups
 from adapter.base.packed.native import SCORES_BYTES
 from adapter.base.packed.quantize import PackedLinear
-from adapter.method.attention import PromptKV
-from adapter.method.deltas import FINAL_NORM, LINEARS, NORMS
-from adapter.serve.compiled import layers as at
+from adapter.errors import LoadError
+from adapter.method.attention import LayerPrompts, PromptKV
+from adapter.method.deltas import FINAL_NORM, LINEARS, NORMS, Deltas, linear_sizes
+from adapter.serve.compiled.layers import ENTRY, LAYER, PLAN, TERM, TOKEN, compile_work
 
 
 class Entry:
     """The prompts and deltas of a row in the form that the compiled pass reads. `address` is 0 for none."""
 
-    def __init__(self, prompts: PromptKV | None, layers: int) -> None:
+    def __init__(self, prompts: PromptKV | None, base: Base) -> None:
+        """Raises LoadError unless all that compiled code will read has the base's sizes."""
         self.address = 0
-        self._kept: list[Tensor] = []  # whose addresses are in the table
+        self._kept: list[Any] = []  # whose addresses are in the table
         if prompts is None:
             return
+        self._sizes, self._intermediate_size = base.fingerprint, base.model.config.intermediate_size
+        self._layers = range(self._sizes.num_hidden_layers)
         if prompts.size != 1:
-            raise ValueError("the prompts of one row are one entry")
-        table = torch.zeros(layers + 1, at.DELTAS, dtype=torch.int64)
+            raise _misfit("prompts of several entries")
+        table = np.zeros(len(self._layers) + 1, ENTRY)
         for layer, terms in prompts.layers.items():
-            rows = [
-                [
-                    term.keys.shape[2],
-                    self._keep(term.keys.bfloat16()),
-                    self._keep(term.values.bfloat16()),
-                    self._keep(term.gates.float()),
-                ]
-                for term in terms
-            ]
-            table[layer, 2], table[layer, 3] = len(rows), self._keep(torch.tensor(rows))
+            if layer not in self._layers:
+                raise _misfit(f"prompts in layer {layer}")
+            records = np.array([self._term(term) for term in terms], TERM)
+            self._kept.append(records)
+            table[layer]["terms"], table[layer]["first_term"] = len(records), records.ctypes.data
         if prompts.deltas is not None:
-            for (layer, name), norm in prompts.deltas.norms.items():
-                column = 0 if name == FINAL_NORM else NORMS.index(name)
-                table[layer, column] = self._keep(norm.float())  # the final norm's layer is -1
-            for (layer, name), delta in prompts.deltas.linears.items():
-                first = 4 + 5 * LINEARS.index(name)
-                columns = None if delta.up is None else delta.up.transpose(1, 2)
-                for i, tensor in enumerate((delta.bias, delta.scale, delta.down, columns)):
-                    if tensor is not None:
-                        table[layer, first + i] = self._keep(tensor.float())
-                if delta.down is not None:
-                    table[layer, first + 4] = delta.down.shape[1]
-        self.address = self._keep(table)
+            self._fill_deltas(table, prompts.deltas)
+        self._kept.append(table)
+        self.address = table.ctypes.data
 
-    def _keep(self, tensor: Tensor) -> int:
-        tensor = tensor.contiguous()
+    def _term(self, term: LayerPrompts) -> tuple[int, int, int, int]:
+        length = term.keys.shape[2]
+        if length == 0 or term.mask is not None:
+            raise _misfit("no prompts, or masked ones")
+        shape = (self._sizes.num_key_value_heads, length, self._sizes.head_dim)
+        keys, values = (self._keep(t, torch.bfloat16, *shape) for t in (term.keys, term.values))
+        return length, keys, values, self._keep(term.gates, torch.float32, self._sizes.num_attention_heads)
+
+    def _fill_deltas(self, table: np.ndarray, deltas: Deltas) -> None:
+        for (layer, name), norm in deltas.norms.items():
+            if layer not in (self._layers if name in NORMS else [-1]):
+                raise _misfit(f"a change of {name} in layer {layer}")
+            column = NORMS[0] if name == FINAL_NORM else name
+            table[layer][column] = self._keep(norm, torch.float32, self._sizes.hidden_size)
+        sizes = linear_sizes(self._sizes, self._intermediate_size)
+        for (layer, name), delta in deltas.linears.items():
+            if layer not in self._layers or (delta.down is None) != (delta.up is None):
+                raise _misfit(f"half a LoRA, or a change in layer {layer}")
+            (outputs, inputs), record = sizes[name], table[layer]["linears"][LINEARS.index(name)]
+            if delta.bias is not None:
+                record["bias"] = self._keep(delta.bias, torch.float32, outputs)
+            if delta.scale is not None:
+                record["scale"] = self._keep(delta.scale, torch.float32, outputs)
+            if delta.down is not None and delta.up is not None:
+                record["rank"] = rank = delta.down.shape[1]
+                record["down"] = self._keep(delta.down, torch.float32, rank, inputs)
+                record["up"] = self._keep(delta.up.transpose(1, 2), torch.float32, rank, outputs)
+
+    def _keep(self, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
+        """The address of a tensor of one entry, [1, *shape], contiguous and in `dtype`."""
+        if tuple(tensor.shape) != (1, *shape) or tensor.device.type != "cpu":
+            raise _misfit(f"{tuple(tensor.shape)} numbers on {tensor.device} where the base has {(1, *shape)}")
+        tensor = tensor.to(dtype).contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+def _misfit(what: str) -> LoadError:
+    return LoadError(f"This adapter does not fit the base: it has {what}. Convert or train it again.")
 
 
 class CompiledPass:
@@ -87,48 +113,32 @@ class CompiledPass:
         )
 
     def __init__(self, base: Base, threads: int) -> None:
-        config, model = base.model.config, base.model.model
-        self._work = at.compile_work()
-        self._rotary, self._embedding = model.rotary_emb, model.embed_tokens
-        self._kept: list[Tensor] = []
-        self._buffers: dict[int, Tensor] = {}
-        self._plan = torch.zeros(at.PLAN, dtype=torch.int64)
-        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        hidden, mlp = whole_groups(config.hidden_size), whole_groups(config.intermediate_size)
-        widest = max(hidden, mlp, whole_groups(queries))
-        self._widths = {
-            at.STREAM: config.hidden_size, at.NORMED: hidden, at.ATTENDED: whole_groups(queries),
-            at.QKV: whole_blocks(queries) + 2 * whole_blocks(keys), at.PROJECTED: whole_blocks(config.hidden_size),
-            at.GATE_UP: 2 * whole_blocks(config.intermediate_size), at.ACTIVATED: mlp,
-            at.SCALES: 2 * widest // GROUP, at.LAST_SCALES: 2 * hidden // GROUP,
-            at.INTEGERS: widest // 4, at.LAST_INTEGERS: hidden // 4,
-        }  # fmt: skip
-        constants = torch.tensor([config.rms_norm_eps, config.head_dim**-0.5])
-        self._fill({
-            at.LAYERS: config.num_hidden_layers, at.HIDDEN: config.hidden_size, at.MLP: config.intermediate_size,
-            at.HEADS: config.num_attention_heads, at.KV_HEADS: config.num_key_value_heads,
-            at.HEAD_DIM: config.head_dim, at.VOCABULARY: config.vocab_size, at.THREADS: threads,
-            at.CONSTANTS: self._keep(constants),
-        })  # fmt: skip
-        self._vocabulary = config.vocab_size
-        records = []
-        for layer in model.layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            linears = (
-                attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-                mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-            )  # fmt: skip
-            norms = [self._keep(n.weight.float()) for n in (layer.input_layernorm, layer.post_attention_layernorm)]
-            records.append([*norms, *(value for linear in linears for value in self._weight(linear))])
-        last = [self._keep(model.norm.weight.float()), 0, *self._weight(base.model.lm_head)]
-        records.append(last + [0] * (at.WEIGHTS - len(last)))
+        """Raises what numba and LLVM raise where they cannot compile."""
+        config = base.model.config
+        self._work = compile_work()
+        self._rotary, self._embedding = base.model.model.rotary_emb, base.model.model.embed_tokens
+        self._vocabulary, self._capacity = config.vocab_size, 0
+        self._pool_shape = (config.num_hidden_layers, 2, config.num_key_value_heads, config.head_dim)
+        self._kept: list[Any] = []  # whose addresses are in the plan
+        self._widths = _buffer_widths(config)
+        self._buffers: dict[str, Tensor] = {}
+        self._plan = torch.zeros(PLAN.itemsize // 8, dtype=torch.int64)  # torch's memory begins with a cache line
         group = config.num_attention_heads // config.num_key_value_heads
         scratch = group * (config.head_dim + 2) + group * SCORES_BYTES // 4
-        self._fill({
-            at.MODEL: self._keep(torch.tensor(records)), at.SCRATCH_BYTES: 4 * scratch,
-            at.SCRATCH: self._keep(torch.empty(threads, scratch)),
-        })  # fmt: skip
-        self._capacity = 0
+        self._fill(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            mlp=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            threads=threads,
+            constants=self._keep(torch.tensor([config.rms_norm_eps, config.head_dim**-0.5])),
+            model=self._weights(base),
+            scratch=self._keep(torch.empty(threads, scratch)),
+            scratch_bytes=4 * scratch,
+        )
         self._helpers: list[_Helper] = []
         with contextlib.suppress(RuntimeError):  # no more threads for this process: those there are do all
             for thread in range(1, threads):
@@ -153,45 +163,91 @@ class CompiledPass:
         the places from start to its own. outputs: indices of the tokens, in ascending order, behind which the
         logits are wanted. Returns these, [outputs, vocab_size] in fp32.
         """
-        tokens = len(ids)
+        tokens, capacity = len(ids), pool.shape[3]
+        is_laid_out = pool.dtype == torch.bfloat16 and pool.is_contiguous() and max(places) < capacity
+        if not is_laid_out or (*pool.shape[:3], pool.shape[4]) != self._pool_shape:
+            raise ValueError("the KV cache is not of this base, or a token has no place in it")
         if tokens > self._capacity:
             self._allocate(tokens)
         embedded = self._embedding(torch.tensor(ids)).float()
-        self._buffers[at.STREAM][:tokens] = embedded
-        place, start = torch.tensor(places), torch.tensor(starts)
-        angles = self._rotary(embedded, (place - start)[None])  # cosines and sines, of two equal halves
+        self._buffers["stream"][:tokens] = embedded
+        rows = np.empty(tokens, TOKEN)
+        rows["place"], rows["start"], rows["entry"], rows["output"] = (
+            places,
+            starts,
+            [e.address for e in entries],
+            -1,
+        )
+        rows["output"][outputs] = range(len(outputs))
+        positions = torch.from_numpy(rows["place"] - rows["start"])
+        angles = self._rotary(embedded, positions[None])  # cosines and sines, of two equal halves
         rotation = torch.cat([part[0, :, : part.shape[2] // 2] for part in angles], 1)
-        fields = torch.full((tokens, at.FIELDS), -1)
-        fields[:, at.PLACE], fields[:, at.START] = place, start
-        fields[:, at.ENTRY] = torch.tensor([entry.address for entry in entries])
-        fields[outputs, at.OUTPUT] = torch.arange(len(outputs))
         logits = torch.empty(len(outputs), whole_blocks(self._vocabulary))
-        self._fill({
-            at.TOKENS: tokens, at.OUTPUTS: len(outputs), at.ROWS: fields.data_ptr(), at.LOGITS: logits.data_ptr(),
-            at.ROTATION: rotation.data_ptr(), at.POOL: pool.data_ptr(), at.CAPACITY: pool.shape[3],
-        })  # fmt: skip
+        self._fill(
+            tokens=tokens,
+            outputs=len(outputs),
+            rows=rows.ctypes.data,
+            rotation=rotation.data_ptr(),
+            pool=pool.data_ptr(),
+            capacity=capacity,
+            logits=logits.data_ptr(),
+        )
         for helper in self._helpers:
             helper.wake()
         self._work(self._plan.data_ptr(), 0)
         return logits[:, : self._vocabulary]
 
-    def _fill(self, numbers: dict[int, int]) -> None:
+    def _weights(self, base: Base) -> int:
+        """The address of the weights of all layers."""
+        table = np.zeros(len(base.model.model.layers) + 1, LAYER)
+        for record, layer in zip(table[:-1], base.model.model.layers, strict=True):
+            attention, mlp = layer.self_attn, layer.mlp
+            record["attention_norm"] = self._keep(layer.input_layernorm.weight.float())
+            record["mlp_norm"] = self._keep(layer.post_attention_layernorm.weight.float())
+            linears = [getattr(attention, f"{name}_proj") for name in ("q", "k", "v", "o")]
+            linears += [getattr(mlp, f"{name}_proj") for name in ("gate", "up", "down")]
+            record["linears"] = [(self._keep(linear.weight), linear.bits) for linear in linears]
+        head = base.model.lm_head
+        table[-1]["attention_norm"] = self._keep(base.model.model.norm.weight.float())
+        table[-1]["linears"][0] = (self._keep(head.weight), head.bits)
+        self._kept.append(table)
+        return table.ctypes.data
+
+    def _fill(self, **numbers: int) -> None:
+        plan = self._plan.numpy().view(PLAN)
         for name, number in numbers.items():
-            self._plan[name] = number
+            plan[name] = number
 
     def _keep(self, tensor: Tensor) -> int:
         tensor = tensor.contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def _weight(self, linear: Any) -> tuple[int, int]:
-        return self._keep(linear.weight), linear.bits
-
     def _allocate(self, tokens: int) -> None:
         """Buffers for a pass of so many tokens. What pads a row to whole groups stays zero."""
         self._buffers = {name: torch.zeros(tokens, width) for name, width in self._widths.items()}
-        self._fill({name: buffer.data_ptr() for name, buffer in self._buffers.items()})
+        self._fill(**{name: buffer.data_ptr() for name, buffer in self._buffers.items()})
         self._capacity = tokens
+
+
+def _buffer_widths(config: Any) -> dict[str, int]:
+    """Floats of a token in each of the plan's buffers."""
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    hidden, mlp = whole_groups(config.hidden_size), whole_groups(config.intermediate_size)
+    widest = max(hidden, mlp, whole_groups(queries))
+    return {
+        "stream": config.hidden_size,
+        "normed": hidden,
+        "qkv": whole_blocks(queries) + 2 * whole_blocks(keys),
+        "attended": whole_groups(queries),
+        "projected": whole_blocks(config.hidden_size),
+        "gate_up": 2 * whole_blocks(config.intermediate_size),
+        "activated": mlp,
+        "integers": widest // 4,
+        "scales": 2 * widest // GROUP,
+        "last_integers": hidden // 4,
+        "last_scales": 2 * hidden // GROUP,
+    }
 
 
 class _Helper:

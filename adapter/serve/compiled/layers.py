@@ -1,8 +1,8 @@
 """What the compiled pass computes: the operations of all layers, cut into pieces that threads share.
 
 The computation is that of `base.decoder.DecoderLayer`, and tests hold it to that. Each token is a row of its own
-through every operation. Everything is at an address in the plan; `compiled_pass` fills it in. Compiled code checks
-nothing: whoever fills in the plan and an entry knows the shapes.
+through every operation. All data is at addresses in the records below. Compiled code checks nothing: `forward`
+checks the shapes before it writes an address.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
 from adapter.base.packed.integer_product import BLOCK, GROUP, multiply, quantize, whole_blocks, whole_groups
 from adapter.base.packed.native import (
@@ -28,8 +28,8 @@ from adapter.base.packed.native import (
     from_bf16,
     gated_silu,
     halves,
-    integers,
     pause,
+    pointer,
     scores,
     to_bf16,
     version_of,
@@ -37,28 +37,38 @@ from adapter.base.packed.native import (
 )  # fmt: skip
 from adapter.method.deltas import LINEARS
 
-# The plan: int64 numbers and addresses that all threads read. Its first fields change during a pass.
-TICKETS, DONE, ACTIVE = 0, 8, 16  # pieces not taken yet; pieces done; whether a pass is running
-KIND, LAYER = 17, 18  # of the pieces
-(
-    LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCABULARY, CAPACITY, THREADS,  # sizes
-    CONSTANTS, MODEL, POOL, SCRATCH, SCRATCH_BYTES,  # addresses: epsilon and scaling; WEIGHTS a layer; KV
-    TOKENS, OUTPUTS, ROWS, ROTATION,  # of this pass: how many, and their fields
-    STREAM, NORMED, QKV, ATTENDED, PROJECTED, GATE_UP, ACTIVATED, INTEGERS, SCALES,  # buffers by token
-    LAST_INTEGERS, LAST_SCALES, LOGITS,
-) = range(24, 54)  # fmt: skip
-PLAN = 64
 
-# Fields of a token: its place in the pool, the place of its row's first token, its entry of prompts, its output.
-PLACE, START, ENTRY, OUTPUT = range(4)
-FIELDS = 4
-# Of a layer: the norms' addresses, then the address and the bits of each of the seven weights.
-WEIGHTS = 2 + 2 * len(LINEARS)
-# Of an entry's layer: the norms' deltas, the number of prompt terms, their address, then five numbers for each
-# linear layer: addresses of bias, scale, down, up by columns, and the rank.
-DELTAS = 4 + 5 * len(LINEARS)
-TERM = 4  # prompt length, addresses of keys, values and gates
-(_Q, _K, _V, _O, _GATE, _UP, _DOWN) = range(7)  # of LINEARS
+def _record(*fields: str | tuple[Any, ...]) -> np.dtype:
+    """A record of int64 numbers and addresses, and of other records."""
+    return np.dtype([(field, np.int64) if isinstance(field, str) else field for field in fields])
+
+
+# A term of a row's prompts in one layer: the prompt length, and addresses.
+TERM = _record("length", "keys", "values", "gates")
+# V2's delta of a linear layer: addresses, 0 for none, the columns of `up` one after the other; and LoRA's rank.
+LINEAR_DELTA = _record("bias", "scale", "down", "up", "rank")
+# What a row's entry holds for a layer: the norms' deltas, the number of its TERMs and their address, the linears'
+# deltas in the order of LINEARS. Behind the last layer stands the final norm's, as `attention_norm`.
+ENTRY = _record("attention_norm", "mlp_norm", "terms", "first_term", ("linears", LINEAR_DELTA, len(LINEARS)))
+# The frozen weights of a layer, those of linears in the order of LINEARS. Behind the last layer stand the final
+# norm and the head.
+WEIGHT = _record("address", "bits")
+LAYER = _record("attention_norm", "mlp_norm", ("linears", WEIGHT, len(LINEARS)))
+# A token: its place in the pool, that of its row's first token, the address of its row's entry, its output or -1.
+TOKEN = _record("place", "start", "entry", "output")
+# What all threads read. `tickets` (pieces that nobody has taken), `done` (pieces) and `active` (whether a pass is
+# running) change while they read; each of the first two has a cache line of its own.
+PLAN = _record(
+    "tickets", ("_1", np.int64, 7), "done", ("_2", np.int64, 7), "active",
+    "kind", "layer",  # of the pieces
+    "layers", "hidden", "heads", "kv_heads", "head_dim", "mlp", "vocabulary", "capacity", "threads",  # sizes
+    "constants", "model", "pool", "scratch", "scratch_bytes",  # epsilon and scaling; LAYERs; KV; buffers by thread
+    "tokens", "outputs", "rows", "rotation",  # of this pass: how many, and addresses of TOKENs and angles
+    "stream", "normed", "qkv", "attended", "projected", "gate_up", "activated", "integers", "scales",  # by token
+    "last_integers", "last_scales", "logits",  # by output
+)  # fmt: skip
+_TICKETS, _DONE, _ACTIVE = (PLAN.fields[name][1] for name in ("tickets", "done", "active"))  # type: ignore[index]
+_Q, _K, _V, _O, _GATE, _UP, _DOWN = range(len(LINEARS))
 
 # The operations of a layer in order, and the head's.
 (
@@ -72,12 +82,27 @@ _padded, _part_width = njit(whole_groups), njit(whole_blocks)
 
 
 @njit(error_model="numpy")
+def _layer(plan, layer):
+    return carray(pointer(plan.model), layer + 1, LAYER)[layer]
+
+
+@njit(error_model="numpy")
+def _token(plan, token):
+    return carray(pointer(plan.rows), token + 1, TOKEN)[token]
+
+
+@njit(error_model="numpy")
+def _entry(address, layer):
+    return carray(pointer(address), layer + 1, ENTRY)[layer]
+
+
+@njit(error_model="numpy")
 def _norm(plan, row, weight, delta, to):
     """RMS norm of a row of the residual stream."""
-    size = plan[HIDDEN]
+    size = plan.hidden
     x, w, out = floats(row, size), floats(weight, size), floats(to, size)
     total = _sum_of_squares(row, size)
-    factor = np.float32(1) / np.sqrt(total / np.float32(size) + floats(plan[CONSTANTS], 2)[0])
+    factor = np.float32(1) / np.sqrt(total / np.float32(size) + floats(plan.constants, 2)[0])
     for i in range(size):
         out[i] = x[i] * factor * w[i]
     if delta:
@@ -114,17 +139,16 @@ def _change(entry, layer, linear, out, outputs, x, inputs):
     """V2's delta of a linear layer, see LinearDelta."""
     if entry == 0:
         return
-    fields = integers(entry + 8 * (layer * DELTAS + 4 + 5 * linear), 5)
-    bias, scale, down, up, rank = fields[0], fields[1], fields[2], fields[3], fields[4]
-    y = floats(out, outputs)
-    for r in range(rank):
-        middle, column = _dot(down + 4 * r * inputs, x, inputs), floats(up + 4 * r * outputs, outputs)
+    delta, y = _entry(entry, layer).linears[linear], floats(out, outputs)
+    for r in range(delta.rank):
+        middle = _dot(delta.down + 4 * r * inputs, x, inputs)
+        column = floats(delta.up + 4 * r * outputs, outputs)
         for i in range(outputs):
             y[i] += column[i] * middle
-    if bias:
-        _add(out, bias, outputs)
-    if scale:
-        factor = floats(scale, outputs)
+    if delta.bias:
+        _add(out, delta.bias, outputs)
+    if delta.scale:
+        factor = floats(delta.scale, outputs)
         for i in range(outputs):
             y[i] *= np.float32(1) + factor[i]
 
@@ -216,29 +240,28 @@ def _softmax_attention(query, group, size, keys, values, count, scaling, scratch
 @njit(error_model="numpy")
 def _attend(plan, token, kv_head, layer, scratch):
     """Zero-init attention (equations 5 to 8) of the queries of one KV head of one token."""
-    heads, kv_heads, size = plan[HEADS], plan[KV_HEADS], plan[HEAD_DIM]
+    heads, kv_heads, size = plan.heads, plan.kv_heads, plan.head_dim
     group = heads // kv_heads
-    fields = integers(plan[ROWS] + 8 * token * FIELDS, FIELDS)
-    side = plan[CAPACITY] * size * 2  # bytes of one head's keys
-    keys = plan[POOL] + ((layer * 2) * kv_heads + kv_head) * side + fields[START] * size * 2
-    query = plan[QKV] + 4 * (token * _qkv_width(plan) + kv_head * group * size)
-    scaling = floats(plan[CONSTANTS], 2)[1]
-    count = fields[PLACE] - fields[START] + 1
+    row = _token(plan, token)
+    side = plan.capacity * size * 2  # bytes of one head's keys
+    keys = plan.pool + ((layer * 2) * kv_heads + kv_head) * side + row.start * size * 2
+    query = plan.qkv + 4 * (token * _qkv_width(plan) + kv_head * group * size)
+    scaling = floats(plan.constants, 2)[1]
+    count = row.place - row.start + 1
     _softmax_attention(query, group, size, keys, keys + kv_heads * side, count, scaling, scratch)
-    out = floats(plan[ATTENDED] + 4 * (token * _padded(heads * size) + kv_head * group * size), group * size)
+    out = floats(plan.attended + 4 * (token * _padded(heads * size) + kv_head * group * size), group * size)
     totals, weights = floats(scratch, group * size), floats(scratch + 4 * group * size, group)
     for g in range(group):
         for i in range(g * size, (g + 1) * size):
             out[i] = totals[i] / weights[g]
-    entry = fields[ENTRY]
-    if entry == 0:
+    if row.entry == 0:
         return
-    terms = integers(entry + 8 * layer * DELTAS, 4)
-    for t in range(terms[2]):
-        term = integers(terms[3] + 8 * t * TERM, TERM)
-        length, gates = term[0], floats(term[3], heads)
+    entry = _entry(row.entry, layer)
+    for t in range(entry.terms):
+        term = carray(pointer(entry.first_term), entry.terms, TERM)[t]
+        length, gates = term.length, floats(term.gates, heads)
         offset = kv_head * length * size * 2
-        _softmax_attention(query, group, size, term[1] + offset, term[2] + offset, length, scaling, scratch)
+        _softmax_attention(query, group, size, term.keys + offset, term.values + offset, length, scaling, scratch)
         for g in range(group):
             gate = gates[kv_head * group + g]
             if gate != 0:
@@ -249,74 +272,102 @@ def _attend(plan, token, kv_head, layer, scratch):
 
 @njit(error_model="numpy")
 def _qkv_width(plan):
-    size = plan[HEAD_DIM]
-    return _part_width(plan[HEADS] * size) + 2 * _part_width(plan[KV_HEADS] * size)
+    size = plan.head_dim
+    return _part_width(plan.heads * size) + 2 * _part_width(plan.kv_heads * size)
 
 
 @njit(error_model="numpy")
-def _by_row(plan, kind, layer, token):
-    """An operation between two products, on one token."""
-    hidden, heads, kv_heads, size = plan[HIDDEN], plan[HEADS], plan[KV_HEADS], plan[HEAD_DIM]
-    mlp, queries, keys = plan[MLP], plan[HEADS] * plan[HEAD_DIM], plan[KV_HEADS] * plan[HEAD_DIM]
-    fields = integers(plan[ROWS] + 8 * token * FIELDS, FIELDS)
-    entry = fields[ENTRY]
-    stream = plan[STREAM] + 4 * token * hidden
-    normed = plan[NORMED] + 4 * token * _padded(hidden)
-    projected = plan[PROJECTED] + 4 * token * _part_width(hidden)
-    attended = plan[ATTENDED] + 4 * token * _padded(queries)
-    activated = plan[ACTIVATED] + 4 * token * _padded(mlp)
-    weights = integers(plan[MODEL] + 8 * layer * WEIGHTS, WEIGHTS)
-    if kind == NORM_1:
-        if layer > 0:
-            _change(entry, layer - 1, _DOWN, projected, hidden, activated, mlp)
-            _add(stream, projected, hidden)
-        delta = integers(entry + 8 * layer * DELTAS, 1)[0] if entry else 0
-        if layer < plan[LAYERS]:
-            _norm(plan, stream, weights[0], delta, normed)
-            _quantize(plan, token, normed, hidden)
-        elif fields[OUTPUT] >= 0:
-            _norm(plan, stream, weights[0], delta, normed)
-            columns = _padded(hidden)
-            to = plan[LAST_INTEGERS] + fields[OUTPUT] * columns
-            quantize(normed, columns, to, plan[LAST_SCALES] + fields[OUTPUT] * columns // GROUP * 8)
-    elif kind == ROTATE:
-        query = plan[QKV] + 4 * token * _qkv_width(plan)
-        key = query + 4 * _part_width(queries)
-        value = key + 4 * _part_width(keys)
-        _change(entry, layer, _Q, query, queries, normed, hidden)
-        _change(entry, layer, _K, key, keys, normed, hidden)
-        _change(entry, layer, _V, value, keys, normed, hidden)
-        rotation = plan[ROTATION] + 4 * token * size
-        for head in range(heads):
-            _rotate(query + 4 * head * size, rotation, size)
-        for head in range(kv_heads):
-            _rotate(key + 4 * head * size, rotation, size)
-            to = plan[POOL] + (((layer * 2) * kv_heads + head) * plan[CAPACITY] + fields[PLACE]) * size * 2
-            _store_bf16(to, key + 4 * head * size, size)
-            _store_bf16(to + kv_heads * plan[CAPACITY] * size * 2, value + 4 * head * size, size)
-    elif kind == QUANTIZE:
-        _quantize(plan, token, attended, queries)
-    elif kind == NORM_2:
-        _change(entry, layer, _O, projected, hidden, attended, queries)
+def _norm_1(plan, layer, token):
+    """The rest of the layer before, then the norm before attention, or before the head behind the last layer."""
+    hidden, row = plan.hidden, _token(plan, token)
+    stream, normed = plan.stream + 4 * token * hidden, plan.normed + 4 * token * _padded(hidden)
+    if layer > 0:
+        projected = plan.projected + 4 * token * _part_width(hidden)
+        activated = plan.activated + 4 * token * _padded(plan.mlp)
+        _change(row.entry, layer - 1, _DOWN, projected, hidden, activated, plan.mlp)
         _add(stream, projected, hidden)
-        delta = integers(entry + 8 * (layer * DELTAS + 1), 1)[0] if entry else 0
-        _norm(plan, stream, weights[1], delta, normed)
+    if layer == plan.layers and row.output < 0:
+        return
+    delta = _entry(row.entry, layer).attention_norm if row.entry else 0
+    _norm(plan, stream, _layer(plan, layer).attention_norm, delta, normed)
+    if layer < plan.layers:
         _quantize(plan, token, normed, hidden)
+    else:
+        columns = _padded(hidden)
+        to = plan.last_integers + row.output * columns
+        quantize(normed, columns, to, plan.last_scales + row.output * columns // GROUP * 8)
+
+
+@njit(error_model="numpy")
+def _store_heads(plan, layer, token):
+    """Deltas and rotation of a token's queries, keys and values; the latter two go to the pool."""
+    hidden, heads, kv_heads, size = plan.hidden, plan.heads, plan.kv_heads, plan.head_dim
+    queries, keys, row = heads * size, kv_heads * size, _token(plan, token)
+    normed = plan.normed + 4 * token * _padded(hidden)
+    query = plan.qkv + 4 * token * _qkv_width(plan)
+    key = query + 4 * _part_width(queries)
+    value = key + 4 * _part_width(keys)
+    _change(row.entry, layer, _Q, query, queries, normed, hidden)
+    _change(row.entry, layer, _K, key, keys, normed, hidden)
+    _change(row.entry, layer, _V, value, keys, normed, hidden)
+    rotation = plan.rotation + 4 * token * size
+    for head in range(heads):
+        _rotate(query + 4 * head * size, rotation, size)
+    for head in range(kv_heads):
+        _rotate(key + 4 * head * size, rotation, size)
+        to = plan.pool + (((layer * 2) * kv_heads + head) * plan.capacity + row.place) * size * 2
+        _store_bf16(to, key + 4 * head * size, size)
+        _store_bf16(to + kv_heads * plan.capacity * size * 2, value + 4 * head * size, size)
+
+
+@njit(error_model="numpy")
+def _norm_2(plan, layer, token):
+    """Attention's output joins the stream, then the norm before the MLP."""
+    hidden, queries, row = plan.hidden, plan.heads * plan.head_dim, _token(plan, token)
+    stream, normed = plan.stream + 4 * token * hidden, plan.normed + 4 * token * _padded(hidden)
+    projected = plan.projected + 4 * token * _part_width(hidden)
+    attended = plan.attended + 4 * token * _padded(queries)
+    _change(row.entry, layer, _O, projected, hidden, attended, queries)
+    _add(stream, projected, hidden)
+    delta = _entry(row.entry, layer).mlp_norm if row.entry else 0
+    _norm(plan, stream, _layer(plan, layer).mlp_norm, delta, normed)
+    _quantize(plan, token, normed, hidden)
+
+
+@njit(error_model="numpy")
+def _activate(plan, layer, token):
+    """The MLP's gated unit."""
+    hidden, mlp, row = plan.hidden, plan.mlp, _token(plan, token)
+    width, normed = _part_width(mlp), plan.normed + 4 * token * _padded(hidden)
+    gate = plan.gate_up + 4 * token * 2 * width
+    up, activated = gate + 4 * width, plan.activated + 4 * token * _padded(mlp)
+    _change(row.entry, layer, _GATE, gate, mlp, normed, hidden)
+    _change(row.entry, layer, _UP, up, mlp, normed, hidden)
+    gated_silu(gate, up, width // LANES, activated)
+    _quantize(plan, token, activated, mlp)
+
+
+@njit(error_model="numpy")
+def _between_products(plan, kind, layer, token):
+    """An operation on one token."""
+    if kind == NORM_1:
+        _norm_1(plan, layer, token)
+    elif kind == ROTATE:
+        _store_heads(plan, layer, token)
+    elif kind == QUANTIZE:
+        queries = plan.heads * plan.head_dim
+        _quantize(plan, token, plan.attended + 4 * token * _padded(queries), queries)
+    elif kind == NORM_2:
+        _norm_2(plan, layer, token)
     elif kind == ACTIVATE:
-        width = _part_width(mlp)
-        gate = plan[GATE_UP] + 4 * token * 2 * width
-        up = gate + 4 * width
-        _change(entry, layer, _GATE, gate, mlp, normed, hidden)
-        _change(entry, layer, _UP, up, mlp, normed, hidden)
-        gated_silu(gate, up, width // LANES, activated)
-        _quantize(plan, token, activated, mlp)
+        _activate(plan, layer, token)
 
 
 @njit(error_model="numpy")
 def _quantize(plan, token, x, columns):
     """Quantise a row of a buffer, the input of the next product. What pads it is zero."""
     columns = _padded(columns)
-    quantize(x, columns, plan[INTEGERS] + token * columns, plan[SCALES] + token * (columns // GROUP) * 8)
+    quantize(x, columns, plan.integers + token * columns, plan.scales + token * (columns // GROUP) * 8)
 
 
 @njit(error_model="numpy")
@@ -332,8 +383,8 @@ def _product(plan, weight, outputs, inputs, out, width, offset, first, last):
     first, last = max(first - before, 0), min(last - before, blocks)
     if first < last:
         groups, to = _padded(inputs) // GROUP, out + 4 * offset
-        x, scales, tokens = plan[INTEGERS], plan[SCALES], plan[TOKENS]
-        multiply(weight[0], weight[1], x, scales, tokens, groups, to, 4 * width, first, last)
+        x, scales, tokens = plan.integers, plan.scales, plan.tokens
+        multiply(weight.address, weight.bits, x, scales, tokens, groups, to, 4 * width, first, last)
 
 
 @njit(error_model="numpy")
@@ -342,18 +393,18 @@ def _blocks(plan, kind):
     if kind == QUERY_KEY_VALUE:
         return _qkv_width(plan) // BLOCK
     if kind == MLP_IN:
-        return 2 * _part_width(plan[MLP]) // BLOCK
+        return 2 * _part_width(plan.mlp) // BLOCK
     if kind == HEAD:
-        return _part_width(plan[VOCABULARY]) // BLOCK
-    return _part_width(plan[HIDDEN]) // BLOCK
+        return _part_width(plan.vocabulary) // BLOCK
+    return _part_width(plan.hidden) // BLOCK
 
 
 @njit(error_model="numpy")
 def _pieces(plan, kind):
     """Into how many pieces an operation is cut."""
-    threads, tokens = plan[THREADS], plan[TOKENS]
+    threads, tokens = plan.threads, plan.tokens
     if kind == ATTEND:
-        return min(tokens * plan[KV_HEADS], 8 * threads)
+        return min(tokens * plan.kv_heads, 8 * threads)
     if kind in (QUERY_KEY_VALUE, OUT, MLP_IN, MLP_OUT, HEAD):
         return min(_blocks(plan, kind), 4 * threads)
     return 1 if tokens <= FEW else min(tokens, 4 * threads)
@@ -362,39 +413,50 @@ def _pieces(plan, kind):
 @njit(error_model="numpy")
 def _run(plan, kind, layer, piece, thread):
     """One piece of an operation."""
-    scratch = plan[SCRATCH] + thread * plan[SCRATCH_BYTES]
+    scratch = plan.scratch + thread * plan.scratch_bytes
     pieces = _pieces(plan, kind)
     if kind == ATTEND:
-        units, kv_heads = plan[TOKENS] * plan[KV_HEADS], plan[KV_HEADS]
+        units, kv_heads = plan.tokens * plan.kv_heads, plan.kv_heads
         for unit in range(_share(units, pieces, piece), _share(units, pieces, piece + 1)):
             _attend(plan, unit // kv_heads, unit % kv_heads, layer, scratch)
     elif kind in (QUERY_KEY_VALUE, OUT, MLP_IN, MLP_OUT, HEAD):
         blocks = _blocks(plan, kind)
         first, last = _share(blocks, pieces, piece), _share(blocks, pieces, piece + 1)
-        hidden, mlp, queries = plan[HIDDEN], plan[MLP], plan[HEADS] * plan[HEAD_DIM]
-        weights = integers(plan[MODEL] + 8 * layer * WEIGHTS, WEIGHTS)[2:]
+        hidden, mlp, queries = plan.hidden, plan.mlp, plan.heads * plan.head_dim
+        weights = _layer(plan, layer).linears
         if kind == QUERY_KEY_VALUE:
-            keys, width, out = plan[KV_HEADS] * plan[HEAD_DIM], _qkv_width(plan), plan[QKV]
+            keys, width, out = plan.kv_heads * plan.head_dim, _qkv_width(plan), plan.qkv
             offset = _part_width(queries)
-            _product(plan, weights[0:2], queries, hidden, out, width, 0, first, last)
-            _product(plan, weights[2:4], keys, hidden, out, width, offset, first, last)
-            _product(plan, weights[4:6], keys, hidden, out, width, offset + _part_width(keys), first, last)
+            _product(plan, weights[_Q], queries, hidden, out, width, 0, first, last)
+            _product(plan, weights[_K], keys, hidden, out, width, offset, first, last)
+            _product(plan, weights[_V], keys, hidden, out, width, offset + _part_width(keys), first, last)
         elif kind == OUT:
-            _product(plan, weights[6:8], hidden, queries, plan[PROJECTED], _part_width(hidden), 0, first, last)
+            _product(plan, weights[_O], hidden, queries, plan.projected, _part_width(hidden), 0, first, last)
         elif kind == MLP_IN:
             width = _part_width(mlp)
-            _product(plan, weights[8:10], mlp, hidden, plan[GATE_UP], 2 * width, 0, first, last)
-            _product(plan, weights[10:12], mlp, hidden, plan[GATE_UP], 2 * width, width, first, last)
+            _product(plan, weights[_GATE], mlp, hidden, plan.gate_up, 2 * width, 0, first, last)
+            _product(plan, weights[_UP], mlp, hidden, plan.gate_up, 2 * width, width, first, last)
         elif kind == MLP_OUT:
-            _product(plan, weights[12:14], hidden, mlp, plan[PROJECTED], _part_width(hidden), 0, first, last)
+            _product(plan, weights[_DOWN], hidden, mlp, plan.projected, _part_width(hidden), 0, first, last)
         else:
-            groups, width = _padded(hidden) // GROUP, _part_width(plan[VOCABULARY])
-            x, scales, outputs = plan[LAST_INTEGERS], plan[LAST_SCALES], plan[OUTPUTS]
-            multiply(weights[0], weights[1], x, scales, outputs, groups, plan[LOGITS], 4 * width, first, last)
+            groups, width = _padded(hidden) // GROUP, _part_width(plan.vocabulary)
+            x, scales, outputs = plan.last_integers, plan.last_scales, plan.outputs
+            multiply(
+                weights[0].address,
+                weights[0].bits,
+                x,
+                scales,
+                outputs,
+                groups,
+                plan.logits,
+                4 * width,
+                first,
+                last,
+            )
     else:
-        tokens = plan[TOKENS]
+        tokens = plan.tokens
         for token in range(_share(tokens, pieces, piece), _share(tokens, pieces, piece + 1)):
-            _by_row(plan, kind, layer, token)
+            _between_products(plan, kind, layer, token)
 
 
 @njit(error_model="numpy")
@@ -403,23 +465,23 @@ def _take_pieces(plan, address, thread):
 
     While a thread holds a piece, the operation is not done, and so the plan does not change.
     """
-    while atomic_load(address + 8 * TICKETS) > 0:
-        ticket = atomic_add(address + 8 * TICKETS, -1)
+    while atomic_load(address + _TICKETS) > 0:
+        ticket = atomic_add(address + _TICKETS, -1)
         if ticket > 0:
-            _run(plan, plan[KIND], plan[LAYER], ticket - 1, thread)
-            atomic_add(address + 8 * DONE, 1)
+            _run(plan, plan.kind, plan.layer, ticket - 1, thread)
+            atomic_add(address + _DONE, 1)
 
 
 @njit(error_model="numpy")
 def _operation(plan, address, kind, layer):
     """Run one operation for all tokens, with the help of whoever is awake."""
     pieces = _pieces(plan, kind)
-    plan[KIND], plan[LAYER] = kind, layer
-    atomic_store(address + 8 * DONE, 0)
-    atomic_store(address + 8 * TICKETS, pieces)
+    plan.kind, plan.layer = kind, layer
+    atomic_store(address + _DONE, 0)
+    atomic_store(address + _TICKETS, pieces)
     _take_pieces(plan, address, 0)
     spins = 0
-    while atomic_load(address + 8 * DONE) < pieces:
+    while atomic_load(address + _DONE) < pieces:
         pause()
         spins += 1
         if spins % SPINS == 0:
@@ -437,10 +499,10 @@ def compile_work() -> Any:
     def work(address, thread):
         """Thread 0: all layers for the tokens of the plan. Others: help until no pass has run for a while."""
         _ = version
-        plan, spins = integers(address, PLAN), 0
+        plan, spins = carray(pointer(address), 1, PLAN)[0], 0
         if thread > 0:
-            while spins < SPINS or atomic_load(address + 8 * ACTIVE):
-                if atomic_load(address + 8 * TICKETS) > 0:
+            while spins < SPINS or atomic_load(address + _ACTIVE):
+                if atomic_load(address + _TICKETS) > 0:
                     _take_pieces(plan, address, thread)
                     spins = 0
                 pause()
@@ -448,11 +510,11 @@ def compile_work() -> Any:
                 if spins % SPINS == 0:
                     yield_thread()
             return
-        atomic_store(address + 8 * ACTIVE, 1)
-        for operation in range(plan[LAYERS] * HEAD + 2):
+        atomic_store(address + _ACTIVE, 1)
+        for operation in range(plan.layers * HEAD + 2):
             layer = operation // HEAD
-            kind = operation % HEAD if layer < plan[LAYERS] else NORM_1 if operation % HEAD == 0 else HEAD
+            kind = operation % HEAD if layer < plan.layers else NORM_1 if operation % HEAD == 0 else HEAD
             _operation(plan, address, kind, layer)
-        atomic_store(address + 8 * ACTIVE, 0)
+        atomic_store(address + _ACTIVE, 0)
 
     return work
