@@ -21,6 +21,10 @@ class BadInput(AdapterError):
     """This request (message, image, parameter) cannot be served."""
 
 
+class BadForm(BadInput):
+    """The form that is asked for cannot be used for any answer."""
+
+
 class Busy(AdapterError):
     """The queue is full or a request ran out of its time."""
 

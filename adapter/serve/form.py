@@ -10,8 +10,8 @@ whose libraries may reserve more memory than a form may take.
 from __future__ import annotations
 
 import json
-import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from adapter.errors import BadInput, Busy, first_line
+from adapter.errors import BadForm, BadInput, Busy, first_line
 from adapter.lru import LRU
 from adapter.method.config import MAX_FORM_BYTES
 
@@ -41,6 +41,7 @@ MAX_DEPTH = 64  # of a JSON schema
 _CHECK_SECONDS, _CHECK_BYTES = 1, 2**30  # of processor and of memory that a form may take to be checked
 _CHECKS = threading.BoundedSemaphore(2)  # processes at once
 _WAIT_SECONDS = 30.0
+_NICE = ("nice", "-n", "10") if shutil.which("nice") else ()  # answers that are being written come first
 _LIMITS = LLParserLimits(  # of the work that a form may be, at once and at each token
     max_items_in_row=1000,
     initial_lexer_fuel=200_000,
@@ -113,19 +114,19 @@ def with_message(form: str, message: str) -> str:
 
 
 def check_form(form: str) -> None:
-    """Raises BadInput, with the reason in its sentence, if a form cannot be used; Busy if many are being checked.
+    """Raises BadForm, with the reason in its sentence, if a form cannot be used; Busy if many are being checked.
 
     A process of its own tries it, once: some small grammars take hours, gigabytes, or the whole stack.
     """
     try:
         size = len(form.encode())
     except UnicodeEncodeError:
-        raise BadInput("The form holds half a character. Take it out.") from None
+        raise BadForm("The form holds half a character. Take it out.") from None
     if size > MAX_FORM_BYTES:
-        raise BadInput(f"The form has {size} bytes; {MAX_FORM_BYTES} are the limit. Make it smaller.")
+        raise BadForm(f"The form has {size} bytes; {MAX_FORM_BYTES} are the limit. Make it smaller.")
     sentence, detail = _checked.compute(form, lambda: _check_in_process(form))
     if sentence:
-        raise BadInput(sentence, detail)
+        raise BadForm(sentence, detail)
 
 
 def _check_in_process(form: str) -> tuple[str, str]:
@@ -134,7 +135,7 @@ def _check_in_process(form: str) -> tuple[str, str]:
         raise Busy("Many forms are being checked already. Try again in a minute.")
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__],
+            [*_NICE, sys.executable, "-m", __name__],
             input=json.dumps(with_message(form, "Some words.")),
             capture_output=True,
             text=True,
@@ -281,11 +282,10 @@ def _problem(form: str) -> str:
 
 
 def _limit_process() -> None:
-    """Limit what this process may take, where the system can. Answers that are being written come first."""
+    """Limit what this process may take, where the system can."""
     if sys.platform != "win32":
         import resource
 
-        os.nice(10)
         resource.setrlimit(resource.RLIMIT_CPU, (_CHECK_SECONDS, _CHECK_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (_CHECK_BYTES, _CHECK_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -30,7 +30,7 @@ INSPECTIONS_PER_MINUTE = 60
 INSPECTIONS_AT_ONCE = 6  # of the eight that the engine lets wait and run
 UPLOADS_PER_HOUR = 60
 STREAMS_AT_ONCE = 64  # each open page holds one; a school may share an address
-CALLS_AT_ONCE = 24  # to /v1, half of what it takes
+CALLS_AT_ONCE, CALLS_PER_MINUTE = 24, 600  # to /v1, which takes twice as many at once
 REQUESTS_PER_MINUTE = 6000  # of pages: one asks for a hundred files when it opens, and every second after
 SESSIONS_PER_MINUTE = 120  # new ones, which take the place of older ones in Gradio
 # Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
@@ -121,6 +121,7 @@ class Limits:
         self._inspections = TokenBuckets(INSPECTIONS_PER_MINUTE, 60, clock)
         self._uploads = TokenBuckets(UPLOADS_PER_HOUR, 3600, clock)
         self._requests = TokenBuckets(REQUESTS_PER_MINUTE, 60, clock)
+        self._programs = TokenBuckets(CALLS_PER_MINUTE, 60, clock)
         self._sessions = TokenBuckets(SESSIONS_PER_MINUTE, 60, clock)
         self._values = TokenBuckets(VALUES_PER_MINUTE, 60, clock)
         self._logins = TokenBuckets(LOGINS_PER_MINUTE, 60, clock)
@@ -150,6 +151,10 @@ class Limits:
     def request(self, address: str) -> None:
         """Count a request of a page, whatever it asks for."""
         self._count(self._requests, address, "requests a minute")
+
+    def program(self, address: str) -> None:
+        """Count a program's request, whatever it asks for."""
+        self._count(self._programs, address, "requests a minute")
 
     def values(self, address: str, count: int) -> None:
         """Count the values of a JSON body that is about to be parsed."""

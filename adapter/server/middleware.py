@@ -62,6 +62,7 @@ class RequestLimits:
         release: Callable[[], None] = lambda: None  # noqa: E731
         try:
             if kind in ("v1", "figures"):  # which is shown to who has the key of /v1
+                self._limits.program(address)
                 if kind == "v1":
                     release = self._limits.call(address)
                     receive = self._counting_values(kind, address, receive)

@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
+from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
 from adapter.server import texts
 from adapter.server.generation import AdapterCatalog, EngineProvider, browser_text, client_of
 from adapter.server.openai_schema import BASE, ApiError, ChatCompletionRequest, find_model, parse
@@ -86,9 +86,10 @@ def create_app(
     api = FastAPI(title="LLaMA-Adapter", docs_url=None, redoc_url=None)
     since = int(time.time())
     # Bodies, pictures and tokens take their time: not that of the event loop, which the page shares.
-    # Pictures wait for each other to be decoded, and words do not wait for pictures.
+    # Pictures wait for each other to be decoded, and words do not wait for pictures. A form that is new is tried
+    # for seconds, or waits for others: nobody waits for a thread of these.
     words, pictures = ThreadPoolExecutor(4, "openai-api"), ThreadPoolExecutor(4, "openai-api-pictures")
-
+    forms = ThreadPoolExecutor(MAX_OPEN, "openai-api-forms")
     bodies = _BodyMemory()
 
     async def in_thread(work: Callable[[], T], pool: ThreadPoolExecutor = words) -> T:
@@ -118,8 +119,10 @@ def create_app(
                     raise ApiError(
                         400, "The base's chat template refuses these roles in this order.", "messages"
                     ) from None
+                except BadForm as error:
+                    raise ApiError(400, browser_text(error), body.form_field) from error
 
-            return await in_thread(submit, pictures if body.has_picture else words)
+            return await in_thread(submit, forms if body.form_field else pictures if body.has_picture else words)
 
     # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
     documented = {"content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}}}

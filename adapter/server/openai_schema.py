@@ -188,29 +188,33 @@ class ChatCompletionRequest(_Body):
     def has_picture(self) -> bool:
         return any(isinstance(part, ImagePart) for message in self.messages for part in message.content)
 
+    @property
+    def form_field(self) -> str | None:
+        """The field that names a form."""
+        if self.grammar is not None:
+            return "grammar"
+        return None if isinstance(self.response_format, TextFormat | None) else "response_format"
+
     def form(self) -> str | None:
-        """As in GenerationRequest. Raises ApiError for one that cannot be used."""
-        from adapter.serve.form import JSON_OBJECT, NO_FORM, check_form, json_schema_form
+        """As in GenerationRequest, which the engine checks. Raises ApiError."""
+        from adapter.serve.form import JSON_OBJECT, NO_FORM, json_schema_form
 
         asked = self.response_format
-        free = asked is None or isinstance(asked, TextFormat)
-        if self.grammar is not None and not free:
+        if self.grammar is not None and not isinstance(asked, TextFormat | None):
             raise ApiError(400, "Give either response_format or grammar.", "grammar")
-        if self.repetition_penalty > 1 and not (free and self.grammar is None):
+        if self.repetition_penalty > 1 and self.form_field:
             text = "An answer with a form has no 'repetition_penalty'. Leave one of them out."
             raise ApiError(400, text, "repetition_penalty")
-        field = "response_format" if self.grammar is None else "grammar"
-        try:
-            if self.grammar is not None:
-                form = self.grammar
-            elif isinstance(asked, JsonSchemaFormat):
-                form = json_schema_form(asked.json_schema.json_schema)
-            else:
-                return None if asked is None else NO_FORM if isinstance(asked, TextFormat) else JSON_OBJECT
-            check_form(form)
-            return form
-        except BadInput as error:
-            raise ApiError(400, str(error), field) from error
+        if self.grammar == "":
+            raise ApiError(400, "The form cannot be used: the grammar is empty.", "grammar")
+        if self.grammar is not None:
+            return self.grammar
+        if isinstance(asked, JsonSchemaFormat):
+            try:
+                return json_schema_form(asked.json_schema.json_schema)
+            except BadInput as error:
+                raise ApiError(400, str(error), self.form_field) from error
+        return None if asked is None else NO_FORM if isinstance(asked, TextFormat) else JSON_OBJECT
 
     def to_request(self, adapters: Collection[str], base: str, client: Client) -> GenerationRequest:
         """The engine's request. adapters: the names that there are; base: the name of the frozen base.

@@ -300,6 +300,15 @@ def test_requests_are_limited_by_address(tmp_path: Path, monkeypatch: pytest.Mon
     assert sent(app, small, address=ELSE)[0].status_code == 200
 
 
+def test_requests_of_programs_are_limited_by_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CALLS_PER_MINUTE", 3)
+    app, models = page_behind_limits(tmp_path), ("GET", "/v1/models", {})
+    responses = sent(app, *[models] * 4)
+    assert [response.status_code for response in responses] == [200] * 3 + [429]
+    assert "3 requests a minute" in responses[-1].json()["error"]["message"]
+    assert sent(app, models, address=ELSE)[0].status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/predict", "/v1/chat/completions"])
 def test_values_are_counted_before_they_are_parsed(
     tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch

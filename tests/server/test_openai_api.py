@@ -12,7 +12,7 @@ import re
 import socket
 import sysconfig
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +27,12 @@ from starlette.applications import Starlette
 
 import app
 from adapter.base.template import Message
-from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
-from adapter.serve.form import JSON_OBJECT, NO_FORM, json_schema_form
+from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
+from adapter.serve.form import JSON_OBJECT, NO_FORM, check_form, json_schema_form
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.serve.sampling import SamplingParams
-from adapter.server import openai_api, openai_schema, texts
+from adapter.server import limits, openai_api, openai_schema, texts
+from adapter.server.limits import LimitedProvider, Limits
 from adapter.server.loader import LoadStatus
 from adapter.server.openai_schema import ChatCompletionRequest
 from tests.app_process import PATIENCE, app_process, wait_until
@@ -59,11 +60,14 @@ class Scripted:
         self.later: AdapterError | None = None
         self.steps = 0
         self.cancelled_at: list[int] = []
+        self.check_form: Callable[[str], None] = check_form
 
     def replicas(self) -> dict[str, Any]:
         return {}
 
     def submit(self, request: Any) -> Answer:
+        if request.form:
+            self.check_form(request.form)
         self.requests.append(request)
         if self.at_once:
             raise self.at_once
@@ -449,6 +453,53 @@ def test_invalid_fields_are_refused_by_name(engine: Scripted, changed: Any, stat
 def test_the_form_of_the_answer(engine: Scripted, fields: Any, form: str | None, stream: bool) -> None:
     assert ask(engine, json={**GOOD, **fields, "stream": stream}).status_code == 200
     assert engine.requests[-1].form == form
+
+
+@pytest.mark.parametrize("own_place", [True, False], ids=["forms have threads of their own", "control"])
+def test_forms_that_are_being_checked_hold_up_nobody(
+    engine: Scripted, own_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not own_place:
+        monkeypatch.setattr(ChatCompletionRequest, "form_field", None)
+    checking, done = threading.Semaphore(0), threading.Event()
+
+    def check_slowly(form: str) -> None:
+        checking.release()
+        done.wait()
+
+    engine.check_form = check_slowly
+    page = page_with(ReadyProvider(engine), FakeCatalog())
+    many, plain = [{**GOOD, "grammar": f'start: "{i}"'} for i in range(24)], {**GOOD, "max_tokens": 3}
+
+    async def asked() -> bool:
+        """Whether the model's name and an answer come while 24 forms are being checked."""
+        transport = httpx.ASGITransport(app=page)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=PATIENCE) as program:
+            slow = [asyncio.create_task(program.post("/v1/chat/completions", json=body)) for body in many]
+            await asyncio.to_thread(lambda: [checking.acquire() for _ in range(24 if own_place else 4)])
+            others = [program.get("/v1/models"), program.post("/v1/chat/completions", json=plain)]
+            waiting = [asyncio.create_task(each) for each in others]
+            came, _ = await asyncio.wait(waiting, timeout=PATIENCE if own_place else 1)
+            done.set()
+            assert all(each.status_code == 200 for each in await asyncio.gather(*slow, *waiting))
+            return len(came) == 2
+
+    assert asyncio.run(asked()) is own_place
+
+
+def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ANSWERS_PER_MINUTE", 2)
+    checked: list[str] = []
+
+    def refuse(form: str) -> None:
+        checked.append(form)
+        raise BadForm("No.")
+
+    engine.check_form = refuse
+    page = page_with(LimitedProvider(ReadyProvider(engine), Limits(public=True)), FakeCatalog())
+    asked = [ask(engine, json={**GOOD, "grammar": "x"}, page=page) for _ in range(3)]
+    assert [response.status_code for response in asked] == [400, 400, 429] and checked == ["x", "x"]
+    assert asked[0].json()["error"]["param"] == "grammar"
 
 
 @pytest.mark.parametrize(
