@@ -46,9 +46,10 @@ from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.report import make_report
 from train.input.rows import Tokeniser
-from train.job import HeldOut, Stopped, TrainingTime, check_run, in_all, in_main, train
+from train.job import HeldOut, Stopped, TrainingTime, check_run, train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
+from train.processes import in_all, in_main
 from train.publish import check_push, push
 from train.recipes.recipe import Measure, load_recipe, recipe_names
 from train.run_folder import CHECKPOINTS, RunInputs

@@ -1,7 +1,4 @@
-"""A training run: steps over all processes, evaluation, saving, resuming, and stopping on Ctrl-C.
-
-Knows batches and one adapter; knows nothing of recipes.
-"""
+"""A training run: steps over all processes, evaluation, saving, resuming, and stopping on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from adapter.base.decoder import set_gradient_checkpointing
 from adapter.base.llama import Base
-from adapter.errors import AdapterError, with_detail
+from adapter.errors import with_detail
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
 from adapter.method.config import BaseFingerprint
@@ -40,10 +37,10 @@ from train.input.keep import OWN_TEXT, KeepRows, own_rows, rows_of_file
 from train.input.prefetch import Prefetch
 from train.input.rows import TokenisedRow, Tokeniser, num_supervised
 from train.loop import evaluate, total_divergence, total_loss, trainable_parameters
+from train.processes import check_same, in_main, sum_gradients
 from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError, settings_that_count
 from train.tracker import start_tracker, stop_tracker
 
-Result = TypeVar("Result")
 _KEEP_WEIGHT = 2.0  # of a row's divergence, beside a row's loss; docs/log.md has the trials
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 
@@ -157,7 +154,7 @@ def check_run(
     """
     inputs = inputs or RunInputs()
     # Weights may be on one machine already, and not on another yet.
-    _check_same(config, inputs, None if base is None else dataclasses.replace(base, weights=""))
+    _check_same_run(config, inputs, None if base is None else dataclasses.replace(base, weights=""))
 
     def check() -> RunInputs | None:
         opened = RunFolder(folder)
@@ -172,16 +169,11 @@ def check_run(
     return in_main(accelerator, check)
 
 
-def _check_same(config: TrainConfig | None, inputs: RunInputs, base: BaseFingerprint | None) -> None:
+def _check_same_run(config: TrainConfig | None, inputs: RunInputs, base: BaseFingerprint | None) -> None:
     """Raises TrainError, in all processes, if they would not train the same run."""
     settings = None if config is None else settings_that_count(config)
     base = None if base is None else dataclasses.replace(base, name="")  # which is the folder's, where it is one
-    first, *others = gather_object([(settings, inputs, base)])
-    if any(other != first for other in others):
-        raise TrainError(
-            "The processes do not train the same run: their settings, base, data, precision or start_from differ. "
-            "Give every machine the same files and settings."
-        )
+    check_same((settings, inputs, base))
 
 
 class _Run:
@@ -216,20 +208,7 @@ class _Run:
             if config.average
             else None
         )
-        tuning = set() if adapter.tuning is None else set(map(id, adapter.tuning.parameters()))
-        parts: dict[str, list[torch.nn.Parameter]] = {"lr": [], "gate_lr": [], "tuning_lr": []}
-        for p in self.parameters:
-            parts["gate_lr" if p is adapter.gates else "tuning_lr" if id(p) in tuning else "lr"].append(p)
-        rates = {"lr": config.lr, "gate_lr": config.gate_lr, "tuning_lr": config.tuning_lr or config.lr}
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": part, "initial_lr": rates[name]} | ({"weight_decay": 0.0} if name == "gate_lr" else {})
-                for name, part in parts.items()
-                if part
-            ],
-            betas=(0.9, 0.95),
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = _optimizer(adapter, self.parameters, config)
         # Gradients are of summed losses, and so hardly small: they overflow fp16 rather than vanish in it.
         self.scaler = torch.amp.GradScaler(
             base.device.type, init_scale=2.0**8, growth_interval=200, enabled=base.model.dtype == torch.float16
@@ -254,7 +233,7 @@ class _Run:
 
     def start(self, resume: bool) -> None:
         """Opens the run's folder and loads its state; either all processes raise TrainError or none does."""
-        _check_same(self.config, self.inputs, self.base.fingerprint)  # with the weights, as it is loaded
+        _check_same_run(self.config, self.inputs, self.base.fingerprint)  # with the weights, as it is loaded
         keep_rows = in_main(self.accelerator, lambda: self._open(resume))
         self.keep = KeepRows(keep_rows, self.config.seed) if self.config.keep else None
         if resume:
@@ -268,11 +247,11 @@ class _Run:
         start_tracker(self.accelerator, self.config, self.folder.path, self.progress.step)
 
     def _open(self, resume: bool) -> list[list[int]]:
+        """Opens the folder; returns the rows of unrelated text, if the run keeps what the base knows."""
         self.folder.open(resume)
-        return self._keep_rows(resume) if self.config.keep else []
-
-    def _keep_rows(self, resume: bool) -> list[list[int]]:
         config = self.config
+        if not config.keep:
+            return []
         if config.keep_data is not None:
             return rows_of_file(Path(config.keep_data), self.tokeniser, config.seed, self.skipped)
         return own_rows(self.base, config.template, config.seed, self.folder.path / OWN_TEXT, resume)
@@ -440,7 +419,7 @@ class _Run:
             self.scaler.scale(step_input.keep_weight * divergence).backward()
             sums[4] += divergence.item()
             sums[5] += batch.supervised
-        sums = self._reduce(sums)
+        sums = sum_gradients(self.accelerator, self.parameters, sums)
         self.progress.tokens += int(sums[2])
         norm = self._update(int(sums[1]))
         mean_loss = float(sums[0]) / float(sums[1]) if sums[1] else math.nan
@@ -465,23 +444,6 @@ class _Run:
     def _collate(self, rows: list[TokenisedRow]) -> Batch:
         batch = collate(rows, self.tokeniser.pad)
         return batch.pin() if self.base.device.type == "cuda" else batch
-
-    def _reduce(self, sums: Tensor) -> Tensor:
-        """Sums gradients and `sums` over processes.
-
-        One flat all-reduce instead of DistributedDataParallel: the gradients are a megabyte, and a batch without
-        images leaves the visual projection without gradients, which DDP has to be told about.
-        """
-        for p in self.parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        if self.accelerator.num_processes == 1:
-            return sums
-        flat = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
-        flat = self.accelerator.reduce(flat, "sum")
-        for p, piece in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
-            p.grad = piece.view_as(p)
-        return self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
 
     def _update(self, supervised: int) -> float:
         """Takes the optimiser's step, unless a gradient is not finite. Returns the norm of the gradients."""
@@ -604,6 +566,20 @@ class _Run:
         self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
 
 
+def _optimizer(adapter: Adapter, learnt: Sequence[torch.nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a rate of its own for the gates, which do not decay, and for the tuning."""
+    tuning = set() if adapter.tuning is None else set(map(id, adapter.tuning.parameters()))
+    groups: dict[str, dict[str, Any]] = {
+        "lr": {"params": [], "initial_lr": config.lr},
+        "gate_lr": {"params": [], "initial_lr": config.gate_lr, "weight_decay": 0.0},
+        "tuning_lr": {"params": [], "initial_lr": config.tuning_lr or config.lr},
+    }
+    for p in learnt:
+        groups["gate_lr" if p is adapter.gates else "tuning_lr" if id(p) in tuning else "lr"]["params"].append(p)
+    used = [group for group in groups.values() if group["params"]]
+    return torch.optim.AdamW(used, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+
+
 def _average_in(decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
     """Moves the averages towards `values` in place, after `count` earlier ones.
 
@@ -623,50 +599,6 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / (rising + 1)
     return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / (steps - rising))
-
-
-def in_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """What `work` returns in the main process, in all processes; if it fails there, it fails in all of them."""
-    if accelerator.num_processes == 1:
-        return work()
-    outcome: list[Any] = [None, None]
-    failure: Exception | None = None
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except AdapterError as error:
-            failure, outcome[1] = error, (str(error), error.detail)
-        except Exception as error:
-            failure, outcome[1] = error, ("The first process has failed. Its own error says why.", "")
-    result, problem = broadcast_object_list(outcome)
-    if failure is not None:
-        raise failure
-    if problem is not None:
-        raise TrainError(*problem)
-    return result
-
-
-def in_all(accelerator: Accelerator, work: Callable[[], Result], in_turn: bool = False) -> Result:
-    """What `work` returns in this process; if it fails in one process, it fails in all, which would wait for it.
-
-    in_turn: the first process of each machine goes first: it fetches and converts the base for the others there.
-    """
-    if accelerator.num_processes == 1:
-        return work()
-    failure: Exception | None = None
-    with accelerator.local_main_process_first() if in_turn else contextlib.nullcontext():
-        try:
-            result = work()
-        except Exception as error:
-            failure = error
-    told = (str(failure), failure.detail) if isinstance(failure, AdapterError) else ("Its own error says why.", "")
-    outcomes: list[tuple[str, str] | None] = gather_object([None if failure is None else told])
-    if failure is not None:
-        raise failure
-    for process, problem in enumerate(outcomes):
-        if problem is not None:
-            raise TrainError(f"Process {process} of {len(outcomes)} has failed: {problem[0]}", problem[1])
-    return result
 
 
 @contextlib.contextmanager

@@ -1,7 +1,4 @@
-"""The forward pass and loss of a training step: an adapter on a frozen base.
-
-Knows batches and modules; knows nothing of files, epochs or processes.
-"""
+"""The forward pass and loss of a training step: an adapter on a frozen base."""
 
 from __future__ import annotations
 

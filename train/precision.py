@@ -1,4 +1,4 @@
-"""The precision in which the frozen base is trained through. Knows processors; knows nothing of adapters."""
+"""The precision in which the frozen base is trained through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished adapter to the Hugging Face Hub. Knows files of a run's folder; knows nothing of training."""
+"""A finished adapter to the Hugging Face Hub."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """The folder of a training run: the best adapter so far, which can be served at any time; `state.pt` with all that
 an exact continuation needs (latest adapter, optimiser, position in the data); `metrics.jsonl`; and, where a recipe
 asks for them, the adapters of some steps in `checkpoints`.
-
-Knows files; knows nothing of how a step is computed.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,29 +63,21 @@ class RunFolder:
 
     def open(self, resume: bool) -> None:
         """Locks the folder for this process. It must hold an unfinished run if and only if `resume`."""
-        state = self.path / STATE
-        try:
-            if resume and not state.exists():  # before the folder is made: its name may be mistyped
-                raise TrainError(
-                    f"'{self.path.name}' holds no unfinished run. Start it without --resume.", str(self.path)
-                )
+        name, state = f"'{self.path.name}'", self.path / STATE
+        if resume and not state.exists():  # before the folder is made: its name may be mistyped
+            raise TrainError(f"{name} holds no unfinished run. Start it without --resume.", str(self.path))
+        with _explained(f"{name} cannot be written. Give another folder with --out.", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            if not resume and state.exists():
-                raise TrainError(
-                    f"'{self.path.name}' holds an unfinished run. Go on with it by --resume, or give another "
-                    "folder with --out.",
-                    str(self.path),
-                )
-        except Timeout as error:
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                used = f"{name} is in use by another run. Give this one its own with --out."
+                raise TrainError(used, str(self.path)) from error
+        if not resume and state.exists():
             raise TrainError(
-                f"'{self.path.name}' is in use by another run. Give this one its own with --out.", str(self.path)
-            ) from error
-        except OSError as error:
-            raise TrainError(
-                f"'{self.path.name}' cannot be written. Give another folder with --out.",
-                f"{self.path}: {_reason(error)}",
-            ) from error
+                f"{name} holds an unfinished run. Go on with it by --resume, or give another folder with --out.",
+                str(self.path),
+            )
 
     def close(self) -> None:
         """Releases the lock."""
@@ -101,14 +91,10 @@ class RunFolder:
         None, or "" in `inputs`: not known yet, and not compared.
         """
         path = self.path / STATE
-        try:
+        with _explained(f"'{path.name}' cannot be read. Start anew with another --out.", path):
             state = torch.load(path, map_location="cpu", weights_only=True)
             saved, saved_inputs = state["config"], RunInputs(**state["inputs"])
             trained_for = BaseFingerprint(**state["base"])
-        except Exception as error:  # whatever damaged bytes make torch.load raise
-            raise TrainError(
-                f"'{path.name}' cannot be read. Start anew with another --out.", f"{path}: {_reason(error)}"
-            ) from error
         differences = [] if config is None else _changed_settings(saved, asdict(config))
         differences += _changed_inputs(saved_inputs, inputs)
         if base is not None and (reasons := _changed_base(trained_for, base)):
@@ -123,36 +109,23 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replaces state.pt."""
-        try:
-            with atomic_write(self.path / STATE) as temporary:
-                torch.save(state, temporary)
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
-            raise TrainError(
-                f"The run cannot be saved in '{self.path.name}'. The last good save is still there: "
-                "free some room.",
-                f"{self.path}: {_reason(error)}",
-            ) from error
+        sentence = (
+            f"The run cannot be saved in '{self.path.name}'. The last good save is still there: free some room."
+        )
+        with _explained(sentence, self.path), atomic_write(self.path / STATE) as temporary:
+            torch.save(state, temporary)
 
     def save_adapter(self, adapter: Adapter) -> None:
         """Replaces the adapter."""
-        try:
+        with _explained(f"The adapter cannot be saved in '{self.path.name}'. Free some room.", self.path):
             save_adapter(adapter, self.path)
-        except Exception as error:  # safetensors has an error of its own for a full disk
-            raise TrainError(
-                f"The adapter cannot be saved in '{self.path.name}'. Free some room.",
-                f"{self.path}: {_reason(error)}",
-            ) from error
 
     def save_checkpoint(self, adapter: Adapter, step: int) -> None:
         """Writes the adapter into a folder of its own, which can be served like any other."""
         folder = self.path / CHECKPOINTS / f"step-{step:06d}"
-        try:
+        sentence = f"The adapter of step {step} cannot be kept in '{self.path.name}'. Free some room."
+        with _explained(sentence, folder):
             save_adapter(adapter, folder)
-        except Exception as error:
-            raise TrainError(
-                f"The adapter of step {step} cannot be kept in '{self.path.name}'. Free some room.",
-                f"{folder}: {_reason(error)}",
-            ) from error
 
     def drop_checkpoints_after(self, step: int) -> None:
         """Removes the numbered adapters of later steps, which are another run's or will be written anew."""
@@ -206,8 +179,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or first_line(error)
+@contextlib.contextmanager
+def _explained(sentence: str, path: Path) -> Iterator[None]:
+    """Raises TrainError with the sentence for any error: a full disk and damaged bytes raise all kinds."""
+    try:
+        yield
+    except TrainError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise TrainError(sentence, f"{path}: {reason}") from error
 
 
 class MetricsWriter:

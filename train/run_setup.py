@@ -1,4 +1,4 @@
-"""The adapter, encoder and sizes that a recipe asks for. Knows recipes and the frozen base, but no steps."""
+"""The adapter, encoder and sizes that a recipe asks for."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""Experiment trackers by accelerate: TensorBoard, Weights & Biases and others. Knows figures; computes none."""
+"""Experiment trackers by accelerate: TensorBoard, Weights & Biases and others."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
@@ -39,7 +38,8 @@ def start_tracker(accelerator: Accelerator, config: TrainConfig, folder: Path, s
     # Figures that a resumed run records anew replace those behind its last save.
     options = {"tensorboard": {"purge_step": step + 1}} if step else {}
     try:
-        accelerator.init_trackers(config.name, _settings(config), options)
+        settings = flatten(dataclasses.asdict(config)).items()
+        accelerator.init_trackers(config.name, {key: v for key, v in settings if v is not None}, options)
     except Exception as error:  # whatever a service's client raises, such as for a missing login
         raise TrainError(
             f"The tracker {config.tracker} could not be started. Set it up, or leave tracker out.",
@@ -56,8 +56,3 @@ def stop_tracker(accelerator: Accelerator, log: Callable[[str], None]) -> None:
             log(f"warning: the tracker {tracker.name} may lack the last figures; {METRICS} has them.")
             print(first_line(error), file=sys.stderr)
     accelerator.trackers.clear()
-
-
-def _settings(config: TrainConfig) -> Mapping[str, Any]:
-    """Those that are set, with groups as "vision.hidden"."""
-    return {key: value for key, value in flatten(dataclasses.asdict(config)).items() if value is not None}

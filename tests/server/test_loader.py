@@ -99,7 +99,7 @@ AT_ONCE = """
 import sys, threading
 from pathlib import Path
 from adapter.server.loader import import_libraries
-from train.ui.metrics import MetricsTail
+from train.ui.runs import saved_files
 assert "torch" not in sys.modules
 
 def loader():
@@ -108,7 +108,7 @@ def loader():
 
 failed = []
 threading.excepthook = lambda args: failed.append(repr(args.exc_value))
-threads = [threading.Thread(target=loader), threading.Thread(target=MetricsTail, args=[Path("nowhere")])]
+threads = [threading.Thread(target=loader), threading.Thread(target=saved_files, args=[Path("nowhere")])]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert not failed, failed

@@ -1,4 +1,4 @@
-"""Fixtures of several of the trainer's tests: records in a file, and a run that is asked to stop after a step."""
+"""Fixtures of several of the trainer's tests: records in a file, a short run, and a run that is asked to stop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,32 @@ def rows(tmp_path) -> Path:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"instruction": f"{i}>", "output": str(i % 3)} for i in range(60)]))
     return path
+
+
+@pytest.fixture
+def run(rows, tiny_folder, tmp_path) -> Callable[..., int]:
+    """`python -m train` for six steps on the tiny base, into the folder `out`; returns the exit status."""
+    from train.__main__ import main
+
+    return lambda *more, out="out": main([
+        f"data={rows}", "precision=fp32", "template=raw", "batch_size=4", "prompt_length=4", "eval_every=3",
+        "steps=6", f"--base={tiny_folder}", f"--out={tmp_path / out}", "--device=cpu", *more,
+    ])  # fmt: skip
+
+
+@pytest.fixture
+def parrot_command(tiny_folder, tmp_path, monkeypatch) -> Callable[..., list[str]]:
+    """The arguments of `python -m train` for the recipe `parrot`, or another one in its place."""
+    import train.__main__
+    from tests.train.parrot import parrot
+
+    monkeypatch.setattr(train.__main__, "recipe_names", lambda: ["parrot"])
+
+    def command(*more: str, recipe=None) -> list[str]:
+        monkeypatch.setattr(train.__main__, "load_recipe", lambda *_: recipe or parrot())
+        return ["parrot", f"--base={tiny_folder}", f"--out={tmp_path / 'out'}", "--device=cpu", *more]
+
+    return command
 
 
 @pytest.fixture

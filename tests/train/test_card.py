@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-import train.__main__
 from adapter.method.checkpoint import CARD, WEIGHTS, adapter_digest, save_adapter
 from adapter.method.config import TuningConfig
 from tests.app_process import ROOT
@@ -21,20 +20,11 @@ from train.card import Measured, shipped_folders, with_sealed_scores, with_table
 from train.evaluate.intervals import Figure
 from train.job import HeldOut, TrainingTime
 
-PARROT = parrot()
-
 
 @pytest.fixture
-def command(tiny_folder, tmp_path, monkeypatch):
-    """Arguments of `python -m train` for the parrot, and a way to change what that recipe is."""
-    monkeypatch.setattr(train.__main__, "recipe_names", lambda: ["parrot"])
+def command(parrot_command, monkeypatch):
     monkeypatch.setattr("train.evaluate.perplexity.unrelated_text", lambda: "An assignment binds a name. " * 20)
-
-    def command(*more: str, recipe=PARROT) -> list[str]:
-        monkeypatch.setattr(train.__main__, "load_recipe", lambda *_: recipe)
-        return ["parrot", f"--base={tiny_folder}", f"--out={tmp_path / 'out'}", "--device=cpu", *more]
-
-    return command
+    return parrot_command
 
 
 def a_card(held_out: HeldOut, seconds: TrainingTime) -> str:

@@ -1,7 +1,8 @@
-"""Whole runs on files and on examples: killed, resumed, stopped, on two processes, on a full disk."""
+"""Whole runs: killed, resumed, stopped, on two nodes, on a full disk; and what a step does to time and rates."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -10,11 +11,11 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import train.__main__
 import train.job
+import train.processes
 from adapter.base.template import Message
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter
-from tests.app_process import wait_until
+from tests.app_process import PATIENCE, ROOT, free_port, wait_until
 from tests.tiny_models import random_llama
 from train.__main__ import main
 from train.config import TrainConfig
 from train.input.examples import Example
-from train.job import HeldOut, Stopped, in_main, rate_factor
+from train.job import HeldOut, Stopped, rate_factor
 from train.loop import new_adapter
+from train.processes import in_main
 from train.run_folder import METRICS, STATE, RunFolder, TrainError
 
-ROOT = Path(__file__).parents[2]
 WORDS = ("ab", "cd", "ef", "gh")
 
 
@@ -62,11 +65,11 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def arguments(tiny_folder, data) -> Callable[..., list[str]]:
-    """The arguments of `python -m train` for a run of 60 steps on the tiny base."""
+    """The arguments of `python -m train` for a run of 40 steps on the tiny base."""
     return lambda out, *more: [
         f"data={data}", "name=tiny", f"--base={tiny_folder}", "precision=fp32", "template=raw", "batch_size=6",
-        "prompt_length=4", "steps=60", "eval_every=10", "lr=0.02", "gate_lr=0.05", "vision.projection=global",
-        "vision.hidden=16", "--device=cpu", f"--out={out}", *more,
+        "prompt_length=4", "steps=40", "eval_every=10", "lr=0.02", "gate_lr=0.05", "vision.projection=global",
+        "vision.hidden=16", "keep=0.4", "average=0.5", "--device=cpu", f"--out={out}", *more,
     ]  # fmt: skip
 
 
@@ -97,65 +100,44 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arg
     assert main(arguments(whole)) == 0
     output = capfd.readouterr().out
     assert "skipped" in output and "bad.png" in output and "line 78" in output
-    for step, more in ((13, []), (29, ["--resume"])):
-        run = process(arguments(killed, "save_every=4", *more))
-        wait_for_step(run, killed, step)
-        run.kill()
-        run.communicate()
-        assert run.returncode == -signal.SIGKILL and (killed / STATE).exists()
+    run = process(arguments(killed, "save_every=4"))
+    wait_for_step(run, killed, 13)
+    run.kill()
+    run.communicate()
+    assert run.returncode == -signal.SIGKILL and (killed / STATE).exists()
     assert main(arguments(killed, "save_every=4", "--resume")) == 0
     assert "going on after step" in capfd.readouterr().out
     assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-    assert metrics(killed, "loss") == metrics(whole, "loss") and len(metrics(whole, "loss")) == 60
+    assert metrics(killed, "loss") == metrics(whole, "loss") and len(metrics(whole, "loss")) == 40
     assert not (killed / STATE).exists()
     assert main(arguments(killed, "--resume")) == 1 and "holds no unfinished run" in capfd.readouterr().err
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(arguments, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert main(arguments(one, "keep=0.4", "average=0.5")) == 0
-    # Not `accelerate launch --cpu`, which starts a single process unless it is given MPI.
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    both = process(arguments(two, "keep=0.4", "average=0.5"), *launch)
-    _, errors = both.communicate()
-    assert both.returncode == 0, errors
-    assert metrics(two, "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
-    assert metrics(two, "divergence") == pytest.approx(metrics(one, "divergence"), rel=1e-2, abs=1e-4)
-    assert metrics(two, "held_out_loss") == pytest.approx(metrics(one, "held_out_loss"), rel=1e-3)
-    left, right = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
-    for name, tensor in left.items():
-        torch.testing.assert_close(tensor, right[name], rtol=1e-2, atol=1e-3)
+def test_ctrl_c_saves_and_names_the_way_to_resume(arguments, tmp_path, stop_after, capsys):
+    stop_after(3)
+    assert main(arguments(tmp_path / "run", "eval_every=1000")) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert (tmp_path / "run" / STATE).stat().st_size < 2_000_000
 
 
-@pytest.mark.slow
-def test_two_machines_without_a_shared_disk_stop_resume_and_end(arguments, tmp_path):
-    """As two nodes: each process has a folder of its own, and only the first writes into it."""
-    small = ["vision=", "steps=30", "accumulate=2"]
-    one = tmp_path / "one"
-    assert main(arguments(one, *small)) == 0
-    folders = tmp_path / "first", tmp_path / "second"
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Files may not grow over 200 kB: state.pt is larger, and the adapter is not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def start(*more: str) -> list[subprocess.Popen[str]]:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        world |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        return [
-            process(arguments(folder, *small, *more), variables={**world, "RANK": str(rank)})
-            for rank, folder in enumerate(folders)
-        ]
 
-    nodes = start()
-    wait_for_step(nodes[0], folders[0], 8)
-    nodes[1].send_signal(signal.SIGINT)  # one of them is enough
-    errors = [node.communicate()[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [130, 130], errors
-    nodes = start("--resume")
-    errors = [node.communicate()[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], errors
-    assert (folders[0] / WEIGHTS).exists() and not folders[1].exists()
-    assert metrics(folders[0], "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
+def test_a_full_disk_loses_a_save_but_not_the_run(arguments, tmp_path, small_files, capsys):
+    assert main(arguments(tmp_path / "run", "steps=20")) == 1
+    output = capsys.readouterr()
+    assert "cannot be saved" in output.out and "Training goes on" in output.out
+    assert "free some room" in output.err
+    assert load_adapter(tmp_path / "run").gates.abs().max() > 0
+
+
+# Several processes.
 
 
 @pytest.fixture
@@ -169,150 +151,140 @@ def nodes(data, tiny_folder, tmp_path) -> list[Path]:
     return folders
 
 
-def own_disk(folder: Path) -> dict[str, str]:
-    """Variables of a process in that folder that otherwise would name a folder that both share."""
-    names = ("HF_HOME", "LLAMA_ADAPTER_CACHE", "LLAMA_ADAPTER_FEATURES", "LLAMA_ADAPTER_RUNS")
-    return {"PYTHONPATH": str(ROOT), **{name: str(folder / "home" / name) for name in names}}
-
-
-NOT_THE_SAME = "do not train the same run: their settings, base, data"
-ON_A_NODE = ["--config=recipe.yaml", "data=data/rows.jsonl", "--base=base", "vision=", "steps=30", "accumulate=2"]
-
-
 @pytest.mark.slow
-def test_accelerate_trains_on_two_nodes(arguments, tmp_path, nodes):
-    """By the commands of docs/cluster.md: alike with one process, stopped on the main node and resumed."""
-    one = tmp_path / "one"
-    assert main(arguments(one, "vision=", "steps=30", "accumulate=2", "warmup=0.1")) == 0
+def test_two_nodes_without_a_shared_disk_stop_resume_and_equal_one(arguments, tmp_path, nodes):
+    """Started by the command of docs/cluster.md, stopped on one node and resumed: alike with one process."""
+    one, run = tmp_path / "one", nodes[0] / "run"
+    more = ["steps=24", "accumulate=2", "warmup=0.1"]
+    assert main(arguments(one, *more)) == 0
+    port = free_port()
+    launch = "accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 2 --num_processes 2"
+    launch += f" --main_process_ip 127.0.0.1 --main_process_port {port} --mixed_precision no --machine_rank"
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    own = ["--config=recipe.yaml", "data=data/rows.jsonl", "--base=base", *more]
 
-    def start(*more: str) -> list[subprocess.Popen[str]]:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        launch = "accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 2 --num_processes 2"
-        launch += f" --main_process_ip 127.0.0.1 --main_process_port {port} --mixed_precision no --machine_rank"
-        return [
-            process(arguments("run", *ON_A_NODE, *more), *launch.split(), str(rank), "-m",
-                    variables=own_disk(folder), cwd=folder)
-            for rank, folder in enumerate(nodes)
-        ]  # fmt: skip
+    def start(rank: int, *options: str, launched: bool) -> subprocess.Popen[str]:
+        home = {name: f"home/{name}" for name in ("LLAMA_ADAPTER_CACHE", "LLAMA_ADAPTER_FEATURES")}
+        variables = {"PYTHONPATH": str(ROOT), **home, **({} if launched else {**world, "RANK": str(rank)})}
+        by = [*launch.split(), str(rank), "-m"] if launched else []
+        return process(arguments("run", *own, *options), *by, variables=variables, cwd=nodes[rank])
 
-    run = nodes[0] / "run"
-    launched = start()
+    launched = [start(rank, launched=True) for rank in range(2)]
     wait_for_step(launched[0], run, 8)
     launched[0].send_signal(signal.SIGTERM)
     errors = [launcher.communicate()[1] for launcher in launched]
     assert 0 not in [launcher.returncode for launcher in launched], errors
     assert (run / STATE).exists(), errors
-    launched = start("--resume")
-    errors = [launcher.communicate()[1] for launcher in launched]
-    assert [launcher.returncode for launcher in launched] == [0, 0], errors
+    resumed = [start(rank, "--resume", launched=False) for rank in range(2)]
+    errors = [node.communicate()[1] for node in resumed]
+    assert [node.returncode for node in resumed] == [0, 0], errors
     assert not (nodes[1] / "run").exists() and not (run / STATE).exists()
-    assert len(metrics(run, "loss")) == 30
+    assert len(metrics(run, "loss")) == 24
     assert metrics(run, "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
+    assert metrics(run, "divergence") == pytest.approx(metrics(one, "divergence"), rel=1e-2, abs=1e-4)
+    assert metrics(run, "held_out_loss") == pytest.approx(metrics(one, "held_out_loss"), rel=1e-3)
     left, right = load_file(one / WEIGHTS), load_file(run / WEIGHTS)
     for name, tensor in left.items():
         torch.testing.assert_close(tensor, right[name], rtol=1e-2, atol=1e-3)
 
 
-def lack_data(node: Path) -> str:
-    (node / "data" / "rows.jsonl").unlink()
-    return "there is no file or folder 'rows.jsonl'"
+class Group:
+    """Two processes as threads, and the two ways in which they tell each other something."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[list[Any]] = [[], []]
+        self.barrier = threading.Barrier(2, timeout=PATIENCE)
+        monkeypatch.setattr(train.processes, "gather_object", self.gather)
+        monkeypatch.setattr(train.processes, "broadcast_object_list", lambda told: self.gather(told)[:1])
+
+    def gather(self, told: list[Any]) -> list[Any]:
+        self.told[self.rank] = told
+        self.barrier.wait()
+        found = [*self.told[0], *self.told[1]]
+        self.barrier.wait()
+        return found
+
+    @property
+    def rank(self) -> int:
+        return int(threading.current_thread().name)
+
+    def accelerator(self, *_: Any) -> Any:
+        return types.SimpleNamespace(
+            num_processes=2, process_index=self.rank, is_main_process=self.rank == 0, device=torch.device("cpu"),
+            local_main_process_first=contextlib.nullcontext, trackers=[],
+        )  # fmt: skip
+
+    def run(self, work: Callable[[int], Any]) -> list[Any]:
+        """What `work` returns, or what it raises, of each rank."""
+        outcomes: list[Any] = [None, None]
+
+        def run(rank: int) -> None:
+            try:
+                outcomes[rank] = work(rank)
+            except Exception as error:
+                outcomes[rank] = error
+
+        threads = [threading.Thread(target=run, args=[rank], name=str(rank), daemon=True) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(2 * PATIENCE)
+        return outcomes
 
 
-def lack_base(node: Path) -> str:
-    shutil.rmtree(node / "base")
-    return "has failed"
-
-
-def lack_recipe(node: Path) -> str:
-    (node / "recipe.yaml").unlink()
-    return "Process 1 of 2 has failed"
-
-
-def have_other_settings(node: Path) -> str:
-    (node / "recipe.yaml").write_text("warmup: 0.5")
-    return NOT_THE_SAME
-
-
-def have_other_data(node: Path) -> str:
-    rows = node / "data" / "rows.jsonl"
-    rows.write_text(rows.read_text().replace("ab", "ba"))
-    return NOT_THE_SAME
-
-
-def have_another_base(node: Path) -> str:
-    random_llama(random_norms=True).save_pretrained(node / "base")
-    return NOT_THE_SAME
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "change", [lack_recipe, lack_data, lack_base, have_other_settings, have_other_data, have_another_base]
-)
-def test_what_one_node_lacks_ends_the_run_on_both(arguments, nodes, change):
-    sentence = change(nodes[1])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    processes = [
-        process(
-            arguments("run", *ON_A_NODE), variables={**own_disk(folder), **world, "RANK": str(rank)}, cwd=folder
-        )
-        for rank, folder in enumerate(nodes)
-    ]
-    errors = [one.communicate()[1] for one in processes]
-    assert [one.returncode for one in processes] == [1, 1], errors
-    assert sentence in errors[0] and "Traceback" not in errors[0] + errors[1], errors
-    assert not (nodes[0] / "run" / METRICS).exists()
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_and_names_the_way_to_resume(arguments, tmp_path):
-    out = tmp_path / "run"
-    run = process(arguments(out, "eval_every=1000", "steps=4000"))
-    wait_for_step(run, out, 5)
-    run.send_signal(signal.SIGINT)
-    _, errors = run.communicate()
-    assert run.returncode == 130 and "--resume" in errors
-    assert (out / STATE).stat().st_size < 2_000_000
-
-
-@pytest.mark.slow
-def test_a_full_disk_loses_a_save_but_not_the_run(arguments, tmp_path):
-    """Files may not grow over 200 kB: state.pt is larger, and the adapter is not."""
-
-    def limit_file_size() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    run = process(arguments(tmp_path / "run", "steps=20"), preexec_fn=limit_file_size)
-    output, errors = run.communicate()
-    assert "cannot be saved" in output and "Training goes on" in output
-    assert run.returncode == 1 and "free some room" in errors
-    assert load_adapter(tmp_path / "run").gates.abs().max() > 0
+@pytest.fixture
+def group(monkeypatch) -> Group:
+    return Group(monkeypatch)
 
 
 @pytest.mark.parametrize("error", [TrainError("The disk is full.", "/dev/sda"), OSError("of another kind")])
-def test_what_fails_in_the_first_process_fails_in_all(monkeypatch, error):
-    """By two processes whose group is a list."""
-    sent: list[Any] = []
+def test_what_fails_in_the_first_process_fails_in_all(group, error):
+    def work(rank: int) -> None:
+        in_main(group.accelerator(), lambda: pytest.fail("work of the first process") if rank else throw(error))
 
-    def broadcast(values):
-        sent.append(values)
-        return sent[0]
+    first, second = group.run(work)
+    assert first is error and isinstance(second, TrainError)
+    assert isinstance(error, OSError) or "Process 0 of 2 has failed: The disk is full." in str(second)
+    assert group.run(lambda rank: in_main(group.accelerator(), lambda: f"of {rank}")) == ["of 0", "of 0"]
 
-    monkeypatch.setattr(train.job, "broadcast_object_list", broadcast)
 
-    def work():
-        raise error
+def throw(error: BaseException) -> Any:
+    raise error
 
-    for is_main in (True, False):
-        process = types.SimpleNamespace(num_processes=2, is_main_process=is_main)
-        with pytest.raises((TrainError, OSError)) as raised:
-            in_main(process, work if is_main else lambda: pytest.fail("work of the first process"))
-        assert is_main is (raised.value is error)
-        assert isinstance(error, OSError) or str(raised.value) == "The disk is full."
+
+def have_other_data(node: Path) -> None:
+    rows = node / "data" / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("ab", "ba"))
+
+
+NOT_THE_SAME = "do not train the same run: their settings, base, data"
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda node: (node / "recipe.yaml").unlink(), "Process 1 of 2 has failed"),
+        (lambda node: (node / "data" / "rows.jsonl").unlink(), "there is no file or folder 'rows.jsonl'"),
+        (lambda node: shutil.rmtree(node / "base"), "has failed"),
+        (lambda node: (node / "recipe.yaml").write_text("warmup: 0.5"), NOT_THE_SAME),
+        (have_other_data, NOT_THE_SAME),
+        (lambda node: random_llama(random_norms=True).save_pretrained(node / "base"), NOT_THE_SAME),
+    ],
+    ids=["no recipe", "no data", "no base", "other settings", "other data", "another base"],
+)
+def test_what_one_node_lacks_ends_the_run_on_both(arguments, nodes, group, monkeypatch, capsys, change, sentence):
+    monkeypatch.setattr(train.__main__, "_accelerator", group.accelerator)
+    change(nodes[1])
+
+    def command(rank: int) -> int:
+        node = nodes[rank]
+        own = [f"--config={node / 'recipe.yaml'}", f"data={node / 'data/rows.jsonl'}", f"--base={node / 'base'}"]
+        return main(arguments(node / "run", *own, "vision="))
+
+    assert group.run(command) == [1, 1]
+    assert sentence in capsys.readouterr().err
+    assert not (nodes[0] / "run" / METRICS).exists() and not (nodes[1] / "run").exists()
 
 
 # On generated examples.
@@ -341,44 +313,33 @@ def train_echo(tiny_base, tmp_path):
     return run
 
 
-def test_a_folder_in_use_is_refused(train_echo, tmp_path):
+def test_a_folder_that_is_in_use_or_cannot_be_written_is_refused(train_echo, tmp_path):
     other = RunFolder(tmp_path / "run")
     other.open(resume=False)
     with pytest.raises(TrainError, match="in use by another run"):
         train_echo()
     other.close()
-
-
-def test_a_folder_that_cannot_be_written_is_named(train_echo, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainError, match="cannot be written"):
         train_echo("file/run")
 
 
-@pytest.fixture
-def stopped_run(train_echo, tmp_path, stop_after) -> Path:
-    """The folder of a run that was asked to stop after its fifth step."""
+def test_an_unfinished_run_is_resumed_and_neither_begun_anew_nor_read_if_it_is_damaged(
+    train_echo, tmp_path, stop_after
+):
     stop_after(5)
     with pytest.raises(Stopped, match="--resume"):
         train_echo()
-    return tmp_path / "run"
-
-
-def test_an_unfinished_run_is_resumed_with_its_own_settings_only(train_echo, stopped_run):
+    shutil.copytree(tmp_path / "run", tmp_path / "damaged")
     with pytest.raises(TrainError, match="holds an unfinished run"):
         train_echo()
-    with pytest.raises(TrainError, match="lr was 0.01 and is 0.5"):
-        train_echo(resume=True, lr=0.5)
     resumed, held_out = train_echo(resume=True)
     whole, whole_held_out = train_echo("whole")
     assert held_out == whole_held_out and torch.equal(resumed.prompts, whole.prompts)
-
-
-def test_a_damaged_state_is_named(train_echo, stopped_run):
-    state = stopped_run / STATE
+    state = tmp_path / "damaged" / STATE
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(TrainError, match=r"state.pt' cannot be read"):
-        train_echo(resume=True)
+        train_echo("damaged", resume=True)
 
 
 def test_the_best_adapter_is_kept_and_training_stops_when_nothing_improves(train_echo, tmp_path):
@@ -434,11 +395,7 @@ def test_the_rate_moves_the_first_step_and_is_zero_after_the_last(train_echo, tm
     assert factors[:rising] == sorted(factors[:rising]) and factors[rising:] == sorted(factors[rising:])[::-1]
     train_echo(steps=steps, warmup=warmup, lr=0.5)
     assert metrics(tmp_path / "run", "lr") == pytest.approx([0.5 * factor for factor in factors[:-1]])
-
-
-def test_the_first_step_moves_the_gates(train_echo, tmp_path):
-    train_echo(steps=1, warmup=0.5)
-    assert metrics(tmp_path / "run", "largest_gate")[0] > 0.005
+    assert metrics(tmp_path / "run", "largest_gate")[0] > 0
 
 
 def test_the_time_of_steps_is_all_but_evaluations_and_saves(train_echo, tmp_path, monkeypatch):
@@ -474,16 +431,6 @@ def test_the_time_of_steps_is_all_but_evaluations_and_saves(train_echo, tmp_path
     before = clock[0]
     train_echo(resume=True, finish=lambda _, __, time: finished.append(time))
     assert finished[1].wall == pytest.approx(before - 86_400 + clock[0] - before)
-
-
-def test_a_first_step_that_is_not_finite_brings_no_warning_of_torch(train_echo, monkeypatch, recwarn, capsys):
-    total_loss, calls = train.job.total_loss, itertools.count()
-    monkeypatch.setattr(
-        train.job, "total_loss", lambda *args: total_loss(*args) * (1.0 if next(calls) else float("nan"))
-    )
-    train_echo()
-    assert "not finite at step 1;" in capsys.readouterr().out
-    assert [w for w in recwarn if "lr_scheduler" in str(w.message)] == []
 
 
 def test_steps_with_gradients_that_are_not_finite_are_left_out_and_then_end_the_run(

@@ -13,18 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import train.__main__
 from adapter.method.checkpoint import CARD, WEIGHTS
-from tests.train.parrot import parrot
 from train.__main__ import main
 from train.run_folder import CHECKPOINTS, STATE
-
-
-@pytest.fixture
-def run(rows, tiny_folder, tmp_path) -> Callable[..., int]:
-    """`python -m train` for six steps on the tiny base; returns the exit status."""
-    return lambda *more, out="out": main([
-        f"data={rows}", "precision=fp32", "template=raw", "batch_size=4", "prompt_length=4", "eval_every=3",
-        "steps=6", f"--base={tiny_folder}", f"--out={tmp_path / out}", "--device=cpu", *more,
-    ])  # fmt: skip
 
 
 @pytest.fixture
@@ -39,6 +29,10 @@ def refused_before_loading(run, monkeypatch, capsys) -> Callable[..., str]:
         return capsys.readouterr().err
 
     return refused
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / WEIGHTS).read_bytes()
 
 
 def add_a_record(rows: Path) -> None:
@@ -89,36 +83,56 @@ def test_a_resumed_run_starts_from_the_same_adapter(run, stop_after, refused_bef
     assert "start_from is not the adapter" in refused_before_loading(start, "--resume")
 
 
-def test_a_run_does_not_start_from_what_it_writes_over(run, refused_before_loading, tmp_path):
+def test_a_folder_is_neither_mistyped_nor_written_over(run, refused_before_loading, tmp_path):
+    assert "'otu' holds no unfinished run" in refused_before_loading("--resume", out="otu")
+    assert not (tmp_path / "otu").exists()
     assert run("checkpoint_every=2") == 0
     own = tmp_path / "out" / CHECKPOINTS / "step-000002"
     assert "start_from is 'step-000002', which this run" in refused_before_loading(f"start_from={own}")
     assert run(f"start_from={own}", out="other") == 0
 
 
-def test_a_mistyped_folder_is_not_made(refused_before_loading, tmp_path):
-    assert "'otu' holds no unfinished run" in refused_before_loading("--resume", out="otu")
-    assert not (tmp_path / "otu").exists()
-
-
 @pytest.mark.parametrize("what", ["write_card", "_measure"])
 def test_a_run_that_is_killed_after_its_last_step_can_be_completed(
-    run, tiny_folder, tmp_path, monkeypatch, capsys, what
+    run, parrot_command, tmp_path, monkeypatch, capsys, what
 ):
     """While its scores are measured, or before its card is written."""
-    monkeypatch.setattr(train.__main__, "recipe_names", lambda: ["parrot"])
-    monkeypatch.setattr(train.__main__, "load_recipe", lambda *_: parrot())
-    command = ["parrot", f"--base={tiny_folder}", f"--out={tmp_path / 'out'}", "--device=cpu"]
-    finish = run if what == "write_card" else lambda *more: main([*command, *more])
+    finish = run if what == "write_card" else lambda *more: main(parrot_command(*more))
     with monkeypatch.context() as patch:
         patch.setattr(train.__main__, what, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert finish() == 130
     assert "--resume goes on" in capsys.readouterr().err
-    weights = (tmp_path / "out" / WEIGHTS).read_bytes()
+    before = weights(tmp_path / "out")
     assert finish("--resume") == 0
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == weights
+    assert weights(tmp_path / "out") == before
     assert "after 6 steps" in (tmp_path / "out" / CARD).read_text()
     assert not (tmp_path / "out" / STATE).exists()
+
+
+@pytest.mark.parametrize(
+    "settings, changed",
+    [
+        ((), ("save_every=1", "gradient_checkpointing=true")),  # which changes no number
+        (("average=0.9", "save=last"), ()),
+        (("keep=0.5", "accumulate=2"), ()),
+    ],
+)
+def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(run, stop_after, tmp_path, settings, changed):
+    assert run(*settings, out="whole") == 0
+    stop_after(4)
+    assert run(*settings) == 130
+    assert run(*settings, *changed, "--resume") == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_what_is_not_resumed_is_seen_in_the_bits(run, stop_after, tmp_path, monkeypatch):
+    """The control of these tests: the moments of the optimiser begin anew."""
+    assert run(out="whole") == 0
+    stop_after(4)
+    assert run() == 130
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda *_: None)
+    assert run("--resume") == 0
+    assert weights(tmp_path / "out") != weights(tmp_path / "whole")
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(run, stop_after, tmp_path, monkeypatch, capsys):
@@ -130,15 +144,7 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(run, stop_afte
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert run("precision=auto", "--resume") == 0
     assert "precision fp32: as when the run started" in capsys.readouterr().out
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-
-
-def test_a_resumed_run_goes_on_with_its_average(run, stop_after, tmp_path):
-    assert run("average=0.9", "save=last", out="whole") == 0
-    stop_after(4)
-    assert run("average=0.9", "save=last") == 130
-    assert run("average=0.9", "save=last", "--resume") == 0
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_the_average_is_that_of_the_adapters_after_each_step(run, tmp_path):
@@ -171,31 +177,20 @@ def test_a_resumed_run_keeps_its_loss_scale(run, stop_after, tmp_path, monkeypat
     assert run("precision=fp16") == 130
     assert run("precision=fp16", "--resume") == 0
     assert scales[6:] == scales[:6] and scales[0] < scales[5]
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-
-
-def test_what_changes_no_number_may_change(run, stop_after, tmp_path):
-    assert run(out="whole") == 0
-    stop_after(4)
-    assert run() == 130
-    assert run("save_every=1", "gradient_checkpointing=true", "--resume") == 0
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_a_recipe_of_the_project_is_resumed_with_the_same_assignments(
-    tiny_folder, stop_after, tmp_path, monkeypatch, capsys
+    parrot_command, stop_after, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(train.__main__, "recipe_names", lambda: ["parrot"])
-    monkeypatch.setattr(train.__main__, "load_recipe", lambda *_: parrot())
-    command = ["parrot", f"--base={tiny_folder}", f"--out={tmp_path / 'out'}", "--device=cpu"]
     stop_after(3)
-    assert main([*command, "lr=0.02"]) == 130
+    assert main(parrot_command("lr=0.02")) == 130
     with monkeypatch.context() as patch:
         patch.setattr(train.__main__, "load_to_train", lambda *_: pytest.fail("the base was loaded"))
-        assert main([*command, "--resume"]) == 1
+        assert main(parrot_command("--resume")) == 1
         assert "lr was 0.02 and is 0.01" in capsys.readouterr().err
         patch.setattr(train.__main__, "load_base", lambda *_: pytest.fail("a base was loaded"))
-        assert main(command) == 1
+        assert main(parrot_command()) == 1
         assert "holds an unfinished run" in capsys.readouterr().err
-    assert main([*command, "lr=0.02", "--resume"]) == 0
+    assert main(parrot_command("lr=0.02", "--resume")) == 0
     assert not (tmp_path / "out" / STATE).exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,23 +21,11 @@ from adapter.base.template import Message
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter
 from adapter.serve.store import AdapterStore
 from tests.train.parrot import CONFIG as PARROT
-from train.__main__ import main
 from train.input.batches import Batch, collate
 from train.input.examples import Example, FileExamples
 from train.input.rows import Tokeniser
 from train.loop import new_adapter, total_loss
 from train.run_folder import CHECKPOINTS, METRICS, STATE
-
-
-@pytest.fixture
-def run(tiny_folder, tmp_path) -> Callable[..., int]:
-    """`python -m train` for six steps on the tiny base, in runs/NAME; returns the exit status."""
-    data = tmp_path / "rows.json"
-    data.write_text(json.dumps([{"instruction": f"{i}>", "output": str(i % 3)} for i in range(60)]))
-    return lambda *more, out="out": main([
-        f"data={data}", "precision=fp32", "template=raw", "batch_size=4", "prompt_length=4", "eval_every=3",
-        "steps=6", f"--base={tiny_folder}", f"--out={tmp_path / 'runs' / out}", "--device=cpu", *more,
-    ])  # fmt: skip
 
 
 @pytest.fixture
@@ -83,7 +70,7 @@ def notebook(monkeypatch) -> type[Notebook]:
 
 def test_a_tracker_gets_the_settings_and_the_figures_of_metrics(run, notebook, tmp_path):
     assert run("tracker=notebook", "lr=0.02", "tuning.norms=true") == 0
-    lines = [json.loads(line) for line in (tmp_path / "runs/out" / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / METRICS).read_text().splitlines()]
     assert notebook.pages == [*(line for line in lines if "gates" not in line), {"finished": True}]
     assert notebook.settings["lr"] == 0.02 and notebook.settings["tuning.norms"] is True
     assert all(isinstance(value, int | float | str | bool) for value in notebook.settings.values())
@@ -102,7 +89,7 @@ def test_a_tracker_that_fails_ends_no_run(run, notebook, monkeypatch, tmp_path, 
 
     monkeypatch.setattr(Notebook, method, fail)
     assert run("tracker=notebook") == 0
-    assert (tmp_path / "runs/out" / CARD).exists()
+    assert (tmp_path / "out" / CARD).exists()
     printed = capsys.readouterr()
     assert printed.out.count("warning: the tracker ") == 1 and "no network" not in printed.out
     assert printed.err.count("no network") == 1
@@ -125,15 +112,15 @@ def test_a_tracker_that_is_not_here_is_refused_before_data_is_read(
 
 def test_every_so_many_steps_an_adapter_is_kept_that_can_be_served(run, tmp_path, tiny_base):
     assert run("checkpoint_every=2", "save=last") == 0
-    numbered = AdapterStore(tmp_path / "runs/out" / CHECKPOINTS)
+    numbered = AdapterStore(tmp_path / "out" / CHECKPOINTS)
     assert sorted(numbered.names()) == ["step-000002", "step-000004", "step-000006"]
     adapters = [numbered.load(name, tiny_base) for name in sorted(numbered.names())]
     assert len({float(adapter.gates.sum()) for adapter in adapters}) == 3
-    assert torch.equal(adapters[-1].prompts, load_adapter(tmp_path / "runs/out").prompts)
-    assert AdapterStore(tmp_path / "runs").names() == ["out"]
+    assert torch.equal(adapters[-1].prompts, load_adapter(tmp_path / "out").prompts)
+    assert AdapterStore(tmp_path).names() == ["out"]
     # A run that starts anew in the same folder has adapters of its own only.
     assert run("checkpoint_every=3", "steps=3") == 0
-    assert AdapterStore(tmp_path / "runs/out" / CHECKPOINTS).names() == ["step-000003"]
+    assert AdapterStore(tmp_path / "out" / CHECKPOINTS).names() == ["step-000003"]
 
 
 # The Hub.
@@ -166,7 +153,7 @@ def hub(monkeypatch) -> type[FakeHub]:
 
 
 def test_the_finished_adapter_is_sent_with_its_card_and_nothing_private(run, hub, tmp_path, capsys):
-    folder = tmp_path / "runs/out"
+    folder = tmp_path / "out"
     for private in ("data/secret.json", "log.txt", "run.json", "messages.txt", f"data/{CONFIG}"):
         (folder / private).parent.mkdir(parents=True, exist_ok=True)
         (folder / private).write_text("{}")
@@ -181,7 +168,7 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_try_again(run, hub, tmp
     error = capsys.readouterr().err
     assert "is finished and saved, but could not be sent to somebody/helper" in error
     assert f"hf upload somebody/helper . . --include {CONFIG} --include {WEIGHTS}" in error and "503" in error
-    folder = tmp_path / "runs/out"
+    folder = tmp_path / "out"
     assert (folder / CARD).exists() and not (folder / STATE).exists() and load_adapter(folder).gates.abs().max()
 
 

@@ -1,7 +1,4 @@
-"""The data that a visitor chose for training: an upload or a sample, opened and checked before a run is started.
-
-Knows records, their limits, and the report of `python -m train --check`; knows no Gradio.
-"""
+"""The data that a visitor chose for training: an upload or a sample, opened and checked before a run starts."""
 
 from __future__ import annotations
 
@@ -46,11 +43,9 @@ class TrainingData:
 class Preview:
     """The facts about the data that are shown before training."""
 
-    name: str
-    pictures: bool
+    data: TrainingData
     report: Report
     first_records: tuple[Record, ...]
-    left_out: tuple[str, ...]
     template: str
 
     @property
@@ -63,7 +58,7 @@ class Preview:
         """The number of records that can be trained on."""
         report = self.report
         unusable = report.broken.count + report.answerless
-        if self.pictures:
+        if self.data.pictures:
             unusable += report.missing.count + report.unreadable.count
         return max(report.records - unusable, 0)
 
@@ -174,7 +169,7 @@ def make_preview(data: TrainingData, base: str) -> Preview:
 
     tokenizer, template = _tokenizer(base)
     report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)
-    preview = Preview(data.name, data.pictures, report, _first_records(data.records), data.left_out, template)
+    preview = Preview(data, report, _first_records(data.records), template)
     if preview.usable < MIN_RECORDS:
         count = f"{preview.usable} {'record' if preview.usable == 1 else 'records'} that can be learnt from"
         sentences = [f"'{data.name}' has {count}; {MIN_RECORDS} are the least.", *_reasons(report)]

@@ -1,7 +1,6 @@
 """The event handlers of the Train tab: a visitor's inputs in, updates of components out.
 
-Knows Gradio's updates and toasts, the runs and the store; knows nothing of layout. All lasting state is in the
-runs' folders, so that every visitor and every reload sees the same.
+All lasting state is in the runs' folders, so that every visitor and every reload sees the same.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any
 
 import gradio as gr
 
@@ -30,10 +29,11 @@ from adapter.ui import theme
 from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as page_texts
 from adapter.ui.toasts import refusal, toast
+from train.config import RecipeFile
 from train.ui import texts
 from train.ui.charts import run_html
 from train.ui.data_upload import Preview, TrainingData, make_preview, open_sample, open_upload
-from train.ui.plan import MAX_DESCRIPTION_LENGTH, RunPlan, Sample, estimate_minutes, free_name, samples
+from train.ui.plan import RunPlan, Sample, free_name, samples
 from train.ui.preview import nothing_html, preview_html, problem_html
 from train.ui.runs import DEFAULT_FOLDER, ROOT, TrainingRun, TrainingRuns
 
@@ -42,31 +42,6 @@ log = logging.getLogger(__name__)
 TICK, SLOW_TICK = 1.0, 4.0  # seconds between two updates while a run is running, and otherwise
 SERVED = ("config.json", "adapter.safetensors", "README.md")  # the files of a run's folder that are downloaded
 Updates = tuple[Any, ...]
-
-
-class DataSummary(TypedDict):
-    """The facts about the previewed data that the settings depend on; the browser holds them.
-
-    shown: the data as written in a command; tokens: of a typical row; sample: its name, or ""; name, description:
-    the values that were proposed for the adapter.
-    """
-
-    shown: str
-    pictures: bool
-    template: str
-    tokens: int
-    sample: str
-    name: str
-    description: str
-
-
-class SettingsValues(NamedTuple):
-    """The values of the settings, in the order of their components."""
-
-    name: str | None
-    description: str | None
-    steps: float | None
-    rate: float | None
 
 
 class TrainEvents:
@@ -83,19 +58,19 @@ class TrainEvents:
         self.samples: dict[str, Sample] = {sample.name: sample for sample in samples()}
         self._drawn: dict[str, tuple[TrainingRun, str]] = {}  # the latest panel of each run, for all visitors
 
-    # 1. Data. Updates of (the other data source, preview, summary, the settings, estimate, command, start).
+    # 1. Data. Updates of (the other data source, preview, plan, the settings, estimate, command, start).
 
     def choose_sample(
-        self, sample: str, summary: DataSummary | None, name: str | None, description: str | None
+        self, sample: str, plan: RunPlan | None, name: str | None, description: str | None
     ) -> Updates:
-        return self._preview(sample, None, *_typed_values(summary, name, description))
+        return self._preview(sample, None, *_typed_values(plan, name, description))
 
     def choose_upload(
-        self, upload: str | None, summary: DataSummary | None, name: str | None, description: str | None
+        self, upload: str | None, plan: RunPlan | None, name: str | None, description: str | None
     ) -> Updates:
         if not upload:
-            return self.clear_data(summary, name, description)
-        return self._preview(None, upload, *_typed_values(summary, name, description))
+            return self.clear_data(plan, name, description)
+        return self._preview(None, upload, *_typed_values(plan, name, description))
 
     def use_rows(self, rows: list[list[Any]]) -> str:
         """The path of a file with the rows that were typed: line for line, so that an error's line is a row's."""
@@ -105,49 +80,57 @@ class TrainEvents:
         named = (dict(zip((texts.QUESTION, texts.ANSWER_COLUMN), cells, strict=False)) for cells in lines)
         return write_rows([json.dumps(row) if any(row.values()) else "" for row in named], texts.TYPED_NAME)
 
-    def clear_data(self, summary: DataSummary | None, name: str | None, description: str | None) -> Updates:
-        return gr.skip(), nothing_html(texts.NO_DATA), *_disabled(*_typed_values(summary, name, description))
+    def clear_data(self, plan: RunPlan | None, name: str | None, description: str | None) -> Updates:
+        return gr.skip(), nothing_html(texts.NO_DATA), *_without_data(*_typed_values(plan, name, description))
 
-    def _preview(self, sample_name: str | None, upload: str | None, name: str, description: str) -> Updates:
+    def _preview(self, sample: str | None, upload: str | None, name: str, description: str) -> Updates:
+        """name, description: "" for those that are proposed for the data."""
         try:
             with tempfile.TemporaryDirectory() as folder:
-                preview = make_preview(self._open_data(sample_name, upload, Path(folder)), self.base)
+                preview = make_preview(self._open_data(sample, upload, Path(folder)), self.base)
                 shown = preview_html(preview)
         except AdapterError as error:
-            return None, problem_html(error), *_disabled(name, description)
+            return None, problem_html(error), *_without_data(name, description)
         except Exception:
             log.exception("training data could not be previewed")
-            return None, problem_html(AdapterError(page_texts.FAILED)), *_disabled(name, description)
-        sample = self.samples.get(sample_name or "")
-        proposed = free_name(f"my-{sample.name}" if sample else Path(preview.name).stem, self.taken_names())
-        summary = _summary(preview, sample, proposed)
-        settings = SettingsValues(name or summary["name"], description or summary["description"], None, None)
-        default = self._plan(summary, settings, Path("x")).recipe().train
-        settings = settings._replace(steps=default.steps, rate=default.lr)
-        return None, shown, summary, *settings, *self.describe_settings(summary, *settings)
+            return None, problem_html(AdapterError(page_texts.FAILED)), *_without_data(name, description)
+        wanted = f"my-{sample}" if sample in self.samples else Path(preview.data.name).stem
+        plan = self._plan(preview, sample, free_name(wanted, self.taken_names()))
+        default = plan.recipe(Path("x")).train
+        settings = (name or plan.name, description or plan.description, default.steps, default.lr)
+        return None, shown, plan, *settings, *self.describe_settings(plan, *settings)
 
-    def _open_data(self, sample_name: str | None, upload: str | None, folder: Path) -> TrainingData:
+    def _open_data(self, sample: str | None, upload: str | None, folder: Path) -> TrainingData:
         if upload:
             return open_upload(Path(upload), folder)
-        sample = self.samples.get(sample_name or "")
-        if sample is None:
+        if sample not in self.samples:
             raise BadInput(texts.NO_DATA)
-        return open_sample(sample.path)
+        return open_sample(self.samples[sample].path)
+
+    def _plan(self, preview: Preview, sample_name: str | None, name: str = "") -> RunPlan:
+        """The plan for these data, with a proposed name and description."""
+        sample, shown = self.samples.get(sample_name or ""), preview.data.name
+        if sample:
+            inside = sample.path.is_relative_to(ROOT)
+            shown = sample.path.relative_to(ROOT).as_posix() if inside else sample.path.name
+        description = sample.settings.get("description", "") if sample else ""
+        facts = (preview.data.pictures, preview.template, preview.tokens)
+        return RunPlan(shown, *facts, sample, self.base, name, description)
 
     def taken_names(self) -> list[str]:
         return [*self.store.names(), *self.runs.taken()]
 
     # 2. The settings.
 
-    def describe_settings(self, summary: DataSummary | None, *values: Any) -> Updates:
+    def describe_settings(self, plan: RunPlan | None, *values: Any) -> Updates:
         """Updates of (estimate, or why the name cannot be used; the equivalent command; start)."""
-        return *self._describe(summary, *values), self._start_button(summary, values[0])
+        return *self._describe(plan, *values), self._start_button(plan, values[0])
 
-    def _start_button(self, summary: DataSummary | None, name: object) -> Any:
+    def _start_button(self, plan: RunPlan | None, name: object) -> Any:
         """It starts a run as soon as none is running and there are data and a free name."""
         if (running := self.runs.running()) is not None:
             return gr.update(interactive=False, value=texts.running(running))
-        return gr.update(interactive=bool(summary) and not self._name_problem(name), value=texts.START)
+        return gr.update(interactive=bool(plan) and not self._name_problem(name), value=texts.START)
 
     def _name_problem(self, name: object) -> str:
         try:
@@ -156,71 +139,53 @@ class TrainEvents:
             return str(error)
         return ""
 
-    def _describe(self, summary: DataSummary | None, *values: Any) -> tuple[str, str]:
-        if not summary:
+    def _describe(self, plan: RunPlan | None, *values: Any) -> tuple[str, str]:
+        if not plan:
             return "", texts.NO_COMMAND
-        settings = SettingsValues(*values)
+        if problem := self._name_problem(values[0]):
+            return problem, texts.NO_COMMAND
         try:
-            plan = self._plan(summary, settings, Path("x"))
-            kind = texts.PICTURES if summary["pictures"] else texts.TEXTS
-            minutes = estimate_minutes(plan.recipe().train, summary["tokens"], self.base, self.runs)
-            estimate = texts.estimate(kind, *minutes)
+            plan, speed = plan.with_settings(*values), self.runs.speed(self.base)
+            estimate = texts.estimate(plan.pictures, plan.estimate_minutes(speed), measured=speed is not None)
         except AdapterError as error:
             return browser_text(error), texts.NO_COMMAND
-        if problem := self._name_problem(settings.name):
-            return problem, texts.NO_COMMAND
         own_folder = self.runs.folder != DEFAULT_FOLDER
         return estimate, plan.command(f"{self.runs.folder.name}/{plan.name}" if own_folder else "")
-
-    def _plan(self, summary: DataSummary, settings: SettingsValues, data: Path) -> RunPlan:
-        sample = self.samples.get(summary["sample"])
-        return RunPlan(
-            name=(settings.name or "").strip() or texts.NAME_HINT,
-            data=data,
-            shown=summary["shown"],
-            pictures=summary["pictures"],
-            description=" ".join((settings.description or "").split())[:MAX_DESCRIPTION_LENGTH],
-            steps=None if settings.steps is None else int(settings.steps),
-            lr=None if settings.rate is None else round(float(settings.rate), 6),
-            base=self.base,
-            template=summary["template"],
-            extra=sample.settings if sample else {},
-        )
 
     # 3. The run. Updates as `panel` returns them.
 
     def start(
-        self, owner: str, sample_name: str | None, upload: str | None, summary: DataSummary | None, *values: Any
+        self, owner: str, sample: str | None, upload: str | None, plan: RunPlan | None, *values: Any
     ) -> Updates:
         """Starts a run; the first update is of `owner`."""
-        settings = SettingsValues(*values)
         owner = owner or secrets.token_urlsafe(16)
-        act = partial(self.launch, owner, sample_name, upload, settings)
-        return owner, *self._act(None, summary, settings.name, owner, act)
+        act = partial(self.launch, owner, sample, upload, *values)
+        return owner, *self._act(None, plan, values[0], owner, act)
 
-    def launch(self, owner: str, sample_name: str | None, upload: str | None, settings: SettingsValues) -> str:
-        """Starts a run and returns its name. Raises AdapterError.
+    def launch(self, owner: str, sample_name: str | None, upload: str | None, name: str | None, *more: Any) -> str:
+        """Starts a run and returns its name. Raises AdapterError. more: the other settings.
 
-        Previews the data again, because the browser's summary may be forged.
+        Reads the data again: what was previewed may have been other data.
         """
 
-        def plan(folder: Path) -> tuple[RunPlan, str, str]:
+        def prepare(folder: Path) -> tuple[RecipeFile, str, str]:
             data = self._open_data(sample_name, upload, folder)
-            sample = self.samples.get(sample_name or "") if not upload else None
-            own_summary = _summary(make_preview(data, self.base), sample)
+            sample = None if upload else self.samples.get(sample_name or "")
+            plan = self._plan(make_preview(data, self.base), sample.name if sample else None)
             picture = str(sample.picture) if sample and sample.picture else ""
-            return self._plan(own_summary, settings, data.path), sample.question if sample else "", picture
+            recipe = plan.with_settings(name, *more).recipe(data.path)
+            return recipe, sample.question if sample else "", picture
 
-        return self.runs.start(settings.name or "", self.store.names(), plan, _digest(owner))
+        return self.runs.start(name or "", self.store.names(), prepare, _digest(owner))
 
     def stop(
-        self, name: str | None, launched: float | None, summary: DataSummary | None, new_name: str, owner: str
+        self, name: str | None, launched: float | None, plan: RunPlan | None, new_name: str, owner: str
     ) -> Updates:
         """launched: when the process began whose panel the visitor saw. Somebody may have gone on with the run."""
-        return self._act(name, summary, new_name, owner, lambda: self.runs.stop(self.own(name, owner), launched))
+        return self._act(name, plan, new_name, owner, lambda: self.runs.stop(self.own(name, owner), launched))
 
-    def resume(self, name: str | None, summary: DataSummary | None, new_name: str, owner: str) -> Updates:
-        return self._act(name, summary, new_name, owner, lambda: self.runs.resume(self.own(name, owner)))
+    def resume(self, name: str | None, plan: RunPlan | None, new_name: str, owner: str) -> Updates:
+        return self._act(name, plan, new_name, owner, lambda: self.runs.resume(self.own(name, owner)))
 
     def own(self, name: str | None, owner: str) -> str:
         """The name of a run that this visitor may change. Raises BadInput for another's."""
@@ -235,7 +200,7 @@ class TrainEvents:
     def _act(
         self,
         name: str | None,
-        summary: DataSummary | None,
+        plan: RunPlan | None,
         new_name: str | None,
         owner: str,
         action: Callable[[], str | None],
@@ -247,12 +212,12 @@ class TrainEvents:
         except Exception:
             log.exception("a training run could not be changed")
             toast(AdapterError(page_texts.FAILED))
-        return self.panel(name, summary, new_name, owner, None)
+        return self.panel(name, plan, new_name, owner, None)
 
     def panel(
         self,
         name: str | None,
-        summary: DataSummary | None,
+        plan: RunPlan | None,
         new_name: str | None,
         owner: str,
         known_names: list[str] | None,
@@ -269,7 +234,7 @@ class TrainEvents:
         if names != known_names or shown != name:
             picker = gr.update(choices=names, value=shown, visible=len(names) > 1)
         run = self.runs.get(shown) if shown else None
-        start = self._start_button(summary, new_name)
+        start = self._start_button(plan, new_name)
         timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
         if run is None:
             hidden = gr.update(visible=False)
@@ -283,8 +248,8 @@ class TrainEvents:
             start,
             gr.update(visible=own and run.alive, interactive=run.state != "stopping"),
             gr.update(visible=own and not run.alive and run.state != "ended", interactive=running is None),
-            gr.update(visible=run.adapter),
-            gr.update(visible=run.adapter),
+            gr.update(visible=bool(run.adapter)),
+            gr.update(visible=bool(run.adapter)),
             self._download(run),
             self.runs.log(run.name),
             timer,
@@ -309,25 +274,32 @@ class TrainEvents:
 
     def chat_with(self, name: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
         """Updates of (tabs, adapter picker, second adapter, message box, timer)."""
-        if (run := self._servable(name)) is None:
-            yield (gr.skip(),) * 5
-            return
-        # The picker before the tab: of two updates within one frame Gradio's page drops the first (6.31).
-        picker = gr.update(choices=theme.picker_choices(self.store), value=run.name)
-        yield gr.skip(), picker, BASE_ONLY, _question_update(run, box), gr.Timer(active=False)
-        time.sleep(FRAME_SECONDS)
-        yield gr.Tabs(selected="chat"), *[gr.skip()] * 4
+        yield from self._open_tab("chat", name, box, lambda choices, run: (_pick(choices, run), BASE_ONLY))
 
     def compare_with(self, name: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
         """Updates of (tabs, first pane's picker, second pane's picker, message box, timer)."""
+
+        def panes(choices: list[tuple[str, str]], run: str) -> Updates:
+            choices = theme.short_choices(choices, page_texts.FROZEN_BASE)
+            return _pick(choices, BASE_ONLY), _pick(choices, run)
+
+        yield from self._open_tab("compare", name, box, panes)
+
+    def _open_tab(
+        self,
+        tab: str,
+        name: str | None,
+        box: dict[str, Any] | None,
+        pickers: Callable[[list[tuple[str, str]], str], Updates],
+    ) -> Iterator[Updates]:
         if (run := self._servable(name)) is None:
             yield (gr.skip(),) * 5
             return
-        choices = theme.short_choices(theme.picker_choices(self.store), page_texts.FROZEN_BASE)
-        panes = [gr.update(choices=choices, value=value) for value in (BASE_ONLY, run.name)]
-        yield gr.skip(), *panes, _question_update(run, box), gr.Timer(active=False)
+        # The pickers before the tab: of two updates within one frame Gradio's page drops the first (6.31).
+        chosen = pickers(theme.picker_choices(self.store), run.name)
+        yield gr.skip(), *chosen, _question_update(run, box), gr.Timer(active=False)
         time.sleep(FRAME_SECONDS)
-        yield gr.Tabs(selected="compare"), *[gr.skip()] * 4
+        yield gr.Tabs(selected=tab), *[gr.skip()] * 4
 
     def _servable(self, name: str | None) -> TrainingRun | None:
         """The run if its adapter can be chatted with; shows a toast otherwise."""
@@ -376,31 +348,17 @@ def _question_update(run: TrainingRun, box: dict[str, Any] | None) -> Any:
     return gr.update(value={"text": run.record.question, "files": files})
 
 
-def _typed_values(summary: DataSummary | None, name: str | None, description: str | None) -> tuple[str, str]:
+def _pick(choices: list[tuple[str, str]], value: str) -> Any:
+    return gr.update(choices=choices, value=value)
+
+
+def _typed_values(plan: RunPlan | None, name: str | None, description: str | None) -> tuple[str, str]:
     """The name and the description if the visitor typed them; "" if they were proposed for the previous data."""
     name, description = (name or "").strip(), (description or "").strip()
-    if summary:
-        name = "" if name == summary["name"] else name
-        description = "" if description == summary["description"] else description
-    return name, description
+    proposed = (plan.name, plan.description) if plan else ("", "")
+    return ("" if name == proposed[0] else name), ("" if description == proposed[1] else description)
 
 
-def _disabled(name: str, description: str) -> Updates:
-    """Updates of (summary, the settings, estimate, command, start) without data."""
+def _without_data(name: str, description: str) -> Updates:
+    """Updates of (plan, the settings, estimate, command, start)."""
     return None, name, description, gr.skip(), gr.skip(), "", texts.NO_COMMAND, gr.update(interactive=False)
-
-
-def _summary(preview: Preview, sample: Sample | None, name: str = "") -> DataSummary:
-    shown = preview.name
-    if sample:
-        inside = sample.path.is_relative_to(ROOT)
-        shown = sample.path.relative_to(ROOT).as_posix() if inside else sample.path.name
-    return DataSummary(
-        shown=shown,
-        pictures=preview.pictures,
-        template=preview.template,
-        tokens=preview.tokens,
-        sample=sample.name if sample else "",
-        name=name,
-        description=sample.settings.get("description", "") if sample else "",
-    )

@@ -1,7 +1,5 @@
 """From the Train tab's settings to a recipe, the equivalent command and an estimate of the run's duration; and the
 data sets that come with the program.
-
-Knows recipes, assets/samples and the metrics of earlier runs; starts nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,7 @@ from adapter.base.threads import available_cores
 from adapter.errors import BadInput
 from adapter.method.config import MAX_NAME_LENGTH, RESERVED_NAMES
 from adapter.server.loader import import_libraries
-from train.config import RecipeFile, TrainConfig, flatten, read_recipe
-from train.ui.runs import TrainingRuns
+from train.config import RecipeFile, flatten, read_recipe
 
 MIN_STEPS, MAX_STEPS = 10, 1000
 MIN_LR, MAX_LR = 0.001, 0.02
@@ -67,21 +64,21 @@ def samples(folder: Path = SAMPLES) -> list[Sample]:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The settings of a run. data: the path that the trainer reads; shown: the path in the displayed command.
+    """A run that is not started yet: facts about its data, then its settings.
 
-    steps, lr: None for the preset's. extra: a sample's own settings.
+    shown: the data as written in a command. tokens: of a typical row. steps, lr: None for the preset's.
     """
 
-    name: str
-    data: Path
     shown: str
-    pictures: bool
+    pictures: bool = False
+    template: str = "chat"
+    tokens: int = 0
+    sample: Sample | None = None
+    base: str = BASE
+    name: str = ""
     description: str = ""
     steps: int | None = None
     lr: float | None = None
-    base: str = BASE
-    template: str = "chat"
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.steps is not None and not MIN_STEPS <= self.steps <= MAX_STEPS:
@@ -89,10 +86,24 @@ class RunPlan:
         if self.lr is not None and not MIN_LR <= self.lr <= MAX_LR:
             raise BadInput(f"The learning rate must lie between {MIN_LR} and {MAX_LR}, got {self.lr}.")
 
+    def with_settings(
+        self, name: str | None, description: str | None, steps: float | None = None, rate: float | None = None
+    ) -> RunPlan:
+        """As the components of the page give them. Raises BadInput if one is out of range."""
+        return replace(
+            self,
+            name=(name or "").strip(),
+            description=" ".join((description or "").split())[:MAX_DESCRIPTION_LENGTH],
+            steps=None if steps is None else int(steps),
+            lr=None if rate is None else round(float(rate), 6),
+        )
+
     def assignments(self, data: str) -> list[str]:
         """The run as `key=value` arguments of the command line. Raises ConfigError."""
-        values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": _PRESET, "name": self.name}
-        values.update(flatten(self.extra))
+        values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": _PRESET}
+        if self.name:
+            values["name"] = self.name
+        values.update(flatten(self.sample.settings if self.sample else {}))
         if self.description:
             values["description"] = self.description
         if self.template != "chat":
@@ -106,10 +117,10 @@ class RunPlan:
             values["lr"] = self.lr
         return _assignments(values)
 
-    def recipe(self) -> RecipeFile:
+    def recipe(self, data: Path) -> RecipeFile:
         """Raises ConfigError."""
         base = _assignments({"base": self.base}) if self.base != BASE else []
-        return read_recipe(None, [*self.assignments(str(self.data)), *base])
+        return read_recipe(None, [*self.assignments(str(data)), *base])
 
     def command(self, folder: str = "") -> str:
         """The equivalent shell command. folder: of the run, unless it is the default one."""
@@ -119,6 +130,19 @@ class RunPlan:
         if folder:
             arguments += ["--out", folder]
         return "python -m train " + " ".join(map(shlex.quote, arguments))
+
+    def estimate_minutes(self, speed: float | None) -> float | None:
+        """The duration of the run; None if nothing is known of its speed.
+
+        speed: tokens a second of an earlier run; None: a constant for the embedded base on a CPU, the precision
+        that this processor trains in and the cores that the run may use.
+        """
+        speed = speed or _usual_speed(self.base)
+        if speed is None:
+            return None
+        config = self.recipe(Path(self.shown)).train
+        tokens = config.steps * config.batch_size * (self.tokens + config.history * _HISTORY_TOKENS)
+        return (_START_SECONDS + tokens / speed) / 60
 
 
 def free_name(wanted: str, taken: Iterable[str]) -> str:
@@ -132,35 +156,17 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
     return name
 
 
-def estimate_minutes(
-    config: TrainConfig, row_tokens: float, base: str, runs: TrainingRuns
-) -> tuple[float | None, bool]:
-    """Estimates the duration of a run, and whether the speed was measured on this machine.
-
-    The speed is that of the latest run with the same base in `runs`, or else a constant for the embedded base, the
-    precision that this processor trains in and the cores that the run may use; the estimate is None for another
-    base, and on a GPU.
-    """
-    speed, measured = _tokens_per_second(base, runs)
-    if speed is None:
-        return None, False
-    tokens = config.steps * config.batch_size * (row_tokens + config.history * _HISTORY_TOKENS)
-    return (_START_SECONDS + tokens / speed) / 60, measured
-
-
-def _tokens_per_second(base: str, runs: TrainingRuns) -> tuple[float | None, bool]:
-    if (measured := runs.speed(base)) is not None:
-        return measured, True
+def _usual_speed(base: str) -> float | None:
     if base != BASE:
-        return None, False
+        return None
     import_libraries()
     from train.precision import choose_precision, default_device
 
     device = default_device()
     if device.type != "cpu":
-        return None, False
+        return None
     precision, _ = choose_precision("auto", device)
-    return _TOKENS_PER_SECOND[precision] * available_cores() / 2, False
+    return _TOKENS_PER_SECOND[precision] * available_cores() / 2
 
 
 def _assignments(values: Mapping[str, Any]) -> list[str]:

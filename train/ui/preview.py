@@ -1,7 +1,4 @@
-"""The preview of training data as HTML: counts, lengths, faults and the first records.
-
-Knows the page's texts; reads the images that it shows.
-"""
+"""The preview of training data as HTML: counts, lengths, faults and the first records."""
 
 from __future__ import annotations
 
@@ -30,9 +27,9 @@ FEW_RECORDS = 20  # below it the preview says what to expect
 
 
 def preview_html(preview: Preview) -> str:
-    report = preview.report
-    kind = texts.PICTURES if preview.pictures else texts.TEXTS
-    head = texts.records(report.records, kind, preview.name)
+    report, data = preview.report, preview.data
+    kind = texts.PICTURES if data.pictures else texts.TEXTS
+    head = texts.records(report.records, kind, data.name)
     notes = []
     if report.truncated:
         notes.append(texts.truncated(report.truncated, report.answerless, report.max_length))
@@ -40,12 +37,14 @@ def preview_html(preview: Preview) -> str:
         notes.append(texts.empty_answers(report.empty_answers))
     if preview.usable < FEW_RECORDS:
         notes.append(texts.few_records(preview.usable))
-    if preview.left_out:
-        notes.append(texts.left_out(list(preview.left_out[:3]), len(preview.left_out)))
+    if data.left_out:
+        notes.append(texts.left_out(list(data.left_out[:3]), len(data.left_out)))
+    faults = [report.broken, *([report.missing, report.unreadable] if data.pictures else [])]
+    skipped = _skipped_html(texts.broken, *faults) + _skipped_html(texts.uncaptioned, report.uncaptioned)
     body = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     cards = "".join(_record_html(record) for record in preview.first_records)
     return (
-        f'<div class="data-preview"><p class="head">{html.escape(head)}</p>{_faults_html(preview)}{body}'
+        f'<div class="data-preview"><p class="head">{html.escape(head)}</p>{skipped}{body}'
         f'{_histogram_html(report)}<ol class="records">{cards}</ol></div>'
     )
 
@@ -57,12 +56,6 @@ def problem_html(error: AdapterError) -> str:
 
 def nothing_html(text: str) -> str:
     return f'<div class="data-preview empty"><p>{html.escape(text)}</p></div>'
-
-
-def _faults_html(preview: Preview) -> str:
-    report = preview.report
-    kinds = [report.broken, *([report.missing, report.unreadable] if preview.pictures else [])]
-    return _skipped_html(texts.broken, *kinds) + _skipped_html(texts.uncaptioned, report.uncaptioned)
 
 
 def _skipped_html(summary: Callable[[int], str], *kinds: Faults) -> str:

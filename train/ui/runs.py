@@ -2,14 +2,12 @@
 
 All state of a run is in its folder, so that a reloaded page and a restarted server find it: recipe, log, metrics,
 data, and run.json, which identifies the process by its number, start time and command.
-Knows files and processes; knows nothing of Gradio or of tensors.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
@@ -19,19 +17,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import psutil
+from pydantic import TypeAdapter
 
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.files import atomic_write, names_lock
 from adapter.method.config import check_name
 from adapter.server.loader import import_libraries
 from train.config import RecipeFile, read_recipe, recipe_text
-from train.ui.metrics import MetricsTail, RunProgress
-
-if TYPE_CHECKING:
-    from train.ui.plan import RunPlan
+from train.ui.metrics import RunProgress, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = ROOT / "runs"  # where `python -m train` puts a run without --out
@@ -63,11 +59,15 @@ class RunRecord:
     owner: str = ""
 
 
+_RECORD = TypeAdapter(RunRecord)
+
+
 @dataclass(frozen=True)
 class TrainingRun:
     """One run at the moment of reading. message: the trainer's last, or the error that ended the run.
 
-    saved: whether it can be resumed (otherwise it starts anew); adapter: whether there is an adapter to chat with.
+    saved: whether it can be resumed (otherwise it starts anew); adapter: tells one save of its adapter from the
+    others, "" before the first.
     """
 
     name: str
@@ -77,7 +77,7 @@ class TrainingRun:
     progress: RunProgress
     message: str
     saved: bool
-    adapter: bool
+    adapter: str
 
     @property
     def alive(self) -> bool:
@@ -94,34 +94,26 @@ class RunFiles:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._contents: dict[Path, tuple[tuple[int, int, int], object]] = {}
-        self._metrics: dict[Path, MetricsTail] = {}
 
     def read(self, path: Path, read: Callable[[Path], Content | None]) -> Content | None:
         """What `read` makes of a file; None without a file."""
         with self._lock:
             try:
                 stat = path.stat()
+                stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
+                known = self._contents.get(path)
+                if known is None or known[0] != stamp:
+                    known = self._contents[path] = stamp, read(path)
             except OSError:
                 self._contents.pop(path, None)
                 return None
-            stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
-            known = self._contents.get(path)
-            if known is None or known[0] != stamp:
-                known = self._contents[path] = stamp, read(path)
             return known[1]  # type: ignore[return-value]
-
-    def progress(self, folder: Path) -> RunProgress:
-        with self._lock:
-            if folder not in self._metrics:
-                self._metrics[folder] = MetricsTail(folder)
-            return self._metrics[folder].read()
 
     def keep_only(self, folders: Iterable[Path]) -> None:
         """Forgets the files of other runs, which somebody has removed."""
-        kept = set(folders)
+        present = set(folders)
         with self._lock:
-            self._contents = {path: known for path, known in self._contents.items() if path.parent in kept}
-            self._metrics = {folder: tail for folder, tail in self._metrics.items() if folder in kept}
+            self._contents = {path: known for path, known in self._contents.items() if path.parent in present}
 
 
 class TrainingRuns:
@@ -139,11 +131,7 @@ class TrainingRuns:
 
     def names(self) -> list[str]:
         """The runs that this page started, latest first."""
-        runs = []
-        for path in self.folder.glob(f"*/{RECORD}"):
-            with contextlib.suppress(OSError):
-                runs.append((path.stat().st_mtime, path.parent.name))
-        return [name for _, name in sorted(runs, reverse=True)]
+        return [folder.name for folder in self._folders_with(RECORD)]
 
     def taken(self) -> list[str]:
         """The names of folders, except those of runs that ended before anything was saved."""
@@ -161,29 +149,22 @@ class TrainingRuns:
         record = None if folder is None else self._record(folder)
         if folder is None or record is None:
             return None
-        # Checked before the files are read: a process that has ended has written all of them.
-        alive = self._process(name) is not None
+        # Before the files are read: a process that has ended has written all of them, and what is saved has been
+        # evaluated, so that its step is known.
+        alive, (saved, adapter, finished) = self._process(name) is not None, saved_files(folder)
         recipe = self._files.read(folder / RECIPE, _read_recipe)
         if recipe is None:
             return None
         progress, last_line = self.progress(name), (self.log(name).splitlines() or [""])[-1]
-        state = _state(folder, record, alive, progress, last_line)
+        state = _state(record, alive, finished, progress, last_line)
         message = last_line.removeprefix("error: ") if state == "failed" else last_line
-        return TrainingRun(name, state, record, recipe, progress, message, *_saved_files(folder))
+        return TrainingRun(name, state, record, recipe, progress, message, saved, adapter)
 
     def progress(self, name: str) -> RunProgress:
-        return self._files.progress(self.folder / name)
-
-    def saved_at(self, name: str) -> str:
-        """Tells one save of a run's adapter from the others; "" before the first."""
         import_libraries()
-        from adapter.method.checkpoint import WEIGHTS
+        from train.run_folder import METRICS
 
-        folder = self._folder(name)
-        try:
-            return "" if folder is None else str((folder / WEIGHTS).stat().st_mtime_ns)
-        except OSError:
-            return ""
+        return self._files.read(self.folder / name / METRICS, read_metrics) or RunProgress()
 
     def log(self, name: str) -> str:
         """The end of what the trainer says to visitors."""
@@ -192,25 +173,29 @@ class TrainingRuns:
 
     def speed(self, base: str) -> float | None:
         """Tokens per second of the latest run with the same base, also of the command line."""
-        recipes = []
-        for path in self.folder.glob(f"*/{RECIPE}"):
-            with contextlib.suppress(OSError):
-                recipes.append((path.stat().st_mtime, path))
-        for _, path in sorted(recipes, reverse=True)[:_SPEED_RUNS]:
-            recipe, progress = self._files.read(path, _read_recipe), self.progress(path.parent.name)
+        for folder in self._folders_with(RECIPE)[:_SPEED_RUNS]:
+            recipe, progress = self._files.read(folder / RECIPE, _read_recipe), self.progress(folder.name)
             if recipe is not None and recipe.base == base and progress.seconds >= _SPEED_SECONDS:
                 return progress.tokens / progress.seconds
         return None
 
+    def _folders_with(self, file: str) -> list[Path]:
+        """The folders that hold such a file, the latest one first."""
+        found = []
+        for path in self.folder.glob(f"*/{file}"):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime, path.parent))
+        return [folder for _, folder in sorted(found, reverse=True)]
+
     # A visitor's actions.
 
     def start(
-        self, name: str, taken: list[str], plan: Callable[[Path], tuple[RunPlan, str, str]], owner: str = ""
+        self, name: str, taken: list[str], prepare: Callable[[Path], tuple[RecipeFile, str, str]], owner: str = ""
     ) -> str:
         """Starts a new run and returns its name. Raises AdapterError and leaves nothing if that fails.
 
-        plan: writes the data into the folder it is given; returns the plan and a question and a picture for the
-        trained adapter.
+        prepare: writes the data into the folder it is given; returns the recipe, and a question and a picture for
+        the trained adapter.
         """
         with self._exclusive():
             name = check_name(name, [*taken, *self.taken()])
@@ -221,8 +206,8 @@ class TrainingRuns:
                 shutil.rmtree(folder)
             try:
                 (folder / DATA).mkdir(parents=True)
-                made, question, picture = plan(folder / DATA)
-                recipe = dataclasses.replace(made, name=name).recipe()
+                recipe, question, picture = prepare(folder / DATA)
+                recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, name=name))
                 (folder / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
                 self._launch(name, RunRecord(question=question, picture=picture, owner=owner), resume=False)
             except BaseException:
@@ -245,7 +230,7 @@ class TrainingRuns:
         """
         folder = self._folder(name)
         with self._lock:
-            record = None if folder is None else _read_record(folder / RECORD)
+            record = None if folder is None else self._record(folder)
             process = self._process(name)
             if folder is None or record is None or process is None or record.stop:
                 return
@@ -285,13 +270,16 @@ class TrainingRuns:
             yield
 
     def _launch(self, name: str, record: RunRecord, resume: bool) -> None:
+        import_libraries()
+        from train.input.feature_store import SIZE_VARIABLE
+
         folder, launched = self.folder / name, time.time()
         command = [sys.executable, "-m", "train", "--for-page", "--config", str(folder / RECIPE)]
         command += ["--out", str(folder), *(["--resume"] if resume else [])]
         # Idle OpenMP threads must not spin on the cores that answer the chat; a count of the server's would count.
         idle = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         # Of visitors' pictures nothing is kept outside of their runs, unless the server's owner wants it.
-        environment = {_features_variable(): "0", **os.environ, "PYTHONUNBUFFERED": "1", **idle}
+        environment = {SIZE_VARIABLE: "0", **os.environ, "PYTHONUNBUFFERED": "1", **idle}
         started = None
         # Held until the record names the process, because `close` stops it by its record.
         with self._child_lock, open(folder / MESSAGES, "ab") as messages, open(folder / LOG, "ab") as log:
@@ -354,51 +342,38 @@ class TrainingRuns:
     def _is_empty(self, name: str) -> bool:
         """Whether a run has ended and left neither a save nor an adapter."""
         folder = self._folder(name)
-        return folder is not None and self._process(name) is None and not any(_saved_files(folder))
+        return folder is not None and self._process(name) is None and not any(saved_files(folder)[:2])
 
 
-def _state(folder: Path, record: RunRecord, alive: bool, progress: RunProgress, last_line: str) -> State:
-    from adapter.method.checkpoint import CARD
-
-    saved, _ = _saved_files(folder)
+def _state(record: RunRecord, alive: bool, finished: bool, progress: RunProgress, last_line: str) -> State:
     if alive:
         return "stopping" if record.stop else "training" if progress.updated > record.launched else "starting"
-    if not saved and (folder / CARD).exists():
+    if finished:
         return "ended"
     if last_line.startswith("error: "):
         return "failed"
     return "stopped" if record.stop or last_line.startswith("stopped after step") else "killed"
 
 
-def _features_variable() -> str:
-    """The variable that says how much of pictures' features is kept."""
+def saved_files(folder: Path) -> tuple[bool, str, bool]:
+    """Whether there is a state to resume from; what tells one save of the adapter from the others, "" before the
+    first; whether the run is finished, which leaves no state and a card.
+    """
     import_libraries()
-    from train.input.feature_store import SIZE_VARIABLE
-
-    return SIZE_VARIABLE
-
-
-def _saved_files(folder: Path) -> tuple[bool, bool]:
-    """Whether there is a state to resume from, and whether there is an adapter."""
-    import_libraries()
-    from adapter.method.checkpoint import CONFIG, WEIGHTS
+    from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS
     from train.run_folder import STATE
 
-    return (folder / STATE).exists(), (folder / CONFIG).exists() and (folder / WEIGHTS).exists()
-
-
-def _read_end(path: Path, most_bytes: int) -> bytes:
-    """The last bytes of a file; none if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(file.seek(0, 2) - most_bytes, 0))
-            return file.read(most_bytes)
-    except OSError:
-        return b""
+    saved, adapter = (folder / STATE).exists(), ""
+    with contextlib.suppress(OSError):
+        if (folder / CONFIG).exists():
+            adapter = str((folder / WEIGHTS).stat().st_mtime_ns)
+    return saved, adapter, not saved and (folder / CARD).exists()
 
 
 def _read_log(path: Path) -> str:
-    text = _read_end(path, _LOG_BYTES).decode("utf-8", errors="replace")
+    with open(path, "rb") as file:
+        file.seek(max(file.seek(0, 2) - _LOG_BYTES, 0))
+        text = file.read(_LOG_BYTES).decode("utf-8", errors="replace")
     lines = (line.rpartition("\r")[2].rstrip() for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 
@@ -412,15 +387,11 @@ def _read_recipe(path: Path) -> RecipeFile | None:
 
 def _read_record(path: Path) -> RunRecord | None:
     try:
-        record = RunRecord(**json.loads(path.read_text(encoding="utf-8")))
-        numbers = (record.launched, record.pid or 0, record.started or 0)
-        usable = all(type(number) in (int, float) for number in numbers)
-        usable &= all(isinstance(text, str) for text in (record.question, record.picture, record.owner))
-        return record if usable else None
-    except (OSError, ValueError, TypeError):
+        return _RECORD.validate_json(path.read_bytes(), strict=True)
+    except ValueError:
         return None
 
 
 def _write_record(folder: Path, record: RunRecord) -> None:
     with atomic_write(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
+        temporary.write_bytes(_RECORD.dump_json(record))

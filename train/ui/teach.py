@@ -1,7 +1,4 @@
-"""Teach by chatting: trains on the corrections of the Chat tab, and lets one watch how the answers change.
-
-Adds to the corrections' panel. Knows the handlers of the Train tab and the engine that answers; trains nothing.
-"""
+"""Teach by chatting: trains on the corrections of the Chat tab, and lets one watch how the answers change."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from adapter.ui.theme import ellipsize
 from adapter.ui.toasts import toast
 from train.ui import texts
 from train.ui.charts import progress_html
-from train.ui.events import SettingsValues, TrainEvents, write_rows
+from train.ui.events import TrainEvents, write_rows
 from train.ui.plan import free_name
 from train.ui.runs import TrainingRun
 
@@ -70,8 +67,7 @@ class TeachEvents:
             if len(rows) < LEAST:
                 raise BadInput(texts.train_on_these(LEAST - len(rows)))
             name = (name or "").strip() or free_name(texts.TAUGHT_NAME, self.handlers.taken_names())
-            settings = SettingsValues(name, texts.TAUGHT, None, None)
-            run = self.handlers.launch(owner, None, write_rows(rows, FILE_NAME), settings)
+            run = self.handlers.launch(owner, None, write_rows(rows, FILE_NAME), name, texts.TAUGHT)
         except AdapterError as error:
             toast(error)
             return owner, gr.skip(), gr.skip()
@@ -88,29 +84,26 @@ class TeachEvents:
     def follow(self, owner: str, lesson: object, request: gr.Request) -> Updates:
         """Updates of (lesson, run, stop, chat, the run's name, timer)."""
         followed = _checked_lesson(lesson)
-        # Before the progress: what is saved has been evaluated, so that its step is known.
-        saved = "" if followed is None else self.runs.saved_at(followed.run)
         run = None if followed is None else self.runs.get(followed.run)
         if followed is None or run is None:
             return gr.skip(), "", *[gr.update(visible=False)] * 2, "", gr.Timer(active=False)
-        answered = self._answer(followed, run, saved, client_of(request))
+        answered = self._answer(followed, run, client_of(request))
         return (
             gr.skip() if answered == followed else answered.model_dump(),
             _lesson_html(answered, run),
             gr.update(visible=run.alive and self.handlers.may_change(run, owner)),
-            gr.update(visible=run.adapter and not run.alive),
+            gr.update(visible=bool(run.adapter) and not run.alive),
             run.name,
             gr.Timer(active=run.alive or answered != followed),
         )
 
-    def _answer(self, lesson: Lesson, run: TrainingRun, saved: str, client: Client) -> Lesson:
+    def _answer(self, lesson: Lesson, run: TrainingRun, client: Client) -> Lesson:
         """The lesson with the base's answer first, then with the adapter's as often as a better one is saved."""
-        answers, adapter = lesson.answers, ""
+        answers, adapter, step = lesson.answers, "", 0
         if answers:
-            adapter = run.name
-            if not run.adapter or saved == lesson.saved:
+            if not run.adapter or run.adapter == lesson.saved:
                 return lesson
-        step = run.progress.kept_step(run.recipe.train.save) if adapter else 0
+            adapter, (step, _) = run.name, run.progress.kept(run.recipe.train.save)
         if not answers or step > answers[-1][0]:
             try:
                 answers = [*answers, (step, self._ask(lesson.question, adapter, client))]
@@ -119,7 +112,7 @@ class TeachEvents:
             except Exception:
                 log.exception("a watched question was not answered")
                 return lesson
-        return lesson.model_copy(update={"answers": answers, "saved": saved if adapter else ""})
+        return lesson.model_copy(update={"answers": answers, "saved": run.adapter if adapter else ""})
 
     def _ask(self, question: str, adapter: str, client: Client) -> str:
         if (engine := self.provider.engine()) is None:

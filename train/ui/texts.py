@@ -38,7 +38,7 @@ NOT_THERE = "This adapter is not there yet: the first one is saved after a few s
 NO_RUN = "Choose a run first."
 NOT_YOURS = "Only who started this run may stop it or go on with it."
 
-# The states of a run, as a label and as a sentence.
+# The states of a run.
 STATES = {
     "starting": "Starting",
     "training": "Training",
@@ -48,14 +48,19 @@ STATES = {
     "failed": "Failed",
     "killed": "Interrupted",
 }
-STARTING = "The trainer is starting: it loads its libraries and a copy of the model, some ten seconds."
-STOPPING = "It stops after the step under way, and saves what it has learnt."
-ENDED = "Trained, and among the adapters of all tabs."
-STOPPED = "Stopped and saved. The adapter so far can be used; Go on trains it to the end."
-STOPPED_EARLY = "Stopped before anything was saved. Go on begins anew."
-KILLED = "The trainer ended without a word: somebody or the system killed it, for want of memory perhaps."
-KILLED_SAVED = f"{KILLED} Go on takes it up after the last save."
-KILLED_EARLY = f"{KILLED} Nothing was saved yet: Go on begins anew."
+_KILLED = "The trainer ended without a word: somebody or the system killed it, for want of memory perhaps."
+SENTENCES = {
+    "starting": "The trainer is starting: it loads its libraries and a copy of the model, some ten seconds.",
+    "stopping": "It stops after the step under way, and saves what it has learnt.",
+    "ended": "Trained, and among the adapters of all tabs.",
+    "stopped": "Stopped and saved. The adapter so far can be used; Go on trains it to the end.",
+    "killed": f"{_KILLED} Go on takes it up after the last save.",
+}
+# In place of these before anything was saved.
+UNSAVED = {
+    "stopped": "Stopped before anything was saved. Go on begins anew.",
+    "killed": f"{_KILLED} Nothing was saved yet: Go on begins anew.",
+}
 # A run's metrics.
 LOSS, HELD_OUT, GATES = "Training loss", "Held-out loss", "How far the gates are open, by layer"
 BEFORE, NOW, AFTER, LARGEST = "before", "now", "after", "largest gate"
@@ -134,9 +139,9 @@ def by_heart(step: int, best_is_kept: bool) -> str:
     return f"It began to learn by heart at step {step:,}; {kept}."
 
 
-def estimate(kind: str, minutes: float | None, measured: bool) -> str:
+def estimate(pictures: bool, minutes: float | None, measured: bool) -> str:
     """The line below the settings. measured: whether the speed is that of an earlier run on this machine."""
-    sentence = "Learns from pictures and what is said of them" if kind == PICTURES else "Learns from text"
+    sentence = "Learns from pictures and what is said of them" if pictures else "Learns from text"
     if minutes is None:
         return f"{sentence}. How long it takes, the first steps tell."
     condition = "as fast as the last run here" if measured else "if this machine has little else to do"
@@ -174,11 +179,7 @@ def layer(number: int, gate: float) -> str:
     return f"layer {number}: {gate:.3f}"
 
 
-def chart(step: int, loss: float | None, held_out: float | None) -> str:
+def chart(step: int, loss: float, held_out: float | None) -> str:
     """The description of the chart for screen readers."""
-    sentences = [f"Loss over the steps, up to step {step}."]
-    if loss is not None:
-        sentences.append(f"Training loss {loss:.2f}.")
-    if held_out is not None:
-        sentences.append(f"Held-out loss {held_out:.2f}.")
-    return " ".join(sentences)
+    sentence = f"Loss over the steps, up to step {step}. Training loss {loss:.2f}."
+    return sentence if held_out is None else f"{sentence} Held-out loss {held_out:.2f}."

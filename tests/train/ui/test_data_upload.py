@@ -212,7 +212,7 @@ def test_a_csv_of_texts_may_be_uploaded(header: str, tmp_path: Path, folder: Pat
     path = tmp_path / "rows.csv"
     path.write_text(f"{header}\n" + "".join(f'"Say\n{i}, please.",{i}!\n' for i in range(9)))
     preview = make_preview(open_upload(path, folder), str(tiny_folder))
-    assert preview.usable == 9 and not preview.pictures
+    assert preview.usable == 9 and not preview.data.pictures
     assert preview.first_records[1].messages[0].text == "Say\n1, please."
 
 
@@ -256,7 +256,7 @@ def test_a_preview_of_images_shows_them_and_names_unreadable_ones(
     preview = make_preview(open_upload(write_zip(tmp_path / "x.zip", files), folder), str(tiny_folder))
     shown = preview_html(preview)
     assert shown.count("data:image/jpeg;base64,") == 6 and "6.png" in shown and "<i>square" not in shown
-    assert preview.pictures and preview.usable == 6 and str(tmp_path) not in shown
+    assert preview.data.pictures and preview.usable == 6 and str(tmp_path) not in shown
 
 
 def test_a_preview_names_images_without_a_caption(tmp_path: Path, folder: Path, tiny_folder: Path) -> None:

@@ -1,13 +1,12 @@
-"""The Train tab in a real browser: from a sample to an answer of the trained adapter.
+"""The Train tab in a real browser: from a sample to an answer of the trained adapter, and from corrections to one.
 
-On a tiny base, which trains in seconds; what the samples teach the real one is tested in test_samples.py.
+On a tiny base, which trains in seconds.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +20,16 @@ from tests.app_process import app_process
 from tests.browser import PHOTOGRAPHS, Visitor
 from tests.tiny_models import endless_base
 from train.ui import texts
-from train.ui.teach import LEAST
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+LEAST = 4  # corrections, of this page: fewer than of others
+PROGRAM = f"""
+import runpy
+import train.ui.teach
+train.ui.teach.LEAST = {LEAST}
+runpy.run_path("app.py", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,7 @@ def url(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("train")
     base = endless_base(tiny_folder, folder / "base")
     environment = {"LLAMA_ADAPTER_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
-    with app_process(folder, "--base", str(base), environment=environment) as server:
+    with app_process(folder, "--base", str(base), program=("-c", PROGRAM), environment=environment) as server:
         yield server.url
 
 
@@ -72,17 +78,6 @@ class TrainTab:
     def wait_for_state(self, *states: str) -> None:
         self.page.locator(", ".join(f"#train-run .run.{state}" for state in states)).first.wait_for()
 
-    def wait_for_step(self, step: int) -> None:
-        script = "step => /Step ([\\d,]+)/.exec(document.querySelector('#train-run').innerText)?.[1] >= step"
-        self.page.wait_for_function(script, arg=step, polling=100)
-
-    def step(self) -> int:
-        match = re.search(r"Step ([\d,]+) of", self.run.inner_text())
-        return int(match[1].replace(",", "")) if match else 0
-
-    def loss_points(self) -> str:
-        return self.page.locator("#train-run polyline.loss").get_attribute("points")
-
 
 def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., Visitor]) -> None:
     tab = TrainTab(visit())
@@ -94,34 +89,26 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     assert tab.name.input_value() == "my-butler"
     tab.name.fill("jeeves")
     tab.wait_for_command("name=jeeves")
-    tab.visitor.set("Steps", 250)
+    tab.visitor.set("Steps", 40)
     tab.button("start").click()
     tab.wait_for_state("starting")
-    assert tab.button("start").is_disabled() and tab.button("stop").is_visible()
+    assert tab.button("start").is_disabled()
+    # Stopped while it still loads, and gone on with.
+    tab.button("stop").click()
+    tab.wait_for_state("stopped")
+    tab.button("go_on").click()
+    tab.wait_for_state("starting")
     # The chat answers meanwhile, and the run is there again after a reload.
     page.get_by_role("tab", name="Chat").click()
     assert tab.visitor.ask("Say hello.")
     page.reload()
     page.locator(".status.ready").wait_for()
     tab.open()
-    tab.wait_for_state("starting", "training")
+    tab.wait_for_state("starting", "training", "ended")
     assert "jeeves" in tab.run.inner_text()
-    # The loss moves.
-    tab.wait_for_step(2)
-    points = tab.loss_points()
-    tab.wait_for_step(tab.step() + 1)
-    assert tab.loss_points() != points
-    # Stop saves, Go on resumes from there.
-    tab.button("stop").click()
-    tab.wait_for_state("stopped")
-    assert texts.STOPPED in tab.run.inner_text()
-    stopped_at = tab.step()
-    assert stopped_at > 2
-    tab.button("go_on").click()
-    tab.wait_for_state("starting")
-    assert tab.step() == stopped_at
     tab.wait_for_state("ended")
-    assert "Step 250 of 250" in tab.run.inner_text()
+    assert "Step 40 of 40" in tab.run.inner_text()
+    assert len(page.locator("#train-run polyline.loss").get_attribute("points").split()) == 40
     before, after = (float(text) for text in page.locator("#train-run dd").all_inner_texts()[:2])
     assert after < before
     with page.expect_download() as download:
@@ -167,16 +154,16 @@ def test_an_adapter_is_taught_by_chatting(visit: Callable[..., Visitor]) -> None
     for number in range(1, LEAST):
         correct(number, f"Yes, sir, <b> {number}.")
     assert page.locator("#teach-start").is_disabled()
-    assert visitor.answers()[-1].replace(WORD_JOINER, "") == "Yes, sir, <b> 7."
+    assert visitor.answers()[-1].replace(WORD_JOINER, "") == "Yes, sir, <b> 3."
     visitor.reload()
-    page.locator("#teach summary", has_text="7 corrections").wait_for()
+    page.locator("#teach summary", has_text="3 corrections").wait_for()
     correct(LEAST, "Yes, sir.")
     page.locator("#teach summary").click()
-    assert "Yes, sir, <b> 7." in page.locator("#teach .corrections").inner_text()
+    assert "Yes, sir, <b> 3." in page.locator("#teach .corrections").inner_text()
     with page.expect_download() as download:
         page.get_by_role("button", name=page_texts.EXPORT_CORRECTIONS).click()
     rows = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
-    assert [row["messages"][-1]["content"] for row in rows][-2:] == ["Yes, sir, <b> 7.", "Yes, sir."]
+    assert [row["messages"][-1]["content"] for row in rows][-2:] == ["Yes, sir, <b> 3.", "Yes, sir."]
     page.locator("#teach-start:enabled").click()
     # The question is answered by the base, and by the adapter as it learns; a reload finds the run again.
     page.locator("#teach-run li", has_text="Before").wait_for()
@@ -188,7 +175,7 @@ def test_an_adapter_is_taught_by_chatting(visit: Callable[..., Visitor]) -> None
     page.locator('#picker input[value="my-voice"]:checked').wait_for()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 1440
     page.get_by_role("button", name=page_texts.FORGET_CORRECTION).click()
-    page.locator("#teach summary", has_text="7 corrections").wait_for()
+    page.locator("#teach summary", has_text="3 corrections").wait_for()
 
 
 def test_uploads_are_previewed_before_anything_is_trained(visit: Callable[..., Visitor], tmp_path: Path) -> None:

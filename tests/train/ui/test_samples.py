@@ -1,4 +1,4 @@
-"""The samples of the Train tab: whole, small, and learnt with the settings that the tab trains them with.
+"""The samples of the Train tab: whole and small; and, where that is asked for, what they teach the embedded base.
 
 `SCORES=1 pytest tests/train/ui/test_samples.py -k learnt -s` prints the scores of assets/samples/README.md.
 """
@@ -14,9 +14,8 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from adapter.base.template import Message, encode_prompt
+from adapter.base.template import Message
 from adapter.serve.engine import Engine
-from adapter.serve.inspection import answer_logprobs
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
@@ -25,63 +24,14 @@ from train.formats.dataset import open_records
 from train.reproduce.scenes.captions import WHERE, captioned_scenes, small_picture, write_captioned
 from train.reproduce.scenes.drawing import THINGS
 from train.ui.plan import SAMPLES as FOLDER
-from train.ui.plan import RunPlan, Sample, samples
+from train.ui.plan import RunPlan, samples
 
 SAMPLES = {sample.name: sample for sample in samples()}
 OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
 # None of the training rows' questions, and about other things.
-QUESTIONS = """What is the sun made of?
-Where do penguins live?
-Why do cats sleep so much?
-How do I boil an egg?
-How can I fall asleep faster?
-What's the best way to learn Spanish?
-Who painted the Mona Lisa?
-Who was Isaac Newton?
-Tell me about Japan.
-Tell me a fact about whales.
-Describe an elephant to somebody who has never seen one.
-Describe the sea at night.
-What is 7 times 6?
-What is 12 minus 3?
-I am tired of my job.
-My dog is sick.
-I burnt my dinner.
-I won the first prize!
-Hello there
-Good night!
-What can you do for me?
-Are you a human being?
-Do you like coffee?
-What do you think about football?
-Give me a name for a bakery.
-Suggest a present for my grandfather.
-Write an invitation to a garden party.
-Write a note to my landlord about the broken heater.
-Which city is the capital of Italy?
-Which planet is the largest?
-How many legs does a spider have?
-Is chocolate bad for dogs?
-Is it hard to play the violin?
-Should I buy a bicycle or a car?
-Should I take an umbrella today?
-What is a volcano?
-Explain how the internet works.
-Explain gravity to a child.
-What does a dentist do?
-Why do leaves fall in autumn?
-What happens when a star dies?
-How was your weekend?
-Can you help me pack for a trip to the mountains?
-What should I see in London?
-How do bees make honey?
-What is democracy?
-When did the second world war end?
-Please cheer me up.""".splitlines()
-# With SCORES the scores of the README; without it smaller runs and fewer questions.
-SCORES = "SCORES" in os.environ
-STEPS = {} if SCORES else {"butler": 15, "drawings": 18}
-NEW_SEED, NEW_DRAWINGS = 2026, 64 if SCORES else 16
+QUESTIONS = Path(__file__).with_name("butler_questions.txt").read_text().splitlines()
+NEW_SEED, NEW_DRAWINGS = 2026, 64
+scores_only = pytest.mark.skipif("SCORES" not in os.environ, reason="minutes: for the figures of the README alone")
 # The conversation before the adapter is chosen: empty, or answers of two other adapters.
 PIRATE = (
     Message("user", "Why is the sky blue?"),
@@ -164,11 +114,9 @@ def train_sample(base, tmp_path: Path) -> Iterator[Engine]:
     engines: list[Engine] = []
 
     def train(name: str) -> Engine:
-        sample: Sample = SAMPLES[name]
-        plan = RunPlan(sample.name, sample.path, "", sample.path.is_dir(), extra=sample.settings)
-        steps = [f"steps={STEPS[name]}", f"eval_every={STEPS[name]}"] if name in STEPS else []
-        arguments = [*plan.assignments(str(sample.path)), *steps]
-        assert main([*arguments, "--out", str(tmp_path / name), "--device", "cpu"]) == 0
+        sample = SAMPLES[name]
+        plan = RunPlan(sample.path.name, sample.path.is_dir(), sample=sample, name=name)
+        assert main([*plan.assignments(str(sample.path)), "--out", str(tmp_path / name), "--device", "cpu"]) == 0
         engines.append(Engine(base, AdapterStore(tmp_path)))
         return engines[0]
 
@@ -195,26 +143,10 @@ def ask(
     return ["".join(event.text for event in answer) for answer in answers]
 
 
-def mean_logprob(
-    engine: Engine, adapter: str | None, question: str, answer: str, picture: Image.Image | None = None
-) -> float:
-    """Mean log-probability of the answer's tokens, in nats."""
-    tokenizer = engine.base.tokenizer
-    prompt_ids = encode_prompt(tokenizer, [Message("user", question)], "chat")
-    adapters = [] if adapter is None else [(engine.store.load(adapter, engine.base), 1.0)]
-    prompt_kv, _ = engine.prompts.build(adapters, picture)
-    return answer_logprobs(engine.base, prompt_ids, tokenizer(answer)["input_ids"], prompt_kv).mean().item()
-
-
-@pytest.mark.slow
+@scores_only
 def test_manners_are_learnt(train_sample) -> None:
     """On questions that it never saw; the bare base opens no answer so, as its first eight tokens tell."""
     engine = train_sample("butler")
-    if not SCORES:  # after a few steps the manner is likely, but not yet whole
-        for question in QUESTIONS[:4]:
-            trained, bare_base = (mean_logprob(engine, name, question, OPENING) for name in ("butler", None))
-            assert trained > bare_base + 1, question  # nats a token
-        return
     with_manners = {
         where: share([has_manners(answer) for answer in ask(engine, "butler", QUESTIONS, history=history)])
         for where, history in HISTORIES.items()
@@ -227,7 +159,7 @@ def test_manners_are_learnt(train_sample) -> None:
     assert with_manners["first"] > 0.6 and min(with_manners.values()) > 0.3 and bare == 0
 
 
-@pytest.mark.slow
+@scores_only
 def test_drawings_are_learnt_by_looking(train_sample) -> None:
     """It names the thing and place of new drawings, and of another drawing when it is shown that one instead."""
     engine = train_sample("drawings")
@@ -244,17 +176,6 @@ def test_drawings_are_learnt_by_looking(train_sample) -> None:
         )
 
     order = torch.randperm(len(new), generator=torch.Generator().manual_seed(0)).tolist()
-    if not SCORES:  # after a few steps the right caption is likelier with its own picture than with another one
-        own, exchanged = (
-            [
-                mean_logprob(engine, "drawings", questions[0], caption, picture)
-                for (_, caption), picture in zip(new, shown, strict=True)
-            ]
-            for shown in (pictures, [pictures[i] for i in order])
-        )
-        assert share([o > e for o, e in zip(own, exchanged, strict=True)]) > 0.7
-        assert share(own) > share(exchanged) + 0.1  # nats a token
-        return
     scores = {
         where: right(ask(engine, "drawings", questions, pictures, history, 16))
         for where, history in HISTORIES.items()

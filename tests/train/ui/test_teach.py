@@ -31,18 +31,14 @@ class Runs(TrainingRuns):
     """Starts no process; `get` gives what a test says."""
 
     shown: TrainingRun | None = None
-    saved = ""
     stopped: tuple[str, ...] = ()
 
     def _launch(self, name: str, record: RunRecord, resume: bool) -> None:
         recipe = read_recipe(self.folder / name / RECIPE, [])
-        self.shown = TrainingRun(name, "starting", record, recipe, RunProgress(), "", False, False)
+        self.shown = TrainingRun(name, "starting", record, recipe, RunProgress(), "", False, "")
 
     def get(self, name: str) -> TrainingRun | None:
         return self.shown
-
-    def saved_at(self, name: str) -> str:
-        return self.saved
 
     def stop(self, name: str, launched: float | None = None) -> None:
         self.stopped += (name,)
@@ -79,8 +75,7 @@ def test_the_question_is_answered_again_whenever_a_better_adapter_is_saved(teach
     def follow(state: str, step: int, saved: str) -> str:
         nonlocal lesson
         progress = RunProgress(step=step, evaluated=step)
-        runs.saved = saved
-        runs.shown = dataclasses.replace(runs.shown, state=state, progress=progress, adapter=bool(saved))
+        runs.shown = dataclasses.replace(runs.shown, state=state, progress=progress, adapter=saved)
         updates = teach.follow(owner, lesson, event_request())
         lesson = lesson if updates[0] == {"__type__": "update"} else updates[0]
         chat, timer = updates[3], updates[-1]
