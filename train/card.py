@@ -18,7 +18,7 @@ from adapter.method.checkpoint import CARD, read_config
 from adapter.method.config import AdapterConfig
 from train.config import TrainConfig
 from train.evaluate.intervals import Figure
-from train.evaluate.report import code_version
+from train.evaluate.report import code_version, markdown_table
 from train.job import HeldOut, TrainingTime
 
 Scores = dict[str, Figure]
@@ -134,11 +134,11 @@ Sets that decisions about the recipe were made by: {scores.served}, greedy decod
 
 def _table(name: str, scores: Measured) -> str:
     """In Markdown: a line for each measure, with 95 % intervals and the number of items."""
-    lines = [f"| measure | {name} | bare base | n |", "| --- | --- | --- | --- |"]
-    for measure, figure in scores.adapter.items():
-        base = scores.base.get(measure)
-        lines.append(f"| {measure} | {_cell(figure)} | {'-' if base is None else _cell(base)} | {figure.n:,} |")
-    return "\n".join(lines)
+    rows = [
+        (measure, _cell(figure), _cell(scores.base[measure]) if measure in scores.base else "-", f"{figure.n:,}")
+        for measure, figure in scores.adapter.items()
+    ]
+    return markdown_table(("measure", name, "bare base", "n"), rows)
 
 
 def _cell(figure: Figure) -> str:
@@ -219,7 +219,7 @@ def shipped_folders() -> list[Path]:
 
 
 def _readme_table(folders: Sequence[Path]) -> str:
-    lines = ["| adapter | measure | score | bare base |", "| --- | --- | --- | --- |"]
+    rows = []
     unsealed = []
     for folder in folders:
         card = (folder / CARD).read_text(encoding="utf-8")
@@ -227,13 +227,13 @@ def _readme_table(folders: Sequence[Path]) -> str:
             unsealed.append(folder.name)
         about = f"[{folder.name}](assets/adapters/{folder.name}): {read_config(folder).description}"
         for number, (measure, score, base) in enumerate(_first_rows(card)):
-            lines.append(f"| {'' if number else about} | {measure} | {score} | {base} |")
+            rows.append(("" if number else about, measure, score, base))
     where = []
     if len(unsealed) < len(folders):
         where.append("on sealed test sets, which decided nothing")
     if unsealed:
         where.append(f"of {', '.join(unsealed)} on sets that the recipe was developed on")
-    table = "\n".join(lines)
+    table = markdown_table(("adapter", "measure", "score", "bare base"), rows)
     return f"{table}\n\nWith 95 % intervals, {'; '.join(where)}. The cards have the other measures.\n"
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of several of the trainer's tests: records in a file, a short run, and a run that is asked to stop."""
+"""Fixtures of the trainer's tests: records, the drawn benchmark, a short run, one that is asked to stop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def rows(tmp_path) -> Path:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"instruction": f"{i}>", "output": str(i % 3)} for i in range(60)]))
     return path
+
+
+@pytest.fixture(scope="session")
+def drawn_folder(tmp_path_factory) -> Path:
+    """The drawn benchmark, in ScienceQA's layout."""
+    from train.reproduce.benchmark import drawn_benchmark
+
+    return drawn_benchmark(tmp_path_factory.mktemp("drawn") / "benchmark")
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ from train.evaluate.tasks import (
     Captions,
     ExactMatch,
     HeldOutLoss,
-    MultipleChoice,
     Perplexity,
     ScienceQA,
     Task,
@@ -172,15 +171,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--split", default="test")
     command.add_argument("--cue", default="", help=cue)
     add_tokens(command, 32)
-
-    command = add_task(
-        "multiple-choice",
-        lambda a: MultipleChoice.open(a.file, a.images, a.limit, a.cue),
-        "JSONL with question, choices and answer: accuracy by log-likelihood",
-    )
-    command.add_argument("file", type=Path, metavar="DATA", help="answer: a choice's text, letter or index")
-    command.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
-    command.add_argument("--cue", default="", help=cue)
 
     command = add_task(
         "exact-match",

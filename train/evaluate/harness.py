@@ -1,7 +1,7 @@
 """lm-evaluation-harness (EleutherAI's lm-eval) on a base with an adapter, as a model class of its own.
 
 Not through /v1: the harness needs the log-likelihoods of given texts there, which OpenAI's chat completions cannot
-tell. Knows lm-eval; knows nothing of data files.
+tell.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from adapter.base.template import Message, encode_prompt
 from adapter.errors import AdapterError, first_line
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
-from train.evaluate.tasks import Measured
+from train.evaluate.tasks import Result
 from train.input.rows import IGNORED
 
 try:
@@ -133,7 +133,7 @@ class HarnessTasks:
                 "with tasks of your own."
             )
 
-    def measure(self, answerer: Answerer, seed: int) -> Measured:
+    def measure(self, answerer: Answerer, seed: int) -> Result:
         """Raises AdapterError if a task's data cannot be had."""
         try:
             with contextlib.redirect_stdout(None):
@@ -167,4 +167,4 @@ class HarnessTasks:
                     low, high = (None, None) if half is None else (value - half, value + half)
                     name = metric if which == "none" else f"{metric} ({which})"
                     figures.setdefault(task, {})[name] = Figure(value, low, high, n, "lm-eval")
-        return Measured(figures)
+        return Result(figures)

@@ -1,10 +1,11 @@
-"""Figures with their 95 % intervals: Wilson's for shares, the bootstrap over items for everything else."""
+"""Figures with their 95 % intervals: Wilson's for shares, the bootstrap over items, Student's t over seeds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, variance
 
 import numpy as np
 
@@ -53,3 +54,63 @@ def resampled(statistics: np.ndarray, value: Callable[[np.ndarray], float], seed
     values = [value(statistics[generator.integers(n, size=n)].sum(0)) for _ in range(RESAMPLES)]
     low, high = np.percentile(values, [2.5, 97.5])
     return Figure(float(value(statistics.sum(0))), float(low), float(high), n, "bootstrap")
+
+
+# Over training seeds and test questions.
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, and half the width of its 95 % interval; None where nothing was repeated."""
+
+    mean: float
+    half: float | None = None
+
+    @property
+    def low(self) -> float:
+        return self.mean - (math.inf if self.half is None else self.half)
+
+    @property
+    def high(self) -> float:
+        return self.mean + (math.inf if self.half is None else self.half)
+
+    def exceeds(self, bound: float) -> bool | None:
+        """Whether the true value is above `bound`; None if the interval allows both."""
+        if self.low > bound:
+            return True
+        return False if self.high <= bound else None
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """The mean of one value a seed, by Student's t."""
+    return _welch(fmean(values), [values])
+
+
+def difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Interval:
+    """The mean of `first` minus that of `second`; both are values by seed and question, of the same questions.
+
+    Variances of the seeds, of each side (Welch), and of the questions, of which each is its own control, add up.
+    What is deterministic has one seed.
+    """
+    by_question = (np.mean(first, axis=0) - np.mean(second, axis=0)).tolist()
+    return _welch(fmean(by_question), [*([fmean(run) for run in side] for side in (first, second)), by_question])
+
+
+def log_ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """The logarithm of the ratio of two positive values, one a seed (Welch)."""
+    sides = [[math.log(value) for value in side] for side in (first, second)]
+    return _welch(fmean(sides[0]) - fmean(sides[1]), sides)
+
+
+def _welch(mean: float, samples: Sequence[Sequence[float]]) -> Interval:
+    """samples: the variances of their means add up; of one value there is none."""
+    from scipy.stats import t
+
+    parts = [(variance(values) / len(values), len(values) - 1) for values in samples if len(values) > 1]
+    if not parts:
+        return Interval(mean)
+    total = sum(part for part, _ in parts)
+    if total == 0:
+        return Interval(mean, 0.0)
+    freedom = total**2 / sum(part**2 / count for part, count in parts)  # Welch and Satterthwaite's
+    return Interval(mean, float(t.ppf(0.975, freedom)) * math.sqrt(total))

@@ -1,4 +1,4 @@
-"""An evaluation's table and JSON, and what they were measured on. Knows figures; knows nothing of tasks."""
+"""An evaluation's table and JSON, and what they were measured on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import datetime
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,16 @@ def format_table(systems: Sequence[System]) -> str:
                 n = max(figure.n for figure in figures.values())
                 cells = [_cell(figures[c]) if c in figures else "" for c in columns]
                 lines.append([row, system.name, *cells, f"{n:,}"])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rule = ["-" * width for width in widths]
-    lines.insert(1, rule)
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    return markdown_table(lines[0], lines[1:], padded=True)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[str]], padded: bool = False) -> str:
+    """padded: all cells of a column are as wide as the widest, for a terminal."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) if padded else 0 for i in range(len(head))]
+    lines.insert(1, ["-" * (width or 3) for width in widths])
+    filled = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in filled)
 
 
 def _cell(figure: Figure) -> str:

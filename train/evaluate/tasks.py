@@ -1,7 +1,4 @@
-"""What can be measured: each task reads its data once and measures one Answerer after another on it.
-
-Knows formats, prompts and metrics; knows nothing of files to write or of tables.
-"""
+"""What can be measured: each task reads its data once and measures one Answerer after another on it."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from adapter.base.template import Message, encode_answer
 from adapter.errors import BadInput
@@ -21,17 +18,17 @@ from train.evaluate.perplexity import STRENGTHS, WINDOW, text_windows, window_lo
 from train.evaluate.scienceqa import by_column, extract_letter
 from train.formats import scienceqa
 from train.formats.dataset import open_records
-from train.formats.index import Index, decoded, index_json, opened
-from train.formats.record import DataError, Picture, fault, image_path, list_of, picture_key, required, text_of
+from train.formats.index import decoded, opened
+from train.formats.record import DataError, Picture, picture_key
 from train.input.examples import Example
-from train.input.rows import IGNORED, Tokeniser
+from train.input.rows import Tokeniser
 
 _PICTURES = 64  # whose features are held at a time
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Measured:
+class Result:
     """What one Answerer reached. figures: by the rows and columns of the table; answers: its generated texts."""
 
     figures: Mapping[str, Mapping[str, Figure]]
@@ -45,7 +42,7 @@ class Task(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know of the figures."""
 
-    def measure(self, answerer: Answerer, seed: int) -> Measured:
+    def measure(self, answerer: Answerer, seed: int) -> Result:
         """seed: of the intervals."""
 
 
@@ -79,7 +76,7 @@ class ScienceQA:
             )
         return ScienceQA(drawn(scienceqa.problems(folder, split), limit), cue, max_new_tokens)
 
-    def measure(self, answerer: Answerer, seed: int) -> Measured:
+    def measure(self, answerer: Answerer, seed: int) -> Result:
         problems = self.problems
         prompts = [answerer.encode((Message("user", scienceqa.question_text(p) + self.cue),)) for p in problems]
         letters = [
@@ -100,60 +97,7 @@ class ScienceQA:
             row: {column: share(part) for column, part in by_column(problems, values).items()}
             for row, values in rows.items()
         }
-        return Measured(figures, tuple(texts))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A question, its choices, the index of the right one, and a picture; where: its place in the file."""
-
-    question: str
-    choices: tuple[str, ...]
-    answer: int
-    image: Picture | None
-    where: str
-
-
-@dataclass(frozen=True)
-class MultipleChoice:
-    """The likeliest of the choices' texts."""
-
-    questions: Sequence[Choice]
-    cue: str = ""
-    notes: tuple[str, ...] = (
-        "by sum: of the log-likelihoods of a choice's tokens; by length: that sum over its characters, as "
-        "lm-eval's acc_norm",
-    )
-
-    @staticmethod
-    def open(path: Path, images: Path | None, limit: int | None, cue: str) -> MultipleChoice:
-        """JSON or JSONL. Raises DataError."""
-        rows = _json_rows(path)
-        folder = images or path.parent
-        read = map(rows.read, drawn(range(len(rows)), limit))
-        return MultipleChoice([_choice(value, where, folder) for value, where in read], cue)
-
-    def measure(self, answerer: Answerer, seed: int) -> Measured:
-        tokenizer = answerer.base.tokenizer
-        by_sum: list[bool] = []
-        by_length: list[bool] = []
-        for part, features in _with_features(answerer, [(q.image, q.where) for q in self.questions]):
-            ids, labels, shown = [], [], []
-            for question, feature in zip(self.questions[part], features, strict=True):
-                prompt = answerer.encode((Message("user", question.question + self.cue),))
-                for text in question.choices:
-                    # Without its end, as lm-eval does.
-                    target = encode_answer(tokenizer, text, answerer.template)[:-1]
-                    ids.append(prompt + target)
-                    labels.append([IGNORED] * len(prompt) + target)
-                    shown.append(feature)
-            sums = iter([float(s.logprobs.sum()) for s in answerer.token_scores(ids, labels, shown)])
-            for question in self.questions[part]:
-                scores = {i: next(sums) for i in range(len(question.choices))}
-                by_sum.append(max(scores, key=lambda i: scores[i]) == question.answer)
-                best = max(scores, key=lambda i: scores[i] / len(question.choices[i]))
-                by_length.append(best == question.answer)
-        return Measured({"accuracy": {"by sum": share(by_sum), "by length": share(by_length)}})
+        return Result(figures, tuple(texts))
 
 
 @dataclass(frozen=True)
@@ -174,7 +118,7 @@ class ExactMatch:
         """Any format of training data. Raises DataError."""
         return ExactMatch(_examples(path, format, images, split, limit), max_new_tokens)
 
-    def measure(self, answerer: Answerer, seed: int) -> Measured:
+    def measure(self, answerer: Answerer, seed: int) -> Result:
         pictures = [example.picture for example in self.examples]
         texts = answerer.generate([e.messages for e in self.examples], pictures, self.max_new_tokens)
         pairs = [(text, example.answer) for text, example in zip(texts, self.examples, strict=True)]
@@ -182,7 +126,7 @@ class ExactMatch:
             "exact match": share([exact_match(*pair) for pair in pairs]),
             "token F1": mean([token_f1(*pair) for pair in pairs], seed, scale=100),
         }
-        return Measured({"answers": figures}, tuple(texts))
+        return Result({"answers": figures}, tuple(texts))
 
 
 @dataclass(frozen=True)
@@ -208,10 +152,10 @@ class Captions:
         references = [[example.answer for example in group] for group in chosen]
         return Captions([group[0] for group in chosen], references, max_new_tokens)
 
-    def measure(self, answerer: Answerer, seed: int) -> Measured:
+    def measure(self, answerer: Answerer, seed: int) -> Result:
         pictures = [example.picture for example in self.examples]
         texts = answerer.generate([e.messages for e in self.examples], pictures, self.max_new_tokens)
-        return Measured({"captions": caption_scores(texts, self.references, seed)}, tuple(texts))
+        return Result({"captions": caption_scores(texts, self.references, seed)}, tuple(texts))
 
 
 @dataclass(frozen=True)
@@ -231,7 +175,7 @@ class HeldOutLoss:
         """Raises DataError."""
         return HeldOutLoss(_examples(path, format, images, split, limit), max_length)
 
-    def measure(self, answerer: Answerer, seed: int) -> Measured:
+    def measure(self, answerer: Answerer, seed: int) -> Result:
         tokeniser = Tokeniser(answerer.base.tokenizer, answerer.template, self.max_length)
         sums: list[float] = []
         counts: list[int] = []
@@ -243,7 +187,7 @@ class HeldOutLoss:
             counts += [len(s.logprobs) for s in scores]
         if not counts:
             raise DataError(f"No answer begins within {self.max_length} tokens. Raise --max-length.")
-        return Measured({"held-out loss": {"loss": ratio(sums, counts, seed)}})
+        return Result({"held-out loss": {"loss": ratio(sums, counts, seed)}})
 
 
 @dataclass(frozen=True)
@@ -266,7 +210,7 @@ class Perplexity:
             raise DataError(f"{path.name} is empty. Check that it is the right file.", str(path))
         return Perplexity(text, limit)
 
-    def measure(self, answerer: Answerer, seed: int) -> Measured:
+    def measure(self, answerer: Answerer, seed: int) -> Result:
         windows = drawn(text_windows(answerer.base, self.text), self.limit)
         if not windows:
             raise DataError("The text has fewer than two tokens. Give a longer one.")
@@ -276,7 +220,7 @@ class Perplexity:
             sums, counts = window_losses(replace(answerer, strength=strength), windows)
             row = f"strength {strength:g}" if strengths else "text"
             figures[row] = {"perplexity": ratio(sums, counts, seed, math.exp)}
-        return Measured(figures)
+        return Result(figures)
 
 
 def forgetting(text: str, limit: int | None) -> Perplexity:
@@ -304,29 +248,3 @@ def _features(answerer: Answerer, picture: Picture | None, where: str) -> Visual
 def _examples(path: Path, format: str, images: Path | None, split: str | None, limit: int | None) -> list[Example]:
     records = open_records(path, format, images, split)
     return [Example.of(record) for record in drawn(records, limit)]
-
-
-def _json_rows(path: Path) -> Index:
-    if not path.is_file():
-        raise DataError(f"There is no file '{path.name}'. Check the path.", str(path))
-    return index_json(path)
-
-
-def _choice(value: dict[str, Any], where: str, images: Path) -> Choice:
-    question = text_of(required(value, "question", where), "question", where, blank=False)
-    choices = tuple(
-        text_of(choice, f"choices[{i}]", where, blank=False)
-        for i, choice in enumerate(list_of(required(value, "choices", where), "choices", where))
-    )
-    answer = required(value, "answer", where)
-    if isinstance(answer, str):
-        letters = scienceqa.LETTERS[: len(choices)]
-        if choices.count(answer) == 1:
-            answer = choices.index(answer)
-        elif len(answer.strip()) == 1 and answer.strip().upper() in letters:
-            answer = letters.index(answer.strip().upper())
-    if type(answer) is not int or not 0 <= answer < len(choices):
-        remedy = f"It is the text of one choice, its letter, or its index from 0 to {len(choices) - 1}."
-        raise fault(where, "answer", f"is {answer!r}, which names no choice", remedy)
-    image = value.get("image")
-    return Choice(question, choices, answer, image_path(image, "image", where, images) if image else None, where)

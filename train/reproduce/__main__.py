@@ -1,4 +1,4 @@
-"""The command line: `python -m train.reproduce` draws the benchmark, performs all runs and writes the report."""
+"""The command line: `python -m train.reproduce` performs all runs and writes the report."""
 
 from __future__ import annotations
 
@@ -19,20 +19,18 @@ from adapter.base.embedded import BASE, base_folder
 from adapter.base.threads import available_cores
 from adapter.errors import AdapterError, with_detail
 from train.evaluate.perplexity import unrelated_text
-from train.reproduce.benchmark import Benchmark, open_benchmark
+from train.reproduce.benchmark import drawn_benchmark, open_benchmark
 from train.reproduce.report import write_report
-from train.reproduce.runs import FULL, QUICK, Plan, finished, perform_all, planned_runs
-from train.reproduce.scenes.writer import SPLITS, write_benchmark
+from train.reproduce.runs import FULL, QUICK, finished, perform_all, planned_runs
 from train.reproduce.tables import Figures
 
 # What a reader has to know before believing a figure.
-_DRAWN = """Problems are drawn and written by rule (`train/reproduce/scenes`), in ScienceQA's format, seed {seed}.
-  Test questions have combinations, wordings and words of their own. The benchmark was cut to what this base can
-  learn in minutes: choices of picture questions stand in an order of their own (alphabet, size), because with
-  shuffled ones trials learnt nothing from the pictures, and kinds of question that stayed at chance were left out.
-  That was chosen by looking at the test split of seed 0, and settings by validation problems of seed 11. Nothing
-  was chosen by the problems of any other seed."""
-_SEED = 7  # of the benchmark; see _DRAWN
+_DRAWN = """Problems were drawn and written by rule, once, in ScienceQA's format, with seed 7; their files are
+  in `train/reproduce/benchmark.zip`. Test questions have combinations, wordings and words of their own. The
+  benchmark was cut to what this base can learn in minutes: choices of picture questions stand in an order of their
+  own (alphabet, size), because with shuffled ones trials learnt nothing from the pictures, and kinds of question
+  that stayed at chance were left out. That was chosen by looking at the test split of seed 0, and settings by
+  validation problems of seed 11. Nothing was chosen by the problems of any other seed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m train.reproduce",
-        description="Try the claims of LLaMA-Adapter, on a benchmark drawn here or on ScienceQA.",
+        description="Try the claims of LLaMA-Adapter, on a drawn benchmark or on ScienceQA.",
     )
     parser.add_argument("--out", type=Path, help="folder of all files (default: runs/reproduce, or runs/quick)")
     parser.add_argument(
@@ -64,7 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", default=BASE, help=f"folder of another frozen base (default: {BASE})")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core, at most 2)")
     parser.add_argument("--steps", type=int, help=f"training steps of each run (default: {FULL.steps})")
-    parser.add_argument("--seed", type=int, default=_SEED, help=f"seed of the drawn benchmark (default: {_SEED})")
     parser.add_argument(
         "--report", action="store_true", help="perform no run: write the report of those that are finished"
     )
@@ -83,7 +80,8 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     if jobs < 1:
         raise AdapterError(f"--jobs must be at least 1, got {jobs}.")
     layers = _num_layers(args.base)
-    benchmark = _open_or_draw(args, plan, out)
+    folder = drawn_benchmark(out / "benchmark") if args.scienceqa is None else args.scienceqa
+    benchmark = open_benchmark(folder, out, plan.counts)
     text = unrelated_text()[: plan.text]
     runs = planned_runs(plan, layers)
     if not args.report:
@@ -96,23 +94,10 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
         out,
         command=shlex.join(["python", "-m", "train.reproduce", *given]),
         base=args.base,
-        data=f"The problems are ScienceQA's, from {args.scienceqa}."
-        if args.scienceqa
-        else _DRAWN.format(seed=args.seed),
+        data=f"The problems are ScienceQA's, from {args.scienceqa}." if args.scienceqa else _DRAWN,
         sizes={split: len(part) for split, part in benchmark.splits.items()},
         missing=[run.name for run in runs if run.name not in results],
     )
-
-
-def _open_or_draw(args: argparse.Namespace, plan: Plan, out: Path) -> Benchmark:
-    """The real benchmark, or the drawn one, which is written if it is not there."""
-    if args.scienceqa is not None:
-        return open_benchmark(args.scienceqa, out, plan.counts)
-    folder = out / f"benchmark-{plan.train}-{args.seed}"
-    if not (folder / SPLITS).exists():
-        print(f"drawing the benchmark in {folder}", flush=True)
-        write_benchmark(folder, plan.counts, args.seed)
-    return open_benchmark(folder, out, plan.counts)
 
 
 def _num_layers(base: str) -> int:

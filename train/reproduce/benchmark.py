@@ -1,15 +1,13 @@
-"""The benchmark's problems as prompts and examples, with features of their pictures.
-
-Knows ScienceQA's format and the frozen encoder; knows nothing of training.
-"""
+"""The benchmark's problems as prompts and examples, with features of their pictures, and answers by likelihood."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
 from adapter.base.image_file import open_image
-from adapter.base.template import Message
-from adapter.errors import AdapterError
+from adapter.base.template import Message, encode_answer, encode_prompt
+from adapter.errors import AdapterError, first_line
 from adapter.files import atomic_write
 from adapter.method.vision import VisualFeatures
-from train.formats.scienceqa import Problem, problems, question_text
+from train.evaluate.answerer import Answerer
+from train.evaluate.tasks import drawn
+from train.formats.scienceqa import LETTERS, Problem, problems, question_text
 from train.input.examples import Example
 
 # What follows the problem: the options are written "(A)", so that the next token is the letter.
@@ -29,6 +29,8 @@ _CUE = "\nAnswer: ("
 TEMPLATE: Final = "raw"
 MAX_LENGTH = 1024  # tokens of a training example
 _AT_ONCE = 64  # pictures that are open together
+# 2,400, 240 and 720 problems in ScienceQA's layout, drawn and worded by rule, once (seed 7).
+_DRAWN = Path(__file__).with_name("benchmark.zip")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,40 @@ def prompt(problem: Problem) -> Message:
     return Message("user", question_text(problem) + _CUE)
 
 
+def answer(
+    answerer: Answerer, problems: Sequence[Problem], benchmark: Benchmark, shown: bool = True
+) -> dict[str, list[Any]]:
+    """Answers each problem by the likeliest of its letters. shown: with the pictures.
+
+    Returns for each problem whether the answer is right, and the right letter's negative log-likelihood in nats.
+    """
+    tokenizer = answerer.base.tokenizer
+    letters = [encode_answer(tokenizer, letter)[0] for letter in LETTERS]
+    prompts = [encode_prompt(tokenizer, [prompt(p)], TEMPLATE) for p in problems]
+    logs = answerer.next_logprobs(prompts, letters, [benchmark.picture(p, shown) for p in problems])
+    pairs = list(zip(logs, problems, strict=True))
+    return {
+        "right": [int(int(row[: len(p.choices)].argmax()) == p.answer) for row, p in pairs],
+        "loss": [round(-float(row[p.answer]), 4) for row, p in pairs],
+    }
+
+
+def drawn_benchmark(folder: Path) -> Path:
+    """Unpacks the drawn benchmark into `folder`, unless it is there, and returns it. Raises AdapterError."""
+    try:
+        if not (folder / "pid_splits.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            partial = folder.with_name(f".{folder.name}.part")
+            shutil.unpack_archive(_DRAWN, partial)
+            partial.rename(folder)
+    except OSError as error:
+        raise AdapterError(
+            f"The benchmark cannot be written to '{folder.name}'. Give another folder.",
+            f"{folder}: {first_line(error)}",
+        ) from error
+    return folder
+
+
 def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benchmark:
     """The benchmark in `folder`: at most so many problems of train, val and test, spread evenly.
 
@@ -83,7 +119,7 @@ def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benc
             "pid_splits.json and images/ are in.",
             str(folder),
         )
-    splits = {split: _spread_evenly(problems(folder, split), count) for split, count in counts.items()}
+    splits = {split: tuple(drawn(problems(folder, split), count)) for split, count in counts.items()}
     if empty := [name for name, part in splits.items() if not part]:
         raise AdapterError(
             f"'{folder.name}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.",
@@ -94,13 +130,6 @@ def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benc
             f"All test problems taken from '{folder.name}' have pictures; the tables need both kinds.", str(folder)
         )
     return Benchmark(folder, dict(counts), splits, _features([p for part in splits.values() for p in part], cache))
-
-
-def _spread_evenly(part: Sequence[Problem], count: int) -> tuple[Problem, ...]:
-    """`count` problems from the whole split, whose order may be by subject."""
-    if count >= len(part):
-        return tuple(part)
-    return tuple(part[i * len(part) // count] for i in range(count))
 
 
 def _features(all_problems: Sequence[Problem], cache: Path) -> dict[str, VisualFeatures]:

@@ -1,7 +1,4 @@
-"""The report: reproduce.md, with tables as CSV and plots as PNG in reproduce/.
-
-Knows figures, matplotlib and files; performs no runs.
-"""
+"""The report: reproduce.md, with tables as CSV and plots as PNG in reproduce/."""
 
 from __future__ import annotations
 
@@ -12,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adapter.base.embedded import ENCODER
-from train.reproduce.runs import KEEP, STRENGTHS
-from train.reproduce.tables import METHODS, Figures, claims, smoothed
+from train.evaluate.report import markdown_table
+from train.reproduce.runs import PLANS, STRENGTHS
+from train.reproduce.tables import MEASURES, Figures, Table, claims, smoothed
 
 _NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
 _INTRO = """# The paper's claims, tried anew
@@ -51,9 +49,6 @@ _METHOD = """## How
 - Unrelated text: the language reference that comes with Python (`pydoc_data.topics`).
 """
 
-_COLORS = {"zero": "#1f6fb4", "random": "#c8541b", "text": "#4b9b57", "keep": "#8a5fb0"}
-_NAMES = {"zero": "zero-init", "random": "random-init"}
-
 
 def write_report(
     figures: Figures,
@@ -74,7 +69,7 @@ def write_report(
     files.mkdir(exist_ok=True)
     for table in tables:
         (files / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
-    pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, files)}
+    pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, tables, files)}
     plan, results = figures.plan, figures.results.values()
     parts = [
         _INTRO,
@@ -82,16 +77,13 @@ def write_report(
         *([f"**Not all runs are finished.** Missing: {', '.join(missing)}.\n"] if missing else []),
         _VALIDITY.format(data=data),
         "## What held\n",
-        "| held | claim | measured, and its 95 % interval |",
-        "| --- | --- | --- |",
-        *(claim.markdown() for claim in claims(figures)),
+        markdown_table(("held", "claim", "measured, and its 95 % interval"), [c.row for c in claims(figures)]),
         "",
     ]
     for table in tables:
         parts.append(table.markdown())
-        name = {"table5": "figure5", "strengths": "forgetting"}.get(table.name, table.name)
-        if name in pictures and table.name != "forgetting":
-            parts.append(f"![{name}]({pictures[name]})\n")
+        below = (name for name in pictures if PLANS["plots"][name]["below"] == table.name)
+        parts += [f"![{name}]({pictures[name]})\n" for name in below]
     parts.append(
         _METHOD.format(
             base=base,
@@ -101,7 +93,7 @@ def write_report(
             steps=plan.steps,
             batch_size=plan.batch_size,
             few=plan.few,
-            keep=KEEP,
+            keep=PLANS["runs"]["keep"]["keep"],
             **sizes,
         )
     )
@@ -128,31 +120,26 @@ def _listed(values: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-# Plots.
-
-
-def plot(figures: Figures, out: Path) -> list[Path]:
-    """Writes the plots whose runs are finished into `out` and returns their paths."""
+def plot(figures: Figures, tables: Sequence[Table], out: Path) -> list[Path]:
+    """Writes the plots of plan.yaml whose runs are finished into `out`, and returns their paths."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    plots = {
-        "figure5": (_plot_losses, ("zero", "random")),
-        "table2": (_plot_columns, ("base", "text", "zero")),
-        "table4": (_plot_layers, tuple(figures.by_layers().values())),
-        "table6": (_plot_long_training, tuple(figures.long())),
-        "forgetting": (_plot_forgetting, ("text", "keep", "zero", "lora", "full")),
-    }
     written = []
-    for name, (draw, groups) in plots.items():
-        if not figures.has(*groups):
+    for name, spec in PLANS["plots"].items():
+        rows = PLANS["tables"][spec["table"]]["rows"] if "table" in spec else {}
+        groups = {**spec.get("runs", {}), **spec.get("beside", {}), **rows}
+        if not all(figures.runs(group) for group in groups):
             continue
         canvas, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
         try:
-            draw(axes, figures)
+            _draw(axes, spec, figures, tables)
+            axes.set(title=spec["title"], xlabel=spec.get("x", ""), ylabel=spec["y"])
+            axes.set_ylim(*spec.get("limits", (None, None)))
             axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False)
             written.append(out / f"{name}.png")
             canvas.savefig(written[-1], dpi=130)
         finally:
@@ -160,70 +147,41 @@ def plot(figures: Figures, out: Path) -> list[Path]:
     return written
 
 
-def _plot_losses(axes: Any, figures: Figures) -> None:
-    """The paper's figure 5."""
-    for init in ("zero", "random"):
-        for i, run in enumerate(figures.runs(init)):
-            losses = smoothed(run["losses"])
-            label = None if i else _NAMES[init]
-            axes.plot(range(1, len(losses) + 1), losses, color=_COLORS[init], alpha=0.8, label=label)
-    axes.set(
-        title="Figure 5: training loss, a line a seed", xlabel="step", ylabel="loss, nats a token", ylim=(0, 2)
-    )
-    axes.legend(frameon=False)
-
-
-def _plot_columns(axes: Any, figures: Figures) -> None:
-    named = {"frozen base": "base", "text-only adapter": "text", "multi-modal adapter": "zero"}
-    width = 0.8 / len(named)
-    for i, (name, group) in enumerate(named.items()):
-        found = figures.mean_columns(group)
-        axes.bar([j + i * width for j in range(len(found))], found.values(), width, label=name)
-    axes.set_xticks([j + width for j in range(len(found))], found)
-    axes.set(title="Table 2: accuracy by column", ylabel="%", ylim=(0, 118))
-    axes.legend(frameon=False, ncols=3, loc="upper center", fontsize=8)
-
-
-def _plot_layers(axes: Any, figures: Figures) -> None:
-    by_layers = figures.by_layers()
-    for column in ("Avg", "IMG"):
-        found = [figures.accuracy(group, column) for group in by_layers.values()]
-        axes.errorbar(
-            list(by_layers),
-            [value.mean for value in found if value],
-            [value.half or 0 for value in found if value],
-            marker="o",
-            capsize=3,
-            label=column,
+def _draw(axes: Any, spec: Mapping[str, Any], figures: Figures, tables: Sequence[Table]) -> None:
+    """The lines or bars of a plot; kind: bars by column, losses of runs, rows of a table, or strengths."""
+    runs, kind = spec.get("runs", {}), spec["kind"]
+    for number, (group, label) in enumerate(runs.items()):
+        if kind == "bars":
+            found = figures.mean_columns(group)
+            places = [place + (number - 1) * 0.8 / len(runs) for place in range(len(found))]
+            axes.bar(places, found.values(), 0.8 / len(runs), label=label)
+            axes.set_xticks(range(len(found)), found)
+        elif kind == "losses":
+            for seed, run in enumerate(figures.runs(group)):
+                losses = smoothed(run["losses"])
+                axes.plot(
+                    range(1, len(losses) + 1), losses, f"C{number}", alpha=0.8, label=None if seed else label
+                )
+        else:
+            values = figures.by_strength()[PLANS["strengths"][group]]["perplexity"]
+            axes.plot(STRENGTHS, [values[str(s)] for s in STRENGTHS], marker="o", label=label)
+    for (group, label), style in zip(spec.get("beside", {}).items(), ("--", ":"), strict=False):
+        value = statistics.fmean(map(MEASURES["perplexity"], figures.runs(group)))
+        axes.axhline(value, color="black", linestyle=style, label=label)
+        axes.set_yscale("log")
+    if kind != "rows":
+        return
+    table = next(table for table in tables if table.name == spec["table"])
+    x = [float(str(row[0])) for row in table.rows]
+    axes.set_xticks(x)
+    right = axes.twinx() if "right" in spec else axes
+    for number, name in enumerate([*spec["lines"], *spec.get("right", ())]):
+        at, cells = (
+            right if name in spec.get("right", ()) else axes,
+            [row[table.head.index(name)] for row in table.rows],
         )
-    axes.set(title="Table 4: insertion layers", xlabel="layers with prompts", ylabel="%", ylim=(0, 100))
-    axes.set_xticks(list(by_layers))
-    axes.legend(frameon=False)
-
-
-def _plot_long_training(axes: Any, figures: Figures) -> None:
-    rows = next(table for table in figures.tables() if table.name == "table6").rows
-    epochs = [row[0] for row in rows]
-
-    def means(place: int) -> list[float]:
-        return [row[place].mean for row in rows]  # type: ignore[union-attr]
-
-    for place, name, style in ((1, "training loss", "--"), (2, "validation loss", "-")):
-        axes.plot(epochs, means(place), style, color=_COLORS["random"], marker="o", label=name)
-    axes.set(title="Table 6: after over-fitting", xlabel="epochs", ylabel="loss, nats")
-    right = axes.twinx()
-    right.plot(epochs, means(5), color=_COLORS["zero"], marker="o", label="test accuracy")
-    right.set(ylabel="%", ylim=(0, 100))
-    lines = [*axes.get_lines(), *right.get_lines()]
-    axes.legend(lines, [str(line.get_label()) for line in lines], frameon=False)
-
-
-def _plot_forgetting(axes: Any, figures: Figures) -> None:
-    for (name, run), color in zip(figures.by_strength().items(), ("text", "keep", "zero"), strict=True):
-        values = [run["perplexity"][str(s)] for s in STRENGTHS]
-        axes.plot(STRENGTHS, values, color=_COLORS[color], marker="o", label=f"adapter, {name}")
-    for group, style in (("full", "--"), ("lora", ":")):
-        value = statistics.fmean(run["perplexity"]["1.0"] for run in figures.runs(group))
-        axes.axhline(value, color="black", linestyle=style, label=METHODS[group])
-    axes.set(title="Forgetting", xlabel="strength", ylabel="perplexity of unrelated text", yscale="log")
-    axes.legend(frameon=False)
+        means, halves = [c.mean for c in cells], [c.half or 0 for c in cells]  # type: ignore[union-attr]
+        at.errorbar(x, means, halves, color=f"C{number}", marker="o", capsize=3)
+        axes.plot([], [], f"C{number}", marker="o", label=name)
+    if right is not axes:
+        right.set(ylabel="%", ylim=(0, 100))

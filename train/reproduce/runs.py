@@ -1,7 +1,6 @@
-"""Which runs the tables need, what one run trains and measures, and how they are done side by side.
+"""What one run trains and measures, and how runs are done side by side; `plan.yaml` says which there are.
 
-Each run is performed in a process of its own and leaves one file of results. Knows the trainer, the baselines and
-the scores; knows nothing of tables.
+Each run is performed in a process of its own and leaves one file of results.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
 from adapter.base.embedded import BASE, ENCODER
 from adapter.base.llama import Base, load_base
@@ -39,36 +39,33 @@ from train.job import train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train, processor_name
 from train.reproduce.baselines import RANK, RATES, Baseline
-from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE, Benchmark, open_benchmark
-from train.reproduce.scoring import Answers, answer
+from train.reproduce.benchmark import Benchmark, answer, open_benchmark
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-KEEP = 0.1  # rows of unrelated text for each row of the data, where forgetting is trained against
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 _HIDDEN = 256  # of the projection
 _WINDOWS = 8  # of unrelated text, at most
-
-
-# Which runs there are.
+PLANS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class Plan:
     """The size of everything.
 
-    train, val, test: problems; of a real data set at most so many. long: steps of the runs over `few` problems
-    that continue after over-fitting. text: characters of unrelated text to read, at most. seeds: of training.
+    train, val, test: problems; of a real data set at most so many. long: steps of two runs over `few` problems, of
+    which the second goes on after over-fitting. text: characters of unrelated text to read, at most. seeds: of
+    training.
     """
 
-    steps: int = 400
-    train: int = 2400
-    val: int = 240
-    test: int = 720
-    few: int = 160
-    long: tuple[int, ...] = (80, 320)
-    text: int = 16_384
-    batch_size: int = 8
-    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int
+    train: int
+    val: int
+    test: int
+    few: int
+    long: list[int]
+    text: int
+    batch_size: int
+    seeds: list[int]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -76,8 +73,7 @@ class Plan:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
-FULL = Plan()
-QUICK = Plan(steps=3, train=32, val=8, test=32, few=16, long=(2, 4), text=2000, seeds=(0, 1))
+FULL, QUICK = (Plan(**PLANS[name]) for name in ("full", "quick"))
 
 
 @dataclass(frozen=True)
@@ -112,57 +108,24 @@ class Run:
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def config(self, vision: VisionConfig | None) -> TrainConfig:
-        """The trainer's settings: those of the small base's recipes."""
-        return TrainConfig(
-            name=self.name,
-            description="Answers multiple-choice questions by letter.",
-            steps=self.steps,
-            batch_size=self.batch_size,
-            lr=4e-3,
-            gate_lr=2e-2,
-            clip_norm=1.0,
-            prompt_std=0.2,
-            prompt_norm=True,
-            insertion_layers=self.layers,
-            init=self.init,
-            template=TEMPLATE,
-            vision=vision,
-            eval_every=self.steps,
-            held_out=0,
-            save="last",
-            max_length=MAX_LENGTH,
-            seed=self.seed,
-            keep=self.keep,
-        )
+        own = {name: getattr(self, name) for name in ("name", "steps", "batch_size", "init", "seed", "keep")}
+        layers, every = self.layers, self.steps
+        return TrainConfig(**PLANS["training"], **own, insertion_layers=layers, vision=vision, eval_every=every)
 
 
 def planned_runs(plan: Plan, layers: int) -> list[Run]:
-    """All runs: every row with the first seed, then with the next, in the order of how many claims need them.
-
-    layers: number of layers of the base.
-    """
-    adapter = Run("", steps=plan.steps, batch_size=plan.batch_size)
-    visual = replace(adapter, pictures=True)
-    rows = [
-        replace(adapter, group="text", strengths=True),
-        replace(visual, group="zero", strengths=True),
-        replace(adapter, group="keep", keep=KEEP, strengths=True),
-        replace(adapter, group="lora", method="lora"),
-        replace(adapter, group="full", method="full"),
-        replace(visual, group="random", init="random"),
-        *(replace(visual, group=f"layers-{count}", layers=count) for count in layer_shares(layers)[:2]),
-        *(replace(visual, group=f"long-{steps}", steps=steps, questions=plan.few) for steps in plan.long),
-    ]
-    first = plan.seeds[0]
-    repeated = [
-        replace(row, seed=seed, strengths=row.strengths and seed == first) for seed in plan.seeds for row in rows
-    ]
-    return [Run("base", "base"), *repeated]
-
-
-def layer_shares(layers: int) -> tuple[int, int, int]:
-    """A third, two thirds and all of the layers."""
-    return layers // 3, 2 * layers // 3, layers
+    """All runs: every row with the first seed, then with the next. layers: number of layers of the base."""
+    runs = [Run("base", "base")]
+    for seed in plan.seeds:
+        for group, row in PLANS["runs"].items():
+            settings = {"steps": plan.steps, **row, "strengths": row.get("strengths") and seed == plan.seeds[0]}
+            if (thirds := settings.pop("thirds", None)) is not None:
+                settings["layers"] = thirds * layers // 3
+            if (which := settings.pop("long", None)) is not None:
+                settings |= {"steps": plan.long[which], "questions": plan.few, "pictures": True}
+            settings["strengths"] = bool(settings["strengths"])
+            runs.append(Run(group, seed=seed, batch_size=plan.batch_size, **settings))
+    return runs
 
 
 # One run.
@@ -265,7 +228,7 @@ class _Measurement:
         if few:
             parts |= {"val": splits["val"], "seen": splits["train"][:few]}
         for name, problems in parts.items():
-            self.results[name] = _as_json(answer(answerer, problems, self.benchmark, self.run.pictures))
+            self.results[name] = answer(answerer, problems, self.benchmark, self.run.pictures)
         self.results["perplexity"] = {str(1.0): self._perplexity(answerer)}
 
     def _measure_strengths(self, base: Base, adapter: Adapter) -> None:
@@ -277,7 +240,7 @@ class _Measurement:
             self.results["perplexity"][str(strength)] = self._perplexity(answerer)
             if self.run.strengths:
                 found = answer(answerer, problems, self.benchmark, shown=False)
-                self.results["accuracy"][str(strength)] = found.accuracy()
+                self.results["accuracy"][str(strength)] = 100 * sum(found["right"]) / len(problems)
 
     def _finish(self) -> None:
         self.results["total_seconds"] = time.process_time() - self._started
@@ -319,10 +282,6 @@ def _vision_config(benchmark: Benchmark) -> VisionConfig:
         raise AdapterError(f"No problem of '{benchmark.folder}' has a picture. Fetch ScienceQA's images too.")
     size = next(iter(benchmark.features.values())).levels.shape[1]
     return VisionConfig(encoder=ENCODER, projection="global", feature_size=size, hidden=_HIDDEN)
-
-
-def _as_json(answers: Answers) -> dict[str, Any]:
-    return {"right": [int(r) for r in answers.right], "loss": [round(x, 4) for x in answers.loss]}
 
 
 # Runs side by side.

@@ -22,7 +22,7 @@ from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter
 from train.evaluate import answerer as answerer_module
 from train.evaluate import perplexity
 from train.evaluate.answerer import Answerer
-from train.evaluate.intervals import mean, ratio, share
+from train.evaluate.intervals import difference, log_ratio, mean, over_seeds, ratio, share
 from train.evaluate.metrics import caption_scores, caption_words, exact_match, token_f1
 from train.evaluate.perplexity import STRENGTHS, text_windows
 from train.evaluate.scienceqa import extract_letter
@@ -30,7 +30,6 @@ from train.evaluate.tasks import (
     Captions,
     ExactMatch,
     HeldOutLoss,
-    MultipleChoice,
     Perplexity,
     ScienceQA,
     drawn,
@@ -42,7 +41,6 @@ from train.input.batches import collate
 from train.input.examples import Example
 from train.input.rows import IGNORED, Tokeniser
 from train.loop import evaluate
-from train.reproduce.scenes.writer import write_benchmark
 
 VISION = VisionConfig(encoder="any", feature_size=6, hidden=5)
 TUNING = TuningConfig(64, norms=True, bias=True, scale=True, lora_rank=2)
@@ -160,6 +158,30 @@ def test_intervals_are_those_of_the_books():
     assert ratio([2.0] * 5, [1] * 5, 0, math.exp).low == pytest.approx(math.exp(2))
 
 
+def test_intervals_over_seeds_and_questions_are_those_of_scipy():
+    from scipy.stats import ttest_1samp, ttest_ind, ttest_rel
+
+    def ends(found):
+        return found.low, found.high
+
+    student = ttest_1samp([1.0, 2.0, 3.0], 0).confidence_interval(0.95)
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert ends(found) == pytest.approx((student.low, student.high), rel=1e-6)
+    assert over_seeds([1.0]).half is None and over_seeds([1.0]).exceeds(0.5) is None
+    assert found.exceeds(-1) is True and found.exceeds(0) is None and found.exceeds(5) is False
+    welch = ttest_ind([1, 2, 4], [0, 1, 0.5], equal_var=False).confidence_interval(0.95)
+    found = difference([[1.0], [2.0], [4.0]], [[0.0], [1.0], [0.5]])
+    assert ends(found) == pytest.approx((welch.low, welch.high), rel=1e-6)
+    # A base that was not trained has one "seed": only the questions spread, each its own control.
+    first, second = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+    paired = ttest_rel(first, second).confidence_interval(0.95)
+    assert ends(difference([first], [second])) == pytest.approx((paired.low, paired.high), rel=1e-6)
+    means = [sum(q) / 3 for q in zip(first, second, first, strict=True)]
+    assert difference([first, second, first], [second]).half > difference([means], [second]).half
+    found = log_ratio([2.0, 2.0], [1.0, 1.0])
+    assert found.mean == pytest.approx(math.log(2)) and found.half == 0
+
+
 def test_texts_are_compared_as_for_squad():
     assert exact_match("The  Answer!", "answer") and not exact_match("answers", "answer")
     assert token_f1("a cat sat down", "The cat sat.") == pytest.approx(2 * 2 / (3 + 2))
@@ -266,9 +288,8 @@ def test_any_adapter_answers_with_its_likeliest_tokens(wide_base, adapter, encod
         assert texts[i] == wanted
 
 
-def test_the_right_letter_counts_among_the_problems_choices_only(tmp_path, monkeypatch):
-    folder = write_benchmark(tmp_path / "drawn", {"train": 4, "val": 4, "test": 60})
-    task = ScienceQA.open(folder, "test", None, "", 32)
+def test_the_right_letter_counts_among_the_problems_choices_only(drawn_folder, monkeypatch):
+    task = ScienceQA.open(drawn_folder, "test", 60, "", 32)
     answerer = bigrams({"D": 0.5, "B": 0.2, "A": 0.1})  # D is the likeliest where there is one
     monkeypatch.setattr(
         Answerer,
@@ -276,8 +297,8 @@ def test_the_right_letter_counts_among_the_problems_choices_only(tmp_path, monke
         lambda self, prompts, *_, **__: [f"The answer is {'AB?'[i % 3]}." for i in range(60)],
     )
     figures = task.measure(answerer, 0).figures
-    problems = json.loads((folder / "problems.json").read_text())
-    numbers = json.loads((folder / "pid_splits.json").read_text())["test"]
+    problems = json.loads((drawn_folder / "problems.json").read_text())
+    numbers = drawn(json.loads((drawn_folder / "pid_splits.json").read_text())["test"], 60)
     belongs = {
         "NAT": lambda p: p["subject"] == "natural science", "SOC": lambda p: p["subject"] == "social science",
         "LAN": lambda p: p["subject"] == "language science", "TXT": lambda p: p["hint"],
@@ -301,9 +322,8 @@ def test_the_right_letter_counts_among_the_problems_choices_only(tmp_path, monke
     assert drawn(range(10), 4) == [0, 2, 5, 7] and drawn("abc", None) == drawn("abc", 9) == [*"abc"]
 
 
-def test_pictures_reach_the_adapter(wide_base, tiny_fingerprint, tmp_path, encoder, pictures):
-    folder = write_benchmark(tmp_path / "drawn", {"train": 4, "val": 4, "test": 96})
-    task = ScienceQA.open(folder, "test", 24, "\nAnswer: (", 4)
+def test_pictures_reach_the_adapter(wide_base, tiny_fingerprint, drawn_folder, encoder):
+    task = ScienceQA.open(drawn_folder, "test", 24, "\nAnswer: (", 4)
     seen = []
     adapter = visual(tiny_fingerprint)
     adapter.projection.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
@@ -312,11 +332,6 @@ def test_pictures_reach_the_adapter(wide_base, tiny_fingerprint, tmp_path, encod
     assert 0 < shown < 24 and len(measured.answers) == 24
     assert sum(seen) >= 2 * shown  # for the likelihoods, and for the answers
     assert task.measure(Answerer(wide_base, adapter), 0) == measured
-    seen.clear()
-    row = {"question": "q", "choices": ["a", "b"], "answer": 0}
-    quiz = jsonl(tmp_path / "quiz.jsonl", row, {**row, "image": "red.png"})
-    MultipleChoice.open(quiz, None, None, "").measure(Answerer(wide_base, adapter), 0)
-    assert seen == [2]  # both choices of the second question
 
 
 @torch.no_grad()
@@ -329,19 +344,6 @@ def test_likelihoods_are_computed_on_the_bases_device(tiny_base, tiny_fingerprin
     shown = VisualFeatures(torch.rand(1, 6))
     hidden = Answerer(base, adapter, 0.5)._hidden([[1, 2], [3]], [shown, None])
     assert hidden.shape == (2, 2, 32) and hidden.device.type == "meta"
-
-
-def test_choices_by_sum_and_by_length(tmp_path):
-    rows = [
-        {"question": "q", "choices": ["c", "aaa"], "answer": "A"},  # likelier as a whole
-        {"question": "q", "choices": ["c", "aaa"], "answer": "aaa"},  # likelier by the character
-        {"question": "q", "choices": ["c", "aaa", "x"], "answer": 0},
-    ]
-    task = MultipleChoice.open(jsonl(tmp_path / "quiz.jsonl", *rows), None, None, "")
-    figures = task.measure(bigrams({"a": 0.4, "c": 0.3}), 0).figures["accuracy"]
-    assert figures["by sum"].value == pytest.approx(200 / 3)
-    assert figures["by length"].value == pytest.approx(100 / 3)
-    assert figures["by sum"].n == 3
 
 
 def test_answers_beside_the_wanted_ones(tmp_path, monkeypatch):
@@ -464,27 +466,6 @@ def test_what_a_card_says_of_forgetting(wide_base, tiny_fingerprint, monkeypatch
 # Data that is wrong.
 
 
-@pytest.mark.parametrize(
-    ("row", "sentence"),
-    [
-        (
-            {"question": "q", "choices": ["a", "b"], "answer": "C"},
-            "line 2: 'answer' is 'C', which names no",
-        ),
-        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "'answer' is 2"),
-        ({"question": "q", "choices": ["a", "b"], "answer": True}, "'answer' is True"),
-        ({"question": "q", "choices": ["x", "x"], "answer": "x"}, "'answer' is 'x'"),
-        ({"question": "q", "choices": [], "answer": 0}, "'choices' is an empty list"),
-        ({"question": "q", "choices": ["a", ""], "answer": 0}, r"'choices\[1\]' is empty"),
-        ({"choices": ["a"], "answer": 0}, "'question' is missing"),
-    ],
-)
-def test_a_wrong_question_is_named(tmp_path, row, sentence):
-    path = jsonl(tmp_path / "quiz.jsonl", {"question": "q", "choices": ["a", "b"], "answer": "b"}, row)
-    with pytest.raises(DataError, match=sentence):
-        MultipleChoice.open(path, None, None, "")
-
-
 def test_what_cannot_be_measured_is_said(tmp_path, wide_base, tiny_fingerprint, encoder):
     with pytest.raises(DataError, match="holds no problems.json"):
         ScienceQA.open(tmp_path, "test", None, "", 8)
@@ -498,10 +479,10 @@ def test_what_cannot_be_measured_is_said(tmp_path, wide_base, tiny_fingerprint, 
         Captions.open(path, "auto", None, None, None, 8)
     with pytest.raises(DataError, match="Raise --max-length"):
         HeldOutLoss.open(path, "auto", None, None, None, 4).measure(Answerer(wide_base), 0)
-    quiz = jsonl(tmp_path / "quiz.jsonl", {"question": "q", "choices": ["a"], "answer": 0, "image": "no.png"})
-    task = MultipleChoice.open(quiz, None, None, "")
+    seen = jsonl(tmp_path / "seen.jsonl", {"prompt": "p", "answer": "a", "image": "no.png"})
+    task = HeldOutLoss.open(seen, "auto", None, None, None, 99)
     assert task.measure(Answerer(wide_base), 0).figures  # the bare base reads no picture
-    with pytest.raises(DataError, match=r"quiz.jsonl, line 1: no.png: "):
+    with pytest.raises(DataError, match=r"seen.jsonl, line 1: no.png: "):
         task.measure(Answerer(wide_base, visual(tiny_fingerprint)), 0)
     with pytest.raises(BadInput, match="Item 2: .* tokens"):
         Answerer(wide_base).generate([ASK, (Message("user", "x" * 5000),)])

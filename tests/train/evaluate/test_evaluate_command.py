@@ -6,11 +6,13 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from adapter.base.llama import load_base
-from adapter.method.checkpoint import adapter_digest, save_adapter
+from adapter.base.template import Message, encode_answer
+from adapter.method.checkpoint import adapter_digest, load_adapter, save_adapter
 from adapter.method.deltas import TuningConfig
 from tests.tiny_models import random_adapter
 from train.evaluate.__main__ import main
@@ -18,8 +20,9 @@ from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
 from train.evaluate.report import System, code_version, format_table, write_json
 from train.formats.scienceqa import COLUMNS
-from train.reproduce.scenes.writer import write_benchmark
+from train.input.rows import IGNORED
 
+MATCH = ("exact-match", "--max-new-tokens", 3)
 ROWS = [
     {"question": "What do bees make?", "choices": ["honey", "iron", "paper money"], "answer": 0},
     {"question": "How many legs has a spider?", "choices": ["six", "eight"], "answer": 1},
@@ -40,6 +43,7 @@ def folder(tiny_base, tmp_path_factory):
     save_adapter(random_adapter(fingerprint, gate=2.0), folder / "poet")
     save_adapter(random_adapter(fingerprint, 1, tuning=TuningConfig(64, bias=True)), folder / "tuned")
     (folder / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "asked.jsonl").write_text('{"prompt": "hi", "answer": "ho"}\n{"prompt": "ha", "answer": "he"}\n')
     return folder
 
 
@@ -57,7 +61,7 @@ def run(folder, capsys):
 def test_one_command_one_table_one_json(run, folder, tmp_path):
     files = [tmp_path / f"{i}.json" for i in range(3)]
     printed = [
-        run("multiple-choice", folder / "quiz.jsonl", "--out", file, "--seed", 5, adapters=("poet", "tuned")).out
+        run(*MATCH, folder / "asked.jsonl", "--out", file, "--seed", 5, adapters=("poet", "tuned")).out
         for file in files[:2]
     ]
     first, second = (json.loads(file.read_text()) for file in files[:2])
@@ -66,22 +70,28 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
     assert (bare["name"], poet["name"], tuned["name"]) == ("bare base", "poet", "tuned")
     assert (bare["digest"], bare["strength"], poet["strength"]) == (None, None, 1.0)
     assert poet["digest"] == adapter_digest(folder / "poet") != tuned["digest"]
-    figure = poet["figures"]["accuracy"]["by sum"]
-    assert (figure["n"] == 4 and figure["low"] < figure["value"] < figure["high"]) or figure["value"] in (0, 100)
+    assert all(len(system["answers"]) == 2 for system in first["systems"])
+    figure = poet["figures"]["answers"]["exact match"]
+    assert (figure["n"] == 2 and figure["low"] < figure["value"] < figure["high"]) or figure["value"] in (0, 100)
     assert figure["interval"] == "Wilson"
     assert first["seed"] == 5 and first["precision"] == "fp32 on cpu" and first["commit"] == code_version()
-    assert first["command"].startswith("python -m train.evaluate multiple-choice")
+    assert first["command"].startswith("python -m train.evaluate exact-match")
     assert first["base"]["name"] == "base"
     assert {"date", "processor", "versions", "task", "limit"} <= set(first)
     header, _, *lines = [line.split("|")[1:-1] for line in printed[0].splitlines() if line[0] == "|"]
-    assert [cell.strip() for cell in header] == ["", "", "by sum", "by length", "n"]
-    assert [line[1].strip() for line in lines] == ["bare base", "poet", "tuned"] and lines[0][-1].strip() == "4"
-    for told in ("fp32 on cpu", "templates: bare base chat, poet chat", "lm-eval's acc_norm", first["processor"]):
+    assert [cell.strip() for cell in header] == ["", "", "exact match", "token F1", "n"]
+    assert [line[1].strip() for line in lines] == ["bare base", "poet", "tuned"] and lines[0][-1].strip() == "2"
+    for told in (
+        "fp32 on cpu",
+        "templates: bare base chat, poet chat",
+        "as in SQuAD's evaluation",
+        first["processor"],
+    ):
         assert told in printed[0]
 
-    run("multiple-choice", folder / "quiz.jsonl", "--limit", 2, "--no-base", "--strength", 0, "--out", files[2])
+    run(*MATCH, folder / "asked.jsonl", "--limit", 1, "--no-base", "--strength", 0, "--out", files[2])
     (weak,) = json.loads(files[2].read_text())["systems"]
-    assert weak["name"] == "poet at 0" and weak["figures"]["accuracy"]["by sum"]["n"] == 2
+    assert weak["name"] == "poet at 0" and weak["figures"]["answers"]["exact match"]["n"] == 1
 
 
 def test_strength_zero_is_the_base(run, tmp_path):
@@ -98,17 +108,16 @@ def test_strength_zero_is_the_base(run, tmp_path):
         assert figures[0] == bare["figures"]["text"]["perplexity"] != figures[-1]
 
 
-def test_pictures_and_columns_through_the_command_line(run, tmp_path):
+def test_pictures_and_columns_through_the_command_line(run, tmp_path, drawn_folder):
     pytest.importorskip("pycocoevalcap")
-    benchmark = write_benchmark(tmp_path / "drawn", {"train": 2, "val": 2, "test": 48})
     words = ["--max-new-tokens", 3, "--limit", 12]
-    table = run("scienceqa", benchmark, *words, "--cue", "\nAnswer: (").out
+    table = run("scienceqa", drawn_folder, *words, "--cue", "\nAnswer: (").out
     header, _, *lines = [line.split("|")[1:-1] for line in table.splitlines() if line[0] == "|"]
     assert [c for c in COLUMNS if c in map(str.strip, header)] == [c.strip() for c in header[2:-1]]
     assert {line[0].strip() for line in lines} == {"likeliest letter", "generated letter", "unreadable"}
     assert all(line[-1].strip() == "12" for line in lines)
-    pictures = sorted(benchmark.rglob("image.png"))[:4]
-    captions = "".join(f"{path.relative_to(tmp_path)}\tdrawing {i % 2}\n" for path in pictures for i in range(2))
+    pictures = sorted((drawn_folder / "val").rglob("image.png"))[:4]
+    captions = "".join(f"{path}\tdrawing {i % 2}\n" for path in pictures for i in range(2))
     (tmp_path / "captions.tsv").write_text(captions)
     table = run("captions", tmp_path / "captions.tsv", *words, adapters=("tuned",)).out
     assert "| captions | tuned     |" in table and "BLEU-4 by sacrebleu" in table
@@ -120,7 +129,7 @@ def test_other_weights_of_the_same_shape_are_told(run, folder, tmp_path):
     config = json.loads((tmp_path / "poet" / "config.json").read_text())
     config["base"]["weights"] = "of another"
     (tmp_path / "poet" / "config.json").write_text(json.dumps(config))
-    words = ["multiple-choice", folder / "quiz.jsonl"]
+    words = ["loss", folder / "asked.jsonl"]
     assert "poet was trained on other weights" in run(*words, adapters=(str(tmp_path / "poet"),)).out
     assert "other weights" not in run(*words).out
 
@@ -139,15 +148,6 @@ def test_json_holds_no_nan(tmp_path):
     assert (figure["value"], figure["low"], figure["high"]) == (None, 0.5, None)
 
 
-def test_answers_are_in_the_json(run, tmp_path):
-    data = tmp_path / "data.jsonl"
-    data.write_text('{"prompt": "hi", "answer": "ho"}\n{"prompt": "ha", "answer": "he"}\n')
-    out = run("exact-match", data, "--max-new-tokens", 3, "--out", tmp_path / "out.json").out
-    systems = json.loads((tmp_path / "out.json").read_text())["systems"]
-    assert all(len(system["answers"]) == 2 for system in systems) and "token F1" in out
-    assert "held-out loss" in run("loss", data).out
-
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -159,7 +159,6 @@ def test_answers_are_in_the_json(run, tmp_path):
         (["forgetting", "--adapter", "nobody"], "There is no adapter 'nobody'. Choose one of: "),
         (["forgetting", "--base", "embedded-none.gguf"], "There is no file 'embedded-none.gguf'."),
         (["exact-match", "no.jsonl"], "There is no file or folder 'no.jsonl'."),
-        (["multiple-choice", "no.jsonl"], "There is no file 'no.jsonl'."),
     ],
 )
 def test_refusals_are_one_line(words, sentence, capsys):
@@ -194,22 +193,32 @@ metric_list: [{metric: exact_match}]
 """
 
 
-def test_lm_eval_agrees_with_our_own(run, folder, tmp_path):
+def test_lm_eval_agrees_with_the_models_own_likelihoods(run, folder, tmp_path):
     pytest.importorskip("lm_eval")
     for kind, output, rest in (("", "multiple_choice", CHOICES), ("gen", "generate_until", ANSWERS)):
         text = TASK.format(kind=kind, output=output, folder=folder, cache=tmp_path / "cache")
         (tmp_path / f"quiz{kind}.yaml").write_text(text + rest)
-    words = ["lm-eval", "--tasks", "quiz,quizgen", "--include", tmp_path, "--template"]
-    run(*words, "--out", tmp_path / "theirs.json")
-    run("multiple-choice", folder / "quiz.jsonl", "--out", tmp_path / "ours.json")
-    theirs, ours = (json.loads((tmp_path / f"{name}.json").read_text())["systems"] for name in ("theirs", "ours"))
+    run("lm-eval", "--tasks", "quiz,quizgen", "--include", tmp_path, "--template", "--out", tmp_path / "out.json")
+    base = load_base(str(folder / "base"), quantization="none", device="cpu", dtype=torch.float32)
+    adapters = (None, load_adapter(folder / "poet", base.fingerprint))
+    systems = json.loads((tmp_path / "out.json").read_text())["systems"]
     accuracies = set()
-    for one, other in zip(theirs, ours, strict=True):
-        found, wanted = one["figures"]["quiz"], other["figures"]["accuracy"]
-        assert found["acc"]["value"] == pytest.approx(wanted["by sum"]["value"] / 100)
-        assert found["acc_norm"]["value"] == pytest.approx(wanted["by length"]["value"] / 100)
+    for system, adapter in zip(systems, adapters, strict=True):
+        answerer = Answerer(base, adapter)
+        by_sum, by_length = [], []
+        for row in ROWS:
+            prompt = answerer.encode((Message("user", row["question"]),))
+            targets = [encode_answer(base.tokenizer, text, answerer.template)[:-1] for text in row["choices"]]
+            labels = [[IGNORED] * len(prompt) + target for target in targets]
+            scores = answerer.token_scores([prompt + target for target in targets], labels)
+            sums = np.array([float(score.logprobs.sum()) for score in scores])
+            by_sum.append(sums.argmax() == row["answer"])
+            by_length.append((sums / [len(text) for text in row["choices"]]).argmax() == row["answer"])
+        found = system["figures"]["quiz"]
+        assert found["acc"]["value"] == pytest.approx(np.mean(by_sum))
+        assert found["acc_norm"]["value"] == pytest.approx(np.mean(by_length))
         assert found["acc"]["n"] == 4 and found["acc"]["interval"] == "lm-eval"
-        assert one["figures"]["quizgen"]["exact_match"]["n"] == 4
+        assert system["figures"]["quizgen"]["exact_match"]["n"] == 4
         accuracies |= {found["acc"]["value"], found["acc_norm"]["value"]}
     assert len(accuracies) > 1
 
