@@ -5,6 +5,8 @@ Knows Gradio's components and the catalog's names; knows no conversation.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ QUEUED = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # what the engine accepts, so that the engine's scheduler decides the order.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
 POLL_SECONDS_LOADING, POLL_SECONDS_READY = 1.0, 5.0
+LOOK_SECONDS = 1.0  # between two looks at the adapters, for all pages together
 # Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
 REDRAW_SECONDS = 0.08
 # Gradio's page drops the first of two updates that arrive within one frame (6.31).
@@ -70,14 +73,33 @@ def header(provider: EngineProvider) -> gr.HTML:
 def refresh_periodically(
     provider: EngineProvider, catalog: AdapterCatalog, status: gr.HTML, pickers: Sequence[Picker]
 ) -> None:
-    """Updates the status line and the pickers every few seconds while the page is open."""
-    known = gr.State(theme.picker_choices(catalog))
+    """Updates the status line and the pickers every few seconds while the page is open.
+
+    The adapters are looked at once a second at most, however many pages are open.
+    """
+    latest, looked, looking = theme.picker_choices(catalog), time.monotonic(), threading.Lock()
+    known = gr.State(latest)
     missing_names = gr.Textbox(visible="hidden", show_label=False)  # one a line
     timer = gr.Timer(POLL_SECONDS_LOADING)
 
-    def refresh(choices: list[tuple[str, str]], *selected: str | None) -> tuple[Any, ...]:
+    def look(seconds: float) -> list[tuple[str, str]]:
+        """The choices as they were so many seconds ago at most."""
+        nonlocal latest, looked
+        with looking:
+            if time.monotonic() - looked >= seconds:
+                latest, looked = theme.picker_choices(catalog), time.monotonic()
+            return latest
+
+    def refresh(*seen: Any) -> tuple[Any, ...]:
+        return update(look(LOOK_SECONDS), *seen)
+
+    def refresh_after_change(*seen: Any) -> tuple[Any, ...]:
+        return update(look(0.0), *seen)
+
+    def update(
+        now: list[tuple[str, str]], choices: list[tuple[str, str]], *selected: str | None
+    ) -> tuple[Any, ...]:
         before = [(label, value) for label, value in choices]  # tuples, which the browser has turned into lists
-        now = theme.picker_choices(catalog)
         seconds = POLL_SECONDS_READY if provider.status().state == "ready" else POLL_SECONDS_LOADING
         updates = _status(provider), now, gr.Timer(seconds)
         if now == before:
@@ -96,8 +118,9 @@ def refresh_periodically(
 
     components = [picker.component for picker in pickers]
     event = {"inputs": [known, *components], "outputs": [status, known, timer, missing_names, *components]}
+    timer.tick(refresh, **event, **UNQUEUED)
     # The first picker changes when an adapter has been uploaded, which has to appear in all of them at once.
-    gr.on([timer.tick, components[0].change], refresh, **event, **UNQUEUED)
+    components[0].change(refresh_after_change, **event, **UNQUEUED)
     missing_names.change(_toast_missing, missing_names, None, **QUEUED)
 
 

@@ -14,9 +14,9 @@ from adapter.errors import LoadError
 from adapter.serve.settings import PAGE_PENALTY
 from adapter.serve.store import SHIPPED
 from adapter.server.generation import public_text
-from adapter.ui import theme
+from adapter.ui import status, theme
 from adapter.ui.answer_stream import ChatAnswers
-from adapter.ui.status import Picker
+from adapter.ui.status import Picker, refresh_periodically
 from adapter.ui.toasts import refusal, toast
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 
@@ -91,6 +91,27 @@ def test_examples_have_their_pictures_and_adapters(monkeypatch: pytest.MonkeyPat
     (tmp_path / "tutor").mkdir()
     monkeypatch.setattr(theme, "SHIPPED", tmp_path)
     assert [example.adapter for example in theme.examples()] == ["tutor"]
+
+
+def test_open_pages_share_one_look_at_the_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, clock, looked = FakeCatalog(), [0.0], []
+    names = catalog.names
+    monkeypatch.setattr(catalog, "names", lambda: (looked.append(1), names())[1])
+    monkeypatch.setattr(status.time, "monotonic", lambda: clock[0])
+    with gr.Blocks() as page:
+        refresh_periodically(ReadyProvider(EchoEngine()), catalog, gr.HTML(), [Picker(gr.Radio())])
+    events = {event.name: event.fn for event in page.fns.values()}
+    known = theme.picker_choices(FakeCatalog())
+    for clock[0] in (0.9, 1.1, 1.2):
+        for _ in range(20):
+            assert events["refresh"](known, "poet")[-1] == gr.skip()
+    assert len(looked) == 2  # the page that was built, and one second later
+    del catalog.cards["poet"]
+    assert events["refresh"](known, "poet")[-1] == gr.skip()
+    assert events["refresh_after_change"](known, "poet")[-2:] == (
+        "poet",
+        gr.update(choices=known[:1] + known[2:], value=""),
+    )
 
 
 def test_endpoints_for_programs() -> None:
