@@ -14,6 +14,7 @@ from adapter.serve.store import SHIPPED
 from adapter.ui import conversation
 from adapter.ui.chat import conversation_json
 from adapter.ui.texts import page as texts
+from tests.app_process import wait_until
 from tests.browser import Visitor
 from tests.ui.chat.test_page_storage import import_file, open_conversation_panel
 
@@ -34,6 +35,15 @@ flowchart TD
 """
 # Whatever may load something, or lie over the page.
 MARKUP = ":is(img, svg, form, iframe, [style])"
+
+
+def test_the_browser_refuses_what_the_page_would_load_from_elsewhere(visit: Callable[..., Visitor]) -> None:
+    """The control of what `visit` asserts of every visitor."""
+    visitor = visit()
+    visitor.page.evaluate(f"document.body.insertAdjacentHTML('beforeend', '<img src={STRANGER}>')")
+    wait_until(lambda: visitor.complaints)
+    assert "Content Security Policy" in visitor.complaints.pop() and STRANGER in visitor.requested
+    visitor.requested.clear()  # it was refused
 
 
 @pytest.mark.parametrize("way", ["link", "file"])

@@ -30,7 +30,7 @@
     if (!text.startsWith('<div class="json-answer">')) return null;
     return new DOMParser().parseFromString(text, "text/html").querySelector(".json-answer code")?.textContent;
   };
-  const unescapeMarkup = (text) => jsonOfTable(text) ?? text.replace(/([<&!\\])\u2060/g, "$1");
+  const unescapeMarkup = (text) => jsonOfTable(text) ?? text.replace(/([<&!\\`$])\u2060/g, "$1");
   document.addEventListener("copy", (event) => {
     const { target } = event;
     const field = target.matches?.("textarea, input");

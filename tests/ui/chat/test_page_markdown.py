@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +76,41 @@ def test_what_is_rendered_and_what_never_is(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert findings(page) == []
     assert [m["text"] for m in export(visitor, tmp_path / "d.json")["messages"]] == [ASKED, ANSWER]
+
+
+COMMAND = r"""test "$$" && echo '<b>' '&amp;' '\(' '![x]' '```' """.strip()
+MERMAID = "A --> B & C"
+COPIED = (
+    f"Use `echo $$` && ![see]:\n\n````bash\n{COMMAND}\n````\n\n```mermaid\n{MERMAID}\n```\n\nThat is <b> \\(x\\)."
+)
+
+
+def test_copies_are_exact(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    (tmp_path / "c.json").write_text(
+        transcript.write([{"role": r, "text": COPIED} for r in ("user", "assistant")], {}, {})
+    )
+    open_conversation_panel(visitor)
+    import_file(visitor, tmp_path / "c.json")
+    page.locator('#chat [data-testid="bot"] pre').nth(1).wait_for()
+
+    def copied(act: Callable[[], Any]) -> str:
+        page.evaluate("() => navigator.clipboard.writeText('')")
+        act()
+        page.wait_for_function("async () => await navigator.clipboard.readText()")
+        return page.evaluate("() => navigator.clipboard.readText()")
+
+    for role, row in (("user", ".user-row"), ("bot", ".bot-row")):
+        page.locator(f"#chat {row}").last.hover()
+        assert copied(page.locator(f"#chat {row} ~ * [title='Copy message']").first.click) == COPIED, role
+        buttons = page.locator(f'#chat [data-testid="{role}"] .copy_code_button')
+        codes = [copied(button.click) for button in buttons.all()]
+        assert codes == [COMMAND, MERMAID], role
+        said = subprocess.run(["sh", "-c", codes[0]], capture_output=True, text=True).stdout
+        assert said == "<b> &amp; \\( ![x] ```\n", role
+    page.locator("#chat .user-row").last.hover()
+    visitor.button("Edit").click()
+    page.locator("#chat textarea.edit-textarea").select_text()
+    assert copied(lambda: page.keyboard.press("ControlOrMeta+c")) == COPIED

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.middleware import Middleware
 
 import app
 from adapter.errors import Busy
+from adapter.server.request_guard import RequestGuard
 from adapter.server.transcript import FORGOTTEN
 from adapter.ui import theme
 from adapter.ui.chat import conversation_json
@@ -60,7 +62,8 @@ def closed_gate() -> Iterator[GatedEngine]:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A page in this process whose engine echoes what it is told."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        uploads = tmp_path_factory.mktemp("uploads")
+        environment.setenv("GRADIO_TEMP_DIR", str(uploads))
         page = app.build_page(ReadyProvider(ENGINE), FakeCatalog())
         _, address, _ = page.launch(
             prevent_thread_lock=True,
@@ -70,6 +73,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             css_paths=theme.STYLE_SHEETS,
             head=theme.HEAD,
             favicon_path=theme.ICON,
+            app_kwargs={"middleware": [Middleware(RequestGuard, public=False, files=uploads)]},
         )
         yield address
         page.close(verbose=False)
