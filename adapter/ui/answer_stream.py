@@ -5,7 +5,9 @@ Knows the engine, the adapter catalog and conversations as data; knows no compon
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import secrets
 import threading
 import time
@@ -140,13 +142,15 @@ def answer_key(session: str | None, number: object) -> str:
 @dataclass
 class RunningAnswer:
     """An answer that another page may go on with. updates: as of ChatEvents._answer; change: that cancels it;
-    shown: the history that was shown last; left: set when no page reads it any more.
+    shown: the history that was shown last; left: set when no page reads it any more; forget_at: of time.monotonic,
+    once it has ended.
     """
 
     updates: Generator[History | dict[str, Any], None, None]
     change: Change
     shown: History
     left: threading.Event = field(default_factory=threading.Event)
+    forget_at: float = math.inf
 
 
 class RunningAnswers:
@@ -156,6 +160,9 @@ class RunningAnswers:
         self._by_key: dict[str, RunningAnswer] = {}
 
     def add(self, key: str, answer: RunningAnswer) -> None:
+        for old, ended in list(self._by_key.items()):
+            if ended.forget_at < time.monotonic():
+                self._by_key.pop(old, None)
         answer.left.clear()
         self._by_key[key] = answer
 
@@ -164,6 +171,9 @@ class RunningAnswers:
         answer.left.set()
         if answer.change.stopped:
             self._end(key)
+            return
+        if inspect.getgeneratorstate(answer.updates) == inspect.GEN_CLOSED:
+            answer.forget_at = time.monotonic() + UNREAD_SECONDS
             return
         timer = threading.Timer(UNREAD_SECONDS, self._end, (key,))
         timer.daemon = True

@@ -24,11 +24,13 @@ CLEAR_STEP = 3
 
 
 class StaleEvent(Busy):
-    """An event that may not change the conversation. number: the newest state's, for the page to take over."""
+    """An event that may not change the conversation. number: the newest state's, for the page to take over;
+    answered: the message that is being answered.
+    """
 
-    def __init__(self, text: str, number: int | None = None) -> None:
+    def __init__(self, text: str, number: int | None = None, answered: object = None) -> None:
         super().__init__(text)
-        self.number = number
+        self.number, self.answered = number, answered
 
 
 @dataclass
@@ -43,13 +45,15 @@ class _State:
 class Change:
     """A change of a conversation that is under way: an answer, a restored or an imported conversation.
 
-    stopped: whether the user has stopped it; cancel: set once generation has begun; text: for events that meet it.
+    stopped: whether the user has stopped it; cancel: set once generation has begun; text: for events that meet it;
+    answered: the message, as the box had it.
     """
 
     number: int = 0
     stopped: bool = False
     cancel: Callable[[], None] | None = None
     text: str = texts.STILL_ANSWERING
+    answered: object = None
     _state: _State = field(default_factory=lambda: _State(0), repr=False)
 
     @property
@@ -97,7 +101,7 @@ class ConversationStates:
             state = self._state(session, number)
             before = state.change
             if before is not None and number <= before.number:
-                raise StaleEvent(before.text)
+                raise StaleEvent(before.text, answered=before.answered)
             state.newest = max(state.newest, number)
         if before is not None and before.is_stale:
             before.stop()

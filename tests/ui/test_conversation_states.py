@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,12 +21,13 @@ from typing import Any
 
 import gradio as gr
 import pytest
+import torch
 
 from adapter.errors import Busy
 from adapter.serve.settings import PANEL, Settings
 from adapter.ui import answer_stream, conversation, conversation_states, theme
 from adapter.ui.answer_stream import answer_key
-from adapter.ui.chat import conversation_json
+from adapter.ui.chat import conversation_json, events
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.events import ChatEvents
 from adapter.ui.conversation import History
@@ -228,7 +230,7 @@ def test_a_message_before_the_conversation_is_restored_is_refused_and_replaces_n
     page = Page(number="")
     restore = page.restore(old)
     page.run(page.send("new"))
-    assert page.box is None, "the message stays in its box"
+    assert page.box["value"]["text"] == "new", "the message stays in its box"
     assert toasts == [texts.STILL_RESTORING] and not page.engine.requests
     page.run(restore)
     page.run(page.send("new"))
@@ -351,6 +353,55 @@ def test_an_answer_that_has_been_followed_can_be_stopped_and_followed_again() ->
     again.apply(again.stop()())
     again.run(follow)
     assert "stopped" in displayed(again.chat)[-1] and again.texts() == ["one", "you said: "]
+
+
+def test_an_answer_that_has_ended_keeps_no_thread_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page()
+    waiting = threading.active_count()
+    page.run(page.send("one"))
+    assert page.texts() == WHOLE and threading.active_count() == waiting
+    running = page.events._running
+    monkeypatch.setattr(answer_stream, "UNREAD_SECONDS", -1.0)
+    page.run(page.send("two"))
+    assert len(running._by_key) == 2  # a page that is being loaded may still ask for them
+    page.run(page.send("three"))
+    assert len(running._by_key) == 2, "what has waited long enough is forgotten"
+
+
+def test_a_message_that_meets_an_answer_stays_in_the_box(toasts: list[str]) -> None:
+    page = Page()
+    again, second = page.send("one"), page.send("two")  # before the page knows that the first one is received
+    answer = page.send_until_words("one")
+    page.run(again)
+    assert "value" not in page.box, "it was sent twice"
+    page.run(second)
+    assert page.box["value"] == {"text": "two", "files": []} and toasts == [texts.STILL_ANSWERING] * 2
+    page.run(answer)
+    assert page.texts() == WHOLE
+
+
+@pytest.mark.parametrize("order", ["the message first", "X-ray first", "X-ray beside the answer"])
+def test_xray_and_a_message_at_once_are_no_conflict(
+    order: str, toasts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Page()
+    page.run(page.send("one"))
+    inspected = SimpleNamespace(tokens=[" you"], logprobs=torch.tensor([-0.5]), base=[(-1.0, [])])
+    monkeypatch.setattr(events, "inspect_newest", lambda *_: SimpleNamespace(inspection=inspected))
+    monkeypatch.setattr(events, "xray_line", lambda *_: "a line")
+    seen = page.chat, page.number, page.request
+    message = page.send("two")
+    if order == "X-ray first":
+        shown = page.events.xray(True, *seen)
+        assert conversation.xray_of(shown[1]) == "a line"
+        page.chat = shown
+    elif order == "X-ray beside the answer":
+        page.apply(next(message))
+        assert page.events.xray(True, *seen) == gr.skip()
+    page.run(message)
+    if order == "the message first":
+        assert page.events.xray(True, *seen) == gr.skip()
+    assert toasts == [] and page.texts() == [*WHOLE, "two", "you said: two!"]
 
 
 def test_an_answer_that_no_page_reads_ends(monkeypatch: pytest.MonkeyPatch) -> None:

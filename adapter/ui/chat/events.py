@@ -256,26 +256,27 @@ class ChatEvents:
         except StaleEvent as error:
             return gr.skip(), gr.skip(), refuse(error)
 
-    def xray(self, on: bool, history: History, number: str, request: gr.Request) -> tuple[Any, Any]:
-        """Adds to the newest answer what the frozen base gives its tokens, if it was written without."""
+    def xray(self, on: bool, history: History, number: str, request: gr.Request) -> Any:
+        """Adds to the newest answer what the frozen base gives its tokens, if it was written without.
+
+        An update of the chatbot. Its words stay, so it is no new state: a message that is on its way is not stale.
+        """
         lines_at = [i for i, entry in enumerate(history) if conversation.kind(entry) == conversation.STATS]
         newest = lines_at[-1] - 1 if lines_at else -1
         if not on or newest < 1 or conversation.is_streaming(history) or conversation.xray_of(history[newest]):
-            return gr.skip(), gr.skip()
+            return gr.skip()
         try:
             inspection = inspect_newest(self.provider, history, client_of(request)).inspection
             tokens = zip(inspection.tokens, inspection.logprobs.tolist(), inspection.base, strict=True)
             lines = "\n".join(xray_line(*token) for token in tokens)
-            with self.states.change(request.session_hash, number) as change:
-                answer = conversation.answer(conversation.text_of(history[newest]), lines)
-                return [*history[:newest], answer, *history[newest + 1 :]], str(self.states.finish(change))
-        except StaleEvent as error:
-            return gr.skip(), refuse(error)
-        except BadInput:  # nothing to compare: no answer yet, or the frozen base's own
-            return gr.skip(), gr.skip()
+            answer = conversation.answer(conversation.text_of(history[newest]), lines)
+            with self.states.change(request.session_hash, number):
+                return [*history[:newest], answer, *history[newest + 1 :]]
+        except (StaleEvent, BadInput):  # the conversation goes on, or the answer is the frozen base's own
+            return gr.skip()
         except AdapterError as error:
             toast(error)
-            return gr.skip(), gr.skip()
+            return gr.skip()
 
     def _put_back(self, history: History, number: str, request: gr.Request) -> Iterator[Updates]:
         try:
@@ -300,9 +301,12 @@ class ChatEvents:
         """
         try:
             with self.states.change(request.session_hash, before.number) as change:
+                change.answered = before.message
                 yield from self._change(change, history, settings, before, request, offers, switch_to)
         except StaleEvent as error:
-            yield gr.skip(), gr.skip(), gr.skip(), refuse(error)
+            # The answer that is in the way empties the box. What it answers was sent twice.
+            box = gr.skip() if before.message in (None, error.answered) else gr.update(value=before.message)
+            yield gr.skip(), box, gr.skip(), refuse(error)
 
     def _change(
         self,

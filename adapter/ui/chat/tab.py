@@ -229,7 +229,7 @@ def _connect(
     chat.example_select(store.saving_stream(events.send_example), seen, **turn)
     changed = [chat, box, store.number]
     box.stop(store.saving(events.stop), seen, [*changed, *store.outputs], **UNQUEUED)
-    settings["xray"].input(events.xray, [settings["xray"], *seen], [chat, store.number], **QUEUED)
+    settings["xray"].input(events.xray, [settings["xray"], *seen], chat, **QUEUED)
     store.clear(chat).then(store.saving(events.clear), store.number, [*changed, *store.outputs], **QUEUED)
     chat.undo(store.saving(events.undo), seen, [*changed, *store.outputs], **QUEUED)
     store.answer.change(store.saving_stream(events.follow), [store.answer, *seen], **turn)

@@ -3,10 +3,10 @@
    becomes HTML: the colours are highlights of the text that is there, and the card's lines are texts. */
 
 const BOUNDS = [0.5, 1.5, 3, 5]; // nats, from which a word has the next darker shade
-const paint = {};
+const paint = {}, newHighlight = () => new (window.Highlight ?? Set)(); // a browser without them shows cards only
 for (const side of ['above', 'below'])
-  BOUNDS.forEach((_, i) => CSS.highlights?.set(`xray-${side}-${i + 1}`, paint[side + (i + 1)] = new Highlight()));
-const seen = new Highlight();
+  BOUNDS.forEach((_, i) => CSS.highlights?.set(`xray-${side}-${i + 1}`, paint[side + (i + 1)] = newHighlight()));
+const seen = newHighlight();
 CSS.highlights?.set('xray-seen', seen);
 let words = []; // {bubble, range, token} in the order of the page
 let current = null;
@@ -30,7 +30,7 @@ function draw() {
   bubbles().forEach((bubble, i) => {
     const tokens = isOn() ? String(props.value?.[i] ?? '').split('\n').map(parse) : [];
     const readable = tokens.filter(token => Array.isArray(token) && token.length === 4 && typeof token[0] === 'string');
-    place(bubble, readable);
+    findWords(bubble, readable);
     if (readable.length) bubble.tabIndex = 0;
     else bubble.removeAttribute('tabindex');
   });
@@ -39,7 +39,7 @@ function draw() {
 }
 
 /* Finds each token in the bubble's text, behind the one before. What Markdown does not show is passed over. */
-function place(bubble, tokens) {
+function findWords(bubble, tokens) {
   const walker = document.createTreeWalker(bubble, NodeFilter.SHOW_TEXT), nodes = [];
   let text = '';
   while (walker.nextNode()) {
@@ -86,7 +86,14 @@ function show(word) {
   seen.clear();
   seen.add(word.range);
   if (!card.matches(':popover-open')) card.showPopover();
-  const {left, top: upper, bottom} = word.range.getBoundingClientRect(), {width, height} = card.getBoundingClientRect();
+  place();
+}
+
+/* Beside its word, which may scroll, and away when that is out of sight. */
+function place() {
+  const {left, top: upper, bottom} = current.range.getBoundingClientRect(), {width, height} = card.getBoundingClientRect();
+  const view = document.querySelector('#chat').getBoundingClientRect();
+  if (bottom < view.top || upper > view.bottom) return hide();
   card.style.left = `${Math.max(8, Math.min(left, innerWidth - width - 8))}px`;
   card.style.top = `${bottom + height + 8 < innerHeight ? bottom + 6 : Math.max(8, upper - height - 6)}px`;
 }
@@ -104,7 +111,7 @@ for (const kind of ['pointermove', 'click']) document.addEventListener(kind, eve
   if (word) show(word);
   else if (current && !event.target.closest?.('#xray-card')) hide();
 });
-document.addEventListener('scroll', hide, true);
+document.addEventListener('scroll', () => current && place(), true);
 document.addEventListener('focusout', event => event.target.matches?.('#chat [data-testid="bot"]') && hide());
 
 /* In a focused bubble the arrow keys move from word to word. */
