@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,14 +50,13 @@ from adapter.server.deployment import (
     describe_access,
     find_place,
     parse,
-    port_problem,
     runs_folder,
 )
 from adapter.server.generation import AdapterCatalog, EngineProvider
-from adapter.server.limits import LimitedProvider, Limits
+from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
 from adapter.server.logs import set_up_logs
-from adapter.server.metrics import MeasuredProvider, Metrics, routes
+from adapter.server.metrics import Metrics, routes
 from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUploads, RequestLimits
 from adapter.server.request_guard import RequestGuard
 from adapter.server.upload_folder import upload_folder
@@ -198,10 +198,10 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     limits = Limits(place.public)
     most = ADAPTER_BYTES if place.training else UPLOAD_BYTES
     metrics = Metrics(loader, store)
-    provider = MeasuredProvider(LimitedProvider(loader, limits), metrics)
+    provider = CountedProvider(loader, limits, metrics)
     runs = TrainingRuns(runs_folder())
     page = build_page(provider, store, place.training, runs, arguments.base or BASE, place.public)
-    limit_sessions(page, SESSIONS, limits.session)
+    limit_sessions(page, SESSIONS, partial(limits.count, "session"))
     limit_events(page, limits.event)
 
     def prepare(request: Request) -> None:
@@ -242,8 +242,13 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
                 ],
             },
         )
-    except OSError as error:
-        print(f"Cannot listen on {place.host}: {error}", file=sys.stderr)
+    except (OSError, UnicodeError):  # Gradio's words are about its own parameters
+        where = place.host if place.port is None else f"{place.host}:{place.port}"
+        print(
+            f"Cannot listen on {where}. Give a --host that is an address of this machine and a --port that is "
+            "free, or leave them out: then it is this machine only, and the first free port.",
+            file=sys.stderr,
+        )
         return 1
     try:
         limit_connections(page)
@@ -282,9 +287,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     place = find_place(arguments)
     set_up_logs()
-    if problem := port_problem(place.host, place.port):
-        print(problem, file=sys.stderr)
-        return 1
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
     with contextlib.ExitStack() as stack:

@@ -2,9 +2,9 @@
 
 SIGUSR1 and SIGUSR2 raise SystemExit and MemoryError in the engine's worker thread, wherever it is. In the folder
 $FAULTS the file `step_seconds`, which a test may change, says how long a decode step takes at least, and the file
-`counts` says how many requests are open and in the batch. $OLD_FAULT puts a fault of earlier versions back, for
-tests that must find it. $SESSIONS is how many sessions of visitors Gradio keeps. With $POISON the KV cache begins
-full of NaN: what is read before it is written is noticed, and the cache takes all of its memory at once.
+`counts` says how many requests are open and in the batch. $SESSIONS is how many sessions of visitors Gradio keeps.
+With $POISON the KV cache begins full of NaN: what is read before it is written is noticed, and the cache takes all
+of its memory at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 import app
 from adapter.serve.batch import DecodeBatch
-from adapter.serve.compiled.forward import CompiledPass
 from adapter.serve.kv_cache import KVCache
 
 COUNT_EVERY_SECONDS = 0.05
@@ -58,18 +57,6 @@ def slow_down(file: Path) -> None:
     DecodeBatch.step = slow_step  # type: ignore[method-assign, assignment]
 
 
-def leave_slots_dirty() -> None:
-    """A row reads in the KV cache what an earlier one left there: the token before its own slot."""
-    run = CompiledPass.__call__
-
-    def read_too_far(
-        self: CompiledPass, pool: Any, ids: Any, places: Any, starts: Any, entries: Any, outputs: Any
-    ) -> Any:
-        return run(self, pool, ids, places, [max(start - 1, 0) for start in starts], entries, outputs)
-
-    CompiledPass.__call__ = read_too_far  # type: ignore[method-assign]
-
-
 def poison_cache() -> None:
     make = KVCache.__init__
 
@@ -80,14 +67,9 @@ def poison_cache() -> None:
     KVCache.__init__ = make_poisoned  # type: ignore[method-assign, assignment]
 
 
-OLD_FAULTS = {"dirty-slots": leave_slots_dirty}
-
-
 def main() -> int:
     folder = Path(os.environ["FAULTS"])
     slow_down(folder / "step_seconds")
-    if fault := os.environ.get("OLD_FAULT"):
-        OLD_FAULTS[fault]()
     if os.environ.get("POISON"):
         poison_cache()
     app.SESSIONS = int(os.environ.get("SESSIONS", app.SESSIONS))

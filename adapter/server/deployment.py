@@ -1,7 +1,4 @@
-"""Where the page is served and what follows: address, password, what visitors may do.
-
-Knows the command line and the environment; knows no Gradio and no models.
-"""
+"""Where the page is served and what follows: address, password, what visitors may do."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import argparse
 import importlib.util
 import os
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,31 +168,3 @@ def describe_access(place: Place) -> str:
 def runs_folder() -> Path:
     """The folder of adapters that are trained or uploaded here. May not exist yet."""
     return Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parents[2] / "runs").expanduser().absolute()
-
-
-def port_problem(host: str, port: int | None) -> str | None:
-    """Why `host` or its `port` cannot be listened on, in one line; None if it can. port None: any."""
-    if reason := _bind_error(host, 0):
-        return (
-            f"Cannot listen on {host}: {reason}. "
-            "Give a --host that is an address of this machine, or leave it out for this machine only."
-        )
-    if port is not None and (reason := _bind_error(host, port)):
-        return (
-            f"Cannot listen on {host}:{port}: {reason}. "
-            "Give another --port, or leave it out to take the first free one."
-        )
-    return None
-
-
-def _bind_error(host: str, port: int) -> str | None:
-    """The system's reason why one cannot listen there; None if one can. Port 0 is any free one."""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host.strip("[]"), port))
-    except OSError as error:
-        return error.strerror
-    except (UnicodeError, TypeError):  # not the form of a host name
-        return "Not a name"
-    return None

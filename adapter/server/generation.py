@@ -1,13 +1,13 @@
 """What the page and OpenAI's API share on the way to an answer: where the engine and the adapters come from, who
-asks, how long a message may be, and how an error is told to strangers. Knows no Gradio.
+asks, how long a message may be, and how an error is told to strangers.
 """
 
 from __future__ import annotations
 
 import html
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapter.errors import AdapterError, BadInput, LoadError, with_detail
 from adapter.serve.client import Client
@@ -16,9 +16,6 @@ from adapter.server import texts
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from adapter.serve.inspection import Inspection
-    from adapter.serve.request import Answer, GenerationRequest
-    from adapter.serve.statistics import EngineStatistics
     from adapter.serve.store import AdapterCard, AdapterStore
     from adapter.server.loader import LoadStatus, ServingEngine
 
@@ -50,53 +47,6 @@ class AdapterCatalog(Protocol):
     def bound(self) -> AdapterStore: ...
 
     def folder(self, name: str) -> Path: ...
-
-
-class WrappedEngine:
-    """An engine before another one, to which it passes everything on. For classes that do more than that."""
-
-    def __init__(self, engine: ServingEngine) -> None:
-        self._engine = engine
-        self.base = engine.base
-
-    @property
-    def failure(self) -> str | None:
-        return self._engine.failure
-
-    def describe(self) -> str:
-        return self._engine.describe()
-
-    def submit(self, request: GenerationRequest) -> Answer:
-        return self._engine.submit(request)
-
-    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
-        return self._engine.inspect(request, answer_ids)
-
-    def replicas(self) -> Mapping[str, EngineStatistics]:
-        return self._engine.replicas()
-
-    def close(self) -> None:
-        self._engine.close()
-
-
-WrapsEngine = TypeVar("WrapsEngine", bound=WrappedEngine)
-
-
-class WrappedProvider(Generic[WrapsEngine]):
-    """A provider of another one's engine, wrapped. wrap: puts an engine before it."""
-
-    def __init__(self, provider: EngineProvider, wrap: Callable[[ServingEngine], WrapsEngine]) -> None:
-        self._provider, self._wrap = provider, wrap
-
-    def engine(self) -> WrapsEngine | None:
-        engine = self._provider.engine()
-        return None if engine is None else self._wrap(engine)
-
-    def status(self) -> LoadStatus:
-        return self._provider.status()
-
-    def wait(self, seconds: float) -> None:
-        self._provider.wait(seconds)
 
 
 def wait_for(provider: EngineProvider) -> Iterator[str]:

@@ -1,7 +1,4 @@
-"""What one address may ask of a public server: how often, and how much at once.
-
-Knows addresses, counts and the engine's interface; knows no HTTP (middleware.py) and no Gradio.
-"""
+"""What one address may ask of a public server: how often, and how much at once."""
 
 from __future__ import annotations
 
@@ -11,18 +8,19 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from adapter.errors import Busy
 from adapter.serve.client import Client
 from adapter.server import texts
-from adapter.server.generation import WrappedEngine, WrappedProvider
 
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
     from adapter.serve.request import Answer, GenerationRequest
     from adapter.server.generation import EngineProvider
     from adapter.server.loader import ServingEngine
+    from adapter.server.metrics import Metrics
 
 ANSWERS_PER_MINUTE = 30
 ANSWERS_AT_ONCE = 24  # the engine's other slots are left to other addresses
@@ -117,52 +115,52 @@ class Limits:
 
     def __init__(self, public: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._public = public
-        self._answers = TokenBuckets(ANSWERS_PER_MINUTE, 60, clock)
-        self._inspections = TokenBuckets(INSPECTIONS_PER_MINUTE, 60, clock)
-        self._uploads = TokenBuckets(UPLOADS_PER_HOUR, 3600, clock)
-        self._requests = TokenBuckets(REQUESTS_PER_MINUTE, 60, clock)
-        self._programs = TokenBuckets(CALLS_PER_MINUTE, 60, clock)
-        self._sessions = TokenBuckets(SESSIONS_PER_MINUTE, 60, clock)
-        self._values = TokenBuckets(VALUES_PER_MINUTE, 60, clock)
-        self._logins = TokenBuckets(LOGINS_PER_MINUTE, 60, clock)
-        self._answering = Slots(ANSWERS_AT_ONCE)
-        self._inspecting = Slots(INSPECTIONS_AT_ONCE)
-        self._streams = Slots(STREAMS_AT_ONCE)
-        self._calls = Slots(CALLS_AT_ONCE)
-        self._bodies = Slots(BODIES_AT_ONCE)
+        rates = {
+            "answer": (ANSWERS_PER_MINUTE, 60, "answers a minute"),
+            "inspection": (INSPECTIONS_PER_MINUTE, 60, "looks inside a minute"),
+            "upload": (UPLOADS_PER_HOUR, 3600, "uploads an hour"),
+            "request": (REQUESTS_PER_MINUTE, 60, "requests a minute"),  # of a page
+            "program": (CALLS_PER_MINUTE, 60, "requests a minute"),  # to /v1
+            "session": (SESSIONS_PER_MINUTE, 60, "new pages a minute"),
+            "value": (VALUES_PER_MINUTE, 60, "values a minute"),
+            "login": (LOGINS_PER_MINUTE, 60, "tries a minute"),
+        }
+        self._rates = {
+            name: (TokenBuckets(size, seconds, clock), what) for name, (size, seconds, what) in rates.items()
+        }
+        places = {
+            "answer": (ANSWERS_AT_ONCE, texts.too_many_answers_at_once, 5),
+            "inspection": (INSPECTIONS_AT_ONCE, texts.too_many_inspections_at_once, 5),
+            "stream": (STREAMS_AT_ONCE, texts.too_many_connections, 30),
+            "call": (CALLS_AT_ONCE, texts.too_many_connections, 30),
+            "body": (BODIES_AT_ONCE, texts.too_many_connections, 5),
+        }
+        self._places = {name: (Slots(size), sentence, wait) for name, (size, sentence, wait) in places.items()}
 
     def key(self, address: str) -> str | None:
         """What an address is counted under; unknown ones are one. None: nobody is limited here."""
         return Client(address).network if self._public else None
 
-    def answer(self, address: str) -> Callable[[], None]:
-        """Count an answer that begins. Returns what is to be called when it has ended."""
-        sentence = texts.too_many_answers_at_once
-        return self._begin(self._answering, self._answers, address, sentence, "answers a minute")
+    def count(self, name: str, address: str, count: int = 1) -> None:
+        """Count something that happens now; 0 only checks whether it may happen again."""
+        buckets, what = self._rates[name]
+        if (key := self.key(address)) is not None and (wait := buckets.take(key, count)):
+            raise RateLimited(texts.too_often(buckets.size, what, wait), wait)
 
-    def inspection(self, address: str) -> Callable[[], None]:
-        """Count a look inside, as `answer` does."""
-        sentence = texts.too_many_inspections_at_once
-        return self._begin(self._inspecting, self._inspections, address, sentence, "looks inside a minute")
-
-    def upload(self, address: str) -> None:
-        self._count(self._uploads, address, "uploads an hour")
-
-    def request(self, address: str) -> None:
-        """Count a request of a page, whatever it asks for."""
-        self._count(self._requests, address, "requests a minute")
-
-    def program(self, address: str) -> None:
-        """Count a program's request, whatever it asks for."""
-        self._count(self._programs, address, "requests a minute")
-
-    def values(self, address: str, count: int) -> None:
-        """Count the values of a JSON body that is about to be parsed."""
-        self._count(self._values, address, "values a minute", count)
-
-    def session(self, address: str) -> None:
-        """Count a page that is opened, or a program that begins to ask."""
-        self._count(self._sessions, address, "new pages a minute")
+    def hold(self, name: str, address: str) -> Callable[[], None]:
+        """Count something that begins now. Returns what is to be called when it has ended."""
+        if (key := self.key(address)) is None:
+            return lambda: None
+        slots, sentence, retry_after = self._places[name]
+        if not slots.acquire(key):
+            raise RateLimited(sentence(slots.size), retry_after)
+        try:
+            if name in self._rates:
+                self.count(name, address)
+        except RateLimited:
+            slots.release(key)
+            raise
+        return lambda: slots.release(key)
 
     def event(self, address: str, open_events: Iterable[str]) -> None:
         """Count an event of a page that begins. open_events: the addresses of those that wait or run."""
@@ -170,60 +168,37 @@ class Limits:
         if key is not None and sum(self.key(other) == key for other in open_events) >= EVENTS_AT_ONCE:
             raise RateLimited(texts.too_many_events(EVENTS_AT_ONCE), 5)
 
-    def login(self, address: str, count: int = 1) -> None:
-        """Count tries at the password; 0 only checks whether there may be another."""
-        self._count(self._logins, address, "tries a minute", count)
 
-    def stream(self, address: str) -> Callable[[], None]:
-        """Count a connection of a page that stays open, as `answer` does."""
-        return self._hold(self._streams, address, texts.too_many_connections, 30)
+class CountedEngine:
+    """An engine that counts answers by the address of a request's client, and for /metrics, whoever reads them.
 
-    def call(self, address: str) -> Callable[[], None]:
-        """Count a program's request, whose body may be long in coming, as `answer` does."""
-        return self._hold(self._calls, address, texts.too_many_connections, 30)
+    All else is the engine's own.
+    """
 
-    def body(self, address: str) -> Callable[[], None]:
-        """Count a page's message or upload that is on its way, as `answer` does."""
-        return self._hold(self._bodies, address, texts.too_many_connections, 5)
+    def __init__(self, engine: ServingEngine, limits: Limits, metrics: Metrics | None) -> None:
+        self._engine, self._limits, self._metrics = engine, limits, metrics
 
-    def _begin(
-        self, slots: Slots, buckets: TokenBuckets, address: str, sentence: Callable[[int], str], what: str
-    ) -> Callable[[], None]:
-        """Hold a slot, and count a beginning."""
-        release = self._hold(slots, address, sentence, 5)
-        try:
-            self._count(buckets, address, what)
-        except RateLimited:
-            release()
-            raise
-        return release
-
-    def _count(self, buckets: TokenBuckets, address: str, what: str, count: int = 1) -> None:
-        if (key := self.key(address)) is not None and (wait := buckets.take(key, count)):
-            raise RateLimited(texts.too_often(buckets.size, what, wait), wait)
-
-    def _hold(
-        self, slots: Slots, address: str, sentence: Callable[[int], str], retry_after: float
-    ) -> Callable[[], None]:
-        if (key := self.key(address)) is None:
-            return lambda: None
-        if not slots.acquire(key):
-            raise RateLimited(sentence(slots.size), retry_after)
-        return lambda: slots.release(key)
-
-
-class LimitedEngine(WrappedEngine):
-    """An engine that counts by the address of a request's client."""
-
-    def __init__(self, engine: ServingEngine, limits: Limits) -> None:
-        super().__init__(engine)
-        self._limits = limits
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
     def submit(self, request: GenerationRequest) -> Answer:
         """As the engine's. Raises RateLimited too."""
-        release = self._limits.answer(request.client.address)
+        if self._metrics is None:
+            return self._submit(request)
+        self._metrics.fold_if_many()
+        label = self._metrics.label(request)
         try:
-            answer = super().submit(request)
+            answer = self._submit(request)
+        except Exception as error:
+            self._metrics.ended(label, error)
+            raise
+        answer.mailbox.observe(partial(self._metrics.ended, label))
+        return answer
+
+    def _submit(self, request: GenerationRequest) -> Answer:
+        release = self._limits.hold("answer", request.client.address)
+        try:
+            answer = self._engine.submit(request)
         except BaseException:
             release()
             raise
@@ -232,15 +207,22 @@ class LimitedEngine(WrappedEngine):
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
         """As the engine's. Raises RateLimited too."""
-        release = self._limits.inspection(request.client.address)
+        release = self._limits.hold("inspection", request.client.address)
         try:
-            return super().inspect(request, answer_ids)
+            return self._engine.inspect(request, answer_ids)
         finally:
             release()
 
 
-class LimitedProvider(WrappedProvider[LimitedEngine]):
-    """A provider whose engine is a LimitedEngine."""
+class CountedProvider:
+    """A provider whose engine is another one's as a CountedEngine."""
 
-    def __init__(self, provider: EngineProvider, limits: Limits) -> None:
-        super().__init__(provider, lambda engine: LimitedEngine(engine, limits))
+    def __init__(self, provider: EngineProvider, limits: Limits, metrics: Metrics | None = None) -> None:
+        self._provider, self._limits, self._metrics = provider, limits, metrics
+        self.status, self.wait = provider.status, provider.wait
+
+    def engine(self) -> ServingEngine | None:
+        engine = self._provider.engine()
+        return (
+            None if engine is None else cast("ServingEngine", CountedEngine(engine, self._limits, self._metrics))
+        )

@@ -1,14 +1,12 @@
-"""Loads libraries and model in the background while the page is already up. Knows threads; knows no Gradio."""
+"""Loads libraries and model in the background while the page is already up."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -24,23 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _IMPORT_LOCK = threading.Lock()
-# Installed for pictures and training; transformers and numba import them for what a LLaMA does not need.
-_UNUSED = ("torchvision", "scipy", "sklearn")
-
-
-@contextlib.contextmanager
-def unused_packages_hidden() -> Iterator[None]:
-    """Meanwhile packages that the engine does not need cannot be imported, which saves most of a second.
-
-    Does nothing once transformers is imported, which remembers what is installed.
-    """
-    hidden = [] if "transformers" in sys.modules else [name for name in _UNUSED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
 
 
 def import_libraries() -> None:
@@ -49,28 +30,10 @@ def import_libraries() -> None:
     One thread at a time: their modules import each other in circles, and of two threads that begin at once Python
     lets one see half a module. Raises ImportError.
     """
-    with _IMPORT_LOCK, unused_packages_hidden():
-        _import_models()
+    with _IMPORT_LOCK:
         for name in ("adapter.serve.engine", "adapter.serve.store"):
             importlib.import_module(name)
-        # numba imports scipy, for functions that nothing here has, when the first one is compiled or read.
         importlib.import_module("adapter.base.packed.integer_product").compile_products()
-
-
-def _import_models() -> None:
-    """Import transformers.models without its list of names, a fifth of a second.
-
-    By itself it reads the source of each model for what it exports, as transformers has done just before (5.24).
-    The modules below it are found by their paths.
-    """
-    from transformers.utils import import_utils
-
-    list_names = import_utils.define_import_structure
-    import_utils.define_import_structure = lambda *_: {}
-    try:
-        importlib.import_module("transformers.models")
-    finally:
-        import_utils.define_import_structure = list_names
 
 
 class ServingEngine(Protocol):

@@ -1,7 +1,6 @@
 """What whoever runs the server asks it: /healthz, /readyz, and /metrics in Prometheus' format.
 
-Knows counts, seconds and the names of adapters; no message, address or session is kept here. Imports no Gradio,
-and the client of Prometheus only when figures are asked for: that takes a tenth of a second.
+Counts, seconds and the names of adapters are kept here; no message, address or session.
 """
 
 from __future__ import annotations
@@ -10,32 +9,23 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from adapter.errors import BadInput, Busy
 from adapter.server import texts
-from adapter.server.generation import (
-    AdapterCatalog,
-    EngineProvider,
-    WrappedEngine,
-    WrappedProvider,
-    client_of,
-)
+from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.server.openai_api import NO_KEY, find_key, shows_key
 from adapter.server.request_guard import is_local
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.metrics_core import Metric
-
-    from adapter.serve.request import Answer, GenerationEvent, GenerationRequest, GenerationStats
-    from adapter.server.loader import ServingEngine
+    from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats
 
 MOST_NAMES = 100  # of adapters with figures of their own, which they keep as long as the server runs
 OTHER = "other"  # the rest, and names that there are not
@@ -89,12 +79,27 @@ class Metrics:
     """The figures of one server: answers by adapter and by ending, and those of the engine's replicas."""
 
     def __init__(self, provider: EngineProvider, store: AdapterCatalog) -> None:
-        self._provider, self._store = provider, store
+        self._store = store
         self._names: set[str] = set()
         # Endings may come from anywhere, even from the garbage collector while this thread holds a lock.
         self._ended: deque[tuple[str, str, GenerationStats | None]] = deque()
         self._lock = threading.Lock()
-        self._figures: _Figures | None = None  # behind the lock
+        self._registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"llama_adapter_{name}", text, labels, registry=self._registry)
+
+        self._requests = counter("requests", "Answers, by adapter and by how they ended", "adapter", "ending")
+        self._prompt = counter("prompt_tokens", "Tokens of the prompts of answers", "adapter")
+        self._cached = counter("cached_prompt_tokens", "Of these, tokens found in a prefix cache", "adapter")
+        self._generated = counter("generated_tokens", "Tokens of answers", "adapter")
+        self._first_token = Histogram(
+            "llama_adapter_time_to_first_token_seconds",
+            "From a request to the first token of its answer: the queue, then reading the prompt",
+            buckets=_FIRST_TOKEN_SECONDS,
+            registry=self._registry,
+        )
+        self._registry.register(_EngineFigures(provider))
 
     def label(self, request: GenerationRequest) -> str:
         """What a request is counted under: its adapter, "base", "mix" or OTHER, so that labels are few."""
@@ -116,21 +121,25 @@ class Metrics:
     def fold_if_many(self) -> None:
         """Bounds what has not been added up yet. To be called with each request."""
         if len(self._ended) > _MOST_PENDING:
-            with self._lock:
-                self._fold()
+            self._fold()
 
     def render(self) -> tuple[bytes, str]:
         """All figures, and their content type."""
-        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+        self._fold()
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
+    def _fold(self) -> None:
         with self._lock:
-            return generate_latest(self._fold()), CONTENT_TYPE_LATEST
-
-    def _fold(self) -> CollectorRegistry:
-        self._figures = self._figures or _Figures(self._provider)
-        while self._ended:  # only here, behind the lock, is anything taken out
-            self._figures.add(*self._ended.popleft())
-        return self._figures.registry
+            while self._ended:  # only here, behind the lock, is anything taken out
+                label, ending, stats = self._ended.popleft()
+                self._requests.labels(label, ending).inc()
+                if stats is None:
+                    continue
+                self._prompt.labels(label).inc(stats.prompt_tokens)
+                self._cached.labels(label).inc(stats.cached_tokens)
+                self._generated.labels(label).inc(stats.new_tokens)
+                if stats.new_tokens:
+                    self._first_token.observe(stats.queue_s + stats.prefill_s)
 
 
 def _ending(last: GenerationEvent | Exception) -> str:
@@ -140,40 +149,6 @@ def _ending(last: GenerationEvent | Exception) -> str:
     return "error" if isinstance(last, Exception) else last.finish_reason or "error"
 
 
-class _Figures:
-    """Prometheus' counters in a registry of their own. Not thread-safe."""
-
-    def __init__(self, provider: EngineProvider) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Histogram
-
-        self.registry = CollectorRegistry()
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"llama_adapter_{name}", text, labels, registry=self.registry)
-
-        self._requests = counter("requests", "Answers, by adapter and by how they ended", "adapter", "ending")
-        self._prompt = counter("prompt_tokens", "Tokens of the prompts of answers", "adapter")
-        self._cached = counter("cached_prompt_tokens", "Of these, tokens found in a prefix cache", "adapter")
-        self._generated = counter("generated_tokens", "Tokens of answers", "adapter")
-        self._first_token = Histogram(
-            "llama_adapter_time_to_first_token_seconds",
-            "From a request to the first token of its answer: the queue, then reading the prompt",
-            buckets=_FIRST_TOKEN_SECONDS,
-            registry=self.registry,
-        )
-        self.registry.register(_EngineFigures(provider))
-
-    def add(self, label: str, ending: str, stats: GenerationStats | None) -> None:
-        self._requests.labels(label, ending).inc()
-        if stats is None:
-            return
-        self._prompt.labels(label).inc(stats.prompt_tokens)
-        self._cached.labels(label).inc(stats.cached_tokens)
-        self._generated.labels(label).inc(stats.new_tokens)
-        if stats.new_tokens:
-            self._first_token.observe(stats.queue_s + stats.prefill_s)
-
-
 class _EngineFigures:
     """The engine's state and its replicas' statistics, read when they are asked for."""
 
@@ -181,8 +156,6 @@ class _EngineFigures:
         self._provider = provider
 
     def collect(self) -> Iterator[Metric]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
         ready = self._provider.status().state == "ready"
         yield GaugeMetricFamily("llama_adapter_ready", "1 if /readyz says so, else 0", ready)
         steps = CounterMetricFamily(
@@ -208,30 +181,3 @@ class _EngineFigures:
             for field, gauge in held.items():
                 gauge.add_metric([replica], getattr(found, field))
         yield from (steps, seconds, rows, *held.values())
-
-
-class MeasuredEngine(WrappedEngine):
-    """An engine whose answers are counted, whether or not anybody reads them."""
-
-    def __init__(self, engine: ServingEngine, metrics: Metrics) -> None:
-        super().__init__(engine)
-        self._metrics = metrics
-
-    def submit(self, request: GenerationRequest) -> Answer:
-        """As the engine's."""
-        self._metrics.fold_if_many()
-        label = self._metrics.label(request)
-        try:
-            answer = super().submit(request)
-        except Exception as error:
-            self._metrics.ended(label, error)
-            raise
-        answer.mailbox.observe(partial(self._metrics.ended, label))
-        return answer
-
-
-class MeasuredProvider(WrappedProvider[MeasuredEngine]):
-    """A provider whose engine is a MeasuredEngine."""
-
-    def __init__(self, provider: EngineProvider, metrics: Metrics) -> None:
-        super().__init__(provider, lambda engine: MeasuredEngine(engine, metrics))

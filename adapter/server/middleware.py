@@ -1,7 +1,4 @@
-"""ASGI middleware before the whole page: limits bodies and connections, and cleans up uploads that break off.
-
-Knows HTTP, the paths of Gradio's routes and its folder of uploads; imports no Gradio.
-"""
+"""ASGI middleware before the whole page: limits bodies and connections, and cleans up uploads that break off."""
 
 from __future__ import annotations
 
@@ -35,7 +32,6 @@ BODY_SECONDS, BODY_BYTES_PER_SECOND = 30.0, 2**15  # a body may take so long, an
 FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
 _FORM_BYTES = 2**16  # around an uploaded file
 _FOLDER_SECONDS = 10.0
-_STUCK_SECONDS = 600.0  # since the last write to a partial upload that may belong to one under way
 
 
 class RequestLimits:
@@ -62,18 +58,18 @@ class RequestLimits:
         release: Callable[[], None] = lambda: None  # noqa: E731
         try:
             if kind in ("v1", "figures"):  # which is shown to who has the key of /v1
-                self._limits.program(address)
+                self._limits.count("program", address)
                 if kind == "v1":
-                    release = self._limits.call(address)
+                    release = self._limits.hold("call", address)
                     receive = self._counting_values(kind, address, receive)
-                self._limits.login(address, 0)
+                self._limits.count("login", address, 0)
                 send = self._counting_wrong_keys(address, send)
             else:
-                self._limits.request(address)
+                self._limits.count("request", address)
                 if kind == "stream":
-                    release = self._limits.stream(address)
+                    release = self._limits.hold("stream", address)
                 elif kind in ("body", "login", "upload"):
-                    release = self._limits.body(address)
+                    release = self._limits.hold("body", address)
                     receive = _bounded(receive, await self._check_length(kind, scope, address))
                 if kind == "body":
                     receive = self._counting_values(kind, address, receive)
@@ -89,7 +85,7 @@ class RequestLimits:
         async def counting(message: Message) -> None:
             if message.get("status") == 401:
                 with contextlib.suppress(RateLimited):
-                    self._limits.login(address)
+                    self._limits.count("login", address)
             await send(message)
 
         return counting
@@ -107,7 +103,7 @@ class RequestLimits:
                     raise _refused(kind, 413, texts.too_many_values(VALUES_AT_ONCE))
                 if not message.get("more_body", False):
                     try:
-                        self._limits.values(address, count)
+                        self._limits.count("value", address, count)
                     except RateLimited as error:
                         raise _refused(kind, 429, str(error)) from None
             return message
@@ -123,14 +119,14 @@ class RequestLimits:
         if kind == "upload":
             if length > self._most + _FORM_BYTES:
                 raise _Refused(413, texts.upload_too_large(self._most))
-            self._limits.upload(address)
+            self._limits.count("upload", address)
             if await self._folder.is_full(length):
                 raise _Refused(507, texts.UPLOADS_FULL)
             return length
         if length > MESSAGE_BYTES:
             raise _Refused(413, texts.request_too_large(MESSAGE_BYTES))
         if kind == "login":
-            self._limits.login(address)
+            self._limits.count("login", address)
         return length
 
 
@@ -168,47 +164,25 @@ class PartialUploads:
 
     def __init__(self, app: ASGIApp, folder: Path) -> None:
         """folder: of this process's uploads and nobody else's."""
-        self._app, self._folder = app, folder
-        self._under_way = 0
-        self._broken = False
+        self._app, self._folder, self._under_way = app, folder, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = find_route(scope) if scope["type"] == "http" else None
         if route is None or route.kind != "upload":
             await self._app(scope, receive, send)
             return
-        status = 0
-
-        async def noting_status(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
         self._under_way += 1
         try:
-            await self._app(scope, receive, noting_status)
+            await self._app(scope, receive, send)
         except OSError as error:
-            if status:
-                raise
             log.error("An upload cannot be kept: %s", error.strerror or error)
             await PlainTextResponse(texts.UPLOAD_NOT_KEPT, 507)(scope, receive, send)
         finally:
             self._under_way -= 1
-            self._broken |= not 200 <= status < 300
-            if self._broken:
-                self._delete_partial()
-
-    def _delete_partial(self) -> None:
-        """While no upload is under way all partial ones are deleted, otherwise those that have long not grown.
-
-        Runs in the event loop, so that none begins meanwhile.
-        """
-        oldest = time.time() - _STUCK_SECONDS
-        for file in self._folder.glob("tmp*"):
-            with contextlib.suppress(OSError):
-                if file.is_file() and (not self._under_way or file.stat().st_mtime < oldest):
+            # In the event loop, so that none begins meanwhile.
+            for file in self._folder.glob("tmp*") if not self._under_way else ():
+                with contextlib.suppress(OSError):
                     file.unlink()
-        self._broken = self._under_way > 0
 
 
 class _Refused(HTTPException):

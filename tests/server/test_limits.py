@@ -21,7 +21,7 @@ from starlette.routing import Route
 from adapter.errors import BadInput, Busy
 from adapter.serve.request import Answer, Client, Mailbox
 from adapter.server import limits, middleware
-from adapter.server.limits import LimitedEngine, LimitedProvider, Limits, RateLimited, Slots, TokenBuckets
+from adapter.server.limits import CountedProvider, Limits, RateLimited, Slots, TokenBuckets
 from adapter.server.middleware import RequestLimits
 from adapter.server.openai_api import error_response
 from adapter.server.openai_schema import ApiError
@@ -151,10 +151,10 @@ def asked_by(address: str) -> Any:
     return SimpleNamespace(client=Client(address))
 
 
-def limited(clock: Clock) -> tuple[Engine, LimitedEngine]:
+def limited(clock: Clock) -> tuple[Engine, Any]:
     engine = Engine()
-    provider = SimpleNamespace(engine=lambda: engine, status=lambda: "status")
-    limited_engine = LimitedProvider(provider, Limits(True, clock)).engine()  # type: ignore[arg-type]
+    provider = SimpleNamespace(engine=lambda: engine, status=lambda: "status", wait=None)
+    limited_engine = CountedProvider(provider, Limits(True, clock)).engine()  # type: ignore[arg-type]
     assert limited_engine is not None
     return engine, limited_engine
 
@@ -190,8 +190,9 @@ def test_answer_holds_its_slot_until_dropped() -> None:
     for _ in range(3):  # a request that the engine refuses holds none
         with pytest.raises(BadInput):
             counted.submit(asked_by(SOMEBODY))
-    counted._limits._answering.acquire("nobody")
-    assert counted._limits._answering._taken == {"nobody": 1}
+    slots = counted._limits._places["answer"][0]
+    slots.acquire("nobody")
+    assert slots._taken == {"nobody": 1}
 
 
 def test_inspections_have_their_own_limit() -> None:

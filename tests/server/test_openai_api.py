@@ -32,7 +32,7 @@ from adapter.serve.form import JSON_OBJECT, NO_FORM, check_form, json_schema_for
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.serve.sampling import SamplingParams
 from adapter.server import limits, openai_api, openai_schema, texts
-from adapter.server.limits import LimitedProvider, Limits
+from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import LoadStatus
 from adapter.server.openai_schema import ChatCompletionRequest
 from tests.app_process import PATIENCE, app_process, wait_until
@@ -496,7 +496,7 @@ def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: p
         raise BadForm("No.")
 
     engine.check_form = refuse
-    page = page_with(LimitedProvider(ReadyProvider(engine), Limits(public=True)), FakeCatalog())
+    page = page_with(CountedProvider(ReadyProvider(engine), Limits(public=True)), FakeCatalog())
     asked = [ask(engine, json={**GOOD, "grammar": "x"}, page=page) for _ in range(3)]
     assert [response.status_code for response in asked] == [400, 400, 429] and checked == ["x", "x"]
     assert asked[0].json()["error"]["param"] == "grammar"

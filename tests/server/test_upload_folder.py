@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from adapter.server import upload_folder as module
 from adapter.server.upload_folder import upload_folder
-from tests.app_process import PATIENCE, ROOT, app_process, wait_until
+from tests.app_process import PATIENCE, ROOT
 
 PROGRAM = """
 import sys
@@ -124,46 +122,3 @@ def test_folder_taken_for_a_leftover_is_not_used(tmp_path, monkeypatch, deleted)
     monkeypatch.setattr(module.fcntl, "flock", met)
     with upload_folder(str(tmp_path)) as folder:
         assert folder != locked[0] and folder.is_dir() and (folder / module._LOCK).is_file()
-
-
-def break_off(url: str, folder: Path) -> None:
-    """Sends half of a file and hangs up once it is being written."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    part = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + b"half" * 100_000
-    head = f"POST /gradio_api/upload HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-length: 1000000\r\n"
-    with socket.create_connection((host, int(port)), PATIENCE) as connection:
-        connection.sendall(f"{head}content-type: multipart/form-data; boundary=x\r\n\r\n".encode() + part)
-        wait_until(lambda: list(folder.glob("tmp*")))
-
-
-@pytest.mark.slow
-def test_servers_share_a_temporary_folder(tiny_folder, tmp_path):
-    """Beside each other and other programs; what a killed one leaves is deleted at the next start."""
-    shared = {"GRADIO_TEMP_DIR": str(tmp_path / "shared")}
-    (tmp_path / "shared").mkdir()
-    (tmp_path / "shared" / "tmpforeign").write_text("x")
-
-    def folders() -> set[Path]:
-        return {path for path in (tmp_path / "shared").iterdir() if path.is_dir()}
-
-    def upload(url: str) -> Path:
-        sent = httpx.post(f"{url}/gradio_api/upload", files={"files": ("a.png", b"hello")}, timeout=PATIENCE)
-        assert sent.status_code == 200, sent.text
-        wait_until(lambda: Path(sent.json()[0]).is_file())
-        return Path(sent.json()[0])
-
-    with app_process(tmp_path / "1", "--base", str(tiny_folder), environment=shared) as first:
-        kept = upload(first.url)
-        with app_process(tmp_path / "2", "--base", str(tiny_folder), environment=shared) as second:
-            lost = upload(second.url)
-            assert len(folders()) == 2 and kept.is_file()
-            break_off(second.url, lost.parents[1])
-            second.wait_until(lambda: not list(lost.parents[1].glob("tmp*")))
-            second.process.kill()
-            second.process.wait()
-            assert lost.is_file()
-        with app_process(tmp_path / "3", "--base", str(tiny_folder), environment=shared) as third:
-            assert not lost.exists() and kept.is_file()
-            assert first.get(f"/gradio_api/file={kept}").content == b"hello"
-            third.check_running()
-    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["tmpforeign"]

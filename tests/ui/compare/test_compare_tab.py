@@ -16,7 +16,7 @@ from PIL import Image
 from adapter.errors import Busy, LoadError
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationStats, Mailbox
 from adapter.serve.settings import Settings
-from adapter.server.limits import ANSWERS_PER_MINUTE, LimitedProvider, Limits
+from adapter.server.limits import ANSWERS_PER_MINUTE, CountedProvider, Limits
 from adapter.ui import comparison, conversation
 from adapter.ui.compare.tab import MAX_PANES, SIDE_BY_SIDE, STRENGTHS, CompareEvents
 from adapter.ui.comparison import mark_differences
@@ -357,8 +357,8 @@ def test_a_film_counts_as_five_answers_and_is_written_whole_or_not_at_all(
     now = [0.0]
     limits, engine = Limits(public=True, clock=lambda: now[0]), CancelledEngine()
     for _ in range(ANSWERS_PER_MINUTE - left):
-        limits.answer("192.0.2.1")()
-    tab = CompareEvents(LimitedProvider(ReadyProvider(engine), limits), FakeCatalog())
+        limits.hold("answer", "192.0.2.1")()
+    tab = CompareEvents(CountedProvider(ReadyProvider(engine), limits), FakeCatalog())
     *_, (_, _, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
     assert engine.closed == len(engine.answers) == left
     if begun:
