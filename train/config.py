@@ -1,7 +1,4 @@
-"""The settings of a training run: frozen dataclasses checked by pydantic, and the recipe files they are read from.
-
-Knows nothing of tensors, and of the data only whether it exists.
-"""
+"""The settings of a training run: frozen dataclasses checked by pydantic, and the recipes they are read from."""
 
 from __future__ import annotations
 
@@ -168,19 +165,10 @@ class RecipeFile:
         return self
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The settings that `preset=NAME` stands for. source: where its figures come from."""
-
-    source: str
-    settings: dict[str, Any]
-
-
 @cache
-def presets() -> dict[str, Preset]:
-    """All presets by name."""
-    entries = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
-    return {name: Preset(**entry) for name, entry in entries.items()}
+def presets() -> dict[str, Any]:
+    """All presets by name: the settings that `preset=NAME` stands for, and the source of their figures."""
+    return yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
 
 
 def describe_preset(recipe: RecipeFile) -> str:
@@ -188,8 +176,8 @@ def describe_preset(recipe: RecipeFile) -> str:
     if recipe.preset is None:
         return ""
     preset = presets()[recipe.preset]
-    settings = flatten(preset.settings)
-    lines = [f"preset {recipe.preset}: {preset.source}", "  sets " + _listed(settings)]
+    settings = flatten(preset["settings"])
+    lines = [f"preset {recipe.preset}: {preset['source']}", "  sets " + _listed(settings)]
     own = sorted(settings.keys() & recipe.stated)
     own += [
         f"{key} in place of {other}"
@@ -234,7 +222,7 @@ def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) ->
     if preset is not None:
         if not isinstance(preset, str) or preset not in presets():
             raise ConfigError(f"There is no preset '{preset}'{_nearest(str(preset), presets())}")
-        values = _merge(presets()[preset].settings, values)
+        values = _merge(presets()[preset]["settings"], values)
     outer, inner = (_fields(cls) for cls in (RecipeFile, TrainConfig))
     known = (outer | inner) - {"train", "stated"}
     for key in values:
@@ -284,15 +272,14 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def changed(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
     """A copy of `config` with `key=value` assignments applied. Raises ConfigError."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return build(TrainConfig, _merge(values, _assign({}, assignments)), "the command line")
+    return build(TrainConfig, _merge(vars(config), _assign({}, assignments)), "the command line")
 
 
 def build(cls: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
     """Validates a mapping as one of the dataclasses above. Raises ConfigError, which begins with `where`."""
     # As JSON, because only there does pydantic's strict mode take an object for a dataclass.
     try:
-        text = json.dumps(values, default=lambda v: _asdict(v) if dataclasses.is_dataclass(v) else str(v))
+        text = json.dumps(values, default=lambda v: vars(v) if dataclasses.is_dataclass(v) else str(v))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{where}: a key is no text, or a group contains itself. Write keys as text.", first_line(error)
@@ -324,7 +311,7 @@ def _sentence(cls: type, error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"'{name}' is missing."
     allowed = [
-        _ALLOWED.get(p["type"], p["msg"]).format(**p.get("ctx", {}))
+        "a group of keys" if p["type"] == "dataclass_type" else p["msg"].removeprefix("Input should be ")
         for p in problems
         if [part for part in p["loc"] if isinstance(part, str)][: len(keys)] == keys
     ]
@@ -350,20 +337,6 @@ DERIVED = frozenset(
 _NOT_WRITTEN = {"data", "train", "preset", "stated"}
 # Names of groups of keys in locations; TrainConfig's keys stand at the top level of a recipe.
 _GROUPS = {"train": TrainConfig, "data": DataConfig, "vision": VisionConfig, "tuning": TuningConfig}
-# What is allowed, by the type of pydantic's error.
-_ALLOWED = {
-    "int_type": "int",
-    "float_type": "float",
-    "string_type": "str",
-    "bool_type": "bool",
-    "dataclass_type": "a group of keys",
-    "greater_than": "above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-    "literal_error": "one of {expected}",
-    "finite_number": "a finite number",
-}
 
 
 def _check_run(data: Sequence[Any], keep_data: Any, name: Any, where: str) -> None:
@@ -407,9 +380,8 @@ def _merge(defaults: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     for group in ("vision", "tuning"):
         if isinstance(defaults.get(group), dict) and isinstance(own.get(group), dict):
             merged[group] = {**defaults[group], **own[group]}
-    for key, other in (("steps", "epochs"), ("epochs", "steps")):  # own steps replace the preset's epochs
-        if key in own and other not in own:
-            merged.pop(other, None)
+    if ("steps" in own) != ("epochs" in own):  # one's own replace the preset's other ones
+        merged.pop("epochs" if "steps" in own else "steps", None)
     return merged
 
 
@@ -427,10 +399,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe '{path.name}' must hold `key: value` lines.", str(path))
     return values
-
-
-def _asdict(config: Any) -> dict[str, Any]:
-    return dataclasses.asdict(config)
 
 
 def _fields(cls: type) -> set[str]:

@@ -222,7 +222,7 @@ def test_a_preset_for_deeper_bases_is_refused(tiny_base):
 
 def test_the_published_presets_have_the_published_figures():
     v1, pictures, captions, instructions = (
-        presets()[name].settings for name in ("v1", "v1-multimodal", "v2-captions", "v2-instructions")
+        presets()[name]["settings"] for name in ("v1", "v1-multimodal", "v2-captions", "v2-instructions")
     )
     for settings, rate in ((v1, 9e-3), (pictures, 9e-3), (captions, 1e-4), (instructions, 1e-3)):
         assert settings["lr"] == settings["gate_lr"] == pytest.approx(rate * settings["batch_size"] / 256)
@@ -242,7 +242,7 @@ def test_the_projection_of_v1_with_pictures_has_the_papers_size(tiny_base):
     """0.6 M parameters (section 4.2) between CLIP's 5 x 1,024 multi-scale features and a base of width 4,096."""
     from adapter.method.projection import build_projection
 
-    vision = VisionConfig(**presets()["v1-multimodal"].settings["vision"], feature_size=5 * 1024)
+    vision = VisionConfig(**presets()["v1-multimodal"]["settings"]["vision"], feature_size=5 * 1024)
     projection = build_projection(vision, 4096, 10)
     assert sum(p.numel() for p in projection.parameters()) == pytest.approx(0.6e6, rel=0.02)
 
@@ -259,7 +259,10 @@ def test_a_run_tells_what_its_preset_sets_and_where_that_comes_from(command, cap
 def test_every_preset_names_its_source_and_tells_all_that_it_sets(name):
     start = ["start_from=x"] if name == "v2-instructions" else []
     told = describe_preset(read_recipe(None, [f"preset={name}", "data=a", *start]))
-    assert all(f" {key} " in told for key in flatten(presets()[name].settings)) and presets()[name].source in told
+    assert (
+        all(f" {key} " in told for key in flatten(presets()[name]["settings"]))
+        and presets()[name]["source"] in told
+    )
 
 
 # Settings that would be ignored.

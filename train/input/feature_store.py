@@ -1,4 +1,4 @@
-"""Features of pictures on disk, for later epochs and runs, within a number of bytes. Encodes nothing."""
+"""Features of pictures on disk, for later epochs and runs, within a number of bytes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,9 @@ class FeatureStore:
         """
         self._folder, self._own, self._log = folder, folder / key, log
         self._opened = time.time() - _CLOCK_STEP
-        self._writes = True
-        self._unused: list[str] = []  # paths of files, not used since the store was opened; the oldest last
-        self.bytes = 0  # of all files, when they were last counted and what was written since
+        self._writes, self._is_full = True, False
+        self.bytes = sum(size for _, size, _ in self._files())  # when last counted, and what was written since
         self._uncounted = 0  # bytes that this process has written since
-        self._count()
         if max_bytes is None:
             existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
             max_bytes = (self.bytes + shutil.disk_usage(existing).free) // _SHARE_OF_DISK
@@ -100,21 +98,25 @@ class FeatureStore:
         return self._own / picture[:2] / picture  # folders of a hundred thousand files are slow to list
 
     def _make_room(self, size: int) -> bool:
-        if self._uncounted > self.max_bytes // _COUNTS:
-            self._count()
-        while self.bytes + size > self.max_bytes:
-            if not self._unused:
-                return False
-            path = self._unused.pop()
+        """Whether `size` bytes may be written, after those gave way that were used before the store was opened."""
+        spare = self.max_bytes // _COUNTS
+        if self.bytes + size <= self.max_bytes and self._uncounted <= spare:
+            return True
+        if self._is_full:
+            return False
+        files = sorted(self._files())
+        self.bytes, self._uncounted = sum(taken for _, taken, _ in files), 0
+        for used, taken, path in files:
+            if self.bytes + size + spare <= self.max_bytes or used >= self._opened:
+                break
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                found = os.stat(path)
-                if found.st_mtime >= self._opened:
-                    continue
                 os.unlink(path)
-                self.bytes -= found.st_size
-        return True
+            self.bytes -= taken
+        self._is_full = self.bytes + size > self.max_bytes
+        return not self._is_full
 
-    def _count(self) -> None:
+    def _files(self) -> list[tuple[float, int, str]]:
+        """Of all files: when it was used, its size and its path."""
         files = []
         for folder, _, names in os.walk(self._folder):
             for name in names:
@@ -122,10 +124,7 @@ class FeatureStore:
                 with contextlib.suppress(OSError):
                     found = os.stat(path)
                     files.append((found.st_mtime, found.st_size, path))
-        self.bytes = sum(size for _, size, _ in files)
-        self._uncounted = 0
-        old = sorted(file for file in files if file[0] < self._opened)
-        self._unused = [path for _, _, path in reversed(old)]
+        return files
 
 
 def open_store(encoder: str, fingerprint: str, log: Callable[[str], None] = print) -> FeatureStore | None:
@@ -134,10 +133,23 @@ def open_store(encoder: str, fingerprint: str, log: Callable[[str], None] = prin
     fingerprint: of all that the features depend on beside the picture. Raises AdapterError if a variable of the
     environment makes no sense.
     """
-    max_bytes = _chosen_bytes()
+    chosen, wanted = os.environ.get(FOLDER_VARIABLE), os.environ.get(SIZE_VARIABLE)
+    try:
+        max_bytes = int(float(wanted) * 1e9) if wanted else None
+    except (ValueError, OverflowError):  # OverflowError: infinity
+        max_bytes = -1
+    if max_bytes is not None and max_bytes < 0:
+        raise AdapterError(
+            f"{SIZE_VARIABLE} must be a number of gigabytes, or 0 to keep no features; it is '{wanted}'."
+        )
     if max_bytes == 0:
         return None
-    folder = _chosen_folder() or cache_dir() / "features"
+    try:
+        folder = Path(chosen).expanduser().absolute() if chosen else cache_dir() / "features"
+    except RuntimeError as error:
+        raise AdapterError(
+            f"{FOLDER_VARIABLE} must be a folder; the home that '{chosen}' names is not known.", first_line(error)
+        ) from error
     name = re.sub(r"[^\w.-]", "_", encoder)[:80]
     store = FeatureStore(folder, f"{name}-{fingerprint[:16]}", max_bytes, log)
     log(
@@ -145,27 +157,3 @@ def open_store(encoder: str, fingerprint: str, log: Callable[[str], None] = prin
         f"{store.max_bytes / 1e9:.1f} GB at most"
     )
     return store
-
-
-def _chosen_folder() -> Path | None:
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    try:
-        return Path(chosen).expanduser().absolute() if chosen else None
-    except RuntimeError as error:
-        raise AdapterError(
-            f"{FOLDER_VARIABLE} must be a folder; the home that '{chosen}' names is not known.", first_line(error)
-        ) from error
-
-
-def _chosen_bytes() -> int | None:
-    wanted = os.environ.get(SIZE_VARIABLE)
-    if not wanted:
-        return None
-    try:
-        if (gigabytes := float(wanted)) >= 0:
-            return int(gigabytes * 1e9)
-    except (ValueError, OverflowError):  # OverflowError: infinity
-        pass
-    raise AdapterError(
-        f"{SIZE_VARIABLE} must be a number of gigabytes, or 0 to keep no features; it is '{wanted}'."
-    )
