@@ -1,4 +1,4 @@
-"""An adapter's configuration: the frozen dataclasses of `config.json`. Knows nothing of tensors."""
+"""An adapter's configuration: frozen dataclasses, checked by pydantic, that are written to `config.json`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from adapter.errors import BadInput, LoadError, first_line
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from adapter.errors import BadInput, LoadError
 
 FORMAT_VERSION = 1
 GATE_ACTIVATIONS = ("tanh", "identity")
@@ -44,9 +46,53 @@ def check_name(name: str, taken: Iterable[str] = ()) -> str:
     return name
 
 
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]  # it stands in messages
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def _checked(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose constructor raises InvalidConfig: one sentence, about the first wrong field."""
+    made: Any = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(cls)
+    construct = made.__init__
+
+    def __init__(self: Any, *values: Any, **named: Any) -> None:
+        try:
+            construct(self, *values, **named)
+        except ValidationError as error:
+            raise InvalidConfig(_sentence(error)) from error
+
+    made.__init__ = __init__
+    return made
+
+
+_EXPECTED = {
+    "missing": "is missing",
+    "unexpected_keyword_argument": "is an unknown key",
+    "dataclass_type": "must be an object, got {got!r}",
+    "int_type": "must be a whole number, got {got!r}",
+    "bool_type": "must be true or false, got {got!r}",
+    "string_type": "must be a text, got {got!r}",
+    "string_pattern_mismatch": "must be printable, got {got!r}",
+    "greater_than_equal": "must be a whole number of at least {ge}, got {got!r}",
+}
+
+
+def _sentence(error: ValidationError) -> str:
+    """What is wrong with the first wrong field, by its name."""
+    problem = error.errors()[0]
+    if problem["type"] == "value_error":  # of a __post_init__
+        return str(problem["ctx"]["error"])
+    name = ".".join(ascii(part)[1:-1] for part in problem["loc"]) or "it"
+    words = _EXPECTED.get(problem["type"])
+    return f"{name} {words.format(got=problem['input'], **problem.get('ctx', {}))}" if words else problem["msg"]
+
+
 def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if value < least:
             raise InvalidConfig(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
@@ -61,7 +107,7 @@ def base_label(name: str) -> str:
     return (re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name) or name
 
 
-@dataclass(frozen=True)
+@_checked
 class BaseFingerprint:
     """Which frozen model an adapter was made for.
 
@@ -69,18 +115,15 @@ class BaseFingerprint:
     weights) only warns, because the same model comes in several precisions.
     """
 
-    name: str
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    tokenizer: str = ""
-    weights: str = ""
-
-    def __post_init__(self) -> None:
-        _at_least(1, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in ("int", int)})
+    name: Line
+    hidden_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
+    head_dim: Positive
+    vocab_size: Positive
+    tokenizer: Line = ""
+    weights: Line = ""
 
     def differences(self, base: BaseFingerprint) -> list[str]:
         """Sentences on why an adapter with this fingerprint cannot run on `base`; empty if it can."""
@@ -97,7 +140,7 @@ class BaseFingerprint:
         return found
 
 
-@dataclass(frozen=True)
+@_checked
 class VisionConfig:
     """The frozen image encoder and the trained projection of its features.
 
@@ -108,7 +151,7 @@ class VisionConfig:
     whose release has width 768, 8 blocks and 16 heads).
     """
 
-    encoder: str
+    encoder: Line
     projection: str = "global"
     channels: str = "RGB"  # their order in the encoder's input; releases trained on BGR pictures keep it
     feature_size: int = 0  # width of the concatenated multi-scale features; `global` and `label`
@@ -117,7 +160,7 @@ class VisionConfig:
     num_kinds: int = 0  # common words over groups of names; `label` only
     name_length: int = 0  # tokens a name may take; `label` only
     name_states: bool = False  # names as the base's hidden states, layer by layer, not as embeddings; `label` only
-    num_facts: int = 0  # questions that linear heads on the features answer by a word; `label` only
+    num_facts: Natural = 0  # questions that linear heads on the features answer by a word; `label` only
     fact_size: int = 0  # words that a head chooses from, at most
     certainty: bool = False  # a word says how sure the names are; `label` only
     token_size: int = 0  # width of the encoder's tokens; `queries` only, like the rest
@@ -140,7 +183,6 @@ class VisionConfig:
         if self.projection == "label":
             _at_least(2, num_classes=self.num_classes)  # a picture gets the likeliest name and the next
             _at_least(1, num_kinds=self.num_kinds, name_length=self.name_length)
-            _at_least(0, num_facts=self.num_facts)
             _at_least(1 if self.num_facts else 0, fact_size=self.fact_size)
 
     @property
@@ -149,31 +191,29 @@ class VisionConfig:
         return {"tokens": self.projection == "queries", "projected": self.projected, "channels": self.channels}
 
 
-@dataclass(frozen=True)
+@_checked
 class TuningConfig:
     """What an adapter of the V2 family (arXiv 2304.15010) changes in its layers beside the attention."""
 
-    intermediate_size: int  # of the base's MLPs
+    intermediate_size: Positive  # of the base's MLPs
     norms: bool = False
     bias: bool = False  # of linear maps, with `scale` equation 5 of the paper
     scale: bool = False
-    lora_rank: int = 0
-    layers: int = 0  # the topmost so many are changed; 0: all of the base's, as in V2
+    lora_rank: Natural = 0
+    layers: Natural = 0  # the topmost so many are changed; 0: all of the base's, as in V2
 
     def __post_init__(self) -> None:
-        _at_least(1, intermediate_size=self.intermediate_size)
-        _at_least(0, lora_rank=self.lora_rank, layers=self.layers)
         if not (self.norms or self.bias or self.scale or self.lora_rank):
             raise InvalidConfig("tuning must change something: norms, bias, scale or lora_rank")
 
 
-@dataclass(frozen=True)
+@_checked
 class AdapterConfig:
     """Everything about an adapter except its weights; `config.json` holds exactly these fields."""
 
     base: BaseFingerprint
-    prompt_length: int = 10
-    insertion_layers: int = 30  # the topmost L of the base's layers
+    prompt_length: Positive = 10
+    insertion_layers: Positive = 30  # the topmost L of the base's layers
     gate_activation: str = "tanh"
     prompt_norm: bool = False  # pass prompts through the layer's frozen input_layernorm before k_proj, v_proj
     template: str = "chat"
@@ -181,10 +221,9 @@ class AdapterConfig:
     form: str | None = None  # a grammar that the answers belong to, see `serve.form`
     vision: VisionConfig | None = None
     tuning: TuningConfig | None = None
-    format_version: int = field(default=FORMAT_VERSION)
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        _at_least(1, prompt_length=self.prompt_length, insertion_layers=self.insertion_layers)
         _one_of("gate_activation", self.gate_activation, GATE_ACTIVATIONS)
         _one_of("template", self.template, TEMPLATES)
         if self.insertion_layers > self.base.num_hidden_layers:
@@ -204,7 +243,7 @@ class AdapterConfig:
                     f"{self.vision.name_length} tokens, got {self.prompt_length}"
                 )
         if self.form is not None:
-            if not isinstance(self.form, str) or not self.form.strip():
+            if not self.form.strip():
                 raise InvalidConfig(f"form must be a grammar or null, got {self.form!r}")
             if len(self.form.encode(errors="replace")) > MAX_FORM_BYTES:
                 raise InvalidConfig(f"form must have at most {MAX_FORM_BYTES} bytes")
@@ -230,39 +269,9 @@ class AdapterConfig:
     def from_json(cls, text: str, where: str) -> AdapterConfig:
         """Parse `config.json`. Raises LoadError that names `where` and the wrong field."""
         try:
-            data = json.loads(text)
-            json.dumps(data, ensure_ascii=False).encode()  # half characters would break whatever shows them
-            data["base"] = _build(BaseFingerprint, data.get("base"), "base")
-            if data.get("vision") is not None:
-                data["vision"] = _build(VisionConfig, data["vision"], "vision")
-            if data.get("tuning") is not None:
-                data["tuning"] = _build(TuningConfig, data["tuning"], "tuning")
-            return _build(cls, data, "config.json")
-        except InvalidConfig as error:
-            problem, detail = f" ({str(error)[:300]})", ""
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            problem, detail = "", first_line(error)
-        raise LoadError(
-            f"{where}: config.json is not an adapter configuration{problem}. Download or train the adapter again.",
-            detail,
-        )
-
-
-def _build(cls: type, data: Any, where: str) -> Any:
-    """A dataclass from a JSON object; unknown and missing keys and wrong types are errors."""
-    if not isinstance(data, dict):
-        raise InvalidConfig(f"{where} must be an object, got {type(data).__name__}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise InvalidConfig(f"{where} has unknown key {', '.join(ascii(name)[1:-1] for name in unknown)}")
-    missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in data)
-    if missing:
-        raise InvalidConfig(f"{where} lacks {', '.join(missing)}")
-    for name, value in data.items():
-        expected = {"int": int, "str": str, "bool": bool}.get(str(fields[name].type))
-        if expected is not None and type(value) is not expected:
-            raise InvalidConfig(f"{where}.{name} must be {expected.__name__}, got {value!r}")
-        if expected is str and name != "description" and not value.isprintable():
-            raise InvalidConfig(f"{where}.{name} must be printable, got {value!r}")  # it stands in messages
-    return cls(**data)
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            raise LoadError(
+                f"{where}: config.json is not an adapter configuration ({_sentence(error)[:300]}). "
+                "Download or train the adapter again."
+            ) from error

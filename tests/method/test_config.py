@@ -63,7 +63,7 @@ REFUSED = [
     ({"gate_activation": "relu"}, "gate_activation must be one of tanh, identity"),
     ({"template": ""}, "template must be one of"),
     ({"form": ""}, "form must be a grammar or null, got ''"),
-    ({"form": {"type": "object"}}, "form must be a grammar or null, got {'type': 'object'}"),
+    ({"form": {"type": "object"}}, "form must be a text, got {'type': 'object'}"),
     ({"form": "x" * (MAX_FORM_BYTES + 1)}, f"form must have at most {MAX_FORM_BYTES} bytes"),
     ({"format_version": 2}, "format_version 2"),
     ({"tuning": replace(TUNING, layers=5)}, "tuning.layers must be at most the base's 4, got 5"),
