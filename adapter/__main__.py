@@ -1,4 +1,4 @@
-"""The command line `python -m adapter`: list, show, generate, inspect, convert and base."""
+"""The command line `python -m adapter`: list, show, generate, inspect and convert."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from adapter.base.threads import sleep_when_idle
 
 sleep_when_idle()
 
-from adapter.base import memory
 from adapter.base.embedded import BASE
 from adapter.base.image_file import open_image
-from adapter.base.llama import QUANTIZATIONS, base_config, load_base
+from adapter.base.llama import QUANTIZATIONS, load_base
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, first_line, with_detail
 from adapter.formats import registry
@@ -101,8 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--max-new-tokens", type=int, default=48)
     _add_base(inspect)
     _add_convert(add_command("convert", _convert, "another program's adapter into ours, or ours into theirs"))
-    base = add_command("base", _base, "what a base needs in memory, and what there is")
-    base.add_argument("name", nargs="?", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
     return parser
 
 
@@ -196,7 +193,7 @@ def _name_and_strength(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"expected NAME=STRENGTH like pirate=0.6, got {text!r}") from None
 
 
-# list, show, base, convert.
+# list, show, convert.
 
 
 def _list(_: argparse.Namespace, store: AdapterStore) -> None:
@@ -234,10 +231,6 @@ def _gate_table(adapter: Adapter) -> str:
     for layer, row in zip(adapter.config.layers, gates.tolist(), strict=True):
         lines.append(f"layer {layer:<8}" + "".join(f"{value:5.0f}" for value in row))
     return "\n".join(lines)
-
-
-def _base(args: argparse.Namespace, _: AdapterStore) -> None:
-    print(memory.table(args.name, base_config(args.name)))
 
 
 def _convert(args: argparse.Namespace, _: AdapterStore) -> None:

@@ -1,8 +1,8 @@
 """LLaMA's decoder layer with adaption prompts and V2's deltas as arguments of the call, written once.
 
 Training, serving, inspection and transformers' `generate()` run this forward pass; `kernels` and
-`method.attention` choose faster forms of its parts by their inputs; `serve.compiled_layers` is its compiled form
-for packed bases. Knows transformers' LLaMA modules; knows nothing of loading.
+`method.attention` choose faster forms of its parts by their inputs. `serve.compiled` is the same computation for
+packed bases: whoever changes one changes the other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Folders that are built once and then only read. Knows how to build one so that a kill, a second process or
-a damaged disk never leaves half of it in its place; knows nothing of what is in them.
+"""Folders that are built once and then only read.
 
-A folder is filled in a temporary sibling, forced to the disk and renamed. Under its own name it is complete.
+A folder is filled in a temporary sibling, forced to the disk and renamed, so that a kill, a second process or a
+damaged disk never leaves half of it in its place.
 """
 
 from __future__ import annotations

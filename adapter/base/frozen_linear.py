@@ -1,7 +1,7 @@
 """Frozen linear layers to train through on a CPU: oneDNN's products, with weights kept in its own layouts.
 
 torch multiplies fp32 by MKL, which is half as fast as oneDNN on AMD's processors, and brings bf16 weights into
-oneDNN's layout anew for every product. Knows layers; knows nothing of LLaMA.
+oneDNN's layout anew for every product.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Writes and reads a LLaMA as a Hugging Face folder, tensor by tensor. Knows that format's names, shapes and
-files; knows nothing of where the numbers come from or what becomes of them.
-"""
+"""A LLaMA as a Hugging Face folder, written and read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -8,13 +6,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from adapter.base.disk_cache import Progress
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 # Bytes of an output file. A conversion holds about one of them in memory.
 SHARD_BYTES = 2 * 10**9
@@ -28,9 +28,6 @@ def tensor_shapes(config: Any, model: Any = None) -> dict[str, tuple[int, ...]]:
 
     model: one of this config, if there is one already.
     """
-    import torch
-    from transformers import LlamaForCausalLM
-
     if model is None:
         with torch.device("meta"):
             model = LlamaForCausalLM(config)
@@ -74,8 +71,6 @@ def _open(file: Path) -> Any:
     A mapped file counts whole against the limits of a process's memory as long as one of its tensors lives, and
     the system refuses to map one that is larger than its memory.
     """
-    from safetensors import safe_open
-
     return safe_open(file, framework="pt", backend="pread")
 
 
@@ -94,8 +89,6 @@ def write_configs(folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[
 
     stop_ids: tokens that end an answer where the config's `eos_token_id` is not the only one.
     """
-    from transformers import GenerationConfig
-
     config.save_pretrained(folder)
     generation = GenerationConfig.from_model_config(config)
     if stop_ids:
@@ -113,8 +106,6 @@ def write_weights(
     shard_bytes: int | None = None,
 ) -> None:
     """Write `tensor(name)` for each name of `shapes`, in that order, as safetensors in one or several files."""
-    from safetensors.torch import save_file
-
     files = _files(shapes, dtype.itemsize, shard_bytes or SHARD_BYTES)
     where: dict[str, str] = {}
     for number, names in enumerate(files, 1):

@@ -1,4 +1,4 @@
-"""Image files of strangers -> small RGB images, each file decoded once. Knows image files; knows no tensors.
+"""Image files of strangers -> small RGB images, each file decoded once.
 
 The one way in for pictures: the page, imports, /chat, /v1, training data and the command line. Metadata and
 further frames are cut out before Pillow sees the file, and its header is checked before it is decoded. Decoding

@@ -3,8 +3,6 @@
 - Inputs that need a gradient: autograd functions that save little and compute their gradient in one step.
   transformers' own norm alone, which goes to fp32 and back, is a sixth of a training step on a CPU.
 - Else transformers' own formulas, so that without prompts the logits are transformers' bit for bit.
-
-Knows tensors and frozen modules; knows nothing of adapters.
 """
 
 from __future__ import annotations

@@ -18,10 +18,9 @@ import torch
 from adapter.base.hf_folder import tensor_shapes
 from adapter.errors import LoadError
 
-# Names in the table; `load_base` calls bf16 "none".
+# Names in messages; `load_base` calls bf16 "none".
 KINDS = ("nf4", "int8", "packed", "bf16")
 _ROOMY = 4  # conversations whose KV caches must fit beside a base on a GPU before it gets 16 bits a weight
-_UNLIMITED = 1 << 60  # cgroups write "no limit" as a number of this order
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[s
 
 
 def require(name: str, config: Any, quantization: str, device: str, dtype: torch.dtype) -> None:
-    """Raise LoadError with the table if the base surely does not fit on `device` with one conversation's cache.
+    """Raise LoadError with all sizes if the base surely does not fit on `device` with one conversation's cache.
 
     A base that was quantised by others is let through: its size is not known from its config.
     """
@@ -143,37 +142,6 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
         f"'{name}' does not fit into memory: it takes {sizes}, and its KV cache for one conversation of "
         f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(least)} of {where} "
         f"are free. {remedy}, or end other programs."
-    )
-
-
-def table(name: str, config: Any) -> str:
-    """A text table: the base's memory in each quantisation, and whether it fits here."""
-    numbers = sum(map(prod, tensor_shapes(config).values()))
-    by_kind = needs(config)
-    rooms = {"CPU": ram(), **({"CUDA": cuda("cuda")} if torch.cuda.is_available() else {})}
-    lines = [
-        f"{name}: {numbers / 1e6:,.0f} million parameters, {config.max_position_embeddings:,} tokens of context",
-        *(
-            f"{device} has {_gigabytes(room.free)} free of {_gigabytes(room.total)}"
-            for device, room in rooms.items()
-        ),
-        "",
-        f"{'':8}{'needs':>10}" + "".join(f"{'fits ' + device:>11}" for device in rooms),
-    ]
-    for kind in KINDS:
-        fits = []
-        for device, room in rooms.items():
-            is_enough = room.holds(by_kind[kind], mapped=device == "CPU")
-            fits.append("-" if (kind, device) == ("packed", "CUDA") else "yes" if is_enough else "no")
-        lines.append(f"{kind:8}{_gigabytes(by_kind[kind].bytes):>10}" + "".join(f"{word:>11}" for word in fits))
-    kv_bytes = 1000 * kv_bytes_per_token(config, torch.bfloat16)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"1,000 tokens of a conversation take {_gigabytes(kv_bytes)} more. "
-            f"What fits leaves room for {_conversation(config):,}.",
-        ]
     )
 
 
@@ -207,37 +175,25 @@ def cuda(device: str) -> DeviceMemory:
     return DeviceMemory(total, free)
 
 
-def control_groups(
-    controller: str, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> Iterator[tuple[int, Path]]:
-    """(version, folder) of each control group that this process is in for `controller`, the innermost first."""
+def control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
+    """The folder of each control group (version 2) that this process is in, the innermost first."""
     try:
         rows = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return
-    for number, controllers, path in rows:
-        if number != "0" and controller not in controllers.split(","):
-            continue
-        version, top = (2, root) if number == "0" else (1, root / controller)
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(top):
-                break
-            yield version, folder
+    for path in (path for number, _, path in rows if number == "0"):
+        group = root / path.lstrip("/")
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
 
 
 def _group_limits(**places: Path) -> Iterator[tuple[int, int]]:
     """(limit, used) of each control group that limits this process's memory; without the page cache."""
-    names = {2: ("memory.max", "memory.current", "inactive_file")}
-    names[1] = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-    for version, folder in control_groups("memory", **places):
-        limit_file, used_file, files = names[version]
+    for folder in control_groups(**places):
         try:
-            limit, used = int((folder / limit_file).read_text()), int((folder / used_file).read_text())
+            limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
         except (OSError, ValueError):  # "max", or not seen from inside this container
             continue
-        if limit < _UNLIMITED:
-            yield limit, used - _read_numbers(folder / "memory.stat").get(files, 0)
+        yield limit, used - _read_numbers(folder / "memory.stat").get("inactive_file", 0)
 
 
 def _resource_limits(status: Path = Path("/proc/self/status")) -> Iterator[tuple[int, int]]:

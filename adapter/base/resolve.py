@@ -1,7 +1,4 @@
-"""Resolves a base's name to a Hugging Face folder; Meta's folders and GGUF files are converted into the cache.
-
-Knows files and names; knows nothing of how a base is run.
-"""
+"""Resolves a base's name to a Hugging Face folder; Meta's folders and GGUF files are converted into the cache."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from typing import Any
 
 from adapter.base import embedded
 from adapter.base.disk_cache import Progress, build_once, cache_dir, is_built
-from adapter.base.gguf_file import GgufBase, open_gguf
+from adapter.base.foreign.gguf_file import GgufBase, open_gguf
+from adapter.base.foreign.meta_checkpoint import MetaBase, is_meta, meta_files, open_meta
 from adapter.base.hf_folder import tensor_shapes, total_bytes
-from adapter.base.meta_checkpoint import MetaBase, is_meta, meta_files, open_meta
 from adapter.errors import LoadError
 
 # Part of a conversion's identity: increase it when a converter changes its output.

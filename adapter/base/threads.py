@@ -54,18 +54,14 @@ def set_threads(config: LlamaConfig) -> int:
 
 
 def _control_group_quota(**places: Path) -> float | None:
-    """Cores that the control groups of this process, version 2 or 1, let it use; None if there is no limit."""
+    """Cores that the control groups of this process let it use; None if there is no limit."""
     from adapter.base.memory import control_groups  # imports torch
 
-    files = {2: ("cpu.max", "cpu.max"), 1: ("cpu.cfs_quota_us", "cpu.cfs_period_us")}
     quotas = []
-    for version, folder in control_groups("cpu", **places):
-        quota_file, period_file = files[version]
+    for folder in control_groups(**places):
         try:
-            quota = int((folder / quota_file).read_text().split()[0])
-            period = int((folder / period_file).read_text().split()[-1])
-        except (OSError, ValueError, IndexError):  # "max", or not seen from inside this container
+            quota, period = map(int, (folder / "cpu.max").read_text().split())
+        except (OSError, ValueError):  # "max", or not seen from inside this container
             continue
-        if quota > 0 and period > 0:
-            quotas.append(quota / period)
+        quotas.append(quota / period)
     return min(quotas, default=None)

@@ -1,6 +1,6 @@
 """Conversion of adapters: other programs' into ours and ours into theirs, each with a model card.
 
-Knows formats, the Hub and a base's fingerprint; never loads a base. A folder is written whole or not at all.
+No base is loaded. A folder is written whole or not at all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Adapter folders from the Hugging Face Hub: safetensors and text files only, at a known commit.
-
-Knows repositories; knows nothing of what is in the files.
-"""
+"""Adapter folders from the Hugging Face Hub: safetensors and text files only, at a known commit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Files of other programs as named tensors, and checks of what is in them. Never runs code that is in a file.
-
-Knows .pth, .bin and .safetensors; knows nothing of what the tensor names mean.
-"""
+"""Files of other programs as named tensors, and checks of what is in them. Never runs code that is in a file."""
 
 from __future__ import annotations
 

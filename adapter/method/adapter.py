@@ -1,7 +1,6 @@
 """The adapter: adaption prompts, gates and, for images, a visual projection. Only these are ever trained.
 
-Sections 3.1 and 3.2 of arXiv 2303.16199; equation 10 for images. Knows one adapter's tensors and how the frozen
-base projects them to keys and values.
+Sections 3.1 and 3.2 of arXiv 2303.16199; equation 10 for images.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from transformers import LlamaForCausalLM
 
 from adapter.errors import BadInput, LoadError
 from adapter.method.attention import LayerPrompts, PromptKV
-from adapter.method.config import AdapterConfig
+from adapter.method.config import AdapterConfig, VisionConfig
 from adapter.method.deltas import Tuning
-from adapter.method.projection import build_projection
+from adapter.method.label_projection import LabelProjection
+from adapter.method.projection import GlobalProjection, QueryProjection
 from adapter.method.vision import VisualFeatures
 
 
@@ -84,6 +84,19 @@ class Adapter(nn.Module):
         if frozen is not None and features is not None:
             deltas = deltas.map(Tensor.detach)
         return replace(kv, deltas=deltas)
+
+
+def build_projection(vision: VisionConfig, hidden_size: int, prompt_length: int) -> nn.Module:
+    """The untrained projection of kind `vision.projection`.
+
+    Its forward takes the features of B pictures, the frozen base and the indices of the L insertion layers, and
+    returns [B, L or 1, prompt_length or 1, hidden_size].
+    """
+    if vision.projection == "label":
+        return LabelProjection(vision, hidden_size, prompt_length)
+    if vision.projection == "queries":
+        return QueryProjection(vision, hidden_size, prompt_length)
+    return GlobalProjection(vision, hidden_size)
 
 
 def project_prompts(

@@ -1,7 +1,4 @@
-"""Zero-init attention (arXiv 2303.16199, section 3.2).
-
-Knows tensors: queries, prompt keys and values, gates. Knows nothing of adapters, files or text.
-"""
+"""Zero-init attention (arXiv 2303.16199, section 3.2)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from adapter.errors import LoadError, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint, base_label
-from adapter.method.projection import LabelProjection
+from adapter.method.label_projection import LabelProjection
 
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
 _MAX_CONFIG_LENGTH = 1_000_000  # characters

@@ -146,7 +146,7 @@ class VisionConfig:
 
     `projection` is `global` (multi-scale global features -> MLP -> one vector added to every prompt of all
     insertion layers, equations 9 and 10 of arXiv 2303.16199), `label` (the encoder's class posterior
-    spelled in the base's own token embeddings, and an MLP beside it: see `method.projection`) or `queries`
+    spelled in the base's own token embeddings, and an MLP beside it: see `method.label_projection`) or `queries`
     (as many learned visual queries as there are prompts look at all of the encoder's tokens: arXiv 2304.15010,
     whose release has width 768, 8 blocks and 16 heads).
     """

@@ -1,7 +1,7 @@
 """LLaMA-Adapter V2 beside its prompts (arXiv 2304.15010, section 4.1): changes of norms, linear layers, LoRA.
 
 `Tuning` holds the trainable tensors, `Deltas` what a forward pass applies of them. Like prompts, deltas are
-arguments of the call: U entries, one of which each row uses. Knows tensors and the base's sizes.
+arguments of the call: U entries, one of which each row uses.
 """
 
 from __future__ import annotations

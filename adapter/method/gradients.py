@@ -1,7 +1,7 @@
 """Zero-init attention (arXiv 2303.16199, section 3.2) for training on a CPU, where torch's backward pass is slow.
 
 The same values as `attention.py` with hand-written gradients: scores are computed in blocks that fit the
-processor's cache, and only what the backward pass reads is saved. Knows tensors only.
+processor's cache, and only what the backward pass reads is saved.
 """
 
 from __future__ import annotations

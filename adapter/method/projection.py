@@ -1,40 +1,19 @@
-"""The visual projection: image features -> vectors added to the adaption prompts (equations 9 and 10).
-
-Knows features and the frozen base; knows nothing of pictures, gates or files.
-"""
+"""The visual projection: image features -> vectors that are added to the adaption prompts (equations 9 and 10)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from adapter.errors import LoadError
-from adapter.method.config import KIND_LENGTH, VisionConfig
+from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualFeatures
 
-CONCEPT_RANK = 96
-LEAD_LENGTH = 4  # tokens before a name in the text that its hidden states are of
-_CONFIDENCES = 4
 
-
-def build_projection(vision: VisionConfig, hidden_size: int, prompt_length: int) -> nn.Module:
-    """The untrained projection of kind `vision.projection`.
-
-    Its forward takes the features of B pictures, the frozen base and the indices of the L insertion layers, and
-    returns [B, L or 1, prompt_length or 1, hidden_size].
-    """
-    if vision.projection == "label":
-        return LabelProjection(vision, hidden_size, prompt_length)
-    if vision.projection == "queries":
-        return QueryProjection(vision, hidden_size, prompt_length)
-    return GlobalProjection(vision, hidden_size)
-
-
-def _zero_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+def zero_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """An MLP whose last layer is zero-initialised: an untrained projection adds nothing, as zero gates do."""
     last = nn.Linear(hidden, outputs)
     nn.init.zeros_(last.weight)
@@ -48,199 +27,11 @@ class GlobalProjection(nn.Module):
     def __init__(self, vision: VisionConfig, hidden_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(vision.feature_size)
-        self.mlp = _zero_mlp(vision.feature_size, vision.hidden, hidden_size)
+        self.mlp = zero_mlp(vision.feature_size, vision.hidden, hidden_size)
 
     def forward(self, features: VisualFeatures, model: LlamaForCausalLM, layers: Sequence[int]) -> Tensor:
         """Returns [B, 1, 1, hidden_size]; the base is not used."""
         return self.mlp(self.norm(features.levels))[:, None, None]
-
-
-class LabelProjection(nn.Module):
-    """The names that the encoder's classifier gives the picture, in the base's own terms.
-
-    The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest
-    kind of thing (KIND_LENGTH tokens), a word for each fact, with `certainty` one for how sure that is, and
-    free ones. A kind's probability is the sum over its names, so that "dog" can be certain where the breed is
-    not. An MLP of all features and of the encoder's confidences fills the free prompts with what names do not
-    cover.
-
-    With `name_states` a token's prompt is, in each insertion layer, the hidden state that the frozen base has
-    there when it reads `lead` and the name: the layers copy a name then as they copy words of a text. Without,
-    it is the frozen embedding, one for all layers, plus a trained map of the token before it, which tells after
-    which token it follows (the key of an induction head). Both at unit RMS, scaled by how likely the name is.
-
-    The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head
-    on the features tells apart. Names, kinds, facts and heads are data, set before training and saved with the
-    adapter: name_of: [num_classes] row of `names`, for classes may share one; names: [num_classes, name_length]
-    and kinds: [num_kinds, KIND_LENGTH] token ids, -1 behind the end; kind_of: [num_classes] each name's kind or
-    -1; concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head;
-    gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others (with
-    `name_states`); facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size,
-    feature_size] tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end; certainty_words: [3] token ids,
-    for a name at least as probable as the first of certainty_bounds [2], for a kind as probable as the second,
-    and for neither.
-    """
-
-    name_of: Tensor
-    names: Tensor
-    kind_of: Tensor
-    kinds: Tensor
-    concept_basis: Tensor
-    concept_weight: Tensor
-    concept_bias: Tensor
-    facts: Tensor
-    fact_weight: Tensor
-    fact_bias: Tensor
-    gate_weight: Tensor
-    gate_bias: Tensor
-    lead: Tensor
-    certainty_words: Tensor
-    certainty_bounds: Tensor
-
-    def __init__(self, vision: VisionConfig, hidden_size: int, prompt_length: int) -> None:
-        super().__init__()
-        classes, length = vision.num_classes, vision.name_length
-        self.states, self.num_facts, self.certainty = vision.name_states, vision.num_facts, vision.certainty
-        spelled = 2 * length + KIND_LENGTH + vision.num_facts + vision.certainty
-        self.free = prompt_length - spelled  # at least 1: AdapterConfig
-        # Half-size types, which are saved as they are: a posterior needs no more than fp16.
-        self.register_buffer("name_of", torch.arange(classes, dtype=torch.int32))
-        self.register_buffer("names", torch.full((classes, length), -1, dtype=torch.int32))
-        self.register_buffer("kind_of", torch.full((classes,), -1, dtype=torch.int32))
-        self.register_buffer("kinds", torch.full((vision.num_kinds, KIND_LENGTH), -1, dtype=torch.int32))
-        self.register_buffer("concept_basis", torch.zeros(CONCEPT_RANK, vision.feature_size, dtype=torch.float16))
-        self.register_buffer("concept_weight", torch.zeros(classes, CONCEPT_RANK, dtype=torch.float16))
-        self.register_buffer("concept_bias", torch.zeros(classes, dtype=torch.float16))
-        if self.num_facts:
-            shape = (vision.num_facts, vision.fact_size)
-            self.register_buffer("facts", torch.full(shape, -1, dtype=torch.int32))
-            self.register_buffer("fact_weight", torch.zeros(*shape, vision.feature_size, dtype=torch.float16))
-            self.register_buffer("fact_bias", torch.zeros(*shape, dtype=torch.float16))
-        if self.certainty:
-            self.register_buffer("certainty_words", torch.full((3,), -1, dtype=torch.int32))
-            self.register_buffer("certainty_bounds", torch.zeros(2))
-        self.norm = nn.LayerNorm(vision.feature_size)
-        inputs = vision.feature_size + hidden_size + _CONFIDENCES
-        self.mlp = _zero_mlp(inputs, vision.hidden, self.free * hidden_size)
-        self.end = nn.Parameter(torch.zeros(hidden_size))
-        if self.states:
-            self.register_buffer("lead", torch.full((LEAD_LENGTH,), -1, dtype=torch.int32))
-            self.register_buffer("gate_weight", torch.zeros(vision.feature_size, dtype=torch.float16))
-            self.register_buffer("gate_bias", torch.zeros(1, dtype=torch.float16))
-        else:
-            self.before = nn.Linear(hidden_size, hidden_size, bias=False)
-            nn.init.zeros_(self.before.weight)
-
-    def wrong_table(self, vocab_size: int) -> str | None:
-        """The name of a table that points outside of what it is about, or None.
-
-        On CUDA such an index would end the process's use of the device, and with it everybody's answers.
-        """
-        bounds = {"name_of": (0, len(self.names)), "kind_of": (-1, len(self.kinds))}
-        optional = {"facts": self.num_facts, "lead": self.states, "certainty_words": self.certainty}
-        tokens = ("names", "kinds", *(name for name, is_there in optional.items() if is_there))
-        bounds |= dict.fromkeys(tokens, (-1, vocab_size))
-        for name, (low, end) in bounds.items():
-            table = self.get_buffer(name)
-            if int(table.min()) < low or int(table.max()) >= end:
-                return name
-        return None
-
-    def posterior(self, features: VisualFeatures) -> Tensor:
-        """Probability of each row of `names`, [B, num_classes].
-
-        Raises LoadError if the features are not of the encoder that the adapter was made for.
-        """
-        logits, classes = features.logits, len(self.names)
-        if logits is None or logits.shape[1] > classes:
-            raise LoadError(
-                f"This adapter needs the classifier of the encoder in its config.json, of at most {classes} "
-                "classes. Use that encoder."
-            )
-        codes = F.linear(features.levels.float(), self.concept_basis.float())
-        concepts = F.linear(codes, self.concept_weight.float(), self.concept_bias.float())
-        if self.states:
-            is_concept = self.concept_bias != 0
-            concepts = concepts + F.logsigmoid(self.gate(features.levels))[:, None] * is_concept
-        # The classifier's own classes have no row in the head: it only adds zero.
-        joint = F.pad(logits.float(), (0, classes - logits.shape[1])) + concepts
-        return joint.new_zeros(joint.shape).index_add(1, self.name_of, joint.softmax(1))
-
-    def kind_masses(self, posterior: Tensor) -> Tensor:
-        """Probability of each kind, [B, num_kinds], from `posterior`."""
-        # The last column sums the names without a kind.
-        column = torch.where(self.kind_of < 0, len(self.kinds), self.kind_of)
-        masses = posterior.new_zeros(len(posterior), len(self.kinds) + 1).index_add(1, column, posterior)
-        return masses[:, :-1]
-
-    def gate(self, levels: Tensor) -> Tensor:
-        """How much a picture is of those that the concepts' head knows: log-odds, [B]."""
-        return levels.float() @ self.gate_weight.float() + self.gate_bias.float()
-
-    def fact_words(self, features: VisualFeatures) -> Tensor:
-        """The likeliest word of each fact, its token id: [B, num_facts]."""
-        scores = torch.einsum("bf,nsf->bns", features.levels.float(), self.fact_weight.float())
-        scores = (scores + self.fact_bias.float()).masked_fill(self.facts < 0, -torch.inf)
-        return self.facts.expand(len(scores), -1, -1).gather(2, scores.argmax(2, keepdim=True))[..., 0]
-
-    def forward(self, features: VisualFeatures, model: LlamaForCausalLM, layers: Sequence[int]) -> Tensor:
-        """Returns [B, L, K, hidden_size] with `name_states`, else [B, 1, K, hidden_size]."""
-        with torch.no_grad():
-            posterior = self.posterior(features)
-            top, chosen = posterior.topk(2, dim=1)
-            mass, kind = self.kind_masses(posterior).max(dim=1)
-            ratio = top[:, 1] / top[:, 0]
-            confidences = torch.stack([top[:, 0], top[:, 1], ratio, mass], dim=1)
-            # The second token of each name, the first after the article; the only one where names have one.
-            embedding = model.get_input_embeddings().weight
-            initials = _unit_rms(embedding[self.names[:, :2][:, -1].clamp(min=0)])
-            mixture = posterior @ initials
-            ones = torch.ones_like(mass)
-            words = [(self.names[chosen[:, 0]], ones), (self.names[chosen[:, 1]], ratio), (self.kinds[kind], mass)]
-            if self.num_facts:
-                words += [(word[:, None], ones) for word in self.fact_words(features).unbind(1)]
-            if self.certainty:
-                is_name, is_kind = top[:, 0] >= self.certainty_bounds[0], mass >= self.certainty_bounds[1]
-                level = torch.where(is_name, 0, torch.where(is_kind, 1, 2))
-                words.append((self.certainty_words[level][:, None], ones))
-        spelled = [
-            prompts * weight[:, None, None, None]
-            for prompts, (_, weight) in zip(self._spell([w for w, _ in words], model, layers), words, strict=True)
-        ]
-        free = self.mlp(torch.cat([self.norm(features.levels), mixture, confidences], dim=1))
-        free = free.unflatten(1, (1, self.free, -1)).expand(-1, spelled[0].shape[1], -1, -1)
-        return torch.cat([*spelled, free], dim=2)
-
-    def _spell(self, words: list[Tensor], model: LlamaForCausalLM, layers: Sequence[int]) -> list[Tensor]:
-        """The prompts of names, each [B, J] token ids, padded with -1: each -> [B, L or 1, J, hidden_size]."""
-        sizes = [tokens.shape[1] for tokens in words]
-        tokens = torch.cat([F.pad(w, (0, max(sizes) - w.shape[1]), value=-1) for w in words])  # [W * B, J]
-        tokens, which = tokens.unique(dim=0, return_inverse=True)
-        is_token = (tokens >= 0).unsqueeze(2)
-        ends_here = ~is_token & F.pad(is_token, (0, 0, 1, 0))[:, :-1]
-        end = (self.end * ends_here).unsqueeze(1)
-        if self.states:
-            with torch.no_grad():
-                own = self._states(tokens, model, layers) * is_token.unsqueeze(1)
-            spelled = own + end
-        else:
-            own = _unit_rms(model.get_input_embeddings().weight[tokens.clamp(min=0)]) * is_token
-            spelled = (own + self.before(F.pad(own, (0, 0, 1, 0))[:, :-1])).unsqueeze(1) + end
-        parts = spelled[which].chunk(len(words))
-        return [part[:, :, :size] for part, size in zip(parts, sizes, strict=True)]
-
-    def _states(self, tokens: Tensor, model: LlamaForCausalLM, layers: Sequence[int]) -> Tensor:
-        """What the frozen base's layers read at the tokens, behind `lead`: [B, J] -> [B, L, J, hidden_size]."""
-        lead = self.lead[self.lead >= 0]
-        ids = torch.cat([lead.expand(len(tokens), -1), tokens], dim=1).clamp(min=0)
-        hidden = model.get_input_embeddings()(ids)
-        rotation = model.model.rotary_emb(hidden, torch.arange(ids.shape[1], device=ids.device)[None])
-        inputs = []
-        for layer in model.model.layers[: max(layers) + 1]:
-            inputs.append(hidden[:, len(lead) :])
-            # Causal: what stands behind a name changes nothing.
-            hidden = layer(hidden, position_embeddings=rotation)
-        return _unit_rms(torch.stack([inputs[index] for index in layers], dim=1))
 
 
 class QueryProjection(nn.Module):
@@ -284,8 +75,3 @@ class QueryProjection(nn.Module):
         for block in self.visual_blocks:
             sequence = block(sequence)
         return self.visual_proj_norm(self.visual_proj(sequence[:, : queries.shape[1]])).unsqueeze(1)
-
-
-def _unit_rms(vectors: Tensor) -> Tensor:
-    """Vectors scaled to root mean square 1, in fp32."""
-    return F.rms_norm(vectors.float(), vectors.shape[-1:])

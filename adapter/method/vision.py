@@ -1,6 +1,4 @@
-"""RGB images -> features of the frozen encoder (I_m of equation 9, arXiv 2303.16199). Knows timm models; knows
-nothing of image files, prompts, LLaMA or adapters.
-"""
+"""RGB images -> features of the frozen encoder (I_m of equation 9, arXiv 2303.16199)."""
 
 from __future__ import annotations
 

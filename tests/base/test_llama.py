@@ -24,8 +24,8 @@ from adapter.base.packed import integer_product, quantize
 from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError, with_detail
+from tests.base.foreign.test_gguf_file import write as write_gguf
 from tests.base.packed.test_quantize import four_bit_weight
-from tests.base.test_gguf_file import write as write_gguf
 from tests.meta_llama import Meta, sentencepiece_model
 from tests.tiny_models import random_adapter, random_llama
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig
 
-from adapter.__main__ import main
 from adapter.base import llama, memory
 from adapter.base.llama import base_config, load_base
 from adapter.base.memory import DeviceMemory, MemoryNeed, needs
@@ -153,18 +151,15 @@ def test_auto_leaves_what_others_have_quantised_and_unknown_devices_alone(monkey
     assert memory.choose_quantization(LLAMA_7B, "cpu", torch.bfloat16)[0] == "packed"
 
 
-def test_control_groups_of_both_versions_bound_the_memory(tmp_path):
+def test_control_groups_bound_the_memory(tmp_path):
     root, own = tmp_path / "cgroup", tmp_path / "self"
     for folder, limit in (("user", "max"), ("user/job", str(4 * GIGA))):
         (root / folder).mkdir(parents=True)
         (root / folder / "memory.max").write_text(limit)
         (root / folder / "memory.current").write_text(str(3 * GIGA))
         (root / folder / "memory.stat").write_text(f"anon 1\ninactive_file {2 * GIGA}\n")
-    (root / "memory" / "docker").mkdir(parents=True)
-    (root / "memory" / "docker" / "memory.limit_in_bytes").write_text(str(9 * GIGA))
-    (root / "memory" / "docker" / "memory.usage_in_bytes").write_text(str(GIGA))
-    own.write_text("0::/user/job\n5:cpu,memory:/docker\n7:pids:/docker\n")
-    assert list(memory._group_limits(root=root, own=own)) == [(4 * GIGA, GIGA), (9 * GIGA, GIGA)]
+    own.write_text("0::/user/job\n5:cpu,memory:/docker\n")
+    assert list(memory._group_limits(root=root, own=own)) == [(4 * GIGA, GIGA)]
     assert list(memory._group_limits(root=root, own=tmp_path / "none")) == []
 
 
@@ -189,18 +184,3 @@ def test_this_machine_has_memory():
     room = memory.ram()
     assert room.total is None or room.total > GIGA
     assert room.free is None or 0 < room.free <= room.total
-
-
-def test_base_prints_the_table_without_loading(tiny_folder, capsys, monkeypatch):
-    monkeypatch.setattr(llama.AdaptedLlama, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
-    assert main(["base", str(tiny_folder)]) == 0
-    printed = capsys.readouterr().out
-    for kind in memory.KINDS:
-        assert next(line.split()[-1] for line in printed.splitlines() if line.startswith(kind)) in ("yes", "-")
-    assert "128 tokens of context" in printed and "1,000 tokens of a conversation take" in printed
-
-
-def test_the_base_command_reports_errors(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert main(["base", str(tmp_path)]) == 1
-    assert "is a gpt2 model" in capsys.readouterr().err

@@ -18,8 +18,6 @@ from adapter.base import threads
         ({"cpu.max": "max 100000"}, None),
         ({"cpu.max": "150000 100000"}, 1.5),
         ({"cpu.max": "nonsense"}, None),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
         ({"cpu.max": "max 100000", "job/cpu.max": "50000 100000"}, 0.5),  # a service outside of any container
         ({"job/cpu.max": "300000 100000", "cpu.max": "200000 100000"}, 2),
     ],
@@ -29,7 +27,7 @@ def test_the_quota_of_a_control_group_is_read(files, cores, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     own = tmp_path / "self"
-    own.write_text("0::/job\n5:cpu,cpuacct:/\n")
+    own.write_text("0::/job\n5:cpu,cpuacct:/other\n")
     assert threads._control_group_quota(root=tmp_path, own=own) == cores
 
 

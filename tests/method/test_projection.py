@@ -14,7 +14,8 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import AdapterConfig, VisionConfig
-from adapter.method.projection import CONCEPT_RANK, KIND_LENGTH, LabelProjection, QueryProjection
+from adapter.method.label_projection import CONCEPT_RANK, KIND_LENGTH, LabelProjection
+from adapter.method.projection import QueryProjection
 from adapter.method.vision import VisualFeatures
 from tests.tiny_models import random_adapter
 

@@ -240,7 +240,7 @@ def test_the_published_presets_have_the_published_figures():
 
 def test_the_projection_of_v1_with_pictures_has_the_papers_size(tiny_base):
     """0.6 M parameters (section 4.2) between CLIP's 5 x 1,024 multi-scale features and a base of width 4,096."""
-    from adapter.method.projection import build_projection
+    from adapter.method.adapter import build_projection
 
     vision = VisionConfig(**presets()["v1-multimodal"]["settings"]["vision"], feature_size=5 * 1024)
     projection = build_projection(vision, 4096, 10)

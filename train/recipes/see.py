@@ -29,7 +29,7 @@ from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
-from adapter.method.projection import LabelProjection
+from adapter.method.label_projection import LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.config import TrainConfig
 from train.evaluate.answerer import Answerer, Conversation

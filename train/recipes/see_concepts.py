@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapter.method.projection import CONCEPT_RANK, LEAD_LENGTH, LabelProjection
+from adapter.method.label_projection import CONCEPT_RANK, LEAD_LENGTH, LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.recipes.see_names import SURE, SURE_OF_KIND, Name, class_names, concept_kind
 

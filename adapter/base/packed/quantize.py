@@ -1,7 +1,7 @@
 """Frozen linear layers in 4 or 8 bits for CPUs, on the products of `integer_product`.
 
 The quantiser on CUDA is bitsandbytes; this one exists because on a CPU it is both faster and truer than
-bitsandbytes' formats (`make bench` prints the table). Knows layers; knows nothing of LLaMA.
+bitsandbytes' formats (`make bench` prints the table).
 """
 
 from __future__ import annotations

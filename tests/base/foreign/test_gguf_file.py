@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from adapter.base import gguf_file as gguf_base
 from adapter.base import resolve
+from adapter.base.foreign import gguf_file as gguf_base
 from adapter.base.llama import AdaptedLlama, base_config, load_base, load_tokenizer
 from adapter.errors import LoadError, with_detail
 from tests.meta_llama import sentencepiece_model

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from adapter.base import hf_folder, resolve
-from adapter.base import meta_checkpoint as meta
+from adapter.base.foreign import meta_checkpoint as meta
+from adapter.base.foreign.meta_tokenizer import meta_tokenizer
 from adapter.base.llama import AdaptedLlama, base_config, load_base, load_tokenizer
-from adapter.base.meta_tokenizer import meta_tokenizer
 from adapter.errors import LoadError, with_detail
 from tests.meta_llama import Meta, sentencepiece_model, tiktoken_table
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SIZES = {"dim": 32, "n_heads": 4, "n_layers": 3, "multiple_of": 16, "norm_eps": 1e-5}
 VOCAB3 = 270 + 256
 LLAMA = Meta({**SIZES, "vocab_size": -1}, vocab=340)
@@ -121,16 +121,16 @@ def test_converted_once_and_again_when_a_file_changes(tmp_path, cache, monkeypat
 
 
 KILLED = """
-import os, signal, sys, safetensors.torch
+import os, signal, sys
 from adapter.base import hf_folder, resolve
 hf_folder.SHARD_BYTES = 60_000
-save, count = safetensors.torch.save_file, 0
+save, count = hf_folder.save_file, 0
 def dying(*arguments, **more):
     global count
     count += 1
     if count == 3: os.kill(os.getpid(), signal.SIGKILL)
     save(*arguments, **more)
-safetensors.torch.save_file = dying
+hf_folder.save_file = dying
 resolve.find_foreign(sys.argv[1]).folder()
 """
 

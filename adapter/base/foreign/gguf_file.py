@@ -1,21 +1,22 @@
-"""LLaMA models in llama.cpp's GGUF files, unpacked into a Hugging Face folder. Knows the GGUF format and what of
-it a LLaMA uses; knows nothing of where a file comes from or where the folder goes.
-"""
+"""LLaMA models in llama.cpp's GGUF files, unpacked into a Hugging Face folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import gguf
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from adapter.base.disk_cache import Progress
 from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_configs, write_weights
 from adapter.errors import LoadError, first_line
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 # A layer's tensors: llama.cpp's names and Hugging Face's.
 _LAYER_NAMES = {
@@ -82,8 +83,6 @@ class GgufBase:
 
 def open_gguf(file: Path) -> GgufBase:
     """Read a file's header and check that it is a whole LLaMA. Raises LoadError."""
-    import gguf
-
     try:
         reader = gguf.GGUFReader(file)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
@@ -122,9 +121,6 @@ def open_gguf(file: Path) -> GgufBase:
 
 
 def _config(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any]) -> Any:
-    import torch
-    from transformers import LlamaConfig
-
     heads = metadata["llama.attention.head_count"]
     head_dim = metadata.get("llama.attention.key_length", metadata["llama.embedding_length"] // heads)
     context = metadata["llama.context_length"]
@@ -178,10 +174,6 @@ def _rope(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any], h
 
 def _llama3_rope(file: Path, factors: Tensor, theta: float, head_dim: int) -> dict[str, Any]:
     """Llama 3.1's scaling. The file keeps its result alone: `factors`, [head_dim / 2], divide the frequencies."""
-    import torch
-    from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     scaling = {
         "rope_type": "llama3",
         "rope_theta": theta,
@@ -231,9 +223,6 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 
 def _dequantized(tensor: Any, file: Path) -> Tensor:
-    import gguf
-    import torch
-
     try:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         # What is not quantised is still the file itself, which torch may not hold.
@@ -266,8 +255,6 @@ def _tokenizer(file: Path, metadata: Mapping[str, Any], config: Any) -> Any:
 
 
 def _transformers_tokenizer(file: Path) -> Any:
-    from transformers import AutoTokenizer
-
     try:
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # a foreign vocabulary can make the conversion raise anything
@@ -277,9 +264,6 @@ def _transformers_tokenizer(file: Path) -> Any:
 
 
 def _single_digit_tokenizer(metadata: Mapping[str, Any]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     tokens = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     core = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))

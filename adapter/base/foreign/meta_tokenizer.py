@@ -1,7 +1,6 @@
 """Meta's `tokenizer.model`, of which there are two kinds under one name, as a Hugging Face tokenizer.
 
-Llama 1 and 2 (and Code Llama): a sentencepiece model. Llama 3: tiktoken's table of byte strings. Knows nothing of
-models.
+Llama 1 and 2 (and Code Llama): a sentencepiece model. Llama 3: tiktoken's table of byte strings.
 """
 
 from __future__ import annotations
@@ -10,6 +9,11 @@ import base64
 import binascii
 from pathlib import Path
 from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from adapter.errors import LoadError, first_line
 
@@ -52,9 +56,6 @@ def ends_of_answer(tokenizer: Any) -> list[int]:
 
 
 def _sentencepiece(file: Path) -> Any:
-    from sentencepiece import SentencePieceProcessor
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     pieces = SentencePieceProcessor(model_file=str(file))
     numbers = range(pieces.get_piece_size())
     vocabulary = {pieces.id_to_piece(i): i for i in numbers}
@@ -93,8 +94,6 @@ def _tiktoken_ranks(file: Path) -> dict[bytes, int]:
 
 
 def _tiktoken(ranks: dict[bytes, int], later: bool) -> Any:
-    from transformers.convert_slow_tokenizer import TikTokenConverter
-
     class Converter(TikTokenConverter):
         @staticmethod
         def load_tiktoken_bpe(_: str) -> dict[bytes, int]:  # theirs needs the tiktoken package to read the table
@@ -110,9 +109,6 @@ def _tiktoken(ranks: dict[bytes, int], later: bool) -> Any:
 
 
 def _finished(core: Any, bos: str, eos: str, **names: str) -> Any:
-    from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
-
     core.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, core.token_to_id(bos))]
     )

@@ -1,5 +1,5 @@
 """LLaMA models as Meta ships them: `params.json`, `consolidated.*.pth` and `tokenizer.model`, converted into a
-Hugging Face folder. Knows Meta's names, shards and tokenizers; knows nothing of where the result goes.
+Hugging Face folder.
 
 Only tensors are read from a .pth: one with code in it is refused.
 """
@@ -11,15 +11,16 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
 
 from adapter.base.disk_cache import Progress
+from adapter.base.foreign.meta_tokenizer import ends_of_answer, meta_tokenizer
 from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_configs, write_weights
-from adapter.base.meta_tokenizer import ends_of_answer, meta_tokenizer
 from adapter.errors import LoadError, first_line
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _NAMES = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
 _LAYER_NAMES = {
@@ -69,8 +70,6 @@ class MetaBase:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor under Hugging Face's name, put together from its shards."""
-        import torch
-
         theirs, split_dim = _meta_name(name), self.split_dims[name]
         parts = [shard[theirs] for shard in self.shards]
         values = parts[0] if split_dim is None else torch.cat(parts, dim=split_dim)
@@ -125,8 +124,6 @@ def open_meta(folder: Path) -> MetaBase:
 
 
 def _load(file: Path) -> Mapping[str, Tensor]:
-    import torch
-
     try:
         tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -147,9 +144,6 @@ def _load(file: Path) -> Mapping[str, Tensor]:
 def _config(
     folder: Path, params: Mapping[str, Any], shards: Sequence[Mapping[str, Tensor]], sizes: tuple[int, int, int]
 ) -> Any:
-    import torch
-    from transformers import LlamaConfig
-
     dim, layers, heads = sizes
     embedding = shards[0]["tok_embeddings.weight"]
     vocab = int(params.get("vocab_size", -1))
@@ -213,8 +207,6 @@ def _context(folder: Path, params: Mapping[str, Any], vocab: int, theta: float) 
 def _tied(shards: Sequence[Mapping[str, Tensor]]) -> bool:
     if "output.weight" not in shards[0]:
         return True
-    import torch
-
     for shard in shards:
         one, other = shard.get("tok_embeddings.weight"), shard.get("output.weight")
         if one is None or other is None or one.shape != other.shape:
