@@ -1,8 +1,7 @@
-"""Every private name of Gradio that the page depends on, in Python, JavaScript and CSS.
+"""Every private name of Gradio's Python that the page depends on.
 
-Nothing else in this project may use one, but for the routes in adapter/server/request_guard.py.
-tests/ui/test_gradio_internals.py checks each name against the installed Gradio, and requirements.txt bounds its
-version because of this file.
+Nothing else in this project may use one, but for the routes in adapter/server/request_guard.py. requirements.txt
+bounds Gradio's version because of this file, and of the class names in static/*.css and static/*.js.
 """
 
 from __future__ import annotations
@@ -40,48 +39,6 @@ PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
 UNREAD_SECONDS = 300.0  # that results wait for a stream to fetch one: more than the largest takes to arrive
 _MESSAGE_BYTES = 500  # of a message without its output
 SESSION_CHARACTERS = 100  # Gradio's clients name theirs by at most 36
-
-# Class names of Gradio's elements, from the style sheets and scripts in static/.
-CSS_CLASSES = {
-    "page": ("gradio-container", "main", "app", "dark", "divider", "tab-wrapper", "tabitem", "selected"),
-    "blocks": ("block", "padded", "form", "row", "column", "wrap", "primary", "prose", "html-container"),
-    "accordion": ("label-wrap",),
-    "chatbot": (
-        *("bot", "bot-row", "user", "user-row", "component", "message", "message-row", "message-wrap"),
-        *("message-buttons", "message-buttons-right", "icon-button-wrapper", "flex-wrap", "edit-textarea"),
-        *("option", "options", "placeholder", "placeholder-content", "image-container"),
-        *("example", "examples", "example-content", "example-image-container"),
-        *("example-text", "example-text-content"),
-        *(
-            "katex",
-            "katex-display",
-            "token",
-            "keyword",
-            "tag",
-            "function",
-            "string",
-            "number",
-            "attr-value",
-            "comment",
-        ),
-    ),
-    "multimodal textbox": (
-        *("full-container", "submit-button", "stop-button", "thumbnail-item", "delete-button"),
-    ),
-}
-# Values of attributes in their selectors, and addresses that page.js listens to, as written in Gradio's scripts.
-ATTRIBUTES = (
-    "accordion-content",
-    "aria-dropeffect",
-    "data-tab-id",
-    "Cancel",
-    "Copy message",
-    "Edit",
-    "Submit",
-    "-radio-label",
-    "queue/join",
-    "queue/data",
-)
 
 
 class StrictBlocks(gr.Blocks):

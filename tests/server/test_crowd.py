@@ -28,11 +28,10 @@ def ask(url: str, question: dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("people", [4, 16])
-def test_concurrent_answers_equal_answers_alone(url: str, people: int) -> None:
+def test_concurrent_answers_equal_answers_alone(url: str) -> None:
     alone = [ask(url, question) for question in ASKED]
     assert len(set(alone)) == len(ASKED)
-    asked = [(i + turn) % len(ASKED) for turn in range(2) for i in range(people)]
-    with ThreadPoolExecutor(people) as crowd:
+    asked = [i % len(ASKED) for i in range(16)]
+    with ThreadPoolExecutor(16) as crowd:
         answers = list(crowd.map(lambda index: ask(url, ASKED[index]), asked))
     assert answers == [alone[index] for index in asked]

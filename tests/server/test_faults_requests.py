@@ -279,7 +279,7 @@ def test_upload_paths_cannot_be_guessed(server: AppProcess, client: httpx.Client
 
 
 def test_memory_stays_flat_under_concurrency(server: AppProcess) -> None:
-    """Memory after a warm-up, and after three times as much again.
+    """Memory after a warm-up, and after more than twice as much again.
 
     16 MB are allowed: what the allocator holds back moves by a few; what leaked on the way here (a session of
     Gradio's that is never let go of, a loaded adapter) was more.
@@ -294,9 +294,9 @@ def test_memory_stays_flat_under_concurrency(server: AppProcess) -> None:
             answers = list(crowd.map(one, range(16 * count)))
         assert len(set(answers)) <= 15  # equal questions have equal answers
 
-    rounds(8)
+    rounds(4)
     before = process.memory_info().rss, process.num_threads(), process.num_fds()
-    rounds(24)
+    rounds(10)
     after = process.memory_info().rss, process.num_threads(), process.num_fds()
     assert after[0] - before[0] < 16 * 2**20, (before, after)
     assert after[1] - before[1] <= 8 and after[2] - before[2] <= 16, (before, after)

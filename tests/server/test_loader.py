@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -167,23 +166,3 @@ def test_a_start_imports_nothing_that_serving_does_not_need(tiny_folder: Any) ->
     assert NEEDLESS.isdisjoint(found["modules"])
     # The garbage collector is off while the program starts; what is loaded is never looked through again.
     assert found["collector"] == [False, True, True]
-
-
-# A Space on ZeroGPU loads its image encoders at start, and they need torchvision.
-ZERO_START = """
-import app
-arguments = app.parse([])
-loader = app.make_loader(arguments, app.find_place(arguments), app.LazyStore())
-loader.load_here()
-assert loader.status().state == "ready", loader.status()
-assert "timm" in app.sys.modules
-"""
-
-
-@pytest.mark.slow
-def test_a_start_on_zero_gpu_loads_image_encoders() -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests/fake_spaces")])
-    environment = {**os.environ, "PYTHONPATH": path, "SPACES_ZERO_GPU": "true", "SPACE_ID": "me/page"}
-    command = [sys.executable, "-c", ZERO_START]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ from adapter.server import limits, openai_api, openai_schema, texts
 from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import LoadStatus
 from adapter.server.openai_schema import ChatCompletionRequest
-from tests.app_process import PATIENCE, app_process, wait_until
+from tests.app_process import PATIENCE, wait_until
 from tests.fake_engine import FakeCard, FakeCatalog, ReadyProvider
 from tests.hostile_pictures import png
 
@@ -644,29 +644,26 @@ def test_unknown_paths_and_methods(engine: Scripted, method: str, path: str, sta
 
 
 @pytest.mark.slow
-def test_app_answers_openai_client(openai: Any, tmp_path: Path) -> None:
-    with app_process(tmp_path, ready=()) as server:
-        # Starts while the model loads: the client asks again when Retry-After says.
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=30)
-        names = [model.id for model in client.models.list()]
-        assert names[0] == "base" and {"pirate", "see"} <= set(names)
-        client = client.with_options(max_retries=0, timeout=PATIENCE)
-        asked = {"messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0, "max_tokens": 24}
-        base, pirate = (client.chat.completions.create(model=name, **asked) for name in ("base", "pirate"))
-        assert base.choices[0].message.content != pirate.choices[0].message.content
-        assert 0 < base.usage.completion_tokens <= 24
-        off = client.chat.completions.create(model="base", **asked, extra_body={"mix": {"pirate": 0}})
-        assert off.choices[0].message.content == base.choices[0].message.content
-        pieces = [
-            chunk.choices[0].delta.content or ""
-            for chunk in client.chat.completions.create(model="pirate", **asked, stream=True)
-        ]
-        assert len(pieces) > 1 and "".join(pieces) == pirate.choices[0].message.content
-        picture = "data:image/png;base64," + base64.b64encode(COFFEE.read_bytes()).decode()
-        seen = {**asked, "messages": [shown("What is this?", picture)]}
-        assert client.chat.completions.create(model="see", **seen).choices[0].message.content.strip()
-        with pytest.raises(openai.BadRequestError, match="text only"):
-            client.chat.completions.create(model="pirate", **seen)
+def test_app_answers_openai_client(openai: Any, url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=0, timeout=PATIENCE)
+    names = [model.id for model in client.models.list()]
+    assert names[0] == "base" and {"pirate", "see"} <= set(names)
+    asked = {"messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0, "max_tokens": 24}
+    base, pirate = (client.chat.completions.create(model=name, **asked) for name in ("base", "pirate"))
+    assert base.choices[0].message.content != pirate.choices[0].message.content
+    assert 0 < base.usage.completion_tokens <= 24
+    off = client.chat.completions.create(model="base", **asked, extra_body={"mix": {"pirate": 0}})
+    assert off.choices[0].message.content == base.choices[0].message.content
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(model="pirate", **asked, stream=True)
+    ]
+    assert len(pieces) > 1 and "".join(pieces) == pirate.choices[0].message.content
+    picture = "data:image/png;base64," + base64.b64encode(COFFEE.read_bytes()).decode()
+    seen = {**asked, "messages": [shown("What is this?", picture)]}
+    assert client.chat.completions.create(model="see", **seen).choices[0].message.content.strip()
+    with pytest.raises(openai.BadRequestError, match="text only"):
+        client.chat.completions.create(model="pirate", **seen)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import gradio as gr
 import pydantic
 import pytest
 import uvicorn
-from gradio import http_server, processing_utils, queueing, route_utils, routes, state_holder, tunneling
+from gradio import http_server, queueing, route_utils, routes, state_holder, tunneling
 from gradio.component_meta import ComponentMeta
 from gradio.components.base import Component
 from gradio.context import LocalContext
@@ -37,61 +37,45 @@ from adapter.ui.gradio_stubs import without_type_stubs
 from adapter.ui.texts import page as texts
 
 ROOT = Path(internals.__file__).parents[2]
-STATIC = ROOT / "adapter" / "ui" / "static"
-FRONTEND = Path(gr.__file__).parent / "templates" / "frontend"
 
 
-@pytest.fixture(scope="module")
-def frontend() -> str:
-    """Gradio's built scripts and style sheets."""
-    return "\n".join(
-        path.read_text(encoding="utf-8", errors="ignore")
-        for path in sorted(FRONTEND.rglob("*"))
-        if path.suffix in (".js", ".css", ".html")
-    )
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (gr.Blocks, "validate_inputs", ["self", "block_fn", "inputs"]),
+        (gr.Blocks, "postprocess_data", ["self", "block_fn", "predictions", "state"]),
+        (queueing.Queue, "push", ["self", "body", "request", "username"]),
+        (queueing.Queue, "send_message", ["self", "event", "event_message"]),
+        (state_holder.SessionState, "__init__", ["self", "blocks"]),
+        (state_holder.SessionState, "_update_config", ["self", "key"]),
+        (state_holder.SessionState, "_update_value_in_config", ["self", "key", "value"]),
+    ],
+)
+def test_what_is_overridden_takes_the_same_arguments(owner: Any, name: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
 
 
-def uses(name: str, text: str) -> bool:
-    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text) is not None
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [
+        (gr.Blocks.preprocess_data, "self.validate_inputs("),
+        (gr.Blocks.process_api, "await self.postprocess_data("),
+        (gr.blocks.Block, "processing_utils.async_ssrf_protected_download("),
+        (gr.blocks.Block, "is_template"),  # selects the parent's frontend
+        (routes, "blocks._queue.push("),
+        (state_holder.StateHolder, "SessionState(self.blocks)"),
+        (uvicorn.Server, "config.http_protocol_class("),
+        (http_server.Server.__mro__[1], "force_exit"),
+    ],
+)
+def test_what_is_replaced_is_what_gradio_calls(where: Any, call: str) -> None:
+    assert call in inspect.getsource(where)
 
 
-def test_python_names() -> None:
-    assert isinstance(routes.DEFAULT_TEMP_DIR, str), "gradio.routes keeps its temporary folder elsewhere"
-    parameters = inspect.signature(gr.Blocks.validate_inputs).parameters
-    assert list(parameters) == ["self", "block_fn", "inputs"], "Blocks.validate_inputs takes other arguments"
-    assert inspect.iscoroutinefunction(gr.Blocks.preprocess_data), (
-        "Blocks.preprocess_data is no coroutine function"
-    )
-    assert "self.validate_inputs(" in inspect.getsource(gr.Blocks.preprocess_data), (
-        "Blocks.preprocess_data does not call validate_inputs: StrictBlocks has no effect"
-    )
-    parameters = inspect.signature(gr.Blocks.postprocess_data).parameters
-    assert list(parameters) == ["self", "block_fn", "predictions", "state"], (
-        "Blocks.postprocess_data takes other arguments"
-    )
-    assert inspect.iscoroutinefunction(gr.Blocks.postprocess_data) and "await self.postprocess_data(" in (
-        inspect.getsource(gr.Blocks.process_api)
-    ), "StrictBlocks.postprocess_data has no effect"
-    download = "processing_utils.async_ssrf_protected_download("
-    assert download in inspect.getsource(gr.blocks.Block) and processing_utils.async_ssrf_protected_download, (
-        "Block does not download through processing_utils: refuse_remote_files has no effect"
-    )
-    assert "force_exit" in inspect.getsource(http_server.Server.__mro__[1]), "uvicorn.Server has no force_exit"
-    parameters = inspect.signature(queueing.Queue.push).parameters
-    assert list(parameters) == ["self", "body", "request", "username"], "Queue.push takes other arguments"
-    assert "blocks._queue.push(" in inspect.getsource(routes), "limit_events has no effect"
-    assert "config.http_protocol_class(" in inspect.getsource(uvicorn.Server.startup), (
-        "uvicorn does not look up the protocol for each connection: limit_connections has no effect"
-    )
-    assert isinstance(tunneling.CURRENT_TUNNELS, list), "tunneling.CURRENT_TUNNELS is no list"
-    assert {"request", "blocks"} <= set(vars(LocalContext)), "LocalContext has no request or no blocks"
-    assert type(gr.Chatbot) is ComponentMeta, "components have another metaclass than subclass_component expects"
-    assert "is_template" in inspect.getsource(gr.blocks.Block), (
-        "is_template no longer selects the parent's frontend"
-    )
-    assert gr.FileData(path="x").model_dump()["meta"] == {"_type": "gradio.FileData"}, (
-        "see conversation._file_block"
-    )
+def test_names() -> None:
+    assert isinstance(routes.DEFAULT_TEMP_DIR, str) and isinstance(tunneling.CURRENT_TUNNELS, list)
+    assert {"request", "blocks"} <= set(vars(LocalContext)) and type(gr.Chatbot) is ComponentMeta
+    assert gr.FileData(path="x").model_dump()["meta"] == {"_type": "gradio.FileData"}
     assert (internals.PHOTOGRAPHS / "cheetah1.jpg").is_file(), "the example photograph is gone"
 
 
@@ -243,29 +227,6 @@ def test_routes() -> None:
         path = re.sub(r"\{\w+(:path)?\}", "x", route.path)
         for method in route.methods or ("GET", "POST"):
             assert serves(method, path), f"nothing serves {method} {path}: see adapter/server/request_guard.py"
-
-
-def test_css_classes(frontend: str) -> None:
-    names = [name for group in internals.CSS_CLASSES.values() for name in group]
-    missing = [name for name in (*names, *internals.ATTRIBUTES) if not uses(name, frontend)]
-    assert not missing, f"Gradio's elements have no class or attribute {missing}: see static/*.css and page.js"
-
-
-def test_every_class_in_the_style_sheets_is_ours_or_listed(frontend: str) -> None:
-    listed = {name for group in internals.CSS_CLASSES.values() for name in group}
-    ours = "\n".join(
-        path.read_text(encoding="utf-8")
-        for room in ("adapter/ui", "adapter/server", "train/ui")
-        for path in (ROOT / room).rglob("*.py")
-        if path.name != "gradio_internals.py"
-    )
-    for path in STATIC.glob("*.js"):  # what our scripts set is ours; what they look for may be Gradio's
-        ours += "\n".join(["", *re.findall(r"classList\.toggle\([^,)]+", path.read_text(encoding="utf-8"))])
-    for path in STATIC.glob("*.css"):
-        text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        selectors = re.sub(r"\{[^{}]*\}", "", text)
-        for name in set(re.findall(r"\.([a-zA-Z][\w-]*)", selectors)) - listed:
-            assert uses(name, ours) or path.stem == "train", f"{path.name} uses .{name}: list it if it is Gradio's"
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["ours", "control"])
