@@ -1,7 +1,7 @@
 """Greedy answers and likelihoods of a base, with an adapter at a strength or bare.
 
 Answers come from the serving engine, likelihoods from one forward pass in batches: in bfloat16 the two differ by
-rounding. Knows token ids and features of pictures; knows nothing of files or metrics.
+rounding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Perplexity of plain text, and the text that forgetting is measured on. Knows token ids and windows of them."""
+"""Perplexity of plain text, and the text that forgetting is measured on."""
 
 from __future__ import annotations
 

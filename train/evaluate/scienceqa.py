@@ -1,4 +1,4 @@
-"""ScienceQA's table: its nine columns, and the letter that a generated answer names. Knows problems and texts."""
+"""ScienceQA's table: its nine columns, and the letter that a generated answer names."""
 
 from __future__ import annotations
 

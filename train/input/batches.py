@@ -1,4 +1,4 @@
-"""Batches: rows of similar length, padded together with the features of their pictures. Knows no models.
+"""Batches: rows of similar length, padded together with the features of their pictures.
 
 The order of batches is a function of the seed and of a StreamPosition, so that a run can stop and resume anywhere.
 """

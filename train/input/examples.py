@@ -1,4 +1,4 @@
-"""Examples: conversations that end in an answer to learn, from records in files. Knows no tokens and no models."""
+"""Examples: conversations that end in an answer to learn, from records in files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of pictures by the frozen encoder, each picture encoded once. Knows picture files; knows no tokens."""
+"""Features of pictures by the frozen encoder, each picture encoded once."""
 
 from __future__ import annotations
 

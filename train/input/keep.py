@@ -1,7 +1,6 @@
 """Rows that keep what the base knows: unrelated text, on which an adapter is trained towards the frozen base.
 
-Which rows a step gets is a function of the seed and the step. Knows tokens, and the base that may write the text;
-knows no losses.
+Which rows a step gets is a function of the seed and the step.
 """
 
 from __future__ import annotations

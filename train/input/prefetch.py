@@ -1,4 +1,4 @@
-"""Items made in a thread, ahead of their use. Knows nothing of what they are."""
+"""Items made in a thread, ahead of their use."""
 
 from __future__ import annotations
 

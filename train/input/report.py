@@ -1,7 +1,4 @@
-"""A report on training data before training: broken records, lengths, what max_length truncates, missing images.
-
-Knows records and their token ids; knows nothing of models.
-"""
+"""A report on data before training: broken records, lengths, what max_length truncates, missing images."""
 
 from __future__ import annotations
 

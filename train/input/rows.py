@@ -1,4 +1,4 @@
-"""Rows: examples as tokens and labels. Knows the template; knows no batches and no models."""
+"""Rows: examples as tokens and labels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which records are learnt and which are held out, so that no picture and no conversation is on both sides.
 
-Knows records; holds two hashes and no text of each. Knows no tokens, and opens no picture that is a file.
+Holds two hashes and no text of each record, and opens no picture that is a file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the adapter is compared with: PEFT's LoRA and full fine-tuning, on the same batches.
-
-Knows how each is trained; knows nothing of pictures, tables or scores.
-"""
+"""What the adapter is compared with: PEFT's LoRA and full fine-tuning, on the same batches."""
 
 from __future__ import annotations
 

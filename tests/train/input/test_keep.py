@@ -265,7 +265,7 @@ def test_an_adapter_that_keeps_the_base_is_nearer_to_it_and_learns(train_echo, t
     text = collate([TokenisedRow(row, row, Example((), "")) for row in write_own_rows(tiny_base, "raw", 7, 8)], 0)
     found = {}
     for keep in (0.0, 0.5):
-        adapter, loss = train_echo(str(keep), keep=keep, steps=40, lr=0.05, gate_lr=0.05, eval_every=40)
+        adapter, loss = train_echo(str(keep), keep=keep, steps=24, lr=0.05, gate_lr=0.05, eval_every=24)
         with torch.no_grad():
             found[keep] = loss.loss, total_divergence(tiny_base.model, adapter, text).item() / text.supervised
     assert found[0.5][1] < 0.8 * found[0.0][1]

@@ -148,9 +148,13 @@ def test_a_resumed_run_with_pictures_equals_one_that_never_stopped(
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_an_error_in_the_thread_ends_the_run_after_the_steps_before_it(train_seen, pictures, tmp_path):
+def test_an_error_in_the_thread_ends_the_run_after_the_steps_before_it(
+    train_seen, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("train.input.batches._GROUP_BATCHES", 4)
+
     def broken() -> Iterator[Example]:
-        yield from itertools.islice(Seen(pictures), 3 * 4 * 32)
+        yield from itertools.islice(Seen(pictures), 3 * 4 * 4)
         raise DataError("The rest of the file is gone.")
 
     class Broken(Seen):
@@ -159,7 +163,7 @@ def test_an_error_in_the_thread_ends_the_run_after_the_steps_before_it(train_see
     with pytest.raises(DataError, match="gone"):
         train_seen(Broken(pictures), steps=200, eval_every=500)
     steps = [line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
-    assert len(steps) == 3 * 32
+    assert len(steps) == 3 * 4
 
 
 def test_only_what_was_used_counts_as_skipped(train_seen, pictures, tmp_path):
