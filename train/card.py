@@ -59,17 +59,19 @@ def write_card(
     the adapter, if not a recipe of this project. start: digest of the adapter that a recipe's run went on from.
     """
     about: AdapterConfig = adapter.config
-    kind = "image" if about.is_visual else "text"
-    steps = f"{config.steps}" if held_out.last_step == config.steps else f"{held_out.last_step} of {config.steps}"
     tuning = "" if config.tuning_lr is None else f", tuning {config.tuning_lr:g}"
-    rates = f"learning rate {config.lr:g} (gates {config.gate_lr:g}{tuning}), {steps} steps of {config.batch_size}"
-    licence = "" if command else "license: apache-2.0\n"  # the licence of a user's own data is not known
-    started = f"\nIt went on from an adapter of the same recipe with the digest {start}." if start else ""
     run = command or f"python -m train {config.name}{' start_from=FOLDER' if start else ''}"
-    scoring = "" if command else _SCORING.format(name=config.name)
+    loss = "not measured"
+    if math.isfinite(held_out.loss):
+        loss = f"{held_out.loss:.3f} nats a token after {held_out.step} of {held_out.steps} steps"
+    licence = "" if command else "license: apache-2.0\n"  # the licence of a user's own data is not known
+    started = f"It went on from an adapter of the same recipe with the digest {start}.\n" if start else ""
+    scoring = f"""
+`python -m train {config.name} --score --out FOLDER` measures the adapter in FOLDER on the sealed test sets.
+"""
     return f"""---
 {licence}base_model: {about.base.name}
-tags: [llama-adapter, {kind}]
+tags: [llama-adapter, {"image" if about.is_visual else "text"}]
 ---
 
 # {config.name}
@@ -78,22 +80,18 @@ tags: [llama-adapter, {kind}]
 
 {adapter.num_parameters:,} trained parameters for {about.base.name}: {about.prompt_length} adaption prompts in
 each of the topmost {about.insertion_layers} layers, one {about.gate_activation} gate a head.
-{_tuning_sentence(about)}Template: {about.template}.{_vision_sentence(about)}
+{_parts(about)}Template: {about.template}.
 Fingerprint of the base: tokenizer {about.base.tokenizer}, weights {about.base.weights}.
 
 {"" if development is None else _development_section(config.name, development)}## How it was made
 
-`{run}`: AdamW, {rates}, cosine with warm-up, seed {config.seed}.{started}
-{_held_out_sentence(held_out)}
+`{run}`: AdamW, learning rate {config.lr:g} (gates {config.gate_lr:g}{tuning}),
+{config.steps} steps of {config.batch_size}, cosine with warm-up, seed {config.seed}.
+{started}Held-out loss: {loss}.
 Finished on {_today()} with the code of {_commit()}, in {trained_on}. Training and its evaluations took
 {_duration(time.wall)} ({_duration(time.processor)} of processor time).
-{scoring}
+{"" if command else scoring}
 {data}
-"""
-
-
-_SCORING = """
-`python -m train {name} --score --out FOLDER` measures the adapter in FOLDER on the sealed test sets.
 """
 
 
@@ -159,34 +157,17 @@ def _next_section(card: str, start: int) -> int:
     return found.start() if found else len(card)
 
 
-def _held_out_sentence(held_out: HeldOut) -> str:
-    """Which loss it is that is given."""
-    if not math.isfinite(held_out.loss):
-        return "Held-out loss: not measured."
-    which = "the lowest of its run" if held_out.step == held_out.best_step else "the last of its run"
-    sentence = f"Held-out loss: {held_out.loss:.3f} nats a token after {held_out.step} steps, {which}"
-    if held_out.best_step != held_out.step:
-        sentence += f" (lowest: {held_out.best:.3f} after {held_out.best_step})"
-    elif held_out.last_step != held_out.step:
-        sentence += f" ({held_out.last:.3f} after the last, {held_out.last_step})"
-    return f"{sentence}."
-
-
-def _tuning_sentence(config: AdapterConfig) -> str:
-    tuning = config.tuning
-    if tuning is None:
-        return ""
-    lora = f"LoRA of rank {tuning.lora_rank}"
-    kinds = {lora: tuning.lora_rank, "norms": tuning.norms, "biases": tuning.bias, "scales": tuning.scale}
-    used = ", ".join(kind for kind, is_used in kinds.items() if is_used)
-    return f"Beside them, in the topmost {tuning.layers or config.base.num_hidden_layers} layers: {used}.\n"
-
-
-def _vision_sentence(config: AdapterConfig) -> str:
-    vision = config.vision
-    if vision is None:
-        return ""
-    return f" Pictures: {vision.encoder}, {vision.channels}, {vision.projection} projection."
+def _parts(config: AdapterConfig) -> str:
+    """Lines on what is beside the prompts."""
+    lines, tuning, vision = "", config.tuning, config.vision
+    if tuning is not None:
+        kinds = {f"LoRA of rank {tuning.lora_rank}": tuning.lora_rank, "norms": tuning.norms}
+        kinds |= {"biases": tuning.bias, "scales": tuning.scale}
+        used = ", ".join(kind for kind, is_used in kinds.items() if is_used)
+        lines += f"Beside them, in the topmost {tuning.layers or config.base.num_hidden_layers} layers: {used}.\n"
+    if vision is not None:
+        lines += f"Pictures: {vision.encoder}, {vision.channels}, {vision.projection} projection.\n"
+    return lines
 
 
 def _duration(seconds: float) -> str:

@@ -70,18 +70,13 @@ class _Progress:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out losses of a run, in nats a token; NaN where there was nothing to measure on.
-
-    loss: of the adapter that the run ended with, after `step` steps. best, last: of the lowest evaluation, and of
-    the one after the last step.
+    """The held-out loss, in nats a token, of the adapter that a run ended with, which is that after `step` of the
+    `steps` that were taken; NaN where there was nothing to measure on.
     """
 
     loss: float
     step: int
-    best: float
-    best_step: int
-    last: float
-    last_step: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -486,17 +481,16 @@ class _Run:
         self._share_skipped()
         if self.skipped.places:
             self._log(f"{len(self.skipped.places)} examples were skipped")
+        held_out = HeldOut(progress.best, progress.best_step, progress.step)
         if save_last or not progress.best_step:  # 0: no evaluation was finite
             self._save_adapter(required=True)
             self.adapter.load_state_dict(self.result.state_dict())
-            kept, kept_step = progress.held_out, progress.step
+            held_out = HeldOut(progress.held_out, progress.step, progress.step)
         else:
             # The other processes may be on machines that do not see the folder.
             tensors = in_main(self.accelerator, lambda: load_adapter(self.folder.path).state_dict())
             self.adapter.load_state_dict(tensors)
-            kept, kept_step = progress.best, progress.best_step
         self.adapter.requires_grad_(False).eval()
-        held_out = HeldOut(kept, kept_step, progress.best, progress.best_step, progress.held_out, progress.step)
         self._count_time()
         if self.is_main:
             finish(self.adapter, held_out, TrainingTime(progress.wall_seconds, progress.processor_seconds))

@@ -196,8 +196,7 @@ def test_check_and_score_are_refused_where_they_do_not_apply(run, capsys):
     assert "--score is for recipes of the project" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["../x", "a b/c", "/x/y", "..", "-rf", "", "CON", "x" * 41])
-@pytest.mark.parametrize("more", [[], ["--check"], ["--out", "out"]])
+@pytest.mark.parametrize("name, more", [("../x", []), ("-rf", ["--check"]), ("x" * 41, ["--out", "out"])])
 def test_an_invalid_name_is_refused_before_anything_is_read(name, more, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FileExamples, "__init__", lambda *_: pytest.fail("data was read"))
@@ -256,12 +255,6 @@ def test_check_reads_everything_and_trains_nothing(run, tmp_path, capsys, rows):
         and "57 records of 57 pictures or conversations to learn from, 3 of 3 others held out" in output
         and not (tmp_path / "out").exists()
     )
-    rows.write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
-    assert run("--check") == 1
-    assert "'output' is missing" in capsys.readouterr().out
-
-
-def test_check_reads_the_validation_file_too(run, tmp_path, capsys):
     separate = tmp_path / "separate.json"
     separate.write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
     assert run(f"data.validation={separate}", "--check") == 1
@@ -305,16 +298,6 @@ def test_a_step_whose_rows_are_all_passed_over_learns_nothing(run, rows, tmp_pat
     assert len([line for line in lines if "lr" in line]) == 12, "an epoch is six steps"
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 4 and min(losses) > 0, "each of the two rows that are left, once an epoch"
-
-
-def test_check_names_images_without_a_caption(run, tmp_path, capsys):
-    for i in range(5):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
-        if i < 3:
-            (tmp_path / f"{i}.txt").write_text("a square")
-    assert run(f"data={tmp_path}", "--check") == 0
-    output = capsys.readouterr().out
-    assert "3 records" in output and "2 without a caption, and passed over:\n  3.png\n  4.png" in output
 
 
 def test_unknown_recipes_are_named(capsys):

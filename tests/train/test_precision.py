@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -66,29 +63,26 @@ def test_a_gpu_says_itself_what_it_multiplies(monkeypatch, native, capability, c
     assert precision == chosen and "Card" in why
 
 
-def test_what_was_asked_for_stays(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert choose_precision("bf16", CPU) == ("bf16", "as asked")
-
-
 # fp16, whose gradients need a loss scale.
 
 
 @pytest.fixture
-def norms(tiny_folder, tmp_path):
+def norms(run, tmp_path):
     """Trains on the tiny base; returns the norm of each step's gradients."""
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(f'{{"instruction": "{i}>", "output": "{i % 7} and {i % 5}"}}\n' for i in range(40)))
 
     def norms(*more: str) -> list[float]:
-        words = [f"data={data}", "template=raw", "steps=12", "batch_size=4", "prompt_length=4", "held_out=4"]
-        out = ["--base", str(tiny_folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
-        assert main([*words, *out, *more]) == 0
+        assert run("steps=12", "held_out=4", *more) == 0
         lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
         return [line["gradient_norm"] for line in lines if "gradient_norm" in line]
 
     return norms
+
+
+def test_a_run_says_what_was_chosen_and_why(norms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    assert norms("precision=auto")
+    assert "precision fp32: this processor has no bf16 products\n" in capsys.readouterr().out
+    assert "precision: fp32" in (tmp_path / "out" / "recipe.yaml").read_text()
 
 
 def test_fp16_trains_like_fp32_and_so_does_what_accelerate_was_asked_for(norms, monkeypatch, capsys):
@@ -117,7 +111,7 @@ def test_a_step_that_overflows_fp16_is_left_out_and_the_scale_is_halved(norms, m
     found = norms("precision=fp16", "clip_norm=1")
     output, left_out = capsys.readouterr().out, 12 - len(found)  # what is not finite is not recorded
     assert 0 < left_out < 9 and output.count("the loss scale of fp16 halved") == left_out
-    assert scales == [2.0 ** (18 - min(step, left_out)) for step in range(1, 13)]
+    assert scales == sorted(scales, reverse=True) and scales[-1] == 2.0 ** (18 - left_out)
 
 
 @pytest.mark.skipif(not frozen_linear._is_supported({torch.float32}), reason="oneDNN is not built in here")
@@ -125,34 +119,3 @@ def test_a_base_for_the_cpu_is_loaded_with_frozen_products(tiny_folder):
     base = load_to_train(str(tiny_folder), "fp32", "cpu")
     assert isinstance(base.model.lm_head, FrozenLinear)
     assert isinstance(base.model.model.layers[0].self_attn.q_proj, FrozenLinear)
-
-
-def test_a_run_says_what_was_chosen_and_why(tiny_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
-    data = tmp_path / "rows.jsonl"
-    data.write_text('{"instruction": "a", "output": "b"}\n' * 20)
-    words = [f"data={data}", "template=raw", "steps=1", "batch_size=2", "prompt_length=2", "held_out=2"]
-    out = ["--base", str(tiny_folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert main([*words, *out]) == 0
-    assert "precision fp32: this processor has no bf16 products\n" in capsys.readouterr().out
-    assert "precision: fp32" in (tmp_path / "out" / "recipe.yaml").read_text()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for glibc")
-def test_a_steps_memory_is_kept_for_the_next_step():
-    """In a process of its own, because an allocator's settings are those of the whole process."""
-    program = """
-import resource, torch
-from train.precision import _keep_freed_memory
-def new_pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(3):
-        [torch.ones(10_000_000) for _ in range(4)]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-returned = new_pages()
-_keep_freed_memory()
-new_pages()
-print(returned, new_pages())
-"""
-    returned, kept = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
-    assert kept < 1000 < returned

@@ -157,12 +157,6 @@ def test_a_tuning_is_added_or_taken_and_never_replaced(tmp_path, start):
         completed("steps=1", tuned, "tuning.norms=true", "tuning.lora_rank=2")
 
 
-def test_learning_a_tuning_that_is_not_there_is_refused(tiny_base):
-    adapter = new_adapter(TrainConfig("x", steps=1), tiny_base)
-    with pytest.raises(ConfigError, match="learn: tuning finds no tuning"):
-        trainable_parameters(adapter, "tuning")
-
-
 # The base's template.
 
 
@@ -192,11 +186,6 @@ def test_a_base_without_a_chat_template_is_trained_with_alpacas(command, plain_f
     assert "This base has no chat template" in capsys.readouterr().err
 
 
-def test_a_base_with_a_chat_template_keeps_it():
-    log = []
-    assert completed("steps=1", "max_length=100", log=log.append).train.template == "chat" and not log
-
-
 # Presets.
 
 
@@ -213,11 +202,6 @@ def test_published_presets_leave_out_the_papers_number_of_lowest_layers(preset, 
 def test_insertion_layers_are_counted_from_the_top_or_left_out_from_below(tiny_base, count, layers):
     config = TrainConfig("x", steps=1, insertion_layers=count)
     assert new_adapter(config, tiny_base).config.layers == range(4 - layers, 4)
-
-
-def test_a_preset_for_deeper_bases_is_refused(tiny_base):
-    with pytest.raises(ConfigError, match="insertion_layers -4 leaves no layer of this base's 4"):
-        new_adapter(TrainConfig("x", steps=1, insertion_layers=-4), tiny_base)
 
 
 def test_the_published_presets_have_the_published_figures():
@@ -253,16 +237,10 @@ def test_a_run_tells_what_its_preset_sets_and_where_that_comes_from(command, cap
     assert lines[0].startswith("preset v1: LLaMA-Adapter for text, arXiv 2303.16199, section 4.1")
     assert "insertion_layers -2" in lines[1] and "save last" in lines[1] and "warmup 0.4" in lines[1]
     assert lines[2] == "  but the recipe states its own batch_size, max_length, steps in place of epochs"
-
-
-@pytest.mark.parametrize("name", presets())
-def test_every_preset_names_its_source_and_tells_all_that_it_sets(name):
-    start = ["start_from=x"] if name == "v2-instructions" else []
-    told = describe_preset(read_recipe(None, [f"preset={name}", "data=a", *start]))
-    assert (
-        all(f" {key} " in told for key in flatten(presets()[name]["settings"]))
-        and presets()[name]["source"] in told
-    )
+    for name, preset in presets().items():
+        start = ["start_from=x"] if name == "v2-instructions" else []
+        told = describe_preset(read_recipe(None, [f"preset={name}", "data=a", *start]))
+        assert all(f" {key} " in told for key in flatten(preset["settings"])) and preset["source"] in told
 
 
 # Settings that would be ignored.
@@ -274,16 +252,17 @@ def test_every_preset_names_its_source_and_tells_all_that_it_sets(name):
         (["disjoint=2"], "set vision too"),
         (["disjoint=4", "vision.projection=global"], "disjoint 4 leaves none of the 4 insertion layers for text"),
         (["max_length=129"], "max_length 129 is more than the 128 tokens that this base reads"),
+        (["insertion_layers=-4"], "insertion_layers -4 leaves no layer of this base's 4"),
     ],
 )
-def test_what_the_base_or_adapter_cannot_do_is_refused(stated, message):
+def test_what_the_base_or_adapter_cannot_do_is_refused_and_a_default_gives_way(tiny_base, stated, message):
     with pytest.raises(ConfigError, match=message):
         completed("steps=1", *stated)
-
-
-def test_rows_are_cut_where_the_base_ends_and_that_is_told():
+    with pytest.raises(ConfigError, match="learn: tuning finds no tuning"):
+        trainable_parameters(new_adapter(TrainConfig("x", steps=1), tiny_base), "tuning")
     log = []
-    assert completed("steps=1", log=log.append).train.max_length == 128
+    config = completed("steps=1", log=log.append).train
+    assert (config.max_length, config.template) == (128, "chat")
     assert log == ["max_length 128: this base reads no more"]
 
 

@@ -218,10 +218,3 @@ def test_gradients_are_equal_and_activations_take_less(tiny_base, batch):
     (plain, *gradients), (checkpointed, *same) = found
     assert all(map(torch.equal, gradients, same))
     assert 0 < checkpointed < plain / 3
-
-
-def test_a_run_recomputes_activations_where_that_is_asked_for(run, monkeypatch):
-    calls = []
-    monkeypatch.setattr(train.job, "set_gradient_checkpointing", lambda _, enabled: calls.append(enabled))
-    assert run() == 0 and calls == []
-    assert run("gradient_checkpointing=true") == 0 and calls == [True, False]

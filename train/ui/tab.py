@@ -1,7 +1,4 @@
-"""The Train tab: its components, and which event calls which handler.
-
-Logic is in events.py, styles are in static/train.css.
-"""
+"""The Train tab: its components, and which event calls which handler."""
 
 from __future__ import annotations
 
@@ -40,6 +37,8 @@ STYLE_SHEET = Path(__file__).parent / "static" / "train.css"
 # A preview takes seconds of a core: two at a time over all visitors.
 PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2}
 TYPED_ROWS = 8  # that the table begins with; more are added in it
+SETTINGS = ("name", "description", "steps", "rate")  # in the order of RunPlan.with_settings
+Parts = dict[str, Any]  # components by name
 
 
 def train_tab(
@@ -60,27 +59,32 @@ def train_tab(
     handlers = TrainEvents(runs, store, base, public)
     with gr.Column(elem_id="train"):
         gr.Markdown(texts.HINT, elem_classes="hint")
+        parts: Parts = {}
         with gr.Row(equal_height=False, elem_id="steps"):
-            with gr.Column(min_width=320, elem_classes="step"):
-                data = _data(handlers)
-            with gr.Column(min_width=320, elem_classes="step"):
-                settings = _settings()
-            with gr.Column(min_width=320, elem_classes="step"):
-                panel = _run()
-    timer = gr.Timer(SLOW_TICK, active=False)
-    summary, known_names, launched = gr.State(None), gr.State([]), gr.State(None)
+            for number, (title, lay_out) in enumerate(
+                ((texts.DATA, _data), (texts.SETTINGS, _settings), (texts.RUN, _run)), 1
+            ):
+                with gr.Column(min_width=320, elem_classes="step"):
+                    gr.HTML(f'<h2 class="step-title"><b>{number}</b>{title}</h2>')
+                    parts |= lay_out(handlers)
     assert chat.corrections is not None
     with chat.corrections.around:
         owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
-    _connect_data(handlers, data, settings, summary, panel["start"])
-    _connect_run(handlers, data, settings, summary, known_names, launched, owner, panel, timer, tabs)
-    _connect_afterwards(handlers, panel, timer, tabs, chat, compare)
+    timer, plan = gr.Timer(SLOW_TICK, active=False), gr.State(None)
+    _connect_data(handlers, parts, plan)
+    _connect_run(handlers, parts, plan, owner, timer, tabs)
+    _connect_chat(handlers, parts["chat"], parts["which"], timer, tabs, chat)
+    message, panes = compare.message_box, [picker.component for picker in compare.pickers[:2]]
+    compared = {"queue": True, "show_progress": "hidden", **PRIVATE}
+    parts["compare"].click(
+        handlers.compare_with, [parts["which"], message], [tabs, *panes, message, timer], **compared
+    )
+    parts["compare"].click(None, None, compare.view, js=f"() => '{SIDE_BY_SIDE}'", **PRIVATE)
     taught, chat_with_taught = teach_panel(page, handlers, provider, chat.corrections, owner)
     _connect_chat(handlers, chat_with_taught, taught, timer, tabs, chat)
 
 
-def _data(handlers: TrainEvents) -> dict[str, Any]:
-    gr.HTML(_step(1, texts.DATA))
+def _data(handlers: TrainEvents) -> Parts:
     choices = [(f"{s.title}\n{s.description}", s.name) for s in handlers.samples.values()]
     return {
         "sample": gr.Radio(
@@ -93,7 +97,7 @@ def _data(handlers: TrainEvents) -> dict[str, Any]:
     }
 
 
-def _typed_rows() -> dict[str, Any]:
+def _typed_rows() -> Parts:
     table = io.StringIO()
     csv.writer(table).writerows(texts.TEMPLATE_ROWS)
     address = f"data:text/csv;charset=utf-8,{quote(table.getvalue())}"
@@ -114,8 +118,7 @@ def _typed_rows() -> dict[str, Any]:
         return {"rows": rows, "use_rows": gr.Button(texts.USE_ROWS, size="sm")}
 
 
-def _settings() -> dict[str, Any]:
-    gr.HTML(_step(2, texts.SETTINGS))
+def _settings(_: TrainEvents) -> Parts:
     return {
         "name": gr.Textbox(label=texts.NAME, placeholder=texts.NAME_HINT, max_length=MAX_NAME_LENGTH, max_lines=1),
         "description": gr.Textbox(
@@ -131,9 +134,8 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _run() -> dict[str, Any]:
-    gr.HTML(_step(3, texts.RUN))
-    panel: dict[str, Any] = {
+def _run(_: TrainEvents) -> Parts:
+    panel: Parts = {
         "start": gr.Button(texts.START, variant="primary", interactive=False, elem_id="train-start"),
         "which": gr.Dropdown([], label=texts.WHICH, visible=False, filterable=False, elem_id="train-which"),
         "run": gr.HTML(nothing_html(texts.NOTHING_YET), elem_id="train-run"),
@@ -154,86 +156,51 @@ def _run() -> dict[str, Any]:
     return panel
 
 
-def _connect_data(
-    handlers: TrainEvents, data: dict[str, Any], settings: dict[str, Any], summary: gr.State, start: gr.Button
-) -> None:
-    sample, upload, preview = (data[key] for key in ("sample", "upload", "preview"))
-    outputs = [preview, summary, *settings.values(), start]
-    inputs = [summary, settings["name"], settings["description"]]
+def _connect_data(handlers: TrainEvents, parts: Parts, plan: gr.State) -> None:
+    sample, upload, preview, start = (parts[key] for key in ("sample", "upload", "preview", "start"))
+    values = [parts[key] for key in SETTINGS]
+    described = [parts["takes"], parts["command"], start]
+    outputs, inputs = [preview, plan, *values, *described], [plan, parts["name"], parts["description"]]
     event = {"show_progress": "minimal", "show_progress_on": preview, **PREVIEW, **PRIVATE}
     sample.input(handlers.choose_sample, [sample, *inputs], [upload, *outputs], **event)
     upload.upload(handlers.choose_upload, [upload, *inputs], [sample, *outputs], **event)
     upload.clear(handlers.clear_data, inputs, [sample, *outputs], **UNQUEUED)
-    typed = data["use_rows"].click(handlers.use_rows, data["rows"], upload, **QUEUED)
+    typed = parts["use_rows"].click(handlers.use_rows, parts["rows"], upload, **QUEUED)
     typed.success(handlers.choose_upload, [upload, *inputs], [sample, *outputs], **event)
-    values = [settings[key] for key in ("name", "description", "steps", "rate")]
-    gr.on(
-        [component.change for component in values],
-        handlers.describe_settings,
-        [summary, *values],
-        [settings["takes"], settings["command"], start],
-        trigger_mode="always_last",
-        **UNQUEUED,
-    )
+    changes = [component.change for component in values]
+    last = {"trigger_mode": "always_last", **UNQUEUED}
+    gr.on(changes, handlers.describe_settings, [plan, *values], described, **last)
 
 
 def _connect_run(
-    handlers: TrainEvents,
-    data: dict[str, Any],
-    settings: dict[str, Any],
-    summary: gr.State,
-    known_names: gr.State,
-    launched: gr.State,
-    owner: gr.BrowserState,
-    panel: dict[str, Any],
-    timer: gr.Timer,
-    tabs: gr.Tabs,
+    handlers: TrainEvents, parts: Parts, plan: gr.State, owner: gr.BrowserState, timer: gr.Timer, tabs: gr.Tabs
 ) -> None:
-    which = panel["which"]
-    order = ("which", "run", "start", "stop", "go_on", "chat", "compare", "download", "log")
-    first, *others = (panel[key] for key in order)
-    outputs = [first, known_names, launched, *others, timer]
-    values = [settings[key] for key in ("name", "description", "steps", "rate")]
-    panel["start"].click(
+    known_names, launched, which = gr.State([]), gr.State(None), parts["which"]
+    shown = [parts[key] for key in ("run", "start", "stop", "go_on", "chat", "compare", "download", "log")]
+    outputs = [which, known_names, launched, *shown, timer]
+    parts["start"].click(
         handlers.start,
-        [owner, data["sample"], data["upload"], summary, *values],
+        [owner, parts["sample"], parts["upload"], plan, *[parts[key] for key in SETTINGS]],
         [owner, *outputs],
         show_progress="minimal",
-        show_progress_on=panel["run"],
+        show_progress_on=parts["run"],
         **PREVIEW,
         **PRIVATE,
     )
-    visitor = [summary, settings["name"], owner]
-    panel["stop"].click(handlers.stop, [which, launched, *visitor], outputs, **QUEUED)
-    panel["go_on"].click(handlers.resume, [which, *visitor], outputs, **QUEUED)
+    visitor = [plan, parts["name"], owner]
+    parts["stop"].click(handlers.stop, [which, launched, *visitor], outputs, **QUEUED)
+    parts["go_on"].click(handlers.resume, [which, *visitor], outputs, **QUEUED)
     gr.on([timer.tick, which.input], handlers.panel, [which, *visitor, known_names], outputs, **UNQUEUED)
 
     def select_tab(
-        name: str | None, data: Any, new_name: str, owner: str, event: gr.SelectData
+        name: str | None, plan: Any, new_name: str, owner: str, event: gr.SelectData
     ) -> tuple[Any, ...]:
         """Stops the timer while another tab is open."""
         if event.value != page_texts.TRAIN:
             return *[gr.skip()] * (len(outputs) - 1), gr.Timer(active=False)
-        return handlers.panel(name, data, new_name, owner, None)
+        return handlers.panel(name, plan, new_name, owner, None)
 
     tabs.select(select_tab, [which, *visitor], outputs, **UNQUEUED)
-
-
-def _connect_afterwards(
-    handlers: TrainEvents,
-    panel: dict[str, Any],
-    timer: gr.Timer,
-    tabs: gr.Tabs,
-    chat: TabParts,
-    compare: TabParts,
-) -> None:
-    event = {"queue": True, "show_progress": "hidden", **PRIVATE}
-    message, panes = compare.message_box, [picker.component for picker in compare.pickers[:2]]
-    _connect_chat(handlers, panel["chat"], panel["which"], timer, tabs, chat)
-    panel["compare"].click(
-        handlers.compare_with, [panel["which"], message], [tabs, *panes, message, timer], **event
-    )
-    panel["compare"].click(None, None, compare.view, js=f"() => '{SIDE_BY_SIDE}'", **PRIVATE)
 
 
 def _connect_chat(
@@ -243,7 +210,3 @@ def _connect_chat(
     outputs = [tabs, *[picker.component for picker in chat.pickers], box, timer]
     fresh = button.click(None, js="() => window.chatPage.openNew()", **UNQUEUED)
     fresh.then(handlers.chat_with, [run, box], outputs, queue=True, show_progress="hidden", **PRIVATE)
-
-
-def _step(number: int, title: str) -> str:
-    return f'<h2 class="step-title"><b>{number}</b>{title}</h2>'
