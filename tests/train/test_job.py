@@ -36,7 +36,7 @@ from train.config import TrainConfig
 from train.input.examples import Example
 from train.job import HeldOut, Stopped, rate_factor
 from train.loop import new_adapter
-from train.processes import in_main
+from train.processes import in_main, sum_gradients
 from train.run_folder import METRICS, STATE, RunFolder, TrainError
 
 WORDS = ("ab", "cd", "ef", "gh")
@@ -205,6 +205,9 @@ class Group:
         self.barrier.wait()
         return found
 
+    def reduce(self, values: torch.Tensor, _: str) -> torch.Tensor:
+        return torch.stack(self.gather([values])).sum(0)
+
     @property
     def rank(self) -> int:
         return int(threading.current_thread().name)
@@ -212,7 +215,7 @@ class Group:
     def accelerator(self, *_: Any) -> Any:
         return types.SimpleNamespace(
             num_processes=2, process_index=self.rank, is_main_process=self.rank == 0, device=torch.device("cpu"),
-            local_main_process_first=contextlib.nullcontext, trackers=[],
+            local_main_process_first=contextlib.nullcontext, reduce=self.reduce, trackers=[],
         )  # fmt: skip
 
     def run(self, work: Callable[[int], Any]) -> list[Any]:
@@ -251,6 +254,16 @@ def test_what_fails_in_the_first_process_fails_in_all(group, error):
 
 def throw(error: BaseException) -> Any:
     raise error
+
+
+def test_gradients_and_figures_are_summed_over_processes_and_a_missing_gradient_is_zero(group):
+    def work(rank: int) -> tuple[list[Any], list[float]]:
+        parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+        parameters[rank].grad = torch.full_like(parameters[rank], 2.0 + rank)
+        sums = sum_gradients(group.accelerator(), parameters, torch.tensor([1.0, rank]))
+        return [p.grad.tolist() for p in parameters], sums.tolist()
+
+    assert group.run(work) == 2 * [([[[2.0] * 3] * 2, [3.0] * 4], [2.0, 1.0])]
 
 
 def have_other_data(node: Path) -> None:
