@@ -78,14 +78,9 @@ def batch_prompts(
 
 def total_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
     """Summed cross-entropy of the answers' tokens, in nats; the head runs on those positions only."""
-    kv = batch_prompts(adapter, model, batch.features, batch.rows, disjoint)
-    # Right-padded: causal attention alone keeps padding from the supervised positions.
-    hidden = model.model(
-        input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.rows
-    ).last_hidden_state
     targets = batch.labels[:, 1:]
-    supervised = targets != IGNORED
-    return _HeadLoss.apply(hidden[:, :-1][supervised], model.lm_head, targets[supervised])
+    hidden = _adapted_states(model, adapter, batch, disjoint)
+    return _HeadLoss.apply(hidden, model.lm_head, targets[targets != IGNORED])
 
 
 def supervised_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
@@ -95,14 +90,20 @@ def supervised_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoin
 
 def total_divergence(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
     """Summed KL(base || adapted) of the next token at the batch's supervised positions, in nats."""
-    supervised = batch.labels[:, 1:] != IGNORED
     with torch.no_grad():
-        base = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1][supervised]
+        base = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        base = base[:, :-1][batch.labels[:, 1:] != IGNORED]
+    return _HeadLoss.apply(_adapted_states(model, adapter, batch, disjoint), model.lm_head, base)
+
+
+def _adapted_states(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int) -> Tensor:
+    """Hidden states of the positions before supervised ones, [P, hidden_size]."""
     kv = batch_prompts(adapter, model, batch.features, batch.rows, disjoint)
-    hidden = model.model(
+    # Right-padded: causal attention alone keeps padding from the supervised positions.
+    states = model.model(
         input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.rows
     ).last_hidden_state
-    return _HeadLoss.apply(hidden[:, :-1][supervised], model.lm_head, base)
+    return states[:, :-1][batch.labels[:, 1:] != IGNORED]
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -24,6 +24,7 @@ MIN_RECORDS = 4
 UPLOADS = [".jsonl", ".json", ".tsv", ".csv", ".zip"]
 MAX_LENGTH = 512  # tokens of a record, the default of TrainConfig
 PREVIEW_RECORDS = 6
+_NO_LIMIT = "Train on a part of it, or on the command line, where there is no limit."
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def open_upload(file: Path, folder: Path) -> TrainingData:
         raise BadInput("The uploaded file is no longer on the server. Send it again.")
     if (size := file.stat().st_size) > MAX_FILE_BYTES:
         raise BadInput(
-            f"'{file.name}' has {size / 2**20:.0f} MB; {MAX_FILE_BYTES // 2**20} MB are the limit. "
-            "Train on a part of it, or on the command line, where there is no limit."
+            f"'{file.name}' has {size / 2**20:.0f} MB; {MAX_FILE_BYTES // 2**20} MB are the limit. {_NO_LIMIT}"
         )
     left_out: list[str] = []
     if suffix == ".zip":
@@ -123,10 +123,7 @@ def _open(path: Path, name: str, folder: Path, left_out: tuple[str, ...], single
 
     records = open_records(path)
     if len(records) > MAX_RECORDS:
-        raise BadInput(
-            f"'{name}' has {len(records):,} records; {MAX_RECORDS:,} are the limit here. "
-            "Train on a part of it, or on the command line, where there is no limit."
-        )
+        raise BadInput(f"'{name}' has {len(records):,} records; {MAX_RECORDS:,} are the limit here. {_NO_LIMIT}")
     pictures = _count_images(records, folder)
     if pictures and single_file:
         raise BadInput(
