@@ -236,68 +236,70 @@ def _essence(data: bytes) -> _Essence:
 
 
 def _png_essence(data: bytes) -> _Essence:
-    kept, exif, at = [data[:8]], b"", 8
+    kept, exif, offset = [data[:8]], b"", 8
     for _ in range(_MAX_PARTS):
-        (length,) = struct.unpack_from(">I", data, at)
-        kind, end = data[at + 4 : at + 8], at + 12 + length
+        (length,) = struct.unpack_from(">I", data, offset)
+        kind, end = data[offset + 4 : offset + 8], offset + 12 + length
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
-            kept.append(data[at:end])
+            kept.append(data[offset:end])
         elif kind == b"eXIf":
-            exif = data[at + 8 : end - 4]
+            exif = data[offset + 8 : end - 4]
         if kind == b"IEND" or end >= len(data):
             return _Essence(b"".join(kept), "PNG", exif)
-        at = end
+        offset = end
     raise ValueError("more chunks than a picture needs")
 
 
 def _jpeg_essence(data: bytes) -> _Essence:
-    kept, exif, at = [data[:2]], b"", 2
+    kept, exif, offset = [data[:2]], b"", 2
     components, kind = 0, "JPEG"
     for _ in range(_MAX_PARTS):
-        at = data.index(b"\xff", at)
-        marker = data[at + 1]
+        offset = data.index(b"\xff", offset)
+        marker = data[offset + 1]
         if marker < 0xC0 or marker == 0xFF or 0xD0 <= marker <= 0xD8:  # padding, or what has no length
-            at += 1
+            offset += 1
             continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        end = at + 2 + length
+        (length,) = struct.unpack_from(">H", data, offset + 2)
+        end = offset + 2 + length
         if marker == 0xDA:
             # libjpeg holds all coefficients of a picture that comes in several scans.
-            if data[at + 4] != components:
+            if data[offset + 4] != components:
                 kind = "progressive JPEG"
-            pixels_end = data.find(b"\xff\xd9", at) if kind == "JPEG" else -1  # cameras append films
-            return _Essence(b"".join([*kept, data[at : pixels_end + 2 if pixels_end > 0 else None]]), kind, exif)
+            pixels_end = data.find(b"\xff\xd9", offset) if kind == "JPEG" else -1  # cameras append films
+            return _Essence(
+                b"".join([*kept, data[offset : pixels_end + 2 if pixels_end > 0 else None]]), kind, exif
+            )
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if marker > 0xC2:
                 raise ValueError("a kind of JPEG that no camera or browser writes")
-            components = data[at + 9]
+            components = data[offset + 9]
             kind = "progressive JPEG" if marker == 0xC2 else kind
-        if marker == 0xE1 and not exif and data[at + 4 : at + 10] == b"Exif\0\0":
-            exif = data[at + 4 : end]
+        if marker == 0xE1 and not exif and data[offset + 4 : offset + 10] == b"Exif\0\0":
+            exif = data[offset + 4 : end]
         # Of the applications' segments JFIF's and Adobe's say how colours are encoded.
         if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
-            kept.append(data[at:end])
-        at = end
+            kept.append(data[offset:end])
+        offset = end
     raise ValueError("more segments than a picture needs")
 
 
 def _gif_parts(data: bytes) -> Iterator[bytes]:
     """The header and palette, the control block of the first frame, that frame, and the end."""
-    at = 13 + _gif_palette(data[10])
+    offset = 13 + _gif_palette(data[10])
     control = b""
-    yield data[:at]
+    yield data[:offset]
     for _ in range(_MAX_PARTS):
-        if data[at] == 0x21:
-            end = _gif_blocks_end(data, at + 2)
-            control = data[at:end] if data[at + 1] == 0xF9 else control
-        elif data[at] == 0x2C:
+        if data[offset] == 0x21:
+            end = _gif_blocks_end(data, offset + 2)
+            control = data[offset:end] if data[offset + 1] == 0xF9 else control
+        elif data[offset] == 0x2C:
             yield control
-            yield data[at : _gif_blocks_end(data, at + 11 + _gif_palette(data[at + 9]))]
+            yield data[offset : _gif_blocks_end(data, offset + 11 + _gif_palette(data[offset + 9]))]
             yield b";"
             return
         else:
-            end = at + 1
-        at = end
+            end = offset + 1
+        offset = end
     raise ValueError("more blocks than a picture needs")
 
 
@@ -306,11 +308,11 @@ def _gif_palette(flags: int) -> int:
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _gif_blocks_end(data: bytes, at: int) -> int:
+def _gif_blocks_end(data: bytes, offset: int) -> int:
     for _ in range(10 * _MAX_PARTS):
-        if at >= len(data) or not data[at]:
-            return at + 1
-        at += 1 + data[at]
+        if offset >= len(data) or not data[offset]:
+            return offset + 1
+        offset += 1 + data[offset]
     raise ValueError("smaller blocks than a picture needs")
 
 
@@ -320,9 +322,9 @@ def _orientation(exif: bytes) -> int:
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is not None:
         try:
-            (at,) = struct.unpack_from(f"{order}4xI", tiff)
-            (count,) = struct.unpack_from(f"{order}H", tiff, at)
-            for entry in range(at + 2, at + 2 + 12 * count, 12):
+            (offset,) = struct.unpack_from(f"{order}4xI", tiff)
+            (count,) = struct.unpack_from(f"{order}H", tiff, offset)
+            for entry in range(offset + 2, offset + 2 + 12 * count, 12):
                 tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
                 if tag == 0x0112:
                     return value

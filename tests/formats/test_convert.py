@@ -72,11 +72,6 @@ def test_the_fingerprint_of_a_base_without_weights(tiny_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_fingerprint_of_the_embedded_base(base):
-    assert base_fingerprint() == base.fingerprint
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "hidden, layers, message", [(4096, 32, "hidden_size 4096 instead of 576"), (576, 32, "32 lay")]
 )

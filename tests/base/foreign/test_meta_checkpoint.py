@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -118,34 +117,6 @@ def test_converted_once_and_again_when_a_file_changes(tmp_path, cache, monkeypat
     torch.save(other.parts(0), folder / "consolidated.00.pth")
     assert (loaded(folder).model.model.norm.weight == 2).all()
     assert [path.name[:10] for path in cache.iterdir() if path.is_dir()] == ["llama-2-7b"]
-
-
-KILLED = """
-import os, signal, sys
-from adapter.base import hf_folder, resolve
-hf_folder.SHARD_BYTES = 60_000
-save, count = hf_folder.save_file, 0
-def dying(*arguments, **more):
-    global count
-    count += 1
-    if count == 3: os.kill(os.getpid(), signal.SIGKILL)
-    save(*arguments, **more)
-hf_folder.save_file = dying
-resolve.find_foreign(sys.argv[1]).folder()
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_conversion_leaves_nothing_and_can_be_restarted(tmp_path, cache):
-    written = fresh(LLAMA)
-    folder = written.write(tmp_path / "model")
-    process = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL
-    assert [path for path in cache.iterdir() if path.is_dir() and path.name[0] != "."] == []
-    assert list(cache.glob(".model-*")), "it left what it had"
-    ids = torch.arange(20)
-    assert_close(logits(loaded(folder), ids), written.logits(ids), rtol=1e-4, atol=1e-3)
-    assert not list(cache.glob(".model-*"))
 
 
 PEAK = """
