@@ -42,9 +42,9 @@ from train.config import Precision, RecipeFile, TrainConfig, changed, read_recip
 from train.evaluate.answerer import Answerer
 from train.evaluate.perplexity import forgetting
 from train.evaluate.report import describe_device
+from train.input.data_check import make_report
 from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
-from train.input.report import make_report
 from train.input.rows import Tokeniser
 from train.job import HeldOut, Stopped, TrainingTime, check_run, train
 from train.loop import new_adapter

@@ -121,7 +121,9 @@ def expand(rows: DatasetRows, column: str) -> DatasetRows:
     import pyarrow.compute as pc
 
     data = rows.dataset.data.column(column)
-    if not (pa.types.is_list(data.type) or pa.types.is_large_list(data.type)):
+    if not any(
+        check(data.type) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    ):
         return rows
     lengths = pc.fill_null(pc.list_value_length(data), 0).to_numpy()
     if not lengths.any():

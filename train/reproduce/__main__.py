@@ -20,7 +20,7 @@ from adapter.base.threads import available_cores
 from adapter.errors import AdapterError, with_detail
 from train.evaluate.perplexity import unrelated_text
 from train.reproduce.benchmark import drawn_benchmark, open_benchmark
-from train.reproduce.report import write_report
+from train.reproduce.page import write_report
 from train.reproduce.runs import FULL, QUICK, finished, perform_all, planned_runs
 from train.reproduce.tables import Figures
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -145,105 +145,77 @@ def perform(run: Run, benchmark: Benchmark, out: Path, text: str, base: str = BA
         return path
     folder = out / "runs" / run.name
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, or that had other settings
-    measurement = _Measurement(run, benchmark, text, base)
-    if run.method == "base":
-        measurement.measure_base()
-    elif run.method == "adapter":
-        measurement.train_adapter(folder)
-    else:
-        measurement.train_baseline()
+    results = _measured(run, benchmark, folder, text, base)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"run": asdict(run), **measurement.results}, indent=1) + "\n")
+        temporary.write_text(json.dumps({"run": asdict(run), **results}, indent=1) + "\n")
     return path
 
 
-class _Measurement:
-    """The figures of one run as they are measured.
+def _measured(run: Run, benchmark: Benchmark, folder: Path, text: str, base_name: str) -> dict[str, Any]:
+    """The figures of a run, which is trained in `folder`.
 
     Times are the process's on the processor: those of a clock on the wall would depend on what else it does.
     """
-
-    def __init__(self, run: Run, benchmark: Benchmark, text: str, base: str) -> None:
-        self.run, self.benchmark, self.text, self.base = run, benchmark, text, base
-        self.precision, _ = choose_precision("auto", torch.device("cpu"))
-        self.results: dict[str, Any] = {"precision": self.precision, **provenance()}
-        self._started = time.process_time()
-
-    def measure_base(self) -> None:
-        base = load_to_train(self.base, self.precision, device="cpu")
-        self._score(Answerer(base))
-        self._finish()
-
-    def train_adapter(self, folder: Path) -> None:
-        run, benchmark = self.run, self.benchmark
-        base = load_to_train(self.base, self.precision, device="cpu")
-        config = run.config(_vision_config(benchmark) if run.pictures else None)
-        adapter = new_adapter(config, base)
-        if isinstance(adapter.projection, GlobalProjection):
-            levels = [benchmark.features[p.id].levels for p in benchmark.splits["train"] if p.has_image]
-            whiten(adapter.projection, torch.cat(levels))
-
-        def examples(split: str) -> Any:
-            return benchmark.examples(run.pictures, run.questions, run.seed) if split == "train" else ()
-
-        started = time.process_time()
-        trained, _ = train(config, base, examples, folder, adapter)
-        seconds = time.process_time() - started
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        steps = [line for line in lines if "loss" in line]
-        self._record_training(
-            adapter.num_parameters, seconds, steps[-1]["tokens"], [step["loss"] for step in steps]
-        )
-        self.results["bytes"] = (folder / "adapter.safetensors").stat().st_size
-        self.results["largest_gate"] = steps[-1]["largest_gate"]
-        self._score(Answerer(base, trained))
-        self._measure_strengths(base, trained)
-        self._finish()
-
-    def train_baseline(self) -> None:
-        run = self.run
-        dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
-        base = load_base(self.base, quantization="none", device="cpu", dtype=dtype)
+    started = time.process_time()
+    precision, _ = choose_precision("auto", torch.device("cpu"))
+    training: dict[str, Any] = {}
+    if run.method == "base":
+        answerer = Answerer(load_to_train(base_name, precision, device="cpu"))
+    elif run.method == "adapter":
+        base = load_to_train(base_name, precision, device="cpu")
+        adapter, training = _train_adapter(run, benchmark, folder, base)
+        answerer = Answerer(base, adapter)
+    else:
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        base = load_base(base_name, quantization="none", device="cpu", dtype=dtype)
         baseline = Baseline(run.method, base)
-        losses, seconds, tokens = baseline.train(
-            self.benchmark.examples(False, run.questions, run.seed), run.steps, run.batch_size, run.seed
-        )
-        self._record_training(baseline.num_parameters, seconds, tokens, losses)
-        self.results["bytes"] = baseline.file_bytes
-        self._score(Answerer(base))
-        self._finish()
+        examples = benchmark.examples(False, run.questions, run.seed)
+        losses, seconds, tokens = baseline.train(examples, run.steps, run.batch_size, run.seed)
+        training = {"losses": losses, "seconds": seconds, "tokens": tokens, "parameters": baseline.num_parameters}
+        training["bytes"] = baseline.file_bytes
+        answerer = Answerer(base)
+    splits, few = benchmark.splits, run.questions
+    parts = {"test": splits["test"]}
+    if few:  # after over-fitting: problems of validation, and those that were seen
+        parts |= {"val": splits["val"], "seen": splits["train"][:few]}
+    results: dict[str, Any] = {"precision": precision, **provenance(), **training}
+    results |= {name: answer(answerer, problems, benchmark, run.pictures) for name, problems in parts.items()}
+    windows = text_windows(answerer.base, text)[:_WINDOWS]
+    results |= {"perplexity": {"1.0": perplexity(answerer, windows)}, "accuracy": {}}
+    without_picture = [p for p in splits["test"] if not p.has_image]
+    for strength in STRENGTHS if run.strengths else (0.0,) if run.method == "adapter" else ():
+        weaker = replace(answerer, strength=strength)
+        results["perplexity"][str(strength)] = perplexity(weaker, windows)
+        if run.strengths:
+            right = answer(weaker, without_picture, benchmark, shown=False)["right"]
+            results["accuracy"][str(strength)] = 100 * sum(right) / len(right)
+    return results | {"total_seconds": time.process_time() - started}
 
-    def _record_training(self, parameters: int, seconds: float, tokens: int, losses: list[float]) -> None:
-        self.results |= {"parameters": parameters, "seconds": seconds, "tokens": tokens, "losses": losses}
 
-    def _perplexity(self, answerer: Answerer) -> float:
-        windows = text_windows(answerer.base, self.text)
-        return perplexity(answerer, windows[:_WINDOWS])
+def _train_adapter(run: Run, benchmark: Benchmark, folder: Path, base: Base) -> tuple[Adapter, dict[str, Any]]:
+    """The trained adapter, and what its training took."""
+    config = run.config(_vision_config(benchmark) if run.pictures else None)
+    adapter = new_adapter(config, base)
+    if isinstance(adapter.projection, GlobalProjection):
+        levels = [benchmark.features[p.id].levels for p in benchmark.splits["train"] if p.has_image]
+        whiten(adapter.projection, torch.cat(levels))
 
-    def _score(self, answerer: Answerer) -> None:
-        """Answers the test's problems; after over-fitting also those of validation, and those that were seen."""
-        splits, few = self.benchmark.splits, self.run.questions
-        parts = {"test": splits["test"]}
-        if few:
-            parts |= {"val": splits["val"], "seen": splits["train"][:few]}
-        for name, problems in parts.items():
-            self.results[name] = answer(answerer, problems, self.benchmark, self.run.pictures)
-        self.results["perplexity"] = {str(1.0): self._perplexity(answerer)}
+    def examples(split: str) -> Any:
+        return benchmark.examples(run.pictures, run.questions, run.seed) if split == "train" else ()
 
-    def _measure_strengths(self, base: Base, adapter: Adapter) -> None:
-        """Measures unrelated text, and the test's problems without a picture, with the gates scaled."""
-        problems = [p for p in self.benchmark.splits["test"] if not p.has_image]
-        self.results["accuracy"] = {}
-        for strength in STRENGTHS if self.run.strengths else (0.0,):
-            answerer = Answerer(base, adapter, strength)
-            self.results["perplexity"][str(strength)] = self._perplexity(answerer)
-            if self.run.strengths:
-                found = answer(answerer, problems, self.benchmark, shown=False)
-                self.results["accuracy"][str(strength)] = 100 * sum(found["right"]) / len(problems)
-
-    def _finish(self) -> None:
-        self.results["total_seconds"] = time.process_time() - self._started
+    started = time.process_time()
+    trained, _ = train(config, base, examples, folder, adapter)
+    seconds = time.process_time() - started
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    return trained, {
+        "losses": [step["loss"] for step in steps],
+        "seconds": seconds,
+        "tokens": steps[-1]["tokens"],
+        "parameters": adapter.num_parameters,
+        "bytes": (folder / "adapter.safetensors").stat().st_size,
+        "largest_gate": steps[-1]["largest_gate"],
+    }
 
 
 def provenance() -> dict[str, str]:

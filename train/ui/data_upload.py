@@ -16,7 +16,7 @@ from train.ui import texts
 
 if TYPE_CHECKING:
     from train.formats.dataset import Record, Records
-    from train.input.report import Report
+    from train.input.data_check import Report
 
 MAX_FILE_BYTES = 40 * 2**20
 MAX_RECORDS = 20_000
@@ -161,7 +161,7 @@ def _count_images(records: Records, folder: Path) -> int:
 
 def make_preview(data: TrainingData, base: str) -> Preview:
     """Reads all records once, as the trainer will. Raises BadInput if too few can be trained on."""
-    from train.input.report import make_report
+    from train.input.data_check import make_report
     from train.input.rows import Tokeniser
 
     tokenizer, template = _tokenizer(base)

@@ -18,7 +18,7 @@ from train.ui.data_upload import Preview
 
 if TYPE_CHECKING:
     from train.formats.dataset import Record
-    from train.input.report import Faults, Report
+    from train.input.data_check import Faults, Report
 
 _TURN_CHARACTERS = 220
 _THUMBNAIL_PIXELS = 96

@@ -38,7 +38,7 @@ from train.reproduce.benchmark import (
     open_benchmark,
     prompt,
 )
-from train.reproduce.report import plot, write_report
+from train.reproduce.page import plot, write_report
 from train.reproduce.runs import FULL, QUICK, STRENGTHS, Run, planned_runs, whiten
 from train.reproduce.tables import Figures, claims, steps_until_learnt
 

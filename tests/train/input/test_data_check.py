@@ -14,9 +14,9 @@ from PIL import Image
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from train.formats.dataset import Record, open_records
-from train.input import report as reports
+from train.input import data_check
+from train.input.data_check import Faults, Report, make_report
 from train.input.examples import Example
-from train.input.report import Faults, Report, make_report
 from train.input.rows import IGNORED, TokenisedRow, Tokeniser
 
 
@@ -95,8 +95,8 @@ def test_images_are_opened_once_each_and_faults_named(tmp_path, monkeypatch):
     good, gone = "good.png", "gone.png"
     names = [good, gone, "text.png", good, "cut.png", gone, "folder.png", "x" * 300, "a\0b"]
     opened = []
-    real = reports.open_image
-    monkeypatch.setattr(reports, "open_image", lambda path: opened.append(path.name) or real(path))
+    real = data_check.open_image
+    monkeypatch.setattr(data_check, "open_image", lambda path: opened.append(path.name) or real(path))
     data = records(tmp_path, *(record(3, 2, image=name) for name in names), record(3, 2))
     report = report_on(data, 10)
     assert opened == ["good.png", "text.png", "cut.png"]
