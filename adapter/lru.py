@@ -19,7 +19,7 @@ class LRU(Generic[K, V]):
     """
 
     def __init__(self, limit: int, size: Callable[[V], int] = lambda value: 1) -> None:
-        self._limit, self._size_of = limit, size
+        self.limit, self._size_of = limit, size
         self.size = 0  # of all values
         self._values: OrderedDict[K, V] = OrderedDict()
         self._lock = threading.Lock()
@@ -57,9 +57,9 @@ class LRU(Generic[K, V]):
     def make_room(self, size: int) -> bool:
         """Forget values until `size` more fit; False, without forgetting any, if they never would."""
         with self._lock:
-            if size > self._limit:
+            if size > self.limit:
                 return False
-            while self.size + size > self._limit:
+            while self.size + size > self.limit:
                 self.size -= self._size_of(self._values.popitem(last=False)[1])
             return True
 

@@ -50,7 +50,7 @@ class DecodeBatch(Generic[R]):
 
     def leave(self, row: R) -> None:
         self._members.pop(self.rows.index(row))
-        self._changed = True
+        self._prompts, self._changed = None, True
 
     def step(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
         """Read new tokens of each row; returns the logits behind each of them, [tokens, vocab_size].

@@ -11,10 +11,11 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -31,7 +32,7 @@ from adapter.serve.form import NO_FORM
 from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, Inspection, Inspector, base_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
-from adapter.serve.prompts import PromptKVBuilder
+from adapter.serve.prompts import PromptKVBuilder, Prompts
 from adapter.serve.request import Answer, BaseLogprobs, FinishReason, GenerationEvent, GenerationRequest
 from adapter.serve.sampling import Sampled, check_finite, sample
 from adapter.serve.scheduler import (
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 64  # running or waiting
 BASE_CHUNK = 32  # tokens of an answer that the frozen base reads at once; first fewer, beside other rows more
+_ENCODING_SECONDS = 2.0  # that closing waits for the picture that is being encoded
 MAX_FAILURES = 3  # of the forward pass in a row, after which the engine is broken
 BROKEN = "The model has failed several times in a row and stopped. Whoever runs this server must start it again."
 
@@ -73,16 +75,19 @@ class Engine:
         log.info("Serving with %s%s", f"{threads} threads and " * bool(threads), self.cache_budget.describe())
         self.base = base
         self.store = store
-        self.prompts = PromptKVBuilder(base, encoders)
+        prompt_bytes = self.cache_budget.prompt_bytes
+        self.prompts = PromptKVBuilder(base, encoders, prompt_bytes)
         # Not a Condition, whose `notify` needs its lock: the garbage collector may free an answer, and so wake the
         # worker, in a thread that holds the lock. Putting into a SimpleQueue is safe there.
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()  # of the next four
         self._slots = SlotAllocator(self.cache_budget.tokens)
-        self._scheduler = Scheduler(base.stop_ids, self._slots)
+        self._scheduler = Scheduler(base.stop_ids, self._slots, prompt_bytes)
         self._open: set[Row] = set()  # from submit to the last event
         self._refusal: AdapterError | None = None  # why the worker stops and nothing is accepted any more
-        self._forward = make_forward(base, threads)  # this and the next six belong to the worker
+        self._forward = make_forward(base, threads)  # this and the next eight belong to the worker
+        self._nothing = self._forward.prepare(None)
+        self._prepared: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # of running rows, by their prompts
         self._cache = KVCache(base, self.cache_budget.tokens)
         self._batch: DecodeBatch[Row] = DecodeBatch(self._cache, self._forward)
         self._prefix_cache = PrefixCache(self.cache_budget.prefix_bytes)
@@ -90,10 +95,13 @@ class Engine:
         self._done = EngineStatistics()  # the counts of steps; replaced as a whole, read by any thread
         self._prefill_chunk = prefill_chunk(base.device)
         self._inspector = Inspector(base, self.prompts)
-        # Images are encoded beside the worker, so that they do not delay the decode steps.
-        self._encoder = ThreadPoolExecutor(1, "encoder")
+        # Images are encoded beside the worker, so that they do not delay the decode steps. Daemons, which no exit
+        # of the program waits for: the second may be downloading an encoder.
+        self._with_images: SimpleQueue[Row | None] = SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._worker.start()
+        self._encoder = threading.Thread(target=self._prepare_images, name="encoder", daemon=True)
+        for thread in (self._worker, self._encoder):
+            thread.start()
 
     def describe(self) -> str:
         """One line about the base."""
@@ -113,6 +121,7 @@ class Engine:
             Detokenizer(self.base.tokenizer, request.stop),
             time.perf_counter(),
             admitted.form,
+            stop_ids=self.base.stop_ids,
         )
         row.reads_base = bool(
             request.base_logprobs
@@ -129,7 +138,7 @@ class Engine:
                 displaced.mailbox.put(queue_full(MAX_REQUESTS))
                 self._open.remove(displaced)
             if request.image is not None:
-                self._encoder.submit(self._prepare, row)
+                self._with_images.put(row)
             self._open.add(row)
         if request.image is None:
             self._prepare(row)
@@ -157,9 +166,7 @@ class Engine:
         ids = admit(replace(request, form=NO_FORM), self.base, self._load).prompt_ids
         adapters = load_adapters(request, self._load)
         try:
-            return self._inspector.inspect(
-                adapters, request.image, request.mute_layers, request.mute_heads, ids, answer_ids
-            )
+            return self._inspector.inspect(adapters, request, ids, answer_ids)
         except FloatingPointError:
             raise _overflow(request) from None
 
@@ -170,9 +177,10 @@ class Engine:
     def close(self) -> None:
         """Stop the worker; open requests end with Busy."""
         self._refuse(Busy(CLOSED))
-        self._encoder.shutdown(cancel_futures=True)
+        self._with_images.put(None)
         self._inspector.close()
         self._worker.join()
+        self._encoder.join(_ENCODING_SECONDS)
         self._forward.close()
 
     @property
@@ -211,18 +219,20 @@ class Engine:
         row.cancelled = True
         self._wake.put(None)
 
+    def _prepare_images(self) -> None:
+        while (row := self._with_images.get()) is not None:
+            self._prepare(row)
+
     # In the caller's thread, or in the encoder's for a request with an image.
 
     def _prepare(self, row: Row) -> None:
         """Build the row's prompts, then let it wait for its turn."""
         request = row.request
         try:
-            if not row.cancelled:
-                row.prompt_kv, prompts = self.prompts.build(
+            if not row.cancelled and self._refusal is None:
+                row.prompts = self.prompts.build(
                     row.adapters, request.image, request.mute_layers, request.mute_heads, request.gates
                 )
-                # How many tokens were cached, and how soon the first comes, would tell what others have asked.
-                row.prefix_key = (request.client.network, request.client.session, prompts)
         except BaseException as error:  # whatever it is: the reader would wait for ever
             _log(error)
             self._end(row, _for_reader(error, request))
@@ -290,7 +300,7 @@ class Engine:
                 prefill_seconds=done.prefill_seconds + time.perf_counter() - began,
             )
         elif rows := self._batch.rows:
-            self._decode(rows)
+            self._decode()
             self._done = replace(
                 done,
                 decode_steps=done.decode_steps + 1,
@@ -315,9 +325,9 @@ class Engine:
         """Read the next chunk of a prompt. After the last one the row gets its first token and joins the batch."""
         assert row.slot is not None
         if row.prepared is None:  # not earlier: it may be a copy of a V2 adapter, and many rows may wait
-            row.prepared, row.prompt_kv = self._forward.prepare(row.prompt_kv), None
+            row.prepared = self._prepare_prompts(row.prompts)
         if row.computed_tokens == 0:
-            kv = self._prefix_cache.longest_prefix(row.prefix_key, row.token_ids)
+            kv = self._prefix_cache.longest_prefix(row.prefix_key(), row.token_ids)
             if kv is not None:
                 self._cache.write(row.slot, kv)
                 row.computed_tokens = row.cached_tokens = kv.shape[3]
@@ -337,16 +347,36 @@ class Engine:
         if self._postprocess(row, sampled):
             self._batch.join(row, row.slot, row.prepared)
 
-    def _decode(self, rows: Sequence[Row]) -> None:
+    def _prepare_prompts(self, prompts: Prompts | None) -> Any:
+        """What the forward pass reads of the prompts: one copy for all running rows that have the same."""
+        if prompts is None:
+            return self._nothing
+        prepared = self._prepared.get(prompts.key)
+        if prepared is None:
+            with self._lock:
+                held = self._scheduler.prompt_bytes()
+            self._prefix_cache.reserve(held + self.prompts.cached_bytes)
+            prepared = self._prepared[prompts.key] = self._forward.prepare(prompts.mixed())
+        return prepared
+
+    def _decode(self) -> None:
         """Read the newest token of each row, and a draft of those behind it where that is worth it."""
-        drafts = [_draft(row, len(rows)) for row in rows]
-        tokens = [[row.token_ids[-1], *draft] for row, draft in zip(rows, drafts, strict=True)]
-        logits = self._batch.step(tokens, [row.kv_tokens for row in rows])
-        for row, sampled in zip(rows, sample(logits, [row.sampler for row in rows], drafts), strict=True):
+        drafts = {}
+        for row in self._batch.rows:
+            try:
+                drafts[row] = _draft(row, len(self._batch))
+            except Exception as error:
+                self._fail(row, error)
+        if not drafts:
+            return
+        tokens = [[row.token_ids[-1], *draft] for row, draft in drafts.items()]
+        logits = self._batch.step(tokens, [row.kv_tokens for row in drafts])
+        tokens_by_row = sample(logits, [row.sampler for row in drafts], list(drafts.values()))
+        for row, sampled in zip(drafts, tokens_by_row, strict=True):
             self._postprocess(row, sampled)
         # A pass of its own over several tokens: it reads the weights once, and delays the others less than a row
         # of the batch would, which takes part in each step.
-        chunk = BASE_CHUNK * min(2, len(rows))
+        chunk = BASE_CHUNK * min(2, len(drafts))
         behind = [
             row
             for row in self._batch.rows
@@ -362,14 +392,15 @@ class Engine:
         assert row.base_slot is not None
         try:
             if row.base_tokens == 0:
-                kv = self._prefix_cache.longest_prefix(row.base_prefix_key, row.token_ids[: row.prompt_tokens])
+                kv = self._prefix_cache.longest_prefix(
+                    row.prefix_key(of_base=True), row.token_ids[: row.prompt_tokens]
+                )
                 if kv is not None:
                     self._cache.write(row.base_slot, kv)
                     row.base_tokens = kv.shape[3]
             start, of_prompt = row.base_tokens, row.base_tokens < row.prompt_tokens - 1
             end = min(row.prompt_tokens - 1 if of_prompt else row.kv_tokens, start + self._prefill_chunk)
-            nothing = self._forward.stack([self._forward.prepare(None)])
-            ids = [row.token_ids[start:end]]
+            nothing, ids = self._forward.stack([self._nothing]), [row.token_ids[start:end]]
             logits = self._forward(self._cache, ids, [row.base_slot], [start], nothing, not of_prompt)
             check_finite(logits)
             found = () if of_prompt else base_logprobs(self.base, logits, row.token_ids[start + 1 : end + 1])
@@ -391,7 +422,7 @@ class Engine:
 
     def _check_base(self) -> None:
         """Raises if the base cannot read a token: then a failure was not that of one row."""
-        nothing = self._forward.stack([self._forward.prepare(None)])
+        nothing = self._forward.stack([self._nothing])
         logits = self._forward(KVCache(self.base, BLOCK), [[0]], [Slot(0, BLOCK)], [0], nothing)
         if not logits.isfinite().all():
             raise RuntimeError("the base's own numbers overflow")
@@ -399,10 +430,10 @@ class Engine:
     def _postprocess(self, row: Row, sampled: Sequence[Sampled]) -> bool:
         """Send the row's next tokens, as from `sample`; False if the row has ended with one of them."""
         events: list[GenerationEvent] = []
-        complete = row.form is not None and row.form.complete
         for number, token in enumerate(sampled, start=1):
             try:
-                events.append(self._next_event(row, token, complete and number == len(sampled)))
+                complete = number == len(sampled) and row.form is not None and row.form.complete
+                events.append(self._next_event(row, token, complete))
             except Exception as error:  # nothing of it is shared with other rows
                 row.mailbox.put(*events)
                 self._fail(row, error)
@@ -417,9 +448,7 @@ class Engine:
 
     def _next_event(self, row: Row, sampled: Sampled, complete: bool) -> GenerationEvent:
         """complete: whether nothing can follow the token in the row's form."""
-        if sampled is None:
-            raise FloatingPointError("the logits are not finite")
-        if isinstance(sampled, AdapterError):
+        if isinstance(sampled, Exception):
             raise sampled
         token, logprob = sampled
         with self._lock:
@@ -469,15 +498,16 @@ class Engine:
         try:
             if keep and row.slot is not None and tokens:
                 kv = self._cache.read(row.slot, tokens)
-                self._prefix_cache.add(row.prefix_key, row.token_ids[:tokens], kv)
+                self._prefix_cache.add(row.prefix_key(), row.token_ids[:tokens], kv)
                 if row.base_slot is not None and row.reads_base and (tokens := row.base_tokens):
                     kv = self._cache.read(row.base_slot, tokens)
-                    self._prefix_cache.add(row.base_prefix_key, row.token_ids[:tokens], kv)
+                    self._prefix_cache.add(row.prefix_key(of_base=True), row.token_ids[:tokens], kv)
         except Exception:  # no memory for the copy: the row has its answer, and the others need none of this
             log.exception("The KV of an answer was not kept")
         finally:
             with self._lock:
                 self._scheduler.remove(row)
+            row.prompts = row.prepared = None  # the reader may keep its answer, and that the row
 
     def _end_all(self) -> None:
         assert self._refusal is not None

@@ -22,7 +22,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import LayerPrompts, PromptKV, grouped
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.prompts import PromptKVBuilder
-from adapter.serve.request import BaseLogprobs
+from adapter.serve.request import BaseLogprobs, GenerationRequest
 from adapter.serve.sampling import check_finite
 
 MAX_TOKENS = 2048  # of prompt and answer together
@@ -101,36 +101,41 @@ class Inspector:
         self._base, self._prompts = base, prompts
         self._places = threading.BoundedSemaphore(MAX_WAITING)
         self._thread = ThreadPoolExecutor(1, "inspector")
+        self._building = threading.Lock()
 
     def inspect(
         self,
         adapters: Sequence[tuple[Adapter, float]],
-        image: Image.Image | None,
-        mute_layers: tuple[int, ...],
-        mute_heads: tuple[int, ...],
+        request: GenerationRequest,
         prompt_ids: Sequence[int],
         answer_ids: Sequence[int],
     ) -> Inspection:
-        """Wait for the inspection's result. Raises BadInput, or Busy if too many wait or this is closed."""
+        """Wait for the inspection of an answer that `adapters` gave to `request`.
+
+        Raises BadInput, or Busy if too many wait or this is closed.
+        """
         if (count := len(prompt_ids) + len(answer_ids)) > MAX_TOKENS:
             raise BadInput(
                 f"Conversation and answer have {count} tokens; answers within {MAX_TOKENS} can be looked into. "
                 "Start a new conversation."
             )
 
-        def run() -> Inspection:
-            prompts, _ = self._prompts.build(adapters, image, mute_layers, mute_heads)
-            no_image = None
-            if image is not None:
-                no_image, _ = self._prompts.build(adapters, None, mute_layers, mute_heads)
-            if prompts is None:
+        def prompts(image: Image.Image | None) -> PromptKV:
+            changes = request.mute_layers, request.mute_heads, request.gates
+            built = self._prompts.build(adapters, image, *changes)
+            if built is None:
                 raise BadInput("The frozen base has no prompts to look into. Ask with an adapter.")
-            return inspect_answer(self._base, [a for a, _ in adapters], prompt_ids, answer_ids, prompts, no_image)
+            return built.mixed()
 
         if not self._places.acquire(blocking=False):
             raise Busy(f"{MAX_WAITING} answers are being looked into already. Try again in a minute.")
         try:
-            return self._thread.submit(run).result()
+            with self._building:  # not in the thread, for whose end closing waits: an encoder may be downloaded
+                whole = prompts(request.image)
+                no_image = None if request.image is None else prompts(None)
+            names = [adapter for adapter, _ in adapters]
+            work = self._thread.submit(inspect_answer, self._base, names, prompt_ids, answer_ids, whole, no_image)
+            return work.result()
         except (CancelledError, RuntimeError) as error:
             if isinstance(error, CancelledError) or "shutdown" in str(error):
                 raise Busy(CLOSED) from None

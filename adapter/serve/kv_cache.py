@@ -7,7 +7,6 @@ token ids; knows nothing of requests.
 from __future__ import annotations
 
 from bisect import insort
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from adapter.base import memory
 from adapter.base.llama import Base
 from adapter.errors import BadInput
+from adapter.lru import LRU
 from adapter.serve.device import to_device
 
 # The cache is read in whole blocks of tokens behind a mask. torch's attention then returns the same bits for a row
@@ -36,6 +36,11 @@ class CacheBudget:
     tokens: int
     prefix_bytes: int
     bytes: int  # of both
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Of earlier rows' bytes, what prompts may have that are kept, and as much again those of running rows."""
+        return self.prefix_bytes // 4
 
     def describe(self) -> str:
         return f"a KV cache of {self.bytes / 1e9:.2g} GB: {self.tokens:,} tokens of running rows (--cache-gb)"
@@ -263,26 +268,33 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self.bytes = 0
-        self._entries: OrderedDict[tuple[Hashable, tuple[int, ...]], Tensor] = OrderedDict()
+        self._entries: LRU[tuple[Hashable, tuple[int, ...]], Tensor] = LRU(max_bytes, lambda kv: kv.nbytes)
+        self._reserved = 0
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        return self._entries.size
+
+    def reserve(self, size: int) -> None:
+        """Leave so many bytes of the limit to others, until the next call."""
+        self._reserved = min(size, self._entries.limit)
+        self._entries.make_room(self._reserved)
 
     def add(self, key: Hashable, ids: Sequence[int], kv: Tensor) -> None:
         """Store a copy of the KV of these tokens, [layers, 2, Hkv, len(ids), head_dim], if it fits.
 
         It is made once there is room, so that entries and copy never exceed the limit together.
         """
-        for other in [e for e in self._entries if e[0] == key and tuple(ids[: len(e[1])]) == e[1]]:
-            self._evict(other)  # the new entry contains it
-        if kv.nbytes > self._max_bytes:
+        if kv.nbytes + self._reserved > self._entries.limit:
             return
-        while self.bytes + kv.nbytes > self._max_bytes:
-            self._evict(next(iter(self._entries)))
-        self._entries[key, tuple(ids)] = kv.clone()
-        self.bytes += kv.nbytes
+        for other in self._entries:
+            if other[0] == key and tuple(ids[: len(other[1])]) == other[1]:
+                self._entries.pop(other)  # the new entry contains it
+        self._entries.make_room(kv.nbytes + self._reserved)
+        self._entries.put((key, tuple(ids)), kv.clone())
 
     def longest_prefix(self, key: Hashable, ids: Sequence[int]) -> Tensor | None:
         """The cached KV of the longest common prefix with `ids`; never of the last token, which must be read."""
@@ -290,13 +302,8 @@ class PrefixCache:
         for entry in self._entries:
             if entry[0] == key and (common := _common_prefix_length(entry[1], ids[:-1])) > length:
                 best, length = entry, common
-        if best is None:
-            return None
-        self._entries.move_to_end(best)
-        return self._entries[best][:, :, :, :length]
-
-    def _evict(self, entry: tuple[Hashable, tuple[int, ...]]) -> None:
-        self.bytes -= self._entries.pop(entry).nbytes
+        kv = None if best is None else self._entries.get(best)
+        return None if kv is None else kv[:, :, :, :length]
 
 
 def _common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:

@@ -1,16 +1,11 @@
-"""Prompt keys and values for the rows of a batch: from adapters, an image and mutes to one PromptKV entry.
-
-Knows adapters, image encoders and the base; knows nothing of requests.
-"""
+"""Prompt keys and values for the rows of a batch: from adapters, an image and mutes to one PromptKV entry."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -19,49 +14,61 @@ from torch import Tensor
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.errors import BadInput
+from adapter.lru import LRU
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.deltas import Deltas
 from adapter.method.vision import VisualEncoder, VisualFeatures
 
 _MAX_ENCODERS = 4
-_MAX_ENTRIES = 32  # of visual features, and of prompt keys and values
+_MAX_FEATURES = 32  # pictures
+_MAX_BYTES = 2**28  # of prompt keys and values
 _BLANK = Image.new("RGB", (224, 224), (128, 128, 128))
-T = TypeVar("T")
 
 
-class LRUCache:
-    """The most recently used values. Thread-safe; two callers never compute one value twice.
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts and deltas of one row: those of each adapter and picture, which rows share, with strengths.
 
-    Not functools.lru_cache: that one computes a value twice when two threads miss it at once.
+    key: equal for rows with equal prompts. mute_layers, mute_heads, gates: as in GenerationRequest.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._lock = threading.Lock()
-        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+    parts: tuple[tuple[PromptKV, float], ...]
+    key: Hashable
+    mute_layers: tuple[int, ...] = ()
+    mute_heads: tuple[int, ...] = ()
+    gates: tuple[tuple[int, int, float], ...] = ()
 
-    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """The value of `key`, computed on a miss."""
-        with self._lock:
-            if key not in self._values:
-                self._values[key] = compute()
-            self._values.move_to_end(key)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
-            return self._values[key]
+    @cached_property
+    def bytes(self) -> int:
+        """What the copy takes at most that a forward pass makes of them: in fp32."""
+        return sum(_prompt_bytes(kv, 4) for kv, _ in self.parts)
+
+    @torch.inference_mode()
+    def mixed(self) -> PromptKV:
+        """One entry with all gated terms. Raises BadInput for a layer or head that has nothing to mute."""
+        mixed = PromptKV.mixed([kv.scaled(strength) for kv, strength in self.parts])
+        mixed = mute(mixed, layers=self.mute_layers) if self.mute_layers else mixed
+        mixed = mute(mixed, heads=self.mute_heads) if self.mute_heads else mixed
+        return scale_gates(mixed, self.gates) if self.gates else mixed
 
 
 class PromptKVBuilder:
     """Builds the prompts of rows on one base. Thread-safe; an image is encoded once for all requests with it."""
 
-    def __init__(self, base: Base, encoders: Mapping[str, VisualEncoder] | None = None) -> None:
-        """encoders: image encoders that are loaded already, by name."""
+    def __init__(
+        self, base: Base, encoders: Mapping[str, VisualEncoder] | None = None, max_bytes: int = _MAX_BYTES
+    ) -> None:
+        """encoders: image encoders that are loaded already, by name. max_bytes: of prompts that are kept."""
         self._base = base
         self._loaded_encoders = encoders or {}
-        self._encoders = LRUCache(_MAX_ENCODERS)
-        self._features = LRUCache(_MAX_ENTRIES)
-        self._prompt_kv = LRUCache(_MAX_ENTRIES)
+        self._encoders: LRU[str, VisualEncoder] = LRU(_MAX_ENCODERS)
+        self._features: LRU[Hashable, VisualFeatures] = LRU(_MAX_FEATURES)
+        self._prompt_kv: LRU[Hashable, PromptKV] = LRU(max_bytes, _prompt_bytes)
+
+    @property
+    def cached_bytes(self) -> int:
+        return self._prompt_kv.size
 
     @torch.inference_mode()
     def build(
@@ -71,37 +78,47 @@ class PromptKVBuilder:
         mute_layers: tuple[int, ...] = (),
         mute_heads: tuple[int, ...] = (),
         gates: tuple[tuple[int, int, float], ...] = (),
-    ) -> tuple[PromptKV | None, Hashable]:
-        """One entry with the gated terms of all adapters at their strengths, and a key that identifies it.
+    ) -> Prompts | None:
+        """The prompts of all adapters at their strengths; None for the frozen base.
 
-        None for the frozen base. Visual adapters get the image; mute_layers, mute_heads and gates are as in
-        GenerationRequest. Raises BadInput for a layer or head that has nothing to mute.
+        Visual adapters get the image; mute_layers, mute_heads and gates are as in GenerationRequest. Raises
+        BadInput for a layer or head that has nothing to mute.
 
         A mix sums the terms, which are those of `adapters` in order. A visual adapter brings not only what it sees
         but how it answers, and drowns the voice of the others. So its terms with a blank picture are taken off,
         times the text adapters' strength (1 at most): what is left is what this picture changes. They come last.
+        Its deltas are the same for each picture, so that the same rule takes that part of them off.
         """
+        if not adapters:
+            return None
         image_hash = b"" if image is None else hash_image(image)
-        voice = min(1.0, sum(strength for adapter, strength in adapters if not adapter.config.is_visual))
-        parts, blanks, key = [], [], []
+        text_strength = min(1.0, sum(strength for adapter, strength in adapters if not adapter.config.is_visual))
+        parts: list[tuple[PromptKV, float]] = []
+        blanks, key = [], []
         for adapter, strength in adapters:
             seen, seen_hash = (image, image_hash) if adapter.config.is_visual else (None, b"")
-            parts.append(self._project(adapter, seen, seen_hash).scaled(strength))
-            if seen is not None and voice:
-                blank = self._project(adapter, _BLANK, hash_image(_BLANK)).scaled(-strength * voice)
-                blanks.append(replace(blank, deltas=None))
             key.append((adapter, strength, seen_hash))
-        if not parts:
-            return None, ()
-        mixed = PromptKV.mixed([*parts, *blanks])
-        mixed = mute(mixed, layers=mute_layers) if mute_layers else mixed
-        mixed = mute(mixed, heads=mute_heads) if mute_heads else mixed
-        mixed = scale_gates(mixed, gates) if gates else mixed
-        return mixed, (*key, mute_layers, mute_heads, gates)
+            kv = self._project(adapter, seen, seen_hash)
+            if seen is None or not text_strength:
+                parts.append((kv, strength))
+                continue
+            parts.append((replace(kv, deltas=None), strength))
+            if kv.deltas is not None and text_strength < 1:
+                parts.append((PromptKV({}, kv.size, kv.deltas), strength * (1 - text_strength)))
+            blank = replace(self._project(adapter, _BLANK, hash_image(_BLANK)), deltas=None)
+            blanks.append((blank, -strength * text_strength))
+        whole_key = (*key, mute_layers, mute_heads, gates)
+        prompts = Prompts((*parts, *blanks), whole_key, mute_layers, mute_heads, gates)
+        if mute_layers or mute_heads or gates:
+            prompts.mixed()  # raises now what would be raised later
+        return prompts
 
     def _project(self, adapter: Adapter, image: Image.Image | None, image_hash: bytes) -> PromptKV:
-        features = None if image is None else self._encode(adapter, image, image_hash)
-        return self._prompt_kv.get((adapter, image_hash), lambda: adapter(self._base.model, features))
+        def project() -> PromptKV:
+            features = None if image is None else self._encode(adapter, image, image_hash)
+            return adapter(self._base.model, features)
+
+        return self._prompt_kv.compute((adapter, image_hash), project)
 
     def _encode(self, adapter: Adapter, image: Image.Image, image_hash: bytes) -> VisualFeatures:
         vision = adapter.config.vision
@@ -109,12 +126,22 @@ class PromptKVBuilder:
         options = vision.encoding
 
         def encode() -> VisualFeatures:
-            encoder = self._loaded_encoders.get(vision.encoder) or self._encoders.get(
+            encoder = self._loaded_encoders.get(vision.encoder) or self._encoders.compute(
                 vision.encoder, lambda: load_encoder(vision.encoder, self._base.device)
             )
             return encoder.encode([image], **options)
 
-        return self._features.get((vision.encoder, *options.values(), image_hash), encode)
+        return self._features.compute((vision.encoder, *options.values(), image_hash), encode)
+
+
+def _prompt_bytes(kv: PromptKV, number_bytes: int | None = None) -> int:
+    """Of all tensors, as they are or with so many bytes a number."""
+    tensors = [t for terms in kv.layers.values() for p in terms for t in (p.keys, p.values, p.gates)]
+    if kv.deltas is not None:
+        deltas = kv.deltas.linears.values()
+        tensors += [t for d in deltas for t in (d.bias, d.scale, d.down, d.up) if t is not None]
+        tensors += kv.deltas.norms.values()
+    return sum(t.numel() * (number_bytes or t.element_size()) for t in tensors)
 
 
 def hash_image(image: Image.Image) -> bytes:

@@ -1,20 +1,19 @@
-"""Sampling of the next tokens of many requests at once. Knows logits; knows nothing of text or models."""
+"""Sampling of the next tokens of many requests at once."""
 
 from __future__ import annotations
 
 import math
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapter.errors import AdapterError
 from adapter.serve.device import to_device
 from adapter.serve.form import FormState
 from adapter.serve.settings import Settings
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
 
 _DEFAULTS = Settings()
 _ROUNDING = 2.0**-24  # of fp32, relative
+_NOT_FINITE = "the logits are not finite"
 _LOWEST_TEMPERATURE = 1e-30  # at which the likeliest token is sampled as at 0
 
 SampledToken = tuple[int, float]  # a token, and its log-probability by the model: before all that changes logits
-# Or why there is none: None where the logits are not finite, and what the row's form raised.
-Sampled = SampledToken | AdapterError | None
+Sampled = SampledToken | Exception  # or why there is none: FloatingPointError where logits are not finite
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class SamplingParams:
 
     In the order in which they apply, each as in transformers and vLLM:
     repetition_penalty: the logits of tokens that the prompt or the answer has are divided by it, or multiplied
-    where they are negative. An answer that is held to a form has none: its marks and the words that it copies have
-    to come again.
+    where they are negative; not those of tokens that end an answer, which stand in every prompt. An answer that is
+    held to a form has none: its marks and the words that it copies have to come again.
     temperature: 0 takes the likeliest token, whatever follows. top_k: only the k likeliest tokens, and those as
     likely as the k-th. top_p: only the fewest of these that together are as likely as that. min_p: only tokens
     that are at least so many times as likely as the likeliest.
@@ -60,45 +59,70 @@ class SamplingParams:
 def check_finite(logits: Tensor) -> None:
     """Raises FloatingPointError if a logit is infinite or no number: somewhere in the pass numbers overflowed."""
     if float((logits * 0).sum()) != 0:  # NaN then, in a twelfth of the time of isfinite().all()
-        raise FloatingPointError("the logits are not finite")
+        raise FloatingPointError(_NOT_FINITE)
+
+
+class Inputs(NamedTuple):
+    """What one token is sampled by, beside its logits.
+
+    number: random, above 0 and below 1, exact in fp32. allowed: of the form. penalised: the tokens that the
+    repetition penalty is on, some twice.
+    """
+
+    params: SamplingParams
+    number: float = 0.0
+    allowed: Allowed | None = None
+    penalised: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 class Sampler:
     """The parameters, the form and the random numbers of one request. Without a seed the system chooses one.
 
     Each token that is sampled at a temperature above 0 uses up one number. They are made on the CPU, so that a
-    seed gives the same ones on every device. prompt: its token ids, for the repetition penalty.
+    seed gives the same ones on every device. prompt: its token ids, for the repetition penalty; stop_ids: tokens
+    without one.
     """
 
-    def __init__(self, params: SamplingParams, form: FormState | None = None, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        form: FormState | None = None,
+        prompt: Sequence[int] = (),
+        stop_ids: Collection[int] = (),
+    ) -> None:
         self.params = params if form is None else replace(params, repetition_penalty=1.0)
         self.form = form
-        self._penalised = array("q", prompt if self.params.repetition_penalty > 1 else ())
+        self._penalises = self.params.repetition_penalty > 1
+        self._penalised = array("q", (i for i in prompt if i not in stop_ids) if self._penalises else ())
         self._random = random.Random(params.seed)
         self._numbers: list[float] = []  # drawn and not yet used up
 
-    def peek(self, count: int) -> list[float]:
-        """The next `count` numbers, above 0 and below 1, exact in fp32."""
-        if self.params.temperature == 0:
-            return [0.0] * count
+    def inputs(self, drafts: Sequence[int] = ()) -> Inputs:
+        """Of the token behind these drafts. Those of a form are valid until the next call, and without drafts."""
+        number, penalised = 0.0, np.empty(0, np.int64)
+        if self.params.temperature > 0:
+            self._draw_numbers(len(drafts) + 1)
+            number = self._numbers[len(drafts)]
+        if self._penalises:
+            penalised = np.array(self._penalised + array("q", drafts))
+        return Inputs(self.params, number, None if self.form is None else self.form.allowed(), penalised)
+
+    def accept(self, token: int) -> None:
+        """The request's next token. Raises BadInput if the form cannot go on behind it."""
+        if self.form is not None:
+            self.form.accept(token)
+        if self._penalises:
+            self._penalised.append(token)
+
+    def use(self, tokens: int) -> None:
+        """Use up the random numbers of so many tokens."""
+        if self.params.temperature > 0:
+            self._draw_numbers(tokens)
+            del self._numbers[:tokens]
+
+    def _draw_numbers(self, count: int) -> None:
         while len(self._numbers) < count:
             self._numbers.append((2 * self._random.getrandbits(23) + 1) * 2.0**-24)
-        return self._numbers[:count]
-
-    def use(self, count: int) -> None:
-        """Use up the first `count` numbers that `peek` has returned."""
-        del self._numbers[:count]
-
-    def penalised(self, drafts: Sequence[int] = ()) -> NDArray[np.int64]:
-        """The tokens that the penalty is on if these drafts follow, some twice; empty without a penalty."""
-        if self.params.repetition_penalty == 1:
-            return np.empty(0, np.int64)
-        return np.array(self._penalised + array("q", drafts))
-
-    def append(self, token: int) -> None:
-        """The request's next token."""
-        if self.params.repetition_penalty > 1:
-            self._penalised.append(token)
 
 
 def sample(
@@ -113,124 +137,106 @@ def sample(
     in its place. Later rows are worth nothing, and no random number is used for them: tokens, log-probabilities
     and later random numbers are those that sampling one token at a time gives. A request's tokens do not depend on
     the other requests; on a CPU neither do the bits of their log-probabilities. The request's form has accepted
-    its tokens; the one that completes it is the last. None stands where logits are not finite, an AdapterError
-    where the form has failed, and either ends the list. Elsewhere than on a CPU a request with a form gets one.
+    its tokens; the one that completes it is the last. What went wrong with a token stands in its place and ends
+    the request's list. Elsewhere than on a CPU a request with a form gets one token.
     """
     drafts = [()] * len(samplers) if drafts is None else drafts
-    params: list[SamplingParams] = []
-    numbers: list[float] = []
-    penalised: list[NDArray[np.int64]] = []
-    for sampler, guesses in zip(samplers, drafts, strict=True):
-        params += [sampler.params] * (1 + len(guesses))
-        numbers += sampler.peek(1 + len(guesses))
-        penalised += [sampler.penalised(guesses[:i]) for i in range(1 + len(guesses))]
-    forms = [s.form for s, guesses in zip(samplers, drafts, strict=True) for _ in range(1 + len(guesses))]
-    on_cpu = logits.device.type == "cpu"
-    token_of = _by_row(logits.float(), params, numbers, forms, penalised)
+    logits, on_cpu = logits.float(), _is_on_cpu(logits)
+    places = [
+        (sampler, guesses[:count])
+        for sampler, guesses in zip(samplers, drafts, strict=True)
+        for count in range(1 + len(guesses))
+    ]
+    on_device = [] if on_cpu else _sample_each_on_device(logits, places)
     found: list[list[Sampled]] = []
-    row = 0
+    first = 0
     for sampler, guesses in zip(samplers, drafts, strict=True):
         tokens: list[Sampled] = []
-        for i, guess in enumerate((*guesses, None), start=row):
-            tokens.append(token := token_of(i))
-            if not isinstance(token, tuple):
+        for row, guess in enumerate((*guesses, None), start=first):
+            try:
+                token = _sample_on_cpu(logits[row], sampler.inputs(places[row][1])) if on_cpu else on_device[row]
+                if isinstance(token, Exception):
+                    raise token
+                sampler.accept(token[0])
+                ends = sampler.form is not None and (sampler.form.complete or not on_cpu)
+            except Exception as error:  # lack of memory, too: it is this request's
+                tokens.append(error)
                 break
-            sampler.append(token[0])
-            if token[0] != guess:
-                break
-            if sampler.form is not None and (sampler.form.complete or not on_cpu):
+            tokens.append(token)
+            if token[0] != guess or ends:
                 break
         sampler.use(len(tokens))
         found.append(tokens)
-        row += 1 + len(guesses)
+        first += 1 + len(guesses)
     return found
 
 
-def _by_row(
-    logits: Tensor,
-    params: Sequence[SamplingParams],
-    numbers: Sequence[float],
-    forms: Sequence[FormState | None],
-    penalised: Sequence[NDArray[np.int64]],
-) -> Callable[[int], Sampled]:
-    """The token of the i-th row: on a CPU it is sampled when it is asked for, elsewhere all are at once."""
-    if logits.device.type == "cpu":
-        return lambda i: _accepted(
-            forms[i],
-            lambda: _sample_on_cpu(logits[i], params[i], numbers[i], _allowed(forms[i]), penalised[i]),
-        )
-    allowed: list[Allowed | None] = [None] * len(forms)
-    failed: dict[int, AdapterError] = {}
-    for i, form in enumerate(forms):
-        try:
-            allowed[i] = _allowed(form)
-        except AdapterError as error:
-            failed[i] = error
-    tokens = _sample_on_device(logits, params, numbers, allowed, penalised)
-    return lambda i: failed[i] if i in failed else _accepted(forms[i], lambda: tokens[i])
+def _is_on_cpu(logits: Tensor) -> bool:
+    return logits.device.type == "cpu"
 
 
-def _allowed(form: FormState | None) -> Allowed | None:
-    return None if form is None else form.allowed()
-
-
-def _accepted(form: FormState | None, choose: Callable[[], SampledToken | None]) -> Sampled:
-    """The token that is chosen, when the form has accepted it; or what the form raises."""
+def _sample_each_on_device(logits: Tensor, places: Sequence[tuple[Sampler, Sequence[int]]]) -> list[Sampled]:
+    """A token for each row of `logits`: of all at once or, if that fails, of each alone."""
     try:
-        token = choose()
-        if form is not None and token is not None:
-            form.accept(token[0])
-        return token
-    except AdapterError as error:
-        return error
+        return _sample_on_device(logits, [sampler.inputs(drafts) for sampler, drafts in places])
+    except Exception as error:
+        if len(places) == 1:
+            return [error]
+        rows = zip(logits.split(1), places, strict=True)
+        return [token for row, place in rows for token in _sample_each_on_device(row, [place])]
 
 
-def _sample_on_cpu(
-    row: Tensor,
-    params: SamplingParams,
-    number: float,
-    allowed: Allowed | None = None,
-    penalised: NDArray[np.int64] | None = None,
-) -> SampledToken | None:
-    """One token, [vocab_size] -> token, by a random number between 0 and 1; None if a logit is not finite.
+def _sample_on_cpu(row: Tensor, inputs: Inputs) -> SampledToken:
+    """One token, [vocab_size] -> token. Raises FloatingPointError if a logit is not finite.
 
     By numpy, whose reductions take a fifth of the time of torch's and wake no other thread.
     """
+    params, number, allowed, penalised = inputs
     logits = row.numpy()
-    if penalised is not None and len(penalised):
+    if len(penalised):
         logits = logits.copy()
         logits[penalised] = _penalise(logits[penalised], params.repetition_penalty)
     token = int(logits.argmax())  # the first NaN, if there is one
     if not (logits[token] < np.inf and logits.min() > -np.inf):
-        return None
+        raise FloatingPointError(_NOT_FINITE)
     if isinstance(allowed, int):
         return allowed, float(row.log_softmax(-1)[allowed])
     if allowed is not None and not _has(allowed, token):
         tokens = np.flatnonzero(np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little"))
         token = int(tokens[logits[tokens].argmax()])
     if params.temperature > 0:
-        highest = logits[token]
-        temperature = np.float32(max(params.temperature, _LOWEST_TEMPERATURE))
-        reach = temperature * np.float32(math.log(_ROUNDING / len(logits)))
-        tokens = np.flatnonzero(logits >= highest + reach)  # the others together are lost in the rounding of fp32
-        if allowed is not None:
-            tokens = tokens[_has(allowed, tokens)]
-        weights = np.exp((logits[tokens] - highest) / temperature)
-        if 0 < params.top_k < len(weights):
-            kept = weights >= np.partition(weights, -params.top_k)[-params.top_k]
-            tokens, weights = tokens[kept], weights[kept]
-        total = float(weights.sum())
-        reached = params.top_p * total
-        if params.top_p < 1 or 0 < params.top_k < len(logits) or params.min_p > 0:
-            # Lighter ones together weigh less than top-p leaves out, so that they need not be sorted.
-            least = max((1 - params.top_p) * total / len(weights), params.min_p)
-            heavy = np.flatnonzero(weights >= least)
-            order = heavy[np.argsort(-weights[heavy])]
-            tokens, weights = tokens[order], weights[order]
-        sums = weights.cumsum(dtype=np.float64)
-        last = np.searchsorted(sums[:-1], reached)
-        token = int(tokens[np.searchsorted(sums, number * sums[last], side="right")])
+        token = _draw_on_cpu(logits, logits[token], params, number, allowed)
     return token, float(row.log_softmax(-1)[token])
+
+
+def _draw_on_cpu(
+    logits: NDArray[np.float32],
+    highest: np.float32,
+    params: SamplingParams,
+    number: float,
+    allowed: NDArray[np.uint32] | None,
+) -> int:
+    """A token at a temperature above 0. highest: of the logits that are allowed."""
+    temperature = np.float32(max(params.temperature, _LOWEST_TEMPERATURE))
+    reach = temperature * np.float32(math.log(_ROUNDING / len(logits)))
+    tokens = np.flatnonzero(logits >= highest + reach)  # the others together are lost in the rounding of fp32
+    if allowed is not None:
+        tokens = tokens[_has(allowed, tokens)]
+    weights = np.exp((logits[tokens] - highest) / temperature)
+    if 0 < params.top_k < len(weights):
+        likeliest = weights >= np.partition(weights, -params.top_k)[-params.top_k]
+        tokens, weights = tokens[likeliest], weights[likeliest]
+    total = float(weights.sum())
+    reached = params.top_p * total
+    if params.top_p < 1 or 0 < params.top_k < len(logits) or params.min_p > 0:
+        # Lighter ones together weigh less than top-p leaves out, so that they need not be sorted.
+        least = max((1 - params.top_p) * total / len(weights), params.min_p)
+        heavy = np.flatnonzero(weights >= least)
+        order = heavy[np.argsort(-weights[heavy])]
+        tokens, weights = tokens[order], weights[order]
+    sums = weights.cumsum(dtype=np.float64)
+    last = np.searchsorted(sums[:-1], reached)
+    return int(tokens[np.searchsorted(sums, number * sums[last], side="right")])
 
 
 def _penalise(logits: NDArray[np.float32], penalty: float) -> NDArray[np.float32]:
@@ -242,41 +248,37 @@ def _has(bits: NDArray[np.uint32], tokens: Any) -> Any:
     return bits[tokens >> 5] >> (tokens & 31) & 1 != 0
 
 
-def _sample_on_device(
-    logits: Tensor,
-    params: Sequence[SamplingParams],
-    numbers: Sequence[float],
-    allowed: Sequence[Allowed | None] | None = None,
-    penalised: Sequence[NDArray[np.int64]] = (),
-) -> list[SampledToken | None]:
+def _sample_on_device(logits: Tensor, inputs: Sequence[Inputs]) -> list[Sampled]:
     """As _sample_on_cpu, for all rows of `logits`, [N, vocab_size]. Waits for the device once, at its end."""
     lowest, logprobs = logits.amin(-1), logits.log_softmax(-1)  # all NaN where a logit is NaN or +inf
-    if any(map(len, penalised)):
-        logits = _penalise_on_device(logits, params, penalised)
-    if allowed is not None and any(a is not None for a in allowed):
-        logits = _masked(logits, allowed)
+    if any(len(one.penalised) for one in inputs):
+        logits = _penalise_on_device(logits, inputs)
+    if any(one.allowed is not None for one in inputs):
+        logits = _masked(logits, [one.allowed for one in inputs])
     tokens = logits.argmax(-1)
-    if tempered := [row for row, p in enumerate(params) if p.temperature > 0]:
+    if tempered := [row for row, one in enumerate(inputs) if one.params.temperature > 0]:
         size = logits.shape[1]
         settings = [
-            (p.temperature, p.top_p, p.min_p, min(p.top_k or size, size), numbers[row])  # sizes are exact in fp32
-            for row, p in ((row, params[row]) for row in tempered)
+            (p.temperature, p.top_p, p.min_p, min(p.top_k or size, size), number)  # sizes are exact in fp32
+            for p, number, *_ in (inputs[row] for row in tempered)
         ]
         index = to_device(tempered, logits.device)
         tokens[index] = _draw(logits[index], *to_device(settings, logits.device, torch.float32).split(1, dim=1))
     chosen = logprobs.gather(1, tokens[:, None])[:, 0].where(lowest > -torch.inf, torch.nan)
     found = torch.stack((tokens.float(), chosen)).T.tolist()  # fp32 holds tokens up to 2^24 exactly
-    return [None if math.isnan(logprob) else (int(token), logprob) for token, logprob in found]
+    return [
+        FloatingPointError(_NOT_FINITE) if math.isnan(logprob) else (int(token), logprob)
+        for token, logprob in found
+    ]
 
 
-def _penalise_on_device(
-    logits: Tensor, params: Sequence[SamplingParams], penalised: Sequence[NDArray[np.int64]]
-) -> Tensor:
+def _penalise_on_device(logits: Tensor, inputs: Sequence[Inputs]) -> Tensor:
     """A copy of the logits, [N, vocab_size], with each row's penalty on its tokens."""
     width = logits.shape[1]
-    places = np.concatenate([row * width + tokens for row, tokens in enumerate(penalised)])
+    places = np.concatenate([row * width + one.penalised for row, one in enumerate(inputs)])
     index = to_device(places.tolist(), logits.device)
-    penalty = to_device([p.repetition_penalty for p in params], logits.device, torch.float32)[index // width]
+    penalties = [one.params.repetition_penalty for one in inputs]
+    penalty = to_device(penalties, logits.device, torch.float32)[index // width]
     found = logits.flatten().clone()
     values = found[index]
     found[index] = torch.where(values < 0, values * penalty, values / penalty)

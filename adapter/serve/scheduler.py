@@ -16,12 +16,12 @@ from adapter.base.llama import Base
 from adapter.base.template import default_template, encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
-from adapter.method.attention import PromptKV
 from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.drafts import Drafter
 from adapter.serve.form import NO_FORM, FormState, check_form, start_form
 from adapter.serve.kv_cache import Slot, SlotAllocator
+from adapter.serve.prompts import Prompts
 from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.sampling import Sampler
 
@@ -204,9 +204,9 @@ class Row:
     submitted_at: float  # seconds of time.perf_counter
     form: FormState | None = None  # that the answer is held to
     mailbox: Mailbox = field(default_factory=Mailbox)
-    prompt_kv: PromptKV | None = None  # until the row starts
-    prepared: Any = None  # from Forward.prepare, as soon as it starts
-    prefix_key: Hashable = ()  # names who asks, and the prompts that the tokens are read with
+    stop_ids: frozenset[int] = frozenset()
+    prompts: Prompts | None = None  # as soon as they are built; none of the frozen base
+    prepared: Any = None  # from Forward.prepare, while the row runs
     slot: Slot | None = None  # of the KV cache, while the row runs
     base_slot: Slot | None = None  # where the frozen base reads the same tokens, if the request asks for that
     base_tokens: int = 0  # tokens whose KV is in that slot
@@ -223,11 +223,9 @@ class Row:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.token_ids)
-        self.sampler = Sampler(self.request.sampling, self.form, self.token_ids)
-        begun = self.request.answer_ids  # whose random numbers have been used
-        self.sampler.peek(len(begun))
-        self.sampler.use(len(begun))
-        self.text = "".join(map(self.detokenizer.push, begun))
+        self.sampler = Sampler(self.request.sampling, self.form, self.token_ids, self.stop_ids)
+        self.sampler.use(len(self.request.answer_ids))
+        self.text = "".join(map(self.detokenizer.push, self.request.answer_ids))
 
     @property
     def most_tokens(self) -> int:
@@ -248,10 +246,13 @@ class Row:
         """Tokens that the frozen base has still to read."""
         return self.kv_tokens - self.base_tokens if self.reads_base else 0
 
-    @property
-    def base_prefix_key(self) -> Hashable:
-        """The prefix key that this client's tokens have when the frozen base reads them."""
-        return (self.request.client.network, self.request.client.session, ())
+    def prefix_key(self, of_base: bool = False) -> Hashable:
+        """Names who asks, and the prompts that the tokens are read with; of_base: none.
+
+        Who asks, because how many tokens were cached, and how soon the first comes, would tell what others ask.
+        """
+        prompts = None if of_base or self.prompts is None else self.prompts.key
+        return (self.request.client.network, self.request.client.session, prompts)
 
     @property
     def prefill_progress(self) -> float:
@@ -334,9 +335,11 @@ class Scheduler:
     short of memory.
     """
 
-    def __init__(self, stop_ids: frozenset[int], slots: SlotAllocator) -> None:
+    def __init__(self, stop_ids: frozenset[int], slots: SlotAllocator, most_prompt_bytes: int) -> None:
+        """most_prompt_bytes: of the prompts of all running rows, unless one row's alone are larger."""
         self._stop_ids = stop_ids
         self._slots = slots
+        self._most_prompt_bytes = most_prompt_bytes
         self.waiting: FairQueue[Row] = FairQueue()
         self.prefilling: list[Row] = []  # in order of arrival
         self.decoding: list[Row] = []
@@ -386,7 +389,7 @@ class Scheduler:
                 return
             if not self._has_share(row):
                 continue
-            if not self._take_slots(row):
+            if not self._take_room(row):
                 if row.overtaken >= MAX_ROWS:
                     return
                 passed.append(row)
@@ -397,8 +400,16 @@ class Scheduler:
             for other in passed:
                 other.overtaken += 1
 
-    def _take_slots(self, row: Row) -> bool:
+    def prompt_bytes(self, more: Row | None = None) -> int:
+        """Of the prompts of the running rows and of `more`. Rows with the same prompts share one copy."""
+        rows = (*self.prefilling, *self.decoding, *(() if more is None else (more,)))
+        return sum({row.prompts.key: row.prompts.bytes for row in rows if row.prompts is not None}.values())
+
+    def _take_room(self, row: Row) -> bool:
         """Give a row all slots that it needs, or none and return False."""
+        held, with_row = self.prompt_bytes(), self.prompt_bytes(row)
+        if 0 < held < with_row and with_row > self._most_prompt_bytes:
+            return False
         row.slot = self._slots.take(row.most_tokens)
         if row.slot is not None and row.reads_base:
             row.base_slot = self._slots.take(row.most_tokens)

@@ -16,7 +16,7 @@ from adapter.base.encoder import load_encoder
 from adapter.errors import LoadError
 from adapter.formats.official_v2 import ENCODER
 from adapter.method import vision
-from adapter.method.config import VisionConfig
+from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from adapter.serve.prompts import PromptKVBuilder
 from tests.tiny_models import random_adapter
@@ -185,10 +185,10 @@ def test_tokens_of_a_vision_transformer_reach_an_adapter(unlearned, monkeypatch,
         return real(self, images, **how)
 
     builder = PromptKVBuilder(tiny_base)
-    builder._encoders.get(name, lambda: unlearned(name))
+    builder._encoders.compute(name, lambda: unlearned(name))
     monkeypatch.setattr(VisualEncoder, "encode", counted)
     image = noise(0)
-    entries = [builder.build([(a, 1.0)], image)[0] for a in (*adapters, *adapters)]
+    entries = [builder.build([(a, 1.0)], image).mixed() for a in (*adapters, *adapters)]
     assert asked == [(True, "RGB"), (True, "BGR"), (False, "RGB")]
     keys = [entry.layers[3][0].keys for entry in entries]
     assert not torch.allclose(keys[0], keys[1], atol=1e-3)
@@ -205,24 +205,34 @@ def test_in_a_mix_with_a_text_adapter_only_what_the_picture_changes_is_left(tiny
             return VisualFeatures(torch.tensor([[float(x) for x in images[0].getpixel((0, 0))]]) / 100)
 
     vision = VisionConfig(encoder="any", feature_size=3, hidden=5)
-    see, voice = random_adapter(tiny_fingerprint, vision=vision), random_adapter(tiny_fingerprint, 2)
+    tuning = TuningConfig(64, norms=True, lora_rank=2)
+    see, voice = (
+        random_adapter(tiny_fingerprint, vision=vision, tuning=tuning),
+        random_adapter(tiny_fingerprint, 2),
+    )
     for parameter in see.projection.parameters():
         torch.nn.init.normal_(parameter)
     builder, image = PromptKVBuilder(tiny_base, {"any": Encoder()}), Image.new("RGB", (9, 9), "red")
 
     def terms(adapters, shown=image):
-        return builder.build(adapters, shown)[0].layers[3]
+        mixed = builder.build(adapters, shown).mixed()
+        return mixed.layers[3], mixed.deltas
 
     with torch.inference_mode():
         blank = see(tiny_base.model, Encoder().encode([Image.new("RGB", (9, 9), (128, 128, 128))])).layers[3][0]
     for strength, taken in ((0.4, 0.4), (1.0, 1.0), (1.5, 1.0)):
-        shown, text, off = terms([(see, 0.5), (voice, strength)])
-        assert torch.equal(shown.keys, terms([(see, 0.5)])[0].keys)
-        assert torch.equal(text.gates, terms([(voice, strength)])[0].gates)
+        (shown, text, off), deltas = terms([(see, 0.5), (voice, strength)])
+        (alone,), whole = terms([(see, 0.5)])
+        assert torch.equal(shown.keys, alone.keys)
+        assert torch.equal(text.gates, terms([(voice, strength)])[0][0].gates)
         assert torch.equal(off.keys, blank.keys) and not torch.equal(off.keys, shown.keys)
         torch.testing.assert_close(off.gates, blank.gates * -0.5 * taken)
-        assert len(terms([(voice, strength), (see, 0.5)])) == 3
-    assert len(terms([(see, 0.5)])) == 1 and len(terms([(see, 0.5), (see, 0.5)])) == 2
+        assert len(terms([(voice, strength), (see, 0.5)])[0]) == 3
+        if taken == 1:
+            assert deltas is None
+        else:
+            torch.testing.assert_close(deltas.norms[3, "mlp_norm"], whole.norms[3, "mlp_norm"] * (1 - taken))
+    assert len(terms([(see, 0.5)])[0]) == 1 and len(terms([(see, 0.5), (see, 0.5)])[0]) == 2
     assert len(terms([(see, 0.5), (voice, 1.0)], None)) == 2
 
 

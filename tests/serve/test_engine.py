@@ -454,7 +454,7 @@ def objects_alive() -> int:
 
 def test_nothing_grows_over_500_requests(engine, monkeypatch):
     before = objects_alive()
-    monkeypatch.setattr(engine._prefix_cache, "_max_bytes", 200_000)
+    monkeypatch.setattr(engine._prefix_cache._entries, "limit", 200_000)
     sizes = []
     for number in range(500):
         request = GenerationRequest(
@@ -466,7 +466,9 @@ def test_nothing_grows_over_500_requests(engine, monkeypatch):
         sizes.append(engine._prefix_cache.bytes)
     wait_until(lambda: not engine._open and not engine._batch and not engine._scheduler.has_work)
     assert max(sizes) <= 200_000
-    assert engine._prefix_cache.bytes == sum(kv.nbytes for kv in engine._prefix_cache._entries.values())
+    assert engine._prefix_cache.bytes == sum(
+        kv.nbytes for kv in map(engine._prefix_cache._entries.get, engine._prefix_cache._entries)
+    )
     assert not engine._scheduler._slots._taken
     assert objects_alive() <= before + 4
 

@@ -22,20 +22,23 @@ from PIL import Image
 from adapter.base.llama import Base
 from adapter.base.packed.quantize import quantize_linears
 from adapter.base.template import Message
-from adapter.errors import AdapterError, Busy, EngineBroken
+from adapter.errors import AdapterError, Busy, EngineBroken, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import BaseFingerprint, TuningConfig, VisionConfig
 from adapter.method.vision import VisualFeatures
 from adapter.serve import engine as engine_module
+from adapter.serve import prompts as prompts_module
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
-from adapter.serve.engine import MAX_FAILURES, MAX_REQUESTS, Engine
-from adapter.serve.forward import TorchForward
+from adapter.serve.engine import MAX_FAILURES, Engine
+from adapter.serve.forward import CompiledForward, TorchForward
+from adapter.serve.inspection import CLOSED
 from adapter.serve.kv_cache import PrefixCache
+from adapter.serve.prompts import Prompts
 from adapter.serve.request import GenerationRequest
-from adapter.serve.sampling import SamplingParams
+from adapter.serve.sampling import Sampler, SamplingParams
 from adapter.serve.scheduler import Scheduler
 from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, wait_until
@@ -136,6 +139,10 @@ def run_in_thread(work):
 # Numbers that overflow.
 
 
+def cached_kv(engine):
+    return [engine._prefix_cache._entries.get(key) for key in engine._prefix_cache._entries]
+
+
 @pytest.mark.parametrize("served_base", ["plain", "packed"], indirect=True)
 def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
     bomb = replace(HONEST[0], adapter="bomb")
@@ -150,8 +157,7 @@ def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
     who += [f"Adapter '{name}' makes" for name in ("loud", "tuned", "see")]
     what = "the model's numbers overflow. Choose another adapter or a lower strength."
     assert [str(end) for end in check_honest(*attacks, *attacks)] == [f"{name} {what}" for name in who] * 2
-    kept = engine._prefix_cache._entries.values()
-    assert kept and all(kv.isfinite().all() for kv in kept)
+    assert len(engine._prefix_cache) and all(kv.isfinite().all() for kv in cached_kv(engine))
 
 
 def test_nothing_that_overflowed_is_kept_of_a_prompt_that_was_read_in_part(engine, monkeypatch):
@@ -168,7 +174,7 @@ def test_nothing_that_overflowed_is_kept_of_a_prompt_that_was_read_in_part(engin
         thread = threading.Thread(target=lambda: answers.append(engine.submit(request)), daemon=True)
         thread.start()
     wait_until(lambda: answers and not engine._open)
-    assert all(kv.isfinite().all() for kv in engine._prefix_cache._entries.values())
+    assert all(kv.isfinite().all() for kv in cached_kv(engine))
 
 
 def test_the_inspector_and_compare_tell_an_overflow(engine):
@@ -182,7 +188,7 @@ def test_the_inspector_and_compare_tell_an_overflow(engine):
 
 # Failures in what the worker does for one row.
 
-MARKED = replace(ENDLESS, stop=("~mark~",))  # the request that is struck
+MARKED = replace(ENDLESS, stop=("~mark~",), sampling=replace(ENDLESS.sampling, seed=77))  # the one that is struck
 
 
 def strike_detokenizer(monkeypatch, error):
@@ -205,6 +211,28 @@ def strike_sampling_in_a_step(monkeypatch, error):
         return postprocess(scheduler, row, token)
 
     monkeypatch.setattr(Scheduler, "postprocess", struck)
+
+
+def strike_sampling(monkeypatch, error):
+    inputs, calls = Sampler.inputs, []
+
+    def struck(sampler, *arguments):
+        if sampler.params.seed == 77 and calls.append(None) is None and len(calls) % 3 == 0:  # in a decode step
+            raise error
+        return inputs(sampler, *arguments)
+
+    monkeypatch.setattr(Sampler, "inputs", struck)
+
+
+def strike_draft(monkeypatch, error):
+    draft = engine_module._draft
+
+    def struck(row, rows):
+        if row.request.stop and row.new_tokens == 2:
+            raise error
+        return draft(row, rows)
+
+    monkeypatch.setattr(engine_module, "_draft", struck)
 
 
 def strike_join(monkeypatch, error):
@@ -238,6 +266,11 @@ def strike_prefill(monkeypatch, error):
             r"failed on this request \(RuntimeError\). Try again.",
         ),
         (strike_sampling_in_a_step, FloatingPointError("secret"), "The base's numbers overflow"),
+        (strike_sampling, MemoryError("secret"), "not enough memory"),
+        (strike_sampling, torch.OutOfMemoryError("secret"), "not enough memory"),
+        (strike_sampling, IndexError("secret"), r"failed on this request \(IndexError\)"),
+        (strike_draft, MemoryError("secret"), "not enough memory"),
+        (strike_draft, ValueError("secret"), r"failed on this request \(ValueError\)"),
         (strike_join, MemoryError("secret"), "not enough memory"),
         (strike_prefill, torch.OutOfMemoryError("secret"), "not enough memory"),
         (strike_prefill, Busy("no place"), "no place"),
@@ -270,18 +303,38 @@ def test_a_row_whose_prompts_do_not_go_with_those_of_the_running_rows_ends_alone
     """It passes its prefill, where it is alone, and fails where rows are put together."""
     running = replace(ENDLESS, adapter="one")
     expected = tokens_of(engine.submit(running))
-    build = engine.prompts.build
+    mixed = Prompts.mixed
 
-    def misshapen(*arguments):
-        kv, key = build(*arguments)
-        return PromptKV({i: tuple(replace(p, gates=p.gates[:, :1]) for p in t) for i, t in kv.layers.items()}), key
+    def misshapen(prompts):
+        layers = mixed(prompts).layers
+        return PromptKV({i: tuple(replace(p, gates=p.gates[:, :1]) for p in t) for i, t in layers.items()})
 
     answer = engine.submit(running)
     first = [next(answer).token_id, next(answer).token_id]  # the second is from a decode step
-    monkeypatch.setattr(engine.prompts, "build", misshapen)
+    monkeypatch.setattr(Prompts, "mixed", misshapen)
     with pytest.raises(AdapterError, match="failed on this request"):
         list(engine.submit(replace(MARKED, adapter="two")))
     assert first + tokens_of(answer) == expected
+
+
+def test_rows_with_the_same_prompts_share_one_copy_which_is_counted(packed_base, tmp_path, monkeypatch):
+    tuned = random_adapter(packed_base.fingerprint, 1, tuning=TuningConfig(64, norms=True, lora_rank=4))
+    save_adapter(tuned, tmp_path / "tuned")
+    reserved, prepare = [], CompiledForward.prepare
+    requests = [replace(ENDLESS, adapter="tuned", strength=s) for s in (0.5, 0.5, 1.5, 0.5)]
+    with closing(Engine(packed_base, AdapterStore(tmp_path))) as engine:
+        monkeypatch.setattr(
+            CompiledForward, "prepare", lambda *a: reserved.append(engine._prefix_cache._reserved) or prepare(*a)
+        )
+        expected = [tokens_of(engine.submit(request)) for request in requests]
+        wait_until(lambda: not engine._prepared)  # a row that has ended holds none
+        assert len(reserved) == 4
+        with monkeypatch.context() as patched:
+            patched.setattr("adapter.serve.scheduler.MAX_ROWS", 0)
+            answers = [engine.submit(request) for request in requests]
+        engine._wake.put(None)  # all four start at once
+        assert [tokens_of(answer) for answer in answers] == expected
+        assert len(reserved) == 6 and min(reserved[4:]) > max(reserved[:4])
 
 
 def test_an_answer_whose_kv_cannot_be_kept_is_given(check_honest, monkeypatch):
@@ -441,18 +494,36 @@ def without_picture(admit):
     return lambda request, *rest: admit(replace(request, image=None), *rest)
 
 
-def test_places_are_given_back_when_no_thread_can_be_started(engine, monkeypatch):
-    """For a picture a thread is started, which a system that is short of them refuses."""
+def test_closing_does_not_wait_for_a_download(engine, monkeypatch):
+    asked, downloaded = threading.Semaphore(0), threading.Event()
 
-    def refuse(*_):
-        raise RuntimeError("can't start new thread")
+    def download(*_):
+        asked.release()
+        assert downloaded.wait(PATIENCE)
+        raise LoadError("no encoder")
 
-    monkeypatch.setattr(engine_module, "admit", without_picture(engine_module.admit))
-    monkeypatch.setattr(engine._encoder, "submit", refuse)
-    for _ in range(MAX_REQUESTS + 1):
-        with pytest.raises(RuntimeError, match="new thread"):
-            engine.submit(replace(HONEST[1], image="picture"))  # type: ignore[arg-type]
-    assert tokens_of(engine.submit(HONEST[1]))
+    monkeypatch.setattr(prompts_module, "load_encoder", download)
+    monkeypatch.setattr(engine.prompts, "_loaded_encoders", {})
+    request, ends = replace(HONEST[0], adapter="see", image=PICTURE), []
+
+    def ask(read):
+        with pytest.raises(AdapterError) as caught:
+            read()
+        ends.append(str(caught.value))
+
+    readers = [
+        threading.Thread(target=ask, args=[read], daemon=True)
+        for read in (lambda: list(engine.submit(request)), lambda: engine.inspect(request, [5]))
+    ]
+    readers[0].start()
+    asked.acquire()  # the inspection waits for the same encoder
+    readers[1].start()
+    run_in_thread(engine.close)
+    readers[0].join(PATIENCE)
+    assert ends == [CLOSED] and not downloaded.is_set()
+    downloaded.set()
+    readers[1].join(PATIENCE)
+    assert len(ends) == 2
 
 
 # Exceptions from outside, such as those of tests/faulty_app.py.
@@ -482,7 +553,7 @@ def test_an_exception_at_any_line_of_the_worker_leaves_no_reader_without_an_end(
 
         def trace(frame: Any, event: str, argument: Any) -> Any:
             nonlocal lines
-            if frame.f_code.co_filename != engine_module.__file__:
+            if frame.f_code.co_filename != engine_module.__file__ or threading.current_thread().name != "engine":
                 return None
             # Python takes and gives back a lock without room for an exception; a trace function would find some.
             takes_lock = "with self._lock" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)

@@ -109,8 +109,8 @@ def test_law_forced_drafts_change_no_answer(packed_base, monkeypatch):
 
 def test_without_the_masks_answers_leave_the_form(packed_base, monkeypatch):
     """The control: these random models write no lists by themselves."""
-    monkeypatch.setattr(sampling, "_allowed", lambda form: None)
-    monkeypatch.setattr(sampling, "_accepted", lambda form, choose: choose())
+    monkeypatch.setattr(FormState, "allowed", lambda form: None)
+    monkeypatch.setattr(FormState, "accept", lambda form, token: None)
     with closing(Engine(packed_base, AdapterStore())) as engine:
         assert not IS_LIST.fullmatch(text(engine.submit(ask(form=LISTS))))
 
@@ -224,8 +224,7 @@ def test_law_what_a_form_forbids_is_as_if_it_were_never_likely(monkeypatch, on_c
     forms[-1].bits = int(allowed[-1][0])  # the only one, as where a form forces it
     allowed[-1] = allowed[-1][:1]
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=3)
-    if not on_cpu:
-        monkeypatch.setattr(sampling, "_by_row", on_device)
+    monkeypatch.setattr(sampling, "_is_on_cpu", lambda logits: on_cpu)
     found = sample(logits, [Sampler(params, form) for form in forms])
     unlikely = torch.full_like(logits, -1e30)
     for row, tokens in enumerate(allowed):
@@ -235,12 +234,6 @@ def test_law_what_a_form_forbids_is_as_if_it_were_never_likely(monkeypatch, on_c
     for row, ([(token, logprob)], [(wanted, _)]) in enumerate(zip(found, expected, strict=True)):
         assert token == wanted and token in allowed[row]
         assert logprob == pytest.approx(logprobs[row, token].item(), abs=1e-5)  # the model's, before the form
-
-
-def on_device(logits, params, numbers, forms, penalised):
-    return sampling._sample_on_device(
-        logits, params, numbers, [form and form.allowed() for form in forms]
-    ).__getitem__
 
 
 # Tokenizers.

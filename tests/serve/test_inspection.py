@@ -31,7 +31,7 @@ from adapter.method.vision import VisualFeatures
 from adapter.serve import inspection, prompts
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import MAX_TOKENS, MAX_WAITING, answer_logprobs, inspect_answer
-from adapter.serve.prompts import mute
+from adapter.serve.prompts import mute, scale_gates
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
@@ -390,14 +390,21 @@ def test_the_engine_inspects_with_the_image_of_the_request(engine):
 
 
 @pytest.mark.parametrize(
-    "muted", [{"mute_layers": (2,)}, {"mute_heads": (0, 3)}, {"mute_layers": (1, 3), "mute_heads": (2,)}]
+    "muted",
+    [
+        {"mute_layers": (2,)},
+        {"mute_heads": (0, 3)},
+        {"mute_layers": (1, 3), "mute_heads": (2,)},
+        {"gates": ((2, 0, 0.0), (3, 1, 1.5))},
+    ],
 )
 def test_a_request_mutes_as_mute_does(engine, tiny_base, muted):
     request, events = generate(engine, "one", **muted)
     ids = [event.token_id for event in events]
     kv = engine.store.load("one", tiny_base)(tiny_base.model)
     for what, numbers in muted.items():
-        kv = mute(kv, **{what.removeprefix("mute_"): numbers})
+        change = scale_gates if what == "gates" else mute
+        kv = change(kv, **{"factors" if what == "gates" else what.removeprefix("mute_"): numbers})
     found = engine.inspect(request, ids)
     assert_close(found.logprobs, answer_logprobs(tiny_base, encode_prompt(tiny_base.tokenizer, QUESTION), ids, kv))
     assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)

@@ -18,34 +18,46 @@ from transformers.generation.logits_process import (
 )
 
 from adapter.serve import sampling
-from adapter.serve.sampling import Sampler, SamplingParams, sample
+from adapter.serve.sampling import Inputs, Sampler, SamplingParams, sample
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
 HIGHEST = 1 - 2.0**-24  # of the random numbers
 
 
-def one_by_one(logits, params, numbers):
-    return [sampling._sample_on_cpu(*row) for row in zip(logits, params, numbers, strict=True)]
+def on_cpu(logits, params, numbers, seen=()):
+    def one(row, number):
+        try:
+            return sampling._sample_on_cpu(row, Inputs(params, number, None, seen))
+        except FloatingPointError:
+            return None
+
+    return [one(row, number) for row, number in zip(logits, numbers, strict=True)]
 
 
-# The second needs no GPU, so that it is tested where there is none.
-both_paths = pytest.mark.parametrize("sample_rows", [one_by_one, sampling._sample_on_device])
+def on_device(logits, params, numbers, seen=()):
+    """Needs no GPU, so that it is tested where there is none."""
+    found = sampling._sample_on_device(logits, [Inputs(params, number, None, seen) for number in numbers])
+    return [None if isinstance(token, FloatingPointError) else token for token in found]
+
+
+both_paths = pytest.mark.parametrize("sample_rows", [on_cpu, on_device])
 
 
 def token_of(sample_rows, logits, params, number=0.5):
-    [sampled] = sample_rows(logits[None], [params], [number])
+    [sampled] = sample_rows(logits[None], params, [number])
     return sampled[0]
 
 
 def frequencies(sample_rows, params, count=2000):
-    numbers = Sampler(params).peek(count)
-    sampled = sample_rows(LOGITS.expand(count, -1), [params] * count, numbers)
+    sampler = Sampler(params)
+    numbers = [sampler.inputs(range(i)).number for i in range(count)]
+    sampled = sample_rows(LOGITS.expand(count, -1), params, numbers)
     return torch.bincount(torch.tensor([token for token, _ in sampled]), minlength=4) / count
 
 
 @both_paths
 def test_greedy_takes_the_most_likely_token_and_returns_the_models_logprob(sample_rows):
-    [(token, logprob)] = sample_rows(LOGITS[None], [SamplingParams(temperature=0)], [0.0])
+    [(token, logprob)] = sample_rows(LOGITS[None], SamplingParams(temperature=0), [0.0])
     assert token == 1
     assert logprob == pytest.approx(LOGITS.log_softmax(-1)[1].item())
     assert token_of(sample_rows, torch.tensor([1.0, 3.0, 3.0]), SamplingParams(temperature=0)) == 1
@@ -75,7 +87,7 @@ def test_the_kept_set_is_that_of_a_sorted_vocabulary(sample_rows, temperature, t
     size = len(logits) if top_p == 1 else int((ordered.cumsum(-1) < top_p).sum()) + 1
     params = SamplingParams(temperature=temperature, top_p=top_p)
     numbers = [(i + 0.5) / 500 for i in range(500)]
-    sampled = [token for token, _ in sample_rows(logits.expand(500, -1), [params] * 500, numbers)]
+    sampled = [token for token, _ in sample_rows(logits.expand(500, -1), params, numbers)]
     assert set(sampled) <= set(order[:size].tolist())
     # All of its tokens that are likelier than the numbers are apart; they come as often as they are likely.
     likely = order[:size][ordered[:size] / ordered[:size].sum() > 1 / 490].tolist()
@@ -110,7 +122,7 @@ def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, se
     )
     expected = warpers(torch.from_numpy(seen)[None], logits[None].clone())[0].softmax(-1)
     numbers = [(i + 0.5) / 500 for i in range(500)]
-    sampled = sample_with_seen(sample_rows, logits.expand(500, -1), params, numbers, seen)
+    sampled = sample_rows(logits.expand(500, -1), params, numbers, seen)
     found = torch.bincount(torch.tensor([token for token, _ in sampled]), minlength=1000) / 500
     assert torch.allclose(found, expected, atol=0.0041)
     assert not found[expected == 0].any()
@@ -118,16 +130,8 @@ def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, se
         assert logprob == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-5)
     greedy = SamplingParams(temperature=0, repetition_penalty=params.repetition_penalty)
     penalised = warpers[0](torch.from_numpy(seen)[None], logits[None].clone())[0]
-    [(token, _)] = sample_with_seen(sample_rows, logits[None], greedy, [0.0], seen)
+    [(token, _)] = sample_rows(logits[None], greedy, [0.0], seen)
     assert token == penalised.argmax()
-
-
-def sample_with_seen(sample_rows, logits, params, numbers, seen):
-    if sample_rows is one_by_one:
-        return [
-            sampling._sample_on_cpu(row, params, n, None, seen) for row, n in zip(logits, numbers, strict=True)
-        ]
-    return sample_rows(logits, [params] * len(logits), numbers, None, [seen] * len(logits))
 
 
 def test_a_penalty_is_on_the_prompt_and_on_what_was_sampled_and_off_where_there_is_a_form():
@@ -135,6 +139,7 @@ def test_a_penalty_is_on_the_prompt_and_on_what_was_sampled_and_off_where_there_
     sampler = Sampler(params, None, [1])
     logits = torch.tensor([[1.5, 2.0, 1.2, -1.0]])  # 1 is in the prompt; then 0 has been sampled, and then 2
     assert [sample(logits, [sampler])[0][0][0] for _ in range(4)] == [0, 2, 1, 1]
+    assert sample(logits, [Sampler(params, None, [1, 1], stop_ids={1})])[0][0][0] == 1  # it ends each turn
 
     class AnyForm:
         complete = False
@@ -163,16 +168,12 @@ def test_both_paths_take_the_same_tokens():
     rng = random.Random(0)
     logits = 3 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0))
     params = [mixed_params(rng) for _ in logits]
-    numbers = [rng.random() for _ in logits]
-    seen = [
-        np.array(rng.sample(range(1000), 100)) if p.repetition_penalty > 1 else np.empty(0, int) for p in params
-    ]
-    on_cpu = [
-        sampling._sample_on_cpu(*row, None, s) for *row, s in zip(logits, params, numbers, seen, strict=True)
-    ]
-    on_device = sampling._sample_on_device(logits, params, numbers, None, seen)
-    assert [token for token, _ in on_cpu] == [token for token, _ in on_device]
-    assert [logprob for _, logprob in on_cpu] == pytest.approx([logprob for _, logprob in on_device], abs=1e-5)
+    seen = [rng.sample(range(1000), 100) if p.repetition_penalty > 1 else [] for p in params]
+    inputs = [Inputs(p, rng.random(), None, np.array(s, int)) for p, s in zip(params, seen, strict=True)]
+    left = [sampling._sample_on_cpu(*row) for row in zip(logits, inputs, strict=True)]
+    right = sampling._sample_on_device(logits, inputs)
+    assert [token for token, _ in left] == [token for token, _ in right]
+    assert [logprob for _, logprob in left] == pytest.approx([logprob for _, logprob in right], abs=1e-5)
 
 
 @pytest.mark.gpu
@@ -224,7 +225,7 @@ def test_law_a_rows_token_and_the_bits_of_its_logprob_do_not_depend_on_the_other
 @both_paths
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_that_is_not_finite_fails_alone(sample_rows, temperature):
-    params, numbers = [SamplingParams(temperature=temperature)] * 5, [0.1, 0.3, 0.5, 0.7, 0.9]
+    params, numbers = SamplingParams(temperature=temperature), [0.1, 0.3, 0.5, 0.7, 0.9]
     logits = torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
     expected = sample_rows(logits, params, numbers)
     assert None not in expected
@@ -237,7 +238,7 @@ def test_a_row_that_is_not_finite_fails_alone(sample_rows, temperature):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_told(sample_rows, wrong, temperature):
     for logits in ([0.0, wrong, 1.0], [wrong, 0.0, 1.0], [wrong, wrong, wrong], [5.0, 0.0, wrong]):
-        assert sample_rows(torch.tensor([logits]), [SamplingParams(temperature=temperature)], [0.5]) == [None]
+        assert sample_rows(torch.tensor([logits]), SamplingParams(temperature=temperature), [0.5]) == [None]
 
 
 def test_a_seed_repeats_and_no_seed_does_not():
@@ -282,18 +283,15 @@ def without_drafts(logits, sampler):
     return [sample(row[None], [sampler])[0][0] for row in logits]
 
 
-@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("by_row", [True, False])
 @pytest.mark.parametrize("right", range(5))
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_law_drafts_change_no_token_logprob_or_later_random_number(
-    monkeypatch, on_cpu, right, temperature, penalty
+    monkeypatch, by_row, right, temperature, penalty
 ):
     """`right` drafts of four are what is sampled; afterwards the request goes on as if there had been none."""
-    if not on_cpu:
-        monkeypatch.setattr(
-            sampling, "_by_row", lambda *rows: sampling._sample_on_device(*rows[:3], None, rows[4]).__getitem__
-        )
+    monkeypatch.setattr(sampling, "_is_on_cpu", lambda logits: by_row)
     params = SamplingParams(temperature=temperature, top_p=0.95, seed=7, repetition_penalty=penalty)
     logits = torch.randn(12, 300, generator=torch.Generator().manual_seed(1))
     if penalty > 1:  # the tokens of the draft are what the next ones would be
@@ -313,4 +311,30 @@ def test_logits_behind_a_wrong_draft_need_not_be_finite_and_others_must():
     params = SamplingParams(temperature=0)
     [[(first, logprob)]] = sample(logits[:1], [Sampler(params)])
     assert sample(logits, [Sampler(params)], [[first + 1, 0]]) == [[(first, logprob)]]
-    assert sample(logits, [Sampler(params)], [[first, 0]]) == [[(first, logprob), None]]
+    [[right, wrong]] = sample(logits, [Sampler(params)], [[first, 0]])
+    assert right == (first, logprob) and isinstance(wrong, FloatingPointError)
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("place", ["_draw_on_cpu", "_draw", "inputs"])
+def test_what_goes_wrong_with_one_request_is_its_own(monkeypatch, by_row, place):
+    """Whether it is told before anything is sampled, or by a product of all requests, as on a GPU."""
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
+    params = [SamplingParams(temperature=1.0, seed=seed, min_p=0.5 if seed == 2 else 0.0) for seed in range(5)]
+    monkeypatch.setattr(sampling, "_is_on_cpu", lambda logits: by_row)
+    expected = sample(logits, [Sampler(p) for p in params])
+    target = Sampler if place == "inputs" else sampling
+    original = getattr(target, place)
+
+    def struck(*arguments):
+        marked = {"_draw_on_cpu": lambda: arguments[2].min_p, "_draw": lambda: arguments[3].any()}
+        if marked.get(place, lambda: arguments[0].params.min_p)():
+            raise torch.OutOfMemoryError
+        return original(*arguments)
+
+    monkeypatch.setattr(target, place, struck)
+    found = sample(logits, [Sampler(p) for p in params])
+    if (place == "_draw_on_cpu") == by_row or place == "inputs":
+        assert isinstance(found[2][0], torch.OutOfMemoryError)
+        found[2] = expected[2]
+    assert found == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,7 +109,7 @@ def make_row(tiny_base):
 
 @pytest.fixture
 def scheduler() -> Scheduler:
-    return Scheduler(frozenset([END]), SlotAllocator(16 * 1024))
+    return Scheduler(frozenset([END]), SlotAllocator(16 * 1024), 2**20)
 
 
 def test_prefill_chunks_and_decode_steps_alternate(scheduler, make_row):
@@ -218,7 +220,7 @@ def test_a_row_that_started_while_the_queue_failed_does_not_come_back(scheduler,
 
 
 def test_rows_start_while_the_cache_has_room_and_short_ones_pass_a_long_one_for_a_while(make_row):
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(1024))
+    scheduler = Scheduler(frozenset([END]), SlotAllocator(1024), 2**20)
     first, long, *short = make_row(500), make_row(1000), *(make_row(60) for _ in range(40))
     scheduler.add(first)
     scheduler.schedule(0.0)
@@ -241,8 +243,30 @@ def test_rows_start_while_the_cache_has_room_and_short_ones_pass_a_long_one_for_
     assert len(scheduler.prefilling) == 16
 
 
+def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(make_row):
+    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024), most_prompt_bytes=100)
+    rows = [make_row() for _ in range(6)]
+    sizes = [("a", 60), ("a", 60), ("b", 50), ("c", 40), (None, 0), ("d", 500)]
+    for row, (key, size) in zip(rows, sizes, strict=True):
+        row.prompts = SimpleNamespace(key=key, bytes=size) if key else None
+        scheduler.add(row)
+
+    def started():
+        scheduler.schedule(0.0)
+        return [number for number, row in enumerate(rows) if row in scheduler.prefilling]
+
+    assert started() == [0, 1, 3, 4] and scheduler.prompt_bytes() == 100
+    scheduler.remove(rows[0])
+    assert started() == [1, 3, 4]
+    scheduler.remove(rows[1])
+    assert started() == [2, 3, 4]
+    for number in (2, 3):
+        scheduler.remove(rows[number])
+    assert started() == [4, 5] and scheduler.prompt_bytes() == 500
+
+
 def test_one_network_leaves_rows_and_cache_to_others(make_row):
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024))
+    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024), 2**20)
     crowd = [make_row(client=Client("198.51.100.7", str(i))) for i in range(20)]
     other = make_row(client=Client("203.0.113.9"))
     for row in crowd:
@@ -252,7 +276,7 @@ def test_one_network_leaves_rows_and_cache_to_others(make_row):
     scheduler.add(other)
     scheduler.schedule(0.0)
     assert other.slot and len(scheduler.prefilling) == 13
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(1024))
+    scheduler = Scheduler(frozenset([END]), SlotAllocator(1024), 2**20)
     large = [make_row(400, client=Client("198.51.100.7", str(i))) for i in range(2)]
     other = make_row(300, client=Client("203.0.113.9"))
     for row in (*large, other):
@@ -262,7 +286,7 @@ def test_one_network_leaves_rows_and_cache_to_others(make_row):
 
 
 def test_who_is_alone_on_the_machine_has_all_of_it(make_row):
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024))
+    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024), 2**20)
     for i in range(20):
         scheduler.add(make_row(client=Client("127.0.0.1", str(i))))
     scheduler.schedule(0.0)
