@@ -165,8 +165,8 @@ def without_drafts(monkeypatch, engine, requests):
         patch.setattr("adapter.serve.engine.MAX_DRAFT", 0)
         found = [seen(engine.submit(request)) for request in requests]
     wait_until(lambda: not engine._scheduler.has_work)  # a row is released behind its last event
-    engine._prefix_cache._entries.clear()
-    engine._prefix_cache.bytes = 0
+    for key in engine._prefix_cache._entries:
+        engine._prefix_cache._entries.pop(key)
     return found
 
 
@@ -275,7 +275,7 @@ def test_a_cancelled_answer_ends_behind_the_step(engine, monkeypatch, oracle):
         return step(*arguments)
 
     monkeypatch.setattr(DecodeBatch, "step", cancelling_step)
-    monkeypatch.setattr(engine, "_decode", lambda rows: answers and Engine._decode(engine, rows))
+    monkeypatch.setattr(engine, "_decode", lambda: answers and Engine._decode(engine))
     answers.append(engine.submit(ask(*PROMPT, tokens=100)))
     *tokens, last = seen(answers[0])
     assert tokens == whole[: len(tokens)] and len(tokens) == 2 + MAX_DRAFT
