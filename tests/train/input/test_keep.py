@@ -186,15 +186,15 @@ def test_a_recipe_whose_text_is_missing_or_not_asked_for_is_refused(tmp_path):
 
 
 def test_the_base_writes_documents_and_conversations(tiny_base):
-    rows = write_own_rows(tiny_base, "chat", seed=0, count=6)
-    assert [len(row) for row in rows] == [128] * 6  # its whole context
+    rows = write_own_rows(tiny_base, "chat", seed=0, count=4)
+    assert [len(row) for row in rows] == [128] * 4  # its whole context
     header = user_header(tiny_base.tokenizer, "chat")
     assert tiny_base.tokenizer.decode(header) == "u:"
-    assert all(row[:2] == header for row in rows[3:]) and len({row[0] for row in rows[:3]}) == 3
-    assert rows == write_own_rows(tiny_base, "chat", seed=0, count=6)
-    assert rows != write_own_rows(tiny_base, "chat", seed=1, count=6)
+    assert all(row[:2] == header for row in rows[2:]) and len({row[0] for row in rows[:2]}) == 2
+    assert rows == write_own_rows(tiny_base, "chat", seed=0, count=4)
+    assert rows != write_own_rows(tiny_base, "chat", seed=1, count=4)
     assert user_header(tiny_base.tokenizer, "raw") == []
-    assert len({row[0] for row in write_own_rows(tiny_base, "raw", seed=0, count=6)}) == 6
+    assert len({row[0] for row in write_own_rows(tiny_base, "raw", seed=0, count=4)}) == 4
 
 
 # Whole runs.

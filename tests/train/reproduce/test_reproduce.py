@@ -257,7 +257,6 @@ def test_plots_are_written(figures, tmp_path):
         (["--scienceqa", "."], "holds no problems.json"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--steps", "1"], "--steps must be at least 2"),
-        (["--quick", "--report"], "No run of 'out' is finished"),
         (["--quick", "--base", "nowhere"], "'nowhere' is no folder with a config.json"),
     ],
 )
@@ -342,6 +341,8 @@ def test_the_command_performs_every_run_once(tiny_folder, tmp_path, capsys, monk
     out = tmp_path / "out"
     base = endless_base(tiny_folder, tmp_path / "base")  # whose context holds the problems
     command = ["--quick", "--base", str(base), "--out", str(out), "--jobs", "1"]
+    assert main([*command, "--report"]) == 1
+    assert "error: No run of 'out' is finished" in capsys.readouterr().err
     assert main(command) == 0
     report = capsys.readouterr().out
     for heading in ("What held", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Forgetting"):
