@@ -77,7 +77,7 @@ def model_card(catalog: AdapterCatalog, name: str) -> str:
     tokens = _MARKDOWN.parse(text or texts.NO_CARD)
     for token in tokens:
         if token.type.startswith("heading"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"  # below the headings of the page
+            token.tag = f"h{min(6, int(token.tag[1]) + 1)}"  # below the title of the page
         for part in token.children or ():
             if part.type == "link_open":
                 part.attrs |= {"target": "_blank", "rel": "noopener noreferrer"}
@@ -217,6 +217,7 @@ def keys_html() -> str:
     names = data_attributes(
         {
             "picture": texts.SHOW_PICTURE,
+            "message": texts.MESSAGE,
             "correct": texts.SAY_IT_LIKE_THIS,
             "film": texts.FILM_BUTTON,
             "film-name": texts.AT_FIVE_STRENGTHS,
@@ -250,6 +251,8 @@ def gradio_theme() -> gr.themes.Base:
         body_background_fill_dark="*neutral_950",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         block_info_text_color="*neutral_600",
         block_background_fill="white",
         block_background_fill_dark="*neutral_900",

@@ -15,14 +15,14 @@ SERIOUS = {"serious", "critical"}
 
 
 def findings(page: Any, context: str | None = None) -> list[str]:
-    """What axe-core calls serious or critical in what is shown now, everywhere or below `context`."""
+    """What axe-core calls serious or critical, and headings out of order, everywhere or below `context`."""
     wait_for_fades(page)  # a half faded text has half its contrast
     report = axe.Axe().run(page, context=context).response
     assert len(report["passes"]) > 10, "the rules were not run"
     return [
         f"{rule['id']}: {node['target']} {node['html'][:120]}"
         for rule in report["violations"]
-        if rule["impact"] in SERIOUS
+        if rule["impact"] in SERIOUS or rule["id"] == "heading-order"
         for node in rule["nodes"]
     ]
 
@@ -52,12 +52,16 @@ def test_no_serious_findings_on_any_tab(visit: Callable[..., Visitor], scheme: s
     assert not any(found.values()), "\n".join(line for lines in found.values() for line in lines)
 
 
-def test_every_button_has_a_name_and_the_keyboard_reaches_the_box(visit: Callable[..., Visitor]) -> None:
+def test_every_button_has_a_name_and_24_pixels_and_tab_reaches_the_box(visit: Callable[..., Visitor]) -> None:
     page = visit(390, 844).page
     for button in page.get_by_role("button").all():
         name = button.inner_text().strip() or button.get_attribute("aria-label") or button.get_attribute("title")
         assert name, button.evaluate("e => e.outerHTML")
+    size = "b => { const { width, height } = b.getBoundingClientRect(); return Math.min(width, height); }"
+    for button in page.locator("button:visible").all():
+        assert button.evaluate(size) >= 24, button.evaluate("e => e.outerHTML")
     box = page.locator("#box")
+    assert page.get_by_role("textbox", name="Message", exact=True).is_visible()
     page.get_by_role("tab", name="Chat").focus()
     unfocused = box.screenshot()  # without the caret, which Playwright hides
     for _ in range(30):

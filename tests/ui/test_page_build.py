@@ -59,7 +59,7 @@ def test_cards_describe_adapters() -> None:
 def test_a_model_card_loads_nothing_into_the_browser() -> None:
     catalog = FakeCatalog()
     card = theme.model_card(catalog, "poet")
-    assert "<h3>poet</h3>" in card and "as trained" in card and "<img" not in card
+    assert "<h2>poet</h2>" in card and "as trained" in card and "<img" not in card
     assert "without a card" in theme.model_card(catalog, "see")
     assert "frozen base" in theme.model_card(catalog, "")
     assert "without a card" in theme.model_card(catalog, "gone")

@@ -73,7 +73,7 @@ def test_a_card_is_text_and_tables(visit: Callable[..., Visitor], adapters: Path
         visitor.page.get_by_role("button", name=texts.ABOUT).click()
         card = visitor.page.locator("#about .prose").filter(has_text="A card")
         card.locator("td").first.wait_for()
-        assert card.locator("h3").inner_text() == "A card" and card.locator("code.language-mermaid").count() == 1
+        assert card.locator("h2").inner_text() == "A card" and card.locator("code.language-mermaid").count() == 1
         assert card.locator(MARKUP).count() == 0
         for link in card.locator("a").all():
             assert link.get_attribute("href") == STRANGER and link.get_attribute("rel") == "noopener noreferrer"

@@ -77,8 +77,8 @@
       ended.querySelector("textarea")?.focus({ preventScroll: true });
     }
   };
-  // Accessibility that Gradio lacks (6.31): its list of examples has no items, its pictures are buttons without a
-  // name, and the keyboard does not reach a card or code that scrolls.
+  // Accessibility that Gradio lacks (6.31): its list of examples has no items, its message box and pictures have
+  // no name, and the keyboard does not reach a card or code that scrolls.
   const setAttribute = (selector, name, value) => {
     for (const element of document.querySelectorAll(selector)) element.setAttribute(name, value);
   };
@@ -86,6 +86,7 @@
   const fixAccessibility = () => {
     for (const option of document.querySelectorAll("#chat .option")) // an icon
       if (option.textContent.trim() === names().film) option.ariaLabel = option.title = names().filmName;
+    setAttribute(".box textarea:not([aria-label])", "aria-label", names().message ?? "");
     setAttribute("#chat .examples[role=list]", "role", "group");
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", names().picture ?? "");
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");

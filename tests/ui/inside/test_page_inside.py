@@ -170,12 +170,18 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     page.keyboard.press("ArrowRight")
     page.wait_for_function("word => document.querySelector('#xray-card .word').textContent !== word", arg=first)
     assert plain.startswith(first)
+    page.evaluate("document.querySelector('#chat .message-wrap').dispatchEvent(new Event('scroll'))")
+    assert card.is_visible(), "the chat scrolls while an answer is written"
     page.keyboard.press("Escape")
     card.wait_for(state="hidden")
     # The frozen base has nothing to show.
     visitor.pick("")
     visitor.ask("And the sea?")
     assert page.evaluate("() => document.querySelectorAll('#chat [data-testid=bot][tabindex]').length") == 1
+    # A browser without highlights has no error, as of every visitor.
+    visitor.context.add_init_script("delete window.Highlight; delete CSS.highlights")
+    visitor.reload()
+    assert page.evaluate("CSS.highlights === undefined")
 
 
 def test_gates_are_painted_and_the_answer_is_written_beside(inside: InsideVisitor) -> None:
