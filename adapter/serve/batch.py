@@ -1,4 +1,4 @@
-"""The rows that are decoded together. Knows token ids, slots and prompts; knows nothing of requests."""
+"""The rows that are decoded together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sends a request. Knows addresses; imports no models, so that the page's server may start before them."""
+"""Who sends a request. Imports no models, so that the page's server may start before them."""
 
 from __future__ import annotations
 

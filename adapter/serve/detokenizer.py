@@ -1,4 +1,4 @@
-"""Incremental detokenisation of a streamed answer. Knows tokenizers; knows nothing of models."""
+"""Incremental detokenisation of a streamed answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What serving does differently on each kind of device. Knows tensors; knows nothing of requests or models."""
+"""What serving does differently on each kind of device."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Drafts: guesses of a row's next tokens, from what the row has read and written before (prompt lookup).
 
 One pass reads a draft and gives the logits behind each of its tokens. The answer keeps the tokens that are sampled
-anyway, for a part of a step each; the others are lost, so a guess is taken only if it is likely enough. Knows
-token ids; knows nothing of models or text.
+anyway, for a part of a step each; the others are lost, so a guess is taken only if it is likely enough.
 """
 
 from __future__ import annotations

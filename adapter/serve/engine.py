@@ -1,7 +1,7 @@
 """Generation for many callers on one base: GenerationRequest in, an Answer (the stream of its events) out.
 
 One worker thread runs the base: it asks the scheduler for the next step, runs the forward pass, samples,
-detokenises and sends the events. An answer never depends on the other requests. Knows nothing of HTTP or Gradio.
+detokenises and sends the events. An answer never depends on the other requests.
 """
 
 from __future__ import annotations

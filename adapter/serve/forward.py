@@ -1,7 +1,4 @@
-"""The base's forward pass for serving: next tokens of several rows, each with its own KV cache and prompts.
-
-Knows tensors; knows nothing of requests.
-"""
+"""The base's forward pass for serving: next tokens of several rows, each with its own KV cache and prompts."""
 
 from __future__ import annotations
 

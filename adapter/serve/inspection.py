@@ -1,7 +1,7 @@
 """Inspection of an answer: what each of its tokens owes to the adapter's prompts, to the adapter and to the image.
 
 The answer is read again after it was given, by forward passes of this module's own: nothing stays on the shared
-model and no running request is touched. Knows the base, adapters and token ids; knows nothing of requests.
+model and no running request is touched.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import torch
 from PIL import Image
@@ -19,7 +18,7 @@ from torch import Tensor
 from adapter.base.llama import Base
 from adapter.errors import BadInput, Busy
 from adapter.method.adapter import Adapter
-from adapter.method.attention import LayerPrompts, PromptKV, grouped
+from adapter.method.attention import LayerPrompts, PromptKV, add_prompt_terms, attend, grouped
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import BaseLogprobs, GenerationRequest
@@ -209,23 +208,26 @@ class _Recorder:
     ) -> None:
         """query: [1, H, tokens, head_dim]; attended, the attention over the words: [1, tokens, H, head_dim]."""
         query = query[:, :, -self._length :].float()  # [1, H, T, head_dim]
-        added = torch.zeros_like(query)
-        for owner, prompts in zip_longest(self._owners[layer], terms):
-            keys, values = prompts.keys.float(), prompts.values.float()  # [1, Hkv, K, head_dim]
-            scores = grouped(query, keys.shape[1]) @ keys.transpose(2, 3) * scaling
-            if prompts.score_mask is not None:
-                scores = scores + prompts.score_mask
-            softmax = scores.softmax(-1)  # [1, Hkv, H / Hkv * T, K]
-            gates = prompts.gates[0].float()  # [H]
-            added += (softmax @ values).view_as(query) * gates[:, None, None]
+        terms = tuple(_in_fp32(term) for term in terms)
+        for owner, term in zip(self._owners[layer], terms, strict=False):  # the last terms may belong to none
+            identity = torch.eye(term.keys.shape[2], device=query.device).expand(*term.keys.shape[:2], -1, -1)
+            softmax = attend(grouped(query, term.keys.shape[1]), term.keys, identity, term.score_mask, scaling)
+            by_head = softmax.reshape(*query.shape[1:3], -1)  # [H, T, K]
+            gates = term.gates[0]  # [H]
             head_weights = gates.abs() if gates.any() else torch.ones_like(gates)
-            by_head = softmax.view(*query.shape[1:3], -1)  # [H, T, K]
             weights = torch.einsum("h,htk->tk", head_weights / head_weights.sum(), by_head)
-            if owner is not None:
-                self.weights[owner, layer] = weights.cpu()
-        added_norm = added[0].norm(dim=-1).T  # [T, H]
-        total = added_norm + attended[0, -self._length :].float().norm(dim=-1)
+            self.weights[owner, layer] = weights.cpu()
+        words = attended[:, -self._length :].float()  # [1, T, H, head_dim]
+        added_norm = add_prompt_terms(torch.zeros_like(words), query, terms, None, scaling)[0].norm(
+            dim=-1
+        )  # [T, H]
+        total = added_norm + words[0].norm(dim=-1)
         self.shares[layer] = (added_norm / total.clamp(min=torch.finfo(total.dtype).tiny)).cpu()
+
+
+def _in_fp32(term: LayerPrompts) -> LayerPrompts:
+    mask = None if term.mask is None else term.mask.float()
+    return LayerPrompts(term.keys.float(), term.values.float(), term.gates.float(), mask)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """KV caches: the keys and values of the running rows, and those of earlier rows for prefix reuse.
 
-Both have a fixed size, so that serving never takes more memory than it was given at its start. Knows tensors and
-token ids; knows nothing of requests.
+Both have a fixed size, so that serving never takes more memory than it was given at its start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""This process's side of answers that another one computes: their events, and a base to load their adapters with.
-
-Knows no transport.
-"""
+"""This process's side of answers that another one computes."""
 
 from __future__ import annotations
 

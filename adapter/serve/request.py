@@ -1,4 +1,4 @@
-"""The vocabulary of serving: what a caller asks the engine for and what comes back. Knows no models."""
+"""The vocabulary of serving: what a caller asks the engine for and what comes back."""
 
 from __future__ import annotations
 
@@ -246,20 +246,20 @@ class Answer:
 
     async def async_event_lists(self, seconds: float) -> AsyncIterator[list[GenerationEvent]]:
         """As `event_lists`, in an event loop. Closes the answer at the end, also if the reader leaves."""
-        loop, rung, mailbox, due = asyncio.get_running_loop(), asyncio.Event(), self.mailbox, 0.0
-        mailbox.wake = lambda: loop.call_soon_threadsafe(rung.set)
+        loop, arrived, mailbox, due = asyncio.get_running_loop(), asyncio.Event(), self.mailbox, 0.0
+        mailbox.wake = lambda: loop.call_soon_threadsafe(arrived.set)
         with contextlib.closing(self), _pauses(seconds) as next_due:
             while not self.ended:
                 mailbox.waiting = True
                 while mailbox.empty():
-                    await rung.wait()
-                    rung.clear()
+                    await arrived.wait()
+                    arrived.clear()
                 mailbox.waiting = False
                 while (rest := due - time.monotonic()) > 0 and not mailbox.complete:
-                    timer = loop.call_later(rest, rung.set)
-                    await rung.wait()
+                    timer = loop.call_later(rest, arrived.set)
+                    await arrived.wait()
                     timer.cancel()
-                    rung.clear()
+                    arrived.clear()
                 due = next_due()
                 for events in _raise_last(self.take()):
                     yield events
@@ -279,22 +279,22 @@ def read_together(
     The first list comes with the first event, a list with an answer's last event at once, and any other at least
     `seconds` after the one before, or longer in a crowd. An error ends its own answer only.
     """
-    bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe where the garbage collector rings it
+    woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe where the garbage collector puts something in
     unfinished, due = dict(answers), 0.0
     for answer in answers.values():
-        answer.mailbox.wake = lambda: bell.put(None)
+        answer.mailbox.wake = lambda: woken.put(None)
     with _pauses(seconds) as next_due:
         while unfinished:
             mailboxes = [answer.mailbox for answer in unfinished.values()]
             for mailbox in mailboxes:
                 mailbox.waiting = True
             while all(mailbox.empty() for mailbox in mailboxes):
-                bell.get()
+                woken.get()
             for mailbox in mailboxes:
                 mailbox.waiting = False
             while (rest := due - time.monotonic()) > 0 and not any(mailbox.complete for mailbox in mailboxes):
                 with contextlib.suppress(queue.Empty):
-                    bell.get(timeout=rest)
+                    woken.get(timeout=rest)
             due = next_due()
             received = [(key, event) for key, answer in unfinished.items() for event in answer.take()]
             unfinished = {key: answer for key, answer in unfinished.items() if not answer.ended}

@@ -1,7 +1,7 @@
 """Admission, the waiting queue, and the choice of which rows run next.
 
-Knows requests, adapters and token ids; runs no model, reads no clock and sends nothing. The engine calls it under
-its lock: `schedule -> run -> postprocess`.
+Runs no model, reads no clock and sends nothing. The engine calls it under its lock: `schedule -> run ->
+postprocess`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an engine tells of itself to whoever runs the server. Knows counts and seconds; knows nothing of requests.
+"""What an engine tells of itself to whoever runs the server.
 
 Imports no models, so that the page's server and replicas on other machines may use it before them.
 """

@@ -1,7 +1,4 @@
-"""The adapter store: adapters on disk by name. Every call lists the folders, so a new adapter is seen at once.
-
-Knows folders and adapters; knows nothing of requests.
-"""
+"""The adapter store: adapters on disk by name. Every call lists the folders, so a new adapter is seen at once."""
 
 from __future__ import annotations
 
