@@ -40,6 +40,7 @@ with without_type_stubs():
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute
 
 from adapter.base.embedded import BASE
 from adapter.errors import LoadError
@@ -184,6 +185,36 @@ async def internal_error(*_: object) -> JSONResponse:
     return JSONResponse({"detail": texts.FAILED}, 500)
 
 
+def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middleware: list[Middleware]) -> str:
+    """Serves the page and the program's own routes; returns the address to open. most: bytes of an upload.
+
+    Raises OSError or UnicodeError where that cannot be listened on.
+    """
+    _, url, shared = page.launch(
+        server_name=place.host,
+        server_port=place.port,
+        auth=tuple(place.auth.split(":", 1)) if place.auth else None,
+        share=place.share,
+        theme=theme.gradio_theme(),
+        css_paths=[*theme.STYLE_SHEETS, STYLE_SHEET],
+        head=theme.HEAD,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        show_error=False,  # only gr.Error's own text reaches the browser
+        ssr_mode=False,
+        favicon_path=theme.ICON,
+        max_file_size=most,
+        quiet=True,
+        max_threads=2 * QUEUE_SIZE,  # each answer that is being streamed holds one
+        state_session_capacity=SESSIONS,
+        prevent_thread_lock=True,
+        # Of the FastAPI application that Gradio serves the page with.
+        app_kwargs={"exception_handlers": {Exception: internal_error}, "routes": own, "middleware": middleware},
+    )
+    return shared or url
+
+
 def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     """Serves until a signal comes. uploads: the folder that Gradio keeps uploads in."""
     refuse_remote_files()
@@ -208,40 +239,14 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         if place.zero_gpu:
             set_current_request(request, page)
 
+    own = [openai_api.mount(provider, store, place.auth, prepare), *routes(provider, metrics, place.auth)]
+    middleware = [
+        Middleware(RequestGuard, public=place.public, files=uploads, frames=place.frames),
+        Middleware(RequestLimits, limits=limits, folder=uploads, most=most),
+        Middleware(PartialUploads, folder=uploads),
+    ]
     try:
-        _, url, shared = page.launch(
-            server_name=place.host,
-            server_port=place.port,
-            auth=tuple(place.auth.split(":", 1)) if place.auth else None,
-            share=place.share,
-            theme=theme.gradio_theme(),
-            css_paths=[*theme.STYLE_SHEETS, STYLE_SHEET],
-            head=theme.HEAD,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            show_error=False,  # only gr.Error's own text reaches the browser
-            ssr_mode=False,
-            favicon_path=theme.ICON,
-            max_file_size=most,
-            quiet=True,
-            max_threads=2 * QUEUE_SIZE,  # each answer that is being streamed holds one
-            state_session_capacity=SESSIONS,
-            prevent_thread_lock=True,
-            # Of the FastAPI application that Gradio serves the page with.
-            app_kwargs={
-                "exception_handlers": {Exception: internal_error},
-                "routes": [
-                    openai_api.mount(provider, store, place.auth, prepare),
-                    *routes(provider, metrics, place.auth),
-                ],
-                "middleware": [
-                    Middleware(RequestGuard, public=place.public, files=uploads, frames=place.frames),
-                    Middleware(RequestLimits, limits=limits, folder=uploads, most=most),
-                    Middleware(PartialUploads, folder=uploads),
-                ],
-            },
-        )
+        url = launch(page, place, most, own, middleware)
     except (OSError, UnicodeError):  # Gradio's words are about its own parameters
         where = place.host if place.port is None else f"{place.host}:{place.port}"
         print(
@@ -254,7 +259,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         limit_connections(page)
         limit_unread_results(page, limits)
         set_up_logs()
-        print(f"Open {shared or url} (Ctrl+C stops it)", flush=True)
+        print(f"Open {url} (Ctrl+C stops it)", flush=True)
         for folder in arguments.adapters or ():
             if not folder.is_dir():
                 print(f"There is no folder {folder} yet; its adapters appear once there is.", file=sys.stderr)
