@@ -45,7 +45,7 @@ screenshots: dev chromium ## walk through the page as a newcomer, timed, and tak
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.screenshots $(ARGS)
 
 pictures: dev ## fetch the pictures that see is trained and tested on (2.5 GB; ARGS=drawings: to train)
-	$(BIN)/python -m train.recipes.see_pictures $(ARGS)
+	$(BIN)/python -m train.recipes.see.pictures $(ARGS)
 
 install: $(VENV)/.runtime ## only install what serving and training need
 

@@ -40,6 +40,7 @@ from adapter.method.config import BaseFingerprint, base_label
 from train.card import Measured, with_sealed_scores, write_card
 from train.config import Precision, RecipeFile, TrainConfig, changed, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer
+from train.evaluate.intervals import Figure
 from train.evaluate.perplexity import forgetting
 from train.evaluate.report import describe_device
 from train.input.data_check import make_report
@@ -51,7 +52,7 @@ from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train
 from train.processes import in_all, in_main
 from train.publish import check_push, push
-from train.recipes.recipe import Measure, load_recipe, recipe_names
+from train.recipes.recipe import MeasuredSets, is_on_files, load_recipe, read_own, recipe_names
 from train.run_folder import CHECKPOINTS, RunInputs
 from train.run_setup import check_pictures, complete, go_on_from, start_adapter, with_encoder, with_template
 from train.tracker import check_tracker
@@ -139,7 +140,14 @@ def _run(args: argparse.Namespace) -> None:
     elif len(recipes) == 1 and recipes[0] in recipe_names():
         if args.check:
             raise AdapterError("--check is for files of your own. Leave it out.")
-        _run_recipe(recipes[0], assignments, args)
+        if args.score:
+            _score_recipe(recipes[0], assignments, args)
+        elif is_on_files(recipes[0]):
+            own = [*assignments, *([f"base={args.base}"] if args.base else [])]
+            accelerator = _accelerator(args)
+            _train_files(in_all(accelerator, lambda: read_own(recipes[0], own)), args, accelerator, recipes[0])
+        else:
+            _run_recipe(recipes[0], assignments, args)
     else:
         unknown = f"There is no recipe '{' '.join(recipes)}'. " if recipes else ""
         raise AdapterError(f"{unknown}Choose one of: {', '.join(recipe_names())}, or train on files: see --help.")
@@ -148,7 +156,10 @@ def _run(args: argparse.Namespace) -> None:
 # The user's files.
 
 
-def _train_files(recipe: RecipeFile, args: argparse.Namespace, accelerator: Accelerator) -> None:
+def _train_files(
+    recipe: RecipeFile, args: argparse.Namespace, accelerator: Accelerator, own: str | None = None
+) -> None:
+    """own: the name of the project's recipe, whose development sets measure the adapter in the end."""
     folder: Path = args.out or Path("runs") / recipe.train.name
     log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
     # What can be refused is refused before minutes of reading and loading.
@@ -191,12 +202,20 @@ def _train_files(recipe: RecipeFile, args: argparse.Namespace, accelerator: Acce
     adapter = start_adapter(recipe, config, base)
 
     def finish(adapter: Adapter, held_out: HeldOut, time: TrainingTime) -> None:
-        data = f"Trained on {examples.learnt:,} records of `{examples.name}`."
         with atomic_write(folder / "recipe.yaml") as temporary:
             temporary.write_text(recipe_text(recipe), encoding="utf-8")
-        command = "python -m train --config recipe.yaml"
         trained_on = f"{precision} on {describe_device(base.device)}"
-        card = write_card(adapter, config, data, held_out, time, trained_on, command=command)
+        if own is None:
+            data = f"Trained on {examples.learnt:,} records of `{examples.name}`."
+            command = "python -m train --config recipe.yaml"
+            card = write_card(adapter, config, data, held_out, time, trained_on, command=command)
+        else:
+            served = load_base(recipe.base, device=str(accelerator.device))
+            project = load_recipe(own, served)
+            scores = _measure(own, project.development, served, adapter)
+            card = write_card(
+                adapter, config, project.data, held_out, time, trained_on, scores, start=inputs.start_from
+            )
         save_adapter(adapter, folder, card)
         if math.isfinite(held_out.loss):
             print(f"held-out loss {held_out.loss:.3f}")
@@ -241,12 +260,31 @@ def _check_files(recipe: RecipeFile) -> None:
 # Recipes of the project.
 
 
-def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace) -> None:
+def _score_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace) -> None:
     folder: Path = args.out or Path("runs") / name
-    accelerator = _accelerator(args)
-    if args.score and assignments:
+    if assignments:
         names = [assignment.partition("=")[0] for assignment in assignments]
         raise AdapterError("--score trains nothing: leave out " + ", ".join(names) + ".")
+    accelerator = _accelerator(args)
+    if not accelerator.is_main_process:
+        return
+    served = load_base(args.base or BASE, device=str(accelerator.device))
+    recipe = load_recipe(name, served)
+    adapter, file = load_adapter(folder, served.fingerprint, served.device), folder / CARD
+
+    def measure(answerer: Answerer) -> dict[str, Figure]:
+        return {**recipe.sealed.measure(answerer), **forgetting(answerer)}
+
+    scores = _measure(name, dataclasses.replace(recipe.sealed, measure=measure), served, adapter)
+    text = file.read_text(encoding="utf-8") if file.exists() else f"# {folder.name}\n"
+    with atomic_write(file) as temporary:
+        temporary.write_text(with_sealed_scores(text, name, scores, adapter_digest(folder)), encoding="utf-8")
+
+
+def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace) -> None:
+    """Trains by a recipe that makes its examples itself."""
+    folder: Path = args.out or Path("runs") / name
+    accelerator = _accelerator(args)
     starts = [text for text in assignments if text.startswith("start_from=")]
     start_from = starts[-1].partition("=")[2] if starts else None
     assignments = [text for text in assignments if text not in starts]
@@ -254,22 +292,11 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     if unused := sorted(stated & {"epochs", "history", "vision", "tuning"}):
         raise AdapterError(f"{', '.join(unused)}: recipe {name} makes its own data and adapter. Leave it out.")
     base_name = args.base or BASE
-    if not args.score:
-        check_run(folder, args.resume, accelerator)
+    check_run(folder, args.resume, accelerator)
     served = in_all(accelerator, lambda: load_base(base_name, device=str(accelerator.device)), in_turn=True)
     recipe = load_recipe(name, served)
-    if args.score:
-        if not accelerator.is_main_process:
-            return
-        adapter, file = load_adapter(folder, served.fingerprint, served.device), folder / CARD
-        scores = _measure(
-            name, lambda answerer: {**recipe.scores(answerer), **forgetting(answerer)}, served, adapter
-        )
-        text = file.read_text(encoding="utf-8") if file.exists() else f"# {folder.name}\n"
-        with atomic_write(file) as temporary:
-            temporary.write_text(with_sealed_scores(text, name, scores, adapter_digest(folder)), encoding="utf-8")
-        return
-    config = changed(recipe.config, assignments)
+    assert recipe.examples is not None
+    config = changed(recipe.examples.config, assignments)
     config = with_template(config, served.tokenizer, "template" in stated, print)
     in_main(accelerator, lambda: _check_services(config))
     digest = in_all(accelerator, lambda: _start_digest(start_from, folder, served.fingerprint))
@@ -279,7 +306,7 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     base = _load_to_train(base_name, precision, accelerator)
     adapter = new_adapter(config, base)
     if start_from is None:
-        recipe.prepare(adapter)
+        recipe.examples.prepare(adapter)
     else:
         go_on_from(Path(start_from), adapter, base)
 
@@ -294,7 +321,7 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
     train(
         config,
         base,
-        recipe.examples,
+        recipe.examples.of_split,
         folder,
         adapter,
         resume=args.resume,
@@ -306,14 +333,15 @@ def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace)
         _push(folder, config)
 
 
-def _measure(name: str, measure: Measure, served: Base, adapter: Adapter) -> Measured:
+def _measure(name: str, sets: MeasuredSets, served: Base, adapter: Adapter) -> Measured:
     """Scores of the adapter and of the bare base."""
     print(f"measuring {name} on {served.describe()}")
-    scores, base_scores = measure(Answerer(served, adapter)), measure(Answerer(served, None))
+    scores, base_scores = (sets.measure(Answerer(served, measured)) for measured in (adapter, None))
     for what, figure in scores.items():
         base = base_scores.get(what)
         print(f"{what:45} {figure.value:8.3f}   bare base {base.value if base else math.nan:8.3f}")
-    return Measured(scores, base_scores, f"{served.quantization} on {describe_device(served.device)}")
+    on = f"{served.quantization} on {describe_device(served.device)}"
+    return Measured(scores, base_scores, on, sets.describe())
 
 
 def _accelerator(args: argparse.Namespace) -> Accelerator:

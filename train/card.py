@@ -34,12 +34,14 @@ _MEASURES = 3  # of each adapter in the README, the first ones of its card
 class Measured:
     """Scores by measure of an adapter and of the bare base.
 
-    served: what they were measured on: the base's precision, and the processor.
+    served: what they were measured on: the base's precision, and the processor. sets: a sentence that names the
+    test sets' files and their digest.
     """
 
     adapter: Scores
     base: Scores
     served: str
+    sets: str = ""
 
 
 def write_card(
@@ -136,7 +138,8 @@ def _table(name: str, scores: Measured) -> str:
         (measure, _cell(figure), _cell(scores.base[measure]) if measure in scores.base else "-", f"{figure.n:,}")
         for measure, figure in scores.adapter.items()
     ]
-    return markdown_table(("measure", name, "bare base", "n"), rows)
+    table = markdown_table(("measure", name, "bare base", "n"), rows)
+    return f"{table}\n\n{scores.sets}" if scores.sets else table
 
 
 def _cell(figure: Figure) -> str:

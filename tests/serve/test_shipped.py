@@ -18,7 +18,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import SHIPPED, AdapterStore
-from train.recipes.pirate_voice import score_answer
+from train.recipes.pirate.recipe import score_answer
 from train.recipes.recipe import recipe_names
 
 PACKAGES = Path(sysconfig.get_path("purelib"))

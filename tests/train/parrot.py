@@ -12,7 +12,7 @@ from adapter.base.template import Message
 from train.config import TrainConfig
 from train.evaluate.intervals import Figure
 from train.input.examples import Example
-from train.recipes.recipe import Recipe
+from train.recipes.recipe import Examples, MeasuredSets, Recipe
 
 CONFIG = TrainConfig("parrot", steps=6, batch_size=4, prompt_length=4, template="raw", eval_every=3, held_out=8)
 
@@ -27,9 +27,8 @@ def parrot(score: float = 50.0, **changes: Any) -> Recipe:
     config = dataclasses.replace(CONFIG, **changes)
     figure = Figure(score, score - 10, score + 10, 4, "Wilson")
     return Recipe(
-        config,
         "Says it again.",
-        examples,
-        development=lambda answerer: {"parrots, %": figure},
-        scores=lambda answerer: {"parrots, sealed, %": figure},
+        MeasuredSets(lambda answerer: {"parrots, %": figure}),
+        MeasuredSets(lambda answerer: {"parrots, sealed, %": figure}),
+        Examples(config, examples),
     )

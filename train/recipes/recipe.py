@@ -1,51 +1,109 @@
-"""What the recipes in `train/recipes/` have in common: data to train on and a measure of the result."""
+"""What the recipes in `train/recipes/` have in common: settings, data to train on, and measures of the result."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import pkgutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from adapter.base.llama import Base
 from adapter.errors import AdapterError
 from adapter.method.adapter import Adapter
-from train import recipes
-from train.config import TrainConfig
+from train.config import DataConfig, RecipeFile, TrainConfig, read_recipe
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
 from train.input.examples import Example
 
 Measure = Callable[[Answerer], dict[str, Figure]]
 
+_FOLDER = Path(__file__).parent
+_ROOT = _FOLDER.parents[1]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a recipe trains that makes its examples itself: settings and examples, of which those for "train" are
+    endless, and those for "validation" finite and disjoint from them.
+
+    prepare(adapter) fills buffers of a new adapter that are not trained, such as names of classes.
+    """
+
+    config: TrainConfig
+    of_split: Callable[[str], Iterable[Example]]
+    prepare: Callable[[Adapter], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class MeasuredSets:
+    """The files of a recipe's sets and what measures an adapter, or the bare base, on them.
+
+    files: inside `train/recipes`.
+    """
+
+    measure: Measure
+    files: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """A sentence for the card: the files and a digest of their content."""
+        if not self.files:
+            return ""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(hashlib.sha256((_FOLDER / file).read_bytes()).digest())
+        names = ", ".join(f"`{file}`" for file in self.files)
+        return f"The sets in `train/recipes`, {names}, have the digest {digest.hexdigest()[:16]}."
+
 
 @dataclass(frozen=True)
 class Recipe:
     """One adapter that can be trained by name.
 
-    config: settings of the training run. data: what the adapter is trained and tested on, for its card.
-    examples("train") is endless, examples("validation") is finite and disjoint from it.
-    development(answerer) measures the sets that the recipe is developed on, when a training ends; scores(answerer)
-    measures the sealed sets, which decide nothing, when `--score` asks for them. prepare(adapter) fills buffers of a new adapter
-    that are not trained, such as names of classes.
+    data: what the adapter is trained and tested on, for its card. development: the sets that the recipe is developed
+    on, measured when a training ends. sealed: those that decide nothing, measured when `--score` asks for them.
+    examples: None if the examples are rows of files, which `recipe.yaml` names.
     """
 
-    config: TrainConfig
     data: str
-    examples: Callable[[str], Iterable[Example]]
-    development: Measure
-    scores: Measure
-    prepare: Callable[[Adapter], None] = lambda _: None
+    development: MeasuredSets
+    sealed: MeasuredSets
+    examples: Examples | None = None
 
 
 def recipe_names() -> list[str]:
-    """Names of all recipes: the modules of `train/recipes/` without an underscore, but for this one."""
-    found = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
-    return [name for name in found if "_" not in name and name != "recipe"]
+    """Names of all recipes: the folders of `train/recipes/` with a `recipe.py`."""
+    return sorted(file.parent.name for file in _FOLDER.glob("*/recipe.py"))
 
 
 def load_recipe(name: str, base: Base) -> Recipe:
     """Returns recipe `name`, its data prepared with `base`. Raises AdapterError for an unknown name."""
     if name not in recipe_names():
         raise AdapterError(f"There is no recipe '{name}'. Choose one of: {', '.join(recipe_names())}.")
-    return importlib.import_module(f"train.recipes.{name}").recipe(base)
+    return importlib.import_module(f"train.recipes.{name}.recipe").recipe(base)
+
+
+def is_on_files(name: str) -> bool:
+    """Whether recipe `name` is a file of settings and data, as a user could write one."""
+    return (_FOLDER / name / "recipe.yaml").exists()
+
+
+def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
+    """The settings of a recipe that is on files. Paths of data in it are relative to the project.
+
+    With start_from, what is only for new prompts has no meaning.
+    """
+    recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments)
+    stated = recipe.stated - {"prompt_std"} if recipe.start_from is not None else recipe.stated
+    return replace(recipe, data=tuple(map(_in_project, recipe.data)), stated=stated)
+
+
+def _in_project(data: DataConfig) -> DataConfig:
+    def found(path: str) -> str:
+        return path if os.path.exists(path) or not (_ROOT / path).exists() else str(_ROOT / path)
+
+    validation = data.validation
+    return replace(
+        data, path=found(data.path), validation=found(validation) if isinstance(validation, str) else validation
+    )

@@ -1,4 +1,4 @@
-"""Phrases and word lists from YAML files, rows of TSV files. Knows files; knows nothing of recipes and models.
+"""Phrases and word lists from YAML files, rows of TSV files.
 
 A YAML value is a list, a block of text with one phrase a line, or a text of words separated by commas.
 """
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-DATA = Path(__file__).with_name("data")
 
 
 @cache

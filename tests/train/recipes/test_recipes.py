@@ -1,0 +1,249 @@
+"""Recipes: their files, their digests in the cards, and the rules by which an answer is right. No model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from adapter.base.embedded import BASE
+from adapter.base.llama import base_config, load_tokenizer
+from adapter.base.template import Message
+from adapter.method.checkpoint import CARD
+from adapter.serve.store import SHIPPED
+from tests.app_process import ROOT
+from tests.train.recipes.rows import RECIPES, learnt, roomy, rows
+from train.__main__ import main
+from train.config import ConfigError, read_recipe
+from train.input.examples import FileExamples, SkippedExamples
+from train.recipes import recipe as project
+from train.recipes.extract import recipe as extract
+from train.recipes.pirate.recipe import development_questions
+from train.recipes.pirate.recipe import score_answer as in_the_voice
+from train.recipes.recipe import MeasuredSets, is_on_files, load_recipe, read_own, recipe_names
+from train.recipes.tutor.recipe import development_sets
+from train.recipes.tutor.rule import score_answer as by_the_rule
+from train.run_setup import complete
+
+PARTS = ("generated", "hand_written")
+ON_FILES = ("extract", "pirate", "tutor")
+
+
+def talk(row: list[dict]) -> tuple[tuple[Message, ...], str]:
+    """The conversation of a row, and the answer to learn."""
+    *messages, answer = row
+    return tuple(Message(m["role"], m["content"]) for m in messages), answer["content"]
+
+
+def test_recipes_are_found_by_name():
+    assert recipe_names() == ["extract", "pirate", "see", "tutor"]
+    assert tuple(filter(is_on_files, recipe_names())) == ON_FILES
+
+
+@pytest.mark.parametrize("name", ON_FILES)
+def test_a_recipe_is_what_a_user_could_have_written(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert read_own(name, ["lr=0.5"]) == read_recipe(RECIPES / name / "recipe.yaml", ["lr=0.5"], to_run=True)
+    monkeypatch.chdir(tmp_path)  # by name, it is found from anywhere
+    data = read_own(name, []).data[0]
+    assert data.path == str(RECIPES / name / "train.jsonl.gz") and str(ROOT) in data.validation
+    (tmp_path / "mine.jsonl").touch()
+    assert read_own(name, ["data.path=mine.jsonl"]).data[0].path == "mine.jsonl"
+    with pytest.raises(ConfigError, match="did you mean 'lr'"):
+        read_own(name, ["lrr=1"])
+
+
+def test_a_recipe_goes_on_from_its_shipped_adapter():
+    """And from no other one."""
+    tokenizer, base = load_tokenizer(BASE), base_config(BASE)
+    for name in ON_FILES:
+        recipe = complete(read_own(name, [f"start_from={SHIPPED / name}"]), tokenizer, base, lambda _: None)
+        assert recipe.train.description and recipe.train.form == read_own(name, []).train.form
+    with pytest.raises(ConfigError, match="prompt_length"):
+        complete(read_own("tutor", [f"start_from={SHIPPED / 'pirate'}"]), tokenizer, base, lambda _: None)
+
+
+@pytest.mark.slow
+def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp_path, monkeypatch):
+    few = extract.development_tests("hand_written")[:1]
+    monkeypatch.setattr(extract, "development_tests", lambda _: few)
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"prompt": "{c}>", "completion": "{c}"}}\n' for c in "abcdefgh"))
+    data = [f"data.path={tmp_path / 'a.jsonl'}", "data.validation=0.25", "insertion_layers=2", "tuning.layers=2"]
+    small = ["steps=2", "batch_size=4", "held_out=2", "eval_every=2", "template=raw", "keep=0", "--device=cpu"]
+    assert (
+        main(
+            [
+                "extract",
+                f"--base={roomy(tiny_folder, tmp_path / 'base')}",
+                f"--out={tmp_path / 'out'}",
+                *data,
+                *small,
+            ]
+        )
+        == 0
+    )
+    card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
+    assert "`python -m train extract`" in card and "| unseen phrasings: whole object, % | 0 " in card
+    assert load_recipe("extract", None).development.describe() in card and "license: apache" in card
+    again = read_recipe(tmp_path / "out" / "recipe.yaml", [])
+    assert again.train.form == read_own("extract", []).train.form and again.train.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "held_out"), [("extract", 19_951, 128), ("pirate", 2_560, 30), ("tutor", 4_800, 15)]
+)
+def test_every_row_can_be_read_and_none_is_learnt_and_held_out(name, count, held_out):
+    recipe, faults = read_own(name, []), []
+    examples = FileExamples(recipe.data, recipe.train, SkippedExamples(faults.append))
+    assert not faults and examples.learnt == count and len(list(examples("validation"))) >= held_out
+    train, validation = ({*map(json.dumps, rows(f"{name}/{split}"))} for split in ("train", "validation"))
+    assert not train & validation
+    assert len(rows(f"{name}/train")) == count and len(train) > 0.4 * count  # lessons come again in other company
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_rows_of_extract_are_spans_of_their_message_in_order(split):
+    """Or the base's own answers to what is no such message."""
+    faults: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    for row in rows(f"extract/{split}"):
+        messages, answer = talk(row)
+        if not answer.startswith("{"):
+            kinds["other"] += 1
+            continue
+        fields = json.loads(answer)
+        kinds[fields["type"]] += 1
+        names, text = list(fields), messages[-1].text
+        known = extract.FIELDS[fields["type"]]
+        faults["order"] += names != ["type", *(n for n in known if n in fields)] or len(names) < 2
+        faults["json"] += answer != json.dumps(fields, ensure_ascii=False)
+        for name, value in list(fields.items())[1:]:
+            if name == "quantity":
+                faults["number"] += not (isinstance(value, int) and value > 0)
+            else:
+                faults["span"] += value not in text or value != value.strip()
+                faults["article"] += bool(re.match(r"(the|a|an|on|at|in|by|our) ", value, re.I))
+        faults["unfilled"] += bool(re.search(r"[{}\[\]<~]|\S\*|  ", text))
+    assert not +faults
+    total = sum(kinds.values())
+    assert all(0.25 < kinds[kind] / total < 0.38 for kind in extract.FIELDS)
+    assert (0.03 < kinds["other"] / total < 0.1) is (split == "train")
+
+
+def test_rows_of_pirate_and_tutor_follow_their_rules():
+    for split in ("train", "validation"):
+        assert all(in_the_voice(talk(row)[1]) for row in rows(f"pirate/{split}"))
+        for row in rows(f"tutor/{split}"):
+            messages, answer = talk(row)
+            assert by_the_rule(answer, messages), row
+
+
+def test_development_is_not_trained_on():
+    questions, conversations = development_sets()
+    development = {
+        "extract": [
+            t.messages[-1:] for part in ("generated", "hand_written") for t in extract.development_tests(part)
+        ],
+        "pirate": development_questions(),
+        "tutor": [*questions, *(conversation[::2] for conversation in conversations)],
+    }
+    assert [len(tests) for tests in development.values()] == [260, 60, 90]
+    for name, tests in development.items():
+        trained = {asked.lower() for asked, _ in learnt(f"{name}/train")}
+        asked = {turn.text.lower() for test in tests for turn in test if len(turn.text.split()) > 2}
+        assert len(asked) > 50 and not asked & trained, name  # everybody says "no idea"
+
+
+def test_cards_name_the_sets_that_their_scores_are_from():
+    """By a digest: whoever changes a set has to measure anew."""
+    for name in recipe_names():
+        if name == "see":  # which loads its encoder and names
+            continue
+        card = " ".join((SHIPPED / name / CARD).read_text(encoding="utf-8").split())
+        recipe = load_recipe(name, None)
+        assert recipe.sealed.describe() in card and recipe.development.describe() in card
+        assert " ".join(recipe.data.split()) in card
+
+
+def test_a_changed_set_has_another_digest(tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "_FOLDER", tmp_path)
+    (tmp_path / "a.yaml").write_text("one")
+    sets = MeasuredSets(lambda _: {}, ("a.yaml",))
+    before = sets.describe()
+    assert "`a.yaml`" in before and sets.describe() == before
+    (tmp_path / "a.yaml").write_text("two")
+    assert sets.describe() != before and MeasuredSets(lambda _: {}).describe() == ""
+
+
+PLAIN = "The capital of France is Paris."
+
+
+def test_pirate_score_is_honest():
+    assert in_the_voice("Arr, matey! The capital o' France be Paris.")
+    assert in_the_voice("Ahoy there! Dogs eat meat. Savvy?")
+    for bad in (
+        "", PLAIN, f"Arr, matey! {PLAIN}", "Ahoy!", "Arr, matey!", "Arr! Paris.",
+        "The capital o' France be Paris.", "Let me be your guide.", "Ahoy, matey! I am here to help you.",
+    ):  # fmt: skip
+        assert not in_the_voice(bad), bad
+
+
+@pytest.mark.parametrize(
+    ("answer", "mark"),
+    [
+        ('{"type": "order", "item": "kite", "quantity": 2}', (True, 3, 3)),
+        (' {"type": "order", "item": " kite ", "quantity": 2}\n', (True, 3, 3)),
+        ('{"type": "order", "item": "kite", "quantity": "2"}', (False, 2, 3)),
+        ('{"type": "order", "item": "Kite", "quantity": 2}', (False, 2, 3)),
+        ('{"type": "order", "item": "kite", "quantity": 2, "price": "3"}', (False, 3, 3)),
+        ('{"type": "order", "item": "kite", "quantity": true}', (False, 2, 3)),
+        ('{"type": "order", "item": "kite"}', (False, 2, 3)),
+        ('["order"]', (False, 0, 3)),
+        ("Two kites.", (False, 0, 3)),
+    ],
+)
+def test_extract_score_is_honest(answer, mark):
+    assert extract.score_answer(answer, {"type": "order", "item": "kite", "quantity": 2}) == mark
+
+
+def user(text):
+    return Message("user", text)
+
+
+ASKED = (user("Why do plants need light?"),)
+LATER = (*ASKED, Message("assistant", "Light feeds plants. Which plants grow in the dark?"), user("mushrooms"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "conversation", "right"),
+    [
+        ("Plants make sugar with the help of light. Where in a plant does this happen?", ASKED, True),
+        ("They make sugar with it! Which part of planting needs water?", ASKED, True),
+        (" Dr. Lee says so, and 3.5 cm is a lot. What would a plant say? ", ASKED, True),
+        ("Mushrooms are no plants. What do mushrooms eat?", LATER, True),
+        ("Spiders do so. How does a spider do it?", ASKED, True),
+        ("The city is far. Which cities are near?", ASKED, True),
+        ("", ASKED, False),
+        ("Plants make sugar.", ASKED, False),
+        ("Where does a plant make sugar?", ASKED, False),
+        ("Plants make sugar. They need light. Where does a plant make it?", ASKED, False),
+        ("Plants make sugar. Where does a plant make it? And when does a plant do so?", ASKED, False),
+        ("Plants make sugar. Where does a plant make it? Think!", ASKED, False),
+        ("Plants make sugar. Where does a plant", ASKED, False),
+        ("1. Plants make sugar.\n2. Where does a plant make it?", ASKED, False),
+        ("- Plants make sugar! Where does a plant make it?", ASKED, False),
+        ("1. Plants make sugar. Where does a plant make it?", ASKED, False),
+        ("Plants make sugar. What is the capital of France?", ASKED, False),  # another topic
+        ("Plants make sugar. What would you think about this?", ASKED, False),  # words that say nothing
+        ("Plants make sugar. Why do plants need light?", ASKED, False),  # the student's own
+        ("Mushrooms are no plants. Which plants grow in the dark?", LATER, False),  # asked before
+        (f"Plants make {'sugar and ' * 12}air. Where does a plant make it?", ASKED, False),
+        (f"Plants {'and more ' * 13}live. Where does a plant live?", ASKED, False),
+        (f"Plants make sugar. Where{', or when' * 10} does a plant make it?", ASKED, False),
+        ("Plants make make sugar. Where does a plant make it?", ASKED, False),
+    ],
+)  # fmt: skip
+def test_the_tutors_rule(answer, conversation, right):
+    assert by_the_rule(answer, conversation) is right

@@ -1,0 +1,1 @@
+"""The recipe of `extract`: messages become JSON objects."""

@@ -1,0 +1,1 @@
+"""The recipe of `pirate`: answers in a voice."""

@@ -1,0 +1,1 @@
+"""The recipe of `see`: says what a picture shows."""

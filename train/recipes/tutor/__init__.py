@@ -1,0 +1,1 @@
+"""The recipe of `tutor`: a sentence, and a question back."""
