@@ -1,7 +1,8 @@
-"""A visitor of the page in headless Chromium. Knows the page's elements; knows nothing of what answers there."""
+"""A visitor of the page in headless Chromium."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from typing import Any
 
 import gradio
 
-from tests.app_process import PATIENCE, wait_until
+from adapter.ui.texts import page as texts
+from tests.app_process import wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
 PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"
-PATIENCE_MS = 1000 * PATIENCE
+PATIENCE_MS = 90_000  # a wait that is longer is a fault
+SERIOUS = {"serious", "critical"}
 LEAVING = re.compile("AbortError|Connection errored out")
 # The browser itself notes what happens: an answer can be shorter than the way to a question about it and back.
 WATCH = """() => {
@@ -33,6 +36,44 @@ WATCH = """() => {
     window.watch = new MutationObserver(look);
     window.watch.observe(document.body, {childList: true, subtree: true, characterData: true, attributes: true});
 }"""
+
+# What the server streams arrives so many milliseconds late, as from far away.
+LATE_STREAM = """(() => {
+    const { fetch } = window;
+    window.fetch = async (...asked) => {
+        const response = await fetch(...asked);
+        if (!String(asked[0]?.url ?? asked[0]).includes('/queue/data')) return response;
+        const late = new TransformStream({
+            transform: async (part, stream) => {
+                await new Promise(done => setTimeout(done, MILLISECONDS));
+                stream.enqueue(part);
+            },
+        });
+        return new Response(response.body.pipeThrough(late), response);
+    };
+})()"""
+
+
+def late_context(browser: Any, milliseconds: int) -> Any:
+    """A context of a browser whose stream of results is late."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.add_init_script(LATE_STREAM.replace("MILLISECONDS", str(milliseconds)))
+    return context
+
+
+def findings(page: Any, context: str | None = None) -> list[str]:
+    """What axe-core calls serious or critical in what is shown now, everywhere or below `context`."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    wait_for_fades(page)  # a half faded text has half its contrast
+    report = Axe().run(page, context=context).response
+    assert len(report["passes"]) > 10, "the rules were not run"
+    return [
+        f"{rule['id']}: {node['target']} {node['html'][:120]}"
+        for rule in report["violations"]
+        if rule["impact"] in SERIOUS
+        for node in rule["nodes"]
+    ]
 
 
 def wait_for_fades(page: Any) -> None:
@@ -150,3 +191,80 @@ class Visitor:
         self.page.evaluate("""() => document.querySelector('[data-testid="toast-close"]')?.click()""")
         toast.wait_for(state="hidden")
         return text
+
+    def wait_for_rows(self, rows: list[str]) -> None:
+        """Until the conversation has exactly these messages."""
+        shown = "[...document.querySelectorAll('#chat .message')].map(e => e.innerText.trim())"
+        expected = [row.strip() for row in rows]
+        self.page.wait_for_function(f"rows => JSON.stringify({shown}) === JSON.stringify(rows)", arg=expected)
+
+    def ask_about(self, picture: Path, question: str) -> str:
+        self.attach(picture)
+        return self.ask(question)
+
+    def loaded_picture(self) -> str:
+        """The address of the conversation's picture, once it is shown."""
+        picture = self.page.locator("#chat .user-row img")
+        picture.wait_for()
+        assert picture.evaluate("async e => { await e.decode(); return e.naturalWidth; }") > 100
+        return picture.get_attribute("src")
+
+    def edit(self, text: str) -> Any:
+        """Opens the newest message's editor and writes into it; returns the editor."""
+        self.page.locator("#chat .user-row").last.hover()
+        self.button("Edit").click()
+        field = self.page.locator("#chat textarea.edit-textarea")
+        field.fill(text)
+        return field
+
+    # Conversations.
+
+    def clear(self) -> None:
+        self.page.locator('#chat [title="Clear"]').click()
+        self.page.locator("#chat .example").first.wait_for()
+
+    def new_conversation(self) -> None:
+        self.page.get_by_role("button", name=texts.NEW_CONVERSATION).click()
+        self.page.locator("#chat .example").first.wait_for()
+
+    def open_list(self) -> None:
+        self.page.get_by_role("button", name=texts.CONVERSATIONS).click()
+        self.page.locator("#conversations dialog[open]").wait_for()
+
+    def titles(self) -> list[str]:
+        return self.page.locator("#conversations li button[name=open] span:first-child").all_inner_texts()
+
+    def open_conversation(self, title: str) -> None:
+        self.open_list()
+        self.page.locator("#conversations li button[name=open]").get_by_text(title, exact=True).click()
+
+    def stored(self) -> list[dict[str, Any]]:
+        """The conversations in the browser's storage."""
+        return self.page.evaluate(
+            """() => new Promise(done => {
+                indexedDB.open("llama-adapter").onsuccess = ({ target: { result } }) => {
+                    const all = result.transaction("conversations").objectStore("conversations").getAll();
+                    all.onsuccess = () => done(all.result);
+                };
+            })"""
+        )
+
+    def open_conversation_panel(self) -> None:
+        self.page.get_by_role("button", name=texts.THIS_CONVERSATION).click()
+        self.page.get_by_role("button", name=texts.EXPORT).wait_for()
+
+    def export(self, to: Path) -> dict[str, Any]:
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=texts.EXPORT).click()
+        assert download.value.suggested_filename == "conversation.json"
+        download.value.save_as(to)
+        return json.loads(to.read_text(encoding="utf-8"))
+
+    def import_file(self, file: Path) -> None:
+        self.page.locator("#this-conversation input[type=file]").set_input_files(file)
+
+    def copy_link(self) -> str:
+        self.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        self.page.get_by_role("button", name=texts.COPY_LINK).click()
+        assert "Link copied" in self.toast()
+        return self.page.evaluate("() => navigator.clipboard.readText()")

@@ -1,9 +1,8 @@
-"""Several conversations in Chromium over a fake engine: their list, reloads in mid-answer, links, phones."""
+"""Several conversations in Chromium over a fake engine: their list, reloads in mid-answer, phones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -11,28 +10,10 @@ from adapter.ui import answer_stream
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
-from tests.ui.chat.test_page_storage import (
-    GatedEngine,
-    ask_about,
-    clear,
-    closed_gate,
-    loaded_picture,
-    new_conversation,
-    open_conversation_panel,
-    open_list,
-    stored,
-    titles,
-    url,
-    wait_for_rows,
-)
+from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
 
-__all__ = ["closed_gate", "url"]  # fixtures
+__all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-
-
-def open_first(visitor: Visitor, words: str) -> None:
-    open_list(visitor)
-    visitor.page.locator("#conversations li button[name=open]").get_by_text(words, exact=True).click()
 
 
 def test_each_conversation_has_its_words_pictures_and_settings(visit: Callable[..., Visitor]) -> None:
@@ -41,27 +22,27 @@ def test_each_conversation_has_its_words_pictures_and_settings(visit: Callable[.
     visitor.set("Strength", 0.5)
     visitor.ask("Good morning.")
     poem = visitor.rows()
-    new_conversation(visitor)
+    visitor.new_conversation()
     assert visitor.picked == "poet", "a new conversation begins with the settings of the one before"
     visitor.pick("see")
     visitor.set("Strength", 1)
-    ask_about(visitor, PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
-    seen, picture = visitor.rows(), loaded_picture(visitor)
-    open_first(visitor, "Good morning.")
-    wait_for_rows(visitor, poem)
+    visitor.ask_about(PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
+    seen, picture = visitor.rows(), visitor.loaded_picture()
+    visitor.open_conversation("Good morning.")
+    visitor.wait_for_rows(poem)
     visitor.page.locator('#picker input[value="poet"]:checked').wait_for()
     assert visitor.page.get_by_label("number input for Strength").input_value() == "0.5"
     visitor.ask("And now?")
-    open_first(visitor, "What is this?")
-    wait_for_rows(visitor, seen)
+    visitor.open_conversation("What is this?")
+    visitor.wait_for_rows(seen)
     visitor.page.locator('#picker input[value="see"]:checked').wait_for()
-    assert loaded_picture(visitor) == picture
+    assert visitor.loaded_picture() == picture
     # The same picture in another conversation is kept once.
-    new_conversation(visitor)
-    ask_about(visitor, PHOTOGRAPHS / "cheetah1.jpg", "Again?")
-    wait_until(lambda: len(stored(visitor)) == 3)
+    visitor.new_conversation()
+    visitor.ask_about(PHOTOGRAPHS / "cheetah1.jpg", "Again?")
+    wait_until(lambda: len(visitor.stored()) == 3)
     visitor.reload()
-    assert loaded_picture(visitor) == picture
+    assert visitor.loaded_picture() == picture
     count = """() => new Promise(done => {
         indexedDB.open("llama-adapter").onsuccess = ({ target: { result } }) => {
             result.transaction("pictures").objectStore("pictures").count().onsuccess = e => done(e.target.result);
@@ -71,68 +52,79 @@ def test_each_conversation_has_its_words_pictures_and_settings(visit: Callable[.
 
 
 def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
+    visitor = visit(390, 844)
     page = visitor.page
     for words in ("Good morning.", "Why is the sky blue?"):
         visitor.ask(words)
-        new_conversation(visitor)
-    open_list(visitor)
-    assert titles(visitor) == ["Why is the sky blue?", "Good morning."]
-    page.get_by_label(texts.SEARCH).fill("YOU SAID: GOOD")  # any of its words
-    assert titles(visitor) == ["Good morning."]
-    page.get_by_label(texts.SEARCH).fill("nobody said this")
+        visitor.new_conversation()
+    visitor.open_list()
+    # On a phone it is a sheet, which a touch beside it closes.
+    box = page.locator("#conversations dialog").bounding_box()
+    assert box["x"] == 0 and box["width"] <= 390 - 40 and box["height"] == 844
+    page.mouse.click(380, 400)
+    page.locator("#conversations dialog").wait_for(state="hidden")
+    visitor.open_list()
+    assert visitor.titles() == ["Why is the sky blue?", "Good morning."]
+    search = page.get_by_label(texts.SEARCH)
+    search.fill("YOU SAID: GOOD")  # any of its words
+    assert visitor.titles() == ["Good morning."]
+    search.fill("nobody said this")
     page.get_by_text(texts.NOTHING_FOUND).wait_for()
-    page.get_by_label(texts.SEARCH).fill("")
-    page.get_by_label(texts.RENAME).last.click()
-    page.keyboard.press("Escape")
-    assert titles(visitor) == ["Why is the sky blue?", "Good morning."]
-    page.get_by_label(texts.RENAME).last.click()
-    page.keyboard.type("<b>Small talk</b>")
-    page.keyboard.press("Enter")
-    assert titles(visitor) == ["Why is the sky blue?", "<b>Small talk</b>"]
+    search.fill("")
+    for key, title in (("Escape", "Good morning."), ("Enter", "<b>Small talk</b>")):
+        page.get_by_label(texts.RENAME).last.click()
+        page.keyboard.type("<b>Small talk</b>")
+        page.keyboard.press(key)
+        assert visitor.titles() == ["Why is the sky blue?", title]
     page.get_by_label(texts.DELETE).first.click()
-    assert titles(visitor) == ["<b>Small talk</b>"]
+    assert visitor.titles() == ["<b>Small talk</b>"]
     page.locator("#conversations [name=undo]").click()
-    visitor.page.locator("#chat").get_by_text("you said: Why is the sky blue?!").wait_for()
+    page.locator("#chat").get_by_text("you said: Why is the sky blue?!").wait_for()
     visitor.reload()
-    open_list(visitor)
-    assert titles(visitor) == ["Why is the sky blue?", "<b>Small talk</b>"]
+    visitor.open_list()
+    assert visitor.titles() == ["Why is the sky blue?", "<b>Small talk</b>"]
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
 
 
 def test_clearing_can_be_undone(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.ask("Good morning.")
     rows = visitor.rows()
-    clear(visitor)
+    visitor.clear()
     undo = visitor.page.locator("#conversations [name=undo]")
     undo.click()
-    wait_for_rows(visitor, rows)
+    visitor.wait_for_rows(rows)
     undo.wait_for(state="hidden")
     visitor.ask("And now?")
     gone_on = visitor.rows()
     visitor.reload()
-    wait_for_rows(visitor, gone_on)
-    clear(visitor)
-    wait_until(lambda: any(record["deleted"] for record in stored(visitor)))
+    visitor.wait_for_rows(gone_on)
+    visitor.clear()
+    wait_until(lambda: any(record["deleted"] for record in visitor.stored()))
     visitor.reload()
-    open_list(visitor)
-    assert titles(visitor) == [] and visitor.rows() == []
+    visitor.open_list()
+    assert visitor.titles() == [] and visitor.rows() == []
 
 
 def test_what_two_tabs_make_of_one_conversation_is_both_kept(visit: Callable[..., Visitor], url: str) -> None:
     one = visit()
     one.ask("Good morning.")
     two = Visitor(one.context, url)
-    wait_for_rows(two, one.rows())
+    two.wait_for_rows(one.rows())
     one.ask("One goes on.")
     two.ask("Two goes on.")
     rows = [one.rows(), two.rows()]
     for tab, expected in zip((one, two), rows, strict=True):
         tab.reload()
-        wait_for_rows(tab, expected)
-    open_list(two)
-    wait_until(lambda: titles(two) == ["Good morning.", "Good morning."])
+        tab.wait_for_rows(expected)
+    two.open_list()
+    wait_until(lambda: two.titles() == ["Good morning.", "Good morning."])
     assert two.complaints == []
+
+
+def wait_until_running(visitor: Visitor) -> None:
+    """Until the browser's storage knows of an answer that is being written."""
+    wait_until(lambda: any("answer" in record["document"] for record in visitor.stored()))
 
 
 def test_a_reload_follows_the_answer_that_is_being_written(
@@ -141,7 +133,7 @@ def test_a_reload_follows_the_answer_that_is_being_written(
     visitor = visit()
     visitor.type("Good morning.")
     visitor.await_answers(1)
-    wait_until(lambda: any("answer" in record["document"] for record in stored(visitor)))
+    wait_until_running(visitor)
     visitor.reload()
     visitor.page.get_by_text(texts.CUT_OFF).first.wait_for()  # until the server has noticed the reload
     closed_gate.gate.set()
@@ -149,9 +141,9 @@ def test_a_reload_follows_the_answer_that_is_being_written(
     visitor.settle()
     visitor.page.get_by_text(texts.CUT_OFF).wait_for(state="hidden")
     rows = visitor.rows()
-    wait_until(lambda: not any("answer" in record["document"] for record in stored(visitor)))
+    wait_until(lambda: not any("answer" in record["document"] for record in visitor.stored()))
     visitor.reload()
-    wait_for_rows(visitor, rows)
+    visitor.wait_for_rows(rows)
 
 
 def test_an_answer_goes_on_while_another_conversation_is_shown(
@@ -160,13 +152,13 @@ def test_an_answer_goes_on_while_another_conversation_is_shown(
     visitor = visit()
     visitor.type("Good morning.")
     visitor.await_answers(1)
-    new_conversation(visitor)
+    visitor.new_conversation()
     visitor.page.locator("#box .submit-button").wait_for()
     visitor.type("And now?")
     visitor.await_answers(1)
     closed_gate.gate.set()
     assert visitor.settle() == "you said: And now?!"
-    open_first(visitor, "Good morning.")
+    visitor.open_conversation("Good morning.")
     visitor.page.locator("#chat").get_by_text("you said: Good morning.!").wait_for()
     assert visitor.settle() == "you said: Good morning.!"
 
@@ -178,37 +170,10 @@ def test_an_answer_that_has_ended_without_the_page_is_shown_as_far_as_it_was_see
     visitor = visit()
     visitor.type("Good morning.")
     visitor.await_answers(1)
-    wait_until(lambda: any("answer" in record["document"] for record in stored(visitor)))
+    wait_until_running(visitor)
     visitor.page.goto("about:blank")
     closed_gate.gate.set()
     visitor.page.go_back()
     visitor.page.get_by_text(texts.CUT_OFF).first.wait_for()
     assert visitor.rows()[0] == "Good morning."
     visitor.page.locator("#box .submit-button").wait_for()
-
-
-def test_a_link_carries_settings_and_says_what_it_lacks(visit: Callable[..., Visitor], tmp_path: Path) -> None:
-    sender = visit()
-    sender.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    sender.pick("see")
-    sender.set("Strength", 0.5)
-    ask_about(sender, PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
-    open_conversation_panel(sender)
-    sender.page.get_by_role("button", name=texts.COPY_LINK).click()
-    assert "settings" in sender.toast()
-    reader = visit()
-    reader.page.goto(sender.page.evaluate("() => navigator.clipboard.readText()"))
-    reader.page.get_by_text(texts.PICTURE_NOT_SENT).wait_for()
-    reader.page.locator('#picker input[value="see"]:checked').wait_for()
-    assert reader.page.get_by_label("number input for Strength").input_value() == "0.5"
-
-
-def test_a_phone_has_the_list_as_a_sheet_of_one_button(visit: Callable[..., Visitor]) -> None:
-    visitor = visit(390, 844)
-    visitor.ask("Good morning.")
-    open_list(visitor)
-    box = visitor.page.locator("#conversations dialog").bounding_box()
-    assert box["x"] == 0 and box["width"] <= 390 - 40 and box["height"] == 844
-    visitor.page.mouse.click(380, 400)  # beside it
-    visitor.page.locator("#conversations dialog").wait_for(state="hidden")
-    assert visitor.page.evaluate("() => document.documentElement.scrollWidth") <= 390

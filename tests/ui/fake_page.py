@@ -1,0 +1,80 @@
+"""The page in this process over an engine that echoes what it is told: for all that is not about answers.
+
+A file of tests imports `url`, in place of the real page's, and `closed_gate` where an answer is to wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.middleware import Middleware
+
+import app
+from adapter.server.request_guard import RequestGuard
+from adapter.ui import theme
+from tests.app_process import PATIENCE
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
+from train.ui.runs import TrainingRuns
+from train.ui.tab import STYLE_SHEET
+
+
+class GatedEngine(EchoEngine):
+    """An engine whose answers wait after their first piece while `gate` is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def submit(self, request: Any) -> Any:
+        answer = super().submit(request)
+        events = answer.mailbox.events
+
+        def gated() -> Iterator[Any]:
+            yield next(events)
+            assert self.gate.wait(PATIENCE)
+            yield from events
+
+        answer.mailbox.events = gated()
+        return answer
+
+
+ENGINE = GatedEngine()
+
+
+@pytest.fixture
+def closed_gate() -> Iterator[GatedEngine]:
+    ENGINE.gate.clear()
+    yield ENGINE
+    ENGINE.error = None
+    ENGINE.gate.set()
+
+
+@pytest.fixture(scope="module")
+def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def url(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as environment:
+        uploads = tmp_path_factory.mktemp("uploads")
+        environment.setenv("GRADIO_TEMP_DIR", str(uploads))
+        page = app.build_page(ReadyProvider(ENGINE), FakeCatalog(), runs=TrainingRuns(runs_folder))
+        _, address, _ = page.launch(
+            prevent_thread_lock=True,
+            quiet=True,
+            ssr_mode=False,
+            theme=theme.gradio_theme(),
+            css_paths=[*theme.STYLE_SHEETS, STYLE_SHEET],
+            head=theme.HEAD,
+            favicon_path=theme.ICON,
+            footer_links=[],
+            app_kwargs={"middleware": [Middleware(RequestGuard, public=False, files=uploads)]},
+        )
+        yield address
+        page.close(verbose=False)

@@ -1,0 +1,91 @@
+"""Five journeys on a slow network: what the server streams arrives 400 milliseconds late."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.app_process import wait_until
+from tests.browser import Visitor, late_context
+from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
+
+__all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+LATE_MS = 400
+
+
+@pytest.fixture
+def far(browser: Any, url: str) -> Iterator[Visitor]:
+    context = late_context(browser, LATE_MS)
+    visitor = Visitor(context, url)
+    yield visitor
+    context.close()
+    assert visitor.complaints == []
+
+
+def test_send_and_switch(browser: Any, url: str) -> None:
+    """Gradio's server ends a stream of results when it knows of no event: without page.js's guard some would wait
+    for ever for its results.
+    """
+    for milliseconds in (20, 100, LATE_MS):
+        context = late_context(browser, milliseconds)
+        visitor = Visitor(context, url)
+        assert visitor.ask("Good morning.") == "you said: Good morning.!"
+        visitor.new_conversation()
+        assert visitor.ask("And now?") == "you said: And now?!", "sent while the conversation was being opened"
+        visitor.new_conversation()
+        visitor.page.locator("#chat .example").nth(1).click()
+        visitor.await_answers(1)
+        visitor.settle()
+        visitor.open_conversation("Good morning.")
+        visitor.page.locator("#chat").get_by_text("you said: Good morning.!").wait_for()
+        context.close()
+
+
+def test_stop(far: Visitor, closed_gate: GatedEngine) -> None:
+    far.type("Good morning.")
+    far.await_answers(1)
+    far.page.locator("#box .stop-button").click()
+    closed_gate.gate.set()
+    assert far.settle().startswith("you said:") and "stopped" in far.stats()
+    assert far.ask("And now?") == "you said: And now?!"
+
+
+def test_reload(far: Visitor, closed_gate: GatedEngine) -> None:
+    far.type("Good morning.")
+    far.await_answers(1)
+    wait_until(lambda: any("answer" in record["document"] for record in far.stored()))
+    far.reload()
+    closed_gate.gate.set()
+    wait_until(lambda: far.answers()[-1:] == ["you said: Good morning.!"])
+    far.settle()
+    rows = far.rows()
+    far.reload()
+    far.wait_for_rows(rows)
+
+
+def test_train(far: Visitor, monkeypatch: pytest.MonkeyPatch, runs_folder: Path) -> None:
+    """The trainer is a process that waits to be stopped: what it trains is tested elsewhere."""
+    start = subprocess.Popen
+
+    def trainer(command: list[str], **more: Any) -> Any:
+        return start([*command[:1], "-c", "import signal; signal.pause()", *command[1:]], **more)
+
+    monkeypatch.setattr("train.ui.runs.subprocess.Popen", trainer)
+    page = far.page
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#samples label").first.click()
+    page.locator("#train-preview .records").wait_for()
+    page.get_by_label("Name", exact=True).fill("far")
+    start_button = page.locator("#train-start")
+    wait_until(start_button.is_enabled)
+    start_button.click()
+    page.locator("#train-stop").wait_for()
+    assert (runs_folder / "far").is_dir()
+    page.locator("#train-stop").click()
+    page.locator("#train-run .run").get_by_text("Interrupted").or_(page.get_by_text("Stopped")).first.wait_for()
+    assert far.page.locator("#train-start").is_visible()
