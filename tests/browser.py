@@ -62,7 +62,7 @@ def late_context(browser: Any, milliseconds: int) -> Any:
 
 
 def findings(page: Any, context: str | None = None) -> list[str]:
-    """What axe-core calls serious or critical in what is shown now, everywhere or below `context`."""
+    """What axe-core calls serious or critical, and headings out of order, everywhere or below `context`."""
     from axe_playwright_python.sync_playwright import Axe
 
     wait_for_fades(page)  # a half faded text has half its contrast
@@ -71,7 +71,7 @@ def findings(page: Any, context: str | None = None) -> list[str]:
     return [
         f"{rule['id']}: {node['target']} {node['html'][:120]}"
         for rule in report["violations"]
-        if rule["impact"] in SERIOUS
+        if rule["impact"] in SERIOUS or rule["id"] == "heading-order"
         for node in rule["nodes"]
     ]
 
@@ -268,3 +268,8 @@ class Visitor:
         self.page.get_by_role("button", name=texts.COPY_LINK).click()
         assert "Link copied" in self.toast()
         return self.page.evaluate("() => navigator.clipboard.readText()")
+
+    def table(self) -> dict[str, str]:
+        """Fields and values of the conversation's last table."""
+        rows = self.page.locator("#chat .json-answer").last.locator("> table > tbody > tr").all()
+        return {row.locator("th").first.inner_text(): row.locator("td").first.inner_text() for row in rows}

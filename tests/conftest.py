@@ -42,7 +42,6 @@ FOLDERS = [f"{folder}{os.sep}" for folder in (ROOT, tempfile.gettempdir(), Path.
 # `make test` gives each worker a file at a time. These take longest and are started first: otherwise one worker
 # would still run one of them when the other has nothing left.
 LONGEST = (
-    "test_page_conversations.py",
     "test_page_train.py",
     "test_reproduce.py",
     "test_deployment.py",

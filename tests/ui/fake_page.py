@@ -43,7 +43,7 @@ class GatedEngine(EchoEngine):
         return answer
 
 
-ENGINE = GatedEngine()
+ENGINE, CATALOG = GatedEngine(), FakeCatalog()
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def url(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as environment:
         uploads = tmp_path_factory.mktemp("uploads")
         environment.setenv("GRADIO_TEMP_DIR", str(uploads))
-        page = app.build_page(ReadyProvider(ENGINE), FakeCatalog(), runs=TrainingRuns(runs_folder))
+        page = app.build_page(ReadyProvider(ENGINE), CATALOG, runs=TrainingRuns(runs_folder))
         _, address, _ = page.launch(
             prevent_thread_lock=True,
             quiet=True,

@@ -1,36 +1,37 @@
-"""The page in a real browser, on the real embedded base with the shipped adapters: what a visitor does."""
+"""The page in a real browser, on the real embedded base with the shipped adapters: what answers there."""
 
 from __future__ import annotations
 
-import base64
+import itertools
+import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapter.serve.store import SHIPPED
-from adapter.ui.chat.chatbot import WORD_JOINER
 from adapter.ui.texts import page as texts
-from tests.app_process import AppProcess, wait_until
+from tests.app_process import ROOT, AppProcess, app_process, free_port, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 STATS = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
+CHEETAH = re.compile("cheetah|leopard|cat", re.IGNORECASE)
 
 
-def test_text_answer_streams(visit: Callable[..., Visitor]) -> None:
+def test_an_answer_streams_and_the_swap_changes_it_in_mid_conversation(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
-    final = visitor.answering(lambda: visitor.type("Write one sentence about the sea."))
+    plain = visitor.answering(lambda: visitor.type("Why is the sky blue?"))
     seen = visitor.page.evaluate("() => window.shown")
-    assert len(seen) >= 3 and final.startswith(seen[0].rstrip())
+    assert len(seen) >= 3 and plain.startswith(seen[0].rstrip())
     assert STATS.match(visitor.stats()) and visitor.stats().startswith("frozen base")
-
-
-def test_the_swap_changes_the_answer_in_mid_conversation(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
-    plain = visitor.ask("Why is the sky blue?")
     visitor.pick("pirate")
     assert visitor.answering(visitor.button("Retry").click) != plain
     assert visitor.stats().startswith("pirate · strength 1 ·")
@@ -39,14 +40,43 @@ def test_the_swap_changes_the_answer_in_mid_conversation(visit: Callable[..., Vi
     assert len(visitor.answers()) == 1
 
 
+def test_a_second_adapter_changes_the_answer_and_does_not_follow_to_another_adapter(
+    visit: Callable[..., Visitor],
+) -> None:
+    visitor = visit()
+    page, chip = visitor.page, visitor.page.locator("#chip")
+    visitor.pick("extract")
+    alone = visitor.ask("Why is the sky blue?")
+    assert not chip.is_visible(), "the picker shows it"
+    page.get_by_role("button", name="Mix in another").click()
+
+    def mix(name: str) -> None:
+        page.get_by_label("Second adapter").click()
+        page.get_by_role("option", name=name).click()
+
+    mix("pirate")
+    wait_until(lambda: chip.is_visible() and chip.inner_text().startswith("extract · strength 1 · with pirate "))
+    visitor.set("Second strength", 1)
+    assert visitor.answering(visitor.button("Retry").click) != alone
+    assert visitor.stats().startswith("extract · strength 1 · with pirate at 1 ·")
+    visitor.pick("pirate")
+    assert texts.not_taken_along("pirate") in visitor.toast()
+    chip.wait_for(state="hidden")
+    assert page.get_by_label("Second adapter").input_value() == texts.NO_MIX
+    mix("pirate")
+    before = visitor.rows()
+    visitor.type("And the sea?")
+    assert "mixed with itself" in visitor.toast()
+    wait_until(lambda: visitor.rows() == before)
+
+
 def test_what_goes_in_circles_ends_and_a_penalty_system_prompt_and_stop_texts_change_the_answer(
     visit: Callable[..., Visitor],
 ) -> None:
     visitor = visit()
     visitor.set("Max tokens", 96)
     visitor.set("Repetition penalty", 1)
-    asked = "Count: one, one, one, one, one, one, one, one,"
-    circles = visitor.ask(asked)
+    circles = visitor.ask("Count: one, one, one, one, one, one, one, one,")
     assert "it began to repeat itself" in visitor.stats() and circles.count("one") > 20
     visitor.set("Repetition penalty", 1.1)
     penalised = visitor.answering(visitor.button("Retry").click)
@@ -66,129 +96,37 @@ def test_what_goes_in_circles_ends_and_a_penalty_system_prompt_and_stop_texts_ch
     assert (system.input_value(), stop.input_value()) == (system_text, told[1:4])
 
 
-def test_stop_stops_and_the_conversation_goes_on(visit: Callable[..., Visitor], real_page: AppProcess) -> None:
+def test_esc_stops_and_the_conversation_goes_on(visit: Callable[..., Visitor], real_page: AppProcess) -> None:
     visitor = visit()
     visitor.set("Max tokens", 512)
     with real_page.steps_of(0.1):
         visitor.type("Tell me a very long story about a dragon, in many chapters.")
         visitor.await_answers(1)
-        visitor.page.locator("#box .stop-button").click()
+        visitor.page.locator("h1").click()  # from anywhere
+        visitor.page.keyboard.press("Escape")
         text = visitor.settle()
     assert "stopped" in visitor.stats()
-    visitor.page.wait_for_timeout(800)
-    assert visitor.answers() == [text]
+    visitor.page.wait_for_function("() => document.activeElement === document.querySelector('#box textarea')")
     visitor.set("Max tokens", 16)
-    assert visitor.ask("Thank you.")
-    assert len(visitor.answers()) == 2
+    assert visitor.ask("Thank you.") and visitor.answers()[0] == text
 
 
-def test_edit_and_undo(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
-    first = visitor.ask("Say the word apple.")
-    visitor.page.locator("#chat .user-row").last.hover()
-    visitor.button("Edit").click()
-    visitor.page.locator("#chat textarea.edit-textarea").fill("Say the word river.")
-    assert visitor.answering(visitor.button("Submit").click) != first
-    assert len(visitor.answers()) == 1 and "river" in visitor.rows()[0]
-    visitor.button("Undo").click()
-    visitor.page.locator("#chat .example").first.wait_for()
-    assert visitor.box.input_value() == "Say the word river."
-
-
-def test_words_are_shown_as_they_were_written(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
-    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    stranger = "http://stranger.example/x.png"
-    written = f'What is <div>, <img src="{stranger}"> or &lt;? ![x]({stranger}) \\(y\\)\n\nשלום.'
-    visitor.ask(written)
-    message = visitor.page.locator('#chat [data-testid="user"]').last
-    shown = written.replace(f"[x]({stranger})", "x")  # a link, that nothing is fetched from
-    assert message.inner_text().replace(WORD_JOINER, "") == shown and message.locator("img").count() == 0
-    # What is copied, edited or taken back is what was written.
-    visitor.page.locator("#chat .user-row").last.hover()
-    visitor.page.locator('#chat .message-buttons-right [title*="opy"]').last.click()
-    assert visitor.page.evaluate("() => navigator.clipboard.readText()") == written
-    message.select_text()
-    visitor.page.keyboard.press("ControlOrMeta+c")
-    assert visitor.page.evaluate("() => navigator.clipboard.readText()") == shown
-    # Hebrew begins on the right.
-    indent = """e => { const range = document.createRange(); range.selectNodeContents(e);
-        return range.getBoundingClientRect().left - e.getBoundingClientRect().left; }"""
-    english, hebrew = (paragraph.evaluate(indent) for paragraph in message.locator("p").all())
-    assert english < 2 and hebrew > 20
-    visitor.button("Edit").click()
-    field = visitor.page.locator("#chat textarea.edit-textarea")
-    field.fill(field.input_value() + " <i>")
-    visitor.answering(visitor.button("Submit").click)
-    visitor.button("Undo").click()
-    visitor.page.locator("#chat .example").first.wait_for()
-    assert visitor.box.input_value() == written + " <i>"
-
-
-def test_example_photograph_is_seen(visit: Callable[..., Visitor]) -> None:
+def test_a_photograph_is_seen_and_offered_to_an_adapter_that_sees(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.page.get_by_label("What is this animal?").click()
     visitor.await_answers(1)
-    assert re.search("cheetah|leopard|cat", visitor.settle(), re.IGNORECASE)
+    assert CHEETAH.search(visitor.settle())
     assert visitor.picked == "see" and visitor.stats().startswith("see ·")
-
-
-def test_photograph_for_a_text_adapter_is_offered_to_the_other(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
+    visitor.new_conversation()
     visitor.pick("pirate")
     visitor.attach(PHOTOGRAPHS / "cheetah1.jpg")
     visitor.type("What is in this picture?")
     visitor.page.get_by_role("button", name="Use see for this picture").click()
     visitor.await_answers(1)
-    assert re.search("cheetah|leopard|cat", visitor.settle(), re.IGNORECASE)
-    assert visitor.picked == "see"
-    # An edit keeps the picture.
-    visitor.page.locator("#chat .user-row").last.hover()
-    visitor.button("Edit").click()
-    visitor.page.locator("#chat textarea.edit-textarea").fill("Which animal is this?")
+    assert CHEETAH.search(visitor.settle()) and visitor.picked == "see"
+    visitor.edit("Which animal is this?")  # keeps the picture
     assert visitor.answering(visitor.button("Submit").click) and "no image" not in visitor.stats()
     assert visitor.page.locator("#chat .user-row img").count() == 1
-
-
-def test_pictures_can_be_pasted_and_dropped(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
-    data = base64.b64encode((PHOTOGRAPHS / "logo.png").read_bytes()).decode()
-    transfer = """data => {
-        const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
-        const transfer = new DataTransfer();
-        transfer.items.add(new File([bytes], 'logo.png', {type: 'image/png'}));
-        return transfer;
-    }"""
-    visitor.page.evaluate(
-        f"""data => document.querySelector('#box textarea').dispatchEvent(
-            new ClipboardEvent('paste', {{clipboardData: ({transfer})(data), bubbles: true}}))""",
-        data,
-    )
-    visitor.page.locator("#box .thumbnail-item").wait_for()
-    visitor.page.locator("#box .thumbnail-item .delete-button").click()
-    visitor.page.locator("#box .thumbnail-item").wait_for(state="hidden")
-    dropped = visitor.page.evaluate_handle(transfer, data)
-    visitor.page.locator("#box .full-container").dispatch_event("drop", {"dataTransfer": dropped})
-    visitor.page.locator("#box .thumbnail-item").wait_for()
-
-
-def test_bad_input_is_a_toast_and_the_conversation_stays(visit: Callable[..., Visitor], tmp_path: Path) -> None:
-    visitor = visit()
-    visitor.ask("Good morning.")
-    before = visitor.rows()
-    renamed = tmp_path / "cat.png"
-    renamed.write_text("not a picture")
-    visitor.attach(renamed)
-    visitor.type("What is this?")
-    said = visitor.toast()
-    assert "picture" in said and str(tmp_path) not in said and "Traceback" not in said
-    wait_until(lambda: visitor.rows() == before and visitor.box.input_value() == "What is this?")
-    visitor.type("x" * 100_000)
-    assert "100,000" in visitor.toast()
-    wait_until(lambda: visitor.rows() == before and len(visitor.box.input_value()) == 100_000)
-    visitor.type("")
-    assert "Type a message" in visitor.toast()
-    assert visitor.ask("And good night.") and len(visitor.answers()) == 2
 
 
 def test_two_people_at_once_get_what_each_gets_alone(visit: Callable[..., Visitor]) -> None:
@@ -198,8 +136,7 @@ def test_two_people_at_once_get_what_each_gets_alone(visit: Callable[..., Visito
     for name, visitor in people.items():
         visitor.pick(name)
         alone[name] = visitor.ask(question)
-        visitor.page.locator('#chat [title="Clear"]').click()
-        visitor.page.locator("#chat .example").first.wait_for()
+        visitor.clear()
     assert alone[""] != alone["pirate"]
     for visitor in people.values():
         visitor.type(question)
@@ -221,11 +158,136 @@ def test_adapters_come_and_go_while_the_page_is_open(visit: Callable[..., Visito
     assert visitor.picked == ""
 
 
-def test_phone_has_no_horizontal_scroll(visit: Callable[..., Visitor]) -> None:
-    visitor = visit(390, 844)
-    wide = "() => document.documentElement.scrollWidth"
-    assert visitor.page.evaluate(wide) <= 390
-    visitor.set("Max tokens", 16)
-    visitor.ask("Say " + "averyverylongword" * 12)
-    assert visitor.page.evaluate(wide) <= 390
-    assert visitor.page.locator("#box .submit-button").bounding_box()["width"] >= 24
+def test_an_adapter_that_was_added_here_is_renamed_and_deleted_with_undo(visit: Callable[..., Visitor]) -> None:
+    runs = Path(os.environ["LLAMA_ADAPTER_RUNS"])
+    shutil.copytree(SHIPPED / "pirate", runs / "macaw")
+    visitor = visit()
+    page = visitor.page
+    visitor.pick("pirate")
+    assert not page.locator("#delete-adapter").is_visible()
+    visitor.pick("macaw")
+    name = page.locator("#own-actions").get_by_label(texts.RENAME)
+    wait_until(lambda: name.input_value() == "macaw")
+    name.fill("pirate")
+    name.press("Enter")
+    assert "already" in visitor.toast()
+    name.fill("cockatoo")
+    name.press("Enter")
+    wait_until(lambda: visitor.picked == "cockatoo")
+    assert visitor.ask("Hello.") and visitor.stats().startswith("cockatoo")
+    page.locator("#delete-adapter").click()
+    undo = page.get_by_role("button", name=texts.undo_delete("cockatoo"))
+    undo.wait_for()
+    assert visitor.picked == "" and not (runs / "cockatoo").exists()
+    undo.click()
+    wait_until(lambda: visitor.picked == "cockatoo")
+    undo.wait_for(state="hidden")
+    assert (runs / "cockatoo").is_dir()
+    page.goto("about:blank")
+    shutil.rmtree(runs / "cockatoo")
+
+
+def test_the_command_line_and_a_reload_give_the_answer_again(
+    visit: Callable[..., Visitor], tmp_path: Path
+) -> None:
+    visitor = visit()
+    visitor.open_conversation_panel()
+    visitor.pick("see")
+    visitor.set("Strength", 0.9)
+    visitor.set("Temperature", 1.2)
+    visitor.page.get_by_label("Seed").fill("5")
+    seen = visitor.ask_about(PHOTOGRAPHS / "cheetah1.jpg", 'It\'s "raining" & 5 > 3; what $now?')
+    visitor.export(tmp_path / "conversation.json")
+    command = shlex.split(visitor.page.locator("#code textarea").input_value())
+    assert command[0] == "python"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *command[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == seen.split()
+    rows, picture = visitor.rows(), visitor.loaded_picture()
+    visitor.reload()
+    visitor.wait_for_rows(rows)
+    assert visitor.picked == "see" and visitor.loaded_picture() == picture
+    visitor.page.get_by_role("button", name="Sampling").click()
+    for label, value in (("Strength", "0.9"), ("Temperature", "1.2"), ("Max tokens", "16")):
+        assert visitor.page.get_by_label(f"number input for {label}").input_value() == value
+    assert visitor.page.get_by_label("Seed").input_value() == "5"
+    assert visitor.answering(visitor.button("Retry").click) == seen and "no image" not in visitor.stats()
+
+
+def test_a_server_that_is_gone_is_red_and_nothing_is_lost_when_it_is_back_without_uploads_and_with_fewer_adapters(
+    browser: Any, tmp_path: Path
+) -> None:
+    port, adapters = free_port(), tmp_path / "adapters"
+    shutil.copytree(SHIPPED / "see", adapters / "owl")
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    with app_process(tmp_path, "--adapters", str(adapters), port=port) as server:
+        visitor = Visitor(context, server.url)
+        visitor.pick("owl")
+        visitor.ask_about(PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
+        rows = visitor.rows()
+        visitor.box.fill("Not sent yet")
+        server.process.terminate()
+        visitor.page.get_by_role("alert").get_by_text(texts.SERVER_GONE).wait_for()
+        assert not visitor.page.locator("#status").is_visible()
+        server.process.wait()
+    shutil.rmtree(tmp_path / "uploads")
+    shutil.rmtree(adapters)
+    with app_process(tmp_path, port=port):
+        assert "owl" in visitor.toast()
+        visitor.page.locator(".status.ready").wait_for()
+        assert not visitor.page.locator("#server-gone").is_visible()
+        visitor.wait_for_rows(rows)
+        wait_until(lambda: visitor.box.input_value() == "Not sent yet")
+        assert visitor.loaded_picture() and visitor.picked == ""
+        visitor.pick("see")
+        assert "no image" not in (visitor.answering(visitor.button("Retry").click) and visitor.stats())
+    context.close()
+
+
+# The browser notes each table that it shows, and what it shows in between.
+WATCH = """() => {
+    window.seen = [];
+    new MutationObserver(() => {
+        const answer = [...document.querySelectorAll('#chat [data-testid="bot"]:not(:has(.aside))')].at(-1);
+        const rows = answer && [...answer.querySelectorAll('tbody > tr')].map(row => row.innerText.trim());
+        const table = answer && Boolean(answer.querySelector('.json-answer table'));
+        const last = JSON.stringify([table, rows]);
+        if (answer && window.seen.at(-1) !== last) window.seen.push(last);
+    }).observe(document.body, {childList: true, subtree: true, characterData: true});
+}"""
+
+
+def test_extract_answers_with_a_table_that_grows(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visitor.pick("extract")
+    visitor.set("Max tokens", 96)
+    page.evaluate(WATCH)
+    visitor.ask("Please save Maria Keller from Nordlicht Ltd, maria.keller@gmail.com")
+    shown = visitor.table()
+    assert shown["type"] == "person" and shown["name"] == "Maria Keller"
+    # Rows are added while it is written; none is taken back, and no text stands between two tables.
+    seen = [json.loads(state) for state in page.evaluate("window.seen")]
+    tables = [rows for is_table, rows in seen if is_table]
+    assert [is_table for is_table, _ in seen] == sorted(is_table for is_table, _ in seen) and tables
+    for before, after in itertools.pairwise(tables):
+        complete = [row for row in before if row != "…"]
+        assert after[: len(complete)] == complete
+    # Its text is behind it, is what is copied, and is what is kept.
+    page.locator("#chat .json-answer summary").click()
+    text = page.locator("#chat .json-answer code").inner_text()
+    assert json.loads(text) == shown
+    page.locator("#chat .json-answer button").click()
+    page.locator("#chat .json-answer button.copied").wait_for()
+    assert page.evaluate("() => navigator.clipboard.readText()") == text
+    page.locator("#chat .message-row:has(.json-answer)").hover()
+    page.locator('#chat .message-row:has(.json-answer) + .message-buttons [title="Copy message"]').click()
+    assert page.evaluate("() => navigator.clipboard.readText()") == text
+    visitor.open_conversation_panel()
+    assert visitor.export(tmp_path / "c.json")["messages"][-1]["text"] == text
+    visitor.reload()
+    page.locator("#chat .json-answer table").wait_for()
+    assert visitor.table() == shown

@@ -1,4 +1,4 @@
-"""The page for everybody: axe-core's rules on every tab in light and dark, the keyboard, and reduced motion."""
+"""The page for everybody, over a fake engine: axe-core's rules on every tab, the keyboard, motion, and a phone."""
 
 from __future__ import annotations
 
@@ -7,24 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.browser import Visitor, wait_for_fades
+from tests.browser import Visitor, findings
+from tests.ui.fake_page import runs_folder, url
 
+__all__ = ["runs_folder", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-SERIOUS = {"serious", "critical"}
-
-
-def findings(page: Any, context: str | None = None) -> list[str]:
-    """What axe-core calls serious or critical, and headings out of order, everywhere or below `context`."""
-    wait_for_fades(page)  # a half faded text has half its contrast
-    report = axe.Axe().run(page, context=context).response
-    assert len(report["passes"]) > 10, "the rules were not run"
-    return [
-        f"{rule['id']}: {node['target']} {node['html'][:120]}"
-        for rule in report["violations"]
-        if rule["impact"] in SERIOUS or rule["id"] == "heading-order"
-        for node in rule["nodes"]
-    ]
+pytest.importorskip("axe_playwright_python.sync_playwright")
 
 
 def open_all(page: Any) -> None:
@@ -34,21 +22,28 @@ def open_all(page: Any) -> None:
             button.click()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_serious_findings_on_any_tab(visit: Callable[..., Visitor], scheme: str) -> None:
-    visitor = visit()
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_no_serious_findings_and_no_scrolling_aside_on_any_tab(
+    visit: Callable[..., Visitor], width: int, scheme: str
+) -> None:
+    visitor = visit(width, 844)
     page = visitor.page
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-    page.reload()
-    page.locator(".status.ready").wait_for()
     found = {"empty chat": findings(page)}
     page.get_by_label("What is this animal?").click()
     visitor.await_answers(1)
     visitor.settle()
+    visitor.ask("Say " + "averyverylongword" * 12)
     for tab in ("Chat", "Compare", "Train"):
         page.get_by_role("tab", name=tab).click()
         open_all(page)
         found[tab] = findings(page)
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width, tab
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Side by side").check()
+    found["side by side"] = findings(page)
+    one, other = (pane.bounding_box() for pane in page.locator("#panes .pane").all()[:2])
+    assert (one["y"] < other["y"]) == (width == 390), "side by side, on a phone one below the other"
     assert not any(found.values()), "\n".join(line for lines in found.values() for line in lines)
 
 
@@ -71,16 +66,12 @@ def test_every_button_has_a_name_and_24_pixels_and_tab_reaches_the_box(visit: Ca
     else:
         pytest.fail("thirty tabs from the top do not reach the message box")
     assert box.screenshot() != unfocused, "nobody sees where the focus is"
-
-
-def test_reduced_motion_stops_animations(visit: Callable[..., Visitor]) -> None:
-    page = visit().page
+    # Reduced motion stops animations, as while the model is being loaded.
     moving = """() => [...document.querySelectorAll('*')].filter(e => {
         const style = getComputedStyle(e);
         return style.animationName !== 'none' && parseFloat(style.animationDuration) > 0.011
             && style.animationIterationCount === 'infinite' && e.getClientRects().length;
     }).map(e => e.className)"""
-    # As while the model is being loaded.
     page.evaluate("() => { document.querySelector('.status').className = 'status loading'; }")
     assert page.evaluate(moving) != []
     page.emulate_media(reduced_motion="reduce")

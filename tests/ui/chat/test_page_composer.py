@@ -1,21 +1,29 @@
-"""The message box in Chromium on the real base: pictures dropped anywhere, the keyboard, a server that is gone."""
+"""The message box in Chromium over a fake engine: pictures, what is refused, the keyboard, the picker."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import base64
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from adapter.serve.store import SHIPPED
 from adapter.ui.texts import page as texts
-from tests.app_process import app_process, free_port, wait_until
+from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
+from tests.fake_engine import FakeCard
+from tests.ui.fake_page import CATALOG, runs_folder, url
 
+__all__ = ["runs_folder", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
+PASTE = """data => {
+    const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+    const clipboardData = new DataTransfer();
+    clipboardData.items.add(new File([bytes], 'logo.png', {type: 'image/png'}));
+    document.querySelector('#box .thumbnail-item .delete-button')?.click();
+    const pasted = new ClipboardEvent('paste', {clipboardData, bubbles: true});
+    document.querySelector('#box textarea').dispatchEvent(pasted);
+}"""
 FOCUSED = "() => document.activeElement.matches('#box textarea')"
 
 
@@ -43,6 +51,9 @@ def test_a_picture_dropped_anywhere_lands_in_the_message(visit: Callable[..., Vi
     assert texts.ONE_PICTURE in visitor.toast()
     picture.wait_for()
     assert picture.count() == 1
+    data = base64.b64encode((PHOTOGRAPHS / "logo.png").read_bytes()).decode()
+    page.evaluate(PASTE, data)
+    page.locator('#box .thumbnail-item img[src*="logo"]').wait_for()
     notes = tmp_path / "notes.txt"
     notes.write_text("hello")
     drop(visitor, "#chat", notes)
@@ -77,7 +88,7 @@ def test_keyboard(visit: Callable[..., Visitor]) -> None:
     # A group of radios is one stop too.
     page.locator("#picker input:checked").focus()
     keyboard.press("ArrowDown")
-    wait_until(lambda: visitor.picked == "extract")
+    wait_until(lambda: visitor.picked == "poet")
     keyboard.press("Tab")
     assert page.evaluate("() => !document.activeElement.closest('#picker')")
     # / and ? act everywhere but where one writes.
@@ -95,105 +106,55 @@ def test_keyboard(visit: Callable[..., Visitor]) -> None:
     # An edit: Esc puts the message back, Enter sends it.
     visitor.pick("")
     visitor.ask("Good morning.")
-    edit = page.locator("#chat textarea.edit-textarea")
-    page.locator("#chat .user-row").last.hover()
-    visitor.button("Edit").click()
-    edit.fill("Good night.")
+    edit = visitor.edit("Good night.")
     edit.press("Escape")
     edit.wait_for(state="hidden")
     assert visitor.rows()[0] == "Good morning."
-    visitor.button("Edit").click()
-    edit.fill("Good")
-    edit.press("Shift+Enter")
+    visitor.edit("Good").press("Shift+Enter")
     keyboard.type("night.")
     assert edit.input_value() == "Good\nnight."
     assert visitor.answering(lambda: edit.press("Enter"))
     assert visitor.rows()[0].split() == ["Good", "night."]
 
 
-def test_a_chip_opens_the_picker_as_a_sheet_on_a_phone(visit: Callable[..., Visitor], adapters: Path) -> None:
+def test_a_chip_opens_the_picker_as_a_sheet_on_a_phone(
+    visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     visitor = visit(390, 844)
     page, chip, panel = visitor.page, visitor.page.locator("#chip"), visitor.page.locator("#adapter-panel")
     assert not panel.is_visible() and chip.inner_text() == "No adapter"
-    visitor.pick("pirate")
+    visitor.pick("poet")
     page.get_by_label("number input for Strength").fill("0.5")
-    wait_until(lambda: chip.inner_text() == "pirate · strength 0.5")
+    wait_until(lambda: chip.inner_text() == "poet · strength 0.5")
     assert not page.locator("#find-adapter").is_visible()
-    names = [f"parrot-{number}" for number in range(4)]
-    for name in names:
-        shutil.copytree(SHIPPED / "pirate", adapters / name)
+    for number in range(7):
+        monkeypatch.setitem(CATALOG.cards, f"parrot-{number}", FakeCard(f"parrot-{number}"))
     page.locator("#find-adapter").wait_for()
     page.locator("#find-adapter textarea").fill("PARROT-2")
     shown = page.locator("#picker label:visible")
-    wait_until(lambda: [card.split("\n")[0] for card in shown.all_inner_texts()] == ["parrot-2", "pirate"])
+    wait_until(lambda: [card.split("\n")[0] for card in shown.all_inner_texts()] == ["parrot-2", "poet"])
     page.keyboard.press("Escape")
     panel.wait_for(state="hidden")
     assert page.evaluate("() => document.activeElement.id") == "chip"
-    for name in names:
-        shutil.rmtree(adapters / name)
-    assert visitor.ask("Good morning.") and visitor.stats().startswith("pirate · strength 0.5")
+    assert visitor.ask("Good morning.") and visitor.stats().startswith("poet · strength 0.5")
 
 
-def test_what_is_mixed_in_does_not_follow_to_another_adapter(visit: Callable[..., Visitor]) -> None:
+def test_what_is_refused_is_a_toast_and_the_conversation_stays(
+    visit: Callable[..., Visitor], tmp_path: Path
+) -> None:
     visitor = visit()
-    page, chip = visitor.page, visitor.page.locator("#chip")
-    visitor.pick("pirate")
-    assert not chip.is_visible(), "the picker shows it"
-    page.locator("#mix").get_by_role("button").first.click()
-    page.get_by_label("Second adapter").click()
-    page.get_by_role("option", name="see").click()
-    wait_until(lambda: chip.is_visible() and chip.inner_text().startswith("pirate · strength 1 · with see "))
-    visitor.pick("tutor")
-    assert texts.not_taken_along("see") in visitor.toast()
-    chip.wait_for(state="hidden")
-    assert page.get_by_label("Second adapter").input_value() == texts.NO_MIX
-    assert visitor.ask("Hello.") and "with see" not in visitor.stats()
-
-
-def test_an_adapter_that_was_added_here_is_renamed_and_deleted_with_undo(visit: Callable[..., Visitor]) -> None:
-    runs = Path(os.environ["LLAMA_ADAPTER_RUNS"])
-    shutil.copytree(SHIPPED / "pirate", runs / "macaw")
-    visitor = visit()
-    page = visitor.page
-    visitor.pick("pirate")
-    assert not page.locator("#delete-adapter").is_visible()
-    visitor.pick("macaw")
-    name = page.locator("#own-actions").get_by_label(texts.RENAME)
-    wait_until(lambda: name.input_value() == "macaw")
-    name.fill("pirate")
-    name.press("Enter")
-    assert "already" in visitor.toast()
-    name.fill("cockatoo")
-    name.press("Enter")
-    wait_until(lambda: visitor.picked == "cockatoo")
-    assert visitor.ask("Hello.") and visitor.stats().startswith("cockatoo")
-    page.locator("#delete-adapter").click()
-    undo = page.get_by_role("button", name=texts.undo_delete("cockatoo"))
-    undo.wait_for()
-    assert visitor.picked == "" and not (runs / "cockatoo").exists()
-    undo.click()
-    wait_until(lambda: visitor.picked == "cockatoo")
-    undo.wait_for(state="hidden")
-    assert (runs / "cockatoo").is_dir()
-    page.goto("about:blank")
-    shutil.rmtree(runs / "cockatoo")
-
-
-def test_a_server_that_is_gone_is_red_and_nothing_is_lost_when_it_is_back(browser: Any, tmp_path: Path) -> None:
-    port = free_port()
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    with app_process(tmp_path, port=port) as server:
-        visitor = Visitor(context, server.url)
-        visitor.ask("Good morning.")
-        rows = visitor.rows()
-        visitor.box.fill("Not sent yet")
-        server.process.terminate()
-        visitor.page.get_by_role("alert").get_by_text(texts.SERVER_GONE).wait_for()
-        assert not visitor.page.locator("#status").is_visible()
-        server.process.wait()
-    with app_process(tmp_path, port=port):
-        visitor.page.locator(".status.ready").wait_for()
-        assert not visitor.page.locator("#server-gone").is_visible()
-        wait_until(lambda: visitor.rows() == rows and visitor.box.input_value() == "Not sent yet")
-        assert visitor.answering(lambda: visitor.box.press("Enter"))
-    context.close()
+    visitor.ask("Good morning.")
+    before = visitor.rows()
+    renamed = tmp_path / "cat.png"
+    renamed.write_text("not a picture")
+    visitor.attach(renamed)
+    visitor.type("What is this?")
+    said = visitor.toast()
+    assert "picture" in said and str(tmp_path) not in said and "Traceback" not in said
+    wait_until(lambda: visitor.rows() == before and visitor.box.input_value() == "What is this?")
+    visitor.type("x" * 100_000)
+    assert "100,000" in visitor.toast()
+    wait_until(lambda: visitor.rows() == before and len(visitor.box.input_value()) == 100_000)
+    visitor.type("")
+    assert "Type a message" in visitor.toast()
+    assert visitor.ask("And good night.") and len(visitor.answers()) == 2

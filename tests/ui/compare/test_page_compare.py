@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.app_process import AppProcess, wait_until
-from tests.browser import PHOTOGRAPHS, Visitor
-from tests.ui.test_page_accessible import findings
+from tests.app_process import AppProcess
+from tests.browser import PHOTOGRAPHS, Visitor, findings
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 FOOTER = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
@@ -55,9 +53,9 @@ class CompareVisitor:
         return self.page.locator("#panes .stats").all_inner_texts()
 
 
-@pytest.mark.parametrize("width", [1440, 390])
-def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor], width: int, tmp_path: Path) -> None:
-    comparer = CompareVisitor(visit(width, 844))
+def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    comparer = CompareVisitor(visitor)
     comparer.choose(2, "pirate")
     comparer.send("Why is the sky blue?")
     base, pirate = comparer.settle()
@@ -69,26 +67,21 @@ def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor], width: int,
     comparer.send("Why is the sky blue?")
     comparer.page.get_by_text("word for word as in pane 1").wait_for()
     assert comparer.settle() == [base, base]
-    boxes = [pane.bounding_box() for pane in comparer.page.locator("#panes .pane").all()[:2]]
-    if width == 390:
-        assert boxes[0]["y"] < boxes[1]["y"] and boxes[0]["x"] == boxes[1]["x"]
-        assert comparer.page.evaluate("document.documentElement.scrollWidth") <= 390
-    else:
-        assert boxes[0]["y"] == boxes[1]["y"]
-    comparer.page.screenshot(path=tmp_path / f"compare_{width}.png", full_page=True)
+    footers = comparer.footers()
+    comparer.page.locator("#message textarea").fill("x" * 100_000)
+    comparer.page.locator("#message textarea").press("Enter")
+    assert "100,000" in visitor.toast()
+    assert comparer.footers() == footers, "what is refused leaves the last comparison"
 
 
-def test_stop_ends_all_panes_and_a_new_message_clears(
+def test_esc_ends_all_panes_and_a_picture_goes_to_who_sees(
     visit: Callable[..., Visitor], real_page: AppProcess
 ) -> None:
-    visitor = visit()
-    comparer = CompareVisitor(visitor, tokens=512)
+    comparer = CompareVisitor(visit(), tokens=512)
     comparer.tab.locator("#count").get_by_text("3").click()
-    comparer.choose(2, "Frozen base")
-    comparer.choose(3, "Frozen base")
     with real_page.steps_of(0.1):
         comparer.send("Tell me a very long story about a dragon, in many chapters.")
-        comparer.page.locator("#message .stop-button").click()
+        comparer.page.keyboard.press("Escape")
         texts = comparer.settle()
     assert len(texts) == 3 and all("stopped" in footer for footer in comparer.footers())
     comparer.set("Max tokens", 16)
@@ -100,32 +93,7 @@ def test_stop_ends_all_panes_and_a_new_message_clears(
     comparer.page.get_by_text("not in pane 1").wait_for()
     seen: Any = comparer.settle()[2]
     assert re.search("cheetah|leopard|cat", seen, re.IGNORECASE) and "dragon" not in seen
-    footers = comparer.footers()
-    assert not any("stopped" in footer for footer in footers)
-    comparer.page.locator("#message textarea").fill("x" * 100_000)
-    comparer.page.locator("#message textarea").press("Enter")
-    assert "100,000" in visitor.toast()
-    assert comparer.footers() == footers, "what is refused leaves the last comparison"
-
-
-def test_a_second_adapter_changes_the_answer(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
-    visitor.pick("extract")
-    alone = visitor.ask("Why is the sky blue?")
-    visitor.page.get_by_role("button", name="Mix in another").click()
-    visitor.page.get_by_label("Second adapter").click()
-    visitor.page.get_by_role("option", name="pirate").click()
-    visitor.set("Second strength", 1)
-    assert visitor.answering(visitor.button("Retry").click) != alone
-    assert visitor.stats().startswith("extract · strength 1 · with pirate at 1 ·")
-    visitor.pick("pirate")  # what was mixed in does not follow it
-    assert "no longer mixed in" in visitor.toast()
-    visitor.page.get_by_label("Second adapter").click()
-    visitor.page.get_by_role("option", name="pirate").click()
-    before = visitor.rows()
-    visitor.type("And the sea?")
-    assert "mixed with itself" in visitor.toast()
-    wait_until(lambda: visitor.rows() == before)
+    assert not any("stopped" in footer for footer in comparer.footers())
 
 
 def shown_frame(film: Any, strength: float) -> str:

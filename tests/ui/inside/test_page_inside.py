@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from tests.app_process import wait_until
-from tests.browser import PHOTOGRAPHS, Visitor, wait_for_fades
-from tests.ui.test_page_accessible import findings
+from tests.browser import PHOTOGRAPHS, Visitor, findings, wait_for_fades
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 # The id of the event that inspects an answer.
