@@ -209,11 +209,15 @@ class Visitor:
         assert picture.evaluate("async e => { await e.decode(); return e.naturalWidth; }") > 100
         return picture.get_attribute("src")
 
-    def edit(self, text: str) -> Any:
-        """Opens the newest message's editor and writes into it; returns the editor."""
+    def open_edit(self) -> Any:
+        """The editor of the newest message."""
         self.page.locator("#chat .user-row").last.hover()
         self.button("Edit").click()
-        field = self.page.locator("#chat textarea.edit-textarea")
+        return self.page.locator("#chat textarea.edit-textarea")
+
+    def edit(self, text: str) -> Any:
+        """Writes into the editor of the newest message, and returns it."""
+        field = self.open_edit()
         field.fill(text)
         return field
 

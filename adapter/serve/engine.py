@@ -46,7 +46,7 @@ from adapter.serve.scheduler import (
     find_displaced,
     load_adapters,
 )
-from adapter.serve.statistics import EngineStatistics, RowStatistics
+from adapter.serve.statistics import EngineStatistics
 
 log = logging.getLogger(__name__)
 
@@ -191,12 +191,11 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """What the engine has done, and what it holds now."""
         with self._lock:
-            started = [row for row in self._open if row.started_at is not None]
+            started = sum(row.started_at is not None for row in self._open)
             return replace(
                 self._done,
-                running=len(started),
-                waiting=len(self._open) - len(started),
-                rows=tuple(map(_row_statistics, sorted(started, key=lambda row: row.submitted_at))),
+                running=started,
+                waiting=len(self._open) - started,
                 cache_tokens=self._slots.tokens,
                 cache_capacity=self._slots.capacity,
             )
@@ -530,11 +529,6 @@ class Engine:
             if row in self._open:
                 row.mailbox.put(last)  # before it is forgotten: an exception from outside may come in between
                 self._open.remove(row)
-
-
-def _row_statistics(row: Row) -> RowStatistics:
-    adapters = tuple(name for name, strength in row.request.parts if strength > 0)
-    return RowStatistics(adapters, len(row.request.answer_ids) + row.new_tokens)
 
 
 def _draft(row: Row, rows: int) -> list[int]:

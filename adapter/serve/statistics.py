@@ -6,14 +6,6 @@ Imports no models, so that the page's server and replicas on other machines may 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
-
-
-class RowStatistics(NamedTuple):
-    """One running row: the adapters that answer, none for the base, and how many tokens it has written."""
-
-    adapters: tuple[str, ...]
-    new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -23,7 +15,6 @@ class EngineStatistics:
     prefill_steps read a chunk of one row's prompt, decode_steps the next tokens of all rows in the batch; each
     with the seconds that all of them took, sampling and sending included. decode_rows: rows of all decode steps;
     divided by these it is the mean batch size. running, waiting: rows that have started, and that have not.
-    rows: the running ones, the oldest first.
     cache_tokens: of cache_capacity, those that are reserved for running rows (prompt and longest answer).
     """
 
@@ -36,4 +27,3 @@ class EngineStatistics:
     waiting: int = 0
     cache_tokens: int = 0
     cache_capacity: int = 0
-    rows: tuple[RowStatistics, ...] = ()

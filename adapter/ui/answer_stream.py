@@ -1,7 +1,4 @@
-"""Streams answers as chat messages.
-
-Knows the engine, the adapter catalog and conversations as data; knows no components and no updates of them.
-"""
+"""Streams answers as chat messages."""
 
 from __future__ import annotations
 
@@ -235,7 +232,7 @@ class ChatAnswers:
         image = open_upload(picture) if visual and picture else None
         request = build_request(conversation.to_messages(history), settings, image, client, xray)
         request = replace(request, answer_ids=begun_ids)
-        progress.notes += texts.muted(request.mute_layers, request.mute_heads) if request.parts else ()
+        progress.notes += [texts.MUTED] if settings.mute_layers or settings.mute_heads else []
         engine = self.provider.engine()
         assert engine is not None
         with closing(engine.submit(request)) as events:

@@ -1,7 +1,4 @@
-"""Several answers to one message, written as rows of one batch: their progress, the words that differ, their HTML.
-
-Knows the engine and HTML; knows no components.
-"""
+"""Several answers to one message, written as rows of one batch: progress, words that differ, HTML."""
 
 from __future__ import annotations
 

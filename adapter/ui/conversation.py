@@ -1,8 +1,8 @@
 """The conversation as plain data: the Chatbot's message dictionaries, and what engine requests need of them.
 
-Knows the shape of Gradio's messages; imports neither Gradio nor a model. A turn is one picture message (if there
-is one), one text message, then the answer and a statistics line about it. The picture has a message of its own
-because the Chatbot's edit replaces the whole content of the message that is edited.
+A turn is one picture message (if there is one), one text message, then the answer and a statistics line about
+it. The picture has a message of its own because the Chatbot's edit replaces the whole content of the message
+that is edited.
 """
 
 from __future__ import annotations

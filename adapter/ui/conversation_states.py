@@ -1,7 +1,4 @@
-"""The numbers of a conversation's states, which keep the events of one page from overwriting each other.
-
-Knows sessions and numbers; knows neither messages nor components.
-"""
+"""The numbers of a conversation's states, which keep the events of one page from overwriting each other."""
 
 from __future__ import annotations
 

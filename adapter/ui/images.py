@@ -1,7 +1,7 @@
 """Pictures of a conversation, reduced in size and without metadata.
 
-A picture is reduced when it is added to a conversation, so that the browser's storage, an export and the command
-line hold the bytes that the model saw. Knows picture files and Gradio's upload folder; knows no conversation.
+A picture is reduced when it is added to a conversation, so that the browser's storage, an export and the
+command line hold the bytes that the model saw.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """An answer that is one JSON object as a table in HTML, with its text behind it, and that text again.
 
-Knows JSON and HTML; knows no components. The text stays what the model is told and what is stored: a table is made
-when an answer is sent to the browser, and its text is taken out of it when it comes back. page.js takes the text
-out of a table that is copied.
+The text stays what the model is told and what is stored: a table is made when an answer is sent to the browser,
+and its text is taken out of it when it comes back. page.js takes the text out of a table that is copied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The live parts of an open page: the header's status line, and every picker of adapters.
-
-Knows Gradio's components and the catalog's names; knows no conversation.
-"""
+"""The live parts of an open page: the header's status line, and every picker of adapters."""
 
 from __future__ import annotations
 

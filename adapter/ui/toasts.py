@@ -6,11 +6,17 @@ Gradio renders their text as HTML, and its sanitizer keeps pictures, forms and s
 from __future__ import annotations
 
 import html
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import gradio as gr
 
 from adapter.errors import AdapterError
 from adapter.server.generation import browser_text
+from adapter.server.texts import FAILED
+
+log = logging.getLogger(__name__)
 
 
 def toast(what: AdapterError | str, seconds: float = 8) -> None:
@@ -19,6 +25,18 @@ def toast(what: AdapterError | str, seconds: float = 8) -> None:
         gr.Warning(_escape(browser_text(what)), duration=12)
     else:
         gr.Info(_escape(what), duration=seconds)
+
+
+@contextmanager
+def errors_as_toasts(what: str) -> Iterator[None]:
+    """Ends the block at an error and shows it. what: that has failed, for the log if it is not one of our own."""
+    try:
+        yield
+    except AdapterError as error:
+        toast(error)
+    except Exception:
+        log.exception("%s failed", what)
+        toast(AdapterError(FAILED))
 
 
 def refusal(why: AdapterError | str) -> gr.Error:

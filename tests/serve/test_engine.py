@@ -294,17 +294,6 @@ def test_the_time_limit_ends_an_answer(engine, pace):
 # Batches and caches: the law that each row gets what it gets alone.
 
 
-def test_running_rows_are_told_with_adapters_and_tokens_only(engine, pace):
-    mixed = replace(LONG, adapter="one", mix=(("two", 0.5),))
-    answers = [engine.submit(LONG), engine.submit(mixed), engine.submit(replace(mixed, strength=0))]
-    rows = wait_until(lambda: len(found := engine.statistics().rows) == 3 and found[-1].new_tokens and found)
-    assert [row.adapters for row in rows] == [(), ("one", "two"), ("two",)]
-    assert all(set(row._fields) == {"adapters", "new_tokens"} and row.new_tokens > 0 for row in rows)
-    for answer in answers:
-        answer.close()
-    wait_until(lambda: engine.statistics().rows == ())
-
-
 def test_many_rows_at_once_get_what_each_gets_alone(engine):
     requests = [
         GenerationRequest((Message("user", question),), name, None, strength, replace(GREEDY, **sampling))

@@ -275,34 +275,6 @@ def test_clear_ends_the_answer_and_nothing_of_it_comes_back() -> None:
     assert page.texts() == page.stored_texts() == ["two", "you said: two!"]
 
 
-def test_clear_that_meets_the_answers_end() -> None:
-    page = Page()
-    answer = page.send_until_words("one")
-    rest = list(answer)
-    clear = page.clear()
-    for updates in rest:
-        page.apply(updates)
-    assert page.stored_texts() == [], "the storage has taken a state older than the cleared one"
-    page.run(clear)
-    assert page.chat == []
-
-
-def test_a_message_that_overtakes_clear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation_states, "RELEASE_SECONDS", 0.01)
-    page, begun = Page(), []
-    submit = page.engine.submit
-    page.engine.submit = lambda request: begun.append(submit(request)) or begun[-1]
-    answer = page.send_until_words("one")
-    clear = page.clear()
-    refused = page.send("two")
-    page.run(refused)
-    assert begun[0].mailbox.cancelled, "nobody waits for its end"
-    page.run(answer)
-    page.run(page.send("two"))
-    page.run(clear)
-    assert page.texts() == page.stored_texts() == ["two", "you said: two!"]
-
-
 def test_a_restarted_server_takes_what_the_page_has() -> None:
     page = Page()
     page.send_until_words("one")
@@ -311,14 +283,6 @@ def test_a_restarted_server_takes_what_the_page_has() -> None:
     assert not conversation.is_streaming(page.chat) and page.box["submit_btn"] is True
     page.run(page.send("two"))
     assert page.texts() == page.stored_texts() == ["one", "you said: ", "two", "you said: two!"]
-
-
-def test_after_a_lost_connection_the_page_goes_on_with_what_it_has() -> None:
-    page = Page()
-    answer = page.send_until_words("one")
-    answer.close()  # type: ignore[attr-defined]
-    page.run(page.send("two"))
-    assert page.texts()[-1] == "you said: two!"
 
 
 def test_an_answer_goes_on_after_a_reload() -> None:
@@ -454,15 +418,6 @@ def test_a_message_on_its_way_when_another_conversation_is_opened_changes_neithe
     assert page.texts() == ["old"] and toasts == [texts.CHANGED_MEANWHILE]
 
 
-def test_a_refused_import_changes_nothing(tmp_path: Path, toasts: list[str]) -> None:
-    page = Page()
-    page.run(page.send("one"))
-    (tmp_path / "a.json").write_text("{")
-    page.run(page.import_file(tmp_path / "a.json"))
-    page.run(page.send("two"))
-    assert len(toasts) == 1 and page.texts() == [*WHOLE, "two", "you said: two!"]
-
-
 def test_an_empty_edit_does_not_put_an_old_state_back(toasts: list[str]) -> None:
     page = Page()
     answer = page.send_until_words("one")
@@ -582,11 +537,11 @@ class World:
 def test_in_no_order_of_events_a_state_is_lost(monkeypatch: pytest.MonkeyPatch, toasts: list[str]) -> None:
     monkeypatch.setattr(conversation_states, "RELEASE_SECONDS", 0.0)
     accepted = 0
-    for seed in range(300):
+    for seed in range(150):
         world = World(seed)
         world.run(100)
         newest = max(world.states)
         assert world.page.texts() == world.states[newest], f"seed {seed}"
         assert world.page.stored_texts() == world.states[newest], f"seed {seed}"
         accepted += world.accepted
-    assert accepted > 1000
+    assert accepted > 500

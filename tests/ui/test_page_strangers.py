@@ -16,7 +16,6 @@ from adapter.ui.chat import conversation_json
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.browser import Visitor
-from tests.ui.chat.test_page_storage import import_file, open_conversation_panel
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 STRANGER = "http://stranger.example/x.png"
@@ -56,8 +55,8 @@ def test_an_adapters_name_is_text(visit: Callable[..., Visitor], url: str, way: 
     else:
         file = json.loads(conversation_json.to_file(history, settings)[0])
         (tmp_path / "c.json").write_text(json.dumps(file))
-        open_conversation_panel(visitor)
-        import_file(visitor, tmp_path / "c.json")
+        visitor.open_conversation_panel()
+        visitor.import_file(tmp_path / "c.json")
     toast = visitor.page.get_by_test_id("toast-text").filter(has_text=texts.adapter_missing(NAME))
     toast.wait_for()
     assert toast.locator(f":scope {MARKUP}, :scope a").count() == 0

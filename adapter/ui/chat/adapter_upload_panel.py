@@ -5,7 +5,6 @@ What they do to files is in server/adapter_upload.py.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,10 @@ from adapter.server.loader import import_libraries
 from adapter.ui import theme
 from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
-from adapter.ui.toasts import toast
+from adapter.ui.toasts import errors_as_toasts, toast
 
 if TYPE_CHECKING:
     from adapter.serve.store import AdapterStore
-
-log = logging.getLogger(__name__)
 
 _FILE_TYPES = [".zip", ".json", ".safetensors", ".md"]
 
@@ -47,25 +44,17 @@ def adapter_upload_panel(
         import_libraries()
         from adapter.server.adapter_upload import add_adapter
 
-        unchanged = [gr.skip()] * (3 + len(others))
-        try:
+        with errors_as_toasts("the upload of an adapter"):
             if (engine := provider.engine()) is None:
                 raise BadInput(texts.UPLOAD_LATER)
             files = [Path(path) for path in paths or ()]
             uploaded = add_adapter(files, wanted_name or "", catalog.bound(), engine.base.fingerprint)
-        except AdapterError as error:
-            toast(error)
-            return tuple(unchanged)
-        except Exception:
-            log.exception("an adapter could not be uploaded")
-            toast(AdapterError(texts.FAILED))
-            return tuple(unchanged)
-        message = (
-            texts.adapter_uploaded(uploaded.name) if uploaded.new else texts.adapter_already_here(uploaded.name)
-        )
-        toast(message, 6)
-        choices = theme.picker_choices(catalog)
-        return None, "", picker.update(choices, uploaded.name), *[other.update(choices, None) for other in others]
+            said = texts.adapter_uploaded if uploaded.new else texts.adapter_already_here
+            toast(said(uploaded.name), 6)
+            choices = theme.picker_choices(catalog)
+            followers = [other.update(choices, None) for other in others]
+            return None, "", picker.update(choices, uploaded.name), *followers
+        return (gr.skip(),) * (3 + len(others))
 
     outputs = [files, name, picker.component, *[other.component for other in others]]
     # One upload at a time: a check may take seconds and some hundred megabytes of memory.
@@ -101,13 +90,11 @@ def own_adapter_panel(catalog: AdapterCatalog, picker: Picker) -> None:
 
     def apply(act: Callable[[AdapterStore], tuple[str, tuple[str, str]]]) -> tuple[Any, ...]:
         """Updates after `act`, which returns the adapter to select, and what Undo puts back from now on."""
-        try:
+        with errors_as_toasts("a change of an adapter"):
             chosen, last = act(catalog.bound())
-        except AdapterError as error:
-            toast(error)
-            return gr.skip(), gr.skip(), gr.skip()
-        button = gr.update(visible=bool(last[0]), value=texts.undo_delete(last[0]))
-        return picker.update(theme.picker_choices(catalog), chosen), button, last
+            button = gr.update(visible=bool(last[0]), value=texts.undo_delete(last[0]))
+            return picker.update(theme.picker_choices(catalog), chosen), button, last
+        return gr.skip(), gr.skip(), gr.skip()
 
     def rename(selected: str, new_name: str, last: tuple[str, str]) -> tuple[Any, ...]:
         from adapter.server.adapter_upload import rename_adapter

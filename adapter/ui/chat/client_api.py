@@ -1,7 +1,6 @@
 """The endpoints for programs that use gradio_client, /chat and /adapters.
 
-Names, descriptions and labels are the manual that gradio_client prints. Knows Gradio's components, the engine
-and the adapter catalog.
+Names, descriptions and labels are the manual that gradio_client prints.
 """
 
 from __future__ import annotations

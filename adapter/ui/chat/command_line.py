@@ -1,7 +1,4 @@
-"""The command line that reproduces the last answer of a conversation.
-
-Knows conversations, records and the options of `python -m adapter generate`; knows no components.
-"""
+"""The command line that reproduces the last answer of a conversation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A conversation as JSON and back: for the browser's storage, for a file and for a link.
 
-Knows the page's messages, records and pictures, and the format of adapter/server/transcript.py; knows no
-components. Incoming data cannot name a file: pictures arrive as bytes and are saved as new uploads.
+In the format of adapter/server/transcript.py. Incoming data cannot name a file: pictures arrive as bytes and
+are saved as new uploads.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from adapter.ui.conversation import History
 from adapter.ui.conversation_states import CLEAR_STEP, ConversationStates, StaleEvent
 from adapter.ui.status import QUEUED, UNQUEUED
 from adapter.ui.texts import page as texts
-from adapter.ui.toasts import refusal, toast
+from adapter.ui.toasts import errors_as_toasts, refusal, toast
 
 SAVE_SECONDS = 2.0  # between two saves while an answer is being streamed
 WAIT_SECONDS = 60.0  # for the adapters of a server that has just started
@@ -224,14 +224,12 @@ class ConversationStore:
             self.states.clear(request.session_hash, number, stop=False)
         try:
             with self.states.change(request.session_hash, number, texts.STILL_RESTORING) as change:
-                try:
-                    history = conversation_json.from_browser(stored, pictures)
+                history = conversation_json.from_browser(stored, pictures)
+                with errors_as_toasts("a link"):
                     if packed:
                         history, sent = conversation_json.from_link(packed)
                         values |= sent
                         toast(texts.LINK_OPENED)
-                except BadInput as error:
-                    toast(error)
                 number = str(self.states.finish(change))
         except StaleEvent as error:
             raise refusal(str(error)) from error
@@ -301,26 +299,21 @@ class ConversationStore:
         return [panel_change(changes, number), *pickers]
 
     def export(self, history: History, **settings: Any) -> str:
-        try:
+        with errors_as_toasts("an export"):
             if not history:
-                toast(texts.NOTHING_TO_EXPORT, 4)
-                return ""
+                raise BadInput(texts.NOTHING_TO_EXPORT)
             file, dropped = conversation_json.to_file(history, Settings.checked(settings))
             if dropped:
                 toast(texts.not_in_file(dropped))
             return file
-        except AdapterError as error:
-            toast(error)
-            return ""
+        return ""
 
     def link(self, history: History, **settings: Any) -> str:
-        try:
+        with errors_as_toasts("a link"):
             if not history:
                 raise BadInput(texts.NOTHING_TO_EXPORT)
             return conversation_json.to_link(history, Settings.checked(settings))
-        except AdapterError as error:
-            toast(error)
-            return ""
+        return ""
 
 
 def _names(selected: str) -> list[str]:

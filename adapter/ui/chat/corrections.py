@@ -1,6 +1,5 @@
-"""Corrections: answers as a visitor would have them, collected in the browser as records to train on.
-
-Knows conversations as data and the panel that lists the corrections; knows no training. The server keeps none.
+"""Corrections: answers as a visitor would have them, collected in the browser as records to train on. The server
+keeps none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Event handlers of the chat: send, retry, edit, stop and the others.
 
-Knows Gradio's updates and toasts, the engine and the adapter catalog; knows no layout. The only state of a
-session is the number of its conversation's newest state (conversation_states.py): all else arrives with the event
-and is returned with the updates.
+The only state of a session is the number of its conversation's newest state (conversation_states.py): all else
+arrives with the event and is returned with the updates.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 import gradio as gr
 
@@ -37,7 +38,7 @@ from adapter.ui.inside.panel import inspect_newest
 from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
-from adapter.ui.toasts import toast
+from adapter.ui.toasts import errors_as_toasts, toast
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +48,25 @@ Updates = tuple[Any, Any, Any, Any]
 ChooseAdapter = Callable[[], str | None]
 
 
-class _Before(NamedTuple):
-    """What to restore if a turn fails: the conversation, and the message if it came from the message box.
+@dataclass(frozen=True)
+class Turn:
+    """A question that is answered, and what to restore if that fails.
 
-    number: of the state that the visitor saw. variants, begun: as of ChatAnswers.stream.
+    history: that ends with the question. before, message: what the visitor saw, and what was in the message box if
+    the question comes from there; number: of that state. settings: the side panel's. variants, begun: as of
+    ChatAnswers.stream. offers: whether a picture that the adapter cannot see leads to an offer, not to an answer.
     """
 
     history: History
+    before: History
     number: object
+    settings: dict[str, Any]
+    request: gr.Request
     message: dict[str, Any] | None = None
     variants: tuple[Variant, ...] = ()
     begun: Variant | None = None
+    offers: bool = True
+    switch_to: ChooseAdapter | None = None
 
 
 def read_message(message: dict[str, Any] | None) -> tuple[str, str | None] | None:
@@ -96,24 +105,21 @@ class ChatEvents:
         request: gr.Request,
         **settings: Any,
     ) -> Iterator[Updates]:
-        try:
+        content = None
+        with errors_as_toasts("a message"):
             content = read_message(message)
-        except BadInput as error:
-            toast(error)
-            content = None
         if content is None:
             yield _no_change()
             return
-        turn = conversation.user_turn(*content)
-        yield from self._turn([*history, *turn], settings, _Before(history, number, message), request)
+        asked = [*history, *conversation.user_turn(*content)]
+        yield from self._turn(Turn(asked, history, number, settings, request, message))
 
     def retry(self, history: History, number: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
         if conversation.last_turn(history) is None:
             yield _no_change()
         else:
-            shortened = conversation.without_last_answer(history)
-            before = _Before(history, number, variants=conversation.variants(history))
-            yield from self._turn(shortened, settings, before, request)
+            asked, variants = conversation.without_last_answer(history), conversation.variants(history)
+            yield from self._turn(Turn(asked, history, number, settings, request, variants=variants))
 
     def edit(
         self, history: History, number: str, event: gr.EditData, request: gr.Request, **settings: Any
@@ -126,16 +132,14 @@ class ChatEvents:
         before = [*history]
         before[index] = conversation.user_turn(unescape_markup(str(event.previous_value)))[0]
         text = unescape_markup(str(event.value)).strip()
-        try:
+        with errors_as_toasts("an edit"):
             if not text:
                 raise BadInput(texts.EMPTY_EDIT)
             check_length(text)
-        except BadInput as error:
-            toast(error)
-            yield from self._put_back(before, number, request)
+            edited = [*history[:index], *conversation.user_turn(text)]
+            yield from self._turn(Turn(edited, before, number, settings, request))
             return
-        edited = [*history[:index], *conversation.user_turn(text)]
-        yield from self._turn(edited, settings, _Before(before, number), request)
+        yield from self._put_back(before, number, request)
 
     def correct(
         self, history: History, number: str, known: object, event: gr.EditData, request: gr.Request
@@ -149,15 +153,13 @@ class ChatEvents:
         try:
             with self.states.change(request.session_hash, number) as change:
                 shown = [*history[:index], conversation.answer(before), *history[index + 1 :]]
-                try:
+                with errors_as_toasts("a correction"):
                     if not text:
                         raise BadInput(texts.EMPTY_CORRECTION)
                     check_length(text)
                     if text != before:
                         shown = conversation.with_correction(history, index, text)
                         corrections = add_correction(known, history, index, text)
-                except BadInput as error:
-                    toast(error)
                 return shown, corrections, str(self.states.finish(change))
         except StaleEvent as error:
             return gr.skip(), gr.skip(), refuse(error)
@@ -176,13 +178,15 @@ class ChatEvents:
         if not conversation.ends_with_options(history) or event.value == conversation.FILM:
             yield _no_change()
             return
-        choice, before = str(event.value), _Before(history, number)
+        choice = str(event.value)
+        turn = Turn(history[:-1], history, number, settings, request)
         if choice == conversation.ALONE:
-            yield from self._turn(conversation.alone(history), settings, before, request)
+            turn = replace(turn, history=conversation.alone(history))
         elif choice == TEXT_ONLY:
-            yield from self._turn(history[:-1], settings, before, request, offers=False)
+            turn = replace(turn, offers=False)
         else:
-            yield from self._turn(history[:-1], settings, before, request, switch_to=lambda: choice)
+            turn = replace(turn, switch_to=lambda: choice)
+        yield from self._turn(turn)
 
     def _continue(
         self, history: History, number: str, request: gr.Request, settings: dict[str, Any]
@@ -192,11 +196,9 @@ class ChatEvents:
         if record is None or not (found := conversation.variants(history)):
             yield _no_change()
             return
-        before = _Before(
-            history, number, variants=(*record.before, *record.after), begun=found[len(record.before)]
-        )
-        shortened = conversation.without_last_answer(history)
-        yield from self._turn(shortened, settings, before, request, offers=False)
+        turn = Turn(conversation.without_last_answer(history), history, number, settings, request, offers=False)
+        begun, variants = found[len(record.before)], (*record.before, *record.after)
+        yield from self._turn(replace(turn, begun=begun, variants=variants))
 
     def send_example(
         self, history: History, number: str, event: gr.SelectData, request: gr.Request, **settings: Any
@@ -205,13 +207,9 @@ class ChatEvents:
             yield _no_change()
             return
         example = self.examples[event.index]
-        yield from self._turn(
-            [*history, *conversation.user_turn(example.text, example.picture)],
-            settings,
-            _Before(history, number),
-            request,
-            switch_to=lambda: self._answers.adapter_for(example),
-        )
+        asked = [*history, *conversation.user_turn(example.text, example.picture)]
+        turn = Turn(asked, history, number, settings, request)
+        yield from self._turn(replace(turn, switch_to=lambda: self._answers.adapter_for(example)))
 
     def follow(
         self, key: str, history: History, number: str, request: gr.Request, **settings: Any
@@ -225,7 +223,7 @@ class ChatEvents:
             with self.states.change(request.session_hash, number) as change:
                 change.cancel = running.change.stop
                 yield running.shown, gr.update(**theme.SHOW_STOP_BUTTON), gr.skip(), str(change.number)
-                yield from self._read(running, change, settings, _Before(history, number), request)
+                yield from self._read(Turn(history, history, number, settings, request), change, running)
         except StaleEvent:  # the visitor has gone on without it
             running.updates.close()
             yield _no_change()
@@ -265,18 +263,15 @@ class ChatEvents:
         newest = lines_at[-1] - 1 if lines_at else -1
         if not on or newest < 1 or conversation.is_streaming(history) or conversation.xray_of(history[newest]):
             return gr.skip()
-        try:
+        # Silent where the conversation goes on, or the answer is the frozen base's own.
+        with errors_as_toasts("an X-ray"), suppress(StaleEvent, BadInput):
             inspection = inspect_newest(self.provider, history, client_of(request)).inspection
             tokens = zip(inspection.tokens, inspection.logprobs.tolist(), inspection.base, strict=True)
             lines = "\n".join(xray_line(*token) for token in tokens)
             answer = conversation.answer(conversation.text_of(history[newest]), lines)
             with self.states.change(request.session_hash, number):
                 return [*history[:newest], answer, *history[newest + 1 :]]
-        except (StaleEvent, BadInput):  # the conversation goes on, or the answer is the frozen base's own
-            return gr.skip()
-        except AdapterError as error:
-            toast(error)
-            return gr.skip()
+        return gr.skip()
 
     def _put_back(self, history: History, number: str, request: gr.Request) -> Iterator[Updates]:
         try:
@@ -285,67 +280,39 @@ class ChatEvents:
         except StaleEvent as error:
             yield gr.skip(), gr.skip(), gr.skip(), refuse(error)
 
-    def _turn(
-        self,
-        history: History,
-        settings: dict[str, Any],
-        before: _Before,
-        request: gr.Request,
-        *,
-        offers: bool = True,
-        switch_to: ChooseAdapter | None = None,
-    ) -> Iterator[Updates]:
-        """Answers the last user turn of `history`; on failure shows the error and restores `before`.
-
-        offers: whether a picture that the adapter cannot see leads to an offer instead of an answer.
-        """
+    def _turn(self, turn: Turn) -> Iterator[Updates]:
+        """Answers the question; on failure shows the error and restores what was before."""
         try:
-            with self.states.change(request.session_hash, before.number) as change:
-                change.answered = before.message
-                yield from self._change(change, history, settings, before, request, offers, switch_to)
+            with self.states.change(turn.request.session_hash, turn.number) as change:
+                change.answered = turn.message
+                cleared = {} if turn.message is None else {"value": {"text": "", "files": []}}
+                box = gr.update(**cleared, **theme.SHOW_STOP_BUTTON)
+                begun = [] if turn.begun is None else [conversation.answer(turn.begun.text)]
+                waiting = [*turn.history, *begun, conversation.note("…", waiting=True)]
+                yield waiting, box, gr.skip(), str(change.number)
+                running = RunningAnswer(self._answer(turn, change), change, waiting)
+                yield from self._read(turn, change, running)
         except StaleEvent as error:
             # The answer that is in the way empties the box. What it answers was sent twice.
-            box = gr.skip() if before.message in (None, error.answered) else gr.update(value=before.message)
+            box = gr.skip() if turn.message in (None, error.answered) else gr.update(value=turn.message)
             yield gr.skip(), box, gr.skip(), refuse(error)
 
-    def _change(
-        self,
-        change: Change,
-        history: History,
-        settings: dict[str, Any],
-        before: _Before,
-        request: gr.Request,
-        offers: bool,
-        switch_to: ChooseAdapter | None,
-    ) -> Iterator[Updates]:
-        cleared = {} if before.message is None else {"value": {"text": "", "files": []}}
-        box = gr.update(**cleared, **theme.SHOW_STOP_BUTTON)
-        begun = [] if before.begun is None else [conversation.answer(before.begun.text)]
-        waiting = [*history, *begun, conversation.note("…", waiting=True)]
-        yield waiting, box, gr.skip(), str(change.number)
-        answer = self._answer(change, history, settings, before, request, offers, switch_to)
-        yield from self._read(RunningAnswer(answer, change, waiting), change, settings, before, request)
+    def _read(self, turn: Turn, change: Change, running: RunningAnswer) -> Iterator[Updates]:
+        """Shows an answer to its end. If the page leaves before, another one may go on with it.
 
-    def _read(
-        self,
-        running: RunningAnswer,
-        change: Change,
-        settings: dict[str, Any],
-        before: _Before,
-        request: gr.Request,
-    ) -> Iterator[Updates]:
-        """Shows an answer to its end. If the page leaves before, another one may go on with it."""
+        change: this page's; that of `running` is another one where the page has taken the answer over.
+        """
         number, switched = str(change.number), dict[str, Any]()
         # With every update: a page that is being loaded may lose the first one (Gradio 6.31).
         answering = gr.update(**theme.SHOW_STOP_BUTTON)
-        key = answer_key(request.session_hash, number)
+        key = answer_key(turn.request.session_hash, number)
         self._running.add(key, running)
         try:
             for update in running.updates:
                 if isinstance(update, dict):
                     switched = update
                     if not change.is_stale:
-                        changes = {name: (settings.get(name), value) for name, value in switched.items()}
+                        changes = {name: (turn.settings.get(name), value) for name, value in switched.items()}
                         yield gr.skip(), gr.skip(), panel_change(changes, number), gr.skip()
                     time.sleep(FRAME_SECONDS)
                     continue
@@ -356,26 +323,17 @@ class ChatEvents:
             # The history is sent again, because the page drops the first of two updates within one frame.
             end: Any = _ended(running.shown), gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
         except AdapterError as error:
-            end = self._restore(before, settings, switched, error)
+            end = self._restore(turn, switched, error)
         except Exception:
             log.exception("a chat turn failed")
-            end = self._restore(before, settings, switched, AdapterError(texts.FAILED))
+            end = self._restore(turn, switched, AdapterError(texts.FAILED))
         finally:
             self._running.leave(key, running)
         yield _no_change() if change.is_stale else (*end, str(self.states.finish(change)))
 
-    def _answer(
-        self,
-        change: Change,
-        history: History,
-        values: dict[str, Any],
-        before: _Before,
-        request: gr.Request,
-        offers: bool,
-        switch_to: ChooseAdapter | None,
-    ) -> Generator[History | dict[str, Any], None, None]:
+    def _answer(self, turn: Turn, change: Change) -> Generator[History | dict[str, Any], None, None]:
         """Yields the history with more and more of the answer, and what changes in the side panel, by name."""
-        settings = Settings.checked(values)
+        settings, history = Settings.checked(turn.settings), turn.history
         conversation.check_size(history)
         for status in wait_for(self.provider):
             if change.stopped:
@@ -383,34 +341,30 @@ class ChatEvents:
                 return
             yield [*history, conversation.note(texts.waiting_for_model(status), waiting=True)]
         history = with_small_picture(history)
-        if switch_to is not None and (name := switch_to()) is not None:
+        if turn.switch_to is not None and (name := turn.switch_to()) is not None:
             switched = {"adapter": name}
             if name != settings.adapter and settings.mix:
                 toast(texts.not_taken_along(settings.mix), 6)
                 switched["mix"] = BASE_ONLY
             settings = settings.replace(**switched)
             yield switched
-        if offers and (offer := self._answers.offer(history, settings)):
+        if turn.offers and (offer := self._answers.offer(history, settings)):
             yield [*history, offer]
             return
-        if before.begun is None:
+        if turn.begun is None:
             history = conversation.with_dividers(history, settings)
-        xray = values.get("xray") is True
-        answer = self._answers.stream(
-            change, history, settings, client_of(request), xray, before.variants, before.begun
-        )
-        for messages in answer:
+        client, xray = client_of(turn.request), turn.settings.get("xray") is True
+        stream = self._answers.stream(change, history, settings, client, xray, turn.variants, turn.begun)
+        for messages in stream:
             yield [*history, *messages]
 
-    def _restore(
-        self, before: _Before, settings: dict[str, Any], switched: dict[str, Any], error: AdapterError
-    ) -> tuple[Any, Any, Any]:
+    def _restore(self, turn: Turn, switched: dict[str, Any], error: AdapterError) -> tuple[Any, Any, Any]:
         """Shows an error, and updates that put everything back as it was before the turn.
 
         switched: what the turn has changed in the side panel.
         """
         toast(error)
-        message = before.message
+        message, settings = turn.message, turn.settings
         if message is not None and isinstance(error, BadPicture):
             # The file is removed, so that the text can be sent again.
             message = {**message, "files": []}
@@ -419,8 +373,8 @@ class ChatEvents:
         if adapter not in self.catalog.names():
             adapter = BASE_ONLY
         seen, former = {"adapter": settings.get("adapter"), **switched}, {**settings, "adapter": adapter}
-        panel = panel_change({name: (value, former.get(name)) for name, value in seen.items()}, before.number)
-        return before.history, gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), panel
+        panel = panel_change({name: (value, former.get(name)) for name, value in seen.items()}, turn.number)
+        return turn.before, gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), panel
 
 
 def _ended(history: History) -> History:

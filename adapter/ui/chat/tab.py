@@ -54,62 +54,17 @@ def chat_tab(
     states = ConversationStates()
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
-            # Before all else, so that the keyboard comes to it first; page.css puts it below the conversation.
-            with gr.Column(elem_id="compose"):
-                box = message_box(texts.PLACEHOLDER, "box")
-                context = gr.HTML(elem_id="context", padding=False)
-            chip = gr.Button(texts.CHIP["base"], size="sm", elem_id="chip")
-            chat = VerbatimChatbot(
-                show_label=False,
-                label=texts.CONVERSATION,
-                height="70dvh",  # page.css fits it to the window
-                buttons=["copy"],
-                editable="all",
-                group_consecutive_messages=False,  # an edit then keeps the picture, see conversation.py
-                latex_delimiters=LATEX,
-                allow_tags=False,
-                placeholder=texts.EMPTY_CHAT,
-                examples=[_example_card(example) for example in examples],
-                elem_id="chat",
-            )
-            xray = xray_bar(chat)
-            lines = json.dumps([texts.CONTEXT, texts.CONTEXT_NEARLY_FULL])
-            line = f"messages => window.chatPage.contextLine(messages, {lines})"
-            chat.change(None, chat, context, js=line, **UNQUEUED)
+            box, chip, chat, xray = _conversation(examples)
         gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False)
         with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
             inside_panel(provider, chat)
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             corrections = corrections_panel(page)
-            # On a phone a sheet, which the chip opens.
-            with gr.Column(elem_id="adapter-panel"):
-                find = gr.Textbox(
-                    show_label=False,
-                    label=texts.FIND_ADAPTER,
-                    placeholder=texts.FIND_ADAPTER,
-                    elem_id="find-adapter",
-                )
-                picker = AdapterRadio(
-                    theme.picker_choices(catalog),
-                    value=BASE_ONLY,
-                    label=texts.ADAPTER,
-                    elem_id="picker",
-                    elem_classes="cards",
-                )
-                strength = gr.Slider(**slider("strength"), label=texts.STRENGTH, info=texts.STRENGTH_INFO)
-                own = gr.Column(elem_id="own-adapter")
-                with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
-                    about = gr.HTML(theme.model_card(catalog, BASE_ONLY))
-                with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
-                    choices = theme.short_choices(theme.picker_choices(catalog), texts.NO_MIX)
-                    mix = gr.Dropdown(choices, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
-                    mix_strength = gr.Slider(
-                        **slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO
-                    )
+            settings, own = _adapter_panel(catalog)
             with gr.Accordion(texts.SAMPLING, open=False):
-                sampling = sampling_inputs()
+                settings |= {**sampling_inputs(), "xray": xray}
             with gr.Accordion(texts.SYSTEM_PROMPT, open=False):
-                system = gr.Textbox(
+                settings["system"] = gr.Textbox(
                     label=texts.SYSTEM_PROMPT,
                     show_label=False,
                     info=texts.SYSTEM_INFO,
@@ -118,36 +73,75 @@ def chat_tab(
                     lines=3,
                 )
             store = ConversationStore(provider, catalog, states)
-            pickers = [Picker(picker), Picker(mix, texts.NO_MIX)]
+            pickers = [Picker(settings["adapter"]), Picker(settings["mix"], texts.NO_MIX)]
             if uploads:
                 adapter_upload_panel(provider, catalog, pickers[0], pickers[1:])
                 with own:
                     if not public:
                         own_adapter_panel(catalog, pickers[0])
-    settings: SettingsInputs = {
-        "adapter": picker,
-        "strength": strength,
-        **sampling,
-        "system": system,
-        "mix": mix,
-        "mix_strength": mix_strength,
-        "xray": xray,
-    }
     events = ChatEvents(provider, catalog, examples, states)
     _connect(page, events, store, chat, box, settings)
     for elem_id, text in (("one-picture", texts.ONE_PICTURE), ("no-picture", texts.NO_PICTURE)):
         _note_button(elem_id, text)
     corrected = [chat, corrections.known, store.number, *store.outputs]
     chat.edit(store.saving(events.correct), [chat, store.number, corrections.known], corrected, **QUEUED)
-    picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
-    find.change(None, find, None, js="text => window.chatPage.findAdapter(text)", **UNQUEUED)
-    picker.input(_choose_alone, mix, mix, **QUEUED)
     chip.click(None, js="() => window.chatPage.openAdapters()", **UNQUEUED)
-    named = [picker, strength, mix, mix_strength]
+    named = [settings[name] for name in ("adapter", "strength", "mix", "mix_strength")]
     label = f"(...values) => window.chatPage.chip({json.dumps(texts.CHIP)}, ...values)"
     gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
     add_api_endpoints(provider, catalog)
     return TabParts(pickers, box, corrections, chat=chat)
+
+
+def _conversation(examples: list[ExampleCard]) -> tuple[gr.MultimodalTextbox, gr.Button, Any, gr.Checkbox]:
+    """Lays out the message box, the chip below it, the conversation and the switch of the X-ray."""
+    # Before all else, so that the keyboard comes to it first; page.css puts it below the conversation.
+    with gr.Column(elem_id="compose"):
+        box = message_box(texts.PLACEHOLDER, "box")
+        context = gr.HTML(elem_id="context", padding=False)
+    chip = gr.Button(texts.CHIP["base"], size="sm", elem_id="chip")
+    chat = VerbatimChatbot(
+        show_label=False,
+        label=texts.CONVERSATION,
+        height="70dvh",  # page.css fits it to the window
+        buttons=["copy"],
+        editable="all",
+        group_consecutive_messages=False,  # an edit then keeps the picture, see conversation.py
+        latex_delimiters=LATEX,
+        allow_tags=False,
+        placeholder=texts.EMPTY_CHAT,
+        examples=[_example_card(example) for example in examples],
+        elem_id="chat",
+    )
+    xray = xray_bar(chat)
+    lines = json.dumps([texts.CONTEXT, texts.CONTEXT_NEARLY_FULL])
+    line = f"messages => window.chatPage.contextLine(messages, {lines})"
+    chat.change(None, chat, context, js=line, **UNQUEUED)
+    return box, chip, chat, xray
+
+
+def _adapter_panel(catalog: AdapterCatalog) -> tuple[SettingsInputs, gr.Column]:
+    """Lays out the choice of adapters, on a phone a sheet that the chip opens; and a place for more below it."""
+    choices = theme.picker_choices(catalog)
+    with gr.Column(elem_id="adapter-panel"):
+        find = gr.Textbox(
+            show_label=False, label=texts.FIND_ADAPTER, placeholder=texts.FIND_ADAPTER, elem_id="find-adapter"
+        )
+        picker = AdapterRadio(
+            choices, value=BASE_ONLY, label=texts.ADAPTER, elem_id="picker", elem_classes="cards"
+        )
+        strength = gr.Slider(**slider("strength"), label=texts.STRENGTH, info=texts.STRENGTH_INFO)
+        own = gr.Column(elem_id="own-adapter")
+        with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
+            about = gr.HTML(theme.model_card(catalog, BASE_ONLY))
+        with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
+            short = theme.short_choices(choices, texts.NO_MIX)
+            mix = gr.Dropdown(short, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
+            mix_strength = gr.Slider(**slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO)
+    picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
+    find.change(None, find, None, js="text => window.chatPage.findAdapter(text)", **UNQUEUED)
+    picker.input(_choose_alone, mix, mix, **QUEUED)
+    return {"adapter": picker, "strength": strength, "mix": mix, "mix_strength": mix_strength}, own
 
 
 def _any_adapter(_: gr.Radio, name: Any) -> str | None:

@@ -1,7 +1,7 @@
 """X-ray of the answers in the chat: its switch, its colours' key and its script; and the button that opens Inside.
 
 The engine sends what the frozen base gives each token; answer_stream.py writes that into the answer's message, and
-xray.js draws it. Knows components only.
+xray.js draws it.
 """
 
 from __future__ import annotations

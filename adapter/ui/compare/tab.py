@@ -5,15 +5,14 @@ All are rows of one batch with one seed.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from adapter.base.template import Message
-from adapter.errors import AdapterError, BadInput
+from adapter.errors import BadInput
 from adapter.serve.settings import BASE_ONLY, Settings, slider
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.ui import conversation, theme
@@ -28,12 +27,10 @@ from adapter.ui.conversation_states import Change, ConversationStates, StaleEven
 from adapter.ui.images import BadPicture, open_upload
 from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
-from adapter.ui.toasts import toast
+from adapter.ui.toasts import errors_as_toasts
 
 if TYPE_CHECKING:
     from adapter.serve.request import Client, GenerationRequest
-
-log = logging.getLogger(__name__)
 
 MIN_PANES, MAX_PANES = 2, 4
 STRENGTHS, SIDE_BY_SIDE = "strengths", "side by side"  # values of the choice between views
@@ -128,33 +125,30 @@ class CompareEvents:
     ) -> Iterator[Updates]:
         shown = None  # as long as nothing was answered: a message that is refused at once changes no pane
         box: Any = gr.update(**theme.SHOW_SUBMIT_BUTTON)
-        try:
+        with errors_as_toasts("a comparison"):
             if (question := read()) is None:
                 yield _updates(gr.skip())
                 return
             # Sent with every update, because Gradio may drop one of two quick updates.
             answering = gr.update(**theme.SHOW_STOP_BUTTON), str(change.number)
             yield _updates(*answering)
-            answers = answer_together(
-                self.provider,
-                change,
-                question.panes,
-                lambda: self._requests(question, client),
-                all_or_none=question.film,
-            )
-            for _ in answers:
+
+            def requests() -> list[GenerationRequest]:
+                nonlocal box
+                try:
+                    return self._requests(question, client)
+                except BadPicture:
+                    box = gr.update(value={**(message or {}), "files": []}, **theme.SHOW_SUBMIT_BUTTON)
+                    raise
+
+            panes, whole = question.panes, question.film
+            for _ in answer_together(self.provider, change, panes, requests, all_or_none=whole):
                 yield _updates(*answering, shown := question)
             if question.film:
-                filmstrip.mark_frames(question.panes)
+                filmstrip.mark_frames(panes)
             elif not change.stopped:
-                _mark_differences(question.panes)
-        except AdapterError as error:
-            toast(error)
-            if isinstance(error, BadPicture):
-                box = gr.update(value={**(message or {}), "files": []}, **theme.SHOW_SUBMIT_BUTTON)
-        except Exception:
-            log.exception("a comparison failed")
-            toast(AdapterError(texts.FAILED))
+                for pane in panes[1:]:
+                    mark(pane, panes[0], texts.IN_PANE_1)
         yield _updates(box, str(self._states.finish(change)), shown)
 
     def stop(self, number: str, request: gr.Request) -> tuple[Any, Any]:
@@ -188,11 +182,6 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
         Pane(Settings.checked({**values, "adapter": values[f"adapter_{i}"], "strength": values[f"strength_{i}"]}))
         for i in range(count)
     ]
-
-
-def _mark_differences(panes: Sequence[Pane]) -> None:
-    for pane in panes[1:]:
-        mark(pane, panes[0], texts.IN_PANE_1)
 
 
 def _updates(box: Any, number: Any = None, question: Question | None = None) -> Updates:

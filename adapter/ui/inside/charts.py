@@ -1,8 +1,8 @@
 """The charts of the panel Inside as HTML: heat maps, and an answer as coloured tokens.
 
-Knows an inspection and the page's texts; knows no components and no models. Own HTML, because Gradio's
-plots draw images, and these tables and buttons can be used with a keyboard and a screen reader. Every number is
-shown as text too. The model's text is escaped. inside.js and inside.css add behaviour and style.
+Own HTML, because Gradio's plots draw images, and these tables and buttons can be used with a keyboard and a
+screen reader. Every number is shown as text too. The model's text is escaped. inside.js and inside.css add
+behaviour and style.
 """
 
 from __future__ import annotations

@@ -95,11 +95,8 @@ class InsideEvents:
                 for arrived in answer.event_lists(REDRAW_SECONDS):
                     after += "".join(event.text for event in arrived)
                     yield _rewritten(before, after)
-        except AdapterError as error:
-            yield inside_charts.message_html(browser_text(error))
-        except Exception:
-            log.exception("an answer could not be written with other gates")
-            yield inside_charts.message_html(page_texts.FAILED)
+        except Exception as error:
+            yield _reason(error)
 
     def show(self, history: History, colour: str, request: gr.Request) -> Iterator[Updates]:
         """Inspects the newest answer and shows its charts, or a message why there are none."""
@@ -110,12 +107,8 @@ class InsideEvents:
                 yield _message_only(page_texts.waiting_for_model(status))
             yield _message_only(texts.INSPECTING)
             inspected = inspect_newest(self.provider, history, client_of(request))
-        except AdapterError as error:
-            yield _message_only(browser_text(error))
-            return
-        except Exception:
-            log.exception("an answer could not be inspected")
-            yield _message_only(page_texts.FAILED)
+        except Exception as error:
+            yield _reason(error), "", "", gr.update(visible=False), ""
             return
         inspection, names, tokens = inspected
         key = f"{_answer_id(history)}.{secrets.token_urlsafe(12)}"
@@ -142,11 +135,8 @@ class InsideEvents:
         try:
             if inspected is None:
                 inspected = inspect_newest(self.provider, history, client_of(request))
-        except AdapterError as error:
-            return inside_charts.message_html(browser_text(error))
-        except Exception:
-            log.exception("an answer could not be inspected")
-            return inside_charts.message_html(page_texts.FAILED)
+        except Exception as error:
+            return _reason(error)
         with self._lock:
             if key and self._shown.get(request.session_hash, key) != key:
                 return gr.skip()
@@ -232,6 +222,14 @@ def _recorded_answer(history: History) -> tuple[RecordedAnswer, AnswerRecord]:
     if record.picture and answered.picture is None:
         raise BadInput(texts.NO_PICTURE)
     return answered, record
+
+
+def _reason(error: Exception) -> str:
+    """Why there is nothing to show, in place of a chart."""
+    if isinstance(error, AdapterError):
+        return inside_charts.message_html(browser_text(error))
+    log.error("an answer could not be inspected", exc_info=error)
+    return inside_charts.message_html(page_texts.FAILED)
 
 
 def _message_only(text: str) -> Updates:

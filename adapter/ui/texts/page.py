@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from adapter.server.texts import DEFAULT_QUESTION, FAILED
 
 __all__ = ["DEFAULT_QUESTION", "FAILED"]
@@ -51,6 +49,7 @@ ENDINGS: dict[str | None, tuple[str, ...]] = {
 }  # fmt: skip
 
 NO_IMAGE, PICTURE_NOT_USED = "no image", "picture not used"
+MUTED = "with muted gates"  # an answer of an older version that goes on
 
 # A JSON object as a table.
 FIELD, VALUE, JSON, COPY = "Field", "Value", "JSON", "Copy"
@@ -328,24 +327,6 @@ def not_in_file(what: object) -> str:
 
 def not_imported(what: object) -> str:
     return f"Left out, for a conversation holds no more: {what}."
-
-
-def muted(layers: Sequence[int], heads: Sequence[int]) -> list[str]:
-    """The note about muted layers and heads in the statistics line; empty if there are none."""
-    named = [_counted("layer", layers), _counted("head", heads)]
-    return [f"muted: {'; '.join(n for n in named if n)}"] if any(named) else []
-
-
-def _counted(what: str, numbers: Sequence[int]) -> str:
-    """ "layer 3", "layers 3, 4" or "layers 2–29"; empty for none."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    spans = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
-    return f"{what}{'s' if len(set(numbers)) > 1 else ''} {', '.join(spans)}" if spans else ""
 
 
 # The manual of the endpoints for gradio_client.

@@ -42,7 +42,7 @@ SETTINGS = Settings(adapter="pirate", seed=7, mix_strength=0.5)
 MANY = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    max_examples=150,
+    max_examples=50,
 )
 
 
@@ -137,7 +137,7 @@ def test_a_link_of_any_kind_opens_or_is_refused(packed: str) -> None:
         conversation_json.from_link(packed)
 
 
-@settings(MANY, max_examples=25)
+@settings(MANY, max_examples=12)
 @given(
     side=st.integers(1, 1500),
     other=st.integers(1, 900),
@@ -308,17 +308,6 @@ def test_the_newest_pictures_that_fit_are_stored(uploads: Path, monkeypatch: pyt
     assert displayed(partly).count(PICTURE_NOT_KEPT) == 2 and conversation.latest_picture(partly) == paths[2]
 
 
-def test_the_newer_end_of_a_long_conversation_is_stored() -> None:
-    history = [
-        entry for n in range(60) for entry in (*conversation.user_turn(f"{n} " + "x" * 19_000), *answered("a"))
-    ]
-    text, _, dropped = stored(history)
-    assert len(text) <= conversation_json.BROWSER.text_bytes + 200
-    messages = json.loads(text)["messages"]
-    assert messages == conversation_json._to_transcript(history)[-len(messages) :]
-    assert messages[0]["role"] == "user" and dropped == Dropped(120 - len(messages)) != Dropped()
-
-
 # Limits: whoever writes and whoever reads fits a conversation with one function.
 
 ANY_TEXT = st.text(st.characters() | st.just("\ud800"), max_size=60)  # lone surrogates too
@@ -336,7 +325,7 @@ def any_turn(draw: st.DrawFn) -> conversation.History:
         adapter=draw(NAMES), mix=draw(NAMES), mute_heads=tuple(range(0, draw(st.integers(0, 400)), 2))
     )
     ids = tuple(range(draw(st.integers(0, 50))))
-    line = conversation.stats_line(used, len(ids), 5.0, texts.muted(used.mute_layers, used.mute_heads))
+    line = conversation.stats_line(used, len(ids), 5.0, [texts.MUTED])
     if ending == "answer":
         record = AnswerRecord(used, ids, False).to_json()
         turn += [conversation.answer(draw(ANY_TEXT)), conversation.stats(line, record=record)]
@@ -375,7 +364,7 @@ def check_rest(kept: list[dict[str, Any]], whole: list[dict[str, Any]], dropped:
         assert ("page", "user") not in pairwise(roles) and ("assistant", "user") not in pairwise(roles)
 
 
-@settings(MANY, max_examples=200)
+@settings(MANY, max_examples=80)
 @given(history=HISTORIES, limits=LIMITS | st.just(conversation_json.BROWSER))
 def test_what_is_stored_is_restored(uploads: Path, history: conversation.History, limits: Limits) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -390,7 +379,7 @@ def test_what_is_stored_is_restored(uploads: Path, history: conversation.History
     assert sum(map(len, json.loads(pictures).values())) <= limits.picture_bytes
 
 
-@settings(MANY, max_examples=200)
+@settings(MANY, max_examples=80)
 @given(history=HISTORIES, limits=LIMITS | st.just(transcript.FILE))
 def test_what_is_exported_is_imported(uploads: Path, history: conversation.History, limits: Limits) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -408,7 +397,7 @@ def test_what_is_exported_is_imported(uploads: Path, history: conversation.Histo
     assert transcript.check({**old, "version": 1, "messages": messages}).messages == imported.messages
 
 
-@settings(MANY, max_examples=100)
+@MANY
 @given(history=HISTORIES)
 def test_a_link_that_is_made_opens(uploads: Path, history: conversation.History) -> None:
     try:
@@ -429,15 +418,6 @@ def test_a_link_that_is_short_only_when_compressed_opens_or_is_not_made(count: i
     else:
         with pytest.raises(BadInput, match="too long"):
             conversation_json.to_link(history, SETTINGS)
-
-
-def test_33_turns_with_a_picture_are_restored_without_the_oldest_picture(uploads: Path) -> None:
-    history = turns_with_pictures(33)
-    text, pictures, dropped = stored(history)
-    restored = conversation_json.from_browser(text, pictures)
-    assert dropped == Dropped(pictures=1)
-    assert len(restored) == len(history) and restored[1:] == history[1:]
-    assert displayed(restored)[0] == PICTURE_NOT_KEPT
 
 
 @pytest.mark.parametrize("sent", [json.dumps([f"{n}" for n in range(1000)]), "{", "[[]]", "7", "[" * 100_000])
@@ -516,10 +496,9 @@ def test_an_export_holds_a_picture_once_and_decodes_it_once(
     assert len(decoded) == 2
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
-def test_a_large_picture_weighs_little_in_an_export(uploads: Path, mode: str) -> None:
-    image = Image.new(mode, (4_000, 3_900))
-    image.paste(Image.effect_noise((1_000, 900), 90).convert(mode), (0, 0))
+def test_a_large_picture_weighs_little_in_an_export(uploads: Path) -> None:
+    image = Image.new("RGB", (4_000, 3_900))
+    image.paste(Image.effect_noise((1_000, 900), 90).convert("RGB"), (0, 0))
     image.save(uploads / "large.png", "PNG")
     file, _ = conversation_json.to_file(conversation.user_turn("what?", str(uploads / "large.png")), SETTINGS)
     assert len(file) < 300_000

@@ -20,7 +20,6 @@ PASTE = """data => {
     const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
     const clipboardData = new DataTransfer();
     clipboardData.items.add(new File([bytes], 'logo.png', {type: 'image/png'}));
-    document.querySelector('#box .thumbnail-item .delete-button')?.click();
     const pasted = new ClipboardEvent('paste', {clipboardData, bubbles: true});
     document.querySelector('#box textarea').dispatchEvent(pasted);
 }"""
@@ -39,11 +38,17 @@ def drop(visitor: Visitor, target: str, *files: Path, text: str = "") -> None:
         hand.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
 
 
-def test_a_picture_dropped_anywhere_lands_in_the_message(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_a_picture_dropped_anywhere_or_pasted_lands_in_the_message(
+    visit: Callable[..., Visitor], tmp_path: Path
+) -> None:
     visitor = visit()
     page, picture = visitor.page, visitor.page.locator("#box .thumbnail-item")
-    for target in ("#chat", "#picker", "h1", "#box .full-container"):
-        drop(visitor, target, PHOTOGRAPHS / "cheetah1.jpg")
+    data = base64.b64encode((PHOTOGRAPHS / "logo.png").read_bytes()).decode()
+    for target in ("#chat", "#picker", "h1", "#box .full-container", ""):
+        if target:
+            drop(visitor, target, PHOTOGRAPHS / "cheetah1.jpg")
+        else:
+            page.evaluate(PASTE, data)
         picture.wait_for()
         picture.locator(".delete-button").click()
         picture.wait_for(state="hidden")
@@ -51,9 +56,6 @@ def test_a_picture_dropped_anywhere_lands_in_the_message(visit: Callable[..., Vi
     assert texts.ONE_PICTURE in visitor.toast()
     picture.wait_for()
     assert picture.count() == 1
-    data = base64.b64encode((PHOTOGRAPHS / "logo.png").read_bytes()).decode()
-    page.evaluate(PASTE, data)
-    page.locator('#box .thumbnail-item img[src*="logo"]').wait_for()
     notes = tmp_path / "notes.txt"
     notes.write_text("hello")
     drop(visitor, "#chat", notes)

@@ -1,4 +1,4 @@
-"""What is written in the chat, in Chromium over a fake engine: words, Markdown, tables, and nothing of a stranger's."""
+"""What is written in the chat, in Chromium over a fake engine: words, Markdown, tables; nothing of a stranger."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ def test_words_are_shown_as_they_were_written(visit: Callable[..., Visitor]) -> 
         return range.getBoundingClientRect().left - e.getBoundingClientRect().left; }"""
     english, hebrew = (paragraph.evaluate(indent) for paragraph in message.locator("p").all())
     assert english < 2 and hebrew > 20
-    visitor.edit(written + " <i>")
+    field = visitor.open_edit()
+    field.fill(field.input_value() + " <i>")
     visitor.answering(visitor.button("Submit").click)
     visitor.button("Undo").click()
     visitor.page.locator("#chat .example").first.wait_for()
@@ -140,18 +141,17 @@ def test_a_cut_answer_goes_on_and_a_retry_keeps_the_former_one(
         page.get_by_role("button", name=name, exact=True).click()
 
     monkeypatch.setattr(ENGINE, "ending", "length")
-    half = visitor.ask("Hello")
-    whole = visitor.answering(lambda: press("Continue"))
-    assert whole == half * 2
-    assert visitor.answering(visitor.button("Retry").click) == half
+    answer = visitor.ask("Hello")
+    assert visitor.answering(lambda: press("Continue")) == answer and "6 tokens" in visitor.stats()
+    assert visitor.answering(visitor.button("Retry").click) == answer and "3 tokens" in visitor.stats()
     press("‹")
     page.get_by_role("button", name="1/2", exact=True).wait_for()
-    assert visitor.answers() == [whole] and findings(page) == []
+    assert visitor.answers() == [answer] and "6 tokens" in visitor.stats() and findings(page) == []
     visitor.reload()
     page.get_by_role("button", name="1/2", exact=True).wait_for()
     press("›")
     page.get_by_role("button", name="2/2", exact=True).wait_for()
-    assert visitor.answers() == [half]
+    assert "3 tokens" in visitor.stats()
     # How full the context is, from half of it on.
     script = """log => window.chatPage.contextLine([{metadata: {log}}, {}], ["TOKENS", "TOKENS of LENGTH!"])"""
     for tokens, line in (

@@ -244,16 +244,6 @@ def test_an_answer_that_failed_is_not_compared(failed: int) -> None:
     assert "the sea is blue" in panes[1 - failed] and "Pulled." in panes[failed]
 
 
-def test_leaving_cancels_all_panes() -> None:
-    engine = ScriptedEngine()
-    updates = compare(engine, *TWO)
-    next(updates), next(updates)
-    engine.answers[0].emit("a")
-    next(updates)
-    updates.close()
-    assert all(answer.cancelled for answer in engine.answers)
-
-
 def test_one_comparison_at_a_time(toasts: list[str]) -> None:
     tab = CompareEvents(ReadyProvider(EchoEngine()), FakeCatalog())
     first = compare(tab, *TWO, number="5")
