@@ -31,7 +31,7 @@ def test_send_and_switch(browser: Any, url: str) -> None:
     """Gradio's server ends a stream of results when it knows of no event: without page.js's guard some would wait
     for ever for its results.
     """
-    for milliseconds in (20, 100, LATE_MS):
+    for milliseconds in (100, LATE_MS):
         context = late_context(browser, milliseconds)
         visitor = Visitor(context, url)
         assert visitor.ask("Good morning.") == "you said: Good morning.!"
@@ -40,9 +40,6 @@ def test_send_and_switch(browser: Any, url: str) -> None:
         visitor.new_conversation()
         visitor.page.locator("#chat .example").nth(1).click()
         visitor.await_answers(1)
-        visitor.settle()
-        visitor.open_conversation("Good morning.")
-        visitor.page.locator("#chat").get_by_text("you said: Good morning.!").wait_for()
         context.close()
 
 

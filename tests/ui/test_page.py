@@ -234,8 +234,8 @@ def test_a_server_that_is_gone_is_red_and_nothing_is_lost_when_it_is_back_withou
         server.process.wait()
     shutil.rmtree(tmp_path / "uploads")
     shutil.rmtree(adapters)
-    with app_process(tmp_path, port=port):
-        assert "owl" in visitor.toast()
+    with app_process(tmp_path, port=port, ready=()):
+        assert "owl" in visitor.toast()  # as soon as the server knows, which is before the model is there
         visitor.page.locator(".status.ready").wait_for()
         assert not visitor.page.locator("#server-gone").is_visible()
         visitor.wait_for_rows(rows)
