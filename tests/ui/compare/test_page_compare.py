@@ -79,6 +79,8 @@ def test_esc_ends_all_panes_and_a_picture_goes_to_who_sees(
 ) -> None:
     comparer = CompareVisitor(visit(), tokens=512)
     comparer.tab.locator("#count").get_by_text("3").click()
+    for pane in (2, 3):
+        comparer.choose(pane, "Frozen base")
     with real_page.steps_of(0.1):
         comparer.send("Tell me a very long story about a dragon, in many chapters.")
         comparer.page.keyboard.press("Escape")
