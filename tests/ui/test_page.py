@@ -216,33 +216,53 @@ def test_the_command_line_and_a_reload_give_the_answer_again(
     assert visitor.answering(visitor.button("Retry").click) == seen and "no image" not in visitor.stats()
 
 
-def test_a_server_that_is_gone_is_red_and_nothing_is_lost_when_it_is_back_without_uploads_and_with_fewer_adapters(
-    browser: Any, tmp_path: Path
-) -> None:
-    port, adapters = free_port(), tmp_path / "adapters"
-    shutil.copytree(SHIPPED / "see", adapters / "owl")
+def test_a_restart_without_uploads_and_with_fewer_adapters(browser: Any, tmp_path: Path) -> None:
+    port = free_port()
+    shutil.copytree(SHIPPED / "see", tmp_path / "adapters" / "owl")
     context = browser.new_context(viewport={"width": 1440, "height": 900})
-    with app_process(tmp_path, "--adapters", str(adapters), port=port) as server:
+    with app_process(tmp_path, "--adapters", str(tmp_path / "adapters"), port=port) as server:
         visitor = Visitor(context, server.url)
         visitor.pick("owl")
         visitor.ask_about(PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
+        rows = visitor.rows()
+        assert visitor.complaints == []
+        context.pages[0].close()
+    shutil.rmtree(tmp_path / "uploads")
+    shutil.rmtree(tmp_path / "adapters")
+    with app_process(tmp_path, port=port, ready=()) as server:
+        page = context.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.goto(server.url)
+        visitor.page = page
+        assert "owl" in visitor.toast()  # as soon as the server knows, which is before the model is there
+        page.locator(".status.ready").wait_for()
+        visitor.wait_for_rows(rows)
+        visitor.loaded_picture()
+        assert visitor.picked == "" and errors == []
+        visitor.pick("see")
+        assert "no image" not in (visitor.answering(visitor.button("Retry").click) and visitor.stats())
+    context.close()
+
+
+def test_a_server_that_is_gone_is_red_and_nothing_is_lost_when_it_is_back(browser: Any, tmp_path: Path) -> None:
+    port = free_port()
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    with app_process(tmp_path, port=port) as server:
+        visitor = Visitor(context, server.url)
+        visitor.ask("Good morning.")
         rows = visitor.rows()
         visitor.box.fill("Not sent yet")
         server.process.terminate()
         visitor.page.get_by_role("alert").get_by_text(texts.SERVER_GONE).wait_for()
         assert not visitor.page.locator("#status").is_visible()
         server.process.wait()
-    shutil.rmtree(tmp_path / "uploads")
-    shutil.rmtree(adapters)
-    with app_process(tmp_path, port=port, ready=()):
-        assert "owl" in visitor.toast()  # as soon as the server knows, which is before the model is there
+    with app_process(tmp_path, port=port):
         visitor.page.locator(".status.ready").wait_for()
         assert not visitor.page.locator("#server-gone").is_visible()
-        visitor.wait_for_rows(rows)
-        wait_until(lambda: visitor.box.input_value() == "Not sent yet")
-        assert visitor.loaded_picture() and visitor.picked == ""
-        visitor.pick("see")
-        assert "no image" not in (visitor.answering(visitor.button("Retry").click) and visitor.stats())
+        wait_until(lambda: visitor.rows() == rows and visitor.box.input_value() == "Not sent yet")
+        assert visitor.answering(lambda: visitor.box.press("Enter"))
     context.close()
 
 
