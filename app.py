@@ -52,11 +52,11 @@ from adapter.server.deployment import (
     find_place,
     parse,
     runs_folder,
+    set_up_logs,
 )
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
-from adapter.server.logs import set_up_logs
 from adapter.server.metrics import Metrics, routes
 from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUploads, RequestLimits
 from adapter.server.request_guard import RequestGuard

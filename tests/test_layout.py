@@ -8,7 +8,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ TRAIN_ROOMS = ["formats", "config", "input", "", "evaluate", "recipes", "reprodu
 # What the trainer, its tab aside, may use of adapter/.
 USED_BY_TRAINER = {"", "errors", "files", "lru", "method", "base", "serve"}
 KNOW_GRADIO = ("adapter.ui", "train.ui", "app")
+MOST_FILES = 16  # of a folder, its __init__ counted
 SAY_NOTHING = {"utils", "util", "helpers", "helper", "misc", "common", "tools", "shared"}
 
 Modules = Mapping[str, ast.Module]
@@ -50,21 +52,10 @@ PRODUCT = read("adapter/**/*.py", "train/**/*.py", "app.py")
 TESTS = read("tests/**/*.py")
 
 
-def run_on_import(nodes: list[ast.stmt]) -> Iterator[ast.AST]:
-    """The nodes that importing a module executes: no functions, nothing for type checkers alone."""
-    for node in nodes:
-        yield node
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from run_on_import(node.orelse)
-        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            for block in ("body", "orelse", "finalbody", "handlers"):
-                yield from run_on_import(getattr(node, block, []))
-
-
-def imports(tree: ast.Module, on_import: bool = False) -> set[str]:
-    """The dotted names that a module imports; on_import: without what only its functions import."""
+def imports(tree: ast.Module) -> set[str]:
+    """The dotted names that a module imports, also those that only its functions or its types need."""
     names: set[str] = set()
-    for node in run_on_import(tree.body) if on_import else ast.walk(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -109,7 +100,7 @@ def arrows_upwards(modules: Modules) -> list[str]:
 
 
 def circles(modules: Modules) -> list[str]:
-    known = {name.removesuffix(".__init__"): imports(tree, on_import=True) for name, tree in modules.items()}
+    known = {name.removesuffix(".__init__"): imports(tree) for name, tree in modules.items()}
     graph = {name: {other for other in names if other in known} - {name} for name, names in known.items()}
     for name, needed in graph.items():
         # `from package import module` names the package too: an arrow to its __init__ only if that has contents.
@@ -181,9 +172,15 @@ def rooms_without_a_boundary(modules: Modules) -> list[str]:
     ]
 
 
+def crowded_folders(modules: Modules) -> list[str]:
+    folders = Counter(name.rpartition(".")[0] for name in modules)
+    return [f"{folder}: {count} files" for folder, count in folders.items() if count > MOST_FILES]
+
+
 RULES = [
     arrows_upwards,
     circles,
+    crowded_folders,
     gradio_outside_of_the_page,
     files_that_say_nothing,
     toasts_elsewhere,
@@ -196,8 +193,9 @@ def test_the_product_keeps(rule: Callable[[Modules], list[str]]) -> None:
     assert rule(PRODUCT) == []
 
 
-def test_tests_say_what_they_are() -> None:
-    assert files_that_say_nothing(TESTS) == []
+def test_tests_say_what_they_are_in_folders_that_one_can_look_over() -> None:
+    assert files_that_say_nothing(TESTS) == [] and crowded_folders(TESTS) == []
+    assert crowded_folders({f"tests.full.test_{i}": ast.parse("") for i in range(MOST_FILES + 1)}) != []
 
 
 def test_the_pages_words_are_in_its_texts_only() -> None:
@@ -216,6 +214,8 @@ def test_the_pages_words_are_in_its_texts_only() -> None:
         (arrows_upwards, "adapter.attic.new", "import torch"),
         (arrows_upwards, "train.new", "from adapter.server import limits"),
         (arrows_upwards, "train.formats.new", "from train import loop, recipes"),
+        (circles, "adapter.errors", "def late():\n    import adapter.files"),
+        (circles, "adapter.errors", "if TYPE_CHECKING:\n    from adapter.files import replace_file"),
         (circles, "adapter.errors", "try:\n    from adapter import files\nexcept ImportError:\n    pass"),
         (gradio_outside_of_the_page, "adapter.server.new", "def late():\n    from gradio import blocks"),
         (gradio_outside_of_the_page, "train.ui_new", "import gradio as gr"),

@@ -1,18 +1,21 @@
-"""Where the page is served and what follows: address, password, what visitors may do."""
+"""Where the page is served and what follows: address, password, what visitors may do; the server's log."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter.errors import printable
 from adapter.server.limits import ANSWERS_AT_ONCE, ANSWERS_PER_MINUTE, UPLOADS_PER_HOUR
 
 FIRST_PORT = 7860
+LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 AUTH_VARIABLE = "LLAMA_ADAPTER_AUTH"
 TRAIN_VARIABLE = "LLAMA_ADAPTER_TRAIN"
 RUNS_VARIABLE = "LLAMA_ADAPTER_RUNS"
@@ -168,3 +171,26 @@ def describe_access(place: Place) -> str:
 def runs_folder() -> Path:
     """The folder of adapters that are trained or uploaded here. May not exist yet."""
     return Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parents[2] / "runs").expanduser().absolute()
+
+
+# What visitors send can neither begin a line of the log nor steer a terminal.
+
+
+class InertFormatter(logging.Formatter):
+    """A message is one line; the lines of a traceback are indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: object) -> str:
+        lines = super().formatException(ei).splitlines()  # type: ignore[arg-type]
+        return "\n".join(f"  {printable(line)}" for line in lines)
+
+
+def set_up_logs() -> None:
+    """Logs warnings of all libraries and what the server does. Call it again once uvicorn has its own handlers."""
+    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
+    logging.getLogger("adapter").setLevel(logging.INFO)
+    for name in (None, "uvicorn", "uvicorn.error", "uvicorn.access"):
+        for handler in logging.getLogger(name).handlers:
+            handler.setFormatter(InertFormatter(LOG_FORMAT))

@@ -27,9 +27,9 @@ from gradio.utils import LRUCache
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from adapter.server.connections import ImpatientProtocol
 from adapter.server.generation import client_of
 from adapter.server.limits import UNREAD_BYTES, Limits, RateLimited
+from adapter.server.middleware import ImpatientProtocol
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import refusal
 

@@ -22,7 +22,7 @@ from adapter.base import image_file
 from adapter.base.image_file import DECODE_BYTES, MAX_SIDE, open_image
 from adapter.errors import BadInput
 from tests.app_process import PATIENCE
-from tests.hostile_pictures import DECODED, REFUSED, bmp_runs, encoded, noise
+from tests.base.hostile_pictures import DECODED, REFUSED, bmp_runs, encoded, noise
 
 
 def halves(mode: str = "RGB") -> Image.Image:

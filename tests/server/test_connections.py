@@ -14,7 +14,7 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 
 from adapter.server import connections
-from adapter.server.connections import ImpatientProtocol
+from adapter.server.middleware import ImpatientProtocol
 from tests.app_process import PATIENCE, wait_until
 
 HEAD = b"GET / HTTP/1.1\r\nHost: here\r\n"

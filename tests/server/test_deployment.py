@@ -637,3 +637,35 @@ def test_sigterm_while_loading_exits_cleanly(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and b"Traceback" not in rest and b"terminate" not in rest, rest.decode()
+
+
+# The log.
+
+PROGRAM = r"""
+import logging
+from adapter.server.deployment import set_up_logs
+attack = "nobody\nERROR adapter: forged\r\x1b[2J\u202e\ud800"
+logging.getLogger("uvicorn").addHandler(logging.StreamHandler())
+set_up_logs()
+log = logging.getLogger("adapter.server")
+log.warning("There is no '%s'", attack)
+try:
+    raise ValueError(attack)
+except ValueError:
+    log.exception("failed")
+    uvicorn = logging.getLogger("uvicorn.error")
+    uvicorn.propagate = True
+    logging.getLogger("uvicorn").propagate = False
+    uvicorn.exception("failed")
+"""
+
+
+def test_the_log_is_not_forged() -> None:
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, timeout=PATIENCE)
+    lines = ended.stderr.decode().splitlines()
+    assert ended.returncode == 0 and [line for line in lines if not line.startswith("  ")] == [
+        r"WARNING adapter.server: There is no 'nobody\nERROR adapter: forged\r\x1b[2J\u202e\ud800'",
+        "ERROR adapter.server: failed",
+        "ERROR uvicorn.error: failed",
+    ]
+    assert all(line.isprintable() for line in lines) and sum("forged" in line for line in lines) == 3

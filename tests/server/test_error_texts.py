@@ -74,7 +74,7 @@ ERRORS: list[BaseException] = [
 # By construction.
 
 KINDS = {"AdapterError", "LoadError", "BadInput", "Busy", "TrainError", "Stopped", "ConfigError", "DataError"}
-KINDS |= {"BadPicture", "RateLimited", "InvalidConfig", "StaleEvent", "_Refused"}
+KINDS |= {"BadPicture", "BadForm", "RateLimited", "InvalidConfig", "StaleEvent", "_Refused"}
 # The calls that make what a browser shows, with the position of the argument that only the operator sees.
 DETAIL = {**dict.fromkeys(KINDS, 1), "_damaged": 2, "_broken": 2}
 SHOWN = {
@@ -303,7 +303,7 @@ class Browser(Session):
 FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
     "adapter.method.checkpoint._read_tensors": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
     "adapter.method.checkpoint.load": (Browser.openai, Browser.bring),
-    "adapter.method.config._build": (Browser.chat, Browser.bring, Browser.look),
+    "adapter.method.config.TypeAdapter": (Browser.chat, Browser.bring),
     "adapter.method.checkpoint.Adapter": (Browser.chat, Browser.bring),
     "adapter.serve.prompts.load_encoder": (Browser.chat, Browser.api),
     "adapter.base.image_file.read_image": (Browser.chat, Browser.api, Browser.train),

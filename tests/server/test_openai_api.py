@@ -36,8 +36,8 @@ from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import LoadStatus
 from adapter.server.openai_schema import ChatCompletionRequest
 from tests.app_process import PATIENCE, wait_until
+from tests.base.hostile_pictures import png
 from tests.fake_engine import FakeCard, FakeCatalog, ReadyProvider
-from tests.hostile_pictures import png
 
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 HELLO = [{"role": "user", "content": "hello"}]
