@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from starlette.responses import PlainTextResponse
 
-from adapter.server import connections
+from adapter.server import middleware
 from adapter.server.middleware import ImpatientProtocol
 from tests.app_process import PATIENCE, wait_until
 
@@ -58,14 +58,14 @@ def is_answered(connection: socket.socket) -> bool:
 
 @pytest.mark.parametrize("sent", [b"", b"GET ", HEAD, HEAD + b"\r\n" + HEAD])
 def test_a_request_that_does_not_begin_is_given_up(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(middleware, "HEAD_SECONDS", 0.2)
     with serving() as address, socket.create_connection(address, PATIENCE) as connection:
         connection.sendall(sent)
         assert read_to_the_end(connection).count(b"the page") == sent.count(b"\r\n\r\n")
 
 
 def test_an_answer_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(middleware, "HEAD_SECONDS", 0.2)
     release = threading.Event()
     with serving(release=release) as address, socket.create_connection(address, PATIENCE) as asking:
         asking.sendall(HEAD + b"Connection: close\r\n\r\n")
@@ -80,7 +80,7 @@ def test_connections_of_one_address_are_limited(
     monkeypatch: pytest.MonkeyPatch, trusted: str, served: int
 ) -> None:
     """But not those of a proxy, through which everybody comes."""
-    monkeypatch.setattr(connections, "CONNECTIONS_AT_ONCE", 3)
+    monkeypatch.setattr(middleware, "CONNECTIONS_AT_ONCE", 3)
     with serving(trusted) as address, contextlib.ExitStack() as opened:
         held = [opened.enter_context(socket.create_connection(address, PATIENCE)) for _ in range(6)]
         assert [is_answered(connection) for connection in held] == [True] * served + [False] * (6 - served)
