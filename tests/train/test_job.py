@@ -288,6 +288,14 @@ NOT_THE_SAME = "do not train the same run: their settings, base, data"
 )
 def test_what_one_node_lacks_ends_the_run_on_both(arguments, nodes, group, monkeypatch, capsys, change, sentence):
     monkeypatch.setattr(train.__main__, "_accelerator", group.accelerator)
+    # transformers loads in one thread only: it replaces a method of its class meanwhile.
+    loading, load = threading.Lock(), train.__main__.load_to_train
+
+    def load_one_by_one(*arguments: Any) -> Any:
+        with loading:
+            return load(*arguments)
+
+    monkeypatch.setattr(train.__main__, "load_to_train", load_one_by_one)
     change(nodes[1])
 
     def command(rank: int) -> int:
