@@ -194,9 +194,8 @@ class Visitor:
 
     def wait_for_rows(self, rows: list[str]) -> None:
         """Until the conversation has exactly these messages."""
-        shown = "[...document.querySelectorAll('#chat .message')].map(e => e.innerText.trim())"
         expected = [row.strip() for row in rows]
-        self.page.wait_for_function(f"rows => JSON.stringify({shown}) === JSON.stringify(rows)", arg=expected)
+        wait_until(lambda: [row.strip() for row in self.rows()] == expected, lambda: (self.rows(), expected))
 
     def ask_about(self, picture: Path, question: str) -> str:
         self.attach(picture)
