@@ -21,15 +21,20 @@ if TYPE_CHECKING:
     from adapter.method.config import BaseFingerprint
 
 ROOT = Path(__file__).parents[1]
-# Seconds after which a wait fails: enough for a machine that is busy with other things. No test measures time.
-PATIENCE = 600.0
+# Seconds after which a wait fails, and a wait for a whole program, which may load a base: enough for a machine
+# that is busy with other things. No test measures time.
+PATIENCE, LONG_PATIENCE = 90.0, 300.0
 APP, FAULTY_APP = ("app.py",), ("-m", "tests.faulty_app")
 Found = TypeVar("Found")
 
 
-def wait_until(condition: Callable[[], Found], why_not: Callable[[], Any] = lambda: "it did not happen") -> Found:
+def wait_until(
+    condition: Callable[[], Found],
+    why_not: Callable[[], Any] = lambda: "it did not happen",
+    patience: float = PATIENCE,
+) -> Found:
     """The condition's first true value. why_not: what the failure shows; it may fail earlier by itself."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (found := condition()):
         shown = why_not()
         assert time.monotonic() < deadline, shown
@@ -108,12 +113,12 @@ class AppProcess:
     def check_running(self) -> None:
         assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log[-4000:]}"
 
-    def wait_until(self, condition: Callable[[], Found]) -> Found:
+    def wait_until(self, condition: Callable[[], Found], patience: float = PATIENCE) -> Found:
         def why_not() -> str:
             self.check_running()
             return self.log[-4000:]
 
-        return wait_until(condition, why_not)
+        return wait_until(condition, why_not, patience)
 
     def answers_with(self, statuses: Sequence[int]) -> bool:
         with contextlib.suppress(httpx.HTTPError):
@@ -165,7 +170,7 @@ def app_process(
         )
     server = AppProcess(process, f"http://127.0.0.1:{port}", folder)
     try:
-        server.wait_until(lambda: server.answers_with(ready))
+        server.wait_until(lambda: server.answers_with(ready), LONG_PATIENCE)
         yield server
         # A test that ends the program waits for it; then `returncode` is there already.
         assert process.returncode is not None or process.poll() is None, f"the program died:\n{server.log[-4000:]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -193,9 +194,17 @@ class Visitor:
         return text
 
     def wait_for_rows(self, rows: list[str]) -> None:
-        """Until the conversation has exactly these messages."""
+        """Until the conversation has exactly these messages, in a page that may be loaded anew meanwhile."""
         expected = [row.strip() for row in rows]
-        wait_until(lambda: [row.strip() for row in self.rows()] == expected, lambda: (self.rows(), expected))
+        from playwright.sync_api import TimeoutError
+
+        with contextlib.suppress(TimeoutError):  # the assertion shows what is there instead
+            self.page.wait_for_function(
+                """expected => JSON.stringify(expected) === JSON.stringify(
+                    [...document.querySelectorAll('#chat .message')].map(row => row.innerText.trim()))""",
+                arg=expected,
+            )
+        assert [row.strip() for row in self.rows()] == expected
 
     def ask_about(self, picture: Path, question: str) -> str:
         self.attach(picture)

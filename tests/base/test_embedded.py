@@ -17,7 +17,7 @@ import pytest
 from adapter.base import embedded
 from adapter.base.disk_cache import Progress
 from adapter.errors import LoadError, with_detail
-from tests.app_process import PATIENCE
+from tests.app_process import LONG_PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PAYLOAD = b"not really weights"
@@ -226,7 +226,9 @@ print(json.dumps({
 """
     environment = {**os.environ, "LLAMA_ADAPTER_CACHE": str(real), "PIP_NO_INDEX": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", f"from adapter.base import embedded\n{script}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONG_PATIENCE
+    )
     assert (done.returncode, done.stderr) == (0, "")
     facts = json.loads(done.stdout)
     assert facts["dtype"] == "torch.bfloat16" and facts["tied"]

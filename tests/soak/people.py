@@ -18,7 +18,7 @@ import httpx
 
 from adapter.serve.settings import PANEL
 from adapter.ui.texts import page as texts
-from tests.app_process import PATIENCE
+from tests.app_process import LONG_PATIENCE as PATIENCE
 
 # What the page calls the settings, whose order among an event's inputs is that of its layout.
 LABELS = {

@@ -8,6 +8,7 @@ after the warm-up, which is half of the time, and at the end.
 from __future__ import annotations
 
 import random
+import statistics
 import threading
 import time
 from collections import Counter
@@ -19,7 +20,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.app_process import FAULTY_APP, PATIENCE, AppProcess, app_process
+from tests.app_process import FAULTY_APP, AppProcess, app_process
+from tests.app_process import LONG_PATIENCE as PATIENCE
 from tests.soak import attacks
 from tests.soak.attacks import Attack, Attacker, Broken
 from tests.soak.people import KEY, PASSWORD, USER, Answer, Connection, Question
@@ -36,7 +38,7 @@ SETTLE_SECONDS = 60.0  # in which sockets of clients that left are closed
 
 @dataclass(frozen=True)
 class Figures:
-    """Of the server's process while nothing is asked."""
+    """Of the server's process. Threads, files and log while nothing is asked; MB while everything is."""
 
     mb: float
     threads: int
@@ -138,16 +140,14 @@ class Siege:
             self._alone[number] = people[number % len(people)].ask(question)
         for person in people:
             person.close()
-        self.report.figures["alone"] = self._measure()
+        self.report.figures["alone"] = self._measure([self._mb()])
         tell(f"{len(self._alone)} questions were answered alone; {len(self._threads)} clients begin.")
         self._go.set()
         for thread in self._threads:
             thread.start()
         try:
-            self._run_for(seconds / 2, rounds, tell)
-            self._rest("warm")
-            self._run_for(seconds / 2, rounds, tell)
-            self._rest("end")
+            for half in ("warm", "end"):
+                self._rest(half, self._run_for(seconds / 2, rounds, tell))
             self._server.check_running()
         except AssertionError as error:
             self.report.died = str(error)
@@ -157,42 +157,47 @@ class Siege:
             thread.join(PATIENCE)
         return self.report
 
-    def _run_for(self, seconds: float, rounds: int, tell: Callable[[str], None]) -> None:
+    def _run_for(self, seconds: float, rounds: int, tell: Callable[[str], None]) -> list[float]:
+        """Returns the memory of the last third of the time, in MB, a figure ten times a second."""
         self._go.set()
         began = told = time.monotonic()
         before = self._done.copy()
+        memory = []
         while True:
             self._server.check_running()
             now = time.monotonic()
             behind = [thread.name for thread in self._threads if self._done[thread] - before[thread] < rounds]
+            memory.append(self._mb())
             if now - began >= seconds and not behind:
-                return
+                return memory[len(memory) * 2 // 3 :]
             assert now - began < seconds + rounds * PATIENCE, f"{behind} do not come to an end"
             time.sleep(0.1)
             if now - told >= REPORT_SECONDS:
                 told, report = now, self.report
                 wrong = len(report.differing) + len(report.unanswered) + len(report.broken)
                 attacked = sum(sum(got.values()) for got in report.attacks.values())
-                rss = self._process.memory_info().rss / 2**20
-                tell(f"{report.answers} honest answers, {attacked} attacks, {wrong} problems, {rss:.0f} MB")
+                tell(f"{report.answers} honest answers, {attacked} attacks, {wrong} problems, {memory[-1]:.0f} MB")
 
-    def _rest(self, when: str) -> None:
+    def _mb(self) -> float:
+        return self._process.memory_info().rss / 2**20
+
+    def _rest(self, when: str, memory: Sequence[float]) -> None:
         """Pause everybody, wait until nothing is open, and measure."""
         self._go.clear()
         for count in range(len(self._threads)):
             resting = self._resting.acquire(timeout=2 * PATIENCE)
             assert resting, f"{len(self._threads) - count} clients do not come to an end"
         self._server.wait_until(lambda: self._server.counts == (0, 0))
-        self.report.figures[when] = self._measure()
+        self.report.figures[when] = self._measure(memory)
 
-    def _measure(self) -> Figures:
+    def _measure(self, memory: Sequence[float]) -> Figures:
         """After the sockets of clients that left are closed, which takes the server some seconds."""
         deadline, before = time.monotonic() + SETTLE_SECONDS, -1
         while (files := self._process.num_fds()) != before and time.monotonic() < deadline:
             before = files
             time.sleep(1.0)
         log = (self._server.folder / "log").stat().st_size / 2**20
-        return Figures(self._process.memory_info().rss / 2**20, self._process.num_threads(), files, log)
+        return Figures(statistics.median(memory), self._process.num_threads(), files, log)
 
     def _connection(self, number: int) -> Connection:
         return Connection(self._server.url, f"127.0.1.{100 + number}")
