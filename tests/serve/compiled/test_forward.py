@@ -289,11 +289,13 @@ LORA_OF_TWO_RANKS = LinearDelta(down=torch.zeros(1, 2, 32), up=torch.zeros(1, 32
         changed(values=torch.zeros(1, 2, 4, 8)),
         changed(keys=torch.zeros(1, 2, 0, 8), values=torch.zeros(1, 2, 0, 8)),
         changed(gates=torch.zeros(1, 3)),
+        changed(gates=torch.zeros(1, 4, device="meta")),
         changed(mask=torch.zeros(1, 5)),
         lambda kv: replace(kv, layers={**kv.layers, 4: kv.layers[3]}),
         lambda kv: replace(kv, layers={**kv.layers, -1: kv.layers[3]}),
         lambda kv: replace(kv, size=2),
         lambda kv: replace(kv, deltas=Deltas({(0, "q"): LinearDelta(bias=torch.zeros(1, 31))}, {})),
+        lambda kv: replace(kv, deltas=Deltas({(4, "q"): LinearDelta(bias=torch.zeros(1, 32))}, {})),
         lambda kv: replace(kv, deltas=Deltas({(0, "k"): LinearDelta(scale=torch.zeros(1, 32))}, {})),
         lambda kv: replace(kv, deltas=Deltas({(0, "up"): LinearDelta(down=torch.zeros(1, 2, 32))}, {})),
         lambda kv: replace(
