@@ -37,6 +37,7 @@ WATCH = """() => {
     window.watch = new MutationObserver(look);
     window.watch.observe(document.body, {childList: true, subtree: true, characterData: true, attributes: true});
 }"""
+TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 # What the server streams arrives so many milliseconds late, as from far away.
 LATE_STREAM = """(() => {
@@ -110,16 +111,20 @@ class Visitor:
         if frame == self.page.main_frame:
             self.complaints[:] = [c for c in self.complaints if not LEAVING.search(c)]
 
-    def set(self, label: str, value: float) -> None:
-        field = self.page.get_by_label(f"number input for {label}")
+    def set(self, label: str, value: float, within: Any = None) -> None:
+        """Sets a slider of the page, or of the part `within` of it. What is sent afterwards has the value."""
+        field = (within or self.page).get_by_label(f"number input for {label}")
+        field.wait_for()
 
         def is_set() -> bool:
-            field.fill(str(value))
+            # When an accordion opens, Gradio (6.31) gives its fields their first values again in the next frame.
+            self.page.evaluate(TWO_FRAMES)
+            field.fill(f"{value:g}")
             field.blur()
-            self.page.wait_for_timeout(30)  # a field that is just being made forgets what it is told
-            return field.input_value() == str(value)
+            self.page.evaluate(TWO_FRAMES)
+            return field.input_value() == f"{value:g}"
 
-        wait_until(is_set, lambda: f"{label} does not take {value}")
+        wait_until(is_set, lambda: f"{label} does not take {value:g}")
 
     def pick(self, name: str) -> None:
         if not self.page.locator("#picker").is_visible():

@@ -19,7 +19,7 @@ class CompareVisitor:
     """A visitor on the Compare tab, adapters side by side. Greedy, and short unless a test says otherwise."""
 
     def __init__(self, visitor: Visitor, tokens: int = 24) -> None:
-        self.page = visitor.page
+        self.visitor, self.page = visitor, visitor.page
         self.page.get_by_role("tab", name="Compare").click()
         self.tab = self.page.locator("#compare")
         self.tab.get_by_label("Side by side").check()
@@ -28,9 +28,7 @@ class CompareVisitor:
         self.set("Max tokens", tokens)
 
     def set(self, label: str, value: float) -> None:
-        field = self.tab.get_by_label(f"number input for {label}")
-        field.fill(str(value))
-        field.blur()
+        self.visitor.set(label, value, self.tab)
 
     def choose(self, pane: int, name: str) -> None:
         self.tab.get_by_label(f"Pane {pane}", exact=True).click()
@@ -98,22 +96,22 @@ def test_esc_ends_all_panes_and_a_picture_goes_to_who_sees(
     assert not any("stopped" in footer for footer in comparer.footers())
 
 
-def shown_frame(film: Any, strength: float) -> str:
-    """Move the slider of a film, and wait for the words at that strength."""
-    field = film.get_by_label("number input for Shown strength")
-    field.fill(f"{strength:g}")
-    field.blur()
+def shown_frame(visitor: Visitor, strength: float) -> str:
+    """Move the slider of the film, and wait for the words at that strength."""
+    film = visitor.page.locator("#film")
+    visitor.set("Shown strength", strength, film)
     frame = film.locator(".frame:visible")
     frame.filter(has_text=f"strength {strength:g} ").wait_for()
     return frame.locator(".answer-text").inner_text()
 
 
 def test_the_filmstrip_of_an_example_and_of_a_question(visit: Callable[..., Visitor]) -> None:
-    page = visit(390, 844).page
+    visitor = visit(390, 844)
+    page = visitor.page
     page.get_by_role("tab", name="Compare").click()
     film = page.locator("#film")
     assert "Ahoy" in film.locator(".frame:visible").inner_text(), "an example is there at once"
-    example = [shown_frame(film, strength) for strength in (0, 0.5, 1, 1.5, 2)]
+    example = [shown_frame(visitor, strength) for strength in (0, 0.5, 1, 1.5, 2)]
     assert "Rayleigh" in example[0] and len(set(example)) == 5
     assert film.locator(".frame:visible mark").count() > 0
     assert findings(page) == []
@@ -121,7 +119,7 @@ def test_the_filmstrip_of_an_example_and_of_a_question(visit: Callable[..., Visi
     page.locator("#message textarea").press("Enter")
     film.get_by_text("as recorded").wait_for(state="detached")
     film.get_by_text("words not at strength").first.wait_for(state="attached")
-    pirate, base = shown_frame(film, 1), shown_frame(film, 0)
+    pirate, base = shown_frame(visitor, 1), shown_frame(visitor, 0)
     assert "boat" in pirate and pirate != base and pirate not in example
     slider = film.get_by_role("slider")
     slider.focus()
@@ -140,6 +138,6 @@ def test_an_answer_of_the_chat_as_a_filmstrip(visit: Callable[..., Visitor]) -> 
     film.locator("mark").first.wait_for(state="attached")
     page.locator("#message .submit-button").wait_for()
     assert page.locator("#message textarea").input_value() == "Why is the sky blue?"
-    assert shown_frame(film, 1) == answer != shown_frame(film, 0)
+    assert shown_frame(visitor, 1) == answer != shown_frame(visitor, 0)
     page.get_by_role("tab", name="Chat").click()
     assert visitor.answers() == [answer], "the conversation stays as it is"
