@@ -225,6 +225,7 @@ def test_a_restart_without_uploads_and_with_fewer_adapters(browser: Any, tmp_pat
         visitor.pick("owl")
         visitor.ask_about(PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
         rows = visitor.rows()
+        wait_until(lambda: "about" in visitor.stored()[0]["document"]["messages"][-1])  # the browser has all of it
         assert visitor.complaints == []
         context.pages[0].close()
     shutil.rmtree(tmp_path / "uploads")

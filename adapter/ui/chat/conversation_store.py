@@ -158,9 +158,10 @@ class ConversationStore:
         restored.failure(None, None, self.number, js="() => '1'", **UNQUEUED)
         ready = f"(...values) => window.chatPage.ready({names}, values)"
         restored.success(None, panel, None, js=ready, **UNQUEUED)
-        # Meanwhile the page has no number, so that it sends nothing to the conversation before.
-        js = f"number => [window.chatPage.leave(number, {CLEAR_STEP}) && '', []]"
-        opened = self._open.click(None, self.number, [self.number, chat], js=js, **UNQUEUED).then(**restore)
+        # Meanwhile the page has no number, so that it sends nothing to the conversation before. That one stays in
+        # sight: what is on its way of an answer arrives before the other conversation, and is replaced by it.
+        js = f"number => window.chatPage.leave(number, {CLEAR_STEP}) && ''"
+        opened = self._open.click(None, self.number, self.number, js=js, **UNQUEUED).then(**restore)
         opened.failure(None, None, self.number, js="() => window.chatPage.newest()", **UNQUEUED)
         opened.then(None, js="() => window.chatPage.opened()", **UNQUEUED)
         self._stored.change(None, self._stored, None, js="text => window.chatPage.store(text)", **UNQUEUED)

@@ -329,7 +329,10 @@ class ChatEvents:
             end = self._restore(turn, switched, AdapterError(texts.FAILED))
         finally:
             self._running.leave(key, running)
-        yield _no_change() if change.is_stale else (*end, str(self.states.finish(change)))
+        if not change.is_stale:
+            yield *end, str(self.states.finish(change))
+        # Gradio sends the last update of an event twice, the second time maybe when another conversation is shown.
+        yield _no_change()
 
     def _answer(self, turn: Turn, change: Change) -> Generator[History | dict[str, Any], None, None]:
         """Yields the history with more and more of the answer, and what changes in the side panel, by name."""
