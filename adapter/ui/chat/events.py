@@ -329,10 +329,7 @@ class ChatEvents:
             end = self._restore(turn, switched, AdapterError(texts.FAILED))
         finally:
             self._running.leave(key, running)
-        if not change.is_stale:
-            yield *end, str(self.states.finish(change))
-        # Gradio sends the last update of an event twice, the second time maybe when another conversation is shown.
-        yield _no_change()
+        yield _no_change() if change.is_stale else (*end, str(self.states.finish(change)))
 
     def _answer(self, turn: Turn, change: Change) -> Generator[History | dict[str, Any], None, None]:
         """Yields the history with more and more of the answer, and what changes in the side panel, by name."""

@@ -72,8 +72,8 @@ def test_send_streams_and_closes(toasts: list[str]) -> None:
     line = displayed([stats("frozen base · 3 tokens · 20 tokens/s")])[0]
     assert displayed(last_history(updates)) == ["hello", "you said: hello!", line]
     assert updates[0][1]["value"] == {"text": "", "files": []}
-    assert len(updates) > 2 and all(box["stop_btn"] is True for _, box, *_ in updates[:-2]), "some may get lost"
-    assert updates[-2][1]["submit_btn"] is True
+    assert len(updates) > 2 and all(box["stop_btn"] is True for _, box, *_ in updates[:-1]), "some may get lost"
+    assert updates[-1][1]["submit_btn"] is True
     assert engine.closed == 1 and not toasts
     request = engine.requests[0]
     assert request.messages == (Message("user", "hello"),)
@@ -120,7 +120,7 @@ def test_stop_ends_the_answer_with_what_was_written() -> None:
     assert events.stop([], number, REQUEST) == (gr.skip(),) * 3
     rest = list(updates)
     assert displayed(last_history(rest))[:2] == ["hello", "you said: "]
-    assert "stopped" in displayed(last_history(rest))[2] and rest[-2][1]["submit_btn"] is True
+    assert "stopped" in displayed(last_history(rest))[2] and rest[-1][1]["submit_btn"] is True
     assert engine.closed == 1
 
 
@@ -258,7 +258,7 @@ def test_nothing_mixed_follows_to_another_adapter(picture: str, toasts: list[str
     assert any("“bard” is no longer mixed in" in text for text in toasts)
     engine.error = Busy("Pulled.")
     updates = list(events.choose_option(history, next(NEWER), pressed, REQUEST, **settings))
-    assert json.loads(updates[-2][2])[1] == {"adapter": ["see", "poet"], "mix": ["", "bard"]}
+    assert json.loads(updates[-1][2])[1] == {"adapter": ["see", "poet"], "mix": ["", "bard"]}
 
 
 def test_an_answer_that_went_wrong_after_a_switch_is_given_again_without_what_went_before() -> None:
@@ -296,7 +296,7 @@ def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str
     history = [remark] * 250
     updates = list(send(events_of(engine), "hi", history))
     assert engine.requests == [] and "too long to go on" in toasts[0]
-    assert last_history(updates) == history and updates[-2][1]["value"] == {"text": "hi", "files": []}
+    assert last_history(updates) == history and updates[-1][1]["value"] == {"text": "hi", "files": []}
     list(send(events_of(engine), "hi", history[:100]))
     assert len(engine.requests) == 1
 
@@ -360,7 +360,7 @@ def test_an_unreadable_picture_leaves_the_text(adapter: str, picture: str, toast
     updates = list(send(events_of(EchoEngine()), "what?", files=[picture], adapter=adapter))
     assert len(toasts) == 1 and str(Path(picture).parent) not in toasts[0]
     assert last_history(updates) == []
-    assert updates[-2][1]["value"] == {"text": "what?", "files": []}
+    assert updates[-1][1]["value"] == {"text": "what?", "files": []}
 
 
 def test_forged_events_change_nothing() -> None:
