@@ -32,8 +32,7 @@ from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES
 from adapter.serve.engine import Engine
 from adapter.serve.form import NO_FORM, json_schema_form
 from adapter.serve.inspection import format_table
-from adapter.serve.request import GenerationEvent, GenerationRequest
-from adapter.serve.sampling import SamplingParams
+from adapter.serve.request import GenerationEvent, GenerationRequest, SamplingParams
 from adapter.serve.settings import MAX_STRENGTH, Settings
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import transcript

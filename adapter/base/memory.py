@@ -7,13 +7,14 @@ conversation that is of use. From both follows what "auto" means.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adapter.base.hf_folder import tensor_shapes
 from adapter.errors import LoadError
@@ -220,3 +221,14 @@ def _read_numbers(file: Path, unit: int = 1) -> dict[str, int]:
 
 def _gigabytes(count: int | None) -> str:
     return "?" if count is None else f"{count / 1e9:.1f} GB" if count >= 5e8 else f"{count / 1e6:.0f} MB"
+
+
+def to_device(values: Sequence[object], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host as a tensor on `device`.
+
+    `torch.tensor(values, device="cuda")` waits until the GPU has done all its work; a copy from pinned memory is
+    queued behind it.
+    """
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

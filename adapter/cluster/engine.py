@@ -45,11 +45,16 @@ from adapter.method.config import base_label
 from adapter.serve.engine import MAX_REQUESTS, queue_full
 from adapter.serve.form import NO_FORM
 from adapter.serve.inspection import CLOSED, Inspection
-from adapter.serve.remote import RemoteAnswer, stand_in
-from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest
+from adapter.serve.request import (
+    MAX_SECONDS,
+    Answer,
+    EngineStatistics,
+    GenerationEvent,
+    GenerationRequest,
+    RemoteAnswer,
+)
 from adapter.serve.scheduler import admit, find_displaced
-from adapter.serve.statistics import EngineStatistics
-from adapter.serve.store import AdapterStore
+from adapter.serve.store import AdapterStore, stand_in
 
 log = logging.getLogger(__name__)
 

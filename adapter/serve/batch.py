@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from adapter.serve.forward import Forward
 from adapter.serve.kv_cache import KVCache, Slot
-
-R = TypeVar("R")
-
-
-@dataclass
-class _Member(Generic[R]):
-    row: R
-    slot: Slot
-    prompts: Any  # from Forward.prepare
+from adapter.serve.scheduler import Row
 
 
-class DecodeBatch(Generic[R]):
-    """Rows that take decode steps together, each with its own slot of `cache` and prompts."""
+class DecodeBatch:
+    """Rows that take decode steps together, each with its own slot of `cache` and its prepared prompts."""
 
     def __init__(self, cache: KVCache, forward: Forward) -> None:
         self._cache, self._forward = cache, forward
-        self._members: list[_Member[R]] = []  # in the order of their slots
-        self._prompts: Any = None
+        self.rows: list[Row] = []  # in the order of their slots, and of `step`
+        self._prompts: Any = None  # of all rows, from Forward.stack
         self._changed = False
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.rows)
 
-    @property
-    def rows(self) -> list[R]:
-        """The rows in the order of `step`."""
-        return [member.row for member in self._members]
-
-    def join(self, row: R, slot: Slot, prompts: Any) -> None:
-        """Add a row. Raises if its prompts do not fit the others'.
-
-        prompts: from Forward.prepare.
-        """
-        members = sorted([*self._members, _Member(row, slot, prompts)], key=lambda m: m.slot.start)
+    def join(self, row: Row) -> None:
+        """Add a row. Raises if its prompts do not fit the others'."""
+        rows = sorted([*self.rows, row], key=lambda r: _slot(r).start)
         # Here and not in the step, whose failure would be that of all rows.
-        self._prompts = self._forward.stack([m.prompts for m in members])
-        self._members, self._changed = members, False
+        self._prompts = self._forward.stack([r.prepared for r in rows])
+        self.rows, self._changed = rows, False
 
-    def leave(self, row: R) -> None:
-        self._members.pop(self.rows.index(row))
+    def leave(self, row: Row) -> None:
+        # A new list: the engine may be going through the old one.
+        self.rows = [other for other in self.rows if other is not row]
         self._prompts, self._changed = None, True
 
     def step(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
@@ -57,9 +41,12 @@ class DecodeBatch(Generic[R]):
 
         starts: how many tokens of each row are in its slot and stay.
         """
-        members = self._members
         if self._changed:
-            self._prompts = self._forward.stack([m.prompts for m in members])
+            self._prompts = self._forward.stack([row.prepared for row in self.rows])
             self._changed = False
-        every = True
-        return self._forward(self._cache, tokens, [m.slot for m in members], starts, self._prompts, every)
+        return self._forward(self._cache, tokens, list(map(_slot, self.rows)), starts, self._prompts, every=True)
+
+
+def _slot(row: Row) -> Slot:
+    assert row.slot is not None, "a row that runs has one"
+    return row.slot

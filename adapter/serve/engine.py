@@ -26,14 +26,20 @@ from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer
-from adapter.serve.device import prefill_chunk
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.form import NO_FORM
 from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, Inspection, Inspector, base_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import PromptKVBuilder, Prompts
-from adapter.serve.request import Answer, BaseLogprobs, FinishReason, GenerationEvent, GenerationRequest
+from adapter.serve.request import (
+    Answer,
+    BaseLogprobs,
+    EngineStatistics,
+    FinishReason,
+    GenerationEvent,
+    GenerationRequest,
+)
 from adapter.serve.sampling import Sampled, check_finite, sample
 from adapter.serve.scheduler import (
     MAX_ROWS,
@@ -46,11 +52,13 @@ from adapter.serve.scheduler import (
     find_displaced,
     load_adapters,
 )
-from adapter.serve.statistics import EngineStatistics
 
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 64  # running or waiting
+# Prompt tokens that are read between two decode steps of the other rows: as many as the device reads in about the
+# time of a few steps. A GPU has work for all its cores from some hundreds on, and then reads them hardly slower.
+PREFILL_CHUNK, CUDA_PREFILL_CHUNK = 64, 512
 BASE_CHUNK = 32  # tokens of an answer that the frozen base reads at once; first fewer, beside other rows more
 _ENCODING_SECONDS = 2.0  # that closing waits for the picture that is being encoded
 MAX_FAILURES = 3  # of the forward pass in a row, after which the engine is broken
@@ -89,11 +97,11 @@ class Engine:
         self._nothing = self._forward.prepare(None)
         self._prepared: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # of running rows, by their prompts
         self._cache = KVCache(base, self.cache_budget.tokens)
-        self._batch: DecodeBatch[Row] = DecodeBatch(self._cache, self._forward)
+        self._batch = DecodeBatch(self._cache, self._forward)
         self._prefix_cache = PrefixCache(self.cache_budget.prefix_bytes)
         self._failures = 0
         self._done = EngineStatistics()  # the counts of steps; replaced as a whole, read by any thread
-        self._prefill_chunk = prefill_chunk(base.device)
+        self._prefill_chunk = CUDA_PREFILL_CHUNK if base.device.type == "cuda" else PREFILL_CHUNK
         self._inspector = Inspector(base, self.prompts)
         # Images are encoded beside the worker, so that they do not delay the decode steps. Daemons, which no exit
         # of the program waits for: the second may be downloading an encoder.
@@ -169,10 +177,6 @@ class Engine:
             return self._inspector.inspect(adapters, request, ids, answer_ids)
         except FloatingPointError:
             raise _overflow(request) from None
-
-    def cancel(self, answer: Answer) -> None:
-        """Cancel an answer; its last event has finish_reason "cancelled"."""
-        answer.cancel()
 
     def close(self) -> None:
         """Stop the worker; open requests end with Busy."""
@@ -344,7 +348,7 @@ class Engine:
         if self._forward.reads_ragged:
             row.drafter = Drafter(row.token_ids)
         if self._postprocess(row, sampled):
-            self._batch.join(row, row.slot, row.prepared)
+            self._batch.join(row)
 
     def _prepare_prompts(self, prompts: Prompts | None) -> Any:
         """What the forward pass reads of the prompts: one copy for all running rows that have the same."""

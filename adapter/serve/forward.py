@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from adapter.base.llama import Base
+from adapter.base.memory import to_device
 from adapter.errors import first_line
 from adapter.method.attention import PromptKV
 from adapter.serve.compiled.forward import CompiledPass, Entry
-from adapter.serve.device import to_device
 from adapter.serve.kv_cache import KVCache, Slot, round_to_blocks
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from adapter.base import memory
 from adapter.base.llama import Base
+from adapter.base.memory import to_device
 from adapter.errors import BadInput
 from adapter.lru import LRU
-from adapter.serve.device import to_device
 
 # The cache is read in whole blocks of tokens behind a mask. torch's attention then returns the same bits for a row
 # whatever longer rows are beside it, which it does not when the length is no multiple of its vector width.

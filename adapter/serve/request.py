@@ -1,29 +1,91 @@
-"""The vocabulary of serving: what a caller asks the engine for and what comes back."""
+"""The vocabulary of serving: what a caller asks an engine for, and what comes back.
+
+Imports no models, so that the page's server may start before them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from ipaddress import IPv6Address, ip_address
 from typing import Literal
 
 from PIL import Image
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
-from adapter.serve.client import Client
-from adapter.serve.sampling import SamplingParams
 from adapter.serve.settings import MAX_STRENGTH, Settings
 
+_DEFAULTS = Settings()
 MAX_SECONDS = 600.0
 MAX_GATES = 4096  # of one request that have a factor of their own
 CROWD = 8  # readers at once; more of them share the lists of so many
 _reading: set[object] = set()  # of readers of lists, who share the time of one event loop
 FinishReason = Literal["stop", "length", "time", "cancelled", "repetition"]  # the last one as vLLM calls it
+
+
+@dataclass(frozen=True)
+class Client:
+    """The network address and the page session of who sends a request, each "" where it is unknown.
+
+    The session's name is the client's own choice, its address is not: limits count by network, and the scheduler
+    gives turns by network first and by session within one.
+    """
+
+    address: str = ""
+    session: str = ""
+
+    @cached_property  # the scheduler asks for each waiting row in every step
+    def is_local(self) -> bool:
+        """Whether the request comes from this machine or straight from a program that uses the engine."""
+        try:
+            return not self.address or ip_address(self.address).is_loopback
+        except ValueError:
+            return False
+
+    @cached_property
+    def network(self) -> str:
+        """What one person may own, by one name: an IPv4 address, or the first half of an IPv6 one."""
+        try:
+            ip = ip_address(self.address)
+        except ValueError:
+            return self.address[:100]
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None:
+            return str(ip_address(int(ip) >> 64 << 64))
+        return str(getattr(ip, "ipv4_mapped", None) or ip)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are sampled. Ranges and defaults are those of Settings; raises BadInput when out of range.
+
+    In the order in which they apply, each as in transformers and vLLM:
+    repetition_penalty: the logits of tokens that the prompt or the answer has are divided by it, or multiplied
+    where they are negative; not those of tokens that end an answer, which stand in every prompt. An answer that is
+    held to a form has none: its marks and the words that it copies have to come again.
+    temperature: 0 takes the likeliest token, whatever follows. top_k: only the k likeliest tokens, and those as
+    likely as the k-th. top_p: only the fewest of these that together are as likely as that. min_p: only tokens
+    that are at least so many times as likely as the likeliest.
+    """
+
+    temperature: float = _DEFAULTS.temperature
+    top_p: float = _DEFAULTS.top_p
+    max_new_tokens: int = _DEFAULTS.max_tokens
+    seed: int | None = None
+    top_k: int = _DEFAULTS.top_k
+    min_p: float = _DEFAULTS.min_p
+    repetition_penalty: float = _DEFAULTS.repetition_penalty
+
+    def __post_init__(self) -> None:
+        names = {"temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty"}
+        Settings.checked({"max_tokens": self.max_new_tokens, **{name: getattr(self, name) for name in names}})
 
 
 @dataclass(frozen=True)
@@ -48,7 +110,7 @@ class GenerationRequest:
     messages: tuple[Message, ...] = ()
     adapter: str | None = None
     image: Image.Image | None = None
-    strength: float = Settings().strength
+    strength: float = _DEFAULTS.strength
     sampling: SamplingParams = field(default_factory=SamplingParams)
     raw: bool = False
     prompt_ids: tuple[int, ...] | None = None
@@ -134,6 +196,27 @@ class GenerationEvent:
     def is_output(self) -> bool:
         """Whether it is a part of the answer, rather than about the wait for it."""
         return self.position is None and self.progress is None
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """One engine at one moment: what it has done since it was made, and what it holds. Can be pickled.
+
+    prefill_steps read a chunk of one row's prompt, decode_steps the next tokens of all rows in the batch; each
+    with the seconds that all of them took, sampling and sending included. decode_rows: rows of all decode steps;
+    divided by these it is the mean batch size. running, waiting: rows that have started, and that have not.
+    cache_tokens: of cache_capacity, those that are reserved for running rows (prompt and longest answer).
+    """
+
+    prefill_steps: int = 0
+    prefill_seconds: float = 0.0
+    decode_steps: int = 0
+    decode_seconds: float = 0.0
+    decode_rows: int = 0
+    running: int = 0
+    waiting: int = 0
+    cache_tokens: int = 0
+    cache_capacity: int = 0
 
 
 class Mailbox:
@@ -269,6 +352,57 @@ class Answer:
         taken = self.mailbox.take()
         self.ended = self.ended or any(map(_is_last, taken[-1:]))
         return taken
+
+
+class RemoteAnswer:
+    """Passes on the events of an answer. After its last event the reader gets no other.
+
+    submitted_at, started_at: on the clock `time.perf_counter`. The second is None until the other process says
+    that it has begun.
+    """
+
+    def __init__(self, request: GenerationRequest, prompt_tokens: int) -> None:
+        self.request = request
+        self.mailbox = Mailbox()
+        self.ended = False
+        self.tokens = 0
+        self.submitted_at = self._first = time.perf_counter()
+        self.started_at: float | None = None
+        self._prompt_tokens = prompt_tokens
+        # Reentrant: the garbage collector may free and so cancel the answer while this thread delivers an event.
+        self._lock = threading.RLock()
+
+    def deliver(self, event: GenerationEvent | AdapterError) -> None:
+        """Passes on an event of the process that computes."""
+        if isinstance(event, AdapterError) or event.finish_reason is not None:
+            self.end(event)
+            return
+        with self._lock:
+            if not self.ended:
+                self._first = self._first if self.tokens else time.perf_counter()
+                self.tokens += event.token_id is not None
+                self.mailbox.put(event)
+
+    def end(self, last: GenerationEvent | AdapterError) -> None:
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = True
+        if isinstance(last, GenerationEvent) and last.stats is not None:
+            # Only this process knows how long the other one took to begin.
+            waited = time.perf_counter() - self.submitted_at - last.stats.prefill_s - last.stats.decode_s
+            last = replace(last, stats=replace(last.stats, queue_s=max(0.0, waited)))
+        self.mailbox.put(last)
+
+    def cancel(self) -> None:
+        """Ends the answer for its reader at once; the other process ends it after its next step."""
+        self.end(GenerationEvent(finish_reason="cancelled", stats=self.stats()))
+
+    def stats(self) -> GenerationStats:
+        """The counts as far as this process knows them."""
+        now = time.perf_counter()
+        first = self._first if self.tokens else now
+        return GenerationStats(self._prompt_tokens, self.tokens, 0.0, 0.0, now - first)
 
 
 def read_together(

@@ -6,7 +6,7 @@ import math
 import random
 from array import array
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,46 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapter.serve.device import to_device
+from adapter.base.memory import to_device
 from adapter.serve.form import FormState
-from adapter.serve.settings import Settings
+from adapter.serve.request import SamplingParams
 
 if TYPE_CHECKING:
     from adapter.serve.form import Allowed
 
-_DEFAULTS = Settings()
 _ROUNDING = 2.0**-24  # of fp32, relative
 _NOT_FINITE = "the logits are not finite"
 _LOWEST_TEMPERATURE = 1e-30  # at which the likeliest token is sampled as at 0
 
 SampledToken = tuple[int, float]  # a token, and its log-probability by the model: before all that changes logits
 Sampled = SampledToken | Exception  # or why there is none: FloatingPointError where logits are not finite
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How tokens are sampled. Ranges and defaults are those of Settings; raises BadInput when out of range.
-
-    In the order in which they apply, each as in transformers and vLLM:
-    repetition_penalty: the logits of tokens that the prompt or the answer has are divided by it, or multiplied
-    where they are negative; not those of tokens that end an answer, which stand in every prompt. An answer that is
-    held to a form has none: its marks and the words that it copies have to come again.
-    temperature: 0 takes the likeliest token, whatever follows. top_k: only the k likeliest tokens, and those as
-    likely as the k-th. top_p: only the fewest of these that together are as likely as that. min_p: only tokens
-    that are at least so many times as likely as the likeliest.
-    """
-
-    temperature: float = _DEFAULTS.temperature
-    top_p: float = _DEFAULTS.top_p
-    max_new_tokens: int = _DEFAULTS.max_tokens
-    seed: int | None = None
-    top_k: int = _DEFAULTS.top_k
-    min_p: float = _DEFAULTS.min_p
-    repetition_penalty: float = _DEFAULTS.repetition_penalty
-
-    def __post_init__(self) -> None:
-        names = {"temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty"}
-        Settings.checked({"max_tokens": self.max_new_tokens, **{name: getattr(self, name) for name in names}})
 
 
 def check_finite(logits: Tensor) -> None:

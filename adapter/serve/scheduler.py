@@ -16,13 +16,12 @@ from adapter.base.llama import Base
 from adapter.base.template import default_template, encode_prompt
 from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
-from adapter.serve.client import Client
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.drafts import Drafter
 from adapter.serve.form import NO_FORM, FormState, check_form, start_form
 from adapter.serve.kv_cache import Slot, SlotAllocator
 from adapter.serve.prompts import Prompts
-from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
+from adapter.serve.request import Client, FinishReason, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.sampling import Sampler
 
 MAX_ROWS = 16  # rows that run at once

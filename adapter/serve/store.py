@@ -9,6 +9,10 @@ import time
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
 
 from adapter.base.llama import Base
 from adapter.errors import BadInput, LoadError
@@ -118,6 +122,11 @@ def _load(folder: Path, base: Base) -> Adapter:
             adapter.config.base.name,
         )
     return adapter
+
+
+def stand_in(base: Base) -> Any:
+    """What a store needs of `base` to load adapters that stay on the CPU of this process."""
+    return SimpleNamespace(fingerprint=base.fingerprint, device=torch.device("cpu"))
 
 
 def strip_control_characters(text: str, keep: str = "") -> str:

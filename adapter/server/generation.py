@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adapter.errors import AdapterError, BadInput, LoadError, with_detail
-from adapter.serve.client import Client
+from adapter.serve.request import Client
 from adapter.server import texts
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from adapter.errors import Busy
-from adapter.serve.client import Client
+from adapter.serve.request import Client
 from adapter.server import texts
 
 if TYPE_CHECKING:

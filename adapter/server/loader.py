@@ -16,8 +16,7 @@ from adapter.errors import AdapterError, Busy, with_detail
 if TYPE_CHECKING:
     from adapter.base.llama import Base
     from adapter.serve.inspection import Inspection
-    from adapter.serve.request import Answer, GenerationRequest
-    from adapter.serve.statistics import EngineStatistics
+    from adapter.serve.request import Answer, EngineStatistics, GenerationRequest
     from adapter.serve.store import AdapterCard, AdapterStore
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from adapter.serve.client import Client
+from adapter.serve.request import Client
 from adapter.server import texts
 from adapter.server.generation import client_of
 from adapter.server.limits import VALUES_AT_ONCE, Limits, RateLimited

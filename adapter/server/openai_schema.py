@@ -221,8 +221,7 @@ class ChatCompletionRequest(_Body):
 
         Raises ApiError, and BadInput for a picture that cannot be read or a message that is too long.
         """
-        from adapter.serve.request import GenerationRequest
-        from adapter.serve.sampling import SamplingParams
+        from adapter.serve.request import GenerationRequest, SamplingParams
 
         adapter = find_model(self.model, adapters, base)
         messages, picture = _conversation(self.messages)

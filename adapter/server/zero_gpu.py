@@ -29,11 +29,16 @@ from adapter.method.vision import VisualEncoder
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.form import NO_FORM
 from adapter.serve.inspection import Inspection
-from adapter.serve.remote import RemoteAnswer, stand_in
-from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest
+from adapter.serve.request import (
+    Answer,
+    Client,
+    EngineStatistics,
+    GenerationEvent,
+    GenerationRequest,
+    RemoteAnswer,
+)
 from adapter.serve.scheduler import admit
-from adapter.serve.statistics import EngineStatistics
-from adapter.serve.store import AdapterStore
+from adapter.serve.store import AdapterStore, stand_in
 from adapter.server import texts
 
 log = logging.getLogger(__name__)

@@ -45,8 +45,7 @@ def build_request(
     messages: tuple[Message, ...], settings: Settings, image: Image | None, client: Client, xray: bool = False
 ) -> GenerationRequest:
     """Raises BadInput."""
-    from adapter.serve.request import GenerationRequest
-    from adapter.serve.sampling import SamplingParams
+    from adapter.serve.request import GenerationRequest, SamplingParams
 
     if settings.mix and settings.mix == settings.adapter:
         raise BadInput(texts.mixed_with_itself(settings.mix))

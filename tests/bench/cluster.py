@@ -64,8 +64,7 @@ def _serve_cluster(replicas: int) -> None:
     from adapter.base.embedded import BASE
     from adapter.cluster.engine import RayEngine, connect
     from adapter.cluster.replica import APP
-    from adapter.serve.client import Client
-    from adapter.serve.request import Answer, GenerationRequest
+    from adapter.serve.request import Answer, Client, GenerationRequest
     from adapter.serve.sampling import SamplingParams
     from adapter.serve.scheduler import MAX_ROWS
     from adapter.serve.store import AdapterStore

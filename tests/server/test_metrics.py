@@ -27,11 +27,16 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.batch import DecodeBatch
-from adapter.serve.client import Client
 from adapter.serve.engine import Engine
-from adapter.serve.request import Answer, GenerationEvent, GenerationRequest, Mailbox
-from adapter.serve.sampling import SamplingParams
-from adapter.serve.statistics import EngineStatistics
+from adapter.serve.request import (
+    Answer,
+    Client,
+    EngineStatistics,
+    GenerationEvent,
+    GenerationRequest,
+    Mailbox,
+    SamplingParams,
+)
 from adapter.serve.store import AdapterStore
 from adapter.server import limits, metrics, openai_api, texts
 from adapter.server.limits import CountedProvider, Limits

@@ -28,7 +28,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Match, Mount, Route
 from starlette.testclient import TestClient
 
-from adapter.serve.client import Client
+from adapter.serve.request import Client
 from adapter.server import limits
 from adapter.server.limits import RateLimited
 from adapter.server.request_guard import ROUTES

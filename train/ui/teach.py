@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
-from adapter.serve.client import Client
+from adapter.serve.request import Client
 from adapter.serve.settings import Settings
 from adapter.server.generation import EngineProvider, client_of
 from adapter.ui.answer_stream import build_request

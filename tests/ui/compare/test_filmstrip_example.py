@@ -20,8 +20,8 @@ SETTINGS = {"adapter": "pirate", "temperature": 0, "max_tokens": 64, "seed": 0} 
 
 
 def record(base: Any) -> dict[str, Any]:
-    from adapter.serve.client import Client
     from adapter.serve.engine import Engine
+    from adapter.serve.request import Client
     from adapter.serve.store import SHIPPED, AdapterStore
     from adapter.ui.answer_stream import build_request
 
