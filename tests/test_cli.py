@@ -41,7 +41,6 @@ def test_list_and_show(adapters, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["show", "nobody"], "no adapter 'nobody'"),
         (["generate", "--adapter", "nobody", "hi"], "no adapter 'nobody'"),
         (["generate"], "PROMPT or --prompt-ids"),
         (["generate", "--temperature", "9", "hi"], "Temperature"),
@@ -49,13 +48,10 @@ def test_list_and_show(adapters, tmp_path, capsys):
         (["generate", "--base", "/no/such/folder", "hi"], "no folder 'folder'. Check the path. (/no/such/folder)"),
         (["generate", "--base", "nobody/nothing", "hi"], "Cannot load the base"),
         (["generate", "--device", "foo", "hi"], "no device 'foo' here. Use 'cpu'"),
-        (["generate", "--device", "meta", "hi"], "no device 'meta' here. Use 'cpu'"),
-        (["generate", "--schema", "/no/such.json", "hi"], "'such.json' is not JSON that can be read"),
         (["generate", "--schema", __file__, "hi"], "is not JSON that can be read"),
         (["--adapters", __file__, "list"], "is a file"),
         (["generate", "--mix", "nobody=0.5", "hi"], "no adapter 'nobody'"),
         (["generate", "--adapter", "poet", "--mix", "poet=7", "hi"], "Strength"),
-        (["generate", "--compare", "nobody", "hi"], "no adapter 'nobody'"),
     ],
 )
 def test_an_error_is_one_line_on_stderr(adapters, capsys, arguments, message):

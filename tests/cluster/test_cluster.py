@@ -31,13 +31,11 @@ import torch
 from adapter.base.llama import load_base
 from adapter.base.template import Message
 from adapter.cluster import engine as cluster
-from adapter.cluster.replica import _ReplicaAdapters, build
+from adapter.cluster.replica import _ReplicaAdapters
 from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.method.checkpoint import save_adapter
-from adapter.serve.client import Client
 from adapter.serve.engine import Engine
-from adapter.serve.request import Answer, GenerationRequest
-from adapter.serve.sampling import SamplingParams
+from adapter.serve.request import Answer, Client, GenerationRequest, SamplingParams
 from adapter.serve.scheduler import MAX_ROWS
 from adapter.serve.settings import MAX_TOKENS
 from adapter.serve.store import AdapterStore
@@ -169,33 +167,20 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
         ids = [e.token_id for e in got if e.token_id is not None]
         expected_inspection = alone.inspect(requests[1], ids)
         found = engine.inspect(requests[1], ids)
-    assert type(found) is type(expected_inspection) and engine.describe().startswith("endless: none, 2 replicas")
-
-
-def test_what_cannot_be_served_is_refused_by_the_page(engine):
-    with pytest.raises(LoadError, match="no adapter 'nobody'"):
-        engine.submit(request(adapter="nobody"))
-    with pytest.raises(BadInput, match="numbers from 0 to 96"):
-        engine.submit(request(prompt_ids=(97,)))
+    for refused, error in (({"adapter": "nobody"}, LoadError), ({"prompt_ids": (97,)}, BadInput)):
+        with pytest.raises(error):  # by the page
+            engine.submit(request(**refused))
     with pytest.raises(BadInput, match="nothing to mute"):
-        list(engine.submit(request(adapter="one", mute_layers=(0,))))  # the replica's own error
+        list(engine.submit(request(adapter="one", mute_layers=(0,))))  # by the replica
+    assert type(found) is type(expected_inspection) and engine.describe().startswith("endless: none, 2 replicas")
 
 
 def test_an_exception_of_a_replicas_own_code_is_not_a_lost_machine(engine, monkeypatch):
     """It is asked once, and the sentence says that the cluster failed, not that a machine is gone."""
-    asked = []
-
-    class CountedHandle:
-        def __init__(self, handle):
-            self.handle = handle
-
-        def options(self, **options):
-            asked.append(options)
-            return self.handle.options(**options)
-
-    adapter = engine._load("one")
-    monkeypatch.setitem(engine._references, adapter, ("0" * 64, ray.put("no adapter")))
-    monkeypatch.setattr(engine, "_handle", CountedHandle(engine._handle))
+    asked, handle = [], engine._handle
+    counted = SimpleNamespace(options=lambda **o: asked.append(o) or handle.options(**o))
+    monkeypatch.setitem(engine._references, engine._load("one"), ("0" * 64, ray.put("no adapter")))
+    monkeypatch.setattr(engine, "_handle", counted)
     with pytest.raises(AdapterError, match="failed on this request"):
         list(engine.submit(request(adapter="one")))
     assert len(asked) == 1
@@ -325,19 +310,6 @@ def test_what_was_not_shown_yet_is_asked_again(engine):
     wait_for_new(engine, before, 2)
 
 
-def test_replicas_that_go_end_their_answers_first(engine, base_folder):
-    before = set(engine.replicas())
-    answers = [begin(engine, session) for session in sessions_apart(engine)]
-    cluster.deploy(build(str(base_folder), "none", replicas=(1, 1)))
-    wait_until(lambda: set(engine.replicas()) != before)
-    assert not any(answer.mailbox.complete for answer in answers)
-    assert [list(answer)[-1].finish_reason for answer in answers] == ["length", "length"]
-    wait_until(lambda: len(engine.replicas()) == 1 and not set(engine.replicas()) & before)
-    alone = set(engine.replicas())
-    cluster.deploy(build(str(base_folder), "none", replicas=(2, 2)))  # which replaces that one, too
-    wait_for_new(engine, alone, 2)
-
-
 ANOTHER_PAGE = """
 import sys
 from pathlib import Path
@@ -368,25 +340,23 @@ def test_a_page_that_comes_back_finds_its_replicas(engine, address, base_folder,
     assert "serves endless, not other" in page.stdout and expected in page.stdout
     assert list(engine.submit(request()))[-1].finish_reason == "length"  # neither took anything from the first
     assert set(engine.replicas()) == replicas
-
-
-def test_a_closed_page_takes_nothing(engine):
     engine.close()
     with pytest.raises(Busy):
         engine.submit(request())
 
 
 @pytest.mark.slow
-def test_the_page_starts_replicas_of_the_real_base_on_this_machine(tmp_path, base):
-    """Their greedy answers are those of one engine, and the page's figures have both."""
-    with app_process(tmp_path, "--cluster", "local", "--replicas", "2") as page:
-        text = page.answer("What is a ship?", "pirate", 24)
+def test_the_page_starts_replicas_on_this_machine(tmp_path, tiny_base, tiny_folder, tiny_fingerprint):
+    """Their answers are those of one engine, and the page's figures have both."""
+    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "adapters" / "one")
+    options = ("--cluster", "local", "--replicas", "2", "--adapters", str(tmp_path / "adapters"))
+    with app_process(tmp_path, "--base", str(tiny_folder), "--quantization", "none", *options) as page:
+        text = page.answer("What is a ship?", "one", 24)
         # The page is ready with the first replica.
         page.wait_until(lambda: len(set(re.findall(r'replica="(machine 1/\w+)"', page.get("/metrics").text))) == 2)
-    asked = GenerationRequest(
-        (Message("user", "What is a ship?"),), adapter="pirate", sampling=replace(GREEDY, max_new_tokens=24)
-    )
-    with closing(Engine(base, AdapterStore())) as alone:
+    sampling = replace(GREEDY, max_new_tokens=24)
+    with closing(Engine(tiny_base, AdapterStore(tmp_path / "adapters"))) as alone:
+        asked = GenerationRequest((Message("user", "What is a ship?"),), adapter="one", sampling=sampling)
         assert text == "".join(event.text for event in alone.submit(asked))
 
 

@@ -19,8 +19,7 @@ from adapter.method.checkpoint import save_adapter
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.engine import Engine
-from adapter.serve.request import GenerationRequest
-from adapter.serve.sampling import SamplingParams
+from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import wait_until
 from tests.tiny_models import random_adapter, random_llama
@@ -39,26 +38,19 @@ def fed(tokens, prompt=()):
 # The drafter.
 
 
-def test_a_copied_passage_is_guessed_further_and_further():
-    drafter, lengths = Drafter([*PASSAGE, 200, 201]), []
-    for place, token in enumerate(PASSAGE[:40], 1):
-        drafter.append(token)
-        draft = drafter.propose(MAX_DRAFT, 1)
-        assert draft == PASSAGE[place : place + len(draft)]
-        lengths.append(len(draft))
-    assert lengths[0] >= 1 and lengths == sorted(lengths) and lengths[-1] == MAX_DRAFT
-    assert len(drafter.propose(4, 1)) == 4 and drafter.propose(0, 1) == []
-
-
-def test_a_loop_is_guessed_beyond_its_end():
-    assert fed([1, 2, 3] * 10).propose(7, 1) == [1, 2, 3, 1, 2, 3, 1]
-    assert fed([5] * 10).propose(5, 1) == [5] * 5
-
-
-def test_the_longer_match_counts_then_the_later_one():
-    assert fed([1, 2, 3, 9, 2, 4, 1, 2]).propose(1, 1) == [3]
-    assert fed([1, 2, 3, 1, 2, 4, 1, 2]).propose(1, 1) == [4]
-    assert fed([1, 2]).propose(1, 1) == fed([]).propose(1, 1) == []
+@pytest.mark.parametrize(
+    "tokens, limit, draft",
+    [
+        ([1, 2, 3] * 10, 7, [1, 2, 3, 1, 2, 3, 1]),  # a loop goes on
+        ([5] * 10, 5, [5] * 5),
+        ([1, 2, 3, 9, 2, 4, 1, 2], 1, [3]),  # the longer match counts
+        ([1, 2, 3, 1, 2, 4, 1, 2], 1, [4]),  # then the later one
+        ([1, 2], 1, []),
+        ([], 1, []),
+    ],
+)
+def test_what_is_guessed(tokens, limit, draft):
+    assert fed(tokens).propose(limit, 1) == draft
 
 
 def test_a_row_whose_guesses_fail_pays_for_none_until_they_are_right_again():
@@ -74,12 +66,6 @@ def test_a_row_whose_guesses_fail_pays_for_none_until_they_are_right_again():
     assert len(drafter.propose(MAX_DRAFT, 1)) > 4
 
 
-def test_drafts_are_shorter_where_more_rows_share_a_pass():
-    drafter = fed(PASSAGE[:8], [*PASSAGE, 200])
-    lengths = [len(drafter.propose(MAX_DRAFT, rows)) for rows in (1, 2, 4, 8, 16)]
-    assert lengths == sorted(lengths, reverse=True) and lengths[0] > 2 * lengths[-1]
-
-
 class CountedToken(int):
     compared = 0
 
@@ -90,7 +76,7 @@ class CountedToken(int):
     __hash__ = int.__hash__
 
 
-@pytest.mark.parametrize("kinds", [1, 2, 3, 50, 10**6])
+@pytest.mark.parametrize("kinds", [2, 50])
 def test_the_work_for_a_token_does_not_grow_with_the_row(kinds):
     drafter, CountedToken.compared = Drafter([]), 0
     for i in range(5000):
@@ -190,8 +176,10 @@ def test_answers_that_repeat_themselves_take_fewer_steps_and_are_the_same(engine
         assert max(map(len, passes)) > 1 and any(max(read) > 1 for read in passes if len(read) > 4)
 
 
-@pytest.mark.parametrize("right", [0, 1, 4, MAX_DRAFT])
-@pytest.mark.parametrize(("temperature", "penalty"), [(0.0, 1.0), (1.5, 1.0), (0.0, 1.3)])
+@pytest.mark.parametrize(
+    ("right", "temperature", "penalty"),
+    [(0, 0.0, 1.0), (4, 0.0, 1.3), (1, 1.5, 1.0), (MAX_DRAFT, 1.5, 1.0), (MAX_DRAFT, 0.0, 1.0)],
+)
 def test_drafts_count_as_far_as_they_are_right(engine, monkeypatch, oracle, passes, right, temperature, penalty):
     request = ask(*PROMPT, adapter="one", temperature=temperature, penalty=penalty)
     (expected,) = without_drafts(monkeypatch, engine, [request])
@@ -200,17 +188,6 @@ def test_drafts_count_as_far_as_they_are_right(engine, monkeypatch, oracle, pass
     passes.clear()
     assert seen(engine.submit(request)) == expected
     assert len(passes) <= -(-(len(expected) - 1) // (right + 1)) and max(max(read) for read in passes) > 1
-
-
-def test_a_stop_text_within_a_draft_ends_the_answer_there(engine, monkeypatch, oracle, passes):
-    (whole,) = without_drafts(monkeypatch, engine, [ask(*PROMPT, temperature=1.5)])
-    text = "".join(text for _, _, text, _ in whole)
-    request = ask(*PROMPT, temperature=1.5, stop=(text[5:7],))
-    (expected,) = without_drafts(monkeypatch, engine, [request])
-    oracle.answers[PROMPT] = [token for token, *_ in whole]
-    passes.clear()
-    assert seen(engine.submit(request)) == expected and expected[-1][3] == "stop"
-    assert len(expected) < len(whole) and len(passes) == 1
 
 
 def test_going_in_circles_within_a_draft_ends_the_answer_there_where_that_is_asked_for(
@@ -228,29 +205,8 @@ def test_going_in_circles_within_a_draft_ends_the_answer_there_where_that_is_ask
     assert len(seen(engine.submit(ask(*PROMPT, end_repetition=True, answer_ids=begun)))) == 3
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 17])
-def test_the_greatest_length_within_a_draft_ends_the_answer_there(engine, monkeypatch, oracle, passes, tokens):
-    (whole,) = without_drafts(monkeypatch, engine, [ask(*PROMPT)])
-    oracle.answers[PROMPT] = [token for token, *_ in whole]
-    passes.clear()
-    *_, last = events = list(engine.submit(ask(*PROMPT, tokens=tokens)))
-    assert [event.token_id for event in events] == [token for token, *_ in whole][:tokens]
-    assert last.finish_reason == "length" and last.stats.new_tokens == tokens
-    assert sum(map(sum, passes)) <= tokens - 1  # no pass reads what the answer has no room for
-
-
-def test_the_end_of_the_context_within_a_draft_ends_the_answer_there(engine, monkeypatch, oracle):
-    prompt = tuple(PASSAGE[i % 80] % 95 for i in range(120))
-    (expected,) = without_drafts(monkeypatch, engine, [ask(*prompt)])
-    oracle.answers[prompt] = [*(token for token, *_ in expected), *[5] * 40]
-    beside = engine._cache.data[:, :, :, 128:]
-    beside.fill_(7)
-    assert seen(engine.submit(ask(*prompt))) == expected and len(expected) == 8
-    assert bool((beside == 7).all())  # nothing is written beyond the slot
-
-
-def test_only_what_was_read_of_an_answer_is_kept(engine, monkeypatch, oracle):
-    """An answer that ends within a draft, and then one that goes on from it."""
+def test_a_stop_text_within_a_draft_ends_the_answer_and_what_was_read_is_kept(engine, monkeypatch, oracle, passes):
+    """And then an answer goes on from it."""
     (whole,) = without_drafts(monkeypatch, engine, [ask(*PROMPT)])
     stopped = ask(*PROMPT, stop=("".join(text for _, _, text, _ in whole)[4:6],))
     (first,) = without_drafts(monkeypatch, engine, [stopped])
@@ -258,30 +214,13 @@ def test_only_what_was_read_of_an_answer_is_kept(engine, monkeypatch, oracle):
     follow_up = ask(*PROMPT, *ids, 4, 5, 6)
     (expected,) = without_drafts(monkeypatch, engine, [follow_up])
     oracle.answers[PROMPT] = [token for token, *_ in whole]  # goes on behind the stop text
-    assert seen(engine.submit(stopped)) == first
+    passes.clear()
+    assert seen(engine.submit(stopped)) == first and first[-1][3] == "stop" and len(first) < len(whole)
+    assert len(passes) == 1
     wait_until(lambda: not engine._scheduler.has_work)
     events = list(engine.submit(follow_up))
     assert seen(events) == expected
     assert events[-1].stats.cached_tokens == 3 + len(ids) - 1
-
-
-def test_a_cancelled_answer_ends_behind_the_step(engine, monkeypatch, oracle):
-    (whole,) = without_drafts(monkeypatch, engine, [ask(*PROMPT, tokens=100)])
-    oracle.answers[PROMPT] = [token for token, *_ in whole]
-    step, answers = DecodeBatch.step, []
-
-    def cancelling_step(*arguments):
-        answers[0].cancel()
-        return step(*arguments)
-
-    monkeypatch.setattr(DecodeBatch, "step", cancelling_step)
-    monkeypatch.setattr(engine, "_decode", lambda: answers and Engine._decode(engine))
-    answers.append(engine.submit(ask(*PROMPT, tokens=100)))
-    *tokens, last = seen(answers[0])
-    assert tokens == whole[: len(tokens)] and len(tokens) == 2 + MAX_DRAFT
-    assert last == (None, None, "", "cancelled")
-    wait_until(lambda: not engine._scheduler.has_work)
-    assert not engine._open and not engine._batch
 
 
 def test_a_row_that_fails_within_a_draft_ends_alone_behind_the_tokens_before(engine, monkeypatch, oracle):
@@ -324,7 +263,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ROWS, st.integers(0, 2**31))
 def test_law_no_draft_changes_an_answer(engine, monkeypatch, rows, seed):
     """Whatever is guessed, right or wrong, for whatever rows, that join, stop and are cancelled."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import gc
 import random
@@ -20,14 +19,13 @@ from hypothesis import strategies as st
 
 from adapter.base.memory import kv_bytes_per_token
 from adapter.base.template import Message
-from adapter.errors import AdapterError, BadInput, Busy, LoadError
+from adapter.errors import BadInput, Busy, LoadError
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
 from adapter.serve.forward import TorchForward
-from adapter.serve.request import Client, GenerationRequest
-from adapter.serve.sampling import SamplingParams
+from adapter.serve.request import Client, GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, wait_until
 from tests.tiny_models import random_adapter
@@ -96,6 +94,8 @@ def test_equals_the_uncached_forward_pass(engine, name, strength):
     if name is not None:
         kv = engine.store.load(name, engine.base)(engine.base.model).scaled(strength)
     assert prompt + token_ids(events) == generate_uncached(engine, prompt, kv, 20)
+    for same in ({"prompt_ids": tuple(prompt)}, {"messages": (Message("user", "u:hello there;a:"),), "raw": True}):
+        assert token_ids(generate(engine, adapter=name, strength=strength, **same)) == token_ids(events)
     stats = events[-1].stats
     assert (stats.prompt_tokens, stats.new_tokens) == (len(prompt), len(events))
     assert all(event.finish_reason is None for event in events[:-1])
@@ -111,8 +111,6 @@ def test_mixed_adapters_add_their_terms(engine):
     assert ids + token_ids(events) == generate_uncached(engine, ids, kv, 20)
     without = token_ids(generate(engine, adapter="one", mix=(("two", 0.0),)))
     assert without == token_ids(generate(engine, adapter="one"))
-    with pytest.raises(LoadError, match="'three'"):
-        generate(engine, adapter="one", mix=(("three", 0.0),))
 
 
 def test_stop_texts_end_the_answer_and_are_not_part_of_it(engine):
@@ -123,12 +121,6 @@ def test_stop_texts_end_the_answer_and_are_not_part_of_it(engine):
     assert events[-1].finish_reason == "stop"
     # The beginning of a stop text is held back until it is known not to be one.
     assert text(generate(engine, stop=(whole[-2:] + "~",))) == whole
-
-
-def test_prompt_ids_and_raw_skip_the_template(engine):
-    ids = tuple(engine.base.tokenizer("abc").input_ids)
-    raw = generate(engine, messages=(Message("user", "abc"),), raw=True)
-    assert token_ids(generate(engine, messages=(), prompt_ids=ids)) == token_ids(raw)
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
@@ -155,57 +147,25 @@ def test_compare_gives_all_adapters_one_random_seed(engine):
     assert len({tuple(token_ids(answer)) for answer in engine.compare(seeded, [None, "one", "two"])}) == 3
 
 
-def test_the_context_ends_the_answer(engine):
-    sampling = replace(GREEDY, max_new_tokens=50)
-    events = generate(engine, messages=(Message("user", "x" * 118),), sampling=sampling)
-    assert events[-1].finish_reason in ("length", "stop")
-    assert len(events) <= 128 - 123
-
-
-def test_async_readers_share_a_loop(engine):
-    expected = token_ids(generate(engine, adapter="one"))
-
-    async def read():
-        answer = engine.submit(GenerationRequest(HELLO, "one", sampling=GREEDY))
-        return [event.token_id async for events in answer.async_event_lists(0.0) for event in events]
-
-    async def read_several():
-        return await asyncio.gather(*(read() for _ in range(5)))
-
-    assert asyncio.run(read_several()) == [expected] * 5
-
-
 # Refusals.
 
 
 @pytest.mark.parametrize(
-    "request_fields, message",
+    "request_fields, error, message",
     [
-        ({"messages": ()}, "empty"),
-        ({"strength": 3.0}, "between 0 and 2"),
-        ({"messages": (Message("user", "x" * 200),)}, "205 tokens and this base reads 128"),
-        ({"prompt_ids": (1, 97)}, "0 to 96"),
-        ({"prompt_ids": ()}, "at least one"),
+        ({"messages": ()}, BadInput, "empty"),
+        ({"strength": 3.0}, BadInput, "between 0 and 2"),
+        ({"messages": (Message("user", "x" * 200),)}, BadInput, "205 tokens and this base reads 128"),
+        ({"prompt_ids": (1, 97)}, BadInput, "0 to 96"),
+        ({"prompt_ids": ()}, BadInput, "at least one"),
+        ({"adapter": "three"}, LoadError, "'three'.*one, two"),
+        ({"adapter": "one", "mix": (("three", 0.0),)}, LoadError, "'three'"),
     ],
 )
-def test_a_request_that_cannot_be_served_is_refused_by_submit(engine, request_fields, message):
-    with pytest.raises(BadInput, match=message):
+def test_a_request_that_cannot_be_served_is_refused_by_submit(engine, request_fields, error, message):
+    with pytest.raises(error, match=message):
         engine.submit(GenerationRequest(**{"messages": HELLO, **request_fields}))
     assert generate(engine)
-
-
-def test_an_unknown_adapter_is_refused_with_the_known_names(engine):
-    with pytest.raises(LoadError, match="'three'.*one, two"):
-        engine.submit(GenerationRequest(HELLO, adapter="three"))
-
-
-def test_too_many_requests_are_refused_and_the_others_are_served(engine, monkeypatch, pace):
-    monkeypatch.setattr("adapter.serve.engine.MAX_REQUESTS", 3)
-    answers = [engine.submit(LONG) for _ in range(3)]
-    with pytest.raises(Busy, match="3 requests"):
-        engine.submit(LONG)
-    pace.seconds = 0
-    assert len({tuple(token_ids(answer)) for answer in answers}) == 1
 
 
 def test_who_asks_for_little_gets_a_place_of_whoever_has_many(engine, monkeypatch, pace):
@@ -268,52 +228,12 @@ def test_a_cancelled_answer_ends_within_a_step(engine, monkeypatch):
     answer.cancel()  # has no effect
 
 
-def test_a_waiting_request_gets_its_position_and_can_be_cancelled(engine, monkeypatch, pace):
-    monkeypatch.setattr("adapter.serve.scheduler.MAX_ROWS", 1)
-    request = replace(LONG, client=Client(session="a"))
-    running = engine.submit(request)
-    next(running)
-    waiting = [engine.submit(replace(request, client=Client(session=session))) for session in ("a", "a", "b")]
-    for answer, position in zip(waiting, (0, 2, 1), strict=True):
-        while next(answer).position != position:
-            pass
-    waiting[0].cancel()
-    assert list(waiting[0])[-1].finish_reason == "cancelled"
-    running.close()
-    pace.seconds = 0
-    assert token_ids(waiting[2])[-1] is not None
-    waiting[1].close()
-    wait_until(lambda: not engine._open)
-
-
 def test_the_time_limit_ends_an_answer(engine, pace):
     events = generate(engine, sampling=LONG.sampling, max_seconds=0.2)
     assert events[-1].finish_reason == "time" and events[-1].stats.new_tokens < 20
 
 
 # Batches and caches: the law that each row gets what it gets alone.
-
-
-def test_many_rows_at_once_get_what_each_gets_alone(engine):
-    requests = [
-        GenerationRequest((Message("user", question),), name, None, strength, replace(GREEDY, **sampling))
-        for question in ("hi", "a longer question than that")
-        for name, strength in ((None, 1.0), ("one", 1.0), ("two", 1.0), ("two", 2.0))
-        for sampling in ({}, {"temperature": 1.5, "top_p": 1.0, "seed": 7})
-    ]
-    alone = [token_ids(engine.submit(request)) for request in requests]
-    together = [None] * len(requests)
-
-    def ask(i):
-        together[i] = token_ids(engine.submit(requests[i]))
-
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(requests))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == alone
-    assert len({tuple(ids) for ids in alone}) > 4
 
 
 def test_nobody_learns_from_the_prefix_cache_what_others_have_asked(engine):
@@ -394,6 +314,7 @@ SCHEDULE = st.lists(
         st.one_of(st.none(), st.none(), st.integers(0, 10)),  # cancelled after this many tokens
         st.floats(0, 0.01),  # seconds before it is submitted
         st.booleans(),  # mixed with another adapter
+        st.sampled_from([0.0, 1.5]),  # temperature
     ),
     min_size=1,
     max_size=16,
@@ -403,7 +324,7 @@ SCHEDULE = st.lists(
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SCHEDULE, st.integers(0, 2**31))
 def test_law_each_row_gets_what_it_gets_alone(engine, tiny_fingerprint, schedule, seed):
-    """Whatever joins, leaves or is cancelled: greedy tokens are equal, log-probabilities within 1e-3 in fp32."""
+    """Whatever joins, leaves or is cancelled: tokens are equal, log-probabilities within 1e-3 in fp32."""
     if "short" not in engine.store.names():
         short = random_adapter(tiny_fingerprint, 5, prompt_length=3, insertion_layers=1)
         save_adapter(short, engine.store.folders[0] / "short")
@@ -414,15 +335,15 @@ def test_law_each_row_gets_what_it_gets_alone(engine, tiny_fingerprint, schedule
             strength=strength,
             mix=(("short", 0.8),) if mixed else (),
             prompt_ids=tuple(rng.randrange(95) for _ in range(length)),
-            sampling=SamplingParams(temperature=0, max_new_tokens=new),
+            sampling=SamplingParams(temperature, max_new_tokens=new, seed=seed),
         )
-        for name, strength, length, new, _, _, mixed in schedule
+        for name, strength, length, new, _, _, mixed, temperature in schedule
     ]
     answers, together = [], []
-    for request, (*_, pause, _) in zip(requests, schedule, strict=True):
+    for request, (*_, pause, _, _) in zip(requests, schedule, strict=True):
         time.sleep(pause)
         answers.append(engine.submit(request))
-    for answer, (_, _, _, _, cancel_after, _, _) in zip(answers, schedule, strict=True):
+    for answer, (_, _, _, _, cancel_after, *_) in zip(answers, schedule, strict=True):
         events = []
         for event in answer:
             if cancel_after is not None and len(events) == cancel_after:
@@ -442,23 +363,15 @@ def objects_alive() -> int:
 
 
 def test_nothing_grows_over_many_requests(engine, monkeypatch):
-    before = objects_alive()
+    before, sizes = objects_alive(), []
     monkeypatch.setattr(engine._prefix_cache._entries, "limit", 100_000)
-    sizes = []
-    for number in range(120):
-        request = GenerationRequest(
-            adapter=("one", "two", None)[number % 3],
-            prompt_ids=tuple((number * 7 + i) % 95 for i in range(20 + number % 40)),
-            sampling=SamplingParams(temperature=0, max_new_tokens=2),
-        )
-        list(engine.submit(request))
+    for number in range(60):
+        ids = tuple((number * 7 + i) % 95 for i in range(20 + number % 40))
+        adapter, sampling = ("one", "two", None)[number % 3], replace(GREEDY, max_new_tokens=2)
+        list(engine.submit(GenerationRequest(adapter=adapter, prompt_ids=ids, sampling=sampling)))
         sizes.append(engine._prefix_cache.bytes)
     wait_until(lambda: not engine._open and not engine._batch and not engine._scheduler.has_work)
-    assert max(sizes) <= 100_000
-    assert engine._prefix_cache.bytes == sum(
-        kv.nbytes for kv in map(engine._prefix_cache._entries.get, engine._prefix_cache._entries)
-    )
-    assert not engine._scheduler._slots._taken
+    assert 60_000 < max(sizes) <= 100_000 and not len(engine._slots)
     assert objects_alive() <= before + 4
 
 
@@ -500,38 +413,3 @@ def test_a_conversation_that_the_cache_never_holds_is_refused(tiny_base, engine)
         assert len(generate(small)) > 1
     with pytest.raises(BadInput, match="holds 64 tokens of this base; it needs at least 512"):
         Engine(base, engine.store, cache_bytes=bytes_of(64, base))
-
-
-# Failures.
-
-
-def test_a_failure_in_a_prefill_ends_that_request_only(engine, monkeypatch):
-    forward = TorchForward.__call__
-    healthy = token_ids(generate(engine))
-
-    def failing_forward(self, cache, ids, slots, starts, prompts, every=False):
-        if prompts is not None:
-            raise RuntimeError("secret path /root/x")
-        return forward(self, cache, ids, slots, starts, prompts, every)
-
-    monkeypatch.setattr(TorchForward, "__call__", failing_forward)
-    with pytest.raises(AdapterError, match="RuntimeError") as error:
-        generate(engine, adapter="one")
-    assert "secret" not in str(error.value)
-    assert token_ids(generate(engine)) == healthy
-
-
-def test_a_failure_in_a_decode_step_ends_the_running_rows_and_the_engine_goes_on(engine, monkeypatch, pace):
-    answers = [engine.submit(LONG) for _ in range(3)]
-    for answer in answers:
-        next(answer)
-
-    def fail(*_):
-        raise RuntimeError("no memory")
-
-    monkeypatch.setattr(engine._batch, "step", fail)
-    for answer in answers:
-        with pytest.raises(AdapterError, match="RuntimeError"):
-            list(answer)
-    pace.seconds = 0
-    assert len(generate(engine)) > 1

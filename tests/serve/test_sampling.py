@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -48,57 +49,8 @@ def token_of(sample_rows, logits, params, number=0.5):
     return sampled[0]
 
 
-def frequencies(sample_rows, params, count=2000):
-    sampler = Sampler(params)
-    numbers = [sampler.inputs(range(i)).number for i in range(count)]
-    sampled = sample_rows(LOGITS.expand(count, -1), params, numbers)
-    return torch.bincount(torch.tensor([token for token, _ in sampled]), minlength=4) / count
-
-
 @both_paths
-def test_greedy_takes_the_most_likely_token_and_returns_the_models_logprob(sample_rows):
-    [(token, logprob)] = sample_rows(LOGITS[None], SamplingParams(temperature=0), [0.0])
-    assert token == 1
-    assert logprob == pytest.approx(LOGITS.log_softmax(-1)[1].item())
-    assert token_of(sample_rows, torch.tensor([1.0, 3.0, 3.0]), SamplingParams(temperature=0)) == 1
-
-
-@both_paths
-def test_samples_follow_the_tempered_distribution(sample_rows):
-    found = frequencies(sample_rows, SamplingParams(temperature=0.7, top_p=1.0, seed=1))
-    assert torch.allclose(found, (LOGITS / 0.7).softmax(-1), atol=0.03)
-
-
-@both_paths
-def test_top_p_keeps_the_smallest_set_that_reaches_it(sample_rows):
-    probabilities = LOGITS.softmax(-1)  # .087 .644 .237 .032
-    found = frequencies(sample_rows, SamplingParams(temperature=1.0, top_p=0.7, seed=1))
-    assert found[0] == found[3] == 0
-    assert found[1].item() == pytest.approx((probabilities[1] / probabilities[1:3].sum()).item(), abs=0.03)
-    assert frequencies(sample_rows, SamplingParams(temperature=1.0, top_p=0.01, seed=1), 50)[1] == 1
-
-
-@both_paths
-@pytest.mark.parametrize("top_p", [0.5, 0.9, 0.99, 1.0])
-@pytest.mark.parametrize("temperature", [0.1, 0.8, 2.0])
-def test_the_kept_set_is_that_of_a_sorted_vocabulary(sample_rows, temperature, top_p):
-    logits = 4 * torch.randn(3000, generator=torch.Generator().manual_seed(0))
-    ordered, order = (logits.double() / temperature).softmax(-1).sort(descending=True)
-    size = len(logits) if top_p == 1 else int((ordered.cumsum(-1) < top_p).sum()) + 1
-    params = SamplingParams(temperature=temperature, top_p=top_p)
-    numbers = [(i + 0.5) / 500 for i in range(500)]
-    sampled = [token for token, _ in sample_rows(logits.expand(500, -1), params, numbers)]
-    assert set(sampled) <= set(order[:size].tolist())
-    # All of its tokens that are likelier than the numbers are apart; they come as often as they are likely.
-    likely = order[:size][ordered[:size] / ordered[:size].sum() > 1 / 490].tolist()
-    assert set(likely) <= set(sampled)
-    for token in likely[:5]:
-        expected = (logits.double() / temperature).softmax(-1)[token] / ordered[:size].sum()
-        assert sampled.count(token) / 500 == pytest.approx(float(expected), abs=0.005)
-
-
-@both_paths
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, seed):
     rng = random.Random(seed)
     logits = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(seed))
@@ -109,7 +61,7 @@ def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, se
         top_p=rng.choice([0.6, 0.9, 1.0]),
         top_k=rng.choice([0, 3, 50]),
         min_p=rng.choice([0.0, 0.02, 0.3]),
-        repetition_penalty=rng.choice([1.1, 1.5, 2.0]),
+        repetition_penalty=rng.choice([1.0, 1.1, 2.0]),
     )
     warpers = LogitsProcessorList(
         [
@@ -191,22 +143,7 @@ def test_a_seed_gives_the_same_tokens_on_cuda():
         assert left == pytest.approx(right, abs=1e-4)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_batch_waits_for_cuda_once():
-    samplers = [Sampler(SamplingParams(temperature=t, seed=1)) for t in (0.0, 0.7, 1.0)]
-    logits = torch.randn(3, 1000, device="cuda")
-    sample(logits, samplers)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with pytest.warns(UserWarning, match="synchroniz") as caught:
-            sample(logits, samplers)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchroniz" in str(warning.message) for warning in caught) == 1
-
-
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_law_a_rows_token_and_the_bits_of_its_logprob_do_not_depend_on_the_other_rows(seed):
     rng = random.Random(seed)
     count = rng.choice([2, 8, 16])
@@ -228,17 +165,11 @@ def test_a_row_that_is_not_finite_fails_alone(sample_rows, temperature):
     params, numbers = SamplingParams(temperature=temperature), [0.1, 0.3, 0.5, 0.7, 0.9]
     logits = torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
     expected = sample_rows(logits, params, numbers)
-    assert None not in expected
     logits[1, 3], logits[2, 4], logits[4, 99] = math.nan, math.inf, -math.inf
+    assert None not in expected
     assert sample_rows(logits, params, numbers) == [expected[0], None, None, expected[3], None]
-
-
-@both_paths
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_told(sample_rows, wrong, temperature):
-    for logits in ([0.0, wrong, 1.0], [wrong, 0.0, 1.0], [wrong, wrong, wrong], [5.0, 0.0, wrong]):
-        assert sample_rows(torch.tensor([logits]), SamplingParams(temperature=temperature), [0.5]) == [None]
+    logits[:] = math.nan
+    assert sample_rows(logits, params, numbers) == [None] * 5
 
 
 def test_a_seed_repeats_and_no_seed_does_not():
@@ -251,23 +182,17 @@ def test_a_seed_repeats_and_no_seed_does_not():
 
 
 @both_paths
-@pytest.mark.parametrize("temperature", [6e-38, 1e-45, 5e-324])
-@pytest.mark.parametrize("scale", [1.0, 1e38])
-def test_the_lowest_temperatures_take_the_most_likely_token(sample_rows, temperature, scale):
-    params = SamplingParams(temperature=temperature, top_p=1.0)
-    assert token_of(sample_rows, LOGITS * scale, params) == 1
-    equal = torch.tensor([0.0, 2.0, 1.0, 2.0]) * scale
-    assert [token_of(sample_rows, equal, params, number) for number in (0.2, 0.4, 0.6, 0.8)] == [1, 1, 3, 3]
+def test_the_lowest_temperatures_and_top_p_take_the_most_likely_token(sample_rows):
+    for lowest, scale in itertools.product((6e-38, 1e-45, 5e-324), (1.0, 1e38)):
+        params = SamplingParams(temperature=lowest, top_p=1.0)
+        assert token_of(sample_rows, LOGITS * scale, params) == 1
+        equal = torch.tensor([0.0, 2.0, 1.0, 2.0]) * scale
+        assert [token_of(sample_rows, equal, params, number) for number in (0.2, 0.4, 0.6, 0.8)] == [1, 1, 3, 3]
+        assert token_of(sample_rows, LOGITS, SamplingParams(temperature=1.0, top_p=lowest), HIGHEST) == 1
 
 
 @both_paths
-@pytest.mark.parametrize("top_p", [1e-45, 1e-300, 5e-324])
-def test_the_lowest_top_p_keeps_the_most_likely_token(sample_rows, top_p):
-    assert token_of(sample_rows, LOGITS, SamplingParams(temperature=1.0, top_p=top_p), HIGHEST) == 1
-
-
-@both_paths
-@pytest.mark.parametrize("top_p", [0.3, 0.6, 0.999, 1.0])
+@pytest.mark.parametrize("top_p", [0.6, 0.999, 1.0])
 def test_the_highest_random_number_samples_no_impossible_token(sample_rows, top_p):
     for count in range(1, 60):
         logits = torch.full((count + 5,), -1e9)
@@ -284,9 +209,8 @@ def without_drafts(logits, sampler):
 
 
 @pytest.mark.parametrize("by_row", [True, False])
-@pytest.mark.parametrize("right", range(5))
-@pytest.mark.parametrize("penalty", [1.0, 1.5])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("right", [0, 2, 4])
+@pytest.mark.parametrize(("temperature", "penalty"), [(0.0, 1.5), (0.8, 1.0), (0.8, 1.5)])
 def test_law_drafts_change_no_token_logprob_or_later_random_number(
     monkeypatch, by_row, right, temperature, penalty
 ):

@@ -72,7 +72,8 @@ def test_the_queue_lists_the_order_of_turns(acts, rng):
             assert take_next(queue) == first
             waiting.remove(first)
         else:
-            assert queue.remove(waiting.pop(rng.randrange(len(waiting))))
+            gone = waiting.pop(rng.randrange(len(waiting)))
+            assert queue.remove(gone) and not queue.remove(gone)
         assert sorted(queue) == sorted(waiting) and len(queue) == len(waiting)
 
 
@@ -89,13 +90,6 @@ def test_the_queue_lists_the_order_of_turns(acts, rng):
 )
 def test_a_network_is_what_one_person_may_own(address, network):
     assert Client(address).network == network
-
-
-def test_an_item_can_be_removed_once():
-    queue = make_queue("Ax1", "Ay1", "Bx1")
-    assert queue.remove("Ax1") and not queue.remove("Ax1") and not queue.remove("x")
-    assert list(queue) == ["Ay1", "Bx1"] and len(queue) == 2
-    assert queue.remove("Ay1") and list(queue) == ["Bx1"]
 
 
 @pytest.fixture
@@ -121,12 +115,6 @@ def test_prefill_chunks_and_decode_steps_alternate(scheduler, make_row):
     prefills = [scheduler.schedule(0.0).prefill for _ in range(4)]  # `second` has a long prompt
     assert prefills == [None, second, None, second]
     assert scheduler.decoding == [first] and scheduler.prefilling == [second]
-
-
-def test_a_long_prompt_is_read_at_once_when_nobody_decodes(scheduler, make_row):
-    row = make_row()
-    scheduler.add(row)
-    assert [scheduler.schedule(0.0).prefill for _ in range(3)] == [row] * 3
 
 
 def test_a_long_prompt_and_short_ones_are_read_side_by_side(scheduler, make_row):
@@ -172,15 +160,6 @@ def test_waiting_rows_are_told_their_position_when_it_changes(scheduler, make_ro
     assert [(row, row.position) for row in step.moved] == [(third, 0)]  # the other client keeps 1
 
 
-def test_rows_wait_by_their_clients_network(scheduler, make_row):
-    """A client that opens a session for each request gets no more turns than one with a single session."""
-    flood = [make_row(client=Client("203.0.113.7", f"session {i}")) for i in range(4)]
-    others = [make_row(client=Client("198.51.100.9", "x")) for _ in range(2)]
-    for row in (*flood, *others):
-        scheduler.add(row)
-    assert list(scheduler.waiting) == [flood[0], others[0], flood[1], others[1], flood[2], flood[3]]
-
-
 def test_cancelled_and_late_rows_are_finished_with_the_next_step(scheduler, make_row):
     waiting, cancelled, late = make_row(), make_row(), make_row(max_seconds=2.0)
     for row in (cancelled, late):
@@ -196,27 +175,16 @@ def test_cancelled_and_late_rows_are_finished_with_the_next_step(scheduler, make
 
 
 def test_after_a_failure_only_waiting_rows_are_left(scheduler, make_row, monkeypatch):
+    """A row that has started while the queue failed does not come back."""
     monkeypatch.setattr(scheduler_module, "MAX_ROWS", 1)
     running, waiting = make_row(), make_row()
     scheduler.add(running)
-    scheduler.schedule(0.0)
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(FairQueue, "take", lambda *_: 1 / 0)
+        scheduler.schedule(0.0)
     scheduler.add(waiting)
     scheduler.reset()
-    assert scheduler.schedule(0.0).prefill is waiting
-
-
-def test_a_row_that_started_while_the_queue_failed_does_not_come_back(scheduler, make_row, monkeypatch):
-    row = make_row()
-    scheduler.add(row)
-
-    def fail(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(FairQueue, "take", fail)
-    with pytest.raises(MemoryError):
-        scheduler.schedule(0.0)
-    scheduler.reset()
-    assert row.started_at is not None and not scheduler.has_work
+    assert running.started_at is not None and scheduler.schedule(0.0).prefill is waiting
 
 
 def test_rows_start_while_the_cache_has_room_and_short_ones_pass_a_long_one_for_a_while(make_row):
@@ -265,32 +233,26 @@ def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(
     assert started() == [4, 5] and scheduler.prompt_bytes() == 500
 
 
-def test_one_network_leaves_rows_and_cache_to_others(make_row):
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024), 2**20)
-    crowd = [make_row(client=Client("198.51.100.7", str(i))) for i in range(20)]
-    other = make_row(client=Client("203.0.113.9"))
-    for row in crowd:
+@pytest.mark.parametrize(
+    "tokens, rows, started",
+    [
+        (16 * 1024, [("198.51.100.7", 100)] * 20 + [("203.0.113.9", 100)], 12 + 1),  # rows
+        (
+            1024,
+            [("198.51.100.7", 400)] * 2 + [("203.0.113.9", 300)],
+            1 + 1,
+        ),  # cache: both large ones would take all
+        (16 * 1024, [("127.0.0.1", 100)] * 20, 16),  # who is alone on the machine has all of it
+    ],
+)
+def test_one_network_leaves_rows_and_cache_to_others(make_row, tokens, rows, started):
+    scheduler = Scheduler(frozenset([END]), SlotAllocator(tokens), 2**20)
+    made = [make_row(new, client=Client(address, str(i))) for i, (address, new) in enumerate(rows)]
+    for row in made:
         scheduler.add(row)
     scheduler.schedule(0.0)
-    assert len(scheduler.prefilling) == 12
-    scheduler.add(other)
-    scheduler.schedule(0.0)
-    assert other.slot and len(scheduler.prefilling) == 13
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(1024), 2**20)
-    large = [make_row(400, client=Client("198.51.100.7", str(i))) for i in range(2)]
-    other = make_row(300, client=Client("203.0.113.9"))
-    for row in (*large, other):
-        scheduler.add(row)
-    scheduler.schedule(0.0)
-    assert scheduler.prefilling == [large[0], other]  # the first takes 403 tokens, both would take all
-
-
-def test_who_is_alone_on_the_machine_has_all_of_it(make_row):
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024), 2**20)
-    for i in range(20):
-        scheduler.add(make_row(client=Client("127.0.0.1", str(i))))
-    scheduler.schedule(0.0)
-    assert len(scheduler.prefilling) == 16
+    assert len(scheduler.prefilling) == started
+    assert {row.request.client.address for row in scheduler.prefilling} == {address for address, _ in rows}
 
 
 @given(st.lists(st.integers(1, 1500), max_size=60), st.randoms(use_true_random=False))
@@ -314,30 +276,21 @@ def tokenizer():
     return load_tokenizer()
 
 
-HONEST = {
-    "numbers that count": "\n".join(f"{i}. Take {i} steps, then turn left." for i in range(1, 30)),
-    "a list of like items": "\n".join(
-        f"- A {kind} for the {kind} garden" for kind in ["rose", "tulip", "lily", "daisy", "iris"]
-    ),
-    "a table": "| a | b | c | d | e | f |\n"
-    + "| --- " * 6
-    + "|\n"
-    + "".join(f"| {i} | 0 | 0 | 0 | 0 | 0 |\n" for i in range(9)),
-    "code": "".join(f"    if (x == {i}) {{\n        return {i * i};\n    }}\n" for i in range(12)),
-    "a row of zeros": "zeros = [" + "0, " * 20 + "0]",
-    "a ruler": "Title\n" + "-" * 40 + "\nText",
-    "a refrain": "Row, row, row your boat, gently down the stream. " * 3,
-    "a line of a song three times": "Oh, the grand old Duke of York, he had ten thousand men. " * 3,
-    "a matrix": "\n".join("[" + ", ".join("1" if i == j else "0" for j in range(8)) + "]," for i in range(8)),
-    "laughter": "ha " * 20,
-    "digits of a third": "0." + "3" * 30,
-}
-
-
-@pytest.mark.parametrize("name", HONEST)
-def test_honest_lists_tables_and_code_do_not_go_in_circles(name, tokenizer):
-    tokens = tokenizer(HONEST[name]).input_ids
-    assert not any(repeats(tokens[:end], end) for end in range(1, len(tokens) + 1))
+def test_honest_lists_tables_and_code_do_not_go_in_circles(tokenizer):
+    cells = ("1" if i % 9 == 0 else "0" for i in range(64))
+    for honest in (
+        "\n".join(f"{i}. Take {i} steps, then turn left." for i in range(1, 30)),
+        "| a | b | c | d | e | f |\n" + "| --- " * 6 + "|\n" + "".join(f"| {i}{' | 0' * 5} |\n" for i in range(9)),
+        "".join(f"    if (x == {i}) {{\n        return {i * i};\n    }}\n" for i in range(12)),
+        "zeros = [" + "0, " * 20 + "0]",
+        "Title\n" + "-" * 40 + "\nText",
+        "Oh, the grand old Duke of York, he had ten thousand men. " * 3,
+        "\n".join("[" + ", ".join(next(cells) for _ in range(8)) + "]," for _ in range(8)),
+        "ha " * 20,
+        "0." + "3" * 30,
+    ):
+        tokens = tokenizer(honest).input_ids
+        assert not any(repeats(tokens[:end], end) for end in range(1, len(tokens) + 1)), honest
 
 
 def test_an_answer_that_goes_in_circles_is_found_where_it_has_gone_round_often_enough(tokenizer):

@@ -12,11 +12,9 @@ import pytest
 from adapter.base.image_file import open_image
 from adapter.base.template import Message
 from adapter.method.checkpoint import CARD, load_adapter
-from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
-from adapter.serve.request import GenerationRequest
-from adapter.serve.sampling import SamplingParams
+from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import SHIPPED, AdapterStore
 from train.recipes.pirate.recipe import score_answer
 from train.recipes.recipe import recipe_names
@@ -109,7 +107,6 @@ def test_pirate_answers_as_a_pirate_and_the_base_does_not(engine):
     [
         ("skimage/data/chelsea.png", ("cat",)),
         ("skimage/data/coffee.png", ("coffee", "espresso", "cup")),
-        ("gradio/media_assets/images/lion.jpg", ("lion",)),
         ("gradio/media_assets/images/cheetah1.jpg", ("cheetah", "big cat")),
     ],
 )
@@ -135,18 +132,13 @@ def test_see_and_pirate_together_name_what_a_photograph_shows_in_the_voice(engin
     assert right >= 2
 
 
-@pytest.fixture(scope="module")
-def mixed_requests():
-    """Sixteen requests: short and long prompts; every adapter, mixes and the base; with and without an image."""
+@pytest.mark.slow
+def test_law_sixteen_rows_together_give_the_bits_of_each_alone(base):
+    """Short and long prompts; every adapter, mixes and the base; with and without an image."""
     picture = open_image(PACKAGES / "skimage/data/coffee.png")
     story = "The lighthouse keeper counts the ships that pass. " * 12
-    texts = (
-        "Hi!",
-        "Please save Maria Keller, maria.keller@gmail.com",
-        story + "What does he do?",
-        "What is the sun?",
-    )
-    return [
+    texts = ("Hi!", "Please save Maria Keller, m.k@gmail.com", f"{story}What does he do?", "What is the sun?")
+    requests = [
         GenerationRequest(
             (Message("user", texts[i % 4] if name != "see" else "What is in this picture?"),),
             adapter=name,
@@ -158,57 +150,9 @@ def mixed_requests():
         for i in range(16)
         for name in [(None, "extract", "pirate", "see", "extract")[i % 5]]
     ]
-
-
-@pytest.mark.slow
-def test_law_sixteen_rows_together_give_the_bits_of_each_alone(base, mixed_requests):
     with closing(Engine(base, AdapterStore())) as together, closing(Engine(base, AdapterStore())) as alone:
-        answers = [together.submit(request) for request in mixed_requests]
+        answers = [together.submit(request) for request in requests]
         found = [[(e.token_id, e.logprob) for e in events if e.token_id is not None] for events in answers]
-        for request, got in zip(mixed_requests, found, strict=True):
+        for request, got in zip(requests, found, strict=True):
             assert got == [(e.token_id, e.logprob) for e in alone.submit(request)]
     assert len({tuple(got) for got in found}) > 10
-
-
-@pytest.mark.slow
-def test_law_a_follow_up_gives_the_bits_of_a_cold_start(base):
-    """Each turn is asked twice; the prefix cache holds the conversation except for the new message."""
-    with closing(Engine(base, AdapterStore())) as warm:
-        for adapter in (None, "pirate"):
-            messages, before = [Message("user", "Tell me about the sea, please. " * 12)], 0
-            for turn in ("And why is it salty? Explain it in one sentence.", "Thanks!"):
-                request = GenerationRequest(
-                    tuple(messages), adapter, sampling=SamplingParams(temperature=0, max_new_tokens=16)
-                )
-                first, again = list(warm.submit(request)), list(warm.submit(request))
-                with closing(Engine(base, AdapterStore())) as cold:
-                    want = [(e.token_id, e.logprob) for e in cold.submit(request)]
-                assert [(e.token_id, e.logprob) for e in first] == want == [(e.token_id, e.logprob) for e in again]
-                stats = again[-1].stats
-                assert stats.cached_tokens == stats.prompt_tokens - 1
-                assert first[-1].stats.cached_tokens >= before  # the prompt before and its answer
-                before = stats.prompt_tokens + stats.new_tokens - 2
-                messages += [Message("assistant", "".join(e.text for e in first)), Message("user", turn)]
-
-
-@pytest.mark.slow
-def test_an_image_is_encoded_once_for_all_requests(base, monkeypatch):
-    encoded = []
-    real = VisualEncoder.encode
-
-    def counted(self, images, **how):
-        encoded.extend(image.size for image in images)
-        return real(self, images, **how)
-
-    monkeypatch.setattr(VisualEncoder, "encode", counted)
-    picture = PACKAGES / "skimage/data/chelsea.png"
-    sampling = SamplingParams(temperature=0, max_new_tokens=12)
-    with closing(Engine(base, AdapterStore())) as engine:
-        requests = [
-            GenerationRequest((Message("user", text),), "see", open_image(picture), strength, sampling)
-            for text in ("What is this?", "What do you see?")
-            for strength in (1.0, 0.8)
-        ]
-        answers = ["".join(e.text for e in answer) for answer in [engine.submit(r) for r in requests]]
-    assert encoded.count(open_image(picture).size) == 1
-    assert "cat" in answers[0]
