@@ -74,37 +74,26 @@ def test_descriptions_and_cards_are_printed_without_control_characters(tmp_path,
     assert "# poet\n\n[2Jx" in out
 
 
-def run_with_stdout(stdout, *arguments, **environment):
-    """stderr and the exit status of the program."""
-    command = [sys.executable, "-m", "adapter", *arguments]
-    process = subprocess.run(
-        command, stdout=stdout, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
-    return process.stderr, process.returncode
-
-
-@pytest.mark.slow
-def test_a_broken_pipe_ends_the_program_quietly(adapters):
-    reading, writing = os.pipe()
-    os.close(reading)
-    assert run_with_stdout(writing, *adapters, "show", "poet") == ("", 141)
-    os.close(writing)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_full_disk_is_one_line(adapters):
-    with open("/dev/full", "w") as full:
-        error, status = run_with_stdout(full, *adapters, "list")
-    assert status == 1 and error.startswith("error: ") and "No space left" in error and error.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_characters_that_the_terminal_lacks_are_replaced(tmp_path, tiny_fingerprint):
+@pytest.mark.parametrize("kind", ["pipe", "full", "ascii"])
+def test_an_output_that_breaks_is_full_or_lacks_a_character(tmp_path, tiny_fingerprint, monkeypatch, capsys, kind):
     save_adapter(random_adapter(tiny_fingerprint, description="Rhymes \U0001f99c."), tmp_path / "poet")
-    with open(tmp_path / "out", "w") as file:
-        assert run_with_stdout(file, "--adapters", str(tmp_path), "list", PYTHONIOENCODING="ascii") == ("", 0)
-    assert "Rhymes ?." in (tmp_path / "out").read_text()
+    reading, writing = os.pipe()
+    if kind == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full")
+    target = {"pipe": writing, "full": "/dev/full", "ascii": tmp_path / "out"}[kind]
+    os.close(reading)
+    if kind != "pipe":
+        os.close(writing)
+    with open(target, "w", encoding="ascii") as output, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", output)
+        status = main(["--adapters", str(tmp_path), "list"])
+    error = capsys.readouterr().err
+    if kind == "full":
+        assert status == 1 and error.startswith("error: ") and "No space left" in error and error.count("\n") == 1
+    else:
+        assert (status, error) == (141 if kind == "pipe" else 0, "")
+    if kind == "ascii":
+        assert "Rhymes ?." in (tmp_path / "out").read_text()
 
 
 def test_the_page_refuses_a_file_as_adapter_folder(tmp_path, capsys):

@@ -44,7 +44,8 @@ class DecodeBatch:
         if self._changed:
             self._prompts = self._forward.stack([row.prepared for row in self.rows])
             self._changed = False
-        return self._forward(self._cache, tokens, list(map(_slot, self.rows)), starts, self._prompts, every=True)
+        every = True
+        return self._forward(self._cache, tokens, list(map(_slot, self.rows)), starts, self._prompts, every)
 
 
 def _slot(row: Row) -> Slot:

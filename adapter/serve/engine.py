@@ -90,7 +90,7 @@ class Engine:
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()  # of the next four
         self._slots = SlotAllocator(self.cache_budget.tokens)
-        self._scheduler = Scheduler(base.stop_ids, self._slots, prompt_bytes)
+        self._scheduler = Scheduler(self._slots, prompt_bytes)
         self._open: set[Row] = set()  # from submit to the last event
         self._refusal: AdapterError | None = None  # why the worker stops and nothing is accepted any more
         self._forward = make_forward(base, threads)  # this and the next eight belong to the worker

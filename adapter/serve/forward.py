@@ -13,7 +13,7 @@ from adapter.base.llama import Base
 from adapter.base.memory import to_device
 from adapter.errors import first_line
 from adapter.method.attention import PromptKV
-from adapter.serve.compiled.forward import CompiledPass, Entry
+from adapter.serve.compiled.forward import CompiledForward
 from adapter.serve.kv_cache import KVCache, Slot, round_to_blocks
 
 log = logging.getLogger(__name__)
@@ -55,54 +55,12 @@ class Forward(Protocol):
 
 def make_forward(base: Base, threads: int) -> Forward:
     """The fastest forward pass for a base; threads: at most so many on a CPU."""
-    if CompiledPass.suits(base):
+    if CompiledForward.suits(base):
         try:
             return CompiledForward(base, threads)
         except Exception as error:  # numba and LLVM raise nearly anything where they cannot compile
             log.warning("The layers cannot be compiled here, and torch computes them: %s", first_line(error))
     return TorchForward(base)
-
-
-class CompiledForward:
-    """Of a packed base on a CPU. Bit for bit the same however tokens are divided among calls and rows."""
-
-    reads_ragged = True
-
-    def __init__(self, base: Base, threads: int) -> None:
-        self._run = CompiledPass(base, threads)
-        self._base = base
-
-    def prepare(self, prompts: PromptKV | None) -> Entry:
-        return Entry(prompts, self._base)
-
-    def stack(self, prepared: Sequence[Entry]) -> Sequence[Entry]:
-        return list(prepared)
-
-    def __call__(
-        self,
-        cache: KVCache,
-        ids: Sequence[Sequence[int]],
-        slots: Sequence[Slot],
-        starts: Sequence[int],
-        prompts: Sequence[Entry],
-        every: bool = False,
-    ) -> Tensor:
-        places: list[int] = []
-        first: list[int] = []
-        entries: list[Entry] = []
-        outputs: list[int] = []
-        for new, slot, start, entry in zip(ids, slots, starts, prompts, strict=True):
-            if start + len(new) > slot.tokens:  # compiled code would write into another row's slot
-                raise RuntimeError("the row has outgrown its slot")
-            places += range(slot.start + start, slot.start + start + len(new))
-            first += [slot.start] * len(new)
-            entries += [entry] * len(new)
-            outputs.append(len(places) - 1)
-        tokens = [token for new in ids for token in new]
-        return self._run(cache.data, tokens, places, first, entries, range(len(tokens)) if every else outputs)
-
-    def close(self) -> None:
-        self._run.close()
 
 
 class TorchForward:

@@ -48,8 +48,7 @@ class Prompts:
     def mixed(self) -> PromptKV:
         """One entry with all gated terms. Raises BadInput for a layer or head that has nothing to mute."""
         mixed = PromptKV.mixed([kv.scaled(strength) for kv, strength in self.parts])
-        mixed = mute(mixed, layers=self.mute_layers) if self.mute_layers else mixed
-        mixed = mute(mixed, heads=self.mute_heads) if self.mute_heads else mixed
+        mixed = mute(mixed, self.mute_layers, self.mute_heads) if self.mute_layers or self.mute_heads else mixed
         return scale_gates(mixed, self.gates) if self.gates else mixed
 
 
@@ -149,25 +148,26 @@ def hash_image(image: Image.Image) -> bytes:
 
 
 def mute(kv: PromptKV, layers: Collection[int] = (), heads: Collection[int] = ()) -> PromptKV:
-    """The same prompts with gates at zero in some layers and heads; several calls add up.
+    """The same prompts with all gates of some layers and of some heads at zero.
 
-    layers: indices of the base's layers, muted whole; what else a V2 adapter changes in them is removed too, and
-    its final norm with layer -1. heads: muted in all layers, or only in `layers` if both are given. With every
-    layer muted the answer is the frozen base's, bit for bit. Raises BadInput for a layer or head that the prompts
-    do not have.
+    layers: indices of the base's layers; what else a V2 adapter changes in them is removed too, and its final norm
+    with layer -1. With every layer muted the answer is the frozen base's, bit for bit. Raises BadInput for a layer
+    or head that the prompts do not have.
     """
-    tuned = {layer for layer, _ in (*kv.deltas.linears, *kv.deltas.norms)} if kv.deltas is not None else set()
+    deltas = kv.deltas
+    tuned = {layer for layer, _ in (*deltas.linears, *deltas.norms)} if deltas is not None else set()
     _check_known("layer", layers, {*kv.layers, *tuned})
     _check_known("head", heads, range(next((p.gates.shape[1] for terms in kv.layers.values() for p in terms), 0)))
-    muted_layers = set(layers) if layers else set(kv.layers) if heads else set()
-    prompts = {
-        i: tuple(replace(p, gates=_zero_gates(p.gates, heads)) for p in terms) if i in muted_layers else terms
-        for i, terms in kv.layers.items()
-    }
-    deltas = kv.deltas
-    if deltas is not None and not heads:
-        linears = {key: delta for key, delta in deltas.linears.items() if key[0] not in muted_layers}
-        norms = {key: delta for key, delta in deltas.norms.items() if key[0] not in muted_layers}
+
+    def muted(layer: int, gates: Tensor) -> Tensor:  # [U, H]
+        if layer in layers:
+            return torch.zeros_like(gates)
+        return gates.index_fill(1, torch.tensor(sorted(heads), device=gates.device), 0.0) if heads else gates
+
+    prompts = {i: tuple(replace(p, gates=muted(i, p.gates)) for p in terms) for i, terms in kv.layers.items()}
+    if deltas is not None:
+        linears = {key: delta for key, delta in deltas.linears.items() if key[0] not in layers}
+        norms = {key: delta for key, delta in deltas.norms.items() if key[0] not in layers}
         deltas = Deltas(linears, norms, deltas.size) if linears or norms else None
     return PromptKV(prompts, kv.size, deltas)
 
@@ -183,13 +183,6 @@ def scale_gates(kv: PromptKV, factors: Sequence[tuple[int, int, float]]) -> Prom
     for layer, table in tables.items():
         layers[layer] = tuple(replace(p, gates=p.gates * table) for p in layers[layer])
     return replace(kv, layers=layers)
-
-
-def _zero_gates(gates: Tensor, heads: Collection[int]) -> Tensor:
-    """[U, H] with zeros at these heads, or everywhere if there are none."""
-    if not heads:
-        return torch.zeros_like(gates)
-    return gates.index_fill(1, torch.tensor(sorted(heads), device=gates.device), 0.0)
 
 
 def _check_known(what: str, requested: Collection[int], known: Collection[int]) -> None:

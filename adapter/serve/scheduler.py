@@ -203,7 +203,7 @@ class Row:
     submitted_at: float  # seconds of time.perf_counter
     form: FormState | None = None  # that the answer is held to
     mailbox: Mailbox = field(default_factory=Mailbox)
-    stop_ids: frozenset[int] = frozenset()
+    stop_ids: frozenset[int] = frozenset()  # tokens that end the answer
     prompts: Prompts | None = None  # as soon as they are built; none of the frozen base
     prepared: Any = None  # from Forward.prepare, while the row runs
     slot: Slot | None = None  # of the KV cache, while the row runs
@@ -334,9 +334,8 @@ class Scheduler:
     short of memory.
     """
 
-    def __init__(self, stop_ids: frozenset[int], slots: SlotAllocator, most_prompt_bytes: int) -> None:
+    def __init__(self, slots: SlotAllocator, most_prompt_bytes: int) -> None:
         """most_prompt_bytes: of the prompts of all running rows, unless one row's alone are larger."""
-        self._stop_ids = stop_ids
         self._slots = slots
         self._most_prompt_bytes = most_prompt_bytes
         self.waiting: FairQueue[Row] = FairQueue()
@@ -443,7 +442,7 @@ class Scheduler:
         if row in self.prefilling:
             self.prefilling.remove(row)
             self.decoding.append(row)
-        if token in self._stop_ids:
+        if token in row.stop_ids:
             return "stop"
         written = row.new_tokens + len(row.request.answer_ids)
         if row.request.end_repetition and repeats(row.token_ids, written):

@@ -17,8 +17,9 @@ from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import AdapterConfig, TuningConfig
 from adapter.method.deltas import LINEARS, NORMS
+from adapter.serve.compiled.forward import CompiledForward
 from adapter.serve.engine import Engine
-from adapter.serve.forward import CompiledForward, make_forward
+from adapter.serve.forward import make_forward
 from adapter.serve.kv_cache import KVCache, Slot
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams

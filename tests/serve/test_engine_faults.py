@@ -27,9 +27,10 @@ from adapter.method.vision import VisualFeatures
 from adapter.serve import engine as engine_module
 from adapter.serve import prompts as prompts_module
 from adapter.serve.batch import DecodeBatch
+from adapter.serve.compiled.forward import CompiledForward
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.engine import MAX_FAILURES, Engine
-from adapter.serve.forward import CompiledForward, TorchForward
+from adapter.serve.forward import TorchForward
 from adapter.serve.inspection import CLOSED
 from adapter.serve.kv_cache import PrefixCache
 from adapter.serve.request import GenerationRequest

@@ -29,7 +29,6 @@ from adapter.serve.form import (
     check_form,
     json_schema_form,
     start_form,
-    with_message,
 )
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import Sampler, SamplingParams, sample
@@ -165,7 +164,8 @@ def test_an_answer_that_is_cut_ends_with_length_and_one_that_is_done_with_stop(e
     assert (text(done), done[-1].finish_reason) == ("abcdefgh", "stop")
     empty = list(engine.submit(ask(form='start: ""')))
     assert (text(empty), empty[-1].finish_reason) == ("", "stop")
-    assert text(engine.submit(ask(form='start: "abcdefgh"', stop=("de",)))) == "abc"
+    for stop, answer in (("de", "abc"), ("h~", "abcdefgh")):  # what may be the beginning of one is held back
+        assert text(engine.submit(ask(form='start: "abcdefgh"', stop=("never~", stop)))) == answer
 
 
 def test_a_json_schema_which_cannot_free_the_white_space(engine):
@@ -351,13 +351,3 @@ def test_a_schema_fetches_nothing_and_has_few_levels():
         json_schema_form({"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/schema.json"}}})
     with pytest.raises(BadInput, match="more than 64 levels"):
         json_schema_form(nested(5000))
-
-
-def test_the_message_is_defined_where_the_form_uses_it_only():
-    assert with_message('start: "x"', "some words") == 'start: "x"'
-    own = "start: MESSAGE_WORDS\nMESSAGE_WORDS: /[a-z]/"
-    assert with_message(own, "some words") == own
-    used = with_message("start: MESSAGE_WORDS", 'He said "no",\n\\ 日本')
-    chunks = json.loads(used[used.index("{") : used.rindex("}") + 1])["substring_chunks"]
-    assert json.loads('"' + "".join(chunks) + '"') == 'He said "no",\n\\ 日本'
-    assert chunks == ["He", " ", "said", " ", '\\"', "no", '\\"', ",", "\\n", "\\\\", " ", "日", "本"]

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from contextlib import closing
-from types import SimpleNamespace
 
 import pytest
 
 from adapter.errors import Busy
-from adapter.serve import request as request_module
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox, read_together
 from tests.app_process import PATIENCE, wait_until
 
@@ -65,16 +61,6 @@ def test_tokens_do_not_wake_a_reader_who_pauses_and_the_end_does(read):
     assert lists == [[token(0)], [*map(token, range(1, 5)), LAST]]
 
 
-def test_several_events_wake_a_waiting_reader_once():
-    mailbox, wakes = Mailbox(), []
-    mailbox.wake, mailbox.waiting = lambda: wakes.append(None), True
-    mailbox.put(token(0), token(1), token(2))
-    assert len(wakes) == 1 and not mailbox.complete
-    mailbox.put(token(3), LAST)
-    assert len(wakes) == 2 and mailbox.complete
-    assert mailbox.take() == [*map(token, range(4)), LAST]
-
-
 @pytest.mark.parametrize("read", [read_in_thread, read_in_loop])
 def test_what_arrived_before_an_error_is_read_before_it_is_raised(read):
     lists = []
@@ -90,25 +76,3 @@ def test_several_answers_are_read_in_one_list_and_end_each_for_itself():
     assert first[0] == (1, token(0)) and first[1] == (2, token(1)) and isinstance(first[2][1], Busy)
     one.mailbox.put(LAST)
     assert list(lists) == [[(1, LAST)]]
-
-
-@pytest.mark.parametrize("crowd, pause", [(1, 0.08), (8, 0.08), (16, 0.16)])
-def test_a_crowd_shares_the_lists_of_eight_readers(monkeypatch, crowd, pause):
-    pauses, read_answer = [], answer(token(0))
-
-    class Bell(request_module.queue.SimpleQueue):
-        def get(self, timeout=None):
-            pauses.append(timeout)
-            read_answer.mailbox.complete = True
-
-    with contextlib.ExitStack() as others:
-        for _ in range(crowd - 1):
-            next(others.enter_context(closing(answer(token(0)).event_lists(1.0))))
-        monkeypatch.setattr(request_module, "time", SimpleNamespace(monotonic=lambda: 100.0))
-        monkeypatch.setattr(request_module.queue, "SimpleQueue", Bell)
-        lists = read_answer.event_lists(0.08)
-        next(lists)
-        read_answer.mailbox.put(token(1))
-        assert next(lists) == [token(1)] and pauses == pytest.approx([pause])
-        lists.close()
-    assert not request_module._reading

@@ -96,14 +96,15 @@ def test_a_network_is_what_one_person_may_own(address, network):
 def make_row(tiny_base):
     def make(max_new_tokens: int = 100, prompt_tokens: int = 3, **request) -> Row:
         tokens = [1, 2, 3] * (prompt_tokens // 3)
-        return Row(GenerationRequest(**request), [], tokens, max_new_tokens, Detokenizer(tiny_base.tokenizer), 0.0)
+        detokenizer, end = Detokenizer(tiny_base.tokenizer), frozenset([END])
+        return Row(GenerationRequest(**request), [], tokens, max_new_tokens, detokenizer, 0.0, stop_ids=end)
 
     return make
 
 
 @pytest.fixture
 def scheduler() -> Scheduler:
-    return Scheduler(frozenset([END]), SlotAllocator(16 * 1024), 2**20)
+    return Scheduler(SlotAllocator(16 * 1024), 2**20)
 
 
 def test_prefill_chunks_and_decode_steps_alternate(scheduler, make_row):
@@ -130,17 +131,6 @@ def test_a_long_prompt_and_short_ones_are_read_side_by_side(scheduler, make_row)
             assert scheduler.postprocess(row, 5) == "length"
             scheduler.remove(row)
     assert read.count(long) in (10, 11)  # neither waits for the other
-
-
-@pytest.mark.parametrize(
-    "token, limit, reason", [(END, 5, "stop"), (END, 1, "stop"), (5, 1, "length"), (5, 2, None)]
-)
-def test_a_token_ends_the_row_or_not(scheduler, make_row, token, limit, reason):
-    row = make_row(max_new_tokens=limit)
-    scheduler.add(row)
-    scheduler.schedule(0.0)
-    assert scheduler.postprocess(row, token) == reason
-    assert row.token_ids == [1, 2, 3, token] and row.new_tokens == 1
 
 
 def test_waiting_rows_are_told_their_position_when_it_changes(scheduler, make_row, monkeypatch):
@@ -188,7 +178,7 @@ def test_after_a_failure_only_waiting_rows_are_left(scheduler, make_row, monkeyp
 
 
 def test_rows_start_while_the_cache_has_room_and_short_ones_pass_a_long_one_for_a_while(make_row):
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(1024), 2**20)
+    scheduler = Scheduler(SlotAllocator(1024), 2**20)
     first, long, *short = make_row(500), make_row(1000), *(make_row(60) for _ in range(40))
     scheduler.add(first)
     scheduler.schedule(0.0)
@@ -212,7 +202,7 @@ def test_rows_start_while_the_cache_has_room_and_short_ones_pass_a_long_one_for_
 
 
 def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(make_row):
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(16 * 1024), most_prompt_bytes=100)
+    scheduler = Scheduler(SlotAllocator(16 * 1024), most_prompt_bytes=100)
     rows = [make_row() for _ in range(6)]
     sizes = [("a", 60), ("a", 60), ("b", 50), ("c", 40), (None, 0), ("d", 500)]
     for row, (key, size) in zip(rows, sizes, strict=True):
@@ -246,7 +236,7 @@ def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(
     ],
 )
 def test_one_network_leaves_rows_and_cache_to_others(make_row, tokens, rows, started):
-    scheduler = Scheduler(frozenset([END]), SlotAllocator(tokens), 2**20)
+    scheduler = Scheduler(SlotAllocator(tokens), 2**20)
     made = [make_row(new, client=Client(address, str(i))) for i, (address, new) in enumerate(rows)]
     for row in made:
         scheduler.add(row)

@@ -24,6 +24,7 @@ from adapter.errors import LoadError
 from adapter.method.attention import LayerPrompts, PromptKV
 from adapter.method.deltas import FINAL_NORM, LINEARS, NORMS, Deltas, linear_sizes
 from adapter.serve.compiled.layers import ENTRY, LAYER, PLAN, TERM, TOKEN, compile_work
+from adapter.serve.kv_cache import KVCache, Slot
 
 
 class Entry:
@@ -92,8 +93,13 @@ def _misfit(what: str) -> LoadError:
     return LoadError(f"This adapter does not fit the base: it has {what}. Convert or train it again.")
 
 
-class CompiledPass:
-    """The compiled forward pass of one base, with its buffers and helper threads. For one thread at a time."""
+class CompiledForward:
+    """The forward pass of a packed base on a CPU, with its buffers and helper threads. For one thread at a time.
+
+    Bit for bit the same however tokens are divided among calls and rows.
+    """
+
+    reads_ragged = True
 
     @staticmethod
     def suits(base: Base) -> bool:
@@ -115,7 +121,7 @@ class CompiledPass:
     def __init__(self, base: Base, threads: int) -> None:
         """Raises what numba and LLVM raise where they cannot compile."""
         config = base.model.config
-        self._work = compile_work()
+        self._base, self._work = base, compile_work()
         self._rotary, self._embedding = base.model.model.rotary_emb, base.model.model.embed_tokens
         self._vocabulary, self._capacity = config.vocab_size, 0
         self._pool_shape = (config.num_hidden_layers, 2, config.num_key_value_heads, config.head_dim)
@@ -148,44 +154,37 @@ class CompiledPass:
         for helper in self._helpers:
             helper.close()
 
+    def prepare(self, prompts: PromptKV | None) -> Entry:
+        return Entry(prompts, self._base)
+
+    def stack(self, prepared: Sequence[Entry]) -> Sequence[Entry]:
+        return list(prepared)
+
     def __call__(
         self,
-        pool: Tensor,
-        ids: Sequence[int],
-        places: Sequence[int],
+        cache: KVCache,
+        ids: Sequence[Sequence[int]],
+        slots: Sequence[Slot],
         starts: Sequence[int],
-        entries: Sequence[Entry],
-        outputs: Sequence[int],
+        prompts: Sequence[Entry],
+        every: bool = False,
     ) -> Tensor:
-        """Read tokens, each into its place in the pool, [layers, 2, Hkv, capacity, head_dim] in bfloat16.
-
-        starts: the place of the first token of each token's row, entries: its row's prompts. A token attends to
-        the places from start to its own. outputs: indices of the tokens, in ascending order, behind which the
-        logits are wanted. Returns these, [outputs, vocab_size] in fp32.
-        """
-        tokens, capacity = len(ids), pool.shape[3]
-        is_laid_out = pool.dtype == torch.bfloat16 and pool.is_contiguous() and max(places) < capacity
+        pool, rows = cache.data, _token_records(ids, slots, starts, prompts, every)
+        tokens, capacity, outputs = len(rows), pool.shape[3], int(rows["output"].max()) + 1
+        is_laid_out = pool.dtype == torch.bfloat16 and pool.is_contiguous() and rows["place"].max() < capacity
         if not is_laid_out or (*pool.shape[:3], pool.shape[4]) != self._pool_shape:
             raise ValueError("the KV cache is not of this base, or a token has no place in it")
         if tokens > self._capacity:
             self._allocate(tokens)
-        embedded = self._embedding(torch.tensor(ids)).float()
+        embedded = self._embedding(torch.tensor([token for new in ids for token in new])).float()
         self._buffers["stream"][:tokens] = embedded
-        rows = np.empty(tokens, TOKEN)
-        rows["place"], rows["start"], rows["entry"], rows["output"] = (
-            places,
-            starts,
-            [e.address for e in entries],
-            -1,
-        )
-        rows["output"][outputs] = range(len(outputs))
         positions = torch.from_numpy(rows["place"] - rows["start"])
         angles = self._rotary(embedded, positions[None])  # cosines and sines, of two equal halves
         rotation = torch.cat([part[0, :, : part.shape[2] // 2] for part in angles], 1)
-        logits = torch.empty(len(outputs), whole_blocks(self._vocabulary))
+        logits = torch.empty(outputs, whole_blocks(self._vocabulary))
         self._fill(
             tokens=tokens,
-            outputs=len(outputs),
+            outputs=outputs,
             rows=rows.ctypes.data,
             rotation=rotation.data_ptr(),
             pool=pool.data_ptr(),
@@ -228,6 +227,32 @@ class CompiledPass:
         self._buffers = {name: torch.zeros(tokens, width) for name, width in self._widths.items()}
         self._fill(**{name: buffer.data_ptr() for name, buffer in self._buffers.items()})
         self._capacity = tokens
+
+
+def _token_records(
+    ids: Sequence[Sequence[int]],
+    slots: Sequence[Slot],
+    starts: Sequence[int],
+    entries: Sequence[Entry],
+    every: bool,
+) -> np.ndarray:
+    """A TOKEN for each new token of the rows. It attends to the places from its row's first to its own."""
+    places: list[int] = []
+    first: list[int] = []
+    addresses: list[int] = []
+    last: list[int] = []
+    for new, slot, start, entry in zip(ids, slots, starts, entries, strict=True):
+        if start + len(new) > slot.tokens:  # compiled code would write into another row's slot
+            raise RuntimeError("the row has outgrown its slot")
+        places += range(slot.start + start, slot.start + start + len(new))
+        first += [slot.start] * len(new)
+        addresses += [entry.address] * len(new)
+        last.append(len(places) - 1)
+    records = np.empty(len(places), TOKEN)
+    records["place"], records["start"], records["entry"], records["output"] = places, first, addresses, -1
+    outputs = range(len(places)) if every else last
+    records["output"][outputs] = range(len(outputs))
+    return records
 
 
 def _buffer_widths(config: Any) -> dict[str, int]:

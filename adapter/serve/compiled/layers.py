@@ -411,48 +411,40 @@ def _pieces(plan, kind):
 
 
 @njit(error_model="numpy")
+def _run_product(plan, kind, layer, first, last):
+    """Blocks `first` to `last` of the outputs of a product."""
+    hidden, mlp, queries, keys = plan.hidden, plan.mlp, plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim
+    weights = _layer(plan, layer).linears
+    if kind == QUERY_KEY_VALUE:
+        width, out, offset = _qkv_width(plan), plan.qkv, _part_width(queries)
+        _product(plan, weights[_Q], queries, hidden, out, width, 0, first, last)
+        _product(plan, weights[_K], keys, hidden, out, width, offset, first, last)
+        _product(plan, weights[_V], keys, hidden, out, width, offset + _part_width(keys), first, last)
+    elif kind == OUT:
+        _product(plan, weights[_O], hidden, queries, plan.projected, _part_width(hidden), 0, first, last)
+    elif kind == MLP_IN:
+        width = _part_width(mlp)
+        _product(plan, weights[_GATE], mlp, hidden, plan.gate_up, 2 * width, 0, first, last)
+        _product(plan, weights[_UP], mlp, hidden, plan.gate_up, 2 * width, width, first, last)
+    elif kind == MLP_OUT:
+        _product(plan, weights[_DOWN], hidden, mlp, plan.projected, _part_width(hidden), 0, first, last)
+    else:
+        head, groups, width = weights[0], _padded(hidden) // GROUP, 4 * _part_width(plan.vocabulary)
+        x, scales, outputs = plan.last_integers, plan.last_scales, plan.outputs
+        multiply(head.address, head.bits, x, scales, outputs, groups, plan.logits, width, first, last)
+
+
+@njit(error_model="numpy")
 def _run(plan, kind, layer, piece, thread):
     """One piece of an operation."""
-    scratch = plan.scratch + thread * plan.scratch_bytes
     pieces = _pieces(plan, kind)
-    if kind == ATTEND:
-        units, kv_heads = plan.tokens * plan.kv_heads, plan.kv_heads
-        for unit in range(_share(units, pieces, piece), _share(units, pieces, piece + 1)):
-            _attend(plan, unit // kv_heads, unit % kv_heads, layer, scratch)
-    elif kind in (QUERY_KEY_VALUE, OUT, MLP_IN, MLP_OUT, HEAD):
+    if kind in (QUERY_KEY_VALUE, OUT, MLP_IN, MLP_OUT, HEAD):
         blocks = _blocks(plan, kind)
-        first, last = _share(blocks, pieces, piece), _share(blocks, pieces, piece + 1)
-        hidden, mlp, queries = plan.hidden, plan.mlp, plan.heads * plan.head_dim
-        weights = _layer(plan, layer).linears
-        if kind == QUERY_KEY_VALUE:
-            keys, width, out = plan.kv_heads * plan.head_dim, _qkv_width(plan), plan.qkv
-            offset = _part_width(queries)
-            _product(plan, weights[_Q], queries, hidden, out, width, 0, first, last)
-            _product(plan, weights[_K], keys, hidden, out, width, offset, first, last)
-            _product(plan, weights[_V], keys, hidden, out, width, offset + _part_width(keys), first, last)
-        elif kind == OUT:
-            _product(plan, weights[_O], hidden, queries, plan.projected, _part_width(hidden), 0, first, last)
-        elif kind == MLP_IN:
-            width = _part_width(mlp)
-            _product(plan, weights[_GATE], mlp, hidden, plan.gate_up, 2 * width, 0, first, last)
-            _product(plan, weights[_UP], mlp, hidden, plan.gate_up, 2 * width, width, first, last)
-        elif kind == MLP_OUT:
-            _product(plan, weights[_DOWN], hidden, mlp, plan.projected, _part_width(hidden), 0, first, last)
-        else:
-            groups, width = _padded(hidden) // GROUP, _part_width(plan.vocabulary)
-            x, scales, outputs = plan.last_integers, plan.last_scales, plan.outputs
-            multiply(
-                weights[0].address,
-                weights[0].bits,
-                x,
-                scales,
-                outputs,
-                groups,
-                plan.logits,
-                4 * width,
-                first,
-                last,
-            )
+        _run_product(plan, kind, layer, _share(blocks, pieces, piece), _share(blocks, pieces, piece + 1))
+    elif kind == ATTEND:
+        units, kv_heads, scratch = plan.tokens * plan.kv_heads, plan.kv_heads, plan.scratch
+        for unit in range(_share(units, pieces, piece), _share(units, pieces, piece + 1)):
+            _attend(plan, unit // kv_heads, unit % kv_heads, layer, scratch + thread * plan.scratch_bytes)
     else:
         tokens = plan.tokens
         for token in range(_share(tokens, pieces, piece), _share(tokens, pieces, piece + 1)):
