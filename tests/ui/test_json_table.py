@@ -21,9 +21,8 @@ from adapter.ui.conversation import answer, user_turn
 from adapter.ui.json_table import MOST_CHARACTERS, Fields, read_object, table_html, text_of_table
 
 HOSTILE = [
-    "<script>alert(1)</script>", "</code></pre></details></div><b>", "<img src=x onerror=alert(1)>", "&lt;",
-    "&#60;", "**b** _c_ `d` ~e~", "![x](http://a.example/b.png)", "| a | b |\n|---|---|", "\n\n# heading\n\n<div>",
-    "\r\n", "\0", "\ud800", "\u202e", r"\(x\)", "$$x$$", "word " * 2000, "x" * 2000,
+    "</code></pre></details></div><script>alert(1)</script>", "&lt;", "&#60;", "**b** _c_ `d` ~e~", r"\(x\) $$x$$",
+    "![x](http://a.example/b.png)", "| a | b |\n|---|---|", "\n\n# heading\n\n<div>", "\0", "\ud800", "x" * 2000,
 ]  # fmt: skip
 TAGS = {
     *("div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"),
@@ -88,33 +87,28 @@ def test_an_object_that_is_being_written_has_the_pairs_that_are_complete(text, p
 @pytest.mark.parametrize(
     "text",
     [
-        "", "Hello", "[1]", '"x"', "{name} is", '{"a": 1,}', '{"a": 1} and more', '{"a": "x" "b"', '{"a" "b"}',
-        '{"a": NaN}', '{"a": 1, oops', "{'a': 1}", '{"a": drunk}', '{"a": ' * 5000, '{"a": ' + "9" * 9999 + "}",
-        json.dumps({"a": "x" * MOST_CHARACTERS}), 'Here it is: {"a": 1}', '```json\n{"a": 1}\n```',
+        "", "Hello", "[1]", '"x"', '{"a": 1,}', '{"a": 1} and more', '{"a": "x" "b"', '{"a" "b"}', '{"a": NaN}',
+        "{'a': 1}", '{"a": ' * 5000, '{"a": ' + "9" * 9999 + "}", json.dumps({"a": "x" * MOST_CHARACTERS}),
+        '```json\n{"a": 1}\n```',
     ],
 )  # fmt: skip
 def test_other_text_is_no_object(text):
     assert read_object(text) is None and table_html(text) is None
-    for begun in ("{}", "{ }", "{", '{"type": "per'):
+    for begun in ("{}", "{", '{"type": "per'):
         assert table_html(begun) is None, "an object without a field stays text"
 
 
-@settings(max_examples=30, deadline=None)
-@given(OBJECTS, st.data())
-def test_what_is_complete_of_an_object_only_grows(value: dict[str, Any], data: st.DataObject) -> None:
-    text = json.dumps(value, ensure_ascii=False)
+@settings(max_examples=40, deadline=None)
+@given(OBJECTS, st.data(), st.booleans(), st.sampled_from([None, 1]))
+def test_an_object_only_grows_and_its_text_comes_back_as_it_was(
+    value: dict[str, Any], data: st.DataObject, ascii_only: bool, indent: int | None
+) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
     assert read_object(text) == Fields(list(value.items()), True)
-    start = data.draw(st.integers(1, len(text) - 1))
-    begun = read_object(text[:start])
+    begun = read_object(text[: data.draw(st.integers(1, len(text) - 1))])
     assert begun is not None and not begun.complete and begun.pairs == list(value.items())[: len(begun.pairs)]
-
-
-@settings(max_examples=30, deadline=None)
-@given(OBJECTS, st.booleans(), st.sampled_from([None, 1]))
-def test_the_text_comes_back_as_it_was(value: dict[str, Any], ascii_only: bool, indent: int | None) -> None:
-    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent) + "\n"
-    table = table_html(text)
-    assert table is not None and "\n" not in table and text_of_table(table) == text
+    table = table_html(f"{text}\n")
+    assert table is not None and "\n" not in table and text_of_table(table) == f"{text}\n"
 
 
 @pytest.mark.parametrize("value", HOSTILE)

@@ -29,31 +29,18 @@ def test_errors_for_a_browser_have_no_detail_and_no_markup(toasts: list[str]) ->
     assert toasts == [shown, shown] and public_text(error) == shown and refusal(error).message == shown
 
 
-def test_cards_are_grouped_and_never_blank() -> None:
+def test_cards_describe_adapters_grouped_and_never_blank() -> None:
     catalog = FakeCatalog()
-    catalog.cards["poet"].own = True
-    catalog.cards["see"].description, catalog.cards["see"].config = (
-        "",
-        SimpleNamespace(prompt_length=10, insertion_layers=30),
-    )
+    poet, see = catalog.cards["poet"], catalog.cards["see"]
+    poet.own, poet.description = True, "rhymes " * 40
     labels = {value: label for label, value in theme.picker_choices(catalog)}
     assert list(labels) == ["", "see", "poet"], "those that were added here come last"
-    assert labels["poet"].endswith(" · added here") and not labels["see"].endswith("here")
-    assert labels["see"].splitlines()[1] == "No description: 10 prompts in 30 layers"
-
-
-def test_cards_describe_adapters() -> None:
-    catalog = FakeCatalog()
-    catalog.cards["poet"].description = "rhymes " * 40
-    labels = {value: label for label, value in theme.picker_choices(catalog)}
-    assert list(labels) == ["", "poet", "see"]
     assert labels[""].startswith("None (frozen base)\n")
     assert labels["see"].splitlines() == ["see", "what it does", "Sees pictures · 621 kB"]
-    assert len(labels["poet"].splitlines()[1]) <= 110
-    assert theme.short_choices([("None\nlong", ""), ("see\nlong", "see")], "Base") == [
-        ("Base", ""),
-        ("see", "see"),
-    ]
+    assert len(labels["poet"].splitlines()[1]) <= 110 and labels["poet"].endswith(" · added here")
+    see.description, see.config = "", SimpleNamespace(prompt_length=10, insertion_layers=30)
+    labels = {value: label for label, value in theme.picker_choices(catalog)}
+    assert labels["see"].splitlines()[1] == "No description: 10 prompts in 30 layers"
 
 
 def test_a_model_card_loads_nothing_into_the_browser() -> None:
@@ -69,13 +56,19 @@ def test_a_model_card_loads_nothing_into_the_browser() -> None:
     assert "<img" not in card and 'href="javascript' not in card and card.count("<a href") == 2
 
 
-def test_dropdowns_start_with_the_preferred_adapters() -> None:
-    dropdown = gr.Dropdown([""])
-    assert Picker(dropdown, "None", 0).first_value(["extract", "mine", "pirate"], "") == "pirate"
-    assert Picker(dropdown, "None", 2).first_value(["extract", "mine", "pirate"], "") == "mine"
-    assert Picker(dropdown, "None", 2).first_value(["extract"], "") == "extract"
-    assert Picker(dropdown, "None", 0).first_value(["pirate", "see"], "see") == "see"
-    assert Picker(dropdown, "None").first_value(["pirate"], "") == ""
+@pytest.mark.parametrize(
+    ("place", "names", "chosen", "first"),
+    [
+        (0, ["extract", "mine", "pirate"], "", "pirate"),
+        (2, ["extract", "mine", "pirate"], "", "mine"),
+        (0, ["pirate", "see"], "see", "see"),
+        (None, ["pirate"], "", ""),
+    ],
+)
+def test_dropdowns_start_with_the_preferred_adapters(
+    place: int | None, names: list[str], chosen: str, first: str
+) -> None:
+    assert Picker(gr.Dropdown([""]), "None", place).first_value(names, chosen) == first
 
 
 def test_examples_have_their_pictures_and_adapters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

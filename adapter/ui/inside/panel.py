@@ -10,8 +10,6 @@ import hashlib
 import html
 import logging
 import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
+from adapter.lru import LRU
 from adapter.server.generation import EngineProvider, browser_text, client_of, wait_for
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request
@@ -77,9 +76,8 @@ class InsideEvents:
 
     def __init__(self, provider: EngineProvider) -> None:
         self.provider = provider
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[str, InspectedAnswer] = OrderedDict()
-        self._shown: OrderedDict[str | None, str] = OrderedDict()  # the key in each session's panel
+        self._cache: LRU[str, InspectedAnswer] = LRU(CACHE_SIZE)
+        self._shown: LRU[str | None, str] = LRU(MAX_SESSIONS)  # the key in each session's panel
 
     def play(self, history: History, event: gr.EventData, request: gr.Request) -> Iterator[str]:
         """Writes the newest answer with the gates of the event."""
@@ -100,7 +98,7 @@ class InsideEvents:
 
     def show(self, history: History, colour: str, request: gr.Request) -> Iterator[Updates]:
         """Inspects the newest answer and shows its charts, or a message why there are none."""
-        self._remember(self._shown, request.session_hash, "", MAX_SESSIONS)
+        self._shown.put(request.session_hash, "")
         try:
             _recorded_answer(history)
             for status in wait_for(self.provider):
@@ -112,8 +110,8 @@ class InsideEvents:
             return
         inspection, names, tokens = inspected
         key = f"{_answer_id(history)}.{secrets.token_urlsafe(12)}"
-        self._remember(self._cache, key, inspected, CACHE_SIZE)  # random, and sent to this page only
-        self._remember(self._shown, request.session_hash, key, MAX_SESSIONS)
+        self._cache.put(key, inspected)  # the key is random, and sent to this page only
+        self._shown.put(request.session_hash, key)
         grounded = inspection.grounding is not None
         selected = colour if grounded and colour == "grounding" else "influence"
         yield (
@@ -130,27 +128,15 @@ class InsideEvents:
         key = key if isinstance(key, str) else ""
         if key and key.partition(".")[0] != _answer_id(history):
             return gr.skip()
-        with self._lock:
-            inspected = self._cache.get(key)
         try:
-            if inspected is None:
-                inspected = inspect_newest(self.provider, history, client_of(request))
+            inspected = self._cache.get(key) or inspect_newest(self.provider, history, client_of(request))
         except Exception as error:
             return _reason(error)
-        with self._lock:
-            if key and self._shown.get(request.session_hash, key) != key:
-                return gr.skip()
+        if key and self._shown.get(request.session_hash) not in (None, key):
+            return gr.skip()
         if type(index) is not int or not 0 <= index < len(inspected.inspection.tokens):
             return gr.skip()
         return inside_charts.token_html(inspected.inspection, index, inspected.names)
-
-    def _remember(self, values: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
-        """Set the value of `key`, and forget the oldest beyond `most`."""
-        with self._lock:
-            values[key] = value
-            values.move_to_end(key)
-            while len(values) > most:
-                values.popitem(last=False)
 
 
 def inspect_newest(provider: EngineProvider, history: History, client: Client) -> InspectedAnswer:

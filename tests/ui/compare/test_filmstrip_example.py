@@ -13,7 +13,7 @@ import pytest
 from adapter.base.template import Message
 from adapter.serve.settings import Settings
 from adapter.ui import theme
-from adapter.ui.compare.filmstrip import frames_of, recorded_film
+from adapter.ui.compare.filmstrip import frames_of
 
 MESSAGE = "Why is the sky blue?"
 SETTINGS = {"adapter": "pirate", "temperature": 0, "max_tokens": 64, "seed": 0}  # greedy
@@ -44,13 +44,6 @@ def test_the_example_is_what_the_adapter_answers(base: Any) -> None:
     if base.quantization != example["precision"]:
         pytest.skip(f"recorded with a base of {example['precision']}")
     assert record(base) == example
-
-
-def test_the_page_shows_it_with_what_each_strength_changes() -> None:
-    example = json.loads(theme.FILM_EXAMPLE.read_text(encoding="utf-8"))
-    base, *others = recorded_film().split('<div class="frame">')[1:]
-    assert "<mark>" not in base and all("<mark>" in frame for frame in others)
-    assert MESSAGE in recorded_film() and len(example["answers"]) == 5
 
 
 if __name__ == "__main__":
