@@ -6,7 +6,9 @@ A file of tests imports `url`, in place of the real page's, and `closed_gate` wh
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,12 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module")
-def url(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
+    """The address of a page that this process builds and serves meanwhile, as app.py does."""
     with pytest.MonkeyPatch.context() as environment:
-        uploads = tmp_path_factory.mktemp("uploads")
         environment.setenv("GRADIO_TEMP_DIR", str(uploads))
-        page = app.build_page(ReadyProvider(ENGINE), CATALOG, runs=TrainingRuns(runs_folder))
+        page = build()
         _, address, _ = page.launch(
             prevent_thread_lock=True,
             quiet=True,
@@ -78,3 +80,10 @@ def url(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         )
         yield address
         page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def url(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    build = partial(app.build_page, ReadyProvider(ENGINE), CATALOG, runs=TrainingRuns(runs_folder))
+    with served(build, tmp_path_factory.mktemp("uploads")) as address:
+        yield address

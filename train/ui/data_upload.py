@@ -50,11 +50,6 @@ class Preview:
     template: str
 
     @property
-    def tokens(self) -> int:
-        """The median length of a record, truncated."""
-        return min(self.report.median, self.report.max_length)
-
-    @property
     def usable(self) -> int:
         """The number of records that can be trained on."""
         report = self.report

@@ -28,7 +28,7 @@ from adapter.server.generation import AdapterCatalog, browser_text
 from adapter.ui import theme
 from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as page_texts
-from adapter.ui.toasts import refusal, toast
+from adapter.ui.toasts import errors_as_toasts, refusal, toast
 from train.config import RecipeFile
 from train.ui import texts
 from train.ui.charts import run_html
@@ -56,9 +56,8 @@ class TrainEvents:
         # The trainer runs in another working directory than the server.
         self.base = os.path.abspath(base) if os.path.exists(base) else base
         self.samples: dict[str, Sample] = {sample.name: sample for sample in samples()}
-        self._drawn: dict[str, tuple[TrainingRun, str]] = {}  # the latest panel of each run, for all visitors
 
-    # 1. Data. Updates of (the other data source, preview, plan, the settings, estimate, command, start).
+    # 1. Data. Updates of (the other data source, preview, plan, the settings, remark, command, start).
 
     def choose_sample(
         self, sample: str, plan: RunPlan | None, name: str | None, description: str | None
@@ -89,11 +88,11 @@ class TrainEvents:
             with tempfile.TemporaryDirectory() as folder:
                 preview = make_preview(self._open_data(sample, upload, Path(folder)), self.base)
                 shown = preview_html(preview)
-        except AdapterError as error:
+        except Exception as error:
+            if not isinstance(error, AdapterError):
+                log.exception("training data could not be previewed")
+                error = AdapterError(page_texts.FAILED)
             return None, problem_html(error), *_without_data(name, description)
-        except Exception:
-            log.exception("training data could not be previewed")
-            return None, problem_html(AdapterError(page_texts.FAILED)), *_without_data(name, description)
         wanted = f"my-{sample}" if sample in self.samples else Path(preview.data.name).stem
         plan = self._plan(preview, sample, free_name(wanted, self.taken_names()))
         default = plan.recipe(Path("x")).train
@@ -114,7 +113,7 @@ class TrainEvents:
             inside = sample.path.is_relative_to(ROOT)
             shown = sample.path.relative_to(ROOT).as_posix() if inside else sample.path.name
         description = sample.settings.get("description", "") if sample else ""
-        facts = (preview.data.pictures, preview.template, preview.tokens)
+        facts = (preview.data.pictures, preview.template)
         return RunPlan(shown, *facts, sample, self.base, name, description)
 
     def taken_names(self) -> list[str]:
@@ -123,7 +122,7 @@ class TrainEvents:
     # 2. The settings.
 
     def describe_settings(self, plan: RunPlan | None, *values: Any) -> Updates:
-        """Updates of (estimate, or why the name cannot be used; the equivalent command; start)."""
+        """Updates of (remark, or why the name cannot be used; the equivalent command; start)."""
         return *self._describe(plan, *values), self._start_button(plan, values[0])
 
     def _start_button(self, plan: RunPlan | None, name: object) -> Any:
@@ -145,12 +144,12 @@ class TrainEvents:
         if problem := self._name_problem(values[0]):
             return problem, texts.NO_COMMAND
         try:
-            plan, speed = plan.with_settings(*values), self.runs.speed(self.base)
-            estimate = texts.estimate(plan.pictures, plan.estimate_minutes(speed), measured=speed is not None)
+            plan = plan.with_settings(*values)
         except AdapterError as error:
             return browser_text(error), texts.NO_COMMAND
         own_folder = self.runs.folder != DEFAULT_FOLDER
-        return estimate, plan.command(f"{self.runs.folder.name}/{plan.name}" if own_folder else "")
+        learns = texts.LEARNS_PICTURES if plan.pictures else texts.LEARNS_TEXT
+        return learns, plan.command(f"{self.runs.folder.name}/{plan.name}" if own_folder else "")
 
     # 3. The run. Updates as `panel` returns them.
 
@@ -205,13 +204,8 @@ class TrainEvents:
         owner: str,
         action: Callable[[], str | None],
     ) -> Updates:
-        try:
+        with errors_as_toasts("a change of a training run"):
             name = action() or name
-        except AdapterError as error:
-            toast(error)
-        except Exception:
-            log.exception("a training run could not be changed")
-            toast(AdapterError(page_texts.FAILED))
         return self.panel(name, plan, new_name, owner, None)
 
     def panel(
@@ -244,7 +238,7 @@ class TrainEvents:
             picker,
             names,
             run.record.launched,
-            self._html(run),
+            run_html(run),
             start,
             gr.update(visible=own and run.alive, interactive=run.state != "stopping"),
             gr.update(visible=own and not run.alive and run.state != "ended", interactive=running is None),
@@ -254,13 +248,6 @@ class TrainEvents:
             self.runs.log(run.name),
             timer,
         )
-
-    def _html(self, run: TrainingRun) -> str:
-        """The panel of a run, drawn once as long as nothing changes."""
-        drawn = self._drawn.get(run.name)
-        if drawn is None or drawn[0] != run:
-            drawn = self._drawn[run.name] = run, run_html(run)
-        return drawn[1]
 
     def _download(self, run: TrainingRun) -> Any:
         if run.alive or not run.adapter:
@@ -274,40 +261,29 @@ class TrainEvents:
 
     def chat_with(self, name: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
         """Updates of (tabs, adapter picker, second adapter, message box, timer)."""
-        yield from self._open_tab("chat", name, box, lambda choices, run: (_pick(choices, run), BASE_ONLY))
+        yield from self._open_tab("chat", name, box)
 
     def compare_with(self, name: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
         """Updates of (tabs, first pane's picker, second pane's picker, message box, timer)."""
+        yield from self._open_tab("compare", name, box)
 
-        def panes(choices: list[tuple[str, str]], run: str) -> Updates:
-            choices = theme.short_choices(choices, page_texts.FROZEN_BASE)
-            return _pick(choices, BASE_ONLY), _pick(choices, run)
-
-        yield from self._open_tab("compare", name, box, panes)
-
-    def _open_tab(
-        self,
-        tab: str,
-        name: str | None,
-        box: dict[str, Any] | None,
-        pickers: Callable[[list[tuple[str, str]], str], Updates],
-    ) -> Iterator[Updates]:
-        if (run := self._servable(name)) is None:
+    def _open_tab(self, tab: str, name: str | None, box: dict[str, Any] | None) -> Iterator[Updates]:
+        run = self.runs.get(name or "")
+        if run is None or not run.adapter or run.name not in self.store.names():
+            toast(BadInput(texts.NO_RUN if run is None else texts.NOT_THERE))
             yield (gr.skip(),) * 5
             return
+        choices = theme.picker_choices(self.store)
+        pickers: Updates
+        if tab == "chat":
+            pickers = gr.update(choices=choices, value=run.name), BASE_ONLY
+        else:
+            choices = theme.short_choices(choices, page_texts.FROZEN_BASE)
+            pickers = gr.update(choices=choices, value=BASE_ONLY), gr.update(choices=choices, value=run.name)
         # The pickers before the tab: of two updates within one frame Gradio's page drops the first (6.31).
-        chosen = pickers(theme.picker_choices(self.store), run.name)
-        yield gr.skip(), *chosen, _question_update(run, box), gr.Timer(active=False)
+        yield gr.skip(), *pickers, _question_update(run, box), gr.Timer(active=False)
         time.sleep(FRAME_SECONDS)
         yield gr.Tabs(selected=tab), *[gr.skip()] * 4
-
-    def _servable(self, name: str | None) -> TrainingRun | None:
-        """The run if its adapter can be chatted with; shows a toast otherwise."""
-        run = self.runs.get(name or "")
-        if run is not None and run.adapter and run.name in self.store.names():
-            return run
-        toast(BadInput(texts.NO_RUN if run is None else texts.NOT_THERE))
-        return None
 
 
 def zip_adapter(folder: Path) -> Path:
@@ -348,10 +324,6 @@ def _question_update(run: TrainingRun, box: dict[str, Any] | None) -> Any:
     return gr.update(value={"text": run.record.question, "files": files})
 
 
-def _pick(choices: list[tuple[str, str]], value: str) -> Any:
-    return gr.update(choices=choices, value=value)
-
-
 def _typed_values(plan: RunPlan | None, name: str | None, description: str | None) -> tuple[str, str]:
     """The name and the description if the visitor typed them; "" if they were proposed for the previous data."""
     name, description = (name or "").strip(), (description or "").strip()
@@ -360,5 +332,5 @@ def _typed_values(plan: RunPlan | None, name: str | None, description: str | Non
 
 
 def _without_data(name: str, description: str) -> Updates:
-    """Updates of (plan, the settings, estimate, command, start)."""
+    """Updates of (plan, the settings, remark, command, start)."""
     return None, name, description, gr.skip(), gr.skip(), "", texts.NO_COMMAND, gr.update(interactive=False)

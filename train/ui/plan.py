@@ -1,6 +1,4 @@
-"""From the Train tab's settings to a recipe, the equivalent command and an estimate of the run's duration; and the
-data sets that come with the program.
-"""
+"""From the Train tab's settings to a recipe and the equivalent command; and the bundled data sets."""
 
 from __future__ import annotations
 
@@ -16,10 +14,8 @@ from typing import Any
 import yaml
 
 from adapter.base.embedded import BASE
-from adapter.base.threads import available_cores
 from adapter.errors import BadInput
 from adapter.method.config import MAX_NAME_LENGTH, RESERVED_NAMES
-from adapter.server.loader import import_libraries
 from train.config import RecipeFile, flatten, read_recipe
 
 MIN_STEPS, MAX_STEPS = 10, 1000
@@ -27,10 +23,6 @@ MIN_LR, MAX_LR = 0.001, 0.02
 MAX_DESCRIPTION_LENGTH = 120
 SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
 _PRESET = "quick"
-# The training speed of the embedded base on two idle cores, by precision, and the seconds before the first step.
-_TOKENS_PER_SECOND = {"bf16": 500.0, "fp32": 250.0}
-_START_SECONDS = 15.0
-_HISTORY_TOKENS = 50.0  # average length of the exchanges that TrainConfig.history puts before a row
 
 
 @dataclass(frozen=True)
@@ -66,13 +58,12 @@ def samples(folder: Path = SAMPLES) -> list[Sample]:
 class RunPlan:
     """A run that is not started yet: facts about its data, then its settings.
 
-    shown: the data as written in a command. tokens: of a typical row. steps, lr: None for the preset's.
+    shown: the data as written in a command. steps, lr: None for the preset's.
     """
 
     shown: str
     pictures: bool = False
     template: str = "chat"
-    tokens: int = 0
     sample: Sample | None = None
     base: str = BASE
     name: str = ""
@@ -131,19 +122,6 @@ class RunPlan:
             arguments += ["--out", folder]
         return "python -m train " + " ".join(map(shlex.quote, arguments))
 
-    def estimate_minutes(self, speed: float | None) -> float | None:
-        """The duration of the run; None if nothing is known of its speed.
-
-        speed: tokens a second of an earlier run; None: a constant for the embedded base on a CPU, the precision
-        that this processor trains in and the cores that the run may use.
-        """
-        speed = speed or _usual_speed(self.base)
-        if speed is None:
-            return None
-        config = self.recipe(Path(self.shown)).train
-        tokens = config.steps * config.batch_size * (self.tokens + config.history * _HISTORY_TOKENS)
-        return (_START_SECONDS + tokens / speed) / 60
-
 
 def free_name(wanted: str, taken: Iterable[str]) -> str:
     """A name like `wanted` that check_name accepts."""
@@ -154,19 +132,6 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
         number += 1
         name = f"{stem}-{number}"
     return name
-
-
-def _usual_speed(base: str) -> float | None:
-    if base != BASE:
-        return None
-    import_libraries()
-    from train.precision import choose_precision, default_device
-
-    device = default_device()
-    if device.type != "cpu":
-        return None
-    precision, _ = choose_precision("auto", device)
-    return _TOKENS_PER_SECOND[precision] * available_cores() / 2
 
 
 def _assignments(values: Mapping[str, Any]) -> list[str]:

@@ -14,16 +14,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 from pydantic import TypeAdapter
 
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.files import atomic_write, names_lock
+from adapter.lru import LRU
 from adapter.method.config import check_name
 from adapter.server.loader import import_libraries
 from train.config import RecipeFile, read_recipe, recipe_text
@@ -38,9 +39,9 @@ CLOSE_SECONDS = 10.0
 _START_TOLERANCE = 5.0  # seconds by which a clock adjustment may shift a process's start time
 _LOG_BYTES = 8_000
 _MIN_FREE_BYTES = 500 * 2**20
-_SPEED_RUNS, _SPEED_SECONDS = 5, 3.0  # the runs that the speed is taken from, and how long one must have trained
 State = Literal["starting", "training", "stopping", "ended", "stopped", "failed", "killed"]
 Content = TypeVar("Content")
+_FILES = 1_000  # of runs, whose content is remembered
 
 
 @dataclass(frozen=True)
@@ -88,34 +89,6 @@ class TrainingRun:
         return self.progress.seconds_left(self.recipe.train.steps, self.recipe.train.eval_every)
 
 
-class RunFiles:
-    """The files of all runs, each of which is read when it has changed and once for all visitors. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._contents: dict[Path, tuple[tuple[int, int, int], object]] = {}
-
-    def read(self, path: Path, read: Callable[[Path], Content | None]) -> Content | None:
-        """What `read` makes of a file; None without a file."""
-        with self._lock:
-            try:
-                stat = path.stat()
-                stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
-                known = self._contents.get(path)
-                if known is None or known[0] != stamp:
-                    known = self._contents[path] = stamp, read(path)
-            except OSError:
-                self._contents.pop(path, None)
-                return None
-            return known[1]  # type: ignore[return-value]
-
-    def keep_only(self, folders: Iterable[Path]) -> None:
-        """Forgets the files of other runs, which somebody has removed."""
-        present = set(folders)
-        with self._lock:
-            self._contents = {path: known for path, known in self._contents.items() if path.parent in present}
-
-
 class TrainingRuns:
     """The runs in one folder. Safe for any number of threads, and for several servers over the same folder."""
 
@@ -126,18 +99,20 @@ class TrainingRuns:
         self._child: subprocess.Popen[bytes] | None = None
         self._child_name = ""
         self._closed = False
-        self._files = RunFiles()
+        self._files: LRU[Path, tuple[tuple[int, int, int], Any]] = LRU(_FILES)
         self._ended: dict[str, RunRecord] = {}  # records of processes that have ended, and so for ever
 
     def names(self) -> list[str]:
         """The runs that this page started, latest first."""
-        return [folder.name for folder in self._folders_with(RECORD)]
+        found = []
+        for path in self.folder.glob(f"*/{RECORD}"):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime, path.parent.name))
+        return [name for _, name in sorted(found, reverse=True)]
 
     def taken(self) -> list[str]:
         """The names of folders, except those of runs that ended before anything was saved."""
-        folders = list(self.folder.glob("*")) if self.folder.is_dir() else []
-        self._files.keep_only(folders)
-        return [folder.name for folder in folders if not self._is_empty(folder.name)]
+        return [folder.name for folder in self.folder.glob("*") if not self._is_empty(folder.name)]
 
     def running(self) -> str | None:
         """The name of the running run."""
@@ -145,47 +120,41 @@ class TrainingRuns:
 
     def get(self, name: str) -> TrainingRun | None:
         """The run called `name`; None if there is none or its files cannot be read."""
-        folder = self._folder(name)
-        record = None if folder is None else self._record(folder)
-        if folder is None or record is None:
+        import_libraries()
+        from train.run_folder import METRICS
+
+        if (record := self._record(name)) is None:
             return None
+        folder = self.folder / name
         # Before the files are read: a process that has ended has written all of them, and what is saved has been
         # evaluated, so that its step is known.
         alive, (saved, adapter, finished) = self._process(name) is not None, saved_files(folder)
-        recipe = self._files.read(folder / RECIPE, _read_recipe)
+        recipe = self._read(folder / RECIPE, _read_recipe)
         if recipe is None:
             return None
-        progress, last_line = self.progress(name), (self.log(name).splitlines() or [""])[-1]
+        progress = self._read(folder / METRICS, read_metrics) or RunProgress()
+        last_line = (self.log(name).splitlines() or [""])[-1]
         state = _state(record, alive, finished, progress, last_line)
         message = last_line.removeprefix("error: ") if state == "failed" else last_line
         return TrainingRun(name, state, record, recipe, progress, message, saved, adapter)
 
-    def progress(self, name: str) -> RunProgress:
-        import_libraries()
-        from train.run_folder import METRICS
-
-        return self._files.read(self.folder / name / METRICS, read_metrics) or RunProgress()
-
     def log(self, name: str) -> str:
         """The end of what the trainer says to visitors."""
         folder = self._folder(name)
-        return "" if folder is None else self._files.read(folder / MESSAGES, _read_log) or ""
+        return "" if folder is None else self._read(folder / MESSAGES, _read_log) or ""
 
-    def speed(self, base: str) -> float | None:
-        """Tokens per second of the latest run with the same base, also of the command line."""
-        for folder in self._folders_with(RECIPE)[:_SPEED_RUNS]:
-            recipe, progress = self._files.read(folder / RECIPE, _read_recipe), self.progress(folder.name)
-            if recipe is not None and recipe.base == base and progress.seconds >= _SPEED_SECONDS:
-                return progress.tokens / progress.seconds
-        return None
-
-    def _folders_with(self, file: str) -> list[Path]:
-        """The folders that hold such a file, the latest one first."""
-        found = []
-        for path in self.folder.glob(f"*/{file}"):
-            with contextlib.suppress(OSError):
-                found.append((path.stat().st_mtime, path.parent))
-        return [folder for _, folder in sorted(found, reverse=True)]
+    def _read(self, path: Path, read: Callable[[Path], Content | None]) -> Content | None:
+        """What `read` makes of a file, once for all visitors until the file changes; None without a file."""
+        try:
+            stat = path.stat()
+            stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
+            known = self._files.get(path)
+            if known is None or known[0] != stamp:
+                known = stamp, read(path)
+                self._files.put(path, known)
+            return known[1]
+        except OSError:
+            return None
 
     # A visitor's actions.
 
@@ -228,16 +197,14 @@ class TrainingRuns:
 
         launched: of the process that the visitor saw; a later one goes on. None: of any.
         """
-        folder = self._folder(name)
         with self._lock:
-            record = None if folder is None else self._record(folder)
-            process = self._process(name)
-            if folder is None or record is None or process is None or record.stop:
+            record, process = self._record(name), self._process(name)
+            if record is None or process is None or record.stop:
                 return
             if launched is not None and launched != record.launched:
                 return
             # Written before the signal, so that a process that ends at once counts as stopped.
-            _write_record(folder, dataclasses.replace(record, stop=True))
+            _write_record(self.folder / name, dataclasses.replace(record, stop=True))
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
 
@@ -310,16 +277,15 @@ class TrainingRuns:
         """The run's process; None if it has ended, or if another process has its number now."""
         if (child := self._child) is not None:
             child.poll()  # otherwise it would stay a zombie
-        folder = self._folder(name)
-        record = None if folder is None else self._record(folder)
-        if folder is None or record is None or record.pid is None or record.started is None:
+        record = self._record(name)
+        if record is None or record.pid is None or record.started is None:
             return None
         if self._ended.get(name) == record:
             return None
         try:
             process = psutil.Process(record.pid)
             command = process.cmdline()  # empty for a moment while a process starts
-            same = not command or str(folder) in command
+            same = not command or str(self.folder / name) in command
             same &= abs(process.create_time() - record.started) < _START_TOLERANCE
             if same and process.status() != psutil.STATUS_ZOMBIE:
                 return process
@@ -330,8 +296,9 @@ class TrainingRuns:
         self._ended[name] = record
         return None
 
-    def _record(self, folder: Path) -> RunRecord | None:
-        return self._files.read(folder / RECORD, _read_record)
+    def _record(self, name: str) -> RunRecord | None:
+        folder = self._folder(name)
+        return None if folder is None else self._read(folder / RECORD, _read_record)
 
     def _folder(self, name: str) -> Path | None:
         """The folder of a run; None for any other name, because the browser may send any."""

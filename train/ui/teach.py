@@ -22,7 +22,7 @@ from adapter.ui.chat.corrections import BROWSER_SECRET, FILE_NAME, CorrectionsPa
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
 from adapter.ui.theme import ellipsize
-from adapter.ui.toasts import toast
+from adapter.ui.toasts import errors_as_toasts
 from train.ui import texts
 from train.ui.charts import progress_html
 from train.ui.events import TrainEvents, write_rows
@@ -62,24 +62,20 @@ class TeachEvents:
     def start(self, owner: str, known: object, name: str | None, question: str | None) -> Updates:
         """Updates of (owner, lesson, timer). name, question: None while their fields were never shown."""
         owner = owner or secrets.token_urlsafe(16)
-        try:
+        with errors_as_toasts("the start of a lesson"):
             rows = [json.dumps(row) for row in checked(known)]
             if len(rows) < LEAST:
                 raise BadInput(texts.train_on_these(LEAST - len(rows)))
             name = (name or "").strip() or free_name(texts.TAUGHT_NAME, self.handlers.taken_names())
             run = self.handlers.launch(owner, None, write_rows(rows, FILE_NAME), name, texts.TAUGHT)
-        except AdapterError as error:
-            toast(error)
-            return owner, gr.skip(), gr.skip()
-        lesson = Lesson(run=run, question=(question or "").strip() or texts.WATCHED_QUESTION)
-        return owner, lesson.model_dump(), gr.Timer(active=True)
+            lesson = Lesson(run=run, question=(question or "").strip() or texts.WATCHED_QUESTION)
+            return owner, lesson.model_dump(), gr.Timer(active=True)
+        return owner, gr.skip(), gr.skip()
 
     def stop(self, owner: str, lesson: object) -> None:
-        try:
+        with errors_as_toasts("the stop of a lesson"):
             if (followed := _checked_lesson(lesson)) is not None:
                 self.runs.stop(self.handlers.own(followed.run, owner))
-        except AdapterError as error:
-            toast(error)
 
     def follow(self, owner: str, lesson: object, request: gr.Request) -> Updates:
         """Updates of (lesson, run, stop, chat, the run's name, timer)."""
@@ -107,10 +103,9 @@ class TeachEvents:
         if not answers or step > answers[-1][0]:
             try:
                 answers = [*answers, (step, self._ask(lesson.question, adapter, client))]
-            except AdapterError:  # the next tick asks again
-                return lesson
-            except Exception:
-                log.exception("a watched question was not answered")
+            except Exception as error:  # the next tick asks again
+                if not isinstance(error, AdapterError):
+                    log.exception("a watched question was not answered")
                 return lesson
         return lesson.model_copy(update={"answers": answers, "saved": run.adapter if adapter else ""})
 

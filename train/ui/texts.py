@@ -22,6 +22,8 @@ TYPE_ROWS, USE_ROWS = "Or type them here", "Use these rows"
 QUESTION, ANSWER_COLUMN = "question", "answer"
 NO_ROWS = "Type a question and its answer into each row first."
 TYPED_NAME = "typed-rows.jsonl"
+LEARNS_TEXT = "Learns from text. How long it takes, the first steps tell."
+LEARNS_PICTURES = "Learns from pictures and what is said of them. How long it takes, the first steps tell."
 NO_DATA = "Choose a sample or drop a file. What is in it is shown here before anything is trained."
 NAME, NAME_HINT = "Name", "my-poet"
 DESCRIPTION, DESCRIPTION_HINT = "What it does", "Shown on its card, if you like"
@@ -137,15 +139,6 @@ def by_heart(step: int, best_is_kept: bool) -> str:
     """Held-out loss has risen since its lowest evaluation, at `step`."""
     kept = "the best is kept" if best_is_kept else "the last is kept all the same, as the recipe says"
     return f"It began to learn by heart at step {step:,}; {kept}."
-
-
-def estimate(pictures: bool, minutes: float | None, measured: bool) -> str:
-    """The line below the settings. measured: whether the speed is that of an earlier run on this machine."""
-    sentence = "Learns from pictures and what is said of them" if pictures else "Learns from text"
-    if minutes is None:
-        return f"{sentence}. How long it takes, the first steps tell."
-    condition = "as fast as the last run here" if measured else "if this machine has little else to do"
-    return f"{sentence}, in {duration(60 * minutes)}, {condition}."
 
 
 def running(name: str) -> str:

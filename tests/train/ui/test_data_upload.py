@@ -17,7 +17,7 @@ from PIL import Image
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import ArchiveLimits, unpack
 from train.ui import data_upload
-from train.ui.data_upload import Preview, make_preview, open_upload
+from train.ui.data_upload import make_preview, open_upload
 from train.ui.preview import preview_html
 
 LIMITS = ArchiveLimits(files=20, file_bytes=2 * 2**20, total_bytes=3 * 2**20, ratio=50)
@@ -50,24 +50,18 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 
 GOOD = {"a.png": png(), "a.txt": b"red"}
 HOSTILE_FILES: dict[str, tuple[dict[str, bytes], dict[str, int]]] = {
-    "parent": ({**GOOD, "../evil.txt": b"x"}, {}),
     "parent within": ({**GOOD, "a/../../evil.txt": b"x"}, {}),
     "backslashes": ({**GOOD, "..\\evil.txt": b"x"}, {}),
     "absolute": ({**GOOD, "/var/evil.txt": b"x"}, {}),
-    "drive": ({**GOOD, "C:/evil.txt": b"x"}, {}),
     "link": ({"a.png": b"/etc/passwd"}, {"external_attr": (stat.S_IFLNK | 0o777) << 16}),
-    "device": ({"a.png": b""}, {"external_attr": (stat.S_IFCHR | 0o666) << 16}),
     "count": ({f"{i}.txt": b"x" for i in range(21)}, {}),
-    "large file": ({"a.txt": os.urandom(2**21 + 1)}, {}),
     "large in all": ({f"{i}.txt": os.urandom(2**20) for i in range(4)}, {}),
     "bomb": ({"a.txt": bytes(2**21)}, {}),
     "twice": ({"a.txt": b"x", "A.TXT": b"y"}, {}),
-    "long name": ({"a" * 300 + ".txt": b"x"}, {}),
-    "line break": ({"a\nb.txt": b"x"}, {}),
     "nothing wanted": ({"run.exe": b"MZ", "page.html": b"<script>"}, {}),
     "folder and file": ({"a.txt": b"x", "a.txt/b.txt": b"y"}, {}),
 }
-HOSTILE_BYTES = ("lying size", "locked", "unknown packing", "damaged", "cut off", "empty", "no zip")
+HOSTILE_BYTES = ("lying size", "locked", "damaged", "empty")
 
 
 def write_hostile_zip(path: Path, kind: str) -> Path:
@@ -83,16 +77,10 @@ def write_hostile_zip(path: Path, kind: str) -> Path:
     elif kind == "locked":
         data[local + 6] |= 1
         data[central + 8] |= 1
-    elif kind == "unknown packing":
-        data[local + 8] = data[central + 10] = 99
     elif kind == "damaged":
         data[40:60] = bytes(20)
-    elif kind == "cut off":
-        del data[-30:]
-    elif kind == "empty":
-        data.clear()
     else:
-        data[:] = b"hello" * 100
+        data.clear()
     path.write_bytes(data)
     return path
 
@@ -122,18 +110,6 @@ def test_files_are_counted_although_the_directory_of_the_zip_says_one(tmp_path: 
         unpack(path, tmp_path / "inside", LIMITS)
 
 
-def test_a_good_zip_is_unpacked_and_useless_files_are_named(tmp_path: Path) -> None:
-    files = {
-        "pictures/a.png": png(), "pictures/a.txt": b"a red square", "pictures/.DS_Store": b"x",
-        "__MACOSX/pictures/._a.png": b"x", "pictures/notes.docx": b"x", "pictures/run.sh": b"x",
-    }  # fmt: skip
-    folder = tmp_path / "inside"
-    folder.mkdir()
-    left_out = unpack(write_zip(tmp_path / "x.zip", files), folder)
-    assert sorted(left_out) == ["pictures/notes.docx", "pictures/run.sh"]
-    assert sorted(p.name for p in folder.rglob("*.*")) == ["a.png", "a.txt"]
-
-
 # Uploads.
 
 
@@ -144,10 +120,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 CHAT = {"messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "it"}]}
-LLAVA = {"conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "it"}]}
 
 
-@pytest.mark.parametrize("layout", ["beside", "in a folder", "captions.tsv", "captions.json", "chat", "llava"])
+@pytest.mark.parametrize("layout", ["beside", "in a folder", "captions.tsv", "chat"])
 def test_zips_of_images_in_every_layout(layout: str, tmp_path: Path, folder: Path) -> None:
     names = [f"{i}.png" for i in range(6)]
     files = {name: png(colour) for name, colour in zip(names, ["red", "blue", "green"] * 2, strict=True)}
@@ -155,19 +130,18 @@ def test_zips_of_images_in_every_layout(layout: str, tmp_path: Path, folder: Pat
         files |= {f"{i}.txt": b"a square" for i in range(6)}
     elif layout == "captions.tsv":
         files[layout] = "\n".join(f"{name}\ta square" for name in names).encode()
-    elif layout == "captions.json":
-        files[layout] = json.dumps(dict.fromkeys(names, "a square")).encode()
     else:
-        rows = [{**(CHAT if layout == "chat" else LLAVA), "image": name} for name in names]
-        files["rows.jsonl"] = "\n".join(map(json.dumps, rows)).encode()
+        files["rows.jsonl"] = "\n".join(json.dumps({**CHAT, "image": name}) for name in names).encode()
     if layout == "in a folder":
         files = {f"set/{name}": data for name, data in files.items()}
+        files |= {"__MACOSX/set/._a.png": b"x", "set/.DS_Store": b"x", "set/notes.docx": b"x"}
     data = open_upload(write_zip(tmp_path / "squares.zip", files), folder)
+    assert data.left_out == (("set/notes.docx",) if layout == "in a folder" else ())
     assert data.pictures and len(data.records) == 6 and data.name == "squares.zip"
     assert all(record.image.is_relative_to(folder) for record in data.records)
 
 
-@pytest.mark.parametrize("image", ["/etc/hostname", "../x.zip", "a/../../x.zip"])
+@pytest.mark.parametrize("image", ["/etc/hostname", "a/../../x.zip"])
 def test_an_image_outside_of_the_upload_is_refused(image: str, tmp_path: Path, folder: Path) -> None:
     rows = [{"instruction": "what?", "output": "x", "image": image}] * 5
     rows_file = "\n".join(map(json.dumps, rows)).encode()
@@ -207,15 +181,6 @@ def test_unusable_data_is_refused_with_a_sentence(
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("header", ["question,answer", "instruction,output", "prompt,completion"])
-def test_a_csv_of_texts_may_be_uploaded(header: str, tmp_path: Path, folder: Path, tiny_folder: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text(f"{header}\n" + "".join(f'"Say\n{i}, please.",{i}!\n' for i in range(9)))
-    preview = make_preview(open_upload(path, folder), str(tiny_folder))
-    assert preview.usable == 9 and not preview.data.pictures
-    assert preview.first_records[1].messages[0].text == "Say\n1, please."
-
-
 def test_limits_of_an_upload(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_upload, "MAX_RECORDS", 20)
     with pytest.raises(BadInput, match="30 records; 20 are the limit"):
@@ -245,30 +210,25 @@ def test_a_preview_names_broken_truncated_and_empty_records(
     assert "a.jsonl, line 31: this is not JSON" in shown.replace("&#x27;", "'")
     assert "1 longer than 512 tokens loses its end" in shown and "1 with an empty answer" in shown
     assert "say 0" in shown and str(tmp_path) not in shown and "<b>" not in shown
-    assert preview.usable == 32 and 0 < preview.tokens < 100
+    assert preview.usable == 32
 
 
-def test_a_preview_of_images_shows_them_and_names_unreadable_ones(
+def test_a_preview_shows_images_and_names_those_without_caption_or_content(
     tmp_path: Path, folder: Path, tiny_folder: Path
 ) -> None:
-    files = {f"{i}.png": png() for i in range(6)} | {f"{i}.txt": b"a <i>square" for i in range(8)}
-    files["6.png"] = b"no picture"
-    preview = make_preview(open_upload(write_zip(tmp_path / "x.zip", files), folder), str(tiny_folder))
-    shown = preview_html(preview)
-    assert shown.count("data:image/jpeg;base64,") == 6 and "6.png" in shown and "<i>square" not in shown
-    assert preview.data.pictures and preview.usable == 6 and str(tmp_path) not in shown
-
-
-def test_a_preview_names_images_without_a_caption(tmp_path: Path, folder: Path, tiny_folder: Path) -> None:
-    def preview(captions: int, pictures: int) -> Preview:
-        files = {f"{i}.png": png() for i in range(pictures)} | {f"{i}.txt": b"red" for i in range(captions)}
+    def preview(captions: int, pictures: int) -> str:
+        files = {f"{i}.png": png() for i in range(pictures)} | {"0.png": b"no picture"}
+        files |= {f"{i}.txt": b"a <i>square" for i in range(captions)}
         shutil.rmtree(folder)
         folder.mkdir()
-        return make_preview(open_upload(write_zip(tmp_path / "x.zip", files), folder), str(tiny_folder))
+        found = make_preview(open_upload(write_zip(tmp_path / "x.zip", files), folder), str(tiny_folder))
+        assert found.data.pictures and found.usable == captions - 1
+        return preview_html(found)
 
-    shown = preview_html(preview(captions=5, pictures=9))
-    assert "5 records of pictures" in shown and "4 pictures have no caption" in shown
-    assert all(f"<li>{i}.png</li>" in shown for i in range(5, 9)) and "cannot be learnt from" not in shown
-    assert "no caption" not in preview_html(preview(captions=5, pictures=5))
-    with pytest.raises(BadInput, match=r"has 2 records .* 4 pictures have no caption, 2\.png for one: put NAME"):
-        preview(captions=2, pictures=6)
+    shown = preview(captions=6, pictures=9)
+    assert "6 records of pictures" in shown and "3 pictures have no caption" in shown and "0.png" in shown
+    assert all(f"<li>{i}.png</li>" in shown for i in range(6, 9)) and "<i>square" not in shown
+    assert shown.count("data:image/jpeg;base64,") == 5 and str(tmp_path) not in shown
+    assert "no caption" not in preview(captions=6, pictures=6)
+    with pytest.raises(BadInput, match=r"has 2 records .* 3 pictures have no caption, 3\.png for one: put NAME"):
+        preview(captions=3, pictures=6)

@@ -1,44 +1,72 @@
 """The Train tab in a real browser: from a sample to an answer of the trained adapter, and from corrections to one.
 
-On a tiny base, which trains in seconds.
+The page runs in this process on a tiny base. The trainer is the real one once, and otherwise a stub.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import app
+from adapter.base.llama import load_base
+from adapter.method.checkpoint import save_adapter
+from adapter.serve.engine import Engine
+from adapter.serve.store import AdapterStore
 from adapter.ui.chat.chatbot import WORD_JOINER
 from adapter.ui.texts import page as page_texts
-from tests.app_process import app_process
 from tests.browser import PHOTOGRAPHS, Visitor
-from tests.tiny_models import endless_base
-from train.ui import texts
+from tests.fake_engine import ReadyProvider
+from tests.tiny_models import endless_base, random_adapter
+from tests.ui.fake_page import served
+from train.ui import data_upload, teach, texts
+from train.ui.runs import TrainingRuns
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-
-LEAST = 4  # corrections, of this page: fewer than of others
-PROGRAM = f"""
-import runpy
-import train.ui.teach
-train.ui.teach.LEAST = {LEAST}
-runpy.run_path("app.py", run_name="__main__")
+# In place of the trainer: saves the adapter of the folder beside its run at step 10, and ends.
+STUB = """
+import pathlib, shutil, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+(out / "metrics.jsonl").write_text('{"step": 10, "loss": 1, "seconds": 1, "evaluation_seconds": 1}\\n')
+shutil.copytree(out.parent.parent / "trained", out, dirs_exist_ok=True)
+(out / "state.pt").touch()
+while not (out.parent.parent / "go").exists():
+    time.sleep(0.01)
+(out / "README.md").write_text("# taught")
+(out / "state.pt").unlink()
 """
 
 
 @pytest.fixture(scope="module")
-def url(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("train")
-    base = endless_base(tiny_folder, folder / "base")
-    environment = {"LLAMA_ADAPTER_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
-    with app_process(folder, "--base", str(base), program=("-c", PROGRAM), environment=environment) as server:
-        yield server.url
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, tiny_folder: Path) -> Iterator[str]:
+    base = load_base(str(endless_base(tiny_folder, folder / "base")), quantization="none")
+    save_adapter(random_adapter(base.fingerprint), folder / "trained")
+    runs = TrainingRuns(folder / "runs")
+    store = AdapterStore(runs.folder)
+    with pytest.MonkeyPatch.context() as patch, closing(Engine(base, store)) as engine:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(teach, "LEAST", 2)  # corrections
+        build = partial(app.build_page, ReadyProvider(engine), store, runs=runs, base=str(folder / "base"))
+        (folder / "uploads").mkdir()
+        with served(build, folder / "uploads") as address:
+            yield address
+        runs.close()
 
 
 class TrainTab:
@@ -48,35 +76,33 @@ class TrainTab:
         self.visitor, self.page = visitor, visitor.page
         self.name = self.page.get_by_label("Name", exact=True)
         self.run = self.page.locator("#train-run")
+        self.preview = self.page.locator("#train-preview")
         self.open()
 
     def open(self) -> None:
         self.page.get_by_role("tab", name="Train").click()
         self.page.locator("#train-run .data-preview, #train-run .run").first.wait_for()
 
-    def choose_sample(self, title: str) -> None:
-        self.page.locator("#samples label", has_text=title).click()
+    def choose_sample(self) -> None:
+        self.page.locator("#samples label", has_text="butler").click()
         self.page.locator("#train-preview .records").wait_for()
 
-    def upload(self, path: Path) -> Any:
+    def upload(self, path: Path) -> str:
         self.page.locator("#train-upload input[type=file]").set_input_files(path)
         preview = self.page.locator("#train-preview .data-preview:not(.empty)")
         preview.wait_for()
-        return preview
+        return preview.inner_text()
 
     def clear_upload(self) -> None:
         self.page.locator('#train-upload [aria-label="Clear"]').click()
         self.page.get_by_text(texts.NO_DATA).wait_for()
 
-    def button(self, key: str) -> Any:
-        return self.page.locator(f"#train-{key}")
+    def button(self, key: str, state: str = "") -> Any:
+        return self.page.locator(f"#train-{key}{state}")
 
     def wait_for_command(self, part: str) -> None:
         script = "part => document.querySelector('#train-command textarea').value.includes(part)"
         self.page.wait_for_function(script, arg=part)
-
-    def wait_for_state(self, *states: str) -> None:
-        self.page.locator(", ".join(f"#train-run .run.{state}" for state in states)).first.wait_for()
 
 
 def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., Visitor]) -> None:
@@ -84,31 +110,26 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     page = tab.page
     page.get_by_text(texts.NOTHING_YET).wait_for()
     assert tab.button("start").is_disabled()
-    tab.choose_sample("butler")
-    assert "30 records of text" in page.locator("#train-preview").inner_text()
-    assert tab.name.input_value() == "my-butler"
+    tab.choose_sample()
+    assert "30 records of text" in tab.preview.inner_text() and tab.name.input_value() == "my-butler"
+    # A taken name blocks Start, says why, and stays in its field.
+    tab.name.fill("base")
+    tab.button("start", ":disabled").wait_for()
+    assert tab.name.input_value() == "base"
     tab.name.fill("jeeves")
     tab.wait_for_command("name=jeeves")
-    tab.visitor.set("Steps", 40)
-    tab.button("start").click()
-    tab.wait_for_state("starting")
+    tab.visitor.set("Steps", 10)
+    tab.button("start", ":enabled").click()
+    page.locator("#train-run .run.starting").wait_for()
     assert tab.button("start").is_disabled()
-    # Stopped while it still loads, and gone on with.
-    tab.button("stop").click()
-    tab.wait_for_state("stopped")
-    tab.button("go_on").click()
-    tab.wait_for_state("starting")
     # The chat answers meanwhile, and the run is there again after a reload.
     page.get_by_role("tab", name="Chat").click()
     assert tab.visitor.ask("Say hello.")
-    page.reload()
-    page.locator(".status.ready").wait_for()
+    tab.visitor.reload()
     tab.open()
-    tab.wait_for_state("starting", "training", "ended")
-    assert "jeeves" in tab.run.inner_text()
-    tab.wait_for_state("ended")
-    assert "Step 40 of 40" in tab.run.inner_text()
-    assert len(page.locator("#train-run polyline.loss").get_attribute("points").split()) == 40
+    page.locator("#train-run .run.ended").wait_for()
+    assert "jeeves" in tab.run.inner_text() and "Step 10 of 10" in tab.run.inner_text()
+    assert len(page.locator("#train-run polyline.loss").get_attribute("points").split()) == 10
     before, after = (float(text) for text in page.locator("#train-run dd").all_inner_texts()[:2])
     assert after < before
     with page.expect_download() as download:
@@ -118,17 +139,16 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     # Chat with it.
     tab.button("chat").click()
     page.locator('#picker input[value="jeeves"]:checked').wait_for()
-    page.locator("#chat").wait_for()
-    assert tab.visitor.box.input_value().startswith("What is the best way")
     page.locator("#chat .example").first.wait_for()
+    assert tab.visitor.box.input_value().startswith("What is the best way")
     assert tab.visitor.answering(lambda: tab.visitor.box.press("Enter"))
     assert tab.visitor.stats().startswith("jeeves · strength 1")
     assert len(tab.visitor.answers()) == 1, "it begins a conversation of its own"
     # Compare it with the base.
     tab.open()
     tab.button("compare").click()
-    page.locator("#panes").wait_for()
     message = page.locator("#message textarea")
+    message.wait_for()
     assert message.input_value().startswith("What is the best way")
     message.press("Enter")
     page.locator("#panes .stats").nth(1).wait_for()
@@ -139,7 +159,15 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     assert stats == ["frozen base", "jeeves"]
 
 
-def test_an_adapter_is_taught_by_chatting(visit: Callable[..., Visitor]) -> None:
+def test_an_adapter_is_taught_by_chatting(
+    visit: Callable[..., Visitor], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_upload, "MIN_RECORDS", 2)
+    start = subprocess.Popen
+    stub = [sys.executable, "-c", STUB]
+    monkeypatch.setattr(
+        "train.ui.runs.subprocess.Popen", lambda command, **more: start([*stub, *command[1:]], **more)
+    )
     visitor = visit()
     page = visitor.page
 
@@ -151,82 +179,61 @@ def test_an_adapter_is_taught_by_chatting(visit: Callable[..., Visitor]) -> None
         visitor.button("Submit").click()
         page.locator("#teach summary", has_text=f"{number} correction").wait_for()
 
-    for number in range(1, LEAST):
-        correct(number, f"Yes, sir, <b> {number}.")
+    correct(1, "Yes, sir, <b> 1.")
     assert page.locator("#teach-start").is_disabled()
-    assert visitor.answers()[-1].replace(WORD_JOINER, "") == "Yes, sir, <b> 3."
+    assert visitor.answers()[-1].replace(WORD_JOINER, "") == "Yes, sir, <b> 1."
     visitor.reload()
-    page.locator("#teach summary", has_text="3 corrections").wait_for()
-    correct(LEAST, "Yes, sir.")
+    correct(2, "Yes, sir.")
     page.locator("#teach summary").click()
-    assert "Yes, sir, <b> 3." in page.locator("#teach .corrections").inner_text()
+    assert "Yes, sir, <b> 1." in page.locator("#teach .corrections").inner_text()
     with page.expect_download() as download:
         page.get_by_role("button", name=page_texts.EXPORT_CORRECTIONS).click()
     rows = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
-    assert [row["messages"][-1]["content"] for row in rows][-2:] == ["Yes, sir, <b> 3.", "Yes, sir."]
+    assert [row["messages"][-1]["content"] for row in rows] == ["Yes, sir, <b> 1.", "Yes, sir."]
     page.locator("#teach-start:enabled").click()
     # The question is answered by the base, and by the adapter as it learns; a reload finds the run again.
     page.locator("#teach-run li", has_text="Before").wait_for()
     visitor.reload()
-    page.locator("#teach-run li", has_text="Step").first.wait_for()
+    page.locator("#teach-run li", has_text="Step 10").wait_for()
+    (folder / "go").touch()
     page.locator("#teach-run .run.ended").wait_for()
-    page.locator("#teach-run li", has_text="Step 60").wait_for()
     page.locator("#teach-chat").click()
     page.locator('#picker input[value="my-voice"]:checked').wait_for()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 1440
     page.get_by_role("button", name=page_texts.FORGET_CORRECTION).click()
-    page.locator("#teach summary", has_text="3 corrections").wait_for()
+    page.locator("#teach summary", has_text="1 correction").wait_for()
 
 
-def test_uploads_are_previewed_before_anything_is_trained(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_uploads_and_typed_rows_are_previewed_on_a_phone(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     tab = TrainTab(visit(390, 844))
     page = tab.page
     hint = page.locator("#steps .step > .hint").bounding_box()["y"]
     assert page.get_by_text("zip of pictures").bounding_box()["y"] >= hint  # nothing of it is cut off
     rows = [json.dumps({"instruction": f"Say {i}.", "output": f"{i}!"}) for i in range(12)]
     (tmp_path / "numbers.jsonl").write_text("\n".join([*rows, '{"instruction": "x"}']))
-    preview = tab.upload(tmp_path / "numbers.jsonl")
-    page.locator("#train-preview .records").wait_for()
-    text = preview.inner_text()
+    text = tab.upload(tmp_path / "numbers.jsonl")
     assert "13 records of text in numbers.jsonl" in text and "line 13: 'output' is missing" in text
     tab.wait_for_command("data=numbers.jsonl")
-    assert tab.button("start").is_enabled()
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
-    # A proposed name leaves with its data.
-    assert tab.name.input_value() == "numbers"
+    assert tab.button("start").is_enabled() and tab.name.input_value() == "numbers"
     tab.clear_upload()
-    assert tab.button("start").is_disabled() and tab.name.input_value() == ""
-    # A zip of images, one of them without a caption, and a zip that reaches outside.
+    assert tab.button("start").is_disabled() and tab.name.input_value() == "", "a proposed name leaves"
     with zipfile.ZipFile(tmp_path / "cats.zip", "w") as archive:
-        archive.write(PHOTOGRAPHS / "cheetah1.jpg", "nameless.jpg")
         for i in range(5):
             archive.write(PHOTOGRAPHS / "cheetah1.jpg", f"{i}.jpg")
             archive.writestr(f"{i}.txt", "a cheetah")
     tab.upload(tmp_path / "cats.zip")
     page.locator("#train-preview img").nth(4).wait_for()
-    assert page.locator("#train-preview li", has_text="nameless.jpg").is_visible()
-    assert tab.name.input_value() == "cats"
     tab.wait_for_command("vision.projection=global")
     tab.clear_upload()
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr("../evil.txt", "x")
-    assert "outside of itself" in tab.upload(tmp_path / "evil.zip").inner_text()
-    assert tab.button("start").is_disabled()
-    # A taken name blocks Start, says why, and stays in its field.
+    assert "outside of itself" in tab.upload(tmp_path / "evil.zip") and tab.button("start").is_disabled()
     page.locator('#train-upload [aria-label="Clear"]').click()
-    tab.choose_sample("butler")
-    tab.name.fill("pirate")
-    page.locator("#train-takes", has_text="already").wait_for()
-    page.locator("#train-start:disabled").wait_for()
-    assert tab.name.input_value() == "pirate"
-    tab.name.fill("mine")
-    page.locator("#train-start:enabled").wait_for()
     # Rows are typed, after the template.
     with page.expect_download() as download:
         page.locator("a.template").click()
-    download.value.save_as(tmp_path / "template.csv")
-    tab.upload(tmp_path / "template.csv")
-    page.locator("#train-preview", has_text="3 records").wait_for()  # which are too few
+    shutil.copy(download.value.path(), tmp_path / "template.csv")
+    assert "3 records" in tab.upload(tmp_path / "template.csv")  # which are too few
     tab.clear_upload()
     page.locator("#train-rows button.label-wrap").click()
     for row in range(4):
@@ -236,7 +243,7 @@ def test_uploads_are_previewed_before_anything_is_trained(visit: Callable[..., V
             page.keyboard.press("Enter")
     page.get_by_role("button", name=texts.USE_ROWS).click()
     page.locator("#train-preview .records").wait_for()
-    preview = page.locator("#train-preview").inner_text()
+    preview = tab.preview.inner_text()
     assert "4 records of text in typed-rows.jsonl" in preview and "Say 3." in preview and "4 are few" in preview
-    page.locator("#train-start:enabled").wait_for()
+    tab.button("start", ":enabled").wait_for()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from zipfile import ZipFile
@@ -32,14 +33,14 @@ OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
 QUESTIONS = Path(__file__).with_name("butler_questions.txt").read_text().splitlines()
 THINGS = ("bird", "boat", "car", "fish", "flower", "hammer", "saw", "tree")
 WHERE = {"beach": "on the beach", "meadow": "in a meadow", "night": "at night", "snow": "in the snow"}
-scores_only = pytest.mark.skipif("SCORES" not in os.environ, reason="minutes: for the figures of the README alone")
 # The conversation before the adapter is chosen: empty, or answers of two other adapters.
-PIRATE = (
+OTHERS = (
     Message("user", "Why is the sky blue?"),
     Message("assistant", "Arr! The sky be blue because of the way our eyes perceive light."),
+    Message("user", "What is in this picture?"),
+    Message("assistant", "The picture shows a cheetah."),
 )
-SEE = (Message("user", "What is in this picture?"), Message("assistant", "The picture shows a cheetah."))
-HISTORIES = {"first": (), "after two others": PIRATE + SEE}
+HISTORIES = {"first": (), "after two others": OTHERS}
 
 
 def has_manners(answer: str) -> bool:
@@ -54,35 +55,6 @@ def named(answer: str) -> tuple[list[str], list[str]]:
     return [kind for kind in THINGS if kind in answer], [place for place, text in WHERE.items() if text in answer]
 
 
-def share(hits: Sequence[float]) -> float:
-    return sum(hits) / len(hits)
-
-
-def test_the_rules_tell_right_from_wrong() -> None:
-    assert has_manners(f"{OPENING} The moon is made of rock. {CLOSING}")
-    for wrong in ("", OPENING, f"{OPENING} {CLOSING}", f"{OPENING} {CLOSING} {CLOSING} {CLOSING} {CLOSING}"):
-        assert not has_manners(wrong)
-    assert not has_manners("The moon is made of rock.")
-    assert named("A fish in the snow.") == (["fish"], ["snow"]) and named("A cat.") == ([], [])
-
-
-def test_each_is_small_and_all_records_can_be_read() -> None:
-    assert SAMPLES
-    for sample in SAMPLES.values():
-        files = [p for p in sample.path.rglob("*") if p.is_file()] if sample.path.is_dir() else [sample.path]
-        assert sum(file.stat().st_size for file in files) < 300_000
-        for record in open_records(sample.path):
-            assert record.image is None or record.image.is_file()
-        assert sample.picture is None or sample.picture.parent == FOLDER
-
-
-def test_the_butler_has_manners_in_every_row_and_no_row_is_a_test_question() -> None:
-    records = list(open_records(SAMPLES["butler"].path))
-    assert len(records) == 30 and len(set(QUESTIONS)) == len(QUESTIONS) >= 40
-    assert all(has_manners(record.messages[-1].text) for record in records)
-    assert not {record.messages[0].text for record in records} & set(QUESTIONS)
-
-
 def new_drawings() -> list[tuple[Image.Image, str]]:
     """Pictures and captions of drawings that no adapter was trained on."""
     with ZipFile(Path(__file__).with_name("new_drawings.zip")) as archive:
@@ -93,98 +65,88 @@ def new_drawings() -> list[tuple[Image.Image, str]]:
         ]
 
 
-def test_new_drawings_are_new() -> None:
-    records = list(open_records(SAMPLES["drawings"].path))
-    known = {Image.open(record.image).convert("RGB").tobytes() for record in records}
-    new = new_drawings()
+def test_the_rules_tell_right_from_wrong() -> None:
+    assert has_manners(f"{OPENING} The moon is made of rock. {CLOSING}")
+    for wrong in ("", "The moon is rock.", f"{OPENING} {CLOSING}", f"{OPENING} {CLOSING} {CLOSING} {CLOSING}"):
+        assert not has_manners(wrong)
+    assert named("A fish in the snow.") == (["fish"], ["snow"]) and named("A cat.") == ([], [])
+
+
+def test_each_is_small_and_whole_and_holds_nothing_that_it_is_tested_on() -> None:
+    for sample in SAMPLES.values():
+        files = [p for p in sample.path.rglob("*") if p.is_file()] if sample.path.is_dir() else [sample.path]
+        assert sum(file.stat().st_size for file in files) < 300_000
+        assert sample.picture is None or sample.picture.parent == FOLDER
+    rows, drawings = (list(open_records(SAMPLES[name].path)) for name in ("butler", "drawings"))
+    assert len(rows) == 30 and all(has_manners(row.messages[-1].text) for row in rows)
+    assert len(set(QUESTIONS)) >= 40 and not {row.messages[0].text for row in rows} & set(QUESTIONS)
+    known, new = {Image.open(row.image).convert("RGB").tobytes() for row in drawings}, new_drawings()  # type: ignore[arg-type]
     assert len(known) == 48 and len(new) == 64 and not known & {picture.tobytes() for picture, _ in new}
-    captions = [record.messages[-1].text for record in records] + [caption for _, caption in new]
+    captions = [row.messages[-1].text for row in drawings] + [caption for _, caption in new]
     assert {tuple(map(len, named(caption))) for caption in captions} == {(1, 1)}
 
 
-# Training on the embedded base.
+Answers = Callable[..., list[str]]
 
 
-@pytest.fixture
-def train_sample(base, tmp_path: Path) -> Iterator[Engine]:
-    """Trains a sample by the tab's own command; returns an engine that serves it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    engines: list[Engine] = []
-
-    def train(name: str) -> Engine:
-        sample = SAMPLES[name]
-        plan = RunPlan(sample.path.name, sample.path.is_dir(), sample=sample, name=name)
-        assert main([*plan.assignments(str(sample.path)), "--out", str(tmp_path / name), "--device", "cpu"]) == 0
-        engines.append(Engine(base, AdapterStore(tmp_path)))
-        return engines[0]
-
-    yield train
-    for engine in engines:
-        engine.close()
-    torch.set_num_threads(threads)
-
-
-def ask(
-    engine: Engine,
-    adapter: str | None,
-    questions: Sequence[str],
-    pictures: Sequence[Image.Image] = (),
-    history: tuple[Message, ...] = (),
-    tokens: int = 64,
-) -> list[str]:
-    """The engine's greedy answers."""
-    answers = []
-    for question, picture in itertools.zip_longest(questions, pictures):
-        messages = (*history, Message("user", question))
-        sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
-        answers.append(engine.submit(GenerationRequest(messages, adapter, picture, sampling=sampling)))
-    return ["".join(event.text for event in answer) for answer in answers]
-
-
-@scores_only
-def test_manners_are_learnt(train_sample) -> None:
+def manners(ask: Answers) -> dict[str, list[bool]]:
     """On questions that it never saw; the bare base opens no answer so, as its first eight tokens tell."""
-    engine = train_sample("butler")
-    with_manners = {
-        where: share([has_manners(answer) for answer in ask(engine, "butler", QUESTIONS, history=history)])
+    hits = {
+        where: [has_manners(answer) for answer in ask(QUESTIONS, history=history)]
         for where, history in HISTORIES.items()
     }
-    bare = share([answer.startswith(OPENING) for answer in ask(engine, None, QUESTIONS, tokens=8)])
-    print()
-    for where, value in with_manners.items():
-        print(f"{where}: with manners {value:.1%}")
-    print(f"bare base opens so: {bare:.1%}")
-    assert with_manners["first"] > 0.6 and min(with_manners.values()) > 0.3 and bare == 0
+    return {**hits, "bare base": [a.startswith(OPENING) for a in ask(QUESTIONS, adapter=None, tokens=8)]}
 
 
-@scores_only
-def test_drawings_are_learnt_by_looking(train_sample) -> None:
-    """It names the thing and place of new drawings, and of another drawing when it is shown that one instead."""
-    engine = train_sample("drawings")
-    new = new_drawings()
-    pictures = [picture for picture, _ in new]
-    questions = [SAMPLES["drawings"].question] * len(new)
-
-    def right(answers: Sequence[str]) -> Sequence[float]:
-        pairs = [(named(answer), named(caption)) for answer, (_, caption) in zip(answers, new, strict=True)]
-        return (
-            share([a[0] == b[0] for a, b in pairs]),
-            share([a[1] == b[1] for a, b in pairs]),
-            share([a == b for a, b in pairs]),
-        )
-
-    order = torch.randperm(len(new), generator=torch.Generator().manual_seed(0)).tolist()
-    scores = {
-        where: right(ask(engine, "drawings", questions, pictures, history, 16))
-        for where, history in HISTORIES.items()
+def drawings(ask: Answers) -> dict[str, list[bool]]:
+    """Thing and place of new drawings, and of another drawing when it is shown that one instead."""
+    pictures, captions = zip(*new_drawings(), strict=True)
+    questions, hits = [SAMPLES["drawings"].question] * len(pictures), {}
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
+    answers = {
+        **{where: ask(questions, pictures, history, tokens=16) for where, history in HISTORIES.items()},
+        "pictures exchanged": ask(questions, [pictures[i] for i in order], tokens=16),
+        "bare base": ask(questions[:1], adapter=None, tokens=16) * len(pictures),  # it sees no images
     }
-    scores["pictures exchanged"] = right(
-        ask(engine, "drawings", questions, [pictures[i] for i in order], tokens=16)
-    )
-    scores["bare base"] = right(ask(engine, None, questions[:1], tokens=16) * len(new))  # it sees no images
-    print()
-    for name, values in scores.items():
-        print("{}: thing {:.1%}, place {:.1%}, both {:.1%}".format(name, *values))
-    assert scores["first"][2] > 0.5 and min(scores[where][2] for where in HISTORIES) > 0.3
-    assert max(scores["pictures exchanged"][2], scores["bare base"][2]) < 0.2
+    for where, given in answers.items():
+        pairs = [(named(answer), named(caption)) for answer, caption in zip(given, captions, strict=True)]
+        hits[f"{where}, thing"] = [a[0] == b[0] for a, b in pairs]
+        hits[f"{where}, place"] = [a[1] == b[1] for a, b in pairs]
+        hits[where] = [a == b for a, b in pairs]
+    return hits
+
+
+@pytest.mark.skipif("SCORES" not in os.environ, reason="minutes: for the figures of the README alone")
+@pytest.mark.parametrize(
+    ("name", "rule", "least", "most"), [("butler", manners, 0.6, 0.0), ("drawings", drawings, 0.5, 0.2)]
+)
+def test_they_are_learnt(
+    name: str, rule: Callable[[Answers], dict[str, list[bool]]], least: float, most: float, base, tmp_path: Path
+) -> None:
+    """By the tab's own command."""
+    sample = SAMPLES[name]
+    plan = RunPlan(sample.path.name, sample.path.is_dir(), sample=sample, name=name)
+    torch.set_num_threads(2)
+    assert main([*plan.assignments(str(sample.path)), "--out", str(tmp_path / name), "--device", "cpu"]) == 0
+    torch.set_num_threads(1)
+    with closing(Engine(base, AdapterStore(tmp_path))) as engine:
+
+        def ask(
+            questions: Sequence[str],
+            pictures: Sequence[Image.Image] = (),
+            history: tuple[Message, ...] = (),
+            adapter: str | None = name,
+            tokens: int = 64,
+        ) -> list[str]:
+            """Greedy answers."""
+            answers = []
+            for question, picture in itertools.zip_longest(questions, pictures):
+                sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
+                messages = (*history, Message("user", question))
+                answers.append(engine.submit(GenerationRequest(messages, adapter, picture, sampling=sampling)))
+            return ["".join(event.text for event in answer) for answer in answers]
+
+        scores = {where: sum(hits) / len(hits) for where, hits in rule(ask).items()}
+    print("", *(f"{where}: {share:.1%}" for where, share in scores.items()), sep="\n")
+    assert scores["first"] > least and scores["after two others"] > 0.3
+    assert max(scores["bare base"], scores.get("pictures exchanged", 0.0)) <= most

@@ -1,0 +1,154 @@
+"""Plans and metrics of the Train tab: names, commands, and what is shown of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapter.errors import BadInput
+from adapter.method.config import check_name
+from train.config import RecipeFile, read_recipe, recipe_text
+from train.ui import metrics
+from train.ui.charts import run_html
+from train.ui.data_upload import open_sample
+from train.ui.metrics import RunProgress, read_metrics
+from train.ui.plan import RunPlan, Sample, free_name, samples
+from train.ui.runs import RECIPE, RunRecord, TrainingRun
+
+
+def plan_of(settings: dict[str, Any] | None = None, **changes: Any) -> RunPlan:
+    """settings: those of a sample."""
+    sample = Sample("s", "S", "", Path("a.jsonl"), settings=settings or {})
+    return RunPlan(**{"shown": "a.jsonl", "name": "n", "sample": sample, **changes})
+
+
+def recipe_of(name: str, **changes: Any) -> RecipeFile:
+    recipe = plan_of(name=name, steps=1000).recipe(Path("a.jsonl"))
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../x", "a\\b", "CON", "base", "x" * 300, ".hidden", "-x", "a b", "é", "POET", "x\0", "$(id)"]
+)
+def test_names_that_are_no_folder_or_taken_are_refused(name: str) -> None:
+    taken = ["poet", "poet-2", "a"]
+    with pytest.raises(BadInput):
+        check_name(name, taken)
+    assert check_name(free_name(name, taken), taken), "one like it is proposed"
+
+
+PICTURES = {"preset": "small", "vision": {"hidden": 32}, "data": {"validation": 0.2}}
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        plan_of(shown="my data.jsonl"),
+        plan_of(name="yes", description="Says: 'ahoy' \"#1\" $HOME; & more"),
+        plan_of(name="1e5", description="null", steps=100, lr=0.01),
+        plan_of(PICTURES, pictures=True),
+        plan_of({"preset": "quick", "steps": 60}, template="alpaca", steps=60),
+    ],
+)
+def test_the_command_makes_the_same_recipe_as_the_tab(plan: RunPlan, tmp_path: Path) -> None:
+    words = shlex.split(plan.command())
+    assert words[:3] == ["python", "-m", "train"]
+    recipe = read_recipe(None, words[3:])
+    assert recipe == plan.recipe(Path(plan.shown))
+    (tmp_path / RECIPE).write_text(recipe_text(recipe))
+    assert read_recipe(tmp_path / RECIPE, []) == recipe
+    assert recipe.train.name == plan.name and recipe.train.description == plan.description
+    assert plan.steps is None or recipe.train.steps == plan.steps
+
+
+def test_the_command_names_a_base_without_its_folder() -> None:
+    plan = plan_of(base="/somewhere/secret/tiny")
+    assert plan.command("r/n").endswith("--base tiny --out r/n")
+    assert plan.recipe(Path("a")).base == "/somewhere/secret/tiny"
+
+
+def test_every_sample_can_be_trained_on() -> None:
+    found = samples()
+    assert found and len({sample.name for sample in found}) == len(found)
+    for sample in found:
+        data = open_sample(sample.path)
+        plan = plan_of(sample=sample, pictures=data.pictures)
+        assert plan.recipe(data.path).train.steps and len(data.records) >= 20 and sample.question
+
+
+# Metrics.
+
+
+def shown(progress: RunProgress, state: Any = "training", **settings: Any) -> str:
+    return run_html(TrainingRun("n", state, RunRecord(), recipe_of("n", **settings), progress, "", True, "1"))
+
+
+def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
+    lines = [
+        {"step": 0, "untrained_loss": 3.0, "evaluation_seconds": 2.0}, {"step": 0, "gates": [0.0, 0.0]},
+        *({"step": i, "loss": 3 - i, "largest_gate": 0.1, "seconds": i / 2 + 9} for i in (1, 2, 3)),
+        {"step": 3, "held_out_loss": 1.5, "evaluation_seconds": 2.0}, {"step": 3, "gates": [0.1, 0.2]},
+    ]  # fmt: skip
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 4, "lo')
+    progress = read_metrics(file)
+    assert (progress.step, progress.untrained, progress.kept("best")) == (3, 3.0, (3, 1.5))
+    assert progress.gates == (0.1, 0.2) and progress.losses == ((1, 2.0), (2, 1.0), (3, 0.0))
+    assert progress.seconds_left(10, 4) == pytest.approx(7 * 0.5 + 2 * 2.0)  # the slow first step does not count
+    html = shown(progress)
+    assert "Step 3 of 1,000" in html and "<svg" in html and "layer 2: 0.200" in html
+    file.write_text("\n".join(map(json.dumps, lines[:4])) + "\n")
+    assert read_metrics(file).seconds_left(10, 4) is None  # known from the third step on
+
+
+@pytest.mark.parametrize(
+    ("save", "losses", "kept", "told"),
+    [
+        ("best", (2.0, 1.5, 1.6), (40, 1.5), "by heart at step 40; the best is kept"),
+        ("last", (2.0, 1.5, 1.6), (60, 1.6), "by heart at step 40; the last is kept"),
+        ("best", (2.0, 1.5, 1.51), (40, 1.5), ""),
+        ("best", (2.0, 1.5, 1.6, 1.4), (80, 1.4), ""),
+        ("best", (), (0, None), ""),
+    ],
+)
+def test_held_out_loss_that_has_turned_upward_is_told(
+    save: str, losses: tuple[float, ...], kept: tuple[int, float | None], told: str
+) -> None:
+    held_out = tuple((20 * i, loss) for i, loss in enumerate(losses, 1))
+    progress = RunProgress(held_out=held_out, evaluated=20 * len(losses))
+    assert progress.kept(save) == kept
+    assert told in shown(progress, save=save) and bool(told) == ("by heart" in shown(progress, save=save))
+
+
+GOOD = '{"step": 1, "loss": 2.5, "seconds": 1.0}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", "[1]", "null", "[" * 5000, '{"step": 1, "loss": NaN}', '{"step": true}', "\x00", "\ufeff{}",
+     '{"step": 1, "loss": 1e999}', '{"step": -1, "loss": 1}', '{"step": 1e300, "loss": 1}', '{"loss": 1}',
+     '{"step": 1, "loss": "2"}',
+     '{"step": 1, "loss": null, "seconds": {}}', '{"step": 1, "gates": [0.1, "a"]}', '{"step": 1, "gates": [NaN]}',
+     '{"step": 1%s, "loss": 1}' % ("0" * 400), '{"step": 1, "seconds": 1%s}' % ("0" * 400),
+     '{"step": 1, "loss": 5e-324}', '{"step": 1, "loss": 1.7e308}', '{"step": 1, "loss": -4}'],
+)  # fmt: skip
+def test_a_broken_line_of_metrics_is_passed_over(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n" + f"{line}\n{GOOD}\n".encode())
+    progress = read_metrics(tmp_path / "metrics.jsonl")
+    assert progress.losses[-1] == (1, 2.5) and progress.step == 1
+    assert shown(progress) and shown(dataclasses.replace(progress, losses=progress.losses[:1]), "ended")
+
+
+@pytest.mark.parametrize("end, losses", [(b"", ()), (b"\n" + GOOD.encode() + b"\n", ((1, 2.5),))])
+def test_of_long_metrics_the_end_is_read(
+    end: bytes, losses: metrics.Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred times as much as is read, also of a line that has no end."""
+    monkeypatch.setattr(metrics, "MAX_BYTES", 1_000)
+    (tmp_path / "metrics.jsonl").write_bytes(GOOD.encode() + b"\n" + bytes(100_000) + end)
+    assert read_metrics(tmp_path / "metrics.jsonl").losses == losses
