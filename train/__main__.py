@@ -14,8 +14,10 @@ import argparse
 import dataclasses
 import math
 import os
+import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,20 +43,20 @@ from train.card import Measured, with_sealed_scores, write_card
 from train.config import Precision, RecipeFile, TrainConfig, changed, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
-from train.evaluate.perplexity import forgetting
+from train.evaluate.perplexity import unrelated_text
 from train.evaluate.report import describe_device
+from train.evaluate.tasks import Perplexity
 from train.input.data_check import make_report
-from train.input.examples import FileExamples, SkippedExamples
+from train.input.examples import Example, FileExamples, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.rows import Tokeniser
-from train.job import HeldOut, Stopped, TrainingTime, check_run, train
-from train.loop import new_adapter
+from train.job import Outcome, Stopped, check_run, train
 from train.precision import choose_precision, load_to_train
 from train.processes import in_all, in_main
 from train.publish import check_push, push
-from train.recipes.recipe import MeasuredSets, is_on_files, load_recipe, read_own, recipe_names
+from train.recipes.recipe import MeasuredSets, Recipe, is_on_files, load_recipe, read_own, recipe_names
 from train.run_folder import CHECKPOINTS, RunInputs
-from train.run_setup import check_pictures, complete, go_on_from, start_adapter, with_encoder, with_template
+from train.run_setup import check_pictures, complete, start_adapter, with_encoder, with_template
 from train.tracker import check_tracker
 
 _EPILOG = """examples:
@@ -122,44 +124,108 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> None:
     assignments = [word for word in args.words if "=" in word]
     recipes = [word for word in args.words if "=" not in word]
-    if args.config is not None or (assignments and not recipes):
-        if recipes:
-            raise AdapterError(f"'{recipes[0]}' is not key=value.")
-        if args.score:
-            raise AdapterError("--score is for recipes of the project, which know how to. Leave it out.")
-        base = [f"base={args.base}"] if args.base else []
-
-        def read() -> RecipeFile:
-            return read_recipe(args.config, [*assignments, *base], to_run=True)
-
-        if args.check:
-            _check_files(read())
-            return
-        accelerator = _accelerator(args)
-        _train_files(in_all(accelerator, read), args, accelerator)
-    elif len(recipes) == 1 and recipes[0] in recipe_names():
-        if args.check:
-            raise AdapterError("--check is for files of your own. Leave it out.")
-        if args.score:
-            _score_recipe(recipes[0], assignments, args)
-        elif is_on_files(recipes[0]):
-            own = [*assignments, *([f"base={args.base}"] if args.base else [])]
-            accelerator = _accelerator(args)
-            _train_files(in_all(accelerator, lambda: read_own(recipes[0], own)), args, accelerator, recipes[0])
-        else:
-            _run_recipe(recipes[0], assignments, args)
-    else:
+    on_files = args.config is not None or (bool(assignments) and not recipes)
+    if args.config is not None and recipes:
+        raise AdapterError(f"'{recipes[0]}' is not key=value.")
+    if not on_files and not (len(recipes) == 1 and recipes[0] in recipe_names()):
         unknown = f"There is no recipe '{' '.join(recipes)}'. " if recipes else ""
         raise AdapterError(f"{unknown}Choose one of: {', '.join(recipe_names())}, or train on files: see --help.")
+    if on_files and args.score:
+        raise AdapterError("--score is for recipes of the project, which know how to. Leave it out.")
+    if not on_files and args.check:
+        raise AdapterError("--check is for files of your own. Leave it out.")
+    own = None if on_files else recipes[0]
+    settings = [*assignments, *([f"base={args.base}"] if args.base else [])]
+
+    def read() -> RecipeFile:
+        return read_recipe(args.config, settings, to_run=True) if own is None else read_own(own, settings)
+
+    if args.check:
+        _check_files(read())
+    elif own is not None and args.score:
+        _score(own, assignments, args)
+    else:
+        accelerator = _accelerator(args)
+        if own is None or is_on_files(own):
+            _train(_read_files(in_all(accelerator, read), own, args, accelerator), args, accelerator)
+        else:
+            _train(_make_examples(own, assignments, args, accelerator), args, accelerator)
 
 
-# The user's files.
+@dataclass(frozen=True)
+class _Work:
+    """What a run trains, once its data is read or can be made.
+
+    recipe: as recipe.yaml keeps it; without data if it makes its examples. config: its settings, with a number of
+    steps. base: as far as it is known before it is loaded. own: a recipe of the project, whose development sets
+    measure the adapter, and the base as it is served. data, command: of a user's, for the card.
+    """
+
+    folder: Path
+    recipe: RecipeFile
+    config: TrainConfig
+    inputs: RunInputs
+    base: BaseFingerprint | None
+    examples: Callable[[str], Iterable[Example | None]]
+    own: Callable[[], tuple[Recipe, Base]] | None
+    skipped: SkippedExamples | None = None
+    has_pictures: bool = False
+    prepare: Callable[[Adapter], None] = lambda _: None  # a new adapter
+    data: str = ""
+    command: str = ""
 
 
-def _train_files(
-    recipe: RecipeFile, args: argparse.Namespace, accelerator: Accelerator, own: str | None = None
-) -> None:
-    """own: the name of the project's recipe, whose development sets measure the adapter in the end."""
+def _train(work: _Work, args: argparse.Namespace, accelerator: Accelerator) -> None:
+    folder, recipe, config = work.folder, work.recipe, work.config
+    log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
+    asked = "" if recipe.precision == "auto" else recipe.precision
+    inputs = dataclasses.replace(work.inputs, precision=asked)
+    started = check_run(folder, args.resume, accelerator, config, inputs, work.base)
+    precision = _choose_precision(recipe.precision, started, accelerator)
+    inputs = dataclasses.replace(inputs, precision=precision)
+    recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
+    encoder = None
+    if work.has_pictures:
+        config, encoder = with_encoder(config, accelerator.device, recipe.start_from is None)
+    log(f"loading {base_label(recipe.base)}")
+    device = str(accelerator.device)
+    base = in_all(accelerator, lambda: load_to_train(recipe.base, precision, device), in_turn=True)
+    feature_cache = None
+    if encoder is not None and config.vision is not None and work.skipped is not None:
+        encoder.compute_in(base.model.dtype)
+        feature_cache = FeatureCache.on_disk(encoder, config.vision, work.skipped, log)
+    adapter = start_adapter(recipe, config, base)
+    if recipe.start_from is None:
+        work.prepare(adapter)
+
+    def finish(adapter: Adapter, outcome: Outcome) -> None:
+        if recipe.data:
+            with atomic_write(folder / "recipe.yaml") as temporary:
+                temporary.write_text(recipe_text(recipe), encoding="utf-8")
+        data, scores, start = work.data, None, ""
+        if work.own is not None:
+            project, served = work.own()
+            data, start = project.data, inputs.start_from
+            scores = _measure(config.name, project.development, served, adapter)
+        on = f"{precision} on {describe_device(base.device)}"
+        card = write_card(adapter, config, data, outcome, on, scores, command=work.command, start=start)
+        save_adapter(adapter, folder, card)
+        if math.isfinite(outcome.loss):
+            print(f"held-out loss {outcome.loss:.3f}")
+
+    train(
+        config, base, work.examples, folder, adapter, feature_cache=feature_cache, skipped=work.skipped,
+        resume=args.resume, accelerator=accelerator, inputs=inputs, finish=finish,
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        print(f"the adapter is in {folder}", file=sys.stderr)
+        if config.push_to is not None:
+            print(f"sending it to {config.push_to}")
+            print(f"sent to {push(folder, config.push_to)}")
+
+
+def _read_files(recipe: RecipeFile, own: str | None, args: argparse.Namespace, accelerator: Accelerator) -> _Work:
+    """A run on files. own: the name of the project's recipe, if it is one."""
     folder: Path = args.out or Path("runs") / recipe.train.name
     log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
     # What can be refused is refused before minutes of reading and loading.
@@ -184,58 +250,36 @@ def _train_files(
     # What one machine lacks, all are told: they would wait for it.
     tokenizer, known_base = in_all(accelerator, know_base, in_turn=True)
     recipe, examples, start_from = in_all(accelerator, read_files)
-    config = examples.with_steps(recipe.train)
-    asked = "" if recipe.precision == "auto" else recipe.precision
-    inputs = RunInputs(examples.digest, asked, start_from)
-    started = check_run(folder, args.resume, accelerator, config, inputs, known_base)
-    precision = _choose_precision(recipe.precision, started, accelerator)
-    inputs = dataclasses.replace(inputs, precision=precision)
-    recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
-    encoder = None
-    if examples.pictures:
-        config, encoder = with_encoder(config, accelerator.device, recipe.start_from is None)
-    base = _load_to_train(recipe.base, precision, accelerator)
-    feature_cache = None
-    if encoder is not None and config.vision is not None:
-        encoder.compute_in(base.model.dtype)
-        feature_cache = FeatureCache.on_disk(encoder, config.vision, skipped, log)
-    adapter = start_adapter(recipe, config, base)
+    return _Work(
+        folder, recipe, examples.with_steps(recipe.train), RunInputs(examples.digest, start_from=start_from),
+        known_base, examples, None if own is None else lambda: _project(own, recipe.base, accelerator), skipped,
+        bool(examples.pictures), data=f"Trained on {examples.learnt:,} records of `{examples.name}`.",
+        command="python -m train --config recipe.yaml" if own is None else "",
+    )  # fmt: skip
 
-    def finish(adapter: Adapter, held_out: HeldOut, time: TrainingTime) -> None:
-        with atomic_write(folder / "recipe.yaml") as temporary:
-            temporary.write_text(recipe_text(recipe), encoding="utf-8")
-        trained_on = f"{precision} on {describe_device(base.device)}"
-        if own is None:
-            data = f"Trained on {examples.learnt:,} records of `{examples.name}`."
-            command = "python -m train --config recipe.yaml"
-            card = write_card(adapter, config, data, held_out, time, trained_on, command=command)
-        else:
-            served = load_base(recipe.base, device=str(accelerator.device))
-            project = load_recipe(own, served)
-            scores = _measure(own, project.development, served, adapter)
-            card = write_card(
-                adapter, config, project.data, held_out, time, trained_on, scores, start=inputs.start_from
-            )
-        save_adapter(adapter, folder, card)
-        if math.isfinite(held_out.loss):
-            print(f"held-out loss {held_out.loss:.3f}")
 
-    train(
-        config,
-        base,
-        examples,
-        folder,
-        adapter,
-        feature_cache=feature_cache,
-        skipped=skipped,
-        resume=args.resume,
-        accelerator=accelerator,
-        inputs=inputs,
-        finish=finish,
-    )
-    if accelerator.is_main_process:
-        print(f"the adapter is in {folder}", file=sys.stderr)
-        _push(folder, config)
+def _make_examples(
+    name: str, assignments: Sequence[str], args: argparse.Namespace, accelerator: Accelerator
+) -> _Work:
+    """A run by a recipe of the project that makes its examples itself."""
+    folder: Path = args.out or Path("runs") / name
+    starts = [text for text in assignments if text.startswith("start_from=")]
+    start_from = starts[-1].partition("=")[2] if starts else None
+    assignments = [text for text in assignments if text not in starts]
+    stated = {assignment.partition("=")[0].partition(".")[0] for assignment in assignments}
+    if unused := sorted(stated & {"epochs", "history", "vision", "tuning"}):
+        raise AdapterError(f"{', '.join(unused)}: recipe {name} makes its own data and adapter. Leave it out.")
+    check_run(folder, args.resume, accelerator)
+    project, served = in_all(accelerator, lambda: _project(name, args.base or BASE, accelerator), in_turn=True)
+    made = project.examples
+    assert made is not None
+    config = with_template(changed(made.config, assignments), served.tokenizer, "template" in stated, print)
+    in_main(accelerator, lambda: _check_services(config))
+    digest = in_all(accelerator, lambda: _start_digest(start_from, folder, served.fingerprint))
+    recipe = RecipeFile((), config, args.base or BASE, start_from=start_from)
+    inputs, base = RunInputs(start_from=digest), served.fingerprint
+    own = project, served
+    return _Work(folder, recipe, config, inputs, base, made.of_split, lambda: own, prepare=made.prepare)
 
 
 def _check_files(recipe: RecipeFile) -> None:
@@ -260,7 +304,13 @@ def _check_files(recipe: RecipeFile) -> None:
 # Recipes of the project.
 
 
-def _score_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace) -> None:
+def _project(name: str, base: str, accelerator: Accelerator) -> tuple[Recipe, Base]:
+    """The recipe, and the base as it is served."""
+    served = load_base(base, device=str(accelerator.device))
+    return load_recipe(name, served), served
+
+
+def _score(name: str, assignments: Sequence[str], args: argparse.Namespace) -> None:
     folder: Path = args.out or Path("runs") / name
     if assignments:
         names = [assignment.partition("=")[0] for assignment in assignments]
@@ -268,69 +318,20 @@ def _score_recipe(name: str, assignments: Sequence[str], args: argparse.Namespac
     accelerator = _accelerator(args)
     if not accelerator.is_main_process:
         return
-    served = load_base(args.base or BASE, device=str(accelerator.device))
-    recipe = load_recipe(name, served)
+    recipe, served = _project(name, args.base or BASE, accelerator)
     adapter, file = load_adapter(folder, served.fingerprint, served.device), folder / CARD
 
     def measure(answerer: Answerer) -> dict[str, Figure]:
-        return {**recipe.sealed.measure(answerer), **forgetting(answerer)}
+        version = ".".join(platform.python_version_tuple()[:2])  # another version of Python has another text
+        (forgets,) = Perplexity(unrelated_text()).measure(answerer, 0).figures["text"].values()
+        return {
+            **recipe.sealed.measure(answerer), f"perplexity of Python {version}'s language reference": forgets
+        }  # fmt: skip
 
     scores = _measure(name, dataclasses.replace(recipe.sealed, measure=measure), served, adapter)
     text = file.read_text(encoding="utf-8") if file.exists() else f"# {folder.name}\n"
     with atomic_write(file) as temporary:
         temporary.write_text(with_sealed_scores(text, name, scores, adapter_digest(folder)), encoding="utf-8")
-
-
-def _run_recipe(name: str, assignments: Sequence[str], args: argparse.Namespace) -> None:
-    """Trains by a recipe that makes its examples itself."""
-    folder: Path = args.out or Path("runs") / name
-    accelerator = _accelerator(args)
-    starts = [text for text in assignments if text.startswith("start_from=")]
-    start_from = starts[-1].partition("=")[2] if starts else None
-    assignments = [text for text in assignments if text not in starts]
-    stated = {assignment.partition("=")[0].partition(".")[0] for assignment in assignments}
-    if unused := sorted(stated & {"epochs", "history", "vision", "tuning"}):
-        raise AdapterError(f"{', '.join(unused)}: recipe {name} makes its own data and adapter. Leave it out.")
-    base_name = args.base or BASE
-    check_run(folder, args.resume, accelerator)
-    served = in_all(accelerator, lambda: load_base(base_name, device=str(accelerator.device)), in_turn=True)
-    recipe = load_recipe(name, served)
-    assert recipe.examples is not None
-    config = changed(recipe.examples.config, assignments)
-    config = with_template(config, served.tokenizer, "template" in stated, print)
-    in_main(accelerator, lambda: _check_services(config))
-    digest = in_all(accelerator, lambda: _start_digest(start_from, folder, served.fingerprint))
-    inputs = RunInputs(start_from=digest)
-    started = check_run(folder, args.resume, accelerator, config, inputs, served.fingerprint)
-    precision = _choose_precision("auto", started, accelerator)
-    base = _load_to_train(base_name, precision, accelerator)
-    adapter = new_adapter(config, base)
-    if start_from is None:
-        recipe.examples.prepare(adapter)
-    else:
-        go_on_from(Path(start_from), adapter, base)
-
-    def finish(adapter: Adapter, held_out: HeldOut, time: TrainingTime) -> None:
-        scores = _measure(name, recipe.development, served, adapter)
-        trained_on = f"{precision} on {describe_device(base.device)}"
-        card = write_card(
-            adapter, config, recipe.data, held_out, time, trained_on, scores, start=inputs.start_from
-        )
-        save_adapter(adapter, folder, card)
-
-    train(
-        config,
-        base,
-        recipe.examples.of_split,
-        folder,
-        adapter,
-        resume=args.resume,
-        accelerator=accelerator,
-        inputs=dataclasses.replace(inputs, precision=precision),
-        finish=finish,
-    )
-    if accelerator.is_main_process:
-        _push(folder, config)
 
 
 def _measure(name: str, sets: MeasuredSets, served: Base, adapter: Adapter) -> Measured:
@@ -359,12 +360,6 @@ def _check_services(config: TrainConfig) -> None:
     check_push(config.push_to)
 
 
-def _push(folder: Path, config: TrainConfig) -> None:
-    if config.push_to is not None:
-        print(f"sending it to {config.push_to}")
-        print(f"sent to {push(folder, config.push_to)}")
-
-
 def _start_digest(start_from: str | None, folder: Path, base: BaseFingerprint | None) -> str:
     """The digest of the adapter in `start_from`. Raises LoadError if there is none, or it is for another base."""
     if start_from is None:
@@ -391,12 +386,6 @@ def _choose_precision(asked: Precision, started: RunInputs | None, accelerator: 
     if accelerator.is_main_process:
         print(f"precision {precision}: {reason}")
     return precision
-
-
-def _load_to_train(name: str, precision: Precision, accelerator: Accelerator) -> Base:
-    if accelerator.is_main_process:
-        print(f"loading {base_label(name)}")
-    return in_all(accelerator, lambda: load_to_train(name, precision, str(accelerator.device)), in_turn=True)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from adapter.method.config import AdapterConfig
 from train.config import TrainConfig
 from train.evaluate.intervals import Figure
 from train.evaluate.report import code_version, markdown_table
-from train.job import HeldOut, TrainingTime
+from train.job import Outcome
 
 Scores = dict[str, Figure]
 _SEALED = "## Scores on sealed test sets"
 _DEVELOPMENT = "## Scores on development sets"
+_CARD = Path(__file__).with_name("card.md")
 _ROOT = Path(__file__).parents[1]
 _README, _SHIPPED = _ROOT / "README.md", _ROOT / "assets" / "adapters"
 _MARKS = "<!-- By `python -m train.card`, from the cards. -->\n", "<!-- End of the table. -->\n"
@@ -48,8 +49,7 @@ def write_card(
     adapter: Adapter,
     config: TrainConfig,
     data: str,
-    held_out: HeldOut,
-    time: TrainingTime,
+    outcome: Outcome,
     trained_on: str,
     development: Measured | None = None,
     command: str = "",
@@ -61,40 +61,33 @@ def write_card(
     the adapter, if not a recipe of this project. start: digest of the adapter that a recipe's run went on from.
     """
     about: AdapterConfig = adapter.config
-    tuning = "" if config.tuning_lr is None else f", tuning {config.tuning_lr:g}"
-    run = command or f"python -m train {config.name}{' start_from=FOLDER' if start else ''}"
     loss = "not measured"
-    if math.isfinite(held_out.loss):
-        loss = f"{held_out.loss:.3f} nats a token after {held_out.step} of {held_out.steps} steps"
-    licence = "" if command else "license: apache-2.0\n"  # the licence of a user's own data is not known
+    if math.isfinite(outcome.loss):
+        loss = f"{outcome.loss:.3f} nats a token after {outcome.step} of {outcome.steps} steps"
     started = f"It went on from an adapter of the same recipe with the digest {start}.\n" if start else ""
     scoring = f"""
 `python -m train {config.name} --score --out FOLDER` measures the adapter in FOLDER on the sealed test sets.
 """
-    return f"""---
-{licence}base_model: {about.base.name}
-tags: [llama-adapter, {"image" if about.is_visual else "text"}]
----
-
-# {config.name}
-
-{about.description}
-
-{adapter.num_parameters:,} trained parameters for {about.base.name}: {about.prompt_length} adaption prompts in
-each of the topmost {about.insertion_layers} layers, one {about.gate_activation} gate a head.
-{_parts(about)}Template: {about.template}.
-Fingerprint of the base: tokenizer {about.base.tokenizer}, weights {about.base.weights}.
-
-{"" if development is None else _development_section(config.name, development)}## How it was made
-
-`{run}`: AdamW, learning rate {config.lr:g} (gates {config.gate_lr:g}{tuning}),
-{config.steps} steps of {config.batch_size}, cosine with warm-up, seed {config.seed}.
-{started}Held-out loss: {loss}.
-Finished on {_today()} with the code of {_commit()}, in {trained_on}. Training and its evaluations took
-{_duration(time.wall)} ({_duration(time.processor)} of processor time).
-{"" if command else scoring}
-{data}
-"""
+    return _CARD.read_text(encoding="utf-8").format(
+        adapter=adapter,
+        about=about,
+        config=config,
+        data=data,
+        loss=loss,
+        started=started,
+        trained_on=trained_on,
+        licence="" if command else "license: apache-2.0\n",  # the licence of a user's own data is not known
+        kind="image" if about.is_visual else "text",
+        parts=_parts(about),
+        scores="" if development is None else _development_section(config.name, development),
+        run=command or f"python -m train {config.name}{' start_from=FOLDER' if start else ''}",
+        tuning="" if config.tuning_lr is None else f", tuning {config.tuning_lr:g}",
+        date=_today(),
+        commit=_commit(),
+        wall=_duration(outcome.wall),
+        processor=_duration(outcome.processor),
+        scoring="" if command else scoring,
+    )
 
 
 def with_sealed_scores(card: str, name: str, scores: Measured, digest: str) -> str:

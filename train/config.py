@@ -143,7 +143,7 @@ class DataConfig:
 class RecipeFile:
     """A run on files. A YAML recipe holds the fields of TrainConfig at the top level, beside these."""
 
-    data: tuple[DataConfig, ...]  # one, or the parts of a mixture
+    data: tuple[DataConfig, ...]  # one, or the parts of a mixture; none if the recipe makes its examples itself
     train: TrainConfig
     base: str = BASE
     precision: Precision = "auto"
@@ -321,19 +321,10 @@ def _sentence(cls: type, error: ValidationError) -> str:
 # Settings of `vision` that the other projections do without.
 _UNUSED_BY: dict[str, set[str]] = {"global": {"projected", "width", "blocks", "heads"}, "queries": {"hidden"}}
 # Sizes that follow from the encoder and the base.
-DERIVED = frozenset(
-    {
-        "feature_size",
-        "token_size",
-        "intermediate_size",
-        "num_classes",
-        "num_kinds",
-        "name_length",
-        "num_facts",
-        "fact_size",
-        "certainty",
-    }
-)
+DERIVED = frozenset({
+    "feature_size", "token_size", "intermediate_size", "num_classes", "num_kinds", "name_length", "num_facts",
+    "fact_size", "certainty",
+})  # fmt: skip
 _NOT_WRITTEN = {"data", "train", "preset", "stated"}
 # Names of groups of keys in locations; TrainConfig's keys stand at the top level of a recipe.
 _GROUPS = {"train": TrainConfig, "data": DataConfig, "vision": VisionConfig, "tuning": TuningConfig}

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from adapter.base.decoder import set_gradient_checkpointing
@@ -29,7 +26,7 @@ from adapter.errors import with_detail
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
 from adapter.method.config import BaseFingerprint
-from train.config import ConfigError, TrainConfig
+from train.config import TrainConfig
 from train.input.batches import Batch, Batches, StreamPosition, collate
 from train.input.examples import Example, SkippedExamples
 from train.input.features import FeatureCache
@@ -37,7 +34,8 @@ from train.input.keep import OWN_TEXT, KeepRows, own_rows, rows_of_file
 from train.input.prefetch import Prefetch
 from train.input.rows import TokenisedRow, Tokeniser, num_supervised
 from train.loop import evaluate, total_divergence, total_loss, trainable_parameters
-from train.processes import check_same, in_main, sum_gradients
+from train.optimizer import averaged, make_optimizer, rate_factor
+from train.processes import check_same, gathered, in_main, own_share, sum_gradients, summed
 from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError, settings_that_count
 from train.tracker import start_tracker, stop_tracker
 
@@ -69,25 +67,19 @@ class _Progress:
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The held-out loss, in nats a token, of the adapter that a run ended with, which is that after `step` of the
-    `steps` that were taken; NaN where there was nothing to measure on.
+class Outcome:
+    """What a run ended with: the held-out loss of its adapter, in nats a token, which is that after `step` of the
+    `steps` that were taken (NaN where there was nothing to measure on); and how long it and the runs that it
+    resumed trained and evaluated, in seconds.
+
+    wall: by the clock. processor: of all threads of the first process.
     """
 
     loss: float
     step: int
     steps: int
-
-
-@dataclass(frozen=True)
-class TrainingTime:
-    """How long a run and those that it resumed trained and evaluated, in seconds.
-
-    wall: by the clock. processor: of all threads of the first process.
-    """
-
-    wall: float
-    processor: float
+    wall: float = field(default=0.0, compare=False)
+    processor: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -116,18 +108,17 @@ def train(
     resume: bool = False,
     accelerator: Accelerator | None = None,
     inputs: RunInputs | None = None,
-    finish: Callable[[Adapter, HeldOut, TrainingTime], None] = lambda *_: None,
-) -> tuple[Adapter, HeldOut]:
-    """Trains `adapter` in place. Returns the one that config.save names, which `folder` then holds, and its
-    held-out losses.
+    finish: Callable[[Adapter, Outcome], None] = lambda *_: None,
+) -> tuple[Adapter, Outcome]:
+    """Trains `adapter` in place. Returns the one that config.save names, which `folder` then holds.
 
     examples("train") is endless, examples("validation") finite. Every process calls this with the same arguments,
     but for `folder`: only the first process reads and writes its own. inputs: a resumed run must have the same.
-    finish: called in the first process with what is returned and the time it took, to measure and to write what
-    else belongs to the finished run; until it returns, the run can be resumed.
+    finish: called in the first process with what is returned, to measure and to write what else belongs to the
+    finished run; until it returns, the run can be resumed.
     Raises TrainError if the folder is in use, holds another run or cannot be written, and Stopped after Ctrl-C.
     """
-    run = _Run(config, base, folder, adapter, feature_cache, skipped, accelerator, inputs)
+    run = _Run(config, base, RunFolder(folder), adapter, feature_cache, skipped, accelerator, inputs)
     try:
         run.start(resume)
         return run.run(examples, finish)
@@ -176,7 +167,7 @@ class _Run:
         self,
         config: TrainConfig,
         base: Base,
-        folder: Path,
+        folder: RunFolder,
         adapter: Adapter,
         feature_cache: FeatureCache | None,
         skipped: SkippedExamples | None,
@@ -185,11 +176,7 @@ class _Run:
     ) -> None:
         if not config.steps:
             raise ValueError("steps must be set: convert epochs to steps with FileExamples.with_steps")
-        if config.tuning_lr is not None and adapter.tuning is None:
-            raise ConfigError(
-                "tuning_lr finds no tuning to learn: leave it out, or set one, such as tuning: {lora_rank: 8}."
-            )
-        self.config, self.base, self.folder, self.inputs = config, base, RunFolder(folder), inputs or RunInputs()
+        self.config, self.base, self.folder, self.inputs = config, base, folder, inputs or RunInputs()
         self.adapter = adapter.to(base.device).train()
         self.accelerator = accelerator or Accelerator(mixed_precision="no", cpu=base.device.type == "cpu")
         self.is_main = self.accelerator.is_main_process
@@ -198,12 +185,8 @@ class _Run:
         self.tokeniser = Tokeniser(base.tokenizer, config.template, config.max_length, self.skipped)
         self.progress = _Progress()
         self.parameters = trainable_parameters(adapter, config.learn)
-        self.average = (
-            AveragedModel(self.adapter, multi_avg_fn=partial(_average_in, config.average))
-            if config.average
-            else None
-        )
-        self.optimizer = _optimizer(adapter, self.parameters, config)
+        self.average = averaged(self.adapter, config.average) if config.average else None
+        self.optimizer = make_optimizer(adapter, self.parameters, config)
         # Gradients are of summed losses, and so hardly small: they overflow fp16 rather than vanish in it.
         self.scaler = torch.amp.GradScaler(
             base.device.type, init_scale=2.0**8, growth_interval=200, enabled=base.model.dtype == torch.float16
@@ -278,10 +261,9 @@ class _Run:
 
     def _share_skipped(self) -> None:
         """Tells the first process, which logs and saves for all, which pictures the others could not read."""
-        if self.accelerator.num_processes > 1:
-            for place, reason in gather_object(self.skipped.take_new()):
-                self.skipped.add(place, reason)
-            self.skipped.take_new()
+        for place, reason in gathered(self.accelerator, self.skipped.take_new()):
+            self.skipped.add(place, reason)
+        self.skipped.take_new()
 
     def _save(self, required: bool) -> None:
         self._share_skipped()
@@ -334,8 +316,8 @@ class _Run:
     def run(
         self,
         examples: Callable[[str], Iterable[Example | None]],
-        finish: Callable[[Adapter, HeldOut, TrainingTime], None],
-    ) -> tuple[Adapter, HeldOut]:
+        finish: Callable[[Adapter, Outcome], None],
+    ) -> tuple[Adapter, Outcome]:
         config, progress = self.config, self.progress
         held_out = self._held_out_batches(examples("validation"))
         self._share_skipped()
@@ -427,7 +409,7 @@ class _Run:
 
     def _micro_batches(self, rows: list[TokenisedRow], stopping: Callable[[], bool]) -> list[Batch]:
         """This process's share of the rows, in `accumulate` pieces."""
-        own = self._with_features(rows[self.accelerator.process_index :: self.accelerator.num_processes], stopping)
+        own = self._with_features(own_share(self.accelerator, rows), stopping)
         size = -(-len(own) // self.config.accumulate) or 1
         return [self._collate(own[start : start + size]) for start in range(0, len(own), size)]
 
@@ -474,28 +456,29 @@ class _Run:
     def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.progress.worse >= self.config.patience
 
-    def _finish(self, finish: Callable[[Adapter, HeldOut, TrainingTime], None]) -> tuple[Adapter, HeldOut]:
-        progress, save_last = self.progress, self.config.save == "last"
+    def _finish(self, finish: Callable[[Adapter, Outcome], None]) -> tuple[Adapter, Outcome]:
+        progress = self.progress
         if self._out_of_patience():
             self._log(f"stopped early: no better for {progress.worse} evaluations")
         self._share_skipped()
         if self.skipped.places:
             self._log(f"{len(self.skipped.places)} examples were skipped")
-        held_out = HeldOut(progress.best, progress.best_step, progress.step)
-        if save_last or not progress.best_step:  # 0: no evaluation was finite
+        loss, step = progress.best, progress.best_step
+        if self.config.save == "last" or not progress.best_step:  # 0: no evaluation was finite
             self._save_adapter(required=True)
             self.adapter.load_state_dict(self.result.state_dict())
-            held_out = HeldOut(progress.held_out, progress.step, progress.step)
+            loss, step = progress.held_out, progress.step
         else:
             # The other processes may be on machines that do not see the folder.
             tensors = in_main(self.accelerator, lambda: load_adapter(self.folder.path).state_dict())
             self.adapter.load_state_dict(tensors)
         self.adapter.requires_grad_(False).eval()
         self._count_time()
+        outcome = Outcome(loss, step, progress.step, progress.wall_seconds, progress.processor_seconds)
         if self.is_main:
-            finish(self.adapter, held_out, TrainingTime(progress.wall_seconds, progress.processor_seconds))
+            finish(self.adapter, outcome)
             self.folder.finish()
-        return self.adapter, held_out
+        return self.adapter, outcome
 
     # Evaluation and metrics.
 
@@ -504,16 +487,14 @@ class _Run:
         rows = self.tokeniser.rows(itertools.islice(examples, self.config.held_out))
         size = max(1, self.config.batch_size // self.accelerator.num_processes // self.config.accumulate)
         pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
-        pieces = pieces[self.accelerator.process_index :: self.accelerator.num_processes]
-        pieces = [self._with_features(piece) for piece in pieces]
+        pieces = [self._with_features(piece) for piece in own_share(self.accelerator, pieces)]
         return [self._collate(piece).to(self.base.device) for piece in pieces if piece]
 
     def _evaluate(self, held_out: list[Batch], name: str = "held_out_loss") -> int:
         """Measures and records the held-out loss. Returns the number of tokens that it is the mean of."""
         progress, started = self.progress, time.perf_counter()
         total, count = evaluate(self.base.model, self.result, held_out)
-        sums = torch.tensor([total, count], dtype=torch.float64, device=self.accelerator.device)
-        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        total, count = summed(self.accelerator, torch.tensor([total, count], dtype=torch.float64)).tolist()
         progress.held_out = total / count if count else math.nan
         if self.metrics is not None:
             seconds = round(time.perf_counter() - started, 3)
@@ -558,41 +539,6 @@ class _Run:
             **({} if self.keep is None else {"divergence": divergence}),
         )
         self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
-
-
-def _optimizer(adapter: Adapter, learnt: Sequence[torch.nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a rate of its own for the gates, which do not decay, and for the tuning."""
-    tuning = set() if adapter.tuning is None else set(map(id, adapter.tuning.parameters()))
-    groups: dict[str, dict[str, Any]] = {
-        "lr": {"params": [], "initial_lr": config.lr},
-        "gate_lr": {"params": [], "initial_lr": config.gate_lr, "weight_decay": 0.0},
-        "tuning_lr": {"params": [], "initial_lr": config.tuning_lr or config.lr},
-    }
-    for p in learnt:
-        groups["gate_lr" if p is adapter.gates else "tuning_lr" if id(p) in tuning else "lr"]["params"].append(p)
-    used = [group for group in groups.values() if group["params"]]
-    return torch.optim.AdamW(used, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-
-
-def _average_in(decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
-    """Moves the averages towards `values` in place, after `count` earlier ones.
-
-    Early in a run the decay is smaller, as in TensorFlow's ExponentialMovingAverage with num_updates: otherwise
-    the first values would weigh most for as long as a short run lasts.
-    """
-    torch._foreach_lerp_(list(averages), list(values), 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-
-def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """The share of the learning rate at which step `step` of 0 to `steps` - 1 is taken.
-
-    It rises in equal parts over the warm-up, one of which the first step takes already, and falls as a cosine,
-    which is at 0 once all steps are taken.
-    """
-    rising = int(warmup * steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / (steps - rising))
 
 
 @contextlib.contextmanager

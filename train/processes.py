@@ -15,6 +15,7 @@ from adapter.errors import AdapterError
 from train.run_folder import TrainError
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 def in_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
@@ -60,6 +61,23 @@ def check_same(found: object) -> None:
         )
 
 
+def own_share(accelerator: Accelerator, items: list[Item]) -> list[Item]:
+    """This process's items, of those that all processes have alike."""
+    return items[accelerator.process_index :: accelerator.num_processes]
+
+
+def gathered(accelerator: Accelerator, items: list[Item]) -> list[Item]:
+    """The items of all processes."""
+    return items if accelerator.num_processes == 1 else gather_object(items)
+
+
+def summed(accelerator: Accelerator, figures: Tensor) -> Tensor:
+    """The sum of all processes' figures, on the CPU."""
+    if accelerator.num_processes == 1:
+        return figures
+    return accelerator.reduce(figures.to(accelerator.device), "sum").cpu()
+
+
 def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter], sums: Tensor) -> Tensor:
     """Sums the gradients over processes, in place. Returns `sums`, summed too; missing gradients are zero.
 
@@ -73,7 +91,6 @@ def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parame
             piece.view_as(p)
             for p, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True)
         ]
-        sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
     for p, gradient in zip(parameters, gradients, strict=True):
         p.grad = gradient
-    return sums
+    return summed(accelerator, sums)

@@ -168,32 +168,24 @@ def with_encoder(
 
 
 def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapter:
-    """The adapter to train: a new one, or the one in `start_from`. Raises LoadError if that is for another base.
+    """The adapter to train: a new one, or the one in `start_from`.
 
     config: the recipe's, after `complete`. If it has a tuning and the loaded adapter has none, an untrained one
-    is added.
+    is added. Raises LoadError if the loaded one is for another base, or not of a recipe that has no data in files.
     """
     if recipe.start_from is None:
         return new_adapter(config, base)
-    loaded = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
+    folder = Path(recipe.start_from)
+    loaded = load_adapter(folder, base.fingerprint, base.device)
     adapter_config = dataclasses.replace(loaded.config, description=config.description, form=config.form)
+    if not recipe.data and adapter_config != new_adapter(config, base).config:
+        raise LoadError(
+            f"The adapter '{folder.name}' in start_from is not one of this recipe: its prompts, layers or parts "
+            "differ. Leave start_from out."
+        )
     if config.tuning is None or loaded.config.tuning is not None:
         loaded.config = adapter_config
         return loaded
     adapter = Adapter(dataclasses.replace(adapter_config, tuning=config.tuning)).to(base.device)
     adapter.load_state_dict({**adapter.state_dict(), **loaded.state_dict()})
     return adapter
-
-
-def go_on_from(folder: Path, adapter: Adapter, base: Base) -> None:
-    """Gives a new adapter of a recipe the weights of the one in `folder`. Raises LoadError if that is of another
-    form, or for another base.
-    """
-    start = load_adapter(folder, base.fingerprint, base.device)
-    own = adapter.config
-    if dataclasses.replace(start.config, description=own.description, form=own.form) != own:
-        raise LoadError(
-            f"The adapter '{folder.name}' in start_from is not one of this recipe: its prompts, layers or parts "
-            "differ. Leave start_from out."
-        )
-    adapter.load_state_dict(start.state_dict())

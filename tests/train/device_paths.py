@@ -48,10 +48,6 @@ def text() -> None:
 
 def pictures() -> None:
     run("global", "vision.projection=global", "disjoint=2", "tuning.norms=true", data="pictures.json")
-    run(
-        "queries", "vision.projection=queries", "vision.width=24", "vision.heads=2", "vision.blocks=1",
-        data="pictures.json",
-    )  # fmt: skip
 
 
 def keep_text() -> None:

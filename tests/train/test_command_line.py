@@ -17,7 +17,7 @@ from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.vision import VisualFeatures
 from tests.tiny_models import TINY, random_llama
 from train.__main__ import main
-from train.config import ConfigError, DataConfig, TrainConfig, changed, presets, read_recipe, recipe_text
+from train.config import ConfigError, DataConfig, TrainConfig, presets, read_recipe, recipe_text
 from train.input.batches import collate
 from train.input.examples import Example, FileExamples, SkippedExamples
 from train.input.rows import Tokeniser
@@ -45,52 +45,30 @@ def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ("data: a\nsteps: 1\nlearning_rate: 1", "unknown key 'learning_rate'"),
         ("data: a\nsteps: 1\nbatchsize: 1", "did you mean 'batch_size'"),
         ("data: {pth: a}\nsteps: 1", "unknown key 'data.pth'; did you mean 'path'"),
         ("data: a\nsteps: many", "'steps' must be a valid integer, got 'many'"),
-        ("data: a\nsteps: 1.5", "'steps' must be a valid integer, got 1.5"),
-        ("data: a\nsteps: true", "'steps' must be a valid integer, got True"),
-        ("data: a\nsteps: 1\nprompt_norm: 1", "'prompt_norm' must be a valid boolean"),
         ("steps: 1", "'data' is missing"),
         ("data: a", "steps or epochs must be above 0: set one of them, or a preset"),
-        ("data: a\nsteps: 1\nepochs: 2", "steps and epochs exclude each other"),
         ("data: a\nsteps: 1\nlearn: prompts\ntuning_lr: 1", "tuning_lr has no meaning for learn: prompts"),
-        ("data: a\nsteps: 1\nvision: yes", "'vision' must be"),
         ("data: a\nsteps: 1\nvision: {projection: glob}", "vision.projection must be one of"),
-        ("data: a\nsteps: 1\npreset: v3", "There is no preset 'v3'"),
-        ("data: a\nsteps: 1\nprecision: fp8", "'precision' must be 'auto', 'bf16'"),
         ("data: a\nsteps: 1\nlr: 0", "'lr' must be greater than 0, got 0"),
-        ("data: a\nsteps: 1\nwarmup: 1", "'warmup' must be less than 1"),
-        ("data: a\nsteps: 1\nclip_norm: x", "'clip_norm' must be a valid number, got 'x'"),
         ("data: {path: a, validation: 1.5}\nsteps: 1", "'data.validation' must be a valid string or less than 1"),
-        ("data: a\nsteps: 1\nvision: {hiden: 3}", "unknown key 'vision.hiden'; did you mean 'hidden'?"),
-        ("data: a\nsteps: 1\ntuning: {norms: 3}", "'tuning.norms' must be a valid boolean, got 3"),
         (
             "data: a\nsteps: 1\nlearn: tuning",
             "learn: tuning trains a tuning beside prompts that have been trained",
         ),
         ("data: a\nsteps: 1\nlearn: prompts\ntuning: {bias: true}", "learn: prompts leaves the tuning untrained"),
         ("data: a\nsteps: 1\nlearn: tuning\ndisjoint: 2", "disjoint shares out the prompts' layers"),
-        ("data: a\nsteps: 1\ninsertion_layers: 0", "insertion_layers must not be 0"),
-        ("data: a\nsteps: 1\ntemplate: alpacca", "'template' must be 'chat', 'alpaca' or 'raw'"),
-        ("data: a\nsteps: 1\nstated: [lr]", "unknown key 'stated'"),
         ("data: a\nsteps: 1\nvision: {blocks: 3}", "vision.blocks has no meaning for vision.projection 'global'"),
-        ("data: a\nsteps: 1\nvision: {projection: queries, hidden: 9}", "vision.hidden has no meaning for"),
         ("- a\n- b", "must hold `key: value` lines"),
         ("data: [", "is no YAML"),
         ("data: []\nsteps: 1", "'data' is an empty list"),
         ("data: [a, {path: b, wieght: 2}]\nsteps: 1", "unknown key 'data.wieght'; did you mean 'weight'?"),
-        ("data: [a, {path: b, weight: 0}]\nsteps: 1", "'data.weight' must be greater than 0, got 0"),
-        ("data: [a, {path: b, weight: 1.0e+9}]\nsteps: 1", "'data.weight' must be less than or equal to 1000"),
-        ("data: a\nepochs: 1.0e+9", "'epochs' must be less than or equal to 10000"),
-        ("data: a\nsteps: 1\nseed: -1", "'seed' must be greater than or equal to 0, got -1"),
         ("data: a\nsteps: 1\nseed: 4294967296", "'seed' must be less than 4294967296"),
         ("data: a\npreset: [v1]", "There is no preset '['v1']': choose one of"),
         ("data: {path: a, 2026-11-26: b}\nsteps: 1", "a key is no text, or a group contains itself"),
-        ("data: {path: a, images: &b [*b]}\nsteps: 1", "a key is no text, or a group contains itself"),
         ("data: [a, 3]\nsteps: 1", "'data' must be a group of keys, got 3"),
-        ("data: [{format: chat}]\nsteps: 1", "'data.path' is missing"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_a_sentence(tmp_path, lines, message):
@@ -121,37 +99,6 @@ def test_presets_are_recipes_and_own_keys_come_first():
     assert v1.lr == pytest.approx(9e-3 * v1.batch_size / 256)
 
 
-def test_values_of_a_project_recipe_can_be_changed():
-    config = changed(TrainConfig("x", steps=3), ["lr=0.5", "clip_norm=1"])
-    assert config.lr == 0.5 and config.clip_norm == 1.0 and config.steps == 3
-    assert changed(config, ["epochs=2"]).steps == 0
-    with pytest.raises(ConfigError, match="unknown key 'lrr'; did you mean 'lr'"):
-        changed(config, ["lrr=1"])
-
-
-def test_a_recipe_of_an_earlier_version_is_read(tmp_path):
-    """As the trainer wrote it before recipes were checked by pydantic."""
-    lines = """data: {path: a.jsonl, format: auto, images: null, validation: 0.1}
-precision: bf16
-name: poet
-steps: 60
-batch_size: 8
-lr: 0.004
-gate_lr: 0.005
-clip_norm: 1.0
-prompt_std: 0.2
-prompt_norm: true
-vision: {encoder: tf_efficientnet_lite0, projection: global, channels: RGB, feature_size: 1, hidden: 512,
-  num_classes: 0, num_kinds: 0, name_length: 0, token_size: 1, projected: false, width: 192, blocks: 2, heads: 6}
-history: 0.5
-eval_every: 10
-"""
-    recipe = read_recipe(write_recipe(tmp_path, lines), [])
-    assert recipe.precision == "bf16" and recipe.data[0].validation == 0.1 and recipe.train.vision.hidden == 512
-    quick = read_recipe(None, ["preset=quick", "data=a.jsonl", "name=poet"]).train
-    assert dataclasses.replace(recipe.train, vision=None) == quick
-
-
 # Runs.
 
 
@@ -175,7 +122,7 @@ def wide_folder(tiny_base, tmp_path) -> Path:
     return tmp_path / "wide"
 
 
-@pytest.mark.parametrize("precision", ["bf16", "nf4", "int8"])
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
 def test_every_precision_trains(run, wide_folder, precision, tmp_path):
     assert run(f"precision={precision}", f"--base={wide_folder}") == 0
     assert load_adapter(tmp_path / "out").gates.abs().max() > 0
@@ -189,14 +136,22 @@ def test_a_gpu_trains(run, precision, tmp_path):
     assert load_adapter(tmp_path / "out").gates.abs().max() > 0
 
 
-def test_check_and_score_are_refused_where_they_do_not_apply(run, capsys):
-    assert main(["pirate", "--check"]) == 1
-    assert "--check is for files" in capsys.readouterr().err
+def test_what_does_not_apply_is_refused(run, capsys):
+    for words, sentence in (
+        (["data=nope"], "there is no file or folder 'nope'"), (["data=."], "steps or epochs must be above 0"),
+        (["pirate", "lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
+        (["pirate", "--check"], "--check is for files"), (["nothing"], "There is no recipe 'nothing'"),
+        ([], "Choose one of: extract, pirate, see, tutor"),
+    ):  # fmt: skip
+        assert main(words) == 1
+        assert sentence in capsys.readouterr().err
     assert run("--score") == 1
     assert "--score is for recipes of the project" in capsys.readouterr().err
+    assert run("tuning_lr=0.1") == 1
+    assert "tuning_lr finds no tuning to learn" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, more", [("../x", []), ("-rf", ["--check"]), ("x" * 41, ["--out", "out"])])
+@pytest.mark.parametrize("name, more", [("../x", []), ("-rf", ["--check"])])
 def test_an_invalid_name_is_refused_before_anything_is_read(name, more, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FileExamples, "__init__", lambda *_: pytest.fail("data was read"))
@@ -207,18 +162,10 @@ def test_an_invalid_name_is_refused_before_anything_is_read(name, more, rows, tm
     assert output.err.count("\n") == 1 and not output.out and set(tmp_path.rglob("*")) == before
 
 
-def test_missing_data_is_reported_before_missing_settings(tmp_path, capsys):
-    assert main([f"data={tmp_path / 'nope'}"]) == 1
-    assert "there is no file or folder" in capsys.readouterr().err
-    assert main([f"data={tmp_path}"]) == 1
-    assert "steps or epochs must be above 0: set one of them" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "text, message",
     [
         ("[]", "empty"),
-        ("", "empty"),
         ('[{"instruction": "' + "x" * 900 + '", "output": "b"}]', "Nothing to learn"),
         ('[{"question": "a"}]', "format cannot be told"),
         ('[{"instruction": "a>", "output": "b"}]', ""),
@@ -300,28 +247,10 @@ def test_a_step_whose_rows_are_all_passed_over_learns_nothing(run, rows, tmp_pat
     assert len(losses) == 4 and min(losses) > 0, "each of the two rows that are left, once an epoch"
 
 
-def test_unknown_recipes_are_named(capsys):
-    assert main(["nothing"]) == 1
-    assert "There is no recipe 'nothing'" in capsys.readouterr().err
-    assert main([]) == 1
-
-
-def test_scienceqa_is_validated_on_its_own_split(tmp_path):
-    problem = {
-        "question": "q", "choices": ["a", "b"], "answer": 1, "hint": "", "image": None, "task": "",
-        "grade": "grade2", "subject": "natural science", "topic": "t", "category": "c", "skill": "s",
-        "lecture": "", "solution": "",
-    }  # fmt: skip
-    splits = {"train": ["1", "2"], "val": ["3"], "test": ["4"]}
-    names = {i: s for s, ids in splits.items() for i in ids}
-    (tmp_path / "problems.json").write_text(
-        json.dumps({i: {**problem, "question": i, "split": names[i]} for i in names})
-    )
-    (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
-    recipe = read_recipe(None, [f"data={tmp_path}", "steps=1", "held_out=5"])
+def test_scienceqa_is_validated_on_its_own_split(drawn_folder):
+    recipe = read_recipe(None, [f"data={drawn_folder}", "steps=1", "held_out=500"])
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples())
-    assert examples.learnt == 2 and len(list(examples("validation"))) == 1
-    assert next(examples("train")).answer == "B"
+    assert examples.learnt == 2400 and len(list(examples("validation"))) == 240
 
 
 # Disjoint parameters for images and text (arXiv 2304.15010, section 4.2).
@@ -350,8 +279,3 @@ def test_with_disjoint_parameters_images_and_text_train_different_layers(tiny_ba
     assert trained_by([image]) == (low, True, False)
     assert trained_by([text]) == ([not layer for layer in low], False, True)
     assert trained_by([image, text]) == ([True] * len(low), True, True)
-
-
-def test_a_rate_for_a_tuning_that_is_not_there_is_refused(run, capsys):
-    assert run("tuning_lr=0.1") == 1
-    assert "tuning_lr finds no tuning to learn" in capsys.readouterr().err

@@ -54,6 +54,11 @@ def fingerprint(model):
 
 def test_after_two_steps_prompts_and_gates_moved_and_the_base_did_not(tiny_base, tmp_path):
     before = fingerprint(tiny_base.model)
+    first, batch = new_adapter(CONFIG, tiny_base), batch_of(itertools.islice(examples("train"), 4), tiny_base)
+    supervised_loss(tiny_base.model, first, batch).backward()
+    assert first.gates.grad.abs().amin() > 0 and first.prompts.grad.abs().max() == 0, "gates are zero"
+    ablation = new_adapter(dataclasses.replace(CONFIG, init="random"), tiny_base)
+    assert 0.3 < ablation.gates.std() < 2 and first.gates.abs().max() == 0
     torch.manual_seed(CONFIG.seed)
     started = new_adapter(CONFIG, tiny_base)
     prompts = started.prompts.detach().clone()
@@ -73,14 +78,6 @@ def test_each_part_has_its_own_learning_rate(tiny_base, tmp_path):
     trained, _ = train(config, tiny_base, examples, tmp_path / "echo", new_adapter(config, tiny_base))
     assert trained.gates.abs().max() == pytest.approx(3e-2, rel=1e-3)
     assert trained.tuning.bias["o"].abs().max() == pytest.approx(7e-3, rel=1e-3)
-
-
-def test_at_zero_gates_only_the_gates_have_a_gradient(tiny_base):
-    adapter = new_adapter(CONFIG, tiny_base)
-    batch = batch_of(itertools.islice(examples("train"), 4), tiny_base)
-    supervised_loss(tiny_base.model, adapter, batch).backward()
-    assert adapter.gates.grad.abs().amin() > 0
-    assert adapter.prompts.grad.abs().max() == 0
 
 
 def test_the_loss_is_that_of_the_answers_tokens_alone(tiny_base, tiny_fingerprint):
@@ -112,12 +109,6 @@ def test_training_learns_and_what_is_saved_is_what_was_trained(tiny_base, tmp_pa
     assert torch.equal(loaded.prompts, trained.prompts)
 
 
-def test_random_gates_are_the_ablation(tiny_base):
-    config = dataclasses.replace(CONFIG, init="random")
-    gates = new_adapter(config, tiny_base).gates
-    assert 0.3 < gates.std() < 2 and new_adapter(CONFIG, tiny_base).gates.abs().max() == 0
-
-
 def test_gradients_through_frozen_products_are_those_of_plain_ones(tiny_base):
     batch = batch_of(itertools.islice(examples("train"), 4), tiny_base)
     adapter = new_adapter(dataclasses.replace(CONFIG, init="random", prompt_norm=True), tiny_base)
@@ -133,7 +124,7 @@ def test_gradients_through_frozen_products_are_those_of_plain_ones(tiny_base):
     torch.testing.assert_close(found[0], found[1])
 
 
-@pytest.mark.parametrize("length", [1, 7, 64, 65, 200])
+@pytest.mark.parametrize("length", [1, 64, 65])
 def test_attention_for_training_is_attention(length):
     torch.manual_seed(length)
     q, k, v = (torch.randn(2, h, length, 8, dtype=torch.double, requires_grad=True) for h in (6, 2, 2))
@@ -161,7 +152,7 @@ def test_the_heads_loss_is_cross_entropy_in_any_number_of_pieces(is_frozen):
     torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("entries, masked", [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize("entries, masked", [(1, False), (3, True)])
 def test_the_prompts_term_for_training_is_their_attention(entries, masked):
     torch.manual_seed(0)
     double = {"dtype": torch.double, "requires_grad": True}

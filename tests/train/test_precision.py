@@ -26,14 +26,10 @@ def _no_limits(monkeypatch):
     "has, limits, chosen, reason",
     [
         ({"avx512_bf16": True}, {}, "bf16", "avx512_bf16"),
-        ({"amx_bf16": True, "avx512_bf16": True}, {}, "bf16", "amx_bf16"),
         ({"bf16": True}, {"ATEN_CPU_CAPABILITY": "default"}, "bf16", "bf16"),
         ({"avx512_vnni": True, "avx512_bf16": False}, {}, "fp32", "no bf16"),
         ({"avx512_bf16": True}, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}, "fp32", "ONEDNN_MAX_CPU_ISA"),
         ({"avx512_bf16": True}, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "bf16", "avx512_bf16"),
-        # Measured: a step takes half the time of fp32, since oneDNN makes the products.
-        ({"avx512_bf16": True}, {"ATEN_CPU_CAPABILITY": "avx2"}, "bf16", "avx512_bf16"),
-        ({"avx2": True, "avx_ne_convert": True}, {}, "fp32", "no bf16"),
     ],
 )
 def test_bf16_is_chosen_where_the_processor_multiplies_it(monkeypatch, has, limits, chosen, reason):
@@ -42,14 +38,9 @@ def test_bf16_is_chosen_where_the_processor_multiplies_it(monkeypatch, has, limi
         monkeypatch.setenv(name, value)
     precision, why = choose_precision("auto", CPU)
     assert precision == chosen and reason in why
-
-
-def test_bf16_needs_onednn(monkeypatch):
-    """Apple's processors have bf16 instructions, but torch has no products there that use them."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True})
+    # Apple's processors have bf16 instructions, but torch has no products there that use them.
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    precision, why = choose_precision("auto", CPU)
-    assert precision == "fp32" and "oneDNN" in why
+    assert choose_precision("auto", CPU)[0] == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +62,7 @@ def norms(run, tmp_path):
     """Trains on the tiny base; returns the norm of each step's gradients."""
 
     def norms(*more: str) -> list[float]:
-        assert run("steps=12", "held_out=4", *more) == 0
+        assert run("steps=9", "held_out=4", *more) == 0
         lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
         return [line["gradient_norm"] for line in lines if "gradient_norm" in line]
 
@@ -109,8 +100,8 @@ def test_a_step_that_overflows_fp16_is_left_out_and_the_scale_is_halved(norms, m
     update = scaler.update
     monkeypatch.setattr(scaler, "update", lambda self: (update(self), scales.append(self.get_scale())))
     found = norms("precision=fp16", "clip_norm=1")
-    output, left_out = capsys.readouterr().out, 12 - len(found)  # what is not finite is not recorded
-    assert 0 < left_out < 9 and output.count("the loss scale of fp16 halved") == left_out
+    output, left_out = capsys.readouterr().out, 9 - len(found)  # what is not finite is not recorded
+    assert 0 < left_out < 8 and output.count("the loss scale of fp16 halved") == left_out
     assert scales == sorted(scales, reverse=True) and scales[-1] == 2.0 ** (18 - left_out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +20,7 @@ from adapter.base.template import Message
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter
 from adapter.serve.store import AdapterStore
 from tests.train.parrot import CONFIG as PARROT
-from train.input.batches import Batch, collate
+from train.input.batches import collate
 from train.input.examples import Example, FileExamples
 from train.input.rows import Tokeniser
 from train.loop import new_adapter, total_loss
@@ -74,12 +73,6 @@ def test_a_tracker_gets_the_settings_and_the_figures_of_metrics(run, notebook, t
     assert notebook.pages == [*(line for line in lines if "gates" not in line), {"finished": True}]
     assert notebook.settings["lr"] == 0.02 and notebook.settings["tuning.norms"] is True
     assert all(isinstance(value, int | float | str | bool) for value in notebook.settings.values())
-
-
-def test_a_tracker_ends_with_a_run_that_fails(run, notebook, monkeypatch):
-    monkeypatch.setattr(train.job, "total_loss", lambda *_: (_ for _ in ()).throw(OSError("broken")))
-    assert run("tracker=notebook") == 1
-    assert notebook.pages[-1] == {"finished": True}
 
 
 @pytest.mark.parametrize("method", ["log", "finish"])
@@ -176,7 +169,6 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_try_again(run, hub, tmp
     "repo, token, offline, sentence",
     [
         ("helper", "x", False, "push_to must be a repository on the Hub"),
-        ("a/b c", "x", False, "push_to must be a repository on the Hub"),
         ("a/b", None, False, "hf auth login"),
         ("a/b", "x", True, "HF_HUB_OFFLINE is set"),
     ],
@@ -193,14 +185,10 @@ def test_a_push_that_cannot_be_is_refused_before_data_is_read(
 # Activations that are computed again.
 
 
-@pytest.fixture
-def batch(tiny_base) -> Batch:
+def test_gradients_are_equal_and_activations_take_less(tiny_base):
     tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 128)
-    rows = (Example((Message("user", "ab" * 30 + ">"),), "cd" * 20) for _ in itertools.repeat(None, 4))
-    return collate(tokeniser.rows(rows), tokeniser.pad)
-
-
-def test_gradients_are_equal_and_activations_take_less(tiny_base, batch):
+    rows = [Example((Message("user", "ab" * 30 + ">"),), "cd" * 20)] * 4
+    batch = collate(tokeniser.rows(rows), tokeniser.pad)
     adapter = new_adapter(PARROT, tiny_base)
     torch.nn.init.constant_(adapter.gates, 0.3)
     found = []

@@ -25,18 +25,11 @@ from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CONFIG, adapter_digest, load_adapter
 from adapter.serve.settings import MAX_STRENGTH
 from adapter.serve.store import SHIPPED, AdapterStore
+from train.evaluate import tasks
 from train.evaluate.answerer import Answerer
-from train.evaluate.perplexity import unrelated_text
+from train.evaluate.perplexity import STRENGTHS, unrelated_text
 from train.evaluate.report import System, circumstances, format_table, write_json
-from train.evaluate.tasks import (
-    Captions,
-    ExactMatch,
-    HeldOutLoss,
-    Perplexity,
-    ScienceQA,
-    Task,
-    forgetting,
-)
+from train.input.examples import Example
 
 _EPILOG = """examples:
   python -m train.evaluate scienceqa ScienceQA/data --adapter runs/mine --out mine.json
@@ -72,7 +65,7 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
     if args.out is not None and not args.out.parent.is_dir():
         raise AdapterError(f"There is no folder '{args.out.parent.name}' for --out. Make it first.")
     folders = [_folder(name) for name in args.adapter]
-    task: Task = args.task(args)  # before the base: what is wrong with the data is said at once
+    task: tasks.Task = args.task(args)  # before the base: what is wrong with the data is said at once
     base, precision = _load(args)
     adapters: list[tuple[Path | None, Adapter | None]] = [] if args.no_base else [(None, None)]
     adapters += [(folder, load_adapter(folder, base.fingerprint, base.device)) for folder in folders]
@@ -131,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, dest="name", metavar="TASK")
 
-    def add_task(name: str, make: Callable[[argparse.Namespace], Task], help: str) -> argparse.ArgumentParser:
+    def add_task(
+        name: str, make: Callable[[argparse.Namespace], tasks.Task], help: str
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
         command.set_defaults(task=make)
         add = command.add_argument
@@ -158,13 +153,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--split", help="of data that has splits (default: train)")
         return command
 
+    def examples(args: argparse.Namespace, limit: int | None) -> list[Example]:
+        return tasks.read_examples(args.file, args.format, args.images, args.split, limit)
+
     def add_tokens(command: argparse.ArgumentParser, default: int) -> None:
         command.add_argument("--max-new-tokens", type=int, default=default)
 
     cue = "text behind each question, as the adapter was trained with"
     command = add_task(
         "scienceqa",
-        lambda a: ScienceQA.open(a.folder, a.split, a.limit, a.cue, a.max_new_tokens),
+        lambda a: tasks.ScienceQA(tasks.read_problems(a.folder, a.split, a.limit), a.cue, a.max_new_tokens),
         "ScienceQA's nine columns, by likelihood and by generated text",
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="of problems.json, pid_splits.json and pictures")
@@ -174,31 +172,35 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add_task(
         "exact-match",
-        lambda a: ExactMatch.open(a.file, a.format, a.images, a.split, a.limit, a.max_new_tokens),
+        lambda a: tasks.ExactMatch(examples(a, a.limit), a.max_new_tokens),
         "greedy answers beside the wanted ones: exact match and token F1",
     )
     add_tokens(add_file(command, "any training format, or JSONL with prompt and answer"), 64)
 
     command = add_task(
         "captions",
-        lambda a: Captions.open(a.file, a.format, a.images, a.split, a.limit, a.max_new_tokens),
+        lambda a: tasks.Captions.of(examples(a, None), a.limit, a.max_new_tokens),
         "greedy captions beside all references of a picture: BLEU-4 and CIDEr",
     )
     add_tokens(add_file(command, "any format of captions"), 64)
 
     command = add_task(
         "loss",
-        lambda a: HeldOutLoss.open(a.file, a.format, a.images, a.split, a.limit, a.max_length),
+        lambda a: tasks.HeldOutLoss(examples(a, a.limit), a.max_length),
         "the loss of a data file's answers, as the trainer measures it",
     )
     add_file(command, "any training format").add_argument("--max-length", type=int, default=512)
 
-    command = add_task("perplexity", lambda a: Perplexity.open(a.file, a.limit), "perplexity of a text file")
+    command = add_task(
+        "perplexity", lambda a: tasks.Perplexity(tasks.read_text(a.file), a.limit), "perplexity of a text file"
+    )
     command.add_argument("file", type=Path, metavar="FILE")
 
     command = add_task(
         "forgetting",
-        lambda a: forgetting(unrelated_text() if a.file is None else Perplexity.open(a.file, None).text, a.limit),
+        lambda a: tasks.Perplexity(
+            unrelated_text() if a.file is None else tasks.read_text(a.file), a.limit, STRENGTHS
+        ),
         "perplexity of unrelated text against the adapter's strength",
     )
     command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="default: of Python's reference")
@@ -211,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _harness(args: argparse.Namespace) -> Task:
+def _harness(args: argparse.Namespace) -> tasks.Task:
     from train.evaluate.harness import HarnessTasks  # an extra, and seconds to import
 
     return HarnessTasks(args.tasks.split(","), args.include, args.limit, args.shots, args.template)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import platform
 import pydoc_data.topics
 from collections.abc import Sequence
 
@@ -11,7 +9,6 @@ import torch
 
 from adapter.base.llama import Base
 from train.evaluate.answerer import Answerer
-from train.evaluate.intervals import Figure, ratio
 from train.input.rows import IGNORED
 
 WINDOW = 256  # tokens that are read together
@@ -50,10 +47,3 @@ def perplexity(answerer: Answerer, windows: Sequence[Sequence[int]]) -> float:
     """exp of the mean loss of a token."""
     losses, counts = window_losses(answerer, windows)
     return float(torch.tensor(sum(losses) / sum(counts)).exp())
-
-
-def forgetting(answerer: Answerer) -> dict[str, Figure]:
-    """Perplexity of unrelated text: what an adapter forgets, beside the bare base's. 20 s on one core."""
-    losses, counts = window_losses(answerer, text_windows(answerer.base, unrelated_text()))
-    version = ".".join(platform.python_version_tuple()[:2])  # another version of Python has another text
-    return {f"perplexity of Python {version}'s language reference": ratio(losses, counts, 0, math.exp)}

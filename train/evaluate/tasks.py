@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -14,7 +14,7 @@ from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, mean, ratio, share
 from train.evaluate.metrics import CAPTION_METRICS, caption_scores, exact_match, token_f1
-from train.evaluate.perplexity import STRENGTHS, WINDOW, text_windows, window_losses
+from train.evaluate.perplexity import WINDOW, text_windows, window_losses
 from train.evaluate.scienceqa import by_column, extract_letter
 from train.formats import scienceqa
 from train.formats.dataset import open_records
@@ -54,6 +54,39 @@ def drawn(items: Sequence[T], limit: int | None) -> list[T]:
     return [items[i * count // limit] for i in range(limit)]
 
 
+def read_problems(folder: Path, split: str, limit: int | None) -> list[scienceqa.Problem]:
+    """ScienceQA's problems. Raises DataError for what is missing or broken."""
+    if not scienceqa.is_scienceqa(folder):
+        raise DataError(
+            f"'{folder.name}' holds no problems.json. Give the folder that ScienceQA's problems.json, "
+            "pid_splits.json and images/ are in.",
+            str(folder),
+        )
+    return drawn(scienceqa.problems(folder, split), limit)
+
+
+def read_examples(
+    path: Path,
+    format: str = "auto",
+    images: Path | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> list[Example]:
+    """Any format of training data. Raises DataError."""
+    return [Example.of(record) for record in drawn(open_records(path, format, images, split), limit)]
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8. Raises DataError."""
+    if not path.is_file():
+        raise DataError(f"There is no file '{path.name}'. Check the path.", str(path))
+    with opened(path) as file:
+        text = decoded(file.read(), path.name).removeprefix("\ufeff")
+    if not text.strip():
+        raise DataError(f"{path.name} is empty. Check that it is the right file.", str(path))
+    return text
+
+
 @dataclass(frozen=True)
 class ScienceQA:
     """Letters by their likelihood and in generated text. cue: written behind each question."""
@@ -64,17 +97,6 @@ class ScienceQA:
     notes: tuple[str, ...] = (
         "unreadable: generated answers that name no choice, or several; they count as wrong",
     )
-
-    @staticmethod
-    def open(folder: Path, split: str, limit: int | None, cue: str, max_new_tokens: int) -> ScienceQA:
-        """Raises DataError for what is missing or broken."""
-        if not scienceqa.is_scienceqa(folder):
-            raise DataError(
-                f"'{folder.name}' holds no problems.json. Give the folder that ScienceQA's problems.json, "
-                "pid_splits.json and images/ are in.",
-                str(folder),
-            )
-        return ScienceQA(drawn(scienceqa.problems(folder, split), limit), cue, max_new_tokens)
 
     def measure(self, answerer: Answerer, seed: int) -> Result:
         problems = self.problems
@@ -111,13 +133,6 @@ class ExactMatch:
         "last answer counts",
     )
 
-    @staticmethod
-    def open(
-        path: Path, format: str, images: Path | None, split: str | None, limit: int | None, max_new_tokens: int
-    ) -> ExactMatch:
-        """Any format of training data. Raises DataError."""
-        return ExactMatch(_examples(path, format, images, split, limit), max_new_tokens)
-
     def measure(self, answerer: Answerer, seed: int) -> Result:
         pictures = [example.picture for example in self.examples]
         texts = answerer.generate([e.messages for e in self.examples], pictures, self.max_new_tokens)
@@ -139,12 +154,10 @@ class Captions:
     notes: tuple[str, ...] = (CAPTION_METRICS,)
 
     @staticmethod
-    def open(
-        path: Path, format: str, images: Path | None, split: str | None, limit: int | None, max_new_tokens: int
-    ) -> Captions:
+    def of(examples: Iterable[Example], limit: int | None, max_new_tokens: int) -> Captions:
         """Raises DataError. A picture's request is that of its first record."""
         groups: dict[str, list[Example]] = {}
-        for example in _examples(path, format, images, split, None):
+        for example in examples:
             if example.picture is None:
                 raise DataError(f"{example.where}: no picture, so there is nothing to caption. Take it out.")
             groups.setdefault(picture_key(example.picture), []).append(example)
@@ -167,13 +180,6 @@ class HeldOutLoss:
     notes: tuple[str, ...] = (
         "nats a token of the answers, each with its end; without records whose answer begins beyond --max-length",
     )
-
-    @staticmethod
-    def open(
-        path: Path, format: str, images: Path | None, split: str | None, limit: int | None, max_length: int
-    ) -> HeldOutLoss:
-        """Raises DataError."""
-        return HeldOutLoss(_examples(path, format, images, split, limit), max_length)
 
     def measure(self, answerer: Answerer, seed: int) -> Result:
         tokeniser = Tokeniser(answerer.base.tokenizer, answerer.template, self.max_length)
@@ -199,17 +205,6 @@ class Perplexity:
     strengths: tuple[float, ...] = ()
     notes: tuple[str, ...] = (f"of windows of {WINDOW} tokens that are each read on their own",)
 
-    @staticmethod
-    def open(path: Path, limit: int | None) -> Perplexity:
-        """A text file in UTF-8. Raises DataError."""
-        if not path.is_file():
-            raise DataError(f"There is no file '{path.name}'. Check the path.", str(path))
-        with opened(path) as file:
-            text = decoded(file.read(), path.name).removeprefix("\ufeff")
-        if not text.strip():
-            raise DataError(f"{path.name} is empty. Check that it is the right file.", str(path))
-        return Perplexity(text, limit)
-
     def measure(self, answerer: Answerer, seed: int) -> Result:
         windows = drawn(text_windows(answerer.base, self.text), self.limit)
         if not windows:
@@ -221,11 +216,6 @@ class Perplexity:
             row = f"strength {strength:g}" if strengths else "text"
             figures[row] = {"perplexity": ratio(sums, counts, seed, math.exp)}
         return Result(figures)
-
-
-def forgetting(text: str, limit: int | None) -> Perplexity:
-    """The perplexity of a text that an adapter was not trained on, against its strength."""
-    return Perplexity(text, limit, STRENGTHS)
 
 
 def _with_features(
@@ -243,8 +233,3 @@ def _features(answerer: Answerer, picture: Picture | None, where: str) -> Visual
     except BadInput as error:
         raise DataError(f"{where}: {picture.name if picture else ''}: {error}") from error
     return features
-
-
-def _examples(path: Path, format: str, images: Path | None, split: str | None, limit: int | None) -> list[Example]:
-    records = open_records(path, format, images, split)
-    return [Example.of(record) for record in drawn(records, limit)]

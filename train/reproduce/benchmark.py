@@ -20,8 +20,8 @@ from adapter.errors import AdapterError, first_line
 from adapter.files import atomic_write
 from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer
-from train.evaluate.tasks import drawn
-from train.formats.scienceqa import LETTERS, Problem, problems, question_text
+from train.evaluate.tasks import read_problems
+from train.formats.scienceqa import LETTERS, Problem, question_text
 from train.input.examples import Example
 
 # What follows the problem: the options are written "(A)", so that the next token is the letter.
@@ -108,18 +108,7 @@ def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benc
 
     Features of the pictures are kept in `cache`. Raises AdapterError for what is missing or broken.
     """
-    if not folder.is_dir():
-        raise AdapterError(
-            f"There is no folder '{folder.name}'. Give the folder that holds ScienceQA's problems.json.",
-            str(folder),
-        )
-    if not (folder / "problems.json").is_file():
-        raise AdapterError(
-            f"'{folder.name}' holds no problems.json. Give the folder that ScienceQA's problems.json, "
-            "pid_splits.json and images/ are in.",
-            str(folder),
-        )
-    splits = {split: tuple(drawn(problems(folder, split), count)) for split, count in counts.items()}
+    splits = {split: tuple(read_problems(folder, split, count)) for split, count in counts.items()}
     if empty := [name for name, part in splits.items() if not part]:
         raise AdapterError(
             f"'{folder.name}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.",

@@ -19,7 +19,6 @@ from train.evaluate.__main__ import main
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
 from train.evaluate.report import System, code_version, format_table, write_json
-from train.formats.scienceqa import COLUMNS
 from train.input.rows import IGNORED
 
 MATCH = ("exact-match", "--max-new-tokens", 3)
@@ -71,24 +70,13 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
     assert (bare["digest"], bare["strength"], poet["strength"]) == (None, None, 1.0)
     assert poet["digest"] == adapter_digest(folder / "poet") != tuned["digest"]
     assert all(len(system["answers"]) == 2 for system in first["systems"])
-    figure = poet["figures"]["answers"]["exact match"]
-    assert (figure["n"] == 2 and figure["low"] < figure["value"] < figure["high"]) or figure["value"] in (0, 100)
-    assert figure["interval"] == "Wilson"
     assert first["seed"] == 5 and first["precision"] == "fp32 on cpu" and first["commit"] == code_version()
-    assert first["command"].startswith("python -m train.evaluate exact-match")
-    assert first["base"]["name"] == "base"
+    assert first["command"].startswith("python -m train.evaluate exact-match") and first["base"]["name"] == "base"
     assert {"date", "processor", "versions", "task", "limit"} <= set(first)
     header, _, *lines = [line.split("|")[1:-1] for line in printed[0].splitlines() if line[0] == "|"]
     assert [cell.strip() for cell in header] == ["", "", "exact match", "token F1", "n"]
     assert [line[1].strip() for line in lines] == ["bare base", "poet", "tuned"] and lines[0][-1].strip() == "2"
-    for told in (
-        "fp32 on cpu",
-        "templates: bare base chat, poet chat",
-        "as in SQuAD's evaluation",
-        first["processor"],
-    ):
-        assert told in printed[0]
-
+    assert "templates: bare base chat, poet chat" in printed[0] and first["processor"] in printed[0]
     run(*MATCH, folder / "asked.jsonl", "--limit", 1, "--no-base", "--strength", 0, "--out", files[2])
     (weak,) = json.loads(files[2].read_text())["systems"]
     assert weak["name"] == "poet at 0" and weak["figures"]["answers"]["exact match"]["n"] == 1
@@ -110,15 +98,12 @@ def test_strength_zero_is_the_base(run, tmp_path):
 
 def test_pictures_and_columns_through_the_command_line(run, tmp_path, drawn_folder):
     pytest.importorskip("pycocoevalcap")
-    words = ["--max-new-tokens", 3, "--limit", 12]
+    words = ["--max-new-tokens", 3, "--limit", 4]
     table = run("scienceqa", drawn_folder, *words, "--cue", "\nAnswer: (").out
-    header, _, *lines = [line.split("|")[1:-1] for line in table.splitlines() if line[0] == "|"]
-    assert [c for c in COLUMNS if c in map(str.strip, header)] == [c.strip() for c in header[2:-1]]
-    assert {line[0].strip() for line in lines} == {"likeliest letter", "generated letter", "unreadable"}
-    assert all(line[-1].strip() == "12" for line in lines)
+    rows = [line.split("|")[1].strip() for line in table.splitlines()[2:] if line[0] == "|"]
+    assert set(rows) == {"likeliest letter", "generated letter", "unreadable"}
     pictures = sorted((drawn_folder / "val").rglob("image.png"))[:4]
-    captions = "".join(f"{path}\tdrawing {i % 2}\n" for path in pictures for i in range(2))
-    (tmp_path / "captions.tsv").write_text(captions)
+    (tmp_path / "captions.tsv").write_text("".join(f"{path}\ta drawing\n" for path in pictures))
     table = run("captions", tmp_path / "captions.tsv", *words, adapters=("tuned",)).out
     assert "| captions | tuned     |" in table and "BLEU-4 by sacrebleu" in table
     assert table.splitlines()[2].split("|")[-2].strip() == "4"
@@ -132,6 +117,9 @@ def test_other_weights_of_the_same_shape_are_told(run, folder, tmp_path):
     words = ["loss", folder / "asked.jsonl"]
     assert "poet was trained on other weights" in run(*words, adapters=(str(tmp_path / "poet"),)).out
     assert "other weights" not in run(*words).out
+    config["base"]["tokenizer"] = "of another"
+    (tmp_path / "poet" / "config.json").write_text(json.dumps(config))
+    assert "was made for" in run(*words, adapters=(str(tmp_path / "poet"),), code=1).err
 
 
 def test_a_figure_without_an_interval_stands_alone():
@@ -152,12 +140,9 @@ def test_json_holds_no_nan(tmp_path):
     ("words", "sentence"),
     [
         (["forgetting", "--limit", "0"], "--limit must be at least 1, got 0."),
-        (["forgetting", "--strength", "3"], "--strength must lie from 0 to 2, got 3."),
         (["forgetting", "--no-base"], "--no-base without --adapter leaves nothing to measure."),
         (["forgetting", "--out", "no-folder/x.json"], "There is no folder 'no-folder' for --out. Make it first."),
-        (["forgetting", "--out", "docs"], "--out docs is a folder. Name a file."),
         (["forgetting", "--adapter", "nobody"], "There is no adapter 'nobody'. Choose one of: "),
-        (["forgetting", "--base", "embedded-none.gguf"], "There is no file 'embedded-none.gguf'."),
         (["exact-match", "no.jsonl"], "There is no file or folder 'no.jsonl'."),
     ],
 )
@@ -165,15 +150,6 @@ def test_refusals_are_one_line(words, sentence, capsys):
     assert main(words) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {sentence}") and error.count("\n") == 1
-
-
-def test_an_adapter_of_another_base_is_refused(run, folder, tmp_path, tiny_fingerprint):
-    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "other")
-    config = json.loads((tmp_path / "other" / "config.json").read_text())
-    config["base"]["tokenizer"] = "of another"
-    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-    error = run("forgetting", "--limit", 1, adapters=(str(tmp_path / "other"),), code=1).err
-    assert "was made for" in error
 
 
 # lm-eval.
@@ -221,13 +197,6 @@ def test_lm_eval_agrees_with_the_models_own_likelihoods(run, folder, tmp_path):
         assert system["figures"]["quizgen"]["exact_match"]["n"] == 4
         accuracies |= {found["acc"]["value"], found["acc_norm"]["value"]}
     assert len(accuracies) > 1
-
-
-@pytest.mark.slow  # lm-eval lists its 14,000 tasks
-def test_a_task_that_lm_eval_has_not_is_named(capsys):
-    pytest.importorskip("lm_eval")
-    assert main(["lm-eval", "--tasks", "quizzes"]) == 1
-    assert "lm-eval has no task 'quizzes'" in capsys.readouterr().err
 
 
 @torch.no_grad()
