@@ -21,16 +21,8 @@ from adapter.errors import AdapterError, with_detail
 from train.evaluate.perplexity import unrelated_text
 from train.reproduce.benchmark import drawn_benchmark, open_benchmark
 from train.reproduce.page import write_report
-from train.reproduce.runs import FULL, QUICK, finished, perform_all, planned_runs
+from train.reproduce.runs import FULL, PLANS, QUICK, finished, perform_all, planned_runs
 from train.reproduce.tables import Figures
-
-# What a reader has to know before believing a figure.
-_DRAWN = """Problems were drawn and written by rule, once, in ScienceQA's format, with seed 7; their files are
-  in `train/reproduce/benchmark.zip`. Test questions have combinations, wordings and words of their own. The
-  benchmark was cut to what this base can learn in minutes: choices of picture questions stand in an order of their
-  own (alphabet, size), because with shuffled ones trials learnt nothing from the pictures, and kinds of question
-  that stayed at chance were left out. That was chosen by looking at the test split of seed 0, and settings by
-  validation problems of seed 11. Nothing was chosen by the problems of any other seed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +86,7 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
         out,
         command=shlex.join(["python", "-m", "train.reproduce", *given]),
         base=args.base,
-        data=f"The problems are ScienceQA's, from {args.scienceqa}." if args.scienceqa else _DRAWN,
+        data=f"The problems are ScienceQA's, from {args.scienceqa}." if args.scienceqa else PLANS["drawn"],
         sizes={split: len(part) for split, part in benchmark.splits.items()},
         missing=[run.name for run in runs if run.name not in results],
     )

@@ -14,40 +14,7 @@ from train.reproduce.runs import PLANS, STRENGTHS
 from train.reproduce.tables import MEASURES, Figures, Table, claims, smoothed
 
 _NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
-_INTRO = """# The paper's claims, tried anew
-
-LLaMA-Adapter (arXiv 2303.16199), its tables on ScienceQA, at the scale of this machine. The command below wrote
-this page, and nothing in it was added by hand.
-"""
-_VALIDITY = """## Before you believe a figure
-
-- {data}
-- ± is half of a 95 % interval over the training seeds (Student's t); all rows answer the same questions. A claim's
-  interval counts the spread over the test's questions too, of which each is its own control. "Not decided": the
-  interval holds values for which the claim is true and values for which it is false.
-- Times are a run's own time on the processor, with one thread on one core; a neighbour can slow it by what caches
-  and memory are shared.
-- Learning rates of LoRA and full fine-tuning are untuned. They have no `keep`, which would suit them as well.
-"""
-_METHOD = """## How
-
-- Base: {base}, frozen, {precision}. Encoder: {encoder}, frozen. Projection: the paper's (multi-scale global
-  features, one MLP, one vector added to every prompt), its first layer started from the main components of the
-  training pictures' features.
-- One prompt for all: the problem as in the paper, then "Answer: (". The answer learnt is the letter. Scored is the
-  likeliest of the problem's own letters, in one forward pass; beside other rows {precision} may round otherwise,
-  which can turn a question or two.
-- {train:,} problems to train on, {val:,} for validation, {test:,} to test. {steps} steps of {batch_size} in every
-  run but those of table 6; the last adapter counts. Training seeds {seeds}.
-- LoRA (PEFT, rank 8, all linear maps) and full fine-tuning ({precision}, fp32 copies for the optimiser, which is
-  torch's fused AdamW) get the same problems in the same batches as the text-only adapter. None of them sees a
-  picture, and so they are compared on problems without one.
-- "With keep": `keep: {keep:g}` of the trainer. To each batch is added a share of {keep:g} of its rows, of text
-  that the base wrote by itself, on which the adapter is trained to leave the base's distribution as it is.
-  The time of training includes the writing, about 20 s.
-- Table 6 trains on {few} problems, each of its rows from the start, with a schedule of its own length.
-- Unrelated text: the language reference that comes with Python (`pydoc_data.topics`).
-"""
+_PAGE = Path(__file__).with_name("page.md")
 
 
 def write_report(
@@ -71,33 +38,29 @@ def write_report(
         (files / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
     pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, tables, files)}
     plan, results = figures.plan, figures.results.values()
-    parts = [
-        _INTRO,
-        f"    {command}\n\n{_provenance(results)}\n",
-        *([f"**Not all runs are finished.** Missing: {', '.join(missing)}.\n"] if missing else []),
-        _VALIDITY.format(data=data),
-        "## What held\n",
-        markdown_table(("held", "claim", "measured, and its 95 % interval"), [c.row for c in claims(figures)]),
-        "",
-    ]
+    parts = []
     for table in tables:
         parts.append(table.markdown())
         below = (name for name in pictures if PLANS["plots"][name]["below"] == table.name)
         parts += [f"![{name}]({pictures[name]})\n" for name in below]
-    parts.append(
-        _METHOD.format(
-            base=base,
-            precision=_listed(result["precision"] for result in results),
-            encoder=ENCODER,
-            seeds=_listed(map(str, plan.seeds)),
-            steps=plan.steps,
-            batch_size=plan.batch_size,
-            few=plan.few,
-            keep=PLANS["runs"]["keep"]["keep"],
-            **sizes,
-        )
+    rows = [c.row for c in claims(figures)]
+    text = _PAGE.read_text(encoding="utf-8").format(
+        command=command,
+        provenance=_provenance(results),
+        missing=f"**Not all runs are finished.** Missing: {', '.join(missing)}.\n\n" if missing else "",
+        data=data,
+        claims=markdown_table(("held", "claim", "measured, and its 95 % interval"), rows),
+        tables="\n".join(parts),
+        base=base,
+        precision=_listed(result["precision"] for result in results),
+        encoder=ENCODER,
+        seeds=_listed(map(str, plan.seeds)),
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        few=plan.few,
+        keep=PLANS["runs"]["keep"]["keep"],
+        **sizes,
     )
-    text = "\n".join(parts)
     (out / f"{_NAME}.md").write_text(text, encoding="utf-8")
     return text
 
