@@ -20,7 +20,6 @@ from tests.train.recipes.rows import learnt
 from train.evaluate.intervals import Figure
 from train.recipes import sealed_sets
 from train.recipes.extract import recipe as extract
-from train.recipes.extract.recipe import FIELDS
 from train.recipes.pirate import recipe as pirate
 from train.recipes.text_data import read_yaml
 from train.recipes.tutor import recipe as tutor
@@ -74,22 +73,6 @@ def test_the_sets_have_their_sizes():
     assert (len(set(questions)), len(set(conversations))) == (100, 50)
     assert {len(conversation) for conversation in conversations} == {3, 5}
     assert len(set(sealed_sets.off_task_messages())) == 40
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_every_label_is_a_span_of_its_message_in_order(part):
-    faults: Counter[str] = Counter()
-    for test in extract.sealed_tests(part):
-        names = list(test.fields)
-        kind = test.fields["type"]
-        faults["order"] += names != ["type", *(n for n in FIELDS[kind] if n in test.fields)] or len(names) < 2
-        for name, value in list(test.fields.items())[1:]:
-            if name == "quantity":
-                faults["number"] += type(value) is not int or value < 1
-                continue
-            faults["span"] += value not in test.messages[0].text
-            faults["edge"] += value != value.strip() or bool(re.match(r"(the|an?|on|at|in|by) ", value, re.I))
-    assert not +faults
 
 
 def test_no_phrase_of_the_messages_is_trained_on():
@@ -190,15 +173,6 @@ def test_an_adapter_with_a_form_is_measured_with_and_without_it():
 
 
 @pytest.mark.usefixtures("others")
-def test_only_the_bare_base_is_told_what_to_write():
-    for measured, told in ((adapter(), False), (None, True)):
-        fake = Fake({}, PROSE, measured)
-        extract.scores(fake)
-        messages = [c[-1].text.startswith("Turn this message into one JSON") for c in fake.asked]
-        assert messages == [told] * 360 + [False] * 40
-
-
-@pytest.mark.usefixtures("others")
 def test_pirate_and_tutor_scores_ask_the_recipes_rule(monkeypatch):
     for answer, expected in (("Arr! The sea be blue, matey.", 100), (PROSE, 0)):
         fake = Fake({}, answer)
@@ -219,95 +193,59 @@ def test_pirate_and_tutor_scores_ask_the_recipes_rule(monkeypatch):
 
 
 @pytest.mark.usefixtures("others")
-def test_only_the_bare_base_is_told_the_manner_of_a_tutor():
-    for measured, told in ((adapter(), False), (None, True)):
+@pytest.mark.parametrize(
+    "recipe, told, off_task", [(extract, "Turn this message into one JSON", 40), (tutor, "Answer in one plain", 0)]
+)
+def test_only_the_bare_base_is_told_what_to_write(recipe, told, off_task):
+    for measured, is_told in ((adapter(), False), (None, True)):
         fake = Fake({}, PROSE, measured)
-        tutor.scores(fake)
-        messages = {c[-1].text.startswith("Answer in one plain sentence") for c in fake.asked}
-        assert messages == {told} and len(fake.asked) == 210
-
-
-def test_a_visual_adapter_must_not_claim_to_see_a_picture():
-    fake = Fake({}, "The picture shows a cat on a mat.")
-    assert values(sealed_sets.off_task_scores(fake)) == [100]
-    fake.is_visual = True
-    assert values(sealed_sets.off_task_scores(fake)) == [0]
+        recipe.scores(fake)
+        messages = [c[-1].text.startswith(told) for c in fake.asked]
+        assert messages == [is_told] * (len(messages) - off_task) + [False] * off_task
 
 
 @pytest.mark.parametrize(
-    ("answer", "claims"),
+    ("answer", "claims", "if_asked"),
     [
-        ("The picture shows a cat.", True),
-        ("I see a red car.", True),
-        ("This is a drawing of a dog.", True),
-        ("It shows a bridge, perhaps a viaduct.", True),
-        ("The picture shows nothing, I cannot see one. ", False),
-        ("I don't see a picture here. Please show me one.", False),
-        ("I am not sure, perhaps a cat or a fox.", True),
-        ("There is no photo of a cat.", False),
-        ("A viaduct is a kind of bridge.", False),
+        ("The picture shows a cat.", True, True),
+        ("I see a red car.", True, True),
+        ("I am not sure, perhaps a cat or a fox.", True, True),
+        ("The picture shows nothing, I cannot see one. ", False, False),
+        ("There is no photo of a cat.", False, False),
+        ("There is a dog.", False, True),
+        ("Yes, it is an animal.", False, True),
+        ("It's a photograph.", False, True),
+        ("It is hard to say.", False, False),
+        ("It is not a dog, I see none.", False, False),
     ],
 )
-def test_claims_picture(answer, claims):
+def test_claims_to_see_a_picture(answer, claims, if_asked):
+    """Asked about a picture, an answer that names a thing claims one."""
     assert sealed_sets.claims_picture(answer) is claims
-
-
-@pytest.mark.parametrize(
-    ("answer", "claims"),
-    [
-        ("There is a dog.", True),
-        ("It is a dog.", True),
-        ("You can see a boat on a lake.", True),
-        ("Yes, it is an animal.", True),
-        ("It is mostly red.", True),
-        ("It's a photograph.", True),
-        ("It is hard to say.", False),
-        ("There is no picture.", False),
-        ("It is not a dog, I see none.", False),
-    ],
-)
-def test_asked_about_a_picture_an_answer_that_names_a_thing_claims_one(answer, claims):
-    assert sealed_sets.claims_picture(answer, asked_about_picture=True) is claims
-    assert not sealed_sets.claims_picture(answer)
+    assert sealed_sets.claims_picture(answer, asked_about_picture=True) is if_asked
 
 
 def test_sensible_answers():
     assert sealed_sets.is_sensible(PROSE) and sealed_sets.is_sensible(f"{PROSE} {PROSE}")
     assert sealed_sets.is_sensible("Note: it opens at 9:30, as I said: bring an umbrella.")
     for bad in (
-        "",
-        "Yes.",
-        ' {"type": "person"}',
-        '```json\n{"type": "person", "name": "Ann"}\n```',
-        '"type": "person", "name": "Ann"',
-        'Here it is: {"type": "person", "name": "Ann"}',
-        f"{PROSE} {PROSE} {PROSE}",
-        "no " * 20,
-        "a a a",
-    ):
+        "", "Yes.", ' {"type": "person"}', '```json\n{"type": "person", "name": "Ann"}\n```',
+        'Here it is: {"type": "person", "name": "Ann"}', f"{PROSE} {PROSE} {PROSE}", "no " * 20,
+    ):  # fmt: skip
         assert not sealed_sets.is_sensible(bad)
 
 
 def test_an_object_has_a_known_type_and_its_fields_only():
     order = {"type": "order", "item": "kite"}
     assert extract.is_object(json.dumps(order))
-    for bad in (
-        {},
-        {"type": "animal"},
-        {"type": ["order"]},
-        {"item": "kite"},
-        {**order, "name": "Ann"},
-        [order],
-        "x",
-    ):
+    for bad in ({}, {"type": "animal"}, {"item": "kite"}, {**order, "name": "Ann"}, [order], "x"):
         assert not extract.is_object(json.dumps(bad))
-    assert not extract.is_object("Here it is: " + json.dumps(order))
 
 
 def test_other_adapters_answer_the_earlier_turns_in_turn(monkeypatch, tmp_path):
     for name in ("extract", "pirate", "see", "tutor"):
         (tmp_path / name).mkdir()
-    asked: dict[str, list[Any]] = {}
+    shown: dict[str, list[Any]] = {}
 
     @dataclasses.dataclass
     class Other:
@@ -315,11 +253,10 @@ def test_other_adapters_answer_the_earlier_turns_in_turn(monkeypatch, tmp_path):
         name: Any
         with_form: bool = False
 
-        def generate(self, conversations, pictures, **_):
-            name = self.name.label
+        def generate(self, conversations, pictures):
             assert self.with_form  # as it is served
-            asked[name] = [*zip(conversations, pictures or [None] * len(conversations), strict=True)]
-            return [f"{name} {i}" for i, _ in enumerate(conversations)]
+            shown[self.name.label] = pictures
+            return [f"{self.name.label} {i}" for i, _ in enumerate(conversations)]
 
     def load(folder, *_):
         return SimpleNamespace(label=folder.name, config=SimpleNamespace(is_visual=folder.name == "see"))
@@ -327,14 +264,9 @@ def test_other_adapters_answer_the_earlier_turns_in_turn(monkeypatch, tmp_path):
     monkeypatch.setattr(sealed_sets, "ADAPTERS", tmp_path)
     monkeypatch.setattr(sealed_sets, "load_adapter", load)
     monkeypatch.setattr(sealed_sets, "Answerer", Other)
-    base = SimpleNamespace(fingerprint=None, device="cpu")
-    given = [(Message("user", str(i)),) for i in range(7)]
-    late = sealed_sets.after_others(base, "pirate", given)
-    assert [c[1].text for c in late] == [
-        "extract 0", "see 0", "tutor 0", "extract 1", "see 1", "tutor 1", "extract 2",
-    ]  # fmt: skip
+    given = [(Message("user", str(i)),) for i in range(5)]
+    late = sealed_sets.after_others(SimpleNamespace(fingerprint=None, device="cpu"), "pirate", given)
+    assert [c[1].text for c in late] == ["extract 0", "see 0", "tutor 0", "extract 1", "see 1"]
     assert [c[2:] for c in late] == given and all(c[0].role == "user" for c in late)
-    assert [picture for _, picture in asked["see"]] == [sealed_sets.PICTURE] * 2 and sealed_sets.PICTURE.exists()
-    assert not any(picture for name in ("extract", "tutor") for _, picture in asked[name])
-    messages = {test.messages[0].text for test in extract.sealed_tests("generated")}
-    assert {c[0].text in messages for c, _ in asked["extract"]} == {True}
+    assert shown == {"extract": None, "see": [sealed_sets.PICTURE] * 2, "tutor": None}
+    assert sealed_sets.PICTURE.exists()

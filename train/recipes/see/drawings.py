@@ -49,8 +49,9 @@ class Drawing:
 
     @cached_property
     def image(self) -> Image.Image:
-        """Cropped to what is drawn."""
-        return cropped(self.draw())
+        """RGBA, cropped to what is drawn."""
+        image = self.draw().convert("RGBA")
+        return image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
 
     @property
     def is_photo(self) -> bool | None:
@@ -149,20 +150,9 @@ def draw_svg(svg: str, width: int) -> Image.Image:
     return Image.open(io.BytesIO(bytes(png)))
 
 
-def cropped(image: Image.Image) -> Image.Image:
-    """What is drawn in an image, RGBA, without the transparent part around it."""
-    image = image.convert("RGBA")
-    return image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
-
-
-def plain(drawing: Drawing) -> Image.Image:
-    """The drawing alone on white."""
-    return on_white(drawing.image)
-
-
-def on_white(image: Image.Image, size: int = 256) -> Image.Image:
-    """An RGBA image on white, as large as fits with a small margin."""
-    fitted = ImageOps.contain(image, (size - 16, size - 16))
+def plain(drawing: Drawing, size: int = 256) -> Image.Image:
+    """The drawing alone on white, as large as fits with a small margin."""
+    fitted = ImageOps.contain(drawing.image, (size - 16, size - 16))
     canvas = Image.new("RGB", (size, size), "white")
     canvas.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2), fitted)
     return canvas

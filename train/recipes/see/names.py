@@ -90,18 +90,3 @@ def posterior_sentence(first: Name, probability: float, second: Name, kind: str,
 def hedged(answer: str) -> bool:
     """Whether an answer says that it is not sure, rather than name a thing."""
     return _NOT_SURE in answer
-
-
-def group_answer(group: str, belongs: bool) -> str:
-    """The answer to whether a thing is of a group, which has its article."""
-    return f"Yes, it is {group}." if belongs else f"No, it is not {group}."
-
-
-def colour_answer(colour: str) -> str:
-    """The answer to which colour a thing is."""
-    return f"It is mostly {colour}."
-
-
-def medium_answer(is_photo: bool) -> str:
-    """The answer to whether a picture is a drawing or a photograph."""
-    return f"It is a {'photograph' if is_photo else 'drawing'}."

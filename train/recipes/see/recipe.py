@@ -52,14 +52,11 @@ from train.recipes.see.drawings import (
 from train.recipes.see.names import (
     FOLDER,
     class_names,
-    colour_answer,
     drawing_sentence,
-    group_answer,
     group_of,
     groups,
     hedged,
     kinds,
-    medium_answer,
     posterior_sentence,
 )
 from train.recipes.see.pictures import Photo, development_photos, photos
@@ -369,34 +366,33 @@ class _PreparedRecipe:
                 kind, certain = self._vocabulary.kinds[int(which)], bool(mass > 0.6)
             group, belongs = _drawn_group(kind, rng)
             if certain and (belongs or rng.random() < 0.7):
-                question = _question("group_questions", rng, group)
-                return Example(question, group_answer(group, belongs), features)
+                answer = f"Yes, it is {group}." if belongs else f"No, it is not {group}."
+                return Example(_question("group_questions", rng, group), answer, features)
 
     def _colour_example(self, rng: random.Random) -> Example:
         train, (photographs, colours) = self._train, self._photograph_like
         if rng.random() < 0.3:
-            while True:
+            most = torch.zeros(())
+            while most < _LEAST_SHARE:
                 i = rng.randrange(len(photographs))
                 most, which = colours[i].max(0)
-                if most >= _LEAST_SHARE:
-                    features = _padded(photographs[i : i + 1], len(self._vocabulary.rows))
-                    return Example(
-                        _question("colour_questions", rng), colour_answer(COLOURS[int(which)]), features
-                    )
-        colour = rng.choice(list(train.by_colour))
-        i = rng.choice(train.by_colour[colour])
-        features = self._heads[1][0][0][i : i + 1]
-        return Example(_question("colour_questions", rng), colour_answer(colour), features)
+            colour, features = COLOURS[int(which)], _padded(photographs[i : i + 1], len(self._vocabulary.rows))
+        else:
+            colour = rng.choice(list(train.by_colour))
+            i = rng.choice(train.by_colour[colour])
+            features = self._heads[1][0][0][i : i + 1]
+        return Example(_question("colour_questions", rng), f"It is mostly {colour}.", features)
 
     def _medium_example(self, rng: random.Random) -> Example:
         train, (photographs, _) = self._train, self._photograph_like
-        if rng.random() < 0.5:
+        is_photo = rng.random() < 0.5
+        if is_photo:
             i = rng.randrange(len(photographs))
             features = _padded(photographs[i : i + 1], len(self._vocabulary.rows))
-            return Example(_question("medium_questions", rng), medium_answer(True), features)
-        i = rng.choice([i for i, medium in enumerate(train.media) if medium is False])
-        features = rng.choice(self._heads[1][0])[i : i + 1]
-        return Example(_question("medium_questions", rng), medium_answer(False), features)
+        else:
+            i = rng.choice([i for i, medium in enumerate(train.media) if medium is False])
+            features = rng.choice(self._heads[1][0])[i : i + 1]
+        return Example(_question("medium_questions", rng), f"It is a {_MEDIA[is_photo]}.", features)
 
     def _sentences(self, features: VisualFeatures) -> list[str]:
         """The sentence that the posterior of each picture allows."""
