@@ -1,20 +1,14 @@
-"""The model card that is saved with an adapter: what it does, its scores, how it was trained.
-
-`python -m train.card` writes the table of the shipped adapters in the project's README anew, from their cards.
-"""
+"""The model card that is saved with an adapter: what it does, its scores, how it was trained."""
 
 from __future__ import annotations
 
 import datetime
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import CARD, read_config
 from adapter.method.config import AdapterConfig
 from train.config import TrainConfig
 from train.evaluate.intervals import Figure
@@ -25,10 +19,6 @@ Scores = dict[str, Figure]
 _SEALED = "## Scores on sealed test sets"
 _DEVELOPMENT = "## Scores on development sets"
 _CARD = Path(__file__).with_name("card.md")
-_ROOT = Path(__file__).parents[1]
-_README, _SHIPPED = _ROOT / "README.md", _ROOT / "assets" / "adapters"
-_MARKS = "<!-- By `python -m train.card`, from the cards. -->\n", "<!-- End of the table. -->\n"
-_MEASURES = 3  # of each adapter in the README, the first ones of its card
 
 
 @dataclass(frozen=True)
@@ -95,11 +85,9 @@ def with_sealed_scores(card: str, name: str, scores: Measured, digest: str) -> s
 
     digest: of the scored adapter. The card counts how many times it was scored.
     """
-    start = card.find(_SEALED)
-    section, rest = "", card
-    if start >= 0:
-        end = _next_section(card, start + len(_SEALED))
-        section, rest = card[start:end], card[:start] + card[end:]
+    sections = re.split(r"(?m)^(?=## )", card)
+    section = next((text for text in sections if text.startswith(_SEALED)), "")
+    head, *tail = (text for text in sections if not text.startswith(_SEALED))
     before = re.search(rf"{digest}, was scored on them (\d+) time", section)
     times = int(before[1]) + 1 if before else 1
     section = f"""{_SEALED}
@@ -110,9 +98,7 @@ time{"s" * (times > 1)}, last on
 
 {_table(name, scores)}
 """
-    place = _next_section(rest, 0)
-    head, tail = rest[:place].rstrip(), rest[place:]
-    return f"{head}\n\n{section}\n{tail}" if tail else f"{head}\n\n{section}"
+    return "\n".join([f"{head.rstrip()}\n", section, *(["".join(tail)] if tail else [])])
 
 
 def _development_section(name: str, scores: Measured) -> str:
@@ -147,12 +133,6 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.001 else "0"
 
 
-def _next_section(card: str, start: int) -> int:
-    """Where the next heading of the second level begins; the end, if there is none."""
-    found = re.compile(r"^## ", re.M).search(card, start)
-    return found.start() if found else len(card)
-
-
 def _parts(config: AdapterConfig) -> str:
     """Lines on what is beside the prompts."""
     lines, tuning, vision = "", config.tuning, config.vision
@@ -179,48 +159,3 @@ def _today() -> str:
 def _commit() -> str:
     commit = code_version()
     return "an unknown commit" if commit is None else f"commit {commit}"
-
-
-# The README's table.
-
-
-def with_table(readme: str, folders: Sequence[Path]) -> str:
-    """The README with the table of the adapters in `folders` between its two marks. Raises ValueError without."""
-    start, end = (readme.index(mark) for mark in _MARKS)
-    return readme[: start + len(_MARKS[0])] + _readme_table(folders) + readme[end:]
-
-
-def shipped_folders() -> list[Path]:
-    """Folders of the shipped adapters, by name."""
-    return sorted(folder for folder in _SHIPPED.iterdir() if (folder / CARD).is_file())
-
-
-def _readme_table(folders: Sequence[Path]) -> str:
-    rows = []
-    unsealed = []
-    for folder in folders:
-        card = (folder / CARD).read_text(encoding="utf-8")
-        if _SEALED not in card:
-            unsealed.append(folder.name)
-        about = f"[{folder.name}](assets/adapters/{folder.name}): {read_config(folder).description}"
-        for number, (measure, score, base) in enumerate(_first_rows(card)):
-            rows.append(("" if number else about, measure, score, base))
-    where = []
-    if len(unsealed) < len(folders):
-        where.append("on sealed test sets, which decided nothing")
-    if unsealed:
-        where.append(f"of {', '.join(unsealed)} on sets that the recipe was developed on")
-    table = markdown_table(("adapter", "measure", "score", "bare base"), rows)
-    return f"{table}\n\nWith 95 % intervals, {'; '.join(where)}. The cards have the other measures.\n"
-
-
-def _first_rows(card: str) -> list[tuple[str, str, str]]:
-    """Measure, score and the bare base's, of the first lines of a card's first table."""
-    table = card[card.find("| measure |") :].split("\n\n")[0].splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2 : 2 + _MEASURES]]
-    return [(measure, score, base) for measure, score, base, *_ in cells]
-
-
-if __name__ == "__main__":
-    with atomic_write(_README) as temporary:
-        temporary.write_text(with_table(_README.read_text(encoding="utf-8"), shipped_folders()), encoding="utf-8")

@@ -7,10 +7,8 @@ import json
 import pytest
 import torch
 
-from adapter.base import frozen_linear
-from adapter.base.frozen_linear import FrozenLinear
 from train.__main__ import main
-from train.precision import choose_precision, load_to_train
+from train.precision import choose_precision
 
 CPU = torch.device("cpu")
 
@@ -69,20 +67,18 @@ def norms(run, tmp_path):
     return norms
 
 
-def test_a_run_says_what_was_chosen_and_why(norms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
-    assert norms("precision=auto")
-    assert "precision fp32: this processor has no bf16 products\n" in capsys.readouterr().out
-    assert "precision: fp32" in (tmp_path / "out" / "recipe.yaml").read_text()
-
-
-def test_fp16_trains_like_fp32_and_so_does_what_accelerate_was_asked_for(norms, monkeypatch, capsys):
+def test_fp16_trains_like_fp32_and_so_does_what_accelerate_was_asked_for(norms, tmp_path, monkeypatch, capsys):
     plain = norms("precision=fp32")
     assert norms("precision=fp16") == pytest.approx(plain, rel=0.05)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # as its launcher tells its processes
     assert norms("precision=auto") == pytest.approx(plain, rel=0.05)
     assert "precision fp16: as accelerate was asked for" in capsys.readouterr().out
     assert norms("precision=fp32") == plain
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    assert norms("precision=auto") == plain
+    assert "precision fp32: this processor has no bf16 products\n" in capsys.readouterr().out
+    assert "precision: fp32" in (tmp_path / "out" / "recipe.yaml").read_text()
 
 
 def test_fp8_is_refused(tiny_folder, monkeypatch, capsys):
@@ -103,10 +99,3 @@ def test_a_step_that_overflows_fp16_is_left_out_and_the_scale_is_halved(norms, m
     output, left_out = capsys.readouterr().out, 9 - len(found)  # what is not finite is not recorded
     assert 0 < left_out < 8 and output.count("the loss scale of fp16 halved") == left_out
     assert scales == sorted(scales, reverse=True) and scales[-1] == 2.0 ** (18 - left_out)
-
-
-@pytest.mark.skipif(not frozen_linear._is_supported({torch.float32}), reason="oneDNN is not built in here")
-def test_a_base_for_the_cpu_is_loaded_with_frozen_products(tiny_folder):
-    base = load_to_train(str(tiny_folder), "fp32", "cpu")
-    assert isinstance(base.model.lm_head, FrozenLinear)
-    assert isinstance(base.model.model.layers[0].self_attn.q_proj, FrozenLinear)
