@@ -6,6 +6,7 @@ English prose (scikit-learn's descriptions of its bundled data sets), read by th
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import sklearn.datasets
@@ -28,25 +29,30 @@ WINDOW, WINDOWS = 512, 12  # tokens of a window
 def run() -> None:
     tasks = Tasks()
     engines = {name: start_engine(quantization=name) for name in FORMATS}
+    story = partial(tasks, [STORY])
     speeds = measure_in_turn(
         {
-            name: lambda engine=engine: decode_speed(engine, lambda n: [tasks([STORY], n)], 1, TOKENS)  # type: ignore[misc]
+            name: partial(decode_speed, engine, lambda tokens: [story(tokens)], 1, TOKENS)
             for name, engine in engines.items()
         }
     )
     for engine in engines.values():
         engine.close()
-    files = sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))
-    text = "\n".join(file.read_text() for file in files)
-    exact = perplexity(load_base(quantization="none", device="cpu", dtype=torch.float32), text)
+    exact = perplexity(load_base(quantization="none", device="cpu", dtype=torch.float32), prose())
     print_head("quantization", "decoding, tokens/s", "against none", "memory, MB", "perplexity", "against fp32, %")
     print_row("fp32", "", "", "", f"{exact:.2f}", "")
     for name in FORMATS:
         base = load_base(quantization=name, device="cpu")
-        found = perplexity(base, text)
+        found = perplexity(base, prose())
         speed = [median(speeds[name]), ratio(speeds[name], speeds["none"])]
         difference = f"{100 * (found / exact - 1):+.2f}"
         print_row(base.quantization, *speed, round(base.memory_bytes / 2**20), f"{found:.2f}", difference)
+
+
+def prose() -> str:
+    """English: scikit-learn's descriptions of its bundled data sets."""
+    files = sorted((Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))
+    return "\n".join(file.read_text() for file in files)
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from functools import partial
 
 from tests.bench.engine import start_engine
 from tests.bench.page import start_page
@@ -17,12 +17,10 @@ ADAPTERS = ("", "pirate", "extract", "")
 
 
 def run() -> None:
-    tasks = Tasks()
-    print_head(
-        "people at once", "page, tokens/s in all", "engine alone", "page against engine", "clients, % of a core"
-    )
-    engine = start_engine()
+    tasks, engine = Tasks(), start_engine()
     with start_page("page") as page:
+        programs: dict[str, Program] = {"page": page, "engine alone": engine}
+        print_head("people at once", *programs, "page against engine alone", "clients, % of a core")
         for count in COUNTS:
             adapters = [ADAPTERS[number % len(ADAPTERS)] for number in range(count)]
             shares: list[float] = []
@@ -34,10 +32,6 @@ def run() -> None:
                     shares.append(100 * (time.process_time() - start) / seconds)
                 return tokens / seconds
 
-            variants: dict[str, Callable[[], float]] = {"page": lambda: rate(page), "engine": lambda: rate(engine)}
-            speeds = measure_in_turn(variants)
-            alone = speeds["engine"]
-            print_row(
-                count, median(speeds["page"]), median(alone), ratio(speeds["page"], alone), median(shares, 0)
-            )
+            speeds = measure_in_turn({name: partial(rate, program) for name, program in programs.items()})
+            print_row(count, *map(median, speeds.values()), ratio(*speeds.values()), median(shares, 0))
     engine.close()

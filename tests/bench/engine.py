@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import sys
+import atexit
 import sysconfig
-import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from tests.bench.programs import ProgramProcess, Task, serve
+import torch
+
+from adapter.base.image_file import open_image
+from adapter.base.llama import Base, load_base
+from adapter.serve import engine as engine_module
+from adapter.serve.engine import Engine
+from adapter.serve.form import NO_FORM
+from adapter.serve.request import Answer, GenerationEvent, GenerationRequest
+from adapter.serve.sampling import SamplingParams
+from adapter.serve.store import AdapterStore
+from tests.bench.programs import ProgramProcess, Task, timed
 
 PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 
@@ -23,79 +34,66 @@ def start_engine(endless: bool = False, quantization: str = "auto") -> ProgramPr
 
 def start_generate() -> ProgramProcess:
     """transformers' generate() on the unquantised base; it takes one prompt and knows no end token."""
-    return ProgramProcess("tests.bench.engine", "generate")
+    return ProgramProcess("tests.bench.engine", "generate", "none")
 
 
-def _serve_engine(endless: bool, quantization: str) -> None:
-    from adapter.base.image_file import open_image
-    from adapter.base.llama import Base, load_base
-    from adapter.serve import engine as engine_module
-    from adapter.serve.engine import Engine
-    from adapter.serve.form import NO_FORM
-    from adapter.serve.request import GenerationRequest
-    from adapter.serve.sampling import SamplingParams
-    from adapter.serve.store import AdapterStore
+class EndlessBase(Base):
+    """A base without end tokens."""
 
-    class BaseWithoutStop(Base):
-        @property
-        def stop_ids(self) -> frozenset[int]:
-            return frozenset()
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return frozenset()
 
+
+def greedy_requests(task: Task) -> list[GenerationRequest]:
+    sampling = SamplingParams(temperature=0, max_new_tokens=task.tokens)
+    return [
+        GenerationRequest(adapter=adapter or None, prompt_ids=tuple(prompt), sampling=sampling)
+        for prompt, adapter in zip(task.prompts, task.adapters, strict=True)
+    ]
+
+
+def run_rows(
+    submit: Callable[[GenerationRequest], Answer], requests: Iterable[GenerationRequest]
+) -> tuple[float, int]:
+    """As Program.run."""
+    ends: list[GenerationEvent] = []
+
+    def answer_all() -> None:
+        answers = [submit(request) for request in requests]
+        ends.extend(list(answer)[-1] for answer in answers)
+
+    seconds = timed(answer_all)
+    return seconds, sum(end.stats.new_tokens for end in ends if end.stats is not None)
+
+
+def run_generate(base: Base, task: Task) -> tuple[float, int]:
+    """As Program.run. The prompts are of one length."""
+    ids = torch.tensor([list(prompt) for prompt in task.prompts], device=base.device)
+    length = {"min_new_tokens": task.tokens, "max_new_tokens": task.tokens}
+    seconds = timed(
+        lambda: base.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, **length
+        ).cpu()
+    )
+    return seconds, task.tokens * len(ids)
+
+
+def start(kind: str, quantization: str) -> Callable[[Task], tuple[float, int]]:
+    """What the process answers tasks by."""
+    base = load_base(quantization=quantization)
+    if kind == "generate":
+        return lambda task: run_generate(base, task)
+    store, endless = AdapterStore(), kind == "endless"
     if endless:
         engine_module._draft = lambda row, rows: []
-    base = load_base(quantization=quantization)
-    store = AdapterStore()
-    engine = Engine(BaseWithoutStop(**vars(base)) if endless else base, store)
-    picture = open_image(PICTURE)
-
-    def request(prompt: list[int], adapter: str, tokens: int) -> GenerationRequest:
-        return GenerationRequest(
-            adapter=adapter or None,
-            image=picture if adapter and store.card(adapter).is_visual else None,
-            sampling=SamplingParams(temperature=0, max_new_tokens=tokens),
-            prompt_ids=tuple(prompt),
-            form=NO_FORM if endless else None,
-        )
+    engine = Engine(EndlessBase(**vars(base)) if endless else base, store)
+    atexit.register(engine.close)
+    picture, form = open_image(PICTURE), NO_FORM if endless else None
 
     def run(task: Task) -> tuple[float, int]:
-        rows = zip(task.prompts, task.adapters, strict=True)
-        requests = [request(list(prompt), adapter, task.tokens) for prompt, adapter in rows]
-        start = time.perf_counter()
-        answers = [engine.submit(each) for each in requests]
-        ends = [list(answer)[-1] for answer in answers]
-        seconds = time.perf_counter() - start
-        return seconds, sum(end.stats.new_tokens for end in ends if end.stats is not None)
+        shown = [picture if name and store.card(name).is_visual else None for name in task.adapters]
+        requests = zip(greedy_requests(task), shown, strict=True)
+        return run_rows(engine.submit, [replace(each, image=image, form=form) for each, image in requests])
 
-    serve(run)
-    engine.close()
-
-
-def _serve_generate() -> None:
-    import torch
-
-    from adapter.base.llama import load_base
-
-    base = load_base(quantization="none")
-
-    def run(task: Task) -> tuple[float, int]:
-        ids = torch.tensor([list(task.prompts[0])])
-        length = {"min_new_tokens": task.tokens, "max_new_tokens": task.tokens}
-        start = time.perf_counter()
-        base.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, **length)
-        return time.perf_counter() - start, task.tokens
-
-    serve(run)
-
-
-def main() -> None:
-    from adapter.base.threads import sleep_when_idle
-
-    sleep_when_idle()  # as in the page's program, before torch is imported
-    if sys.argv[1] == "generate":
-        _serve_generate()
-    else:
-        _serve_engine(sys.argv[1] == "endless", sys.argv[2])
-
-
-if __name__ == "__main__":
-    main()
+    return run

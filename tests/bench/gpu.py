@@ -16,29 +16,43 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from transformers import BitsAndBytesConfig
 
 from adapter.base import memory
 from adapter.base.llama import Base, load_base
 from adapter.errors import first_line
 from adapter.method.adapter import Adapter
 from adapter.serve.engine import Engine
-from adapter.serve.request import GenerationRequest
-from adapter.serve.sampling import SamplingParams
-from tests.bench.programs import Program, Task, decode_speed, measure_in_turn, median, print_head, print_row, ratio
+from tests.bench.engine import EndlessBase, greedy_requests, run_generate, run_rows
+from tests.bench.programs import (
+    Program,
+    Task,
+    decode_speed,
+    measure_in_turn,
+    median,
+    print_head,
+    print_row,
+    ratio,
+    timed,
+)
+from tests.bench.training import (
+    BATCH,
+    LENGTH,
+    OURS,
+    PROMPT,
+    batch_of,
+    load_peer,
+    our_step,
+    peer_step,
+    random_tokens,
+)
 from tests.tiny_models import random_adapter, seven_billion_config, write_random_base
-from train.config import TrainConfig
-from train.input.batches import collate
-from train.input.examples import Example
-from train.input.rows import IGNORED, TokenisedRow
-from train.loop import new_adapter, supervised_loss
 from train.precision import load_to_train
 
 QUANTIZATIONS = ("none", "nf4")
@@ -46,7 +60,7 @@ ROWS = (1, 8, 16)
 SHORT, LONG = 24, 72  # tokens of an answer, see decode_speed
 QUESTION = 32  # tokens
 READ = (512, 1024)  # tokens, of prompts that are read
-BATCH, LENGTH, STEPS, ROUNDS = 8, 256, 4, 3  # of training
+STEPS, ROUNDS = 4, 3  # of training
 ADAPTERS = ("one", "two", "three", "four")
 SERVING_HEAD = ("weights", "task", "engine, tokens/s", "generate(), tokens/s", "ratio", "peak of the engine, MB")
 TRAINING_HEAD = ("weights", f"training {BATCH} x {LENGTH}", "tokens/s", "against PEFT", "peak, MB")
@@ -103,14 +117,6 @@ class _Peak:
 # Serving.
 
 
-class _EndlessBase(Base):
-    """A base without end tokens: all answers have the length that was asked for."""
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        return frozenset()
-
-
 class _RandomAdapters:
     """The engine's store: adapters of random numbers for its base."""
 
@@ -130,18 +136,13 @@ class _EngineProgram:
         self._engine, self._device, self.peak = engine, device, 0.0
 
     def run(self, task: Task) -> tuple[float, int]:
-        sampling = SamplingParams(temperature=0, max_new_tokens=task.tokens)
-        requests = [
-            GenerationRequest(adapter=adapter or None, prompt_ids=tuple(prompt), sampling=sampling)
-            for prompt, adapter in zip(task.prompts, task.adapters, strict=True)
-        ]
         with _Peak(self._device) as peak:
-            start = time.perf_counter()
-            answers = [self._engine.submit(request) for request in requests]
-            ends = [list(answer)[-1] for answer in answers]
-            seconds = time.perf_counter() - start
+            result = run_rows(self._engine.submit, greedy_requests(task))
         self.peak = max(peak.megabytes, self.peak)
-        return seconds, sum(end.stats.new_tokens for end in ends if end.stats is not None)
+        return result
+
+    def close(self) -> None:
+        pass
 
 
 class _GenerateProgram:
@@ -149,13 +150,10 @@ class _GenerateProgram:
         self._base = base
 
     def run(self, task: Task) -> tuple[float, int]:
-        start = time.perf_counter()
-        ids = torch.tensor(task.prompts, device=self._base.device)
-        length = {"min_new_tokens": task.tokens, "max_new_tokens": task.tokens}
-        found = self._base.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, **length
-        ).tolist()
-        return time.perf_counter() - start, sum(map(len, found)) - ids.numel()
+        return run_generate(self._base, task)
+
+    def close(self) -> None:
+        pass
 
 
 class _Tasks:
@@ -175,7 +173,7 @@ def _measure_serving(name: str, device: str, quantization: str) -> None:
     room = max(ROWS) * (QUESTION + LONG + 64) + max(READ)  # a slot is a multiple of 64 tokens, and one more prompt
     # The default takes a third of what is free, and then the peak would be that of the machine.
     cache = 2 * room * memory.kv_bytes_per_token(base.model.config, base.model.dtype)
-    with closing(Engine(_EndlessBase(**vars(base)), _RandomAdapters(base), cache_bytes=cache)) as engine:
+    with closing(Engine(EndlessBase(**vars(base)), _RandomAdapters(base), cache_bytes=cache)) as engine:
         make = _Tasks(base.fingerprint.vocab_size)
         ours, peer = _EngineProgram(engine, device), _GenerateProgram(base)
         for rows in ROWS:
@@ -209,82 +207,39 @@ def _print_serving(
 
 def _measure_training(name: str, device: str, quantization: str) -> None:
     rates: dict[str, float] = {}
-    for method, start in (("PEFT AdaptionPrompt", _peft_steps), ("this trainer", _our_steps)):
+    for method, start in ((PROMPT, _peft_steps), (OURS, _our_steps)):
         rate, peak = math.nan, _Peak(device)
         try:
             with peak:
-                steps = start(name, device, quantization)
-                rate = _training_rate(steps, device)
+                rate = _training_rate(start(name, device, quantization), device)
         except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
             print(f"without {method} in {quantization}: {first_line(error)}", file=sys.stderr)
-        steps = None  # type: ignore[assignment]  # it holds the weights
         _free(device)
         rates[method] = rate
-        against = rate / rates["PEFT AdaptionPrompt"]
+        against = rate / rates[PROMPT]
         print_row(quantization, method, median([rate], 0), median([against], 2), median([peak.megabytes], 0))
 
 
 def _training_rate(steps: Steps, device: str) -> float:
     """Tokens per second."""
-    seconds = []
-    for _ in range(1 + ROUNDS):
-        start = time.perf_counter()
-        steps()
+
+    def all_steps() -> None:
+        for _ in range(STEPS):
+            steps()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+
+    seconds = [timed(all_steps) for _ in range(1 + ROUNDS)]
     return STEPS * BATCH * LENGTH / statistics.median(seconds[1:])
-
-
-def _tokens(vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Random ids and labels, [BATCH, LENGTH]; the second half of each row is supervised."""
-    ids = torch.randint(vocabulary, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
-    labels = ids.clone()
-    labels[:, : LENGTH // 2] = IGNORED
-    return ids, labels
 
 
 def _our_steps(name: str, device: str, quantization: str) -> Steps:
     base = load_to_train(name, "nf4" if quantization == "nf4" else "bf16", device)
-    adapter = new_adapter(TrainConfig("bench", "", steps=1), base).to(base.device)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, fused=True)
-    rows = [
-        TokenisedRow(ids.tolist(), labels.tolist(), Example((), ""))
-        for ids, labels in zip(*_tokens(base.fingerprint.vocab_size), strict=True)
-    ]
-    batch = collate(rows, 0).to(base.device)
-
-    def steps() -> None:
-        for _ in range(STEPS):
-            supervised_loss(base.model, adapter, batch).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return steps
+    return partial(our_step(base), batch_of(*random_tokens(base.fingerprint.vocab_size)).to(base.device))
 
 
 def _peft_steps(name: str, device: str, quantization: str) -> Steps:
-    import peft
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=torch.bfloat16,
-        device_map={"": device},
-        quantization_config=nf4 if quantization == "nf4" else None,
-    ).train()
-    model.config.use_cache = False
-    layers = model.config.num_hidden_layers
-    settings = peft.AdaptionPromptConfig(adapter_len=10, adapter_layers=layers, task_type="CAUSAL_LM")
-    model = peft.get_peft_model(model, settings)
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
-    ids, labels = (part.to(device) for part in _tokens(model.config.vocab_size))
-
-    def steps() -> None:
-        for _ in range(STEPS):
-            model(input_ids=ids, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return steps
+    packing = {"quantization_config": nf4} if quantization == "nf4" else {}
+    model = load_peer(PROMPT, name, dtype=torch.bfloat16, device_map={"": device}, **packing)
+    return partial(peer_step(model), *(part.to(device) for part in random_tokens(model.config.vocab_size)))

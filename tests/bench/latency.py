@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from adapter.base.llama import load_base
 from adapter.base.template import Message
+from adapter.method.adapter import Adapter
 from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import app_process
-from tests.bench.programs import ROUNDS, median, print_head, print_row, ratio
+from tests.bench.programs import ROUNDS, median, print_head, print_row, ratio, timed
 from tests.soak.people import Connection, Question
 
 QUESTION = "How far away is the Moon, and how do we know?"
@@ -42,20 +43,22 @@ def run() -> None:
     for name in store.names():
         cold, warm = [], []
         for _ in range(ROUNDS):
-            start = time.perf_counter()
-            adapter = AdapterStore().load(name, engine.base)
-            adapter(engine.base.model)
-            cold.append(time.perf_counter() - start)
+            cold.append(timed(partial(_load, name, engine)))
+            adapter = _load(name, engine)
             engine.prompts.build([(adapter, 1.0)])
-            start = time.perf_counter()
-            engine.prompts.build([(adapter, 1.0)])
-            warm.append(time.perf_counter() - start)
-        print_row(name, *(f"{1000 * statistics.median(times):.1f}" for times in (cold, warm)))
+            warm.append(timed(partial(engine.prompts.build, [(adapter, 1.0)])))
+        print_row(name, *(median([1000 * seconds for seconds in times]) for times in (cold, warm)))
     engine.close()
     _start_page()  # fills the caches
     starts = zip(*(_start_page() for _ in range(ROUNDS)), strict=True)
     print_head("seconds from the start of `python app.py`, warm cache", "to the page", "to the first words")
     print_row("", *(median(times) for times in starts))
+
+
+def _load(name: str, engine: Engine) -> Adapter:
+    adapter = AdapterStore().load(name, engine.base)
+    adapter(engine.base.model)
+    return adapter
 
 
 def _request(text: str, tokens: int) -> GenerationRequest:
@@ -64,9 +67,7 @@ def _request(text: str, tokens: int) -> GenerationRequest:
 
 
 def _first_token(engine: Engine, text: str) -> float:
-    start = time.perf_counter()
-    list(engine.submit(_request(text, 1)))
-    return time.perf_counter() - start
+    return timed(lambda: list(engine.submit(_request(text, 1))))
 
 
 def _start_page() -> tuple[float, float]:

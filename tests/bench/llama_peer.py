@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.programs import ProgramProcess, Task, serve, start_peer
+from tests.bench.programs import Program, Task, serve, start_peer
 
 CONTEXT = 1024  # tokens of a row
 
 
-def start_llama() -> ProgramProcess | None:
+def start_llama() -> Program:
     return start_peer("llama-cpp", "tests.bench.llama_peer", "llama-cpp-python", prepare=_fetch_file)
 
 

@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-from tests.bench.programs import ProgramProcess, Task, serve, start_peer
+from tests.bench.programs import Program, Task, serve, start_peer
 
 GROUP = "32"
 
 
-def start_openvino() -> ProgramProcess | None:
+def start_openvino() -> Program:
     requirements = ("openvino", "nncf", "optimum-intel")
     return start_peer("openvino", "tests.bench.openvino_peer", *requirements, prepare=_export)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from tests.app_process import app_process
 from tests.bench.engine import PICTURE
-from tests.bench.programs import Task
+from tests.bench.programs import Task, timed
 from tests.soak.people import Answer, Connection, Question
 
 
@@ -34,11 +33,13 @@ class Page:
             return visitor.ask(Question(text, self._through, adapter, picture, settings=settings))
 
         with ThreadPoolExecutor(len(task.texts)) as pool:
-            start = time.perf_counter()
-            answers = list(pool.map(ask, self._visitors, task.texts, task.adapters))
-            seconds = time.perf_counter() - start
+            answers: list[Answer] = []
+            seconds = timed(lambda: answers.extend(pool.map(ask, self._visitors, task.texts, task.adapters)))
         through_page = self._through == "page"
         return seconds, sum(len(a.tokens) if through_page else a.tokens[0] for a in answers)
+
+    def close(self) -> None:
+        pass
 
 
 @contextmanager

@@ -2,21 +2,29 @@
 
 Figures are seconds of the clock and, in brackets, of the processor. Every run is the trainer's own command in a
 process of its own, on the embedded base. Encoders of timm have random weights: what they compute is noise, and
-takes the time it takes. Heavy imports are made in these processes.
+takes the time it takes.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image, ImageDraw
+
+import train.__main__ as command_line
+from tests.bench.programs import ProgramProcess, print_head, print_row
+from train.input.feature_store import FOLDER_VARIABLE, SIZE_VARIABLE
+from train.run_folder import MetricsWriter
 
 # CLIP takes a CPU too long for 2,000.
 PICTURES = {"tf_efficientnet_lite0": 2000, "vit_base_patch16_clip_224": 128, "vit_large_patch14_clip_224": 32}
@@ -25,8 +33,7 @@ COLOURS = ("red", "green", "blue", "white", "yellow", "purple")
 
 
 def run() -> None:
-    print("| encoder | pictures | features on disk | epoch 1 | epoch 2 | second run, epoch 1 |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print_head("encoder", "pictures", "features on disk", "epoch 1", "epoch 2", "second run, epoch 1")
     for encoder, count in PICTURES.items():
         for on_disk in (False, True):
             measure(encoder, count, on_disk)
@@ -39,15 +46,12 @@ def measure(encoder: str, count: int, on_disk: bool) -> None:
         epochs = _epochs(encoder, Path(folder), 2, on_disk)
         # Without the disk the second run is as the first.
         epochs += _epochs(encoder, Path(folder), 1, on_disk) if on_disk else epochs[:1]
-        figures = " | ".join(f"{clock:.1f} ({processor:.1f})" for clock, processor in epochs)
-        print(f"| {encoder} | {count} | {'yes' if on_disk else 'no'} | {figures} |", flush=True)
+    figures = [f"{clock:.1f} ({processor:.1f})" for clock, processor in epochs]
+    print_row(encoder, count, "yes" if on_disk else "no", *figures)
 
 
 def draw_pictures(folder: Path, count: int) -> None:
     """JPEG files of 640 x 480 with their captions: a disc on a background of colour noise."""
-    import numpy as np
-    from PIL import Image, ImageDraw
-
     lines = []
     for i in range(count):
         rng, noise = random.Random(i), np.random.default_rng(i)
@@ -62,29 +66,16 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 def _epochs(encoder: str, folder: Path, epochs: int, on_disk: bool) -> list[tuple[float, float]]:
     """The seconds of each epoch of a run: of the clock, and of the processor."""
-    environment = {
-        **os.environ,
-        "LLAMA_ADAPTER_FEATURES": str(folder / "features"),
-        "LLAMA_ADAPTER_FEATURES_GB": "10" if on_disk else "0",
-    }
-    arguments = [encoder, str(folder / "captions.tsv"), str(epochs), str(folder / f"run-of-{epochs}")]
-    command = [sys.executable, "-m", "tests.bench.pictures", *arguments]
-    output = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
-    times = json.loads(output.splitlines()[-1])
-    ends = [round(epoch * (len(times) - 1) / epochs) for epoch in range(epochs + 1)]
-    return [
-        (times[end][0] - times[start][0], times[end][1] - times[start][1])
-        for start, end in itertools.pairwise(ends)
-    ]
+    program = ProgramProcess("tests.bench.pictures", encoder, str(folder), "10" if on_disk else "0")
+    times = program.ask(epochs)
+    program.close()
+    ends = [times[round(epoch * (len(times) - 1) / epochs)] for epoch in range(epochs + 1)]
+    return [(clock - before, cpu - cpu_before) for (before, cpu_before), (clock, cpu) in itertools.pairwise(ends)]
 
 
-def _train(encoder: str, data: str, epochs: str, out: str) -> int:
-    import timm
-    import torch
-
-    from train.__main__ import main
-    from train.run_folder import MetricsWriter
-
+def start(encoder: str, folder: str, gigabytes: str) -> Callable[[int], list[tuple[float, float]]]:
+    """A process answers a number of epochs by the times of its steps."""
+    os.environ |= {FOLDER_VARIABLE: f"{folder}/features", SIZE_VARIABLE: gigabytes}
     create, record = timm.create_model, MetricsWriter.record
     times: list[tuple[float, float]] = []
 
@@ -99,16 +90,14 @@ def _train(encoder: str, data: str, epochs: str, out: str) -> int:
 
     MetricsWriter.record = recorded  # type: ignore[method-assign]
     timm.create_model = seeded
-    status = main(
-        [
-            f"data={data}", "name=pictures", "template=raw", f"batch_size={BATCH}", f"held_out={HELD_OUT}",
-            f"epochs={epochs}", "eval_every=1000000", f"vision.encoder={encoder}", "vision.projection=queries",
-            "prompt_norm=true", f"insertion_layers={LAYERS}", "--device=cpu", f"--out={out}",
-        ]
-    )  # fmt: skip
-    print(json.dumps(times))
-    return status
 
+    def train(epochs: int) -> list[tuple[float, float]]:
+        command_line.main([
+            f"data={folder}/captions.tsv", "name=pictures", "template=raw", f"batch_size={BATCH}",
+            f"held_out={HELD_OUT}", f"epochs={epochs}", "eval_every=1000000", f"vision.encoder={encoder}",
+            "vision.projection=queries", "prompt_norm=true", f"insertion_layers={LAYERS}", "--device=cpu",
+            f"--out={folder}/run-of-{epochs}",
+        ])  # fmt: skip
+        return times
 
-if __name__ == "__main__":
-    sys.exit(_train(*sys.argv[1:]))
+    return train

@@ -1,23 +1,25 @@
 """Programs that are measured in turn, each in a process of its own that sleeps while the others are measured.
 
-Knows processes and seconds; a module that is a program answers by `serve`. Imports nothing but Python's own: peers
-run it in virtual environments of their own.
+`python -m tests.bench.programs MODULE ARGUMENT ...` is such a process: it answers questions by what the module's
+`start` returns. Imports nothing but Python's own: peers run it in virtual environments of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import os
 import statistics
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 5
@@ -37,74 +39,109 @@ class Task:
     adapters: Sequence[str]
 
 
+class ProgramEnded(RuntimeError):
+    """A program has died, or could not be had."""
+
+
 class Program(Protocol):
     def run(self, task: Task) -> tuple[float, int]:
-        """Seconds until the last answer has ended, and the tokens of all answers."""
+        """Seconds until the last answer has ended, and the tokens of all answers. Raises ProgramEnded."""
+
+    def close(self) -> None: ...
 
 
 class ProgramProcess:
-    """A module of this folder that calls `serve`, with one of its threads waiting for the next task."""
+    """A module of this folder, waiting for the next question with one of its threads.
 
-    def __init__(self, module: str, *arguments: str, python: Path | str = sys.executable) -> None:
+    python: of a peer's environment, in which the module itself calls `serve`, and which sees no other packages.
+    """
+
+    def __init__(self, module: str, *arguments: str, python: Path | None = None) -> None:
         self._module = module
+        own = [sys.executable, "-m", "tests.bench.programs"]
+        environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        if python is not None:
+            environment.pop("PYTHONPATH", None)
         self._process = subprocess.Popen(
-            [str(python), "-m", module, *arguments],
+            [*(own if python is None else [str(python), "-m"]), module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            env=environment,
         )
 
-    def run(self, task: Task) -> tuple[float, int]:
+    def ask(self, question: Any) -> Any:
+        """What the module answers, both as JSON; None to None. Raises ProgramEnded."""
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(dataclasses.asdict(task)) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self._module} died; its error is printed above.")
-        seconds, tokens = json.loads(answer)
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+        except (OSError, ValueError) as error:
+            raise ProgramEnded(f"{self._module} has died; its error is printed above") from error
+
+    def run(self, task: Task) -> tuple[float, int]:
+        seconds, tokens = self.ask(dataclasses.asdict(task))
         return seconds, tokens
 
     def close(self) -> None:
         self._process.communicate()
 
 
-def serve(run: Callable[[Task], tuple[float, int]]) -> None:
-    """Answers the tasks on the input until it ends. What libraries print goes to stderr."""
+class MissingProgram:
+    """In place of a peer that cannot be had: its figures are "-"."""
+
+    def run(self, task: Task) -> tuple[float, int]:
+        raise ProgramEnded
+
+    def close(self) -> None:
+        pass
+
+
+def serve(answer: Callable[[Any], Any]) -> None:
+    """Answers the questions on the input until it ends, tasks among them. What libraries print goes to stderr."""
     results, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
-        print(json.dumps(run(Task(**json.loads(line)))), file=results, flush=True)
+        question = json.loads(line)
+        if question is not None:
+            question = answer(Task(**question) if isinstance(question, dict) else question)
+        print(json.dumps(question), file=results, flush=True)
 
 
 def start_peer(
     name: str, module: str, *requirements: str, prepare: Callable[[Path], None] = lambda folder: None
-) -> ProgramProcess | None:
+) -> Program:
     """A peer in a virtual environment of the cache folder, installed where it is missing, with this folder and the
     number of cores as its arguments.
 
-    prepare: called once after the installation, with the folder. None, with the reason on stderr, where the peer
-    cannot be had.
+    prepare: called once after the installation, with the folder. Where the peer cannot be had, a line says why.
     """
     from adapter.base.disk_cache import cache_dir
     from adapter.base.threads import available_cores
 
-    folder = cache_dir() / f"bench-{name}"
+    folder = cache_dir() / f"bench-{name}-alone"
     python = folder / "bin" / "python"
     try:
         if not (folder / ".done").exists():
             print(f"installing {name} for the bench, some minutes", file=sys.stderr)
             venv.create(folder, with_pip=True, clear=True)
-            # What it lacks it finds in this environment: torch above all.
-            [packages] = folder.glob("lib/python*/site-packages")
-            (packages / "bench.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
             subprocess.run([str(python), "-m", "pip", "install", "--quiet", *requirements], check=True)
             prepare(folder)
             (folder / ".done").touch()
-        return ProgramProcess(module, str(folder), str(available_cores()), python=python)
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        print(f"without {name}: {error}", file=sys.stderr)
-        return None
+        program = ProgramProcess(module, str(folder), str(available_cores()), python=python)
+        program.ask(None)
+        return program
+    except (OSError, ValueError, subprocess.CalledProcessError, ProgramEnded) as error:
+        print(f"without {name}: {error}", flush=True)
+        return MissingProgram()
+
+
+def timed(call: Callable[[], object]) -> float:
+    """The seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def decode_speed(program: Program, tasks: Callable[[int], Iterable[Task]], shorter: int, longer: int) -> float:
@@ -122,14 +159,15 @@ def decode_speed(program: Program, tasks: Callable[[int], Iterable[Task]], short
     return tokens / seconds
 
 
-def measure_in_turn(
-    variants: Mapping[str, Callable[[], float] | None], rounds: int = ROUNDS
-) -> dict[str, list[float]]:
-    """The figures of each variant by round, after a round to warm up; nan for what is missing (None)."""
+def measure_in_turn(variants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """The figures of each variant by round, after a round to warm up; nan where its program has ended."""
     figures: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(-1, rounds):
         for name, measure in variants.items():
-            figure = measure() if measure is not None else math.nan
+            try:
+                figure = measure()
+            except ProgramEnded:
+                figure = math.nan
             if number >= 0:
                 figures[name].append(figure)
     return figures
@@ -142,7 +180,7 @@ def median(values: Iterable[float], digits: int = 1) -> str:
 
 def ratio(left: Sequence[float], right: Sequence[float]) -> str:
     """The median of the rounds' ratios."""
-    return median((a / b for a, b in zip(left, right, strict=True)), 2)
+    return median((a / b for a, b in zip(left, right, strict=False)), 2)
 
 
 def print_row(*cells: object) -> None:
@@ -153,3 +191,27 @@ def print_head(*cells: str) -> None:
     print()
     print_row(*cells)
     print_row(*["---"] * len(cells))
+
+
+def print_programs(what: str, names: Iterable[str]) -> None:
+    """The head of a table of programs; the first is what the others are compared with."""
+    first, *others = names
+    print_head(what, first, *others, *(f"{first} against {other}" for other in others))
+
+
+def print_speeds(what: object, speeds: Mapping[str, Sequence[float]], digits: int = 1) -> None:
+    """A row of such a table."""
+    first, *others = speeds.values()
+    print_row(what, *(median(s, digits) for s in speeds.values()), *(ratio(first, other) for other in others))
+
+
+def main() -> None:
+    from adapter.base.threads import sleep_when_idle
+
+    sleep_when_idle()  # as in the page's program and in the trainer, before torch is imported
+    module, *arguments = sys.argv[1:]
+    serve(importlib.import_module(module).start(*arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,18 @@ from tests.bench.engine import start_engine, start_generate
 from tests.bench.llama_peer import start_llama
 from tests.bench.openvino_peer import start_openvino
 from tests.bench.page import start_page
-from tests.bench.programs import Program, Task, decode_speed, measure_in_turn, median, print_head, print_row, ratio
+from tests.bench.programs import (
+    Program,
+    Task,
+    decode_speed,
+    measure_in_turn,
+    median,
+    print_head,
+    print_programs,
+    print_row,
+    print_speeds,
+    ratio,
+)
 
 STORY = "Tell me a long story about a lighthouse."
 TOKENS = 96  # of one answer
@@ -70,22 +81,21 @@ def run() -> None:
     _measure_repeats(tasks, engine, llama)
     engine.close()
     engine = start_engine(endless=True)
-    peers = {"engine": engine, "OpenVINO": openvino, "llama.cpp": llama}
-    _measure_batches(tasks, peers)
-    _measure_reading(tasks, peers)
+    programs = {"engine": engine, "OpenVINO": openvino, "llama.cpp": llama}
+    _measure_batches(tasks, programs)
+    _measure_reading(tasks, programs)
     _measure_adapters(tasks, engine)
-    for program in peers.values():
-        if program is not None:
-            program.close()
+    for program in programs.values():
+        program.close()
 
 
 def _speed(
-    program: Program | None, tasks: Callable[[int], Sequence[Task]], shorter: int = 1, longer: int = TOKENS
-) -> Callable[[], float] | None:
-    return None if program is None else partial(decode_speed, program, tasks, shorter, longer)
+    program: Program, tasks: Callable[[int], Sequence[Task]], shorter: int = 1, longer: int = TOKENS
+) -> Callable[[], float]:
+    return partial(decode_speed, program, tasks, shorter, longer)
 
 
-def _measure_one_row(tasks: Tasks, engine: Program, llama: Program | None) -> None:
+def _measure_one_row(tasks: Tasks, engine: Program, llama: Program) -> None:
     generate = start_generate()
     names = ["", *AdapterStore().names()]
 
@@ -105,9 +115,10 @@ def _measure_one_row(tasks: Tasks, engine: Program, llama: Program | None) -> No
         print_row(name, *row, ratio(speed, alone) if alone else "")
 
 
-def _measure_repeats(tasks: Tasks, engine: Program, llama: Program | None) -> None:
+def _measure_repeats(tasks: Tasks, engine: Program, llama: Program) -> None:
     """Whole answers that repeat their prompt. llama.cpp gets the same prompts, and answers as long."""
-    print_head("answers that repeat their prompt", "tokens an answer", "engine", "llama.cpp", "against llama.cpp")
+    programs = {"engine": engine, "llama.cpp": llama}
+    print_programs("answers that repeat their prompt", programs)
     for name, texts, adapter in (
         ("contact details to JSON", MESSAGES, "extract"),
         ("a text word by word", (COPY,), ""),
@@ -117,14 +128,13 @@ def _measure_repeats(tasks: Tasks, engine: Program, llama: Program | None) -> No
         def whole(limit: int, texts=texts, adapter=adapter, lengths=lengths) -> Sequence[Task]:
             return [tasks([t], min(limit, n), [adapter]) for t, n in zip(texts, lengths, strict=True)]
 
-        speeds = measure_in_turn({"engine": _speed(engine, whole), "llama.cpp": _speed(llama, whole)})
-        figures = [median(speed) for speed in speeds.values()]
-        print_row(name, median(lengths, 0), *figures, ratio(speeds["engine"], speeds["llama.cpp"]))
+        speeds = measure_in_turn({name: _speed(program, whole) for name, program in programs.items()})
+        print_speeds(f"{name}, {median(lengths, 0)} tokens", speeds)
 
 
-def _measure_batches(tasks: Tasks, peers: Mapping[str, Program | None]) -> None:
+def _measure_batches(tasks: Tasks, programs: Mapping[str, Program]) -> None:
     """The engine's rows have the base and the shipped adapters in turn."""
-    print_head("rows, tokens/s in all", *peers, "engine against OpenVINO", "against llama.cpp")
+    print_programs("rows, tokens/s in all", programs)
     names = ["", *AdapterStore().names()]
     for count in (4, 8, 16):
         adapters = [names[row % len(names)] for row in range(count)]
@@ -132,19 +142,15 @@ def _measure_batches(tasks: Tasks, peers: Mapping[str, Program | None]) -> None:
         def rows(tokens: int, adapters=adapters) -> Sequence[Task]:
             return [tasks([STORY], tokens, adapters)]
 
-        speeds = measure_in_turn({name: _speed(peer, rows, SHORT, LONG) for name, peer in peers.items()})
-        engine, *others = speeds.values()
-        print_row(count, *map(median, speeds.values()), *(ratio(engine, other) for other in others))
+        print_speeds(count, measure_in_turn({n: _speed(p, rows, SHORT, LONG) for n, p in programs.items()}))
 
 
-def _measure_reading(tasks: Tasks, peers: Mapping[str, Program | None]) -> None:
+def _measure_reading(tasks: Tasks, programs: Mapping[str, Program]) -> None:
     def rate(program: Program) -> float:
         return PROMPT / program.run(tasks.reading(PROMPT))[0]
 
-    print_head(f"a prompt of {PROMPT} tokens, tokens/s", *peers, "engine against OpenVINO", "against llama.cpp")
-    speeds = measure_in_turn({name: None if peer is None else partial(rate, peer) for name, peer in peers.items()})
-    engine, *others = speeds.values()
-    print_row("read", *map(median, speeds.values()), *(ratio(engine, other) for other in others))
+    print_programs(f"a prompt of {PROMPT} tokens, tokens/s", programs)
+    print_speeds("read", measure_in_turn({name: partial(rate, program) for name, program in programs.items()}))
 
 
 def _measure_adapters(tasks: Tasks, engine: Program) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from adapter.base.template import Message
 from train.formats.index import decoded, opened, read_json
-from train.formats.record import DataError, Record, fault, image_path, list_of, object_of, required, text_of
+from train.formats.record import DataError, Record, Rows, fault, image_path, list_of, object_of, required, text_of
 
 # The user turn of an image. Several, so that the adapter learns from the image and not from the wording.
 REQUESTS = (
@@ -31,14 +31,13 @@ _KEYS_OF_COCO = rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)
 
 
 @dataclass(frozen=True)
-class ListedCaptions:
+class ListedCaptions(Rows):
     """Images and captions that are held in memory: two short texts each, unchecked, and what names the pair."""
 
     path: Path
     unit: str  # of the names: entry or annotation
     pairs: tuple[tuple[Any, Any, Any], ...] = field(repr=False)
     columns = ("image", "caption")
-    has_splits = False
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -49,13 +48,12 @@ class ListedCaptions:
 
 
 @dataclass(frozen=True)
-class TextFiles:
+class TextFiles(Rows):
     """NAME.txt beside NAME.jpg. Names are held in memory, captions are read on access."""
 
     folder: Path
     pairs: tuple[tuple[str, str], ...] = field(repr=False)  # (image, text), relative to the folder
     columns = ("image", "caption")
-    has_splits = False
 
     def __len__(self) -> int:
         return len(self.pairs)

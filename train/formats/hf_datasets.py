@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.errors import first_line
-from train.formats.record import DataError, EmbeddedPicture
+from train.formats.record import DataError, EmbeddedPicture, Rows
 
 _PREFIX = "hf:"
 _SUFFIXES = (".parquet", ".arrow")
@@ -40,7 +40,7 @@ def is_hf_dataset(path: Path) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class DatasetRows:
+class DatasetRows(Rows):
     """The rows of a data set as objects. Pictures in its columns are read again when they are needed.
 
     name: for messages. expanded: a column of lists, each of whose elements makes a row of its own.
@@ -53,8 +53,8 @@ class DatasetRows:
     has_splits = True
 
     @property
-    def columns(self) -> Sequence[str]:
-        return list(self.dataset.column_names)
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.dataset.column_names)
 
     def __len__(self) -> int:
         return len(self.dataset) if self.expanded is None else int(self.ends[-1]) if len(self.ends) else 0

@@ -13,11 +13,12 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapter.errors import first_line
-from train.formats.record import DataError, json_type
+from train.formats.record import DataError, Rows, json_type
 
 Span = tuple[int, int, int]  # a record's first byte, the byte behind it, and its number
 _BOM = b"\xef\xbb\xbf"
@@ -30,7 +31,7 @@ _CUT = 16  # characters of a literal, number or escape at most, which a chunk ma
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
+class Index(Rows):
     """The places of N records, 24 bytes each. Opens the file on each access: many threads may read.
 
     spans: [3 N], flat. unit: what a record's number counts, "line" (its first one) or "record"; both from 1.
@@ -41,8 +42,6 @@ class Index:
     unit: str
     spans: array[int] = field(repr=False)
     unpacked: Any = field(default=None, repr=False)
-    columns = ()
-    has_splits = False
 
     def __len__(self) -> int:
         return len(self.spans) // 3
@@ -80,14 +79,12 @@ def index_json(path: Path) -> Index:
     return _index(path, scan)
 
 
-def index_lines(path: Path) -> Index:
-    """Indexes the lines that are not blank. Raises DataError if there are none."""
-    return _index(path, lambda file: ("line", _lines(path, file)))
-
-
-def index_csv(path: Path, separator: str) -> Index:
-    """Indexes the rows of a table whose cells may be quoted. Raises DataError."""
-    return _index(path, lambda file: ("line", _csv_rows(path, file, separator)))
+def index_table(path: Path, separator: str) -> Index:
+    """Indexes the rows of a table: the lines that are not blank where tabs separate cells, which need no quotes.
+    Raises DataError.
+    """
+    rows = _lines if separator == "\t" else partial(_csv_rows, separator=separator)
+    return _index(path, lambda file: ("line", rows(path, file)))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -152,7 +149,7 @@ def _parsed(text: str, where: str, remedy: str) -> Any:
 
 
 def _no_json(where: str, error: Exception, remedy: str = _MEND) -> DataError:
-    """Not only of wrong signs: also of a number of 5,000 digits, or of a thousand brackets."""
+    """Also of a number of 5,000 digits and of a thousand brackets."""
     return DataError(f"{where}: this is not JSON. {remedy}", first_line(error))
 
 
@@ -207,54 +204,41 @@ def _elements(path: Path, file: BinaryIO) -> Iterator[Span]:
     The text is taken for Latin-1, of which a character is a byte; what JSON is made of is the same in UTF-8.
     """
     decode = json.JSONDecoder().raw_decode
-    text, at, offset = (
-        "",
-        0,
-        file.tell(),
-    )  # text[at] is what follows the last comma; text[0] the file's byte `offset`
+    text, at, offset = "", 0, file.tell()  # text[at] follows the last comma; text[0] is the file's byte `offset`
     for number in itertools.count(1):
         where = f"{path.name}, record {number}"
         while True:  # until the element and the sign behind it are in the text
-            begin, error = _after_blanks(text, at), None
-            if text[begin : begin + 1] == "]":
-                if number > 1:
-                    raise DataError(f"{where}: a comma stands behind the last record. Take the comma out.")
-                _check_end(path, text[begin + 1 :], file)
-                return
+            begin = _after_blanks(text, at)
             try:
-                end = decode(text, begin)[1]
+                is_empty = number == 1 and text[begin : begin + 1] == "]"
+                end = begin if is_empty else decode(text, begin)[1]
                 sign = _after_blanks(text, end)
                 if sign < len(text):
                     break
-            except json.JSONDecodeError as found:
-                error = found
-                if not error.msg.startswith("Unterminated") and error.pos < len(text) - _CUT:
+            except (ValueError, RecursionError) as error:
+                is_cut = isinstance(error, json.JSONDecodeError) and (
+                    error.msg.startswith("Unterminated") or error.pos >= len(text) - _CUT
+                )
+                if not is_cut:
                     raise _no_json(where, error) from error
-            except (ValueError, RecursionError) as found:
-                raise _no_json(where, found) from found
             more = file.read(max(_CHUNK, len(text) - at))  # doubled, so that a long record costs no square
             if not more or len(text) - at > _LONGEST:
-                if error and not error.msg.startswith("Unterminated") and error.pos < len(text.rstrip()):
-                    raise _no_json(where, error) from error
                 raise DataError(
-                    f"{where}: it does not end. Either a quote or bracket is missing there, or the file is cut "
-                    "off: mend it or fetch it again."
+                    f"{where}: this is not JSON, or does not end. Mend the record, or fetch the file again if it "
+                    "is cut off."
                 )
             text, at, offset = text[at:] + more.decode("latin-1"), 0, offset + at
-        yield offset + begin, offset + end, number
+        if not is_empty:
+            yield offset + begin, offset + end, number
         if text[sign] == "]":
-            _check_end(path, text[sign + 1 :], file)
-            return
+            break
         if text[sign] != ",":
             raise DataError(f"{where}: no comma follows it. Put one between two records.")
         at = sign + 1
+    if text[sign + 1 :].strip() or any(not chunk.isspace() for chunk in iter(lambda: file.read(_CHUNK), b"")):
+        raise DataError(f"{path.name}: something follows the end of the array. Keep one array in the file.")
 
 
 def _after_blanks(text: str, at: int) -> int:
     found = _BLANKS.match(text, at)
     return found.end() if found else at
-
-
-def _check_end(path: Path, rest: str, file: BinaryIO) -> None:
-    if rest.strip() or any(not chunk.isspace() for chunk in iter(lambda: file.read(_CHUNK), b"")):
-        raise DataError(f"{path.name}: something follows the end of the array. Keep one array in the file.")

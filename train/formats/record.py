@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError
@@ -77,20 +78,19 @@ class Record:
     unlearnt: tuple[int, ...] = ()
 
 
-class Rows(Protocol):
+class Rows(ABC):
     """Random access to the raw records of a file or folder: a value for the format's parser, and its place.
 
     columns: the fields of all records; none where each has its own. has_splits: whether `split` may be another.
     """
 
-    @property
-    def columns(self) -> Sequence[str]: ...
+    columns: tuple[str, ...] = ()
+    has_splits = False
 
-    @property
-    def has_splits(self) -> bool: ...
-
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def read(self, index: int) -> tuple[Any, str]: ...
 
 

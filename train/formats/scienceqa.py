@@ -10,7 +10,7 @@ from typing import Any
 
 from adapter.base.template import Message
 from train.formats.index import read_json
-from train.formats.record import DataError, Record, fault, list_of, object_of, required, text_of
+from train.formats.record import DataError, Record, Rows, fault, list_of, object_of, required, text_of
 
 LETTERS = "ABCDEFGHIJ"
 COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
@@ -90,11 +90,10 @@ def columns(problem: Problem) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ProblemRows:
+class ProblemRows(Rows):
     """The problems as Rows."""
 
     problems: Sequence[Problem] = field(repr=False)
-    columns = ()
     has_splits = True
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from train.formats.index import Index, index_json
-from train.formats.record import DataError
+from train.formats.record import DataError, Rows
 
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 # As on the Hugging Face Hub: a word in the name of a file or of its folder says which split it belongs to.
@@ -25,12 +25,11 @@ _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_d
 
 
 @dataclass(frozen=True, eq=False)
-class Shards:
+class Shards(Rows):
     """The records of several files, in the order of their names. ends: the number of records up to each end."""
 
     indices: tuple[Index, ...] = field(repr=False)
     ends: tuple[int, ...] = field(repr=False)
-    columns = ()
     has_splits = True
 
     def __len__(self) -> int:

@@ -9,22 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.formats.index import Index, index_csv, index_lines
-from train.formats.record import DataError
+from train.formats.index import Index, index_table
+from train.formats.record import DataError, Rows
 
 SUFFIXES = (".tsv", ".csv")
 _NAMES = {"\t": "tab", ",": "comma", ";": "semicolon"}  # of separators
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
-    """columns: their names; first: the first row with data, 1 below a header."""
+class Table(Rows):
+    """first: the first row with data, 1 below a header."""
 
     index: Index
     separator: str
-    columns: tuple[str, ...]
     first: int
-    has_splits = False
+    columns: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.index) - self.first
@@ -47,24 +46,21 @@ def open_table(
     """is_header: whether a first line, in lower case, names the columns of a format. default: the names of the
     columns where there is no such line. known: what is known, for the error. Raises DataError.
     """
-    index = index_lines(path)
+    separator = _separator(index_table(path, "\t").text(0)[0], is_header)
+    index = index_table(path, separator)
     text, where = index.text(0)
-    separator = _separator(text, is_header)
-    if separator != "\t":
-        index = index_csv(path, separator)
-        text, where = index.text(0)
     cells = _cells(text, separator, where)
     header = tuple(cell.strip().lower() for cell in cells)
     if is_header(dict.fromkeys(header, "")):
         if len(index) == 1:
             raise DataError(f"{path.name} has a header and nothing below it. Check that it is the right file.")
-        return Table(index, separator, header, first=1)
+        return Table(index, separator, 1, header)
     if len(cells) != len(default):
         raise DataError(
             f"{where}: {len(cells)} columns and no header of a known format. Name the columns in "
             f"the first line, or keep two: {', '.join(default)}. {known}"
         )
-    return Table(index, separator, default, first=0)
+    return Table(index, separator, 0, default)
 
 
 def _separator(line: str, is_header: Callable[[dict[str, str]], bool]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,31 +34,48 @@ class Faults:
         return Faults(self.count + 1, self.first if self.count >= _LISTED_FAULTS else (*self.first, fault))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """Statistics of a data set; `str(report)` is the text for people. Lengths are in tokens, untruncated.
 
     truncated: records longer than max_length; answerless: those of them whose answers lie wholly beyond it;
-    supervised: tokens with loss, after truncation; images: distinct files; histogram: (from, to, records);
-    uncaptioned: images that are no record.
+    supervised: tokens with loss, after truncation; images: distinct files; uncaptioned: images that are no record.
     """
 
     records: int
     max_length: int
-    broken: Faults
-    empty_answers: int
-    median: int
-    percentile_95: int
-    longest: int
-    histogram: tuple[tuple[int, int, int], ...]
-    truncated: int
-    answerless: int
-    supervised: int
-    images: int
     images_opened: bool
-    missing: Faults
-    unreadable: Faults
     uncaptioned: Faults
+    broken: Faults = Faults()
+    missing: Faults = Faults()
+    unreadable: Faults = Faults()
+    lengths: array[int] = field(default_factory=lambda: array("I"), repr=False)
+    empty_answers: int = 0
+    truncated: int = 0
+    answerless: int = 0
+    supervised: int = 0
+    images: int = 0
+
+    @property
+    def median(self) -> int:
+        return self._percentile(50)
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def histogram(self) -> tuple[tuple[int, int, int], ...]:
+        """(from, to, records), in bins that double in width; the first and the last are not empty."""
+        if not self.lengths:
+            return ()
+        # A length n lies in bin k if 2^(k-1) <= n < 2^k.
+        counts = np.bincount(np.frexp(np.asarray(self.lengths, dtype=np.float64))[1])
+        first = int(np.flatnonzero(counts)[0])
+        return tuple((2**k // 2, 2**k - 1, int(counts[k])) for k in range(first, len(counts)))
+
+    def _percentile(self, share: float) -> int:
+        return round(float(np.percentile(self.lengths, share))) if self.lengths else 0
 
     @property
     def clean(self) -> bool:
@@ -68,7 +86,7 @@ class Report:
         lines = [f"{self.records:,} records", *_fault_lines(self.broken, "cannot be read")]
         if self.histogram:
             lines += [
-                f"tokens: median {self.median:,}, 95 % up to {self.percentile_95:,}, longest {self.longest:,}",
+                f"tokens: median {self.median:,}, 95 % up to {self._percentile(95):,}, longest {self.longest:,}",
                 *(_bar_lines(self.histogram) if len(self.histogram) > 1 else []),
                 f"at max_length {self.max_length:,}: {self.supervised:,} supervised tokens, {self.truncated:,} "
                 f"records truncated, {self.answerless:,} of them lose their whole answer",
@@ -88,54 +106,35 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
 
     Shows progress on a terminal.
     """
-    broken, missing, unreadable = Faults(), Faults(), Faults()
-    lengths = array("I")
-    empty = truncated = answerless = supervised = 0
+    bare = records.uncaptioned
+    report = Report(len(records), max_length, images, Faults(len(bare), bare[:_LISTED_FAULTS]))
     seen: set[str] = set()
     for i in tqdm(range(len(records)), desc="check", unit="record", disable=None, leave=False):
         try:
             record = records[i]
             ids, labels, _ = tokeniser.row(Example.of(record), truncate=False)
         except AdapterError as error:
-            broken += str(error)
+            report.broken += str(error)
             continue
-        lengths.append(len(ids))
-        empty += not record.messages[-1].text.strip()
-        row_supervised = sum(label != IGNORED for label in labels[:max_length])
-        supervised += row_supervised
-        truncated += len(ids) > max_length
-        answerless += len(ids) > max_length and not row_supervised
+        supervised = sum(label != IGNORED for label in labels[:max_length])
+        report.lengths.append(len(ids))
+        report.supervised += supervised
+        report.empty_answers += not record.messages[-1].text.strip()
+        report.truncated += len(ids) > max_length
+        report.answerless += len(ids) > max_length and not supervised
         if record.image is None or (key := picture_key(record.image)) in seen:
             continue
         seen.add(key)
+        report.images += 1
         place = f"{_within(record.image, records.path)} ({record.where})"
         if isinstance(record.image, Path) and not os.path.isfile(record.image):  # raises for no name, however odd
-            missing += place
+            report.missing += place
         elif images:
             try:
                 open_image(picture_source(record.image))
             except BadInput as error:
-                unreadable += f"{place}: {error}"
-    uncaptioned = records.uncaptioned
-    median, percentile_95 = np.percentile(lengths, [50, 95]).round().astype(int) if lengths else (0, 0)
-    return Report(
-        records=len(records),
-        max_length=max_length,
-        broken=broken,
-        empty_answers=empty,
-        median=int(median),
-        percentile_95=int(percentile_95),
-        longest=max(lengths, default=0),
-        histogram=_histogram(lengths),
-        truncated=truncated,
-        answerless=answerless,
-        supervised=supervised,
-        images=len(seen),
-        images_opened=images,
-        missing=missing,
-        unreadable=unreadable,
-        uncaptioned=Faults(len(uncaptioned), uncaptioned[:_LISTED_FAULTS]),
-    )
+                report.unreadable += f"{place}: {error}"
+    return report
 
 
 def _within(image: Picture, data: Path) -> Path | str:
@@ -144,16 +143,6 @@ def _within(image: Picture, data: Path) -> Path | str:
         return image.name
     folder = data if data.is_dir() else data.parent
     return image.relative_to(folder) if image.is_relative_to(folder) else image
-
-
-def _histogram(lengths: array[int]) -> tuple[tuple[int, int, int], ...]:
-    """Bins that double in width; the first and the last are not empty."""
-    if not lengths:
-        return ()
-    # A length n lies in bin k if 2^(k-1) <= n < 2^k.
-    counts = np.bincount(np.frexp(np.asarray(lengths, dtype=np.float64))[1])
-    first = int(np.flatnonzero(counts)[0])
-    return tuple((2**k // 2, 2**k - 1, int(counts[k])) for k in range(first, len(counts)))
 
 
 def _bar_lines(histogram: Sequence[tuple[int, int, int]]) -> list[str]:

@@ -21,7 +21,6 @@ from adapter.method.vision import VisualFeatures
 FOLDER_VARIABLE = "LLAMA_ADAPTER_FEATURES"
 SIZE_VARIABLE = "LLAMA_ADAPTER_FEATURES_GB"
 _SHARE_OF_DISK = 4  # a quarter of what is free
-_COUNTS = 100  # of all files, while the room is filled once: other processes write too
 _DIGEST_BYTES = 32
 _CLOCK_STEP = 1.0  # seconds by which a file's time may lie behind the clock
 
@@ -29,9 +28,10 @@ _CLOCK_STEP = 1.0  # seconds by which a file's time may lie behind the clock
 class FeatureStore:
     """Features by the digest of their picture, a file each. Any number of processes may use a folder at once.
 
-    Where room is missing, those give way that were used longest ago, but none that this process has used since it
-    opened the store: of pictures that do not all fit, some stay and the others are encoded every epoch, whereas
-    evicting the oldest would always evict what is needed next. A file that is damaged is no file. Where the disk
+    Where room is missing, those give way that were used longest ago, but none that was used since the store was
+    opened: of pictures that do not all fit, some stay and the others are encoded every epoch, whereas evicting the
+    oldest would always evict what is needed next. Files are counted when the store is opened, so processes that
+    fill a folder at the same time may exceed its room together. A file that is damaged is no file. Where the disk
     fails, nothing more is written, and `log` gets one sentence.
     """
 
@@ -44,9 +44,10 @@ class FeatureStore:
         """
         self._folder, self._own, self._log = folder, folder / key, log
         self._opened = time.time() - _CLOCK_STEP
-        self._writes, self._is_full = True, False
-        self.bytes = sum(size for _, size, _ in self._files())  # when last counted, and what was written since
-        self._uncounted = 0  # bytes that this process has written since
+        self._writes = True
+        files = self._files()
+        self.bytes = sum(size for _, size, _ in files)
+        self._oldest_last = [path for _, _, path in sorted(files, reverse=True)]
         if max_bytes is None:
             existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
             max_bytes = (self.bytes + shutil.disk_usage(existing).free) // _SHARE_OF_DISK
@@ -92,28 +93,20 @@ class FeatureStore:
             )
         else:
             self.bytes += len(data)
-            self._uncounted += len(data)
 
     def _path(self, picture: str) -> Path:
         return self._own / picture[:2] / picture  # folders of a hundred thousand files are slow to list
 
     def _make_room(self, size: int) -> bool:
         """Whether `size` bytes may be written, after those gave way that were used before the store was opened."""
-        spare = self.max_bytes // _COUNTS
-        if self.bytes + size <= self.max_bytes and self._uncounted <= spare:
-            return True
-        if self._is_full:
-            return False
-        files = sorted(self._files())
-        self.bytes, self._uncounted = sum(taken for _, taken, _ in files), 0
-        for used, taken, path in files:
-            if self.bytes + size + spare <= self.max_bytes or used >= self._opened:
-                break
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                os.unlink(path)
-            self.bytes -= taken
-        self._is_full = self.bytes + size > self.max_bytes
-        return not self._is_full
+        while self.bytes + size > self.max_bytes and self._oldest_last:
+            path = self._oldest_last.pop()
+            with contextlib.suppress(OSError):  # another process was faster
+                found = os.stat(path)
+                if found.st_mtime < self._opened:
+                    os.unlink(path)
+                    self.bytes -= found.st_size
+        return self.bytes + size <= self.max_bytes
 
     def _files(self) -> list[tuple[float, int, str]]:
         """Of all files: when it was used, its size and its path."""

@@ -75,29 +75,17 @@ def as_arrow(dataset, folder: Path) -> Path:
     return next(as_saved(dataset, folder).glob("*.arrow"))
 
 
-LAYOUTS = [as_parquet, as_folder, as_saved, as_saved_splits, as_arrow]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_text_is_read_in_every_layout(tmp_path, layout):
-    path = layout(alpaca(5), tmp_path)
+@pytest.mark.parametrize("layout", [as_parquet, as_folder, as_saved, as_saved_splits, as_arrow])
+def test_text_and_pictures_are_read_in_every_layout(tmp_path, layout):
+    path = layout(pictures(caption=["a", "b", "c", "d ü"]), tmp_path)
     records = open_records(path)
-    assert records.format == "alpaca" and len(records) == 5
-    assert [record.messages[-1].text for record in records] == [f"{i} ü" for i in range(5)]
-    assert records[3].where == f"{path.name}, row 4"
-    assert open_records(path, "alpaca")[0].messages == records[0].messages
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_pictures_in_a_column_are_read_when_they_are_needed(tmp_path, layout):
-    records = open_records(layout(pictures(caption=["a", "b", "c", "d"]), tmp_path))
-    assert records.format == "captions" and len(records) == 4
+    assert records.format == "captions" and [r.messages[-1].text for r in records] == ["a", "b", "c", "d ü"]
+    assert records[2].where == f"{path.name}, row 3"
     for colour, record in zip(COLOURS, records, strict=True):
         assert isinstance(record.image, EmbeddedPicture)
         expected = np.asarray(Image.new("RGB", (8, 8), colour))
         assert (np.asarray(open_image(picture_source(record.image))) == expected).all()
     assert len({picture_key(record.image) for record in records}) == 4
-    assert records[1].image == records[1].image and records[0].image != records[1].image
 
 
 def test_several_captions_of_a_picture_are_records_on_one_side(tmp_path):
@@ -118,37 +106,33 @@ def test_several_captions_of_a_picture_are_records_on_one_side(tmp_path):
         assert outside and not inside & outside, "also where the same picture is in two rows"
 
 
+USER = {"role": "user", "content": "?"}
+BLOCKS = [{"type": "image", "text": None}, {"type": "text", "text": "?"}]
+
+
 @pytest.mark.parametrize(
-    "columns",
+    "row",
     [
-        {"question": ["What colour?"] * 4, "answer": list(COLOURS)},
-        {"messages": [[{"role": "user", "content": "?"}, {"role": "assistant", "content": c}] for c in COLOURS]},
-        {
-            "messages": [
-                [
-                    {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "?"}]},
-                    {"role": "assistant", "content": [{"type": "text", "text": c}]},
-                ]
-                for c in COLOURS
-            ]
-        },
-        {
-            "conversations": [
-                [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": c}] for c in COLOURS
-            ]
-        },
+        lambda colour: {"question": "?", "answer": colour},
+        lambda colour: {"messages": [USER, {"role": "assistant", "content": colour}]},
+        lambda colour: {"messages": [
+            {**USER, "content": BLOCKS}, {"role": "assistant", "content": [{"type": "text", "text": colour}]}
+        ]},
+        lambda colour: {"conversations": [
+            {"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": colour}
+        ]},
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("listed", [False, True])
-def test_every_format_may_have_pictures_in_a_column(tmp_path, columns, listed):
-    found = pictures(**columns)
-    if listed:
-        features = datasets.Features({"images": datasets.List(datasets.Image())})
-        several = datasets.Dataset.from_dict({"images": [[image] for image in found["image"]]}, features=features)
-        found = datasets.concatenate_datasets([found.remove_columns("image"), several], axis=1)
+def test_every_format_may_have_pictures_in_a_column(tmp_path, row, listed):
+    kind, pixels = datasets.Image(), [{"bytes": png(colour), "path": None} for colour in COLOURS]
+    images = {"images": [[image] for image in pixels]} if listed else {"image": pixels}
+    found = datasets.Dataset.from_list([row(colour) for colour in COLOURS])
+    for name, column in images.items():
+        found = found.add_column(name, column).cast_column(name, datasets.List(kind) if listed else kind)
     records = open_records(as_parquet(found, tmp_path))
     for colour, record in zip(COLOURS, records, strict=True):
-        assert record.messages[-1].text == colour and record.messages[0].text in ("?", "What colour?")
+        assert [turn.text for turn in record.messages] == ["?", colour]
         assert picture_source(record.image) == png(colour)
 
 
@@ -169,47 +153,33 @@ def test_paths_and_bare_bytes_are_pictures_too(tmp_path):
 
 def test_nulls_are_faults_of_their_row(tmp_path):
     rows = [{"instruction": a, "output": b} for a, b in (("a", "b"), (None, "b"), ("a", None))]
-    path = as_parquet(datasets.Dataset.from_list(rows), tmp_path)
-    examples = open_examples(path)
-    assert examples.learnt == 1
+    records = open_records(as_parquet(datasets.Dataset.from_list(rows), tmp_path))
+    assert records[0].messages[-1].text == "b"
     with pytest.raises(DataError, match="part.parquet, row 3: 'output' is null, not text"):
-        open_records(path)[2]
+        records[2]
 
 
 def test_splits_are_chosen_by_name(tmp_path):
     (tmp_path / "folder").mkdir()
-    folder, saved = as_folder(alpaca(8), tmp_path / "folder"), as_saved_splits(alpaca(8), tmp_path)
-    for path in (folder, saved):
+    for path in (as_folder(alpaca(8), tmp_path / "folder"), as_saved_splits(alpaca(8), tmp_path)):
         assert len(open_records(path, split="test")) == 1
         with pytest.raises(DataError, match="has no split 'dev'. Choose one of train, test as data.split"):
             open_records(path, split="dev")
-        # The test split repeats a record of the training split, which is learnt.
-        with pytest.raises(DataError, match="All that '.*' holds out is in the data to learn from too"):
-            open_examples(path, validation="test")
     with pytest.raises(DataError, match="has no splits, so there is no 'test'. Name the file that holds it"):
         open_records(as_parquet(alpaca(2), tmp_path), split="test")
-
-
-def test_a_split_may_be_the_validation_data(tmp_path):
-    found = alpaca(40)
-    splits = {"train": found.select(range(30)), "held": found.select(range(30, 40))}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
-    examples = open_examples(tmp_path / "saved", validation="held")
-    assert examples.learnt == 30 and [r.messages[0].text for r in held_out(examples)] == [
-        f"Say {i}." for i in range(30, 40)
-    ]
-    assert open_examples(tmp_path / "saved", split="held", validation="train").learnt == 10
 
 
 # Files that are no data set.
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 and not more", b"\0" * 100])
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-def test_damaged_files_are_explained(tmp_path, content, name):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"'{name}' cannot be read as a data set. Check that its files are whole"):
-        open_records(tmp_path / name)
+def test_damaged_files_are_explained(tmp_path, name):
+    for content in (b"", b"PAR1 and not more"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            DataError, match=f"'{name}' cannot be read as a data set. Check that its files are whole"
+        ):
+            open_records(tmp_path / name)
 
 
 def test_columns_of_no_format_and_empty_data_are_explained(tmp_path):
@@ -239,8 +209,8 @@ def test_the_error_says_what_to_install(tmp_path, monkeypatch):
     "path, identifier",
     [
         ("hf:user/name", "user/name"), ("hf:squad", "squad"), ("tatsu-lab/alpaca", "tatsu-lab/alpaca"),
-        ("user/name.v2", "user/name.v2"), ("alpaca", None), ("data/alpaca.json", None), ("rows/a.parquet", None),
-        ("a/b/c", None), ("./a", None), ("../a", None), ("/a/b", None), ("here/name", None), ("", None),
+        ("alpaca", None), ("data/alpaca.json", None), ("a/b/c", None), ("./a", None), ("/a/b", None),
+        ("here/name", None), ("", None),
     ],
 )  # fmt: skip
 def test_what_is_an_id_of_the_hub(path, identifier, tmp_path, monkeypatch):
@@ -306,7 +276,7 @@ def test_shards_are_one_set_of_records_with_exact_places(tmp_path):
     names = ["b/part-1.jsonl", "part-0.jsonl", "c.json", "validation/x.jsonl", "test-0.jsonl", "dataset_info.json"]
     folder = write_shards(tmp_path / "data", names)
     records = open_records(folder)
-    assert records.format == "pairs" and [r.messages[-1].text for r in records[::2]] == sorted(names[:3])
+    assert records.format == "pairs" and [records[i].messages[-1].text for i in (0, 2, 4)] == sorted(names[:3])
     assert records[1].where == "part-1.jsonl, line 2" and len(records) == 6
     for split, name in (("validation", names[3]), ("val", names[3]), ("test", names[4])):
         assert open_records(folder, split=split)[0].messages[-1].text == name
@@ -328,6 +298,3 @@ def test_parts_of_a_mixture_have_their_own_format_and_split(tmp_path):
     assert examples.learnt == 6 and {records.format for records, _ in examples.held_out} == {"pairs"}
     kinds = [example.picture is not None for example, _ in zip(examples("train"), range(14), strict=False)]
     assert sum(kinds) == 12
-    assert examples.describe() == (
-        "6 records of 6 pictures or conversations to learn from, 2 of 2 others held out for every evaluation"
-    )

@@ -53,23 +53,6 @@ def test_batches_continue_from_any_position_as_without_a_stop(tiny_base, taken, 
     assert ids(again, 5) == whole[taken:]
 
 
-def test_every_example_comes_once_per_epoch(tokeniser, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps({"instruction": f"{i}>", "output": "a"}) for i in range(50)))
-    records = open_records(path)
-
-    def texts(count):
-        stream = ShuffledExamples(all_of(records), 3, SkippedExamples())
-        return [example.messages[0].text for example in itertools.islice(stream, count)]
-
-    seen = texts(100)
-    assert sorted(seen[:50]) == sorted(seen[50:]) == sorted(f"{i}>" for i in range(50))
-    assert seen[:50] != seen[50:]
-    ahead = ShuffledExamples(all_of(records), 3, SkippedExamples())
-    ahead.skip(70)
-    assert next(ahead).messages[0].text == seen[70]
-
-
 def test_history_has_the_manner_of_every_shipped_adapter():
     rng = random.Random(2)
     answers = {message.text for _ in range(1500) for message in sample_history(rng) if message.role == "assistant"}
@@ -87,9 +70,9 @@ def test_scores_after_history_use_none_of_trainings_exchanges():
     rng, question = random.Random(1), (Message("user", "What now?"),)
     trained = {message.text for _ in range(500) for message in sample_history(rng)}
     scored = with_unseen_history([question] * 60)
-    assert scored == with_unseen_history([question] * 60) and {len(c) for c in scored} == {3, 5}
+    assert scored == with_unseen_history([question] * 60) and all(c[-1:] == question for c in scored)
     history = {message.text for conversation in scored for message in conversation[:-1]}
-    assert all(c[-1:] == question for c in scored) and len(history) > 10 and not history & trained
+    assert len(history) > 10 and not history & trained
 
 
 def test_history_precedes_some_examples_and_carries_no_loss(tokeniser, tmp_path):
@@ -107,7 +90,6 @@ def test_history_precedes_some_examples_and_carries_no_loss(tokeniser, tmp_path)
     assert seen == examples(0.5), "a function of the seed and the place"
     with_history = [example for example in seen if example.history]
     assert 10 < len(with_history) < 30 and all(len(example.messages) == 1 for example in with_history)
-    assert sum(bool(example.history) for example in examples(1)) == 40
     ahead = ShuffledExamples(all_of(records), 3, SkippedExamples(), 0.5)
     ahead.skip(20)
     assert next(ahead) == seen[20]
@@ -116,9 +98,7 @@ def test_history_precedes_some_examples_and_carries_no_loss(tokeniser, tmp_path)
         plain, row = roomy.row(replace(example, history=())), roomy.row(example)
         assert len(row.ids) > len(plain.ids)
         learnt = [[label for label in r.labels if label != IGNORED] for r in (plain, row)]
-        assert learnt[0] == learnt[1] and row.labels[: len(row.ids) - len(learnt[1])] == [IGNORED] * (
-            len(row.ids) - len(learnt[1])
-        )
+        assert learnt[0] == learnt[1] == row.labels[-len(learnt[1]) :]
         # Where there is no room, the history is left out and not the answer.
         assert Tokeniser(tokeniser._tokenizer, "raw", len(plain.ids)).row(example).labels == plain.labels
 
@@ -155,19 +135,15 @@ TURNS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("template", ["chat", "raw"])
-def test_all_answers_of_a_conversation_carry_loss_if_asked(tiny_base, template):
+def test_all_answers_of_a_conversation_carry_loss_if_asked(tiny_base):
     tokenizer = tiny_base.tokenizer
     for all_turns, wanted in ((False, ["second"]), (True, ["first", "second"])):
-        ids, learnt = encode_conversation(tokenizer, TURNS, template, all_turns)
-        runs = [
-            list(group) for on, group in itertools.groupby(zip(ids, learnt, strict=True), lambda x: x[1]) if on
-        ]
-        texts = [tokenizer.decode([i for i, _ in run], skip_special_tokens=True) for run in runs]
-        if template == "raw" and all_turns:  # its turns follow without an end
-            assert texts[0].startswith("first") and texts[-1].endswith("second")
-        else:
-            assert texts == wanted
+        ids, learnt = encode_conversation(tokenizer, TURNS, "chat", all_turns)
+        runs = itertools.groupby(zip(ids, learnt, strict=True), lambda pair: pair[1])
+        answers = [[i for i, _ in run] for has_loss, run in runs if has_loss]
+        assert [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers] == wanted
+        # Loss on all answers does not change the tokens before the last one.
+        assert ids == encode_prompt(tokenizer, TURNS[:-1], "chat") + encode_answer(tokenizer, "second")
 
 
 def test_an_unlearnt_answer_carries_no_loss_and_changes_no_token(tiny_base):
@@ -176,16 +152,6 @@ def test_an_unlearnt_answer_carries_no_loss_and_changes_no_token(tiny_base):
     learnt = [token for token in labels if token != -100]
     assert tiny_base.tokenizer.decode(learnt, skip_special_tokens=True) == "second"
     assert ids == encode_conversation(tiny_base.tokenizer, TURNS, "chat", True)[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("template", ["chat", "alpaca"])
-def test_earlier_answers_are_templated_as_in_the_chat(base, template):
-    """Loss on all answers does not change the tokens before the last one."""
-    ids, learnt = encode_conversation(base.tokenizer, TURNS, template, True)
-    assert ids == encode_prompt(base.tokenizer, TURNS[:-1], template) + encode_answer(base.tokenizer, "second")
-    said = base.tokenizer.decode([i for i, on in zip(ids, learnt, strict=True) if on], skip_special_tokens=True)
-    assert said == "firstsecond"
 
 
 def test_a_batch_counts_tokens_with_loss(tokeniser):
@@ -205,4 +171,3 @@ def test_an_alpaca_record_is_learnt_with_the_prompt_that_it_is_served_with(tmp_p
     asked = encode_prompt(tokenizer, [Message("user", "Add.\n\n### Input:\n2 and 3")], "alpaca")
     assert row.ids == [*asked, *tokenizer("5").input_ids, tokenizer.eos_token_id]
     assert [label for label in row.labels if label != IGNORED] == row.ids[len(asked) :]
-    assert "paired with an input" in tokenizer.decode(row.ids) and "### Input:" in tokenizer.decode(row.ids)

@@ -6,15 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from adapter.base.template import Message
-from adapter.errors import BadInput
 from train.formats.dataset import Record, open_records
-from train.input import data_check
 from train.input.data_check import Faults, Report, make_report
 from train.input.examples import Example
 from train.input.rows import IGNORED, TokenisedRow, Tokeniser
@@ -50,10 +47,11 @@ def test_a_clean_file(tmp_path):
     assert (report.median, report.longest, report.supervised) == (5, 15, 8)
     assert (report.truncated, report.answerless, report.empty_answers) == (0, 0, 0)
     assert report.images == 1 and report.missing == report.unreadable == report.broken == Faults()
-    text = str(report)
-    assert text.startswith("3 records\ntokens: median 5, 95 % up to 14, longest 15\n")
-    assert "at max_length 15: 8 supervised tokens, 0 records truncated, 0 of them lose their whole answer" in text
-    assert "1 images, all opened" in text and "missing" not in text and "cannot be read" not in text
+    assert str(report).startswith("3 records\ntokens: median 5, 95 % up to 14, longest 15\n")
+    assert str(report).endswith(
+        "at max_length 15: 8 supervised tokens, 0 records truncated, 0 of them lose their whole answer\n"
+        "1 images, all opened"
+    )
 
 
 def test_truncated_records_and_empty_answers_are_counted(tmp_path):
@@ -77,38 +75,22 @@ def test_all_broken_records_are_counted_and_ten_named(tmp_path):
     assert "24 cannot be read:\n  data.jsonl, line 2: " in text and "\n  and 14 more\n" in text
 
 
-def test_a_record_that_the_template_refuses_is_broken(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise BadInput("The message is empty.")
-
-    monkeypatch.setattr(CharacterTokeniser, "row", refuse)
-    report = report_on(records(tmp_path, record(3, 2)), 10)
-    assert report.broken == Faults(1, ("The message is empty.",)) and report.histogram == ()
-    assert str(report) == "1 records\n1 cannot be read:\n  The message is empty."
-
-
-def test_images_are_opened_once_each_and_faults_named(tmp_path, monkeypatch):
+def test_images_are_opened_once_each_and_faults_named(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
     (tmp_path / "folder.png").mkdir()
     good, gone = "good.png", "gone.png"
     names = [good, gone, "text.png", good, "cut.png", gone, "folder.png", "x" * 300, "a\0b"]
-    opened = []
-    real = data_check.open_image
-    monkeypatch.setattr(data_check, "open_image", lambda path: opened.append(path.name) or real(path))
     data = records(tmp_path, *(record(3, 2, image=name) for name in names), record(3, 2))
     report = report_on(data, 10)
-    assert opened == ["good.png", "text.png", "cut.png"]
     assert (report.images, report.missing.count, report.unreadable.count) == (7, 4, 2)
     assert report.missing.first[0] == "gone.png (data.jsonl, line 2)"
     assert report.unreadable.first[0].startswith("text.png (data.jsonl, line 3): ")
     assert "7 images, all opened\n4 missing:" in str(report) and "2 are no pictures:" in str(report)
     assert not report.clean
-
-    opened.clear()
     quick = report_on(data, 10, images=False)
-    assert not opened and quick.missing == report.missing and quick.unreadable == Faults()
+    assert quick.missing == report.missing and quick.unreadable == Faults()
     assert "7 images, not opened" in str(quick)
 
 
@@ -116,6 +98,7 @@ class InMemory(list):
     uncaptioned = ()
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=50))
 def test_the_histogram_holds_every_length(lengths):
     data = InMemory(Record((Message("user", ""), Message("assistant", "a" * n)), None, "") for n in lengths)
@@ -130,14 +113,6 @@ def test_the_histogram_holds_every_length(lengths):
     assert report.truncated == sum(n > 100 for n in lengths)
 
 
-def test_bars_are_in_proportion(tmp_path):
-    report = report_on(records(tmp_path, *[record(4, 1)] * 40, *[record(8, 1)] * 20, record(900, 1)), 2000)
-    bars = [line for line in str(report).splitlines() if " to " in line and "#" in line]
-    assert [line.count("#") for line in bars] == [40, 20, 1]
-    assert bars[0].split()[:3] == ["4", "to", "7"] and bars[-1].split()[-1] == "1"
-
-
-@pytest.mark.parametrize("template, longest", [("chat", 3 + 2 + 1 + 2 + 2 + 1), ("raw", 6)])
-def test_lengths_include_the_template(tiny_base, tmp_path, template, longest):
-    report = make_report(records(tmp_path, record(3, 2)), Tokeniser(tiny_base.tokenizer, template, 64), 64)
-    assert report.clean and report.supervised == 3 and report.longest == longest
+def test_lengths_include_the_template(tiny_base, tmp_path):
+    report = make_report(records(tmp_path, record(3, 2)), Tokeniser(tiny_base.tokenizer, "chat", 64), 64)
+    assert report.clean and report.supervised == 3 and report.longest == 3 + 2 + 1 + 2 + 2 + 1

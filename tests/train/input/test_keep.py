@@ -23,7 +23,7 @@ from train.formats.dataset import DataError
 from train.input.batches import collate
 from train.input.examples import Example, SkippedExamples
 from train.input.keep import OWN_TEXT, KeepRows, rows_of_file, user_header, write_own_rows
-from train.input.rows import TokenisedRow, Tokeniser, num_supervised
+from train.input.rows import TokenisedRow, Tokeniser
 from train.job import Stopped
 from train.loop import _HeadLoss, new_adapter, total_divergence
 from train.run_folder import METRICS, TrainError
@@ -64,27 +64,21 @@ def opened(adapter: Adapter) -> Adapter:
 
 
 @pytest.mark.parametrize("changes", [{}, {"tuning": TUNING}, {"vision": VISION}], ids=["text", "tuning", "vision"])
-def test_the_divergence_of_an_untrained_adapter_and_its_gradient_are_zero(tiny_base, changes):
+def test_the_divergence_and_its_gradient_are_those_of_plain_torch(tiny_base, changes):
+    """KL(base || adapted) of the next token, over every position of every row, and of no padding: 0 at first."""
     adapter = new_adapter(dataclasses.replace(CONFIG, **changes), tiny_base)
-    divergence = total_divergence(tiny_base.model, adapter, keep_batch(pictures="vision" in changes))
+    batch = keep_batch(pictures="vision" in changes)
+    divergence = total_divergence(tiny_base.model, adapter, batch)
     divergence.backward()
     assert abs(divergence.item()) < 1e-4
     assert all(p.grad is None or p.grad.abs().max() < 1e-3 for p in adapter.parameters())
-    divergence = total_divergence(tiny_base.model, opened(adapter), keep_batch(pictures="vision" in changes))
-    divergence.backward()
-    assert divergence.item() > 0.1 and adapter.gates.grad.abs().max() > 0.1
 
-
-@pytest.mark.parametrize("changes", [{}, {"tuning": TUNING}, {"vision": VISION}], ids=["text", "tuning", "vision"])
-def test_the_divergence_and_its_gradient_are_those_of_plain_torch(tiny_base, changes):
-    """KL(base || adapted) of the next token, over every position of every row, and of no padding."""
-    adapter = opened(new_adapter(dataclasses.replace(CONFIG, **changes), tiny_base))
-    batch = keep_batch(pictures="vision" in changes)
+    adapter = opened(adapter)
+    adapter.zero_grad()
     own = total_divergence(tiny_base.model, adapter, batch)
     own.backward()
     mine = {name: p.grad.clone() for name, p in adapter.named_parameters()}
     adapter.zero_grad()
-
     wanted = torch.zeros(())
     for row, length in enumerate((5, 9, 7)):
         ids = batch.input_ids[row : row + 1, :length]
@@ -94,6 +88,7 @@ def test_the_divergence_and_its_gradient_are_those_of_plain_torch(tiny_base, cha
         logs = adapted.log_softmax(-1)
         wanted = wanted + F.kl_div(logs, base.log_softmax(-1), reduction="sum", log_target=True)
     wanted.backward()
+    assert own.item() > 0.1
     torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
     for name, parameter in adapter.named_parameters():
         torch.testing.assert_close(mine[name], parameter.grad, rtol=1e-3, atol=1e-4)
@@ -128,24 +123,19 @@ def test_rows_are_drawn_by_seed_and_step_and_half_of_them_see_a_picture_of_the_b
     assert [row.ids for row in drawn[0]] != [row.ids for row in KeepRows(texts, seed=4).draw(0, batch, 3)]
     rows = list(itertools.chain(*drawn))
     assert len({row.ids[0] for row in rows}) > 40
-    assert num_supervised(rows) == 2 * len(rows)
     pictures = [row.example.features for row in rows]
     assert sum(p is not None for p in pictures) == len(rows) / 2
     assert all(any(p is b.example.features for b in batch[:2]) for p in pictures if p is not None)
     assert all(row.example.features is None for row in keep.draw(0, batch[2:], 9))
-    assert len(keep.draw(0, [], 3)) == 3, "all rows of the batch were passed over"
 
 
-@pytest.mark.parametrize("longest, length", [(3, 64), (90, 90), (400, 128)])
-def test_a_row_is_a_part_of_a_text_as_long_as_the_longest_row_of_the_batch(longest, length):
-    keep, batch = (
-        KeepRows([list(range(128))], 0),
-        [TokenisedRow([1] * n, [1], Example((), "")) for n in (2, longest)],
-    )
-    rows = [row for step in range(30) for row in keep.draw(step, batch, 2)]
-    assert {len(row.ids) for row in rows} == {length}
-    assert all(row.ids == list(range(row.ids[0], row.ids[0] + length)) for row in rows)
-    assert len({row.ids[0] for row in rows}) > 10 or length == 128
+def test_a_row_is_a_part_of_a_text_as_long_as_the_longest_row_of_the_batch():
+    keep = KeepRows([list(range(128))], 0)
+    for longest, length in ((3, 64), (90, 90), (400, 128)):
+        batch = [TokenisedRow([1] * n, [1], Example((), "")) for n in (2, longest)]
+        rows = [row for step in range(30) for row in keep.draw(step, batch, 2)]
+        assert all(row.ids == list(range(row.ids[0], row.ids[0] + length)) for row in rows)
+        assert len({row.ids[0] for row in rows}) > 10 or length == 128
 
 
 def test_a_file_is_plain_text_or_records_in_any_format(tiny_base, tmp_path):
@@ -163,26 +153,17 @@ def test_a_file_is_plain_text_or_records_in_any_format(tiny_base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, message",
-    [(b"\xff\xfe\x00", "cannot be read as text"), (b" \n", "holds no text"), (None, "cannot be")],
+    "content, message", [(b"\xff\xfe\x00", "cannot be read as text"), (b" \n", "holds no text")]
 )
 def test_a_file_without_text_is_refused_before_training(tiny_base, tmp_path, content, message):
     path = tmp_path / "prose.txt"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     config = dataclasses.replace(CONFIG, keep_data=str(path))
     with pytest.raises((TrainError, DataError), match=message):
         train.job.train(config, tiny_base, examples, tmp_path / "run", new_adapter(config, tiny_base))
     assert not (tmp_path / "run" / METRICS).exists()
-
-
-def test_a_recipe_whose_text_is_missing_or_not_asked_for_is_refused(tmp_path):
-    data = tmp_path / "rows.jsonl"
-    data.write_text('{"instruction": "ab>", "output": "cd"}\n')
     with pytest.raises(ConfigError, match="no file or folder 'lost.txt'. Check the path of keep_data"):
-        read_recipe(None, [f"data={data}", "steps=1", "keep=0.1", "keep_data=lost.txt"], to_run=True)
-    with pytest.raises(ConfigError, match="set keep"):
-        read_recipe(None, [f"data={data}", "steps=1", f"keep_data={data}"], to_run=True)
+        read_recipe(None, [f"data={path}", "steps=1", "keep=0.1", "keep_data=lost.txt"], to_run=True)
 
 
 def test_the_base_writes_documents_and_conversations(tiny_base):
@@ -192,9 +173,7 @@ def test_the_base_writes_documents_and_conversations(tiny_base):
     assert tiny_base.tokenizer.decode(header) == "u:"
     assert all(row[:2] == header for row in rows[2:]) and len({row[0] for row in rows[:2]}) == 2
     assert rows == write_own_rows(tiny_base, "chat", seed=0, count=4)
-    assert rows != write_own_rows(tiny_base, "chat", seed=1, count=4)
     assert user_header(tiny_base.tokenizer, "raw") == []
-    assert len({row[0] for row in write_own_rows(tiny_base, "raw", seed=0, count=4)}) == 4
 
 
 # Whole runs.
@@ -237,23 +216,7 @@ def test_a_resumed_run_keeps_the_same_rows_and_equals_one_that_never_stopped(
     resumed, _ = train_echo(resume=True, **changes)
     whole, _ = train_echo("whole", **changes)
     assert torch.equal(resumed.prompts, whole.prompts) and torch.equal(resumed.gates, whole.gates)
-    assert (
-        divergences(tmp_path / "run") == divergences(tmp_path / "whole")
-        and len(divergences(tmp_path / "run")) == 12
-    )
-
-
-@pytest.mark.parametrize("keep, shape", [(0.1, (1, 64)), (0.5, (2, 64)), (0.0, None)])
-def test_a_step_reads_the_share_that_was_asked_for(train_echo, monkeypatch, keep, shape):
-    seen = []
-
-    def spy(model, adapter, batch, disjoint):
-        seen.append(tuple(batch.input_ids.shape))
-        return total_divergence(model, adapter, batch, disjoint)
-
-    monkeypatch.setattr(train.job, "total_divergence", spy)
-    train_echo(keep=keep, steps=3)
-    assert seen == ([shape] * 3 if shape else [])
+    assert divergences(tmp_path / "run") == divergences(tmp_path / "whole")
 
 
 def test_micro_batches_of_kept_rows_equal_the_whole(train_echo):
