@@ -32,7 +32,7 @@ def run() -> None:
     story = partial(tasks, [STORY])
     speeds = measure_in_turn(
         {
-            name: partial(decode_speed, engine, lambda tokens: [story(tokens)], 1, TOKENS)
+            name: partial(decode_speed, engine.run, lambda tokens: [story(tokens)], 1, TOKENS)
             for name, engine in engines.items()
         }
     )

@@ -20,7 +20,6 @@ from adapter.serve.scheduler import MAX_ROWS
 from adapter.serve.store import AdapterStore
 from tests.bench.engine import greedy_requests, run_rows, start_engine
 from tests.bench.programs import (
-    Program,
     ProgramProcess,
     Task,
     measure_in_turn,
@@ -40,12 +39,12 @@ _CANCELS, _KILLS = 9, 3
 def run() -> None:
     tasks = Tasks()
     one, two = (ProgramProcess("tests.bench.cluster", replicas) for replicas in "12")
-    programs: dict[str, Program] = {"engine": start_engine(), "one replica": one, "two replicas": two}
+    programs = {"engine": start_engine(), "one replica": one, "two replicas": two}
     print_programs("rows", programs)
     for rows in ROWS:
         for what, tokens in (("first token, ms", 1), ("tokens/s in all", TOKENS)):
 
-            def figure(program: Program, rows: int = rows, tokens: int = tokens) -> float:
+            def figure(program: ProgramProcess, rows: int = rows, tokens: int = tokens) -> float:
                 seconds, made = program.run(tasks([QUESTION], tokens, [""] * rows))
                 return 1000 * seconds if tokens == 1 else made / seconds
 

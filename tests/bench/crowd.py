@@ -7,7 +7,7 @@ from functools import partial
 
 from tests.bench.engine import start_engine
 from tests.bench.page import start_page
-from tests.bench.programs import Program, measure_in_turn, median, print_head, print_row, ratio
+from tests.bench.programs import Run, measure_in_turn, median, print_head, print_row, ratio
 from tests.bench.serving import Tasks
 
 COUNTS = (1, 4, 16)
@@ -19,19 +19,19 @@ ADAPTERS = ("", "pirate", "extract", "")
 def run() -> None:
     tasks, engine = Tasks(), start_engine()
     with start_page("page") as page:
-        programs: dict[str, Program] = {"page": page, "engine alone": engine}
-        print_head("people at once", *programs, "page against engine alone", "clients, % of a core")
+        runs: dict[str, Run] = {"page": page.run, "engine alone": engine.run}
+        print_head("people at once", *runs, "page against engine alone", "clients, % of a core")
         for count in COUNTS:
             adapters = [ADAPTERS[number % len(ADAPTERS)] for number in range(count)]
             shares: list[float] = []
 
-            def rate(program: Program, adapters=adapters, shares=shares) -> float:
+            def rate(run: Run, adapters=adapters, shares=shares) -> float:
                 start = time.process_time()
-                seconds, tokens = program.run(tasks([QUESTION], TOKENS, adapters))
-                if program is page:
+                seconds, tokens = run(tasks([QUESTION], TOKENS, adapters))
+                if run is runs["page"]:
                     shares.append(100 * (time.process_time() - start) / seconds)
                 return tokens / seconds
 
-            speeds = measure_in_turn({name: partial(rate, program) for name, program in programs.items()})
+            speeds = measure_in_turn({name: partial(rate, run) for name, run in runs.items()})
             print_row(count, *map(median, speeds.values()), ratio(*speeds.values()), median(shares, 0))
     engine.close()

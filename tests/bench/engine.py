@@ -18,7 +18,7 @@ from adapter.serve.form import NO_FORM
 from adapter.serve.request import Answer, GenerationEvent, GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
-from tests.bench.programs import ProgramProcess, Task, timed
+from tests.bench.programs import ProgramProcess, Run, Task, timed
 
 PICTURE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 
@@ -56,7 +56,7 @@ def greedy_requests(task: Task) -> list[GenerationRequest]:
 def run_rows(
     submit: Callable[[GenerationRequest], Answer], requests: Iterable[GenerationRequest]
 ) -> tuple[float, int]:
-    """As Program.run."""
+    """As Run."""
     ends: list[GenerationEvent] = []
 
     def answer_all() -> None:
@@ -68,7 +68,7 @@ def run_rows(
 
 
 def run_generate(base: Base, task: Task) -> tuple[float, int]:
-    """As Program.run. The prompts are of one length."""
+    """As Run. The prompts are of one length."""
     ids = torch.tensor([list(prompt) for prompt in task.prompts], device=base.device)
     length = {"min_new_tokens": task.tokens, "max_new_tokens": task.tokens}
     seconds = timed(
@@ -79,7 +79,7 @@ def run_generate(base: Base, task: Task) -> tuple[float, int]:
     return seconds, task.tokens * len(ids)
 
 
-def start(kind: str, quantization: str) -> Callable[[Task], tuple[float, int]]:
+def start(kind: str, quantization: str) -> Run:
     """What the process answers tasks by."""
     base = load_base(quantization=quantization)
     if kind == "generate":

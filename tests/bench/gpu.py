@@ -31,7 +31,7 @@ from adapter.method.adapter import Adapter
 from adapter.serve.engine import Engine
 from tests.bench.engine import EndlessBase, greedy_requests, run_generate, run_rows
 from tests.bench.programs import (
-    Program,
+    Run,
     Task,
     decode_speed,
     measure_in_turn,
@@ -102,7 +102,7 @@ class _Peak:
     """The most memory of a GPU, in MB, that was in use while `with` was left to this; nan on a CPU."""
 
     def __init__(self, device: str) -> None:
-        self._on_gpu, self.megabytes = device.startswith("cuda"), math.nan
+        self._on_gpu, self.megabytes = device.startswith("cuda"), 0.0 if device.startswith("cuda") else math.nan
 
     def __enter__(self) -> _Peak:
         if self._on_gpu:
@@ -111,7 +111,7 @@ class _Peak:
 
     def __exit__(self, *_: object) -> None:
         if self._on_gpu:
-            self.megabytes = torch.cuda.max_memory_allocated() / 2**20
+            self.megabytes = max(self.megabytes, torch.cuda.max_memory_allocated() / 2**20)
 
 
 # Serving.
@@ -129,31 +129,6 @@ class _RandomAdapters:
 
     def load(self, name: str, base: Base) -> Adapter:
         return self._adapters[name]
-
-
-class _EngineProgram:
-    def __init__(self, engine: Engine, device: str) -> None:
-        self._engine, self._device, self.peak = engine, device, 0.0
-
-    def run(self, task: Task) -> tuple[float, int]:
-        with _Peak(self._device) as peak:
-            result = run_rows(self._engine.submit, greedy_requests(task))
-        self.peak = max(peak.megabytes, self.peak)
-        return result
-
-    def close(self) -> None:
-        pass
-
-
-class _GenerateProgram:
-    def __init__(self, base: Base) -> None:
-        self._base = base
-
-    def run(self, task: Task) -> tuple[float, int]:
-        return run_generate(self._base, task)
-
-    def close(self) -> None:
-        pass
 
 
 class _Tasks:
@@ -175,31 +150,32 @@ def _measure_serving(name: str, device: str, quantization: str) -> None:
     cache = 2 * room * memory.kv_bytes_per_token(base.model.config, base.model.dtype)
     with closing(Engine(EndlessBase(**vars(base)), _RandomAdapters(base), cache_bytes=cache)) as engine:
         make = _Tasks(base.fingerprint.vocab_size)
-        ours, peer = _EngineProgram(engine, device), _GenerateProgram(base)
+
+        def ours(task: Task, peak: _Peak) -> tuple[float, int]:
+            with peak:
+                return run_rows(engine.submit, greedy_requests(task))
+
+        def compare(label: str, measure: Callable[[Run], float]) -> None:
+            peak = _Peak(device)
+            runs = {"ours": partial(ours, peak=peak), "peer": partial(run_generate, base)}
+            speeds = measure_in_turn({name: partial(measure, run) for name, run in runs.items()})
+            figures = [*(median(s) for s in speeds.values()), ratio(*speeds.values())]
+            print_row(quantization, label, *figures, median([peak.megabytes], 0))
+
         for rows in ROWS:
 
-            def decoding(program: Program, rows: int = rows) -> float:
-                return decode_speed(program, lambda tokens: [make(rows, QUESTION, tokens)], SHORT, LONG)
+            def decoding(run: Run, rows: int = rows) -> float:
+                return decode_speed(run, lambda tokens: [make(rows, QUESTION, tokens)], SHORT, LONG)
 
-            _print_serving(quantization, f"{rows} rows" if rows > 1 else "1 row", ours, peer, decoding)
+            compare(f"{rows} rows" if rows > 1 else "1 row", decoding)
         for length in READ:
             if length + 1 > base.context_length:
                 continue
 
-            def reading(program: Program, length: int = length) -> float:
-                seconds, _ = program.run(make(1, length, 1))
-                return length / seconds
+            def reading(run: Run, length: int = length) -> float:
+                return length / run(make(1, length, 1))[0]
 
-            _print_serving(quantization, f"reading {length:,} tokens", ours, peer, reading)
-
-
-def _print_serving(
-    quantization: str, label: str, ours: _EngineProgram, peer: Program, measure: Callable[[Program], float]
-) -> None:
-    ours.peak = 0.0
-    speeds = measure_in_turn({"ours": partial(measure, ours), "peer": partial(measure, peer)})
-    against = ratio(speeds["ours"], speeds["peer"])
-    print_row(quantization, label, *(median(s) for s in speeds.values()), against, median([ours.peak], 0))
+            compare(f"reading {length:,} tokens", reading)
 
 
 # Training.

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.programs import Program, Task, serve, start_peer
+from tests.bench.programs import Run, Task, serve, start_peer
 
 CONTEXT = 1024  # tokens of a row
 
 
-def start_llama() -> Program:
+def start_llama() -> Run:
     return start_peer("llama-cpp", "tests.bench.llama_peer", "llama-cpp-python", prepare=_fetch_file)
 
 
@@ -40,7 +40,7 @@ class LlamaCpp:
         self._contexts: dict[int, Any] = {}  # by rows
 
     def run(self, task: Task) -> tuple[float, int]:
-        """As Program.run. It goes on after an end token, so that every answer has `tokens` tokens."""
+        """As Run. It goes on after an end token, so that every answer has `tokens` tokens."""
         rows = range(len(task.prompts))
         context = self._context(len(rows))
         self._api.llama_memory_clear(self._api.llama_get_memory(context), True)

@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-from tests.bench.programs import Program, Task, serve, start_peer
+from tests.bench.programs import Run, Task, serve, start_peer
 
 GROUP = "32"
 
 
-def start_openvino() -> Program:
+def start_openvino() -> Run:
     requirements = ("openvino", "nncf", "optimum-intel")
     return start_peer("openvino", "tests.bench.openvino_peer", *requirements, prepare=_export)
 
@@ -40,7 +40,7 @@ class OpenVino:
         self._request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
 
     def run(self, task: Task) -> tuple[float, int]:
-        """As Program.run. It goes on after an end token; the prompts are cut to the shortest."""
+        """As Run. It goes on after an end token; the prompts are cut to the shortest."""
         import numpy
 
         rows, length = len(task.prompts), min(map(len, task.prompts))

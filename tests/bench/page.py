@@ -22,7 +22,7 @@ class Page:
         self._visitors: list[Connection] = []
 
     def run(self, task: Task) -> tuple[float, int]:
-        """As Program.run, with a visitor for each answer."""
+        """As Run, with a visitor for each answer."""
         while len(self._visitors) < len(task.texts):
             self._visitors.append(Connection(self._url, "127.0.0.1", signed_in=False))
 
@@ -37,9 +37,6 @@ class Page:
             seconds = timed(lambda: answers.extend(pool.map(ask, self._visitors, task.texts, task.adapters)))
         through_page = self._through == "page"
         return seconds, sum(len(a.tokens) if through_page else a.tokens[0] for a in answers)
-
-    def close(self) -> None:
-        pass
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import importlib
 import json
@@ -19,7 +20,7 @@ import venv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 5
@@ -43,11 +44,8 @@ class ProgramEnded(RuntimeError):
     """A program has died, or could not be had."""
 
 
-class Program(Protocol):
-    def run(self, task: Task) -> tuple[float, int]:
-        """Seconds until the last answer has ended, and the tokens of all answers. Raises ProgramEnded."""
-
-    def close(self) -> None: ...
+# Seconds until the last answer of a task has ended, and the tokens of all answers. Raises ProgramEnded.
+Run = Callable[[Task], tuple[float, int]]
 
 
 class ProgramProcess:
@@ -89,16 +87,6 @@ class ProgramProcess:
         self._process.communicate()
 
 
-class MissingProgram:
-    """In place of a peer that cannot be had: its figures are "-"."""
-
-    def run(self, task: Task) -> tuple[float, int]:
-        raise ProgramEnded
-
-    def close(self) -> None:
-        pass
-
-
 def serve(answer: Callable[[Any], Any]) -> None:
     """Answers the questions on the input until it ends, tasks among them. What libraries print goes to stderr."""
     results, sys.stdout = sys.stdout, sys.stderr
@@ -111,11 +99,12 @@ def serve(answer: Callable[[Any], Any]) -> None:
 
 def start_peer(
     name: str, module: str, *requirements: str, prepare: Callable[[Path], None] = lambda folder: None
-) -> Program:
+) -> Run:
     """A peer in a virtual environment of the cache folder, installed where it is missing, with this folder and the
-    number of cores as its arguments.
+    number of cores as its arguments. It ends with this process.
 
-    prepare: called once after the installation, with the folder. Where the peer cannot be had, a line says why.
+    prepare: called once after the installation, with the folder. Where the peer cannot be had, a line says why and
+    its figures are "-".
     """
     from adapter.base.disk_cache import cache_dir
     from adapter.base.threads import available_cores
@@ -130,11 +119,17 @@ def start_peer(
             prepare(folder)
             (folder / ".done").touch()
         program = ProgramProcess(module, str(folder), str(available_cores()), python=python)
+        atexit.register(program.close)
         program.ask(None)
-        return program
+        return program.run
     except (OSError, ValueError, subprocess.CalledProcessError, ProgramEnded) as error:
-        print(f"without {name}: {error}", flush=True)
-        return MissingProgram()
+        reason = f"without {name}: {error}"
+        print(reason, flush=True)
+
+        def missing(task: Task) -> tuple[float, int]:
+            raise ProgramEnded(reason)
+
+        return missing
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -144,7 +139,7 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def decode_speed(program: Program, tasks: Callable[[int], Iterable[Task]], shorter: int, longer: int) -> float:
+def decode_speed(run: Run, tasks: Callable[[int], Iterable[Task]], shorter: int, longer: int) -> float:
     """Tokens per second of all answers together while all are decoded.
 
     Each task is run twice with nothing else changed than the length of its answers, so that what comes before
@@ -154,7 +149,7 @@ def decode_speed(program: Program, tasks: Callable[[int], Iterable[Task]], short
     seconds, tokens = 0.0, 0
     for sign, length in ((-1, shorter), (1, longer)):
         for task in tasks(length):
-            took, made = program.run(task)
+            took, made = run(task)
             seconds, tokens = seconds + sign * took, tokens + sign * made
     return tokens / seconds
 

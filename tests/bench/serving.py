@@ -18,7 +18,7 @@ from tests.bench.llama_peer import start_llama
 from tests.bench.openvino_peer import start_openvino
 from tests.bench.page import start_page
 from tests.bench.programs import (
-    Program,
+    Run,
     Task,
     decode_speed,
     measure_in_turn,
@@ -77,25 +77,24 @@ def run() -> None:
     tasks = Tasks()
     llama, openvino = start_llama(), start_openvino()
     engine = start_engine()
-    _measure_one_row(tasks, engine, llama)
-    _measure_repeats(tasks, engine, llama)
+    _measure_one_row(tasks, engine.run, llama)
+    _measure_repeats(tasks, engine.run, llama)
     engine.close()
     engine = start_engine(endless=True)
-    programs = {"engine": engine, "OpenVINO": openvino, "llama.cpp": llama}
+    programs = {"engine": engine.run, "OpenVINO": openvino, "llama.cpp": llama}
     _measure_batches(tasks, programs)
     _measure_reading(tasks, programs)
-    _measure_adapters(tasks, engine)
-    for program in programs.values():
-        program.close()
+    _measure_adapters(tasks, engine.run)
+    engine.close()
 
 
 def _speed(
-    program: Program, tasks: Callable[[int], Sequence[Task]], shorter: int = 1, longer: int = TOKENS
+    program: Run, tasks: Callable[[int], Sequence[Task]], shorter: int = 1, longer: int = TOKENS
 ) -> Callable[[], float]:
     return partial(decode_speed, program, tasks, shorter, longer)
 
 
-def _measure_one_row(tasks: Tasks, engine: Program, llama: Program) -> None:
+def _measure_one_row(tasks: Tasks, engine: Run, llama: Run) -> None:
     generate = start_generate()
     names = ["", *AdapterStore().names()]
 
@@ -103,9 +102,9 @@ def _measure_one_row(tasks: Tasks, engine: Program, llama: Program) -> None:
         return lambda tokens: [tasks([STORY], tokens, [adapter])]
 
     with start_page("stream") as page:
-        variants = {"llama.cpp": _speed(llama, story("")), "generate() in bf16": _speed(generate, story(""))}
+        variants = {"llama.cpp": _speed(llama, story("")), "generate() in bf16": _speed(generate.run, story(""))}
         variants |= {f"engine, {name or 'base'}": _speed(engine, story(name)) for name in names}
-        variants |= {f"page, {name or 'base'}": _speed(page, story(name)) for name in names}
+        variants |= {f"page, {name or 'base'}": _speed(page.run, story(name)) for name in names}
         speeds = measure_in_turn(variants)
     generate.close()
     print_head("one row", "tokens/s", "against llama.cpp", "against generate()", "page against engine alone")
@@ -115,7 +114,7 @@ def _measure_one_row(tasks: Tasks, engine: Program, llama: Program) -> None:
         print_row(name, *row, ratio(speed, alone) if alone else "")
 
 
-def _measure_repeats(tasks: Tasks, engine: Program, llama: Program) -> None:
+def _measure_repeats(tasks: Tasks, engine: Run, llama: Run) -> None:
     """Whole answers that repeat their prompt. llama.cpp gets the same prompts, and answers as long."""
     programs = {"engine": engine, "llama.cpp": llama}
     print_programs("answers that repeat their prompt", programs)
@@ -123,7 +122,7 @@ def _measure_repeats(tasks: Tasks, engine: Program, llama: Program) -> None:
         ("contact details to JSON", MESSAGES, "extract"),
         ("a text word by word", (COPY,), ""),
     ):
-        lengths = [engine.run(tasks([text], TOKENS, [adapter]))[1] for text in texts]
+        lengths = [engine(tasks([text], TOKENS, [adapter]))[1] for text in texts]
 
         def whole(limit: int, texts=texts, adapter=adapter, lengths=lengths) -> Sequence[Task]:
             return [tasks([t], min(limit, n), [adapter]) for t, n in zip(texts, lengths, strict=True)]
@@ -132,7 +131,7 @@ def _measure_repeats(tasks: Tasks, engine: Program, llama: Program) -> None:
         print_speeds(f"{name}, {median(lengths, 0)} tokens", speeds)
 
 
-def _measure_batches(tasks: Tasks, programs: Mapping[str, Program]) -> None:
+def _measure_batches(tasks: Tasks, programs: Mapping[str, Run]) -> None:
     """The engine's rows have the base and the shipped adapters in turn."""
     print_programs("rows, tokens/s in all", programs)
     names = ["", *AdapterStore().names()]
@@ -145,15 +144,15 @@ def _measure_batches(tasks: Tasks, programs: Mapping[str, Program]) -> None:
         print_speeds(count, measure_in_turn({n: _speed(p, rows, SHORT, LONG) for n, p in programs.items()}))
 
 
-def _measure_reading(tasks: Tasks, programs: Mapping[str, Program]) -> None:
-    def rate(program: Program) -> float:
-        return PROMPT / program.run(tasks.reading(PROMPT))[0]
+def _measure_reading(tasks: Tasks, programs: Mapping[str, Run]) -> None:
+    def rate(program: Run) -> float:
+        return PROMPT / program(tasks.reading(PROMPT))[0]
 
     print_programs(f"a prompt of {PROMPT} tokens, tokens/s", programs)
     print_speeds("read", measure_in_turn({name: partial(rate, program) for name, program in programs.items()}))
 
 
-def _measure_adapters(tasks: Tasks, engine: Program) -> None:
+def _measure_adapters(tasks: Tasks, engine: Run) -> None:
     """What an adapter adds to the time of a token, all rows with the same one."""
     names = AdapterStore().names()
     print_head("cost of an adapter per token, %", *names)

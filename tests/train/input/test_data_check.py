@@ -98,7 +98,7 @@ class InMemory(list):
     uncaptioned = ()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=50))
 def test_the_histogram_holds_every_length(lengths):
     data = InMemory(Record((Message("user", ""), Message("assistant", "a" * n)), None, "") for n in lengths)
