@@ -2,9 +2,8 @@
 
 `{"format", "version", "settings", "messages", "pictures"}`. A message has a role and a text or a picture: a key of
 `pictures`, which holds each once, as a data URL. Version 1 had the data URL in the message. An answer may have a
-line about it and a record. Files come from strangers, so everything is checked: by hand, not by pydantic, because
-each check has a sentence for people. What exceeds a limit is no fault: `fit` drops the oldest, for writers and
-readers alike. Opens no files or images; knows no page.
+line about it and a record. Files come from strangers, so everything is checked. What exceeds a limit is no fault:
+`fit` drops the oldest, for writers and readers alike.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from adapter.base.template import Message, Role
 from adapter.errors import BadInput
 
 FORMAT, VERSION = "llama-adapter conversation", 2
-ROLES = ("user", "assistant", "page")  # page: a remark of the page, which no model reads
 MAX_BYTES = 32 * 2**20
 # Remarks in place of what is not kept.
 PICTURE_NOT_KEPT = "The picture of this message is not kept any more."
@@ -33,7 +33,6 @@ FORGOTTEN = "Without what went before"
 _MAX_TEXT = 100_000  # characters
 _MAX_LINE = 500
 _MAX_RECORD = 100_000
-_NO_PICTURE = "has a picture that is not a data URL of one"
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,([A-Za-z0-9+/]+={0,2})")
 
 
@@ -171,11 +170,6 @@ def _shortened(message: dict[str, Any]) -> dict[str, Any]:
     return short
 
 
-def _displayable(text: str) -> str:
-    """The text with lone surrogates replaced, which JSON can hold and nothing can display."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def write(messages: Sequence[dict[str, Any]], pictures: Mapping[str, str], settings: dict[str, Any]) -> str:
     """The text of a conversation file, a message a line. messages: as `fit` returns them; pictures: data URLs."""
     head = {"format": FORMAT, "version": VERSION, "settings": settings, "pictures": pictures}
@@ -218,89 +212,98 @@ def parse(text: str) -> Any:
         raise ValueError("nested more deeply than a conversation") from None
 
 
+def _displayable(text: Any) -> Any:
+    """The text with lone surrogates replaced, which JSON can hold and nothing can display."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_displayable)]
+Object = dict[Any, Any]
+
+
+class _Message(BaseModel):
+    """A message of a file. picture: of a message of the user, in place of a text."""
+
+    model_config = ConfigDict(strict=True)
+    role: Literal["user", "assistant", "page"]  # page: a remark of the page, which no model reads
+    text: Text | None = None
+    picture: Any = None
+    about: Text = ""
+    record: Object | None = None
+
+    def checked(self, pictures: Object, names: dict[str, str]) -> dict[str, Any]:
+        """The message in the form of `fit`. names: short ones of the data URLs, which it adds to.
+
+        Raises ValueError with the name of the field that is wrong.
+        """
+        if self.role == "user" and self.picture is not None:
+            url = pictures.get(self.picture, self.picture) if isinstance(self.picture, str) else None
+            if not isinstance(url, str) or not url.startswith("data:image/"):
+                raise ValueError("picture")
+            return {"role": self.role, "picture": names.setdefault(url, str(len(names)))}
+        if self.text is None:
+            raise ValueError("text")
+        checked = {"role": self.role, "text": self.text, "about": self.about or None, "record": self.record}
+        hidden = ("about", "record") if self.role == "user" else ()
+        return {name: value for name, value in checked.items() if value is not None and name not in hidden}
+
+
+class _Document(BaseModel):
+    """A file but for its messages, each of which is read by itself."""
+
+    model_config = ConfigDict(strict=True)
+    format: Literal["llama-adapter conversation"]
+    version: Literal[1, 2]
+    messages: list[Any]
+    settings: Object = {}
+    pictures: Object = {}
+
+
 def check(document: object, limits: Limits = FILE, lenient: bool = False) -> Transcript:
     """Check a value that was JSON and fit it to the limits. Raises BadInput that says what is wrong in any other.
 
     lenient: a message that is wrong becomes a remark, so that the others are not lost with it.
     """
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise BadInput("The file holds no conversation. Choose one that was exported here.")
-    if type(document.get("version")) is not int or document["version"] not in (1, VERSION):
-        raise BadInput(f"The file's version is not 1 or {VERSION}, which are read here. Export it again.")
-    messages, settings = document.get("messages"), document.get("settings", {})
-    pictures = document.get("pictures", {})
-    if not isinstance(messages, list) or not isinstance(settings, dict) or not isinstance(pictures, dict):
-        raise BadInput("The file's messages are missing, or not a list. Choose one that was exported here.")
-    urls = _PictureUrls(pictures)
+    try:
+        read = _Document.model_validate(document)
+    except ValidationError as error:
+        field = _field(error)
+        if field == "version":
+            raise BadInput(
+                f"The file's version is not 1 or {VERSION}, which are read here. Export it again."
+            ) from None
+        what = "no conversation" if field in ("", "format") else f"no {field}, or broken ones"
+        raise BadInput(f"The file holds {what}. Choose one that was exported here.") from None
+    names: dict[str, str] = {}
     checked: list[dict[str, Any]] = []
-    for number, message in enumerate(messages, 1):
+    for number, message in enumerate(read.messages, 1):
         try:
-            checked.append(_check_message(message, number, urls))
-        except BadInput:
+            checked.append(_Message.model_validate(message).checked(read.pictures, names))
+        except ValueError as error:
             if not lenient:
-                raise
+                raise _broken(number, _field(error)) from None
             is_picture = isinstance(message, dict) and "picture" in message
             checked.append({"role": "page", "text": PICTURE_NOT_KEPT if is_picture else MESSAGE_NOT_KEPT})
-    fitting, dropped = fit(checked, lambda name: len(urls.by_name[name]), limits)
-    pictures = {message["picture"]: b"" for message in fitting if "picture" in message}
-    for name in pictures:
-        pictures[name] = _decode_picture(urls.by_name[name])
+    urls = {name: url for url, name in names.items()}
+    fitting, dropped = fit(checked, lambda name: len(urls[name]), limits)
+    pictures = {name: _decode_picture(urls[name]) for name in {m["picture"] for m in fitting if "picture" in m}}
     parts = []
     for number, message in enumerate(fitting, 1 + dropped.messages):
-        if (name := message.get("picture")) is None:
-            about, record = message.get("about", ""), message.get("record")
-            parts.append(TranscriptMessage(message["role"], message["text"], None, about, record))
-        elif pictures[name]:
-            parts.append(TranscriptMessage(message["role"], picture=pictures[name]))
-        elif lenient:
-            parts.append(TranscriptMessage("page", PICTURE_NOT_KEPT))
-        else:
-            _reject(number, _NO_PICTURE)
-    return Transcript(tuple(parts), settings, dropped)
+        if "picture" in message and not pictures[message["picture"]]:
+            if not lenient:
+                raise _broken(number, "picture")
+            message = {"role": "page", "text": PICTURE_NOT_KEPT}
+        elif "picture" in message:
+            message = {"role": "user", "picture": pictures[message["picture"]]}
+        parts.append(TranscriptMessage(**message))
+    return Transcript(tuple(parts), read.settings, dropped)
 
 
-class _PictureUrls:
-    """The data URLs of a document, under short names, whether its messages hold them or name them."""
-
-    def __init__(self, pictures: Mapping[str, Any]) -> None:
-        self._pictures = pictures
-        self._names: dict[str, str] = {}
-        self.by_name: dict[str, str] = {}
-
-    def name(self, picture: object) -> str | None:
-        """The name of what a message holds; None for what is no data URL."""
-        if not isinstance(picture, str):
-            return None
-        if picture not in self._names:
-            url = self._pictures.get(picture, picture)
-            if not isinstance(url, str) or not url.startswith("data:image/"):
-                return None
-            self._names[picture] = str(len(self._names))
-            self.by_name[self._names[picture]] = url
-        return self._names[picture]
-
-
-def _check_message(message: object, number: int, urls: _PictureUrls) -> dict[str, Any]:
-    """The message in the form of `fit`."""
-    if not isinstance(message, dict):
-        _reject(number, "is not an object")
-    role, record = message.get("role"), message.get("record")
-    if role not in ROLES:
-        _reject(number, f"has none of the roles {', '.join(ROLES)}")
-    if role == "user" and "picture" in message:
-        if (name := urls.name(message["picture"])) is None:
-            _reject(number, _NO_PICTURE)
-        return {"role": role, "picture": name}
-    text, about = message.get("text"), message.get("about", "")
-    if not isinstance(text, str) or not isinstance(about, str):
-        _reject(number, "has a text that is none")
-    if record is not None and not isinstance(record, dict):
-        _reject(number, "has a record that is none")
-    checked = {"role": role, "text": text}
-    if role != "user":
-        checked |= {"about": about} if about else {}
-        checked |= {"record": record} if record is not None else {}
-    return checked
+def _field(error: ValueError) -> str:
+    """The name of the field that is wrong; empty for what is no object or no conversation."""
+    if isinstance(error, ValidationError):
+        return str(next(iter(error.errors(include_url=False, include_input=False)[0]["loc"]), ""))
+    return str(error)
 
 
 def _decode_picture(url: str) -> bytes:
@@ -319,10 +322,12 @@ def _json_length(record: dict[str, Any]) -> float:
         return float("inf")
 
 
-def _reject(number: int, what: str) -> NoReturn:
-    raise BadInput(f"Message {number} of the conversation {what}. Nothing was taken from it.")
+def _broken(number: int, field: str) -> BadInput:
+    hint = {"picture": " (a data URL of one)", "role": " (user, assistant or page)"}.get(field, "")
+    what = f"has no valid {field}{hint}" if field else "is not an object"
+    return BadInput(f"Message {number} of the conversation {what}. Nothing was taken from it.")
 
 
-def _reject_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> None:
     """NaN and Infinity, which Python reads and JSON does not have."""
     raise ValueError(f"{name} is no number of JSON")

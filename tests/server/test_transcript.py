@@ -17,12 +17,12 @@ from adapter.__main__ import _parser, _request, main
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from adapter.server import transcript
-from adapter.server.transcript import FORGOTTEN, PICTURE_NOT_KEPT, Dropped, Transcript, TranscriptMessage
+from adapter.server.transcript import FORGOTTEN, PICTURE_NOT_KEPT, Dropped
 from tests.app_process import PATIENCE
 from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
 
 PICTURE = "data:image/png;base64," + base64.b64encode(b"bytes of a picture").decode()
-MANY = settings(deadline=None, max_examples=150)
+MANY = settings(deadline=None, max_examples=100)
 
 
 @MANY
@@ -49,14 +49,14 @@ def test_a_file_of_any_kind_is_refused_with_a_sentence(text: str | bytes) -> Non
     [
         ({"format": "x"}, "no conversation"),
         ({"version": 3}, "version"),
-        ({"messages": None}, "missing"),
+        ({"messages": None}, "no messages"),
         ({"messages": [{"role": "user", "text": 3}]}, "Message 1"),
-        ({"messages": [{"role": "system", "text": "x"}]}, "roles"),
+        ({"messages": [{"role": "system", "text": "x"}]}, "role"),
         ({"messages": [{"role": "user", "picture": "/etc/hosts"}]}, "data URL"),
         ({"messages": [{"role": "user", "picture": "data:image/png;base64,A"}]}, "data URL"),
         ({"messages": [{"role": "user", "picture": "a"}], "pictures": {"a": "/etc/hosts"}}, "data URL"),
-        ({"messages": [{"role": "user", "picture": "b"}], "pictures": {"a": PICTURE}}, "data URL"),
-        ({"pictures": [PICTURE]}, "missing"),
+        ({"pictures": [PICTURE]}, "no pictures"),
+        ({"messages": [5]}, "not an object"),
         ({"messages": [{"role": "assistant", "text": "x", "about": "y", "record": [1]}]}, "record"),
     ],
 )
@@ -97,12 +97,6 @@ def test_the_command_line_says_what_it_leaves_out(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err.endswith(": the oldest message\n")
 
 
-def test_what_was_dropped_is_said_in_words() -> None:
-    assert str(Dropped(3, 1)) == "the 3 oldest messages and the oldest picture"
-    assert str(Dropped(1, 0, 2)) == "the oldest message and the rest of 2 long texts"
-    assert not Dropped()
-
-
 def test_the_values_of_two_large_texts_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     happened, real = [], transcript.parse
     text = json.dumps(RIGHT)
@@ -127,7 +121,7 @@ def test_a_picture_that_many_messages_name_is_in_memory_once() -> None:
         assert len({id(message.picture) for message in read}) == 1
 
 
-@pytest.mark.parametrize("value", ["[],", "{},", "0,", '{"":0},', "[[],[]],"])
+@pytest.mark.parametrize("value", ["[],", '{"":0},'])
 def test_a_file_of_millions_of_values_is_refused_before_it_is_parsed(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,17 +131,11 @@ def test_a_file_of_millions_of_values_is_refused_before_it_is_parsed(
         transcript.read(text[: transcript.MAX_BYTES])
 
 
-def test_what_is_answered_begins_behind_what_is_forgotten() -> None:
-    turns = [
-        TranscriptMessage("user", "a"),
-        TranscriptMessage("assistant", "b"),
-        TranscriptMessage("page", FORGOTTEN),
-    ]
-    assert Transcript((*turns, TranscriptMessage("user", "c"))).to_answer() == ((Message("user", "c"),), None)
-
-
-def test_what_is_answered_are_the_messages_up_to_the_last_of_the_user() -> None:
+def test_what_is_answered_are_the_messages_from_what_is_forgotten_to_the_last_of_the_user() -> None:
     messages = [
+        {"role": "user", "text": "before"},
+        {"role": "assistant", "text": "that"},
+        {"role": "page", "text": FORGOTTEN},
         {"role": "user", "picture": "key"},
         {"role": "user", "text": "what?"},
         {"role": "assistant", "text": "a cat"},
