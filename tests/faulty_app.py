@@ -1,18 +1,15 @@
 """app.py with faults on demand: `python -m tests.faulty_app [arguments of app.py]`.
 
-SIGUSR1 and SIGUSR2 raise SystemExit and MemoryError in the engine's worker thread, wherever it is. In the folder
-$FAULTS the file `step_seconds`, which a test may change, says how long a decode step takes at least, and the file
-`counts` says how many requests are open and in the batch. $SESSIONS is how many sessions of visitors Gradio keeps.
-With $POISON the KV cache begins full of NaN: what is read before it is written is noticed, and the cache takes all
-of its memory at once.
+In the folder $FAULTS the file `step_seconds`, which a test may change, says how long a decode step takes at least,
+and the file `counts` says how many requests are open and in the batch. $SESSIONS is how many sessions of visitors
+Gradio keeps. With $POISON the KV cache begins full of NaN: what is read before it is written is noticed, and the
+cache takes all of its memory at once.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -28,13 +25,6 @@ COUNT_EVERY_SECONDS = 0.05
 
 def engine_thread() -> threading.Thread | None:
     return next((thread for thread in threading.enumerate() if thread.name == "engine"), None)
-
-
-def raise_in_engine(number: int, _: Any) -> None:
-    thread = engine_thread()
-    assert thread is not None and thread.ident is not None
-    error = SystemExit if number == signal.SIGUSR1 else MemoryError
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
 
 
 def write_counts(file: Path) -> None:
@@ -73,8 +63,6 @@ def main() -> int:
     if os.environ.get("POISON"):
         poison_cache()
     app.SESSIONS = int(os.environ.get("SESSIONS", app.SESSIONS))
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, raise_in_engine)
     threading.Thread(target=write_counts, args=[folder / "counts"], daemon=True).start()
     return app.main(sys.argv[1:])
 

@@ -120,6 +120,18 @@ class Connection:
                 break
         raise NoAnswer(" ".join([*toasts, "The stream of updates ended without the answer."]))
 
+    def fire_for_text(self, event: str, data: list[Any]) -> str:
+        """All that an event is answered, as text."""
+        joined = self.join(event, data)
+        if joined.status_code != 200:
+            return joined.text
+        said = []
+        for message in self.updates():
+            said.append(json.dumps(message))
+            if message["msg"] in ("process_completed", "unexpected_error", "close_stream"):
+                break
+        return "\n".join(said)
+
     def refresh(self) -> None:
         """What an open page does every few seconds: the session learns which adapters there are."""
         self.fire("refresh", self.defaults("refresh"))
