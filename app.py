@@ -58,8 +58,7 @@ from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
 from adapter.server.metrics import Metrics, routes
-from adapter.server.middleware import ADAPTER_BYTES, UPLOAD_BYTES, PartialUploads, RequestLimits
-from adapter.server.request_guard import RequestGuard
+from adapter.server.request_guard import ADAPTER_BYTES, UPLOAD_BYTES, RequestGuard
 from adapter.server.upload_folder import upload_folder
 from adapter.ui import theme
 from adapter.ui.chat.tab import chat_tab
@@ -67,7 +66,6 @@ from adapter.ui.compare.tab import compare_tab
 from adapter.ui.gradio_internals import (
     StrictBlocks,
     close_page,
-    limit_connections,
     limit_events,
     limit_sessions,
     limit_unread_results,
@@ -240,13 +238,9 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
             set_current_request(request, page)
 
     own = [openai_api.mount(provider, store, place.auth, prepare), *routes(provider, metrics, place.auth)]
-    middleware = [
-        Middleware(RequestGuard, public=place.public, files=uploads, frames=place.frames),
-        Middleware(RequestLimits, limits=limits, folder=uploads, most=most),
-        Middleware(PartialUploads, folder=uploads),
-    ]
+    guard = Middleware(RequestGuard, limits=limits, uploads=uploads, most=most, frames=place.frames)
     try:
-        url = launch(page, place, most, own, middleware)
+        url = launch(page, place, most, own, [guard])
     except (OSError, UnicodeError):  # Gradio's words are about its own parameters
         where = place.host if place.port is None else f"{place.host}:{place.port}"
         print(
@@ -256,7 +250,6 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         )
         return 1
     try:
-        limit_connections(page)
         limit_unread_results(page, limits)
         set_up_logs()
         print(f"Open {url} (Ctrl+C stops it)", flush=True)

@@ -44,7 +44,7 @@ FOLDERS = [f"{folder}{os.sep}" for folder in (ROOT, tempfile.gettempdir(), Path.
 LONGEST = (
     "test_page_train.py",
     "test_reproduce.py",
-    "test_deployment.py",
+    "test_zero_gpu.py",
     "test_soak.py",
     "test_page.py",
     "test_shipped.py",

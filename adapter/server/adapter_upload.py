@@ -30,7 +30,7 @@ from adapter.method.config import BaseFingerprint, check_name
 from adapter.serve.form import check_form
 from adapter.serve.store import AdapterStore
 from adapter.server.archive import ArchiveLimits, unpack
-from adapter.server.middleware import ADAPTER_BYTES
+from adapter.server.request_guard import ADAPTER_BYTES
 
 MAX_BYTES = ADAPTER_BYTES  # of an upload, and again of what it unpacks to
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")

@@ -45,7 +45,7 @@ class Place:
     frames: str
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="app.py", description="Chat with a frozen LLaMA through swappable adapters."
     )
@@ -97,6 +97,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="whether visitors may train adapters and bring their own (default: if only this machine may ask)",
     )
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of app.py, checked; ends the program with a sentence where they are wrong."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.auth is not None and not all(arguments.auth.partition(":")):
         parser.error(f"--auth and {AUTH_VARIABLE} need USER:PASS, both parts non-empty")

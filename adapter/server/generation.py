@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import html
 import logging
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from adapter.errors import AdapterError, BadInput, LoadError, with_detail
 from adapter.serve.request import Client
@@ -22,6 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_CHARACTERS = 20_000  # of one message
 STATUS_SECONDS = 0.25  # between the status lines of who waits for the model
+# Neither host.docker.internal nor 0.0.0.0: browsers do not say Sec-Fetch-Site to them, so a GET that a page
+# elsewhere sends there would look like a program's.
+_LOOPBACK = re.compile(r"(localhost\.?|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+# What proxies add. nginx adds none of them by itself and replaces Host by its own, but speaks HTTP/1.0.
+_OF_PROXIES = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
 
 class EngineProvider(Protocol):
@@ -72,6 +81,21 @@ def client_of(request: Any) -> Client:
     """
     connection = getattr(request, "client", None)
     return Client(connection.host if connection else "", getattr(request, "session_hash", None) or "")
+
+
+def is_local(scope: Scope, headers: Headers) -> bool:
+    """Whether a program on this machine asks, and no proxy for another one.
+
+    A page elsewhere may have its own name resolved to this machine: its requests then name it as Host.
+    """
+    if scope.get("http_version") == "1.0":
+        return False
+    if any(name in _OF_PROXIES or name.startswith("x-forwarded-") for name in headers):
+        return False
+    named = headers.getlist("host") or [""]
+    # The origin is what the browser's own address line shows, whatever a proxy has made of Host.
+    named += [origin.partition("://")[2] for origin in headers.getlist("origin")]
+    return all(_LOOPBACK.fullmatch(name) for name in named)
 
 
 def browser_text(error: AdapterError) -> str:

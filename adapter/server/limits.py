@@ -22,22 +22,32 @@ if TYPE_CHECKING:
     from adapter.server.loader import ServingEngine
     from adapter.server.metrics import Metrics
 
-ANSWERS_PER_MINUTE = 30
-ANSWERS_AT_ONCE = 24  # the engine's other slots are left to other addresses
-INSPECTIONS_PER_MINUTE = 60
-INSPECTIONS_AT_ONCE = 6  # of the eight that the engine lets wait and run
+ANSWERS_PER_MINUTE, ANSWERS_AT_ONCE = 30, 24  # the engine's other slots are left to other addresses
 UPLOADS_PER_HOUR = 60
-STREAMS_AT_ONCE = 64  # each open page holds one; a school may share an address
-CALLS_AT_ONCE, CALLS_PER_MINUTE = 24, 600  # to /v1, which takes twice as many at once
-REQUESTS_PER_MINUTE = 6000  # of pages: one asks for a hundred files when it opens, and every second after
-SESSIONS_PER_MINUTE = 120  # new ones, which take the place of older ones in Gradio
-# Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
-VALUES_AT_ONCE, VALUES_PER_MINUTE = 200_000, 1_000_000
+VALUES_AT_ONCE = 200_000  # of JSON, in one request
 EVENTS_AT_ONCE = 48  # of pages, that wait or run; the page runs 64 that need the model, and 64 may wait
-BODIES_AT_ONCE = 24  # messages and uploads that are on their way
-LOGINS_PER_MINUTE = 20
 UNREAD_BYTES = 64 * 2**20  # of results that nobody has fetched; an export has up to 20 MB
 _MAX_ADDRESSES = 10_000
+# What one address may do: how often, within how many seconds, and in words.
+RATES = {
+    "answer": (ANSWERS_PER_MINUTE, 60, "answers a minute"),
+    "inspection": (60, 60, "looks inside a minute"),
+    "upload": (UPLOADS_PER_HOUR, 3600, "uploads an hour"),
+    "request": (6000, 60, "requests a minute"),  # of a page: a hundred files when it opens, and every second after
+    "program": (600, 60, "requests a minute"),  # to /v1
+    "session": (120, 60, "new pages a minute"),  # which take the place of older ones in Gradio
+    # Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
+    "value": (1_000_000, 60, "values a minute"),
+    "login": (20, 60, "tries a minute"),
+}
+# What one address may hold at once, the sentence for one too many, and the seconds until it may ask again.
+PLACES = {
+    "answer": (ANSWERS_AT_ONCE, texts.too_many_answers_at_once, 5),
+    "inspection": (6, texts.too_many_inspections_at_once, 5),  # of the eight that the engine lets wait and run
+    "stream": (64, texts.too_many_connections, 30),  # each open page holds one; a school may share an address
+    "call": (24, texts.too_many_connections, 30),  # to /v1, which takes twice as many at once
+    "body": (24, texts.too_many_connections, 5),  # messages and uploads that are on their way
+}
 
 
 class RateLimited(Busy):
@@ -114,45 +124,27 @@ class Limits:
     """
 
     def __init__(self, public: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._public = public
-        rates = {
-            "answer": (ANSWERS_PER_MINUTE, 60, "answers a minute"),
-            "inspection": (INSPECTIONS_PER_MINUTE, 60, "looks inside a minute"),
-            "upload": (UPLOADS_PER_HOUR, 3600, "uploads an hour"),
-            "request": (REQUESTS_PER_MINUTE, 60, "requests a minute"),  # of a page
-            "program": (CALLS_PER_MINUTE, 60, "requests a minute"),  # to /v1
-            "session": (SESSIONS_PER_MINUTE, 60, "new pages a minute"),
-            "value": (VALUES_PER_MINUTE, 60, "values a minute"),
-            "login": (LOGINS_PER_MINUTE, 60, "tries a minute"),
-        }
-        self._rates = {
-            name: (TokenBuckets(size, seconds, clock), what) for name, (size, seconds, what) in rates.items()
-        }
-        places = {
-            "answer": (ANSWERS_AT_ONCE, texts.too_many_answers_at_once, 5),
-            "inspection": (INSPECTIONS_AT_ONCE, texts.too_many_inspections_at_once, 5),
-            "stream": (STREAMS_AT_ONCE, texts.too_many_connections, 30),
-            "call": (CALLS_AT_ONCE, texts.too_many_connections, 30),
-            "body": (BODIES_AT_ONCE, texts.too_many_connections, 5),
-        }
-        self._places = {name: (Slots(size), sentence, wait) for name, (size, sentence, wait) in places.items()}
+        self.public = public
+        self._rates = {name: TokenBuckets(size, seconds, clock) for name, (size, seconds, _) in RATES.items()}
+        self._places = {name: Slots(size) for name, (size, _, _) in PLACES.items()}
 
     def key(self, address: str) -> str | None:
         """What an address is counted under; unknown ones are one. None: nobody is limited here."""
-        return Client(address).network if self._public else None
+        return Client(address).network if self.public else None
 
     def count(self, name: str, address: str, count: int = 1) -> None:
         """Count something that happens now; 0 only checks whether it may happen again."""
-        buckets, what = self._rates[name]
+        buckets = self._rates[name]
         if (key := self.key(address)) is not None and (wait := buckets.take(key, count)):
-            raise RateLimited(texts.too_often(buckets.size, what, wait), wait)
+            raise RateLimited(texts.too_often(buckets.size, RATES[name][2], wait), wait)
 
     def hold(self, name: str, address: str) -> Callable[[], None]:
         """Count something that begins now. Returns what is to be called when it has ended."""
         if (key := self.key(address)) is None:
             return lambda: None
-        slots, sentence, retry_after = self._places[name]
+        slots = self._places[name]
         if not slots.acquire(key):
+            _, sentence, retry_after = PLACES[name]
             raise RateLimited(sentence(slots.size), retry_after)
         try:
             if name in self._rates:

@@ -20,9 +20,8 @@ from starlette.routing import Route
 
 from adapter.errors import BadInput, Busy
 from adapter.server import texts
-from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
+from adapter.server.generation import AdapterCatalog, EngineProvider, client_of, is_local
 from adapter.server.openai_api import NO_KEY, find_key, shows_key
-from adapter.server.request_guard import is_local
 
 if TYPE_CHECKING:
     from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats
@@ -30,13 +29,18 @@ if TYPE_CHECKING:
 MOST_NAMES = 100  # of adapters with figures of their own, which they keep as long as the server runs
 OTHER = "other"  # the rest, and names that there are not
 _MOST_PENDING = 1000
-# Fields of EngineStatistics, by the names and texts of their figures.
-_HELD = {
-    "running": ("running_rows", "Rows that have started"),
-    "waiting": ("waiting_rows", "Rows that wait for their turn"),
-    "cache_tokens": ("cache_tokens", "Tokens of the KV cache that running rows hold"),
-    "cache_capacity": ("cache_capacity_tokens", "Tokens that the KV cache has room for"),
-}
+# Figures of each replica: kind, name, text, and fields of EngineStatistics by the step's phase.
+_STEPS = {"prefill": "prefill_steps", "decode": "decode_steps"}
+_SECONDS = {"prefill": "prefill_seconds", "decode": "decode_seconds"}
+_ENGINE = (
+    (CounterMetricFamily, "steps", "Steps of the engine, by what they read", _STEPS),
+    (CounterMetricFamily, "step_seconds", "What these steps took", _SECONDS),
+    (CounterMetricFamily, "decode_rows", "Rows of all decode steps together", "decode_rows"),
+    (GaugeMetricFamily, "running_rows", "Rows that have started", "running"),
+    (GaugeMetricFamily, "waiting_rows", "Rows that wait for their turn", "waiting"),
+    (GaugeMetricFamily, "cache_tokens", "Tokens of the KV cache that running rows hold", "cache_tokens"),
+    (GaugeMetricFamily, "cache_capacity_tokens", "Tokens that the KV cache has room for", "cache_capacity"),
+)
 _FIRST_TOKEN_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -158,26 +162,12 @@ class _EngineFigures:
     def collect(self) -> Iterator[Metric]:
         ready = self._provider.status().state == "ready"
         yield GaugeMetricFamily("llama_adapter_ready", "1 if /readyz says so, else 0", ready)
-        steps = CounterMetricFamily(
-            "llama_adapter_engine_steps", "Steps of the engine, by what they read", labels=["replica", "phase"]
-        )
-        seconds = CounterMetricFamily(
-            "llama_adapter_engine_step_seconds", "What these steps took", labels=["replica", "phase"]
-        )
-        rows = CounterMetricFamily(
-            "llama_adapter_engine_decode_rows", "Rows of all decode steps together", labels=["replica"]
-        )
-        held = {
-            field: GaugeMetricFamily(f"llama_adapter_engine_{name}", text, labels=["replica"])
-            for field, (name, text) in _HELD.items()
-        }
         engine = self._provider.engine()
-        for replica, found in ({} if engine is None else engine.replicas()).items():
-            steps.add_metric([replica, "prefill"], found.prefill_steps)
-            steps.add_metric([replica, "decode"], found.decode_steps)
-            seconds.add_metric([replica, "prefill"], found.prefill_seconds)
-            seconds.add_metric([replica, "decode"], found.decode_seconds)
-            rows.add_metric([replica], found.decode_rows)
-            for field, gauge in held.items():
-                gauge.add_metric([replica], getattr(found, field))
-        yield from (steps, seconds, rows, *held.values())
+        replicas = {} if engine is None else engine.replicas()
+        for family, name, text, fields in _ENGINE:
+            labels = ["replica"] if isinstance(fields, str) else ["replica", "phase"]
+            figure = family(f"llama_adapter_engine_{name}", text, labels=labels)
+            for replica, found in replicas.items():
+                for phase, field in ({"": fields} if isinstance(fields, str) else fields).items():
+                    figure.add_metric([replica, phase][: len(labels)], getattr(found, field))
+            yield figure

@@ -84,52 +84,13 @@ def create_app(
     """The routes; errors have OpenAI's shape. The schema is at /openapi.json."""
     # Without the pages of documentation, which load their scripts from elsewhere.
     api = FastAPI(title="LLaMA-Adapter", docs_url=None, redoc_url=None)
-    since = int(time.time())
-    # Bodies, pictures and tokens take their time: not that of the event loop, which the page shares.
-    # Pictures wait for each other to be decoded, and words do not wait for pictures. A form that is new is tried
-    # for seconds, or waits for others: nobody waits for a thread of these.
-    words, pictures = ThreadPoolExecutor(4, "openai-api"), ThreadPoolExecutor(4, "openai-api-pictures")
-    forms = ThreadPoolExecutor(MAX_OPEN, "openai-api-forms")
-    bodies = _BodyMemory()
-
-    async def in_thread(work: Callable[[], T], pool: ThreadPoolExecutor = words) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
-
-    def engine_or_503() -> ServingEngine:
-        engine = provider.engine()
-        if engine is None:
-            status = provider.status()
-            code = "model_failed" if status.state == "failed" else "model_loading"
-            raise ApiError(503, f"The model is not there: {status.text.rstrip('.')}.", code=code)
-        return engine
-
-    async def begin(request: Request) -> tuple[_Completion, bool]:
-        """Submits a request; tells whether it is to be streamed. The body is in memory only until it returns."""
-        engine = engine_or_503()
-        with bodies.counted() as count:
-            raw = await _read_body(request, count)
-            body = await in_thread(lambda: parse(raw))
-
-            def submit() -> tuple[_Completion, bool]:
-                prepare(request)
-                generation = body.to_request(store.names(), engine.base.fingerprint.name, client_of(request))
-                try:
-                    return _Completion(body, engine.submit(generation)), body.stream
-                except TemplateError:  # some bases' templates want user and assistant to take turns
-                    raise ApiError(
-                        400, "The base's chat template refuses these roles in this order.", "messages"
-                    ) from None
-                except BadForm as error:
-                    raise ApiError(400, browser_text(error), body.form_field) from error
-
-            return await in_thread(submit, forms if body.form_field else pictures if body.has_picture else words)
-
+    requests = _Requests(provider, store, prepare)
     # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
     documented = {"content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}}}
 
     @api.post("/chat/completions", openapi_extra={"requestBody": {**documented, "required": True}})
     async def chat_completions(request: Request) -> Response:
-        completion, stream = await begin(request)
+        completion, stream = await requests.begin(request)
         if not stream:
             return _json(await _until_disconnect(request, completion.whole()))
         # What fails before the first event still gets a status of its own.
@@ -139,8 +100,7 @@ def create_app(
     @api.get("/models")
     @api.get("/models/{name:path}")
     async def models(name: str = "") -> Response:
-        engine = engine_or_503()
-        return _json(await in_thread(lambda: _models(engine, store, since, name.strip("/"))))
+        return _json(await requests.models(name.strip("/")))
 
     async def answer_error(request: Request, error: Exception) -> Response:
         return error_response(error)
@@ -148,6 +108,62 @@ def create_app(
     for kind in (ApiError, AdapterError, HTTPException, Exception):
         api.add_exception_handler(kind, answer_error)
     return api
+
+
+class _Requests:
+    """Reads requests and gives them to the engine, in threads: the page shares the event loop.
+
+    Pictures wait for each other to be decoded, and words do not wait for pictures. A form that is new is tried for
+    seconds, or waits for others: nobody waits for a thread of these.
+    """
+
+    def __init__(
+        self, provider: EngineProvider, store: AdapterCatalog, prepare: Callable[[Request], None]
+    ) -> None:
+        self._provider, self._store, self._prepare = provider, store, prepare
+        self._words = ThreadPoolExecutor(4, "openai-api")
+        self._pictures = ThreadPoolExecutor(4, "openai-api-pictures")
+        self._forms = ThreadPoolExecutor(MAX_OPEN, "openai-api-forms")
+        self._bodies = _BodyMemory()
+        self._since = int(time.time())
+
+    async def begin(self, request: Request) -> tuple[_Completion, bool]:
+        """Submits a request; tells whether it is to be streamed. The body is in memory only until it returns."""
+        engine = self._engine()
+        with self._bodies.counted() as count:
+            raw = await _read_body(request, count)
+            body = await _in_thread(self._words, lambda: parse(raw))
+            pool = self._forms if body.form_field else self._pictures if body.has_picture else self._words
+            return await _in_thread(pool, lambda: self._submit(request, body, engine))
+
+    async def models(self, wanted: str) -> dict[str, Any]:
+        """As `_models`."""
+        engine = self._engine()
+        return await _in_thread(self._words, lambda: _models(engine, self._store, self._since, wanted))
+
+    def _engine(self) -> ServingEngine:
+        if (engine := self._provider.engine()) is not None:
+            return engine
+        status = self._provider.status()
+        code = "model_failed" if status.state == "failed" else "model_loading"
+        raise ApiError(503, f"The model is not there: {status.text.rstrip('.')}.", code=code)
+
+    def _submit(
+        self, request: Request, body: ChatCompletionRequest, engine: ServingEngine
+    ) -> tuple[_Completion, bool]:
+        self._prepare(request)
+        generation = body.to_request(self._store.names(), engine.base.fingerprint.name, client_of(request))
+        try:
+            return _Completion(body, engine.submit(generation)), body.stream
+        except TemplateError:  # some bases' templates want user and assistant to take turns
+            said = "The base's chat template refuses these roles in this order."
+            raise ApiError(400, said, "messages") from None
+        except BadForm as error:
+            raise ApiError(400, browser_text(error), body.form_field) from error
+
+
+async def _in_thread(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
 
 
 class _Guard:

@@ -1,9 +1,11 @@
-"""ASGI middleware before everything else: which requests reach the page and /v1, by route and by sender, and what
-the page may load.
+"""ASGI middleware before everything else: which requests reach the page and /v1, by route, sender, number, size;
+and what the page may load.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 from dataclasses import dataclass, field
@@ -12,24 +14,63 @@ from typing import Literal
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import compile_path, get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapter.server import texts
+from adapter.server.generation import client_of, is_local
+from adapter.server.limits import Limits, RateLimited
 from adapter.server.openai_api import error_response
-from adapter.server.openai_schema import ApiError
+from adapter.server.request_body import FolderSize, Refused, bounded, counting_values
 
-Kind = Literal["", "body", "login", "upload", "stream", "file", "v1", "figures", "health"]
+log = logging.getLogger(__name__)
+Kind = Literal["page", "body", "login", "upload", "stream", "file", "v1", "figures", "health"]
+
+MESSAGE_BYTES = 8 * 2**20  # of a request that is no upload: a conversation with its kept pictures is the largest
+UPLOAD_BYTES = 40 * 2**20
+ADAPTER_BYTES = 256 * 2**20  # of an upload where visitors may upload adapters
+_FORM_BYTES = 2**16  # around an uploaded file
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What requests of one kind are limited by; the names are those of Limits.
+
+    place: what each holds until it is answered; body: whether it has to state its body's length; act: what such a
+    body counts as; values: whether those of its JSON count; key: whether wrong keys count as guesses.
+    """
+
+    rate: str
+    place: str | None = None
+    body: bool = False
+    act: str | None = None
+    values: bool = False
+    key: bool = False
+
+
+# None for health: it costs nothing, and a probe that is refused would have the server started again.
+RULES: dict[Kind, Rule | None] = {
+    "page": Rule("request"),
+    "file": Rule("request"),
+    "stream": Rule("request", "stream"),
+    "body": Rule("request", "body", body=True, values=True),
+    "login": Rule("request", "body", body=True, act="login"),
+    "upload": Rule("request", "body", body=True, act="upload"),
+    "v1": Rule("program", "call", values=True, key=True),
+    "figures": Rule("program", key=True),  # which are shown to who has the key of /v1
+    "health": None,
+}
 
 
 @dataclass(frozen=True)
 class Route:
-    """A route of the server. methods: none means all; kind: what middleware.py limits requests to it by."""
+    """A route of the server. methods: none means all."""
 
     path: str
     methods: tuple[str, ...] = ("GET",)
-    kind: Kind = ""
+    kind: Kind = "page"
     pattern: re.Pattern[str] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -84,11 +125,6 @@ _POLICY = (
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self' "
 )
-# Neither host.docker.internal nor 0.0.0.0: browsers do not say Sec-Fetch-Site to them, so a GET that a page
-# elsewhere sends there would look like a program's.
-_LOOPBACK = re.compile(r"(localhost\.?|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
-# What proxies add. nginx adds none of them by itself and replaces Host by its own, but speaks HTTP/1.0.
-_OF_PROXIES = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
 
 def find_route(scope: Scope) -> Route | None:
@@ -104,19 +140,25 @@ def find_route(scope: Scope) -> Route | None:
 
 
 class RequestGuard:
-    """Refuses what is no request of the page's or of a program's own.
+    """Refuses what is no request of the page's or of a program's own, and what is too much for one address.
 
-    That is every route but ROUTES; requests that a page elsewhere makes a browser send; and on a server for this
-    machine only whatever does not come from it, as far as the request tells.
+    That is every route but ROUTES; requests that a page elsewhere makes a browser send; on a server for this
+    machine only, whatever does not come from it, as far as the request tells; and on any other, what exceeds
+    `limits`.
     """
 
-    def __init__(self, app: ASGIApp, public: bool, files: Path, frames: str = "") -> None:
-        """public: whether others may ask; files: the folder that file= serves from, that of uploads.
+    def __init__(
+        self, app: ASGIApp, limits: Limits, uploads: Path, most: int = UPLOAD_BYTES, frames: str = ""
+    ) -> None:
+        """uploads: the folder of this process's uploads alone, from which file= serves; most: bytes of one.
 
         frames: the origins of other pages that may show this one in a frame, as in a content security policy.
         """
-        self._app, self._public, self._policy = app, public, (_POLICY + frames).strip()
-        self._folders = {Path(os.path.abspath(files)), Path(os.path.realpath(files))}
+        self._app, self._limits, self._uploads, self._most = app, limits, uploads, most
+        self._policy = (_POLICY + frames).strip()
+        self._folders = {Path(os.path.abspath(uploads)), Path(os.path.realpath(uploads))}
+        self._folder_size = FolderSize(uploads)
+        self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_policy(message: Message) -> None:
@@ -126,58 +168,123 @@ class RequestGuard:
 
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif scope["type"] != "http":
+            return
+        if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
-        elif (refusal := self._refusal(scope, route := find_route(scope))) is not None:
-            await refuse(scope, *refusal)(scope, receive, send_with_policy)
-        else:
-            if route is _LOGOUT:
-                # By default Gradio ends all sessions of the user, and here all visitors are the same one.
-                scope = {**scope, "query_string": b"all_session=false"}
+            return
+        with contextlib.ExitStack() as held:
             try:
-                await self._app(scope, receive, send_with_policy)
-            except RuntimeError as error:
-                # Gradio's streams look for their event when they have begun. They have told it to the client by
-                # now, and each request would log a traceback.
-                if route is None or route.kind != "stream" or not isinstance(error.__cause__, HTTPException):
-                    raise
-                await send({"type": "http.response.body"})
+                route = self._find_allowed(scope)
+                rule = RULES[route.kind] if self._limits.public else None
+                sent = send_with_policy
+                if rule is not None:
+                    receive, sent = await self._limit(rule, scope, receive, send_with_policy, held)
+                await self._pass_on(route, scope, receive, sent)
+            except (Refused, RateLimited) as error:
+                await _response(scope, error)(scope, receive, send_with_policy)
 
-    def _refusal(self, scope: Scope, route: Route | None) -> tuple[int, str] | None:
-        """Status and sentence, or None for a request that may pass."""
-        headers = Headers(scope=scope)
-        if not self._public:
+    def _find_allowed(self, scope: Scope) -> Route:
+        """The route of a request that may be made at all. Raises Refused."""
+        headers, route = Headers(scope=scope), find_route(scope)
+        elsewhere = _is_of_another_page(headers)
+        if not self._limits.public:
             if not is_local(scope, headers):
-                return 403, texts.FOR_THIS_MACHINE_ONLY
-            if _is_of_another_page(headers) and not _opens_the_page(scope, headers):
-                return 403, texts.OF_ANOTHER_PAGE
-        elif _is_of_another_page(headers) and (
-            scope["method"] not in _READING or route is _LOGOUT or "origin" in headers
-        ):
+                raise Refused(403, texts.FOR_THIS_MACHINE_ONLY)
+            refused = elsewhere and not _opens_the_page(scope, headers)
+        else:
             # With an origin even GET: its page wants to read the answer, which Gradio would allow to any (6.31).
-            return 403, texts.OF_ANOTHER_PAGE
+            changes = scope["method"] not in _READING or route is _LOGOUT or "origin" in headers
+            refused = elsewhere and changes
+        if refused:
+            raise Refused(403, texts.OF_ANOTHER_PAGE)
         if route is None or (route.kind == "file" and not self._may_serve(get_route_path(scope))):
-            return 404, texts.NOTHING_HERE
-        return None
+            raise Refused(404, texts.NOTHING_HERE)
+        return route
 
     def _may_serve(self, path: str) -> bool:
         named = path.partition("file=")[2]
         return "\0" not in named and any(Path(os.path.abspath(named)).is_relative_to(f) for f in self._folders)
 
+    async def _limit(
+        self, rule: Rule, scope: Scope, receive: Receive, send: Send, held: contextlib.ExitStack
+    ) -> tuple[Receive, Send]:
+        """Count a request by its address. Returns what limits and counts its body and its answer.
 
-def is_local(scope: Scope, headers: Headers) -> bool:
-    """Whether a program on this machine asks, and no proxy for another one.
+        held: gets what is to be done when it has been answered. Raises Refused and RateLimited.
+        """
+        address = client_of(Request(scope)).address
 
-    A page elsewhere may have its own name resolved to this machine: its requests then name it as Host.
-    """
-    if scope.get("http_version") == "1.0":
-        return False
-    if any(name in _OF_PROXIES or name.startswith("x-forwarded-") for name in headers):
-        return False
-    named = headers.getlist("host") or [""]
-    # The origin is what the browser's own address line shows, whatever a proxy has made of Host.
-    named += [origin.partition("://")[2] for origin in headers.getlist("origin")]
-    return all(_LOOPBACK.fullmatch(name) for name in named)
+        def count_values(count: int) -> None:
+            try:
+                self._limits.count("value", address, count)
+            except RateLimited as error:
+                raise Refused(429, str(error), error.retry_after) from None
+
+        async def send_counting(message: Message) -> None:
+            if message.get("status") == 401:
+                with contextlib.suppress(RateLimited):
+                    self._limits.count("login", address)
+            await send(message)
+
+        self._limits.count(rule.rate, address)
+        if rule.place is not None:
+            held.callback(self._limits.hold(rule.place, address))
+        if rule.key:
+            self._limits.count("login", address, 0)
+        if rule.body:
+            receive = bounded(receive, await self._check_length(rule, scope, address))
+        if rule.values:
+            receive = counting_values(receive, count_values)
+        return receive, send_counting if rule.key else send
+
+    async def _check_length(self, rule: Rule, scope: Scope, address: str) -> int:
+        """The body's length as the request states it, if it may be so long."""
+        stated = Headers(scope=scope).get("content-length", "")
+        if not stated.isdecimal():
+            raise Refused(411, texts.REQUEST_WITHOUT_LENGTH)
+        length, is_upload = int(stated), rule.act == "upload"
+        if is_upload and length > self._most + _FORM_BYTES:
+            raise Refused(413, texts.upload_too_large(self._most))
+        if not is_upload and length > MESSAGE_BYTES:
+            raise Refused(413, texts.request_too_large(MESSAGE_BYTES))
+        if rule.act is not None:
+            self._limits.count(rule.act, address)
+        if is_upload and await self._folder_size.is_full(length):
+            raise Refused(507, texts.UPLOADS_FULL)
+        return length
+
+    async def _pass_on(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gives the request to the application, and mends what Gradio 6.31 makes of some. Raises Refused."""
+        if route is _LOGOUT:
+            # By default Gradio ends all sessions of the user, and here all visitors are the same one.
+            scope = {**scope, "query_string": b"all_session=false"}
+        self._uploading += route.kind == "upload"
+        try:
+            await self._app(scope, receive, send)
+        except RuntimeError as error:
+            # Gradio's streams look for their event when they have begun. They have told it to the client by now,
+            # and each request would log a traceback.
+            if route.kind != "stream" or not isinstance(error.__cause__, HTTPException):
+                raise
+            await send({"type": "http.response.body"})
+        except OSError as error:
+            if route.kind != "upload":
+                raise
+            log.error("An upload cannot be kept: %s", error.strerror or error)
+            raise Refused(507, texts.UPLOAD_NOT_KEPT) from None
+        finally:
+            self._uploading -= route.kind == "upload"
+            if route.kind == "upload" and not self._uploading:
+                self._delete_broken_uploads()
+
+    def _delete_broken_uploads(self) -> None:
+        """Gradio writes a file on its way as tmp* and forgets one that never becomes whole.
+
+        Called in the event loop while there is no upload, so that none begins meanwhile.
+        """
+        for file in self._uploads.glob("tmp*"):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def _is_of_another_page(headers: Headers) -> bool:
@@ -203,8 +310,10 @@ def _opens_the_page(scope: Scope, headers: Headers) -> bool:
     )
 
 
-def refuse(scope: Scope, status: int, text: str) -> Response:
-    """The response that a program of OpenAI's reads, or the page."""
+def _response(scope: Scope, error: Refused | RateLimited) -> Response:
+    """The refusal that a program of OpenAI's reads, or the page."""
     if get_route_path(scope).startswith("/v1/"):
-        return error_response(ApiError(status, text))
-    return PlainTextResponse(text, status)
+        return error_response(error)
+    if isinstance(error, RateLimited):
+        error = Refused(429, str(error), error.retry_after)
+    return PlainTextResponse(str(error), error.status, error.headers)

@@ -29,7 +29,6 @@ from starlette.requests import Request
 
 from adapter.server.generation import client_of
 from adapter.server.limits import UNREAD_BYTES, Limits, RateLimited
-from adapter.server.middleware import ImpatientProtocol
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import refusal
 
@@ -326,11 +325,6 @@ def limit_unread_results(page: gr.Blocks, limits: Limits) -> None:
 
 def _too_many(error: RateLimited) -> HTTPException:
     return HTTPException(429, str(error), {"Retry-After": str(error.retry_after)})
-
-
-def limit_connections(page: gr.Blocks) -> None:
-    """Make the server of a launched page close connections that say nothing or are too many."""
-    page.server.config.http_protocol_class = ImpatientProtocol  # looked up for each new connection
 
 
 def close_page(page: gr.Blocks) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
@@ -32,9 +31,9 @@ from adapter.serve.store import AdapterStore
 from adapter.server import openai_api
 from adapter.server.generation import browser_text
 from adapter.server.loader import LazyStore
-from tests.app_process import PATIENCE, ROOT
+from tests.app_process import ROOT
 from tests.fake_engine import ReadyProvider
-from tests.server.test_faults_requests import FILE_DATA, Session
+from tests.soak.people import FILE_DATA, Connection
 from tests.tiny_models import random_adapter
 from train import __main__ as train_main
 from train.job import Stopped
@@ -87,7 +86,7 @@ SHOWN = {
     "HTTPException",
 }
 NUMBERS = {"lineno", "colno", "pos", "start", "status"}
-EXPLAIN = {"explain", "_sentence"}  # make sentences of a schema's structured errors
+EXPLAIN = {"explain", "_sentence", "_field"}  # make sentences or names of fields of a schema's structured errors
 
 
 def repeated_exceptions(source: str) -> list[str]:
@@ -122,11 +121,10 @@ def repeated_exceptions(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "path", sorted({*ROOT.glob("adapter/**/*.py"), *ROOT.glob("train/**/*.py"), ROOT / "app.py"})
-)
-def test_no_text_for_browsers_repeats_an_exception(path: Path) -> None:
-    assert repeated_exceptions(path.read_text(encoding="utf-8")) == []
+def test_no_text_for_browsers_repeats_an_exception() -> None:
+    paths = (*ROOT.glob("adapter/**/*.py"), *ROOT.glob("train/**/*.py"), ROOT / "app.py")
+    found = {path.name: repeated_exceptions(path.read_text(encoding="utf-8")) for path in paths}
+    assert {name: calls for name, calls in found.items() if calls} == {}
 
 
 @pytest.mark.parametrize(
@@ -165,14 +163,10 @@ def test_details_are_one_line_and_survive_processes() -> None:
     "name, label",
     [
         ("/srv/models/big", "big"),
-        ("/srv/models/big/", "big"),
         ("~/models/a b", "a b"),
-        ("./big", "big"),
         (r"C:\Users\me\big", "big"),
-        (r"\\host\share\big", "big"),
         ("huggyllama/llama-7b", "huggyllama/llama-7b"),
         ("/", "/"),
-        ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct"),
     ],
 )
 def test_a_base_is_called_without_its_folder(name: str, label: str) -> None:
@@ -214,107 +208,96 @@ def picture() -> bytes:
     return data.getvalue()
 
 
+def zip_of(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
 def no_trainer(*_: Any, **__: Any) -> None:
     raise BadInput("No trainer is started here.")
 
 
-class Browser(Session):
+class Browser(Connection):
     """A visitor who asks for everything that a fault may be in, and collects all that comes back."""
 
-    def __init__(self, client: httpx.Client, folder: Path) -> None:
-        super().__init__(client)
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__(url, "127.0.0.1", signed_in=False)
         self.folder = folder
 
     def uploaded(self, name: str, data: bytes) -> dict[str, Any]:
-        return {"path": self.upload(name, data), "orig_name": name, "meta": FILE_DATA}
-
-    def defaults(self, event: str) -> list[Any]:
-        config = self.client.get("/config").json()
-        held = {c["id"]: c["props"].get("value") for c in config["components"]}
-        inputs = next(d["inputs"] for d in config["dependencies"] if d["api_name"] == event)
-        return [held.get(number) for number in inputs]
+        sent = self.http.post("/gradio_api/upload", files={"files": (name, data)})
+        return {"path": sent.json()[0], "orig_name": name, "meta": FILE_DATA}
 
     def fresh(self) -> None:
         """As a page that was just opened, whose events have the number 1."""
-        self.hash = secrets.token_hex(6)
+        self.session = secrets.token_hex(6)
 
     def chat(self) -> str:
         _, history, _, _, *rest = self.defaults("send")
         said = ""
         for adapter, files in (("eye", [self.uploaded("a.png", picture())]), ("one", [])):
             self.fresh()
-            said += self.fire("send", [{"text": "hello", "files": files}, history, "1", adapter, *rest])
+            said += self.fire_for_text("send", [{"text": "hello", "files": files}, history, "1", adapter, *rest])
         return said
 
     def compare(self) -> str:
         _, _, view, count, _, *rest = self.defaults("send_1")
         self.fresh()
-        return self.fire("send_1", [{"text": "hello", "files": []}, "1", view, count, "one", *rest])
+        return self.fire_for_text("send_1", [{"text": "hello", "files": []}, "1", view, count, "one", *rest])
 
     def api(self) -> str:
         said = ""
         for adapter, image in (("eye", self.uploaded("a.png", picture())), ("one", None)):
             values = ["hi", image, adapter, 1.0, 0.0, 0.75, 4]
-            said += self.fire("chat", [*values, *self.defaults("chat")[len(values) :]])
-        return said + self.fire("adapters", [])
+            said += self.fire_for_text("chat", [*values, *self.defaults("chat")[len(values) :]])
+        return said + self.fire_for_text("adapters", [])
 
     def openai(self) -> str:
-        said = self.client.get("/v1/models").text
+        said = self.http.get("/v1/models").text
         for stream in (False, True):
-            body = {
-                "model": "one",
-                "messages": [{"role": "user", "content": "hi"}],
-                "max_tokens": 4,
-                "stream": stream,
-            }
-            said += self.client.post("/v1/chat/completions", json=body).text
+            body = {"model": "one", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+            said += self.http.post("/v1/chat/completions", json={**body, "stream": stream}).text
         return said
 
     def bring(self) -> str:
-        files = [
-            self.uploaded(name, (self.folder / "one" / name).read_bytes())
-            for name in ("config.json", "adapter.safetensors")
-        ]
-        data = io.BytesIO()
-        with zipfile.ZipFile(data, "w") as archive:
-            archive.writestr("config.json", "{")
-        return self.fire("upload_adapter", [files, "guest"]) + self.fire(
-            "upload_adapter", [[self.uploaded("p.zip", data.getvalue())], "x"]
-        )
+        names = "config.json", "adapter.safetensors"
+        files = [self.uploaded(name, (self.folder / "one" / name).read_bytes()) for name in names]
+        broken = self.uploaded("p.zip", zip_of({"config.json": b"{"}))
+        said = self.fire_for_text("upload_adapter", [files, "guest"])
+        return said + self.fire_for_text("upload_adapter", [[broken], "x"])
 
     def train(self) -> str:
-        rows = "\n".join(json.dumps({"instruction": f"say {i}", "output": f"{i}"}) for i in range(8))
-        said = self.fire("choose_upload", [self.uploaded("rows.jsonl", rows.encode()), None, "", ""])
-        data = io.BytesIO()
-        with zipfile.ZipFile(data, "w") as archive:
-            for i in range(5):
-                archive.writestr(f"{i}.png", picture())
-                archive.writestr(f"{i}.txt", "red")
-        said += self.fire("choose_upload", [self.uploaded("pictures.zip", data.getvalue()), None, "", ""])
-        uploaded = self.uploaded("rows.jsonl", rows.encode())
-        said += self.fire("start", [None, None, uploaded, None, "mine", "", 20, 0.004])
-        return said + self.fire("panel", [None] * 5)
+        lines = "\n".join(json.dumps({"instruction": f"say {i}", "output": f"{i}"}) for i in range(8))
+        rows = self.uploaded("rows.jsonl", lines.encode())
+        said = self.fire_for_text("choose_upload", [rows, None, "", ""])
+        files = {f"{i}.png": picture() for i in range(5)} | {f"{i}.txt": b"red" for i in range(5)}
+        said += self.fire_for_text("choose_upload", [self.uploaded("pictures.zip", zip_of(files)), None, "", ""])
+        said += self.fire_for_text("start", [None, None, rows, None, "mine", "", 20, 0.004])
+        return said + self.fire_for_text("panel", [None] * 5)
 
     def look(self) -> str:
         """The page as it is opened and refreshed."""
-        return self.client.get("/config").text + self.fire("refresh", self.defaults("refresh"))
+        return self.http.get("/config").text + self.fire_for_text("refresh", self.defaults("refresh"))
 
 
 FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
-    "adapter.method.checkpoint._read_tensors": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
-    "adapter.method.checkpoint.load": (Browser.openai, Browser.bring),
+    "adapter.method.checkpoint._read_tensors": (Browser.chat, Browser.openai),
+    "adapter.method.checkpoint.load": (Browser.bring,),
     "adapter.method.config.TypeAdapter": (Browser.chat, Browser.bring),
-    "adapter.method.checkpoint.Adapter": (Browser.chat, Browser.bring),
+    "adapter.method.checkpoint.Adapter": (Browser.chat,),
     "adapter.serve.prompts.load_encoder": (Browser.chat, Browser.api),
     "adapter.base.image_file.read_image": (Browser.chat, Browser.api, Browser.train),
     "adapter.serve.scheduler.encode_prompt": (Browser.compare, Browser.openai),
-    "adapter.serve.prompts.PromptKVBuilder.build": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
+    "adapter.serve.prompts.PromptKVBuilder.build": (Browser.chat, Browser.compare),
     "adapter.serve.engine.Engine.submit": (Browser.chat, Browser.compare, Browser.api, Browser.openai),
     "adapter.server.openai_api.parse": (Browser.openai,),
     "adapter.server.adapter_upload._take_files": (Browser.bring,),
     "adapter.server.adapter_upload._move_into_store": (Browser.bring,),
     "adapter.server.archive._select": (Browser.bring, Browser.train),
-    "adapter.server.archive._write": (Browser.bring, Browser.train),
+    "adapter.server.archive._write": (Browser.train,),
     "train.ui.data_upload._tokenizer": (Browser.train,),
     "train.formats.dataset.index_json": (Browser.train,),
     "train.formats.index.Index.text": (Browser.train,),
@@ -345,8 +328,9 @@ def browser(
         _, url, _ = page.launch(
             prevent_thread_lock=True, quiet=True, ssr_mode=False, show_error=False, app_kwargs={"routes": routes}
         )
-        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
-            yield Browser(client, folder)
+        visitor = Browser(url.rstrip("/"), folder)
+        yield visitor
+        visitor.close()
         page.close(verbose=False)
         engine.close()
 
@@ -355,7 +339,7 @@ def browser(
 def test_no_fault_is_told_in_its_own_words(browser: Browser, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """A few of the errors at each place, in turn: all of them come at several."""
     place, ask = PAIRS[number]
-    for error in (ERRORS[-1], *(ERRORS[(5 * number + step) % len(ERRORS)] for step in (0, 7))):
+    for error in (ERRORS[-1], ERRORS[5 * number % len(ERRORS)]):
         struck = []
 
         def fail(*_: Any, error: BaseException = error, struck: list[Any] = struck, **__: Any) -> Any:

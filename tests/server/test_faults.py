@@ -5,7 +5,6 @@ Real processes on a tiny base.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -15,7 +14,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from starlette.responses import PlainTextResponse
 
 from adapter.base.template import Message
-from adapter.errors import AdapterError, LoadError
+from adapter.errors import AdapterError
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
@@ -36,7 +35,6 @@ from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.scheduler import MAX_ROWS, FairQueue
 from adapter.serve.store import AdapterStore
-from adapter.server.middleware import PartialUploads
 from tests.app_process import PATIENCE, AppProcess, app_process, tiny_app_process, wait_until
 from tests.tiny_models import random_adapter
 
@@ -67,18 +65,22 @@ def streaming(server: AppProcess, model: str = "base", tokens: int = LONG) -> It
         yield events
 
 
+def request_for(adapter: str | None = None) -> GenerationRequest:
+    sampling = SamplingParams(temperature=0, max_new_tokens=12)
+    return GenerationRequest((Message("user", "hello"),), adapter=adapter, sampling=sampling)
+
+
 # The engine's worker.
 
 
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize(
-    "of, name",
+    "error, of, name",
     [
-        (DecodeBatch, "step"),
-        (TorchForward, "__call__"),
-        (FairQueue, "take"),
-        (PromptKVBuilder, "build"),
-        (DecodeBatch, "join"),
+        (RuntimeError, DecodeBatch, "step"),
+        (MemoryError, TorchForward, "__call__"),
+        (SystemExit, FairQueue, "take"),
+        (KeyboardInterrupt, PromptKVBuilder, "build"),
+        (GeneratorExit, DecodeBatch, "join"),
     ],
 )
 def test_every_request_ends_after_an_exception_in_the_worker(tiny_base, monkeypatch, tmp_path, error, of, name):
@@ -91,8 +93,7 @@ def test_every_request_ends_after_an_exception_in_the_worker(tiny_base, monkeypa
         return whole(*arguments, **named)
 
     monkeypatch.setattr(of, name, once)
-    sampling = SamplingParams(temperature=0, max_new_tokens=6)
-    request = GenerationRequest((Message("user", "hello"),), sampling=sampling)
+    request = request_for()
     ends: list[str] = []
 
     def ask() -> None:
@@ -113,45 +114,11 @@ def test_every_request_ends_after_an_exception_in_the_worker(tiny_base, monkeypa
     engine.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["SystemExit", "MemoryError"])
-def test_worker_survives_exceptions(server, number):
-    before = server.answer()
-    with streaming(server) as events:
-        server.process.send_signal(number)
-        last = list(events)[-1]
-    assert "Try again" in last["error"]["message"]
-    assert server.answer() == before
-    server.check_alive()
-
-
 # An adapter's files.
 
 
-def truncated(folder: Path) -> None:
-    os.truncate(folder / WEIGHTS, 100)
-
-
-def emptied(folder: Path) -> None:
-    for name in (CONFIG, WEIGHTS):
-        os.truncate(folder / name, 0)
-
-
-def without_weights(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-
-
-def deleted(folder: Path) -> None:
-    shutil.rmtree(folder)
-
-
-def invalid_json(folder: Path) -> None:
-    (folder / CONFIG).write_text('{"base": ' + "[" * 20_000)
-
-
-def of_another_base(folder: Path) -> None:
-    text = (folder / CONFIG).read_text()
-    (folder / CONFIG).write_text(text.replace('"hidden_size": 32', '"hidden_size": 64'))
+def edit(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
 def nan_weights(folder: Path) -> None:
@@ -162,73 +129,65 @@ def nan_weights(folder: Path) -> None:
 
 def noise_of_same_size_and_time(folder: Path) -> None:
     about = (folder / WEIGHTS).stat()
-    with open(folder / WEIGHTS, "r+b") as file:
-        file.write(b"\xff" * about.st_size)
+    (folder / WEIGHTS).write_bytes(b"\xff" * about.st_size)
     os.utime(folder / WEIGHTS, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
-def folder_in_its_place(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    (folder / WEIGHTS).mkdir()
-
-
-def symlink_to_itself(folder: Path) -> None:
+def link_to_itself(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).symlink_to(WEIGHTS)
 
 
-DAMAGES = [
-    truncated,
-    emptied,
-    without_weights,
-    deleted,
-    invalid_json,
-    of_another_base,
-    nan_weights,
-    noise_of_same_size_and_time,
-    folder_in_its_place,
-    symlink_to_itself,
-]
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "cut": edit(WEIGHTS, lambda data: data[:100]),
+    "empty": edit(CONFIG, lambda data: b""),
+    "deleted": shutil.rmtree,
+    "weights deleted": lambda folder: (folder / WEIGHTS).unlink(),
+    "no JSON": edit(CONFIG, lambda data: b'{"base": ' + b"[" * 20_000),
+    "of another base": edit(CONFIG, lambda data: data.replace(b'"hidden_size": 32', b'"hidden_size": 64')),
+    "NaN": nan_weights,
+    "noise of the same size and time": noise_of_same_size_and_time,
+    "link to itself": link_to_itself,
+}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_adapter_is_reported_until_it_is_repaired(server, tmp_path, damage):
-    folder = server.folder / "adapters" / "one"
+def test_damaged_adapter_is_reported_until_it_is_repaired(tiny_base, tiny_fingerprint, tmp_path, damage):
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / "adapters" / name)
+    folder = tmp_path / "adapters" / "one"
     shutil.copytree(folder, tmp_path / "whole")
-    before = {name: server.answer(model=name) for name in ("base", "one", "two")}
-    try:
-        with streaming(server, "one", tokens=40) as events:
-            damage(folder)
-            assert (
-                list(events)[-1]["choices"][0]["finish_reason"] == "length"
-            )  # an answer keeps the adapter that it began with
-        refused = server.complete(model="one")
-        said = refused.json()["error"]["message"]
-        assert refused.status_code >= 400 and "one" in said and said.endswith(".")
-        assert str(server.folder) not in refused.text and "Traceback" not in refused.text
-        for name in ("base", "two"):
-            assert server.answer(model=name) == before[name]
-        listed = server.get("/v1/models").json()["data"]
-        assert {"base", "two"} <= {model["id"] for model in listed}
-        assert "LLaMA-Adapter" in server.get("/").text
-    finally:
+    with closing(Engine(tiny_base, AdapterStore(tmp_path / "adapters"))) as engine:
+
+        def ids(name: str | None) -> list[int | None]:
+            return [event.token_id for event in engine.submit(request_for(name))]
+
+        before = {name: ids(name) for name in (None, "one", "two")}
+        running = engine.submit(request_for("one"))
+        next(running)
+        DAMAGES[damage](folder)
+        assert [event.token_id for event in running][-11:] == before["one"][-11:]  # it keeps what it began with
+        with pytest.raises(AdapterError) as refused:
+            ids("one")
+        said = str(refused.value)
+        assert "one" in said and said.endswith(".") and str(tmp_path) not in said
+        assert [ids(None), ids("two")] == [before[None], before["two"]] and "two" in engine.store.names()
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
-    assert server.answer(model="one") == before["one"]  # without a restart
+        assert ids("one") == before["one"]  # without a restart
 
 
-@pytest.mark.slow
-def test_replaced_adapter_is_noticed_despite_old_times(server):
+def test_replaced_adapter_is_noticed_despite_old_times(tiny_base, tiny_fingerprint, tmp_path):
     """`cp -p` and tar keep old times, and the size is the same."""
-    one, two = (server.folder / "adapters" / name / WEIGHTS for name in ("one", "two"))
-    first, second = server.answer(model="one"), server.answer(model="two")
-    assert first != second and one.stat().st_size == two.stat().st_size
-    kept, about = one.read_bytes(), one.stat()
-    for data, answer in ((two.read_bytes(), second), (kept, first)):
-        one.write_bytes(data)
-        os.utime(one, ns=(about.st_atime_ns, about.st_mtime_ns))
-        assert server.answer(model="one") == answer
+    files = [tmp_path / name / WEIGHTS for name in ("one", "two")]
+    for seed, file in enumerate(files):
+        save_adapter(random_adapter(tiny_fingerprint, seed), file.parent)
+    store, about = AdapterStore(tmp_path), files[0].stat()
+    assert files[1].stat().st_size == about.st_size
+    for data in (files[0].read_bytes(), files[1].read_bytes()) * 2:
+        files[0].write_bytes(data)
+        os.utime(files[0], ns=(about.st_atime_ns, about.st_mtime_ns))
+        assert torch.equal(store.load("one", tiny_base).gates, load_adapter(tmp_path / "one").gates)
 
 
 def test_change_within_one_clock_tick_is_noticed(tiny_base, tiny_fingerprint, tmp_path):
@@ -268,17 +227,6 @@ def test_loaded_adapter_outlives_its_file(tiny_fingerprint, tmp_path):
     assert torch.equal(loaded.prompts, saved.prompts)
 
 
-def test_store_evicts_adapters(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
-    monkeypatch.setattr("adapter.serve.store._MAX_LOADED", 3)
-    store = AdapterStore(tmp_path)
-    for seed in range(6):
-        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / f"a{seed}")
-        store.load(f"a{seed}", tiny_base)
-    assert len(store._loaded) == 3
-    with pytest.raises(LoadError):
-        store.load("gone", tiny_base)
-
-
 # The disk.
 
 
@@ -316,38 +264,6 @@ def test_full_disk_is_reported_and_chat_continues(server, full_disk, tmp_path):
             assert str(tmp_path) not in sent.text
         assert small.answer(model="one") == before
         small.check_alive()
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None], ids=["full", "gone"])
-def test_partial_upload_is_deleted(tmp_path, error):
-    """Gradio's own parser never deletes it. What another upload is writing meanwhile stays."""
-
-    async def upload(scope: Any, receive: Any, send: Any) -> None:
-        if scope["query_string"] == b"whole":
-            (tmp_path / "tmpgrowing").write_bytes(b"half")
-            half.set()
-            await ended.wait()
-            os.replace(tmp_path / "tmpgrowing", tmp_path / "kept")
-            await PlainTextResponse("kept")(scope, receive, send)
-            return
-        (tmp_path / "tmpabcd").write_bytes(b"half")
-        if error is not None:
-            raise error
-        await PlainTextResponse("the client went away", 400)(scope, receive, send)
-
-    async def run() -> list[int]:
-        page = PartialUploads(upload, tmp_path)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
-            whole = asyncio.create_task(client.post("/gradio_api/upload?whole"))
-            await half.wait()
-            broken = await client.post("/gradio_api/upload")
-            assert (tmp_path / "tmpgrowing").exists()
-            ended.set()
-            return [(await whole).status_code, broken.status_code]
-
-    half, ended = asyncio.Event(), asyncio.Event()
-    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == [200, 507 if error else 400]
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 # Clients that disconnect.

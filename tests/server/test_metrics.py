@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,17 +40,16 @@ from adapter.server import limits, metrics, openai_api, texts
 from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import ModelLoader
 from adapter.server.metrics import Metrics, routes
-from adapter.server.middleware import RequestLimits
 from adapter.server.request_guard import RequestGuard
 from tests.app_process import wait_until
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
+from tests.server.asgi import LOCAL, NAMED, STRANGER, limit, send
 from tests.tiny_models import random_adapter
 
 HELLO = (Message("user", "hello there"),)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
 LONG = replace(GREEDY, max_new_tokens=100)
-KEY, STRANGER = "a key", "203.0.113.7"
-LOCAL, NAMED = "http://127.0.0.1:7860", "http://chat.example"
+KEY = "a key"
 Figures = dict[tuple[str, ...], float]
 
 
@@ -101,10 +98,12 @@ def server(tmp_path: Path, tiny_base: Any, tiny_fingerprint: Any) -> Iterator[Se
 class Pace:
     """Decode steps wait for a permit each while `held` is set; `steps` have begun."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.held, self.steps, self._permits = False, 0, threading.Semaphore(0)
+        step = DecodeBatch.step
+        monkeypatch.setattr(DecodeBatch, "step", lambda *arguments: self._begin_step() or step(*arguments))
 
-    def begin_step(self) -> None:
+    def _begin_step(self) -> None:
         self.steps += 1
         if self.held:
             self._permits.acquire()
@@ -119,8 +118,7 @@ class Pace:
 
 @pytest.fixture
 def pace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pace]:
-    pace, step = Pace(), DecodeBatch.step
-    monkeypatch.setattr(DecodeBatch, "step", lambda *arguments: pace.begin_step() or step(*arguments))
+    pace = Pace(monkeypatch)
     yield pace
     pace.release()
 
@@ -189,10 +187,6 @@ def test_limits_and_failures_are_counted(server: Server, monkeypatch: pytest.Mon
 def test_engine_figures(server: Server, pace: Pace) -> None:
     list(server.ask())
     wait_until(lambda: server.raw.statistics().decode_steps == pace.steps)  # its last step has ended too
-    before = server.raw.statistics()
-    assert (before.running, before.waiting, before.cache_tokens) == (0, 0, 0)
-    assert before.prefill_steps == 1 and before.decode_rows == before.decode_steps <= 19
-    assert before.prefill_seconds > 0 < before.decode_seconds
     pace.held = True
     answers = [server.ask(sampling=LONG) for _ in range(18)]
     wait_until(lambda: server.raw.statistics().running == 16 or pace.permit())
@@ -204,39 +198,25 @@ def test_engine_figures(server: Server, pace: Pace) -> None:
     for answer in answers:
         list(answer)
     wait_until(lambda: server.raw.statistics().decode_steps == pace.steps)
-    after = server.raw.statistics()
-    assert after.prefill_steps == 1 + 18 and (after.running, after.waiting, after.cache_tokens) == (0, 0, 0)
+    after, found = server.raw.statistics(), server.figures()
+    assert (after.running, after.waiting, after.cache_tokens) == (0, 0, 0)
     assert after.decode_rows > after.decode_steps, "rows were decoded together"
     # Every token but the first of each answer, which the prompt's last chunk gives, is one row of one step.
-    found = server.figures()
     assert found["engine_decode_rows_total", ""] == found["generated_tokens_total", "base"] - 19
     assert found["engine_steps_total", "decode", ""] == after.decode_steps == pace.steps
-    assert found["engine_steps_total", "prefill", ""] == after.prefill_steps
+    assert found["engine_steps_total", "prefill", ""] == after.prefill_steps == 1 + 18
     assert found["engine_step_seconds_total", "decode", ""] == pytest.approx(after.decode_seconds)
 
 
-def test_statistics_can_be_sent_and_not_be_changed() -> None:
-    sent = pickle.loads(pickle.dumps(EngineStatistics(decode_steps=3)))
-    assert sent == EngineStatistics(decode_steps=3)
-    with pytest.raises(FrozenInstanceError):
-        sent.decode_steps = 4
-
-
-def test_each_replica_has_its_figures() -> None:
+def test_each_replica_has_its_figures_and_a_model_that_is_loading_none() -> None:
     replicas = {"a/1": EngineStatistics(decode_steps=3, running=2), "b/1": EngineStatistics(decode_steps=5)}
     provider = ReadyProvider(SimpleNamespace(replicas=lambda: replicas))
     found = figures(Metrics(provider, FakeCatalog()))
     assert found["engine_steps_total", "decode", "a/1"] == 3 and found["engine_steps_total", "decode", "b/1"] == 5
     assert found["engine_running_rows", "a/1"] == 2 and found["ready",] == 1
-
-
-def test_a_model_that_is_loading_has_no_figures() -> None:
-    loader = ModelLoader(lambda report: (EchoEngine(), "echo"))
+    loader = ModelLoader(lambda report: EchoEngine())  # type: ignore[arg-type,return-value]
     found = figures(Metrics(loader, FakeCatalog()))
-    assert found == {
-        ("ready",): 0,
-        **{key: 0 for key in found if key[0].startswith("time_to_first_token_seconds")},
-    }
+    assert found["ready",] == 0 and not [key for key in found if key[0].startswith("engine")]
 
 
 @pytest.mark.parametrize("at_once", [False, True])
@@ -276,63 +256,44 @@ def test_nothing_of_a_request_is_told(server: Server) -> None:
     assert ("other", "error") in server.endings() and ("mix", "error") in server.endings()
 
 
-def test_a_name_is_escaped() -> None:
-    """Whatever a catalog has."""
-    store, name = FakeCatalog(), 'x"} 1\nllama_adapter_ready 7\n'
-    store.cards[name] = store.cards["poet"]
-    measured = Metrics(ReadyProvider(SimpleNamespace(replicas=dict)), store)
-    measured.ended(measured.label(GenerationRequest(HELLO, name)), BadInput("no"))
-    found = figures(measured)
-    assert found["ready",] == 1 and found["requests_total", name, "refused"] == 1
-
-
-def test_labels_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_few_and_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "MOST_NAMES", 3)
-    store = FakeCatalog()
-    store.cards = {f"n{i}": store.cards["poet"] for i in range(9)}
+    store, hostile = FakeCatalog(), 'x"} 1\nllama_adapter_ready 7\n'
+    store.cards = dict.fromkeys([hostile, *(f"n{i}" for i in range(9))], store.cards["poet"])
     measured = Metrics(ReadyProvider(SimpleNamespace(replicas=dict)), store)
-    labels = [measured.label(GenerationRequest(HELLO, f"n{i}")) for i in range(9)]
-    assert labels == ["n0", "n1", "n2", *["other"] * 6]
+    labels = [measured.label(GenerationRequest(HELLO, name)) for name in store.cards]
+    assert labels == [hostile, "n0", "n1", *["other"] * 7]
     assert measured.label(GenerationRequest(HELLO, "n1")) == "n1"
+    measured.ended(hostile, BadInput("no"))
+    found = figures(measured)
+    assert found["ready",] == 1 and found["requests_total", hostile, "refused"] == 1
 
 
-def test_what_nobody_asks_for_does_not_pile_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_asks_for_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_MOST_PENDING", 2)
+    measured = Metrics(ReadyProvider(SimpleNamespace(replicas=dict)), FakeCatalog())
     for _ in range(8):
-        list(server.ask(sampling=replace(GREEDY, max_new_tokens=1)))
-        assert len(server.metrics._ended) <= 3
-    assert server.endings() == {("base", "length"): 8}
+        measured.fold_if_many()
+        measured.ended("base", BadInput("no"))
+        assert len(measured._ended) <= 3
+    assert figures(measured)["requests_total", "base", "refused"] == 8
 
 
 # Who may read it.
 
 
 class Served:
-    """The three routes behind the guard and the limits, as app.py has them."""
+    """The three routes behind the guard, as app.py has them."""
 
     def __init__(self, public: bool, auth: str | None = None, provider: Any = None) -> None:
         provider = provider or ReadyProvider(SimpleNamespace(replicas=dict))
-        own = [
-            *routes(provider, Metrics(provider, FakeCatalog()), auth),
-            Route("/config", PlainTextResponse("page")),
-        ]
-        middleware = [
-            Middleware(RequestGuard, public=public, files=Path("nowhere")),
-            Middleware(RequestLimits, limits=Limits(public), folder=Path("nowhere")),
-        ]
-        self.application = Starlette(routes=own, middleware=middleware)
+        page = Route("/config", PlainTextResponse("page"))
+        guard = Middleware(RequestGuard, limits=Limits(public), uploads=Path("nowhere"))
+        own = routes(provider, Metrics(provider, FakeCatalog()), auth)
+        self.application = Starlette(routes=[*own, page], middleware=[guard])
 
     def ask(self, path: str, headers: Any = None, base: str = LOCAL, address: str = "127.0.0.1") -> httpx.Response:
-        return ask(self.application, path, headers, base, address)
-
-
-def ask(application: Any, path: str, headers: Any, base: str, address: str) -> httpx.Response:
-    async def asked() -> httpx.Response:
-        transport = httpx.ASGITransport(application, client=(address, 1))
-        async with httpx.AsyncClient(transport=transport, base_url=base) as client:
-            return await client.get(path, headers=headers)
-
-    return asyncio.run(asked())
+        return send(self.application, ("GET", path, {"headers": headers}), base=base, address=address)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -379,32 +340,18 @@ def test_on_a_server_for_its_own_machine_nobody_else_asks_anything() -> None:
         assert Served(public=False).ask(path, {"X-Forwarded-For": STRANGER}).status_code == 403
 
 
-def test_the_pages_password_is_a_key() -> None:
-    served = Served(public=True, auth="me:secret")
-    sent = {"address": STRANGER, "base": NAMED}
-    assert served.ask("/metrics", {"Authorization": "Bearer me:secret"}, **sent).status_code == 200
-    assert served.ask("/metrics", **sent).status_code == 403
-    wrong = served.ask("/metrics", {"Authorization": "Bearer me:guess"}, **sent)
-    assert wrong.status_code == 401 and wrong.headers["www-authenticate"] == "Bearer"
-
-
 def test_guesses_are_limited_and_probes_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "LOGINS_PER_MINUTE", 3)
-    monkeypatch.setattr(limits, "REQUESTS_PER_MINUTE", 2)
-    served = Served(public=True, auth="me:secret")
-    sent = {"address": STRANGER, "base": NAMED}
-    guess = {"Authorization": "Bearer me:guess"}
+    """The page's password is a key, too. Figures take no place of /v1's."""
+    limit(monkeypatch, login=3, request=2, call=0)
+    served, sent = Served(public=True, auth="me:secret"), {"address": STRANGER, "base": NAMED}
+    right, guess = ({"Authorization": f"Bearer me:{word}"} for word in ("secret", "guess"))
+    assert served.ask("/metrics", right, **sent).status_code == 200
+    assert served.ask("/metrics", **sent).status_code == 403
+    assert served.ask("/v1/models", **sent).status_code == 429
     assert [served.ask("/metrics", guess, **sent).status_code for _ in range(5)] == [401, 401, 401, 429, 429]
-    assert served.ask("/metrics", {"Authorization": "Bearer me:secret"}, **sent).status_code == 429
+    assert served.ask("/metrics", right, **sent).status_code == 429
     assert [served.ask("/config", **sent).status_code for _ in range(3)] == [200, 200, 429]
     assert [served.ask("/healthz", **sent).status_code for _ in range(3)] == [200, 200, 200]
-
-
-def test_figures_take_no_place_of_v1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CALLS_AT_ONCE", 0)
-    served, sent = Served(public=True, auth="me:secret"), {"address": STRANGER, "base": NAMED}
-    assert served.ask("/metrics", {"Authorization": "Bearer me:secret"}, **sent).status_code == 200
-    assert served.ask("/v1/models", **sent).status_code == 429
 
 
 def test_probes_pass_where_the_page_asks_for_a_password() -> None:
@@ -415,24 +362,17 @@ def test_probes_pass_where_the_page_asks_for_a_password() -> None:
     page.config = page.get_config_file()
     own = routes(provider, Metrics(provider, FakeCatalog()), "me:secret")
     served = gr.routes.App.create_app(page, app_kwargs={"routes": own})
-    statuses = [
-        ask(served, path, None, NAMED, STRANGER).status_code for path in ("/healthz", "/readyz", "/config")
-    ]
-    assert statuses == [200, 200, 401]
+    asked = [("GET", path, {}) for path in ("/healthz", "/readyz", "/config")]
+    assert [r.status_code for r in send(served, *asked, address=STRANGER, base=NAMED)] == [200, 200, 401]
 
 
 def test_readiness_is_that_of_the_model() -> None:
-    engine, proceed, failure = (
-        SimpleNamespace(failure=None, replicas=dict, describe=lambda: "tiny"),
-        threading.Event(),
-        [],
-    )
+    engine = SimpleNamespace(failure=None, replicas=dict, describe=lambda: "tiny")
+    proceed = threading.Event()
 
-    def load(report: Any) -> tuple[Any, str]:
+    def load(report: Any) -> Any:
         report("Loading tiny")
         proceed.wait()
-        if failure:
-            raise LoadError("No space left. Free some.")
         return engine
 
     loader = ModelLoader(load)
@@ -450,8 +390,3 @@ def test_readiness_is_that_of_the_model() -> None:
     broken = served.ask("/readyz")
     assert broken.status_code == 503 and broken.json() == {"state": "failed", "reason": "It has failed."}
     assert served.ask("/healthz").status_code == 200 and "llama_adapter_ready 0.0" in served.ask("/metrics").text
-    failure.append(True)
-    again = ModelLoader(load)
-    again.load_here()
-    refused = Served(public=True, provider=again).ask("/readyz")
-    assert refused.status_code == 503 and refused.json()["reason"] == "No space left. Free some."

@@ -17,19 +17,18 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import app
-from adapter.server import limits, texts
-from adapter.server.limits import Limits
-from adapter.server.middleware import RequestLimits
+from adapter.server import texts
+from adapter.server.limits import Limits, TokenBuckets
 from adapter.server.request_guard import ROUTES, RequestGuard
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 from tests.served_routes import served_routes
+from tests.server.asgi import LOCAL, NAMED, STRANGER, send
 
-LOCAL, NAMED = "http://127.0.0.1:7860", "http://chat.example"
 JOIN = "/gradio_api/queue/join"
 
 
 class Page:
-    """Gradio's application behind the guard and the limits, and which requests have come through to it."""
+    """Gradio's application behind the guard, and which requests have come through to it."""
 
     def __init__(
         self, uploads: Path, public: bool, auth: Any = None, root_path: str = "", frames: str = ""
@@ -49,24 +48,18 @@ class Page:
         # What launch() sets.
         page.auth, page.auth_message, page.share, page.max_file_size = auth, None, False, 10**6
         page.show_error, page.config, page.root_path = False, page.get_config_file(), root_path
-        middleware = [
-            Middleware(RequestGuard, public=public, files=uploads, frames=frames),
-            Middleware(RequestLimits, limits=Limits(public), folder=uploads),
-            Middleware(Reached),
-        ]
+        self.limits = Limits(public)
+        guard = Middleware(RequestGuard, limits=self.limits, uploads=uploads, frames=frames)
         v1 = Mount("/v1", PlainTextResponse("v1"))
-        self.served = gr.routes.App.create_app(page, app_kwargs={"middleware": middleware, "routes": [v1]})
+        self.served = gr.routes.App.create_app(
+            page, app_kwargs={"middleware": [guard, Middleware(Reached)], "routes": [v1]}
+        )
 
     def ask(self, method: str, path: str, headers: Any = None, base: str = LOCAL, **more: Any) -> httpx.Response:
         return self.ask_all((method, path, {"headers": headers, **more}), base=base)[0]
 
     def ask_all(self, *requests: tuple[str, str, dict[str, Any]], base: str = LOCAL) -> list[httpx.Response]:
-        async def asked() -> list[httpx.Response]:
-            transport = httpx.ASGITransport(self.served, raise_app_exceptions=False, client=("203.0.113.7", 1))
-            async with httpx.AsyncClient(transport=transport, base_url=base) as client:
-                return [await client.request(method, path, **more) for method, path, more in requests]
-
-        return asyncio.run(asked())
+        return send(self.served, *requests, base=base, address=STRANGER, raises=False)
 
     def status(self, method: str, path: str, headers: Any = None, base: str = LOCAL, **more: Any) -> int:
         return self.ask(method, path, headers, base, **more).status_code
@@ -88,6 +81,26 @@ def private(uploads: Path) -> Page:
 @pytest.fixture(scope="module")
 def public(uploads: Path) -> Page:
     return Page(uploads, public=True)
+
+
+@pytest.fixture(scope="module")
+def signed(uploads: Path) -> Page:
+    """A public page that asks for a password, below a path."""
+    return Page(uploads, public=True, auth=[("me", "secret")], root_path="/llama")
+
+
+async def raw(app: ASGIApp, scope: Any) -> list[Any]:
+    """What a scope as no client makes it is answered. The application must not wait for a body."""
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("there is no body")
+
+    await app({"method": "GET", "path": "/", "root_path": "", "headers": [], **scope}, receive, send)
+    return said
 
 
 # Routes.
@@ -115,41 +128,28 @@ def test_most_of_gradios_routes_are_refused() -> None:
     assert {"/gradio_api/component_server", "/gradio_api/stream/x", "/gradio_api/call/x", "/login/"} <= paths
 
 
-@pytest.mark.parametrize("public", [False, True])
-def test_refused_routes_do_not_reach_gradio(uploads: Path, public: bool) -> None:
-    page = Page(uploads, public)
+def test_refused_routes_do_not_reach_gradio(public: Page) -> None:
+    before = len(public.reached)
     others = [("POST", "/gradio_api/run/chat"), ("POST", "/gradio_api/call/undo"), ("GET", "/v1")]
     others += [("PUT", "/"), ("GET", "/docs"), ("GET", "/openapi.json"), ("TRACE", "/config")]
     for method, path in [*REFUSED, *others]:
-        assert page.status(method, path) == 404, (method, path)
-    assert page.reached == []
+        assert public.status(method, path) == 404, (method, path)
+    assert len(public.reached) == before
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/login/", "//login", "/LOGIN", "/login//", "/./login", "/x/../login", "/login%2f", "/login%20", "/%6cogin",
-     "/login;x", "/login?x=/v1/", "/login%00", "/login%0A"],
+    ["/login", "/llama/login", "/login/", "//login", "/LOGIN", "/x/../login", "/login%2f", "/%6cogin",
+     "/login?x=/v1/", "/login%0A"],
 )  # fmt: skip
-def test_no_spelling_of_login_escapes_the_count(uploads: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setattr(limits, "LOGINS_PER_MINUTE", 3)
-    page = Page(uploads, public=True, auth=[("me", "secret")])
+def test_no_spelling_of_login_escapes_the_count(signed: Page, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Below a path, whether or not the proxy takes it away."""
+    monkeypatch.setattr(signed.limits, "_rates", {**signed.limits._rates, "login": TokenBuckets(3, 60)})
     form = {"data": {"username": "me", "password": "guess"}}
-    statuses = [r.status_code for r in page.ask_all(*[("POST", path, form)] * (limits.LOGINS_PER_MINUTE + 5))]
+    statuses = [response.status_code for response in signed.ask_all(*[("POST", path, form)] * 8)]
     tried = statuses.count(400)  # "Incorrect credentials", so that it was a guess
-    assert tried in (0, limits.LOGINS_PER_MINUTE) and set(statuses) <= {400, 404, 429}, statuses
-    assert page.status("POST", "/login", **form) == (429 if tried else 400)
-
-
-def test_below_a_path_the_same_routes_are_allowed(uploads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether or not the proxy takes the path away."""
-    monkeypatch.setattr(limits, "LOGINS_PER_MINUTE", 2)
-    page = Page(uploads, public=True, auth=[("me", "secret")], root_path="/llama")
-    guess = {"data": {"username": "me", "password": "guess"}}
-    assert [page.status("POST", path, **guess) for path in ("/llama/login", "/login") * 2] == [400, 400, 429, 429]
-    assert (
-        page.status("POST", "/llama/login/", **guess) == page.status("POST", "/llama/gradio_api/stream/x") == 404
-    )
-    assert "error" in page.ask("POST", "/llama/v1/models", {"Origin": "null"}).json()
+    assert tried in (0, 3) and set(statuses) <= {400, 404, 429}, statuses
+    assert signed.status("POST", "/login", **form) == (429 if tried else 400)
 
 
 @pytest.mark.parametrize(
@@ -173,20 +173,11 @@ def test_file_serves_uploads(private: Page, uploads: Path) -> None:
 
 
 def test_web_sockets_are_refused() -> None:
-    async def open_one() -> list[Any]:
-        said: list[Any] = []
+    async def reached(*_: Any) -> None:
+        raise AssertionError("it came through")
 
-        async def send(message: Any) -> None:
-            said.append(message)
-
-        async def reached(*_: Any) -> None:
-            raise AssertionError("it came through")
-
-        scope = {"type": "websocket", "path": JOIN, "headers": []}
-        await RequestGuard(reached, True, Path("/tmp"))(scope, reached, send)
-        return said
-
-    assert [message["type"] for message in asyncio.run(open_one())] == ["websocket.close"]
+    said = asyncio.run(raw(RequestGuard(reached, Limits(True), Path("/tmp")), {"type": "websocket", "path": JOIN}))
+    assert [message["type"] for message in said] == ["websocket.close"]
 
 
 # Who asks: a server for its own machine.
@@ -207,19 +198,13 @@ def test_this_machine_may_ask(private: Page, host: str) -> None:
     "headers",
     [
         {"X-Forwarded-For": "203.0.113.7"},
-        {"X-Forwarded-Host": "chat.example"},
         {"X-Forwarded-Proto": "https"},
         {"Forwarded": "for=203.0.113.7"},
-        {"X-Real-IP": "203.0.113.7"},
         {"Via": "1.1 proxy"},
-        {"CF-Connecting-IP": "203.0.113.7"},
         {"Host": "chat.example"},
-        {"Host": "192.168.0.5:7860"},
         {"Host": "0.0.0.0:7860"},
         {"Host": "host.docker.internal:7860"},
         {"Host": "127.0.0.1.evil.example"},
-        {"Host": "localhost.evil.example:7860"},
-        {"Host": "evil.example#127.0.0.1"},
         {"Host": "127.0.0.1:7860@evil.example"},
         {"Host": ""},
         # A browser behind a proxy that replaces Host.
@@ -240,21 +225,14 @@ def test_nginx_without_any_settings_is_noticed() -> None:
     reached: list[Any] = []
 
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
-        reached.append(scope)
+        reached.append(scope["http_version"])
 
-    async def ask(version: str) -> list[Any]:
-        said: list[Any] = []
-
-        async def send(message: Any) -> None:
-            said.append(message)
-
-        scope = {"type": "http", "http_version": version, "method": "GET", "path": "/", "root_path": ""}
-        scope["headers"] = [(b"host", b"127.0.0.1:7860")]
-        await RequestGuard(page, False, Path("/tmp"))(scope, send, send)
-        return said
-
-    assert asyncio.run(ask("1.0"))[0]["status"] == 403 and not reached
-    assert asyncio.run(ask("1.1")) == [] and len(reached) == 1
+    guard = RequestGuard(page, Limits(False), Path("/tmp"))
+    said = [
+        asyncio.run(raw(guard, {"type": "http", "http_version": version, "headers": [(b"host", b"127.0.0.1")]}))
+        for version in ("1.0", "1.1")
+    ]
+    assert said[0][0]["status"] == 403 and said[1] == [] and reached == ["1.1"]
 
 
 @pytest.mark.parametrize(
@@ -262,10 +240,8 @@ def test_nginx_without_any_settings_is_noticed() -> None:
     [
         {"Origin": "https://evil.example"},
         {"Origin": "http://127.0.0.1:3000"},  # another program's page on this machine
-        {"Origin": "http://localhost:7860"},  # by another name
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
         {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
     ],
 )
@@ -327,21 +303,15 @@ def test_a_page_elsewhere_may_show_a_public_page_in_a_frame_where_the_policy_let
 @pytest.mark.parametrize("path", ["call/chat/unknown", "queue/data?session_hash=unknown"])
 def test_a_stream_of_an_event_that_is_not_there_logs_nothing(public: Page, path: str) -> None:
     """An open page asks for one after the server has been started again."""
-
-    async def asked() -> str:
-        transport = httpx.ASGITransport(public.served, client=("203.0.113.7", 1))  # raises what uvicorn logs
-        async with httpx.AsyncClient(transport=transport, base_url=NAMED) as client:
-            return (await client.get(f"/gradio_api/{path}")).text
-
-    assert "404: Not Found" in asyncio.run(asked())
+    asked = ("GET", f"/gradio_api/{path}", {})  # raises what uvicorn logs
+    assert "404: Not Found" in send(public.served, asked, base=NAMED, address=STRANGER)[0].text
 
 
-def test_signing_out_ends_nobody_elses_session(uploads: Path) -> None:
-    page = Page(uploads, public=True, auth=[("me", "secret")])
+def test_signing_out_ends_nobody_elses_session(signed: Page) -> None:
     form = {"data": {"username": "me", "password": "secret"}}
-    mine, theirs = (dict(page.ask("POST", "/login", **form).cookies) for _ in range(2))
+    mine, theirs = (dict(signed.ask("POST", "/login", **form).cookies) for _ in range(2))
     shown = [{"Cookie": "; ".join(f"{k}={v}" for k, v in cookies.items())} for cookies in (mine, theirs)]
-    assert [page.status("GET", "/config", headers) for headers in (*shown, {})] == [200, 200, 401]
-    assert page.status("GET", "/logout%0A", shown[0]) == 404
-    assert page.status("GET", "/logout?all_session=true", shown[0]) == 302
-    assert [page.status("GET", "/config", headers) for headers in shown] == [401, 200]
+    assert [signed.status("GET", "/config", headers) for headers in (*shown, {})] == [200, 200, 401]
+    assert signed.status("GET", "/logout%0A", shown[0]) == 404
+    assert signed.status("GET", "/logout?all_session=true", shown[0]) == 302
+    assert [signed.status("GET", "/config", headers) for headers in shown] == [401, 200]

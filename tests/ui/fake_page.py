@@ -16,6 +16,7 @@ import pytest
 from starlette.middleware import Middleware
 
 import app
+from adapter.server.limits import Limits
 from adapter.server.request_guard import RequestGuard
 from adapter.ui import theme
 from tests.app_process import PATIENCE
@@ -76,7 +77,7 @@ def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
             head=theme.HEAD,
             favicon_path=theme.ICON,
             footer_links=[],
-            app_kwargs={"middleware": [Middleware(RequestGuard, public=False, files=uploads)]},
+            app_kwargs={"middleware": [Middleware(RequestGuard, limits=Limits(public=False), uploads=uploads)]},
         )
         yield address
         page.close(verbose=False)

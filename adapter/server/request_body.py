@@ -1,0 +1,113 @@
+"""Bodies of requests as they arrive: how long, how fast, with how many values, and with what room on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
+
+from adapter.server import texts
+from adapter.server.limits import VALUES_AT_ONCE
+from adapter.server.openai_schema import ApiError
+
+BODY_SECONDS, BODY_BYTES_PER_SECOND = 30.0, 2**15  # a body may take so long, and more by its length
+FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
+_FOLDER_SECONDS = 10.0
+
+
+class Refused(ApiError, HTTPException):
+    """A request that is refused, of the page's or of /v1.
+
+    Of Starlette's kind too, which FastAPI lets pass where it reads a body. retry_after: seconds.
+    """
+
+    def __init__(self, status: int, text: str, retry_after: int | None = None) -> None:
+        headers = None if retry_after is None else {"Retry-After": str(retry_after)}
+        HTTPException.__init__(self, status, text, headers)
+        self.status, self.param, self.code, self.retry_after = status, None, None, retry_after
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+def bounded(receive: Receive, length: int) -> Receive:
+    """Receives a body of at most `length` bytes, which arrive with at least the slowest speed that is waited for.
+
+    A request can be longer than it states: a chunked one ends where it says so itself.
+    """
+    deadline = anyio.current_time() + BODY_SECONDS + length / BODY_BYTES_PER_SECOND
+    left, complete = length, False
+
+    async def receive_bounded() -> Message:
+        nonlocal left, complete
+        if complete:  # what comes now is that the client leaves, at any time
+            return await receive()
+        try:
+            with anyio.fail_after(deadline - anyio.current_time()):
+                message = await receive()
+        except TimeoutError:
+            raise Refused(408, texts.REQUEST_TOO_SLOW) from None
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise Refused(413, texts.REQUEST_WITHOUT_LENGTH)
+        complete = not message.get("more_body", False)
+        return message
+
+    return receive_bounded
+
+
+def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Receive:
+    """Receives a JSON body and counts its values before they are parsed, those in texts too.
+
+    count_all: called with their number at the body's end; may refuse them.
+    """
+    count = 0
+
+    async def receive_counting() -> Message:
+        nonlocal count
+        message = await receive()
+        if message["type"] == "http.request":
+            count += sum(map(message.get("body", b"").count, b"[{,"))
+            if count > VALUES_AT_ONCE:
+                raise Refused(413, texts.too_many_values(VALUES_AT_ONCE))
+            if not message.get("more_body", False):
+                count_all(count)
+        return message
+
+    return receive_counting
+
+
+class FolderSize:
+    """Bytes and files in the folder of uploads, measured anew every few seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._bytes = self._files = 0
+        self._due = 0.0
+
+    async def is_full(self, more: int) -> bool:
+        """Whether `more` bytes do not fit; if they do, they count from now on."""
+        if (now := time.monotonic()) >= self._due:
+            self._due = now + _FOLDER_SECONDS
+            self._bytes, self._files = await asyncio.to_thread(self._measure)
+        if self._bytes + more > FOLDER_BYTES or self._files >= FOLDER_FILES:
+            return True
+        self._bytes += more
+        self._files += 1
+        return False
+
+    def _measure(self) -> tuple[int, int]:
+        total = count = 0
+        for root, _, names in os.walk(self._path):
+            for name in names:
+                with contextlib.suppress(OSError):  # just deleted
+                    total += os.lstat(os.path.join(root, name)).st_size
+                    count += 1
+        return total, count
