@@ -176,10 +176,10 @@ class RequestGuard:
             try:
                 route = self._find_allowed(scope)
                 rule = RULES[route.kind] if self._limits.public else None
-                sent = send_with_policy
+                limited: tuple[Receive, Send] = receive, send_with_policy
                 if rule is not None:
-                    receive, sent = await self._limit(rule, scope, receive, send_with_policy, held)
-                await self._pass_on(route, scope, receive, sent)
+                    limited = await self._limit(rule, scope, *limited, held)
+                await self._pass_on(route, scope, *limited)
             except (Refused, RateLimited) as error:
                 await _response(scope, error)(scope, receive, send_with_policy)
 

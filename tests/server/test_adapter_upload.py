@@ -112,18 +112,14 @@ def test_an_uploaded_zip_has_the_same_files(folder, store, add, tmp_path, below)
     assert not list(store.incoming.glob(".incoming*"))
 
 
-def test_loose_files_need_a_name(folder, store, add, refused):
-    files = [folder / CONFIG, folder / WEIGHTS]
-    assert "name" in refused(files, "")
-    assert add(files) == UploadedAdapter("guest", new=True)
-    assert sorted(path.name for path in store.folder("guest").iterdir()) == [WEIGHTS, CONFIG]
-
-
-def test_only_the_adapter_is_taken_from_a_run_folder(folder, store, add, tmp_path):
-    for name in ("state.pt", "log.txt", "run.json", ".hidden", "__MACOSX"):
+def test_only_the_adapters_files_are_taken_and_loose_ones_need_a_name(folder, store, add, refused, tmp_path):
+    for name in ("state.pt", "log.txt", "run.json", ".hidden"):
         (folder / name).write_bytes(b"\0" * 100)
     add(zipped(folder, tmp_path / "run 1.zip"), "")
     assert sorted(path.name for path in store.folder("run-1").iterdir()) == [CARD, WEIGHTS, CONFIG]
+    files = [folder / CONFIG, folder / WEIGHTS]
+    assert "name" in refused(files, "")
+    assert add(files).new and sorted(path.name for path in store.folder("guest").iterdir()) == [WEIGHTS, CONFIG]
 
 
 def test_same_upload_is_recognised_and_a_taken_name_refused(folder, store, add, refused, tiny_fingerprint):

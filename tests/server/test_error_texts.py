@@ -73,7 +73,7 @@ ERRORS: list[BaseException] = [
 # By construction.
 
 KINDS = {"AdapterError", "LoadError", "BadInput", "Busy", "TrainError", "Stopped", "ConfigError", "DataError"}
-KINDS |= {"BadPicture", "BadForm", "RateLimited", "InvalidConfig", "StaleEvent", "_Refused"}
+KINDS |= {"BadPicture", "BadForm", "RateLimited", "InvalidConfig", "StaleEvent"}
 # The calls that make what a browser shows, with the position of the argument that only the operator sees.
 DETAIL = {**dict.fromkeys(KINDS, 1), "_damaged": 2, "_broken": 2}
 SHOWN = {
@@ -84,6 +84,7 @@ SHOWN = {
     "JSONResponse",
     "ApiError",
     "HTTPException",
+    "Refused",
 }
 NUMBERS = {"lineno", "colno", "pos", "start", "status"}
 EXPLAIN = {"explain", "_sentence", "_field"}  # make sentences or names of fields of a schema's structured errors

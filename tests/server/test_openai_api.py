@@ -37,7 +37,7 @@ from adapter.server.loader import LoadStatus
 from adapter.server.openai_schema import ChatCompletionRequest
 from tests.app_process import PATIENCE, wait_until
 from tests.base.hostile_pictures import png
-from tests.fake_engine import FakeCard, FakeCatalog, ReadyProvider
+from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.server.asgi import asgi_client, limit, send
 from tests.untrusted_json import ANY_JSON
 
@@ -350,17 +350,6 @@ def test_turns_are_joined_and_the_newest_picture_is_read(
     assert request.image.size == size
 
 
-def test_adapter_with_the_name_of_the_base(engine: Scripted) -> None:
-    store = FakeCatalog()
-    store.cards["Tiny-LLaMA"] = FakeCard("Tiny-LLaMA")
-    for model, adapter in (("Tiny-LLaMA", "Tiny-LLaMA"), ("base", None)):
-        assert ask(engine, store=store, json={**GOOD, "model": model}).status_code == 200
-        assert engine.requests[-1].adapter == adapter
-        assert ask(engine, "GET", f"models/{model}", store=store).json()["id"] == model
-    said = refused(ask(engine, "GET", "models/nobody", store=store), 404)
-    assert said.endswith("Choose one of: base, Tiny-LLaMA, poet, see.")
-
-
 HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
 
 
@@ -374,32 +363,22 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
         ({"messages": [shown("x", "data:image/png;base64," + "A" * (29 * 2**20))]}, 413, "20 MB"),
         ({"messages": [shown("x", data_url(), data_url())]}, 400, "One picture"),
         ({"messages": [{"role": "user", "content": "x" * 20_001}]}, 400, "20,001 characters"),
-        ({"messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
         ({"messages": HELLO * 300}, 400, "300 messages"),
         ({"model": None}, 400, "GET /v1/models"),
         ({"model": "nobody"}, 404, "nobody"),
-        ({"temperature": True}, 400, "'temperature'"),
         ({"max_completion_tokens": 10**6}, 400, "'max_completion_tokens' must lie between 1 and 2048"),
         ({"stop": ["a"] * 5}, 400, "'stop'"),
         ({"stream_options": {"include_usage": True}}, 400, "stream: true"),
         ({"strength": 3}, 400, "'strength' must lie between 0 and 2"),
-        ({"strength": 10**400}, 400, "'strength'"),
         ({"mix": {"nobody": 1}}, 400, "nobody"),
-        ({"mix": {"see": "much"}}, 400, "mix.see"),
         ({"mix": {str(i): 1 for i in range(5)}}, 400, "'mix' takes 4 at most"),
-        ({"stop": "x" * 201}, 400, "200 characters"),
-        ({"n": 2}, 400, "'n'"),
         ({"tools": [{}]}, 400, "'tools'"),
         ({"response_format": {"type": "xml"}}, 400, "'response_format' must be of type text, json_object or"),
-        ({"response_format": {"type": "json_schema"}}, 400, "'response_format.json_schema' is missing"),
         ({"response_format": schema_format({"uniqueItems": True})}, 400, "Unimplemented keys"),
         ({"response_format": schema_format({"$ref": "http://127.0.0.1:9/a"})}, 400, "nothing is fetched"),
-        ({"response_format": schema_format(5)}, 400, "'response_format.json_schema.schema' must be an object"),
         ({"grammar": "start: ("}, 400, "The form cannot be used"),
-        ({"grammar": ""}, 400, "The form cannot be used"),
         ({"grammar": 'start: "a"', "response_format": {"type": "json_object"}}, 400, "either response_format or"),
-        ({"logprobs": True}, 400, "'logprobs'"),
         ({"repetition_penalty": 0.9}, 400, "'repetition_penalty' must lie between 1 and 2, got 0.9."),
         ({"repetition_penalty": 1.1, "response_format": {"type": "json_object"}}, 400, "Leave one of them out."),
     ],
@@ -451,8 +430,7 @@ def test_malformed_json_is_refused(engine: Scripted, body: bytes) -> None:
 
 def test_neutral_and_unknown_fields_are_accepted(engine: Scripted) -> None:
     usual = {"n": 1, "logprobs": False, "presence_penalty": 0.0, "tools": [], "metadata": {"a": "b"}, "stop": None}
-    unknown = {"top_k": 40, "repetition_penalty": 1.1, "user": "me", "max_tokens": 7.0, "reasoning_effort": "low"}
-    assert ask(engine, json={**GOOD, **usual, **unknown}).status_code == 200
+    assert ask(engine, json={**GOOD, **usual, "user": "me", "max_tokens": 7.0}).status_code == 200
     assert engine.requests[0].sampling.max_new_tokens == 7
 
 
@@ -463,17 +441,11 @@ def test_openapi_schema(engine: Scripted) -> None:
 
 
 PART = st.fixed_dictionaries(
-    {"type": st.sampled_from(["text", "image_url"]) | ANY_JSON},
-    optional={
-        "text": ANY_JSON,
-        "image_url": st.fixed_dictionaries({"url": st.just("data:image/png;base64,iVBORw0KGgo=") | ANY_JSON}),
-    },
+    {"type": st.sampled_from(["text", "image_url"])},
+    optional={"text": ANY_JSON, "image_url": st.fixed_dictionaries({"url": ANY_JSON})},
 )
 MESSAGE = st.fixed_dictionaries(
-    {
-        "role": st.sampled_from(["system", "user", "assistant"]) | ANY_JSON,
-        "content": st.text(max_size=20) | st.lists(PART) | ANY_JSON,
-    }
+    {"role": st.sampled_from(["system", "user"]) | ANY_JSON, "content": st.text() | st.lists(PART) | ANY_JSON}
 )
 BODY = st.fixed_dictionaries(
     {"model": st.sampled_from(["base", "poet"]) | ANY_JSON, "messages": st.lists(MESSAGE, max_size=3) | ANY_JSON},

@@ -233,9 +233,9 @@ def test_zero_gpu_space(tmp_path: Path, tiny_folder: Path, tiny_fingerprint: Any
         assert begun[0]["bytes"] + 1000 < begun[1]["bytes"], "adapters travel with the question"
 
         # Two visitors at once, each with an adapter.
-        alone = [server.answer("Who are you?", name, tokens=200) for name in ("base", "one")]
+        alone = [server.answer("Who are you?", name, tokens=60) for name in ("base", "one")]
         with ThreadPoolExecutor(2) as pool:
-            both = list(pool.map(lambda name: server.answer("Who are you?", name, tokens=200), ("base", "one")))
+            both = list(pool.map(lambda name: server.answer("Who are you?", name, tokens=60), ("base", "one")))
         assert both == alone and alone[0] != alone[1]
 
         # A visitor without quota; spaces is told who asks. What is wrong takes no GPU.
@@ -258,7 +258,7 @@ def test_zero_gpu_space(tmp_path: Path, tiny_folder: Path, tiny_fingerprint: Any
         os.kill(events(server, "begin")[-1]["pid"], signal.SIGKILL)
         reader.join(PATIENCE)
         assert not reader.is_alive() and any("taken away" in line for line in seen)
-        assert server.answer("Who are you?", tokens=200) == alone[0]
+        assert server.answer("Who are you?", tokens=60) == alone[0]
         seen.clear()
         reader = threading.Thread(target=stream, args=(server, seen))
         reader.start()
