@@ -177,19 +177,6 @@ def test_damaged_adapter_is_reported_until_it_is_repaired(tiny_base, tiny_finger
         assert ids("one") == before["one"]  # without a restart
 
 
-def test_replaced_adapter_is_noticed_despite_old_times(tiny_base, tiny_fingerprint, tmp_path):
-    """`cp -p` and tar keep old times, and the size is the same."""
-    files = [tmp_path / name / WEIGHTS for name in ("one", "two")]
-    for seed, file in enumerate(files):
-        save_adapter(random_adapter(tiny_fingerprint, seed), file.parent)
-    store, about = AdapterStore(tmp_path), files[0].stat()
-    assert files[1].stat().st_size == about.st_size
-    for data in (files[0].read_bytes(), files[1].read_bytes()) * 2:
-        files[0].write_bytes(data)
-        os.utime(files[0], ns=(about.st_atime_ns, about.st_mtime_ns))
-        assert torch.equal(store.load("one", tiny_base).gates, load_adapter(tmp_path / "one").gates)
-
-
 def test_change_within_one_clock_tick_is_noticed(tiny_base, tiny_fingerprint, tmp_path):
     """File times have ticks of some milliseconds; a store that trusts them alone serves the old weights."""
     store = AdapterStore(tmp_path)

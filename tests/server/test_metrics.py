@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 import app
 from adapter.base.template import Message
-from adapter.errors import AdapterError, BadInput, LoadError
+from adapter.errors import BadInput, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
@@ -35,7 +35,7 @@ from adapter.serve.request import (
     SamplingParams,
 )
 from adapter.serve.store import AdapterStore
-from adapter.server import limits, metrics, openai_api, texts
+from adapter.server import metrics, openai_api, texts
 from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import ModelLoader
 from adapter.server.metrics import Metrics, routes
@@ -164,23 +164,6 @@ def test_an_answer_whose_reader_has_left_is_counted(server: Server, pace: Pace) 
     server.wait_for("base", "cancelled")
     assert server.endings() == {("base", "cancelled"): 1}
     assert server.figures()["generated_tokens_total", "base"] >= 1
-
-
-def test_limits_and_failures_are_counted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    me = Client(STRANGER)
-    for _ in range(limits.ANSWERS_PER_MINUTE):
-        server.ask(client=me, sampling=replace(GREEDY, max_new_tokens=1)).close()
-    with pytest.raises(limits.RateLimited):
-        server.ask(client=me)
-
-    def fails(*_: Any) -> None:
-        raise RuntimeError("no more")
-
-    monkeypatch.setattr(DecodeBatch, "step", fails)
-    with pytest.raises(AdapterError, match="RuntimeError"):
-        list(server.ask())
-    found = server.endings()
-    assert found["base", "refused"] == found["base", "error"] == 1
 
 
 def test_engine_figures(server: Server, pace: Pace) -> None:
