@@ -1,8 +1,11 @@
-"""What `make soak` would notice."""
+"""What `make soak` would notice; and a crowd without attackers, on a real `python app.py`."""
 
 from __future__ import annotations
 
+import sysconfig
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -10,8 +13,9 @@ import pytest
 
 from adapter.errors import LoadError
 from adapter.method.checkpoint import load_adapter
-from tests.app_process import ROOT
+from tests.app_process import ROOT, AppProcess
 from tests.soak import attacks
+from tests.soak.people import Answer, Connection, Question, questions
 from tests.soak.siege import GROWTH_FILES, GROWTH_MB, Figures, Report
 
 
@@ -50,3 +54,17 @@ def test_evil_adapters_are_finite(tmp_path: Path) -> None:
         except LoadError:
             refused.append(name)
     assert len(names) == 8 and set(refused) <= {"lying"}
+
+
+@pytest.mark.slow
+def test_concurrent_answers_equal_answers_alone(real_page: AppProcess) -> None:
+    picture = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
+    asked = questions(("pirate", "extract"), "see", picture, 24)[:14]  # through the page and /v1
+
+    def ask(question: Question) -> Answer:
+        with closing(Connection(real_page.url, "127.0.0.1", signed_in=False)) as visitor:
+            return visitor.ask(question)
+
+    alone = [ask(question) for question in asked]
+    with ThreadPoolExecutor(16) as crowd:
+        assert list(crowd.map(ask, asked)) == alone
