@@ -12,19 +12,16 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from adapter.errors import LoadError, first_line
 
 CACHE_VARIABLE = "LLAMA_ADAPTER_CACHE"
 _MANIFEST = "manifest.json"
-_STAGES = ("fetch", "verify", "convert", "save")
 
 
 def cache_dir() -> Path:
@@ -47,70 +44,18 @@ def cache_dir() -> Path:
     return root / "llama-adapter"
 
 
-class Progress:
-    """One bar over fetch, verify, convert and save; on a stderr that is no terminal, one line a stage."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._bar = tqdm(
-            desc=f"Preparing {name}",
-            total=float(len(_STAGES)),
-            disable=None,
-            file=sys.stderr,
-            bar_format="{desc} |{bar:20}| {percentage:3.0f}% {elapsed}{postfix}",
-        )
-        self._done = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
-
-    def __enter__(self) -> Progress:
-        self._ticker.start()
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._done.set()
-        self._ticker.join()
-        if kind is None:
-            self._show("ready", len(_STAGES))
-        self._bar.close()
-
-    def stage(self, stage: str) -> None:
-        """Begin one of the stages."""
-        self._show(stage, _STAGES.index(stage))
-        if self._bar.disable:
-            self.say(f"Preparing {self._name}: {stage}")
-
-    def advance(self, fraction: float) -> None:
-        """Say how much of the present stage is done, from 0 to 1."""
-        self._bar.n = int(self._bar.n) + min(fraction, 0.99)
-
-    def detail(self, text: str) -> None:
-        """Put a few words behind the bar."""
-        self._bar.set_postfix_str(text)
-
-    def say(self, line: str) -> None:
-        """Print one line above the bar."""
-        tqdm.write(line, file=sys.stderr)
-
-    def _show(self, what: str, position: int) -> None:
-        self._bar.n = position
-        self._bar.set_postfix_str("", refresh=False)
-        self._bar.set_description_str(f"Preparing {self._name}: {what}")
-
-    def _tick(self) -> None:
-        # Some stages are one long call: without this the bar's clock would stand still.
-        while not self._done.wait(0.2):
-            self._bar.refresh()
+# Fills its first argument with the files of a folder, and may use the second for temporary files.
+Fill = Callable[[Path, Path], None]
 
 
 def build_once(
     folder: Path,
-    fill: Callable[[Path, Path, Progress], None],
+    fill: Fill,
     made_from: str = "",
     required_bytes: int | None = None,
 ) -> Path:
     """Returns `folder`, which is built first if it is missing, incomplete, damaged or made from another source.
 
-    `fill(result, scratch, progress)` writes the files into `result` and may use `scratch` for temporary files.
     made_from: identifies the state of the source, and is compared with that of an earlier build; required_bytes:
     free disk space to check for. Of several processes one builds and the others wait. Raises LoadError if the disk
     cannot be written or is too small, and whatever `fill` raises.
@@ -120,10 +65,11 @@ def build_once(
         if is_built(folder, made_from):
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with Progress(folder.name) as progress, _lock(folder, progress):
+        with _lock(folder):
             # Another process may have built the folder while this one waited.
             if not is_built(folder, made_from):
-                _build(folder, fill, progress, made_from, required_bytes or 0)
+                _say(f"Preparing {folder.name}, once")
+                _build(folder, fill, made_from, required_bytes or 0)
     except OSError as error:
         raise LoadError(
             f"Cannot keep {folder.name} in the cache folder. Make it a folder that this user can write, with "
@@ -134,13 +80,13 @@ def build_once(
 
 
 @contextmanager
-def _lock(folder: Path, progress: Progress) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     # The system drops this lock when its owner dies, however it dies.
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress.say(f"Another process is preparing {folder.name}: waiting for it.")
+        _say(f"Another process is preparing {folder.name}: waiting for it.")
         lock.acquire()
     try:
         yield
@@ -148,13 +94,11 @@ def _lock(folder: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _build(
-    folder: Path,
-    fill: Callable[[Path, Path, Progress], None],
-    progress: Progress,
-    made_from: str,
-    required_bytes: int,
-) -> None:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _build(folder: Path, fill: Fill, made_from: str, required_bytes: int) -> None:
     """Builds under the lock: every temporary folder here was left by a process that has ended."""
     for stale in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -169,7 +113,7 @@ def _build(
     result = scratch / "result"
     try:
         result.mkdir()
-        fill(result, scratch, progress)
+        fill(result, scratch)
         files = {path.name: _sample(path) for path in sorted(result.iterdir())}
         manifest = result / _MANIFEST
         known = {"made_from": made_from, "files": files} if made_from else {"files": files}

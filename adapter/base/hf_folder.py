@@ -12,9 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 from transformers import GenerationConfig, LlamaForCausalLM
-
-from adapter.base.disk_cache import Progress
 
 # Bytes of an output file. A conversion holds about one of them in memory.
 SHARD_BYTES = 2 * 10**9
@@ -84,6 +83,18 @@ def meta_to_hf_rotary(values: Tensor, heads: int) -> Tensor:
     return pairs.transpose(1, 2).flatten(0, 2)
 
 
+def llama3_rope(theta: float, factor: float) -> dict[str, Any]:
+    """The `rope_parameters` of Llama 3.1 and on."""
+    return {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+
 def write_configs(folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[int] = ()) -> None:
     """Everything but the weights, so that what is wrong with it shows before the long part.
 
@@ -97,26 +108,39 @@ def write_configs(folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[
     tokenizer.save_pretrained(folder)
 
 
+def write_converted(
+    folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[int], tensor: Callable[[str], Tensor]
+) -> None:
+    """Write a base whose `tensor(name)` has Hugging Face's names and Meta's order of rows."""
+    write_configs(folder, config, tokenizer, stop_ids)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+
+    def in_our_order(name: str) -> Tensor:
+        count = next((count for part, count in heads.items() if part in name), None)
+        return tensor(name) if count is None else meta_to_hf_rotary(tensor(name), count)
+
+    write_weights(folder, tensor_shapes(config), config.dtype, in_our_order)
+
+
 def write_weights(
     folder: Path,
     shapes: Mapping[str, Sequence[int]],
     dtype: torch.dtype,
     tensor: Callable[[str], Tensor],
-    progress: Progress,
-    shard_bytes: int | None = None,
 ) -> None:
     """Write `tensor(name)` for each name of `shapes`, in that order, as safetensors in one or several files."""
-    files = _files(shapes, dtype.itemsize, shard_bytes or SHARD_BYTES)
+    files = _files(shapes, dtype.itemsize, SHARD_BYTES)
     where: dict[str, str] = {}
+    bar = tqdm(desc="Converting weights", total=len(shapes), disable=None)
     for number, names in enumerate(files, 1):
         file = _WHOLE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
         part: dict[str, Tensor] = {}
         for name in names:
-            progress.advance(len(where) / len(shapes))
             part[name] = tensor(name).to(dtype).contiguous()
             where[name] = file
+            bar.update()
         save_file(part, folder / file, metadata={"format": "pt"})
-    progress.stage("save")
+    bar.close()
     if len(files) > 1:
         index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": where}
         (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
 from adapter.errors import BadInput, first_line
+from adapter.lru import LRU
 
 MAX_BYTES = 20 * 2**20
 MAX_SIDE = 640  # pixels of what is returned; encoders look at 224 to 448
@@ -40,36 +39,10 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-T = TypeVar("T")
 
-
-class ByteLRU(Generic[T]):
-    """The most recently used values by key, within a number of bytes. Thread-safe."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._free = max_bytes
-        self._values: OrderedDict[bytes, tuple[T, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: bytes) -> T | None:
-        with self._lock:
-            if key not in self._values:
-                return None
-            self._values.move_to_end(key)
-            return self._values[key][0]
-
-    def put(self, key: bytes, value: T, size: int) -> None:
-        with self._lock:
-            if key in self._values:
-                return
-            self._values[key] = value, size
-            self._free -= size
-            while self._free < 0:
-                self._free += self._values.popitem(last=False)[1][1]
-
-
-_decoded: ByteLRU[Image.Image] = ByteLRU(_CACHE_BYTES)
-_refused: ByteLRU[str] = ByteLRU(2**20)  # why, of files that cannot be decoded: finding out may take as long
+# Pillow pads RGB to 4 bytes.
+_decoded: LRU[bytes, Image.Image] = LRU(_CACHE_BYTES, lambda image: 4 * image.width * image.height)
+_refused: LRU[bytes, str] = LRU(1000)  # why, of files that cannot be decoded: finding out may take as long
 # A file's hash chooses its thread: two files are decoded at a time, and no file twice. Threads of their own: the C
 # library keeps what a thread has freed, and 16 callers that decoded in theirs kept 1 GB.
 _decoders = tuple(ThreadPoolExecutor(1, f"decode-image-{number}") for number in range(2))
@@ -98,9 +71,9 @@ def _decode_once(key: bytes, data: bytes) -> Image.Image:
             image = _decode(data)
         except BadInput as error:
             if not isinstance(error.__context__, MemoryError):  # that may pass
-                _refused.put(key, str(error), 1000)
+                _refused.put(key, str(error))
             raise
-        _decoded.put(key, image, 4 * image.width * image.height)  # Pillow pads RGB to 4 bytes
+        _decoded.put(key, image)
     return image
 
 

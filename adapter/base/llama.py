@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import logging
 import math
@@ -135,17 +134,11 @@ def load_base(
     """
     if quantization not in QUANTIZATIONS:
         raise LoadError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    _check_device(device)
+    device = _usable_device(device)
     dtype = dtype or memory.half_precision(device)
     foreign = resolve.find_foreign(name_or_path)
     config, label = base_config(name_or_path, foreign), base_label(name_or_path)
-    chosen, why = quantization, "as asked"
-    if quantization == "auto":
-        chosen, why = memory.choose_quantization(config, device, dtype)
-        if chosen == "packed" and (problem := compile_problem()):
-            chosen, why = "none", f"packed products cannot be compiled here ({problem})"
+    chosen, why = _chosen_quantization(quantization, config, device, dtype)
     log.info("Loading %s on %s as %s: %s", label, device, dtype if chosen == "none" else chosen, why)
     memory.require(label, config, chosen, device, dtype)
     source = _source(name_or_path, foreign)
@@ -155,10 +148,33 @@ def load_base(
     if model is None:
         model = _load_by_transformers(source, name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
-    fingerprint = _fingerprint(model, tokenizer, name_or_path)
+    fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
     if chosen == "packed":
         chosen = quantize_linears(model)  # what was not packed on the way: a head that is tied to the embedding
     return Base(model, tokenizer, fingerprint, chosen, _memory(model))
+
+
+def _usable_device(device: str) -> str:
+    """The device that is meant. Raises LoadError if it is not here or cannot compute."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
+    try:
+        torch.zeros(1, device=device).item()  # fails on "meta", which cannot compute
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise LoadError(f"There is no device '{device}' here. Use 'cpu', 'cuda', 'cuda:1' or 'auto'.") from error
+    return device
+
+
+def _chosen_quantization(asked: str, config: LlamaConfig, device: str, dtype: torch.dtype) -> tuple[str, str]:
+    """The quantisation to load in, never "auto", and why."""
+    if asked != "auto":
+        return asked, "as asked"
+    chosen, why = memory.choose_quantization(config, device, dtype)
+    if chosen == "packed" and (problem := compile_problem()):
+        return "none", f"packed products cannot be compiled here ({problem})"
+    return chosen, why
 
 
 def _load_packed(source: str, name: str, config: LlamaConfig, dtype: torch.dtype) -> AdaptedLlama | None:
@@ -234,15 +250,6 @@ def _set_weight(model: nn.Module, name: str, weight: Tensor, dtype: torch.dtype)
         setattr(module, kind, nn.Parameter(weight.to(dtype)))
 
 
-def _check_device(device: str) -> None:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
-    try:
-        torch.zeros(1, device=device).item()  # fails on "meta", which cannot compute
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise LoadError(f"There is no device '{device}' here. Use 'cpu', 'cuda', 'cuda:1' or 'auto'.") from error
-
-
 def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
     """The tokenizer of a base alone. Raises LoadError."""
     return _load(AutoTokenizer, _source(name_or_path), name_or_path)
@@ -264,12 +271,8 @@ def base_fingerprint(name_or_path: str = embedded.BASE) -> BaseFingerprint:
     """
     source = _source(name_or_path)
     config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
-    with torch.device("meta"):
-        model = AdaptedLlama(config)
     norm = _stored(source, "model.norm.weight")
-    model.model.norm.weight = torch.nn.Parameter(torch.zeros(config.hidden_size) if norm is None else norm)
-    found = _fingerprint(model, load_tokenizer(name_or_path), name_or_path)
-    return found if norm is not None else dataclasses.replace(found, weights="")
+    return _fingerprint(config, load_tokenizer(name_or_path), norm, name_or_path)
 
 
 def base_weight(name_or_path: str, tensor: str) -> Tensor:
@@ -380,11 +383,11 @@ def _memory(model: torch.nn.Module) -> int:
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
-def _fingerprint(model: AdaptedLlama, tokenizer: Any, name: str) -> BaseFingerprint:
-    config = model.config
+def _fingerprint(config: LlamaConfig, tokenizer: Any, norm: Tensor | None, name: str) -> BaseFingerprint:
+    """norm: the weight of the model's last norm, None if it is not known."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     # Norm weights are never quantised, so their hash is the same in every precision.
-    weights = model.model.norm.weight.detach().float().cpu().to(torch.bfloat16)
+    weights = b"" if norm is None else norm.float().cpu().to(torch.bfloat16).view(torch.int16).numpy().tobytes()
     return BaseFingerprint(
         name=base_label(name),
         hidden_size=config.hidden_size,
@@ -394,5 +397,5 @@ def _fingerprint(model: AdaptedLlama, tokenizer: Any, name: str) -> BaseFingerpr
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
         tokenizer=hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16],
-        weights=hashlib.sha256(weights.view(torch.int16).numpy().tobytes()).hexdigest()[:16],
+        weights=hashlib.sha256(weights).hexdigest()[:16] if weights else "",
     )

@@ -31,7 +31,6 @@ class MemoryNeed:
     cache: bytes of the KV cache of one conversation, beside it.
     """
 
-    kind: str
     bytes: int
     mapped: int
     cache: int = 0
@@ -74,10 +73,10 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     cache = _conversation(config) * kv_bytes_per_token(config, dtype)
     return {
         # nf4 has an fp32 scale for each block of 64 weights.
-        "nf4": MemoryNeed("nf4", linear_count // 2 + linear_count // 16 + plain, stored, cache),
-        "int8": MemoryNeed("int8", linear_count + 4 * rows + plain, stored, cache),
-        "packed": MemoryNeed("packed", packed + plain - untied_head, 0, cache),
-        "bf16": MemoryNeed("bf16", whole, whole if stored else 0, cache),
+        "nf4": MemoryNeed(linear_count // 2 + linear_count // 16 + plain, stored, cache),
+        "int8": MemoryNeed(linear_count + 4 * rows + plain, stored, cache),
+        "packed": MemoryNeed(packed + plain - untied_head, 0, cache),
+        "bf16": MemoryNeed(whole, whole if stored else 0, cache),
     }
 
 

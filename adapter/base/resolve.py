@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.base import embedded
-from adapter.base.disk_cache import Progress, build_once, cache_dir, is_built
+from adapter.base.disk_cache import build_once, cache_dir, is_built
 from adapter.base.foreign.gguf_file import GgufBase, open_gguf
 from adapter.base.foreign.meta_checkpoint import MetaBase, is_meta, meta_files, open_meta
 from adapter.base.hf_folder import tensor_shapes, total_bytes
@@ -60,9 +60,8 @@ class ForeignBase:
         opened = self.opened
         weights = total_bytes(tensor_shapes(opened.config), opened.config.dtype)
 
-        def fill(result: Path, _: Path, progress: Progress) -> None:
-            progress.stage("convert")
-            opened.convert(result, progress)
+        def fill(result: Path, _: Path) -> None:
+            opened.convert(result)
             (result / "SOURCE.md").write_text(
                 f"Converted from {self.path.resolve()} ({self.format}).\n"
                 "This folder may be deleted: it is built again when it is needed.\n",

@@ -30,13 +30,17 @@ _LINEARS = {
     "attention.wq": "q", "attention.wk": "k", "attention.wv": "v", "attention.wo": "o",
     "feed_forward.w1": "gate", "feed_forward.w2": "down", "feed_forward.w3": "up",
 }  # fmt: skip
-_LORA = re.compile(r"layers\.(\d{1,4})\.(attention|feed_forward)\.lora_(w\w)_l([12])\.weight")
-_BIAS = re.compile(r"layers\.(\d{1,4})\.(attention\.w\w|feed_forward\.w\d)\.bias")
-_GATE = re.compile(r"layers\.(\d{1,4})\.attention\.(gate|new_gate)")
-_NORM = re.compile(r"layers\.(\d{1,4})\.(attention_norm|ffn_norm)\.weight|(norm)\.weight")
-_VISUAL = re.compile(
-    r"(visual_query|clip_proj|clip_proj_norm|visual_blocks\.\d+\.\S+|visual_proj|visual_proj_norm)\b.*"
-)
+# What a file's tensors are, apart from the prompts.
+_KINDS = {
+    "gate": re.compile(r"layers\.(\d{1,4})\.attention\.(gate|new_gate)"),
+    "lora": re.compile(r"layers\.(\d{1,4})\.(attention|feed_forward)\.lora_(w\w)_l([12])\.weight"),
+    "bias": re.compile(r"layers\.(\d{1,4})\.(attention\.w\w|feed_forward\.w\d)\.bias"),
+    "norm": re.compile(r"layers\.(\d{1,4})\.(attention_norm|ffn_norm)\.weight|(norm)\.weight"),
+    "visual": re.compile(
+        r"(visual_query|clip_proj|clip_proj_norm|visual_blocks\.\d+\.\S+|visual_proj|visual_proj_norm)\b.*"
+    ),
+}
+_Found = dict[str, list[tuple[re.Match[str], Tensor]]]  # by kind
 _VISUAL_HEADS = 16  # of the visual blocks; their shapes do not tell it
 _HF_NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 
@@ -60,29 +64,27 @@ class OfficialV2:
         norm_of: returns a norm's weight in the base by its name in Hugging Face's model; a trained norm is stored
         as its ratio to it. heads: of the visual blocks. Raises LoadError that says what does not fit.
         """
-        by_kind = self._by_kind()
-        prompts, gates = self._prompts(base, by_kind["gate"])
-        length = prompts.shape[1]
-        projection = {f"projection.{name}": tensor for name, tensor in by_kind["visual"].items()}
-        state = {"prompts": prompts, "gates": gates, **projection}
-        tuning = self._tuning_config(by_kind, intermediate_size)
+        found = self._by_kind()
+        visual = {match.string: tensor for match, tensor in found["visual"]}
+        prompts, gates = self._prompts(base, found)
+        tuning = self._tuning_config(found, intermediate_size)
         config = AdapterConfig(
             base=base,
-            prompt_length=length,
+            prompt_length=prompts.shape[1],
             insertion_layers=len(prompts),
             gate_activation="identity",  # tanh(gate) * new_gate, as it multiplies
             template="alpaca",
             description="Converted from official LLaMA-Adapter V2.",
-            vision=self._vision(by_kind["visual"], heads),
+            vision=self._vision(visual, heads),
             tuning=tuning,
         )
         with torch.device("meta"):
             adapter = Adapter(config)
         expected = {name: tuple(t.shape) for name, t in adapter.state_dict().items()}
-        zeros = {name: torch.zeros(shape) for name, shape in expected.items() if name.startswith("tuning.")}
-        state = {**zeros, **state}
-        if tuning is not None:
-            self._fill_tuning(state, by_kind, base, norm_of)
+        state = {name: torch.zeros(shape) for name, shape in expected.items() if name.startswith("tuning.")}
+        state |= {"prompts": prompts, "gates": gates}
+        state |= {f"projection.{name}": tensor for name, tensor in visual.items()}
+        self._fill_tuning(state, found, base, norm_of)
         for name, tensor in state.items():
             if name not in expected or tuple(tensor.shape) != expected[name]:
                 expectation = expected.get(name, "nothing of that name")
@@ -92,20 +94,21 @@ class OfficialV2:
         adapter.load_state_dict(state, assign=True)
         return adapter.requires_grad_(False).eval()
 
-    def _by_kind(self) -> dict[str, dict[str, Tensor]]:
-        kinds: dict[str, dict[str, Tensor]] = {k: {} for k in ("gate", "lora", "bias", "norm", "visual")}
-        patterns = {"gate": _GATE, "lora": _LORA, "bias": _BIAS, "norm": _NORM, "visual": _VISUAL}
+    def _by_kind(self) -> _Found:
+        found: _Found = {kind: [] for kind in _KINDS}
         for name, tensor in self.tensors.items():
-            kind = next((k for k, pattern in patterns.items() if pattern.fullmatch(name)), None)
-            if kind is not None:
-                kinds[kind][name] = to_float32(self.path, name, tensor)
+            matches = ((kind, pattern.fullmatch(name)) for kind, pattern in _KINDS.items())
+            kind, match = next(((kind, match) for kind, match in matches if match), ("", None))
+            if match is not None:
+                found[kind].append((match, to_float32(self.path, name, tensor)))
             elif name != PROMPTS:
                 raise broken(self.path, f"{sanitize(name)} is no part of a V2 adapter")
-        return kinds
+        return found
 
-    def _prompts(self, base: BaseFingerprint, gates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _prompts(self, base: BaseFingerprint, found: _Found) -> tuple[Tensor, Tensor]:
         """[L, K, hidden_size] and [L, H]."""
-        layers = sorted(int(m.group(1)) for name in gates if (m := _GATE.fullmatch(name)) and m.group(2) == "gate")
+        gates = {(match[2], int(match[1])): tensor for match, tensor in found["gate"]}
+        layers = sorted(layer for kind, layer in gates if kind == "gate")
         total, rows = base.num_hidden_layers, self.tensors[PROMPTS]
         if not layers or layers != list(range(layers[0], total)):
             raise LoadError(
@@ -126,8 +129,8 @@ class OfficialV2:
             raise broken(self.path, f"its {len(rows)} prompts cannot be shared out among {len(layers)} layers{of}")
         active = []
         for layer in layers[len(layers) - count :]:
-            gate = gates[f"layers.{layer}.attention.gate"].flatten().tanh()
-            if (new := gates.get(f"layers.{layer}.attention.new_gate")) is not None:
+            gate = gates["gate", layer].flatten().tanh()
+            if (new := gates.get(("new_gate", layer))) is not None:
                 gate = gate * new.flatten()
             active.append(gate.expand(base.num_attention_heads))
         prompts = to_float32(self.path, PROMPTS, rows).view(count, -1, base.hidden_size)
@@ -149,27 +152,17 @@ class OfficialV2:
             heads=heads,
         )
 
-    def _tuning_config(
-        self, by_kind: Mapping[str, Mapping[str, Tensor]], intermediate_size: int
-    ) -> TuningConfig | None:
-        ranks = {t.shape[0] for name, t in by_kind["lora"].items() if name.endswith("_l1.weight")}
+    def _tuning_config(self, found: _Found, intermediate_size: int) -> TuningConfig | None:
+        ranks = {tensor.shape[0] for match, tensor in found["lora"] if match[4] == "1"}
         if len(ranks) > 1:
             raise broken(self.path, f"it has LoRA of several ranks: {sorted(ranks)}")
-        if not (by_kind["norm"] or by_kind["bias"] or ranks):
+        if not (found["norm"] or found["bias"] or ranks):
             return None
-        return TuningConfig(
-            intermediate_size,
-            norms=bool(by_kind["norm"]),
-            bias=bool(by_kind["bias"]),
-            lora_rank=max(ranks, default=0),
-        )
+        norms, bias = bool(found["norm"]), bool(found["bias"])
+        return TuningConfig(intermediate_size, norms=norms, bias=bias, lora_rank=max(ranks, default=0))
 
     def _fill_tuning(
-        self,
-        state: dict[str, Tensor],
-        by_kind: Mapping[str, Mapping[str, Tensor]],
-        base: BaseFingerprint,
-        norm_of: Callable[[str], Tensor],
+        self, state: dict[str, Tensor], found: _Found, base: BaseFingerprint, norm_of: Callable[[str], Tensor]
     ) -> None:
         """Write biases, LoRA and norms into `state`, which has zeros for what the file does not change."""
 
@@ -183,27 +176,16 @@ class OfficialV2:
                 value = meta_to_hf_rotary(value, base.num_key_value_heads)
             state[name][layer] = value
 
-        for name, value in by_kind["bias"].items():
-            match = _BIAS.fullmatch(name)
-            assert match
-            linear = _linear(self.path, match.group(2))
-            put(f"tuning.bias.{linear}", int(match.group(1)), value)
-        for name, value in by_kind["lora"].items():
-            match = _LORA.fullmatch(name)
-            assert match
-            linear = _linear(self.path, f"{match.group(2)}.{match.group(3)}")
-            side = "down" if match.group(4) == "1" else "up"
-            put(f"tuning.{side}.{linear}", int(match.group(1)), value)
-        for name, value in by_kind["norm"].items():
-            match = _NORM.fullmatch(name)
-            assert match
-            total = base.num_hidden_layers
-            if match.group(3):
-                row, theirs = 2 * total, "model.norm.weight"
-            else:
-                layer, kind = int(match.group(1)), match.group(2)
-                row = 2 * layer + list(_HF_NORMS).index(kind)
-                theirs = f"model.layers.{layer}.{_HF_NORMS[kind]}.weight"
+        for match, value in found["bias"]:
+            put(f"tuning.bias.{_linear(self.path, match[2])}", int(match[1]), value)
+        for match, value in found["lora"]:
+            side = "down" if match[4] == "1" else "up"
+            put(f"tuning.{side}.{_linear(self.path, f'{match[2]}.{match[3]}')}", int(match[1]), value)
+        for match, value in found["norm"]:
+            row, theirs = 2 * base.num_hidden_layers, "model.norm.weight"
+            if not match[3]:
+                row = 2 * int(match[1]) + list(_HF_NORMS).index(match[2])
+                theirs = f"model.layers.{int(match[1])}.{_HF_NORMS[match[2]]}.weight"
             own = norm_of(theirs).float()
             if (own == 0).any():
                 raise LoadError(f"The base's {theirs} has zeros, and a V2 norm is kept as its ratio to it.")

@@ -146,7 +146,7 @@ class VisionConfig:
 
     `projection` is `global` (multi-scale global features -> MLP -> one vector added to every prompt of all
     insertion layers, equations 9 and 10 of arXiv 2303.16199), `label` (the encoder's class posterior
-    spelled in the base's own token embeddings, and an MLP beside it: see `method.label_projection`) or `queries`
+    spelled in the base's own hidden states, and an MLP beside it: see `method.label_projection`) or `queries`
     (as many learned visual queries as there are prompts look at all of the encoder's tokens: arXiv 2304.15010,
     whose release has width 768, 8 blocks and 16 heads).
     """
@@ -159,10 +159,10 @@ class VisionConfig:
     num_classes: int = 0  # of the encoder and further concepts, that have names; `label` only
     num_kinds: int = 0  # common words over groups of names; `label` only
     name_length: int = 0  # tokens a name may take; `label` only
-    name_states: bool = False  # names as the base's hidden states, layer by layer, not as embeddings; `label` only
+    name_states: bool = False  # names as the base's hidden states, layer by layer; always, in a `label` projection
     num_facts: Natural = 0  # questions that linear heads on the features answer by a word; `label` only
     fact_size: int = 0  # words that a head chooses from, at most
-    certainty: bool = False  # a word says how sure the names are; `label` only
+    certainty: bool = False  # a word says how sure the names are; always, in a `label` projection
     token_size: int = 0  # width of the encoder's tokens; `queries` only, like the rest
     projected: bool = False  # tokens have passed the encoder's own head, as CLIP's do in V2
     width: int = 192  # in which queries and tokens meet
@@ -183,7 +183,14 @@ class VisionConfig:
         if self.projection == "label":
             _at_least(2, num_classes=self.num_classes)  # a picture gets the likeliest name and the next
             _at_least(1, num_kinds=self.num_kinds, name_length=self.name_length)
-            _at_least(1 if self.num_facts else 0, fact_size=self.fact_size)
+            _at_least(1, num_facts=self.num_facts, fact_size=self.fact_size)
+            if not (self.name_states and self.certainty):
+                raise InvalidConfig("name_states and certainty must be true for a label projection")
+
+    @property
+    def spelled_length(self) -> int:
+        """Prompts that a `label` projection spells: two names, a kind, the facts and how sure the names are."""
+        return 2 * self.name_length + KIND_LENGTH + self.num_facts + 1
 
     @property
     def encoding(self) -> dict[str, Any]:
@@ -236,7 +243,7 @@ class AdapterConfig:
                 f"tuning.layers must be at most the base's {self.base.num_hidden_layers}, got {self.tuning.layers}"
             )
         if self.vision is not None and self.vision.projection == "label":
-            taken = 2 * self.vision.name_length + KIND_LENGTH + self.vision.num_facts + self.vision.certainty
+            taken = self.vision.spelled_length
             if self.prompt_length <= taken:
                 raise InvalidConfig(
                     f"prompt_length must be more than {taken} for a label projection with names of "

@@ -1,7 +1,7 @@
 """A projection of this project's own, which is not the paper's.
 
-The names that an encoder's classifier gives a picture are spelled in the base's token embeddings or hidden states,
-where equation 9 has one learned vector for all prompts.
+The names that an encoder's classifier gives a picture are spelled in the base's hidden states, where equation 9
+has one learned vector for all prompts.
 """
 
 from __future__ import annotations
@@ -28,26 +28,24 @@ class LabelProjection(nn.Module):
     """The names that the encoder's classifier gives the picture, in the base's own terms. Not in the paper.
 
     The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest
-    kind of thing (KIND_LENGTH tokens), a word for each fact, with `certainty` one for how sure that is, and
-    free ones. A kind's probability is the sum over its names, so that "dog" can be certain where the breed is
+    kind of thing (KIND_LENGTH tokens), a word for each fact, one for how sure the names are, and free ones. A
+    kind's probability is the sum over its names, so that "dog" can be certain where the breed is
     not. An MLP of all features and of the encoder's confidences fills the free prompts with what names do not
     cover.
 
-    With `name_states` a token's prompt is, in each insertion layer, the hidden state that the frozen base has
-    there when it reads `lead` and the name: the layers copy a name then as they copy words of a text. Without,
-    it is the frozen embedding, one for all layers, plus a trained map of the token before it, which tells after
-    which token it follows (the key of an induction head). Both at unit RMS, scaled by how likely the name is.
+    A token's prompt is, in each insertion layer, the hidden state that the frozen base has there when it reads
+    `lead` and the name: the layers copy a name then as they copy words of a text. It has unit RMS, scaled by how
+    likely the name is.
 
     The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head
     on the features tells apart. Names, kinds, facts and heads are data, set before training and saved with the
     adapter: name_of: [num_classes] row of `names`, for classes may share one; names: [num_classes, name_length]
     and kinds: [num_kinds, KIND_LENGTH] token ids, -1 behind the end; kind_of: [num_classes] each name's kind or
     -1; concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head;
-    gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others (with
-    `name_states`); facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size,
-    feature_size] tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end; certainty_words: [3] token ids,
-    for a name at least as probable as the first of certainty_bounds [2], for a kind as probable as the second,
-    and for neither.
+    gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others;
+    facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size, feature_size]
+    tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end; certainty_words: [3] token ids, for a name at
+    least as probable as the first of certainty_bounds [2], for a kind as probable as the second, and for neither.
     """
 
     name_of: Tensor
@@ -69,9 +67,7 @@ class LabelProjection(nn.Module):
     def __init__(self, vision: VisionConfig, hidden_size: int, prompt_length: int) -> None:
         super().__init__()
         classes, length = vision.num_classes, vision.name_length
-        self.states, self.num_facts, self.certainty = vision.name_states, vision.num_facts, vision.certainty
-        spelled = 2 * length + KIND_LENGTH + vision.num_facts + vision.certainty
-        self.free = prompt_length - spelled  # at least 1: AdapterConfig
+        self.free = prompt_length - vision.spelled_length  # at least 1: AdapterConfig
         # Half-size types, which are saved as they are: a posterior needs no more than fp16.
         half, size = partial(torch.zeros, dtype=torch.float16), vision.feature_size
         self._register_words("name_of", classes).copy_(torch.arange(classes))
@@ -81,24 +77,18 @@ class LabelProjection(nn.Module):
         self.register_buffer("concept_basis", half(CONCEPT_RANK, size))
         self.register_buffer("concept_weight", half(classes, CONCEPT_RANK))
         self.register_buffer("concept_bias", half(classes))
-        if self.num_facts:
-            self._register_words("facts", vision.num_facts, vision.fact_size)
-            self.register_buffer("fact_weight", half(vision.num_facts, vision.fact_size, size))
-            self.register_buffer("fact_bias", half(vision.num_facts, vision.fact_size))
-        if self.certainty:
-            self._register_words("certainty_words", 3)
-            self.register_buffer("certainty_bounds", torch.zeros(2))
+        self._register_words("facts", vision.num_facts, vision.fact_size)
+        self.register_buffer("fact_weight", half(vision.num_facts, vision.fact_size, size))
+        self.register_buffer("fact_bias", half(vision.num_facts, vision.fact_size))
+        self._register_words("lead", LEAD_LENGTH)
+        self.register_buffer("gate_weight", half(size))
+        self.register_buffer("gate_bias", half(1))
+        self._register_words("certainty_words", 3)
+        self.register_buffer("certainty_bounds", torch.zeros(2))
         self.norm = nn.LayerNorm(vision.feature_size)
         inputs = vision.feature_size + hidden_size + _CONFIDENCES
         self.mlp = zero_mlp(inputs, vision.hidden, self.free * hidden_size)
         self.end = nn.Parameter(torch.zeros(hidden_size))
-        if self.states:
-            self._register_words("lead", LEAD_LENGTH)
-            self.register_buffer("gate_weight", half(size))
-            self.register_buffer("gate_bias", half(1))
-        else:
-            self.before = nn.Linear(hidden_size, hidden_size, bias=False)
-            nn.init.zeros_(self.before.weight)
 
     def _register_words(self, name: str, *shape: int) -> Tensor:
         """Indices, -1 for none."""
@@ -111,9 +101,7 @@ class LabelProjection(nn.Module):
         On CUDA such an index would end the process's use of the device, and with it everybody's answers.
         """
         bounds = {"name_of": (0, len(self.names)), "kind_of": (-1, len(self.kinds))}
-        optional = {"facts": self.num_facts, "lead": self.states, "certainty_words": self.certainty}
-        tokens = ("names", "kinds", *(name for name, is_there in optional.items() if is_there))
-        bounds |= dict.fromkeys(tokens, (-1, vocab_size))
+        bounds |= dict.fromkeys(("names", "kinds", "facts", "lead", "certainty_words"), (-1, vocab_size))
         for name, (low, end) in bounds.items():
             table = self.get_buffer(name)
             if int(table.min()) < low or int(table.max()) >= end:
@@ -133,9 +121,8 @@ class LabelProjection(nn.Module):
             )
         codes = F.linear(features.levels.float(), self.concept_basis.float())
         concepts = F.linear(codes, self.concept_weight.float(), self.concept_bias.float())
-        if self.states:
-            is_concept = self.concept_bias != 0
-            concepts = concepts + F.logsigmoid(self.gate(features.levels))[:, None] * is_concept
+        is_concept = self.concept_bias != 0
+        concepts = concepts + F.logsigmoid(self.gate(features.levels))[:, None] * is_concept
         # The classifier's own classes have no row in the head: it only adds zero.
         joint = F.pad(logits.float(), (0, classes - logits.shape[1])) + concepts
         return joint.new_zeros(joint.shape).index_add(1, self.name_of, joint.softmax(1))
@@ -171,12 +158,10 @@ class LabelProjection(nn.Module):
             mixture = posterior @ initials
             ones = torch.ones_like(mass)
             words = [(self.names[chosen[:, 0]], ones), (self.names[chosen[:, 1]], ratio), (self.kinds[kind], mass)]
-            if self.num_facts:
-                words += [(word[:, None], ones) for word in self.fact_words(features).unbind(1)]
-            if self.certainty:
-                is_name, is_kind = top[:, 0] >= self.certainty_bounds[0], mass >= self.certainty_bounds[1]
-                level = torch.where(is_name, 0, torch.where(is_kind, 1, 2))
-                words.append((self.certainty_words[level][:, None], ones))
+            words += [(word[:, None], ones) for word in self.fact_words(features).unbind(1)]
+            is_name, is_kind = top[:, 0] >= self.certainty_bounds[0], mass >= self.certainty_bounds[1]
+            level = torch.where(is_name, 0, torch.where(is_kind, 1, 2))
+            words.append((self.certainty_words[level][:, None], ones))
         spelled = [
             prompts * weight[:, None, None, None]
             for prompts, (_, weight) in zip(self._spell([w for w, _ in words], model, layers), words, strict=True)
@@ -186,21 +171,16 @@ class LabelProjection(nn.Module):
         return torch.cat([*spelled, free], dim=2)
 
     def _spell(self, words: list[Tensor], model: LlamaForCausalLM, layers: Sequence[int]) -> list[Tensor]:
-        """The prompts of names, each [B, J] token ids, padded with -1: each -> [B, L or 1, J, hidden_size]."""
+        """The prompts of names, each [B, J] token ids, padded with -1: each -> [B, L, J, hidden_size]."""
         sizes = [tokens.shape[1] for tokens in words]
         tokens = torch.cat([F.pad(w, (0, max(sizes) - w.shape[1]), value=-1) for w in words])  # [W * B, J]
         tokens, which = tokens.unique(dim=0, return_inverse=True)
         is_token = (tokens >= 0).unsqueeze(2)
         ends_here = ~is_token & F.pad(is_token, (0, 0, 1, 0))[:, :-1]
         end = (self.end * ends_here).unsqueeze(1)
-        if self.states:
-            with torch.no_grad():
-                own = self._states(tokens, model, layers) * is_token.unsqueeze(1)
-            spelled = own + end
-        else:
-            own = _unit_rms(model.get_input_embeddings().weight[tokens.clamp(min=0)]) * is_token
-            spelled = (own + self.before(F.pad(own, (0, 0, 1, 0))[:, :-1])).unsqueeze(1) + end
-        parts = spelled[which].chunk(len(words))
+        with torch.no_grad():
+            own = self._states(tokens, model, layers) * is_token.unsqueeze(1)
+        parts = (own + end)[which].chunk(len(words))
         return [part[:, :, :size] for part, size in zip(parts, sizes, strict=True)]
 
     def _states(self, tokens: Tensor, model: LlamaForCausalLM, layers: Sequence[int]) -> Tensor:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter.base.image_file import MAX_BYTES as FILE_BYTES
-from adapter.base.image_file import ByteLRU, open_image, without_metadata
+from adapter.base.image_file import open_image, without_metadata
 from adapter.errors import BadInput
 from adapter.files import atomic_write
+from adapter.lru import LRU
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ MAX_BYTES = 200_000  # of the small form
 _MAX_PNG_BYTES = 60_000  # a drawing stays lossless; a photograph becomes a JPEG
 _JPEG_QUALITIES = (88, 75, 60, 40)
 # Small forms by the hash of a file. A small form stands for itself and is not stored again.
-_small: ByteLRU[bytes] = ByteLRU(32 * 2**20)
-_ITSELF, _ENTRY_BYTES = b"", 200
+_small: LRU[bytes, bytes] = LRU(32 * 2**20, lambda small: len(small) + 200)
+_ITSELF = b""
 
 
 class BadPicture(BadInput):
@@ -47,8 +48,8 @@ def shrink(data: bytes) -> bytes:
         image = _open(data)
         bare = without_metadata(data)
         small = bare if bare is not None and _is_small(bare, image) else _encode(image)
-        _small.put(hashlib.sha256(small).digest(), _ITSELF, _ENTRY_BYTES)
-        _small.put(key, small, len(small) + _ENTRY_BYTES)
+        _small.put(key, small)
+        _small.put(hashlib.sha256(small).digest(), _ITSELF)
     return data if small == _ITSELF else small
 
 

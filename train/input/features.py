@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adapter.base.image_file import ByteLRU, open_image, read_image
+from adapter.base.image_file import open_image, read_image
 from adapter.errors import BadInput
+from adapter.lru import LRU
 from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.formats.record import picture_source
@@ -39,7 +40,7 @@ class FeatureCache:
         store: FeatureStore | None = None,
     ) -> None:
         self._encoder, self._encoding, self._skipped, self._store = encoder, vision.encoding, skipped, store
-        self._memory: ByteLRU[VisualFeatures] = ByteLRU(_MEMORY_BYTES)
+        self._memory: LRU[bytes, VisualFeatures] = LRU(_MEMORY_BYTES, _bytes)
 
     @staticmethod
     def on_disk(
@@ -106,11 +107,11 @@ class FeatureCache:
             return features
         features = None if self._store is None else self._store.get(key.hex())
         if features is not None:
-            self._memory.put(key, features, _bytes(features))
+            self._memory.put(key, features)
         return features
 
     def _put(self, key: bytes, features: VisualFeatures) -> None:
-        self._memory.put(key, features, _bytes(features))
+        self._memory.put(key, features)
         if self._store is not None:
             self._store.put(key.hex(), features)
 

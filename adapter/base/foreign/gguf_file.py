@@ -14,27 +14,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from adapter.base.disk_cache import Progress
-from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_configs, write_weights
+from adapter.base.hf_folder import llama3_rope, tensor_shapes, write_converted
 from adapter.errors import LoadError, first_line
 
-# A layer's tensors: llama.cpp's names and Hugging Face's.
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 _ROPE_FACTORS = "rope_freqs.weight"
 _CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
 # A GGUF file only names its pre-tokenizer. These split digits one by one and then work like GPT-2's, which
@@ -55,11 +37,7 @@ class GgufBase:
     config: Any
     tensors: Mapping[str, Any]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.config.dtype
-
-    def convert(self, folder: Path, progress: Progress) -> None:
+    def convert(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` reads in half a second.
 
         transformers can read the GGUF itself, to the same weights, but takes 13 seconds for 135 million of them
@@ -67,18 +45,10 @@ class GgufBase:
         """
         eos, eot = (self.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
         stops = () if eos is None or eot in (None, eos) else (eos, eot)
-        write_configs(folder, self.config, _tokenizer(self.file, self.metadata, self.config), stops)
-        shapes = {name: _shape(tensor) for name, tensor in self.tensors.items()}
-        write_weights(folder, shapes, self.dtype, self.tensor, progress)
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor in Hugging Face's layout."""
-        values = _dequantized(self.tensors[name], self.file)
-        if "q_proj" in name:
-            return meta_to_hf_rotary(values, self.config.num_attention_heads)
-        if "k_proj" in name:
-            return meta_to_hf_rotary(values, self.config.num_key_value_heads)
-        return values
+        tokenizer = _tokenizer(self.file, self.metadata, self.config)
+        write_converted(
+            folder, self.config, tokenizer, stops, lambda name: _dequantized(self.tensors[name], self.file)
+        )
 
 
 def open_gguf(file: Path) -> GgufBase:
@@ -114,10 +84,7 @@ def open_gguf(file: Path) -> GgufBase:
         raise LoadError(
             f"'{file.name}' lacks a field in its header. {_REMEDY}", f"{file}: {error.args[0]}"
         ) from error
-    by_name.pop(_ROPE_FACTORS, None)
-    tensors = {_huggingface_name(name): tensor for name, tensor in by_name.items()}
-    _check(file, tensors, config)
-    return GgufBase(file, metadata, config, tensors)
+    return GgufBase(file, metadata, config, _named_by_us(file, by_name, config))
 
 
 def _config(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any]) -> Any:
@@ -174,14 +141,7 @@ def _rope(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any], h
 
 def _llama3_rope(file: Path, factors: Tensor, theta: float, head_dim: int) -> dict[str, Any]:
     """Llama 3.1's scaling. The file keeps its result alone: `factors`, [head_dim / 2], divide the frequencies."""
-    scaling = {
-        "rope_type": "llama3",
-        "rope_theta": theta,
-        "factor": round(factors.max().item(), 4),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
+    scaling = llama3_rope(theta, round(factors.max().item(), 4))
     config = LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=dict(scaling))
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
     plain = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
@@ -194,28 +154,23 @@ def _llama3_rope(file: Path, factors: Tensor, theta: float, head_dim: int) -> di
     return scaling
 
 
-def _huggingface_name(name: str) -> str:
-    if name in _TOP_NAMES:
-        return _TOP_NAMES[name]
-    parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
-    return name  # the check below names it
-
-
-def _check(file: Path, tensors: Mapping[str, Any], config: Any) -> None:
+def _named_by_us(file: Path, by_name: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """The tensors by Hugging Face's names. Raises LoadError if they are not those of a LLaMA of this config."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     expected = tensor_shapes(config)
-    missing, more = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    theirs = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) or name for name in expected}
+    missing = [name for name in sorted(expected) if theirs[name] not in by_name]
+    more = by_name.keys() - theirs.values() - {_ROPE_FACTORS}
     if missing or more:
-        what = f"lacks {min(missing)}" if missing else f"holds {min(more)}, which a LLaMA does not have"
+        what = f"lacks {missing[0]}" if missing else f"holds {min(more)}, which a LLaMA does not have"
         raise LoadError(f"'{file.name}' {what}. {_REMEDY}", str(file))
     for name, shape in expected.items():
-        if _shape(tensors[name]) != shape:
+        if (found := _shape(by_name[theirs[name]])) != shape:
             raise LoadError(
-                f"'{file.name}' holds {name} with shape {list(_shape(tensors[name]))}, "
-                f"its header means {list(shape)}. {_REMEDY}",
+                f"'{file.name}' holds {name} with shape {list(found)}, its header means {list(shape)}. {_REMEDY}",
                 str(file),
             )
+    return {name: by_name[theirs[name]] for name in expected}
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from adapter.base.disk_cache import Progress
 from adapter.base.foreign.meta_tokenizer import ends_of_answer, meta_tokenizer
-from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_configs, write_weights
+from adapter.base.hf_folder import llama3_rope, tensor_shapes, write_converted
 from adapter.errors import LoadError, first_line
 
 _NAMES = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
@@ -53,7 +52,7 @@ class MetaBase:
     split_dims: Mapping[str, int | None]
     tokenizer_file: Path
 
-    def convert(self, folder: Path, progress: Progress) -> None:
+    def convert(self, folder: Path) -> None:
         """Fill `folder`. Holds about one output file in memory: the shards stay on the disk."""
         config = self.config
         later = config.rope_parameters["rope_type"] == "llama3"
@@ -65,19 +64,13 @@ class MetaBase:
                 f"{self.folder}: {self.tokenizer_file}",
             )
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        write_configs(folder, config, tokenizer, ends_of_answer(tokenizer))
-        write_weights(folder, tensor_shapes(config), config.dtype, self.tensor, progress)
+        write_converted(folder, config, tokenizer, ends_of_answer(tokenizer), self._tensor)
 
-    def tensor(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Tensor:
         """One tensor under Hugging Face's name, put together from its shards."""
         theirs, split_dim = _meta_name(name), self.split_dims[name]
         parts = [shard[theirs] for shard in self.shards]
-        values = parts[0] if split_dim is None else torch.cat(parts, dim=split_dim)
-        if "q_proj" in name:
-            return meta_to_hf_rotary(values, self.config.num_attention_heads)
-        if "k_proj" in name:
-            return meta_to_hf_rotary(values, self.config.num_key_value_heads)
-        return values
+        return parts[0] if split_dim is None else torch.cat(parts, dim=split_dim)
 
 
 def is_meta(folder: Path) -> bool:
@@ -153,13 +146,7 @@ def _config(
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if params.get("use_scaled_rope"):
         # Meta's files do not name the factor. Llama 3.2's 1B and 3B have 32, all others 8.
-        rope |= {
-            "rope_type": "llama3",
-            "factor": float(params.get("rope_scaling_factor", 32.0 if dim <= 3072 else 8.0)),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
+        rope = llama3_rope(theta, float(params.get("rope_scaling_factor", 32.0 if dim <= 3072 else 8.0)))
     try:
         return LlamaConfig(
             architectures=["LlamaForCausalLM"],
