@@ -1,8 +1,4 @@
-"""Tiny random LLaMAs in other programs' formats, and what Meta's format means, in plain fp64.
-
-The reference is written from the published equations: neighbouring pairs rotate as complex numbers, and nothing is
-shared with the code under test.
-"""
+"""Tiny random LLaMAs in Meta's format, with both kinds of tokenizers, and their logits by the reference."""
 
 from __future__ import annotations
 
@@ -18,6 +14,8 @@ from typing import Any
 import sentencepiece
 import torch
 from torch import Tensor
+
+from tests.reference_llama import reference_logits, rotate_pairs
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "in", "house", "2024", "naïve", "café"]
 
@@ -138,33 +136,5 @@ class Meta:
 
     def logits(self, ids: Tensor, start: int = 0) -> Tensor:
         """[T] token ids at the positions start, start + 1, … -> [T, vocab], in fp64."""
-        w = {name: values.double() for name, values in self.tensors.items()}
-        heads, head_dim = self.params["n_heads"], self.params["dim"] // self.params["n_heads"]
-        angles = torch.outer(torch.arange(start, start + len(ids), dtype=torch.float64), self.frequencies())
-        turn = torch.polar(torch.ones_like(angles), angles)  # [T, head_dim / 2]
-        later = torch.ones(len(ids), len(ids)).triu(1).bool()
-
-        def norm(x: Tensor, weight: Tensor) -> Tensor:
-            return x / (x.pow(2).mean(-1, keepdim=True) + self.params["norm_eps"]).sqrt() * weight
-
-        def rotate(x: Tensor) -> Tensor:  # [T, heads, head_dim]
-            pairs = torch.complex(x[..., 0::2], x[..., 1::2]) * turn[:, None]
-            return torch.stack([pairs.real, pairs.imag], dim=-1).flatten(2)
-
-        h = w["tok_embeddings.weight"][ids]
-        for i in range(self.params["n_layers"]):
-            name = f"layers.{i}."
-            x = norm(h, w[name + "attention_norm.weight"])
-            q, k, v = (
-                (x @ w[f"{name}attention.{p}.weight"].T).view(len(ids), -1, head_dim) for p in ("wq", "wk", "wv")
-            )
-            q, k = rotate(q), rotate(k)
-            k, v = (t.repeat_interleave(heads // self.kv_heads, dim=1) for t in (k, v))
-            scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(head_dim)
-            weights = scores.masked_fill(later, -math.inf).softmax(-1)
-            h = h + torch.einsum("hqk,khd->qhd", weights, v).flatten(1) @ w[name + "attention.wo.weight"].T
-            x = norm(h, w[name + "ffn_norm.weight"])
-            gate, up = (x @ w[f"{name}feed_forward.{p}.weight"].T for p in ("w1", "w3"))
-            h = h + (gate * gate.sigmoid() * up) @ w[name + "feed_forward.w2.weight"].T
-        output = w.get("output.weight", w["tok_embeddings.weight"])
-        return norm(h, w["norm.weight"]) @ output.T
+        how = {"frequencies": self.frequencies(), "start": start, "eps": self.params["norm_eps"]}
+        return reference_logits(self.tensors, ids[None], {}, {}, rotate_pairs, **how)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from adapter.method.checkpoint import load_adapter
 
 IDS = torch.arange(24).reshape(2, 12) * 7 % 97
 HEADS, HEAD_DIM, LAYERS, HIDDEN = 4, 8, 4, 32
+FREQUENCIES = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2, dtype=torch.float64) / HEAD_DIM)
 # Meta's names of a layer's matrices and Hugging Face's.
 NAMES = {
     "attention.wq": "self_attn.q_proj",
@@ -74,37 +76,55 @@ def reference_logits(
     prompts: Mapping[int, Tensor],
     gates: Mapping[int, Tensor],
     rotate: Callable[[Tensor, Tensor], Tensor],
+    *,
+    biases: Mapping[str, Tensor] = MappingProxyType({}),
+    of_prompts: Mapping[str, Tensor] | None = None,
+    frequencies: Tensor = FREQUENCIES,
+    start: int = 0,
+    eps: float = 1e-6,
 ) -> Tensor:
-    """Logits [B, T, vocab_size] in fp64. prompts: [K, hidden_size], gates (activated): [H], both by layer."""
+    """Logits [B, T, vocab_size] in fp64, of ids at the positions `start`, start + 1, ...
+
+    prompts: [K, hidden_size] or [B, K, hidden_size], gates (activated): [H], both by layer. of_prompts: the
+    weights that project prompts, if others; biases: under the weights' names.
+    """
+    weights = {name: values.double() for name, values in weights.items()}
+    head_dim, layers = 2 * len(frequencies), sum(name.endswith("attention.wq.weight") for name in weights)
+    heads = weights["layers.0.attention.wq.weight"].shape[0] // head_dim
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.weight"]
+        return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weights[f"{name}.weight"]
 
-    def by_head(x: Tensor, weight: Tensor) -> Tensor:  # [B, T, hidden] -> [B, H, T, head_dim]
-        found = (x @ weight.T).unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
-        return found.repeat_interleave(HEADS // found.shape[1], dim=1)
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + biases.get(f"{name}.bias", 0)
+
+    def by_head(x: Tensor) -> Tensor:  # [B, T, ...] -> [B, H, T, head_dim]
+        found = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+        return found.repeat_interleave(heads // found.shape[1], dim=1)
 
     length = ids.shape[1]
-    frequencies = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2, dtype=torch.float64) / HEAD_DIM)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    angles = torch.outer(torch.arange(start, start + length, dtype=torch.float64), frequencies)
     future = torch.full((length, length), -math.inf, dtype=torch.float64).triu(1)
     hidden = weights["tok_embeddings.weight"][ids]
-    for i in range(LAYERS):
-        at = {name: weights[f"layers.{i}.{name}.weight"] for name in NAMES}
+    for i in range(layers):
+        attention, feed_forward = f"layers.{i}.attention", f"layers.{i}.feed_forward"
         x = norm(hidden, f"layers.{i}.attention_norm")
-        query = rotate(by_head(x, at["attention.wq"]), angles)
-        key = rotate(by_head(x, at["attention.wk"]), angles)
-        out = (query @ key.mT / math.sqrt(HEAD_DIM) + future).softmax(-1) @ by_head(x, at["attention.wv"])
+        query, key = (rotate(by_head(linear(x, f"{attention}.{name}")), angles) for name in ("wq", "wk"))
+        scores = query @ key.mT / math.sqrt(head_dim) + future
+        out = scores.softmax(-1) @ by_head(linear(x, f"{attention}.wv"))
         if i in prompts:
-            own = prompts[i].double()[None]  # no norm, no rotation
-            scores = query @ by_head(own, at["attention.wk"]).mT / math.sqrt(HEAD_DIM)
-            attended = scores.softmax(-1) @ by_head(own, at["attention.wv"])
+            own = prompts[i].double().view(-1, *prompts[i].shape[-2:])  # no norm, no rotation
+            key, value = (
+                by_head(own @ (of_prompts or weights)[f"{attention}.{name}.weight"].double().T)
+                for name in ("wk", "wv")
+            )
+            attended = (query @ key.mT / math.sqrt(head_dim)).softmax(-1) @ value
             out = out + gates[i].double().view(-1, 1, 1) * attended
-        hidden = hidden + out.transpose(1, 2).flatten(2) @ at["attention.wo"].T
+        hidden = hidden + linear(out.transpose(1, 2).flatten(2), f"{attention}.wo")
         x = norm(hidden, f"layers.{i}.ffn_norm")
-        inner = torch.nn.functional.silu(x @ at["feed_forward.w1"].T) * (x @ at["feed_forward.w3"].T)
-        hidden = hidden + inner @ at["feed_forward.w2"].T
-    return norm(hidden, "norm") @ weights["output.weight"].T
+        inner = torch.nn.functional.silu(linear(x, f"{feed_forward}.w1")) * linear(x, f"{feed_forward}.w3")
+        hidden = hidden + linear(inner, f"{feed_forward}.w2")
+    return linear(norm(hidden, "norm"), "output" if "output.weight" in weights else "tok_embeddings")
 
 
 def stepwise_logits(model, ids: Tensor, prefill: int = 7, **kwargs) -> Tensor:

@@ -16,7 +16,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from adapter.base.disk_cache import Progress
 from adapter.base.hf_folder import tensor_shapes, write_configs, write_weights
 from adapter.base.llama import AdaptedLlama
 from adapter.method.adapter import Adapter
@@ -30,19 +29,20 @@ TINY = {
     "head_dim": 8,
     "vocab_size": 97,
 }
+_DEFAULTS = {
+    **TINY,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+    "attn_implementation": "sdpa",
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "pad_token_id": 0,
+}
 FIRST_SPECIAL_TOKEN = 95  # <pad>, then <end>
 
 
-def tiny_config(**changes: Any) -> LlamaConfig:
-    return LlamaConfig(
-        **{**TINY, **changes},
-        intermediate_size=64,
-        max_position_embeddings=128,
-        attn_implementation="sdpa",
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
+def tiny_config(kind: Any = LlamaConfig, **changes: Any) -> Any:
+    return kind(**{**_DEFAULTS, **changes})
 
 
 FINGERPRINT = BaseFingerprint(name="tiny", **TINY)  # type: ignore[arg-type]
@@ -127,5 +127,4 @@ def write_random_base(folder: Path, config: LlamaConfig) -> None:
         count = shape[0] * shape[1]
         return block.repeat(-(-count // len(block)))[:count].view(shape) * (1 + len(name) % 7 / 10)
 
-    with Progress("random-base") as progress:
-        write_weights(folder, shapes, torch.bfloat16, tensor, progress)
+    write_weights(folder, shapes, torch.bfloat16, tensor)

@@ -37,17 +37,9 @@ def zeros(count: int) -> bytes:
     return b"".join(pieces) + packer.flush()
 
 
-def png(
-    width: int,
-    height: int,
-    bits: int,
-    colours: int,
-    interlaced: bool = False,
-    extra: bytes = b"",
-    tail: bytes = b"",
-) -> bytes:
-    """A black PNG. colours: PNG's type: 0 grey, 2 RGB, 3 palette, 6 RGBA; extra, tail: chunks around them."""
-    channels = {0: 1, 2: 3, 3: 1, 6: 4}[colours]
+def png(width: int, height: int, bits: int, colours: int, interlaced: bool = False, extra: bytes = b"") -> bytes:
+    """A black PNG. colours: PNG's type: 0 grey, 2 RGB, 6 RGBA; extra: chunks before them."""
+    channels = {0: 1, 2: 3, 6: 4}[colours]
     passes = [(0, 0, 1, 1)]
     if interlaced:  # Adam7
         passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
@@ -56,9 +48,7 @@ def png(
         columns, rows = -(-(width - x) // dx), -(-(height - y) // dy)
         size += rows * (1 + -(-columns * bits * channels // 8)) if columns > 0 else 0
     head = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, interlaced)
-    palette = chunk(b"PLTE", bytes(range(256)) * 3) if colours == 3 else b""
-    alpha = chunk(b"tRNS", bytes(range(256))) if colours == 3 else b""
-    parts = [chunk(b"IHDR", head), palette, alpha, extra, chunk(b"IDAT", zeros(size)), tail, chunk(b"IEND", b"")]
+    parts = [chunk(b"IHDR", head), extra, chunk(b"IDAT", zeros(size)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -91,21 +81,13 @@ def exif_in_pieces(tags: int, size: int) -> list[bytes]:
     return [segment(0xE1, b"Exif\0\0" + block[at : at + 65_000]) for at in range(0, len(block), 65_000)]
 
 
-def several_scans(width: int, height: int) -> bytes:
-    """A baseline JPEG whose first scan has one of three components: libjpeg holds all coefficients."""
-    small = jpeg(16, 16)
-    sof, sos = small.index(b"\xff\xc0"), small.index(b"\xff\xda")
-    changed = small[: sof + 5] + struct.pack(">HH", height, width) + small[sof + 9 : sos]
-    return changed + segment(0xDA, bytes([1, 1, 0, 0, 63, 0])) + small[sos + 14 :]
-
-
 # GIF, WebP and BMP.
 
 
-def gif(width: int, height: int, before: bytes = b"", repeat: int = 1) -> bytes:
+def gif(width: int, height: int, repeat: int = 1) -> bytes:
     whole = encoded(Image.new("P", (width, height)), "GIF")
     start = 13 + (3 * 2 ** ((whole[10] & 7) + 1) if whole[10] & 0x80 else 0)
-    return whole[:start] + before + whole[start:-1] * repeat + b";"
+    return whole[:start] + whole[start:-1] * repeat + b";"
 
 
 def webp_canvas(side: int) -> bytes:
@@ -122,11 +104,6 @@ def chunk_le(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
 
-def webp_frames(count: int) -> bytes:
-    frames = [Image.new("RGB", (16, 16), (n % 256, n // 256, 0)) for n in range(count)]
-    return encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, method=0)
-
-
 def bmp_runs(width: int, height: int) -> bytes:
     """A BMP of run lengths, which Pillow decodes in Python."""
     runs = bytes([255, 7]) * (MB // 2)
@@ -138,69 +115,30 @@ def bmp_runs(width: int, height: int) -> bytes:
 # Refused, for more pixels than may be decoded, or because of what they are.
 REFUSED: dict[str, Callable[[], bytes]] = {
     "one bit, 144 megapixels": lambda: png(12_000, 12_000, 1, 0),
-    "one bit, interlaced": lambda: png(12_000, 12_000, 1, 0, interlaced=True),
-    "17 megapixels of colour": lambda: png(4_200, 4_200, 8, 6),
     "more chunks than needed": lambda: png(8, 8, 8, 2, extra=chunk(b"tEXt", b"a\0b") * 200_000),
     "progressive, 49 megapixels": lambda: jpeg(7_000, 7_000, progressive=True),
-    "several scans, 49 megapixels": lambda: several_scans(7_000, 7_000),
-    "JPEG of 64 megapixels": lambda: jpeg(8_000, 8_000),
-    "two sizes": lambda: two_sizes(),
     "a large canvas": lambda: webp_canvas(16_383),
     "a large GIF": lambda: gif(5_000, 5_000),
-    "TIFF": lambda: encoded(Image.new("RGB", (8, 8)), "TIFF"),
-    "ICNS": lambda: encoded(Image.new("RGB", (32, 32)), "ICNS"),
-    "EPS": lambda: encoded(Image.new("RGB", (8, 8)), "EPS"),
-    "ICO": lambda: encoded(Image.new("RGB", (32, 32)), "ICO"),
-    "JPEG 2000": lambda: encoded(Image.new("RGB", (8, 8)), "JPEG2000"),
-    "AVIF": lambda: encoded(Image.new("RGB", (8, 8)), "AVIF"),
-    "TGA": lambda: encoded(Image.new("RGB", (8, 8)), "TGA"),
-    "PPM": lambda: encoded(Image.new("RGB", (8, 8)), "PPM"),
+    "a format that is not read": lambda: encoded(Image.new("RGB", (8, 8)), "TIFF"),
     "a cut PNG": lambda: encoded(noise(600))[:-100_000],
     "a cut JPEG": lambda: encoded(noise(600), "JPEG")[:-50_000],
-    "a cut WebP": lambda: encoded(noise(600), "WEBP")[:-50_000],
-    "a cut GIF": lambda: encoded(noise(600).convert("P"), "GIF")[:-100_000],
 }
-
-
-def two_sizes() -> bytes:
-    """A JPEG that states a small size first and a large one then."""
-    small, large = jpeg(16, 16), jpeg(16, 16)
-    sof = small.index(b"\xff\xc0")
-    (length,) = struct.unpack_from(">H", small, sof + 2)
-    large = large[: sof + 5] + struct.pack(">HH", 60_000, 60_000) + large[sof + 9 :]
-    return small[: sof + 2 + length] + large[sof:]
 
 
 # Decoded, within what is stated.
 DECODED: dict[str, Callable[[], bytes]] = {
-    "one bit of 16 megapixels, interlaced": lambda: png(4_000, 4_000, 1, 0, interlaced=True),
-    "palette with alpha": lambda: png(4_000, 4_000, 8, 3),
-    "RGBA": lambda: png(4_000, 4_000, 8, 6),
     "16 bits of RGBA": lambda: png(4_000, 4_000, 16, 6),
-    "16 bits of grey": lambda: png(4_000, 4_000, 16, 0),
     "RGB, interlaced": lambda: png(4_000, 4_000, 8, 2, interlaced=True),
-    "a colour profile of 200 MB": lambda: png(8, 8, 8, 2, extra=chunk(b"iCCP", b"a\0\0" + zeros(200 * MB))),
     "texts of 1 GB": lambda: png(8, 8, 8, 2, extra=chunk(b"zTXt", b"a\0\0" + zeros(MB - 9)) * 1000),
-    "texts after the pixels": lambda: png(8, 8, 8, 2, tail=chunk(b"zTXt", b"a\0\0" + zeros(MB - 9)) * 1000),
-    "a profile of 15 MB": lambda: png(8, 8, 8, 2, extra=chunk(b"iCCP", bytes(15 * MB))),
     "EXIF of 2.5 GB in a PNG": lambda: png(8, 8, 8, 2, extra=chunk(b"eXIf", overlapping_exif(2_500, MB))),
     "EXIF of 2.5 GB in a JPEG": lambda: with_segments(jpeg(16, 16), *exif_in_pieces(2_500, MB)),
     "EXIF of 2.5 GB in a WebP": lambda: encoded(
         Image.new("RGB", (8, 8)), "WEBP", exif=overlapping_exif(2_500, MB)
     ),
-    "overlapping parts in a JPEG": lambda: with_segments(
-        jpeg(16, 16), segment(0xE2, b"MPF\0" + overlapping_exif(5_000, 65_000))
-    ),
     "progressive CMYK": lambda: jpeg(5_000, 5_000, "CMYK", progressive=True),
-    "JPEG of 49 megapixels": lambda: jpeg(7_000, 7_000, "CMYK"),
-    "JPEG in a strip": lambda: jpeg(60_000, 800),
     "lossless WebP of 12 megapixels": lambda: encoded(
         Image.new("RGBA", (4_000, 3_000)), "WEBP", lossless=True, method=0
     ),
-    "WebP of 12 megapixels": lambda: encoded(Image.new("RGB", (4_000, 3_000)), "WEBP", method=0),
     "GIF of 16 megapixels": lambda: gif(4_000, 4_000),
     "250,000 GIF frames": lambda: gif(8, 8, repeat=250_000),
-    "8 MB of GIF comments": lambda: gif(8, 8, b"!\xfe" + (b"\xff" + b"a" * 255) * (8 * MB // 256) + b"\0"),
-    "3,000 WebP frames": lambda: webp_frames(3_000),
-    "one-bit BMP": lambda: encoded(Image.new("1", (4_000, 4_000)), "BMP"),
 }

@@ -22,24 +22,40 @@ from adapter.base import image_file
 from adapter.base.image_file import DECODE_BYTES, MAX_SIDE, open_image
 from adapter.errors import BadInput
 from tests.app_process import PATIENCE
-from tests.base.hostile_pictures import DECODED, REFUSED, bmp_runs, encoded, noise
+from tests.base.hostile_pictures import DECODED, REFUSED, bmp_runs, encoded, noise, png
 
 
-def halves(mode: str = "RGB") -> Image.Image:
-    """Red on the left, blue on the right, 40 x 20."""
-    image = Image.new("RGB", (40, 20), (255, 0, 0))
-    image.paste((0, 0, 255), (20, 0, 40, 20))
-    return image.convert(mode)
+def halves(left: str, right: str, width: int = 40) -> Image.Image:
+    image = Image.new("RGB", (width, width // 2), left)
+    image.paste(right, (width // 2, 0, width, width // 2))
+    return image
 
 
+@pytest.mark.parametrize("width", [40, 2_000], ids=["small", "reduced"])
 @pytest.mark.parametrize(
-    "kind, mode", [("PNG", "RGB"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("WEBP", "RGB")]
+    ("kind", "mode"),
+    [
+        *(("PNG", mode) for mode in ("1", "L", "P", "RGB", "RGBA", "LA", "I;16")),
+        *(("JPEG", mode) for mode in ("L", "RGB", "CMYK", "YCbCr")),
+        ("WEBP", "RGB"),
+        ("GIF", "P"),
+        ("BMP", "RGB"),
+    ],
 )
-def test_colours_survive_every_format_and_mode(kind, mode):
-    image = open_image(encoded(halves(mode), kind))
-    assert (image.mode, image.size) == ("RGB", (40, 20))
-    left, right = image.getpixel((4, 10)), image.getpixel((35, 10))
-    assert left[0] > 200 > left[2] + 100 and right[2] > 200 > right[0] + 100
+def test_a_picture_of_any_kind_and_mode_is_what_it_shows(kind: str, mode: str, width: int) -> None:
+    coloured = mode not in ("1", "L", "LA", "I;16")
+    shown = halves("red", "blue", width) if coloured else halves("white", "black", width)
+    shown = (
+        shown.convert("L").convert("I").point(lambda v: v * 257).convert(mode)
+        if mode == "I;16"
+        else shown.convert(mode)
+    )
+    got = open_image(encoded(shown, kind))
+    side = min(width, MAX_SIDE)
+    assert (got.mode, got.size) == ("RGB", (side, side // 2))
+    left, right = got.getpixel((side // 8, side // 4)), got.getpixel((side * 7 // 8, side // 4))
+    assert left[0] > 200 > right[0] + 100
+    assert not coloured or (right[2] > 200 > left[2] + 100 and max(left[1], right[1]) < 100)
 
 
 def test_transparent_pixels_become_white():
@@ -49,18 +65,28 @@ def test_transparent_pixels_become_white():
     assert got.getpixel((0, 0)) == (255, 255, 255) and got.getpixel((5, 5)) == (10, 20, 30)
 
 
-def test_sixteen_bits_are_scaled():
-    ramp = np.linspace(0, 65535, 100, dtype=np.uint16).reshape(1, 100).repeat(4, 0)
-    got = np.asarray(open_image(encoded(Image.fromarray(ramp))))[0, :, 0]
-    assert got[0] == 0 and got[-1] == 255 and 120 < got[50] < 136
+def test_transparent_colours_do_not_bleed_when_they_are_reduced() -> None:
+    """A palette, a colour key and an alpha channel: the red that is transparent is nowhere seen."""
+    image = Image.new("RGB", (1_500, 1_500), "red")
+    image.paste("blue", (0, 0, 751, 1_500))
+    key = encoded(image, transparency=(255, 0, 0))
+    palette = encoded(image.quantize(4), transparency=image.quantize(4).getpixel((1_000, 5)))
+    alpha = image.convert("RGBA")
+    alpha.putalpha(image.getchannel("B"))
+    for data in (key, palette, encoded(alpha)):
+        pixels = np.asarray(open_image(data)).astype(int)
+        assert pixels.shape == (640, 640, 3)
+        assert (pixels[..., 0] <= pixels[..., 1] + 40).all(), "red without green is the transparent colour"
 
 
-def test_exif_orientation_is_applied():
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_every_orientation_and_pixel_is_pillows(kind: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn clockwise
-    got = open_image(encoded(halves(), "JPEG", exif=exif))
-    assert got.size == (20, 40)
-    assert got.getpixel((10, 3))[0] > 200 and got.getpixel((10, 36))[2] > 200
+    exif[0x010E], exif[0x0112] = "words before it", orientation
+    data = encoded(noise(30).resize((30, 20)), kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert open_image(data).tobytes() == ImageOps.exif_transpose(opened).convert("RGB").tobytes()
 
 
 def test_the_first_frame_of_an_animation_is_used():
@@ -69,28 +95,25 @@ def test_the_first_frame_of_an_animation_is_used():
     assert open_image(data).getpixel((4, 4)) == (255, 0, 0)
 
 
-def test_files_that_are_not_images_are_refused_with_a_remedy(tmp_path):
-    whole = encoded(Image.effect_noise((64, 64), 90), "JPEG")
-    cases = [
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
         (b"", "empty"),
         (b"hello, I am a text file", "not a picture"),
-        (whole[: len(whole) // 2], "damaged"),
-        (encoded(halves())[:60], "damaged"),
-        (tmp_path / "nothing.png", "no picture at"),
-        (tmp_path, "no picture at"),
+        (encoded(noise(64), "JPEG")[:2_000], "damaged"),
+        (encoded(noise(64))[:60], "damaged"),
+        ("nothing.png", "no picture at"),
+        (".", "no picture at"),
         (b"\0" * (20 * 2**20 + 1), "20 MB are the limit"),
-    ]
-    for source, words in cases:
-        with pytest.raises(BadInput, match=words) as caught:
-            open_image(source)
-        assert any(w in str(caught.value) for w in ("again", "Check")), caught.value
-
-
-def test_a_huge_image_is_refused_before_it_is_decoded():
-    data = encoded(Image.new("1", (20_000, 20_000)))
-    assert len(data) < 2**20
-    with pytest.raises(BadInput, match="megapixels"):
-        open_image(data)
+        (png(9_000, 9_000, 1, 0), "megapixels"),
+        (bmp_runs(4_000, 4_000), "Compressed BMP"),  # Pillow would decode it in Python
+    ],
+    ids=range(9),
+)
+def test_files_that_are_not_images_are_refused_with_a_remedy(source: str | bytes, words: str, tmp_path: Path):
+    with pytest.raises(BadInput, match=words) as caught:
+        open_image(tmp_path / source if isinstance(source, str) else source)
+    assert any(remedy in str(caught.value) for remedy in ("again", "Check")), caught.value
 
 
 # Files that are built to hurt. What they take is measured in a process of its own.
@@ -168,24 +191,17 @@ def test_no_file_takes_more_than_is_stated(name: str, measure: Callable[..., tup
         assert taken <= DECODE_BYTES if "cut" in name else taken < 64 * 2**20, "it is refused before it is decoded"
 
 
-def test_eight_visitors_take_the_memory_of_two(measure: Callable[..., tuple[list[Any], int]]) -> None:
+def test_five_visitors_take_the_memory_of_two(measure: Callable[..., tuple[list[Any], int]]) -> None:
     file = DECODED["lossless WebP of 12 megapixels"]()
-    outcomes, taken = measure(*[file + bytes([number]) for number in range(8)])
-    assert outcomes == [[640, 480]] * 8
+    outcomes, taken = measure(*[file + bytes([number]) for number in range(5)])
+    assert outcomes == [[640, 480]] * 5
     assert taken <= 2 * DECODE_BYTES
 
 
-@pytest.mark.parametrize(
-    "name", ["EXIF of 2.5 GB in a PNG", "EXIF of 2.5 GB in a JPEG", "250,000 GIF frames", "8 MB of GIF comments"]
-)
+@pytest.mark.parametrize("name", ["EXIF of 2.5 GB in a PNG", "EXIF of 2.5 GB in a JPEG", "250,000 GIF frames"])
 def test_metadata_and_further_frames_are_cut_out(name: str) -> None:
     """In a WebP they are not: libwebp copies them and reads none."""
     assert len(image_file._essence(DECODED[name]()).data) < 2_000
-
-
-def test_a_bmp_of_run_lengths_is_not_decoded() -> None:
-    with pytest.raises(BadInput, match="Compressed BMP"):
-        open_image(bmp_runs(4_000, 4_000))
 
 
 def test_a_file_is_decoded_once_however_many_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,65 +244,7 @@ def test_a_damaged_file_is_decoded_once_too(
     assert len(decoded) == times and sentences[0] == sentences[1]
 
 
-def test_the_cache_forgets_the_oldest_within_its_bytes() -> None:
-    cache: image_file.ByteLRU[str] = image_file.ByteLRU(100)
-    for name in ("a", "b", "c"):
-        cache.put(name.encode(), name, 40)
-    assert [cache.get(key) for key in (b"a", b"b", b"c")] == [None, "b", "c"]
-    cache.get(b"b")
-    cache.put(b"d", "d", 40)
-    assert [cache.get(key) for key in (b"b", b"c", b"d")] == ["b", None, "d"]
-    cache.put(b"e", "e", 1000)
-    assert cache.get(b"e") is None
-
-
-# Small before it is wide, and still the same picture.
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "CMYK", "YCbCr"])
-def test_a_large_picture_of_any_mode_is_what_it_shows(mode: str) -> None:
-    shown = Image.new("RGB", (2_000, 1_000), "white")
-    shown.paste("black", (1_000, 0, 2_000, 1_000))
-    image = shown.convert("L").convert("I").point(lambda v: v * 257).convert(mode) if mode == "I;16" else None
-    kind = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
-    got = open_image(encoded(image or shown.convert(mode), kind))
-    assert got.size == (640, 320)
-    assert min(got.getpixel((20, 160))) > 250 and max(got.getpixel((620, 160))) < 5
-
-
-def test_transparent_colours_do_not_bleed_when_they_are_reduced() -> None:
-    """A palette, a colour key and an alpha channel: the red that is transparent is nowhere seen."""
-    image = Image.new("RGB", (1_500, 1_500), "red")
-    image.paste("blue", (0, 0, 751, 1_500))
-    key = encoded(image, transparency=(255, 0, 0))
-    palette = encoded(image.quantize(4), transparency=image.quantize(4).getpixel((1_000, 5)))
-    alpha = image.convert("RGBA")
-    alpha.putalpha(Image.eval(image.getchannel("B"), lambda v: v))
-    for data in (key, palette, encoded(alpha)):
-        pixels = np.asarray(open_image(data)).astype(int)
-        assert pixels.shape == (640, 640, 3)
-        assert (pixels[..., 0] <= pixels[..., 1] + 40).all(), "red without green is the transparent colour"
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_pillows(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x010E], exif[0x0112] = "words before it", orientation
-    image = noise(30).resize((30, 20))
-    for kind in ("PNG", "JPEG", "WEBP"):
-        data = encoded(image, kind, exif=exif)
-        with Image.open(io.BytesIO(data)) as opened:
-            assert open_image(data).tobytes() == ImageOps.exif_transpose(opened).convert("RGB").tobytes()
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-def test_a_small_picture_has_pillows_pixels(kind: str) -> None:
-    data = encoded(noise(60), kind)
-    with Image.open(io.BytesIO(data)) as opened:
-        assert open_image(data).tobytes() == opened.convert("RGB").tobytes()
-
-
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP"]),
     changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=12),

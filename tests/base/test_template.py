@@ -26,29 +26,14 @@ def tokenizer():
 
 
 @pytest.mark.slow
-def test_the_chat_template_is_the_bases_own(tokenizer):
-    text = tokenizer.decode(encode_prompt(tokenizer, TURNS, "chat"))
-    assert text.endswith(
+def test_the_embedded_bases_own_template_and_the_end_of_an_answer(tokenizer):
+    assert tokenizer.decode(encode_prompt(tokenizer, TURNS, "chat")).endswith(
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
         "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
     )
-
-
-@pytest.mark.slow
-def test_alpaca_ends_at_the_response_without_a_newline(tokenizer):
-    text = tokenizer.decode(encode_prompt(tokenizer, TURNS, "alpaca"))
-    assert text.startswith("Below is an instruction")
-    assert text.endswith("### Instruction:\nWhat is 2 + 2?\n\n### Response:")
-    assert text.count("### Instruction:") == 2
-
-
-@pytest.mark.slow
-def test_raw_is_the_text_alone_and_an_answer_ends(tokenizer):
-    ids = encode_prompt(tokenizer, (Message("user", "Once upon"),), "raw")
-    assert tokenizer.decode(ids) == "Once upon"
+    assert tokenizer.decode(encode_prompt(tokenizer, (Message("user", "Once upon"),), "raw")) == "Once upon"
     answer = encode_answer(tokenizer, "a time")
-    assert tokenizer.decode(answer) == "a time<|im_end|>"
-    assert answer[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(answer) == "a time<|im_end|>" and answer[-1] == tokenizer.eos_token_id
 
 
 @pytest.mark.slow

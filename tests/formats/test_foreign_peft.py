@@ -10,7 +10,7 @@ import torch
 from peft import AdaptionPromptConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from adapter.base.llama import base_fingerprint
 from adapter.errors import LoadError
@@ -87,84 +87,63 @@ def test_a_bin_and_a_single_file_are_read_too(small, tmp_path):
     assert torch.equal(converted_logits(model, folder, tmp_path / "peft", tmp_path / "bin"), expected)
 
 
-@pytest.fixture
-def write_peft_folder(tmp_path):
-    """Writes a PEFT folder with some tensors and configuration values replaced."""
+NAME = "base_model.model.model.layers.{}.self_attn.adaption_{}"
 
-    def write(config=(), **tensors):
-        name = "base_model.model.model.layers.{}.self_attn.adaption_{}"
-        whole = {name.format(i, "prompt"): torch.ones(1, 5, 32) for i in (1, 2, 3)}
-        whole |= {name.format(i, "gate"): torch.ones(1) for i in (1, 2, 3)}
-        for key, tensor in tensors.items():
-            kind, index = key.split("_")
-            if tensor is None:
-                del whole[name.format(index, kind)]
-            else:
-                whole[name.format(index, kind)] = tensor
-        folder = tmp_path / "theirs"
-        folder.mkdir()
-        save_file(whole, folder / "adapter_model.safetensors")
-        base = {"peft_type": "ADAPTION_PROMPT", "adapter_len": 5, "adapter_layers": 3}
-        (folder / "adapter_config.json").write_text(json.dumps(base | dict(config)))
-        return folder
 
-    return write
+def write_peft_folder(folder, config=(), changes=()):
+    """A PEFT folder with some configuration values and tensors, by layer and kind, replaced or taken away."""
+    tensors = {(i, "prompt"): torch.ones(1, 5, 32) for i in (1, 2, 3)}
+    tensors |= {(i, "gate"): torch.ones(1) for i in (1, 2, 3)}
+    tensors |= dict(changes)
+    folder.mkdir()
+    present = {NAME.format(*key): tensor for key, tensor in tensors.items() if tensor is not None}
+    save_file(present, folder / "adapter_model.safetensors")
+    base = {"peft_type": "ADAPTION_PROMPT", "adapter_len": 5, "adapter_layers": 3}
+    (folder / "adapter_config.json").write_text(json.dumps(base | dict(config)))
+    return folder
 
 
 @pytest.mark.parametrize(
-    "config, tensors, message",
+    "config, changes, message",
     [
         ({"peft_type": "LORA"}, {}, "PEFT's LORA"),
         ({"adapter_len": 9}, {}, "says adapter_len 9, the weights have 5"),
         ({"adapter_layers": 2}, {}, "says adapter_layers 2, the weights have 3"),
-        ({}, {"prompt_2": torch.ones(1, 4, 32)}, "different shapes"),
-        ({}, {"prompt_2": torch.ones(5, 32)}, "layer 2 has shape (5, 32)"),
-        ({}, {"gate_2": torch.ones(4)}, "some of its layers have 1 gates and others 4"),
-        ({}, {"gate_2": torch.full((1,), torch.inf)}, "self_attn.adaption_gate holds numbers that are not finite"),
-        ({}, {"gate_2": torch.ones(1, dtype=torch.int32)}, "has type torch.int32"),
-        ({}, {"gate_2": None}, "layer 2 has prompts only"),
-        ({}, {"gate_2": None, "prompt_2": None}, "have gaps"),
+        ({}, {(2, "prompt"): torch.ones(1, 4, 32)}, "different shapes"),
+        ({}, {(2, "prompt"): torch.ones(5, 32)}, "layer 2 has shape (5, 32)"),
+        ({}, {(2, "gate"): torch.ones(4)}, "some of its layers have 1 gates and others 4"),
+        ({}, {(2, "gate"): torch.full((1,), torch.inf)}, "adaption_gate holds numbers that are not finite"),
+        ({}, {(2, "gate"): torch.ones(1, dtype=torch.int32)}, "has type torch.int32"),
+        ({}, {(2, "gate"): None}, "layer 2 has prompts only"),
+        ({}, {(2, "gate"): None, (2, "prompt"): None}, "have gaps"),
+        ({"adapter_layers": 2}, {(3, "gate"): None, (3, "prompt"): None}, "topmost"),
         (
-            {},
-            {"gate_3": None, "prompt_3": None, "gate_0": torch.ones(1), "prompt_0": torch.ones(1, 5, 32)},
-            "topmost",
+            {"base_model_name_or_path": "huggyllama/llama-13b"},
+            {(i, "prompt"): torch.ones(1, 5, 64) for i in (1, 2, 3)},
+            "hidden_size 64 instead of 32. Name the base that it was made for with --base. It names huggyllama",
         ),
     ],
 )
-def test_a_broken_folder_is_refused(small, write_peft_folder, tmp_path, config, tensors, message):
+def test_a_broken_folder_is_refused(small, tmp_path, config, changes, message):
+    source = write_peft_folder(tmp_path / "theirs", config, changes)
     with pytest.raises(LoadError) as error:
-        convert(str(write_peft_folder(config, **tensors)), tmp_path / "to", Options(base=str(small[1])))
+        convert(str(source), tmp_path / "to", Options(base=str(small[1])))
     assert message in str(error.value)
     assert not (tmp_path / "to").exists()
 
 
-def test_the_error_names_the_base_of_the_source(small, write_peft_folder, tmp_path):
-    source = write_peft_folder({"base_model_name_or_path": "huggyllama/llama-13b"}, prompt_1=torch.ones(1, 5, 24))
-    with pytest.raises(LoadError, match="different shapes"):
-        convert(str(source), tmp_path / "to", Options(base=str(small[1])))
-    wide = {f"prompt_{i}": torch.ones(1, 5, 64) for i in (1, 2, 3)}
-    (tmp_path / "theirs").rename(tmp_path / "old")
-    source = write_peft_folder({"base_model_name_or_path": "huggyllama/llama-13b"}, **wide)
-    with pytest.raises(LoadError, match="hidden_size 64 instead of 32.*It names huggyllama/llama-13b"):
-        convert(str(source), tmp_path / "to", Options(base=str(small[1])))
-
-
-def test_gates_that_differ_by_head_cannot_be_written(small, tmp_path):
-    save_adapter(random_adapter(base_fingerprint(str(small[1]))), tmp_path / "ours")
-    with pytest.raises(LoadError, match="one gate a layer, and in layer 1 the heads' gates differ"):
+@pytest.mark.parametrize(
+    ("head_dim", "message"),
+    [
+        (8, "one gate a layer, and in layer 1 the heads' gates differ"),
+        (16, "number of key heads"),  # PEFT cannot run a base whose heads are not hidden_size together
+    ],
+)
+def test_what_peft_cannot_hold_or_run_is_refused(small, tmp_path, head_dim, message):
+    adapter = random_adapter(dataclasses.replace(base_fingerprint(str(small[1])), head_dim=head_dim))
+    if head_dim == 16:
+        adapter.gates.fill_(0.5)
+    save_adapter(adapter, tmp_path / "ours")
+    with pytest.raises(LoadError, match=message):
         convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
-
-
-def test_an_adapter_for_a_base_that_peft_cannot_run_is_refused(small, tmp_path):
-    """Where heads times head_dim is not hidden_size."""
-    model, folder = small
-    config = LlamaConfig(**{**model.config.to_dict(), "head_dim": 16, "attn_implementation": "eager"})
-    theirs = get_peft_model(LlamaForCausalLM(config), AdaptionPromptConfig(adapter_len=5, adapter_layers=3))
-    with pytest.raises((RuntimeError, ZeroDivisionError)):
-        theirs(input_ids=IDS)
-    adapter = random_adapter(dataclasses.replace(base_fingerprint(str(folder)), head_dim=16))
-    adapter.gates.fill_(0.5)
-    save_adapter(adapter, tmp_path / "ours")
-    with pytest.raises(LoadError, match="number of key heads"):
-        convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft"))

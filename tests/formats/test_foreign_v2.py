@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import copy
+import dataclasses
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from adapter.errors import LoadError
@@ -14,7 +14,17 @@ from adapter.formats.convert import Options, convert
 from adapter.formats.official_v2 import read
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.vision import VisualFeatures
-from tests.reference_llama import HEAD_DIM, HEADS, HIDDEN, IDS, LAYERS, meta_weights, rotate_pairs, to_meta_order
+from tests.reference_llama import (
+    HEADS,
+    HIDDEN,
+    IDS,
+    LAYERS,
+    meta_weights,
+    reference_logits,
+    rotate_pairs,
+    to_meta_order,
+)
+from tests.tiny_models import random_llama
 
 K, L, RANK, TOKENS, WIDTH = 3, 3, 2, 12, 16
 LINEARS = ("attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
@@ -22,24 +32,10 @@ LINEARS = ("attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2",
 
 @pytest.fixture(scope="module")
 def multi_head(tiny_fingerprint):
-    """A tiny LLaMA with a key head for every head, as the released 7B."""
-    import dataclasses
-
-    from transformers import LlamaConfig
-
-    from adapter.base.llama import AdaptedLlama
-
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
-        head_dim=HEAD_DIM, vocab_size=97, intermediate_size=64, max_position_embeddings=128,
-        attn_implementation="sdpa", rms_norm_eps=1e-6,
-    )  # fmt: skip
-    model = AdaptedLlama(config)
-    for name, weight in model.named_parameters():
-        nn.init.normal_(weight, std=0.3) if "norm" not in name else nn.init.uniform_(weight, 0.5, 1.5)
+    """A tiny LLaMA with a key head for every head, as the released 7B; its weights in Meta's order."""
+    model = random_llama(seed=3, random_norms=True, num_key_value_heads=HEADS).double()
     base = dataclasses.replace(tiny_fingerprint, num_key_value_heads=HEADS)
-    return model.requires_grad_(False).eval().double(), base
+    return model, base, to_meta_order(meta_weights(model))
 
 
 def random_v2(weights, lora: bool, images: bool, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -94,52 +90,26 @@ def visual_vectors(tensors, tokens):
     return modules["visual_proj_norm"](modules["visual_proj"](x))
 
 
-def reference(weights, tensors, ids, visual=None):
+def reference(weights, tensors, visual=None):
     """Logits [B, T, vocabulary]: LLaMA in Meta's convention with V2's changes, in fp64."""
-    at = {n.removeprefix("llama."): t.double() for n, t in tensors.items()}
-
-    def norm(x, name):
-        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * at[f"{name}.weight"]
-
-    def linear(x, i, name):
-        out = x @ weights[f"layers.{i}.{name}.weight"].T + at.get(f"layers.{i}.{name}.bias", 0)
-        part, short = name.split(".")
-        if (down := at.get(f"layers.{i}.{part}.lora_{short}_l1.weight")) is not None:
-            out = out + x @ down.T @ at[f"layers.{i}.{part}.lora_{short}_l2.weight"].T
-        return out
-
-    def heads(x):
-        return x.unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)
-
-    length = ids.shape[1]
-    frequencies = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2, dtype=torch.float64) / HEAD_DIM)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
-    future = torch.full((length, length), -math.inf, dtype=torch.float64).triu(1)
-    prompts = at["adapter_query.weight"].view(L, K, HIDDEN)
-    hidden = weights["tok_embeddings.weight"][ids]
-    for i in range(LAYERS):
-        x = norm(hidden, f"layers.{i}.attention_norm")
-        query = rotate_pairs(heads(linear(x, i, "attention.wq")), angles)
-        key = rotate_pairs(heads(linear(x, i, "attention.wk")), angles)
-        value = heads(linear(x, i, "attention.wv"))
-        out = (query @ key.mT / math.sqrt(HEAD_DIM) + future).softmax(-1) @ value
-        if i >= LAYERS - L:
-            own = prompts[i - (LAYERS - L)][None]
-            own = own if visual is None else own + visual
-            # Without LoRA: it is not applied to the prompts' keys and values.
-            scores = query @ heads(own @ weights[f"layers.{i}.attention.wk.weight"].T).mT / math.sqrt(HEAD_DIM)
-            attended = scores.softmax(-1) @ heads(own @ weights[f"layers.{i}.attention.wv.weight"].T)
-            gate = at[f"layers.{i}.attention.gate"].tanh() * at.get(f"layers.{i}.attention.new_gate", 1.0)
-            out = out + gate * attended
-        hidden = hidden + linear(out.transpose(1, 2).flatten(2), i, "attention.wo")
-        x = norm(hidden, f"layers.{i}.ffn_norm")
-        inner = F.silu(linear(x, i, "feed_forward.w1")) * linear(x, i, "feed_forward.w3")
-        hidden = hidden + linear(inner, i, "feed_forward.w2")
-    return norm(hidden, "norm") @ weights["output.weight"].T
+    given = {name.removeprefix("llama."): values.double() for name, values in tensors.items()}
+    changed = {name: given.get(name, values) for name, values in weights.items()}  # norms
+    for name in weights:
+        layer, _, part = name.removesuffix(".weight").rpartition(".")
+        if (down := given.get(f"{layer}.lora_{part}_l1.weight")) is not None:
+            changed[name] = weights[name] + given[f"{layer}.lora_{part}_l2.weight"] @ down
+    prompts, gates = {}, {}
+    for place, i in enumerate(range(LAYERS - L, LAYERS)):
+        own = given["adapter_query.weight"].view(L, K, HIDDEN)[place]
+        prompts[i] = own if visual is None else own + visual
+        name = f"layers.{i}.attention"
+        gates[i] = given[f"{name}.gate"].tanh().flatten() * given.get(f"{name}.new_gate", torch.ones(1)).flatten()
+    # LoRA is not applied to the prompts' keys and values.
+    return reference_logits(changed, IDS, prompts, gates, rotate_pairs, biases=given, of_prompts=weights)
 
 
 def converted(multi_head, tensors, tmp_path):
-    model, base = multi_head
+    model, base, _ = multi_head
     state = model.state_dict()
     adapter = read(tmp_path / "v2.pth", tensors).adapter(base, 64, lambda name: state[name], heads=2)
     save_adapter(adapter, tmp_path / "ours")
@@ -149,42 +119,24 @@ def converted(multi_head, tensors, tmp_path):
 @pytest.mark.parametrize("lora", [False, True], ids=["bias", "lora-bias"])
 @pytest.mark.parametrize("images", [False, True], ids=["text", "images"])
 def test_the_converted_adapter_gives_the_reference_logits(multi_head, tmp_path, lora, images):
-    model, _ = multi_head
-    weights = to_meta_order(meta_weights(model))
+    model, _, weights = multi_head
     tensors = random_v2(weights, lora, images)
     adapter = converted(multi_head, tensors, tmp_path)
     visual, features = None, None
     if images:
         tokens = torch.randn(2, 5, TOKENS, dtype=torch.double)
         visual, features = visual_vectors(tensors, tokens), VisualFeatures(torch.zeros(2, 1), None, tokens)
+        vision = adapter.config.vision
+        assert (vision.channels, vision.projected, vision.blocks) == ("BGR", True, 2)
+        assert vision.encoder.endswith("openai")
     kv = adapter(model, features)
     ours = model(input_ids=IDS, use_cache=False, prompt_kv=kv).logits
-    torch.testing.assert_close(ours, reference(weights, tensors, IDS, visual), rtol=1e-5, atol=1e-5)
-
-
-def test_without_the_row_permutation_the_logits_differ(multi_head, tmp_path, monkeypatch):
-    from adapter.formats import official_v2
-
-    model, _ = multi_head
-    weights = to_meta_order(meta_weights(model))
-    tensors = random_v2(weights, True, False)
-    monkeypatch.setattr(official_v2, "meta_to_hf_rotary", lambda values, heads: values)
-    kv = converted(multi_head, tensors, tmp_path)(model)
-    ours = model(input_ids=IDS, use_cache=False, prompt_kv=kv).logits
-    assert (ours - reference(weights, tensors, IDS)).abs().max() > 0.1
-
-
-def test_the_vision_config_is_that_of_the_release(multi_head, tmp_path):
-    adapter = converted(multi_head, random_v2(to_meta_order(meta_weights(multi_head[0])), False, True), tmp_path)
-    vision = adapter.config.vision
-    assert (
-        vision.channels == "BGR" and vision.projected and vision.blocks == 2 and vision.encoder.endswith("openai")
-    )
+    torch.testing.assert_close(ours, reference(weights, tensors, visual), rtol=1e-5, atol=1e-5)
 
 
 def test_visual_queries_tell_the_number_of_layers(multi_head, tmp_path):
     """Twelve prompts are three a layer in the four layers that have a gate, or four a layer in three of them."""
-    tensors = random_v2(to_meta_order(meta_weights(multi_head[0])), False, True)
+    tensors = random_v2(multi_head[2], False, True)
     tensors |= {"adapter_query.weight": torch.randn(12, HIDDEN), "visual_query.weight": torch.randn(4, WIDTH)}
     tensors["llama.layers.0.attention.gate"] = torch.randn(1, HEADS, 1, 1)
     adapter = converted(multi_head, tensors, tmp_path)
@@ -193,17 +145,16 @@ def test_visual_queries_tell_the_number_of_layers(multi_head, tmp_path):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path, lora):
-    model, _ = multi_head
-    model.float().save_pretrained(tmp_path / "base")
+    model, _, weights = multi_head
+    copy.deepcopy(model).float().save_pretrained(tmp_path / "base")
     tiny_base.tokenizer.save_pretrained(tmp_path / "base")
-    weights = to_meta_order(meta_weights(model.double()))
     tensors = random_v2(weights, lora, images=False)
     config = {"w_bias": True, "w_lora": lora, "lora_rank": 16}
     torch.save({"model": tensors, "config": config}, tmp_path / "v2.pth")
     convert(str(tmp_path / "v2.pth"), tmp_path / "ours", Options(base=str(tmp_path / "base")))
     adapter = load_adapter(tmp_path / "ours").double()
     ours = model(input_ids=IDS, use_cache=False, prompt_kv=adapter(model)).logits
-    torch.testing.assert_close(ours, reference(weights, tensors, IDS), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, reference(weights, tensors), rtol=1e-5, atol=1e-5)
     card = (tmp_path / "ours" / "README.md").read_text()
     assert "official LLaMA-Adapter V2 format" in card and "norms, biases" in card
     with pytest.raises(LoadError, match="changes norms or linear maps"):
@@ -225,7 +176,7 @@ def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path, lora):
     ],
 )
 def test_a_broken_file_is_refused(multi_head, tmp_path, change, message):
-    tensors = random_v2(to_meta_order(meta_weights(multi_head[0])), False, True)
+    tensors = random_v2(multi_head[2], False, True)
     change(tensors)
     with pytest.raises(LoadError) as error:
         converted(multi_head, tensors, tmp_path)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import copy
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from adapter.method.attention import PromptKV
+from tests.reference_llama import IDS, meta_weights, reference_logits, rotate_halves
 from tests.tiny_models import random_adapter
-
-IDS = torch.arange(24).reshape(2, 12) * 7 % 97
 
 
 @pytest.fixture(autouse=True)
@@ -27,77 +26,38 @@ def greedy_without_cache(model, ids, steps, **kwargs):
     return ids
 
 
-def test_zero_gate_is_the_base_bit_for_bit(tiny, tiny_fingerprint):
+def test_zero_gate_and_strength_zero_are_the_base_and_strength_scales_the_activated_gate(tiny, tiny_fingerprint):
     adapter = random_adapter(tiny_fingerprint)
+    kv = adapter(tiny)
+    plain = tiny(input_ids=IDS)
+    assert not torch.allclose(plain.logits, tiny(input_ids=IDS, prompt_kv=kv).logits)
+    half = tiny(input_ids=IDS, prompt_kv=kv.scaled(0.5)).logits
+    gates = adapter.gates.clone()
+    adapter.gates.copy_((gates.tanh() * 0.5).atanh())
+    assert_close(half, tiny(input_ids=IDS, prompt_kv=adapter(tiny)).logits)
     adapter.gates.zero_()
-    kv = adapter(tiny)
-    plain, gated = tiny(input_ids=IDS), tiny(input_ids=IDS, prompt_kv=kv)
-    assert torch.equal(plain.logits, gated.logits)
     following = torch.tensor([[3], [5]])
-    plain = tiny(input_ids=following, cache=plain.cache)
-    gated = tiny(input_ids=following, cache=gated.cache, prompt_kv=kv)
-    assert torch.equal(plain.logits, gated.logits)
+    for nothing in (kv.scaled(0.0), adapter(tiny)):
+        gated = tiny(input_ids=IDS, prompt_kv=nothing)
+        assert torch.equal(plain.logits, gated.logits)
+        gated = tiny(input_ids=following, cache=gated.cache, prompt_kv=nothing).logits
+        assert torch.equal(gated, tiny(input_ids=following, cache=copy.deepcopy(plain.cache)).logits)
 
 
-def test_strength_zero_is_the_base_and_strength_scales_the_activated_gate(tiny, tiny_fingerprint):
-    adapter = random_adapter(tiny_fingerprint)
-    kv = adapter(tiny)
-    base = tiny(input_ids=IDS).logits
-    assert torch.equal(base, tiny(input_ids=IDS, prompt_kv=kv.scaled(0.0)).logits)
-    assert not torch.allclose(base, tiny(input_ids=IDS, prompt_kv=kv).logits)
-    adapter.gates.copy_((adapter.gates.tanh() * 0.5).atanh())
-    assert_close(
-        tiny(input_ids=IDS, prompt_kv=kv.scaled(0.5)).logits,
-        tiny(input_ids=IDS, prompt_kv=adapter(tiny)).logits,
-    )
-
-
+@pytest.mark.parametrize("prompt_norm", [False, True])
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
-def test_equals_the_paper_written_out(tiny, tiny_fingerprint, activation):
-    """Equations 6 to 8, in fp64 with loops over heads, inside an otherwise untouched forward pass."""
-    adapter = random_adapter(tiny_fingerprint, gate_activation=activation).double()
-    model = tiny.double()
-    try:
-        got = model(input_ids=IDS, prompt_kv=adapter(model)).logits
-        want = _reference_logits(model, adapter, IDS)
-    finally:
-        tiny.float()
+def test_equals_the_paper_written_out(tiny, tiny_fingerprint, activation, prompt_norm):
+    """Equations 6 to 8, in fp64."""
+    adapter = random_adapter(tiny_fingerprint, gate_activation=activation, prompt_norm=prompt_norm).double()
+    model = copy.deepcopy(tiny).double()
+    prompts, gates = {}, {}
+    for i, layer in enumerate(adapter.config.layers):
+        norm = model.model.layers[layer].input_layernorm
+        prompts[layer] = norm(adapter.prompts[i]) if prompt_norm else adapter.prompts[i]
+        gates[layer] = adapter.gates[i].tanh() if activation == "tanh" else adapter.gates[i]
+    want = reference_logits(meta_weights(model), IDS, prompts, gates, rotate_halves)
+    got = model(input_ids=IDS, prompt_kv=adapter(model)).logits
     assert_close(got, want, rtol=1e-4, atol=1e-5)  # softmax and RMSNorm run in fp32
-
-
-def _reference_logits(model, adapter, ids):
-    hidden = model.model.embed_tokens(ids)
-    length = hidden.shape[1]
-    cos, sin = model.model.rotary_emb(hidden, torch.arange(length)[None])
-    first = adapter.config.layers[0]
-    for index, layer in enumerate(model.model.layers):
-        attn = layer.self_attn
-        x = layer.input_layernorm(hidden)
-        heads = []
-        for h in range(4):
-            group = h // 2
-            q = _rope(x @ attn.q_proj.weight[h * 8 : h * 8 + 8].T, cos, sin)
-            wk = attn.k_proj.weight[group * 8 : group * 8 + 8]
-            wv = attn.v_proj.weight[group * 8 : group * 8 + 8]
-            k, v = _rope(x @ wk.T, cos, sin), x @ wv.T
-            scores = q @ k.transpose(1, 2) / math.sqrt(8)
-            scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -math.inf)
-            out = scores.softmax(-1) @ v
-            if index >= first:
-                prompts = adapter.prompts[index - first]
-                gate = adapter.gates[index - first, h]
-                gate = gate.tanh() if adapter.config.gate_activation == "tanh" else gate
-                out = out + gate * (q @ (prompts @ wk.T).T / math.sqrt(8)).softmax(-1) @ (prompts @ wv.T)
-            heads.append(out)
-        hidden = hidden + torch.cat(heads, dim=-1) @ attn.o_proj.weight.T
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-    return model.model.norm(hidden) @ model.lm_head.weight.T
-
-
-def _rope(x, cos, sin):
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos + turned * sin
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -169,12 +129,3 @@ def test_rows_with_different_adapters_equal_each_alone(tiny, tiny_fingerprint):
     alone = [tiny(input_ids=IDS[:1], prompt_kv=kv).logits[0] for kv in (two, None, one, two)]
     assert_close(got, torch.stack(alone), rtol=1e-5, atol=1e-5)
     assert torch.equal(got[1], tiny(input_ids=ids).logits[1])
-
-
-def test_prompt_norm_uses_the_layers_own_norm(tiny, tiny_fingerprint):
-    adapter = random_adapter(tiny_fingerprint, prompt_norm=True)
-    kv = adapter(tiny)
-    layer = tiny.model.layers[1]
-    want = layer.self_attn.k_proj(layer.input_layernorm(adapter.prompts[0])).view(5, 2, 8).transpose(0, 1)
-    assert_close(kv.layers[1][0].keys[0], want)
-    assert sorted(kv.layers) == [1, 2, 3]

@@ -9,18 +9,13 @@ from contextlib import closing
 import pytest
 import torch
 
-from adapter.base.llama import Base
-from adapter.base.packed.quantize import quantize_linears
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
-from adapter.method.checkpoint import load_adapter, save_adapter
+from adapter.method.checkpoint import save_adapter
 from adapter.method.config import AdapterConfig, TuningConfig
 from adapter.method.deltas import LINEARS, NORMS
-from adapter.serve.compiled.forward import CompiledForward
 from adapter.serve.engine import Engine
-from adapter.serve.forward import make_forward
-from adapter.serve.kv_cache import KVCache, Slot
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
@@ -134,29 +129,9 @@ def test_generate_with_a_cache_equals_no_cache(tiny, tiny_fingerprint):
     assert torch.equal(logits(tiny, ids, kv)[:, 19:-1].argmax(-1), ids[:, 20:])
 
 
-@pytest.fixture(params=["plain", "packed"])
-def serving(request, tiny_base) -> Base:
-    if request.param == "plain":
-        return tiny_base
-    model = copy.deepcopy(tiny_base.model).bfloat16()
-    quantize_linears(model)
-    return Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "packed-int8", 0)
-
-
-def test_the_serving_pass_equals_the_model(serving, tiny_fingerprint):
-    adapter = tuned_adapter(tiny_fingerprint, size=0.05)
-    kv = adapter(serving.model)
-    cache, slot, forward = KVCache(serving, 64), Slot(0, 64), make_forward(serving, 1)
-    ids, prompts = IDS[0].tolist(), forward.stack([forward.prepare(kv)])
-    forward(cache, [ids[:12]], [slot], [0], prompts)
-    out = forward(cache, [ids[12:]], [slot], [12], prompts)
-    packed = isinstance(forward, CompiledForward)
-    torch.testing.assert_close(
-        out, logits(serving.model, IDS[:1], kv)[:, -1].float(), rtol=0, atol=0.3 if packed else 1e-4
-    )
-
-
-def test_batched_rows_equal_rows_alone_in_the_engine(serving, tiny_fingerprint, tmp_path):
+@pytest.mark.parametrize("kind", ["tiny_base", "packed_base"])
+def test_batched_rows_equal_rows_alone_in_the_engine(kind, request, tiny_fingerprint, tmp_path):
+    serving = request.getfixturevalue(kind)
     save_adapter(tuned_adapter(tiny_fingerprint, 1, template="raw", size=0.05), tmp_path / "tuned")
     save_adapter(random_adapter(tiny_fingerprint, 2, template="raw"), tmp_path / "plain")
     requests = [
@@ -184,14 +159,3 @@ def test_batched_rows_equal_rows_alone_in_the_engine(serving, tiny_fingerprint, 
         same(one, other)
     same(alone[4], alone[5])
     assert alone[4] != alone[0]
-
-
-def test_save_then_load_is_the_identity(tiny_fingerprint, tiny, tmp_path):
-    adapter = tuned_adapter(tiny_fingerprint)
-    save_adapter(adapter, tmp_path / "tuned")
-    assert torch.equal(logits(tiny, kv=load_adapter(tmp_path / "tuned")(tiny)), logits(tiny, kv=adapter(tiny)))
-
-
-def test_an_empty_tuning_config_is_refused():
-    with pytest.raises(ValueError, match="must change something"):
-        TuningConfig(64)

@@ -148,15 +148,6 @@ def test_clip_encodes_as_in_the_v2_release():
     assert got.tokens.shape == (1, 257, 768)
 
 
-def test_position_encodings_of_a_feature_map_are_distinct():
-    marks = vision._position_encoding(3, 5)
-    assert marks.shape == (3, 5, vision._POSITION_SIZE)
-    apart = torch.cdist(marks.flatten(0, 1), marks.flatten(0, 1))
-    assert (apart + 9 * torch.eye(15)).min() > 0.5
-    of_rows = marks[..., : vision._POSITION_SIZE // 2]
-    assert torch.equal(of_rows[1], of_rows[1, :1].expand(5, -1))
-
-
 def test_bgr_is_rgb_with_red_and_blue_exchanged(unlearned):
     encoder = unlearned("vit_tiny_patch16_224")
     image = noise(0)

@@ -105,8 +105,9 @@ def test_a_preset_gives_way_to_the_adapter_and_the_written_recipe_is_read_back(s
 def test_a_projection_with_names_of_its_own_can_be_trained_further(tmp_path):
     """Only the adapter has those names, so that no recipe can state them; not even the one that the run writes."""
     label = VisionConfig(
-        "tf_efficientnet_lite0", "label", feature_size=6, num_classes=3, num_kinds=2, name_length=1
-    )
+        "tf_efficientnet_lite0", "label", feature_size=6, num_classes=3, num_kinds=2, name_length=1,
+        name_states=True, num_facts=1, fact_size=2, certainty=True,
+    )  # fmt: skip
     start = saved(tmp_path / "start", vision=label, prompt_length=8, tuning=TuningConfig(64, norms=True))
     recipe = completed("steps=1", f"start_from={start}")
     (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))

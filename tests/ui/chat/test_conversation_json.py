@@ -21,8 +21,9 @@ from PIL import Image
 from adapter.__main__ import _parser
 from adapter.base import image_file
 from adapter.base.embedded import BASE
-from adapter.base.image_file import MAX_SIDE, ByteLRU
+from adapter.base.image_file import MAX_SIDE
 from adapter.errors import BadInput
+from adapter.lru import LRU
 from adapter.serve.settings import PANEL, Settings
 from adapter.serve.store import SHIPPED
 from adapter.server import transcript
@@ -152,7 +153,7 @@ def test_shrinking_is_idempotent_and_bounded(side: int, other: int, noise: bool,
     image.save(written, form, quality=100)
     data = images.shrink(written.getvalue())
     with pytest.MonkeyPatch.context() as restarted:
-        restarted.setattr(images, "_small", ByteLRU(10**6))
+        restarted.setattr(images, "_small", LRU(10**6))
         assert images.shrink(data) == data
     assert images.shrink(data) == data and len(data) <= images.MAX_BYTES
     with Image.open(io.BytesIO(data)) as small:
@@ -491,7 +492,7 @@ def test_an_export_holds_a_picture_once_and_decodes_it_once(
     assert len(read) == 900 and conversation_json.to_history(read) == history
     assert len(decoded) == 1, "its small form is known"
     with pytest.MonkeyPatch.context() as restarted:
-        restarted.setattr(images, "_small", ByteLRU(10**6))
+        restarted.setattr(images, "_small", LRU(10**6))
         conversation_json.to_file(history, SETTINGS)
     assert len(decoded) == 2
 
