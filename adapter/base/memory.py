@@ -6,13 +6,13 @@ conversation that is of use. From both follows what "auto" means.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -38,25 +38,24 @@ class MemoryNeed:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Total and free bytes of one device; None where the system does not report them.
+    """Total and free bytes of one device.
 
     allocatable: what this process may still allocate or map under its own limits (`ulimit -v`, `ulimit -d`); None
     if it has none.
     """
 
-    total: int | None
-    free: int | None
+    total: int
+    free: int
     allocatable: int | None = None
 
     def holds(self, need: MemoryNeed, mapped: bool) -> bool:
         """False if base and cache certainly do not fit. mapped: mapped files do not count against free memory."""
         whole = need.bytes + need.cache
-        bounds = (
-            (self.total, whole),
-            (self.free, whole - (need.mapped if mapped else 0)),
-            (self.allocatable, whole),
+        return (
+            whole <= self.total
+            and whole - (need.mapped if mapped else 0) <= self.free
+            and (self.allocatable is None or whole <= self.allocatable)
         )
-        return all(bound is None or size <= bound for bound, size in bounds)
 
 
 def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryNeed]:
@@ -112,7 +111,7 @@ def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[s
     unquantised, free = needs(config, dtype)["bf16"], cuda(device).free
     need = unquantised.bytes + _ROOMY * unquantised.cache
     what = f"16 bits a weight and the KV caches of {_ROOMY} conversations take {_gigabytes(need)}"
-    if free is None or need <= free:
+    if need <= free:
         return "none", f"{what}, and {_gigabytes(free)} are free"
     return "nf4", f"{what}, and only {_gigabytes(free)} are free"
 
@@ -135,7 +134,7 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
         return
     possible = [k for k in KINDS if room.holds(by_kind[k], on_cpu) and (on_cpu or k != "packed")]
     sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in KINDS if on_cpu or k != "packed")
-    least = min((bound for bound in (room.total, room.free, room.allocatable) if bound is not None), default=0)
+    least = room.free if room.allocatable is None else min(room.free, room.allocatable)
     where = "memory" if on_cpu else f"memory on {device}"
     remedy = f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base"
     raise LoadError(
@@ -147,26 +146,16 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
 
 def ram() -> DeviceMemory:
     """The memory of this machine, or of this process's control group or resource limits where that is less."""
-    total = free = None
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return DeviceMemory(None, None)
-    meminfo = _read_numbers(Path("/proc/meminfo"), 1024)
-    if "MemAvailable" in meminfo:
-        free = meminfo["MemAvailable"] + meminfo.get("SwapFree", 0)
-        total += meminfo.get("SwapTotal", 0)
+    machine, swap = psutil.virtual_memory(), psutil.swap_memory()
+    total, free = machine.total + swap.total, machine.available + swap.free
     for limit, used in _group_limits():
-        total = min(total, limit)
-        free = None if free is None else min(free, max(limit - used, 0))
+        total, free = min(total, limit), min(free, max(limit - used, 0))
     own = [max(limit - used, 0) for limit, used in _resource_limits()]
-    if not own:
-        return DeviceMemory(total, free)
-    return DeviceMemory(total, min(own if free is None else [*own, free]), min(own))
+    return DeviceMemory(total, min([free, *own]), min(own, default=None))
 
 
-def available(device: torch.device) -> int | None:
-    """Free bytes of a device, or None where the system does not report them."""
+def available(device: torch.device) -> int:
+    """Free bytes of a device."""
     return (cuda(str(device)) if device.type == "cuda" else ram()).free
 
 
@@ -191,35 +180,28 @@ def _group_limits(**places: Path) -> Iterator[tuple[int, int]]:
     for folder in control_groups(**places):
         try:
             limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+            rows = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            inactive = next((int(number) for name, number in rows if name == "inactive_file"), 0)
         except (OSError, ValueError):  # "max", or not seen from inside this container
             continue
-        yield limit, used - _read_numbers(folder / "memory.stat").get("inactive_file", 0)
+        yield limit, used - inactive
 
 
-def _resource_limits(status: Path = Path("/proc/self/status")) -> Iterator[tuple[int, int]]:
+def _resource_limits() -> Iterator[tuple[int, int]]:
     """(limit, used) of this process's address space and of its data, where they are limited."""
     try:
         import resource  # Windows has none
     except ImportError:
         return
-    used = _read_numbers(status, 1024)
-    for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+    used = psutil.Process().memory_info()
+    for kind, now in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, getattr(used, "data", 0))):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY:
-            yield limit, used.get(name, 0)
+            yield limit, now
 
 
-def _read_numbers(file: Path, unit: int = 1) -> dict[str, int]:
-    """The numbers in a system file of lines `name: number`; other lines are left out."""
-    try:
-        rows = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
-    except OSError:
-        return {}
-    return {row[0]: int(row[1]) * unit for row in rows if len(row) > 1 and row[1].isdecimal()}
-
-
-def _gigabytes(count: int | None) -> str:
-    return "?" if count is None else f"{count / 1e9:.1f} GB" if count >= 5e8 else f"{count / 1e6:.0f} MB"
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 5e8 else f"{count / 1e6:.0f} MB"
 
 
 def to_device(values: Sequence[object], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

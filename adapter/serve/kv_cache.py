@@ -25,7 +25,6 @@ _MIN_SPACING = 256  # tokens between the slots of short rows: equally spaced slo
 _SHORT = 256  # up to this many tokens, a row may be read as far as a longer neighbour
 _FEWEST_TOKENS = 512  # of all running rows
 _MOST_PREFIX_TOKENS = 16 * 1024  # of all earlier rows
-_UNKNOWN_MEMORY = 3 * 2**30  # bytes, assumed to be free where the system does not say
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class CacheBudget:
         context = round_to_blocks(base.context_length)
         if size is None:
             free = memory.available(base.device)
-            size = max(token_bytes * min(context, _FEWEST_TOKENS) * 4 // 3, (free or _UNKNOWN_MEMORY) // 3)
+            size = max(token_bytes * min(context, _FEWEST_TOKENS) * 4 // 3, free // 3)
         prefix_tokens = min(size // 4 // token_bytes, _MOST_PREFIX_TOKENS)
         tokens = min(size // token_bytes - prefix_tokens, rows * context) // BLOCK * BLOCK
         if tokens < min(context, _FEWEST_TOKENS):

@@ -24,10 +24,8 @@ def test_an_encoder_that_does_not_fit_is_refused_before_its_weights_are_fetched(
         load_encoder("vit_giant_patch14_dinov2")
 
 
-@pytest.mark.parametrize("free", [None, 10**9])
-def test_an_encoder_that_fits_or_may_fit_is_loaded(free, monkeypatch):
+def test_an_encoder_that_fits_is_loaded(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
-    monkeypatch.setattr(memory, "ram", lambda: DeviceMemory(None, free))
     assert load_encoder("resnet10t").num_classes == 1000
 
 

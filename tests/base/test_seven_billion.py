@@ -62,8 +62,7 @@ def main(folder: str, adapters: str) -> None:
     from adapter.base import memory
     from adapter.base.llama import base_config, load_base
     from adapter.serve.engine import Engine
-    from adapter.serve.request import Answer, GenerationRequest
-    from adapter.serve.sampling import SamplingParams
+    from adapter.serve.request import Answer, GenerationRequest, SamplingParams
     from adapter.serve.store import AdapterStore
 
     config = base_config(folder)

@@ -16,8 +16,7 @@ from adapter.method.checkpoint import save_adapter
 from adapter.method.config import AdapterConfig, TuningConfig
 from adapter.method.deltas import LINEARS, NORMS
 from adapter.serve.engine import Engine
-from adapter.serve.request import GenerationRequest
-from adapter.serve.sampling import SamplingParams
+from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.tiny_models import random_adapter
 
