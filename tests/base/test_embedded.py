@@ -10,6 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoTokenizer
 
 from adapter.base import embedded
 from adapter.errors import LoadError, with_detail
@@ -136,23 +139,26 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_converted_base_is_what_transformers_reads(real: Path) -> None:
-    """The digest is of the weights that transformers read from the GGUF file, which takes it a minute."""
-    import torch
-    from safetensors import safe_open
-
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        # What transformers reads from the GGUF file, which takes it a minute.
+        ("SmolLM2*-r*/", "08587497151051bb64ba4ae8288856623bb8c6cd5dc22bb3bda06ebda07a1bcd"),
+        # What classifies photographs, see tests/method/test_vision.py.
+        ("tf_*-r*/", "153bf98ba91b079cc608abb4abe024d429991d5c8bd59ff1bdc6cfc077363a4f"),
+    ],
+)
+def test_converted_weights_are_what_they_were(folder: str, expected: str, real: Path) -> None:
     digest = hashlib.sha256()
-    with safe_open(next(real.glob("SmolLM2*-r*/")) / "model.safetensors", "pt") as tensors:
+    with safe_open(next(real.glob(folder)) / "model.safetensors", "pt") as tensors:
         for name in sorted(tensors.keys()):
             digest.update(name.encode())
-            digest.update(tensors.get_tensor(name).view(torch.uint8).numpy())
-    assert digest.hexdigest() == "08587497151051bb64ba4ae8288856623bb8c6cd5dc22bb3bda06ebda07a1bcd"
+            digest.update(tensors.get_tensor(name).flatten().view(torch.uint8).numpy())
+    assert digest.hexdigest() == expected
 
 
 @pytest.mark.slow
 def test_tokenizer_cuts_digits_as_the_model_learnt_them(real: Path) -> None:
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(next(real.glob("SmolLM2*-r*/")))
     assert tokenizer.tokenize("in 2024\n\n12.") == ["in", "Ġ", "2", "0", "2", "4", "ĊĊ", "1", "2", "."]
     text = "Łódź, 日本 🙂\n\n  naïve 3.50 <|im_end|>\t'll"
@@ -160,19 +166,3 @@ def test_tokenizer_cuts_digits_as_the_model_learnt_them(real: Path) -> None:
     assert tokenizer.decode(ids) == text
     assert tokenizer.eos_token_id in ids, "control tokens are one token"
     assert "<|im_end|>" not in tokenizer.decode(ids, skip_special_tokens=True)
-
-
-@pytest.mark.slow
-def test_the_converted_encoder_knows_what_it_sees(real: Path) -> None:
-    import timm
-    import torch
-    from PIL import Image
-    from safetensors.torch import load_file
-    from skimage import data
-
-    model = timm.create_model(embedded.ENCODER, pretrained=False)
-    model.load_state_dict(load_file(next(real.glob("tf_*/")) / "model.safetensors"), strict=True)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    with torch.no_grad():
-        best = model.eval()(transform(Image.fromarray(data.chelsea()))[None]).argmax().item()
-    assert "cat" in timm.data.ImageNetInfo().index_to_description(best)
