@@ -129,7 +129,7 @@ class TrainingRuns:
         # Before the files are read: a process that has ended has written all of them, and what is saved has been
         # evaluated, so that its step is known.
         alive, (saved, adapter, finished) = self._process(name) is not None, saved_files(folder)
-        recipe = self._read(folder / RECIPE, _read_recipe)
+        recipe = self._read(folder / RECIPE, lambda path: read_recipe(path, []))
         if recipe is None:
             return None
         progress = self._read(folder / METRICS, read_metrics) or RunProgress()
@@ -143,8 +143,8 @@ class TrainingRuns:
         folder = self._folder(name)
         return "" if folder is None else self._read(folder / MESSAGES, _read_log) or ""
 
-    def _read(self, path: Path, read: Callable[[Path], Content | None]) -> Content | None:
-        """What `read` makes of a file, once for all visitors until the file changes; None without a file."""
+    def _read(self, path: Path, read: Callable[[Path], Content]) -> Content | None:
+        """What `read` makes of a file, once for all visitors until the file changes; None if it cannot be read."""
         try:
             stat = path.stat()
             stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -153,7 +153,7 @@ class TrainingRuns:
                 known = stamp, read(path)
                 self._files.put(path, known)
             return known[1]
-        except OSError:
+        except (OSError, ValueError, AdapterError):
             return None
 
     # A visitor's actions.
@@ -298,7 +298,9 @@ class TrainingRuns:
 
     def _record(self, name: str) -> RunRecord | None:
         folder = self._folder(name)
-        return None if folder is None else self._read(folder / RECORD, _read_record)
+        if folder is None:
+            return None
+        return self._read(folder / RECORD, lambda path: _RECORD.validate_json(path.read_bytes(), strict=True))
 
     def _folder(self, name: str) -> Path | None:
         """The folder of a run; None for any other name, because the browser may send any."""
@@ -343,20 +345,6 @@ def _read_log(path: Path) -> str:
         text = file.read(_LOG_BYTES).decode("utf-8", errors="replace")
     lines = (line.rpartition("\r")[2].rstrip() for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
-
-
-def _read_recipe(path: Path) -> RecipeFile | None:
-    try:
-        return read_recipe(path, [])
-    except (AdapterError, OSError, ValueError):
-        return None
-
-
-def _read_record(path: Path) -> RunRecord | None:
-    try:
-        return _RECORD.validate_json(path.read_bytes(), strict=True)
-    except ValueError:
-        return None
 
 
 def _write_record(folder: Path, record: RunRecord) -> None:

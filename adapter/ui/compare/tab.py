@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
@@ -196,12 +196,31 @@ def _updates(box: Any, number: Any = None, question: Question | None = None) -> 
     return box, number, skip, *[pane.to_html() for pane in question.panes], *rest
 
 
+class PaneParts(NamedTuple):
+    """The components of one pane."""
+
+    column: gr.Column
+    name: gr.Dropdown
+    strength: gr.Slider
+    answer: gr.HTML
+
+
+def _lay_out_pane(index: int, choices: list[tuple[str, str]]) -> PaneParts:
+    with gr.Column(min_width=250, visible=index < MIN_PANES, elem_classes="pane") as column:
+        name = gr.Dropdown(choices, value=BASE_ONLY, label=texts.pane(index + 1), filterable=False)
+        label = texts.pane_strength(index + 1)
+        strength = gr.Slider(**slider("strength"), label=label, interactive=False)
+        answer = gr.HTML(theme.pane_html(texts.EMPTY_PANE, muted=True), elem_classes="answer")
+    # The frozen base has no strength.
+    name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **UNQUEUED)
+    return PaneParts(column, name, strength, answer)
+
+
 def compare_tab(
     provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs, chat: gr.Chatbot | None
 ) -> TabParts:
     """Lays the comparison out and connects it. A button below an answer of `chat` opens it."""
     choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
-    columns, answers, names, strengths_of = [], [], [], []
     with gr.Column(elem_id="compare"):
         gr.Markdown(texts.COMPARE_HINT, elem_id="hint")
         with gr.Row(elem_id="ask", equal_height=True):
@@ -216,25 +235,15 @@ def compare_tab(
             numbers = list(range(MIN_PANES, MAX_PANES + 1))
             count = gr.Radio(numbers, value=MIN_PANES, label=texts.PANES, elem_id="count")
             with gr.Row(elem_id="panes"):
-                for i in range(MAX_PANES):
-                    with gr.Column(min_width=250, visible=i < MIN_PANES, elem_classes="pane") as column:
-                        name = gr.Dropdown(choices, value=BASE_ONLY, label=texts.pane(i + 1), filterable=False)
-                        label = texts.pane_strength(i + 1)
-                        strength = gr.Slider(**slider("strength"), label=label, interactive=False)
-                        empty = theme.pane_html(texts.EMPTY_PANE, muted=True)
-                        answers.append(gr.HTML(empty, elem_classes="answer"))
-                    columns.append(column)
-                    names.append(name)
-                    strengths_of.append(strength)
-                    # The frozen base has no strength.
-                    name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **UNQUEUED)
+                panes = [_lay_out_pane(i, choices) for i in range(MAX_PANES)]
         with gr.Accordion(texts.SAMPLING, open=False):
             inputs = {"film_adapter": film_adapter, **sampling_inputs()}
-    inputs |= {f"adapter_{i}": name for i, name in enumerate(names)}
-    inputs |= {f"strength_{i}": strength for i, strength in enumerate(strengths_of)}
+    inputs |= {f"adapter_{i}": pane.name for i, pane in enumerate(panes)}
+    inputs |= {f"strength_{i}": pane.strength for i, pane in enumerate(panes)}
     number = gr.Textbox("0", visible=False)
     events = CompareEvents(provider, catalog)
-    shown, options = [box, number, film, *answers], {"show_progress": "hidden", **MODEL, **PRIVATE}
+    shown = [box, number, film, *(pane.answer for pane in panes)]
+    options = {"show_progress": "hidden", **MODEL, **PRIVATE}
     box.submit(events.send, [box, number, view, count], shown, inputs_kwargs=inputs, **options)
     if chat is not None:
         chat.option_select(events.film_of_chat, [chat, number], [tabs, view, film_adapter, *shown], **options)
@@ -245,6 +254,7 @@ def compare_tab(
         [strengths, side_by_side],
         **UNQUEUED,
     )
+    columns = [pane.column for pane in panes]
     count.change(lambda n: [gr.update(visible=i < n) for i in range(MAX_PANES)], count, columns, **UNQUEUED)
-    pickers = [Picker(name, texts.FROZEN_BASE, i - 1 if i else None) for i, name in enumerate(names)]
+    pickers = [Picker(pane.name, texts.FROZEN_BASE, i - 1 if i else None) for i, pane in enumerate(panes)]
     return TabParts([*pickers, Picker(film_adapter, texts.FROZEN_BASE, 0)], box, view=view)

@@ -46,46 +46,44 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-# Zips.
+# Zips. More attacks on them are in tests/server/test_adapter_upload.py.
 
 GOOD = {"a.png": png(), "a.txt": b"red"}
 HOSTILE_FILES: dict[str, tuple[dict[str, bytes], dict[str, int]]] = {
     "parent within": ({**GOOD, "a/../../evil.txt": b"x"}, {}),
     "backslashes": ({**GOOD, "..\\evil.txt": b"x"}, {}),
-    "absolute": ({**GOOD, "/var/evil.txt": b"x"}, {}),
     "link": ({"a.png": b"/etc/passwd"}, {"external_attr": (stat.S_IFLNK | 0o777) << 16}),
-    "count": ({f"{i}.txt": b"x" for i in range(21)}, {}),
     "large in all": ({f"{i}.txt": os.urandom(2**20) for i in range(4)}, {}),
     "bomb": ({"a.txt": bytes(2**21)}, {}),
     "twice": ({"a.txt": b"x", "A.TXT": b"y"}, {}),
     "nothing wanted": ({"run.exe": b"MZ", "page.html": b"<script>"}, {}),
     "folder and file": ({"a.txt": b"x", "a.txt/b.txt": b"y"}, {}),
 }
-HOSTILE_BYTES = ("lying size", "locked", "damaged", "empty")
 
 
 def write_hostile_zip(path: Path, kind: str) -> Path:
     if kind in HOSTILE_FILES:
         files, attributes = HOSTILE_FILES[kind]
         return write_zip(path, files, **attributes)
-    write_zip(path, {"a.txt": bytes(2**21)} if kind == "lying size" else GOOD)
+    many = {f"{i}.txt": b"" for i in range(500)}
+    write_zip(path, {"lying size": {"a.txt": bytes(2**21)}, "lying count": many}.get(kind, GOOD))
     data = bytearray(path.read_bytes())
-    local, central = data.find(b"PK\3\4"), data.find(b"PK\1\2")
+    local, central, end = data.find(b"PK\3\4"), data.find(b"PK\1\2"), data.rfind(b"PK\5\6")
     if kind == "lying size":  # both headers say ten bytes
         for at in (local + 22, central + 24):
             data[at : at + 4] = (10).to_bytes(4, "little")
+    elif kind == "lying count":
+        data[end + 8 : end + 12] = (1).to_bytes(2, "little") * 2
     elif kind == "locked":
         data[local + 6] |= 1
         data[central + 8] |= 1
-    elif kind == "damaged":
-        data[40:60] = bytes(20)
     else:
-        data.clear()
+        data[40:60] = bytes(20)
     path.write_bytes(data)
     return path
 
 
-@pytest.mark.parametrize("kind", [*HOSTILE_FILES, *HOSTILE_BYTES])
+@pytest.mark.parametrize("kind", [*HOSTILE_FILES, "lying size", "lying count", "locked", "damaged"])
 def test_a_hostile_zip_is_refused_with_a_sentence(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "around" / "inside"
     folder.mkdir(parents=True)
@@ -98,16 +96,6 @@ def test_a_hostile_zip_is_refused_with_a_sentence(kind: str, tmp_path: Path) -> 
     inside = [path for path in folder.rglob("*") if not path.is_dir()]
     assert all(path.is_file() and not path.is_symlink() for path in inside)
     assert sum(path.stat().st_size for path in inside) <= LIMITS.total_bytes
-
-
-def test_files_are_counted_although_the_directory_of_the_zip_says_one(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "x.zip", {f"{i}.txt": b"" for i in range(500)})
-    data = bytearray(path.read_bytes())
-    end = data.rfind(b"PK\5\6")
-    data[end + 8 : end + 12] = (1).to_bytes(2, "little") * 2
-    path.write_bytes(data)
-    with pytest.raises(BadInput, match="more than 20 files"):
-        unpack(path, tmp_path / "inside", LIMITS)
 
 
 # Uploads.
