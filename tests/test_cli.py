@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
-import subprocess
 import sys
 
 import pytest
@@ -14,7 +12,6 @@ import pytest
 from adapter.__main__ import main
 from adapter.method.checkpoint import save_adapter
 from adapter.server.deployment import parse
-from tests.app_process import LONG_PATIENCE, ROOT
 from tests.tiny_models import random_adapter
 
 
@@ -101,16 +98,6 @@ def test_the_page_refuses_a_file_as_adapter_folder(tmp_path, capsys):
         parse(["--adapters", __file__])
     assert ended.value.code == 2 and f"--adapters {__file__} is a file" in capsys.readouterr().err
     assert parse(["--adapters", str(tmp_path / "later")]).adapters == [tmp_path / "later"]
-
-
-@pytest.mark.slow
-def test_a_taken_port_is_one_line_that_names_it_and_the_options() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        command = [sys.executable, "app.py", "--port", port]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG_PATIENCE)
-    assert done.returncode == 1 and f"127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
-    assert "--host" in done.stderr and "--port" in done.stderr
 
 
 @pytest.fixture

@@ -133,7 +133,8 @@ def test_a_taken_port_is_one_line_and_exit_1(capsys: pytest.CaptureFixture[str])
         port = taken.getsockname()[1]
         assert app.main(["--port", str(port)]) == 1
     message = capsys.readouterr().err
-    assert message.count("\n") == 1 and str(port) in message and "--port" in message
+    assert message.count("\n") == 1 and f"127.0.0.1:{port}" in message
+    assert "--host" in message and "--port" in message
 
 
 @pytest.mark.slow

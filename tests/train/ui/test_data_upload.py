@@ -110,22 +110,18 @@ def folder(tmp_path: Path) -> Path:
 CHAT = {"messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "it"}]}
 
 
-@pytest.mark.parametrize("layout", ["beside", "in a folder", "captions.tsv", "chat"])
-def test_zips_of_images_in_every_layout(layout: str, tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("captions", [True, False])
+def test_a_zip_of_images_with_captions_or_records(captions: bool, tmp_path: Path, folder: Path) -> None:
     names = [f"{i}.png" for i in range(6)]
-    files = {name: png(colour) for name, colour in zip(names, ["red", "blue", "green"] * 2, strict=True)}
-    if layout in ("beside", "in a folder"):
-        files |= {f"{i}.txt": b"a square" for i in range(6)}
-    elif layout == "captions.tsv":
-        files[layout] = "\n".join(f"{name}\ta square" for name in names).encode()
+    files = {f"set/{name}": png() for name in names}
+    files |= {"__MACOSX/set/._a.png": b"x", "set/.DS_Store": b"x", "set/notes.docx": b"x"}
+    if captions:
+        files |= {f"set/{i}.txt": b"a square" for i in range(6)}
     else:
-        files["rows.jsonl"] = "\n".join(json.dumps({**CHAT, "image": name}) for name in names).encode()
-    if layout == "in a folder":
-        files = {f"set/{name}": data for name, data in files.items()}
-        files |= {"__MACOSX/set/._a.png": b"x", "set/.DS_Store": b"x", "set/notes.docx": b"x"}
+        files["set/rows.jsonl"] = "\n".join(json.dumps({**CHAT, "image": name}) for name in names).encode()
     data = open_upload(write_zip(tmp_path / "squares.zip", files), folder)
-    assert data.left_out == (("set/notes.docx",) if layout == "in a folder" else ())
-    assert data.pictures and len(data.records) == 6 and data.name == "squares.zip"
+    assert data.left_out == ("set/notes.docx",) and data.name == "squares.zip"
+    assert data.pictures and len(data.records) == 6
     assert all(record.image.is_relative_to(folder) for record in data.records)
 
 

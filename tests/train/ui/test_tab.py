@@ -70,30 +70,19 @@ def test_chosen_data_fills_the_settings_and_a_typed_name_stays(tab: TrainEvents)
 
 def test_untouched_proposals_follow_the_data_and_typed_values_stay(tab: TrainEvents, tmp_path: Path) -> None:
     rows, broken = write_jsonl(tmp_path / "rows.jsonl", ROWS), write_jsonl(tmp_path / "broken.jsonl", ["{"])
-    sample = next(iter(tab.samples))
-
-    def after(*choices: str, name: str = "", description: str = "") -> tuple[str, str]:
-        """The two fields after these choices; `name` and `description` are typed after the first."""
-        summary, fields = None, ("", "")
-        for count, choice in enumerate(choices):
-            if choice == "none":
-                updates = tab.clear_data(summary, *fields)
-            elif choice == "sample":
-                updates = tab.choose_sample(sample, summary, *fields)
-            else:
-                updates = tab.choose_upload(str(rows if choice == "rows" else broken), summary, *fields)
-            summary, fields = updates[2], updates[3:5]
-            if not count:
-                fields = (name or fields[0], description or fields[1])
-        return fields
-
-    description = tab.samples[sample].settings["description"]
-    for between in ([], ["broken", "none"]):
-        assert after("rows", *between, "sample") == (f"my-{sample}", description)
-        assert after("sample", *between, "rows") == ("rows", "")
-        assert after("sample", *between, "rows", name="mine") == ("mine", "")
-        assert after("sample", *between, "rows", description="Mine.") == ("rows", "Mine.")
-    assert after("sample", "none") == after("sample", "broken") == ("", "")
+    name, sample = next(iter(tab.samples.items()))
+    _, _, plan, *proposed = tab.choose_upload(str(rows), None, "", "")[:5]
+    assert proposed == ["rows", ""]
+    description = sample.settings["description"]
+    for typed, shown in (
+        (("rows", ""), (f"my-{name}", description)),
+        (("mine", ""), ("mine", description)),
+        (("rows", "Mine."), (f"my-{name}", "Mine.")),
+    ):
+        assert tab.choose_sample(name, plan, *typed)[3:5] == shown
+    assert tab.clear_data(plan, *proposed)[3:5] == ("", "")
+    _, _, plan, *fields = tab.choose_upload(str(broken), plan, *proposed)[:5]
+    assert plan is None and fields == ["", ""]
 
 
 def test_who_did_not_start_a_run_may_not_stop_it_on_a_public_page(
