@@ -22,7 +22,7 @@ class LRU(Generic[K, V]):
         self.limit, self._size_of = limit, size
         self.size = 0  # of all values
         self._values: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._computing: dict[K, threading.Lock] = {}
 
     def __len__(self) -> int:
@@ -42,9 +42,9 @@ class LRU(Generic[K, V]):
     def put(self, key: K, value: V) -> None:
         """Keep a value, unless it is larger than the limit: then the others stay."""
         size = self._size_of(value)
-        self.pop(key)
-        if self.make_room(size):
-            with self._lock:
+        with self._lock:
+            self.pop(key)
+            if self.make_room(size):
                 self._values[key] = value
                 self.size += size
 

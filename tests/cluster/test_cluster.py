@@ -217,14 +217,12 @@ def test_an_adapter_that_is_asked_for_again_is_never_missing(monkeypatch):
     interval, adapters, done = sys.getswitchinterval(), _ReplicaAdapters(), threading.Event()
     base, asked = SimpleNamespace(device="cpu"), request(adapter="one")
 
-    class Reference:
-        def __await__(self):
-            yield from ()
-            return torch.nn.Linear(1, 1)
+    async def reference():
+        return torch.nn.Linear(1, 1)
 
-    async def fetch(times: int) -> None:
+    async def fetch(times: int, **references) -> None:
         for _ in range(times):
-            await adapters.fetch(asked, {"one": ("0" * 64, reference)}, base)
+            await adapters.fetch(asked, {"one": ("0" * 64, references.get("one"))}, base)
 
     def load() -> int:
         count = 0
@@ -233,8 +231,7 @@ def test_an_adapter_that_is_asked_for_again_is_never_missing(monkeypatch):
             count += 1
         return count
 
-    reference = Reference()
-    asyncio.run(fetch(1))
+    asyncio.run(fetch(1, one=reference()))
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(1) as pool:

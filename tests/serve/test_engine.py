@@ -85,31 +85,32 @@ def generate_uncached(engine, ids, kv, count):
 # Answers.
 
 
-@pytest.mark.parametrize("name, strength", [(None, 1.0), ("one", 1.0), ("two", 0.5), ("one", 0.0)])
-def test_equals_the_uncached_forward_pass(engine, name, strength):
-    events = generate(engine, adapter=name, strength=strength)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (),
+        (("one", 1.0),),
+        (("two", 0.5),),
+        (("one", 0.0),),
+        (("one", 0.7), ("two", 0.4)),
+        (("one", 1.0), ("two", 0.0)),
+    ],
+)
+def test_equals_the_uncached_forward_pass(engine, parts):
+    """Of the base, of adapters and of mixes, whose terms are added."""
+    asked = {"adapter": parts[0][0], "strength": parts[0][1], "mix": parts[1:]} if parts else {}
+    events = generate(engine, **asked)
     prompt = engine.base.tokenizer("u:hello there;a:").input_ids
-    kv = None
-    if name is not None:
-        kv = engine.store.load(name, engine.base)(engine.base.model).scaled(strength)
+    kvs = [engine.store.load(name, engine.base)(engine.base.model).scaled(strength) for name, strength in parts]
+    kv = PromptKV.mixed(kvs) if kvs else None
     assert prompt + token_ids(events) == generate_uncached(engine, prompt, kv, 20)
     for same in ({"prompt_ids": tuple(prompt)}, {"messages": (Message("user", "u:hello there;a:"),), "raw": True}):
-        assert token_ids(generate(engine, adapter=name, strength=strength, **same)) == token_ids(events)
+        assert token_ids(generate(engine, **asked, **same)) == token_ids(events)
     stats = events[-1].stats
     assert (stats.prompt_tokens, stats.new_tokens) == (len(prompt), len(events))
     assert all(event.finish_reason is None for event in events[:-1])
     assert all(event.logprob <= 0 for event in events)
     assert text(events) == engine.base.tokenizer.decode(token_ids(events), skip_special_tokens=True)
-
-
-def test_mixed_adapters_add_their_terms(engine):
-    ids = engine.base.tokenizer("u:hello there;a:").input_ids
-    one, two = (engine.store.load(name, engine.base)(engine.base.model) for name in ("one", "two"))
-    kv = PromptKV.mixed([one.scaled(0.7), two.scaled(0.4)])
-    events = generate(engine, adapter="one", strength=0.7, mix=(("two", 0.4),))
-    assert ids + token_ids(events) == generate_uncached(engine, ids, kv, 20)
-    without = token_ids(generate(engine, adapter="one", mix=(("two", 0.0),)))
-    assert without == token_ids(generate(engine, adapter="one"))
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
