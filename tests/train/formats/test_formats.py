@@ -18,12 +18,11 @@ from train.formats.scienceqa import COLUMNS, Problem, columns, problems, questio
 
 USER = {"role": "user", "content": "What is it?"}
 BOT = {"role": "assistant", "content": "A cat."}
-SAID = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]
 # A good record of each format that is a property of one object; all say the same.
 GOOD: dict[str, dict] = {
     "alpaca": {"instruction": "What is it?", "output": "A cat."},
     "chat": {"messages": [USER, BOT]},
-    "llava": {"conversations": SAID},
+    "llava": {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]},
     "pairs": {"question": "What is it?", "answer": "A cat."},
     "captions": {"image": "a.png", "caption": "A cat."},
 }
@@ -37,17 +36,16 @@ CAPITALS = {
     **MAGNETS, "question": "What is the capital?", "hint": "", "image": None, "grade": "grade7",
     "subject": "social science", "topic": "geography", "split": "val",
 }  # fmt: skip
-FAULTS = yaml.safe_load(Path(__file__).with_name("faults.yaml").read_text(encoding="utf-8"))
+FAULTS, GOOD_RECORDS = (
+    yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    for name in ("faults.yaml", "records.yaml")
+)
 
 
 def jsonl(folder: Path, *values) -> Path:
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     return path
-
-
-def one(folder: Path, value, **options):
-    return open_records(jsonl(folder, value), **options)[0]
 
 
 def table(folder: Path, text: str, name: str = "pairs.tsv"):
@@ -102,86 +100,22 @@ def test_every_format_is_recognised(tmp_path):
         assert turns(records[0])[-1] == ("assistant", "A cat.")
 
 
-# Alpaca and chat.
+@pytest.mark.parametrize(("value", "said", "image"), GOOD_RECORDS)
+def test_a_record_becomes_a_conversation(tmp_path, value, said, image):
+    record = open_records(jsonl(tmp_path, value))[0]
+    assert [{turn.role: turn.full_text} for turn in record.messages] == said
+    assert record.image == (image and tmp_path / image) and record.where == "data.jsonl, line 1"
 
 
-def test_alpaca(tmp_path):
-    example = {"instruction": "Name a colour.", "input": "", "output": "Red.", "text": "as published, unused"}
-    # 28 of the published 52,000 records have no output.
-    rows = [{**example, "input": "Of the sky"}, {**example, "input": None}, {"instruction": "a", "output": ""}]
-    records = open_records(jsonl(tmp_path, example, *rows, {**example, "output": "\ud83d"}))
-    assert turns(records[0]) == turns(records[2]) == [("user", "Name a colour."), ("assistant", "Red.")]
-    assert records[1].messages[0] == Message("user", "Name a colour.", "Of the sky")
-    assert records[0].image is None and records[1].where == "data.jsonl, line 2"
-    assert turns(records[3])[-1] == ("assistant", "")
-    with pytest.raises(DataError, match="line 5: 'output' holds half of a surrogate pair"):
-        records[4]
-    assert one(tmp_path, {**example, "image": "x/a.png"}).image == tmp_path / "x/a.png"
-
-
-def test_the_picture_of_a_chat_may_be_named_in_any_place(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    text = {"type": "text", "text": "What is it?"}
-    blocks = (
-        {"type": "image", "image": "a.png"}, {"type": "image", "url": None, "path": "a.png"},
-        {"type": "image_url", "image_url": "a.png"}, {"type": "image_url", "image_url": {"url": "a.png"}},
-    )  # fmt: skip
-    beside = ({"image": "a.png"}, {"images": "a.png"}, {"images": ["a.png"]}, {"image": str(folder / "a.png")})
-    pointing = ([{"type": "image"}, text], "<image>\nWhat is it?", "What is it?", [blocks[0], text])
-    for content, named in [
-        *(([block, text], {}) for block in blocks),
-        *((content, named) for content in pointing for named in beside),
-    ]:
-        asked = {"role": "user", "content": content}
-        record = one(tmp_path, {"messages": [asked, BOT, asked, BOT], **named}, images=folder)
-        assert turns(record)[2:] == [("user", "What is it?"), ("assistant", "A cat.")]
-        assert record.image == folder / "a.png", "named three times, it is one"
-    asked = {"role": "user", "content": " What does <image> mean in HTML?\n"}
-    for none in (None, "", []):
-        record = one(tmp_path, {"messages": [asked, BOT], "image": none, "images": none})
-        assert record.image is None and turns(record)[0] == ("user", asked["content"])
-
-
-def test_weights_of_answers(tmp_path):
+def test_weights_of_answers_and_broken_characters(tmp_path):
     """As in OpenAI's files: 0 leaves an earlier answer unlearnt."""
     messages = [m for weight in (0, 1, 0, None) for m in (USER, BOT | {"weight": weight})]
-    assert one(tmp_path, {"messages": messages}).unlearnt == (1, 5)
-
-
-# LLaVA and pairs.
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ("<image>\nWhat is it?", "What is it?"),
-        ("What is it?\n<image>", "What is it?"),
-        ("What is\n<image>\nthis?", "What is\nthis?"),
-        ("What is <image> this?", "What is this?"),
-    ],
-)
-def test_llava(tmp_path, value, text):
-    (tmp_path / "coco").mkdir()
-    path = tmp_path / "llava.json"
-    said = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": value}, SAID[1]]
-    path.write_text(
-        json.dumps([{"id": "7", "image": "train/7.jpg", "conversations": said}, {"conversations": said}])
+    records = open_records(
+        jsonl(tmp_path, {"messages": messages}, {"messages": [USER, BOT | {"content": "\ud83d"}]})
     )
-    records = open_records(path, images=tmp_path / "coco")
-    assert turns(records[0]) == [("system", "Be brief."), ("user", text), ("assistant", "A cat.")]
-    assert records[0].image == tmp_path / "coco/train/7.jpg" and records[0].where == "llava.json, record 1"
-    assert records[1].messages[1].text == value and records[1].image is None
-
-
-def test_pairs(tmp_path):
-    names = "question answer", "prompt completion", "prompt response", "query response", "input output"
-    for asked, answered in map(str.split, names):
-        record = one(tmp_path, {asked: "Häh?\n<image>", answered: "Ja.", "id": 3, "image": "a.png"})
-        assert turns(record) == [("user", "Häh?"), ("assistant", "Ja.")] and record.image == tmp_path / "a.png"
-    system = {"role": "system", "content": "Be brief."}
-    record = one(tmp_path, {"prompt": [system, USER], "completion": [BOT]})
-    assert [role for role, _ in turns(record)] == ["system", "user", "assistant"]
+    assert records[0].unlearnt == (1, 5)
+    with pytest.raises(DataError, match="line 2: 'messages\\[1\\].content' holds half of a surrogate pair"):
+        records[1]
 
 
 # Tables.
@@ -216,19 +150,26 @@ def test_any_csv_is_read_as_it_was_written(tmp_path_factory, rows, quoting, sepa
 
 
 @pytest.mark.parametrize(
-    ("text", "name"),
+    ("name", "text"),
     [
-        ("caption\turl\nA cat, asleep.\ta.jpg\nA dog.\tsub/b.jpg", "pairs.tsv"),
-        ("\ufeffid\tImage\tCaption\r\n1\ta.jpg\tA cat, asleep.\r\n\r\n2\tsub/b.jpg\tA dog.\r\n", "pairs.tsv"),
-        ("a.jpg\tA cat, asleep.\nsub/b.jpg\tA dog.\n", "pairs.tsv"),
-        ('a.jpg, "A cat, asleep."\nsub/b.jpg, A dog.\n', "pairs.csv"),
-        ("Image;Caption;Note\na.jpg;A cat, asleep.;\nsub/b.jpg;A dog.;\n", "pairs.csv"),
+        ("pairs.tsv", "caption\turl\nA cat, asleep.\ta.jpg\nA dog.\tsub/b.jpg"),
+        ("pairs.tsv", "\ufeffid\tImage\tCaption\r\n1\ta.jpg\tA cat, asleep.\r\n\r\n2\tsub/b.jpg\tA dog.\r\n"),
+        ("pairs.tsv", "a.jpg\tA cat, asleep.\nsub/b.jpg\tA dog.\n"),
+        ("pairs.csv", 'a.jpg, "A cat, asleep."\nsub/b.jpg, A dog.\n'),
+        ("pairs.csv", "Image;Caption;Note\na.jpg;A cat, asleep.;\nsub/b.jpg;A dog.;\n"),
+        ("captions.json", '{"a.jpg": "A cat, asleep.", "sub/b.jpg": "A dog."}'),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.jpg", "text": "A cat, asleep."}\n{"file_name": "sub/b.jpg", "text": "A dog."}',
+        ),
     ],
-)
-def test_tables_of_captions(tmp_path, text, name):
-    records = table(tmp_path, text, name)
-    assert records.format == "captions" and len(records) == 2
-    assert pairs(records) == [(f"{tmp_path}/a.jpg", "A cat, asleep."), (f"{tmp_path}/sub/b.jpg", "A dog.")]
+)  # fmt: skip
+def test_lists_of_captions(tmp_path, name, text):
+    table(tmp_path, text, name)
+    for path in (tmp_path / name, *([] if name.startswith("pairs") else [tmp_path])):
+        records = open_records(path)
+        assert records.format == "captions" and len(records) == 2 and records.uncaptioned == ()
+        assert pairs(records) == [(f"{tmp_path}/a.jpg", "A cat, asleep."), (f"{tmp_path}/sub/b.jpg", "A dog.")]
 
 
 def test_quotes_in_a_tsv_belong_to_the_text_unless_they_enclose_the_cell(tmp_path):
@@ -265,18 +206,6 @@ def test_a_folder_with_captions_beside_the_images(tmp_path):
         (tmp_path / "b.txt").unlink() if content is None else (tmp_path / "b.txt").write_bytes(content)
         with pytest.raises(DataError, match=message):
             records[0]
-
-
-def test_a_folder_with_a_list_of_captions(tmp_path):
-    (tmp_path / "captions.json").write_text('{"a.jpg": "A cat."}')
-    for path in (tmp_path, tmp_path / "captions.json"):
-        assert pairs(open_records(path)) == [(f"{tmp_path}/a.jpg", "A cat.")]
-    (tmp_path / "captions.tsv").write_text("image\tcaption\nc.jpg\tA cow.\n")
-    assert pairs(open_records(tmp_path)) == [(f"{tmp_path}/c.jpg", "A cow.")]
-    folder = tmp_path / "as-datasets-writes-it"
-    folder.mkdir()
-    (folder / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "A cat."}\n')
-    assert pairs(open_records(folder)) == [(f"{folder}/a.jpg", "A cat.")]
 
 
 def test_captions_of_coco(tmp_path):
@@ -317,17 +246,13 @@ def test_scienceqa(tmp_path):
     assert records[0].image == image and question_text(magnets) == asked
     assert magnets == Problem("1", MAGNETS["question"], ("wood", "iron", "glass"), 1, "Some metals are.", image, 6,
                               "natural science", "physics", "train")  # fmt: skip
-    assert (magnets.has_text, magnets.has_image, magnets.letter) == (True, True, "B")
     assert (capitals.has_text, capitals.has_image) == (False, False)
-
-
-def test_scienceqa_images_in_a_folder_of_their_own(tmp_path):
-    science(tmp_path, **{"1": MAGNETS})
-    (tmp_path / "images").mkdir()
-    (tmp_path / "elsewhere").mkdir()
+    for folder in ("elsewhere", "images"):
+        (tmp_path / folder).mkdir()
     assert problems(tmp_path, "train")[0].image == tmp_path / "images/train/1/image.png"
-    elsewhere = open_records(tmp_path, images=tmp_path / "elsewhere")
-    assert elsewhere[0].image == tmp_path / "elsewhere/train/1/image.png"
+    assert (
+        open_records(tmp_path, images=tmp_path / "elsewhere")[0].image == tmp_path / "elsewhere/train/1/image.png"
+    )
 
 
 @pytest.mark.parametrize(

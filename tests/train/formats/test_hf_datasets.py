@@ -47,17 +47,16 @@ def pictures(**columns) -> datasets.Dataset:
 
 
 def as_parquet(dataset, folder: Path) -> Path:
-    path = folder / "part.parquet"
-    dataset.to_parquet(path)
-    return path
+    dataset.to_parquet(folder / "part.parquet")
+    return folder / "part.parquet"
 
 
 def as_folder(dataset, folder: Path) -> Path:
-    (folder / "pq/data").mkdir(parents=True)
     half = len(dataset) // 2
-    for number, part in enumerate((dataset.select(range(half)), dataset.select(range(half, len(dataset))))):
-        part.to_parquet(folder / f"pq/data/train-0000{number}-of-00002.parquet")
-    dataset.select([0]).to_parquet(folder / "pq/data/test-00000-of-00001.parquet")
+    parts = {"train-00000-of-00002": range(half), "train-00001-of-00002": range(half, len(dataset)), "test-0": [0]}
+    (folder / "pq/data").mkdir(parents=True)
+    for name, rows in parts.items():
+        dataset.select(rows).to_parquet(folder / f"pq/data/{name}.parquet")
     return folder / "pq"
 
 
@@ -67,8 +66,7 @@ def as_saved(dataset, folder: Path) -> Path:
 
 
 def as_saved_splits(dataset, folder: Path) -> Path:
-    datasets.DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(folder / "saved")
-    return folder / "saved"
+    return as_saved(datasets.DatasetDict({"train": dataset, "test": dataset.select([0])}), folder)
 
 
 def as_arrow(dataset, folder: Path) -> Path:
