@@ -21,8 +21,8 @@ QUESTION = "Tell me a long story about the sea."
 
 def run() -> None:
     tasks = Tasks()
-    programs = {"engine": start_engine()}
-    programs |= {f"{replicas} on Ray": ProgramProcess("tests.bench.cluster", replicas) for replicas in "12"}
+    one, two = (ProgramProcess("tests.bench.cluster", replicas) for replicas in "12")
+    programs = {"engine": start_engine(), "one replica": one, "two replicas": two}
     print_programs("rows", programs)
     for rows in ROWS:
         for what, tokens in (("first token, ms", 1), ("tokens/s in all", TOKENS)):
