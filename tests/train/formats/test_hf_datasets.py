@@ -53,7 +53,11 @@ def as_parquet(dataset, folder: Path) -> Path:
 
 def as_folder(dataset, folder: Path) -> Path:
     half = len(dataset) // 2
-    parts = {"train-00000-of-00002": range(half), "train-00001-of-00002": range(half, len(dataset)), "test-00000-of-00001": [0]}
+    parts = {
+        "train-00000-of-00002": range(half),
+        "train-00001-of-00002": range(half, len(dataset)),
+        "test-00000-of-00001": [0],
+    }
     (folder / "pq/data").mkdir(parents=True)
     for name, rows in parts.items():
         dataset.select(rows).to_parquet(folder / f"pq/data/{name}.parquet")

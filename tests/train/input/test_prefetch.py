@@ -151,8 +151,7 @@ def test_the_first_process_tells_what_the_others_could_not_read(train_seen, pict
 
     logged: list[str] = []
     skipped = SkippedExamples(logged.append)
-    monkeypatch.setattr(
-        train.job, "gather_object", lambda found: [*found, ("row 7", "row 7: its picture is broken")]
-    )
+    broken = ("row 7", "row 7: its picture is broken")
+    monkeypatch.setattr(train.job, "gathered", lambda _, found: [*found, broken])
     train_seen(Seen(pictures), skipped=skipped, steps=2, accelerator=OneOfTwo(mixed_precision="no", cpu=True))
     assert logged == ["skipped: row 7: its picture is broken"] and skipped.places == {"row 7"}
