@@ -8,7 +8,6 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,30 +197,6 @@ def test_a_damaged_file_is_made_again(damage, tmp_path):
     assert got is not None and got.levels[0, 0] == 3 and got.logits is None and got.tokens.dtype == torch.half
 
 
-def test_several_at_once_share_a_folder(tmp_path):
-    """Each has a store of its own, as processes have, and makes room by evicting what an earlier run has left."""
-    bound = 20 * FILE_BYTES
-    earlier = FeatureStore(tmp_path, "x", bound)
-    for i in range(20):
-        earlier.put(NAMES[i], features(i))
-    for path in tmp_path.rglob("*"):
-        os.utime(path, times=(time.time() - 100,) * 2)
-
-    def work(seed: int) -> int:
-        store, rng, found = FeatureStore(tmp_path, "x", bound), random.Random(seed), 0
-        for _ in range(100):
-            i = rng.randrange(40)
-            got = store.get(NAMES[i])
-            assert got is None or torch.equal(got.levels, features(i).levels)
-            found += got is not None
-            if got is None:
-                store.put(NAMES[i], features(i))
-        return found
-
-    with ThreadPoolExecutor(4) as threads:
-        assert min(threads.map(work, range(4))) > 15
-
-
 @pytest.mark.parametrize("place", ["replace", "folder"])
 def test_a_disk_that_fails_ends_the_keeping_and_not_the_run(place, own_folder, picture, monkeypatch):
     logged: list[str] = []
@@ -251,29 +226,26 @@ def test_other_users_of_the_machine_see_no_pictures_features(own_folder, picture
         shutil.rmtree(own_folder)
 
 
-@pytest.mark.parametrize("size, bound", [("0", None), ("0.5", 5 * 10**8), ("", "a quarter")])
-def test_the_room_is_chosen_or_a_quarter_of_the_disk(size, bound, monkeypatch, tmp_path):
-    monkeypatch.setenv(SIZE_VARIABLE, size)
+def test_the_room_is_chosen_or_a_quarter_of_the_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: SimpleNamespace(free=8 * 10**9))
-    logged: list[str] = []
-    store = open_store("a/name of an encoder", "f" * 64, logged.append)
-    if bound is None:
-        assert store is None
-        return
-    assert store is not None and store.max_bytes == (2 * 10**9 if bound == "a quarter" else bound)
-    assert "at most" in logged[0] and str(tmp_path) not in logged[0]
+    for size, bound in (("0.5", 5 * 10**8), ("", 2 * 10**9)):
+        monkeypatch.setenv(SIZE_VARIABLE, size)
+        logged: list[str] = []
+        store = open_store("a/name of an encoder", "f" * 64, logged.append)
+        assert store is not None and store.max_bytes == bound
+        assert "at most" in logged[0] and str(tmp_path) not in logged[0]
     store.put(NAMES[0], features(0))
     assert store.get(NAMES[0]) is not None
+    monkeypatch.setenv(SIZE_VARIABLE, "0")
+    assert open_store("x", "y") is None
 
 
-def test_settings_that_make_no_sense_are_named(monkeypatch):
-    for variable, value, message in (
-        *(
-            (SIZE_VARIABLE, size, f"must be a number of gigabytes.*'{size}'")
-            for size in ("plenty", "-1", "nan", "inf")
-        ),
-        (FOLDER_VARIABLE, "~nobody-of-this-name/features", "must be a folder; the home that '~nobody"),
-    ):
-        with monkeypatch.context() as patch, pytest.raises(AdapterError, match=f"{variable} {message}"):
-            patch.setenv(variable, value)
-            open_store("x", "y")
+@pytest.mark.parametrize("size", ["plenty", "-1", "nan", "inf"])
+def test_settings_that_make_no_sense_are_named(size, monkeypatch):
+    monkeypatch.setenv(SIZE_VARIABLE, size)
+    with pytest.raises(AdapterError, match=f"{SIZE_VARIABLE} must be a number of gigabytes.*'{size}'"):
+        open_store("x", "y")
+    monkeypatch.delenv(SIZE_VARIABLE)
+    monkeypatch.setenv(FOLDER_VARIABLE, "~nobody-of-this-name/features")
+    with pytest.raises(AdapterError, match=f"{FOLDER_VARIABLE} must be a folder; the home that '~nobody"):
+        open_store("x", "y")
