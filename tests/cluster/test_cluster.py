@@ -343,7 +343,7 @@ def test_a_page_that_comes_back_finds_its_replicas(engine, address, base_folder,
 
 
 @pytest.mark.slow
-def test_the_page_starts_replicas_on_this_machine(tmp_path, tiny_base, tiny_folder, tiny_fingerprint):
+def test_the_page_starts_replicas_on_this_machine(tmp_path, tiny_folder, tiny_fingerprint):
     """Their answers are those of one engine, and the page's figures have both."""
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "adapters" / "one")
     options = ("--cluster", "local", "--replicas", "2", "--adapters", str(tmp_path / "adapters"))
@@ -352,7 +352,8 @@ def test_the_page_starts_replicas_on_this_machine(tmp_path, tiny_base, tiny_fold
         # The page is ready with the first replica.
         page.wait_until(lambda: len(set(re.findall(r'replica="(machine 1/\w+)"', page.get("/metrics").text))) == 2)
     sampling = replace(GREEDY, max_new_tokens=24)
-    with closing(Engine(tiny_base, AdapterStore(tmp_path / "adapters"))) as alone:
+    base = load_base(str(tiny_folder), "none", "cpu")
+    with closing(Engine(base, AdapterStore(tmp_path / "adapters"))) as alone:
         asked = GenerationRequest((Message("user", "What is a ship?"),), adapter="one", sampling=sampling)
         assert text == "".join(event.text for event in alone.submit(asked))
 

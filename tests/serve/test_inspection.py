@@ -352,8 +352,9 @@ def test_the_commands_mute_and_print_a_row_for_each_token(tiny_folder, tiny_fing
 @pytest.mark.slow
 def test_the_word_for_what_a_picture_shows_is_grounded_on_the_real_base(base):
     picture = open_image(Path(sysconfig.get_path("purelib"), "skimage/data/coffee.png"))
-    sampling = SamplingParams(0, max_new_tokens=24)
-    request = GenerationRequest((Message("user", "What is it?"),), "see", picture, sampling=sampling)
+    sampling = SamplingParams(0, max_new_tokens=32)
+    asked = (Message("user", "What is in this picture?"),)
+    request = GenerationRequest(asked, "see", picture, sampling=sampling)
     with closing(Engine(base, AdapterStore())) as engine:
         events = [event for event in engine.submit(request) if event.token_id is not None]
         found = engine.inspect(request, [event.token_id for event in events])
