@@ -71,19 +71,3 @@ def test_a_stop_text_of_bytes_is_found_in_the_middle_and_at_the_end(name, newlin
     for more in ([], [tokenizer.convert_tokens_to_ids("a")]):
         texts, stopped = stream(tokenizer, [*ids, *more], ("\n",))
         assert stopped and "".join(texts) == "a"
-
-
-def test_a_long_stop_text_costs_what_the_held_back_text_is_long(monkeypatch):
-    """A request's stop texts are compared in the thread that all rows share."""
-    compared = 0
-
-    class Counted(str):
-        def __getitem__(self, part):
-            nonlocal compared
-            compared += 1
-            return super().__getitem__(part)
-
-    tokenizer = TOKENIZERS["sentencepiece"]
-    words = tokenizer.convert_tokens_to_ids(["▁b", "▁a"] * 50)
-    stream(tokenizer, words, (Counted("never" * 10_000),))
-    assert compared <= 3 * len(words)

@@ -66,25 +66,6 @@ def test_a_row_whose_guesses_fail_pays_for_none_until_they_are_right_again():
     assert len(drafter.propose(MAX_DRAFT, 1)) > 4
 
 
-class CountedToken(int):
-    compared = 0
-
-    def __eq__(self, other):
-        CountedToken.compared += 1
-        return int(self) == int(other)
-
-    __hash__ = int.__hash__
-
-
-@pytest.mark.parametrize("kinds", [2, 50])
-def test_the_work_for_a_token_does_not_grow_with_the_row(kinds):
-    drafter, CountedToken.compared = Drafter([]), 0
-    for i in range(5000):
-        drafter.append(CountedToken(i * i % 9973 % kinds))
-        drafter.propose(MAX_DRAFT, 1)
-    assert CountedToken.compared < 30 * 5000
-
-
 # The engine: tokens, log-probabilities, texts and ends are those without drafts, bit for bit.
 
 
