@@ -211,36 +211,30 @@ def test_where_packed_products_cannot_be_compiled_torch_multiplies(tiny_folder, 
     assert "packed products cannot be compiled here (division by zero)" in line
 
 
-def check_rows_of_linears(base, exact):
+needs_cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "device", "tolerance"),
+    [
+        ("int8", "cpu", 0),
+        pytest.param("int8", "cuda", 0, marks=needs_cuda),
+        pytest.param("nf4", "cuda", 2e-2, marks=needs_cuda),
+    ],
+)
+@torch.no_grad()
+def test_a_row_is_a_row_in_bitsandbytes(quantization, device, tolerance, tiny_folder, caplog):
     """Each linear layer gives a row beside one with outliers what it gives the row alone."""
-    kinds = {type(m) for m in base.model.model.layers.modules() if "Linear" in type(m).__name__}
-    assert len(kinds) == 1 and torch.nn.Linear not in kinds
-    torch.manual_seed(0)
-    for module in base.model.model.layers.modules():
-        if type(module) in kinds:
-            x = torch.randn(3, 1, module.in_features, dtype=base.model.dtype, device=base.device)
-            x[2, :, ::5] *= 40  # far above bitsandbytes' threshold of 6
-            together, alone = module(x)[:1], module(x[:1])
-            if exact:
-                assert torch.equal(together, alone)
-            else:
-                assert_close(together, alone, rtol=2e-2, atol=2e-2)
-
-
-@torch.no_grad()
-def test_a_row_is_a_row_in_int8(tiny_folder, caplog):
     with caplog.at_level(logging.WARNING):
-        base = load_base(str(tiny_folder), "int8", "cpu")
-        check_rows_of_linears(base, exact=True)
-    assert caplog.text == ""
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize(("quantization", "exact"), [("int8", True), ("nf4", False)])
-@torch.no_grad()
-def test_a_row_is_a_row_on_cuda(quantization, exact, tiny_folder):
-    check_rows_of_linears(load_base(str(tiny_folder), quantization, "cuda"), exact)
+        base = load_base(str(tiny_folder), quantization, device)
+        layers = [m for m in base.model.model.layers.modules() if "Linear" in type(m).__name__]
+        assert len({type(m) for m in layers}) == 1 and type(layers[0]) is not torch.nn.Linear
+        torch.manual_seed(0)
+        for layer in layers:
+            x = torch.randn(3, 1, layer.in_features, dtype=base.model.dtype, device=base.device)
+            x[2, :, ::5] *= 40  # far above bitsandbytes' threshold of 6
+            assert_close(layer(x)[:1], layer(x[:1]), rtol=tolerance, atol=tolerance)
+    assert quantization != "int8" or caplog.text == "", "a line for every product"
 
 
 @pytest.mark.parametrize(
