@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter.base.threads import sleep_when_idle
+from adapter.base.threads import share_arenas, sleep_when_idle
 from adapter.ui.gradio_stubs import without_type_stubs
 
 if __name__ == "__main__":
@@ -29,6 +29,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 sleep_when_idle()
+share_arenas()
 
 if os.environ.get("SPACES_ZERO_GPU"):
     # Before torch, whose CUDA it stands in for; on a ZeroGPU Space it is installed.
