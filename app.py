@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     from adapter.server.loader import ServingEngine
 
 QUEUE_SIZE = 64
-SESSIONS = 1000  # that Gradio knows; conversations are in the browser
+SESSIONS = 1000  # that Gradio knows; the browser keeps the conversations
 
 
 def build_page(
@@ -113,7 +113,7 @@ def build_page(
             with gr.Tab(texts.CHAT, id="chat"):
                 chat = chat_tab(page, provider, store, uploads=training, public=public)
             with gr.Tab(texts.COMPARE, id="compare"):
-                compare = compare_tab(provider, store, tabs, chat.chat)
+                compare = compare_tab(provider, store, tabs, chat)
             if training:
                 with gr.Tab(texts.TRAIN, id="train"):
                     runs = runs or TrainingRuns(runs_folder())

@@ -25,7 +25,7 @@ LEAVING = re.compile("AbortError|Connection errored out")
 # The browser itself notes what happens: an answer can be shorter than the way to a question about it and back.
 WATCH = """() => {
     window.began = false;
-    window.before = Number(window.chatPage.newest());
+    window.before = window.chatPage.kept;
     window.shown = [];
     const look = () => {
         window.began ||= Boolean(document.querySelector('#box .stop-button'));
@@ -165,8 +165,8 @@ class Visitor:
         """Do what starts an answer; wait for its beginning and its end, and return its text."""
         self.page.evaluate(WATCH)
         act()
-        # A short answer may end before the page draws its beginning. It takes two of the conversation's numbers.
-        self.page.wait_for_function("() => window.began || window.chatPage.newest() >= window.before + 2")
+        # A short answer may end before the page draws its beginning.
+        self.page.wait_for_function("() => window.began || window.chatPage.kept > window.before")
         return self.settle()
 
     def ask(self, text: str) -> str:

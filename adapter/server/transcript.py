@@ -13,7 +13,7 @@ import binascii
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
@@ -168,14 +168,6 @@ def _shortened(message: dict[str, Any]) -> dict[str, Any]:
     if "record" in short and _json_length(short["record"]) > _MAX_RECORD:
         del short["record"]
     return short
-
-
-def write(messages: Sequence[dict[str, Any]], pictures: Mapping[str, str], settings: dict[str, Any]) -> str:
-    """The text of a conversation file, a message a line. messages: as `fit` returns them; pictures: data URLs."""
-    head = {"format": FORMAT, "version": VERSION, "settings": settings, "pictures": pictures}
-    text = json.dumps(head, ensure_ascii=False)
-    lines = ",\n".join(json.dumps(message, ensure_ascii=False) for message in messages)
-    return f'{text[:-1]}, "messages": [\n{lines}\n]}}\n'
 
 
 def to_document(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
@@ -19,8 +19,8 @@ from adapter.serve.settings import MAX_TOKENS, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History, Variant
-from adapter.ui.conversation_states import Change
 from adapter.ui.images import open_upload, shrink_upload
+from adapter.ui.session import Change
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
@@ -130,11 +130,6 @@ class AnswerProgress:
         return conversation.stats_line(self.settings, self.tokens, self.rate, self.notes)
 
 
-def answer_key(session: str | None, number: object) -> str:
-    """The key of the answer that is one state of a page. As secret as the session's name, which browsers make."""
-    return f"{session}:{number}"
-
-
 @dataclass
 class RunningAnswer:
     """An answer that another page may go on with. updates: as of ChatEvents._answer; change: that cancels it;
@@ -142,7 +137,7 @@ class RunningAnswer:
     once it has ended.
     """
 
-    updates: Generator[History | dict[str, Any], None, None]
+    updates: Generator[History | dict[str, str], None, None]
     change: Change
     shown: History
     left: threading.Event = field(default_factory=threading.Event)

@@ -18,8 +18,8 @@ from adapter.server.generation import EngineProvider, browser_text, wait_for
 from adapter.server.limits import ANSWERS_PER_MINUTE, RateLimited
 from adapter.ui import theme
 from adapter.ui.answer_stream import AnswerProgress
-from adapter.ui.conversation_states import Change
 from adapter.ui.json_table import differing_fields, read_object, table_html
+from adapter.ui.session import Change
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 

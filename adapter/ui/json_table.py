@@ -1,7 +1,7 @@
-"""An answer that is one JSON object as a table in HTML, with its text behind it, and that text again.
+"""An answer that is one JSON object as a table in HTML, with its text behind it.
 
-The text stays what the model is told and what is stored: a table is made when an answer is sent to the browser,
-and its text is taken out of it when it comes back. page.js takes the text out of a table that is copied.
+The text stays what the model is told and what is stored: a table is made when an answer is sent to the browser.
+page.js takes the text out of a table that is copied.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from adapter.ui.texts import page as texts
 MOST_CHARACTERS = 20_000  # of a text that is made a table; an imported one may be a hundred times as long
 _MOST_LEVELS = 4  # of tables in tables
 _OPENING = '<div class="json-answer">'
-_TEXT = re.compile(r"<code>([^<]*)</code></pre></details></div>\Z")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _MARKUP = re.compile(r"[\x00-\x1f!-'*;-?\[-`{-\x7f]")  # whatever HTML or Markdown may read, in ASCII
-_REFERENCE = re.compile(r"&#(\d{1,3});")
 
 
 class _Number(float):
@@ -102,12 +100,6 @@ def table_html(text: str, marked: Collection[str] = ()) -> str | None:
     behind = f"<details><summary>{texts.JSON}</summary>{copy}<pre><code>{_escape(text)}</code></pre></details>"
     rows = _rows(fields.pairs, 1, marked)
     return f"{_OPENING}<table>{head}<tbody>{rows}{rest}</tbody></table>{behind}</div>"
-
-
-def text_of_table(table: str) -> str | None:
-    """The text that `table_html` was given; None for what is no table of its."""
-    found = _TEXT.search(table) if table.startswith(_OPENING) else None
-    return _REFERENCE.sub(lambda reference: chr(int(reference[1])), found[1]) if found else None
 
 
 def differing_fields(fields: Fields, others: Fields) -> list[str]:

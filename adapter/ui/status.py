@@ -63,7 +63,6 @@ def header(provider: EngineProvider) -> gr.HTML:
         gr.HTML(theme.keys_html(), elem_id="keys")
         status = gr.HTML(_status(provider), elem_id="status")
         gr.HTML(theme.server_gone_html(), elem_id="server-gone")
-        gr.Button(visible="hidden", elem_id="new-stream").click(lambda: None, **QUEUED)  # see page.js
         return status
 
 

@@ -204,7 +204,7 @@ def header_html() -> str:
 
 
 def server_gone_html() -> str:
-    """Takes the status line's place while the server does not answer, see composer.js."""
+    """Takes the status line's place while the server does not answer, see page.js."""
     return f'<div class="status failed" role="alert"><i></i>{html.escape(texts.SERVER_GONE)}</div>'
 
 

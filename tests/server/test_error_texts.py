@@ -73,7 +73,7 @@ ERRORS: list[BaseException] = [
 # By construction.
 
 KINDS = {"AdapterError", "LoadError", "BadInput", "Busy", "TrainError", "Stopped", "ConfigError", "DataError"}
-KINDS |= {"BadPicture", "BadForm", "RateLimited", "InvalidConfig", "StaleEvent"}
+KINDS |= {"BadPicture", "BadForm", "RateLimited", "InvalidConfig", "Refused", "Forgotten"}
 # The calls that make what a browser shows, with the position of the argument that only the operator sees.
 DETAIL = {**dict.fromkeys(KINDS, 1), "_damaged": 2, "_broken": 2}
 SHOWN = {
@@ -233,21 +233,22 @@ class Browser(Connection):
         return {"path": sent.json()[0], "orig_name": name, "meta": FILE_DATA}
 
     def fresh(self) -> None:
-        """As a page that was just opened, whose events have the number 1."""
+        """As a page that was just opened."""
         self.session = secrets.token_hex(6)
+        self.fire_for_text("open", [], event_data={"id": "first"})
 
     def chat(self) -> str:
-        _, history, _, _, *rest = self.defaults("send")
+        _, _, _, *rest = self.defaults("send")
         said = ""
         for adapter, files in (("eye", [self.uploaded("a.png", picture())]), ("one", [])):
             self.fresh()
-            said += self.fire_for_text("send", [{"text": "hello", "files": files}, history, "1", adapter, *rest])
+            said += self.fire_for_text("send", [{"text": "hello", "files": files}, "first", adapter, *rest])
         return said
 
     def compare(self) -> str:
-        _, _, view, count, _, *rest = self.defaults("send_1")
+        _, view, count, _, *rest = self.defaults("send_1")
         self.fresh()
-        return self.fire_for_text("send_1", [{"text": "hello", "files": []}, "1", view, count, "one", *rest])
+        return self.fire_for_text("send_1", [{"text": "hello", "files": []}, view, count, "one", *rest])
 
     def api(self) -> str:
         said = ""

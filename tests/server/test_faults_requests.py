@@ -18,7 +18,7 @@ import app
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.store import AdapterStore
 from adapter.server.texts import FAILED
-from adapter.ui.chat.chatbot import VerbatimChatbot
+from adapter.server.transcript import FORMAT, VERSION
 from tests.app_process import ROOT, AppProcess, tiny_app_process
 from tests.fake_engine import EchoEngine, ReadyProvider
 from tests.served_routes import served_routes
@@ -141,45 +141,29 @@ def test_server_files_are_not_served(server: AppProcess, visitor: Connection) ->
             assert "hidden_size" not in response.text
 
 
-def history(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [block]} for block in blocks]
-
-
 def forged(path: str) -> Iterator[list[dict[str, Any]]]:
     """Conversations that name a file of the machine in every way that a message can."""
-    for meta in ({"meta": FILE_DATA}, {}, {"meta": FILE_DATA, "url": path, "is_stream": True}):
-        yield history({"type": "file", "file": {"path": path, **meta}})
-    value: Any = {"path": path, "meta": FILE_DATA}
-    for name in ("file", "image", "gallery", "html", "markdown", "model3d"):
-        for given in (value, path, [value]):
-            more = {"component": name, "value": given, "constructor_args": {}, "props": {}}
-            yield history({"type": "component", **more})
-    yield history({"type": "text", "text": f'<img src="file={path}">'})
-    yield [{"role": "user", "content": [{"type": "text", "text": "x"}], "metadata": {"log": path, "id": "stats"}}]
+    file = {"path": path, "meta": FILE_DATA, "url": path}
+    for picture in (path, f"file={path}", f"file://{path}", [path], file, {"file": file}):
+        yield [{"role": "user", "picture": picture}, {"role": "user", "text": "what?"}]
+    for content in ([{"type": "file", "file": file}], [{"type": "component", "component": "file", "value": file}]):
+        yield [{"role": "user", "content": content, "text": f'<img src="file={path}">'}]
+        yield [{"role": "assistant", "text": "x", "about": path, "record": {"log": path, "content": content}}]
 
 
 def test_forged_conversations_expose_no_file(server: AppProcess, visitor: Connection) -> None:
     secret = server.folder / "secret.md"
     secret.write_text("a secret of this server")
     inside = ROOT / "CONTRIBUTING.md"  # in the program's own folder, from which Gradio copies what an answer names
-    for event in ("undo", "retry"):
-        rest = visitor.defaults(event)[1:]
-        for path in (str(secret), str(inside), "/etc/passwd"):
-            for talk in forged(path):
-                said = visitor.fire_for_text(event, [talk, *rest])
-                assert "a secret" not in said and "root:x" not in said and "Traceback" not in said
+    for path in (str(secret), str(inside), "/etc/passwd"):
+        for messages in forged(path):
+            document = json.dumps({"format": FORMAT, "version": VERSION, "messages": messages})
+            opened = {"id": "x", "document": document, "pictures": "{}"}
+            said = visitor.fire_for_text("open", [], event_data=opened)
+            assert "a secret" not in said and "root:x" not in said and "Traceback" not in said
+            assert "process_completed" in said
     copies = [path.name for path in server.uploads.rglob("*") if path.is_file()]
     assert not {"secret.md", "CONTRIBUTING.md", "passwd"} & set(copies)
-
-
-def test_conversations_hold_text_and_images_only() -> None:
-    """Gradio's own Chatbot would make any component that a message names."""
-    component = {"type": "component", "component": "html", "value": "x", "constructor_args": {}, "props": {}}
-    with gr.Blocks():
-        with pytest.raises(gr.Error, match="neither words nor a picture"):
-            VerbatimChatbot().preprocess(gr.Chatbot.data_model(root=history(component)))
-        words = gr.Chatbot.data_model(root=history({"type": "text", "text": "x"}))
-        assert VerbatimChatbot().preprocess(words) == gr.Chatbot().preprocess(words)
 
 
 def test_missing_and_mistyped_values_are_reported_and_not_logged(server: AppProcess, visitor: Connection) -> None:
@@ -190,7 +174,7 @@ def test_missing_and_mistyped_values_are_reported_and_not_logged(server: AppProc
     values += visitor.defaults("chat")[len(values) :]
     for place, wrong in [(3, long), (3, [1]), (4, {"x": 1}), (6, long), (7, "q"), (1, 5), (1, "/etc/passwd")]:
         said = visitor.fire_for_text("chat", [wrong if i == place else value for i, value in enumerate(values)])
-        assert "of another kind" in said or "needs a" in said, (place, wrong, said[:500])
+        assert re.search("of another kind|needs a|whole number", said), (place, wrong, said[:500])
         assert "xxxx" not in said
     assert "message is empty" in visitor.fire_for_text("chat", [None, *values[1:]])
     assert len(server.log) - before < 5_000

@@ -143,7 +143,9 @@ def test_what_is_answered_are_the_messages_from_what_is_forgotten_to_the_last_of
         {"role": "user", "text": "really?"},
         {"role": "assistant", "text": "yes"},
     ]
-    asked, picture = transcript.read(transcript.write(messages, {"key": PICTURE}, {})).to_answer()
+    asked, picture = transcript.read(
+        json.dumps({**transcript.to_document(messages), "pictures": {"key": PICTURE}})
+    ).to_answer()
     assert asked == (Message("user", "what?"), Message("assistant", "a cat"), Message("user", "really?"))
     assert picture == b"bytes of a picture"
 

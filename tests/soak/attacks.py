@@ -480,26 +480,17 @@ def write_pictures(honest: Path, folder: Path) -> tuple[Path, ...]:
 
 
 def pictures(attacker: Attacker) -> str:
-    """A picture that hurts, by /v1, the chat, or many times in a conversation that is exported."""
+    """A picture that hurts, by /v1 or the chat."""
     chance = attacker.chance
     file, visual = chance.choice(attacker.pictures[1:]), attacker.adapters[-1]
-    way = chance.randrange(3)
-    if way == 0:
+    if chance.randrange(3) == 0:
         content = [{"type": "text", "text": "What is this?"}, image_part(file.read_bytes())]
         return complete(attacker, {"model": visual, "messages": user(content), "max_tokens": 4})
     connection = attacker.connection()
     given = connection.upload(file)
-    if way == 1:
-        data = connection.message("What is this?", [given], adapter=visual, max_tokens=16)
-        outputs, toasts = connection.fire("send", data)
-        return "toast" if toasts or outputs is None else "answer"
-    data = connection.defaults("export")
-    data[0] = [
-        {"role": "user", "content": [{"type": "file", "file": given}], "metadata": {}, "options": []},
-        {"role": "user", "content": [{"type": "text", "text": "What?"}], "metadata": {}, "options": []},
-    ] * 40
-    outputs, toasts = connection.fire("export", data)
-    return f"export of {len(json.dumps(outputs)) // 10**6} MB"
+    data = connection.message("What is this?", [given], adapter=visual, max_tokens=16)
+    outputs, toasts = connection.fire("send", data)
+    return "toast" if toasts or outputs is None else "answer"
 
 
 # Storms and guesses.

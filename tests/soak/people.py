@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from adapter.serve.settings import PANEL
+from adapter.server.transcript import FORMAT, VERSION
 from adapter.ui.texts import page as texts
 from tests.app_process import LONG_PATIENCE as PATIENCE
 
@@ -73,7 +74,7 @@ class Connection:
         self.address = address
         self._uploads: dict[Path, str] = {}
         self._config: dict[str, Any] = {}
-        self._state = 0
+        self._opened = 0
         if signed_in:
             self.http.headers.update(KEY)
             given = self.http.post("/login", data={"username": USER, "password": PASSWORD})
@@ -120,9 +121,9 @@ class Connection:
                 break
         raise NoAnswer(" ".join([*toasts, "The stream of updates ended without the answer."]))
 
-    def fire_for_text(self, event: str, data: list[Any]) -> str:
+    def fire_for_text(self, event: str, data: list[Any], **more: Any) -> str:
         """All that an event is answered, as text."""
-        joined = self.join(event, data)
+        joined = self.join(event, data, **more)
         if joined.status_code != 200:
             return joined.text
         said = []
@@ -164,21 +165,21 @@ class Connection:
         return ways[question.through](question)
 
     def message(self, text: str, files: Any = (), said: Any = (), **settings: Any) -> list[Any]:
-        """The inputs of the page's event "send", as after Clear, with the turns `said` before."""
+        """The inputs of the page's event "send" in a new conversation, with the turns `said` before."""
         self.refresh()
         data = self.defaults("send")
         labels = {c["id"]: c["props"].get("label") for c in self.config["components"]}
         inputs = [labels[number] for number in self.event("send")["inputs"]]
-        self._state += 10  # a state's number: newer than all that this session has had
-        data[:3] = [
-            {"text": text, "files": list(files)},
-            [
-                {"role": role, "content": [{"type": "text", "text": text}], "metadata": {}, "options": []}
-                for turn in said
-                for role, text in zip(("user", "assistant"), turn, strict=True)
-            ],
-            str(self._state),
+        messages = [
+            {"role": role, "text": text}
+            for turn in said
+            for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
+        self._opened += 1
+        document = {"format": FORMAT, "version": VERSION, "messages": messages}
+        opened = {"id": f"conversation {self._opened}", "document": json.dumps(document)}
+        self.fire("open", [], event_data=opened)
+        data[:2] = [{"text": text, "files": list(files)}, opened["id"]]
         for name, value in settings.items():
             data[inputs.index(LABELS[name])] = str(value) if name == "seed" else value
         return data

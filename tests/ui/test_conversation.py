@@ -183,8 +183,6 @@ def test_the_chatbot_escapes_all_but_messages_by_the_page() -> None:
         question, reply, divider = (message.content[0].text for message in sent.root)
         assert "<b" not in question and "<b" not in reply and "![" not in reply
         assert divider == conversation.text_of(history[2]) and divider.startswith("<span")
-        received = chatbot.preprocess(sent)
-    assert [conversation.text_of(entry) for entry in received] == [conversation.text_of(e) for e in history]
     assert VerbatimChatbot().postprocess(None).root == []
 
 

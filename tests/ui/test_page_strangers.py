@@ -53,7 +53,8 @@ def test_an_adapters_name_is_text(visit: Callable[..., Visitor], url: str, way: 
     if way == "link":
         visitor.page.goto(f"{url}#chat={conversation_json.to_link(history, settings)}")
     else:
-        file = json.loads(conversation_json.to_file(history, settings)[0])
+        document, _ = conversation_json.to_browser(history, {})
+        file = {**document, "settings": conversation_json.panel_settings(settings)}
         (tmp_path / "c.json").write_text(json.dumps(file))
         visitor.open_conversation_panel()
         visitor.import_file(tmp_path / "c.json")

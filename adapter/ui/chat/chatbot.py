@@ -1,10 +1,10 @@
-"""A Chatbot that renders Markdown but no HTML, pictures or diagrams, and takes only text and files from a browser.
+"""A Chatbot that renders Markdown but no HTML, pictures or diagrams. Nothing of it comes back from a browser.
 
 Gradio's Chatbot renders all of these. Text that looks like a tag would vanish, and the address of a picture, which
 a Mermaid diagram may hold too, would make the browser request it. An invisible character (WORD_JOINER) after each
-character that begins such markup prevents that. It is added to what is sent to the browser and removed from what
-comes back. page.js removes it from what is copied. LaTeX is rendered in answers only. An answer that is a JSON
-object is sent as a table (json_table.py) and comes back as text.
+character that begins such markup prevents that. It is added to what is sent to the browser, and removed from an
+edit; page.js removes it from what is copied. LaTeX is rendered in answers only. An answer that is a JSON object is
+sent as a table (json_table.py).
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import gradio as gr
 from adapter.ui import conversation
 from adapter.ui.conversation import History
 from adapter.ui.gradio_internals import subclass_component
-from adapter.ui.json_table import table_html, text_of_table
-from adapter.ui.texts import page as texts
-from adapter.ui.toasts import refusal
+from adapter.ui.json_table import table_html
 
 WORD_JOINER = "\u2060"  # invisible, and allows no line break
 # The beginning of a tag, an entity, a picture, a Mermaid diagram or LaTeX. A character that is already followed by
@@ -74,18 +72,6 @@ def unescape_markup(text: str) -> str:
     return _ESCAPED.sub(r"\1", text)
 
 
-def _preprocess(self: gr.Chatbot, payload: Any) -> Any:
-    """The browser's history. Raises gr.Error if a message holds more than text and files.
-
-    Gradio would construct any of its components that a message names, with arguments from the message: a file
-    component copies a file out of the program's folder to where uploads are served from (6.31).
-    """
-    for message in payload.root if payload is not None else ():
-        if any(block.type not in ("text", "file") for block in message.content):
-            raise refusal(texts.NOT_A_CONVERSATION)
-    return _map_texts(gr.Chatbot.preprocess(self, payload), _from_browser)
-
-
 def _postprocess(self: gr.Chatbot, value: Any) -> Any:
     return gr.Chatbot.postprocess(self, value and _map_texts(conversation.with_buttons(value), _to_browser))
 
@@ -95,11 +81,6 @@ def _to_browser(role: str, text: str) -> str:
     if table is not None:
         return table
     return escape_all_but_latex(text) if role == "assistant" else escape_markup(text)
-
-
-def _from_browser(_: str, text: str) -> str:
-    json_text = text_of_table(text)
-    return unescape_markup(text) if json_text is None else json_text
 
 
 def _map_texts(history: History, change: Callable[[str, str], str]) -> History:
@@ -123,5 +104,5 @@ def _map_texts(history: History, change: Callable[[str, str], str]) -> History:
 VerbatimChatbot: Any = subclass_component(
     "VerbatimChatbot",
     gr.Chatbot,
-    {"__module__": __name__, "preprocess": _preprocess, "postprocess": _postprocess},
+    {"__module__": __name__, "postprocess": _postprocess},
 )

@@ -1,6 +1,6 @@
 """The endpoints for programs that use gradio_client, /chat and /adapters.
 
-Names, descriptions and labels are the manual that gradio_client prints.
+Names, types and descriptions are the manual that gradio_client prints.
 """
 
 from __future__ import annotations
@@ -39,36 +39,24 @@ def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None
     def chat(  # the names and defaults of its arguments are those of gradio_client's calls
         message: str,
         request: gr.Request,
-        image: str | None = None,
+        image: dict[str, Any] | None = None,
         adapter: str | None = None,
         strength: float = default.strength,
         temperature: float = default.temperature,
         top_p: float = default.top_p,
-        max_tokens: float = default.max_tokens,
-        seed: float | None = None,
+        max_tokens: int = default.max_tokens,
+        seed: int | None = None,
         mix: str | None = None,
         mix_strength: float = default.mix_strength,
-        top_k: float = default.top_k,
+        top_k: int = default.top_k,
         min_p: float = default.min_p,
         repetition_penalty: float = PAGE_PENALTY,
         stop: str | None = None,
         system: str | None = None,
     ) -> Iterator[str]:
-        values = {
-            "adapter": (adapter or "").strip(),
-            "strength": strength,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-            "seed": seed,
-            "mix": (mix or "").strip(),
-            "mix_strength": mix_strength,
-            "top_k": top_k,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "stop": stop or "",
-            "system": system,
-        }
+        values = {name: value for name, value in locals().items() if name in PANEL}
+        for name in ("adapter", "mix", "stop"):
+            values[name] = value.strip() if isinstance(value := values[name] or "", str) else value
         yield from stream_answer(provider, catalog, message, image, values, request)
 
     def adapters() -> list[dict[str, Any]]:
@@ -79,17 +67,8 @@ def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None
             raise refusal(error) from None
         return [_describe(catalog, name) for name in catalog.names()]
 
-    with gr.Column(visible=False):
-        inputs = [
-            gr.Textbox(label=texts.API_MESSAGE),
-            gr.File(label=texts.API_IMAGE, type="filepath"),
-            *[_settings_input(name) for name in PANEL],
-        ]
-        answer, listing = gr.Textbox(label=texts.API_ANSWER), gr.JSON(label=texts.API_LIST)
-        gr.Button("chat").click(chat, inputs, answer, api_name="chat", api_description=texts.API_CHAT, **MODEL)
-        gr.Button("adapters").click(
-            adapters, None, listing, api_name="adapters", api_description=texts.API_ADAPTERS
-        )
+    gr.api(chat, api_name="chat", api_description=texts.API_CHAT, **MODEL)
+    gr.api(adapters, api_name="adapters", api_description=texts.API_ADAPTERS)
 
 
 def _describe(catalog: AdapterCatalog, name: str) -> dict[str, Any]:
@@ -100,39 +79,33 @@ def _describe(catalog: AdapterCatalog, name: str) -> dict[str, Any]:
     return {"name": name, "description": card.description, "visual": card.is_visual, "bytes": card.bytes}
 
 
-def _settings_input(name: str) -> Any:
-    """The component that documents a setting of /chat."""
-    field = Settings.model_fields[name]
-    if name in ("adapter", "mix", "stop", "system"):
-        return gr.Textbox(label=field.description)
-    precision = 0 if name in ("max_tokens", "seed", "top_k") else None
-    default = PAGE_PENALTY if name == "repetition_penalty" else field.default
-    return gr.Number(default, label=field.description, precision=precision)
-
-
 def stream_answer(
     provider: EngineProvider,
     catalog: AdapterCatalog,
-    message: str | None,
-    picture: str | None,
+    message: object,
+    image: object,
     values: Mapping[str, Any],
     request: gr.Request,
 ) -> Iterator[str]:
     """Answers one message without a conversation; each item is the whole text so far.
 
-    values: unchecked settings by name. Raises gr.Error with a sentence that says what to change.
+    image: as a client uploads one; values: settings by name. None of these is checked. Raises gr.Error with a
+    sentence that says what to change.
     """
     try:
-        if not message or not message.strip():
+        if not isinstance(message, str) or not message.strip():
             raise BadInput(texts.EMPTY_MESSAGE)
+        path = image.get("path") if isinstance(image, dict) else image
+        if not isinstance(path, str | None) or (image is not None and path is image):
+            raise BadInput(texts.WRONG_VALUE)
         check_length(message)
         for _ in wait_for(provider):
             pass
         settings = Settings.checked(values)
-        if not uses_picture(catalog, settings) and picture:
+        if not uses_picture(catalog, settings) and path:
             raise BadInput(texts.image_not_seen(settings.adapter or None))
-        image = None if picture is None else open_upload(picture)
-        generation = build_request((Message("user", message),), settings, image, client_of(request))
+        picture = None if path is None else open_upload(path)
+        generation = build_request((Message("user", message),), settings, picture, client_of(request))
         engine, text = provider.engine(), ""
         assert engine is not None
         with closing(engine.submit(generation)) as events:

@@ -1,4 +1,4 @@
-"""A conversation as JSON and back: for the browser's storage, for a file and for a link.
+"""A conversation as JSON and back: for the browser's storage, which exports it too, and for a link.
 
 In the format of adapter/server/transcript.py. Incoming data cannot name a file: pictures arrive as bytes and
 are saved as new uploads.
@@ -134,15 +134,6 @@ def _upload(picture: bytes, lenient: bool) -> str | None:
         if lenient:
             return None
         raise
-
-
-def to_file(history: Sequence[Entry], settings: Settings) -> tuple[str, Dropped]:
-    """The text of an exported file, and what of the conversation is not in it. Raises BadInput."""
-    packed = pack(history, FILE, {})
-    pictures = packed.pictures()
-    if len(pictures) < len(packed.paths):
-        raise BadInput(texts.PICTURE_GONE)
-    return transcript.write(packed.messages, pictures, panel_settings(settings)), packed.dropped
 
 
 def panel_settings(settings: Settings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Event handlers of the chat: send, retry, edit, stop and the others.
 
-The only state of a session is the number of its conversation's newest state (conversation_states.py): all else
-arrives with the event and is returned with the updates.
+An event brings what is new and the id of the conversation that its visitor saw; the conversation itself is in
+adapter/ui/session.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from adapter.errors import AdapterError, BadInput
+from adapter.errors import AdapterError, BadInput, Busy
 from adapter.serve.settings import BASE_ONLY, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, check_length, client_of, wait_for
 from adapter.ui import conversation, theme
@@ -24,17 +24,16 @@ from adapter.ui.answer_stream import (
     ChatAnswers,
     RunningAnswer,
     RunningAnswers,
-    answer_key,
     with_small_picture,
     xray_line,
 )
 from adapter.ui.chat.chatbot import unescape_markup
-from adapter.ui.chat.conversation_store import panel_change, refuse
+from adapter.ui.chat.conversation_store import ConversationStore, Updates
 from adapter.ui.chat.corrections import add_correction
 from adapter.ui.conversation import History, Variant
-from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.images import BadPicture
 from adapter.ui.inside.panel import inspect_newest
+from adapter.ui.session import Change, Forgotten, NotOpen, Refused
 from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
@@ -42,31 +41,28 @@ from adapter.ui.toasts import errors_as_toasts, toast
 
 log = logging.getLogger(__name__)
 
-# Updates of (chatbot, message box, changes of the side panel as `panel_change` writes them, number of the state).
-Updates = tuple[Any, Any, Any, Any]
 # An adapter to switch to; called when the model is loaded, because the catalog is empty before.
 ChooseAdapter = Callable[[], str | None]
+_STOP, _SUBMIT = gr.update(**theme.SHOW_STOP_BUTTON), gr.update(**theme.SHOW_SUBMIT_BUTTON)
+_NO_CHANGE = Updates()
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question that is answered, and what to restore if that fails.
-
-    history: that ends with the question. before, message: what the visitor saw, and what was in the message box if
-    the question comes from there; number: of that state. settings: the side panel's. variants, begun: as of
-    ChatAnswers.stream. offers: whether a picture that the adapter cannot see leads to an offer, not to an answer.
+    """A question that is answered. history: that ends with it; message: in the box, if it comes from there;
+    variants, begun: as of ChatAnswers.stream; offers: whether a picture that the adapter cannot see leads to an
+    offer, not to an answer.
     """
 
     history: History
-    before: History
-    number: object
-    settings: dict[str, Any]
-    request: gr.Request
     message: dict[str, Any] | None = None
     variants: tuple[Variant, ...] = ()
     begun: Variant | None = None
     offers: bool = True
     switch_to: ChooseAdapter | None = None
+
+
+Ask = Callable[[History], Turn | None]  # of what is shown; None for nothing to answer. Raises BadInput
 
 
 def read_message(message: dict[str, Any] | None) -> tuple[str, str | None] | None:
@@ -88,252 +84,251 @@ class ChatEvents:
         provider: EngineProvider,
         catalog: AdapterCatalog,
         examples: list[ExampleCard],
-        states: ConversationStates,
+        store: ConversationStore,
     ) -> None:
         self.provider = provider
         self.catalog = catalog
         self.examples = examples
-        self.states = states
+        self.store, self.conversations = store, store.conversations
         self._answers = ChatAnswers(provider, catalog)
         self._running = RunningAnswers()
 
+    # What is answered.
+
     def send(
-        self,
-        message: dict[str, Any] | None,
-        history: History,
-        number: str,
-        request: gr.Request,
-        **settings: Any,
+        self, message: dict[str, Any] | None, id: str, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
-        content = None
-        with errors_as_toasts("a message"):
+        def ask(history: History) -> Turn | None:
             content = read_message(message)
-        if content is None:
-            yield _no_change()
-            return
-        asked = [*history, *conversation.user_turn(*content)]
-        yield from self._turn(Turn(asked, history, number, settings, request, message))
+            return content and Turn([*history, *conversation.user_turn(*content)], message)
 
-    def retry(self, history: History, number: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
-        if conversation.last_turn(history) is None:
-            yield _no_change()
-        else:
-            asked, variants = conversation.without_last_answer(history), conversation.variants(history)
-            yield from self._turn(Turn(asked, history, number, settings, request, variants=variants))
+        yield from self._turn(ask, id, request, settings, message)
 
-    def edit(
-        self, history: History, number: str, event: gr.EditData, request: gr.Request, **settings: Any
-    ) -> Iterator[Updates]:
-        index = event.index
-        if not isinstance(index, int) or not 0 <= index < len(history) or history[index]["role"] != "user":
-            yield _no_change()
-            return
-        # The browser's history holds the new text already; the old one is needed if this fails.
-        before = [*history]
-        before[index] = conversation.user_turn(unescape_markup(str(event.previous_value)))[0]
-        text = unescape_markup(str(event.value)).strip()
-        with errors_as_toasts("an edit"):
+    def retry(self, id: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
+        def ask(history: History) -> Turn | None:
+            if conversation.last_turn(history) is None:
+                return None
+            return Turn(conversation.without_last_answer(history), variants=conversation.variants(history))
+
+        yield from self._turn(ask, id, request, settings)
+
+    def edit(self, id: str, event: gr.EditData, request: gr.Request, **settings: Any) -> Iterator[Updates]:
+        def ask(history: History) -> Turn | None:
+            index, text = event.index, unescape_markup(str(event.value)).strip()
+            if not isinstance(index, int) or not 0 <= index < len(history) or history[index]["role"] != "user":
+                return None
             if not text:
                 raise BadInput(texts.EMPTY_EDIT)
             check_length(text)
-            edited = [*history[:index], *conversation.user_turn(text)]
-            yield from self._turn(Turn(edited, before, number, settings, request))
-            return
-        yield from self._put_back(before, number, request)
+            return Turn([*history[:index], *conversation.user_turn(text)])
 
-    def correct(
-        self, history: History, number: str, known: object, event: gr.EditData, request: gr.Request
-    ) -> tuple[Any, Any, Any]:
-        """Puts the visitor's words in place of an answer. Updates of (chatbot, corrections, number)."""
-        index = event.index
-        if not (isinstance(index, int) and 0 < index < len(history) and conversation.is_answer(history[index])):
-            return gr.skip(), gr.skip(), gr.skip()
-        text, before = (unescape_markup(str(value)).strip() for value in (event.value, event.previous_value))
-        corrections: Any = gr.skip()
-        try:
-            with self.states.change(request.session_hash, number) as change:
-                shown = [*history[:index], conversation.answer(before), *history[index + 1 :]]
-                with errors_as_toasts("a correction"):
-                    if not text:
-                        raise BadInput(texts.EMPTY_CORRECTION)
-                    check_length(text)
-                    if text != before:
-                        shown = conversation.with_correction(history, index, text)
-                        corrections = add_correction(known, history, index, text)
-                return shown, corrections, str(self.states.finish(change))
-        except StaleEvent as error:
-            return gr.skip(), gr.skip(), refuse(error)
+        yield from self._turn(ask, id, request, settings)
 
     def choose_option(
-        self, history: History, number: str, event: gr.SelectData, request: gr.Request, **settings: Any
+        self, id: str, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
         """Handles a button below the last message: of an offer, or of an answer."""
-        if event.value in (conversation.PREVIOUS, conversation.NEXT):
-            step = 1 if event.value == conversation.NEXT else -1
-            yield from self._put_back(conversation.with_variant(history, step), number, request)
-            return
-        if event.value == conversation.CONTINUE:
-            yield from self._continue(history, number, request, settings)
-            return
-        if not conversation.ends_with_options(history) or event.value == conversation.FILM:
-            yield _no_change()
-            return
         choice = str(event.value)
-        turn = Turn(history[:-1], history, number, settings, request)
-        if choice == conversation.ALONE:
-            turn = replace(turn, history=conversation.alone(history))
-        elif choice == TEXT_ONLY:
-            turn = replace(turn, offers=False)
+        if choice in (conversation.PREVIOUS, conversation.NEXT):
+            step = 1 if choice == conversation.NEXT else -1
+            yield self._replace(lambda history: conversation.with_variant(history, step), id, request)
+        elif choice == conversation.FILM:
+            yield _NO_CHANGE
         else:
-            turn = replace(turn, switch_to=lambda: choice)
-        yield from self._turn(turn)
-
-    def _continue(
-        self, history: History, number: str, request: gr.Request, settings: dict[str, Any]
-    ) -> Iterator[Updates]:
-        """Goes on with an answer that was cut, where it ended."""
-        record = conversation.parse_record(conversation.record_of(history[-1])) if history else None
-        if record is None or not (found := conversation.variants(history)):
-            yield _no_change()
-            return
-        turn = Turn(conversation.without_last_answer(history), history, number, settings, request, offers=False)
-        begun, variants = found[len(record.before)], (*record.before, *record.after)
-        yield from self._turn(replace(turn, begun=begun, variants=variants))
+            yield from self._turn(lambda history: _chosen(history, choice), id, request, settings)
 
     def send_example(
-        self, history: History, number: str, event: gr.SelectData, request: gr.Request, **settings: Any
+        self, id: str, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
-        if not isinstance(event.index, int) or not 0 <= event.index < len(self.examples):
-            yield _no_change()
-            return
-        example = self.examples[event.index]
-        asked = [*history, *conversation.user_turn(example.text, example.picture)]
-        turn = Turn(asked, history, number, settings, request)
-        yield from self._turn(replace(turn, switch_to=lambda: self._answers.adapter_for(example)))
+        def ask(history: History) -> Turn | None:
+            if not isinstance(event.index, int) or not 0 <= event.index < len(self.examples):
+                return None
+            example = self.examples[event.index]
+            asked = [*history, *conversation.user_turn(example.text, example.picture)]
+            return Turn(asked, switch_to=lambda: self._answers.adapter_for(example))
 
-    def follow(
-        self, key: str, history: History, number: str, request: gr.Request, **settings: Any
-    ) -> Iterator[Updates]:
+        yield from self._turn(ask, id, request, settings)
+
+    def follow(self, id: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
         """Goes on with the answer that was being written when the conversation was stored."""
-        running = self._running.take(key) if key else None
-        if running is None:
-            yield _no_change()
-            return
-        try:
-            with self.states.change(request.session_hash, number) as change:
-                change.cancel = running.change.stop
-                yield running.shown, gr.update(**theme.SHOW_STOP_BUTTON), gr.skip(), str(change.number)
-                yield from self._read(Turn(history, history, number, settings, request), change, running)
-        except StaleEvent:  # the visitor has gone on without it
-            running.updates.close()
-            yield _no_change()
+        with suppress(Forgotten, NotOpen):
+            key = self.conversations.shown(request.session_hash, id).answer
+            if key and (running := self._running.take(key)) is not None:
+                try:
+                    with self.conversations.change(request.session_hash, id) as change:
+                        if change.conversation.answer == key:
+                            change.cancel = running.change.stop
+                            yield from self._read(Turn(running.shown), change, key, running, settings)
+                            return
+                except (Refused, Forgotten, NotOpen):
+                    pass
+                running.updates.close()  # the visitor has gone on without it
+        yield _NO_CHANGE
 
-    def stop(self, history: History, number: str, request: gr.Request) -> tuple[Any, Any, Any]:
-        """Updates of (chatbot, message box, number), as those of `clear` and `undo`."""
-        ended = self.states.stop(request.session_hash, number)
-        if ended is None:
-            return gr.skip(), gr.skip(), gr.skip()
-        return conversation.mark_stopped(history), gr.update(**theme.SHOW_SUBMIT_BUTTON), str(ended)
+    # What is changed at once.
 
-    def clear(self, number: str, request: gr.Request) -> tuple[Any, Any, Any]:
-        """Follows the browser, which has emptied the chat: an update of an answer may have filled it again."""
-        if not self.states.clear(request.session_hash, number):
-            return gr.skip(), gr.skip(), gr.skip()
-        return [], gr.update(**theme.SHOW_SUBMIT_BUTTON), number
-
-    def undo(self, history: History, number: str, request: gr.Request) -> tuple[Any, Any, Any]:
+    def undo(self, id: str, request: gr.Request) -> Updates:
         """Moves the last turn back into the message box."""
-        turn = conversation.last_turn(history)
-        if turn is None:
-            return gr.skip(), gr.skip(), gr.skip()
-        try:
-            with self.states.change(request.session_hash, number) as change:
-                message = {"text": turn.text, "files": [turn.picture] if turn.picture else []}
-                box = gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
-                return history[: turn.start], box, str(self.states.finish(change))
-        except StaleEvent as error:
-            return gr.skip(), gr.skip(), refuse(error)
+        box: Any = gr.skip()
 
-    def xray(self, on: bool, history: History, number: str, request: gr.Request) -> Any:
+        def change(history: History) -> History:
+            nonlocal box
+            if (turn := conversation.last_turn(history)) is None:
+                return history
+            message = {"text": turn.text, "files": [turn.picture] if turn.picture else []}
+            box = gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
+            return history[: turn.start]
+
+        return self._replace(change, id, request)._replace(box=box)
+
+    def correct(self, id: str, known: object, event: gr.EditData, request: gr.Request) -> tuple[Any, ...]:
+        """Puts the visitor's words in place of an answer. Updates, and one of the corrections."""
+        index, corrections = event.index, gr.skip()
+
+        def change(history: History) -> History:
+            nonlocal corrections
+            if not (
+                isinstance(index, int) and 0 < index < len(history) and conversation.is_answer(history[index])
+            ):
+                return history
+            text, before = (unescape_markup(str(value)).strip() for value in (event.value, event.previous_value))
+            if not text:
+                raise BadInput(texts.EMPTY_CORRECTION)
+            check_length(text)
+            if text == before:
+                return history
+            with errors_as_toasts("a correction"):  # one about a picture is not collected
+                corrections = add_correction(known, history, index, text)
+            return conversation.with_correction(history, index, text)
+
+        return *self._replace(change, id, request), corrections
+
+    def stop(self, id: str, request: gr.Request) -> Updates:
+        with suppress(Forgotten, NotOpen):
+            if (shown := self.conversations.stop(request.session_hash, id)) is not None:
+                return Updates(chat=shown.history, box=_SUBMIT)  # the page has missed the end
+        return _NO_CHANGE
+
+    def xray(self, on: bool, id: str, request: gr.Request) -> Any:
         """Adds to the newest answer what the frozen base gives its tokens, if it was written without.
 
-        An update of the chatbot. Its words stay, so it is no new state: a message that is on its way is not stale.
+        An update of the chatbot; none if the conversation goes on meanwhile, or the answer is the base's own.
         """
+        history = self.conversations.history(request.session_hash)
         lines_at = [i for i, entry in enumerate(history) if conversation.kind(entry) == conversation.STATS]
         newest = lines_at[-1] - 1 if lines_at else -1
-        if not on or newest < 1 or conversation.is_streaming(history) or conversation.xray_of(history[newest]):
+        if not on or newest < 1 or conversation.xray_of(history[newest]):
             return gr.skip()
-        # Silent where the conversation goes on, or the answer is the frozen base's own.
-        with errors_as_toasts("an X-ray"), suppress(StaleEvent, BadInput):
+        with errors_as_toasts("an X-ray"), suppress(Busy, NotOpen, BadInput):
             inspection = inspect_newest(self.provider, history, client_of(request)).inspection
             tokens = zip(inspection.tokens, inspection.logprobs.tolist(), inspection.base, strict=True)
             lines = "\n".join(xray_line(*token) for token in tokens)
             answer = conversation.answer(conversation.text_of(history[newest]), lines)
-            with self.states.change(request.session_hash, number):
-                return [*history[:newest], answer, *history[newest + 1 :]]
+            with self.conversations.change(request.session_hash, id) as change:
+                if change.conversation.history is history:
+                    change.conversation.history = [*history[:newest], answer, *history[newest + 1 :]]
+                    return change.conversation.history
         return gr.skip()
 
-    def _put_back(self, history: History, number: str, request: gr.Request) -> Iterator[Updates]:
+    def _replace(self, act: Callable[[History], History], id: str, request: gr.Request) -> Updates:
+        """Shows the conversation as `act` changes it, which may raise BadInput."""
         try:
-            with self.states.change(request.session_hash, number) as change:
-                yield history, gr.skip(), gr.skip(), str(self.states.finish(change))
-        except StaleEvent as error:
-            yield gr.skip(), gr.skip(), gr.skip(), refuse(error)
+            with self.conversations.change(request.session_hash, id) as change:
+                with errors_as_toasts("a change of a conversation"):
+                    change.conversation.history = act(change.conversation.history)
+                change.ended = True
+                return self.store.keep(change.conversation)
+        except (Refused, Forgotten, NotOpen) as error:
+            return self._refused(error)
 
-    def _turn(self, turn: Turn) -> Iterator[Updates]:
-        """Answers the question; on failure shows the error and restores what was before."""
+    def _refused(self, error: Exception, message: dict[str, Any] | None = None) -> Updates:
+        """What an event that changes nothing shows. message: which stays in its box."""
+        if isinstance(error, NotOpen):
+            return _NO_CHANGE
+        assert isinstance(error, Refused | Forgotten)
+        toast(error)
+        # The answer that is in the way empties the box. What it answers was sent twice.
+        twice = message is None or (isinstance(error, Refused) and message == error.answered)
+        box = gr.skip() if twice else gr.update(value=message)
+        return Updates(box=box, to_browser=self.store.reopen() if isinstance(error, Forgotten) else gr.skip())
+
+    # An answer.
+
+    def _turn(
+        self,
+        ask: Ask,
+        id: str,
+        request: gr.Request,
+        settings: dict[str, Any],
+        message: dict[str, Any] | None = None,
+    ) -> Iterator[Updates]:
+        """Answers a question; on failure shows the error and what was before."""
         try:
-            with self.states.change(turn.request.session_hash, turn.number) as change:
-                change.answered = turn.message
-                cleared = {} if turn.message is None else {"value": {"text": "", "files": []}}
-                box = gr.update(**cleared, **theme.SHOW_STOP_BUTTON)
-                begun = [] if turn.begun is None else [conversation.answer(turn.begun.text)]
-                waiting = [*turn.history, *begun, conversation.note("…", waiting=True)]
-                yield waiting, box, gr.skip(), str(change.number)
-                running = RunningAnswer(self._answer(turn, change), change, waiting)
-                yield from self._read(turn, change, running)
-        except StaleEvent as error:
-            # The answer that is in the way empties the box. What it answers was sent twice.
-            box = gr.skip() if turn.message in (None, error.answered) else gr.update(value=turn.message)
-            yield gr.skip(), box, gr.skip(), refuse(error)
+            with self.conversations.change(request.session_hash, id, message) as change:
+                turn = None
+                with errors_as_toasts("a message"):
+                    turn = ask(change.conversation.history)
+                if turn is None:
+                    # An edit is in the browser's chat already.
+                    yield Updates(chat=change.conversation.history)
+                else:
+                    running = RunningAnswer(self._answer(turn, change, request, settings), change, _waiting(turn))
+                    yield from self._read(turn, change, self.store.new_key(), running, settings)
+        except (Refused, Forgotten, NotOpen) as error:
+            yield self._refused(error, message)
 
-    def _read(self, turn: Turn, change: Change, running: RunningAnswer) -> Iterator[Updates]:
-        """Shows an answer to its end. If the page leaves before, another one may go on with it.
+    def _read(
+        self, turn: Turn, change: Change, key: str, running: RunningAnswer, settings: dict[str, Any]
+    ) -> Iterator[Updates]:
+        """Shows an answer to its end. If the page leaves before, another one may go on with it under `key`.
 
         change: this page's; that of `running` is another one where the page has taken the answer over.
         """
-        number, switched = str(change.number), dict[str, Any]()
-        # With every update: a page that is being loaded may lose the first one (Gradio 6.31).
-        answering = gr.update(**theme.SHOW_STOP_BUTTON)
-        key = answer_key(turn.request.session_hash, number)
+        shown, switched, due = change.conversation, dict[str, str](), 0.0
+        box = (
+            _STOP if turn.message is None else gr.update(value={"text": "", "files": []}, **theme.SHOW_STOP_BUTTON)
+        )
         self._running.add(key, running)
+        end = Updates(box=_SUBMIT)
         try:
+            yield self.store.keep(shown, running.shown, key)._replace(box=box)
             for update in running.updates:
                 if isinstance(update, dict):
                     switched = update
-                    if not change.is_stale:
-                        changes = {name: (turn.settings.get(name), value) for name, value in switched.items()}
-                        yield gr.skip(), gr.skip(), panel_change(changes, number), gr.skip()
+                    yield _NO_CHANGE if change.left else Updates(**switched)
                     time.sleep(FRAME_SECONDS)
                     continue
                 running.shown = update
-                if change.is_stale:
+                if change.left:
                     break
-                yield update, answering, gr.skip(), number
-            # The history is sent again, because the page drops the first of two updates within one frame.
-            end: Any = _ended(running.shown), gr.update(**theme.SHOW_SUBMIT_BUTTON), gr.skip()
+                # The button with every update: a page that is being loaded may lose the first one (Gradio 6.31).
+                kept = time.monotonic() < due
+                due = due if kept else time.monotonic() + self.store.SECONDS
+                updates = Updates(chat=update) if kept else self.store.keep(shown, update, key)
+                yield updates._replace(box=_STOP)
+            if not change.left:
+                shown.history = _ended(running.shown)
+        except GeneratorExit:  # the connection was cut, and the page may be back
+            shown.history = _ended(running.shown)
+            raise
         except AdapterError as error:
-            end = self._restore(turn, switched, error)
+            end = self._restored(turn, switched, settings, error)
         except Exception:
             log.exception("a chat turn failed")
-            end = self._restore(turn, switched, AdapterError(texts.FAILED))
+            end = self._restored(turn, switched, settings, AdapterError(texts.FAILED))
         finally:
             self._running.leave(key, running)
-        yield _no_change() if change.is_stale else (*end, str(self.states.finish(change)))
+        if change.left:
+            yield _NO_CHANGE
+        else:
+            change.ended = True
+            yield self.store.keep(shown)._replace(box=end.box, adapter=end.adapter, mix=end.mix)
 
-    def _answer(self, turn: Turn, change: Change) -> Generator[History | dict[str, Any], None, None]:
+    def _answer(
+        self, turn: Turn, change: Change, request: gr.Request, panel: dict[str, Any]
+    ) -> Generator[History | dict[str, str], None, None]:
         """Yields the history with more and more of the answer, and what changes in the side panel, by name."""
-        settings, history = Settings.checked(turn.settings), turn.history
+        settings, history = Settings.checked(panel), turn.history
         conversation.check_size(history)
         for status in wait_for(self.provider):
             if change.stopped:
@@ -353,28 +348,46 @@ class ChatEvents:
             return
         if turn.begun is None:
             history = conversation.with_dividers(history, settings)
-        client, xray = client_of(turn.request), turn.settings.get("xray") is True
+        client, xray = client_of(request), panel.get("xray") is True
         stream = self._answers.stream(change, history, settings, client, xray, turn.variants, turn.begun)
         for messages in stream:
             yield [*history, *messages]
 
-    def _restore(self, turn: Turn, switched: dict[str, Any], error: AdapterError) -> tuple[Any, Any, Any]:
-        """Shows an error, and updates that put everything back as it was before the turn.
-
-        switched: what the turn has changed in the side panel.
-        """
+    def _restored(
+        self, turn: Turn, switched: dict[str, str], settings: dict[str, Any], error: AdapterError
+    ) -> Updates:
+        """Shows an error, and puts the message back and what the turn has changed in the side panel."""
         toast(error)
-        message, settings = turn.message, turn.settings
+        message = turn.message
         if message is not None and isinstance(error, BadPicture):
             # The file is removed, so that the text can be sent again.
             message = {**message, "files": []}
         value = {} if message is None else {"value": message}
-        adapter = settings.get("adapter")
-        if adapter not in self.catalog.names():
-            adapter = BASE_ONLY
-        seen, former = {"adapter": settings.get("adapter"), **switched}, {**settings, "adapter": adapter}
-        panel = panel_change({name: (value, former.get(name)) for name, value in seen.items()}, turn.number)
-        return turn.before, gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), panel
+        before = {name: settings.get(name) or BASE_ONLY for name in switched}
+        if before.get("adapter") not in self.catalog.names():
+            before = {name: BASE_ONLY if name == "adapter" else value for name, value in before.items()}
+        return Updates(box=gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), **before)
+
+
+def _chosen(history: History, choice: str) -> Turn | None:
+    """The turn that a button below the last message begins."""
+    if choice == conversation.CONTINUE:  # goes on with an answer that was cut, where it ended
+        record = conversation.parse_record(conversation.record_of(history[-1])) if history else None
+        if record is None or not (found := conversation.variants(history)):
+            return None
+        asked, others = conversation.without_last_answer(history), (*record.before, *record.after)
+        return Turn(asked, variants=others, begun=found[len(record.before)], offers=False)
+    if not conversation.ends_with_options(history):
+        return None
+    if choice == conversation.ALONE:
+        return Turn(conversation.alone(history))
+    turn = Turn(history[:-1])
+    return replace(turn, offers=False) if choice == TEXT_ONLY else replace(turn, switch_to=lambda: choice)
+
+
+def _waiting(turn: Turn) -> History:
+    begun = [] if turn.begun is None else [conversation.answer(turn.begun.text)]
+    return [*turn.history, *begun, conversation.note("…", waiting=True)]
 
 
 def _ended(history: History) -> History:
@@ -382,8 +395,3 @@ def _ended(history: History) -> History:
     if not conversation.is_streaming(history):
         return history
     return conversation.mark_stopped(history, texts.CUT_OFF, texts.CUT_OFF_BEFORE_TEXT)
-
-
-def _no_change() -> Updates:
-    # Gradio empties the outputs of a generator that ends without a yield.
-    return gr.skip(), gr.skip(), gr.skip(), gr.skip()

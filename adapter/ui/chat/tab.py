@@ -19,10 +19,10 @@ from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
 from adapter.ui.chat.events import ChatEvents
 from adapter.ui.chat.xray import xray_bar
-from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.images import write_upload
 from adapter.ui.inside.panel import inside_panel
+from adapter.ui.session import Conversations
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
@@ -40,6 +40,7 @@ class TabParts(NamedTuple):
     corrections: CorrectionsPanel | None = None
     view: gr.Radio | None = None
     chat: gr.Chatbot | None = None
+    conversations: Conversations | None = None
 
 
 def chat_tab(
@@ -51,13 +52,12 @@ def chat_tab(
     renames or deletes here what others brought.
     """
     examples = [_copied_to_uploads(example) for example in theme.examples()]
-    states = ConversationStates()
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
             box, chip, chat, xray = _conversation(examples)
-        gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False)
-        with gr.Column(scale=5, min_width=330, elem_id="inside-column"):
-            inside_panel(provider, chat)
+        js = "window.chatPage.connect({open: data => trigger('open', data), note: data => trigger('note', data)})"
+        listed = gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False, js_on_load=js)
+        inside = gr.Column(scale=5, min_width=330, elem_id="inside-column")
         with gr.Column(scale=3, min_width=280, elem_id="side"):
             corrections = corrections_panel(page)
             settings, own = _adapter_panel(catalog)
@@ -72,25 +72,25 @@ def chat_tab(
                     max_length=MAX_SYSTEM,
                     lines=3,
                 )
-            store = ConversationStore(provider, catalog, states)
+            store = ConversationStore(provider, catalog)
             pickers = [Picker(settings["adapter"]), Picker(settings["mix"], texts.NO_MIX)]
             if uploads:
                 adapter_upload_panel(provider, catalog, pickers[0], pickers[1:])
                 with own:
                     if not public:
                         own_adapter_panel(catalog, pickers[0])
-    events = ChatEvents(provider, catalog, examples, states)
-    _connect(page, events, store, chat, box, settings)
-    for elem_id, text in (("one-picture", texts.ONE_PICTURE), ("no-picture", texts.NO_PICTURE)):
-        _note_button(elem_id, text)
-    corrected = [chat, corrections.known, store.number, *store.outputs]
-    chat.edit(store.saving(events.correct), [chat, store.number, corrections.known], corrected, **QUEUED)
-    chip.click(None, js="() => window.chatPage.openAdapters()", **UNQUEUED)
+    with inside:
+        inside_panel(provider, chat, store.conversations)
+    opened = store.connect(page, listed, chat, box, settings)
+    events = ChatEvents(provider, catalog, examples, store)
+    _connect(events, store, opened, chat, box, settings)
+    corrected = [*store.outputs, corrections.known]
+    chat.edit(events.correct, [store.id, corrections.known], corrected, **QUEUED)
     named = [settings[name] for name in ("adapter", "strength", "mix", "mix_strength")]
     label = f"(...values) => window.chatPage.chip({json.dumps(texts.CHIP)}, ...values)"
     gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
     add_api_endpoints(provider, catalog)
-    return TabParts(pickers, box, corrections, chat=chat)
+    return TabParts(pickers, box, corrections, chat=chat, conversations=store.conversations)
 
 
 def _conversation(examples: list[ExampleCard]) -> tuple[gr.MultimodalTextbox, gr.Button, Any, gr.Checkbox]:
@@ -124,7 +124,7 @@ def _adapter_panel(catalog: AdapterCatalog) -> tuple[SettingsInputs, gr.Column]:
     """Lays out the choice of adapters, on a phone a sheet that the chip opens; and a place for more below it."""
     choices = theme.picker_choices(catalog)
     with gr.Column(elem_id="adapter-panel"):
-        find = gr.Textbox(
+        gr.Textbox(
             show_label=False, label=texts.FIND_ADAPTER, placeholder=texts.FIND_ADAPTER, elem_id="find-adapter"
         )
         picker = AdapterRadio(
@@ -139,7 +139,6 @@ def _adapter_panel(catalog: AdapterCatalog) -> tuple[SettingsInputs, gr.Column]:
             mix = gr.Dropdown(short, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
             mix_strength = gr.Slider(**slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO)
     picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
-    find.change(None, find, None, js="text => window.chatPage.findAdapter(text)", **UNQUEUED)
     picker.input(_choose_alone, mix, mix, **QUEUED)
     return {"adapter": picker, "strength": strength, "mix": mix, "mix_strength": mix_strength}, own
 
@@ -160,11 +159,6 @@ def _choose_alone(mix: str | None) -> Any:
         return gr.skip()
     toast(texts.not_taken_along(mix), 6)
     return BASE_ONLY
-
-
-def _note_button(elem_id: str, text: str) -> None:
-    """A hidden button whose click, by a script, shows a note."""
-    gr.Button(visible="hidden", elem_id=elem_id).click(lambda: toast(text, 6), **QUEUED)
 
 
 def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
@@ -198,36 +192,33 @@ def sampling_inputs() -> SettingsInputs:
 
 
 def _connect(
-    page: gr.Blocks,
     events: ChatEvents,
     store: ConversationStore,
+    opened: Any,
     chat: gr.Chatbot,
     box: gr.MultimodalTextbox,
     settings: SettingsInputs,
 ) -> None:
-    seen = [chat, store.number]
+    """opened: the event of a conversation that is opened."""
     turn = {
         "inputs_kwargs": settings,
-        "outputs": [chat, box, store.panel, store.number, *store.outputs],
+        "outputs": store.outputs,
         "show_progress": "hidden",
         # An answer of another conversation may still be pending: by default Gradio's page then drops a message
-        # without a word (6.31). Two events of one state are told apart by its number.
+        # without a word (6.31). Of two events of one conversation the second is refused.
         "trigger_mode": "multiple",
         **MODEL,
         **PRIVATE,
     }
-    box.submit(store.saving_stream(events.send), [box, *seen], **turn)
-    chat.retry(store.saving_stream(events.retry), seen, **turn)
-    chat.edit(store.saving_stream(events.edit), seen, **turn)
-    chat.option_select(store.saving_stream(events.choose_option), seen, **turn)
-    chat.example_select(store.saving_stream(events.send_example), seen, **turn)
-    changed = [chat, box, store.number]
-    box.stop(store.saving(events.stop), seen, [*changed, *store.outputs], **UNQUEUED)
-    settings["xray"].input(events.xray, [settings["xray"], *seen], chat, **QUEUED)
-    store.clear(chat).then(store.saving(events.clear), store.number, [*changed, *store.outputs], **QUEUED)
-    chat.undo(store.saving(events.undo), seen, [*changed, *store.outputs], **QUEUED)
-    store.answer.change(store.saving_stream(events.follow), [store.answer, *seen], **turn)
-    store.connect(page, chat, box, settings)
+    box.submit(events.send, [box, store.id], **turn)
+    chat.retry(events.retry, store.id, **turn)
+    chat.edit(events.edit, store.id, **turn)
+    chat.option_select(events.choose_option, store.id, **turn)
+    chat.example_select(events.send_example, store.id, **turn)
+    opened.then(events.follow, store.id, **turn)
+    box.stop(events.stop, store.id, store.outputs, **UNQUEUED)
+    chat.undo(events.undo, store.id, store.outputs, **QUEUED)
+    settings["xray"].input(events.xray, [settings["xray"], store.id], chat, **QUEUED)
 
 
 def _copied_to_uploads(example: ExampleCard) -> ExampleCard:

@@ -22,8 +22,6 @@ _KEY = (
 _LOGS_JS = """history => [(history ?? []).filter(entry => entry.role === 'assistant' && !entry.metadata?.id)
   .map(entry => entry.metadata?.log ?? '')]"""
 
-_OPEN_JS = "() => { document.querySelector('#inside > .label-wrap').click(); }"
-
 
 def xray_bar(chat: gr.Chatbot) -> gr.Checkbox:
     """Lays the switch out in the current Blocks; what it shows follows the conversation."""
@@ -37,7 +35,6 @@ def xray_bar(chat: gr.Chatbot) -> gr.Checkbox:
             instead=texts.INSTEAD,
             elem_id="xray",
         )
-        opener = gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open")
-    opener.click(None, None, None, js=_OPEN_JS, **UNQUEUED)
+        gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open")  # xray.js opens the panel
     chat.change(None, chat, drawing, js=_LOGS_JS, **UNQUEUED)
     return switch

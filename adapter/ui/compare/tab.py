@@ -6,6 +6,7 @@ All are rows of one batch with one seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,24 +18,22 @@ from adapter.serve.settings import BASE_ONLY, Settings, slider
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request, uses_picture, with_seed
-from adapter.ui.chat.conversation_store import refuse
 from adapter.ui.chat.events import read_message
 from adapter.ui.chat.tab import TabParts, message_box, sampling_inputs
 from adapter.ui.compare import filmstrip
 from adapter.ui.comparison import Pane, answer_together, mark
-from adapter.ui.conversation import History
-from adapter.ui.conversation_states import Change, ConversationStates, StaleEvent
 from adapter.ui.images import BadPicture, open_upload
+from adapter.ui.session import Change, Conversations, Forgotten, Refused
 from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
-from adapter.ui.toasts import errors_as_toasts
+from adapter.ui.toasts import errors_as_toasts, toast
 
 if TYPE_CHECKING:
     from adapter.serve.request import Client, GenerationRequest
 
 MIN_PANES, MAX_PANES = 2, 4
 STRENGTHS, SIDE_BY_SIDE = "strengths", "side by side"  # values of the choice between views
-# Updates of the message box, the number and the film; then of each pane's answer.
+# Updates of the message box and the film; then of each pane's answer.
 Updates = tuple[Any, ...]
 
 
@@ -51,18 +50,18 @@ class Question:
 class CompareEvents:
     """The event handlers of the tab. Thread-safe; each session has at most one comparison at a time.
 
-    Comparisons have numbers as the conversation's states have, so that Stop ends the one that its visitor saw.
+    conversations: of the chat.
     """
 
-    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
+    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog, conversations: Conversations) -> None:
         self.provider = provider
         self.catalog = catalog
-        self._states = ConversationStates()
+        self.conversations = conversations
+        self._comparisons = Conversations()  # without messages
 
     def send(
         self,
         message: dict[str, Any] | None,
-        number: str,
         view: str,
         count: int,
         request: gr.Request,
@@ -77,20 +76,18 @@ class CompareEvents:
             panes = _frames(values) if film else _panes(count, values)
             return Question(panes, (Message("user", content[0]),), content[1], film)
 
-        yield from self._compare(read, number, request, message)
+        yield from self._compare(read, request, message)
 
-    def film_of_chat(
-        self, history: History, number: str, event: gr.SelectData, request: gr.Request
-    ) -> Iterator[tuple[Any, ...]]:
+    def film_of_chat(self, event: gr.SelectData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Writes the chat's newest answer as a film, if the button that was pressed is the one for it.
 
         Updates of the tabs, the view and the film's adapter, then of a comparison.
         """
         skip = gr.skip()
-        answered = conversation.last_recorded_answer(history)
+        answered = conversation.last_recorded_answer(self.conversations.history(request.session_hash))
         record = answered and conversation.parse_record(answered.record)
         if event.value != conversation.FILM or answered is None or record is None:
-            yield (skip,) * (3 + 3 + MAX_PANES)
+            yield (skip,) * (3 + 2 + MAX_PANES)
             return
         picture = answered.picture if record.picture else None
         message = {"text": answered.messages[-1].text, "files": [picture] if picture else []}
@@ -99,22 +96,23 @@ class CompareEvents:
             return Question(filmstrip.frames_of(record.settings), answered.messages, picture, film=True)
 
         yield gr.Tabs(selected="compare"), STRENGTHS, record.settings.adapter, *_updates(gr.update(value=message))
-        for update in self._compare(read, number, request, message):
+        for update in self._compare(read, request, message):
             yield skip, skip, skip, *update
 
     def _compare(
         self,
         read: Callable[[], Question | None],
-        number: str,
         request: gr.Request,
         message: dict[str, Any] | None,
     ) -> Iterator[Updates]:
         """read: returns what is asked, None for nothing; message: in the box."""
+        self._comparisons.ensure(request.session_hash, "")
         try:
-            with self._states.change(request.session_hash, number) as change:
+            with self._comparisons.change(request.session_hash, "") as change:
                 yield from self._answer(change, read, client_of(request), message)
-        except StaleEvent as error:
-            yield _updates(gr.skip(), refuse(error))
+        except (Refused, Forgotten) as error:
+            toast(error)
+            yield _updates(gr.skip())
 
     def _answer(
         self,
@@ -130,8 +128,8 @@ class CompareEvents:
                 yield _updates(gr.skip())
                 return
             # Sent with every update, because Gradio may drop one of two quick updates.
-            answering = gr.update(**theme.SHOW_STOP_BUTTON), str(change.number)
-            yield _updates(*answering)
+            answering = gr.update(**theme.SHOW_STOP_BUTTON)
+            yield _updates(answering)
 
             def requests() -> list[GenerationRequest]:
                 nonlocal box
@@ -143,18 +141,21 @@ class CompareEvents:
 
             panes, whole = question.panes, question.film
             for _ in answer_together(self.provider, change, panes, requests, all_or_none=whole):
-                yield _updates(*answering, shown := question)
+                yield _updates(answering, shown := question)
             if question.film:
                 filmstrip.mark_frames(panes)
             elif not change.stopped:
                 for pane in panes[1:]:
                     mark(pane, panes[0], texts.IN_PANE_1)
-        yield _updates(box, str(self._states.finish(change)), shown)
+        change.ended = True
+        yield _updates(box, shown)
 
-    def stop(self, number: str, request: gr.Request) -> tuple[Any, Any]:
-        """Updates of the message box and the number."""
-        ended = self._states.stop(request.session_hash, number)
-        return (gr.skip(), gr.skip()) if ended is None else (gr.update(**theme.SHOW_SUBMIT_BUTTON), str(ended))
+    def stop(self, request: gr.Request) -> Any:
+        """An update of the message box, where the page has missed the end."""
+        with suppress(Forgotten):
+            if self._comparisons.stop(request.session_hash, "") is None:
+                return gr.skip()
+        return gr.update(**theme.SHOW_SUBMIT_BUTTON)
 
     def _requests(self, question: Question, client: Client) -> list[GenerationRequest]:
         """One request for each pane, all with the same seed; visual adapters get the picture."""
@@ -184,16 +185,15 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
     ]
 
 
-def _updates(box: Any, number: Any = None, question: Question | None = None) -> Updates:
+def _updates(box: Any, question: Question | None = None) -> Updates:
     """question: whose panes are shown; of the panes the rest are emptied. None changes neither panes nor film."""
     skip = gr.skip()
-    number = skip if number is None else number
     if question is None or question.film:
         film = skip if question is None else filmstrip.film_html(question.panes)
-        return box, number, film, *[skip] * MAX_PANES
+        return box, film, *[skip] * MAX_PANES
     empty = theme.pane_html(texts.EMPTY_PANE, muted=True)
     rest = [empty] * (MAX_PANES - len(question.panes))
-    return box, number, skip, *[pane.to_html() for pane in question.panes], *rest
+    return box, skip, *[pane.to_html() for pane in question.panes], *rest
 
 
 class PaneParts(NamedTuple):
@@ -211,15 +211,12 @@ def _lay_out_pane(index: int, choices: list[tuple[str, str]]) -> PaneParts:
         label = texts.pane_strength(index + 1)
         strength = gr.Slider(**slider("strength"), label=label, interactive=False)
         answer = gr.HTML(theme.pane_html(texts.EMPTY_PANE, muted=True), elem_classes="answer")
-    # The frozen base has no strength.
-    name.change(lambda chosen: gr.update(interactive=bool(chosen)), name, strength, **UNQUEUED)
     return PaneParts(column, name, strength, answer)
 
 
-def compare_tab(
-    provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs, chat: gr.Chatbot | None
-) -> TabParts:
+def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs, chat: TabParts) -> TabParts:
     """Lays the comparison out and connects it. A button below an answer of `chat` opens it."""
+    assert chat.chat is not None and chat.conversations is not None
     choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
     with gr.Column(elem_id="compare"):
         gr.Markdown(texts.COMPARE_HINT, elem_id="hint")
@@ -240,14 +237,21 @@ def compare_tab(
             inputs = {"film_adapter": film_adapter, **sampling_inputs()}
     inputs |= {f"adapter_{i}": pane.name for i, pane in enumerate(panes)}
     inputs |= {f"strength_{i}": pane.strength for i, pane in enumerate(panes)}
-    number = gr.Textbox("0", visible=False)
-    events = CompareEvents(provider, catalog)
-    shown = [box, number, film, *(pane.answer for pane in panes)]
+    # The frozen base has no strength.
+    names = [pane.name for pane in panes]
+    gr.on(
+        [name.change for name in names],
+        lambda *chosen: [gr.update(interactive=bool(name)) for name in chosen],
+        names,
+        [pane.strength for pane in panes],
+        **UNQUEUED,
+    )
+    events = CompareEvents(provider, catalog, chat.conversations)
+    shown = [box, film, *(pane.answer for pane in panes)]
     options = {"show_progress": "hidden", **MODEL, **PRIVATE}
-    box.submit(events.send, [box, number, view, count], shown, inputs_kwargs=inputs, **options)
-    if chat is not None:
-        chat.option_select(events.film_of_chat, [chat, number], [tabs, view, film_adapter, *shown], **options)
-    box.stop(events.stop, number, [box, number], **UNQUEUED)
+    box.submit(events.send, [box, view, count], shown, inputs_kwargs=inputs, **options)
+    chat.chat.option_select(events.film_of_chat, None, [tabs, view, film_adapter, *shown], **options)
+    box.stop(events.stop, None, box, **UNQUEUED)
     view.change(
         lambda chosen: [gr.update(visible=(chosen == STRENGTHS) is shown) for shown in (True, False)],
         view,

@@ -24,9 +24,9 @@ from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request
 from adapter.ui.comparison import mark_differences
 from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
-from adapter.ui.conversation_states import MAX_SESSIONS
 from adapter.ui.images import open_upload
 from adapter.ui.inside import charts as inside_charts
+from adapter.ui.session import MAX_SESSIONS, Conversations
 from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS, UNQUEUED
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
@@ -222,7 +222,7 @@ def _message_only(text: str) -> Updates:
     return inside_charts.message_html(text), "", "", gr.update(visible=False), ""
 
 
-def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> None:
+def inside_panel(provider: EngineProvider, chat: gr.Chatbot, conversations: Conversations) -> None:
     """Lays the panel out in the current Blocks and connects it."""
     # Outside of the accordion, because its content does not exist before it is first opened.
     conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-request")
@@ -242,11 +242,21 @@ def inside_panel(provider: EngineProvider, chat: gr.Chatbot) -> None:
                     rewritten = gr.HTML("", elem_id="inside-rewritten")
                 gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")
     events = InsideEvents(provider)
+
+    def show(colour: str, request: gr.Request) -> Iterator[Updates]:
+        yield from events.show(conversations.history(request.session_hash), colour, request)
+
+    def show_token(event: gr.EventData, request: gr.Request) -> Any:
+        return events.show_token(conversations.history(request.session_hash), event, request)
+
+    def play(event: gr.EventData, request: gr.Request) -> Iterator[str]:
+        yield from events.play(conversations.history(request.session_hash), event, request)
+
     in_browser = {"inputs": [chat, conversation_hash], "outputs": conversation_hash, **UNQUEUED}
     accordion.expand(None, js=_HASH_JS % "false", **in_browser)
     chat.change(None, js=_HASH_JS % _IS_CLOSED_JS, **in_browser)
     on_server = {"show_progress": "hidden", **MODEL, **PRIVATE}
-    conversation_hash.change(events.show, [chat, colour], [message, gates, answer, colour, token], **on_server)
-    answer.token(events.show_token, chat, token, **on_server)
-    gates.play(events.play, chat, rewritten, trigger_mode="always_last", **on_server)
+    conversation_hash.change(show, colour, [message, gates, answer, colour, token], **on_server)
+    answer.token(show_token, None, token, **on_server)
+    gates.play(play, None, rewritten, trigger_mode="always_last", **on_server)
     conversation_hash.change(None, None, rewritten, js="() => ''", **UNQUEUED)

@@ -1,5 +1,5 @@
-/* Around the message box: pictures dropped anywhere, the keyboard, drafts, and a server that is gone. Loaded after
-   page.js, whose `attach` it uses. What it relies on in Gradio is listed in gradio_internals.py. */
+/* Around the message box: pictures dropped anywhere, the keyboard and drafts. Loaded after page.js, whose `attach` it
+   uses. What it relies on in Gradio is listed in gradio_internals.py. */
 
 (() => {
   const find = (selector) => document.querySelector(selector);
@@ -27,8 +27,8 @@
     while (!box()) await new Promise(requestAnimationFrame);
     if (text) write(box().querySelector("textarea"), (old) => (old ? `${old}\n${text}` : text));
     if (pictures.length) window.chatPage.attach(pictures[0], box());
-    if (files.length && files.length !== 1) find("#one-picture").click();
-    else if (files.length && !pictures.length) find("#no-picture").click();
+    if (files.length && files.length !== 1) window.chatPage.note("one-picture");
+    else if (files.length && !pictures.length) window.chatPage.note("no-picture");
   };
   const write = (field, change) => {
     field.value = change(field.value);
@@ -100,12 +100,13 @@
     panel.ariaLabel = kind && find("#picker > span").innerText;
   };
   phone.addEventListener("change", fitPanel);
+  const openAdapters = () => {
+    if (phone.matches) find("#adapter-panel").showPopover();
+    find("#picker input:checked").focus();
+  };
+  document.addEventListener("click", ({ target }) => target.closest?.("#chip") && openAdapters());
+  document.addEventListener("input", ({ target }) => target.closest?.("#find-adapter") && showFound());
   Object.assign(window.chatPage, {
-    findAdapter: showFound,
-    openAdapters: () => {
-      if (phone.matches) find("#adapter-panel").showPopover();
-      find("#picker input:checked").focus();
-    },
     // Named on a phone always, beside the picker only what does not show there.
     chip: (words, adapter, strength, mix, mixStrength) => {
       find("#chip")?.toggleAttribute("data-apart", Boolean(mix));
@@ -139,23 +140,4 @@
     fitPanel();
     showFound();
   }).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["aria-selected", "name"] });
-
-  // The status line is red while the server does not answer what the page asks it every few seconds.
-  const LATE_MS = 20_000;
-  const serverIs = (there) => find("#top")?.toggleAttribute("data-server-gone", !there);
-  const send = window.fetch;
-  window.fetch = async (input, options) => {
-    if (!/\/(run\/predict|app_id)$/.test(input.url ?? input)) return send(input, options);
-    const late = setTimeout(() => serverIs(false), LATE_MS);
-    try {
-      const response = await send(input, options);
-      serverIs(true);
-      return response;
-    } catch (error) {
-      serverIs(false);
-      throw error;
-    } finally {
-      clearTimeout(late);
-    }
-  };
 })();

@@ -1,6 +1,6 @@
 /* Conversations in the browser: kept in IndexedDB, listed, opened, renamed and deleted; links and files.
-   Sends no requests: conversation_store.py calls window.chatPage and is called by a click on #open-conversation. The
-   list's elements and texts come from theme.conversations_html. */
+   Sends no requests: events of conversation_store.py call window.chatPage and are triggered by it. The list's elements
+   and texts come from theme.conversations_html. */
 
 (() => {
   const OLD = ["llama-adapter:words", "llama-adapter:pictures"]; // where earlier versions kept one conversation
@@ -52,11 +52,13 @@
   // pictures by key; title: only if the visitor chose one; tab: the one that wrote it.
   const conversations = new Map();
   const pictures = new Map(); // that this page has written, by key: the browser may not have kept them
-  let shown = { id: "" }; // the page's conversation; changed: the time of its record when the page read it
+  // The page's conversation. server: the id that the server knows it by, another one once two tabs have gone on with it;
+  // changed: the time of its record when the page read it; unsaved: came with a link.
+  let shown = { id: "" };
   let settings; // the side panel's, by name
-  let newest = 0; // number of the newest state of the conversation, see conversation_states.py
+  let kept = 0; // how often the server has sent a conversation to be kept
   let writing = Promise.resolve(); // one after the other
-  let [restored, opening, full, keepsNothing, deleted] = [false, false, false, false, ""];
+  let [restored, full, keepsNothing, deleted] = [false, false, false, ""];
 
   const messagesOf = (record) => [record?.document?.messages ?? []].flat().filter((message) => message instanceof Object);
   const picturesOf = (record) => messagesOf(record).flatMap(({ picture }) => picture ?? []);
@@ -123,31 +125,29 @@
         records.put(record);
       };
     });
-  const store = (numbered) => {
-    const end = numbered.indexOf("\n");
-    const number = Number(numbered.slice(0, end));
-    if (number < newest) return;
-    newest = number;
+  // Keeps a conversation, the only place that writes one.
+  const keep = ({ id, document, pictures: sent = {} }) => {
+    kept += 1;
     leaveLink(); // from now on a reload shows the stored conversation
-    const { pictures: sent = {}, imported, ...document } = JSON.parse(numbered.slice(end + 1));
-    if (imported) shown = { id: newId() };
-    const mine = shown;
+    if (!isOpening && id !== shown.server) shown = { id, server: id }; // a file
+    const mine = id === shown.server ? shown : { id };
+    delete mine.unsaved;
     if (document.messages.length) hideUndo();
-    attempt(() => own.setItem(CURRENT, mine.id));
-    const keep = () => {
+    if (mine === shown) attempt(() => own.setItem(CURRENT, mine.id));
+    const made = () => {
       const before = conversations.get(mine.id);
       return { ...before, id: mine.id, changed: Date.now(), deleted: 0, tab: TAB, settings, document };
     };
-    conversations.set(mine.id, keep());
+    conversations.set(mine.id, made());
     Object.entries(sent).forEach(([key, url]) => pictures.set(key, url));
     writing = writing.then(async () => {
-      const record = keep();
+      const record = made();
       try {
         await write(mine, record, sent);
         full = false;
       } catch (error) {
         if (error?.name !== "QuotaExceededError") return;
-        if (!full) find("#storage-full").click();
+        if (!full) note("storage-full");
         full = true;
         await write(mine, record, {}).catch(() => {});
       }
@@ -162,7 +162,7 @@
     writing = writing.then(() => transact("readwrite", change)).catch(() => {});
   };
   const remember = (names, values) => {
-    settings = Object.fromEntries(names.map((name, i) => [name, values[i]]));
+    settings = Object.fromEntries(names.map((name, i) => [name, values[i] ?? ""]));
     for (const storage of [shared, own]) attempt(() => storage.setItem(SETTINGS, JSON.stringify(settings)));
     amend(shown.id, { settings });
   };
@@ -171,14 +171,43 @@
   const list = () => find("#conversations dialog");
   const undo = () => find("#conversations .undo");
   const hideUndo = () => (undo().hidden = true);
-  let next = "";
-  let [isOpening, isWaiting, afterOpening] = [false, false, []];
-  const open = (id) => {
-    next = id;
-    isOpening = true;
+  let connect;
+  const events = new Promise((resolve) => (connect = resolve)); // of the server
+  const note = async (name, more) => (await events).note({ name, ...more });
+  let [isOpening, isWaiting, afterOpening, next] = [true, false, [], null];
+  const open = (id, unsaved) => {
     list().close();
-    find("#open-conversation").click();
+    hideUndo();
+    leaveLink();
+    next = { id, unsaved };
+    if (!isOpening) send();
     if (matchMedia("(hover: hover)").matches) find("#box textarea")?.focus();
+  };
+  const openNewKeepingUndo = () => {
+    const { hidden } = undo();
+    open(newId());
+    undo().hidden = hidden;
+  };
+  // Sends the conversation to be shown. The one before stays in sight until the server shows this one.
+  const send = async () => {
+    isOpening = true;
+    if (next) attempt(() => own.setItem(CURRENT, next.id)); // a page that is loaded may show a link, or another tab's
+    shown = next ?? shown;
+    next = null;
+    shown.server = shown.id;
+    await soon(writing.then(refresh)).catch(() => {});
+    const record = conversations.get(shown.id);
+    shown.changed = record?.changed;
+    const found = {};
+    for (const key of new Set(picturesOf(record))) {
+      const url = pictures.get(key) ?? (await transact("readonly", (_, images) => images.get(key)).catch(() => {}));
+      if (url) found[key] = url;
+    }
+    const panel = JSON.stringify(record?.settings) ?? (restored ? "" : (own.getItem(SETTINGS) ?? shared.getItem(SETTINGS)));
+    const stored = shown.unsaved ?? (messagesOf(record).length ? record.document : null);
+    const document = stored ? JSON.stringify(stored) : "";
+    const answer = record?.document?.answer ?? "";
+    (await events).open({ id: shown.id, document, pictures: JSON.stringify(found), settings: panel ?? "", link: linked(), answer });
   };
   // A message or an example that is sent meanwhile waits until the conversation is there.
   const SENDERS = "#box .submit-button, #chat .example";
@@ -257,11 +286,10 @@
     delete: (item) => {
       remove(item.dataset.id);
       render();
-      if (item.dataset.id === shown.id) open(newId());
+      if (item.dataset.id === shown.id) openNewKeepingUndo();
     },
     undo: () => {
       amend(deleted, { deleted: 0 });
-      hideUndo();
       open(deleted);
     },
   };
@@ -286,91 +314,71 @@
   };
 
   const begun = begin();
-  // Shows another conversation. Returns its number: newer than what the server has begun. The page's own may have been
-  // set back by the last update of an answer that was left before.
-  const show = (id, number, step) => {
-    shown = { id };
-    attempt(() => own.setItem(CURRENT, id));
-    newest = Math.max(newest, Number(number)) + step;
-    return String(newest);
+  const save = (name, text) => {
+    if (!text) return;
+    const anchor = document.createElement("a");
+    anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    anchor.download = name;
+    anchor.click();
+    setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
   };
-  const isNew = () => !linked() && !messagesOf(conversations.get(shown.id)).length;
+  const share = async (packed) => {
+    const address = location.origin + location.pathname + LINK + packed;
+    const copied = await copyText(address);
+    note(copied ? "copied" : "", { address });
+  };
 
-  // Called by event listeners of conversation_store.py, chat_tab.py and the Train tab.
+  // Called by event listeners of conversation_store.py, chat/tab.py and the Train tab.
   window.chatPage = {
+    note,
     get restored() {
       return restored;
     },
-    // The number of a page that has nothing to restore.
-    number: async () => {
-      await begun;
-      return isNew() ? "1" : "";
+    get kept() {
+      return kept;
     },
-    // The conversation to be shown: its document, pictures, settings, link, running answer and number.
-    stored: async () => {
-      await begun;
-      await soon(writing.then(refresh)).catch(() => {});
-      const record = conversations.get(shown.id);
-      shown.changed = record?.changed;
-      const found = {};
-      for (const key of new Set(picturesOf(record))) {
-        const url = pictures.get(key) ?? (await transact("readonly", (_, images) => images.get(key)).catch(() => {}));
-        if (url) found[key] = url;
-      }
-      const panel = JSON.stringify(record?.settings) ?? (restored ? "" : (own.getItem(SETTINGS) ?? shared.getItem(SETTINGS)));
-      const document = messagesOf(record).length ? JSON.stringify(record.document) : "";
-      const number = opening ? String(newest) : "0";
-      opening = false;
-      return [document, JSON.stringify(found), panel ?? "", linked(), record?.document?.answer ?? "", number];
-    },
-    ready: (names, values) => {
+    connect,
+    begin: () => void begun.then(send),
+    // A conversation is shown, or could not be: then the page goes on with the one that it shows.
+    opened: (id, names, values) => {
+      if (id !== shown.server && id) shown = { id, server: id };
+      if (!restored) remember(names, values);
       restored = true;
-      remember(names, values);
+      isOpening = isWaiting = false;
+      if (next) send();
+      else afterOpening.splice(0).forEach((act) => act());
     },
-    store,
+    // From the server: a conversation to be kept, one that came with a link, a link, or a question for what is shown.
+    receive: (text) => {
+      const { keep: sent, unsaved, copy, open: again } = text ? JSON.parse(text) : {};
+      if (sent) keep(sent);
+      if (unsaved) shown.unsaved = unsaved;
+      if (copy) share(copy);
+      if (again) open(shown.id, shown.unsaved);
+    },
+    clear: () => {
+      remove(shown.id);
+      openNewKeepingUndo();
+    },
     storeSettings: (names, values) => restored && remember(names, values),
-    // A value that the visitor has changed since the event began stays.
-    changePanel: (names, text, values) => {
-      if (!text) return values;
-      const [, changes] = JSON.parse(text);
-      const changed = values.map((value, i) => {
-        const [seen, chosen] = changes[names[i]] ?? [];
-        return seen !== undefined && (seen ?? "") === (value ?? "") ? chosen : value;
-      });
-      remember(names, changed);
-      return changed;
-    },
     // Resolves when the new conversation is there, so that what follows meets no update of it.
     openNew: () =>
       new Promise((resolve) => {
         afterOpening.push(resolve);
         actions.new();
       }),
-    opened: () => {
-      isOpening = isWaiting = false;
-      afterOpening.splice(0).forEach((act) => act());
-    },
-    leave: (number, step) => {
-      leaveLink();
-      hideUndo();
-      opening = true;
-      return show(next, number, step);
-    },
-    clear: (number, step) => {
-      leaveLink();
-      remove(shown.id);
-      return show(newId(), number, step);
-    },
-    newest: () => String(newest),
-    address: (packed) => (packed ? location.origin + location.pathname + LINK + packed : ""),
-    copy: async (text) => (text && (await copyText(text)) ? "yes" : ""), // also for page.js
-    save: (name, text) => {
-      if (!text) return;
-      const anchor = document.createElement("a");
-      anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-      anchor.download = name;
-      anchor.click();
-      setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
+    copy: async (text) => (text && (await copyText(text)) ? "yes" : ""), // for page.js
+    save,
+    // The file of transcript.py, a message a line.
+    export: async (name) => {
+      const found = shown.unsaved ?? conversations.get(shown.id)?.document;
+      if (!found?.messages?.length) return note("nothing");
+      const images = {};
+      for (const key of new Set(picturesOf({ document: found })))
+        images[key] = pictures.get(key) ?? (await transact("readonly", (_, stored) => stored.get(key)));
+      const { messages, answer: _, ...head } = found;
+      const lines = messages.map((message) => JSON.stringify(message)).join(",\n");
+      save(name, `${JSON.stringify({ ...head, settings, pictures: images }).slice(0, -1)}, "messages": [\n${lines}\n]}\n`);
     },
   };
 })();

@@ -9,20 +9,34 @@
   // Gradio's server ends the stream of results when it knows of no event under way. An event that begins at that moment
   // takes the old stream to be open, and would wait for its results for ever (6.31). Any other event opens a new one.
   let [streams, missed] = [0, false];
+  const streamIs = ({ signal } = {}) => {
+    streams += 1;
+    missed = false;
+    signal?.addEventListener("abort", () => {
+      streams -= 1;
+      if (missed) setTimeout(() => missed && !streams && window.chatPage.note(""), 50);
+    });
+  };
+  // The status line is red while the server does not answer what the page asks it every few seconds.
+  const LATE_MS = 20_000;
+  const serverIs = (there) => find("#top")?.toggleAttribute("data-server-gone", !there);
   const { fetch } = window;
   window.fetch = async (...asked) => {
     const path = String(asked[0]?.url ?? asked[0]);
-    if (path.includes("/queue/data")) {
-      streams += 1;
-      missed = false;
-      asked[0]?.signal?.addEventListener("abort", () => {
-        streams -= 1;
-        if (missed) setTimeout(() => missed && !streams && find("#new-stream").click(), 50);
-      });
+    const regular = /\/(run\/predict|app_id)$/.test(path);
+    const late = regular && setTimeout(() => serverIs(false), LATE_MS);
+    if (path.includes("/queue/data")) streamIs(asked[0]);
+    try {
+      const response = await fetch(...asked);
+      if (regular) serverIs(true);
+      if (path.includes("/queue/join") && streams) missed = true; // maybe
+      return response;
+    } catch (error) {
+      if (regular) serverIs(false);
+      throw error;
+    } finally {
+      clearTimeout(late);
     }
-    const response = await fetch(...asked);
-    if (path.includes("/queue/join") && streams) missed = true; // maybe
-    return response;
   };
 
   // Removes the invisible characters that chatbot.py adds from what is copied. Of a table only its JSON is copied.

@@ -111,6 +111,9 @@ for (const kind of ['pointermove', 'click']) document.addEventListener(kind, eve
   if (word) show(word);
   else if (current && !event.target.closest?.('#xray-card')) hide();
 });
+document.addEventListener('click', event => {
+  if (event.target.closest?.('#inside-open')) document.querySelector('#inside > .label-wrap').click();
+});
 document.addEventListener('scroll', () => current && place(), true);
 document.addEventListener('focusout', event => event.target.matches?.('#chat [data-testid="bot"]') && hide());
 

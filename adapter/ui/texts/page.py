@@ -34,14 +34,10 @@ EMPTY_CHAT = "## Try one of these, or write your own"
 MIX = "Mix in another"
 NO_MIX = "None"
 STILL_ANSWERING = "An answer is still being written. Stop it first, or wait for it."
-NOT_A_CONVERSATION = "This conversation holds something that is neither words nor a picture. Start a new one."
 NOTHING_TO_SEND = "Type a message or add a picture first."
 STOPPED_BEFORE_TEXT = "Stopped before the first word."
 EMPTY_ANSWER = "The answer was empty."
-STILL_RESTORING = (
-    "Your conversation is still on its way. Try again in a moment, or reload the page if it does not come."
-)
-CHANGED_MEANWHILE = "The conversation has changed meanwhile. Look at it, and try again."
+STILL_RESTORING = "The server has to be told your conversation once more. Try again in a moment."
 # Additions to the statistics line, by finish reason.
 ENDINGS: dict[str | None, tuple[str, ...]] = {
     "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",),
@@ -318,11 +314,7 @@ def link_to_copy(address: str) -> str:
 
 def not_kept_by_browser(what: object) -> str:
     """what: that exceeds a limit, a transcript's Dropped, here and below."""
-    return f"Gone after a reload, for the browser keeps no more: {what}. An export may hold more."
-
-
-def not_in_file(what: object) -> str:
-    return f"Not in the file, for it holds no more of a conversation: {what}."
+    return f"Gone after a reload, for the browser keeps no more: {what}."
 
 
 def not_imported(what: object) -> str:
@@ -335,7 +327,3 @@ API_CHAT = (
     "What cannot be answered is an error with a sentence that says what to change."
 )
 API_ADAPTERS = "Lists the adapters that /chat takes: name, description, whether it sees pictures, size in bytes."
-API_MESSAGE = "What to say"
-API_IMAGE = "A picture, for an adapter that sees"
-API_ANSWER = "The answer so far"
-API_LIST = "The adapters"

@@ -1,9 +1,13 @@
-"""The chat's event handlers over a fake engine: what they send to it and which updates they yield."""
+"""The chat's events over a fake engine: what they ask of it, what a page shows then, and in which order they come.
+
+`Page` is the browser's part: an event takes the id of what is shown along, updates are applied as they come.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
+import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,26 +16,27 @@ from typing import Any
 
 import gradio as gr
 import pytest
+import torch
 from PIL import Image
 
 from adapter.base.template import Message
 from adapter.errors import BadInput, Busy
 from adapter.serve.request import Client, GenerationEvent
 from adapter.serve.settings import Settings
-from adapter.ui import conversation, theme
+from adapter.ui import answer_stream, conversation, session, theme
 from adapter.ui.answer_stream import TEXT_ONLY, AnswerProgress
-from adapter.ui.chat import conversation_json
-from adapter.ui.chat.events import ChatEvents, Updates
+from adapter.ui.chat import conversation_json, events
+from adapter.ui.chat.conversation_store import ConversationStore, Updates, note
+from adapter.ui.chat.events import ChatEvents
 from adapter.ui.conversation import History, answer, stats, user_turn
-from adapter.ui.conversation_states import ConversationStates
+from adapter.ui.session import Conversations, Forgotten, NotOpen, Refused
+from adapter.ui.texts import page as texts
+from tests.app_process import wait_until
 from tests.fake_engine import EchoEngine, FakeCard, FakeCatalog, ReadyProvider, event_request
 from tests.ui.test_conversation import displayed
 
-REQUEST = event_request()
 DEFAULTS = {**Settings().model_dump(), "temperature": 0.0, "top_p": 1.0, "max_tokens": 32}
-NO_CHANGE = (gr.skip(), gr.skip(), gr.skip(), gr.skip())
-# Numbers of states, each newer than all that the server has seen: for tests that are not about them.
-NEWER = map(str, itertools.count(10, 10))
+WHOLE = ["one", "you said: one!"]
 
 
 @pytest.fixture
@@ -41,154 +46,191 @@ def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path / "cat.png")
 
 
-def events_of(engine: Any) -> ChatEvents:
-    return ChatEvents(ReadyProvider(engine), FakeCatalog(), theme.examples(), ConversationStates())
-
-
-def send(
-    events: ChatEvents,
-    text: str,
-    history: History | None = None,
-    request: Any = REQUEST,
-    files: Any = (),
-    number: str = "",
-    **settings: Any,
-) -> Iterator[Updates]:
-    message = {"text": text, "files": list(files)}
-    return events.send(message, history or [], number or next(NEWER), request, **{**DEFAULTS, **settings})
-
-
 def event(**values: Any) -> Any:
     return SimpleNamespace(**values)
 
 
-def last_history(updates: list[Any]) -> History:
-    return next(chat for chat, *_ in reversed(updates) if isinstance(chat, list))
+class Page:
+    """A page that shows a conversation. server: of another page, to share."""
+
+    def __init__(
+        self, engine: Any = None, history: History | None = None, name: str = "me", server: Page | None = None
+    ) -> None:
+        self.request = event_request(name)
+        if server is None:
+            self.engine = engine or EchoEngine()
+            with gr.Blocks():
+                self.store = ConversationStore(ReadyProvider(self.engine), FakeCatalog())  # type: ignore[arg-type]
+            self.events = ChatEvents(ReadyProvider(self.engine), self.store.catalog, theme.examples(), self.store)
+        else:
+            self.engine, self.store, self.events = server.engine, server.store, server.events
+        self.chat: History = []
+        self.box: Any = None
+        self.panel: dict[str, Any] = {}
+        self.kept: dict[str, dict[str, Any]] = {}  # by id, what the browser has of a conversation
+        self.asked_to_open = False
+        self.open("first", history)
+
+    def open(self, id: str, history: History | None = None) -> None:
+        """Opens what the browser has of it, or a history."""
+        document = self.kept[id] if history is None and id in self.kept else None
+        document = document or conversation_json.to_browser(history or [], {})[0]
+        sent = {"id": id, "document": json.dumps(document), "answer": document.get("answer", "")}
+        self.apply(Updates(*self.store.open(gr.EventData(None, sent), self.request)[: len(Updates._fields)]))
+
+    def act(self, name: str, *values: Any, **settings: Any) -> Any:
+        """Fires an event; a handler that is an iterator begins with the first `next`."""
+        handler, id = getattr(self.events, name), self.id
+        if name in ("undo", "stop"):
+            return handler(id, self.request)
+        if name == "send":
+            message = values[0] if isinstance(values[0], dict) else {"text": values[0], "files": []}
+            return handler(message, id, self.request, **{**DEFAULTS, **settings})
+        return handler(id, *values, self.request, **{**DEFAULTS, **settings})
+
+    def apply(self, updates: Updates) -> None:
+        if isinstance(updates.chat, list):
+            self.chat = updates.chat
+        if isinstance(updates.id, str):
+            self.id = updates.id
+        if updates.box != gr.skip():
+            self.box = updates.box
+        for name in ("adapter", "mix"):
+            if isinstance(value := getattr(updates, name), str):
+                self.panel[name] = value
+        sent = json.loads(updates.to_browser) if isinstance(updates.to_browser, str) else {}
+        if "keep" in sent:
+            self.kept[sent["keep"]["id"]] = sent["keep"]["document"]
+        self.asked_to_open |= "open" in sent
+
+    def run(self, event: Any) -> Page:
+        for updates in [event] if isinstance(event, Updates) else event:
+            self.apply(updates)
+        return self
+
+    def do(self, name: str, *values: Any, **settings: Any) -> Page:
+        return self.run(self.act(name, *values, **settings))
+
+    def send(self, text: str, files: Any = (), **settings: Any) -> Page:
+        return self.do("send", {"text": text, "files": list(files)}, **settings)
+
+    def choose(self, value: str, **settings: Any) -> Page:
+        return self.do("choose_option", event(value=value, index=0), **settings)
+
+    def edit(self, text: str, index: int = 0, **settings: Any) -> Page:
+        return self.do("edit", event(index=index, value=text), **settings)
+
+    def send_until_words(self, text: str = "one", **settings: Any) -> Iterator[Updates]:
+        """Applies the updates until a part of the answer is there; returns the rest of them."""
+        answering = self.act("send", text, **settings)
+        for updates in answering:
+            self.apply(updates)
+            if conversation.is_streaming(self.chat) and "you said: " in self.words():
+                break
+        return answering
+
+    @property
+    def shown(self) -> list[str]:
+        return displayed(self.chat)
+
+    def words(self) -> list[str]:
+        """What was said, by either side."""
+        return [text for entry, text in zip(self.chat, self.shown, strict=True) if not conversation.kind(entry)]
+
+    def kept_words(self) -> list[str]:
+        messages = self.kept.get(self.id, {}).get("messages", [])
+        return [message["text"] for message in messages if message["role"] != "page"]
+
+    def buttons(self) -> dict[str, str]:
+        """Labels and values of the buttons below the newest answer, that of the filmstrip aside."""
+        options = conversation.with_buttons(self.chat)[-1]["options"]
+        return {o["label"]: o["value"] for o in options if o["value"] != conversation.FILM}
 
 
 def test_send_streams_and_closes(toasts: list[str]) -> None:
-    engine = EchoEngine()
-    updates = list(send(events_of(engine), " hello "))
+    page = Page()
+    updates = list(page.act("send", " hello "))
+    page.run(updates)
     line = displayed([stats("frozen base · 3 tokens · 20 tokens/s")])[0]
-    assert displayed(last_history(updates)) == ["hello", "you said: hello!", line]
-    assert updates[0][1]["value"] == {"text": "", "files": []}
-    assert len(updates) > 2 and all(box["stop_btn"] is True for _, box, *_ in updates[:-1]), "some may get lost"
-    assert updates[-1][1]["submit_btn"] is True
-    assert engine.closed == 1 and not toasts
-    request = engine.requests[0]
+    assert page.shown == ["hello", "you said: hello!", line]
+    assert updates[0].box["value"] == {"text": "", "files": []}
+    assert len(updates) > 2 and all(u.box["stop_btn"] is True for u in updates[:-1]), "some may get lost"
+    assert page.box["submit_btn"] is True
+    assert page.engine.closed == 1 and not toasts
+    request = page.engine.requests[0]
     assert request.messages == (Message("user", "hello"),)
     assert (request.adapter, request.strength, request.sampling.max_new_tokens) == (None, 1.0, 32)
     assert request.client == Client("192.0.2.1", "me")
 
 
 def test_system_prompt_and_stop_texts_go_with_every_turn() -> None:
-    engine = EchoEngine()
-    history = [*conversation.user_turn("hi"), conversation.answer("ho")]
-    list(send(events_of(engine), "hello", history, system=" Be brief. ", stop="###\nThe end", top_k=5))
-    request = engine.requests[0]
+    page = Page(history=[*user_turn("hi"), answer("ho")])
+    page.send("hello", system=" Be brief. ", stop="###\nThe end", top_k=5)
+    request = page.engine.requests[0]
     roles = [("system", "Be brief."), ("user", "hi"), ("assistant", "ho"), ("user", "hello")]
     assert [(message.role, message.text) for message in request.messages] == roles
     assert request.stop == ("###", "The end") and request.sampling.top_k == 5
 
 
 def test_an_answer_that_goes_in_circles_ends_with_a_note_and_can_be_reproduced() -> None:
-    engine = EchoEngine(ending="repetition")
-    history = last_history(list(send(events_of(engine), "hello")))
-    assert engine.requests[0].end_repetition
-    assert displayed(history)[2].endswith("· it began to repeat itself</span>")
-    record = conversation.parse_record(conversation.record_of(history[-1]))
+    page = Page(EchoEngine(ending="repetition")).send("hello")
+    assert page.engine.requests[0].end_repetition
+    assert page.shown[2].endswith("· it began to repeat itself</span>")
+    record = conversation.parse_record(conversation.record_of(page.chat[-1]))
     assert record is not None and record.settings.max_tokens == len(record.token_ids) == 3
 
 
-def test_one_answer_at_a_time_in_a_session(toasts: list[str]) -> None:
-    events = events_of(EchoEngine())
-    first = send(events, "one", number="5")
-    next(first)
-    (chat, box, *rest), *more = send(events, "two", number="5")
-    assert (chat, *rest) == NO_CHANGE[1:] and box["value"]["text"] == "two" and not more
-    assert len(toasts) == 1 and "still being written" in toasts[0]
-    assert len(list(send(events, "three", request=event_request("you")))) > 1
-    first.close()
-    assert len(list(send(events, "two", number="5"))) > 1
-
-
-def test_stop_ends_the_answer_with_what_was_written() -> None:
-    engine = EchoEngine()
-    events = events_of(engine)
-    updates = send(events, "hello")
-    number = next(number for chat, *_, number in updates if "you said: " in displayed(chat))
-    assert events.stop([], number, REQUEST) == (gr.skip(),) * 3
-    rest = list(updates)
-    assert displayed(last_history(rest))[:2] == ["hello", "you said: "]
-    assert "stopped" in displayed(last_history(rest))[2] and rest[-1][1]["submit_btn"] is True
-    assert engine.closed == 1
-
-
-def buttons(history: History) -> dict[str, str]:
-    """Labels and values of the buttons below the newest answer, that of the filmstrip aside."""
-    options = conversation.with_buttons(history)[-1]["options"]
-    return {o["label"]: o["value"] for o in options if o["value"] != conversation.FILM}
-
-
-def choose(events: ChatEvents, history: History, value: str, **settings: Any) -> list[Updates]:
-    chosen = event(value=value, index=0)
-    return list(events.choose_option(history, next(NEWER), chosen, REQUEST, **{**DEFAULTS, **settings}))
-
-
 def test_a_retry_keeps_the_former_answers_to_page_through() -> None:
-    events = events_of(EchoEngine())
-    history = last_history(list(send(events, "hello")))
-    assert buttons(history) == {}
+    page = Page().send("hello")
+    assert page.buttons() == {}
     for strength in (0.5, 0.25):
-        settings = {**DEFAULTS, "adapter": "poet", "strength": strength}
-        history = last_history(list(events.retry(history, next(NEWER), REQUEST, **settings)))
-    assert list(buttons(history)) == ["‹", "3/3", "›"]
+        page.do("retry", adapter="poet", strength=strength)
+    assert list(page.buttons()) == ["‹", "3/3", "›"]
     lines = []
     for label in ("‹", "‹", "‹", "›"):  # from the first one back to the last one, and forth again
-        lines.append(displayed(history)[-1])
-        history = last_history(choose(events, history, buttons(history)[label]))
-    assert lines[0] == lines[3] and len(set(lines)) == 3 and displayed(history)[-1] == lines[2]
-    assert list(buttons(history)) == ["‹", "1/3", "›"]
+        lines.append(page.shown[-1])
+        page.choose(page.buttons()[label])
+    assert lines[0] == lines[3] and len(set(lines)) == 3 and page.shown[-1] == lines[2]
+    assert list(page.buttons()) == ["‹", "1/3", "›"]
     # The conversation goes on from the one that is shown, and a stored one has them all.
-    stored = conversation_json.to_browser(history, {})[0]
-    assert buttons(conversation_json.from_browser(json.dumps(stored), "{}")) == buttons(history)
-    history = last_history(list(send(events, "and?", history)))
-    assert displayed(history)[1] == "you said: hello!" and buttons(history) == {}
-    edited = event(index=0, value="bye", previous_value="hello")
-    history = last_history(list(events.edit(history, next(NEWER), edited, REQUEST, **DEFAULTS)))
-    assert buttons(history) == {}
+    before = page.buttons()
+    page.open(page.id)
+    assert page.buttons() == before
+    page.send("and?")
+    assert page.shown[1] == "you said: hello!" and page.buttons() == {}
+    assert page.edit("bye").buttons() == {} and page.words() == ["bye", "you said: bye!"]
 
 
 def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
-    engine = EchoEngine()
-    events = events_of(engine)
-    updates = send(events, "hello", adapter="poet", strength=0.5)
-    number = next(number for chat, *_, number in updates if "you said: " in displayed(chat))
-    events.stop([], number, REQUEST)
-    cut = last_history(list(updates))
-    seed = engine.requests[0].sampling.seed
-    assert buttons(cut) == {"Continue": conversation.CONTINUE}
-    updates_of_rest = choose(events, cut, conversation.CONTINUE, strength=2.0, max_tokens=16)
-    assert displayed(updates_of_rest[0][0])[:2] == ["hello", "you said: "]  # it stays while the rest is waited for
-    request = engine.requests[-1]
+    page = Page()
+    answering = page.send_until_words("hello", adapter="poet", strength=0.5)
+    page.do("stop")
+    page.run(answering)
+    assert "stopped" in page.shown[2] and page.box["submit_btn"] is True and page.engine.closed == 1
+    seed, cut = page.engine.requests[0].sampling.seed, page.chat
+    assert page.buttons() == {"Continue": conversation.CONTINUE}
+    page.engine.error = Busy("Try again.")  # a failure loses nothing
+    assert page.choose(conversation.CONTINUE).chat == cut and len(toasts) == 1
+    page.engine.error = None
+    chosen = event(value=conversation.CONTINUE, index=0)
+    goes_on = page.act("choose_option", chosen, strength=2.0, max_tokens=16)
+    page.apply(next(goes_on))
+    assert page.shown[:2] == ["hello", "you said: "]  # it stays while the rest is waited for
+    page.run(goes_on)
+    request = page.engine.requests[-1]
     assert request.answer_ids == (7,) and request.messages == (Message("user", "hello"),)
     assert (request.strength, request.sampling.seed, request.sampling.max_new_tokens) == (0.5, seed, 16)
-    rest = last_history(updates_of_rest)
-    record = conversation.parse_record(conversation.record_of(rest[-1]))
+    record = conversation.parse_record(conversation.record_of(page.chat[-1]))
     assert record is not None and record.token_ids == (7,) * 4 and record.settings.max_tokens == 4
     assert (record.context_tokens, record.context_length) == (8, 100)
-    assert " 4 tokens " in conversation.page_text(rest[-1]) and buttons(rest) == {}
-    # A failure loses nothing.
-    engine.error = Busy("Try again.")
-    assert last_history(choose(events, cut, conversation.CONTINUE)) == cut and len(toasts) == 1
+    assert " 4 tokens " in conversation.page_text(page.chat[-1]) and page.buttons() == {}
 
 
 def test_a_waiting_visitor_sees_how_many_are_before_and_how_far_the_message_is_read(toasts: list[str]) -> None:
-    updates = list(send(events_of(EchoEngine(queue_length=3)), "hello"))
-    last_lines = [displayed(chat)[-1] for chat, *_ in updates if isinstance(chat, list)]
-    assert "2 before you" in last_lines[1] and "1 before you" in last_lines[2]
-    assert "You are next" in last_lines[3] and "Reading your message, 40 %" in last_lines[4]
-    assert displayed(last_history(updates))[1] == "you said: hello!" and not toasts
+    page = Page(EchoEngine(queue_length=3))
+    lines = [displayed(u.chat)[-1] for u in page.act("send", "hello") if isinstance(u.chat, list)]
+    assert "2 before you" in lines[1] and "1 before you" in lines[2]
+    assert "You are next" in lines[3] and "Reading your message, 40 %" in lines[4] and not toasts
 
 
 def test_the_speed_while_an_answer_is_written_is_that_after_its_first_list(
@@ -205,118 +247,73 @@ def test_the_speed_while_an_answer_is_written_is_that_after_its_first_list(
 
 
 def test_a_picture_goes_to_the_visual_adapter(picture: str) -> None:
-    engine = EchoEngine()
-    events = events_of(engine)
-    first = last_history(list(send(events, "", files=[picture], adapter="see")))
-    assert displayed(first)[:2] == ["<picture>", "What is in this picture?"]
-    assert engine.requests[0].image.size == (8, 8)
-    second = last_history(list(send(events, "really?", first, adapter="see")))
-    assert engine.requests[1].image is not None
-    assert [m.role for m in engine.requests[1].messages] == ["user", "assistant", "user"]
-    text_only = list(send(events, "and you?", second, adapter="poet"))
-    assert engine.requests[2].image is None
-    assert "picture not used" in displayed(last_history(text_only))[-1]
-    list(send(events, "what?", files=[picture], adapter="poet", mix="see"))
-    assert engine.requests[3].image is not None, "a visual adapter that is mixed in sees too"
+    page = Page().send("", [picture], adapter="see")
+    requests = page.engine.requests
+    assert page.shown[:2] == ["<picture>", "What is in this picture?"] and requests[0].image.size == (8, 8)
+    page.send("really?", adapter="see")
+    assert requests[1].image is not None
+    assert [m.role for m in requests[1].messages] == ["user", "assistant", "user"]
+    page.send("and you?", adapter="poet")
+    assert requests[2].image is None and "picture not used" in page.shown[-1]
+    page.edit("who?", 1, adapter="see")
+    assert page.shown[:3] == ["<picture>", "who?", "you said: who?!"] and requests[3].image is not None
+    page.do("undo")
+    assert page.chat == [] and page.box["value"]["text"] == "who?"
+    assert [Path(file).name for file in page.box["value"]["files"]] == ["picture.png"]
+    page.send("what?", [picture], adapter="poet", mix="see")
+    assert requests[4].image is not None, "a visual adapter that is mixed in sees too"
 
 
-def test_a_picture_for_a_text_adapter_leads_to_an_offer(picture: str) -> None:
-    engine = EchoEngine()
-    events = events_of(engine)
-    history = last_history(list(send(events, "what?", files=[picture], adapter="poet")))
-    assert not engine.requests and "reads text only" in displayed(history)[-1]
-    assert [option["value"] for option in history[-1]["options"]] == ["see", TEXT_ONLY]
-    settings = {**DEFAULTS, "adapter": "poet"}
-
-    updates = list(events.choose_option(history, next(NEWER), event(value="see", index=0), REQUEST, **settings))
-    assert [json.loads(panel)[1] for *_, panel, _ in updates if isinstance(panel, str)] == [
-        {"adapter": ["poet", "see"]}
-    ]
-    assert engine.requests[0].adapter == "see" and engine.requests[0].image is not None
-
-    updates = list(
-        events.choose_option(history, next(NEWER), event(value=TEXT_ONLY, index=1), REQUEST, **settings)
-    )
-    assert engine.requests[1].adapter == "poet" and engine.requests[1].image is None
-    assert "picture not used" in displayed(last_history(updates))[-1]
-
-
-def test_nothing_mixed_follows_to_another_adapter(picture: str, toasts: list[str]) -> None:
-    engine = EchoEngine()
-    events = events_of(engine)
-    events.catalog.cards["bard"] = FakeCard("bard")
-    history = last_history(list(send(events, "what?", files=[picture], adapter="poet")))
-    settings = {**DEFAULTS, "adapter": "poet", "mix": "bard"}
+def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follows(
+    picture: str, toasts: list[str]
+) -> None:
+    page = Page()
+    page.events.catalog.cards["bard"] = FakeCard("bard")  # type: ignore[attr-defined]
+    page.send("what?", [picture], adapter="poet")
+    offered = page.chat
+    assert not page.engine.requests and "reads text only" in page.shown[-1]
+    assert [option["value"] for option in page.chat[-1]["options"]] == ["see", TEXT_ONLY]
     for choice, kept in ((TEXT_ONLY, ("poet", (("bard", 1.0),))), ("see", ("see", ()))):
-        pressed = event(value=choice, index=0)
-        updates = list(events.choose_option(history, next(NEWER), pressed, REQUEST, **settings))
-        asked = engine.requests[-1]
-        assert (asked.adapter, asked.mix) == kept
-    assert [json.loads(panel)[1] for *_, panel, _ in updates if isinstance(panel, str)] == [
-        {"adapter": ["poet", "see"], "mix": ["bard", ""]}
-    ]
-    assert any("“bard” is no longer mixed in" in text for text in toasts)
-    engine.error = Busy("Pulled.")
-    updates = list(events.choose_option(history, next(NEWER), pressed, REQUEST, **settings))
-    assert json.loads(updates[-1][2])[1] == {"adapter": ["see", "poet"], "mix": ["", "bard"]}
+        page.store.conversations.open("me", page.id, offered)
+        page.choose(choice, adapter="poet", mix="bard")
+        asked = page.engine.requests[-1]
+        assert (asked.adapter, asked.mix, asked.image is not None) == (*kept, choice == "see")
+    assert page.panel == {"adapter": "see", "mix": ""} and "“bard” is no longer mixed in" in toasts[0]
+    page.store.conversations.open("me", page.id, offered)
+    page.engine.error = Busy("Pulled.")
+    page.choose("see", adapter="poet", mix="bard")
+    assert page.panel == {"adapter": "poet", "mix": "bard"}, "what the turn has chosen is put back"
 
 
 def test_an_answer_that_went_wrong_after_a_switch_is_given_again_without_what_went_before() -> None:
-    engine = EchoEngine()
-    events = events_of(engine)
-    first = last_history(list(send(events, "of travel")))
-    assert not first[-1]["options"]
-    history = last_history(list(send(events, "who are you?", first, adapter="poet")))
-    assert history[-1]["options"] == []
-    engine.ending = "repetition"
-    history = last_history(list(events.retry(history, next(NEWER), REQUEST, **{**DEFAULTS, "adapter": "poet"})))
-    [option] = history[-1]["options"]
-    pressed, settings = event(value=option["value"], index=1), {**DEFAULTS, "adapter": "poet"}
-    alone = last_history(list(events.choose_option(history, next(NEWER), pressed, REQUEST, **settings)))
-    assert [len(request.messages) for request in engine.requests] == [1, 3, 3, 1]
-    assert [kind for entry in alone if (kind := conversation.kind(entry))] == [
+    page = Page().send("of travel")
+    assert not page.chat[-1]["options"]
+    assert page.send("who are you?", adapter="poet").chat[-1]["options"] == []
+    page.engine.ending = "repetition"
+    page.do("retry", adapter="poet")
+    [option] = page.chat[-1]["options"]
+    page.choose(option["value"], adapter="poet")
+    assert [len(request.messages) for request in page.engine.requests] == [1, 3, 3, 1]
+    assert [kind for entry in page.chat if (kind := conversation.kind(entry))] == [
         conversation.STATS, conversation.FORGOTTEN, conversation.DIVIDER, conversation.STATS
     ]  # fmt: skip
-    assert alone[-1]["options"] == []
-
-
-def test_an_edit_keeps_the_picture_and_drops_what_followed(picture: str) -> None:
-    engine = EchoEngine()
-    events = events_of(engine)
-    history = last_history(list(send(events, "what?", files=[picture], adapter="see")))
-    edit = event(index=1, value="who?", previous_value="what?")
-    updates = list(events.edit(history, next(NEWER), edit, REQUEST, **{**DEFAULTS, "adapter": "see"}))
-    assert displayed(last_history(updates))[:3] == ["<picture>", "who?", "you said: who?!"]
-    assert engine.requests[1].image is not None
+    assert page.chat[-1]["options"] == []
 
 
 def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str]) -> None:
-    engine = EchoEngine()
-    remark = conversation.note("x" * 10_000)  # no model reads it, so that the context does not limit it
-    history = [remark] * 250
-    updates = list(send(events_of(engine), "hi", history))
-    assert engine.requests == [] and "too long to go on" in toasts[0]
-    assert last_history(updates) == history and updates[-1][1]["value"] == {"text": "hi", "files": []}
-    list(send(events_of(engine), "hi", history[:100]))
-    assert len(engine.requests) == 1
-
-
-def test_undo_returns_the_message_to_the_box(picture: str) -> None:
-    events = events_of(EchoEngine())
-    history = last_history(list(send(events, "what?", files=[picture], adapter="see")))
-    rest, box, _ = events.undo(history, next(NEWER), REQUEST)
-    assert rest == [] and box["value"]["text"] == "what?"
-    assert [Path(file).name for file in box["value"]["files"]] == ["picture.png"]
+    page = Page()
+    page.store.conversations.open("me", "first", [conversation.note("x" * 10_000)] * 250)
+    page.send("hi")
+    assert page.engine.requests == [] and "too long to go on" in toasts[-1] and len(page.chat) == 250
+    assert page.box["value"] == {"text": "hi", "files": []}
 
 
 def test_a_second_adapter_goes_into_the_request() -> None:
-    engine = EchoEngine()
-    updates = list(send(events_of(engine), "hi", adapter="poet", strength=0.8, mix="see", mix_strength=0.5))
-    assert engine.requests[0].parts == (("poet", 0.8), ("see", 0.5))
-    line = displayed(last_history(updates))[-1]
-    assert "poet · strength 0.8 · with see at 0.5 · 3 tokens" in line and "no image" in line
-    list(send(events_of(engine), "hi", adapter="poet", mix=None, mix_strength=0.5))
-    assert engine.requests[1].mix == ()
+    page = Page().send("hi", adapter="poet", strength=0.8, mix="see", mix_strength=0.5)
+    assert page.engine.requests[0].parts == (("poet", 0.8), ("see", 0.5))
+    assert "poet · strength 0.8 · with see at 0.5 · 3 tokens" in page.shown[-1] and "no image" in page.shown[-1]
+    page.send("hi", adapter="poet", mix=None, mix_strength=0.5)
+    assert page.engine.requests[1].mix == ()
 
 
 @pytest.mark.parametrize(
@@ -324,12 +321,10 @@ def test_a_second_adapter_goes_into_the_request() -> None:
     [
         (None, {"adapter": "nobody"}, "no adapter 'nobody'"),
         (None, {"strength": 3.0}, "Strength"),
-        (None, {"temperature": -1}, "Temperature"),
         (None, {"seed": 1.5}, "whole number"),
         (None, {"max_tokens": None}, "needs a whole number"),
         (None, {"adapter": "poet", "mix": "poet"}, "mixed with itself"),
         (None, {"adapter": "poet", "mix": "gone"}, "no adapter 'gone'"),
-        (None, {"adapter": "poet", "mix": "see", "mix_strength": 3.0}, "strength"),
         (Busy("The queue is full. Try again."), {}, "queue is full"),
         (BadInput("The conversation has 9000 tokens."), {}, "9000 tokens"),
         (RuntimeError("secret /home/me/x.py"), {}, "went wrong on the server"),
@@ -338,37 +333,241 @@ def test_a_second_adapter_goes_into_the_request() -> None:
 def test_a_failure_is_a_toast_and_restores_everything(
     error: Exception | None, settings: dict[str, Any], message: str, toasts: list[str]
 ) -> None:
-    history = [*user_turn("before"), answer("yes")]
-    updates = list(send(events_of(EchoEngine(error)), "hi", history, **settings))
+    page = Page(EchoEngine(error), [*user_turn("before"), answer("yes")]).send("hi", **settings)
     assert len(toasts) == 1 and message in toasts[0] and "secret" not in toasts[0]
-    assert [box for _, box, *_ in updates if isinstance(box, dict) and "value" in box][-1]["value"] == {
-        "text": "hi",
-        "files": [],
-    }
-    assert last_history(updates) == history
+    assert page.box["value"] == {"text": "hi", "files": []} and page.box["submit_btn"] is True
+    assert page.words() == page.kept_words() == ["before", "yes"]
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("x" * 100_000, "100,000 characters"), ("  ", "Type a message")])
 def test_a_message_that_cannot_be_sent_is_a_toast(text: str, sentence: str, toasts: list[str]) -> None:
-    assert list(send(events_of(EchoEngine()), text, user_turn("a"))) == [NO_CHANGE]
+    page = Page(history=user_turn("a"))
+    page.box = "untouched"
+    assert page.send(text).words() == ["a"] and page.box == "untouched"
     assert len(toasts) == 1 and sentence in toasts[0]
 
 
 @pytest.mark.parametrize("adapter", ["see", "poet"])
 def test_an_unreadable_picture_leaves_the_text(adapter: str, picture: str, toasts: list[str]) -> None:
     Path(picture).write_text("not a picture")
-    updates = list(send(events_of(EchoEngine()), "what?", files=[picture], adapter=adapter))
+    page = Page().send("what?", [picture], adapter=adapter)
     assert len(toasts) == 1 and str(Path(picture).parent) not in toasts[0]
-    assert last_history(updates) == []
-    assert updates[-1][1]["value"] == {"text": "what?", "files": []}
+    assert page.chat == [] and page.box["value"] == {"text": "what?", "files": []}
 
 
-def test_forged_events_change_nothing() -> None:
-    events, history = events_of(EchoEngine()), user_turn("a")
-    for updates in (
-        events.edit(history, "1", event(index=99, value="x", previous_value=""), REQUEST, **DEFAULTS),
-        events.choose_option(history, next(NEWER), event(value="see", index=0), REQUEST, **DEFAULTS),
-        events.send_example(history, "1", event(index=99, value={}), REQUEST, **DEFAULTS),
-        events.retry([], "1", REQUEST, **DEFAULTS),
+def test_forged_events_change_nothing(toasts: list[str]) -> None:
+    page = Page(history=user_turn("a"))
+    for name, forged in (
+        ("edit", event(index=99, value="x")),
+        ("edit", event(index="0", value="x")),
+        ("choose_option", event(value="see", index=0)),
+        ("send_example", event(index=99, value={})),
     ):
-        assert list(updates) == [NO_CHANGE]
+        assert page.do(name, forged).words() == ["a"]
+    assert page.edit(" ").words() == ["a"] and toasts == [texts.EMPTY_EDIT]
+    assert Page().do("retry").chat == []
+    for data in (None, [], {}, {"name": 7}, {"name": "x"}, {"address": 7}, {"address": "x" * 100_000}):
+        note(gr.EventData(None, data))
+    assert len(toasts) == 1
+    for sent in (None, [], {"id": 7, "document": {}}, {"document": "{", "settings": "[", "link": "!"}):
+        assert page.store.open(gr.EventData(None, sent), page.request)[0] == []
+
+
+# Events that meet one another.
+
+
+@pytest.mark.parametrize("act", ["send", "retry", "edit", "undo"])
+def test_what_meets_an_answer_changes_nothing(act: str, toasts: list[str]) -> None:
+    page = Page()
+    answering = page.send_until_words()
+    values = {"send": ["two"], "edit": [event(index=0, value="other")]}.get(act, [])
+    page.do(act, *values)
+    assert toasts == [texts.STILL_ANSWERING] and (act != "send" or page.box["value"]["text"] == "two")
+    page.run(answering)
+    assert page.words() == page.kept_words() == WHOLE
+    assert page.send("two").words() == [*WHOLE, "two", "you said: two!"]
+
+
+def test_a_message_that_is_sent_twice_is_answered_once(toasts: list[str]) -> None:
+    page = Page()
+    again = page.act("send", "one")
+    answering = page.send_until_words()
+    page.run(again)
+    assert "value" not in page.box, "the answer that is in the way empties the box"
+    page.run(answering)
+    assert page.words() == WHOLE and toasts == [texts.STILL_ANSWERING]
+
+
+def test_stop_ends_the_answer_that_is_written_and_no_later_one() -> None:
+    page = Page()
+    page.run(page.send_until_words())
+    page.do("stop")
+    assert page.words() == WHOLE and page.box["submit_btn"] is True
+    other = Page(name="other", server=page)
+    answering = page.send_until_words("two")
+    other.do("stop")
+    page.run(answering)
+    assert page.words() == [*WHOLE, "two", "you said: two!"] and "stopped" not in page.shown[-1]
+
+
+def test_another_conversation_is_opened_while_an_answer_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "RELEASE_SECONDS", 0.0)  # nobody reads the answer meanwhile
+    page = Page()
+    answering = page.send_until_words()
+    late = page.act("send", "late")
+    page.open("second", [*user_turn("old"), answer("kept")])
+    page.run(answering).run(late)
+    assert page.words() == ["old", "kept"] and page.box["submit_btn"] is True
+    assert page.send("new").words() == page.kept_words() == ["old", "kept", "new", "you said: new!"]
+    page.open("first")
+    page.do("follow")
+    assert page.words() == page.kept_words() == WHOLE, "it went on meanwhile"
+
+
+def test_a_conversation_is_opened_after_the_last_update_of_the_one_before() -> None:
+    page = Page()
+    answering = page.send_until_words()
+    order: list[str] = []
+
+    def read() -> None:
+        time.sleep(0.1)
+        list(answering)
+        order.append("ended")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    page.open("second")
+    order.append("opened")
+    reader.join()
+    assert order == ["ended", "opened"] and page.chat == []
+
+
+def test_what_the_server_has_forgotten_the_browser_sends_again(toasts: list[str]) -> None:
+    page = Page().send("one")
+    page.store.conversations.__init__()  # type: ignore[misc]
+    page.send("two")
+    assert page.asked_to_open and page.box["value"]["text"] == "two" and toasts == [texts.STILL_RESTORING]
+    page.open("first")
+    assert page.send("two").words() == [*WHOLE, "two", "you said: two!"]
+
+
+def test_an_answer_goes_on_after_a_reload_and_can_be_stopped() -> None:
+    page = Page()
+    page.send_until_words().close()  # type: ignore[attr-defined]
+    assert page.engine.closed == 0, "it waits for the page"
+    other, again = Page(name="other", server=page), Page(name="again", server=page)
+    for reloaded in (other, again):
+        reloaded.kept = page.kept
+        reloaded.open("first")
+        assert reloaded.words() == ["one", "you said: "] and not conversation.is_streaming(reloaded.chat)
+    follow = again.act("follow")
+    again.apply(next(follow))
+    assert conversation.is_streaming(again.chat)
+    again.do("stop")
+    again.run(follow)
+    assert "stopped" in again.shown[-1] and page.engine.closed == 1 and again.box["submit_btn"] is True
+    other.do("follow")
+    assert other.words() == ["one", "you said: "], "one page goes on with it"
+    assert again.send("two").words()[-1] == "you said: two!" and "answer" not in again.kept["first"]
+
+
+def test_an_answer_that_nobody_reads_ends_and_one_that_is_read_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_stream, "UNREAD_SECONDS", 0.0)
+    monkeypatch.setattr(answer_stream, "HANDOVER_SECONDS", 0.0)
+    page = Page()
+    answering = page.send_until_words()
+    other = Page(name="other", server=page)
+    other.kept = page.kept
+    other.open("first")
+    assert other.do("follow").words() == ["one", "you said: "]
+    answering.close()  # type: ignore[attr-defined]
+    wait_until(lambda: page.engine.closed == 1)
+    assert page.do("follow").words() == ["one", "you said: "]
+
+
+def test_an_answer_that_has_ended_keeps_no_thread_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    page, waiting = Page(), threading.active_count()
+    assert page.send("one").words() == WHOLE and threading.active_count() == waiting
+    monkeypatch.setattr(answer_stream, "UNREAD_SECONDS", -1.0)
+    page.send("two").send("three")
+    assert len(page.events._running._by_key) == 2, "what has waited long enough is forgotten"
+
+
+def test_xray_and_a_message_at_once_are_no_conflict(toasts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    inspected = SimpleNamespace(tokens=[" you"], logprobs=torch.tensor([-0.5]), base=[(-1.0, [])])
+    page = Page().send("one")
+    during: list[Any] = []
+
+    def inspect(*_: Any) -> Any:
+        page.run([next(answering) for answering in during])
+        return SimpleNamespace(inspection=inspected)
+
+    monkeypatch.setattr(events, "inspect_newest", inspect)
+    monkeypatch.setattr(events, "xray_line", lambda *_: "a line")
+    assert conversation.xray_of(page.events.xray(True, page.id, page.request)[1]) == "a line"
+    during.append(page.act("send", "two"))
+    assert page.events.xray(True, page.id, page.request) == gr.skip(), "it goes on meanwhile"
+    page.run(during[0])
+    assert toasts == [] and page.words() == [*WHOLE, "two", "you said: two!"]
+
+
+def test_conversations_have_a_bounded_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "MAX_SESSIONS", 3)
+    conversations = Conversations()
+    conversations.open("writing", "a", [])
+    with conversations.change("writing", "a") as change:
+        for number in range(10):
+            conversations.open(f"session {number}", "a", user_turn("x" * 1000))
+        with pytest.raises(Refused):
+            conversations.change("writing", "a").__enter__()
+        change.ended = True
+    monkeypatch.setattr(session, "MAX_BYTES", 3000)
+    conversations.open("last", "a", user_turn("x" * 1000))
+    kept = [name for name in ("writing", "session 8", "session 9", "last") if conversations.history(name)]
+    assert kept == ["session 9", "last"]
+    with pytest.raises(Forgotten):
+        conversations.shown("session 0", "a")
+    with pytest.raises(NotOpen):
+        conversations.shown("last", "b")
+    conversations.open(None, "a", user_turn("of a program without a session"))
+    assert conversations.history(None) == []
+
+
+def test_the_conversation_of_a_page_that_is_closed_is_forgotten() -> None:
+    page = Page()
+    answering = page.send_until_words()
+    page.store._forget(page.request)
+    page.run(answering)
+    assert page.words() == WHOLE and page.store.conversations.history("me") == []
+    page.open("first")
+    page.store._forget(page.request)
+    page.store._forget(page.request)
+    assert page.store.conversations.history("me") == []
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_in_no_order_of_events_a_word_is_lost(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one page, interleaved: what it shows, what the server holds and what the browser keeps is the same."""
+    monkeypatch.setattr(session, "RELEASE_SECONDS", 0.0)
+    choose, page, running = random.Random(seed), Page(), list[Iterator[Updates]]()
+    for number in range(60):
+        kind = choose.choice(["send", "send", "retry", "undo", "stop", "open", *["step"] * 8])
+        page.engine.error = choose.choice([None, None, None, Busy("The queue is full.")])
+        if kind == "step" and running:
+            answering = choose.choice(running)
+            if (updates := next(answering, None)) is None:
+                running.remove(answering)
+            else:
+                page.apply(updates)
+        elif kind in ("send", "retry"):
+            running.append(page.act(kind, *([str(number)] if kind == "send" else [])))
+        elif kind in ("undo", "stop"):
+            page.do(kind)
+        elif kind == "open":
+            page.open(choose.choice(["first", "second"]))
+    for answering in running:
+        page.run(answering)
+    assert page.chat == page.store.conversations.history("me") and not conversation.is_streaming(page.chat)
+    page.engine.error = None
+    page.send("end")
+    assert page.words() == page.kept_words() and page.words()[-2] == "end" and page.words()[-1].endswith("end!")

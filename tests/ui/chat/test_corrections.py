@@ -12,11 +12,12 @@ import pytest
 import app
 from adapter.errors import BadInput
 from adapter.ui import conversation
+from adapter.ui.chat.conversation_store import Updates
 from adapter.ui.chat.corrections import MAX_CHARACTERS, MAX_CORRECTIONS, _show, add_correction
 from adapter.ui.conversation import answer, stats, user_turn
 from adapter.ui.texts import page as texts
-from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
-from tests.ui.chat.test_chat_events import NEWER, REQUEST, event, events_of
+from tests.fake_engine import FakeCatalog, ReadyProvider
+from tests.ui.chat.test_chat_events import Page, event
 from tests.ui.test_conversation import displayed
 
 HISTORY = [
@@ -55,36 +56,37 @@ def test_what_a_browser_forges_is_no_correction(forged: Any) -> None:
     assert "<b>" not in shown and "1 correction" in shown
 
 
+def corrected(page: Page, index: Any, value: str, before: str = "First.") -> tuple[list[str], Any]:
+    """What is shown, and the corrections."""
+    edit = event(index=index, value=value, previous_value=before)
+    *updates, corrections = page.events.correct(page.id, [], edit, page.request)
+    page.apply(Updates(*updates))
+    return page.shown, corrections
+
+
 def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: list[str]) -> None:
-    events = events_of(EchoEngine())
-    edited = [*HISTORY[:1], answer(" Better. <b> "), *HISTORY[2:]]  # as the browser has it already
-    edit = event(index=1, value=" Better. <\u2060b> ", previous_value="First.")
-    shown, corrections, _ = events.correct(edited, next(NEWER), [], edit, REQUEST)
-    assert displayed(shown)[:2] == ["One?", "Better. <b>"] and contents(corrections[0])[-1][1] == "Better. <b>"
-    assert conversation.page_text(shown[2]) == texts.YOUR_WORDS and not conversation.record_of(shown[2])
-    assert conversation.record_of(shown[5]) and not toasts
-    # An empty one is put back, and the same words change nothing.
-    for value, complaints in ((" ", [texts.EMPTY_CORRECTION]), ("First.", [])):
-        edit = event(index=1, value=value, previous_value="First.")
-        shown, corrections, _ = events.correct(edited, next(NEWER), [], edit, REQUEST)
-        assert displayed(shown)[1] == "First." and corrections == gr.skip() and toasts == complaints
-        toasts.clear()
-    # Neither the visitor's message nor the page's own is an answer.
-    for index in (0, 2, 7, -1, "1", None):
-        edit = event(index=index, value="x", previous_value="y")
-        assert events.correct(HISTORY, next(NEWER), [], edit, REQUEST) == (gr.skip(),) * 3
-    # An older state is refused.
-    edit = event(index=1, value="x", previous_value="First.")
-    assert events.correct(HISTORY, "1", [], edit, event_request())[0] == gr.skip() and toasts
+    page = Page()
+    page.store.conversations.open("me", "first", HISTORY)
+    # An empty one is put back, and the same words change nothing. Neither the visitor's message nor the page's own
+    # is an answer.
+    wrong = [(1, " "), (1, "First."), *[(index, "x") for index in (0, 2, 7, -1, "1", None)]]
+    for index, value in wrong:
+        assert corrected(page, index, value) == (displayed(HISTORY), gr.skip())
+    assert toasts == [texts.EMPTY_CORRECTION]
+    shown, corrections = corrected(page, 1, " Better. <\u2060b> ")
+    assert shown[:2] == ["One?", "Better. <b>"] and contents(corrections[0])[-1][1] == "Better. <b>"
+    assert conversation.page_text(page.chat[2]) == texts.YOUR_WORDS and not conversation.record_of(page.chat[2])
+    assert conversation.record_of(page.chat[5]) and page.kept_words()[1] == "Better. <b>"
 
 
 def test_an_answer_about_a_picture_is_changed_and_not_collected(tmp_path: Path, toasts: list[str]) -> None:
     history = [*user_turn("What?", str(tmp_path / "cat.png")), *HISTORY[1:]]
     with pytest.raises(BadInput, match="picture"):
         add_correction([], history, 2, "A cat.")
-    edit = event(index=2, value="A cat.", previous_value="First.")
-    shown, corrections, _ = events_of(EchoEngine()).correct(history, next(NEWER), [], edit, REQUEST)
-    assert displayed(shown)[2] == "A cat." and corrections == gr.skip() and toasts == [texts.NOT_ABOUT_PICTURES]
+    page = Page()
+    page.store.conversations.open("me", "first", history)
+    shown, corrections = corrected(page, 2, "A cat.")
+    assert shown[2] == "A cat." and corrections == gr.skip() and toasts == [texts.NOT_ABOUT_PICTURES]
 
 
 def test_where_nobody_trains_corrections_are_exported_only() -> None:

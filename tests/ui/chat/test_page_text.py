@@ -57,7 +57,7 @@ def imported(visit: Callable[..., Visitor], asked: str, answer: str, folder: Pat
     visitor = visit(390, 844)  # which sees to it that nothing asks another machine
     visitor.page.emulate_media(color_scheme="dark")
     messages = [{"role": "user", "text": asked}, {"role": "assistant", "text": answer}]
-    (folder / "c.json").write_text(transcript.write(messages, {}, {}))
+    (folder / "c.json").write_text(json.dumps(transcript.to_document(messages)))
     visitor.open_conversation_panel()
     visitor.import_file(folder / "c.json")
     visitor.page.locator('#chat [data-testid="bot"]').first.wait_for()

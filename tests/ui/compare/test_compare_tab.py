@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +18,18 @@ from adapter.server.limits import ANSWERS_PER_MINUTE, CountedProvider, Limits
 from adapter.ui import comparison, conversation
 from adapter.ui.compare.tab import MAX_PANES, SIDE_BY_SIDE, STRENGTHS, CompareEvents
 from adapter.ui.comparison import mark_differences
+from adapter.ui.session import Conversations
 from adapter.ui.texts import page as texts
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 
 REQUEST = event_request()
 SAMPLING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 32, "seed": None}
 TWO = (("", 1.0), ("poet", 1.0))
-NEWER = map(str, itertools.count(10, 10))  # numbers, each newer than all that the server has seen
+
+
+def compare_events(engine: Any, conversations: Conversations | None = None) -> CompareEvents:
+    provider = engine if hasattr(engine, "engine") else ReadyProvider(engine)
+    return CompareEvents(provider, FakeCatalog(), conversations or Conversations())
 
 
 def compare(
@@ -34,21 +38,18 @@ def compare(
     text: str = "hello",
     files: Any = (),
     count: int = 0,
-    number: str = "",
     view: str = SIDE_BY_SIDE,
     **sampling: Any,
 ) -> Iterator[Any]:
     """The updates of one message; tab: the event handlers, or an engine for them."""
     if not isinstance(tab, CompareEvents):
-        tab = CompareEvents(ReadyProvider(tab), FakeCatalog())
+        tab = compare_events(tab)
     padded = [*panes, *[("", 1.0)] * (MAX_PANES - len(panes))]
     values = {f"adapter_{i}": name for i, (name, _) in enumerate(padded)}
     values |= {f"strength_{i}": strength for i, (_, strength) in enumerate(padded)}
     values["film_adapter"] = padded[0][0]
     message = {"text": text, "files": list(files)}
-    return tab.send(
-        message, number or next(NEWER), view, count or len(panes), REQUEST, **values, **{**SAMPLING, **sampling}
-    )
+    return tab.send(message, view, count or len(panes), REQUEST, **values, **{**SAMPLING, **sampling})
 
 
 def test_all_panes_have_the_same_seed_and_no_markup() -> None:
@@ -57,7 +58,7 @@ def test_all_panes_have_the_same_seed_and_no_markup() -> None:
     assert [(r.adapter, r.strength) for r in engine.requests] == [(None, 1.0), ("poet", 0.5), ("poet", 1.0)]
     assert len({r.sampling.seed for r in engine.requests}) == 1 and engine.requests[0].sampling.seed is not None
     assert {r.client for r in engine.requests} == {Client("192.0.2.1", "me")} and engine.closed == 3
-    box, _, _, *panes = updates[-1]
+    box, _, *panes = updates[-1]
     assert box["submit_btn"] is True and texts.EMPTY_PANE in panes[3]
     assert all("you said: &lt;img src=x&gt;!" in pane and "20 tokens/s" in pane for pane in panes[:3])
     assert ["word for word as in pane 1" in pane for pane in panes[:3]] == [False, True, True]
@@ -84,13 +85,13 @@ def test_an_error_ends_its_own_pane_only() -> None:
         raise Busy("Somebody pulled the plug. Try again.")
 
     asked = ("", 1.0), ("poet", 1.0), ("see", 1.0), ("", 0.25)
-    *grown, (_, _, _, *panes) = compare(FailingEngine(), *asked)
-    assert any(">you said:<" in update[3] and ">you said:<" in update[4] for update in grown), "they grow together"
+    *grown, (_, _, *panes) = compare(FailingEngine(), *asked)
+    assert any(">you said:<" in update[2] and ">you said:<" in update[3] for update in grown), "they grow together"
     assert "you said: hello!" in panes[0] and texts.FAILED in panes[3]
     assert "you said:" in panes[1] and "pulled the plug" in panes[1]
     assert "is broken. &lt;b&gt;" in panes[2] and "/home" not in panes[2]
     assert not any("<mark>" in pane or "not in pane 1" in pane for pane in panes)
-    *_, (_, _, _, first, second, *_) = compare(FailingEngine(), *asked[1::-1])
+    *_, (_, _, first, second, *_) = compare(FailingEngine(), *asked[1::-1])
     assert "pulled the plug" in first and "you said: hello!" in second and "<mark>" not in second
 
 
@@ -120,7 +121,7 @@ def test_what_is_wrong_for_all_panes_is_a_toast(
     updates = list(compare(engine, ("", 1.0), (adapter, 1.0), **wrong))
     assert len(toasts) == 1 and message in toasts[0] and "secret" not in toasts[0] and not engine.requests
     if error is None:
-        assert all(panes == [gr.skip()] * MAX_PANES for _, _, _, *panes in updates), "the last comparison is gone"
+        assert all(panes == [gr.skip()] * MAX_PANES for _, _, *panes in updates), "the last comparison is gone"
     assert updates[-1][0] == gr.skip() or updates[-1][0]["submit_btn"] is True
 
 
@@ -130,7 +131,7 @@ def test_the_picture_goes_to_visual_adapters(
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     picture, engine, sees = str(tmp_path / "a.png"), EchoEngine(), (("", 1.0), ("see", 1.0))
     Image.new("RGB", (8, 8)).save(picture)
-    *_, (_, _, _, *panes) = compare(engine, *sees, text="", files=[picture])
+    *_, (_, _, *panes) = compare(engine, *sees, text="", files=[picture])
     assert [r.image is not None for r in engine.requests] == [False, True]
     assert engine.requests[0].messages[0].text == "What is in this picture?"
     assert "picture not used" in panes[0] and "picture not used" not in panes[1]
@@ -138,31 +139,27 @@ def test_the_picture_goes_to_visual_adapters(
     assert len(engine.requests) == 2 and "No pane" in toasts.pop()
     # One that cannot be read leaves the box; the text stays.
     Path(picture).write_bytes(b"no picture")
-    *_, (box, _, _, *panes) = compare(engine, *sees, text="What is it?", files=[picture])
+    *_, (box, _, *panes) = compare(engine, *sees, text="What is it?", files=[picture])
     assert box["value"] == {"text": "What is it?", "files": []} and box["submit_btn"] is True
     assert panes == [gr.skip()] * MAX_PANES and len(toasts) == 1
 
 
-def test_a_late_stop_ends_no_later_comparison(toasts: list[str]) -> None:
-    tab = CompareEvents(ReadyProvider(EchoEngine()), FakeCatalog())
-    first = compare(tab, *TWO, number="0")
-    seen = next(first)[1]
-    assert list(compare(tab, *TWO, number="0")) == [(gr.skip(),) * (3 + MAX_PANES)]
+def test_one_comparison_at_a_time_and_stop_ends_the_one_that_is_written(toasts: list[str]) -> None:
+    tab = compare_events(EchoEngine())
+    first = compare(tab, *TWO)
+    next(first)
+    assert list(compare(tab, *TWO)) == [(gr.skip(),) * (2 + MAX_PANES)]
     assert "still being written" in toasts[0]
-    *_, (_, number, *_) = first
-    assert tab.stop(seen, REQUEST) == (gr.skip(), gr.skip())
-    second = compare(tab, *TWO, number=number)
-    shown = next(second)[1]
-    assert tab.stop(seen, REQUEST) == (gr.skip(), gr.skip())
-    assert "…" in next(second)[3], "the first one is gone"
+    list(first)
+    assert tab.stop(REQUEST)["submit_btn"] is True, "it has ended, or the server was restarted"
+    second = compare(tab, *TWO)
     next(second)
-    assert tab.stop(shown, REQUEST) == (gr.skip(), gr.skip())
-    *_, (box, number, _, *panes) = second
+    assert "…" in next(second)[2], "the first one is gone"
+    next(second)
+    assert tab.stop(REQUEST) == gr.skip()
+    *_, (box, _, *panes) = second
     assert "stopped" in panes[0] and "stopped" in panes[1] and box["submit_btn"] is True
-    third = list(compare(tab, *TWO, number=number))
-    assert tab.stop(shown, REQUEST) == (gr.skip(), gr.skip()) and "hello!" in third[-1][3]
-    # A server that was restarted knows nothing of it: the page gets its button back.
-    assert CompareEvents(tab.provider, FakeCatalog()).stop(seen, REQUEST)[0]["submit_btn"] is True
+    assert "hello!" in list(compare(tab, *TWO))[-1][2]
 
 
 @pytest.mark.parametrize(
@@ -205,15 +202,15 @@ def test_a_film_counts_as_five_answers_and_is_written_whole_or_not_at_all(
     limits, engine = Limits(public=True, clock=lambda: now[0]), EchoEngine()
     for _ in range(ANSWERS_PER_MINUTE - left):
         limits.hold("answer", "192.0.2.1")()
-    tab = CompareEvents(CountedProvider(ReadyProvider(engine), limits), FakeCatalog())
-    *_, (_, _, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
+    tab = compare_events(CountedProvider(ReadyProvider(engine), limits))
+    *_, (_, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
     assert engine.closed == len(engine.requests) == left
     if begun:
         assert film_frames(film) and not toasts
         return
     assert film == gr.skip() and toasts == [texts.all_refused(5, 10)]
     now[0] += 10  # as the sentence says
-    *_, (_, _, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
+    *_, (_, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
     assert film_frames(film) and len(toasts) == 1
 
 
@@ -226,19 +223,20 @@ def answered(adapter: str) -> conversation.History:
 
 def test_the_button_under_an_answer_opens_the_tab_and_writes_it_at_five_strengths() -> None:
     engine, history = EchoEngine(), answered("poet")
-    tab = CompareEvents(ReadyProvider(engine), FakeCatalog())
+    tab = compare_events(engine)
 
     def press(history: conversation.History, value: str) -> list[Any]:
-        return list(tab.film_of_chat(history, next(NEWER), SimpleNamespace(value=value), REQUEST))  # type: ignore[arg-type]
+        tab.conversations.open(REQUEST.session_hash, "first", history)
+        return list(tab.film_of_chat(SimpleNamespace(value=value), REQUEST))  # type: ignore[arg-type]
 
     for other, value in ((history, "see"), (history[:1], conversation.FILM)):
-        assert press(other, value) == [(gr.skip(),) * (6 + MAX_PANES)] and not engine.requests
+        assert press(other, value) == [(gr.skip(),) * (5 + MAX_PANES)] and not engine.requests
     [button] = conversation.with_buttons(history)[-1]["options"]
     first, *others = press(history, button["value"])
     tabs, view, adapter, box, *_ = first
     assert (tabs.selected, view, adapter) == ("compare", STRENGTHS, "poet")
     assert box["value"] == {"text": "hello", "files": []}
-    _, _, _, box, _, film, *panes = others[-1]
+    _, _, _, box, film, *panes = others[-1]
     unchanged, *changed = film_frames(film)
     assert "at strength" not in unchanged and all("word for word as at strength" in frame for frame in changed)
     assert len(changed) == 4 and box["submit_btn"] is True and panes == [gr.skip()] * MAX_PANES

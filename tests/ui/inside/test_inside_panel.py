@@ -29,9 +29,9 @@ from adapter.serve.settings import Settings
 from adapter.serve.store import AdapterStore
 from adapter.server.loader import LoadStatus
 from adapter.ui import conversation
+from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.events import ChatEvents
 from adapter.ui.conversation import AnswerRecord, History
-from adapter.ui.conversation_states import ConversationStates
 from adapter.ui.inside import charts as inside_charts
 from adapter.ui.inside import panel as inside_panel
 from adapter.ui.inside.panel import InsideEvents
@@ -297,9 +297,16 @@ def test_an_answer_is_written_with_the_painted_gates(engine) -> None:
 
 
 def test_xray_reads_the_newest_answer_once_more(engine) -> None:
-    events = ChatEvents(ReadyProvider(engine), FakeCatalog(), [], ConversationStates())
+    with gr.Blocks():
+        store = ConversationStore(ReadyProvider(engine), FakeCatalog())
+    events = ChatEvents(ReadyProvider(engine), FakeCatalog(), [], store)
+
+    def xray(on: bool, history: History) -> Any:
+        store.conversations.open(REQUEST.session_hash, "x", history)
+        return events.xray(on, "x", REQUEST)
+
     history = [*recorded(engine), *recorded(engine, tokens=4)]
-    shown = events.xray(True, history, "5", REQUEST)
+    shown = xray(True, history)
     assert [bool(conversation.xray_of(entry)) for entry in shown] == [False] * 4 + [True, False]
     (found,) = engine.inspections
     lines = [json.loads(line) for line in conversation.xray_of(shown[4]).split("\n")]
@@ -309,4 +316,4 @@ def test_xray_reads_the_newest_answer_once_more(engine) -> None:
     asked = [*history, *conversation.user_turn("And?")]
     cases = [(False, history), (True, shown), (True, []), (True, recorded(engine, adapter="")), (True, asked[:1])]
     for on, other in cases:
-        assert events.xray(on, other, "9", REQUEST) == gr.skip()
+        assert xray(on, other) == gr.skip()
