@@ -279,6 +279,14 @@ _KINDS = {
     "string": "a text", "bool": "true or false", "int": "a whole number", "dict": "an object", "list": "a list",
     "model": "an object",
 }  # fmt: skip
+_SENTENCES = {
+    "missing": "'{where}' is missing.",
+    "literal_error": f"'{{where}}' must be one of: {', '.join(_ROLES)}.",
+    "too_long": "'{where}' takes {max_length} at most.",
+    "string_too_long": "'{where}' takes {max_length} characters at most.",
+    "too_short": "'{where}' must not be empty.",
+    "string_too_short": "'{where}' must not be empty.",
+}
 
 
 def _refusal(problem: ErrorDetails) -> ApiError:
@@ -301,17 +309,8 @@ def _refusal(problem: ErrorDetails) -> ApiError:
         text = f"'{where}' must be {'' if where == 'response_format' else 'a part '}of type {types}."
     elif where.endswith(".content"):
         text = f"'{where}' must be a text or a list of parts."
-    elif kind == "missing":
-        text = f"'{where}' is missing."
-    elif kind == "literal_error":
-        text = f"'{where}' must be one of: {', '.join(_ROLES)}."
-    elif kind == "too_long" and where == "messages":
-        text = f"{context['actual_length']} messages; {MAX_MESSAGES} are the limit. Leave the oldest out."
-    elif kind in ("too_long", "string_too_long"):
-        what = " characters" if kind == "string_too_long" else ""
-        text = f"'{where}' takes {context['max_length']}{what} at most."
-    elif kind in ("too_short", "string_too_short"):
-        text = f"'{where}' must not be empty."
+    elif kind in _SENTENCES:
+        text = _SENTENCES[kind].format(where=where, **context)
     else:
         text = f"'{where}' must be {_KINDS.get(kind.partition('_')[0], 'of another kind')}."
     return ApiError(400, text, where)

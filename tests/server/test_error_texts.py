@@ -280,10 +280,6 @@ class Browser(Connection):
         said += self.fire_for_text("start", [None, None, rows, None, "mine", "", 20, 0.004])
         return said + self.fire_for_text("panel", [None] * 5)
 
-    def look(self) -> str:
-        """The page as it is opened and refreshed."""
-        return self.http.get("/config").text + self.fire_for_text("refresh", self.defaults("refresh"))
-
 
 FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
     "adapter.method.checkpoint._read_tensors": (Browser.chat, Browser.openai),

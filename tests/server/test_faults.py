@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -36,6 +35,7 @@ from adapter.serve.sampling import SamplingParams
 from adapter.serve.scheduler import MAX_ROWS, FairQueue
 from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, AppProcess, app_process, tiny_app_process, wait_until
+from tests.soak.people import Connection
 from tests.tiny_models import random_adapter
 
 STEP_SECONDS = 0.02
@@ -263,16 +263,11 @@ def leave_v1(server: AppProcess) -> None:
 
 def leave_page(server: AppProcess) -> None:
     """As a browser: join the queue for an event, and leave its stream of updates."""
-    config = server.get("/config").json()
-    event = next(d for d in config["dependencies"] if d["api_name"] == "chat")
-    held = {c["id"]: c["props"].get("value") for c in config["components"]}
-    data = ["go on", None, None, 1, 0, 1, LONG]
-    data += [held[number] for number in event["inputs"][len(data) :]]
-    join = {"data": data, "fn_index": event["id"], "session_hash": f"gone{time.monotonic_ns()}"}
-    httpx.post(f"{server.url}/gradio_api/queue/join", json=join, timeout=PATIENCE).raise_for_status()
-    address = f"{server.url}/gradio_api/queue/data?session_hash={join['session_hash']}"
-    with httpx.stream("GET", address, timeout=PATIENCE) as updates:
-        next(line for line in updates.iter_lines() if "process_generating" in line)
+    with closing(Connection(server.url, "127.0.0.1", signed_in=False)) as visitor:
+        data = visitor.defaults("chat")
+        data[:7] = ["go on", None, None, 1, 0, 1, LONG]
+        visitor.join("chat", data).raise_for_status()
+        next(message for message in visitor.updates() if message["msg"] == "process_generating")
 
 
 def leave_gradio_client(server: AppProcess) -> None:

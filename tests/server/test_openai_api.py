@@ -364,7 +364,7 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
         ({"messages": [shown("x", data_url(), data_url())]}, 400, "One picture"),
         ({"messages": [{"role": "user", "content": "x" * 20_001}]}, 400, "20,001 characters"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
-        ({"messages": HELLO * 300}, 400, "300 messages"),
+        ({"messages": HELLO * 300}, 400, "'messages' takes 256 at most"),
         ({"model": None}, 400, "GET /v1/models"),
         ({"model": "nobody"}, 404, "nobody"),
         ({"max_completion_tokens": 10**6}, 400, "'max_completion_tokens' must lie between 1 and 2048"),
