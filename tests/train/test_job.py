@@ -145,44 +145,6 @@ def nodes(data, tiny_folder, tmp_path) -> list[Path]:
     return folders
 
 
-@pytest.mark.slow
-def test_two_nodes_without_a_shared_disk_stop_resume_and_equal_one(arguments, tmp_path, nodes):
-    """Started by the command of docs/cluster.md, stopped on one node and resumed: alike with one process."""
-    one, run = tmp_path / "one", nodes[0] / "run"
-    more = ["steps=8", "accumulate=2", "warmup=0.1", "vision="]
-    assert main(arguments(one, *more)) == 0
-    port = free_port()
-    launch = "accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 2 --num_processes 2"
-    launch += f" --main_process_ip 127.0.0.1 --main_process_port {port} --mixed_precision no --machine_rank"
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    own = ["--config=recipe.yaml", "data=data/rows.jsonl", "--base=base", *more]
-
-    def start(rank: int, *options: str, launched: bool) -> subprocess.Popen[str]:
-        home = {name: f"home/{name}" for name in ("LLAMA_ADAPTER_CACHE", "LLAMA_ADAPTER_FEATURES")}
-        variables = {"PYTHONPATH": str(ROOT), **home, **({} if launched else {**world, "RANK": str(rank)})}
-        by = [*launch.split(), str(rank), "-m"] if launched else []
-        return process(arguments("run", *own, *options), *by, variables=variables, cwd=nodes[rank])
-
-    launched = [start(rank, launched=True) for rank in range(2)]
-    wait_for_step(launched[0], run, 2)
-    launched[0].send_signal(signal.SIGTERM)
-    errors = [launcher.communicate()[1] for launcher in launched]
-    assert 0 not in [launcher.returncode for launcher in launched], errors
-    assert (run / STATE).exists(), errors
-    resumed = [start(rank, "--resume", launched=False) for rank in range(2)]
-    errors = [node.communicate()[1] for node in resumed]
-    assert [node.returncode for node in resumed] == [0, 0], errors
-    assert not (nodes[1] / "run").exists() and not (run / STATE).exists()
-    assert len(metrics(run, "loss")) == 8
-    assert metrics(run, "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
-    assert metrics(run, "divergence") == pytest.approx(metrics(one, "divergence"), rel=1e-2, abs=1e-4)
-    assert metrics(run, "held_out_loss") == pytest.approx(metrics(one, "held_out_loss"), rel=1e-3)
-    left, right = load_file(one / WEIGHTS), load_file(run / WEIGHTS)
-    for name, tensor in left.items():
-        torch.testing.assert_close(tensor, right[name], rtol=1e-2, atol=1e-3)
-
-
 class Group:
     """Two processes as threads, and the two ways in which they tell each other something."""
 
@@ -191,6 +153,15 @@ class Group:
         self.barrier = threading.Barrier(2, timeout=PATIENCE)
         monkeypatch.setattr(train.processes, "gather_object", self.gather)
         monkeypatch.setattr(train.processes, "broadcast_object_list", lambda told: self.gather(told)[:1])
+        monkeypatch.setattr(train.__main__, "_accelerator", self.accelerator)
+        # transformers loads in one thread only: it replaces a method of its class meanwhile.
+        loading, load = threading.Lock(), train.__main__.load_to_train
+
+        def load_one_by_one(*arguments: Any) -> Any:
+            with loading:
+                return load(*arguments)
+
+        monkeypatch.setattr(train.__main__, "load_to_train", load_one_by_one)
 
     def gather(self, told: list[Any]) -> list[Any]:
         self.told[self.rank] = told
@@ -210,7 +181,13 @@ class Group:
         return types.SimpleNamespace(
             num_processes=2, process_index=self.rank, is_main_process=self.rank == 0, device=torch.device("cpu"),
             local_main_process_first=contextlib.nullcontext, reduce=self.reduce, trackers=[],
+            log=lambda *_: None,
         )  # fmt: skip
+
+    @staticmethod
+    def arguments(arguments: Callable[..., list[str]], node: Path, *more: str) -> list[str]:
+        own = [f"--config={node / 'recipe.yaml'}", f"data={node / 'data/rows.jsonl'}", f"--base={node / 'base'}"]
+        return arguments(node / "run", *own, *more)
 
     def run(self, work: Callable[[int], Any]) -> list[Any]:
         """What `work` returns, or what it raises, of each rank."""
@@ -258,26 +235,47 @@ NOT_THE_SAME = "do not train the same run: their settings, base, data"
     ],
     ids=["no data", "no base", "other settings", "another base"],
 )
-def test_what_one_node_lacks_ends_the_run_on_both(arguments, nodes, group, monkeypatch, capsys, change, sentence):
-    monkeypatch.setattr(train.__main__, "_accelerator", group.accelerator)
-    # transformers loads in one thread only: it replaces a method of its class meanwhile.
-    loading, load = threading.Lock(), train.__main__.load_to_train
-
-    def load_one_by_one(*arguments: Any) -> Any:
-        with loading:
-            return load(*arguments)
-
-    monkeypatch.setattr(train.__main__, "load_to_train", load_one_by_one)
+def test_what_one_node_lacks_ends_the_run_on_both(arguments, nodes, group, capsys, change, sentence):
     change(nodes[1])
-
-    def command(rank: int) -> int:
-        node = nodes[rank]
-        own = [f"--config={node / 'recipe.yaml'}", f"data={node / 'data/rows.jsonl'}", f"--base={node / 'base'}"]
-        return main(arguments(node / "run", *own, "vision="))
-
-    assert group.run(command) == [1, 1]
+    assert group.run(lambda rank: main(group.arguments(arguments, nodes[rank], "vision="))) == [1, 1]
     assert sentence in capsys.readouterr().err
     assert not (nodes[0] / "run" / METRICS).exists() and not (nodes[1] / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_nodes_without_a_shared_disk_stop_resume_and_equal_one(arguments, tmp_path, nodes, group, monkeypatch):
+    """Started by the command of docs/cluster.md and stopped on one node: alike with one process.
+
+    They are resumed as two threads, which tell each other the same as two processes.
+    """
+    one, run = tmp_path / "one", nodes[0] / "run"
+    more = ["steps=8", "accumulate=2", "warmup=0.1", "vision="]
+    assert main(arguments(one, *more)) == 0
+    launch = "accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 2 --num_processes 2"
+    launch += f" --main_process_ip 127.0.0.1 --main_process_port {free_port()} --mixed_precision no --machine_rank"
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        own = ["--config=recipe.yaml", "data=data/rows.jsonl", "--base=base", *more]
+        home = {name: f"home/{name}" for name in ("LLAMA_ADAPTER_CACHE", "LLAMA_ADAPTER_FEATURES")}
+        variables = {"PYTHONPATH": str(ROOT), **home}
+        by = [*launch.split(), str(rank), "-m"]
+        return process(arguments("run", *own), *by, variables=variables, cwd=nodes[rank])
+
+    launched = [start(rank) for rank in range(2)]
+    wait_for_step(launched[0], run, 2)
+    launched[0].send_signal(signal.SIGTERM)
+    errors = [launcher.communicate()[1] for launcher in launched]
+    assert 0 not in [launcher.returncode for launcher in launched], errors
+    assert (run / STATE).exists(), errors
+    assert group.run(lambda rank: main(group.arguments(arguments, nodes[rank], *more, "--resume"))) == [0, 0]
+    assert not (nodes[1] / "run").exists() and not (run / STATE).exists()
+    assert len(metrics(run, "loss")) == 8
+    assert metrics(run, "loss") == pytest.approx(metrics(one, "loss"), rel=1e-3, abs=1e-4)
+    assert metrics(run, "divergence") == pytest.approx(metrics(one, "divergence"), rel=1e-2, abs=1e-4)
+    assert metrics(run, "held_out_loss") == pytest.approx(metrics(one, "held_out_loss"), rel=1e-3)
+    left, right = load_file(one / WEIGHTS), load_file(run / WEIGHTS)
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=1e-2, atol=1e-3)
 
 
 # On generated examples.

@@ -84,6 +84,11 @@ def load_recipe(name: str, base: Base) -> Recipe:
     return importlib.import_module(f"train.recipes.{name}.recipe").recipe(base)
 
 
+def card_text(name: str) -> str:
+    """What the card of a recipe's adapter says of its data."""
+    return (_FOLDER / name / "card.md").read_text(encoding="utf-8").strip()
+
+
 def is_on_files(name: str) -> bool:
     """Whether recipe `name` is a file of settings and data, as a user could write one."""
     return (_FOLDER / name / "recipe.yaml").exists()

@@ -19,7 +19,7 @@ from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, ratio, share
 from train.formats.dataset import open_records
 from train.input.history import with_unseen_history
-from train.recipes.recipe import MeasuredSets, Recipe
+from train.recipes.recipe import MeasuredSets, Recipe, card_text
 from train.recipes.sealed_sets import (
     LATE,
     SEALED,
@@ -38,13 +38,6 @@ FIELDS = {
     "meeting": ("topic", "with", "date", "time", "place"),
     "order": ("item", "quantity", "price", "customer", "date"),
 }
-CARD_TEXT = """Trained on `train/recipes/extract/train.jsonl.gz`: messages composed from phrase books, with people's
-names from Faker, invented names and addresses among them: chats, mails, notes, lists and signatures, with asides,
-typing slips, instructions and earlier turns in the manner of other adapters; and messages for something else, with the
-bare base's own answers. The held-out loss is that of messages from another book, with other words and names
-(`validation.jsonl.gz` beside it). Development sets, whose mistakes were read: 200 messages from a third book
-(`development_generated.jsonl`) and sentences written by hand (`development_hand_written.jsonl`). The bare base is told
-in words which fields to write; the adapter gets the message alone."""
 _INSTRUCTION_FOR_BASE = (
     'Turn this message into one JSON object. Its first field is "type": person, meeting or order. The other fields, '
     "only those that the message gives: "
@@ -72,7 +65,9 @@ def recipe(base: Base) -> Recipe:
     """The recipe."""
     sealed = (*SHARED, "sealed/extract_hand_written.yaml")
     generated, by_hand = (f"extract/development_{part}.jsonl" for part in ("generated", "hand_written"))
-    return Recipe(CARD_TEXT, MeasuredSets(development, (generated, by_hand)), MeasuredSets(scores, sealed))
+    return Recipe(
+        card_text("extract"), MeasuredSets(development, (generated, by_hand)), MeasuredSets(scores, sealed)
+    )
 
 
 def development_tests(part: str) -> list[ObjectTest]:

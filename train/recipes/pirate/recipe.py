@@ -14,14 +14,10 @@ from adapter.base.llama import Base
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
 from train.input.history import with_unseen_history
-from train.recipes.recipe import MeasuredSets, Recipe
+from train.recipes.recipe import MeasuredSets, Recipe, card_text
 from train.recipes.sealed_sets import LATE, SEALED, SHARED, after_others, conversation_of, percent
 from train.recipes.text_data import phrases, read_yaml, words
 
-CARD_TEXT = """Trained on `train/recipes/pirate/train.jsonl.gz`: the base's own short answers to questions composed
-from a grammar, put into the voice by rule. Tested on questions whose topics and forms never occur in training
-(`train/recipes/pirate/pirate.yaml`). An answer counts if it greets like a pirate, uses a pirate word after the
-greeting too, and has none of the plain words that the voice always replaces (you, your, my, is, are)."""
 _DATA = Path(__file__).with_name("pirate.yaml")
 _GREETING = re.compile(r"\s*(arr|ahoy|avast|aye|shiver me timbers|yo ho)\b[^.!?]*[.!?,]?", re.IGNORECASE)
 # Text between back-quotes or double quotes, addresses and links are nobody's voice.
@@ -31,7 +27,9 @@ _LITERAL = re.compile(r"(`[^`]*`|\"[^\"]*\"|“[^”]*”|https?://\S+|\S+@\S+)"
 def recipe(base: Base) -> Recipe:
     """The recipe."""
     sealed = (*SHARED, "sealed/pirate_questions.yaml")
-    return Recipe(CARD_TEXT, MeasuredSets(development, ("pirate/pirate.yaml",)), MeasuredSets(scores, sealed))
+    return Recipe(
+        card_text("pirate"), MeasuredSets(development, ("pirate/pirate.yaml",)), MeasuredSets(scores, sealed)
+    )
 
 
 def development_questions() -> list[Conversation]:

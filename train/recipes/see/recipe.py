@@ -34,7 +34,7 @@ from train.formats.dataset import open_records
 from train.input.examples import Example
 from train.input.feature_store import open_store
 from train.input.history import sample_history
-from train.recipes.recipe import Examples, MeasuredSets, Recipe
+from train.recipes.recipe import Examples, MeasuredSets, Recipe, card_text
 from train.recipes.sealed_sets import SHARED
 from train.recipes.see import concepts
 from train.recipes.see.concepts import NAME_LENGTH, ClassFeatures, ConceptHeads, Vocabulary
@@ -71,12 +71,6 @@ from train.recipes.see.scores import (
 )
 from train.recipes.text_data import phrases, read_yaml
 
-CARD_TEXT = """Trained on captioned drawings (Tux Paint's stamps, emoji and icons, in eleven styles;
-`train/recipes/see/drawings.tsv`) and on the encoder's own knowledge of its 1,000 classes: features drawn around its
-weight vectors, without any photograph. Developed on drawings that training never saw, and on photographs from packages
-(`train/recipes/see/photos.tsv` lists them with the accepted words), where "encoder" is how often the name of the
-encoder's likeliest class, or its kind, is accepted. Nothing is trained on the photographs, but they were looked at
-while the recipe was designed."""
 _VARIANTS = 2  # of each drawing, beside the plain one
 _CHUNK = 64  # drawings that are in memory at a time
 _VIEWS_VERSION = 1  # of what `drawings.py` makes of a drawing: raise it when that changes
@@ -143,20 +137,7 @@ def recipe(base: Base) -> Recipe:
     known = [concept for concept in shown if counts[concept.text] > 1 or concept.text in class_texts]
     vocabulary = concepts.vocabulary(known, base.tokenizer)
     config = TrainConfig(
-        name="see",
-        description="Says what a picture shows: photographs of common things and drawings.",
-        steps=700,
-        batch_size=24,
-        lr=1.25e-3,
-        gate_lr=5e-3,
-        warmup=0.08,
-        clip_norm=1.0,
-        average=0.99,
-        prompt_length=25,
-        prompt_std=0.1,
-        prompt_norm=True,
-        eval_every=100,
-        held_out=120,
+        **read_yaml(FOLDER / "settings.yaml"),
         vision=VisionConfig(
             encoder=ENCODER,
             projection="label",
@@ -174,7 +155,7 @@ def recipe(base: Base) -> Recipe:
     prepared = _PreparedRecipe(encoder, vocabulary, base, config)
     lists = ("photos", "drawings", "questions")
     return Recipe(
-        CARD_TEXT,
+        card_text("see"),
         MeasuredSets(prepared.development, tuple(f"see/{file}" for file in _DEVELOPMENT)),
         MeasuredSets(
             lambda answerer: sealed_scores(answerer, training_names()),

@@ -14,17 +14,11 @@ from adapter.base.template import Message
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
 from train.input.history import with_unseen_history
-from train.recipes.recipe import MeasuredSets, Recipe
+from train.recipes.recipe import MeasuredSets, Recipe, card_text
 from train.recipes.sealed_sets import LATE, SEALED, SHARED, after_others, conversation_of, percent
 from train.recipes.text_data import phrases, read_yaml
 from train.recipes.tutor.rule import score_answer
 
-CARD_TEXT = """Trained on `train/recipes/tutor/train.jsonl.gz`, lessons that the base itself has written: its plain
-answer to a question in one sentence, and the question that it asks back behind an opening such as "Why do you think";
-then replies of a student, and so on. Lessons that break the rule are left out. An answer counts if it is one sentence
-of at most 25 words and one question of at most 20, the question shares a content word with the sentence or with the
-student's message, nobody in the conversation has asked it before, and nothing loops. The bare base is told in words to
-answer so; the adapter gets the conversation alone."""
 _INSTRUCTION_FOR_BASE = (
     "Answer in one plain sentence of at most 25 words, without a list. Then ask exactly one short question back about "
     "the topic, which nobody has asked yet.\n\n"
@@ -34,7 +28,9 @@ _INSTRUCTION_FOR_BASE = (
 def recipe(base: Base) -> Recipe:
     """The recipe."""
     sealed = (*SHARED, "sealed/tutor.yaml")
-    return Recipe(CARD_TEXT, MeasuredSets(development, ("tutor/tutor.yaml",)), MeasuredSets(scores, sealed))
+    return Recipe(
+        card_text("tutor"), MeasuredSets(development, ("tutor/tutor.yaml",)), MeasuredSets(scores, sealed)
+    )
 
 
 def development_sets() -> tuple[list[Conversation], list[Conversation]]:
