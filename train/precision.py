@@ -76,17 +76,8 @@ def _cpu_capabilities() -> Mapping[str, Any]:
     return {"avx512_bf16": avx512_bf16, "amx_bf16": amx}
 
 
-def default_device() -> torch.device:
-    """Where a run trains unless it is told otherwise."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_to_train(name: str, precision: Precision = "auto", device: str = "auto") -> Base:
-    """The base in one of train.config.Precision. Raises LoadError."""
-    if device == "auto":
-        device = str(default_device())
-    if precision == "auto":
-        precision, _ = choose_precision(precision, torch.device(device))
+def load_to_train(name: str, precision: Precision, device: str) -> Base:
+    """The base in one of train.config.Precision but "auto". Raises LoadError."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = dtypes.get(precision) or half_precision(device)  # of what nf4 and int8 leave unquantised
     quantization = precision if precision in ("nf4", "int8") else "none"

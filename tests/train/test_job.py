@@ -243,7 +243,7 @@ def test_what_one_node_lacks_ends_the_run_on_both(arguments, nodes, group, capsy
 
 
 @pytest.mark.slow
-def test_two_nodes_without_a_shared_disk_stop_resume_and_equal_one(arguments, tmp_path, nodes, group, monkeypatch):
+def test_two_nodes_without_a_shared_disk_stop_resume_and_equal_one(arguments, tmp_path, nodes, monkeypatch):
     """Started by the command of docs/cluster.md and stopped on one node: alike with one process.
 
     They are resumed as two threads, which tell each other the same as two processes.
@@ -267,6 +267,7 @@ def test_two_nodes_without_a_shared_disk_stop_resume_and_equal_one(arguments, tm
     errors = [launcher.communicate()[1] for launcher in launched]
     assert 0 not in [launcher.returncode for launcher in launched], errors
     assert (run / STATE).exists(), errors
+    group = Group(monkeypatch)
     assert group.run(lambda rank: main(group.arguments(arguments, nodes[rank], *more, "--resume"))) == [0, 0]
     assert not (nodes[1] / "run").exists() and not (run / STATE).exists()
     assert len(metrics(run, "loss")) == 8
