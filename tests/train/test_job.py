@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import json
@@ -166,7 +167,7 @@ class Group:
     def gather(self, told: list[Any]) -> list[Any]:
         self.told[self.rank] = told
         self.barrier.wait()
-        found = [*self.told[0], *self.told[1]]
+        found = copy.deepcopy([*self.told[0], *self.told[1]])  # as processes share nothing
         self.barrier.wait()
         return found
 
