@@ -25,7 +25,7 @@ def run_html(run: TrainingRun) -> str:
     steps = run.recipe.train.steps
     body = [progress_html(run), _numbers(run), loss_chart(run.progress, steps), gates_chart(run.progress.gates)]
     if run.adapter and run.record.question and not run.alive:
-        body.append(_paragraph("try-it", texts.try_it(run.record.question)))
+        body.append(_paragraph("try-it", texts.TRY_IT.format(run.record.question)))
     return f'<div class="run {run.state}">{"".join(body)}</div>'
 
 
@@ -114,9 +114,10 @@ def gates_chart(gates: tuple[float, ...]) -> str:
     """One bar per layer."""
     if not any(gates):
         return ""
+    heights = [max(2, round(100 * gate / max(gates))) for gate in gates]
     bars = "".join(
-        f'<i style="height: {max(2, round(100 * gate / max(gates)))}%" title="{texts.layer(number, gate)}"></i>'
-        for number, gate in enumerate(gates, 1)
+        f'<i style="height: {height}%" title="{texts.LAYER.format(number, gate)}"></i>'
+        for number, (height, gate) in enumerate(zip(heights, gates, strict=True), 1)
     )
     return (
         f'<div class="gates"><span>{texts.GATES}</span>'

@@ -128,7 +128,7 @@ class TrainEvents:
     def _start_button(self, plan: RunPlan | None, name: object) -> Any:
         """It starts a run as soon as none is running and there are data and a free name."""
         if (running := self.runs.running()) is not None:
-            return gr.update(interactive=False, value=texts.running(running))
+            return gr.update(interactive=False, value=texts.RUNNING.format(running))
         return gr.update(interactive=bool(plan) and not self._name_problem(name), value=texts.START)
 
     def _name_problem(self, name: object) -> str:

@@ -36,11 +36,11 @@ def preview_html(preview: Preview) -> str:
     if report.empty_answers:
         notes.append(texts.empty_answers(report.empty_answers))
     if preview.usable < FEW_RECORDS:
-        notes.append(texts.few_records(preview.usable))
+        notes.append(texts.FEW_RECORDS.format(preview.usable))
     if data.left_out:
         notes.append(texts.left_out(list(data.left_out[:3]), len(data.left_out)))
     faults = [report.broken, *([report.missing, report.unreadable] if data.pictures else [])]
-    skipped = _skipped_html(texts.broken, *faults) + _skipped_html(texts.uncaptioned, report.uncaptioned)
+    skipped = _skipped_html(texts.BROKEN.format, *faults) + _skipped_html(texts.uncaptioned, report.uncaptioned)
     body = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     cards = "".join(_record_html(record) for record in preview.first_records)
     return (
@@ -64,7 +64,7 @@ def _skipped_html(summary: Callable[[int], str], *kinds: Faults) -> str:
         return ""
     listed = [fault for kind in kinds for fault in kind.first][:_LISTED_FAULTS]
     if count > len(listed):
-        listed.append(texts.more(count - len(listed)))
+        listed.append(texts.MORE.format(count - len(listed)))
     items = "".join(f"<li>{html.escape(fault)}</li>" for fault in listed)
     return (
         f"<details open><summary>{html.escape(summary(count))}</summary>"
@@ -76,7 +76,7 @@ def _histogram_html(report: Report) -> str:
     """One bar per range of lengths; ranges double in width. A sentence where there is one bar."""
     if not report.histogram:
         return ""
-    summary = html.escape(f"{texts.LENGTHS}: {texts.length_summary(report.median, report.longest)}")
+    summary = html.escape(f"{texts.LENGTHS}: {texts.LENGTH_SUMMARY.format(report.median, report.longest)}")
     if len(report.histogram) == 1:
         return f"<p>{summary}.</p>"
     most = max(count for _, _, count in report.histogram)

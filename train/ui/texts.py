@@ -31,7 +31,7 @@ STEPS, STEPS_INFO = "Steps", "More steps learn more, and take longer"
 RATE, RATE_INFO = "Learning rate", "Higher learns faster, and forgets more of the rest"
 COMMAND = "The same in a terminal"
 NO_COMMAND = "Appears once there is data and a name."
-START = "Start training"
+START, RUNNING = "Start training", "“{}” is being trained"
 STOP, GO_ON = "Stop", "Go on"
 CHAT_WITH, COMPARE_WITH, DOWNLOAD = "Chat with it", "Compare with the base", "Download"
 WHICH, LOG = "Run", "What the trainer says"
@@ -67,7 +67,8 @@ UNSAVED = {
 LOSS, HELD_OUT, GATES = "Training loss", "Held-out loss", "How far the gates are open, by layer"
 BEFORE, NOW, AFTER, LARGEST = "before", "now", "after", "largest gate"
 LOWEST, TOPMOST = "lowest layer", "topmost"
-STEP = "step"
+STEP, LAYER = "step", "layer {}: {:.3f}"
+TRY_IT = "Try it with: “{}”"
 
 # Teach by chatting.
 LESSON = "Name, and what to ask meanwhile"
@@ -81,14 +82,17 @@ REQUEST, ANSWER = "Asked", "Answer"
 LENGTHS = "Tokens of a record"
 SKIPPED = "These are passed over:"
 NO_ANSWER = "(says nothing)"
+LENGTH_SUMMARY = "half of them up to {:,}, the longest {:,}"
+BROKEN, MORE = "{:,} cannot be learnt from", "and {:,} more"
+# What to expect of so few records, and what would help; assets/samples/README.md has the trials.
+FEW_RECORDS = (
+    "{:,} are few: expect a tone of voice, hardly the whole manner and no facts, and that it learns these by "
+    "heart after some twenty steps. Thirty or more, each about something else, help most."
+)
 
 
 def records(count: int, kind: str, shown: str) -> str:
     return f"{count:,} {'record' if count == 1 else 'records'} of {kind} in {shown}"
-
-
-def length_summary(median: int, longest: int) -> str:
-    return f"half of them up to {median:,}, the longest {longest:,}"
 
 
 def truncated(count: int, answerless: int, max_length: int) -> str:
@@ -97,16 +101,8 @@ def truncated(count: int, answerless: int, max_length: int) -> str:
     return f"{text}; {answerless:,} of them with the whole answer." if answerless else f"{text}."
 
 
-def broken(count: int) -> str:
-    return f"{count:,} cannot be learnt from"
-
-
 def uncaptioned(count: int) -> str:
     return f"{count:,} {'picture has' if count == 1 else 'pictures have'} no caption"
-
-
-def more(count: int) -> str:
-    return f"and {count:,} more"
 
 
 def left_out(names: list[str], count: int) -> str:
@@ -116,14 +112,6 @@ def left_out(names: list[str], count: int) -> str:
 
 def empty_answers(count: int) -> str:
     return f"{count:,} with an empty answer: {'it teaches' if count == 1 else 'they teach'} to say nothing."
-
-
-def few_records(count: int) -> str:
-    """What to expect of so few records, and what would help; assets/samples/README.md has the trials."""
-    return (
-        f"{count:,} are few: expect a tone of voice, hardly the whole manner and no facts, and that it learns "
-        "these by heart after some twenty steps. Thirty or more, each about something else, help most."
-    )
 
 
 def train_on_these(missing: int) -> str:
@@ -141,11 +129,6 @@ def by_heart(step: int, best_is_kept: bool) -> str:
     return f"It began to learn by heart at step {step:,}; {kept}."
 
 
-def running(name: str) -> str:
-    """The label of the start button while a run is running."""
-    return f"“{name}” is being trained"
-
-
 def duration(seconds: float) -> str:
     if seconds < 55:
         return f"about {max(5, round(seconds / 5) * 5)} seconds"
@@ -158,18 +141,10 @@ def step_line(step: int, steps: int, seconds_left: float | None) -> str:
     return line if seconds_left is None else f"{line} · {duration(seconds_left)} left"
 
 
-def try_it(question: str) -> str:
-    return f"Try it with: “{question}”"
-
-
 def stopped_with_server(name: str, ended: bool) -> str:
     """Printed in the terminal when the server stops. ended: whether the trainer has; if not, it still saves."""
     state = "stops too, saved" if ended else "stops too, and is still being saved"
     return f"The training of “{name}” {state}: the Train tab goes on with it the next time."
-
-
-def layer(number: int, gate: float) -> str:
-    return f"layer {number}: {gate:.3f}"
 
 
 def chart(step: int, loss: float, held_out: float | None) -> str:
