@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from adapter.ui import answer_stream
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
@@ -122,30 +121,6 @@ def test_what_two_tabs_make_of_one_conversation_is_both_kept(visit: Callable[...
     assert two.complaints == []
 
 
-def wait_until_running(visitor: Visitor) -> None:
-    """Until the browser's storage knows of an answer that is being written."""
-    wait_until(lambda: any("answer" in record["document"] for record in visitor.stored()))
-
-
-def test_a_reload_follows_the_answer_that_is_being_written(
-    visit: Callable[..., Visitor], closed_gate: GatedEngine
-) -> None:
-    visitor = visit()
-    visitor.type("Good morning.")
-    visitor.await_answers(1)
-    wait_until_running(visitor)
-    visitor.reload()
-    visitor.page.get_by_text(texts.CUT_OFF).first.wait_for()  # until the server has noticed the reload
-    closed_gate.gate.set()
-    wait_until(lambda: visitor.answers()[-1:] == ["you said: Good morning.!"])  # none while the list is redrawn
-    visitor.settle()
-    visitor.page.get_by_text(texts.CUT_OFF).wait_for(state="hidden")
-    rows = visitor.rows()
-    wait_until(lambda: not any("answer" in record["document"] for record in visitor.stored()))
-    visitor.reload()
-    visitor.wait_for_rows(rows)
-
-
 def test_an_answer_goes_on_while_another_conversation_is_shown(
     visit: Callable[..., Visitor], closed_gate: GatedEngine
 ) -> None:
@@ -161,19 +136,3 @@ def test_an_answer_goes_on_while_another_conversation_is_shown(
     visitor.open_conversation("Good morning.")
     visitor.page.locator("#chat").get_by_text("you said: Good morning.!").wait_for()
     assert visitor.settle() == "you said: Good morning.!"
-
-
-def test_an_answer_that_has_ended_without_the_page_is_shown_as_far_as_it_was_seen(
-    visit: Callable[..., Visitor], closed_gate: GatedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(answer_stream, "UNREAD_SECONDS", 0.0)
-    visitor = visit()
-    visitor.type("Good morning.")
-    visitor.await_answers(1)
-    wait_until_running(visitor)
-    visitor.page.goto("about:blank")
-    closed_gate.gate.set()
-    visitor.page.go_back()
-    visitor.page.get_by_text(texts.CUT_OFF).first.wait_for()
-    assert visitor.rows()[0] == "Good morning."
-    visitor.page.locator("#box .submit-button").wait_for()

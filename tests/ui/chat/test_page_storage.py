@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from adapter.errors import Busy
-from adapter.server.transcript import FORGOTTEN
 from adapter.ui.chat import conversation_json
 from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
-from tests.ui.fake_page import ENGINE, GatedEngine, closed_gate, runs_folder, url
+from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
 
 __all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -213,40 +212,6 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(
     assert not [u for u in reader.requested if "chat=" in u]
 
 
-def test_dividers_through_retry_edit_and_undo_and_an_answer_alone(
-    visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    visitor = visit()
-    dividers = visitor.page.locator("#chat .divider")
-    visitor.ask("Why is the sky blue?")
-    visitor.pick("poet")
-    visitor.ask("And the sea?")
-    assert dividers.all_inner_texts() == ["poet"] and visitor.rows()[3] == "poet"
-    for adapter, lines in (("", []), ("see", ["see"])):
-        visitor.pick(adapter)
-        visitor.answering(visitor.button("Retry").click)
-        assert dividers.all_inner_texts() == lines
-    visitor.edit("And the moon?")
-    visitor.pick("poet")
-    visitor.answering(visitor.button("Submit").click)
-    assert dividers.all_inner_texts() == ["poet"] and len(visitor.answers()) == 2
-    visitor.button("Undo").click()
-    dividers.wait_for(state="detached")
-    assert visitor.box.input_value() == "And the moon?" and len(visitor.rows()) == 3
-    # An answer that goes in circles behind another adapter's can be given again without what went before.
-    monkeypatch.setattr(ENGINE, "ending", "repetition")
-    visitor.ask("Who are you?")
-    visitor.reload()
-    alone = visitor.page.get_by_role("button", name=texts.ALONE)
-    visitor.answering(alone.click)
-    assert [message.text for message in ENGINE.requests[-1].messages] == ["Who are you?"]
-    assert dividers.all_inner_texts() == [FORGOTTEN, "poet"] and alone.count() == 0
-    visitor.reload()
-    wait_until(lambda: dividers.all_inner_texts() == [FORGOTTEN, "poet"], visitor.rows)
-    visitor.ask("And then?")
-    assert len(ENGINE.requests[-1].messages) == 3
-
-
 def test_a_message_during_the_restore_waits_for_it(
     visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,37 +233,6 @@ def test_a_message_during_the_restore_waits_for_it(
     assert gone_on[: len(rows)] == rows
     visitor.reload()
     visitor.wait_for_rows(gone_on)
-
-
-def test_a_stop_that_is_on_its_way_when_the_answer_ends_changes_nothing(
-    visit: Callable[..., Visitor], closed_gate: GatedEngine
-) -> None:
-    visitor = visit()
-    held: list[Any] = []
-    visitor.type("Good morning.")
-    visitor.await_answers(1)
-    arrived = threading.Event()
-
-    def hold(route: Any) -> None:
-        route.continue_() if arrived.is_set() else held.append(route)
-
-    def is_sent() -> bool:
-        visitor.page.wait_for_timeout(20)
-        return any(len(route.request.post_data_json["data"]) == 1 for route in held)  # the conversation's id
-
-    visitor.page.route("**/gradio_api/run/**", hold)
-    visitor.page.locator("#box .stop-button").click()
-    wait_until(is_sent)
-    closed_gate.gate.set()
-    assert visitor.settle() == "you said: Good morning.!"
-    rows = visitor.rows()
-    arrived.set()
-    with visitor.page.expect_response("**/gradio_api/run/**"):
-        for route in held:
-            route.continue_()
-    visitor.page.wait_for_function("() => window.chatPage.restored")
-    assert visitor.ask("And now?") == "you said: And now?!"
-    assert visitor.rows()[: len(rows)] == rows and not any("stopped" in row for row in visitor.rows())
 
 
 def test_a_failed_answer_leaves_the_adapter_that_was_chosen_meanwhile(
