@@ -46,6 +46,10 @@ class StrictBlocks(gr.Blocks):
     Gradio would put the values into its error message and its log.
     """
 
+    def launch(self, *values: Any, **more: Any) -> Any:
+        """As Gradio's, which gives up where its first page takes 3 seconds, as on a busy machine (6.31)."""
+        return super().launch(*values, **more, _frontend=False)
+
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         if len(inputs) < len(block_fn.inputs):
             raise refusal(texts.TOO_FEW_VALUES)

@@ -182,6 +182,19 @@ def test_a_value_that_is_no_choice_is_answered_by_one_sentence_and_not_logged(
         asyncio.run(page.preprocess_data(page.fns[0], ["two"], None))
 
 
+def test_a_page_that_is_slow_to_answer_its_own_program_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    with internals.StrictBlocks() as page:
+        gr.Textbox()
+    page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    page.close(verbose=False)
+    with gr.Blocks() as unguarded:
+        gr.Textbox()
+    with pytest.raises(ValueError, match="localhost is not accessible"):
+        unguarded.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    unguarded.close(verbose=False)
+
+
 def test_routes() -> None:
     with gr.Blocks() as page:
         pass
