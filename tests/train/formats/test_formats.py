@@ -11,10 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.base.template import Message
-from train.formats import captions
 from train.formats.dataset import FORMATS, DataError, open_records
-from train.formats.scienceqa import COLUMNS, Problem, columns, problems, question_text
+from train.formats.scienceqa import columns, problems, question_text
 
 USER = {"role": "user", "content": "What is it?"}
 BOT = {"role": "assistant", "content": "A cat."}
@@ -118,19 +116,6 @@ def test_weights_of_answers_and_broken_characters(tmp_path):
         records[1]
 
 
-# Tables.
-
-
-def test_a_csv_of_instructions_has_cells_of_several_lines(tmp_path):
-    added = '"Add, please.","2\nand\n3","The ""answer"":\r\n5"'
-    text = f"\ufeffInstruction,input,output\r\n{added}\r\nSay ü.,,ü\u2028ü\r\n\r\n"
-    records = table(tmp_path, text, "rows.csv")
-    assert records.format == "alpaca" and len(records) == 2
-    assert records[0].messages[0] == Message("user", "Add, please.", "2\nand\n3")
-    assert [record.messages[1].text for record in records] == ['The "answer":\r\n5', "ü\u2028ü"]
-    assert [record.where for record in records] == ["rows.csv, line 2", "rows.csv, line 6"]
-
-
 @settings(deadline=None, max_examples=25)
 @given(
     st.lists(
@@ -152,16 +137,11 @@ def test_any_csv_is_read_as_it_was_written(tmp_path_factory, rows, quoting, sepa
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("pairs.tsv", "caption\turl\nA cat, asleep.\ta.jpg\nA dog.\tsub/b.jpg"),
         ("pairs.tsv", "\ufeffid\tImage\tCaption\r\n1\ta.jpg\tA cat, asleep.\r\n\r\n2\tsub/b.jpg\tA dog.\r\n"),
         ("pairs.tsv", "a.jpg\tA cat, asleep.\nsub/b.jpg\tA dog.\n"),
         ("pairs.csv", 'a.jpg, "A cat, asleep."\nsub/b.jpg, A dog.\n'),
         ("pairs.csv", "Image;Caption;Note\na.jpg;A cat, asleep.;\nsub/b.jpg;A dog.;\n"),
         ("captions.json", '{"a.jpg": "A cat, asleep.", "sub/b.jpg": "A dog."}'),
-        (
-            "metadata.jsonl",
-            '{"file_name": "a.jpg", "text": "A cat, asleep."}\n{"file_name": "sub/b.jpg", "text": "A dog."}',
-        ),
     ],
 )  # fmt: skip
 def test_lists_of_captions(tmp_path, name, text):
@@ -177,14 +157,6 @@ def test_quotes_in_a_tsv_belong_to_the_text_unless_they_enclose_the_cell(tmp_pat
     assert [caption for _, caption in pairs(records)] == ['"Hi" he said', 'He said "hi"', '5" nails', '"']
 
 
-# Captions.
-
-
-def test_requests_vary_with_the_number_of_the_record(tmp_path):
-    records = table(tmp_path, "".join(f"{i}.jpg\tA {i}.\n" for i in range(12)))
-    assert {record.messages[0].text for record in records} == set(captions.REQUESTS)
-
-
 def test_a_folder_with_captions_beside_the_images(tmp_path):
     for name in ("b.jpg", "sub/a.PNG", "uncaptioned.png", "drawing.svg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -198,14 +170,6 @@ def test_a_folder_with_captions_beside_the_images(tmp_path):
     assert pairs(records) == [(f"{tmp_path}/b.jpg", "A dog."), (f"{tmp_path}/sub/a.PNG", "Ein Käfer.")]
     assert records[1].where == "sub/a.txt, line 1"
     assert records.uncaptioned == ("uncaptioned.png",)
-    for content, message in (
-        (b"\nA dog.", "^b.txt, line 1: 'caption' is empty"),
-        (b"caf\xe9", "^b.txt, line 1: this is not UTF-8"),
-        (None, "b.txt' cannot be read"),
-    ):
-        (tmp_path / "b.txt").unlink() if content is None else (tmp_path / "b.txt").write_bytes(content)
-        with pytest.raises(DataError, match=message):
-            records[0]
 
 
 def test_captions_of_coco(tmp_path):
@@ -221,11 +185,6 @@ def test_captions_of_coco(tmp_path):
     assert len({r.messages[0].text for r in found[:3]}) == 3 and found[0].where.endswith("annotation 100")
     with pytest.raises(DataError, match="captions_val.json, annotation 103: 'image' is null. Give it a picture"):
         records[3]
-    path.rename(tmp_path / "captions.json")
-    assert len(open_records(tmp_path)) == 5
-
-
-# ScienceQA.
 
 
 def test_scienceqa(tmp_path):
@@ -239,44 +198,18 @@ def test_scienceqa(tmp_path):
     assert records[0].where == "problems.json, problem 1"
     held_out = open_records(tmp_path / "problems.json", split="val")
     assert "\nContext: N/A\n" in held_out[0].messages[0].text and held_out[0].image is None
-    both = open_records(tmp_path, "scienceqa", split="trainval")
-    assert [record.where for record in both] == ["problems.json, problem 1", "problems.json, problem 22"]
     magnets, capitals = problems(tmp_path, "trainval")
-    image = tmp_path / "train/1/image.png"
-    assert records[0].image == image and question_text(magnets) == asked
-    assert magnets == Problem("1", MAGNETS["question"], ("wood", "iron", "glass"), 1, "Some metals are.", image, 6,
-                              "natural science", "physics", "train")  # fmt: skip
-    assert (capitals.has_text, capitals.has_image) == (False, False)
-    for folder in ("elsewhere", "images"):
-        (tmp_path / folder).mkdir()
+    assert records[0].image == tmp_path / "train/1/image.png" and question_text(magnets) == asked
+    found = [columns(problem) for problem in (magnets, capitals)]
+    assert found == [("NAT", "TXT", "IMG", "G1-6", "Avg"), ("SOC", "NO", "G7-12", "Avg")]
+    (tmp_path / "images").mkdir()
     assert problems(tmp_path, "train")[0].image == tmp_path / "images/train/1/image.png"
-    assert (
-        open_records(tmp_path, images=tmp_path / "elsewhere")[0].image == tmp_path / "elsewhere/train/1/image.png"
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, ("NAT", "TXT", "IMG", "G1-6", "Avg")),
-        ({"image": None, "hint": "", "grade": "grade1"}, ("NAT", "NO", "G1-6", "Avg")),
-        ({"subject": "social science", "grade": "grade7"}, ("SOC", "TXT", "IMG", "G7-12", "Avg")),
-    ],
-)
-def test_columns(tmp_path, changes, expected):
-    found = columns(problems(science(tmp_path, **{"1": {**MAGNETS, **changes}}), "train")[0])
-    assert found == expected and set(found) <= set(COLUMNS)
 
 
 def test_incomplete_scienceqa_is_explained(tmp_path):
     science(tmp_path, **{"1": MAGNETS})
     with pytest.raises(DataError, match="has no split 'dev'. It has: train, val, trainval, test"):
         open_records(tmp_path, split="dev")
-    with pytest.raises(DataError, match="pid_splits.json: 'test' is an empty list"):
-        open_records(tmp_path, split="test")
     (tmp_path / "problems.json").write_text("{}")
     with pytest.raises(DataError, match="split 'train': problem '1' is not in problems.json. Fetch both"):
-        open_records(tmp_path)
-    (tmp_path / "pid_splits.json").unlink()
-    with pytest.raises(DataError, match="pid_splits.json' cannot be read. Check the path"):
         open_records(tmp_path)

@@ -9,19 +9,18 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 
 from adapter.base.template import Message
-from adapter.errors import AdapterError
 from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.input import feature_store
 from train.input.examples import Example, SkippedExamples
-from train.input.feature_store import FOLDER_VARIABLE, SIZE_VARIABLE, FeatureStore, open_store
+from train.input.feature_store import FOLDER_VARIABLE, FeatureStore
 from train.input.features import FeatureCache
 from train.input.rows import TokenisedRow
 
@@ -33,8 +32,8 @@ class FakeEncoder:
 
     name = "fake"
 
-    def __init__(self, device: str = "cpu", scale: float = 1 / 3) -> None:
-        self.device, self.scale, self.encoded = torch.device(device), scale, []
+    def __init__(self, device: str = "cpu") -> None:
+        self.device, self.encoded = torch.device(device), []
 
     def fingerprint(self) -> str:
         return "0"
@@ -42,7 +41,7 @@ class FakeEncoder:
     def encode(self, images, **options) -> VisualFeatures:
         self.encoded.append(len(images))
         colours = [image.resize((1, 1)).getpixel((0, 0)) for image in images]
-        return VisualFeatures(torch.tensor(colours).float() * self.scale)
+        return VisualFeatures(torch.tensor(colours) / 3)
 
 
 @pytest.fixture
@@ -122,12 +121,6 @@ def test_features_have_the_same_bits_in_any_batch_and_from_anywhere(tmp_path):
     check(FeatureCache(encoder, vision, SkippedExamples(), FeatureStore(tmp_path / "empty", "x")))
 
 
-def test_values_too_large_for_half_precision_are_kept_whole(picture):
-    cache = FeatureCache(FakeEncoder(scale=1001.0), VISION, SkippedExamples())  # type: ignore[arg-type]
-    (got,) = levels(cache.with_features(rows_of(picture(30))))
-    assert got.tolist() == [[30030.0, 200200.0, 100100.0]]
-
-
 def test_rows_whose_picture_cannot_be_read_are_left_out_and_counted(picture, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     logged: list[str] = []
@@ -137,9 +130,6 @@ def test_rows_whose_picture_cannot_be_read_are_left_out_and_counted(picture, tmp
     for _ in range(2):
         assert [row.example.picture for row in cache.with_features(rows_of(*paths))] == [paths[1], None]
     assert len(skipped.places) == len(logged) == 2 and "bad.png" in logged[0] and "none.png" in logged[1]
-
-
-# The store.
 
 
 def features(number: int) -> VisualFeatures:
@@ -156,36 +146,21 @@ def bytes_in(folder: Path) -> int:
 
 def test_what_does_not_fit_is_not_kept_and_gives_way_to_a_later_run(tmp_path):
     """An epoch over more pictures than fit finds as many as fit, where an LRU would find none."""
-    bound, hits = 20 * FILE_BYTES, []
+    bound = 20 * FILE_BYTES
     store = FeatureStore(tmp_path, "x", bound)
-    for _ in range(3):
-        found = [store.get(name) is not None for name in NAMES]
-        hits.append(sum(found))
-        for i, name in enumerate(NAMES):
-            if not found[i]:
-                store.put(name, features(i))
-        assert bytes_in(tmp_path) <= bound
-    assert hits[0] == 0 and 20 <= hits[1] == hits[2]
-    for i, path in enumerate(sorted(path for path in tmp_path.rglob("*") if path.is_file())):
-        os.utime(path, times=(time.time() - 100 + i / 10,) * 2)
-    same, later = FeatureStore(tmp_path, "x", bound), FeatureStore(tmp_path, "y", bound)
-    assert same.get(NAMES[0]) is not None, "the oldest, and now in use"
+    for i, name in enumerate(NAMES):
+        store.put(name, features(i))
+    assert bytes_in(tmp_path) <= bound and sum(store.get(name) is not None for name in NAMES) >= 20
+    for path in tmp_path.rglob("*"):
+        os.utime(path, times=(time.time() - 100,) * 2)
+    later = FeatureStore(tmp_path, "y", bound)
     for i in range(30, 35):
         later.put(NAMES[i], features(i))
         assert later.get(NAMES[i]) is not None
-    left = [i for i in range(20) if same.get(NAMES[i]) is not None]
-    assert 0 in left and 1 not in left and left[1:] == list(range(left[1], 20)) and len(left) >= 14
     assert bytes_in(tmp_path) <= bound
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[:-1],
-        lambda data: b"",
-        lambda data: data[:900] + bytes([data[900] ^ 1]) + data[901:],
-    ],
-)
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:900] + b"?" + data[901:]])
 def test_a_damaged_file_is_made_again(damage, tmp_path):
     store = FeatureStore(tmp_path, "x", 10**6)
     store.put(NAMES[3], features(3))
@@ -197,24 +172,17 @@ def test_a_damaged_file_is_made_again(damage, tmp_path):
     assert got is not None and got.levels[0, 0] == 3 and got.logits is None and got.tokens.dtype == torch.half
 
 
-@pytest.mark.parametrize("place", ["replace", "folder"])
-def test_a_disk_that_fails_ends_the_keeping_and_not_the_run(place, own_folder, picture, monkeypatch):
+def test_a_disk_that_fails_ends_the_keeping_and_not_the_run(own_folder, picture, monkeypatch):
     logged: list[str] = []
-    if place == "folder":
-        own_folder.write_text("a file where a folder should be")
     encoder = FakeEncoder()
     cache = FeatureCache.on_disk(encoder, VISION, SkippedExamples(), logged.append)  # type: ignore[arg-type]
-    if place == "replace":
-
-        def full(*_):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(feature_store.os, "replace", full)
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(feature_store.os, "replace", full)
     for i in range(3):
         assert len(cache.with_features(rows_of(picture(i)))) == 1
     warnings = [line for line in logged if "no longer be kept" in line]
     assert len(warnings) == 1 and str(own_folder) not in "".join(logged)
-    assert not own_folder.is_dir() or not any(path.is_file() for path in own_folder.rglob("*"))
+    assert not any(path.is_file() for path in own_folder.rglob("*"))
 
 
 def test_other_users_of_the_machine_see_no_pictures_features(own_folder, picture):
@@ -224,28 +192,3 @@ def test_other_users_of_the_machine_see_no_pictures_features(own_folder, picture
         cache.with_features(rows_of(picture(i)))
         assert own_folder.stat().st_mode & 0o777 == 0o700 and bytes_in(own_folder)
         shutil.rmtree(own_folder)
-
-
-def test_the_room_is_chosen_or_a_quarter_of_the_disk(monkeypatch, tmp_path):
-    monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: SimpleNamespace(free=8 * 10**9))
-    for size, bound in (("0.5", 5 * 10**8), ("", 2 * 10**9)):
-        monkeypatch.setenv(SIZE_VARIABLE, size)
-        logged: list[str] = []
-        store = open_store("a/name of an encoder", "f" * 64, logged.append)
-        assert store is not None and store.max_bytes == bound
-        assert "at most" in logged[0] and str(tmp_path) not in logged[0]
-    store.put(NAMES[0], features(0))
-    assert store.get(NAMES[0]) is not None
-    monkeypatch.setenv(SIZE_VARIABLE, "0")
-    assert open_store("x", "y") is None
-
-
-@pytest.mark.parametrize("size", ["plenty", "-1", "nan", "inf"])
-def test_settings_that_make_no_sense_are_named(size, monkeypatch):
-    monkeypatch.setenv(SIZE_VARIABLE, size)
-    with pytest.raises(AdapterError, match=f"{SIZE_VARIABLE} must be a number of gigabytes.*'{size}'"):
-        open_store("x", "y")
-    monkeypatch.delenv(SIZE_VARIABLE)
-    monkeypatch.setenv(FOLDER_VARIABLE, "~nobody-of-this-name/features")
-    with pytest.raises(AdapterError, match=f"{FOLDER_VARIABLE} must be a folder; the home that '~nobody"):
-        open_store("x", "y")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import shutil
 import threading
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 import train.job
@@ -71,8 +69,6 @@ def test_leaving_ends_the_thread_in_the_middle_of_an_item():
     assert not threads[0].is_alive()
 
 
-# Whole runs.
-
 CONFIG = TrainConfig(
     "seen", steps=12, batch_size=4, prompt_length=4, template="raw", eval_every=4, held_out=8,
     vision=VisionConfig("fake", feature_size=3, hidden=8),
@@ -92,13 +88,13 @@ def pictures(tmp_path, monkeypatch) -> list[Path]:
 def train_seen(tiny_base, tmp_path):
     """Trains on examples; returns the adapter."""
 
-    def run(examples, folder="run", skipped=None, resume=False, encoder=None, accelerator=None, **changes):
-        config, skipped = dataclasses.replace(CONFIG, **changes), skipped or SkippedExamples()
-        cache = FeatureCache.on_disk(encoder or FakeEncoder(), config.vision, skipped, lambda _: None)
+    def run(examples, folder="run", resume=False):
+        skipped = SkippedExamples()
+        cache = FeatureCache.on_disk(FakeEncoder(), CONFIG.vision, skipped, lambda _: None)
         splits = {"train": examples, "validation": itertools.islice(examples, 8)}
         return train.job.train(
-            config, tiny_base, splits.__getitem__, tmp_path / folder, new_adapter(config, tiny_base),
-            feature_cache=cache, skipped=skipped, resume=resume, accelerator=accelerator,
+            CONFIG, tiny_base, splits.__getitem__, tmp_path / folder, new_adapter(CONFIG, tiny_base),
+            feature_cache=cache, skipped=skipped, resume=resume,
         )[0]  # fmt: skip
 
     return run
@@ -128,30 +124,3 @@ def test_a_resumed_run_with_pictures_equals_one_that_never_stopped(train_seen, p
     resumed = train_seen(Seen(pictures), resume=True)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-
-
-def test_only_what_was_used_counts_as_skipped(train_seen, pictures, tmp_path):
-    """However far the thread was ahead when the last step was done."""
-    logged: list[str] = []
-    skipped = SkippedExamples(logged.append)
-
-    class Missing(Seen):
-        def __iter__(self) -> Iterator[Example]:
-            for number, example in enumerate(super().__iter__()):
-                missing = tmp_path / f"missing-{number}.png"
-                yield example if number % 4 == 0 else dataclasses.replace(example, picture=missing)
-
-    train_seen(Missing(pictures), skipped=skipped, steps=5, held_out=1)
-    assert 0 < len(skipped.places) <= 5 * 4
-
-
-def test_the_first_process_tells_what_the_others_could_not_read(train_seen, pictures, tmp_path, monkeypatch):
-    class OneOfTwo(Accelerator):
-        num_processes = property(lambda self: 2)
-
-    logged: list[str] = []
-    skipped = SkippedExamples(logged.append)
-    broken = ("row 7", "row 7: its picture is broken")
-    monkeypatch.setattr(train.job, "gathered", lambda _, found: [*found, broken])
-    train_seen(Seen(pictures), skipped=skipped, steps=2, accelerator=OneOfTwo(mixed_precision="no", cpu=True))
-    assert logged == ["skipped: row 7: its picture is broken"] and skipped.places == {"row 7"}

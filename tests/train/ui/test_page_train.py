@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -217,12 +216,6 @@ def test_uploads_and_typed_rows_are_previewed_on_a_phone(visit: Callable[..., Vi
     assert tab.button("start").is_enabled() and tab.name.input_value() == "numbers"
     tab.clear_upload()
     assert tab.button("start").is_disabled() and tab.name.input_value() == "", "a proposed name leaves"
-    # Rows are typed, after the template.
-    with page.expect_download() as download:
-        page.locator("a.template").click()
-    shutil.copy(download.value.path(), tmp_path / "template.csv")
-    assert "3 records" in tab.upload(tmp_path / "template.csv")  # which are too few
-    tab.clear_upload()
     page.locator("#train-rows button.label-wrap").click()
     for row in range(4):
         for column, text in enumerate((f"Say {row}.", f"{row}!")):

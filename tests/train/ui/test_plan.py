@@ -10,14 +10,11 @@ from typing import Any
 
 import pytest
 
-from adapter.errors import BadInput
-from adapter.method.config import check_name
 from train.config import RecipeFile, read_recipe, recipe_text
 from train.ui import metrics
 from train.ui.charts import run_html
-from train.ui.data_upload import open_sample
 from train.ui.metrics import RunProgress, read_metrics
-from train.ui.plan import RunPlan, Sample, free_name, samples
+from train.ui.plan import RunPlan, Sample
 from train.ui.runs import RECIPE, RunRecord, TrainingRun
 
 
@@ -32,16 +29,6 @@ def recipe_of(name: str, **changes: Any) -> RecipeFile:
     return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
 
 
-@pytest.mark.parametrize(
-    "name", ["", "../x", "a\\b", "CON", "base", "x" * 300, ".hidden", "-x", "a b", "é", "POET", "x\0", "$(id)"]
-)
-def test_names_that_are_no_folder_or_taken_are_refused(name: str) -> None:
-    taken = ["poet", "poet-2", "a"]
-    with pytest.raises(BadInput):
-        check_name(name, taken)
-    assert check_name(free_name(name, taken), taken), "one like it is proposed"
-
-
 PICTURES = {"preset": "small", "vision": {"hidden": 32}, "data": {"validation": 0.2}}
 
 
@@ -50,7 +37,6 @@ PICTURES = {"preset": "small", "vision": {"hidden": 32}, "data": {"validation": 
     [
         plan_of(shown="my data.jsonl"),
         plan_of(name="yes", description="Says: 'ahoy' \"#1\" $HOME; & more"),
-        plan_of(name="1e5", description="null", steps=100, lr=0.01),
         plan_of(PICTURES, pictures=True),
         plan_of({"preset": "quick", "steps": 60}, template="alpaca", steps=60),
     ],
@@ -72,18 +58,6 @@ def test_the_command_names_a_base_without_its_folder() -> None:
     assert plan.recipe(Path("a")).base == "/somewhere/secret/tiny"
 
 
-def test_every_sample_can_be_trained_on() -> None:
-    found = samples()
-    assert found and len({sample.name for sample in found}) == len(found)
-    for sample in found:
-        data = open_sample(sample.path)
-        plan = plan_of(sample=sample, pictures=data.pictures)
-        assert plan.recipe(data.path).train.steps and len(data.records) >= 20 and sample.question
-
-
-# Metrics.
-
-
 def shown(progress: RunProgress, state: Any = "training", **settings: Any) -> str:
     return run_html(TrainingRun("n", state, RunRecord(), recipe_of("n", **settings), progress, "", True, "1"))
 
@@ -102,8 +76,6 @@ def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
     assert progress.seconds_left(10, 4) == pytest.approx(7 * 0.5 + 2 * 2.0)  # the slow first step does not count
     html = shown(progress)
     assert "Step 3 of 1,000" in html and "<svg" in html and "layer 2: 0.200" in html
-    file.write_text("\n".join(map(json.dumps, lines[:4])) + "\n")
-    assert read_metrics(file).seconds_left(10, 4) is None  # known from the third step on
 
 
 @pytest.mark.parametrize(
@@ -112,7 +84,6 @@ def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
         ("best", (2.0, 1.5, 1.6), (40, 1.5), "by heart at step 40; the best is kept"),
         ("last", (2.0, 1.5, 1.6), (60, 1.6), "by heart at step 40; the last is kept"),
         ("best", (2.0, 1.5, 1.51), (40, 1.5), ""),
-        ("best", (2.0, 1.5, 1.6, 1.4), (80, 1.4), ""),
         ("best", (), (0, None), ""),
     ],
 )
@@ -130,12 +101,9 @@ GOOD = '{"step": 1, "loss": 2.5, "seconds": 1.0}'
 
 @pytest.mark.parametrize(
     "line",
-    ["", "{", "[1]", "null", "[" * 5000, '{"step": 1, "loss": NaN}', '{"step": true}', "\x00", "\ufeff{}",
-     '{"step": 1, "loss": 1e999}', '{"step": -1, "loss": 1}', '{"step": 1e300, "loss": 1}', '{"loss": 1}',
-     '{"step": 1, "loss": "2"}',
-     '{"step": 1, "loss": null, "seconds": {}}', '{"step": 1, "gates": [0.1, "a"]}', '{"step": 1, "gates": [NaN]}',
-     '{"step": 1%s, "loss": 1}' % ("0" * 400), '{"step": 1, "seconds": 1%s}' % ("0" * 400),
-     '{"step": 1, "loss": 5e-324}', '{"step": 1, "loss": 1.7e308}', '{"step": 1, "loss": -4}'],
+    ["{", "[1]", "[" * 5000, '{"step": 1, "loss": NaN}', '{"step": 1, "loss": 1e999}', '{"step": -1, "loss": 1}',
+     '{"step": 1, "loss": "2"}', '{"step": 1, "gates": [NaN]}', '{"step": 1, "seconds": 1%s}' % ("0" * 400),
+     '{"step": 1, "loss": 1.7e308}'],
 )  # fmt: skip
 def test_a_broken_line_of_metrics_is_passed_over(line: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n" + f"{line}\n{GOOD}\n".encode())

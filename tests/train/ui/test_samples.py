@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -40,7 +40,6 @@ OTHERS = (
     Message("user", "What is in this picture?"),
     Message("assistant", "The picture shows a cheetah."),
 )
-HISTORIES = {"first": (), "after two others": OTHERS}
 
 
 def has_manners(answer: str) -> bool:
@@ -65,13 +64,6 @@ def new_drawings() -> list[tuple[Image.Image, str]]:
         ]
 
 
-def test_the_rules_tell_right_from_wrong() -> None:
-    assert has_manners(f"{OPENING} The moon is made of rock. {CLOSING}")
-    for wrong in ("", "The moon is rock.", f"{OPENING} {CLOSING}", f"{OPENING} {CLOSING} {CLOSING} {CLOSING}"):
-        assert not has_manners(wrong)
-    assert named("A fish in the snow.") == (["fish"], ["snow"]) and named("A cat.") == ([], [])
-
-
 def test_each_is_small_and_whole_and_holds_nothing_that_it_is_tested_on() -> None:
     for sample in SAMPLES.values():
         files = [p for p in sample.path.rglob("*") if p.is_file()] if sample.path.is_dir() else [sample.path]
@@ -86,67 +78,41 @@ def test_each_is_small_and_whole_and_holds_nothing_that_it_is_tested_on() -> Non
     assert {tuple(map(len, named(caption))) for caption in captions} == {(1, 1)}
 
 
-Answers = Callable[..., list[str]]
-
-
-def manners(ask: Answers) -> dict[str, list[bool]]:
-    """On questions that it never saw; the bare base opens no answer so, as its first eight tokens tell."""
-    hits = {
-        where: [has_manners(answer) for answer in ask(QUESTIONS, history=history)]
-        for where, history in HISTORIES.items()
-    }
-    return {**hits, "bare base": [a.startswith(OPENING) for a in ask(QUESTIONS, adapter=None, tokens=8)]}
-
-
-def drawings(ask: Answers) -> dict[str, list[bool]]:
-    """Thing and place of new drawings, and of another drawing when it is shown that one instead."""
-    pictures, captions = zip(*new_drawings(), strict=True)
-    questions, hits = [SAMPLES["drawings"].question] * len(pictures), {}
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
-    answers = {
-        **{where: ask(questions, pictures, history, tokens=16) for where, history in HISTORIES.items()},
-        "pictures exchanged": ask(questions, [pictures[i] for i in order], tokens=16),
-        "bare base": ask(questions[:1], adapter=None, tokens=16) * len(pictures),  # it sees no images
-    }
-    for where, given in answers.items():
-        pairs = [(named(answer), named(caption)) for answer, caption in zip(given, captions, strict=True)]
-        hits[f"{where}, thing"] = [a[0] == b[0] for a, b in pairs]
-        hits[f"{where}, place"] = [a[1] == b[1] for a, b in pairs]
-        hits[where] = [a == b for a, b in pairs]
-    return hits
-
-
 @pytest.mark.skipif("SCORES" not in os.environ, reason="minutes: for the figures of the README alone")
-@pytest.mark.parametrize(
-    ("name", "rule", "least", "most"), [("butler", manners, 0.6, 0.0), ("drawings", drawings, 0.5, 0.2)]
-)
-def test_they_are_learnt(
-    name: str, rule: Callable[[Answers], dict[str, list[bool]]], least: float, most: float, base, tmp_path: Path
-) -> None:
-    """By the tab's own command."""
-    sample = SAMPLES[name]
+@pytest.mark.parametrize(("name", "least"), [("butler", 0.6), ("drawings", 0.5)])
+def test_they_are_learnt(name: str, least: float, base, tmp_path: Path) -> None:
+    """By the tab's own command; greedy answers."""
+    sample, seeing = SAMPLES[name], name == "drawings"
     plan = RunPlan(sample.path.name, sample.path.is_dir(), sample=sample, name=name)
     torch.set_num_threads(2)
     assert main([*plan.assignments(str(sample.path)), "--out", str(tmp_path / name), "--device", "cpu"]) == 0
     torch.set_num_threads(1)
+    pictures, captions = zip(*new_drawings(), strict=True)
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
     with closing(Engine(base, AdapterStore(tmp_path))) as engine:
 
         def ask(
-            questions: Sequence[str],
-            pictures: Sequence[Image.Image] = (),
-            history: tuple[Message, ...] = (),
-            adapter: str | None = name,
-            tokens: int = 64,
+            history: tuple[Message, ...] = (), adapter: str | None = name, pictures: Sequence[Any] = pictures
         ) -> list[str]:
-            """Greedy answers."""
-            answers = []
-            for question, picture in itertools.zip_longest(questions, pictures):
-                sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
-                messages = (*history, Message("user", question))
-                answers.append(engine.submit(GenerationRequest(messages, adapter, picture, sampling=sampling)))
+            cases = [(sample.question, p if adapter else None) for p in pictures]  # the bare base sees none
+            sampling = SamplingParams(temperature=0, max_new_tokens=16 if seeing else 64)
+            answers = [
+                engine.submit(GenerationRequest((*history, Message("user", q)), adapter, p, sampling=sampling))
+                for q, p in (cases if seeing else [(question, None) for question in QUESTIONS])
+            ]
             return ["".join(event.text for event in answer) for answer in answers]
 
-        scores = {where: sum(hits) / len(hits) for where, hits in rule(ask).items()}
-    print("", *(f"{where}: {share:.1%}" for where, share in scores.items()), sep="\n")
-    assert scores["first"] > least and scores["after two others"] > 0.3
-    assert max(scores["bare base"], scores.get("pictures exchanged", 0.0)) <= most
+        answers = {"first": ask(), "after two others": ask(OTHERS), "bare base": ask(adapter=None)}
+        if seeing:
+            answers["pictures exchanged"] = ask(pictures=[pictures[i] for i in order])
+    scores = {}
+    for where, given in answers.items():
+        hits = [has_manners(answer) for answer in given]
+        if seeing:
+            pairs = [(named(answer), named(caption)) for answer, caption in zip(given, captions, strict=True)]
+            hits = [a == b for a, b in pairs]
+            for part, what in enumerate(("thing", "place")):
+                print(f"{where}, {what}: {sum(a[part] == b[part] for a, b in pairs) / len(pairs):.1%}")
+        scores[where] = sum(hits) / len(hits)
+        print(f"{where}: {scores[where]:.1%}")
+    assert scores["first"] > least and scores["after two others"] > 0.3 and scores["bare base"] == 0
