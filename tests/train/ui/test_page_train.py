@@ -111,10 +111,6 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     assert tab.button("start").is_disabled()
     tab.choose_sample()
     assert "30 records of text" in tab.preview.inner_text() and tab.name.input_value() == "my-butler"
-    # A taken name blocks Start, says why, and stays in its field.
-    tab.name.fill("base")
-    tab.button("start", ":disabled").wait_for()
-    assert tab.name.input_value() == "base"
     tab.name.fill("jeeves")
     tab.wait_for_command("name=jeeves")
     tab.visitor.set("Steps", 10)
@@ -154,8 +150,6 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     page.locator("#message .submit-button").wait_for()
     base, trained = page.locator("#panes .answer-text").all_inner_texts()[:2]
     assert base and trained and base != trained
-    stats = [line.partition(" ·")[0] for line in page.locator("#panes .stats").all_inner_texts()]
-    assert stats == ["frozen base", "jeeves"]
 
 
 def test_an_adapter_is_taught_by_chatting(

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.fake_engine import FakeCatalog
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 from train.ui import texts
 from train.ui.events import TrainEvents
 from train.ui.runs import RunRecord, TrainingRuns
+from train.ui.teach import LEAST, TeachEvents
 
 
 @pytest.fixture
@@ -53,12 +54,22 @@ def test_chosen_data_fills_the_settings_and_a_typed_name_stays(tab: TrainEvents)
     assert tab.panel(None, summary, "mine", "", None)[4]["interactive"]
 
 
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that were stopped; none has a process."""
+
+    def launch(runs: TrainingRuns, name: str, record: RunRecord, resume: bool) -> None:
+        (runs.folder / name / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
+
+    names: list[str] = []
+    monkeypatch.setattr(TrainingRuns, "_launch", launch)
+    monkeypatch.setattr(TrainingRuns, "stop", lambda self, name, launched: names.append(name))
+    return names
+
+
 def test_who_did_not_start_a_run_may_not_stop_it_on_a_public_page(
-    tmp_path: Path, tiny_folder: Path, toasts: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_folder: Path, toasts: list[str], stopped: list[str]
 ) -> None:
-    stopped: list[str] = []
-    monkeypatch.setattr(TrainingRuns, "_launch", lambda self, name, record, resume: _alive(self, name, record))
-    monkeypatch.setattr(TrainingRuns, "stop", lambda self, name, launched: stopped.append(name))
     runs, owners = TrainingRuns(tmp_path / "runs"), []
     public, local = (TrainEvents(runs, FakeCatalog(), str(tiny_folder), public=public) for public in (True, False))  # type: ignore[arg-type]
     sample = next(iter(public.samples))
@@ -77,5 +88,27 @@ def test_who_did_not_start_a_run_may_not_stop_it_on_a_public_page(
     assert stopped == ["mine", "mine"] and not toasts
 
 
-def _alive(runs: TrainingRuns, name: str, record: RunRecord) -> None:
-    (runs.folder / name / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
+def test_eight_corrections_can_be_trained_on(
+    tmp_path: Path, tiny_folder: Path, toasts: list[str], stopped: list[str]
+) -> None:
+    runs = TrainingRuns(tmp_path / "runs")
+    tab = TrainEvents(runs, FakeCatalog(), str(tiny_folder), public=True)  # type: ignore[arg-type]
+    teach = TeachEvents(tab, ReadyProvider(EchoEngine()))
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    known: Any = [{"messages": said}] * LEAST
+    for corrections, enabled in ((known[1:], False), (known, True), ("forged", False)):
+        assert teach.count(corrections)["interactive"] is enabled
+    teach.start("", known[1:], None, None)
+    assert toasts.pop() == texts.train_on_these(1) and runs.names() == []
+    owner, lesson, _ = teach.start("", known, None, "Who are you?")
+    run = runs.get("my-voice")
+    assert owner and lesson["run"] == "my-voice" and run is not None and not toasts
+    assert len(Path(run.recipe.data[0].path).read_text().splitlines()) == LEAST
+    # Words that are in no record are in no file of the run that others see.
+    assert "Who are you?" not in "".join(f.read_text() for f in runs.folder.rglob("*") if f.is_file())
+    for forged in (None, "x", {"run": 1}, {"run": "voice", "question": "?", "answers": [["x"]]}):
+        assert teach.follow(owner, forged, event_request())[1] == ""
+    teach.stop("stranger", lesson)
+    assert toasts == [texts.NOT_YOURS] and not stopped
+    teach.stop(owner, lesson)
+    assert stopped == ["my-voice"]
