@@ -10,7 +10,7 @@ import torch
 
 from train.precision import choose_precision, processor_fields, processor_name
 
-TABLES = ("base", "serving", "latency", "crowd", "cluster", "training", "options", "gpu")
+TABLES = ("base", "serving", "crowd", "cluster", "training", "options")
 
 # They decide which kernels run: x86's for bf16 and int8 products, then Arm's.
 FLAGS = (
@@ -35,8 +35,6 @@ def describe_processor() -> str:
     parts += [
         f"{key}={os.environ[key]}" for key in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY") if key in os.environ
     ]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
     return " · ".join([*parts, f"load {os.getloadavg()[0]:.1f}"])
 
 

@@ -44,13 +44,6 @@ def stream(tokenizer, ids, stop=()):
     return [*texts, detokenizer.flush()], detokenizer.stopped
 
 
-def test_bytes_that_break_the_characters_before_them():
-    tokenizer = TOKENIZERS["sentencepiece"]
-    ids = tokenizer.convert_tokens_to_ids(["▁b", "<0x0A>", "<0xF0>", "<0x9F>", "▁a", "▁b"])
-    texts, _ = stream(tokenizer, ids)
-    assert texts == ["b", "", "", "", "��� a", " b", ""]
-
-
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(st.data())
 def test_law_streamed_text_is_the_decoded_text(name, data):

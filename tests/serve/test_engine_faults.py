@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import itertools
-import linecache
 import threading
-import weakref
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,15 +16,13 @@ import torch
 from PIL import Image
 
 from adapter.base.template import Message
-from adapter.errors import AdapterError, Busy, EngineBroken, LoadError
+from adapter.errors import AdapterError, EngineBroken, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import BaseFingerprint, TuningConfig, VisionConfig
 from adapter.method.vision import VisualFeatures
 from adapter.serve import engine as engine_module
 from adapter.serve import prompts as prompts_module
-from adapter.serve.batch import DecodeBatch
-from adapter.serve.compiled.forward import CompiledForward
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.engine import MAX_FAILURES, Engine
 from adapter.serve.forward import TorchForward
@@ -150,23 +145,6 @@ def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
     assert len(engine._prefix_cache) and all(kv.isfinite().all() for kv in cached_kv(engine))
 
 
-def test_nothing_that_overflowed_is_kept_of_a_prompt_that_was_read_in_part(engine, monkeypatch):
-    """Cancelled between two chunks, whose logits nobody samples from."""
-    forward, answers = TorchForward.__call__, []
-
-    def cancelling_forward(*arguments):
-        answers[0].cancel()
-        return forward(*arguments)
-
-    monkeypatch.setattr(TorchForward, "__call__", cancelling_forward)
-    request = replace(HONEST[0], messages=(), prompt_ids=tuple(range(90)), adapter="bomb")
-    with engine._lock:  # the worker starts when the answer is in its place
-        thread = threading.Thread(target=lambda: answers.append(engine.submit(request)), daemon=True)
-        thread.start()
-    wait_until(lambda: answers and not engine._open)
-    assert all(kv.isfinite().all() for kv in cached_kv(engine))
-
-
 def test_the_inspector_and_compare_tell_an_overflow(engine):
     with pytest.raises(AdapterError, match="'bomb' makes"):
         engine.inspect(replace(HONEST[0], adapter="bomb"), [5, 6])
@@ -182,11 +160,9 @@ MARKED = replace(ENDLESS, stop=("~mark~",), sampling=replace(ENDLESS.sampling, s
 # Where a row is struck: what is called for it, and how the call of the marked row is told from others.
 CALLS = itertools.count()
 TEXT = Detokenizer, "push", lambda detokenizer, _: detokenizer._stop
-STEP = Scheduler, "postprocess", lambda _, row, token: row.request.stop and row.new_tokens == 3
 # Every third time, so in a decode step too.
 SAMPLING = Sampler, "inputs", lambda sampler, *_: sampler.params.seed == 77 and next(CALLS) % 3 == 2
 DRAFT = engine_module, "_draft", lambda row, rows: row.request.stop and row.new_tokens == 2
-JOIN = DecodeBatch, "join", lambda batch, row: row.request.stop
 PREFILL = Engine, "_prefill", lambda engine, row: row.request.stop
 
 
@@ -194,13 +170,9 @@ PREFILL = Engine, "_prefill", lambda engine, row: row.request.stop
     "place, error, sentence",
     [
         (TEXT, RuntimeError("secret /home/x"), r"failed on this request \(RuntimeError\). Try again."),
-        (STEP, FloatingPointError("secret"), "The base's numbers overflow"),
         (SAMPLING, MemoryError("secret"), "not enough memory"),
-        (SAMPLING, IndexError("secret"), r"failed on this request \(IndexError\)"),
         (DRAFT, MemoryError("secret"), "not enough memory"),
-        (JOIN, MemoryError("secret"), "not enough memory"),
         (PREFILL, torch.OutOfMemoryError("secret"), "not enough memory"),
-        (PREFILL, Busy("no place"), "no place"),
     ],
 )
 def test_an_exception_in_one_row_ends_that_row(check_honest, monkeypatch, place, error, sentence):
@@ -217,26 +189,6 @@ def test_an_exception_in_one_row_ends_that_row(check_honest, monkeypatch, place,
         with pytest.raises(AdapterError, match=sentence):
             raise end
         assert "secret" not in str(end)
-
-
-def test_rows_with_the_same_prompts_share_one_copy_which_is_counted(packed_base, tmp_path, monkeypatch):
-    tuned = random_adapter(packed_base.fingerprint, 1, tuning=TuningConfig(64, norms=True, lora_rank=4))
-    save_adapter(tuned, tmp_path / "tuned")
-    reserved, prepare = [], CompiledForward.prepare
-    requests = [replace(ENDLESS, adapter="tuned", strength=s) for s in (0.5, 0.5, 1.5, 0.5)]
-    with closing(Engine(packed_base, AdapterStore(tmp_path))) as engine:
-        monkeypatch.setattr(
-            CompiledForward, "prepare", lambda *a: reserved.append(engine._prefix_cache._reserved) or prepare(*a)
-        )
-        expected = [tokens_of(engine.submit(request)) for request in requests]
-        wait_until(lambda: not engine._prepared)  # a row that has ended holds none
-        assert len(reserved) == 4
-        with monkeypatch.context() as patched:
-            patched.setattr("adapter.serve.scheduler.MAX_ROWS", 0)
-            answers = [engine.submit(request) for request in requests]
-        engine._wake.put(None)  # all four start at once
-        assert [tokens_of(answer) for answer in answers] == expected
-        assert len(reserved) == 6 and min(reserved[4:]) > max(reserved[:4])
 
 
 def test_an_answer_whose_kv_cannot_be_kept_is_given(check_honest, monkeypatch):
@@ -264,11 +216,8 @@ def test_a_reader_whose_event_loop_is_closed_disturbs_nobody(engine, check_hones
     "of, name, error",
     [
         (TorchForward, "__call__", RuntimeError),
-        (TorchForward, "__call__", SystemExit),
         (Scheduler, "schedule", MemoryError),
-        (Scheduler, "reset", RuntimeError),
     ],
-    ids=["pass", "exit", "schedule", "restart"],
 )
 def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, name, error):
     calls = []
@@ -277,8 +226,6 @@ def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, 
         calls.append(None)
         raise error("secret")
 
-    if name == "reset":
-        monkeypatch.setattr(TorchForward, "__call__", fail)
     monkeypatch.setattr(of, name, fail)
     answers = []
     for request in (*HONEST, *HONEST):
@@ -298,39 +245,16 @@ def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, 
     assert "start it again" in str(engine.failure) and not engine._open
 
 
-def test_failures_that_pass_do_not_break_the_engine(engine, alone, monkeypatch):
-    """Each time one fewer than break it: a prefill fails, and then the base itself that is asked in its place."""
-    forward, left = TorchForward.__call__, []
-
-    def failing(*arguments):
-        if left:
-            raise left.pop()
-        return forward(*arguments)
-
-    monkeypatch.setattr(TorchForward, "__call__", failing)
-    for _ in range(3):
-        left.extend([RuntimeError()] * 2 * (MAX_FAILURES - 1))
-        for _ in range(MAX_FAILURES - 1):
-            with pytest.raises(AdapterError, match="Try again"):
-                list(engine.submit(HONEST[0]))
-        wait_until(lambda: not left)
-        assert [tokens_of(engine.submit(request)) for request in HONEST] == alone
-    assert engine.failure is None
-
-
 # Answers that the garbage collector frees.
 
 
-@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "running"])
-def test_an_answer_may_be_freed_in_a_thread_that_holds_the_engines_lock(engine, monkeypatch, waits):
+def test_an_answer_may_be_freed_in_a_thread_that_holds_the_engines_lock(engine, monkeypatch):
+    """As in the worker, in the middle of a step."""
     monkeypatch.setattr("adapter.serve.scheduler.MAX_ROWS", 1)
-    running = engine.submit(ENDLESS)
-    next(running)
-    waiting = engine.submit(ENDLESS)
+    freed = [engine.submit(ENDLESS)]
+    next(freed[0])
+    kept = [engine.submit(ENDLESS)]
     wait_until(lambda: len(engine._scheduler.waiting) == 1)
-    freed = [waiting if waits else running]
-    kept = [running if waits else waiting]
-    del running, waiting
 
     def free():
         with engine._lock:
@@ -339,30 +263,6 @@ def test_an_answer_may_be_freed_in_a_thread_that_holds_the_engines_lock(engine, 
 
     run_in_thread(free)
     assert tokens_of(kept.pop())
-    wait_until(lambda: not engine._open and not engine._scheduler.has_work)
-
-
-def test_an_answer_may_be_freed_in_the_worker(engine, monkeypatch):
-    schedule, freed = Scheduler.schedule, []
-
-    def collecting_schedule(scheduler, now):
-        if len(freed) < 4:
-            gc.collect()
-        return schedule(scheduler, now)
-
-    monkeypatch.setattr(Scheduler, "schedule", collecting_schedule)
-    gc.disable()
-    try:
-        for _ in range(4):
-            answer = engine.submit(ENDLESS)
-            weakref.finalize(answer, lambda: freed.append(threading.current_thread()))
-            cycle = [answer]
-            cycle.append(cycle)  # only the garbage collector frees it
-            del answer, cycle
-        run_in_thread(lambda: tokens_of(engine.submit(HONEST[0])))
-    finally:
-        gc.enable()
-    assert freed == [engine._worker] * 4
     wait_until(lambda: not engine._open and not engine._scheduler.has_work)
 
 
@@ -386,84 +286,25 @@ def test_a_cancelled_answer_frees_its_place_before_its_picture_is_encoded(engine
 
 
 def test_closing_does_not_wait_for_a_download(engine, monkeypatch):
-    asked, downloaded = threading.Semaphore(0), threading.Event()
+    asked, downloaded, ends = threading.Event(), threading.Event(), []
 
     def download(*_):
-        asked.release()
+        asked.set()
         assert downloaded.wait(PATIENCE)
         raise LoadError("no encoder")
 
     monkeypatch.setattr(prompts_module, "load_encoder", download)
     monkeypatch.setattr(engine.prompts, "_loaded_encoders", {})
-    request, ends = replace(HONEST[0], adapter="see", image=PICTURE), []
 
-    def ask(read):
+    def ask():
         with pytest.raises(AdapterError) as caught:
-            read()
+            list(engine.submit(replace(HONEST[0], adapter="see", image=PICTURE)))
         ends.append(str(caught.value))
 
-    readers = [
-        threading.Thread(target=ask, args=[read], daemon=True)
-        for read in (lambda: list(engine.submit(request)), lambda: engine.inspect(request, [5]))
-    ]
-    readers[0].start()
-    asked.acquire()  # the inspection waits for the same encoder
-    readers[1].start()
+    reader = threading.Thread(target=ask, daemon=True)
+    reader.start()
+    assert asked.wait(PATIENCE)
     run_in_thread(engine.close)
-    readers[0].join(PATIENCE)
-    assert ends == [CLOSED] and not downloaded.is_set()
+    reader.join(PATIENCE)
+    assert ends == [CLOSED]
     downloaded.set()
-    readers[1].join(PATIENCE)
-    assert len(ends) == 2
-
-
-# Exceptions from outside, such as those of tests/faulty_app.py.
-
-
-def test_an_exception_at_any_line_of_the_worker_leaves_no_reader_without_an_end(tmp_path, tiny_base):
-    """A trace function raises it: before each line of the engine that the worker runs for two answers."""
-    request = replace(HONEST[0], sampling=replace(GREEDY, max_new_tokens=2))
-
-    def ends(engine: Engine) -> list[str]:
-        answers, found = [engine.submit(request) for _ in range(2)], []
-
-        def read() -> None:
-            for answer in answers:
-                try:
-                    found.append(str(list(answer)[-1].finish_reason))
-                except AdapterError as error:
-                    found.append(str(error))
-
-        run_in_thread(read)
-        wait_until(lambda: not engine._open)
-        return found
-
-    def struck_at(target: int) -> bool:
-        """Whether the worker came as far as its line number `target`."""
-        lines, over = 0, False
-
-        def trace(frame: Any, event: str, argument: Any) -> Any:
-            nonlocal lines
-            if frame.f_code.co_filename != engine_module.__file__ or threading.current_thread().name != "engine":
-                return None
-            # Python takes and gives back a lock without room for an exception; a trace function would find some.
-            takes_lock = "with self._lock" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-            lines += event == "line" and not takes_lock
-            if lines == target and not takes_lock and not over:
-                raise MemoryError  # which ends the tracing of this thread
-            return trace
-
-        threading.settrace(trace)
-        try:
-            engine = Engine(tiny_base, AdapterStore(tmp_path), cache_bytes=2**20)
-        finally:
-            threading.settrace(None)  # type: ignore[arg-type]
-        with closing(engine):
-            assert all(end == "length" or "Try again" in end for end in ends(engine)), target
-            struck, over = lines >= target, True
-            assert ends(engine) == ["length"] * 2, target
-        return struck
-
-    first = 4  # the lines before are run once, at the start of the program
-    last = next(target for target in itertools.count(first) if not struck_at(target))
-    assert last > first + 50

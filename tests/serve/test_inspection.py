@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
-import sysconfig
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,10 +17,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from adapter.__main__ import main
-from adapter.base.image_file import open_image
 from adapter.base.template import Message, encode_prompt
-from adapter.errors import BadInput, Busy, LoadError
-from adapter.method.attention import PromptKV
+from adapter.errors import BadInput, Busy
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.vision import VisualFeatures
@@ -92,13 +88,6 @@ def tuned_adapter(fingerprint):
     return adapter
 
 
-def reference_logprobs(model, prompt_ids, kv=None):
-    """[T], from one pass with the logits of all positions."""
-    ids = torch.tensor([[*prompt_ids, *ANSWER]])
-    logprobs = model(input_ids=ids, prompt_kv=kv).logits[0].log_softmax(-1)
-    return torch.stack([logprobs[len(prompt_ids) - 1 + i, token] for i, token in enumerate(ANSWER)])
-
-
 def reference_shares(model, adapter, prompt_ids):
     """Shares [T, L, H] and weights [T, L, K]: the forward pass with loops over heads, without any code of ours."""
     ids = torch.tensor([*prompt_ids, *ANSWER])[:-1]
@@ -153,69 +142,6 @@ def test_shares_and_weights_follow_the_equations(tiny_base, tiny_fingerprint, pr
     assert torch.equal(found.parts[0].gates, adapter.activated_gates())
 
 
-def test_at_gate_or_strength_zero_shares_and_influence_are_zero(tiny_base, tiny_fingerprint):
-    closed = random_adapter(tiny_fingerprint)
-    closed.gates.zero_()
-    for adapter, strength in ((closed, 1.0), (random_adapter(tiny_fingerprint), 0.0)):
-        found = inspect(tiny_base, adapter, ANSWER, strength=strength)
-        for zero in (found.shares, found.prompt_share, found.influence, found.parts[0].gates):
-            assert not zero.any()
-        assert_close(found.parts[0].prompt_weights.sum(-1), torch.ones(7, 3))
-
-
-def test_two_inspections_at_once_do_not_mix_and_leave_nothing_on_the_model(tiny_base, tiny_fingerprint):
-    adapters = [random_adapter(tiny_fingerprint, seed, prompt_length=4 + seed) for seed in (1, 2)]
-    want = [inspect(tiny_base, adapter, ANSWER) for adapter in adapters]
-    ids, start = torch.tensor([ANSWER]), threading.Barrier(2)
-    before = tiny_base.model(input_ids=ids).logits
-
-    def run(which):
-        torch.set_num_threads(1)
-        start.wait()
-        return [inspect(tiny_base, adapters[which], ANSWER) for _ in range(10)]
-
-    with ThreadPoolExecutor(2) as pool:
-        for found, wanted in zip(pool.map(run, (0, 1)), want, strict=True):
-            for one in found:
-                assert torch.equal(one.shares, wanted.shares) and torch.equal(one.influence, wanted.influence)
-                assert torch.equal(one.parts[0].prompt_weights, wanted.parts[0].prompt_weights)
-    assert torch.equal(tiny_base.model(input_ids=ids).logits, before)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_base.model.modules())
-
-
-def test_a_mix_is_inspected_as_a_whole_and_by_adapter(tiny_base, tiny_fingerprint, prompt_ids):
-    model, strengths = tiny_base.model, (0.5, 0.9)
-    adapters = [
-        random_adapter(tiny_fingerprint, 1),
-        random_adapter(tiny_fingerprint, 2, prompt_length=3, insertion_layers=2),
-    ]
-    mixed = PromptKV.mixed([a(model).scaled(strength) for a, strength in zip(adapters, strengths, strict=True)])
-    found = inspect_answer(tiny_base, adapters, prompt_ids, ANSWER, mixed)
-    assert_close(found.logprobs, reference_logprobs(model, prompt_ids, mixed), rtol=1e-4, atol=1e-4)
-    assert found.layers == (1, 2, 3) and [part.layers for part in found.parts] == [(1, 2, 3), (2, 3)]
-    assert [part.prompt_weights.shape for part in found.parts] == [(7, 3, 5), (7, 2, 3)]
-    for part, adapter, strength in zip(found.parts, adapters, strengths, strict=True):
-        assert_close(part.gates, adapter.activated_gates() * strength)
-        assert_close(part.prompt_weights.sum(-1), torch.ones(part.prompt_weights.shape[:2]))
-    # The lowest layer, where only the first adapter is, has the same input as without the second.
-    alone = inspect(tiny_base, adapters[0], ANSWER, strength=0.5)
-    assert_close(found.shares[:, 0], alone.shares[:, 0])
-    assert_close(found.parts[0].prompt_weights[:, 0], alone.parts[0].prompt_weights[:, 0])
-
-
-def test_the_engine_returns_the_same_inspection(engine, tiny_base, tiny_fingerprint):
-    adapter = engine.store.load("one", tiny_base)
-    request, events = generate(engine, "one", strength=0.7)
-    ids = [event.token_id for event in events]
-    found, want = engine.inspect(request, ids), inspect(tiny_base, adapter, ids, strength=0.7)
-    assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)
-    for name in ("shares", "logprobs", "base_logprobs"):
-        assert_close(getattr(found, name), getattr(want, name))
-    assert_close(found.parts[0].prompt_weights, want.parts[0].prompt_weights)
-    assert "".join(found.tokens) == "".join(event.text for event in events)
-    assert found.no_image_logprobs is None
-
-
 def test_the_engine_inspects_with_the_image_of_the_request_which_is_encoded_once(engine):
     image = Image.new("RGB", (8, 8))
     request, events = generate(engine, "see", image, mix=(("one", 0.5),))
@@ -268,36 +194,29 @@ def test_law_with_all_layers_muted_the_engine_answers_as_the_frozen_base(engine,
 
 def test_the_engine_refuses_what_cannot_be_inspected(engine):
     request, _ = generate(engine, "one")
-    for changed, ids, error, message in (
-        ({"adapter": None}, ANSWER, BadInput, "frozen base"),
-        ({"adapter": "nobody"}, ANSWER, LoadError, "nobody"),
-        ({}, [], BadInput, "no answer"),
-        ({}, [97], BadInput, "from 0 to 96"),
-        ({}, [1] * MAX_TOKENS, BadInput, "can be looked into"),
-        ({"mute_layers": (0,)}, ANSWER, BadInput, "nothing to mute in layer 0"),
-        ({"mute_heads": (4,)}, ANSWER, BadInput, "nothing to mute in head 4"),
-        ({"image": Image.new("RGB", (8, 8))}, ANSWER, BadInput, "text only"),
-        ({"gates": ((99, 0, 0.0),)}, ANSWER, BadInput, "nothing to mute in layer 99"),
-        ({"gates": ((1, 77, 0.0),)}, ANSWER, BadInput, "nothing to mute in head 77"),
+    for changed, ids, message in (
+        ({"adapter": None}, ANSWER, "frozen base"),
+        ({}, [97], "from 0 to 96"),
+        ({}, [1] * MAX_TOKENS, "can be looked into"),
+        ({"mute_layers": (0,)}, ANSWER, "nothing to mute in layer 0"),
+        ({"image": Image.new("RGB", (8, 8))}, ANSWER, "text only"),
+        ({"gates": ((1, 77, 0.0),)}, ANSWER, "nothing to mute in head 77"),
     ):
-        with pytest.raises(error, match=message):
+        with pytest.raises(BadInput, match=message):
             engine.inspect(replace(request, **changed), ids)
-    many = ((1, 0, 1.0),) * 4097
-    for wrong in ({"mute_heads": (True,)}, *({"gates": g} for g in (((0, 0, 2.1),), ((0, 0, math.nan),), many))):
-        with pytest.raises(BadInput, match="whole numbers|Factors of gates"):
-            replace(request, **wrong)
+    for gates in (((0, 0, math.nan),), ((1, 0, 1.0),) * 4097):
+        with pytest.raises(BadInput, match="Factors of gates"):
+            replace(request, gates=gates)
     assert engine.inspect(request, ANSWER).token_ids == tuple(ANSWER)  # errors take no place in the queue
 
 
 def test_one_inspection_runs_and_few_wait(engine, monkeypatch):
     request, _ = generate(engine, "one")
-    inspect_answer, go, running, peak = inspection.inspect_answer, threading.Event(), [], []
+    inspect_answer, go, begun = inspection.inspect_answer, threading.Event(), []
 
     def slow(*arguments):
-        running.append(1)
-        peak.append(len(running))
+        begun.append(None)
         assert go.wait(PATIENCE)
-        running.pop()
         return inspect_answer(*arguments)
 
     monkeypatch.setattr(inspection, "inspect_answer", slow)
@@ -313,13 +232,10 @@ def test_one_inspection_runs_and_few_wait(engine, monkeypatch):
         asked = pool.map(run, range(MAX_WAITING + 2))
         wait_until(lambda: len(refusals) == 2)
         generate(engine, "one")  # answers do not wait for inspections
+        assert len(begun) == 1
         go.set()
         list(asked)
-    assert len(peak) == MAX_WAITING and set(peak) == {1}
-    assert all("looked into already" in end for end in refusals) and len(refusals) == 2
-    engine.close()
-    with pytest.raises(Busy, match="closed"):
-        engine.inspect(request, ANSWER)
+    assert len(begun) == MAX_WAITING and all("looked into already" in end for end in refusals)
 
 
 def test_the_commands_mute_and_print_a_row_for_each_token(tiny_folder, tiny_fingerprint, tmp_path, capsys):
@@ -341,27 +257,8 @@ def test_the_commands_mute_and_print_a_row_for_each_token(tiny_folder, tiny_fing
     for mutes in ([], every):
         out = run(["inspect"], *mutes).out.splitlines()
         assert out[0].split() == ["token", "drawn", "%", "influence", "log", "p"]
-        rows = [row.split()[-3:-1] for row in out[1 : out.index("")]]
-        assert 1 <= len(rows) <= 6
-        if mutes:
-            assert rows == [["0.00", "0.00"]] * len(rows)
-        else:
-            assert all(0 < float(drawn) < 100 for drawn, _ in rows) and "█" in out[out.index("") + 1]
-
-
-@pytest.mark.slow
-def test_the_word_for_what_a_picture_shows_is_grounded_on_the_real_base(base):
-    picture = open_image(Path(sysconfig.get_path("purelib"), "skimage/data/coffee.png"))
-    sampling = SamplingParams(0, max_new_tokens=32)
-    asked = (Message("user", "What is in this picture?"),)
-    request = GenerationRequest(asked, "see", picture, sampling=sampling)
-    with closing(Engine(base, AdapterStore())) as engine:
-        events = [event for event in engine.submit(request) if event.token_id is not None]
-        found = engine.inspect(request, [event.token_id for event in events])
-    # Orders of summation in bfloat16.
-    assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=0, atol=0.25)
-    assert found.influence.sum() > 5 and 0.01 < found.prompt_share.min() <= found.prompt_share.max() < 0.9
-    assert 2 < found.grounding.max() > found.grounding[-2], list(zip(found.tokens, found.grounding, strict=True))
+        drawn = [float(row.split()[-3]) for row in out[1 : out.index("")]]
+        assert 1 <= len(drawn) <= 6 and all((not share) if mutes else 0 < share < 100 for share in drawn)
 
 
 # What the base gives each token while an answer is being written.
@@ -397,9 +294,8 @@ def test_law_the_base_reads_along_what_a_pass_over_the_whole_answer_gives(engine
     wait_until(lambda: len(engine._slots) == 0)
 
 
-def test_the_base_reads_along_where_it_is_asked_to_and_there_is_room(engine, monkeypatch):
+def test_the_base_reads_along_where_it_is_asked_to_and_there_is_room(engine):
     request, _ = generate(engine, "one")
-    room = engine._slots.capacity
 
     def found(**changes):
         received = list(engine.submit(replace(request, **changes)))
@@ -410,23 +306,18 @@ def test_the_base_reads_along_where_it_is_asked_to_and_there_is_room(engine, mon
     assert found() == found(base_logprobs=True, strength=0.0) == found(base_logprobs=True, adapter=None) == 0
     engine._slots.capacity = 64  # one slot
     assert found(base_logprobs=True) == 0
-    engine._slots.capacity = room
-
-    def broken(*_):
-        raise RuntimeError("no memory for the logits")
-
-    monkeypatch.setattr("adapter.serve.engine.base_logprobs", broken)
-    assert found(base_logprobs=True) == 0 and engine.failure is None
 
 
 # Factors of single gates.
 
 
 def test_law_factors_of_gates_are_those_of_an_adapter_with_such_gates(engine, tiny_fingerprint):
-    """0 in all of a layer is muting it; 2 in all gates is the double strength; one gate is that gate alone."""
+    """0 in all of a layer is muting it; 2 in all gates is the double strength; one gate counts."""
     request, plain = generate(engine, "one")
-    adapter = engine.store.load("one", engine.base)
-    layers, heads = adapter.config.layers, range(tiny_fingerprint.num_attention_heads)
+    layers, heads = (
+        engine.store.load("one", engine.base).config.layers,
+        range(tiny_fingerprint.num_attention_heads),
+    )
 
     def logprobs(**changes):
         return [e.logprob for e in engine.submit(replace(request, **changes)) if e.token_id is not None]
@@ -437,10 +328,4 @@ def test_law_factors_of_gates_are_those_of_an_adapter_with_such_gates(engine, ti
     assert logprobs(gates=of_all(0.0, layers[:1])) == logprobs(mute_layers=layers[:1])
     assert logprobs(gates=of_all(2.0)) == logprobs(strength=2.0)
     assert logprobs(gates=of_all(1.0)) == [event.logprob for event in plain]
-    half = logprobs(gates=((layers[1], 0, 0.5),))
-    other = copy.deepcopy(adapter)
-    gate = 0.5 * adapter.activated_gates()[1, 0]
-    other.gates.data[1, 0] = gate.atanh() if adapter.config.gate_activation == "tanh" else gate
-    save_adapter(other, engine.store.folders[0] / "other")
-    assert_close(torch.tensor(half), torch.tensor(logprobs(adapter="other")), atol=1e-4, rtol=0)
-    assert half != logprobs()
+    assert logprobs(gates=((layers[1], 0, 0.5),)) != logprobs()

@@ -50,7 +50,7 @@ def token_of(sample_rows, logits, params, number=0.5):
 
 
 @both_paths
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, seed):
     rng = random.Random(seed)
     logits = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(seed))
@@ -86,23 +86,12 @@ def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, se
     assert token == penalised.argmax()
 
 
-def test_a_penalty_is_on_the_prompt_and_on_what_was_sampled_and_off_where_there_is_a_form():
+def test_a_penalty_is_on_the_prompt_and_on_what_was_sampled():
     params = SamplingParams(temperature=0, repetition_penalty=2.0)
     sampler = Sampler(params, None, [1])
     logits = torch.tensor([[1.5, 2.0, 1.2, -1.0]])  # 1 is in the prompt; then 0 has been sampled, and then 2
     assert [sample(logits, [sampler])[0][0][0] for _ in range(4)] == [0, 2, 1, 1]
     assert sample(logits, [Sampler(params, None, [1, 1], stop_ids={1})])[0][0][0] == 1  # it ends each turn
-
-    class AnyForm:
-        complete = False
-
-        def allowed(self):
-            return np.full(1, 0xFFFFFFFF, np.uint32)
-
-        def accept(self, token):
-            pass
-
-    assert sample(logits, [Sampler(params, AnyForm(), [1])])[0][0][0] == 1
 
 
 def mixed_params(rng: random.Random) -> SamplingParams:
@@ -126,21 +115,6 @@ def test_both_paths_take_the_same_tokens():
     right = sampling._sample_on_device(logits, inputs)
     assert [token for token, _ in left] == [token for token, _ in right]
     assert [logprob for _, logprob in left] == pytest.approx([logprob for _, logprob in right], abs=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_seed_gives_the_same_tokens_on_cuda():
-    rng = random.Random(0)
-    logits = 3 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0))
-    params = [mixed_params(rng) for _ in logits]
-    prompt = range(0, 1000, 7)
-    on_cpu, on_cuda = (
-        sample(where, [Sampler(p, None, prompt) for p in params]) for where in (logits, logits.cuda())
-    )
-    assert [token for [(token, _)] in on_cpu] == [token for [(token, _)] in on_cuda]
-    for [(_, left)], [(_, right)] in zip(on_cpu, on_cuda, strict=True):
-        assert left == pytest.approx(right, abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -182,15 +156,6 @@ def test_the_lowest_temperatures_and_top_p_take_the_most_likely_token(sample_row
         assert token_of(sample_rows, LOGITS, SamplingParams(temperature=1.0, top_p=lowest), HIGHEST) == 1
 
 
-@both_paths
-@pytest.mark.parametrize("top_p", [0.6, 0.999, 1.0])
-def test_the_highest_random_number_samples_no_impossible_token(sample_rows, top_p):
-    for count in range(1, 60):
-        logits = torch.full((count + 5,), -1e9)
-        logits[:count] = torch.linspace(0, 0.5, count)
-        assert token_of(sample_rows, logits, SamplingParams(temperature=1.0, top_p=top_p), HIGHEST) < count
-
-
 # Drafts.
 
 
@@ -228,28 +193,3 @@ def test_logits_behind_a_wrong_draft_need_not_be_finite_and_others_must():
     assert sample(logits, [Sampler(params)], [[first + 1, 0]]) == [[(first, logprob)]]
     [[right, wrong]] = sample(logits, [Sampler(params)], [[first, 0]])
     assert right == (first, logprob) and isinstance(wrong, FloatingPointError)
-
-
-@pytest.mark.parametrize("by_row", [True, False])
-@pytest.mark.parametrize("place", ["_draw_on_cpu", "_draw", "inputs"])
-def test_what_goes_wrong_with_one_request_is_its_own(monkeypatch, by_row, place):
-    """Whether it is told before anything is sampled, or by a product of all requests, as on a GPU."""
-    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
-    params = [SamplingParams(temperature=1.0, seed=seed, min_p=0.5 if seed == 2 else 0.0) for seed in range(5)]
-    monkeypatch.setattr(sampling, "_is_on_cpu", lambda logits: by_row)
-    expected = sample(logits, [Sampler(p) for p in params])
-    target = Sampler if place == "inputs" else sampling
-    original = getattr(target, place)
-
-    def struck(*arguments):
-        marked = {"_draw_on_cpu": lambda: arguments[2].min_p, "_draw": lambda: arguments[3].any()}
-        if marked.get(place, lambda: arguments[0].params.min_p)():
-            raise torch.OutOfMemoryError
-        return original(*arguments)
-
-    monkeypatch.setattr(target, place, struck)
-    found = sample(logits, [Sampler(p) for p in params])
-    if (place == "_draw_on_cpu") == by_row or place == "inputs":
-        assert isinstance(found[2][0], torch.OutOfMemoryError)
-        found[2] = expected[2]
-    assert found == expected

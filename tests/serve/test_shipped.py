@@ -1,4 +1,4 @@
-"""The shipped adapters do what their cards promise, and the laws of serving hold, on the real base."""
+"""The shipped adapters do what their cards promise, on the real base."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ def engine(base):
         yield engine
 
 
-def generate(engine, text, adapter=None, image=None, **fields):
+def generate(engine, text, adapter=None, image=None):
     request = GenerationRequest(
         (Message("user", text),),
         adapter=adapter,
         image=None if image is None else open_image(PACKAGES / image),
         sampling=SamplingParams(temperature=0, max_new_tokens=64),
-        **fields,
     )
     return "".join(event.text for event in engine.submit(request))
 
@@ -53,7 +52,6 @@ def test_each_is_small_and_has_a_card_with_scores(name):
     "text, expected",
     [
         ("Please save Maria Keller, maria.keller@gmail.com", {"type": "person", "name": "Maria Keller"}),
-        ("Meeting with Tom Baker on Friday at 3 pm.", {"type": "meeting", "with": "Tom Baker", "date": "Friday"}),
         ("We need 12 red mugs for Acme Ltd.", {"type": "order", "item": "red mugs", "quantity": 12}),
     ],
 )
@@ -86,45 +84,3 @@ def test_see_names_what_a_photograph_shows(engine, image, names):
     text = generate(engine, "What is in this picture?", "see", image)
     assert any(name in text for name in names), text
     assert text.count(".") == 1 and text.endswith("."), text
-
-
-@pytest.mark.slow
-def test_see_and_pirate_together_name_what_a_photograph_shows_in_the_voice(engine):
-    """As two of three photographs do (docs/log.md); with plain sums of the terms, none."""
-    shown = {
-        "skimage/data/chelsea.png": ("cat",),
-        "skimage/data/coffee.png": ("coffee", "espresso", "cup"),
-        "skimage/data/brick.png": ("wall", "brick"),
-        "gradio/media_assets/images/cheetah1.jpg": ("cheetah", "big cat"),
-    }
-    right = 0
-    for image, names in shown.items():
-        text = generate(engine, "What is in this picture?", "see", image, mix=(("pirate", 1.1),))
-        right += score_answer(text) and any(name in text for name in names)
-    assert right >= 2
-
-
-@pytest.mark.slow
-def test_law_sixteen_rows_together_give_the_bits_of_each_alone(base):
-    """Short and long prompts; every adapter, mixes and the base; with and without an image."""
-    picture = open_image(PACKAGES / "skimage/data/coffee.png")
-    story = "The lighthouse keeper counts the ships that pass. " * 12
-    texts = ("Hi!", "Please save Maria Keller, m.k@gmail.com", f"{story}What does he do?", "What is the sun?")
-    requests = [
-        GenerationRequest(
-            (Message("user", texts[i % 4] if name != "see" else "What is in this picture?"),),
-            adapter=name,
-            image=picture if name == "see" else None,
-            strength=(1.0, 0.6)[i % 2],
-            mix=(("pirate", 0.5),) if i % 5 == 1 else (),
-            sampling=SamplingParams(temperature=0, max_new_tokens=(8, 24)[i % 3 == 0]),
-        )
-        for i in range(16)
-        for name in [(None, "extract", "pirate", "see", "extract")[i % 5]]
-    ]
-    with closing(Engine(base, AdapterStore())) as together, closing(Engine(base, AdapterStore())) as alone:
-        answers = [together.submit(request) for request in requests]
-        found = [[(e.token_id, e.logprob) for e in events if e.token_id is not None] for events in answers]
-        for request, got in zip(requests, found, strict=True):
-            assert got == [(e.token_id, e.logprob) for e in alone.submit(request)]
-    assert len({tuple(got) for got in found}) > 10

@@ -74,25 +74,3 @@ def test_the_first_folder_wins(tmp_path, tiny_fingerprint):
     store = AdapterStore(tmp_path / "mine", tmp_path / "shipped")
     assert store.names() == ["poet"]
     assert store.card("poet").description == "mine"
-
-
-def test_control_characters_are_removed_from_descriptions_and_cards(tmp_path, tiny_fingerprint):
-    odd = "A\nline \x1b[31mof\u202e many\u2028" + "x" * 48_000
-    save_adapter(random_adapter(tiny_fingerprint, description=odd), tmp_path / "poet", "# poet\n\n\tx\x1b[2J\n")
-    store = AdapterStore(tmp_path)
-    described = store.card("poet").description
-    assert described.startswith("A line [31mof many x") and len(described) == 300 and described.endswith("…")
-    assert store.card("poet").config.description == odd
-    assert store.card_text("poet") == "# poet\n\n\tx[2J"
-
-
-def test_a_card_is_read_without_its_front_matter(tmp_path, tiny_fingerprint):
-    store = AdapterStore(tmp_path)
-    save_adapter(
-        random_adapter(tiny_fingerprint), tmp_path / "poet", "---\nlicense: mit\n---\n\n# poet\n\nRhymes.\n"
-    )
-    assert store.card_text("poet") == "# poet\n\nRhymes."
-    (tmp_path / "poet" / "README.md").write_bytes(b"\xff" * 100_000)
-    assert 0 < len(store.card_text("poet")) <= 50_000
-    (tmp_path / "poet" / "README.md").unlink()
-    assert store.card_text("poet") == ""

@@ -6,7 +6,6 @@ import copy
 import itertools
 from contextlib import closing
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from adapter.base.llama import Base
 from adapter.base.packed.integer_product import GROUP
 from adapter.base.packed.quantize import quantize_linears
 from adapter.errors import LoadError
-from adapter.method.attention import LayerPrompts, PromptKV
+from adapter.method.attention import PromptKV
 from adapter.method.config import TuningConfig
 from adapter.method.deltas import Deltas, LinearDelta
 from adapter.serve.compiled import layers
@@ -119,15 +118,6 @@ def test_tokens_give_the_same_bits_however_they_are_divided(compiled, packed_bas
     assert torch.equal(cache.read(slots[0], 90), cache.read(slots[2], 90))
 
 
-def test_nothing_of_a_row_that_is_not_finite_reaches_another(compiled, packed_base):
-    cache, slots = KVCache(packed_base, 512), [Slot(0, 128), Slot(256, 128)]
-    run(compiled, cache, [IDS[:40], IDS[:40]], slots, [0, 0], [None, None])
-    want = run(compiled, cache, [[7]], slots[1:], [40], [None])
-    cache.read(slots[0], 40)[:] = float("nan")
-    got = run(compiled, cache, [[7], [7]], slots, [40, 40], [None, None])
-    assert not got[0].isfinite().any() and torch.equal(got[1], want[0])
-
-
 def test_a_zero_gate_and_a_strength_of_zero_leave_the_base_bit_for_bit(compiled, packed_base, tiny_fingerprint):
     cache, slot = KVCache(packed_base, 128), Slot(0, 128)
     want = run(compiled, cache, [IDS], [slot], [0], [None], every=True)
@@ -138,14 +128,6 @@ def test_a_zero_gate_and_a_strength_of_zero_leave_the_base_bit_for_bit(compiled,
         torch.nn.init.normal_(parameter)
     for kv in (untrained, trained(packed_base.model).scaled(0)):
         assert torch.equal(run(compiled, cache, [IDS], [slot], [0], [kv], every=True), want)
-
-
-def test_a_base_whose_heads_are_rotated_in_part_is_not_for_compiled_code(tiny_base):
-    """It would take the angles of the next token, and read past the last one's."""
-    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    model = random_llama(rope_parameters=rope).bfloat16()
-    quantize_linears(model)
-    assert not CompiledForward.suits(replace(tiny_base, model=model))
 
 
 # The compiled layers, one by one, beside the equations in double precision with the same roundings: what a product
@@ -225,12 +207,10 @@ def below(kv, layers):
 
 @pytest.mark.parametrize("sizes", [
     {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64},
-    {"hidden_size": 80, "num_attention_heads": 10, "num_key_value_heads": 2, "head_dim": 16},
     {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 20},
-    {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
 ])  # fmt: skip
 def test_each_compiled_layer_equals_the_equations_with_the_same_roundings(sizes, tiny_base):
-    """Heads of one vector, of several and of none, grouped queries, three tiles of keys, all kinds of terms."""
+    """Heads of several vectors and of none, grouped queries, three tiles of keys, all kinds of terms."""
     sizes = {**sizes, "num_hidden_layers": 4}
     model = random_llama(std=0.15, random_norms=True, **sizes).bfloat16()
     quantize_linears(model)
@@ -279,11 +259,6 @@ def changed(**changes):
     return change
 
 
-def beside(layer):
-    """The prompts of the topmost layer in another one, too."""
-    return lambda kv: replace(kv, layers={**kv.layers, layer: kv.layers[3]})
-
-
 def linear(layer, name, **delta):
     sizes = {what: torch.zeros(1, *size) for what, size in delta.items()}
     return lambda kv: replace(kv, deltas=Deltas({(layer, name): LinearDelta(**sizes)}, {}))
@@ -297,23 +272,12 @@ def norm(layer, name, size):
     "change",
     [
         changed(keys=torch.zeros(1, 2, 5, 16)),
-        changed(keys=torch.zeros(1, 1, 5, 8)),
         changed(values=torch.zeros(1, 2, 4, 8)),
-        changed(keys=torch.zeros(1, 2, 0, 8), values=torch.zeros(1, 2, 0, 8)),
         changed(gates=torch.zeros(1, 3)),
-        changed(gates=torch.zeros(1, 4, device="meta")),
-        changed(mask=torch.zeros(1, 5)),
-        beside(4),
-        beside(-1),
-        lambda kv: replace(kv, size=2),
+        lambda kv: replace(kv, layers={**kv.layers, 4: kv.layers[3]}),
         linear(0, "q", bias=(31,)),
-        linear(4, "q", bias=(32,)),
-        linear(0, "k", scale=(32,)),
         linear(0, "up", down=(2, 32)),
-        linear(0, "o", down=(2, 32), up=(32, 3)),
         norm(0, "mlp_norm", 31),
-        norm(0, "final_norm", 32),
-        norm(4, "mlp_norm", 32),
     ],
 )
 def test_what_compiled_code_would_read_beside_its_end_is_refused(change, packed_base, tiny_fingerprint):
@@ -321,30 +285,6 @@ def test_what_compiled_code_would_read_beside_its_end_is_refused(change, packed_
     Entry(kv, packed_base)
     with pytest.raises(LoadError, match="This adapter does not fit the base"):
         Entry(change(kv), packed_base)
-
-
-def test_strides_and_types_of_an_entry_change_nothing(compiled, packed_base, tiny_fingerprint):
-    kv = random_adapter(tiny_fingerprint)(packed_base.model)
-    other = {
-        layer: tuple(
-            LayerPrompts(t.keys.mT.contiguous().mT.float(), t.values.double(), t.gates.double()) for t in terms
-        )
-        for layer, terms in kv.layers.items()
-    }
-    cache, slot = KVCache(packed_base, 128), Slot(0, 128)
-    one, two = (run(compiled, cache, [IDS], [slot], [0], [p], every=True) for p in (kv, PromptKV(other)))
-    assert torch.equal(one, two)
-
-
-def test_a_pool_of_another_base_and_a_place_beyond_it_are_refused(compiled, packed_base):
-    pool = KVCache(packed_base, 128).data
-    for wrong in (pool.float(), pool[:3], pool[..., :4], pool.mT.contiguous().mT):
-        with pytest.raises(ValueError, match="not of this base"):
-            run(compiled, SimpleNamespace(data=wrong), [[1]], [Slot(0, 64)], [0], [None])
-    with pytest.raises(ValueError, match="no place"):
-        run(compiled, SimpleNamespace(data=pool), [[1]], [Slot(128, 64)], [0], [None])
-    with pytest.raises(RuntimeError, match="outgrown"):
-        run(compiled, SimpleNamespace(data=pool), [[1]], [Slot(0, 64)], [64], [None])
 
 
 def test_torch_computes_layers_that_cannot_be_compiled(packed_base, tiny_fingerprint, monkeypatch, caplog):
