@@ -32,7 +32,7 @@ REPORT_SECONDS = 30.0
 # Growth that is allowed after the warm-up, in which caches fill: of prefixes, pictures, prompts and sessions.
 GROWTH_MB, GROWTH_THREADS, GROWTH_FILES = 80, 16, 20
 # By default the server would keep more than a warm-up fills: Gradio's sessions, of 0.3 MB each, and the KV cache.
-SESSIONS, CACHE_GB = 200, 1.0
+SESSIONS, CACHE_GB = 200, 0.6
 SETTLE_SECONDS = 60.0  # in which sockets of clients that left are closed
 
 
