@@ -72,8 +72,8 @@ class Meta:
         size = int(self.params.get("ffn_dim_multiplier", 1) * int(8 * self.params["dim"] / 3))
         return math.ceil(size / self.params["multiple_of"]) * self.params["multiple_of"]
 
-    def filled(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Meta:
-        torch.manual_seed(seed)
+    def filled(self) -> Meta:
+        torch.manual_seed(0)
         dim, head_dim = self.params["dim"], self.params["dim"] // self.params["n_heads"]
         self.tensors["tok_embeddings.weight"] = torch.randn(self.vocab, dim)
         for i in range(self.params["n_layers"]):
@@ -91,7 +91,6 @@ class Meta:
             self.tensors[f"layers.{i}.ffn_norm.weight"] = torch.rand(dim) + 0.5
         self.tensors["norm.weight"] = torch.rand(dim) + 0.5
         self.tensors["output.weight"] = torch.randn(self.vocab, dim) * 0.3
-        self.tensors.update({name: values.to(dtype) for name, values in self.tensors.items()})
         return self
 
     def parts(self, number: int) -> dict[str, Tensor]:

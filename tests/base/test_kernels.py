@@ -22,21 +22,15 @@ COS, SIN = ANGLES.cos(), ANGLES.sin()
             lambda x: x / (x.square().mean(-1, keepdim=True) + NORM.variance_epsilon).sqrt() * NORM.weight,
             [(2, 5, 12)],
         ),
-        *(
-            (
-                lambda x, t=t: kernels.rotate(x, COS[:, :t], SIN[:, :t]),
-                lambda x, t=t: apply_rotary_pos_emb(x, x, COS[:, :t], SIN[:, :t])[0],
-                [(2, 3, t, 8)],
-            )
-            for t in (1, 5)
+        (
+            lambda x: kernels.rotate(x, COS, SIN),
+            lambda x: apply_rotary_pos_emb(x, x, COS, SIN)[0],
+            [(2, 3, 5, 8)],
         ),
-        *(
-            (
-                lambda gate, up, act=act: kernels.gated_unit(act, gate, up),
-                lambda gate, up, act=act: act(gate) * up,
-                [(2, 5, 12)] * 2,
-            )
-            for act in (torch.nn.SiLU(), torch.nn.GELU())
+        (
+            lambda gate, up: kernels.gated_unit(torch.nn.SiLU(), gate, up),
+            lambda gate, up: torch.nn.functional.silu(gate) * up,
+            [(2, 5, 12)] * 2,
         ),
     ],
 )

@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from adapter.base import embedded, llama, memory
+from adapter.base import llama
 from adapter.base.llama import AdaptedLlama, load_base
-from adapter.base.memory import DeviceMemory
 from adapter.base.packed import integer_product, quantize
 from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
@@ -35,8 +34,6 @@ def test_auto_reports_its_quantization_and_memory_and_is_close_to_the_full_base(
     assert base.quantization == ("none" if on_gpu else "packed-int4")
     assert isinstance(base.model.lm_head, PackedLinear) != on_gpu
     assert 120 < base.memory_bytes / 2**20 < (300 if on_gpu else 170)
-    assert base.quantization in base.describe() and "MB" in base.describe()
-    assert base.context_length == 8192
     assert base.tokenizer.decode(sorted(base.stop_ids)) == "<|im_end|>"
     full = load_base(quantization="none", device="cpu")
     ids = torch.tensor([encode_prompt(base.tokenizer, PROMPT)])
@@ -93,9 +90,7 @@ def transformers_packed(folder: Path, dtype: torch.dtype) -> AdaptedLlama:
     return model.eval()
 
 
-@pytest.mark.parametrize(
-    ("stored", "tied"), [(torch.bfloat16, True), (torch.float16, False), (torch.float32, True)]
-)
+@pytest.mark.parametrize(("stored", "tied"), [(torch.bfloat16, True), (torch.float16, False)])
 @torch.no_grad()
 def test_packing_while_loading_is_packing_afterwards(stored, tied, tiny_base, tmp_path):
     model = random_llama(std=0.15)
@@ -136,42 +131,6 @@ def test_loading_holds_one_weight_unpacked_and_maps_no_file(tiny_base, tmp_path,
     assert not any(w() for w in seen) and base.model.dtype == torch.bfloat16
 
 
-def test_a_base_of_the_hub_is_fetched_and_packed(tiny_folder, monkeypatch):
-    asked = []
-
-    def download(repo, allow_patterns):
-        asked.append((repo, set(allow_patterns)))
-        return str(tiny_folder)
-
-    config = llama.base_config(str(tiny_folder))
-    monkeypatch.setattr(llama, "snapshot_download", download)
-    model = llama._load_packed("user/tiny", "user/tiny", config, torch.bfloat16)
-    stored = {"model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"}
-    assert asked == [("user/tiny", {*stored, "generation_config.json"})] and isinstance(
-        model.lm_head, PackedLinear
-    )
-    monkeypatch.setattr(llama, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("no route")))
-    with pytest.raises(LoadError, match="Cannot load the base 'user/tiny'.") as caught:
-        llama._load_packed("user/tiny", "user/tiny", config, torch.bfloat16)
-    assert "no route" in with_detail(caught.value)
-
-
-def pickled(folder: Path) -> Path:
-    """The folder with its weights in a pickle, which transformers reads."""
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    return folder
-
-
-def test_a_base_of_other_files_is_read_by_transformers(tiny_folder, tmp_path):
-    folder = pickled(Path(shutil.copytree(tiny_folder, tmp_path / "base")))
-    ids = torch.arange(9)[None]
-    assert torch.equal(
-        load_base(str(folder), device="cpu").model(input_ids=ids).logits,
-        transformers_packed(folder, torch.bfloat16)(input_ids=ids).logits,
-    )
-
-
 BROKEN = "model.layers.2.mlp.up_proj.weight"
 
 
@@ -181,11 +140,10 @@ BROKEN = "model.layers.2.mlp.up_proj.weight"
         (lambda tensors: tensors.pop(BROKEN), "is not among its weights"),
         (lambda tensors: tensors.update({BROKEN: torch.zeros(3, 4)}), r"has shape \(3, 4\), not|size|shape"),
         (lambda tensors: tensors[BROKEN][3].fill_(math.nan), "holds numbers that are not finite"),
-        (lambda tensors: tensors[BROKEN][3].fill_(-math.inf), "holds numbers that are not finite"),
     ],
-    ids=["missing", "misshapen", "nan", "infinite"],
+    ids=["missing", "misshapen", "nan"],
 )
-@pytest.mark.parametrize("quantization", ["auto", "none", "nf4", "pickle"])
+@pytest.mark.parametrize("quantization", ["auto", "none", "nf4"])
 def test_a_broken_weight_is_an_error_that_names_it(quantization, damage, sentence, four_bit_head, tmp_path):
     """transformers fills a missing one with random numbers, and bitsandbytes makes numbers of NaN."""
     shutil.copytree(four_bit_head, tmp_path, dirs_exist_ok=True)
@@ -194,10 +152,8 @@ def test_a_broken_weight_is_an_error_that_names_it(quantization, damage, sentenc
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     if "shape" in sentence and quantization == "nf4":
         pytest.skip("transformers takes any shape")
-    if quantization == "pickle":
-        pickled(tmp_path)
     with pytest.raises(LoadError) as caught:
-        load_base(str(tmp_path), "auto" if quantization == "pickle" else quantization, "cpu")
+        load_base(str(tmp_path), quantization, "cpu")
     assert re.search(sentence, with_detail(caught.value)), caught.value
     assert "shape" in sentence or BROKEN in str(caught.value)
 
@@ -242,17 +198,7 @@ def test_a_row_is_a_row_in_bitsandbytes(quantization, device, tolerance, tiny_fo
     [
         ("nobody/nothing", {}, "nobody/nothing.*HF_HUB_OFFLINE is set"),
         ("EMPTY", {}, "Check that the folder holds"),
-        *(
-            ("EMPTY", {"device": device}, f"no device '{device}' here. Use 'cpu', 'cuda', 'cuda:1' or 'auto'")
-            for device in ("foo", "meta", "mps:7")
-        ),
-        (embedded.BASE, {"quantization": "3bit"}, "one of auto, nf4, int8, none, got '3bit'"),
-        pytest.param(
-            embedded.BASE,
-            {"device": "cuda"},
-            "no CUDA device",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
-        ),
+        ("EMPTY", {"device": "mps:7"}, "no device 'mps:7' here. Use 'cpu', 'cuda', 'cuda:1' or 'auto'"),
         ("GPT2", {}, "is a gpt2 model"),
     ],
 )
@@ -262,21 +208,3 @@ def test_load_errors_name_the_cause_and_the_remedy(name, options, sentence, tiny
         (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(LoadError, match=sentence):
         load_base(str(tmp_path) if name.isupper() else name, **options)
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@torch.no_grad()
-@pytest.mark.parametrize(("free", "quantization"), [(None, "none"), (300 * 10**6, "nf4")])
-def test_cuda_serves_what_fits_with_a_live_adapter(free, quantization, monkeypatch):
-    if free is not None:
-        monkeypatch.setattr(memory, "cuda", lambda _: DeviceMemory(free, free))
-    base = load_base()
-    assert (base.quantization, base.device.type) == (quantization, "cuda")
-    adapter = random_adapter(base.fingerprint, insertion_layers=30).to(base.device)
-    ids = torch.tensor([encode_prompt(base.tokenizer, PROMPT)], device=base.device)
-    kv = adapter(base.model)
-    plain = base.model(input_ids=ids).logits
-    assert torch.equal(plain, base.model(input_ids=ids, prompt_kv=kv.scaled(0.0)).logits)
-    assert not torch.equal(plain, base.model(input_ids=ids, prompt_kv=kv).logits)

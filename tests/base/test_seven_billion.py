@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -40,9 +38,7 @@ def test_it_loads_and_serves_within_its_own_size(tmp_path: Path) -> None:
             adapter = random_adapter(fingerprint, seed, 1.0, insertion_layers=min(LAYERS, 30), prompt_length=10)
             save_adapter(adapter, tmp_path / "adapters" / str(seed))
         command = [sys.executable, "-m", "tests.base.test_seven_billion", str(folder), str(tmp_path / "adapters")]
-        # Threads that spin cost much beside other programs.
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-        assert subprocess.run(command, timeout=3000, env=environment).returncode == 0
+        assert subprocess.run(command, timeout=3000).returncode == 0
     finally:
         shutil.rmtree(folder)  # pytest would keep it
 
@@ -72,37 +68,25 @@ def main(folder: str, adapters: str) -> None:
     # What `require` asks room for beside the base is the cache of a conversation, which this test makes smaller.
     memory.require = lambda *_: None  # type: ignore[assignment]
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
-    begin = time.perf_counter()
     base = load_base(folder, device="cpu")
-    print(f"loaded in {time.perf_counter() - begin:.1f} s: {base.describe()}")
+    print(f"loaded: {base.describe()}")
     print(f"peak: {peak_memory() / base.memory_bytes:.2f} of its size")
     assert base.quantization == "packed-int8"
     assert LAYERS != 32 or 6.8e9 < base.memory_bytes < 7.0e9
     resource.setrlimit(resource.RLIMIT_DATA, (limit + cache + RUNTIME, resource.RLIM_INFINITY))
 
-    def read(answer: Answer) -> tuple[list[tuple], float]:
-        """The first tokens with their log-probabilities, and tokens per second; then the answer is cancelled."""
-        tokens, times = [], []
-        for event in answer:
-            if event.token_id is not None:
-                tokens.append((event.token_id, event.logprob))
-                times.append(time.perf_counter())
-            if len(tokens) == TOKENS:
-                break
-        answer.cancel()
-        return tokens, (len(tokens) - 1) / (times[-1] - times[0])
+    def read(answer: Answer) -> list[tuple]:
+        return [(event.token_id, event.logprob) for event in answer if event.token_id is not None]
 
-    ids, sampling = tuple(range(40, 60)), SamplingParams(temperature=0, max_new_tokens=SLOT - 20)
+    ids, sampling = tuple(range(40, 60)), SamplingParams(temperature=0, max_new_tokens=TOKENS)
     requests = [GenerationRequest(prompt_ids=ids, adapter=str(n), sampling=sampling) for n in range(4)]
     with closing(Engine(base, AdapterStore(Path(adapters)), cache_bytes=cache)) as engine:
         alone = [read(engine.submit(request)) for request in requests]
         answers = [engine.submit(request) for request in requests]
         with ThreadPoolExecutor(len(answers)) as readers:
             together = list(readers.map(read, answers))
-    print(f"one row: {statistics.median(speed for _, speed in alone):.2f} tokens/s")
-    print(f"four rows: {sum(speed for _, speed in together):.2f} tokens/s on {torch.get_num_threads()} threads")
-    assert [tokens for tokens, _ in together] == [tokens for tokens, _ in alone]
-    assert len({str(tokens) for tokens, _ in alone}) == 4, "the adapters differ"
+    assert together == alone
+    assert len({str(tokens) for tokens in alone}) == 4, "the adapters differ"
 
 
 if __name__ == "__main__":

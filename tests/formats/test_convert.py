@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import io
 import os
 import pickle
@@ -20,7 +18,7 @@ from adapter.__main__ import main
 from adapter.base.llama import base_fingerprint, load_base
 from adapter.errors import LoadError, with_detail
 from adapter.formats import hub
-from adapter.formats.convert import Options, change_gate_activation, convert, new_folder
+from adapter.formats.convert import Options, change_gate_activation, convert
 from adapter.method import checkpoint
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import VisionConfig
@@ -56,28 +54,16 @@ def names_in(folder: Path) -> list[str]:
 # The fingerprint of a base, without loading it.
 
 
-@pytest.mark.parametrize("kind", ["whole", "sharded", "without weights"])
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
 def test_the_fingerprint_equals_that_of_the_loaded_base(kind, tiny_base, tiny_folder, tmp_path):
     loaded = load_base(str(tiny_folder), "none", "cpu").fingerprint
     folder = shutil.copytree(tiny_folder, tmp_path / tiny_folder.name)
-    if kind != "whole":
-        (folder / "model.safetensors").unlink()
     if kind == "sharded":
+        (folder / "model.safetensors").unlink()
         tiny_base.model.save_pretrained(folder, max_shard_size="20KB")
         assert len(list(folder.glob("*.safetensors"))) > 1
     found = base_fingerprint(str(folder))
-    assert found == (dataclasses.replace(loaded, weights="") if kind == "without weights" else loaded)
-    assert loaded.weights and not found.differences(loaded)
-
-
-@pytest.mark.slow
-def test_the_default_base_is_named_when_it_does_not_fit(tmp_path):
-    tensors = {"adapter_query.weight": torch.randn(10 * 30, 4096)}
-    tensors |= {f"layers.{i}.attention.gate": torch.full((1, 9, 1, 1), float(i > 1)) for i in range(32)}
-    torch.save(tensors, tmp_path / "llama_adapter.pth")
-    sentence = r"does not fit SmolLM2-135M-Instruct \(the default\).*hidden_size 4096 instead of 576.*--base"
-    with pytest.raises(LoadError, match=sentence):
-        convert(str(tmp_path / "llama_adapter.pth"), tmp_path / "to")
+    assert found == loaded and loaded.weights
 
 
 # Ours to ours: gate activations.
@@ -94,18 +80,7 @@ def test_the_other_activation_is_the_same_function(tiny, ours, tmp_path, activat
     assert torch.equal(one.prompts, two.prompts)
     back = change_gate_activation(change_gate_activation(one, "identity"), "tanh")
     assert_close(back.gates, one.gates, rtol=1e-6, atol=1e-6)
-    card = (tmp_path / "to" / "README.md").read_text()
-    assert card.startswith("---\nlicense: cc-by-4.0\n") and "Rhymes." in card
-
-
-@pytest.mark.parametrize("value", [1.0, -1.2])
-def test_a_gate_that_tanh_cannot_express_is_named(tiny_fingerprint, tmp_path, value):
-    adapter = random_adapter(tiny_fingerprint, gate_activation="identity")
-    adapter.gates[1, 2] = value
-    save_adapter(adapter, tmp_path / "ours")
-    with pytest.raises(LoadError, match="layer 2, head 2 is .*tanh stays below 1.*--to-gate-activation identity"):
-        convert(str(tmp_path / "ours"), tmp_path / "to", Options(to_gate_activation="tanh"))
-    assert names_in(tmp_path) == ["ours"]
+    assert (tmp_path / "to" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +88,7 @@ def test_a_gate_that_tanh_cannot_express_is_named(tiny_fingerprint, tmp_path, va
     [
         ({"prompt_norm": True}, {"to_format": "litgpt"}, "norm, which the format does not know"),
         ({"vision": VisionConfig("any", feature_size=6)}, {"to_format": "official-v1"}, "it reads pictures"),
-        ({}, {"to_format": "litgpt", "to_gate_activation": "tanh"}, "are raw. Leave --to-gate-activation out"),
         ({}, {"gate_activation": "identity"}, "says tanh. Leave --gate-activation out"),
-        ({}, {"layers": 2}, "says 3. Leave --layers out"),
     ],
 )
 def test_what_cannot_be_written_exactly_is_refused(tiny_fingerprint, tmp_path, config, options, message):
@@ -157,33 +130,20 @@ HALF = "damaged or only half a download"
     "content, message",
     [
         (saved({"adapter_query.weight": _Code()}), "(posix.system)"),
-        (saved({**V1, "extra": argparse.ArgumentError(None, "x")}), "(argparse.ArgumentError)"),
         (pickle.dumps({"a": _Code()}, protocol=2), "holds code, which is not run"),
         (saved(V1, zipfile.ZIP_DEFLATED), "compressed"),  # it could unpack to any size
-        (saved(OPTIMIZER), "the state of an optimizer and no model"),
         (saved({"optimizer": OPTIMIZER, "epoch": 3}), "the state of an optimizer and no model"),
-        (saved({"epoch": 3}), "holds no tensors"),
         (saved([1, 2]), "holds a list"),
         (saved({**LLAMA_PTH, "tok_embeddings.weight": torch.ones(2, 2)}), "is a base"),
-        (saved({"something.weight": torch.ones(2)}), "no adapter that is known here"),
         (saved({"base_model.model.layers.0.q_proj.lora_A.weight": torch.ones(2)}), "is a LoRA"),
-        (saved({"prompts": torch.ones(2), "gates": torch.ones(2)}), "Give the folder that holds it"),
         # The V2 family is recognised by tensors that only it has.
         (saved({"model": V1, "config": {"w_bias": True, "w_lora": False}}), "cannot be shared out"),
-        (saved({**V1, "layers.0.attention_norm.weight": torch.ones(4)}), "cannot be shared out"),
-        (
-            saved({**V1, "layers.0.attention.strange.bias": torch.ones(4), "llama.x": torch.ones(1)}),
-            "part of a V2",
-        ),
-        (b"", HALF),
         (b"<html>Not found</html>", HALF),
-        (saved(V1)[:1_000], HALF),
         (saved(V1)[:-20], HALF),
-        (save(V1)[:1_000], HALF),
         (save(V1)[:-20], HALF),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     ],
-    ids=range(22),
+    ids=range(12),
 )
 def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypatch, content, message):
     monkeypatch.setenv("MADE_BY_CODE", str(tmp_path / "made"))
@@ -194,39 +154,12 @@ def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypa
     assert names_in(tmp_path) == ["file.pth"]
 
 
-@pytest.mark.parametrize(
-    "source, message",
-    [
-        ("/no/such/file.pth", "There is no 'file.pth'"),
-        ("{tmp}/none", "holds no adapter"),
-        ("{tmp}/two", "holds 2 files of weights; name one"),
-        ("{tmp}/peft", "has no adapter_model.safetensors"),
-        ("{tmp}/odd", "is no PEFT configuration"),
-    ],
-)
-def test_a_folder_without_an_adapter_is_refused(tmp_path, source, message):
-    for name in ("none", "two", "peft", "odd"):
-        (tmp_path / name).mkdir()
-    for name in ("a.pth", "b.pth"):
-        (tmp_path / "two" / name).touch()
-    (tmp_path / "peft" / "adapter_config.json").write_text('{"peft_type": "ADAPTION_PROMPT"}')
-    (tmp_path / "odd" / "adapter_config.json").write_text("[]")
-    with pytest.raises(LoadError) as error:
-        convert(source.format(tmp=tmp_path), tmp_path / "to")
-    assert message in with_detail(error.value)
-    assert not (tmp_path / "to").exists()
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"gate_activation": "tanh"}, "are identity by its definition"),
-        ({"layers": 2}, "tells its insertion layers itself"),
-    ],
-)
-def test_options_that_contradict_the_format_are_refused(tiny_folder, tiny_lit, tmp_path, options, message):
-    with pytest.raises(LoadError, match=message):
-        convert(str(tiny_lit), tmp_path / "to", Options(base=str(tiny_folder), **options))
+def test_a_folder_without_an_adapter_is_refused(tmp_path):
+    for files, message in (((), "holds no adapter"), (("a.pth", "b.pth"), "holds 2 files of weights; name one")):
+        for name in files:
+            (tmp_path / name).touch()
+        with pytest.raises(LoadError, match=message):
+            convert(str(tmp_path), tmp_path / "to")
 
 
 # What is left on disk.
@@ -235,33 +168,19 @@ def test_options_that_contradict_the_format_are_refused(tiny_folder, tiny_lit, t
 def test_a_folder_that_is_not_empty_is_never_written_to(ours, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    for to in ("full", "full/thesis.txt"):
-        with pytest.raises(LoadError, match="exists already and is not overwritten"):
-            convert(str(ours), tmp_path / to)
+    with pytest.raises(LoadError, match="exists already and is not overwritten"):
+        convert(str(ours), tmp_path / "full")
     assert names_in(tmp_path / "full") == ["thesis.txt"]
-    (tmp_path / "empty").mkdir()
-    convert(str(ours), tmp_path / "empty")
-    assert names_in(tmp_path / "empty") == ["README.md", "adapter.safetensors", "config.json"]
 
 
-@pytest.mark.parametrize("to_format", ["llama-adapter", "litgpt"])
-def test_a_full_disk_leaves_nothing(ours, tmp_path, monkeypatch, to_format):
+def test_a_full_disk_leaves_nothing(ours, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(LoadError, match="cannot be written") as error:
-        convert(str(ours), tmp_path / "to", Options(to_format=to_format))
-    assert "No space left on device" in with_detail(error.value)
+    with pytest.raises(LoadError, match="cannot be written"):
+        convert(str(ours), tmp_path / "to", Options(to_format="litgpt"))
     assert names_in(tmp_path) == ["poet"]
-
-
-def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path):
-    with pytest.raises(OSError), new_folder(tmp_path / "to") as temporary:
-        (temporary / "ours").touch()
-        (tmp_path / "to").mkdir()
-        (tmp_path / "to" / "theirs").touch()
-    assert names_in(tmp_path) == ["to"] and names_in(tmp_path / "to") == ["theirs"]
 
 
 # The command line and the Hub.
@@ -276,9 +195,6 @@ def test_the_command_converts_and_notes_what_it_assumed(tiny_folder, tiny_lit, t
     assert main(["--adapters", str(tmp_path), "show", "lit"]) == 0
     assert main(["convert", str(to), "--to", str(tmp_path / "p"), "--to-format", "peft"]) == 0
     assert names_in(tmp_path / "p") == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
-    capsys.readouterr()
-    assert main(["convert", str(to), "--to", str(tmp_path / "p")]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
 
 
 @pytest.fixture
@@ -322,25 +238,13 @@ def test_adapters_of_both_formats_answer_from_the_hub(ours, on_hub, tiny_folder,
     assert torch.equal(load_file(to / "adapter.safetensors")["prompts"], adapter.prompts)
 
 
-def test_errors_about_the_hub_name_the_repository(on_hub, tmp_path):
-    (on_hub[0] / "adapter_config.json").write_text('{"peft_type": "ADAPTION_PROMPT"}')
-    with pytest.raises(LoadError, match=f"someone/bin@{COMMIT}: .*only safetensors are fetched"):
-        convert("someone/bin", tmp_path / "to")
-
-
 def test_offline_the_error_says_so(capsys, tmp_path):
     """Without a fake: the tests run with HF_HUB_OFFLINE=1."""
-    for arguments in (
-        ["generate", "--adapter", "no/such", "hi"],
-        ["convert", "no/such", "--to", str(tmp_path / "a")],
-    ):
-        assert main(arguments) == 1
-        error = capsys.readouterr().err
-        assert "'no/such' is not in the local cache and HF_HUB_OFFLINE is set" in error and error.count("\n") == 1
+    assert main(["convert", "no/such", "--to", str(tmp_path / "a")]) == 1
+    error = capsys.readouterr().err
+    assert "'no/such' is not in the local cache and HF_HUB_OFFLINE is set" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["poet", "/abs/olute", "./relative", "a/b/c", "user/", "user/../..", "u/r@", "-x/y"]
-)
+@pytest.mark.parametrize("name", ["poet", "./relative", "a/b/c", "user/../.."])
 def test_other_names_are_not_taken_for_repositories(name):
     assert hub.parse(name) is None

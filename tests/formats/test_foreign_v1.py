@@ -67,14 +67,6 @@ def test_a_v1_file_gives_the_reference_logits(small, tmp_path, length, layers, s
     assert_close(found.double(), expected, **CLOSE)
 
 
-def test_without_the_row_permutation_the_logits_differ(small):
-    """Meta rotates pairs and Hugging Face halves of a head, so the rows of wq and wk are permuted."""
-    model, _ = small
-    weights, ours = meta_weights(model), stepwise_logits(model, IDS).double()
-    assert_close(reference_logits(to_meta_order(weights), IDS, {}, {}, rotate_pairs), ours, **CLOSE)
-    assert (reference_logits(weights, IDS, {}, {}, rotate_pairs) - ours).abs().max() > 0.01
-
-
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
 def test_our_adapter_written_as_v1_gives_the_same_logits(small, tmp_path, activation):
     model, folder = small
@@ -108,59 +100,21 @@ def test_a_full_training_checkpoint_is_read(small, tmp_path):
         "model": {**{n: t.half() for n, t in to_meta_order(meta_weights(model)).items()}, **tensors},
         "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 1e-3}]},
         "epoch": 4,
-        "scaler": {"scale": 65536.0},
-        "args": argparse.Namespace(adapter_layer=2, adapter_len=6, lr=None, blr=9e-3),
+        "args": argparse.Namespace(adapter_layer=2, adapter_len=6, lr=None),
     }
     torch.save(whole, tmp_path / "checkpoint-4.pth")
     found = converted_logits(model, folder, tmp_path / "checkpoint-4.pth", tmp_path / "ours")
     assert_close(found.double(), reference(model, tensors, 2, "tanh"), **CLOSE)
 
 
-def test_the_card_states_an_assumed_activation(small, tmp_path):
-    torch.save(random_v1(), tmp_path / "v1.pth")
-    base = str(small[1])
-    _, notes = convert(str(tmp_path / "v1.pth"), tmp_path / "assumed", Options(base=base))
-    assert "gate activation (assumed)" in " ".join(notes)
-    card = (tmp_path / "assumed" / "README.md").read_text()
-    assert "| gate activation | tanh (assumed, see below) |" in card and "| template | alpaca |" in card
-    stated = Options(base=base, gate_activation="identity", layers=3)
-    assert convert(str(tmp_path / "v1.pth"), tmp_path / "stated", stated)[1] == []
-    card = (tmp_path / "stated" / "README.md").read_text()
-    assert "| gate activation | identity |" in card and "assumed" not in card
-    assert "licence | unknown" in card and base_fingerprint(base).tokenizer in card
-
-
-def test_an_unknown_number_of_layers_must_be_stated(small, tmp_path):
-    tensors = random_v1(length=4, layers=3)
-    tensors["adapter_query.weight"] = torch.randn(12, HIDDEN)
-    for i in range(LAYERS):
-        tensors[f"layers.{i}.attention.gate"].zero_()
-    torch.save(tensors, tmp_path / "v1.pth")
-    base = str(small[1])
-    with pytest.raises(LoadError, match="its 12 prompts.*--layers, one of 1, 2, 3, 4"):
-        convert(str(tmp_path / "v1.pth"), tmp_path / "to", Options(base=base))
-    adapter, _ = convert(str(tmp_path / "v1.pth"), tmp_path / "to", Options(base=base, layers=2))
-    assert adapter.prompts.shape == (2, 6, HIDDEN)
-    for layers in (5, 0, -1):
-        with pytest.raises(LoadError, match="12 prompts and 4 layers"):
-            convert(str(tmp_path / "v1.pth"), tmp_path / "again", Options(base=base, layers=layers))
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"layers.1.attention.gate": None}, "the gate of layer 1 is missing"),
-        ({"layers.4.attention.gate": torch.ones(1, HEADS, 1, 1)}, "5 layers instead of 4"),
-        ({"layers.1.attention.gate": torch.ones(1, HEADS, 2, 1)}, "has shape (1, 4, 2, 1)"),
-        ({"layers.1.attention.gate": torch.ones(1)}, "some of its layers have 1 gates and others 4"),
         ({"layers.1.attention.gate": torch.full((1, HEADS, 1, 1), torch.nan)}, "not finite"),
         ({"adapter_query.weight": torch.randn(15, 64)}, "hidden_size 64 instead of 32"),
-        ({"adapter_query.weight": torch.randn(15)}, "not (L*K, hidden_size)"),
         ({"adapter_query.weight": torch.ones(1).expand(3 * 10**5, 10**6)}, "far more than an adapter has"),
-        ({"adapter_query.weight": torch.ones(15, HIDDEN, dtype=torch.long)}, "has type torch.int64"),
-        ({"adapter_query.weight": torch.ones(15, HIDDEN).to_sparse()}, "ordinary"),
         ({"surprise": torch.ones(1)}, "surprise is no part of a V1 adapter"),
-        ({f"layers.{i}.attention.gate": torch.ones(1, 8, 1, 1) for i in range(4)}, "8 gates a layer"),
     ],
 )
 def test_a_broken_file_is_refused(small, tmp_path, change, message):

@@ -134,31 +134,15 @@ def test_the_converted_adapter_gives_the_reference_logits(multi_head, tmp_path, 
     torch.testing.assert_close(ours, reference(weights, tensors, visual), rtol=1e-5, atol=1e-5)
 
 
-def test_visual_queries_tell_the_number_of_layers(multi_head, tmp_path):
-    """Twelve prompts are three a layer in the four layers that have a gate, or four a layer in three of them."""
-    tensors = random_v2(multi_head[2], False, True)
-    tensors |= {"adapter_query.weight": torch.randn(12, HIDDEN), "visual_query.weight": torch.randn(4, WIDTH)}
-    tensors["llama.layers.0.attention.gate"] = torch.randn(1, HEADS, 1, 1)
-    adapter = converted(multi_head, tensors, tmp_path)
-    assert (adapter.config.insertion_layers, adapter.config.prompt_length) == (3, 4)
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path, lora):
+def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path):
     model, _, weights = multi_head
     copy.deepcopy(model).float().save_pretrained(tmp_path / "base")
     tiny_base.tokenizer.save_pretrained(tmp_path / "base")
-    tensors = random_v2(weights, lora, images=False)
-    config = {"w_bias": True, "w_lora": lora, "lora_rank": 16}
-    torch.save({"model": tensors, "config": config}, tmp_path / "v2.pth")
+    tensors = random_v2(weights, lora=True, images=False)
+    torch.save({"model": tensors, "config": {"w_bias": True, "w_lora": True}}, tmp_path / "v2.pth")
     convert(str(tmp_path / "v2.pth"), tmp_path / "ours", Options(base=str(tmp_path / "base")))
-    adapter = load_adapter(tmp_path / "ours").double()
-    ours = model(input_ids=IDS, use_cache=False, prompt_kv=adapter(model)).logits
+    ours = model(input_ids=IDS, use_cache=False, prompt_kv=load_adapter(tmp_path / "ours").double()(model)).logits
     torch.testing.assert_close(ours, reference(weights, tensors), rtol=1e-5, atol=1e-5)
-    card = (tmp_path / "ours" / "README.md").read_text()
-    assert "official LLaMA-Adapter V2 format" in card and "norms, biases" in card
-    with pytest.raises(LoadError, match="changes norms or linear maps"):
-        convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft", base=str(tmp_path / "base")))
 
 
 @pytest.mark.parametrize(
@@ -166,12 +150,8 @@ def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path, lora):
     [
         (lambda t: t.pop("adapter_query.weight"), "lacks adapter_query.weight"),
         (lambda t: t.update({"llama.layers.1.attention.wq.bias": torch.zeros(5)}), "bias.q has shape (5,)"),
-        (lambda t: t.update({"llama.layers.9.attention.wq.bias": torch.zeros(HIDDEN)}), "layer 9"),
         (lambda t: t.update({"strange": torch.zeros(1)}), "strange is no part"),
-        (lambda t: t.pop("visual_proj.weight"), "lacks what becomes projection.visual_proj.weight"),
         (lambda t: t.update({"adapter_query.weight": torch.zeros(7, HIDDEN)}), "cannot be shared out"),
-        (lambda t: t.update({"adapter_query.weight": torch.zeros(9, 64)}), "does not fit"),
-        (lambda t: t.pop("llama.layers.3.attention.gate"), "--base"),
         (lambda t: t.update({"visual_query.weight": torch.zeros(4, WIDTH)}), "4 visual queries"),
     ],
 )

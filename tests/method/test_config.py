@@ -33,45 +33,29 @@ QUERIES = VisionConfig(encoder="any", projection="queries", token_size=7, width=
 TUNING = TuningConfig(intermediate_size=64, norms=True, bias=True, scale=True, lora_rank=3)
 # The smallest values of each, alone and together, and the largest where there is a limit.
 RUNS = [
-    *({"prompt_length": length} for length in (1, 2, 500)),
+    *({"prompt_length": length} for length in (1, 500)),
     *({"insertion_layers": layers} for layers in (1, 4)),
     *({"gate_activation": activation} for activation in GATE_ACTIVATIONS),
     *({"template": template} for template in TEMPLATES),
-    {"prompt_norm": True},
-    {"prompt_norm": False},
     {"form": 'start: "{" MESSAGE_WORDS "}"'},
-    {"vision": VisionConfig(encoder="any", feature_size=1, hidden=1)},
-    {"vision": VisionConfig(encoder="any", feature_size=6, channels="BGR")},
     *({"vision": replace(LABEL, **{name: 1})} for name in ("feature_size", "hidden", "num_kinds", "name_length")),
-    {"vision": replace(LABEL, num_classes=2)},
     {"vision": replace(LABEL, num_classes=2, num_kinds=1, name_length=1), "prompt_length": 2 + KIND_LENGTH + 4},
-    {"vision": replace(LABEL, name_length=4), "prompt_length": 8 + KIND_LENGTH + 4},
-    {"vision": replace(LABEL, num_facts=1, fact_size=1)},
     *({"vision": replace(QUERIES, **{name: 1})} for name in ("token_size", "blocks", "heads")),
     {"vision": replace(QUERIES, token_size=1, width=1, blocks=1, heads=1), "prompt_length": 1},
-    {"vision": replace(QUERIES, heads=12)},
     {"vision": replace(QUERIES, blocks=MAX_BLOCKS)},
-    *({"tuning": TuningConfig(64, **{name: True})} for name in ("norms", "bias", "scale")),
     *({"tuning": TuningConfig(64, lora_rank=rank)} for rank in (1, 200)),
-    *({"tuning": replace(TUNING, layers=layers)} for layers in (1, 4)),
     {"tuning": TUNING, "vision": QUERIES},
 ]
 REFUSED = [
     ({"prompt_length": 0}, "prompt_length must be a whole number of at least 1, got 0"),
-    ({"prompt_length": True}, "prompt_length must be a whole number"),
     ({"insertion_layers": 5}, "at most the base's 4, got 5"),
     ({"gate_activation": "relu"}, "gate_activation must be one of tanh, identity"),
-    ({"template": ""}, "template must be one of"),
-    ({"form": ""}, "form must be a grammar or null, got ''"),
-    ({"form": {"type": "object"}}, "form must be a text, got {'type': 'object'}"),
     ({"form": "x" * (MAX_FORM_BYTES + 1)}, f"form must have at most {MAX_FORM_BYTES} bytes"),
     ({"format_version": 2}, "format_version 2"),
-    ({"tuning": replace(TUNING, layers=5)}, "tuning.layers must be at most the base's 4, got 5"),
     ({"vision": LABEL, "prompt_length": 7 + KIND_LENGTH}, "prompt_length must be more than 10 .* got 10"),
 ]
 REFUSED_PARTS = [
     *((LABEL, name, 0, f"{name} must be a whole number of at least") for name in ("feature_size", "hidden")),
-    *((LABEL, name, 0, f"{name} must be a whole number of at least 1") for name in ("num_kinds", "name_length")),
     (LABEL, "num_facts", -1, "num_facts must be a whole number of at least 0"),
     (LABEL, "fact_size", 0, "fact_size must be a whole number of at least 1"),
     *((LABEL, name, False, "name_states and certainty must be true") for name in ("name_states", "certainty")),
@@ -82,12 +66,8 @@ REFUSED_PARTS = [
     ),
     (QUERIES, "width", 13, "multiple of heads 3, got 13"),
     (QUERIES, "channels", "GRB", "vision.channels must be one of RGB, BGR"),
-    (QUERIES, "projection", "query", "vision.projection must be one of global, label, queries"),
     (QUERIES, "blocks", MAX_BLOCKS + 1, f"at most {MAX_BLOCKS}"),
     (TUNING, "lora_rank", -1, "lora_rank must be a whole number of at least 0"),
-    (TUNING, "lora_rank", 1.5, "lora_rank must be a whole number"),
-    (TUNING, "intermediate_size", 0, "intermediate_size must be a whole number"),
-    (TUNING, "layers", -1, "layers must be a whole number of at least 0"),
     (TuningConfig(64, norms=True), "norms", False, "must change something"),
 ]
 
@@ -143,25 +123,19 @@ def test_a_wrong_part_is_refused_by_name(part, name, value, words):
         replace(part, **{name: value})
 
 
-@pytest.mark.parametrize("size", [1, 63, 128])
-def test_deltas_for_mlps_of_another_size_never_reach_a_batch(size, tiny):
+def test_deltas_for_mlps_of_another_size_never_reach_a_batch(tiny):
     """With a size of 1 they are broadcast and the adapter answers alone, but another one beside it could not."""
-    tuning = TuningConfig(intermediate_size=size, bias=True)
-    adapter = random_adapter(FINGERPRINT, tuning=tuning)
-    with pytest.raises(LoadError, match=f"intermediate_size {size}, and this one has 64. Use it with tiny"):
+    adapter = random_adapter(FINGERPRINT, tuning=TuningConfig(intermediate_size=1, bias=True))
+    with pytest.raises(LoadError, match="intermediate_size 1, and this one has 64. Use it with tiny"):
         adapter(tiny)
 
 
 @pytest.mark.parametrize(
     ("table", "value"),
     [
-        ("name_of", -1),
         ("name_of", 6),
-        ("names", -2),
         ("names", 97),
         ("kind_of", 2),
-        ("kind_of", -2),
-        ("kinds", 97),
     ],
 )
 def test_a_table_that_points_outside_is_refused(table, value, tmp_path):

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from contextlib import closing
 
 import pytest
 import torch
 
-from adapter.base.template import Message
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
-from adapter.method.checkpoint import save_adapter
 from adapter.method.config import AdapterConfig, TuningConfig
 from adapter.method.deltas import LINEARS, NORMS
-from adapter.serve.engine import Engine
-from adapter.serve.request import GenerationRequest, SamplingParams
-from adapter.serve.store import AdapterStore
 from tests.tiny_models import random_adapter
 
 ALL = TuningConfig(intermediate_size=64, norms=True, bias=True, scale=True, lora_rank=3)
@@ -66,20 +60,12 @@ def merged(model, adapter, strength=1.0):
     return model
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.4])
 @pytest.mark.parametrize(
     "tuning",
-    [
-        ALL,
-        TuningConfig(64, norms=True),
-        TuningConfig(64, bias=True),
-        TuningConfig(64, scale=True),
-        TuningConfig(64, lora_rank=2),
-        dataclasses.replace(ALL, layers=1),
-    ],
-    ids=["all", "norms", "bias", "scale", "lora", "topmost"],
+    [ALL, TuningConfig(64, norms=True), TuningConfig(64, lora_rank=2), dataclasses.replace(ALL, layers=1)],
+    ids=["all", "norms", "lora", "topmost"],
 )
-def test_deltas_equal_merged_weights(tiny, tiny_fingerprint, tuning, strength):
+def test_deltas_equal_merged_weights(tiny, tiny_fingerprint, tuning, strength=0.4):
     adapter = tuned_adapter(tiny_fingerprint, tuning=tuning)
     kv = adapter(tiny).scaled(strength)
     # Prompts pass the frozen projections, so they are the same on both sides.
@@ -118,43 +104,3 @@ def test_mixed_deltas_add(tiny, tiny_fingerprint):
             linear = getattr(layer.self_attn if name in "qkvo" else layer.mlp, f"{name}_proj")
             linear.bias = torch.nn.Parameter(sum(part.tuning.bias[name][i] for part in parts))
     torch.testing.assert_close(logits(tiny, kv=kv), logits(model, kv=PromptKV(kv.layers)), rtol=1e-4, atol=1e-4)
-
-
-def test_generate_with_a_cache_equals_no_cache(tiny, tiny_fingerprint):
-    kv = tuned_adapter(tiny_fingerprint)(tiny)
-    ids = tiny.generate(
-        input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False, prompt_kv=kv
-    )
-    assert torch.equal(logits(tiny, ids, kv)[:, 19:-1].argmax(-1), ids[:, 20:])
-
-
-@pytest.mark.parametrize("kind", ["tiny_base", "packed_base"])
-def test_batched_rows_equal_rows_alone_in_the_engine(kind, request, tiny_fingerprint, tmp_path):
-    serving = request.getfixturevalue(kind)
-    save_adapter(tuned_adapter(tiny_fingerprint, 1, template="raw", size=0.05), tmp_path / "tuned")
-    save_adapter(random_adapter(tiny_fingerprint, 2, template="raw"), tmp_path / "plain")
-    requests = [
-        GenerationRequest((Message("user", "abc"),), adapter=name, strength=strength, mix=mix,
-                          sampling=SamplingParams(temperature=0, max_new_tokens=8))
-        for name, strength, mix in (
-            ("tuned", 1.0, ()), (None, 1.0, ()), ("plain", 1.0, ()), ("tuned", 0.5, (("plain", 0.7),)),
-            ("tuned", 0.0, ()), ("plain", 0.0, ()),
-        )
-    ]  # fmt: skip
-
-    def told(answers):
-        return [[(e.token_id, e.logprob) for e in answer if e.token_id is not None] for answer in answers]
-
-    with closing(Engine(serving, AdapterStore(tmp_path))) as engine:
-        alone = [told([engine.submit(request)])[0] for request in requests]
-        together = told([engine.submit(request) for request in requests])
-    exact = serving.quantization != "none"  # in fp32 the order of summation may differ
-
-    def same(one, other):
-        assert [t for t, _ in one] == [t for t, _ in other]
-        assert [p for _, p in one] == pytest.approx([p for _, p in other], abs=0 if exact else 1e-3)
-
-    for one, other in zip(alone, together, strict=True):
-        same(one, other)
-    same(alone[4], alone[5])
-    assert alone[4] != alone[0]

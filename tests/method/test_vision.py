@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 
 from adapter.base import encoder as base_encoder
 from adapter.base.encoder import load_encoder
-from adapter.errors import LoadError
 from adapter.formats.official_v2 import ENCODER
 from adapter.method import vision
 from adapter.method.config import TuningConfig, VisionConfig
@@ -39,31 +38,6 @@ def test_the_encoder_classifies_real_photographs():
     assert torch.allclose(alone.levels[:, -1280:] @ weight.T + bias, alone.logits, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_an_unknown_encoder_is_refused_by_name():
-    with pytest.raises(LoadError, match="knows no encoder 'nonsense_net'"):
-        load_encoder("nonsense_net")
-    with pytest.raises(LoadError, match="resnet18.*cannot be loaded"):
-        load_encoder("resnet18")
-
-
-def full(value: float, tokens: bool = True) -> VisualFeatures:
-    shapes = ((1, 3), (1, 2), (1, 4, 5))
-    values = [torch.full(shape, value) for shape in shapes]
-    return VisualFeatures(*values if tokens else values[:2])
-
-
-def test_features_can_be_concatenated_and_sliced():
-    parts = [full(float(i)) for i in range(3)]
-    joined = VisualFeatures.cat(parts).to(torch.float64)
-    assert len(joined) == 3
-    assert joined.levels.dtype == joined.logits.dtype == joined.tokens.dtype == torch.float64
-    for name in ("levels", "logits", "tokens"):
-        assert torch.equal(getattr(joined[1:2], name).float(), getattr(parts[1], name))
-    assert VisualFeatures.cat([full(0.0), full(1.0, tokens=False)]).tokens is None
-    assert full(0.0, tokens=False)[:1].tokens is None
-
-
 @pytest.fixture
 def unlearned(monkeypatch) -> Callable[[str], VisualEncoder]:
     """Encoders by timm's names, with random weights instead of a download."""
@@ -84,7 +58,6 @@ def noise(seed: int) -> Image.Image:
     "name, tokens, size",
     [
         ("vit_tiny_patch16_224", 1 + 14 * 14, 192),  # the class token is one of them
-        ("mobilenetv3_small_050", 7 * 7, 288 + vision._POSITION_SIZE),
         ("swin_tiny_patch4_window7_224", 7 * 7, 768 + vision._POSITION_SIZE),  # its maps have the channels last
     ],
 )
@@ -104,39 +77,10 @@ def test_tokens_are_the_last_features_in_order_of_position(unlearned, name, toke
         torch.testing.assert_close(got.tokens[:, :, :768].mean(1), got.levels[:, -768:])
 
 
-def test_tokens_pass_the_encoders_own_head_if_asked(unlearned):
-    """As all of CLIP's do in V2: the class token's are the logits."""
-    encoder = unlearned("vit_tiny_patch16_224")
-    got = encoder.encode([noise(0)], tokens=True, projected=True)
-    assert got.tokens.shape == (1, 1 + 14 * 14, encoder.num_classes)
-    torch.testing.assert_close(got.tokens[:, 0], got.logits)
-    with pytest.raises(LoadError, match="has no head"):
-        unlearned("mobilenetv3_small_050").encode([noise(0)], tokens=True, projected=True)
-
-
-@pytest.mark.parametrize("name, changes", [("vit_tiny_patch16_224", True), ("mobilenetv3_small_050", False)])
-def test_a_transformer_computes_in_half_precision_and_convolutions_do_not(unlearned, name, changes):
-    """Features are fp32 all the same, and the fingerprint tells the two apart."""
-    encoder, image = unlearned(name), noise(0)
-    whole, fingerprint = encoder.encode([image], tokens=True), encoder.fingerprint()
-    assert fingerprint == unlearned(name).fingerprint() == encoder.compute_in(torch.float32).fingerprint()
-    half = encoder.compute_in(torch.bfloat16).encode([image], tokens=True)
-    assert (encoder.fingerprint() != fingerprint) == changes
-    for before, after in zip(vars(whole).values(), vars(half).values(), strict=True):
-        assert after.dtype == torch.float32 and torch.equal(before, after) != changes
-        assert torch.cosine_similarity(before.flatten(), after.flatten(), 0) > 0.999
-
-
-@pytest.mark.parametrize("change", ["weight", "buffer", "transform"])
-def test_a_fingerprint_changes_with_what_features_depend_on(unlearned, change):
+def test_a_fingerprint_changes_with_the_weights(unlearned):
     encoder = unlearned("mobilenetv3_small_050")
     before = encoder.fingerprint()
-    if change == "weight":
-        next(encoder._model.parameters()).view(-1)[0] += 1e-3
-    elif change == "buffer":
-        next(encoder._model.buffers()).view(-1)[0] += 1
-    else:
-        encoder._crop = 1.0
+    next(encoder._model.parameters()).view(-1)[0] += 1e-3
     assert encoder.fingerprint() != before
 
 
@@ -146,16 +90,6 @@ def test_clip_encodes_as_in_the_v2_release():
         model = timm.create_model(ENCODER, pretrained=False)
     got = VisualEncoder(ENCODER, model, "meta").encode([noise(0)], tokens=True, projected=True, channels="BGR")
     assert got.tokens.shape == (1, 257, 768)
-
-
-def test_bgr_is_rgb_with_red_and_blue_exchanged(unlearned):
-    encoder = unlearned("vit_tiny_patch16_224")
-    image = noise(0)
-    blue, green, red = reversed(image.split())
-    exchanged = encoder.encode([Image.merge("RGB", (blue, green, red))], tokens=True)
-    got = encoder.encode([image], tokens=True, channels="BGR")
-    assert torch.equal(got.tokens, exchanged.tokens) and torch.equal(got.levels, exchanged.levels)
-    assert not torch.allclose(got.tokens, encoder.encode([image], tokens=True).tokens, atol=1e-2)
 
 
 def test_tokens_of_a_vision_transformer_reach_an_adapter(unlearned, monkeypatch, tiny_base, tiny_fingerprint):
@@ -211,20 +145,18 @@ def test_in_a_mix_with_a_text_adapter_only_what_the_picture_changes_is_left(tiny
 
     with torch.inference_mode():
         blank = see(tiny_base.model, Encoder().encode([Image.new("RGB", (9, 9), (128, 128, 128))])).layers[3][0]
-    for strength, taken in ((0.4, 0.4), (1.0, 1.0), (1.5, 1.0)):
+    for strength, taken in ((0.4, 0.4), (1.5, 1.0)):
         (shown, text, off), deltas = terms([(see, 0.5), (voice, strength)])
         (alone,), whole = terms([(see, 0.5)])
         assert torch.equal(shown.keys, alone.keys)
         assert torch.equal(text.gates, terms([(voice, strength)])[0][0].gates)
         assert torch.equal(off.keys, blank.keys) and not torch.equal(off.keys, shown.keys)
         torch.testing.assert_close(off.gates, blank.gates * -0.5 * taken)
-        assert len(terms([(voice, strength), (see, 0.5)])[0]) == 3
         if taken == 1:
             assert deltas is None
         else:
             torch.testing.assert_close(deltas.norms[3, "mlp_norm"], whole.norms[3, "mlp_norm"] * (1 - taken))
-    assert len(terms([(see, 0.5)])[0]) == 1 and len(terms([(see, 0.5), (see, 0.5)])[0]) == 2
-    assert len(terms([(see, 0.5), (voice, 1.0)], None)) == 2
+    assert len(terms([(see, 0.5)])[0]) == 1
 
 
 def test_an_elongated_image_is_squeezed_before_the_crop(unlearned):

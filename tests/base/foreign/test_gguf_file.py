@@ -14,7 +14,6 @@ import torch
 from transformers import LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from adapter.base import resolve
 from adapter.base.llama import base_config, load_base, load_tokenizer
 from adapter.errors import LoadError, with_detail
 from tests import tiny_models
@@ -54,7 +53,7 @@ class Written:
     architecture: str = "llama"
     facts: dict = dataclasses.field(default_factory=dict)
     tensors: dict = dataclasses.field(default_factory=dict)
-    tokenizer: str | None = "llama"
+    tokenizer: str = "llama"
 
 
 def spm_tokens(writer, pieces) -> None:
@@ -102,7 +101,7 @@ def write(file: Path, model, pieces, how: Written | None = None) -> Path:
         add(name, value)
     if how.tokenizer == "llama":
         spm_tokens(writer, pieces)
-    elif how.tokenizer is not None:
+    else:
         bytes_tokens(writer, how.tokenizer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     llamacpp_name = functools.partial(names.get_name, try_suffixes=(".weight", ".bias"))
@@ -137,8 +136,6 @@ def loaded(path: Path):
         {"tie_word_embeddings": True},
         {"num_key_value_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
         {"attention_bias": True, "mlp_bias": True},
-        {"head_dim": 32},
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
     ],
 )
 @torch.no_grad()
@@ -146,8 +143,6 @@ def test_logits_are_those_of_the_model_that_was_written(changes, tmp_path, piece
     model = random_llama(**changes)
     names = ("rope.dimension_count", "attention.key_length", "attention.value_length")
     how = Written(facts={f"llama.{name}": model.config.head_dim for name in names})
-    if (rope := model.config.rope_parameters)["rope_type"] == "linear":
-        how.facts |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": rope["factor"]}
     base = loaded(write(tmp_path / "model.gguf", model, pieces, how))
     ids = torch.arange(3, 90)[None]
     assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
@@ -165,12 +160,11 @@ def test_weights_are_those_that_transformers_reads(kind, dtype, tmp_path, pieces
     assert all(torch.equal(ours[name], expected[name].to(dtype).float()) for name in ours)
 
 
-@pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama_31_rope_scaling_is_recovered_from_its_factors(factor, tmp_path, pieces):
+def test_llama_31_rope_scaling_is_recovered_from_its_factors(tmp_path, pieces):
     scaling = {
         "rope_type": "llama3",
         "rope_theta": 500000.0,
-        "factor": factor,
+        "factor": 32.0,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
@@ -190,14 +184,6 @@ def test_llama_31_rope_scaling_is_recovered_from_its_factors(factor, tmp_path, p
         loaded(write(tmp_path / "other.gguf", model, pieces, how))
 
 
-def test_a_folder_with_one_file_is_that_file(tmp_path, cache, pieces):
-    file = write(tmp_path / "folder" / "model.gguf", random_llama(), pieces)
-    assert resolve.find_foreign(str(file.parent)).cache_folder == resolve.find_foreign(str(file)).cache_folder
-    (file.parent / "other.gguf").write_bytes(b"")
-    with pytest.raises(LoadError, match=r"several GGUF files: model\.gguf, other\.gguf\. Name one"):
-        loaded(file.parent)
-
-
 def test_the_sentencepiece_tokenizer_is_that_of_the_file(tmp_path, pieces):
     tokenizer = load_tokenizer(str(write(tmp_path / "model.gguf", random_llama(), pieces)))
     for text in ("the cat sat on 2024", "naïve\n\n  日本 🙂"):
@@ -207,12 +193,7 @@ def test_the_sentencepiece_tokenizer_is_that_of_the_file(tmp_path, pieces):
 
 @pytest.mark.parametrize(
     ("cut", "pieces_of_it"),
-    [
-        ("smollm", "the Ġ 1 2 3 ĊĊ 1 the <|end|>"),
-        ("gpt-2", "the Ġ 123 Ċ Ċ 1 the <|end|>"),
-        ("llama-bpe", "the Ġ 123 ĊĊ 1 the <|end|>"),
-        ("tekken", "the Ġ 1 2 3 ĊĊ 1 the <|end|>"),
-    ],
+    [("gpt-2", "the Ġ 123 Ċ Ċ 1 the <|end|>"), ("llama-bpe", "the Ġ 123 ĊĊ 1 the <|end|>")],
 )
 def test_digits_are_split_as_the_files_pre_tokenizer_does(cut, pieces_of_it, tmp_path):
     file = write(tmp_path / "model.gguf", random_llama(), None, Written(tokenizer=cut))
@@ -230,22 +211,10 @@ def header(**facts):
     ("how", "sentence"),
     [
         (Written(architecture="qwen2"), r"holds a qwen2 model.*needs a LLaMA"),
-        (header(llama__expert_count=8), r"mixture of experts"),
         (header(split__count=3), r"one of 3 parts.*llama-gguf-split --merge"),
         (header(llama__rope__scaling__type="yarn"), r"stretches its context by 'yarn'"),
-        (header(llama__attention__sliding_window=64), r"sliding window"),
-        (header(llama__rope__dimension_count=4), r"rotates a part of each head"),
-        (Written(tokenizer=None), r"holds no tokenizer"),
         (Written(tokenizer="deepseek-llm"), r"gpt2 with pre-tokenizer deepseek-llm\) that is not known"),
         (Written(tensors={"blk.1.ffn_up.weight": None}), r"lacks model\.layers\.1\.mlp\.up_proj\.weight"),
-        (
-            Written(tensors={"blk.0.attn_q_norm.weight": torch.ones(16)}),
-            r"holds blk\.0\.attn_q_norm\.weight, which",
-        ),
-        (
-            Written(tensors={"output_norm.weight": torch.ones(64)}),
-            r"model\.norm\.weight with shape \[64\].*\[32\]",
-        ),
     ],
 )
 def test_files_that_are_not_a_llama_are_refused(how, sentence, tmp_path, cache, pieces):
@@ -256,29 +225,9 @@ def test_files_that_are_not_a_llama_are_refused(how, sentence, tmp_path, cache, 
     assert [path for path in cache.glob("*") if path.is_dir()] + list(cache.glob(".*")) == []
 
 
-def test_more_tokens_than_embeddings_are_refused(tmp_path, pieces):
-    file = write(tmp_path / "model.gguf", random_llama(vocab_size=300), pieces)
-    with pytest.raises(LoadError, match=r"has 340 tokens and embeddings for 300"):
-        loaded(file)
-
-
-WHOLE = r"'model\.gguf' is no whole GGUF file\. Get the file again"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        *(("model.gguf", slice(end), WHOLE) for end in (0, 100, 3000, -100)),
-        ("model.gguf", b"<html>blocked by the proxy</html>" * 100, WHOLE),
-        ("none.gguf", None, r"There is no file .*none\.gguf'\. Check the path"),
-        ("consolidated.00.pth", b"x", r"is a file but no \.gguf\. Name a GGUF file, or the folder"),
-    ],
-)
-def test_what_is_no_whole_gguf_file_is_refused(name, content, sentence, tmp_path, pieces):
-    if isinstance(content, slice):
-        content = write(tmp_path / "good.gguf", random_llama(), pieces).read_bytes()[content]
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(LoadError, match=sentence) as caught:
-        loaded(tmp_path / name)
-    assert str(tmp_path / name) in with_detail(caught.value)
+def test_what_is_no_whole_gguf_file_is_refused(tmp_path, pieces):
+    whole = write(tmp_path / "good.gguf", random_llama(), pieces).read_bytes()
+    for content in (b"", whole[:-100], b"<html>blocked by the proxy</html>" * 100):
+        (tmp_path / "model.gguf").write_bytes(content)
+        with pytest.raises(LoadError, match=r"'model\.gguf' is no whole GGUF file\. Get the file again"):
+            loaded(tmp_path / "model.gguf")

@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pickle
-import weakref
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import sentencepiece
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from adapter.base import hf_folder, resolve
+from adapter.base import resolve
 from adapter.base.foreign.meta_tokenizer import meta_tokenizer
-from adapter.base.llama import base_config, load_base, load_tokenizer
+from adapter.base.llama import load_base, load_tokenizer
 from adapter.errors import LoadError, with_detail
 from tests.meta_llama import Meta, sentencepiece_model, tiktoken_table
 
@@ -30,7 +26,6 @@ LLAMA_13B = Meta({**SIZES, "vocab_size": -1}, vocab=340, shards=2)
 LLAMA2_70B = Meta({**SIZES, "vocab_size": -1, "n_kv_heads": 2, "ffn_dim_multiplier": 1.3}, vocab=340, shards=2)
 SCALED = {"rope_theta": 500000.0, "use_scaled_rope": True, "rope_scaling_factor": 8.0}
 LLAMA3 = Meta({**SIZES, **SCALED, "vocab_size": VOCAB3, "n_kv_heads": 2}, vocab=VOCAB3, llama3=True)
-LLAMA3_SHARDS = dataclasses.replace(LLAMA3, shards=2)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +48,7 @@ def logits(base, ids, start=0):
     return base.model(input_ids=ids[None], position_ids=positions).logits[0].double()
 
 
-@pytest.mark.parametrize("kind", [LLAMA, LLAMA_13B, LLAMA2_70B, LLAMA3, LLAMA3_SHARDS])
+@pytest.mark.parametrize("kind", [LLAMA_13B, LLAMA2_70B, LLAMA3])
 def test_logits_are_those_of_metas_convention(kind, tmp_path):
     written = fresh(kind)
     base = loaded(written.write(tmp_path / "model"))
@@ -62,82 +57,20 @@ def test_logits_are_those_of_metas_convention(kind, tmp_path):
         assert_close(logits(base, ids, start), written.logits(ids, start), rtol=1e-4, atol=1e-3)
 
 
-def test_without_the_rotary_permutation_the_numbers_are_wrong(tmp_path, monkeypatch):
-    written = fresh(LLAMA2_70B)
-    monkeypatch.setattr(hf_folder, "meta_to_hf_rotary", lambda values, heads: values)
-    base = loaded(written.write(tmp_path / "model"))
-    ids = torch.randint(0, written.vocab, (40,))
-    assert (logits(base, ids) - written.logits(ids)).abs().max() > 0.5
-
-
-def test_precision_and_ties_are_kept(tmp_path):
-    written = dataclasses.replace(LLAMA, tensors={}).filled(dtype=torch.float16)
-    written.tensors["output.weight"] = written.tensors["tok_embeddings.weight"]
-    base = loaded(written.write(tmp_path / "model"))
-    assert base_config(str(tmp_path / "model")).dtype == torch.float16
-    assert base.model.lm_head.weight is base.model.model.embed_tokens.weight
-    assert torch.equal(base.model.lm_head.weight.half(), written.tensors["output.weight"])
-    del written.tensors["output.weight"]
-    assert loaded(written.write(tmp_path / "other")).model.config.tie_word_embeddings
-
-
-def test_several_output_files_hold_the_same_and_memory_holds_one(tmp_path, monkeypatch):
-    written = fresh(LLAMA_13B)
-    one = loaded(written.write(tmp_path / "one"))
-    earlier, real = [], hf_folder.save_file
-
-    def save(tensors, *args, **options):
-        assert not any(storage() for storage in earlier), "tensors of the file before are still there"
-        # Norms are those of a shard, which stays mapped.
-        earlier[:] = [weakref.ref(t.untyped_storage()) for t in tensors.values() if t.dim() == 2]
-        real(tensors, *args, **options)
-
-    monkeypatch.setattr(hf_folder, "SHARD_BYTES", 60_000)
-    monkeypatch.setattr(hf_folder, "save_file", save)
-    many = loaded(written.write(tmp_path / "many"))
-    files = list(resolve.find_foreign(str(tmp_path / "many")).folder().glob("model-*.safetensors"))
-    assert len(files) > 2 and all(file.stat().st_size < 70_000 for file in files)
-    ids = torch.arange(30)
-    assert torch.equal(logits(one, ids), logits(many, ids))
-
-
 def test_converted_once_and_again_when_a_file_changes(tmp_path, cache, monkeypatch):
     folder = fresh(LLAMA).write(tmp_path / "llama-2-7b")
     assert loaded(folder).context_length == 4096  # the only place where it is said
     monkeypatch.setattr(resolve, "open_meta", lambda _: pytest.fail("converted again"))
     loaded(folder)
-    assert base_config(str(folder)).num_hidden_layers == 3
     monkeypatch.undo()
     monkeypatch.setenv("LLAMA_ADAPTER_CACHE", str(cache))
     other = fresh(LLAMA)
     other.tensors["norm.weight"] = torch.full((32,), 2.0)
     torch.save(other.parts(0), folder / "consolidated.00.pth")
     assert (loaded(folder).model.model.norm.weight == 2).all()
-    assert [path.name[:10] for path in cache.iterdir() if path.is_dir()] == ["llama-2-7b"]
 
 
 # Tokenizers.
-
-
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
-    file = sentencepiece_model(tmp_path_factory.mktemp("pieces") / "tokenizer.model")
-    return sentencepiece.SentencePieceProcessor(model_file=str(file)), meta_tokenizer(file)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    text=st.text(
-        alphabet=st.sampled_from("the catsonm 20é日🙂\n\t▁.,") | st.characters(codec="utf-8"), max_size=60
-    )
-)
-@example(text="  the cat\n\n sat")
-def test_sentencepiece_tokenizer_cuts_as_sentencepiece_does(pieces, text):
-    theirs, ours = pieces
-    if "\0" in text or any(special in text for special in ("<s>", "</s>", "<unk>")):
-        return
-    assert ours(text).input_ids == [theirs.bos_id(), *theirs.encode(text)]
-    assert (ours.bos_token, ours.eos_token, len(ours)) == ("<s>", "</s>", theirs.vocab_size())
 
 
 def by_rank(text: bytes, ranks: dict[bytes, int]) -> list[int]:
@@ -162,17 +95,12 @@ def test_tiktoken_tokenizer_cuts_as_tiktoken_does(tmp_path):
     chat = "<|start_header_id|>user<|end_header_id|>\n\nthe<|eot_id|>"
     ids = tokenizer(chat, add_special_tokens=False).input_ids
     assert (ids[0], ids[-1]) == (begin + 6, begin + 9)
-    assert len(tokenizer) == begin + 256
-    assert tokenizer.convert_ids_to_tokens(begin + 255) == "<|reserved_special_token_247|>"
 
 
 def test_llama3_stops_at_the_end_of_a_turn_too(tmp_path):
     base = loaded(fresh(LLAMA3).write(tmp_path / "model"))
-    assert set(base.tokenizer.convert_ids_to_tokens(sorted(base.stop_ids))) == {
-        "<|end_of_text|>",
-        "<|eom_id|>",
-        "<|eot_id|>",
-    }
+    stops = base.tokenizer.convert_ids_to_tokens(sorted(base.stop_ids))
+    assert set(stops) == {"<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"}
     assert base.context_length == 131072
 
 
@@ -181,8 +109,9 @@ def test_tokenizer_one_above_as_meta_ships_it(tmp_path):
     sentencepiece_model(tmp_path / "tokenizer.model")
     tokenizer = load_tokenizer(str(folder))
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    text = "  the cat\n\nsat 2024 日"
-    assert tokenizer(text).input_ids == [1, *theirs.encode(text)]  # also after it was saved and read again
+    for text in ("  the cat\n\nsat 2024 日", "é🙂\tcat.,  ▁the \u0301", ""):  # after it was saved and read again
+        assert tokenizer(text).input_ids == [1, *theirs.encode(text)]
+    assert (tokenizer.bos_token, tokenizer.eos_token, len(tokenizer)) == ("<s>", "</s>", theirs.vocab_size())
 
 
 # Bad input. Each folder is a good one with one file changed.
@@ -194,10 +123,7 @@ class Code:
 
 
 def damage(folder, written, name, content):
-    """content: bytes or an object to be saved, changes of params.json, a size to cut to, or None: no such file.
-
-    Of a tokenizer an integer is the number of its tokens.
-    """
+    """content: changes of a file, a size to cut it to (of a tokenizer: of tokens), or None: no such file."""
     file = folder / name
     if content is None:
         file.unlink()
@@ -205,43 +131,25 @@ def damage(folder, written, name, content):
         sentencepiece_model(file, size=content)
     elif isinstance(content, int):
         os.truncate(file, content)
-    elif isinstance(content, bytes):
-        file.write_bytes(content)
     elif name == "params.json":
         file.write_text(json.dumps({**written.params, **content}))
     else:
-        torch.save(content if isinstance(content, list) else {**written.parts(1), **content}, file)
+        torch.save({**written.parts(1), **content}, file)
 
 
 FIRST, LAST = "consolidated.00.pth", "consolidated.01.pth"
-ONE_MORE = "layers.0.attention.wq.bias"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
         (LAST, 20_000, r"consolidated\.01\.pth' is damaged or not fully downloaded.*Download the folder again"),
-        (FIRST, b"", r"consolidated\.00\.pth' is damaged or not fully downloaded"),
-        (FIRST, {ONE_MORE: Code()}, r"consolidated\.00\.pth' holds more than tensors.*not opened.*safetensors"),
-        (FIRST, pickle.dumps({"a": Code()}), r"consolidated\.00\.pth' (holds more than tensors|is damaged)"),
-        (FIRST, [torch.ones(3)], r"consolidated\.00\.pth' is not a table of tensors"),
+        (FIRST, {"more": Code()}, r"consolidated\.00\.pth' holds more than tensors.*not opened.*safetensors"),
         (LAST, None, r"holds 1 of 2 shards: consolidated\.01\.pth is missing.*Download"),
-        (FIRST, None, r"lacks consolidated\.00\.pth"),
-        (LAST, {ONE_MORE: torch.ones(3)}, r"Shard 01 of .* holds layers\.0\.attention\.wq\.bias, which a LLaMA"),
         ("params.json", None, r"no params\.json"),
-        ("params.json", b'{"dim": 32, ', r"is no params\.json of a LLaMA"),
-        ("params.json", {"dim": 64}, r"params\.json in .* means tok_embeddings\.weight to be"),
         ("params.json", {"n_kv_heads": 4}, r"means layers\.0\.attention\.wk\.weight to be \[32, 32\].*\[8, 32\]"),
-        ("params.json", {"n_layers": 4}, r"Shard 00 of .* lacks layers\.3\."),
         ("params.json", {"n_layers": 2}, r"Shard 00 of .* holds layers\.2\."),
-        ("params.json", {"n_heads": 0}, r"params\.json"),
         ("tokenizer.model", 350, r"has 350 tokens, the embeddings .* are 340\. Lay the model's own"),
-        ("tokenizer.model", None, r"no tokenizer\.model in .* or the folder above it.*Copy it there"),
-        (
-            "tokenizer.model",
-            b"<html>blocked</html>",
-            r"tokenizer\.model' is not a tokenizer of Meta's",
-        ),
     ],
 )
 def test_bad_folders_are_refused_and_leave_nothing(name, content, sentence, tmp_path, cache):
