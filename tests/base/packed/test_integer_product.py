@@ -40,7 +40,7 @@ def product(weight: torch.Tensor, bits: int, rows: int, dot) -> tuple[torch.Tens
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+@pytest.mark.parametrize("rows", [1, 8])
 def test_every_instruction_set_gives_the_same_bits(bits, rows):
     weight = four_bit_weight(BLOCK, GROUPS * GROUP)
     weight[3, :GROUP] = weight[3, :GROUP].sign()  # the ends of the grid
