@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import stat
-import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,13 +20,10 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.formats import peft_adapter as peft
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
-from adapter.method.config import VisionConfig
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import adapter_upload as upload
 from adapter.server.adapter_upload import (
@@ -216,19 +212,6 @@ def test_training_runs_are_left_alone_until_they_end(folder, store, add):
     assert delete_adapter("guest", store) and store.names() == []
 
 
-def test_the_deleted_are_removed_after_a_day(folder, store, add, monkeypatch):
-    for name in ("one", "two"):
-        add(folder, name)
-    first, deleted = delete_adapter("one", store), store.incoming / upload.DELETED
-    assert (deleted / first / "one").is_dir()
-    (deleted / ".DS_Store").touch()  # of a file manager
-    monkeypatch.setattr(upload, "DELETED_SECONDS", -1)
-    second = delete_adapter("two", store)
-    assert [path.name for path in deleted.iterdir() if path.is_dir()] == [second]
-    with pytest.raises(LoadError, match="could not be moved"):
-        restore_adapter("one", first, store)
-
-
 def test_peft_adaption_prompts_are_converted(store, add, refused, tiny_fingerprint, tmp_path):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -253,11 +236,6 @@ def test_invalid_names_are_refused(folder, refused, name):
     refused(folder, name, kind=BadInput)
 
 
-def test_another_base_is_refused(folder, refused):
-    said = refused(folder, "guest", OTHER_BASE, kind=LoadError)
-    assert "tiny" in said and "huge" in said and "32 instead of 64" in said
-
-
 def test_pickles_are_not_opened(refused, tmp_path):
     class Trap:
         def __reduce__(self) -> Any:
@@ -271,16 +249,6 @@ def test_pickles_are_not_opened(refused, tmp_path):
             assert "python -m adapter convert" in refused(files, kind=BadInput)
         file.unlink()
     assert not (tmp_path / "sprung").exists()
-
-
-def test_non_finite_weights_and_unknown_encoders_are_refused(folder, refused, tiny_fingerprint):
-    tensors = load_file(folder / WEIGHTS)
-    tensors["gates"][0, 0] = float("nan")
-    save_file(tensors, folder / WEIGHTS)
-    assert "not finite" in refused(folder, kind=LoadError)
-    vision = VisionConfig(encoder="vit_giant_from_afar", feature_size=8, hidden=4)
-    save_adapter(random_adapter(tiny_fingerprint, vision=vision), folder)
-    assert "vit_giant_from_afar" in refused(folder)
 
 
 def sized(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -300,39 +268,11 @@ def test_huge_sizes_are_refused_before_allocation(folder, refused):
         refused(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"base": {"name": "\\ud800"}}', '{"base": 1e999}'])
-def test_broken_configurations_are_refused(folder, refused, text):
-    (folder / CONFIG).write_text(text)
-    assert len(refused(folder)) < 700
-
-
-@pytest.mark.parametrize("changed", [{"name": "tiny\x1b[2J"}, {"tiny\u202e": 1}, {"name": "\ud800"}])
-def test_control_characters_are_not_repeated(folder, refused, changed):
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, "base": {**config["base"], **changed}}))
-    assert refused(folder).isprintable()
-
-
-def test_long_cards_and_foreign_files_are_refused(folder, refused, tmp_path, monkeypatch):
-    (tmp_path / "notes.md").write_text("x")
-    assert "notes.md" in refused([folder / CONFIG, folder / WEIGHTS, tmp_path / "notes.md"])
-    assert CONFIG in refused([folder / WEIGHTS]) and WEIGHTS in refused([folder / CONFIG])
-    refused([])
-    (folder / CARD).write_text("x" * 300_000)
-    assert "kB" in refused(folder)
-    monkeypatch.setattr(upload, "MAX_BYTES", 1000)
-    assert "MB" in refused(folder, kind=BadInput)
-
-
 @pytest.mark.parametrize(
     "name, mode, data",
     [
         ("../../evil.json", 0, b"{}"),
-        ("/etc/evil.json", 0, b"{}"),
-        ("..\\evil.json", 0, b"{}"),
-        ("C:/evil.json", 0, b"{}"),
         ("poet/link.json", stat.S_IFLNK | 0o777, b"/etc/passwd"),
-        ("poet/pipe.json", stat.S_IFIFO | 0o666, b""),
         ("poet/CONFIG.json", 0, b"{}"),  # one name on some systems
         ("a/" * 11 + "deep.json", 0, b"{}"),  # thousands of such files would make millions of folders
     ],
@@ -353,41 +293,16 @@ def test_zip_bombs_and_too_many_files_are_refused(folder, refused, tmp_path):
     assert "500" in refused(zipped(folder, tmp_path / "p.zip", **many), kind=BadInput)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left", "/srv"), SafetensorError("No space left")])
 @pytest.mark.parametrize("place", ["shutil.copyfile", "os.rename"])
-def test_full_disk_is_reported(folder, refused, monkeypatch, place, error):
+def test_full_disk_is_reported(folder, refused, monkeypatch, place):
     def full(*_: Any) -> None:
-        raise error
+        raise OSError(28, "No space left", "/srv")
 
     monkeypatch.setattr(place, full)
     assert "make room" in refused(folder, kind=LoadError)
 
 
 # Fuzzing: accepted unchanged, or refused with one sentence.
-
-
-def forged(dtype: str, shape: list[int], offsets: list[int]) -> bytes:
-    stated = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-    header = json.dumps({"gates": stated, "prompts": stated}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(64)
-
-
-@FUZZ
-@given(
-    st.one_of(
-        st.binary(max_size=300),
-        st.builds(lambda n, tail: struct.pack("<Q", n) + tail, st.integers(0, 2**64 - 1), st.binary(max_size=100)),
-        st.builds(
-            forged,
-            st.sampled_from(["F32", "F64", "BF16", "F8_E4M3", "F4", "I64", "U8", "BOOL", "C64", "X"]),
-            st.lists(st.integers(0, 2**63), max_size=4),
-            st.lists(st.integers(0, 2**63), min_size=2, max_size=2),
-        ),
-    )
-)  # fmt: skip
-def test_fuzz_weights(folder, refused, data):
-    (folder / WEIGHTS).write_bytes(data)
-    refused(folder)
 
 
 def accepted_or_refused(files: Path, add: Any, store: AdapterStore, base: Any) -> None:
@@ -437,14 +352,7 @@ def test_an_uploaded_adapter_is_selected_and_answers(visit: Callable[..., Visito
     theirs = visitor.ask("Why is the sky blue?")
     visitor.page.locator('#chat [title="Clear"]').click()
     visitor.page.get_by_role("button", name="Bring an adapter").click()
-    bad = tmp_path / "bad.zip"
-    bad.write_bytes(b"PK nothing")
     page = visitor.page
-    page.locator("#adapter-upload input[type=file]").set_input_files(bad)
-    page.locator('#adapter-upload [aria-label="bad.zip"]').wait_for()
-    page.get_by_role("button", name="Add it").click()
-    assert "zip" in visitor.toast()
-    page.locator("#adapter-upload").get_by_label("Clear").first.click()
     page.locator("#adapter-upload input[type=file]").set_input_files(
         zipped(SHIPPED / "pirate", tmp_path / "parrot.zip")
     )

@@ -1,7 +1,4 @@
-"""Where the page is served: the command line, a Space without a GPU, how the program ends, and its log.
-
-A Space is imitated by a real `python app.py` with the environment that Hugging Face gives it.
-"""
+"""Where the page is served: the command line, a Space without a GPU, how the program ends, and its log."""
 
 from __future__ import annotations
 
@@ -19,35 +16,17 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
-from packaging.requirements import Requirement
 
-import app
 from adapter.base import embedded
-from adapter.errors import LoadError
-from adapter.server.deployment import Place, describe_access, find_place, parse
+from adapter.server.deployment import Place, find_place, parse
 from adapter.server.limits import ANSWERS_PER_MINUTE
-from tests.app_process import PATIENCE, ROOT, AppProcess, app_process, free_port
+from tests.app_process import PATIENCE, ROOT, AppProcess, app_process
 from tests.tiny_models import endless_base
 
 SPACE = {"SYSTEM": "spaces", "SPACE_ID": "me/page", "GRADIO_SERVER_NAME": "0.0.0.0"}
 
 
 # The front matter, and the command line.
-
-
-def test_readme_front_matter_is_valid_for_spaces() -> None:
-    front = yaml.safe_load((ROOT / "README.md").read_text().split("---")[1])
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    needs = {r.name: r for r in (Requirement(line) for line in lines if line and not line.startswith("#"))}
-    assert front["sdk"] == "gradio" and needs["gradio"].specifier.contains(front["sdk_version"])
-    assert (ROOT / front["app_file"]).is_file()
-    assert tuple(map(int, front["python_version"].split("."))) >= (3, 10)
-    assert re.fullmatch(r"\d+[mh]", front["startup_duration_timeout"])
-    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-    assert {front["colorFrom"], front["colorTo"]} <= colours
-    assert len(front["short_description"]) <= 60, "the Hub refuses longer ones"
-    assert "spaces" not in needs, "Spaces installs it by itself"
 
 
 def place(command: str = "", **environment: str) -> Place:
@@ -58,20 +37,14 @@ def place(command: str = "", **environment: str) -> Place:
     ("command", "environment", "expected"),
     [
         ("", {}, {"host": "127.0.0.1", "port": None, "space": False, "public": False, "training": True}),
-        ("--host ::1", {}, {"public": False, "training": True}),
         ("--no-train", {}, {"training": False}),
-        ("", {"LLAMA_ADAPTER_TRAIN": "0"}, {"training": False}),
         ("--share", {}, {"share": True, "public": True, "training": False}),
         ("--host 0.0.0.0", {}, {"public": True, "training": False}),
-        ("--public", {}, {"public": True, "training": False}),
         ("--public --train", {}, {"training": True}),
         ("", SPACE, {"host": "0.0.0.0", "port": 7860, "public": True, "training": False}),
         ("--share", SPACE, {"share": False, "public": True}),  # a Space has its address
         ("", {**SPACE, "GRADIO_SERVER_PORT": "7000"}, {"port": 7000}),
-        ("--port 7001", {**SPACE, "GRADIO_SERVER_PORT": "7000"}, {"port": 7001}),
         ("", {**SPACE, "LLAMA_ADAPTER_TRAIN": "1"}, {"training": True}),
-        ("--train", SPACE, {"training": True}),
-        ("--no-train", {**SPACE, "LLAMA_ADAPTER_TRAIN": "1"}, {"training": False}),
     ],
 )
 def test_arguments_and_environment_describe_the_place(
@@ -79,24 +52,6 @@ def test_arguments_and_environment_describe_the_place(
 ) -> None:
     found = place(command, **environment)
     assert {name: getattr(found, name) for name in expected} == expected
-
-
-@pytest.mark.parametrize(
-    ("command", "sentence"),
-    [
-        ("", "Only this machine may ask: it may chat, send pictures, train and bring adapters, without"),
-        ("--no-train", "Only this machine may ask: it may chat and send pictures, without limits."),
-        ("--public", "Whoever reaches this address may chat and send pictures. One address gets 30 answers"),
-        ("--share --train", "Whoever reaches this address may chat, send pictures, train and bring"),
-        ("--public --auth me:secret", "Who knows the password may chat and send pictures."),
-    ],
-)
-def test_a_line_at_start_says_what_strangers_may(command: str, sentence: str) -> None:
-    here = place(command)
-    line = describe_access(here)
-    assert sentence in line and "secret" not in line
-    assert ("--public" in line) == (not here.public)
-    assert ("--auth" in line) == (here.public and here.auth is None)
 
 
 def test_password_may_come_from_the_environment(
@@ -111,27 +66,6 @@ def test_password_may_come_from_the_environment(
         parse([])
     printed = capsys.readouterr()
     assert "secret" not in printed.out + printed.err
-
-
-@pytest.mark.parametrize(
-    ("command", "replicas"),
-    [("local", (1, 1)), ("auto --replicas 3", (3, 3)), ("auto --replicas 1-4", (1, 4))]
-    + [(f"auto --replicas={wrong}", None) for wrong in ("0", "4-1", "-1", "a", "1-", "")],
-)
-def test_replicas_are_a_number_or_a_range(command: str, replicas: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    if replicas is not None:
-        assert parse(f"--cluster {command}".split()).replicas == replicas
-        return
-    with pytest.raises(SystemExit):
-        parse(f"--cluster {command}".split())
-    assert "replicas are a number" in capsys.readouterr().err
-
-
-def test_a_cluster_without_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "adapter.cluster.engine", raising=False)
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(LoadError, match=r"pip install '\.\[cluster\]'"):
-        app.import_cluster()
 
 
 # Real processes.
@@ -212,19 +146,6 @@ def test_ctrl_c_while_streaming_exits_cleanly(tiny_folder: Path, tmp_path: Path)
         assert server.process.wait(PATIENCE) == 0
         ours = server.log.split("Open http")[1]
         assert not re.search("Traceback|terminate|Error|Exception", ours), ours
-
-
-@pytest.mark.slow
-def test_sigterm_while_loading_exits_cleanly() -> None:
-    command = [sys.executable, "app.py", "--port", str(free_port())]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert process.stdout is not None
-    said = b""
-    while b"Open http" not in said:
-        said += process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0 and b"Traceback" not in rest and b"terminate" not in rest, rest.decode()
 
 
 # The log.

@@ -113,34 +113,6 @@ def test_only_this_machine_may_ask(server: AppProcess, visitor: Connection) -> N
     assert server.get("/v1/models").status_code == server.get("/config").status_code == 200
 
 
-def test_who_runs_it_sees_its_health_and_figures(server: AppProcess) -> None:
-    """tests/server/test_metrics.py has the rules."""
-    assert server.get("/healthz").json() == {"state": "alive"}
-    assert server.get("/readyz").json() == {"state": "ready"}
-    answers = 'llama_adapter_requests_total{adapter="one",ending="length"}'
-
-    def count() -> float:
-        lines = server.get("/metrics").text.splitlines()
-        return float(next((line for line in lines if line.startswith(answers)), "0").removeprefix(answers))
-
-    before = count()
-    server.answer(model="one")
-    assert count() == before + 1
-
-
-def test_server_files_are_not_served(server: AppProcess, visitor: Connection) -> None:
-    places = [f"{server.uploads}/../log", f"{server.folder}/log", f"{server.folder}/adapters/one/config.json"]
-    for place in (*PATHS, *places):
-        for prefix in ("file=", "file/", "proxy=", "static/", "custom_component/x/client/component/"):
-            try:
-                response = visitor.http.get(f"/gradio_api/{prefix}{place}", follow_redirects=False)
-            except (httpx.InvalidURL, httpx.RemoteProtocolError):
-                continue
-            assert response.status_code >= 300, (prefix, place)
-            assert_no_leak(response)
-            assert "hidden_size" not in response.text
-
-
 def forged(path: str) -> Iterator[list[dict[str, Any]]]:
     """Conversations that name a file of the machine in every way that a message can."""
     file = {"path": path, "meta": FILE_DATA, "url": path}
@@ -178,20 +150,6 @@ def test_missing_and_mistyped_values_are_reported_and_not_logged(server: AppProc
         assert "xxxx" not in said
     assert "message is empty" in visitor.fire_for_text("chat", [None, *values[1:]])
     assert len(server.log) - before < 5_000
-
-
-def test_upload_paths_cannot_be_guessed(server: AppProcess, visitor: Connection, tmp_path: Path) -> None:
-    """Gradio serves an upload to whoever names it: its name holds 256 bits that come from the file."""
-    places = []
-    for content in ("dear diary", "dear diary, today"):
-        (tmp_path / content).mkdir()
-        (tmp_path / content / "diary.png").write_text(content)
-        places.append(Path(visitor.upload(tmp_path / content / "diary.png")["path"]))
-    assert all(re.fullmatch(r"[0-9a-f]{64}", place.parent.name) for place in places)
-    assert places[0].parent != places[1].parent
-    for guess in (str(server.uploads), f"{server.uploads}/", places[0].parent, f"{places[0].parent}/.."):
-        response = server.get(f"/gradio_api/file={guess}")
-        assert response.status_code >= 400 and "diary" not in response.text.replace(str(guess), "")
 
 
 def test_unprintable_names_are_no_adapters(tmp_path: Path, tiny_fingerprint: Any) -> None:

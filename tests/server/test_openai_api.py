@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import gc
 import io
 import json
 import re
-import socket
 import sysconfig
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,9 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from jinja2 import TemplateError
 from PIL import Image
 from starlette.applications import Starlette
 
@@ -192,31 +189,6 @@ def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted)
     assert client.models.retrieve("Tiny-LLaMA").id == "base"
 
 
-def test_openai_client_exceptions(openai: Any, client: Any, engine: Scripted) -> None:
-    with pytest.raises(openai.NotFoundError, match="poet, see"):
-        client.chat.completions.create(model="gpt", messages=HELLO)
-    with pytest.raises(openai.BadRequestError, match="'temperature' must lie between 0 and 2, got 9"):
-        client.chat.completions.create(model="base", messages=HELLO, temperature=9)
-    with pytest.raises(openai.APIStatusError) as large:
-        client.chat.completions.create(model="base", messages=[{"role": "user", "content": "x" * 2**25}])
-    assert large.value.status_code == 413
-    engine.later = AdapterError("The model failed. Try again.", "/home/me/secret/x.py")
-    with pytest.raises(openai.APIError, match=r"The model failed\. Try again\.$"):
-        list(client.chat.completions.create(model="base", messages=HELLO, stream=True))
-
-
-def test_a_client_that_leaves_ends_its_answer(client: Any, engine: Scripted) -> None:
-    """One that waits for the whole; tests/server/test_faults.py has streams."""
-    asked = {"model": "base", "messages": [{"role": "user", "content": "forever"}]}
-    request = httpx.Request("POST", f"{client.base_url}chat/completions", json=asked)
-    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    with socket.create_connection((request.url.host, request.url.port)) as connection:
-        connection.sendall(f"POST {request.url.path} HTTP/1.1\r\n{head}\r\n".encode() + request.content)
-        wait_until(lambda: engine.steps > 2)
-        assert not engine.cancelled_at
-    wait_until(lambda: engine.cancelled_at)
-
-
 def test_open_requests_are_limited(
     openai: Any, client: Any, engine: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,11 +237,11 @@ def test_large_bodies_share_their_memory_and_words_always_pass(
     asyncio.run(together())
 
 
-@pytest.mark.parametrize(("slow", "at_once"), [("picture", 4), ("form", 24), ("control", 4)])
+@pytest.mark.parametrize(("slow", "at_once"), [("picture", 4), ("form", 24)])
 def test_words_do_not_wait_for_pictures_and_forms(
     engine: Scripted, monkeypatch: pytest.MonkeyPatch, slow: str, at_once: int
 ) -> None:
-    """Pictures that are decoded and forms that are checked have threads of their own; not in the control."""
+    """Pictures that are decoded and forms that are checked have threads of their own."""
     begun, done = threading.Semaphore(0), threading.Event()
 
     def work(_: str) -> Image.Image:
@@ -279,8 +251,6 @@ def test_words_do_not_wait_for_pictures_and_forms(
 
     monkeypatch.setattr(openai_schema, "_decode_picture", work)
     engine.check_form = work  # type: ignore[assignment]
-    if slow == "control":
-        monkeypatch.setattr(ChatCompletionRequest, "form_field", None)
     if slow == "picture":
         many = [{"model": "see", "messages": [shown("hello", data_url())]}] * 8
     else:
@@ -293,29 +263,12 @@ def test_words_do_not_wait_for_pictures_and_forms(
             held = [asyncio.create_task(post(json=body)) for body in many]
             await asyncio.to_thread(lambda: [begun.acquire() for _ in range(at_once)])
             words = [asyncio.create_task(each) for each in (client.get("/v1/models"), post(json=GOOD))]
-            came, _ = await asyncio.wait(words, timeout=1 if slow == "control" else PATIENCE)
+            came, _ = await asyncio.wait(words, timeout=PATIENCE)
             done.set()
             assert {response.status_code for response in await asyncio.gather(*held, *words)} == {200}
             return len(came) == 2
 
-    assert asyncio.run(answered()) is (slow != "control")
-
-
-def test_a_body_is_not_kept_while_its_answer_is_written(engine: Scripted) -> None:
-    """It may have 32 MB, and an answer ten minutes."""
-    body = {"model": "see", "messages": [shown("forever", data_url())]}
-
-    async def answering() -> None:
-        async with asgi_client(page_with(ReadyProvider(engine), FakeCatalog())) as client:
-            task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-            await asyncio.to_thread(wait_until, lambda: engine.steps > 2)
-            gc.collect()
-            kept = [one for one in gc.get_objects() if type(one) is ChatCompletionRequest]
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            assert kept == []
-
-    asyncio.run(answering())
+    assert asyncio.run(answered())
 
 
 # What a body may hold.
@@ -334,10 +287,8 @@ TWO = shown("two", data_url((4, 3)))
             [("system", "Brief."), ("user", "one"), ("assistant", "white"), ("user", "two\n\nhello")],
             (4, 3),
         ),
-        ([ALONE], [QUESTION], (8, 6)),
         ([shown(" ", data_url().replace("data:", "DATA:").replace("base64", "BASE64"))], [QUESTION], (8, 6)),
         ([ALONE, WHITE, *HELLO], [QUESTION, ("assistant", "white"), ("user", "hello")], (8, 6)),
-        ([ALONE, *HELLO], [("user", "hello")], (8, 6)),
     ],
 )
 def test_turns_are_joined_and_the_newest_picture_is_read(
@@ -357,29 +308,17 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
     ("changed", "status", "words"),
     [
         ({"messages": [shown("x", "https://example.org/cat.png")]}, 400, "data URLs"),
-        ({"messages": [shown("x", "data:image/png;base64,%%%")]}, 400, "base64"),
         ({"messages": [shown("x", "data:image/png;base64,aGVsbG8=")]}, 400, "not a picture"),
         ({"messages": [shown("x", "data:image/png;base64," + HUGE)]}, 400, "egapixels"),
         ({"messages": [shown("x", "data:image/png;base64," + "A" * (29 * 2**20))]}, 413, "20 MB"),
         ({"messages": [shown("x", data_url(), data_url())]}, 400, "One picture"),
         ({"messages": [{"role": "user", "content": "x" * 20_001}]}, 400, "20,001 characters"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
-        ({"messages": HELLO * 300}, 400, "'messages' takes 256 at most"),
-        ({"model": None}, 400, "GET /v1/models"),
         ({"model": "nobody"}, 404, "nobody"),
-        ({"max_completion_tokens": 10**6}, 400, "'max_completion_tokens' must lie between 1 and 2048"),
-        ({"stop": ["a"] * 5}, 400, "'stop'"),
         ({"stream_options": {"include_usage": True}}, 400, "stream: true"),
-        ({"strength": 3}, 400, "'strength' must lie between 0 and 2"),
         ({"mix": {"nobody": 1}}, 400, "nobody"),
-        ({"mix": {str(i): 1 for i in range(5)}}, 400, "'mix' takes 4 at most"),
-        ({"tools": [{}]}, 400, "'tools'"),
-        ({"response_format": {"type": "xml"}}, 400, "'response_format' must be of type text, json_object or"),
-        ({"response_format": schema_format({"uniqueItems": True})}, 400, "Unimplemented keys"),
         ({"response_format": schema_format({"$ref": "http://127.0.0.1:9/a"})}, 400, "nothing is fetched"),
         ({"grammar": "start: ("}, 400, "The form cannot be used"),
         ({"grammar": 'start: "a"', "response_format": {"type": "json_object"}}, 400, "either response_format or"),
-        ({"repetition_penalty": 0.9}, 400, "'repetition_penalty' must lie between 1 and 2, got 0.9."),
         ({"repetition_penalty": 1.1, "response_format": {"type": "json_object"}}, 400, "Leave one of them out."),
     ],
 )
@@ -391,8 +330,6 @@ def test_invalid_fields_are_refused_by_name(engine: Scripted, changed: Any, stat
 @pytest.mark.parametrize(
     ("fields", "form"),
     [
-        ({}, None),
-        ({"response_format": None}, None),
         ({"response_format": {"type": "text"}}, NO_FORM),
         ({"response_format": {"type": "json_object"}}, JSON_OBJECT),
         ({"response_format": schema_format({"enum": ["a", None]})}, json_schema_form({"enum": ["a", None]})),
@@ -419,25 +356,10 @@ def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: p
     assert asked[0].json()["error"]["param"] == "grammar"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"seed": NaN}', b'{"seed": ' + b"9" * 5000 + b"}",
-     b'{"model": "base", "messages": [{"role": "user", "content": "\\ud800"}]}', b'{"\\ud800": 1}'],
-)  # fmt: skip
-def test_malformed_json_is_refused(engine: Scripted, body: bytes) -> None:
-    refused(ask(engine, content=body), 400)
-
-
 def test_neutral_and_unknown_fields_are_accepted(engine: Scripted) -> None:
     usual = {"n": 1, "logprobs": False, "presence_penalty": 0.0, "tools": [], "metadata": {"a": "b"}, "stop": None}
     assert ask(engine, json={**GOOD, **usual, "user": "me", "max_tokens": 7.0}).status_code == 200
     assert engine.requests[0].sampling.max_new_tokens == 7
-
-
-def test_openapi_schema(engine: Scripted) -> None:
-    paths = ask(engine, "GET", "openapi.json").json()["paths"]
-    body = paths["/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert body["properties"]["temperature"]["maximum"] == 2 and "mix" in body["properties"]
 
 
 PART = st.fixed_dictionaries(
@@ -455,6 +377,8 @@ ONE_PAGE = page_with(ReadyProvider(Scripted()), FakeCatalog())
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@example(b"[" * 100_000)
+@example(b'{"seed": ' + b"9" * 5000 + b"}")
 @given(st.binary(max_size=60) | (BODY | ANY_JSON).map(lambda value: json.dumps(value).encode()))
 def test_fuzz_bodies(body: bytes) -> None:
     response = ask(None, content=body, page=ONE_PAGE)
@@ -475,11 +399,8 @@ BROKEN = EngineBroken("It has stopped.")
         (BadInput("The picture is <b>.", "/tmp/secret/cat.png"), False, 400, None, False),
         (Busy("Full."), False, 429, "busy", True),
         (LoadError("Adapter 'poet' is broken.", "/home/secret"), False, 500, None, False),
-        (TemplateError("secret: roles must alternate"), False, 400, None, False),
         (RuntimeError("secret /home/me/x.py"), False, 500, None, False),
         (BROKEN, False, 503, "model_failed", False),  # no client asks again by itself
-        (BROKEN, True, 503, "model_failed", False),
-        (Busy("Full."), True, 429, "busy", True),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -513,16 +434,10 @@ def test_a_model_that_is_not_there(method: str, path: str, state: Any, retry: bo
     [
         ("", "me:secret", None, 401),
         ("", "me:secret", "Bearer me:secre", 401),
-        ("", "me:secret", "me:secret", 401),
-        ("", "me:secret", "Basic me:secret", 401),
         ("", "me:secret", "bearer  me:secret", 200),
         ("", None, None, 200),
-        ("schlüssel", "me:secret", "Bearer me:secret", 401),
-        ("schlüssel", None, None, 401),
         ("schlüssel", "me:secret", "Bearer schlüssel", 200),
-        # No header ends in a blank, and a UTF-8 letter may end in a byte that is one elsewhere.
         ("voilà", None, "Bearer voilà", 200),
-        ("", "me:secret ", "Bearer me:secret", 200),
     ],
 )
 def test_bearer_key(
@@ -533,16 +448,6 @@ def test_bearer_key(
     response = ask(engine, "GET", "models", key=password, headers=headers)
     assert response.status_code == status
     assert (response.headers.get("www-authenticate") == "Bearer") == (status == 401)
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", "chat/completions", 405), ("POST", "models", 405), ("POST", "embeddings", 404), ("GET", "", 404),
-     ("GET", "models/nobody", 404), ("GET", "models/../../etc/passwd", 404)],
-)  # fmt: skip
-def test_unknown_paths_and_methods(engine: Scripted, method: str, path: str, status: int) -> None:
-    said = refused(ask(engine, method, path.replace("..", "%2e%2e")), status)
-    assert "/v1/models" in said or "nobody" in said or "passwd" in said or "Only" in said
 
 
 # The whole program.

@@ -8,13 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import httpx
 import pytest
 
-from adapter.errors import LoadError
-from adapter.method.checkpoint import load_adapter
-from tests.app_process import ROOT, AppProcess
-from tests.soak import attacks
+from tests.app_process import AppProcess
 from tests.soak.people import Answer, Connection, Question, questions
 from tests.soak.siege import GROWTH_FILES, GROWTH_MB, Figures, Report
 
@@ -34,26 +30,6 @@ def test_the_verdict_counts_everything_that_must_not_be() -> None:
     ):
         report = Report(**{**good, **changes})  # type: ignore[arg-type]
         assert len(report.problems) == count, changes
-
-
-def test_a_response_that_tells_of_the_machine_is_a_success_of_the_attack() -> None:
-    request = httpx.Request("GET", "http://here/")
-    assert attacks.checked(httpx.Response(404, text="Nothing here.", request=request)) == "404"
-    with pytest.raises(attacks.Broken, match="Traceback"):
-        attacks.checked(httpx.Response(500, text="Traceback (most recent call last)", request=request))
-
-
-def test_evil_adapters_are_finite(tmp_path: Path) -> None:
-    """What is not finite is refused when it is loaded: an adapter that is refused attacks nobody."""
-    shipped = ROOT / "assets" / "adapters"
-    names = attacks.write_evil(shipped / "pirate", shipped / "see", 1536, tmp_path)
-    refused = []
-    for name in names:
-        try:
-            load_adapter(tmp_path / name)
-        except LoadError:
-            refused.append(name)
-    assert len(names) == 8 and set(refused) <= {"lying"}
 
 
 @pytest.mark.slow

@@ -6,18 +6,16 @@ import base64
 import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.__main__ import _parser, _request, main
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from adapter.server import transcript
-from adapter.server.transcript import FORGOTTEN, PICTURE_NOT_KEPT, Dropped
+from adapter.server.transcript import FORGOTTEN
 from tests.app_process import PATIENCE
 from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
 
@@ -49,14 +47,9 @@ def test_a_file_of_any_kind_is_refused_with_a_sentence(text: str | bytes) -> Non
     [
         ({"format": "x"}, "no conversation"),
         ({"version": 3}, "version"),
-        ({"messages": None}, "no messages"),
         ({"messages": [{"role": "user", "text": 3}]}, "Message 1"),
-        ({"messages": [{"role": "system", "text": "x"}]}, "role"),
         ({"messages": [{"role": "user", "picture": "/etc/hosts"}]}, "data URL"),
-        ({"messages": [{"role": "user", "picture": "data:image/png;base64,A"}]}, "data URL"),
         ({"messages": [{"role": "user", "picture": "a"}], "pictures": {"a": "/etc/hosts"}}, "data URL"),
-        ({"pictures": [PICTURE]}, "no pictures"),
-        ({"messages": [5]}, "not an object"),
         ({"messages": [{"role": "assistant", "text": "x", "about": "y", "record": [1]}]}, "record"),
     ],
 )
@@ -68,33 +61,6 @@ def test_the_sentence_says_what_is_wrong(change: dict[str, Any], sentence: str) 
 
 
 RIGHT: dict[str, Any] = {"format": transcript.FORMAT, "version": 2, "messages": []}
-MANY_PICTURES = [{"role": "user", "picture": f"{PICTURE[:-4]}{number:04}"} for number in range(65)]
-
-
-@pytest.mark.parametrize(
-    ("messages", "dropped", "first"),
-    [
-        ([{"role": "user", "text": "x"}] * 2_001, Dropped(messages=1), "x"),
-        ([{"role": "user", "text": "x" * 100_001}], Dropped(text_ends=1), "x" * 100_000),
-        (MANY_PICTURES, Dropped(pictures=1), PICTURE_NOT_KEPT),
-        ([MANY_PICTURES[0]] * 65, Dropped(), ""),
-    ],
-)
-def test_what_exceeds_a_limit_is_dropped_and_the_rest_read(messages: Any, dropped: Dropped, first: str) -> None:
-    for version in (1, 2):
-        read = transcript.check({**RIGHT, "version": version, "messages": messages})
-        assert read.dropped == dropped and len(read.messages) == len(messages) - dropped.messages
-        assert read.messages[0].text == first
-        assert (read.messages[-1].picture is None) == ("picture" not in messages[-1])
-
-
-def test_the_command_line_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "conversation.json"
-    file.write_text(json.dumps({**RIGHT, "messages": [{"role": "user", "text": "x"}] * 2_001}))
-    store: Any = None  # no adapter is named
-    request = _request(_parser().parse_args(["generate", "--messages", str(file)]), store)
-    assert len(request.messages) == 1
-    assert capsys.readouterr().err.endswith(": the oldest message\n")
 
 
 def test_the_values_of_two_large_texts_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,16 +75,6 @@ def test_the_values_of_two_large_texts_are_in_memory_at_a_time(monkeypatch: pyte
                 transcript.read(text)
         assert third.result(PATIENCE).messages == ()
     assert happened == [len(text)] * 200 + [len(large)]
-
-
-def test_a_picture_that_many_messages_name_is_in_memory_once() -> None:
-    messages = [{"role": "user", "picture": "a"}] * 500
-    for document in (
-        {**RIGHT, "messages": messages, "pictures": {"a": PICTURE}},
-        {**RIGHT, "messages": [{"role": "user", "picture": PICTURE} for _ in messages], "version": 1},
-    ):
-        read = transcript.read(json.dumps(document)).messages
-        assert len({id(message.picture) for message in read}) == 1
 
 
 @pytest.mark.parametrize("value", ["[],", '{"":0},'])
@@ -148,19 +104,3 @@ def test_what_is_answered_are_the_messages_from_what_is_forgotten_to_the_last_of
     ).to_answer()
     assert asked == (Message("user", "what?"), Message("assistant", "a cat"), Message("user", "really?"))
     assert picture == b"bytes of a picture"
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"), [(None, "cannot be read"), ("{}", "no conversation"), ("x", "not JSON")]
-)
-def test_a_file_that_cannot_be_answered_is_one_line(
-    content: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "conversation.json"
-    if content is not None:
-        file.write_text(content)
-    assert main(["generate", "--messages", str(file)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
-    assert main(["generate", "--messages", str(file), "hello"]) == 1
-    assert "--messages" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -62,8 +61,8 @@ def test_leftovers_of_killed_servers_are_deleted_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llama-adapter-notes", "other", "tmpabcd"]
 
 
-@pytest.mark.parametrize("planted", ["folder", "mark", "another user's"])
-def test_planted_leftovers_are_not_followed(tmp_path, monkeypatch, planted):
+@pytest.mark.parametrize("planted", ["folder", "mark"])
+def test_planted_leftovers_are_not_followed(tmp_path, planted):
     """What somebody else puts into a shared temporary folder must not make a server delete files elsewhere."""
     there, parent = tmp_path / "there", tmp_path / "shared"
     for folder in (there, parent):
@@ -76,32 +75,6 @@ def test_planted_leftovers_are_not_followed(tmp_path, monkeypatch, planted):
     else:
         trap.mkdir()
         (trap / "diary").write_text("x")
-        if planted == "mark":
-            (trap / module._LOCK).symlink_to(there / module._LOCK)
-        else:
-            (trap / module._LOCK).touch()
-            monkeypatch.setattr(module.os, "geteuid", lambda: os.stat(trap).st_uid + 1)
+        (trap / module._LOCK).symlink_to(there / module._LOCK)
     with upload_folder(str(parent)):
         assert (trap / "diary").read_text() == (there / "diary").read_text() == "x"
-
-
-@pytest.mark.parametrize("deleted", ["before it is locked", "while it is locked"])
-def test_folder_taken_for_a_leftover_is_not_used(tmp_path, monkeypatch, deleted):
-    """Between marking and locking its folder a server can meet another one that is starting."""
-    flock, locked = module.fcntl.flock, []
-
-    def met(descriptor: int, how: int) -> None:
-        folder = next(tmp_path.glob(f"{module._PREFIX}*"), None)
-        locked.append(folder)
-        if len(locked) == 1:
-            if deleted == "before it is locked":
-                module._delete_leftovers(tmp_path)
-                assert not folder.exists()
-            else:
-                other = os.open(folder / module._LOCK, os.O_RDWR)
-                flock(other, how)
-        flock(descriptor, how)
-
-    monkeypatch.setattr(module.fcntl, "flock", met)
-    with upload_folder(str(tmp_path)) as folder:
-        assert folder != locked[0] and folder.is_dir() and (folder / module._LOCK).is_file()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sysconfig
 import threading
@@ -17,20 +16,19 @@ from typing import Any
 import gradio as gr
 import pytest
 import torch
-from PIL import Image
 
 from adapter.base import embedded
 from adapter.base.image_file import open_image
 from adapter.base.template import Message
-from adapter.errors import AdapterError, Busy, LoadError
+from adapter.errors import AdapterError, Busy
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import VisionConfig
 from adapter.serve.engine import Engine
-from adapter.serve.request import Answer, GenerationRequest
+from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.settings import PAGE_PENALTY
 from adapter.serve.store import AdapterStore
-from adapter.server.zero_gpu import MAX_SECONDS, ZeroGpuEngine, _PendingAnswer, load_for_zero_gpu
+from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
 from tests.app_process import PATIENCE, ROOT, AppProcess, wait_until
 from tests.server.test_deployment import SPACE, space, stream
 from tests.tiny_models import endless_base, random_adapter
@@ -89,57 +87,6 @@ def test_zero_gpu_engine_equals_engine(tiny_base: Any, store: AdapterStore, on_g
                 torch.testing.assert_close(mine.shares, theirs.shares)
 
 
-def test_invalid_requests_start_no_worker(tiny_base: Any, store: AdapterStore, on_gpu: Any) -> None:
-    def no_worker(*_: Any) -> Iterator[Any]:
-        raise AssertionError("a worker was asked for")
-        yield
-
-    zero_engine = on_gpu(lambda task, **_: no_worker)
-    wrong = [request_for(adapter="three"), request_for("x" * 500), request_for("")]
-    wrong.append(request_for(adapter="one", image=Image.new("RGB", (8, 8))))
-    with closing(Engine(tiny_base, store)) as engine:
-        for request in wrong:
-            with pytest.raises(AdapterError) as here:
-                engine.submit(request)
-            said = re.escape(str(here.value))
-            with pytest.raises(type(here.value), match=said):
-                zero_engine.submit(request)
-            with pytest.raises(type(here.value), match=said):
-                zero_engine.inspect(request, [1])
-
-
-def test_requested_gpu_time_follows_max_tokens(on_gpu: Any) -> None:
-    seconds: list[float] = []
-
-    def gpu(task: Callable[..., Any], duration: Callable[..., float]) -> Callable[..., Any]:
-        return lambda *arguments: seconds.append(duration(*arguments)) or task(*arguments)
-
-    zero_engine = on_gpu(gpu)
-    for tokens in (1, 100, 2000):
-        list(zero_engine.submit(request_for(tokens=tokens)))
-    assert seconds == sorted(seconds) and seconds[0] < seconds[1] and seconds[-1] <= MAX_SECONDS
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "words"),
-    [
-        (gr.Error("Your quota is spent. Try again in 1:00:00.", title="ZeroGPU quota exceeded"), Busy, "1:00:00"),
-        (gr.Error("GPU task aborted", title="ZeroGPU worker error"), AdapterError, "taken away"),
-        (RuntimeError("secret /home/x"), AdapterError, "went wrong"),
-    ],
-)
-def test_gpu_errors_are_reported(on_gpu: Any, error: Exception, kind: type[Exception], words: str) -> None:
-    def fails(*_: Any) -> Iterator[Any]:
-        raise error
-        yield
-
-    zero_engine = on_gpu(lambda task, **_: fails)
-    for ask in (lambda: list(zero_engine.submit(request_for())), lambda: zero_engine.inspect(request_for(), [1])):
-        with pytest.raises(kind, match=words) as raised:
-            ask()
-        assert "secret" not in str(raised.value) and type(raised.value) is kind
-
-
 def test_cancel_ends_reader_and_worker(on_gpu: Any) -> None:
     ended = threading.Event()
 
@@ -172,26 +119,6 @@ def test_overflow_in_a_worker_is_told(store: AdapterStore, tiny_fingerprint: Any
     for ask in (lambda: list(zero_engine.submit(request)), lambda: zero_engine.inspect(request, [1])):
         with pytest.raises(AdapterError, match="'bomb' makes the model's numbers overflow"):
             ask()
-
-
-def test_answer_may_be_freed_while_its_event_is_delivered() -> None:
-    """By the garbage collector, in the thread that delivers and holds the answer's lock."""
-    pending = _PendingAnswer(GenerationRequest(), 1)
-    answers = [Answer(pending.mailbox, pending.cancel)]
-
-    def deliver() -> None:
-        with pending._lock:
-            answers.clear()
-
-    thread = threading.Thread(target=deliver, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    assert not thread.is_alive() and pending.ended
-
-
-def test_base_is_loaded_in_bfloat16_only(tiny_folder: Path) -> None:
-    with pytest.raises(LoadError, match="leave --quantization out"):
-        load_for_zero_gpu(str(tiny_folder), "nf4")
 
 
 def events(server: AppProcess, kind: str) -> list[dict[str, Any]]:
