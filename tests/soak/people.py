@@ -67,9 +67,9 @@ class Question:
 class Connection:
     """One person's HTTP client. address: the loopback address that the person comes from."""
 
-    def __init__(self, url: str, address: str, *, signed_in: bool = True, timeout: float = PATIENCE) -> None:
+    def __init__(self, url: str, address: str, *, signed_in: bool = True) -> None:
         transport = httpx.HTTPTransport(local_address=address)
-        self.http = httpx.Client(base_url=url, transport=transport, timeout=timeout)
+        self.http = httpx.Client(base_url=url, transport=transport, timeout=PATIENCE)
         self.session = secrets.token_hex(6)
         self.address = address
         self._uploads: dict[Path, str] = {}
@@ -97,11 +97,11 @@ class Connection:
         held = {c["id"]: c["props"].get("value") for c in self.config["components"]}
         return [held[number] for number in self.event(event)["inputs"]]
 
-    def join(self, event: str, data: Any, route: str = "queue/join", **more: Any) -> httpx.Response:
-        """Put an event into the page's queue. more: further fields, or others. route: or "run/predict"."""
+    def join(self, event: str, data: Any, **more: Any) -> httpx.Response:
+        """Put an event into the page's queue. more: further fields, or others."""
         body = {"data": data, "fn_index": self.event(event)["id"], "session_hash": self.session, **more}
         headers = {"Content-Type": "application/json"}
-        return self.http.post(f"/gradio_api/{route}", content=json.dumps(body), headers=headers)
+        return self.http.post("/gradio_api/queue/join", content=json.dumps(body), headers=headers)
 
     def fire(self, event: str, data: list[Any], **more: Any) -> tuple[Any, str]:
         """Fire an event; returns its last outputs, None if it failed, and the texts of its toasts."""

@@ -20,12 +20,16 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.app_process import FAULTY_APP, AppProcess, app_process
+from tests.app_process import FAULTY_APP, ROOT, AppProcess, app_process
 from tests.app_process import LONG_PATIENCE as PATIENCE
 from tests.soak import attacks
 from tests.soak.attacks import Attack, Attacker, Broken
 from tests.soak.people import KEY, PASSWORD, USER, Answer, Connection, Question
 
+SHIPPED = ROOT / "assets" / "adapters"
+TEXT, VISUAL = ("pirate", "extract"), "see"
+PICTURE = ROOT / "assets" / "examples" / "traffic-light.png"
+ANSWER_TOKENS = 24
 VISITORS = 16
 PACE = 2.5  # seconds from one question of a visitor to the next: 30 answers a minute are one address's limit
 REPORT_SECONDS = 30.0
@@ -103,14 +107,9 @@ class Siege:
     """
 
     def __init__(
-        self,
-        server: AppProcess,
-        questions: Sequence[Question],
-        arsenal: Callable[[int], Attacker],
-        chosen: Sequence[Attack] = attacks.ATTACKS,
-        visitors: int = VISITORS,
+        self, server: AppProcess, questions: Sequence[Question], arsenal: Callable[[int], Attacker]
     ) -> None:
-        self.report = Report(attacks={attack.__name__: Counter() for attack in chosen})
+        self.report = Report(attacks={attack.__name__: Counter() for attack in attacks.ATTACKS})
         self._server, self._questions, self._arsenal = server, questions, arsenal
         self._process = psutil.Process(server.process.pid)
         self._alone: dict[int, Answer] = {}
@@ -118,21 +117,21 @@ class Siege:
         self._lock = threading.Lock()
         self._resting = threading.Semaphore(0)
         self._threads = [
-            *(threading.Thread(target=self._visit, args=[n], name=f"visitor {n}") for n in range(visitors)),
+            *(threading.Thread(target=self._visit, args=[n], name=f"visitor {n}") for n in range(VISITORS)),
             *(
                 threading.Thread(target=self._attack, args=each, name=each[1].__name__)
-                for each in enumerate(chosen)
+                for each in enumerate(attacks.ATTACKS)
             ),
         ]
         for thread in self._threads:
             thread.daemon = True
         self._done = dict.fromkeys(self._threads, 0)  # how often each client has done something
 
-    def run(self, seconds: float, rounds: int = 1, tell: Callable[[str], None] = lambda line: None) -> Report:
-        """Ask alone, attack for so long, and measure.
+    def run(self, seconds: float) -> Report:
+        """Ask alone, attack for so long, and measure. Prints a line now and then.
 
-        rounds: what each visitor and each attacker does at least before the warm-up ends and again until the end,
-        however long it takes. tell: is given a line now and then.
+        Each visitor and each attacker does something before the warm-up ends and again until the end, however long
+        it takes.
         """
         # From several addresses, one after the other: one address has 30 answers a minute.
         people = [self._connection(-number) for number in range(1, 5)]
@@ -141,13 +140,13 @@ class Siege:
         for person in people:
             person.close()
         self.report.figures["alone"] = self._measure([self._mb()])
-        tell(f"{len(self._alone)} questions were answered alone; {len(self._threads)} clients begin.")
+        print(f"{len(self._alone)} answers alone; {len(self._threads)} clients begin.", flush=True)
         self._go.set()
         for thread in self._threads:
             thread.start()
         try:
             for half in ("warm", "end"):
-                self._rest(half, self._run_for(seconds / 2, rounds, tell))
+                self._rest(half, self._run_for(seconds / 2))
             self._server.check_running()
         except AssertionError as error:
             self.report.died = str(error)
@@ -157,7 +156,7 @@ class Siege:
             thread.join(PATIENCE)
         return self.report
 
-    def _run_for(self, seconds: float, rounds: int, tell: Callable[[str], None]) -> list[float]:
+    def _run_for(self, seconds: float) -> list[float]:
         """Returns the memory of the last third of the time, in MB, a figure ten times a second."""
         self._go.set()
         began = told = time.monotonic()
@@ -166,17 +165,15 @@ class Siege:
         while True:
             self._server.check_running()
             now = time.monotonic()
-            behind = [thread.name for thread in self._threads if self._done[thread] - before[thread] < rounds]
+            behind = [thread.name for thread in self._threads if self._done[thread] == before[thread]]
             memory.append(self._mb())
             if now - began >= seconds and not behind:
                 return memory[len(memory) * 2 // 3 :]
-            assert now - began < seconds + rounds * PATIENCE, f"{behind} do not come to an end"
+            assert now - began < seconds + PATIENCE, f"{behind} do not come to an end"
             time.sleep(0.1)
             if now - told >= REPORT_SECONDS:
-                told, report = now, self.report
-                wrong = len(report.differing) + len(report.unanswered) + len(report.broken)
-                attacked = sum(sum(got.values()) for got in report.attacks.values())
-                tell(f"{report.answers} honest answers, {attacked} attacks, {wrong} problems, {memory[-1]:.0f} MB")
+                told = now
+                print(f"{self.report.answers} honest answers, {memory[-1]:.0f} MB", flush=True)
 
     def _mb(self) -> float:
         return self._process.memory_info().rss / 2**20
@@ -256,47 +253,19 @@ class Siege:
 
 
 @contextmanager
-def besieged(
-    folder: Path,
-    good: Path,
-    visual: Path,
-    intermediate_size: int,
-    picture: Path,
-    honest: tuple[str, ...],
-    arguments: Sequence[str] = (),
-    environment: dict[str, str] | None = None,
-) -> Iterator[tuple[AppProcess, Callable[[int], Attacker]]]:
-    """A public server with a password, on which visitors may train and upload; and what makes its attackers.
-
-    good, visual: folders of honest adapters, from which evil ones are made. honest: the names of honest adapters,
-    the last one visual. arguments: of app.py.
-    """
-    evil = attacks.write_evil(good, visual, intermediate_size, folder / "evil")
-    zips = tuple(attacks.zip_evil(folder / "evil", name, folder) for name in evil if "visual" not in name)
-    bad_pictures = attacks.write_pictures(picture, folder / "pictures")
-    public = ("--host", "0.0.0.0", "--public", "--auth", f"{USER}:{PASSWORD}", "--train")
-    with app_process(
-        folder,
-        *public,
-        *("--cache-gb", str(CACHE_GB), "--adapters", str(folder / "evil"), *arguments),
-        program=FAULTY_APP,
-        environment={
-            "LLAMA_ADAPTER_RUNS": str(folder / "runs"),
-            "SESSIONS": str(SESSIONS),
-            "POISON": "1",
-            **(environment or {}),
-        },
-        ready=(401,),
-    ) as server:
-        server.wait_until(
-            lambda: httpx.get(f"{server.url}/v1/models", headers=KEY, timeout=PATIENCE).status_code == 200
-        )
+def besieged(folder: Path) -> Iterator[tuple[AppProcess, Callable[[int], Attacker]]]:
+    """A public server with a password, on which visitors may train and upload; and what makes its attackers."""
+    evil = attacks.write_evil(SHIPPED / "pirate", SHIPPED / VISUAL, folder / "evil")
+    bad_pictures = attacks.write_pictures(PICTURE, folder / "pictures")
+    arguments = ["--host", "0.0.0.0", "--public", "--auth", f"{USER}:{PASSWORD}", "--train"]
+    arguments += ["--cache-gb", str(CACHE_GB), "--adapters", str(folder / "evil")]
+    environment = {"LLAMA_ADAPTER_RUNS": str(folder / "runs"), "SESSIONS": str(SESSIONS), "POISON": "1"}
+    with app_process(folder, *arguments, program=FAULTY_APP, environment=environment, ready=(401,)) as server:
+        models = f"{server.url}/v1/models"
+        server.wait_until(lambda: httpx.get(models, headers=KEY, timeout=PATIENCE).status_code == 200)
 
         def attacker(number: int) -> Attacker:
             network, chance = f"127.66.{number}", random.Random(number)
-            brought = folder / "runs"
-            return Attacker(
-                server.url, network, chance, honest, evil, zips, brought, bad_pictures, timeout=PATIENCE
-            )
+            return Attacker(server.url, network, chance, (*TEXT, VISUAL), evil, bad_pictures)
 
         yield server, attacker
