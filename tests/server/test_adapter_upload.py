@@ -38,7 +38,7 @@ from tests.tiny_models import FINGERPRINT, random_adapter
 from tests.untrusted_json import ANY_JSON
 from train.run_folder import STATE
 
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 OTHER_BASE = replace(FINGERPRINT, name="huge", hidden_size=64)
 
 
