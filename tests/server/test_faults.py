@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,9 +20,12 @@ from safetensors.torch import load_file, save_file
 from adapter.base.template import Message
 from adapter.errors import AdapterError
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
+from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
+from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
+from adapter.serve.scheduler import MAX_ROWS
 from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, AppProcess, tiny_app_process, wait_until
 from tests.soak.people import Connection
