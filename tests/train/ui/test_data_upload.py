@@ -20,9 +20,9 @@ from train.ui.preview import preview_html
 ROWS = [{"instruction": f"say {i}", "output": f"{i}!"} for i in range(30)]
 
 
-def png(colour: str = "red", side: int = 8) -> bytes:
+def png() -> bytes:
     data = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(data, "PNG")
+    Image.new("RGB", (8, 8), "red").save(data, "PNG")
     return data.getvalue()
 
 
@@ -49,7 +49,6 @@ def folder(tmp_path: Path) -> Path:
 def test_a_hostile_zip_is_refused_with_a_sentence(kind: str, tmp_path: Path, folder: Path) -> None:
     files = {
         "parent": {"a.png": png(), "a/../../evil.txt": b"x"},
-        "bomb": {"a.txt": bytes(2**21)},
         "nothing wanted": {"run.exe": b"MZ", "page.html": b"<script>"},
         "folder and file": {"a.txt": b"x", "a.txt/b.txt": b"y"},
     }
@@ -91,8 +90,7 @@ def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, 
 
 @pytest.mark.parametrize("image", ["/etc/hostname", "a/../../x.zip"])
 def test_an_image_outside_of_the_upload_is_refused(image: str, tmp_path: Path, folder: Path) -> None:
-    rows = [{"instruction": "what?", "output": "x", "image": image}] * 5
-    rows_file = "\n".join(map(json.dumps, rows)).encode()
+    rows_file = (json.dumps({"instruction": "what?", "output": "x", "image": image}) + "\n").encode() * 5
     path = write_zip(tmp_path / "x.zip", {"rows.jsonl": rows_file, "a.png": png()})
     with pytest.raises(BadInput, match=r"rows.jsonl, line 1: .* outside of what was sent"):
         open_upload(path, folder)
@@ -124,21 +122,3 @@ def test_limits_of_an_upload(tmp_path: Path, folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(data_upload, "MAX_RECORDS", 20)
     with pytest.raises(BadInput, match="30 records; 20 are the limit"):
         open_upload(write_jsonl(tmp_path / "a.jsonl", ROWS), folder)
-
-
-def test_a_preview_names_broken_truncated_and_empty_records(
-    tmp_path: Path, folder: Path, tiny_folder: Path
-) -> None:
-    rows = [
-        *ROWS,
-        '{"instruction": "x"',
-        {"instruction": "long", "output": "y" * 600},
-        {"instruction": "<b>", "output": ""},
-    ]
-    preview = make_preview(open_upload(write_jsonl(tmp_path / "a.jsonl", rows), folder), str(tiny_folder))
-    shown = preview_html(preview)
-    assert "33 records of text in a.jsonl" in shown
-    assert "a.jsonl, line 31: this is not JSON" in shown.replace("&#x27;", "'")
-    assert "1 longer than 512 tokens loses its end" in shown and "1 with an empty answer" in shown
-    assert "say 0" in shown and str(tmp_path) not in shown and "<b>" not in shown
-    assert preview.usable == 32

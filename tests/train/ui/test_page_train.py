@@ -82,20 +82,6 @@ class TrainTab:
         self.page.get_by_role("tab", name="Train").click()
         self.page.locator("#train-run .data-preview, #train-run .run").first.wait_for()
 
-    def choose_sample(self) -> None:
-        self.page.locator("#samples label", has_text="butler").click()
-        self.page.locator("#train-preview .records").wait_for()
-
-    def upload(self, path: Path) -> str:
-        self.page.locator("#train-upload input[type=file]").set_input_files(path)
-        preview = self.page.locator("#train-preview .data-preview:not(.empty)")
-        preview.wait_for()
-        return preview.inner_text()
-
-    def clear_upload(self) -> None:
-        self.page.locator('#train-upload [aria-label="Clear"]').click()
-        self.page.get_by_text(texts.NO_DATA).wait_for()
-
     def button(self, key: str, state: str = "") -> Any:
         return self.page.locator(f"#train-{key}{state}")
 
@@ -109,7 +95,8 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     page = tab.page
     page.get_by_text(texts.NOTHING_YET).wait_for()
     assert tab.button("start").is_disabled()
-    tab.choose_sample()
+    page.locator("#samples label", has_text="butler").click()
+    page.locator("#train-preview .records").wait_for()
     assert "30 records of text" in tab.preview.inner_text() and tab.name.input_value() == "my-butler"
     tab.name.fill("jeeves")
     tab.wait_for_command("name=jeeves")
@@ -200,15 +187,16 @@ def test_an_adapter_is_taught_by_chatting(
 def test_uploads_and_typed_rows_are_previewed_on_a_phone(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     tab = TrainTab(visit(390, 844))
     page = tab.page
-    hint = page.locator("#steps .step > .hint").bounding_box()["y"]
-    assert page.get_by_text("zip of pictures").bounding_box()["y"] >= hint  # nothing of it is cut off
     rows = [json.dumps({"instruction": f"Say {i}.", "output": f"{i}!"}) for i in range(12)]
     (tmp_path / "numbers.jsonl").write_text("\n".join([*rows, '{"instruction": "x"}']))
-    text = tab.upload(tmp_path / "numbers.jsonl")
+    page.locator("#train-upload input[type=file]").set_input_files(tmp_path / "numbers.jsonl")
+    page.locator("#train-preview .data-preview:not(.empty)").wait_for()
+    text = tab.preview.inner_text()
     assert "13 records of text in numbers.jsonl" in text and "line 13: 'output' is missing" in text
     tab.wait_for_command("data=numbers.jsonl")
     assert tab.button("start").is_enabled() and tab.name.input_value() == "numbers"
-    tab.clear_upload()
+    page.locator('#train-upload [aria-label="Clear"]').click()
+    page.get_by_text(texts.NO_DATA).wait_for()
     assert tab.button("start").is_disabled() and tab.name.input_value() == "", "a proposed name leaves"
     page.locator("#train-rows button.label-wrap").click()
     for row in range(4):

@@ -49,13 +49,6 @@ def test_the_command_makes_the_same_recipe_as_the_tab(plan: RunPlan, tmp_path: P
     (tmp_path / RECIPE).write_text(recipe_text(recipe))
     assert read_recipe(tmp_path / RECIPE, []) == recipe
     assert recipe.train.name == plan.name and recipe.train.description == plan.description
-    assert plan.steps is None or recipe.train.steps == plan.steps
-
-
-def test_the_command_names_a_base_without_its_folder() -> None:
-    plan = plan_of(base="/somewhere/secret/tiny")
-    assert plan.command("r/n").endswith("--base tiny --out r/n")
-    assert plan.recipe(Path("a")).base == "/somewhere/secret/tiny"
 
 
 def shown(progress: RunProgress, state: Any = "training", **settings: Any) -> str:

@@ -63,7 +63,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     names: list[str] = []
     monkeypatch.setattr(TrainingRuns, "_launch", launch)
-    monkeypatch.setattr(TrainingRuns, "stop", lambda self, name, launched: names.append(name))
+    monkeypatch.setattr(TrainingRuns, "stop", lambda self, name, launched=None: names.append(name))
     return names
 
 
