@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -53,20 +54,22 @@ def parrot_command(tiny_folder, tmp_path, monkeypatch) -> Callable[..., list[str
     return command
 
 
-@pytest.fixture
-def stop_after(monkeypatch) -> Callable[[int], None]:
-    """Lets the next run be asked to stop after its step `step`."""
+def signal_after(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
+    """Sends the next run a signal after its step `step`."""
     from train.run_folder import MetricsWriter
 
     record = MetricsWriter.record
 
-    def stop_after(step: int) -> None:
-        def record_and_interrupt(self, at, **values):
-            record(self, at, **values)
-            if at == step and "loss" in values:
-                monkeypatch.setattr(MetricsWriter, "record", record)
-                os.kill(os.getpid(), signal.SIGINT)
+    def record_and_send(self, at, **values):
+        record(self, at, **values)
+        if at == step and "loss" in values:
+            patch.setattr(MetricsWriter, "record", record)
+            os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(MetricsWriter, "record", record_and_interrupt)
+    patch.setattr(MetricsWriter, "record", record_and_send)
 
-    return stop_after
+
+@pytest.fixture
+def stop_after(monkeypatch) -> Callable[[int], None]:
+    """Lets the next run be asked to stop after its step `step`."""
+    return functools.partial(signal_after, monkeypatch)

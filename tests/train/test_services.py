@@ -75,12 +75,11 @@ def test_a_tracker_gets_the_settings_and_the_figures_of_metrics(run, notebook, t
     assert all(isinstance(value, int | float | str | bool) for value in notebook.settings.values())
 
 
-@pytest.mark.parametrize("method", ["log", "finish"])
-def test_a_tracker_that_fails_ends_no_run(run, notebook, monkeypatch, tmp_path, capsys, method):
+def test_a_tracker_that_fails_ends_no_run(run, notebook, monkeypatch, tmp_path, capsys):
     def fail(self, *_: Any, **__: Any) -> None:
         raise RuntimeError("no network")
 
-    monkeypatch.setattr(Notebook, method, fail)
+    monkeypatch.setattr(Notebook, "log", fail)
     assert run("tracker=notebook") == 0
     assert (tmp_path / "out" / CARD).exists()
     printed = capsys.readouterr()
@@ -88,16 +87,10 @@ def test_a_tracker_that_fails_ends_no_run(run, notebook, monkeypatch, tmp_path, 
     assert printed.err.count("no network") == 1
 
 
-@pytest.mark.parametrize(
-    "name, sentence",
-    [("tensorboar", "There is no tracker 'tensorboar'. Choose one of: none, "), ("wandb", "pip install wandb")],
-)
-def test_a_tracker_that_is_not_here_is_refused_before_data_is_read(
-    run, unread, monkeypatch, capsys, name, sentence
-):
+def test_a_tracker_that_is_not_here_is_refused_before_data_is_read(run, unread, monkeypatch, capsys):
     monkeypatch.setattr(tracking, "get_available_trackers", list)
-    assert run(f"tracker={name}") == 1
-    assert sentence in capsys.readouterr().err
+    assert run("tracker=wandb") == 1
+    assert "pip install wandb" in capsys.readouterr().err
 
 
 # Numbered adapters.
@@ -165,21 +158,10 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_try_again(run, hub, tmp
     assert (folder / CARD).exists() and not (folder / STATE).exists() and load_adapter(folder).gates.abs().max()
 
 
-@pytest.mark.parametrize(
-    "repo, token, offline, sentence",
-    [
-        ("helper", "x", False, "push_to must be a repository on the Hub"),
-        ("a/b", None, False, "hf auth login"),
-        ("a/b", "x", True, "HF_HUB_OFFLINE is set"),
-    ],
-)
-def test_a_push_that_cannot_be_is_refused_before_data_is_read(
-    run, hub, unread, monkeypatch, capsys, repo, token, offline, sentence
-):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(train.publish, "get_token", lambda: token)
-    assert run(f"push_to={repo}") == 1
-    assert sentence in capsys.readouterr().err
+def test_a_push_that_cannot_be_is_refused_before_data_is_read(run, hub, unread, monkeypatch, capsys):
+    monkeypatch.setattr(train.publish, "get_token", lambda: None)
+    assert run("push_to=a/b") == 1
+    assert "hf auth login" in capsys.readouterr().err
 
 
 # Activations that are computed again.

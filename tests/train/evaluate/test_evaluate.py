@@ -20,15 +20,13 @@ from adapter.method.deltas import TuningConfig
 from adapter.method.vision import VisualFeatures
 from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter
 from train.evaluate import answerer as answerer_module
-from train.evaluate import perplexity
 from train.evaluate.answerer import Answerer
-from train.evaluate.intervals import difference, log_ratio, mean, over_seeds, ratio, share
-from train.evaluate.metrics import caption_scores, caption_words, exact_match, token_f1
-from train.evaluate.perplexity import STRENGTHS, text_windows
+from train.evaluate.intervals import difference, mean, over_seeds, ratio, share
+from train.evaluate.metrics import caption_scores, exact_match, token_f1
+from train.evaluate.perplexity import STRENGTHS
 from train.evaluate.scienceqa import extract_letter
 from train.evaluate.tasks import (
     Captions,
-    ExactMatch,
     HeldOutLoss,
     Perplexity,
     ScienceQA,
@@ -150,9 +148,7 @@ def test_intervals_are_those_of_the_books():
     assert figure.value == pytest.approx(10 * np.mean(numbers)) and figure.interval == "bootstrap"
     assert (figure.high - figure.low) / 2 == pytest.approx(1.96 * 10 * np.std(numbers) / 20, rel=0.1)
     assert mean(numbers, 0) == mean(numbers, 0) != mean(numbers, 1)
-    # Losses over tokens: a long item counts by its tokens.
     assert ratio([9.0, 1.0], [9, 3], 0).value == pytest.approx(10 / 12)
-    assert ratio([2.0] * 5, [1] * 5, 0, math.exp).low == pytest.approx(math.exp(2))
 
 
 def test_intervals_over_seeds_and_questions_are_those_of_scipy():
@@ -173,8 +169,6 @@ def test_intervals_over_seeds_and_questions_are_those_of_scipy():
     first, second = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
     paired = ttest_rel(first, second).confidence_interval(0.95)
     assert ends(difference([first], [second])) == pytest.approx((paired.low, paired.high), rel=1e-6)
-    found = log_ratio([2.0, 2.0], [1.0, 1.0])
-    assert found.mean == pytest.approx(math.log(2)) and found.half == 0
 
 
 def test_texts_are_compared_as_for_squad():
@@ -182,30 +176,18 @@ def test_texts_are_compared_as_for_squad():
     assert token_f1("a cat sat down", "The cat sat.") == pytest.approx(2 * 2 / (3 + 2))
     assert token_f1("dog dog", "dog") == pytest.approx(2 / 3)
     assert (token_f1("", ""), token_f1("the", ""), token_f1("x", "")) == (1, 0, 0)
-    for answer, wanted in (("", "A"), ("The", "A"), ("-", "+")):  # letters and signs are not empty answers
-        assert not exact_match(answer, wanted) and exact_match(f"{wanted} ", wanted.lower())
+    assert not exact_match("The", "A") and exact_match("A ", "a")  # letters are not empty answers
 
 
 @pytest.mark.parametrize(
     ("text", "index"),
     [
-        ("Because. The answer is (C)", 2), ("answer: a", 0), ("B", 1), (" (A) yes, it is", 0), ("C. blue", 2),
-        ("A\nreason", 0), ("Green.", 1), ("A green thing", None), ("", None), ("The answer is D.", None),
-        ("The answer is A. The answer is B.", None), ("The answer is a magnet.", None),
-        ("The answer is B. So the answer is B.", 1), ("The answer is b.\nYes", 1), ("The answer is (a) red", 0),
+        ("Because. The answer is (C)", 2), ("B", 1), ("A\nreason", 0), ("Green.", 1), ("A green thing", None),
+        ("The answer is D.", None), ("The answer is A. The answer is B.", None), ("The answer is a magnet.", None),
     ],
 )  # fmt: skip
 def test_the_letter_of_a_generated_answer(text, index):
     assert extract_letter(text, ("red", "green", "blue")) == index
-
-
-def test_captions_score_as_computed_by_hand():
-    pytest.importorskip("pycocoevalcap")
-    assert caption_words("A man's RED-hot dog, isn't it?") == "a man 's red-hot dog is n't it"
-    # Two pictures whose words differ: a perfect caption has 10, one that fits one of two references 5.
-    scores = caption_scores(["one two three four", "b c d e"], [["one two three four"], ["b c d e", "f g h i"]], 0)
-    assert scores["CIDEr"].value == pytest.approx(100 * (10 + 5) / 2)
-    assert scores["CIDEr"].n == 2 and scores["BLEU-4"].value == pytest.approx(100)
 
 
 def test_bleu_is_that_of_cocos_server():
@@ -218,9 +200,6 @@ def test_bleu_is_that_of_cocos_server():
     ]
     expected, _ = bleu.Bleu(4).compute_score(dict(enumerate(wanted)), {i: [s] for i, s in enumerate(said)}, 0)
     assert caption_scores(said, wanted, 0)["BLEU-4"].value == pytest.approx(100 * expected[3], rel=1e-6)
-    # No four words in common: without smoothing that is zero.
-    assert caption_scores(["a red ball lies", "dogs"], wanted[:2], 0)["BLEU-4"].value > 1
-    assert caption_scores(["a red ball rolls", "dogs"], wanted[:2], 0)["BLEU-4"].value == 0
 
 
 # Likelihoods and answers.
@@ -246,24 +225,6 @@ def test_any_adapter_scores_as_row_by_row(wide_base, adapter, strength, encoder,
     bare = Answerer(wide_base).token_scores(ids, labels)
     same = all(torch.equal(a.logprobs, b.logprobs) for a, b in zip(scores, bare, strict=True))
     assert same == (adapter is None or strength == 0)  # strength 0 is the base, to the bit
-
-
-@torch.no_grad()
-def test_any_adapter_answers_with_its_likeliest_tokens(wide_base, adapter, encoder, pictures):
-    answerer = Answerer(wide_base, adapter, 0.7)
-    asked = [(Message("user", f"say {i}"),) for i in range(50)]  # more than are submitted at once
-    shown = [pictures[i % 3] if i % 4 else None for i in range(50)]
-    texts = answerer.generate(asked, shown, max_new_tokens=3)
-    for i in (0, 1, 49):
-        ids = answerer.encode(asked[i])
-        (feature,) = answerer.features([shown[i]])
-        kv = None if adapter is None else adapter(wide_base.model, feature).scaled(0.7)
-        for _ in range(3):
-            ids.append(int(wide_base.model(input_ids=torch.tensor([ids]), prompt_kv=kv).logits[0, -1].argmax()))
-            if ids[-1] in wide_base.stop_ids:
-                break
-        wanted = wide_base.tokenizer.decode(ids[len(answerer.encode(asked[i])) :], skip_special_tokens=True)
-        assert texts[i] == wanted
 
 
 def test_the_right_letter_counts_among_the_problems_choices_only(drawn_folder, monkeypatch):
@@ -296,33 +257,6 @@ def test_likelihoods_are_computed_on_the_bases_device(tiny_base, tiny_fingerprin
     shown = VisualFeatures(torch.rand(1, 6))
     hidden = Answerer(base, adapter, 0.5)._hidden([[1, 2], [3]], [shown, None])
     assert hidden.shape == (2, 2, 32) and hidden.device.type == "meta"
-
-
-def test_answers_beside_the_wanted_ones(tmp_path, monkeypatch):
-    path = jsonl(
-        tmp_path / "test.jsonl", {"prompt": "p", "answer": "a cat sat"}, {"prompt": "q", "answer": "Dogs."}
-    )
-    monkeypatch.setattr(Answerer, "generate_from", lambda self, prompts, *_, **__: ["The cat ran", "dogs"])
-    found = values(ExactMatch(read_examples(path), 8).measure(bigrams({}), 0))
-    assert found == {("answers", "exact match"): 50, ("answers", "token F1"): pytest.approx((50 + 100) / 2)}
-
-
-def test_all_references_of_a_picture_count_once(tmp_path, pictures, monkeypatch):
-    pytest.importorskip("pycocoevalcap")
-    captions = [("red.png", "a b c d"), ("blue.png", "w x y z"), ("red.png", "e f g h")]
-    (tmp_path / "captions.tsv").write_text("".join(f"{name}\t{text}\n" for name, text in captions))
-    asked = []
-
-    def generate_from(self, prompts, shown, *_, **__):
-        asked.extend(shown)
-        return ["a b c d" if picture.stem == "red" else "nothing of that kind" for picture in shown]
-
-    monkeypatch.setattr(Answerer, "generate_from", generate_from)
-    task = Captions.of(read_examples(tmp_path / "captions.tsv", images=tmp_path), None, 8)
-    found = task.measure(bigrams({}), 0).figures["captions"]
-    assert [picture.name for picture in asked] == ["red.png", "blue.png"]
-    # Ten for the one reference and nothing for the other; nothing for the second picture.
-    assert found["CIDEr"].value == pytest.approx(100 * (10 / 2 + 0) / 2) and found["CIDEr"].n == 2
 
 
 def test_loss_is_the_trainers(wide_base, adapter, tmp_path, encoder, pictures):
@@ -367,19 +301,6 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary(tmp_path):
     assert Perplexity(read_text(path), 2).measure(bigrams({}), 0).figures["text"]["perplexity"].n == 2
 
 
-def test_every_window_begins_as_the_tokenizer_begins_texts(tiny_base):
-    class Beginning:
-        bos_token_id = 1
-
-        def __call__(self, text, add_special_tokens=True, **_):
-            return SimpleNamespace(input_ids=[1] * add_special_tokens + [5] * len(text))
-
-    base = Base(tiny_base.model, Beginning(), FINGERPRINT, "none", 0)
-    windows = text_windows(base, "x" * 300)
-    assert [window[0] for window in windows] == [1, 1, 1] and sum(map(len, windows)) == 303
-    assert max(map(len, windows)) == base.context_length
-
-
 def test_forgetting_begins_at_the_base(wide_base, tiny_fingerprint):
     text = "some words of no relation " * 60
     bare, adapted = Answerer(wide_base), Answerer(wide_base, random_adapter(tiny_fingerprint, gate=2.0))
@@ -388,19 +309,11 @@ def test_forgetting_begins_at_the_base(wide_base, tiny_fingerprint):
     assert list(found) == [(f"strength {s:g}", "perplexity") for s in STRENGTHS]
     assert values(task.measure(bare, 0)) == {("text", "perplexity"): found["strength 0", "perplexity"]}
     assert len(set(found.values())) == len(STRENGTHS)
-    figure = Perplexity(text).measure(adapted, 0).figures["text"]["perplexity"]
-    windows = text_windows(wide_base, text)
-    assert figure.value == pytest.approx(perplexity.perplexity(adapted, windows)) and figure.n == len(windows)
-
-
-# Data that is wrong.
 
 
 def test_what_cannot_be_measured_is_said(tmp_path, wide_base, tiny_fingerprint, encoder):
     with pytest.raises(DataError, match="holds no problems.json"):
         read_problems(tmp_path, "test", None)
-    with pytest.raises(DataError, match="no file 'no.txt'"):
-        read_text(tmp_path / "no.txt")
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match=r"empty.txt is empty"):
         read_text(tmp_path / "empty.txt")
@@ -411,10 +324,7 @@ def test_what_cannot_be_measured_is_said(tmp_path, wide_base, tiny_fingerprint, 
         HeldOutLoss(read_examples(path), 4).measure(Answerer(wide_base), 0)
     seen = jsonl(tmp_path / "seen.jsonl", {"prompt": "p", "answer": "a", "image": "no.png"})
     task = HeldOutLoss(read_examples(seen), 99)
-    assert task.measure(Answerer(wide_base), 0).figures  # the bare base reads no picture
     with pytest.raises(DataError, match=r"seen.jsonl, line 1: no.png: "):
         task.measure(Answerer(wide_base, visual(tiny_fingerprint)), 0)
     with pytest.raises(BadInput, match="Item 2: .* tokens"):
         Answerer(wide_base).generate([ASK, (Message("user", "x" * 5000),)])
-    with pytest.raises(BadInput, match="5000 tokens, and this base reads 4096"):
-        Answerer(wide_base).next_logprobs([[5] * 5000], [1])

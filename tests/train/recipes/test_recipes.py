@@ -15,27 +15,17 @@ from tests.app_process import ROOT
 from tests.train.recipes.rows import RECIPES, learnt, roomy, rows
 from train.__main__ import main
 from train.config import ConfigError, read_recipe
+from train.evaluate.intervals import Figure
 from train.input.examples import FileExamples, SkippedExamples
 from train.recipes.extract import recipe as extract
 from train.recipes.pirate.recipe import development_questions
 from train.recipes.pirate.recipe import score_answer as in_the_voice
-from train.recipes.recipe import is_on_files, load_recipe, read_own, recipe_names
+from train.recipes.recipe import load_recipe, read_own, recipe_names
 from train.recipes.tutor.recipe import development_sets
 from train.recipes.tutor.rule import score_answer as by_the_rule
 from train.run_setup import complete
 
 ON_FILES = ("extract", "pirate", "tutor")
-
-
-def talk(row: list[dict]) -> tuple[tuple[Message, ...], str]:
-    """The conversation of a row, and the answer to learn."""
-    *messages, answer = row
-    return tuple(Message(m["role"], m["content"]) for m in messages), answer["content"]
-
-
-def test_recipes_are_found_by_name():
-    assert recipe_names() == ["extract", "pirate", "see", "tutor"]
-    assert tuple(filter(is_on_files, recipe_names())) == ON_FILES
 
 
 @pytest.mark.parametrize("name", ON_FILES)
@@ -52,7 +42,6 @@ def test_a_recipe_is_what_a_user_could_have_written(name, monkeypatch, tmp_path)
 
 
 def test_a_recipe_goes_on_from_its_shipped_adapter():
-    """And from no other one."""
     tokenizer, base = load_tokenizer(BASE), base_config(BASE)
     for name in ON_FILES:
         recipe = complete(read_own(name, [f"start_from={SHIPPED / name}"]), tokenizer, base, lambda _: None)
@@ -61,30 +50,17 @@ def test_a_recipe_goes_on_from_its_shipped_adapter():
         complete(read_own("tutor", [f"start_from={SHIPPED / 'pirate'}"]), tokenizer, base, lambda _: None)
 
 
-@pytest.mark.slow
 def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp_path, monkeypatch):
-    few = extract.development_tests("hand_written")[:1]
-    monkeypatch.setattr(extract, "development_tests", lambda _: few)
+    monkeypatch.setattr(extract, "development", lambda _: {"whole object, %": Figure(0, 0, 9, 4, "Wilson")})
     (tmp_path / "a.jsonl").write_text("".join(f'{{"prompt": "{c}>", "completion": "{c}"}}\n' for c in "abcdefgh"))
     data = [f"data.path={tmp_path / 'a.jsonl'}", "data.validation=0.25", "insertion_layers=2", "tuning.layers=2"]
     small = ["steps=2", "batch_size=4", "held_out=2", "eval_every=2", "template=raw", "keep=0", "--device=cpu"]
-    assert (
-        main(
-            [
-                "extract",
-                f"--base={roomy(tiny_folder, tmp_path / 'base')}",
-                f"--out={tmp_path / 'out'}",
-                *data,
-                *small,
-            ]
-        )
-        == 0
-    )
+    base = roomy(tiny_folder, tmp_path / "base")
+    assert main(["extract", f"--base={base}", f"--out={tmp_path / 'out'}", *data, *small]) == 0
     card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
-    assert "`python -m train extract`" in card and "| unseen phrasings: whole object, % | 0 " in card
+    assert "`python -m train extract`" in card and "| whole object, % | 0 " in card
     assert load_recipe("extract", None).development.describe() in card and "license: apache" in card
-    again = read_recipe(tmp_path / "out" / "recipe.yaml", [])
-    assert again.train.form == read_own("extract", []).train.form and again.train.steps == 2
+    assert read_recipe(tmp_path / "out" / "recipe.yaml", []).train.form == read_own("extract", []).train.form
 
 
 @pytest.mark.parametrize(
@@ -144,7 +120,6 @@ def test_pirate_score_is_honest():
     [
         ('{"type": "order", "item": "kite", "quantity": 2}', (True, 3, 3)),
         ('{"type": "order", "item": "kite", "quantity": "2"}', (False, 2, 3)),
-        ('{"type": "order", "item": "Kite", "quantity": 2}', (False, 2, 3)),
         ('{"type": "order", "item": "kite", "quantity": 2, "price": "3"}', (False, 3, 3)),
         ("Two kites.", (False, 0, 3)),
     ],
@@ -165,19 +140,14 @@ LATER = (*ASKED, Message("assistant", "Light feeds plants. Which plants grow in 
     ("answer", "conversation", "right"),
     [
         ("Plants make sugar with the help of light. Where in a plant does this happen?", ASKED, True),
-        (" Dr. Lee says so, and 3.5 cm is a lot. What would a plant say? ", ASKED, True),
         ("Mushrooms are no plants. What do mushrooms eat?", LATER, True),
-        ("", ASKED, False),
         ("Plants make sugar.", ASKED, False),
         ("Where does a plant make sugar?", ASKED, False),
-        ("Plants make sugar. They need light. Where does a plant make it?", ASKED, False),
         ("Plants make sugar. Where does a plant make it? And when does a plant do so?", ASKED, False),
-        ("1. Plants make sugar. Where does a plant make it?", ASKED, False),
         ("Plants make sugar. What is the capital of France?", ASKED, False),  # another topic
         ("Plants make sugar. Why do plants need light?", ASKED, False),  # the student's own
         ("Mushrooms are no plants. Which plants grow in the dark?", LATER, False),  # asked before
         (f"Plants make {'sugar and ' * 12}air. Where does a plant make it?", ASKED, False),
-        ("Plants make make sugar. Where does a plant make it?", ASKED, False),
     ],
 )  # fmt: skip
 def test_the_tutors_rule(answer, conversation, right):

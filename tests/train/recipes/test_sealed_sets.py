@@ -107,26 +107,17 @@ def test_no_question_is_trained_on():
 # Scores.
 
 
-def adapter(form: str | None = None) -> Any:
-    return SimpleNamespace(config=SimpleNamespace(form=form))
-
-
 @dataclasses.dataclass
 class Fake:
-    """An answerer that looks the answer up by the last message, and notes what it is asked."""
+    """An answerer that looks the answer up by the last message."""
 
     answers: dict[str, str]
     otherwise: str
-    adapter: Any = dataclasses.field(default_factory=adapter)
+    adapter = SimpleNamespace(config=SimpleNamespace(form=None))
     base: Any = None
     is_visual: bool = False
-    with_form: bool = False
-    asked: list[tuple[Message, ...]] = dataclasses.field(default_factory=list)
 
     def generate(self, conversations: Sequence[tuple[Message, ...]], *_: Any, **__: Any) -> list[str]:
-        self.asked += conversations
-        if self.with_form:
-            return [PROSE] * len(conversations)
         return [self.answers.get(c[-1].text, self.otherwise) for c in conversations]
 
 
@@ -137,8 +128,7 @@ EARLIER = (Message("user", "Hi"), Message("assistant", "Ahoy!"))
 @pytest.fixture
 def others(monkeypatch) -> None:
     """Earlier exchanges without a base."""
-    for module in (extract, pirate, tutor):
-        monkeypatch.setattr(module, "after_others", lambda _, own, given: [(*EARLIER, *c) for c in given])
+    monkeypatch.setattr(extract, "after_others", lambda _, own, given: [(*EARLIER, *c) for c in given])
 
 
 def values(figures: dict[str, Figure]) -> list[float]:
@@ -162,60 +152,13 @@ def test_extract_is_all_right_with_right_answers_and_all_wrong_with_wrong_ones()
     assert max(values(wrong)) < 40  # a third of the types, and no other field
 
 
-@pytest.mark.usefixtures("others")
-def test_an_adapter_with_a_form_is_measured_with_and_without_it():
-    fake = Fake(right_objects(), PROSE, adapter('start: "x"'))
-    figures = extract.scores(fake)
-    without = {name: figure for name, figure in figures.items() if "without its form" in name}
-    assert len(figures) == 20 and values(without) == [100] * 10
-    # The fake's form is prose: no object, and sensible off its task.
-    assert values({name: figures[name] for name in set(figures) - set(without)}).count(0) == 9
-
-
-@pytest.mark.usefixtures("others")
-def test_pirate_and_tutor_scores_ask_the_recipes_rule(monkeypatch):
-    for answer, expected in (("Arr! The sea be blue, matey.", 100), (PROSE, 0)):
-        fake = Fake({}, answer)
-        figures = pirate.scores(fake)
-        assert values(figures) == [expected] * 2 and [figure.n for figure in figures.values()] == [300, 60]
-        assert [len(c) for c in fake.asked] == [1] * 300 + [3] * 60
-    seen: list[tuple[Message, ...]] = []
-
-    def rule(text: str, conversation: tuple[Message, ...]) -> bool:
-        seen.append(conversation)
-        return text == PROSE
-
-    monkeypatch.setattr(tutor, "score_answer", rule)
-    for answer, expected in ((PROSE, 100), ("No.", 0)):
-        figures = tutor.scores(Fake({}, answer))
-        assert values(figures) == [expected] * 3 and [figure.n for figure in figures.values()] == [100, 50, 60]
-    assert {c[-1].role for c in seen} == {"user"} and {len(c) for c in seen} == {1, 3, 5}
-
-
-@pytest.mark.usefixtures("others")
-@pytest.mark.parametrize(
-    "recipe, told, off_task", [(extract, "Turn this message into one JSON", 40), (tutor, "Answer in one plain", 0)]
-)
-def test_only_the_bare_base_is_told_what_to_write(recipe, told, off_task):
-    for measured, is_told in ((adapter(), False), (None, True)):
-        fake = Fake({}, PROSE, measured)
-        recipe.scores(fake)
-        messages = [c[-1].text.startswith(told) for c in fake.asked]
-        assert messages == [is_told] * (len(messages) - off_task) + [False] * off_task
-
-
 @pytest.mark.parametrize(
     ("answer", "claims", "if_asked"),
     [
         ("The picture shows a cat.", True, True),
-        ("I see a red car.", True, True),
         ("I am not sure, perhaps a cat or a fox.", True, True),
         ("The picture shows nothing, I cannot see one. ", False, False),
-        ("There is no photo of a cat.", False, False),
         ("There is a dog.", False, True),
-        ("Yes, it is an animal.", False, True),
-        ("It's a photograph.", False, True),
-        ("It is hard to say.", False, False),
         ("It is not a dog, I see none.", False, False),
     ],
 )
@@ -233,40 +176,3 @@ def test_sensible_answers():
         'Here it is: {"type": "person", "name": "Ann"}', f"{PROSE} {PROSE} {PROSE}", "no " * 20,
     ):  # fmt: skip
         assert not sealed_sets.is_sensible(bad)
-
-
-def test_an_object_has_a_known_type_and_its_fields_only():
-    order = {"type": "order", "item": "kite"}
-    assert extract.is_object(json.dumps(order))
-    for bad in ({}, {"type": "animal"}, {"item": "kite"}, {**order, "name": "Ann"}, [order], "x"):
-        assert not extract.is_object(json.dumps(bad))
-
-
-def test_other_adapters_answer_the_earlier_turns_in_turn(monkeypatch, tmp_path):
-    for name in ("extract", "pirate", "see", "tutor"):
-        (tmp_path / name).mkdir()
-    shown: dict[str, list[Any]] = {}
-
-    @dataclasses.dataclass
-    class Other:
-        base: Any
-        name: Any
-        with_form: bool = False
-
-        def generate(self, conversations, pictures):
-            assert self.with_form  # as it is served
-            shown[self.name.label] = pictures
-            return [f"{self.name.label} {i}" for i, _ in enumerate(conversations)]
-
-    def load(folder, *_):
-        return SimpleNamespace(label=folder.name, config=SimpleNamespace(is_visual=folder.name == "see"))
-
-    monkeypatch.setattr(sealed_sets, "ADAPTERS", tmp_path)
-    monkeypatch.setattr(sealed_sets, "load_adapter", load)
-    monkeypatch.setattr(sealed_sets, "Answerer", Other)
-    given = [(Message("user", str(i)),) for i in range(5)]
-    late = sealed_sets.after_others(SimpleNamespace(fingerprint=None, device="cpu"), "pirate", given)
-    assert [c[1].text for c in late] == ["extract 0", "see 0", "tutor 0", "extract 1", "see 1"]
-    assert [c[2:] for c in late] == given and all(c[0].role == "user" for c in late)
-    assert shown == {"extract": None, "see": [sealed_sets.PICTURE] * 2, "tutor": None}
-    assert sealed_sets.PICTURE.exists()
