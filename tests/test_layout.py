@@ -1,7 +1,4 @@
-"""The house: which room may import which, that imports make no circle, and what a file opens with.
-
-Each rule is a function from modules to its violations, so that a control can show that it finds one.
-"""
+"""The house: which room may import which, that imports make no circle, and what a file opens with."""
 
 from __future__ import annotations
 
