@@ -103,7 +103,6 @@ LONG_LINE = (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n")
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.exe", b"MZ", "of no known kind"),
         ("a.csv", b"cat.png,a cat\ndog.png,a dog", "names pictures that did not come with it"),
         ("a.jsonl", LONG_LINE * 5, "All 5 are too long: nothing of the answer lies within the first 512 tokens."),
         ("a.jsonl", LINE * 3 + b'{"instruction": "x"}\n', "line 4: 'output' is missing"),

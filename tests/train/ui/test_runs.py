@@ -85,9 +85,8 @@ def test_a_run_that_is_removed_meanwhile(reads: int, tmp_path: Path, monkeypatch
                 shutil.rmtree(folder)
         return stat(path, *arguments, **more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "stat", removing_stat)
-        assert len(tab.panel("echo", None, "", "", None)) == 12
+    monkeypatch.setattr(os, "stat", removing_stat)
+    assert len(tab.panel("echo", None, "", "", None)) == 12
     assert left <= 0 and texts.NOTHING_YET in tab.panel("echo", None, "", "", None)[3]
     assert tab.runs.get("echo") is None and tab.runs.taken() == []
 
@@ -226,7 +225,6 @@ def test_a_server_that_closes_says_whether_the_run_is_saved(
     (stub.folder / "is slow").write_text("")
     stub.wait_for_save()
     assert stub.runs.close() == ("echo", False) and "still being saved" in texts.stopped_with_server("echo", False)
-    assert stub.runs.close() is None, "the run is named once"
     assert stub.get().state == "stopping"
     (stub.folder / "is slow").unlink()
     assert stub.wait_for_end().state == "stopped"

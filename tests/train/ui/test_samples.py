@@ -24,7 +24,6 @@ from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
 from train.__main__ import main
 from train.formats.dataset import open_records
-from train.ui.plan import SAMPLES as FOLDER
 from train.ui.plan import RunPlan, samples
 
 SAMPLES = {sample.name: sample for sample in samples()}
@@ -33,7 +32,7 @@ OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
 QUESTIONS = Path(__file__).with_name("butler_questions.txt").read_text().splitlines()
 THINGS = ("bird", "boat", "car", "fish", "flower", "hammer", "saw", "tree")
 WHERE = {"beach": "on the beach", "meadow": "in a meadow", "night": "at night", "snow": "in the snow"}
-# The conversation before the adapter is chosen: empty, or answers of two other adapters.
+# Answers of two other adapters, before the adapter is chosen.
 OTHERS = (
     Message("user", "Why is the sky blue?"),
     Message("assistant", "Arr! The sky be blue because of the way our eyes perceive light."),
@@ -64,11 +63,7 @@ def new_drawings() -> list[tuple[Image.Image, str]]:
         ]
 
 
-def test_each_is_small_and_whole_and_holds_nothing_that_it_is_tested_on() -> None:
-    for sample in SAMPLES.values():
-        files = [p for p in sample.path.rglob("*") if p.is_file()] if sample.path.is_dir() else [sample.path]
-        assert sum(file.stat().st_size for file in files) < 300_000
-        assert sample.picture is None or sample.picture.parent == FOLDER
+def test_each_is_whole_and_holds_nothing_that_it_is_tested_on() -> None:
     rows, drawings = (list(open_records(SAMPLES[name].path)) for name in ("butler", "drawings"))
     assert len(rows) == 30 and all(has_manners(row.messages[-1].text) for row in rows)
     assert len(set(QUESTIONS)) >= 40 and not {row.messages[0].text for row in rows} & set(QUESTIONS)
