@@ -1,6 +1,4 @@
-"""Which records are learnt and which are held out: pictures and conversations stay whole, rows are drawn evenly,
-and an epoch sees every record once.
-"""
+"""Which records are learnt and which are held out, and that an epoch sees every record once."""
 
 from __future__ import annotations
 
