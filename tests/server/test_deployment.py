@@ -43,7 +43,6 @@ def place(command: str = "", **environment: str) -> Place:
         ("--public --train", {}, {"training": True}),
         ("", SPACE, {"host": "0.0.0.0", "port": 7860, "public": True, "training": False}),
         ("--share", SPACE, {"share": False, "public": True}),  # a Space has its address
-        ("", {**SPACE, "GRADIO_SERVER_PORT": "7000"}, {"port": 7000}),
         ("", {**SPACE, "LLAMA_ADAPTER_TRAIN": "1"}, {"training": True}),
     ],
 )

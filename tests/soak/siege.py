@@ -101,10 +101,7 @@ class Report:
 
 
 class Siege:
-    """Visitors and attackers, each in a thread of their own, on `server`.
-
-    arsenal: makes the attacker of an attack's number; questions: what the visitors ask, all different.
-    """
+    """Visitors and attackers, each in a thread of their own. arsenal: makes the attacker of an attack's number."""
 
     def __init__(
         self, server: AppProcess, questions: Sequence[Question], arsenal: Callable[[int], Attacker]
@@ -265,7 +262,7 @@ def besieged(folder: Path) -> Iterator[tuple[AppProcess, Callable[[int], Attacke
         server.wait_until(lambda: httpx.get(models, headers=KEY, timeout=PATIENCE).status_code == 200)
 
         def attacker(number: int) -> Attacker:
-            network, chance = f"127.66.{number}", random.Random(number)
-            return Attacker(server.url, network, chance, (*TEXT, VISUAL), evil, bad_pictures)
+            chance, honest = random.Random(number), (*TEXT, VISUAL)
+            return Attacker(server.url, f"127.66.{number}", chance, honest, evil, bad_pictures)
 
         yield server, attacker
