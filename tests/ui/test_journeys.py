@@ -47,9 +47,17 @@ def test_send_and_switch(browser: Any, url: str) -> None:
 
 
 def test_stop(far: Visitor, closed_gate: GatedEngine) -> None:
+    """By its button, and by Esc from anywhere."""
     far.type("Good morning.")
     far.await_answers(1)
     far.page.locator("#box .stop-button").click()
+    closed_gate.gate.set()
+    assert far.settle().startswith("you said:") and "stopped" in far.stats()
+    closed_gate.gate.clear()
+    far.type("And the sea?")
+    far.await_answers(2)
+    far.page.locator("h1").click()
+    far.page.keyboard.press("Escape")
     closed_gate.gate.set()
     assert far.settle().startswith("you said:") and "stopped" in far.stats()
     assert far.ask("And now?") == "you said: And now?!"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -31,16 +30,13 @@ def test_errors_for_a_browser_have_no_detail_and_no_markup(toasts: list[str]) ->
 
 def test_cards_describe_adapters_grouped_and_never_blank() -> None:
     catalog = FakeCatalog()
-    poet, see = catalog.cards["poet"], catalog.cards["see"]
+    poet = catalog.cards["poet"]
     poet.own, poet.description = True, "rhymes " * 40
     labels = {value: label for label, value in theme.picker_choices(catalog)}
     assert list(labels) == ["", "see", "poet"], "those that were added here come last"
     assert labels[""].startswith("None (frozen base)\n")
     assert labels["see"].splitlines() == ["see", "what it does", "Sees pictures · 621 kB"]
     assert len(labels["poet"].splitlines()[1]) <= 110 and labels["poet"].endswith(" · added here")
-    see.description, see.config = "", SimpleNamespace(prompt_length=10, insertion_layers=30)
-    labels = {value: label for label, value in theme.picker_choices(catalog)}
-    assert labels["see"].splitlines()[1] == "No description: 10 prompts in 30 layers"
 
 
 def test_a_model_card_loads_nothing_into_the_browser() -> None:
@@ -56,34 +52,15 @@ def test_a_model_card_loads_nothing_into_the_browser() -> None:
     assert "<img" not in card and 'href="javascript' not in card and card.count("<a href") == 2
 
 
-@pytest.mark.parametrize(
-    ("place", "names", "chosen", "first"),
-    [
-        (0, ["extract", "mine", "pirate"], "", "pirate"),
-        (2, ["extract", "mine", "pirate"], "", "mine"),
-        (0, ["pirate", "see"], "see", "see"),
-        (None, ["pirate"], "", ""),
-    ],
-)
-def test_dropdowns_start_with_the_preferred_adapters(
-    place: int | None, names: list[str], chosen: str, first: str
-) -> None:
-    assert Picker(gr.Dropdown([""]), "None", place).first_value(names, chosen) == first
-
-
-def test_examples_have_their_pictures_and_adapters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_examples_have_their_pictures_and_adapters() -> None:
     """Each shipped adapter has an example, and none is there for an adapter that is not."""
     examples = theme.examples()
     assert {example.adapter for example in examples} == {folder.name for folder in SHIPPED.iterdir()}
-    assert theme.SHIPPED == SHIPPED
     assert [example.picture is not None for example in examples[:4]] == [False, False, True, True]
     assert all(Path(example.picture).is_file() for example in examples if example.picture)
     answers = ChatAnswers(ReadyProvider(EchoEngine()), FakeCatalog())
     assert answers.adapter_for(examples[2]) == "see"
     assert answers.adapter_for(examples[1]) is None  # "pirate" is not in this catalog: the selected one stays
-    (tmp_path / "tutor").mkdir()
-    monkeypatch.setattr(theme, "SHIPPED", tmp_path)
-    assert [example.adapter for example in theme.examples()] == ["tutor"]
 
 
 def test_open_pages_share_one_look_at_the_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,12 +97,6 @@ def test_endpoints_for_programs() -> None:
     assert all(parameter["parameter_has_default"] for parameter in parameters[1:])
 
 
-@pytest.mark.parametrize("argv", [["--auth", "me"], ["--auth", ":x"], ["--port", "0"], ["--quantization", "2"]])
-def test_command_line_refuses(argv: list[str]) -> None:
-    with pytest.raises(SystemExit):
-        app.parse(argv)
-
-
 def test_a_taken_port_is_one_line_and_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -149,12 +120,5 @@ def test_gradio_client_is_answered(url: str) -> None:
     assert pieces[-1] == client.predict(**question, api_name="/chat")
     cards = client.predict(api_name="/adapters")
     assert [card["name"] for card in cards] == sorted(card["name"] for card in cards)
-    for wrong, message in [
-        ({"message": " "}, "empty"),
-        ({"message": "hi", "adapter": "nobody"}, "nobody"),
-        ({"message": "hi", "strength": 7}, "Strength"),
-        ({"message": "x" * 100_000}, "100,000"),
-    ]:
-        with pytest.raises(AppError, match=message):
-            client.predict(**wrong, api_name="/chat")
-    assert client.predict(**question, api_name="/chat")  # it still answers
+    with pytest.raises(AppError, match="nobody"):
+        client.predict(message="hi", adapter="nobody", api_name="/chat")

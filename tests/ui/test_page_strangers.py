@@ -1,8 +1,7 @@
-"""What strangers wrote, in a real browser: a link, a file and a card load nothing and lie over nothing."""
+"""What strangers wrote, in a real browser: a link and a card load nothing and lie over nothing."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,19 +44,10 @@ def test_the_browser_refuses_what_the_page_would_load_from_elsewhere(visit: Call
     visitor.requested.clear()  # it was refused
 
 
-@pytest.mark.parametrize("way", ["link", "file"])
-def test_an_adapters_name_is_text(visit: Callable[..., Visitor], url: str, way: str, tmp_path: Path) -> None:
+def test_an_adapters_name_is_text(visit: Callable[..., Visitor], url: str) -> None:
     visitor = visit()
-    settings = Settings(adapter=NAME)
     history = [*conversation.user_turn("hi"), conversation.answer("ho")]
-    if way == "link":
-        visitor.page.goto(f"{url}#chat={conversation_json.to_link(history, settings)}")
-    else:
-        document, _ = conversation_json.to_browser(history, {})
-        file = {**document, "settings": conversation_json.panel_settings(settings)}
-        (tmp_path / "c.json").write_text(json.dumps(file))
-        visitor.open_conversation_panel()
-        visitor.import_file(tmp_path / "c.json")
+    visitor.page.goto(f"{url}#chat={conversation_json.to_link(history, Settings(adapter=NAME))}")
     toast = visitor.page.get_by_test_id("toast-text").filter(has_text=texts.adapter_missing(NAME))
     toast.wait_for()
     assert toast.locator(f":scope {MARKUP}, :scope a").count() == 0
