@@ -73,8 +73,8 @@ def test_a_file_is_exported_and_imported(visit: Callable[..., Visitor], tmp_path
     assert visitor.picked == "see" and visitor.loaded_picture()
     assert visitor.export(tmp_path / "b.json") == found
     # A file that is refused is a toast and changes nothing.
-    file.write_text("{")
-    visitor.import_file(file)
+    (tmp_path / "c.json").write_text("{")
+    visitor.import_file(tmp_path / "c.json")
     assert "not JSON" in visitor.toast()
     visitor.reload()
     visitor.wait_for_rows(rows)

@@ -61,8 +61,8 @@ def test_the_filmstrip_of_an_example_and_of_an_answer(visit: Callable[..., Visit
     answer = visitor.ask("How does a boat float?")
     page.get_by_role("tab", name="Compare").click()
     assert "Ahoy" in film.locator(".frame:visible").inner_text(), "an example is there at once"
-    assert "Rayleigh" in shown_frame(visitor, 0)
     assert film.locator(".frame:visible mark").count() > 0
+    assert "Rayleigh" in shown_frame(visitor, 0)
     page.get_by_role("tab", name="Chat").click()
     page.get_by_role("button", name="Show at five strengths").click()
     film.get_by_text("as recorded").wait_for(state="detached")
