@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # Tests start the program many times, and Python need not compile it each time.
 unexport PYTHONDONTWRITEBYTECODE
 # A busy neighbour costs a program whose threads spin while they wait far more than one whose threads sleep.
-TEST = HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3
+TEST = HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench soak huge screenshots pictures install dev chromium clean

@@ -42,20 +42,21 @@ FOLDERS = [f"{folder}{os.sep}" for folder in (ROOT, tempfile.gettempdir(), Path.
 # `make test` gives each worker a file at a time. These take longest and are started first: otherwise one worker
 # would still run one of them when the other has nothing left.
 LONGEST = (
-    "test_page_train.py",
-    "test_reproduce.py",
-    "test_zero_gpu.py",
-    "test_soak.py",
+    "test_page_storage.py",
     "test_page.py",
-    "test_shipped.py",
-    "test_samples.py",
     "test_job.py",
+    "test_cluster.py",
+    "test_deployment.py",
+    "test_page_list.py",
+    "test_reproduce.py",
+    "test_devices.py",
+    "test_page_train.py",
+    "test_journeys.py",
+    "test_zero_gpu.py",
     "test_page_inside.py",
-    "test_faults.py",
+    "test_soak.py",
+    "test_see.py",
     "test_runs.py",
-    "test_page_accessible.py",
-    "test_page_compare.py",
-    "test_embedded.py",
 )
 
 
