@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformers import LlamaConfig
 
 from adapter.base import threads
+from tests.app_process import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,36 @@ def test_idle_threads_sleep_unless_the_environment_says_otherwise(given, expecte
         monkeypatch.setenv(name, value)
     threads.sleep_when_idle()
     assert (os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY")) == expected
+
+
+ARENAS = """
+import ctypes, sys, threading
+from adapter.base.threads import share_arenas
+if sys.argv[1] == "shared":
+    share_arenas()
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "mallopt"):
+    sys.exit("no glibc")
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+all_there = threading.Barrier(8)
+def allocate():
+    all_there.wait()
+    libc.malloc(1000)
+    all_there.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.malloc_info(0, libc.fopen(b"/dev/stdout", b"w"))
+libc.fflush(None)
+"""
+
+
+def test_threads_share_two_of_malloc_s_arenas() -> None:
+    counts = []
+    for how in ("shared", "not"):
+        run = subprocess.run([sys.executable, "-c", ARENAS, how], capture_output=True, text=True, timeout=PATIENCE)
+        if "no glibc" in run.stderr:
+            pytest.skip("no glibc here")
+        counts.append(run.stdout.count("<heap nr="))
+    assert counts[0] <= 2 < counts[1]
