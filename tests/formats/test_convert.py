@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from adapter.__main__ import main
@@ -19,7 +19,6 @@ from adapter.base.llama import base_fingerprint, load_base
 from adapter.errors import LoadError, with_detail
 from adapter.formats import hub
 from adapter.formats.convert import Options, change_gate_activation, convert
-from adapter.method import checkpoint
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import VisionConfig
 from tests.tiny_models import random_adapter
@@ -110,7 +109,6 @@ LLAMA_PTH = {f"layers.{i}.attention.wq.weight": torch.ones(2, 2) for i in range(
 V1 = {"adapter_query.weight": torch.ones(10, 32)} | {
     f"layers.{i}.attention.gate": torch.ones(1, 4, 1, 1) for i in range(4)
 }
-OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
 
 
 def saved(content, compression=zipfile.ZIP_STORED) -> bytes:
@@ -132,18 +130,14 @@ HALF = "damaged or only half a download"
         (saved({"adapter_query.weight": _Code()}), "(posix.system)"),
         (pickle.dumps({"a": _Code()}, protocol=2), "holds code, which is not run"),
         (saved(V1, zipfile.ZIP_DEFLATED), "compressed"),  # it could unpack to any size
-        (saved({"optimizer": OPTIMIZER, "epoch": 3}), "the state of an optimizer and no model"),
-        (saved([1, 2]), "holds a list"),
         (saved({**LLAMA_PTH, "tok_embeddings.weight": torch.ones(2, 2)}), "is a base"),
         (saved({"base_model.model.layers.0.q_proj.lora_A.weight": torch.ones(2)}), "is a LoRA"),
         # The V2 family is recognised by tensors that only it has.
         (saved({"model": V1, "config": {"w_bias": True, "w_lora": False}}), "cannot be shared out"),
-        (b"<html>Not found</html>", HALF),
         (saved(V1)[:-20], HALF),
-        (save(V1)[:-20], HALF),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     ],
-    ids=range(12),
+    ids=range(8),
 )
 def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypatch, content, message):
     monkeypatch.setenv("MADE_BY_CODE", str(tmp_path / "made"))
@@ -152,14 +146,6 @@ def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypa
         convert(str(tmp_path / "file.pth"), tmp_path / "to", Options(base=str(tiny_folder)))
     assert message in with_detail(error.value) and "\n" not in str(error.value)
     assert names_in(tmp_path) == ["file.pth"]
-
-
-def test_a_folder_without_an_adapter_is_refused(tmp_path):
-    for files, message in (((), "holds no adapter"), (("a.pth", "b.pth"), "holds 2 files of weights; name one")):
-        for name in files:
-            (tmp_path / name).touch()
-        with pytest.raises(LoadError, match=message):
-            convert(str(tmp_path), tmp_path / "to")
 
 
 # What is left on disk.
@@ -171,16 +157,6 @@ def test_a_folder_that_is_not_empty_is_never_written_to(ours, tmp_path):
     with pytest.raises(LoadError, match="exists already and is not overwritten"):
         convert(str(ours), tmp_path / "full")
     assert names_in(tmp_path / "full") == ["thesis.txt"]
-
-
-def test_a_full_disk_leaves_nothing(ours, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(LoadError, match="cannot be written"):
-        convert(str(ours), tmp_path / "to", Options(to_format="litgpt"))
-    assert names_in(tmp_path) == ["poet"]
 
 
 # The command line and the Hub.
@@ -236,15 +212,3 @@ def test_adapters_of_both_formats_answer_from_the_hub(ours, on_hub, tiny_folder,
     assert main(["convert", "someone/peft", "--to", str(to), "--base", str(tiny_folder)]) == 0
     assert f"someone/peft@{COMMIT}" in (to / "README.md").read_text()
     assert torch.equal(load_file(to / "adapter.safetensors")["prompts"], adapter.prompts)
-
-
-def test_offline_the_error_says_so(capsys, tmp_path):
-    """Without a fake: the tests run with HF_HUB_OFFLINE=1."""
-    assert main(["convert", "no/such", "--to", str(tmp_path / "a")]) == 1
-    error = capsys.readouterr().err
-    assert "'no/such' is not in the local cache and HF_HUB_OFFLINE is set" in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["poet", "./relative", "a/b/c", "user/../.."])
-def test_other_names_are_not_taken_for_repositories(name):
-    assert hub.parse(name) is None

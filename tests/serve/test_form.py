@@ -142,22 +142,6 @@ def test_an_answer_that_is_cut_ends_with_length_and_one_that_is_done_with_stop(e
         assert text(engine.submit(ask(form='start: "abcdefgh"', stop=("never~", stop)))) == answer
 
 
-def test_a_json_schema_which_cannot_free_the_white_space(engine):
-    schema = {
-        "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer", "maximum": 99}},
-        "required": ["name", "age"],
-        "additionalProperties": False,
-        "x-guidance": {"whitespace_flexible": True},
-    }
-    for seed in range(3):
-        params = SamplingParams(temperature=1.5, top_p=1.0, max_new_tokens=80, seed=seed)
-        answer = text(engine.submit(ask(form=json_schema_form(schema), sampling=params)))
-        value = json.loads(answer)
-        assert set(value) == {"name", "age"} and len(value["name"]) <= 6 and value["age"] <= 99
-        assert answer.startswith('{"name": "') and '", "age": ' in answer
-
-
 # The masks.
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from adapter.__main__ import main
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import BadInput, Busy
 from adapter.method.checkpoint import save_adapter
@@ -238,29 +236,6 @@ def test_one_inspection_runs_and_few_wait(engine, monkeypatch):
     assert len(begun) == MAX_WAITING and all("looked into already" in end for end in refusals)
 
 
-def test_the_commands_mute_and_print_a_row_for_each_token(tiny_folder, tiny_fingerprint, tmp_path, capsys):
-    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "poet")
-    options = ["--base", str(tiny_folder), "--quantization", "none", "--device", "cpu", "--max-new-tokens", "6"]
-
-    def run(command, *more, status=0):
-        adapter = [] if more == ("base",) else ["--adapter", "poet", *more]
-        assert main(["--adapters", str(tmp_path), *command, *options, *adapter, "hi"]) == status
-        return capsys.readouterr()
-
-    def answer(*more):
-        found = json.loads(run(["generate", "--temperature", "0", "--json", "--logprobs"], *more).out)
-        return found["token_ids"], found["logprobs"]
-
-    every = [f"--mute-layer={i}" for i in (1, 2, 3)]
-    assert answer("base") == answer(*every) == answer(*[f"--mute-head={i}" for i in range(4)]) != answer()
-    assert "nothing to mute in head 9" in run(["inspect"], "--mute-head", "9", status=1).err
-    for mutes in ([], every):
-        out = run(["inspect"], *mutes).out.splitlines()
-        assert out[0].split() == ["token", "drawn", "%", "influence", "log", "p"]
-        drawn = [float(row.split()[-3]) for row in out[1 : out.index("")]]
-        assert 1 <= len(drawn) <= 6 and all((not share) if mutes else 0 < share < 100 for share in drawn)
-
-
 # What the base gives each token while an answer is being written.
 
 
@@ -292,20 +267,6 @@ def test_law_the_base_reads_along_what_a_pass_over_the_whole_answer_gives(engine
         assert sum(read) == (tokens if turn == 0 else len(ids)), "the prompt is not read again"
         read.clear()
     wait_until(lambda: len(engine._slots) == 0)
-
-
-def test_the_base_reads_along_where_it_is_asked_to_and_there_is_room(engine):
-    request, _ = generate(engine, "one")
-
-    def found(**changes):
-        received = list(engine.submit(replace(request, **changes)))
-        assert received[-1].stats.new_tokens == 12
-        return sum(len(event.base_logprobs) for event in received)
-
-    assert found(base_logprobs=True) == 12
-    assert found() == found(base_logprobs=True, strength=0.0) == found(base_logprobs=True, adapter=None) == 0
-    engine._slots.capacity = 64  # one slot
-    assert found(base_logprobs=True) == 0
 
 
 # Factors of single gates.

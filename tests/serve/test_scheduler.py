@@ -51,18 +51,6 @@ def test_networks_take_turns_and_so_do_their_sessions(put, expected):
     assert len(queue) == 0
 
 
-@pytest.mark.parametrize(
-    "address, network",
-    [
-        ("203.0.113.7", "203.0.113.7"),
-        ("::ffff:203.0.113.7", "203.0.113.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
-    ],
-)
-def test_a_network_is_what_one_person_may_own(address, network):
-    assert Client(address).network == network
-
-
 @pytest.fixture
 def make_row(tiny_base):
     def make(max_new_tokens: int = 100, prompt_tokens: int = 3, **request) -> Row:
@@ -76,17 +64,6 @@ def make_row(tiny_base):
 @pytest.fixture
 def scheduler() -> Scheduler:
     return Scheduler(SlotAllocator(16 * 1024), 2**20)
-
-
-def test_prefill_chunks_and_decode_steps_alternate(scheduler, make_row):
-    first, second = make_row(), make_row()
-    scheduler.add(first)
-    assert scheduler.schedule(0.0).prefill is first
-    assert scheduler.postprocess(first, 5) is None
-    scheduler.add(second)
-    prefills = [scheduler.schedule(0.0).prefill for _ in range(4)]  # `second` has a long prompt
-    assert prefills == [None, second, None, second]
-    assert scheduler.decoding == [first] and scheduler.prefilling == [second]
 
 
 def test_a_long_prompt_and_short_ones_are_read_side_by_side(scheduler, make_row):
@@ -119,20 +96,6 @@ def test_waiting_rows_are_told_their_position_when_it_changes(scheduler, make_ro
     step = scheduler.schedule(0.0)
     assert step.finished == [(second, "cancelled")]
     assert [(row, row.position) for row in step.moved] == [(third, 0)]  # the other client keeps 1
-
-
-def test_cancelled_and_late_rows_are_finished_with_the_next_step(scheduler, make_row):
-    waiting, cancelled, late = make_row(), make_row(), make_row(max_seconds=2.0)
-    for row in (cancelled, late):
-        scheduler.add(row)
-    scheduler.schedule(10.0)
-    scheduler.postprocess(cancelled, 5)
-    assert scheduler.schedule(12.0).finished == []
-    scheduler.add(waiting)
-    waiting.cancelled = cancelled.cancelled = True
-    step = scheduler.schedule(12.5)
-    assert step.finished == [(waiting, "cancelled"), (late, "time"), (cancelled, "cancelled")]
-    assert step.prefill is None and not scheduler.has_work and waiting.started_at is None
 
 
 def test_rows_start_while_the_cache_has_room_and_short_ones_pass_a_long_one_for_a_while(make_row):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adapter.errors import BadInput
-from adapter.serve.settings import Settings, panel_values, slider
+from adapter.serve.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,3 @@ def test_a_wrong_value_is_one_sentence(field: str, value: Any, sentence: str) ->
     with pytest.raises(BadInput) as refused:
         Settings.checked({field: value})
     assert str(refused.value).startswith(sentence) and len(str(refused.value)) < 120
-
-
-def test_sliders_offer_a_part_of_each_range() -> None:
-    assert slider("max_tokens") == {"minimum": 16, "maximum": 1024, "value": 256, "step": 16}
-    kept = {"max_tokens": 2000, "top_p": 0.01, "seed": 12, "mix": None, "strength": 2, "unknown": 1}
-    assert panel_values(kept) == {"seed": "12", "mix": "", "strength": 2.0}
-
-
-def test_a_box_of_stop_texts_that_was_never_shown_has_none() -> None:
-    """As the page's, in an accordion that is still closed."""
-    assert Settings.checked({"stop": None, "system": None}).stop == ()

@@ -33,9 +33,7 @@ from adapter.server.adapter_upload import (
     rename_adapter,
     restore_adapter,
 )
-from tests.browser import Visitor
 from tests.tiny_models import FINGERPRINT, random_adapter
-from tests.untrusted_json import ANY_JSON
 from train.run_folder import STATE
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -327,38 +325,3 @@ def test_fuzz_zip(folder, store, add, tiny_fingerprint, data):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     archive.write_bytes(whole[: data.draw(st.sampled_from([len(whole), len(whole) - 30, len(whole) // 2]))])
     accepted_or_refused(archive, add, store, tiny_fingerprint)
-
-
-@FUZZ
-@given(st.data())
-def test_fuzz_config(folder, store, add, tiny_fingerprint, data):
-    config = json.loads((folder / CONFIG).read_text())
-    place = data.draw(st.sampled_from([config, config["base"]]))
-    place[data.draw(st.sampled_from(sorted(place)) | st.text(max_size=5))] = data.draw(ANY_JSON)
-    changed = folder.parent / "changed"
-    shutil.copytree(folder, changed, dirs_exist_ok=True)
-    (changed / CONFIG).write_text(json.dumps(config))
-    accepted_or_refused(changed, add, store, tiny_fingerprint)
-
-
-# In a browser, on the real base.
-
-
-@pytest.mark.slow
-@pytest.mark.browser
-def test_an_uploaded_adapter_is_selected_and_answers(visit: Callable[..., Visitor], tmp_path: Path) -> None:
-    visitor = visit()
-    visitor.pick("pirate")
-    theirs = visitor.ask("Why is the sky blue?")
-    visitor.page.locator('#chat [title="Clear"]').click()
-    visitor.page.get_by_role("button", name="Bring an adapter").click()
-    page = visitor.page
-    page.locator("#adapter-upload input[type=file]").set_input_files(
-        zipped(SHIPPED / "pirate", tmp_path / "parrot.zip")
-    )
-    page.locator('#adapter-upload [aria-label="parrot.zip"]').wait_for()
-    page.get_by_role("button", name="Add it").click()
-    page.wait_for_function("""() => document.querySelector('#picker input[value="parrot"]')?.checked""")
-    assert "parrot" in visitor.toast()
-    assert visitor.ask("Why is the sky blue?") == theirs
-    assert visitor.stats().startswith("parrot ·")

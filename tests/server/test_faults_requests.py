@@ -15,8 +15,6 @@ import httpx
 import pytest
 
 import app
-from adapter.method.checkpoint import save_adapter
-from adapter.serve.store import AdapterStore
 from adapter.server.texts import FAILED
 from adapter.server.transcript import FORMAT, VERSION
 from tests.app_process import ROOT, AppProcess, tiny_app_process
@@ -25,7 +23,6 @@ from tests.served_routes import served_routes
 from tests.server.asgi import STRANGER
 from tests.soak.attacks import random_json
 from tests.soak.people import FILE_DATA, Connection
-from tests.tiny_models import random_adapter
 
 pytestmark = pytest.mark.slow
 # What no response may hold: paths and files of this machine, stack traces.
@@ -150,11 +147,3 @@ def test_missing_and_mistyped_values_are_reported_and_not_logged(server: AppProc
         assert "xxxx" not in said
     assert "message is empty" in visitor.fire_for_text("chat", [None, *values[1:]])
     assert len(server.log) - before < 5_000
-
-
-def test_unprintable_names_are_no_adapters(tmp_path: Path, tiny_fingerprint: Any) -> None:
-    """One such folder would break the picker of every page."""
-    for name in (b"half\xff", b"two\nlines", b"\xe2\x80\xae turned", b"good"):
-        folder = Path(str(tmp_path)) / name.decode("utf-8", "surrogateescape")
-        save_adapter(random_adapter(tiny_fingerprint), folder)
-    assert AdapterStore(tmp_path).names() == ["good"]

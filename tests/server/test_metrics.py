@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,6 @@ from starlette.routing import Route
 from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
 from adapter.method.checkpoint import save_adapter
-from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
 from adapter.serve.request import (
     Answer,
@@ -35,14 +33,13 @@ from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import ModelLoader
 from adapter.server.metrics import Metrics, routes
 from adapter.server.request_guard import RequestGuard
-from tests.app_process import PATIENCE, wait_until
+from tests.app_process import wait_until
 from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.server.asgi import LOCAL, NAMED, STRANGER, limit, send
 from tests.tiny_models import random_adapter
 
 HELLO = (Message("user", "hello there"),)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
-LONG = replace(GREEDY, max_new_tokens=100)
 KEY = "a key"
 Figures = dict[tuple[str, ...], float]
 
@@ -63,9 +60,6 @@ class Server:
 
     def endings(self) -> Figures:
         return {key[1:]: value for key, value in self.figures().items() if key[0] == "requests_total"}
-
-    def wait_for(self, *ending: str) -> None:
-        wait_until(lambda: ending in self.endings(), self.endings)
 
 
 def figures(measured: Metrics) -> Figures:
@@ -119,18 +113,6 @@ def test_answers_are_counted_by_adapter_and_ending(server: Server) -> None:
     assert 0 < found["cached_prompt_tokens_total", "base"] < stats[0].prompt_tokens  # of the second answer
     assert found["time_to_first_token_seconds_count",] == 4 + bool(found.get(("generated_tokens_total", "two")))
     assert found["time_to_first_token_seconds_sum",] >= sum(s.queue_s + s.prefill_s for s in stats)
-
-
-def test_an_answer_whose_reader_has_left_is_counted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    left, step = threading.Event(), DecodeBatch.step
-    monkeypatch.setattr(DecodeBatch, "step", lambda *arguments: left.wait(PATIENCE) and step(*arguments))
-    answer = server.ask(sampling=LONG)
-    next(event for event in answer if event.is_output)
-    assert server.endings() == {}
-    del answer
-    left.set()
-    server.wait_for("base", "cancelled")
-    assert server.endings() == {("base", "cancelled"): 1}
 
 
 # What is never told.

@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 
 import app
 from adapter.errors import AdapterError, BadForm, Busy, EngineBroken, LoadError
-from adapter.serve.form import JSON_OBJECT, NO_FORM, check_form, json_schema_form
+from adapter.serve.form import check_form
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.serve.sampling import SamplingParams
 from adapter.server import openai_api, openai_schema, texts
@@ -299,20 +299,6 @@ def test_invalid_fields_are_refused_by_name(engine: Scripted, changed: Any, stat
     assert not engine.requests
 
 
-@pytest.mark.parametrize(
-    ("fields", "form"),
-    [
-        ({"response_format": {"type": "text"}}, NO_FORM),
-        ({"response_format": {"type": "json_object"}}, JSON_OBJECT),
-        ({"response_format": schema_format({"enum": ["a", None]})}, json_schema_form({"enum": ["a", None]})),
-        ({"grammar": 'start: "a"'}, 'start: "a"'),
-    ],
-)
-def test_the_form_of_the_answer(engine: Scripted, fields: Any, form: str | None) -> None:
-    assert ask(engine, json={**GOOD, **fields}).status_code == 200
-    assert engine.requests[-1].form == form
-
-
 def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, answer=2)
     checked: list[str] = []
@@ -326,12 +312,6 @@ def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: p
     asked = [ask(engine, json={**GOOD, "grammar": "x"}, page=page) for _ in range(3)]
     assert [response.status_code for response in asked] == [400, 400, 429] and checked == ["x", "x"]
     assert asked[0].json()["error"]["param"] == "grammar"
-
-
-def test_neutral_and_unknown_fields_are_accepted(engine: Scripted) -> None:
-    usual = {"n": 1, "logprobs": False, "presence_penalty": 0.0, "tools": [], "metadata": {"a": "b"}, "stop": None}
-    assert ask(engine, json={**GOOD, **usual, "user": "me", "max_tokens": 7.0}).status_code == 200
-    assert engine.requests[0].sampling.max_new_tokens == 7
 
 
 PART = st.fixed_dictionaries(
@@ -366,23 +346,19 @@ BROKEN = EngineBroken("It has stopped.")
 
 
 @pytest.mark.parametrize(
-    ("error", "later", "status", "code", "retry"),
+    ("error", "status", "code", "retry"),
     [
-        (Busy("Full."), False, 429, "busy", True),
-        (LoadError("Adapter 'poet' is broken.", "/home/secret"), False, 500, None, False),
-        (RuntimeError("secret /home/me/x.py"), False, 500, None, False),
-        (BROKEN, False, 503, "model_failed", False),  # no client asks again by itself
+        (Busy("Full."), 429, "busy", True),
+        (LoadError("Adapter 'poet' is broken.", "/home/secret"), 500, None, False),
+        (RuntimeError("secret /home/me/x.py"), 500, None, False),
+        (BROKEN, 503, "model_failed", False),  # no client asks again by itself
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_errors_of_the_engine(
-    engine: Scripted, error: Exception, later: bool, status: int, code: str | None, retry: bool, stream: bool
+    engine: Scripted, error: Exception, status: int, code: str | None, retry: bool, stream: bool
 ) -> None:
-    """later: before the first words, by the answer's reader."""
-    if later:
-        engine.echo = lambda mailbox, *_: mailbox.put(error)  # type: ignore[method-assign,assignment]
-    else:
-        engine.at_once = error
+    engine.at_once = error
     response = ask(engine, json={**GOOD, "stream": stream})
     said = refused(response, status)
     assert "secret" not in response.text and response.json()["error"]["code"] == code

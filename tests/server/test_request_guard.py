@@ -157,14 +157,6 @@ def test_file_serves_uploads_only(public: Page, uploads: Path, named: str) -> No
     assert len(public.reached) == before, "not even Gradio is asked"
 
 
-def test_web_sockets_are_refused() -> None:
-    async def reached(*_: Any) -> None:
-        raise AssertionError("it came through")
-
-    said = asyncio.run(raw(RequestGuard(reached, Limits(True), Path("/tmp")), {"type": "websocket", "path": JOIN}))
-    assert [message["type"] for message in said] == ["websocket.close"]
-
-
 # Who asks: a server for its own machine.
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import itertools
@@ -15,16 +14,15 @@ import torch.nn.functional as F
 from adapter.base.frozen_linear import freeze_linears
 from adapter.base.template import Message
 from adapter.method.checkpoint import load_adapter
-from adapter.method.config import TuningConfig, VisionConfig
+from adapter.method.config import TuningConfig
 from adapter.method.gradients import CausalAttention, PromptTerm
-from adapter.method.vision import VisualFeatures
 from tests.tiny_models import random_llama
 from train.config import TrainConfig
 from train.input.batches import collate
 from train.input.examples import Example
 from train.input.rows import IGNORED, Tokeniser
 from train.job import train
-from train.loop import _HeadLoss, batch_prompts, evaluate, new_adapter, supervised_loss
+from train.loop import _HeadLoss, evaluate, new_adapter, supervised_loss
 from train.precision import load_to_train
 
 CONFIG = TrainConfig("echo", steps=2, batch_size=4, prompt_length=4, template="raw", eval_every=1000, held_out=8)
@@ -186,18 +184,3 @@ def test_gradients_through_a_4_bit_base_are_those_through_its_weights(tiny_base,
             monkeypatch.setattr(module, "forward", lambda x, weight=weight: F.linear(x, weight))
     for four_bit, plain in zip(found, gradients(base.model), strict=True):
         assert torch.cosine_similarity(four_bit.flatten(), plain.flatten(), 0) > 0.98
-
-
-def test_a_step_is_computed_on_the_bases_device(tiny_base, monkeypatch):
-    """Forward and backward on the meta device, which refuses tensors of the CPU."""
-    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
-    model, vision = copy.deepcopy(tiny_base.model).to("meta"), VisionConfig("e", feature_size=6, hidden=5)
-    tuning = TuningConfig(64, norms=True, lora_rank=2)
-    config = dataclasses.replace(CONFIG, vision=vision, tuning=tuning, prompt_norm=True)
-    adapter = new_adapter(config, tiny_base).to("meta")
-    rows = torch.tensor([0, 1], device="meta")  # without and with a picture, of which there is one
-    kv = batch_prompts(adapter, model, VisualFeatures(torch.randn(1, 6, device="meta")), rows, disjoint=2)
-    ids = torch.zeros(2, 7, dtype=torch.long, device="meta")
-    hidden = model.model(input_ids=ids, use_cache=False, prompt_kv=kv, prompt_rows=rows).last_hidden_state
-    _HeadLoss.apply(hidden.flatten(0, 1), model.lm_head, ids.flatten()).backward()
-    assert all(p.grad.device.type == "meta" for p in adapter.parameters())

@@ -38,17 +38,6 @@ def test_bf16_is_chosen_where_the_processor_multiplies_it(monkeypatch, has, limi
     assert choose_precision("auto", CPU)[0] == "fp32"
 
 
-@pytest.mark.parametrize(
-    "native, capability, chosen", [(True, (8, 0), "bf16"), (False, (7, 5), "fp16"), (False, (6, 1), "fp32")]
-)
-def test_a_gpu_says_itself_what_it_multiplies(monkeypatch, native, capability, chosen):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    precision, why = choose_precision("auto", torch.device("cuda"))
-    assert precision == chosen and "Card" in why
-
-
 # fp16, whose gradients need a loss scale.
 
 

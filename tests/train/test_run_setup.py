@@ -72,19 +72,6 @@ def test_a_run_trains_the_adapter_that_it_starts_from_with_that_adapters_templat
     assert complete(again, character_tokenizer(), tiny_config(), print).train.template == "raw"
 
 
-@pytest.mark.parametrize(
-    "stated, message",
-    [
-        (["template=chat", "prompt_length=9"], "prompt_length 9 where the adapter has 5; template 'chat' where"),
-        (["prompt_std=0.5", "init=zero"], "Leave init and prompt_std out"),
-    ],
-)
-def test_a_recipe_that_states_another_adapter_than_it_starts_from_is_refused(start, stated, message):
-    with pytest.raises(ConfigError) as error:
-        completed("steps=1", f"start_from={start}", *stated)
-    assert message in str(error.value)
-
-
 def test_a_preset_gives_way_to_the_adapter_and_the_written_recipe_is_read_back(start, tmp_path):
     stated = ["template=raw", "insertion_layers=-1", "prompt_norm=true", "description=New."]
     assert completed("steps=1", f"start_from={start}", *stated).train.description == "New."

@@ -21,16 +21,10 @@ from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter
 from adapter.serve.store import AdapterStore
 from tests.train.parrot import CONFIG as PARROT
 from train.input.batches import collate
-from train.input.examples import Example, FileExamples
+from train.input.examples import Example
 from train.input.rows import Tokeniser
 from train.loop import new_adapter, total_loss
 from train.run_folder import CHECKPOINTS, METRICS, STATE
-
-
-@pytest.fixture
-def unread(monkeypatch) -> None:
-    monkeypatch.setattr(FileExamples, "__init__", lambda *_: pytest.fail("the data was read"))
-
 
 # Trackers.
 
@@ -85,12 +79,6 @@ def test_a_tracker_that_fails_ends_no_run(run, notebook, monkeypatch, tmp_path, 
     printed = capsys.readouterr()
     assert printed.out.count("warning: the tracker ") == 1 and "no network" not in printed.out
     assert printed.err.count("no network") == 1
-
-
-def test_a_tracker_that_is_not_here_is_refused_before_data_is_read(run, unread, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "get_available_trackers", list)
-    assert run("tracker=wandb") == 1
-    assert "pip install wandb" in capsys.readouterr().err
 
 
 # Numbered adapters.
@@ -156,12 +144,6 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_try_again(run, hub, tmp
     assert f"hf upload somebody/helper . . --include {CONFIG} --include {WEIGHTS}" in error and "503" in error
     folder = tmp_path / "out"
     assert (folder / CARD).exists() and not (folder / STATE).exists() and load_adapter(folder).gates.abs().max()
-
-
-def test_a_push_that_cannot_be_is_refused_before_data_is_read(run, hub, unread, monkeypatch, capsys):
-    monkeypatch.setattr(train.publish, "get_token", lambda: None)
-    assert run("push_to=a/b") == 1
-    assert "hf auth login" in capsys.readouterr().err
 
 
 # Activations that are computed again.

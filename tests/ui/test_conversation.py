@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import replace
 
 import gradio as gr
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter.base.template import Message
-from adapter.serve.settings import Settings
 from adapter.ui import conversation
 from adapter.ui.chat.chatbot import (
     WORD_JOINER,
@@ -78,14 +75,3 @@ def test_the_chatbot_escapes_all_but_messages_by_the_page() -> None:
         assert "<b" not in question and "<b" not in reply and "![" not in reply
         assert divider == conversation.text_of(history[2]) and divider.startswith("<span")
     assert VerbatimChatbot().postprocess(None).root == []
-
-
-def test_a_record_has_room_for_its_variants_only() -> None:
-    ids = tuple(range(10_000, 12_000))
-    record = conversation.AnswerRecord(Settings(seed=1), ids, False)
-    others = tuple(conversation.Variant(f"answer {i}", "poet", record.to_json()) for i in range(20))
-    kept = conversation.parse_record(replace(record, before=others).to_json())
-    assert kept is not None and kept.token_ids == ids
-    assert 1 <= len(kept.before) < 8 and kept.before == others[-len(kept.before) :]
-    forged = json.dumps({**json.loads(record.to_json()), "before": [["a", "b", 3]]})
-    assert conversation.parse_record(forged) == record

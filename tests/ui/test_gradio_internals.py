@@ -151,14 +151,6 @@ def test_a_value_that_is_no_choice_is_answered_by_one_sentence_and_not_logged() 
     assert not raised.value.print_exception and "secret" not in str(raised.value)
 
 
-def test_a_page_that_is_slow_to_answer_its_own_program_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
-    with internals.StrictBlocks() as page:
-        gr.Textbox()
-    page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)  # gr.Blocks would raise ValueError
-    page.close(verbose=False)
-
-
 def test_routes() -> None:
     with gr.Blocks() as page:
         pass

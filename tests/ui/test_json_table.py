@@ -110,20 +110,6 @@ def test_whatever_a_value_holds_is_text(value):
         assert cells(json.dumps({"field": value})) == ["field", value]
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ('{"a": 12, "c": null, "d": true, "e": ""}', ["a", "12", "c", "null", "d", "true", "e", '""']),
-        ('{"f": [], "g": {}, "h": "12"}', ["f", "[]", "g", "{}", "h", "12"]),
-        *[(f'{{"price": {n}}}', ["price", n]) for n in ("12.50", "1e999", "-0.0", "0.1234567890123456789")],
-        ('{"prices": [12.50]}', ["prices", "12.50"]),
-        ('{"name": "Maria", "pho', ["name", "Maria", "…"]),  # there is more
-    ],
-)
-def test_values_are_shown_as_json_has_them(text, shown):
-    assert cells(text) == shown
-
-
 def test_of_two_objects_the_values_that_differ_are_marked():
     first, same, other, prose = (Pane(Settings(), tokens=5) for _ in range(4))
     first.text = '{"name": "Maria", "city": "Leeds", "ok": true}'

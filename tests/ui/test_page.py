@@ -22,7 +22,6 @@ from tests.browser import PHOTOGRAPHS, Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 STATS = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
-CHEETAH = re.compile("cheetah|leopard|cat", re.IGNORECASE)
 
 
 def test_an_answer_streams_and_the_swap_changes_it_in_mid_conversation(visit: Callable[..., Visitor]) -> None:
@@ -37,19 +36,6 @@ def test_an_answer_streams_and_the_swap_changes_it_in_mid_conversation(visit: Ca
     visitor.set("Strength", 0)
     assert visitor.answering(visitor.button("Retry").click) == plain  # strength 0 is the frozen base
     assert len(visitor.answers()) == 1
-
-
-def test_a_photograph_is_seen_and_offered_to_an_adapter_that_sees(visit: Callable[..., Visitor]) -> None:
-    visitor = visit()
-    visitor.pick("pirate")
-    visitor.attach(PHOTOGRAPHS / "cheetah1.jpg")
-    visitor.type("What is in this picture?")
-    visitor.page.get_by_role("button", name="Use see for this picture").click()
-    visitor.await_answers(1)
-    assert CHEETAH.search(visitor.settle()) and visitor.picked == "see"
-    visitor.edit("Which animal is this?")  # keeps the picture
-    assert visitor.answering(visitor.button("Submit").click) and "no image" not in visitor.stats()
-    assert visitor.page.locator("#chat .user-row img").count() == 1
 
 
 def test_an_adapter_that_was_added_here_is_renamed_and_deleted_with_undo(visit: Callable[..., Visitor]) -> None:

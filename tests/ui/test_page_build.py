@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
-import gradio as gr
 import pytest
 
 import app
 from adapter.errors import LoadError
 from adapter.serve.settings import PAGE_PENALTY
-from adapter.serve.store import SHIPPED
 from adapter.server.generation import public_text
-from adapter.ui import status, theme
-from adapter.ui.answer_stream import ChatAnswers
-from adapter.ui.status import Picker, refresh_periodically
+from adapter.ui import theme
 from adapter.ui.toasts import refusal, toast
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 
@@ -26,17 +21,6 @@ def test_errors_for_a_browser_have_no_detail_and_no_markup(toasts: list[str]) ->
     toast(error)
     toast(str(error))
     assert toasts == [shown, shown] and public_text(error) == shown and refusal(error).message == shown
-
-
-def test_cards_describe_adapters_grouped_and_never_blank() -> None:
-    catalog = FakeCatalog()
-    poet = catalog.cards["poet"]
-    poet.own, poet.description = True, "rhymes " * 40
-    labels = {value: label for label, value in theme.picker_choices(catalog)}
-    assert list(labels) == ["", "see", "poet"], "those that were added here come last"
-    assert labels[""].startswith("None (frozen base)\n")
-    assert labels["see"].splitlines() == ["see", "what it does", "Sees pictures · 621 kB"]
-    assert len(labels["poet"].splitlines()[1]) <= 110 and labels["poet"].endswith(" · added here")
 
 
 def test_a_model_card_loads_nothing_into_the_browser() -> None:
@@ -50,38 +34,6 @@ def test_a_model_card_loads_nothing_into_the_browser() -> None:
     catalog.card_text = lambda name: hostile  # type: ignore[method-assign]
     card = theme.model_card(catalog, "poet")
     assert "<img" not in card and 'href="javascript' not in card and card.count("<a href") == 2
-
-
-def test_examples_have_their_pictures_and_adapters() -> None:
-    """Each shipped adapter has an example, and none is there for an adapter that is not."""
-    examples = theme.examples()
-    assert {example.adapter for example in examples} == {folder.name for folder in SHIPPED.iterdir()}
-    assert [example.picture is not None for example in examples[:4]] == [False, False, True, True]
-    assert all(Path(example.picture).is_file() for example in examples if example.picture)
-    answers = ChatAnswers(ReadyProvider(EchoEngine()), FakeCatalog())
-    assert answers.adapter_for(examples[2]) == "see"
-    assert answers.adapter_for(examples[1]) is None  # "pirate" is not in this catalog: the selected one stays
-
-
-def test_open_pages_share_one_look_at_the_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    catalog, clock, looked = FakeCatalog(), [0.0], []
-    names = catalog.names
-    monkeypatch.setattr(catalog, "names", lambda: (looked.append(1), names())[1])
-    monkeypatch.setattr(status.time, "monotonic", lambda: clock[0])
-    with gr.Blocks() as page:
-        refresh_periodically(ReadyProvider(EchoEngine()), catalog, gr.HTML(), [Picker(gr.Radio())])
-    events = {event.name: event.fn for event in page.fns.values()}
-    known = theme.picker_choices(FakeCatalog())
-    for clock[0] in (0.9, 1.1, 1.2):
-        for _ in range(20):
-            assert events["refresh"](known, "poet")[-1] == gr.skip()
-    assert len(looked) == 2  # the page that was built, and one second later
-    del catalog.cards["poet"]
-    assert events["refresh"](known, "poet")[-1] == gr.skip()
-    assert events["refresh_after_change"](known, "poet")[-2:] == (
-        "poet",
-        gr.update(choices=known[:1] + known[2:], value=""),
-    )
 
 
 def test_endpoints_for_programs() -> None:

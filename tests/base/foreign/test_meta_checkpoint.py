@@ -9,13 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
 from torch.testing import assert_close
 
 from adapter.base import resolve
 from adapter.base.foreign.meta_tokenizer import meta_tokenizer
-from adapter.base.llama import load_base, load_tokenizer
+from adapter.base.llama import load_base
 from adapter.errors import LoadError, with_detail
 from tests.meta_llama import Meta, sentencepiece_model, tiktoken_table
 
@@ -102,16 +101,6 @@ def test_llama3_stops_at_the_end_of_a_turn_too(tmp_path):
     stops = base.tokenizer.convert_ids_to_tokens(sorted(base.stop_ids))
     assert set(stops) == {"<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"}
     assert base.context_length == 131072
-
-
-def test_tokenizer_one_above_as_meta_ships_it(tmp_path):
-    folder = fresh(LLAMA).write(tmp_path / "7B", tokenizer=False)
-    sentencepiece_model(tmp_path / "tokenizer.model")
-    tokenizer = load_tokenizer(str(folder))
-    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    for text in ("  the cat\n\nsat 2024 日", "é🙂\tcat.,  ▁the \u0301", ""):  # after it was saved and read again
-        assert tokenizer(text).input_ids == [1, *theirs.encode(text)]
-    assert (tokenizer.bos_token, tokenizer.eos_token, len(tokenizer)) == ("<s>", "</s>", theirs.vocab_size())
 
 
 # Bad input. Each folder is a good one with one file changed.

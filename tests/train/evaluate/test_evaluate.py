@@ -21,7 +21,7 @@ from adapter.method.vision import VisualFeatures
 from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter
 from train.evaluate import answerer as answerer_module
 from train.evaluate.answerer import Answerer
-from train.evaluate.intervals import difference, mean, over_seeds, ratio, share
+from train.evaluate.intervals import difference, over_seeds
 from train.evaluate.metrics import caption_scores, exact_match, token_f1
 from train.evaluate.perplexity import STRENGTHS
 from train.evaluate.scienceqa import extract_letter
@@ -138,19 +138,6 @@ def values(measured):
 # Metrics and intervals.
 
 
-def test_intervals_are_those_of_the_books():
-    figure = share([True] * 8 + [False] * 2)
-    assert (figure.value, figure.n, figure.interval) == (80, 10, "Wilson")
-    assert (figure.low, figure.high) == pytest.approx((49.016, 94.332), abs=1e-3)
-    assert (share([False] * 10).low, share([True] * 3).high) == (0, 100)
-    numbers = np.random.default_rng(0).normal(5, 2, 400).tolist()
-    figure = mean(numbers, seed=0, scale=10)
-    assert figure.value == pytest.approx(10 * np.mean(numbers)) and figure.interval == "bootstrap"
-    assert (figure.high - figure.low) / 2 == pytest.approx(1.96 * 10 * np.std(numbers) / 20, rel=0.1)
-    assert mean(numbers, 0) == mean(numbers, 0) != mean(numbers, 1)
-    assert ratio([9.0, 1.0], [9, 3], 0).value == pytest.approx(10 / 12)
-
-
 def test_intervals_over_seeds_and_questions_are_those_of_scipy():
     from scipy.stats import ttest_1samp, ttest_ind, ttest_rel
 
@@ -247,18 +234,6 @@ def test_the_right_letter_counts_among_the_problems_choices_only(drawn_folder, m
     assert drawn(range(10), 4) == [0, 2, 5, 7] and drawn("abc", None) == drawn("abc", 9) == [*"abc"]
 
 
-@torch.no_grad()
-def test_likelihoods_are_computed_on_the_bases_device(tiny_base, tiny_fingerprint, monkeypatch):
-    """On the meta device, which refuses tensors of another one."""
-    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
-    model = copy.deepcopy(tiny_base.model).to("meta")
-    base = Base(model, tiny_base.tokenizer, tiny_base.fingerprint, "none", 0)
-    adapter = visual(tiny_fingerprint, tuning=TUNING).to("meta")
-    shown = VisualFeatures(torch.rand(1, 6))
-    hidden = Answerer(base, adapter, 0.5)._hidden([[1, 2], [3]], [shown, None])
-    assert hidden.shape == (2, 2, 32) and hidden.device.type == "meta"
-
-
 def test_loss_is_the_trainers(wide_base, adapter, tmp_path, encoder, pictures):
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     path = jsonl(
@@ -281,14 +256,6 @@ def test_loss_is_the_trainers(wide_base, adapter, tmp_path, encoder, pictures):
     assert figure.value == pytest.approx(total / count, rel=1e-5)
     # The last record's answer begins too late.
     assert figure.n == 3 and figure.low is not None and math.isfinite(figure.low)
-
-
-def test_numbers_that_overflow_are_no_figures():
-    answerer = bigrams({})
-    answerer.base.model.table = answerer.base.model.table * float("inf")
-    for measure in (lambda: answerer.next_logprobs([[1]], [2]), lambda: answerer.token_scores([[1, 2]], [[1, 2]])):
-        with pytest.raises(BadInput, match="overflow in this precision"):
-            measure()
 
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary(tmp_path):

@@ -75,19 +75,6 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
     assert weak["name"] == "poet at 0" and weak["figures"]["answers"]["exact match"]["n"] == 1
 
 
-def test_pictures_and_columns_through_the_command_line(run, tmp_path, drawn_folder):
-    pytest.importorskip("pycocoevalcap")
-    words = ["--max-new-tokens", 3, "--limit", 4]
-    table = run("scienceqa", drawn_folder, *words, "--cue", "\nAnswer: (").out
-    rows = [line.split("|")[1].strip() for line in table.splitlines()[2:] if line[0] == "|"]
-    assert set(rows) == {"likeliest letter", "generated letter", "unreadable"}
-    pictures = sorted((drawn_folder / "val").rglob("image.png"))[:4]
-    (tmp_path / "captions.tsv").write_text("".join(f"{path}\ta drawing\n{path}\ta picture\n" for path in pictures))
-    table = run("captions", tmp_path / "captions.tsv", *words, adapters=("tuned",)).out
-    assert "| captions | tuned     |" in table and "BLEU-4 by sacrebleu" in table
-    assert table.splitlines()[2].split("|")[-2].strip() == "4"
-
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -152,11 +152,6 @@ def test_lists_of_captions(tmp_path, name, text):
         assert pairs(records) == [(f"{tmp_path}/a.jpg", "A cat, asleep."), (f"{tmp_path}/sub/b.jpg", "A dog.")]
 
 
-def test_quotes_in_a_tsv_belong_to_the_text_unless_they_enclose_the_cell(tmp_path):
-    records = table(tmp_path, 'a.jpg\t"Hi" he said\nb.jpg\t"He said ""hi"""\nc.jpg\t5" nails\nd.jpg\t"\n')
-    assert [caption for _, caption in pairs(records)] == ['"Hi" he said', 'He said "hi"', '5" nails', '"']
-
-
 def test_a_folder_with_captions_beside_the_images(tmp_path):
     for name in ("b.jpg", "sub/a.PNG", "uncaptioned.png", "drawing.svg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -204,12 +199,3 @@ def test_scienceqa(tmp_path):
     assert found == [("NAT", "TXT", "IMG", "G1-6", "Avg"), ("SOC", "NO", "G7-12", "Avg")]
     (tmp_path / "images").mkdir()
     assert problems(tmp_path, "train")[0].image == tmp_path / "images/train/1/image.png"
-
-
-def test_incomplete_scienceqa_is_explained(tmp_path):
-    science(tmp_path, **{"1": MAGNETS})
-    with pytest.raises(DataError, match="has no split 'dev'. It has: train, val, trainval, test"):
-        open_records(tmp_path, split="dev")
-    (tmp_path / "problems.json").write_text("{}")
-    with pytest.raises(DataError, match="split 'train': problem '1' is not in problems.json. Fetch both"):
-        open_records(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -102,31 +101,6 @@ def test_several_captions_of_a_picture_are_records_on_one_side(tmp_path):
         assert outside and not inside & outside, "also where the same picture is in two rows"
 
 
-BLOCKS = [{"type": "image", "text": None}, {"type": "text", "text": "?"}]
-
-
-def question(colour: str) -> dict:
-    return {"question": "?", "answer": colour}
-
-
-def chat(colour: str) -> dict:
-    said = {"role": "assistant", "content": [{"type": "text", "text": colour}]}
-    return {"messages": [{"role": "user", "content": BLOCKS}, said]}
-
-
-@pytest.mark.parametrize(("row", "listed"), [(question, False), (chat, True)])
-def test_every_format_may_have_pictures_in_a_column(tmp_path, row, listed):
-    kind, pixels = datasets.Image(), [{"bytes": png(colour), "path": None} for colour in COLOURS]
-    images = {"images": [[image] for image in pixels]} if listed else {"image": pixels}
-    found = datasets.Dataset.from_list([row(colour) for colour in COLOURS])
-    for name, column in images.items():
-        found = found.add_column(name, column).cast_column(name, datasets.List(kind) if listed else kind)
-    records = open_records(as_parquet(found, tmp_path))
-    for colour, record in zip(COLOURS, records, strict=True):
-        assert [turn.text for turn in record.messages] == ["?", colour]
-        assert picture_source(record.image) == png(colour)
-
-
 def test_a_picture_may_be_a_path_or_bytes_and_none_is_a_fault_of_its_row(tmp_path):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = [{"bytes": None, "path": "a.png"}, {"bytes": png("red"), "path": "x/b.png"}, None, {"bytes": b""}]
@@ -148,24 +122,6 @@ def test_splits_are_chosen_by_name(tmp_path):
             open_records(path, split="dev")
     with pytest.raises(DataError, match="has no splits, so there is no 'test'. Name the file that holds it"):
         open_records(as_parquet(alpaca(2), tmp_path), split="test")
-
-
-@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-def test_damaged_files_are_explained(tmp_path, name):
-    for content in (b"", b"PAR1 and not more"):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(
-            DataError, match=f"'{name}' cannot be read as a data set. Check that its files are whole"
-        ):
-            open_records(tmp_path / name)
-
-
-def test_the_error_says_what_to_install(tmp_path, monkeypatch):
-    path = as_parquet(alpaca(2), tmp_path)
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="Reading 'part.parquet' takes the package datasets: pip install"):
-        open_records(path)
-    assert len(open_records(write_shards(tmp_path / "s", ["a.jsonl"]))) == 2, "which JSON does not"
 
 
 def test_a_data_set_of_the_hub_is_loaded_by_its_id(monkeypatch):

@@ -97,9 +97,6 @@ def test_a_large_file_is_read_in_little_memory(tmp_path):
     assert path.stat().st_size > 10e6 and peak < 4e6
 
 
-# Files that cannot be opened; more of them in faults.yaml.
-
-
 # Faults; more of them in faults.yaml.
 
 
@@ -126,11 +123,3 @@ def test_a_broken_record_is_named_and_the_others_are_read(tmp_path):
     assert len(records) == 3 and records[2].messages[-1].text == "0"
     with pytest.raises(DataError, match="a.jsonl, line 3: this is not UTF-8"):
         records[1]
-
-
-def test_missing_paths_are_named(tmp_path):
-    for missing in (tmp_path / "b.jsonl", "x" * 5000):
-        with pytest.raises(DataError, match="no file or folder '.*'. Check the path"):
-            open_records(missing)
-    with pytest.raises(DataError, match="holds neither problems nor captions nor records. Known formats"):
-        open_records(tmp_path)

@@ -185,16 +185,6 @@ def test_an_epoch_sees_every_row_once_in_the_planned_steps(tiny_base, rows, batc
             assert seen == dict.fromkeys(usable, taken // (steps // epochs))
 
 
-def test_parts_of_epochs_are_rounded_up_and_broken_records_are_not_part_of_them(tmp_path):
-    for rows, epochs, size, steps in ((20, 0.1, 3, 1), (20, 0.5, 3, 4), (20, 2.25, 3, 16), (65, 5, 64, 10)):
-        assert with_steps(stream_of([(rows, 1.0, 0)]), epochs, size) == steps
-    path = write_rows(tmp_path / "a.jsonl", ["{" if i % 2 else row for i, row in enumerate(numbered(40))])
-    examples = open_examples(path, held_out=0)
-    assert examples.learnt == 20 and examples.with_steps(TrainConfig("x", epochs=2, batch_size=4)).steps == 10
-    seen = [example.answer for example in itertools.islice(examples("train"), 20)]
-    assert sorted(seen) == sorted(f"{i}." for i in range(0, 40, 2))
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0])), min_size=1, max_size=3),

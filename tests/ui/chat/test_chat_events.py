@@ -206,13 +206,6 @@ def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
     assert " 4 tokens " in conversation.page_text(page.chat[-1]) and page.buttons() == {}
 
 
-def test_a_waiting_visitor_sees_how_many_are_before_and_how_far_the_message_is_read(toasts: list[str]) -> None:
-    page = Page(EchoEngine(queue_length=3))
-    lines = [displayed(u.chat)[-1] for u in page.act("send", "hello") if isinstance(u.chat, list)]
-    assert "2 before you" in lines[1] and "1 before you" in lines[2]
-    assert "You are next" in lines[3] and "Reading your message, 40 %" in lines[4] and not toasts
-
-
 def test_a_picture_goes_to_the_visual_adapter(picture: str) -> None:
     page = Page().send("", [picture], adapter="see")
     requests = page.engine.requests

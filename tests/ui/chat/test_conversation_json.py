@@ -130,13 +130,6 @@ class FolderCatalog:
 CATALOG: Any = FolderCatalog()
 
 
-def test_the_command_line_names_no_path_of_this_machine() -> None:
-    history = [*conversation.user_turn("hi"), *answered("a", SETTINGS.replace(adapter="poet"))]
-    line = command_line(history, base("big", "none"), CATALOG)
-    assert "--adapters runs generate --base big --quantization none --adapter poet" in line
-    assert "/" not in line
-
-
 def test_the_command_line_needs_an_answer_and_reads_a_conversation_from_the_export(uploads: Path) -> None:
     first = [*conversation.user_turn("hi"), *answered("a")]
     assert command_line([*first, *conversation.user_turn("b")], base(), CATALOG) == ""
@@ -325,17 +318,6 @@ def test_metadata_of_a_picture_is_removed(form: str, orientation: int) -> None:
         assert (top_right[0] > 200) == (orientation == 6), "what was on the left is above"
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_a_small_picture_loses_its_metadata_and_no_pixel(form: str) -> None:
-    image = Image.effect_noise((200, 200), 90).convert("RGB")
-    bare, written = io.BytesIO(), io.BytesIO()
-    image.save(bare, form)
-    image.save(written, form, dpi=(300, 300), exif=image.getexif(), icc_profile=b"a profile")
-    assert len(bare.getvalue()) > 60_000 or form == "JPEG"
-    with Image.open(bare) as old, Image.open(io.BytesIO(images.shrink(written.getvalue()))) as new:
-        assert new.format == form and new.tobytes() == old.tobytes() and "icc_profile" not in new.info
-
-
 def test_a_link_holds_texts_without_pictures_and_tokens(uploads: Path) -> None:
     history = [*conversation.user_turn("what?", images.write_upload(png())), *answered("a cat")]
     opened, values = conversation_json.from_link(conversation_json.to_link(history, SETTINGS))
@@ -349,11 +331,3 @@ def test_a_link_holds_texts_without_pictures_and_tokens(uploads: Path) -> None:
     bomb = conversation_json.base64.urlsafe_b64encode(compressed).decode().rstrip("=")
     with pytest.raises(BadInput):
         conversation_json.from_link(bomb[:15_000])
-
-
-def test_invalid_stored_settings_are_ignored() -> None:
-    wrong = {"adapter": "\ud800", "strength": 3, "temperature": True, "top_p": float("nan"), "mix": [1]}
-    assert conversation_json.from_stored_settings(wrong) == {}
-    chosen = SETTINGS.replace(stop="###\n\\n", system="Be brief.", repetition_penalty=1.25, top_k=40)
-    same = conversation_json.from_stored_settings(conversation_json.panel_settings(chosen))
-    assert Settings.checked(same) == chosen.replace(mute_layers=(), mute_heads=())

@@ -10,7 +10,6 @@ import gradio as gr
 import pytest
 
 import app
-from adapter.errors import BadInput
 from adapter.ui import conversation
 from adapter.ui.chat.conversation_store import Updates
 from adapter.ui.chat.corrections import MAX_CHARACTERS, MAX_CORRECTIONS, _show, add_correction
@@ -77,16 +76,6 @@ def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: l
     assert shown[:2] == ["One?", "Better. <b>"] and contents(corrections[0])[-1][1] == "Better. <b>"
     assert conversation.page_text(page.chat[2]) == texts.YOUR_WORDS and not conversation.record_of(page.chat[2])
     assert conversation.record_of(page.chat[5]) and page.kept_words()[1] == "Better. <b>"
-
-
-def test_an_answer_about_a_picture_is_changed_and_not_collected(tmp_path: Path, toasts: list[str]) -> None:
-    history = [*user_turn("What?", str(tmp_path / "cat.png")), *HISTORY[1:]]
-    with pytest.raises(BadInput, match="picture"):
-        add_correction([], history, 2, "A cat.")
-    page = Page()
-    page.store.conversations.open("me", "first", history)
-    shown, corrections = corrected(page, 2, "A cat.")
-    assert shown[2] == "A cat." and corrections == gr.skip() and toasts == [texts.NOT_ABOUT_PICTURES]
 
 
 def test_where_nobody_trains_corrections_are_exported_only() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -13,9 +12,8 @@ from PIL import Image
 
 from adapter.errors import Busy, LoadError
 from adapter.serve.request import Client
-from adapter.serve.settings import Settings
 from adapter.server.limits import ANSWERS_PER_MINUTE, CountedProvider, Limits
-from adapter.ui import comparison, conversation
+from adapter.ui import comparison
 from adapter.ui.compare.tab import MAX_PANES, SIDE_BY_SIDE, STRENGTHS, CompareEvents
 from adapter.ui.comparison import mark_differences
 from adapter.ui.session import Conversations
@@ -189,36 +187,3 @@ def test_a_film_counts_as_five_answers_and_is_written_whole_or_not_at_all(toasts
     now[0] += 10  # as the sentence says
     *_, (_, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
     assert film_frames(film) and len(toasts) == 1
-
-
-def answered(adapter: str) -> conversation.History:
-    """A conversation whose answer was written at strength 0.7 with seed 5."""
-    settings = Settings.checked({"adapter": adapter, "strength": 0.7, "seed": 5})
-    record = conversation.AnswerRecord(settings, (1, 2), False).to_json()
-    return [*conversation.user_turn("hello"), conversation.answer("ho"), conversation.stats("", record=record)]
-
-
-def test_the_button_under_an_answer_opens_the_tab_and_writes_it_at_five_strengths() -> None:
-    engine, history = EchoEngine(), answered("poet")
-    tab = compare_events(engine)
-
-    def press(history: conversation.History, value: str) -> list[Any]:
-        tab.conversations.open(REQUEST.session_hash, "first", history)
-        return list(tab.film_of_chat(SimpleNamespace(value=value), REQUEST))  # type: ignore[arg-type]
-
-    for other, value in ((history, "see"), (history[:1], conversation.FILM)):
-        assert press(other, value) == [(gr.skip(),) * (5 + MAX_PANES)] and not engine.requests
-    [button] = conversation.with_buttons(history)[-1]["options"]
-    first, *others = press(history, button["value"])
-    tabs, view, adapter, box, *_ = first
-    assert (tabs.selected, view, adapter) == ("compare", STRENGTHS, "poet")
-    assert box["value"] == {"text": "hello", "files": []}
-    _, _, _, box, film, *panes = others[-1]
-    unchanged, *changed = film_frames(film)
-    assert "at strength" not in unchanged and all("word for word as at strength" in frame for frame in changed)
-    assert len(changed) == 4 and box["submit_btn"] is True and panes == [gr.skip()] * MAX_PANES
-    assert [(r.adapter, r.strength, r.sampling.seed) for r in engine.requests] == [
-        ("poet", strength, 5) for strength in (0, 0.5, 1, 1.5, 2)
-    ]
-    assert {r.messages[-1].text for r in engine.requests} == {"hello"} and engine.closed == 5
-    assert conversation.with_buttons(answered(""))[-1]["options"] == [], "the base has no strengths"

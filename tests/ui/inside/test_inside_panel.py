@@ -27,15 +27,13 @@ from adapter.serve.settings import Settings
 from adapter.serve.store import AdapterStore
 from adapter.server.loader import LoadStatus
 from adapter.ui import conversation
-from adapter.ui.chat.conversation_store import ConversationStore
-from adapter.ui.chat.events import ChatEvents
 from adapter.ui.conversation import AnswerRecord, History
 from adapter.ui.inside import charts as inside_charts
 from adapter.ui.inside import panel as inside_panel
 from adapter.ui.inside.panel import InsideEvents
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
-from tests.fake_engine import FakeCatalog, ReadyProvider, event_request
+from tests.fake_engine import ReadyProvider, event_request
 from tests.tiny_models import random_adapter
 
 QUESTION = "What?"
@@ -242,18 +240,3 @@ def test_an_answer_is_written_with_the_painted_gates(engine) -> None:
     for wrong in (None, "x", [[1, 2]], [["1", 0, 0]], [[True, 0, 0]], [[0, 0, "<b>"]]):
         assert "another kind" in played(wrong)
     assert "between 0 and 2" in played([[0, 0, 3]]) and "nothing to mute in layer 99" in played([[99, 0, 0]])
-
-
-def test_xray_reads_the_newest_answer_once_more(engine) -> None:
-    with gr.Blocks():
-        store = ConversationStore(ReadyProvider(engine), FakeCatalog())
-    events = ChatEvents(ReadyProvider(engine), FakeCatalog(), [], store)
-    history = [*recorded(engine), *recorded(engine, tokens=4)]
-    store.conversations.open(REQUEST.session_hash, "x", history)
-    shown = events.xray(True, "x", REQUEST)
-    assert [bool(conversation.xray_of(entry)) for entry in shown] == [False] * 4 + [True, False]
-    (found,) = engine.inspections
-    lines = [json.loads(line) for line in conversation.xray_of(shown[4]).split("\n")]
-    assert [line[0] for line in lines] == list(found.tokens)
-    for (_, logprob, base, top), influence in zip(lines, found.influence.tolist(), strict=True):
-        assert abs(logprob - base - influence) < 0.01 and len(top) == 3 and top[0][1] >= base
