@@ -39,12 +39,9 @@ def test_list_and_show(adapters, tmp_path, capsys):
     "arguments, message",
     [
         (["generate", "--adapter", "nobody", "hi"], "no adapter 'nobody'"),
-        (["generate"], "PROMPT or --prompt-ids"),
-        (["generate", "--image", "/no/such.png", "hi"], "no picture"),
         (["generate", "--base", "/no/such/folder", "hi"], "no folder 'folder'. Check the path. (/no/such/folder)"),
         (["generate", "--device", "foo", "hi"], "no device 'foo' here. Use 'cpu'"),
         (["generate", "--schema", __file__, "hi"], "is not JSON that can be read"),
-        (["--adapters", __file__, "list"], "is a file"),
         (["generate", "--adapter", "poet", "--mix", "poet=7", "hi"], "Strength"),
     ],
 )

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from adapter.base import llama, memory
 from adapter.base.llama import load_base
-from adapter.base.memory import DeviceMemory, MemoryNeed, needs
+from adapter.base.memory import DeviceMemory, needs
 from adapter.errors import LoadError
 from tests.tiny_models import write_random_base
 
@@ -27,28 +27,11 @@ def test_the_computed_need_is_the_memory_of_the_loaded_base(quantization, kind, 
     assert needs(config)[kind].bytes == pytest.approx(base.memory_bytes, rel=0.12)
 
 
-def test_mapped_files_count_against_the_total_and_the_limits_of_a_process():
-    need = MemoryNeed(10, 8, 2)
-    assert DeviceMemory(20, 5).holds(need, mapped=True) and not DeviceMemory(20, 5).holds(need, mapped=False)
-    assert not DeviceMemory(20, 5, allocatable=11).holds(need, mapped=True)
-
-
 def test_a_base_must_leave_room_for_one_conversation():
     need = needs(LLAMA_7B)["packed"]
     assert need.cache == 2048 * memory.kv_bytes_per_token(LLAMA_7B, torch.bfloat16) == 2048 * 2 * 32 * 4096 * 2
     assert DeviceMemory(99 * GIGA, need.bytes + need.cache).holds(need, mapped=True)
     assert not DeviceMemory(99 * GIGA, need.bytes + GIGA).holds(need, mapped=True)
-
-
-def test_a_refusal_names_need_memory_and_alternatives(monkeypatch):
-    monkeypatch.setattr(memory, "ram", lambda: DeviceMemory(8 * GIGA, 6 * GIGA))
-    with pytest.raises(LoadError) as caught:
-        memory.require("llama-7b", LLAMA_7B, "none", "cpu", torch.bfloat16)
-    said = str(caught.value)
-    for part in ("nf4 4.2 GB", "int8 7.0 GB", "packed 7.3 GB", "bf16 13.5 GB", "6.0 GB of memory are free"):
-        assert part in said
-    assert "its KV cache for one conversation of 2,048 tokens 1.1 GB more" in said
-    assert "Load it as nf4, or end other programs." in said
 
 
 def test_load_base_refuses_before_it_loads(monkeypatch, tiny_folder):

@@ -283,14 +283,12 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
     ("changed", "status", "words"),
     [
         ({"messages": [shown("x", "https://example.org/cat.png")]}, 400, "data URLs"),
-        ({"messages": [shown("x", "data:image/png;base64,aGVsbG8=")]}, 400, "not a picture"),
         ({"messages": [shown("x", "data:image/png;base64," + HUGE)]}, 400, "egapixels"),
         ({"messages": [shown("x", "data:image/png;base64," + "A" * (29 * 2**20))]}, 413, "20 MB"),
         ({"messages": [{"role": "user", "content": "x" * 20_001}]}, 400, "20,001 characters"),
         ({"model": "nobody"}, 404, "nobody"),
         ({"mix": {"nobody": 1}}, 400, "nobody"),
         ({"response_format": schema_format({"$ref": "http://127.0.0.1:9/a"})}, 400, "nothing is fetched"),
-        ({"grammar": "start: ("}, 400, "The form cannot be used"),
         ({"grammar": 'start: "a"', "response_format": {"type": "json_object"}}, 400, "either response_format or"),
     ],
 )
@@ -379,11 +377,9 @@ def test_a_model_that_is_not_there(method: str, path: str, state: Any, retry: bo
 @pytest.mark.parametrize(
     ("variable", "password", "shown", "status"),
     [
-        ("", "me:secret", None, 401),
         ("", "me:secret", "Bearer me:secre", 401),
         ("", "me:secret", "bearer  me:secret", 200),
         ("", None, None, 200),
-        ("schlüssel", "me:secret", "Bearer schlüssel", 200),
         ("voilà", None, "Bearer voilà", 200),
     ],
 )

@@ -139,7 +139,7 @@ def test_zero_gpu_space(tmp_path: Path, tiny_folder: Path, tiny_fingerprint: Any
     for seed, (name, sees) in enumerate((("one", None), ("sees", vision))):
         save_adapter(random_adapter(tiny_fingerprint, seed, vision=sees), tmp_path / "more" / name)
     environment = {"SPACES_ZERO_GPU": "true", "PYTHONPATH": str(ROOT / "tests/fake_spaces"), **SPACE}
-    environment |= {"FAKE_SPACES_LOG": str(tmp_path / "spaces"), "FAKE_SPACES_REUSE": "1"}
+    environment |= {"FAKE_SPACES_LOG": str(tmp_path / "spaces")}
     with space(tmp_path, base, "--adapters", str(tmp_path / "more"), **environment) as server:
         [launch] = events(server, "launch")
         assert launch["decorated"] == 1 and launch["loaded"], "all is on the GPU before the launch"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from adapter.base.embedded import BASE
 from adapter.base.template import Message
-from adapter.method.checkpoint import load_adapter, read_config
+from adapter.method.checkpoint import load_adapter
 from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.vision import VisualFeatures
 from tests.tiny_models import TINY, random_llama
@@ -46,13 +46,10 @@ def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
     "lines, message",
     [
         ("data: a\nsteps: 1\nbatchsize: 1", "did you mean 'batch_size'"),
-        ("data: a\nsteps: many", "'steps' must be a valid integer, got 'many'"),
         ("steps: 1", "'data' is missing"),
         ("data: a", "steps or epochs must be above 0: set one of them, or a preset"),
         ("data: a\nsteps: 1\nlearn: prompts\ntuning_lr: 1", "tuning_lr has no meaning for learn: prompts"),
         ("data: {path: a, validation: 1.5}\nsteps: 1", "'data.validation' must be a valid string or less than 1"),
-        ("- a\n- b", "must hold `key: value` lines"),
-        ("data: [", "is no YAML"),
         ("data: [a, {path: b, wieght: 2}]\nsteps: 1", "unknown key 'data.wieght'; did you mean 'weight'?"),
         ("data: {path: a, 2026-11-26: b}\nsteps: 1", "a key is no text, or a group contains itself"),
     ],
@@ -156,14 +153,6 @@ def test_unusable_data_is_explained_and_one_record_is_enough(run, tmp_path, caps
     (tmp_path / "bad.json").write_text(text)
     assert run(f"data={tmp_path / 'bad.json'}") == (1 if message else 0)
     assert message in capsys.readouterr().err
-
-
-def test_starting_from_an_adapter_of_another_base_is_refused_before_data_is_read(run, capsys, monkeypatch):
-    monkeypatch.setattr(FileExamples, "__init__", lambda *_: pytest.fail("data was read"))
-    folder = Path(__file__).parents[2] / "assets" / "adapters" / "pirate"
-    stated = read_config(folder)
-    assert run(f"start_from={folder}", f"template={stated.template}", f"prompt_length={stated.prompt_length}") == 1
-    assert "does not fit" in capsys.readouterr().err
 
 
 def test_check_reads_everything_and_trains_nothing(run, tmp_path, capsys):

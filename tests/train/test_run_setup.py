@@ -204,13 +204,6 @@ def test_the_two_stages_of_v2_by_their_presets(command, rows, tmp_path, small_cl
     assert all(p.abs().max() > 0 for p in second.tuning.parameters())
 
 
-@pytest.mark.parametrize("stated", ["epochs=2", "vision.projection=global"])
-def test_settings_that_a_recipe_of_the_project_does_without_are_refused(stated, capsys, monkeypatch):
-    monkeypatch.setattr("train.__main__.load_base", lambda *_, **__: pytest.fail("the base was loaded"))
-    assert main(["see", stated]) == 1
-    assert "recipe see makes its own data" in capsys.readouterr().err
-
-
 def test_a_form_that_cannot_be_used_is_refused_before_anything_is_read():
     with pytest.raises(ConfigError, match="form: The form cannot be used: no start rule found"):
         completed("steps=1", "form='answer: \"x\"'")

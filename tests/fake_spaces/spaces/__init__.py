@@ -2,11 +2,11 @@
 
 What it keeps of the real one (0.51, zero/): it must be imported before torch; the first launch reports at start-up
 whether anything is decorated; a decorated generator runs in a forked, daemonic worker, which gets its arguments
-pickled through a queue and sends back each result pickled; the worker is used again if the scheduler says so; the
-generator's close is a word to the worker, heard after its next result; a worker that dies or fails is a gr.Error
-with the real one's titles, and so is no GPU. The scheduler is a semaphore; X-IP-Token says whose quota it is.
+pickled through a queue, sends back each result pickled and is used again; the generator's close is a word to the
+worker, heard after its next result; a worker that dies or fails is a gr.Error with the real one's titles, and so
+is no GPU. The scheduler is a semaphore; X-IP-Token says whose quota it is.
 
-FAKE_SPACES_LOG names a file that gets a line of JSON for all that happens. FAKE_SPACES_REUSE=1 keeps workers.
+FAKE_SPACES_LOG names a file that gets a line of JSON for all that happens.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import functools
 import inspect
 import json
 import multiprocessing
-import multiprocessing.queues
 import os
 import pickle
 import sys
@@ -87,22 +86,14 @@ def _error(text):
     return gr.Error(text, title="ZeroGPU worker error", print_exception=False)
 
 
-class _Pipe(multiprocessing.queues.SimpleQueue):
-    def __init__(self):
-        super().__init__(ctx=_fork)
-
-    def put(self, item):
-        try:
-            super().put(item)
-        except Exception as error:
-            if "pickle" not in str(error):
-                raise
-            raise pickle.PicklingError(str(error)) from None
-
-
 class _Worker:
     def __init__(self, task):
-        self.task, self.jobs, self.results, self.stop = task, _Pipe(), _Pipe(), _fork.Event()
+        self.task, self.jobs, self.results, self.stop = (
+            task,
+            _fork.SimpleQueue(),
+            _fork.SimpleQueue(),
+            _fork.Event(),
+        )
         arguments = task, self.jobs, self.results, self.stop, _server_sockets()
         self.process = _fork.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
@@ -111,7 +102,6 @@ class _Worker:
 
     def _watch(self):
         self.process.join()
-        _note("gone", pid=self.process.pid)
         self.jobs.close()
         with contextlib.suppress(ValueError):
             self.results._wlock.release()
@@ -164,11 +154,7 @@ def _serve(task, jobs, results, stop, sockets):
                 if stop.is_set():
                     generator.close()
                     return
-                try:
-                    results.put((_VALUE, value))
-                except pickle.PicklingError as error:
-                    results.put((_FAILED, type(error).__name__))
-                    return
+                results.put((_VALUE, value))
 
         with ThreadPoolExecutor() as executor:
             executor.submit(contextvars.copy_context().run, iterate)
@@ -181,15 +167,13 @@ def _ask_worker(task, args, kwargs, visitor):
         worker = _Worker(task)
     else:
         _kept.remove(worker)
-        _note("reuse", pid=worker.process.pid)
     pid = worker.process.pid
-    worker.jobs.put((args, kwargs))  # raises PicklingError
+    worker.jobs.put((args, kwargs))
     _note("begin", pid=pid, token=visitor, bytes=len(pickle.dumps((args, kwargs))))
     arrived = ThreadQueue()
 
     def over(how):
-        _note(how, pid=pid)
-        if how == _END and os.environ.get("FAKE_SPACES_REUSE") == "1":
+        if how == _END:
             _kept.append(worker)
         else:
             worker.process.kill()  # the real one's worker is ended by the scheduler

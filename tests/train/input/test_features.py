@@ -86,13 +86,6 @@ def own_folder(tmp_path, monkeypatch) -> Path:
     return tmp_path / "features"
 
 
-def test_a_picture_that_changes_between_epochs_gets_new_features(picture):
-    cache = FeatureCache.on_disk(FakeEncoder(), VISION, SkippedExamples(), lambda _: None)  # type: ignore[arg-type]
-    for colour in (30, 60):
-        (got,) = levels(cache.with_features(rows_of(picture(colour, "same.png"))))
-        assert round(3 * float(got[0, 0])) == colour
-
-
 def test_features_have_the_same_bits_in_any_batch_and_from_anywhere(tmp_path):
     """Alone, among others, from memory, from disk, and after the disk was emptied."""
     import timm

@@ -6,18 +6,14 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import ArchiveLimits, unpack
-from train.ui import data_upload
 from train.ui.data_upload import make_preview, open_upload
 from train.ui.preview import preview_html
-
-ROWS = [{"instruction": f"say {i}", "output": f"{i}!"} for i in range(30)]
 
 
 def png() -> bytes:
@@ -30,11 +26,6 @@ def write_zip(path: Path, files: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    return path
-
-
-def write_jsonl(path: Path, rows: list[Any]) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
     return path
 
 
@@ -115,9 +106,3 @@ def test_unusable_data_is_refused_with_a_sentence(
     with pytest.raises(AdapterError) as error:
         make_preview(open_upload(tmp_path / name, folder), str(tiny_folder))
     assert message in str(error.value)
-
-
-def test_limits_of_an_upload(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_upload, "MAX_RECORDS", 20)
-    with pytest.raises(BadInput, match="30 records; 20 are the limit"):
-        open_upload(write_jsonl(tmp_path / "a.jsonl", ROWS), folder)

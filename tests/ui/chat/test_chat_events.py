@@ -268,7 +268,6 @@ def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str
     ("error", "settings", "message"),
     [
         (None, {"adapter": "nobody"}, "no adapter 'nobody'"),
-        (None, {"max_tokens": None}, "needs a whole number"),
         (None, {"adapter": "poet", "mix": "poet"}, "mixed with itself"),
         (Busy("The queue is full. Try again."), {}, "queue is full"),
         (RuntimeError("secret /home/me/x.py"), {}, "went wrong on the server"),

@@ -9,13 +9,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
-import app
 from adapter.ui import conversation
 from adapter.ui.chat.conversation_store import Updates
 from adapter.ui.chat.corrections import MAX_CHARACTERS, MAX_CORRECTIONS, _show, add_correction
 from adapter.ui.conversation import answer, stats, user_turn
 from adapter.ui.texts import page as texts
-from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.ui.chat.test_chat_events import Page, event
 from tests.ui.test_conversation import displayed
 
@@ -76,12 +74,3 @@ def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: l
     assert shown[:2] == ["One?", "Better. <b>"] and contents(corrections[0])[-1][1] == "Better. <b>"
     assert conversation.page_text(page.chat[2]) == texts.YOUR_WORDS and not conversation.record_of(page.chat[2])
     assert conversation.record_of(page.chat[5]) and page.kept_words()[1] == "Better. <b>"
-
-
-def test_where_nobody_trains_corrections_are_exported_only() -> None:
-    def labels(training: bool) -> set[str]:
-        page = app.build_page(ReadyProvider(None), FakeCatalog(), training=training)  # type: ignore[arg-type]
-        return {str(getattr(block, "value", "")) for block in page.blocks.values()}
-
-    assert texts.EXPORT_CORRECTIONS in labels(True) & labels(False)
-    assert [any("Train on these" in label for label in labels(on)) for on in (True, False)] == [True, False]
