@@ -22,7 +22,6 @@ from adapter.base.embedded import BASE
 from adapter.errors import BadInput, Busy
 from tests.app_process import wait_until
 from tests.fake_engine import FakeCatalog
-from tests.train.ui.test_data_upload import ROWS, write_jsonl
 from tests.train.ui.test_plan import GOOD, plan_of, recipe_of
 from train.config import RecipeFile, recipe_text
 from train.input.feature_store import SIZE_VARIABLE
@@ -134,7 +133,8 @@ class Trainer:
 
     def start(self, name: str = "echo", runs: TrainingRuns | None = None, go: bool = False) -> None:
         def prepare(folder: Path) -> tuple[RecipeFile, str, str]:
-            data = write_jsonl(folder / "rows.jsonl", ROWS)
+            data = folder / "rows.jsonl"
+            data.write_text("".join(f'{{"instruction": "say {i}", "output": "{i}!"}}\n' for i in range(30)))
             plan = plan_of({"eval_every": 5, "prompt_length": 4}, name="x", steps=600, base=BASE)
             return plan.recipe(data), "say 3", ""
 
