@@ -49,7 +49,6 @@ LONGEST = (
     "test_deployment.py",
     "test_page_list.py",
     "test_reproduce.py",
-    "test_devices.py",
     "test_page_train.py",
     "test_journeys.py",
     "test_zero_gpu.py",
