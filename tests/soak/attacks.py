@@ -54,9 +54,9 @@ class Attacker:
     def address(self) -> str:
         return f"{self.network}.{self.chance.randrange(1, 250)}"
 
-    def connection(self) -> Connection:
-        """A signed-in client, of a new address now and then, so that limits by address do not end the attack."""
-        if self._connection is None or self.chance.random() < 0.1:
+    def connection(self, moves: bool = True) -> Connection:
+        """A signed-in client. moves: to a new address now and then, past the limits of one address."""
+        if self._connection is None or (moves and self.chance.random() < 0.1):
             self.close()
             self._connection = Connection(self.url, self.address)
         self._connection.session = secrets.token_hex(6)
@@ -271,7 +271,7 @@ def never_read(attacker: Attacker) -> str:
 
 def unread(attacker: Attacker) -> str:
     """Joins every event of the page with a large conversation, in sessions of one address that fetch no result."""
-    connection = Connection(attacker.url, f"{attacker.network}.252")
+    connection = attacker.connection(moves=False)
     turn = {"role": "user", "content": [{"type": "text", "text": "x" * 90_000}], "metadata": {}, "options": []}
     statuses = []
     for event in connection.config["dependencies"]:
@@ -281,7 +281,6 @@ def unread(attacker: Attacker) -> str:
         data = [[turn] * 20 if isinstance(value, list) else value for value in connection.defaults(name)]
         connection.session = secrets.token_hex(6)
         statuses.append(checked(connection.join(name, data)))
-    connection.close()
     return ", ".join(sorted(set(statuses)))
 
 
