@@ -151,6 +151,7 @@ def app_process(
     port = port or free_port()
     (folder / "uploads").mkdir(parents=True, exist_ok=True)
     (folder / "step_seconds").write_text(str(step_seconds))
+    (folder / "counts").write_text("[0, 0]")
     environment = environment or {}
     on_space = "SPACE_ID" in environment  # which names the port in the environment
     own = {

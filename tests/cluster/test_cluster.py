@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -192,7 +193,8 @@ def test_an_adapter_is_known_everywhere_at_once_and_so_is_its_end(engine, adapte
 
 
 def test_a_full_replica_overflows_and_a_full_cluster_says_how_many_are_before(engine):
-    answers = [begin(engine, "one session") for _ in range(2 * MAX_ROWS)]
+    with ThreadPoolExecutor(2 * MAX_ROWS) as pool:  # together: the first must not end before the last begins
+        answers = list(pool.map(lambda _: begin(engine, "one session"), range(2 * MAX_ROWS)))
     assert wait_until(lambda: running(engine) == [MAX_ROWS, MAX_ROWS])
     waiting = [engine.submit(request("one session")) for _ in range(2)]
     assert [next(answer).position for answer in waiting] == [0, 1]
