@@ -67,9 +67,9 @@ class Conversation:
     """A conversation that a page shows.
 
     history: replaced, never changed; change: under way; left: whether the page shows another one by now; closed:
-    whether the page is gone. pictures:
-    a cache of `conversation_json.pack`; kept: keys of the pictures that the browser has; dropped: what it does not
-    keep; answer: the key of the one that is being written, or was when the browser kept the conversation.
+    whether the page is gone; pictures: a cache of `conversation_json.pack`; kept: keys of the pictures that the
+    browser has; dropped: what it does not keep; answer: the key of the one that is being written, or was when the
+    browser kept the conversation; bytes: of the history as JSON.
     """
 
     id: str
@@ -108,12 +108,12 @@ class Conversations:
             before = self._by_session.pop(session, None)
             if session is not None:  # what a program sends without one is nobody's
                 self._by_session[session] = shown
-            self._weigh(shown)
             if before is not None:
                 before.left = True
                 self._changed.wait_for(lambda: before.change is None, RELEASE_SECONDS)
         if before is not None and time.monotonic() - before.changed < TWICE_SECONDS:
             time.sleep(TWICE_SECONDS)
+        self._weigh(shown)
         return shown
 
     def ensure(self, session: str | None, id: str) -> None:
@@ -158,10 +158,10 @@ class Conversations:
         finally:
             with self._changed:
                 shown.change, shown.changed = None, time.monotonic()
-                self._weigh(shown)
                 if shown.closed and self._by_session.get(session) is shown:
                     del self._by_session[session]
                 self._changed.notify_all()
+            self._weigh(shown)
 
     def stop(self, session: str | None, id: str) -> Conversation | None:
         """Stops the answer that is being written. Returns the conversation if there is none."""
@@ -182,11 +182,13 @@ class Conversations:
 
     def _weigh(self, shown: Conversation) -> None:
         """Forgets the oldest conversations beyond the limits, but for those that are being changed."""
-        shown.bytes = len(json.dumps(shown.history))
-        total, count = sum(other.bytes for other in self._by_session.values()), len(self._by_session)
-        for session, other in list(self._by_session.items()):
-            if total <= MAX_BYTES and count <= MAX_SESSIONS:
-                return
-            if other is not shown and other.change is None:
-                del self._by_session[session]
-                total, count = total - other.bytes, count - 1
+        size = len(json.dumps(shown.history))  # takes milliseconds: nobody else waits for it
+        with self._changed:
+            shown.bytes = size
+            total, count = sum(other.bytes for other in self._by_session.values()), len(self._by_session)
+            for session, other in list(self._by_session.items()):
+                if total <= MAX_BYTES and count <= MAX_SESSIONS:
+                    return
+                if other is not shown and other.change is None:
+                    del self._by_session[session]
+                    total, count = total - other.bytes, count - 1
