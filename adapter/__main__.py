@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from adapter.base.threads import sleep_when_idle
 
@@ -33,7 +33,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.form import NO_FORM, json_schema_form
 from adapter.serve.inspection import format_table
 from adapter.serve.request import GenerationEvent, GenerationRequest, SamplingParams
-from adapter.serve.settings import MAX_STRENGTH, Settings
+from adapter.serve.settings import MAX_STRENGTH, Others, Settings
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import transcript
 
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add, defaults = parser.add_argument, Settings()
     add("prompt", nargs="?", metavar="PROMPT")
     add("--prompt-ids", type=_token_ids, metavar="1,2,3", help="token ids instead of PROMPT")
     add(
@@ -111,6 +111,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="a conversation that the page exported, instead of PROMPT: answers its newest message anew",
+    )
+    add(
+        "--others",
+        choices=get_args(Others),
+        default=defaults.others,
+        help=Settings.model_fields["others"].description,
     )
     add("--adapter", metavar="NAME", help="or user/repo[@revision] on the Hub; default: the frozen base")
     add(
@@ -123,7 +129,6 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     add("--compare", action="append", metavar="NAME", help="answer with it too ('base' for none); repeatable")
     _add_conditions(parser)
-    defaults = Settings()
     add("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
     add("--top-p", type=float, default=defaults.top_p)
     for name in ("top_k", "min_p", "repetition_penalty"):
@@ -339,6 +344,7 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
         mute_layers=tuple(args.mute_layer),
         mute_heads=tuple(args.mute_head),
         stop=tuple(args.stop),
+        others=args.others,
         form=NO_FORM if args.no_form else None if args.schema is None else _schema_form(args.schema),
     )
 

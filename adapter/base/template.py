@@ -31,12 +31,14 @@ class Message:
     """One turn of a conversation.
 
     input: what the text of a user's turn is about, the second field of Alpaca's records. The template `alpaca`
-    writes it under a heading of its own, the other templates after a blank line.
+    writes it under a heading of its own, the other templates after a blank line. name: of an answer, the adapter
+    that gave it, "" for the frozen base; None where nobody knows.
     """
 
     role: Role
     text: str
     input: str = ""
+    name: str | None = None
 
     @property
     def full_text(self) -> str:

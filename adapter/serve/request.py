@@ -21,7 +21,7 @@ from PIL import Image
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
-from adapter.serve.settings import MAX_STRENGTH, Settings
+from adapter.serve.settings import MAX_STRENGTH, Others, Settings
 
 _DEFAULTS = Settings()
 MAX_SECONDS = 600.0
@@ -95,6 +95,10 @@ class GenerationRequest:
     answer_ids: the beginning of the answer, behind which it goes on as if it had not been interrupted. The text of
     the first event that has one begins with theirs; counts and limits are those of the new tokens.
 
+    others: what is read of answers in `messages` that others gave, see `Message.name`: their first sentence,
+    all, or nothing, which leaves out what they answer too. The model's own answers are read whole: those of its
+    adapters with a strength above 0, or of the frozen base where there is none.
+
     mix: further adapters with their strengths; their gated terms are added to those of `adapter`, which chooses
     the template. Every visual adapter gets the image, and beside text adapters says only what it changes (see
     PromptKVBuilder.build). mute_layers, mute_heads: where the gates of all adapters are set to zero; indices of
@@ -115,6 +119,7 @@ class GenerationRequest:
     raw: bool = False
     prompt_ids: tuple[int, ...] | None = None
     answer_ids: tuple[int, ...] = ()
+    others: Others = _DEFAULTS.others
     mix: tuple[tuple[str, float], ...] = ()
     mute_layers: tuple[int, ...] = ()
     mute_heads: tuple[int, ...] = ()
@@ -128,7 +133,7 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         Settings.checked(
-            {"strength": self.strength, "mute_layers": self.mute_layers, "mute_heads": self.mute_heads}
+            {name: getattr(self, name) for name in ("strength", "mute_layers", "mute_heads", "others")}
         )
         if len(self.gates) > MAX_GATES or not all(0 <= factor <= MAX_STRENGTH for _, _, factor in self.gates):
             raise BadInput(f"Factors of gates lie between 0 and {MAX_STRENGTH:g}, at most {MAX_GATES} of them.")

@@ -20,9 +20,11 @@ from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.drafts import Drafter
 from adapter.serve.form import NO_FORM, FormState, check_form, start_form
 from adapter.serve.kv_cache import Slot, SlotAllocator
+from adapter.serve.others import as_read
 from adapter.serve.prompts import Prompts
 from adapter.serve.request import Client, FinishReason, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.sampling import Sampler
+from adapter.serve.settings import BASE_ONLY
 
 MAX_ROWS = 16  # rows that run at once
 
@@ -104,7 +106,8 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
         template = adapters[0][0].config.template
     else:
         template = default_template(base.tokenizer)
-    return encode_prompt(base.tokenizer, request.messages, template)
+    own = {name for name, strength in request.parts if strength > 0} or {BASE_ONLY}
+    return encode_prompt(base.tokenizer, as_read(request.messages, own, request.others), template)
 
 
 def _form(request: GenerationRequest, base: Base, active: WeightedAdapters, ids: list[int]) -> FormState | None:

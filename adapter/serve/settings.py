@@ -7,7 +7,7 @@ line and the HTTP APIs take their ranges from it. Imports pydantic only: the pag
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -72,6 +72,7 @@ Seed = Annotated[Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] | None, B
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS)], BeforeValidator(_to_stops)]
 System = Annotated[str, BeforeValidator(_to_name), Field(max_length=MAX_SYSTEM)]
+Others = Literal["first sentence", "all", "nothing"]
 Indices = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(max_length=_LONGEST_LIST)]
 
 
@@ -142,6 +143,11 @@ class Settings(BaseModel):
     )
     stop: Stops = Field((), description=f"Texts that end the answer before them, one a line, {MAX_STOPS} at most")
     system: System = Field("", description="System prompt, in place of the base's own")
+    others: Others = Field(
+        "first sentence",
+        title="What is read of others",
+        description="What is read of what the base or other adapters answered: first sentence, all or nothing",
+    )
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Settings:
@@ -156,6 +162,11 @@ class Settings(BaseModel):
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters that answer together, none for the base."""
         return tuple(name for name in (self.adapter, self.mix) if name)
+
+    @property
+    def answerer(self) -> str:
+        """Under which name these adapters answer, see Message.name."""
+        return next(iter(self.adapters), BASE_ONLY)
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with other values. Raises BadInput."""
@@ -218,6 +229,8 @@ def explain(problem: ErrorDetails, name: str, title: str | None = None) -> str:
         return f"The system prompt is a text of at most {MAX_SYSTEM} characters."
     field = Settings.model_fields[name]
     title = title or field.title
+    if name == "others":
+        return f"{title} must be one of: {', '.join(get_args(Others))}."
     value = problem["input"]
     shown = repr(value) if isinstance(value, str) else str(value)
     got = "" if value is None or len(shown) > _LONGEST_VALUE else f", got {shown}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -26,10 +27,12 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from adapter.base.template import Message, Role
 from adapter.errors import BadInput
 from adapter.serve.settings import (
+    BASE_ONLY,
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
     MaxTokens,
     MinP,
+    Others,
     RepetitionPenalty,
     Seed,
     Settings,
@@ -57,7 +60,7 @@ _DEFAULT = Settings()
 # Whose sentences are used.
 _SETTINGS = {
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("max_tokens", "seed", "strength", "mix_strength"),
+    *("max_tokens", "seed", "strength", "mix_strength", "others"),
 }
 
 
@@ -114,6 +117,7 @@ class ChatMessage(_Body):
         list[Part],
         BeforeValidator(lambda text: [{"type": "text", "text": text}] if isinstance(text, str) else text),
     ]
+    name: str | None = Field(None, description="who gave an answer: a model's name")
     tool_calls: Annotated[Any, _only([])] = None
     function_call: Annotated[Any, _only()] = None
 
@@ -145,7 +149,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class ChatCompletionRequest(_Body):
-    """OpenAI's body; `top_k`, `min_p` and `repetition_penalty` are vLLM's; `strength`, `mix`, `grammar` ours."""
+    """OpenAI's body; `top_k`, `min_p`, `repetition_penalty` are vLLM's; `strength` and those below it ours."""
 
     model: str = Field(description="base, or the name of an adapter")
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -166,6 +170,7 @@ class ChatCompletionRequest(_Body):
     ] = []
     strength: Strength = _DEFAULT.strength
     mix: dict[str, Strength] = Field({}, max_length=MAX_MIX, description="further adapters with their strengths")
+    others: Others = Field(_DEFAULT.others, description="what is read of answers that other models gave, by name")
     response_format: ResponseFormat | None = Field(
         None, description="the form of the answer; without one, that of the adapter; text: none"
     )
@@ -224,7 +229,7 @@ class ChatCompletionRequest(_Body):
         from adapter.serve.request import GenerationRequest, SamplingParams
 
         adapter = find_model(self.model, adapters, base)
-        messages, picture = _conversation(self.messages)
+        messages, picture = _conversation(self.messages, (BASE, base))
         if self.stream_options.include_usage and not self.stream:
             raise ApiError(400, "stream_options needs stream: true.", "stream_options")
         for name in self.mix:
@@ -246,6 +251,7 @@ class ChatCompletionRequest(_Body):
                 self.repetition_penalty,
             ),
             mix=tuple(self.mix.items()),
+            others=self.others,
             stop=tuple(self.stop),
             form=self.form(),
             client=client,
@@ -328,10 +334,12 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _conversation(messages: list[ChatMessage]) -> tuple[tuple[Message, ...], str | None]:
-    """The texts, neighbours of one role joined, and the data URL of the newest picture.
+def _conversation(
+    messages: list[ChatMessage], base_names: Collection[str]
+) -> tuple[tuple[Message, ...], str | None]:
+    """The texts, neighbours of one speaker joined, and the data URL of the newest picture.
 
-    A picture without a word asks what the page asks.
+    A picture without a word asks what the page asks. base_names: those of the frozen base.
     """
     joined: list[Message] = []
     newest = None
@@ -355,10 +363,12 @@ def _conversation(messages: list[ChatMessage]) -> tuple[tuple[Message, ...], str
                 continue
             text = ""  # a neighbour may have the words
         role = _ROLES[message.role]
-        if joined and joined[-1].role == role:
+        name = message.name if role == "assistant" else None
+        name = BASE_ONLY if name in base_names else name
+        if joined and (joined[-1].role, joined[-1].name) == (role, name):
             text = "\n\n".join(filter(None, (joined.pop().text, text)))
-        joined.append(Message(role, text))
-    return tuple(m if m.text else Message(m.role, DEFAULT_QUESTION) for m in joined), newest
+        joined.append(Message(role, text, name=name))
+    return tuple(m if m.text else replace(m, text=DEFAULT_QUESTION) for m in joined), newest
 
 
 def _decode_picture(url: str) -> Image.Image:

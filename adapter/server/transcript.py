@@ -13,7 +13,7 @@ import binascii
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
@@ -22,14 +22,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from adapter.base.template import Message, Role
 from adapter.errors import BadInput
+from adapter.serve.settings import Settings
 
 FORMAT, VERSION = "llama-adapter conversation", 2
 MAX_BYTES = 32 * 2**20
 # Remarks in place of what is not kept.
 PICTURE_NOT_KEPT = "The picture of this message is not kept any more."
 MESSAGE_NOT_KEPT = "A message that stood here cannot be read any more."
-# The remark above a turn whose answer, and those after it, are given without what went before.
-FORGOTTEN = "Without what went before"
 _MAX_TEXT = 100_000  # characters
 _MAX_LINE = 500
 _MAX_RECORD = 100_000
@@ -84,9 +83,6 @@ class TranscriptMessage:
     record: dict[str, Any] | None = None
 
 
-_FORGOTTEN = TranscriptMessage("page", FORGOTTEN)
-
-
 @dataclass(frozen=True)
 class Transcript:
     """A whole conversation. settings: as in the file, not checked; dropped: what the limits left out of it."""
@@ -98,21 +94,29 @@ class Transcript:
     def to_answer(self) -> tuple[tuple[Message, ...], bytes | None]:
         """The messages up to the user's last one, and the latest picture among them."""
         end = max((i + 1 for i, part in enumerate(self.messages) if part.role == "user"), default=0)
-        begin = max((i for i, part in enumerate(self.messages[:end]) if part == _FORGOTTEN), default=0)
-        asked = self.messages[begin:end]
+        asked = self.messages[:end]
         pictures = [part.picture for part in asked if part.picture is not None]
-        return merge_turns((part.role, part.text) for part in asked), pictures[-1] if pictures else None
+        turns = ((part.role, part.text, answered_by(part.record)) for part in asked)
+        return merge_turns(turns), pictures[-1] if pictures else None
 
 
-def merge_turns(turns: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
-    """(role, text) pairs as messages for a model: empty turns are dropped, then neighbours of one role merged."""
+def answered_by(record: Mapping[str, Any] | None) -> str | None:
+    """Who gave an answer that has this record, as in Message.name; None if the record does not say it."""
+    try:
+        return Settings.checked(record).answerer if record and "adapter" in record else None
+    except BadInput:
+        return None
+
+
+def merge_turns(turns: Iterable[tuple[str, str, str | None]]) -> tuple[Message, ...]:
+    """(role, text, name) as messages for a model: empty turns are dropped, neighbours of one speaker merged."""
     messages: list[Message] = []
-    for role, text in turns:
+    for role, text, name in turns:
         if role not in ("user", "assistant") or not text.strip():
             continue
-        if messages and messages[-1].role == role:
+        if messages and (messages[-1].role, messages[-1].name) == (role, name):
             text = f"{messages.pop().text}\n\n{text}"
-        messages.append(Message(cast(Role, role), text))
+        messages.append(Message(cast(Role, role), text, name=name))
     return tuple(messages)
 
 

@@ -69,6 +69,7 @@ def build_request(
         mute_layers=settings.mute_layers,
         mute_heads=settings.mute_heads,
         stop=settings.stop,
+        others=settings.others,
         end_repetition=True,
         client=client,
         base_logprobs=xray,
@@ -257,7 +258,7 @@ class ChatAnswers:
                         variants,
                     )
                     line = conversation.stats(progress.stats_line(), record=answered.to_json())
-                    yield conversation.with_alone_option([*history, message, line])[len(history) :]
+                    yield [message, line]
                 elif text.strip():
                     so_far = conversation.settings_json(truncated)
                     yield [message, conversation.stats(progress.stats_line(), live=True, record=so_far)]

@@ -25,8 +25,7 @@ Entry = dict[str, Any]
 History = list[Entry]
 
 # metadata.id of the page's own messages, which are shown to the user and never sent to the model.
-STATS, NOTE, OFFER, DIVIDER, FORGOTTEN = "stats", "note", "offer", "divider", "forgotten"
-ALONE = "alone"  # the option of an answer: give it without what went before
+STATS, NOTE, OFFER, DIVIDER = "stats", "note", "offer", "divider"
 
 # Buttons below the newest answer; no valid adapter names.
 PREVIOUS, NEXT, CONTINUE, FILM = " previous", " next", " continue", " film"
@@ -75,11 +74,6 @@ def offer(text: str, choices: Iterable[tuple[str, str]]) -> Entry:
 def divider(text: str) -> Entry:
     """The line above a turn that another adapter answers; text: the adapter's name."""
     return _entry("assistant", _text_block(_page_html(text, "divider")), DIVIDER)
-
-
-def forgotten() -> Entry:
-    """The line above a turn before which the model sees nothing."""
-    return _entry("assistant", _text_block(_page_html(transcript.FORGOTTEN, "divider")), FORGOTTEN)
 
 
 def stats_line(settings: Settings, tokens: int, tokens_per_s: float | None, notes: Sequence[str] = ()) -> str:
@@ -195,20 +189,25 @@ class Variant(NamedTuple):
 
 
 def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
-    """The messages for the model: texts only, adjacent ones of one role joined, those by the page left out."""
+    """The messages for the model: texts only, adjacent ones of one speaker joined, those by the page left out.
+
+    An answer has the name of who gave it if it has a record: one without is the visitor's, or of an early version.
+    """
+
+    def name(index: int) -> str | None:
+        settings = parse_settings(record_of(history[index])) if index < len(history) else None
+        return settings.answerer if settings else None
+
     return transcript.merge_turns(
-        (entry["role"], text_of(entry)) for entry in _remembered(history) if kind(entry) is None
+        (entry["role"], text_of(entry), name(index))
+        for index, entry in enumerate(history, start=1)
+        if kind(entry) is None
     )
 
 
 def latest_picture(history: Sequence[Entry]) -> str | None:
     """Path of the newest picture of the conversation, the one that a visual adapter sees."""
-    return next((path for entry in reversed(_remembered(history)) if (path := picture_path(entry))), None)
-
-
-def _remembered(history: Sequence[Entry]) -> Sequence[Entry]:
-    """What the model sees: all behind the last FORGOTTEN."""
-    return history[max((i for i, entry in enumerate(history) if kind(entry) == FORGOTTEN), default=0) :]
+    return next((path for entry in reversed(history) if (path := picture_path(entry))), None)
 
 
 def last_turn(history: Sequence[Entry]) -> UserTurn | None:
@@ -219,7 +218,7 @@ def last_turn(history: Sequence[Entry]) -> UserTurn | None:
     picture = picture_path(history[end])
     if picture is None and end and (picture := picture_path(history[end - 1])):
         start = end - 1
-    while start and kind(history[start - 1]) in (DIVIDER, FORGOTTEN):
+    while start and kind(history[start - 1]) == DIVIDER:
         start -= 1
     return UserTurn(start, text_of(history[end]), picture)
 
@@ -256,28 +255,6 @@ def _last_user_index(history: Sequence[Entry]) -> int:
 def without_last_answer(history: Sequence[Entry]) -> History:
     """The history up to and including the last user turn."""
     return list(history[: _last_user_index(history) + 1])
-
-
-def alone(history: Sequence[Entry]) -> History:
-    """The history up to the last user turn, which is to be answered without what went before."""
-    turn = last_turn(history)
-    assert turn is not None
-    return [*history[: turn.start], forgotten(), *user_turn(turn.text, turn.picture)]
-
-
-def with_alone_option(history: History) -> History:
-    """The history with the option ALONE below its last answer, if it went wrong behind those of another adapter.
-
-    An adapter that reads another one's answers may go in circles, or say nothing.
-    """
-    # What the model sees begins with FORGOTTEN and a divider, or with a turn that has none.
-    switched = any(kind(entry) == DIVIDER for entry in _remembered(history)[2:])
-    if not switched or kind(history[-1]) != STATS:
-        return history
-    if kind(history[-2]) != NOTE and texts.ENDINGS["repetition"][0] not in page_text(history[-1]):
-        return history
-    options = [*history[-1]["options"], {"label": texts.ALONE, "value": ALONE}]
-    return [*history[:-1], {**history[-1], "options": options}]
 
 
 def replace_pictures(history: Sequence[Entry], path: str) -> History:
@@ -359,7 +336,7 @@ def with_variant(history: Sequence[Entry], step: int) -> History:
     assert chosen is not None  # parse_record has seen to it
     chosen = replace(chosen, before=found[:index], after=found[index + 1 :])
     shown = [answer(text), stats(about, record=chosen.to_json())]
-    return with_alone_option(with_dividers([*history[:-2], *shown]))
+    return with_dividers([*history[:-2], *shown])
 
 
 def with_buttons(history: History) -> History:
@@ -449,7 +426,8 @@ def parse_settings(text: str) -> Settings | None:
         return None
     try:
         # Records by earlier versions have 0 where the time limit ended an answer before its first token.
-        return Settings.checked({**fields, "max_tokens": fields["max_tokens"] or 1})
+        # They were given after everything that others had answered.
+        return Settings.checked({"others": "all", **fields, "max_tokens": fields["max_tokens"] or 1})
     except BadInput:
         return None
 

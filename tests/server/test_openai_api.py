@@ -155,12 +155,14 @@ def shown(text: str, *urls: str) -> dict[str, Any]:
 def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted) -> None:
     whole = client.chat.completions.create(
         model="poet", messages=HELLO, temperature=0.5, top_p=0.9, max_tokens=20, seed=7, stop=["\n"], user="me",
-        extra_body={"strength": 0.5, "mix": {"see": 0.25}, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.2},
+        extra_body={"strength": 0.5, "mix": {"see": 0.25}, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.2,
+                    "others": "nothing"},
     )  # fmt: skip
     assert whole.choices[0].message.content == "you said: hello!" and whole.choices[0].finish_reason == "stop"
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens) == (5, 3, 8)
     assert whole.usage.prompt_tokens_details.cached_tokens == 2 and whole.model == "poet"
     request = engine.requests[0]
+    assert request.others == "nothing"
     assert (request.adapter, request.strength) == ("poet", 0.5)
     assert (request.mix, request.stop) == ((("see", 0.25),), ("\n",))
     assert request.sampling == SamplingParams(0.5, 0.9, 20, 7, top_k=40, min_p=0.05, repetition_penalty=1.2)
@@ -250,7 +252,7 @@ def test_words_do_not_wait_for_pictures_and_forms(
 
 
 ALONE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url()}}]}
-WHITE, QUESTION = {"role": "assistant", "content": "white"}, ("user", texts.DEFAULT_QUESTION)
+WHITE, QUESTION = {"role": "assistant", "content": "white", "name": "x"}, ("user", texts.DEFAULT_QUESTION)
 TWO = shown("two", data_url((4, 3)))
 
 
@@ -273,6 +275,7 @@ def test_turns_are_joined_and_the_newest_picture_is_read(
     assert ask(engine, json={"model": "see", "messages": messages}).status_code == 200
     [request] = engine.requests
     assert [(m.role, m.text) for m in request.messages] == read
+    assert {m.name for m in request.messages if m.role == "assistant"} <= {"x"}
     assert request.image.size == size
 
 

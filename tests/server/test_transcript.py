@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from adapter.base.template import Message
 from adapter.errors import BadInput
 from adapter.server import transcript
-from adapter.server.transcript import FORGOTTEN
 from tests.app_process import PATIENCE
 from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
 
@@ -85,14 +84,11 @@ def test_a_file_of_millions_of_values_is_refused_before_it_is_parsed(
         transcript.read(text[: transcript.MAX_BYTES])
 
 
-def test_what_is_answered_are_the_messages_from_what_is_forgotten_to_the_last_of_the_user() -> None:
+def test_what_is_answered_are_the_messages_up_to_the_last_of_the_user() -> None:
     messages = [
-        {"role": "user", "text": "before"},
-        {"role": "assistant", "text": "that"},
-        {"role": "page", "text": FORGOTTEN},
         {"role": "user", "picture": "key"},
         {"role": "user", "text": "what?"},
-        {"role": "assistant", "text": "a cat"},
+        {"role": "assistant", "text": "a cat", "about": "see", "record": {"adapter": "see"}},
         {"role": "page", "text": "a remark"},
         {"role": "user", "text": "really?"},
         {"role": "assistant", "text": "yes"},
@@ -100,5 +96,9 @@ def test_what_is_answered_are_the_messages_from_what_is_forgotten_to_the_last_of
     asked, picture = transcript.read(
         json.dumps({**transcript.to_document(messages), "pictures": {"key": PICTURE}})
     ).to_answer()
-    assert asked == (Message("user", "what?"), Message("assistant", "a cat"), Message("user", "really?"))
+    assert asked == (
+        Message("user", "what?"),
+        Message("assistant", "a cat", name="see"),
+        Message("user", "really?"),
+    )
     assert picture == b"bytes of a picture"

@@ -72,7 +72,7 @@ def _settings_options(settings: Settings) -> list[str]:
         options += ["--mix", f"{settings.mix}={settings.mix_strength}"]
     options += ["--temperature", f"{settings.temperature}", "--top-p", f"{settings.top_p}"]
     options += ["--max-new-tokens", f"{settings.max_tokens}", "--seed", f"{settings.seed}"]
-    for name in ("top_k", "min_p", "repetition_penalty"):
+    for name in ("top_k", "min_p", "repetition_penalty", "others"):
         if (value := getattr(settings, name)) != Settings.model_fields[name].default:
             options += [f"--{name.replace('_', '-')}", f"{value}"]
     options += [f"--stop={text}" for text in settings.stop]

@@ -86,7 +86,7 @@ def _to_transcript(history: Sequence[Entry], token_ids: bool = True) -> list[dic
             messages.append({"role": "user", "picture": path})
         elif kind is None:
             messages.append({"role": entry["role"], "text": conversation.text_of(entry)})
-        elif kind in (conversation.NOTE, conversation.FORGOTTEN):
+        elif kind == conversation.NOTE:
             messages.append({"role": "page", "text": conversation.page_text(entry)})
         elif kind == conversation.OFFER:
             messages.append({"role": "page", "text": texts.OFFER_NOT_ANSWERED})
@@ -117,14 +117,12 @@ def to_history(parts: Iterable[TranscriptMessage], lenient: bool = False) -> His
             history += conversation.user_turn(part.text)
         elif part.role == "assistant":
             history.append(conversation.answer(part.text))
-        elif part.text == transcript.FORGOTTEN:
-            history.append(conversation.forgotten())
         else:
             history.append(conversation.note(part.text))
         if part.about:
             record = "" if part.record is None else json.dumps(part.record)
             history.append(conversation.stats(part.about, record=record if parse_settings(record) else ""))
-    return conversation.with_alone_option(conversation.with_dividers(history))
+    return conversation.with_dividers(history)
 
 
 def _upload(picture: bytes, lenient: bool) -> str | None:

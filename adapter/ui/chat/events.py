@@ -379,8 +379,6 @@ def _chosen(history: History, choice: str) -> Turn | None:
         return Turn(asked, variants=others, begun=found[len(record.before)], offers=False)
     if not conversation.ends_with_options(history):
         return None
-    if choice == conversation.ALONE:
-        return Turn(conversation.alone(history))
     turn = Turn(history[:-1])
     return replace(turn, offers=False) if choice == TEXT_ONLY else replace(turn, switch_to=lambda: choice)
 

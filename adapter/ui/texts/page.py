@@ -79,7 +79,6 @@ BASE_NAME = "frozen base"
 EMPTY_EDIT = "The edited message is empty. Write something, or use undo to remove it."
 EMPTY_MESSAGE = "The message is empty. Write something."
 WITHOUT_PICTURE = "Answer from the text alone"
-ALONE = "Answer without what went before"
 PICTURE_GONE = "This picture is no longer on the server. Reload the page, or send the picture again."
 # Corrections of answers.
 SAY_IT_LIKE_THIS, YOUR_WORDS = "Say it like this", "your words"

@@ -241,19 +241,12 @@ def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follow
     assert page.panel == {"adapter": "see", "mix": ""} and "“bard” is no longer mixed in" in toasts[0]
 
 
-def test_an_answer_that_went_wrong_after_a_switch_is_given_again_without_what_went_before() -> None:
-    page = Page().send("of travel")
-    assert not page.chat[-1]["options"]
-    assert page.send("who are you?", adapter="poet").chat[-1]["options"] == []
-    page.engine.ending = "repetition"
-    page.do("retry", adapter="poet")
-    [option] = page.chat[-1]["options"]
-    page.choose(option["value"], adapter="poet")
-    assert [len(request.messages) for request in page.engine.requests] == [1, 3, 3, 1]
-    assert [kind for entry in page.chat if (kind := conversation.kind(entry))] == [
-        conversation.STATS, conversation.FORGOTTEN, conversation.DIVIDER, conversation.STATS
+def test_a_model_is_told_who_gave_the_earlier_answers() -> None:
+    page = Page().send("of travel").send("who are you?", adapter="poet", others="all")
+    assert [(message.role, message.name) for message in page.engine.requests[1].messages] == [
+        ("user", None), ("assistant", ""), ("user", None)
     ]  # fmt: skip
-    assert page.chat[-1]["options"] == []
+    assert [request.others for request in page.engine.requests] == ["first sentence", "all"]
 
 
 def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str]) -> None:

@@ -162,7 +162,6 @@ def any_turn(draw: st.DrawFn) -> conversation.History:
     colour = draw(st.none() | st.sampled_from(["red", "green", "blue", "tan"]))
     text = draw(ANY_TEXT) * draw(st.sampled_from([1, 1, 1, 9]))
     turn = conversation.user_turn(text, None if colour is None else images.write_upload(png(9, colour)))
-    turn = [conversation.forgotten(), *turn] if draw(st.booleans()) else turn
     ending = draw(st.sampled_from(["answer", "note", "offer", "none", "running"]))
     used = SETTINGS.replace(
         adapter=draw(NAMES), mix=draw(NAMES), mute_heads=tuple(range(0, draw(st.integers(0, 400)), 2))
