@@ -18,8 +18,8 @@ from train.evaluate.perplexity import WINDOW, text_windows, window_losses
 from train.evaluate.scienceqa import by_column, extract_letter
 from train.formats import scienceqa
 from train.formats.dataset import open_records
-from train.formats.index import decoded, opened
 from train.formats.record import DataError, Picture, picture_key
+from train.formats.sources import read_text as read_file
 from train.input.examples import Example
 from train.input.rows import Tokeniser
 
@@ -80,8 +80,7 @@ def read_text(path: Path) -> str:
     """A text file in UTF-8. Raises DataError."""
     if not path.is_file():
         raise DataError(f"There is no file '{path.name}'. Check the path.", str(path))
-    with opened(path) as file:
-        text = decoded(file.read(), path.name).removeprefix("\ufeff")
+    text = read_file(path)
     if not text.strip():
         raise DataError(f"{path.name} is empty. Check that it is the right file.", str(path))
     return text

@@ -5,22 +5,22 @@ Runs no code of a data set.
 
 from __future__ import annotations
 
-import bisect
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from adapter.errors import first_line
-from train.formats.record import DataError, EmbeddedPicture, Rows
+from train.formats.parsers import caption_columns, format_of
+from train.formats.record import DataError, EmbeddedPicture
 
 _PREFIX = "hf:"
 _SUFFIXES = (".parquet", ".arrow")
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what Dataset and DatasetDict write to disk
 _FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".zip", ".gz", *_SUFFIXES)
+_TOGETHER = 64  # rows that are in memory, with their pictures
 
 
 def hub_id(path: str) -> str | None:
@@ -39,96 +39,46 @@ def is_hf_dataset(path: Path) -> bool:
     return any(name.lower().endswith(_SUFFIXES) for _, _, names in os.walk(path) for name in names)
 
 
-@dataclass(frozen=True, eq=False)
-class DatasetRows(Rows):
-    """The rows of a data set as objects. Pictures in its columns are read again when they are needed.
-
-    name: for messages. expanded: a column of lists, each of whose elements makes a row of its own.
-    """
-
-    dataset: Any = field(repr=False)  # datasets.Dataset, as tables of Arrow: it decodes no pictures
-    name: str
-    expanded: str | None = None
-    ends: Sequence[int] = field(default=(), repr=False)  # of the rows that each row of the data set makes
-    has_splits = True
-
-    @property
-    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(self.dataset.column_names)
-
-    def __len__(self) -> int:
-        return len(self.dataset) if self.expanded is None else int(self.ends[-1]) if len(self.ends) else 0
-
-    def read(self, index: int) -> tuple[dict[str, Any], str]:
-        row, element = index, 0
-        if self.expanded is not None:
-            row = bisect.bisect_right(self.ends, index)
-            element = index - int(self.ends[row - 1] if row else 0)
-        where = f"{self.name}, row {row + 1}"
-        value = {name: self._without_bytes(cell, name, row) for name, cell in self._row(row).items()}
-        if self.expanded is not None:
-            value[self.expanded] = value[self.expanded][element]
-            where += f", {self.expanded} {element + 1}"
-        return value, where
-
-    def _row(self, row: int) -> dict[str, Any]:
-        return self.dataset[row].to_pylist()[0]
-
-    def _without_bytes(self, cell: Any, column: str, row: int, element: int | None = None) -> Any:
-        """A cell whose files (bytes, or `datasets.Image`: bytes and a path) are pictures, or the paths of some."""
-        if isinstance(cell, list) and element is None:
-            return [self._without_bytes(item, column, row, number) for number, item in enumerate(cell)]
-        of_image = isinstance(cell, dict) and "bytes" in cell
-        data, path = (cell["bytes"], cell.get("path")) if of_image else (cell, None)
-        if not of_image and not isinstance(cell, bytes):
-            return cell
-        if not data:
-            return path
-
-        def read_bytes() -> bytes:
-            found = self._row(row)[column]
-            found = found if element is None else found[element]
-            return found["bytes"] if of_image else found
-
-        number = "" if element is None else f"[{element}]"
-        return EmbeddedPicture(
-            read_bytes, (column, row, element), Path(path).name if path else f"{column}{number}"
-        )
+def of_dataset(dataset: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and object of each row; of a picture with a list of captions, of each caption. name: for messages."""
+    batches = dataset.iter(_TOGETHER)
+    for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+        value = {column: _without_bytes(cell, (column, number - 1)) for column, cell in row.items()}
+        where, columns = f"{name}, row {number}", caption_columns(value)
+        captions = value[columns[1]] if columns and format_of(value) == "captions" else None
+        if columns is None or not isinstance(captions, list):
+            yield where, value
+            continue
+        for i, caption in enumerate(captions, 1):
+            yield f"{where}, {columns[1]} {i}", {**value, columns[1]: caption}
 
 
-def open_rows(path: str, split: str | None, config: str | None) -> DatasetRows:
-    """split: by default train. Raises DataError."""
+def _without_bytes(cell: Any, place: tuple[Any, ...]) -> Any:
+    """A cell whose files (bytes, or `datasets.Image`: bytes and a path) are pictures, or the paths of some."""
+    if isinstance(cell, list) and len(place) == 2:
+        return [_without_bytes(item, (*place, number)) for number, item in enumerate(cell)]
+    of_image = isinstance(cell, dict) and "bytes" in cell
+    data, path = (cell["bytes"], cell.get("path")) if of_image else (cell, None)
+    if not of_image and not isinstance(cell, bytes):
+        return cell
+    number = f"[{place[2]}]" if len(place) > 2 else ""
+    return EmbeddedPicture(place, Path(path).name if path else f"{place[0]}{number}") if data else path
+
+
+def open_dataset(path: str, split: str | None, config: str | None) -> Any:
+    """A datasets.Dataset as tables of Arrow: it decodes no pictures. split: by default train. Raises DataError."""
+    identifier = hub_id(path)
+    name = identifier or Path(path).name
     try:
         import datasets
     except ImportError as error:
-        raise DataError(
-            f"Reading '{_name(path)}' takes the package datasets: pip install 'datasets>=4'.", str(error)
-        ) from error
-    identifier = hub_id(path)
-    name = identifier or _name(path)
+        sentence = f"Reading '{name}' takes the package datasets: pip install 'datasets>=4'."
+        raise DataError(sentence, str(error)) from error
     try:
         dataset = _load(datasets, path, identifier, split, config)
     except Exception as error:  # of pyarrow, huggingface_hub and the operating system, besides its own
         raise _explained(error, name, identifier is not None, split or "train") from error
-    if not len(dataset):
-        raise _empty(name)
-    return DatasetRows(dataset.with_format("arrow"), name)
-
-
-def expand(rows: DatasetRows, column: str) -> DatasetRows:
-    """The rows with one for each element of a column of lists; the same rows if it is none."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    data = rows.dataset.data.column(column)
-    if not any(
-        check(data.type) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    ):
-        return rows
-    lengths = pc.fill_null(pc.list_value_length(data), 0).to_numpy()
-    if not lengths.any():
-        raise DataError(f"'{rows.name}' has nothing in its column '{column}'. Check that it is the right one.")
-    return DatasetRows(rows.dataset, rows.name, column, lengths.cumsum())
+    return dataset.with_format("arrow")
 
 
 def _load(datasets: Any, path: str, identifier: str | None, split: str | None, config: str | None) -> Any:
@@ -154,37 +104,24 @@ def _load(datasets: Any, path: str, identifier: str | None, split: str | None, c
 
 
 def _explained(error: Exception, name: str, on_hub: bool, split: str) -> DataError:
-    from datasets import config
-
-    detail, text = f"{type(error).__name__}: {first_line(error)}", str(error)
+    text, detail = str(error), f"{type(error).__name__}: {first_line(error)}"
     listed = re.search(r"\[('[\w.-]+'(?:, '[\w.-]+')*)\]", text)
     choices = f"Choose one of {listed[1].replace(chr(39), '')}" if listed else "Choose one of its own"
+    is_value = isinstance(error, ValueError)
     if on_hub and isinstance(error, ConnectionError):
-        if config.HF_HUB_OFFLINE:
-            return DataError(
-                f"The data set '{name}' is not on this machine, and HF_HUB_OFFLINE=1 forbids to fetch it. Unset "
-                "it, or fetch the data set where there is a network.",
-                detail,
-            )
-        return DataError(f"The Hugging Face Hub cannot be reached for the data set '{name}'. Try again.", detail)
-    if isinstance(error, ValueError) and "corresponds to no data" in text:
-        return _empty(name)
-    if isinstance(error, KeyError) or (isinstance(error, ValueError) and text.startswith("Unknown split")):
-        return DataError(f"The data set '{name}' has no split '{split}'. {choices} as data.split.", detail)
-    if isinstance(error, ValueError) and text.startswith(("Config name is missing", "BuilderConfig")):
-        return DataError(f"The data set '{name}' has several configurations. {choices} as data.config.", detail)
-    if on_hub and isinstance(error, FileNotFoundError):
-        return DataError(
-            f"There is no '{name}' here, and no data set of that id on the Hugging Face Hub that may be read. "
-            "Check it, or log in if the data set is not public.",
-            detail,
+        sentence = (
+            f"The Hugging Face Hub cannot be reached for the data set '{name}', and it is not on this machine. "
+            "Try again, without HF_HUB_OFFLINE=1."
         )
-    return DataError(f"'{name}' cannot be read as a data set. Check that its files are whole and alike.", detail)
-
-
-def _empty(name: str) -> DataError:
-    return DataError(f"The data set '{name}' has no rows. Check that it is the right one.")
-
-
-def _name(path: str) -> str:
-    return Path(path).name
+    elif isinstance(error, KeyError) or (is_value and text.startswith("Unknown split")):
+        sentence = f"The data set '{name}' has no split '{split}'. {choices} as data.split."
+    elif is_value and text.startswith(("Config name is missing", "BuilderConfig")):
+        sentence = f"The data set '{name}' has several configurations. {choices} as data.config."
+    elif on_hub and isinstance(error, FileNotFoundError):
+        sentence = (
+            f"There is no '{name}' here, and no data set of that id on the Hugging Face Hub that may be read. "
+            "Check it, or log in if the data set is not public."
+        )
+    else:
+        sentence = f"'{name}' cannot be read as a data set. Check that its files are whole and alike."
+    return DataError(sentence, detail)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,13 +23,19 @@ class DataError(AdapterError):
 class EmbeddedPicture:
     """A picture that is no file of its own but the content of one, in a column of a data set.
 
-    read: reads it. place: the column, the row, and its number in a column of lists. name: of the file that it was,
-    for messages.
+    place: the column, the row, and its number in a column of lists. name: of the file that it was, for messages.
+    dataset: that holds it, as tables of Arrow.
     """
 
-    read_bytes: Callable[[], bytes] = field(repr=False, compare=False)
-    place: tuple[str, int, int | None]
+    place: tuple[Any, ...]
     name: str
+    dataset: Any = field(default=None, repr=False, compare=False)
+
+    def read_bytes(self) -> bytes:
+        column, row, *numbers = self.place
+        cell = self.dataset[row].to_pylist()[0][column]
+        cell = cell[numbers[0]] if numbers else cell
+        return cell["bytes"] if isinstance(cell, dict) else cell
 
 
 Picture = Path | EmbeddedPicture
@@ -78,22 +83,6 @@ class Record:
     unlearnt: tuple[int, ...] = ()
 
 
-class Rows(ABC):
-    """Random access to the raw records of a file or folder: a value for the format's parser, and its place.
-
-    columns: the fields of all records; none where each has its own. has_splits: whether `split` may be another.
-    """
-
-    columns: tuple[str, ...] = ()
-    has_splits = False
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def read(self, index: int) -> tuple[Any, str]: ...
-
-
 def fault(where: str, field: str, problem: str, remedy: str) -> DataError:
     return DataError(f"{where}: '{field}' {problem}. {remedy}")
 
@@ -116,6 +105,8 @@ def text_of(value: Any, field: str, where: str, blank: bool = True) -> str:
     if not isinstance(value, str):
         raise fault(where, field, f"is {json_type(value)}, not text", "Write it as a string.")
     if not value.isascii() and re.search("[\ud800-\udfff]", value):
+        if re.search("[\udc80-\udcff]", value):  # bytes that are no text, see sources.py
+            raise fault(where, field, "is not UTF-8", "Save the file as UTF-8.")
         raise fault(where, field, "holds half of a surrogate pair", "Write that character whole, or take it out.")
     if not blank and not value.strip():
         raise fault(where, field, "is empty", "Fill it in, or take the record out.")

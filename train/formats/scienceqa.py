@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter.base.template import Message
-from train.formats.index import read_json
-from train.formats.record import DataError, Record, Rows, fault, list_of, object_of, required, text_of
+from train.formats.record import DataError, fault, list_of, object_of, required, text_of
+from train.formats.sources import Item, read_json
 
 LETTERS = "ABCDEFGHIJ"
 COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
@@ -49,10 +48,15 @@ def is_scienceqa(folder: Path) -> bool:
     return (folder / "problems.json").is_file()
 
 
+def picture_folder(folder: Path) -> Path:
+    """The folder that holds train/, val/ and test/: <folder>/images if that exists, else <folder>."""
+    return folder / "images" if (folder / "images").is_dir() else folder
+
+
 def problems(folder: Path, split: str, images: Path | None = None) -> Sequence[Problem]:
     """The problems of a split of pid_splits.json: train, val, trainval, test, minival, minitest.
 
-    images: the folder that holds train/, val/ and test/; without it <folder>/images if that exists, else <folder>.
+    images: the folder that holds train/, val/ and test/, by default picture_folder(folder).
     Raises DataError if the files, the split or a problem of it are broken.
     """
     # Both files are one object each, 30 MB and 0.3 MB: loaded whole.
@@ -60,8 +64,7 @@ def problems(folder: Path, split: str, images: Path | None = None) -> Sequence[P
     splits = read_json(folder / "pid_splits.json")
     if split not in splits:
         raise DataError(f"pid_splits.json has no split '{split}'. It has: {', '.join(splits)}.")
-    if images is None:
-        images = folder / "images" if (folder / "images").is_dir() else folder
+    images = images or picture_folder(folder)
     selected = []
     for number in list_of(splits[split], split, "pid_splits.json"):
         if str(number) not in all_problems:
@@ -89,24 +92,12 @@ def columns(problem: Problem) -> tuple[str, ...]:
     return (_SUBJECTS[problem.subject], *(context or ["NO"]), grades, "Avg")
 
 
-@dataclass(frozen=True)
-class ProblemRows(Rows):
-    """The problems as Rows."""
-
-    problems: Sequence[Problem] = field(repr=False)
-    has_splits = True
-
-    def __len__(self) -> int:
-        return len(self.problems)
-
-    def read(self, index: int) -> tuple[Problem, str]:
-        return self.problems[index], _where(self.problems[index].id)
-
-
-def parse(problem: Problem, where: str, index: int) -> Record:
-    """The answer is the letter alone: the score compares the likelihoods of the letters."""
-    messages = (Message("user", question_text(problem)), Message("assistant", problem.letter))
-    return Record(messages, problem.image, where)
+def of_problems(problems: Sequence[Problem], images: Path) -> Iterator[Item]:
+    """The problems as records of pairs. The answer is the letter alone: the score compares their likelihoods."""
+    for problem in problems:
+        value = {"question": question_text(problem), "answer": problem.letter}
+        image = {} if problem.image is None else {"image": problem.image.relative_to(images).as_posix()}
+        yield _where(problem.id), value | image
 
 
 def _where(number: str) -> str:

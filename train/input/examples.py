@@ -276,7 +276,7 @@ class _Source:
         self.records = _open(data, data.path, data.split)
         self.separate: Records | None = None
         if isinstance(data.validation, str):
-            is_split = self.records.rows.has_splits and re.fullmatch(r"\w+", data.validation)
+            is_split = self.records.has_splits and re.fullmatch(r"\w+", data.validation)
             where = (data.path, data.validation) if is_split else (data.validation, None)
             self.separate = _open(data, *where)
         elif self.records.format == "scienceqa" and data.split in (None, "train"):

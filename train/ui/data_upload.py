@@ -92,12 +92,12 @@ def open_sample(path: Path) -> TrainingData:
 def _data_in_zip(folder: Path) -> Path:
     """The data in an unpacked zip: a folder of images with captions, or the only table of records."""
     import_libraries()
-    from train.formats import captions, scienceqa
+    from train.formats import scienceqa, sources
 
     entries = sorted(folder.iterdir())
     if len(entries) == 1 and entries[0].is_dir():  # a zip of a folder holds that folder
         return _data_in_zip(entries[0])
-    if scienceqa.is_scienceqa(folder) or captions.has_captions(folder):
+    if scienceqa.is_scienceqa(folder) or sources.caption_file(folder) or sources.captioned(folder)[0]:
         return folder
     tables = [path for path in entries if path.suffix.lower() in TABLES]
     if len(tables) == 1:
@@ -108,7 +108,7 @@ def _data_in_zip(folder: Path) -> Path:
             f"The zip holds several lists ({names}), and which one to learn from is not clear. Keep one."
         )
     raise BadInput(
-        "The zip holds no captions. Put NAME.txt beside each NAME.jpg, or a captions.tsv or captions.json in it."
+        "The zip holds no captions. Put NAME.txt beside each NAME.jpg, or a captions.tsv or metadata.jsonl in it."
     )
 
 

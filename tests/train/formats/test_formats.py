@@ -139,7 +139,7 @@ def test_any_csv_is_read_as_it_was_written(tmp_path_factory, rows, quoting, sepa
     [
         ("pairs.tsv", "\ufeffid\tImage\tCaption\r\n1\ta.jpg\tA cat, asleep.\r\n\r\n2\tsub/b.jpg\tA dog.\r\n"),
         ("pairs.csv", 'a.jpg, "A cat, asleep."\nsub/b.jpg, A dog.\n'),
-        ("captions.json", '{"a.jpg": "A cat, asleep.", "sub/b.jpg": "A dog."}'),
+        ("metadata.jsonl", '{"path": "a.jpg", "text": "A cat, asleep."}\n{"path": "sub/b.jpg", "text": "A dog."}'),
     ],
 )  # fmt: skip
 def test_lists_of_captions(tmp_path, name, text):
@@ -182,8 +182,6 @@ def test_captions_of_coco(tmp_path):
 
 def test_scienceqa(tmp_path):
     science(tmp_path, **{"1": MAGNETS, "22": CAPITALS})
-    # The official folder holds a captions.json of its own.
-    (tmp_path / "captions.json").write_text('{"captions": {"1": "A magnet."}}')
     records = open_records(tmp_path)
     assert records.format == "scienceqa" and len(records) == 1
     asked = "Question: Which is a magnet?\nContext: Some metals are.\nOptions: (A) wood (B) iron (C) glass"

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.formats import index
+from train.formats import sources
 from train.formats.dataset import DataError, open_records
-from train.formats.index import index_json
 
 ALPACA = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
 
@@ -61,11 +60,9 @@ def test_a_json_array_is_read_back_in_any_layout(tmp_path_factory, elements, dat
     content = data.draw(boms) + (text + "]" + data.draw(blanks)).encode("utf-8")
     path = write(tmp_path_factory.getbasetemp(), "random.json", content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "_CHUNK", chunk)
-        found = index_json(path)
-    assert [found.read(i) for i in range(len(found))] == [
-        (element, f"random.json, record {i}") for i, element in enumerate(elements, 1)
-    ]
+        patch.setattr(sources, "_CHUNK", max(chunk, 8))
+        found = list(sources.of_file(path))
+    assert found == [(f"random.json, record {i}", element) for i, element in enumerate(elements, 1)]
 
 
 def test_an_array_lines_and_compressed_files_are_the_same_records(tmp_path):
@@ -110,8 +107,8 @@ def test_a_large_file_is_read_in_little_memory(tmp_path):
 )
 def test_a_file_that_cannot_be_opened_is_explained(tmp_path, monkeypatch, name, content, says):
     if "record 2" in says:  # a record without end is not read whole
-        monkeypatch.setattr(index, "_LONGEST", 1000)
-        monkeypatch.setattr(index, "_CHUNK", 100)
+        monkeypatch.setattr(sources, "_LONGEST", 1000)
+        monkeypatch.setattr(sources, "_CHUNK", 100)
     with pytest.raises(DataError) as error:
         open_records(write(tmp_path, name, content))
     assert says in str(error.value)
@@ -119,7 +116,9 @@ def test_a_file_that_cannot_be_opened_is_explained(tmp_path, monkeypatch, name, 
 
 def test_a_broken_record_is_named_and_the_others_are_read(tmp_path):
     good = json.dumps(numbered_rows(1)[0]).encode()
-    records = open_records(write(tmp_path, "a.jsonl", b"\n\n".join([good, b'{"instruction": "caf\xe9"}', good])))
+    records = open_records(
+        write(tmp_path, "a.jsonl", b"\n\n".join([good, b'{"instruction": "caf\xe9", "output": ""}', good]))
+    )
     assert len(records) == 3 and records[2].messages[-1].text == "0"
-    with pytest.raises(DataError, match="a.jsonl, line 3: this is not UTF-8"):
+    with pytest.raises(DataError, match="a.jsonl, line 3: 'instruction' is not UTF-8"):
         records[1]

@@ -1,11 +1,11 @@
-"""Formats of records: Stanford Alpaca's, OpenAI's and Hugging Face's chat messages, LLaVA's conversations, pairs.
+"""Formats of records: Stanford Alpaca's, OpenAI's and Hugging Face's chat messages, LLaVA's, pairs, captions.
 
 Each parser turns one object, of JSON or a row of a table, into a Record or raises DataError. Reads no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -30,29 +30,74 @@ from train.formats.record import (
 _ROLES = get_args(Role)
 _LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 _IMAGE_KEYS = ("image", "path", "url", "image_url")  # keys of a content block that may name its image
-# The fields by which a format is recognised; each format may have several sets of them.
-FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "alpaca": (("instruction", "output"),),
-    "chat": (("messages",),),
-    "llava": (("conversations",),),
-    "pairs": (
-        ("question", "answer"), ("prompt", "answer"), ("prompt", "completion"), ("prompt", "response"),
-        ("query", "response"), ("input", "output"),
-    ),
-}  # fmt: skip
+# Each format and the shape of its records, for error messages.
+FORMATS = {
+    "alpaca": "objects with 'instruction' and 'output', and perhaps 'input' and 'image'",
+    "chat": "objects with 'messages': [{'role', 'content'}, ...]",
+    "llava": "objects with 'conversations': [{'from', 'value'}, ...], and perhaps 'image'",
+    "pairs": "objects with 'question' and 'answer', 'prompt' and 'completion', or 'input' and 'output'",
+    "captions": "objects or rows with 'image' and 'caption', COCO's captions_*.json, or a folder of pictures with "
+    "NAME.txt, captions.tsv or metadata.jsonl",
+    "scienceqa": "a folder with problems.json and pid_splits.json",
+}
+KNOWN = "Known formats: " + "; ".join(f"{name} ({shape})" for name, shape in FORMATS.items()) + "."
+_PAIRS = (
+    ("question", "answer"), ("prompt", "answer"), ("prompt", "completion"), ("prompt", "response"),
+    ("query", "response"), ("input", "output"),
+)  # fmt: skip
+# Columns of captions, the first that is there.
+_IMAGE_COLUMNS = ("image", "path", "url", "file_name", "filename")
+_CAPTION_COLUMNS = ("caption", "captions", "text")
+# The user turn of an image. Several, so that the adapter learns from the image and not from the wording.
+REQUESTS = (
+    "Describe the picture.",
+    "What is in this picture?",
+    "What does the picture show?",
+    "Describe this image in a few words.",
+    "Write a caption for this picture.",
+    "What can be seen here?",
+)
 
 
 def fits(format: str, value: Mapping[str, Any]) -> bool:
     """Whether an object has the fields of the format."""
-    return _fields(format, value) is not None
+    return format in _FIELDS and _FIELDS[format](value) is not None
 
 
-def _fields(format: str, value: Mapping[str, Any]) -> tuple[str, ...] | None:
-    return next((fields for fields in FIELDS[format] if all(name in value for name in fields)), None)
+def format_of(value: Mapping[str, Any]) -> str | None:
+    """The first format that fits an object."""
+    return next((name for name in _FIELDS if fits(name, value)), None)
 
 
-def parse(format: str, value: dict[str, Any], where: str, images: Path) -> Record:
-    """The record of one object. images: the folder that image paths are relative to. Raises DataError."""
+def caption_columns(value: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The names of an object's image and caption; None if it has no such fields."""
+    image = next((name for name in _IMAGE_COLUMNS if name in value), None)
+    caption = next((name for name in _CAPTION_COLUMNS if name in value), None)
+    return None if image is None or caption is None else (image, caption)
+
+
+def _all_of(*choices: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[str, ...] | None]:
+    return lambda value: next((names for names in choices if all(name in value for name in names)), None)
+
+
+# The names of the fields by which a format is recognised, of an object that has them.
+_FIELDS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...] | None]] = {
+    "alpaca": _all_of(("instruction", "output")),
+    "chat": _all_of(("messages",)),
+    "llava": _all_of(("conversations",)),
+    "pairs": _all_of(*_PAIRS),
+    "captions": caption_columns,
+    "scienceqa": _all_of(_PAIRS[0]),
+}
+
+
+def parse(format: str, value: dict[str, Any], where: str, images: Path, index: int) -> Record:
+    """The record of one object. images: the folder that image paths are relative to. Raises DataError.
+
+    index: its number in the file, which chooses the request of a caption.
+    """
+    if format == "captions":
+        return _parse_caption(value, where, images, index)
     return _PARSERS[format](value, where, images)
 
 
@@ -145,7 +190,7 @@ def _parse_llava(value: dict[str, Any], where: str, images: Path) -> Record:
 
 def _parse_pair(value: dict[str, Any], where: str, images: Path) -> Record:
     """Both are text, or both lists of messages, as TRL has them."""
-    asked, answered = _fields("pairs", value) or FIELDS["pairs"][0]
+    asked, answered = _FIELDS["pairs"](value) or _PAIRS[0]
     if isinstance(value.get(asked), list) and isinstance(value.get(answered), list):
         return _parse_chat({**value, "messages": [*value[asked], *value[answered]]}, where, images)
     request = text_of(required(value, asked, where), asked, where, blank=False)
@@ -155,4 +200,20 @@ def _parse_pair(value: dict[str, Any], where: str, images: Path) -> Record:
     return Record((Message("user", request), Message("assistant", answer)), image, where)
 
 
-_PARSERS = {"alpaca": _parse_alpaca, "chat": _parse_chat, "llava": _parse_llava, "pairs": _parse_pair}
+def _parse_caption(value: dict[str, Any], where: str, images: Path, index: int) -> Record:
+    columns = caption_columns(value)
+    if columns is None:
+        missing = "caption" if any(name in value for name in _IMAGE_COLUMNS) else "image"
+        raise fault(where, missing, "is missing", "Add it, or take the record out.")
+    image = image_path(value[columns[0]], columns[0], where, images)
+    caption = text_of(value[columns[1]], columns[1], where, blank=False).strip()
+    return Record((Message("user", REQUESTS[index % len(REQUESTS)]), Message("assistant", caption)), image, where)
+
+
+_PARSERS = {
+    "alpaca": _parse_alpaca,
+    "chat": _parse_chat,
+    "llava": _parse_llava,
+    "pairs": _parse_pair,
+    "scienceqa": _parse_pair,
+}

@@ -1,0 +1,316 @@
+"""The raw records of files and folders, one after the other: JSON, tables, captions, and folders of them.
+
+Each is read once, as a stream. It comes as its place for messages, and its object or the DataError that says what
+is wrong with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from adapter.errors import first_line
+from train.formats.parsers import KNOWN, format_of
+from train.formats.record import DataError, json_type, list_of, object_of, required
+
+Item = tuple[str, Any]
+TABLES = (".tsv", ".csv")
+# The files that list the pictures of a folder, the first that is there.
+CAPTION_FILES = ("captions.tsv", "captions.csv", "metadata.jsonl", "metadata.csv")
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+_RECORDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_NOT_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json"}
+# As on the Hugging Face Hub: a word in the name of a file or of its folder says which split it belongs to.
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_COCO = re.compile(r'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
+_BOM = b"\xef\xbb\xbf"
+_CHUNK = 2**18
+_LONGEST = 2**28  # of a record; a longer one is a whole file without line ends
+_EXPECTED = "A file of records is one array, [{...}, {...}], or has one whole object a line."
+_MEND = "Mend the record or take it out."
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_CUT = 16  # characters of a literal, number or escape at most, which a chunk may cut in two
+_NAMES = {"\t": "tab", ",": "comma", ";": "semicolon"}  # of separators
+
+
+def of_file(path: Path) -> Iterator[Item]:
+    """The records of a file, also a compressed one. Raises DataError if it cannot be read on."""
+    if Path(path.name.lower().removesuffix(".gz")).suffix in TABLES:
+        yield from _table(path)
+        return
+    with opened(path) as file:
+        start = file.tell()
+        head = _text(file.read(200))
+        file.seek(start)
+        if head.lstrip().startswith("["):
+            yield from _elements(path.name, file)
+        elif path.suffix.lower() == ".json" and _COCO.match(head):
+            yield from _coco(path)
+        else:
+            yield from _lines(path.name, file)
+
+
+def caption_file(folder: Path) -> Path | None:
+    """The file in a folder that lists its pictures and captions."""
+    return next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
+
+
+def captioned(folder: Path) -> tuple[list[str], list[str]]:
+    """The pictures at any depth of a folder with a text of the same name beside them, and those without one."""
+    found: tuple[list[str], list[str]] = [], []
+    for root, _, names in os.walk(folder):
+        present = set(names)
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in _PICTURES:
+                found[f"{stem}.txt" not in present].append((Path(root).relative_to(folder) / name).as_posix())
+    return sorted(found[0]), sorted(found[1])
+
+
+def of_pictures(folder: Path, pictures: list[str]) -> Iterator[Item]:
+    """Pictures with the first line of the text beside each."""
+    for name in pictures:
+        text = Path(name).with_suffix(".txt")
+        with opened(folder / text) as file:
+            yield f"{text.as_posix()}, line 1", {"image": name, "caption": _text(file.readline())}
+
+
+def of_shards(folder: Path, split: str | None) -> Iterator[Item]:
+    """The files of records of one split in a folder, at any depth; files that name no split are for training.
+
+    Raises DataError.
+    """
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.name.lower().endswith(_RECORDS))
+    files = sorted(p for p in found if p.name not in _NOT_DATA and not any(n.startswith(".") for n in p.parts))
+    if not files:
+        sentence = f"'{folder.name}' is a folder that holds neither problems nor captions nor records. {KNOWN}"
+        raise DataError(sentence, str(folder))
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        words = re.split(r"[^a-z0-9]+", file.as_posix().lower())
+        named = (name for name, signs in _SPLITS.items() if any(sign in words for sign in signs))
+        by_split.setdefault(next(named, "train"), []).append(folder / file)
+    wanted = next((name for name, words in _SPLITS.items() if split in words), split) or "train"
+    if wanted not in by_split:
+        raise DataError(
+            f"'{folder.name}' has no files of the split '{wanted}'. It has: {', '.join(sorted(by_split))}.",
+            str(folder),
+        )
+    return itertools.chain.from_iterable(map(of_file, by_split[wanted]))
+
+
+# Bytes and texts.
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked, without a byte order mark. Raises DataError, also while they are read."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            if file.read(len(_BOM)) != _BOM:
+                file.seek(0)
+            yield file  # type: ignore[misc]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"'{path.name}' cannot be unpacked. Fetch it again.", first_line(error)) from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise DataError(f"'{path.name}' cannot be read. Check the path.", f"{path}: {reason}") from error
+
+
+def read_text(path: Path) -> str:
+    """A whole text file in UTF-8. Raises DataError."""
+    with opened(path) as file:
+        try:
+            return file.read().decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path.name}: this is not UTF-8. Save it as UTF-8.", first_line(error)) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that is one object, whole. Raises DataError."""
+    value = _parsed(read_text(path), path.name, "Mend it.")
+    if not isinstance(value, dict):
+        raise DataError(f"{path.name} holds {json_type(value)}, not an object. Check that it is the right file.")
+    return value
+
+
+def _text(data: bytes) -> str:
+    """Bytes that are not UTF-8 become halves of surrogate pairs, which whatever reads the text finds."""
+    return data.decode(errors="surrogateescape")
+
+
+def _parsed(text: str, where: str, remedy: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _not_json(text, where, error, remedy) from error
+
+
+def _not_json(text: str, where: str, error: Exception, remedy: str) -> DataError:
+    """Also of a number of 5,000 digits and of a thousand brackets."""
+    if re.search("[\udc80-\udcff]", text):
+        return DataError(f"{where}: this is not UTF-8. Save the file as UTF-8.", first_line(error))
+    return DataError(f"{where}: this is not JSON. {remedy}", first_line(error))
+
+
+# JSON.
+
+
+def _lines(name: str, file: BinaryIO) -> Iterator[Item]:
+    number = 0
+    while line := file.readline(_LONGEST):
+        number += 1
+        where = f"{name}, line {number}"
+        if len(line) == _LONGEST:
+            raise DataError(f"{where}: this line is longer than {_LONGEST // 2**20} MB. {_EXPECTED}")
+        if line.isspace():
+            continue
+        layout = f"{_EXPECTED} " if number == 1 and line.lstrip().startswith(b"{") else ""
+        try:
+            yield where, _object(_parsed(_text(line), where, f"{layout}{_MEND}"), where)
+        except DataError as error:
+            yield where, error
+
+
+def _object(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        return value
+    return DataError(f"{where}: this is {json_type(value)}, not an object. Write each record as {{...}}.")
+
+
+def _elements(name: str, file: BinaryIO) -> Iterator[Item]:
+    """The elements of an array, by Python's own parser, a chunk at a time. Raises DataError where it is broken."""
+    decode = json.JSONDecoder().raw_decode
+    reader = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+    text = reader.read(_CHUNK)
+    at = text.index("[") + 1
+    for number in itertools.count(1):
+        where = f"{name}, record {number}"
+        while True:  # until the element and the sign behind it are in the text
+            begin = _after_blanks(text, at)
+            try:
+                is_empty = number == 1 and text[begin : begin + 1] == "]"
+                value, end = ({}, begin) if is_empty else decode(text, begin)
+                sign = _after_blanks(text, end)
+                if sign < len(text):
+                    break
+            except (ValueError, RecursionError) as error:
+                is_cut = isinstance(error, json.JSONDecodeError) and (
+                    error.msg.startswith("Unterminated") or error.pos >= len(text) - _CUT
+                )
+                if not is_cut:
+                    raise _not_json(text[begin:], where, error, _MEND) from error
+            more = reader.read(max(_CHUNK, len(text) - at))  # doubled, so that a long record costs no square
+            if not more or len(text) - at > _LONGEST:
+                raise DataError(
+                    f"{where}: this is not JSON, or does not end. Mend the record, or fetch the file again if it "
+                    "is cut off."
+                )
+            text, at = text[at:] + more, 0
+        if not is_empty:
+            yield where, _object(value, where)
+        if text[sign] == "]":
+            break
+        if text[sign] != ",":
+            raise DataError(f"{where}: no comma follows it. Put one between two records.")
+        at = sign + 1
+    if text[sign + 1 :].strip() or any(not chunk.isspace() for chunk in iter(lambda: reader.read(_CHUNK), "")):
+        raise DataError(f"{name}: something follows the end of the array. Keep one array in the file.")
+
+
+def _after_blanks(text: str, at: int) -> int:
+    found = _BLANKS.match(text, at)
+    return found.end() if found else at
+
+
+def _coco(path: Path) -> Iterator[Item]:
+    """COCO's captions: a list of images, and a list of annotations that each caption one of them."""
+    value = read_json(path)
+
+    def objects(key: str, *fields: str) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+        for i, item in enumerate(list_of(required(value, key, path.name), key, path.name)):
+            place = f"{key}[{i}]"
+            item = object_of(item, place, path.name)
+            yield item, [required(item, field, path.name, f"{place}.{field}") for field in fields]
+
+    names = {str(number): name for _, (number, name) in objects("images", "id", "file_name")}
+    for i, (item, (image, caption)) in enumerate(objects("annotations", "image_id", "caption"), 1):
+        where = f"{path.name}, annotation {item.get('id', i)!r}"
+        yield where, {"image": names.get(str(image)), "caption": caption}
+
+
+# Tables.
+
+
+def _table(path: Path) -> Iterator[Item]:
+    """Each row as an object, by the names in the first line; without such a line, two columns are captions."""
+    with opened(path) as file:
+        lines: Iterator[str] = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="\n")
+        first = next(lines, "")
+        separator = _separator(first)
+        tab = separator == "\t"
+        columns: tuple[str, ...] = ()
+        # Tabs need no quotes: a quote is part of a cell, unless a CSV writer quoted the whole cell.
+        style = {"delimiter": separator, "skipinitialspace": not tab, "strict": True}
+        style["quoting"] = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
+        rows = csv.reader(itertools.chain([first], lines), **style)  # type: ignore[arg-type]
+        while True:
+            where = f"{path.name}, line {rows.line_num + 1}"
+            try:
+                cells = [_unquoted(cell) for cell in next(rows)] if tab else next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:  # also of a cell of 131,072 characters
+                remedy = (
+                    f"Put a cell that holds a quote, {_NAMES[separator]} or new line in quotes, its own quotes "
+                    "doubled; write very long texts as JSONL."
+                )
+                yield where, DataError(f"{where}: this row cannot be read as CSV. {remedy}", str(error))
+                continue
+            if len(cells) < 2 and not any(cell.strip() for cell in cells):
+                continue
+            if not columns:
+                columns = tuple(cell.strip().lower() for cell in cells)
+                if format_of(dict.fromkeys(columns)):
+                    continue
+                if len(cells) != 2:
+                    raise DataError(
+                        f"{where}: {len(cells)} columns and no header of a known format. Name the columns in the "
+                        f"first line, or keep two: image, caption. {KNOWN}"
+                    )
+                columns = ("image", "caption")
+            if len(cells) == len(columns):
+                yield where, dict(zip(columns, cells, strict=True))
+            else:
+                remedy = f"Separate the cells by one {_NAMES[separator]}; put a cell that holds one in quotes."
+                wrong = f"{where}: {len(cells)} cells where the first line has {len(columns)}. {remedy}"
+                yield where, DataError(wrong)
+
+
+def _separator(line: str) -> str:
+    """The character between the cells of a file with this first line; spreadsheets write semicolons where a comma
+    is the decimal point.
+    """
+    if "\t" in line:
+        return "\t"
+    names = dict.fromkeys(cell.strip('" \r\n').lower() for cell in line.split(";"))
+    return ";" if ";" in line and format_of(names) else ","
+
+
+def _unquoted(cell: str) -> str:
+    quoted = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
+    return quoted[1].replace('""', '"') if quoted else cell
