@@ -1,4 +1,4 @@
-"""The command line `python -m adapter`: list, show, generate, inspect and convert."""
+"""The command line `python -m adapter`: list, show, generate and convert."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
@@ -31,7 +31,6 @@ from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES
 from adapter.serve.engine import Engine
 from adapter.serve.form import NO_FORM, json_schema_form
-from adapter.serve.inspection import format_table
 from adapter.serve.request import GenerationEvent, GenerationRequest, SamplingParams
 from adapter.serve.settings import MAX_STRENGTH, Others, Settings
 from adapter.serve.store import SHIPPED, AdapterStore
@@ -92,12 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     add_command("list", _list, "the adapters that are there")
     add_command("show", _show, "one adapter: parameters, size, base, gates").add_argument("name")
     _add_generate(add_command("generate", _generate, "answer one prompt", allow_abbrev=False))
-    inspect = add_command("inspect", _inspect, "answer greedily, and say what each token of it came from")
-    inspect.add_argument("prompt", metavar="PROMPT")
-    inspect.add_argument("--adapter", metavar="NAME", required=True)
-    _add_conditions(inspect)
-    inspect.add_argument("--max-new-tokens", type=int, default=48)
-    _add_base(inspect)
     _add_convert(add_command("convert", _convert, "another program's adapter into ours, or ours into theirs"))
     return parser
 
@@ -127,8 +120,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=STRENGTH",
         help="add another adapter's terms",
     )
-    add("--compare", action="append", metavar="NAME", help="answer with it too ('base' for none); repeatable")
-    _add_conditions(parser)
+    add("--image", type=Path, metavar="FILE")
+    add("--strength", type=float, default=defaults.strength, help=f"0 (the base) to {MAX_STRENGTH:g}")
+    for what in ("layer", "head"):
+        help = f"shut the gates of {what} N; repeatable"
+        add(f"--mute-{what}", type=int, action="append", default=[], metavar="N", help=help)
     add("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
     add("--top-p", type=float, default=defaults.top_p)
     for name in ("top_k", "min_p", "repetition_penalty"):
@@ -144,30 +140,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="no chat template around PROMPT")
     add("--json", action="store_true", help="one JSON object instead of a stream")
     add("--logprobs", action="store_true", help="with --json: of each token")
-    _add_base(parser)
-
-
-def _add_conditions(parser: argparse.ArgumentParser) -> None:
-    """The image, the strength and the mutes of `generate` and `inspect`."""
-    parser.add_argument("--image", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--strength", type=float, default=Settings().strength, help=f"0 (the base) to {MAX_STRENGTH:g}"
-    )
-    for what in ("layer", "head"):
-        parser.add_argument(
-            f"--mute-{what}",
-            type=int,
-            action="append",
-            default=[],
-            metavar="N",
-            help=f"shut the gates of {what} N; repeatable",
-        )
-
-
-def _add_base(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
-    parser.add_argument("--device", default="auto")
+    add("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
+    add("--quantization", choices=QUANTIZATIONS, default="auto")
+    add("--device", default="auto")
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -250,7 +225,7 @@ def _convert(args: argparse.Namespace, _: AdapterStore) -> None:
         print(f"note: {note}")
 
 
-# generate, inspect.
+# generate.
 
 
 @contextlib.contextmanager
@@ -271,32 +246,16 @@ def _resolve_adapter(
         yield name, AdapterStore(Path(folder), *store.folders)
 
 
-@contextlib.contextmanager
-def _start_engine(args: argparse.Namespace, store: AdapterStore, names: Iterable[str | None]) -> Iterator[Engine]:
-    """An engine on the base of `args`. Raises LoadError for unknown adapters before it loads the base."""
-    for name in names:
-        if name is not None:
-            store.folder(name)
-    base = load_base(args.base, args.quantization, args.device)
-    print(base.describe(), file=sys.stderr)
-    with closing(Engine(base, store)) as engine:
-        yield engine
-
-
 def _generate(args: argparse.Namespace, store: AdapterStore) -> None:
     if [args.prompt, args.prompt_ids, args.messages].count(None) != 2:
         raise AdapterError("Give either PROMPT or --prompt-ids or --messages.")
     with _resolve_adapter(args.adapter, args.base, store) as (args.adapter, store):
         request = _request(args, store)
-        names = [args.adapter, *(None if name == "base" else name for name in args.compare or ())]
-        with _start_engine(args, store, [*names, *(name for name, _ in args.mix)]) as engine:
-            if args.compare:
-                answers = {
-                    name or "base": list(answer)
-                    for name, answer in zip(names, engine.compare(request, names), strict=True)
-                }
-                _print_compared(answers, args)
-                return
+        for name, _ in request.parts:
+            store.folder(name)  # raises for one that is not there, before the base is loaded
+        base = load_base(args.base, args.quantization, args.device)
+        print(base.describe(), file=sys.stderr)
+        with closing(Engine(base, store)) as engine:
             events = []
             for event in engine.submit(request):
                 events.append(event)
@@ -360,33 +319,6 @@ def _schema_form(file: Path) -> str:
     if not isinstance(schema, dict):
         raise BadInput(f'\'{file.name}\' is no JSON schema: it must be an object, such as {{"type": "object"}}.')
     return json_schema_form(schema)
-
-
-def _print_compared(answers: dict[str, list[GenerationEvent]], args: argparse.Namespace) -> None:
-    """One answer below another, or one JSON object with the answers by adapter."""
-    if args.json:
-        by_name = {name: _to_dict(events, args.logprobs) for name, events in answers.items()}
-        print(json.dumps(by_name, ensure_ascii=False))
-        return
-    for name, events in answers.items():
-        print(f"{name}:\n{''.join(event.text for event in events)}\n")
-
-
-def _inspect(args: argparse.Namespace, store: AdapterStore) -> None:
-    image = None if args.image is None else open_image(args.image)
-    with _resolve_adapter(args.adapter, args.base, store) as (name, store):
-        request = GenerationRequest(
-            (Message("user", args.prompt),),
-            name,
-            image,
-            args.strength,
-            SamplingParams(temperature=0, max_new_tokens=args.max_new_tokens),
-            mute_layers=tuple(args.mute_layer),
-            mute_heads=tuple(args.mute_head),
-        )
-        with _start_engine(args, store, [name]) as engine:
-            ids = [event.token_id for event in engine.submit(request) if event.token_id is not None]
-            print(format_table(engine.inspect(request, ids)))
 
 
 def _to_dict(events: list[GenerationEvent], logprobs: bool) -> dict[str, object]:

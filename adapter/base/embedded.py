@@ -162,7 +162,7 @@ def _download(source: _Source, scratch: Path) -> Path:
 
 
 def _convert_base(file: Path, folder: Path) -> None:
-    from adapter.base.foreign.gguf_file import open_gguf  # imports torch
+    from adapter.base.gguf_file import open_gguf  # imports torch
 
     open_gguf(file).convert(folder)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -129,36 +130,21 @@ def write_weights(
     tensor: Callable[[str], Tensor],
 ) -> None:
     """Write `tensor(name)` for each name of `shapes`, in that order, as safetensors in one or several files."""
-    files = _files(shapes, dtype.itemsize, SHARD_BYTES)
-    where: dict[str, str] = {}
+    sizes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
+    split = split_torch_state_dict_into_shards(sizes, max_shard_size=SHARD_BYTES)
     bar = tqdm(desc="Converting weights", total=len(shapes), disable=None)
-    for number, names in enumerate(files, 1):
-        file = _WHOLE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+    for file, names in split.filename_to_tensors.items():
         part: dict[str, Tensor] = {}
         for name in names:
             part[name] = tensor(name).to(dtype).contiguous()
-            where[name] = file
             bar.update()
         save_file(part, folder / file, metadata={"format": "pt"})
     bar.close()
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": where}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def total_bytes(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
     """What the weights take on the disk."""
     return sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
-
-
-def _files(shapes: Mapping[str, Sequence[int]], itemsize: int, limit: int) -> list[list[str]]:
-    files: list[list[str]] = [[]]
-    size = 0
-    for name, shape in shapes.items():
-        more = prod(shape) * itemsize
-        if files[-1] and size + more > limit:
-            files.append([])
-            size = 0
-        files[-1].append(name)
-        size += more
-    return files

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ MAX_SIDE = 640  # pixels of what is returned; encoders look at 224 to 448
 DECODE_BYTES = 256 * 2**20  # what decoding one file takes at most, the file included
 # Measured: a pixel takes up to 16 bytes in libwebp, 10 in the others (palette, RGBA and that premultiplied), and 8
 # in libjpeg where it must hold all coefficients. Of other JPEGs it decodes a reduced size, row by row.
-MAX_MEGAPIXELS = {"PNG": 16, "GIF": 16, "BMP": 16, "WEBP": 12, "JPEG": 50, "progressive JPEG": 25}
+MAX_MEGAPIXELS = {"PNG": 16, "WEBP": 12, "JPEG": 50, "progressive JPEG": 25}
 _MAX_PARTS = 50_000  # of a file: chunks, segments, blocks
 _CACHE_BYTES = 48 * 2**20
 _REMEDY = "Save it again as PNG or JPEG and send that."
@@ -49,7 +48,7 @@ _decoders = tuple(ThreadPoolExecutor(1, f"decode-image-{number}") for number in 
 
 
 def open_image(source: str | Path | bytes) -> Image.Image:
-    """A PNG, JPEG, WebP, GIF or BMP as 8-bit RGB within MAX_SIDE: upright by its EXIF tag, first frame, on white
+    """A PNG, JPEG or WebP as 8-bit RGB within MAX_SIDE: upright by its EXIF tag, first frame, on white
     where transparent, 16 bits scaled.
 
     source: a path, or the bytes of a file. The image is shared with other callers and must not be changed. Raises
@@ -141,8 +140,6 @@ def _small_rgb(essence: _Essence) -> Image.Image:
         image: Image.Image = opened
         if image.width * image.height > MAX_MEGAPIXELS[essence.kind] * 10**6:
             raise _too_large(essence.kind, f"{image.width} x {image.height}")
-        if essence.kind == "BMP" and opened.tile[0].codec_name != "raw":
-            raise BadInput(f"Compressed BMP files are not read here. {_REMEDY}")  # Pillow decodes them in Python
         exif = essence.exif or image.info.get("exif", b"")
         high = image.mode.startswith(("I", "F"))
         if high:
@@ -197,14 +194,10 @@ def _essence(data: bytes) -> _Essence:
             return _png_essence(data)
         if data.startswith(b"\xff\xd8\xff"):
             return _jpeg_essence(data)
-        if data.startswith((b"GIF87a", b"GIF89a")):
-            return _Essence(b"".join(_gif_parts(data)), "GIF")
     except (IndexError, ValueError, struct.error):
         raise BadInput(_DAMAGED) from None
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _Essence(data, "WEBP")
-    if data.startswith(b"BM"):
-        return _Essence(data, "BMP")
     raise BadInput(f"The file is not a picture in a format known here. {_REMEDY}")
 
 
@@ -254,39 +247,6 @@ def _jpeg_essence(data: bytes) -> _Essence:
             kept.append(data[offset:end])
         offset = end
     raise ValueError("more segments than a picture needs")
-
-
-def _gif_parts(data: bytes) -> Iterator[bytes]:
-    """The header and palette, the control block of the first frame, that frame, and the end."""
-    offset = 13 + _gif_palette(data[10])
-    control = b""
-    yield data[:offset]
-    for _ in range(_MAX_PARTS):
-        if data[offset] == 0x21:
-            end = _gif_blocks_end(data, offset + 2)
-            control = data[offset:end] if data[offset + 1] == 0xF9 else control
-        elif data[offset] == 0x2C:
-            yield control
-            yield data[offset : _gif_blocks_end(data, offset + 11 + _gif_palette(data[offset + 9]))]
-            yield b";"
-            return
-        else:
-            end = offset + 1
-        offset = end
-    raise ValueError("more blocks than a picture needs")
-
-
-def _gif_palette(flags: int) -> int:
-    """The bytes of a palette."""
-    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _gif_blocks_end(data: bytes, offset: int) -> int:
-    for _ in range(10 * _MAX_PARTS):
-        if offset >= len(data) or not data[offset]:
-            return offset + 1
-        offset += 1 + data[offset]
-    raise ValueError("smaller blocks than a picture needs")
 
 
 def _orientation(exif: bytes) -> int:

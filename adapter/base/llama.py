@@ -124,8 +124,8 @@ def load_base(
     device: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> Base:
-    """Load a frozen LLaMA: the embedded default, a Hugging Face id or folder, a folder in Meta's format, or a GGUF
-    file. The latter two are converted once and kept in the cache.
+    """Load a frozen LLaMA: the embedded default, a Hugging Face id or folder, or a GGUF file, which is converted
+    once and kept in the cache.
 
     quantization: "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default bfloat16, on a GPU without it
     float16). "auto" is "none" on a GPU with enough free memory, else nf4; on a CPU it is packed products: four
@@ -136,12 +136,12 @@ def load_base(
         raise LoadError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
     device = _usable_device(device)
     dtype = dtype or memory.half_precision(device)
-    foreign = resolve.find_foreign(name_or_path)
-    config, label = base_config(name_or_path, foreign), base_label(name_or_path)
+    gguf = resolve.find_gguf(name_or_path)
+    config, label = base_config(name_or_path, gguf), base_label(name_or_path)
     chosen, why = _chosen_quantization(quantization, config, device, dtype)
     log.info("Loading %s on %s as %s: %s", label, device, dtype if chosen == "none" else chosen, why)
     memory.require(label, config, chosen, device, dtype)
-    source = _source(name_or_path, foreign)
+    source = _source(name_or_path, gguf)
     config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
     tokenizer = _load(AutoTokenizer, source, name_or_path)
     model = _load_packed(source, name_or_path, config, dtype) if chosen == "packed" else None
@@ -255,12 +255,12 @@ def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
     return _load(AutoTokenizer, _source(name_or_path), name_or_path)
 
 
-def base_config(name_or_path: str = embedded.BASE, foreign: resolve.ForeignBase | None = None) -> LlamaConfig:
+def base_config(name_or_path: str = embedded.BASE, gguf: resolve.GgufFile | None = None) -> LlamaConfig:
     """The LlamaConfig of a base, read without loading or converting the base. Raises LoadError."""
-    foreign = foreign or resolve.find_foreign(name_or_path)
-    config = None if foreign is None else foreign.config()
+    gguf = gguf or resolve.find_gguf(name_or_path)
+    config = None if gguf is None else gguf.config()
     if config is None:
-        config = _load(AutoConfig, _source(name_or_path, foreign), name_or_path)
+        config = _load(AutoConfig, _source(name_or_path, gguf), name_or_path)
     return _as_llama(config, name_or_path)
 
 
@@ -305,12 +305,12 @@ def _local_files(source: str) -> dict[str, Path]:
     return tensor_files(folder)
 
 
-def _source(name_or_path: str, foreign: resolve.ForeignBase | None = None) -> str:
-    """The folder or Hub id for `from_pretrained`; a base in another format is converted into the cache first."""
+def _source(name_or_path: str, gguf: resolve.GgufFile | None = None) -> str:
+    """The folder or Hub id for `from_pretrained`; a GGUF file is converted into the cache first."""
     if name_or_path == embedded.BASE:
         return str(embedded.base_folder())
-    foreign = foreign or resolve.find_foreign(name_or_path)
-    return os.path.expanduser(name_or_path) if foreign is None else str(foreign.folder())
+    gguf = gguf or resolve.find_gguf(name_or_path)
+    return os.path.expanduser(name_or_path) if gguf is None else str(gguf.folder())
 
 
 def _as_llama(config: Any, name: str) -> LlamaConfig:

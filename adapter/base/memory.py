@@ -38,24 +38,15 @@ class MemoryNeed:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Total and free bytes of one device.
-
-    allocatable: what this process may still allocate or map under its own limits (`ulimit -v`, `ulimit -d`); None
-    if it has none.
-    """
+    """Total and free bytes of one device."""
 
     total: int
     free: int
-    allocatable: int | None = None
 
     def holds(self, need: MemoryNeed, mapped: bool) -> bool:
         """False if base and cache certainly do not fit. mapped: mapped files do not count against free memory."""
         whole = need.bytes + need.cache
-        return (
-            whole <= self.total
-            and whole - (need.mapped if mapped else 0) <= self.free
-            and (self.allocatable is None or whole <= self.allocatable)
-        )
+        return whole <= self.total and whole - (need.mapped if mapped else 0) <= self.free
 
 
 def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryNeed]:
@@ -134,24 +125,22 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
         return
     possible = [k for k in KINDS if room.holds(by_kind[k], on_cpu) and (on_cpu or k != "packed")]
     sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in KINDS if on_cpu or k != "packed")
-    least = room.free if room.allocatable is None else min(room.free, room.allocatable)
     where = "memory" if on_cpu else f"memory on {device}"
     remedy = f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base"
     raise LoadError(
         f"'{name}' does not fit into memory: it takes {sizes}, and its KV cache for one conversation of "
-        f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(least)} of {where} "
-        f"are free. {remedy}, or end other programs."
+        f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(room.free)} of "
+        f"{where} are free. {remedy}, or end other programs."
     )
 
 
 def ram() -> DeviceMemory:
-    """The memory of this machine, or of this process's control group or resource limits where that is less."""
+    """The memory of this machine, or of this process's control group where that is less."""
     machine, swap = psutil.virtual_memory(), psutil.swap_memory()
     total, free = machine.total + swap.total, machine.available + swap.free
     for limit, used in _group_limits():
         total, free = min(total, limit), min(free, max(limit - used, 0))
-    own = [max(limit - used, 0) for limit, used in _resource_limits()]
-    return DeviceMemory(total, min([free, *own]), min(own, default=None))
+    return DeviceMemory(total, free)
 
 
 def available(device: torch.device) -> int:
@@ -185,19 +174,6 @@ def _group_limits(**places: Path) -> Iterator[tuple[int, int]]:
         except (OSError, ValueError):  # "max", or not seen from inside this container
             continue
         yield limit, used - inactive
-
-
-def _resource_limits() -> Iterator[tuple[int, int]]:
-    """(limit, used) of this process's address space and of its data, where they are limited."""
-    try:
-        import resource  # Windows has none
-    except ImportError:
-        return
-    used = psutil.Process().memory_info()
-    for kind, now in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, getattr(used, "data", 0))):
-        limit = resource.getrlimit(kind)[0]
-        if limit != resource.RLIM_INFINITY:
-            yield limit, now
 
 
 def _gigabytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Adapters of other programs, in and out: official V1 and V2, PEFT, LitGPT, and the Hugging Face Hub.
+"""Adapters of other programs, in and out: official V1 and V2, PEFT, and the Hugging Face Hub.
 
 Must never know requests, pages or training.
 """

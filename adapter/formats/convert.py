@@ -20,7 +20,7 @@ from adapter.base.embedded import BASE
 from adapter.base.llama import base_config, base_fingerprint, base_weight
 from adapter.errors import LoadError
 from adapter.files import atomic_write
-from adapter.formats import hub, litgpt_adapter, official_v2, peft_adapter, registry
+from adapter.formats import hub, official_v2, peft_adapter, registry
 from adapter.formats.official_v2 import OfficialV2
 from adapter.formats.registry import NAMES, OURS
 from adapter.formats.tensors import ForeignAdapter, sanitize
@@ -29,7 +29,6 @@ from adapter.method.checkpoint import CARD, load_adapter, save_adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
 
 _DEFAULT_ACTIVATION, _DEFAULT_TEMPLATE = "tanh", "raw"  # where neither the file nor the user states one
-_RAW_GATES = (peft_adapter.FORMAT, litgpt_adapter.FORMAT)
 _ASSUMED_OF_V2 = {
     "encoder": "the file does not name it; the release used OpenAI's CLIP ViT-L/14.",
     "channel order": "the file does not tell it; the release was trained on BGR pictures.",
@@ -98,21 +97,6 @@ def _open_path(path: Path, name: str, options: Options) -> Source:
         )
     adapter, assumed = _from_foreign(foreign, base, options)
     return Source(adapter, name, NAMES[foreign.format], assumed, licence)
-
-
-def open_foreign(path: Path, name: str, base: BaseFingerprint) -> Source:
-    """The text adapter in another program's folder, for a base that is loaded already. Raises LoadError.
-
-    name: what the user calls the folder.
-    """
-    foreign = registry.read(path)
-    if isinstance(foreign, OfficialV2):
-        raise LoadError(f"'{name}' is an {NAMES[official_v2.FORMAT]}. Convert it on the command line.")
-    if problems := _mismatches(foreign, base):
-        made_for = f"was made for {foreign.base} and " if foreign.base else ""
-        raise LoadError(f"'{name}' {made_for}does not fit {base.name}: {'; '.join(problems)}.")
-    adapter, assumed = _from_foreign(foreign, base, Options())
-    return Source(adapter, name, NAMES[foreign.format], assumed, _read_licence(path))
 
 
 def _load_ours(path: Path, name: str, options: Options) -> Adapter:
@@ -206,7 +190,7 @@ def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapte
         )
     opened = open_source(source, options)
     to_format, activation = options.to_format, options.to_gate_activation
-    if to_format in _RAW_GATES:
+    if to_format == peft_adapter.FORMAT:
         if activation == "tanh":
             raise LoadError(f"The gates of a {NAMES[to_format]} are raw. Leave --to-gate-activation out.")
         activation = "identity"

@@ -14,19 +14,19 @@ from typing import Any
 from torch import Tensor
 
 from adapter.errors import LoadError
-from adapter.formats import litgpt_adapter, official_v1, official_v2, peft_adapter
+from adapter.formats import official_v1, official_v2, peft_adapter
 from adapter.formats.official_v2 import OfficialV2
 from adapter.formats.tensors import ForeignAdapter, read_tensors
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CONFIG, WEIGHTS
 
 OURS = "llama-adapter"
-WRITERS: Mapping[str, ModuleType] = {m.FORMAT: m for m in (peft_adapter, official_v1, litgpt_adapter)}
+WRITERS: Mapping[str, ModuleType] = {m.FORMAT: m for m in (peft_adapter, official_v1)}
 FORMATS = (OURS, *WRITERS)
 NAMES = {m.FORMAT: m.NAME for m in (*WRITERS.values(), official_v2)}  # for people
 CONVERTIBLE = (
     "a folder of ours (config.json), a PEFT folder (adapter_config.json), "
-    "or a file of an official V1 or V2 or a LitGPT v1 adapter"
+    "or a file of an official V1 or V2 adapter"
 )
 _WEIGHT_FILES = ("*.pth", "*.pt", "*.bin", "*.safetensors", "*.adapter")
 # Tensor names that only the V2 family has: biases, scales, LoRA, images.
@@ -39,7 +39,7 @@ _PROJECTIONS = re.compile(r"layers\.\d+\.attention\.wq\.weight|transformer\.h\.\
 _BASE_SUFFIXES = ("embed_tokens.weight", "tok_embeddings.weight", "transformer.wte.weight")
 # Formats that `detect_format` recognises and that cannot be converted.
 _NOT_CONVERTIBLE = {
-    "litgpt-v2": "is LitGPT's adapter v2 (norms, biases and scales). Only its adapter v1 can be converted so far.",
+    "litgpt": "is an adapter of LitGPT, which cannot be converted.",
     "ours": f"is the weights of one of our adapters. Give the folder that holds it and its {CONFIG}.",
     "base": "is a base or holds its weights, and no adapter. Give the file that the training of an adapter wrote.",
     "lora": "is a LoRA. Only adaption prompts can be converted.",
@@ -82,8 +82,6 @@ def read(source: Path, layers: int | None = None) -> ForeignAdapter | OfficialV2
         return official_v1.read(path, tensors, extras, layers)
     if detected == official_v2.FORMAT:
         return official_v2.read(path, tensors)
-    if detected == litgpt_adapter.FORMAT:
-        return litgpt_adapter.read(path, tensors)
     if detected == peft_adapter.FORMAT:
         return peft_adapter.read(path, tensors, config)
     raise LoadError(f"'{path.name}' {_NOT_CONVERTIBLE[detected]}")
@@ -102,10 +100,8 @@ def detect_format(tensors: Mapping[str, Tensor], extras: Mapping[str, Any]) -> s
         return official_v2.FORMAT
     if official_v1.PROMPTS in names:
         return official_v2.FORMAT if trained_norms else official_v1.FORMAT
-    if any(name.endswith((".adapter_bias", ".adapter_scale")) for name in names):
-        return "litgpt-v2"
     if any(name.endswith(".adapter_wte.weight") for name in names):
-        return "litgpt-v2" if trained_norms else litgpt_adapter.FORMAT
+        return "litgpt"
     if any(name.endswith((".adaption_prompt", ".adaption_gate")) for name in names):
         return peft_adapter.FORMAT
     if {"prompts", "gates"} <= names:

@@ -29,7 +29,6 @@ TOP_LOGPROBS = 3
 MAX_WAITING = 8  # inspections that wait or run
 CLOSED = "The engine has been closed. Start the program again."
 _LOGITS_CHUNK = 64  # positions whose logits are held at a time: a vocabulary is wide
-_BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -279,33 +278,3 @@ def base_logprobs(base: Base, logits: Tensor, ids: Sequence[int]) -> tuple[BaseL
         BaseLogprobs(logprob, tuple(zip(*each, strict=True)))
         for logprob, *each in zip(chosen, texts, likeliest, strict=True)
     )
-
-
-def format_table(inspection: Inspection) -> str:
-    """An inspection as text: a line for each token with its numbers, then each column as a strip of blocks.
-
-    A strip has one character for each token. The strip of the prompt share starts at its lowest value, because it
-    differs little between tokens; the others start at 0, and "-" is below.
-    """
-    columns: dict[str, Tensor] = {"drawn %": inspection.prompt_share * 100, "influence": inspection.influence}
-    if inspection.grounding is not None:
-        columns["grounding"] = inspection.grounding
-    columns["log p"] = inspection.logprobs
-    width = max(14, *(len(repr(text)) for text in inspection.tokens))
-    lines = [f"{'token':{width}}" + "".join(f"{name:>12}" for name in columns)]
-    for text, *values in zip(inspection.tokens, *(c.tolist() for c in columns.values()), strict=True):
-        lines.append(f"{text!r:{width}}" + "".join(f"{value:12.2f}" for value in values))
-    columns.pop("log p")
-    lows = {name: float(v.min()) if name == "drawn %" else 0.0 for name, v in columns.items()}
-    strips = [f"{n:10} {_strip(v, lows[n])}  {lows[n]:.2f} to {v.max():.2f}" for n, v in columns.items()]
-    lines += ["", *strips]
-    gap = f"influence, log p: nats over the frozen base, in all {inspection.influence.sum():+.1f}"
-    if inspection.grounding is not None:
-        gap += f"; grounding: nats over no picture, in all {inspection.grounding.sum():+.1f}"
-    return "\n".join([*lines, "drawn: the prompts' part of what attention gave, mean over layers and heads", gap])
-
-
-def _strip(values: Tensor, low: float) -> str:
-    """One block for each number, in eighths of the way from `low` to the largest."""
-    eighths = (values - low) / (values.max() - low).clamp(min=1e-9) * 8
-    return "".join("-" if v < -0.5 else _BLOCKS[max(0, round(v))] for v in eighths.tolist())

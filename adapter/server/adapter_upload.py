@@ -23,9 +23,7 @@ from safetensors import SafetensorError
 from adapter.base import embedded
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.files import names_lock
-from adapter.formats import peft_adapter as peft
-from adapter.formats.convert import model_card, open_foreign
-from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
+from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter
 from adapter.method.config import BaseFingerprint, check_name
 from adapter.serve.form import check_form
 from adapter.serve.store import AdapterStore
@@ -72,10 +70,7 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
                 name.strip() or re.sub(r"[^A-Za-z0-9_-]+", "-", own_name).strip("-_"), taken=()
             )
             folder = staging / chosen_name  # errors name the folder
-            if (source / peft.CONFIG).is_file() and not (source / CONFIG).is_file():
-                _convert_peft(source, folder, base)
-            else:
-                _take_files(source, folder)
+            _take_files(source, folder)
             _check(folder, store, base)
             with names_lock(into):
                 return _move_into_store(folder, into, store)
@@ -109,7 +104,7 @@ def _unpack(files: Sequence[Path], folder: Path) -> tuple[Path, str]:
     if not zips:
         for file in files:
             _refuse_pickle(file.name)
-            if file.name not in (CONFIG, WEIGHTS, CARD, peft.CONFIG, peft.WEIGHTS[0]):
+            if file.name not in (CONFIG, WEIGHTS, CARD):
                 raise BadInput(f"'{_printable(file.name)}' is no part of an adapter. {_NEEDED}")
             shutil.copyfile(file, folder / file.name)
         return folder, ""
@@ -117,10 +112,10 @@ def _unpack(files: Sequence[Path], folder: Path) -> tuple[Path, str]:
         raise BadInput(f"One zip at a time, and nothing beside it. {_NEEDED}")
     unpack(zips[0], folder, ZIP_LIMITS)
     written = [file for file in folder.rglob("*") if file.is_file()]
-    if not any(file.name in (WEIGHTS, peft.WEIGHTS[0]) for file in written):
+    if not any(file.name == WEIGHTS for file in written):
         for file in written:
             _refuse_pickle(file.name)
-    roots = sorted({file.parent for file in written if file.name in (CONFIG, peft.CONFIG)})
+    roots = sorted({file.parent for file in written if file.name == CONFIG})
     if not roots:
         raise BadInput(f"There is no {CONFIG} in this zip, so no adapter. {_NEEDED}")
     if len(roots) > 1:
@@ -139,14 +134,6 @@ def _take_files(source: Path, folder: Path) -> None:
     for name, longest in ((CONFIG, _MAX_CONFIG), (CARD, _MAX_CARD)):
         if (folder / name).is_file() and (folder / name).stat().st_size > longest:
             raise BadInput(f"{name} has more than {longest // 1000} kB. Shorten it.")
-
-
-def _convert_peft(source: Path, folder: Path, base: BaseFingerprint) -> None:
-    """Converts PEFT's ADAPTION_PROMPT."""
-    if not (source / peft.WEIGHTS[0]).is_file():
-        raise BadInput(f"{peft.WEIGHTS[0]} is missing beside {peft.CONFIG}. Bring both.")
-    opened = open_foreign(source, folder.name, base)
-    save_adapter(opened.adapter, folder, model_card(folder.name, opened.adapter, opened))
 
 
 def _check(folder: Path, store: AdapterStore, base: BaseFingerprint) -> None:

@@ -60,12 +60,6 @@ def jpeg(width: int, height: int, mode: str = "RGB", **options: object) -> bytes
     return encoded(Image.new(mode, (width, height)), "JPEG", **options)
 
 
-def gif(width: int, height: int, repeat: int = 1) -> bytes:
-    whole = encoded(Image.new("P", (width, height)), "GIF")
-    start = 13 + (3 * 2 ** ((whole[10] & 7) + 1) if whole[10] & 0x80 else 0)
-    return whole[:start] + whole[start:-1] * repeat + b";"
-
-
 def webp_canvas(side: int) -> bytes:
     """A WebP of a small frame on a large canvas."""
     frame = encoded(Image.new("RGB", (8, 8)), "WEBP", lossless=True)[12:]
@@ -101,5 +95,4 @@ DECODED: dict[str, Callable[[], bytes]] = {
     "lossless WebP of 12 megapixels": lambda: encoded(
         Image.new("RGBA", (4_000, 3_000)), "WEBP", lossless=True, method=0
     ),
-    "250,000 GIF frames": lambda: gif(8, 8, repeat=250_000),
 }

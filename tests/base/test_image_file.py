@@ -37,8 +37,6 @@ def halves(left: str, right: str, width: int = 40) -> Image.Image:
         *(("PNG", mode) for mode in ("L", "P", "RGB", "RGBA", "LA")),
         *(("JPEG", mode) for mode in ("L", "RGB", "CMYK", "YCbCr")),
         ("WEBP", "RGB"),
-        ("GIF", "P"),
-        ("BMP", "RGB"),
     ],
 )
 def test_a_picture_of_any_kind_and_mode_is_what_it_shows(kind: str, mode: str, width: int) -> None:
@@ -188,13 +186,12 @@ def test_a_file_is_decoded_once_however_many_ask_at_once(monkeypatch: pytest.Mon
 
 @settings(deadline=None, max_examples=150)
 @given(
-    kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP"]),
+    kind=st.sampled_from(["PNG", "JPEG", "WEBP"]),
     changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=12),
     cut=st.integers(0, 200),
 )
 def test_a_damaged_file_is_a_picture_or_a_sentence(kind: str, changes: list[tuple[int, int]], cut: int) -> None:
-    exif = {"exif": Image.Exif()} if kind in ("PNG", "JPEG", "WEBP") else {}
-    data = bytearray(encoded(noise(12), kind, **exif))
+    data = bytearray(encoded(noise(12), kind, exif=Image.Exif()))
     for at, value in changes:
         data[at % len(data)] = value
     try:

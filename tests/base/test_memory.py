@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import psutil
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -65,17 +64,3 @@ def test_control_groups_bound_the_memory(tmp_path):
     own.write_text("0::/user/job\n5:cpu,memory:/docker\n")
     assert list(memory._group_limits(root=root, own=own)) == [(4 * GIGA, GIGA)]
     assert list(memory._group_limits(root=root, own=tmp_path / "none")) == []
-
-
-def test_resource_limits_bound_the_memory():
-    resource = pytest.importorskip("resource")
-    kind = resource.RLIMIT_DATA
-    taken = psutil.Process().memory_info().data
-    before = resource.getrlimit(kind)
-    try:
-        resource.setrlimit(kind, (taken + GIGA, before[1]))
-        room = memory.ram()
-    finally:
-        resource.setrlimit(kind, before)
-    assert room.free is not None and room.free == room.allocatable
-    assert room.free == pytest.approx(GIGA, abs=GIGA // 5), "what is in use is not free"

@@ -34,18 +34,6 @@ def ours(tmp_path, tiny_folder) -> Path:
     return tmp_path / "poet"
 
 
-@pytest.fixture
-def tiny_lit(tmp_path) -> Path:
-    """A LitGPT file for the tiny base."""
-    tensors = {}
-    for i in (2, 3):
-        tensors[f"transformer.h.{i}.attn.adapter_wte.weight"] = torch.randn(5, 32)
-        tensors[f"transformer.h.{i}.attn.gating_factor"] = torch.full((1, 1, 4, 1), 0.5)
-    path = tmp_path / "lit_model.pth.adapter"
-    torch.save({"model": tensors}, path)
-    return path
-
-
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -85,7 +73,7 @@ def test_the_other_activation_is_the_same_function(tiny, ours, tmp_path, activat
 @pytest.mark.parametrize(
     "config, options, message",
     [
-        ({"prompt_norm": True}, {"to_format": "litgpt"}, "norm, which the format does not know"),
+        ({"prompt_norm": True}, {"to_format": "peft"}, "norm, which the format does not know"),
         ({"vision": VisionConfig("any", feature_size=6)}, {"to_format": "official-v1"}, "it reads pictures"),
         ({}, {"gate_activation": "identity"}, "says tanh. Leave --gate-activation out"),
     ],
@@ -162,13 +150,15 @@ def test_a_folder_that_is_not_empty_is_never_written_to(ours, tmp_path):
 # The command line and the Hub.
 
 
-def test_the_command_converts_and_notes_what_it_assumed(tiny_folder, tiny_lit, tmp_path, capsys):
-    to = tmp_path / "lit"
-    assert main(["convert", str(tiny_lit), "--to", str(to), "--base", str(tiny_folder)]) == 0
+def test_the_command_converts_and_notes_what_it_assumed(tiny_folder, tmp_path, capsys):
+    to = tmp_path / "v1"
+    torch.save(V1, tmp_path / "v1.pth")
+    stated = ["--base", str(tiny_folder), "--layers", "2"]
+    assert main(["convert", str(tmp_path / "v1.pth"), "--to", str(to), *stated]) == 0
     out = capsys.readouterr().out
-    assert "identity gates, template raw" in out and "note: template (assumed)" in out
-    assert "LitGPT adapter v1 format (assumed, see below) |" in (to / "README.md").read_text()
-    assert main(["--adapters", str(tmp_path), "show", "lit"]) == 0
+    assert "tanh gates, template alpaca" in out and "note: gate activation (assumed)" in out
+    assert "| gate activation | tanh (assumed, see below) |" in (to / "README.md").read_text()
+    assert main(["--adapters", str(tmp_path), "show", "v1"]) == 0
     assert main(["convert", str(to), "--to", str(tmp_path / "p"), "--to-format", "peft"]) == 0
     assert names_in(tmp_path / "p") == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 

@@ -22,7 +22,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapter.errors import AdapterError, BadInput, LoadError
-from adapter.formats import peft_adapter as peft
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import adapter_upload as upload
@@ -208,22 +207,6 @@ def test_training_runs_are_left_alone_until_they_end(folder, store, add):
     with pytest.raises(BadInput, match="not ended"):
         rename_adapter("guest", "new", store)
     assert delete_adapter("guest", store) and store.names() == []
-
-
-def test_peft_adaption_prompts_are_converted(store, add, refused, tiny_fingerprint, tmp_path):
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    adapter = random_adapter(tiny_fingerprint, gate_activation="identity")
-    adapter.gates.data[:] = adapter.gates[:, :1]
-    peft.write(adapter, theirs)
-    assert add(zipped(theirs, tmp_path / "theirs.zip"), "") == UploadedAdapter("theirs", True)
-    loaded = load_adapter(store.folder("theirs"), tiny_fingerprint)
-    assert torch.equal(loaded.prompts, adapter.prompts) and torch.equal(loaded.gates, adapter.gates)
-    assert "peft" in store.card_text("theirs").lower() and ".incoming" not in store.card_text("theirs")
-    said = refused(theirs, "again", OTHER_BASE, kind=LoadError)
-    assert "tiny" in said and "huge" in said and "hidden_size 32 instead of 64" in said
-    (theirs / peft.WEIGHTS[0]).rename(theirs / peft.WEIGHTS[1])
-    assert "python -m adapter convert" in refused(theirs)
 
 
 # Refused uploads.

@@ -289,7 +289,7 @@ def unread(attacker: Attacker) -> str:
 
 HURTFUL = (
     *("one bit, 144 megapixels", "more chunks than needed", "a large canvas", "a format that is not read"),
-    *("a cut PNG", "a cut JPEG", "RGB, interlaced", "EXIF of 2.5 GB in a PNG", "250,000 GIF frames"),
+    *("a cut PNG", "a cut JPEG", "RGB, interlaced", "EXIF of 2.5 GB in a PNG"),
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
+import random
 from pathlib import Path
 
 import gguf
@@ -16,9 +18,33 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from adapter.base.llama import load_base, load_tokenizer
 from adapter.errors import LoadError, with_detail
 from tests import tiny_models
-from tests.meta_llama import sentencepiece_model
 
 F32, F16, Q8_0 = (getattr(gguf.GGMLQuantizationType, name) for name in ("F32", "F16", "Q8_0"))
+
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "in", "house", "2024", "naïve", "café"]
+
+
+def sentencepiece_model(file: Path, size: int = 340) -> Path:
+    """A tokenizer trained in a moment on random sentences, with LLaMA's settings."""
+    chosen = random.Random(0)
+    lines = (" ".join(chosen.choices(WORDS, k=12)) for _ in range(500))
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=written,
+        vocab_size=size,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        minloglevel=2,
+        num_threads=1,
+    )
+    file.write_bytes(written.getvalue())
+    return file
 
 
 @pytest.fixture(autouse=True)
