@@ -34,7 +34,6 @@ share_arenas()
 with without_type_stubs():
     import gradio as gr
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute
 
 from adapter.base.embedded import BASE
@@ -53,7 +52,7 @@ from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
 from adapter.server.metrics import Metrics, routes
-from adapter.server.request_guard import ADAPTER_BYTES, UPLOAD_BYTES, RequestGuard
+from adapter.server.request_guard import ADAPTER_BYTES, EXCEPTION_HANDLERS, UPLOAD_BYTES, RequestGuard
 from adapter.server.upload_folder import upload_folder
 from adapter.ui import theme
 from adapter.ui.chat.tab import chat_tab
@@ -167,11 +166,6 @@ def import_cluster() -> Callable[..., ServingEngine]:
     return connect
 
 
-async def internal_error(*_: object) -> JSONResponse:
-    """The response where a route of Gradio's raises; the server's log has the error."""
-    return JSONResponse({"detail": texts.FAILED}, 500)
-
-
 def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middleware: list[Middleware]) -> str:
     """Serves the page and the program's own routes; returns the address to open. most: bytes of an upload.
 
@@ -197,7 +191,7 @@ def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middl
         state_session_capacity=SESSIONS,
         prevent_thread_lock=True,
         # Of the FastAPI application that Gradio serves the page with.
-        app_kwargs={"exception_handlers": {Exception: internal_error}, "routes": own, "middleware": middleware},
+        app_kwargs={"exception_handlers": EXCEPTION_HANDLERS, "routes": own, "middleware": middleware},
     )
     return shared or url
 

@@ -26,7 +26,7 @@ from accelerate import Accelerator
 
 from adapter.base.embedded import BASE
 from adapter.base.llama import Base, base_config, base_fingerprint, load_base, load_tokenizer
-from adapter.base.resolve import find_foreign
+from adapter.base.resolve import find_gguf
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
@@ -234,9 +234,9 @@ def _read_files(recipe: RecipeFile, own: str | None, args: argparse.Namespace, a
     skipped = SkippedExamples(log)
 
     def know_base() -> tuple[Any, BaseFingerprint | None]:
-        # A base in another format is only known once it is converted.
-        foreign = find_foreign(recipe.base) is not None
-        return load_tokenizer(recipe.base), None if foreign else base_fingerprint(recipe.base)
+        # A GGUF file is only known once it is converted.
+        converted = find_gguf(recipe.base) is not None
+        return load_tokenizer(recipe.base), None if converted else base_fingerprint(recipe.base)
 
     def read_files() -> tuple[RecipeFile, FileExamples, str]:
         start_from = _start_digest(recipe.start_from, folder, known_base)

@@ -8,14 +8,17 @@ import contextlib
 import logging
 import os
 import re
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import compile_path, get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,6 +35,7 @@ MESSAGE_BYTES = 8 * 2**20  # of a request that is no upload: a conversation with
 UPLOAD_BYTES = 40 * 2**20
 ADAPTER_BYTES = 256 * 2**20  # of an upload where visitors may upload adapters
 _FORM_BYTES = 2**16  # around an uploaded file
+_NAME_BYTES = 255  # of a file; the system raises where a longer one is looked for
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,6 @@ ROUTES = (
     Route("/gradio_api/heartbeat/{session_hash}", kind="stream"),
     Route("/gradio_api/queue/join", _POST, "body"),
     Route("/gradio_api/queue/data", kind="stream"),
-    Route("/gradio_api/run/predict", _POST, "body"),
     Route("/gradio_api/cancel", _POST, "body"),
     Route("/gradio_api/reset", _POST, "body"),
     *(
@@ -133,10 +136,37 @@ def find_route(scope: Scope) -> Route | None:
     But for a path that ends in a line break, to which the router's patterns are blind.
     """
     path = get_route_path(scope)
+    if any(len(name.encode("utf-8", "replace")) > _NAME_BYTES for name in path.split("/")):
+        return None
     for route in ROUTES:
         if (not route.methods or scope["method"] in route.methods) and route.pattern.fullmatch(path):
             return route
     return None
+
+
+async def _not_understood(*_: object) -> JSONResponse:
+    # FastAPI's own response repeats the body, and fails where that cannot be JSON: NaN, half characters, bytes.
+    return JSONResponse({"detail": texts.NOT_UNDERSTOOD}, 422)
+
+
+async def _perhaps_not_understood(request: Request, error: Exception) -> JSONResponse:
+    # Gradio 6.31 raises so for parameters that an endpoint lacks, and for uploads that are no files.
+    if traceback.extract_tb(error.__traceback__)[-1].name in ("construct_args", "upload_fn", "on_part_data"):
+        return await _not_understood()
+    raise error
+
+
+async def _internal_error(*_: object) -> JSONResponse:
+    return JSONResponse({"detail": texts.FAILED}, 500)  # the server's log has the error
+
+
+# Of the page's application; /v1 has its own.
+EXCEPTION_HANDLERS: dict[type[Exception], Callable[..., Any]] = {
+    RequestValidationError: _not_understood,
+    TypeError: _perhaps_not_understood,
+    AttributeError: _perhaps_not_understood,
+    Exception: _internal_error,
+}
 
 
 class RequestGuard:

@@ -8,6 +8,7 @@ FAILED = "Something went wrong on the server; its log has the details. Try again
 DEFAULT_QUESTION = "What is in this picture?"  # of a picture that comes without a word
 
 # Requests that are refused.
+NOT_UNDERSTOOD = "This request is none that is known at this address."
 NOTHING_HERE = "There is nothing at this address."
 FOR_THIS_MACHINE_ONLY = (
     "This page was started for its own machine only, and this request comes from elsewhere or through a proxy. "

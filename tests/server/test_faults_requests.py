@@ -96,7 +96,30 @@ def test_garbage_on_every_route(visitor: Connection) -> None:
         except (httpx.InvalidURL, httpx.ProtocolError, httpx.NetworkError):
             continue  # not even HTTP, or hung up on
     assert statuses.get(200, 0) < sum(statuses.values()) / 2, statuses
-    assert len(statuses) > 3 and sum(statuses.values()) > len(asked)
+    assert len(statuses) > 3 and sum(statuses.values()) > len(asked) and max(statuses) < 500, statuses
+
+
+FILE_PART = b'--x\r\nContent-Disposition: form-data; name="files"; %b\r\n\r\nabc\r\n--x--\r\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "kind"),
+    [
+        ("/gradio_api/queue/join", b'{"data": Infinity}', "application/json"),
+        ("/gradio_api/cancel", b'"\\ud800"', "application/json"),
+        ("/gradio_api/reset", bytes(range(256)), "text/plain"),
+        ("/gradio_api/call/v2/chat", b'{"of no name": 1}', "application/json"),
+        ("/gradio_api/upload", FILE_PART % b"filename*=utf-8''%ff", "multipart/form-data; boundary=x"),
+        ("/gradio_api/upload", FILE_PART % b"", "multipart/form-data; boundary=x"),
+        ("/assets/" + "a" * 300, None, ""),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_no_fault_of_the_server(
+    visitor: Connection, path: str, content: bytes | None, kind: str
+) -> None:
+    method = "GET" if content is None else "POST"
+    response = visitor.http.request(method, path, content=content, headers={"content-type": kind})
+    assert 400 <= response.status_code < 500 and "\ud800" not in response.text
 
 
 def test_only_this_machine_may_ask(server: AppProcess, visitor: Connection) -> None:

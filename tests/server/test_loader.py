@@ -21,7 +21,8 @@ def test_the_status_line_tells_that_the_engine_has_failed_since() -> None:
     base = SimpleNamespace(memory_bytes=2**20)
     engine = SimpleNamespace(base=base, failure=None, describe=lambda: "a base", replicas=dict)
     loader = ModelLoader(lambda report: engine)  # type: ignore[arg-type,return-value]
-    loader.load_here()
+    loader.start()
+    loader.wait(PATIENCE)
     provider = CountedProvider(loader, Limits(False))
     assert "a base" in status_line(provider)
     engine.failure = "It has stopped."
