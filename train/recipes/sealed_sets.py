@@ -10,14 +10,17 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.checkpoint import load_adapter
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
+from train.input.split import draw_evenly
 from train.recipes.text_data import phrases, read_yaml
 
+Item = TypeVar("Item")
 SEALED = Path(__file__).with_name("sealed")
 # Files that every recipe's scores depend on: what is off the task, and what is asked in earlier turns.
 SHARED = ("sealed/good_company.yaml", "sealed/extract_generated.yaml")
@@ -54,6 +57,11 @@ def conversation_of(texts: Sequence[str]) -> Conversation:
 def percent(measure: str, right: Sequence[bool]) -> dict[str, Figure]:
     """The share of right answers, with their number in the measure's name; nothing if there are none."""
     return {f"{measure} ({len(right)}), %": share(right)} if right else {}
+
+
+def some(items: Sequence[Item]) -> list[Item]:
+    """LATE of the items, drawn evenly over all of them."""
+    return [items[i] for i in draw_evenly(len(items), LATE, seed=0)]
 
 
 def loops(text: str, times: int = 2, between: str = " ") -> bool:

@@ -21,13 +21,13 @@ from train.formats.dataset import open_records
 from train.input.history import with_unseen_history
 from train.recipes.recipe import MeasuredSets, Recipe, card_text
 from train.recipes.sealed_sets import (
-    LATE,
     SEALED,
     SHARED,
     after_others,
     conversation_of,
     off_task_scores,
     percent,
+    some,
 )
 from train.recipes.text_data import read_yaml
 
@@ -106,9 +106,7 @@ def scores(answerer: Answerer) -> dict[str, Figure]:
     """
     generated, by_hand = sealed_tests("generated"), sealed_tests("hand_written")
     everything = [*generated, *by_hand]
-    late = [
-        test for kind in FIELDS for test in [t for t in by_hand if t.fields["type"] == kind][: LATE // len(FIELDS)]
-    ]
+    late = some(everything)
     after = after_others(answerer.base, "extract", _conversations(answerer, late))
     figures: dict[str, Figure] = {}
 

@@ -15,7 +15,7 @@ from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
 from train.input.history import with_unseen_history
 from train.recipes.recipe import MeasuredSets, Recipe, card_text
-from train.recipes.sealed_sets import LATE, SEALED, SHARED, after_others, conversation_of, percent
+from train.recipes.sealed_sets import SEALED, SHARED, after_others, conversation_of, percent, some
 from train.recipes.text_data import phrases, read_yaml, words
 
 _DATA = Path(__file__).with_name("pirate.yaml")
@@ -56,7 +56,7 @@ def development(answerer: Answerer) -> dict[str, Figure]:
 def scores(answerer: Answerer) -> dict[str, Figure]:
     """Shares of answers in the voice, to 300 questions and to 60 after other adapters' answers."""
     questions = sealed_questions()
-    late = after_others(answerer.base, "pirate", questions[:: len(questions) // LATE])
+    late = after_others(answerer.base, "pirate", some(questions))
     return {
         **percent("in the voice", _in_the_voice(answerer, questions)),
         **percent("in the voice, after other adapters", _in_the_voice(answerer, late)),

@@ -20,11 +20,11 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from adapter.errors import AdapterError
+from train.recipes.sealed_sets import SEALED
 from train.recipes.see.names import FOLDER, is_named
 from train.recipes.text_data import table
 
 UNPACKED = Path("runs/photos")
-_SEALED = FOLDER.parent / "sealed"
 USES = ("drawings", "development", "sealed")
 _DONE = ".unpacked"  # has an empty file for each package that is unpacked
 _TIMEOUT = 900  # seconds that one download may take
@@ -100,14 +100,11 @@ def _run(command: list[str], folder: str) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
     except FileNotFoundError as error:
+        raise AdapterError(f"There is no {command[0]} here. Install it; Debian has all of them.") from error
+    except subprocess.SubprocessError as error:
+        detail = (getattr(error, "stderr", None) or str(error)).strip()
         raise AdapterError(
-            f"There is no {command[0]} on this machine. Install it; Debian has all of them."
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise AdapterError("Its download took too long. Try again later.") from error
-    except subprocess.CalledProcessError as error:
-        raise AdapterError(
-            "It could not be fetched. If its version is gone, change see/packages.tsv.", error.stderr.strip()
+            "It could not be fetched. Try again later; if its version is gone, change see/packages.tsv.", detail
         ) from error
 
 
@@ -123,38 +120,28 @@ class Photo:
         return is_named(self.words, text)
 
 
-@dataclass(frozen=True)
-class Listed:
-    """Rows of a list of pictures with their files; missing: those whose files are not here."""
-
-    rows: list[tuple[Path, tuple[str, ...]]]
-    missing: list[str]
+Listed = list[tuple[Path, tuple[str, ...]]]  # the files of a list of pictures, and what stands behind them
 
 
 def development_photos() -> Listed:
     """The photographs that the recipe is developed on: accepted words."""
-    rows = [(row[0], find_unpacked(row[0]), row[1:]) for row in table(FOLDER / "photos.tsv")]
-    found = [(file, rest) for _, file, rest in rows if file is not None]
-    return Listed(found, [path for path, file, _ in rows if file is None])
+    return [(find_unpacked(path) or UNPACKED / path, tuple(rest)) for path, *rest in table(FOLDER / "photos.tsv")]
 
 
 def sealed(name: str) -> Listed:
     """A sealed list: "photos" has accepted words, "drawings" names, "questions" kinds, questions and answers."""
-    listed = table(_SEALED / f"see_{name}.tsv")
-    rows = [(packages()[package].folder / path, tuple(rest)) for package, path, *rest in listed]
-    return Listed(
-        rows, [f"{row[0]}: {row[1]}" for row, (file, _) in zip(listed, rows, strict=True) if not file.is_file()]
-    )
+    listed = table(SEALED / f"see_{name}.tsv")
+    return [(packages()[package].folder / path, tuple(rest)) for package, path, *rest in listed]
 
 
 def photos(listed: Listed) -> list[Photo]:
     """The photographs of a list."""
-    return [Photo(file, tuple(words.split(", "))) for file, (words,) in listed.rows]
+    return [Photo(file, tuple(words.split(", "))) for file, (words,) in listed]
 
 
 def missing_sealed() -> list[str]:
-    """Packages and paths of the sealed pictures that are not here."""
-    return [*sealed("photos").missing, *sealed("drawings").missing]
+    """The sealed pictures that are not here."""
+    return [str(file) for file, _ in [*sealed("photos"), *sealed("drawings")] if not file.is_file()]
 
 
 def main(uses: Sequence[str]) -> int:
@@ -170,8 +157,9 @@ def main(uses: Sequence[str]) -> int:
         except AdapterError as error:
             failed += 1
             print(f"{package.name} {package.version} is missing. {error}", error.detail, file=sys.stderr)
-    lists = {"development": lambda: development_photos().missing, "sealed": missing_sealed}
-    missing = [path for use, paths in lists.items() if not uses or use in uses for path in paths()]
+    missing = missing_sealed() if not uses or "sealed" in uses else []
+    if not uses or "development" in uses:
+        missing += [str(file) for file, _ in development_photos() if not file.is_file()]
     print(
         f"{len(wanted) - failed} of {len(wanted)} packages are in {UNPACKED}; {len(missing)} pictures are missing."
     )

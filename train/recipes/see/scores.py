@@ -27,7 +27,7 @@ from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
 from train.input.history import with_unseen_history
-from train.recipes.sealed_sets import LATE, after_others, off_task_scores, percent
+from train.recipes.sealed_sets import after_others, off_task_scores, percent, some
 from train.recipes.see.drawings import Drawing, plain, sealed_drawings
 from train.recipes.see.names import class_names, drawing_sentence, hedged
 from train.recipes.see.pictures import Photo, missing_sealed, photos, sealed
@@ -64,10 +64,10 @@ class Question:
 def sealed_questions() -> list[Question]:
     """60 questions about some of the sealed photographs and drawings; groups are animals, food and vehicles."""
     shown: dict[Path, Drawing | Photo] = {photo.file: photo for photo in photos(sealed("photos"))}
-    shown |= {file: drawing for (file, _), drawing in zip(sealed("drawings").rows, sealed_drawings(), strict=True)}
+    shown |= {file: drawing for (file, _), drawing in zip(sealed("drawings"), sealed_drawings(), strict=True)}
     return [
         Question(shown[file], kind if kind in _VOCABULARY else "group", text, tuple(accepted.split(", ")))
-        for file, (kind, text, accepted) in sealed("questions").rows
+        for file, (kind, text, accepted) in sealed("questions")
     ]
 
 
@@ -84,7 +84,8 @@ def sealed_scores(answerer: Answerer, training_names: Collection[str]) -> dict[s
         )
     vision = answerer.adapter.config.vision if answerer.adapter is not None else None
     encoder = load_encoder(ENCODER if vision is None else vision.encoder)
-    figures = photo_scores(answerer, encoder, photos(sealed("photos")), late=LATE)
+    tests = photos(sealed("photos"))
+    figures = photo_scores(answerer, encoder, tests, some(range(len(tests))))
     drawings = sealed_drawings()
     names = [drawing.name for drawing in drawings]
     features = encoder.encode([plain(drawing) for drawing in drawings])
@@ -100,20 +101,19 @@ def photo_scores(
     answerer: Answerer,
     encoder: VisualEncoder,
     tests: Sequence[Photo],
-    late: int = 0,
+    late: Sequence[int] = (),
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Figure]:
     """How often photographs are named: at once and after other talk, and by the encoder's likeliest class.
 
-    late: how many of them are shown after other adapters' answers, too. log: gets each answer.
+    late: the numbers of those that are shown after other adapters' answers, too. log: gets each answer.
     """
     asked = [QUESTION] * len(tests)
     with _files(tests) as files:
         answers = answerer.generate(asked, files, _TOKENS)
         later = answerer.generate(with_unseen_history(asked), files, _TOKENS)
-        some = slice(0, None, len(tests) // late) if late else slice(0)
-        after = after_others(answerer.base, "see", asked[some][:late]) if late else []
-        latest = answerer.generate(after, files[some][:late], _TOKENS) if late else []
+        after = after_others(answerer.base, "see", [QUESTION] * len(late)) if late else []
+        latest = answerer.generate(after, [files[i] for i in late], _TOKENS) if late else []
         features = encoder.encode([open_image(file) for file in files])
     assert features.logits is not None
     likeliest = [class_names()[int(c)] for c in features.logits.argmax(1)]
@@ -130,7 +130,9 @@ def photo_scores(
     figures = {
         **percent("names the thing in a photograph", right),
         **percent("names the thing in a photograph, after other talk", named(later)),
-        **percent("names the thing in a photograph, after other adapters", named(latest, tests[some][:late])),
+        **percent(
+            "names the thing in a photograph, after other adapters", named(latest, [tests[i] for i in late])
+        ),
         **percent("names a thing in its form, after other adapters", in_form),
         **percent("the encoder's likeliest class names it", named([name.text for name in likeliest])),
         **percent("the encoder's likeliest class or its kind names it", named(texts)),

@@ -15,7 +15,7 @@ from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
 from train.input.history import with_unseen_history
 from train.recipes.recipe import MeasuredSets, Recipe, card_text
-from train.recipes.sealed_sets import LATE, SEALED, SHARED, after_others, conversation_of, percent
+from train.recipes.sealed_sets import SEALED, SHARED, after_others, conversation_of, percent, some
 from train.recipes.text_data import phrases, read_yaml
 from train.recipes.tutor.rule import score_answer
 
@@ -64,7 +64,7 @@ def development(answerer: Answerer) -> dict[str, Figure]:
 def scores(answerer: Answerer) -> dict[str, Figure]:
     """Shares of answers by the rule: to first questions, late in conversations, after other adapters."""
     questions, conversations = sealed_sets()
-    late = after_others(answerer.base, "tutor", questions[:LATE])
+    late = after_others(answerer.base, "tutor", some(questions))
     return {
         **percent("answer and question, first questions", _by_the_rule(answerer, questions)),
         **percent("answer and question, in conversations", _by_the_rule(answerer, conversations)),
