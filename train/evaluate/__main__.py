@@ -156,33 +156,22 @@ def _parser() -> argparse.ArgumentParser:
     def examples(args: argparse.Namespace, limit: int | None) -> list[Example]:
         return tasks.read_examples(args.file, args.format, args.images, args.split, limit)
 
-    def add_tokens(command: argparse.ArgumentParser, default: int) -> None:
-        command.add_argument("--max-new-tokens", type=int, default=default)
-
-    cue = "text behind each question, as the adapter was trained with"
     command = add_task(
         "scienceqa",
-        lambda a: tasks.ScienceQA(tasks.read_problems(a.folder, a.split, a.limit), a.cue, a.max_new_tokens),
-        "ScienceQA's nine columns, by likelihood and by generated text",
+        lambda a: tasks.ScienceQA(tasks.read_problems(a.folder, a.split, a.limit), a.cue),
+        "ScienceQA's nine columns, by the likeliest letter",
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="of problems.json, pid_splits.json and pictures")
     command.add_argument("--split", default="test")
-    command.add_argument("--cue", default="", help=cue)
-    add_tokens(command, 32)
+    command.add_argument("--cue", default="", help="text behind each question, as in training")
 
     command = add_task(
         "exact-match",
         lambda a: tasks.ExactMatch(examples(a, a.limit), a.max_new_tokens),
         "greedy answers beside the wanted ones: exact match and token F1",
     )
-    add_tokens(add_file(command, "any training format, or JSONL with prompt and answer"), 64)
-
-    command = add_task(
-        "captions",
-        lambda a: tasks.Captions.of(examples(a, None), a.limit, a.max_new_tokens),
-        "greedy captions beside all references of a picture: BLEU-4 and CIDEr",
-    )
-    add_tokens(add_file(command, "any format of captions"), 64)
+    add_file(command, "any training format, or JSONL with prompt and answer")
+    command.add_argument("--max-new-tokens", type=int, default=64)
 
     command = add_task(
         "loss",
@@ -192,16 +181,11 @@ def _parser() -> argparse.ArgumentParser:
     add_file(command, "any training format").add_argument("--max-length", type=int, default=512)
 
     command = add_task(
-        "perplexity", lambda a: tasks.Perplexity(tasks.read_text(a.file), a.limit), "perplexity of a text file"
-    )
-    command.add_argument("file", type=Path, metavar="FILE")
-
-    command = add_task(
         "forgetting",
         lambda a: tasks.Perplexity(
             unrelated_text() if a.file is None else tasks.read_text(a.file), a.limit, STRENGTHS
         ),
-        "perplexity of unrelated text against the adapter's strength",
+        "perplexity of a text against the adapter's strength",
     )
     command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="default: of Python's reference")
 

@@ -43,17 +43,12 @@ def ratio(
     sums: Sequence[float], counts: Sequence[int], seed: int, transform: Callable[[float], float] = float
 ) -> Figure:
     """`transform` of all sums over all counts, such as losses over tokens; items are resampled whole."""
-    table = np.array([sums, counts], dtype=float).T
-    return resampled(table, lambda total: transform(total[0] / total[1]), seed)
-
-
-def resampled(statistics: np.ndarray, value: Callable[[np.ndarray], float], seed: int) -> Figure:
-    """value: of the summed statistics. statistics: [items, ...]; transformed after summing, as corpus BLEU is."""
-    n = len(statistics)
+    table, n = np.array([sums, counts], dtype=float).T, len(sums)
     generator = np.random.default_rng(seed)
-    values = [value(statistics[generator.integers(n, size=n)].sum(0)) for _ in range(RESAMPLES)]
+    totals = [table.sum(0), *(table[generator.integers(n, size=n)].sum(0) for _ in range(RESAMPLES))]
+    value, *values = [float(transform(total[0] / total[1])) for total in totals]
     low, high = np.percentile(values, [2.5, 97.5])
-    return Figure(float(value(statistics.sum(0))), float(low), float(high), n, "bootstrap")
+    return Figure(value, float(low), float(high), n, "bootstrap")
 
 
 # Over training seeds and test questions.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pydoc_data.topics
 from collections.abc import Sequence
 
-import torch
-
 from adapter.base.llama import Base
 from train.evaluate.answerer import Answerer
 from train.input.rows import IGNORED
@@ -41,9 +39,3 @@ def window_losses(answerer: Answerer, windows: Sequence[Sequence[int]]) -> tuple
     labels = [[IGNORED, *window[1:]] for window in windows]
     scores = answerer.token_scores(windows, labels)
     return [-float(s.logprobs.sum()) for s in scores], [len(s.logprobs) for s in scores]
-
-
-def perplexity(answerer: Answerer, windows: Sequence[Sequence[int]]) -> float:
-    """exp of the mean loss of a token."""
-    losses, counts = window_losses(answerer, windows)
-    return float(torch.tensor(sum(losses) / sum(counts)).exp())

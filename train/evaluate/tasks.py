@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -13,12 +16,10 @@ from adapter.errors import BadInput
 from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, mean, ratio, share
-from train.evaluate.metrics import CAPTION_METRICS, caption_scores, exact_match, token_f1
 from train.evaluate.perplexity import WINDOW, text_windows, window_losses
-from train.evaluate.scienceqa import by_column, extract_letter
 from train.formats import scienceqa
 from train.formats.dataset import open_records
-from train.formats.record import DataError, Picture, picture_key
+from train.formats.record import DataError, Picture
 from train.formats.sources import read_text as read_file
 from train.input.examples import Example
 from train.input.rows import Tokeniser
@@ -88,14 +89,11 @@ def read_text(path: Path) -> str:
 
 @dataclass(frozen=True)
 class ScienceQA:
-    """Letters by their likelihood and in generated text. cue: written behind each question."""
+    """The likeliest letter of each problem. cue: written behind each question."""
 
     problems: Sequence[scienceqa.Problem]
     cue: str = ""
-    max_new_tokens: int = 32
-    notes: tuple[str, ...] = (
-        "unreadable: generated answers that name no choice, or several; they count as wrong",
-    )
+    notes: tuple[str, ...] = ("the likeliest of a problem's own letters, as the next token, is the answer",)
 
     def measure(self, answerer: Answerer, seed: int) -> Result:
         problems = self.problems
@@ -103,22 +101,35 @@ class ScienceQA:
         letters = [
             encode_answer(answerer.base.tokenizer, letter, answerer.template)[0] for letter in scienceqa.LETTERS
         ]
-        likeliest: list[int] = []
+        right: list[bool] = []
         for part, features in _with_features(answerer, [(p.image, f"problem {p.id}") for p in problems]):
             logs = answerer.next_logprobs(prompts[part], letters, features)
-            likeliest += [int(row[: len(p.choices)].argmax()) for row, p in zip(logs, problems[part], strict=True)]
-        texts = answerer.generate_from(prompts, [p.image for p in problems], self.max_new_tokens)
-        read = [extract_letter(text, p.choices) for text, p in zip(texts, problems, strict=True)]
-        rows = {
-            "likeliest letter": [i == p.answer for i, p in zip(likeliest, problems, strict=True)],
-            "generated letter": [i == p.answer for i, p in zip(read, problems, strict=True)],
-            "unreadable": [i is None for i in read],
-        }
-        figures = {
-            row: {column: share(part) for column, part in by_column(problems, values).items()}
-            for row, values in rows.items()
-        }
-        return Result(figures, tuple(texts))
+            pairs = zip(logs, problems[part], strict=True)
+            right += [int(row[: len(p.choices)].argmax()) == p.answer for row, p in pairs]
+        columns = {column: share(part) for column, part in scienceqa.by_column(problems, right).items()}
+        return Result({"likeliest letter": columns})
+
+
+def normalised(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation and English articles (SQuAD's evaluation).
+
+    Unlike there, a text of nothing else keeps them: the answers "A" and "-" are not empty ones.
+    """
+    plain = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split() or plain.split() or text.lower().split()
+
+
+def exact_match(answer: str, wanted: str) -> bool:
+    return normalised(answer) == normalised(wanted)
+
+
+def token_f1(answer: str, wanted: str) -> float:
+    """0 to 1: the harmonic mean of precision and recall of the normalised words."""
+    found, right = normalised(answer), normalised(wanted)
+    if not found or not right:
+        return float(found == right)
+    shared = sum((Counter(found) & Counter(right)).values())
+    return 2 * shared / (len(found) + len(right))
 
 
 @dataclass(frozen=True)
@@ -141,33 +152,6 @@ class ExactMatch:
             "token F1": mean([token_f1(*pair) for pair in pairs], seed, scale=100),
         }
         return Result({"answers": figures}, tuple(texts))
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Greedy captions beside all references of each picture. examples: the first of each picture."""
-
-    examples: Sequence[Example]
-    references: Sequence[Sequence[str]]
-    max_new_tokens: int = 64
-    notes: tuple[str, ...] = (CAPTION_METRICS,)
-
-    @staticmethod
-    def of(examples: Iterable[Example], limit: int | None, max_new_tokens: int) -> Captions:
-        """Raises DataError. A picture's request is that of its first record."""
-        groups: dict[str, list[Example]] = {}
-        for example in examples:
-            if example.picture is None:
-                raise DataError(f"{example.where}: no picture, so there is nothing to caption. Take it out.")
-            groups.setdefault(picture_key(example.picture), []).append(example)
-        chosen = drawn(list(groups.values()), limit)
-        references = [[example.answer for example in group] for group in chosen]
-        return Captions([group[0] for group in chosen], references, max_new_tokens)
-
-    def measure(self, answerer: Answerer, seed: int) -> Result:
-        pictures = [example.picture for example in self.examples]
-        texts = answerer.generate([e.messages for e in self.examples], pictures, self.max_new_tokens)
-        return Result({"captions": caption_scores(texts, self.references, seed)}, tuple(texts))
 
 
 @dataclass(frozen=True)
@@ -202,18 +186,26 @@ class Perplexity:
     text: str
     limit: int | None = None
     strengths: tuple[float, ...] = ()
-    notes: tuple[str, ...] = (f"of windows of {WINDOW} tokens that are each read on their own",)
+    notes: tuple[str, ...] = (
+        f"of windows of {WINDOW} tokens that are each read on their own; against the base window by window",
+    )
 
     def measure(self, answerer: Answerer, seed: int) -> Result:
         windows = drawn(text_windows(answerer.base, self.text), self.limit)
         if not windows:
             raise DataError("The text has fewer than two tokens. Give a longer one.")
         strengths = self.strengths if answerer.adapter is not None else ()
-        figures = {}
+        figures: dict[str, dict[str, Figure]] = {}
+        base: list[float] | None = None  # the losses at the first strength, if that is 0
         for strength in strengths or (answerer.strength,):
             sums, counts = window_losses(replace(answerer, strength=strength), windows)
             row = f"strength {strength:g}" if strengths else "text"
             figures[row] = {"perplexity": ratio(sums, counts, seed, math.exp)}
+            if base is not None:
+                more = [after - before for after, before in zip(sums, base, strict=True)]
+                figures[row]["times the base's"] = ratio(more, counts, seed, math.exp)
+            elif strengths and strength == 0:
+                base = sums
         return Result(figures)
 
 

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from train.formats.record import DataError, fault, list_of, object_of, required, text_of
 from train.formats.sources import Item, read_json
 
+T = TypeVar("T")
 LETTERS = "ABCDEFGHIJ"
 COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
@@ -90,6 +91,25 @@ def columns(problem: Problem) -> tuple[str, ...]:
     context = ["TXT"] * problem.has_text + ["IMG"] * problem.has_image
     grades = "G1-6" if problem.grade <= 6 else "G7-12"
     return (_SUBJECTS[problem.subject], *(context or ["NO"]), grades, "Avg")
+
+
+def by_column(problems: Sequence[Problem], values: Sequence[T]) -> dict[str, list[T]]:
+    """The values of the problems of each of COLUMNS that has problems. values: one for each problem."""
+    found: dict[str, list[T]] = {name: [] for name in COLUMNS}
+    for problem, value in zip(problems, values, strict=True):
+        for name in columns(problem):
+            found[name].append(value)
+    return {name: part for name, part in found.items() if part}
+
+
+def table_row(problems: Sequence[Problem], right: Sequence[float]) -> dict[str, float]:
+    """Percent right in each of COLUMNS that has problems. right: 0 to 1 for each problem."""
+    return {name: 100 * sum(part) / len(part) for name, part in by_column(problems, right).items()}
+
+
+def chance(problems: Sequence[Problem]) -> dict[str, float]:
+    """The table_row of random guesses."""
+    return table_row(problems, [1 / len(p.choices) for p in problems])
 
 
 def of_problems(problems: Sequence[Problem], images: Path) -> Iterator[Item]:

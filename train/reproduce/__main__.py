@@ -8,15 +8,15 @@ import logging
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import argparse
-import dataclasses
 import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from adapter.base.embedded import BASE, base_folder
-from adapter.base.threads import available_cores
 from adapter.errors import AdapterError, with_detail
 from train.evaluate.perplexity import unrelated_text
 from train.reproduce.benchmark import drawn_benchmark, open_benchmark
@@ -52,8 +52,6 @@ def _parser() -> argparse.ArgumentParser:
         "--scienceqa", type=Path, metavar="DIR", help="use the real data: problems.json and images/"
     )
     parser.add_argument("--base", default=BASE, help=f"folder of another frozen base (default: {BASE})")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core, at most 2)")
-    parser.add_argument("--steps", type=int, help=f"training steps of each run (default: {FULL.steps})")
     parser.add_argument(
         "--report", action="store_true", help="perform no run: write the report of those that are finished"
     )
@@ -63,21 +61,16 @@ def _parser() -> argparse.ArgumentParser:
 def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     """Does everything that the parsed arguments ask for and returns the report. given: the arguments as typed."""
     plan = QUICK if args.quick else FULL
-    if args.steps is not None:
-        if args.steps < 2:
-            raise AdapterError(f"--steps must be at least 2, got {args.steps}.")
-        plan = dataclasses.replace(plan, steps=args.steps)
     out: Path = args.out or Path("runs") / ("quick" if args.quick else "reproduce")
-    jobs = args.jobs if args.jobs is not None else min(2, available_cores())
-    if jobs < 1:
-        raise AdapterError(f"--jobs must be at least 1, got {jobs}.")
     layers = _num_layers(args.base)
     folder = drawn_benchmark(out / "benchmark") if args.scienceqa is None else args.scienceqa
     benchmark = open_benchmark(folder, out, plan.counts)
     text = unrelated_text()[: plan.text]
     runs = planned_runs(plan, layers)
     if not args.report:
-        perform_all(runs, benchmark, out, jobs, text, args.base)
+        torch.set_num_threads(1)  # a run's time on the processor then means the same beside another process
+        print(f"{len(runs)} runs; the same command in a second shell shares the work", flush=True)
+        perform_all(runs, benchmark, out, text, args.base)
     results = finished(runs, benchmark, out, args.base)
     if not results:
         raise AdapterError(f"No run of '{out.name}' is finished. Leave out --report to perform them.", str(out))

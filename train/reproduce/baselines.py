@@ -25,7 +25,8 @@ _WARMUP = TrainConfig.warmup  # the trainer's
 class Baseline:
     """A base that is trained in place, with fp32 copies of the trained weights for the optimiser."""
 
-    def __init__(self, method: str, base: Base) -> None:
+    def __init__(self, method: str, base: Base, seed: int) -> None:
+        torch.manual_seed(seed)  # of LoRA's initialisation
         self._method, self._base = method, base
         if method == "lora":
             from peft import LoraConfig, inject_adapter_in_model

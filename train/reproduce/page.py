@@ -1,4 +1,4 @@
-"""The report: reproduce.md, with tables as CSV and plots as PNG in reproduce/."""
+"""The report: reproduce.md, with plots as PNG in reproduce/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from adapter.base.embedded import ENCODER
 from train.evaluate.report import markdown_table
 from train.reproduce.runs import PLANS, STRENGTHS
-from train.reproduce.tables import MEASURES, Figures, Table, claims, smoothed
+from train.reproduce.tables import Figures, Table, claims, perplexity, smoothed
 
 _NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
 _PAGE = Path(__file__).with_name("page.md")
@@ -27,15 +27,13 @@ def write_report(
     sizes: dict[str, int],
     missing: Sequence[str],
 ) -> str:
-    """Writes reproduce.md and, as CSV and PNG, reproduce/ into `out`, and returns the report's text.
+    """Writes reproduce.md and its plots, in reproduce/, into `out`, and returns the report's text.
 
     command: that the user gave. data: a sentence on where the problems come from. sizes: problems by split.
     missing: names of runs that have not been performed, whose rows are left out.
     """
     tables, files = figures.tables(), out / _NAME
     files.mkdir(exist_ok=True)
-    for table in tables:
-        (files / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
     pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, tables, files)}
     plan, results = figures.plan, figures.results.values()
     parts = []
@@ -126,10 +124,10 @@ def _draw(axes: Any, spec: Mapping[str, Any], figures: Figures, tables: Sequence
                     range(1, len(losses) + 1), losses, f"C{number}", alpha=0.8, label=None if seed else label
                 )
         else:
-            values = figures.by_strength()[PLANS["strengths"][group]]["perplexity"]
-            axes.plot(STRENGTHS, [values[str(s)] for s in STRENGTHS], marker="o", label=label)
+            run = figures.by_strength()[PLANS["strengths"][group]]
+            axes.plot(STRENGTHS, [perplexity(run, s) for s in STRENGTHS], marker="o", label=label)
     for (group, label), style in zip(spec.get("beside", {}).items(), ("--", ":"), strict=False):
-        value = statistics.fmean(map(MEASURES["perplexity"], figures.runs(group)))
+        value = statistics.fmean(map(perplexity, figures.runs(group)))
         axes.axhline(value, color="black", linestyle=style, label=label)
         axes.set_yscale("log")
     if kind != "rows":

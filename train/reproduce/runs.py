@@ -1,20 +1,15 @@
-"""What one run trains and measures, and how runs are done side by side; `plan.yaml` says which there are.
+"""What one run trains and measures, and how all are performed; `plan.yaml` says which there are.
 
-Each run is performed in a process of its own and leaves one file of results.
+Each run leaves one file of results.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -23,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from adapter.base.embedded import BASE, ENCODER
 from adapter.base.llama import Base, load_base
@@ -33,18 +29,18 @@ from adapter.method.config import VisionConfig
 from adapter.method.projection import GlobalProjection
 from train.config import TrainConfig
 from train.evaluate.answerer import Answerer
-from train.evaluate.perplexity import perplexity, text_windows
+from train.evaluate.perplexity import text_windows, window_losses
 from train.evaluate.report import code_version
 from train.job import train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train, processor_name
 from train.reproduce.baselines import RANK, RATES, Baseline
-from train.reproduce.benchmark import Benchmark, answer, open_benchmark
+from train.reproduce.benchmark import Benchmark, answer
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 _HIDDEN = 256  # of the projection
-_WINDOWS = 8  # of unrelated text, at most
+_VERSION = 2  # of what a run measures: raise it when that changes
 PLANS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text(encoding="utf-8"))
 
 
@@ -103,7 +99,7 @@ class Run:
 
     def key(self, benchmark: str, base: str = BASE) -> str:
         """Name of the results file: it changes with the settings, the benchmark's fingerprint and the base."""
-        recipe = [asdict(self.config(None)) if self.steps else {}, RATES, RANK, _COMPONENTS, _HIDDEN]
+        recipe = [asdict(self.config(None)) if self.steps else {}, RATES, RANK, _COMPONENTS, _HIDDEN, _VERSION]
         text = json.dumps([asdict(self), recipe, benchmark, *([base] if base != BASE else [])])
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -169,7 +165,7 @@ def _measured(run: Run, benchmark: Benchmark, folder: Path, text: str, base_name
     else:
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         base = load_base(base_name, quantization="none", device="cpu", dtype=dtype)
-        baseline = Baseline(run.method, base)
+        baseline = Baseline(run.method, base, run.seed)
         examples = benchmark.examples(False, run.questions, run.seed)
         losses, seconds, tokens = baseline.train(examples, run.steps, run.batch_size, run.seed)
         training = {"losses": losses, "seconds": seconds, "tokens": tokens, "parameters": baseline.num_parameters}
@@ -181,12 +177,17 @@ def _measured(run: Run, benchmark: Benchmark, folder: Path, text: str, base_name
         parts |= {"val": splits["val"], "seen": splits["train"][:few]}
     results: dict[str, Any] = {"precision": precision, **provenance(), **training}
     results |= {name: answer(answerer, problems, benchmark, run.pictures) for name, problems in parts.items()}
-    windows = text_windows(answerer.base, text)[:_WINDOWS]
-    results |= {"perplexity": {"1.0": perplexity(answerer, windows)}, "accuracy": {}}
+    windows = text_windows(answerer.base, text)
+
+    def losses_of(system: Answerer) -> list[float]:
+        """Of a token, by window: the same windows in every run, so that two runs compare window by window."""
+        return [round(loss / count, 5) for loss, count in zip(*window_losses(system, windows), strict=True)]
+
+    results |= {"unrelated": {"1.0": losses_of(answerer)}, "accuracy": {}}
     without_picture = [p for p in splits["test"] if not p.has_image]
     for strength in STRENGTHS if run.strengths else (0.0,) if run.method == "adapter" else ():
         weaker = replace(answerer, strength=strength)
-        results["perplexity"][str(strength)] = perplexity(weaker, windows)
+        results["unrelated"][str(strength)] = losses_of(weaker)
         if run.strengths:
             right = answer(weaker, without_picture, benchmark, shown=False)["right"]
             results["accuracy"][str(strength)] = 100 * sum(right) / len(right)
@@ -256,64 +257,24 @@ def _vision_config(benchmark: Benchmark) -> VisionConfig:
     return VisionConfig(encoder=ENCODER, projection="global", feature_size=size, hidden=_HIDDEN)
 
 
-# Runs side by side.
+# All runs.
 
 
-def perform_all(
-    runs: Sequence[Run], benchmark: Benchmark, out: Path, jobs: int, text: str, base: str = BASE
-) -> None:
-    """Performs `jobs` runs at a time, those whose results are not in `out` already.
-
-    text: unrelated to the benchmark. Raises AdapterError if a process dies.
+def perform_all(runs: Sequence[Run], benchmark: Benchmark, out: Path, text: str, base: str = BASE) -> None:
+    """Performs the runs whose results are not in `out` already, one after the other, but for those that another
+    process performs. text: unrelated to the benchmark.
     """
-    missing = [run for run in runs if not results_path(run, benchmark, out, base).exists()]
-    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {jobs} at a time", flush=True)
-    if not missing:
-        return
-    started = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    numbers: Any = context.Queue()
-    for number in range(jobs):
-        numbers.put(number)
-    pool = ProcessPoolExecutor(jobs, context, _start_process, (numbers, out))
-    try:
-        futures = {
-            pool.submit(_perform, run, benchmark.folder, benchmark.counts, out, text, base): run for run in missing
-        }
-        for future in as_completed(futures):
-            future.result()
-            minutes = (time.perf_counter() - started) / 60
-            print(f"{futures[future].name} is finished after {minutes:.1f} minutes", flush=True)
-    except BrokenProcessPool as error:
-        raise AdapterError(
-            f"A run's process died, probably for want of memory. The logs are in '{out}'. Try --jobs 1: "
-            "finished runs are not done again."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for run in runs:
+        path = results_path(run, benchmark, out, base)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
+            if not path.exists():
+                started = time.perf_counter()
+                perform(run, benchmark, out, text, base)
+                print(f"{run.name} took {(time.perf_counter() - started) / 60:.1f} minutes", flush=True)
 
 
 def finished(runs: Sequence[Run], benchmark: Benchmark, out: Path, base: str = BASE) -> dict[str, Any]:
     """Results by name of the run, of those runs that have been finished."""
     paths = {run.name: results_path(run, benchmark, out, base) for run in runs}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-
-
-def _perform(run: Run, folder: Path, counts: dict[str, int], out: Path, text: str, base: str) -> None:
-    # The benchmark is opened anew: thousands of tensors do not go well through a pipe.
-    perform(run, open_benchmark(folder, out, counts), out, text, base)
-
-
-def _start_process(numbers: Any, out: Path) -> None:
-    """Gives the process one thread on a core of its own, and redirects what runs print to a file.
-
-    Two processes with a thread each are faster than one after the other with two, and a run's time on the
-    processor means the same at any --jobs.
-    """
-    number = numbers.get()
-    sys.stdout = sys.stderr = open(out / f"log-{number}.txt", "a", buffering=1)  # noqa: SIM115 - till the end
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        with suppress(OSError):
-            cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, [cores[number % len(cores)]])

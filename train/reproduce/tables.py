@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +10,7 @@ from typing import Any
 
 from train.evaluate.intervals import Interval, difference, log_ratio, over_seeds
 from train.evaluate.report import markdown_table
-from train.evaluate.scienceqa import chance, table_row
-from train.formats.scienceqa import Problem, columns
+from train.formats.scienceqa import Problem, chance, columns, table_row
 from train.reproduce.runs import PLANS, STRENGTHS, Plan
 
 Result = Mapping[str, Any]
@@ -35,6 +32,11 @@ def steps_until_learnt(losses: Sequence[float]) -> int:
     return next((step for step, loss in enumerate(smoothed(losses), 1) if loss < LEARNT), len(losses))
 
 
+def perplexity(run: Result, strength: float = 1.0) -> float:
+    """Of unrelated text: exp of the mean loss of its windows."""
+    return math.exp(statistics.fmean(run["unrelated"][str(strength)]))
+
+
 # What a run's results say, by the names that plan.yaml uses; those of one run are the same for every seed.
 OF_ONE: dict[str, Callable[[Result], Cell]] = {
     "parameters": lambda run: run["parameters"],
@@ -48,13 +50,13 @@ MEASURES: dict[str, Callable[[Result], float]] = {
     "validation loss": lambda run: statistics.fmean(run["val"]["loss"]),
     "validation": lambda run: 100 * statistics.fmean(run["val"]["right"]),
     "seen": lambda run: 100 * statistics.fmean(run["seen"]["right"]),
-    "perplexity": lambda run: run["perplexity"]["1.0"],
+    "perplexity": perplexity,
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a heading. name: of its file, without the suffix."""
+    """Rows of cells under a heading."""
 
     name: str
     title: str
@@ -63,18 +65,6 @@ class Table:
 
     def markdown(self) -> str:
         return f"{self.title}\n\n{markdown_table(self.head, [map(_format_cell, row) for row in self.rows])}\n"
-
-    def csv(self) -> str:
-        """An interval takes two columns: its mean, and half its width."""
-        wide = [any(isinstance(row[i], Interval) for row in self.rows) for i in range(len(self.head))]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        heads = ((name, f"{name} ±")[: 1 + two] for name, two in zip(self.head, wide, strict=True))
-        writer.writerow([cell for pair in heads for cell in pair])
-        for row in self.rows:
-            pairs = ((c.mean, c.half) if isinstance(c, Interval) else (c, None) for c in row)
-            writer.writerow([v for pair, two in zip(pairs, wide, strict=True) for v in pair[: 1 + two]])
-        return text.getvalue()
 
 
 def _format_cell(cell: Cell) -> str:
@@ -167,8 +157,10 @@ class Figures:
     def _strengths(self) -> Table:
         found = self.by_strength()
         head = ["strength", *(f"{name}: {what}" for name in found for what in ("perplexity", "accuracy, %"))]
-        measures = ("perplexity", "accuracy")
-        rows = [(f"{s:g}", *(run[m][str(s)] for run in found.values() for m in measures)) for s in STRENGTHS]
+        rows = [
+            (f"{s:g}", *(cell for run in found.values() for cell in (perplexity(run, s), run["accuracy"][str(s)])))
+            for s in STRENGTHS
+        ]
         title = f"The same at other strengths (seed {self.plan.seeds[0]})"
         return Table("strengths", title, tuple(head), tuple(rows if found else ()))
 
@@ -220,19 +212,25 @@ def _measured(figures: Figures, kind: str, of: Sequence[str], on: str, bound: fl
         assert isinstance(ours, float) and isinstance(theirs, float)
         return f"{ours:.1f} MB against {theirs:.1f} MB", ours <= theirs * bound
     if kind == "exact":
-        base = figures.runs("base")[0][on]["1.0"]
-        values = [run[on]["0.0"] for group in of if group != "base" for run in figures.runs(group)]
-        measured = f"{on} {min(values):.4f} to {max(values):.4f}, of the base {base:.4f}"
-        return measured, all(value == base for value in values)
-    sides = [[MEASURES[on](run) for run in figures.runs(group)] for group in of]
-    first, second = map(statistics.fmean, sides)
-    found = log_ratio(*sides)
-    mean, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
-    times = f"{mean:.2f} times ({low:.2f} to {high:.2f})"
+        base = figures.runs("base")[0]
+        runs = [run for group in of if group != "base" for run in figures.runs(group)]
+        values = [perplexity(run, 0.0) for run in runs]
+        measured = f"perplexity {min(values):.4f} to {max(values):.4f}, of the base {perplexity(base):.4f}"
+        return measured, all(run["unrelated"]["0.0"] == base["unrelated"]["1.0"] for run in runs)
+    first, second = (statistics.fmean(MEASURES[on](run) for run in figures.runs(group)) for group in of)
     if kind == "least":
-        return f"{first:.0f} against {second:.0f} s on the processor: {times}", found.exceeds(math.log(bound))
+        found = log_ratio(*([MEASURES[on](run) for run in figures.runs(group)] for group in of))
+        measured = f"{first:.0f} against {second:.0f} s on the processor: {_times(found)}"
+        return measured, found.exceeds(math.log(bound))
+    found = difference(*([run["unrelated"]["1.0"] for run in figures.runs(group)] for group in of))
     less = Interval(-found.mean, found.half).exceeds(-math.log(bound))
-    return f"{on} {first:.1f} against {second:.1f}: {times}", less
+    return f"{on} {first:.1f} against {second:.1f}: {_times(found)}", less
+
+
+def _times(found: Interval) -> str:
+    """Of the logarithm of a ratio."""
+    mean, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
+    return f"{mean:.2f} times ({low:.2f} to {high:.2f})"
 
 
 def _range(found: Interval, form: str) -> str:
