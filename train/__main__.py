@@ -53,7 +53,6 @@ from train.input.rows import Tokeniser
 from train.job import Outcome, Stopped, check_run, train
 from train.precision import choose_precision, load_to_train
 from train.processes import in_all, in_main
-from train.publish import check_push, push
 from train.recipes.recipe import MeasuredSets, Recipe, is_on_files, load_recipe, read_own, recipe_names
 from train.run_folder import CHECKPOINTS, RunInputs
 from train.run_setup import check_pictures, complete, start_adapter, with_encoder, with_template
@@ -219,9 +218,6 @@ def _train(work: _Work, args: argparse.Namespace, accelerator: Accelerator) -> N
     )  # fmt: skip
     if accelerator.is_main_process:
         print(f"the adapter is in {folder}", file=sys.stderr)
-        if config.push_to is not None:
-            print(f"sending it to {config.push_to}")
-            print(f"sent to {push(folder, config.push_to)}")
 
 
 def _read_files(recipe: RecipeFile, own: str | None, args: argparse.Namespace, accelerator: Accelerator) -> _Work:
@@ -230,7 +226,7 @@ def _read_files(recipe: RecipeFile, own: str | None, args: argparse.Namespace, a
     log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
     # What can be refused is refused before minutes of reading and loading.
     check_run(folder, args.resume, accelerator)
-    in_main(accelerator, lambda: _check_services(recipe.train))
+    in_main(accelerator, lambda: check_tracker(recipe.train.tracker))
     skipped = SkippedExamples(log)
 
     def know_base() -> tuple[Any, BaseFingerprint | None]:
@@ -274,7 +270,7 @@ def _make_examples(
     made = project.examples
     assert made is not None
     config = with_template(changed(made.config, assignments), served.tokenizer, "template" in stated, print)
-    in_main(accelerator, lambda: _check_services(config))
+    in_main(accelerator, lambda: check_tracker(config.tracker))
     digest = in_all(accelerator, lambda: _start_digest(start_from, folder, served.fingerprint))
     recipe = RecipeFile((), config, args.base or BASE, start_from=start_from)
     inputs, base = RunInputs(start_from=digest), served.fingerprint
@@ -352,12 +348,6 @@ def _accelerator(args: argparse.Namespace) -> Accelerator:
         raise AdapterError("This trainer has no fp8. Launch it with --mixed_precision bf16, fp16 or no.")
     # "no": the frozen base is in the precision of the recipe, and what it trains is in fp32.
     return Accelerator(mixed_precision="no", cpu=args.device == "cpu" or not torch.cuda.is_available())
-
-
-def _check_services(config: TrainConfig) -> None:
-    """Raises what would fail during or after the run."""
-    check_tracker(config.tracker)
-    check_push(config.push_to)
 
 
 def _start_digest(start_from: str | None, folder: Path, base: BaseFingerprint | None) -> str:

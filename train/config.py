@@ -72,7 +72,6 @@ class TrainConfig:
     vision: VisionConfig | None = None
     tuning: TuningConfig | None = None  # also train norms and linear maps (arXiv 2304.15010)
     learn: Literal["all", "prompts", "tuning"] = "all"  # prompts: with gates and projection, all but the tuning
-    disjoint: Count = 0  # this many lowest insertion layers train on images only, the rest and tuning on text only
     max_length: AtLeastOne = 512  # tokens; longer examples are truncated
     history: Annotated[Float, Field(ge=0, le=1)] = 0  # share of single-turn records trained with earlier turns
     # This many rows of unrelated text for each row of the data, trained to leave the base's distribution as it is.
@@ -86,7 +85,6 @@ class TrainConfig:
     held_out: Count = 96  # examples in the held-out loss
     gradient_checkpointing: bool = False  # computes activations again in backward: less memory, more time
     tracker: str = "none"  # one of accelerate's, such as tensorboard or wandb
-    push_to: str | None = None  # repository on the Hub, as user/name, that the finished adapter is sent to
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")
@@ -101,10 +99,6 @@ class TrainConfig:
             raise ValueError("tuning_lr has no meaning for learn: prompts, which trains no tuning: leave one out")
         if self.insertion_layers == 0:
             raise ValueError("insertion_layers must not be 0: leave it out for all layers of the base")
-        if self.disjoint and self.learn == "tuning":
-            raise ValueError(
-                "disjoint shares out the prompts' layers, and learn: tuning trains none: leave one out"
-            )
         if self.vision is not None:
             projection = self.vision.projection
             unused = _UNUSED_BY.get(projection, set()) & _settings(self.vision).keys()

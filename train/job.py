@@ -380,19 +380,19 @@ class _Run:
 
     def _step(self, step_input: _StepInput, stop: bool) -> bool:
         """One update from the rows of all processes. Returns whether any process was asked to stop."""
-        config, device = self.config, self.base.device
+        device = self.base.device
         # [loss, supervised tokens, tokens, asked to stop, divergence, its positions], summed over processes
         # together with the gradients.
         sums = torch.zeros(6, dtype=torch.float64)
         sums[3] = float(stop)
         for batch in step_input.batches:
-            loss = total_loss(self.base.model, self.adapter, batch.to(device), config.disjoint)
+            loss = total_loss(self.base.model, self.adapter, batch.to(device))
             self.scaler.scale(loss).backward()
             sums[0] += loss.item()
             sums[1] += batch.supervised
             sums[2] += batch.tokens
         for batch in step_input.keep_batches:
-            divergence = total_divergence(self.base.model, self.adapter, batch.to(device), config.disjoint)
+            divergence = total_divergence(self.base.model, self.adapter, batch.to(device))
             self.scaler.scale(step_input.keep_weight * divergence).backward()
             sums[4] += divergence.item()
             sums[5] += batch.supervised

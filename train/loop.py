@@ -58,47 +58,31 @@ def trainable_parameters(adapter: Adapter, learn: str) -> list[torch.nn.Paramete
 
 
 def batch_prompts(
-    adapter: Adapter,
-    model: AdaptedLlama,
-    features: VisualFeatures | None,
-    rows: Tensor | None,
-    disjoint: int = 0,
+    adapter: Adapter, model: AdaptedLlama, features: VisualFeatures | None, rows: Tensor | None
 ) -> PromptKV:
-    """Prompts for a batch; features and rows as in Batch. With rows, entry 0 is the adapter without an image.
-
-    disjoint: images train the projection and this many lowest insertion layers, text the layers above
-    (arXiv 2304.15010, section 4.2); 0: both train everything.
-    """
-    frozen_for_text, frozen_for_images = (slice(0, disjoint), slice(disjoint, None)) if disjoint else (None, None)
-    if features is None:
-        return adapter(model, frozen=frozen_for_text)
-    kv: PromptKV = adapter(model, features, frozen=frozen_for_images)
-    return kv if rows is None else PromptKV.stack([adapter(model, frozen=frozen_for_text), kv])
+    """Prompts for a batch; features and rows as in Batch. With rows, entry 0 is the adapter without an image."""
+    kv: PromptKV = adapter(model, features)
+    return kv if rows is None else PromptKV.stack([adapter(model), kv])
 
 
-def total_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
+def total_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Tensor:
     """Summed cross-entropy of the answers' tokens, in nats; the head runs on those positions only."""
     targets = batch.labels[:, 1:]
-    hidden = _adapted_states(model, adapter, batch, disjoint)
+    hidden = _adapted_states(model, adapter, batch)
     return _HeadLoss.apply(hidden, model.lm_head, targets[targets != IGNORED])
 
 
-def supervised_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
-    """`total_loss` per supervised token; 0 if there are none."""
-    return total_loss(model, adapter, batch, disjoint) / max(batch.supervised, 1)
-
-
-def total_divergence(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int = 0) -> Tensor:
+def total_divergence(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Tensor:
     """Summed KL(base || adapted) of the next token at the batch's supervised positions, in nats."""
     with torch.no_grad():
         base = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         base = base[:, :-1][batch.labels[:, 1:] != IGNORED]
-    return _HeadLoss.apply(_adapted_states(model, adapter, batch, disjoint), model.lm_head, base)
+    return _HeadLoss.apply(_adapted_states(model, adapter, batch), model.lm_head, base)
 
 
-def _adapted_states(model: AdaptedLlama, adapter: Adapter, batch: Batch, disjoint: int) -> Tensor:
+def _adapted_states(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Tensor:
     """Hidden states of the positions before supervised ones, [P, hidden_size]."""
-    kv = batch_prompts(adapter, model, batch.features, batch.rows, disjoint)
+    kv = batch_prompts(adapter, model, batch.features, batch.rows)
     # Right-padded: causal attention alone keeps padding from the supervised positions.
     states = model.model(
         input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.rows

@@ -108,13 +108,8 @@ def with_template(config: TrainConfig, tokenizer: Any, stated: bool, log: Callab
 
 def _with_base(config: TrainConfig, base: LlamaConfig, stated: bool, log: Callable[[str], None]) -> TrainConfig:
     """The configuration with its base's sizes. stated: whether max_length is."""
-    layers, context = config.layers_of(base.num_hidden_layers), base.max_position_embeddings
-    if config.disjoint and config.vision is None:
-        raise ConfigError("disjoint shares layers out between pictures and text: set vision too, or leave it out.")
-    if config.disjoint >= layers and config.tuning is None:
-        raise ConfigError(
-            f"disjoint {config.disjoint} leaves none of the {layers} insertion layers for text. Lower it."
-        )
+    config.layers_of(base.num_hidden_layers)
+    context = base.max_position_embeddings
     if config.max_length > context:
         if stated:
             raise ConfigError(
@@ -129,7 +124,7 @@ def _with_base(config: TrainConfig, base: LlamaConfig, stated: bool, log: Callab
 
 
 def check_pictures(recipe: RecipeFile, examples: FileExamples, log: Callable[[str], None]) -> None:
-    """Raises ConfigError if the recipe is for pictures, or for texts beside them, and there are none.
+    """Raises ConfigError if the recipe is for pictures, and there are none.
 
     An adapter that has learnt to see may go on with text alone, as V2's second stage does.
     """
@@ -138,9 +133,6 @@ def check_pictures(recipe: RecipeFile, examples: FileExamples, log: Callable[[st
         log(f"the pictures of {pictures:,} records are left out: vision is not set")
     if config.vision is not None and not pictures and recipe.start_from is None:
         raise ConfigError("vision is set, and no record has a picture. Leave vision out, or name the pictures.")
-    if config.disjoint and pictures in (0, examples.readable):
-        found = "all records have a picture" if pictures else "no record has one"
-        raise ConfigError(f"disjoint shares layers out between pictures and text, and {found}. Leave it out.")
 
 
 def with_encoder(

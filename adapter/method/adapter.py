@@ -49,15 +49,12 @@ class Adapter(nn.Module):
         """act(g), [L, H]: the factor of the prompts' softmax in equation 7, at strength 1."""
         return self.gates.tanh() if self.config.gate_activation == "tanh" else self.gates
 
-    def forward(
-        self, model: LlamaForCausalLM, features: VisualFeatures | None = None, frozen: slice | None = None
-    ) -> PromptKV:
+    def forward(self, model: LlamaForCausalLM, features: VisualFeatures | None = None) -> PromptKV:
         """Keys and values of the prompts: one entry, or one for each image in `features`.
 
-        A visual adapter without an image uses its learned prompts alone. frozen: insertion layers whose prompts
-        and gates get no gradient from this pass; if it has images, the tuning gets none either (V2's disjoint
-        training). Raises BadInput if a text adapter is given an image, and LoadError if the tuning was made for
-        MLPs of another size, which the fingerprint does not know.
+        A visual adapter without an image uses its learned prompts alone. Raises BadInput if a text adapter is
+        given an image, and LoadError if the tuning was made for MLPs of another size, which the fingerprint does
+        not know.
         """
         tuning, size = self.config.tuning, model.config.intermediate_size
         if tuning is not None and tuning.intermediate_size != size:
@@ -67,11 +64,6 @@ class Adapter(nn.Module):
                 f"one has {size}. Use it with {self.config.base.name}, or train it again."
             )
         prompts, gates = self.prompts.unsqueeze(0), self.activated_gates()  # [1, L, K, hidden], [L, H]
-        if frozen is not None:
-            is_frozen = torch.zeros(len(gates), dtype=torch.bool, device=gates.device)
-            is_frozen[frozen] = True
-            prompts = torch.where(is_frozen[None, :, None, None], prompts.detach(), prompts)
-            gates = torch.where(is_frozen[:, None], gates.detach(), gates)
         if features is not None:
             if self.projection is None:
                 raise BadInput("This adapter reads text only. Choose one that reads images.")
@@ -80,10 +72,7 @@ class Adapter(nn.Module):
         kv = project_prompts(model, prompts, gates, self.config.layers, self.config.prompt_norm)
         if self.tuning is None:
             return kv
-        deltas = self.tuning(model.dtype, kv.size)
-        if frozen is not None and features is not None:
-            deltas = deltas.map(Tensor.detach)
-        return replace(kv, deltas=deltas)
+        return replace(kv, deltas=self.tuning(model.dtype, kv.size))
 
 
 def build_projection(vision: VisionConfig, hidden_size: int, prompt_length: int) -> nn.Module:

@@ -35,7 +35,7 @@ from train.config import TrainConfig
 from train.input.batches import Batch, Batches, collate
 from train.input.examples import Example
 from train.input.rows import IGNORED, TokenisedRow, Tokeniser
-from train.loop import new_adapter, supervised_loss
+from train.loop import new_adapter, total_loss
 from train.precision import choose_precision, load_to_train
 
 ROUNDS = 3
@@ -122,7 +122,7 @@ def our_step(base: Base) -> Callable[[Batch], None]:
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4, fused=True)
 
     def step(batch: Batch) -> None:
-        supervised_loss(base.model, adapter, batch).backward()
+        (total_loss(base.model, adapter, batch) / max(batch.supervised, 1)).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -22,7 +22,7 @@ from train.input.batches import collate
 from train.input.examples import Example
 from train.input.rows import IGNORED, Tokeniser
 from train.job import train
-from train.loop import _HeadLoss, evaluate, new_adapter, supervised_loss
+from train.loop import _HeadLoss, evaluate, new_adapter, total_loss
 from train.precision import load_to_train
 
 CONFIG = TrainConfig("echo", steps=2, batch_size=4, prompt_length=4, template="raw", eval_every=1000, held_out=8)
@@ -54,7 +54,7 @@ def fingerprint(model):
 def test_after_two_steps_prompts_and_gates_moved_and_the_base_did_not(tiny_base, tmp_path):
     before = fingerprint(tiny_base.model)
     first, batch = new_adapter(CONFIG, tiny_base), batch_of(itertools.islice(examples("train"), 4), tiny_base)
-    supervised_loss(tiny_base.model, first, batch).backward()
+    total_loss(tiny_base.model, first, batch).backward()
     assert first.gates.grad.abs().amin() > 0 and first.prompts.grad.abs().max() == 0, "gates are zero"
     assert first.gates.abs().max() == 0
     torch.manual_seed(CONFIG.seed)
@@ -89,7 +89,7 @@ def test_the_loss_is_that_of_the_answers_tokens_alone(tiny_base, tiny_fingerprin
         for position, label in enumerate(labels):
             if label != IGNORED:
                 total, count = total - logits[position - 1, label].item(), count + 1
-    assert supervised_loss(tiny_base.model, adapter, batch).item() == pytest.approx(total / count, rel=1e-4)
+    assert total_loss(tiny_base.model, adapter, batch).item() == pytest.approx(total, rel=1e-4)
     assert mean_loss(tiny_base, adapter, [batch]) == pytest.approx(total / count, rel=1e-4)
 
 
@@ -172,7 +172,7 @@ def test_gradients_through_a_4_bit_base_are_those_through_its_weights(tiny_base,
 
     def gradients(model):
         adapter.zero_grad()
-        supervised_loss(model, adapter, batch).backward()
+        total_loss(model, adapter, batch).backward()
         return adapter.prompts.grad.clone(), adapter.gates.grad.clone()
 
     mean_loss(base, adapter, [batch])

@@ -139,8 +139,6 @@ def test_the_published_presets_have_the_published_figures():
 @pytest.mark.parametrize(
     "stated, message",
     [
-        (["disjoint=2"], "set vision too"),
-        (["disjoint=4", "vision.projection=global"], "disjoint 4 leaves none of the 4 insertion layers for text"),
         (["max_length=129"], "max_length 129 is more than the 128 tokens that this base reads"),
         (["insertion_layers=-4"], "insertion_layers -4 leaves no layer of this base's 4"),
     ],
@@ -164,8 +162,6 @@ def test_pictures_that_are_not_seen_are_told_and_missing_ones_refused(command, r
     rows.write_text(json.dumps([{**record, "image": "a.png"} for record in records]))
     assert main(command("--check")) == 0
     assert "the pictures of 60 records are left out: vision is not set" in capsys.readouterr().out
-    assert main(command("vision.projection=global", "disjoint=1", "--check")) == 1
-    assert "all records have a picture" in capsys.readouterr().err
 
 
 @pytest.fixture

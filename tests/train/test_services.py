@@ -1,30 +1,25 @@
-"""What a run does beside its steps: trackers, numbered adapters, the Hub, activations that are computed again."""
+"""What a run does beside its steps: trackers, numbered adapters, activations that are computed again."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from accelerate import tracking
-from huggingface_hub import constants
-from huggingface_hub.utils import filter_repo_objects
 from torch.profiler import ProfilerActivity, profile
 
-import train.job
-import train.publish
 from adapter.base.decoder import set_gradient_checkpointing
 from adapter.base.template import Message
-from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter
+from adapter.method.checkpoint import CARD, load_adapter
 from adapter.serve.store import AdapterStore
 from tests.train.parrot import CONFIG as PARROT
 from train.input.batches import collate
 from train.input.examples import Example
 from train.input.rows import Tokeniser
 from train.loop import new_adapter, total_loss
-from train.run_folder import CHECKPOINTS, METRICS, STATE
+from train.run_folder import CHECKPOINTS, METRICS
 
 # Trackers.
 
@@ -95,55 +90,6 @@ def test_every_so_many_steps_an_adapter_is_kept_that_can_be_served(run, tmp_path
     # A run that starts anew in the same folder has adapters of its own only.
     assert run("checkpoint_every=3", "steps=3") == 0
     assert AdapterStore(tmp_path / "out" / CHECKPOINTS).names() == ["step-000003"]
-
-
-# The Hub.
-
-
-class FakeHub:
-    """`huggingface_hub.HfApi`, whose Hub is a dictionary."""
-
-    files: ClassVar[dict[str, list[str]]] = {}
-    error: Exception | None = None
-
-    def create_repo(self, repo_id: str, exist_ok: bool) -> str:
-        assert exist_ok
-        if FakeHub.error is not None:
-            raise FakeHub.error
-        return f"https://hub/{repo_id}"
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str):
-        names = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
-        FakeHub.files[repo_id] = sorted(filter_repo_objects(names, allow_patterns=allow_patterns))
-
-
-@pytest.fixture
-def hub(monkeypatch) -> type[FakeHub]:
-    monkeypatch.setattr(train.publish, "HfApi", FakeHub)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(train.publish, "get_token", lambda: "a token")
-    monkeypatch.setattr(FakeHub, "files", {})
-    return FakeHub
-
-
-def test_the_finished_adapter_is_sent_with_its_card_and_nothing_private(run, hub, tmp_path, capsys):
-    folder = tmp_path / "out"
-    for private in ("data/secret.json", "log.txt", "run.json", "messages.txt", f"data/{CONFIG}"):
-        (folder / private).parent.mkdir(parents=True, exist_ok=True)
-        (folder / private).write_text("{}")
-    assert run("push_to=somebody/helper", "checkpoint_every=2") == 0
-    assert hub.files == {"somebody/helper": sorted([CARD, WEIGHTS, CONFIG, METRICS, "recipe.yaml"])}
-    assert "sent to https://hub/somebody/helper" in capsys.readouterr().out
-
-
-def test_a_push_that_fails_loses_nothing_and_says_how_to_try_again(run, hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(hub, "error", OSError("503 of the Hub"))
-    assert run("push_to=somebody/helper") == 1
-    error = capsys.readouterr().err
-    assert "is finished and saved, but could not be sent to somebody/helper" in error
-    assert f"hf upload somebody/helper . . --include {CONFIG} --include {WEIGHTS}" in error and "503" in error
-    folder = tmp_path / "out"
-    assert (folder / CARD).exists() and not (folder / STATE).exists() and load_adapter(folder).gates.abs().max()
 
 
 # Activations that are computed again.
