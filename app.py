@@ -31,9 +31,15 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 sleep_when_idle()
 share_arenas()
 
+if os.environ.get("SPACES_ZERO_GPU"):
+    # Before torch, whose CUDA it stands in for; on a ZeroGPU Space it is installed.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its workers are forked
+    with contextlib.suppress(ImportError):
+        import spaces
 with without_type_stubs():
     import gradio as gr
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.routing import BaseRoute
 
 from adapter.base.embedded import BASE
@@ -66,6 +72,7 @@ from adapter.ui.gradio_internals import (
     poll_disconnects_rarely,
     refuse_remote_files,
     remember_schemas,
+    set_current_request,
     set_upload_folder,
     without_early_applications,
 )
@@ -115,7 +122,7 @@ def build_page(
     return page
 
 
-def make_loader(arguments: argparse.Namespace, store: LazyStore) -> ModelLoader:
+def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -> ModelLoader:
     """A loader that binds `store` first, so that the picker fills early, and then loads the base."""
 
     def load(report: Callable[[str], None]) -> ServingEngine:
@@ -140,6 +147,11 @@ def make_loader(arguments: argparse.Namespace, store: LazyStore) -> ModelLoader:
             settings = arguments.quantization, arguments.cache_bytes, arguments.replicas
             return import_cluster()(arguments.cluster, name, *settings, adapters)
         report(f"Loading {base_label(name)}")
+        if place.zero_gpu:
+            from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
+
+            base = load_for_zero_gpu(name, arguments.quantization)
+            return ZeroGpuEngine(base, adapters, spaces.GPU, gr.Error)
         base = load_base(name, arguments.quantization)
         return Engine(base, adapters, cache_bytes=arguments.cache_bytes)
 
@@ -204,7 +216,9 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = LazyStore()
-    loader = make_loader(arguments, store)
+    loader = make_loader(arguments, place, store)
+    if place.zero_gpu:
+        loader.load_here()  # spaces keeps what is on the GPU before the launch for its workers
     limits = Limits(place.public)
     most = ADAPTER_BYTES if place.training else UPLOAD_BYTES
     metrics = Metrics(loader, store)
@@ -214,7 +228,11 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     limit_sessions(page, SESSIONS, partial(limits.count, "session"))
     limit_events(page, limits.event)
 
-    own = [openai_api.mount(provider, store, place.auth), *routes(provider, metrics, place.auth)]
+    def prepare(request: Request) -> None:
+        if place.zero_gpu:
+            set_current_request(request, page)
+
+    own = [openai_api.mount(provider, store, place.auth, prepare), *routes(provider, metrics, place.auth)]
     guard = Middleware(RequestGuard, limits=limits, uploads=uploads, most=most, frames=place.frames)
     try:
         url = launch(page, place, most, own, [guard])
@@ -234,7 +252,8 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
             if not folder.is_dir():
                 print(f"There is no folder {folder} yet; its adapters appear once there is.", file=sys.stderr)
         print(describe_access(place), flush=True)
-        loader.start()
+        if not place.zero_gpu:
+            loader.start()
         threading.Event().wait()
     finally:
         close(page, loader, runs, uploads)

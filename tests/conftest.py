@@ -51,6 +51,7 @@ LONGEST = (
     "test_reproduce.py",
     "test_page_train.py",
     "test_journeys.py",
+    "test_zero_gpu.py",
     "test_page_inside.py",
     "test_soak.py",
     "test_see.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import re
@@ -37,6 +38,7 @@ class Place:
     port: int | None
     share: bool
     space: bool
+    zero_gpu: bool
     auth: str | None
     public: bool
     training: bool
@@ -142,6 +144,9 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
         port=port,
         share=share,
         space=space,
+        zero_gpu=space
+        and environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+        and importlib.util.find_spec("spaces") is not None,
         auth=arguments.auth,
         public=public,
         training=_may_train(arguments.train, environment.get(TRAIN_VARIABLE, ""), public),

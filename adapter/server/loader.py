@@ -86,6 +86,11 @@ class ModelLoader:
         self._began = time.monotonic()
         self._thread.start()
 
+    def load_here(self) -> None:
+        """Load in the caller's thread."""
+        self._began = time.monotonic()
+        self._run()
+
     def close(self) -> bool:
         """Close the engine. Returns False if the model is still being loaded, which cannot be stopped."""
         if self._engine is not None:

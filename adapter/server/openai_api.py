@@ -6,6 +6,7 @@ Knows HTTP and the engine; what a body means is in openai_schema.py. Imports no 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hmac
 import json
 import logging
@@ -55,12 +56,14 @@ def mount(
     provider: EngineProvider,
     store: AdapterCatalog,
     auth: str | None = None,
+    prepare: Callable[[Request], None] = lambda request: None,
 ) -> Mount:
     """Everything below /v1, for the page's server.
 
     The key that a client must show is LLAMA_ADAPTER_API_KEY, or else the page's USER:PASS; without both none is.
+    prepare: called with each request in the context in which the engine is asked.
     """
-    return Mount("/v1", _Guard(create_app(provider, store), find_key(auth)))
+    return Mount("/v1", _Guard(create_app(provider, store, prepare), find_key(auth)))
 
 
 def find_key(auth: str | None) -> bytes | None:
@@ -75,11 +78,13 @@ def shows_key(request: Request, key: bytes) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(shown.encode("latin-1").strip(), key)
 
 
-def create_app(provider: EngineProvider, store: AdapterCatalog) -> FastAPI:
+def create_app(
+    provider: EngineProvider, store: AdapterCatalog, prepare: Callable[[Request], None] = lambda request: None
+) -> FastAPI:
     """The routes; errors have OpenAI's shape. The schema is at /openapi.json."""
     # Without the pages of documentation, which load their scripts from elsewhere.
     api = FastAPI(title="LLaMA-Adapter", docs_url=None, redoc_url=None)
-    requests = _Requests(provider, store)
+    requests = _Requests(provider, store, prepare)
     # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
     documented = {"content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}}}
 
@@ -112,8 +117,10 @@ class _Requests:
     seconds, or waits for others: nobody waits for a thread of these.
     """
 
-    def __init__(self, provider: EngineProvider, store: AdapterCatalog) -> None:
-        self._provider, self._store = provider, store
+    def __init__(
+        self, provider: EngineProvider, store: AdapterCatalog, prepare: Callable[[Request], None]
+    ) -> None:
+        self._provider, self._store, self._prepare = provider, store, prepare
         self._words = ThreadPoolExecutor(4, "openai-api")
         self._pictures = ThreadPoolExecutor(4, "openai-api-pictures")
         self._forms = ThreadPoolExecutor(MAX_OPEN, "openai-api-forms")
@@ -144,6 +151,7 @@ class _Requests:
     def _submit(
         self, request: Request, body: ChatCompletionRequest, engine: ServingEngine
     ) -> tuple[_Completion, bool]:
+        self._prepare(request)
         generation = body.to_request(self._store.names(), engine.base.fingerprint.name, client_of(request))
         try:
             return _Completion(body, engine.submit(generation)), body.stream
@@ -155,7 +163,7 @@ class _Requests:
 
 
 async def _in_thread(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(pool, work)
+    return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
 
 
 class _Guard:

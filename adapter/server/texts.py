@@ -23,6 +23,12 @@ REQUEST_TOO_SLOW = "The request took too long to arrive. Send it again, or send 
 UPLOAD_NOT_KEPT = "The server could not keep this file: its disk may be full. Send words only, or try again later."
 UPLOADS_FULL = "There is no room for more uploads at the moment. Try again later, or send words only."
 
+# ZeroGPU.
+GPU_CLOSED = "The server is going down. Ask again in a minute."
+GPU_WORKER_ENDED = (
+    "The GPU was taken away before the answer was complete. Ask again; with fewer max tokens it needs less time."
+)
+
 
 def too_often(count: int, what: str, seconds: float) -> str:
     """what: the counted thing and its period, such as "uploads an hour"."""
@@ -68,3 +74,7 @@ def message_too_long(characters: int, most: int) -> str:
 
 def not_loaded(status: str) -> str:
     return f"The model is not loaded. {status}"
+
+
+def no_gpu(reason: str) -> str:
+    return f"There is no GPU for this answer now. {reason}"

@@ -21,6 +21,7 @@ from typing import Any
 import gradio as gr
 from gradio import processing_utils, route_utils, routes, state_holder, tunneling
 from gradio.components.base import Component
+from gradio.context import LocalContext
 from gradio.data_classes import GradioModel, GradioRootModel
 from gradio.utils import LRUCache
 from starlette.exceptions import HTTPException
@@ -340,3 +341,10 @@ def close_page(page: gr.Blocks) -> None:
     page.close(verbose=False)
     for tunnel in tunneling.CURRENT_TUNNELS:
         tunnel.kill()
+
+
+def set_current_request(request: Request, blocks: gr.Blocks) -> None:
+    """Tell the package `spaces` whose GPU quota counts in this thread; Gradio does so for its own events only."""
+    if LocalContext.request.get(None) is None:
+        LocalContext.request.set(gr.Request(request))
+        LocalContext.blocks.set(blocks)
