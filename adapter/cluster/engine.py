@@ -29,12 +29,12 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine n
 os.environ.setdefault("RAY_worker_niceness", "0")  # or replicas starve beside any other program, the page too
 
 import ray
-import torch
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
+from safetensors.torch import save
 
 from adapter.base.llama import Base
 from adapter.cluster import router as replica_router
@@ -228,14 +228,10 @@ class RayEngine:
 
     def describe(self) -> str:
         """One line: the base, and what runs where."""
+        rows = "; ".join(f"{name}: {found.running}" for name, found in sorted(self.replicas().items()))
+        running = f" (running {rows})" * bool(rows)
         about, count = f"{self.base.fingerprint.name}: {self.base.quantization}", len(replica_router.known)
-        if not count:
-            return f"{about}, no replica is up"
-        rows: dict[str, list[str]] = {}
-        for name, found in self.replicas().items():
-            rows.setdefault(name.partition("/")[0], []).append(str(found.running))
-        where = "; ".join(f"{machine} runs {' + '.join(counts)}" for machine, counts in sorted(rows.items()))
-        return f"{about}, {count} replica{'s' * (count > 1)}{f' ({where})' * bool(where)}"
+        return f"{about}, {count or 'no'} replica{'s' * (count > 1)}{running or ' is up' * (not count)}"
 
     def close(self) -> None:
         """Ends all open answers. Replicas of a cluster that was joined stay for the next page."""
@@ -348,11 +344,8 @@ def _conversation(request: GenerationRequest) -> str:
 
 def _digest(adapter: Adapter) -> str:
     """Of configuration and weights."""
-    found = hashlib.sha256(adapter.config.to_json().encode())
-    for name, tensor in sorted(adapter.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+    weights = {name: tensor.contiguous() for name, tensor in adapter.state_dict().items()}
+    return hashlib.sha256(save(weights, {"config": adapter.config.to_json()})).hexdigest()
 
 
 def _lost(error: BaseException) -> AdapterError:

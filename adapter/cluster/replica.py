@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import LlamaConfig
 from adapter.base import embedded
 from adapter.base.llama import AdaptedLlama, Base, load_base
 from adapter.errors import AdapterError, Busy
+from adapter.lru import LRU
 from adapter.method.adapter import Adapter
 from adapter.method.config import BaseFingerprint
 from adapter.serve.engine import Engine
@@ -56,26 +56,22 @@ class _ReplicaAdapters:
     """The adapters of a replica, as Engine's store: those that came with requests lately, by name and content."""
 
     def __init__(self) -> None:
-        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
+        self._adapters: LRU[str, Adapter] = LRU(_CACHED_ADAPTERS)
 
     async def fetch(self, request: GenerationRequest, references: References, base: Base) -> GenerationRequest:
         """Gets what is missing. Returns the request with the names of the adapters in this cache."""
         names: dict[str | None, str | None] = {None: None}
         for name, (digest, reference) in references.items():
             names[name] = key = f"{name} ({digest[:12]})"
-            if key not in self._adapters:
-                self._adapters[key] = (await reference).to(base.device).requires_grad_(False).eval()
-            self._adapters.move_to_end(key)  # without taking it out: `load` reads in another thread
-        while len(self._adapters) > max(_CACHED_ADAPTERS, len(references)):
-            self._adapters.popitem(last=False)
+            if self._adapters.get(key) is None:
+                self._adapters.put(key, (await reference).to(base.device).requires_grad_(False).eval())
         mix = tuple((str(names[name]), strength) for name, strength in request.mix)
         return replace(request, adapter=names[request.adapter], mix=mix)
 
     def load(self, name: str, base: Base) -> Adapter:
-        try:
-            return self._adapters[name]
-        except KeyError:  # so many others have come since it was fetched
-            raise Busy("Too many adapters are asked for at once. Try again.") from None
+        if (adapter := self._adapters.get(name)) is None:  # so many others have come since it was fetched
+            raise Busy("Too many adapters are asked for at once. Try again.")
+        return adapter
 
 
 class Replica:

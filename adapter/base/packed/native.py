@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,23 +233,43 @@ def _sums(b: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
     return vectors[0]
 
 
-def _scores(queries: int, keys: int) -> Any:
-    @emitted(types.void, *[types.intp] * 5, types.float32, types.intp)
-    def scores(
-        b: ir.IRBuilder,
-        query: ir.Value,
-        query_bytes: ir.Value,
-        key: ir.Value,
-        key_bytes: ir.Value,
-        vectors: ir.Value,
-        scaling: ir.Value,
-        out: ir.Value,
-    ) -> None:
-        """The scaled products of some queries, floats, and keys, bfloat16, of 16 * vectors numbers.
+def _switch(b: ir.IRBuilder, value: ir.Value, cases: Sequence[int], emit: Callable[[int], None]) -> None:
+    """The code of `emit(case)` for the case that `value` is."""
+    after = b.append_basic_block()
+    choice = b.switch(value, after)
+    for case in cases:
+        block = b.append_basic_block()
+        choice.add_case(I64(case), block)
+        b.position_at_end(block)
+        emit(case)
+        b.branch(after)
+    b.position_at_end(after)
 
-        A query's scores lie SCORES_BYTES behind those of the query before it.
-        """
 
+TILE = 64  # keys that attention reads at a time
+SCORES_BYTES = 4 * (TILE + LANES)  # of a query's scores of a tile, and a vector behind them
+_QUERIES = (1, 2, 3, 4)  # whose sums stay in registers
+
+
+@emitted(types.void, *[types.intp] * 7, types.float32, types.intp)
+def _scores(
+    b: ir.IRBuilder,
+    queries: ir.Value,
+    keys: ir.Value,
+    query: ir.Value,
+    query_bytes: ir.Value,
+    key: ir.Value,
+    key_bytes: ir.Value,
+    vectors: ir.Value,
+    scaling: ir.Value,
+    out: ir.Value,
+) -> None:
+    """The scaled products of 1 to 4 queries, floats, and 1 or 4 keys, bfloat16, of 16 * vectors numbers.
+
+    A query's scores lie SCORES_BYTES behind those of the query before it.
+    """
+
+    def emit(queries: int, keys: int) -> None:
         def add(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
             here = b.add(key, b.mul(i, I64(2 * LANES)))
             loaded = [load_bf16(b, b.add(here, b.mul(key_bytes, I64(k)))) for k in range(keys)]
@@ -265,22 +285,24 @@ def _scores(queries: int, keys: int) -> Any:
             products = _sums(b, sums[q * keys : (q + 1) * keys])
             store(b, b.fmul(products, splat(b, scaling, keys)), out, SCORES_BYTES * q)
 
-    return scores
+    _switch(b, keys, (1, 4), lambda k: _switch(b, queries, _QUERIES, lambda q: emit(q, k)))
 
 
-def _weighted_sums(queries: int, vectors: int) -> Any:
-    @emitted(types.void, *[types.intp] * 6)
-    def add_weighted(
-        b: ir.IRBuilder,
-        weights: ir.Value,
-        rows: ir.Value,
-        row_bytes: ir.Value,
-        count: ir.Value,
-        sums: ir.Value,
-        sum_bytes: ir.Value,
-    ) -> None:
-        """Add to some sums of 16 * vectors floats, each with its own weights, `count` rows of bfloat16 numbers."""
+@emitted(types.void, *[types.intp] * 8)
+def _add_weighted(
+    b: ir.IRBuilder,
+    queries: ir.Value,
+    vectors: ir.Value,
+    weights: ir.Value,
+    rows: ir.Value,
+    row_bytes: ir.Value,
+    count: ir.Value,
+    sums: ir.Value,
+    sum_bytes: ir.Value,
+) -> None:
+    """Add to the sums of 1 to 4 queries, of 1 or 4 vectors, each with its own weights, `count` bfloat16 rows."""
 
+    def emit(queries: int, vectors: int) -> None:
         def add(i: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
             row = b.add(rows, b.mul(i, row_bytes))
             loaded = [load_bf16(b, row, 2 * LANES * v) for v in range(vectors)]
@@ -296,15 +318,7 @@ def _weighted_sums(queries: int, vectors: int) -> Any:
         for i, total in enumerate(loop(b, count, initial, add)):
             store(b, total, places[i // vectors], 4 * LANES * (i % vectors))
 
-    return add_weighted
-
-
-TILE = 64  # keys that attention reads at a time
-SCORES_BYTES = 4 * (TILE + LANES)  # of a query's scores of a tile, and a vector behind them
-_scores_1x1, _scores_2x1, _scores_3x1, _scores_4x1 = (_scores(queries, 1) for queries in (1, 2, 3, 4))
-_scores_1x4, _scores_2x4, _scores_3x4, _scores_4x4 = (_scores(queries, 4) for queries in (1, 2, 3, 4))
-_add_1x1, _add_2x1, _add_3x1, _add_4x1 = (_weighted_sums(queries, 1) for queries in (1, 2, 3, 4))
-_add_1x4, _add_2x4, _add_3x4, _add_4x4 = (_weighted_sums(queries, 4) for queries in (1, 2, 3, 4))
+    _switch(b, vectors, (1, 4), lambda v: _switch(b, queries, _QUERIES, lambda q: emit(q, v)))
 
 
 @njit(error_model="numpy")
@@ -312,27 +326,9 @@ def scores(query, query_bytes, queries, key, key_bytes, keys, vectors, scaling, 
     """The scaled products of 1 to 4 queries with any number of keys, see `_scores`."""
     k = 0
     while k < keys:
-        here, to, four = key + k * key_bytes, out + 4 * k, k + 4 <= keys
-        if queries == 1:
-            if four:
-                _scores_1x4(query, query_bytes, here, key_bytes, vectors, scaling, to)
-            else:
-                _scores_1x1(query, query_bytes, here, key_bytes, vectors, scaling, to)
-        elif queries == 2:
-            if four:
-                _scores_2x4(query, query_bytes, here, key_bytes, vectors, scaling, to)
-            else:
-                _scores_2x1(query, query_bytes, here, key_bytes, vectors, scaling, to)
-        elif queries == 3:
-            if four:
-                _scores_3x4(query, query_bytes, here, key_bytes, vectors, scaling, to)
-            else:
-                _scores_3x1(query, query_bytes, here, key_bytes, vectors, scaling, to)
-        elif four:
-            _scores_4x4(query, query_bytes, here, key_bytes, vectors, scaling, to)
-        else:
-            _scores_4x1(query, query_bytes, here, key_bytes, vectors, scaling, to)
-        k += 4 if four else 1
+        step = 4 if k + 4 <= keys else 1
+        _scores(queries, step, query, query_bytes, key + k * key_bytes, key_bytes, vectors, scaling, out + 4 * k)
+        k += step
 
 
 @njit(error_model="numpy")
@@ -340,27 +336,9 @@ def add_weighted(weights, queries, rows, row_bytes, count, size, sums, sum_bytes
     """Add weighted rows of `size` numbers, a multiple of 16, to the sums of 1 to 4 queries."""
     done = 0
     while done < size:
-        here, to, four = rows + 2 * done, sums + 4 * done, done + 64 <= size
-        if queries == 1:
-            if four:
-                _add_1x4(weights, here, row_bytes, count, to, sum_bytes)
-            else:
-                _add_1x1(weights, here, row_bytes, count, to, sum_bytes)
-        elif queries == 2:
-            if four:
-                _add_2x4(weights, here, row_bytes, count, to, sum_bytes)
-            else:
-                _add_2x1(weights, here, row_bytes, count, to, sum_bytes)
-        elif queries == 3:
-            if four:
-                _add_3x4(weights, here, row_bytes, count, to, sum_bytes)
-            else:
-                _add_3x1(weights, here, row_bytes, count, to, sum_bytes)
-        elif four:
-            _add_4x4(weights, here, row_bytes, count, to, sum_bytes)
-        else:
-            _add_4x1(weights, here, row_bytes, count, to, sum_bytes)
-        done += 64 if four else 16
+        step = 4 if done + 64 <= size else 1
+        _add_weighted(queries, step, weights, rows + 2 * done, row_bytes, count, sums + 4 * done, sum_bytes)
+        done += 16 * step
 
 
 def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
