@@ -102,6 +102,7 @@ ROUTES = (
     Route("/gradio_api/heartbeat/{session_hash}", kind="stream"),
     Route("/gradio_api/queue/join", _POST, "body"),
     Route("/gradio_api/queue/data", kind="stream"),
+    Route("/gradio_api/run/predict", _POST, "body"),  # events with queue=False
     Route("/gradio_api/cancel", _POST, "body"),
     Route("/gradio_api/reset", _POST, "body"),
     *(
