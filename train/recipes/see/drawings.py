@@ -31,7 +31,7 @@ UNSEEN_STYLE = "fxemoji"  # held out as a whole
 _EMOJI_SIZE = 109  # the only size that this bitmap font has
 _ICON_SIZE, _SEALED_SIZE = 192, 512  # of SVG drawings, in pixels
 _NAMELESS = Name("")
-_PHOTOGRAPHIC = 0.28  # share of a photograph's pixels that equal a neighbour, at most
+_PHOTOGRAPHIC, _DRAWN = 0.28, 0.5  # shares of a stamp's pixels that equal a neighbour: at most, at least
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Drawing:
         return image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
 
     @property
-    def is_photo(self) -> bool:
-        """Whether it is surely the cut-out of a photograph.
+    def is_photo(self) -> bool | None:
+        """Whether it is the cut-out of a photograph, None where that is hard to tell.
 
         By the share of pixels that are just as bright as the one beside or above: a photograph has noise.
         """
@@ -67,7 +67,10 @@ class Drawing:
         opaque, grey = pixels[..., 3] > 250, pixels[..., :3].mean(2)
         inner = opaque[1:, 1:] & opaque[:-1, 1:] & opaque[1:, :-1]
         step = np.minimum(abs(grey[1:, 1:] - grey[:-1, 1:]), abs(grey[1:, 1:] - grey[1:, :-1]))
-        return bool(inner.sum() >= 500 and (step[inner] < 0.7).mean() <= _PHOTOGRAPHIC)
+        if inner.sum() < 500:
+            return None
+        flat = float((step[inner] < 0.7).mean())
+        return True if flat <= _PHOTOGRAPHIC else False if flat >= _DRAWN else None
 
 
 def drawings() -> Iterator[Drawing]:
@@ -209,3 +212,38 @@ def photograph_like(cut_outs: list[Drawing], rng: random.Random, size: int = 256
     noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(1, 8), (size, size, 3))
     noisy = Image.fromarray((np.asarray(canvas) + noise).clip(0, 255).astype(np.uint8))
     return ImageEnhance.Brightness(noisy).enhance(rng.uniform(0.5, 1.25))
+
+
+COLOURS = ("black", "white", "grey", "brown", "red", "orange", "yellow", "green", "blue", "purple", "pink")
+_HUES = (
+    (15, "red"),
+    (40, "orange"),
+    (68, "yellow"),
+    (165, "green"),
+    (255, "blue"),
+    (290, "purple"),
+    (335, "pink"),
+)
+
+
+def colour_shares(image: Image.Image) -> np.ndarray:
+    """The share of each of COLOURS in an RGB picture, or in the opaque part of an RGBA one."""
+    small = image.resize((64, 64), Image.Resampling.BOX)
+    opaque = np.asarray(small.getchannel("A")) > 128 if small.mode == "RGBA" else np.ones((64, 64), bool)
+    rgb = np.asarray(small.convert("RGB"))[opaque].astype(float) / 255
+    value, low = rgb.max(1), rgb.min(1)
+    hue = np.asarray(small.convert("RGB").convert("HSV"))[opaque][:, 0] * (360 / 255)
+    chroma = value - low
+    names = np.full(len(rgb), "red", dtype="U6")
+    for end, name in reversed(_HUES):
+        names[hue < end] = name
+    warm = (names == "red") | (names == "orange") | (names == "yellow")
+    names[((names == "orange") | ((names == "yellow") & (hue < 50))) & (value < 0.65)] = "brown"
+    names[(names == "red") & (value < 0.5)] = "brown"
+    names[(names == "red") & (low > 0.45)] = "pink"
+    names[warm & (chroma < 0.25) & (value < 0.7)] = "brown"
+    pale = chroma < np.where(warm, 0.12, 0.1)
+    names[pale] = "grey"
+    names[pale & (value > 0.87)] = "white"
+    names[value < 0.2] = "black"
+    return np.array([(names == colour).mean() if len(names) else 0.0 for colour in COLOURS])

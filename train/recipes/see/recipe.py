@@ -2,29 +2,29 @@
 
 Nobody's photographs are trained on. Some of the examples are class features, drawn around the encoder's own weight
 vector of a class, with the sentence that the encoder's posterior allows; the others are captioned drawings. Questions
-are in `see.yaml`, names and kinds in the tables beside it; `photos.tsv` is the benchmark of photographs. The names
-that the adapter spells, and the linear heads that tell concepts, colours and drawings apart, were fitted once, and are
-data: those of the shipped file.
+are in `see.yaml`, names and kinds in the tables beside it; `photos.tsv` is the benchmark of photographs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import WEIGHTS, read_config
+from adapter.method.config import VisionConfig
 from adapter.method.label_projection import LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.config import TrainConfig
@@ -36,12 +36,15 @@ from train.input.feature_store import open_store
 from train.input.history import sample_history
 from train.input.split import draw_evenly
 from train.recipes.recipe import Examples, MeasuredSets, Recipe, card_text
-from train.recipes.sealed_sets import ADAPTERS, SHARED
-from train.recipes.see.class_features import ClassFeatures
+from train.recipes.sealed_sets import SHARED
+from train.recipes.see import concepts
+from train.recipes.see.concepts import NAME_LENGTH, ClassFeatures, ConceptHeads, Vocabulary
 from train.recipes.see.drawings import (
+    COLOURS,
     UNSEEN_STYLE,
     Drawing,
     check_drawings,
+    colour_shares,
     drawings,
     photograph_like,
     plain,
@@ -49,7 +52,6 @@ from train.recipes.see.drawings import (
 )
 from train.recipes.see.names import (
     FOLDER,
-    Name,
     class_names,
     drawing_sentence,
     group_of,
@@ -58,8 +60,16 @@ from train.recipes.see.names import (
     kinds,
     posterior_sentence,
 )
-from train.recipes.see.pictures import development_photos, photos
-from train.recipes.see.scores import CHOICES, QUESTION, caption_losses, photo_scores, sealed_scores
+from train.recipes.see.pictures import Photo, development_photos, photos
+from train.recipes.see.scores import (
+    CHOICES,
+    QUESTION,
+    Question,
+    caption_losses,
+    photo_scores,
+    question_scores,
+    sealed_scores,
+)
 from train.recipes.text_data import phrases, read_yaml
 
 _VARIANTS = 2  # of each drawing, beside the plain one
@@ -69,16 +79,51 @@ _PHOTOGRAPH_LIKE = 800
 _SCORED = 120  # drawings of each test, at most
 _HELD_OUT = 60  # drawings of the held-out loss
 _HISTORY = 0.3  # share of examples after other talk
-_UNKNOWN = 0.4  # share of drawings whose name the heads are made to miss, as they would a visitor's
-_SURE_OF_KIND = 0.6
+_LEAST_SHARE = 0.5  # of a colour that a thing is said to have
+_COLOUR, _MEDIUM = 0, 1  # numbers of the facts
+_MEDIA = ("drawing", "photograph")
 _OFF_TASK = FOLDER.parent / "off_task.jsonl.gz"  # the base's own answers to what no adapter is made for
 _DEVELOPMENT = ("photos.tsv", "drawings.tsv", "packages.tsv", "see.yaml")
-_SHIPPED = ADAPTERS / "see"
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Encoded drawings: views[v] holds the features of all in variant v, the plain one first.
+
+    colours: [N, len(COLOURS)], shares. media: whether each is a photograph's cut-out, None where unknown.
+    """
+
+    shown: list[Drawing]
+    colours: Tensor
+    media: list[bool | None]
+    views: list[VisualFeatures]
+
+    def part(self, held_out: bool) -> _Pictures:
+        """Those to train on, or those held out."""
+        chosen = [i for i, drawing in enumerate(self.shown) if drawing.held_out is held_out]
+        rows = torch.tensor(chosen)
+        return _Pictures(
+            [self.shown[i] for i in chosen],
+            self.colours[rows],
+            [self.media[i] for i in chosen],
+            [view[rows] for view in self.views],
+        )
+
+    @cached_property
+    def by_colour(self) -> dict[str, list[int]]:
+        """The drawings that are mostly of a colour."""
+        most, which = self.colours.max(1)
+        found = {c: torch.nonzero((which == i) & (most >= _LEAST_SHARE))[:, 0] for i, c in enumerate(COLOURS)}
+        return {colour: rows.tolist() for colour, rows in found.items() if len(rows)}
+
+
+def _drawings(held_out: bool) -> list[Drawing]:
+    return [drawing for drawing in drawings() if drawing.held_out is held_out]
 
 
 def training_names() -> frozenset[str]:
     """All names that answers in training have: of drawings and their concepts, of classes and of kinds."""
-    drawn = {name for d in drawings() if not d.held_out for name in (d.name, d.concept.text)}
+    drawn = {name for drawing in _drawings(held_out=False) for name in (drawing.name, drawing.concept.text)}
     classes = {
         text for name in class_names() for text in (name.text, name.kind and kinds()[name.kind].text) if text
     }
@@ -87,10 +132,29 @@ def training_names() -> frozenset[str]:
 
 def recipe(base: Base) -> Recipe:
     """The recipe; it encodes some 25,000 pictures when it is asked for examples, which takes ten minutes."""
-    vision = read_config(_SHIPPED).vision
-    assert vision is not None
-    config = TrainConfig(**read_yaml(FOLDER / "settings.yaml"), vision=vision)
-    prepared = _PreparedRecipe(load_encoder(vision.encoder), base, config)
+    encoder = load_encoder(ENCODER)
+    shown = [drawing.concept for drawing in _drawings(held_out=False)]
+    counts, class_texts = Counter(concept.text for concept in shown), {name.text for name in class_names()}
+    # A concept needs more than one drawing, or to be a class as well, for its head to mean anything.
+    known = [concept for concept in shown if counts[concept.text] > 1 or concept.text in class_texts]
+    vocabulary = concepts.vocabulary(known, base.tokenizer)
+    config = TrainConfig(
+        **read_yaml(FOLDER / "settings.yaml"),
+        vision=VisionConfig(
+            encoder=ENCODER,
+            projection="label",
+            feature_size=encoder.feature_size,
+            hidden=192,
+            num_classes=len(vocabulary.rows),
+            num_kinds=len(vocabulary.kinds),
+            name_length=NAME_LENGTH,
+            name_states=True,
+            num_facts=2,
+            fact_size=len(COLOURS),
+            certainty=True,
+        ),
+    )
+    prepared = _PreparedRecipe(encoder, vocabulary, base, config)
     lists = ("photos", "drawings", "questions")
     return Recipe(
         card_text("see"),
@@ -103,179 +167,242 @@ def recipe(base: Base) -> Recipe:
     )
 
 
-def _encode(encoder: VisualEncoder, shown: Sequence[Drawing]) -> list[VisualFeatures]:
-    """The features of all drawings: plain, and in _VARIANTS other views. They are kept on disk for later runs."""
+def _encode(encoder: VisualEncoder, shown: Sequence[Drawing]) -> _Pictures:
+    """The drawings' plain views and _VARIANTS more of each. Features are kept on disk for later runs."""
     store = open_store(encoder.name, encoder.fingerprint())
     content = hashlib.sha256(repr([(d.style, d.name) for d in shown]).encode()).hexdigest()
-    views = []
-    for v in range(_VARIANTS + 1):
-        key, rng = hashlib.sha256(f"see {_VIEWS_VERSION} {v} {content}".encode()).hexdigest(), random.Random(v)
-        view = store.get(key) if store else None
-        if view is None:
-            parts = []
-            for start in tqdm(range(0, len(shown), _CHUNK), f"drawings, view {v + 1}", disable=None):
-                # Copies, which keep their images no longer than this.
-                chunk = [replace(drawing) for drawing in shown[start : start + _CHUNK]]
-                parts.append(encoder.encode([varied(d, rng) if v else plain(d) for d in chunk]))
-            view = VisualFeatures.cat(parts)
+    keys = [
+        hashlib.sha256(f"see {_VIEWS_VERSION} {v} {content}".encode()).hexdigest() for v in range(_VARIANTS + 1)
+    ]
+    kept = [store.get(key) if store else None for key in keys]
+    views = [view for view in kept if view is not None]
+    to_encode = len(views) < len(keys)
+    parts: list[list[VisualFeatures]] = [[] for _ in keys]
+    rngs = [random.Random(v) for v in range(_VARIANTS + 1)]
+    colours, media = [], []
+    for start in tqdm(range(0, len(shown), _CHUNK), "drawings", disable=None):
+        # Copies, which keep their images no longer than this.
+        chunk = [replace(drawing) for drawing in shown[start : start + _CHUNK]]
+        colours += [colour_shares(drawing.image) for drawing in chunk]
+        media += [drawing.is_photo for drawing in chunk]
+        if to_encode:
+            for v, (part, rng) in enumerate(zip(parts, rngs, strict=True)):
+                part.append(encoder.encode([varied(d, rng) if v else plain(d) for d in chunk]))
+    if to_encode:
+        views = [VisualFeatures.cat(part) for part in parts]
+        for key, view in zip(keys, views, strict=True):
             if store:
                 store.put(key, view)
-        views.append(view)
-    return views
+    return _Pictures(list(shown), torch.from_numpy(np.array(colours)).float(), media, views)
 
 
 class _PreparedRecipe:
-    """Names and heads, and what is computed once, when it is first needed: features."""
+    """What is computed once, when it is first needed: features, names and the fitted heads."""
 
-    def __init__(self, encoder: VisualEncoder, base: Base, config: TrainConfig) -> None:
-        self._encoder, self._tokenizer = encoder, base.tokenizer
-        assert config.vision is not None
-        # The size of the base does not matter here: names and heads are copied into the adapter's projection.
-        self._heads = LabelProjection(config.vision, 1, config.prompt_length)
-        stored = load_file(_SHIPPED / WEIGHTS)
-        for name, values in self._heads.named_buffers():
-            values.copy_(stored[f"projection.{name}"])
-        self._kinds = [self._text(row) for row in self._heads.kinds]
-        kind_of = self._heads.kind_of.tolist()
-        rows = zip(self._heads.names, kind_of, strict=True)
-        self.names = [Name(self._text(row), self._kinds[kind] if kind >= 0 else "") for row, kind in rows]
-        self._row_of = {name.text: row for row, name in enumerate(self.names) if name.text}
-
-    def _text(self, tokens: Tensor) -> str:
-        return str(self._tokenizer.decode(tokens[tokens >= 0].tolist())).strip()
+    def __init__(self, encoder: VisualEncoder, vocabulary: Vocabulary, base: Base, config: TrainConfig) -> None:
+        self._encoder, self._vocabulary, self._base, self._config = encoder, vocabulary, base, config
+        self._row_of = {name.text: row for row, name in enumerate(vocabulary.names)}
 
     @cached_property
-    def _shown(self) -> list[Drawing]:
+    def _all(self) -> _Pictures:
         check_drawings()
-        return list(drawings())
+        return _encode(self._encoder, list(drawings()))
 
     @cached_property
-    def _views(self) -> list[VisualFeatures]:
-        return _encode(self._encoder, self._shown)
+    def _train(self) -> _Pictures:
+        return self._all.part(held_out=False)
 
-    def _numbers(self, held_out: bool) -> list[int]:
-        return [i for i, drawing in enumerate(self._shown) if drawing.held_out is held_out]
+    @cached_property
+    def _held_out(self) -> _Pictures:
+        return self._all.part(held_out=True)
+
+    @cached_property
+    def _photograph_like(self) -> tuple[VisualFeatures, Tensor]:
+        """Features and colours of pictures with a photograph's texture."""
+        rng = random.Random(5)
+        cut_outs = [copy for d in _drawings(held_out=False) if (copy := replace(d)).is_photo]
+        pictures = [photograph_like(cut_outs, rng) for _ in range(_PHOTOGRAPH_LIKE)]
+        colours = torch.from_numpy(np.array([colour_shares(picture) for picture in pictures])).float()
+        return self._encoder.encode(pictures), colours
 
     @cached_property
     def _class_features(self) -> ClassFeatures:
-        """Around pictures with a photograph's texture."""
-        rng = random.Random(5)
-        cut_outs = [copy for i in self._numbers(held_out=False) if (copy := replace(self._shown[i])).is_photo]
-        pictures = [photograph_like(cut_outs, rng) for _ in range(_PHOTOGRAPH_LIKE)]
-        return ClassFeatures(self._encoder, self._encoder.encode(pictures))
+        return ClassFeatures(self._encoder, self._photograph_like[0])
+
+    @cached_property
+    def _heads(self) -> tuple[LabelProjection, list[list[VisualFeatures]]]:
+        """A projection with all names and heads, and the training drawings' views as heads see them that do not know
+        their style, and as heads that do not know their names.
+        """
+        vision, train = self._config.vision, self._train
+        assert vision is not None
+        # The size of the base does not matter here: names and heads are copied into the adapter's projection.
+        projection = LabelProjection(vision, 1, self._config.prompt_length)
+        concepts.store_names(projection, self._vocabulary, self._base.tokenizer)
+        self._fit_facts(projection)
+        count = len(train.views)
+        all_views = VisualFeatures.cat(train.views)
+        names = [drawing.concept.text for drawing in train.shown]
+        targets = torch.tensor([self._row_of.get(name, -1) for name in names]).repeat(count)
+        concepts.open_gate_for(projection, _MEDIUM, _MEDIA.index("drawing"), _MEDIA.index("photograph"))
+        gate = projection.gate(all_views.levels)
+        heads = ConceptHeads(self._vocabulary, all_views, self._class_features, gate)
+        head = heads.fit(targets, targets >= 0)
+        heads.store(projection, head)
+        unknown = []
+        for keys in ([drawing.style for drawing in train.shown], names):
+            number = {key: i % concepts.FOLDS for i, key in enumerate(sorted(set(keys)))}
+            part = torch.tensor([number[key] for key in keys]).repeat(count)
+            logits = heads.logits_without(targets, targets >= 0, part, head)
+            views = VisualFeatures(all_views.levels, logits)
+            unknown.append([views[i * len(names) : (i + 1) * len(names)] for i in range(count)])
+        return projection, unknown
+
+    def _fit_facts(self, projection: LabelProjection) -> None:
+        train, (photographs, photograph_colours) = self._train, self._photograph_like
+
+        def tokens(words: Sequence[str]) -> list[int]:
+            return [self._base.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in words]
+
+        features = VisualFeatures.cat([train.views[0], photographs])
+        concepts.fit_fact(
+            projection, _COLOUR, tokens(COLOURS), features, torch.cat([train.colours, photograph_colours])
+        )
+        known = torch.tensor([i for i, medium in enumerate(train.media) if medium is not None])
+        is_photo = torch.tensor([float(bool(train.media[i])) for i in known.tolist()])
+        is_photo = torch.cat([is_photo.repeat(len(train.views)), torch.ones(len(photographs))])
+        features = VisualFeatures.cat([*(view[known] for view in train.views), photographs])
+        shares = torch.stack([1 - is_photo, is_photo], dim=1)
+        concepts.fit_fact(projection, _MEDIUM, tokens(_MEDIA), features, shares)
 
     def prepare(self, adapter: Adapter) -> None:
         """Copies names, kinds and heads into a new adapter."""
         buffers = dict(adapter.named_buffers())
-        for name, values in self._heads.named_buffers():
+        for name, values in self._heads[0].named_buffers():
             buffers[f"projection.{name}"].copy_(values)
 
     # Examples.
 
     def examples(self, split: str) -> Iterator[Example]:
-        """Endless for "train"; for "validation" held-out drawings of all styles, and as many class features."""
+        """Endless for "train"; for "validation" every second held-out drawing, and as many class features."""
         rng = random.Random(f"{split} 0")
         generator = torch.Generator().manual_seed(rng.randrange(2**32))
         if split != "train":
-            held_out = self._numbers(held_out=True)
-            for i in draw_evenly(len(held_out), _HELD_OUT, seed=0):
-                answer = drawing_sentence(self._shown[held_out[i]].name)
-                yield Example(_question("questions", rng), answer, self._view(0, held_out[i]))
+            for i in draw_evenly(len(self._held_out.shown), _HELD_OUT, seed=0):
+                answer = drawing_sentence(self._held_out.shown[i].name)
+                features = _padded(self._held_out.views[0][i : i + 1], len(self._vocabulary.rows))
+                yield Example(_question("questions", rng), answer, features)
                 yield from self._class_examples(1, rng, generator)
             return
         off_task = [Example.of(record) for record in open_records(_OFF_TASK)]
-        learnt, questions = self._numbers(held_out=False), ["group"] * 7 + ["colour"] * 2 + ["medium"] * 2
         while True:
-            batch = [self._drawing_example(rng.choice(learnt), rng) for _ in range(22)]
+            batch = [self._drawing_example(rng) for _ in range(22)]
             batch += self._class_examples(17, rng, generator)
-            batch += [self._simple_example(kind, learnt, rng, generator) for kind in questions]
-            batch += rng.sample(off_task, 2)
-            replies = phrases(read_yaml(FOLDER / "see.yaml")["no_picture"])
-            batch.append(Example(_question("questions", rng), rng.choice(replies)))
+            batch += [self._group_example(rng, generator) for _ in range(7)]
+            batch += [self._colour_example(rng) for _ in range(2)]
+            batch += [self._medium_example(rng) for _ in range(2)]
             for example in batch:
                 yield _after_other_talk(example, rng)
-
-    def _view(self, variant: int, i: int) -> VisualFeatures:
-        return self._padded(self._views[variant][i : i + 1])
-
-    def _padded(self, features: VisualFeatures) -> VisualFeatures:
-        """With a logit for each name's class; the projection adds its own head's to those of concepts."""
-        assert features.logits is not None
-        missing = len(self._heads.name_of) - features.logits.shape[1]
-        return VisualFeatures(features.levels, torch.nn.functional.pad(features.logits, (0, missing)))
+            for example in rng.sample(off_task, 2):
+                yield _after_other_talk(example, rng)
+            replies = phrases(read_yaml(FOLDER / "see.yaml")["no_picture"])
+            yield _after_other_talk(Example(_question("questions", rng), rng.choice(replies)), rng)
 
     def _drawing(self, i: int, rng: random.Random) -> VisualFeatures:
-        """A view of a drawing, at times without what the heads, which were fitted on it, know of its name."""
-        features = self._view(rng.randrange(len(self._views)), i)
-        row = self._row_of.get(self._shown[i].concept.text, -1)
-        if row >= 0 and rng.random() < _UNKNOWN:
-            assert features.logits is not None
-            classes = len(self._encoder.classifier[1])
-            features.logits[:, classes:][:, self._heads.name_of[classes:] == row] -= 20
-        return features
+        """A view of training drawing `i`, as one of an unknown style or, less often, an unknown name."""
+        unknown = self._heads[1][rng.random() < 0.4]
+        return rng.choice(unknown)[i : i + 1]
 
-    def _drawing_example(self, i: int, rng: random.Random) -> Example:
-        features, shown = self._drawing(i, rng), self._shown[i]
+    def _drawing_example(self, rng: random.Random) -> Example:
+        i = rng.randrange(len(self._train.shown))
+        features, shown = self._drawing(i, rng), self._train.shown[i]
         answer = drawing_sentence(shown.name)
         # What the heads do not know of is at times answered as a visitor's picture would be, with doubt.
         if rng.random() < 0.3:
+            row = self._row_of.get(shown.concept.text, -1)
             (sentence,) = self._sentences(features)
-            if hedged(sentence) or shown.concept.text not in self._row_of or shown.concept.text in sentence:
+            if hedged(sentence) or row < 0 or self._vocabulary.names[row].text in sentence:
                 answer = sentence
         return Example(_question("questions", rng), answer, features)
 
     def _class_examples(self, count: int, rng: random.Random, generator: torch.Generator) -> Iterator[Example]:
-        features = self._padded(self._class_features.draw(count, generator))
+        features = self._draw_classes(count, generator)
         for i, answer in enumerate(self._sentences(features)):
             yield Example(_question("questions", rng), answer, features[i : i + 1])
 
-    def _simple_example(
-        self, kind: str, learnt: list[int], rng: random.Random, generator: torch.Generator
-    ) -> Example:
-        """A question about the group of things, the colour or the medium, answered by what the heads say."""
+    def _draw_classes(self, count: int, generator: torch.Generator) -> VisualFeatures:
+        """Class features, with logits as long as the drawings' are, so that they go into one batch."""
+        classes = torch.randint(len(self._encoder.classifier[1]), (count,), generator=generator)
+        features = self._class_features.draw(classes, generator, mixed=0.5)
+        return _padded(features, len(self._vocabulary.rows))
+
+    def _group_example(self, rng: random.Random, generator: torch.Generator) -> Example:
+        """Whether a thing is an animal, a food or the like."""
         while True:
             if rng.random() < 0.5:
-                features = self._drawing(rng.choice(learnt), rng)
+                i = rng.randrange(len(self._train.shown))
+                features, kind = self._drawing(i, rng), self._train.shown[i].concept.kind
+                certain = bool(kind)
             else:
-                features = self._padded(self._class_features.draw(1, generator))
-            if kind != "group":
-                number = int(kind == "medium")
-                word = self._text(self._heads.fact_words(features)[0, number : number + 1])
-                answer = f"It is a {word}." if kind == "medium" else f"It is mostly {word}."
-                return Example(_question(f"{kind}_questions", rng), answer, features)
-            mass, which = self._heads.kind_masses(self._heads.posterior(features))[0].max(0)
-            mine = group_of(self._kinds[int(which)])
-            group = mine if mine and rng.random() < 0.5 else rng.choice(groups())
-            belongs = group == mine
-            if mass > _SURE_OF_KIND and (belongs or rng.random() < 0.7):
+                features = self._draw_classes(1, generator)
+                mass, which = self._heads[0].kind_masses(self._heads[0].posterior(features))[0].max(0)
+                kind, certain = self._vocabulary.kinds[int(which)], bool(mass > 0.6)
+            group, belongs = _drawn_group(kind, rng)
+            if certain and (belongs or rng.random() < 0.7):
                 answer = f"Yes, it is {group}." if belongs else f"No, it is not {group}."
                 return Example(_question("group_questions", rng, group), answer, features)
 
+    def _colour_example(self, rng: random.Random) -> Example:
+        train, (photographs, colours) = self._train, self._photograph_like
+        if rng.random() < 0.3:
+            most = torch.zeros(())
+            while most < _LEAST_SHARE:
+                i = rng.randrange(len(photographs))
+                most, which = colours[i].max(0)
+            colour, features = COLOURS[int(which)], _padded(photographs[i : i + 1], len(self._vocabulary.rows))
+        else:
+            colour = rng.choice(list(train.by_colour))
+            i = rng.choice(train.by_colour[colour])
+            features = self._heads[1][0][0][i : i + 1]
+        return Example(_question("colour_questions", rng), f"It is mostly {colour}.", features)
+
+    def _medium_example(self, rng: random.Random) -> Example:
+        train, (photographs, _) = self._train, self._photograph_like
+        is_photo = rng.random() < 0.5
+        if is_photo:
+            i = rng.randrange(len(photographs))
+            features = _padded(photographs[i : i + 1], len(self._vocabulary.rows))
+        else:
+            i = rng.choice([i for i, medium in enumerate(train.media) if medium is False])
+            features = rng.choice(self._heads[1][0])[i : i + 1]
+        return Example(_question("medium_questions", rng), f"It is a {_MEDIA[is_photo]}.", features)
+
     def _sentences(self, features: VisualFeatures) -> list[str]:
         """The sentence that the posterior of each picture allows."""
-        posterior = self._heads.posterior(features)
+        projection, names = self._heads[0], self._vocabulary.names
+        posterior = projection.posterior(features)
         top, chosen = posterior.topk(2, dim=1)
-        masses, found = self._heads.kind_masses(posterior).max(1)
-        members = torch.where(self._heads.kind_of == found[:, None], posterior, -1.0).argmax(1)
+        masses, kinds = projection.kind_masses(posterior).max(1)
+        members = torch.where(projection.kind_of == kinds[:, None], posterior, -1.0).argmax(1)
         answers = []
         for i in range(len(posterior)):
-            first, second, member = (self.names[int(row)] for row in (*chosen[i], members[i]))
-            kind = self._kinds[int(found[i])]
+            first, second, member = (names[int(row)] for row in (*chosen[i], members[i]))
+            kind = self._vocabulary.kinds[int(kinds[i])]
             answers.append(posterior_sentence(first, float(top[i, 0]), second, kind, float(masses[i]), member))
         return answers
 
     # Scores.
 
     def development(self, answerer: Answerer) -> dict[str, Figure]:
-        """Scores on held-out drawings by likelihood, and on photographs by accepted words."""
-        known, held_out = training_names(), self._numbers(held_out=True)
-        named = [i for i in held_out if self._shown[i].name in known]
-        seen = [i for i in named if self._shown[i].style == UNSEEN_STYLE]
-        unseen = sorted({*held_out} - {*named})
+        """Scores on held-out drawings by likelihood, on photographs by accepted words, and on simple questions."""
+        known, shown = training_names(), self._held_out.shown
+        seen = [i for i, d in enumerate(shown) if d.name in known and d.style == UNSEEN_STYLE]
+        unseen = [i for i, d in enumerate(shown) if d.name not in known]
         tests = [photo for photo in photos(development_photos()) if photo.file.is_file()]
         figures = {
             **self._caption_scores(answerer, seen, "known names in an unseen style"),
             **self._caption_scores(answerer, unseen, "names that were no answer in training"),
+            **question_scores(answerer, _development_questions(tests)),
         }
         if tests:
             log = print if answerer.adapter is not None else lambda _: None
@@ -283,13 +410,14 @@ class _PreparedRecipe:
         return figures
 
     def _caption_scores(self, answerer: Answerer, candidates: list[int], which: str) -> dict[str, Figure]:
-        rng = random.Random(7)
+        part, rng = self._held_out, random.Random(7)
         chosen = rng.sample(candidates, min(len(candidates), _SCORED))
-        names = [self._shown[i].name for i in chosen]
-        features = self._views[0][torch.tensor(chosen)]
-        pool = list(dict.fromkeys(self._shown[i].name for i in candidates))
-        losses = caption_losses(answerer, names, features, pool, rng)
-        exchanged = [self._views[0][i : i + 1] for i in (*chosen[1:], chosen[0])]
+        names = [part.shown[i].name for i in chosen]
+        features = part.views[0][torch.tensor(chosen)]
+        losses = caption_losses(
+            answerer, names, features, list(dict.fromkeys(part.shown[i].name for i in candidates)), rng
+        )
+        exchanged = [part.views[0][i : i + 1] for i in (*chosen[1:], chosen[0])]
         wrong = answerer.nll([QUESTION] * len(chosen), [*map(drawing_sentence, names)], exchanged)
         return {
             f"right caption of {CHOICES}, {which}, %": share((losses.argmin(1) == 0).tolist()),
@@ -298,8 +426,50 @@ class _PreparedRecipe:
         }
 
 
+def _development_questions(tests: Sequence[Photo]) -> list[Question]:
+    """Simple questions about held-out drawings and the photographs."""
+    rng = random.Random(3)
+    asked: dict[str, list[Question]] = {"group": [], "colour": [], "medium": []}
+
+    def ask(kind: str, shown: Drawing | Photo, accepted: str, group: str = "") -> None:
+        text = _question(f"{kind}_questions", rng, group)[0].text
+        asked[kind].append(Question(shown, kind, text, (accepted,)))
+
+    held_out = _drawings(held_out=True)
+    for drawing in rng.sample(held_out, min(len(held_out), 4 * _SCORED)):
+        copy = replace(drawing)  # whose image is kept no longer than this
+        if drawing.concept.kind:
+            group, belongs = _drawn_group(drawing.concept.kind, rng)
+            ask("group", drawing, "yes" if belongs else "no", group)
+        colours = colour_shares(copy.image)
+        if colours.max() >= _LEAST_SHARE:
+            ask("colour", drawing, COLOURS[int(colours.argmax())])
+        if (is_photo := copy.is_photo) is not None:
+            ask("medium", drawing, _MEDIA[is_photo])
+    del asked["medium"][_SCORED // 2 :]
+    for photo in tests:
+        ask("medium", photo, "photograph")
+    return [question for questions in asked.values() for question in questions[:_SCORED]]
+
+
+def _drawn_group(kind: str, rng: random.Random) -> tuple[str, bool]:
+    """A group to ask for, and whether things of the kind belong to it: half of the time, if there is one."""
+    mine = group_of(kind)
+    group = mine if mine and rng.random() < 0.5 else rng.choice(groups())
+    return group, group == mine
+
+
+def _padded(features: VisualFeatures, classes: int) -> VisualFeatures:
+    """With a logit for each of `classes`; a projection adds nothing to those of concepts but its own head's."""
+    assert features.logits is not None
+    missing = classes - features.logits.shape[1]
+    return VisualFeatures(features.levels, torch.nn.functional.pad(features.logits, (0, missing)))
+
+
 def _after_other_talk(example: Example, rng: random.Random) -> Example:
-    return replace(example, history=sample_history(rng)) if rng.random() < _HISTORY else example
+    if rng.random() >= _HISTORY:
+        return example
+    return Example(example.messages, example.answer, example.features, history=sample_history(rng))
 
 
 def _question(which: str, rng: random.Random, group: str = "") -> Conversation:
