@@ -1,4 +1,4 @@
-"""The command line `python -m adapter`: list, show, generate and convert."""
+"""The command line `python -m adapter`: list, show, generate, inspect and convert."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +32,7 @@ from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES
 from adapter.serve.engine import Engine
 from adapter.serve.form import NO_FORM, json_schema_form
+from adapter.serve.inspection import format_table
 from adapter.serve.request import GenerationEvent, GenerationRequest, SamplingParams
 from adapter.serve.settings import MAX_STRENGTH, Others, Settings
 from adapter.serve.store import SHIPPED, AdapterStore
@@ -91,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     add_command("list", _list, "the adapters that are there")
     add_command("show", _show, "one adapter: parameters, size, base, gates").add_argument("name")
     _add_generate(add_command("generate", _generate, "answer one prompt", allow_abbrev=False))
+    inspect = partial(_generate, inspect=True)
+    _add_generate(add_command("inspect", inspect, "answer, and say what each token came from", allow_abbrev=False))
     _add_convert(add_command("convert", _convert, "another program's adapter into ours, or ours into theirs"))
     return parser
 
@@ -140,6 +144,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="no chat template around PROMPT")
     add("--json", action="store_true", help="one JSON object instead of a stream")
     add("--logprobs", action="store_true", help="with --json: of each token")
+    add(
+        "--top-logprobs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of each token (with --json) and of the N likeliest",
+    )
     add("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
     add("--quantization", choices=QUANTIZATIONS, default="auto")
     add("--device", default="auto")
@@ -246,7 +257,7 @@ def _resolve_adapter(
         yield name, AdapterStore(Path(folder), *store.folders)
 
 
-def _generate(args: argparse.Namespace, store: AdapterStore) -> None:
+def _generate(args: argparse.Namespace, store: AdapterStore, inspect: bool = False) -> None:
     if [args.prompt, args.prompt_ids, args.messages].count(None) != 2:
         raise AdapterError("Give either PROMPT or --prompt-ids or --messages.")
     with _resolve_adapter(args.adapter, args.base, store) as (args.adapter, store):
@@ -262,6 +273,9 @@ def _generate(args: argparse.Namespace, store: AdapterStore) -> None:
                 if not args.json:
                     print(event.text, end="", flush=True)
             print(json.dumps(_to_dict(events, args.logprobs), ensure_ascii=False) if args.json else "")
+            if inspect:
+                ids = [event.token_id for event in events if event.token_id is not None]
+                print("", format_table(engine.inspect(request, ids)), sep="\n")
 
 
 def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest:
@@ -304,6 +318,7 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
         mute_heads=tuple(args.mute_head),
         stop=tuple(args.stop),
         others=args.others,
+        top_logprobs=args.top_logprobs,
         form=NO_FORM if args.no_form else None if args.schema is None else _schema_form(args.schema),
     )
 
@@ -338,6 +353,11 @@ def _to_dict(events: list[GenerationEvent], logprobs: bool) -> dict[str, object]
     }
     if logprobs:
         answer["logprobs"] = [event.logprob for event in steps]
+    if any(event.choices for event in steps):
+        chosen = [event.choices for event in steps if event.choices]
+        answer["top_logprobs"] = [
+            {**one.token._asdict(), "top": [token._asdict() for token in one.top]} for one in chosen
+        ]
     return answer
 
 

@@ -108,9 +108,12 @@ def test_generate_on_the_real_base(ask, capsys):
     assert main(["generate", "--temperature", "0", "--max-new-tokens", "16", QUESTION]) == 0
     captured = capsys.readouterr()
     assert "Rome" in captured.out and "SmolLM2" in captured.err
-    answer = ask("--logprobs", QUESTION)
+    answer = ask("--logprobs", "--top-logprobs", "2", QUESTION)
     assert answer["text"] == captured.out.strip() and answer["finish_reason"] == "stop"
     assert len(answer["token_ids"]) == len(answer["logprobs"]) == answer["new_tokens"]
     assert all(-math.inf < value <= 0 for value in answer["logprobs"])
+    assert [one["token_id"] for one in answer["top_logprobs"]] == answer["token_ids"]
+    assert [one["logprob"] for one in answer["top_logprobs"]] == answer["logprobs"]  # nothing changes the logits
+    assert {len(one["top"]) for one in answer["top_logprobs"]} == {2}
     assert "Paris" in ask("--raw", "The capital of France is")["text"]
     assert ask("--prompt-ids", "504,3575,282,4649,314")["prompt_tokens"] == 5

@@ -6,8 +6,28 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from adapter.serve.request import TokenLogprob
+
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of bytes that are not, or not yet, a character
+
+
+class TokenTexts:
+    """The texts of single tokens as they stand behind others, control tokens by their names. Thread-safe."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._texts: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        if (text := self._texts.get(token)) is None:
+            # Some decoders take the first token's space away.
+            once, twice = (self._tokenizer.decode([token] * n, skip_special_tokens=False) for n in (1, 2))
+            text = self._texts[token] = twice[len(once) :] if twice.startswith(once) else once
+        return text
+
+    def logprob(self, token: int, logprob: float) -> TokenLogprob:
+        return TokenLogprob(token, self(token), logprob)
 
 
 class Detokenizer:

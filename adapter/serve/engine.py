@@ -25,20 +25,20 @@ from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
 from adapter.serve.batch import DecodeBatch
-from adapter.serve.detokenizer import Detokenizer
+from adapter.serve.detokenizer import Detokenizer, TokenTexts
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.form import NO_FORM
 from adapter.serve.forward import make_forward
-from adapter.serve.inspection import CLOSED, Inspection, Inspector, base_logprobs
+from adapter.serve.inspection import CLOSED, TOP_LOGPROBS, Inspection, Inspector, token_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import PromptKVBuilder, Prompts
 from adapter.serve.request import (
     Answer,
-    BaseLogprobs,
     EngineStatistics,
     FinishReason,
     GenerationEvent,
     GenerationRequest,
+    TokenLogprobs,
 )
 from adapter.serve.sampling import Sampled, check_finite, sample
 from adapter.serve.scheduler import (
@@ -103,6 +103,7 @@ class Engine:
         self._done = EngineStatistics()  # the counts of steps; replaced as a whole, read by any thread
         self._prefill_chunk = CUDA_PREFILL_CHUNK if base.device.type == "cuda" else PREFILL_CHUNK
         self._inspector = Inspector(base, self.prompts)
+        self._texts = TokenTexts(base.tokenizer)
         # Images are encoded beside the worker, so that they do not delay the decode steps. Daemons, which no exit
         # of the program waits for: the second may be downloading an encoder.
         self._with_images: SimpleQueue[Row | None] = SimpleQueue()
@@ -329,22 +330,32 @@ class Engine:
         assert row.slot is not None
         if row.prepared is None:  # not earlier: it may be a copy of a V2 adapter, and many rows may wait
             row.prepared = self._prepare_prompts(row.prompts)
-        if row.computed_tokens == 0:
+        scored = row.request.prompt_logprobs
+        if row.computed_tokens == 0 and not scored:
             kv = self._prefix_cache.longest_prefix(row.prefix_key(), row.token_ids)
             if kv is not None:
                 self._cache.write(row.slot, kv)
                 row.computed_tokens = row.cached_tokens = kv.shape[3]
         # With nobody's next token to delay, more at once: attention reads the earlier tokens fewer times.
-        count = self._prefill_chunk * (1 if len(self._batch) else 4)
-        chunk = row.token_ids[row.computed_tokens : row.computed_tokens + count]
+        count = PREFILL_CHUNK if scored else self._prefill_chunk * (1 if len(self._batch) else 4)
+        start = row.computed_tokens
+        chunk = row.token_ids[start : start + count]
         prompts = self._forward.stack([row.prepared])
-        logits = self._forward(self._cache, [chunk], [row.slot], [row.computed_tokens], prompts)
+        logits = self._forward(self._cache, [chunk], [row.slot], [start], prompts, scored)
         row.computed_tokens += len(chunk)
+        given: tuple[TokenLogprobs, ...] = ()
+        if scored:
+            check_finite(logits)
+            following = row.token_ids[start + 1 : row.computed_tokens + 1]
+            top = max(1, row.request.top_logprobs)
+            given = token_logprobs(self._texts, logits[: len(following)], following, top)
         if row.computed_tokens < row.prompt_tokens:
             check_finite(logits)  # or later requests would find it in the prefix cache
-            row.mailbox.put(GenerationEvent(progress=row.prefill_progress))
+            row.mailbox.put(GenerationEvent(progress=row.prefill_progress, prompt_logprobs=given))
             return
-        [sampled] = sample(logits, [row.sampler])
+        if given:
+            row.mailbox.put(GenerationEvent(progress=1.0, prompt_logprobs=given))
+        [sampled] = sample(logits[-1:], [row.sampler])
         if self._forward.reads_ragged:
             row.drafter = Drafter(row.token_ids)
         if self._postprocess(row, sampled):
@@ -390,7 +401,7 @@ class Engine:
             if found := self._read_base(row):
                 row.mailbox.put(GenerationEvent(base_logprobs=found))
 
-    def _read_base(self, row: Row) -> tuple[BaseLogprobs, ...]:
+    def _read_base(self, row: Row) -> tuple[TokenLogprobs, ...]:
         """Let the frozen base read the row's next tokens; returns what it gives those of the answer."""
         assert row.base_slot is not None
         try:
@@ -406,9 +417,11 @@ class Engine:
             nothing, ids = self._forward.stack([self._nothing]), [row.token_ids[start:end]]
             logits = self._forward(self._cache, ids, [row.base_slot], [start], nothing, not of_prompt)
             check_finite(logits)
-            found = () if of_prompt else base_logprobs(self.base, logits, row.token_ids[start + 1 : end + 1])
             row.base_tokens = end
-            return found
+            if of_prompt:
+                return ()
+            top = row.request.top_logprobs or TOP_LOGPROBS
+            return token_logprobs(self._texts, logits, row.token_ids[start + 1 : end + 1], top)
         except Exception as error:  # the answer goes on without
             _log(error)
             row.reads_base = False
@@ -417,7 +430,7 @@ class Engine:
 
     def _with_base(self, row: Row, event: GenerationEvent) -> GenerationEvent:
         """The last event with the base's part of all tokens that lack it, unless the others would wait long."""
-        found: tuple[BaseLogprobs, ...] = ()
+        found: tuple[TokenLogprobs, ...] = ()
         if row.prompt_tokens - row.base_tokens <= self._prefill_chunk:
             while row.base_behind > 0:
                 found += self._read_base(row)
@@ -453,7 +466,11 @@ class Engine:
         """complete: whether nothing can follow the token in the row's form."""
         if isinstance(sampled, Exception):
             raise sampled
-        token, logprob = sampled
+        token, logprob, ranked = sampled
+        choices = None
+        if ranked is not None:
+            chosen = self._texts.logprob(token, ranked.logprob)
+            choices = TokenLogprobs(chosen, tuple(map(self._texts.logprob, ranked.ids, ranked.logprobs)))
         with self._lock:
             reason = self._scheduler.postprocess(row, token)
         if row.drafter is not None:
@@ -469,7 +486,8 @@ class Engine:
             text += row.detokenizer.flush()
         if row.detokenizer.stopped:
             reason = "stop"
-        return GenerationEvent(text, token, logprob, reason, None if reason is None else row.stats(now))
+        stats = None if reason is None else row.stats(now)
+        return GenerationEvent(text, token, logprob, reason, stats, choices=choices)
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         """End a row between its tokens."""

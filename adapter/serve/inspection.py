@@ -19,9 +19,9 @@ from adapter.base.llama import Base
 from adapter.errors import BadInput, Busy
 from adapter.method.adapter import Adapter
 from adapter.method.attention import LayerPrompts, PromptKV, add_prompt_terms, attend, grouped
-from adapter.serve.detokenizer import Detokenizer
+from adapter.serve.detokenizer import Detokenizer, TokenTexts
 from adapter.serve.prompts import PromptKVBuilder
-from adapter.serve.request import BaseLogprobs, GenerationRequest
+from adapter.serve.request import GenerationRequest, TokenLogprobs
 from adapter.serve.sampling import check_finite
 
 MAX_TOKENS = 2048  # of prompt and answer together
@@ -64,8 +64,8 @@ class Inspection:
     parts: tuple[AdapterInspection, ...]
     layers: tuple[int, ...]
     shares: Tensor
-    logprobs: Tensor  # [T], as answered: with the adapters, and with the image if there is one
-    base: tuple[BaseLogprobs, ...]  # what the frozen base gives each token
+    answer: tuple[TokenLogprobs, ...]  # as answered: with the adapters, and with the image if there is one
+    base: tuple[TokenLogprobs, ...]  # what the frozen base gives each token
     no_image_logprobs: Tensor | None = None  # [T], with the adapters but without the image; None if there is none
 
     @property
@@ -77,6 +77,10 @@ class Inspection:
     def influence(self) -> Tensor:
         """[T]: log p with the adapters minus log p of the frozen base, in nats."""
         return self.logprobs - self.base_logprobs
+
+    @property
+    def logprobs(self) -> Tensor:
+        return torch.tensor([one.logprob for one in self.answer])
 
     @property
     def base_logprobs(self) -> Tensor:
@@ -132,7 +136,9 @@ class Inspector:
                 whole = prompts(request.image)
                 no_image = None if request.image is None else prompts(None)
             names = [adapter for adapter, _ in adapters]
-            work = self._thread.submit(inspect_answer, self._base, names, prompt_ids, answer_ids, whole, no_image)
+            top = request.top_logprobs or TOP_LOGPROBS
+            given = (names, prompt_ids, answer_ids, whole, no_image, top)
+            work = self._thread.submit(inspect_answer, self._base, *given)
             return work.result()
         except (CancelledError, RuntimeError) as error:
             if isinstance(error, CancelledError) or "shutdown" in str(error):
@@ -153,17 +159,25 @@ def inspect_answer(
     answer_ids: Sequence[int],
     prompts: PromptKV,
     no_image: PromptKV | None = None,
+    top: int = TOP_LOGPROBS,
 ) -> Inspection:
     """Inspect an answer that was given with `prompts`: one entry, which mixes the terms of `adapters` in order,
     and behind them such as belong to none (see PromptKVBuilder.build).
 
-    no_image: the same prompts without the image, if there was one. One pass over prompt and answer records
-    everything; the frozen base and `no_image` take one pass each. All passes have the same shape, so that what
-    makes no difference is exactly 0. Raises BadInput for an empty or too long answer and for unknown token ids.
+    no_image: the same prompts without the image, if there was one. top: likeliest tokens that are named.
+    One pass over prompt and answer records everything; the frozen base and `no_image` take one pass each. All
+    passes have the same shape, so that what makes no difference is exactly 0. Raises BadInput for an empty or too
+    long answer and for unknown token ids.
     """
     owners = {layer: [i for i, a in enumerate(adapters) if layer in a.config.layers] for layer in prompts.layers}
     recorder = _Recorder(len(answer_ids), owners)
-    logprobs = answer_logprobs(base, prompt_ids, answer_ids, replace(prompts, observer=recorder))
+    texts = TokenTexts(base.tokenizer)
+
+    def ranked(prompt_kv: PromptKV | None) -> tuple[TokenLogprobs, ...]:
+        chunks = _logits(base, prompt_ids, answer_ids, prompt_kv)
+        return tuple(one for logits, ids in chunks for one in token_logprobs(texts, logits, ids.tolist(), top))
+
+    answer = ranked(replace(prompts, observer=recorder))
     parts = []
     for index, adapter in enumerate(adapters):
         layers, length = tuple(adapter.config.layers), adapter.config.prompt_length
@@ -173,19 +187,15 @@ def inspect_answer(
         parts.append(AdapterInspection(layers, gates, weights))
     layers = tuple(sorted(prompts.layers))
     detokenizer = Detokenizer(base.tokenizer)
-    *texts, last = (detokenizer.push(i) for i in answer_ids)
+    *written, last = (detokenizer.push(i) for i in answer_ids)
     return Inspection(
         token_ids=tuple(answer_ids),
-        tokens=(*texts, last + detokenizer.flush()),
+        tokens=(*written, last + detokenizer.flush()),
         parts=tuple(parts),
         layers=layers,
         shares=torch.stack([recorder.shares[layer] for layer in layers], dim=1),
-        logprobs=logprobs,
-        base=tuple(
-            one
-            for logits, ids in _logits(base, prompt_ids, answer_ids, None)
-            for one in base_logprobs(base, logits, ids.tolist())
-        ),
+        answer=answer,
+        base=ranked(None),
         no_image_logprobs=None if no_image is None else answer_logprobs(base, prompt_ids, answer_ids, no_image),
     )
 
@@ -268,13 +278,33 @@ def _logits(
         yield logits, chosen
 
 
-def base_logprobs(base: Base, logits: Tensor, ids: Sequence[int]) -> tuple[BaseLogprobs, ...]:
-    """What `base` gives the tokens `ids`, from its logits at their places, [T, vocab_size]."""
-    total, top = logits.logsumexp(-1, keepdim=True), logits.topk(TOP_LOGPROBS)
-    chosen = (logits.gather(1, torch.tensor(ids, device=logits.device)[:, None]) - total)[:, 0].tolist()
-    likeliest = (top.values - total).tolist()
-    texts = [[base.tokenizer.decode([i]) for i in each] for each in top.indices.tolist()]
+def token_logprobs(texts: TokenTexts, logits: Tensor, ids: Sequence[int], count: int) -> tuple[TokenLogprobs, ...]:
+    """What the logits at their places, [T, vocab_size], give the tokens `ids`, and the likeliest `count` there."""
+    total, top = logits.logsumexp(-1, keepdim=True), logits.topk(min(count, logits.shape[1]))
+    index = torch.tensor(ids, dtype=torch.long, device=logits.device)[:, None]
+    chosen = (logits.gather(1, index) - total)[:, 0].tolist()
+    rows = zip(ids, chosen, top.indices.tolist(), (top.values - total).tolist(), strict=True)
     return tuple(
-        BaseLogprobs(logprob, tuple(zip(*each, strict=True)))
-        for logprob, *each in zip(chosen, texts, likeliest, strict=True)
+        TokenLogprobs(texts.logprob(token, logprob), tuple(map(texts.logprob, *best)))
+        for token, logprob, *best in rows
+    )
+
+
+def format_table(inspection: Inspection) -> str:
+    """An inspection as text: for each token its numbers, and the likeliest with the adapters and of the base."""
+    columns = {"drawn %": inspection.prompt_share * 100, "influence": inspection.influence}
+    if inspection.grounding is not None:
+        columns["grounding"] = inspection.grounding
+    columns["log p"] = inspection.logprobs
+    table = [["token", *columns, "likeliest", "of the base"]]
+    likeliest = (
+        [", ".join(f"{token.text!r} {token.logprob:.2f}" for token in one.top) for one in given]
+        for given in (inspection.answer, inspection.base)
+    )
+    numbers = ([f"{value:.2f}" for value in column.tolist()] for column in columns.values())
+    table += zip(map(repr, inspection.tokens), *numbers, *likeliest, strict=True)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    return "\n".join(
+        [*lines, "", "drawn: the prompts' part of what attention gave; influence: nats over the base"]
     )

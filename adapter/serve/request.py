@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv6Address, ip_address
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from PIL import Image
 
@@ -25,6 +25,7 @@ from adapter.serve.settings import MAX_STRENGTH, Others, Settings
 
 _DEFAULTS = Settings()
 MAX_SECONDS = 600.0
+MAX_BIASES, MAX_TOP_LOGPROBS = 300, 20
 MAX_GATES = 4096  # of one request that have a factor of their own
 CROWD = 8  # readers at once; more of them share the lists of so many
 _reading: set[object] = set()  # of readers of lists, who share the time of one event loop
@@ -67,9 +68,12 @@ class SamplingParams:
     """How tokens are sampled. Ranges and defaults are those of Settings; raises BadInput when out of range.
 
     In the order in which they apply, each as in transformers and vLLM:
+    logit_bias: (token, number from -100 to 100) pairs, added to the logits.
     repetition_penalty: the logits of tokens that the prompt or the answer has are divided by it, or multiplied
     where they are negative; not those of tokens that end an answer, which stand in every prompt. An answer that is
-    held to a form has none: its marks and the words that it copies have to come again.
+    held to a form has none: its marks and the words that it copies have to come again. Nor has it the next two.
+    frequency_penalty, presence_penalty: from -2 to 2; taken off the logits of the answer's own tokens, the first
+    once for each time that the token stands there.
     temperature: 0 takes the likeliest token, whatever follows. top_k: only the k likeliest tokens, and those as
     likely as the k-th. top_p: only the fewest of these that together are as likely as that. min_p: only tokens
     that are at least so many times as likely as the likeliest.
@@ -82,10 +86,20 @@ class SamplingParams:
     top_k: int = _DEFAULTS.top_k
     min_p: float = _DEFAULTS.min_p
     repetition_penalty: float = _DEFAULTS.repetition_penalty
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         names = {"temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty"}
         Settings.checked({"max_tokens": self.max_new_tokens, **{name: getattr(self, name) for name in names}})
+        if not all(-2 <= penalty <= 2 for penalty in (self.presence_penalty, self.frequency_penalty)):
+            raise BadInput("Presence and frequency penalty lie between -2 and 2.")
+        if len(self.logit_bias) > MAX_BIASES or not all(-100 <= bias <= 100 for _, bias in self.logit_bias):
+            raise BadInput(f"Biases of tokens lie between -100 and 100, at most {MAX_BIASES} of them.")
+
+    def without_penalties(self) -> SamplingParams:
+        return replace(self, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,10 @@ class GenerationRequest:
     none. end_repetition: whether an answer ends as soon as it goes in circles (see `scheduler.repeats`).
     max_seconds: wall-clock limit from the start of prefill. base_logprobs: let the frozen base read the answer
     too, and send what it gives each token, where an adapter answers and the KV cache has room for both.
+    top_logprobs: how many of the likeliest tokens come with each token of the answer, from 0 to 20, with the
+    log-probabilities by which it was chosen: behind penalties, biases and form, before the temperature; the frozen
+    base names as many. prompt_logprobs: send what the model gives each token of the prompt but the first, and as
+    many likeliest tokens; the prompt is then read whole, whatever the prefix cache has of it.
     Raises BadInput when a value is out of range.
     """
 
@@ -130,6 +148,8 @@ class GenerationRequest:
     client: Client = field(default_factory=Client)
     max_seconds: float = MAX_SECONDS
     base_logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         Settings.checked(
@@ -141,6 +161,8 @@ class GenerationRequest:
             Settings.checked({"strength": strength})
         if not 0 < self.max_seconds <= MAX_SECONDS:
             raise BadInput(f"Seconds must lie above 0 and be at most {MAX_SECONDS:g}, got {self.max_seconds}.")
+        if not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise BadInput(f"Likeliest tokens are asked for by a number from 0 to {MAX_TOP_LOGPROBS}.")
         if "" in self.stop:
             raise BadInput("A stop text must not be empty.")
 
@@ -171,12 +193,24 @@ class GenerationStats:
         return (self.new_tokens - 1) / self.decode_s if self.new_tokens > 1 and self.decode_s > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class BaseLogprobs:
-    """What the frozen base gives a token of an answer, in nats; top: its likeliest tokens there, as text."""
+class TokenLogprob(NamedTuple):
+    """A token, its text in the middle of others, and its log-probability in nats."""
 
+    token_id: int
+    text: str
     logprob: float
-    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """What a model gives a token in its place, and the likeliest tokens there, the likeliest first."""
+
+    token: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+    @property
+    def logprob(self) -> float:
+        return self.token.logprob
 
 
 @dataclass(frozen=True)
@@ -185,7 +219,9 @@ class GenerationEvent:
 
     `position` requests are ahead; `progress` is the share of the prompt's uncached tokens that are read, 0 to 1,
     and comes with long prompts only. `text` may be empty. The last event has finish_reason and stats.
-    base_logprobs: of the answer's next tokens in order; they come some tokens later than the tokens.
+    logprob: by the model, before penalties, biases and form. choices: the token's log-probability behind these and
+    the likeliest tokens, see GenerationRequest.top_logprobs. base_logprobs: of the answer's next tokens in order;
+    they come some tokens later than the tokens. prompt_logprobs: of the prompt's next tokens in order.
     """
 
     text: str = ""
@@ -195,11 +231,13 @@ class GenerationEvent:
     stats: GenerationStats | None = None
     position: int | None = None
     progress: float | None = None
-    base_logprobs: tuple[BaseLogprobs, ...] = ()
+    choices: TokenLogprobs | None = None
+    base_logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def is_output(self) -> bool:
-        """Whether it is a part of the answer, rather than about the wait for it."""
+        """Whether it is a part of the answer, rather than about the wait for it or the prompt."""
         return self.position is None and self.progress is None
 
 

@@ -6,7 +6,6 @@ import math
 import random
 from array import array
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,10 +22,31 @@ if TYPE_CHECKING:
 
 _ROUNDING = 2.0**-24  # of fp32, relative
 _NOT_FINITE = "the logits are not finite"
+_NO_TOKENS = np.empty(0, np.int64)
 _LOWEST_TEMPERATURE = 1e-30  # at which the likeliest token is sampled as at 0
 
-SampledToken = tuple[int, float]  # a token, and its log-probability by the model: before all that changes logits
+
+class Ranked(NamedTuple):
+    """A token's log-probability among all that it was chosen from, and the likeliest of these with theirs.
+
+    By the logits behind the penalties, the biases and the form, and before the temperature.
+    """
+
+    logprob: float
+    ids: list[int]
+    logprobs: list[float]
+
+
+class SampledToken(NamedTuple):
+    """logprob: by the model, before all that changes logits. ranked: if the request asks for it."""
+
+    token: int
+    logprob: float
+    ranked: Ranked | None = None
+
+
 Sampled = SampledToken | Exception  # or why there is none: FloatingPointError where logits are not finite
+_LINE = 1024  # of a vocabulary, see _likeliest
 
 
 def check_finite(logits: Tensor) -> None:
@@ -39,13 +59,21 @@ class Inputs(NamedTuple):
     """What one token is sampled by, beside its logits.
 
     number: random, above 0 and below 1, exact in fp32. allowed: of the form. penalised: the tokens that the
-    repetition penalty is on, some twice.
+    repetition penalty is on, some twice. written: those of the answer, if another penalty is on them. top: how
+    many of the likeliest tokens are asked for.
     """
 
     params: SamplingParams
     number: float = 0.0
     allowed: Allowed | None = None
-    penalised: NDArray[np.int64] = np.empty(0, np.int64)
+    penalised: NDArray[np.int64] = _NO_TOKENS
+    written: NDArray[np.int64] = _NO_TOKENS
+    top: int = 0
+
+    @property
+    def changes(self) -> bool:
+        """Whether the logits are changed one by one."""
+        return bool(len(self.penalised) or len(self.written) or self.params.logit_bias)
 
 
 class Sampler:
@@ -53,7 +81,7 @@ class Sampler:
 
     Each token that is sampled at a temperature above 0 uses up one number. They are made on the CPU, so that a
     seed gives the same ones on every device. prompt: its token ids, for the repetition penalty; stop_ids: tokens
-    without one.
+    without one. begun: the beginning of the answer. top: see Inputs.
     """
 
     def __init__(
@@ -62,23 +90,32 @@ class Sampler:
         form: FormState | None = None,
         prompt: Sequence[int] = (),
         stop_ids: Collection[int] = (),
+        begun: Sequence[int] = (),
+        top: int = 0,
     ) -> None:
-        self.params = params if form is None else replace(params, repetition_penalty=1.0)
+        self.params = params if form is None else params.without_penalties()
         self.form = form
+        self.top = top
         self._penalises = self.params.repetition_penalty > 1
-        self._penalised = array("q", (i for i in prompt if i not in stop_ids) if self._penalises else ())
+        self._counts = bool(self.params.presence_penalty or self.params.frequency_penalty)
+        shown = (*prompt, *begun) if self._penalises else ()
+        self._penalised = array("q", (i for i in shown if i not in stop_ids))
+        self._written = array("q", begun if self._counts else ())
         self._random = random.Random(params.seed)
         self._numbers: list[float] = []  # drawn and not yet used up
 
     def inputs(self, drafts: Sequence[int] = ()) -> Inputs:
         """Of the token behind these drafts. Those of a form are valid until the next call, and without drafts."""
-        number, penalised = 0.0, np.empty(0, np.int64)
+        number, penalised, written = 0.0, _NO_TOKENS, _NO_TOKENS
         if self.params.temperature > 0:
             self._draw_numbers(len(drafts) + 1)
             number = self._numbers[len(drafts)]
         if self._penalises:
             penalised = np.array(self._penalised + array("q", drafts))
-        return Inputs(self.params, number, None if self.form is None else self.form.allowed(), penalised)
+        if self._counts:
+            written = np.array(self._written + array("q", drafts))
+        allowed = None if self.form is None else self.form.allowed()
+        return Inputs(self.params, number, allowed, penalised, written, self.top)
 
     def accept(self, token: int) -> None:
         """The request's next token. Raises BadInput if the form cannot go on behind it."""
@@ -86,6 +123,8 @@ class Sampler:
             self.form.accept(token)
         if self._penalises:
             self._penalised.append(token)
+        if self._counts:
+            self._written.append(token)
 
     def use(self, tokens: int) -> None:
         """Use up the random numbers of so many tokens."""
@@ -164,22 +203,71 @@ def _sample_on_cpu(row: Tensor, inputs: Inputs) -> SampledToken:
 
     By numpy, whose reductions take a fifth of the time of torch's and wake no other thread.
     """
-    params, number, allowed, penalised = inputs
+    params, allowed = inputs.params, inputs.allowed
     logits = row.numpy()
-    if len(penalised):
-        logits = logits.copy()
-        logits[penalised] = _penalise(logits[penalised], params.repetition_penalty)
+    if inputs.changes:
+        logits = _changed(logits, inputs)
     token = int(logits.argmax())  # the first NaN, if there is one
     if not (logits[token] < np.inf and logits.min() > -np.inf):
         raise FloatingPointError(_NOT_FINITE)
+    logprobs = row.log_softmax(-1).numpy()
     if isinstance(allowed, int):
-        return allowed, float(row.log_softmax(-1)[allowed])
+        ranked = Ranked(0.0, [allowed], [0.0]) if inputs.top else None
+        return SampledToken(allowed, float(logprobs[allowed]), ranked)
     if allowed is not None and not _has(allowed, token):
-        tokens = np.flatnonzero(np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little"))
+        tokens = _tokens_of(allowed, len(logits))
         token = int(tokens[logits[tokens].argmax()])
     if params.temperature > 0:
-        token = _draw_on_cpu(logits, logits[token], params, number, allowed)
-    return token, float(row.log_softmax(-1)[token])
+        token = _draw_on_cpu(logits, logits[token], params, inputs.number, allowed)
+    if not inputs.top:
+        return SampledToken(token, float(logprobs[token]))
+    chosen_from = torch.from_numpy(logits).log_softmax(-1).numpy() if inputs.changes else logprobs
+    if allowed is None:
+        ids = _likeliest(logits, inputs.top)
+    else:
+        tokens = _tokens_of(allowed, len(logits))
+        chosen_from = chosen_from - np.logaddexp.reduce(chosen_from[tokens])
+        ids = tokens[_likeliest(logits[tokens], inputs.top)]
+    ranked = Ranked(float(chosen_from[token]), ids.tolist(), chosen_from[ids].tolist())
+    return SampledToken(token, float(logprobs[token]), ranked)
+
+
+def _likeliest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The places of the largest values, the largest first.
+
+    Laid out in lines, the values have their largest in the columns with the largest maxima.
+    """
+    lines = len(values) // _LINE
+    if count < _LINE and lines > 1:
+        laid = values[: lines * _LINE].reshape(lines, _LINE)
+        maxima = laid.max(axis=0)
+        least = np.partition(maxima, -count)[-count]
+        columns = np.flatnonzero(maxima >= least)
+        line, column = np.nonzero(laid[:, columns] >= least)
+        rest = np.flatnonzero(values[lines * _LINE :] >= least) + lines * _LINE
+        places = np.append(line * _LINE + columns[column], rest)
+    else:
+        places = np.arange(len(values))
+    return places[np.argsort(-values[places], kind="stable")][:count]
+
+
+def _tokens_of(allowed: NDArray[np.uint32], size: int) -> NDArray[np.int64]:
+    return np.flatnonzero(np.unpackbits(allowed.view(np.uint8), count=size, bitorder="little"))
+
+
+def _changed(logits: NDArray[np.float32], inputs: Inputs) -> NDArray[np.float32]:
+    """A copy with the biases and the penalties, in vLLM's order."""
+    params, logits = inputs.params, logits.copy()
+    for token, bias in params.logit_bias:
+        logits[token] += np.float32(bias)
+    if len(inputs.penalised):
+        values = logits[inputs.penalised]
+        penalty = np.float32(params.repetition_penalty)
+        logits[inputs.penalised] = np.where(values < 0, values * penalty, values / penalty)
+    if len(inputs.written):
+        tokens, counts = np.unique(inputs.written, return_counts=True)
+        logits[tokens] -= (params.frequency_penalty * counts + params.presence_penalty).astype(np.float32)
+    return logits
 
 
 def _draw_on_cpu(
@@ -212,10 +300,6 @@ def _draw_on_cpu(
     return int(tokens[np.searchsorted(sums, number * sums[last], side="right")])
 
 
-def _penalise(logits: NDArray[np.float32], penalty: float) -> NDArray[np.float32]:
-    return np.where(logits < 0, logits * np.float32(penalty), logits / np.float32(penalty))
-
-
 def _has(bits: NDArray[np.uint32], tokens: Any) -> Any:
     """Whether the bits of a token or of an array of tokens are set."""
     return bits[tokens >> 5] >> (tokens & 31) & 1 != 0
@@ -224,8 +308,8 @@ def _has(bits: NDArray[np.uint32], tokens: Any) -> Any:
 def _sample_on_device(logits: Tensor, inputs: Sequence[Inputs]) -> list[Sampled]:
     """As _sample_on_cpu, for all rows of `logits`, [N, vocab_size]. Waits for the device once, at its end."""
     lowest, logprobs = logits.amin(-1), logits.log_softmax(-1)  # all NaN where a logit is NaN or +inf
-    if any(len(one.penalised) for one in inputs):
-        logits = _penalise_on_device(logits, inputs)
+    if any(one.changes for one in inputs):
+        logits = _changed_on_device(logits, inputs)
     if any(one.allowed is not None for one in inputs):
         logits = _masked(logits, [one.allowed for one in inputs])
     tokens = logits.argmax(-1)
@@ -238,23 +322,46 @@ def _sample_on_device(logits: Tensor, inputs: Sequence[Inputs]) -> list[Sampled]
         index = to_device(tempered, logits.device)
         tokens[index] = _draw(logits[index], *to_device(settings, logits.device, torch.float32).split(1, dim=1))
     chosen = logprobs.gather(1, tokens[:, None])[:, 0].where(lowest > -torch.inf, torch.nan)
-    found = torch.stack((tokens.float(), chosen)).T.tolist()  # fp32 holds tokens up to 2^24 exactly
-    return [
-        FloatingPointError(_NOT_FINITE) if math.isnan(logprob) else (int(token), logprob)
-        for token, logprob in found
-    ]
+    columns = [tokens.float()[:, None], chosen[:, None]]  # fp32 holds tokens up to 2^24 exactly
+    if most := min(max(one.top for one in inputs), logits.shape[1]):
+        chosen_from = logits.log_softmax(-1)
+        top = chosen_from.topk(most)
+        columns += [chosen_from.gather(1, tokens[:, None]), top.indices.float(), top.values]
+    found: list[Sampled] = []
+    for one, (token, logprob, *rest) in zip(inputs, torch.cat(columns, dim=1).tolist(), strict=True):
+        ranked = None
+        if one.top:
+            ids, values = rest[1:][: one.top], rest[1 + most :][: one.top]
+            count = sum(value > -math.inf for value in values)
+            ranked = Ranked(rest[0], [int(i) for i in ids[:count]], values[:count])
+        sampled = SampledToken(int(token), logprob, ranked)
+        found.append(FloatingPointError(_NOT_FINITE) if math.isnan(logprob) else sampled)
+    return found
 
 
-def _penalise_on_device(logits: Tensor, inputs: Sequence[Inputs]) -> Tensor:
-    """A copy of the logits, [N, vocab_size], with each row's penalty on its tokens."""
-    width = logits.shape[1]
-    places = np.concatenate([row * width + one.penalised for row, one in enumerate(inputs)])
-    index = to_device(places.tolist(), logits.device)
-    penalties = [one.params.repetition_penalty for one in inputs]
-    penalty = to_device(penalties, logits.device, torch.float32)[index // width]
+def _changed_on_device(logits: Tensor, inputs: Sequence[Inputs]) -> Tensor:
+    """As _changed, of all rows of `logits`, [N, vocab_size]."""
+    width, device = logits.shape[1], logits.device
     found = logits.flatten().clone()
+
+    def add(values: list[tuple[int, float]]) -> None:
+        if values:
+            index, numbers = zip(*values, strict=True)
+            found.index_add_(0, to_device(index, device), to_device(numbers, device, torch.float32))
+
+    add([(row * width + i, bias) for row, one in enumerate(inputs) for i, bias in one.params.logit_bias])
+    places = np.concatenate([row * width + one.penalised for row, one in enumerate(inputs)])
+    index = to_device(places.tolist(), device, torch.int64)
+    penalties = [one.params.repetition_penalty for one in inputs]
+    penalty = to_device(penalties, device, torch.float32)[index // width]
     values = found[index]
     found[index] = torch.where(values < 0, values * penalty, values / penalty)
+    counted = []
+    for row, one in enumerate(inputs):
+        for i, count in zip(*np.unique(one.written, return_counts=True), strict=True):
+            penalty_of = one.params.frequency_penalty * count + one.params.presence_penalty
+            counted.append((row * width + int(i), -penalty_of))
+    add(counted)
     return found.view_as(logits)
 
 

@@ -94,6 +94,8 @@ def any_visual(adapters: WeightedAdapters) -> bool:
 
 def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters) -> list[int]:
     vocabulary = base.fingerprint.vocab_size
+    if not all(0 <= i < vocabulary for i, _ in request.sampling.logit_bias):
+        raise BadInput(f"Biases are of tokens from 0 to {vocabulary - 1}.")
     if not all(0 <= i < vocabulary and i not in base.stop_ids for i in request.answer_ids):
         raise BadInput("This answer cannot go on: it has ended, or is another base's.")
     if request.prompt_ids is not None:
@@ -225,9 +227,11 @@ class Row:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.token_ids)
-        self.sampler = Sampler(self.request.sampling, self.form, self.token_ids, self.stop_ids)
-        self.sampler.use(len(self.request.answer_ids))
-        self.text = "".join(map(self.detokenizer.push, self.request.answer_ids))
+        begun, top = self.request.answer_ids, self.request.top_logprobs
+        prompt = self.token_ids[: self.prompt_tokens - len(begun)]
+        self.sampler = Sampler(self.request.sampling, self.form, prompt, self.stop_ids, begun, top)
+        self.sampler.use(len(begun))
+        self.text = "".join(map(self.detokenizer.push, begun))
 
     @property
     def most_tokens(self) -> int:

@@ -28,7 +28,7 @@ from adapter.ui.theme import ExampleCard
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from adapter.serve.request import BaseLogprobs, Client, GenerationEvent, GenerationRequest
+    from adapter.serve.request import Client, GenerationEvent, GenerationRequest, TokenLogprobs
 
 # How long an answer goes on without a page, which may be reloading, and how long it is waited for until the server
 # notices that the page has left.
@@ -76,9 +76,9 @@ def build_request(
     )
 
 
-def xray_line(text: str, logprob: float, base: BaseLogprobs) -> str:
+def xray_line(text: str, logprob: float, base: TokenLogprobs) -> str:
     """A token for xray.js: its text, its log-probability, the frozen base's, and the base's likeliest tokens."""
-    top = [[other, round(value, 3)] for other, value in base.top]
+    top = [[other, round(value, 3)] for _, other, value in base.top]
     return json.dumps([text, round(logprob, 3), round(base.logprob, 3), top])
 
 

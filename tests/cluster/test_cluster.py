@@ -146,7 +146,7 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
     base = load_base(str(base_folder), "none", "cpu")
     requests = [
         request(),
-        request(adapter="one", strength=0.5, mix=(("two", 1.0),)),
+        request(adapter="one", strength=0.5, mix=(("two", 1.0),), top_logprobs=3),
         request(adapter="two", sampling=SamplingParams(temperature=1.0, max_new_tokens=20, seed=7), stop=("e",)),
     ]
     with closing(Engine(base, AdapterStore(adapters))) as alone:
@@ -155,6 +155,7 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
             assert [e.token_id for e in got if e.is_output] == [e.token_id for e in expected]
             assert "".join(e.text for e in got) == "".join(e.text for e in expected)
             assert got[-1].finish_reason == expected[-1].finish_reason
+            assert [e.choices for e in got if e.is_output] == [e.choices for e in expected]
         ids = [e.token_id for e in got if e.token_id is not None]
         assert engine.inspect(requests[1], ids).token_ids == alone.inspect(requests[1], ids).token_ids
     with pytest.raises(BadInput, match="0 to 96"):  # by the page

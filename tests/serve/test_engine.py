@@ -298,3 +298,73 @@ def test_a_conversation_that_the_cache_never_holds_is_refused(tiny_base, engine)
         assert len(generate(small)) > 1
     with pytest.raises(BadInput, match="holds 64 tokens of this base; it needs at least 512"):
         Engine(base, engine.store, cache_bytes=bytes_of(64, base))
+
+
+# What else could have been said.
+
+
+@pytest.mark.parametrize("base", ["tiny_base", "packed_base"])
+def test_law_log_probabilities_are_the_same_alone_and_in_a_batch(engine, request, base):
+    """With drafts and a form's forced tokens, too; and the token is the one without."""
+    word = 'start: "yes, yes, yes, yes, " /[a-z]{8}/'
+    asked = [
+        GenerationRequest(
+            HELLO,
+            adapter=("one", "two", None)[i % 3],
+            sampling=replace(GREEDY, temperature=0.5 * (i % 2), seed=i, frequency_penalty=0.5 * (i % 4 == 1)),
+            form=word if i == 5 else None,
+            top_logprobs=i % 4,
+        )
+        for i in range(6)
+    ]
+    with closing(Engine(request.getfixturevalue(base), engine.store)) as engine:
+        plain = [list(engine.submit(replace(one, top_logprobs=0))) for one in asked]
+        alone = [list(engine.submit(one)) for one in asked]
+        together = [list(answer) for answer in [engine.submit(one) for one in asked]]
+    for one, before, left, right in zip(asked, plain, alone, together, strict=True):
+        left, right = ([e for e in events if e.token_id is not None] for events in (left, right))
+        assert token_ids(left) == token_ids(right) == token_ids(e for e in before if e.token_id is not None)
+        assert all((event.choices is None) == (one.top_logprobs == 0) for event in left)
+        if base == "packed_base":
+            assert [(e.logprob, e.choices) for e in left] == [(e.logprob, e.choices) for e in right]
+        for event in (e for e in left if e.choices):
+            assert event.choices.token.token_id == event.token_id and event.choices.logprob <= 0
+            top = event.choices.top
+            assert len(top) <= one.top_logprobs and [t.logprob for t in top] == sorted(
+                (t.logprob for t in top), reverse=True
+            )
+            if one.form is None and not one.sampling.frequency_penalty:
+                assert event.choices.logprob == event.logprob and len(top) == one.top_logprobs
+    assert alone[5][0].choices.logprob == 0.0, "a form has forced it"
+
+
+def test_another_word_goes_on_as_if_it_had_been_said(engine):
+    """The answer up to a word, another word that could have stood there, and what follows it."""
+    events = generate(engine, adapter="one", top_logprobs=3)
+    begun = token_ids(events)[:7]
+    other = next(one for one in events[7].choices.top if one.token_id != events[7].token_id)
+    branch = generate(engine, adapter="one", answer_ids=(*begun, other.token_id))
+    prompt = engine.base.tokenizer("u:hello there;a:").input_ids
+    kv = engine.store.load("one", engine.base)(engine.base.model)
+    whole = [*prompt, *begun, other.token_id]
+    assert whole + token_ids(branch) == generate_uncached(engine, whole, kv, 20)
+    assert text(branch).startswith(text(events[:7]) + other.text)
+    assert other.text == engine.base.tokenizer.decode([other.token_id])
+
+
+@pytest.mark.parametrize("base", ["tiny_base", "packed_base"])
+def test_a_prompt_is_scored_as_if_it_had_been_written(engine, request, base):
+    """Bit for bit on packed bases, and whatever the prefix cache has of it."""
+    ids = tuple((7 * i) % 95 for i in range(70))
+    asked = GenerationRequest(prompt_ids=ids, adapter="one", sampling=replace(GREEDY, max_new_tokens=30))
+    with closing(Engine(request.getfixturevalue(base), engine.store)) as engine:
+        written = list(engine.submit(replace(asked, top_logprobs=2)))
+        whole = (*ids, *token_ids(written))
+        for _ in range(2):
+            events = list(engine.submit(replace(asked, prompt_ids=whole, prompt_logprobs=True, top_logprobs=2)))
+            given = [one for event in events for one in event.prompt_logprobs]
+            assert [one.token.token_id for one in given] == list(whole[1:])
+            expected, close = [event.choices for event in written], 0 if base == "packed_base" else 1e-3
+            for one, other in zip(given[len(ids) - 1 :], expected, strict=True):
+                assert one.logprob == pytest.approx(other.logprob, abs=close or 1e-5)
+                assert [t.token_id for t in one.top] == [t.token_id for t in other.top]

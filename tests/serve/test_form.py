@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import subprocess
 from contextlib import closing, nullcontext
@@ -174,15 +175,18 @@ def test_law_what_a_form_forbids_is_as_if_it_were_never_likely(monkeypatch, on_c
     allowed[-1] = allowed[-1][:1]
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=3)
     monkeypatch.setattr(sampling, "_is_on_cpu", lambda logits: on_cpu)
-    found = sample(logits, [Sampler(params, form) for form in forms])
+    found = sample(logits, [Sampler(params, form, top=3) for form in forms])
     unlikely = torch.full_like(logits, -1e30)
     for row, tokens in enumerate(allowed):
         unlikely[row, tokens] = logits[row, tokens]
-    expected = sample(unlikely, [Sampler(params) for _ in forms])
+    expected = sample(unlikely, [Sampler(params, top=3) for _ in forms])
     logprobs = logits.log_softmax(-1)
-    for row, ([(token, logprob)], [(wanted, _)]) in enumerate(zip(found, expected, strict=True)):
-        assert token == wanted and token in allowed[row]
-        assert logprob == pytest.approx(logprobs[row, token].item(), abs=1e-5)  # the model's, before the form
+    for row, ([one], [wanted]) in enumerate(zip(found, expected, strict=True)):
+        assert one.token == wanted.token and one.token in allowed[row]
+        assert one.logprob == pytest.approx(logprobs[row, one.token].item(), abs=1e-5)  # before the form
+        assert one.ranked.logprob == pytest.approx(wanted.ranked.logprob, abs=1e-5)
+        assert one.ranked.ids == wanted.ranked.ids[: min(3, len(allowed[row]))]
+        assert sum(map(math.exp, one.ranked.logprobs)) <= 1 + 1e-5
 
 
 # Tokenizers.

@@ -22,22 +22,24 @@ from adapter.serve import sampling
 from adapter.serve.sampling import Inputs, Sampler, SamplingParams, sample
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
+NOTHING = np.empty(0, int)
 HIGHEST = 1 - 2.0**-24  # of the random numbers
 
 
-def on_cpu(logits, params, numbers, seen=()):
+def on_cpu(logits, params, numbers, seen=NOTHING, **inputs):
     def one(row, number):
         try:
-            return sampling._sample_on_cpu(row, Inputs(params, number, None, seen))
+            return sampling._sample_on_cpu(row, Inputs(params, number, None, seen, **inputs))
         except FloatingPointError:
             return None
 
     return [one(row, number) for row, number in zip(logits, numbers, strict=True)]
 
 
-def on_device(logits, params, numbers, seen=()):
+def on_device(logits, params, numbers, seen=NOTHING, **inputs):
     """Needs no GPU, so that it is tested where there is none."""
-    found = sampling._sample_on_device(logits, [Inputs(params, number, None, seen) for number in numbers])
+    rows = [Inputs(params, number, None, seen, **inputs) for number in numbers]
+    found = sampling._sample_on_device(logits, rows)
     return [None if isinstance(token, FloatingPointError) else token for token in found]
 
 
@@ -75,15 +77,15 @@ def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, se
     expected = warpers(torch.from_numpy(seen)[None], logits[None].clone())[0].softmax(-1)
     numbers = [(i + 0.5) / 500 for i in range(500)]
     sampled = sample_rows(logits.expand(500, -1), params, numbers, seen)
-    found = torch.bincount(torch.tensor([token for token, _ in sampled]), minlength=1000) / 500
+    found = torch.bincount(torch.tensor([one.token for one in sampled]), minlength=1000) / 500
     assert torch.allclose(found, expected, atol=0.0041)
     assert not found[expected == 0].any()
-    for token, logprob in sampled[::100]:  # of the unchanged logits
+    for token, logprob, _ in sampled[::100]:  # of the unchanged logits
         assert logprob == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-5)
     greedy = SamplingParams(temperature=0, repetition_penalty=params.repetition_penalty)
     penalised = warpers[0](torch.from_numpy(seen)[None], logits[None].clone())[0]
-    [(token, _)] = sample_rows(logits[None], greedy, [0.0], seen)
-    assert token == penalised.argmax()
+    [one] = sample_rows(logits[None], greedy, [0.0], seen)
+    assert one.token == penalised.argmax()
 
 
 def test_a_penalty_is_on_the_prompt_and_on_what_was_sampled():
@@ -94,6 +96,23 @@ def test_a_penalty_is_on_the_prompt_and_on_what_was_sampled():
     assert sample(logits, [Sampler(params, None, [1, 1], stop_ids={1})])[0][0][0] == 1  # it ends each turn
 
 
+@both_paths
+def test_biases_and_penalties_are_those_of_openai(sample_rows):
+    """The likeliest tokens are those of the changed logits, the log-probability of a token is the model's."""
+    logits = 3 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    params = SamplingParams(
+        temperature=0, presence_penalty=1.5, frequency_penalty=0.7, logit_bias=((9, 30.0), (4, 5.0))
+    )
+    expected = logits.clone()
+    expected[9] += 30 - 1.5 - 3 * 0.7
+    expected[4] += 5 - 1.5 - 0.7
+    [one] = sample_rows(logits[None], params, [0.0], written=np.array([9, 4, 9, 9]), top=20)
+    best = expected.log_softmax(-1).topk(20)
+    assert one.token == 9 and one.ranked.ids == best.indices.tolist()
+    assert one.ranked.logprobs == pytest.approx(best.values.tolist(), abs=1e-4)
+    assert one.logprob == pytest.approx(logits.log_softmax(-1)[9].item(), abs=1e-4)
+
+
 def mixed_params(rng: random.Random) -> SamplingParams:
     return SamplingParams(
         temperature=rng.choice([0.0, 0.0, 0.1, 0.7, 1.0, 2.0]),
@@ -101,6 +120,9 @@ def mixed_params(rng: random.Random) -> SamplingParams:
         top_k=rng.choice([0, 0, 1, 20, 5000]),
         min_p=rng.choice([0.0, 0.0, 0.05, 1.0]),
         repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
+        presence_penalty=rng.choice([0.0, 0.0, -1.0, 1.5]),
+        frequency_penalty=rng.choice([0.0, 0.0, 0.5]),
+        logit_bias=rng.choice([(), ((5, 3.0), (6, -100.0))]),
         seed=rng.randrange(2**63),
     )
 
@@ -109,12 +131,21 @@ def test_both_paths_take_the_same_tokens():
     rng = random.Random(0)
     logits = 3 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0))
     params = [mixed_params(rng) for _ in logits]
-    seen = [rng.sample(range(1000), 100) if p.repetition_penalty > 1 else [] for p in params]
-    inputs = [Inputs(p, rng.random(), None, np.array(s, int)) for p, s in zip(params, seen, strict=True)]
+    seen = [rng.choices(range(1000), k=100) for _ in params]
+    inputs = [
+        Inputs(p, rng.random(), None, np.array(s if p.repetition_penalty > 1 else [], int), np.array(s, int), top)
+        for p, s, top in zip(params, seen, itertools.cycle([0, 5, 20]), strict=False)
+    ]
     left = [sampling._sample_on_cpu(*row) for row in zip(logits, inputs, strict=True)]
     right = sampling._sample_on_device(logits, inputs)
-    assert [token for token, _ in left] == [token for token, _ in right]
-    assert [logprob for _, logprob in left] == pytest.approx([logprob for _, logprob in right], abs=1e-5)
+    assert [one.token for one in left] == [one.token for one in right]
+    assert [one.logprob for one in left] == pytest.approx([one.logprob for one in right], abs=1e-5)
+    for one, other, asked in zip(left, right, inputs, strict=True):
+        assert (one.ranked is None) == (other.ranked is None) == (asked.top == 0)
+        if asked.top:
+            assert one.ranked.ids == other.ranked.ids and len(one.ranked.ids) == asked.top
+            assert one.ranked.logprobs == pytest.approx(other.ranked.logprobs, abs=1e-5)
+            assert one.ranked.logprob == pytest.approx(other.ranked.logprob, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -125,7 +156,7 @@ def test_law_a_rows_token_and_the_bits_of_its_logprob_do_not_depend_on_the_other
     params = [mixed_params(rng) for _ in logits]
 
     def samplers():
-        return [Sampler(p, None, range(i, 5000, 9)) for i, p in enumerate(params)]
+        return [Sampler(p, None, range(i, 5000, 9), (), (7, 7, i), i % 4) for i, p in enumerate(params)]
 
     together = sample(logits, samplers())
     assert together == [sample(row[None], [one])[0] for row, one in zip(logits, samplers(), strict=True)]
@@ -178,7 +209,7 @@ def test_law_drafts_change_no_token_logprob_or_later_random_number(
         logits[1:] = logits[0] + 0.1 * logits[1:]
     plain = Sampler(params)
     expected = without_drafts(logits[: right + 1], plain)
-    drafts = [token for token, _ in expected[:right]] + [(expected[-1][0] + 1) % 300] * (4 - right)
+    drafts = [one.token for one in expected[:right]] + [(expected[-1][0] + 1) % 300] * (4 - right)
     sampler, other = Sampler(params), SamplingParams(temperature=1.0, seed=3)
     beside = sample(logits[5:6], [Sampler(other)])[0]
     assert sample(logits[:6], [sampler, Sampler(other)], [drafts, []]) == [expected, beside]
@@ -189,7 +220,7 @@ def test_logits_behind_a_wrong_draft_need_not_be_finite_and_others_must():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
     logits[1] = math.nan
     params = SamplingParams(temperature=0)
-    [[(first, logprob)]] = sample(logits[:1], [Sampler(params)])
-    assert sample(logits, [Sampler(params)], [[first + 1, 0]]) == [[(first, logprob)]]
-    [[right, wrong]] = sample(logits, [Sampler(params)], [[first, 0]])
-    assert right == (first, logprob) and isinstance(wrong, FloatingPointError)
+    [[first]] = sample(logits[:1], [Sampler(params)])
+    assert sample(logits, [Sampler(params)], [[first.token + 1, 0]]) == [[first]]
+    [[right, wrong]] = sample(logits, [Sampler(params)], [[first.token, 0]])
+    assert right == first and isinstance(wrong, FloatingPointError)

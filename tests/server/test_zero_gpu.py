@@ -71,13 +71,14 @@ def test_zero_gpu_engine_equals_engine(tiny_base: Any, store: AdapterStore, on_g
     with closing(Engine(tiny_base, store)) as engine:
         for request in (
             request_for(),
-            request_for(adapter="one"),
+            request_for(adapter="one", top_logprobs=3),
             request_for(adapter="two", strength=0.5, mix=(("one", 1.5),)),
             request_for("yes, z", form='start: MESSAGE_WORDS "."'),  # a form about the message
         ):
             events, here = list(zero_engine.submit(request)), list(engine.submit(request))
             ids = [event.token_id for event in events]
             assert ids == [event.token_id for event in here] and events[-1].finish_reason == here[-1].finish_reason
+            assert [event.choices for event in events] == [event.choices for event in here]
             mine, theirs = events[-1].stats, here[-1].stats
             assert (mine.new_tokens, mine.prompt_tokens) == (theirs.new_tokens, theirs.prompt_tokens)
             if request.adapter:
