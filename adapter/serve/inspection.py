@@ -302,7 +302,7 @@ def format_table(inspection: Inspection) -> str:
         for given in (inspection.answer, inspection.base)
     )
     numbers = ([f"{value:.2f}" for value in column.tolist()] for column in columns.values())
-    table += zip(map(repr, inspection.tokens), *numbers, *likeliest, strict=True)
+    table += map(list, zip(map(repr, inspection.tokens), *numbers, *likeliest, strict=True))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
     return "\n".join(
