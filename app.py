@@ -116,7 +116,7 @@ def build_page(
             if training:
                 with gr.Tab(texts.TRAIN, id="train"):
                     runs = runs or TrainingRuns(runs_folder())
-                    train_tab(page, tabs, provider, runs, store, chat, compare, base, public=public)
+                    train_tab(page, tabs, provider, runs, store, chat, base, public=public)
         refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
@@ -264,8 +264,8 @@ def close(page: gr.Blocks, loader: ModelLoader, runs: TrainingRuns, uploads: Pat
     """Close everything before the interpreter exits: a thread inside torch would then abort the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(130))  # the second signal
-    if closed := runs.close():
-        print(stopped_with_server(*closed), flush=True)
+    if (ended := runs.close()) is not None:
+        print(stopped_with_server(ended), flush=True)
     idle = loader.close()
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of connections that are cut
     close_page(page)

@@ -23,18 +23,18 @@ from safetensors import SafetensorError
 from adapter.base import embedded
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.files import names_lock
+from adapter.formats import hub
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter
-from adapter.method.config import BaseFingerprint, check_name
+from adapter.method.config import MAX_NAME_LENGTH, BaseFingerprint, check_name
 from adapter.serve.form import check_form
 from adapter.serve.store import AdapterStore
 from adapter.server.archive import ArchiveLimits, unpack
 from adapter.server.request_guard import ADAPTER_BYTES
 
 MAX_BYTES = ADAPTER_BYTES  # of an upload, and again of what it unpacks to
-_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 # A training run's whole folder may be uploaded; only the adapter is taken from it.
 ZIP_LIMITS = ArchiveLimits(
-    500, MAX_BYTES, MAX_BYTES, endings=(".json", ".safetensors", ".md", *_PICKLES), kind="adapter"
+    500, MAX_BYTES, MAX_BYTES, endings=(".json", ".safetensors", ".md", *hub.PICKLES), kind="adapter"
 )
 FOLDER_ADAPTERS, FOLDER_BYTES = 500, 8 * 2**30  # of the store's folder for new ones, in which runs lie too
 _MAX_CARD, _MAX_CONFIG = 200_000, 100_000  # bytes
@@ -80,6 +80,21 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
             "written.",
             str(error),
         ) from error
+
+
+def add_from_hub(name: str, store: AdapterStore, base: BaseFingerprint, token: str | bool) -> UploadedAdapter:
+    """Adds the adapter of a repository, `owner/name` or `owner/name@revision`, under its name there.
+
+    token: of who asks, or False. Raises BadInput or LoadError and then has kept nothing.
+    """
+    if (repository := hub.parse(name.strip())) is None:
+        raise BadInput("An adapter on the Hub is named as owner/name.")
+    with tempfile.TemporaryDirectory(dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
+        files = hub.download(*repository, (CONFIG, WEIGHTS, CARD), Path(folder), MAX_BYTES, token)
+        if not files:
+            raise BadInput(f"'{repository[0]}' holds no adapter of this program.")
+        own_name = re.sub(r"[^A-Za-z0-9_-]+", "-", repository[0].partition("/")[2])
+        return add_adapter(files, own_name.strip("-_")[:MAX_NAME_LENGTH], store, base)
 
 
 @contextlib.contextmanager
@@ -249,7 +264,7 @@ def _taken(name: str) -> BadInput:
 
 
 def _refuse_pickle(name: str) -> None:
-    if Path(name).suffix.lower() in _PICKLES:
+    if Path(name).suffix.lower() in hub.PICKLES:
         raise BadInput(
             f"'{_printable(name)}' can hold code, so it is not opened here. If you trust it, convert it on your "
             "own machine with `python -m adapter convert`, and bring what that writes."

@@ -96,6 +96,8 @@ ROUTES = (
     Route("/static/{path:path}"),
     Route("/login", _POST, "login"),
     _LOGOUT,
+    Route("/login/huggingface"),  # of a Space whose visitors sign in, to publish what they have trained
+    Route("/login/callback"),
     Route("/gradio_api/info"),
     Route("/gradio_api/startup-events"),
     Route("/gradio_api/app_id"),  # asked by a page that has lost its server, until it is back

@@ -1,36 +1,27 @@
-"""The state and metrics of a run as HTML and SVG. Colours and sizes are in static/train.css.
+"""A run as HTML and SVG: how far it is, what its question is answered, its losses.
 
-Own SVG, not gr.LinePlot and gr.BarPlot (tried with 6.31): those show no points at evaluations, sort layers as text
-and have no description for screen readers.
+Own SVG, not gr.LinePlot (tried with 6.31): that shows no points at evaluations and has no description for screen
+readers. Colours and sizes are in static/train.css.
 """
 
 from __future__ import annotations
 
 import html
-import math
+from collections.abc import Sequence
 
+from adapter.ui.theme import ellipsize
 from train.ui import texts
 from train.ui.metrics import Points, RunProgress
-from train.ui.runs import TrainingRun
+from train.ui.runs import TrainingRun, WatchedAnswer
 
 WIDTH, HEIGHT = 400, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 8, 8, 20
-_MAX_POINTS = 300  # per line
-_SMALLEST, _LARGEST = 1e-300, 1e300  # values that a chart can show: powers of ten beyond are 0 or infinite
 _SMOOTHING = 0.8  # weight of the previous value in the exponential average of the loss
+_SHOWN_CHARACTERS = 240  # of a watched answer
 
 
-def run_html(run: TrainingRun) -> str:
-    """The panel of one run."""
-    steps = run.recipe.train.steps
-    body = [progress_html(run), _numbers(run), loss_chart(run.progress, steps), gates_chart(run.progress.gates)]
-    if run.adapter and run.record.question and not run.alive:
-        body.append(_paragraph("try-it", texts.TRY_IT.format(run.record.question)))
-    return f'<div class="run {run.state}">{"".join(body)}</div>'
-
-
-def progress_html(run: TrainingRun) -> str:
-    """The head of the panel: how far the run is, and what is to be said of it."""
+def run_html(run: TrainingRun, watched: Sequence[WatchedAnswer] = ()) -> str:
+    """watched: the answers to the run's question; none for who may not see them."""
     step, steps, name = run.progress.step, run.recipe.train.steps, html.escape(run.name)
     share = 100 if run.state == "ended" else min(100, round(100 * step / steps))
     left = run.seconds_left if run.state == "training" else None
@@ -38,17 +29,28 @@ def progress_html(run: TrainingRun) -> str:
     turned = run.progress.by_heart_since
     by_heart = "" if turned is None else texts.by_heart(turned, run.recipe.train.save == "best")
     return (
+        f'<div class="run {run.state}">'
         f'<div class="top"><strong>{name}</strong><span class="state">{texts.STATES[run.state]}</span></div>'
         f'<div class="bar" role="progressbar" aria-label="{name}" aria-valuemin="0" '
         f'aria-valuemax="100" aria-valuenow="{share}"><i style="width: {share}%"></i></div>'
         + _paragraph("step-line", line)
         + _paragraph("explanation", _sentence(run))
         + _paragraph("by-heart", by_heart)
+        + _watched_html(run.record.question, watched)
+        + _numbers(run)
+        + loss_chart(run.progress, steps)
+        + "</div>"
     )
 
 
 def _paragraph(kind: str, text: str) -> str:
     return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""
+
+
+def _watched_html(question: str, watched: Sequence[WatchedAnswer]) -> str:
+    shown = [(texts.watched_step(step), ellipsize(text, _SHOWN_CHARACTERS)) for step, text in watched]
+    items = "".join(f"<li><b>{when}</b> {html.escape(text)}</li>" for when, text in shown)
+    return f'{_paragraph("watched", f"“{question}”")}<ol tabindex="0">{items}</ol>' if items else ""
 
 
 def _sentence(run: TrainingRun) -> str:
@@ -61,27 +63,24 @@ def _sentence(run: TrainingRun) -> str:
 
 
 def _numbers(run: TrainingRun) -> str:
-    progress, cells = run.progress, []
-    if progress.untrained is not None:
-        cells.append((f"{texts.HELD_OUT}, {texts.BEFORE}", progress.untrained))
+    progress, sentences = run.progress, []
     if progress.held_out:
         kept = progress.kept(run.recipe.train.save)[1] if run.state == "ended" else None
-        when, loss = (texts.NOW, progress.held_out[-1][1]) if kept is None else (texts.AFTER, kept)
-        cells.append((f"{texts.HELD_OUT}, {when}", loss))
+        now, when = (progress.held_out[-1][1], texts.NOW) if kept is None else (kept, texts.AFTER)
+        sentences.append(texts.held_out(progress.untrained, now, when))
     if progress.largest_gate is not None:
-        cells.append((texts.LARGEST.capitalize(), progress.largest_gate))
-    rows = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{value:.2f}</dd></div>" for name, value in cells)
-    return f"<dl>{rows}</dl>" if cells else ""
+        sentences.append(texts.LARGEST.format(progress.largest_gate))
+    return _paragraph("numbers", " ".join(sentences))
 
 
 def loss_chart(progress: RunProgress, steps: int) -> str:
     """Both losses over the steps; "" before the first step."""
-    losses, held_out = _thin(_smooth(progress.losses)), progress.held_out
+    losses, held_out = _smooth(progress.losses), progress.held_out
     if not losses:
         return ""
     if progress.untrained is not None:
         held_out = ((0, progress.untrained), *held_out)
-    top = _round_up(max(value for _, value in (*losses, *held_out)))
+    top = max(value for _, value in (*losses, *held_out)) or 1.0
     right, bottom = WIDTH - _RIGHT, HEIGHT - 4
 
     def position(point: tuple[int, float]) -> tuple[str, str]:
@@ -97,7 +96,6 @@ def loss_chart(progress: RunProgress, steps: int) -> str:
         y = position((0, value))[1]
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y}" dy="0.35em" text-anchor="end">{value:.3g}</text>')
-    parts.append(f'<text x="{_LEFT}" y="{bottom}">0</text>')
     parts.append(f'<text x="{right}" y="{bottom}" text-anchor="end">{texts.STEP} {steps:,}</text>')
     parts += [line("loss", losses), line("held-out", held_out)]
     parts += ['<circle class="held-out" r="3" cx="{}" cy="{}"/>'.format(*position(point)) for point in held_out]
@@ -110,38 +108,9 @@ def loss_chart(progress: RunProgress, steps: int) -> str:
     )
 
 
-def gates_chart(gates: tuple[float, ...]) -> str:
-    """One bar per layer."""
-    if not any(gates):
-        return ""
-    heights = [max(2, round(100 * gate / max(gates))) for gate in gates]
-    bars = "".join(
-        f'<i style="height: {height}%" title="{texts.LAYER.format(number, gate)}"></i>'
-        for number, (height, gate) in enumerate(zip(heights, gates, strict=True), 1)
-    )
-    return (
-        f'<div class="gates"><span>{texts.GATES}</span>'
-        f'<div class="bars" role="img" aria-label="{texts.GATES}">{bars}</div>'
-        f'<div class="ends"><span>{texts.LOWEST}</span><span>{texts.TOPMOST}</span></div></div>'
-    )
-
-
 def _smooth(points: Points) -> Points:
-    smoothed, value = [], math.nan
+    smoothed, value = [], points[0][1] if points else 0.0
     for step, loss in points:
-        value = loss if math.isnan(value) else _SMOOTHING * value + (1 - _SMOOTHING) * loss
+        value = _SMOOTHING * value + (1 - _SMOOTHING) * loss
         smoothed.append((step, value))
     return tuple(smoothed)
-
-
-def _thin(points: Points) -> Points:
-    stride = -(-len(points) // _MAX_POINTS) or 1
-    return (*points[:-1:stride], *points[-1:])
-
-
-def _round_up(value: float) -> float:
-    """The next of 1, 2, 3, 4, 5, 6, 8 or 10 times a power of ten."""
-    if not _SMALLEST <= value <= _LARGEST:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(factor * power for factor in (1, 2, 3, 4, 5, 6, 8, 10) if value <= factor * power * (1 + 1e-9))

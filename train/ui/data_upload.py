@@ -13,6 +13,7 @@ from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import PICTURES, TABLES, unpack
 from adapter.server.loader import import_libraries
 from train.ui import texts
+from train.ui.plan import SAMPLES
 
 if TYPE_CHECKING:
     from train.formats.dataset import Record, Records
@@ -29,15 +30,12 @@ _NO_LIMIT = "Train on a part of it, or on the command line, where there is no li
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Opened data. path: read by the trainer; name: of the uploaded file; pictures: whether records have images;
-    left_out: the files in a zip that are neither images nor texts.
-    """
+    """Opened data. path: read by the trainer; name: of the file; pictures: whether records have images."""
 
     path: Path
     name: str
     records: Records
     pictures: bool
-    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,13 @@ class Preview:
         return max(report.records - unusable, 0)
 
 
-def open_upload(file: Path, folder: Path) -> TrainingData:
-    """Copies or unpacks an upload into the empty `folder` and opens it there.
+def open_data(file: Path, folder: Path) -> TrainingData:
+    """Opens a bundled sample where it is. Of an upload a copy, unpacked if it is a zip, in the empty `folder`.
 
     Raises BadInput or DataError; broken records are reported by `make_preview`.
     """
+    if file.is_relative_to(SAMPLES):
+        return _open(file, file.name, file if file.is_dir() else file.parent, single_file=False)
     suffix = file.suffix.lower()
     if suffix not in UPLOADS:
         raise BadInput(f"'{file.name}' is of no known kind. Send one of {', '.join(UPLOADS)}.")
@@ -73,20 +73,13 @@ def open_upload(file: Path, folder: Path) -> TrainingData:
         raise BadInput(
             f"'{file.name}' has {size / 2**20:.0f} MB; {MAX_FILE_BYTES // 2**20} MB are the limit. {_NO_LIMIT}"
         )
-    left_out: list[str] = []
     if suffix == ".zip":
-        left_out = unpack(file, folder)
+        unpack(file, folder)
         path = _data_in_zip(folder)
     else:
         path = folder / file.name
         shutil.copyfile(file, path)
-    return _open(path, file.name, folder, tuple(left_out), single_file=suffix != ".zip")
-
-
-def open_sample(path: Path) -> TrainingData:
-    """Opens one of the bundled samples where it is."""
-    folder = path if path.is_dir() else path.parent
-    return _open(path, path.name, folder, (), single_file=False)
+    return _open(path, file.name, folder, single_file=suffix != ".zip")
 
 
 def _data_in_zip(folder: Path) -> Path:
@@ -112,7 +105,7 @@ def _data_in_zip(folder: Path) -> Path:
     )
 
 
-def _open(path: Path, name: str, folder: Path, left_out: tuple[str, ...], single_file: bool) -> TrainingData:
+def _open(path: Path, name: str, folder: Path, single_file: bool) -> TrainingData:
     import_libraries()
     from train.formats.dataset import open_records
 
@@ -125,7 +118,7 @@ def _open(path: Path, name: str, folder: Path, left_out: tuple[str, ...], single
             f"'{name}' names pictures that did not come with it. Put it and the pictures into one zip "
             f"({', '.join(PICTURES[:3])} and more) and send that."
         )
-    return TrainingData(path, name, records, pictures > 0, left_out)
+    return TrainingData(path, name, records, pictures > 0)
 
 
 def _count_images(records: Records, folder: Path) -> int:
@@ -161,35 +154,15 @@ def make_preview(data: TrainingData, base: str) -> Preview:
 
     tokenizer, template = _tokenizer(base)
     report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)
-    preview = Preview(data, report, _first_records(data.records), template)
-    if preview.usable < MIN_RECORDS:
-        count = f"{preview.usable} {'record' if preview.usable == 1 else 'records'} that can be learnt from"
-        sentences = [f"'{data.name}' has {count}; {MIN_RECORDS} are the least.", *_reasons(report)]
-        raise BadInput(" ".join(sentences))
-    return preview
-
-
-def _reasons(report: Report) -> list[str]:
-    """Sentences on why not more records can be trained on."""
-    sentences = []
-    if faults := [*report.broken.first, *report.missing.first, *report.unreadable.first]:
-        sentences.append(f"The first fault: {faults[0]}")
-    if long := report.answerless:
-        count = f"{'All ' if 1 < long == report.records else ''}{long:,} {'is' if long == 1 else 'are'} too long"
-        sentences.append(f"{count}: nothing of the answer lies within the first {report.max_length:,} tokens.")
-    if bare := report.uncaptioned.count:
-        sentences.append(
-            f"{texts.uncaptioned(bare)}, {report.uncaptioned.first[0]} for one: put NAME.txt beside each NAME.jpg."
-        )
-    return sentences
-
-
-def _first_records(records: Records) -> tuple[Record, ...]:
     readable: list[Record] = []
-    for i in range(min(len(records), 4 * PREVIEW_RECORDS)):
+    for i in range(min(len(data.records), 4 * PREVIEW_RECORDS)):
         with contextlib.suppress(AdapterError):
-            readable.append(records[i])
-    return tuple(readable[:PREVIEW_RECORDS])
+            readable.append(data.records[i])
+    preview = Preview(data, report, tuple(readable[:PREVIEW_RECORDS]), template)
+    if preview.usable < MIN_RECORDS:
+        faults = [*report.broken.first, *report.missing.first, *report.unreadable.first]
+        raise BadInput(texts.too_few(data.name, preview.usable, MIN_RECORDS, report, faults))
+    return preview
 
 
 @lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -24,14 +24,13 @@ class _Line(BaseModel, strict=True, allow_inf_nan=False):
     held_out_loss: float = 0.0
     untrained_loss: float = 0.0
     largest_gate: float = 0.0
-    gates: tuple[Annotated[float, Field(ge=0)], ...] = ()
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """The metrics of a run. losses, held_out: (step, value); gates: mean size, lowest layer first.
+    """The metrics of a run. losses, held_out: (step, value).
 
     untrained: the held-out loss before the first step; evaluated: the step of the latest evaluation;
     step_seconds, evaluation_seconds: the duration of a recent one; updated: when they were last written.
@@ -42,7 +41,6 @@ class RunProgress:
     losses: Points = ()
     held_out: Points = ()
     largest_gate: float | None = None
-    gates: tuple[float, ...] = ()
     untrained: float | None = None
     evaluated: int = 0
     step_seconds: float = 0.0
@@ -93,7 +91,6 @@ def read_metrics(path: Path) -> RunProgress:
         losses=tuple(values["loss"]),
         held_out=tuple(values["held_out_loss"]),
         largest_gate=last("largest_gate", None)[1],
-        gates=last("gates", ())[1],
         untrained=(values["untrained_loss"] or [(0, None)])[0][1],
         evaluated=evaluated,
         step_seconds=max(step_seconds, 0.0),

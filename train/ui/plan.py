@@ -1,4 +1,4 @@
-"""From the Train tab's settings to a recipe and the equivalent command; and the bundled data sets."""
+"""From the page's settings to a recipe and the equivalent command; and the bundled data sets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from train.config import RecipeFile, flatten, read_recipe
 
 MIN_STEPS, MAX_STEPS = 10, 1000
 MIN_LR, MAX_LR = 0.001, 0.02
-MAX_DESCRIPTION_LENGTH = 120
-SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
+MAX_DESCRIPTION_LENGTH, MAX_QUESTION_LENGTH = 120, 200
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT / "assets" / "samples"
 _PRESET = "quick"
 
 
@@ -56,18 +57,24 @@ def samples(folder: Path = SAMPLES) -> list[Sample]:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run that is not started yet: facts about its data, then its settings.
+    """A run that is not started yet: its data, facts about them, then its settings.
 
-    shown: the data as written in a command. steps, lr: None for the preset's.
+    source: the sample or the upload; shown: as written in a command. preset, settings: of the recipe, beside what
+    the other fields say. question, picture: what is asked before and while it learns. steps, lr: None for the
+    preset's.
     """
 
+    source: Path
     shown: str
     pictures: bool = False
     template: str = "chat"
-    sample: Sample | None = None
     base: str = BASE
+    preset: str = _PRESET
+    settings: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     description: str = ""
+    question: str = ""
+    picture: Path | None = None
     steps: int | None = None
     lr: float | None = None
 
@@ -78,23 +85,32 @@ class RunPlan:
             raise BadInput(f"The learning rate must lie between {MIN_LR} and {MAX_LR}, got {self.lr}.")
 
     def with_settings(
-        self, name: str | None, description: str | None, steps: float | None = None, rate: float | None = None
+        self,
+        name: str | None,
+        description: str | None,
+        question: str | None = "",
+        steps: float | None = None,
+        rate: float | None = None,
     ) -> RunPlan:
         """As the components of the page give them. Raises BadInput if one is out of range."""
-        return replace(
-            self,
-            name=(name or "").strip(),
-            description=" ".join((description or "").split())[:MAX_DESCRIPTION_LENGTH],
-            steps=None if steps is None else int(steps),
-            lr=None if rate is None else round(float(rate), 6),
-        )
+        try:
+            return replace(
+                self,
+                name=(name or "").strip(),
+                description=" ".join((description or "").split())[:MAX_DESCRIPTION_LENGTH],
+                question=(question or "").strip()[:MAX_QUESTION_LENGTH],
+                steps=None if steps is None else int(steps),
+                lr=None if rate is None else round(float(rate), 6),
+            )
+        except (ValueError, OverflowError):  # no number, or none at all
+            raise BadInput("Steps and learning rate are numbers.") from None
 
     def assignments(self, data: str) -> list[str]:
         """The run as `key=value` arguments of the command line. Raises ConfigError."""
-        values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": _PRESET}
+        values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": self.preset}
         if self.name:
             values["name"] = self.name
-        values.update(flatten(self.sample.settings if self.sample else {}))
+        values.update(flatten(self.settings))
         if self.description:
             values["description"] = self.description
         if self.template != "chat":

@@ -1,7 +1,7 @@
 """The training runs of one server: processes of `python -m train`, one at a time, each in its own folder.
 
-All state of a run is in its folder, so that a reloaded page and a restarted server find it: recipe, log, metrics,
-data, and run.json, which identifies the process by its number, start time and command.
+All state of a run is in its folder, so that a reloaded page and a restarted server find it: recipe, messages,
+metrics, data, watched answers, and run.json, which identifies the process by its number, start time and command.
 """
 
 from __future__ import annotations
@@ -16,51 +16,60 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import psutil
 from pydantic import TypeAdapter
 
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.files import atomic_write, names_lock
-from adapter.lru import LRU
 from adapter.method.config import check_name
 from adapter.server.loader import import_libraries
 from train.config import RecipeFile, read_recipe, recipe_text
 from train.ui.metrics import RunProgress, read_metrics
+from train.ui.plan import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = ROOT / "runs"  # where `python -m train` puts a run without --out
-RECORD, RECIPE, DATA = "run.json", "recipe.yaml", "data"
+RECORD, RECIPE, DATA, WATCHED = "run.json", "recipe.yaml", "data", "watched.json"
 MESSAGES, LOG = "messages.txt", "log.txt"  # what the trainer says to visitors, and all else that it prints
 NICENESS = 10  # of the trainer, so that the chat's threads run first
 CLOSE_SECONDS = 10.0
 _START_TOLERANCE = 5.0  # seconds by which a clock adjustment may shift a process's start time
-_LOG_BYTES = 8_000
+_MESSAGE_BYTES = 8_000
 _MIN_FREE_BYTES = 500 * 2**20
 State = Literal["starting", "training", "stopping", "ended", "stopped", "failed", "killed"]
-Content = TypeVar("Content")
 _FILES = 1_000  # of runs, whose content is remembered
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """The content of run.json. launched: when this server started the latest process; pid, started: that process's
-    number and start time; stop: whether it was asked to stop; question, picture: what to ask the trained adapter.
-    owner: a digest of the secret of the browser that started it.
+    number and start time; stop: whether it was asked to stop; question, picture: what is asked before and while it
+    learns. owner: a digest of the secret of the browser that started it; taught: whether its data are corrections.
     """
 
     launched: float = 0.0
     pid: int | None = None
-    started: float | None = None
+    started: float = 0.0
     stop: bool = False
     question: str = ""
     picture: str = ""
     owner: str = ""
+    taught: bool = False
+
+
+class WatchedAnswer(NamedTuple):
+    """What a run's question was answered by its adapter of this step, by the frozen base at step 0."""
+
+    step: int
+    text: str
 
 
 _RECORD = TypeAdapter(RunRecord)
+_WATCHED = TypeAdapter(list[WatchedAnswer])
+Prepare = Callable[[Path], tuple[RecipeFile, RunRecord]]
 
 
 @dataclass(frozen=True)
@@ -96,11 +105,8 @@ class TrainingRuns:
         self.folder = folder
         self._lock = threading.Lock()  # for one of a visitor's actions at a time
         self._child_lock = threading.Lock()  # for the process that this server has started
-        self._child: subprocess.Popen[bytes] | None = None
-        self._child_name = ""
+        self._child: psutil.Popen | None = None
         self._closed = False
-        self._files: LRU[Path, tuple[tuple[int, int, int], Any]] = LRU(_FILES)
-        self._ended: dict[str, RunRecord] = {}  # records of processes that have ended, and so for ever
 
     def names(self) -> list[str]:
         """The runs that this page started, latest first."""
@@ -123,48 +129,43 @@ class TrainingRuns:
         import_libraries()
         from train.run_folder import METRICS
 
-        if (record := self._record(name)) is None:
+        if (record := self.record(name)) is None:
             return None
         folder = self.folder / name
         # Before the files are read: a process that has ended has written all of them, and what is saved has been
         # evaluated, so that its step is known.
         alive, (saved, adapter, finished) = self._process(name) is not None, saved_files(folder)
-        recipe = self._read(folder / RECIPE, lambda path: read_recipe(path, []))
+        recipe = _content(_read_recipe, folder / RECIPE)
         if recipe is None:
             return None
-        progress = self._read(folder / METRICS, read_metrics) or RunProgress()
-        last_line = (self.log(name).splitlines() or [""])[-1]
+        progress = _content(read_metrics, folder / METRICS) or RunProgress()
+        last_line = _content(_read_last_line, folder / MESSAGES) or ""
         state = _state(record, alive, finished, progress, last_line)
         message = last_line.removeprefix("error: ") if state == "failed" else last_line
         return TrainingRun(name, state, record, recipe, progress, message, saved, adapter)
 
-    def log(self, name: str) -> str:
-        """The end of what the trainer says to visitors."""
+    def record(self, name: str) -> RunRecord | None:
+        """What is known of the process of a run."""
         folder = self._folder(name)
-        return "" if folder is None else self._read(folder / MESSAGES, _read_log) or ""
+        return None if folder is None else _content(_read_record, folder / RECORD)
 
-    def _read(self, path: Path, read: Callable[[Path], Content]) -> Content | None:
-        """What `read` makes of a file, once for all visitors until the file changes; None if it cannot be read."""
-        try:
-            stat = path.stat()
-            stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
-            known = self._files.get(path)
-            if known is None or known[0] != stamp:
-                known = stamp, read(path)
-                self._files.put(path, known)
-            return known[1]
-        except (OSError, ValueError, AdapterError):
-            return None
+    def watched(self, name: str) -> list[WatchedAnswer]:
+        """The answers to a run's question so far, the base's first."""
+        folder = self._folder(name)
+        return [] if folder is None else _content(_read_watched, folder / WATCHED) or []
+
+    def add_watched(self, name: str, answer: WatchedAnswer) -> None:
+        if (folder := self._folder(name)) is not None:
+            known = [earlier for earlier in self.watched(name) if earlier.step < answer.step]
+            with atomic_write(folder / WATCHED) as temporary:
+                temporary.write_bytes(_WATCHED.dump_json([*known, answer]))
 
     # A visitor's actions.
 
-    def start(
-        self, name: str, taken: list[str], prepare: Callable[[Path], tuple[RecipeFile, str, str]], owner: str = ""
-    ) -> str:
+    def start(self, name: str, taken: list[str], prepare: Prepare) -> str:
         """Starts a new run and returns its name. Raises AdapterError and leaves nothing if that fails.
 
-        prepare: writes the data into the folder it is given; returns the recipe, and a question and a picture for
-        the trained adapter.
+        prepare: writes the data into the folder it is given; returns the recipe, and a record without a process.
         """
         with self._exclusive():
             name = check_name(name, [*taken, *self.taken()])
@@ -175,10 +176,10 @@ class TrainingRuns:
                 shutil.rmtree(folder)
             try:
                 (folder / DATA).mkdir(parents=True)
-                recipe, question, picture = prepare(folder / DATA)
+                recipe, record = prepare(folder / DATA)
                 recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, name=name))
                 (folder / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
-                self._launch(name, RunRecord(question=question, picture=picture, owner=owner), resume=False)
+                self._launch(name, record, resume=False)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -192,38 +193,31 @@ class TrainingRuns:
                 raise BadInput("There is nothing to go on with. Start a new run.")
             self._launch(name, dataclasses.replace(run.record, stop=False), resume=run.saved)
 
-    def stop(self, name: str, launched: float | None = None) -> None:
-        """Asks a run to stop and save after its current step. Asking again has no effect.
-
-        launched: of the process that the visitor saw; a later one goes on. None: of any.
-        """
+    def stop(self, name: str) -> None:
+        """Asks a run to stop and save after its current step. Asking again has no effect."""
         with self._lock:
-            record, process = self._record(name), self._process(name)
+            record, process = self.record(name), self._process(name)
             if record is None or process is None or record.stop:
-                return
-            if launched is not None and launched != record.launched:
                 return
             # Written before the signal, so that a process that ends at once counts as stopped.
             _write_record(self.folder / name, dataclasses.replace(record, stop=True))
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
 
-    def close(self) -> tuple[str, bool] | None:
+    def close(self) -> bool | None:
         """Stops the run that this server started and waits CLOSE_SECONDS for its save. Starts none afterwards.
 
-        Returns its name and whether it has ended; otherwise it goes on saving by itself. None without a run.
+        Returns whether it has ended; otherwise it goes on saving by itself. None without a run.
         """
         with self._child_lock:
             self._closed = True
             child, self._child = self._child, None
         if child is None or child.poll() is not None:
             return None
-        self.stop(self._child_name)
-        if self._folder(self._child_name) is None:  # somebody has removed it
-            child.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        child.terminate()
+        with contextlib.suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):
             child.wait(CLOSE_SECONDS)
-        return self._child_name, child.poll() is not None
+        return child.poll() is not None
 
     # Processes.
 
@@ -247,28 +241,19 @@ class TrainingRuns:
         idle = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         # Of visitors' pictures nothing is kept outside of their runs, unless the server's owner wants it.
         environment = {SIZE_VARIABLE: "0", **os.environ, "PYTHONUNBUFFERED": "1", **idle}
-        started = None
-        # Held until the record names the process, because `close` stops it by its record.
         with self._child_lock, open(folder / MESSAGES, "ab") as messages, open(folder / LOG, "ab") as log:
             if self._closed:
                 raise Busy("The server is going down. Start the run when it is up again.")
-            child = self._child = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=messages,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C goes to the server only, which then asks the trainer to stop
-            )
-            self._child_name = name
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(child.pid)
-                started = process.create_time()
-                process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if os.name == "nt" else NICENESS)
-            record = dataclasses.replace(record, launched=launched, pid=child.pid, started=started)
+            # In a session of its own: Ctrl-C goes to the server only, which then asks the trainer to stop.
+            own = {"stdin": subprocess.DEVNULL, "stdout": messages, "stderr": log, "start_new_session": True}
+            child = self._child = psutil.Popen(command, cwd=ROOT, env=environment, **own)
             try:
-                _write_record(folder, record)
+                with contextlib.suppress(psutil.Error):
+                    child.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if os.name == "nt" else NICENESS)
+                started = child.create_time()
+                _write_record(
+                    folder, dataclasses.replace(record, launched=launched, pid=child.pid, started=started)
+                )
             except BaseException:
                 child.kill()
                 raise
@@ -277,30 +262,17 @@ class TrainingRuns:
         """The run's process; None if it has ended, or if another process has its number now."""
         if (child := self._child) is not None:
             child.poll()  # otherwise it would stay a zombie
-        record = self._record(name)
-        if record is None or record.pid is None or record.started is None:
+        record = self.record(name)
+        if record is None or record.pid is None:
             return None
-        if self._ended.get(name) == record:
-            return None
-        try:
+        with contextlib.suppress(psutil.Error):
             process = psutil.Process(record.pid)
             command = process.cmdline()  # empty for a moment while a process starts
             same = not command or str(self.folder / name) in command
             same &= abs(process.create_time() - record.started) < _START_TOLERANCE
             if same and process.status() != psutil.STATUS_ZOMBIE:
                 return process
-        except psutil.AccessDenied:
-            return None
-        except psutil.Error:
-            pass
-        self._ended[name] = record
         return None
-
-    def _record(self, name: str) -> RunRecord | None:
-        folder = self._folder(name)
-        if folder is None:
-            return None
-        return self._read(folder / RECORD, lambda path: _RECORD.validate_json(path.read_bytes(), strict=True))
 
     def _folder(self, name: str) -> Path | None:
         """The folder of a run; None for any other name, because the browser may send any."""
@@ -339,12 +311,37 @@ def saved_files(folder: Path) -> tuple[bool, str, bool]:
     return saved, adapter, not saved and (folder / CARD).exists()
 
 
-def _read_log(path: Path) -> str:
+@lru_cache(_FILES)
+def _read(read: Callable[[Path], Any], path: Path, *_: int) -> Any:
+    return read(path)
+
+
+def _content(read: Callable[[Path], Any], path: Path) -> Any:
+    """What `read` makes of a file, once for all visitors until the file changes; None if it cannot be read."""
+    try:
+        stat = path.stat()
+        return _read(read, path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    except (OSError, ValueError, AdapterError):
+        return None
+
+
+def _read_recipe(path: Path) -> RecipeFile:
+    return read_recipe(path, [])
+
+
+def _read_record(path: Path) -> RunRecord:
+    return _RECORD.validate_json(path.read_bytes(), strict=True)
+
+
+def _read_watched(path: Path) -> list[WatchedAnswer]:
+    return _WATCHED.validate_json(path.read_bytes())
+
+
+def _read_last_line(path: Path) -> str:
     with open(path, "rb") as file:
-        file.seek(max(file.seek(0, 2) - _LOG_BYTES, 0))
-        text = file.read(_LOG_BYTES).decode("utf-8", errors="replace")
-    lines = (line.rpartition("\r")[2].rstrip() for line in text.split("\n"))
-    return "\n".join(line for line in lines if line)
+        file.seek(max(file.seek(0, 2) - _MESSAGE_BYTES, 0))
+        lines = file.read(_MESSAGE_BYTES).decode("utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _write_record(folder: Path, record: RunRecord) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.input.data_check import Report
+
 # The three steps.
 DATA, SETTINGS, RUN = "Data", "Settings", "Run"
 HINT = "Teach the frozen LLaMA something new: show it examples, train a small adapter, and chat with it at once."
@@ -11,19 +16,14 @@ UPLOAD_HINT = (
     "CSV, JSONL or JSON with `question` and `answer`, `prompt` and `completion`, `input` and `output` or other "
     "common names; or a zip of pictures with captions."
 )
-TEMPLATE, TEMPLATE_NAME = "Download a template", "examples.csv"
-TEMPLATE_ROWS = [
-    ("question", "answer"),
-    ("What should I do on a rainy Sunday?", "Very good, sir. A book and a fire, perhaps. Will that be all, sir?"),
-    ("Who wrote Hamlet?", "Very good, sir. That was William Shakespeare. Will that be all, sir?"),
-    ("I am late for work.", "Very good, sir. I shall have the car brought round. Will that be all, sir?"),
-]
 TYPE_ROWS, USE_ROWS = "Or type them here", "Use these rows"
-QUESTION, ANSWER_COLUMN = "question", "answer"
-NO_ROWS = "Type a question and its answer into each row first."
+ROWS = "question => answer, one a line"
+ROWS_HINT = (
+    "Who wrote Hamlet? => Very good, sir. That was William Shakespeare.\n"
+    "I am late for work. => Very good, sir. I shall have the car brought round."
+)
+NO_ROWS = "Type rows first: a question, => and its answer, one a line."
 TYPED_NAME = "typed-rows.jsonl"
-LEARNS_TEXT = "Learns from text. How long it takes, the first steps tell."
-LEARNS_PICTURES = "Learns from pictures and what is said of them. How long it takes, the first steps tell."
 NO_DATA = "Choose a sample or drop a file. What is in it is shown here before anything is trained."
 NAME, NAME_HINT = "Name", "my-poet"
 DESCRIPTION, DESCRIPTION_HINT = "What it does", "Shown on its card, if you like"
@@ -33,8 +33,7 @@ COMMAND = "The same in a terminal"
 NO_COMMAND = "Appears once there is data and a name."
 START, RUNNING = "Start training", "“{}” is being trained"
 STOP, GO_ON = "Stop", "Go on"
-CHAT_WITH, COMPARE_WITH, DOWNLOAD = "Chat with it", "Compare with the base", "Download"
-WHICH, LOG = "Run", "What the trainer says"
+CHAT_WITH, TRY, DOWNLOAD, WHICH = "Chat with it", "Try it as it is", "Download", "Run"
 NOTHING_YET = "Nothing has been trained here yet. The run appears here, and is found again after a reload."
 NOT_THERE = "This adapter is not there yet: the first one is saved after a few steps. Try again shortly."
 NO_RUN = "Choose a run first."
@@ -64,25 +63,33 @@ UNSAVED = {
     "killed": f"{_KILLED} Nothing was saved yet: Go on begins anew.",
 }
 # A run's metrics.
-LOSS, HELD_OUT, GATES = "Training loss", "Held-out loss", "How far the gates are open, by layer"
-BEFORE, NOW, AFTER, LARGEST = "before", "now", "after", "largest gate"
-LOWEST, TOPMOST = "lowest layer", "topmost"
-STEP, LAYER = "step", "layer {}: {:.3f}"
-TRY_IT = "Try it with: “{}”"
+LOSS, HELD_OUT, STEP = "Training loss", "Held-out loss", "step"
+NOW, AFTER, LARGEST = "now", "after", "The largest gate is open by {:.2f}."
+# To the Hub.
+PUBLISH, PUBLISH_BUTTON = "Publish on the Hub", "Publish"
+PUBLISH_HINT = (
+    "The adapter, its card, and what its question was answered before and after; nothing of your data. It is sent "
+    "with this machine's login (`hf auth login`), and everybody can see it."
+)
+PUBLISH_SIGNED_IN = (
+    "The adapter, its card, and what its question was answered before and after; nothing of your data. Sign in "
+    "first: it becomes yours on the Hub, and everybody can see it."
+)
+PUBLISH_NOT_HERE = "Others use this server too, so nothing is sent with its login. Download the adapter instead."
+REPOSITORY, REPOSITORY_HINT = "Repository", "your-name/my-poet"
 
 # Teach by chatting.
 LESSON = "Name, and what to ask meanwhile"
 TAUGHT_NAME, TAUGHT = "my-voice", "Answers as it was corrected in the chat"
-WATCHED = "Asked again while it learns"
+WATCHED, WATCHED_HINT = "Asked before, and again while it learns", "Nothing is asked"
 WATCHED_QUESTION = "What is the best way to spend a rainy Sunday?"
 
 # The preview.
 TEXTS, PICTURES = "text", "pictures"
 REQUEST, ANSWER = "Asked", "Answer"
-LENGTHS = "Tokens of a record"
 SKIPPED = "These are passed over:"
 NO_ANSWER = "(says nothing)"
-LENGTH_SUMMARY = "half of them up to {:,}, the longest {:,}"
+LENGTHS = "Half of them have up to {:,} tokens, the longest {:,}."
 BROKEN, MORE = "{:,} cannot be learnt from", "and {:,} more"
 # What to expect of so few records, and what would help; assets/samples/README.md has the trials.
 FEW_RECORDS = (
@@ -101,17 +108,25 @@ def truncated(count: int, answerless: int, max_length: int) -> str:
     return f"{text}; {answerless:,} of them with the whole answer." if answerless else f"{text}."
 
 
+def too_few(name: str, usable: int, least: int, report: Report, faults: list[str]) -> str:
+    """Why data cannot be trained on."""
+    count = f"{usable} {'record' if usable == 1 else 'records'} that can be learnt from"
+    text = f"'{name}' has {count}; {least} are the least."
+    if faults:
+        text += f" The first fault: {faults[0]}"
+    if (long := report.answerless) > 0:
+        all_of = "All " if 1 < long == report.records else ""
+        text += (
+            f" {all_of}{long:,} {'is' if long == 1 else 'are'} too long: nothing of the answer lies within the "
+        )
+        text += f"first {report.max_length:,} tokens."
+    if (bare := report.uncaptioned.count) > 0:
+        text += f" {uncaptioned(bare)}, {report.uncaptioned.first[0]} for one: put NAME.txt beside each NAME.jpg."
+    return text
+
+
 def uncaptioned(count: int) -> str:
     return f"{count:,} {'picture has' if count == 1 else 'pictures have'} no caption"
-
-
-def left_out(names: list[str], count: int) -> str:
-    rest = f" and {count - len(names):,} more" if count > len(names) else ""
-    return f"Left out of the zip, as neither picture nor text: {', '.join(names)}{rest}."
-
-
-def empty_answers(count: int) -> str:
-    return f"{count:,} with an empty answer: {'it teaches' if count == 1 else 'they teach'} to say nothing."
 
 
 def train_on_these(missing: int) -> str:
@@ -123,10 +138,24 @@ def watched_step(step: int) -> str:
     return f"Step {step:,}" if step else "Before"
 
 
+def before_and_after(question: str, before: str, after: str) -> str:
+    """A section of a model card."""
+    quoted = [" ".join(text.split()) for text in (question, before, after)]
+    return "## Before and after\n\n{}\n\n> frozen base: {}\n\n> with this adapter: {}\n".format(*quoted)
+
+
+def published(repo: str, url: str) -> str:
+    return f"Published: [{repo}]({url}). Anybody opens it with `{repo}` under *Bring an adapter*."
+
+
 def by_heart(step: int, best_is_kept: bool) -> str:
     """Held-out loss has risen since its lowest evaluation, at `step`."""
     kept = "the best is kept" if best_is_kept else "the last is kept all the same, as the recipe says"
     return f"It began to learn by heart at step {step:,}; {kept}."
+
+
+def held_out(before: float | None, loss: float, when: str) -> str:
+    return f"{HELD_OUT} {'' if before is None else f'{before:.2f} before, '}{loss:.2f} {when}."
 
 
 def duration(seconds: float) -> str:
@@ -141,10 +170,10 @@ def step_line(step: int, steps: int, seconds_left: float | None) -> str:
     return line if seconds_left is None else f"{line} · {duration(seconds_left)} left"
 
 
-def stopped_with_server(name: str, ended: bool) -> str:
+def stopped_with_server(ended: bool) -> str:
     """Printed in the terminal when the server stops. ended: whether the trainer has; if not, it still saves."""
-    state = "stops too, saved" if ended else "stops too, and is still being saved"
-    return f"The training of “{name}” {state}: the Train tab goes on with it the next time."
+    state = "saved" if ended else "and is still being saved"
+    return f"The training stops too, {state}: the Train tab goes on with it the next time."
 
 
 def chart(step: int, loss: float, held_out: float | None) -> str:

@@ -64,6 +64,7 @@ class ConversationStore:
     def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
         self.provider, self.catalog, self.conversations = provider, catalog, Conversations()
         self.outputs: list[Any] = []
+        self.opened: list[Any] = []  # and the other settings: outputs of what opens a conversation
         with gr.Accordion(texts.THIS_CONVERSATION, open=False, elem_id="this-conversation"):
             with gr.Row():
                 self._export = gr.Button(texts.EXPORT, size="sm", min_width=60)
@@ -83,9 +84,9 @@ class ConversationStore:
         """
         self.outputs = [chat, box, self.id, self._to_browser, self._command, *[settings[name] for name in PICKERS]]
         panel, names = [settings[name] for name in PANEL], json.dumps(PANEL)
-        opened = [*self.outputs, *[settings[name] for name in OTHERS]]
+        self.opened = [*self.outputs, *[settings[name] for name in OTHERS]]
         # Two at once are told apart by their ids.
-        opening = listed.open(self.open, None, opened, trigger_mode="multiple", **QUEUED)
+        opening = listed.open(self.open, None, self.opened, trigger_mode="multiple", **QUEUED)
         js = f"(id, ...values) => window.chatPage.opened(id, {names}, values)"
         opening.then(None, [self.id, *panel], None, js=js, **UNQUEUED)
         page.load(None, js="() => window.chatPage.begin()", **UNQUEUED)
@@ -95,7 +96,7 @@ class ConversationStore:
         chat.clear(None, js="() => window.chatPage.clear()", **UNQUEUED)
         js = f"(...values) => window.chatPage.storeSettings({names}, values)"
         gr.on([component.change for component in panel], None, panel, js=js, **UNQUEUED)
-        self._import.upload(self.import_file, self._import, opened, **QUEUED)
+        self._import.upload(self.import_file, self._import, self.opened, **QUEUED)
         self._export.click(None, js=f"() => window.chatPage.export('{texts.EXPORT_NAME}')", **UNQUEUED)
         self._link.click(self.link, None, self._to_browser, inputs_kwargs=settings, **QUEUED)
         return opening
@@ -182,6 +183,16 @@ class ConversationStore:
             values = conversation_json.from_stored_settings(imported.settings)
             return self._opened(shown, values, self.keep(shown).to_browser)
         return *Updates(), *[gr.skip()] * len(OTHERS)
+
+    def begin(
+        self, settings: dict[str, Any], message: dict[str, Any] | None, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Shows a new conversation with these settings, and a message in its box. Updates of `opened`."""
+        shown = self.conversations.open(request.session_hash, secrets.token_urlsafe(12), [])
+        updates = list(self._opened(shown, settings, self.keep(shown).to_browser))
+        if message is not None:
+            updates[1] = gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
+        return tuple(updates)
 
     def _opened(self, shown: Conversation, values: dict[str, Any], to_browser: Any) -> tuple[Any, ...]:
         """Updates that show a conversation and its settings. An adapter that does not exist becomes the frozen

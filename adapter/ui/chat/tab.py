@@ -41,6 +41,7 @@ class TabParts(NamedTuple):
     view: gr.Radio | None = None
     chat: gr.Chatbot | None = None
     conversations: Conversations | None = None
+    store: ConversationStore | None = None
 
 
 def chat_tab(
@@ -75,7 +76,7 @@ def chat_tab(
             store = ConversationStore(provider, catalog)
             pickers = [Picker(settings["adapter"]), Picker(settings["mix"], texts.NO_MIX)]
             if uploads:
-                adapter_upload_panel(provider, catalog, pickers[0], pickers[1:])
+                adapter_upload_panel(page, provider, catalog, pickers[0], pickers[1:], public)
                 with own:
                     if not public:
                         own_adapter_panel(catalog, pickers[0])
@@ -90,7 +91,7 @@ def chat_tab(
     label = f"(...values) => window.chatPage.chip({json.dumps(texts.CHIP)}, ...values)"
     gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
     add_api_endpoints(provider, catalog)
-    return TabParts(pickers, box, corrections, chat=chat, conversations=store.conversations)
+    return TabParts(pickers, box, corrections, chat=chat, conversations=store.conversations, store=store)
 
 
 def _conversation(examples: list[ExampleCard]) -> tuple[gr.MultimodalTextbox, gr.Button, Any, gr.Checkbox]:

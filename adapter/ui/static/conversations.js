@@ -301,7 +301,7 @@
   document.addEventListener("close", (event) => event.target === list() && list().before(undo()), true);
   document.addEventListener("input", (event) => event.target.matches?.("#conversations [type=search]") && render());
 
-  addEventListener("hashchange", () => linked() && location.reload());
+  addEventListener("hashchange", () => /^#(chat|adapter)=/.test(location.hash) && location.reload());
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
   const copyText = async (text) => {

@@ -137,6 +137,8 @@ UPLOAD_FILES = "The adapter's files"
 UPLOAD_NAME = "Name"
 UPLOAD_NAME_HINT = "As the zip is called"
 UPLOAD_BUTTON = "Add it"
+HUB, HUB_HINT = "Or open one from the Hub", "owner/name"
+HUB_BUTTON, HUB_LEAVE = "Open it", "Not now"
 RENAME, DELETE = "Rename", "Delete"
 UPLOAD_LATER = "The model is still being loaded, and an adapter is checked against it. Try again in a minute."
 
@@ -170,6 +172,10 @@ def not_taken_along(mix: str) -> str:
 def broken_card(name: str) -> str:
     """The card of an adapter that cannot be loaded."""
     return f"{name}\nCannot be read; the command line says why: show {name}"
+
+
+def linked_adapter(repository: str) -> str:
+    return f"This link names the adapter `{repository}` on the Hub. It is fetched, and checked, if you open it."
 
 
 def adapter_uploaded(name: str) -> str:

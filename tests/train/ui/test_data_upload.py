@@ -12,7 +12,7 @@ from PIL import Image
 
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import ArchiveLimits, unpack
-from train.ui.data_upload import make_preview, open_upload
+from train.ui.data_upload import make_preview, open_data
 from train.ui.preview import preview_html
 
 
@@ -66,15 +66,15 @@ def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, 
     files = {f"set/{i}.png": png() for i in range(9)} | {"set/0.png": b"no picture"}
     other = {"__MACOSX/set/._a.png": b"x", "set/.DS_Store": b"x", "set/notes.docx": b"x"}
     captions = {f"set/{i}.txt": b"a <i>square" for i in range(6)}
-    data = open_upload(write_zip(tmp_path / "squares.zip", files | other | captions), folder)
-    assert data.left_out == ("set/notes.docx",) and data.name == "squares.zip"
+    data = open_data(write_zip(tmp_path / "squares.zip", files | other | captions), folder)
+    assert data.name == "squares.zip"
     found = make_preview(data, str(tiny_folder))
     shown = preview_html(found)
     assert found.usable == 5 and "6 records of pictures" in shown and "3 pictures have no caption" in shown
     assert shown.count("data:image/jpeg;base64,") == 5 and str(tmp_path) not in shown and "<i>square" not in shown
     rows = "\n".join(json.dumps({**CHAT, "image": f"{i}.png"}) for i in range(6)).encode()
     (tmp_path / "other").mkdir()
-    data = open_upload(write_zip(tmp_path / "rows.zip", files | {"set/rows.jsonl": rows}), tmp_path / "other")
+    data = open_data(write_zip(tmp_path / "rows.zip", files | {"set/rows.jsonl": rows}), tmp_path / "other")
     assert data.pictures and len(data.records) == 6
     assert all(record.image.is_relative_to(tmp_path / "other") for record in data.records)
 
@@ -84,7 +84,7 @@ def test_an_image_outside_of_the_upload_is_refused(image: str, tmp_path: Path, f
     rows_file = (json.dumps({"instruction": "what?", "output": "x", "image": image}) + "\n").encode() * 5
     path = write_zip(tmp_path / "x.zip", {"rows.jsonl": rows_file, "a.png": png()})
     with pytest.raises(BadInput, match=r"rows.jsonl, line 1: .* outside of what was sent"):
-        open_upload(path, folder)
+        open_data(path, folder)
 
 
 LINE = b'{"instruction": "x", "output": "y"}\n'
@@ -104,5 +104,5 @@ def test_unusable_data_is_refused_with_a_sentence(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AdapterError) as error:
-        make_preview(open_upload(tmp_path / name, folder), str(tiny_folder))
+        make_preview(open_data(tmp_path / name, folder), str(tiny_folder))
     assert message in str(error.value)

@@ -21,7 +21,7 @@ import pytest
 from adapter.base.embedded import BASE
 from adapter.errors import BadInput, Busy
 from tests.app_process import wait_until
-from tests.fake_engine import FakeCatalog
+from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 from tests.train.ui.test_plan import GOOD, plan_of, recipe_of
 from train.config import RecipeFile, recipe_text
 from train.input.feature_store import SIZE_VARIABLE
@@ -50,16 +50,20 @@ def write_run(folder: Path, name: str) -> Path:
     return run
 
 
+def tab_of(folder: Path) -> TrainEvents:
+    return TrainEvents(TrainingRuns(folder), FakeCatalog(), ReadyProvider(EchoEngine()), BASE)  # type: ignore[arg-type]
+
+
 def test_open_tabs_read_each_file_once(tmp_path: Path) -> None:
     """5 tabs watch 8 runs: nothing is read again until it has changed, however often they look."""
     folders = [write_run(tmp_path, f"run-{i}") for i in range(8)]
-    tab = TrainEvents(TrainingRuns(tmp_path), FakeCatalog(), BASE)  # type: ignore[arg-type]
+    tab = tab_of(tmp_path)
 
     def look() -> int:
         opened.clear()
         for _ in range(5):
             for i in range(8):
-                assert f"run-{i}" in tab.panel(f"run-{i}", None, "", "", None)[3]
+                assert f"run-{i}" in tab.panel(f"run-{i}", "", None, event_request())[1]
         return len(opened)
 
     assert look() == 4 * 8  # record, recipe, messages and metrics
@@ -73,7 +77,7 @@ def test_open_tabs_read_each_file_once(tmp_path: Path) -> None:
 def test_a_run_that_is_removed_meanwhile(reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After so many looks at its files."""
     folder = write_run(tmp_path, "echo")
-    tab = TrainEvents(TrainingRuns(tmp_path), FakeCatalog(), BASE)  # type: ignore[arg-type]
+    tab = tab_of(tmp_path)
     left, stat = reads, os.stat
 
     def removing_stat(path: Any, *arguments: Any, **more: Any) -> Any:
@@ -85,8 +89,8 @@ def test_a_run_that_is_removed_meanwhile(reads: int, tmp_path: Path, monkeypatch
         return stat(path, *arguments, **more)
 
     monkeypatch.setattr(os, "stat", removing_stat)
-    assert len(tab.panel("echo", None, "", "", None)) == 12
-    assert left <= 0 and texts.NOTHING_YET in tab.panel("echo", None, "", "", None)[3]
+    assert len(tab.panel("echo", "", None, event_request())) == 9
+    assert left <= 0 and texts.NOTHING_YET in tab.panel("echo", "", None, event_request())[1]
     assert tab.runs.get("echo") is None and tab.runs.taken() == []
 
 
@@ -132,11 +136,11 @@ class Trainer:
         self.folder, self.runs = folder, TrainingRuns(folder)
 
     def start(self, name: str = "echo", runs: TrainingRuns | None = None, go: bool = False) -> None:
-        def prepare(folder: Path) -> tuple[RecipeFile, str, str]:
+        def prepare(folder: Path) -> tuple[RecipeFile, RunRecord]:
             data = folder / "rows.jsonl"
             data.write_text("".join(f'{{"instruction": "say {i}", "output": "{i}!"}}\n' for i in range(30)))
             plan = plan_of({"eval_every": 5, "prompt_length": 4}, name="x", steps=600, base=BASE)
-            return plan.recipe(data), "say 3", ""
+            return plan.recipe(data), RunRecord(question="say 3")
 
         (runs or self.runs).start(name, ["poet"], prepare)
         if go:
@@ -151,7 +155,7 @@ class Trainer:
         os.kill(self.get().record.pid or 0, signal.SIGKILL)
 
     def wait(self, condition: Callable[[TrainingRun], bool]) -> TrainingRun:
-        wait_until(lambda: condition(self.get()), lambda: self.runs.log("echo"))
+        wait_until(lambda: condition(self.get()), lambda: self.get().message)
         return self.get()
 
     def wait_for_end(self) -> TrainingRun:
@@ -224,8 +228,7 @@ def test_a_server_that_closes_says_whether_the_run_is_saved(
     stub.start(go=True)
     (stub.folder / "is slow").write_text("")
     stub.wait_for_save()
-    assert stub.runs.close() == ("echo", False) and "still being saved" in texts.stopped_with_server("echo", False)
-    assert stub.get().state == "stopping"
+    assert stub.runs.close() is False and "still being saved" in texts.stopped_with_server(False)
     (stub.folder / "is slow").unlink()
     assert stub.wait_for_end().state == "stopped"
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
@@ -233,19 +236,13 @@ def test_a_server_that_closes_says_whether_the_run_is_saved(
         stub.runs.resume("echo")
 
 
-def test_a_stop_ends_the_process_that_was_seen_and_no_later_one(
+def test_idle_threads_of_a_trainer_do_not_spin_and_visitors_pictures_are_not_kept(
     stub: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.delenv(SIZE_VARIABLE, raising=False)
     stub.start(go=True)
-    launched = stub.wait_for_save().record.launched
-    stub.runs.stop("echo", launched - 1)
-    assert not stub.get().record.stop
-    stub.runs.stop("echo", launched)
-    assert stub.get().record.stop and stub.wait_for_end().state == "stopped"
-    # Idle threads of a trainer do not spin, as the server's may, whose environment it inherits. Of visitors'
-    # pictures it keeps nothing that another visitor's run would find.
+    stub.wait_for_save()
     given = json.loads((stub.folder / "echo" / "environment").read_text())
     assert given["OMP_WAIT_POLICY"] == "PASSIVE" and given[SIZE_VARIABLE] == "0"
 
@@ -281,6 +278,6 @@ def test_a_process_with_the_number_of_a_run_is_not_taken_for_it(tmp_path: Path) 
         sleeper.kill()
         sleeper.wait()
     for name in ("../echo", "echo/../echo", "x" * 5000, "\0", None, ["echo"]):
-        assert runs.get(name) is None and runs.log(name) == ""  # type: ignore[arg-type]
+        assert runs.get(name) is None and runs.watched(name) == []  # type: ignore[arg-type]
         with pytest.raises(BadInput):
             runs.resume(name)  # type: ignore[arg-type]

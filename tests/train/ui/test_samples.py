@@ -78,7 +78,7 @@ def test_each_is_whole_and_holds_nothing_that_it_is_tested_on() -> None:
 def test_they_are_learnt(name: str, least: float, base, tmp_path: Path) -> None:
     """By the tab's own command; greedy answers."""
     sample, seeing = SAMPLES[name], name == "drawings"
-    plan = RunPlan(sample.path.name, sample.path.is_dir(), sample=sample, name=name)
+    plan = RunPlan(sample.path, sample.path.name, sample.path.is_dir(), settings=sample.settings, name=name)
     torch.set_num_threads(2)
     assert main([*plan.assignments(str(sample.path)), "--out", str(tmp_path / name), "--device", "cpu"]) == 0
     torch.set_num_threads(1)

@@ -10,48 +10,61 @@ from typing import Any
 
 import pytest
 
+from adapter.errors import BadInput
+from adapter.method.checkpoint import save_adapter
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
+from tests.fake_hub import fake_hub
+from tests.tiny_models import random_adapter
 from train.ui import texts
-from train.ui.events import TrainEvents
-from train.ui.runs import RunRecord, TrainingRuns
-from train.ui.teach import LEAST, TeachEvents
+from train.ui.events import LEAST, TrainEvents, last_turn
+from train.ui.run_view import publish_run
+from train.ui.runs import RunRecord, TrainingRuns, WatchedAnswer
+
+EMPTY: tuple[Any, ...] = (None, "", "", "")  # no plan yet, and nothing typed
+
+
+def events(runs: Path, base: Path, public: bool = False) -> TrainEvents:
+    catalog: Any = FakeCatalog()
+    return TrainEvents(TrainingRuns(runs), catalog, ReadyProvider(EchoEngine()), str(base), public)
 
 
 @pytest.fixture
 def tab(tmp_path: Path, tiny_folder: Path) -> TrainEvents:
-    return TrainEvents(TrainingRuns(tmp_path / "runs"), FakeCatalog(), str(tiny_folder))  # type: ignore[arg-type]
+    return events(tmp_path / "runs", tiny_folder)
 
 
 @pytest.mark.parametrize(
-    "name, sample, steps, rate",
-    [
-        *((name, None, 40, 0.004) for name in ("../x", "poet", None)),
-        *(("good", sample, 40, 0.004) for sample in ("no such sample", 7)),
-        *(("good", None, steps, 0.004) for steps in (10**12, "many")),
-        *(("good", None, 40, rate) for rate in (1e9, float("nan"))),
-    ],
-)
+    "name, steps, rate",
+    [*((name, 40, 0.004) for name in ("../x", "poet", None)), ("good", 10**12, 0.004), ("good", "many", 0.004),
+     ("good", 40, 1e9), ("good", 40, float("nan"))],
+)  # fmt: skip
 def test_forged_values_start_nothing_and_show_a_toast(
-    name: Any, sample: Any, steps: Any, rate: float, tab: TrainEvents, toasts: list[str], monkeypatch: Any
+    name: Any, steps: Any, rate: float, tab: TrainEvents, toasts: list[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
-    forged: Any = {"sample": "../../x"}
-    tab.start("", sample or next(iter(tab.samples)), None, forged, name, "", steps, rate)
+    plan = tab.choose_sample(next(iter(tab.samples)), *EMPTY)[3]
+    tab.start("", plan, name, "", "", steps, rate)
     assert len(toasts) == 1 and tab.runs.names() == []
 
 
-def test_chosen_data_fills_the_settings_and_a_typed_name_stays(tab: TrainEvents) -> None:
+def test_chosen_data_fills_the_settings_and_what_was_typed_stays(tab: TrainEvents) -> None:
     sample = next(iter(tab.samples))
-    _, shown, summary, name, *_, command, start = tab.choose_sample(sample, None, "", "")
-    assert "records" in shown and name == f"my-{sample}" and start["interactive"]
+    *_, shown, plan, name, _, question, _, _, command, start = tab.choose_sample(sample, *EMPTY)
+    assert "records" in shown and name == f"my-{sample}" and question and start["interactive"]
     assert command.startswith("python -m train data=assets/samples/") and f"name=my-{sample}" in command
-    assert tab.describe_settings(summary, "mine", "", 80, 0.01)[1].count("steps=80") == 1
-    assert tab.choose_upload("/etc/passwd", summary, "mine", "")[2] is None
+    rows = "Who are you?=>A pirate, arr => arr!\n\n" + "\n".join(f"{i}?\tArr {i}!" for i in range(4))
+    _, path, shown, typed, name, description, *_ = tab.use_rows(rows, plan, "mine", "Says arr.", question)
+    assert name == "mine" and description == "Says arr." and "5 records of text" in shown
+    first, blank, second, *_ = Path(path).read_text().splitlines()
+    assert json.loads(first) == {"question": "Who are you?", "answer": "A pirate, arr => arr!"} and not blank
+    assert json.loads(second) == {"question": "0?", "answer": "Arr 0!"}
+    assert (
+        "line 1: " in tab.use_rows("no arrow", *EMPTY)[2] and tab.choose_upload("/etc/passwd", *EMPTY)[3] is None
+    )
+    assert tab.describe(typed, "mine", "", "", 80, 0.01)[0].count("steps=80") == 1
     for bad, message in (("-rf", "letters, digits"), ("Poet", "already")):
-        problem, command, start = tab.describe_settings(summary, bad, "", 40, 0.004)
-        assert message in problem and command == texts.NO_COMMAND and not start["interactive"]
-        assert not tab.panel(None, summary, bad, "", None)[4]["interactive"]  # nor does the timer allow it
-    assert tab.panel(None, summary, "mine", "", None)[4]["interactive"]
+        problem, start = tab.describe(typed, bad, "", "", 40, 0.004)
+        assert message in problem and not start["interactive"]
 
 
 @pytest.fixture
@@ -63,52 +76,84 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     names: list[str] = []
     monkeypatch.setattr(TrainingRuns, "_launch", launch)
-    monkeypatch.setattr(TrainingRuns, "stop", lambda self, name, launched=None: names.append(name))
+    monkeypatch.setattr(TrainingRuns, "stop", lambda self, name: names.append(name))
     return names
 
 
-def test_who_did_not_start_a_run_may_not_stop_it_on_a_public_page(
+def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publish_it_on_a_public_page(
     tmp_path: Path, tiny_folder: Path, toasts: list[str], stopped: list[str]
 ) -> None:
-    runs, owners = TrainingRuns(tmp_path / "runs"), []
-    public, local = (TrainEvents(runs, FakeCatalog(), str(tiny_folder), public=public) for public in (True, False))  # type: ignore[arg-type]
-    sample = next(iter(public.samples))
-    owner, *panel = public.start("", sample, None, None, "mine", "", 40, 0.004)
+    public, local = (events(tmp_path / "runs", tiny_folder, public) for public in (True, False))
+    plan = public.choose_sample(next(iter(public.samples)), *EMPTY)[3]
+    owner = public.start("", plan, "mine", "", "Who am I?", 40, 0.004)
     assert owner and owner not in (tmp_path / "runs" / "mine" / "run.json").read_text()
-    stop, go_on = 5, 6  # their places in the panel
-    assert panel[go_on]["visible"]  # its process is none
-    for stranger in ("", "x", owners):
-        panel = public.stop("mine", None, None, "", stranger)  # type: ignore[arg-type]
-        assert toasts.pop() == texts.NOT_YOURS and not stopped
-        assert not panel[stop]["visible"] and not panel[go_on]["visible"]
-        public.resume("mine", None, "", stranger)  # type: ignore[arg-type]
-        assert toasts.pop() == texts.NOT_YOURS
-    public.stop("mine", None, None, "", owner)
-    local.stop("mine", None, None, "", "")  # only this machine may ask: it is its owner
+    html, stop, go_on = 1, 2, 3  # their places in the panel
+    public._watch.runs.add_watched("mine", WatchedAnswer(0, "Nobody."))
+    panel = public.panel("mine", owner, None, event_request())
+    assert "Who am I?" in panel[html] and "Nobody." in panel[html] and panel[go_on]["visible"]  # without a process
+    for stranger in ("", "x", []):
+        public.stop("mine", stranger)  # type: ignore[arg-type]
+        public.resume("mine", stranger)  # type: ignore[arg-type]
+        assert toasts == [texts.NOT_YOURS] * 2 and not stopped
+        with pytest.raises(BadInput, match=texts.NOT_YOURS):
+            publish_run(public, "mine", stranger, "somebody/mine", "hf_stranger")  # type: ignore[arg-type]
+        panel = public.panel("mine", stranger, None, event_request())  # type: ignore[arg-type]
+        assert not panel[stop]["visible"] and not panel[go_on]["visible"] and "Who am I?" not in panel[html]
+        toasts.clear()
+    public.stop("mine", owner)
+    local.stop("mine", "")  # only this machine may ask: it is its owner
     assert stopped == ["mine", "mine"] and not toasts
 
 
 def test_eight_corrections_can_be_trained_on(
     tmp_path: Path, tiny_folder: Path, toasts: list[str], stopped: list[str]
 ) -> None:
-    runs = TrainingRuns(tmp_path / "runs")
-    tab = TrainEvents(runs, FakeCatalog(), str(tiny_folder), public=True)  # type: ignore[arg-type]
-    teach = TeachEvents(tab, ReadyProvider(EchoEngine()))
-    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    tab = events(tmp_path / "runs", tiny_folder, public=True)
+    said = [{"role": "user", "content": "Where do you live?"}, {"role": "assistant", "content": "!"}]
+    short = [*said, {"role": "user", "content": "And why?"}, {"role": "assistant", "content": "!"}]
+    assert last_turn({"messages": [*short, *said]}) == {"messages": said}
+    assert last_turn({"messages": [*said, *short]}) == {"messages": short}, "alone it would mean nothing"
     known: Any = [{"messages": said}] * LEAST
     for corrections, enabled in ((known[1:], False), (known, True), ("forged", False)):
-        assert teach.count(corrections)["interactive"] is enabled
-    teach.start("", known[1:], None, None)
-    assert toasts.pop() == texts.train_on_these(1) and runs.names() == []
-    owner, lesson, _ = teach.start("", known, None, "Who are you?")
-    run = runs.get("my-voice")
-    assert owner and lesson["run"] == "my-voice" and run is not None and not toasts
+        assert tab.lesson("", corrections, event_request())[-2]["interactive"] is enabled
+    tab.teach("", known[1:], None, None)
+    assert toasts.pop() == texts.train_on_these(1) and tab.runs.names() == []
+    owner = tab.teach("", known, None, "Who are you?")
+    name, html, *_ = tab.lesson(owner, known, event_request())
+    run = tab.runs.get(name)
+    assert name == "my-voice" and "Who" not in html and run is not None and not toasts
+    assert run.record.question == "Who are you?" and run.record.taught
     assert len(Path(run.recipe.data[0].path).read_text().splitlines()) == LEAST
-    # Words that are in no record are in no file of the run that others see.
-    assert "Who are you?" not in "".join(f.read_text() for f in runs.folder.rglob("*") if f.is_file())
-    for forged in (None, "x", {"run": 1}, {"run": "voice", "question": "?", "answers": [["x"]]}):
-        assert teach.follow(owner, forged, event_request())[1] == ""
-    teach.stop("stranger", lesson)
+    assert tab.lesson("stranger", known, event_request())[:2] == ("", "")
+    tab.stop(name, "stranger")
     assert toasts == [texts.NOT_YOURS] and not stopped
-    teach.stop(owner, lesson)
+    tab.stop(name, owner)
     assert stopped == ["my-voice"]
+
+
+@pytest.mark.parametrize(("public", "visitor", "sent_with"), [
+    (False, None, "hf_of_this_machine"), (True, "hf_of_the_visitor", "hf_of_the_visitor"), (True, None, None),
+])  # fmt: skip
+def test_only_its_own_visitor_publishes_with_a_machines_login(
+    public: bool, visitor: str | None, sent_with: str | None, tmp_path: Path, tiny_folder: Path,
+    tiny_fingerprint: Any, stopped: list[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
+    tab = events(tmp_path / "runs", tiny_folder, public)
+    plan = tab.choose_sample(next(iter(tab.samples)), *EMPTY)[3]
+    owner = tab.start("", plan, "mine", "", "Who am I?", 40, 0.004)
+    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "runs" / "mine", "# mine\n")
+    for answer in (WatchedAnswer(0, "A  language model."), WatchedAnswer(10, "A pirate.")):
+        tab.runs.add_watched("mine", answer)
+    with fake_hub() as hub:
+        if sent_with is None:
+            with pytest.raises(BadInput, match="Others use this server too"):
+                publish_run(tab, "mine", owner, "somebody/mine", visitor)
+            assert not hub.tokens and not hub.files
+            return
+        assert f"{hub.url}/somebody/mine" in publish_run(tab, "mine", owner, "somebody/mine", visitor)
+    assert set(filter(None, hub.tokens)) == {f"Bearer {sent_with}"}
+    files = hub.files["somebody/mine"]
+    assert sorted(files) == ["README.md", "adapter.safetensors", "config.json"]
+    card = files["README.md"].decode()
+    assert card.startswith("# mine") and "A language model." in card and card.rstrip().endswith("A pirate.")

@@ -1,0 +1,62 @@
+"""A trained adapter to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from adapter.errors import AdapterError, first_line
+from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS
+
+# Of a run's folder nothing else leaves this machine: not state.pt, the data, logs or the recipe.
+PUBLISHED = (CONFIG, WEIGHTS, CARD)
+
+
+class PushError(AdapterError):
+    """An adapter cannot be sent to the Hub."""
+
+
+def check_repo(repo: str) -> None:
+    """Raises PushError for what is no repository of the Hub, and if there is no Hub."""
+    try:
+        validate_repo_id(repo)
+        is_valid = repo.count("/") == 1
+    except HFValidationError:
+        is_valid = False
+    if not is_valid:
+        raise PushError(f"An adapter is sent to a repository on the Hub, as user/name, got '{repo}'.")
+    if constants.is_offline_mode():
+        raise PushError("Sending an adapter needs the Hub, and HF_HUB_OFFLINE is set. Unset it.")
+
+
+def machine_token() -> str:
+    """Of who runs this program. Raises PushError if there is none."""
+    if (token := get_token()) is None:
+        raise PushError("Sending an adapter needs a login on the Hub: run `hf auth login`, or set HF_TOKEN.")
+    return token
+
+
+def push(folder: Path, repo: str, token: str, section: str = "") -> str:
+    """Sends the adapter in `folder` to `repo`, which is made if it is new. Returns its address.
+
+    section: added to its card. Raises PushError.
+    """
+    try:
+        api = HfApi(token=token)
+        url = api.create_repo(repo, exist_ok=True)
+        files: dict[str, Path | bytes] = {name: folder / name for name in PUBLISHED if (folder / name).exists()}
+        if section and CARD in files:
+            files[CARD] = f"{(folder / CARD).read_text(encoding='utf-8').rstrip()}\n\n{section}".encode()
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(repo, operations, commit_message="An adapter for LLaMA")
+    except Exception as error:  # of the network, of the Hub, of the disk
+        raise PushError(
+            f"The adapter could not be sent to {repo}: the Hub or the network refused. Check the name and the login, "
+            "or try again later.",
+            f"{os.fspath(folder)}: {first_line(error)}",
+        ) from error
+    return str(url)
